@@ -1,0 +1,147 @@
+//! What a token says, once its signature holds, and whether that is enough.
+
+use std::{
+    fmt,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, Visitor},
+};
+use serde_json::{Map, Value};
+
+use super::{AuthError, Identity, refused};
+use crate::{config, message::UserId};
+
+/// The claims of a token: an object in which no name stands twice. Of two `id`s one reader would take the first, another
+/// the last, and a proxy that checked one would let the other through.
+pub(super) struct Claims(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Claims {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Unique)
+    }
+}
+
+struct Unique;
+
+impl<'de> Visitor<'de> for Unique {
+    type Value = Claims;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Claims, A::Error> {
+        let mut claims = Map::new();
+        while let Some((name, value)) = entries.next_entry::<String, Value>()? {
+            if claims.insert(name, value).is_some() {
+                return Err(A::Error::custom("a claim stands twice"));
+            }
+        }
+        Ok(Claims(claims))
+    }
+}
+
+/// What is asked of the claims.
+pub(super) struct Rules {
+    id_claim: Option<String>,
+    user_claim: Option<String>,
+    issuer: Option<String>,
+    audience: Option<String>,
+    leeway: Duration,
+}
+
+impl Rules {
+    pub fn new(jwt: &config::Jwt) -> Self {
+        Self {
+            id_claim: jwt.id_claim.clone(),
+            user_claim: jwt.user_claim.clone(),
+            issuer: jwt.issuer.clone(),
+            audience: jwt.audience.clone(),
+            leeway: jwt.leeway,
+        }
+    }
+
+    /// Who the token is about, if it holds at `now`.
+    pub fn identity(&self, Claims(mut claims): Claims, now: SystemTime) -> Result<Identity, AuthError> {
+        let expires = self.times(&claims, now)?;
+        if let Some(issuer) = &self.issuer
+            && claims.get("iss").and_then(Value::as_str) != Some(issuer)
+        {
+            return Err(refused("the token's issuer (iss) is not the one configured"));
+        }
+        if let Some(audience) = &self.audience
+            && !claims.get("aud").is_some_and(|claim| is_for(claim, audience))
+        {
+            return Err(refused("the token is for another audience (aud) than the one configured"));
+        }
+        let id = self.id(&claims)?;
+        let mut user = self.user(&mut claims)?;
+        user.insert("id".into(), id.as_str().into());
+        Ok(Identity { id, user, expires })
+    }
+
+    /// When the token stops to hold, having checked that it does now. It holds before `exp`, not at it, and from `nbf`
+    /// on; the leeway widens both ends.
+    fn times(&self, claims: &Map<String, Value>, now: SystemTime) -> Result<Option<SystemTime>, AuthError> {
+        if let Some(claim) = claims.get("nbf") {
+            let begins = time(claim).ok_or_else(|| refused("the token's begin (nbf) is no time"))?;
+            if now.checked_add(self.leeway).is_none_or(|latest| latest < begins) {
+                return Err(refused("the token does not hold yet (nbf)"));
+            }
+        }
+        let Some(claim) = claims.get("exp") else { return Ok(None) };
+        let expires = time(claim).and_then(|expires| expires.checked_add(self.leeway));
+        let expires = expires.ok_or_else(|| refused("the token's end (exp) is no time"))?;
+        if expires <= now {
+            return Err(refused("the token has expired (exp)"));
+        }
+        Ok(Some(expires))
+    }
+
+    fn id(&self, claims: &Map<String, Value>) -> Result<UserId, AuthError> {
+        let claim = match &self.id_claim {
+            Some(name) => claims.get(name),
+            None => claims.get("id").or_else(|| claims.get("sub")),
+        };
+        let id = match claim {
+            None => return Err(refused("the token does not name a user")),
+            Some(Value::String(id)) => UserId::new(id),
+            // Not what was read as a float: large numbers are rounded there, and two users would be one.
+            Some(Value::Number(id)) if id.is_u64() || id.is_i64() => UserId::new(&id.to_string()),
+            Some(_) => return Err(refused("the claim that names the user is neither a string nor a whole number")),
+        };
+        id.map_err(|error| refused(format!("the token names a user whose id cannot be: {error}")))
+    }
+
+    /// The object in the claim that is configured; empty when the token has none.
+    fn user(&self, claims: &mut Map<String, Value>) -> Result<Map<String, Value>, AuthError> {
+        match self.user_claim.as_ref().and_then(|name| claims.remove(name)) {
+            None | Some(Value::Null) => Ok(Map::new()),
+            Some(Value::Object(user)) => Ok(user),
+            Some(_) => Err(refused("the claim for the user object (userClaim) is not an object")),
+        }
+    }
+}
+
+/// Seconds since 1970, with or without a fraction.
+fn time(claim: &Value) -> Option<SystemTime> {
+    let since = match claim.as_u64() {
+        Some(seconds) => Duration::from_secs(seconds),
+        None => Duration::try_from_secs_f64(claim.as_f64()?).ok()?,
+    };
+    UNIX_EPOCH.checked_add(since)
+}
+
+/// `aud` is one audience or a list of them.
+fn is_for(claim: &Value, audience: &str) -> bool {
+    match claim {
+        Value::String(one) => one == audience,
+        Value::Array(several) => {
+            several.iter().all(Value::is_string) && several.iter().any(|one| one.as_str() == Some(audience))
+        }
+        _ => false,
+    }
+}

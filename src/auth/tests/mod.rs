@@ -1,0 +1,86 @@
+//! Who is let in, and who is not.
+
+mod accepted;
+mod forge;
+mod hostile;
+mod setup;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value, json};
+
+use super::*;
+
+/// "Now" in these tests, in seconds since 1970.
+const NOW: u64 = 1_700_000_000;
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(NOW)
+}
+
+fn nothing() -> config::Jwt {
+    config::Jwt {
+        secret: None,
+        key_file: None,
+        algorithms: Vec::new(),
+        id_claim: None,
+        user_claim: None,
+        issuer: None,
+        audience: None,
+        leeway: Duration::ZERO,
+    }
+}
+
+/// As configured with a secret.
+fn with_secret() -> config::Jwt {
+    config::Jwt { secret: Some(SECRET.into()), algorithms: vec!["HS256".into()], ..nothing() }
+}
+
+/// As configured with a key file of `data/keys-test`.
+fn with_key(name: &str, algorithms: &[&str]) -> config::Jwt {
+    let key_file = Some(key_path(&format!("{name}.public.pem")).into());
+    config::Jwt { key_file, algorithms: algorithms.iter().map(|&name| name.to_owned()).collect(), ..nothing() }
+}
+
+fn key_path(file: &str) -> String {
+    format!("{}/data/keys-test/{file}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What the client passes.
+fn data(token: &str) -> Map<String, Value> {
+    Map::from_iter([("token".to_owned(), token.into()), ("shouldSync".to_owned(), true.into())])
+}
+
+fn check(jwt: &config::Jwt, token: &str) -> Result<Identity, AuthError> {
+    Jwt::new(jwt).unwrap().check(&data(token), now())
+}
+
+#[tokio::test]
+async fn an_insecure_token_is_the_user_id() {
+    let alice = Insecure.authenticate(&data("alice")).await.unwrap();
+    assert_eq!(alice.id.as_str(), "alice");
+    assert_eq!(Value::Object(alice.user), json!({ "id": "alice" }));
+    assert_eq!(alice.expires, None);
+    let long = "x".repeat(300);
+    for wrong in
+        [json!({}), json!({ "token": 7 }), json!({ "token": "" }), json!({ "token": "a\0b" }), json!({ "token": long })]
+    {
+        let Value::Object(data) = wrong else { unreachable!("objects above") };
+        assert!(matches!(Insecure.authenticate(&data).await, Err(AuthError::Refused(_))), "{data:?}");
+    }
+}
+
+#[test]
+fn only_a_configured_api_key_fits() {
+    let keys = ApiKeys::new(&config::Api { keys: vec!["0123456789abcdef".into(), "fedcba9876543210".into()] });
+    assert!(keys.check("0123456789abcdef") && keys.check("fedcba9876543210"));
+    for wrong in
+        ["", "0123456789abcde", "0123456789abcdef0", "0123456789abcdeF", "0123456789abcdef\0", "fedcba9876543211"]
+    {
+        assert!(!keys.check(wrong), "{wrong:?}");
+    }
+    assert!(!ApiKeys::new(&config::Api::default()).check(""), "without keys nobody is let in");
+    assert!(!format!("{keys:?}").contains("0123"));
+}

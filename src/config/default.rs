@@ -1,0 +1,54 @@
+//! What holds where nothing is said.
+
+use std::time::Duration;
+
+use super::{
+    Api, Authentication, Client, Config, Confirmation, Durability, Heartbeat, Limits, Log, LogFormat, Portal,
+    Reconnect, Store, Sync,
+};
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            host: "0.0.0.0".into(),
+            port: 4000,
+            path: "/".into(),
+            namespace: None,
+            client: Client { enforce_equal_versions: false, version: "1.5.3".into() },
+            store_messages: false,
+            sync: Sync { enabled: false, redelivery_interval: Duration::ZERO, confirmation: Confirmation::Receipt },
+            portal: Portal { enabled: false, distribute_load: true },
+            heartbeat: Heartbeat { enabled: false, interval: Duration::from_secs(10), max_attempts: 3 },
+            reconnect: Reconnect { enabled: false, interval: Duration::from_secs(5) },
+            authentication: Authentication {
+                timeout: Duration::from_secs(10),
+                required: false,
+                send_user_object: true,
+                disconnect_on_fail: true,
+                store_connected_users: true,
+                insecure: false,
+                insecure_public: false,
+                jwt: None,
+            },
+            gracefully_exit: true,
+            store: Store { path: "data/store".into(), durability: Durability::Always, cache_bytes: 64 << 20 },
+            api: Api::default(),
+            origins: None,
+            limits: Limits {
+                connections: 100_000,
+                connections_per_address: 0,
+                header_timeout: Duration::from_secs(10),
+                frame_bytes: 64 << 10,
+                frames_per_second: 100,
+                request_bytes: 1 << 20,
+                recipients: 10_000,
+                queue: 10_000,
+                unsynced_messages: 1024,
+                unsynced_bytes: 512 << 10,
+                unsent_bytes: 64 << 10,
+                write_timeout: Duration::from_secs(30),
+            },
+            log: Log { level: "info".into(), format: LogFormat::Text },
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The configuration file: JSON5, of bounded size and depth, no key twice.
+
+use std::{fmt, fs, io::Read as _, path::Path};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::{Map, Number, Value};
+
+use super::error::{Problem, shown};
+
+/// Largest configuration file, in bytes. No configuration is near it: it stops a wrong file from filling the memory.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Deepest nesting in the file. The deepest key there is has three levels, and the JSON5 reader recurses without a
+/// bound of its own.
+const FILE_DEPTH_MAX: usize = 32;
+
+/// Reads the object in the file at `path`.
+pub(super) fn read(path: &Path) -> Result<Map<String, Value>, Problem> {
+    let name = path.display().to_string();
+    let bytes = read_bounded(path).map_err(|error| {
+        Problem::new(format!("the configuration file cannot be read: {error}; check the path and its permissions"))
+            .from(&name)
+    })?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let text =
+            format!("a configuration file may have at most {FILE_BYTES_MAX} bytes; this is probably another file");
+        return Err(Problem::new(text).from(&name));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Problem::new(format!("the configuration file must be UTF-8 text, but byte {} is not", at + 1)).from(&name)
+    })?;
+    parse(&text).map_err(|problem| problem.from(&name))
+}
+
+fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads the object in `text`.
+pub(super) fn parse(text: &str) -> Result<Map<String, Value>, Problem> {
+    let Tree(value) = json5::from_str(text).map_err(|error| {
+        // Where the text ends too early, the reader gives the place of the innermost bracket that is open, or none.
+        let place = error.position().unwrap_or(json5::Position { line: 0, column: 0 });
+        let what = match error.code().map(|code| code.to_string()) {
+            Some(code) if code.starts_with("EOF") => "the text ends within what begins here".to_owned(),
+            Some(code) => format!("this is not JSON5: {code}"),
+            None => error.to_string().split(" at line ").next().unwrap_or_default().to_owned(),
+        };
+        Problem::new(format!("line {}, column {}: {what}", place.line + 1, place.column + 1))
+    })?;
+    match value {
+        Value::Object(map) => Ok(map),
+        other => Err(Problem::new(format!(
+            "the configuration must be an object, {{ … }}, but is {}",
+            super::keys::found(&other, false)
+        ))),
+    }
+}
+
+/// A value whose depth is bounded and whose objects have no key twice.
+struct Tree(Value);
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Level(FILE_DEPTH_MAX).deserialize(deserializer).map(Tree)
+    }
+}
+
+/// Reads one value; holds how many levels it may still have.
+#[derive(Clone, Copy)]
+struct Level(usize);
+
+impl Level {
+    fn inner<E: serde::de::Error>(self) -> Result<Self, E> {
+        match self.0.checked_sub(1) {
+            Some(rest) => Ok(Self(rest)),
+            None => Err(E::custom(format_args!("nested more than {FILE_DEPTH_MAX} deep"))),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Level {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Level {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON5 value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom(format_args!("{value} is no finite number")))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let inner = self.inner()?;
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(inner)? {
+            list.push(item);
+        }
+        Ok(list.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let inner = self.inner()?;
+        let mut map = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            let value = entries.next_value_seed(inner)?;
+            if map.contains_key(&key) {
+                return Err(A::Error::custom(format_args!("the key `{}` is in this object twice", shown(&key))));
+            }
+            map.insert(key, value);
+        }
+        Ok(map.into())
+    }
+}

@@ -1,0 +1,230 @@
+//! The table of keys: their names, their environment variables, their form and their bounds.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use super::error::shown;
+
+/// Longest of all intervals, in milliseconds.
+pub(super) const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// One key of the configuration.
+pub(super) struct Key {
+    /// Dotted, as documented.
+    pub name: &'static str,
+    /// Environment variables that set it.
+    pub env: &'static [&'static str],
+    /// What it may hold.
+    pub kind: Kind,
+    /// Never shown.
+    pub secret: bool,
+}
+
+/// What a key may hold.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Bool,
+    Integer {
+        min: u64,
+        max: u64,
+    },
+    Millis {
+        min: u64,
+        max: u64,
+    },
+    Text,
+    Texts,
+    Choice(&'static [&'static str]),
+    Durability,
+    /// `redis`: any value, for a server with another store than this build has.
+    Redis,
+    /// Means something only where the server is a library of the application.
+    Library,
+}
+
+impl fmt::Display for Kind {
+    /// What is expected, to be read after "must be".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bool => f.write_str("true or false"),
+            Self::Integer { min, max } => write!(f, "a whole number from {min} to {max}"),
+            Self::Millis { min, max } => write!(f, "a whole number of milliseconds from {min} to {max}"),
+            Self::Text => f.write_str("a string"),
+            Self::Texts => f.write_str("a list of strings"),
+            Self::Choice(names) => write!(f, "'{}'", names.join("' or '")),
+            Self::Durability => {
+                write!(f, "'always', 'never' or {{ interval: N }} with N milliseconds from 1 to {DAY_MS}")
+            }
+            Self::Redis => f.write_str("a string, an object or a list"),
+            Self::Library => f.write_str("left out"),
+        }
+    }
+}
+
+const fn key(name: &'static str, env: &'static [&'static str], kind: Kind) -> Key {
+    Key { name, env, kind, secret: false }
+}
+
+const fn integer(min: u64, max: u64) -> Kind {
+    Kind::Integer { min, max }
+}
+
+const fn millis(min: u64, max: u64) -> Kind {
+    Kind::Millis { min, max }
+}
+
+/// Names of [`super::Confirmation`].
+pub(super) const CONFIRMATIONS: &[&str] = &["receipt", "write"];
+/// Names of [`super::LogFormat`].
+pub(super) const LOG_FORMATS: &[&str] = &["text", "json"];
+
+/// Every key. The environment names without `MESA_` are those of the stock gateway.
+pub(super) const KEYS: &[Key] = &[
+    key("host", &["MESA_HOST"], Kind::Text),
+    key("port", &["MESA_PORT"], integer(0, 65_535)),
+    key("path", &["MESA_PATH"], Kind::Text),
+    key("namespace", &["MESA_NAMESPACE"], Kind::Text),
+    Key { secret: true, ..key("redis", &["REDIS_URI", "REDIS_SENTINELS"], Kind::Redis) },
+    key("client.enforceEqualVersions", &["ENFORCE_EQUAL_VERSIONS"], Kind::Bool),
+    key("client.version", &["MESA_CLIENT_VERSION"], Kind::Text),
+    key("options.storeMessages", &["STORE_MESSAGES"], Kind::Bool),
+    key("sync.enabled", &["SYNC_ENABLED"], Kind::Bool),
+    key("sync.redeliveryInterval", &["SYNC_REDELIVERY_INTERVAL"], millis(0, DAY_MS)),
+    key("sync.confirmation", &["MESA_SYNC_CONFIRMATION"], Kind::Choice(CONFIRMATIONS)),
+    key("portal.enabled", &["PORTALS_ENABLED"], Kind::Bool),
+    key("portal.distributeLoad", &["PORTAL_DISTRIBUTE_LOAD"], Kind::Bool),
+    key("heartbeat.enabled", &["HEARTBEATS_ENABLED"], Kind::Bool),
+    key("heartbeat.interval", &["HEARTBEAT_INTERVAL"], millis(0, DAY_MS)),
+    key("heartbeat.maxAttempts", &["HEARTBEAT_MAX_ATTEMPTS"], integer(1, 100)),
+    key("reconnect.enabled", &["RECONNECTS_ENABLED"], Kind::Bool),
+    key("reconnect.interval", &["RECONNECT_INTERVAL"], millis(0, DAY_MS)),
+    key("authentication.timeout", &["AUTH_TIMEOUT"], millis(1, DAY_MS)),
+    key("authentication.required", &["AUTH_REQUIRED"], Kind::Bool),
+    key("authentication.sendUserObject", &["AUTH_SEND_USER_OBJECT"], Kind::Bool),
+    key("authentication.disconnectOnFail", &["AUTH_DISCONNECT_ON_FAIL"], Kind::Bool),
+    key("authentication.storeConnectedUsers", &["AUTH_STORE_CONNECTED_USERS"], Kind::Bool),
+    key("authentication.insecure", &["MESA_INSECURE_AUTH"], Kind::Bool),
+    key("authentication.insecurePublic", &["MESA_INSECURE_PUBLIC"], Kind::Bool),
+    Key { secret: true, ..key("authentication.jwt.secret", &["WS_KEY"], Kind::Text) },
+    key("authentication.jwt.keyFile", &["MESA_JWT_KEY_FILE"], Kind::Text),
+    key("authentication.jwt.algorithms", &["MESA_JWT_ALGORITHMS"], Kind::Texts),
+    key("authentication.jwt.idClaim", &["MESA_JWT_ID_CLAIM"], Kind::Text),
+    key("authentication.jwt.userClaim", &["MESA_JWT_USER_CLAIM"], Kind::Text),
+    key("authentication.jwt.issuer", &["MESA_JWT_ISSUER"], Kind::Text),
+    key("authentication.jwt.audience", &["MESA_JWT_AUDIENCE"], Kind::Text),
+    key("authentication.jwt.leeway", &["MESA_JWT_LEEWAY"], millis(0, 60 * 60 * 1000)),
+    key("gracefullyExit", &["MESA_GRACEFULLY_EXIT"], Kind::Bool),
+    key("store.path", &["MESA_STORE_PATH"], Kind::Text),
+    key("store.durability", &["MESA_STORE_DURABILITY"], Kind::Durability),
+    key("store.cacheBytes", &["MESA_STORE_CACHE_BYTES"], integer(1 << 20, 1 << 40)),
+    Key { secret: true, ..key("api.keys", &["MESA_API_KEYS"], Kind::Texts) },
+    key("origins", &["MESA_ORIGINS"], Kind::Texts),
+    key("limits.connections", &["MESA_LIMITS_CONNECTIONS"], integer(1, 10_000_000)),
+    key("limits.connectionsPerAddress", &["MESA_LIMITS_CONNECTIONS_PER_ADDRESS"], integer(0, 10_000_000)),
+    key("limits.headerTimeout", &["MESA_LIMITS_HEADER_TIMEOUT"], millis(100, 10 * 60 * 1000)),
+    key("limits.frameBytes", &["MESA_LIMITS_FRAME_BYTES"], integer(1 << 10, 16 << 20)),
+    key("limits.framesPerSecond", &["MESA_LIMITS_FRAMES_PER_SECOND"], integer(1, 1_000_000)),
+    key("limits.requestBytes", &["MESA_LIMITS_REQUEST_BYTES"], integer(1 << 10, 1 << 30)),
+    key("limits.recipients", &["MESA_LIMITS_RECIPIENTS"], integer(1, 1_000_000)),
+    key("limits.queue", &["MESA_LIMITS_QUEUE"], integer(1, 1_000_000)),
+    key("limits.unsyncedMessages", &["MESA_LIMITS_UNSYNCED_MESSAGES"], integer(1, 1_000_000)),
+    // A bound under one message's size would drop every large message.
+    key("limits.unsyncedBytes", &["MESA_LIMITS_UNSYNCED_BYTES"], integer(64 << 10, 1 << 30)),
+    key("limits.unsentBytes", &["MESA_LIMITS_UNSENT_BYTES"], integer(4 << 10, 1 << 30)),
+    key("limits.writeTimeout", &["MESA_LIMITS_WRITE_TIMEOUT"], millis(1000, 60 * 60 * 1000)),
+    key("log.level", &["MESA_LOG_LEVEL"], Kind::Text),
+    key("log.format", &["MESA_LOG_FORMAT"], Kind::Choice(LOG_FORMATS)),
+    key("server", &[], Kind::Library),
+    key("beforeExit", &[], Kind::Library),
+];
+
+/// The key of that name.
+pub(super) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// The key of that name, which must be one of the table.
+pub(super) fn known(name: &str) -> &'static Key {
+    // Names come from this module's own source; a test walks all of them.
+    find(name).expect("a key of the table")
+}
+
+/// Whether `name` is a group of keys.
+pub(super) fn is_section(name: &str) -> bool {
+    sections().any(|section| section == name)
+}
+
+/// Every group, more than once.
+fn sections() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().flat_map(|key| key.name.match_indices('.').map(|(dot, _)| &key.name[..dot]))
+}
+
+/// The sentence about a key that does not exist.
+pub(super) fn unknown(name: &str) -> String {
+    match nearest(name) {
+        Some(known) => format!("unknown key `{}`; the nearest known one is `{known}`", shown(name)),
+        None => format!("unknown key `{}`; remove it", shown(name)),
+    }
+}
+
+/// The known key or group that `name` was probably meant to be.
+fn nearest(name: &str) -> Option<&'static str> {
+    // Comparing costs the product of the lengths, and no key is near this long.
+    if name.len() > 100 {
+        return None;
+    }
+    let name = name.to_lowercase();
+    KEYS.iter()
+        .map(|key| key.name)
+        .chain(sections())
+        .filter_map(|candidate| Some((distance(&name, &candidate.to_lowercase())?, candidate)))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// How far two dotted names are apart; `None` when too far to be a slip.
+fn distance(name: &str, candidate: &str) -> Option<usize> {
+    let (group, leaf) = name.rsplit_once('.').unwrap_or(("", name));
+    let (candidate_group, candidate_leaf) = candidate.rsplit_once('.').unwrap_or(("", candidate));
+    // A common group would make any two of its keys look alike, and the right leaf in a wrong group is a slip as well.
+    let (slips, length) = if group == candidate_group {
+        (strsim::osa_distance(leaf, candidate_leaf), leaf.len().max(candidate_leaf.len()))
+    } else if leaf == candidate_leaf && leaf != "enabled" {
+        return Some(2);
+    } else {
+        (strsim::osa_distance(name, candidate), name.len().max(candidate.len()))
+    };
+    (slips * 3 <= length).then_some(slips)
+}
+
+/// The environment variable that `name` was probably meant to be.
+pub(super) fn nearest_env(name: &str) -> Option<&'static str> {
+    if name.len() > 100 {
+        return None;
+    }
+    KEYS.iter()
+        .flat_map(|key| key.env)
+        .map(|known| (strsim::osa_distance(name, known), *known))
+        .filter(|(slips, known)| slips * 4 <= known.len())
+        .min()
+        .map(|(_, known)| known)
+}
+
+/// What was found where something else was expected, to be read after "but is".
+pub(super) fn found(value: &Value, secret: bool) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
+        Value::String(text) if secret => format!("a string of {} characters", text.chars().count()),
+        Value::String(text) => format!("\"{}\"", shown(text)),
+        Value::Array(items) if items.iter().all(Value::is_string) => "a list of strings".into(),
+        Value::Array(_) => "a list with other things than strings".into(),
+        Value::Object(_) => "an object".into(),
+    }
+}
+
+/// The sentence about a value that a key cannot hold.
+pub(super) fn misfit(key: &Key, value: &Value) -> String {
+    format!("{} must be {}, but is {}", key.name, key.kind, found(value, key.secret))
+}

@@ -1,0 +1,265 @@
+//! What the server is told: the documented keys under their documented names, and ours beside them.
+//!
+//! A [`Config`] is built once, checked by [`Config::validate`], and trusted from then on. [`load`] builds it from what
+//! was written, each source over the one before: defaults, file, environment, command line. The steps, a file each:
+//!
+//! - `keys`: the table of every key, with its environment variable, its form and its bounds
+//! - `file`, `env`: what one source says, as values under dotted keys
+//! - `merge`: one source over another, each value with where it came from
+//! - `read`: values into the types below
+//! - `validate`: what must hold between them
+//! - `print`: the way back, for people to look at
+//!
+//! Durations are whole numbers of milliseconds wherever they are written, and [`Duration`]s in here.
+
+mod default;
+mod env;
+mod error;
+mod file;
+mod keys;
+mod load;
+mod merge;
+mod print;
+mod read;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::{path::PathBuf, time::Duration};
+
+pub use error::ConfigError;
+pub use load::{Loaded, Sources, load};
+
+/// Everything a server needs to know before it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Address to listen on. `0.0.0.0` unless told otherwise.
+    pub host: String,
+    /// Port for WebSocket and HTTP. 0 lets the system choose. Default 4000.
+    pub port: u16,
+    /// Path at which WebSockets are accepted. Default `/`.
+    pub path: String,
+    /// Suffix that keeps several applications apart; part of what a store belongs to.
+    pub namespace: Option<String>,
+    /// `client.*`
+    pub client: Client,
+    /// `options.storeMessages`: announces `store_messages`, upon which clients keep what they send and receive.
+    pub store_messages: bool,
+    /// `sync.*`
+    pub sync: Sync,
+    /// `portal.*`
+    pub portal: Portal,
+    /// `heartbeat.*`
+    pub heartbeat: Heartbeat,
+    /// `reconnect.*`
+    pub reconnect: Reconnect,
+    /// `authentication.*`
+    pub authentication: Authentication,
+    /// `gracefullyExit`: on SIGTERM or SIGINT finish what was begun. Default true.
+    pub gracefully_exit: bool,
+    /// `store.*`
+    pub store: Store,
+    /// `api.*`
+    pub api: Api,
+    /// `origins`: which web pages may connect; `None` = any. Compared with the `Origin` header exactly.
+    pub origins: Option<Vec<String>>,
+    /// `limits.*`
+    pub limits: Limits,
+    /// `log.*`
+    pub log: Log,
+}
+
+/// `client.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Close clients of another version with 1002. Default false.
+    pub enforce_equal_versions: bool,
+    /// The version they must be of. Default 1.5.3, which is what `mesa-js-client` 1.4.8 announces.
+    pub version: String,
+}
+
+/// `sync.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sync {
+    /// Keep messages for users who are away. Default false.
+    pub enabled: bool,
+    /// Pause between messages that are redelivered after a connection. Default 0.
+    pub redelivery_interval: Duration,
+    /// What counts as received.
+    pub confirmation: Confirmation,
+}
+
+/// What counts as received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Confirmation {
+    /// The client has answered for it.
+    #[default]
+    Receipt,
+    /// It was written to the socket: what stock does. Loses what was under way when a connection breaks.
+    Write,
+}
+
+/// `portal.*`. Read and kept, so that a documented configuration loads; this version serves no portals and warns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Portal {
+    /// Hand what clients send to backends. Default false.
+    pub enabled: bool,
+    /// To each portal in turn, rather than at random. Default true.
+    pub distribute_load: bool,
+}
+
+/// `heartbeat.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Ask silent clients whether they are there. Default false.
+    pub enabled: bool,
+    /// How often. Default 10 s.
+    pub interval: Duration,
+    /// Unanswered retries before the connection is closed. Default 3.
+    pub max_attempts: u32,
+}
+
+/// `reconnect.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reconnect {
+    /// Tell clients to come back by themselves. Default false.
+    pub enabled: bool,
+    /// How often they try. Default 5 s.
+    pub interval: Duration,
+}
+
+/// `authentication.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authentication {
+    /// A connection that has not authenticated by then is closed with 1008. Default 10 s.
+    pub timeout: Duration,
+    /// Unauthenticated clients get no `*` messages. Default false.
+    pub required: bool,
+    /// Answer with the user object rather than `{}`. Default true.
+    pub send_user_object: bool,
+    /// Close with 1008 on failure; otherwise the client may try again until the timeout. Default true.
+    pub disconnect_on_fail: bool,
+    /// Keep who is connected; needed by sync. Default true.
+    pub store_connected_users: bool,
+    /// `authentication.insecure`: the token *is* the user id. For development.
+    pub insecure: bool,
+    /// `authentication.insecurePublic`: yes, even on an address others can reach.
+    pub insecure_public: bool,
+    /// `authentication.jwt.*`
+    pub jwt: Option<Jwt>,
+}
+
+/// `authentication.jwt.*`
+#[derive(Clone, PartialEq, Eq)]
+pub struct Jwt {
+    /// Shared secret, for HS256, HS384 and HS512.
+    pub secret: Option<String>,
+    /// PEM file with a public key, for RS*, PS*, ES* and EdDSA.
+    pub key_file: Option<PathBuf>,
+    /// Which algorithms are accepted. Never taken from the token. Default HS256 with a secret; must be named with a key.
+    pub algorithms: Vec<String>,
+    /// Claim that names the user. Default: `id`, then `sub`.
+    pub id_claim: Option<String>,
+    /// Claim whose object is merged into the user object sent to the client.
+    pub user_claim: Option<String>,
+    /// Required `iss`, if any.
+    pub issuer: Option<String>,
+    /// Required `aud`, if any.
+    pub audience: Option<String>,
+    /// Allowed difference of clocks for `exp` and `nbf`. Default 0.
+    pub leeway: Duration,
+}
+
+impl std::fmt::Debug for Jwt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Jwt")
+            .field("key_file", &self.key_file)
+            .field("algorithms", &self.algorithms)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `store.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// Directory of the embedded store. Default `data/store`.
+    pub path: PathBuf,
+    /// When a dispatch is answered.
+    pub durability: Durability,
+    /// Memory the engine may use to keep pages at hand, in bytes. Default 64 MiB.
+    pub cache_bytes: u64,
+}
+
+/// When a dispatch is answered, and so what a crash may take back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Once it would survive a power cut.
+    #[default]
+    Always,
+    /// At once, made durable at least this often: a power cut may take back that much, a killed process nothing.
+    Interval(Duration),
+    /// At once, made durable when the system sees fit.
+    Never,
+}
+
+/// `api.*`
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Api {
+    /// Keys that backends show as `Authorization: Bearer KEY`. None: the HTTP API refuses everyone.
+    pub keys: Vec<String>,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Api").field("keys", &self.keys.len()).finish()
+    }
+}
+
+/// `limits.*`: each says what happens there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections in all; one more is closed at once. Default 100 000.
+    pub connections: usize,
+    /// Connections of one address; one more is closed at once. 0: no limit. Default 0.
+    pub connections_per_address: usize,
+    /// Time for the head of a request to arrive; then the connection is closed. Default 10 s.
+    pub header_timeout: Duration,
+    /// Bytes of one frame from a client; a larger one closes the connection with 1009. Default 64 KiB.
+    pub frame_bytes: usize,
+    /// Frames a second from one client, averaged over ten seconds; more closes the connection with 1008. Default 100.
+    pub frames_per_second: u32,
+    /// Bytes of one HTTP request; a larger one gets 413. Default 1 MiB.
+    pub request_bytes: usize,
+    /// Recipients of one dispatch; more gets 422. Default 10 000.
+    pub recipients: usize,
+    /// Messages waiting to be committed; further dispatches wait for room. Default 10 000.
+    pub queue: usize,
+    /// Unsynced messages waiting for one slow connection; the oldest is dropped, and counted. Default 1 024.
+    pub unsynced_messages: usize,
+    /// Bytes of those messages; likewise. Default 512 KiB.
+    pub unsynced_bytes: usize,
+    /// Bytes written to a connection and not yet taken by the client's side; no more is read from the log until they
+    /// are. Default 64 KiB.
+    pub unsent_bytes: usize,
+    /// A connection that takes nothing of what was written for this long is closed; its messages stay. Default 30 s.
+    pub write_timeout: Duration,
+}
+
+/// `log.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A filter such as `info` or `mesa=debug`. Default `info`.
+    pub level: String,
+    /// Lines for people or for machines.
+    pub format: LogFormat,
+}
+
+/// Form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,121 @@
+//! The way back: a configuration as the file that would say all of it.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::{Config, Confirmation, Durability, Jwt, LogFormat};
+
+/// Stands for a secret. Too short to be taken for one when it is read again.
+const MASK: &str = "********";
+
+impl Config {
+    /// Every documented key with the value that holds, in the structure of the file; secrets (`api.keys`,
+    /// `authentication.jwt.secret`) as `********`. With the secrets put back it loads again to the same configuration.
+    #[must_use]
+    pub fn effective(&self) -> Value {
+        json!({
+            "host": self.host,
+            "port": self.port,
+            "path": self.path,
+            "namespace": self.namespace,
+            "redis": null,
+            "client": {
+                "enforceEqualVersions": self.client.enforce_equal_versions,
+                "version": self.client.version,
+            },
+            "options": { "storeMessages": self.store_messages },
+            "sync": {
+                "enabled": self.sync.enabled,
+                "redeliveryInterval": millis(self.sync.redelivery_interval),
+                "confirmation": match self.sync.confirmation {
+                    Confirmation::Receipt => "receipt",
+                    Confirmation::Write => "write",
+                },
+            },
+            "portal": { "enabled": self.portal.enabled, "distributeLoad": self.portal.distribute_load },
+            "heartbeat": {
+                "enabled": self.heartbeat.enabled,
+                "interval": millis(self.heartbeat.interval),
+                "maxAttempts": self.heartbeat.max_attempts,
+            },
+            "reconnect": { "enabled": self.reconnect.enabled, "interval": millis(self.reconnect.interval) },
+            "authentication": self.effective_authentication(),
+            "gracefullyExit": self.gracefully_exit,
+            "store": {
+                "path": self.store.path.to_string_lossy(),
+                "durability": match self.store.durability {
+                    Durability::Always => json!("always"),
+                    Durability::Never => json!("never"),
+                    Durability::Interval(interval) => json!({ "interval": millis(interval) }),
+                },
+                "cacheBytes": self.store.cache_bytes,
+            },
+            "api": { "keys": vec![MASK; self.api.keys.len()] },
+            "origins": self.origins,
+            "limits": self.effective_limits(),
+            "log": {
+                "level": self.log.level,
+                "format": match self.log.format {
+                    LogFormat::Text => "text",
+                    LogFormat::Json => "json",
+                },
+            },
+        })
+    }
+
+    fn effective_authentication(&self) -> Value {
+        let authentication = &self.authentication;
+        json!({
+            "timeout": millis(authentication.timeout),
+            "required": authentication.required,
+            "sendUserObject": authentication.send_user_object,
+            "disconnectOnFail": authentication.disconnect_on_fail,
+            "storeConnectedUsers": authentication.store_connected_users,
+            "insecure": authentication.insecure,
+            "insecurePublic": authentication.insecure_public,
+            "jwt": effective_jwt(authentication.jwt.as_ref()),
+        })
+    }
+
+    fn effective_limits(&self) -> Value {
+        let limits = &self.limits;
+        json!({
+            "connections": limits.connections,
+            "connectionsPerAddress": limits.connections_per_address,
+            "headerTimeout": millis(limits.header_timeout),
+            "frameBytes": limits.frame_bytes,
+            "framesPerSecond": limits.frames_per_second,
+            "requestBytes": limits.request_bytes,
+            "recipients": limits.recipients,
+            "queue": limits.queue,
+            "unsyncedMessages": limits.unsynced_messages,
+            "unsyncedBytes": limits.unsynced_bytes,
+            "unsentBytes": limits.unsent_bytes,
+            "writeTimeout": millis(limits.write_timeout),
+        })
+    }
+}
+
+/// Without JWTs all of it is null, which is how a file says "not set".
+fn effective_jwt(jwt: Option<&Jwt>) -> Value {
+    let names = ["secret", "keyFile", "algorithms", "idClaim", "userClaim", "issuer", "audience", "leeway"];
+    let Some(jwt) = jwt else {
+        return names.into_iter().map(|name| (name.to_owned(), Value::Null)).collect::<Map<_, _>>().into();
+    };
+    json!({
+        "secret": jwt.secret.as_ref().map(|_| MASK),
+        "keyFile": jwt.key_file.as_ref().map(|path| path.to_string_lossy()),
+        "algorithms": jwt.algorithms,
+        "idClaim": jwt.id_claim,
+        "userClaim": jwt.user_claim,
+        "issuer": jwt.issuer,
+        "audience": jwt.audience,
+        "leeway": millis(jwt.leeway),
+    })
+}
+
+/// As the file has durations.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

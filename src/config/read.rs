@@ -1,0 +1,197 @@
+//! Values into types: the one place that knows which key is which field.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{
+    Authentication, Config, Confirmation, Durability, Jwt, Limits, LogFormat,
+    error::Problem,
+    keys::{self, DAY_MS, Kind},
+    merge::Settings,
+};
+
+/// Writes what `settings` says into `config`. A value of a wrong form leaves the field as it was, and a problem.
+pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<Problem>) {
+    let reader = &mut Reader { settings, problems };
+    reader.field("host", &mut config.host, text);
+    reader.field("port", &mut config.port, integer);
+    reader.field("path", &mut config.path, text);
+    reader.optional("namespace", &mut config.namespace, text);
+    reader.field("client.enforceEqualVersions", &mut config.client.enforce_equal_versions, boolean);
+    reader.field("client.version", &mut config.client.version, text);
+    reader.field("options.storeMessages", &mut config.store_messages, boolean);
+    reader.field("sync.enabled", &mut config.sync.enabled, boolean);
+    reader.field("sync.redeliveryInterval", &mut config.sync.redelivery_interval, millis);
+    reader.field("sync.confirmation", &mut config.sync.confirmation, confirmation);
+    reader.field("portal.enabled", &mut config.portal.enabled, boolean);
+    reader.field("portal.distributeLoad", &mut config.portal.distribute_load, boolean);
+    reader.field("heartbeat.enabled", &mut config.heartbeat.enabled, boolean);
+    reader.field("heartbeat.interval", &mut config.heartbeat.interval, millis);
+    reader.field("heartbeat.maxAttempts", &mut config.heartbeat.max_attempts, integer);
+    reader.field("reconnect.enabled", &mut config.reconnect.enabled, boolean);
+    reader.field("reconnect.interval", &mut config.reconnect.interval, millis);
+    reader.authentication(&mut config.authentication);
+    reader.field("gracefullyExit", &mut config.gracefully_exit, boolean);
+    reader.field("store.path", &mut config.store.path, text);
+    reader.field("store.durability", &mut config.store.durability, durability);
+    reader.field("store.cacheBytes", &mut config.store.cache_bytes, integer);
+    reader.field("api.keys", &mut config.api.keys, texts);
+    reader.optional("origins", &mut config.origins, texts);
+    reader.limits(&mut config.limits);
+    reader.field("log.level", &mut config.log.level, text);
+    reader.field("log.format", &mut config.log.format, log_format);
+}
+
+struct Reader<'a> {
+    settings: &'a Settings,
+    problems: &'a mut Vec<Problem>,
+}
+
+/// Takes a value of the right form and within the bounds of `Kind`.
+type Convert<T> = fn(&Value, Kind) -> Option<T>;
+
+impl Reader<'_> {
+    /// A key that is always there: `null` is no value for it.
+    fn field<T>(&mut self, name: &'static str, field: &mut T, convert: Convert<T>) {
+        if let Some(value) = self.value(name, convert) {
+            *field = value;
+        }
+    }
+
+    /// A key that may be missing: `null` says so.
+    fn optional<T>(&mut self, name: &'static str, field: &mut Option<T>, convert: Convert<T>) {
+        if self.settings.has(name) {
+            *field = self.value(name, convert);
+        }
+    }
+
+    fn value<T>(&mut self, name: &'static str, convert: Convert<T>) -> Option<T> {
+        let entry = self.settings.get(name)?;
+        let key = keys::known(name);
+        let value = convert(&entry.value, key.kind);
+        if value.is_none() {
+            self.problems.push(Problem::about(&[name], keys::misfit(key, &entry.value)).from(&entry.origin));
+        }
+        value
+    }
+
+    fn authentication(&mut self, authentication: &mut Authentication) {
+        self.field("authentication.timeout", &mut authentication.timeout, millis);
+        self.field("authentication.required", &mut authentication.required, boolean);
+        self.field("authentication.sendUserObject", &mut authentication.send_user_object, boolean);
+        self.field("authentication.disconnectOnFail", &mut authentication.disconnect_on_fail, boolean);
+        self.field("authentication.storeConnectedUsers", &mut authentication.store_connected_users, boolean);
+        self.field("authentication.insecure", &mut authentication.insecure, boolean);
+        self.field("authentication.insecurePublic", &mut authentication.insecure_public, boolean);
+        if has_jwt(self.settings) {
+            authentication.jwt = Some(self.jwt());
+        }
+    }
+
+    fn jwt(&mut self) -> Jwt {
+        let mut jwt = Jwt {
+            secret: None,
+            key_file: None,
+            algorithms: Vec::new(),
+            id_claim: None,
+            user_claim: None,
+            issuer: None,
+            audience: None,
+            leeway: Duration::ZERO,
+        };
+        let (mut algorithms, mut leeway) = (None, None);
+        self.optional("authentication.jwt.secret", &mut jwt.secret, text);
+        self.optional("authentication.jwt.keyFile", &mut jwt.key_file, text);
+        self.optional("authentication.jwt.algorithms", &mut algorithms, texts);
+        self.optional("authentication.jwt.idClaim", &mut jwt.id_claim, text);
+        self.optional("authentication.jwt.userClaim", &mut jwt.user_claim, text);
+        self.optional("authentication.jwt.issuer", &mut jwt.issuer, text);
+        self.optional("authentication.jwt.audience", &mut jwt.audience, text);
+        self.optional("authentication.jwt.leeway", &mut leeway, millis);
+        jwt.leeway = leeway.unwrap_or_default();
+        // A key says nothing about what it is used with, a secret only works with HMAC.
+        let unsaid = if jwt.secret.is_some() { vec!["HS256".to_owned()] } else { Vec::new() };
+        jwt.algorithms = algorithms.unwrap_or(unsaid);
+        jwt
+    }
+
+    fn limits(&mut self, limits: &mut Limits) {
+        self.field("limits.connections", &mut limits.connections, integer);
+        self.field("limits.connectionsPerAddress", &mut limits.connections_per_address, integer);
+        self.field("limits.headerTimeout", &mut limits.header_timeout, millis);
+        self.field("limits.frameBytes", &mut limits.frame_bytes, integer);
+        self.field("limits.framesPerSecond", &mut limits.frames_per_second, integer);
+        self.field("limits.requestBytes", &mut limits.request_bytes, integer);
+        self.field("limits.recipients", &mut limits.recipients, integer);
+        self.field("limits.queue", &mut limits.queue, integer);
+        self.field("limits.unsyncedMessages", &mut limits.unsynced_messages, integer);
+        self.field("limits.unsyncedBytes", &mut limits.unsynced_bytes, integer);
+        self.field("limits.unsentBytes", &mut limits.unsent_bytes, integer);
+        self.field("limits.writeTimeout", &mut limits.write_timeout, millis);
+    }
+}
+
+/// Whether anything under `authentication.jwt` is set.
+pub(super) fn has_jwt(settings: &Settings) -> bool {
+    keys::KEYS.iter().any(|key| key.name.starts_with("authentication.jwt.") && settings.has(key.name))
+}
+
+fn boolean(value: &Value, _: Kind) -> Option<bool> {
+    value.as_bool()
+}
+
+/// A whole number within the bounds of its key. `1e3` is one.
+fn whole(value: &Value, kind: Kind) -> Option<u64> {
+    let (Kind::Integer { min, max } | Kind::Millis { min, max }) = kind else { return None };
+    let number = value.as_u64().or_else(|| {
+        // Up to 2^53 every whole number has an exact f64.
+        let number = value.as_f64().filter(|number| number.fract() == 0.0 && (0.0..9e15).contains(number))?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and in range, see above")]
+        Some(number as u64)
+    })?;
+    (min..=max).contains(&number).then_some(number)
+}
+
+fn integer<T: TryFrom<u64>>(value: &Value, kind: Kind) -> Option<T> {
+    whole(value, kind)?.try_into().ok()
+}
+
+fn millis(value: &Value, kind: Kind) -> Option<Duration> {
+    whole(value, kind).map(Duration::from_millis)
+}
+
+fn text<T: From<String>>(value: &Value, _: Kind) -> Option<T> {
+    value.as_str().map(|text| text.to_owned().into())
+}
+
+fn texts(value: &Value, _: Kind) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
+}
+
+fn confirmation(value: &Value, _: Kind) -> Option<Confirmation> {
+    match value.as_str()? {
+        "receipt" => Some(Confirmation::Receipt),
+        "write" => Some(Confirmation::Write),
+        _ => None,
+    }
+}
+
+fn log_format(value: &Value, _: Kind) -> Option<LogFormat> {
+    match value.as_str()? {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    }
+}
+
+fn durability(value: &Value, _: Kind) -> Option<Durability> {
+    match value {
+        Value::String(name) if name == "always" => Some(Durability::Always),
+        Value::String(name) if name == "never" => Some(Durability::Never),
+        Value::Object(map) if map.len() == 1 => {
+            millis(map.get("interval")?, Kind::Millis { min: 1, max: DAY_MS }).map(Durability::Interval)
+        }
+        _ => None,
+    }
+}

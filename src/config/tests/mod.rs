@@ -1,0 +1,238 @@
+//! What a configuration promises. Each table row names the key; `sources` are written as a person would write them.
+
+mod refusals;
+mod sources;
+
+use std::{fs, io::Write as _};
+
+use serde_json::Value;
+
+use super::*;
+use keys::{KEYS, Kind};
+
+/// Loads `text` as the file.
+fn load_text(text: &str) -> Result<Loaded, ConfigError> {
+    load_with(text, |_| {})
+}
+
+/// Loads `text` as the file, with other sources beside it.
+fn load_with(text: &str, change: impl FnOnce(&mut Sources)) -> Result<Loaded, ConfigError> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    let mut sources = Sources { file: Some(file.path().to_owned()), ..Sources::default() };
+    change(&mut sources);
+    load(&sources)
+}
+
+/// The problems of `text`, one a line.
+fn problems(text: &str) -> String {
+    load_text(text).map(|loaded| loaded.config).expect_err(text).to_string()
+}
+
+fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// The value at a dotted name.
+fn at<'a>(value: &'a Value, name: &str) -> &'a Value {
+    name.split('.').fold(value, |value, word| value.get(word).unwrap_or_else(|| panic!("no {name}")))
+}
+
+/// `value` at a dotted name, as nested objects.
+fn nested(name: &str, value: Value) -> Value {
+    name.rsplit('.').fold(value, |value, word| serde_json::json!({ word: value }))
+}
+
+/// The documented object, to the letter.
+const DOCUMENTED: &str = "{
+  port: 4000,
+  redis: 'redis://localhost:6379',            // cluster builds only
+  sync: { enabled: true, redeliveryInterval: 1000 },
+  authentication: { storeConnectedUsers: true }
+}";
+
+/// A key for the HTTP API.
+const API_KEY: &str = "0123456789abcdef";
+/// A secret without a warning.
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+#[test]
+fn the_documented_object_works_as_it_stands_once_redis_is_set_aside() {
+    let loaded = load_with(DOCUMENTED, |sources| {
+        sources.embedded = true;
+        sources.env = env(&[("WS_KEY", SECRET)]);
+    })
+    .unwrap();
+    assert_eq!(loaded.config.port, 4000);
+    assert!(loaded.config.sync.enabled);
+    assert_eq!(loaded.config.sync.redelivery_interval, Duration::from_secs(1));
+    assert!(loaded.warnings.iter().any(|warning| warning.contains("redis")), "{:?}", loaded.warnings);
+
+    let loaded = load_with(DOCUMENTED, |sources| sources.embedded = true).unwrap();
+    let told = "sync.enabled needs a way to tell who a client is";
+    assert!(loaded.warnings.iter().any(|warning| warning.contains(told)), "{:?}", loaded.warnings);
+
+    let loaded = load_with(DOCUMENTED, |sources| (sources.embedded, sources.dev) = (true, true)).unwrap();
+    assert!(loaded.config.authentication.insecure);
+
+    let error = problems(DOCUMENTED);
+    assert!(error.contains("--store embedded"), "{error}");
+}
+
+#[test]
+fn redis_is_refused_in_each_of_its_forms() {
+    for redis in ["'redis://a'", "{ host: 'a', anything: [1] }", "[{ host: 'a' }, { host: 'b' }]", "''"] {
+        let error = problems(&format!("{{ redis: {redis} }}"));
+        assert!(error.contains("remove it, or start with `--store embedded`"), "{error}");
+    }
+    for name in ["REDIS_URI", "REDIS_SENTINELS"] {
+        let error = load_with("{}", |sources| sources.env = env(&[(name, "redis://u:password@h")])).unwrap_err();
+        assert!(error.to_string().starts_with(&format!("environment variable {name}: redis is set")), "{error}");
+        assert!(!error.to_string().contains("password"));
+    }
+    assert!(load_text("{ redis: null }").is_ok());
+}
+
+#[test]
+fn the_sample_says_the_defaults_and_every_key() {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/data/mesa.json5")).unwrap();
+    assert_eq!(load_text(&text).unwrap().config, Config::default());
+    let sample = Value::Object(file::parse(&text).unwrap());
+    for key in KEYS.iter().filter(|key| !matches!(key.kind, Kind::Library)) {
+        at(&sample, key.name);
+        for name in key.env {
+            assert!(text.contains(name), "{name} is not in the sample");
+        }
+    }
+}
+
+/// A value that is not the default, for each key that has a place in the types.
+fn another(key: &keys::Key, default: &Value) -> Option<Value> {
+    Some(match key.kind {
+        Kind::Bool => (!default.as_bool().unwrap()).into(),
+        Kind::Integer { min, .. } | Kind::Millis { min, .. } => (min + 7).into(),
+        Kind::Choice(names) => names[1].into(),
+        Kind::Durability => serde_json::json!({ "interval": 250 }),
+        Kind::Texts => match key.name {
+            "origins" => vec!["https://example.org"].into(),
+            "authentication.jwt.algorithms" => vec!["HS512"].into(),
+            _ => vec![API_KEY].into(),
+        },
+        Kind::Text => match key.name {
+            "host" => "127.0.0.1".into(),
+            "path" => "/socket".into(),
+            "log.level" => "debug".into(),
+            "authentication.jwt.secret" => SECRET.into(),
+            _ => "another".into(),
+        },
+        Kind::Redis | Kind::Library => return None,
+    })
+}
+
+/// A file in which `value` stands at `key`, with what it needs to be valid.
+fn file_with(key: &keys::Key, value: &Value) -> Value {
+    let mut file = nested(key.name, value.clone());
+    let jwt = file.pointer_mut("/authentication/jwt").and_then(Value::as_object_mut);
+    if let Some(jwt) = jwt {
+        if key.name == "authentication.jwt.keyFile" {
+            jwt.insert("algorithms".into(), vec!["ES256"].into());
+        } else {
+            jwt.entry("secret").or_insert(SECRET.into());
+        }
+    }
+    if key.name == "authentication.insecure" {
+        file["host"] = "127.0.0.1".into();
+    }
+    if key.name == "sync.enabled" {
+        file["authentication"] = serde_json::json!({ "jwt": { "secret": SECRET } });
+    }
+    file
+}
+
+/// Each key alone: what is written is what holds, and it is what is printed.
+#[test]
+fn every_key_is_read_and_printed() {
+    let defaults = Config::default().effective();
+    let mut read = 0;
+    for key in KEYS {
+        let Some(value) =
+            another(key, defaults.pointer(&format!("/{}", key.name.replace('.', "/"))).unwrap_or(&Value::Null))
+        else {
+            continue;
+        };
+        let loaded =
+            load_text(&file_with(key, &value).to_string()).unwrap_or_else(|error| panic!("{}: {error}", key.name));
+        let printed = loaded.config.effective();
+        match key.name {
+            "authentication.jwt.secret" => assert_eq!(at(&printed, key.name), "********"),
+            "api.keys" => assert_eq!(at(&printed, key.name), &serde_json::json!(["********"])),
+            name => assert_eq!(at(&printed, name), &value, "{name}"),
+        }
+        assert_ne!(loaded.config, Config::default(), "{}", key.name);
+        read += 1;
+    }
+    assert_eq!(read, KEYS.len() - 3, "all but redis, server and beforeExit");
+}
+
+#[test]
+fn what_is_printed_has_every_key_and_no_other() {
+    fn leaves(value: &Value, prefix: &str, into: &mut Vec<String>) {
+        match value {
+            Value::Object(map) => map.iter().for_each(|(word, value)| {
+                leaves(value, &if prefix.is_empty() { word.clone() } else { format!("{prefix}.{word}") }, into);
+            }),
+            _ => into.push(prefix.to_owned()),
+        }
+    }
+    let mut printed = Vec::new();
+    leaves(&Config::default().effective(), "", &mut printed);
+    let mut known: Vec<_> =
+        KEYS.iter().filter(|key| !matches!(key.kind, Kind::Library)).map(|key| key.name.to_owned()).collect();
+    printed.sort();
+    known.sort();
+    assert_eq!(printed, known);
+}
+
+#[test]
+fn what_is_printed_loads_again_once_the_secrets_are_put_back() {
+    let mut everything = Value::Object(serde_json::Map::new());
+    let defaults = Config::default().effective();
+    for key in KEYS.iter().filter(|key| key.name != "authentication.jwt.keyFile") {
+        let pointer = format!("/{}", key.name.replace('.', "/"));
+        if let Some(value) = another(key, defaults.pointer(&pointer).unwrap_or(&Value::Null)) {
+            // Off, sync would be in the way.
+            let value = if key.name == "authentication.storeConnectedUsers" { true.into() } else { value };
+            merge_into(&mut everything, nested(key.name, value));
+        }
+    }
+    for text in [everything.to_string(), "{}".to_owned()] {
+        let config = load_text(&text).unwrap().config;
+        let mut printed = config.effective();
+        if let Some(jwt) = &config.authentication.jwt {
+            printed["authentication"]["jwt"]["secret"] = jwt.secret.clone().into();
+        }
+        printed["api"]["keys"] = config.api.keys.clone().into();
+        assert_eq!(load_text(&printed.to_string()).unwrap().config, config);
+    }
+}
+
+fn merge_into(into: &mut Value, from: Value) {
+    match from {
+        Value::Object(map) if into.is_object() => {
+            for (word, value) in map {
+                merge_into(&mut into[&word], value);
+            }
+        }
+        other => *into = other,
+    }
+}
+
+#[test]
+fn no_secret_is_printed_or_shown() {
+    let secret = "a very secret secret of enough bytes";
+    let text = format!("{{ api: {{ keys: ['{API_KEY}'] }}, authentication: {{ jwt: {{ secret: '{secret}' }} }} }}");
+    let loaded = load_text(&text).unwrap();
+    let shown = format!("{loaded:?} {:?} {}", loaded.config, loaded.config.effective());
+    assert!(!shown.contains(secret) && !shown.contains(API_KEY), "{shown}");
+    assert!(load_text(&loaded.config.effective().to_string()).is_err(), "a mask is no secret");
+}

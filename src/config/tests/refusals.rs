@@ -1,0 +1,289 @@
+//! What is refused, and in which words.
+
+use serde_json::json;
+
+use super::*;
+
+#[test]
+fn every_rule_names_the_key_and_what_to_do() {
+    let long = "x".repeat(300);
+    let cases: &[(&str, &str)] = &[
+        // Wrong forms.
+        ("{ port: '4000' }", "port must be a whole number from 0 to 65535, but is \"4000\""),
+        ("{ port: -1 }", "port must be a whole number from 0 to 65535, but is -1"),
+        ("{ port: 1.5 }", "port must be a whole number from 0 to 65535, but is 1.5"),
+        ("{ port: 65536 }", "but is 65536"),
+        ("{ port: null }", "but is null"),
+        ("{ port: 1e300 }", "port must be"),
+        ("{ sync: true }", "sync must be an object, but is true"),
+        ("{ sync: { enabled: 'yes' } }", "sync.enabled must be true or false, but is \"yes\""),
+        ("{ sync: { enabled: [] } }", "sync.enabled must be true or false, but is a list"),
+        ("{ sync: { confirmation: 'maybe' } }", "sync.confirmation must be 'receipt' or 'write', but is \"maybe\""),
+        ("{ api: { keys: 'abc' } }", "api.keys must be a list of strings, but is a string of 3 characters"),
+        ("{ api: { keys: [1] } }", "api.keys must be a list of strings, but is a list with other things"),
+        ("{ namespace: 7 }", "namespace must be a string, but is 7"),
+        ("{ log: { format: 'xml' } }", "log.format must be 'text' or 'json'"),
+        // Unknown keys.
+        ("{ prot: 1 }", "unknown key `prot`; the nearest known one is `port`"),
+        ("{ heartbeats: { interval: 1 } }", "unknown key `heartbeats`; the nearest known one is `heartbeat`"),
+        (
+            "{ heartbeat: { intervall: 1 } }",
+            "unknown key `heartbeat.intervall`; the nearest known one is `heartbeat.interval`",
+        ),
+        ("{ storeMessages: true }", "unknown key `storeMessages`; the nearest known one is `options.storeMessages`"),
+        ("{ limits: { frame_bytes: 1 } }", "the nearest known one is `limits.frameBytes`"),
+        ("{ tls: {} }", "unknown key `tls`; remove it"),
+        ("{ admin: {} }", "unknown key `admin`; remove it"),
+        ("{ wire: { port: 1 } }", "unknown key `wire`; remove it"),
+        ("{ sync: { maxAge: 1 } }", "unknown key `sync.maxAge`; remove it"),
+        ("{ sync: { maxMessages: 1 } }", "unknown key `sync.maxMessages`"),
+        ("{ sync: { maxBytes: 1 } }", "unknown key `sync.maxBytes`; remove it"),
+        ("{ sync: { overflow: 1 } }", "unknown key `sync.overflow`; remove it"),
+        ("{ authentication: { webhook: {} } }", "unknown key `authentication.webhook`; remove it"),
+        ("{ 'sync.enabled': true }", "`sync.enabled` has a dot in it; write groups as objects"),
+        ("{ server: {} }", "server belongs to the use as a library"),
+        ("{ beforeExit: 'x' }", "beforeExit belongs to the use as a library"),
+        // Rules.
+        ("{ host: 'example.org' }", "host must be an IP address or localhost, but is \"example.org\""),
+        ("{ path: 'ws' }", "path must start with '/', but is \"ws\""),
+        ("{ path: '/a?b' }", "path must be visible ASCII without spaces, '?' and '#'"),
+        ("{ path: '/a#b' }", "path must be visible ASCII"),
+        ("{ path: '/a b' }", "path must be visible ASCII"),
+        ("{ path: '/é' }", "path must be visible ASCII"),
+        ("{ path: '/v1' }", "path must not be at or under /v1, where HTTP answers"),
+        ("{ path: '/v1/x' }", "path must not be at or under /v1"),
+        ("{ path: '/healthz' }", "/healthz"),
+        ("{ path: '/readyz' }", "/readyz"),
+        ("{ path: '/metrics' }", "/metrics"),
+        ("{ namespace: '' }", "namespace must have 1 to 64 characters"),
+        ("{ namespace: 'a b' }", "letters, digits and any of _ . : -, but is \"a b\""),
+        ("{ heartbeat: { enabled: true, interval: 0 } }", "heartbeat.interval is 0 ms while heartbeat.enabled is on"),
+        ("{ reconnect: { enabled: true, interval: 0 } }", "reconnect.interval is 0 ms while reconnect.enabled is on"),
+        (
+            "{ heartbeat: { interval: 86400001 } }",
+            "heartbeat.interval must be a whole number of milliseconds from 0 to 86400000, but is 86400001",
+        ),
+        ("{ heartbeat: { maxAttempts: 0 } }", "heartbeat.maxAttempts must be a whole number from 1 to 100, but is 0"),
+        ("{ heartbeat: { maxAttempts: 101 } }", "but is 101"),
+        ("{ authentication: { timeout: 0 } }", "authentication.timeout must be"),
+        ("{ limits: { frameBytes: 10 } }", "limits.frameBytes must be a whole number from 1024 to 16777216, but is 10"),
+        (
+            "{ sync: { enabled: true }, host: '::1', authentication: { insecure: true, storeConnectedUsers: false } }",
+            "sync.enabled needs authentication.storeConnectedUsers, which is false",
+        ),
+        ("{ authentication: { insecure: true } }", "host 0.0.0.0 can be reached by others"),
+        ("{ authentication: { jwt: { issuer: 'a' } } }", "authentication.jwt needs a secret"),
+        ("{ authentication: { jwt: { secret: '0123456789abcdef', keyFile: 'a' } } }", "both a secret (or WS_KEY"),
+        (
+            "{ authentication: { jwt: { secret: 'short' } } }",
+            "authentication.jwt.secret has 5 bytes and must have at least 16",
+        ),
+        (
+            "{ authentication: { jwt: { keyFile: 'a' } } }",
+            "algorithms must name what is accepted with a keyFile: some of RS256",
+        ),
+        (
+            "{ authentication: { jwt: { keyFile: 'a', algorithms: ['HS256'] } } }",
+            "has \"HS256\", which does not go with a keyFile",
+        ),
+        (
+            "{ authentication: { jwt: { secret: '0123456789abcdef', algorithms: ['RS256'] } } }",
+            "\"RS256\", which does not go with a secret",
+        ),
+        (
+            "{ authentication: { jwt: { secret: '0123456789abcdef', algorithms: ['none'] } } }",
+            "\"none\", which does not go",
+        ),
+        (
+            "{ authentication: { jwt: { secret: '0123456789abcdef', algorithms: [] } } }",
+            "must name what is accepted with a secret",
+        ),
+        (
+            "{ authentication: { jwt: { secret: '0123456789abcdef', audience: '' } } }",
+            "authentication.jwt.audience must not be empty",
+        ),
+        (
+            "{ authentication: { jwt: { secret: '0123456789abcdef', leeway: 3600001 } } }",
+            "authentication.jwt.leeway must be",
+        ),
+        ("{ api: { keys: ['0123456789abcdef', 'short'] } }", "api.keys[1] has 5 characters and must have 16 to 512"),
+        ("{ api: { keys: ['0123456789 abcdef'] } }", "api.keys[0] must be visible ASCII without spaces"),
+        ("{ origins: ['*'] }", "origins[0] must be an origin as browsers send it"),
+        ("{ origins: ['https://a/'] }", "leave origins out to allow any"),
+        ("{ origins: ['https://A'] }", "in lower case"),
+        ("{ log: { level: 'inof' } }", "log.level must be off, error, warn"),
+        ("{ log: { level: 'info,mesa=loud' } }", "but is \"info,mesa=loud\""),
+        ("{ store: { path: '' } }", "store.path must name a directory"),
+        ("{ store: { cacheBytes: 1 } }", "store.cacheBytes must be"),
+        ("{ client: { version: '' } }", "client.version must be 1 to 64"),
+        (&format!("{{ path: '/{long}' }}"), "path may have at most 256 bytes"),
+        (&format!("{{ namespace: '{long}' }}"), "namespace must have 1 to 64"),
+    ];
+    for (text, expected) in cases {
+        let error = problems(text);
+        assert!(error.contains(expected), "{text}\n  gave {error}\n  not  {expected}");
+        assert_eq!(error.lines().count(), 1, "{text} is one problem:\n{error}");
+        assert!(error.ends_with('.') && !error.contains(".."), "{error}");
+    }
+}
+
+#[test]
+fn what_is_at_the_bounds_is_accepted() {
+    for text in [
+        "{ port: 0 }",
+        "{ port: 65535 }",
+        "{ port: 4e3 }",
+        "{ port: 0xFA0 }",
+        "{ path: '/v1x' }",
+        "{ path: '/ws/v1' }",
+        "{ host: 'localhost' }",
+        "{ host: '::' }",
+        "{ namespace: 'a.B_1:-' }",
+        "{ heartbeat: { enabled: true, interval: 86400000, maxAttempts: 100 } }",
+        "{ heartbeat: { enabled: false, interval: 0 } }",
+        "{ origins: ['https://example.org', 'http://localhost:8080', 'null'] }",
+        "{ origins: [] }",
+        "{ log: { level: 'INFO,mesa=debug,mesa::hub=off' } }",
+        "{ host: '127.0.0.2', authentication: { insecure: true } }",
+        "{ host: '::ffff:127.0.0.1', authentication: { insecure: true } }",
+        "{ authentication: { insecure: true, insecurePublic: true } }",
+        "{ sync: null }",
+    ] {
+        load_text(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    }
+}
+
+#[test]
+fn all_problems_are_told_together_and_say_where_they_are() {
+    let error = load_with("{ prot: 1, heartbeat: { enabled: true, interval: 0 }, path: 'x' }", |sources| {
+        sources.env = env(&[("MESA_HOST", "nowhere"), ("AUTH_REQUIRED", "?")]);
+    })
+    .unwrap_err();
+    let text = error.to_string();
+    assert_eq!(error.problems().len(), 5, "{text}");
+    assert_eq!(text.lines().count(), 5);
+    assert!(text.contains("environment variable MESA_HOST: host must be"), "{text}");
+    assert!(text.contains("environment variable AUTH_REQUIRED: authentication.required must be"), "{text}");
+    let in_file = text.lines().filter(|line| line.starts_with(std::env::temp_dir().to_str().unwrap())).count();
+    assert_eq!(in_file, 3, "{text}");
+}
+
+/// What could not be read has its default, and nothing is said about that.
+#[test]
+fn one_mistake_is_one_problem() {
+    let error = problems("{ sync: { enabled: true }, authentication: { jwt: { secret: 7 } } }");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(error.contains("authentication.jwt.secret must be a string, but is 7"), "{error}");
+}
+
+#[test]
+fn a_secret_is_never_in_an_error() {
+    let hidden = "hidden-one";
+    for text in [
+        json!({ "api": { "keys": [hidden] } }),
+        json!({ "api": { "keys": hidden } }),
+        json!({ "authentication": { "jwt": { "secret": hidden } } }),
+        json!({ "authentication": { "jwt": { "secret": [hidden] } } }),
+        json!({ "redis": { "password": hidden } }),
+        json!({ "authentication": hidden }),
+    ] {
+        let error = problems(&text.to_string());
+        assert!(!error.contains(hidden), "{error}");
+    }
+}
+
+#[test]
+fn a_mistake_in_the_text_has_line_and_column() {
+    let error = problems("{\n  port: 4000,\n  path '/'\n}");
+    assert!(error.ends_with("line 3, column 8: this is not JSON5: expected colon."), "{error}");
+    let error = problems("{\n  port: 4000,\n");
+    assert!(error.contains("line 1, column 1: the text ends within what begins here"), "{error}");
+    for (text, expected) in [
+        ("", "line 1, column 1"),
+        ("[]", "the configuration must be an object"),
+        ("{} {}", "trailing characters"),
+        ("{ port: 1, port: 2 }", "the key `port` is in this object twice"),
+        ("{ sync: { enabled: false, 'enabled': true } }", "the key `enabled` is in this object twice"),
+        ("{ port: NaN }", "NaN is no finite number"),
+        ("{ port: Infinity }", "inf is no finite number"),
+    ] {
+        let error = problems(text);
+        assert!(error.contains(expected), "{text} gave {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn depth_and_size_are_bounded() {
+    for (open, close) in [("[", "]"), ("{a:", "}")] {
+        let deep = format!("{{ redis: {}1{} }}", open.repeat(100_000), close.repeat(100_000));
+        let error = problems(&deep);
+        assert!(error.contains("nested more than 32 deep"), "{error}");
+        let fits = format!("{{ redis: {}1{} }}", open.repeat(31), close.repeat(31));
+        assert!(load_with(&fits, |sources| sources.embedded = true).is_ok());
+    }
+    let error = problems(&format!("{{}}{}", " ".repeat(1 << 20)));
+    assert!(error.contains("at most 1048576 bytes"), "{error}");
+    let widest = format!("{{}}{}", " ".repeat((1 << 20) - 2));
+    assert!(load_text(&widest).is_ok());
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let read = |path: &str| load(&Sources { file: Some(path.into()), ..Sources::default() }).unwrap_err().to_string();
+    let error = read("/nonexistent/mesa.json5");
+    assert!(
+        error.starts_with("/nonexistent/mesa.json5: the configuration file cannot be read: No such file"),
+        "{error}"
+    );
+    assert!(read("/").starts_with("/: the configuration file cannot be read"));
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"{ path: '\xff' }").unwrap();
+    let error = read(file.path().to_str().unwrap());
+    assert!(error.contains("must be UTF-8 text, but byte 10 is not"), "{error}");
+}
+
+/// A program that builds a configuration field by field meets the same bounds.
+#[test]
+fn a_configuration_made_by_hand_is_checked_too() {
+    let refused = |change: fn(&mut Config), expected: &str| {
+        let mut config = Config::default();
+        change(&mut config);
+        let error = config.validate().expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(|config| config.limits.queue = 0, "limits.queue must be");
+    refused(|config| config.heartbeat.max_attempts = 1000, "heartbeat.maxAttempts must be");
+    refused(|config| config.store.cache_bytes = 0, "store.cacheBytes must be");
+    refused(|config| config.limits.write_timeout = Duration::MAX, "limits.writeTimeout must be");
+    refused(|config| config.authentication.timeout = Duration::from_micros(1), "authentication.timeout must be");
+    refused(
+        |config| config.store.durability = Durability::Interval(Duration::ZERO),
+        "store.durability has an interval of 0",
+    );
+    assert_eq!(Config::default().validate().unwrap().len(), 2, "no authentication, no API keys");
+}
+
+#[test]
+fn what_is_weak_is_warned_about() {
+    let warned = |text: &str, expected: &str| {
+        let warnings = load_text(text).unwrap().warnings;
+        assert!(warnings.iter().any(|warning| warning.contains(expected)), "{text} gave {warnings:?}");
+    };
+    warned("{ authentication: { jwt: { secret: '0123456789abcdef' } } }", "16 bytes; 32 or more are advised");
+    warned("{ host: '127.0.0.1', authentication: { insecure: true } }", "every token is believed");
+    warned("{ authentication: { insecure: true, insecurePublic: true } }", "can read anybody's messages");
+    warned("{ authentication: { insecure: true, jwt: { secret: '0123456789abcdef' } } }", "has no effect beside");
+    warned("{}", "api.keys is empty");
+    let quiet = json!({ "authentication": { "jwt": { "secret": SECRET } }, "api": { "keys": [API_KEY] } }).to_string();
+    assert_eq!(load_text(&quiet).unwrap().warnings, Vec::<String>::new());
+}
+
+proptest::proptest! {
+    /// Whatever the file holds, it is read or refused.
+    #[test]
+    fn no_text_panics(text in r#"[{}\[\]:,'"a-c0-9 \\/\*.xXuU+\-eENInft\n\u{2028}é]{0,60}"#) {
+        let _ = file::parse(&text);
+        let _ = file::parse(&format!("{{ a: {text} }}"));
+    }
+}

@@ -1,0 +1,188 @@
+//! Where values come from, and which of them holds.
+
+use serde_json::json;
+
+use super::*;
+
+fn flag(name: &str, value: impl Into<Value>, typed: &str) -> (String, Value, String) {
+    (name.to_owned(), value.into(), typed.to_owned())
+}
+
+#[test]
+fn the_command_line_holds_over_the_environment_over_the_file_over_dev_over_the_default() {
+    let everywhere = |change: fn(&mut Sources)| {
+        load_with("{ port: 1, reconnect: { enabled: false } }", |sources| {
+            sources.dev = true;
+            sources.env = env(&[("MESA_PORT", "2"), ("RECONNECTS_ENABLED", "off")]);
+            sources.flags = vec![flag("port", 3, "--port")];
+            change(sources);
+        })
+        .unwrap()
+        .config
+    };
+    assert_eq!(everywhere(|_| {}).port, 3);
+    assert_eq!(everywhere(|sources| sources.flags.clear()).port, 2);
+    let file = everywhere(|sources| {
+        sources.flags.clear();
+        sources.env.clear();
+    });
+    assert_eq!(file.port, 1);
+    assert!(!file.reconnect.enabled, "the file holds over --dev");
+    let dev = everywhere(|sources| *sources = Sources { dev: true, ..Sources::default() });
+    assert_eq!((dev.port, dev.reconnect.enabled, dev.host.as_str()), (4000, true, "127.0.0.1"));
+    assert_eq!(load(&Sources::default()).unwrap().config, Config::default());
+}
+
+#[test]
+fn groups_merge_and_lists_replace() {
+    let config = load_with("{ sync: { redeliveryInterval: 5 }, api: { keys: ['aaaaaaaaaaaaaaaa'] } }", |sources| {
+        sources.env =
+            env(&[("MESA_SYNC_CONFIRMATION", "write"), ("MESA_API_KEYS", "bbbbbbbbbbbbbbbb, cccccccccccccccc,")]);
+    })
+    .unwrap()
+    .config;
+    assert_eq!(config.sync.redelivery_interval, Duration::from_millis(5));
+    assert_eq!(config.sync.confirmation, Confirmation::Write);
+    assert_eq!(config.api.keys, ["bbbbbbbbbbbbbbbb", "cccccccccccccccc"]);
+}
+
+/// Every variable of the table sets its key; the texts are those of a shell.
+#[test]
+fn every_environment_variable_is_read() {
+    let defaults = Config::default().effective();
+    let mut read = 0;
+    for key in KEYS {
+        let default = defaults.pointer(&format!("/{}", key.name.replace('.', "/"))).unwrap_or(&Value::Null);
+        let Some(value) = another(key, default) else { continue };
+        let text = match &value {
+            Value::String(text) => text.clone(),
+            Value::Array(items) => items.iter().map(|item| item.as_str().unwrap()).collect::<Vec<_>>().join(","),
+            Value::Object(_) => "250".to_owned(),
+            other => other.to_string(),
+        };
+        let mut beside = file_with(key, &Value::Null);
+        if key.name == "authentication.jwt.keyFile" {
+            beside["authentication"]["jwt"]["secret"] = Value::Null;
+        }
+        let [name] = key.env else { panic!("{} has not one variable", key.name) };
+        let by_file = load_text(&file_with(key, &value).to_string()).unwrap().config;
+        let beside = beside.to_string();
+        let by_env = load_with(&beside, |sources| sources.env = env(&[(name, &text)]))
+            .unwrap_or_else(|error| panic!("{name}={text}: {error}"))
+            .config;
+        assert_eq!(by_env, by_file, "{name}={text}");
+        read += 1;
+    }
+    assert_eq!(read, KEYS.len() - 3);
+}
+
+#[test]
+fn booleans_are_read_as_people_write_them() {
+    for (text, value) in [
+        ("true", true),
+        ("1", true),
+        ("YES", true),
+        ("on", true),
+        ("false", false),
+        ("0", false),
+        ("no", false),
+        ("Off", false),
+    ] {
+        let config = load_with("{}", |sources| sources.env = env(&[("MESA_GRACEFULLY_EXIT", text)])).unwrap().config;
+        assert_eq!(config.gracefully_exit, value, "{text}");
+    }
+    let error = load_with("{}", |sources| sources.env = env(&[("SYNC_ENABLED", "si")])).unwrap_err().to_string();
+    assert_eq!(error, "environment variable SYNC_ENABLED: sync.enabled must be true or false, but is \"si\".");
+}
+
+#[test]
+fn durability_has_three_forms_in_each_source() {
+    let forms = [
+        ("'always'", "always", Durability::Always),
+        ("'never'", "never", Durability::Never),
+        ("{ interval: 100 }", "100", Durability::Interval(Duration::from_millis(100))),
+    ];
+    for (in_file, in_env, durability) in forms {
+        let by_file = load_text(&format!("{{ store: {{ durability: {in_file} }} }}")).unwrap();
+        assert_eq!(by_file.config.store.durability, durability);
+        let by_env = load_with("{}", |sources| sources.env = env(&[("MESA_STORE_DURABILITY", in_env)])).unwrap();
+        assert_eq!(by_env.config.store.durability, durability);
+    }
+    for wrong in ["'sometimes'", "100", "{ interval: 0 }", "{ interval: 100, x: 1 }", "{}", "true", "null"] {
+        let error = problems(&format!("{{ store: {{ durability: {wrong} }} }}"));
+        assert!(error.contains("store.durability must be 'always', 'never' or { interval: N }"), "{error}");
+    }
+}
+
+#[test]
+fn an_unknown_variable_of_ours_is_an_error_and_those_of_others_are_not() {
+    let error = load_with("{}", |sources| sources.env = env(&[("MESA_PROT", "1"), ("MESA_QUITE_UNHEARD_OF", "1")]))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "environment variable MESA_PROT: there is no such setting; the nearest known one is MESA_PORT.\n\
+         environment variable MESA_QUITE_UNHEARD_OF: there is no such setting; unset it."
+    );
+    let others = ["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_GL_VERSION_OVERRIDE", "MESA_LOG", "PATH", "SYNC"];
+    let config = load_with("{}", |sources| sources.env = others.map(|name| (name.into(), "x".into())).into()).unwrap();
+    assert_eq!(config.config, Config::default());
+    let empty =
+        load_with("{ port: 7 }", |sources| sources.env = env(&[("MESA_PORT", ""), ("MESA_NAMESPACE", "")])).unwrap();
+    assert_eq!((empty.config.port, empty.config.namespace), (7, None), "set to nothing is not set");
+}
+
+#[test]
+fn a_flag_is_named_as_it_was_typed() {
+    let load_flags = |flags| load(&Sources { flags, ..Sources::default() });
+    assert_eq!(load_flags(vec![flag("port", "4001", "--port")]).unwrap().config.port, 4001);
+    let error = load_flags(vec![flag("port", 70_000, "--port"), flag("sync.enable", true, "--set sync.enable")]);
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "--set sync.enable: unknown key `sync.enable`; the nearest known one is `sync.enabled`.\n\
+         --port: port must be a whole number from 0 to 65535, but is 70000."
+    );
+}
+
+#[test]
+fn dev_is_for_this_machine_alone() {
+    let dev = |text: &str| load_with(text, |sources| sources.dev = true);
+    let loaded = dev("{}").unwrap();
+    let config = &loaded.config;
+    assert_eq!(config.host, "127.0.0.1");
+    assert!(config.sync.enabled && config.authentication.insecure && config.reconnect.enabled);
+    let key = loaded.generated_api_key.unwrap();
+    assert!(key.len() == 32 && key.bytes().all(|byte| byte.is_ascii_hexdigit()), "{key}");
+    assert_eq!(config.api.keys, std::slice::from_ref(&key));
+    assert_ne!(dev("{}").unwrap().generated_api_key.unwrap(), key, "made up anew each time");
+
+    let error = dev("{ host: '0.0.0.0' }").unwrap_err().to_string();
+    assert!(error.contains("authentication.insecure believes every token, and host 0.0.0.0"), "{error}");
+    assert!(dev("{ host: '0.0.0.0', authentication: { insecurePublic: true } }").is_ok());
+
+    let jwt =
+        dev(&json!({ "authentication": { "jwt": { "secret": SECRET } }, "api": { "keys": [API_KEY] } }).to_string());
+    let jwt = jwt.unwrap();
+    assert!(!jwt.config.authentication.insecure, "with JWTs no token is a user id");
+    assert_eq!(jwt.generated_api_key, None);
+    assert_eq!(load_text("{}").unwrap().generated_api_key, None, "without dev nothing is made up");
+}
+
+#[test]
+fn null_in_the_file_leaves_a_default_and_the_environment_its_say() {
+    let loaded = load_with("{ namespace: null, origins: null, authentication: { jwt: null } }", |sources| {
+        sources.env = env(&[("WS_KEY", SECRET), ("MESA_NAMESPACE", "a")]);
+    })
+    .unwrap();
+    assert_eq!(loaded.config.namespace.as_deref(), Some("a"));
+    let jwt = loaded.config.authentication.jwt.unwrap();
+    assert_eq!((jwt.algorithms, jwt.leeway), (vec!["HS256".to_owned()], Duration::ZERO));
+}
+
+#[test]
+fn portals_are_read_and_said_not_to_be_served() {
+    let loaded = load_text("{ portal: { enabled: true, distributeLoad: false } }").unwrap();
+    assert_eq!(loaded.config.portal, Portal { enabled: true, distribute_load: false });
+    assert!(loaded.warnings.iter().any(|warning| warning.contains("serves no portals")));
+    assert!(!load_text("{}").unwrap().warnings.iter().any(|warning| warning.contains("portals")));
+}

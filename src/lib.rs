@@ -1,0 +1,59 @@
+//! A message server for users who come and go.
+//!
+//! A backend says "send this to Alice". Alice gets it: at once if she is there, in order and without a hole when she
+//! comes back, even if the machine lost power in between. One binary, one port, and nothing to run beside it: the log
+//! of every user is in an embedded store. Clients written for `@cryb/mesa` connect unchanged.
+//!
+//! # The tour
+//!
+//! In reading order; each module says in its first lines what is in its files.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`message`] | the words: [`Message`](message::Message), [`UserId`](message::UserId), [`Payload`](message::Payload), [`Seq`](message::Seq) |
+//! | [`config`] | the documented keys and ours, from file, environment and command line; checked once, trusted after |
+//! | [`metrics`] | the counters, named once |
+//! | [`protocol`] | frames (text ⇄ [`ClientFrame`](protocol::frame::ClientFrame)), opcodes, close codes |
+//! | [`store`] | the log of every user: the contract, the commit thread, the engine on disk and the one for tests |
+//! | [`auth`] | who a client is; which keys backends show |
+//! | [`hub`] | who is here and what they have had: dispatching, sessions as cursors on a log |
+//! | [`http`] | what backends ask, as an [`axum`] router |
+//! | [`server`] | sockets, connections, the heartbeat, shutdown; the only room that builds the others |
+//! | [`client`] | a connection the other way round, dialling out |
+//! | [`dispatcher`] | the HTTP API from a backend's side |
+//!
+//! The path of a message, one function a step: [`http`] takes it in and makes its [`Payload`](message::Payload), the
+//! JSON text every recipient will read; [`Hub::dispatch`](hub::Hub::dispatch) hands it to
+//! [`Store::append`](store::Store::append); the commit thread gives it a sequence in every recipient's log, writes one
+//! record for all that was waiting, makes it durable, answers, and wakes the recipients' sessions;
+//! [`Session::poll_batch`](hub::Session::poll_batch) reads on from its cursor; the connection's task writes all that is
+//! ready in one call, and behind it asks (op 1) whether it arrived; the client's answer (op 11) moves the cursor.
+//!
+//! # The one idea
+//!
+//! *The log is the queue.* Everything synced is delivered from the log, so that being offline means that nobody reads,
+//! coming back means reading on, being slow means reading late, and a half-open connection is a cursor that does not
+//! move. There is no second path for users who are online, and no queue per client that could grow.
+//!
+//! # Invariants
+//!
+//! - No socket sees a synced message before the store has it as durably as configured.
+//! - A user's sequences are contiguous, never reused and never restarted.
+//! - A cursor only moves forward.
+//! - The hub never waits for a socket, and every queue has a named bound.
+//! - The hub knows no wire format, the store no session, and `http` decides nothing.
+//! - What came from a peer is returned as an error; what came from us is asserted.
+//! - The last step before a socket compares the stamp of an entry with the session it is for.
+//! - Imports point one way, and foreign names have one home each: sled and bincode in [`store`], tungstenite in
+//!   `server/socket.rs` and [`client`], axum and hyper in [`http`] and [`server`], clap in the binary.
+//!   `tests/house.rs` holds both.
+//!
+//! # What a crash may take back
+//!
+//! Nothing that was answered, with [`Durability::Always`](config::Durability::Always). Receipts are written with the
+//! next commit, at most some 20 ms later: a process killed within that time sends those messages once more.
+
+pub mod auth;
+pub mod config;
+pub mod message;
+pub mod metrics;

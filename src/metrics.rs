@@ -1,0 +1,91 @@
+//! The counters, each named once. None has a label with anything a user chose: their number does not grow.
+
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
+
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal,)+) => {
+        /// What the server counts. Shared by all of it; counting is one atomic addition.
+        #[derive(Debug, Default)]
+        pub struct Metrics {
+            registry: Registry,
+            $($(#[doc = $help])+ pub $field: $kind,)+
+        }
+
+        impl Metrics {
+            /// All at zero.
+            #[must_use]
+            pub fn new() -> Self {
+                let mut metrics = Self { registry: Registry::with_prefix("mesa"), ..Self::default() };
+                $(metrics.registry.register($name, concat!($($help),+).trim().trim_end_matches('.'), metrics.$field.clone());)+
+                metrics
+            }
+        }
+    };
+}
+
+metrics! {
+    /// WebSocket connections that are open.
+    connections: Gauge = "connections",
+    /// WebSocket connections ever taken.
+    connections_total: Counter = "connections_taken",
+    /// Connections that are authenticated.
+    sessions: Gauge = "sessions",
+    /// Connections refused or cut for a limit, a bad request or a broken rule.
+    refused_connections: Counter = "connections_refused",
+    /// Authentications that failed or timed out.
+    authentication_failures: Counter = "authentication_failures",
+    /// Frames from clients that could not be taken.
+    malformed_frames: Counter = "malformed_frames",
+    /// Messages from clients.
+    messages_received: Counter = "messages_received",
+    /// Dispatches taken in.
+    dispatches: Counter = "dispatches",
+    /// Entries appended to logs, one per recipient.
+    messages_appended: Counter = "messages_appended",
+    /// Messages written to clients.
+    deliveries: Counter = "deliveries",
+    /// Those of them that were owed when the client connected.
+    redeliveries: Counter = "redeliveries",
+    /// Receipts from clients that confirmed something.
+    receipts: Counter = "receipts",
+    /// Unsynced messages dropped because a connection was too slow for them.
+    unsynced_dropped: Counter = "unsynced_dropped",
+    /// Entries stopped before a socket because their stamp named somebody else. Anything but zero is a bug.
+    foreign_entries: Counter = "foreign_entries",
+    /// HTTP requests answered with success.
+    http_succeeded: Counter = "http_requests_succeeded",
+    /// HTTP requests answered with an error of the caller's.
+    http_refused: Counter = "http_requests_refused",
+    /// HTTP requests answered with an error of ours.
+    http_failed: Counter = "http_requests_failed",
+}
+
+impl Metrics {
+    /// All of them in the text form of Prometheus.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        encode(&mut text, &self.registry).expect("a String takes everything");
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_is_in_the_text_under_its_name() {
+        let metrics = Metrics::new();
+        metrics.dispatches.inc();
+        metrics.connections.set(3);
+        let text = metrics.encode();
+        assert!(text.contains("mesa_dispatches_total 1") && text.contains("mesa_connections 3"), "{text}");
+        assert!(text.contains("# HELP mesa_foreign_entries Entries stopped"), "{text}");
+    }
+}
