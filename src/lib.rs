@@ -57,3 +57,4 @@ pub mod auth;
 pub mod config;
 pub mod message;
 pub mod metrics;
+pub mod protocol;

@@ -1,0 +1,151 @@
+//! Text for a client. A message's own text was made when it was dispatched; here it gets at most a position.
+
+use std::borrow::Cow;
+
+use serde_json::{Map, Value, json};
+
+use crate::message::Payload;
+
+/// The answer to a client's own heartbeat.
+pub const HEARTBEAT_ACK: &str = r#"{"op":11,"d":{}}"#;
+
+const HEARTBEAT: &str = r#"{"op":1,"d":{}}"#;
+
+/// Digits of the largest `u64`.
+const DIGITS_MAX: usize = 20;
+
+/// What the first frame of a connection says.
+#[derive(Clone, Debug, Default)]
+pub struct Hello {
+    /// In milliseconds; only where heartbeats are on.
+    pub heartbeat_interval_ms: Option<u64>,
+    /// In milliseconds; only where reconnects are on.
+    pub reconnect_interval_ms: Option<u64>,
+    /// In milliseconds.
+    pub authentication_timeout_ms: Option<u64>,
+    /// Rule `enforce_equal_versions`: the client is to tell its version.
+    pub enforce_equal_versions: bool,
+    /// Rule `store_messages`.
+    pub store_messages: bool,
+    /// Rule `sends_user_object`.
+    pub sends_user_object: bool,
+}
+
+/// The first frame. `rules` is always there: clients look into it without asking.
+#[must_use]
+pub fn hello(hello: &Hello) -> String {
+    let mut fields = Vec::new();
+    let intervals = [
+        ("c_heartbeat_interval", hello.heartbeat_interval_ms),
+        ("c_reconnect_interval", hello.reconnect_interval_ms),
+        ("c_authentication_timeout", hello.authentication_timeout_ms),
+    ];
+    fields.extend(intervals.into_iter().filter_map(|(name, value)| Some(format!("\"{name}\":{}", value?))));
+    let rules = [
+        ("enforce_equal_versions", hello.enforce_equal_versions),
+        ("store_messages", hello.store_messages),
+        ("sends_user_object", hello.sends_user_object),
+    ];
+    let rules: Vec<String> = rules.into_iter().filter(|rule| rule.1).map(|rule| format!("\"{}\"", rule.0)).collect();
+    fields.push(format!("\"rules\":[{}]", rules.join(",")));
+    format!("{{\"op\":10,\"d\":{{{}}}}}", fields.join(","))
+}
+
+/// The client is who it said; with its user object where that is configured.
+#[must_use]
+pub fn authenticated(user: Option<&Map<String, Value>>) -> String {
+    format!("{{\"op\":22,\"d\":{}}}", user.map_or_else(|| json!({}), |user| Value::Object(user.clone())))
+}
+
+/// Op 1; on a retry with the number of tries and their bound.
+#[must_use]
+pub fn heartbeat(retry: Option<(u32, u32)>) -> Cow<'static, str> {
+    match retry {
+        None => HEARTBEAT.into(),
+        Some((tries, max)) => format!("{{\"op\":1,\"d\":{{\"tries\":{tries},\"max\":{max}}}}}").into(),
+    }
+}
+
+/// Appends a message as a client reads it, with its position in a redelivery if it has one.
+pub fn delivery(payload: &Payload, position: Option<u64>, out: &mut Vec<u8>) {
+    let text = payload.as_bytes();
+    match position {
+        None => out.extend_from_slice(text),
+        Some(position) => {
+            // A payload is one object, so what ends it is its last byte.
+            out.extend_from_slice(&text[..text.len() - 1]);
+            out.extend_from_slice(b",\"s\":");
+            let mut digits = [0; DIGITS_MAX];
+            out.extend_from_slice(decimal(position, &mut digits));
+            out.push(b'}');
+        }
+    }
+}
+
+/// Bytes that [`delivery`] appends.
+#[must_use]
+pub fn delivery_len(payload: &Payload, position: Option<u64>) -> usize {
+    let digits = |position: u64| position.checked_ilog10().unwrap_or(0) as usize + 1;
+    payload.as_bytes().len() + position.map_or(0, |position| 5 + digits(position))
+}
+
+fn decimal(mut number: u64, digits: &mut [u8; DIGITS_MAX]) -> &[u8] {
+    let mut at = DIGITS_MAX;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return &digits[at..];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn rules_are_always_an_array() {
+        assert_eq!(hello(&Hello::default()), r#"{"op":10,"d":{"rules":[]}}"#);
+        let all = Hello {
+            heartbeat_interval_ms: Some(10_000),
+            reconnect_interval_ms: Some(5_000),
+            authentication_timeout_ms: Some(10_000),
+            enforce_equal_versions: true,
+            store_messages: true,
+            sends_user_object: true,
+        };
+        let text = concat!(
+            r#"{"op":10,"d":{"c_heartbeat_interval":10000,"c_reconnect_interval":5000,"#,
+            r#""c_authentication_timeout":10000,"rules":["enforce_equal_versions","store_messages","sends_user_object"]}}"#
+        );
+        assert_eq!(hello(&all), text);
+    }
+
+    #[test]
+    fn a_retry_tells_its_number() {
+        assert_eq!(heartbeat(None), r#"{"op":1,"d":{}}"#);
+        assert_eq!(heartbeat(Some((2, 3))), r#"{"op":1,"d":{"tries":2,"max":3}}"#);
+        assert_eq!(authenticated(None), r#"{"op":22,"d":{}}"#);
+    }
+
+    proptest! {
+        #[test]
+        fn a_delivery_is_the_message_with_its_position(position in prop::option::of(any::<u64>()), text in ".*") {
+            let data = serde_json::to_string(&text).unwrap();
+            let payload = Payload::encode(0, Some(&data), Some("T")).unwrap();
+            let mut out = Vec::new();
+            delivery(&payload, position, &mut out);
+            prop_assert_eq!(out.len(), delivery_len(&payload, position));
+            let value: Value = serde_json::from_slice(&out).unwrap();
+            let mut expected = json!({"op": 0, "d": text, "t": "T"});
+            if let Some(position) = position {
+                expected["s"] = position.into();
+            }
+            prop_assert_eq!(value, expected);
+        }
+    }
+}

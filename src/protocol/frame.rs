@@ -1,0 +1,183 @@
+//! Text from a client to a frame. Refuses and never panics; borrows where it can.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, error::Category, value::RawValue};
+
+use super::{close::CloseCode, opcode};
+use crate::message::{JSON_DEPTH_MAX, OPCODE_RESERVED_MAX, json_depth};
+
+/// What a client said.
+#[derive(Debug)]
+pub enum ClientFrame<'a> {
+    /// An application's message.
+    Dispatch(ClientMessage<'a>),
+    /// The client asks whether we are there.
+    Heartbeat,
+    /// The answer to our heartbeat.
+    HeartbeatAck,
+    /// Who the client is.
+    Authentication(Authentication),
+}
+
+/// A message from a client.
+#[derive(Debug)]
+pub struct ClientMessage<'a> {
+    /// 0, or one above those of the protocol.
+    pub op: u64,
+    /// The data, as it stood.
+    pub data: Option<&'a RawValue>,
+    /// The type.
+    pub kind: Option<Cow<'a, str>>,
+}
+
+/// What a client shows to say who it is.
+#[derive(Debug)]
+pub struct Authentication {
+    /// All of it, as the application passed it.
+    pub data: Map<String, Value>,
+    /// Whether it wants what it missed. Default true.
+    pub should_sync: bool,
+}
+
+/// Why a text is no frame.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// Not JSON.
+    #[error("not JSON: {0}")]
+    NotJson(serde_json::Error),
+    /// JSON, but of another shape.
+    #[error("not a frame: {0}")]
+    Shape(String),
+    /// See [`JSON_DEPTH_MAX`].
+    #[error("nested deeper than {JSON_DEPTH_MAX}")]
+    TooDeep,
+    /// One that a client does not send.
+    #[error("opcode {0} is not for clients")]
+    Opcode(u64),
+    /// The data of an authentication is no object, or its `shouldSync` no boolean.
+    #[error("the data of an authentication must be an object, its shouldSync true or false")]
+    Authentication,
+}
+
+impl FrameError {
+    /// What the connection is closed with.
+    #[must_use]
+    pub fn close_code(&self) -> CloseCode {
+        match self {
+            Self::NotJson(_) => CloseCode::NotJson,
+            Self::Shape(_) | Self::TooDeep | Self::Opcode(_) | Self::Authentication => CloseCode::Policy,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Shape<'a> {
+    op: u32,
+    #[serde(borrow, default)]
+    d: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    t: Option<Cow<'a, str>>,
+}
+
+/// Reads one frame. The caller bounds the length of `text`.
+///
+/// # Errors
+/// When it is not JSON, has another shape, or is not for a client to say.
+pub fn decode(text: &str) -> Result<ClientFrame<'_>, FrameError> {
+    if json_depth(text) > JSON_DEPTH_MAX {
+        return Err(FrameError::TooDeep);
+    }
+    let shape: Shape<'_> = serde_json::from_str(text).map_err(|error| match error.classify() {
+        Category::Data => FrameError::Shape(error.to_string()),
+        _ => FrameError::NotJson(error),
+    })?;
+    // The reader of fields would take a list of them as well.
+    if text.trim_start().starts_with('[') {
+        return Err(FrameError::Shape("a list".to_owned()));
+    }
+    match u64::from(shape.op) {
+        opcode::HEARTBEAT_ACK => Ok(ClientFrame::HeartbeatAck),
+        opcode::HEARTBEAT => Ok(ClientFrame::Heartbeat),
+        opcode::AUTHENTICATION => authentication(shape.d).map(ClientFrame::Authentication),
+        op if op == opcode::DISPATCH || op > OPCODE_RESERVED_MAX => {
+            Ok(ClientFrame::Dispatch(ClientMessage { op, data: shape.d, kind: shape.t }))
+        }
+        op => Err(FrameError::Opcode(op)),
+    }
+}
+
+fn authentication(data: Option<&RawValue>) -> Result<Authentication, FrameError> {
+    let data = data.ok_or(FrameError::Authentication)?;
+    let data: Map<String, Value> = serde_json::from_str(data.get()).map_err(|_| FrameError::Authentication)?;
+    let should_sync = match data.get("shouldSync") {
+        None => true,
+        Some(Value::Bool(should_sync)) => *should_sync,
+        Some(_) => return Err(FrameError::Authentication),
+    };
+    Ok(Authentication { data, should_sync })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_stock_clients_say_is_understood() {
+        let ClientFrame::Authentication(said) = decode(r#"{"op":2,"d":{"token":"alice","shouldSync":false}}"#).unwrap()
+        else {
+            panic!("an authentication")
+        };
+        assert!(!said.should_sync && said.data["token"] == "alice");
+        assert!(matches!(decode(r#"{"op":11,"d":{}}"#), Ok(ClientFrame::HeartbeatAck)));
+        assert!(matches!(decode(r#"{"op":1}"#), Ok(ClientFrame::Heartbeat)));
+        let ClientFrame::Dispatch(said) = decode(r#"{"op":0,"d":{"v":"1.5.3"},"t":"CLIENT_VERSION"}"#).unwrap() else {
+            panic!("a message")
+        };
+        assert_eq!((said.data.unwrap().get(), said.kind.as_deref()), (r#"{"v":"1.5.3"}"#, Some("CLIENT_VERSION")));
+        assert!(decode(r#"{"t":"T","d":[1,"x"],"op":0,"s":4,"o":{"sync":true},"more":null}"#).is_ok());
+        assert!(decode(r#"{"op":99,"t":null}"#).is_ok());
+    }
+
+    /// `data/wire/malformed.txt`: a close code, a tab, and a frame that must end with it, as a JSON string.
+    #[test]
+    fn a_malformed_frame_is_refused_with_its_code() {
+        let table = include_str!("../../data/wire/malformed.txt");
+        let rows: Vec<&str> = table.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
+        assert!(rows.len() >= 40);
+        for row in rows {
+            let (code, text) = row.split_once('\t').unwrap();
+            let text: String = serde_json::from_str(text).unwrap();
+            let refused = decode(&text).expect_err(&text);
+            assert_eq!(refused.close_code().code().to_string(), code, "{text:?}: {refused}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_before_it_is_parsed() {
+        for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+            let text = format!("{{\"op\":0,\"d\":{}1{}}}", open.repeat(200_000), close.repeat(200_000));
+            assert!(matches!(decode(&text), Err(FrameError::TooDeep)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in ".*") {
+            _ = decode(&text);
+        }
+
+        #[test]
+        fn no_damage_makes_it_panic(at in 0_usize..64, with in any::<char>(), cut in 0_usize..64) {
+            let mut text: Vec<char> = r#"{"op":2,"d":{"token":"alice","shouldSync":true},"t":"\u0041"}"#.chars().collect();
+            let at = at.min(text.len() - 1);
+            text[at] = with;
+            text.truncate(text.len() - cut.min(text.len()));
+            _ = decode(&text.into_iter().collect::<String>());
+        }
+    }
+}
