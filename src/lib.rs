@@ -58,3 +58,4 @@ pub mod config;
 pub mod message;
 pub mod metrics;
 pub mod protocol;
+pub mod store;

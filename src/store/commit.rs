@@ -1,0 +1,396 @@
+//! The commit thread: takes all that is waiting, gives out sequences, writes one record or a few for all of it, makes
+//! that durable, and only then shows it, wakes who waits for it and answers.
+//!
+//! There is no delay to collect more: what arrives while one commit is made is the next. A lone message costs one
+//! sync; under load a sync is shared by hundreds.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{
+    Append, Appended, Durability, StoreError,
+    engine::{EngineError, Table},
+    journal::{Options, Shared, Tuning, millis},
+    log::{RESERVE, Slot},
+    queue::{Op, Taken},
+    record::{Item, RECORD_BYTES, RecordWriter, VALUE_BYTES_MAX, journal_key},
+};
+use crate::message::{Seq, UserId};
+
+/// How long receipts and presence wait for company. A killed process takes back at most this much of them.
+const LINGER: Duration = Duration::from_millis(20);
+
+/// How often the thread looks after old records while nothing else happens.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Room a record keeps for the stamps behind its last message.
+const STAMP_BYTES_MAX: usize = crate::message::USER_ID_BYTES_MAX + 24;
+
+/// A record in the journal.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecordInfo {
+    pub number: u64,
+    pub bytes: usize,
+    pub committed: Instant,
+}
+
+/// Everything the commit thread owns.
+pub(super) struct Committer {
+    pub(super) shared: Arc<Shared>,
+    durability: Durability,
+    pub(super) tuning: Tuning,
+    /// Records in the journal, oldest first, numbered without a gap.
+    pub(super) records: VecDeque<RecordInfo>,
+    pub(super) journal_bytes: usize,
+    next_record: u64,
+    /// Appends that were answered and are not synced yet: only where that is allowed.
+    unsynced: u64,
+    synced: Instant,
+    evicted: Instant,
+}
+
+/// One commit being made.
+struct Commit {
+    records: Vec<(u64, Vec<u8>)>,
+    writer: Option<RecordWriter>,
+    number: u64,
+    slots: Vec<(UserId, Slot)>,
+    answers: Vec<Answer>,
+}
+
+enum Answer {
+    Append(oneshot::Sender<Result<Appended, StoreError>>, Appended),
+    Clear(oneshot::Sender<Result<u64, StoreError>>, u64),
+}
+
+impl Committer {
+    pub(super) fn new(shared: Arc<Shared>, records: VecDeque<RecordInfo>, next_record: u64, options: &Options) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            durability: options.durability,
+            tuning: options.tuning,
+            journal_bytes: records.iter().map(|record| record.bytes).sum(),
+            records,
+            next_record,
+            unsynced: 0,
+            synced: now,
+            evicted: now,
+        }
+    }
+
+    /// Runs until the store is closed or has failed.
+    pub(super) fn run(mut self) {
+        let ended = self.serve();
+        if let Err(error) = ended {
+            let error = StoreError::Failed(error.0);
+            tracing::error!(%error, "the commit thread has stopped");
+            self.shared.queue.fail(&error);
+            self.shared.failed.send_replace(Some(error));
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), EngineError> {
+        loop {
+            let patience = if self.has_old_records() { Duration::ZERO } else { self.patience() };
+            let mut taken = self.shared.queue.take(LINGER, patience);
+            let close = match taken.ops.pop() {
+                Some(Op::Close { done }) => Some(done),
+                Some(op) => {
+                    taken.ops.push(op);
+                    None
+                }
+                None => None,
+            };
+            let trim = std::mem::take(&mut taken.trim);
+            self.commit(taken)?;
+            for user in trim {
+                self.trim(&user)?;
+            }
+            if let Some(done) = close {
+                let closed = self.close();
+                let answer = closed.clone().map_err(|error| StoreError::Failed(error.0));
+                _ = done.send(answer);
+                return closed;
+            }
+            self.settle()?;
+            self.sync_if_due()?;
+            if self.evicted.elapsed() > Duration::from_secs(u64::from(self.tuning.idle_seconds / 2)) {
+                self.evicted = Instant::now();
+                let first = self.records.front().map_or(self.next_record, |record| record.number);
+                self.shared.index.evict(first, self.tuning.idle_seconds);
+            }
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        match self.durability {
+            Durability::Interval(interval) if self.unsynced > 0 => {
+                interval.saturating_sub(self.synced.elapsed()).min(IDLE)
+            }
+            _ => IDLE,
+        }
+    }
+
+    /// Commits what was taken; on an error everybody in it has been refused.
+    fn commit(&mut self, taken: Taken) -> Result<(), EngineError> {
+        if taken.ops.is_empty() && taken.dirty.is_empty() {
+            return Ok(());
+        }
+        let began = u64::try_from(self.shared.opened.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.shared.committing.store(began + 1, Ordering::Relaxed);
+        let mut commit = Commit {
+            records: Vec::new(),
+            writer: None,
+            number: self.next_record,
+            slots: Vec::new(),
+            answers: Vec::new(),
+        };
+        let mut ops = taken.ops.into_iter();
+        let made = ops
+            .by_ref()
+            .try_for_each(|op| self.add(&mut commit, op))
+            .and_then(|()| self.add_notes(&mut commit, taken.dirty))
+            .and_then(|()| self.write(&mut commit));
+        self.shared.committing.store(0, Ordering::Relaxed);
+        if let Err(error) = made {
+            let refusal = StoreError::Failed(error.0.clone());
+            commit.answers.into_iter().for_each(|answer| answer.refuse(&refusal));
+            ops.for_each(|op| op.refuse(&refusal));
+            return Err(error);
+        }
+        self.publish(commit);
+        Ok(())
+    }
+
+    fn add(&self, commit: &mut Commit, op: Op) -> Result<(), EngineError> {
+        match op {
+            Op::Append { append, done } => match self.add_append(commit, &append) {
+                Ok(appended) => {
+                    commit.answers.push(Answer::Append(done, appended));
+                    Ok(())
+                }
+                Err(error) => {
+                    _ = done.send(Err(StoreError::Failed(error.0.clone())));
+                    Err(error)
+                }
+            },
+            Op::Clear { user, hold, done } => match self.add_clear(commit, &user, hold) {
+                Ok(cleared) => {
+                    commit.answers.push(Answer::Clear(done, cleared));
+                    Ok(())
+                }
+                Err(error) => {
+                    _ = done.send(Err(StoreError::Failed(error.0.clone())));
+                    Err(error)
+                }
+            },
+            // Closing is always the last thing in the queue, and was taken out before.
+            Op::Close { .. } => unreachable!("nothing is taken behind a close"),
+        }
+    }
+
+    fn add_append(&self, commit: &mut Commit, append: &Append) -> Result<Appended, EngineError> {
+        let payload = append.payload.as_bytes();
+        let mut seqs = Vec::with_capacity(append.recipients.len());
+        let mut message_at = None;
+        for user in &append.recipients {
+            let (seq, new) = self.with(user, |log| {
+                log.assigned += 1;
+                (log.assigned, !std::mem::replace(&mut log.has_row, true))
+            })?;
+            if new {
+                self.put_row(user)?;
+            }
+            // A message that does not fit behind the others begins a record of its own, and one whose recipients do
+            // not fit is repeated in the next.
+            let length = commit.writer.as_ref().map_or(0, RecordWriter::len);
+            let full = match message_at {
+                None => length > 0 && length + payload.len() + STAMP_BYTES_MAX > RECORD_BYTES,
+                Some(_) => {
+                    length + STAMP_BYTES_MAX
+                        > if payload.len() > RECORD_BYTES / 2 { VALUE_BYTES_MAX } else { RECORD_BYTES }
+                }
+            };
+            if full {
+                commit.finish_record();
+                message_at = None;
+            }
+            let number = commit.number;
+            let writer = commit.writer(self.shared.namespace);
+            let at = *message_at.get_or_insert_with(|| writer.push(&Item::Message(payload)));
+            let stamp_at = writer.push(&Item::To { user: user.as_str(), seq });
+            // A payload has at most 64 KiB.
+            let slot = Slot { seq, record: number, message_at: at, stamp_at, bytes: payload.len() as u32 };
+            commit.slots.push((user.clone(), slot));
+            seqs.push(seq);
+        }
+        Ok(Appended { seqs })
+    }
+
+    fn add_clear(&self, commit: &mut Commit, user: &UserId, hold: Option<Seq>) -> Result<u64, EngineError> {
+        let (cleared, trim) = self.with(user, |log| {
+            // Also what this very commit has given out: it came before.
+            let cleared = log.received.missing(log.assigned);
+            log.received.insert(1, log.assigned);
+            log.hold = hold;
+            let trim = log.release();
+            log.trimming |= trim;
+            (cleared, trim)
+        })?;
+        if trim {
+            self.shared.queue.trim(user.clone());
+        }
+        self.add_note(commit, user)?;
+        Ok(cleared)
+    }
+
+    fn add_notes(&self, commit: &mut Commit, dirty: Vec<UserId>) -> Result<(), EngineError> {
+        dirty.into_iter().try_for_each(|user| self.add_note(commit, &user))
+    }
+
+    /// Writes down what a user has received and when he was seen, as it stands now.
+    fn add_note(&self, commit: &mut Commit, user: &UserId) -> Result<(), EngineError> {
+        if commit.writer.as_ref().is_some_and(|writer| writer.len() + 2 * STAMP_BYTES_MAX + 512 > RECORD_BYTES) {
+            commit.finish_record();
+        }
+        let number = commit.number;
+        let (received, at_ms, new) = self.with(user, |log| {
+            log.dirty = false;
+            log.last_record = number;
+            (log.received.clone(), log.seen_ms, !std::mem::replace(&mut log.has_row, true))
+        })?;
+        if new {
+            self.put_row(user)?;
+        }
+        let writer = commit.writer(self.shared.namespace);
+        let (user, islands) = (user.as_str(), received.islands().to_vec());
+        writer.push(&Item::Received { user, through: received.through(), islands });
+        if at_ms > 0 {
+            writer.push(&Item::Seen { user, at_ms });
+        }
+        Ok(())
+    }
+
+    /// Writes the records and makes them as durable as configured.
+    fn write(&mut self, commit: &mut Commit) -> Result<(), EngineError> {
+        commit.finish_record();
+        let engine = &self.shared.engine;
+        for (number, record) in &commit.records {
+            engine.put(Table::Journal, &journal_key(*number), record)?;
+        }
+        engine.flush()?;
+        self.unsynced += commit.slots.len() as u64;
+        // Receipts alone are not worth a sync: losing them repeats messages and loses none.
+        let promised = commit.answers.iter().any(|answer| matches!(answer, Answer::Append(..) | Answer::Clear(..)));
+        match self.durability {
+            Durability::Always if promised => self.sync(),
+            Durability::Always => Ok(()),
+            // Sequences are set aside for this many: no more may be at risk.
+            _ if self.unsynced >= RESERVE => self.sync(),
+            _ => self.sync_if_due(),
+        }
+    }
+
+    fn sync_if_due(&mut self) -> Result<(), EngineError> {
+        match self.durability {
+            Durability::Interval(interval) if self.unsynced > 0 && self.synced.elapsed() >= interval => self.sync(),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync(&mut self) -> Result<(), EngineError> {
+        self.shared.engine.sync()?;
+        self.unsynced = 0;
+        self.synced = Instant::now();
+        Ok(())
+    }
+
+    /// Shows what is durable now, tells who waits for it, and answers.
+    fn publish(&mut self, commit: Commit) {
+        let committed = Instant::now();
+        for (number, record) in commit.records {
+            self.journal_bytes += record.len();
+            self.records.push_back(RecordInfo { number, bytes: record.len(), committed });
+            self.next_record = number + 1;
+            self.shared.recent.push(number, Bytes::from(record));
+        }
+        let now = self.shared.index.now();
+        let mut users: Vec<UserId> = Vec::with_capacity(commit.slots.len());
+        for (user, slot) in commit.slots {
+            // It was loaded when the sequence was given out, and a log with a sequence under way is never evicted.
+            let shown = self.shared.index.with_loaded(&user, |log| {
+                log.touched = now;
+                log.publish(slot);
+            });
+            assert!(shown.is_some(), "the log of a recipient left memory in the middle of a commit");
+            users.push(user);
+        }
+        users.sort_unstable();
+        users.dedup();
+        if let (Some(listener), false) = (self.shared.listener.read().as_ref(), users.is_empty()) {
+            listener(&users);
+        }
+        commit.answers.into_iter().for_each(Answer::give);
+    }
+
+    /// Commits are all made: settles what is cheap to settle, and leaves word that nothing is amiss.
+    fn close(&mut self) -> Result<(), EngineError> {
+        let engine = &self.shared.engine;
+        engine.flush()?;
+        engine.sync()?;
+        engine.put(Table::Meta, super::recovery::OPEN_KEY, super::recovery::CLOSED)?;
+        engine.flush()?;
+        engine.sync()
+    }
+
+    /// Works on a user's log.
+    pub(super) fn with<T>(
+        &self,
+        user: &UserId,
+        work: impl FnOnce(&mut super::log::Log) -> T,
+    ) -> Result<T, EngineError> {
+        self.shared.index.with(user, work).map_err(EngineError::new)
+    }
+
+    pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
+        let row = self.with(user, |log| log.row(self.shared.index.lapses()))?;
+        self.shared.engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())
+    }
+}
+
+impl Commit {
+    fn writer(&mut self, namespace: u32) -> &mut RecordWriter {
+        self.writer.get_or_insert_with(|| RecordWriter::new(namespace, millis(SystemTime::now())))
+    }
+
+    fn finish_record(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            self.records.push((self.number, writer.finish()));
+            self.number += 1;
+        }
+    }
+}
+
+impl Answer {
+    /// Whoever asked may be gone.
+    fn give(self) {
+        match self {
+            Self::Append(done, appended) => _ = done.send(Ok(appended)),
+            Self::Clear(done, cleared) => _ = done.send(Ok(cleared)),
+        }
+    }
+
+    fn refuse(self, error: &StoreError) {
+        match self {
+            Self::Append(done, _) => _ = done.send(Err(error.clone())),
+            Self::Clear(done, _) => _ = done.send(Err(error.clone())),
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The store over an engine's tables: what callers see of it. The work is done by the commit thread ([`commit`]), by
+//! [`read`](super::read) on the callers' side, and by [`recovery`] when it is opened.
+//!
+//! [`commit`]: super::commit
+//! [`recovery`]: super::recovery
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use futures_util::future::BoxFuture;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{oneshot, watch};
+
+use super::{
+    Append, Appended, CommitListener, Durability, Entry, Note, ReadLimit, Store, StoreError, UserState,
+    commit::Committer,
+    engine::Engine,
+    index::Index,
+    log::Log,
+    queue::{Op, Queue},
+    recent::Recent,
+    record::fingerprint,
+    recovery,
+};
+use crate::message::{Seq, UserId};
+
+/// How a store is to behave, whatever it stands on.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A store belongs to one namespace for good.
+    pub namespace: Option<String>,
+    /// When an append is answered.
+    pub durability: Durability,
+    /// Ops that may wait for the commit thread.
+    pub queue: usize,
+    /// For tests.
+    pub tuning: Tuning,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { namespace: None, durability: Durability::Always, queue: 10_000, tuning: Tuning::default() }
+    }
+}
+
+/// When what is in the journal is settled in the inboxes. Tests make it sooner.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Records older than this are settled: most of what is online is confirmed long before, and never is.
+    pub settle_after: Duration,
+    /// A journal larger than this is settled from its old end: bounds the time to open.
+    pub journal_bytes_max: usize,
+    /// Logs unused for this many seconds may leave memory.
+    pub idle_seconds: u32,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            settle_after: Duration::from_secs(10),
+            journal_bytes_max: 64 << 20,
+            idle_seconds: super::index::IDLE_SECONDS,
+        }
+    }
+}
+
+/// What the commit thread and the callers share.
+pub(super) struct Shared {
+    pub engine: Arc<dyn Engine>,
+    pub namespace: u32,
+    pub index: Index,
+    pub recent: Recent,
+    pub queue: Arc<Queue>,
+    pub listener: RwLock<Option<CommitListener>>,
+    pub failed: watch::Sender<Option<StoreError>>,
+    /// When the running commit began, in milliseconds since `opened`, plus one; 0 = none is running.
+    pub committing: AtomicU64,
+    pub opened: Instant,
+}
+
+/// A store over an engine's tables.
+pub(super) struct Journal {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Opens a store over tables that are open already.
+///
+/// # Errors
+/// When they belong to another namespace or version, or are damaged.
+pub fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn Store>, StoreError> {
+    let namespace = options.namespace.clone().unwrap_or_default();
+    let recovered = recovery::recover(engine.clone(), &namespace, options.durability)?;
+    let shared = Arc::new(Shared {
+        engine,
+        namespace: fingerprint(&namespace),
+        index: recovered.index,
+        recent: Recent::default(),
+        queue: Queue::new(options.queue),
+        listener: RwLock::default(),
+        failed: watch::Sender::new(None),
+        committing: AtomicU64::new(0),
+        opened: Instant::now(),
+    });
+    let committer = Committer::new(shared.clone(), recovered.records, recovered.next_record, &options);
+    let thread = thread::Builder::new().name("mesa-commit".into()).spawn(move || committer.run());
+    let thread = thread.map_err(|error| StoreError::Failed(format!("cannot start a thread: {error}").into()))?;
+    Ok(Arc::new(Journal { shared, thread: Mutex::new(Some(thread)) }))
+}
+
+/// Milliseconds of the Unix epoch; 0 for a clock that is set before it.
+pub(super) fn millis(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Store for Journal {
+    fn namespace(&self) -> u32 {
+        self.shared.namespace
+    }
+
+    fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, StoreError>> {
+        Box::pin(async move {
+            if append.recipients.is_empty() {
+                return Ok(Appended::default());
+            }
+            let (done, answer) = oneshot::channel();
+            self.shared.queue.put(Op::Append { append, done }).await?;
+            self.answer(answer).await
+        })
+    }
+
+    fn clear(&self, user: &UserId, hold: Option<Seq>) -> BoxFuture<'_, Result<u64, StoreError>> {
+        let user = user.clone();
+        Box::pin(async move {
+            let (done, answer) = oneshot::channel();
+            self.shared.queue.put(Op::Clear { user, hold, done }).await?;
+            self.answer(answer).await
+        })
+    }
+
+    fn note(&self, user: &UserId, note: Note) {
+        let noted = self.shared.index.with(user, |log| take_note(log, &note, self.shared.index.now()));
+        match noted {
+            Ok(Noted { dirty, trim }) => {
+                if dirty {
+                    self.shared.queue.dirty(user.clone());
+                }
+                if trim {
+                    self.shared.queue.trim(user.clone());
+                }
+            }
+            // Not noted is repeated later, and nothing worse; whoever reads this user's log is told what is wrong.
+            Err(error) => tracing::error!(%user, %error, "a receipt could not be noted"),
+        }
+    }
+
+    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Vec<Entry>, StoreError> {
+        self.shared.read(user, after, limit)
+    }
+
+    fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Vec<Entry>> {
+        self.shared.recent(user, after, limit)
+    }
+
+    fn state(&self, user: &UserId) -> Result<UserState, StoreError> {
+        self.shared.index.with(user, |log| state(log))
+    }
+
+    fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {
+        self.shared.pending_bytes(user)
+    }
+
+    fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<(UserId, UserState)>, StoreError> {
+        self.shared.users(after, limit)
+    }
+
+    fn on_commit(&self, listener: CommitListener) {
+        *self.shared.listener.write() = Some(listener);
+    }
+
+    fn failure(&self) -> BoxFuture<'_, StoreError> {
+        let mut failed = self.shared.failed.subscribe();
+        Box::pin(async move {
+            match failed.wait_for(Option::is_some).await.map(|error| error.clone()) {
+                Ok(Some(error)) => error,
+                // Closed in order: there is no failure to wait for any more.
+                _ => std::future::pending().await,
+            }
+        })
+    }
+
+    fn stalled(&self) -> Option<Duration> {
+        let began = self.shared.committing.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.shared.opened.elapsed().saturating_sub(Duration::from_millis(began)))
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let (done, answer) = oneshot::channel();
+            self.shared.queue.close(done)?;
+            self.answer(answer).await?;
+            if let Some(thread) = self.thread.lock().take() {
+                // It has answered, so it is at its end.
+                _ = thread.join();
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Journal {
+    async fn answer<T>(&self, answer: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
+        match answer.await {
+            Ok(result) => result,
+            // The commit thread ended without an answer: it has failed, and said so if it could.
+            Err(_) => Err(self.shared.failed.borrow().clone().unwrap_or(StoreError::Closed)),
+        }
+    }
+}
+
+impl Drop for Journal {
+    /// Ends the commit thread, so that whoever opens the store again finds it free. What was taken is committed.
+    fn drop(&mut self) {
+        let (done, _) = oneshot::channel();
+        _ = self.shared.queue.close(done);
+        if let Some(thread) = self.thread.lock().take() {
+            _ = thread.join();
+        }
+    }
+}
+
+pub(super) fn state(log: &mut Log) -> UserState {
+    UserState {
+        head: log.head,
+        received: log.received.clone(),
+        pending: log.received.missing(log.head),
+        seen: (log.seen_ms > 0).then(|| UNIX_EPOCH + Duration::from_millis(log.seen_ms)),
+    }
+}
+
+/// What the commit thread is to be told of a note.
+pub(super) struct Noted {
+    dirty: bool,
+    trim: bool,
+}
+
+fn take_note(log: &mut Log, note: &Note, now: u32) -> Noted {
+    log.touched = now;
+    let mut changed = false;
+    if let Some((from, to)) = note.received {
+        // A client cannot have received what it was never sent: what is beyond the head is a mistake or an attack.
+        changed |= log.received.insert(from, to.min(log.head));
+    }
+    if let Some(seen) = note.seen {
+        log.seen_ms = millis(seen);
+        changed = true;
+    }
+    log.hold = note.hold;
+    let trim = log.release();
+    log.trimming |= trim;
+    let dirty = changed && !log.dirty;
+    log.dirty |= changed;
+    Noted { dirty, trim }
+}

@@ -1,0 +1,75 @@
+//! Tables in memory, for tests: the same store over them keeps every promise but that of surviving the process.
+
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+
+use super::{
+    Store, StoreError,
+    engine::{Engine, EngineError, Table},
+    journal::{self, Options},
+};
+
+type Pairs = BTreeMap<Vec<u8>, Bytes>;
+
+/// Tables in memory. Cloning shares them, so that a store can be opened on them again.
+#[derive(Clone, Default)]
+pub struct Memory(Arc<[RwLock<Pairs>; 4]>);
+
+impl Memory {
+    fn table(&self, table: Table) -> &RwLock<Pairs> {
+        &self.0[table as usize]
+    }
+
+    /// Pairs in a table: for tests that look at what is left behind.
+    #[must_use]
+    pub fn len(&self, table: Table) -> usize {
+        self.table(table).read().len()
+    }
+}
+
+impl Engine for Memory {
+    fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        self.table(table).write().insert(key.to_vec(), Bytes::copy_from_slice(value));
+        Ok(())
+    }
+
+    fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
+        self.table(table).write().remove(key);
+        Ok(())
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.table(table).read().get(key).cloned())
+    }
+
+    fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
+        let pairs = self.table(table).read();
+        let mut range = pairs.range::<[u8], _>((Bound::Included(from), Bound::Unbounded));
+        while range.next().is_some_and(|(key, value)| visit(key, value.clone())) {}
+        Ok(())
+    }
+
+    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+        let pairs = self.table(table).read();
+        let mut range = pairs.range::<[u8], _>((Bound::Unbounded, Bound::Included(key)));
+        Ok(range.next_back().map(|(key, value)| (Bytes::copy_from_slice(key), value.clone())))
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+/// Opens a store over tables in memory.
+///
+/// # Errors
+/// When the tables belong to another namespace, or are damaged.
+pub fn open(memory: &Memory, options: Options) -> Result<Arc<dyn Store>, StoreError> {
+    journal::open(Arc::new(memory.clone()), options)
+}

@@ -1,0 +1,138 @@
+//! What a user has received: everything up to a point, and islands beyond it.
+
+use crate::message::Seq;
+
+/// Islands remembered beyond [`Received::through`]. One more and the lowest is forgotten, which repeats those
+/// messages and loses none. They arise only when old messages are paced while new ones pass them.
+pub const ISLANDS_MAX: usize = 16;
+
+/// A set of sequences: all up to `through`, and at most [`ISLANDS_MAX`] ranges above it. It only grows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    through: Seq,
+    /// Sorted, apart from each other and from `through` by at least one missing sequence; both ends included.
+    islands: Vec<(Seq, Seq)>,
+}
+
+impl Received {
+    /// Takes back what [`Received::through`] and [`Received::islands`] gave.
+    #[must_use]
+    pub fn from_parts(through: Seq, islands: &[(Seq, Seq)]) -> Self {
+        let mut received = Self { through, islands: Vec::new() };
+        for &(from, to) in islands {
+            received.insert(from, to);
+        }
+        received
+    }
+
+    /// Everything up to and including this has been received.
+    #[must_use]
+    pub fn through(&self) -> Seq {
+        self.through
+    }
+
+    /// What has been received beyond [`Received::through`]: sorted ranges, both ends included.
+    #[must_use]
+    pub fn islands(&self) -> &[(Seq, Seq)] {
+        &self.islands
+    }
+
+    /// Whether `seq` has been received.
+    #[must_use]
+    pub fn contains(&self, seq: Seq) -> bool {
+        seq <= self.through || self.islands.iter().any(|&(from, to)| (from..=to).contains(&seq))
+    }
+
+    /// How many of `1..=head` are missing.
+    #[must_use]
+    pub fn missing(&self, head: Seq) -> u64 {
+        let islands: u64 =
+            self.islands.iter().filter(|(from, _)| *from <= head).map(|&(from, to)| to.min(head) - from + 1).sum();
+        head.saturating_sub(self.through).saturating_sub(islands)
+    }
+
+    /// Adds `from..=to`; an empty range adds nothing. True if anything was new.
+    pub fn insert(&mut self, from: Seq, to: Seq) -> bool {
+        let from = from.max(1);
+        if from > to || to <= self.through {
+            return false;
+        }
+        if self.islands.iter().any(|&(low, high)| low <= from && to <= high) {
+            return false;
+        }
+        let (mut from, mut to) = (from, to);
+        // Swallow every island that touches the new range, then see whether the range touches the beginning.
+        self.islands.retain(|&(low, high)| {
+            let touches = low <= to.saturating_add(1) && from <= high.saturating_add(1);
+            if touches {
+                from = from.min(low);
+                to = to.max(high);
+            }
+            !touches
+        });
+        if from <= self.through.saturating_add(1) {
+            self.through = to;
+        } else {
+            let at = self.islands.partition_point(|&(low, _)| low < from);
+            self.islands.insert(at, (from, to));
+            if self.islands.len() > ISLANDS_MAX {
+                self.islands.remove(0);
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ranges_in_any_order_join() {
+        let mut received = Received::default();
+        assert!(received.insert(5, 7));
+        assert!(received.insert(9, 9));
+        assert_eq!((received.through(), received.islands()), (0, &[(5, 7), (9, 9)][..]));
+        assert!(received.insert(8, 8));
+        assert_eq!(received.islands(), &[(5, 9)]);
+        assert!(!received.insert(6, 8));
+        assert!(received.insert(1, 4));
+        assert_eq!((received.through(), received.islands()), (9, &[][..]));
+        assert!(!received.insert(3, 2));
+        assert!(!received.insert(0, 0));
+    }
+
+    #[test]
+    fn forgetting_an_island_repeats_and_loses_nothing() {
+        let mut received = Received::default();
+        for at in 1..=(ISLANDS_MAX as u64 + 1) {
+            received.insert(at * 10, at * 10);
+        }
+        assert_eq!(received.islands().len(), ISLANDS_MAX);
+        assert!(!received.contains(10) && received.contains(20));
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_as_a_set(ranges in prop::collection::vec((1_u64..40, 0_u64..6), 0..24)) {
+            let (mut received, mut model) = (Received::default(), BTreeSet::new());
+            for (from, length) in ranges {
+                let new = (from..=from + length).any(|seq| !model.contains(&seq));
+                prop_assert_eq!(received.insert(from, from + length), new);
+                model.extend(from..=from + length);
+                for seq in 1..50 {
+                    prop_assert_eq!(received.contains(seq), model.contains(&seq), "{}", seq);
+                }
+                for head in 0..50 {
+                    let missing = (1..=head).filter(|seq| !model.contains(seq)).count() as u64;
+                    prop_assert_eq!(received.missing(head), missing);
+                }
+                prop_assert_eq!(&Received::from_parts(received.through(), received.islands()), &received);
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The directory of a store: made, locked against other processes, and rid of what a kill at start-up leaves behind.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::store::StoreError;
+
+/// How long to wait for a process that has just been killed to let go of its lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A directory that is ours until this is dropped.
+pub(super) struct Locked {
+    path: PathBuf,
+    /// The lock goes with the handle.
+    _lock: File,
+}
+
+impl Locked {
+    /// Makes the directory if it is not there, readable by its owner alone, and locks it.
+    pub(super) fn new(path: &Path) -> Result<Self, StoreError> {
+        let refuse = |reason: String| StoreError::Open { path: path.to_owned(), reason };
+        let told = |error: io::Error| refuse(format!("{error}. Check that store.path is right and may be written to"));
+        if let Ok(found) = fs::symlink_metadata(path) {
+            if found.file_type().is_symlink() {
+                return Err(refuse("it is a symbolic link. Name the directory itself".into()));
+            }
+            if !found.is_dir() {
+                return Err(refuse("it is not a directory. Name another place, or move that file".into()));
+            }
+        }
+        make(path).map_err(told)?;
+        let lock_path = path.join("lock");
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path);
+        let mut lock = open.map_err(told)?;
+        let since = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(error)) => return Err(told(error)),
+                Err(TryLockError::WouldBlock) => {
+                    let mut holder = String::new();
+                    // What it says is a help to people, nothing hangs on it.
+                    _ = lock.rewind().and_then(|()| lock.read_to_string(&mut holder));
+                    let holder = holder.trim();
+                    if is_running(holder) || since.elapsed() > LOCK_PATIENCE {
+                        let holder = if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
+                        return Err(StoreError::InUse { path: path.to_owned(), holder });
+                    }
+                    thread::sleep(Duration::from_millis(50));
+                }
+            }
+        }
+        let write = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| write!(lock, "{}", std::process::id()));
+        write.map_err(told)?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Where sled keeps its files.
+    pub(super) fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Moves snapshots of sled out of its way: those that were being written when the process was killed, or all.
+    /// A snapshot only makes opening faster; without it sled reads its log from the beginning.
+    pub(super) fn set_snapshots_aside(&self, all: bool) -> io::Result<Vec<PathBuf>> {
+        let Ok(files) = fs::read_dir(self.log()) else { return Ok(Vec::new()) };
+        let mut moved = Vec::new();
+        for file in files {
+            let file = file?;
+            let name = file.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with("snap.") && (all || name.ends_with(".generating")) {
+                let aside = self.path.join("set-aside");
+                make(&aside)?;
+                let stamp = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis());
+                fs::rename(file.path(), aside.join(format!("{stamp}-{name}")))?;
+                moved.push(file.path());
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Makes the names of new files durable, up to the directory that holds ours.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        let log = self.log();
+        for name in ["db", "conf"] {
+            File::open(log.join(name))?.sync_all()?;
+        }
+        File::open(&log)?.sync_all()?;
+        File::open(&self.path)?.sync_all()?;
+        let parent = fs::canonicalize(&self.path)?;
+        parent.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+    }
+}
+
+#[cfg(unix)]
+fn make(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+#[cfg(not(unix))]
+fn make(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).create(path)
+}
+
+/// Whether the process named in a lock is there. Where that cannot be told, it is taken to be.
+fn is_running(holder: &str) -> bool {
+    let proc = Path::new("/proc");
+    !proc.join("self").exists() || holder.parse::<u32>().is_ok_and(|pid| proc.join(pid.to_string()).exists())
+}

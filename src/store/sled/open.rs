@@ -1,0 +1,125 @@
+//! Opening: also after a kill, also after one in the middle of opening.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Sled, directory::Locked};
+use crate::store::{
+    Durability, Store, StoreError,
+    journal::{self, Options},
+};
+
+/// sled's own segments. They cannot be changed once a store exists.
+const SEGMENT_BYTES: usize = 8 << 20;
+
+/// How often sled's own thread syncs and tidies up. It is not what our promise rests on, but it is what reuses space.
+const BACKGROUND_FLUSH_MS: u64 = 500;
+
+/// How long to wait for a killed process to let go of sled's own lock.
+const SLED_LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What [`open`] needs to know.
+#[derive(Clone)]
+pub struct SledOptions {
+    /// The store's directory. Made if it is not there; the directory it is in must be.
+    pub path: PathBuf,
+    /// A store belongs to one namespace for good.
+    pub namespace: Option<String>,
+    /// When an append is answered.
+    pub durability: Durability,
+    /// Memory for pages, in bytes. sled takes a multiple of it when it is busy.
+    pub cache_bytes: u64,
+    /// Ops that may wait for the commit thread; more wait for room.
+    pub queue: usize,
+    /// Called instead of syncing the file. For tests of what happens when a disk fails.
+    #[doc(hidden)]
+    pub sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
+    /// See [`journal::Tuning`]. For tests.
+    #[doc(hidden)]
+    pub tuning: journal::Tuning,
+}
+
+impl SledOptions {
+    /// The defaults for a store at `path`: no namespace, [`Durability::Always`], 64 MiB of cache, a queue of 10 000.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            namespace: None,
+            durability: Durability::Always,
+            cache_bytes: 64 << 20,
+            queue: 10_000,
+            sync: None,
+            tuning: journal::Tuning::default(),
+        }
+    }
+}
+
+/// Opens the store in a directory, making it if there is none.
+///
+/// # Errors
+/// When another process has it, it belongs to another namespace or version, or it cannot be read.
+pub fn open(options: SledOptions) -> Result<Arc<dyn Store>, StoreError> {
+    let engine = open_engine(&options)?;
+    let journal = Options {
+        namespace: options.namespace,
+        durability: options.durability,
+        queue: options.queue,
+        tuning: options.tuning,
+    };
+    journal::open(Arc::new(engine), journal)
+}
+
+fn open_engine(options: &SledOptions) -> Result<Sled, StoreError> {
+    let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
+    let locked = Locked::new(&options.path)?;
+    let log = locked.log();
+    // Half-written by a process that was killed while it opened; sled would take it for the best it has.
+    for snapshot in locked.set_snapshots_aside(false).map_err(|error| refuse(error.to_string()))? {
+        tracing::warn!(snapshot = %snapshot.display(), "set an unfinished snapshot aside");
+    }
+    let db = match open_sled(&log, options.cache_bytes) {
+        Err(sled::Error::Corruption { .. }) => {
+            // A snapshot that was cut off; the log itself is whole more often than not.
+            let moved = locked.set_snapshots_aside(true).map_err(|error| refuse(error.to_string()))?;
+            tracing::warn!(snapshots = moved.len(), "the store did not open: its snapshots were set aside, once");
+            open_sled(&log, options.cache_bytes)
+        }
+        opened => opened,
+    }
+    .map_err(|error| refuse(error.to_string()))?;
+    let tree = |name: &str| db.open_tree(name).map_err(|error| refuse(error.to_string()));
+    let trees = [tree("journal")?, tree("inbox")?, tree("users")?, tree("meta")?];
+    let file = File::options().read(true).write(true).open(log.join("db"));
+    let file = file.map_err(|error| refuse(format!("its file `db`: {error}")))?;
+    db.flush().map_err(|error| refuse(error.to_string()))?;
+    locked.sync().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
+    Ok(Sled { db, trees, file, sync: options.sync.clone(), _locked: locked })
+}
+
+fn open_sled(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
+    let config = sled::Config::new()
+        .path(log)
+        .cache_capacity(cache_bytes)
+        .segment_size(SEGMENT_BYTES)
+        .flush_every_ms(Some(BACKGROUND_FLUSH_MS));
+    let since = Instant::now();
+    loop {
+        match config.open() {
+            // Our own lock is held, so whoever has sled's is dead and the system is still tidying up.
+            Err(sled::Error::Io(error)) if is_lock(&error) && since.elapsed() < SLED_LOCK_PATIENCE => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn is_lock(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("lock")
+}
