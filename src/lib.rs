@@ -55,6 +55,7 @@
 
 pub mod auth;
 pub mod config;
+pub mod hub;
 pub mod message;
 pub mod metrics;
 pub mod protocol;

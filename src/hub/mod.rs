@@ -1,0 +1,188 @@
+//! Who is here and what they have had. Knows no socket and no wire format, and never waits for a socket.
+//!
+//! - [`dispatch`](Hub::dispatch): the path of a message from a backend
+//! - [`mailbox`]: what the hub leaves for a connection to pick up
+//! - [`registry`]: every connection, and the sessions of every user
+//! - [`session`]: a cursor on a user's log
+//! - [`presence`]: which users are here, in order
+//! - [`report`]: what can be asked about users
+
+mod dispatch;
+mod mailbox;
+mod presence;
+mod registry;
+mod report;
+mod session;
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::sync::Semaphore;
+
+pub use self::{
+    dispatch::{Dispatch, Outcome, Rejected},
+    mailbox::{Leave, Mailbox, MailboxBounds, Signals},
+    report::UserReport,
+    session::{Batch, Connected, Foreign, Mark, Session},
+};
+pub use crate::store::{Entry, Store, StoreError};
+use crate::{
+    message::{Seq, UserId},
+    metrics::Metrics,
+    store::{Note, ReadLimit},
+};
+use presence::Presence;
+use registry::{Registry, Seat};
+
+/// Reads that may wait for the disk at the same time. Sessions beyond that wait their turn: a thousand users coming
+/// back at once must not take every thread from those who are being sent something new.
+const COLD_READS_MAX: usize = 4;
+
+/// How the hub is to behave.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Keep messages for users who are away; `None`: sync is off.
+    pub sync: Option<SyncSettings>,
+    /// Connections that are not authenticated get no message for everyone.
+    pub authentication_required: bool,
+    /// Write down when users come and go.
+    pub store_connected_users: bool,
+    /// What waits for one slow connection.
+    pub mailbox: MailboxBounds,
+}
+
+/// How messages are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct SyncSettings {
+    /// Pause between the messages owed to a user who comes back. Zero: none.
+    pub redelivery_interval: Duration,
+}
+
+/// Everything that is shared between connections.
+pub struct Hub {
+    settings: Settings,
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    registry: Arc<Registry>,
+    presence: Presence,
+    cold_reads: Arc<Semaphore>,
+}
+
+impl Hub {
+    /// A hub over `store`, whose commits it listens to from here on.
+    #[must_use]
+    pub fn new(settings: Settings, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Arc<Self> {
+        let registry = Arc::new(Registry::new());
+        let listening = registry.clone();
+        store.on_commit(Arc::new(move |users| users.iter().for_each(|user| listening.wake(user))));
+        let cold_reads = Arc::new(Semaphore::new(COLD_READS_MAX));
+        Arc::new(Self { settings, store, metrics, registry, presence: Presence::default(), cold_reads })
+    }
+
+    /// Registers a connection: from here on it can be told things.
+    #[must_use]
+    pub fn connect(self: &Arc<Self>) -> Connected {
+        let (id, mailbox) = self.registry.enter(self.settings.mailbox);
+        Connected { hub: self.clone(), id, mailbox }
+    }
+
+    /// Connections in all, authenticated or not.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.registry.count()
+    }
+
+    /// Tells every connection to go.
+    pub fn everyone_leave(&self, why: Leave) {
+        self.registry.everyone(|_, mailbox| mailbox.leave(why));
+    }
+
+    fn attach(
+        self: &Arc<Self>,
+        connected: &Connected,
+        user: UserId,
+        should_sync: bool,
+        now: Instant,
+    ) -> Result<Session, StoreError> {
+        // Seated first, asked for the state second: a commit in between wakes the session rather than be missed.
+        let (seat, came) = self.registry.sit(&user, connected.id, connected.mailbox.clone());
+        let session = match Session::begin(self.clone(), user.clone(), seat.clone(), should_sync, now) {
+            Ok(session) => session,
+            Err(error) => {
+                self.registry.rise(&user, connected.id);
+                return Err(error);
+            }
+        };
+        connected.mailbox.set_authenticated();
+        self.metrics.sessions.inc();
+        if came {
+            self.presence.came(&user);
+        }
+        self.seen(&user);
+        Ok(session)
+    }
+
+    /// A session is over. Called when it is dropped.
+    fn end(&self, user: &UserId, seat: &Seat) {
+        self.metrics.sessions.dec();
+        if self.registry.rise(user, seat.connection) {
+            self.presence.went(user);
+            // Somebody may have taken a seat between the two lines above, and then he is here.
+            if self.registry.connections(user) > 0 {
+                self.presence.came(user);
+            }
+        }
+        self.seen(user);
+    }
+
+    fn seen(&self, user: &UserId) {
+        if self.settings.store_connected_users {
+            let hold = self.registry.hold(user);
+            self.store.note(user, Note { received: None, hold, seen: Some(SystemTime::now()) });
+        }
+    }
+
+    /// A client has received `range` of `user`'s log, both ends included.
+    fn received(&self, user: &UserId, range: (Seq, Seq)) {
+        let hold = self.registry.hold(user);
+        self.store.note(user, Note { received: Some(range), hold, seen: None });
+    }
+
+    /// Reads from the log where that may have to wait for a disk.
+    #[allow(clippy::type_complexity)]
+    fn read(
+        &self,
+        user: UserId,
+        after: Seq,
+        limit: ReadLimit,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<Entry>, StoreError>> + Send>> {
+        let (store, turn) = (self.store.clone(), self.cold_reads.clone());
+        Box::pin(async move {
+            // Never closed, so a permit always comes.
+            let _turn = turn.acquire_owned().await.expect("the semaphore is never closed");
+            on_disk_thread(move || store.read(&user, after, limit)).await
+        })
+    }
+}
+
+/// Runs what may wait for a disk away from the event loop.
+async fn on_disk_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        // Cancelled only when the runtime stops; a panic below is our fault and ends as a failed read, not as a hang.
+        Err(error) => Err(StoreError::Damaged(format!("a read did not end: {error}").into())),
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("connections", &self.connections()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,51 @@
+//! Which users are here, in the order of their ids, so that they can be listed page by page.
+//!
+//! Lives in memory alone: after a crash nobody is here until he comes back, and that is the truth. When somebody was
+//! last seen is kept by the store.
+
+use std::{collections::BTreeSet, ops::Bound};
+
+use parking_lot::Mutex;
+
+use crate::message::UserId;
+
+#[derive(Debug, Default)]
+pub(super) struct Presence(Mutex<BTreeSet<UserId>>);
+
+impl Presence {
+    pub(super) fn came(&self, user: &UserId) {
+        self.0.lock().insert(user.clone());
+    }
+
+    pub(super) fn went(&self, user: &UserId) {
+        self.0.lock().remove(user.as_str());
+    }
+
+    /// At most `limit` users above `after`.
+    pub(super) fn page(&self, after: Option<&UserId>, limit: usize) -> Vec<UserId> {
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_str()));
+        self.0.lock().range::<str, _>((from, Bound::Unbounded)).take(limit).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_follow_each_other_without_hole_or_repeat() {
+        let presence = Presence::default();
+        let ids: Vec<UserId> = (0..10).map(|n| UserId::new(&format!("u{n}")).unwrap()).collect();
+        ids.iter().rev().for_each(|id| presence.came(id));
+        presence.went(&ids[4]);
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let page = presence.page(after.as_ref(), 4);
+            let Some(last) = page.last() else { break };
+            after = Some(last.clone());
+            seen.extend(page);
+        }
+        let expected: Vec<UserId> = ids.into_iter().filter(|id| id.as_str() != "u4").collect();
+        assert_eq!(seen, expected);
+    }
+}

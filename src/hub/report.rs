@@ -1,0 +1,113 @@
+//! What can be asked about users.
+
+use std::time::{Duration, SystemTime};
+
+use super::{Hub, on_disk_thread};
+use crate::{
+    message::{Seq, UserId},
+    store::{Entry, ReadLimit, StoreError, UserState},
+};
+
+/// Bytes of payload one page of pending messages holds at most (one message at least).
+const PAGE_BYTES_MAX: usize = 4 << 20;
+
+/// A commit that takes longer than this is told to whoever asks whether the server is ready.
+const COMMIT_STALL: Duration = Duration::from_secs(10);
+
+/// What is known of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserReport {
+    /// Who.
+    pub user: UserId,
+    /// Connections that are authenticated as this user now.
+    pub connections: usize,
+    /// When the user last connected or disconnected, as far as that was written down.
+    pub last_seen: Option<SystemTime>,
+    /// Messages not received yet.
+    pub pending: u64,
+    /// Bytes of those messages.
+    pub pending_bytes: u64,
+    /// Sequence of the user's last message; 0 if there was none.
+    pub last_sequence: Seq,
+}
+
+impl Hub {
+    fn report(&self, user: UserId, state: &UserState, pending_bytes: u64) -> UserReport {
+        UserReport {
+            connections: self.registry.connections(&user),
+            user,
+            last_seen: state.seen,
+            pending: state.pending,
+            pending_bytes,
+            last_sequence: state.head,
+        }
+    }
+
+    /// Users who are connected, in the order of their ids, those above `after`.
+    #[must_use]
+    pub fn online(&self, after: Option<&UserId>, limit: usize) -> Vec<UserId> {
+        self.presence.page(after, limit)
+    }
+
+    /// Known users in the order of their ids, those above `after`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserReport>, StoreError> {
+        let (store, after) = (self.store.clone(), after.cloned());
+        let users = on_disk_thread(move || {
+            let users = store.users(after.as_ref(), limit)?.into_iter();
+            users.map(|(user, state)| Ok((store.pending_bytes(&user)?, user, state))).collect::<Result<Vec<_>, _>>()
+        });
+        Ok(users.await?.into_iter().map(|(bytes, user, state)| self.report(user, &state, bytes)).collect())
+    }
+
+    /// What is known of one user; all zero for one never heard of.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn user(&self, user: &UserId) -> Result<UserReport, StoreError> {
+        let (store, id) = (self.store.clone(), user.clone());
+        let (state, bytes) = on_disk_thread(move || Ok((store.state(&id)?, store.pending_bytes(&id)?))).await?;
+        Ok(self.report(user.clone(), &state, bytes))
+    }
+
+    /// A user's pending messages above `after`, without taking them.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn pending(&self, user: &UserId, after: Seq, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let (store, user) = (self.store.clone(), user.clone());
+        on_disk_thread(move || {
+            let limit = ReadLimit { entries: limit, bytes: PAGE_BYTES_MAX };
+            // What another session still holds may be received already; it is not pending.
+            let received = store.state(&user)?.received;
+            let mut entries = store.read(&user, after.max(received.through()), limit)?;
+            entries.retain(|entry| !received.contains(entry.seq));
+            Ok(entries)
+        })
+        .await
+    }
+
+    /// Counts all that a user has as received; resolves with how many messages that were, once that is durable.
+    ///
+    /// # Errors
+    /// When the store takes nothing.
+    pub async fn clear(&self, user: &UserId) -> Result<u64, StoreError> {
+        let hold = self.registry.hold(user);
+        self.store.clear(user, hold).await
+    }
+
+    /// Whether dispatches are taken.
+    ///
+    /// # Errors
+    /// A sentence that says why not.
+    pub fn ready(&self) -> Result<(), String> {
+        match self.store.stalled() {
+            Some(age) if age > COMMIT_STALL => {
+                Err(format!("a commit has been waiting for the disk for {} s", age.as_secs()))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! A session: one connection's attachment to its user's log, which is nothing but a cursor on it.
+//!
+//! There are two ranges. What was *owed* when the session began is numbered from one and may be paced
+//! (`sync.redeliveryInterval`); what comes after is *live*. Without pacing the live range waits for the owed one, and
+//! the two are one in strict order; with pacing live entries pass, and [`Received`](crate::store::Received) remembers
+//! the hole they leave.
+//!
+//! Being slow, being away and being half-open are not cases here: they are a cursor that moves late or not at all.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use super::{Hub, mailbox::Mailbox, registry::Seat};
+use crate::{
+    message::{Seq, UserId},
+    store::{Entry, ReadLimit, StoreError},
+};
+
+/// Entries read from the log in one go; the bytes are bounded by the caller.
+const READ_ENTRIES_MAX: usize = 256;
+
+/// How far a session has written to its socket: a receipt for this mark covers all of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    owed: Seq,
+    live: Seq,
+}
+
+/// The cursor alone, without log or clock, so that its rules can be tested as tables.
+#[derive(Clone, Debug)]
+pub(super) struct Cursor {
+    /// The head of the log at that moment.
+    owed_end: Seq,
+    /// Read up to here.
+    read: Mark,
+    /// Confirmed up to here.
+    confirmed: Mark,
+    /// Owed entries delivered so far: the `s` of the last one.
+    position: u64,
+    paced: bool,
+}
+
+/// Which range to read next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Range {
+    Owed,
+    Live,
+}
+
+impl Cursor {
+    pub(super) fn new(base: Seq, owed_end: Seq, paced: bool) -> Self {
+        let start = Mark { owed: base, live: owed_end };
+        Self { owed_end, read: start, confirmed: start, position: 0, paced }
+    }
+
+    pub(super) fn owes(&self) -> bool {
+        self.read.owed < self.owed_end
+    }
+
+    /// Where to read on in a range.
+    pub(super) fn after(&self, range: Range) -> Seq {
+        match range {
+            Range::Owed => self.read.owed,
+            Range::Live => self.read.live,
+        }
+    }
+
+    /// Moves over an entry that was read from `range`; returns its position in the redelivery if it was owed.
+    pub(super) fn advance(&mut self, seq: Seq) -> Option<u64> {
+        if seq <= self.owed_end {
+            debug_assert!(seq > self.read.owed, "a cursor only moves forward");
+            self.read.owed = seq;
+            self.position += 1;
+            Some(self.position)
+        } else {
+            debug_assert!(seq > self.read.live, "a cursor only moves forward");
+            // Reading on past the end of what was owed means that nothing of it is left.
+            if !self.paced {
+                self.read.owed = self.owed_end;
+            }
+            self.read.live = seq;
+            None
+        }
+    }
+
+    /// The log has nothing more in the owed range: what is left of it was received before, or cleared.
+    pub(super) fn nothing_owed(&mut self) {
+        self.read.owed = self.owed_end;
+    }
+
+    /// Nothing up to here is needed any more.
+    pub(super) fn needed_after(&self) -> Seq {
+        if self.owes() { self.read.owed } else { self.read.live }
+    }
+
+    pub(super) fn unconfirmed(&self) -> Option<Mark> {
+        (self.read != self.confirmed).then_some(self.read)
+    }
+
+    /// Takes a receipt; returns what it newly confirms: ranges with both ends included, at most one of each kind.
+    pub(super) fn confirm(&mut self, mark: Mark) -> [Option<(Seq, Seq)>; 2] {
+        let mark = Mark { owed: mark.owed.min(self.read.owed), live: mark.live.min(self.read.live) };
+        let owed = (mark.owed > self.confirmed.owed).then(|| (self.confirmed.owed + 1, mark.owed));
+        let live = (mark.live > self.confirmed.live).then(|| (self.confirmed.live + 1, mark.live));
+        self.confirmed.owed = self.confirmed.owed.max(mark.owed);
+        self.confirmed.live = self.confirmed.live.max(mark.live);
+        [owed, live]
+    }
+}
+
+type Reading = Pin<Box<dyn Future<Output = Result<Vec<Entry>, StoreError>> + Send>>;
+
+/// What the log has for the socket now.
+#[derive(Debug)]
+pub enum Batch {
+    /// Write these, each through [`Session::accept`].
+    Entries(Vec<Entry>),
+    /// Nothing until then.
+    At(Instant),
+    /// Nothing until the mailbox says that the log has more.
+    Idle,
+}
+
+/// An entry turned up that belongs to somebody else. Never expected; the connection must be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the log returned an entry that does not belong to this session's user")]
+pub struct Foreign;
+
+/// One connection's attachment to its user. Dropping it detaches.
+pub struct Session {
+    hub: Arc<Hub>,
+    user: UserId,
+    seat: Arc<Seat>,
+    log: Option<LogCursor>,
+}
+
+/// The part of a session that exists when sync is on.
+struct LogCursor {
+    cursor: Cursor,
+    pace: Duration,
+    /// When the next owed entry may go; only with pacing.
+    due: Instant,
+    /// The log may have something in the live range.
+    more: bool,
+    reading: Option<(Range, Reading)>,
+}
+
+impl Session {
+    /// Seats the user and finds out what is owed. With `should_sync` false all that is pending counts as received.
+    pub(super) fn begin(
+        hub: Arc<Hub>,
+        user: UserId,
+        seat: Arc<Seat>,
+        should_sync: bool,
+        now: Instant,
+    ) -> Result<Self, StoreError> {
+        let log = match &hub.settings.sync {
+            None => None,
+            Some(sync) => {
+                let state = hub.store.state(&user)?;
+                let base = if should_sync { state.received.through() } else { state.head };
+                seat.position.store(base, Ordering::Release);
+                if !should_sync {
+                    hub.received(&user, (1, state.head));
+                }
+                let paced = !sync.redelivery_interval.is_zero();
+                let cursor = Cursor::new(base, state.head, paced);
+                Some(LogCursor { cursor, pace: sync.redelivery_interval, due: now, more: true, reading: None })
+            }
+        };
+        Ok(Self { hub, user, seat, log })
+    }
+
+    /// Whose session this is.
+    #[must_use]
+    pub fn user(&self) -> &UserId {
+        &self.user
+    }
+
+    /// The mailbox said that the log has more.
+    pub fn log_has_more(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.more = true;
+        }
+    }
+
+    /// What is to be written next, at most `bytes` of payload (one entry at least). A disk may have to be asked: that
+    /// is why this can be pending.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn poll_batch(&mut self, cx: &mut Context<'_>, now: Instant, bytes: usize) -> Poll<Result<Batch, StoreError>> {
+        let Some(log) = &mut self.log else { return Poll::Ready(Ok(Batch::Idle)) };
+        loop {
+            if let Some((range, reading)) = &mut log.reading {
+                let (range, entries) = (*range, ready!(reading.as_mut().poll(cx)));
+                log.reading = None;
+                if let Some(entries) = log.settle(range, entries?) {
+                    return Poll::Ready(Ok(Batch::Entries(entries)));
+                }
+                continue;
+            }
+            let owes = log.cursor.owes();
+            let paced = owes && log.cursor.paced;
+            let range = match (owes, log.more) {
+                (true, true) if paced => Range::Live,
+                (true, _) if !paced || log.due <= now => Range::Owed,
+                (true, _) => return Poll::Ready(Ok(Batch::At(log.due))),
+                (false, true) => Range::Live,
+                (false, false) => return Poll::Ready(Ok(Batch::Idle)),
+            };
+            let limit = match range {
+                Range::Owed if paced => ReadLimit { entries: 1, bytes },
+                _ => ReadLimit { entries: READ_ENTRIES_MAX, bytes },
+            };
+            // Cleared before the read: what is committed from here on signals again.
+            if range == Range::Live || !paced {
+                log.more = false;
+            }
+            let after = log.cursor.after(range);
+            match self.hub.store.recent(&self.user, after, limit) {
+                Some(entries) => {
+                    // A read that returned something may have stopped at its limit.
+                    log.more |= !entries.is_empty() && (range == Range::Live || !paced);
+                    if let Some(entries) = log.settle(range, entries) {
+                        return Poll::Ready(Ok(Batch::Entries(entries)));
+                    }
+                }
+                None => {
+                    // What the disk returns may end before the log does; look again afterwards.
+                    log.more |= range == Range::Live || !paced;
+                    log.reading = Some((range, self.hub.read(self.user.clone(), after, limit)));
+                }
+            }
+        }
+    }
+
+    /// Checks an entry and moves the cursor over it; returns its position in the redelivery, if it is one.
+    ///
+    /// # Errors
+    /// When the entry is not this user's: nothing of it may reach the socket.
+    pub fn accept(&mut self, entry: &Entry, now: Instant) -> Result<Option<u64>, Foreign> {
+        if entry.namespace != self.hub.store.namespace() || entry.owner != self.user.as_str().as_bytes() {
+            self.hub.metrics.foreign_entries.inc();
+            tracing::error!(user = %self.user, seq = entry.seq, "an entry of another user was stopped before the socket");
+            return Err(Foreign);
+        }
+        let Some(log) = &mut self.log else { return Err(Foreign) };
+        let position = log.cursor.advance(entry.seq);
+        if position.is_some() {
+            log.due = now + log.pace;
+            self.hub.metrics.redeliveries.inc();
+        }
+        self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
+        Ok(position)
+    }
+
+    /// How far this session has written and the client has not confirmed; `None` when all is confirmed.
+    #[must_use]
+    pub fn unconfirmed(&self) -> Option<Mark> {
+        self.log.as_ref()?.cursor.unconfirmed()
+    }
+
+    /// The client has received everything up to `mark`.
+    pub fn confirm(&mut self, mark: Mark) {
+        let Some(log) = &mut self.log else { return };
+        let confirmed = log.cursor.confirm(mark);
+        for range in confirmed.into_iter().flatten() {
+            self.hub.metrics.receipts.inc();
+            self.hub.received(&self.user, range);
+        }
+    }
+}
+
+impl LogCursor {
+    /// Takes what was read; `None` if there is nothing to write and the next step has to be chosen anew.
+    fn settle(&mut self, range: Range, mut entries: Vec<Entry>) -> Option<Vec<Entry>> {
+        if range == Range::Owed && self.cursor.paced {
+            // A paced read must not run on into the live range, which has a cursor of its own.
+            entries.retain(|entry| entry.seq <= self.cursor.owed_end);
+        }
+        if entries.is_empty() {
+            if range == Range::Owed {
+                self.cursor.nothing_owed();
+            } else {
+                self.more = false;
+            }
+            return None;
+        }
+        Some(entries)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.hub.end(&self.user, &self.seat);
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// The mailbox of a connection that is registered with the hub. Dropping it takes the connection out.
+#[derive(Debug)]
+pub struct Connected {
+    pub(super) hub: Arc<Hub>,
+    pub(super) id: super::registry::ConnectionId,
+    pub(super) mailbox: Arc<Mailbox>,
+}
+
+impl Connected {
+    /// What the hub leaves for this connection.
+    #[must_use]
+    pub fn mailbox(&self) -> &Mailbox {
+        &self.mailbox
+    }
+
+    /// Attaches the connection to a user. What was pending is owed from here on, unless `should_sync` is false: then
+    /// it counts as received.
+    ///
+    /// # Errors
+    /// When the user's log cannot be read.
+    pub fn attach(&self, user: UserId, should_sync: bool, now: Instant) -> Result<Session, StoreError> {
+        self.hub.attach(self, user, should_sync, now)
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.hub.registry.exit(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn positions(cursor: &mut Cursor, seqs: impl IntoIterator<Item = Seq>) -> Vec<Option<u64>> {
+        seqs.into_iter().map(|seq| cursor.advance(seq)).collect()
+    }
+
+    #[test]
+    fn what_was_owed_is_numbered_from_one_and_what_is_live_is_not() {
+        let mut cursor = Cursor::new(4, 7, false);
+        assert_eq!(positions(&mut cursor, 5..=9), [Some(1), Some(2), Some(3), None, None]);
+        assert_eq!(cursor.needed_after(), 9);
+    }
+
+    #[test]
+    fn a_receipt_confirms_only_what_was_written() {
+        let mut cursor = Cursor::new(0, 3, false);
+        positions(&mut cursor, 1..=2);
+        let mark = cursor.unconfirmed().unwrap();
+        positions(&mut cursor, 3..=5);
+        assert_eq!(cursor.confirm(mark), [Some((1, 2)), None]);
+        assert_eq!(cursor.confirm(mark), [None, None]);
+        let far = Mark { owed: 99, live: 99 };
+        assert_eq!(cursor.confirm(far), [Some((3, 3)), Some((4, 5))]);
+        assert_eq!(cursor.unconfirmed(), None);
+    }
+
+    #[test]
+    fn live_entries_that_pass_a_paced_redelivery_leave_a_hole_that_is_remembered() {
+        let mut cursor = Cursor::new(0, 3, true);
+        assert_eq!(cursor.advance(1), Some(1));
+        assert_eq!(positions(&mut cursor, 4..=5), [None, None]);
+        assert_eq!(cursor.needed_after(), 1);
+        assert_eq!(cursor.confirm(cursor.unconfirmed().unwrap()), [Some((1, 1)), Some((4, 5))]);
+        assert_eq!(positions(&mut cursor, 2..=3), [Some(2), Some(3)]);
+        assert!(!cursor.owes());
+        assert_eq!(cursor.needed_after(), 5);
+    }
+
+    #[test]
+    fn nothing_is_owed_where_all_was_received() {
+        let mut cursor = Cursor::new(7, 7, false);
+        assert!(!cursor.owes());
+        assert_eq!(cursor.advance(8), None);
+        assert_eq!(cursor.confirm(cursor.unconfirmed().unwrap()), [None, Some((8, 8))]);
+    }
+}
