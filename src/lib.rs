@@ -55,8 +55,10 @@
 
 pub mod auth;
 pub mod config;
+pub mod http;
 pub mod hub;
 pub mod message;
 pub mod metrics;
 pub mod protocol;
+pub mod server;
 pub mod store;

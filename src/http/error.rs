@@ -1,0 +1,89 @@
+//! Every refusal, in one table: status, code for programs, sentence for people.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+use crate::{
+    hub::StoreError,
+    message::{MessageError, UserIdError},
+};
+
+/// Why a request was not done.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    #[error("an API key is needed: send `Authorization: Bearer KEY` with a key of `api.keys`")]
+    Unauthorized,
+    #[error("this server has no API keys: add one under `api.keys` in its configuration")]
+    NoKeys,
+    #[error("there is nothing here; see the README for what there is")]
+    NotFound,
+    #[error("nothing is known of this user: no message was ever sent to this id, and nobody connected with it")]
+    UserUnknown,
+    #[error("this path does not take that method")]
+    MethodNotAllowed,
+    #[error("the body has to be application/json")]
+    MediaType,
+    #[error("the body may have at most {0} bytes (limits.requestBytes)")]
+    TooLarge(usize),
+    #[error("the body could not be read: {0}")]
+    Body(String),
+    #[error("the body is not JSON: {0}")]
+    BadJson(String),
+    #[error("the body is not a dispatch: {0}")]
+    Shape(String),
+    #[error("{0}")]
+    Parameter(String),
+    #[error("{0}")]
+    Message(#[from] MessageError),
+    #[error("{0}")]
+    User(#[from] UserIdError),
+    #[error("a dispatch may have at most {0} recipients (limits.recipients); send several")]
+    Recipients(usize),
+    #[error("{0}")]
+    NotSupported(&'static str),
+    #[error("{0}")]
+    Store(#[from] StoreError),
+}
+
+impl ApiError {
+    fn row(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Unauthorized | Self::NoKeys => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            Self::UserUnknown => (StatusCode::NOT_FOUND, "user_unknown"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
+            Self::Message(MessageError::TooLarge { .. }) => (StatusCode::PAYLOAD_TOO_LARGE, "message_too_large"),
+            Self::Body(_) => (StatusCode::BAD_REQUEST, "bad_body"),
+            Self::BadJson(_) => (StatusCode::BAD_REQUEST, "bad_json"),
+            Self::Shape(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_dispatch"),
+            Self::Parameter(_) => (StatusCode::BAD_REQUEST, "bad_parameter"),
+            Self::Message(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_message"),
+            Self::User(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_user"),
+            Self::Recipients(_) => (StatusCode::UNPROCESSABLE_ENTITY, "too_many_recipients"),
+            Self::NotSupported(_) => (StatusCode::UNPROCESSABLE_ENTITY, "not_supported"),
+            Self::Store(StoreError::Closed) => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+            Self::Store(StoreError::Failed(_)) => (StatusCode::SERVICE_UNAVAILABLE, "store_failed"),
+            Self::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.row();
+        if status.is_server_error() {
+            tracing::error!(error = %self, "a request failed");
+        }
+        let body = json!({"error": {"code": code, "message": self.to_string()}}).to_string();
+        let mut response = super::json(status, body);
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

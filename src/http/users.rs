@@ -1,0 +1,144 @@
+//! Everything under `/v1/users`: who is known, what waits for whom.
+
+use axum::{
+    extract::{Path, Query, State as FromState, rejection::PathRejection, rejection::QueryRejection},
+    http::StatusCode,
+    response::Response,
+};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+
+use super::{State, error::ApiError, time};
+use crate::{
+    hub::{Entry, UserReport},
+    message::{Recipients, Seq, UserId},
+};
+
+/// What a page holds when nothing is said, and at most.
+const PAGE: usize = 100;
+const PAGE_MAX: usize = 1000;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListParameters {
+    online: Option<bool>,
+    cursor: Option<String>,
+    limit: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MessageParameters {
+    #[serde(default)]
+    after: Seq,
+    limit: Option<usize>,
+}
+
+type UserPath = Result<Path<String>, PathRejection>;
+
+fn user(path: UserPath) -> Result<UserId, ApiError> {
+    let Path(id) = path.map_err(|error| ApiError::Parameter(error.body_text()))?;
+    Ok(UserId::new(&id)?)
+}
+
+fn parameters<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
+    query.map(|query| query.0).map_err(|error| ApiError::Parameter(error.body_text()))
+}
+
+fn page(limit: Option<usize>) -> Result<usize, ApiError> {
+    match limit.unwrap_or(PAGE) {
+        limit @ 1..=PAGE_MAX => Ok(limit),
+        limit => Err(ApiError::Parameter(format!("limit is {limit}; it has to be from 1 to {PAGE_MAX}"))),
+    }
+}
+
+fn report(report: &UserReport) -> Value {
+    json!({
+        "id": report.user,
+        "online": report.connections > 0,
+        "connections": report.connections,
+        "devices": [],
+        "lastSeen": report.last_seen.map(time::rfc3339),
+        "pending": report.pending,
+        "pendingBytes": report.pending_bytes,
+        "lastSequence": report.last_sequence,
+    })
+}
+
+/// `GET /v1/users`
+pub(super) async fn list(
+    FromState(api): State,
+    query: Result<Query<ListParameters>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let ListParameters { online, cursor, limit } = parameters(query)?;
+    let (limit, after) = (page(limit)?, cursor.map(|cursor| UserId::new(&cursor)).transpose()?);
+    let reports = if online == Some(true) {
+        let mut reports = Vec::new();
+        for user in api.hub.online(after.as_ref(), limit) {
+            reports.push(api.hub.user(&user).await?);
+        }
+        reports
+    } else {
+        api.hub.users(after.as_ref(), limit).await?
+    };
+    let cursor = if reports.len() == limit { reports.last().map(|last| last.user.clone()) } else { None };
+    let wanted = |report: &&UserReport| online != Some(false) || report.connections == 0;
+    let users: Vec<Value> = reports.iter().filter(wanted).map(report).collect();
+    Ok(super::json(StatusCode::OK, json!({"users": users, "cursor": cursor}).to_string()))
+}
+
+/// `GET /v1/users/{id}`
+pub(super) async fn show(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
+    let found = api.hub.user(&user(path)?).await?;
+    if found.connections == 0 && found.last_seen.is_none() && found.last_sequence == 0 {
+        return Err(ApiError::UserUnknown);
+    }
+    Ok(super::json(StatusCode::OK, report(&found).to_string()))
+}
+
+/// `GET /v1/users/{id}/messages`
+pub(super) async fn messages(
+    FromState(api): State,
+    path: UserPath,
+    query: Result<Query<MessageParameters>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let MessageParameters { after, limit } = parameters(query)?;
+    let (user, limit) = (user(path)?, page(limit)?);
+    let entries = api.hub.pending(&user, after, limit).await?;
+    // The bytes of a page are bounded too, so only an empty page is certain to be the last.
+    let cursor = entries.last().map(|last| last.seq);
+    let messages: Vec<Value> = entries.iter().map(message).collect();
+    Ok(super::json(StatusCode::OK, json!({"messages": messages, "cursor": cursor}).to_string()))
+}
+
+fn message(entry: &Entry) -> Value {
+    // It was JSON when it was taken in, to the letter.
+    let text: Result<Box<RawValue>, _> = serde_json::from_slice(entry.payload.as_bytes());
+    json!({"s": entry.seq, "message": text.ok()})
+}
+
+/// `DELETE /v1/users/{id}/messages`
+pub(super) async fn clear(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
+    let cleared = api.hub.clear(&user(path)?).await?;
+    Ok(super::json(StatusCode::OK, json!({"cleared": cleared}).to_string()))
+}
+
+/// `POST /v1/users/{id}/disconnect`
+pub(super) async fn disconnect(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
+    let user = user(path)?;
+    let connections = api.hub.user(&user).await?.connections;
+    api.hub.disconnect(&Recipients::Users(vec![user]), &[]);
+    Ok(super::json(StatusCode::OK, json!({"disconnected": connections}).to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_bounded() {
+        assert_eq!(page(None).unwrap(), PAGE);
+        assert_eq!(page(Some(1000)).unwrap(), 1000);
+        assert!(page(Some(0)).is_err() && page(Some(1001)).is_err());
+    }
+}

@@ -1,0 +1,281 @@
+//! One question and one answer for two purposes: op 1 asks "are you there", and, because a client answers in order,
+//! its op 11 proves that everything written before the question has arrived.
+//!
+//! WebSocket pings come second, for clients that never answer op 1: some gateways answer pings themselves, so a pong
+//! counts only after such a client has been silent for as long as the heartbeat is patient.
+//!
+//! No socket and no clock here: time is handed in, and what is to be sent is handed out.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use crate::hub::Mark;
+
+/// Least time between two receipts asked of one client. The first message after a pause is confirmed at once; a busy
+/// client answers twenty times a second, whatever it receives.
+const RECEIPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What is to be sent now.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Ask {
+    /// Op 1; on a retry with the number of tries and their bound.
+    pub heartbeat: Option<Option<(u32, u32)>>,
+    /// A WebSocket ping with this payload.
+    pub ping: Option<[u8; 16]>,
+    /// The client has been silent for too long: close.
+    pub give_up: bool,
+}
+
+/// The heartbeat of one connection.
+#[derive(Debug)]
+pub(super) struct Heartbeat {
+    /// Ask even when there is nothing to confirm, and give up on who does not answer.
+    enabled: bool,
+    interval: Duration,
+    max_attempts: u32,
+    /// What each unanswered op 1 would prove, oldest first, for answers come in order. One receipt, and behind it the
+    /// retries, of which there are at most `max_attempts`.
+    questions: VecDeque<Option<Mark>>,
+    /// When the last question was asked.
+    asked: Instant,
+    tries: u32,
+    /// Not before this is the next receipt asked for.
+    pause_until: Instant,
+    next_beat: Instant,
+    /// Some op 1 was answered: then pongs prove nothing that its next answer would not.
+    answers: bool,
+    pings: Pings,
+}
+
+#[derive(Debug)]
+struct Pings {
+    /// Tells this connection's pings from any other's.
+    nonce: u64,
+    count: u64,
+    /// What the answer to the last ping would prove.
+    unanswered: Option<Option<Mark>>,
+    /// A pong came since the client's silence began.
+    heard: bool,
+    /// The client is confirmed by pongs.
+    trusted: bool,
+}
+
+impl Heartbeat {
+    pub(super) fn new(enabled: bool, interval: Duration, max_attempts: u32, nonce: u64, now: Instant) -> Self {
+        Self {
+            enabled,
+            interval,
+            max_attempts,
+            questions: VecDeque::new(),
+            asked: now,
+            tries: 0,
+            pause_until: now,
+            next_beat: now + interval,
+            answers: false,
+            pings: Pings { nonce, count: 0, unanswered: None, heard: false, trusted: false },
+        }
+    }
+
+    /// What is to be sent now; `unconfirmed` is what a receipt would prove.
+    pub(super) fn ask(&mut self, now: Instant, unconfirmed: Option<Mark>) -> Ask {
+        let mut ask = Ask::default();
+        if !self.waits_for_answer() {
+            let receipt = unconfirmed.is_some() && now >= self.pause_until;
+            if receipt || (self.enabled && now >= self.next_beat) {
+                (self.tries, self.asked) = (0, now);
+                self.pause_until = now + RECEIPT_PAUSE;
+                self.next_beat = now + self.interval;
+                if self.pings.trusted {
+                    ask.ping = Some(self.pings.next(unconfirmed));
+                } else {
+                    self.pings.heard = false;
+                    self.questions.push_back(unconfirmed);
+                    ask.heartbeat = Some(None);
+                }
+            }
+            return ask;
+        }
+        if now < self.asked + self.interval {
+            return ask;
+        }
+        self.asked = now;
+        self.tries += 1;
+        if self.tries > self.max_attempts {
+            if self.pings.heard && !self.answers && !self.pings.trusted {
+                self.pings.trusted = true;
+                self.questions.clear();
+                self.tries = 0;
+            } else if self.enabled {
+                ask.give_up = true;
+                return ask;
+            } else {
+                // Without heartbeats nobody is sent away for silence; his messages stay in the log.
+                self.tries = self.max_attempts;
+            }
+        }
+        if self.enabled && !self.pings.trusted {
+            self.questions.push_back(unconfirmed);
+            ask.heartbeat = Some(Some((self.tries, self.max_attempts)));
+        }
+        // Either way of answering will do from one who has not answered op 1 yet.
+        if !self.answers {
+            ask.ping = Some(self.pings.next(unconfirmed));
+        }
+        ask
+    }
+
+    /// An op 11 came: what it proves. One that nobody asked for proves nothing.
+    pub(super) fn answered(&mut self, now: Instant) -> Option<Mark> {
+        let mark = self.questions.pop_front()?;
+        self.answers = true;
+        (self.tries, self.asked) = (0, now);
+        mark
+    }
+
+    /// A pong came: what it proves. One with a payload that is not our last ping's proves nothing.
+    pub(super) fn pong(&mut self, payload: &[u8]) -> Option<Mark> {
+        if payload != self.pings.payload() {
+            return None;
+        }
+        let mark = self.pings.unanswered.take()?;
+        self.pings.heard = true;
+        if self.pings.trusted { mark } else { None }
+    }
+
+    /// When [`Heartbeat::ask`] has to be called next, if nothing else happens.
+    pub(super) fn deadline(&self, unconfirmed: Option<Mark>) -> Option<Instant> {
+        if self.waits_for_answer() {
+            return (self.enabled || !self.answers).then(|| self.asked + self.interval);
+        }
+        let receipt = unconfirmed.map(|_| self.pause_until);
+        let beat = self.enabled.then_some(self.next_beat);
+        match (receipt, beat) {
+            (Some(receipt), Some(beat)) => Some(receipt.min(beat)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    fn waits_for_answer(&self) -> bool {
+        if self.pings.trusted { self.pings.unanswered.is_some() } else { !self.questions.is_empty() }
+    }
+}
+
+impl Pings {
+    fn next(&mut self, mark: Option<Mark>) -> [u8; 16] {
+        self.count += 1;
+        self.unanswered = Some(mark);
+        self.payload()
+    }
+
+    fn payload(&self) -> [u8; 16] {
+        let mut payload = [0; 16];
+        payload[..8].copy_from_slice(&self.nonce.to_be_bytes());
+        payload[8..].copy_from_slice(&self.count.to_be_bytes());
+        payload
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn mark() -> Option<Mark> {
+        Some(Mark::default())
+    }
+
+    fn heartbeat(enabled: bool) -> (Heartbeat, Instant) {
+        let now = Instant::now();
+        (Heartbeat::new(enabled, SECOND, 2, 7, now), now)
+    }
+
+    #[test]
+    fn a_message_is_confirmed_at_once_and_the_next_after_a_pause() {
+        let (mut beat, now) = heartbeat(false);
+        assert_eq!(beat.ask(now, mark()).heartbeat, Some(None));
+        assert_eq!(beat.ask(now, mark()), Ask::default(), "at most one question is unanswered");
+        assert_eq!(beat.answered(now), mark());
+        assert_eq!(beat.ask(now, mark()), Ask::default());
+        assert_eq!(beat.deadline(mark()), Some(now + RECEIPT_PAUSE));
+        assert_eq!(beat.ask(now + RECEIPT_PAUSE, mark()).heartbeat, Some(None));
+    }
+
+    #[test]
+    fn an_answer_nobody_asked_for_proves_nothing() {
+        let (mut beat, now) = heartbeat(true);
+        assert_eq!(beat.answered(now), None);
+        assert_eq!(beat.pong(&[0; 16]), None);
+        assert_eq!(beat.pong(b""), None);
+        beat.ask(now, mark());
+        assert_eq!(beat.answered(now), mark());
+        assert_eq!(beat.answered(now), None);
+    }
+
+    #[test]
+    fn an_idle_client_is_asked_every_interval_and_not_sooner() {
+        let (mut beat, now) = heartbeat(true);
+        assert_eq!(beat.ask(now, None), Ask::default());
+        assert_eq!(beat.deadline(None), Some(now + SECOND));
+        assert_eq!(beat.ask(now + SECOND, None).heartbeat, Some(None));
+        beat.answered(now + SECOND);
+        assert_eq!(beat.deadline(None), Some(now + 2 * SECOND));
+        let (idle, _) = heartbeat(false);
+        assert_eq!(idle.deadline(None), None, "without heartbeats an idle connection needs no timer");
+    }
+
+    #[test]
+    fn a_silent_client_is_asked_again_and_then_given_up() {
+        let (mut beat, now) = heartbeat(true);
+        beat.ask(now + SECOND, None);
+        assert_eq!(beat.ask(now + 2 * SECOND, None).heartbeat, Some(Some((1, 2))));
+        assert_eq!(beat.ask(now + 3 * SECOND, None).heartbeat, Some(Some((2, 2))));
+        assert!(beat.ask(now + 4 * SECOND, None).give_up);
+    }
+
+    #[test]
+    fn a_late_answer_starts_the_patience_anew() {
+        let (mut beat, now) = heartbeat(true);
+        beat.ask(now + SECOND, None);
+        beat.ask(now + 2 * SECOND, None);
+        beat.answered(now + 3 * SECOND);
+        assert!(!beat.ask(now + 4 * SECOND, None).give_up);
+        beat.answered(now + 4 * SECOND);
+        beat.answered(now + 4 * SECOND);
+        assert!(beat.questions.is_empty());
+    }
+
+    #[test]
+    fn pongs_confirm_a_client_that_never_answers_op_1_but_only_after_the_patience() {
+        for enabled in [true, false] {
+            let (mut beat, now) = heartbeat(enabled);
+            beat.ask(now, mark());
+            let mut at = now;
+            for _ in 0..2 {
+                at += SECOND;
+                let ping = beat.ask(at, mark()).ping.expect("a ping goes beside the question");
+                assert_eq!(beat.pong(&ping), None, "not yet trusted");
+            }
+            at += SECOND;
+            let ping = beat.ask(at, mark()).ping.expect("from here on it is asked by ping");
+            assert_eq!(beat.pong(&ping), mark());
+            assert_eq!(beat.pong(&ping), None);
+        }
+    }
+
+    #[test]
+    fn pongs_never_confirm_a_client_that_answers_op_1() {
+        let (mut beat, now) = heartbeat(true);
+        beat.ask(now, mark());
+        beat.answered(now);
+        beat.ask(now + SECOND, mark());
+        let mut at = now + SECOND;
+        for _ in 0..2 {
+            at += SECOND;
+            assert_eq!(beat.ask(at, mark()).ping, None);
+        }
+        assert!(beat.ask(at + SECOND, mark()).give_up);
+    }
+}

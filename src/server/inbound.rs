@@ -1,0 +1,171 @@
+//! What a client may say, and what is done about it.
+
+use std::{
+    task::{Context, Poll},
+    time::{Instant, SystemTime},
+};
+
+use serde_json::{Map, Value};
+
+use super::{
+    connection::{Authenticating, Connection, End},
+    socket::Inbound,
+};
+use crate::{
+    auth::{AuthError, Identity},
+    protocol::{
+        close::CloseCode,
+        encode,
+        frame::{self, ClientFrame},
+    },
+};
+
+/// Frames taken from one client before others have their turn.
+const FRAMES_PER_ROUND_MAX: usize = 32;
+
+/// Bytes a client may let pile up of what it must be answered (pongs) before we stop listening to it.
+const UNSENT_WHILE_LISTENING_MAX: usize = 128 << 10;
+
+/// The type of the frame in which a client tells its version.
+const CLIENT_VERSION: &str = "CLIENT_VERSION";
+
+impl Connection {
+    /// Takes what the client said; true if there may be more.
+    pub(super) fn poll_inbound(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+        for _ in 0..FRAMES_PER_ROUND_MAX {
+            if self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX {
+                return Ok(false);
+            }
+            match self.socket.poll_inbound(cx) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Inbound::Text(text)) => self.hear(text.as_str(), now)?,
+                Poll::Ready(Inbound::Pong(payload)) => {
+                    let mark = self.heartbeat.pong(&payload);
+                    self.confirm(mark);
+                    self.spend(now)?;
+                }
+                Poll::Ready(Inbound::Closed) => return Err(End::Gone),
+                Poll::Ready(Inbound::Refused(code)) => {
+                    self.shared.metrics.malformed_frames.inc();
+                    tracing::info!(code = code.code(), "a client broke the WebSocket protocol");
+                    return Err(End::close(code));
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn spend(&mut self, now: Instant) -> Result<(), End> {
+        if self.budget.spend(now) {
+            return Ok(());
+        }
+        self.shared.metrics.refused_connections.inc();
+        Err(End::Close(CloseCode::Policy, "too many frames"))
+    }
+
+    fn hear(&mut self, text: &str, now: Instant) -> Result<(), End> {
+        self.spend(now)?;
+        let frame = frame::decode(text).map_err(|error| {
+            self.shared.metrics.malformed_frames.inc();
+            tracing::info!(%error, "a client sent a frame that cannot be taken");
+            End::close(error.close_code())
+        })?;
+        match frame {
+            ClientFrame::HeartbeatAck => {
+                let mark = self.heartbeat.answered(now);
+                self.confirm(mark);
+            }
+            ClientFrame::Heartbeat => self.push(encode::HEARTBEAT_ACK),
+            ClientFrame::Authentication(authentication) => {
+                self.authenticate(authentication.data, authentication.should_sync)?;
+            }
+            ClientFrame::Dispatch(message) => {
+                self.shared.metrics.messages_received.inc();
+                let client = &self.shared.config.client;
+                if client.enforce_equal_versions && message.kind.as_deref() == Some(CLIENT_VERSION) {
+                    let version: Option<Map<String, Value>> =
+                        message.data.and_then(|data| serde_json::from_str(data.get()).ok());
+                    let version = version.as_ref().and_then(|data| data.get("v")).and_then(Value::as_str);
+                    if version != Some(&client.version) {
+                        return Err(End::close(CloseCode::Version));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn confirm(&mut self, mark: Option<crate::hub::Mark>) {
+        if let (Some(mark), Some(session)) = (mark, &mut self.session) {
+            session.confirm(mark);
+        }
+    }
+
+    fn authenticate(&mut self, data: Map<String, Value>, should_sync: bool) -> Result<(), End> {
+        if self.authenticating.is_some() {
+            return Err(End::Close(CloseCode::Policy, "authentication is under way already"));
+        }
+        let Some(authenticator) = self.shared.authenticator.clone() else {
+            tracing::warn!("a client tried to authenticate, but no authentication is configured");
+            return self.refuse();
+        };
+        let checking = async move { authenticator.authenticate(&data).await };
+        self.authenticating = Some(Authenticating { checking: Box::pin(checking), should_sync });
+        Ok(())
+    }
+
+    /// Goes on with an authentication under way.
+    pub(super) fn poll_authentication(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
+        let Some(authenticating) = &mut self.authenticating else { return Ok(()) };
+        let Poll::Ready(result) = authenticating.checking.as_mut().poll(cx) else { return Ok(()) };
+        let should_sync = authenticating.should_sync;
+        self.authenticating = None;
+        match result {
+            Ok(identity) => self.welcome(identity, should_sync, now),
+            Err(error) => {
+                match &error {
+                    AuthError::Unavailable(_) => tracing::warn!(%error, "authentication failed"),
+                    AuthError::Refused(_) => tracing::info!(%error, "authentication failed"),
+                }
+                self.refuse()
+            }
+        }
+    }
+
+    fn refuse(&mut self) -> Result<(), End> {
+        self.shared.metrics.authentication_failures.inc();
+        if self.shared.config.authentication.disconnect_on_fail {
+            return Err(End::close(CloseCode::Policy));
+        }
+        Ok(())
+    }
+
+    fn welcome(&mut self, identity: Identity, should_sync: bool, now: Instant) -> Result<(), End> {
+        if identity.expires.is_some_and(|at| at <= SystemTime::now()) {
+            return self.refuse();
+        }
+        if let Some(session) = &self.session {
+            // Showing a newer token keeps a session alive; becoming somebody else takes a new connection.
+            if *session.user() != identity.id {
+                return Err(End::Close(CloseCode::Policy, "this connection belongs to another user"));
+            }
+            self.expires = identity.expires;
+            return Ok(());
+        }
+        let user = self.shared.config.authentication.send_user_object.then_some(&identity.user);
+        let frame = encode::authenticated(user);
+        match self.connected.attach(identity.id, should_sync, now) {
+            Ok(session) => {
+                self.push(&frame);
+                self.session = Some(session);
+                self.authenticate_by = None;
+                self.expires = identity.expires;
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(%error, "a user's log could not be opened");
+                Err(End::close(CloseCode::Internal))
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Taking connections in: one port for HTTP and WebSocket.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body};
+use http::{Request, Response, StatusCode};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use tower::ServiceExt;
+
+use super::{
+    shared::Shared,
+    slots::{Slot, Slots},
+    upgrade,
+};
+
+/// How long one request may take from its head to its answer; then it gets 408. A dispatch that was taken is
+/// committed all the same.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Bytes of the head of a request; a longer one gets 431.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// Pause after the system refused a connection (out of file descriptors, mostly), doubled up to a second.
+const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
+const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// Accepts connections until `stop` says so.
+pub(super) async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    router: Router,
+    slots: Arc<Slots>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut pause = ACCEPT_PAUSE_MIN;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopped(&mut stop) => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                pause = ACCEPT_PAUSE_MIN;
+                let Some(slot) = slots.take(peer.ip()) else {
+                    shared.metrics.refused_connections.inc();
+                    tracing::debug!("a connection was refused: limits.connections or limits.connectionsPerAddress");
+                    continue;
+                };
+                tokio::spawn(serve(stream, peer, shared.clone(), router.clone(), slot, stop.clone()));
+            }
+            Err(error) if is_of_the_peer(&error) => {}
+            Err(error) => {
+                tracing::error!(%error, "the system gives no more connections; trying again in {pause:?}");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
+            }
+        }
+    }
+}
+
+/// Resolves when the server is to stop, or is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// The peer was gone before we looked: nothing is wrong with us.
+fn is_of_the_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// Serves the HTTP of one connection, until it ends or becomes a WebSocket.
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    router: Router,
+    slot: Slot,
+    mut stop: watch::Receiver<bool>,
+) {
+    // An answer is one write, and a backend waits for it.
+    _ = stream.set_nodelay(true);
+    let header_timeout = shared.config.limits.header_timeout;
+    let service = service_fn(move |request| {
+        let (shared, router, slot) = (shared.clone(), router.clone(), slot.clone());
+        async move { Ok::<_, Infallible>(respond(&shared, router, slot, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stopped(&mut stop) => {
+            // What was begun is answered; nothing new is taken.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%peer, %error, "an HTTP connection ended");
+    }
+}
+
+async fn respond(shared: &Arc<Shared>, router: Router, slot: Slot, request: Request<Incoming>) -> Response<Body> {
+    if upgrade::is_asked_for(request.headers()) {
+        if request.uri().path() == shared.config.path {
+            return upgrade::answer(shared, request, slot).map(Body::new);
+        }
+        shared.metrics.refused_connections.inc();
+        return status(StatusCode::NOT_FOUND);
+    }
+    match tokio::time::timeout(REQUEST_TIME_MAX, router.oneshot(request.map(Body::new))).await {
+        Ok(Ok(response)) => response,
+        Err(_) => status(StatusCode::REQUEST_TIMEOUT),
+    }
+}
+
+fn status(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}

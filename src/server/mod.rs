@@ -1,0 +1,177 @@
+//! The server: builds everything else, listens, and stops in order.
+//!
+//! - [`listener`]: taking connections in, HTTP and WebSocket on one port
+//! - [`slots`]: who has a place
+//! - [`upgrade`]: from an HTTP request to a WebSocket
+//! - [`socket`]: the WebSocket itself
+//! - [`connection`]: the life of a connection, with its steps in [`inbound`], [`outbound`] and [`farewell`]
+//! - [`heartbeat`]: the one question and answer behind liveness and receipts
+//! - [`shutdown`]: the order in which everything stops
+
+mod budget;
+mod connection;
+mod farewell;
+mod heartbeat;
+mod inbound;
+mod listener;
+mod outbound;
+mod shared;
+mod shutdown;
+mod slots;
+mod socket;
+mod upgrade;
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{
+    auth::{self, ApiKeys},
+    config::{self, Config, ConfigError},
+    http::{self, Api},
+    hub::{Hub, MailboxBounds, Settings, Store, StoreError, SyncSettings},
+    metrics::Metrics,
+    store::{
+        Durability,
+        sled::{SledOptions, open},
+    },
+};
+use shared::Shared;
+use slots::Slots;
+
+/// Why a server did not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The configuration contradicts itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The authentication cannot be set up: a key file is missing or is no key, mostly.
+    #[error(transparent)]
+    Auth(#[from] auth::AuthSetupError),
+    /// The store cannot be opened, or has failed while the server ran.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The listener has gone wrong.
+    #[error("cannot listen: {0}")]
+    Listen(#[from] io::Error),
+}
+
+/// A server that has opened its store and is ready to serve.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    store: Arc<dyn Store>,
+    api: axum::Router,
+}
+
+impl Server {
+    /// Opens the store and builds a server that will listen on `listener`. Checks the configuration first.
+    ///
+    /// # Errors
+    /// When the configuration does not hold, or authentication or store cannot be set up.
+    pub async fn start(config: Config, listener: TcpListener) -> Result<Self, ServerError> {
+        config.validate()?;
+        let options = SledOptions {
+            namespace: config.namespace.clone(),
+            durability: durability(config.store.durability),
+            cache_bytes: config.store.cache_bytes,
+            queue: config.limits.queue,
+            ..SledOptions::new(&config.store.path)
+        };
+        // Opening replays a journal: not for the event loop.
+        let store = tokio::task::spawn_blocking(move || open(options)).await;
+        let store = store.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))??;
+        Self::over(config, listener, store)
+    }
+
+    /// Builds a server over a store that is open already.
+    ///
+    /// # Errors
+    /// When the configuration does not hold, or authentication cannot be set up.
+    pub fn over(config: Config, listener: TcpListener, store: Arc<dyn Store>) -> Result<Self, ServerError> {
+        config.validate()?;
+        let authenticator = auth::from_config(&config.authentication)?;
+        let metrics = Arc::new(Metrics::new());
+        let hub = Hub::new(settings(&config), store.clone(), metrics.clone());
+        let api = http::router(Api {
+            hub: hub.clone(),
+            keys: ApiKeys::new(&config.api),
+            metrics: metrics.clone(),
+            limits: config.limits.clone(),
+        });
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared::new(config, hub, metrics, authenticator));
+        Ok(Self { listener, address, shared, store, api })
+    }
+
+    /// Where the server listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` resolves, then stops in order: nothing new is taken, requests under way are answered,
+    /// clients are told (1001), the store is closed. Takes at most ten seconds for that.
+    ///
+    /// # Errors
+    /// When the store fails while serving: clients are told (1011), and nothing more is promised.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
+        let Self { listener, shared, store, api, .. } = self;
+        let limits = &shared.config.limits;
+        let slots = Slots::new(limits.connections, limits.connections_per_address);
+        let (stop, stopped) = watch::channel(false);
+        let accepting = tokio::spawn(listener::accept(listener, shared.clone(), api, slots.clone(), stopped));
+        let watching = tokio::spawn(watch_commits(shared.hub.clone()));
+        let failed = tokio::select! {
+            () = shutdown => None,
+            error = store.failure() => Some(error),
+        };
+        watching.abort();
+        shutdown::stop(&shared.hub, &store, &slots, &stop, accepting, failed).await.map_err(ServerError::from)
+    }
+}
+
+/// Says so when the disk keeps a commit waiting: the server can do nothing about it, but somebody should know.
+async fn watch_commits(hub: Arc<Hub>) {
+    let mut waiting = false;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        match hub.ready() {
+            Err(reason) if !waiting => {
+                waiting = true;
+                tracing::error!("{reason}");
+            }
+            Ok(()) if waiting => {
+                waiting = false;
+                tracing::info!("commits go through again");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn durability(durability: config::Durability) -> Durability {
+    match durability {
+        config::Durability::Always => Durability::Always,
+        config::Durability::Interval(interval) => Durability::Interval(interval),
+        config::Durability::Never => Durability::Never,
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    let redelivery_interval = config.sync.redelivery_interval;
+    Settings {
+        sync: config.sync.enabled.then_some(SyncSettings { redelivery_interval }),
+        authentication_required: config.authentication.required,
+        store_connected_users: config.authentication.store_connected_users,
+        mailbox: MailboxBounds { messages: config.limits.unsynced_messages, bytes: config.limits.unsynced_bytes },
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+    }
+}

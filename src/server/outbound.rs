@@ -1,0 +1,139 @@
+//! What is written to a client and when: the greeting, unsynced messages, entries of the log, the heartbeat.
+//!
+//! Everything goes into one buffer and from there to the socket in one call. Nothing is put in while more than
+//! `limits.unsentBytes` are waiting there, so a client that reads slowly is simply read for slowly.
+
+use std::{
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use super::connection::{Connection, End};
+use crate::{
+    config::Confirmation,
+    hub::{Batch, Entry, Session},
+    message::Payload,
+    protocol::{close::CloseCode, encode},
+};
+
+impl Connection {
+    /// The first frame.
+    pub(super) fn greet(&mut self) {
+        let hello = self.shared.hello.clone();
+        self.push(&hello);
+    }
+
+    /// Puts a ready frame into the buffer.
+    pub(super) fn push(&mut self, text: &str) {
+        self.socket.push_text(text.len(), |out| out.extend_from_slice(text.as_bytes()));
+    }
+
+    fn push_delivery(&mut self, payload: &Payload, position: Option<u64>) {
+        let bytes = encode::delivery_len(payload, position);
+        self.socket.push_text(bytes, |out| encode::delivery(payload, position, out));
+        self.shared.metrics.deliveries.inc();
+    }
+
+    /// Fills the buffer with what is to be delivered; true if more may follow once it is empty again.
+    pub(super) fn fill(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+        self.fill_unsynced();
+        self.fill_from_log(cx, now)
+    }
+
+    fn room(&self) -> Option<usize> {
+        let room = self.shared.config.limits.unsent_bytes.saturating_sub(self.socket.unsent());
+        (room > 0).then_some(room)
+    }
+
+    fn fill_unsynced(&mut self) {
+        while self.unsynced && self.room().is_some() {
+            match self.connected.mailbox().take() {
+                Some(payload) => self.push_delivery(&payload, None),
+                None => self.unsynced = false,
+            }
+        }
+    }
+
+    fn fill_from_log(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+        self.paced_until = None;
+        while let Some(room) = self.room() {
+            let Some(session) = &mut self.session else { return Ok(false) };
+            match session.poll_batch(cx, now, room) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Ok(Batch::Entries(entries))) => {
+                    for entry in &entries {
+                        self.deliver(entry, now)?;
+                    }
+                }
+                Poll::Ready(Ok(Batch::At(due))) => {
+                    self.paced_until = Some(due);
+                    return Ok(false);
+                }
+                Poll::Ready(Ok(Batch::Idle)) => return Ok(false),
+                Poll::Ready(Err(error)) => {
+                    tracing::error!(%error, "a log could not be read");
+                    return Err(End::close(CloseCode::Internal));
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn deliver(&mut self, entry: &Entry, now: Instant) -> Result<(), End> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        let position = session.accept(entry, now).map_err(|_| End::close(CloseCode::Internal))?;
+        self.push_delivery(&entry.payload, position);
+        Ok(())
+    }
+
+    /// Asks what the heartbeat wants to know.
+    pub(super) fn ask(&mut self, now: Instant) -> Result<(), End> {
+        let ask = self.heartbeat.ask(now, self.wants_receipt());
+        if ask.give_up {
+            return Err(End::Close(CloseCode::GoingAway, "the heartbeat was not answered"));
+        }
+        if let Some(retry) = ask.heartbeat {
+            self.push(&encode::heartbeat(retry));
+        }
+        if let Some(payload) = ask.ping {
+            self.socket.push_ping(payload.to_vec());
+        }
+        Ok(())
+    }
+
+    /// What a receipt would prove now; nothing where being written counts as received.
+    pub(super) fn wants_receipt(&self) -> Option<crate::hub::Mark> {
+        match self.shared.config.sync.confirmation {
+            Confirmation::Receipt => self.session.as_ref().and_then(Session::unconfirmed),
+            Confirmation::Write => None,
+        }
+    }
+
+    /// Hands the buffer to the system; true if it became empty, so that it can be filled again.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+        if self.socket.unsent() == 0 {
+            return Ok(false);
+        }
+        let full = self.room().is_none();
+        let (went, done) = self.socket.poll_write_out(cx);
+        match done {
+            Poll::Ready(Ok(())) => {
+                self.stuck_since = None;
+                if self.shared.config.sync.confirmation == Confirmation::Write {
+                    if let Some((session, mark)) = self.session.as_mut().and_then(|s| s.unconfirmed().map(|m| (s, m))) {
+                        session.confirm(mark);
+                    }
+                }
+                // Where there was room before, everything there was to write is in what has just been written.
+                Ok(full)
+            }
+            Poll::Ready(Err(_)) => Err(End::Gone),
+            Poll::Pending => {
+                if went > 0 || self.stuck_since.is_none() {
+                    self.stuck_since = Some(now);
+                }
+                Ok(false)
+            }
+        }
+    }
+}

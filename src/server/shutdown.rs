@@ -1,0 +1,54 @@
+//! The order in which everything stops: nothing new is taken; requests under way are answered; clients are told; the
+//! store is closed last, when nobody can ask it for anything any more.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
+
+use super::slots::Slots;
+use crate::hub::{Hub, Leave, Store, StoreError};
+
+/// How long requests under way and clients have to finish.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// How long the store has to write what it was given.
+const CLOSE_MAX: Duration = Duration::from_secs(4);
+
+pub(super) async fn stop(
+    hub: &Hub,
+    store: &Arc<dyn Store>,
+    slots: &Slots,
+    stop: &watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+    failed: Option<StoreError>,
+) -> Result<(), StoreError> {
+    if let Some(error) = &failed {
+        tracing::error!(%error, "stopping");
+    } else {
+        tracing::info!(connections = hub.connections(), "stopping");
+    }
+    // Ends the accept loop, which drops the listener, and lets HTTP connections end after their answer.
+    stop.send_replace(true);
+    // It may have panicked; there is nothing to do about that here but to go on stopping.
+    _ = accepting.await;
+    let why = if failed.is_some() { Leave::Failed } else { Leave::Shutdown };
+    let drained = timeout(DRAIN_MAX, async {
+        // A connection that was being upgraded when we began may register only now: it is told as well.
+        loop {
+            hub.everyone_leave(why);
+            if timeout(Duration::from_millis(200), slots.all_free()).await.is_ok() {
+                return;
+            }
+        }
+    });
+    if drained.await.is_err() {
+        tracing::warn!(connections = hub.connections(), "some clients did not take part in the farewell");
+    }
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    match timeout(CLOSE_MAX, store.close()).await {
+        Ok(result) => result,
+        Err(_) => Err(StoreError::Failed("closing took too long".into())),
+    }
+}

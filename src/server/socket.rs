@@ -1,0 +1,197 @@
+//! A WebSocket over TCP with buffers that shrink: the only place of the server that names tungstenite.
+//!
+//! tungstenite reads, checks and answers control frames; what it writes goes into the same buffer as the frames we
+//! write ourselves, and that buffer alone is written to the socket, in one call for all that is ready. A frame of
+//! ours is a header and a text that was made when the message was dispatched. The buffer is given back when it is
+//! empty, so that an idle connection costs what it costs and not what its busiest moment did.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{Sink, Stream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        Error, Message, Utf8Bytes,
+        error::{CapacityError, ProtocolError},
+        protocol::{
+            CloseFrame, Role, WebSocketConfig,
+            frame::{FrameHeader, coding::Data, coding::OpCode},
+        },
+    },
+};
+
+use crate::protocol::close::CloseCode;
+
+/// What tungstenite reads from the socket at once. Clients say little; a larger frame is read in several goes.
+const READ_BUFFER_BYTES: usize = 1024;
+
+/// Capacity an empty write buffer may keep: enough for a heartbeat or a lone message.
+const KEPT_BYTES_MAX: usize = 512;
+
+/// How long the kernel may go without an answer from the peer's for what was written, before it gives the connection
+/// up. Closes half-open connections that have something to read.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a peer said.
+#[derive(Debug)]
+pub(super) enum Inbound {
+    Text(Utf8Bytes),
+    Pong(Bytes),
+    /// The peer closed, or the connection is gone.
+    Closed,
+    /// The peer broke the protocol: close with this.
+    Refused(CloseCode),
+}
+
+/// One WebSocket.
+pub(super) struct Socket(WebSocketStream<Pipe>);
+
+impl Socket {
+    /// Takes over an upgraded connection; `early` is what the peer sent right behind its request.
+    pub(super) async fn upgraded(stream: TcpStream, early: Vec<u8>, frame_bytes_max: usize) -> Self {
+        let options = socket2::SockRef::from(&stream);
+        // Both are improvements where the system has them; without them timeouts of ours do the same later.
+        _ = options.set_tcp_nodelay(true);
+        #[cfg(target_os = "linux")]
+        {
+            _ = options.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
+        }
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(0)
+            .max_message_size(Some(frame_bytes_max))
+            .max_frame_size(Some(frame_bytes_max));
+        let pipe = Pipe { stream, out: Vec::new(), written: 0 };
+        Self(WebSocketStream::from_partially_read(pipe, early, Role::Server, Some(config)).await)
+    }
+
+    /// The next thing the peer said. Pings are answered on the way, into the write buffer.
+    pub(super) fn poll_inbound(&mut self, cx: &mut Context<'_>) -> Poll<Inbound> {
+        loop {
+            return Poll::Ready(match Pin::new(&mut self.0).poll_next(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(message))) => match message {
+                    Message::Text(text) => Inbound::Text(text),
+                    Message::Binary(_) => Inbound::Refused(CloseCode::Binary),
+                    Message::Pong(payload) => Inbound::Pong(payload),
+                    Message::Ping(_) | Message::Frame(_) => continue,
+                    Message::Close(_) => Inbound::Closed,
+                },
+                Poll::Ready(Some(Err(error))) => refusal(&error).map_or(Inbound::Closed, Inbound::Refused),
+                Poll::Ready(None) => Inbound::Closed,
+            });
+        }
+    }
+
+    /// Puts a text frame of `bytes` bytes into the write buffer; `write` must append exactly that many.
+    pub(super) fn push_text(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let header = FrameHeader { opcode: OpCode::Data(Data::Text), ..FrameHeader::default() };
+        let out = &mut self.0.get_mut().out;
+        out.reserve(bytes + 10);
+        // Writing to a Vec cannot fail.
+        header.format(bytes as u64, out).expect("a Vec takes everything");
+        let start = out.len();
+        write(out);
+        debug_assert_eq!(out.len() - start, bytes, "a frame must be as long as its header says");
+    }
+
+    /// Puts a WebSocket ping into the write buffer.
+    pub(super) fn push_ping(&mut self, payload: Vec<u8>) {
+        self.push(Message::Ping(payload.into()));
+    }
+
+    /// Puts a close frame into the write buffer; nothing may follow it.
+    pub(super) fn push_close(&mut self, code: u16, reason: &str) {
+        self.push(Message::Close(Some(CloseFrame { code: code.into(), reason: Utf8Bytes::from(reason.to_owned()) })));
+    }
+
+    fn push(&mut self, message: Message) {
+        // The pipe below takes everything at once, so this cannot block; it can fail only once the closing handshake
+        // has begun, and then there is nobody to tell.
+        _ = Pin::new(&mut self.0).start_send(message);
+    }
+
+    /// Bytes that are waiting to be taken by the system.
+    pub(super) fn unsent(&self) -> usize {
+        let pipe = self.0.get_ref();
+        pipe.out.len() - pipe.written
+    }
+
+    /// Writes what is waiting; ready when all of it is written. The number tells how much went this time.
+    pub(super) fn poll_write_out(&mut self, cx: &mut Context<'_>) -> (usize, Poll<io::Result<()>>) {
+        let pipe = self.0.get_mut();
+        let mut went = 0;
+        while pipe.written < pipe.out.len() {
+            match Pin::new(&mut pipe.stream).poll_write(cx, &pipe.out[pipe.written..]) {
+                Poll::Pending => return (went, Poll::Pending),
+                Poll::Ready(Ok(0)) => return (went, Poll::Ready(Err(io::ErrorKind::WriteZero.into()))),
+                Poll::Ready(Ok(bytes)) => {
+                    pipe.written += bytes;
+                    went += bytes;
+                }
+                Poll::Ready(Err(error)) => return (went, Poll::Ready(Err(error))),
+            }
+        }
+        pipe.written = 0;
+        pipe.out.clear();
+        if pipe.out.capacity() > KEPT_BYTES_MAX {
+            pipe.out = Vec::new();
+        }
+        (went, Poll::Ready(Ok(())))
+    }
+
+    /// Tells the peer's system that nothing more comes.
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+/// Which close code a failed read deserves; `None` when the connection is simply gone.
+fn refusal(error: &Error) -> Option<CloseCode> {
+    match error {
+        Error::Capacity(CapacityError::MessageTooLong { .. }) => Some(CloseCode::TooLarge),
+        Error::Utf8(_) => Some(CloseCode::NotJson),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake | ProtocolError::SendAfterClosing) => None,
+        Error::Protocol(_) => Some(CloseCode::Version),
+        _ => None,
+    }
+}
+
+/// The TCP stream as tungstenite sees it: reads pass through, writes only fill the buffer.
+struct Pipe {
+    stream: TcpStream,
+    out: Vec<u8>,
+    /// How much of `out` the system has taken.
+    written: usize,
+}
+
+impl AsyncRead for Pipe {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Pipe {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.out.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,148 @@
+//! From an HTTP request to a WebSocket: what is checked, and what is answered.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{Request, body::Incoming};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use super::{connection::Connection, shared::Shared, slots::Slot, socket::Socket};
+
+/// Answers an upgrade request for the WebSocket path and starts the connection's task behind the answer.
+pub(super) fn answer(shared: &Arc<Shared>, request: Request<Incoming>, slot: Slot) -> Response<Full<Bytes>> {
+    match check(request.method(), request.headers(), shared.config.origins.as_deref()) {
+        Ok(key) => {
+            let accept = derive_accept_key(key.as_bytes());
+            tokio::spawn(take_over(shared.clone(), request, slot));
+            let response = Response::builder()
+                .status(StatusCode::SWITCHING_PROTOCOLS)
+                .header(header::UPGRADE, "websocket")
+                .header(header::CONNECTION, "Upgrade")
+                .header(header::SEC_WEBSOCKET_ACCEPT, accept)
+                .body(Full::default());
+            // Built of constants and base64, which are always legal.
+            response.expect("a legal response")
+        }
+        Err((status, reason)) => {
+            shared.metrics.refused_connections.inc();
+            let mut response = Response::new(Full::from(reason));
+            *response.status_mut() = status;
+            if status == StatusCode::UPGRADE_REQUIRED {
+                let version = header::HeaderValue::from_static("13");
+                response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, version);
+            }
+            response
+        }
+    }
+}
+
+/// Whether a request asks for an upgrade at all.
+pub(super) fn is_asked_for(headers: &HeaderMap) -> bool {
+    has_token(headers, header::UPGRADE, "websocket")
+}
+
+/// The key of a proper upgrade request, or why it is none.
+fn check(
+    method: &Method,
+    headers: &HeaderMap,
+    origins: Option<&[String]>,
+) -> Result<String, (StatusCode, &'static str)> {
+    if method != Method::GET {
+        return Err((StatusCode::METHOD_NOT_ALLOWED, "a WebSocket begins with GET"));
+    }
+    if !has_token(headers, header::CONNECTION, "upgrade") {
+        return Err((StatusCode::BAD_REQUEST, "the Connection header must say Upgrade"));
+    }
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err((StatusCode::UPGRADE_REQUIRED, "Sec-WebSocket-Version must be 13"));
+    }
+    if let (Some(origins), Some(origin)) = (origins, headers.get(header::ORIGIN)) {
+        // Compared to the letter: what looks alike is another site. Programs that are no browser send none.
+        if !origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()) {
+            return Err((StatusCode::FORBIDDEN, "this origin may not connect; see `origins`"));
+        }
+    }
+    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
+    match (keys.next().and_then(|key| key.to_str().ok()), keys.next()) {
+        (Some(key), None) if key.len() == 24 => Ok(key.to_owned()),
+        _ => Err((StatusCode::BAD_REQUEST, "one Sec-WebSocket-Key of 24 characters is needed")),
+    }
+}
+
+fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name);
+    values
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
+}
+
+/// Waits for the answer to be on its way, takes the socket over and serves it.
+async fn take_over(shared: Arc<Shared>, request: Request<Incoming>, slot: Slot) {
+    let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
+    // The socket is always ours: `listener` hands hyper nothing else.
+    let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
+    // Copied, because the original shares hyper's 8 KiB read buffer and would keep it for as long as we live.
+    let early = parts.read_buf.to_vec();
+    let socket = Socket::upgraded(parts.io.into_inner(), early, shared.config.limits.frame_bytes).await;
+    // A task of its own, as small as the connection: this one is as large as the upgrade.
+    tokio::spawn(async move {
+        Connection::serve(shared, socket).await;
+        drop(slot);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(changes: &[(&'static str, Option<&str>)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let good = [
+            ("upgrade", Some("websocket")),
+            ("connection", Some("keep-alive, Upgrade")),
+            ("sec-websocket-version", Some("13")),
+            ("sec-websocket-key", Some("dGhlIHNhbXBsZSBub25jZQ==")),
+        ];
+        for (name, value) in good.iter().chain(changes) {
+            headers.remove(*name);
+            if let Some(value) = value {
+                headers.insert(*name, HeaderValue::from_str(value).unwrap());
+            }
+        }
+        headers
+    }
+
+    fn status(changes: &[(&'static str, Option<&str>)], origins: Option<&[String]>) -> Option<u16> {
+        check(&Method::GET, &headers(changes), origins).err().map(|(status, _)| status.as_u16())
+    }
+
+    #[test]
+    fn an_upgrade_request_is_checked_before_it_is_believed() {
+        assert_eq!(status(&[], None), None);
+        assert_eq!(status(&[("connection", Some("close"))], None), Some(400));
+        assert_eq!(status(&[("sec-websocket-version", Some("8"))], None), Some(426));
+        assert_eq!(status(&[("sec-websocket-version", None)], None), Some(426));
+        assert_eq!(status(&[("sec-websocket-key", None)], None), Some(400));
+        assert_eq!(status(&[("sec-websocket-key", Some("short"))], None), Some(400));
+        assert_eq!(check(&Method::POST, &headers(&[]), None).unwrap_err().0, StatusCode::METHOD_NOT_ALLOWED);
+        assert!(!is_asked_for(&headers(&[("upgrade", Some("h2c"))])));
+    }
+
+    #[test]
+    fn origins_are_compared_to_the_letter() {
+        let origins = ["https://good.com".to_owned()];
+        let with = |origin| status(&[("origin", Some(origin))], Some(&origins));
+        assert_eq!(with("https://good.com"), None);
+        assert_eq!(status(&[], Some(&origins)), None, "a program that is no browser");
+        for evil in ["https://good.com.evil", "http://good.com", "https://good.com:8443", "null", "https://GOOD.com"] {
+            assert_eq!(with(evil), Some(403), "{evil}");
+        }
+    }
+}
