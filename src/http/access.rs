@@ -1,21 +1,26 @@
 //! Who may ask: whoever shows one of the configured keys.
 
+use std::sync::Arc;
+
 use axum::{
     extract::{Request, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use std::sync::Arc;
 
 use super::{Api, error::ApiError};
 
 pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let response = match check(&api, &request) {
+    let response = match check(&api, request.headers()) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
-    let status = response.status();
+    count(&api, response.status());
+    response
+}
+
+pub(super) fn count(api: &Api, status: StatusCode) {
     if status.is_success() {
         api.metrics.http_succeeded.inc();
     } else if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT {
@@ -23,14 +28,13 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
     } else {
         api.metrics.http_refused.inc();
     }
-    response
 }
 
-fn check(api: &Api, request: &Request) -> Result<(), ApiError> {
+pub(super) fn check(api: &Api, headers: &HeaderMap) -> Result<(), ApiError> {
     if api.keys.is_empty() {
         return Err(ApiError::NoKeys);
     }
-    let mut shown = request.headers().get_all(header::AUTHORIZATION).iter();
+    let mut shown = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(shown), None) = (shown.next(), shown.next()) else { return Err(ApiError::Unauthorized) };
     let shown = shown.to_str().ok().and_then(|shown| shown.split_once(' '));
     match shown {

@@ -3,15 +3,16 @@
 use std::borrow::Cow;
 
 use axum::{
-    extract::{Request, State as FromState},
-    http::{HeaderMap, StatusCode, header},
+    BoxError,
+    body::{Bytes, HttpBody},
+    http::{HeaderMap, Request, StatusCode, header},
     response::Response,
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
-use super::{State, error::ApiError};
+use super::{Api, error::ApiError};
 use crate::{
     hub::{Dispatch, Outcome, Rejected},
     message::{Options, Payload, Recipients, UserId},
@@ -58,10 +59,19 @@ enum Asked {
     Disconnect { recipients: Recipients, excluding: Vec<UserId>, rejected: Vec<Rejected> },
 }
 
-pub(super) async fn dispatch(FromState(api): State, request: Request) -> Result<Response, ApiError> {
+/// Where dispatches are posted.
+pub(super) const PATH: &str = "/v1/dispatch";
+
+pub(super) async fn dispatch<B>(api: &Api, request: Request<B>) -> Result<Response, ApiError>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
     check_type(request.headers())?;
     let bytes_max = api.limits.request_bytes;
-    let body = Limited::new(request.into_body(), bytes_max).collect().await.map_err(|error| {
+    // A body that is here already sets no timer.
+    let body = tokio::time::timeout(super::BODY_TIME_MAX, Limited::new(request.into_body(), bytes_max).collect()).await;
+    let body = body.map_err(|_| ApiError::TooSlow)?.map_err(|error| {
         if error.is::<LengthLimitError>() { ApiError::TooLarge(bytes_max) } else { ApiError::Body(error.to_string()) }
     })?;
     match read(&body.to_bytes(), api.limits.recipients)? {

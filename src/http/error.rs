@@ -28,6 +28,8 @@ pub(super) enum ApiError {
     MediaType,
     #[error("the body may have at most {0} bytes (limits.requestBytes)")]
     TooLarge(usize),
+    #[error("the request took too long")]
+    TooSlow,
     #[error("the body could not be read: {0}")]
     Body(String),
     #[error("the body is not JSON: {0}")]
@@ -58,6 +60,7 @@ impl ApiError {
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
             Self::Message(MessageError::TooLarge { .. }) => (StatusCode::PAYLOAD_TOO_LARGE, "message_too_large"),
+            Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
             Self::Body(_) => (StatusCode::BAD_REQUEST, "bad_body"),
             Self::BadJson(_) => (StatusCode::BAD_REQUEST, "bad_json"),
             Self::Shape(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_dispatch"),

@@ -75,13 +75,15 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Greets a new client and serves it until it goes or has to go.
-    pub(super) async fn serve(shared: Arc<Shared>, socket: Socket) {
+    ///
+    /// Built here and boxed, so that the task holds a pointer and not several places for a connection to be in.
+    pub(super) fn serve(shared: Arc<Shared>, socket: Socket) -> impl Future<Output = ()> + Send {
         let connected = shared.hub.connect();
         let now = Instant::now();
         let heart = &shared.config.heartbeat;
         let nonce = shared.nonce();
         let heartbeat = Heartbeat::new(heart.enabled, heart.interval, heart.max_attempts, nonce, now);
-        let mut connection = Self {
+        let mut connection = Box::new(Self {
             // Where nobody can authenticate nobody is sent away for not having done so.
             authenticate_by: shared.authenticator.is_some().then(|| now + shared.config.authentication.timeout),
             budget: FrameBudget::new(shared.config.limits.frames_per_second, now),
@@ -96,13 +98,15 @@ impl Connection {
             paced_until: None,
             stuck_since: None,
             timer: Timer::default(),
-        };
+        });
         connection.shared.metrics.connections_total.inc();
         connection.shared.metrics.connections.inc();
         connection.greet();
-        let end = poll_fn(|cx| connection.poll_end(cx)).await;
-        connection.shared.metrics.connections.dec();
-        connection.farewell(end).await;
+        async move {
+            let end = poll_fn(|cx| connection.poll_end(cx)).await;
+            connection.shared.metrics.connections.dec();
+            connection.farewell(end).await;
+        }
     }
 
     /// Does everything that can be done now; ready when the connection has to end.

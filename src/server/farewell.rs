@@ -19,7 +19,7 @@ const FRAMES_PAST_MAX: usize = 1024;
 
 impl Connection {
     /// Detaches the session, says why, and closes the socket within [`FAREWELL_MAX`].
-    pub(super) async fn farewell(mut self, end: End) {
+    pub(super) async fn farewell(&mut self, end: End) {
         drop(self.session.take());
         match end {
             End::Stuck => {

@@ -106,7 +106,7 @@ impl Connection {
             return Err(End::Close(CloseCode::Policy, "authentication is under way already"));
         }
         let Some(authenticator) = self.shared.authenticator.clone() else {
-            tracing::warn!("a client tried to authenticate, but no authentication is configured");
+            tracing::debug!("a client tried to authenticate, but no authentication is configured");
             return self.refuse();
         };
         let checking = async move { authenticator.authenticate(&data).await };

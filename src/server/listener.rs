@@ -2,25 +2,21 @@
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body};
+use axum::body::Body;
 use http::{Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
 };
-use tower::ServiceExt;
 
 use super::{
     shared::Shared,
     slots::{Slot, Slots},
     upgrade,
 };
-
-/// How long one request may take from its head to its answer; then it gets 408. A dispatch that was taken is
-/// committed all the same.
-const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+use crate::http::Http;
 
 /// Bytes of the head of a request; a longer one gets 431.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -29,11 +25,27 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// Connections the system keeps for us until we accept them: a thousand clients coming back at once must not be sent
+/// away for a second. The system may have a lower bound of its own.
+const BACKLOG: u32 = 4096;
+
+/// Listens on an address, with room for a rush.
+///
+/// # Errors
+/// When the address is in use, not ours, or not allowed.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Clients of a server that was just stopped linger in the system's tables; the port is free all the same.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// Accepts connections until `stop` says so.
 pub(super) async fn accept(
     listener: TcpListener,
     shared: Arc<Shared>,
-    router: Router,
+    http: Http,
     slots: Arc<Slots>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -51,7 +63,7 @@ pub(super) async fn accept(
                     tracing::debug!("a connection was refused: limits.connections or limits.connectionsPerAddress");
                     continue;
                 };
-                tokio::spawn(serve(stream, peer, shared.clone(), router.clone(), slot, stop.clone()));
+                tokio::spawn(serve(stream, peer, shared.clone(), http.clone(), slot, stop.clone()));
             }
             Err(error) if is_of_the_peer(&error) => {}
             Err(error) => {
@@ -79,21 +91,25 @@ async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     shared: Arc<Shared>,
-    router: Router,
+    http: Http,
     slot: Slot,
     mut stop: watch::Receiver<bool>,
 ) {
     // An answer is one write, and a backend waits for it.
     _ = stream.set_nodelay(true);
     let header_timeout = shared.config.limits.header_timeout;
-    let service = service_fn(move |request| {
-        let (shared, router, slot) = (shared.clone(), router.clone(), slot.clone());
-        async move { Ok::<_, Infallible>(respond(&shared, router, slot, request).await) }
+    let service = service_fn(|request| async {
+        let response = match upgrade::is_asked_for(request.headers()) {
+            true => upgrade(&shared, &slot, request),
+            false => http.respond(request).await,
+        };
+        Ok::<_, Infallible>(response)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(header_timeout)
         .max_buf_size(HEAD_BYTES_MAX)
+        .writev(false)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::pin!(connection);
@@ -110,22 +126,12 @@ async fn serve(
     }
 }
 
-async fn respond(shared: &Arc<Shared>, router: Router, slot: Slot, request: Request<Incoming>) -> Response<Body> {
-    if upgrade::is_asked_for(request.headers()) {
-        if request.uri().path() == shared.config.path {
-            return upgrade::answer(shared, request, slot).map(Body::new);
-        }
-        shared.metrics.refused_connections.inc();
-        return status(StatusCode::NOT_FOUND);
+fn upgrade(shared: &Arc<Shared>, slot: &Slot, request: Request<Incoming>) -> Response<Body> {
+    if request.uri().path() == shared.config.path {
+        return upgrade::answer(shared, request, slot.clone()).map(Body::new);
     }
-    match tokio::time::timeout(REQUEST_TIME_MAX, router.oneshot(request.map(Body::new))).await {
-        Ok(Ok(response)) => response,
-        Err(_) => status(StatusCode::REQUEST_TIMEOUT),
-    }
-}
-
-fn status(status: StatusCode) -> Response<Body> {
+    shared.metrics.refused_connections.inc();
     let mut response = Response::new(Body::empty());
-    *response.status_mut() = status;
+    *response.status_mut() = StatusCode::NOT_FOUND;
     response
 }

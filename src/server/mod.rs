@@ -28,7 +28,7 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::{
     auth::{self, ApiKeys},
     config::{self, Config, ConfigError},
-    http::{self, Api},
+    http::{Api, Http},
     hub::{Hub, MailboxBounds, Settings, Store, StoreError, SyncSettings},
     metrics::Metrics,
     store::{
@@ -36,6 +36,7 @@ use crate::{
         sled::{SledOptions, open},
     },
 };
+pub use listener::bind;
 use shared::Shared;
 use slots::Slots;
 
@@ -63,7 +64,7 @@ pub struct Server {
     address: SocketAddr,
     shared: Arc<Shared>,
     store: Arc<dyn Store>,
-    api: axum::Router,
+    http: Http,
 }
 
 impl Server {
@@ -95,7 +96,7 @@ impl Server {
         let authenticator = auth::from_config(&config.authentication)?;
         let metrics = Arc::new(Metrics::new());
         let hub = Hub::new(settings(&config), store.clone(), metrics.clone());
-        let api = http::router(Api {
+        let http = Http::new(Api {
             hub: hub.clone(),
             keys: ApiKeys::new(&config.api),
             metrics: metrics.clone(),
@@ -103,7 +104,7 @@ impl Server {
         });
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::new(config, hub, metrics, authenticator));
-        Ok(Self { listener, address, shared, store, api })
+        Ok(Self { listener, address, shared, store, http })
     }
 
     /// Where the server listens.
@@ -118,11 +119,11 @@ impl Server {
     /// # Errors
     /// When the store fails while serving: clients are told (1011), and nothing more is promised.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
-        let Self { listener, shared, store, api, .. } = self;
+        let Self { listener, shared, store, http, .. } = self;
         let limits = &shared.config.limits;
         let slots = Slots::new(limits.connections, limits.connections_per_address);
         let (stop, stopped) = watch::channel(false);
-        let accepting = tokio::spawn(listener::accept(listener, shared.clone(), api, slots.clone(), stopped));
+        let accepting = tokio::spawn(listener::accept(listener, shared.clone(), http, slots.clone(), stopped));
         let watching = tokio::spawn(watch_commits(shared.hub.clone()));
         let failed = tokio::select! {
             () = shutdown => None,

@@ -33,7 +33,7 @@ use tokio_tungstenite::{
 use crate::protocol::close::CloseCode;
 
 /// What tungstenite reads from the socket at once. Clients say little; a larger frame is read in several goes.
-const READ_BUFFER_BYTES: usize = 1024;
+const READ_BUFFER_BYTES: usize = 512;
 
 /// Capacity an empty write buffer may keep: enough for a heartbeat or a lone message.
 const KEPT_BYTES_MAX: usize = 512;

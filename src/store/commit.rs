@@ -2,7 +2,8 @@
 //! that durable, and only then shows it, wakes who waits for it and answers.
 //!
 //! There is no delay to collect more: what arrives while one commit is made is the next. A lone message costs one
-//! sync; under load a sync is shared by hundreds.
+//! sync; under load a sync is shared by many. (Waiting 0.3 ms for company behind a busy commit was tried: commits were
+//! three times as large, a tenth of the work went away, and a quarter of the throughput with it.)
 
 use std::{
     collections::VecDeque,
@@ -28,6 +29,9 @@ const LINGER: Duration = Duration::from_millis(20);
 
 /// How often the thread looks after old records while nothing else happens.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// Callers and users told of a commit from the commit thread itself. More are told from a task.
+const TOLD_HERE_MAX: usize = 4;
 
 /// Room a record keeps for the stamps behind its last message.
 const STAMP_BYTES_MAX: usize = crate::message::USER_ID_BYTES_MAX + 24;
@@ -98,8 +102,7 @@ impl Committer {
 
     fn serve(&mut self) -> Result<(), EngineError> {
         loop {
-            let patience = if self.has_old_records() { Duration::ZERO } else { self.patience() };
-            let mut taken = self.shared.queue.take(LINGER, patience);
+            let mut taken = self.shared.queue.take(LINGER, self.patience());
             let close = match taken.ops.pop() {
                 Some(Op::Close { done }) => Some(done),
                 Some(op) => {
@@ -131,6 +134,7 @@ impl Committer {
 
     fn patience(&self) -> Duration {
         match self.durability {
+            _ if self.has_old_records() => Duration::ZERO,
             Durability::Interval(interval) if self.unsynced > 0 => {
                 interval.saturating_sub(self.synced.elapsed()).min(IDLE)
             }
@@ -201,9 +205,12 @@ impl Committer {
         let mut seqs = Vec::with_capacity(append.recipients.len());
         let mut message_at = None;
         for user in &append.recipients {
+            let lapses = self.shared.index.lapses();
+            // Without a row nobody could list this user; with one that does not know of a lapse, the sequences given
+            // out from here on would be passed over once more when the journal is replayed.
             let (seq, new) = self.with(user, |log| {
                 log.assigned += 1;
-                (log.assigned, !std::mem::replace(&mut log.has_row, true))
+                (log.assigned, log.row_lapses != Some(lapses))
             })?;
             if new {
                 self.put_row(user)?;
@@ -264,7 +271,8 @@ impl Committer {
         let (received, at_ms, new) = self.with(user, |log| {
             log.dirty = false;
             log.last_record = number;
-            (log.received.clone(), log.seen_ms, !std::mem::replace(&mut log.has_row, true))
+            let lapses = self.shared.index.lapses();
+            (log.received.clone(), log.seen_ms, log.row_lapses != Some(lapses))
         })?;
         if new {
             self.put_row(user)?;
@@ -322,6 +330,7 @@ impl Committer {
             self.shared.recent.push(number, Bytes::from(record));
         }
         let now = self.shared.index.now();
+        let told = commit.answers.len() + commit.slots.len();
         let mut users: Vec<UserId> = Vec::with_capacity(commit.slots.len());
         for (user, slot) in commit.slots {
             // It was loaded when the sequence was given out, and a log with a sequence under way is never evicted.
@@ -334,10 +343,20 @@ impl Committer {
         }
         users.sort_unstable();
         users.dedup();
-        if let (Some(listener), false) = (self.shared.listener.read().as_ref(), users.is_empty()) {
-            listener(&users);
+        let answers = commit.answers;
+        let listener = self.shared.listener.read().clone();
+        let tell = move || {
+            if let (Some(listener), false) = (listener, users.is_empty()) {
+                listener(&users);
+            }
+            answers.into_iter().for_each(Answer::give);
+        };
+        match &self.shared.runtime {
+            // Waking a task from outside costs a system call more often than not; from inside it does not. So where
+            // there are many to wake, one is, and wakes the others.
+            Some(runtime) if told > TOLD_HERE_MAX => drop(runtime.spawn(async move { tell() })),
+            _ => tell(),
         }
-        commit.answers.into_iter().for_each(Answer::give);
     }
 
     /// Commits are all made: settles what is cheap to settle, and leaves word that nothing is amiss.
@@ -360,7 +379,11 @@ impl Committer {
     }
 
     pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
-        let row = self.with(user, |log| log.row(self.shared.index.lapses()))?;
+        let lapses = self.shared.index.lapses();
+        let row = self.with(user, |log| {
+            log.row_lapses = Some(lapses);
+            log.row(lapses)
+        })?;
         self.shared.engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())
     }
 }

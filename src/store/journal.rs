@@ -82,6 +82,8 @@ pub(super) struct Shared {
     /// When the running commit began, in milliseconds since `opened`, plus one; 0 = none is running.
     pub committing: AtomicU64,
     pub opened: Instant,
+    /// Where the store was opened from, if that was a runtime.
+    pub runtime: Option<tokio::runtime::Handle>,
 }
 
 /// A store over an engine's tables.
@@ -107,6 +109,7 @@ pub fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn Store>,
         failed: watch::Sender::new(None),
         committing: AtomicU64::new(0),
         opened: Instant::now(),
+        runtime: tokio::runtime::Handle::try_current().ok(),
     });
     let committer = Committer::new(shared.clone(), recovered.records, recovered.next_record, &options);
     let thread = thread::Builder::new().name("mesa-commit".into()).spawn(move || committer.run());

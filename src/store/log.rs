@@ -31,6 +31,8 @@ pub struct Log {
     pub received: Received,
     /// Nothing above this is trimmed, received or not.
     pub hold: Option<Seq>,
+    /// Nothing up to this is needed any more. Never goes back: a hold that comes late brings nothing back.
+    released: Seq,
     /// Entries up to this are in the inbox, those above it in the journal.
     pub settled: Seq,
     /// The inbox may have chunks of this user.
@@ -43,8 +45,8 @@ pub struct Log {
     pub seen_ms: u64,
     /// Receipts or presence are not in the journal yet.
     pub dirty: bool,
-    /// The table of users has a row.
-    pub has_row: bool,
+    /// How many lapses the row in the table of users takes into account; `None`: there is no row.
+    pub row_lapses: Option<u32>,
     /// The last journal record that says anything about this user.
     pub last_record: u64,
     /// When this was last of use, in seconds since the store was opened.
@@ -62,10 +64,11 @@ impl Log {
             log.settled = settled;
             log.chunks = settled > 0;
             log.seen_ms = seen_ms;
-            log.has_row = true;
+            log.row_lapses = Some(lapses);
             known = lapses;
         }
         log.pass_lapses(lapses.saturating_sub(known));
+        log.released = log.received.through();
         log
     }
 
@@ -91,9 +94,9 @@ impl Log {
         }
     }
 
-    /// Everything up to this is not needed any more.
+    /// Nothing up to this is needed any more.
     pub fn released(&self) -> Seq {
-        self.hold.map_or(self.received.through(), |hold| hold.min(self.received.through()))
+        self.released
     }
 
     /// Whether a read shows this entry: it was not received, or a session still holds what was.
@@ -103,7 +106,9 @@ impl Log {
 
     /// Forgets where released entries were. True if there are chunks of them in the inbox to be trimmed.
     pub fn release(&mut self) -> bool {
-        let released = self.released();
+        let through = self.received.through();
+        let released = self.released.max(self.hold.map_or(through, |hold| hold.min(through)));
+        self.released = released;
         while self.slots.front().is_some_and(|slot| slot.seq <= released) {
             self.slots.pop_front();
         }

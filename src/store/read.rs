@@ -31,7 +31,8 @@ fn plan(log: &mut Log, after: Seq, limit: ReadLimit, now: u32) -> Plan {
     let from = after.max(log.released());
     let settled = if log.chunks { log.settled } else { 0 };
     let (mut slots, mut bytes) = (Vec::new(), 0);
-    for slot in log.slots_after(from) {
+    // While entries are being settled they are in both places; the inbox counts from the moment it is said to.
+    for slot in log.slots_after(from.max(settled)) {
         bytes += slot.bytes as usize;
         if !slots.is_empty() && bytes > limit.bytes || slots.len() >= limit.entries {
             break;

@@ -1,0 +1,235 @@
+//! What only a disk can do: be opened again, be opened twice, be damaged, and fail.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use mesa::store::{
+    Durability, StoreError,
+    sled::{SledOptions, open},
+};
+
+use crate::support::{AT_ONCE, NEVER, Place, append, read, receive, until, user};
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        let target = to.join(file.file_name());
+        if file.path().is_dir() { copy(&file.path(), &target) } else { _ = fs::copy(file.path(), target).unwrap() }
+    }
+}
+
+#[tokio::test]
+async fn a_sequence_outlives_its_messages_and_ten_restarts() {
+    let place = Place::disk();
+    for round in 0..10 {
+        let store = place.open(if round % 2 == 0 { NEVER } else { AT_ONCE });
+        assert_eq!(read(&*store, "a", 0), []);
+        assert_eq!(append(&*store, round, &["a"]).await.unwrap(), [round + 1]);
+        receive(&*store, "a", 1, round + 1);
+        store.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_was_settled_is_read_from_the_inbox_and_goes_when_it_is_received() {
+    let place = Place::disk();
+    let store = place.open(AT_ONCE);
+    for n in 1..=500 {
+        append(&*store, n, &["a", "b"]).await.unwrap();
+    }
+    let all: Vec<_> = (1..=500).map(|n| (n, n)).collect();
+    assert_eq!(read(&*store, "a", 0), all);
+    until("the journal to be settled", || store.recent(&user("a"), 0, crate::support::ALL).is_none()).await;
+    assert_eq!(read(&*store, "a", 0), all);
+    assert_eq!(read(&*store, "a", 250), all[250..]);
+    receive(&*store, "a", 1, 490);
+    assert_eq!(read(&*store, "a", 0), all[490..]);
+    store.close().await.unwrap();
+    drop(store);
+    let store = place.open(AT_ONCE);
+    assert_eq!(read(&*store, "a", 0), all[490..]);
+    assert_eq!(read(&*store, "b", 0), all);
+}
+
+#[tokio::test]
+async fn a_store_that_was_copied_while_it_was_written_opens_as_a_prefix() {
+    let place = Place::disk();
+    let store = place.open(AT_ONCE);
+    let writing = store.clone();
+    let task = tokio::spawn(async move {
+        for n in 1..=2_000 {
+            append(&*writing, n, &["a"]).await.unwrap();
+        }
+    });
+    let mut last = 0;
+    for at in 0..5 {
+        until("more to be written", || store.state(&user("a")).unwrap().head >= at * 300 + 50).await;
+        let answered = store.state(&user("a")).unwrap().head;
+        let target = tempfile::tempdir().unwrap();
+        copy(place.path(), target.path());
+        let copied = open(SledOptions::new(target.path())).unwrap();
+        let entries = read(&*copied, "a", 0);
+        let expected: Vec<_> = (1..=entries.len() as u64).map(|n| (n, n)).collect();
+        assert_eq!(entries, expected, "in order and without a hole");
+        assert!(entries.len() as u64 >= answered.min(last), "what was answered before the copy began is in it");
+        last = answered;
+    }
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshot_that_was_cut_off_is_set_aside() {
+    let place = Place::disk();
+    for n in 1..=3 {
+        let store = place.open(NEVER);
+        append(&*store, n, &["a"]).await.unwrap();
+        store.close().await.unwrap();
+    }
+    let log = place.path().join("log");
+    let snapshots = || {
+        let files = fs::read_dir(&log).unwrap().map(|file| file.unwrap().path());
+        files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("snap.")).collect::<Vec<_>>()
+    };
+    assert!(!snapshots().is_empty(), "sled writes a snapshot when it opens");
+    for snapshot in snapshots() {
+        fs::write(snapshot, b"").unwrap();
+    }
+    fs::write(log.join("snap.00000000FFFFFFFF.generating"), b"half").unwrap();
+    let store = place.open(NEVER);
+    assert_eq!(read(&*store, "a", 0), [(1, 1), (2, 2), (3, 3)]);
+    assert!(fs::read_dir(place.path().join("set-aside")).unwrap().count() >= 2, "nothing is thrown away");
+}
+
+#[tokio::test]
+async fn a_second_process_is_told_who_has_the_directory() {
+    let place = Place::disk();
+    let _store = place.open(NEVER);
+    let error = open(SledOptions::new(place.path())).err().unwrap();
+    let told = error.to_string();
+    assert!(matches!(error, StoreError::InUse { .. }), "{told}");
+    assert!(told.contains(&std::process::id().to_string()) && told.contains("store.path"), "{told}");
+}
+
+#[tokio::test]
+async fn a_store_belongs_to_one_namespace() {
+    let place = Place::disk();
+    let open_as = |namespace: Option<&str>| {
+        open(SledOptions { namespace: namespace.map(str::to_owned), ..SledOptions::new(place.path()) })
+    };
+    open_as(Some("one")).unwrap().close().await.unwrap();
+    for other in [None, Some("two")] {
+        let told = open_as(other).err().unwrap().to_string();
+        assert!(told.contains("namespace \"one\""), "{told}");
+    }
+    open_as(Some("one")).unwrap().close().await.unwrap();
+}
+
+#[tokio::test]
+async fn places_that_are_no_directories_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+    fs::write(&file, b"").unwrap();
+    std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+    for (path, why) in [(file, "not a directory"), (link, "symbolic link")] {
+        let told = open(SledOptions::new(path)).err().unwrap().to_string();
+        assert!(told.contains(why), "{told}");
+    }
+    let made = dir.path().join("made");
+    open(SledOptions::new(&made)).unwrap().close().await.unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&made).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o700, "readable by its owner alone");
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nothing_is_promised_any_more() {
+    let place = Place::disk();
+    let left = Arc::new(AtomicUsize::new(3));
+    let counting = left.clone();
+    let sync = Arc::new(move || {
+        let fails = counting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err();
+        if fails { Err(std::io::Error::other("the disk is gone")) } else { Ok(()) }
+    });
+    let store = open(SledOptions { sync: Some(sync), ..SledOptions::new(place.path()) }).unwrap();
+    let mut answers = Vec::new();
+    for n in 0..10 {
+        answers.push(append(&*store, n, &["a"]).await);
+    }
+    let promised = answers.iter().take_while(|answer| answer.is_ok()).count();
+    assert_eq!(promised, 2, "one sync went to opening");
+    for answer in &answers[promised..] {
+        assert!(answer.as_ref().is_err_and(|error| error.to_string().contains("the disk is gone")), "{answer:?}");
+    }
+    assert_eq!(read(&*store, "a", 0).len(), promised, "what is not durable is not shown");
+    let failure = tokio::time::timeout(Duration::from_secs(5), store.failure()).await.unwrap();
+    assert!(matches!(failure, StoreError::Failed(_)));
+    assert!(store.clear(&user("a"), None).await.is_err());
+}
+
+#[tokio::test]
+async fn sequences_a_crash_took_back_are_not_given_out_again() {
+    for durability in [Durability::Never, Durability::Interval(Duration::from_secs(60))] {
+        let (place, earlier) = (Place::disk(), tempfile::tempdir().unwrap());
+        let options = |path: &Path| SledOptions { durability, tuning: NEVER, ..SledOptions::new(path) };
+        let store = open(options(place.path())).unwrap();
+        append(&*store, 1, &["a"]).await.unwrap();
+        copy(place.path(), earlier.path());
+        let lost = append(&*store, 2, &["a", "new"]).await.unwrap();
+        drop(store);
+        // The crash: what is left is as it was before the second message was answered.
+        let store = open(options(earlier.path())).unwrap();
+        let given = append(&*store, 3, &["a", "new"]).await.unwrap();
+        assert!(given[0] > lost[0] && given[1] > lost[1], "{given:?} after {lost:?}");
+        assert_eq!(
+            read(&*store, "a", 0),
+            [(1, 1), (given[0], 3)],
+            "what is left is read, and the gap is none to a reader"
+        );
+        assert_eq!(store.state(&user("a")).unwrap().pending, 2);
+        store.close().await.unwrap();
+        drop(store);
+        // Closed in order: no gap.
+        let store = open(options(earlier.path())).unwrap();
+        assert_eq!(append(&*store, 4, &["a"]).await.unwrap(), [given[0] + 1]);
+    }
+}
+
+#[tokio::test]
+async fn always_durable_sequences_leave_no_gap_after_a_crash() {
+    let (place, crashed) = (Place::disk(), tempfile::tempdir().unwrap());
+    let store = place.open(NEVER);
+    append(&*store, 1, &["a"]).await.unwrap();
+    copy(place.path(), crashed.path());
+    let store = open(SledOptions::new(crashed.path())).unwrap();
+    assert_eq!(append(&*store, 2, &["a"]).await.unwrap(), [2]);
+    assert_eq!(read(&*store, "a", 0), [(1, 1), (2, 2)]);
+}
+
+#[tokio::test]
+async fn the_disk_stays_near_the_largest_backlog() {
+    let place = Place::disk();
+    let store = place.open(AT_ONCE);
+    let size = || fs::metadata(place.path().join("log/db")).unwrap().len();
+    let large = format!("\"{}\"", "x".repeat(30_000));
+    let mut sizes = Vec::new();
+    for _ in 0..8 {
+        let mut last = 0;
+        for _ in 0..400 {
+            let payload = mesa::message::Payload::encode(0, Some(&large), None).unwrap();
+            let append = mesa::store::Append { payload, recipients: vec![user("a")] };
+            last = store.append(append).await.unwrap().seqs[0];
+        }
+        receive(&*store, "a", 1, last);
+        until("everything to be trimmed", || store.state(&user("a")).unwrap().pending == 0).await;
+        sizes.push(size());
+    }
+    // 12 MB a round; segments are 8 MiB, and sled needs some to work with.
+    assert!(sizes[7] <= sizes[2] * 2, "{sizes:?}");
+}

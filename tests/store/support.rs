@@ -1,0 +1,102 @@
+//! One small surface over the store, so that the tests read as tables.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use mesa::{
+    message::{Payload, Seq, UserId},
+    store::{
+        Append, Entry, Note, ReadLimit, Store, StoreError,
+        journal::{Options, Tuning},
+        memory::{self, Memory},
+        sled::{self, SledOptions},
+    },
+};
+use tempfile::TempDir;
+
+/// Everything a read can give.
+pub const ALL: ReadLimit = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
+
+/// Settles everything as soon as it is committed.
+pub const AT_ONCE: Tuning = Tuning { settle_after: Duration::ZERO, journal_bytes_max: 64 << 20, idle_seconds: 0 };
+
+/// Settles nothing for as long as a test lasts.
+pub const NEVER: Tuning =
+    Tuning { settle_after: Duration::from_secs(3600), journal_bytes_max: usize::MAX, idle_seconds: 3600 };
+
+/// Where a store is: it can be opened again and again.
+pub enum Place {
+    Memory(Memory),
+    Disk(TempDir),
+}
+
+impl Place {
+    /// One of each engine.
+    pub fn all() -> [Self; 2] {
+        [Self::Memory(Memory::default()), Self::disk()]
+    }
+
+    pub fn disk() -> Self {
+        Self::Disk(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Memory(_) => panic!("not on disk"),
+            Self::Disk(dir) => dir.path(),
+        }
+    }
+
+    pub fn open(&self, tuning: Tuning) -> Arc<dyn Store> {
+        match self {
+            Self::Memory(tables) => memory::open(tables, Options { tuning, ..Options::default() }).unwrap(),
+            Self::Disk(dir) => sled::open(SledOptions { tuning, ..SledOptions::new(dir.path()) }).unwrap(),
+        }
+    }
+}
+
+pub fn user(id: &str) -> UserId {
+    UserId::new(id).unwrap()
+}
+
+pub fn message(n: u64) -> Payload {
+    Payload::encode(0, Some(&n.to_string()), Some("N")).unwrap()
+}
+
+/// The number in a message.
+pub fn number(entry: &Entry) -> u64 {
+    let value: serde_json::Value = serde_json::from_slice(entry.payload.as_bytes()).unwrap();
+    value["d"].as_u64().unwrap()
+}
+
+pub async fn append(store: &dyn Store, n: u64, users: &[&str]) -> Result<Vec<Seq>, StoreError> {
+    let recipients = users.iter().map(|id| user(id)).collect();
+    Ok(store.append(Append { payload: message(n), recipients }).await?.seqs)
+}
+
+pub fn receive(store: &dyn Store, id: &str, from: Seq, to: Seq) {
+    store.note(&user(id), Note { received: Some((from, to)), hold: None, seen: None });
+}
+
+/// Sequence and number of everything above `after`; checks the stamps, and that both ways of reading agree.
+pub fn read(store: &dyn Store, id: &str, after: Seq) -> Vec<(Seq, u64)> {
+    let whose = user(id);
+    let entries = store.read(&whose, after, ALL).unwrap();
+    for entry in &entries {
+        assert_eq!((&entry.owner[..], entry.namespace), (id.as_bytes(), store.namespace()));
+    }
+    let pairs = |entries: &[Entry]| entries.iter().map(|entry| (entry.seq, number(entry))).collect::<Vec<_>>();
+    if let Some(recent) = store.recent(&whose, after, ALL) {
+        assert_eq!(pairs(&recent), pairs(&entries), "what is at hand in memory is what is stored");
+    }
+    pairs(&entries)
+}
+
+/// Waits until `done`, or fails after ten seconds.
+pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let waited = tokio::time::timeout(Duration::from_secs(10), async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "waited in vain for: {what}");
+}
