@@ -54,7 +54,9 @@
 //! next commit, at most some 20 ms later: a process killed within that time sends those messages once more.
 
 pub mod auth;
+pub mod client;
 pub mod config;
+pub mod dispatcher;
 pub mod http;
 pub mod hub;
 pub mod message;

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Variables under our prefix that are for the command line tools.
-const TOOLS: &[&str] = &["MESA_CONFIG", "MESA_URL", "MESA_API_KEY"];
+const TOOLS: &[&str] = &["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_TOKEN"];
 
 /// Beginnings of variables that belong to the Mesa graphics library, which shares our prefix: a desktop that has some
 /// set must still be able to start a server.

@@ -5,7 +5,7 @@ use axum::{
     http::StatusCode,
     response::Response,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
 use super::{State, error::ApiError, time};
@@ -32,6 +32,12 @@ pub(super) struct MessageParameters {
     #[serde(default)]
     after: Seq,
     limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct MessagePage {
+    messages: Vec<Box<RawValue>>,
+    cursor: Option<Seq>,
 }
 
 type UserPath = Result<Path<String>, PathRejection>;
@@ -107,14 +113,17 @@ pub(super) async fn messages(
     let entries = api.hub.pending(&user, after, limit).await?;
     // The bytes of a page are bounded too, so only an empty page is certain to be the last.
     let cursor = entries.last().map(|last| last.seq);
-    let messages: Vec<Value> = entries.iter().map(message).collect();
-    Ok(super::json(StatusCode::OK, json!({"messages": messages, "cursor": cursor}).to_string()))
+    let page = MessagePage { messages: entries.iter().filter_map(message).collect(), cursor };
+    // Maps with string keys always have a JSON form.
+    let body = serde_json::to_vec(&page).expect("a page is JSON");
+    Ok(super::json(StatusCode::OK, body))
 }
 
-fn message(entry: &Entry) -> Value {
-    // It was JSON when it was taken in, to the letter.
-    let text: Result<Box<RawValue>, _> = serde_json::from_slice(entry.payload.as_bytes());
-    json!({"s": entry.seq, "message": text.ok()})
+/// The message as a client reads it, with its place in the log as `s`.
+fn message(entry: &Entry) -> Option<Box<RawValue>> {
+    // It was one JSON object when it was taken in, and is that to the letter.
+    let text = std::str::from_utf8(entry.payload.as_bytes()).ok()?.strip_suffix('}')?;
+    RawValue::from_string(format!("{text},\"s\":{}}}", entry.seq)).ok()
 }
 
 /// `DELETE /v1/users/{id}/messages`

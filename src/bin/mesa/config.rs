@@ -1,0 +1,54 @@
+//! `mesa config`: what is wrong with a file, and what holds.
+
+use mesa::config::{ConfigError, Sources, load};
+
+use crate::{
+    args::{ConfigCheckArgs, ConfigCommand, ConfigPrintArgs, StoreKind},
+    environment,
+    failure::Failure,
+    output,
+};
+
+/// Runs one of the two.
+pub fn run(command: &ConfigCommand) -> Result<(), Failure> {
+    match command {
+        ConfigCommand::Check(args) => check(args),
+        ConfigCommand::Print(args) => print(args),
+    }
+}
+
+fn check(args: &ConfigCheckArgs) -> Result<(), Failure> {
+    let embedded = args.store == Some(StoreKind::Embedded);
+    let sources = Sources { file: Some(args.file.clone()), embedded, ..Sources::default() };
+    match load(&sources) {
+        Ok(loaded) => {
+            output::line(&format!("{} is fine", args.file.display()))?;
+            for warning in loaded.warnings {
+                output::line(&format!("but note: {warning}"))?;
+            }
+            Ok(())
+        }
+        Err(error) => {
+            output::remark(&error.to_string());
+            Err(Failure::Told)
+        }
+    }
+}
+
+fn print(args: &ConfigPrintArgs) -> Result<(), Failure> {
+    let mut sources = environment::sources(environment::config_file(args.config.as_ref()));
+    sources.dev = args.dev;
+    sources.embedded = args.store == Some(StoreKind::Embedded);
+    let loaded = load(&sources).map_err(|error| unusable(&error))?;
+    for warning in &loaded.warnings {
+        output::remark(&format!("note: {warning}"));
+    }
+    let text = serde_json::to_string_pretty(&loaded.config.effective()).map_err(Failure::because)?;
+    Ok(output::line(&text)?)
+}
+
+/// The end of a command whose configuration cannot be used.
+pub fn unusable(error: &ConfigError) -> Failure {
+    let problems = error.to_string().replace('\n', "\n  ");
+    Failure::because(format!("the configuration cannot be used:\n  {problems}"))
+}

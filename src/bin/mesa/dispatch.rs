@@ -1,0 +1,106 @@
+//! `mesa dispatch`: one message to some users, and what became of it.
+
+use std::io::Read;
+
+use mesa::{
+    dispatcher::DispatchResult,
+    message::{Message, Options, PAYLOAD_BYTES_MAX, Recipients},
+};
+use serde_json::value::RawValue;
+
+use crate::{
+    api,
+    args::DispatchArgs,
+    failure::Failure,
+    output::{self, count, printable},
+};
+
+/// Sends it.
+pub async fn run(args: &DispatchArgs) -> Result<(), Failure> {
+    let dispatcher = api::dispatcher(&args.api)?;
+    let message = message(args)?;
+    let recipients = recipients(&args.to)?;
+    let excluding = args.excluding.iter().map(|id| api::user(id)).collect::<Result<Vec<_>, _>>()?;
+    let result = dispatcher.dispatch(&message, &recipients, &excluding).await.map_err(Failure::because)?;
+    if args.json {
+        output::json(&result)?;
+    } else {
+        for line in account(&result, message.o.sync && recipients != Recipients::Everyone) {
+            output::line(&line)?;
+        }
+    }
+    if result.rejected.is_empty() { Ok(()) } else { Err(Failure::Told) }
+}
+
+fn message(args: &DispatchArgs) -> Result<Message, Failure> {
+    let text = if args.data == "-" { standard_input()? } else { args.data.clone() };
+    let data = RawValue::from_string(text).map_err(|error| {
+        Failure::usage(format!(
+            "the data is not JSON ({error}); it should look like '{{\"text\":\"Hello\"}}', in quotes"
+        ))
+    })?;
+    let message = Message { op: args.op, d: Some(data), t: args.kind.clone(), o: Options { sync: !args.no_sync } };
+    // The server would say the same; this saves the way.
+    message.payload().map_err(Failure::usage)?;
+    Ok(message)
+}
+
+fn standard_input() -> Result<String, Failure> {
+    let mut text = String::new();
+    // One more than fits is enough to know that it does not; white space around the data may come on top.
+    let limit = u64::try_from(4 * PAYLOAD_BYTES_MAX).unwrap_or(u64::MAX);
+    let read = std::io::stdin().lock().take(limit).read_to_string(&mut text);
+    read.map_err(|error| Failure::because(format!("cannot read the data from standard input: {error}")))?;
+    Ok(text.trim().to_owned())
+}
+
+fn recipients(to: &[String]) -> Result<Recipients, Failure> {
+    match to {
+        [everyone] if everyone == "*" => Ok(Recipients::Everyone),
+        users if users.iter().any(|user| user == "*") => {
+            Err(Failure::usage("'*' is everyone who is connected; it cannot stand beside user ids"))
+        }
+        users => Ok(Recipients::Users(users.iter().map(|id| api::user(id)).collect::<Result<_, _>>()?)),
+    }
+}
+
+/// What became of it, for people: in all, and for each it was not taken for.
+fn account(result: &DispatchResult, kept: bool) -> Vec<String> {
+    let absent = if kept { "kept until they come" } else { "not kept" };
+    let mut lines = vec![format!(
+        "{}: {} online, {} offline ({absent}){}",
+        count(result.recipients, "recipient"),
+        result.online,
+        result.offline,
+        if result.duplicate { "; it had been sent before, and was not sent again" } else { "" }
+    )];
+    lines.extend(
+        result.rejected.iter().map(|no| format!("{}: not taken ({})", printable(&no.user), printable(&no.reason))),
+    );
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everyone_cannot_stand_beside_users() {
+        let to = |names: &[&str]| recipients(&names.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(to(&["*"]).unwrap(), Recipients::Everyone);
+        assert!(matches!(to(&["alice", "bob"]).unwrap(), Recipients::Users(users) if users.len() == 2));
+        assert!(matches!(to(&["*", "bob"]), Err(Failure::Usage(_))));
+        assert!(matches!(to(&["alice", ""]), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn an_account_names_each_recipient_it_was_not_taken_for() {
+        let result = serde_json::from_str(
+            r#"{"recipients":3,"online":1,"offline":1,"rejected":[{"user":"c","reason":"quota"}],"duplicate":false}"#,
+        );
+        assert_eq!(
+            account(&result.unwrap(), true),
+            ["3 recipients: 1 online, 1 offline (kept until they come)", "c: not taken (quota)"]
+        );
+    }
+}

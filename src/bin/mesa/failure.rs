@@ -1,0 +1,38 @@
+//! How a command ends when it does not end well.
+
+use std::{fmt::Display, io};
+
+/// Why a command failed, and with which exit code.
+#[derive(Debug)]
+pub enum Failure {
+    /// It was tried and did not work: 1.
+    Failed(String),
+    /// What was asked for makes no sense: 2.
+    Usage(String),
+    /// It did not work, and all there is to say has been said: 1.
+    Told,
+    /// Nobody reads what is printed any more, which is how `… | head` ends a command: 0.
+    PipeClosed,
+}
+
+impl Failure {
+    /// It did not work, for this reason.
+    pub fn because(reason: impl Display) -> Self {
+        Self::Failed(reason.to_string())
+    }
+
+    /// What was typed makes no sense.
+    pub fn usage(reason: impl Display) -> Self {
+        Self::Usage(reason.to_string())
+    }
+}
+
+impl From<io::Error> for Failure {
+    /// Of writing to standard output; whoever has another error says with what it happened.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::PipeClosed,
+            _ => Self::Failed(format!("cannot write to standard output: {error}")),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The command line: reads what was typed, runs one command, and turns its end into an exit code.
+//!
+//! This is the library's first outside user: it sees nothing but its public names.
+
+mod api;
+mod args;
+mod config;
+mod connect;
+mod demo;
+mod dispatch;
+mod environment;
+mod failure;
+mod inbox;
+mod logging;
+mod output;
+mod serve;
+mod system;
+mod token;
+mod users;
+
+use std::{future::Future, process::ExitCode};
+
+use args::{Cli, Command};
+use failure::Failure;
+
+/// Connections come and go all day, in sizes that repeat: what mimalloc is made for.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match run(args::parse()) {
+        Ok(()) | Err(Failure::PipeClosed) => ExitCode::SUCCESS,
+        Err(Failure::Told) => ExitCode::from(1),
+        Err(Failure::Failed(reason)) => {
+            output::complain(&reason);
+            ExitCode::from(1)
+        }
+        Err(Failure::Usage(reason)) => {
+            output::complain(&reason);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Demo(args) => wait_for(demo::run(&args)),
+        Command::Connect(args) => wait_for(connect::run(&args)),
+        Command::Dispatch(args) => wait_for(dispatch::run(&args)),
+        Command::Users(args) => wait_for(users::run(&args)),
+        Command::Inbox(args) => wait_for(inbox::run(&args)),
+        Command::Token(args) => token::run(&args),
+        Command::Config(args) => config::run(&args.command),
+    }
+}
+
+/// Runs a command that talks to a server: one thread does.
+fn wait_for(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::because(format!("cannot start: {error}")))?
+        .block_on(command)
+}

@@ -1,0 +1,129 @@
+//! The few lines a person wants after starting a server: what it does, and how to reach it.
+
+use std::{net::SocketAddr, path::absolute};
+
+use mesa::config::{Authentication, Config, Durability, Loaded, LogFormat};
+
+use crate::output;
+
+/// Prints them to standard output; to the log instead where that is for machines, unless a person tries things out and
+/// needs the key.
+pub fn print(loaded: &Loaded, address: SocketAddr, dev: bool) {
+    let config = &loaded.config;
+    if config.log.format == LogFormat::Json {
+        let (store, users) = (store(config), users(&config.authentication));
+        tracing::info!(%address, path = config.path, sync = config.sync.enabled, store, users, "listening");
+        if !dev {
+            return;
+        }
+    }
+    // A server whose standard output is closed serves all the same.
+    _ = output::line(&text(loaded, address, dev));
+}
+
+fn text(loaded: &Loaded, address: SocketAddr, dev: bool) -> String {
+    let config = &loaded.config;
+    let mut lines = vec![
+        format!("mesa {} listens on {address}", env!("CARGO_PKG_VERSION")),
+        format!("  clients    ws://{address}{}", config.path),
+        format!("  backends   http://{address}/v1  {}", backends(config)),
+        format!("  users      {}", users(&config.authentication)),
+        format!("  store      {}", store(config)),
+        format!("  sync       {}", sync(config)),
+    ];
+    if let Some(namespace) = &config.namespace {
+        lines.push(format!("  namespace  {namespace}"));
+    }
+    if dev {
+        lines.extend(try_it(loaded, address));
+    }
+    lines.join("\n")
+}
+
+fn backends(config: &Config) -> String {
+    match config.api.keys.len() {
+        0 => "(closed: set api.keys to let backends in)".into(),
+        1 => "(1 key)".into(),
+        keys => format!("({keys} keys)"),
+    }
+}
+
+fn users(authentication: &Authentication) -> String {
+    match &authentication.jwt {
+        Some(jwt) => format!("show a JWT ({})", jwt.algorithms.join(", ")),
+        None if authentication.insecure => "show their id as token, and are believed: for trying things only".into(),
+        None => "cannot authenticate: set authentication.jwt, or authentication.insecure to try things".into(),
+    }
+}
+
+fn store(config: &Config) -> String {
+    let path = absolute(&config.store.path).unwrap_or_else(|_| config.store.path.clone());
+    let durability = match config.store.durability {
+        Durability::Always => "a dispatch is answered once it would survive a power cut".into(),
+        Durability::Interval(interval) => {
+            format!("a dispatch is answered at once; a power cut may take back {} ms", interval.as_millis())
+        }
+        Durability::Never => "a dispatch is answered at once; a power cut may take it back".into(),
+    };
+    format!("{}; {durability}", path.display())
+}
+
+fn sync(config: &Config) -> &'static str {
+    if config.sync.enabled {
+        "on: messages wait for users who are away"
+    } else {
+        "off: who is away misses what is sent; set sync.enabled to keep it"
+    }
+}
+
+/// Two lines to copy into another terminal.
+fn try_it(loaded: &Loaded, address: SocketAddr) -> Vec<String> {
+    let config = &loaded.config;
+    let usual = address.port() == Config::default().port && config.path == "/" && reaches_loopback(address);
+    let url =
+        |scheme: &str, path: &str| if usual { String::new() } else { format!(" --url {scheme}://{address}{path}") };
+    let key = loaded.generated_api_key.as_deref().unwrap_or("ONE-OF-YOUR-API-KEYS");
+    let who = if config.authentication.insecure { "--as alice" } else { "--token TOKEN" };
+    vec![
+        String::new(),
+        format!("  API key    {key}"),
+        String::new(),
+        "Try it in other terminals:".into(),
+        format!("  mesa connect {who}{}", url("ws", &config.path)),
+        format!(
+            "  MESA_API_KEY={key} mesa dispatch{} --to alice --type GREETING '{{\"text\":\"Hello\"}}'",
+            url("http", "")
+        ),
+    ]
+}
+
+/// Whether the usual address of the other commands reaches this one.
+fn reaches_loopback(address: SocketAddr) -> bool {
+    address.is_ipv4() && (address.ip().is_loopback() || address.ip().is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use mesa::config::{Sources, load};
+
+    use super::*;
+
+    fn shown(port: u16) -> String {
+        let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs nothing");
+        text(&loaded, SocketAddr::from(([127, 0, 0, 1], port)), true)
+    }
+
+    #[test]
+    fn a_server_for_trying_shows_lines_to_copy() {
+        let text = shown(4000);
+        assert!(text.contains("\n  mesa connect --as alice\n"), "{text}");
+        assert!(text.contains("mesa dispatch --to alice"), "{text}");
+    }
+
+    #[test]
+    fn lines_to_copy_name_the_port_where_it_is_not_the_usual() {
+        let text = shown(4001);
+        assert!(text.contains("mesa connect --as alice --url ws://127.0.0.1:4001/"), "{text}");
+        assert!(text.contains("mesa dispatch --url http://127.0.0.1:4001 --to alice"), "{text}");
+    }
+}

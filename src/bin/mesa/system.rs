@@ -1,0 +1,121 @@
+//! What the system has to grant a server: open files, an address, and word of when to stop.
+
+use std::{
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
+
+use mesa::server;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+};
+
+use crate::failure::Failure;
+
+/// Files a server has open beside its connections: the store's, the log, its listeners.
+const FILES_ASIDE: u64 = 64;
+
+/// Every connection is an open file: takes as many as are to be had, and says so if that is fewer than `connections`.
+pub fn raise_file_limit(connections: usize) {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        match setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+            Ok(()) => limit.current = limit.maximum,
+            Err(error) => tracing::warn!("the limit of open files could not be raised: {error}"),
+        }
+    }
+    let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(FILES_ASIDE);
+    match limit.current {
+        Some(files) if files < wanted => tracing::warn!(
+            "at most {files} files may be open, so fewer connections fit than limits.connections ({connections}) allows; \
+             raise the limit (ulimit -n, or LimitNOFILE= in a systemd unit) or lower limits.connections"
+        ),
+        files => tracing::debug!(?files, "limit of open files"),
+    }
+}
+
+/// Listens at `host`, which is an address or `localhost`.
+pub fn listen(host: &str, port: u16) -> Result<TcpListener, Failure> {
+    let ip = match host {
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        other => other
+            .parse()
+            .map_err(|_| Failure::because(format!("host \"{}\" is no IP address", other.escape_debug())))?,
+    };
+    server::bind(SocketAddr::new(ip, port)).map_err(|error| Failure::because(refusal(&error, host, port)))
+}
+
+/// Why a server cannot listen, and what to do.
+fn refusal(error: &io::Error, host: &str, port: u16) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "port {port} at {host} is in use, perhaps by another mesa: stop that one, or choose another port with --port"
+        ),
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "port {port} may not be used by this user: choose one above 1023 with --port, or grant CAP_NET_BIND_SERVICE"
+            )
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("this machine has no address {host}: set host to one it has, or to 0.0.0.0 for all of them")
+        }
+        _ => format!("cannot listen on {host}, port {port}: {error}"),
+    }
+}
+
+/// Takes over SIGTERM and SIGINT. The future ends with the first of them; the second ends the program where it stands.
+pub fn shutdown() -> io::Result<impl Future<Output = ()> + Send> {
+    let mut signals = Signals::new()?;
+    Ok(async move {
+        let (name, _) = signals.next().await;
+        tracing::info!("stopping after {name}; another one stops at once");
+        tokio::spawn(async move {
+            let (name, exit_code) = signals.next().await;
+            tracing::warn!("stopped at once after a second signal, {name}");
+            std::process::exit(exit_code);
+        });
+    })
+}
+
+/// SIGTERM and SIGINT.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on these signals no longer end the program by themselves.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next one: its name, and the exit code of a program that it ends.
+    pub async fn next(&mut self) -> (&'static str, i32) {
+        tokio::select! {
+            _ = self.terminate.recv() => ("SIGTERM", 128 + 15),
+            _ = self.interrupt.recv() => ("SIGINT", 128 + 2),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_in_use_is_said_with_a_way_out() {
+        let first = listen("127.0.0.1", 0).unwrap();
+        let port = first.local_addr().unwrap().port();
+        let Err(Failure::Failed(reason)) = listen("127.0.0.1", port) else { panic!("listened twice") };
+        assert!(reason.contains("in use") && reason.contains("--port"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn an_address_of_another_machine_is_said_with_a_way_out() {
+        let Err(Failure::Failed(reason)) = listen("192.0.2.1", 0) else { panic!("listened elsewhere") };
+        assert!(reason.contains("0.0.0.0"), "{reason}");
+    }
+}

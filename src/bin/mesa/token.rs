@@ -1,0 +1,123 @@
+//! `mesa token`: a JWT that the server takes.
+
+use std::time::Duration;
+
+use mesa::{auth::issue, config::load};
+use serde_json::{Map, Value};
+
+use crate::{api, args::TokenArgs, config, environment, failure::Failure, output};
+
+/// What signs.
+struct Signer {
+    secret: String,
+    algorithm: String,
+    /// Claims the server insists on.
+    claims: Map<String, Value>,
+}
+
+/// Prints it.
+pub fn run(args: &TokenArgs) -> Result<(), Failure> {
+    let id = api::user(&args.id)?;
+    let ttl = args.ttl.as_deref().map(duration).transpose()?;
+    let asked_for = claims(&args.claims)?;
+    let signer = match &args.secret {
+        Some(secret) => Signer { secret: secret.clone(), algorithm: "HS256".into(), claims: Map::new() },
+        None => configured(args, id.as_str())?,
+    };
+    let mut claims = signer.claims;
+    claims.extend(asked_for);
+    let token = issue(&signer.secret, &signer.algorithm, &id, ttl, claims).map_err(Failure::because)?;
+    Ok(output::line(&token)?)
+}
+
+/// As the server that is configured by this file and environment would have it.
+fn configured(args: &TokenArgs, id: &str) -> Result<Signer, Failure> {
+    let file = environment::config_file(args.config.as_ref());
+    // The environment alone is enough, if it has the secret.
+    if file.is_none() && environment::variable("WS_KEY").is_none() {
+        return Err(Failure::usage(
+            "a secret is needed: name the server's configuration with --config, or set WS_KEY (or give --secret)",
+        ));
+    }
+    let jwt = load(&environment::sources(file)).map_err(|error| config::unusable(&error))?.config.authentication.jwt;
+    let Some((secret, jwt)) = jwt.and_then(|jwt| Some((jwt.secret.clone()?, jwt))) else {
+        return Err(Failure::because(
+            "this configuration has no authentication.jwt.secret: without a shared secret, tokens are made by whoever \
+             holds the private key",
+        ));
+    };
+    let needed = [
+        (jwt.id_claim, id.to_owned().into()),
+        (Some("iss".into()), jwt.issuer.into()),
+        (Some("aud".into()), jwt.audience.into()),
+    ];
+    let claims = needed.into_iter().filter_map(|(name, value): (Option<String>, Value)| Some((name?, value)));
+    Ok(Signer {
+        secret,
+        algorithm: jwt.algorithms.into_iter().next().unwrap_or_else(|| "HS256".into()),
+        claims: claims.filter(|(_, value)| !value.is_null()).collect(),
+    })
+}
+
+/// `NAME=VALUE`, the value as JSON where it is JSON.
+fn claims(typed: &[String]) -> Result<Map<String, Value>, Failure> {
+    let mut claims = Map::new();
+    for claim in typed {
+        match claim.split_once('=') {
+            Some((name, value)) if !name.is_empty() => {
+                let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+                claims.insert(name.to_owned(), value);
+            }
+            _ => {
+                let shown = claim.escape_debug();
+                return Err(Failure::usage(format!("--claim \"{shown}\" must look like NAME=VALUE, as in role=admin")));
+            }
+        }
+    }
+    Ok(claims)
+}
+
+/// `90s`, `15m`, `1h`, `7d`.
+fn duration(text: &str) -> Result<Duration, Failure> {
+    let refused = || {
+        let shown = text.escape_debug();
+        Failure::usage(format!("--ttl \"{shown}\" must be a number with its unit: 90s, 15m, 1h or 7d"))
+    };
+    let (unit, seconds) = match text.chars().next_back() {
+        Some('s') => (1, text.strip_suffix('s')),
+        Some('m') => (60, text.strip_suffix('m')),
+        Some('h') => (60 * 60, text.strip_suffix('h')),
+        Some('d') => (24 * 60 * 60, text.strip_suffix('d')),
+        _ => return Err(refused()),
+    };
+    let number: u64 =
+        seconds.and_then(|number| number.parse().ok()).filter(|number| *number > 0).ok_or_else(refused)?;
+    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_needs_a_unit() {
+        for (text, seconds) in [("90s", 90), ("15m", 900), ("1h", 3600), ("7d", 604_800)] {
+            assert_eq!(duration(text).unwrap(), Duration::from_secs(seconds), "{text}");
+        }
+        for text in
+            ["", "1", "h", "0s", "-1h", "1.5h", "1 h", "1w", "1é", "99999999999999999999d", "999999999999999999d"]
+        {
+            assert!(matches!(duration(text), Err(Failure::Usage(_))), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_claim_is_json_where_it_can_be() {
+        let typed: Vec<String> = ["role=admin", "level=3", "tags=[1]", "empty=", "a=b=c"].map(String::from).to_vec();
+        let expected = serde_json::json!({ "role": "admin", "level": 3, "tags": [1], "empty": "", "a": "b=c" });
+        assert_eq!(Value::Object(claims(&typed).unwrap()), expected);
+        for typed in ["role", "=admin"] {
+            assert!(matches!(claims(&[typed.into()]), Err(Failure::Usage(_))), "{typed}");
+        }
+    }
+}

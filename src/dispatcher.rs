@@ -1,0 +1,289 @@
+//! A backend's side: the HTTP API, as a client of it.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use mesa::{dispatcher::Dispatcher, message::{Message, Recipients, UserId}};
+//!
+//! let dispatcher = Dispatcher::new("http://127.0.0.1:4000", "the API key")?;
+//! let message = Message::new("GREETING", &serde_json::json!({ "text": "Hello" }))?;
+//! let result = dispatcher.dispatch(&message, &Recipients::Users(vec![UserId::new("alice")?]), &[]).await?;
+//! assert!(result.rejected.is_empty());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A dispatch that returned `Ok` is kept by the server as durably as it is configured, but for those recipients that
+//! the result names as rejected. One that returned an error may or may not have been taken: sent again, it may arrive
+//! twice.
+
+mod error;
+mod reply;
+#[cfg(test)]
+mod tests;
+
+use std::{error::Error, io, time::Duration};
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::message::{Message, Recipients, Seq, UserId};
+
+pub use error::DispatchError;
+pub use reply::{Cleared, DispatchResult, Messages, PendingMessage, Rejected, User, Users};
+
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a call may take in all: a commit may have to wait for others, but not this long.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest answer that is read: a page of a thousand of the largest messages would be more, so pages are smaller.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Calls the API of one server. Cheap to clone; keeps its connections.
+#[derive(Clone)]
+pub struct Dispatcher {
+    http: reqwest::Client,
+    /// Ends without a slash.
+    base: Url,
+    key: String,
+}
+
+/// Without the key.
+impl std::fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dispatcher").field("base", &self.base.as_str()).finish_non_exhaustive()
+    }
+}
+
+/// The body of a dispatch.
+#[derive(Serialize)]
+struct DispatchBody<'a> {
+    message: &'a Message,
+    recipients: Names<'a>,
+    #[serde(skip_serializing_if = "<[UserId]>::is_empty")]
+    excluding: &'a [UserId],
+}
+
+/// Recipients as the API has them.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Names<'a> {
+    Everyone([&'static str; 1]),
+    Users(&'a [UserId]),
+}
+
+impl Dispatcher {
+    /// For the server at `url` (`http://HOST[:PORT]`, also `https://`), with a key of its `api.keys`. Does not connect.
+    ///
+    /// # Errors
+    /// When `url` is no such address, or the key could not stand in a header.
+    pub fn new(url: &str, api_key: &str) -> Result<Self, DispatchError> {
+        let shown = || url.escape_debug().to_string();
+        let base = Url::parse(url).ok().filter(|base| matches!(base.scheme(), "http" | "https") && base.has_host());
+        let base = base.ok_or_else(|| DispatchError::Address(shown()))?;
+        if api_key.is_empty() || !api_key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(DispatchError::Key);
+        }
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(TIMEOUT)
+            // The key must not follow to wherever an answer points, nor go through a proxy nobody thought of.
+            .redirect(redirect::Policy::none())
+            .no_proxy();
+        if base.scheme() == "http" {
+            // Without this, a machine that has no certificates installed could not even speak plain HTTP.
+            builder = builder.tls_certs_only([]);
+        }
+        let http = builder.build().map_err(|error| DispatchError::Setup(innermost(&error)))?;
+        Ok(Self { http, base, key: api_key.to_owned() })
+    }
+
+    /// Sends a message, and returns once every copy that is to be kept is durable. Look at
+    /// [`DispatchResult::rejected`].
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or takes nothing of it.
+    pub async fn dispatch(
+        &self,
+        message: &Message,
+        recipients: &Recipients,
+        excluding: &[UserId],
+    ) -> Result<DispatchResult, DispatchError> {
+        let recipients = match recipients {
+            Recipients::Everyone => Names::Everyone(["*"]),
+            Recipients::Users(users) => Names::Users(users),
+        };
+        let body = DispatchBody { message, recipients, excluding };
+        let body = serde_json::to_vec(&body).map_err(|error| DispatchError::Message(error.to_string()))?;
+        let request = self.request(Method::POST, self.url(&["dispatch"])?);
+        self.call(request.header("content-type", "application/json").body(body)).await
+    }
+
+    /// What the server knows of a user.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or refuses.
+    pub async fn user(&self, id: &UserId) -> Result<User, DispatchError> {
+        self.call(self.request(Method::GET, self.user_url(id, None)?)).await
+    }
+
+    /// A page of the users the server knows, or of those who are connected. Go on with the page's cursor, if it has one.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or refuses.
+    pub async fn users(
+        &self,
+        online: bool,
+        cursor: Option<&str>,
+        limit: Option<usize>,
+    ) -> Result<Users, DispatchError> {
+        let mut url = self.url(&["users"])?;
+        {
+            let mut query = url.query_pairs_mut();
+            query.append_pair("online", if online { "true" } else { "false" });
+            if let Some(cursor) = cursor {
+                query.append_pair("cursor", cursor);
+            }
+            if let Some(limit) = limit {
+                query.append_pair("limit", &limit.to_string());
+            }
+        }
+        self.call(self.request(Method::GET, url)).await
+    }
+
+    /// What waits for a user with a sequence above `after`, without taking it.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or refuses.
+    pub async fn messages(&self, id: &UserId, after: Seq, limit: Option<usize>) -> Result<Messages, DispatchError> {
+        let mut url = self.user_url(id, Some("messages"))?;
+        url.query_pairs_mut().append_pair("after", &after.to_string());
+        if let Some(limit) = limit {
+            url.query_pairs_mut().append_pair("limit", &limit.to_string());
+        }
+        self.call(self.request(Method::GET, url)).await
+    }
+
+    /// Counts all that waits for a user as received.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or refuses.
+    pub async fn clear(&self, id: &UserId) -> Result<Cleared, DispatchError> {
+        self.call(self.request(Method::DELETE, self.user_url(id, Some("messages"))?)).await
+    }
+
+    /// Tells all connections of a user to go, for good (close code 1000).
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or refuses.
+    pub async fn disconnect(&self, id: &UserId) -> Result<(), DispatchError> {
+        let request = self.request(Method::POST, self.user_url(id, Some("disconnect"))?);
+        self.answer(request).await.map(drop)
+    }
+
+    fn url(&self, path: &[&str]) -> Result<Url, DispatchError> {
+        let mut url = self.base.clone();
+        url.set_query(None);
+        url.set_fragment(None);
+        url.path_segments_mut()
+            .map_err(|()| DispatchError::Address(self.base.to_string()))?
+            .pop_if_empty()
+            .push("v1")
+            .extend(path);
+        Ok(url)
+    }
+
+    fn user_url(&self, id: &UserId, what: Option<&str>) -> Result<Url, DispatchError> {
+        // In a path these two mean "here" and "one up", however they are written: clearing the messages of a user
+        // named `..` must not become a call to another address.
+        if matches!(id.as_str(), "." | "..") {
+            return Err(DispatchError::Unaddressable(id.to_string()));
+        }
+        let mut path = vec!["users", id.as_str()];
+        path.extend(what);
+        self.url(&path)
+    }
+
+    fn request(&self, method: Method, url: Url) -> RequestBuilder {
+        self.http.request(method, url).bearer_auth(&self.key)
+    }
+
+    async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, DispatchError> {
+        let body = self.answer(request).await?;
+        serde_json::from_slice(&body).map_err(|error| self.strange(&format!("its answer cannot be read ({error})")))
+    }
+
+    /// The body of a successful answer.
+    async fn answer(&self, request: RequestBuilder) -> Result<Vec<u8>, DispatchError> {
+        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        let status = response.status();
+        let body = self.body(response).await?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        match serde_json::from_slice::<reply::Refusal>(&body) {
+            Ok(refusal) => Err(DispatchError::Refused {
+                status: status.as_u16(),
+                code: refusal.error.code,
+                message: refusal.error.message,
+                hint: hint(status),
+            }),
+            Err(_) => Err(self.strange(&format!("it answers {status} without saying why"))),
+        }
+    }
+
+    async fn body(&self, mut response: Response) -> Result<Vec<u8>, DispatchError> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.failed(&error))? {
+            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+                return Err(self.strange(&format!("its answer has more than {} MiB", ANSWER_BYTES_MAX >> 20)));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn failed(&self, error: &reqwest::Error) -> DispatchError {
+        let url = self.shown();
+        if error.is_connect() {
+            DispatchError::Unreachable { url, reason: innermost(error) }
+        } else if error.is_timeout() {
+            DispatchError::Silent { url, waited: TIMEOUT }
+        } else {
+            DispatchError::Broken { url, reason: innermost(error) }
+        }
+    }
+
+    fn strange(&self, what: &str) -> DispatchError {
+        DispatchError::Strange { url: self.shown(), what: what.to_owned() }
+    }
+
+    /// The address without what may be secret in it.
+    fn shown(&self) -> String {
+        self.base.origin().ascii_serialization()
+    }
+}
+
+/// What to do about a status, beyond what the server says itself.
+fn hint(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            ". Check the API key: it must be one of the server's api.keys"
+        }
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => ". Try again in a moment",
+        _ => "",
+    }
+}
+
+/// The cause at the bottom, which is where the system says what is wrong; the layers above repeat themselves.
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(below) = cause.source() {
+        cause = below;
+    }
+    match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::ConnectionRefused) => "connection refused".into(),
+        _ => cause.to_string(),
+    }
+}

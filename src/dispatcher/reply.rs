@@ -1,0 +1,115 @@
+//! The answers of the API. What a newer server adds is passed over.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::message::Seq;
+
+/// What became of a dispatch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct DispatchResult {
+    /// Users it was for, without those excluded; for everyone: connections.
+    pub recipients: u64,
+    /// Those of them who are here.
+    pub online: u64,
+    /// Those who are not.
+    pub offline: u64,
+    /// Those for whom it was not taken, and why.
+    #[serde(default)]
+    pub rejected: Vec<Rejected>,
+    /// The same dispatch had been taken before, and was not taken again.
+    #[serde(default)]
+    pub duplicate: bool,
+}
+
+/// A recipient for whom a message was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Rejected {
+    /// Who.
+    pub user: String,
+    /// Why, as one word for programs.
+    pub reason: String,
+}
+
+/// What is known of a user.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct User {
+    /// Who.
+    #[serde(alias = "user")]
+    pub id: String,
+    /// Whether there is a connection.
+    pub online: bool,
+    /// How many.
+    #[serde(default)]
+    pub connections: u64,
+    /// When the user last came or went, as the server writes times; `null` for never.
+    #[serde(default)]
+    pub last_seen: serde_json::Value,
+    /// Messages not received yet.
+    pub pending: u64,
+    /// Bytes of those messages.
+    #[serde(default)]
+    pub pending_bytes: u64,
+    /// Sequence of the user's last message; 0 if there was none.
+    #[serde(default)]
+    pub last_sequence: Seq,
+}
+
+/// A page of users.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Users {
+    /// In the order of their ids.
+    pub users: Vec<User>,
+    /// Where the next page begins; `None` after the last.
+    pub cursor: Option<String>,
+}
+
+/// A page of what waits for a user.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Messages {
+    /// In order.
+    pub messages: Vec<PendingMessage>,
+}
+
+/// A message that waits.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PendingMessage {
+    /// Its sequence in the user's log.
+    #[serde(alias = "seq", alias = "sequence")]
+    pub s: Seq,
+    /// 0, or the application's own.
+    pub op: u64,
+    /// The data, to the letter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub d: Option<Box<RawValue>>,
+    /// The type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub t: Option<String>,
+}
+
+/// What a clearing did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Cleared {
+    /// Messages that waited until then.
+    pub cleared: u64,
+}
+
+/// An answer that is no.
+#[derive(Deserialize)]
+pub(super) struct Refusal {
+    pub error: RefusalWords,
+}
+
+#[derive(Deserialize)]
+pub(super) struct RefusalWords {
+    pub code: String,
+    pub message: String,
+}

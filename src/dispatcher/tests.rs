@@ -1,0 +1,201 @@
+//! The dispatcher against a responder that gives one answer to whatever it is asked.
+
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::JoinHandle,
+};
+
+use super::*;
+
+const KEY: &str = "0123456789abcdef";
+
+/// What was asked: the first line, the head, and the body.
+struct Asked {
+    line: String,
+    head: String,
+    body: String,
+}
+
+/// Answers one request with `status` and `body`.
+async fn responder(status: &str, body: &str) -> (String, JoinHandle<Asked>) {
+    let length = body.len();
+    respond(format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")).await
+}
+
+/// Answers one request with these bytes.
+async fn respond(answer: String) -> (String, JoinHandle<Asked>) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let task = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut read = Vec::new();
+        let asked = loop {
+            assert!(stream.read_buf(&mut read).await.unwrap() > 0, "the request ended early");
+            let text = String::from_utf8(read.clone()).unwrap();
+            if let Some(asked) = complete(&text) {
+                break asked;
+            }
+        };
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        asked
+    });
+    (url, task)
+}
+
+/// The request, once all of it is there.
+fn complete(text: &str) -> Option<Asked> {
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let head = head.to_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+    let line = text.lines().next().unwrap_or_default().to_owned();
+    (body.len() >= length).then(|| Asked { line, head, body: body.to_owned() })
+}
+
+fn dispatcher(url: &str) -> Dispatcher {
+    Dispatcher::new(url, KEY).unwrap()
+}
+
+fn id(id: &str) -> UserId {
+    UserId::new(id).unwrap()
+}
+
+#[tokio::test]
+async fn a_dispatch_is_asked_for_as_documented() {
+    let answer = json!({ "recipients": 3, "online": 1, "offline": 1, "rejected": [{ "user": "c", "reason": "quota" }],
+        "duplicate": false, "addedLater": 1 });
+    let (url, asked) = responder("200 OK", &answer.to_string()).await;
+    let mut message = Message::new("X", &json!({ "n": 1 })).unwrap();
+    message.o.sync = false;
+    let recipients = Recipients::Users(vec![id("a"), id("b")]);
+    let result = dispatcher(&url).dispatch(&message, &recipients, &[id("c")]).await.unwrap();
+    assert_eq!((result.recipients, result.online, result.offline, result.duplicate), (3, 1, 1, false));
+    assert_eq!(result.rejected, [Rejected { user: "c".into(), reason: "quota".into() }]);
+
+    let asked = asked.await.unwrap();
+    assert_eq!(asked.line, "POST /v1/dispatch HTTP/1.1");
+    assert!(asked.head.contains(&format!("\r\nauthorization: bearer {KEY}")), "{}", asked.head);
+    assert!(asked.head.contains("\r\ncontent-type: application/json"), "{}", asked.head);
+    let body: serde_json::Value = serde_json::from_str(&asked.body).unwrap();
+    let expected = json!({ "message": { "op": 0, "d": { "n": 1 }, "t": "X", "o": { "sync": false } },
+        "recipients": ["a", "b"], "excluding": ["c"] });
+    assert_eq!(body, expected);
+}
+
+#[tokio::test]
+async fn everyone_is_a_star() {
+    let (url, asked) = responder("200 OK", r#"{"recipients":0,"online":0,"offline":0}"#).await;
+    let message = Message::new("X", &json!({})).unwrap();
+    dispatcher(&url).dispatch(&message, &Recipients::Everyone, &[]).await.unwrap();
+    let body = asked.await.unwrap().body;
+    assert_eq!(body, r#"{"message":{"op":0,"d":{},"t":"X"},"recipients":["*"]}"#);
+}
+
+#[tokio::test]
+async fn every_call_has_its_address() {
+    let user = r#"{"id":"a/b c","online":true,"connections":1,"pending":2,"pendingBytes":30,"lastSequence":7}"#;
+    let (url, asked) = responder("200 OK", user).await;
+    let user = dispatcher(&url).user(&id("a/b c")).await.unwrap();
+    assert_eq!((user.id.as_str(), user.pending, user.last_sequence), ("a/b c", 2, 7));
+    assert_eq!(asked.await.unwrap().line, "GET /v1/users/a%2Fb%20c HTTP/1.1");
+
+    let (url, asked) = responder("200 OK", r#"{"users":[{"id":"a","online":true,"pending":0}],"cursor":"x&y"}"#).await;
+    let page = dispatcher(&url).users(true, Some("w&x"), Some(2)).await.unwrap();
+    assert_eq!((page.users.len(), page.cursor.as_deref()), (1, Some("x&y")));
+    assert_eq!(asked.await.unwrap().line, "GET /v1/users?online=true&cursor=w%26x&limit=2 HTTP/1.1");
+
+    let (url, asked) = responder("200 OK", r#"{"messages":[{"s":4,"op":0,"d":{"n":1.0},"t":"X"}]}"#).await;
+    let page = dispatcher(&url).messages(&id("a"), 3, None).await.unwrap();
+    assert_eq!((page.messages[0].s, page.messages[0].d.as_ref().unwrap().get()), (4, r#"{"n":1.0}"#));
+    assert_eq!(asked.await.unwrap().line, "GET /v1/users/a/messages?after=3 HTTP/1.1");
+
+    let (url, asked) = responder("200 OK", r#"{"cleared":5}"#).await;
+    assert_eq!(dispatcher(&url).clear(&id("a")).await.unwrap(), Cleared { cleared: 5 });
+    assert_eq!(asked.await.unwrap().line, "DELETE /v1/users/a/messages HTTP/1.1");
+
+    let (url, asked) = responder("204 No Content", "").await;
+    dispatcher(&url).disconnect(&id("a")).await.unwrap();
+    assert_eq!(asked.await.unwrap().line, "POST /v1/users/a/disconnect HTTP/1.1");
+}
+
+/// In a path `..` climbs: it must not be sent, however well it is encoded.
+#[tokio::test]
+async fn a_user_named_like_a_step_in_a_path_is_not_asked_for() {
+    for name in [".", ".."] {
+        let error = dispatcher("http://127.0.0.1:9").clear(&id(name)).await.unwrap_err();
+        assert_eq!(error, DispatchError::Unaddressable(name.into()));
+    }
+    assert!(dispatcher("http://127.0.0.1:9").user_url(&id("..."), None).is_ok());
+}
+
+#[tokio::test]
+async fn a_refusal_carries_the_servers_words_and_a_hint() {
+    let body = r#"{"error":{"code":"unauthorized","message":"no such key"}}"#;
+    let (url, _asked) = responder("401 Unauthorized", body).await;
+    let error = dispatcher(&url).user(&id("a")).await.unwrap_err();
+    assert!(matches!(&error, DispatchError::Refused { status: 401, code, .. } if code == "unauthorized"), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("no such key") && text.contains("api.keys"), "{text}");
+}
+
+#[tokio::test]
+async fn nobody_there_is_said_with_a_question() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let text = dispatcher(&url).user(&id("a")).await.unwrap_err().to_string();
+    assert!(text.contains(&format!("Is the server running at {url}?")), "{text}");
+}
+
+#[tokio::test]
+async fn who_answers_otherwise_is_no_server_of_ours() {
+    for (status, body) in [
+        ("200 OK", "<html>"),
+        ("200 OK", ""),
+        ("502 Bad Gateway", "<html>"),
+        // The key must not follow.
+        ("302 Found\r\nlocation: http://127.0.0.1:9/", ""),
+    ] {
+        let (url, _asked) = responder(status, body).await;
+        let error = dispatcher(&url).user(&id("a")).await.unwrap_err();
+        assert!(matches!(error, DispatchError::Strange { .. }), "{status}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_not_read_to_its_end() {
+    let body = " ".repeat(ANSWER_BYTES_MAX + 1);
+    let (url, asked) = responder("200 OK", &body).await;
+    let error = dispatcher(&url).user(&id("a")).await.unwrap_err();
+    assert!(error.to_string().contains("16 MiB"), "{error}");
+    asked.abort();
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_leaves_it_open_what_happened() {
+    let (url, _asked) = respond("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{".into()).await;
+    let error = dispatcher(&url).user(&id("a")).await.unwrap_err();
+    assert!(matches!(error, DispatchError::Broken { .. }), "{error:?}");
+    assert!(error.to_string().contains("may have been taken"), "{error}");
+}
+
+#[test]
+fn an_address_or_key_that_cannot_be_is_said_at_once() {
+    for url in ["", "127.0.0.1:4000", "ws://127.0.0.1:4000", "http://"] {
+        assert!(matches!(Dispatcher::new(url, KEY), Err(DispatchError::Address(_))), "{url}");
+    }
+    for key in ["", "with space", "new\nline", "ümlaut"] {
+        assert!(matches!(Dispatcher::new("http://127.0.0.1:4000", key), Err(DispatchError::Key)), "{key:?}");
+    }
+    assert!(Dispatcher::new("https://example.org/prefix/", KEY).is_ok());
+}
+
+#[test]
+fn a_prefix_in_the_address_is_kept_and_the_key_is_not_shown() {
+    for base in ["http://example.org/prefix", "http://example.org/prefix/"] {
+        let dispatcher = dispatcher(base);
+        assert_eq!(dispatcher.url(&["users"]).unwrap().as_str(), "http://example.org/prefix/v1/users");
+        assert!(!format!("{dispatcher:?}").contains(KEY));
+    }
+}
