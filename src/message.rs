@@ -29,6 +29,9 @@ pub const JSON_DEPTH_MAX: usize = 100;
 /// Highest opcode the protocol keeps for itself; applications may use those above it, and 0.
 pub const OPCODE_RESERVED_MAX: u64 = 22;
 
+/// What stands for every connected client among recipients.
+pub const EVERYONE: &str = "*";
+
 /// A user's name: 1 to [`USER_ID_BYTES_MAX`] bytes of UTF-8 without control characters. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(Arc<str>);
@@ -44,6 +47,9 @@ impl UserId {
         }
         if id.len() > USER_ID_BYTES_MAX {
             return Err(UserIdError::TooLong { bytes: id.len() });
+        }
+        if id == EVERYONE {
+            return Err(UserIdError::Everyone);
         }
         if id.chars().any(char::is_control) {
             return Err(UserIdError::ControlCharacter);
@@ -95,6 +101,9 @@ pub enum UserIdError {
         /// Its length.
         bytes: usize,
     },
+    /// Stands for every connected client, so nobody could be called that.
+    #[error("`*` stands for everyone and is no user id")]
+    Everyone,
     /// Control characters would let an id break out of a log line.
     #[error("a user id must not contain control characters")]
     ControlCharacter,
@@ -200,7 +209,7 @@ impl Payload {
         }
         let bytes = data.map_or(0, str::len) + kind.map_or(0, str::len) + 32;
         if bytes > PAYLOAD_BYTES_MAX + 32 {
-            return Err(MessageError::TooLarge { bytes });
+            return Err(MessageError::TooLarge { bytes: bytes - 32 });
         }
         if data.is_some_and(|text| json_depth(text) > JSON_DEPTH_MAX) {
             return Err(MessageError::TooDeep);
@@ -286,6 +295,7 @@ mod tests {
     #[test]
     fn a_user_id_is_refused_when_it_could_not_be_a_key() {
         assert_eq!(UserId::new(""), Err(UserIdError::Empty));
+        assert_eq!(UserId::new("*"), Err(UserIdError::Everyone));
         assert_eq!(UserId::new(&"é".repeat(129)), Err(UserIdError::TooLong { bytes: 258 }));
         for id in ["a\0b", "a\nb", "\u{1b}[31m", "\u{85}"] {
             assert_eq!(UserId::new(id), Err(UserIdError::ControlCharacter), "{id:?}");

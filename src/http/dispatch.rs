@@ -15,22 +15,19 @@ use serde_json::{json, value::RawValue};
 use super::{Api, error::ApiError};
 use crate::{
     hub::{Dispatch, Outcome, Rejected},
-    message::{Options, Payload, Recipients, UserId},
+    message::{EVERYONE, Options, Payload, Recipients, UserId},
 };
 
 /// The opcode of internal events, and the only one there is.
 const INTERNAL_EVENT: u64 = 5;
 const DISCONNECT_CLIENT: &str = "DISCONNECT_CLIENT";
 
-/// Everyone who is connected.
-const EVERYONE: &str = "*";
-
 /// A body as it is sent. `d` is taken over to the letter and never parsed.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body<'a> {
     #[serde(borrow)]
-    message: BodyMessage<'a>,
+    message: &'a RawValue,
     #[serde(borrow)]
     recipients: Vec<Cow<'a, str>>,
     #[serde(borrow, default)]
@@ -48,8 +45,8 @@ struct BodyMessage<'a> {
     d: Option<&'a RawValue>,
     #[serde(borrow, default)]
     t: Option<Cow<'a, str>>,
-    #[serde(default)]
-    o: Option<Options>,
+    #[serde(borrow, default)]
+    o: Option<&'a RawValue>,
 }
 
 /// What a body asks for.
@@ -95,9 +92,8 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 fn read(body: &[u8], recipients_max: usize) -> Result<Asked, ApiError> {
-    let body: Body<'_> = serde_json::from_slice(body).map_err(|error| {
-        if error.is_data() { ApiError::Shape(error.to_string()) } else { ApiError::BadJson(error.to_string()) }
-    })?;
+    let body = std::str::from_utf8(body).map_err(|error| ApiError::BadJson(error.to_string()))?;
+    let body: Body<'_> = object(body)?;
     if body.id.is_some() {
         let why = "dispatch ids are not supported by this version, so a repeat could not be told from a new message";
         return Err(ApiError::NotSupported(why));
@@ -113,7 +109,8 @@ fn read(body: &[u8], recipients_max: usize) -> Result<Asked, ApiError> {
     };
     // Nobody has an id that is not one, so there is nobody to exclude by it.
     let excluding = users(body.excluding, &mut Vec::new());
-    let BodyMessage { op, d, t, o } = body.message;
+    let BodyMessage { op, d, t, o } = object(body.message.get())?;
+    let options: Options = o.map_or_else(|| Ok(Options::default()), |o| object(o.get()))?;
     if op == INTERNAL_EVENT {
         if t.as_deref() != Some(DISCONNECT_CLIENT) {
             return Err(ApiError::Shape(format!(
@@ -123,8 +120,17 @@ fn read(body: &[u8], recipients_max: usize) -> Result<Asked, ApiError> {
         return Ok(Asked::Disconnect { recipients, excluding, rejected });
     }
     let payload = Payload::encode(op, d.map(RawValue::get), t.as_deref())?;
-    let sync = o.unwrap_or_default().sync;
-    Ok(Asked::Dispatch(Dispatch { payload, sync, recipients, excluding }, rejected))
+    Ok(Asked::Dispatch(Dispatch { payload, sync: options.sync, recipients, excluding }, rejected))
+}
+
+/// Reads an object by its fields. A list of their values would be taken as well, so it is looked at first.
+fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, ApiError> {
+    if text.trim_start().starts_with('[') {
+        return Err(ApiError::Shape("a list where an object has to be".into()));
+    }
+    serde_json::from_str(text).map_err(|error| {
+        if error.is_data() { ApiError::Shape(error.to_string()) } else { ApiError::BadJson(error.to_string()) }
+    })
 }
 
 fn users(ids: Vec<Cow<'_, str>>, rejected: &mut Vec<Rejected>) -> Vec<UserId> {
@@ -202,6 +208,10 @@ mod tests {
             (r#"{"message":{},"recipients":"a"}"#, "not a dispatch"),
             (r#"{"message":{},"recipients":[1]}"#, "not a dispatch"),
             (r#"{"message":{},"recipients":[],"to":[]}"#, "unknown field `to`"),
+            (r#"[{},["a"]]"#, "a list"),
+            (r#"{"message":[0,1,"T"],"recipients":[]}"#, "a list"),
+            (r#"{"message":{"o":[false]},"recipients":[]}"#, "a list"),
+            (r#"{"message":null,"recipients":[]}"#, "not a dispatch"),
             (r#"{"message":{"x":1},"recipients":[]}"#, "unknown field `x`"),
             (r#"{"message":{"op":-1},"recipients":[]}"#, "not a dispatch"),
             (r#"{"message":{"op":1},"recipients":[]}"#, "belongs to the protocol"),

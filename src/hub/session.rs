@@ -32,6 +32,13 @@ pub struct Mark {
     live: Seq,
 }
 
+#[cfg(test)]
+impl Mark {
+    pub(crate) fn for_test(seq: Seq) -> Self {
+        Self { owed: seq, live: seq }
+    }
+}
+
 /// The cursor alone, without log or clock, so that its rules can be tested as tables.
 #[derive(Clone, Debug)]
 pub(super) struct Cursor {

@@ -125,6 +125,25 @@ mod tests {
         assert_eq!(hello(&all), text);
     }
 
+    /// `data/wire/stock-exchange.txt` was recorded from a stock server; what it says, we say, byte for byte.
+    #[test]
+    fn a_client_reads_what_it_would_read_from_stock() {
+        let recorded = include_str!("../../data/wire/stock-exchange.txt");
+        let from_server: Vec<&str> = recorded.lines().filter_map(|line| line.strip_prefix("server ")).collect();
+        let user = json!({"id": "alice"});
+        let mut ours = vec![
+            hello(&Hello { authentication_timeout_ms: Some(10_000), sends_user_object: true, ..Hello::default() }),
+            authenticated(user.as_object()),
+        ];
+        for n in 0..3_u64 {
+            let payload = Payload::encode(0, Some(&format!("{{\"n\":{n}}}")), Some("OFF")).unwrap();
+            let mut out = Vec::new();
+            delivery(&payload, Some(n + 1), &mut out);
+            ours.push(String::from_utf8(out).unwrap());
+        }
+        assert_eq!(ours, from_server);
+    }
+
     #[test]
     fn a_retry_tells_its_number() {
         assert_eq!(heartbeat(None), r#"{"op":1,"d":{}}"#);

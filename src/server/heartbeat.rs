@@ -17,6 +17,10 @@ use crate::hub::Mark;
 /// client answers twenty times a second, whatever it receives.
 const RECEIPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Questions a client may leave unanswered although it answers others. A stock client leaves none; one that
+/// leaves more is given up like one that is silent.
+const QUESTIONS_MAX: usize = 64;
+
 /// What is to be sent now.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Ask {
@@ -35,12 +39,14 @@ pub(super) struct Heartbeat {
     enabled: bool,
     interval: Duration,
     max_attempts: u32,
-    /// What each unanswered op 1 would prove, oldest first, for answers come in order. One receipt, and behind it the
-    /// retries, of which there are at most `max_attempts`.
+    /// What each unanswered op 1 would prove, oldest first, for answers come in order: none may be forgotten, or an
+    /// answer would be taken for that of a later one. At most [`QUESTIONS_MAX`].
     questions: VecDeque<Option<Mark>>,
     /// When the last question was asked.
     asked: Instant,
     tries: u32,
+    /// Some op 1 was answered since the last was sent.
+    heard: bool,
     /// Not before this is the next receipt asked for.
     pause_until: Instant,
     next_beat: Instant,
@@ -71,6 +77,7 @@ impl Heartbeat {
             questions: VecDeque::new(),
             asked: now,
             tries: 0,
+            heard: false,
             pause_until: now,
             next_beat: now + interval,
             answers: false,
@@ -90,7 +97,7 @@ impl Heartbeat {
                 if self.pings.trusted {
                     ask.ping = Some(self.pings.next(unconfirmed));
                 } else {
-                    self.pings.heard = false;
+                    (self.heard, self.pings.heard) = (false, false);
                     self.questions.push_back(unconfirmed);
                     ask.heartbeat = Some(None);
                 }
@@ -101,6 +108,12 @@ impl Heartbeat {
             return ask;
         }
         self.asked = now;
+        if self.enabled && std::mem::take(&mut self.heard) && self.questions.len() < QUESTIONS_MAX {
+            // It answered something since, so this is no retry; what it has not answered yet stays in its place.
+            self.questions.push_back(unconfirmed);
+            ask.heartbeat = Some(None);
+            return ask;
+        }
         self.tries += 1;
         if self.tries > self.max_attempts {
             if self.pings.heard && !self.answers && !self.pings.trusted {
@@ -116,6 +129,10 @@ impl Heartbeat {
             }
         }
         if self.enabled && !self.pings.trusted {
+            if self.questions.len() >= QUESTIONS_MAX {
+                ask.give_up = true;
+                return ask;
+            }
             self.questions.push_back(unconfirmed);
             ask.heartbeat = Some(Some((self.tries, self.max_attempts)));
         }
@@ -130,6 +147,7 @@ impl Heartbeat {
     pub(super) fn answered(&mut self, now: Instant) -> Option<Mark> {
         let mark = self.questions.pop_front()?;
         self.answers = true;
+        self.heard = true;
         (self.tries, self.asked) = (0, now);
         mark
     }
@@ -245,6 +263,35 @@ mod tests {
         beat.answered(now + 4 * SECOND);
         beat.answered(now + 4 * SECOND);
         assert!(beat.questions.is_empty());
+    }
+
+    #[test]
+    fn an_answer_is_never_taken_for_that_of_a_later_question() {
+        let (mut beat, now) = heartbeat(true);
+        let later = Some(Mark::for_test(9));
+        beat.ask(now, mark());
+        assert_eq!(beat.ask(now + SECOND, mark()).heartbeat, Some(Some((1, 2))));
+        assert_eq!(beat.answered(now + SECOND), mark());
+        // One of two is answered: the client is there, and asked anew, not once more.
+        assert_eq!(beat.ask(now + 2 * SECOND, later).heartbeat, Some(None));
+        assert_eq!(beat.answered(now + 2 * SECOND), mark(), "the answer to the retry");
+        assert_eq!(beat.answered(now + 2 * SECOND), later);
+    }
+
+    #[test]
+    fn a_client_that_leaves_questions_unanswered_does_not_fill_memory() {
+        let (mut beat, mut now) = heartbeat(true);
+        for _ in 0..1000 {
+            now += SECOND;
+            if beat.ask(now, None).give_up {
+                return;
+            }
+            if beat.tries > 0 {
+                beat.answered(now);
+            }
+            assert!(beat.questions.len() <= QUESTIONS_MAX);
+        }
+        panic!("it is asked for ever");
     }
 
     #[test]

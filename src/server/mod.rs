@@ -33,7 +33,7 @@ use crate::{
     metrics::Metrics,
     store::{
         Durability,
-        sled::{SledOptions, open},
+        disk::{DiskOptions, open},
     },
 };
 pub use listener::bind;
@@ -74,12 +74,12 @@ impl Server {
     /// When the configuration does not hold, or authentication or store cannot be set up.
     pub async fn start(config: Config, listener: TcpListener) -> Result<Self, ServerError> {
         config.validate()?;
-        let options = SledOptions {
+        let options = DiskOptions {
             namespace: config.namespace.clone(),
             durability: durability(config.store.durability),
             cache_bytes: config.store.cache_bytes,
             queue: config.limits.queue,
-            ..SledOptions::new(&config.store.path)
+            ..DiskOptions::new(&config.store.path)
         };
         // Opening replays a journal: not for the event loop.
         let store = tokio::task::spawn_blocking(move || open(options)).await;

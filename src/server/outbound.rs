@@ -119,10 +119,11 @@ impl Connection {
         match done {
             Poll::Ready(Ok(())) => {
                 self.stuck_since = None;
-                if self.shared.config.sync.confirmation == Confirmation::Write {
-                    if let Some((session, mark)) = self.session.as_mut().and_then(|s| s.unconfirmed().map(|m| (s, m))) {
-                        session.confirm(mark);
-                    }
+                if self.shared.config.sync.confirmation == Confirmation::Write
+                    && let Some(session) = &mut self.session
+                    && let Some(mark) = session.unconfirmed()
+                {
+                    session.confirm(mark);
                 }
                 // Where there was room before, everything there was to write is in what has just been written.
                 Ok(full)

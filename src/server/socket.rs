@@ -23,6 +23,7 @@ use tokio_tungstenite::{
     tungstenite::{
         Error, Message, Utf8Bytes,
         error::{CapacityError, ProtocolError},
+        handshake::derive_accept_key,
         protocol::{
             CloseFrame, Role, WebSocketConfig,
             frame::{FrameHeader, coding::Data, coding::OpCode},
@@ -154,6 +155,11 @@ impl Socket {
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0.get_mut().stream).poll_shutdown(cx)
     }
+}
+
+/// What a server answers to the key of an upgrade request.
+pub(super) fn accept_key(key: &str) -> String {
+    derive_accept_key(key.as_bytes())
 }
 
 /// Which close code a failed read deserves; `None` when the connection is simply gone.

@@ -3,20 +3,25 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Response, StatusCode, header};
+use http::{HeaderMap, Method, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use hyper::{Request, body::Incoming};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::{connection::Connection, shared::Shared, slots::Slot, socket::Socket};
+use super::{
+    connection::Connection,
+    shared::Shared,
+    slots::Slot,
+    socket::{self, Socket},
+};
 
 /// Answers an upgrade request for the WebSocket path and starts the connection's task behind the answer.
 pub(super) fn answer(shared: &Arc<Shared>, request: Request<Incoming>, slot: Slot) -> Response<Full<Bytes>> {
-    match check(request.method(), request.headers(), shared.config.origins.as_deref()) {
+    let checked = check(request.method(), request.version(), request.headers(), shared.config.origins.as_deref());
+    match checked {
         Ok(key) => {
-            let accept = derive_accept_key(key.as_bytes());
+            let accept = socket::accept_key(&key);
             tokio::spawn(take_over(shared.clone(), request, slot));
             let response = Response::builder()
                 .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -48,11 +53,15 @@ pub(super) fn is_asked_for(headers: &HeaderMap) -> bool {
 /// The key of a proper upgrade request, or why it is none.
 fn check(
     method: &Method,
+    version: Version,
     headers: &HeaderMap,
     origins: Option<&[String]>,
 ) -> Result<String, (StatusCode, &'static str)> {
     if method != Method::GET {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "a WebSocket begins with GET"));
+    }
+    if version < Version::HTTP_11 {
+        return Err((StatusCode::BAD_REQUEST, "a WebSocket begins with HTTP/1.1"));
     }
     if !has_token(headers, header::CONNECTION, "upgrade") {
         return Err((StatusCode::BAD_REQUEST, "the Connection header must say Upgrade"));
@@ -120,7 +129,7 @@ mod tests {
     }
 
     fn status(changes: &[(&'static str, Option<&str>)], origins: Option<&[String]>) -> Option<u16> {
-        check(&Method::GET, &headers(changes), origins).err().map(|(status, _)| status.as_u16())
+        check(&Method::GET, Version::HTTP_11, &headers(changes), origins).err().map(|(status, _)| status.as_u16())
     }
 
     #[test]
@@ -131,7 +140,11 @@ mod tests {
         assert_eq!(status(&[("sec-websocket-version", None)], None), Some(426));
         assert_eq!(status(&[("sec-websocket-key", None)], None), Some(400));
         assert_eq!(status(&[("sec-websocket-key", Some("short"))], None), Some(400));
-        assert_eq!(check(&Method::POST, &headers(&[]), None).unwrap_err().0, StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(check(&Method::GET, Version::HTTP_10, &headers(&[]), None).unwrap_err().0, StatusCode::BAD_REQUEST);
+        assert_eq!(
+            check(&Method::POST, Version::HTTP_11, &headers(&[]), None).unwrap_err().0,
+            StatusCode::METHOD_NOT_ALLOWED
+        );
         assert!(!is_asked_for(&headers(&[("upgrade", Some("h2c"))])));
     }
 

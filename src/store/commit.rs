@@ -217,7 +217,7 @@ impl Committer {
             }
             // A message that does not fit behind the others begins a record of its own, and one whose recipients do
             // not fit is repeated in the next.
-            let length = commit.writer.as_ref().map_or(0, RecordWriter::len);
+            let length = commit.writer.as_ref().map_or(0, RecordWriter::bytes);
             let full = match message_at {
                 None => length > 0 && length + payload.len() + STAMP_BYTES_MAX > RECORD_BYTES,
                 Some(_) => {
@@ -264,7 +264,7 @@ impl Committer {
 
     /// Writes down what a user has received and when he was seen, as it stands now.
     fn add_note(&self, commit: &mut Commit, user: &UserId) -> Result<(), EngineError> {
-        if commit.writer.as_ref().is_some_and(|writer| writer.len() + 2 * STAMP_BYTES_MAX + 512 > RECORD_BYTES) {
+        if commit.writer.as_ref().is_some_and(|writer| writer.bytes() + 2 * STAMP_BYTES_MAX + 512 > RECORD_BYTES) {
             commit.finish_record();
         }
         let number = commit.number;

@@ -172,7 +172,7 @@ impl Store for Journal {
     }
 
     fn state(&self, user: &UserId) -> Result<UserState, StoreError> {
-        self.shared.index.with(user, |log| state(log))
+        self.shared.index.with(user, state)
     }
 
     fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {

@@ -5,7 +5,7 @@
 //! One store, on one of two engines. Files in reading order:
 //!
 //! - `received`: what a user has received, as a set of sequences
-//! - `engine`: what a store stands on, ordered tables; [`memory`] and [`sled`] are the two there are
+//! - `engine`: what a store stands on, ordered tables; [`memory`] and [`disk`] are the two there are
 //! - `record`: what stands in the tables, byte by byte
 //! - `log`, `index`: one user's log as it is known in memory, and all of them
 //! - `queue`, `commit`: the one thread that writes, and what waits for it
@@ -37,6 +37,7 @@ use futures_util::future::BoxFuture;
 use crate::message::{Payload, Seq, UserId};
 
 mod commit;
+pub mod disk;
 pub mod engine;
 mod index;
 pub mod journal;
@@ -49,7 +50,6 @@ mod recent;
 pub mod record;
 mod recovery;
 mod settle;
-pub mod sled;
 
 pub use received::Received;
 

@@ -218,6 +218,6 @@ impl Shared {
         if limit > 0 {
             self.engine.scan(Table::Users, &from, visit).map_err(failed)?;
         }
-        users.into_iter().map(|user| Ok((user.clone(), self.index.with(&user, |log| state(log))?))).collect()
+        users.into_iter().map(|user| Ok((user.clone(), self.index.with(&user, state)?))).collect()
     }
 }

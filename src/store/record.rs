@@ -78,7 +78,8 @@ impl RecordWriter {
         at as u32
     }
 
-    pub fn len(&self) -> usize {
+    /// Bytes written so far.
+    pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
@@ -109,7 +110,7 @@ impl<'a> RecordReader<'a> {
     }
 
     /// The next item and where it stands; `None` at the end.
-    pub fn next(&mut self) -> Option<Result<(u32, Item<'a>), DecodeError>> {
+    pub fn next_item(&mut self) -> Option<Result<(u32, Item<'a>), DecodeError>> {
         if self.at >= self.bytes.len() {
             return None;
         }
@@ -277,7 +278,7 @@ mod tests {
         let bytes = Bytes::from(record());
         let mut reader = RecordReader::new(&bytes).unwrap();
         let mut at = Vec::new();
-        while let Some(item) = reader.next() {
+        while let Some(item) = reader.next_item() {
             at.push(item.unwrap().0);
         }
         let entry = entry_at(&bytes, at[0], at[2]).unwrap();
@@ -305,7 +306,7 @@ mod tests {
         fn garbage_is_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let bytes = Bytes::from(bytes);
             if let Ok(mut reader) = RecordReader::new(&bytes) {
-                while let Some(item) = reader.next() {
+                while let Some(item) = reader.next_item() {
                     if item.is_err() { break; }
                 }
             }

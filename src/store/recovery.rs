@@ -159,7 +159,7 @@ impl Replay {
             return Err(damaged(&"it belongs to another namespace"));
         }
         let mut message = None;
-        while let Some(item) = reader.next() {
+        while let Some(item) = reader.next_item() {
             let (at, item) = item.map_err(|error| damaged(&error))?;
             match item {
                 Item::Message(payload) => message = Some((at, payload.len())),

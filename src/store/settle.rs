@@ -110,7 +110,7 @@ impl Committer {
         let damaged = |error: &dyn std::fmt::Display| EngineError::new(format!("journal record {number}: {error}"));
         let mut reader = RecordReader::new(value).map_err(|error| damaged(&error))?;
         let mut message: &[u8] = &[];
-        while let Some(item) = reader.next() {
+        while let Some(item) = reader.next_item() {
             let (_, item) = item.map_err(|error| damaged(&error))?;
             let user = match item {
                 Item::Message(payload) => {

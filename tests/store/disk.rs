@@ -12,7 +12,7 @@ use std::{
 
 use mesa::store::{
     Durability, StoreError,
-    sled::{SledOptions, open},
+    disk::{DiskOptions, open},
 };
 
 use crate::support::{AT_ONCE, NEVER, Place, append, read, receive, until, user};
@@ -75,7 +75,7 @@ async fn a_store_that_was_copied_while_it_was_written_opens_as_a_prefix() {
         let answered = store.state(&user("a")).unwrap().head;
         let target = tempfile::tempdir().unwrap();
         copy(place.path(), target.path());
-        let copied = open(SledOptions::new(target.path())).unwrap();
+        let copied = open(DiskOptions::new(target.path())).unwrap();
         let entries = read(&*copied, "a", 0);
         let expected: Vec<_> = (1..=entries.len() as u64).map(|n| (n, n)).collect();
         assert_eq!(entries, expected, "in order and without a hole");
@@ -112,7 +112,7 @@ async fn a_snapshot_that_was_cut_off_is_set_aside() {
 async fn a_second_process_is_told_who_has_the_directory() {
     let place = Place::disk();
     let _store = place.open(NEVER);
-    let error = open(SledOptions::new(place.path())).err().unwrap();
+    let error = open(DiskOptions::new(place.path())).err().unwrap();
     let told = error.to_string();
     assert!(matches!(error, StoreError::InUse { .. }), "{told}");
     assert!(told.contains(&std::process::id().to_string()) && told.contains("store.path"), "{told}");
@@ -122,7 +122,7 @@ async fn a_second_process_is_told_who_has_the_directory() {
 async fn a_store_belongs_to_one_namespace() {
     let place = Place::disk();
     let open_as = |namespace: Option<&str>| {
-        open(SledOptions { namespace: namespace.map(str::to_owned), ..SledOptions::new(place.path()) })
+        open(DiskOptions { namespace: namespace.map(str::to_owned), ..DiskOptions::new(place.path()) })
     };
     open_as(Some("one")).unwrap().close().await.unwrap();
     for other in [None, Some("two")] {
@@ -139,11 +139,11 @@ async fn places_that_are_no_directories_are_refused() {
     fs::write(&file, b"").unwrap();
     std::os::unix::fs::symlink(dir.path(), &link).unwrap();
     for (path, why) in [(file, "not a directory"), (link, "symbolic link")] {
-        let told = open(SledOptions::new(path)).err().unwrap().to_string();
+        let told = open(DiskOptions::new(path)).err().unwrap().to_string();
         assert!(told.contains(why), "{told}");
     }
     let made = dir.path().join("made");
-    open(SledOptions::new(&made)).unwrap().close().await.unwrap();
+    open(DiskOptions::new(&made)).unwrap().close().await.unwrap();
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&made).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o700, "readable by its owner alone");
 }
@@ -157,7 +157,7 @@ async fn after_a_failed_sync_nothing_is_promised_any_more() {
         let fails = counting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err();
         if fails { Err(std::io::Error::other("the disk is gone")) } else { Ok(()) }
     });
-    let store = open(SledOptions { sync: Some(sync), ..SledOptions::new(place.path()) }).unwrap();
+    let store = open(DiskOptions { sync: Some(sync), ..DiskOptions::new(place.path()) }).unwrap();
     let mut answers = Vec::new();
     for n in 0..10 {
         answers.push(append(&*store, n, &["a"]).await);
@@ -177,7 +177,7 @@ async fn after_a_failed_sync_nothing_is_promised_any_more() {
 async fn sequences_a_crash_took_back_are_not_given_out_again() {
     for durability in [Durability::Never, Durability::Interval(Duration::from_secs(60))] {
         let (place, earlier) = (Place::disk(), tempfile::tempdir().unwrap());
-        let options = |path: &Path| SledOptions { durability, tuning: NEVER, ..SledOptions::new(path) };
+        let options = |path: &Path| DiskOptions { durability, tuning: NEVER, ..DiskOptions::new(path) };
         let store = open(options(place.path())).unwrap();
         append(&*store, 1, &["a"]).await.unwrap();
         copy(place.path(), earlier.path());
@@ -207,7 +207,7 @@ async fn always_durable_sequences_leave_no_gap_after_a_crash() {
     let store = place.open(NEVER);
     append(&*store, 1, &["a"]).await.unwrap();
     copy(place.path(), crashed.path());
-    let store = open(SledOptions::new(crashed.path())).unwrap();
+    let store = open(DiskOptions::new(crashed.path())).unwrap();
     assert_eq!(append(&*store, 2, &["a"]).await.unwrap(), [2]);
     assert_eq!(read(&*store, "a", 0), [(1, 1), (2, 2)]);
 }

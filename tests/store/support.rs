@@ -6,9 +6,9 @@ use mesa::{
     message::{Payload, Seq, UserId},
     store::{
         Append, Entry, Note, ReadLimit, Store, StoreError,
+        disk::{self, DiskOptions},
         journal::{Options, Tuning},
         memory::{self, Memory},
-        sled::{self, SledOptions},
     },
 };
 use tempfile::TempDir;
@@ -49,7 +49,7 @@ impl Place {
     pub fn open(&self, tuning: Tuning) -> Arc<dyn Store> {
         match self {
             Self::Memory(tables) => memory::open(tables, Options { tuning, ..Options::default() }).unwrap(),
-            Self::Disk(dir) => sled::open(SledOptions { tuning, ..SledOptions::new(dir.path()) }).unwrap(),
+            Self::Disk(dir) => disk::open(DiskOptions { tuning, ..DiskOptions::new(dir.path()) }).unwrap(),
         }
     }
 }

@@ -390,5 +390,4 @@ pub fn typed(words: &[&str]) -> Result<Command, (i32, String)> {
 }
 
 #[cfg(test)]
-#[path = "args_tests.rs"]
 mod tests;

@@ -12,7 +12,7 @@ use std::{fs::File, sync::Arc};
 
 use bytes::Bytes;
 
-pub use self::open::{SledOptions, open};
+pub use self::open::{DiskOptions, open};
 use super::engine::{Engine, EngineError, Table};
 use directory::Locked;
 

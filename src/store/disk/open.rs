@@ -25,7 +25,7 @@ const SLED_LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What [`open`] needs to know.
 #[derive(Clone)]
-pub struct SledOptions {
+pub struct DiskOptions {
     /// The store's directory. Made if it is not there; the directory it is in must be.
     pub path: PathBuf,
     /// A store belongs to one namespace for good.
@@ -44,7 +44,7 @@ pub struct SledOptions {
     pub tuning: journal::Tuning,
 }
 
-impl SledOptions {
+impl DiskOptions {
     /// The defaults for a store at `path`: no namespace, [`Durability::Always`], 64 MiB of cache, a queue of 10 000.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
@@ -64,7 +64,7 @@ impl SledOptions {
 ///
 /// # Errors
 /// When another process has it, it belongs to another namespace or version, or it cannot be read.
-pub fn open(options: SledOptions) -> Result<Arc<dyn Store>, StoreError> {
+pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
     let engine = open_engine(&options)?;
     let journal = Options {
         namespace: options.namespace,
@@ -75,7 +75,7 @@ pub fn open(options: SledOptions) -> Result<Arc<dyn Store>, StoreError> {
     journal::open(Arc::new(engine), journal)
 }
 
-fn open_engine(options: &SledOptions) -> Result<Sled, StoreError> {
+fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
     let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let locked = Locked::new(&options.path)?;
     let log = locked.log();

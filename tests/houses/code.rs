@@ -1,0 +1,192 @@
+//! As much Rust as it takes to tell code from comments, strings and tests.
+
+/// `text` with comments and the contents of string and character literals replaced by spaces. Lines stay lines.
+pub fn blank(text: &str) -> String {
+    let chars: Vec<char> = text.chars().collect();
+    let mut out = String::with_capacity(text.len());
+    let mut at = 0;
+    while at < chars.len() {
+        let end = match literal_end(&chars, at) {
+            Some(end) => end,
+            None => {
+                out.push(chars[at]);
+                at += 1;
+                continue;
+            }
+        };
+        out.extend(chars[at..end].iter().map(|each| if *each == '\n' { '\n' } else { ' ' }));
+        at = end;
+    }
+    out
+}
+
+/// Where the comment or literal ends that begins at `at`, if one does.
+fn literal_end(chars: &[char], at: usize) -> Option<usize> {
+    let next = |ahead: usize| chars.get(at + ahead).copied();
+    let in_word = at > 0 && (chars[at - 1].is_alphanumeric() || chars[at - 1] == '_');
+    match chars[at] {
+        '/' if next(1) == Some('/') => Some(find(chars, at, |each| each == '\n')),
+        '/' if next(1) == Some('*') => Some(comment_end(chars, at)),
+        '"' => Some(quoted_end(chars, at, '"')),
+        'r' | 'b' | 'c' if !in_word => raw_end(chars, at),
+        // A lifetime has no second quote right after its first character.
+        '\'' if next(1) == Some('\\') || next(2) == Some('\'') => Some(quoted_end(chars, at, '\'')),
+        _ => None,
+    }
+}
+
+fn find(chars: &[char], from: usize, wanted: impl Fn(char) -> bool) -> usize {
+    chars[from..].iter().position(|each| wanted(*each)).map_or(chars.len(), |ahead| from + ahead)
+}
+
+/// Comments nest.
+fn comment_end(chars: &[char], from: usize) -> usize {
+    let (mut depth, mut at) = (0, from);
+    while at < chars.len() {
+        match (chars[at], chars.get(at + 1)) {
+            ('/', Some('*')) => (depth, at) = (depth + 1, at + 2),
+            ('*', Some('/')) => (depth, at) = (depth - 1, at + 2),
+            _ => at += 1,
+        }
+        if depth == 0 {
+            return at;
+        }
+    }
+    at
+}
+
+fn quoted_end(chars: &[char], from: usize, quote: char) -> usize {
+    let mut at = from + 1;
+    while at < chars.len() && chars[at] != quote {
+        at += if chars[at] == '\\' { 2 } else { 1 };
+    }
+    (at + 1).min(chars.len())
+}
+
+/// `r"…"`, `r#"…"#`, `br"…"` and the like; the other prefixed strings begin with their quote soon enough.
+fn raw_end(chars: &[char], from: usize) -> Option<usize> {
+    let start = find(chars, from, |each| !matches!(each, 'r' | 'b' | 'c'));
+    if !chars[from..start].contains(&'r') || start - from > 2 {
+        return None;
+    }
+    let quote = find(chars, start, |each| each != '#');
+    let hashes = quote - start;
+    if chars.get(quote) != Some(&'"') {
+        return None;
+    }
+    let mut at = quote + 1;
+    while at < chars.len() {
+        if chars[at] == '"' && chars[at + 1..].iter().take(hashes).filter(|each| **each == '#').count() == hashes {
+            return Some(at + 1 + hashes);
+        }
+        at += 1;
+    }
+    Some(at)
+}
+
+/// Blanked code without the items that stand under `#[cfg(test)]`. Lines stay lines.
+pub fn without_tests(code: &str) -> String {
+    let mut out = code.to_owned();
+    while let Some(from) = out.find("#[cfg(test)]") {
+        let rest = &out[from..];
+        let body = rest.find(['{', ';']).unwrap_or(rest.len());
+        let length = if rest[body..].starts_with('{') { body + block_length(&rest[body..]) } else { body + 1 };
+        let end = (from + length).min(out.len());
+        let blank: String = out[from..end].chars().map(|each| if each == '\n' { '\n' } else { ' ' }).collect();
+        out.replace_range(from..end, &blank);
+    }
+    out
+}
+
+/// Length of the block that `text` begins with.
+fn block_length(text: &str) -> usize {
+    let mut depth = 0;
+    for (at, each) in text.char_indices() {
+        match each {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return at + 1;
+        }
+    }
+    text.len()
+}
+
+/// Each place where `word` stands as a whole word: its offset.
+pub fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+    let part = |each: char| each.is_alphanumeric() || each == '_';
+    code.match_indices(word).map(|(at, _)| at).filter(move |at| {
+        !code[..*at].chars().next_back().is_some_and(part) && !code[at + word.len()..].chars().next().is_some_and(part)
+    })
+}
+
+/// The line of an offset, counted from one.
+pub fn line(code: &str, at: usize) -> usize {
+    code[..at].matches('\n').count() + 1
+}
+
+/// The names a path may begin with: `name::…` or `{name::…, other, …}`, as `text` begins.
+pub fn first_names(text: &str) -> Vec<String> {
+    let text = text.trim_start();
+    let Some(group) = text.strip_prefix('{') else {
+        let end = text.find(|each: char| !each.is_alphanumeric() && each != '_').unwrap_or(text.len());
+        return vec![text[..end].to_owned()];
+    };
+    let (mut names, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (at, each) in group.char_indices() {
+        match each {
+            '{' => depth += 1,
+            '}' | ',' if depth == 0 => {
+                names.extend(first_names(&group[start..at]).into_iter().filter(|name| !name.is_empty()));
+                start = at + 1;
+                if each == '}' {
+                    break;
+                }
+            }
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_and_literals_are_blank() {
+        let code = blank("a // b\n/* c /* d */ e */ f \"g \\\" h\" r#\"i \" j\"# b\"k\" 'l' '\\'' m");
+        assert_eq!(code.split_whitespace().collect::<Vec<_>>(), ["a", "f", "b", "m"]);
+        assert_eq!(code.matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn lifetimes_and_words_are_code() {
+        let text = "fn f<'a>(r: &'a str, number: br) -> Barr<'a, 'static> { for b in c {} }";
+        assert_eq!(blank(text), text);
+    }
+
+    #[test]
+    fn tests_are_not_shipped() {
+        let code = "fn a() {}\n#[cfg(test)]\nmod tests { fn b() { {} } }\n#[cfg(test)]\nuse c;\n#[cfg(test)] mod d;\nfn e() {}";
+        let shipped = without_tests(code);
+        assert_eq!(shipped.split_whitespace().collect::<Vec<_>>(), ["fn", "a()", "{}", "fn", "e()", "{}"]);
+        assert_eq!(shipped.matches('\n').count(), code.matches('\n').count());
+    }
+
+    #[test]
+    fn the_first_names_of_a_path_are_found() {
+        assert_eq!(first_names("a::{b, c}"), ["a"]);
+        assert_eq!(first_names("{a::{b, c}, d, e as f,}"), ["a", "d", "e"]);
+        assert_eq!(first_names("{\n    a::b,\n    c::d,\n}; x::y"), ["a", "c"]);
+    }
+
+    #[test]
+    fn words_are_whole() {
+        assert_eq!(words("sled sledge _sled my::sled", "sled").collect::<Vec<_>>(), [0, 22]);
+        assert_eq!(line("a\nb\nc", 4), 3);
+    }
+}

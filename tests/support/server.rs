@@ -1,0 +1,164 @@
+//! The built binary, started on a directory of the test's.
+
+use std::{
+    fs::{self, File},
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The key of the HTTP API.
+pub const KEY: &str = "test-key-0123456789";
+
+/// How long a server may take to listen: opening a store may replay a long log, on a loaded machine.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where a server lives: its configuration, its store, its log.
+#[derive(Debug)]
+pub struct Home {
+    directory: tempfile::TempDir,
+}
+
+impl Home {
+    /// A new one, with a server's configuration in it.
+    pub fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("mesa-test-").tempdir().expect("a temporary directory");
+        let config = format!(
+            "{{ host: '127.0.0.1', port: 0, sync: {{ enabled: true }}, authentication: {{ insecure: true }}, \
+             api: {{ keys: ['{KEY}'] }} }}"
+        );
+        fs::write(directory.path().join("config.json5"), config).expect("the configuration is written");
+        Self { directory }
+    }
+
+    /// The directory of the store.
+    pub fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    /// A file in the home.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// What servers here have written, as far as it matters to someone who reads a failed test.
+    pub fn log(&self) -> String {
+        let log = fs::read_to_string(self.path("log")).unwrap_or_default();
+        let tail: Vec<&str> = log.lines().rev().take(20).collect();
+        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// `wrapper… mesa serve …`, ready to be spawned. `wrapper` may be empty.
+    pub fn command(&self, wrapper: &[&str]) -> Command {
+        let binary = env!("CARGO_BIN_EXE_mesa");
+        let mut words = wrapper.iter().copied().chain([binary]);
+        let mut command = Command::new(words.next().expect("at least the binary"));
+        let log = File::options().create(true).append(true).open(self.path("log")).expect("a log");
+        command
+            .args(words)
+            .arg("serve")
+            .args([Path::new("--config"), &self.path("config.json5")])
+            .args([Path::new("--store-path"), &self.store()])
+            .args([Path::new("--ready-file"), &self.path("ready")])
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log);
+        command
+    }
+
+    /// Starts a server and returns at once.
+    pub fn spawn(&self, wrapper: &[&str]) -> Process {
+        _ = fs::remove_file(self.path("ready"));
+        Process(self.command(wrapper).spawn().expect("the binary starts"))
+    }
+
+    /// Starts a server and waits until it listens.
+    pub fn start(&self) -> Server {
+        let process = self.spawn(&[]);
+        self.wait_until_ready(process)
+    }
+
+    /// Waits until the server that `process` is, or runs, listens.
+    pub fn wait_until_ready(&self, mut process: Process) -> Server {
+        let end = Instant::now() + START_PATIENCE;
+        loop {
+            if let Ok(text) = fs::read_to_string(self.path("ready")) {
+                let ready: Ready = serde_json::from_str(&text).expect("the ready file is JSON, and whole");
+                return Server { process, address: ready.address, pid: ready.pid };
+            }
+            if let Some(status) = process.ended() {
+                panic!("the server ended at start-up with {status}:\n{}", self.log());
+            }
+            assert!(Instant::now() < end, "the server does not listen after {START_PATIENCE:?}:\n{}", self.log());
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Ready {
+    address: SocketAddr,
+    pid: i32,
+}
+
+/// A process that does not outlive the test.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Process {
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.0.try_wait().expect("a child can be asked")
+    }
+
+    /// Ends it without a word.
+    pub fn kill(mut self) {
+        self.kill_and_reap().expect("a child can be killed");
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(mut self, patience: Duration) -> ExitStatus {
+        let end = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.ended() {
+                return status;
+            }
+            assert!(Instant::now() < end, "the process does not end within {patience:?}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn kill_and_reap(&mut self) -> io::Result<ExitStatus> {
+        self.0.kill()?;
+        self.0.wait()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        _ = self.kill_and_reap();
+    }
+}
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Server {
+    /// It, or what it runs under.
+    pub process: Process,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The process id of the server itself.
+    pub pid: i32,
+}
+
+impl Server {
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_raw(self.pid).expect("a process id");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a running server");
+    }
+}

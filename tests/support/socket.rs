@@ -1,0 +1,101 @@
+//! A client over a WebSocket, which answers receipts as the published clients do.
+
+use std::{net::SocketAddr, time::Duration};
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
+
+/// Longest silence while something is still to come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What was received.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Received {
+    /// Position in the redelivery; `None` for a live one.
+    pub s: Option<u64>,
+    /// The data.
+    pub d: Value,
+}
+
+#[derive(Deserialize)]
+struct Frame {
+    op: u64,
+    #[serde(default)]
+    d: Value,
+    s: Option<u64>,
+}
+
+/// A connection that is authenticated.
+#[derive(Debug)]
+pub struct Socket(WebSocketStream<TcpStream>);
+
+impl Socket {
+    /// Connects as `user`.
+    ///
+    /// # Errors
+    /// When the server goes away.
+    pub async fn connect(address: SocketAddr, user: &str) -> Result<Self, String> {
+        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let (stream, _) = tokio_tungstenite::client_async(format!("ws://{address}/"), stream)
+            .await
+            .map_err(|error| error.to_string())?;
+        let mut socket = Self(stream);
+        socket.send(&json!({ "op": 2, "d": { "token": user, "shouldSync": true } })).await?;
+        loop {
+            match socket.frame().await?.op {
+                10 => {}
+                22 => return Ok(socket),
+                op => return Err(format!("op {op} before the authentication was answered")),
+            }
+        }
+    }
+
+    /// The next message; answers what else comes.
+    ///
+    /// # Errors
+    /// When the connection ends, or nothing comes.
+    pub async fn next(&mut self) -> Result<Received, String> {
+        loop {
+            let frame = self.frame().await?;
+            match frame.op {
+                0 => return Ok(Received { s: frame.s, d: frame.d }),
+                1 => self.send(&json!({ "op": 11, "d": {} })).await?,
+                op => return Err(format!("op {op} among messages")),
+            }
+        }
+    }
+
+    /// Goes on answering until the server has nothing pending for the user, as `pending` tells.
+    ///
+    /// # Errors
+    /// When the connection ends, or a further message comes.
+    pub async fn confirm(&mut self, mut pending: impl FnMut() -> Result<u64, String>) -> Result<(), String> {
+        for _ in 0..2_000 {
+            if pending()? == 0 {
+                return Ok(());
+            }
+            if let Ok(received) = timeout(Duration::from_millis(10), self.next()).await {
+                return Err(format!("a message beyond the last: {:?}", received?));
+            }
+        }
+        Err("the server goes on waiting for a receipt".into())
+    }
+
+    async fn send(&mut self, frame: &Value) -> Result<(), String> {
+        self.0.send(Message::text(frame.to_string())).await.map_err(|error| error.to_string())
+    }
+
+    async fn frame(&mut self) -> Result<Frame, String> {
+        loop {
+            let message = timeout(PATIENCE, self.0.next()).await.map_err(|_| "nothing more comes")?;
+            match message.ok_or("the connection has ended")?.map_err(|error| error.to_string())? {
+                Message::Text(text) => return serde_json::from_str(&text).map_err(|error| format!("{error}: {text}")),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => return Err(format!("{other:?}")),
+            }
+        }
+    }
+}
