@@ -37,7 +37,7 @@ pub struct Config {
     pub host: String,
     /// Port for WebSocket and HTTP. 0 lets the system choose. Default 4000.
     pub port: u16,
-    /// Path at which WebSockets are accepted. Default `/`.
+    /// Path at which `WebSockets` are accepted. Default `/`.
     pub path: String,
     /// Suffix that keeps several applications apart; part of what a store belongs to.
     pub namespace: Option<String>,
@@ -154,7 +154,7 @@ pub struct Authentication {
 pub struct Jwt {
     /// Shared secret, for HS256, HS384 and HS512.
     pub secret: Option<String>,
-    /// PEM file with a public key, for RS*, PS*, ES* and EdDSA.
+    /// PEM file with a public key, for `RS*`, `PS*`, `ES*` and `EdDSA`.
     pub key_file: Option<PathBuf>,
     /// Which algorithms are accepted. Never taken from the token. Default HS256 with a secret; must be named with a key.
     pub algorithms: Vec<String>,

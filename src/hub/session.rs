@@ -34,6 +34,8 @@ pub struct Mark {
 
 #[cfg(test)]
 impl Mark {
+    pub(crate) const NONE: Self = Self { owed: 0, live: 0 };
+
     pub(crate) fn for_test(seq: Seq) -> Self {
         Self { owed: seq, live: seq }
     }

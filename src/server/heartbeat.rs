@@ -201,9 +201,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn mark() -> Option<Mark> {
-        Some(Mark::default())
-    }
+    const MARK: Option<Mark> = Some(Mark::NONE);
 
     fn heartbeat(enabled: bool) -> (Heartbeat, Instant) {
         let now = Instant::now();
@@ -213,12 +211,12 @@ mod tests {
     #[test]
     fn a_message_is_confirmed_at_once_and_the_next_after_a_pause() {
         let (mut beat, now) = heartbeat(false);
-        assert_eq!(beat.ask(now, mark()).heartbeat, Some(None));
-        assert_eq!(beat.ask(now, mark()), Ask::default(), "at most one question is unanswered");
-        assert_eq!(beat.answered(now), mark());
-        assert_eq!(beat.ask(now, mark()), Ask::default());
-        assert_eq!(beat.deadline(mark()), Some(now + RECEIPT_PAUSE));
-        assert_eq!(beat.ask(now + RECEIPT_PAUSE, mark()).heartbeat, Some(None));
+        assert_eq!(beat.ask(now, MARK).heartbeat, Some(None));
+        assert_eq!(beat.ask(now, MARK), Ask::default(), "at most one question is unanswered");
+        assert_eq!(beat.answered(now), MARK);
+        assert_eq!(beat.ask(now, MARK), Ask::default());
+        assert_eq!(beat.deadline(MARK), Some(now + RECEIPT_PAUSE));
+        assert_eq!(beat.ask(now + RECEIPT_PAUSE, MARK).heartbeat, Some(None));
     }
 
     #[test]
@@ -227,8 +225,8 @@ mod tests {
         assert_eq!(beat.answered(now), None);
         assert_eq!(beat.pong(&[0; 16]), None);
         assert_eq!(beat.pong(b""), None);
-        beat.ask(now, mark());
-        assert_eq!(beat.answered(now), mark());
+        beat.ask(now, MARK);
+        assert_eq!(beat.answered(now), MARK);
         assert_eq!(beat.answered(now), None);
     }
 
@@ -269,12 +267,12 @@ mod tests {
     fn an_answer_is_never_taken_for_that_of_a_later_question() {
         let (mut beat, now) = heartbeat(true);
         let later = Some(Mark::for_test(9));
-        beat.ask(now, mark());
-        assert_eq!(beat.ask(now + SECOND, mark()).heartbeat, Some(Some((1, 2))));
-        assert_eq!(beat.answered(now + SECOND), mark());
+        beat.ask(now, MARK);
+        assert_eq!(beat.ask(now + SECOND, MARK).heartbeat, Some(Some((1, 2))));
+        assert_eq!(beat.answered(now + SECOND), MARK);
         // One of two is answered: the client is there, and asked anew, not once more.
         assert_eq!(beat.ask(now + 2 * SECOND, later).heartbeat, Some(None));
-        assert_eq!(beat.answered(now + 2 * SECOND), mark(), "the answer to the retry");
+        assert_eq!(beat.answered(now + 2 * SECOND), MARK, "the answer to the retry");
         assert_eq!(beat.answered(now + 2 * SECOND), later);
     }
 
@@ -298,16 +296,16 @@ mod tests {
     fn pongs_confirm_a_client_that_never_answers_op_1_but_only_after_the_patience() {
         for enabled in [true, false] {
             let (mut beat, now) = heartbeat(enabled);
-            beat.ask(now, mark());
+            beat.ask(now, MARK);
             let mut at = now;
             for _ in 0..2 {
                 at += SECOND;
-                let ping = beat.ask(at, mark()).ping.expect("a ping goes beside the question");
+                let ping = beat.ask(at, MARK).ping.expect("a ping goes beside the question");
                 assert_eq!(beat.pong(&ping), None, "not yet trusted");
             }
             at += SECOND;
-            let ping = beat.ask(at, mark()).ping.expect("from here on it is asked by ping");
-            assert_eq!(beat.pong(&ping), mark());
+            let ping = beat.ask(at, MARK).ping.expect("from here on it is asked by ping");
+            assert_eq!(beat.pong(&ping), MARK);
             assert_eq!(beat.pong(&ping), None);
         }
     }
@@ -315,14 +313,14 @@ mod tests {
     #[test]
     fn pongs_never_confirm_a_client_that_answers_op_1() {
         let (mut beat, now) = heartbeat(true);
-        beat.ask(now, mark());
+        beat.ask(now, MARK);
         beat.answered(now);
-        beat.ask(now + SECOND, mark());
+        beat.ask(now + SECOND, MARK);
         let mut at = now + SECOND;
         for _ in 0..2 {
             at += SECOND;
-            assert_eq!(beat.ask(at, mark()).ping, None);
+            assert_eq!(beat.ask(at, MARK).ping, None);
         }
-        assert!(beat.ask(at + SECOND, mark()).give_up);
+        assert!(beat.ask(at + SECOND, MARK).give_up);
     }
 }

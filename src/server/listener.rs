@@ -99,9 +99,10 @@ async fn serve(
     _ = stream.set_nodelay(true);
     let header_timeout = shared.config.limits.header_timeout;
     let service = service_fn(|request| async {
-        let response = match upgrade::is_asked_for(request.headers()) {
-            true => upgrade(&shared, &slot, request),
-            false => http.respond(request).await,
+        let response = if upgrade::is_asked_for(request.headers()) {
+            upgrade(&shared, &slot, request)
+        } else {
+            http.respond(request).await
         };
         Ok::<_, Infallible>(response)
     });

@@ -96,7 +96,7 @@ pub(super) struct Journal {
 ///
 /// # Errors
 /// When they belong to another namespace or version, or are damaged.
-pub fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn Store>, StoreError> {
+pub(super) fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn Store>, StoreError> {
     let namespace = options.namespace.clone().unwrap_or_default();
     let recovered = recovery::recover(engine.clone(), &namespace, options.durability)?;
     let shared = Arc::new(Shared {

@@ -21,12 +21,6 @@ impl Memory {
     fn table(&self, table: Table) -> &RwLock<Pairs> {
         &self.0[table as usize]
     }
-
-    /// Pairs in a table: for tests that look at what is left behind.
-    #[must_use]
-    pub fn len(&self, table: Table) -> usize {
-        self.table(table).read().len()
-    }
 }
 
 impl Engine for Memory {

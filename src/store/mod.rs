@@ -38,7 +38,7 @@ use crate::message::{Payload, Seq, UserId};
 
 mod commit;
 pub mod disk;
-pub mod engine;
+mod engine;
 mod index;
 pub mod journal;
 mod log;
@@ -47,7 +47,7 @@ mod queue;
 mod read;
 mod received;
 mod recent;
-pub mod record;
+mod record;
 mod recovery;
 mod settle;
 

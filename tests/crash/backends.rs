@@ -44,7 +44,7 @@ pub fn start(address: SocketAddr, next: &[u64], random: &mut Random) -> Running 
 impl Running {
     /// Waits until all have noticed that the server is gone; returns what they did.
     pub fn join(self) -> Vec<Sent> {
-        let joined = self.0.into_iter().map(|thread| thread.join());
+        let joined = self.0.into_iter().map(std::thread::JoinHandle::join);
         joined.flat_map(|sent| sent.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     }
 }

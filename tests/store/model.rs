@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesa::store::Note;
+use mesa::store::{Note, memory::Memory};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
@@ -47,7 +47,7 @@ struct Model {
 
 impl Model {
     fn through(&self) -> u64 {
-        (1..).take_while(|seq| self.received.contains(seq)).last().unwrap_or(0)
+        (1..=self.head).take_while(|seq| self.received.contains(seq)).last().unwrap_or(0)
     }
 
     fn release(&mut self) {
@@ -139,7 +139,7 @@ fn check(place: fn() -> Place, cases: u32) {
 
 #[test]
 fn random_operations_in_memory_leave_what_a_list_would() {
-    check(|| Place::Memory(Default::default()), 400);
+    check(|| Place::Memory(Memory::default()), 400);
 }
 
 #[test]

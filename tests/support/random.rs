@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// SplitMix64: small, and good enough to choose moments.
+/// `SplitMix64`: small, and good enough to choose moments.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 

@@ -15,7 +15,7 @@ fn a_key_that_cannot_serve_is_refused_with_advice() {
     let mut certificate = tempfile::NamedTempFile::new().unwrap();
     certificate.write_all(b"-----BEGIN CERTIFICATE-----\n").unwrap();
     let mut large = tempfile::NamedTempFile::new().unwrap();
-    large.write_all(&[b'x'; 65 * 1024]).unwrap();
+    large.write_all(&vec![b'x'; 65 * 1024]).unwrap();
     let temporary = |file: &tempfile::NamedTempFile| config::Jwt { key_file: Some(file.path().into()), ..nothing() };
     for (jwt, expected) in [
         (file("absent.pem", &["RS256"]), "absent.pem: the key cannot be read: No such file"),
