@@ -21,6 +21,7 @@ use super::{
     log::{RESERVE, Slot},
     queue::{Op, Taken},
     record::{Item, RECORD_BYTES, RecordWriter, VALUE_BYTES_MAX, journal_key},
+    settle::Settling,
 };
 use crate::message::{Seq, UserId};
 
@@ -52,6 +53,8 @@ pub(super) struct Committer {
     /// Records in the journal, oldest first, numbered without a gap.
     pub(super) records: VecDeque<RecordInfo>,
     pub(super) journal_bytes: usize,
+    /// Records that are being settled, if any are.
+    pub(super) settling: Option<Settling>,
     next_record: u64,
     /// Appends that were answered and are not synced yet: only where that is allowed.
     unsynced: u64,
@@ -82,6 +85,7 @@ impl Committer {
             tuning: options.tuning,
             journal_bytes: records.iter().map(|record| record.bytes).sum(),
             records,
+            settling: None,
             next_record,
             unsynced: 0,
             synced: now,

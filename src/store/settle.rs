@@ -1,12 +1,14 @@
 //! What becomes of the journal: entries that nobody has read for a while go to their user's inbox, many to a chunk;
 //! rows say where each log stands; and the records are removed.
 //!
-//! Done in slices between commits, from the oldest record on. Chunks first, then the rows that count on them, then
-//! the removal of what they replace: a crash anywhere in between leaves something that is merely there twice.
+//! Many records are settled together, so that chunks are large and a row is written once for all of them; but in small
+//! steps between commits, so that no commit waits for long. User by user: the chunks first, then the row that counts
+//! on them; and when all users are done, the removal of the records. A crash anywhere in between leaves something
+//! that is merely there twice.
 
 use std::{
     collections::{HashMap, HashSet},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -18,95 +20,136 @@ use super::{
 };
 use crate::message::{Seq, UserId};
 
-/// What one slice takes at most: some milliseconds of work, so that a commit does not wait longer than that.
-const SLICE_RECORDS_MAX: usize = 256;
-const SLICE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of records settled together (one record at least); they are in memory for that long.
+const BATCH_BYTES_MAX: usize = 16 << 20;
 
-/// What a slice has found: users who are mentioned, and the entries that are still pending.
+/// How long a step may take, so that a commit waits no longer for one.
+const STEP: Duration = Duration::from_millis(2);
+
+/// The same while the journal has grown to several times its bound: then settling comes first, or it would grow on.
+const HURRIED_STEP: Duration = Duration::from_millis(50);
+
+/// Times its bound at which the journal is in that state.
+const HURRY_FACTOR: usize = 3;
+
+/// Records that are being settled together.
 #[derive(Default)]
-struct Slice {
-    records: Vec<u64>,
+pub(super) struct Settling {
+    /// How many of the oldest records.
+    records: usize,
+    /// How many of those have been read.
+    gathered: usize,
+    /// How many have been removed.
+    removed: usize,
+    /// Users who are mentioned, while records are read.
     users: HashSet<UserId, foldhash::fast::RandomState>,
+    /// Those who are not done yet, once all records have been read.
+    left: Vec<UserId>,
+    /// Their entries that are still pending.
     pending: HashMap<UserId, Vec<(Seq, Bytes)>, foldhash::fast::RandomState>,
 }
 
 impl Committer {
     /// Whether the journal has something to settle now.
     pub(super) fn has_old_records(&self) -> bool {
-        self.records.front().is_some_and(|oldest| {
-            oldest.committed.elapsed() >= self.tuning.settle_after || self.journal_bytes > self.tuning.journal_bytes_max
-        })
+        self.settling.is_some()
+            || self.records.front().is_some_and(|oldest| {
+                oldest.committed.elapsed() >= self.tuning.settle_after
+                    || self.journal_bytes > self.tuning.journal_bytes_max
+            })
     }
 
-    /// Settles one slice, if there is anything to settle.
+    /// Takes one step of settling, if there is anything to settle.
     pub(super) fn settle(&mut self) -> Result<(), EngineError> {
         if !self.has_old_records() {
             return Ok(());
         }
-        let slice = self.gather()?;
-        let mut settled: HashMap<&UserId, Seq, foldhash::fast::RandomState> = HashMap::default();
-        for (user, entries) in &slice.pending {
-            self.put_chunks(user, entries)?;
-            settled.extend(entries.last().map(|(seq, _)| (user, *seq)));
-        }
-        for user in &slice.users {
-            self.with(user, |log| {
-                if let Some(seq) = settled.get(user) {
-                    log.settled = log.settled.max(*seq);
-                    log.chunks = true;
+        let hurry = self.journal_bytes / HURRY_FACTOR > self.tuning.journal_bytes_max;
+        let until = Instant::now() + if hurry { HURRIED_STEP } else { STEP };
+        let mut settling = self.settling.take().unwrap_or_else(|| self.choose());
+        while Instant::now() < until {
+            if settling.gathered < settling.records {
+                self.gather(&mut settling)?;
+                if settling.gathered == settling.records {
+                    settling.left = settling.users.drain().collect();
                 }
-            })?;
-            self.put_row(user)?;
-        }
-        for number in &slice.records {
-            self.shared.engine.remove(Table::Journal, &journal_key(*number))?;
-        }
-        // Only now are the slots let go: until here a reader could still follow them.
-        for (user, seq) in settled {
-            let released = self.with(user, |log| {
-                while log.slots.front().is_some_and(|slot| slot.seq <= seq) {
-                    log.slots.pop_front();
-                }
-                if log.slots.is_empty() {
-                    log.slots.shrink_to_fit();
-                }
-                log.release() && !std::mem::replace(&mut log.trimming, true)
-            })?;
-            if released {
-                self.shared.queue.trim(user.clone());
+            } else if let Some(user) = settling.left.pop() {
+                let entries = settling.pending.remove(&user);
+                self.settle_user(&user, &entries.unwrap_or_default())?;
+            } else if settling.removed < settling.records {
+                self.remove_oldest()?;
+                settling.removed += 1;
+            } else {
+                return Ok(());
             }
         }
-        for _ in &slice.records {
-            if let Some(record) = self.records.pop_front() {
-                self.journal_bytes -= record.bytes;
-            }
-        }
-        self.shared.recent.forget_before(self.records.front().map_or(u64::MAX, |record| record.number));
+        self.settling = Some(settling);
         Ok(())
     }
 
-    /// Reads the oldest records.
-    fn gather(&self) -> Result<Slice, EngineError> {
-        let mut slice = Slice::default();
-        let (mut bytes, now) = (0, Instant::now());
+    /// The records to be settled next: those that are old enough, or too many.
+    fn choose(&self) -> Settling {
+        let now = Instant::now();
         let mut over = self.journal_bytes.saturating_sub(self.tuning.journal_bytes_max);
-        for record in self.records.iter().take(SLICE_RECORDS_MAX) {
+        // A quarter more than has to go, so that the next batch is not a single record.
+        over = if over > 0 { over + self.tuning.journal_bytes_max / 4 } else { 0 };
+        let (mut records, mut bytes) = (0, 0);
+        for record in &self.records {
             let old = now.duration_since(record.committed) >= self.tuning.settle_after;
-            if bytes > 0 && bytes + record.bytes > SLICE_BYTES_MAX || !old && over == 0 {
+            if records > 0 && bytes + record.bytes > BATCH_BYTES_MAX || !old && over == 0 {
                 break;
             }
+            records += 1;
             bytes += record.bytes;
             over = over.saturating_sub(record.bytes);
-            let value = self.shared.record(record.number).map_err(EngineError::new)?;
-            let value =
-                value.ok_or_else(|| EngineError::new(format!("journal record {} is missing", record.number)))?;
-            self.gather_record(record.number, &value, &mut slice)?;
-            slice.records.push(record.number);
         }
-        Ok(slice)
+        Settling { records, ..Settling::default() }
     }
 
-    fn gather_record(&self, number: u64, value: &Bytes, slice: &mut Slice) -> Result<(), EngineError> {
+    /// Reads the next record of those chosen.
+    fn gather(&self, settling: &mut Settling) -> Result<(), EngineError> {
+        let number = self.records[settling.gathered].number;
+        settling.gathered += 1;
+        let value = self.shared.record(number).map_err(EngineError::new)?;
+        let value = value.ok_or_else(|| EngineError::new(format!("journal record {number} is missing")))?;
+        self.gather_record(number, &value, settling)
+    }
+
+    /// Moves a user's entries to the inbox, and writes down where the log stands.
+    fn settle_user(&self, user: &UserId, entries: &[(Seq, Bytes)]) -> Result<(), EngineError> {
+        self.put_chunks(user, entries)?;
+        if let Some((last, _)) = entries.last() {
+            // From here on readers ask the inbox, which has them.
+            self.with(user, |log| {
+                log.settled = log.settled.max(*last);
+                log.chunks = true;
+            })?;
+        }
+        self.put_row(user)?;
+        let trim = self.with(user, |log| {
+            while log.slots.front().is_some_and(|slot| slot.seq <= log.settled) {
+                log.slots.pop_front();
+            }
+            let trim = log.release();
+            log.trimming |= trim;
+            trim
+        })?;
+        if trim {
+            self.shared.queue.trim(user.clone());
+        }
+        Ok(())
+    }
+
+    /// Removes the oldest record: everything it says is said elsewhere.
+    fn remove_oldest(&mut self) -> Result<(), EngineError> {
+        let Some(record) = self.records.pop_front() else { return Ok(()) };
+        self.journal_bytes -= record.bytes;
+        self.shared.engine.remove(Table::Journal, &journal_key(record.number))?;
+        self.shared.recent.forget_before(record.number + 1);
+        Ok(())
+    }
+
+    fn gather_record(&self, number: u64, value: &Bytes, settling: &mut Settling) -> Result<(), EngineError> {
         let damaged = |error: &dyn std::fmt::Display| EngineError::new(format!("journal record {number}: {error}"));
         let mut reader = RecordReader::new(value).map_err(|error| damaged(&error))?;
         let mut message: &[u8] = &[];
@@ -119,11 +162,11 @@ impl Committer {
                 }
                 Item::To { user, .. } | Item::Received { user, .. } | Item::Seen { user, .. } => user,
             };
-            let user = match slice.users.get(user) {
+            let user = match settling.users.get(user) {
                 Some(user) => user.clone(),
                 None => {
                     let user = UserId::new(user).map_err(|error| damaged(&error))?;
-                    slice.users.insert(user.clone());
+                    settling.users.insert(user.clone());
                     user
                 }
             };
@@ -133,7 +176,7 @@ impl Committer {
                     slot.is_ok_and(|at| log.slots[at].record == number && seq > log.settled)
                 })?;
                 if pending {
-                    slice.pending.entry(user).or_default().push((seq, value.slice_ref(message)));
+                    settling.pending.entry(user).or_default().push((seq, value.slice_ref(message)));
                 }
             }
         }

@@ -1,0 +1,118 @@
+//! From a backend's request to the application behind a socket, over a real server and real connections in this
+//! process: a dispatch, a fan-out, a drain.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput};
+use futures_util::future::join_all;
+use mesa::message::Recipients;
+use support::{Served, message, next, user};
+
+const CLIENTS: usize = 200;
+const BACKLOG: usize = 1_000;
+/// Requests under way while the backlog is made.
+const AT_ONCE: usize = 50;
+
+/// One message: HTTP, log, disk, socket, and the answer.
+fn dispatching(c: &mut Criterion) {
+    let runtime = support::runtime();
+    let served = runtime.block_on(Served::start());
+    let mut client = runtime.block_on(served.client(&user(1)));
+    let (dispatcher, message, recipients) = (served.dispatcher(), message(), Recipients::Users(vec![user(1)]));
+    let mut group = c.benchmark_group("end_to_end");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("dispatch_over_http_to_a_socket", |b| {
+        b.iter_custom(|rounds| {
+            runtime.block_on(async {
+                let start = Instant::now();
+                for _ in 0..rounds {
+                    dispatcher.dispatch(&message, &recipients, &[]).await.expect("it is taken");
+                    next(&mut client).await;
+                }
+                start.elapsed()
+            })
+        });
+    });
+    group.finish();
+    runtime.block_on(served.stop());
+}
+
+/// One message for everyone, until the last has it.
+fn fanning_out(c: &mut Criterion) {
+    let runtime = support::runtime();
+    let (served, mut clients) = runtime.block_on(async {
+        let served = Served::start().await;
+        let mut clients = Vec::new();
+        for n in 0..CLIENTS {
+            clients.push(served.client(&user(n)).await);
+        }
+        (served, clients)
+    });
+    let (dispatcher, message) = (served.dispatcher(), message());
+    let mut group = c.benchmark_group("end_to_end");
+    group.throughput(Throughput::Elements(CLIENTS as u64));
+    group.bench_function("fan_out_to_200_sockets", |b| {
+        b.iter_custom(|rounds| {
+            runtime.block_on(async {
+                let start = Instant::now();
+                for _ in 0..rounds {
+                    dispatcher.dispatch(&message, &Recipients::Everyone, &[]).await.expect("it is taken");
+                    join_all(clients.iter_mut().map(next)).await;
+                }
+                start.elapsed()
+            })
+        });
+    });
+    group.finish();
+    runtime.block_on(served.stop());
+}
+
+/// A user comes back to a thousand messages: from the connection to the last of them.
+fn draining(c: &mut Criterion) {
+    let runtime = support::runtime();
+    let served = runtime.block_on(Served::start());
+    let (dispatcher, message) = (served.dispatcher(), message());
+    let mut group = c.benchmark_group("end_to_end");
+    group.throughput(Throughput::Elements(BACKLOG as u64));
+    group.sample_size(10);
+    let mut n = 1_000;
+    group.bench_function("drain_1000_messages_of_one_user", |b| {
+        b.iter_custom(|rounds| {
+            runtime.block_on(async {
+                let mut took = Duration::ZERO;
+                for _ in 0..rounds {
+                    n += 1;
+                    let id = user(n);
+                    let recipients = Recipients::Users(vec![id.clone()]);
+                    for _ in 0..BACKLOG / AT_ONCE {
+                        let send = |_| dispatcher.dispatch(&message, &recipients, &[]);
+                        for sent in join_all((0..AT_ONCE).map(send)).await {
+                            sent.expect("it is taken");
+                        }
+                    }
+                    let start = Instant::now();
+                    let mut client = served.client(&id).await;
+                    for _ in 0..BACKLOG {
+                        next(&mut client).await;
+                    }
+                    took += start.elapsed();
+                }
+                took
+            })
+        });
+    });
+    group.finish();
+    runtime.block_on(served.stop());
+}
+
+fn main() {
+    let mut criterion = support::criterion();
+    dispatching(&mut criterion);
+    fanning_out(&mut criterion);
+    draining(&mut criterion);
+    criterion.final_summary();
+    support::table(&["end_to_end"]);
+}
