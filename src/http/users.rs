@@ -96,7 +96,7 @@ pub(super) async fn list(
 /// `GET /v1/users/{id}`
 pub(super) async fn show(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
     let found = api.hub.user(&user(path)?).await?;
-    if found.connections == 0 && found.last_seen.is_none() && found.last_sequence == 0 {
+    if !found.known {
         return Err(ApiError::UserUnknown);
     }
     Ok(super::json(StatusCode::OK, report(&found).to_string()))

@@ -68,10 +68,11 @@ impl Hub {
     pub fn disconnect(&self, recipients: &Recipients, excluding: &[UserId]) -> Outcome {
         match recipients {
             Recipients::Everyone => {
-                let spared = self.registry.connections_of_users(excluding);
+                let mut spared = self.registry.connections_of_users(excluding);
+                spared.sort_unstable();
                 let mut told = 0;
                 self.registry.everyone(|id, mailbox| {
-                    if !spared.contains(&id) {
+                    if spared.binary_search(&id).is_err() {
                         mailbox.leave(Leave::Asked);
                         told += 1;
                     }

@@ -13,6 +13,8 @@ mod presence;
 mod registry;
 mod report;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt,
@@ -110,19 +112,17 @@ impl Hub {
         now: Instant,
     ) -> Result<Session, StoreError> {
         // Seated first, asked for the state second: a commit in between wakes the session rather than be missed.
-        let (seat, came) = self.registry.sit(&user, connected.id, connected.mailbox.clone());
+        let mailbox = connected.mailbox.clone();
+        let seat = self.registry.sit(&user, connected.id, mailbox, || self.presence.came(&user));
         let session = match Session::begin(self.clone(), user.clone(), seat.clone(), should_sync, now) {
             Ok(session) => session,
             Err(error) => {
-                self.registry.rise(&user, connected.id);
+                self.registry.rise(&user, connected.id, || self.presence.went(&user));
                 return Err(error);
             }
         };
         connected.mailbox.set_authenticated();
         self.metrics.sessions.inc();
-        if came {
-            self.presence.came(&user);
-        }
         self.seen(&user);
         Ok(session)
     }
@@ -130,27 +130,21 @@ impl Hub {
     /// A session is over. Called when it is dropped.
     fn end(&self, user: &UserId, seat: &Seat) {
         self.metrics.sessions.dec();
-        if self.registry.rise(user, seat.connection) {
-            self.presence.went(user);
-            // Somebody may have taken a seat between the two lines above, and then he is here.
-            if self.registry.connections(user) > 0 {
-                self.presence.came(user);
-            }
-        }
+        self.registry.rise(user, seat.connection, || self.presence.went(user));
         self.seen(user);
     }
 
     fn seen(&self, user: &UserId) {
         if self.settings.store_connected_users {
-            let hold = self.registry.hold(user);
-            self.store.note(user, Note { received: None, hold, seen: Some(SystemTime::now()) });
+            let seen = Some(SystemTime::now());
+            self.registry.with_hold(user, |hold| self.store.note(user, Note { received: None, hold, seen }));
         }
     }
 
     /// A client has received `range` of `user`'s log, both ends included.
     fn received(&self, user: &UserId, range: (Seq, Seq)) {
-        let hold = self.registry.hold(user);
-        self.store.note(user, Note { received: Some(range), hold, seen: None });
+        let received = Some(range);
+        self.registry.with_hold(user, |hold| self.store.note(user, Note { received, hold, seen: None }));
     }
 
     /// Reads from the log where that may have to wait for a disk.
@@ -164,8 +158,13 @@ impl Hub {
         let (store, turn) = (self.store.clone(), self.cold_reads.clone());
         Box::pin(async move {
             // Never closed, so a permit always comes.
-            let _turn = turn.acquire_owned().await.expect("the semaphore is never closed");
-            on_disk_thread(move || store.read(&user, after, limit)).await
+            let turn = turn.acquire_owned().await.expect("the semaphore is never closed");
+            on_disk_thread(move || {
+                // Given back when the disk is done, also if nobody waits for it any more.
+                let _turn = turn;
+                store.read(&user, after, limit)
+            })
+            .await
         })
     }
 }

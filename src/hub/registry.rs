@@ -23,8 +23,8 @@ pub type ConnectionId = u64;
 
 type Shard<K, V> = Mutex<HashMap<K, V, RandomState>>;
 
-/// Locks are taken one at a time and held only for a look-up and a push: nothing is called from under them but
-/// mailboxes, which take no other lock.
+/// Locks are taken one at a time and held only for a look-up and a push. What is called from under them (mailboxes,
+/// presence, a note to the store) takes locks of its own, and never one of these.
 #[derive(Debug)]
 pub struct Registry {
     hasher: RandomState,
@@ -81,31 +81,42 @@ impl Registry {
         }
     }
 
-    /// Seats a session; true if the user was not here before. Until its position is set it holds the whole log.
-    pub(super) fn sit(&self, user: &UserId, connection: ConnectionId, mailbox: Arc<Mailbox>) -> (Arc<Seat>, bool) {
+    /// Seats a session, and calls `came` if the user was not here before. Until its position is set it holds the whole
+    /// log.
+    pub(super) fn sit(
+        &self,
+        user: &UserId,
+        connection: ConnectionId,
+        mailbox: Arc<Mailbox>,
+        came: impl FnOnce(),
+    ) -> Arc<Seat> {
         let seat = Arc::new(Seat { connection, mailbox, position: AtomicU64::new(0) });
         let mut shard = self.users_of(user).lock();
         let seats = shard.entry(user.clone()).or_default();
         seats.push(seat.clone());
-        (seat, seats.len() == 1)
-    }
-
-    /// Frees a seat; true if the user is not here any more.
-    pub(super) fn rise(&self, user: &UserId, connection: ConnectionId) -> bool {
-        let mut shard = self.users_of(user).lock();
-        let Some(seats) = shard.get_mut(user) else { return false };
-        seats.retain(|seat| seat.connection != connection);
-        let gone = seats.is_empty();
-        if gone {
-            shard.remove(user);
+        if seats.len() == 1 {
+            came();
         }
-        gone
+        seat
     }
 
-    /// The lowest position among a user's sessions; `None` if there are none.
-    pub(super) fn hold(&self, user: &UserId) -> Option<Seq> {
+    /// Frees a seat, and calls `went` if the user is not here any more.
+    pub(super) fn rise(&self, user: &UserId, connection: ConnectionId, went: impl FnOnce()) {
+        let mut shard = self.users_of(user).lock();
+        let Some(seats) = shard.get_mut(user) else { return };
+        seats.retain(|seat| seat.connection != connection);
+        if seats.is_empty() {
+            shard.remove(user);
+            went();
+        }
+    }
+
+    /// Calls `tell` with the lowest position among a user's sessions; `None` if there are none. Under the lock, so
+    /// that of two who tell at once the later one tells what is true later.
+    pub(super) fn with_hold(&self, user: &UserId, tell: impl FnOnce(Option<Seq>)) {
         let shard = self.users_of(user).lock();
-        shard.get(user)?.iter().map(|seat| seat.position.load(Ordering::Acquire)).min()
+        let seats = shard.get(user).map_or(&[][..], Vec::as_slice);
+        tell(seats.iter().map(|seat| seat.position.load(Ordering::Acquire)).min());
     }
 
     /// Connections of a user now.

@@ -19,6 +19,8 @@ const COMMIT_STALL: Duration = Duration::from_secs(10);
 pub struct UserReport {
     /// Who.
     pub user: UserId,
+    /// Whether anything was ever sent to this user, or he was ever here.
+    pub known: bool,
     /// Connections that are authenticated as this user now.
     pub connections: usize,
     /// When the user last connected or disconnected, as far as that was written down.
@@ -34,6 +36,7 @@ pub struct UserReport {
 impl Hub {
     fn report(&self, user: UserId, state: &UserState, pending_bytes: u64) -> UserReport {
         UserReport {
+            known: state.known,
             connections: self.registry.connections(&user),
             user,
             last_seen: state.seen,
@@ -94,8 +97,7 @@ impl Hub {
     /// # Errors
     /// When the store takes nothing.
     pub async fn clear(&self, user: &UserId) -> Result<u64, StoreError> {
-        let hold = self.registry.hold(user);
-        self.store.clear(user, hold).await
+        self.store.clear(user).await
     }
 
     /// Whether dispatches are taken.

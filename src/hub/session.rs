@@ -19,7 +19,7 @@ use std::{
 use super::{Hub, mailbox::Mailbox, registry::Seat};
 use crate::{
     message::{Seq, UserId},
-    store::{Entry, ReadLimit, StoreError},
+    store::{Entry, ReadLimit, Received, StoreError},
 };
 
 /// Entries read from the log in one go; the bytes are bounded by the caller.
@@ -98,6 +98,12 @@ impl Cursor {
         }
     }
 
+    /// Moves over owed entries that were received before the session began.
+    pub(super) fn pass(&mut self, seq: Seq) {
+        debug_assert!(seq <= self.owed_end, "only of what was owed was anything received before");
+        self.read.owed = self.read.owed.max(seq);
+    }
+
     /// The log has nothing more in the owed range: what is left of it was received before, or cleared.
     pub(super) fn nothing_owed(&mut self) {
         self.read.owed = self.owed_end;
@@ -152,6 +158,8 @@ pub struct Session {
 /// The part of a session that exists when sync is on.
 struct LogCursor {
     cursor: Cursor,
+    /// What the user had received when the session began: of what was owed, this is passed over.
+    had: Received,
     pace: Duration,
     /// When the next owed entry may go; only with pacing.
     due: Instant,
@@ -180,7 +188,8 @@ impl Session {
                 }
                 let paced = !sync.redelivery_interval.is_zero();
                 let cursor = Cursor::new(base, state.head, paced);
-                Some(LogCursor { cursor, pace: sync.redelivery_interval, due: now, more: true, reading: None })
+                let had = state.received;
+                Some(LogCursor { cursor, had, pace: sync.redelivery_interval, due: now, more: true, reading: None })
             }
         };
         Ok(Self { hub, user, seat, log })
@@ -213,6 +222,7 @@ impl Session {
                 if let Some(entries) = log.settle(range, entries?) {
                     return Poll::Ready(Ok(Batch::Entries(entries)));
                 }
+                self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
                 continue;
             }
             let owes = log.cursor.owes();
@@ -235,15 +245,12 @@ impl Session {
             let after = log.cursor.after(range);
             match self.hub.store.recent(&self.user, after, limit) {
                 Some(entries) => {
-                    // A read that returned something may have stopped at its limit.
-                    log.more |= !entries.is_empty() && (range == Range::Live || !paced);
                     if let Some(entries) = log.settle(range, entries) {
                         return Poll::Ready(Ok(Batch::Entries(entries)));
                     }
+                    self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
                 }
                 None => {
-                    // What the disk returns may end before the log does; look again afterwards.
-                    log.more |= range == Range::Live || !paced;
                     log.reading = Some((range, self.hub.read(self.user.clone(), after, limit)));
                 }
             }
@@ -290,16 +297,22 @@ impl Session {
 impl LogCursor {
     /// Takes what was read; `None` if there is nothing to write and the next step has to be chosen anew.
     fn settle(&mut self, range: Range, mut entries: Vec<Entry>) -> Option<Vec<Entry>> {
-        if range == Range::Owed && self.cursor.paced {
+        let paced_owed = range == Range::Owed && self.cursor.paced;
+        if paced_owed {
             // A paced read must not run on into the live range, which has a cursor of its own.
             entries.retain(|entry| entry.seq <= self.cursor.owed_end);
         }
-        if entries.is_empty() {
+        let Some(last) = entries.last().map(|entry| entry.seq) else {
             if range == Range::Owed {
                 self.cursor.nothing_owed();
-            } else {
-                self.more = false;
             }
+            return None;
+        };
+        // A read that returned something may have stopped at its limit.
+        self.more |= !paced_owed;
+        entries.retain(|entry| entry.seq > self.cursor.owed_end || !self.had.contains(entry.seq));
+        if entries.is_empty() {
+            self.cursor.pass(last);
             return None;
         }
         Some(entries)

@@ -134,8 +134,8 @@ impl Connection {
         self.check_deadlines(now)?;
         let mut busy = self.poll_inbound(cx, now)?;
         // Behind the frames, because one of them may just have begun it, and nobody has asked it to wake us yet.
-        self.poll_authentication(cx, now)?;
-        busy |= self.fill(cx, now)?;
+        busy |= self.poll_authentication(cx, now)?;
+        self.fill(cx, now)?;
         self.ask(now)?;
         busy |= self.poll_write(cx, now)?;
         Ok(busy)
@@ -171,14 +171,13 @@ impl Connection {
 
     /// When something has to be done although nothing has happened.
     fn deadline(&self) -> Option<Instant> {
-        let unconfirmed = self.session.as_ref().and_then(Session::unconfirmed);
         let stuck = self.stuck_since.map(|since| since + self.shared.config.limits.write_timeout);
         // The clock of the calendar may be set; looking again once a minute bounds what that can do.
         let expires = self.expires.map(|at| {
             let left = at.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
             Instant::now() + left.min(Duration::from_secs(60)) + Duration::from_millis(1)
         });
-        let heartbeat = self.heartbeat.deadline(unconfirmed);
+        let heartbeat = self.heartbeat.deadline(self.wants_receipt());
         [self.authenticate_by, expires, stuck, self.paced_until, heartbeat].into_iter().flatten().min()
     }
 }

@@ -24,7 +24,7 @@ use crate::{
 const FRAMES_PER_ROUND_MAX: usize = 32;
 
 /// Bytes a client may let pile up of what it must be answered (pongs) before we stop listening to it.
-const UNSENT_WHILE_LISTENING_MAX: usize = 128 << 10;
+pub(super) const UNSENT_WHILE_LISTENING_MAX: usize = 128 << 10;
 
 /// The type of the frame in which a client tells its version.
 const CLIENT_VERSION: &str = "CLIENT_VERSION";
@@ -33,7 +33,8 @@ impl Connection {
     /// Takes what the client said; true if there may be more.
     pub(super) fn poll_inbound(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         for _ in 0..FRAMES_PER_ROUND_MAX {
-            if self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX {
+            // While it is being found out who the client is, what it says behind that waits: it is to be heard as him.
+            if self.authenticating.is_some() || self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX {
                 return Ok(false);
             }
             match self.socket.poll_inbound(cx) {
@@ -44,6 +45,8 @@ impl Connection {
                     self.confirm(mark);
                     self.spend(now)?;
                 }
+                // It has been answered already; it counts like any frame.
+                Poll::Ready(Inbound::Ping) => self.spend(now)?,
                 Poll::Ready(Inbound::Closed) => return Err(End::Gone),
                 Poll::Ready(Inbound::Refused(code)) => {
                     self.shared.metrics.malformed_frames.inc();
@@ -102,9 +105,6 @@ impl Connection {
     }
 
     fn authenticate(&mut self, data: Map<String, Value>, should_sync: bool) -> Result<(), End> {
-        if self.authenticating.is_some() {
-            return Err(End::Close(CloseCode::Policy, "authentication is under way already"));
-        }
         let Some(authenticator) = self.shared.authenticator.clone() else {
             tracing::debug!("a client tried to authenticate, but no authentication is configured");
             return self.refuse();
@@ -114,10 +114,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Goes on with an authentication under way.
-    pub(super) fn poll_authentication(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
-        let Some(authenticating) = &mut self.authenticating else { return Ok(()) };
-        let Poll::Ready(result) = authenticating.checking.as_mut().poll(cx) else { return Ok(()) };
+    /// Goes on with an authentication under way; true if it came to its end, so that there is more to hear.
+    pub(super) fn poll_authentication(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+        let Some(authenticating) = &mut self.authenticating else { return Ok(false) };
+        let Poll::Ready(result) = authenticating.checking.as_mut().poll(cx) else { return Ok(false) };
         let should_sync = authenticating.should_sync;
         self.authenticating = None;
         match result {
@@ -130,6 +130,7 @@ impl Connection {
                 self.refuse()
             }
         }
+        .map(|()| true)
     }
 
     fn refuse(&mut self) -> Result<(), End> {

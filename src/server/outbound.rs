@@ -8,7 +8,10 @@ use std::{
     time::Instant,
 };
 
-use super::connection::{Connection, End};
+use super::{
+    connection::{Connection, End},
+    inbound::UNSENT_WHILE_LISTENING_MAX,
+};
 use crate::{
     config::Confirmation,
     hub::{Batch, Entry, Session},
@@ -34,8 +37,8 @@ impl Connection {
         self.shared.metrics.deliveries.inc();
     }
 
-    /// Fills the buffer with what is to be delivered; true if more may follow once it is empty again.
-    pub(super) fn fill(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+    /// Fills the buffer with what is to be delivered.
+    pub(super) fn fill(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
         self.fill_unsynced();
         self.fill_from_log(cx, now)
     }
@@ -46,7 +49,9 @@ impl Connection {
     }
 
     fn fill_unsynced(&mut self) {
-        while self.unsynced && self.room().is_some() {
+        // Half of the room at most: what is only worth something now must not keep out what was promised.
+        let half = self.shared.config.limits.unsent_bytes / 2;
+        while self.unsynced && self.socket.unsent() <= half {
             match self.connected.mailbox().take() {
                 Some(payload) => self.push_delivery(&payload, None),
                 None => self.unsynced = false,
@@ -54,12 +59,12 @@ impl Connection {
         }
     }
 
-    fn fill_from_log(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+    fn fill_from_log(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
         self.paced_until = None;
         while let Some(room) = self.room() {
-            let Some(session) = &mut self.session else { return Ok(false) };
+            let Some(session) = &mut self.session else { return Ok(()) };
             match session.poll_batch(cx, now, room) {
-                Poll::Pending => return Ok(false),
+                Poll::Pending | Poll::Ready(Ok(Batch::Idle)) => return Ok(()),
                 Poll::Ready(Ok(Batch::Entries(entries))) => {
                     for entry in &entries {
                         self.deliver(entry, now)?;
@@ -67,16 +72,15 @@ impl Connection {
                 }
                 Poll::Ready(Ok(Batch::At(due))) => {
                     self.paced_until = Some(due);
-                    return Ok(false);
+                    return Ok(());
                 }
-                Poll::Ready(Ok(Batch::Idle)) => return Ok(false),
                 Poll::Ready(Err(error)) => {
                     tracing::error!(%error, "a log could not be read");
                     return Err(End::close(CloseCode::Internal));
                 }
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     fn deliver(&mut self, entry: &Entry, now: Instant) -> Result<(), End> {
@@ -112,19 +116,16 @@ impl Connection {
     /// Hands the buffer to the system; true if it became empty, so that it can be filled again.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         if self.socket.unsent() == 0 {
+            self.confirm_written();
             return Ok(false);
         }
-        let full = self.room().is_none();
+        // Of what was not done for want of room, all can be done now: filling, and listening.
+        let full = self.room().is_none() || self.unsynced || self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX;
         let (went, done) = self.socket.poll_write_out(cx);
         match done {
             Poll::Ready(Ok(())) => {
                 self.stuck_since = None;
-                if self.shared.config.sync.confirmation == Confirmation::Write
-                    && let Some(session) = &mut self.session
-                    && let Some(mark) = session.unconfirmed()
-                {
-                    session.confirm(mark);
-                }
+                self.confirm_written();
                 // Where there was room before, everything there was to write is in what has just been written.
                 Ok(full)
             }
@@ -135,6 +136,16 @@ impl Connection {
                 }
                 Ok(false)
             }
+        }
+    }
+
+    /// Where being written counts as received, takes note of it.
+    fn confirm_written(&mut self) {
+        if self.shared.config.sync.confirmation == Confirmation::Write
+            && let Some(session) = &mut self.session
+            && let Some(mark) = session.unconfirmed()
+        {
+            session.confirm(mark);
         }
     }
 }

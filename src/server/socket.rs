@@ -39,6 +39,11 @@ const READ_BUFFER_BYTES: usize = 512;
 /// Capacity an empty write buffer may keep: enough for a heartbeat or a lone message.
 const KEPT_BYTES_MAX: usize = 512;
 
+/// What the kernel takes from us beyond what is on its way: a question must not stand behind megabytes that a slow
+/// client will need minutes for.
+#[cfg(target_os = "linux")]
+const KERNEL_UNSENT_BYTES: u32 = 128 << 10;
+
 /// How long the kernel may go without an answer from the peer's for what was written, before it gives the connection
 /// up. Closes half-open connections that have something to read.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -47,6 +52,8 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) enum Inbound {
     Text(Utf8Bytes),
+    /// The answer is in the write buffer by the time the next thing is heard.
+    Ping,
     Pong(Bytes),
     /// The peer closed, or the connection is gone.
     Closed,
@@ -66,6 +73,7 @@ impl Socket {
         #[cfg(target_os = "linux")]
         {
             _ = options.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
+            _ = options.set_tcp_notsent_lowat(KERNEL_UNSENT_BYTES);
         }
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
@@ -76,22 +84,16 @@ impl Socket {
         Self(WebSocketStream::from_partially_read(pipe, early, Role::Server, Some(config)).await)
     }
 
-    /// The next thing the peer said. Pings are answered on the way, into the write buffer.
+    /// The next thing the peer said.
     pub(super) fn poll_inbound(&mut self, cx: &mut Context<'_>) -> Poll<Inbound> {
-        loop {
-            return Poll::Ready(match Pin::new(&mut self.0).poll_next(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(message))) => match message {
-                    Message::Text(text) => Inbound::Text(text),
-                    Message::Binary(_) => Inbound::Refused(CloseCode::Binary),
-                    Message::Pong(payload) => Inbound::Pong(payload),
-                    Message::Ping(_) | Message::Frame(_) => continue,
-                    Message::Close(_) => Inbound::Closed,
-                },
-                Poll::Ready(Some(Err(error))) => refusal(&error).map_or(Inbound::Closed, Inbound::Refused),
-                Poll::Ready(None) => Inbound::Closed,
-            });
-        }
+        Pin::new(&mut self.0).poll_next(cx).map(|said| match said {
+            Some(Ok(Message::Text(text))) => Inbound::Text(text),
+            Some(Ok(Message::Binary(_))) => Inbound::Refused(CloseCode::Binary),
+            Some(Ok(Message::Ping(_) | Message::Frame(_))) => Inbound::Ping,
+            Some(Ok(Message::Pong(payload))) => Inbound::Pong(payload),
+            Some(Ok(Message::Close(_))) | None => Inbound::Closed,
+            Some(Err(error)) => refusal(&error).map_or(Inbound::Closed, Inbound::Refused),
+        })
     }
 
     /// Puts a text frame of `bytes` bytes into the write buffer; `write` must append exactly that many.

@@ -7,6 +7,7 @@
 
 use std::{
     collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime},
 };
@@ -23,7 +24,7 @@ use super::{
     record::{Item, RECORD_BYTES, RecordWriter, VALUE_BYTES_MAX, journal_key},
     settle::Settling,
 };
-use crate::message::{Seq, UserId};
+use crate::message::UserId;
 
 /// How long receipts and presence wait for company. A killed process takes back at most this much of them.
 const LINGER: Duration = Duration::from_millis(20);
@@ -95,8 +96,9 @@ impl Committer {
 
     /// Runs until the store is closed or has failed.
     pub(super) fn run(mut self) {
-        let ended = self.serve();
-        if let Err(error) = ended {
+        // A panic down there must not leave anybody waiting for an answer that nobody will give.
+        let ended = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        if let Err(error) = ended.unwrap_or_else(|_| Err(EngineError::new("the commit thread has panicked"))) {
             let error = StoreError::Failed(error.0);
             tracing::error!(%error, "the commit thread has stopped");
             self.shared.queue.fail(&error);
@@ -189,7 +191,7 @@ impl Committer {
                     Err(error)
                 }
             },
-            Op::Clear { user, hold, done } => match self.add_clear(commit, &user, hold) {
+            Op::Clear { user, done } => match self.add_clear(commit, &user) {
                 Ok(cleared) => {
                     commit.answers.push(Answer::Clear(done, cleared));
                     Ok(())
@@ -245,12 +247,11 @@ impl Committer {
         Ok(Appended { seqs })
     }
 
-    fn add_clear(&self, commit: &mut Commit, user: &UserId, hold: Option<Seq>) -> Result<u64, EngineError> {
+    fn add_clear(&self, commit: &mut Commit, user: &UserId) -> Result<u64, EngineError> {
         let (cleared, trim) = self.with(user, |log| {
             // Also what this very commit has given out: it came before.
             let cleared = log.received.missing(log.assigned);
             log.received.insert(1, log.assigned);
-            log.hold = hold;
             let trim = log.release();
             log.trimming |= trim;
             (cleared, trim)
@@ -298,7 +299,7 @@ impl Committer {
             engine.put(Table::Journal, &journal_key(*number), record)?;
         }
         engine.flush()?;
-        self.unsynced += commit.slots.len() as u64;
+        self.unsynced += commit.slots.len().max(commit.answers.len()) as u64;
         // Receipts alone are not worth a sync: losing them repeats messages and loses none.
         let promised = commit.answers.iter().any(|answer| matches!(answer, Answer::Append(..) | Answer::Clear(..)));
         match self.durability {

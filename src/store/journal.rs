@@ -138,11 +138,11 @@ impl Store for Journal {
         })
     }
 
-    fn clear(&self, user: &UserId, hold: Option<Seq>) -> BoxFuture<'_, Result<u64, StoreError>> {
+    fn clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>> {
         let user = user.clone();
         Box::pin(async move {
             let (done, answer) = oneshot::channel();
-            self.shared.queue.put(Op::Clear { user, hold, done }).await?;
+            self.shared.queue.put(Op::Clear { user, done }).await?;
             self.answer(answer).await
         })
     }
@@ -207,8 +207,10 @@ impl Store for Journal {
         Box::pin(async move {
             let (done, answer) = oneshot::channel();
             self.shared.queue.close(done)?;
+            // Taken before the wait: if a disk hangs, whoever gives up waiting must not wait again in our drop.
+            let thread = self.thread.lock().take();
             self.answer(answer).await?;
-            if let Some(thread) = self.thread.lock().take() {
+            if let Some(thread) = thread {
                 // It has answered, so it is at its end.
                 _ = thread.join();
             }
@@ -240,6 +242,7 @@ impl Drop for Journal {
 
 pub(super) fn state(log: &mut Log) -> UserState {
     UserState {
+        known: log.row_lapses.is_some() || log.dirty,
         head: log.head,
         received: log.received.clone(),
         pending: log.received.missing(log.head),

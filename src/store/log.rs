@@ -99,9 +99,9 @@ impl Log {
         self.released
     }
 
-    /// Whether a read shows this entry: it was not received, or a session still holds what was.
+    /// Whether a read shows this entry: it was not received, or another session may not have read it yet.
     pub fn shows(&self, seq: Seq) -> bool {
-        self.hold.is_some_and(|hold| seq > hold) && seq <= self.received.through() || !self.received.contains(seq)
+        self.hold.is_some_and(|hold| seq > hold) || !self.received.contains(seq)
     }
 
     /// Forgets where released entries were. True if there are chunks of them in the inbox to be trimmed.
@@ -172,13 +172,14 @@ mod tests {
     }
 
     #[test]
-    fn islands_are_not_shown_again() {
+    fn islands_are_shown_only_to_those_who_may_not_have_them() {
         let mut log = Log::default();
         (1..=5).for_each(|seq| log.publish(slot(seq)));
-        log.hold = Some(0);
         log.received.insert(3, 4);
         log.release();
         assert_eq!(shown(&log, 0), [1, 2, 5]);
+        log.hold = Some(3);
+        assert_eq!(shown(&log, 0), [1, 2, 4, 5]);
     }
 
     #[test]

@@ -37,6 +37,8 @@ use futures_util::future::BoxFuture;
 use crate::message::{Payload, Seq, UserId};
 
 mod commit;
+#[cfg(test)]
+mod cut_tests;
 pub mod disk;
 mod engine;
 mod index;
@@ -97,9 +99,11 @@ pub struct Note {
     pub seen: Option<SystemTime>,
 }
 
-/// What the store knows of a user. A user never heard of has the default.
+/// What the store knows of a user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserState {
+    /// Whether anything was ever written down about this user.
+    pub known: bool,
     /// Last sequence handed out; the next message gets `head + 1`.
     pub head: Seq,
     /// What the user has received.
@@ -173,8 +177,8 @@ pub type CommitListener = Arc<dyn Fn(&[UserId]) + Send + Sync>;
 /// A user's log, kept as [`Durability`] says.
 ///
 /// # Contract
-/// - *Order.* Appends are taken in the order in which [`Store::append`] was first polled; each user's sequences are
-///   contiguous and rise by one. None is ever handed out twice, not even after a crash.
+/// - *Order.* An append that was answered comes before every append made after that; of those made at once, one comes
+///   first for all their recipients. Each user's sequences are contiguous and rise by one. None is ever handed out twice, not even after a crash.
 /// - *Atomicity.* What a crash leaves of the appends is a prefix of them, except that an append to very many
 ///   recipients may be kept for the first of them only (it was not answered then).
 /// - *Visibility.* No read shows an entry before it is as durable as configured.
@@ -191,14 +195,14 @@ pub trait Store: Send + Sync + 'static {
     fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, StoreError>>;
 
     /// Counts everything a user has up to this moment as received; resolves with how many entries that were, once
-    /// that is durable. `hold` as in [`Note`].
-    fn clear(&self, user: &UserId, hold: Option<Seq>) -> BoxFuture<'_, Result<u64, StoreError>>;
+    /// that is durable. What the last [`Note`] holds stays held.
+    fn clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>>;
 
     /// Takes note of a receipt or a presence: in force for every later call at once, on disk with a following commit.
     /// A crash in between takes it back, which repeats messages and loses none.
     fn note(&self, user: &UserId, note: Note);
 
-    /// Entries of `user` above `after`, in order, without those received before (as [`Received`] says), unless held.
+    /// Entries of `user` above `after`, in order: those not received, and beyond what is held also those that were.
     ///
     /// # Errors
     /// Stops at the first entry that cannot be read, telling which.

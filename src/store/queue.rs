@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::{Append, Appended, StoreError};
-use crate::message::{Seq, UserId};
+use crate::message::UserId;
 
 /// Appends taken into one commit.
 const COMMIT_APPENDS_MAX: usize = 4096;
@@ -26,7 +26,6 @@ pub enum Op {
     },
     Clear {
         user: UserId,
-        hold: Option<Seq>,
         done: oneshot::Sender<Result<u64, StoreError>>,
     },
     /// Write everything, and leave the store closed.

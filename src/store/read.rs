@@ -44,7 +44,8 @@ fn plan(log: &mut Log, after: Seq, limit: ReadLimit, now: u32) -> Plan {
         }
     }
     let hidden = if from < settled {
-        log.received.islands().iter().copied().filter(|island| !log.shows(island.0)).collect()
+        let hold = log.hold.unwrap_or(Seq::MAX);
+        log.received.islands().iter().map(|&(from, to)| (from, to.min(hold))).collect()
     } else {
         Vec::new()
     };

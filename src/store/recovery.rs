@@ -19,9 +19,9 @@ use super::{
     engine::{Engine, EngineError, Table},
     index::Index,
     log::{Log, Slot},
-    record::{Header, Item, RecordReader, Row, fingerprint, journal_number},
+    record::{Header, Item, RecordReader, Row, fingerprint, inbox_key, is_inbox_key_of, journal_number},
 };
-use crate::message::UserId;
+use crate::message::{Seq, UserId};
 
 const FORMAT_KEY: &[u8] = b"format";
 const NAMESPACE_KEY: &[u8] = b"namespace";
@@ -73,13 +73,28 @@ pub(super) fn recover(
         return Err(damage);
     }
     let next_record = replay.records.back().map_or(1, |last| last.number + 1);
-    let index = Index::new(engine, lapses);
+    let index = Index::new(engine.clone(), lapses);
     for (user, (mut log, known)) in replay.logs {
+        forget_unfinished(&*engine, user.as_str(), log.settled).map_err(failed)?;
         log.pass_lapses(lapses - known);
         log.release();
         index.insert(user, log);
     }
     Ok(Recovered { index, records: replay.records, next_record })
+}
+
+/// Removes chunks that were written for a settling that did not come to its end: no row counts on them, and all that is
+/// in them is still in the journal. Left where they are, they would lie across those written next time.
+fn forget_unfinished(engine: &dyn Engine, user: &str, settled: Seq) -> Result<(), EngineError> {
+    let mut unfinished = Vec::new();
+    engine.scan(Table::Inbox, &inbox_key(user, settled + 1), &mut |key, _| {
+        let ours = is_inbox_key_of(key, user);
+        if ours {
+            unfinished.push(key.to_vec());
+        }
+        ours
+    })?;
+    unfinished.iter().try_for_each(|key| engine.remove(Table::Inbox, key))
 }
 
 fn check_format(engine: &dyn Engine) -> Result<Result<(), StoreError>, EngineError> {

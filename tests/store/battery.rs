@@ -111,7 +111,7 @@ async fn what_was_received_is_not_read_again_and_what_is_held_still_is() {
             note(6, 7, None);
             assert_eq!(seqs(base), [1, 2, 3, 4, 5, 8, 9, 10], "an island is not shown again");
             note(1, 4, Some(2));
-            assert_eq!(seqs(base), [3, 4, 5, 8, 9, 10], "a session that has read to 2 still reads on");
+            assert_eq!(seqs(base), [3, 4, 5, 6, 7, 8, 9, 10], "a session that has read to 2 may have none of these");
             let state = store.state(&user("a")).unwrap();
             assert_eq!((state.received.through() - base, state.pending), (4, 4));
             note(5, 5, None);
@@ -134,9 +134,9 @@ async fn clearing_counts_what_it_cleared_and_takes_nothing_that_comes_after() {
             append(&*store, n, &["a"]).await.unwrap();
         }
         receive(&*store, "a", 1, 2);
-        assert_eq!(store.clear(&user("a"), None).await.unwrap(), 3);
-        assert_eq!(store.clear(&user("a"), None).await.unwrap(), 0);
-        assert_eq!(store.clear(&user("nobody"), None).await.unwrap(), 0);
+        assert_eq!(store.clear(&user("a")).await.unwrap(), 3);
+        assert_eq!(store.clear(&user("a")).await.unwrap(), 0);
+        assert_eq!(store.clear(&user("nobody")).await.unwrap(), 0);
         append(&*store, 6, &["a"]).await.unwrap();
         assert_eq!(read(&*store, "a", 0), [(6, 6)]);
     }

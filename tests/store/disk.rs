@@ -170,7 +170,7 @@ async fn after_a_failed_sync_nothing_is_promised_any_more() {
     assert_eq!(read(&*store, "a", 0).len(), promised, "what is not durable is not shown");
     let failure = tokio::time::timeout(Duration::from_secs(5), store.failure()).await.unwrap();
     assert!(matches!(failure, StoreError::Failed(_)));
-    assert!(store.clear(&user("a"), None).await.is_err());
+    assert!(store.clear(&user("a")).await.is_err());
 }
 
 #[tokio::test]

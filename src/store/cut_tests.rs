@@ -1,0 +1,165 @@
+//! The machine stops after the nth write, for every n: what was answered is there when the store is opened again, and
+//! stays there through all that follows.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::{
+    Append, Note, ReadLimit, Store,
+    engine::{Engine, EngineError, Table},
+    journal::{self, Options, Tuning},
+    memory::Memory,
+};
+use crate::message::{Payload, Seq, UserId};
+
+/// Tables that take so many writes and then no more: what is in them then is a prefix of what was written.
+struct Cut {
+    tables: Memory,
+    left: AtomicI64,
+}
+
+impl Cut {
+    fn write(&self) -> Result<(), EngineError> {
+        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 { Ok(()) } else { Err(EngineError::new("the power is gone")) }
+    }
+}
+
+impl Engine for Cut {
+    fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        self.write()?;
+        self.tables.put(table, key, value)
+    }
+
+    fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
+        self.write()?;
+        self.tables.remove(table, key)
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.tables.get(table, key)
+    }
+
+    fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
+        self.tables.scan(table, from, visit)
+    }
+
+    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+        self.tables.floor(table, key)
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        self.write()
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        self.write()
+    }
+}
+
+/// Received in between, so that what is settled anew begins elsewhere: at this place a chunk of the second settling lies
+/// around the last of the first.
+const RECEIVED: Seq = 14;
+
+const USERS: [&str; 2] = ["a", "b"];
+
+fn tuning(settle_after: Duration) -> Options {
+    let tuning = Tuning { settle_after, journal_bytes_max: 64 << 20, idle_seconds: 60 };
+    Options { tuning, ..Options::default() }
+}
+
+fn user(at: usize) -> UserId {
+    UserId::new(USERS[at]).unwrap()
+}
+
+/// Large enough that a few dozen make several chunks.
+fn payload() -> Payload {
+    Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(3000))), None).unwrap()
+}
+
+/// Reads everything above `after`, a few entries at a time, as a session would.
+fn sequences(store: &dyn Store, at: usize, mut after: Seq) -> Vec<Seq> {
+    let mut sequences = Vec::new();
+    loop {
+        let entries = store.read(&user(at), after, ReadLimit { entries: 7, bytes: 1 << 30 }).unwrap();
+        let Some(last) = entries.last() else { return sequences };
+        after = last.seq;
+        sequences.extend(entries.iter().map(|entry| entry.seq));
+    }
+}
+
+/// Appends until the power goes; returns how far each user's log was answered.
+async fn append(store: &dyn Store, count: usize) -> [Seq; 2] {
+    let mut answered = [0; 2];
+    for n in 0..count {
+        let to: Vec<usize> = if n % 3 == 0 { vec![0, 1] } else { vec![0] };
+        let recipients = to.iter().map(|at| user(*at)).collect();
+        let Ok(appended) = store.append(Append { payload: payload(), recipients }).await else { break };
+        for (at, seq) in to.into_iter().zip(appended.seqs) {
+            answered[at] = seq;
+        }
+    }
+    answered
+}
+
+/// Returns false once so many writes were allowed that nothing was cut.
+async fn cut_after(writes: i64) -> bool {
+    let tables = Memory::default();
+    // Something is in the journal, and is settled while the power goes.
+    let store = super::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
+    let mut answered = append(&*store, 40).await;
+    store.close().await.unwrap();
+    drop(store);
+
+    let cut = Arc::new(Cut { tables: tables.clone(), left: AtomicI64::new(writes) });
+    let mut failed = true;
+    if let Ok(store) = journal::open(cut.clone(), tuning(Duration::ZERO)) {
+        let more = append(&*store, 6).await;
+        answered = [answered[0].max(more[0]), answered[1].max(more[1])];
+        failed = store.close().await.is_err();
+    }
+
+    // Power is back: a few are received, a few more come, and all of it is settled anew.
+    let store = super::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
+    for (at, answered) in answered.iter().enumerate() {
+        let there = sequences(&*store, at, 0);
+        assert_eq!(there, (1..=there.len() as Seq).collect::<Vec<_>>(), "without a hole, cut after {writes}");
+        assert!(there.len() as Seq >= *answered, "what was answered is there, cut after {writes}");
+        store.note(&user(at), Note { received: Some((1, RECEIVED)), hold: None, seen: None });
+    }
+    append(&*store, 9).await;
+    store.close().await.unwrap();
+    drop(store);
+    let store = super::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
+    let settled = async {
+        while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), settled).await.expect("it is settled");
+    for at in 0..2 {
+        let head = store.state(&user(at)).unwrap().head;
+        assert_eq!(
+            sequences(&*store, at, RECEIVED),
+            (RECEIVED + 1..=head).collect::<Vec<_>>(),
+            "after all, cut after {writes}"
+        );
+    }
+    store.close().await.unwrap();
+    failed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_at_any_write_loses_nothing_that_was_answered() {
+    let mut cuts = 0;
+    while cut_after(cuts).await {
+        cuts += 1;
+    }
+    assert!(cuts > 60, "only {cuts} writes were cut: the settling was not under way");
+}
