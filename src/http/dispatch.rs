@@ -103,6 +103,10 @@ fn read(body: &[u8], recipients_max: usize) -> Result<Asked, ApiError> {
     }
     let mut rejected = Vec::new();
     let recipients = if body.recipients.iter().any(|id| id == EVERYONE) {
+        if body.recipients.iter().any(|id| id != EVERYONE) {
+            // It would be kept for none of them, although they were named.
+            return Err(ApiError::Shape("`*` is everyone who is connected, and cannot stand beside user ids".into()));
+        }
         Recipients::Everyone
     } else {
         Recipients::Users(users(body.recipients, &mut rejected))
@@ -185,7 +189,7 @@ mod tests {
         assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":{"n": 1.0},"t":"T"}"#);
         assert!(!dispatch.sync && rejected.is_empty());
         assert_eq!(dispatch.excluding, [UserId::new("c").unwrap()]);
-        let (dispatch, _) = dispatched(r#"{"message":{},"recipients":["a","*"]}"#);
+        let (dispatch, _) = dispatched(r#"{"message":{},"recipients":["*"]}"#);
         assert!(dispatch.sync && dispatch.recipients == Recipients::Everyone);
     }
 
@@ -207,6 +211,7 @@ mod tests {
             (r#"{"message":{}}"#, "missing field `recipients`"),
             (r#"{"message":{},"recipients":"a"}"#, "not a dispatch"),
             (r#"{"message":{},"recipients":[1]}"#, "not a dispatch"),
+            (r#"{"message":{},"recipients":["a","*"]}"#, "cannot stand beside"),
             (r#"{"message":{},"recipients":[],"to":[]}"#, "unknown field `to`"),
             (r#"[{},["a"]]"#, "a list"),
             (r#"{"message":[0,1,"T"],"recipients":[]}"#, "a list"),

@@ -97,6 +97,11 @@ impl Hub {
     /// # Errors
     /// When the store takes nothing.
     pub async fn clear(&self, user: &UserId) -> Result<u64, StoreError> {
+        let (store, id) = (self.store.clone(), user.clone());
+        if !on_disk_thread(move || store.state(&id)).await?.known {
+            // Clearing what nobody ever had must not make it somebody's.
+            return Ok(0);
+        }
         self.store.clear(user).await
     }
 

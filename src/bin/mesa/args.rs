@@ -143,7 +143,9 @@ pub struct DemoArgs {
 /// Be a user: print what arrives, send what is typed
 ///
 /// A line that is a JSON object with `op`, `t` or `d` is sent as it is; any other is sent as text, as
-/// {"op":0,"d":{"text":LINE},"t":"TEXT"}. /quit leaves. When the connection is lost it is made again, as often as it takes,
+/// {"op":0,"d":{"text":LINE},"t":"TEXT"}, to the server; it goes to backends from there, which this version has no way to
+/// do yet, so nobody sees it: use `mesa dispatch` to reach another user. /quit or Ctrl-C leaves, the end of the input does
+/// not. When the connection is lost it is made again, as often as it takes,
 /// unless the server said that there is no use.
 ///
 /// What was printed counts as received once the next message is asked for, so nothing is lost if this program dies, and a
@@ -157,6 +159,7 @@ Examples:
   mesa connect --as alice --no-sync        forget what was missed
   mesa connect --as alice --json | jq .d   one JSON object a line
   echo '{{\"t\":\"TYPING\",\"d\":{{}}}}' | mesa connect --as alice
+                                           sends that and goes on reading
 
 {EXIT_CODES}"))]
 pub struct ConnectArgs {

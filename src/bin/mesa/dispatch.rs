@@ -51,7 +51,11 @@ fn standard_input() -> Result<String, Failure> {
     let limit = u64::try_from(4 * PAYLOAD_BYTES_MAX).unwrap_or(u64::MAX);
     let read = std::io::stdin().lock().take(limit).read_to_string(&mut text);
     read.map_err(|error| Failure::because(format!("cannot read the data from standard input: {error}")))?;
-    Ok(text.trim().to_owned())
+    let text = text.trim();
+    if text.len() > PAYLOAD_BYTES_MAX {
+        return Err(Failure::usage(format!("the data has more than the {PAYLOAD_BYTES_MAX} bytes a message may have")));
+    }
+    Ok(text.to_owned())
 }
 
 fn recipients(to: &[String]) -> Result<Recipients, Failure> {
@@ -60,7 +64,7 @@ fn recipients(to: &[String]) -> Result<Recipients, Failure> {
         users if users.iter().any(|user| user == "*") => {
             Err(Failure::usage("'*' is everyone who is connected; it cannot stand beside user ids"))
         }
-        users => Ok(Recipients::Users(users.iter().map(|id| api::user(id)).collect::<Result<_, _>>()?)),
+        users => Ok(Recipients::Users(users.iter().map(|id| api::user(id.trim())).collect::<Result<_, _>>()?)),
     }
 }
 

@@ -27,7 +27,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    system::raise_file_limit(loaded.config.limits.connections);
+    system::raise_file_limit(loaded.config.limits.connections, args.dev);
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -19,7 +19,8 @@ use crate::failure::Failure;
 const FILES_ASIDE: u64 = 64;
 
 /// Every connection is an open file: takes as many as are to be had, and says so if that is fewer than `connections`.
-pub fn raise_file_limit(connections: usize) {
+/// Nobody tries things out with that many: then it is not worth a line.
+pub fn raise_file_limit(connections: usize, dev: bool) {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         match setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
@@ -29,7 +30,7 @@ pub fn raise_file_limit(connections: usize) {
     }
     let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(FILES_ASIDE);
     match limit.current {
-        Some(files) if files < wanted => tracing::warn!(
+        Some(files) if files < wanted && !dev => tracing::warn!(
             "at most {files} files may be open, so fewer connections fit than limits.connections ({connections}) allows; \
              raise the limit (ulimit -n, or LimitNOFILE= in a systemd unit) or lower limits.connections"
         ),

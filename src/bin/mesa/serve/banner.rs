@@ -18,10 +18,16 @@ pub fn print(loaded: &Loaded, address: SocketAddr, dev: bool) {
         }
     }
     // A server whose standard output is closed serves all the same.
-    _ = output::line(&text(loaded, address, dev));
+    _ = output::line(&text(loaded, address, dev.then(program).as_deref()));
 }
 
-fn text(loaded: &Loaded, address: SocketAddr, dev: bool) -> String {
+/// What this server was started as, so that the lines to copy can be copied.
+fn program() -> String {
+    std::env::args().next().filter(|name| !name.contains(char::is_whitespace)).unwrap_or_else(|| "mesa".into())
+}
+
+/// With the lines to copy where the name of the `program` in them is given.
+fn text(loaded: &Loaded, address: SocketAddr, program: Option<&str>) -> String {
     let config = &loaded.config;
     let mut lines = vec![
         format!("mesa {} listens on {address}", env!("CARGO_PKG_VERSION")),
@@ -34,8 +40,8 @@ fn text(loaded: &Loaded, address: SocketAddr, dev: bool) -> String {
     if let Some(namespace) = &config.namespace {
         lines.push(format!("  namespace  {namespace}"));
     }
-    if dev {
-        lines.extend(try_it(loaded, address));
+    if let Some(program) = program {
+        lines.extend(try_it(loaded, address, program));
     }
     lines.join("\n")
 }
@@ -77,7 +83,7 @@ fn sync(config: &Config) -> &'static str {
 }
 
 /// Two lines to copy into another terminal.
-fn try_it(loaded: &Loaded, address: SocketAddr) -> Vec<String> {
+fn try_it(loaded: &Loaded, address: SocketAddr, program: &str) -> Vec<String> {
     let config = &loaded.config;
     let usual = address.port() == Config::default().port && config.path == "/" && reaches_loopback(address);
     let url =
@@ -89,9 +95,9 @@ fn try_it(loaded: &Loaded, address: SocketAddr) -> Vec<String> {
         format!("  API key    {key}"),
         String::new(),
         "Try it in other terminals:".into(),
-        format!("  mesa connect {who}{}", url("ws", &config.path)),
+        format!("  {program} connect {who}{}", url("ws", &config.path)),
         format!(
-            "  MESA_API_KEY={key} mesa dispatch{} --to alice --type GREETING '{{\"text\":\"Hello\"}}'",
+            "  MESA_API_KEY={key} {program} dispatch{} --to alice --type GREETING '{{\"text\":\"Hello\"}}'",
             url("http", "")
         ),
     ]
@@ -110,7 +116,7 @@ mod tests {
 
     fn shown(port: u16) -> String {
         let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs nothing");
-        text(&loaded, SocketAddr::from(([127, 0, 0, 1], port)), true)
+        text(&loaded, SocketAddr::from(([127, 0, 0, 1], port)), Some("mesa"))
     }
 
     #[test]
