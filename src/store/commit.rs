@@ -303,23 +303,27 @@ impl Committer {
         // Receipts alone are not worth a sync: losing them repeats messages and loses none.
         let promised = commit.answers.iter().any(|answer| matches!(answer, Answer::Append(..) | Answer::Clear(..)));
         match self.durability {
-            Durability::Always if promised => self.sync(),
+            Durability::Always if promised => self.sync(commit.number - 1),
             Durability::Always => Ok(()),
             // Sequences are set aside for this many: no more may be at risk.
-            _ if self.unsynced >= RESERVE => self.sync(),
+            _ if self.unsynced >= RESERVE => self.sync(commit.number - 1),
             _ => self.sync_if_due(),
         }
     }
 
     fn sync_if_due(&mut self) -> Result<(), EngineError> {
         match self.durability {
-            Durability::Interval(interval) if self.unsynced > 0 && self.synced.elapsed() >= interval => self.sync(),
+            Durability::Interval(interval) if self.unsynced > 0 && self.synced.elapsed() >= interval => {
+                self.sync(self.next_record - 1)
+            }
             _ => Ok(()),
         }
     }
 
-    fn sync(&mut self) -> Result<(), EngineError> {
+    /// Syncs all that was flushed, which goes as far as record `last`.
+    fn sync(&mut self, last: u64) -> Result<(), EngineError> {
         self.shared.engine.sync()?;
+        self.shared.engine.mark(last)?;
         self.unsynced = 0;
         self.synced = Instant::now();
         Ok(())

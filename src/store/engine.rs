@@ -52,4 +52,15 @@ pub trait Engine: Send + Sync + 'static {
     fn flush(&self) -> Result<(), EngineError>;
     /// See the contract.
     fn sync(&self) -> Result<(), EngineError>;
+
+    /// Remembers, apart from the tables, that the record of this number has been synced. Not synced itself: what a
+    /// crash leaves may be older, and never newer.
+    fn mark(&self, _record: u64) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// What was last remembered, where it can be.
+    fn marked(&self) -> Result<Option<u64>, EngineError> {
+        Ok(None)
+    }
 }

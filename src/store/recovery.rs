@@ -29,6 +29,8 @@ const LAPSES_KEY: &[u8] = b"lapses";
 /// Whether the store is open, and how durable its answers are.
 pub(super) const OPEN_KEY: &[u8] = b"open";
 pub(super) const CLOSED: &[u8] = b"closed";
+/// The highest record that was settled and may be gone from the journal.
+pub(super) const SETTLED_KEY: &[u8] = b"settled";
 const OPEN_ALWAYS: &[u8] = b"always";
 const OPEN_LOSSY: &[u8] = b"lossy";
 
@@ -72,7 +74,16 @@ pub(super) fn recover(
     if let Some(damage) = damage {
         return Err(damage);
     }
-    let next_record = replay.records.back().map_or(1, |last| last.number + 1);
+    let settled = engine.get(Table::Meta, SETTLED_KEY).map_err(failed)?.and_then(|bytes| journal_number(&bytes));
+    let last = replay.records.back().map_or(0, |last| last.number).max(settled.unwrap_or(0));
+    if let Some(marked) = engine.marked().map_err(failed)?.filter(|marked| *marked > last) {
+        let told = format!(
+            "its journal ends with record {last}, but record {marked} was written and synced: the file `log/db` is damaged, \
+             or is an older one. Restore a backup of the whole directory; or, to go on with what is left, delete the file \
+             `mark` in it"
+        );
+        return Err(StoreError::Damaged(told.into()));
+    }
     let index = Index::new(engine.clone(), lapses);
     for (user, (mut log, known)) in replay.logs {
         forget_unfinished(&*engine, user.as_str(), log.settled).map_err(failed)?;
@@ -80,7 +91,7 @@ pub(super) fn recover(
         log.release();
         index.insert(user, log);
     }
-    Ok(Recovered { index, records: replay.records, next_record })
+    Ok(Recovered { index, records: replay.records, next_record: last + 1 })
 }
 
 /// Removes chunks that were written for a settling that did not come to its end: no row counts on them, and all that is

@@ -17,6 +17,7 @@ use super::{
     commit::Committer,
     engine::{EngineError, Table},
     record::{CHUNK_BYTES, Chunk, Item, RecordReader, chunk_entries, inbox_key, is_inbox_key_of, journal_key},
+    recovery::SETTLED_KEY,
 };
 use crate::message::{Seq, UserId};
 
@@ -77,6 +78,9 @@ impl Committer {
                 let entries = settling.pending.remove(&user);
                 self.settle_user(&user, &entries.unwrap_or_default())?;
             } else if settling.removed < settling.records {
+                if settling.removed == 0 {
+                    self.put_settled(settling.records)?;
+                }
                 self.remove_oldest()?;
                 settling.removed += 1;
             } else {
@@ -138,6 +142,12 @@ impl Committer {
             self.shared.queue.trim(user.clone());
         }
         Ok(())
+    }
+
+    /// Writes down that this many of the oldest records are not needed any more, so that nobody misses them.
+    fn put_settled(&self, records: usize) -> Result<(), EngineError> {
+        let Some(last) = records.checked_sub(1).and_then(|at| self.records.get(at)) else { return Ok(()) };
+        self.shared.engine.put(Table::Meta, SETTLED_KEY, &journal_key(last.number))
     }
 
     /// Removes the oldest record: everything it says is said elsewhere.

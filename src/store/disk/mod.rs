@@ -8,7 +8,7 @@
 mod directory;
 mod open;
 
-use std::{fs::File, sync::Arc};
+use std::{fs::File, io::ErrorKind, os::unix::fs::FileExt, sync::Arc};
 
 use bytes::Bytes;
 
@@ -23,6 +23,9 @@ pub struct Sled {
     trees: [sled::Tree; 4],
     /// Our own handle of the file sled appends to.
     file: File,
+    /// Eight bytes beside it: the number of the last synced record. sled takes a damaged log for one that ends where the
+    /// damage begins; this tells that it went on.
+    mark: File,
     /// Calls instead of syncing, in tests.
     sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
     /// Held until everything above is closed.
@@ -77,5 +80,18 @@ impl Engine for Sled {
             None => self.file.sync_data(),
         }
         .map_err(EngineError::new)
+    }
+
+    fn mark(&self, record: u64) -> Result<(), EngineError> {
+        self.mark.write_all_at(&record.to_be_bytes(), 0).map_err(EngineError::new)
+    }
+
+    fn marked(&self) -> Result<Option<u64>, EngineError> {
+        let mut record = [0; 8];
+        match self.mark.read_exact_at(&mut record, 0) {
+            Ok(()) => Ok(Some(u64::from_be_bytes(record))),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(EngineError::new(error)),
+        }
     }
 }

@@ -97,9 +97,11 @@ fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
     let trees = [tree("journal")?, tree("inbox")?, tree("users")?, tree("meta")?];
     let file = File::options().read(true).write(true).open(log.join("db"));
     let file = file.map_err(|error| refuse(format!("its file `db`: {error}")))?;
+    let mark = File::options().read(true).write(true).create(true).truncate(false).open(options.path.join("mark"));
+    let mark = mark.map_err(|error| refuse(format!("its file `mark`: {error}")))?;
     db.flush().map_err(|error| refuse(error.to_string()))?;
     locked.sync().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
-    Ok(Sled { db, trees, file, sync: options.sync.clone(), _locked: locked })
+    Ok(Sled { db, trees, file, mark, sync: options.sync.clone(), _locked: locked })
 }
 
 fn open_sled(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
