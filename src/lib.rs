@@ -46,7 +46,7 @@
 //! - The last step before a socket compares the stamp of an entry with the session it is for.
 //! - Imports point one way, and foreign names have one home each: sled and bincode in [`store`], tungstenite in
 //!   `server/socket.rs` and [`client`], axum and hyper in [`http`] and [`server`], clap in the binary.
-//!   `tests/house.rs` holds both.
+//!   `tests/houses` holds both.
 //!
 //! # What a crash may take back
 //!

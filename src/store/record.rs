@@ -1,7 +1,7 @@
 //! What stands in the tables, byte by byte: journal records, inbox chunks, user rows, and keys.
 //!
 //! Each begins with a byte that is its version. Variants are only ever appended, and a variant that was released never
-//! changes; `data/store` golden files in the tests hold that. Keys are made by hand, because only big-endian numbers
+//! changes; the files in `data/golden` hold that. Keys are made by hand, because only big-endian numbers
 //! sort as numbers.
 
 use bincode::{

@@ -102,3 +102,29 @@ test('a_receipt_nobody_asked_for_confirms_nothing', async (t) => {
   await alice.until('three messages', () => alice.messages.length === 3);
   assert.deepEqual(alice.messages.map((message) => message.d.n), [0, 1, 2]);
 });
+
+test('pongs_confirm_a_client_that_never_answers_the_heartbeat', async (t) => {
+  const server = await start(t, { heartbeat: { enabled: true, interval: 100, maxAttempts: 2 } });
+  await server.numbers(3, 'alice');
+  // It answers WebSocket pings, as every library does by itself, and no op 1.
+  const mute = await open(t, server);
+  await mute.authenticate('alice');
+  await mute.until('three messages', () => mute.messages.length === 3);
+  for (let n = 0; n < 3; n += 1) {
+    await mute.until('a ping', () => mute.pings.length > n);
+    assert.equal((await server.user('alice')).pending, 3, 'not before it has been silent for long enough');
+    mute.pong(mute.pings[n]);
+  }
+  await server.allReceived('alice');
+  assert.equal(mute.closed, undefined);
+});
+
+test('written_counts_as_received_where_configured', async (t) => {
+  const server = await start(t, { sync: { confirmation: 'write' } });
+  await server.numbers(3, 'alice');
+  const mute = await open(t, server);
+  await mute.authenticate('alice');
+  await mute.until('three messages', () => mute.messages.length === 3);
+  await server.allReceived('alice');
+  assert.deepEqual(mute.frames.filter((frame) => frame.op === 1), [], 'nothing is asked');
+});
