@@ -18,12 +18,11 @@ mod tests;
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
+use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 pub use self::{
@@ -148,13 +147,7 @@ impl Hub {
     }
 
     /// Reads from the log where that may have to wait for a disk.
-    #[allow(clippy::type_complexity)]
-    fn read(
-        &self,
-        user: UserId,
-        after: Seq,
-        limit: ReadLimit,
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<Entry>, StoreError>> + Send>> {
+    fn read(&self, user: UserId, after: Seq, limit: ReadLimit) -> BoxFuture<'static, Result<Vec<Entry>, StoreError>> {
         let (store, turn) = (self.store.clone(), self.cold_reads.clone());
         Box::pin(async move {
             // Never closed, so a permit always comes.

@@ -9,12 +9,12 @@
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
+
+use futures_util::future::BoxFuture;
 
 use super::{Hub, mailbox::Mailbox, registry::Seat};
 use crate::{
@@ -129,7 +129,7 @@ impl Cursor {
     }
 }
 
-type Reading = Pin<Box<dyn Future<Output = Result<Vec<Entry>, StoreError>> + Send>>;
+type Reading = BoxFuture<'static, Result<Vec<Entry>, StoreError>>;
 
 /// What the log has for the socket now.
 #[derive(Debug)]

@@ -73,8 +73,8 @@ struct Commit {
 }
 
 enum Answer {
-    Append(oneshot::Sender<Result<Appended, StoreError>>, Appended),
-    Clear(oneshot::Sender<Result<u64, StoreError>>, u64),
+    Append(Done<Appended>, Appended),
+    Clear(Done<u64>, u64),
 }
 
 impl Committer {
@@ -181,26 +181,14 @@ impl Committer {
 
     fn add(&self, commit: &mut Commit, op: Op) -> Result<(), EngineError> {
         match op {
-            Op::Append { append, done } => match self.add_append(commit, &append) {
-                Ok(appended) => {
-                    commit.answers.push(Answer::Append(done, appended));
-                    Ok(())
-                }
-                Err(error) => {
-                    _ = done.send(Err(StoreError::Failed(error.0.clone())));
-                    Err(error)
-                }
-            },
-            Op::Clear { user, done } => match self.add_clear(commit, &user) {
-                Ok(cleared) => {
-                    commit.answers.push(Answer::Clear(done, cleared));
-                    Ok(())
-                }
-                Err(error) => {
-                    _ = done.send(Err(StoreError::Failed(error.0.clone())));
-                    Err(error)
-                }
-            },
+            Op::Append { append, done } => {
+                let made = self.add_append(commit, &append);
+                commit.promise(made, done, Answer::Append)
+            }
+            Op::Clear { user, done } => {
+                let made = self.add_clear(commit, &user);
+                commit.promise(made, done, Answer::Clear)
+            }
             // Closing is always the last thing in the queue, and was taken out before.
             Op::Close { .. } => unreachable!("nothing is taken behind a close"),
         }
@@ -397,7 +385,29 @@ impl Committer {
     }
 }
 
+/// Where an answer of this kind is awaited.
+type Done<T> = oneshot::Sender<Result<T, StoreError>>;
+
 impl Commit {
+    /// Keeps the answer until the commit is durable; where it could not be made, refuses at once.
+    fn promise<T>(
+        &mut self,
+        made: Result<T, EngineError>,
+        done: Done<T>,
+        answer: fn(Done<T>, T) -> Answer,
+    ) -> Result<(), EngineError> {
+        match made {
+            Ok(made) => {
+                self.answers.push(answer(done, made));
+                Ok(())
+            }
+            Err(error) => {
+                _ = done.send(Err(StoreError::Failed(error.0.clone())));
+                Err(error)
+            }
+        }
+    }
+
     fn writer(&mut self, namespace: u32) -> &mut RecordWriter {
         self.writer.get_or_insert_with(|| RecordWriter::new(namespace, millis(SystemTime::now())))
     }
