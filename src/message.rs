@@ -8,6 +8,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+mod names;
+
+pub use names::{
+    COLLAPSE_KEY_CHARACTERS_MAX, CollapseKey, DEVICE_CHARACTERS_MAX, DISPATCH_ID_CHARACTERS_MAX, DeviceId, DispatchId,
+    NameError,
+};
+
 /// Position of an entry in one user's log. The first is 1; 0 stands for "before the first".
 ///
 /// Rises by one for every synced message of that user, survives restarts and trims, and is never handed out twice.
@@ -128,16 +135,23 @@ pub struct Message {
 }
 
 /// How a message is to be delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// `false`: sent to who is there and never kept. Default `true`.
     pub sync: bool,
+    /// Seconds for which the message is kept for those who have not received it. Default: as long as the server keeps
+    /// messages at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<std::num::NonZeroU32>,
+    /// What the message is about: it takes the place of a pending one with the same key. See [`CollapseKey`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub collapse: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sync: true }
+        Self { sync: true, ttl: None, collapse: None }
     }
 }
 

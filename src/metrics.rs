@@ -46,6 +46,10 @@ metrics! {
     dispatches: Counter = "dispatches",
     /// Entries appended to logs, one per recipient.
     messages_appended: Counter = "messages_appended",
+    /// Entries that were not appended because the user had as much pending as is allowed.
+    messages_rejected: Counter = "messages_rejected",
+    /// Entries dropped for newer ones because the user had as much pending as is allowed.
+    messages_dropped: Counter = "messages_dropped",
     /// Messages written to clients.
     deliveries: Counter = "deliveries",
     /// Those of them that were owed when the client connected.

@@ -14,7 +14,7 @@ use serde_json::{json, value::RawValue};
 
 use super::{Api, error::ApiError};
 use crate::{
-    hub::{Dispatch, Outcome, Rejected},
+    hub::{Dispatch, Outcome, Reason, Rejected},
     message::{EVERYONE, Options, Payload, Recipients, UserId},
 };
 
@@ -124,7 +124,8 @@ fn read(body: &[u8], recipients_max: usize) -> Result<Asked, ApiError> {
         return Ok(Asked::Disconnect { recipients, excluding, rejected });
     }
     let payload = Payload::encode(op, d.map(RawValue::get), t.as_deref())?;
-    Ok(Asked::Dispatch(Dispatch { payload, sync: options.sync, recipients, excluding }, rejected))
+    let dispatch = Dispatch { sync: options.sync, excluding, ..Dispatch::new(payload, recipients) };
+    Ok(Asked::Dispatch(dispatch, rejected))
 }
 
 /// Reads an object by its fields. A list of their values would be taken as well, so it is looked at first.
@@ -142,7 +143,7 @@ fn users(ids: Vec<Cow<'_, str>>, rejected: &mut Vec<Rejected>) -> Vec<UserId> {
     for id in ids {
         match UserId::new(&id) {
             Ok(user) => users.push(user),
-            Err(_) => rejected.push(Rejected { user: id.into_owned(), reason: "invalid" }),
+            Err(_) => rejected.push(Rejected { user: id.into(), reason: Reason::Invalid }),
         }
     }
     users
@@ -158,7 +159,7 @@ fn answer(outcome: &Outcome, rejected: &[Rejected]) -> Response {
     } else {
         let recipients = recipients + rejected.len();
         let rejected: Vec<_> =
-            rejected.into_iter().map(|one| json!({"user": one.user, "reason": one.reason})).collect();
+            rejected.into_iter().map(|one| json!({"user": one.user, "reason": one.reason.as_str()})).collect();
         json!({
             "recipients": recipients, "online": online, "offline": offline, "rejected": rejected, "duplicate": false
         })
@@ -197,7 +198,7 @@ mod tests {
     fn an_id_that_is_none_is_rejected_and_the_others_are_served() {
         let (dispatch, rejected) = dispatched(r#"{"message":{},"recipients":["a","","b\u0000"]}"#);
         assert_eq!(dispatch.recipients, Recipients::Users(vec![UserId::new("a").unwrap()]));
-        let reasons: Vec<_> = rejected.iter().map(|one| (one.user.as_str(), one.reason)).collect();
+        let reasons: Vec<_> = rejected.iter().map(|one| (&*one.user, one.reason.as_str())).collect();
         assert_eq!(reasons, [("", "invalid"), ("b\0", "invalid")]);
     }
 

@@ -1,9 +1,11 @@
 //! The path of a message from a backend: into the log first, and from there, or past it, to who is here.
 
+use std::time::Duration;
+
 use super::{Hub, mailbox::Leave};
 use crate::{
-    message::{Payload, Recipients, UserId},
-    store::{Append, StoreError},
+    message::{CollapseKey, DispatchId, Payload, Recipients, UserId},
+    store::{Answered, Append, Appended, Once, Rejected, StoreError},
 };
 
 /// A message on its way, checked by whoever took it in.
@@ -17,28 +19,46 @@ pub struct Dispatch {
     pub recipients: Recipients,
     /// And who not.
     pub excluding: Vec<UserId>,
+    /// For how long it is kept (`o.ttl`). `None`: as long as anything is.
+    pub ttl: Option<Duration>,
+    /// What it takes the place of (`o.collapse`).
+    pub collapse: Option<CollapseKey>,
+    /// A repeat with the same id is not sent again, and gets the first answer.
+    pub id: Option<DispatchId>,
+    /// Recipients for whom it was refused already.
+    pub refused: Vec<Rejected>,
+}
+
+impl Dispatch {
+    /// A synced message for some users, without anything special.
+    #[must_use]
+    pub fn new(payload: Payload, recipients: Recipients) -> Self {
+        Self {
+            payload,
+            sync: true,
+            recipients,
+            excluding: Vec::new(),
+            ttl: None,
+            collapse: None,
+            id: None,
+            refused: Vec::new(),
+        }
+    }
 }
 
 /// What became of a dispatch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Users it was for, without those excluded; for everyone: connections.
+    /// Users it was for, without those excluded and with those refused; for everyone: connections.
     pub recipients: usize,
-    /// Those of them who are here.
+    /// Those of them who are here and for whom it was taken.
     pub online: usize,
-    /// Those who are not.
+    /// Those who are not, and for whom it was taken.
     pub offline: usize,
     /// Those for whom it was not taken, and why.
     pub rejected: Vec<Rejected>,
-}
-
-/// A recipient for whom a message was not taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rejected {
-    /// Who.
-    pub user: String,
-    /// Why, as one word for programs: `invalid`.
-    pub reason: &'static str,
+    /// This is the answer to an earlier dispatch with the same id.
+    pub duplicate: bool,
 }
 
 impl Hub {
@@ -48,19 +68,111 @@ impl Hub {
     /// # Errors
     /// When the store takes nothing; then nobody was sent anything.
     pub async fn dispatch(&self, dispatch: Dispatch) -> Result<Outcome, StoreError> {
-        self.metrics.dispatches.inc();
-        let Dispatch { payload, sync, recipients, excluding } = dispatch;
-        match recipients {
-            Recipients::Everyone => Ok(self.broadcast(&payload, &excluding)),
-            Recipients::Users(users) => {
-                let users = without(users, &excluding);
-                if !sync || self.settings.sync.is_none() {
-                    return Ok(self.pass_by(&payload, &users));
+        let mut outcomes = self.dispatch_all(vec![dispatch]).await?;
+        Ok(outcomes.pop().unwrap_or_default())
+    }
+
+    /// Sends messages one after the other; those that are kept share a commit. Resolves with one outcome for each, in
+    /// order, once every synced copy is durable.
+    ///
+    /// What passes the log by is sent when all that stands before it is durable.
+    ///
+    /// # Errors
+    /// When the store takes nothing more; what stands before that may have been sent.
+    pub async fn dispatch_all(&self, dispatches: Vec<Dispatch>) -> Result<Vec<Outcome>, StoreError> {
+        let mut outcomes = Vec::with_capacity(dispatches.len());
+        let mut kept = Vec::new();
+        for dispatch in dispatches {
+            self.metrics.dispatches.inc();
+            match self.keep(dispatch) {
+                Ok(keep) => kept.push(keep),
+                Err(past) => {
+                    self.append(std::mem::take(&mut kept), &mut outcomes).await?;
+                    outcomes.push(self.send_past(past).await?);
                 }
-                self.store.append(Append { payload, recipients: users.clone() }).await?;
-                self.metrics.messages_appended.inc_by(users.len() as u64);
-                Ok(self.outcome(&users))
             }
+        }
+        self.append(kept, &mut outcomes).await?;
+        Ok(outcomes)
+    }
+
+    /// What is to be appended for a dispatch, if anything is.
+    fn keep(&self, dispatch: Dispatch) -> Result<Kept, Dispatch> {
+        if !dispatch.sync || self.settings.sync.is_none() {
+            return Err(dispatch);
+        }
+        let Recipients::Users(users) = dispatch.recipients else { return Err(dispatch) };
+        let recipients = without(users, &dispatch.excluding);
+        let online = |users: &[UserId]| users.iter().map(|user| self.registry.connections(user) > 0).collect();
+        let (mut refused, mut once) = (dispatch.refused, None);
+        if let Some(id) = dispatch.id {
+            once = Some(Once { id, online: online(&recipients), refused: std::mem::take(&mut refused) });
+        }
+        let Dispatch { payload, ttl, collapse, .. } = dispatch;
+        let users = recipients.clone();
+        Ok(Kept { append: Append { payload, recipients, ttl, collapse, once }, users, refused })
+    }
+
+    async fn append(&self, kept: Vec<Kept>, outcomes: &mut Vec<Outcome>) -> Result<(), StoreError> {
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let (appends, told): (Vec<_>, Vec<_>) =
+            kept.into_iter().map(|one| (one.append, (one.users, one.refused))).unzip();
+        let appended = self.store.append_all(appends).await?;
+        for (appended, (users, refused)) in appended.into_iter().zip(told) {
+            outcomes.push(self.outcome(appended, &users, refused));
+        }
+        Ok(())
+    }
+
+    fn outcome(&self, appended: Appended, users: &[UserId], refused: Vec<Rejected>) -> Outcome {
+        let taken = appended.seqs.iter().filter(|seq| seq.is_ok()).count() as u64;
+        self.metrics.messages_appended.inc_by(taken);
+        self.metrics.messages_rejected.inc_by(appended.seqs.len() as u64 - taken);
+        if let Some(answered) = appended.answered {
+            return answered_before(answered, appended.duplicate);
+        }
+        let mut outcome = Outcome { recipients: users.len() + refused.len(), rejected: refused, ..Outcome::default() };
+        for (user, seq) in users.iter().zip(appended.seqs) {
+            match seq {
+                Ok(_) if self.registry.connections(user) > 0 => outcome.online += 1,
+                Ok(_) => outcome.offline += 1,
+                Err(reason) => outcome.rejected.push(Rejected { user: user.as_str().into(), reason }),
+            }
+        }
+        outcome
+    }
+
+    /// To those who are here, past the log. One with an id is written down first: it is sent once at most.
+    async fn send_past(&self, dispatch: Dispatch) -> Result<Outcome, StoreError> {
+        let Dispatch { payload, recipients, excluding, id, refused, .. } = dispatch;
+        let users = match recipients {
+            Recipients::Everyone => None,
+            Recipients::Users(users) => Some(without(users, &excluding)),
+        };
+        if let Some(id) = id {
+            let online = match &users {
+                Some(users) => users.iter().map(|user| self.registry.connections(user) > 0).collect(),
+                None => vec![true; self.connections()],
+            };
+            let once = Some(Once { id, online, refused });
+            let appended = self.store.append(Append { once, ..Append::new(payload.clone(), Vec::new()) }).await?;
+            if !appended.duplicate {
+                _ = self.pass_by(&payload, users.as_deref(), &excluding);
+            }
+            return Ok(answered_before(appended.answered.unwrap_or_default(), appended.duplicate));
+        }
+        let mut outcome = self.pass_by(&payload, users.as_deref(), &excluding);
+        outcome.recipients += refused.len();
+        outcome.rejected = refused;
+        Ok(outcome)
+    }
+
+    fn pass_by(&self, payload: &Payload, users: Option<&[UserId]>, excluding: &[UserId]) -> Outcome {
+        match users {
+            Some(users) => self.to_users(payload, users),
+            None => self.to_everyone(payload, excluding),
         }
     }
 
@@ -82,13 +194,13 @@ impl Hub {
             Recipients::Users(users) => {
                 let users = without(users.clone(), excluding);
                 let online = users.iter().filter(|user| self.registry.leave(user, Leave::Asked) > 0).count();
-                Outcome { recipients: users.len(), online, offline: users.len() - online, rejected: Vec::new() }
+                Outcome { recipients: users.len(), online, offline: users.len() - online, ..Outcome::default() }
             }
         }
     }
 
     /// To every connection that is here, and never kept: stock's `*`.
-    fn broadcast(&self, payload: &Payload, excluding: &[UserId]) -> Outcome {
+    fn to_everyone(&self, payload: &Payload, excluding: &[UserId]) -> Outcome {
         let mut spared = self.registry.connections_of_users(excluding);
         spared.sort_unstable();
         let (mut told, mut dropped) = (0, 0);
@@ -104,19 +216,31 @@ impl Hub {
     }
 
     /// To those of `users` who are here, past the log.
-    fn pass_by(&self, payload: &Payload, users: &[UserId]) -> Outcome {
+    fn to_users(&self, payload: &Payload, users: &[UserId]) -> Outcome {
         let mut online = 0;
         for user in users {
             let (connections, dropped) = self.registry.put(user, payload);
             online += usize::from(connections > 0);
             self.metrics.unsynced_dropped.inc_by(dropped);
         }
-        Outcome { recipients: users.len(), online, offline: users.len() - online, rejected: Vec::new() }
+        Outcome { recipients: users.len(), online, offline: users.len() - online, ..Outcome::default() }
     }
+}
 
-    fn outcome(&self, users: &[UserId]) -> Outcome {
-        let online = users.iter().filter(|user| self.registry.connections(user) > 0).count();
-        Outcome { recipients: users.len(), online, offline: users.len() - online, rejected: Vec::new() }
+/// A dispatch on its way to the store, and what its answer needs.
+struct Kept {
+    append: Append,
+    users: Vec<UserId>,
+    refused: Vec<Rejected>,
+}
+
+fn answered_before(answered: Answered, duplicate: bool) -> Outcome {
+    Outcome {
+        recipients: answered.recipients as usize,
+        online: answered.online as usize,
+        offline: answered.offline as usize,
+        rejected: answered.rejected,
+        duplicate,
     }
 }
 

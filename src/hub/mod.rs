@@ -26,16 +26,16 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 pub use self::{
-    dispatch::{Dispatch, Outcome, Rejected},
+    dispatch::{Dispatch, Outcome},
     mailbox::{Leave, Mailbox, MailboxBounds, Signals},
     report::UserReport,
     session::{Batch, Connected, Foreign, Mark, Session},
 };
-pub use crate::store::{Entry, Store, StoreError};
+pub use crate::store::{Entry, Loss, Missed, Reason, Rejected, Store, StoreError};
 use crate::{
     message::{Seq, UserId},
     metrics::Metrics,
-    store::{Note, ReadLimit},
+    store::{Found, Note, ReadLimit},
 };
 use presence::Presence;
 use registry::{Registry, Seat};
@@ -136,18 +136,18 @@ impl Hub {
     fn seen(&self, user: &UserId) {
         if self.settings.store_connected_users {
             let seen = Some(SystemTime::now());
-            self.registry.with_hold(user, |hold| self.store.note(user, Note { received: None, hold, seen }));
+            self.registry.with_hold(user, |hold| self.store.note(user, Note { hold, seen, ..Note::default() }));
         }
     }
 
     /// A client has received `range` of `user`'s log, both ends included.
     fn received(&self, user: &UserId, range: (Seq, Seq)) {
         let received = Some(range);
-        self.registry.with_hold(user, |hold| self.store.note(user, Note { received, hold, seen: None }));
+        self.registry.with_hold(user, |hold| self.store.note(user, Note { received, hold, ..Note::default() }));
     }
 
     /// Reads from the log where that may have to wait for a disk.
-    fn read(&self, user: UserId, after: Seq, limit: ReadLimit) -> BoxFuture<'static, Result<Vec<Entry>, StoreError>> {
+    fn read(&self, user: UserId, after: Seq, limit: ReadLimit) -> BoxFuture<'static, Result<Found, StoreError>> {
         let (store, turn) = (self.store.clone(), self.cold_reads.clone());
         Box::pin(async move {
             // Never closed, so a permit always comes.

@@ -85,7 +85,7 @@ impl Hub {
             let limit = ReadLimit { entries: limit, bytes: PAGE_BYTES_MAX };
             // What another session still holds may be received already; it is not pending.
             let received = store.state(&user)?.received;
-            let mut entries = store.read(&user, after.max(received.through()), limit)?;
+            let mut entries = store.read(&user, after.max(received.through()), limit)?.entries;
             entries.retain(|entry| !received.contains(entry.seq));
             Ok(entries)
         })

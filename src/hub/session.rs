@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use super::{Hub, mailbox::Mailbox, registry::Seat};
 use crate::{
     message::{Seq, UserId},
-    store::{Entry, ReadLimit, Received, StoreError},
+    store::{Entry, Found, ReadLimit, Received, StoreError},
 };
 
 /// Entries read from the log in one go; the bytes are bounded by the caller.
@@ -129,7 +129,7 @@ impl Cursor {
     }
 }
 
-type Reading = BoxFuture<'static, Result<Vec<Entry>, StoreError>>;
+type Reading = BoxFuture<'static, Result<Found, StoreError>>;
 
 /// What the log has for the socket now.
 #[derive(Debug)]
@@ -219,7 +219,7 @@ impl Session {
             if let Some((range, reading)) = &mut log.reading {
                 let (range, entries) = (*range, ready!(reading.as_mut().poll(cx)));
                 log.reading = None;
-                if let Some(entries) = log.settle(range, entries?) {
+                if let Some(entries) = log.settle(range, entries?.entries) {
                     return Poll::Ready(Ok(Batch::Entries(entries)));
                 }
                 self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
@@ -244,8 +244,8 @@ impl Session {
             }
             let after = log.cursor.after(range);
             match self.hub.store.recent(&self.user, after, limit) {
-                Some(entries) => {
-                    if let Some(entries) = log.settle(range, entries) {
+                Some(found) => {
+                    if let Some(entries) = log.settle(range, found.entries) {
                         return Poll::Ready(Ok(Batch::Entries(entries)));
                     }
                     self.seat.position.store(log.cursor.needed_after(), Ordering::Release);

@@ -39,7 +39,7 @@ async fn say(hub: &Hub, count: usize) {
     for _ in 0..count {
         let payload = Payload::encode(0, None, Some("T")).unwrap();
         let recipients = Recipients::Users(vec![alice()]);
-        hub.dispatch(Dispatch { payload, sync: true, recipients, excluding: Vec::new() }).await.unwrap();
+        hub.dispatch(Dispatch::new(payload, recipients)).await.unwrap();
     }
 }
 
@@ -105,7 +105,7 @@ async fn clearing_leaves_nothing_held_by_a_session_that_has_gone() {
     drop(session);
     assert_eq!(clearing.await.unwrap(), 3);
     let left = hub.store.read(&alice(), 0, ReadLimit { entries: 10, bytes: 1 << 20 }).unwrap();
-    assert!(left.is_empty(), "{left:?}");
+    assert!(left.entries.is_empty(), "{left:?}");
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ struct Commit {
 }
 
 enum Answer {
-    Append(Done<Appended>, Appended),
+    Append(Done<Vec<Appended>>, Vec<Appended>),
     Clear(Done<u64>, u64),
 }
 
@@ -181,8 +181,8 @@ impl Committer {
 
     fn add(&self, commit: &mut Commit, op: Op) -> Result<(), EngineError> {
         match op {
-            Op::Append { append, done } => {
-                let made = self.add_append(commit, &append);
+            Op::Append { appends, done } => {
+                let made = appends.iter().map(|append| self.add_append(commit, append)).collect();
                 commit.promise(made, done, Answer::Append)
             }
             Op::Clear { user, done } => {
@@ -230,9 +230,9 @@ impl Committer {
             // A payload has at most 64 KiB.
             let slot = Slot { seq, record: number, message_at: at, stamp_at, bytes: payload.len() as u32 };
             commit.slots.push((user.clone(), slot));
-            seqs.push(seq);
+            seqs.push(Ok(seq));
         }
-        Ok(Appended { seqs })
+        Ok(Appended { seqs, answered: None, duplicate: false })
     }
 
     fn add_clear(&self, commit: &mut Commit, user: &UserId) -> Result<u64, EngineError> {

@@ -87,7 +87,7 @@ fn payload() -> Payload {
 fn sequences(store: &dyn Store, at: usize, mut after: Seq) -> Vec<Seq> {
     let mut sequences = Vec::new();
     loop {
-        let entries = store.read(&user(at), after, ReadLimit { entries: 7, bytes: 1 << 30 }).unwrap();
+        let entries = store.read(&user(at), after, ReadLimit { entries: 7, bytes: 1 << 30 }).unwrap().entries;
         let Some(last) = entries.last() else { return sequences };
         after = last.seq;
         sequences.extend(entries.iter().map(|entry| entry.seq));
@@ -100,9 +100,9 @@ async fn append(store: &dyn Store, count: usize) -> [Seq; 2] {
     for n in 0..count {
         let to: Vec<usize> = if n % 3 == 0 { vec![0, 1] } else { vec![0] };
         let recipients = to.iter().map(|at| user(*at)).collect();
-        let Ok(appended) = store.append(Append { payload: payload(), recipients }).await else { break };
+        let Ok(appended) = store.append(Append::new(payload(), recipients)).await else { break };
         for (at, seq) in to.into_iter().zip(appended.seqs) {
-            answered[at] = seq;
+            answered[at] = seq.unwrap();
         }
     }
     answered
@@ -131,7 +131,7 @@ async fn cut_after(writes: i64) -> bool {
         let there = sequences(&*store, at, 0);
         assert_eq!(there, (1..=there.len() as Seq).collect::<Vec<_>>(), "without a hole, cut after {writes}");
         assert!(there.len() as Seq >= *answered, "what was answered is there, cut after {writes}");
-        store.note(&user(at), Note { received: Some((1, RECEIVED)), hold: None, seen: None });
+        store.note(&user(at), Note { received: Some((1, RECEIVED)), ..Note::default() });
     }
     append(&*store, 9).await;
     store.close().await.unwrap();

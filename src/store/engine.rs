@@ -15,6 +15,8 @@ pub enum Table {
     Users,
     /// Facts about the store itself.
     Meta,
+    /// Record number → ids of appends that were done once.
+    Ids,
 }
 
 /// An engine did not do what was asked.

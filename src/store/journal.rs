@@ -18,7 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    Append, Appended, CommitListener, Durability, Entry, Note, ReadLimit, Store, StoreError, UserState,
+    Append, Appended, Attached, CommitListener, Durability, Found, Loss, Missed, Note, ReadLimit, Store, StoreError, UserState,
     commit::Committer,
     engine::Engine,
     index::Index,
@@ -28,7 +28,7 @@ use super::{
     record::fingerprint,
     recovery,
 };
-use crate::message::{Seq, UserId};
+use crate::message::{DeviceId, Seq, UserId};
 
 /// How a store is to behave, whatever it stands on.
 #[derive(Clone, Debug)]
@@ -127,13 +127,13 @@ impl Store for Journal {
         self.shared.namespace
     }
 
-    fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, StoreError>> {
+    fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<Appended>, StoreError>> {
         Box::pin(async move {
-            if append.recipients.is_empty() {
-                return Ok(Appended::default());
+            if appends.iter().all(|append| append.recipients.is_empty() && append.once.is_none()) {
+                return Ok(vec![Appended::default(); appends.len()]);
             }
             let (done, answer) = oneshot::channel();
-            self.shared.queue.put(Op::Append { append, done }).await?;
+            self.shared.queue.put(Op::Append { appends, done }).await?;
             self.answer(answer).await
         })
     }
@@ -163,12 +163,29 @@ impl Store for Journal {
         }
     }
 
-    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Vec<Entry>, StoreError> {
-        self.shared.read(user, after, limit)
+    fn attach(&self, user: &UserId, _device: Option<&DeviceId>) -> Result<Attached, StoreError> {
+        let state = self.state(user)?;
+        Ok(Attached { released: state.received.through(), received: state.received, head: state.head })
     }
 
-    fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Vec<Entry>> {
-        self.shared.recent(user, after, limit)
+    fn detach(&self, _user: &UserId, _device: Option<&DeviceId>) {}
+
+    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError> {
+        let entries = self.shared.read(user, after, limit)?;
+        Ok(Found { through: entries.last().map_or(after, |entry| entry.seq), entries })
+    }
+
+    fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found> {
+        let entries = self.shared.recent(user, after, limit)?;
+        Some(Found { through: entries.last().map_or(after, |entry| entry.seq), entries })
+    }
+
+    fn missed(&self, _: &UserId, _: Option<&DeviceId>, from: Seq, to: Seq) -> Result<Vec<Missed>, StoreError> {
+        Ok(vec![Missed { from, to, reason: Loss::Expired }])
+    }
+
+    fn full(&self) -> Option<Arc<str>> {
+        None
     }
 
     fn state(&self, user: &UserId) -> Result<UserState, StoreError> {
@@ -247,6 +264,7 @@ pub(super) fn state(log: &mut Log) -> UserState {
         received: log.received.clone(),
         pending: log.received.missing(log.head),
         seen: (log.seen_ms > 0).then(|| UNIX_EPOCH + Duration::from_millis(log.seen_ms)),
+        devices: Vec::new(),
     }
 }
 

@@ -34,7 +34,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::message::{Payload, Seq, UserId};
+use crate::message::{CollapseKey, DeviceId, DispatchId, Payload, Seq, UserId};
 
 mod commit;
 #[cfg(test)]
@@ -54,6 +54,9 @@ mod recovery;
 mod settle;
 
 pub use received::Received;
+
+/// Gaps in one log of which it is known why they are there.
+pub const REASONS_MAX: usize = 64;
 
 /// One message in one user's log, with the stamp it was stored under.
 ///
@@ -78,18 +81,197 @@ pub struct Append {
     pub payload: Payload,
     /// Each user once. Empty is allowed and answered at once.
     pub recipients: Vec<UserId>,
+    /// From then on it is not shown to anybody any more, and may be removed. `None`: see [`Limits::age`].
+    pub ttl: Option<Duration>,
+    /// A pending entry with the same key is removed from the log of each recipient who gets this one.
+    pub collapse: Option<CollapseKey>,
+    /// The append is to be done once, however often it is asked for.
+    pub once: Option<Once>,
 }
 
-/// Sequences given to an [`Append`], in the order of its recipients.
+impl Append {
+    /// A message that is kept until it is received.
+    #[must_use]
+    pub fn new(payload: Payload, recipients: Vec<UserId>) -> Self {
+        Self { payload, recipients, ttl: None, collapse: None, once: None }
+    }
+}
+
+/// What makes an append one that is done once: its name, and what its answer will say beside what the store decides.
+#[derive(Clone, Debug)]
+pub struct Once {
+    /// Remembered for [`Limits::ids_window`] from the commit on.
+    pub id: DispatchId,
+    /// For each recipient, whether he is here now. Users who are sent it past the log are only counted here.
+    pub online: Vec<bool>,
+    /// Users for whom it was refused before the store was asked.
+    pub refused: Vec<Rejected>,
+}
+
+/// A recipient for whom a message was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Who, as it was said: not always a user id.
+    pub user: Box<str>,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a message was not taken for a recipient. Numbers are part of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// It is not a user id.
+    Invalid = 0,
+    /// The user has as many pending messages, or bytes of them, as [`Limits`] allows.
+    Quota = 1,
+    /// What is stored of this user cannot be read.
+    Damaged = 2,
+}
+
+impl Reason {
+    /// One word for programs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::Quota => "quota",
+            Self::Damaged => "damaged",
+        }
+    }
+
+    fn from_stored(number: u8) -> Option<Self> {
+        [Self::Invalid, Self::Quota, Self::Damaged].into_iter().find(|reason| *reason as u8 == number)
+    }
+}
+
+/// What was answered to an append that was to be done once: the same for every time it is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// Recipients in all, with those for whom it was not taken.
+    pub recipients: u32,
+    /// Those of them who were here.
+    pub online: u32,
+    /// Those of them who were not.
+    pub offline: u32,
+    /// Those for whom it was not taken.
+    pub rejected: Vec<Rejected>,
+}
+
+/// What became of an [`Append`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Appended {
-    /// One per recipient.
-    pub seqs: Vec<Seq>,
+    /// For each recipient in order: the sequence given, or why none was. Empty for a repeat.
+    pub seqs: Vec<Result<Seq, Reason>>,
+    /// Of one that was to be done [`Once`]: its answer.
+    pub answered: Option<Answered>,
+    /// The answer is that of an earlier append with the same id, and nothing was appended now.
+    pub duplicate: bool,
+}
+
+/// What a store keeps at most. What is over a bound is refused, or makes room, as said; nothing is dropped in silence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Pending entries of one user.
+    pub messages: u64,
+    /// Bytes of payload pending for one user.
+    pub bytes: u64,
+    /// Entries older than this are not shown any more. `None`: entries do not age.
+    pub age: Option<Duration>,
+    /// What happens to a message beyond `messages` or `bytes`.
+    pub overflow: Overflow,
+    /// A device that was not here for this long is forgotten, unless it is all that a user has. `None`: never.
+    pub device_age: Option<Duration>,
+    /// Devices remembered for one user; one more, and the one that was away longest is forgotten.
+    pub devices: usize,
+    /// For how long the id of an append is remembered.
+    pub ids_window: Duration,
+    /// How many ids are remembered; beyond that the oldest is forgotten early.
+    pub ids: usize,
+    /// Bytes of payload pending in all. `None`: as much as the disk has room for.
+    pub store_bytes: Option<u64>,
+    /// Bytes that are to stay free on the disk.
+    pub free_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            messages: 100_000,
+            bytes: 64 << 20,
+            age: None,
+            overflow: Overflow::Reject,
+            device_age: Some(Duration::from_secs(30 * 24 * 3600)),
+            devices: 16,
+            ids_window: Duration::from_secs(600),
+            ids: 1_000_000,
+            store_bytes: None,
+            free_bytes: 256 << 20,
+        }
+    }
+}
+
+/// What happens to a message for a user who has as much pending as is allowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// It is not taken, and the answer says so.
+    #[default]
+    Reject,
+    /// The oldest pending entries go for it: counted, and told to a client that resumes.
+    DropOldest,
+}
+
+/// Why entries of a log are not there any more although nobody received them. Numbers are part of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Loss {
+    /// Too old.
+    Expired = 0,
+    /// Made room for newer ones.
+    Quota = 1,
+    /// The backend removed them, or the client said that it did not want them.
+    Cleared = 2,
+    /// A newer entry took its place.
+    Collapsed = 3,
+    /// Nothing was lost: this user has received them before.
+    Received = 4,
+}
+
+impl Loss {
+    /// One word for programs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Quota => "quota",
+            Self::Cleared => "cleared",
+            Self::Collapsed => "collapsed",
+            Self::Received => "received",
+        }
+    }
+
+    fn from_stored(number: u8) -> Option<Self> {
+        let all = [Self::Expired, Self::Quota, Self::Cleared, Self::Collapsed, Self::Received];
+        all.into_iter().find(|loss| *loss as u8 == number)
+    }
+}
+
+/// A range of a log that is not there any more, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missed {
+    /// The first.
+    pub from: Seq,
+    /// The last.
+    pub to: Seq,
+    /// Why.
+    pub reason: Loss,
 }
 
 /// What a user's sessions report. Taken in at once, written with a following commit.
 #[derive(Clone, Debug, Default)]
 pub struct Note {
+    /// Whose cursor the receipt moves; `None`: the one that all clients without a device share.
+    pub device: Option<DeviceId>,
     /// Both ends included: the client has received these.
     pub received: Option<(Seq, Seq)>,
     /// Nothing beyond this may be trimmed yet, received or not: another session of the user still reads there.
@@ -106,12 +288,46 @@ pub struct UserState {
     pub known: bool,
     /// Last sequence handed out; the next message gets `head + 1`.
     pub head: Seq,
-    /// What the user has received.
+    /// What the clients without a device have received, or, if there are none, what all devices have.
     pub received: Received,
-    /// Entries not received yet.
+    /// Entries that somebody has not received yet.
     pub pending: u64,
     /// When the user last connected or disconnected, as far as that was written down.
     pub seen: Option<SystemTime>,
+    /// His devices, those that came first first.
+    pub devices: Vec<DeviceState>,
+}
+
+/// What the store knows of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceState {
+    /// Its name.
+    pub device: DeviceId,
+    /// What it has received.
+    pub received: Received,
+    /// When it last connected or disconnected.
+    pub seen: Option<SystemTime>,
+}
+
+/// Where a session begins: what its cursor is when it comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// What it has received.
+    pub received: Received,
+    /// The head of the log.
+    pub head: Seq,
+    /// Nothing up to this is there any more.
+    pub released: Seq,
+}
+
+/// What a read has found.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// In order.
+    pub entries: Vec<Entry>,
+    /// Everything up to this that is not among the entries is not there, or is not to be shown. What lies beyond was
+    /// not looked at.
+    pub through: Seq,
 }
 
 /// How much one read returns at most. At least one entry is returned if there is one.
@@ -166,6 +382,9 @@ pub enum StoreError {
     /// What was read is not what was written.
     #[error("the store is damaged: {0}")]
     Damaged(Arc<str>),
+    /// There is no room. It is taken again when there is: nothing has to be started anew.
+    #[error("the store is full: {0}")]
+    Full(Arc<str>),
     /// [`Store::close`] was called.
     #[error("the store is closed: the server is shutting down")]
     Closed,
@@ -179,8 +398,7 @@ pub type CommitListener = Arc<dyn Fn(&[UserId]) + Send + Sync>;
 /// # Contract
 /// - *Order.* An append that was answered comes before every append made after that; of those made at once, one comes
 ///   first for all their recipients. Each user's sequences are contiguous and rise by one. None is ever handed out twice, not even after a crash.
-/// - *Atomicity.* What a crash leaves of the appends is a prefix of them, except that an append to very many
-///   recipients may be kept for the first of them only (it was not answered then).
+/// - *Atomicity.* What a crash leaves of the appends is a prefix of them, each whole.
 /// - *Visibility.* No read shows an entry before it is as durable as configured.
 /// - *Cancellation.* Dropping the future of an append that was polled does not take the append back.
 /// - *Trimming.* An entry goes when it was received and nothing holds it; until then every read shows it.
@@ -192,11 +410,36 @@ pub trait Store: Send + Sync + 'static {
 
     /// Appends a message to the log of each recipient, and resolves when all of it is as durable as configured.
     /// Waits while the queue of the commit thread is full.
-    fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, StoreError>>;
+    ///
+    /// # Errors
+    /// When nothing of it was taken. For whom alone it was not taken is in the answer.
+    fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, StoreError>> {
+        Box::pin(async move {
+            let mut appended = self.append_all(vec![append]).await?;
+            Ok(appended.pop().unwrap_or_default())
+        })
+    }
 
-    /// Counts everything a user has up to this moment as received; resolves with how many entries that were, once
-    /// that is durable. What the last [`Note`] holds stays held.
+    /// Appends one after the other, all in one commit; resolves when all of it is as durable as configured, with one
+    /// answer for each. Waits while the queue of the commit thread is full.
+    ///
+    /// # Errors
+    /// When nothing of it was taken.
+    fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<Appended>, StoreError>>;
+
+    /// Removes everything a user has up to this moment, for all his devices; resolves with how many entries nobody
+    /// had received of that, once that is durable. What the last [`Note`] holds stays held.
     fn clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// A session begins: what its cursor has received so far. The first device of a user takes over from clients
+    /// without one, if none of those was ever here; any other new cursor begins with all that is still there.
+    ///
+    /// # Errors
+    /// When what is stored of the user cannot be read.
+    fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError>;
+
+    /// A session that had been attached is over: from here on its device may be forgotten when it stays away.
+    fn detach(&self, user: &UserId, device: Option<&DeviceId>);
 
     /// Takes note of a receipt or a presence: in force for every later call at once, on disk with a following commit.
     /// A crash in between takes it back, which repeats messages and loses none.
@@ -206,10 +449,23 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// Stops at the first entry that cannot be read, telling which.
-    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Vec<Entry>, StoreError>;
+    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError>;
 
     /// As [`Store::read`], where all of it is at hand in memory; `None` where the disk would have to be asked.
-    fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Vec<Entry>>;
+    fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found>;
+
+    /// Why `from..=to`, where a read found nothing, is not there: the same range in parts, each with its reason. The
+    /// reasons of the last [`REASONS_MAX`] gaps of a log are known; of those before it is said that they have expired.
+    ///
+    /// # Errors
+    /// When what is stored of the user cannot be read.
+    fn missed(
+        &self,
+        user: &UserId,
+        device: Option<&DeviceId>,
+        from: Seq,
+        to: Seq,
+    ) -> Result<Vec<Missed>, StoreError>;
 
     /// What is known of a user.
     ///
@@ -234,6 +490,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Resolves when the store has failed ([`StoreError::Failed`]); otherwise never.
     fn failure(&self) -> BoxFuture<'_, StoreError>;
+
+    /// Why nothing is taken for now ([`StoreError::Full`]), if nothing is.
+    fn full(&self) -> Option<Arc<str>>;
 
     /// For how long the running commit has been running, if one is: a disk that hangs shows here.
     fn stalled(&self) -> Option<Duration>;

@@ -21,8 +21,8 @@ const COMMIT_BYTES_MAX: usize = 4 << 20;
 /// What a user of the store waits for.
 pub enum Op {
     Append {
-        append: Append,
-        done: oneshot::Sender<Result<Appended, StoreError>>,
+        appends: Vec<Append>,
+        done: oneshot::Sender<Result<Vec<Appended>, StoreError>>,
     },
     Clear {
         user: UserId,
@@ -142,9 +142,11 @@ impl Queue {
         let mut bytes = 0;
         while taken.ops.len() < COMMIT_APPENDS_MAX && bytes < COMMIT_BYTES_MAX {
             let Some(op) = inside.ops.pop_front() else { break };
-            if let Op::Append { append, .. } = &op {
-                bytes += append.payload.as_bytes().len();
-                bytes += append.recipients.iter().map(|user| user.as_str().len() + 10).sum::<usize>();
+            if let Op::Append { appends, .. } = &op {
+                appends.iter().for_each(|append| {
+                    bytes += append.payload.as_bytes().len();
+                    bytes += append.recipients.iter().map(|user| user.as_str().len() + 10).sum::<usize>();
+                });
             }
             taken.ops.push(op);
         }

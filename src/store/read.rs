@@ -141,7 +141,7 @@ impl Shared {
                         return false;
                     }
                 };
-                for entry in chunk {
+                for (entry, _) in chunk {
                     if entry.owner != user.as_str().as_bytes() || entry.namespace != self.namespace {
                         damage = Some(format!("a chunk of user {user:?} above {last} is not that user's"));
                         return false;

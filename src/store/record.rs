@@ -55,6 +55,32 @@ pub enum Item<'a> {
     Received { user: &'a str, through: Seq, islands: Vec<(Seq, Seq)> },
     /// When this user was seen, in milliseconds of the Unix epoch.
     Seen { user: &'a str, at_ms: u64 },
+    /// As [`Item::Message`], with what was asked for: when it expires, in seconds of the Unix epoch (0 = never), and its
+    /// key ("" = none).
+    MessageWith { payload: &'a [u8], expires_s: u32, collapse: &'a str },
+    /// A cursor of this user as it stands now; `device` "" is the one that clients without a device share.
+    Cursor { user: &'a str, device: &'a str, cursor: StoredCursor },
+    /// This cursor is not there any more.
+    Forgotten { user: &'a str, device: &'a str },
+    /// These entries are not there any more although nobody received them; `loss` is a [`Loss`](super::Loss).
+    Gone { user: &'a str, from: Seq, to: Seq, loss: u8 },
+    /// For this one the append that is about to be named was not taken; `reason` is a [`Reason`](super::Reason).
+    Rejected { user: &'a str, reason: u8 },
+    /// The append that was to be done once under this id ends here: what was answered, with what was rejected before it.
+    Once { id: &'a str, recipients: u32, online: u32, offline: u32 },
+    /// The commit goes on in the next record. Without that one, none of it was ever answered.
+    More,
+}
+
+/// What a cursor has received, and when who it belongs to was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct StoredCursor {
+    /// Everything up to this was received.
+    pub through: Seq,
+    /// What was received beyond that, both ends included.
+    pub islands: Vec<(Seq, Seq)>,
+    /// In milliseconds of the Unix epoch; 0 = never.
+    pub seen_ms: u64,
 }
 
 /// A record being written.
@@ -137,7 +163,7 @@ pub fn entry_at(record: &Bytes, message_at: u32, stamp_at: u32) -> Option<Entry>
         Some(item)
     };
     match (item(message_at)?, item(stamp_at)?) {
-        (Item::Message(payload), Item::To { user, seq }) => Some(Entry {
+        (Item::Message(payload) | Item::MessageWith { payload, .. }, Item::To { user, seq }) => Some(Entry {
             namespace,
             owner: record.slice_ref(user.as_bytes()),
             seq,
@@ -150,7 +176,7 @@ pub fn entry_at(record: &Bytes, message_at: u32, stamp_at: u32) -> Option<Entry>
 /// Consecutive entries of one user, with their stamp.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 pub enum Chunk<'a> {
-    /// The only version so far.
+    /// The first version: nothing in it expires.
     V1 {
         /// Fingerprint of the namespace.
         namespace: u32,
@@ -158,6 +184,15 @@ pub enum Chunk<'a> {
         user: &'a str,
         /// Sequence and payload, rising.
         entries: Vec<(Seq, &'a [u8])>,
+    },
+    /// Knows when entries expire.
+    V2 {
+        /// Fingerprint of the namespace.
+        namespace: u32,
+        /// Whose entries these are.
+        user: &'a str,
+        /// Sequence, when it expires in seconds of the Unix epoch (0 = never), and payload; rising.
+        entries: Vec<(Seq, u32, &'a [u8])>,
     },
 }
 
@@ -168,13 +203,19 @@ impl Chunk<'_> {
     }
 }
 
-/// Reads the entries of a chunk.
-pub fn chunk_entries(bytes: &Bytes) -> Result<Vec<Entry>, DecodeError> {
-    let (Chunk::V1 { namespace, user, entries }, _) = bincode::borrow_decode_from_slice(bytes, format())?;
+/// Reads the entries of a chunk, and when each expires.
+pub fn chunk_entries(bytes: &Bytes) -> Result<Vec<(Entry, u32)>, DecodeError> {
+    let (chunk, _) = bincode::borrow_decode_from_slice(bytes, format())?;
+    let (namespace, user, entries) = match chunk {
+        Chunk::V1 { namespace, user, entries } => {
+            (namespace, user, entries.into_iter().map(|(seq, payload)| (seq, 0, payload)).collect())
+        }
+        Chunk::V2 { namespace, user, entries } => (namespace, user, entries),
+    };
     let owner = bytes.slice_ref(user.as_bytes());
-    let entry = |(seq, payload)| {
+    let entry = |(seq, expires_s, payload): (Seq, u32, &[u8])| {
         let payload = Payload::from_stored(bytes.slice_ref(payload));
-        Entry { namespace, owner: owner.clone(), seq, payload }
+        (Entry { namespace, owner: owner.clone(), seq, payload }, expires_s)
     };
     Ok(entries.into_iter().map(entry).collect())
 }
@@ -182,7 +223,7 @@ pub fn chunk_entries(bytes: &Bytes) -> Result<Vec<Entry>, DecodeError> {
 /// What is kept of a user beside the entries.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Row {
-    /// The only version so far.
+    /// The first version: one cursor, and nothing ever gone but what was received.
     V1 {
         /// Last sequence handed out.
         head: Seq,
@@ -197,6 +238,72 @@ pub enum Row {
         /// How many lapses of the store `head` takes into account (see `recovery`).
         lapses: u32,
     },
+    /// All that is kept of a log beside its entries.
+    V2(StoredLog),
+}
+
+/// All that is kept of a log beside its entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct StoredLog {
+    /// Last sequence handed out.
+    pub head: Seq,
+    /// Entries up to this are in the inbox, those above it in the journal.
+    pub settled: Seq,
+    /// How many lapses of the store `head` takes into account (see `recovery`).
+    pub lapses: u32,
+    /// When the user was seen, in milliseconds of the Unix epoch; 0 = never.
+    pub seen_ms: u64,
+    /// The cursor that clients without a device share, if there is one.
+    pub shared: Option<StoredCursor>,
+    /// Devices and their cursors.
+    pub devices: Vec<(String, StoredCursor)>,
+    /// Ranges that are gone, rising, both ends included, each with a [`Loss`](super::Loss).
+    pub gone: Vec<(Seq, Seq, u8)>,
+    /// Keys of pending entries, with their sequence and their bytes of payload.
+    pub keys: Vec<(String, Seq, u32)>,
+    /// Entries in the inbox that are still needed, and their bytes of payload, without those up to `counted`.
+    pub inbox: (u64, u64),
+    /// Up to here entries of the inbox are not counted any more.
+    pub counted: Seq,
+    /// When the first entry in the inbox expires, in seconds of the Unix epoch; 0 = none does.
+    pub expires_s: u32,
+}
+
+/// Ids of appends that were done once, moved out of the journal when it was settled.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Ids {
+    /// The only version so far.
+    V1 {
+        /// Fingerprint of the namespace.
+        namespace: u32,
+        /// In the order in which they were done.
+        ids: Vec<StoredId>,
+    },
+}
+
+/// What was answered under an id.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct StoredId {
+    /// The id.
+    pub id: String,
+    /// When it was done, in milliseconds of the Unix epoch.
+    pub at_ms: u64,
+    pub recipients: u32,
+    pub online: u32,
+    pub offline: u32,
+    /// For whom it was not taken. May be a part: then the same id follows with the next.
+    pub rejected: Vec<(String, u8)>,
+}
+
+impl Ids {
+    pub fn encode(&self) -> Vec<u8> {
+        // As in `RecordWriter::encode`.
+        bincode::encode_to_vec(self, format()).expect("a Vec takes everything")
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Ok(bincode::decode_from_slice(bytes, format())?.0)
+    }
 }
 
 impl Row {

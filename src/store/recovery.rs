@@ -201,6 +201,7 @@ impl Replay {
                     islands.into_iter().for_each(|(from, to)| _ = log.received.insert(from, to));
                 }
                 Item::Seen { user, at_ms } => self.log(user, number)?.seen_ms = at_ms,
+                _ => {}
             }
         }
         self.records.push_back(RecordInfo { number, bytes: value.len(), committed: self.now });
@@ -218,7 +219,7 @@ impl Replay {
             let known = match &row {
                 Some(Row::V1 { lapses, .. }) => *lapses,
                 // Not even its row was kept: everything this log ever had may be lost, from the first lapse on.
-                None => 0,
+                _ => 0,
             };
             self.logs.insert(id, (Log::from_row(row, known.min(self.lapses)), known.min(self.lapses)));
         }

@@ -171,6 +171,7 @@ impl Committer {
                     continue;
                 }
                 Item::To { user, .. } | Item::Received { user, .. } | Item::Seen { user, .. } => user,
+                _ => continue,
             };
             let user = match settling.users.get(user) {
                 Some(user) => user.clone(),
@@ -228,7 +229,7 @@ impl Committer {
                 0
             } else {
                 match chunk_entries(&value) {
-                    Ok(entries) => entries.last().map_or(0, |entry| entry.seq),
+                    Ok(entries) => entries.last().map_or(0, |(entry, _)| entry.seq),
                     Err(error) => {
                         damage = Some(EngineError::new(format!("a chunk of user {user:?}: {error}")));
                         return false;

@@ -62,7 +62,7 @@ async fn ten_thousand_recipients_and_large_messages_fit() {
             let large = format!("\"{}\"", "x".repeat(65_000));
             let payload = Payload::encode(0, Some(&large), None).unwrap();
             for payload in [message(7), payload] {
-                let appended = store.append(Append { payload: payload.clone(), recipients: recipients.clone() });
+                let appended = store.append(Append::new(payload.clone(), recipients.clone()));
                 let seqs = appended.await.unwrap().seqs;
                 for at in [0, 1, 777, 1500, 9_999] {
                     let entries = store.read(&recipients[at], seqs[at] - 1, ALL).unwrap();

@@ -230,7 +230,7 @@ async fn the_disk_stays_near_the_largest_backlog() {
         let mut last = 0;
         for _ in 0..400 {
             let payload = mesa::message::Payload::encode(0, Some(&large), None).unwrap();
-            let append = mesa::store::Append { payload, recipients: vec![user("a")] };
+            let append = mesa::store::Append::new(payload, vec![user("a")]);
             last = store.append(append).await.unwrap().seqs[0];
         }
         receive(&*store, "a", 1, last);

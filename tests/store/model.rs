@@ -82,12 +82,12 @@ async fn run(place: &Place, ops: Vec<Op>) {
             Op::Receive { user: at, from, length } => {
                 let model = &mut models[at];
                 let hold = model.hold;
-                store.note(&user(USERS[at]), Note { received: Some((from, from + length)), hold, seen: None });
+                store.note(&user(USERS[at]), Note { received: Some((from, from + length)), hold, ..Note::default() });
                 model.received.extend(from.max(1)..=(from + length).min(model.head));
                 model.release();
             }
             Op::Hold { user: at, hold } => {
-                store.note(&user(USERS[at]), Note { received: None, hold, seen: None });
+                store.note(&user(USERS[at]), Note { hold, ..Note::default() });
                 models[at].hold = hold;
                 models[at].release();
             }

@@ -70,23 +70,24 @@ pub fn number(entry: &Entry) -> u64 {
 
 pub async fn append(store: &dyn Store, n: u64, users: &[&str]) -> Result<Vec<Seq>, StoreError> {
     let recipients = users.iter().map(|id| user(id)).collect();
-    Ok(store.append(Append { payload: message(n), recipients }).await?.seqs)
+    let appended = store.append(Append::new(message(n), recipients)).await?;
+    Ok(appended.seqs.into_iter().map(|seq| seq.expect("it was taken")).collect())
 }
 
 pub fn receive(store: &dyn Store, id: &str, from: Seq, to: Seq) {
-    store.note(&user(id), Note { received: Some((from, to)), hold: None, seen: None });
+    store.note(&user(id), Note { received: Some((from, to)), ..Note::default() });
 }
 
 /// Sequence and number of everything above `after`; checks the stamps, and that both ways of reading agree.
 pub fn read(store: &dyn Store, id: &str, after: Seq) -> Vec<(Seq, u64)> {
     let whose = user(id);
-    let entries = store.read(&whose, after, ALL).unwrap();
+    let entries = store.read(&whose, after, ALL).unwrap().entries;
     for entry in &entries {
         assert_eq!((&entry.owner[..], entry.namespace), (id.as_bytes(), store.namespace()));
     }
     let pairs = |entries: &[Entry]| entries.iter().map(|entry| (entry.seq, number(entry))).collect::<Vec<_>>();
     if let Some(recent) = store.recent(&whose, after, ALL) {
-        assert_eq!(pairs(&recent), pairs(&entries), "what is at hand in memory is what is stored");
+        assert_eq!(pairs(&recent.entries), pairs(&entries), "what is at hand in memory is what is stored");
     }
     pairs(&entries)
 }

@@ -20,7 +20,7 @@ use directory::Locked;
 pub struct Sled {
     db: sled::Db,
     /// One per [`Table`], in its order.
-    trees: [sled::Tree; 4],
+    trees: [sled::Tree; 5],
     /// Our own handle of the file sled appends to.
     file: File,
     /// Eight bytes beside it: the number of the last synced record. sled takes a damaged log for one that ends where the

@@ -94,7 +94,7 @@ fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
     }
     .map_err(|error| refuse(error.to_string()))?;
     let tree = |name: &str| db.open_tree(name).map_err(|error| refuse(error.to_string()));
-    let trees = [tree("journal")?, tree("inbox")?, tree("users")?, tree("meta")?];
+    let trees = [tree("journal")?, tree("inbox")?, tree("users")?, tree("meta")?, tree("ids")?];
     let file = File::options().read(true).write(true).open(log.join("db"));
     let file = file.map_err(|error| refuse(format!("its file `db`: {error}")))?;
     let mark = File::options().read(true).write(true).create(true).truncate(false).open(options.path.join("mark"));
