@@ -9,22 +9,26 @@ use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    Append, Appended, Durability, StoreError,
+    Appended, Durability, Limits, StoreError,
     engine::{EngineError, Table},
-    journal::{Options, Shared, Tuning, millis},
-    log::{RESERVE, Slot},
+    ids::Ids,
+    journal::{Options, Shared, Tuning},
+    log::{Log, RESERVE},
     queue::{Op, Taken},
-    record::{Item, RECORD_BYTES, RecordWriter, VALUE_BYTES_MAX, journal_key},
+    record::{Item, RECORD_BYTES, RecordWriter, journal_key},
+    recovery::RecoveredJournal,
+    room::Room,
     settle::Settling,
+    sweep::Sweep,
 };
-use crate::message::UserId;
+use crate::message::{Seq, UserId};
 
 /// How long receipts and presence wait for company. A killed process takes back at most this much of them.
 const LINGER: Duration = Duration::from_millis(20);
@@ -34,9 +38,6 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// Callers and users told of a commit from the commit thread itself. More are told from a task.
 const TOLD_HERE_MAX: usize = 4;
-
-/// Room a record keeps for the stamps behind its last message.
-const STAMP_BYTES_MAX: usize = crate::message::USER_ID_BYTES_MAX + 24;
 
 /// A record in the journal.
 #[derive(Clone, Copy, Debug)]
@@ -51,12 +52,16 @@ pub(super) struct Committer {
     pub(super) shared: Arc<Shared>,
     durability: Durability,
     pub(super) tuning: Tuning,
+    pub(super) limits: Limits,
+    pub(super) ids: Ids,
+    pub(super) room: Room,
+    pub(super) sweep: Sweep,
     /// Records in the journal, oldest first, numbered without a gap.
     pub(super) records: VecDeque<RecordInfo>,
     pub(super) journal_bytes: usize,
     /// Records that are being settled, if any are.
     pub(super) settling: Option<Settling>,
-    next_record: u64,
+    pub(super) next_record: u64,
     /// Appends that were answered and are not synced yet: only where that is allowed.
     unsynced: u64,
     synced: Instant,
@@ -64,11 +69,12 @@ pub(super) struct Committer {
 }
 
 /// One commit being made.
-struct Commit {
+pub(super) struct Commit {
     records: Vec<(u64, Vec<u8>)>,
     writer: Option<RecordWriter>,
-    number: u64,
-    slots: Vec<(UserId, Slot)>,
+    pub(super) number: u64,
+    /// Entries to be shown once it is durable: whose, which, and in which record.
+    pub(super) entries: Vec<(UserId, Seq, u64)>,
     answers: Vec<Answer>,
 }
 
@@ -78,16 +84,20 @@ enum Answer {
 }
 
 impl Committer {
-    pub(super) fn new(shared: Arc<Shared>, records: VecDeque<RecordInfo>, next_record: u64, options: &Options) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, recovered: RecoveredJournal, options: &Options) -> Self {
         let now = Instant::now();
         Self {
             shared,
             durability: options.durability,
             tuning: options.tuning,
-            journal_bytes: records.iter().map(|record| record.bytes).sum(),
-            records,
+            limits: options.limits,
+            ids: recovered.ids,
+            room: Room::new(recovered.inbox_bytes),
+            sweep: Sweep::new(recovered.id_chunks),
+            journal_bytes: recovered.records.iter().map(|record| record.bytes).sum(),
+            records: recovered.records,
             settling: None,
-            next_record,
+            next_record: recovered.next_record,
             unsynced: 0,
             synced: now,
             evicted: now,
@@ -130,6 +140,8 @@ impl Committer {
             }
             self.settle()?;
             self.sync_if_due()?;
+            self.sweep()?;
+            self.look_at_room();
             if self.evicted.elapsed() > Duration::from_secs(u64::from(self.tuning.idle_seconds / 2)) {
                 self.evicted = Instant::now();
                 let first = self.records.front().map_or(self.next_record, |record| record.number);
@@ -159,7 +171,7 @@ impl Committer {
             records: Vec::new(),
             writer: None,
             number: self.next_record,
-            slots: Vec::new(),
+            entries: Vec::new(),
             answers: Vec::new(),
         };
         let mut ops = taken.ops.into_iter();
@@ -179,10 +191,14 @@ impl Committer {
         Ok(())
     }
 
-    fn add(&self, commit: &mut Commit, op: Op) -> Result<(), EngineError> {
+    fn add(&mut self, commit: &mut Commit, op: Op) -> Result<(), EngineError> {
         match op {
             Op::Append { appends, done } => {
-                let made = appends.iter().map(|append| self.add_append(commit, append)).collect();
+                if let Err(full) = self.shared.check_room() {
+                    _ = done.send(Err(full));
+                    return Ok(());
+                }
+                let made = appends.into_iter().map(|append| self.add_append(commit, append)).collect();
                 commit.promise(made, done, Answer::Append)
             }
             Op::Clear { user, done } => {
@@ -194,100 +210,19 @@ impl Committer {
         }
     }
 
-    fn add_append(&self, commit: &mut Commit, append: &Append) -> Result<Appended, EngineError> {
-        let payload = append.payload.as_bytes();
-        let mut seqs = Vec::with_capacity(append.recipients.len());
-        let mut message_at = None;
-        for user in &append.recipients {
-            let lapses = self.shared.index.lapses();
-            // Without a row nobody could list this user; with one that does not know of a lapse, the sequences given
-            // out from here on would be passed over once more when the journal is replayed.
-            let (seq, new) = self.with(user, |log| {
-                log.assigned += 1;
-                (log.assigned, log.row_lapses != Some(lapses))
-            })?;
-            if new {
-                self.put_row(user)?;
-            }
-            // A message that does not fit behind the others begins a record of its own, and one whose recipients do
-            // not fit is repeated in the next.
-            let length = commit.writer.as_ref().map_or(0, RecordWriter::bytes);
-            let full = match message_at {
-                None => length > 0 && length + payload.len() + STAMP_BYTES_MAX > RECORD_BYTES,
-                Some(_) => {
-                    length + STAMP_BYTES_MAX
-                        > if payload.len() > RECORD_BYTES / 2 { VALUE_BYTES_MAX } else { RECORD_BYTES }
-                }
-            };
-            if full {
-                commit.finish_record();
-                message_at = None;
-            }
-            let number = commit.number;
-            let writer = commit.writer(self.shared.namespace);
-            let at = *message_at.get_or_insert_with(|| writer.push(&Item::Message(payload)));
-            let stamp_at = writer.push(&Item::To { user: user.as_str(), seq });
-            // A payload has at most 64 KiB.
-            let slot = Slot { seq, record: number, message_at: at, stamp_at, bytes: payload.len() as u32 };
-            commit.slots.push((user.clone(), slot));
-            seqs.push(Ok(seq));
-        }
-        Ok(Appended { seqs, answered: None, duplicate: false })
-    }
-
-    fn add_clear(&self, commit: &mut Commit, user: &UserId) -> Result<u64, EngineError> {
-        let (cleared, trim) = self.with(user, |log| {
-            // Also what this very commit has given out: it came before.
-            let cleared = log.received.missing(log.assigned);
-            log.received.insert(1, log.assigned);
-            let trim = log.release();
-            log.trimming |= trim;
-            (cleared, trim)
-        })?;
-        if trim {
-            self.shared.queue.trim(user.clone());
-        }
-        self.add_note(commit, user)?;
-        Ok(cleared)
-    }
-
-    fn add_notes(&self, commit: &mut Commit, dirty: Vec<UserId>) -> Result<(), EngineError> {
-        dirty.into_iter().try_for_each(|user| self.add_note(commit, &user))
-    }
-
-    /// Writes down what a user has received and when he was seen, as it stands now.
-    fn add_note(&self, commit: &mut Commit, user: &UserId) -> Result<(), EngineError> {
-        if commit.writer.as_ref().is_some_and(|writer| writer.bytes() + 2 * STAMP_BYTES_MAX + 512 > RECORD_BYTES) {
-            commit.finish_record();
-        }
-        let number = commit.number;
-        let (received, at_ms, new) = self.with(user, |log| {
-            log.dirty = false;
-            log.last_record = number;
-            let lapses = self.shared.index.lapses();
-            (log.received.clone(), log.seen_ms, log.row_lapses != Some(lapses))
-        })?;
-        if new {
-            self.put_row(user)?;
-        }
-        let writer = commit.writer(self.shared.namespace);
-        let (user, islands) = (user.as_str(), received.islands().to_vec());
-        writer.push(&Item::Received { user, through: received.through(), islands });
-        if at_ms > 0 {
-            writer.push(&Item::Seen { user, at_ms });
-        }
-        Ok(())
-    }
-
     /// Writes the records and makes them as durable as configured.
     fn write(&mut self, commit: &mut Commit) -> Result<(), EngineError> {
         commit.finish_record();
+        if commit.records.is_empty() {
+            // All that was asked for had been done before.
+            return Ok(());
+        }
         let engine = &self.shared.engine;
         for (number, record) in &commit.records {
             engine.put(Table::Journal, &journal_key(*number), record)?;
         }
         engine.flush()?;
-        self.unsynced += commit.slots.len().max(commit.answers.len()) as u64;
+        self.unsynced += commit.entries.len().max(commit.answers.len()) as u64;
         // Receipts alone are not worth a sync: losing them repeats messages and loses none.
         let promised = commit.answers.iter().any(|answer| matches!(answer, Answer::Append(..) | Answer::Clear(..)));
         match self.durability {
@@ -327,13 +262,13 @@ impl Committer {
             self.shared.recent.push(number, Bytes::from(record));
         }
         let now = self.shared.index.now();
-        let told = commit.answers.len() + commit.slots.len();
-        let mut users: Vec<UserId> = Vec::with_capacity(commit.slots.len());
-        for (user, slot) in commit.slots {
+        let told = commit.answers.len() + commit.entries.len();
+        let mut users: Vec<UserId> = Vec::with_capacity(commit.entries.len());
+        for (user, seq, record) in commit.entries {
             // It was loaded when the sequence was given out, and a log with a sequence under way is never evicted.
             let shown = self.shared.index.with_loaded(&user, |log| {
                 log.touched = now;
-                log.publish(slot);
+                log.publish(seq, record);
             });
             assert!(shown.is_some(), "the log of a recipient left memory in the middle of a commit");
             users.push(user);
@@ -361,18 +296,25 @@ impl Committer {
         let engine = &self.shared.engine;
         engine.flush()?;
         engine.sync()?;
+        engine.put(Table::Meta, super::recovery::CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;
         engine.put(Table::Meta, super::recovery::OPEN_KEY, super::recovery::CLOSED)?;
         engine.flush()?;
         engine.sync()
     }
 
     /// Works on a user's log.
-    pub(super) fn with<T>(
-        &self,
-        user: &UserId,
-        work: impl FnOnce(&mut super::log::Log) -> T,
-    ) -> Result<T, EngineError> {
-        self.shared.index.with(user, work).map_err(EngineError::new)
+    pub(super) fn with<T>(&self, user: &UserId, work: impl FnOnce(&mut Log) -> T) -> Result<T, EngineError> {
+        self.try_with(user, work).map_err(EngineError::new)
+    }
+
+    /// The same, telling a log that cannot be read from a table that cannot.
+    pub(super) fn try_with<T>(&self, user: &UserId, work: impl FnOnce(&mut Log) -> T) -> Result<T, StoreError> {
+        self.shared.index.with(user, |log| {
+            let before = log.inbox.bytes;
+            let result = work(log);
+            self.room.changed(before, log.inbox.bytes);
+            result
+        })
     }
 
     pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
@@ -408,8 +350,30 @@ impl Commit {
         }
     }
 
-    fn writer(&mut self, namespace: u32) -> &mut RecordWriter {
-        self.writer.get_or_insert_with(|| RecordWriter::new(namespace, millis(SystemTime::now())))
+    /// Bytes of the record that is being written.
+    pub(super) fn bytes(&self) -> usize {
+        self.writer.as_ref().map_or(0, RecordWriter::bytes)
+    }
+
+    /// Writes an item into the open record; returns where it stands.
+    pub(super) fn push(&mut self, shared: &Shared, item: &Item<'_>) -> u32 {
+        let new = || RecordWriter::new(shared.namespace, shared.clock.now_ms());
+        self.writer.get_or_insert_with(new).push(item)
+    }
+
+    /// Goes on in a new record where an item of `bytes` would not fit into this one.
+    pub(super) fn make_room(&mut self, bytes: usize) {
+        if self.bytes() + bytes > RECORD_BYTES {
+            self.next_record();
+        }
+    }
+
+    /// Goes on in a new record: what a crash leaves of a commit without its last record counts as nothing.
+    pub(super) fn next_record(&mut self) {
+        if let Some(writer) = &mut self.writer {
+            writer.push(&Item::More);
+            self.finish_record();
+        }
     }
 
     fn finish_record(&mut self) {

@@ -70,7 +70,7 @@ const RECEIVED: Seq = 14;
 const USERS: [&str; 2] = ["a", "b"];
 
 fn tuning(settle_after: Duration) -> Options {
-    let tuning = Tuning { settle_after, journal_bytes_max: 64 << 20, idle_seconds: 60 };
+    let tuning = Tuning { settle_after, ..Tuning::default() };
     Options { tuning, ..Options::default() }
 }
 

@@ -55,6 +55,11 @@ pub trait Engine: Send + Sync + 'static {
     /// See the contract.
     fn sync(&self) -> Result<(), EngineError>;
 
+    /// Bytes that are still free where the tables are, if they are on a disk.
+    fn free_bytes(&self) -> Result<Option<u64>, EngineError> {
+        Ok(None)
+    }
+
     /// Remembers, apart from the tables, that the record of this number has been synced. Not synced itself: what a
     /// crash leaves may be older, and never newer.
     fn mark(&self, _record: u64) -> Result<(), EngineError> {

@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use futures_util::future::BoxFuture;
@@ -18,8 +18,11 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    Append, Appended, Attached, CommitListener, Durability, Found, Loss, Missed, Note, ReadLimit, Store, StoreError, UserState,
+    Append, Appended, Attached, CommitListener, DeviceState, Durability, Found, Limits, Missed, Note, ReadLimit, Store,
+    StoreError, UserState,
+    clock::{Clock, millis},
     commit::Committer,
+    cursors::Cursor,
     engine::Engine,
     index::Index,
     log::Log,
@@ -39,13 +42,25 @@ pub struct Options {
     pub durability: Durability,
     /// Ops that may wait for the commit thread.
     pub queue: usize,
+    /// What is kept at most.
+    pub limits: Limits,
     /// For tests.
     pub tuning: Tuning,
+    /// Milliseconds by which the store's clock is ahead of what it would be: for tests of what takes days.
+    #[doc(hidden)]
+    pub ahead_ms: Arc<AtomicU64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { namespace: None, durability: Durability::Always, queue: 10_000, tuning: Tuning::default() }
+        Self {
+            namespace: None,
+            durability: Durability::Always,
+            queue: 10_000,
+            limits: Limits::default(),
+            tuning: Tuning::default(),
+            ahead_ms: Arc::default(),
+        }
     }
 }
 
@@ -58,6 +73,8 @@ pub struct Tuning {
     pub journal_bytes_max: usize,
     /// Logs unused for this many seconds may leave memory.
     pub idle_seconds: u32,
+    /// How often a few users are looked at who have something that expires.
+    pub sweep_pause: Duration,
 }
 
 impl Default for Tuning {
@@ -66,6 +83,7 @@ impl Default for Tuning {
             settle_after: Duration::from_secs(10),
             journal_bytes_max: 64 << 20,
             idle_seconds: super::index::IDLE_SECONDS,
+            sweep_pause: Duration::from_secs(1),
         }
     }
 }
@@ -82,6 +100,10 @@ pub(super) struct Shared {
     /// When the running commit began, in milliseconds since `opened`, plus one; 0 = none is running.
     pub committing: AtomicU64,
     pub opened: Instant,
+    pub clock: Clock,
+    pub devices_max: usize,
+    /// Why nothing is taken for now, if nothing is.
+    pub full: RwLock<Option<Arc<str>>>,
     /// Where the store was opened from, if that was a runtime.
     pub runtime: Option<tokio::runtime::Handle>,
 }
@@ -98,7 +120,7 @@ pub(super) struct Journal {
 /// When they belong to another namespace or version, or are damaged.
 pub(super) fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn Store>, StoreError> {
     let namespace = options.namespace.clone().unwrap_or_default();
-    let recovered = recovery::recover(engine.clone(), &namespace, options.durability)?;
+    let recovered = recovery::recover(engine.clone(), &namespace, &options)?;
     let shared = Arc::new(Shared {
         engine,
         namespace: fingerprint(&namespace),
@@ -109,17 +131,20 @@ pub(super) fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn 
         failed: watch::Sender::new(None),
         committing: AtomicU64::new(0),
         opened: Instant::now(),
+        clock: recovered.clock,
+        devices_max: options.limits.devices,
+        full: RwLock::default(),
         runtime: tokio::runtime::Handle::try_current().ok(),
     });
-    let committer = Committer::new(shared.clone(), recovered.records, recovered.next_record, &options);
+    for user in recovered.trim {
+        shared.queue.trim(user);
+    }
+    let mut committer = Committer::new(shared.clone(), recovered.journal, &options);
+    // Whoever opens a store that is full is told so by its first answer.
+    committer.look_at_room();
     let thread = thread::Builder::new().name("mesa-commit".into()).spawn(move || committer.run());
     let thread = thread.map_err(|error| StoreError::Failed(format!("cannot start a thread: {error}").into()))?;
     Ok(Arc::new(Journal { shared, thread: Mutex::new(Some(thread)) }))
-}
-
-/// Milliseconds of the Unix epoch; 0 for a clock that is set before it.
-pub(super) fn millis(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl Store for Journal {
@@ -132,6 +157,7 @@ impl Store for Journal {
             if appends.iter().all(|append| append.recipients.is_empty() && append.once.is_none()) {
                 return Ok(vec![Appended::default(); appends.len()]);
             }
+            self.shared.check_room()?;
             let (done, answer) = oneshot::channel();
             self.shared.queue.put(Op::Append { appends, done }).await?;
             self.answer(answer).await
@@ -163,33 +189,53 @@ impl Store for Journal {
         }
     }
 
-    fn attach(&self, user: &UserId, _device: Option<&DeviceId>) -> Result<Attached, StoreError> {
-        let state = self.state(user)?;
-        Ok(Attached { released: state.received.through(), received: state.received, head: state.head })
+    fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError> {
+        let (now, now_ms) = (self.shared.index.now(), self.shared.clock.now_ms());
+        let (attached, dirty) = self.shared.index.with(user, |log| {
+            log.touched = now;
+            let released = log.released();
+            let received = log.cursors.attach(device, released, self.shared.devices_max, now_ms)?;
+            let dirty = !log.dirty;
+            log.dirty = true;
+            Ok((Attached { received, head: log.head, released }, dirty))
+        })??;
+        if dirty {
+            self.shared.queue.dirty(user.clone());
+        }
+        Ok(attached)
     }
 
-    fn detach(&self, _user: &UserId, _device: Option<&DeviceId>) {}
+    fn detach(&self, user: &UserId, device: Option<&DeviceId>) {
+        let now_ms = self.shared.clock.now_ms();
+        let detached = self.shared.index.with(user, |log| {
+            log.cursors.detach(device, now_ms);
+            !std::mem::replace(&mut log.dirty, true)
+        });
+        // A log that was attached to could be read then; if it cannot be now, nothing is lost but when it was.
+        if detached.unwrap_or(false) {
+            self.shared.queue.dirty(user.clone());
+        }
+    }
 
     fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError> {
-        let entries = self.shared.read(user, after, limit)?;
-        Ok(Found { through: entries.last().map_or(after, |entry| entry.seq), entries })
+        self.shared.read(user, after, limit)
     }
 
     fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found> {
-        let entries = self.shared.recent(user, after, limit)?;
-        Some(Found { through: entries.last().map_or(after, |entry| entry.seq), entries })
+        self.shared.recent(user, after, limit)
     }
 
-    fn missed(&self, _: &UserId, _: Option<&DeviceId>, from: Seq, to: Seq) -> Result<Vec<Missed>, StoreError> {
-        Ok(vec![Missed { from, to, reason: Loss::Expired }])
+    fn missed(&self, user: &UserId, device: Option<&DeviceId>, from: Seq, to: Seq) -> Result<Vec<Missed>, StoreError> {
+        self.shared.missed(user, device, from, to)
     }
 
     fn full(&self) -> Option<Arc<str>> {
-        None
+        self.shared.full.read().clone()
     }
 
     fn state(&self, user: &UserId) -> Result<UserState, StoreError> {
-        self.shared.index.with(user, state)
+        let now_s = self.shared.clock.now_s();
+        self.shared.index.with(user, |log| state(log, now_s))
     }
 
     fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {
@@ -257,14 +303,21 @@ impl Drop for Journal {
     }
 }
 
-pub(super) fn state(log: &mut Log) -> UserState {
+pub(super) fn state(log: &mut Log, now_s: u32) -> UserState {
+    let time = |ms: u64| (ms > 0).then(|| UNIX_EPOCH + Duration::from_millis(ms));
+    let (received, pending) = log.pending(log.head, now_s);
+    let device = |(device, cursor): &(DeviceId, Cursor)| DeviceState {
+        device: device.clone(),
+        received: cursor.received.clone(),
+        seen: time(cursor.seen_ms),
+    };
     UserState {
         known: log.row_lapses.is_some() || log.dirty,
         head: log.head,
-        received: log.received.clone(),
-        pending: log.received.missing(log.head),
-        seen: (log.seen_ms > 0).then(|| UNIX_EPOCH + Duration::from_millis(log.seen_ms)),
-        devices: Vec::new(),
+        received,
+        pending,
+        seen: time(log.seen_ms),
+        devices: log.cursors.devices().iter().map(device).collect(),
     }
 }
 
@@ -279,7 +332,7 @@ fn take_note(log: &mut Log, note: &Note, now: u32) -> Noted {
     let mut changed = false;
     if let Some((from, to)) = note.received {
         // A client cannot have received what it was never sent: what is beyond the head is a mistake or an attack.
-        changed |= log.received.insert(from, to.min(log.head));
+        changed |= log.cursors.receive(note.device.as_ref(), from, to.min(log.head));
     }
     if let Some(seen) = note.seen {
         log.seen_ms = millis(seen);

@@ -2,12 +2,21 @@
 
 use std::collections::VecDeque;
 
-use super::{Received, record::Row};
-use crate::message::Seq;
+use super::{
+    Limits, Loss, Received,
+    cursors::Cursors,
+    gone::Gone,
+    record::{Row, StoredCursor, StoredLog},
+};
+use crate::message::{CollapseKey, Seq};
 
 /// Sequences set aside for what a crash may take back where appends are answered before they are durable: at most this
 /// many messages are ever unsynced, and after a lapse every log goes on this much further.
 pub const RESERVE: u64 = 65_536;
+
+/// Keys of pending entries remembered for one user. One more, and the oldest is forgotten: its entry stays, and is not
+/// replaced any more.
+pub const KEYS_MAX: usize = 64;
 
 /// Where an entry is while it is in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +28,36 @@ pub struct Slot {
     pub stamp_at: u32,
     /// Bytes of payload.
     pub bytes: u32,
+    /// When it expires, in seconds of the Unix epoch; 0 = never.
+    pub expires_s: u32,
+}
+
+/// Entries, and their bytes of payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub entries: u64,
+    pub bytes: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, bytes: u64) {
+        self.entries += 1;
+        self.bytes += bytes;
+    }
+
+    /// After a crash a tally may be a little off; it never goes below nothing.
+    pub fn subtract(&mut self, bytes: u64) {
+        self.entries = self.entries.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// A pending entry that a newer one of the same key takes the place of.
+#[derive(Clone, Debug)]
+pub struct Keyed {
+    pub key: CollapseKey,
+    pub seq: Seq,
+    pub bytes: u32,
 }
 
 /// A user's log.
@@ -28,7 +67,7 @@ pub struct Log {
     pub assigned: Seq,
     /// Last visible sequence.
     pub head: Seq,
-    pub received: Received,
+    pub cursors: Cursors,
     /// Nothing above this is trimmed, received or not.
     pub hold: Option<Seq>,
     /// Nothing up to this is needed any more. Never goes back: a hold that comes late brings nothing back.
@@ -39,8 +78,22 @@ pub struct Log {
     pub chunks: bool,
     /// The commit thread was asked to trim those chunks.
     pub trimming: bool,
-    /// Entries in the journal, rising.
-    pub slots: VecDeque<Slot>,
+    /// What the inbox has, without entries up to `counted` and without those that are gone.
+    pub inbox: Tally,
+    /// Up to here entries of the inbox are not counted any more.
+    pub counted: Seq,
+    /// When the first entry in the inbox expires, in seconds of the Unix epoch; 0 = none does.
+    pub inbox_expires_s: u32,
+    /// When the inbox was last gone through entry by entry, in seconds of the Unix epoch.
+    pub purged: Option<u32>,
+    /// Entries in the journal, rising. Those above `head` are not to be shown yet.
+    slots: VecDeque<Slot>,
+    slot_bytes: u64,
+    /// No entry in the journal expires before this, in seconds of the Unix epoch; 0 = none does.
+    slots_expire_s: u32,
+    pub gone: Gone,
+    /// Rising by sequence. Most users have none.
+    keys: Vec<Keyed>,
     /// When the user was seen, in milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
     /// Receipts or presence are not in the journal yet.
@@ -58,17 +111,25 @@ impl Log {
     pub fn from_row(row: Option<Row>, lapses: u32) -> Self {
         let mut log = Self::default();
         let mut known = 0;
-        if let Some(Row::V1 { head, through, islands, settled, seen_ms, lapses }) = row {
-            log.head = head;
-            log.received = Received::from_parts(through, &islands);
-            log.settled = settled;
-            log.chunks = settled > 0;
-            log.seen_ms = seen_ms;
-            log.row_lapses = Some(lapses);
-            known = lapses;
+        if let Some(row) = row {
+            let stored = row.into_stored();
+            known = stored.lapses;
+            log.head = stored.head;
+            log.cursors = Cursors::from_stored(&stored);
+            log.settled = stored.settled;
+            log.chunks = stored.settled > 0;
+            log.seen_ms = stored.seen_ms;
+            log.row_lapses = Some(stored.lapses);
+            log.gone = Gone::from_stored(&stored.gone);
+            (log.inbox.entries, log.inbox.bytes) = stored.inbox;
+            log.counted = stored.counted;
+            log.inbox_expires_s = stored.expires_s;
+            let keyed =
+                |(key, seq, bytes): (String, Seq, u32)| Some(Keyed { key: CollapseKey::new(&key).ok()?, seq, bytes });
+            log.keys = stored.keys.into_iter().filter_map(keyed).collect();
         }
         log.pass_lapses(lapses.saturating_sub(known));
-        log.released = log.received.through();
+        log.released = log.cursors.through();
         log
     }
 
@@ -77,21 +138,27 @@ impl Log {
     pub fn pass_lapses(&mut self, count: u32) {
         if count > 0 {
             let gap = RESERVE * u64::from(count);
-            self.received.insert(self.head + 1, self.head + gap);
+            self.cursors.all_receive(self.head + 1, self.head + gap);
             self.head += gap;
         }
         self.assigned = self.head;
     }
 
     pub fn row(&self, lapses: u32) -> Row {
-        Row::V1 {
+        let mut stored = StoredLog {
             head: self.head,
-            through: self.received.through(),
-            islands: self.received.islands().to_vec(),
             settled: self.settled,
-            seen_ms: self.seen_ms,
             lapses,
-        }
+            seen_ms: self.seen_ms,
+            gone: self.gone.stored(),
+            keys: self.keys.iter().map(|keyed| (keyed.key.as_str().to_owned(), keyed.seq, keyed.bytes)).collect(),
+            inbox: (self.inbox.entries, self.inbox.bytes),
+            counted: self.counted,
+            expires_s: self.inbox_expires_s,
+            ..StoredLog::default()
+        };
+        self.cursors.store_in(&mut stored);
+        Row::V2(stored)
     }
 
     /// Nothing up to this is needed any more.
@@ -99,40 +166,141 @@ impl Log {
         self.released
     }
 
-    /// Whether a read shows this entry: it was not received, or another session may not have read it yet.
+    /// Whether a read shows this entry: somebody has not received it, or another session may not have read it yet.
     pub fn shows(&self, seq: Seq) -> bool {
-        self.hold.is_some_and(|hold| seq > hold) || !self.received.contains(seq)
+        self.hold.is_some_and(|hold| seq > hold) || !self.cursors.contain(seq)
     }
 
     /// Forgets where released entries were. True if there are chunks of them in the inbox to be trimmed.
     pub fn release(&mut self) -> bool {
-        let through = self.received.through();
+        let through = self.cursors.through();
         let released = self.released.max(self.hold.map_or(through, |hold| hold.min(through)));
         self.released = released;
-        while self.slots.front().is_some_and(|slot| slot.seq <= released) {
-            self.slots.pop_front();
-        }
+        self.pop_slots(released);
+        let stale = self.keys.partition_point(|keyed| keyed.seq <= released);
+        self.keys.drain(..stale);
         if self.slots.is_empty() {
             // An idle user keeps no memory for entries he does not have.
             self.slots.shrink_to_fit();
+            self.slots_expire_s = 0;
+            self.keys.shrink_to_fit();
         }
         self.chunks && !self.trimming && released > 0
     }
 
-    /// Takes in an entry that has been committed.
-    pub fn publish(&mut self, slot: Slot) {
-        assert!(slot.seq > self.head, "sequence {} behind head {}", slot.seq, self.head);
-        self.head = slot.seq;
-        self.last_record = slot.record;
-        if slot.seq > self.released() {
-            self.slots.push_back(slot);
+    fn pop_slots(&mut self, through: Seq) {
+        while let Some(slot) = self.slots.front().filter(|slot| slot.seq <= through) {
+            self.slot_bytes -= u64::from(slot.bytes);
+            self.slots.pop_front();
         }
     }
 
-    /// The slots above `after`.
+    /// Takes in an entry that is being committed, or that was.
+    pub fn push(&mut self, slot: Slot, key: Option<CollapseKey>) {
+        if slot.expires_s > 0 {
+            self.slots_expire_s = earlier(self.slots_expire_s, slot.expires_s);
+        }
+        self.slot_bytes += u64::from(slot.bytes);
+        self.slots.push_back(slot);
+        if let Some(key) = key {
+            self.keys.retain(|keyed| keyed.key != key);
+            if self.keys.len() >= KEYS_MAX {
+                self.keys.remove(0);
+            }
+            self.keys.push(Keyed { key, seq: slot.seq, bytes: slot.bytes });
+        }
+    }
+
+    /// Shows an entry that has been committed.
+    pub fn publish(&mut self, seq: Seq, record: u64) {
+        assert!(seq > self.head, "sequence {seq} behind head {}", self.head);
+        self.head = seq;
+        self.last_record = record;
+    }
+
+    /// The visible slots above `after`.
     pub fn slots_after(&self, after: Seq) -> impl Iterator<Item = &Slot> {
         let start = self.slots.partition_point(|slot| slot.seq <= after);
-        self.slots.range(start..)
+        self.slots.range(start..).take_while(|slot| slot.seq <= self.head)
+    }
+
+    pub fn slot(&self, seq: Seq) -> Option<&Slot> {
+        self.slots.binary_search_by_key(&seq, |slot| slot.seq).ok().map(|at| &self.slots[at])
+    }
+
+    /// The last slot, visible or not.
+    pub fn last_slot(&self) -> Option<&Slot> {
+        self.slots.back()
+    }
+
+    /// The oldest slot that somebody has not received.
+    pub fn oldest_slot(&self) -> Option<Slot> {
+        self.slots.iter().find(|slot| !self.cursors.contain(slot.seq)).copied()
+    }
+
+    /// What is kept for this user, visible or not. Entries that were received out of order count until those before
+    /// them are.
+    pub fn kept(&self) -> Tally {
+        Tally { entries: self.slots.len() as u64 + self.inbox.entries, bytes: self.slot_bytes + self.inbox.bytes }
+    }
+
+    /// Whether one more entry of so many bytes is within the limits.
+    pub fn fits(&self, bytes: u64, limits: &Limits) -> bool {
+        let kept = self.kept();
+        kept.entries < limits.messages && kept.bytes + bytes <= limits.bytes
+    }
+
+    /// The pending entry with this key.
+    pub fn keyed(&self, key: &CollapseKey) -> Option<&Keyed> {
+        self.keys.iter().find(|keyed| keyed.key == *key && !self.cursors.contain(keyed.seq))
+    }
+
+    /// Takes `from..=to` out: they are gone, for this reason. What of it is in the inbox is hidden from here on, and
+    /// is to be taken out of the tally by whoever knows its size.
+    pub fn lose(&mut self, from: Seq, to: Seq, loss: Loss) {
+        let start = self.slots.partition_point(|slot| slot.seq < from);
+        let end = self.slots.partition_point(|slot| slot.seq <= to);
+        let bytes: u64 = self.slots.drain(start..end).map(|slot| u64::from(slot.bytes)).sum();
+        self.slot_bytes -= bytes;
+        self.keys.retain(|keyed| !(from..=to).contains(&keyed.seq));
+        self.gone.insert(from, to, loss);
+        if from <= self.cursors.through() + 1 {
+            self.cursors.all_receive(1, to);
+        }
+    }
+
+    /// Takes out the entry that a newer one takes the place of.
+    pub fn collapse(&mut self, seq: Seq) {
+        let bytes = self.keys.iter().find(|keyed| keyed.seq == seq).map_or(0, |keyed| keyed.bytes);
+        if self.slot(seq).is_none() && seq > self.counted {
+            self.inbox.subtract(u64::from(bytes));
+        }
+        self.lose(seq, seq, Loss::Collapsed);
+    }
+
+    /// Lets go of entries in the journal that have expired; they stay there until it is settled, and are not shown.
+    pub fn drop_expired(&mut self, now_s: u32) {
+        if self.slots_expire_s == 0 || self.slots_expire_s > now_s {
+            return;
+        }
+        let (mut bytes, mut next, head) = (0, 0, self.head);
+        self.slots.retain(|slot| {
+            // What is not visible yet is about to be.
+            let keep = slot.seq > head || !is_past(slot.expires_s, now_s);
+            if keep {
+                bytes += u64::from(slot.bytes);
+                next = if slot.expires_s > 0 { earlier(next, slot.expires_s) } else { next };
+            }
+            keep
+        });
+        (self.slot_bytes, self.slots_expire_s) = (bytes, next);
+    }
+
+    /// Entries in the journal up to `settled` are in the inbox now.
+    pub fn settle(&mut self, settled: Seq) {
+        self.settled = self.settled.max(settled);
+        self.chunks = true;
+        self.pop_slots(self.settled);
     }
 
     /// Nothing in memory that is not in the tables: the log can be loaded again when it is needed.
@@ -144,14 +312,63 @@ impl Log {
             && self.assigned == self.head
             && self.last_record < first_record
     }
+
+    /// What everybody has received, and how many entries up to `head` somebody has not.
+    pub fn pending(&self, head: Seq, now_s: u32) -> (Received, u64) {
+        let received = self.cursors.received();
+        let waiting =
+            |slot: &&Slot| slot.seq <= head && !received.contains(slot.seq) && !is_past(slot.expires_s, now_s);
+        let journal = self.slots.iter().filter(waiting).count() as u64;
+        // What was received beyond a hole is still counted in the inbox, and what is gone there still lies in its range.
+        let inbox = self.inbox.entries.min(received.missing(self.settled));
+        (received, journal + if self.chunks { inbox } else { 0 })
+    }
+}
+
+impl Row {
+    /// What it says, in the form of the newest version.
+    pub fn into_stored(self) -> StoredLog {
+        match self {
+            Self::V1 { head, through, islands, settled, seen_ms, lapses } => StoredLog {
+                head,
+                settled,
+                lapses,
+                seen_ms,
+                shared: Some(StoredCursor { through, islands, seen_ms }),
+                // What the inbox has was not counted then: as much as it can be.
+                inbox: (settled.saturating_sub(through), 0),
+                counted: through,
+                ..StoredLog::default()
+            },
+            Self::V2(stored) => stored,
+        }
+    }
+}
+
+/// Whether a time, 0 = never, has come.
+pub fn is_past(expires_s: u32, now_s: u32) -> bool {
+    expires_s > 0 && expires_s <= now_s
+}
+
+/// The earlier of two times, of which 0 = never.
+pub fn earlier(one: u32, other: u32) -> u32 {
+    match (one, other) {
+        (0, at) | (at, 0) => at,
+        (one, other) => one.min(other),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn slot(seq: Seq) -> Slot {
-        Slot { seq, record: 1, message_at: 0, stamp_at: 0, bytes: 1 }
+    fn log(count: Seq) -> Log {
+        let mut log = Log::default();
+        for seq in 1..=count {
+            log.push(Slot { seq, record: 1, message_at: 0, stamp_at: 0, bytes: 10, expires_s: 0 }, None);
+            log.publish(seq, 1);
+        }
+        log
     }
 
     fn shown(log: &Log, after: Seq) -> Vec<Seq> {
@@ -160,22 +377,21 @@ mod tests {
 
     #[test]
     fn what_was_received_goes_unless_it_is_held() {
-        let mut log = Log::default();
-        (1..=5).for_each(|seq| log.publish(slot(seq)));
+        let mut log = log(5);
         log.hold = Some(2);
-        log.received.insert(1, 4);
+        log.cursors.receive(None, 1, 4);
         log.release();
         assert_eq!(shown(&log, 0), [3, 4, 5]);
         log.hold = None;
         log.release();
         assert_eq!(shown(&log, 0), [5]);
+        assert_eq!(log.kept(), Tally { entries: 1, bytes: 10 });
     }
 
     #[test]
     fn islands_are_shown_only_to_those_who_may_not_have_them() {
-        let mut log = Log::default();
-        (1..=5).for_each(|seq| log.publish(slot(seq)));
-        log.received.insert(3, 4);
+        let mut log = log(5);
+        log.cursors.receive(None, 3, 4);
         log.release();
         assert_eq!(shown(&log, 0), [1, 2, 5]);
         log.hold = Some(3);
@@ -185,9 +401,29 @@ mod tests {
     #[test]
     fn a_lapse_moves_every_log_on_past_what_it_may_have_lost() {
         let mut log = Log::from_row(None, 2);
-        assert_eq!((log.head, log.received.missing(log.head)), (2 * RESERVE, 0));
-        log.publish(slot(2 * RESERVE + 1));
+        assert_eq!((log.head, log.pending(log.head, 0).1), (2 * RESERVE, 0));
+        log.push(Slot { seq: 2 * RESERVE + 1, record: 1, message_at: 0, stamp_at: 0, bytes: 1, expires_s: 0 }, None);
+        log.publish(2 * RESERVE + 1, 1);
         let again = Log::from_row(Some(log.row(2)), 2);
-        assert_eq!((again.head, again.received.missing(again.head)), (2 * RESERVE + 1, 1));
+        assert_eq!((again.head, again.cursors.received().missing(again.head)), (2 * RESERVE + 1, 1));
+    }
+
+    #[test]
+    fn what_is_not_committed_yet_is_counted_and_not_shown() {
+        let mut log = log(2);
+        log.push(Slot { seq: 3, record: 2, message_at: 0, stamp_at: 0, bytes: 10, expires_s: 0 }, None);
+        assert_eq!(shown(&log, 0), [1, 2]);
+        assert_eq!(log.kept().entries, 3);
+    }
+
+    #[test]
+    fn what_is_lost_at_the_front_counts_as_received_and_in_the_middle_it_leaves_a_gap() {
+        let mut log = log(5);
+        log.lose(3, 3, Loss::Collapsed);
+        assert_eq!((shown(&log, 0), log.cursors.through()), (vec![1, 2, 4, 5], 0));
+        log.lose(1, 2, Loss::Quota);
+        log.release();
+        assert_eq!((shown(&log, 0), log.released()), (vec![4, 5], 2));
+        assert_eq!(log.kept(), Tally { entries: 2, bytes: 20 });
     }
 }

@@ -7,9 +7,13 @@
 //! - `received`: what a user has received, as a set of sequences
 //! - `engine`: what a store stands on, ordered tables; [`memory`] and [`disk`] are the two there are
 //! - `record`: what stands in the tables, byte by byte
+//! - `cursors`, `gone`: who has received what, and what is gone although nobody has
 //! - `log`, `index`: one user's log as it is known in memory, and all of them
 //! - `queue`, `commit`: the one thread that writes, and what waits for it
+//! - `append`, `ids`: what goes into a commit, and what was done once
 //! - `settle`: what becomes of the journal: inboxes, rows, and room for more
+//! - `room`, `sweep`: limits, and what has to be looked at although nothing happens
+//! - `clock`: the time by which entries expire
 //! - `recent`, `read`: reading, from memory or from the tables
 //! - `journal`: all of that as a [`Store`]
 //! - `recovery`: opening
@@ -36,11 +40,16 @@ use futures_util::future::BoxFuture;
 
 use crate::message::{CollapseKey, DeviceId, DispatchId, Payload, Seq, UserId};
 
+mod append;
+mod clock;
 mod commit;
+mod cursors;
 #[cfg(test)]
 mod cut_tests;
 pub mod disk;
 mod engine;
+mod gone;
+mod ids;
 mod index;
 pub mod journal;
 mod log;
@@ -51,7 +60,9 @@ mod received;
 mod recent;
 mod record;
 mod recovery;
+mod room;
 mod settle;
+mod sweep;
 
 pub use received::Received;
 
@@ -167,6 +178,8 @@ pub struct Appended {
     pub answered: Option<Answered>,
     /// The answer is that of an earlier append with the same id, and nothing was appended now.
     pub duplicate: bool,
+    /// Entries that went for it ([`Overflow::DropOldest`]).
+    pub dropped: u64,
 }
 
 /// What a store keeps at most. What is over a bound is refused, or makes room, as said; nothing is dropped in silence.
@@ -385,6 +398,9 @@ pub enum StoreError {
     /// There is no room. It is taken again when there is: nothing has to be started anew.
     #[error("the store is full: {0}")]
     Full(Arc<str>),
+    /// A user has as many devices as are remembered, and all of them are connected.
+    #[error("{0} devices of this user are connected, and that is as many as are allowed (sync.maxDevices)")]
+    Devices(usize),
     /// [`Store::close`] was called.
     #[error("the store is closed: the server is shutting down")]
     Closed,
@@ -459,13 +475,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When what is stored of the user cannot be read.
-    fn missed(
-        &self,
-        user: &UserId,
-        device: Option<&DeviceId>,
-        from: Seq,
-        to: Seq,
-    ) -> Result<Vec<Missed>, StoreError>;
+    fn missed(&self, user: &UserId, device: Option<&DeviceId>, from: Seq, to: Seq) -> Result<Vec<Missed>, StoreError>;
 
     /// What is known of a user.
     ///

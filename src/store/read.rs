@@ -3,13 +3,14 @@
 use bytes::Bytes;
 
 use super::{
-    Entry, ReadLimit, StoreError, UserState,
+    Entry, Found, Loss, Missed, ReadLimit, StoreError, UserState,
     engine::{EngineError, Table},
+    gone::Gone,
     journal::{Shared, state},
-    log::{Log, Slot},
+    log::{Log, Slot, is_past},
     record::{chunk_entries, entry_at, inbox_key, is_inbox_key_of, journal_key},
 };
-use crate::message::{Seq, UserId};
+use crate::message::{DeviceId, Seq, UserId};
 
 /// How often a read begins again because what it was about to read was settled meanwhile. Each time the log has moved
 /// on by at least a record, so more than a few means that something is broken.
@@ -24,10 +25,15 @@ struct Plan {
     slots: Vec<Slot>,
     /// Entries in the inbox that are not to be shown.
     hidden: Vec<(Seq, Seq)>,
+    gone: Gone,
+    now_s: u32,
+    /// When all of the above has been read, everything up to this has been looked at.
+    through: Seq,
 }
 
-fn plan(log: &mut Log, after: Seq, limit: ReadLimit, now: u32) -> Plan {
+fn plan(log: &mut Log, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -> Plan {
     log.touched = now;
+    let mut through = log.head.max(after);
     let from = after.max(log.released());
     let settled = if log.chunks { log.settled } else { 0 };
     let (mut slots, mut bytes) = (Vec::new(), 0);
@@ -35,21 +41,25 @@ fn plan(log: &mut Log, after: Seq, limit: ReadLimit, now: u32) -> Plan {
     for slot in log.slots_after(from.max(settled)) {
         bytes += slot.bytes as usize;
         if !slots.is_empty() && bytes > limit.bytes || slots.len() >= limit.entries {
+            through = slot.seq - 1;
             break;
         }
-        if log.shows(slot.seq) {
+        if log.shows(slot.seq) && !is_past(slot.expires_s, now_s) {
             slots.push(*slot);
         } else {
             bytes -= slot.bytes as usize;
         }
     }
-    let hidden = if from < settled {
-        let hold = log.hold.unwrap_or(Seq::MAX);
-        log.received.islands().iter().map(|&(from, to)| (from, to.min(hold))).collect()
+    let (hidden, gone) = if from < settled {
+        let (hold, received) = (log.hold.unwrap_or(Seq::MAX), log.cursors.received());
+        // What everybody has received and nobody holds is released, but for a hold that came late.
+        let front = (received.through() > log.released()).then_some((1, received.through()));
+        let hidden = front.into_iter().chain(received.islands().iter().copied());
+        (hidden.map(|(from, to)| (from, to.min(hold))).collect(), log.gone.clone())
     } else {
-        Vec::new()
+        (Vec::new(), Gone::default())
     };
-    Plan { from, settled, slots, hidden }
+    Plan { from, settled, slots, hidden, gone, now_s, through }
 }
 
 fn failed(error: EngineError) -> StoreError {
@@ -58,9 +68,9 @@ fn failed(error: EngineError) -> StoreError {
 
 impl Shared {
     /// See [`Store::recent`](super::Store::recent).
-    pub(super) fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Vec<Entry>> {
-        let now = self.index.now();
-        let plan = self.index.with_loaded(user, |log| plan(log, after, limit, now))?;
+    pub(super) fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found> {
+        let (now, now_s) = (self.index.now(), self.clock.now_s());
+        let plan = self.index.with_loaded(user, |log| plan(log, after, limit, now, now_s))?;
         if plan.from < plan.settled {
             return None;
         }
@@ -73,33 +83,34 @@ impl Shared {
             let (_, record) = last.as_ref()?;
             entries.push(self.entry(user, slot, record).ok()?);
         }
-        Some(entries)
+        Some(Found { entries, through: plan.through })
     }
 
     /// See [`Store::read`](super::Store::read).
-    pub(super) fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Vec<Entry>, StoreError> {
+    pub(super) fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError> {
         for _ in 0..RETRIES_MAX {
-            let now = self.index.now();
-            let plan = self.index.with(user, |log| plan(log, after, limit, now))?;
-            if let Some(entries) = self.follow(user, &plan, limit)? {
-                return Ok(entries);
+            let (now, now_s) = (self.index.now(), self.clock.now_s());
+            let plan = self.index.with(user, |log| plan(log, after, limit, now, now_s))?;
+            if let Some(found) = self.follow(user, &plan, limit)? {
+                return Ok(found);
             }
         }
         Err(StoreError::Damaged(format!("the journal has lost records of user {user:?} above {after}").into()))
     }
 
     /// Reads what was planned; `None` if some of it has moved to the inbox meanwhile.
-    fn follow(&self, user: &UserId, plan: &Plan, limit: ReadLimit) -> Result<Option<Vec<Entry>>, StoreError> {
+    fn follow(&self, user: &UserId, plan: &Plan, limit: ReadLimit) -> Result<Option<Found>, StoreError> {
         let mut entries = Vec::new();
         let mut bytes = 0;
         if plan.from < plan.settled && !self.read_inbox(user, plan, limit, &mut entries, &mut bytes)? {
-            return Ok(Some(entries));
+            let through = entries.last().map_or(plan.from, |entry| entry.seq);
+            return Ok(Some(Found { entries, through }));
         }
         let mut last: Option<(u64, Bytes)> = None;
         for slot in &plan.slots {
             bytes += slot.bytes as usize;
             if !entries.is_empty() && (entries.len() >= limit.entries || bytes > limit.bytes) {
-                break;
+                return Ok(Some(Found { entries, through: slot.seq - 1 }));
             }
             let record = match last.take().filter(|(number, _)| *number == slot.record) {
                 Some((_, record)) => record,
@@ -111,7 +122,7 @@ impl Shared {
             entries.push(self.entry(user, slot, &record)?);
             last = Some((slot.record, record));
         }
-        Ok(Some(entries))
+        Ok(Some(Found { entries, through: plan.through }))
     }
 
     /// Reads from the inbox; false if the limit was reached.
@@ -141,14 +152,16 @@ impl Shared {
                         return false;
                     }
                 };
-                for (entry, _) in chunk {
+                for (entry, expires_s) in chunk {
                     if entry.owner != user.as_str().as_bytes() || entry.namespace != self.namespace {
                         damage = Some(format!("a chunk of user {user:?} above {last} is not that user's"));
                         return false;
                     }
                     // Chunks may overlap where a crash repeated some settling: what was had is passed over.
                     let (seq, size) = (entry.seq, entry.payload.as_bytes().len());
-                    let hidden = plan.hidden.iter().any(|(from, to)| (*from..=*to).contains(&seq));
+                    let hidden = plan.hidden.iter().any(|(from, to)| (*from..=*to).contains(&seq))
+                        || plan.gone.hides(seq)
+                        || is_past(expires_s, plan.now_s);
                     if seq <= last || seq > plan.settled || hidden {
                         continue;
                     }
@@ -194,10 +207,10 @@ impl Shared {
         let (mut total, mut after) = (0, 0);
         loop {
             let limit = ReadLimit { entries: 4096, bytes: 1 << 20 };
-            let entries = self.read(user, after, limit)?;
+            let Found { entries, .. } = self.read(user, after, limit)?;
             let Some(last) = entries.last() else { return Ok(total) };
             after = last.seq;
-            let received = self.index.with(user, |log| log.received.clone())?;
+            let received = self.index.with(user, |log| log.cursors.received())?;
             let pending = entries.iter().filter(|entry| !received.contains(entry.seq));
             total += pending.map(|entry| entry.payload.as_bytes().len() as u64).sum::<u64>();
         }
@@ -219,6 +232,33 @@ impl Shared {
         if limit > 0 {
             self.engine.scan(Table::Users, &from, visit).map_err(failed)?;
         }
-        users.into_iter().map(|user| Ok((user.clone(), self.index.with(&user, state)?))).collect()
+        let now_s = self.clock.now_s();
+        users.into_iter().map(|user| Ok((user.clone(), self.index.with(&user, |log| state(log, now_s))?))).collect()
+    }
+
+    /// See [`Store::missed`](super::Store::missed).
+    pub(super) fn missed(
+        &self,
+        user: &UserId,
+        device: Option<&DeviceId>,
+        from: Seq,
+        to: Seq,
+    ) -> Result<Vec<Missed>, StoreError> {
+        self.index.with(user, |log| {
+            let received = log.cursors.get(device).map(|cursor| cursor.received.through()).unwrap_or_default();
+            let mut missed = Vec::new();
+            for (from, to, reason) in log.gone.explain(from, to) {
+                match reason {
+                    Some(reason) => missed.push(Missed { from, to, reason }),
+                    None => {
+                        let had = received.max(log.released()).min(to);
+                        missed.extend((from <= had).then_some(Missed { from, to: had, reason: Loss::Received }));
+                        let rest = from.max(had + 1);
+                        missed.extend((rest <= to).then_some(Missed { from: rest, to, reason: Loss::Expired }));
+                    }
+                }
+            }
+            missed
+        })
     }
 }

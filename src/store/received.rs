@@ -51,6 +51,20 @@ impl Received {
         head.saturating_sub(self.through).saturating_sub(islands)
     }
 
+    /// What is in both. Where that would be more islands than are remembered, the lowest are left out.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        let ranges =
+            |set: &Self| std::iter::once((1, set.through)).chain(set.islands.iter().copied()).collect::<Vec<_>>();
+        let mut common = Self::default();
+        for (low, high) in ranges(self) {
+            for (from, to) in ranges(other) {
+                common.insert(low.max(from), high.min(to));
+            }
+        }
+        common
+    }
+
     /// Adds `from..=to`; an empty range adds nothing. True if anything was new.
     pub fn insert(&mut self, from: Seq, to: Seq) -> bool {
         let from = from.max(1);
@@ -117,6 +131,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_in_both_is_in_the_intersection(
+            one in prop::collection::vec((1_u64..40, 0_u64..6), 0..6),
+            other in prop::collection::vec((1_u64..40, 0_u64..6), 0..6),
+        ) {
+            let set = |ranges: &[(Seq, u64)]| {
+                let mut received = Received::default();
+                ranges.iter().for_each(|(from, length)| _ = received.insert(*from, from + length));
+                received
+            };
+            let (one, other) = (set(&one), set(&other));
+            let both = one.intersection(&other);
+            for seq in 1..50 {
+                prop_assert_eq!(both.contains(seq), one.contains(seq) && other.contains(seq), "{}", seq);
+            }
+        }
+
         #[test]
         fn behaves_as_a_set(ranges in prop::collection::vec((1_u64..40, 0_u64..6), 0..24)) {
             let (mut received, mut model) = (Received::default(), BTreeSet::new());

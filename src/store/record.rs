@@ -291,8 +291,10 @@ pub struct StoredId {
     pub recipients: u32,
     pub online: u32,
     pub offline: u32,
-    /// For whom it was not taken. May be a part: then the same id follows with the next.
+    /// For whom it was not taken.
     pub rejected: Vec<(String, u8)>,
+    /// That is a part of them: the same id follows with more.
+    pub more: bool,
 }
 
 impl Ids {

@@ -14,14 +14,21 @@ use std::{
 };
 
 use super::{
-    Durability, StoreError,
+    Durability, Loss, Reason, Rejected, StoreError,
+    append::once_found,
+    clock::Clock,
     commit::RecordInfo,
     engine::{Engine, EngineError, Table},
+    ids::{Ids, answered},
     index::Index,
+    journal::Options,
     log::{Log, Slot},
-    record::{Header, Item, RecordReader, Row, fingerprint, inbox_key, is_inbox_key_of, journal_number},
+    record::{
+        Header, Ids as IdChunk, Item, RecordReader, Row, StoredCursor, StoredId, fingerprint, inbox_key,
+        is_inbox_key_of, journal_number,
+    },
 };
-use crate::message::{Seq, UserId};
+use crate::message::{CollapseKey, DeviceId, Seq, UserId};
 
 const FORMAT_KEY: &[u8] = b"format";
 const NAMESPACE_KEY: &[u8] = b"namespace";
@@ -34,25 +41,52 @@ pub(super) const SETTLED_KEY: &[u8] = b"settled";
 const OPEN_ALWAYS: &[u8] = b"always";
 const OPEN_LOSSY: &[u8] = b"lossy";
 
+/// The latest time the store's clock is known to have shown, in milliseconds of the Unix epoch.
+pub(super) const CLOCK_KEY: &[u8] = b"clock";
+
 /// The version of everything in the tables.
-const FORMAT: &[u8] = b"mesa-1";
+const FORMAT: &[u8] = b"mesa-2";
+/// Read as it stands: all that has changed since has a version of its own.
+const FORMAT_BEFORE: &[u8] = b"mesa-1";
 
 /// What opening has found.
 pub(super) struct Recovered {
     pub index: Index,
-    pub records: VecDeque<RecordInfo>,
-    pub next_record: u64,
+    pub clock: Clock,
+    pub journal: RecoveredJournal,
+    /// Users of whose inboxes it has to be found out what is left.
+    pub trim: Vec<UserId>,
 }
 
-pub(super) fn recover(
-    engine: Arc<dyn Engine>,
-    namespace: &str,
-    durability: Durability,
-) -> Result<Recovered, StoreError> {
+/// What of it the commit thread goes on from.
+pub(super) struct RecoveredJournal {
+    pub records: VecDeque<RecordInfo>,
+    pub next_record: u64,
+    pub ids: Ids,
+    /// Where ids are stored, oldest first, with the time of the youngest.
+    pub id_chunks: VecDeque<(Vec<u8>, u64)>,
+    /// Bytes of payload in all inboxes, as far as rows tell.
+    pub inbox_bytes: u64,
+}
+
+pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Options) -> Result<Recovered, StoreError> {
     let failed = |error: EngineError| StoreError::Failed(error.0);
     check_format(&*engine).map_err(failed)??;
     check_namespace(&*engine, namespace).map_err(failed)??;
-    let lapses = begin(&*engine, durability).map_err(failed)?;
+    let settled = engine.get(Table::Meta, SETTLED_KEY).map_err(failed)?.and_then(|bytes| journal_number(&bytes));
+    let settled = settled.unwrap_or(0);
+    let written = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(settled);
+    if let Some(marked) = engine.marked().map_err(failed)?.filter(|marked| *marked > written) {
+        let told = format!(
+            "its journal ends with record {written}, but record {marked} was written and synced: the file `log/db` is \
+             damaged, or is an older one. Restore a backup, or look at what is left with `mesa inspect`; to go on with \
+             that as it is, delete the file `mark`"
+        );
+        return Err(StoreError::Damaged(told.into()));
+    }
+    let lapses = begin(&*engine, options.durability).map_err(failed)?;
+    drop_unfinished_commit(&*engine)?;
+    let clock_ms = engine.get(Table::Meta, CLOCK_KEY).map_err(failed)?;
     let mut replay = Replay {
         engine: engine.clone(),
         namespace: fingerprint(namespace),
@@ -60,6 +94,9 @@ pub(super) fn recover(
         logs: HashMap::default(),
         records: VecDeque::new(),
         now: Instant::now(),
+        rejected: Vec::new(),
+        once: Vec::new(),
+        last_ms: clock_ms.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?))).unwrap_or(0),
     };
     let mut damage = None;
     engine
@@ -74,24 +111,86 @@ pub(super) fn recover(
     if let Some(damage) = damage {
         return Err(damage);
     }
-    let settled = engine.get(Table::Meta, SETTLED_KEY).map_err(failed)?.and_then(|bytes| journal_number(&bytes));
-    let last = replay.records.back().map_or(0, |last| last.number).max(settled.unwrap_or(0));
-    if let Some(marked) = engine.marked().map_err(failed)?.filter(|marked| *marked > last) {
-        let told = format!(
-            "its journal ends with record {last}, but record {marked} was written and synced: the file `log/db` is damaged, \
-             or is an older one. Restore a backup of the whole directory; or, to go on with what is left, delete the file \
-             `mark` in it"
-        );
-        return Err(StoreError::Damaged(told.into()));
+    let last = replay.records.back().map_or(0, |last| last.number).max(settled);
+    let clock = Clock::new(replay.last_ms, options.ahead_ms.clone());
+    let mut ids = Ids::new(&options.limits);
+    let id_chunks = read_ids(&*engine, replay.namespace, &mut ids, clock.now_ms())?;
+    for once in replay.once {
+        ids.insert(&once.id, once.at_ms, answered(&once), clock.now_ms());
     }
     let index = Index::new(engine.clone(), lapses);
+    let mut trim = Vec::new();
     for (user, (mut log, known)) in replay.logs {
         forget_unfinished(&*engine, user.as_str(), log.settled).map_err(failed)?;
         log.pass_lapses(lapses - known);
-        log.release();
+        log.trimming = log.release() && log.counted < log.released();
+        trim.extend(log.trimming.then(|| user.clone()));
         index.insert(user, log);
     }
-    Ok(Recovered { index, records: replay.records, next_record: last + 1 })
+    let inbox_bytes = inbox_bytes(&*engine).map_err(failed)?;
+    let journal = RecoveredJournal { records: replay.records, next_record: last + 1, ids, id_chunks, inbox_bytes };
+    Ok(Recovered { index, clock, journal, trim })
+}
+
+fn last_record(engine: &dyn Engine) -> Result<Option<u64>, EngineError> {
+    Ok(engine.floor(Table::Journal, &[0xFF; 9])?.and_then(|(key, _)| journal_number(&key)))
+}
+
+/// Removes the last records where they say that their commit goes on and it does not: it was never answered, and is
+/// kept whole or not at all. From the highest down, so that what a crash leaves is found the next time.
+fn drop_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
+    let failed = |error: EngineError| StoreError::Failed(error.0);
+    while let Some((key, value)) = engine.floor(Table::Journal, &[0xFF; 9]).map_err(failed)? {
+        let Ok(mut reader) = RecordReader::new(&value) else { return Ok(()) };
+        let mut goes_on = false;
+        while let Some(item) = reader.next_item() {
+            // A record that cannot be read is told of when all are.
+            let Ok((_, item)) = item else { return Ok(()) };
+            goes_on = matches!(item, Item::More);
+        }
+        if !goes_on {
+            return Ok(());
+        }
+        engine.remove(Table::Journal, &key).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn read_ids(
+    engine: &dyn Engine,
+    namespace: u32,
+    ids: &mut Ids,
+    now_ms: u64,
+) -> Result<VecDeque<(Vec<u8>, u64)>, StoreError> {
+    let mut chunks = VecDeque::new();
+    let mut damage = None;
+    let read = engine.scan(Table::Ids, &[], &mut |key, value| match IdChunk::decode(&value) {
+        Ok(IdChunk::V1 { namespace: stored, ids: found }) if stored == namespace => {
+            ids.load(&found, now_ms);
+            chunks.push_back((key.to_vec(), found.iter().map(|id| id.at_ms).max().unwrap_or(0)));
+            true
+        }
+        Ok(IdChunk::V1 { .. }) => {
+            damage = Some("dispatch ids of another namespace".to_owned());
+            false
+        }
+        Err(error) => {
+            damage = Some(format!("dispatch ids: {error}"));
+            false
+        }
+    });
+    read.map_err(|error| StoreError::Failed(error.0))?;
+    damage.map_or(Ok(chunks), |damage| Err(StoreError::Damaged(damage.into())))
+}
+
+/// What rows say of the inboxes together. One that cannot be read is told to whoever asks for that user.
+fn inbox_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
+    let mut bytes = 0;
+    engine.scan(Table::Users, &[], &mut |_, value| {
+        bytes += Row::decode(&value).map_or(0, |row| row.into_stored().inbox.1);
+        true
+    })?;
+    Ok(bytes)
 }
 
 /// Removes chunks that were written for a settling that did not come to its end: no row counts on them, and all that is
@@ -111,6 +210,10 @@ fn forget_unfinished(engine: &dyn Engine, user: &str, settled: Seq) -> Result<()
 fn check_format(engine: &dyn Engine) -> Result<Result<(), StoreError>, EngineError> {
     match engine.get(Table::Meta, FORMAT_KEY)? {
         Some(found) if found == FORMAT => Ok(Ok(())),
+        Some(found) if found == FORMAT_BEFORE => {
+            engine.put(Table::Meta, FORMAT_KEY, FORMAT)?;
+            Ok(Ok(()))
+        }
         Some(found) => {
             let (found, ours) = (String::from_utf8_lossy(&found), String::from_utf8_lossy(FORMAT));
             let told =
@@ -167,6 +270,19 @@ struct Replay {
     logs: HashMap<UserId, (Log, u32), foldhash::fast::RandomState>,
     records: VecDeque<RecordInfo>,
     now: Instant,
+    /// What was rejected under the id that is about to be named, and ids that were.
+    rejected: Vec<Rejected>,
+    once: Vec<StoredId>,
+    /// The latest time that was written down.
+    last_ms: u64,
+}
+
+/// The message that stamps belong to.
+struct Message<'a> {
+    at: u32,
+    bytes: u32,
+    expires_s: u32,
+    collapse: &'a str,
 }
 
 impl Replay {
@@ -180,28 +296,56 @@ impl Replay {
             return Err(damaged(&"the record before it is missing"));
         }
         let mut reader = RecordReader::new(value).map_err(|error| damaged(&error))?;
-        let Header::V1 { namespace, .. } = reader.header;
+        let Header::V1 { namespace, at_ms } = reader.header;
         if namespace != self.namespace {
             return Err(damaged(&"it belongs to another namespace"));
         }
+        self.last_ms = self.last_ms.max(at_ms);
         let mut message = None;
         while let Some(item) = reader.next_item() {
             let (at, item) = item.map_err(|error| damaged(&error))?;
             match item {
-                Item::Message(payload) => message = Some((at, payload.len())),
+                // A payload has at most 64 KiB.
+                Item::Message(payload) => {
+                    message = Some(Message { at, bytes: payload.len() as u32, expires_s: 0, collapse: "" });
+                }
+                Item::MessageWith { payload, expires_s, collapse } => {
+                    message = Some(Message { at, bytes: payload.len() as u32, expires_s, collapse });
+                }
                 Item::To { user, seq } => {
-                    let (message_at, bytes) = message.ok_or_else(|| damaged(&"a stamp without a message"))?;
-                    // A payload has at most 64 KiB.
-                    let slot = Slot { seq, record: number, message_at, stamp_at: at, bytes: bytes as u32 };
-                    self.log(user, number)?.replay(slot);
+                    let message = message.as_ref().ok_or_else(|| damaged(&"a stamp without a message"))?;
+                    let Message { at: message_at, bytes, expires_s, collapse } = *message;
+                    let slot = Slot { seq, record: number, message_at, stamp_at: at, bytes, expires_s };
+                    // A key that is none was never one of ours: nothing takes the place of that entry.
+                    let key = if collapse.is_empty() { None } else { CollapseKey::new(collapse).ok() };
+                    self.log(user, number)?.replay(slot, key);
                 }
                 Item::Received { user, through, islands } => {
                     let log = self.log(user, number)?;
-                    log.received.insert(1, through);
-                    islands.into_iter().for_each(|(from, to)| _ = log.received.insert(from, to));
+                    log.cursors.receive(None, 1, through);
+                    islands.into_iter().for_each(|(from, to)| _ = log.cursors.receive(None, from, to));
                 }
                 Item::Seen { user, at_ms } => self.log(user, number)?.seen_ms = at_ms,
-                _ => {}
+                Item::Cursor { user, device, cursor } => {
+                    let device = device_of(device).map_err(|error| damaged(&error))?;
+                    self.log(user, number)?.replay_cursor(device, &cursor);
+                }
+                Item::Forgotten { user, device } => {
+                    let device = device_of(device).map_err(|error| damaged(&error))?;
+                    self.log(user, number)?.cursors.remove(device.as_ref());
+                }
+                Item::Gone { user, from, to, loss } => {
+                    let loss = Loss::from_stored(loss).ok_or_else(|| damaged(&"a loss of an unknown kind"))?;
+                    self.log(user, number)?.lose(from, to, loss);
+                }
+                Item::Rejected { user, reason } => {
+                    let reason = Reason::from_stored(reason).ok_or_else(|| damaged(&"an unknown reason"))?;
+                    self.rejected.push(Rejected { user: user.into(), reason });
+                }
+                Item::Once { .. } => {
+                    self.once.extend(once_found(&item, at_ms, &std::mem::take(&mut self.rejected)));
+                }
+                Item::More => {}
             }
         }
         self.records.push_back(RecordInfo { number, bytes: value.len(), committed: self.now });
@@ -218,8 +362,9 @@ impl Replay {
             let row = row.map(|bytes| Row::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
             let known = match &row {
                 Some(Row::V1 { lapses, .. }) => *lapses,
+                Some(Row::V2(stored)) => stored.lapses,
                 // Not even its row was kept: everything this log ever had may be lost, from the first lapse on.
-                _ => 0,
+                None => 0,
             };
             self.logs.insert(id, (Log::from_row(row, known.min(self.lapses)), known.min(self.lapses)));
         }
@@ -229,15 +374,33 @@ impl Replay {
     }
 }
 
+fn device_of(name: &str) -> Result<Option<DeviceId>, crate::message::NameError> {
+    if name.is_empty() { Ok(None) } else { DeviceId::new(name).map(Some) }
+}
+
 impl Log {
     /// Takes in an entry the journal still has. The row may know of it already: rows are written before the records
     /// they replace are removed.
-    fn replay(&mut self, slot: Slot) {
+    fn replay(&mut self, slot: Slot, key: Option<CollapseKey>) {
         self.head = self.head.max(slot.seq);
         self.assigned = self.head;
-        let last = self.slots.back().map_or(self.settled, |last| last.seq);
+        let last = self.last_slot().map_or(self.settled, |last| last.seq);
         if slot.seq > last {
-            self.slots.push_back(slot);
+            self.push(slot, key);
+        }
+    }
+
+    /// Takes in a cursor. The row may know of more that it has received.
+    fn replay_cursor(&mut self, device: Option<DeviceId>, cursor: &StoredCursor) {
+        match self.cursors.get(device.as_ref()) {
+            Some(_) => {
+                self.cursors.receive(device.as_ref(), 1, cursor.through);
+                for &(from, to) in &cursor.islands {
+                    self.cursors.receive(device.as_ref(), from, to);
+                }
+                self.cursors.saw(device.as_ref(), cursor.seen_ms);
+            }
+            None => self.cursors.restore(device, cursor),
         }
     }
 }

@@ -14,10 +14,17 @@ use std::{
 use bytes::Bytes;
 
 use super::{
+    Reason, Rejected,
+    append::once_found,
     commit::Committer,
     engine::{EngineError, Table},
-    record::{CHUNK_BYTES, Chunk, Item, RecordReader, chunk_entries, inbox_key, is_inbox_key_of, journal_key},
-    recovery::SETTLED_KEY,
+    ids,
+    log::{Tally, earlier, is_past},
+    record::{
+        CHUNK_BYTES, Chunk, Header, Item, RecordReader, StoredId, chunk_entries, inbox_key, is_inbox_key_of,
+        journal_key,
+    },
+    recovery::{CLOCK_KEY, SETTLED_KEY},
 };
 use crate::message::{Seq, UserId};
 
@@ -47,7 +54,17 @@ pub(super) struct Settling {
     /// Those who are not done yet, once all records have been read.
     left: Vec<UserId>,
     /// Their entries that are still pending.
-    pending: HashMap<UserId, Vec<(Seq, Bytes)>, foldhash::fast::RandomState>,
+    pending: HashMap<UserId, Vec<Pending>, foldhash::fast::RandomState>,
+    /// Ids that are named in them, and what was rejected under the next one.
+    ids: Vec<StoredId>,
+    rejected: Vec<Rejected>,
+}
+
+/// An entry on its way into an inbox.
+struct Pending {
+    seq: Seq,
+    expires_s: u32,
+    payload: Bytes,
 }
 
 impl Committer {
@@ -79,6 +96,7 @@ impl Committer {
                 self.settle_user(&user, &entries.unwrap_or_default())?;
             } else if settling.removed < settling.records {
                 if settling.removed == 0 {
+                    self.put_ids(std::mem::take(&mut settling.ids), settling.records)?;
                     self.put_settled(settling.records)?;
                 }
                 self.remove_oldest()?;
@@ -120,20 +138,26 @@ impl Committer {
     }
 
     /// Moves a user's entries to the inbox, and writes down where the log stands.
-    fn settle_user(&self, user: &UserId, entries: &[(Seq, Bytes)]) -> Result<(), EngineError> {
-        self.put_chunks(user, entries)?;
-        if let Some((last, _)) = entries.last() {
+    fn settle_user(&self, user: &UserId, entries: &[Pending]) -> Result<(), EngineError> {
+        let now_s = self.shared.clock.now_s();
+        let kept: Vec<_> = entries.iter().filter(|entry| !is_past(entry.expires_s, now_s)).collect();
+        self.put_chunks(user, &kept)?;
+        if let Some(last) = entries.last() {
+            let (mut tally, mut expires_s) = (Tally::default(), 0);
+            kept.iter().for_each(|entry| {
+                tally.add(entry.payload.len() as u64);
+                expires_s = earlier(expires_s, entry.expires_s);
+            });
             // From here on readers ask the inbox, which has them.
             self.with(user, |log| {
-                log.settled = log.settled.max(*last);
-                log.chunks = true;
+                log.inbox.entries += tally.entries;
+                log.inbox.bytes += tally.bytes;
+                log.inbox_expires_s = earlier(log.inbox_expires_s, expires_s);
+                log.settle(last.seq);
             })?;
         }
         self.put_row(user)?;
         let trim = self.with(user, |log| {
-            while log.slots.front().is_some_and(|slot| slot.seq <= log.settled) {
-                log.slots.pop_front();
-            }
             let trim = log.release();
             log.trimming |= trim;
             trim
@@ -147,7 +171,24 @@ impl Committer {
     /// Writes down that this many of the oldest records are not needed any more, so that nobody misses them.
     fn put_settled(&self, records: usize) -> Result<(), EngineError> {
         let Some(last) = records.checked_sub(1).and_then(|at| self.records.get(at)) else { return Ok(()) };
+        self.shared.engine.put(Table::Meta, CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;
         self.shared.engine.put(Table::Meta, SETTLED_KEY, &journal_key(last.number))
+    }
+
+    /// Moves ids that a repeat may still come for to their own table, before the records that name them go.
+    fn put_ids(&mut self, mut ids: Vec<StoredId>, records: usize) -> Result<(), EngineError> {
+        let Some(last) = records.checked_sub(1).and_then(|at| self.records.get(at)) else { return Ok(()) };
+        let number = last.number;
+        let now_ms = self.shared.clock.now_ms();
+        ids.retain(|id| self.ids.is_young(id.at_ms, now_ms));
+        let youngest_ms = ids.iter().map(|id| id.at_ms).max().unwrap_or(0);
+        for (at, chunk) in ids::chunks(self.shared.namespace, ids).into_iter().enumerate() {
+            let mut key = journal_key(number).to_vec();
+            key.extend((at as u32).to_be_bytes());
+            self.shared.engine.put(Table::Ids, &key, &chunk.encode())?;
+            self.sweep.remember(key, youngest_ms);
+        }
+        Ok(())
     }
 
     /// Removes the oldest record: everything it says is said elsewhere.
@@ -162,16 +203,31 @@ impl Committer {
     fn gather_record(&self, number: u64, value: &Bytes, settling: &mut Settling) -> Result<(), EngineError> {
         let damaged = |error: &dyn std::fmt::Display| EngineError::new(format!("journal record {number}: {error}"));
         let mut reader = RecordReader::new(value).map_err(|error| damaged(&error))?;
+        let Header::V1 { at_ms, .. } = reader.header;
         let mut message: &[u8] = &[];
         while let Some(item) = reader.next_item() {
             let (_, item) = item.map_err(|error| damaged(&error))?;
             let user = match item {
-                Item::Message(payload) => {
+                Item::Message(payload) | Item::MessageWith { payload, .. } => {
                     message = payload;
                     continue;
                 }
-                Item::To { user, .. } | Item::Received { user, .. } | Item::Seen { user, .. } => user,
-                _ => continue,
+                Item::Rejected { user, reason } => {
+                    let reason = Reason::from_stored(reason).unwrap_or(Reason::Invalid);
+                    settling.rejected.push(Rejected { user: user.into(), reason });
+                    continue;
+                }
+                Item::Once { .. } => {
+                    settling.ids.extend(once_found(&item, at_ms, &std::mem::take(&mut settling.rejected)));
+                    continue;
+                }
+                Item::More => continue,
+                Item::To { user, .. }
+                | Item::Received { user, .. }
+                | Item::Seen { user, .. }
+                | Item::Cursor { user, .. }
+                | Item::Forgotten { user, .. }
+                | Item::Gone { user, .. } => user,
             };
             let user = match settling.users.get(user) {
                 Some(user) => user.clone(),
@@ -182,70 +238,80 @@ impl Committer {
                 }
             };
             if let Item::To { seq, .. } = item {
-                let pending = self.with(&user, |log| {
-                    let slot = log.slots.binary_search_by_key(&seq, |slot| slot.seq);
-                    slot.is_ok_and(|at| log.slots[at].record == number && seq > log.settled)
+                let expires_s = self.with(&user, |log| {
+                    let slot = log.slot(seq).filter(|slot| slot.record == number && seq > log.settled);
+                    slot.map(|slot| slot.expires_s)
                 })?;
-                if pending {
-                    settling.pending.entry(user).or_default().push((seq, value.slice_ref(message)));
+                if let Some(expires_s) = expires_s {
+                    let payload = value.slice_ref(message);
+                    settling.pending.entry(user).or_default().push(Pending { seq, expires_s, payload });
                 }
             }
         }
         Ok(())
     }
 
-    fn put_chunks(&self, user: &UserId, entries: &[(Seq, Bytes)]) -> Result<(), EngineError> {
+    fn put_chunks(&self, user: &UserId, entries: &[&Pending]) -> Result<(), EngineError> {
         let mut rest = entries;
-        while let Some((first, _)) = rest.first() {
+        while let Some(first) = rest.first() {
             let mut bytes = 0;
-            let fits = |(_, payload): &&(Seq, Bytes)| {
-                bytes += payload.len() + 16;
+            let fits = |entry: &&&Pending| {
+                bytes += entry.payload.len() + 16;
                 bytes <= CHUNK_BYTES
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (chunk, after) = rest.split_at(count);
-            let entries = chunk.iter().map(|(seq, payload)| (*seq, &payload[..])).collect();
-            let value = Chunk::V1 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
-            self.shared.engine.put(Table::Inbox, &inbox_key(user.as_str(), *first), &value)?;
+            let entries = chunk.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
+            let value = Chunk::V2 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
+            self.shared.engine.put(Table::Inbox, &inbox_key(user.as_str(), first.seq), &value)?;
             rest = after;
         }
         Ok(())
     }
 
-    /// Removes the chunks of a user's inbox in which everything has been released.
+    /// Removes the chunks of a user's inbox in which everything has been released, and takes them off its tally.
     pub(super) fn trim(&self, user: &UserId) -> Result<(), EngineError> {
-        let (released, settled) = self.with(user, |log| {
+        let (released, settled, counted, hidden) = self.with(user, |log| {
             log.trimming = false;
-            (log.released(), log.settled)
+            (log.released(), log.settled, log.counted, log.gone.clone())
         })?;
         let (mut gone, mut left) = (Vec::new(), false);
-        let mut damage = None;
+        let mut sizes = Vec::new();
         self.shared.engine.scan(Table::Inbox, &inbox_key(user.as_str(), 0), &mut |key, value| {
             if !is_inbox_key_of(key, user.as_str()) {
                 return false;
             }
             // Where all of the inbox was released there is no need to look into it.
-            let last = if released >= settled {
-                0
-            } else {
-                match chunk_entries(&value) {
-                    Ok(entries) => entries.last().map_or(0, |(entry, _)| entry.seq),
+            if released < settled {
+                let entries = match chunk_entries(&value) {
+                    Ok(entries) => entries,
                     Err(error) => {
-                        damage = Some(EngineError::new(format!("a chunk of user {user:?}: {error}")));
-                        return false;
+                        tracing::error!(%user, %error, "a chunk of this user's inbox cannot be read: it is left as it is");
+                        left = true;
+                        return true;
                     }
+                };
+                let counts = |seq: Seq| seq > counted && seq <= released && !hidden.hides(seq);
+                let counting = entries.iter().filter(|(entry, _)| counts(entry.seq));
+                sizes.extend(counting.map(|(entry, _)| entry.payload.as_bytes().len() as u64));
+                if entries.last().is_some_and(|(entry, _)| entry.seq > released) {
+                    left = true;
+                    return false;
                 }
-            };
-            left = last > released;
-            if !left {
-                gone.push(key.to_vec());
             }
-            !left
+            gone.push(key.to_vec());
+            true
         })?;
-        if let Some(damage) = damage {
-            return Err(damage);
-        }
         gone.iter().try_for_each(|key| self.shared.engine.remove(Table::Inbox, key))?;
-        self.with(user, |log| log.chunks &= left || log.settled > settled)
+        self.with(user, |log| {
+            if released >= settled && log.settled == settled {
+                log.inbox = Tally::default();
+                log.inbox_expires_s = 0;
+            } else {
+                sizes.iter().for_each(|bytes| log.inbox.subtract(*bytes));
+            }
+            log.counted = log.counted.max(released);
+            log.chunks &= left || log.settled > settled;
+        })
     }
 }

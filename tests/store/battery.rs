@@ -63,9 +63,9 @@ async fn ten_thousand_recipients_and_large_messages_fit() {
             let payload = Payload::encode(0, Some(&large), None).unwrap();
             for payload in [message(7), payload] {
                 let appended = store.append(Append::new(payload.clone(), recipients.clone()));
-                let seqs = appended.await.unwrap().seqs;
+                let seqs: Vec<_> = appended.await.unwrap().seqs.into_iter().map(Result::unwrap).collect();
                 for at in [0, 1, 777, 1500, 9_999] {
-                    let entries = store.read(&recipients[at], seqs[at] - 1, ALL).unwrap();
+                    let entries = store.read(&recipients[at], seqs[at] - 1, ALL).unwrap().entries;
                     assert_eq!((entries.len(), entries[0].seq), (1, seqs[at]));
                     assert_eq!(entries[0].payload, payload);
                 }
@@ -84,7 +84,7 @@ async fn a_read_is_bounded_but_never_empty_handed() {
             for n in 0..10 {
                 append(&*store, n, &["a"]).await.unwrap();
             }
-            let count = |limit| store.read(&user("a"), base, limit).unwrap().len();
+            let count = |limit| store.read(&user("a"), base, limit).unwrap().entries.len();
             assert_eq!(count(ReadLimit { entries: 3, bytes: usize::MAX }), 3);
             assert_eq!(count(ReadLimit { entries: 100, bytes: 1 }), 1);
             assert_eq!(count(ReadLimit { entries: 100, bytes: message(0).as_bytes().len() * 4 }), 4);
@@ -106,7 +106,7 @@ async fn what_was_received_is_not_read_again_and_what_is_held_still_is() {
             let seqs = |after| read(&*store, "a", after).into_iter().map(|(seq, _)| seq - base).collect::<Vec<_>>();
             let note = |from, to, hold: Option<u64>| {
                 let received = Some((base + from, base + to));
-                store.note(&user("a"), Note { received, hold: hold.map(|hold| base + hold), seen: None });
+                store.note(&user("a"), Note { received, hold: hold.map(|hold| base + hold), ..Note::default() });
             };
             note(6, 7, None);
             assert_eq!(seqs(base), [1, 2, 3, 4, 5, 8, 9, 10], "an island is not shown again");
@@ -152,7 +152,7 @@ async fn listeners_hear_of_a_commit_when_it_can_be_read() {
             let Some(store) = reading.upgrade() else { return };
             for user in users {
                 let entries = store.recent(user, 0, ALL).unwrap();
-                listening.lock().unwrap().push((user.to_string(), entries.last().map(number)));
+                listening.lock().unwrap().push((user.to_string(), entries.entries.last().map(number)));
             }
         }));
         append(&*store, 1, &["b", "a"]).await.unwrap();
@@ -170,7 +170,7 @@ async fn users_are_listed_in_order_page_by_page() {
             append(&*store, 1, &[id]).await.unwrap();
         }
         let seen = SystemTime::now();
-        store.note(&user("seen"), Note { received: None, hold: None, seen: Some(seen) });
+        store.note(&user("seen"), Note { seen: Some(seen), ..Note::default() });
         until("a user who was only seen to be listed", || store.users(None, 100).unwrap().len() == 6).await;
         let page = |after: Option<&str>, limit| {
             let users = store.users(after.map(user).as_ref(), limit).unwrap();

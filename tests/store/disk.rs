@@ -231,7 +231,7 @@ async fn the_disk_stays_near_the_largest_backlog() {
         for _ in 0..400 {
             let payload = mesa::message::Payload::encode(0, Some(&large), None).unwrap();
             let append = mesa::store::Append::new(payload, vec![user("a")]);
-            last = store.append(append).await.unwrap().seqs[0];
+            last = store.append(append).await.unwrap().seqs[0].unwrap();
         }
         receive(&*store, "a", 1, last);
         until("everything to be trimmed", || store.state(&user("a")).unwrap().pending == 0).await;

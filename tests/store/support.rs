@@ -17,11 +17,12 @@ use tempfile::TempDir;
 pub const ALL: ReadLimit = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
 
 /// Settles everything as soon as it is committed.
-pub const AT_ONCE: Tuning = Tuning { settle_after: Duration::ZERO, journal_bytes_max: 64 << 20, idle_seconds: 0 };
+pub const AT_ONCE: Tuning =
+    Tuning { settle_after: Duration::ZERO, journal_bytes_max: 64 << 20, idle_seconds: 0, sweep_pause: Duration::ZERO };
 
 /// Settles nothing for as long as a test lasts.
 pub const NEVER: Tuning =
-    Tuning { settle_after: Duration::from_secs(3600), journal_bytes_max: usize::MAX, idle_seconds: 3600 };
+    Tuning { settle_after: Duration::from_secs(3600), journal_bytes_max: usize::MAX, idle_seconds: 3600, ..AT_ONCE };
 
 /// Where a store is: it can be opened again and again.
 pub enum Place {

@@ -39,7 +39,12 @@ fn message(args: &DispatchArgs) -> Result<Message, Failure> {
             "the data is not JSON ({error}); it should look like '{{\"text\":\"Hello\"}}', in quotes"
         ))
     })?;
-    let message = Message { op: args.op, d: Some(data), t: args.kind.clone(), o: Options { sync: !args.no_sync, ..Options::default() } };
+    let message = Message {
+        op: args.op,
+        d: Some(data),
+        t: args.kind.clone(),
+        o: Options { sync: !args.no_sync, ..Options::default() },
+    };
     // The server would say the same; this saves the way.
     message.payload().map_err(Failure::usage)?;
     Ok(message)

@@ -82,6 +82,11 @@ impl Engine for Sled {
         .map_err(EngineError::new)
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>, EngineError> {
+        let disk = rustix::fs::fstatvfs(&self.file).map_err(EngineError::new)?;
+        Ok(Some(disk.f_bavail.saturating_mul(disk.f_frsize)))
+    }
+
     fn mark(&self, record: u64) -> Result<(), EngineError> {
         self.mark.write_all_at(&record.to_be_bytes(), 0).map_err(EngineError::new)
     }

@@ -3,14 +3,14 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     thread,
     time::{Duration, Instant},
 };
 
 use super::{Sled, directory::Locked};
 use crate::store::{
-    Durability, Store, StoreError,
+    Durability, Limits, Store, StoreError,
     journal::{self, Options},
 };
 
@@ -36,12 +36,17 @@ pub struct DiskOptions {
     pub cache_bytes: u64,
     /// Ops that may wait for the commit thread; more wait for room.
     pub queue: usize,
+    /// What is kept at most.
+    pub limits: Limits,
     /// Called instead of syncing the file. For tests of what happens when a disk fails.
     #[doc(hidden)]
     pub sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
     /// See [`journal::Tuning`]. For tests.
     #[doc(hidden)]
     pub tuning: journal::Tuning,
+    /// See [`journal::Options::ahead_ms`].
+    #[doc(hidden)]
+    pub ahead_ms: Arc<AtomicU64>,
 }
 
 impl DiskOptions {
@@ -54,8 +59,10 @@ impl DiskOptions {
             durability: Durability::Always,
             cache_bytes: 64 << 20,
             queue: 10_000,
+            limits: Limits::default(),
             sync: None,
             tuning: journal::Tuning::default(),
+            ahead_ms: Arc::default(),
         }
     }
 }
@@ -70,7 +77,9 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
         namespace: options.namespace,
         durability: options.durability,
         queue: options.queue,
+        limits: options.limits,
         tuning: options.tuning,
+        ahead_ms: options.ahead_ms,
     };
     journal::open(Arc::new(engine), journal)
 }

@@ -1,0 +1,272 @@
+//! What goes into a commit: appends, for whom they are taken and for whom not, receipts, and who was seen.
+
+use super::{
+    Answered, Append, Appended, Loss, Once, Overflow, Reason, Rejected, StoreError,
+    clock::seconds,
+    commit::{Commit, Committer},
+    engine::EngineError,
+    ids,
+    log::{Log, Slot},
+    record::{Item, RECORD_BYTES, VALUE_BYTES_MAX},
+};
+use crate::message::{COLLAPSE_KEY_CHARACTERS_MAX, Seq, USER_ID_BYTES_MAX, UserId};
+
+/// Room a record keeps for what is said of one recipient: a stamp, and what went for it.
+const STAMP_BYTES_MAX: usize = 3 * (USER_ID_BYTES_MAX + 32);
+
+/// Room for the options of a message.
+const OPTIONS_BYTES_MAX: usize = 4 * COLLAPSE_KEY_CHARACTERS_MAX + 16;
+
+/// Room for one rejected user: what is longer than a kilobyte is cut off before it comes here.
+const REJECTED_BYTES_MAX: usize = 1100;
+
+/// Room for an id with its answer.
+const ONCE_BYTES_MAX: usize = 600;
+
+/// Room for one cursor, with as many islands as there can be.
+const CURSOR_BYTES_MAX: usize = USER_ID_BYTES_MAX + 700;
+
+/// An append under way.
+struct Message<'a> {
+    append: &'a Append,
+    /// When it expires, in seconds of the Unix epoch; 0 = never.
+    expires_s: u32,
+    /// Where it stands in the open record, if it does.
+    at: Option<u32>,
+}
+
+/// What the log of a recipient has to say to a message.
+enum Step {
+    /// It gets this place; that entry goes for it.
+    Given(Seq, Option<Seq>),
+    /// There is no row yet that says that this user is known.
+    NeedsRow,
+    /// There is no room for it.
+    NeedsRoom,
+    /// Another gap would make it forget one that still hides something in the inbox.
+    NeedsPurge,
+}
+
+impl Committer {
+    pub(super) fn add_append(&mut self, commit: &mut Commit, append: Append) -> Result<Appended, EngineError> {
+        let now_ms = self.shared.clock.now_ms();
+        if let Some(once) = &append.once {
+            if let Some(answered) = self.ids.get(&once.id, now_ms) {
+                return Ok(Appended { answered: Some(answered.clone()), duplicate: true, ..Appended::default() });
+            }
+        }
+        let lives = append.ttl.into_iter().chain(self.limits.age).min();
+        // Rounded up: nothing goes before its time.
+        let expires_s = lives.map_or(0, |lives| seconds(now_ms + 999 + lives.as_millis() as u64).max(1));
+        let mut message = Message { append: &append, expires_s, at: None };
+        let (mut seqs, mut dropped) = (Vec::with_capacity(append.recipients.len()), 0);
+        for user in &append.recipients {
+            seqs.push(self.add_recipient(commit, &mut message, user, &mut dropped)?);
+        }
+        let answered = append.once.as_ref().map(|once| self.add_once(commit, once, &append.recipients, &seqs, now_ms));
+        Ok(Appended { seqs, answered, duplicate: false, dropped })
+    }
+
+    fn add_recipient(
+        &self,
+        commit: &mut Commit,
+        message: &mut Message<'_>,
+        user: &UserId,
+        dropped: &mut u64,
+    ) -> Result<Result<Seq, Reason>, EngineError> {
+        let bytes = message.append.payload.as_bytes().len();
+        let mut tried = false;
+        let (seq, replaced) = loop {
+            let step = self.try_with(user, |log| self.step(log, message, commit.number));
+            match step {
+                Ok(Step::Given(seq, replaced)) => break (seq, replaced),
+                // Before anything else of this commit is in it: a row must not know of what may never be written.
+                Ok(Step::NeedsRow) => self.put_row(user)?,
+                Ok(Step::NeedsPurge) => self.purge(user)?,
+                Ok(Step::NeedsRoom) if tried => return Ok(Err(Reason::Quota)),
+                Ok(Step::NeedsRoom) => {
+                    tried = true;
+                    *dropped += self.make_room(commit, user, bytes as u64)?;
+                }
+                Err(StoreError::Damaged(damage)) => {
+                    tracing::error!(%user, %damage, "a message was not taken for a user whose log is damaged");
+                    return Ok(Err(Reason::Damaged));
+                }
+                Err(error) => return Err(EngineError::new(error)),
+            }
+        };
+        // A message that does not fit behind the others begins a record of its own, and one whose recipients do not
+        // fit is repeated in the next.
+        let length = commit.bytes();
+        let full = match message.at {
+            None => length > 0 && length + bytes + OPTIONS_BYTES_MAX + STAMP_BYTES_MAX > RECORD_BYTES,
+            Some(_) => length + STAMP_BYTES_MAX > if bytes > RECORD_BYTES / 2 { VALUE_BYTES_MAX } else { RECORD_BYTES },
+        };
+        if full {
+            commit.next_record();
+            message.at = None;
+        }
+        let at = message.at.unwrap_or_else(|| commit.push(&self.shared, &message.item()));
+        message.at = Some(at);
+        let stamp_at = commit.push(&self.shared, &Item::To { user: user.as_str(), seq });
+        if let Some(from) = replaced {
+            let loss = Loss::Collapsed as u8;
+            commit.push(&self.shared, &Item::Gone { user: user.as_str(), from, to: from, loss });
+        }
+        let record = commit.number;
+        // A payload has at most 64 KiB.
+        let bytes = bytes as u32;
+        let slot = Slot { seq, record, message_at: at, stamp_at, bytes, expires_s: message.expires_s };
+        self.with(user, |log| {
+            if let Some(replaced) = replaced {
+                log.collapse(replaced);
+            }
+            log.push(slot, message.append.collapse.clone());
+        })?;
+        commit.entries.push((user.clone(), seq, record));
+        Ok(Ok(seq))
+    }
+
+    fn step(&self, log: &mut Log, message: &Message<'_>, record: u64) -> Step {
+        if log.row_lapses != Some(self.shared.index.lapses()) {
+            return Step::NeedsRow;
+        }
+        let replaced = message.append.collapse.as_ref().and_then(|key| log.keyed(key)).map(|keyed| keyed.seq);
+        // What takes the place of another needs no more room than that had, but for bytes.
+        if !log.fits(message.append.payload.as_bytes().len() as u64, &self.limits) && replaced.is_none() {
+            return Step::NeedsRoom;
+        }
+        if replaced.is_some() && log.gone.is_full() {
+            return Step::NeedsPurge;
+        }
+        log.assigned += 1;
+        log.last_record = record;
+        Step::Given(log.assigned, replaced)
+    }
+
+    /// Makes room for a message of so many bytes, where that can be done; returns how many entries went for it.
+    fn make_room(&self, commit: &mut Commit, user: &UserId, bytes: u64) -> Result<u64, EngineError> {
+        self.purge_if_due(user)?;
+        if self.limits.overflow == Overflow::Reject {
+            return Ok(0);
+        }
+        let Some((from, to, entries)) = self.drop_oldest(user, bytes)? else { return Ok(0) };
+        commit.push(&self.shared, &Item::Gone { user: user.as_str(), from, to, loss: Loss::Quota as u8 });
+        Ok(entries)
+    }
+
+    /// Remembers the answer to an append that is done once.
+    fn add_once(
+        &mut self,
+        commit: &mut Commit,
+        once: &Once,
+        recipients: &[UserId],
+        seqs: &[Result<Seq, Reason>],
+        now_ms: u64,
+    ) -> Answered {
+        let taken = |at: usize| seqs.get(at).is_none_or(Result::is_ok);
+        let online = once.online.iter().enumerate().filter(|(at, online)| **online && taken(*at)).count();
+        let offline = once.online.iter().enumerate().filter(|(at, online)| !**online && taken(*at)).count();
+        let refused_here = recipients.iter().zip(seqs).filter_map(|(user, seq)| {
+            let reason = seq.err()?;
+            Some(Rejected { user: user.as_str().into(), reason })
+        });
+        let answered = Answered {
+            recipients: (once.online.len() + once.refused.len()) as u32,
+            online: online as u32,
+            offline: offline as u32,
+            rejected: once.refused.iter().cloned().chain(refused_here).collect(),
+        };
+        for one in &answered.rejected {
+            commit.make_room(REJECTED_BYTES_MAX);
+            commit.push(&self.shared, &Item::Rejected { user: &one.user, reason: one.reason as u8 });
+        }
+        commit.make_room(ONCE_BYTES_MAX);
+        let Answered { recipients, online, offline, .. } = answered;
+        commit.push(&self.shared, &Item::Once { id: once.id.as_str(), recipients, online, offline });
+        self.ids.insert(once.id.as_str(), now_ms, answered.clone(), now_ms);
+        answered
+    }
+
+    pub(super) fn add_clear(&self, commit: &mut Commit, user: &UserId) -> Result<u64, EngineError> {
+        let now_s = self.shared.clock.now_s();
+        let (cleared, gone, trim) = self.with(user, |log| {
+            // Also what this very commit has given out: it came before.
+            let (_, cleared) = log.pending(log.assigned, now_s);
+            let from = log.cursors.through() + 1;
+            let gone = (from <= log.assigned).then_some((from, log.assigned));
+            if let Some((from, to)) = gone {
+                log.cursors.all_receive(1, to);
+                log.gone.insert(from, to, Loss::Cleared);
+            }
+            let trim = log.release();
+            log.trimming |= trim;
+            (cleared, gone, trim)
+        })?;
+        if trim {
+            self.shared.queue.trim(user.clone());
+        }
+        if let Some((from, to)) = gone {
+            commit.make_room(STAMP_BYTES_MAX);
+            commit.push(&self.shared, &Item::Gone { user: user.as_str(), from, to, loss: Loss::Cleared as u8 });
+        }
+        self.add_note(commit, user)?;
+        Ok(cleared)
+    }
+
+    pub(super) fn add_notes(&self, commit: &mut Commit, dirty: Vec<UserId>) -> Result<(), EngineError> {
+        dirty.into_iter().try_for_each(|user| self.add_note(commit, &user))
+    }
+
+    /// Writes down what a user's cursors have received and when he was seen, as it stands now.
+    fn add_note(&self, commit: &mut Commit, user: &UserId) -> Result<(), EngineError> {
+        let lapses = self.shared.index.lapses();
+        let new = match self.try_with(user, |log| log.row_lapses != Some(lapses)) {
+            // Only a log that was never loaded can turn out to be damaged, and that has nothing to note.
+            Err(StoreError::Damaged(_)) => return Ok(()),
+            new => new.map_err(EngineError::new)?,
+        };
+        if new {
+            self.put_row(user)?;
+        }
+        let (changes, at_ms) = self.with(user, |log| {
+            log.dirty = false;
+            (log.cursors.take_changes(), log.seen_ms)
+        })?;
+        for (device, cursor) in changes.cursors {
+            commit.make_room(CURSOR_BYTES_MAX);
+            let device = device.as_ref().map_or("", |device| device.as_str());
+            commit.push(&self.shared, &Item::Cursor { user: user.as_str(), device, cursor });
+        }
+        for device in changes.forgotten {
+            commit.make_room(CURSOR_BYTES_MAX);
+            let device = device.as_ref().map_or("", |device| device.as_str());
+            commit.push(&self.shared, &Item::Forgotten { user: user.as_str(), device });
+        }
+        if at_ms > 0 {
+            commit.make_room(CURSOR_BYTES_MAX);
+            commit.push(&self.shared, &Item::Seen { user: user.as_str(), at_ms });
+        }
+        let number = commit.number;
+        self.with(user, |log| log.last_record = number)
+    }
+}
+
+impl Message<'_> {
+    fn item(&self) -> Item<'_> {
+        let payload = self.append.payload.as_bytes();
+        match (&self.append.collapse, self.expires_s) {
+            (None, 0) => Item::Message(payload),
+            (collapse, expires_s) => {
+                let collapse = collapse.as_ref().map_or("", |key| key.as_str());
+                Item::MessageWith { payload, expires_s, collapse }
+            }
+        }
+    }
+}
+
+/// What is to be stored of an id that was found in the journal.
+pub(super) fn once_found(item: &Item<'_>, at_ms: u64, rejected: &[Rejected]) -> Option<super::record::StoredId> {
+    let Item::Once { id, recipients, online, offline } = *item else { return None };
+    Some(ids::stored(id, at_ms, recipients, online, offline, rejected))
+}

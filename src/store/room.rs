@@ -1,0 +1,227 @@
+//! Room: whether the store as a whole has any, and making some in one user's log.
+
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Limits, Loss, StoreError,
+    commit::Committer,
+    engine::{EngineError, Table},
+    log::{Log, Tally, earlier, is_past},
+    record::{Chunk, chunk_entries, inbox_key, is_inbox_key_of},
+};
+use crate::message::{Seq, UserId};
+
+/// How often is looked how much room there is. What is written in between is far less than has to stay free.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long after an inbox was gone through entry by entry it is not gone through again for want of room.
+const PURGE_PAUSE_S: u32 = 10;
+
+/// Chunks of an inbox that are in memory at once while it is gone through.
+const PURGE_CHUNKS: usize = 16;
+
+/// What the commit thread knows of the store's room.
+pub(super) struct Room {
+    /// Bytes of payload in all inboxes.
+    inbox_bytes: Cell<u64>,
+    looked: Instant,
+}
+
+impl Room {
+    pub(super) fn new(inbox_bytes: u64) -> Self {
+        Self { inbox_bytes: Cell::new(inbox_bytes), looked: Instant::now() }
+    }
+
+    /// The tally of one inbox has changed.
+    pub(super) fn changed(&self, before: u64, after: u64) {
+        let bytes = self.inbox_bytes.get();
+        self.inbox_bytes.set((bytes + after).saturating_sub(before));
+    }
+}
+
+impl Committer {
+    /// Finds out whether there is room for more, and says so when that has changed.
+    pub(super) fn look_at_room(&mut self) {
+        if self.room.looked.elapsed() < LOOK {
+            return;
+        }
+        self.room.looked = Instant::now();
+        let full = self.why_full();
+        let mut known = self.shared.full.write();
+        match (&*known, &full) {
+            (None, Some(why)) => tracing::error!(%why, "the store is full: dispatches are refused"),
+            (Some(_), None) => tracing::info!("the store has room again"),
+            _ => {}
+        }
+        *known = full.map(Into::into);
+    }
+
+    fn why_full(&self) -> Option<String> {
+        let kept = self.room.inbox_bytes.get() + self.journal_bytes as u64;
+        if let Some(max) = self.limits.store_bytes.filter(|max| kept >= *max) {
+            return Some(format!("{kept} bytes are pending, and {max} are allowed (store.maxBytes)"));
+        }
+        let least = self.limits.free_bytes;
+        match self.shared.engine.free_bytes() {
+            Ok(Some(free)) if free < least => {
+                Some(format!("the disk has {free} bytes left, and {least} are to stay free (store.minFree)"))
+            }
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(%error, "it cannot be told how much room the disk has");
+                None
+            }
+        }
+    }
+
+    /// Goes through a user's inbox where that may make room: some of it has expired, or the tally may be off. True if
+    /// it did.
+    pub(super) fn purge_if_due(&self, user: &UserId) -> Result<bool, EngineError> {
+        let now_s = self.shared.clock.now_s();
+        let due = self.with(user, |log| {
+            log.drop_expired(now_s);
+            let rested = log.purged.is_none_or(|purged| now_s.saturating_sub(purged) >= PURGE_PAUSE_S);
+            let stale = is_past(log.inbox_expires_s, now_s) || log.counted < log.released() || log.purged.is_none();
+            log.chunks && stale && rested
+        })?;
+        if due {
+            self.purge(user)?;
+        }
+        Ok(due)
+    }
+
+    /// Goes through a user's inbox, takes out what is released, gone or expired, and counts what is left. Each chunk
+    /// stays under its key, so that every state in between can be read.
+    pub(super) fn purge(&self, user: &UserId) -> Result<(), EngineError> {
+        let now_s = self.shared.clock.now_s();
+        let (released, gone) = self.with(user, |log| (log.released(), log.gone.clone()))?;
+        let (mut tally, mut expires_s) = (Tally::default(), 0);
+        let mut from = inbox_key(user.as_str(), 0);
+        loop {
+            let mut chunks = Vec::new();
+            self.shared.engine.scan(Table::Inbox, &from, &mut |key, value| {
+                let ours = is_inbox_key_of(key, user.as_str());
+                if ours {
+                    chunks.push((key.to_vec(), value));
+                }
+                ours && chunks.len() < PURGE_CHUNKS
+            })?;
+            let Some((last, _)) = chunks.last() else { break };
+            from = last.clone();
+            from.push(0);
+            for (key, value) in &chunks {
+                let entries = match chunk_entries(value) {
+                    Ok(entries) => entries,
+                    Err(error) => {
+                        tracing::error!(%user, %error, "a chunk of this user's inbox cannot be read: it is left as it is");
+                        continue;
+                    }
+                };
+                let whole = entries.len();
+                let kept: Vec<_> = entries
+                    .iter()
+                    .filter(|(entry, expires_s)| {
+                        entry.seq > released && !gone.hides(entry.seq) && !is_past(*expires_s, now_s)
+                    })
+                    .map(|(entry, expires_s)| (entry.seq, *expires_s, &entry.payload.as_bytes()[..]))
+                    .collect();
+                for (_, at_s, payload) in &kept {
+                    tally.add(payload.len() as u64);
+                    expires_s = earlier(expires_s, *at_s);
+                }
+                if kept.is_empty() {
+                    self.shared.engine.remove(Table::Inbox, key)?;
+                } else if kept.len() < whole {
+                    let chunk =
+                        Chunk::V2 { namespace: self.shared.namespace, user: user.as_str(), entries: kept }.encode();
+                    self.shared.engine.put(Table::Inbox, key, &chunk)?;
+                }
+            }
+        }
+        self.with(user, |log| {
+            log.inbox = tally;
+            log.counted = released;
+            log.inbox_expires_s = expires_s;
+            log.purged = Some(now_s);
+            log.gone.make_room();
+        })
+    }
+
+    /// Drops a user's oldest entries until one more of `bytes` bytes fits. What was dropped: the range, and how many
+    /// entries of it somebody had not received.
+    pub(super) fn drop_oldest(&self, user: &UserId, bytes: u64) -> Result<Option<(Seq, Seq, u64)>, EngineError> {
+        let limits = &self.limits;
+        let (first, mut dropped) = (self.with(user, |log| log.cursors.through() + 1)?, 0);
+        let mut last = 0;
+        while self.with(user, |log| log.inbox.entries > 0 && !log.fits(bytes, limits))? {
+            let front = self.front(user)?;
+            self.with(user, |log| match front {
+                Some(front) => last = last.max(drop_front(log, &front, bytes, limits, &mut dropped)),
+                // The tally was off: there is nothing.
+                None => log.inbox = Tally::default(),
+            })?;
+        }
+        self.with(user, |log| {
+            if last >= first {
+                log.lose(first, last, Loss::Quota);
+            }
+            while !log.fits(bytes, limits) {
+                let Some(slot) = log.oldest_slot() else { break };
+                log.lose(log.cursors.through() + 1, slot.seq, Loss::Quota);
+                (last, dropped) = (slot.seq, dropped + 1);
+            }
+            let trim = log.release();
+            log.trimming |= trim;
+            if trim {
+                self.shared.queue.trim(user.clone());
+            }
+        })?;
+        Ok((last >= first).then_some((first, last, dropped)))
+    }
+
+    /// The entries of the first chunk of a user's inbox that still counts: sequence and bytes.
+    fn front(&self, user: &UserId) -> Result<Option<Vec<(Seq, u64)>>, EngineError> {
+        let (counted, gone) = self.with(user, |log| (log.counted, log.gone.clone()))?;
+        let wanted = inbox_key(user.as_str(), counted + 1);
+        let floor = self.shared.engine.floor(Table::Inbox, &wanted)?;
+        let from = floor.filter(|(key, _)| is_inbox_key_of(key, user.as_str())).map_or(wanted, |(key, _)| key.to_vec());
+        let mut front = None;
+        self.shared.engine.scan(Table::Inbox, &from, &mut |key, value| {
+            if !is_inbox_key_of(key, user.as_str()) {
+                return false;
+            }
+            // What cannot be read cannot be dropped one by one; it is told to whoever reads it.
+            let entries = chunk_entries(&value).unwrap_or_default();
+            let entries = entries.iter().map(|(entry, _)| (entry.seq, entry.payload.as_bytes().len() as u64));
+            let counting: Vec<_> = entries.filter(|(seq, _)| *seq > counted && !gone.hides(*seq)).collect();
+            front = (!counting.is_empty()).then_some(counting);
+            front.is_none()
+        })?;
+        Ok(front)
+    }
+}
+
+/// Takes entries off the tally, from the front, until it fits; returns the last one.
+fn drop_front(log: &mut Log, front: &[(Seq, u64)], bytes: u64, limits: &Limits, dropped: &mut u64) -> Seq {
+    let mut last = 0;
+    for &(seq, size) in front {
+        if log.fits(bytes, limits) {
+            break;
+        }
+        log.inbox.subtract(size);
+        log.counted = seq;
+        *dropped += u64::from(!log.cursors.contain(seq));
+        last = seq;
+    }
+    last
+}
+
+impl super::journal::Shared {
+    /// Why nothing is taken for now, if nothing is.
+    pub(super) fn check_room(&self) -> Result<(), StoreError> {
+        self.full.read().clone().map_or(Ok(()), |why| Err(StoreError::Full(why)))
+    }
+}

@@ -1,0 +1,117 @@
+//! What has to be looked at although nothing happens: inboxes of which something has expired, devices that have not
+//! been here for too long, ids that no repeat can come for any more. A little at a time, between commits.
+
+use std::{collections::VecDeque, time::Instant};
+
+use super::{
+    commit::Committer,
+    engine::{EngineError, Table},
+    log::is_past,
+    record::{Row, StoredLog},
+};
+use crate::message::UserId;
+
+/// Rows looked at each time: a million users are gone through in about an hour.
+const ROWS: usize = 256;
+
+/// Where the sweep stands.
+pub(super) struct Sweep {
+    /// The first row to look at next.
+    next: Vec<u8>,
+    swept: Instant,
+    /// Stored ids, oldest first: key, and the time of the youngest in it.
+    id_chunks: VecDeque<(Vec<u8>, u64)>,
+}
+
+impl Sweep {
+    pub(super) fn new(id_chunks: VecDeque<(Vec<u8>, u64)>) -> Self {
+        Self { next: Vec::new(), swept: Instant::now(), id_chunks }
+    }
+
+    /// Ids were stored.
+    pub(super) fn remember(&mut self, key: Vec<u8>, youngest_ms: u64) {
+        self.id_chunks.push_back((key, youngest_ms));
+    }
+}
+
+impl Committer {
+    /// Looks at a few rows, if it is time.
+    pub(super) fn sweep(&mut self) -> Result<(), EngineError> {
+        if self.sweep.swept.elapsed() < self.tuning.sweep_pause {
+            return Ok(());
+        }
+        self.sweep.swept = Instant::now();
+        self.forget_ids()?;
+        let (mut users, mut next) = (Vec::new(), Vec::new());
+        let mut seen = 0;
+        self.shared.engine.scan(Table::Users, &self.sweep.next, &mut |key, value| {
+            seen += 1;
+            if seen > ROWS {
+                next = key.to_vec();
+                return false;
+            }
+            let user = std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok());
+            // A row that cannot be read is told to whoever asks for that user.
+            if let (Some(user), Ok(row)) = (user, Row::decode(&value)) {
+                let stored = row.into_stored();
+                if self.is_due(&stored) {
+                    users.push(user);
+                }
+            }
+            true
+        })?;
+        self.sweep.next = next;
+        users.iter().try_for_each(|user| self.tidy(user))
+    }
+
+    /// A device away since before this is forgotten.
+    fn away_before_ms(&self) -> u64 {
+        let age = self.limits.device_age.map_or(u64::MAX, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        self.shared.clock.now_ms().saturating_sub(age)
+    }
+
+    fn is_due(&self, stored: &StoredLog) -> bool {
+        let before = self.away_before_ms();
+        is_past(stored.expires_s, self.shared.clock.now_s())
+            || stored.devices.iter().any(|(_, cursor)| cursor.seen_ms < before)
+            || !stored.devices.is_empty() && stored.shared.as_ref().is_some_and(|shared| shared.seen_ms < before)
+    }
+
+    /// Takes out of one user's log what is not needed any more. The row may be older than what is in memory, so this
+    /// asks again.
+    fn tidy(&self, user: &UserId) -> Result<(), EngineError> {
+        let before = self.away_before_ms();
+        let (changed, trim) = self.with(user, |log| {
+            let changed = log.cursors.any_away(before) && log.cursors.forget_away(before);
+            let trim = changed && log.release();
+            log.trimming |= trim;
+            let note = changed && !log.dirty;
+            log.dirty |= changed;
+            (note, trim)
+        })?;
+        if changed {
+            self.shared.queue.dirty(user.clone());
+        }
+        if trim {
+            self.shared.queue.trim(user.clone());
+        }
+        if self.purge_if_due(user)? {
+            // Or the next sweep would find the same.
+            self.put_row(user)?;
+        }
+        Ok(())
+    }
+
+    fn forget_ids(&mut self) -> Result<(), EngineError> {
+        let now_ms = self.shared.clock.now_ms();
+        self.ids.forget(now_ms);
+        while let Some((key, youngest_ms)) = self.sweep.id_chunks.front() {
+            if self.ids.is_young(*youngest_ms, now_ms) {
+                break;
+            }
+            self.shared.engine.remove(Table::Ids, key)?;
+            self.sweep.id_chunks.pop_front();
+        }
+        Ok(())
+    }
+}
