@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value, json};
 
-use crate::message::Payload;
+use crate::message::{Payload, Seq};
 
 /// The answer to a client's own heartbeat.
 pub const HEARTBEAT_ACK: &str = r#"{"op":11,"d":{}}"#;
@@ -55,6 +55,15 @@ pub fn hello(hello: &Hello) -> String {
 #[must_use]
 pub fn authenticated(user: Option<&Map<String, Value>>) -> String {
     format!("{{\"op\":22,\"d\":{}}}", user.map_or_else(|| json!({}), |user| Value::Object(user.clone())))
+}
+
+/// Op 13, for a client that resumes: the log goes from `first` to `last`, and of what it asked for the range `missed` is
+/// not there any more (both ends included), for that reason.
+#[must_use]
+pub fn resumed(first: Seq, last: Seq, missed: Option<(Seq, Seq, &str)>) -> String {
+    let missed = missed.map(|(from, to, reason)| json!({"from": from, "to": to, "reason": reason}));
+    let missed = missed.map_or_else(|| "null".to_owned(), |missed| missed.to_string());
+    format!("{{\"op\":13,\"d\":{{\"first\":{first},\"last\":{last},\"missed\":{missed}}}}}")
 }
 
 /// Op 1; on a retry with the number of tries and their bound.
@@ -149,6 +158,14 @@ mod tests {
         assert_eq!(heartbeat(None), r#"{"op":1,"d":{}}"#);
         assert_eq!(heartbeat(Some((2, 3))), r#"{"op":1,"d":{"tries":2,"max":3}}"#);
         assert_eq!(authenticated(None), r#"{"op":22,"d":{}}"#);
+    }
+
+    #[test]
+    fn who_resumes_is_told_what_is_there_and_what_is_not() {
+        assert_eq!(resumed(1, 57, None), r#"{"op":13,"d":{"first":1,"last":57,"missed":null}}"#);
+        let told: Value = serde_json::from_str(&resumed(41, 57, Some((12, 40, "quota")))).unwrap();
+        let missed = json!({"from": 12, "to": 40, "reason": "quota"});
+        assert_eq!(told, json!({"op": 13, "d": {"first": 41, "last": 57, "missed": missed}}));
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, error::Category, value::RawValue};
 
 use super::{close::CloseCode, opcode};
-use crate::message::{JSON_DEPTH_MAX, OPCODE_RESERVED_MAX, json_depth};
+use crate::message::{DeviceId, JSON_DEPTH_MAX, OPCODE_RESERVED_MAX, Seq, json_depth};
 
 /// What a client said.
 #[derive(Debug)]
@@ -19,6 +19,11 @@ pub enum ClientFrame<'a> {
     HeartbeatAck,
     /// Who the client is.
     Authentication(Authentication),
+    /// Its application has had everything up to this sequence of the user's log. From clients that resume.
+    Receipt {
+        /// The last it has had; 0 for nothing.
+        s: Seq,
+    },
 }
 
 /// A message from a client.
@@ -35,10 +40,14 @@ pub struct ClientMessage<'a> {
 /// What a client shows to say who it is.
 #[derive(Debug)]
 pub struct Authentication {
-    /// All of it, as the application passed it.
+    /// As the application passed it, without what stands in the fields below.
     pub data: Map<String, Value>,
-    /// Whether it wants what it missed. Default true.
+    /// Whether it wants what it missed (`shouldSync`). Default true.
     pub should_sync: bool,
+    /// It resumes: the last sequence of the user's log that its application has had (`after`), 0 for none.
+    pub after: Option<Seq>,
+    /// Which of the user's devices it is on (`device`).
+    pub device: Option<DeviceId>,
 }
 
 /// Why a text is no frame.
@@ -57,9 +66,12 @@ pub enum FrameError {
     /// One that a client does not send.
     #[error("opcode {0} is not for clients")]
     Opcode(u64),
-    /// The data of an authentication is no object, or its `shouldSync` no boolean.
-    #[error("the data of an authentication must be an object, its shouldSync true or false")]
-    Authentication,
+    /// The data of an authentication is no object, or something in it is not what it has to be.
+    #[error("the data of an authentication must be an object, {0}")]
+    Authentication(&'static str),
+    /// A receipt that does not say what was received.
+    #[error("a receipt looks like {{\"op\":3,\"d\":{{\"s\":41}}}}, with a whole number from 0 up")]
+    Receipt,
 }
 
 impl FrameError {
@@ -68,7 +80,9 @@ impl FrameError {
     pub fn close_code(&self) -> CloseCode {
         match self {
             Self::NotJson(_) => CloseCode::NotJson,
-            Self::Shape(_) | Self::TooDeep | Self::Opcode(_) | Self::Authentication => CloseCode::Policy,
+            Self::Shape(_) | Self::TooDeep | Self::Opcode(_) | Self::Authentication(_) | Self::Receipt => {
+                CloseCode::Policy
+            }
         }
     }
 }
@@ -102,6 +116,7 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, FrameError> {
         opcode::HEARTBEAT_ACK => Ok(ClientFrame::HeartbeatAck),
         opcode::HEARTBEAT => Ok(ClientFrame::Heartbeat),
         opcode::AUTHENTICATION => authentication(shape.d).map(ClientFrame::Authentication),
+        opcode::RECEIPT => receipt(shape.d),
         op if op == opcode::DISPATCH || op > OPCODE_RESERVED_MAX => {
             Ok(ClientFrame::Dispatch(ClientMessage { op, data: shape.d, kind: shape.t }))
         }
@@ -110,14 +125,32 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, FrameError> {
 }
 
 fn authentication(data: Option<&RawValue>) -> Result<Authentication, FrameError> {
-    let data = data.ok_or(FrameError::Authentication)?;
-    let data: Map<String, Value> = serde_json::from_str(data.get()).map_err(|_| FrameError::Authentication)?;
-    let should_sync = match data.get("shouldSync") {
+    let refuse = FrameError::Authentication;
+    let no_object = || refuse("and is none");
+    let mut data: Map<String, Value> =
+        serde_json::from_str(data.ok_or_else(no_object)?.get()).map_err(|_| no_object())?;
+    let should_sync = match data.remove("shouldSync") {
         None => true,
-        Some(Value::Bool(should_sync)) => *should_sync,
-        Some(_) => return Err(FrameError::Authentication),
+        Some(Value::Bool(should_sync)) => should_sync,
+        Some(_) => return Err(refuse("its shouldSync true or false")),
     };
-    Ok(Authentication { data, should_sync })
+    let after = data.remove("after").map(|after| after.as_u64().ok_or(refuse("its after a whole number from 0 up")));
+    let device = data.remove("device").map(|device| {
+        let name = device.as_str().and_then(|name| DeviceId::new(name).ok());
+        name.ok_or(refuse("its device a text of 1 to 64 characters without control characters"))
+    });
+    Ok(Authentication { data, should_sync, after: after.transpose()?, device: device.transpose()? })
+}
+
+fn receipt(data: Option<&RawValue>) -> Result<ClientFrame<'static>, FrameError> {
+    #[derive(Deserialize)]
+    struct Received {
+        s: Seq,
+    }
+    // As above, a list of its fields is no object.
+    let object = data.map(RawValue::get).filter(|data| data.starts_with('{')).ok_or(FrameError::Receipt)?;
+    let Received { s } = serde_json::from_str(object).map_err(|_| FrameError::Receipt)?;
+    Ok(ClientFrame::Receipt { s })
 }
 
 #[cfg(test)]
@@ -133,6 +166,7 @@ mod tests {
             panic!("an authentication")
         };
         assert!(!said.should_sync && said.data["token"] == "alice");
+        assert_eq!((said.after, said.device), (None, None));
         assert!(matches!(decode(r#"{"op":11,"d":{}}"#), Ok(ClientFrame::HeartbeatAck)));
         assert!(matches!(decode(r#"{"op":1}"#), Ok(ClientFrame::Heartbeat)));
         let ClientFrame::Dispatch(said) = decode(r#"{"op":0,"d":{"v":"1.5.3"},"t":"CLIENT_VERSION"}"#).unwrap() else {
@@ -141,6 +175,21 @@ mod tests {
         assert_eq!((said.data.unwrap().get(), said.kind.as_deref()), (r#"{"v":"1.5.3"}"#, Some("CLIENT_VERSION")));
         assert!(decode(r#"{"t":"T","d":[1,"x"],"op":0,"s":4,"o":{"sync":true},"more":null}"#).is_ok());
         assert!(decode(r#"{"op":99,"t":null}"#).is_ok());
+    }
+
+    #[test]
+    fn what_a_client_that_resumes_says_is_understood() {
+        let text = r#"{"op":2,"d":{"token":"alice","after":41,"device":"phone-1","shouldSync":true,"more":[1]}}"#;
+        let ClientFrame::Authentication(said) = decode(text).unwrap() else { panic!("an authentication") };
+        assert_eq!((said.after, said.device), (Some(41), Some(DeviceId::new("phone-1").unwrap())));
+        // Who checks the token need not know of ours.
+        assert_eq!(Value::Object(said.data), serde_json::json!({"token": "alice", "more": [1]}));
+        let ClientFrame::Authentication(said) = decode(r#"{"op":2,"d":{"after":0}}"#).unwrap() else {
+            panic!("an authentication")
+        };
+        assert_eq!(said.after, Some(0));
+        assert!(matches!(decode(r#"{"op":3,"d":{"s":41}}"#), Ok(ClientFrame::Receipt { s: 41 })));
+        assert!(matches!(decode(r#"{"op":3,"d":{"s":0,"more":1}}"#), Ok(ClientFrame::Receipt { s: 0 })));
     }
 
     /// `data/wire/malformed.txt`: a close code, a tab, and a frame that must end with it, as a JSON string.

@@ -82,6 +82,8 @@ impl Connection {
             ClientFrame::Authentication(authentication) => {
                 self.authenticate(authentication.data, authentication.should_sync)?;
             }
+            // Only one that resumes confirms so.
+            ClientFrame::Receipt { .. } => return Err(End::close(CloseCode::Policy)),
             ClientFrame::Dispatch(message) => {
                 self.shared.metrics.messages_received.inc();
                 let client = &self.shared.config.client;
