@@ -130,6 +130,7 @@ impl Hub {
         let taken = appended.seqs.iter().filter(|seq| seq.is_ok()).count() as u64;
         self.metrics.messages_appended.inc_by(taken);
         self.metrics.messages_rejected.inc_by(appended.seqs.len() as u64 - taken);
+        self.metrics.messages_dropped.inc_by(appended.dropped);
         if let Some(answered) = appended.answered {
             return answered_before(answered, appended.duplicate);
         }

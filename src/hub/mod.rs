@@ -29,11 +29,11 @@ pub use self::{
     dispatch::{Dispatch, Outcome},
     mailbox::{Leave, Mailbox, MailboxBounds, Signals},
     report::UserReport,
-    session::{Batch, Connected, Foreign, Mark, Session},
+    session::{Attach, Batch, Connected, Foreign, Mark, Resumed, Session},
 };
 pub use crate::store::{Entry, Loss, Missed, Reason, Rejected, Store, StoreError};
 use crate::{
-    message::{Seq, UserId},
+    message::{DeviceId, Seq, UserId},
     metrics::Metrics,
     store::{Found, Note, ReadLimit},
 };
@@ -107,13 +107,13 @@ impl Hub {
         self: &Arc<Self>,
         connected: &Connected,
         user: UserId,
-        should_sync: bool,
+        how: Attach,
         now: Instant,
     ) -> Result<Session, StoreError> {
         // Seated first, asked for the state second: a commit in between wakes the session rather than be missed.
         let mailbox = connected.mailbox.clone();
         let seat = self.registry.sit(&user, connected.id, mailbox, || self.presence.came(&user));
-        let session = match Session::begin(self.clone(), user.clone(), seat.clone(), should_sync, now) {
+        let session = match Session::begin(self.clone(), user.clone(), seat.clone(), how, now) {
             Ok(session) => session,
             Err(error) => {
                 self.registry.rise(&user, connected.id, || self.presence.went(&user));
@@ -141,9 +141,9 @@ impl Hub {
     }
 
     /// A client has received `range` of `user`'s log, both ends included.
-    fn received(&self, user: &UserId, range: (Seq, Seq)) {
-        let received = Some(range);
-        self.registry.with_hold(user, |hold| self.store.note(user, Note { received, hold, ..Note::default() }));
+    fn received(&self, user: &UserId, device: Option<&DeviceId>, range: (Seq, Seq)) {
+        let (received, device) = (Some(range), device.cloned());
+        self.registry.with_hold(user, |hold| self.store.note(user, Note { device, received, hold, seen: None }));
     }
 
     /// Reads from the log where that may have to wait for a disk.

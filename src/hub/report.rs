@@ -110,6 +110,9 @@ impl Hub {
     /// # Errors
     /// A sentence that says why not.
     pub fn ready(&self) -> Result<(), String> {
+        if let Some(why) = self.store.full() {
+            return Err(format!("the store is full: {why}"));
+        }
         match self.store.stalled() {
             Some(age) if age > COMMIT_STALL => {
                 Err(format!("a commit has been waiting for the disk for {} s", age.as_secs()))

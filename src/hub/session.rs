@@ -8,6 +8,7 @@
 //! Being slow, being away and being half-open are not cases here: they are a cursor that moves late or not at all.
 
 use std::{
+    collections::VecDeque,
     fmt,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
@@ -18,8 +19,8 @@ use futures_util::future::BoxFuture;
 
 use super::{Hub, mailbox::Mailbox, registry::Seat};
 use crate::{
-    message::{Seq, UserId},
-    store::{Entry, Found, ReadLimit, Received, StoreError},
+    message::{DeviceId, Seq, UserId},
+    store::{Entry, Found, Missed, ReadLimit, Received, StoreError},
 };
 
 /// Entries read from the log in one go; the bytes are bounded by the caller.
@@ -53,6 +54,24 @@ pub(super) struct Cursor {
     /// Owed entries delivered so far: the `s` of the last one.
     position: u64,
     paced: bool,
+}
+
+/// How a session begins.
+#[derive(Clone, Debug)]
+pub struct Attach {
+    /// False: all that is pending counts as received (`shouldSync`).
+    pub should_sync: bool,
+    /// The client resumes behind this sequence, is told every sequence and every gap, and confirms by itself.
+    pub after: Option<Seq>,
+    /// Whose cursor it goes by; `None`: the one that all clients without a device share.
+    pub device: Option<DeviceId>,
+}
+
+impl Default for Attach {
+    /// As a stock client comes.
+    fn default() -> Self {
+        Self { should_sync: true, after: None, device: None }
+    }
 }
 
 /// Which range to read next.
@@ -131,11 +150,24 @@ impl Cursor {
 
 type Reading = BoxFuture<'static, Result<Found, StoreError>>;
 
+/// What a client that resumes is told about the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// The first sequence above the one it named that is still there; one more than `last` if none is.
+    pub first: Seq,
+    /// The last sequence of the log when it came.
+    pub last: Seq,
+    /// What is not there any more of what it has not been told of yet, in order.
+    pub missed: Vec<Missed>,
+}
+
 /// What the log has for the socket now.
 #[derive(Debug)]
 pub enum Batch {
     /// Write these, each through [`Session::accept`].
     Entries(Vec<Entry>),
+    /// Write this. Once at the beginning, and again wherever something is missing; only to a client that resumes.
+    Resumed(Resumed),
     /// Nothing until then.
     At(Instant),
     /// Nothing until the mailbox says that the log has more.
@@ -151,6 +183,7 @@ pub struct Foreign;
 pub struct Session {
     hub: Arc<Hub>,
     user: UserId,
+    device: Option<DeviceId>,
     seat: Arc<Seat>,
     log: Option<LogCursor>,
 }
@@ -166,33 +199,69 @@ struct LogCursor {
     /// The log may have something in the live range.
     more: bool,
     reading: Option<(Range, Reading)>,
+    /// Of a client that resumes.
+    resuming: Option<Resuming>,
+}
+
+/// What a client that resumes has still to be told of the last read.
+struct Resuming {
+    /// It was told where the log begins.
+    told: bool,
+    first: Seq,
+    last: Seq,
+    /// Not written yet.
+    found: VecDeque<Entry>,
+    /// Up to here the last read has looked.
+    through: Seq,
 }
 
 impl Session {
-    /// Seats the user and finds out what is owed. With `should_sync` false all that is pending counts as received.
+    /// Seats the user and finds out what is owed.
     pub(super) fn begin(
         hub: Arc<Hub>,
         user: UserId,
         seat: Arc<Seat>,
-        should_sync: bool,
+        how: Attach,
         now: Instant,
     ) -> Result<Self, StoreError> {
+        let Attach { should_sync, after, device } = how;
         let log = match &hub.settings.sync {
             None => None,
             Some(sync) => {
-                let state = hub.store.state(&user)?;
-                let base = if should_sync { state.received.through() } else { state.head };
+                let state = hub.store.attach(&user, device.as_ref())?;
+                // A sequence the log has not reached was not given out by this one: there is nothing behind it.
+                let after = after.map(|after| after.min(state.head));
+                let base = match after {
+                    _ if !should_sync => state.head,
+                    Some(after) => after,
+                    None => state.received.through(),
+                };
                 seat.position.store(base, Ordering::Release);
-                if !should_sync {
-                    hub.received(&user, (1, state.head));
+                if !should_sync || after.is_some() {
+                    hub.received(&user, device.as_ref(), (1, base));
                 }
-                let paced = !sync.redelivery_interval.is_zero();
-                let cursor = Cursor::new(base, state.head, paced);
-                let had = state.received;
-                Some(LogCursor { cursor, had, pace: sync.redelivery_interval, due: now, more: true, reading: None })
+                let resuming = after.map(|_| Resuming {
+                    told: false,
+                    first: base + 1,
+                    last: state.head,
+                    found: VecDeque::new(),
+                    through: base,
+                });
+                // Who resumes gets everything in one order, and sets his own pace by what he confirms.
+                let paced = resuming.is_none() && !sync.redelivery_interval.is_zero();
+                let owed_end = if resuming.is_some() { base } else { state.head };
+                Some(LogCursor {
+                    cursor: Cursor::new(base, owed_end, paced),
+                    had: state.received,
+                    pace: sync.redelivery_interval,
+                    due: now,
+                    more: true,
+                    reading: None,
+                    resuming,
+                })
             }
         };
-        Ok(Self { hub, user, seat, log })
+        Ok(Self { hub, user, device, seat, log })
     }
 
     /// Whose session this is.
@@ -216,10 +285,16 @@ impl Session {
     pub fn poll_batch(&mut self, cx: &mut Context<'_>, now: Instant, bytes: usize) -> Poll<Result<Batch, StoreError>> {
         let Some(log) = &mut self.log else { return Poll::Ready(Ok(Batch::Idle)) };
         loop {
+            if let Some(batch) =
+                log.next_of_resumed(|from, to| self.hub.store.missed(&self.user, self.device.as_ref(), from, to))?
+            {
+                self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
+                return Poll::Ready(Ok(batch));
+            }
             if let Some((range, reading)) = &mut log.reading {
-                let (range, entries) = (*range, ready!(reading.as_mut().poll(cx)));
+                let (range, found) = (*range, ready!(reading.as_mut().poll(cx)));
                 log.reading = None;
-                if let Some(entries) = log.settle(range, entries?.entries) {
+                if let Some(entries) = log.settle(range, found?) {
                     return Poll::Ready(Ok(Batch::Entries(entries)));
                 }
                 self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
@@ -245,7 +320,7 @@ impl Session {
             let after = log.cursor.after(range);
             match self.hub.store.recent(&self.user, after, limit) {
                 Some(found) => {
-                    if let Some(entries) = log.settle(range, found.entries) {
+                    if let Some(entries) = log.settle(range, found) {
                         return Poll::Ready(Ok(Batch::Entries(entries)));
                     }
                     self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
@@ -269,18 +344,35 @@ impl Session {
         }
         let Some(log) = &mut self.log else { return Err(Foreign) };
         let position = log.cursor.advance(entry.seq);
-        if position.is_some() {
+        let owed = match &log.resuming {
+            Some(resuming) => entry.seq <= resuming.last,
+            None => position.is_some(),
+        };
+        if owed {
             log.due = now + log.pace;
             self.hub.metrics.redeliveries.inc();
         }
         self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
-        Ok(position)
+        // Who resumes is told the place in the log, whether it was owed or not.
+        Ok(if log.resuming.is_some() { Some(entry.seq) } else { position })
     }
 
     /// How far this session has written and the client has not confirmed; `None` when all is confirmed.
+    ///
+    /// A client that resumes is never asked: it confirms by [`Session::confirm_through`].
     #[must_use]
     pub fn unconfirmed(&self) -> Option<Mark> {
-        self.log.as_ref()?.cursor.unconfirmed()
+        self.log.as_ref().filter(|log| log.resuming.is_none())?.cursor.unconfirmed()
+    }
+
+    /// The application of a client that resumes has had everything up to `seq`; of that, what was written counts. False
+    /// where the client does not resume: then it is not for it to say.
+    pub fn confirm_through(&mut self, seq: Seq) -> bool {
+        let resumes = self.log.as_ref().is_some_and(|log| log.resuming.is_some());
+        if resumes {
+            self.confirm(Mark { owed: seq, live: seq });
+        }
+        resumes
     }
 
     /// The client has received everything up to `mark`.
@@ -289,14 +381,25 @@ impl Session {
         let confirmed = log.cursor.confirm(mark);
         for range in confirmed.into_iter().flatten() {
             self.hub.metrics.receipts.inc();
-            self.hub.received(&self.user, range);
+            self.hub.received(&self.user, self.device.as_ref(), range);
         }
     }
 }
 
 impl LogCursor {
     /// Takes what was read; `None` if there is nothing to write and the next step has to be chosen anew.
-    fn settle(&mut self, range: Range, mut entries: Vec<Entry>) -> Option<Vec<Entry>> {
+    fn settle(&mut self, range: Range, found: Found) -> Option<Vec<Entry>> {
+        if let Some(resuming) = &mut self.resuming {
+            // A read that got anywhere may have stopped at its limit.
+            self.more |= found.through > resuming.through;
+            resuming.through = resuming.through.max(found.through);
+            resuming.found.extend(found.entries);
+            if !resuming.told {
+                resuming.first = resuming.found.front().map_or(resuming.through + 1, |entry| entry.seq);
+            }
+            return None;
+        }
+        let mut entries = found.entries;
         let paced_owed = range == Range::Owed && self.cursor.paced;
         if paced_owed {
             // A paced read must not run on into the live range, which has a cursor of its own.
@@ -319,8 +422,39 @@ impl LogCursor {
     }
 }
 
+impl LogCursor {
+    /// What a client that resumes is to be told next of what has been read: entries without a hole, or a hole.
+    fn next_of_resumed(
+        &mut self,
+        missed: impl FnOnce(Seq, Seq) -> Result<Vec<Missed>, StoreError>,
+    ) -> Result<Option<Batch>, StoreError> {
+        let Some(resuming) = &mut self.resuming else { return Ok(None) };
+        let next = self.cursor.after(Range::Live) + 1;
+        let until = resuming.found.front().map_or(resuming.through, |entry| entry.seq - 1);
+        if next <= until {
+            self.cursor.advance(until);
+            resuming.told = true;
+            let missed = missed(next, until)?;
+            return Ok(Some(Batch::Resumed(Resumed { first: resuming.first, last: resuming.last, missed })));
+        }
+        if !resuming.told && (!resuming.found.is_empty() || resuming.through >= resuming.last) {
+            resuming.told = true;
+            let Resuming { first, last, .. } = *resuming;
+            return Ok(Some(Batch::Resumed(Resumed { first, last, missed: Vec::new() })));
+        }
+        let run = resuming.found.iter().enumerate().take_while(|(at, entry)| entry.seq == next + *at as Seq).count();
+        if run == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Batch::Entries(resuming.found.drain(..run).collect())))
+    }
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
+        if self.log.is_some() {
+            self.hub.store.detach(&self.user, self.device.as_ref());
+        }
         self.hub.end(&self.user, &self.seat);
     }
 }
@@ -346,13 +480,12 @@ impl Connected {
         &self.mailbox
     }
 
-    /// Attaches the connection to a user. What was pending is owed from here on, unless `should_sync` is false: then
-    /// it counts as received.
+    /// Attaches the connection to a user. What was pending is owed from here on, unless `how` says otherwise.
     ///
     /// # Errors
-    /// When the user's log cannot be read.
-    pub fn attach(&self, user: UserId, should_sync: bool, now: Instant) -> Result<Session, StoreError> {
-        self.hub.attach(self, user, should_sync, now)
+    /// When the user's log cannot be read, or he has too many devices here.
+    pub fn attach(&self, user: UserId, how: Attach, now: Instant) -> Result<Session, StoreError> {
+        self.hub.attach(self, user, how, now)
     }
 }
 

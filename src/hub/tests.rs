@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Batch, Dispatch, Hub, MailboxBounds, Session, Settings, SyncSettings};
+use super::{Attach, Batch, Dispatch, Hub, MailboxBounds, Session, Settings, SyncSettings};
 use crate::{
     message::{Payload, Recipients, Seq, UserId},
     metrics::Metrics,
@@ -67,8 +67,8 @@ async fn what_one_connection_has_confirmed_still_goes_to_the_other_that_is_there
         let (hub, now) = (hub(pace), Instant::now());
         say(&hub, 3).await;
         let (first, second) = (hub.connect(), hub.connect());
-        let mut first = first.attach(alice(), true, now).unwrap();
-        let mut second = second.attach(alice(), true, now).unwrap();
+        let mut first = first.attach(alice(), Attach::default(), now).unwrap();
+        let mut second = second.attach(alice(), Attach::default(), now).unwrap();
         let owed = next(&mut first, now);
         assert_eq!(next(&mut second, now), owed);
         say(&hub, 1).await;
@@ -83,13 +83,13 @@ async fn a_live_message_that_passed_a_paced_redelivery_is_not_owed_again() {
     let (hub, now) = (hub(SLOW), Instant::now());
     say(&hub, 3).await;
     let connected = hub.connect();
-    let mut session = connected.attach(alice(), true, now).unwrap();
+    let mut session = connected.attach(alice(), Attach::default(), now).unwrap();
     assert_eq!(next(&mut session, now), [1]);
     say(&hub, 2).await;
     assert_eq!(next(&mut session, now), [4, 5]);
     confirm(&mut session);
     drop(session);
-    let mut session = connected.attach(alice(), true, now).unwrap();
+    let mut session = connected.attach(alice(), Attach::default(), now).unwrap();
     let owed: Vec<Seq> = (1..=4).flat_map(|hour| next(&mut session, now + hour * SLOW)).collect();
     assert_eq!(owed, [2, 3], "4 and 5 were received");
 }
@@ -98,7 +98,7 @@ async fn a_live_message_that_passed_a_paced_redelivery_is_not_owed_again() {
 async fn clearing_leaves_nothing_held_by_a_session_that_has_gone() {
     let (hub, now) = (hub(Duration::ZERO), Instant::now());
     let connected = hub.connect();
-    let session = connected.attach(alice(), true, now).unwrap();
+    let session = connected.attach(alice(), Attach::default(), now).unwrap();
     say(&hub, 3).await;
     let user = alice();
     let clearing = hub.clear(&user);
@@ -112,7 +112,10 @@ async fn clearing_leaves_nothing_held_by_a_session_that_has_gone() {
 async fn users_are_here_exactly_as_long_as_a_session_is() {
     let (hub, now) = (hub(Duration::ZERO), Instant::now());
     let (first, second) = (hub.connect(), hub.connect());
-    let sessions = [first.attach(alice(), true, now).unwrap(), second.attach(alice(), true, now).unwrap()];
+    let sessions = [
+        first.attach(alice(), Attach::default(), now).unwrap(),
+        second.attach(alice(), Attach::default(), now).unwrap(),
+    ];
     assert_eq!(hub.online(None, 10), [alice()]);
     let [one, other] = sessions;
     drop(one);

@@ -19,7 +19,7 @@ use tokio::time::Sleep;
 use super::{budget::FrameBudget, heartbeat::Heartbeat, shared::Shared, socket::Socket};
 use crate::{
     auth::{AuthError, Identity},
-    hub::{Connected, Leave, Session, Signals},
+    hub::{Attach, Connected, Leave, Session, Signals},
     protocol::close::CloseCode,
 };
 
@@ -47,7 +47,7 @@ impl End {
 /// An authentication under way.
 pub(super) struct Authenticating {
     pub checking: BoxFuture<'static, Result<Identity, AuthError>>,
-    pub should_sync: bool,
+    pub how: Attach,
 }
 
 /// One connection.

@@ -13,10 +13,11 @@ use super::{
 };
 use crate::{
     auth::{AuthError, Identity},
+    hub::{Attach, StoreError},
     protocol::{
         close::CloseCode,
         encode,
-        frame::{self, ClientFrame},
+        frame::{self, Authentication, ClientFrame},
     },
 };
 
@@ -80,10 +81,14 @@ impl Connection {
             }
             ClientFrame::Heartbeat => self.push(encode::HEARTBEAT_ACK),
             ClientFrame::Authentication(authentication) => {
-                self.authenticate(authentication.data, authentication.should_sync)?;
+                let Authentication { data, should_sync, after, device } = authentication;
+                self.authenticate(data, Attach { should_sync, after, device })?;
             }
-            // Only one that resumes confirms so.
-            ClientFrame::Receipt { .. } => return Err(End::close(CloseCode::Policy)),
+            ClientFrame::Receipt { s } => {
+                if !self.session.as_mut().is_some_and(|session| session.confirm_through(s)) {
+                    return Err(End::Close(CloseCode::Policy, "receipts are for clients that resume (after)"));
+                }
+            }
             ClientFrame::Dispatch(message) => {
                 self.shared.metrics.messages_received.inc();
                 let client = &self.shared.config.client;
@@ -106,13 +111,13 @@ impl Connection {
         }
     }
 
-    fn authenticate(&mut self, data: Map<String, Value>, should_sync: bool) -> Result<(), End> {
+    fn authenticate(&mut self, data: Map<String, Value>, how: Attach) -> Result<(), End> {
         let Some(authenticator) = self.shared.authenticator.clone() else {
             tracing::debug!("a client tried to authenticate, but no authentication is configured");
             return self.refuse();
         };
         let checking = async move { authenticator.authenticate(&data).await };
-        self.authenticating = Some(Authenticating { checking: Box::pin(checking), should_sync });
+        self.authenticating = Some(Authenticating { checking: Box::pin(checking), how });
         Ok(())
     }
 
@@ -120,10 +125,10 @@ impl Connection {
     pub(super) fn poll_authentication(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let Some(authenticating) = &mut self.authenticating else { return Ok(false) };
         let Poll::Ready(result) = authenticating.checking.as_mut().poll(cx) else { return Ok(false) };
-        let should_sync = authenticating.should_sync;
+        let how = authenticating.how.clone();
         self.authenticating = None;
         match result {
-            Ok(identity) => self.welcome(identity, should_sync, now),
+            Ok(identity) => self.welcome(identity, how, now),
             Err(error) => {
                 match &error {
                     AuthError::Unavailable(_) => tracing::warn!(%error, "authentication failed"),
@@ -143,7 +148,7 @@ impl Connection {
         Ok(())
     }
 
-    fn welcome(&mut self, identity: Identity, should_sync: bool, now: Instant) -> Result<(), End> {
+    fn welcome(&mut self, identity: Identity, how: Attach, now: Instant) -> Result<(), End> {
         if identity.expires.is_some_and(|at| at <= SystemTime::now()) {
             return self.refuse();
         }
@@ -157,7 +162,7 @@ impl Connection {
         }
         let user = self.shared.config.authentication.send_user_object.then_some(&identity.user);
         let frame = encode::authenticated(user);
-        match self.connected.attach(identity.id, should_sync, now) {
+        match self.connected.attach(identity.id, how, now) {
             Ok(session) => {
                 self.push(&frame);
                 self.session = Some(session);
@@ -165,6 +170,7 @@ impl Connection {
                 self.expires = identity.expires;
                 Ok(())
             }
+            Err(StoreError::Devices(_)) => Err(End::Close(CloseCode::Policy, "too many devices of this user are here")),
             Err(error) => {
                 tracing::error!(%error, "a user's log could not be opened");
                 Err(End::close(CloseCode::Internal))

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::Confirmation,
-    hub::{Batch, Entry, Session},
+    hub::{Batch, Entry, Missed, Resumed, Session},
     message::Payload,
     protocol::{close::CloseCode, encode},
 };
@@ -70,6 +70,7 @@ impl Connection {
                         self.deliver(entry, now)?;
                     }
                 }
+                Poll::Ready(Ok(Batch::Resumed(resumed))) => self.push_resumed(&resumed),
                 Poll::Ready(Ok(Batch::At(due))) => {
                     self.paced_until = Some(due);
                     return Ok(());
@@ -88,6 +89,17 @@ impl Connection {
         let position = session.accept(entry, now).map_err(|_| End::close(CloseCode::Internal))?;
         self.push_delivery(&entry.payload, position);
         Ok(())
+    }
+
+    /// Tells a client that resumes what there is, and what is not there any more: each range in a frame of its own.
+    fn push_resumed(&mut self, resumed: &Resumed) {
+        let Resumed { first, last, missed } = resumed;
+        if missed.is_empty() {
+            self.push(&encode::resumed(*first, *last, None));
+        }
+        for Missed { from, to, reason } in missed {
+            self.push(&encode::resumed(*first, *last, Some((*from, *to, reason.as_str()))));
+        }
     }
 
     /// Asks what the heartbeat wants to know.

@@ -31,6 +31,7 @@ struct Message<'a> {
     append: &'a Append,
     /// When it expires, in seconds of the Unix epoch; 0 = never.
     expires_s: u32,
+    now_s: u32,
     /// Where it stands in the open record, if it does.
     at: Option<u32>,
 }
@@ -58,7 +59,7 @@ impl Committer {
         let lives = append.ttl.into_iter().chain(self.limits.age).min();
         // Rounded up: nothing goes before its time.
         let expires_s = lives.map_or(0, |lives| seconds(now_ms + 999 + lives.as_millis() as u64).max(1));
-        let mut message = Message { append: &append, expires_s, at: None };
+        let mut message = Message { append: &append, expires_s, now_s: seconds(now_ms), at: None };
         let (mut seqs, mut dropped) = (Vec::with_capacity(append.recipients.len()), 0);
         for user in &append.recipients {
             seqs.push(self.add_recipient(commit, &mut message, user, &mut dropped)?);
@@ -117,12 +118,18 @@ impl Committer {
         // A payload has at most 64 KiB.
         let bytes = bytes as u32;
         let slot = Slot { seq, record, message_at: at, stamp_at, bytes, expires_s: message.expires_s };
-        self.with(user, |log| {
-            if let Some(replaced) = replaced {
+        let trim = self.with(user, |log| {
+            let trim = replaced.is_some_and(|replaced| {
                 log.collapse(replaced);
-            }
+                log.release()
+            });
+            log.trimming |= trim;
             log.push(slot, message.append.collapse.clone());
+            trim
         })?;
+        if trim {
+            self.shared.queue.trim(user.clone());
+        }
         commit.entries.push((user.clone(), seq, record));
         Ok(Ok(seq))
     }
@@ -131,7 +138,8 @@ impl Committer {
         if log.row_lapses != Some(self.shared.index.lapses()) {
             return Step::NeedsRow;
         }
-        let replaced = message.append.collapse.as_ref().and_then(|key| log.keyed(key)).map(|keyed| keyed.seq);
+        let replaced =
+            message.append.collapse.as_ref().and_then(|key| log.keyed(key, message.now_s)).map(|keyed| keyed.seq);
         // What takes the place of another needs no more room than that had, but for bytes.
         if !log.fits(message.append.payload.as_bytes().len() as u64, &self.limits) && replaced.is_none() {
             return Step::NeedsRoom;
@@ -146,6 +154,10 @@ impl Committer {
 
     /// Makes room for a message of so many bytes, where that can be done; returns how many entries went for it.
     fn make_room(&self, commit: &mut Commit, user: &UserId, bytes: u64) -> Result<u64, EngineError> {
+        if self.with(user, |log| log.chunks && log.counted < log.released())? {
+            // What has been received meanwhile still counts until then.
+            self.trim(user)?;
+        }
         self.purge_if_due(user)?;
         if self.limits.overflow == Overflow::Reject {
             return Ok(0);

@@ -67,10 +67,6 @@ impl Cursors {
         all.fold(first, |common, cursor| common.intersection(&cursor.received))
     }
 
-    pub fn shared(&self) -> Option<&Cursor> {
-        self.shared.as_ref()
-    }
-
     pub fn devices(&self) -> &[(DeviceId, Cursor)] {
         &self.devices
     }
@@ -104,19 +100,19 @@ impl Cursors {
         }
     }
 
-    /// A session comes: its cursor, which is made if there is none. Nothing up to `released` is there any more.
+    /// A session comes: its cursor, which is made if there is none. What everybody has is not owed to a new one.
     ///
     /// # Errors
     /// When there are as many devices as are remembered, and all of them are here.
     pub fn attach(
         &mut self,
         device: Option<&DeviceId>,
-        released: Seq,
         devices_max: usize,
         now_ms: u64,
     ) -> Result<Received, StoreError> {
         if self.get(device).is_none() {
-            let fresh = Cursor { received: Received::from_parts(released, &[]), ..Cursor::default() };
+            self.forgotten.retain(|forgotten| forgotten.as_ref() != device);
+            let fresh = Cursor { received: Received::from_parts(self.through(), &[]), ..Cursor::default() };
             match device {
                 None => self.shared = Some(fresh),
                 Some(device) => {
@@ -154,6 +150,11 @@ impl Cursors {
             self.forgotten.push(Some(device));
         }
         Ok(())
+    }
+
+    /// Whether a session goes by any of them.
+    pub fn any_attached(&self) -> bool {
+        self.all().any(|cursor| cursor.attached > 0)
     }
 
     /// A session goes.
@@ -290,17 +291,17 @@ mod tests {
     fn the_first_device_takes_over_what_waited_for_nobody_in_particular() {
         let mut cursors = Cursors::default();
         cursors.receive(None, 1, 3);
-        let received = cursors.attach(Some(&device("phone")), 0, 16, 5).unwrap();
+        let received = cursors.attach(Some(&device("phone")), 16, 5).unwrap();
         assert_eq!(received.through(), 3);
-        assert!(cursors.shared().is_none());
+        assert!(cursors.get(None).is_none());
         assert_eq!(cursors.take_changes().forgotten, [None]);
     }
 
     #[test]
     fn clients_without_a_device_keep_theirs_beside_a_device() {
         let mut cursors = Cursors::default();
-        cursors.attach(None, 0, 16, 5).unwrap();
-        cursors.attach(Some(&device("phone")), 0, 16, 6).unwrap();
+        cursors.attach(None, 16, 5).unwrap();
+        cursors.attach(Some(&device("phone")), 16, 6).unwrap();
         cursors.receive(None, 1, 9);
         assert_eq!(cursors.through(), 0, "the phone has nothing of it");
         cursors.receive(Some(&device("phone")), 1, 4);
@@ -311,24 +312,24 @@ mod tests {
     fn the_device_that_was_away_longest_makes_room_and_one_that_is_here_never_does() {
         let mut cursors = Cursors::default();
         for (at, name) in ["a", "b"].into_iter().enumerate() {
-            cursors.attach(Some(&device(name)), 0, 2, at as u64 + 1).unwrap();
+            cursors.attach(Some(&device(name)), 2, at as u64 + 1).unwrap();
         }
-        assert!(cursors.attach(Some(&device("c")), 0, 2, 9).is_err());
+        assert!(cursors.attach(Some(&device("c")), 2, 9).is_err());
         cursors.detach(Some(&device("a")), 20);
         cursors.detach(Some(&device("b")), 10);
-        cursors.attach(Some(&device("c")), 0, 2, 30).unwrap();
+        cursors.attach(Some(&device("c")), 2, 30).unwrap();
         assert!(cursors.get(Some(&device("b"))).is_none() && cursors.get(Some(&device("a"))).is_some());
     }
 
     #[test]
     fn the_last_cursor_is_never_forgotten() {
         let mut cursors = Cursors::default();
-        cursors.attach(Some(&device("phone")), 0, 16, 5).unwrap();
+        cursors.attach(Some(&device("phone")), 16, 5).unwrap();
         cursors.receive(Some(&device("phone")), 1, 7);
         assert!(!cursors.any_away(100), "it is here");
         cursors.detach(Some(&device("phone")), 6);
         assert!(cursors.any_away(100) && cursors.forget_away(100));
-        assert_eq!(cursors.shared().unwrap().received.through(), 7);
+        assert_eq!(cursors.get(None).unwrap().received.through(), 7);
         assert!(!cursors.forget_away(100));
     }
 }

@@ -12,12 +12,12 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Append, Note, ReadLimit, Store,
+    Append, Appended, Note, Once, ReadLimit, Store, StoreError,
     engine::{Engine, EngineError, Table},
     journal::{self, Options, Tuning},
     memory::Memory,
 };
-use crate::message::{Payload, Seq, UserId};
+use crate::message::{DispatchId, Payload, Seq, UserId};
 
 /// Tables that take so many writes and then no more: what is in them then is a prefix of what was written.
 struct Cut {
@@ -162,4 +162,50 @@ async fn a_power_cut_at_any_write_loses_nothing_that_was_answered() {
         cuts += 1;
     }
     assert!(cuts > 60, "only {cuts} writes were cut: the settling was not under way");
+}
+
+/// Appends as many messages as make several records, in one commit, each with an id.
+async fn append_batch(store: &dyn Store) -> Result<Vec<Appended>, StoreError> {
+    let append = |n: u64| {
+        let id = DispatchId::new(&format!("batch {n}")).unwrap();
+        let once = Some(Once { id, online: vec![true, false], refused: Vec::new() });
+        Append { once, ..Append::new(payload(), vec![user(0), user(1)]) }
+    };
+    store.append_all((0..BATCH).map(append).collect()).await
+}
+
+const BATCH: u64 = 60;
+
+/// Returns false once so many writes were allowed that nothing was cut.
+async fn batch_cut_after(writes: i64) -> bool {
+    let tables = Memory::default();
+    let cut = Arc::new(Cut { tables: tables.clone(), left: AtomicI64::new(writes) });
+    let mut answered = false;
+    if let Ok(store) = journal::open(cut.clone(), tuning(Duration::ZERO)) {
+        answered = append_batch(&*store).await.is_ok();
+        _ = store.close().await;
+    }
+    let failed = cut.left.load(Ordering::SeqCst) < 0;
+    for settle_after in [Duration::from_secs(3600), Duration::ZERO] {
+        let store = super::memory::open(&tables, tuning(settle_after)).unwrap();
+        let there = [0, 1].map(|at| sequences(&*store, at, 0).len() as u64);
+        assert!(there == [0, 0] || there == [BATCH, BATCH], "{there:?}, cut after {writes}");
+        assert!(there == [BATCH, BATCH] || !answered, "cut after {writes}");
+        // Whoever asks again is told what was done, or it is done now: in any case it is there once.
+        let again = append_batch(&*store).await.unwrap();
+        assert!(again.iter().all(|one| one.duplicate == (there[0] > 0)), "cut after {writes}");
+        assert!(again.iter().all(|one| one.answered.as_ref().is_some_and(|one| (one.online, one.offline) == (1, 1))));
+        assert_eq!(sequences(&*store, 0, 0).len() as u64, BATCH);
+        store.close().await.unwrap();
+    }
+    failed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_of_several_records_is_kept_whole_or_not_at_all_and_so_are_its_ids() {
+    let mut cuts = 0;
+    while batch_cut_after(cuts).await {
+        cuts += 1;
+    }
+    assert!(cuts > 20, "only {cuts} writes were cut");
 }

@@ -191,16 +191,21 @@ impl Store for Journal {
 
     fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError> {
         let (now, now_ms) = (self.shared.index.now(), self.shared.clock.now_ms());
-        let (attached, dirty) = self.shared.index.with(user, |log| {
+        let (attached, dirty, trim) = self.shared.index.with(user, |log| {
             log.touched = now;
             let released = log.released();
-            let received = log.cursors.attach(device, released, self.shared.devices_max, now_ms)?;
-            let dirty = !log.dirty;
-            log.dirty = true;
-            Ok((Attached { received, head: log.head, released }, dirty))
+            let received = log.cursors.attach(device, self.shared.devices_max, now_ms)?;
+            let dirty = !std::mem::replace(&mut log.dirty, true);
+            // A device that was forgotten for this one may have been what kept something.
+            let trim = log.release();
+            log.trimming |= trim;
+            Ok((Attached { received, head: log.head, released }, dirty, trim))
         })??;
         if dirty {
             self.shared.queue.dirty(user.clone());
+        }
+        if trim {
+            self.shared.queue.trim(user.clone());
         }
         Ok(attached)
     }

@@ -58,6 +58,7 @@ pub struct Keyed {
     pub key: CollapseKey,
     pub seq: Seq,
     pub bytes: u32,
+    pub expires_s: u32,
 }
 
 /// A user's log.
@@ -124,8 +125,9 @@ impl Log {
             (log.inbox.entries, log.inbox.bytes) = stored.inbox;
             log.counted = stored.counted;
             log.inbox_expires_s = stored.expires_s;
-            let keyed =
-                |(key, seq, bytes): (String, Seq, u32)| Some(Keyed { key: CollapseKey::new(&key).ok()?, seq, bytes });
+            let keyed = |(key, seq, bytes, expires_s): (String, Seq, u32, u32)| {
+                Some(Keyed { key: CollapseKey::new(&key).ok()?, seq, bytes, expires_s })
+            };
             log.keys = stored.keys.into_iter().filter_map(keyed).collect();
         }
         log.pass_lapses(lapses.saturating_sub(known));
@@ -151,7 +153,7 @@ impl Log {
             lapses,
             seen_ms: self.seen_ms,
             gone: self.gone.stored(),
-            keys: self.keys.iter().map(|keyed| (keyed.key.as_str().to_owned(), keyed.seq, keyed.bytes)).collect(),
+            keys: self.keys.iter().map(Keyed::stored).collect(),
             inbox: (self.inbox.entries, self.inbox.bytes),
             counted: self.counted,
             expires_s: self.inbox_expires_s,
@@ -207,7 +209,8 @@ impl Log {
             if self.keys.len() >= KEYS_MAX {
                 self.keys.remove(0);
             }
-            self.keys.push(Keyed { key, seq: slot.seq, bytes: slot.bytes });
+            let Slot { seq, bytes, expires_s, .. } = slot;
+            self.keys.push(Keyed { key, seq, bytes, expires_s });
         }
     }
 
@@ -233,9 +236,9 @@ impl Log {
         self.slots.back()
     }
 
-    /// The oldest slot that somebody has not received.
-    pub fn oldest_slot(&self) -> Option<Slot> {
-        self.slots.iter().find(|slot| !self.cursors.contain(slot.seq)).copied()
+    /// The oldest entry that is in the journal.
+    pub fn oldest_slot(&self) -> Option<Seq> {
+        self.slots.front().map(|slot| slot.seq)
     }
 
     /// What is kept for this user, visible or not. Entries that were received out of order count until those before
@@ -251,13 +254,17 @@ impl Log {
     }
 
     /// The pending entry with this key.
-    pub fn keyed(&self, key: &CollapseKey) -> Option<&Keyed> {
-        self.keys.iter().find(|keyed| keyed.key == *key && !self.cursors.contain(keyed.seq))
+    pub fn keyed(&self, key: &CollapseKey, now_s: u32) -> Option<&Keyed> {
+        let pending = |keyed: &Keyed| !self.cursors.contain(keyed.seq) && !is_past(keyed.expires_s, now_s);
+        self.keys.iter().find(|keyed| keyed.key == *key && pending(keyed))
     }
 
     /// Takes `from..=to` out: they are gone, for this reason. What of it is in the inbox is hidden from here on, and
     /// is to be taken out of the tally by whoever knows its size.
     pub fn lose(&mut self, from: Seq, to: Seq, loss: Loss) {
+        if from > to {
+            return;
+        }
         let start = self.slots.partition_point(|slot| slot.seq < from);
         let end = self.slots.partition_point(|slot| slot.seq <= to);
         let bytes: u64 = self.slots.drain(start..end).map(|slot| u64::from(slot.bytes)).sum();
@@ -284,16 +291,30 @@ impl Log {
             return;
         }
         let (mut bytes, mut next, head) = (0, 0, self.head);
+        let mut dropped = Vec::new();
         self.slots.retain(|slot| {
             // What is not visible yet is about to be.
             let keep = slot.seq > head || !is_past(slot.expires_s, now_s);
             if keep {
                 bytes += u64::from(slot.bytes);
                 next = if slot.expires_s > 0 { earlier(next, slot.expires_s) } else { next };
+            } else {
+                dropped.push(slot.seq);
             }
             keep
         });
         (self.slot_bytes, self.slots_expire_s) = (bytes, next);
+        self.forget_keys(&dropped);
+    }
+
+    /// Entries in the inbox that have a key.
+    pub fn settled_keys(&self) -> Vec<Seq> {
+        self.keys.iter().map(|keyed| keyed.seq).filter(|seq| *seq <= self.settled).collect()
+    }
+
+    /// These entries are not there any more: nothing takes their place.
+    pub fn forget_keys(&mut self, seqs: &[Seq]) {
+        self.keys.retain(|keyed| !seqs.contains(&keyed.seq));
     }
 
     /// Entries in the journal up to `settled` are in the inbox now.
@@ -309,6 +330,7 @@ impl Log {
             && !self.dirty
             && !self.trimming
             && self.hold.is_none()
+            && !self.cursors.any_attached()
             && self.assigned == self.head
             && self.last_record < first_record
     }
@@ -342,6 +364,12 @@ impl Row {
             },
             Self::V2(stored) => stored,
         }
+    }
+}
+
+impl Keyed {
+    fn stored(&self) -> (String, Seq, u32, u32) {
+        (self.key.as_str().to_owned(), self.seq, self.bytes, self.expires_s)
     }
 }
 

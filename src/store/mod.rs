@@ -448,7 +448,8 @@ pub trait Store: Send + Sync + 'static {
     fn clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>>;
 
     /// A session begins: what its cursor has received so far. The first device of a user takes over from clients
-    /// without one, if none of those was ever here; any other new cursor begins with all that is still there.
+    /// without one, if none of those was ever here; any other new cursor begins with all that somebody else has not
+    /// received.
     ///
     /// # Errors
     /// When what is stored of the user cannot be read.

@@ -259,8 +259,8 @@ pub struct StoredLog {
     pub devices: Vec<(String, StoredCursor)>,
     /// Ranges that are gone, rising, both ends included, each with a [`Loss`](super::Loss).
     pub gone: Vec<(Seq, Seq, u8)>,
-    /// Keys of pending entries, with their sequence and their bytes of payload.
-    pub keys: Vec<(String, Seq, u32)>,
+    /// Keys of pending entries: with their sequence, their bytes of payload, and when they expire (0 = never).
+    pub keys: Vec<(String, Seq, u32, u32)>,
     /// Entries in the inbox that are still needed, and their bytes of payload, without those up to `counted`.
     pub inbox: (u64, u64),
     /// Up to here entries of the inbox are not counted any more.
@@ -371,6 +371,67 @@ mod tests {
 
     fn row() -> Row {
         Row::V1 { head: 9, through: 4, islands: vec![(6, 7)], settled: 5, seen_ms: 1_700_000_000_000, lapses: 1 }
+    }
+
+    fn record_with_everything() -> Vec<u8> {
+        let mut writer = RecordWriter::new(7, 1_700_000_000_000);
+        let cursor = StoredCursor { through: 1, islands: vec![(3, 4)], seen_ms: 1_700_000_000_002 };
+        for item in [
+            Item::MessageWith { payload: br#"{"op":0}"#, expires_s: 1_700_000_060, collapse: "score" },
+            Item::To { user: "alice", seq: 2 },
+            Item::Gone { user: "alice", from: 1, to: 1, loss: 3 },
+            Item::Cursor { user: "alice", device: "phone", cursor },
+            Item::Forgotten { user: "alice", device: "" },
+            Item::Rejected { user: "bob", reason: 1 },
+            Item::Once { id: "order-7", recipients: 2, online: 1, offline: 0 },
+            Item::More,
+        ] {
+            writer.push(&item);
+        }
+        writer.finish()
+    }
+
+    fn chunk_v2() -> Vec<u8> {
+        Chunk::V2 { namespace: 7, user: "alice", entries: vec![(5, 0, br#"{"op":0}"#), (6, 1_700_000_060, b"{}")] }
+            .encode()
+    }
+
+    fn row_v2() -> Row {
+        let cursor = StoredCursor { through: 4, islands: vec![(6, 7)], seen_ms: 1_700_000_000_000 };
+        Row::V2(StoredLog {
+            head: 9,
+            settled: 5,
+            lapses: 1,
+            seen_ms: 1_700_000_000_001,
+            shared: Some(StoredCursor::default()),
+            devices: vec![("phone".to_owned(), cursor)],
+            gone: vec![(1, 2, 1)],
+            keys: vec![("score".to_owned(), 9, 100, 1_700_000_060)],
+            inbox: (3, 300),
+            counted: 2,
+            expires_s: 1_700_000_060,
+        })
+    }
+
+    fn ids() -> Ids {
+        let rejected = vec![("bob".to_owned(), 1)];
+        let id = "order-7".to_owned();
+        let at_ms = 1_700_000_000_000;
+        Ids::V1 {
+            namespace: 7,
+            ids: vec![StoredId { id, at_ms, recipients: 2, online: 1, offline: 0, rejected, more: false }],
+        }
+    }
+
+    /// As below, for what came with devices, limits and ids.
+    #[test]
+    fn released_bytes_of_the_second_version_are_read_for_ever() {
+        assert_eq!(record_with_everything(), include_bytes!("../../data/golden/record-v2.bin"));
+        assert_eq!(chunk_v2(), include_bytes!("../../data/golden/chunk-v2.bin"));
+        assert_eq!(row_v2().encode(), include_bytes!("../../data/golden/row-v2.bin"));
+        assert_eq!(Row::decode(include_bytes!("../../data/golden/row-v2.bin")).unwrap(), row_v2());
+        assert_eq!(ids().encode(), include_bytes!("../../data/golden/ids-v1.bin"));
+        assert_eq!(Ids::decode(include_bytes!("../../data/golden/ids-v1.bin")).unwrap(), ids());
     }
 
     /// What was written by this version must be read by every later one: these files are never changed.

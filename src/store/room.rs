@@ -84,7 +84,8 @@ impl Committer {
         let due = self.with(user, |log| {
             log.drop_expired(now_s);
             let rested = log.purged.is_none_or(|purged| now_s.saturating_sub(purged) >= PURGE_PAUSE_S);
-            let stale = is_past(log.inbox_expires_s, now_s) || log.counted < log.released() || log.purged.is_none();
+            // After a crash the tally may be a little too high.
+            let stale = is_past(log.inbox_expires_s, now_s) || log.purged.is_none();
             log.chunks && stale && rested
         })?;
         if due {
@@ -97,7 +98,8 @@ impl Committer {
     /// stays under its key, so that every state in between can be read.
     pub(super) fn purge(&self, user: &UserId) -> Result<(), EngineError> {
         let now_s = self.shared.clock.now_s();
-        let (released, gone) = self.with(user, |log| (log.released(), log.gone.clone()))?;
+        let (released, gone, mut keyed) =
+            self.with(user, |log| (log.released(), log.gone.clone(), log.settled_keys()))?;
         let (mut tally, mut expires_s) = (Tally::default(), 0);
         let mut from = inbox_key(user.as_str(), 0);
         loop {
@@ -128,7 +130,8 @@ impl Committer {
                     })
                     .map(|(entry, expires_s)| (entry.seq, *expires_s, &entry.payload.as_bytes()[..]))
                     .collect();
-                for (_, at_s, payload) in &kept {
+                for (seq, at_s, payload) in &kept {
+                    keyed.retain(|keyed| keyed != seq);
                     tally.add(payload.len() as u64);
                     expires_s = earlier(expires_s, *at_s);
                 }
@@ -147,6 +150,7 @@ impl Committer {
             log.inbox_expires_s = expires_s;
             log.purged = Some(now_s);
             log.gone.make_room();
+            log.forget_keys(&keyed);
         })
     }
 
@@ -168,12 +172,16 @@ impl Committer {
             if last >= first {
                 log.lose(first, last, Loss::Quota);
             }
+            // What had been received beyond what is dropped goes with it.
+            let mut trim = log.release();
             while !log.fits(bytes, limits) {
-                let Some(slot) = log.oldest_slot() else { break };
-                log.lose(log.cursors.through() + 1, slot.seq, Loss::Quota);
-                (last, dropped) = (slot.seq, dropped + 1);
+                let Some(oldest) = log.oldest_slot() else { break };
+                dropped += u64::from(!log.cursors.contain(oldest));
+                // One that everybody has may be there because it is held.
+                log.lose(oldest.min(log.cursors.through() + 1), oldest, Loss::Quota);
+                last = oldest;
+                trim |= log.release();
             }
-            let trim = log.release();
             log.trimming |= trim;
             if trim {
                 self.shared.queue.trim(user.clone());

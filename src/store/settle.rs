@@ -148,11 +148,14 @@ impl Committer {
                 tally.add(entry.payload.len() as u64);
                 expires_s = earlier(expires_s, entry.expires_s);
             });
+            let past: Vec<_> =
+                entries.iter().filter(|entry| is_past(entry.expires_s, now_s)).map(|entry| entry.seq).collect();
             // From here on readers ask the inbox, which has them.
             self.with(user, |log| {
                 log.inbox.entries += tally.entries;
                 log.inbox.bytes += tally.bytes;
                 log.inbox_expires_s = earlier(log.inbox_expires_s, expires_s);
+                log.forget_keys(&past);
                 log.settle(last.seq);
             })?;
         }

@@ -1,11 +1,15 @@
 //! One small surface over the store, so that the tests read as tables.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use mesa::{
     message::{Payload, Seq, UserId},
     store::{
-        Append, Entry, Note, ReadLimit, Store, StoreError,
+        Append, Entry, Limits, Note, ReadLimit, Store, StoreError,
         disk::{self, DiskOptions},
         journal::{Options, Tuning},
         memory::{self, Memory},
@@ -23,6 +27,13 @@ pub const AT_ONCE: Tuning =
 /// Settles nothing for as long as a test lasts.
 pub const NEVER: Tuning =
     Tuning { settle_after: Duration::from_secs(3600), journal_bytes_max: usize::MAX, idle_seconds: 3600, ..AT_ONCE };
+
+/// What a store is opened with. Cloning shares the clock.
+#[derive(Clone, Default)]
+pub struct Opening {
+    pub limits: Limits,
+    pub ahead_ms: Arc<AtomicU64>,
+}
 
 /// Where a store is: it can be opened again and again.
 pub enum Place {
@@ -48,9 +59,18 @@ impl Place {
     }
 
     pub fn open(&self, tuning: Tuning) -> Arc<dyn Store> {
+        self.open_with(tuning, &Opening::default())
+    }
+
+    pub fn open_with(&self, tuning: Tuning, opening: &Opening) -> Arc<dyn Store> {
+        let Opening { limits, ahead_ms } = opening.clone();
         match self {
-            Self::Memory(tables) => memory::open(tables, Options { tuning, ..Options::default() }).unwrap(),
-            Self::Disk(dir) => disk::open(DiskOptions { tuning, ..DiskOptions::new(dir.path()) }).unwrap(),
+            Self::Memory(tables) => {
+                memory::open(tables, Options { tuning, limits, ahead_ms, ..Options::default() }).unwrap()
+            }
+            Self::Disk(dir) => {
+                disk::open(DiskOptions { tuning, limits, ahead_ms, ..DiskOptions::new(dir.path()) }).unwrap()
+            }
         }
     }
 }
