@@ -1,0 +1,98 @@
+//! The runs there are, each short for every change and as long as one likes by command.
+
+use std::{process::ExitCode, time::Duration};
+
+use crate::{
+    support::random::{Random, announced_seed},
+    theatre::{Fault, Form, Theatre, Until},
+    workload::Plan,
+};
+
+/// By name.
+pub const NAMES: &[&str] = &["kills", "interval", "soak"];
+
+/// How long a server works between two faults of a soak, in milliseconds.
+const SOAK_WORK_MS: u64 = 5_000;
+
+/// What a form does, and until when where nothing is said: short, and by command.
+fn form(name: &str) -> (Form, Until, Until) {
+    let kills = Form {
+        name: "kills",
+        settings: "",
+        durability: "always",
+        work_ms: 0..=250,
+        per_chapter: 10,
+        start_faults: true,
+        choose: |_| Fault::Kill,
+        plan: Plan::standard(),
+        planted: None,
+        progress: false,
+    };
+    match name {
+        "kills" => (kills, Until::Faults(100), Until::Faults(1000)),
+        "interval" => {
+            let settings = "store: { durability: { interval: 100 } },";
+            let form = Form { name: "interval", settings, durability: "interval", ..kills };
+            (form, Until::Faults(20), Until::Faults(200))
+        }
+        "soak" => {
+            let form = Form { name: "soak", choose: mixed, ..kills };
+            (form, Until::Faults(10), Until::Time(minutes(30)))
+        }
+        other => unreachable!("{other} is not among the names"),
+    }
+}
+
+/// Everything in turn, as chance has it.
+fn mixed(random: &mut Random) -> Fault {
+    match random.within(0..=3) {
+        0 => Fault::Terminate,
+        1 => Fault::Pause,
+        _ => Fault::Kill,
+    }
+}
+
+const fn minutes(minutes: u64) -> Duration {
+    Duration::from_secs(60 * minutes)
+}
+
+/// One form, as long as it is said: in faults, and a soak in minutes.
+pub fn long(name: &str, amount: Option<&str>) -> ExitCode {
+    let (mut form, _, usual) = form(name);
+    let amount = amount.map(|amount| amount.parse().expect("a number"));
+    let until = match (usual, amount) {
+        (usual, None) => usual,
+        (Until::Faults(_), Some(faults)) => Until::Faults(faults),
+        (Until::Time(_), Some(amount)) => Until::Time(minutes(amount)),
+    };
+    form.progress = true;
+    form.work_ms = match until {
+        // Work enough for a million answers in a thousand kills.
+        Until::Faults(_) => 0..=800,
+        Until::Time(_) => SOAK_WORK_MS..=SOAK_WORK_MS,
+    };
+    conclude(&[run(&form, until)])
+}
+
+/// All short forms whose names have one of the words in them.
+pub fn short(words: &[&str]) -> ExitCode {
+    let words: Vec<&str> = words.iter().copied().filter(|word| !word.starts_with('-')).collect();
+    let chosen = NAMES.iter().filter(|name| words.is_empty() || words.iter().any(|word| name.contains(word)));
+    let results: Vec<Result<(), String>> = chosen
+        .map(|name| {
+            let (form, until, _) = form(name);
+            run(&form, until)
+        })
+        .collect();
+    conclude(&results)
+}
+
+fn run(form: &Form, until: Until) -> Result<(), String> {
+    Theatre::open(form, announced_seed(form.name)).play(until)
+}
+
+fn conclude(results: &[Result<(), String>]) -> ExitCode {
+    let failures: Vec<&String> = results.iter().filter_map(|result| result.as_ref().err()).collect();
+    failures.iter().for_each(|why| eprintln!("FAILED: {why}"));
+    ExitCode::from(u8::from(!failures.is_empty()))
+}

@@ -1,0 +1,47 @@
+//! What a run is to be.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use crate::{support::random::Random, workload::Plan};
+
+/// What is done to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// SIGKILL.
+    Kill,
+    /// SIGTERM: an end in order, in the middle of everything.
+    Terminate,
+    /// SIGSTOP, and SIGCONT some seconds later.
+    Pause,
+}
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// This many faults that have fired.
+    Faults(u64),
+    /// The chapter in which this is over.
+    Time(Duration),
+}
+
+/// A kind of run.
+#[derive(Clone, Debug)]
+pub struct Form {
+    pub name: &'static str,
+    /// Settings of the server beside the usual ones.
+    pub settings: &'static str,
+    /// What the checker is told about it: `always` or `interval`.
+    pub durability: &'static str,
+    /// How long a server works before something is done to it, in milliseconds.
+    pub work_ms: RangeInclusive<u64>,
+    /// Faults in one chapter.
+    pub per_chapter: u64,
+    /// Whether servers are also killed while they start.
+    pub start_faults: bool,
+    pub choose: fn(&mut Random) -> Fault,
+    pub plan: Plan,
+    /// The planted bug that is turned on.
+    pub planted: Option<&'static str>,
+    /// Whether it tells how it is going, chapter by chapter.
+    pub progress: bool,
+}
