@@ -24,7 +24,10 @@ use super::{
     record::{Item, RECORD_BYTES, RecordWriter, VALUE_BYTES_MAX, journal_key},
     settle::Settling,
 };
-use crate::message::UserId;
+use crate::{
+    message::UserId,
+    planted::{self, Bug},
+};
 
 /// How long receipts and presence wait for company. A killed process takes back at most this much of them.
 const LINGER: Duration = Duration::from_millis(20);
@@ -282,8 +285,14 @@ impl Committer {
     /// Writes the records and makes them as durable as configured.
     fn write(&mut self, commit: &mut Commit) -> Result<(), EngineError> {
         commit.finish_record();
+        if planted::is(Bug::EarlyAnswer) {
+            commit.answers.drain(..).for_each(Answer::give);
+        }
         let engine = &self.shared.engine;
         for (number, record) in &commit.records {
+            if planted::once_in(Bug::LostRecord, 50) {
+                continue;
+            }
             engine.put(Table::Journal, &journal_key(*number), record)?;
         }
         engine.flush()?;

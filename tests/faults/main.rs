@@ -7,9 +7,12 @@
 //! - [`check`]: the checker, a process of its own (`faults check FILE`), tested in `checker.rs`
 //! - [`workload`]: backends and clients
 //! - [`theatre`]: the server, what is done to it, and the chapters a run consists of
+//! - [`disk`]: a file system that forgets what was not synced
 //! - [`forms`]: the runs there are
 
 mod check;
+#[allow(dead_code, reason = "where there is no FUSE the disk is not used")]
+mod disk;
 mod forms;
 mod history;
 #[path = "../support/mod.rs"]
@@ -24,7 +27,9 @@ const HELP: &str = "\
 faults                  all short forms
 faults kills [N]        N kills at random moments, under load and during start-up
 faults interval [N]     the same with `store.durability: { interval: 100 }`
+faults power [N]        N power cuts, on a disk that forgets what was not synced
 faults soak [MINUTES]   every kind of fault, one every five seconds
+faults planted [BUG]    each planted bug is found (with `--features planted-bugs`)
 faults check FILE       the checker
 
 MESA_SEED repeats the choices of a run.";
@@ -43,6 +48,7 @@ fn main() -> ExitCode {
             forms::NAMES.iter().for_each(|name| println!("{name}: test"));
             ExitCode::SUCCESS
         }
+        ["planted", ref bugs @ ..] => forms::planted(bugs),
         [name, ref rest @ ..] if forms::NAMES.contains(&name) => forms::long(name, rest.first().copied()),
         // As `cargo test WORD` hands its word to every test program.
         _ => forms::short(&words),

@@ -2,13 +2,15 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use crate::{support::random::Random, workload::Plan};
+use crate::{disk::Cut, support::random::Random, workload::Plan};
 
 /// What is done to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// SIGKILL.
     Kill,
+    /// SIGKILL, and of what was not synced only some is left. Where the store is on a disk that forgets.
+    Cut(Cut),
     /// SIGTERM: an end in order, in the middle of everything.
     Terminate,
     /// SIGSTOP, and SIGCONT some seconds later.
@@ -32,6 +34,8 @@ pub struct Form {
     pub settings: &'static str,
     /// What the checker is told about it: `always` or `interval`.
     pub durability: &'static str,
+    /// Whether the store is on a disk that forgets; then a server that is killed at start has its power cut as well.
+    pub forgets: bool,
     /// How long a server works before something is done to it, in milliseconds.
     pub work_ms: RangeInclusive<u64>,
     /// Faults in one chapter.
@@ -44,4 +48,9 @@ pub struct Form {
     pub planted: Option<&'static str>,
     /// Whether it tells how it is going, chapter by chapter.
     pub progress: bool,
+}
+
+/// A power cut of any kind.
+pub fn any_cut(random: &mut Random) -> Cut {
+    [Cut::Clear, Cut::Torn, Cut::Reordered][random.within(0..=2) as usize]
 }

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::form::{Fault, Form, Until};
+pub use self::form::{Fault, Form, Until, any_cut};
 use self::tally::Tally;
 use crate::{
     check::Figures,
@@ -33,6 +33,11 @@ use crate::{
     },
     workload::{self, Here, Stage, World},
 };
+
+#[cfg(target_os = "linux")]
+use crate::disk::Mounted as Disk;
+#[cfg(not(target_os = "linux"))]
+use nowhere::Disk;
 
 /// Users whose logs are read over HTTP after every start.
 const LOOKED_AT: u64 = 4;
@@ -48,6 +53,8 @@ pub struct Theatre<'a> {
     histories: tempfile::TempDir,
     world: World,
     server: Option<Server>,
+    /// Behind the server, which must be gone before the disk is.
+    disk: Option<Disk>,
     /// The number of the last server that was started.
     life: u64,
     /// What each backend counts on from.
@@ -59,8 +66,14 @@ pub struct Theatre<'a> {
 }
 
 impl<'a> Theatre<'a> {
-    pub fn open(form: &'a Form, seed: u64) -> Self {
+    /// # Errors
+    /// Where there is no disk that forgets, and the form needs one.
+    pub fn open(form: &'a Form, seed: u64) -> Result<Self, String> {
         let mut home = Home::with(form.settings);
+        let disk = if form.forgets { Some(Disk::new().map_err(|error| error.to_string())?) } else { None };
+        if let Some(disk) = &disk {
+            home = home.store_at(disk.path("store"));
+        }
         if let Some(bug) = form.planted {
             home.set_variable("PLANTED_BUG", bug);
         }
@@ -69,7 +82,7 @@ impl<'a> Theatre<'a> {
         let histories = tempfile::Builder::new().prefix("mesa-history-").tempdir().expect("a temporary directory");
         let connections = Arc::new(AtomicU64::new(1));
         let world = world(form, &histories, 0, &runtime, &connections);
-        Self {
+        Ok(Self {
             form,
             seed,
             random: Random::from_seed(seed),
@@ -78,13 +91,14 @@ impl<'a> Theatre<'a> {
             histories,
             world,
             server: None,
+            disk,
             life: 0,
             next: vec![0; form.plan.backends as usize],
             heads: BTreeMap::new(),
             chapters: 0,
             connections,
             tally: Tally::default(),
-        }
+        })
     }
 
     /// Plays chapters until there were enough, and tells the figures.
@@ -110,6 +124,9 @@ impl<'a> Theatre<'a> {
             }
         }
         self.tally.tell(self.form.name, self.seed, began.elapsed());
+        if result.is_ok() && self.form.forgets && !self.tally.has_lost() {
+            return Err("no power cut has taken anything back: nothing was tested".into());
+        }
         result
     }
 
@@ -227,4 +244,31 @@ fn milliseconds(duration: Duration) -> f64 {
 /// What actors are told of a server.
 fn here(life: u64, server: &Server) -> Here {
     Here { life, address: server.address }
+}
+
+/// Where there is no FUSE.
+#[cfg(not(target_os = "linux"))]
+mod nowhere {
+    use std::{convert::Infallible, io, path::PathBuf};
+
+    use crate::{
+        disk::{Cut, Lost},
+        support::random::Random,
+    };
+
+    pub struct Disk(Infallible);
+
+    impl Disk {
+        pub fn new() -> io::Result<Self> {
+            Err(io::Error::other("it is for Linux alone"))
+        }
+
+        pub fn path(&self, _: &str) -> PathBuf {
+            match self.0 {}
+        }
+
+        pub fn cut(&self, _: Cut, _: &mut Random) -> Lost {
+            match self.0 {}
+        }
+    }
 }

@@ -9,8 +9,11 @@ use std::{
 
 use rustix::process::Signal;
 
-use super::{Fault, Here, Theatre, here, milliseconds};
-use crate::history::Event;
+use super::{Fault, Here, Theatre, form::any_cut, here, milliseconds};
+use crate::{
+    disk::{Cut, Lost},
+    history::Event,
+};
 
 /// How long a server may take to end in order.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
@@ -61,24 +64,41 @@ impl Theatre<'_> {
         self.record(&Event::Fault { life: self.life, kind: "kill at start".into() });
         let status = process.kill();
         self.tally.at_start += u64::from(self.buried(status));
+        if self.form.forgets {
+            let cut = any_cut(&mut self.random);
+            self.cut(cut);
+        }
     }
 
     /// Does something to the server at work.
     pub(super) fn harm(&mut self, fault: Fault) -> Result<(), String> {
         match fault {
-            Fault::Kill => self.kill(),
+            Fault::Kill => self.kill("kill"),
+            Fault::Cut(cut) => {
+                self.kill("power cut");
+                self.cut(cut);
+            }
             Fault::Terminate => self.terminate()?,
             Fault::Pause => self.pause(),
         }
         Ok(())
     }
 
-    fn kill(&mut self) {
+    fn kill(&mut self, kind: &str) {
         let Some(server) = self.server.take() else { return };
-        self.record(&Event::Fault { life: self.life, kind: "kill".into() });
+        self.record(&Event::Fault { life: self.life, kind: kind.into() });
         let status = server.process.kill();
         self.world.stage.leave();
         self.tally.kills += u64::from(self.buried(status));
+    }
+
+    /// Takes back what the dead server did not sync.
+    fn cut(&mut self, cut: Cut) {
+        let Some(disk) = &self.disk else { return };
+        let Lost { writes, bytes, names } = disk.cut(cut, &mut self.random);
+        let kind = format!("{cut:?}").to_lowercase();
+        self.record(&Event::Cut { life: self.life, kind, writes, bytes, names });
+        self.tally.cut(Lost { writes, bytes, names });
     }
 
     /// Writes down how a killed server ended; true if it was by that.

@@ -3,7 +3,7 @@
 use std::{io::Write as _, time::Duration};
 
 use super::milliseconds;
-use crate::check::Figures;
+use crate::{check::Figures, disk::Lost};
 
 /// What was done, and what came of it.
 #[derive(Debug, Default)]
@@ -12,6 +12,10 @@ pub struct Tally {
     pub at_start: u64,
     pub stops: u64,
     pub pauses: u64,
+    /// Power cuts, and what they took back; how many took back nothing, for all was synced.
+    pub cuts: u64,
+    lost: Lost,
+    harmless: u64,
     /// How long each server took to listen.
     pub ready: Vec<Duration>,
     figures: Figures,
@@ -21,6 +25,18 @@ impl Tally {
     /// Faults that are proven to have fired.
     pub fn faults(&self) -> u64 {
         self.kills + self.at_start + self.stops + self.pauses
+    }
+
+    /// Takes in a power cut.
+    pub fn cut(&mut self, lost: Lost) {
+        self.cuts += 1;
+        self.harmless += u64::from(lost == Lost::default());
+        self.lost.add(lost);
+    }
+
+    /// Whether power cuts have taken back anything at all.
+    pub fn has_lost(&self) -> bool {
+        self.lost.writes > 0
     }
 
     /// Takes in a chapter.
@@ -65,6 +81,16 @@ impl Tally {
     pub fn tell(&self, name: &str, seed: u64, took: Duration) {
         let Figures { dispatches, answered, refused, unknown, duplicates, copies, .. } = self.figures;
         let Figures { received, repeats, connections, receipts, violations, .. } = self.figures;
+        if self.cuts > 0 {
+            let Lost { writes, bytes, names } = self.lost;
+            _ = writeln!(
+                std::io::stderr(),
+                "{name}: {} of the deaths were power cuts, which took back {writes} writes, {bytes} bytes of them, and \
+                 {names} names; {} found everything synced",
+                self.cuts,
+                self.harmless
+            );
+        }
         let ready = [50, 99, 100].map(|percent| self.ready_at(percent).map_or(0.0, milliseconds));
         _ = write!(
             std::io::stderr(),

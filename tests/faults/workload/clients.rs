@@ -86,8 +86,13 @@ impl Visit<'_> {
                 event = socket.event() => event,
                 () = self.world.stage.over() => return self.close(socket).await,
             };
+            let asked = matches!(event, Ok(socket::Event::Question));
             if let Err(why) = take(self.world, self.c, &mut socket, event, &mut self.few).await {
                 return self.broken(why);
+            }
+            // Just behind a receipt: whatever it confirmed too much is lost now.
+            if asked && self.manner != Manner::Stays && random.once_in(3) {
+                self.few = 0;
             }
         }
     }

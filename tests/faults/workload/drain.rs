@@ -19,6 +19,9 @@ const AT_ONCE: usize = 4;
 /// How long a client waits for a message before it asks whether there is one.
 const QUIET: Duration = Duration::from_millis(10);
 
+/// Times in a row that nothing comes on a connection before another is tried.
+const QUIETS: u32 = 50;
+
 /// How long a user may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -128,13 +131,17 @@ fn receive(
     let c = world.connections.fetch_add(1, Ordering::Relaxed);
     world.runtime.block_on(async {
         let mut socket = clients::open(world, c, life, address, user).await?;
-        let mut left = u64::MAX;
+        let (mut left, mut quiets) = (u64::MAX, 0);
         loop {
             match timeout(QUIET, socket.event()).await {
-                Ok(event) => clients::take(world, c, &mut socket, event, &mut left).await?,
+                Ok(event) => {
+                    quiets = 0;
+                    clients::take(world, c, &mut socket, event, &mut left).await?;
+                }
                 Err(_) => {
+                    quiets += 1;
                     let User { pending, .. } = state(http, user)?;
-                    if pending == 0 || Instant::now() > end {
+                    if pending == 0 || quiets == QUIETS || Instant::now() > end {
                         socket.close().await?;
                         world.history.record(&Event::Closed { c });
                         return Ok(pending);
