@@ -65,10 +65,12 @@ fn form(name: &str) -> (Form, Until, Until) {
 
 /// Everything in turn, as chance has it.
 fn mixed(random: &mut Random) -> Fault {
-    match random.within(0..=5) {
+    // Half of them leave the server alive, so that some live long enough to settle what lies about.
+    match random.within(0..=9) {
         0 => Fault::Terminate,
-        1 => Fault::Pause,
-        2 => Fault::Kill,
+        1..=2 => Fault::Pause,
+        3..=5 => Fault::Disconnect,
+        6 => Fault::Kill,
         _ => Fault::Cut(any_cut(random)),
     }
 }
@@ -84,8 +86,17 @@ pub fn planted(words: &[&str]) -> ExitCode {
         return ExitCode::from(2);
     }
     let chosen = PLANTED.iter().filter(|(bug, _)| words.is_empty() || words.contains(bug));
-    let results: Vec<Result<(), String>> = chosen.map(|(bug, name)| find(bug, name)).collect();
+    let mut results: Vec<Result<(), String>> = chosen.map(|(bug, name)| find(bug, name)).collect();
+    if words.is_empty() {
+        results.extend([settling("kills"), settling("power")]);
+    }
     conclude(&results)
+}
+
+/// What lies in the journal for ten seconds is settled. Few servers live that long here, so these settle much sooner.
+fn settling(name: &str) -> Result<(), String> {
+    let (form, until, _) = form(name);
+    run(&Form { planted: Some("SettleSoon"), work_ms: 0..=600, ..form }, until)
 }
 
 /// Ok if the bug was found.

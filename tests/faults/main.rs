@@ -4,7 +4,7 @@
 //! `cargo test --test faults` runs the short forms; `tests/faults/run` the long ones, on an optimised build.
 //!
 //! - [`history`]: what is written down
-//! - [`check`]: the checker, a process of its own (`faults check FILE`), tested in `checker.rs`
+//! - [`check`]: the checker, a process of its own (`faults check FILE`), tested in `parts.rs`
 //! - [`workload`]: backends and clients
 //! - [`theatre`]: the server, what is done to it, and the chapters a run consists of
 //! - [`disk`]: a file system that forgets what was not synced

@@ -42,11 +42,9 @@ impl Home {
         Self { directory, store, variables: Vec::new() }
     }
 
-    /// Has the store elsewhere.
-    #[must_use]
-    pub fn store_at(mut self, store: PathBuf) -> Self {
+    /// Has the store elsewhere, for the servers that are started from here on.
+    pub fn move_store(&mut self, store: PathBuf) {
         self.store = store;
-        self
     }
 
     /// Sets a variable for the servers that are started from here on.

@@ -13,6 +13,8 @@ pub enum Fault {
     Cut(Cut),
     /// SIGTERM: an end in order, in the middle of everything.
     Terminate,
+    /// The connections of some users are closed.
+    Disconnect,
     /// SIGSTOP, and SIGCONT some seconds later.
     Pause,
 }

@@ -39,6 +39,12 @@ use crate::disk::Mounted as Disk;
 #[cfg(not(target_os = "linux"))]
 use nowhere::Disk;
 
+/// Chapters, of which one is played on a new store, where the disk forgets.
+const NEW_STORE_ONCE_IN: u64 = 4;
+
+/// Kills while a store is being made.
+const START_FAULTS_OF_NEW: u64 = 3;
+
 /// Users whose logs are read over HTTP after every start.
 const LOOKED_AT: u64 = 4;
 
@@ -72,7 +78,7 @@ impl<'a> Theatre<'a> {
         let mut home = Home::with(form.settings);
         let disk = if form.forgets { Some(Disk::new().map_err(|error| error.to_string())?) } else { None };
         if let Some(disk) = &disk {
-            home = home.store_at(disk.path("store"));
+            home.move_store(disk.path("store"));
         }
         if let Some(bug) = form.planted {
             home.set_variable("PLANTED_BUG", bug);
@@ -133,11 +139,19 @@ impl<'a> Theatre<'a> {
     /// Goes on until there were `faults` in all.
     fn chapter(&mut self, faults: u64) -> Result<(), String> {
         self.chapters += 1;
+        let new = self.form.forgets && self.chapters > 1 && self.random.once_in(NEW_STORE_ONCE_IN);
+        if new {
+            self.begin_anew();
+        }
         self.world = world(self.form, &self.histories, self.chapters, &self.runtime, &self.connections);
         let (durability, heads) = (self.form.durability.to_owned(), self.heads.clone());
         self.record(&Event::Run { seed: self.seed, durability, heads });
         if self.server.is_some() {
             self.record(&Event::Starting { life: self.life });
+        }
+        if new || self.chapters == 1 {
+            // What is not there yet is as easily harmed as what is.
+            (0..START_FAULTS_OF_NEW).for_each(|_| self.kill_at_start());
         }
         let actors = workload::start(&self.world, &self.next, &mut self.random);
         let mut went = Ok(());
@@ -150,6 +164,17 @@ impl<'a> Theatre<'a> {
         let checked = self.check();
         // Where the checker finds something it says more than the scene that failed.
         checked.and(went)
+    }
+
+    /// Gives up the store for a new one.
+    fn begin_anew(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.process.kill();
+        }
+        std::fs::remove_dir_all(self.home.store()).expect("nobody uses the store");
+        let Some(disk) = &self.disk else { return };
+        self.home.move_store(disk.path(&format!("store-{}", self.chapters)));
+        self.heads.clear();
     }
 
     /// A server at work, until something is done to it.

@@ -13,6 +13,7 @@ use super::{Fault, Here, Theatre, form::any_cut, here, milliseconds};
 use crate::{
     disk::{Cut, Lost},
     history::Event,
+    support::http::Http,
 };
 
 /// How long a server may take to end in order.
@@ -80,6 +81,7 @@ impl Theatre<'_> {
             }
             Fault::Terminate => self.terminate()?,
             Fault::Pause => self.pause(),
+            Fault::Disconnect => self.disconnect()?,
         }
         Ok(())
     }
@@ -131,6 +133,24 @@ impl Theatre<'_> {
         thread::sleep(moment);
         server.signal(Signal::CONT);
         self.tally.pauses += 1;
+    }
+
+    /// Closes all connections of half of the users.
+    fn disconnect(&mut self) -> Result<(), String> {
+        let Some(server) = &self.server else { return Ok(()) };
+        self.record(&Event::Fault { life: self.life, kind: "disconnect".into() });
+        let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
+        let mut told = 0;
+        for user in self.world.plan.users() {
+            if self.random.once_in(2) {
+                let path = format!("/v1/users/{user}/disconnect");
+                let (status, body) = http.call("POST", &path, "").map_err(|error| error.to_string())?;
+                let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+                told += if status == 200 { answer["disconnected"].as_u64().unwrap_or(0) } else { 0 };
+            }
+        }
+        self.tally.disconnects += u64::from(told > 0);
+        Ok(())
     }
 
     /// Something failed that a server at peace should have done: writes down whether it is still there.

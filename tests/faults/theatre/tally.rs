@@ -12,6 +12,7 @@ pub struct Tally {
     pub at_start: u64,
     pub stops: u64,
     pub pauses: u64,
+    pub disconnects: u64,
     /// Power cuts, and what they took back; how many took back nothing, for all was synced.
     pub cuts: u64,
     lost: Lost,
@@ -24,7 +25,7 @@ pub struct Tally {
 impl Tally {
     /// Faults that are proven to have fired.
     pub fn faults(&self) -> u64 {
-        self.kills + self.at_start + self.stops + self.pauses
+        self.kills + self.at_start + self.stops + self.pauses + self.disconnects
     }
 
     /// Takes in a power cut.
@@ -94,7 +95,7 @@ impl Tally {
         let ready = [50, 99, 100].map(|percent| self.ready_at(percent).map_or(0.0, milliseconds));
         _ = write!(
             std::io::stderr(),
-            "{name}: seed {seed}, {:.1} s\n  faults: {} kills at work, {} at start, {} ends in order, {} pauses\n  \
+            "{name}: seed {seed}, {:.1} s\n  faults: {} kills at work, {} at start, {} ends in order, {} pauses, {} times disconnected\n  \
              backends: {answered} of {dispatches} dispatches answered ({copies} copies), {unknown} not answered, \
              {refused} refused, {duplicates} repeats of an id\n  clients: {received} messages received over {connections} \
              connections, {repeats} of them again; {receipts} receipts\n  ready after {:.0} ms (median), {:.0} ms (99 %), \
@@ -104,6 +105,7 @@ impl Tally {
             self.at_start,
             self.stops,
             self.pauses,
+            self.disconnects,
             ready[0],
             ready[1],
             ready[2]

@@ -1,14 +1,12 @@
-//! The checker of the fault battery, held against histories made by hand: each kind of violation is found, and what is
+//! The checker, held against histories made by hand: each kind of violation is found, and what is
 //! allowed is not taken for one.
 
-#[allow(dead_code, reason = "the program around the checker is in `main.rs`")]
-mod check;
-#[allow(dead_code, reason = "histories are made by hand here")]
-mod history;
-
-use check::{Kind, check};
-use history::{Event, Event::*};
 use serde_json::{Value, json};
+
+use crate::{
+    check::{self, Kind, check},
+    history::{self, Event, Event::*},
+};
 
 /// A history: two servers, the first of which is killed in the middle, and a drain.
 #[derive(Clone)]
