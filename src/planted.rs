@@ -36,28 +36,17 @@ pub(crate) const fn once_in(_: Bug, _: u64) -> bool {
     false
 }
 
+/// Whether this one is on. The variable is read once; it is none of the settings, which all begin otherwise.
 #[cfg(feature = "planted-bugs")]
-pub(crate) use on::{is, once_in};
+pub(crate) fn is(bug: Bug) -> bool {
+    static NAMED: std::sync::LazyLock<Option<String>> = std::sync::LazyLock::new(|| std::env::var("PLANTED_BUG").ok());
+    NAMED.as_ref().is_some_and(|name| *name == format!("{bug:?}"))
+}
 
+/// True one time in so many, if this one is on.
 #[cfg(feature = "planted-bugs")]
-mod on {
-    use std::sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering},
-    };
-
-    use super::Bug;
-
-    /// Read once. Not one of the settings, which all begin otherwise.
-    static NAMED: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("PLANTED_BUG").ok());
-
+pub(crate) fn once_in(bug: Bug, times: u64) -> bool {
+    use std::sync::atomic::{AtomicU64, Ordering};
     static ASKED: AtomicU64 = AtomicU64::new(0);
-
-    pub(crate) fn is(bug: Bug) -> bool {
-        NAMED.as_ref().is_some_and(|name| *name == format!("{bug:?}"))
-    }
-
-    pub(crate) fn once_in(bug: Bug, times: u64) -> bool {
-        is(bug) && ASKED.fetch_add(1, Ordering::Relaxed) % times == times - 1
-    }
+    is(bug) && ASKED.fetch_add(1, Ordering::Relaxed) % times == times - 1
 }

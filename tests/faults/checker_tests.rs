@@ -258,6 +258,18 @@ fn numbers_begin_with_one_and_have_no_hole() {
     story().with([live(1, 0), owed(1, 1, 1)]).drained(&[("alice", 12)]).shows(Kind::Numbered);
 }
 
+#[test]
+fn one_that_resumes_gets_only_what_is_behind_what_it_has_and_by_its_sequence() {
+    let story = |after, numbers: [u64; 2]| {
+        let opening = Opening { life: 1, c: 1, user: "alice".into(), after: Some(after), device: None };
+        let story = Story::new().with(sent(0)).with(sent(1)).with([opening, Opened { c: 1 }]);
+        story.with([owed(1, 0, numbers[0]), owed(1, 1, numbers[1])]).drained(&[("alice", 12)])
+    };
+    story(10, [11, 12]).is_clean();
+    story(11, [11, 12]).shows(Kind::Numbered);
+    story(10, [12, 11]).shows(Kind::Numbered);
+}
+
 fn log(head: u64, entries: &[(u64, u64)]) -> Event {
     Log { user: "alice".into(), head, entries: entries.iter().map(|(s, n)| (*s, 0, *n)).collect() }
 }

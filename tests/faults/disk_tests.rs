@@ -82,9 +82,9 @@ fn a_torn_cut_leaves_the_first_writes_and_ends_with_a_sector() {
         }
         let lost = tree.cut(Cut::Torn, &mut Random::from_seed(seed));
         let left = contents(&tree, ino);
-        let whole: Vec<u8> = (0..4000).map(|at| (at / 1000 + 1) as u8).collect();
+        let whole: Vec<u8> = (0..4000_u32).map(|at| (at / 1000 + 1) as u8).collect();
         assert_eq!(left, whole[..left.len()]);
-        assert!(left.len() % 512 == 0 || left.len() % 1000 == 0, "torn at {}", left.len());
+        assert!(left.len().is_multiple_of(512) || left.len().is_multiple_of(1000), "torn at {}", left.len());
         assert_eq!(lost.bytes as usize, 4000 - left.len());
         lengths.insert(left.len());
     }

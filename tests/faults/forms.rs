@@ -81,22 +81,36 @@ const fn minutes(minutes: u64) -> Duration {
 
 /// Turns on each planted bug, and demands that it is found.
 pub fn planted(words: &[&str]) -> ExitCode {
-    if !cfg!(feature = "planted-bugs") {
-        eprintln!("this build has no planted bugs: cargo test --features planted-bugs --test faults -- planted");
-        return ExitCode::from(2);
+    if let Err(lack) = has_planted() {
+        return lack;
     }
     let chosen = PLANTED.iter().filter(|(bug, _)| words.is_empty() || words.contains(bug));
-    let mut results: Vec<Result<(), String>> = chosen.map(|(bug, name)| find(bug, name)).collect();
-    if words.is_empty() {
-        results.extend([settling("kills"), settling("power")]);
-    }
+    let results: Vec<Result<(), String>> = chosen.map(|(bug, name)| find(bug, name)).collect();
     conclude(&results)
 }
 
-/// What lies in the journal for ten seconds is settled. Few servers live that long here, so these settle much sooner.
-fn settling(name: &str) -> Result<(), String> {
-    let (form, until, _) = form(name);
-    run(&Form { planted: Some("SettleSoon"), work_ms: 0..=600, ..form }, until)
+/// What lies in the journal for ten seconds is settled. Few servers live that long here, so these settle much sooner,
+/// which only a build with planted bugs can be told.
+pub fn settling(amount: Option<&str>) -> ExitCode {
+    if let Err(lack) = has_planted() {
+        return lack;
+    }
+    let faults = amount.map_or(40, |amount| amount.parse().expect("a number"));
+    let results = ["kills", "power"].map(|name| {
+        let (form, ..) = form(name);
+        let form = Form { planted: Some("SettleSoon"), work_ms: 0..=600, progress: amount.is_some(), ..form };
+        run(&form, Until::Faults(faults))
+    });
+    conclude(&results)
+}
+
+/// Whether bugs can be planted here; if not, the end.
+fn has_planted() -> Result<(), ExitCode> {
+    if cfg!(feature = "planted-bugs") {
+        return Ok(());
+    }
+    eprintln!("this build has no planted bugs: cargo test --features planted-bugs --test faults -- planted");
+    Err(ExitCode::from(2))
 }
 
 /// Ok if the bug was found.

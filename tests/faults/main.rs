@@ -30,6 +30,7 @@ faults interval [N]     the same with `store.durability: { interval: 100 }`
 faults power [N]        N power cuts, on a disk that forgets what was not synced
 faults soak [MINUTES]   every kind of fault, one every five seconds
 faults planted [BUG]    each planted bug is found (with `--features planted-bugs`)
+faults settling [N]     kills and power cuts on servers that settle soon (with the same)
 faults check FILE       the checker
 
 MESA_SEED repeats the choices of a run.";
@@ -49,6 +50,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         ["planted", ref bugs @ ..] => forms::planted(bugs),
+        ["settling"] => forms::settling(None),
+        ["settling", amount] => forms::settling(Some(amount)),
         [name, ref rest @ ..] if forms::NAMES.contains(&name) => forms::long(name, rest.first().copied()),
         // As `cargo test WORD` hands its word to every test program.
         _ => forms::short(&words),

@@ -66,7 +66,8 @@ pub struct Connection {
     pub user: String,
     pub life: u64,
     pub opening: usize,
-    pub resumes: bool,
+    /// It resumes, and has processed everything up to this.
+    pub after: Option<u64>,
     /// Line, message, padding, number.
     pub received: Vec<(usize, Key, u64, Option<u64>)>,
     /// How many of those a receipt was for, and the line at which it was proven that the server had taken it in.
@@ -165,7 +166,7 @@ impl Facts {
                     user: user.clone(),
                     life: *life,
                     opening: line,
-                    resumes: after.is_some(),
+                    after: *after,
                     ..Connection::default()
                 };
                 if self.connections.insert(*c, connection).is_some() {
