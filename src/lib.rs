@@ -61,6 +61,7 @@ pub mod http;
 pub mod hub;
 pub mod message;
 pub mod metrics;
+mod planted;
 pub mod protocol;
 pub mod server;
 pub mod store;

@@ -14,6 +14,7 @@ mod farewell;
 mod heartbeat;
 mod inbound;
 mod listener;
+mod mix_up;
 mod outbound;
 mod shared;
 mod shutdown;

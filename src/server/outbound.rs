@@ -11,6 +11,7 @@ use std::{
 use super::{
     connection::{Connection, End},
     inbound::UNSENT_WHILE_LISTENING_MAX,
+    mix_up::mix_up,
 };
 use crate::{
     config::Confirmation,
@@ -66,7 +67,7 @@ impl Connection {
             match session.poll_batch(cx, now, room) {
                 Poll::Pending | Poll::Ready(Ok(Batch::Idle)) => return Ok(()),
                 Poll::Ready(Ok(Batch::Entries(entries))) => {
-                    for entry in &entries {
+                    for entry in &mix_up(entries) {
                         self.deliver(entry, now)?;
                     }
                 }

@@ -28,7 +28,10 @@ use super::{
     settle::Settling,
     sweep::Sweep,
 };
-use crate::message::{Seq, UserId};
+use crate::{
+    message::{Seq, UserId},
+    planted::{self, Bug},
+};
 
 /// How long receipts and presence wait for company. A killed process takes back at most this much of them.
 const LINGER: Duration = Duration::from_millis(20);
@@ -217,8 +220,14 @@ impl Committer {
             // All that was asked for had been done before.
             return Ok(());
         }
+        if planted::is(Bug::EarlyAnswer) {
+            commit.answers.drain(..).for_each(Answer::give);
+        }
         let engine = &self.shared.engine;
         for (number, record) in &commit.records {
+            if planted::once_in(Bug::LostRecord, 50) {
+                continue;
+            }
             engine.put(Table::Journal, &journal_key(*number), record)?;
         }
         engine.flush()?;

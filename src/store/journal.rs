@@ -31,7 +31,10 @@ use super::{
     record::fingerprint,
     recovery,
 };
-use crate::message::{DeviceId, Seq, UserId};
+use crate::{
+    message::{DeviceId, Seq, UserId},
+    planted::{self, Bug},
+};
 
 /// How a store is to behave, whatever it stands on.
 #[derive(Clone, Debug)]
@@ -80,7 +83,11 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            settle_after: Duration::from_secs(10),
+            settle_after: if planted::is(Bug::SettleSoon) {
+                Duration::from_millis(100)
+            } else {
+                Duration::from_secs(10)
+            },
             journal_bytes_max: 64 << 20,
             idle_seconds: super::index::IDLE_SECONDS,
             sweep_pause: Duration::from_secs(1),

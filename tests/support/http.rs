@@ -14,6 +14,15 @@ use super::server::KEY;
 /// Longer than any answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A request as it goes over the wire.
+pub fn request(method: &str, path: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\ncontent-type: \
+         application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+}
+
 /// One connection.
 #[derive(Debug)]
 pub struct Http(BufReader<TcpStream>);
@@ -48,17 +57,19 @@ impl Http {
         serde_json::from_slice(&body).map_err(io::Error::from)
     }
 
-    fn call(&mut self, method: &str, path: &str, body: &str) -> io::Result<(u16, Vec<u8>)> {
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\ncontent-type: \
-             application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        self.0.get_mut().write_all(request.as_bytes())?;
+    /// Asks, and waits for the answer: status and body.
+    pub fn call(&mut self, method: &str, path: &str, body: &str) -> io::Result<(u16, Vec<u8>)> {
+        self.send(&request(method, path, body))?;
         self.answer()
     }
 
-    fn answer(&mut self) -> io::Result<(u16, Vec<u8>)> {
+    /// Sends requests, one or several, whose answers are then to be read one by one.
+    pub fn send(&mut self, requests: &str) -> io::Result<()> {
+        self.0.get_mut().write_all(requests.as_bytes())
+    }
+
+    /// The next answer: status and body.
+    pub fn answer(&mut self) -> io::Result<(u16, Vec<u8>)> {
         let status = self.line()?;
         let status = status.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
         let (mut length, mut chunked) = (0, false);

@@ -13,15 +13,11 @@ pub struct Random(u64);
 impl Random {
     /// Starts from `MESA_SEED`, or from the clock; prints the seed past the test harness' capture.
     pub fn announced(test: &str) -> Self {
-        let seed = match std::env::var("MESA_SEED") {
-            Ok(seed) => seed.parse().expect("MESA_SEED is a number"),
-            Err(_) => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
-                now.as_nanos() as u64
-            }
-        };
-        // In one piece, so that other tests' lines do not get into it.
-        _ = std::io::stderr().write_all(format!("{test}: MESA_SEED={seed}\n").as_bytes());
+        Self(announced_seed(test))
+    }
+
+    /// From a seed that was announced before.
+    pub fn from_seed(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -47,4 +43,18 @@ impl Random {
     pub fn once_in(&mut self, times: u64) -> bool {
         self.within(1..=times) == 1
     }
+}
+
+/// From `MESA_SEED`, or from the clock; printed past the test harness' capture.
+pub fn announced_seed(test: &str) -> u64 {
+    let seed = match std::env::var("MESA_SEED") {
+        Ok(seed) => seed.parse().expect("MESA_SEED is a number"),
+        Err(_) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
+            now.as_nanos() as u64
+        }
+    };
+    // In one piece, so that other tests' lines do not get into it.
+    _ = std::io::stderr().write_all(format!("{test}: MESA_SEED={seed}\n").as_bytes());
+    seed
 }

@@ -20,23 +20,41 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Home {
     directory: tempfile::TempDir,
+    store: PathBuf,
+    variables: Vec<(String, String)>,
 }
 
 impl Home {
     /// A new one, with a server's configuration in it.
     pub fn new() -> Self {
+        Self::with("")
+    }
+
+    /// A new one, with further settings in its configuration: `key: value` pairs, each with a comma behind it.
+    pub fn with(settings: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("mesa-test-").tempdir().expect("a temporary directory");
         let config = format!(
             "{{ host: '127.0.0.1', port: 0, sync: {{ enabled: true }}, authentication: {{ insecure: true }}, \
-             api: {{ keys: ['{KEY}'] }} }}"
+             api: {{ keys: ['{KEY}'] }}, {settings} }}"
         );
         fs::write(directory.path().join("config.json5"), config).expect("the configuration is written");
-        Self { directory }
+        let store = directory.path().join("store");
+        Self { directory, store, variables: Vec::new() }
+    }
+
+    /// Has the store elsewhere, for the servers that are started from here on.
+    pub fn move_store(&mut self, store: PathBuf) {
+        self.store = store;
+    }
+
+    /// Sets a variable for the servers that are started from here on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// The directory of the store.
     pub fn store(&self) -> PathBuf {
-        self.path("store")
+        self.store.clone()
     }
 
     /// A file in the home.
@@ -68,6 +86,7 @@ impl Home {
             .args([Path::new("--store-path"), &self.store()])
             .args([Path::new("--ready-file"), &self.path("ready")])
             .current_dir(self.directory.path())
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);
@@ -87,17 +106,27 @@ impl Home {
     }
 
     /// Waits until the server that `process` is, or runs, listens.
-    pub fn wait_until_ready(&self, mut process: Process) -> Server {
+    pub fn wait_until_ready(&self, process: Process) -> Server {
+        self.ready(process).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// As [`Home::wait_until_ready`], for who wants to know why it does not.
+    ///
+    /// # Errors
+    /// With how it ended, and what it said.
+    pub fn ready(&self, mut process: Process) -> Result<Server, String> {
         let end = Instant::now() + START_PATIENCE;
         loop {
             if let Ok(text) = fs::read_to_string(self.path("ready")) {
                 let ready: Ready = serde_json::from_str(&text).expect("the ready file is JSON, and whole");
-                return Server { process, address: ready.address, pid: ready.pid };
+                return Ok(Server { process, address: ready.address, pid: ready.pid });
             }
             if let Some(status) = process.ended() {
-                panic!("the server ended at start-up with {status}:\n{}", self.log());
+                return Err(format!("the server ended at start-up with {status}:\n{}", self.log()));
             }
-            assert!(Instant::now() < end, "the server does not listen after {START_PATIENCE:?}:\n{}", self.log());
+            if Instant::now() > end {
+                return Err(format!("the server does not listen after {START_PATIENCE:?}:\n{}", self.log()));
+            }
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -119,9 +148,9 @@ impl Process {
         self.0.try_wait().expect("a child can be asked")
     }
 
-    /// Ends it without a word.
-    pub fn kill(mut self) {
-        self.kill_and_reap().expect("a child can be killed");
+    /// Ends it without a word, and tells how it ended: by this, or by itself just before.
+    pub fn kill(mut self) -> ExitStatus {
+        self.kill_and_reap().expect("a child can be killed")
     }
 
     /// Waits until it ends by itself.
@@ -162,7 +191,12 @@ pub struct Server {
 impl Server {
     /// Asks it to end.
     pub fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid).expect("a process id");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a running server");
+        rustix::process::kill_process(pid, signal).expect("a running server");
     }
 }

@@ -20,6 +20,15 @@ pub struct Received {
     pub d: Value,
 }
 
+/// What comes over an authenticated connection.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A message.
+    Message(Received),
+    /// Op 1: whether everything so far has arrived.
+    Question,
+}
+
 #[derive(Deserialize)]
 struct Frame {
     op: u64,
@@ -53,6 +62,49 @@ impl Socket {
         }
     }
 
+    /// The next thing that comes: for who answers by himself.
+    ///
+    /// # Errors
+    /// When the connection ends, or nothing comes.
+    pub async fn event(&mut self) -> Result<Event, String> {
+        let frame = self.frame().await?;
+        match frame.op {
+            0 => Ok(Event::Message(Received { s: frame.s, d: frame.d })),
+            1 => Ok(Event::Question),
+            op => Err(format!("op {op} among messages")),
+        }
+    }
+
+    /// Answers the oldest question.
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub async fn answer(&mut self) -> Result<(), String> {
+        self.send(&json!({ "op": 11, "d": {} })).await
+    }
+
+    /// Closes, and waits until the server has closed too: by then it has heard everything that was said before.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn close(mut self) -> Result<(), String> {
+        self.0.close(None).await.map_err(|error| error.to_string())?;
+        loop {
+            match timeout(PATIENCE, self.0.next()).await.map_err(|_| "the server does not close")? {
+                Some(Ok(Message::Close(_))) => return Ok(()),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error.to_string()),
+                None => return Err("the connection broke".into()),
+            }
+        }
+    }
+
+    /// Goes away as a process that was killed goes: what was not read yet is thrown away, and the peer is told so.
+    pub fn reset(self) {
+        // A socket that is dropped with unread data, or with this set, resets the connection.
+        _ = socket2::SockRef::from(self.0.get_ref()).set_linger(Some(Duration::ZERO));
+    }
+
     /// The next message; answers what else comes.
     ///
     /// # Errors
@@ -62,7 +114,7 @@ impl Socket {
             let frame = self.frame().await?;
             match frame.op {
                 0 => return Ok(Received { s: frame.s, d: frame.d }),
-                1 => self.send(&json!({ "op": 11, "d": {} })).await?,
+                1 => self.answer().await?,
                 op => return Err(format!("op {op} among messages")),
             }
         }

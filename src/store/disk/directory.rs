@@ -65,6 +65,24 @@ impl Locked {
         self.path.join("log")
     }
 
+    /// Where sled's files are made. What a process that died while making some has left there is gone.
+    pub(super) fn making(&self) -> io::Result<PathBuf> {
+        let making = self.path.join("making");
+        match fs::remove_dir_all(&making) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(making),
+        }
+    }
+
+    /// Gives the files in `making` their place, for good: either all of them are there after a power cut, or none.
+    pub(super) fn made(&self, making: &Path) -> io::Result<()> {
+        for file in fs::read_dir(making)? {
+            File::open(file?.path())?.sync_all()?;
+        }
+        fs::rename(making, self.log())?;
+        File::open(&self.path)?.sync_all()
+    }
+
     /// Moves snapshots of sled out of its way: those that were being written when the process was killed, or all.
     /// A snapshot only makes opening faster; without it sled reads its log from the beginning.
     pub(super) fn set_snapshots_aside(&self, all: bool) -> io::Result<Vec<PathBuf>> {

@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 pub use self::open::{DiskOptions, open};
 use super::engine::{Engine, EngineError, Table};
+use crate::planted::{self, Bug};
 use directory::Locked;
 
 /// Tables on disk.
@@ -76,6 +77,7 @@ impl Engine for Sled {
 
     fn sync(&self) -> Result<(), EngineError> {
         match &self.sync {
+            _ if planted::is(Bug::NoSync) => Ok(()),
             Some(sync) => sync(),
             None => self.file.sync_data(),
         }

@@ -88,6 +88,9 @@ fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
     let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let locked = Locked::new(&options.path)?;
     let log = locked.log();
+    if !log.exists() {
+        make_log(&locked, options).map_err(refuse)?;
+    }
     // Half-written by a process that was killed while it opened; sled would take it for the best it has.
     for snapshot in locked.set_snapshots_aside(false).map_err(|error| refuse(error.to_string()))? {
         tracing::warn!(snapshot = %snapshot.display(), "set an unfinished snapshot aside");
@@ -111,6 +114,16 @@ fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
     db.flush().map_err(|error| refuse(error.to_string()))?;
     locked.sync().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
     Ok(Sled { db, trees, file, mark, sync: options.sync.clone(), _locked: locked })
+}
+
+/// Makes sled's files. It writes the smallest of them, `conf`, in two steps and never syncs it, and refuses for ever a
+/// store where the second is missing: so they are made aside, and have their name only when they are whole and synced.
+fn make_log(locked: &Locked, options: &DiskOptions) -> Result<(), String> {
+    let making = locked.making().map_err(|error| error.to_string())?;
+    let db = open_sled(&making, options.cache_bytes).map_err(|error| error.to_string())?;
+    db.flush().map_err(|error| error.to_string())?;
+    drop(db);
+    locked.made(&making).map_err(|error| format!("cannot make it: {error}"))
 }
 
 fn open_sled(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {

@@ -1,0 +1,52 @@
+//! Bugs that can be turned on, to show that the fault battery in `tests/faults` finds them. Only with the feature
+//! `planted-bugs`, which no release has: without it none is ever on, and nothing of this is in the binary.
+
+/// What the environment variable `PLANTED_BUG` may name, as it is written here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// The disk is not told to sync.
+    NoSync,
+    /// An append is answered before it is written.
+    EarlyAnswer,
+    /// One record in many is not written.
+    LostRecord,
+    /// Now and then somebody gets another's message, and the check before the socket is off.
+    Foreign,
+    /// Now and then two messages are sent in the wrong order.
+    Reorder,
+    /// A receipt confirms one entry more than was written.
+    ReceiptTooFar,
+    /// Now and then a receipt is forgotten, so that what was confirmed is sent again.
+    Repeat,
+    /// After opening, sequences go back.
+    SequenceReuse,
+    /// No bug: what is in the journal is settled soon, so that faults meet settling too.
+    SettleSoon,
+}
+
+/// Whether this one is on.
+#[cfg(not(feature = "planted-bugs"))]
+pub(crate) const fn is(_: Bug) -> bool {
+    false
+}
+
+/// True one time in so many, if this one is on.
+#[cfg(not(feature = "planted-bugs"))]
+pub(crate) const fn once_in(_: Bug, _: u64) -> bool {
+    false
+}
+
+/// Whether this one is on. The variable is read once; it is none of the settings, which all begin otherwise.
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn is(bug: Bug) -> bool {
+    static NAMED: std::sync::LazyLock<Option<String>> = std::sync::LazyLock::new(|| std::env::var("PLANTED_BUG").ok());
+    NAMED.as_ref().is_some_and(|name| *name == format!("{bug:?}"))
+}
+
+/// True one time in so many, if this one is on.
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn once_in(bug: Bug, times: u64) -> bool {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    is(bug) && ASKED.fetch_add(1, Ordering::Relaxed) % times == times - 1
+}

@@ -1,0 +1,27 @@
+//! The planted bugs of delivery (see [`planted`](crate::planted)).
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::{
+    hub::Entry,
+    planted::{Bug, once_in},
+};
+
+/// Where a bug is planted, some batches are not as they should be. All others are as they were.
+pub(super) fn mix_up(mut entries: Vec<Entry>) -> Vec<Entry> {
+    static LAST: Mutex<Option<Entry>> = Mutex::new(None);
+    if entries.len() > 1 && once_in(Bug::Reorder, 20) {
+        let payload = entries[0].payload.clone();
+        entries[0].payload = entries[1].payload.clone();
+        entries[1].payload = payload;
+    }
+    if let Some(first) = entries.first_mut()
+        && once_in(Bug::Foreign, 10)
+    {
+        let other = LAST.lock().unwrap_or_else(PoisonError::into_inner).replace(first.clone());
+        if let Some(other) = other.filter(|other| other.owner != first.owner) {
+            first.payload = other.payload;
+        }
+    }
+    entries
+}
