@@ -3,12 +3,12 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     thread,
     time::{Duration, Instant},
 };
 
-use super::{Sled, directory::Locked};
+use super::{Sled, abandon, directory::Locked};
 use crate::store::{
     Durability, Store, StoreError,
     journal::{self, Options},
@@ -79,6 +79,13 @@ fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
     let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let locked = Locked::new(&options.path)?;
     let log = locked.log();
+    let unreadable = |error: std::io::Error| {
+        refuse(format!(
+            "its file `log/db` cannot be read: {error}. Nothing was changed; check the disk, then start again"
+        ))
+    };
+    locked.read_through().map_err(unreadable)?;
+    locked.forget_first_start().map_err(|error| refuse(error.to_string()))?;
     // Half-written by a process that was killed while it opened; sled would take it for the best it has.
     for snapshot in locked.set_snapshots_aside(false).map_err(|error| refuse(error.to_string()))? {
         tracing::warn!(snapshot = %snapshot.display(), "set an unfinished snapshot aside");
@@ -93,6 +100,13 @@ fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
         opened => opened,
     }
     .map_err(|error| refuse(error.to_string()))?;
+    set_up(db.clone(), locked, options).inspect_err(|_| abandon(&db))
+}
+
+/// Everything around sled, once it is open.
+fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Sled, StoreError> {
+    let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
+    let log = locked.log();
     let tree = |name: &str| db.open_tree(name).map_err(|error| refuse(error.to_string()));
     let trees = [tree("journal")?, tree("inbox")?, tree("users")?, tree("meta")?];
     let file = File::options().read(true).write(true).open(log.join("db"));
@@ -101,7 +115,7 @@ fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
     let mark = mark.map_err(|error| refuse(format!("its file `mark`: {error}")))?;
     db.flush().map_err(|error| refuse(error.to_string()))?;
     locked.sync().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
-    Ok(Sled { db, trees, file, mark, sync: options.sync.clone(), _locked: locked })
+    Ok(Sled { db, trees, file, mark, failed: AtomicBool::new(false), sync: options.sync.clone(), _locked: locked })
 }
 
 fn open_sled(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
