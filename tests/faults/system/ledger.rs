@@ -45,6 +45,11 @@ impl Ledger {
         self.users.values().map(Vec::len).sum()
     }
 
+    /// How many were sent to a user: one more than the number of the last.
+    pub fn sent_to(&self, user: &str) -> u64 {
+        self.users.get(user).map_or(0, |sent| sent.len() as u64)
+    }
+
     /// Takes over what another backend did, to other users.
     pub fn merge(&mut self, other: Self) {
         for (user, sent) in other.users {
@@ -61,8 +66,15 @@ impl Ledger {
         self.users.iter().try_for_each(|(user, sent)| check_log(user, sent, &read_log(http, user)))
     }
 
-    /// Each user with what may have been received by him: whether the numbers are in order, each once, and all that was
-    /// answered among them.
+    /// The same of one user, where others have read theirs.
+    ///
+    /// # Errors
+    /// With the first thing that is wrong.
+    pub fn check_user(&self, http: &mut Http, user: &str) -> Result<(), String> {
+        check_log(user, self.users.get(user).map_or(&[], Vec::as_slice), &read_log(http, user))
+    }
+
+    /// Holds what a user has received against what was sent: in order, each once, nothing that was answered missing.
     ///
     /// # Errors
     /// With the first thing that is wrong.

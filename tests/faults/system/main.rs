@@ -20,12 +20,16 @@ mod support;
 
 mod backends;
 mod client;
+mod clock;
+mod descriptors;
 mod failing_commits;
 mod failing_start;
 mod kill_at_start;
 mod ledger;
+mod pause;
 mod prepared;
 mod proc;
+mod slow_readers;
 mod strace;
 mod terminate;
 mod tools;

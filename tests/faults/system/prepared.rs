@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use mesa::{
     message::{Payload, UserId},
     store::{
@@ -122,6 +123,28 @@ fn wait_until_settled(store: &Arc<dyn Store>) {
         assert!(Instant::now() < end, "the journal is never settled");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Appends at once, which is less than may wait for the store.
+const AT_ONCE: u64 = 5_000;
+
+/// Makes a store in which `count` messages wait for a user: 256 bytes each, numbered from zero.
+pub fn backlog(path: &Path, user: &str, count: u64) {
+    let store = open(DiskOptions::new(path)).expect("a store");
+    let user = UserId::new(user).expect("a user id");
+    let append = |n: u64| {
+        let text = format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(215));
+        let payload = Payload::encode(0, Some(&text), Some("TEST")).expect("a message");
+        store.append(Append { payload, recipients: vec![user.clone()] })
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    for first in (0..count).step_by(AT_ONCE as usize) {
+        let last = count.min(first + AT_ONCE) - 1;
+        // Asked for one behind the other, and the last waited for: it comes when all before it are there.
+        (first..last).for_each(|n| _ = append(n).now_or_never());
+        runtime.block_on(append(last)).expect("appended");
+    }
+    runtime.block_on(store.close()).expect("closed");
 }
 
 /// Copies a directory.

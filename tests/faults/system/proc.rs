@@ -20,6 +20,12 @@ pub fn cpu_time(pid: i32) -> Duration {
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
+/// Whether a process has been stopped by a signal.
+pub fn is_stopped(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a running process");
+    stat.rsplit_once(')').is_some_and(|(_, after)| after.trim_start().starts_with('T'))
+}
+
 /// Memory a process has in use, in bytes.
 pub fn resident_bytes(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");

@@ -7,20 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::FutureExt as _;
-use mesa::{
-    message::{Payload, UserId},
-    store::{
-        Append,
-        disk::{DiskOptions, open},
-    },
-};
 use rustix::process::Signal;
 
 use crate::{
     backends::Backends,
     client::{Client, Event},
     ledger::Ledger,
+    prepared::{Prepared, backlog, copy},
     proc,
     strace::{self, Fault},
     support::{
@@ -84,11 +77,12 @@ fn amid_dispatches(home: &Home, pause: u64, gap: Option<u64>) -> (Ledger, Durati
 fn sigterm_amid_a_redelivery_loses_nothing_of_it() {
     let mut random = Random::announced("terminate_redelivery");
     let times = tools::times(10, 200);
-    let image = backlog();
+    let image = tempfile::Builder::new().prefix("mesa-test-").tempdir().expect("a temporary directory");
+    backlog(image.path(), "alice", BACKLOG);
     let mut cut = 0;
     for _ in 0..times {
         let home = Home::new();
-        crate::prepared::copy(image.path(), &home.store());
+        copy(image.path(), &home.store());
         let server = home.start();
         let runtime = runtime();
         let (few, twice) = (random.within(1..=BACKLOG - 1), random.once_in(3));
@@ -139,7 +133,7 @@ fn sigterm_during_a_start_ends_it_in_order() {
     }
     let mut random = Random::announced("terminate_start");
     let times = tools::times(10, 200);
-    let prepared = crate::prepared::Prepared::new();
+    let prepared = Prepared::new();
     let home = Home::new();
     let mut before = 0;
     for _ in 0..times {
@@ -164,7 +158,7 @@ fn holder(home: &Home) -> i32 {
     let end = Instant::now() + Duration::from_secs(20);
     let lock = home.store().join("lock");
     // What the store was prepared by is this very process.
-    let own = std::process::id() as i32;
+    let own = i32::try_from(std::process::id()).expect("process ids are small");
     loop {
         let holder = fs::read_to_string(&lock).ok().and_then(|text| text.parse().ok());
         if let Some(pid) = holder.filter(|pid| *pid != own) {
@@ -173,26 +167,6 @@ fn holder(home: &Home) -> i32 {
         assert!(Instant::now() < end, "nobody takes the store");
         thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// A store with messages 0 to [`BACKLOG`] for alice.
-fn backlog() -> tempfile::TempDir {
-    let directory = tempfile::Builder::new().prefix("mesa-test-").tempdir().expect("a temporary directory");
-    let store = open(DiskOptions::new(directory.path())).expect("a store");
-    let alice = UserId::new("alice").expect("a user id");
-    let append = |n: u64| {
-        let text = format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(200));
-        let payload = Payload::encode(0, Some(&text), Some("TEST")).expect("a message");
-        store.append(Append { payload, recipients: vec![alice.clone()] })
-    };
-    // Asked for one behind the other, and the last waited for: it comes when all before it are there.
-    (0..BACKLOG - 1).for_each(|n| _ = append(n).now_or_never());
-    runtime().block_on(async {
-        append(BACKLOG - 1).await.expect("appended");
-        store.close().await.expect("closed");
-    });
-    drop(store);
-    directory
 }
 
 fn ended(server: Server, home: &Home) -> ExitStatus {
