@@ -130,6 +130,7 @@ pub fn read_log(http: &mut Http, user: &str) -> Log {
     }
 }
 
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -2,7 +2,12 @@
 //! still there, nothing is lost.
 
 use std::{
-    fs, thread,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -10,7 +15,7 @@ use rustix::process::Signal;
 
 use crate::{
     backends::Backends,
-    client::Client,
+    client::{Client, Event},
     proc,
     support::{http::Http, random::Random, server::Home},
     tools,
@@ -28,25 +33,9 @@ fn a_paused_server_goes_on_where_it_was() {
     let server = home.start();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-    let mut client = runtime.block_on(Client::connect(server.address, "user-0")).expect("a connection");
-    // Whoever comes back after the pause as if nothing had been, here as well as on the server, has three intervals for it.
-    let (done, finished) = tokio::sync::oneshot::channel::<u64>();
-    let reading = runtime.spawn(async move {
-        let mut received = Vec::new();
-        let mut finished = Box::pin(finished);
-        let mut last = None;
-        loop {
-            tokio::select! {
-                event = client.next(Duration::from_secs(60)), if last.is_none_or(|last| received.last() != Some(&last)) => match event {
-                    crate::client::Event::Message(n) => received.push(n),
-                    crate::client::Event::Asked => {}
-                    end => return Err(format!("{end:?} after {} messages", received.len())),
-                },
-                told = &mut finished, if last.is_none() => last = told.ok(),
-                else => return Ok(received),
-            }
-        }
-    });
+    let client = runtime.block_on(Client::connect(server.address, "user-0")).expect("a connection");
+    let last = Arc::new(AtomicU64::new(u64::MAX));
+    let reading = runtime.spawn(read(client, last.clone()));
     let users: Vec<String> = (0..3).map(|n| format!("user-{n}")).collect();
     let backends = Backends::start(server.address, &users);
     for _ in 0..pauses {
@@ -67,7 +56,7 @@ fn a_paused_server_goes_on_where_it_was() {
         backends.wait_for(at_stop + users.len() + 50);
     }
     let ledger = backends.stop();
-    done.send(ledger.sent_to("user-0") - 1).expect("the client is still there");
+    last.store(ledger.sent_to("user-0") - 1, Ordering::Relaxed);
     let received = runtime.block_on(reading).expect("no panic").unwrap_or_else(|wrong| panic!("the client: {wrong}"));
     ledger.check_received("user-0", &received).unwrap_or_else(|wrong| panic!("{wrong}"));
     server.process.kill();
@@ -82,4 +71,19 @@ fn a_paused_server_goes_on_where_it_was() {
         ledger.sent(),
         ledger.answered()
     ));
+}
+
+/// Reads over one connection, which must not end, until the message has come that `last` names by then.
+async fn read(mut client: Client, last: Arc<AtomicU64>) -> Result<Vec<u64>, String> {
+    let (mut received, mut heard) = (Vec::new(), Instant::now());
+    loop {
+        match client.next(Duration::from_millis(50)).await {
+            Event::Message(n) => received.push(n),
+            Event::Asked => {}
+            Event::Silence if received.last() == Some(&last.load(Ordering::Relaxed)) => return Ok(received),
+            Event::Silence if heard.elapsed() < Duration::from_secs(60) => continue,
+            end => return Err(format!("{end:?} after {} messages", received.len())),
+        }
+        heard = Instant::now();
+    }
 }
