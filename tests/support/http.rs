@@ -50,6 +50,22 @@ impl Http {
         Ok(())
     }
 
+    /// Dispatches `data` to `recipients`, and gives the status of the answer, whatever it is. An error means that none came.
+    pub fn try_dispatch(&mut self, data: &Value, recipients: &[String]) -> io::Result<u16> {
+        let body = json!({ "message": { "op": 0, "d": data, "t": "TEST" }, "recipients": recipients });
+        let (status, answer) = self.call("POST", "/v1/dispatch", &body.to_string())?;
+        if status == 200 {
+            let answer: Value = serde_json::from_slice(&answer)?;
+            assert_eq!(answer["rejected"], json!([]), "{answer}");
+        }
+        Ok(status)
+    }
+
+    /// The status a path is answered with.
+    pub fn status(&mut self, path: &str) -> io::Result<u16> {
+        self.call("GET", path, "").map(|(status, _)| status)
+    }
+
     /// What a path has to say.
     pub fn get<T: DeserializeOwned>(&mut self, path: &str) -> io::Result<T> {
         let (status, body) = self.call("GET", path, "")?;

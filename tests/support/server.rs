@@ -143,6 +143,11 @@ struct Ready {
 pub struct Process(Child);
 
 impl Process {
+    /// Takes charge of a child that was started otherwise.
+    pub fn new(child: Child) -> Self {
+        Self(child)
+    }
+
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.0.try_wait().expect("a child can be asked")

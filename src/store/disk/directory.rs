@@ -13,6 +13,9 @@ use crate::store::StoreError;
 /// How long to wait for a process that has just been killed to let go of its lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
+/// Bytes read at once where a file is read through.
+const READ_BYTES: usize = 1 << 20;
+
 /// A directory that is ours until this is dropped.
 pub(super) struct Locked {
     path: PathBuf,
@@ -101,6 +104,18 @@ impl Locked {
             }
         }
         Ok(moved)
+    }
+
+    /// Reads all of sled's log once. Where sled cannot read its log it takes it to end there, and *overwrites* what follows;
+    /// so a disk that gives no answer has to be met by us first. And what was read now is at hand when sled asks.
+    pub(super) fn read_through(&self) -> io::Result<()> {
+        let mut log = match File::open(self.log().join("db")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened?,
+        };
+        let mut buffer = vec![0; READ_BYTES];
+        while log.read(&mut buffer)? > 0 {}
+        Ok(())
     }
 
     /// Makes the names of new files durable, up to the directory that holds ours.

@@ -8,7 +8,15 @@
 mod directory;
 mod open;
 
-use std::{fs::File, io::ErrorKind, os::unix::fs::FileExt, sync::Arc};
+use std::{
+    fs::File,
+    io::ErrorKind,
+    os::unix::fs::FileExt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
 
@@ -27,6 +35,8 @@ pub struct Sled {
     /// Eight bytes beside it: the number of the last synced record. sled takes a damaged log for one that ends where the
     /// damage begins; this tells that it went on.
     mark: File,
+    /// A write, a flush or a sync has failed.
+    failed: AtomicBool,
     /// Calls instead of syncing, in tests.
     sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
     /// Held until everything above is closed.
@@ -37,17 +47,34 @@ impl Sled {
     fn tree(&self, table: Table) -> &sled::Tree {
         &self.trees[table as usize]
     }
+
+    fn failed(&self, error: impl std::fmt::Display) -> EngineError {
+        self.failed.store(true, Ordering::Relaxed);
+        EngineError::new(error)
+    }
+}
+
+/// Leaves sled standing as it is, with its threads and its lock. At its end it syncs its file and panics where that
+/// fails; and after a failure there is nothing more to be had from it.
+fn abandon(db: &sled::Db) {
+    Box::leak(Box::new(db.clone()));
+}
+
+impl Drop for Sled {
+    fn drop(&mut self) {
+        if self.failed.load(Ordering::Relaxed) || self.file.sync_data().is_err() {
+            abandon(&self.db);
+        }
+    }
 }
 
 impl Engine for Sled {
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        self.tree(table).insert(key, value).map_err(EngineError::new)?;
-        Ok(())
+        self.tree(table).insert(key, value).map(drop).map_err(|error| self.failed(error))
     }
 
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
-        self.tree(table).remove(key).map_err(EngineError::new)?;
-        Ok(())
+        self.tree(table).remove(key).map(drop).map_err(|error| self.failed(error))
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
@@ -71,8 +98,7 @@ impl Engine for Sled {
     }
 
     fn flush(&self) -> Result<(), EngineError> {
-        self.db.flush().map_err(EngineError::new)?;
-        Ok(())
+        self.db.flush().map(drop).map_err(|error| self.failed(error))
     }
 
     fn sync(&self) -> Result<(), EngineError> {
@@ -81,7 +107,7 @@ impl Engine for Sled {
             Some(sync) => sync(),
             None => self.file.sync_data(),
         }
-        .map_err(EngineError::new)
+        .map_err(|error| self.failed(error))
     }
 
     fn free_bytes(&self) -> Result<Option<u64>, EngineError> {

@@ -3,12 +3,15 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use super::{Sled, directory::Locked};
+use super::{Sled, abandon, directory::Locked};
 use crate::store::{
     Durability, Limits, Store, StoreError,
     journal::{self, Options},
@@ -88,6 +91,12 @@ fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
     let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let locked = Locked::new(&options.path)?;
     let log = locked.log();
+    let unreadable = |error: std::io::Error| {
+        refuse(format!(
+            "its file `log/db` cannot be read: {error}. Nothing was changed; check the disk, then start again"
+        ))
+    };
+    locked.read_through().map_err(unreadable)?;
     if !log.exists() {
         make_log(&locked, options).map_err(refuse)?;
     }
@@ -105,6 +114,13 @@ fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
         opened => opened,
     }
     .map_err(|error| refuse(error.to_string()))?;
+    set_up(db.clone(), locked, options).inspect_err(|_| abandon(&db))
+}
+
+/// Everything around sled, once it is open.
+fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Sled, StoreError> {
+    let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
+    let log = locked.log();
     let tree = |name: &str| db.open_tree(name).map_err(|error| refuse(error.to_string()));
     let trees = [tree("journal")?, tree("inbox")?, tree("users")?, tree("meta")?, tree("ids")?];
     let file = File::options().read(true).write(true).open(log.join("db"));
@@ -113,7 +129,7 @@ fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
     let mark = mark.map_err(|error| refuse(format!("its file `mark`: {error}")))?;
     db.flush().map_err(|error| refuse(error.to_string()))?;
     locked.sync().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
-    Ok(Sled { db, trees, file, mark, sync: options.sync.clone(), _locked: locked })
+    Ok(Sled { db, trees, file, mark, failed: AtomicBool::new(false), sync: options.sync.clone(), _locked: locked })
 }
 
 /// Makes sled's files. It writes the smallest of them, `conf`, in two steps and never syncs it, and refuses for ever a

@@ -1,0 +1,36 @@
+//! What a machine can do to a server, done to one: killed at each system call of its start, disks that fail, two
+//! servers on one directory, SIGTERM at any moment, no descriptors left, clocks that jump, pauses, readers that do not
+//! read. After each of it, what was answered is there, and nobody waits for ever.
+//!
+//! One file a fault; beside them what they share:
+//!
+//! - `tools`: what the machine must have, the short and the long form, and saying figures
+//! - `strace`: a server under `strace`, and its faults
+//! - `prepared`: a store that holds something, to be copied as often as there are faults
+//! - `ledger`: what was dispatched and answered, held against a server
+//! - `backends`, `client`: who dispatches, and who receives
+//! - `proc`: what the system knows of a process
+//!
+//! Every test shows that its fault has happened before it trusts what followed. `cargo test` runs the short form;
+//! `MESA_FAULTS=all` the long one, in which nothing is sampled. `MESA_SEED` repeats a run's choices.
+
+#[path = "../../support/mod.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod support;
+
+mod backends;
+mod client;
+mod clock;
+mod descriptors;
+mod failing_commits;
+mod failing_start;
+mod kill_at_start;
+mod ledger;
+mod pause;
+mod prepared;
+mod proc;
+mod slow_readers;
+mod strace;
+mod terminate;
+mod tools;
+mod two_processes;
