@@ -15,6 +15,10 @@ use tokio::{
     net::TcpStream,
 };
 
+/// What the binary has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const CLIENTS: usize = 200;
 const BACKLOG: usize = 1_000;
 /// Requests under way while the backlog is made.

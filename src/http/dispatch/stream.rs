@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{
-    batch::Batch,
+    batch::{Batch, Done, Task},
     lines::{Line, Lines},
     read,
 };
@@ -79,6 +79,8 @@ struct Talk<B> {
     lines: Lines,
     /// Being collected.
     next: Batch,
+    /// The line behind it, which has to wait for a batch of its own.
+    held: Option<(usize, Task)>,
     under_way: UnderWay,
     stopping: watch::Receiver<bool>,
     /// By then the line that was begun has to be whole.
@@ -90,8 +92,8 @@ struct Talk<B> {
 /// The batch that was handed to the hub.
 enum UnderWay {
     Nothing,
-    Waiting(BoxFuture<'static, Vec<u8>>),
-    Answered(Vec<u8>),
+    Waiting(BoxFuture<'static, Done>),
+    Done(Done),
 }
 
 /// Why a stream takes nothing more in.
@@ -113,6 +115,7 @@ where
             body: Box::pin(body),
             lines: Lines::new(api.limits.request_bytes),
             next: Batch::default(),
+            held: None,
             under_way: UnderWay::Nothing,
             stopping,
             line_by: None,
@@ -132,23 +135,22 @@ where
                 }
                 return None;
             }
-            let hungry = self.over.is_none() && self.lines.is_hungry() && !self.next.is_full();
+            let room = self.held.is_none() && !self.next.is_full();
+            let hungry = self.over.is_none() && self.lines.is_hungry() && room;
             let line_by = self.line_by;
             tokio::select! {
                 biased;
-                answers = self.under_way.answers() => {
-                    self.under_way = UnderWay::Nothing;
+                done = self.under_way.done() => {
+                    // First of all, so that the store has something to do meanwhile.
+                    self.set_off().await;
                     // It waited for us, if for anybody.
                     self.line_by = None;
-                    self.collect();
-                    // Before these are written, so that the store has something to do meanwhile.
-                    self.set_off().await;
-                    return Some(answers.into());
+                    return Some(done.answers(&self.api.hub).into());
                 }
                 piece = piece(&mut self.body), if hungry => self.take(piece),
                 () = stopped(&mut self.stopping), if self.over.is_none() => self.over = Some(Over::Cut),
                 () = until(line_by), if hungry => {
-                    self.next.push(0, Err(ApiError::TooSlow));
+                    self.add(0, Task::Refuse(ApiError::TooSlow));
                     self.over = Some(Over::Cut);
                 }
             }
@@ -157,13 +159,16 @@ where
 
     /// Reads the lines that are at hand, as many as one batch has room for.
     fn collect(&mut self) {
-        while !self.next.is_full() {
-            let line = match self.lines.next() {
+        if let Some((bytes, task)) = self.held.take() {
+            self.add(bytes, task);
+        }
+        while self.held.is_none() && !self.next.is_full() {
+            let (bytes, asked) = match self.lines.next() {
                 None => break,
                 Some(Line::Whole(text)) => (text.len(), read::read(text, self.api.limits.recipients)),
                 Some(Line::TooLong) => (0, Err(ApiError::TooLarge(self.api.limits.request_bytes))),
             };
-            self.next.push(line.0, line.1);
+            self.add(bytes, Task::new(asked, &self.api.hub));
             self.line_by = None;
         }
         if self.lines.in_the_middle() {
@@ -173,15 +178,20 @@ where
         }
     }
 
+    fn add(&mut self, bytes: usize, task: Task) {
+        self.held = self.next.push(bytes, task).err().map(|task| (bytes, task));
+    }
+
     /// Hands what was collected to the hub, unless an earlier batch is there.
     async fn set_off(&mut self) {
         if self.next.is_empty() || !matches!(self.under_way, UnderWay::Nothing) {
             return;
         }
-        let mut batch: BoxFuture<'static, _> = Box::pin(std::mem::take(&mut self.next).dispatch(self.api.clone()));
+        let (batch, api) = (std::mem::take(&mut self.next), self.api.clone());
+        let mut batch: BoxFuture<'static, _> = Box::pin(async move { batch.dispatch(&api.hub).await });
         // Nothing is done before it is asked for once.
         self.under_way = match poll_fn(|cx| Poll::Ready(batch.as_mut().poll(cx))).await {
-            Poll::Ready(answers) => UnderWay::Answered(answers),
+            Poll::Ready(done) => UnderWay::Done(done),
             Poll::Pending => UnderWay::Waiting(batch),
         };
     }
@@ -206,12 +216,15 @@ where
 }
 
 impl UnderWay {
-    /// Resolves with the answers of the batch; never where there is none.
-    async fn answers(&mut self) -> Vec<u8> {
-        match self {
-            Self::Nothing => pending().await,
-            Self::Waiting(batch) => batch.await,
-            Self::Answered(answers) => std::mem::take(answers),
+    /// Resolves when the batch is done, and then it is under way no more; never where there is none.
+    async fn done(&mut self) -> Done {
+        if let Self::Waiting(batch) = self {
+            *self = Self::Done(batch.await);
+        }
+        match std::mem::replace(self, Self::Nothing) {
+            Self::Done(done) => done,
+            // The first is what it was, and the second is done by now.
+            Self::Nothing | Self::Waiting(_) => pending().await,
         }
     }
 }
