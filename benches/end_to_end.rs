@@ -1,5 +1,5 @@
 //! From a backend's request to the application behind a socket, over a real server and real connections in this
-//! process: a dispatch, a fan-out, a drain.
+//! process: a dispatch, a fan-out, a drain, and a stream of dispatches.
 #![allow(missing_docs)]
 
 mod support;
@@ -10,11 +10,23 @@ use criterion::{Criterion, Throughput};
 use futures_util::future::join_all;
 use mesa::message::Recipients;
 use support::{Served, message, next, user};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// What the binary has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const CLIENTS: usize = 200;
 const BACKLOG: usize = 1_000;
 /// Requests under way while the backlog is made.
 const AT_ONCE: usize = 50;
+const STREAMED: usize = 20_000;
+const USERS: usize = 1_000;
+/// What a backend hands to its socket at once.
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// One message: HTTP, log, disk, socket, and the answer.
 fn dispatching(c: &mut Criterion) {
@@ -108,11 +120,66 @@ fn draining(c: &mut Criterion) {
     runtime.block_on(served.stop());
 }
 
+/// Dispatches of one stream, to a thousand users in turn: from the first byte sent to the last result read.
+fn streaming(c: &mut Criterion) {
+    let runtime = support::runtime();
+    let served = runtime.block_on(Served::start());
+    let message = serde_json::to_string(&message()).expect("JSON");
+    let lines: String = (0..STREAMED)
+        .map(|n| format!("{{\"message\":{message},\"recipients\":[\"{}\"]}}\n", user(n % USERS)))
+        .collect();
+    let chunks: Vec<u8> = lines.as_bytes().chunks(CHUNK_BYTES).flat_map(chunk).collect();
+    let mut socket = runtime.block_on(TcpStream::connect(served.address)).expect("a connection");
+    socket.set_nodelay(true).expect("a socket");
+    let head = format!(
+        "POST /v1/dispatch HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
+         Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n",
+        support::KEY
+    );
+    runtime.block_on(socket.write_all(head.as_bytes())).expect("it is taken");
+    let (mut answers, mut body) = socket.into_split();
+    let mut group = c.benchmark_group("end_to_end");
+    group.throughput(Throughput::Elements(STREAMED as u64));
+    group.sample_size(10);
+    group.bench_function("ndjson_stream_of_20000_dispatches", |b| {
+        b.iter_custom(|rounds| {
+            let start = Instant::now();
+            runtime.block_on(async {
+                let send = async {
+                    for _ in 0..rounds {
+                        body.write_all(&chunks).await.expect("it is taken");
+                    }
+                };
+                let read = async {
+                    let (mut buffer, mut left) = (vec![0; 64 << 10], STREAMED * rounds as usize);
+                    while left > 0 {
+                        let read = answers.read(&mut buffer).await.expect("answers");
+                        assert!(read > 0, "the stream ended before {left} answers");
+                        // One in each answer, and none between them.
+                        left -= buffer[..read].iter().filter(|byte| **byte == b'}').count();
+                    }
+                };
+                tokio::join!(send, read);
+            });
+            start.elapsed()
+        });
+    });
+    group.finish();
+    drop((answers, body));
+    runtime.block_on(served.stop());
+}
+
+/// As HTTP sends a part of a body whose length nobody knows.
+fn chunk(part: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat()
+}
+
 fn main() {
     let mut criterion = support::criterion();
     dispatching(&mut criterion);
     fanning_out(&mut criterion);
     draining(&mut criterion);
+    streaming(&mut criterion);
     criterion.final_summary();
     support::table(&["end_to_end"]);
 }

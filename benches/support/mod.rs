@@ -20,7 +20,7 @@ use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
 /// Bytes of data in every message.
 pub const DATA_BYTES: usize = 256;
 
-const KEY: &str = "a-key-for-benchmarks";
+pub const KEY: &str = "a-key-for-benchmarks";
 
 /// Short enough that all of them run in a few minutes; raise it on the command line for finer figures.
 pub fn criterion() -> Criterion {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Api, Authentication, Client, Config, Confirmation, Durability, Heartbeat, Limits, Log, LogFormat, Portal,
+    Api, Authentication, Client, Config, Confirmation, Durability, Heartbeat, Limits, Log, LogFormat, Overflow, Portal,
     Reconnect, Store, Sync,
 };
 
@@ -16,7 +16,17 @@ impl Default for Config {
             namespace: None,
             client: Client { enforce_equal_versions: false, version: "1.5.3".into() },
             store_messages: false,
-            sync: Sync { enabled: false, redelivery_interval: Duration::ZERO, confirmation: Confirmation::Receipt },
+            sync: Sync {
+                enabled: false,
+                redelivery_interval: Duration::ZERO,
+                confirmation: Confirmation::Receipt,
+                max_age: Duration::ZERO,
+                max_messages: 100_000,
+                max_bytes: 64 << 20,
+                overflow: Overflow::Reject,
+                device_max_age: Duration::from_secs(30 * 24 * 60 * 60),
+                max_devices: 16,
+            },
             portal: Portal { enabled: false, distribute_load: true },
             heartbeat: Heartbeat { enabled: false, interval: Duration::from_secs(10), max_attempts: 3 },
             reconnect: Reconnect { enabled: false, interval: Duration::from_secs(5) },
@@ -31,7 +41,13 @@ impl Default for Config {
                 jwt: None,
             },
             gracefully_exit: true,
-            store: Store { path: "data/store".into(), durability: Durability::Always, cache_bytes: 64 << 20 },
+            store: Store {
+                path: "data/store".into(),
+                durability: Durability::Always,
+                cache_bytes: 64 << 20,
+                max_bytes: 0,
+                min_free: 256 << 20,
+            },
             api: Api::default(),
             origins: None,
             limits: Limits {
@@ -50,5 +66,11 @@ impl Default for Config {
             },
             log: Log { level: "info".into(), format: LogFormat::Text },
         }
+    }
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { keys: Vec::new(), id_window: Duration::from_secs(10 * 60), ids: 1_000_000 }
     }
 }

@@ -9,6 +9,12 @@ use super::error::shown;
 /// Longest of all intervals, in milliseconds.
 pub(super) const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
+/// Longest time for which anything is kept, in milliseconds: ten years.
+const AGE_MS_MAX: u64 = 3652 * DAY_MS;
+
+/// More bytes than any disk has.
+const DISK_BYTES_MAX: u64 = 1 << 50;
+
 /// One key of the configuration.
 pub(super) struct Key {
     /// Dotted, as documented.
@@ -76,6 +82,8 @@ const fn millis(min: u64, max: u64) -> Kind {
 
 /// Names of [`super::Confirmation`].
 pub(super) const CONFIRMATIONS: &[&str] = &["receipt", "write"];
+/// Names of [`super::Overflow`].
+pub(super) const OVERFLOWS: &[&str] = &["reject", "dropOldest"];
 /// Names of [`super::LogFormat`].
 pub(super) const LOG_FORMATS: &[&str] = &["text", "json"];
 
@@ -92,6 +100,13 @@ pub(super) const KEYS: &[Key] = &[
     key("sync.enabled", &["SYNC_ENABLED"], Kind::Bool),
     key("sync.redeliveryInterval", &["SYNC_REDELIVERY_INTERVAL"], millis(0, DAY_MS)),
     key("sync.confirmation", &["MESA_SYNC_CONFIRMATION"], Kind::Choice(CONFIRMATIONS)),
+    key("sync.maxAge", &["MESA_SYNC_MAX_AGE"], millis(0, AGE_MS_MAX)),
+    key("sync.maxMessages", &["MESA_SYNC_MAX_MESSAGES"], integer(1, 1_000_000_000)),
+    // A bound under one message's size would refuse every large message.
+    key("sync.maxBytes", &["MESA_SYNC_MAX_BYTES"], integer(64 << 10, DISK_BYTES_MAX)),
+    key("sync.overflow", &["MESA_SYNC_OVERFLOW"], Kind::Choice(OVERFLOWS)),
+    key("sync.deviceMaxAge", &["MESA_SYNC_DEVICE_MAX_AGE"], millis(0, AGE_MS_MAX)),
+    key("sync.maxDevices", &["MESA_SYNC_MAX_DEVICES"], integer(1, 1000)),
     key("portal.enabled", &["PORTALS_ENABLED"], Kind::Bool),
     key("portal.distributeLoad", &["PORTAL_DISTRIBUTE_LOAD"], Kind::Bool),
     key("heartbeat.enabled", &["HEARTBEATS_ENABLED"], Kind::Bool),
@@ -118,7 +133,12 @@ pub(super) const KEYS: &[Key] = &[
     key("store.path", &["MESA_STORE_PATH"], Kind::Text),
     key("store.durability", &["MESA_STORE_DURABILITY"], Kind::Durability),
     key("store.cacheBytes", &["MESA_STORE_CACHE_BYTES"], integer(1 << 20, 1 << 40)),
+    key("store.maxBytes", &["MESA_STORE_MAX_BYTES"], integer(0, DISK_BYTES_MAX)),
+    key("store.minFree", &["MESA_STORE_MIN_FREE"], integer(0, DISK_BYTES_MAX)),
     Key { secret: true, ..key("api.keys", &["MESA_API_KEYS"], Kind::Texts) },
+    key("api.idWindow", &["MESA_API_ID_WINDOW"], millis(1000, 7 * DAY_MS)),
+    // Each costs memory for as long as it is remembered.
+    key("api.ids", &["MESA_API_IDS"], integer(1, 100_000_000)),
     key("origins", &["MESA_ORIGINS"], Kind::Texts),
     key("limits.connections", &["MESA_LIMITS_CONNECTIONS"], integer(1, 10_000_000)),
     key("limits.connectionsPerAddress", &["MESA_LIMITS_CONNECTIONS_PER_ADDRESS"], integer(0, 10_000_000)),

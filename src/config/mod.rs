@@ -87,6 +87,28 @@ pub struct Sync {
     pub redelivery_interval: Duration,
     /// What counts as received.
     pub confirmation: Confirmation,
+    /// Messages older than this are not shown to anybody any more. Zero (default): messages do not age.
+    pub max_age: Duration,
+    /// Messages that wait for one user; what happens to one more, `overflow` says. Default 100 000.
+    pub max_messages: u64,
+    /// Bytes of those messages; likewise. Default 64 MiB.
+    pub max_bytes: u64,
+    /// What happens to a message for a user for whom as much waits as may.
+    pub overflow: Overflow,
+    /// A device that was not here for this long is forgotten, unless it is all its user has. Zero: never. Default 30 days.
+    pub device_max_age: Duration,
+    /// Devices remembered for one user; with one more, the one that was away longest is forgotten. Default 16.
+    pub max_devices: usize,
+}
+
+/// What happens to a message for a user for whom as much waits as may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// It is not taken for this user, and the answer to the dispatch says so.
+    #[default]
+    Reject,
+    /// The oldest go for it: counted, and told to clients that resume.
+    DropOldest,
 }
 
 /// What counts as received.
@@ -188,6 +210,10 @@ pub struct Store {
     pub durability: Durability,
     /// Memory the engine may use to keep pages at hand, in bytes. Default 64 MiB.
     pub cache_bytes: u64,
+    /// Bytes of messages that wait in all; a dispatch beyond that gets 507. 0 (default): as many as the disk has room for.
+    pub max_bytes: u64,
+    /// Bytes that stay free on the disk: with less, a dispatch gets 507. Default 256 MiB.
+    pub min_free: u64,
 }
 
 /// When a dispatch is answered, and so what a crash may take back.
@@ -203,15 +229,20 @@ pub enum Durability {
 }
 
 /// `api.*`
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Api {
     /// Keys that backends show as `Authorization: Bearer KEY`. None: the HTTP API refuses everyone.
     pub keys: Vec<String>,
+    /// For how long the id of a dispatch is remembered: a repeat within that gets the first answer and is not sent again.
+    /// Default 10 minutes.
+    pub id_window: Duration,
+    /// How many ids are remembered at most; beyond that the oldest is forgotten early. Default 1 000 000.
+    pub ids: usize,
 }
 
 impl std::fmt::Debug for Api {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Api").field("keys", &self.keys.len()).finish()
+        f.debug_struct("Api").field("keys", &self.keys.len()).finish_non_exhaustive()
     }
 }
 
@@ -228,7 +259,7 @@ pub struct Limits {
     pub frame_bytes: usize,
     /// Frames a second from one client, averaged over ten seconds; more closes the connection with 1008. Default 100.
     pub frames_per_second: u32,
-    /// Bytes of one HTTP request; a larger one gets 413. Default 1 MiB.
+    /// Bytes of one HTTP request, or of one line of a stream; a larger one gets 413. Default 1 MiB.
     pub request_bytes: usize,
     /// Recipients of one dispatch; more gets 422. Default 10 000.
     pub recipients: usize,

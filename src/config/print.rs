@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Config, Confirmation, Durability, Jwt, LogFormat};
+use super::{Config, Confirmation, Durability, Jwt, LogFormat, Overflow};
 
 /// Stands for a secret. Too short to be taken for one when it is read again.
 const MASK: &str = "********";
@@ -25,14 +25,7 @@ impl Config {
                 "version": self.client.version,
             },
             "options": { "storeMessages": self.store_messages },
-            "sync": {
-                "enabled": self.sync.enabled,
-                "redeliveryInterval": millis(self.sync.redelivery_interval),
-                "confirmation": match self.sync.confirmation {
-                    Confirmation::Receipt => "receipt",
-                    Confirmation::Write => "write",
-                },
-            },
+            "sync": self.effective_sync(),
             "portal": { "enabled": self.portal.enabled, "distributeLoad": self.portal.distribute_load },
             "heartbeat": {
                 "enabled": self.heartbeat.enabled,
@@ -50,8 +43,14 @@ impl Config {
                     Durability::Interval(interval) => json!({ "interval": millis(interval) }),
                 },
                 "cacheBytes": self.store.cache_bytes,
+                "maxBytes": self.store.max_bytes,
+                "minFree": self.store.min_free,
             },
-            "api": { "keys": vec![MASK; self.api.keys.len()] },
+            "api": {
+                "keys": vec![MASK; self.api.keys.len()],
+                "idWindow": millis(self.api.id_window),
+                "ids": self.api.ids,
+            },
             "origins": self.origins,
             "limits": self.effective_limits(),
             "log": {
@@ -61,6 +60,27 @@ impl Config {
                     LogFormat::Json => "json",
                 },
             },
+        })
+    }
+
+    fn effective_sync(&self) -> Value {
+        let sync = &self.sync;
+        json!({
+            "enabled": sync.enabled,
+            "redeliveryInterval": millis(sync.redelivery_interval),
+            "confirmation": match sync.confirmation {
+                Confirmation::Receipt => "receipt",
+                Confirmation::Write => "write",
+            },
+            "maxAge": millis(sync.max_age),
+            "maxMessages": sync.max_messages,
+            "maxBytes": sync.max_bytes,
+            "overflow": match sync.overflow {
+                Overflow::Reject => "reject",
+                Overflow::DropOldest => "dropOldest",
+            },
+            "deviceMaxAge": millis(sync.device_max_age),
+            "maxDevices": sync.max_devices,
         })
     }
 

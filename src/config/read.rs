@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    Authentication, Config, Confirmation, Durability, Jwt, Limits, LogFormat,
+    Authentication, Config, Confirmation, Durability, Jwt, Limits, LogFormat, Overflow, Sync,
     error::Problem,
     keys::{self, DAY_MS, Kind},
     merge::Settings,
@@ -21,9 +21,7 @@ pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<
     reader.field("client.enforceEqualVersions", &mut config.client.enforce_equal_versions, boolean);
     reader.field("client.version", &mut config.client.version, text);
     reader.field("options.storeMessages", &mut config.store_messages, boolean);
-    reader.field("sync.enabled", &mut config.sync.enabled, boolean);
-    reader.field("sync.redeliveryInterval", &mut config.sync.redelivery_interval, millis);
-    reader.field("sync.confirmation", &mut config.sync.confirmation, confirmation);
+    reader.sync(&mut config.sync);
     reader.field("portal.enabled", &mut config.portal.enabled, boolean);
     reader.field("portal.distributeLoad", &mut config.portal.distribute_load, boolean);
     reader.field("heartbeat.enabled", &mut config.heartbeat.enabled, boolean);
@@ -36,7 +34,11 @@ pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<
     reader.field("store.path", &mut config.store.path, text);
     reader.field("store.durability", &mut config.store.durability, durability);
     reader.field("store.cacheBytes", &mut config.store.cache_bytes, integer);
+    reader.field("store.maxBytes", &mut config.store.max_bytes, integer);
+    reader.field("store.minFree", &mut config.store.min_free, integer);
     reader.field("api.keys", &mut config.api.keys, texts);
+    reader.field("api.idWindow", &mut config.api.id_window, millis);
+    reader.field("api.ids", &mut config.api.ids, integer);
     reader.optional("origins", &mut config.origins, texts);
     reader.limits(&mut config.limits);
     reader.field("log.level", &mut config.log.level, text);
@@ -74,6 +76,18 @@ impl Reader<'_> {
             self.problems.push(Problem::about(&[name], keys::misfit(key, &entry.value)).from(&entry.origin));
         }
         value
+    }
+
+    fn sync(&mut self, sync: &mut Sync) {
+        self.field("sync.enabled", &mut sync.enabled, boolean);
+        self.field("sync.redeliveryInterval", &mut sync.redelivery_interval, millis);
+        self.field("sync.confirmation", &mut sync.confirmation, confirmation);
+        self.field("sync.maxAge", &mut sync.max_age, millis);
+        self.field("sync.maxMessages", &mut sync.max_messages, integer);
+        self.field("sync.maxBytes", &mut sync.max_bytes, integer);
+        self.field("sync.overflow", &mut sync.overflow, overflow);
+        self.field("sync.deviceMaxAge", &mut sync.device_max_age, millis);
+        self.field("sync.maxDevices", &mut sync.max_devices, integer);
     }
 
     fn authentication(&mut self, authentication: &mut Authentication) {
@@ -173,6 +187,14 @@ fn confirmation(value: &Value, _: Kind) -> Option<Confirmation> {
     match value.as_str()? {
         "receipt" => Some(Confirmation::Receipt),
         "write" => Some(Confirmation::Write),
+        _ => None,
+    }
+}
+
+fn overflow(value: &Value, _: Kind) -> Option<Overflow> {
+    match value.as_str()? {
+        "reject" => Some(Overflow::Reject),
+        "dropOldest" => Some(Overflow::DropOldest),
         _ => None,
     }
 }

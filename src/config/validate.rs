@@ -73,8 +73,14 @@ impl Checks {
         let limits = &config.limits;
         let whole = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         let numbers = [
+            ("sync.maxMessages", config.sync.max_messages),
+            ("sync.maxBytes", config.sync.max_bytes),
+            ("sync.maxDevices", whole(config.sync.max_devices)),
             ("heartbeat.maxAttempts", u64::from(config.heartbeat.max_attempts)),
             ("store.cacheBytes", config.store.cache_bytes),
+            ("store.maxBytes", config.store.max_bytes),
+            ("store.minFree", config.store.min_free),
+            ("api.ids", whole(config.api.ids)),
             ("limits.connections", whole(limits.connections)),
             ("limits.connectionsPerAddress", whole(limits.connections_per_address)),
             ("limits.frameBytes", whole(limits.frame_bytes)),
@@ -89,6 +95,9 @@ impl Checks {
         let leeway = config.authentication.jwt.as_ref().map_or(Duration::ZERO, |jwt| jwt.leeway);
         let durations = [
             ("sync.redeliveryInterval", config.sync.redelivery_interval),
+            ("sync.maxAge", config.sync.max_age),
+            ("sync.deviceMaxAge", config.sync.device_max_age),
+            ("api.idWindow", config.api.id_window),
             ("heartbeat.interval", config.heartbeat.interval),
             ("reconnect.interval", config.reconnect.interval),
             ("authentication.timeout", config.authentication.timeout),
@@ -188,6 +197,12 @@ impl Checks {
                 "sync.enabled needs authentication.storeConnectedUsers, which is false: without it nobody knows who is \
                  away; set it to true, or sync.enabled to false",
             );
+        }
+        if (1..config.sync.max_bytes).contains(&config.store.max_bytes) {
+            self.warn(format!(
+                "store.maxBytes is {} and sync.maxBytes {}: one user who stays away can fill the store for all",
+                config.store.max_bytes, config.sync.max_bytes
+            ));
         }
         if authentication.jwt.is_none() && !authentication.insecure {
             // A warning and no more: the documented object names no way either, because stock has it in code.

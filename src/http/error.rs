@@ -24,17 +24,17 @@ pub(super) enum ApiError {
     UserUnknown,
     #[error("this path does not take that method")]
     MethodNotAllowed,
-    #[error("the body has to be application/json")]
+    #[error("the body has to be application/json, or application/x-ndjson for a stream")]
     MediaType,
-    #[error("the body may have at most {0} bytes (limits.requestBytes)")]
+    #[error("a dispatch may have at most {0} bytes of JSON (limits.requestBytes)")]
     TooLarge(usize),
     #[error("the request took too long")]
     TooSlow,
     #[error("the body could not be read: {0}")]
     Body(String),
-    #[error("the body is not JSON: {0}")]
+    #[error("this is not JSON: {0}")]
     BadJson(String),
-    #[error("the body is not a dispatch: {0}")]
+    #[error("this is not a dispatch: {0}")]
     Shape(String),
     #[error("{0}")]
     Parameter(String),
@@ -44,8 +44,6 @@ pub(super) enum ApiError {
     User(#[from] UserIdError),
     #[error("a dispatch may have at most {0} recipients (limits.recipients); send several")]
     Recipients(usize),
-    #[error("{0}")]
-    NotSupported(&'static str),
     #[error("{0}")]
     Store(#[from] StoreError),
 }
@@ -68,21 +66,28 @@ impl ApiError {
             Self::Message(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_message"),
             Self::User(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_user"),
             Self::Recipients(_) => (StatusCode::UNPROCESSABLE_ENTITY, "too_many_recipients"),
-            Self::NotSupported(_) => (StatusCode::UNPROCESSABLE_ENTITY, "not_supported"),
+            Self::Store(StoreError::Full(_)) => (StatusCode::INSUFFICIENT_STORAGE, "full"),
             Self::Store(StoreError::Closed) => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             Self::Store(StoreError::Failed(_)) => (StatusCode::SERVICE_UNAVAILABLE, "store_failed"),
             Self::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
     }
+
+    /// Appends the refusal as JSON.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let body = json!({"error": {"code": self.row().1, "message": self.to_string()}});
+        out.extend_from_slice(body.to_string().as_bytes());
+    }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let (status, code) = self.row();
+        let (status, _) = self.row();
         if status.is_server_error() {
             tracing::error!(error = %self, "a request failed");
         }
-        let body = json!({"error": {"code": code, "message": self.to_string()}}).to_string();
+        let mut body = Vec::new();
+        self.write(&mut body);
         let mut response = super::json(status, body);
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -1,7 +1,7 @@
 //! What backends ask. Decides nothing: it reads a request, asks the hub, and writes the answer.
 //!
 //! - [`access`]: who may ask
-//! - [`dispatch`]: `POST /v1/dispatch`
+//! - [`dispatch`]: `POST /v1/dispatch`, one or a stream of them
 //! - [`users`]: everything under `/v1/users`
 //! - [`health`]: alive, ready, counters
 //! - [`error`]: every refusal, in one table
@@ -24,6 +24,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use tokio::sync::watch;
 use tower::ServiceExt;
 
 use crate::{auth::ApiKeys, config::Limits, hub::Hub, metrics::Metrics};
@@ -55,6 +56,8 @@ const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 pub struct Http {
     api: Arc<Api>,
     router: Router,
+    /// The streams listen to it.
+    stopping: Arc<watch::Sender<bool>>,
 }
 
 impl Http {
@@ -62,7 +65,12 @@ impl Http {
     #[must_use]
     pub fn new(api: Api) -> Self {
         let api = Arc::new(api);
-        Self { router: router(api.clone()), api }
+        Self { router: router(api.clone()), api, stopping: Arc::default() }
+    }
+
+    /// Ends what would not end by itself: streams of dispatches, once all that they have taken in is answered.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
     }
 
     /// Answers one request. Dropping the future does not take back a dispatch that was taken in.
@@ -74,7 +82,9 @@ impl Http {
         // Dispatches are nearly all there is, and routing was about a tenth of what one costs: they go the short way.
         if request.method() == Method::POST && request.uri().path() == dispatch::PATH {
             let response = match access::check(&self.api, request.headers()) {
-                Ok(()) => dispatch::dispatch(&self.api, request).await.unwrap_or_else(IntoResponse::into_response),
+                Ok(()) => dispatch::dispatch(&self.api, &self.stopping, request)
+                    .await
+                    .unwrap_or_else(IntoResponse::into_response),
                 Err(error) => error.into_response(),
             };
             access::count(&self.api, response.status());

@@ -83,21 +83,28 @@ impl Hub {
         let mut outcomes = Vec::with_capacity(dispatches.len());
         let mut kept = Vec::new();
         for dispatch in dispatches {
-            self.metrics.dispatches.inc();
             match self.keep(dispatch) {
                 Ok(keep) => kept.push(keep),
                 Err(past) => {
-                    self.append(std::mem::take(&mut kept), &mut outcomes).await?;
+                    outcomes.extend(self.outcomes(self.append(std::mem::take(&mut kept)).await?));
+                    self.metrics.dispatches.inc();
                     outcomes.push(self.send_past(past).await?);
                 }
             }
         }
-        self.append(kept, &mut outcomes).await?;
+        outcomes.extend(self.outcomes(self.append(kept).await?));
         Ok(outcomes)
     }
 
-    /// What is to be appended for a dispatch, if anything is.
-    fn keep(&self, dispatch: Dispatch) -> Result<Kept, Dispatch> {
+    /// What is to be appended for a dispatch; one that passes the log by is given back.
+    ///
+    /// This, [`Hub::append`] and [`Hub::outcomes`] are the steps of [`Hub::dispatch_all`], for who has something else to
+    /// do between them.
+    ///
+    /// # Errors
+    /// With the dispatch, where it is not to be kept.
+    #[expect(clippy::result_large_err, reason = "what is given back is what was given")]
+    pub fn keep(&self, dispatch: Dispatch) -> Result<Kept, Dispatch> {
         if !dispatch.sync || self.settings.sync.is_none() {
             return Err(dispatch);
         }
@@ -110,20 +117,27 @@ impl Hub {
         }
         let Dispatch { payload, ttl, collapse, .. } = dispatch;
         let users = recipients.clone();
+        self.metrics.dispatches.inc();
         Ok(Kept { append: Append { payload, recipients, ttl, collapse, once }, users, refused })
     }
 
-    async fn append(&self, kept: Vec<Kept>, outcomes: &mut Vec<Outcome>) -> Result<(), StoreError> {
+    /// Appends one after the other, all in one commit; resolves when all of it is durable. Nothing but waiting is done
+    /// in between.
+    ///
+    /// # Errors
+    /// When nothing of it was taken.
+    pub async fn append(&self, kept: Vec<Kept>) -> Result<Taken, StoreError> {
         if kept.is_empty() {
-            return Ok(());
+            return Ok(Taken::default());
         }
-        let (appends, told): (Vec<_>, Vec<_>) =
-            kept.into_iter().map(|one| (one.append, (one.users, one.refused))).unzip();
-        let appended = self.store.append_all(appends).await?;
-        for (appended, (users, refused)) in appended.into_iter().zip(told) {
-            outcomes.push(self.outcome(appended, &users, refused));
-        }
-        Ok(())
+        let (appends, told) = kept.into_iter().map(|one| (one.append, (one.users, one.refused))).unzip();
+        Ok(Taken { appended: self.store.append_all(appends).await?, told })
+    }
+
+    /// What became of messages that were kept, in order.
+    pub fn outcomes(&self, taken: Taken) -> impl Iterator<Item = Outcome> {
+        let told = taken.told.into_iter();
+        taken.appended.into_iter().zip(told).map(|(appended, (users, refused))| self.outcome(appended, &users, refused))
     }
 
     fn outcome(&self, appended: Appended, users: &[UserId], refused: Vec<Rejected>) -> Outcome {
@@ -229,10 +243,18 @@ impl Hub {
 }
 
 /// A dispatch on its way to the store, and what its answer needs.
-struct Kept {
+#[derive(Debug)]
+pub struct Kept {
     append: Append,
     users: Vec<UserId>,
     refused: Vec<Rejected>,
+}
+
+/// Dispatches that the store has taken.
+#[derive(Debug, Default)]
+pub struct Taken {
+    appended: Vec<Appended>,
+    told: Vec<(Vec<UserId>, Vec<Rejected>)>,
 }
 
 fn answered_before(answered: Answered, duplicate: bool) -> Outcome {

@@ -26,7 +26,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 pub use self::{
-    dispatch::{Dispatch, Outcome},
+    dispatch::{Dispatch, Kept, Outcome, Taken},
     mailbox::{Leave, Mailbox, MailboxBounds, Signals},
     report::UserReport,
     session::{Attach, Batch, Connected, Foreign, Mark, Resumed, Session},

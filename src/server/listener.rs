@@ -53,7 +53,10 @@ pub(super) async fn accept(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stopped(&mut stop) => return,
+            () = stopped(&mut stop) => {
+                http.stop();
+                return;
+            }
         };
         match accepted {
             Ok((stream, peer)) => {

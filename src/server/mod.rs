@@ -33,7 +33,7 @@ use crate::{
     hub::{Hub, MailboxBounds, Settings, Store, StoreError, SyncSettings},
     metrics::Metrics,
     store::{
-        Durability,
+        Durability, Limits, Overflow,
         disk::{DiskOptions, open},
     },
 };
@@ -80,6 +80,7 @@ impl Server {
             durability: durability(config.store.durability),
             cache_bytes: config.store.cache_bytes,
             queue: config.limits.queue,
+            limits: limits(&config),
             ..DiskOptions::new(&config.store.path)
         };
         // Opening replays a journal: not for the event loop.
@@ -162,6 +163,26 @@ fn durability(durability: config::Durability) -> Durability {
     }
 }
 
+fn limits(config: &Config) -> Limits {
+    let (sync, store) = (&config.sync, &config.store);
+    let unless_zero = |duration: Duration| (!duration.is_zero()).then_some(duration);
+    Limits {
+        messages: sync.max_messages,
+        bytes: sync.max_bytes,
+        age: unless_zero(sync.max_age),
+        overflow: match sync.overflow {
+            config::Overflow::Reject => Overflow::Reject,
+            config::Overflow::DropOldest => Overflow::DropOldest,
+        },
+        device_age: unless_zero(sync.device_max_age),
+        devices: sync.max_devices,
+        ids_window: config.api.id_window,
+        ids: config.api.ids,
+        store_bytes: (store.max_bytes > 0).then_some(store.max_bytes),
+        free_bytes: store.min_free,
+    }
+}
+
 fn settings(config: &Config) -> Settings {
     let redelivery_interval = config.sync.redelivery_interval;
     Settings {
@@ -175,5 +196,15 @@ fn settings(config: &Config) -> Settings {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_configured_by_default_is_what_the_store_does_by_default() {
+        assert_eq!(limits(&Config::default()), Limits::default());
     }
 }

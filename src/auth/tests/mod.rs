@@ -74,7 +74,8 @@ async fn an_insecure_token_is_the_user_id() {
 
 #[test]
 fn only_a_configured_api_key_fits() {
-    let keys = ApiKeys::new(&config::Api { keys: vec!["0123456789abcdef".into(), "fedcba9876543210".into()] });
+    let keys = vec!["0123456789abcdef".into(), "fedcba9876543210".into()];
+    let keys = ApiKeys::new(&config::Api { keys, ..config::Api::default() });
     assert!(keys.check("0123456789abcdef") && keys.check("fedcba9876543210"));
     for wrong in
         ["", "0123456789abcde", "0123456789abcdef0", "0123456789abcdeF", "0123456789abcdef\0", "fedcba9876543211"]

@@ -35,10 +35,18 @@ fn every_rule_names_the_key_and_what_to_do() {
         ("{ tls: {} }", "unknown key `tls`; remove it"),
         ("{ admin: {} }", "unknown key `admin`; remove it"),
         ("{ wire: { port: 1 } }", "unknown key `wire`; remove it"),
-        ("{ sync: { maxAge: 1 } }", "unknown key `sync.maxAge`; remove it"),
-        ("{ sync: { maxMessages: 1 } }", "unknown key `sync.maxMessages`"),
-        ("{ sync: { maxBytes: 1 } }", "unknown key `sync.maxBytes`; remove it"),
-        ("{ sync: { overflow: 1 } }", "unknown key `sync.overflow`; remove it"),
+        ("{ sync: { maxMessage: 1 } }", "the nearest known one is `sync.maxMessages`"),
+        // What is kept at most.
+        ("{ sync: { maxAge: -1 } }", "sync.maxAge must be a whole number of milliseconds from 0 to"),
+        ("{ sync: { maxMessages: 0 } }", "sync.maxMessages must be a whole number from 1 to"),
+        ("{ sync: { maxBytes: 65535 } }", "sync.maxBytes must be a whole number from 65536 to"),
+        ("{ sync: { overflow: 'drop' } }", "sync.overflow must be 'reject' or 'dropOldest', but is \"drop\""),
+        ("{ sync: { deviceMaxAge: '30d' } }", "sync.deviceMaxAge must be a whole number of milliseconds"),
+        ("{ sync: { maxDevices: 0 } }", "sync.maxDevices must be a whole number from 1 to 1000"),
+        ("{ store: { maxBytes: -1 } }", "store.maxBytes must be a whole number from 0 to"),
+        ("{ store: { minFree: '1G' } }", "store.minFree must be a whole number from 0 to"),
+        ("{ api: { idWindow: 0 } }", "api.idWindow must be a whole number of milliseconds from 1000 to"),
+        ("{ api: { ids: 0 } }", "api.ids must be a whole number from 1 to"),
         ("{ authentication: { webhook: {} } }", "unknown key `authentication.webhook`; remove it"),
         ("{ 'sync.enabled': true }", "`sync.enabled` has a dot in it; write groups as objects"),
         ("{ server: {} }", "server belongs to the use as a library"),
@@ -255,6 +263,10 @@ fn a_configuration_made_by_hand_is_checked_too() {
     refused(|config| config.limits.queue = 0, "limits.queue must be");
     refused(|config| config.heartbeat.max_attempts = 1000, "heartbeat.maxAttempts must be");
     refused(|config| config.store.cache_bytes = 0, "store.cacheBytes must be");
+    refused(|config| config.sync.max_bytes = 1, "sync.maxBytes must be");
+    refused(|config| config.sync.max_age = Duration::MAX, "sync.maxAge must be");
+    refused(|config| config.store.min_free = u64::MAX, "store.minFree must be");
+    refused(|config| config.api.id_window = Duration::ZERO, "api.idWindow must be");
     refused(|config| config.limits.write_timeout = Duration::MAX, "limits.writeTimeout must be");
     refused(|config| config.authentication.timeout = Duration::from_micros(1), "authentication.timeout must be");
     refused(
@@ -274,6 +286,9 @@ fn what_is_weak_is_warned_about() {
     warned("{ host: '127.0.0.1', authentication: { insecure: true } }", "every token is believed");
     warned("{ authentication: { insecure: true, insecurePublic: true } }", "can read anybody's messages");
     warned("{ authentication: { insecure: true, jwt: { secret: '0123456789abcdef' } } }", "has no effect beside");
+    let small = "{ sync: { enabled: true }, store: { maxBytes: 1000000 }, authentication: { insecure: true, \
+                 insecurePublic: true } }";
+    warned(small, "one user who stays away can fill the store");
     warned("{}", "api.keys is empty");
     let quiet = json!({ "authentication": { "jwt": { "secret": SECRET } }, "api": { "keys": [API_KEY] } }).to_string();
     assert_eq!(load_text(&quiet).unwrap().warnings, Vec::<String>::new());

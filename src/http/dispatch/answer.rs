@@ -1,0 +1,53 @@
+//! What became of a dispatch, as JSON text.
+
+use std::io::Write as _;
+
+use crate::hub::Outcome;
+
+/// Bytes of an answer where nothing was rejected.
+pub(super) const BYTES_USUAL: usize = 96;
+
+/// Appends an answer, without the end of its line.
+pub(super) fn write(outcome: &Outcome, out: &mut Vec<u8>) {
+    let Outcome { recipients, online, offline, .. } = outcome;
+    // Writing to a Vec cannot fail, and a string always has a JSON form.
+    let infallible = "a Vec takes everything";
+    write!(out, r#"{{"recipients":{recipients},"online":{online},"offline":{offline},"rejected":["#).expect(infallible);
+    for (at, one) in outcome.rejected.iter().enumerate() {
+        out.extend_from_slice(if at == 0 { br#"{"user":"# } else { br#",{"user":"# });
+        serde_json::to_writer(&mut *out, &one.user).expect(infallible);
+        write!(out, r#","reason":"{}"}}"#, one.reason.as_str()).expect(infallible);
+    }
+    write!(out, r#"],"duplicate":{}}}"#, outcome.duplicate).expect(infallible);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::{Reason, Rejected};
+
+    fn text(outcome: &Outcome) -> String {
+        let mut out = Vec::new();
+        write(outcome, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn an_answer_tells_recipient_by_recipient_what_was_not_taken() {
+        let outcome = Outcome { recipients: 2, online: 1, offline: 1, ..Outcome::default() };
+        let usual = r#"{"recipients":2,"online":1,"offline":1,"rejected":[],"duplicate":false}"#;
+        assert_eq!(text(&outcome), usual);
+        assert!(usual.len() < BYTES_USUAL);
+        let rejected = vec![
+            Rejected { user: "a\"b".into(), reason: Reason::Invalid },
+            Rejected { user: "c".into(), reason: Reason::Quota },
+        ];
+        let outcome = Outcome { recipients: 2, rejected, duplicate: true, ..Outcome::default() };
+        let told: serde_json::Value = serde_json::from_str(&text(&outcome)).unwrap();
+        let rejected = serde_json::json!([{"user": "a\"b", "reason": "invalid"}, {"user": "c", "reason": "quota"}]);
+        let expected = serde_json::json!({
+            "recipients": 2, "online": 0, "offline": 0, "rejected": rejected, "duplicate": true
+        });
+        assert_eq!(told, expected);
+    }
+}

@@ -1,0 +1,268 @@
+//! From a JSON text to what is asked for. Borrows from the text where it can; the data of a message is never parsed.
+
+use std::{borrow::Cow, fmt, marker::PhantomData, time::Duration};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
+use serde_json::value::RawValue;
+
+use super::super::error::ApiError;
+use crate::{
+    hub::{Dispatch, Hub, Outcome, Reason, Rejected},
+    message::{CollapseKey, DispatchId, EVERYONE, Options, Payload, Recipients, UserId},
+};
+
+/// The opcode of internal events, and the only one there is.
+const INTERNAL_EVENT: u64 = 5;
+const DISCONNECT_CLIENT: &str = "DISCONNECT_CLIENT";
+
+/// A dispatch as it is sent. `d` is taken over to the letter.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sent<'a> {
+    #[serde(borrow)]
+    message: Object<SentMessage<'a>>,
+    #[serde(borrow)]
+    recipients: Vec<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    excluding: Vec<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    id: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SentMessage<'a> {
+    #[serde(default)]
+    op: u64,
+    #[serde(borrow, default)]
+    d: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    t: Option<Cow<'a, str>>,
+    #[serde(default)]
+    o: Option<Object<Options>>,
+}
+
+/// What is read by its fields. Alone, the reader of those would take a list of their values as well.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_map(Fields(PhantomData)).map(Self)
+    }
+}
+
+/// What a dispatch asks for.
+#[derive(Debug)]
+pub(super) enum Asked {
+    Dispatch(Dispatch),
+    Disconnect(Disconnect),
+}
+
+/// Connections that are to go.
+#[derive(Debug)]
+pub(super) struct Disconnect {
+    recipients: Recipients,
+    excluding: Vec<UserId>,
+    refused: Vec<Rejected>,
+}
+
+impl Disconnect {
+    pub(super) fn run(self, hub: &Hub) -> Outcome {
+        let mut outcome = hub.disconnect(&self.recipients, &self.excluding);
+        outcome.recipients += self.refused.len();
+        outcome.rejected.extend(self.refused);
+        outcome
+    }
+}
+
+/// Reads a dispatch. The caller bounds its length.
+pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<Asked, ApiError> {
+    let text = std::str::from_utf8(text).map_err(|error| ApiError::BadJson(error.to_string()))?;
+    let Object(sent) = serde_json::from_str::<Object<Sent<'_>>>(text).map_err(|error| {
+        if error.is_data() { ApiError::Shape(error.to_string()) } else { ApiError::BadJson(error.to_string()) }
+    })?;
+    if sent.recipients.len() > recipients_max || sent.excluding.len() > recipients_max {
+        return Err(ApiError::Recipients(recipients_max));
+    }
+    let mut refused = Vec::new();
+    let recipients = if sent.recipients.iter().any(|id| id == EVERYONE) {
+        if sent.recipients.iter().any(|id| id != EVERYONE) {
+            // It would be kept for none of them, although they were named.
+            return refuse("`*` is everyone who is connected, and cannot stand beside user ids");
+        }
+        Recipients::Everyone
+    } else {
+        Recipients::Users(users(sent.recipients, &mut refused))
+    };
+    // Nobody has an id that is not one, so there is nobody to exclude by it.
+    let excluding = users(sent.excluding, &mut Vec::new());
+    let Object(SentMessage { op, d, t, o }) = sent.message;
+    let options = o.map_or_else(Options::default, |o| o.0);
+    if op == INTERNAL_EVENT {
+        return internal(t.as_deref(), sent.id.is_some(), &options)
+            .map(|()| Asked::Disconnect(Disconnect { recipients, excluding, refused }));
+    }
+    let keeps = options.sync && recipients != Recipients::Everyone;
+    if !keeps && (options.ttl.is_some() || options.collapse.is_some()) {
+        // Without a word it would look as if it had been heeded.
+        return refuse("o.ttl and o.collapse are for messages that are kept: not with sync: false, and not for `*`");
+    }
+    let payload = Payload::encode(op, d.map(RawValue::get), t.as_deref())?;
+    let name = |error: crate::message::NameError| ApiError::Shape(error.to_string());
+    Ok(Asked::Dispatch(Dispatch {
+        payload,
+        sync: options.sync,
+        recipients,
+        excluding,
+        ttl: options.ttl.map(|seconds| Duration::from_secs(seconds.get().into())),
+        collapse: options.collapse.as_deref().map(CollapseKey::new).transpose().map_err(name)?,
+        id: sent.id.as_deref().map(DispatchId::new).transpose().map_err(name)?,
+        refused,
+    }))
+}
+
+/// Whether an internal event is one that there is.
+fn internal(kind: Option<&str>, has_id: bool, options: &Options) -> Result<(), ApiError> {
+    if kind != Some(DISCONNECT_CLIENT) {
+        let why = format!("opcode 5 is for internal events, of which there is {DISCONNECT_CLIENT}");
+        return Err(ApiError::Shape(why));
+    }
+    if has_id || options.ttl.is_some() || options.collapse.is_some() {
+        return refuse("id, o.ttl and o.collapse are for messages; disconnecting again does no harm");
+    }
+    Ok(())
+}
+
+fn refuse<T>(why: &str) -> Result<T, ApiError> {
+    Err(ApiError::Shape(why.to_owned()))
+}
+
+fn users(ids: Vec<Cow<'_, str>>, refused: &mut Vec<Rejected>) -> Vec<UserId> {
+    let mut users = Vec::with_capacity(ids.len());
+    for id in ids {
+        match UserId::new(&id) {
+            Ok(user) => users.push(user),
+            Err(_) => refused.push(Rejected { user: id.into(), reason: Reason::Invalid }),
+        }
+    }
+    users
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(body: &str) -> String {
+        read(body.as_bytes(), 3).expect_err(body).to_string()
+    }
+
+    fn dispatched(body: &str) -> Dispatch {
+        match read(body.as_bytes(), 3).unwrap() {
+            Asked::Dispatch(dispatch) => dispatch,
+            Asked::Disconnect(_) => panic!("a dispatch"),
+        }
+    }
+
+    #[test]
+    fn a_dispatch_is_read_and_its_data_kept_to_the_letter() {
+        let body = r#"{"message":{"op":0,"d":{"n": 1.0},"t":"T","o":{"sync":false}},"recipients":["a","b"],"excluding":["c"]}"#;
+        let dispatch = dispatched(body);
+        assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":{"n": 1.0},"t":"T"}"#);
+        assert!(!dispatch.sync && dispatch.refused.is_empty());
+        assert_eq!(dispatch.excluding, [UserId::new("c").unwrap()]);
+        let dispatch = dispatched(r#"{"message":{},"recipients":["*"]}"#);
+        assert!(dispatch.sync && dispatch.recipients == Recipients::Everyone);
+        let nothing = dispatched(r#"{"message":{"o":null},"recipients":["a"],"id":null}"#);
+        assert!(nothing.sync && nothing.id.is_none() && nothing.ttl.is_none() && nothing.collapse.is_none());
+    }
+
+    #[test]
+    fn a_message_may_have_an_id_an_end_and_a_place_to_take() {
+        let body = r#"{"message":{"o":{"ttl":4294967295,"collapse":"score"}},"recipients":["a"],"id":"order-7"}"#;
+        let dispatch = dispatched(body);
+        assert_eq!(dispatch.ttl, Some(Duration::from_secs(u32::MAX.into())));
+        assert_eq!(dispatch.collapse, Some(CollapseKey::new("score").unwrap()));
+        assert_eq!(dispatch.id, Some(DispatchId::new("order-7").unwrap()));
+        // What is not kept can have an id all the same: a repeat of it is not sent twice.
+        assert!(dispatched(r#"{"message":{"o":{"sync":false}},"recipients":["*"],"id":"x"}"#).id.is_some());
+        let longest = format!(r#"{{"message":{{}},"recipients":[],"id":"{}"}}"#, "x".repeat(128));
+        assert!(dispatched(&longest).id.is_some());
+    }
+
+    #[test]
+    fn an_id_that_is_none_is_rejected_and_the_others_are_served() {
+        let dispatch = dispatched(r#"{"message":{},"recipients":["a","","b\u0000"]}"#);
+        assert_eq!(dispatch.recipients, Recipients::Users(vec![UserId::new("a").unwrap()]));
+        let reasons: Vec<_> = dispatch.refused.iter().map(|one| (&*one.user, one.reason.as_str())).collect();
+        assert_eq!(reasons, [("", "invalid"), ("b\0", "invalid")]);
+    }
+
+    #[test]
+    fn what_is_refused_says_why() {
+        let disconnect = r#"{"message":{"op":5,"t":"DISCONNECT_CLIENT","o":{}},"recipients":[]}"#;
+        for (body, why) in [
+            ("", "not JSON"),
+            ("{", "not JSON"),
+            ("[]", "expected an object"),
+            ("{}", "missing field `message`"),
+            (r#"{"message":{}}"#, "missing field `recipients`"),
+            (r#"{"message":{},"recipients":"a"}"#, "not a dispatch"),
+            (r#"{"message":{},"recipients":[1]}"#, "not a dispatch"),
+            (r#"{"message":{},"recipients":["a","*"]}"#, "cannot stand beside"),
+            (r#"{"message":{},"recipients":[],"to":[]}"#, "unknown field `to`"),
+            (r#"[{},["a"]]"#, "expected an object"),
+            (r#"{"message":[0,1,"T"],"recipients":[]}"#, "expected an object"),
+            (r#"{"message":{"o":[false]},"recipients":[]}"#, "expected an object"),
+            (r#"{"message":null,"recipients":[]}"#, "not a dispatch"),
+            (r#"{"message":{"x":1},"recipients":[]}"#, "unknown field `x`"),
+            (r#"{"message":{"op":-1},"recipients":[]}"#, "not a dispatch"),
+            (r#"{"message":{"op":1},"recipients":[]}"#, "belongs to the protocol"),
+            (r#"{"message":{"op":22},"recipients":[]}"#, "belongs to the protocol"),
+            (r#"{"message":{"op":5,"t":"X"},"recipients":[]}"#, "DISCONNECT_CLIENT"),
+            (&disconnect.replace("[]}", r#"[],"id":"x"}"#), "are for messages"),
+            (&disconnect.replace(r#""o":{}"#, r#""o":{"ttl":1}"#), "are for messages"),
+            (r#"{"message":{"o":{"until":1}},"recipients":[]}"#, "unknown field `until`"),
+            (r#"{"message":{"o":{"ttl":0}},"recipients":[]}"#, "nonzero"),
+            (r#"{"message":{"o":{"ttl":-1}},"recipients":[]}"#, "not a dispatch"),
+            (r#"{"message":{"o":{"ttl":4294967296}},"recipients":[]}"#, "not a dispatch"),
+            (r#"{"message":{"o":{"collapse":""}},"recipients":[]}"#, "a collapse key has 1 to 64 characters"),
+            (r#"{"message":{"o":{"collapse":7}},"recipients":[]}"#, "not a dispatch"),
+            (r#"{"message":{"o":{"ttl":1,"sync":false}},"recipients":["a"]}"#, "for messages that are kept"),
+            (r#"{"message":{"o":{"collapse":"k","sync":false}},"recipients":["a"]}"#, "for messages that are kept"),
+            (r#"{"message":{"o":{"ttl":1}},"recipients":["*"]}"#, "for messages that are kept"),
+            (r#"{"message":{},"recipients":["a","b","c","d"]}"#, "at most 3"),
+            (r#"{"message":{},"recipients":[],"id":""}"#, "a dispatch id has 1 to 128 characters"),
+            (r#"{"message":{},"recipients":[],"id":"a\u0000"}"#, "a dispatch id has 1 to 128 characters"),
+            (r#"{"message":{},"recipients":[],"id":7}"#, "not a dispatch"),
+            (r#"{"message":{},"recipients":[]} x"#, "not JSON"),
+        ] {
+            let told = refusal(body);
+            assert!(told.contains(why), "{body}: {told}");
+        }
+        let long = format!(r#"{{"message":{{}},"recipients":[],"id":"{}"}}"#, "x".repeat(129));
+        assert!(refusal(&long).contains("a dispatch id has"));
+        let deep = format!(r#"{{"message":{{"d":{}{}}},"recipients":[]}}"#, "[".repeat(5000), "]".repeat(5000));
+        assert!(refusal(&deep).contains("deep") || refusal(&deep).contains("recursion"));
+    }
+
+    #[test]
+    fn disconnecting_is_an_internal_event() {
+        let body = r#"{"message":{"op":5,"d":{},"t":"DISCONNECT_CLIENT"},"recipients":["a"]}"#;
+        assert!(matches!(read(body.as_bytes(), 3), Ok(Asked::Disconnect(_))));
+    }
+}
