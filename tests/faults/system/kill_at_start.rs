@@ -76,7 +76,7 @@ fn kill_everywhere(
                 kills += 1;
             }
             // Threads may share their work otherwise than they did while we counted.
-            Started::Listens(server) => server.process.kill(),
+            Started::Listens(server) => _ = server.process.kill(),
         }
         if let Err(told) = check() {
             wrong.push(format!("after {fault}: {told}"));

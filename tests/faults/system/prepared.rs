@@ -72,9 +72,9 @@ impl Prepared {
             let text = format!("{{\"n\":{n}}}");
             let recipients: Vec<UserId> = names().map(|user| UserId::new(&user).expect("a user id")).collect();
             let payload = Payload::encode(0, Some(&text), Some("TEST")).expect("a message");
-            let appended = runtime.block_on(store.append(Append { payload, recipients })).expect("appended");
+            let appended = runtime.block_on(store.append(Append::new(payload, recipients))).expect("appended");
             for (user, seq) in names().zip(appended.seqs) {
-                self.logs.entry(user).or_default().push((seq, n));
+                self.logs.entry(user).or_default().push((seq.expect("it was taken"), n));
             }
         }
     }
@@ -135,7 +135,7 @@ pub fn backlog(path: &Path, user: &str, count: u64) {
     let append = |n: u64| {
         let text = format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(215));
         let payload = Payload::encode(0, Some(&text), Some("TEST")).expect("a message");
-        store.append(Append { payload, recipients: vec![user.clone()] })
+        store.append(Append::new(payload, vec![user.clone()]))
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     for first in (0..count).step_by(AT_ONCE as usize) {
