@@ -338,7 +338,9 @@ fn a_server_that_ends_by_itself_or_does_not_open_is_told() {
     let ended = usual().with([Died { life: 2, how: "exit status: 1".into() }]).drained(&[("alice", 12)]);
     ended.shows(Kind::Server);
     let closed = usual().with([Starting { life: 3 }, Failed { life: 3, why: "damaged".into() }]);
-    closed.drained(&[("alice", 12)]).shows(Kind::Server);
+    closed.clone().drained(&[("alice", 12)]).shows(Kind::Server);
+    // One that did not open delivers nothing, and is told once.
+    assert_eq!(check(&closed.with(sent(2)).0).1.violations, 1);
 }
 
 #[test]

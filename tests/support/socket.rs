@@ -91,7 +91,9 @@ impl Socket {
         self.0.close(None).await.map_err(|error| error.to_string())?;
         loop {
             match timeout(PATIENCE, self.0.next()).await.map_err(|_| "the server does not close")? {
-                Some(Ok(Message::Close(_))) => return Ok(()),
+                Some(Ok(Message::Close(None))) => return Ok(()),
+                // Ours has no reason, and so has the answer to it: this one was on its way before.
+                Some(Ok(Message::Close(Some(_)))) => return Err("the server closed first".into()),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error.to_string()),
                 None => return Err("the connection broke".into()),
