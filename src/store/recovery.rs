@@ -10,7 +10,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -96,6 +96,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         lapses,
         logs: HashMap::default(),
         records: VecDeque::new(),
+        written_ms: Vec::new(),
         now: Instant::now(),
         rejected: Vec::new(),
         once: Vec::new(),
@@ -116,6 +117,12 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     }
     let last = replay.records.back().map_or(0, |last| last.number).max(settled);
     let clock = Clock::new(replay.last_ms, options.ahead_ms.clone());
+    // As old as they are, not as old as this process: or a server that is started again and again would never settle
+    // anything, and read a longer journal each time.
+    for (record, written_ms) in replay.records.iter_mut().zip(&replay.written_ms) {
+        let age = Duration::from_millis(clock.now_ms().saturating_sub(*written_ms));
+        record.committed = replay.now.checked_sub(age).unwrap_or(replay.now);
+    }
     let mut ids = Ids::new(&options.limits);
     let id_chunks = read_ids(&*engine, replay.namespace, &mut ids, clock.now_ms())?;
     for once in replay.once {
@@ -276,6 +283,8 @@ struct Replay {
     /// Logs, and how many lapses their rows know of.
     logs: HashMap<UserId, (Log, u32), foldhash::fast::RandomState>,
     records: VecDeque<RecordInfo>,
+    /// When each of them was written.
+    written_ms: Vec<u64>,
     now: Instant,
     /// What was rejected under the id that is about to be named, and ids that were.
     rejected: Vec<Rejected>,
@@ -356,6 +365,7 @@ impl Replay {
             }
         }
         self.records.push_back(RecordInfo { number, bytes: value.len(), committed: self.now });
+        self.written_ms.push(at_ms);
         Ok(())
     }
 
