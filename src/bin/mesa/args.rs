@@ -54,6 +54,7 @@ pub enum Command {
     Inbox(InboxArgs),
     Token(TokenArgs),
     Config(ConfigArgs),
+    Inspect(InspectArgs),
 }
 
 /// Run the server
@@ -415,6 +416,43 @@ pub struct ConfigPrintArgs {
     /// Which store; `embedded` sets a configured redis aside
     #[arg(long, value_enum, value_name = "STORE")]
     pub store: Option<StoreKind>,
+}
+
+/// Look at a store that no server has open, and save what is left of a damaged one
+///
+/// Changes nothing in the directory. Says what is there and what is damaged, and fails if anything is.
+///
+/// With --salvage, all that can be read is written to a new directory, of which a server can be started: each user's
+/// messages with the sequences they had, and what each has received. What is lost leaves a gap, and is told.
+#[derive(Debug, Args)]
+#[command(after_long_help = format!("\
+Examples:
+  mesa inspect data/store
+  mesa inspect data/store --user alice          one user, with each message's sequence
+  mesa inspect data/store --json | jq -r 'select(.pending > 0) | .id'
+                                                who has messages waiting
+  mesa inspect data/store --salvage data/saved  what can be read, as a new store
+
+Exit codes:
+  0  the store is whole
+  1  something is damaged, or it could not be read; standard error says what
+  2  what was typed makes no sense"))]
+pub struct InspectArgs {
+    /// Directory of the store
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Only this user, in detail
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// At most this many users, or messages of one
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: usize,
+    /// JSON, one object a line: the store first, then each user, then each damage
+    #[arg(long)]
+    pub json: bool,
+    /// Write what can be read to a new store in this directory, which must not exist
+    #[arg(long, value_name = "OUT", conflicts_with_all = ["user", "limit"])]
+    pub salvage: Option<PathBuf>,
 }
 
 /// Reads the command line. Prints help or says what is wrong, and leaves, where there is nothing to do.
