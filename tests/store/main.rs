@@ -4,5 +4,6 @@
 mod battery;
 mod damage;
 mod disk;
+mod limits;
 mod model;
 mod support;
