@@ -413,3 +413,57 @@ async fn an_id_is_answered_as_it_was_the_first_time_for_as_long_as_its_window() 
         }
     }
 }
+
+/// Fills the store to its bound, with messages to one user after the other.
+async fn fill_up(store: &dyn Store) -> StoreError {
+    let large = format!("\"{}\"", "x".repeat(20_000));
+    for n in 0..2_000 {
+        let payload = Payload::encode(0, Some(&large), None).unwrap();
+        if let Err(error) = store.append(Append::new(payload, vec![user(&format!("user-{}", n % 3))])).await {
+            return error;
+        }
+    }
+    panic!("40 MB were taken where 1 MB is allowed");
+}
+
+#[tokio::test]
+async fn a_store_that_is_full_refuses_and_takes_again_when_users_were_cleared() {
+    for place in Place::all() {
+        for tuning in [PRESSED, AT_ONCE] {
+            let opening = opening(Limits { store_bytes: Some(1 << 20), ..Limits::default() });
+            let store = place.open_with(tuning, &opening);
+            for round in 0..3 {
+                let error = fill_up(&*store).await;
+                assert!(matches!(&error, StoreError::Full(why) if why.contains("store.maxBytes")), "{error}");
+                assert_eq!(store.full().map(StoreError::Full).unwrap().to_string(), error.to_string());
+                assert!(matches!(append(&*store, 1, &["another"]).await, Err(StoreError::Full(_))));
+                assert!(!store.read(&user("user-1"), 0, ALL).unwrap().entries.is_empty(), "what is there is read");
+                for id in ["user-0", "user-1", "user-2"] {
+                    match round {
+                        0 => _ = store.clear(&user(id)).await.unwrap(),
+                        _ => receive(&*store, id, 1, Seq::MAX),
+                    }
+                }
+                until("room", || store.full().is_none()).await;
+                let seq = append(&*store, 2, &["another"]).await.unwrap();
+                receive(&*store, "another", 1, seq[0]);
+            }
+            store.close().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_received_long_ago_does_not_fill_the_store() {
+    for place in Place::all() {
+        let opening = opening(Limits { store_bytes: Some(2 << 20), ..Limits::default() });
+        let store = place.open_with(PRESSED, &opening);
+        let large = format!("\"{}\"", "x".repeat(20_000));
+        for n in 0..1_000 {
+            let payload = Payload::encode(0, Some(&large), None).unwrap();
+            let appended = store.append(Append::new(payload, vec![user("a")])).await;
+            let seq = appended.unwrap_or_else(|error| panic!("message {n}: {error}")).seqs[0].unwrap();
+            receive(&*store, "a", 1, seq);
+        }
+    }
+}
