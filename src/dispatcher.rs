@@ -16,6 +16,7 @@
 //! the result names as rejected. One that returned an error may or may not have been taken: sent again, it may arrive
 //! twice.
 
+mod backup;
 mod error;
 mod reply;
 #[cfg(test)]
@@ -218,18 +219,27 @@ impl Dispatcher {
     async fn answer(&self, request: RequestBuilder) -> Result<Vec<u8>, DispatchError> {
         let response = request.send().await.map_err(|error| self.failed(&error))?;
         let status = response.status();
-        let body = self.body(response).await?;
         if status.is_success() {
-            return Ok(body);
+            return self.body(response).await;
         }
+        Err(self.refusal(response).await)
+    }
+
+    /// Why it is not a successful one.
+    async fn refusal(&self, response: Response) -> DispatchError {
+        let status = response.status();
+        let body = match self.body(response).await {
+            Ok(body) => body,
+            Err(error) => return error,
+        };
         match serde_json::from_slice::<reply::Refusal>(&body) {
-            Ok(refusal) => Err(DispatchError::Refused {
+            Ok(refusal) => DispatchError::Refused {
                 status: status.as_u16(),
                 code: refusal.error.code,
                 message: refusal.error.message,
                 hint: hint(status),
-            }),
-            Err(_) => Err(self.strange(&format!("it answers {status} without saying why"))),
+            },
+            Err(_) => self.strange(&format!("it answers {status} without saying why")),
         }
     }
 
