@@ -20,6 +20,7 @@
 //! Many dispatches go best over a stream ([`Dispatcher::dispatch_all`], [`Dispatcher::stream`]): they share syncs, and
 //! no call waits for the one before it.
 
+mod backup;
 mod error;
 mod reply;
 mod stream;

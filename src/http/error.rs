@@ -39,6 +39,8 @@ pub(super) enum ApiError {
     #[error("{0}")]
     Parameter(String),
     #[error("{0}")]
+    Busy(&'static str),
+    #[error("{0}")]
     Message(#[from] MessageError),
     #[error("{0}")]
     User(#[from] UserIdError),
@@ -62,6 +64,7 @@ impl ApiError {
             Self::Body(_) => (StatusCode::BAD_REQUEST, "bad_body"),
             Self::BadJson(_) => (StatusCode::BAD_REQUEST, "bad_json"),
             Self::Shape(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_dispatch"),
+            Self::Busy(_) => (StatusCode::CONFLICT, "busy"),
             Self::Parameter(_) => (StatusCode::BAD_REQUEST, "bad_parameter"),
             Self::Message(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_message"),
             Self::User(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_user"),

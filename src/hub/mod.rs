@@ -6,7 +6,9 @@
 //! - [`session`]: a cursor on a user's log
 //! - [`presence`]: which users are here, in order
 //! - [`report`]: what can be asked about users
+//! - [`backup`](Hub::backup): the whole store, piece by piece
 
+mod backup;
 mod dispatch;
 mod mailbox;
 mod presence;
@@ -72,6 +74,8 @@ pub struct Hub {
     registry: Arc<Registry>,
     presence: Presence,
     cold_reads: Arc<Semaphore>,
+    /// One at a time.
+    backups: Arc<Semaphore>,
 }
 
 impl Hub {
@@ -82,7 +86,8 @@ impl Hub {
         let listening = registry.clone();
         store.on_commit(Arc::new(move |users| users.iter().for_each(|user| listening.wake(user))));
         let cold_reads = Arc::new(Semaphore::new(COLD_READS_MAX));
-        Arc::new(Self { settings, store, metrics, registry, presence: Presence::default(), cold_reads })
+        let backups = Arc::new(Semaphore::new(1));
+        Arc::new(Self { settings, store, metrics, registry, presence: Presence::default(), cold_reads, backups })
     }
 
     /// Registers a connection: from here on it can be told things.

@@ -148,14 +148,15 @@ impl Build {
         let cursors = log.shared.iter().chain(log.devices.iter().map(|(_, cursor)| cursor));
         let through = cursors.map(|cursor| cursor.through).min().unwrap_or(0);
         let open = std::mem::take(&mut self.open);
-        let waiting = || open.iter().filter(|(seq, ..)| *seq > through);
+        let gone = Gone::from_stored(&log.gone);
+        let waiting = || open.iter().filter(|(seq, ..)| *seq > through && !gone.hides(*seq));
         log.head = log.head.max(open.last().map_or(0, |(seq, ..)| *seq));
         log.settled = log.head;
         log.counted = through;
         log.inbox = (waiting().count() as u64, waiting().map(|(_, bytes, _)| u64::from(*bytes)).sum());
         log.expires_s = waiting().map(|(.., at)| *at).filter(|at| *at > 0).min().unwrap_or(0);
         log.keys.retain(|(_, seq, ..)| open.binary_search_by_key(seq, |(seq, ..)| *seq).is_ok());
-        log.gone = Gone::from_stored(&log.gone).stored();
+        log.gone = gone.stored();
         self.contents.users += 1;
         self.contents.entries += open.len() as u64;
         self.contents.bytes += open.iter().map(|(_, bytes, _)| u64::from(*bytes)).sum::<u64>();

@@ -26,8 +26,8 @@ Or watch what it promises:
 
 Environment:
   MESA_CONFIG   configuration file for serve, config print and token
-  MESA_URL      the server, for connect, dispatch, users and inbox
-  MESA_API_KEY  key for dispatch, users and inbox
+  MESA_URL      the server, for connect, dispatch, users, inbox and backup
+  MESA_API_KEY  key for dispatch, users, inbox and backup
   MESA_TOKEN    token for connect
   Settings have variables too, MESA_PORT for example; `mesa config print` shows what holds.
 ";
@@ -55,6 +55,8 @@ pub enum Command {
     Token(TokenArgs),
     Config(ConfigArgs),
     Inspect(InspectArgs),
+    Backup(BackupArgs),
+    Restore(RestoreArgs),
 }
 
 /// Run the server
@@ -453,6 +455,45 @@ pub struct InspectArgs {
     /// Write what can be read to a new store in this directory, which must not exist
     #[arg(long, value_name = "OUT", conflicts_with_all = ["user", "limit"])]
     pub salvage: Option<PathBuf>,
+}
+
+/// Make a backup of a running server's store
+///
+/// Everything that was answered before it begins is in it, and no user's messages have a hole. The server goes on
+/// meanwhile. The file has its name only once it is whole, verified and on disk.
+#[derive(Debug, Args)]
+#[command(after_long_help = format!("\
+Examples:
+  mesa backup monday.mesa
+  mesa backup --url http://127.0.0.1:4000 \"$(date +%F).mesa\"
+
+{EXIT_CODES}"))]
+pub struct BackupArgs {
+    /// Where to; must not exist
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub api: ApiArgs,
+}
+
+/// Make a store of a backup
+///
+/// The whole file is verified first. Every user's log goes on behind a gap of about a million, so that no sequence that
+/// was given out after the backup is given out again.
+#[derive(Debug, Args)]
+#[command(after_long_help = format!("\
+Examples:
+  mesa restore monday.mesa --store-path data/restored
+  mesa serve --store-path data/restored
+
+{EXIT_CODES}"))]
+pub struct RestoreArgs {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Directory of the store; must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub store_path: PathBuf,
 }
 
 /// Reads the command line. Prints help or says what is wrong, and leaves, where there is nothing to do.

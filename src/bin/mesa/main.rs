@@ -4,6 +4,7 @@
 
 mod api;
 mod args;
+mod backup;
 mod config;
 mod connect;
 mod demo;
@@ -14,6 +15,7 @@ mod inbox;
 mod inspect;
 mod logging;
 mod output;
+mod restore;
 mod serve;
 mod system;
 mod token;
@@ -54,6 +56,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Token(args) => token::run(&args),
         Command::Config(args) => config::run(&args.command),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Backup(args) => wait_for(backup::run(&args)),
+        Command::Restore(args) => restore::run(&args),
     }
 }
 

@@ -49,7 +49,11 @@ pub struct Found {
     pub lost: u64,
 }
 
-type Logs = BTreeMap<String, Vec<(u64, Value)>>;
+type Log = Vec<(u64, Value)>;
+type Logs = BTreeMap<String, Log>;
+
+/// A log, or how the server refuses to show it.
+type Shown = Result<Log, String>;
 
 /// What a server shows of an undamaged store.
 pub fn pending(sample: &Sample) -> Result<Logs, String> {
@@ -112,11 +116,8 @@ fn new_entries(sample: &Sample, server: &Server) -> Result<Option<BTreeMap<Strin
     let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
     let recipients: Vec<String> = (0..sample::USERS).map(sample::user).collect();
     let body = json!({ "message": { "op": 0, "d": "new", "t": "NEW" }, "recipients": recipients });
-    let (status, answer) = match http.call("POST", "/v1/dispatch", &body.to_string()) {
-        Ok(answer) => answer,
-        // The server stops when its store fails, and says so.
-        Err(_) => return Ok(None),
-    };
+    // The server stops when its store fails, and says so.
+    let Ok((status, answer)) = http.call("POST", "/v1/dispatch", &body.to_string()) else { return Ok(None) };
     let answer: Value = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
     if status != 200 || answer["rejected"] != json!([]) {
         return Ok(None);
@@ -179,7 +180,7 @@ fn inspect(sample: &Sample, home: &Home) -> Result<Inspected, String> {
         }
         _ => return Err(format!("salvage ends with {status:?}: {said}")),
     }
-    let mut shown = Shown::default();
+    let mut shown = Sequences::default();
     let mut inspection = Inspection::open(&home.store()).map_err(|error| error.to_string())?;
     inspection.visit(&mut shown).map_err(|error| error.to_string())?;
     if inspection.is_whole() == told {
@@ -191,9 +192,9 @@ fn inspect(sample: &Sample, home: &Home) -> Result<Inspected, String> {
 }
 
 #[derive(Default)]
-struct Shown(BTreeMap<String, Vec<u64>>);
+struct Sequences(BTreeMap<String, Vec<u64>>);
 
-impl Sink for Shown {
+impl Sink for Sequences {
     fn entries(&mut self, _: &str, _: &[(u64, u32, Bytes)]) -> Result<(), StoreError> {
         Ok(())
     }
@@ -309,7 +310,7 @@ struct Message {
 }
 
 /// What the server shows of each user, or how it refuses to.
-fn read_all(server: &Server) -> Result<BTreeMap<String, Result<Vec<(u64, Value)>, String>>, String> {
+fn read_all(server: &Server) -> Result<BTreeMap<String, Shown>, String> {
     let mut logs = BTreeMap::new();
     for user in (0..sample::USERS).map(sample::user) {
         let log = read(server, &user, 0)?;
@@ -318,7 +319,7 @@ fn read_all(server: &Server) -> Result<BTreeMap<String, Result<Vec<(u64, Value)>
     Ok(logs)
 }
 
-fn read(server: &Server, user: &str, after: u64) -> Result<Result<Vec<(u64, Value)>, String>, String> {
+fn read(server: &Server, user: &str, after: u64) -> Result<Shown, String> {
     let mut http = match Http::connect(server.address) {
         Ok(http) => http,
         Err(error) => return Ok(Err(error.to_string())),
