@@ -3,16 +3,22 @@
 
 mod support;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use futures_util::future::join_all;
 use mesa::store::{
-    Append, Note, ReadLimit, Store,
+    Append, Limits, Note, ReadLimit, Store,
     disk::{DiskOptions, open},
+    journal::Tuning,
 };
 use support::{payload, user};
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 const USERS: usize = 1_000;
 
@@ -104,25 +110,72 @@ fn trimming(c: &mut Criterion) {
     group.finish();
 }
 
+/// What is pending, over all users.
+const PENDING: usize = 100_000;
+
+/// A store with that much pending for so many users, as a kill leaves it.
+fn killed(runtime: &Runtime, users: usize, settle_after: Duration) -> TempDir {
+    let (directory, image) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let settles = settle_after.is_zero();
+    let store = runtime.block_on(async {
+        let tuning = Tuning { settle_after, ..Tuning::default() };
+        let store = open(DiskOptions { tuning, ..options(directory.path()) }).expect("a store");
+        for first in (0..PENDING).step_by(1000) {
+            let append = |n: usize| Append::new(payload(), vec![user(n % users)]);
+            store.append_all((first..first + 1000).map(append).collect()).await.expect("they are kept");
+        }
+        store
+    });
+    let last = (PENDING / users) as u64 - 1;
+    let limit = ReadLimit { entries: 1, bytes: usize::MAX };
+    // Reads come from memory until it is settled.
+    while settles && (0..users).any(|n| store.recent(&user(n), last, limit).is_some()) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    copy(directory.path(), image.path());
+    image
+}
+
+fn options(path: &Path) -> DiskOptions {
+    let limits = Limits { messages: 2 * PENDING as u64, free_bytes: 0, ..Limits::default() };
+    DiskOptions { limits, ..DiskOptions::new(path) }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    // What was written last is copied first, so that nothing is missing that something else tells of.
+    let mut files: Vec<_> = std::fs::read_dir(from).expect("files").map(|file| file.expect("a file").path()).collect();
+    files.sort_by_key(|file| file.file_name().is_none_or(|name| name != "mark"));
+    for file in files {
+        let target = to.join(file.file_name().expect("a name"));
+        if file.is_dir() { copy(&file, &target) } else { _ = std::fs::copy(file, target).expect("copied") }
+    }
+}
+
+/// Opening after a kill, with what is pending in the journal and in the inboxes.
 fn opening(c: &mut Criterion) {
     let runtime = support::runtime();
-    let (directory, store) = runtime.block_on(async { store() });
-    runtime.block_on(async {
-        for _ in 0..100 {
-            join_all((0..USERS).map(|n| append(&*store, n))).await;
-        }
-        store.close().await.expect("it closes");
-    });
-    drop(store);
     let mut group = c.benchmark_group("store_open");
     group.sample_size(10);
-    group.bench_function("with_100000_pending_in_the_journal", |b| {
-        b.iter(|| {
-            let store = open(DiskOptions::new(directory.path())).expect("a store");
-            assert_eq!(store.state(&user(7)).expect("a state").pending, 100);
-            runtime.block_on(store.close()).expect("it closes");
-        });
-    });
+    for users in [1, 100] {
+        for (place, settle_after) in [("journal", Duration::from_secs(3600)), ("inboxes", Duration::ZERO)] {
+            let image = killed(&runtime, users, settle_after);
+            group.bench_function(format!("after_a_kill_100000_pending_of_{users}_in_{place}"), |b| {
+                b.iter_custom(|rounds| {
+                    let mut took = Duration::ZERO;
+                    for _ in 0..rounds {
+                        let directory = tempfile::tempdir().expect("a directory");
+                        copy(image.path(), directory.path());
+                        let start = Instant::now();
+                        let store = open(options(directory.path())).expect("a store");
+                        took += start.elapsed();
+                        assert_eq!(store.state(&user(0)).expect("a state").pending, (PENDING / users) as u64);
+                    }
+                    took
+                });
+            });
+        }
+    }
     group.finish();
 }
 

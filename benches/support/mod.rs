@@ -57,7 +57,11 @@ pub struct Served {
 
 impl Served {
     pub async fn start() -> Self {
-        let store = tempfile::tempdir().expect("a directory");
+        Self::start_on(tempfile::tempdir().expect("a directory")).await
+    }
+
+    /// The same on a store that is there already.
+    pub async fn start_on(store: TempDir) -> Self {
         let mut config = Config { host: "127.0.0.1".into(), ..Config::default() };
         config.sync.enabled = true;
         config.authentication.insecure = true;

@@ -19,6 +19,15 @@ pub enum Table {
     Ids,
 }
 
+/// Room on a disk, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskRoom {
+    /// Nobody's yet.
+    pub free: u64,
+    /// Taken by the tables, in use or not: they never give back what they have.
+    pub taken: u64,
+}
+
 /// An engine did not do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
@@ -55,8 +64,8 @@ pub trait Engine: Send + Sync + 'static {
     /// See the contract.
     fn sync(&self) -> Result<(), EngineError>;
 
-    /// Bytes that are still free where the tables are, if they are on a disk.
-    fn free_bytes(&self) -> Result<Option<u64>, EngineError> {
+    /// How much room there is where the tables are, if they are on a disk.
+    fn disk_room(&self) -> Result<Option<DiskRoom>, EngineError> {
         Ok(None)
     }
 

@@ -12,6 +12,7 @@ mod raw;
 
 use std::{
     fs::File,
+    os::unix::fs::MetadataExt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -27,7 +28,7 @@ pub(super) use self::{
     open::create,
     raw::{Gap, Pairs, RawTables},
 };
-use super::engine::{Engine, EngineError, Table};
+use super::engine::{DiskRoom, Engine, EngineError, Table};
 use crate::planted::{self, Bug};
 use directory::Locked;
 use mark::Mark;
@@ -123,9 +124,12 @@ impl Engine for Sled {
         .map_err(|error| self.failed(error))
     }
 
-    fn free_bytes(&self) -> Result<Option<u64>, EngineError> {
+    fn disk_room(&self) -> Result<Option<DiskRoom>, EngineError> {
         let disk = rustix::fs::fstatvfs(&self.file).map_err(EngineError::new)?;
-        Ok(Some(disk.f_bavail.saturating_mul(disk.f_frsize)))
+        let file = self.file.metadata().map_err(EngineError::new)?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        // Blocks of 512 bytes, whatever the disk's own are: where the file has holes, nothing is taken.
+        Ok(Some(DiskRoom { free, taken: file.blocks().saturating_mul(512).min(file.len()) }))
     }
 
     fn mark(&self, record: u64) -> Result<(), EngineError> {

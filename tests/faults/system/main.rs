@@ -1,6 +1,6 @@
 //! What a machine can do to a server, done to one: killed at each system call of its start, disks that fail, two
-//! servers on one directory, SIGTERM at any moment, no descriptors left, clocks that jump, pauses, readers that do not
-//! read. After each of it, what was answered is there, and nobody waits for ever.
+//! servers on one directory, SIGTERM at any moment, no descriptors left, no room on the disk, clocks that jump, pauses,
+//! readers that do not read. After each of it, what was answered is there, and nobody waits for ever.
 //!
 //! One file a fault; beside them what they share:
 //!
@@ -22,6 +22,7 @@ mod backends;
 mod client;
 mod clock;
 mod descriptors;
+mod disk_full;
 mod failing_commits;
 mod failing_start;
 mod kill_at_start;

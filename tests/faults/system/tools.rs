@@ -45,7 +45,8 @@ pub fn file_is_here<'a>(files: &[&'a str], name: &str, what: &str) -> Option<&'a
     found
 }
 
-fn missing(name: &str, what: &str) -> bool {
+/// Says that something is not there; with `CI` set that is a failure.
+pub fn missing(name: &str, what: &str) -> bool {
     let lack = format!("{name} is not installed: {what} was NOT checked");
     assert!(std::env::var_os("CI").is_none(), "{lack}");
     say(&lack);
