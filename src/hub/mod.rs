@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 pub use self::{
     dispatch::{Dispatch, Kept, Outcome, Taken},
     mailbox::{Leave, Mailbox, MailboxBounds, Signals},
-    report::UserReport,
+    report::{DeviceReport, UserReport},
     session::{Attach, Batch, Connected, Foreign, Mark, Resumed, Session},
 };
 pub use crate::store::{Entry, Loss, Missed, Reason, Rejected, Store, StoreError};

@@ -205,6 +205,11 @@ impl Committer {
                 commit.promise(made, done, Answer::Append)
             }
             Op::Clear { user, done } => {
+                // One that cannot be read cannot be cleared, and is nobody else's concern.
+                if let Err(damaged @ StoreError::Damaged(_)) = self.try_with(&user, |_| ()) {
+                    _ = done.send(Err(damaged));
+                    return Ok(());
+                }
                 let made = self.add_clear(commit, &user);
                 commit.promise(made, done, Answer::Clear)
             }

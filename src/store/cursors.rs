@@ -166,6 +166,15 @@ impl Cursors {
         }
     }
 
+    /// Those that are here, and were written down as seen before `before_ms`, are seen now. True if there are any.
+    pub fn see_attached(&mut self, before_ms: u64, now_ms: u64) -> bool {
+        let mut changed = false;
+        for cursor in self.all_mut().filter(|cursor| cursor.attached > 0 && cursor.seen_ms < before_ms) {
+            (cursor.seen_ms, cursor.dirty, changed) = (now_ms, true, true);
+        }
+        changed
+    }
+
     /// Forgets those that have not been here since `before_ms`, but never the last one: from then on that is the one
     /// clients without a device share. True if anything has changed.
     pub fn forget_away(&mut self, before_ms: u64) -> bool {

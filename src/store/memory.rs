@@ -9,6 +9,7 @@ use super::{
     Store, StoreError,
     engine::{Engine, EngineError, Table},
     journal::{self, Options},
+    record::is_inbox_key_of,
 };
 
 type Pairs = BTreeMap<Vec<u8>, Bytes>;
@@ -21,6 +22,32 @@ impl Memory {
     fn table(&self, table: Table) -> &RwLock<Pairs> {
         &self.0[table as usize]
     }
+
+    /// How many chunks the inbox of this user has.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn chunks_of(&self, user: &str) -> usize {
+        self.table(Table::Inbox).read().keys().filter(|key| is_inbox_key_of(key, user)).count()
+    }
+
+    /// Writes garbage over the first chunk of this user's inbox; false if there is none.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn damage_inbox(&self, user: &str) -> bool {
+        let mut pairs = self.table(Table::Inbox).write();
+        damage(pairs.iter_mut().find(|(key, _)| is_inbox_key_of(key, user)).map(|(_, value)| value))
+    }
+
+    /// Writes garbage over this user's row; false if there is none.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn damage_row(&self, user: &str) -> bool {
+        damage(self.table(Table::Users).write().get_mut(user.as_bytes()))
+    }
+}
+
+fn damage(value: Option<&mut Bytes>) -> bool {
+    value.map(|value| *value = Bytes::from_static(&[0xFF; 24])).is_some()
 }
 
 impl Engine for Memory {

@@ -17,6 +17,8 @@
 //! - `recent`, `read`: reading, from memory or from the tables
 //! - `journal`: all of that as a [`Store`]
 //! - `recovery`: opening
+//! - [`inspect`]: looking at what nobody has open, whatever has become of it
+//! - [`portable`], [`salvage`]: a store in one file, and a store made of what was found
 //!
 //! # How it is written
 //!
@@ -51,9 +53,11 @@ mod engine;
 mod gone;
 mod ids;
 mod index;
+pub mod inspect;
 pub mod journal;
 mod log;
 pub mod memory;
+pub mod portable;
 mod queue;
 mod read;
 mod received;
@@ -61,6 +65,7 @@ mod recent;
 mod record;
 mod recovery;
 mod room;
+pub mod salvage;
 mod settle;
 mod sweep;
 

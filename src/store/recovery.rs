@@ -33,9 +33,9 @@ use crate::{
     planted::{self, Bug},
 };
 
-const FORMAT_KEY: &[u8] = b"format";
-const NAMESPACE_KEY: &[u8] = b"namespace";
-const LAPSES_KEY: &[u8] = b"lapses";
+pub(super) const FORMAT_KEY: &[u8] = b"format";
+pub(super) const NAMESPACE_KEY: &[u8] = b"namespace";
+pub(super) const LAPSES_KEY: &[u8] = b"lapses";
 /// Whether the store is open, and how durable its answers are.
 pub(super) const OPEN_KEY: &[u8] = b"open";
 pub(super) const CLOSED: &[u8] = b"closed";
@@ -48,7 +48,7 @@ const OPEN_LOSSY: &[u8] = b"lossy";
 pub(super) const CLOCK_KEY: &[u8] = b"clock";
 
 /// The version of everything in the tables.
-const FORMAT: &[u8] = b"mesa-2";
+pub(super) const FORMAT: &[u8] = b"mesa-2";
 /// Read as it stands: all that has changed since has a version of its own.
 const FORMAT_BEFORE: &[u8] = b"mesa-1";
 

@@ -17,6 +17,10 @@ use crate::message::{Seq, UserId};
 /// How often is looked how much room there is. What is written in between is far less than has to stay free.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// The part of the room that is left which the journal may take before it is settled. It is settled in a hurry when it has
+/// grown to three times that, and still fits.
+const JOURNAL_SHARE: u64 = 4;
+
 /// How long after an inbox was gone through entry by entry it is not gone through again for want of room.
 const PURGE_PAUSE_S: u32 = 10;
 
@@ -57,6 +61,13 @@ impl Committer {
             _ => {}
         }
         *known = full.map(Into::into);
+    }
+
+    /// How large the journal may grow before it is settled although it is young. What is in it counts as pending, though
+    /// most of it may have been received: where the store as a whole has little room left, that is found out in time.
+    pub(super) fn journal_bytes_max(&self) -> usize {
+        let left = self.limits.store_bytes.map_or(u64::MAX, |max| max.saturating_sub(self.room.inbox_bytes.get()));
+        self.tuning.journal_bytes_max.min(usize::try_from(left / JOURNAL_SHARE).unwrap_or(usize::MAX))
     }
 
     fn why_full(&self) -> Option<String> {

@@ -72,8 +72,7 @@ impl Committer {
     pub(super) fn has_old_records(&self) -> bool {
         self.settling.is_some()
             || self.records.front().is_some_and(|oldest| {
-                oldest.committed.elapsed() >= self.tuning.settle_after
-                    || self.journal_bytes > self.tuning.journal_bytes_max
+                oldest.committed.elapsed() >= self.tuning.settle_after || self.journal_bytes > self.journal_bytes_max()
             })
     }
 
@@ -82,7 +81,7 @@ impl Committer {
         if !self.has_old_records() {
             return Ok(());
         }
-        let hurry = self.journal_bytes / HURRY_FACTOR > self.tuning.journal_bytes_max;
+        let hurry = self.journal_bytes / HURRY_FACTOR > self.journal_bytes_max();
         let until = Instant::now() + if hurry { HURRIED_STEP } else { STEP };
         let mut settling = self.settling.take().unwrap_or_else(|| self.choose());
         while Instant::now() < until {
@@ -112,9 +111,10 @@ impl Committer {
     /// The records to be settled next: those that are old enough, or too many.
     fn choose(&self) -> Settling {
         let now = Instant::now();
-        let mut over = self.journal_bytes.saturating_sub(self.tuning.journal_bytes_max);
+        let bytes_max = self.journal_bytes_max();
+        let mut over = self.journal_bytes.saturating_sub(bytes_max);
         // A quarter more than has to go, so that the next batch is not a single record.
-        over = if over > 0 { over + self.tuning.journal_bytes_max / 4 } else { 0 };
+        over = if over > 0 { over + bytes_max / 4 } else { 0 };
         let (mut records, mut bytes) = (0, 0);
         for record in &self.records {
             let old = now.duration_since(record.committed) >= self.tuning.settle_after;

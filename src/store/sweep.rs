@@ -66,12 +66,21 @@ impl Committer {
 
     /// A device away since before this is forgotten.
     fn away_before_ms(&self) -> u64 {
-        let age = self.limits.device_age.map_or(u64::MAX, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        self.shared.clock.now_ms().saturating_sub(age)
+        let Some(age) = self.limits.device_age else { return 0 };
+        self.shared.clock.now_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Of a device that is here, and was last written down before this, it is written down that it is. One that stays
+    /// for very long would otherwise count as away for very long when a kill parts them, and be forgotten at once.
+    fn see_before_ms(&self) -> u64 {
+        if self.limits.device_age.is_none() {
+            return 0;
+        }
+        u64::midpoint(self.away_before_ms(), self.shared.clock.now_ms())
     }
 
     fn is_due(&self, stored: &StoredLog) -> bool {
-        let before = self.away_before_ms();
+        let before = self.see_before_ms();
         is_past(stored.expires_s, self.shared.clock.now_s())
             || stored.devices.iter().any(|(_, cursor)| cursor.seen_ms < before)
             || !stored.devices.is_empty() && stored.shared.as_ref().is_some_and(|shared| shared.seen_ms < before)
@@ -80,10 +89,11 @@ impl Committer {
     /// Takes out of one user's log what is not needed any more. The row may be older than what is in memory, so this
     /// asks again.
     fn tidy(&self, user: &UserId) -> Result<(), EngineError> {
-        let before = self.away_before_ms();
+        let (away, see, now_ms) = (self.away_before_ms(), self.see_before_ms(), self.shared.clock.now_ms());
         let (changed, trim) = self.with(user, |log| {
-            let changed = log.cursors.any_away(before) && log.cursors.forget_away(before);
-            let trim = changed && log.release();
+            let forgotten = log.cursors.any_away(away) && log.cursors.forget_away(away);
+            let changed = log.cursors.see_attached(see, now_ms) || forgotten;
+            let trim = forgotten && log.release();
             log.trimming |= trim;
             let note = changed && !log.dirty;
             log.dirty |= changed;

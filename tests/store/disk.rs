@@ -10,9 +10,12 @@ use std::{
     time::Duration,
 };
 
-use mesa::store::{
-    Durability, StoreError,
-    disk::{DiskOptions, open},
+use mesa::{
+    message::Payload,
+    store::{
+        Append, Durability, StoreError,
+        disk::{DiskOptions, open},
+    },
 };
 
 use crate::support::{AT_ONCE, NEVER, Place, append, read, receive, until, user};
@@ -234,26 +237,64 @@ async fn always_durable_sequences_leave_no_gap_after_a_crash() {
     assert_eq!(read(&*store, "a", 0), [(1, 1), (2, 2)]);
 }
 
-#[tokio::test]
-async fn the_disk_stays_near_the_largest_backlog() {
+/// Bytes of a directory and all that is in it.
+fn size_of(path: &Path) -> u64 {
+    let size = |file: std::io::Result<fs::DirEntry>| {
+        let path = file.unwrap().path();
+        // What sled replaces goes away while it is looked at.
+        if path.is_dir() { size_of(&path) } else { fs::metadata(path).map_or(0, |file| file.len()) }
+    };
+    fs::read_dir(path).unwrap().map(size).sum()
+}
+
+/// Fills a store with messages of `bytes`, `backlog` bytes of them, and drains it, as often as said; how large the
+/// directory was after each round.
+async fn fill_and_drain(rounds: usize, backlog: usize, bytes: usize) -> Vec<u64> {
     let place = Place::disk();
     let store = place.open(AT_ONCE);
-    let size = || fs::metadata(place.path().join("log/db")).unwrap().len();
-    let large = format!("\"{}\"", "x".repeat(30_000));
+    let text = format!("\"{}\"", "x".repeat(bytes));
+    let payload = Payload::encode(0, Some(&text), None).unwrap();
+    let users: Vec<_> = (0..20).map(|n| format!("user-{n}")).collect();
     let mut sizes = Vec::new();
-    for _ in 0..8 {
-        let mut last = 0;
-        for _ in 0..400 {
-            let payload = mesa::message::Payload::encode(0, Some(&large), None).unwrap();
-            let append = mesa::store::Append::new(payload, vec![user("a")]);
-            last = store.append(append).await.unwrap().seqs[0].unwrap();
+    for _ in 0..rounds {
+        let mut left = backlog.div_ceil(bytes);
+        while left > 0 {
+            let count = left.min(200);
+            left -= count;
+            let append = |n: usize| Append::new(payload.clone(), vec![user(&users[n % users.len()])]);
+            store.append_all((0..count).map(append).collect()).await.unwrap();
         }
-        receive(&*store, "a", 1, last);
-        until("everything to be trimmed", || store.state(&user("a")).unwrap().pending == 0).await;
-        sizes.push(size());
+        users.iter().for_each(|user| receive(&*store, user, 1, u64::MAX));
+        until("everything to be drained", || users.iter().all(|id| store.state(&user(id)).unwrap().pending == 0)).await;
+        sizes.push(size_of(place.path()));
     }
-    // 12 MB a round; segments are 8 MiB, and sled needs some to work with.
+    sizes
+}
+
+#[tokio::test]
+async fn the_disk_stays_near_the_largest_backlog() {
+    let sizes = fill_and_drain(8, 12 << 20, 30_000).await;
+    // Segments are 8 MiB, and sled needs some to work with.
     assert!(sizes[7] <= sizes[2] * 2, "{sizes:?}");
+}
+
+/// `MESA_ROUNDS=50 cargo test --test store fifty_rounds -- --nocapture`. The short form is as long as it takes sled to
+/// have all the segments it works with.
+#[tokio::test]
+async fn fifty_rounds_of_filling_and_draining_leave_no_more_than_three_times_a_backlog() {
+    const BACKLOG: usize = 20 << 20;
+    let rounds = std::env::var("MESA_ROUNDS").map_or(6, |rounds| rounds.parse().expect("MESA_ROUNDS is a number"));
+    for bytes in [256, 8_000] {
+        let sizes = fill_and_drain(rounds, BACKLOG, bytes).await;
+        let (last, most) = (*sizes.last().unwrap(), *sizes.iter().max().unwrap());
+        let times = |size: u64| size as f64 / BACKLOG as f64;
+        println!(
+            "{rounds} rounds of 20 MiB in messages of {bytes} bytes: {:.2} times that at the end, {:.2} at most",
+            times(last),
+            times(most)
+        );
+        assert!(most <= 3 * BACKLOG as u64, "{sizes:?}");
+    }
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ mod dispatch;
 mod environment;
 mod failure;
 mod inbox;
+mod inspect;
 mod logging;
 mod output;
 mod serve;
@@ -52,6 +53,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Inbox(args) => wait_for(inbox::run(&args)),
         Command::Token(args) => token::run(&args),
         Command::Config(args) => config::run(&args.command),
+        Command::Inspect(args) => inspect::run(&args),
     }
 }
 

@@ -1,0 +1,469 @@
+//! What is kept at most: ages, times to live, quotas, devices, ids, and the room of the store as a whole. Time goes on
+//! where a test says so, by hours, and never by waiting.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use mesa::{
+    message::{CollapseKey, DeviceId, DispatchId, Payload, Seq},
+    store::{
+        Append, Appended, Limits, Loss, Missed, Note, Once, Overflow, Reason, Rejected, Store, StoreError,
+        journal::Tuning,
+    },
+};
+
+use crate::support::{ALL, AT_ONCE, NEVER, Opening, Place, append, message, read, receive, until, user};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Settles only what is too much.
+const PRESSED: Tuning = Tuning { journal_bytes_max: 64 << 20, ..NEVER };
+
+fn opening(limits: Limits) -> Opening {
+    // The disk of whoever runs the tests may be fuller than the default wants.
+    Opening { limits: Limits { free_bytes: 0, ..limits }, ..Opening::default() }
+}
+
+fn later(opening: &Opening, hours: u32) {
+    opening.ahead_ms.fetch_add((HOUR * hours).as_millis() as u64, Ordering::Relaxed);
+}
+
+/// Closes a store and opens it again, at the same time of its clock.
+async fn again(store: Arc<dyn Store>, place: &Place, tuning: Tuning, opening: &Opening) -> Arc<dyn Store> {
+    store.close().await.unwrap();
+    drop(store);
+    opening.ahead_ms.store(0, Ordering::Relaxed);
+    place.open_with(tuning, opening)
+}
+
+async fn in_the_inbox(store: &dyn Store, id: &str) {
+    until("the journal to be settled", || store.recent(&user(id), 0, ALL).is_none()).await;
+}
+
+fn device(name: &str) -> DeviceId {
+    DeviceId::new(name).unwrap()
+}
+
+fn receive_as(store: &dyn Store, id: &str, name: &str, to: Seq) {
+    let received = Some((1, to));
+    store.note(&user(id), Note { device: Some(device(name)), received, ..Note::default() });
+}
+
+fn devices(store: &dyn Store, id: &str) -> Vec<String> {
+    let devices = store.state(&user(id)).unwrap().devices;
+    devices.into_iter().map(|device| device.device.as_str().to_owned()).collect()
+}
+
+/// A message of exactly so many bytes.
+fn sized(n: u64, bytes: usize) -> Payload {
+    let encode = |padding: usize| Payload::encode(0, Some(&n.to_string()), Some(&"x".repeat(padding))).unwrap();
+    let payload = encode(bytes - encode(0).as_bytes().len());
+    assert_eq!(payload.as_bytes().len(), bytes);
+    payload
+}
+
+async fn put(store: &dyn Store, append: Append) -> Appended {
+    store.append(append).await.unwrap()
+}
+
+fn with_ttl(n: u64, ttl: Duration, id: &str) -> Append {
+    Append { ttl: Some(ttl), ..Append::new(message(n), vec![user(id)]) }
+}
+
+fn with_key(n: u64, key: &str, id: &str) -> Append {
+    Append { collapse: Some(CollapseKey::new(key).unwrap()), ..Append::new(message(n), vec![user(id)]) }
+}
+
+fn missed(store: &dyn Store, id: &str, from: Seq, to: Seq) -> Vec<(Seq, Seq, Loss)> {
+    let missed = store.missed(&user(id), None, from, to).unwrap();
+    missed.into_iter().map(|Missed { from, to, reason }| (from, to, reason)).collect()
+}
+
+#[tokio::test]
+async fn a_device_that_stays_away_is_forgotten_and_what_only_it_held_goes() {
+    for place in Place::all() {
+        let opening = opening(Limits { device_age: Some(24 * HOUR), ..Limits::default() });
+        let store = place.open_with(AT_ONCE, &opening);
+        for name in ["phone", "laptop"] {
+            store.attach(&user("a"), Some(&device(name))).unwrap();
+        }
+        for n in 1..=3 {
+            append(&*store, n, &["a"]).await.unwrap();
+        }
+        receive_as(&*store, "a", "laptop", 3);
+        store.detach(&user("a"), Some(&device("phone")));
+        in_the_inbox(&*store, "a").await;
+        later(&opening, 23);
+        // What happens meanwhile makes the store look after such things; nothing is to come of it yet.
+        append(&*store, 4, &["b"]).await.unwrap();
+        in_the_inbox(&*store, "b").await;
+        assert_eq!((devices(&*store, "a").len(), store.state(&user("a")).unwrap().pending), (2, 3));
+        later(&opening, 2);
+        until("the phone to be forgotten", || devices(&*store, "a") == ["laptop"]).await;
+        assert_eq!((read(&*store, "a", 0), store.state(&user("a")).unwrap().pending), (vec![], 0));
+        if let Place::Memory(tables) = &place {
+            until("its chunks to go", || tables.chunks_of("a") == 0).await;
+        }
+        let store = again(store, &place, AT_ONCE, &opening).await;
+        assert_eq!((devices(&*store, "a"), read(&*store, "a", 0)), (vec!["laptop".to_owned()], vec![]));
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_was_here_for_longer_than_that_is_not_forgotten_when_the_server_is_killed() {
+    for place in Place::all() {
+        let opening = opening(Limits { device_age: Some(24 * HOUR), ..Limits::default() });
+        let store = place.open_with(AT_ONCE, &opening);
+        for name in ["away", "here", "brief"] {
+            store.attach(&user("a"), Some(&device(name))).unwrap();
+        }
+        store.detach(&user("a"), Some(&device("away")));
+        append(&*store, 1, &["a"]).await.unwrap();
+        in_the_inbox(&*store, "a").await;
+        let seen = || {
+            let devices = store.state(&user("a")).unwrap().devices;
+            devices.into_iter().find(|one| one.device.as_str() == "here").unwrap().seen
+        };
+        let came = seen();
+        later(&opening, 20);
+        until("it to be written down that it is here", || seen() > came).await;
+        store.detach(&user("a"), Some(&device("brief")));
+        in_the_inbox(&*store, "a").await;
+        // Nobody detaches what was here: it ends as it does with a kill, but for what is flushed.
+        let store = again(store, &place, AT_ONCE, &opening).await;
+        later(&opening, 10);
+        until("the one that was away to be forgotten", || devices(&*store, "a").len() < 3).await;
+        assert_eq!(devices(&*store, "a"), ["here", "brief"]);
+    }
+}
+
+#[tokio::test]
+async fn the_last_cursor_of_a_user_is_never_forgotten() {
+    for place in Place::all() {
+        let opening = opening(Limits { device_age: Some(24 * HOUR), ..Limits::default() });
+        let store = place.open_with(AT_ONCE, &opening);
+        store.attach(&user("a"), Some(&device("phone"))).unwrap();
+        for n in 1..=3 {
+            append(&*store, n, &["a"]).await.unwrap();
+        }
+        receive_as(&*store, "a", "phone", 2);
+        store.detach(&user("a"), Some(&device("phone")));
+        in_the_inbox(&*store, "a").await;
+        later(&opening, 1000);
+        until("the phone to be forgotten", || devices(&*store, "a").is_empty()).await;
+        let store = again(store, &place, AT_ONCE, &opening).await;
+        assert_eq!((devices(&*store, "a").len(), read(&*store, "a", 0)), (0, vec![(3, 3)]));
+        let attached = store.attach(&user("a"), Some(&device("phone"))).unwrap();
+        assert_eq!(attached.received.through(), 2, "whoever comes goes on where it was");
+    }
+}
+
+#[tokio::test]
+async fn what_has_expired_leaves_the_store_although_nobody_comes() {
+    for place in Place::all() {
+        let opening = opening(Limits::default());
+        let store = place.open_with(AT_ONCE, &opening);
+        for n in 1..=3 {
+            put(&*store, with_ttl(n, HOUR, "a")).await;
+            put(&*store, with_ttl(n, 3 * HOUR, "gone")).await;
+        }
+        append(&*store, 4, &["a"]).await.unwrap();
+        in_the_inbox(&*store, "a").await;
+        in_the_inbox(&*store, "gone").await;
+        assert_eq!((read(&*store, "a", 0).len(), store.state(&user("a")).unwrap().pending), (4, 4));
+        later(&opening, 2);
+        assert_eq!(read(&*store, "a", 0), [(4, 4)], "from then on it is not shown");
+        until("it to be taken out", || store.state(&user("a")).unwrap().pending == 1).await;
+        assert_eq!(store.pending_bytes(&user("a")).unwrap(), message(4).as_bytes().len() as u64);
+        assert_eq!(missed(&*store, "a", 1, 3), [(1, 3, Loss::Expired)]);
+        assert_eq!(store.state(&user("gone")).unwrap().pending, 3, "there is time left for these");
+        later(&opening, 2);
+        until("all of it to be taken out", || store.state(&user("gone")).unwrap().pending == 0).await;
+        if let Place::Memory(tables) = &place {
+            until("its chunks to go", || tables.chunks_of("gone") == 0 && tables.chunks_of("a") == 1).await;
+        }
+        let store = again(store, &place, AT_ONCE, &opening).await;
+        assert_eq!((read(&*store, "a", 0), read(&*store, "gone", 0)), (vec![(4, 4)], vec![]));
+        assert_eq!(append(&*store, 5, &["a", "gone"]).await.unwrap(), [5, 4], "sequences go on");
+    }
+}
+
+#[tokio::test]
+async fn everything_ages_and_a_time_to_live_makes_that_shorter_and_never_longer() {
+    for place in Place::all() {
+        for tuning in [NEVER, AT_ONCE] {
+            let opening = opening(Limits { age: Some(10 * HOUR), ..Limits::default() });
+            let store = place.open_with(tuning, &opening);
+            let base = store.state(&user("a")).unwrap().head;
+            append(&*store, 1, &["a"]).await.unwrap();
+            put(&*store, with_ttl(2, 5 * HOUR, "a")).await;
+            put(&*store, with_ttl(3, 20 * HOUR, "a")).await;
+            let shown = || read(&*store, "a", base).into_iter().map(|(_, n)| n).collect::<Vec<_>>();
+            later(&opening, 4);
+            assert_eq!(shown(), [1, 2, 3]);
+            later(&opening, 2);
+            assert_eq!(shown(), [1, 3]);
+            later(&opening, 5);
+            assert_eq!(shown(), [0; 0]);
+            append(&*store, 4, &["a"]).await.unwrap();
+            assert_eq!(shown(), [4]);
+            receive(&*store, "a", 1, base + 4);
+            again(store, &place, tuning, &opening).await.close().await.unwrap();
+        }
+    }
+}
+
+/// Messages of one size, of which five are allowed, with bytes for ten.
+const SIZE: usize = 100;
+const FIVE: Limits = Limits {
+    messages: 5,
+    bytes: 10 * SIZE as u64,
+    age: None,
+    overflow: Overflow::DropOldest,
+    device_age: None,
+    devices: 16,
+    ids_window: HOUR,
+    ids: 1000,
+    store_bytes: None,
+    free_bytes: 0,
+};
+
+/// Appends messages of one size, and waits until they are settled, where they are to be.
+async fn fill(store: &dyn Store, numbers: std::ops::RangeInclusive<u64>, settled: bool) {
+    for n in numbers {
+        let appended = put(store, Append::new(sized(n, SIZE), vec![user("a")])).await;
+        assert_eq!((appended.seqs, appended.dropped), (vec![Ok(n)], 0));
+    }
+    if settled {
+        in_the_inbox(store, "a").await;
+    }
+}
+
+#[tokio::test]
+async fn the_oldest_go_for_a_new_one_wherever_they_are_and_it_is_told_which() {
+    for place in
+        [Place::all(), Place::all(), Place::all()].into_iter().flatten().zip([(5, 0), (0, 5), (3, 2)].repeat(2))
+    {
+        let (place, (settled, after)) = place;
+        let opening = opening(FIVE);
+        let mut store = place.open_with(AT_ONCE, &opening);
+        if settled > 0 {
+            fill(&*store, 1..=settled, true).await;
+        }
+        store = again(store, &place, NEVER, &opening).await;
+        fill(&*store, settled + 1..=settled + after, false).await;
+        // By its bytes it takes the place of four.
+        let large = put(&*store, Append::new(sized(6, 9 * SIZE), vec![user("a")])).await;
+        assert_eq!((large.seqs, large.dropped), (vec![Ok(6)], 4), "{settled} in the inbox");
+        // By its number it needs none to go, by its bytes two.
+        let next = put(&*store, Append::new(sized(7, SIZE), vec![user("a")])).await;
+        assert_eq!((next.seqs, next.dropped), (vec![Ok(7)], 1));
+        for _ in 0..2 {
+            assert_eq!(read(&*store, "a", 0), [(6, 6), (7, 7)]);
+            assert_eq!(missed(&*store, "a", 1, 5), [(1, 5, Loss::Quota)]);
+            assert_eq!(missed(&*store, "a", 3, 4), [(3, 4, Loss::Quota)]);
+            assert_eq!(store.state(&user("a")).unwrap().pending, 2);
+            assert_eq!(store.pending_bytes(&user("a")).unwrap(), 10 * SIZE as u64);
+            store = again(store, &place, NEVER, &opening).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_received_is_not_counted_among_those_that_were_dropped() {
+    for place in Place::all() {
+        for tuning in [NEVER, AT_ONCE] {
+            let opening = opening(FIVE);
+            let place = if matches!(place, Place::Disk(_)) { Place::disk() } else { Place::Memory(Default::default()) };
+            let store = place.open_with(tuning, &opening);
+            fill(&*store, 1..=5, tuning.settle_after.is_zero()).await;
+            receive(&*store, "a", 2, 3);
+            let large = put(&*store, Append::new(sized(6, 9 * SIZE), vec![user("a")])).await;
+            assert_eq!((large.seqs, large.dropped), (vec![Ok(6)], 2), "the first and the fourth");
+            assert_eq!(read(&*store, "a", 0), [(5, 5), (6, 6)]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_message_too_many_is_refused_and_taken_when_something_was_received() {
+    for place in Place::all() {
+        for tuning in [NEVER, AT_ONCE] {
+            let opening = opening(Limits { overflow: Overflow::Reject, ..FIVE });
+            let store = place.open_with(tuning, &opening);
+            let base = store.state(&user("a")).unwrap().head;
+            let send = async |n: u64, bytes: usize| {
+                let mut appended = put(&*store, Append::new(sized(n, bytes), vec![user("a"), user("b")])).await;
+                receive(&*store, "b", 1, Seq::MAX);
+                assert!(appended.seqs.pop().unwrap().is_ok(), "the other has room");
+                appended.seqs.pop().unwrap().map(|seq| seq - base)
+            };
+            for n in 1..=5 {
+                assert_eq!(send(n, SIZE).await, Ok(n));
+            }
+            if tuning.settle_after.is_zero() {
+                in_the_inbox(&*store, "a").await;
+            }
+            assert_eq!(send(6, SIZE).await, Err(Reason::Quota), "six are too many");
+            receive(&*store, "a", 1, base + 1);
+            assert_eq!(send(6, 6 * SIZE + 1).await, Err(Reason::Quota), "one byte too many");
+            assert_eq!(send(6, 6 * SIZE).await, Ok(6));
+            assert_eq!(send(7, SIZE).await, Err(Reason::Quota));
+            receive(&*store, "a", 1, base + 6);
+            assert_eq!(send(7, SIZE).await, Ok(7), "a message that was refused has no number");
+            receive(&*store, "a", 1, base + 7);
+            store.close().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_newer_message_takes_the_place_of_a_pending_one_wherever_that_is() {
+    for settled in [false, true] {
+        for place in Place::all() {
+            for hold in [None, Some(0)] {
+                let place =
+                    if matches!(place, Place::Disk(_)) { Place::disk() } else { Place::Memory(Default::default()) };
+                let opening = opening(Limits::default());
+                let mut store = place.open_with(if settled { AT_ONCE } else { NEVER }, &opening);
+                put(&*store, with_key(1, "state", "a")).await;
+                put(&*store, with_key(2, "other", "a")).await;
+                if settled {
+                    in_the_inbox(&*store, "a").await;
+                }
+                store.note(&user("a"), Note { hold, ..Note::default() });
+                put(&*store, with_key(3, "state", "a")).await;
+                for _ in 0..2 {
+                    assert_eq!(read(&*store, "a", 0), [(2, 2), (3, 3)], "settled {settled}, hold {hold:?}");
+                    assert_eq!(missed(&*store, "a", 1, 1), [(1, 1, Loss::Collapsed)]);
+                    assert_eq!(store.state(&user("a")).unwrap().pending, 2);
+                    assert_eq!(store.pending_bytes(&user("a")).unwrap(), 2 * message(1).as_bytes().len() as u64);
+                    store = again(store, &place, NEVER, &opening).await;
+                }
+                // Keys are known over a restart, too.
+                put(&*store, with_key(4, "other", "a")).await;
+                assert_eq!(read(&*store, "a", 0), [(3, 3), (4, 4)]);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_received_and_is_held_for_another_session_is_not_taken_from_it() {
+    for place in Place::all() {
+        for tuning in [NEVER, AT_ONCE] {
+            let opening = opening(Limits::default());
+            let store = place.open_with(tuning, &opening);
+            let base = store.state(&user("a")).unwrap().head;
+            put(&*store, with_key(1, "state", "a")).await;
+            if tuning.settle_after.is_zero() {
+                in_the_inbox(&*store, "a").await;
+            }
+            store.note(&user("a"), Note { received: Some((1, base + 1)), hold: Some(base), ..Note::default() });
+            put(&*store, with_key(2, "state", "a")).await;
+            assert_eq!(read(&*store, "a", base), [(base + 1, 1), (base + 2, 2)]);
+            receive(&*store, "a", 1, base + 2);
+            store.close().await.unwrap();
+        }
+    }
+}
+
+fn once(n: u64, users: &[&str]) -> Append {
+    let refused = vec![Rejected { user: "not a user".into(), reason: Reason::Invalid }];
+    let online = vec![true, false];
+    let once = Once { id: DispatchId::new("order 66").unwrap(), online, refused };
+    Append { once: Some(once), ..Append::new(message(n), users.iter().map(|id| user(id)).collect()) }
+}
+
+#[tokio::test]
+async fn an_id_is_answered_as_it_was_the_first_time_for_as_long_as_its_window() {
+    for place in Place::all() {
+        for tuning in [NEVER, AT_ONCE] {
+            let place = if matches!(place, Place::Disk(_)) { Place::disk() } else { Place::Memory(Default::default()) };
+            let opening = opening(Limits { messages: 1, ids_window: 10 * HOUR, ..Limits::default() });
+            let mut store = place.open_with(tuning, &opening);
+            append(&*store, 1, &["full"]).await.unwrap();
+            let first = put(&*store, once(2, &["a", "full"])).await;
+            assert_eq!((first.duplicate, &first.seqs[..]), (false, &[Ok(1), Err(Reason::Quota)][..]));
+            let answered = first.answered.unwrap();
+            assert_eq!((answered.recipients, answered.online, answered.offline), (3, 1, 0));
+            let told: Vec<_> = answered.rejected.iter().map(|one| (&*one.user, one.reason)).collect();
+            assert_eq!(told, [("not a user", Reason::Invalid), ("full", Reason::Quota)]);
+            for round in 0..3 {
+                if tuning.settle_after.is_zero() {
+                    in_the_inbox(&*store, "a").await;
+                }
+                // Now there would be room, and nobody is there.
+                receive(&*store, "full", 1, 1);
+                let repeat = put(&*store, Append { payload: message(9), ..once(9, &["a", "full"]) }).await;
+                assert_eq!((repeat.duplicate, repeat.seqs.len(), repeat.answered), (true, 0, Some(answered.clone())));
+                assert_eq!(read(&*store, "a", 0), [(1, 2)], "round {round}");
+                assert_eq!(store.state(&user("full")).unwrap().head, 1);
+                later(&opening, 3);
+                if round < 2 {
+                    store = again(store, &place, tuning, &opening).await;
+                }
+            }
+            later(&opening, 2);
+            receive(&*store, "a", 1, 1);
+            let anew = put(&*store, once(3, &["a", "full"])).await;
+            assert_eq!((anew.duplicate, anew.seqs), (false, vec![Ok(2), Ok(2)]), "after its window it is a new one");
+        }
+    }
+}
+
+/// Fills the store to its bound, with messages to one user after the other.
+async fn fill_up(store: &dyn Store) -> StoreError {
+    let large = format!("\"{}\"", "x".repeat(20_000));
+    for n in 0..2_000 {
+        let payload = Payload::encode(0, Some(&large), None).unwrap();
+        if let Err(error) = store.append(Append::new(payload, vec![user(&format!("user-{}", n % 3))])).await {
+            return error;
+        }
+    }
+    panic!("40 MB were taken where 1 MB is allowed");
+}
+
+#[tokio::test]
+async fn a_store_that_is_full_refuses_and_takes_again_when_users_were_cleared() {
+    for place in Place::all() {
+        for tuning in [PRESSED, AT_ONCE] {
+            let opening = opening(Limits { store_bytes: Some(1 << 20), ..Limits::default() });
+            let store = place.open_with(tuning, &opening);
+            for round in 0..3 {
+                let error = fill_up(&*store).await;
+                assert!(matches!(&error, StoreError::Full(why) if why.contains("store.maxBytes")), "{error}");
+                assert_eq!(store.full().map(StoreError::Full).unwrap().to_string(), error.to_string());
+                assert!(matches!(append(&*store, 1, &["another"]).await, Err(StoreError::Full(_))));
+                assert!(!store.read(&user("user-1"), 0, ALL).unwrap().entries.is_empty(), "what is there is read");
+                for id in ["user-0", "user-1", "user-2"] {
+                    match round {
+                        0 => _ = store.clear(&user(id)).await.unwrap(),
+                        _ => receive(&*store, id, 1, Seq::MAX),
+                    }
+                }
+                until("room", || store.full().is_none()).await;
+                let seq = append(&*store, 2, &["another"]).await.unwrap();
+                receive(&*store, "another", 1, seq[0]);
+            }
+            store.close().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_received_long_ago_does_not_fill_the_store() {
+    for place in Place::all() {
+        let opening = opening(Limits { store_bytes: Some(2 << 20), ..Limits::default() });
+        let store = place.open_with(PRESSED, &opening);
+        let large = format!("\"{}\"", "x".repeat(20_000));
+        for n in 0..1_000 {
+            let payload = Payload::encode(0, Some(&large), None).unwrap();
+            let appended = store.append(Append::new(payload, vec![user("a")])).await;
+            let seq = appended.unwrap_or_else(|error| panic!("message {n}: {error}")).seqs[0].unwrap();
+            receive(&*store, "a", 1, seq);
+        }
+    }
+}
