@@ -348,7 +348,11 @@ fn take_note(log: &mut Log, note: &Note, now: u32) -> Noted {
     let mut changed = false;
     if let Some((from, to)) = note.received {
         // A client cannot have received what it was never sent: what is beyond the head is a mistake or an attack.
-        changed |= log.cursors.receive(note.device.as_ref(), from, to.min(log.head));
+        let to = to.min(log.head);
+        changed |= log.cursors.receive(note.device.as_ref(), from, to);
+        if planted::is(Bug::DeviceShares) {
+            log.cursors.all_receive(from, to);
+        }
     }
     if let Some(seen) = note.seen {
         log.seen_ms = millis(seen);

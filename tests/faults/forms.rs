@@ -21,6 +21,10 @@ const PLANTED: &[(&str, &str)] = &[
     ("ReceiptTooFar", "kills"),
     ("Repeat", "kills"),
     ("SequenceReuse", "kills"),
+    ("ForgetIds", "kills"),
+    ("DeviceShares", "kills"),
+    ("HoleUntold", "kills"),
+    ("AnswersSwapped", "kills"),
 ];
 
 /// Faults within which a planted bug has to be found.
