@@ -29,7 +29,7 @@ use crate::store::{
 pub(super) const SEGMENT_BYTES: usize = 8 << 20;
 
 /// How often sled's own thread syncs and tidies up. It is not what our promise rests on, but it is what reuses space.
-const BACKGROUND_FLUSH_MS: u64 = 500;
+const BACKGROUND_FLUSH_MS: u64 = 100;
 
 /// How long to wait for a killed process to let go of sled's own lock.
 const SLED_LOCK_PATIENCE: Duration = Duration::from_secs(5);
