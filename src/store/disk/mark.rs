@@ -33,6 +33,11 @@ impl Marked {
         Self::decode(&fs::read(directory.join("mark")).ok()?)
     }
 
+    /// Whether what is in the file was never written by any of ours. One that is merely not whole may be torn.
+    pub fn is_foreign(directory: &Path) -> bool {
+        fs::metadata(directory.join("mark")).is_ok_and(|mark| mark.len() > BYTES as u64)
+    }
+
     fn decode(bytes: &[u8]) -> Option<Self> {
         let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         if bytes.len() == 8 {

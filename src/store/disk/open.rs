@@ -167,6 +167,9 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<(), StoreError> {
         );
         StoreError::Damaged(told.into())
     };
+    if Marked::is_foreign(path) {
+        return Err(damaged("its file `mark` is not what was written".into()));
+    }
     let (marked, length) = (Marked::read(path).unwrap_or_default(), db_bytes(log));
     if length < marked.length {
         let Marked { length: synced, .. } = marked;

@@ -104,6 +104,9 @@ impl Inspection {
             let what = "it breaks off before the place to which it was synced, and goes on, if it does, behind that";
             inspection.tell("log/db", format!("place {seems} of the log, synced to {end}"), what);
         }
+        if Marked::is_foreign(path) {
+            inspection.tell("mark", String::new(), "it is not what was written");
+        }
         if !conf_is_whole(&log) {
             let what = "it is not what was written, and no server starts with it. It is written anew where there is none: \
                         remove it";

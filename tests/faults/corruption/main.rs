@@ -12,7 +12,13 @@ mod sample;
 #[allow(dead_code, reason = "each test uses its part")]
 mod support;
 
-use std::{collections::BTreeMap, io::Write as _, time::Instant};
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Instant,
+};
 
 use damage::Damage;
 use judge::{Outcome, judge};
@@ -22,9 +28,33 @@ use support::random::Random;
 /// Damaged stores where `MESA_CORRUPTIONS` says nothing.
 const CORRUPTIONS: u64 = 60;
 
+/// Judged at the same time.
+const THREADS: usize = 3;
+
 fn announce(text: &str) {
     // Past the test harness' capture.
     _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+}
+
+type Judged = Result<judge::Found, String>;
+
+/// Judges them all, a few at a time; gives them back in order.
+fn judge_all<'a>(damages: &'a [Damage], which: &(impl Fn(u64) -> &'a Sample + Sync)) -> Vec<(u64, &'a Damage, Judged)> {
+    let next = AtomicU64::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let case = next.fetch_add(1, Ordering::SeqCst);
+            let Some(damage) = damages.get(case as usize) else { return done };
+            done.push((case, damage, judge(which(case), Some(damage))));
+        }
+    };
+    let mut done: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a judge")).collect()
+    });
+    done.sort_by_key(|(case, ..)| *case);
+    done
 }
 
 #[test]
@@ -46,10 +76,12 @@ fn a_damaged_store_is_never_silently_wrong() {
     let mut counts: BTreeMap<(&str, Outcome), u64> = BTreeMap::new();
     let (mut told_more, mut saved, mut lost) = (0, 0, 0);
     let mut violations = Vec::new();
-    for case in 0..wanted {
-        let sample = &samples[(case % samples.len() as u64) as usize];
-        let damage = Damage::choose(&mut random, sample, case);
-        match judge(sample, Some(&damage)) {
+    let which = |case: u64| &samples[(case % samples.len() as u64) as usize];
+    // Chosen before anything is judged, so that a seed always means the same.
+    let damages: Vec<Damage> = (0..wanted).map(|case| Damage::choose(&mut random, which(case), case)).collect();
+    for (case, damage, judged) in judge_all(&damages, &which) {
+        let sample = which(case);
+        match judged {
             Ok(found) => {
                 *counts.entry((damage.kind(), found.outcome)).or_default() += 1;
                 told_more += u64::from(found.outcome == Outcome::Whole && found.inspect_told);

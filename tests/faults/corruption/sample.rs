@@ -29,6 +29,8 @@ pub struct Sample {
     /// The store as it was in the middle, and at the end.
     pub earlier: PathBuf,
     pub store: PathBuf,
+    /// Bytes of its log up to the last that is not zero.
+    pub written: u64,
     /// For each user everything that was ever appended, by its sequence.
     pub appended: BTreeMap<String, BTreeMap<u64, Value>>,
     /// For each user what is pending, as an undamaged server shows it.
@@ -85,7 +87,9 @@ impl Sample {
         if close {
             copy(&live, &store);
         }
-        let mut sample = Self { name, earlier, store, appended, pending: BTreeMap::new(), _home: home };
+        let db = fs::read(store.join("log/db")).expect("a log");
+        let written = db.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+        let mut sample = Self { name, earlier, store, written, appended, pending: BTreeMap::new(), _home: home };
         sample.pending = judge::pending(&sample).expect("an undamaged store is served");
         for (user, entries) in &sample.pending {
             for (seq, value) in entries {
@@ -154,6 +158,8 @@ async fn fill(
                 ..Note::default()
             };
             match n {
+                // Much was written and little of it is left, so that most of the log is what nobody needs any more.
+                0.. if bytes > 10_000 => store.note(&id, note(None, 1, head * 3 / 4)),
                 1 | 2 => {
                     for device in ["phone", "desk"] {
                         let name = DeviceId::new(device).expect("a device");

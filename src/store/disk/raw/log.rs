@@ -114,7 +114,7 @@ impl Segments {
     fn identify(&mut self, at: u64) -> io::Result<()> {
         let bytes = self.read(at)?;
         let from = HEADER_BYTES.min(bytes.len());
-        if bytes[from..].iter().all(|byte| *byte == 0) {
+        if bytes.iter().all(|byte| *byte == 0) {
             return Ok(());
         }
         let lsn = segment::number_found(&bytes, from).map(|number| number * self.size as u64);
@@ -253,6 +253,11 @@ pub fn check(directory: &Path, synced: u64) -> io::Result<Option<Broken>> {
     // What is before the last snapshot is found by it, and checked when it is read.
     let first = snapshot(directory) / size * size;
     let (end, full) = segments.end()?;
+    if segments.known.is_empty()
+        && let Some(broken) = segments.broken.first()
+    {
+        return Ok(Some(broken.clone()));
+    }
     for (lsn, segment) in segments.known.range(first..end.max(first)) {
         let bytes = segments.read(segment.at)?;
         if !segment.header {
