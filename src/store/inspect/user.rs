@@ -225,8 +225,11 @@ impl Assembly {
             let (_, bytes, expires_s) = self.pending[at];
             Some((bytes, expires_s))
         };
-        let mut keys: Vec<_> =
-            self.keys.iter().filter_map(|(key, seq)| bytes_of(*seq).map(|(bytes, expires_s)| (key.clone(), *seq, bytes, expires_s))).collect();
+        let mut keys: Vec<_> = self
+            .keys
+            .iter()
+            .filter_map(|(key, seq)| bytes_of(*seq).map(|(bytes, expires_s)| (key.clone(), *seq, bytes, expires_s)))
+            .collect();
         keys.sort_by_key(|(_, seq, ..)| *seq);
         self.log.keys = keys;
         LogFacts {
