@@ -14,6 +14,7 @@ const COMMANDS: &[&[&str]] = &[
     &["inbox"],
     &["token"],
     &["config"],
+    &["inspect"],
     &["config", "check"],
     &["config", "print"],
 ];
