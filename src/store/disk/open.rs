@@ -28,7 +28,9 @@ use crate::store::{
 /// sled's own segments. They cannot be changed once a store exists.
 pub(super) const SEGMENT_BYTES: usize = 8 << 20;
 
-/// How often sled's own thread syncs and tidies up. It is not what our promise rests on, but it is what reuses space.
+/// How often sled's own thread syncs and tidies up. It is not what our promise rests on, but it is what reuses space: with
+/// 500 ms the file grew to eleven times a backlog of 20 MB that was filled and drained again and again, with this to five
+/// (of 100 MB to three).
 const BACKGROUND_FLUSH_MS: u64 = 100;
 
 /// How long to wait for a killed process to let go of sled's own lock.
