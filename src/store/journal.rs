@@ -278,7 +278,10 @@ impl Store for Journal {
         Some(self.shared.opened.elapsed().saturating_sub(Duration::from_millis(began)))
     }
 
-    fn backup(&self, out: &mut dyn std::io::Write) -> Result<super::portable::Contents, super::portable::PortableError> {
+    fn backup(
+        &self,
+        out: &mut dyn std::io::Write,
+    ) -> Result<super::portable::Contents, super::portable::PortableError> {
         self.shared.backup(out)
     }
 

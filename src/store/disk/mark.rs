@@ -13,6 +13,8 @@ use std::{
 
 use parking_lot::Mutex;
 
+use super::open::SEGMENT_BYTES;
+
 /// Three numbers and a checksum.
 const BYTES: usize = 28;
 
@@ -36,6 +38,12 @@ impl Marked {
     /// Whether what is in the file was never written by any of ours. One that is merely not whole may be torn.
     pub fn is_foreign(directory: &Path) -> bool {
         fs::metadata(directory.join("mark")).is_ok_and(|mark| mark.len() > BYTES as u64)
+    }
+
+    /// Whether the file, which has `length` bytes, was longer when it was last synced, and not made shorter by sled:
+    /// that cuts off segments at the end when nothing is in them any more, and whole ones.
+    pub fn was_longer_than(&self, length: u64) -> bool {
+        length < self.length && !length.is_multiple_of(SEGMENT_BYTES as u64)
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
@@ -94,6 +102,14 @@ impl Mark {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_sled_has_cut_is_not_taken_for_a_damaged_one() {
+        let segments = |count: u64| count * SEGMENT_BYTES as u64;
+        let marked = Marked { length: segments(7), ..Marked::default() };
+        assert!(!marked.was_longer_than(segments(7)) && !marked.was_longer_than(segments(6)));
+        assert!(marked.was_longer_than(segments(6) + 1));
+    }
 
     #[test]
     fn what_is_not_whole_says_nothing_and_what_earlier_versions_wrote_is_read() {

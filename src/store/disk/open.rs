@@ -171,7 +171,7 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<(), StoreError> {
         return Err(damaged("its file `mark` is not what was written".into()));
     }
     let (marked, length) = (Marked::read(path).unwrap_or_default(), db_bytes(log));
-    if length < marked.length {
+    if marked.was_longer_than(length) {
         let Marked { length: synced, .. } = marked;
         return Err(damaged(format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced")));
     }

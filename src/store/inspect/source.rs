@@ -65,8 +65,9 @@ impl Inspection {
             records.filter_map(|(key, _)| journal_number(&key)).last().unwrap_or(0).max(settled(tables))
         };
         let ends = last(&tables);
-        let Marked { record: synced, length, end } = marked.unwrap_or_default();
-        let cut = synced > ends || length > file_bytes || end > tables.end();
+        let said = marked.unwrap_or_default();
+        let Marked { record: synced, length, end } = said;
+        let cut = synced > ends || said.was_longer_than(file_bytes) || end > tables.end();
         let seems = tables.end();
         if cut && tables.goes_on() {
             // What was synced is not all there, so the place where the log seems to end is not its end.
@@ -96,7 +97,7 @@ impl Inspection {
             untold: 0,
             _lock: lock,
         };
-        if length > file_bytes {
+        if said.was_longer_than(file_bytes) {
             let what = format!("it has {file_bytes} bytes, and had {length} when it was last synced");
             inspection.tell("log/db", String::new(), what);
         }
