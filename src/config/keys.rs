@@ -106,7 +106,7 @@ pub(super) const KEYS: &[Key] = &[
     key("sync.maxBytes", &["MESA_SYNC_MAX_BYTES"], integer(64 << 10, DISK_BYTES_MAX)),
     key("sync.overflow", &["MESA_SYNC_OVERFLOW"], Kind::Choice(OVERFLOWS)),
     key("sync.deviceMaxAge", &["MESA_SYNC_DEVICE_MAX_AGE"], millis(0, AGE_MS_MAX)),
-    key("sync.maxDevices", &["MESA_SYNC_MAX_DEVICES"], integer(1, 1000)),
+    key("sync.maxDevices", &["MESA_SYNC_MAX_DEVICES"], integer(1, 128)),
     key("portal.enabled", &["PORTALS_ENABLED"], Kind::Bool),
     key("portal.distributeLoad", &["PORTAL_DISTRIBUTE_LOAD"], Kind::Bool),
     key("heartbeat.enabled", &["HEARTBEATS_ENABLED"], Kind::Bool),

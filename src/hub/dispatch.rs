@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Hub, mailbox::Leave};
+use super::{
+    Hub,
+    mailbox::{Leave, Mailbox},
+};
 use crate::{
     message::{CollapseKey, DispatchId, Payload, Recipients, UserId},
     store::{Answered, Append, Appended, Once, Rejected, StoreError},
@@ -169,7 +172,11 @@ impl Hub {
         if let Some(id) = id {
             let online = match &users {
                 Some(users) => users.iter().map(|user| self.registry.connections(user) > 0).collect(),
-                None => vec![true; self.connections()],
+                None => {
+                    let mut online = Vec::new();
+                    self.each_welcome(&excluding, |_| online.push(true));
+                    online
+                }
             };
             let once = Some(Once { id, online, refused });
             let appended = self.store.append(Append { once, ..Append::new(payload.clone(), Vec::new()) }).await?;
@@ -216,18 +223,25 @@ impl Hub {
 
     /// To every connection that is here, and never kept: stock's `*`.
     fn to_everyone(&self, payload: &Payload, excluding: &[UserId]) -> Outcome {
-        let mut spared = self.registry.connections_of_users(excluding);
-        spared.sort_unstable();
         let (mut told, mut dropped) = (0, 0);
-        self.registry.everyone(|id, mailbox| {
-            let welcome = mailbox.is_authenticated() || !self.settings.authentication_required;
-            if welcome && spared.binary_search(&id).is_err() {
-                told += 1;
-                dropped += mailbox.put(payload);
-            }
+        self.each_welcome(excluding, |mailbox| {
+            told += 1;
+            dropped += mailbox.put(payload);
         });
         self.metrics.unsynced_dropped.inc_by(dropped);
         Outcome { recipients: told, online: told, ..Outcome::default() }
+    }
+
+    /// Visits the mailboxes of connections that get what is for everyone.
+    fn each_welcome(&self, excluding: &[UserId], mut visit: impl FnMut(&Mailbox)) {
+        let mut spared = self.registry.connections_of_users(excluding);
+        spared.sort_unstable();
+        self.registry.everyone(|id, mailbox| {
+            let welcome = mailbox.is_authenticated() || !self.settings.authentication_required;
+            if welcome && spared.binary_search(&id).is_err() {
+                visit(mailbox);
+            }
+        });
     }
 
     /// To those of `users` who are here, past the log.

@@ -53,7 +53,7 @@ impl Hub {
             connections: self.registry.connections(&user),
             user,
             last_seen: state.seen,
-            devices: state.devices.iter().map(|device| of_device(device, state.head)).collect(),
+            devices: state.devices.iter().map(of_device).collect(),
             pending: state.pending,
             pending_bytes,
             last_sequence: state.head,
@@ -136,7 +136,7 @@ impl Hub {
     }
 }
 
-fn of_device(state: &DeviceState, head: Seq) -> DeviceReport {
-    let DeviceState { device, received, seen } = state;
-    DeviceReport { device: device.clone(), pending: received.missing(head), last_seen: *seen }
+fn of_device(state: &DeviceState) -> DeviceReport {
+    let DeviceState { device, pending, seen } = state;
+    DeviceReport { device: device.clone(), pending: *pending, last_seen: *seen }
 }

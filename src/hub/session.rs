@@ -230,8 +230,8 @@ impl Session {
             None => None,
             Some(sync) => {
                 let state = hub.store.attach(&user, device.as_ref())?;
-                // A sequence the log has not reached was not given out by this one: there is nothing behind it.
-                let after = after.map(|after| after.min(state.head));
+                // A sequence the log has not reached was given out by another store: it says nothing about this one.
+                let after = after.map(|after| if after > state.head { state.received.through() } else { after });
                 let base = match after {
                     _ if !should_sync => state.head,
                     Some(after) => after,

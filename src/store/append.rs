@@ -1,7 +1,7 @@
 //! What goes into a commit: appends, for whom they are taken and for whom not, receipts, and who was seen.
 
 use super::{
-    Answered, Append, Appended, Loss, Once, Overflow, Reason, Rejected, StoreError,
+    Answered, Append, Appended, Loss, Once, Overflow, REJECTED_BYTES_MAX, Reason, Rejected, StoreError,
     clock::seconds,
     commit::{Commit, Committer},
     engine::EngineError,
@@ -17,8 +17,8 @@ const STAMP_BYTES_MAX: usize = 3 * (USER_ID_BYTES_MAX + 32);
 /// Room for the options of a message.
 const OPTIONS_BYTES_MAX: usize = 4 * COLLAPSE_KEY_CHARACTERS_MAX + 16;
 
-/// Room for one rejected user: what is longer than a kilobyte is cut off before it comes here.
-const REJECTED_BYTES_MAX: usize = 1100;
+/// Room for one rejected user.
+const REJECTION_BYTES_MAX: usize = REJECTED_BYTES_MAX + 16;
 
 /// Room for an id with its answer.
 const ONCE_BYTES_MAX: usize = 600;
@@ -44,8 +44,6 @@ enum Step {
     NeedsRow,
     /// There is no room for it.
     NeedsRoom,
-    /// Another gap would make it forget one that still hides something in the inbox.
-    NeedsPurge,
 }
 
 impl Committer {
@@ -83,7 +81,6 @@ impl Committer {
                 Ok(Step::Given(seq, replaced)) => break (seq, replaced),
                 // Before anything else of this commit is in it: a row must not know of what may never be written.
                 Ok(Step::NeedsRow) => self.put_row(user)?,
-                Ok(Step::NeedsPurge) => self.purge(user)?,
                 Ok(Step::NeedsRoom) if tried => return Ok(Err(Reason::Quota)),
                 Ok(Step::NeedsRoom) => {
                     tried = true;
@@ -125,6 +122,9 @@ impl Committer {
             });
             log.trimming |= trim;
             log.push(slot, message.append.collapse.clone());
+            if log.gone.is_full() {
+                commit.tidy.push(user.clone());
+            }
             trim
         })?;
         if trim {
@@ -138,14 +138,13 @@ impl Committer {
         if log.row_lapses != Some(self.shared.index.lapses()) {
             return Step::NeedsRow;
         }
-        let replaced =
-            message.append.collapse.as_ref().and_then(|key| log.keyed(key, message.now_s)).map(|keyed| keyed.seq);
+        // One more gap could make it forget one that still hides something in the inbox: until that has been gone through,
+        // what is older stays beside what is newer.
+        let key = message.append.collapse.as_ref().filter(|_| !log.gone.is_full());
+        let replaced = key.and_then(|key| log.keyed(key, message.now_s)).map(|keyed| keyed.seq);
         // What takes the place of another needs no more room than that had, but for bytes.
         if !log.fits(message.append.payload.as_bytes().len() as u64, &self.limits) && replaced.is_none() {
             return Step::NeedsRoom;
-        }
-        if replaced.is_some() && log.gone.is_full() {
-            return Step::NeedsPurge;
         }
         log.assigned += 1;
         log.last_record = record;
@@ -156,9 +155,13 @@ impl Committer {
     fn make_room(&self, commit: &mut Commit, user: &UserId, bytes: u64) -> Result<u64, EngineError> {
         if self.with(user, |log| log.chunks && log.counted < log.released())? {
             // What has been received meanwhile still counts until then.
-            self.trim(user)?;
+            self.count_released(user)?;
         }
-        self.purge_if_due(user)?;
+        if self.purge_is_due(user)? {
+            // Counted now, and taken out when what this commit replaces is not needed any more.
+            self.go_through(user, false)?;
+            commit.tidy.push(user.clone());
+        }
         if self.limits.overflow == Overflow::Reject {
             return Ok(0);
         }
@@ -181,16 +184,16 @@ impl Committer {
         let offline = once.online.iter().enumerate().filter(|(at, online)| !**online && taken(*at)).count();
         let refused_here = recipients.iter().zip(seqs).filter_map(|(user, seq)| {
             let reason = seq.err()?;
-            Some(Rejected { user: user.as_str().into(), reason })
+            Some(Rejected::new(user.as_str(), reason))
         });
         let answered = Answered {
             recipients: (once.online.len() + once.refused.len()) as u32,
             online: online as u32,
             offline: offline as u32,
-            rejected: once.refused.iter().cloned().chain(refused_here).collect(),
+            rejected: once.refused.iter().map(|one| Rejected::new(&one.user, one.reason)).chain(refused_here).collect(),
         };
         for one in &answered.rejected {
-            commit.make_room(REJECTED_BYTES_MAX);
+            commit.make_room(REJECTION_BYTES_MAX);
             commit.push(&self.shared, &Item::Rejected { user: &one.user, reason: one.reason as u8 });
         }
         commit.make_room(ONCE_BYTES_MAX);

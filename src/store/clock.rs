@@ -46,7 +46,7 @@ impl Clock {
     }
 }
 
-/// Whole seconds, the last one counted as a whole: until 2106.
+/// Whole seconds, rounded down; for times until 2106.
 pub fn seconds(ms: u64) -> u32 {
     u32::try_from(ms / 1000).unwrap_or(u32::MAX)
 }

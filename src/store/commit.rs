@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    Appended, Durability, Limits, StoreError,
+    Append, Appended, Durability, Limits, StoreError,
     engine::{EngineError, Table},
     ids::Ids,
     journal::{Options, Shared, Tuning},
@@ -48,6 +48,8 @@ pub(super) struct RecordInfo {
     pub number: u64,
     pub bytes: usize,
     pub committed: Instant,
+    /// Its commit goes on in the next one.
+    pub goes_on: bool,
 }
 
 /// Everything the commit thread owns.
@@ -78,6 +80,8 @@ pub(super) struct Commit {
     pub(super) number: u64,
     /// Entries to be shown once it is durable: whose, which, and in which record.
     pub(super) entries: Vec<(UserId, Seq, u64)>,
+    /// Users whose inboxes are to be purged once it is written.
+    pub(super) tidy: Vec<UserId>,
     answers: Vec<Answer>,
 }
 
@@ -144,7 +148,7 @@ impl Committer {
             self.settle()?;
             self.sync_if_due()?;
             self.sweep()?;
-            self.look_at_room();
+            self.look_at_room_if_due();
             if self.evicted.elapsed() > Duration::from_secs(u64::from(self.tuning.idle_seconds / 2)) {
                 self.evicted = Instant::now();
                 let first = self.records.front().map_or(self.next_record, |record| record.number);
@@ -175,6 +179,7 @@ impl Committer {
             writer: None,
             number: self.next_record,
             entries: Vec::new(),
+            tidy: Vec::new(),
             answers: Vec::new(),
         };
         let mut ops = taken.ops.into_iter();
@@ -190,14 +195,21 @@ impl Committer {
             ops.for_each(|op| op.refuse(&refusal));
             return Err(error);
         }
+        let mut tidy = std::mem::take(&mut commit.tidy);
         self.publish(commit);
-        Ok(())
+        tidy.sort_unstable();
+        tidy.dedup();
+        tidy.iter().try_for_each(|user| self.purge(user))
     }
 
     fn add(&mut self, commit: &mut Commit, op: Op) -> Result<(), EngineError> {
         match op {
             Op::Append { appends, done } => {
-                if let Err(full) = self.shared.check_room() {
+                // What was done before is answered as it was.
+                let now_ms = self.shared.clock.now_ms();
+                let known =
+                    |append: &Append| append.once.as_ref().is_some_and(|one| self.ids.get(&one.id, now_ms).is_some());
+                if let (Err(full), false) = (self.shared.check_room(), appends.iter().all(known)) {
                     _ = done.send(Err(full));
                     return Ok(());
                 }
@@ -269,9 +281,11 @@ impl Committer {
     /// Shows what is durable now, tells who waits for it, and answers.
     fn publish(&mut self, commit: Commit) {
         let committed = Instant::now();
+        let last = commit.records.last().map_or(0, |(number, _)| *number);
         for (number, record) in commit.records {
             self.journal_bytes += record.len();
-            self.records.push_back(RecordInfo { number, bytes: record.len(), committed });
+            let goes_on = number != last;
+            self.records.push_back(RecordInfo { number, bytes: record.len(), committed, goes_on });
             self.next_record = number + 1;
             self.shared.recent.push(number, Bytes::from(record));
         }
@@ -329,6 +343,15 @@ impl Committer {
             self.room.changed(before, log.inbox.bytes);
             result
         })
+    }
+
+    /// Writes the row of a user of whom the journal says nothing: of others it is written when that is settled.
+    pub(super) fn put_row_if_alone(&self, user: &UserId) -> Result<(), EngineError> {
+        let first = self.records.front().map_or(self.next_record, |record| record.number);
+        if self.with(user, |log| log.last_record < first && !log.dirty && log.assigned == log.head)? {
+            self.put_row(user)?;
+        }
+        Ok(())
     }
 
     pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {

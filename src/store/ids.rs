@@ -68,6 +68,11 @@ impl Ids {
         self.is_young(known.at_ms, now_ms).then_some(&known.answered)
     }
 
+    /// Whether it is among those that are remembered.
+    pub fn knows(&self, id: &str) -> bool {
+        self.known.contains_key(&self.name(id))
+    }
+
     /// Whether an id of that time is still to be remembered.
     pub fn is_young(&self, at_ms: u64, now_ms: u64) -> bool {
         now_ms.saturating_sub(at_ms) < self.window_ms
@@ -159,7 +164,7 @@ pub fn chunks(namespace: u32, ids: Vec<StoredId>) -> Vec<Chunk> {
         }
     };
     for mut id in ids {
-        // A rejected user is at most a kilobyte of text (see the hub): twenty of them are less than a chunk.
+        // Twenty names of rejected users are less than a chunk.
         while id.rejected.len() > 20 {
             let rest = id.rejected.split_off(20);
             put(StoredId { rejected: std::mem::replace(&mut id.rejected, rest), more: true, ..id.clone_head() });

@@ -164,7 +164,9 @@ impl Store for Journal {
             if appends.iter().all(|append| append.recipients.is_empty() && append.once.is_none()) {
                 return Ok(vec![Appended::default(); appends.len()]);
             }
-            self.shared.check_room()?;
+            if appends.iter().all(|append| append.once.is_none()) {
+                self.shared.check_room()?;
+            }
             let (done, answer) = oneshot::channel();
             self.shared.queue.put(Op::Append { appends, done }).await?;
             self.answer(answer).await
@@ -200,13 +202,12 @@ impl Store for Journal {
         let (now, now_ms) = (self.shared.index.now(), self.shared.clock.now_ms());
         let (attached, dirty, trim) = self.shared.index.with(user, |log| {
             log.touched = now;
-            let released = log.released();
             let received = log.cursors.attach(device, self.shared.devices_max, now_ms)?;
             let dirty = !std::mem::replace(&mut log.dirty, true);
             // A device that was forgotten for this one may have been what kept something.
             let trim = log.release();
             log.trimming |= trim;
-            Ok((Attached { received, head: log.head, released }, dirty, trim))
+            Ok((Attached { received, head: log.head }, dirty, trim))
         })??;
         if dirty {
             self.shared.queue.dirty(user.clone());
@@ -327,7 +328,7 @@ pub(super) fn state(log: &mut Log, now_s: u32) -> UserState {
     let (received, pending) = log.pending(log.head, now_s);
     let device = |(device, cursor): &(DeviceId, Cursor)| DeviceState {
         device: device.clone(),
-        received: cursor.received.clone(),
+        pending: log.waiting(&cursor.received, log.head, now_s),
         seen: time(cursor.seen_ms),
     };
     UserState {

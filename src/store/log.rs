@@ -338,12 +338,18 @@ impl Log {
     /// What everybody has received, and how many entries up to `head` somebody has not.
     pub fn pending(&self, head: Seq, now_s: u32) -> (Received, u64) {
         let received = self.cursors.received();
+        let pending = self.waiting(&received, head, now_s);
+        (received, pending)
+    }
+
+    /// How many entries up to `head` are not among those received.
+    pub fn waiting(&self, received: &Received, head: Seq, now_s: u32) -> u64 {
         let waiting =
             |slot: &&Slot| slot.seq <= head && !received.contains(slot.seq) && !is_past(slot.expires_s, now_s);
         let journal = self.slots.iter().filter(waiting).count() as u64;
         // What was received beyond a hole is still counted in the inbox, and what is gone there still lies in its range.
         let inbox = self.inbox.entries.min(received.missing(self.settled));
-        (received, journal + if self.chunks { inbox } else { 0 })
+        journal + if self.chunks { inbox } else { 0 }
     }
 }
 

@@ -134,6 +134,17 @@ pub struct Rejected {
     pub reason: Reason,
 }
 
+/// Longest name of a rejected user, in bytes: of what is longer, and so no user id, the rest is left out.
+pub const REJECTED_BYTES_MAX: usize = 1024;
+
+impl Rejected {
+    /// Takes a copy of as much of `user` as is told.
+    #[must_use]
+    pub fn new(user: &str, reason: Reason) -> Self {
+        Self { user: user[..user.floor_char_boundary(REJECTED_BYTES_MAX)].into(), reason }
+    }
+}
+
 /// Why a message was not taken for a recipient. Numbers are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -322,8 +333,8 @@ pub struct UserState {
 pub struct DeviceState {
     /// Its name.
     pub device: DeviceId,
-    /// What it has received.
-    pub received: Received,
+    /// Entries that it has not received yet.
+    pub pending: u64,
     /// When it last connected or disconnected.
     pub seen: Option<SystemTime>,
 }
@@ -335,8 +346,6 @@ pub struct Attached {
     pub received: Received,
     /// The head of the log.
     pub head: Seq,
-    /// Nothing up to this is there any more.
-    pub released: Seq,
 }
 
 /// What a read has found.
@@ -422,8 +431,9 @@ pub type CommitListener = Arc<dyn Fn(&[UserId]) + Send + Sync>;
 ///   first for all their recipients. Each user's sequences are contiguous and rise by one. None is ever handed out twice, not even after a crash.
 /// - *Atomicity.* What a crash leaves of the appends is a prefix of them, each whole.
 /// - *Visibility.* No read shows an entry before it is as durable as configured.
-/// - *Cancellation.* Dropping the future of an append that was polled does not take the append back.
-/// - *Trimming.* An entry goes when it was received and nothing holds it; until then every read shows it.
+/// - *Cancellation.* Dropping the future of an append that is in the queue does not take the append back.
+/// - *Trimming.* An entry goes when everybody has received it and nothing holds it, when its time is over, or when it is
+///   replaced, dropped or cleared; until then every read shows it.
 /// - *Threads.* All methods may be called from anywhere. [`Store::read`], [`Store::state`] and [`Store::users`] may
 ///   touch the disk: not for the event loop when much is asked. [`Store::recent`] never does.
 pub trait Store: Send + Sync + 'static {

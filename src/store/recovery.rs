@@ -126,6 +126,10 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     let mut ids = Ids::new(&options.limits);
     let id_chunks = read_ids(&*engine, replay.namespace, &mut ids, clock.now_ms())?;
     for once in replay.once.into_iter().filter(|_| !planted::is(Bug::ForgetIds)) {
+        // Where it was stored already, the journal may have lost a part of what was rejected under it.
+        if ids.knows(&once.id) {
+            continue;
+        }
         ids.insert(&once.id, once.at_ms, answered(&once), clock.now_ms());
     }
     let index = Index::new(engine.clone(), lapses);
@@ -317,7 +321,7 @@ impl Replay {
             return Err(damaged(&"it belongs to another namespace"));
         }
         self.last_ms = self.last_ms.max(at_ms);
-        let mut message = None;
+        let (mut message, mut goes_on) = (None, false);
         while let Some(item) = reader.next_item() {
             let (at, item) = item.map_err(|error| damaged(&error))?;
             match item {
@@ -339,6 +343,8 @@ impl Replay {
                 Item::Received { user, through, islands } => {
                     let log = self.log(user, number)?;
                     log.cursors.receive(None, 1, through);
+                    // Somebody is there who goes by it: no device is to take it over.
+                    log.cursors.saw(None, at_ms);
                     islands.into_iter().for_each(|(from, to)| _ = log.cursors.receive(None, from, to));
                 }
                 Item::Seen { user, at_ms } => self.log(user, number)?.seen_ms = at_ms,
@@ -361,10 +367,10 @@ impl Replay {
                 Item::Once { .. } => {
                     self.once.extend(once_found(&item, at_ms, &std::mem::take(&mut self.rejected)));
                 }
-                Item::More => {}
+                Item::More => goes_on = true,
             }
         }
-        self.records.push_back(RecordInfo { number, bytes: value.len(), committed: self.now });
+        self.records.push_back(RecordInfo { number, bytes: value.len(), committed: self.now, goes_on });
         self.written_ms.push(at_ms);
         Ok(())
     }

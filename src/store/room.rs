@@ -54,11 +54,15 @@ impl Room {
 }
 
 impl Committer {
+    /// Finds out now and then whether there is room for more.
+    pub(super) fn look_at_room_if_due(&mut self) {
+        if self.room.looked.elapsed() >= LOOK {
+            self.look_at_room();
+        }
+    }
+
     /// Finds out whether there is room for more, and says so when that has changed.
     pub(super) fn look_at_room(&mut self) {
-        if self.room.looked.elapsed() < LOOK {
-            return;
-        }
         self.room.looked = Instant::now();
         let full = self.why_full();
         let mut known = self.shared.full.write();
@@ -108,26 +112,38 @@ impl Committer {
         })
     }
 
-    /// Goes through a user's inbox where that may make room: some of it has expired, or the tally may be off. True if
-    /// it did.
+    /// Goes through a user's inbox where some of it has expired. True if it did.
     pub(super) fn purge_if_due(&self, user: &UserId) -> Result<bool, EngineError> {
-        let now_s = self.shared.clock.now_s();
-        let due = self.with(user, |log| {
-            log.drop_expired(now_s);
-            let rested = log.purged.is_none_or(|purged| now_s.saturating_sub(purged) >= PURGE_PAUSE_S);
-            // After a crash the tally may be a little too high.
-            let stale = is_past(log.inbox_expires_s, now_s) || log.purged.is_none();
-            log.chunks && stale && rested
-        })?;
+        let due = self.purge_is_due(user)?;
         if due {
             self.purge(user)?;
         }
         Ok(due)
     }
 
-    /// Goes through a user's inbox, takes out what is released, gone or expired, and counts what is left. Each chunk
-    /// stays under its key, so that every state in between can be read.
+    /// Whether going through a user's inbox may make room: some of it has expired, or the tally may be off.
+    pub(super) fn purge_is_due(&self, user: &UserId) -> Result<bool, EngineError> {
+        let now_s = self.shared.clock.now_s();
+        self.with(user, |log| {
+            log.drop_expired(now_s);
+            let rested = log.purged.is_none_or(|purged| now_s.saturating_sub(purged) >= PURGE_PAUSE_S);
+            // After a crash the tally may be a little too high.
+            let stale = is_past(log.inbox_expires_s, now_s) || log.purged.is_none();
+            log.chunks && stale && rested
+        })
+    }
+
+    /// Takes out of a user's inbox what is released, gone or expired, and counts what is left. Not in the middle of a
+    /// commit: what that replaces is needed until it is written.
     pub(super) fn purge(&self, user: &UserId) -> Result<(), EngineError> {
+        self.go_through(user, true)?;
+        self.with(user, |log| log.gone.make_room())?;
+        self.put_row_if_alone(user)
+    }
+
+    /// Goes through a user's inbox entry by entry and counts what is needed of it; `clean`: and takes out the rest. Each
+    /// chunk stays under its key, so that every state in between can be read.
+    pub(super) fn go_through(&self, user: &UserId, clean: bool) -> Result<(), EngineError> {
         let now_s = self.shared.clock.now_s();
         let (released, gone, mut keyed) =
             self.with(user, |log| (log.released(), log.gone.clone(), log.settled_keys()))?;
@@ -166,6 +182,9 @@ impl Committer {
                     tally.add(payload.len() as u64);
                     expires_s = earlier(expires_s, *at_s);
                 }
+                if !clean {
+                    continue;
+                }
                 if kept.is_empty() {
                     self.shared.engine.remove(Table::Inbox, key)?;
                 } else if kept.len() < whole {
@@ -180,7 +199,6 @@ impl Committer {
             log.counted = released;
             log.inbox_expires_s = expires_s;
             log.purged = Some(now_s);
-            log.gone.make_room();
             log.forget_keys(&keyed);
         })
     }

@@ -115,12 +115,14 @@ impl Committer {
         let mut over = self.journal_bytes.saturating_sub(bytes_max);
         // A quarter more than has to go, so that the next batch is not a single record.
         over = if over > 0 { over + bytes_max / 4 } else { 0 };
-        let (mut records, mut bytes) = (0, 0);
+        let (mut records, mut bytes, mut goes_on) = (0, 0, false);
         for record in &self.records {
             let old = now.duration_since(record.committed) >= self.tuning.settle_after;
-            if records > 0 && bytes + record.bytes > BATCH_BYTES_MAX || !old && over == 0 {
+            // A commit is settled as a whole: what it says of an id may stand in several of its records.
+            if !goes_on && (records > 0 && bytes + record.bytes > BATCH_BYTES_MAX || !old && over == 0) {
                 break;
             }
+            goes_on = record.goes_on;
             records += 1;
             bytes += record.bytes;
             over = over.saturating_sub(record.bytes);
@@ -140,7 +142,11 @@ impl Committer {
     /// Moves a user's entries to the inbox, and writes down where the log stands.
     fn settle_user(&self, user: &UserId, entries: &[Pending]) -> Result<(), EngineError> {
         let now_s = self.shared.clock.now_s();
-        let kept: Vec<_> = entries.iter().filter(|entry| !is_past(entry.expires_s, now_s)).collect();
+        // What has been received, replaced or dropped since they were gathered has no slot any more.
+        let there: Vec<bool> =
+            self.with(user, |log| entries.iter().map(|entry| log.slot(entry.seq).is_some()).collect())?;
+        let there = entries.iter().zip(there).filter(|(_, there)| *there).map(|(entry, _)| entry);
+        let kept: Vec<_> = there.filter(|entry| !is_past(entry.expires_s, now_s)).collect();
         self.put_chunks(user, &kept)?;
         if let Some(last) = entries.last() {
             let (mut tally, mut expires_s) = (Tally::default(), 0);
@@ -180,10 +186,12 @@ impl Committer {
 
     /// Moves ids that a repeat may still come for to their own table, before the records that name them go.
     fn put_ids(&mut self, mut ids: Vec<StoredId>, records: usize) -> Result<(), EngineError> {
-        let Some(last) = records.checked_sub(1).and_then(|at| self.records.get(at)) else { return Ok(()) };
-        let number = last.number;
+        let Some(first) = self.records.front().filter(|_| records > 0) else { return Ok(()) };
+        // By the first record: where a crash leaves some of these, and they are settled again, what was stored of those
+        // that are gone is not written over.
+        let number = first.number;
         let now_ms = self.shared.clock.now_ms();
-        ids.retain(|id| self.ids.is_young(id.at_ms, now_ms));
+        ids.retain(|id| self.ids.is_young(id.at_ms, now_ms) && self.ids.knows(&id.id));
         let youngest_ms = ids.iter().map(|id| id.at_ms).max().unwrap_or(0);
         for (at, chunk) in ids::chunks(self.shared.namespace, ids).into_iter().enumerate() {
             let mut key = journal_key(number).to_vec();
@@ -272,12 +280,22 @@ impl Committer {
         Ok(())
     }
 
-    /// Removes the chunks of a user's inbox in which everything has been released, and takes them off its tally.
+    /// Removes the chunks of a user's inbox in which everything has been released, and takes them off its tally. Not in
+    /// the middle of a commit: what that releases is needed until it is written.
     pub(super) fn trim(&self, user: &UserId) -> Result<(), EngineError> {
-        let (released, settled, counted, hidden) = self.with(user, |log| {
-            log.trimming = false;
-            (log.released(), log.settled, log.counted, log.gone.clone())
-        })?;
+        self.with(user, |log| log.trimming = false)?;
+        let settled = self.with(user, |log| log.settled)?;
+        let (gone, left) = self.count_released(user)?;
+        gone.iter().try_for_each(|key| self.shared.engine.remove(Table::Inbox, key))?;
+        self.with(user, |log| log.chunks &= left || log.settled > settled)?;
+        self.put_row_if_alone(user)
+    }
+
+    /// Takes what has been released off the tally of a user's inbox; returns the keys of the chunks in which
+    /// nothing else is, and whether there are others.
+    pub(super) fn count_released(&self, user: &UserId) -> Result<(Vec<Vec<u8>>, bool), EngineError> {
+        let (released, settled, counted, hidden) =
+            self.with(user, |log| (log.released(), log.settled, log.counted, log.gone.clone()))?;
         let (mut gone, mut left) = (Vec::new(), false);
         let mut sizes = Vec::new();
         self.shared.engine.scan(Table::Inbox, &inbox_key(user.as_str(), 0), &mut |key, value| {
@@ -305,7 +323,6 @@ impl Committer {
             gone.push(key.to_vec());
             true
         })?;
-        gone.iter().try_for_each(|key| self.shared.engine.remove(Table::Inbox, key))?;
         self.with(user, |log| {
             if released >= settled && log.settled == settled {
                 log.inbox = Tally::default();
@@ -314,7 +331,7 @@ impl Committer {
                 sizes.iter().for_each(|bytes| log.inbox.subtract(*bytes));
             }
             log.counted = log.counted.max(released);
-            log.chunks &= left || log.settled > settled;
-        })
+        })?;
+        Ok((gone, left))
     }
 }

@@ -42,7 +42,7 @@ fn every_rule_names_the_key_and_what_to_do() {
         ("{ sync: { maxBytes: 65535 } }", "sync.maxBytes must be a whole number from 65536 to"),
         ("{ sync: { overflow: 'drop' } }", "sync.overflow must be 'reject' or 'dropOldest', but is \"drop\""),
         ("{ sync: { deviceMaxAge: '30d' } }", "sync.deviceMaxAge must be a whole number of milliseconds"),
-        ("{ sync: { maxDevices: 0 } }", "sync.maxDevices must be a whole number from 1 to 1000"),
+        ("{ sync: { maxDevices: 0 } }", "sync.maxDevices must be a whole number from 1 to 128"),
         ("{ store: { maxBytes: -1 } }", "store.maxBytes must be a whole number from 0 to"),
         ("{ store: { minFree: '1G' } }", "store.minFree must be a whole number from 0 to"),
         ("{ api: { idWindow: 0 } }", "api.idWindow must be a whole number of milliseconds from 1000 to"),

@@ -157,7 +157,7 @@ fn users(ids: Vec<Cow<'_, str>>, refused: &mut Vec<Rejected>) -> Vec<UserId> {
     for id in ids {
         match UserId::new(&id) {
             Ok(user) => users.push(user),
-            Err(_) => refused.push(Rejected { user: id.into(), reason: Reason::Invalid }),
+            Err(_) => refused.push(Rejected::new(&id, Reason::Invalid)),
         }
     }
     users
