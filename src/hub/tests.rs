@@ -244,3 +244,35 @@ async fn users_are_here_exactly_as_long_as_a_session_is() {
     assert!(hub.online(None, 10).is_empty());
     assert_eq!(hub.connections(), 2, "the connections are still there");
 }
+
+/// What was replaced, or has expired, is not pending for a device either.
+#[tokio::test]
+async fn a_device_has_nothing_pending_that_is_not_there_any_more() {
+    let hub = hub(Duration::ZERO);
+    let how = Attach { device: Some(DeviceId::new("phone").unwrap()), ..Attach::default() };
+    drop(hub.connect().attach(alice(), how, Instant::now()).unwrap());
+    say(&hub, 1).await;
+    for _ in 0..10 {
+        let payload = Payload::encode(0, None, Some("T")).unwrap();
+        let dispatch = Dispatch::new(payload, Recipients::Users(vec![alice()]));
+        hub.dispatch(Dispatch { collapse: Some(CollapseKey::new("k").unwrap()), ..dispatch }).await.unwrap();
+    }
+    let report = hub.user(&alice()).await.unwrap();
+    assert_eq!(report.pending, 2);
+    assert_eq!(report.devices[0].pending, 2);
+}
+
+/// An id makes no difference to whom a message for everyone counts.
+#[tokio::test]
+async fn a_message_for_everyone_counts_the_same_with_an_id() {
+    let hub = hub(Duration::ZERO);
+    let (alice_is, bob_is) = (hub.connect(), hub.connect());
+    let _alice = alice_is.attach(alice(), Attach::default(), Instant::now()).unwrap();
+    let _bob = bob_is.attach(UserId::new("bob").unwrap(), Attach::default(), Instant::now()).unwrap();
+    let payload = Payload::encode(0, None, Some("T")).unwrap();
+    let without = Dispatch { excluding: vec![alice()], ..Dispatch::new(payload, Recipients::Everyone) };
+    let with = Dispatch { id: Some(crate::message::DispatchId::new("x").unwrap()), ..without.clone() };
+    let (without, with) = (hub.dispatch(without).await.unwrap(), hub.dispatch(with).await.unwrap());
+    assert_eq!((without.recipients, without.online), (1, 1));
+    assert_eq!(with, without);
+}

@@ -209,3 +209,75 @@ async fn a_commit_of_several_records_is_kept_whole_or_not_at_all_and_so_are_its_
     }
     assert!(cuts > 20, "only {cuts} writes were cut");
 }
+
+/// A collapse and an append that needs room, in one commit, and the power goes in the middle of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_commit_replaces_stays_until_that_commit_is_written() {
+    use super::Limits;
+    use crate::message::CollapseKey;
+    let limits = Limits { messages: 3, free_bytes: 0, ..Limits::default() };
+    let with = |settle_after| Options { limits, ..tuning(settle_after) };
+    let key = || Some(CollapseKey::new("k").unwrap());
+    for writes in 0..40 {
+        let tables = Memory::default();
+        let store = super::memory::open(&tables, with(Duration::ZERO)).unwrap();
+        for collapse in [None, key(), None] {
+            store.append(Append { collapse, ..Append::new(payload(), vec![user(0)]) }).await.unwrap();
+        }
+        while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        store.close().await.unwrap();
+        drop(store);
+        let cut = Arc::new(Cut { tables: tables.clone(), left: AtomicI64::new(writes) });
+        if let Ok(store) = journal::open(cut, with(Duration::from_secs(3600))) {
+            let newer = Append { collapse: key(), ..Append::new(payload(), vec![user(0)]) };
+            _ = store.append_all(vec![newer, Append::new(payload(), vec![user(0)])]).await;
+            _ = store.close().await;
+        }
+        let store = super::memory::open(&tables, with(Duration::from_secs(3600))).unwrap();
+        let there = sequences(&*store, 0, 0);
+        assert!(there == [1, 2, 3] || there == [1, 3, 4], "{there:?}, cut after {writes}");
+        store.close().await.unwrap();
+    }
+}
+
+/// The power goes while settled records are removed; the same is settled again; the store is opened once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_outlive_a_settling_that_was_cut_and_made_again() {
+    let once = |n: u64| {
+        let id = DispatchId::new(&format!("order {n}")).unwrap();
+        Append { once: Some(Once { id, online: vec![true], refused: Vec::new() }), ..Append::new(payload(), vec![user(0)]) }
+    };
+    for writes in 0..80 {
+        let tables = Memory::default();
+        let store = super::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
+        for n in 0..10 {
+            store.append(once(n)).await.unwrap();
+        }
+        store.close().await.unwrap();
+        drop(store);
+        let cut = Arc::new(Cut { tables: tables.clone(), left: AtomicI64::new(writes) });
+        if let Ok(store) = journal::open(cut, tuning(Duration::ZERO)) {
+            for _ in 0..100 {
+                if tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_none() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            _ = store.close().await;
+        }
+        let store = super::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
+        while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        store.close().await.unwrap();
+        drop(store);
+        let store = super::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
+        for n in 0..10 {
+            let again = store.append(once(n)).await.unwrap();
+            assert!(again.duplicate, "order {n} is done twice, cut after {writes}");
+        }
+        store.close().await.unwrap();
+    }
+}

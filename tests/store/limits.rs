@@ -467,3 +467,115 @@ async fn what_was_received_long_ago_does_not_fill_the_store() {
         }
     }
 }
+
+/// "Whoever opens a store that is full is told so by its first answer."
+#[tokio::test]
+async fn a_store_that_is_full_says_so_by_its_first_answer_after_it_was_opened() {
+    let place = Place::Memory(Default::default());
+    let opening = opening(Limits { store_bytes: Some(1 << 20), ..Limits::default() });
+    let store = place.open_with(PRESSED, &opening);
+    fill_up(&*store).await;
+    let store = again(store, &place, PRESSED, &opening).await;
+    let told = append(&*store, 1, &["another"]).await;
+    assert!(matches!(told, Err(StoreError::Full(_))), "{told:?}");
+}
+
+/// An answer whose rejected users stand in several records, of which some are settled apart from the rest.
+#[tokio::test]
+async fn an_answer_with_very_many_rejected_is_the_same_after_its_records_were_settled_apart() {
+    let place = Place::Memory(Default::default());
+    let opening = opening(Limits { ids_window: 10 * HOUR, ..Limits::default() });
+    let tuning = Tuning { journal_bytes_max: 150 << 10, ..NEVER };
+    let store = place.open_with(tuning, &opening);
+    let refused: Vec<_> = (0..2000)
+        .map(|n| Rejected { user: format!("{n}{}", "x".repeat(96)).into(), reason: Reason::Invalid })
+        .collect();
+    let again_and_again = || {
+        let id = DispatchId::new("order 67").unwrap();
+        let once = Once { id, online: vec![true], refused: refused.clone() };
+        Append { once: Some(once), ..Append::new(message(1), vec![user("a")]) }
+    };
+    let first = put(&*store, again_and_again()).await.answered.unwrap();
+    assert_eq!(first.rejected.len(), 2000);
+    // Something of it is settled, because the journal is larger than it may be.
+    in_the_inbox(&*store, "a").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let store = again(store, &place, tuning, &opening).await;
+    let repeat = put(&*store, again_and_again()).await;
+    assert!(repeat.duplicate);
+    assert_eq!(repeat.answered.unwrap().rejected.len(), first.rejected.len());
+}
+
+/// What is replaced while it is on its way into the inbox is not counted there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_replaced_while_it_is_being_settled_is_not_counted() {
+    let place = Place::Memory(Default::default());
+    let store = place.open_with(Tuning { idle_seconds: 3600, ..AT_ONCE }, &opening(Limits::default()));
+    // Or all that is replaced would be at the front, and be released.
+    append(&*store, 99, &["a"]).await.unwrap();
+    for round in 0..20_u64 {
+        let load = (0..3000).map(|n| Append::new(message(n), vec![user(&format!("user-{}", n % 500))]));
+        store.append_all([with_key(round, "k", "a")].into_iter().chain(load).collect()).await.unwrap();
+        for n in 0..20 {
+            put(&*store, with_key(n, "k", "a")).await;
+        }
+    }
+    in_the_inbox(&*store, "a").await;
+    assert_eq!(read(&*store, "a", 0).len(), 2);
+    assert_eq!(store.state(&user("a")).unwrap().pending, 2);
+}
+
+/// A recipient that is no user id may be as long as a request.
+#[tokio::test]
+async fn a_rejected_user_of_any_length_does_no_harm() {
+    let named = |name: &str, refused: Vec<Rejected>| {
+        let once = Once { id: DispatchId::new(name).unwrap(), online: vec![true], refused };
+        Append { once: Some(once), ..Append::new(message(1), vec![user("a")]) }
+    };
+    let invalid = |bytes: usize| Rejected { user: "x".repeat(bytes).into(), reason: Reason::Invalid };
+    for place in Place::all() {
+        let opening = opening(Limits::default());
+        let store = place.open_with(NEVER, &opening);
+        put(&*store, named("order 68", (0..250).map(|_| invalid(100)).collect())).await;
+        // As long as fits into a request.
+        put(&*store, named("order 69", vec![invalid(1_040_000)])).await;
+        let store = again(store, &place, AT_ONCE, &opening).await;
+        in_the_inbox(&*store, "a").await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let store = again(store, &place, NEVER, &opening).await;
+        append(&*store, 2, &["a"]).await.unwrap();
+    }
+}
+
+/// An inbox that is gone through for a message that is refused all the same, again and again.
+#[tokio::test]
+async fn refusing_a_message_does_not_make_the_store_look_emptier() {
+    let place = Place::Memory(Default::default());
+    let limits = Limits { bytes: 100 << 10, store_bytes: Some(1 << 20), ..Limits::default() };
+    let opening = opening(limits);
+    let store = place.open_with(Tuning { sweep_pause: HOUR, ..AT_ONCE }, &opening);
+    let to = |id: &str, bytes| Append::new(sized(1, bytes), vec![user(id)]);
+    put(&*store, Append { ttl: Some(HOUR), ..to("a", 30_000) }).await;
+    put(&*store, to("a", 60_000)).await;
+    for n in 0..8 {
+        put(&*store, to(&format!("b{n}"), 60_000)).await;
+    }
+    in_the_inbox(&*store, "a").await;
+    in_the_inbox(&*store, "b7").await;
+    later(&opening, 2);
+    for _ in 0..30 {
+        assert_eq!(put(&*store, to("a", 60_000)).await.seqs, [Err(Reason::Quota)]);
+        // Time for the log to leave memory.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        put(&*store, Append::new(message(1), vec![user("c")])).await;
+    }
+    let mut bytes = 9 * 60_000;
+    for n in 0..100 {
+        if store.append(to(&format!("d{n}"), 60_000)).await.is_err() {
+            break;
+        }
+        bytes += 60_000;
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert!(bytes < 1_200_000, "{bytes} bytes were taken where {} are allowed", 1 << 20);
+}
