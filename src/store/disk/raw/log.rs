@@ -88,7 +88,9 @@ impl Segments {
         let size = segment_bytes(directory);
         let file = File::open(directory.join("db"))?;
         let length = file.metadata()?.len();
-        let mut segments = Self { file, size, known: BTreeMap::new(), stable: 0, broken: Vec::new() };
+        // Segments before a snapshot may be in use for something else.
+        let stable = snapshot(directory);
+        let mut segments = Self { file, size, known: BTreeMap::new(), stable, broken: Vec::new() };
         let mut unknown = Vec::new();
         for at in (0..length).step_by(size) {
             let mut bytes = [0; HEADER_BYTES];
@@ -155,7 +157,8 @@ impl Segments {
     pub fn end(&self) -> io::Result<(u64, bool)> {
         let size = self.size as u64;
         let mut lsn = self.stable / size * size;
-        let mut end = (0, false);
+        // At the border between two segments the second may not have been begun.
+        let mut end = if lsn == self.stable { (lsn, true) } else { (0, false) };
         while let Some(known) = self.known.get(&lsn).filter(|segment| segment.header) {
             let bytes = self.read(known.at)?;
             match segment::visit(&bytes, self.size, HEADER_BYTES, lsn / size, |_| {}) {
@@ -291,7 +294,8 @@ fn is_reused(segment: &[u8], at: usize, number: u64, last: u64, full: bool) -> b
 fn snapshot(directory: &Path) -> u64 {
     let Ok(files) = fs::read_dir(directory) else { return 0 };
     let names = files.filter_map(|file| Some(file.ok()?.file_name().to_string_lossy().into_owned()));
-    let newest = names.filter(|name| name.starts_with("snap.")).max();
+    // One that is still being made is set aside before sled looks.
+    let newest = names.filter(|name| name.starts_with("snap.") && !name.ends_with(".generating")).max();
     let bytes = newest.and_then(|name| fs::read(directory.join(name)).ok()).unwrap_or_default();
     let Some((content, rest)) = bytes.len().checked_sub(12).map(|at| bytes.split_at(at)) else { return 0 };
     let whole = rest[8..] == crc32fast::hash(content).to_le_bytes();

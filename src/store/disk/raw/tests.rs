@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use bytes::Bytes;
 
-use super::{RawTables, Tail, check};
+use super::{RawTables, Tail, check, log::Segments};
 use crate::store::engine::Table;
 
 /// The smallest that still has every kind of page.
@@ -163,4 +163,42 @@ fn the_end_of_the_log_is_followed_while_it_is_written() {
     assert_eq!(Tail::find(place.path()).unwrap().advance(&file).unwrap(), last, "found anew");
     assert!(check(place.path(), last).unwrap().is_none());
     assert!(check(place.path(), last + 1).unwrap().is_some(), "what was synced is missed");
+}
+
+#[test]
+fn a_log_that_was_left_in_the_middle_again_and_again_is_not_taken_for_a_damaged_one() {
+    let mut place = tempfile::tempdir().unwrap();
+    for round in 0..60_u64 {
+        let db = open(place.path());
+        let (tree, file) = (db.open_tree("journal").unwrap(), fs::File::open(place.path().join("db")).unwrap());
+        let mut tail = Tail::find(place.path()).unwrap();
+        // The same few keys over and over, so that segments are free soon and are used again.
+        for n in 0..(20 + round * 37 % 400) {
+            tree.insert((n % 7).to_be_bytes(), vec![n as u8; 1_500]).unwrap();
+            tree.remove(((n + 3) % 7).to_be_bytes()).unwrap();
+        }
+        db.flush().unwrap();
+        let end = tail.advance(&file).unwrap();
+        // As a kill leaves it.
+        let killed = tempfile::tempdir().unwrap();
+        copy(place.path(), killed.path());
+        drop(db);
+        assert_eq!(check(killed.path(), end).unwrap(), None, "round {round}");
+        place = killed;
+    }
+}
+
+#[test]
+fn segments_before_a_snapshot_need_not_be_there() {
+    let place = tempfile::tempdir().unwrap();
+    fill(place.path(), 1);
+    // Opened once more, so that there is a snapshot that knows all of it.
+    drop(open(place.path()));
+    let end = Tail::find(place.path()).unwrap().advance(&fs::File::open(place.path().join("db")).unwrap()).unwrap();
+    let before = end / SEGMENT as u64 * SEGMENT as u64 - SEGMENT as u64;
+    let at = Segments::find(place.path()).unwrap().place(before).expect("the last but one") as usize;
+    let mut bytes = fs::read(place.path().join("db")).unwrap();
+    bytes[at..at + SEGMENT].fill(0);
+    fs::write(place.path().join("db"), bytes).unwrap();
+    assert_eq!(check(place.path(), end).unwrap(), None);
 }
