@@ -98,3 +98,42 @@ impl IntoResponse for ApiError {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Programs are written against these, so what the README says of them holds.
+    #[test]
+    fn every_refusal_is_in_the_table_of_the_readme() {
+        let readme = include_str!("../../README.md");
+        let why = || "x".to_owned();
+        for error in [
+            ApiError::Unauthorized,
+            ApiError::NoKeys,
+            ApiError::NotFound,
+            ApiError::UserUnknown,
+            ApiError::MethodNotAllowed,
+            ApiError::MediaType,
+            ApiError::TooLarge(1),
+            ApiError::Message(MessageError::TooLarge { bytes: 1 }),
+            ApiError::TooSlow,
+            ApiError::Body(why()),
+            ApiError::BadJson(why()),
+            ApiError::Shape(why()),
+            ApiError::Parameter(why()),
+            ApiError::Message(MessageError::TooDeep),
+            ApiError::User(UserIdError::Empty),
+            ApiError::Recipients(1),
+            ApiError::Store(StoreError::Full("x".into())),
+            ApiError::Store(StoreError::Closed),
+            ApiError::Store(StoreError::Failed("x".into())),
+            ApiError::Store(StoreError::Damaged("x".into())),
+        ] {
+            let (status, code) = error.row();
+            let row = readme.lines().find(|line| line.starts_with("| `") && line.contains(&format!("`{code}`")));
+            let row = row.unwrap_or_else(|| panic!("{code} is not in the README"));
+            assert!(row.contains(&format!("| {} |", status.as_u16())), "{code} is {status}, but: {row}");
+        }
+    }
+}

@@ -9,7 +9,10 @@ use mesa::{
     message::{DeviceId, Seq},
 };
 use serde::Serialize;
-use serde_json::{json, value::RawValue};
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
@@ -146,7 +149,8 @@ async fn stay(
                     }
                 }
                 Event::Resumed { first, last, missed } if json => {
-                    output::json(&json!({ "op": 13, "d": { "first": first, "last": last, "missed": missed } }))?;
+                    let data = to_raw_value(&json!({ "first": first, "last": last, "missed": missed }));
+                    output::json(&Shown { op: 13, d: &data.map_err(Failure::because)?, t: None, s: None })?;
                 }
                 Event::Resumed { first, last, missed } => remark(&resumed(first, last, missed.as_ref())),
                 Event::Closed { code, reason } => return Ok(End::Closed { code, reason }),
