@@ -121,6 +121,7 @@ mod tests {
             ApiError::Body(why()),
             ApiError::BadJson(why()),
             ApiError::Shape(why()),
+            ApiError::Busy("x"),
             ApiError::Parameter(why()),
             ApiError::Message(MessageError::TooDeep),
             ApiError::User(UserIdError::Empty),

@@ -5,14 +5,19 @@ const assert = require('node:assert/strict');
 const test = require('node:test');
 const { overAllClients, range } = require('./lib/suite');
 const { start } = require('./lib/server');
+const { PATIENCE, within } = require('./lib/wait');
 
 const line = (n, recipients = ['alice'], more = {}) =>
   `${JSON.stringify({ message: { d: { n }, t: 'NUMBER' }, recipients, ...more })}\n`;
 
-async function all(answers) {
-  const found = [];
-  for await (const answer of answers) found.push(answer);
-  return found;
+/** The answers that are left, to the end of the stream. */
+function all(answers) {
+  const collect = async () => {
+    const found = [];
+    for await (const answer of answers) found.push(answer);
+    return found;
+  };
+  return within('the end of a stream', collect());
 }
 
 overAllClients('a_stream_arrives_in_order', {}, async ({ server, connect }) => {
@@ -31,11 +36,11 @@ test('a_result_comes_before_the_next_line_is_said', async (t) => {
   const { request, answers } = server.stream();
   for (const n of range(20)) {
     request.write(line(n));
-    const { value } = await answers.next();
+    const { value } = await within('a result', answers.next());
     assert.equal(value.offline, 1);
   }
   request.end();
-  assert.deepEqual(await answers.next(), { value: undefined, done: true });
+  assert.deepEqual(await within('the end', answers.next()), { value: undefined, done: true });
 });
 
 test('a_bad_line_gets_its_error_and_the_next_is_taken', async (t) => {
@@ -59,7 +64,9 @@ test('what_was_answered_in_a_stream_is_there_after_a_kill', async (t) => {
     for await (const answer of answers) answered += answer.offline;
   })().catch(() => {});
   let n = 0;
+  const end = Date.now() + PATIENCE;
   while (answered < 2000) {
+    assert.ok(Date.now() < end, `${answered} of ${n} were answered`);
     request.write(line(n));
     n += 1;
     if (n % 100 === 0) await new Promise((resolve) => setImmediate(resolve));

@@ -437,7 +437,9 @@ async fn a_store_that_is_full_refuses_and_takes_again_when_users_were_cleared() 
                 assert!(matches!(&error, StoreError::Full(why) if why.contains("store.maxBytes")), "{error}");
                 assert_eq!(store.full().map(StoreError::Full).unwrap().to_string(), error.to_string());
                 assert!(matches!(append(&*store, 1, &["another"]).await, Err(StoreError::Full(_))));
-                assert!(!store.read(&user("user-1"), 0, ALL).unwrap().entries.is_empty(), "what is there is read");
+                // Later it may be full again as soon as there is room: the journal counts until it is settled.
+                let there = |id: &str| !store.read(&user(id), 0, ALL).unwrap().entries.is_empty();
+                assert!(round > 0 || there("user-1"), "what is there is read");
                 for id in ["user-0", "user-1", "user-2"] {
                     match round {
                         0 => _ = store.clear(&user(id)).await.unwrap(),

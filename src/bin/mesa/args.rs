@@ -430,10 +430,10 @@ pub struct ConfigPrintArgs {
 #[command(after_long_help = format!("\
 Examples:
   mesa inspect data/store
-  mesa inspect data/store --user alice          one user, with each message's sequence
+  mesa inspect data/store --user alice          one user, message by message
   mesa inspect data/store --json | jq -r 'select(.pending > 0) | .id'
                                                 who has messages waiting
-  mesa inspect data/store --salvage data/saved  what can be read, as a new store
+  mesa inspect data/store --salvage data/saved  what can be read, anew
 
 Exit codes:
   0  the store is whole
@@ -465,7 +465,7 @@ pub struct InspectArgs {
 #[command(after_long_help = format!("\
 Examples:
   mesa backup monday.mesa
-  mesa backup --url http://127.0.0.1:4000 \"$(date +%F).mesa\"
+  mesa backup --url http://127.0.0.1:4000 monday.mesa
 
 {EXIT_CODES}"))]
 pub struct BackupArgs {

@@ -15,6 +15,8 @@ const COMMANDS: &[&[&str]] = &[
     &["token"],
     &["config"],
     &["inspect"],
+    &["backup"],
+    &["restore"],
     &["config", "check"],
     &["config", "print"],
 ];
@@ -57,7 +59,7 @@ fn every_example_can_be_typed() {
             examples += 1;
         }
     }
-    assert_eq!(examples, 39, "an example was added, or is no longer found");
+    assert_eq!(examples, 47, "an example was added, or is no longer found");
 }
 
 /// The command in an example line, without the variables before it and the pipe or the remark after it.

@@ -19,7 +19,17 @@ const NAMES: [(&str, Table); 5] = [
 ];
 
 fn open(path: &Path) -> sled::Db {
-    sled::Config::new().path(path).segment_size(SEGMENT).flush_every_ms(None).open().unwrap()
+    let config = sled::Config::new().path(path).segment_size(SEGMENT).flush_every_ms(None);
+    // The lock of the one before is let go a moment after that was dropped, by a thread of sled's.
+    let mut opened = config.open();
+    for _ in 0..500 {
+        if opened.is_ok() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        opened = config.open();
+    }
+    opened.unwrap()
 }
 
 type Pairs = Vec<(Bytes, Bytes)>;
