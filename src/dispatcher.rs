@@ -14,10 +14,16 @@
 //!
 //! A dispatch that returned `Ok` is kept by the server as durably as it is configured, but for those recipients that
 //! the result names as rejected. One that returned an error may or may not have been taken: sent again, it may arrive
-//! twice.
+//! twice, unless it has an id ([`Dispatch::id`]). How long a message is kept, and what it takes the place of, stands in
+//! the message itself ([`Options`](crate::message::Options)).
+//!
+//! Many dispatches go best over a stream ([`Dispatcher::dispatch_all`], [`Dispatcher::stream`]): they share syncs, and
+//! no call waits for the one before it.
 
+mod backup;
 mod error;
 mod reply;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -26,10 +32,11 @@ use std::{error::Error, io, time::Duration};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::message::{Message, Recipients, Seq, UserId};
+use crate::message::{DispatchId, Message, Recipients, Seq, UserId};
 
 pub use error::DispatchError;
-pub use reply::{Cleared, DispatchResult, Messages, PendingMessage, Rejected, User, Users};
+pub use reply::{Cleared, Device, DispatchResult, Messages, PendingMessage, Refusal, Rejected, User, Users};
+pub use stream::{Answers, Lines};
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,6 +63,32 @@ impl std::fmt::Debug for Dispatcher {
     }
 }
 
+/// One dispatch.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    /// What is said.
+    pub message: Message,
+    /// Who it is for.
+    pub recipients: Recipients,
+    /// And who not.
+    pub excluding: Vec<UserId>,
+    /// Names it, so that it can be said again when it is not known whether it was taken: within the server's
+    /// `api.idWindow` a repeat gets the first result, with [`DispatchResult::duplicate`], and is not sent again.
+    pub id: Option<DispatchId>,
+}
+
+impl Dispatch {
+    /// A message for some users, without anything special.
+    #[must_use]
+    pub fn new(message: Message, recipients: Recipients) -> Self {
+        Self { message, recipients, excluding: Vec::new(), id: None }
+    }
+
+    fn body(&self) -> Result<Vec<u8>, DispatchError> {
+        body(&self.message, &self.recipients, &self.excluding, self.id.as_ref())
+    }
+}
+
 /// The body of a dispatch.
 #[derive(Serialize)]
 struct DispatchBody<'a> {
@@ -63,6 +96,22 @@ struct DispatchBody<'a> {
     recipients: Names<'a>,
     #[serde(skip_serializing_if = "<[UserId]>::is_empty")]
     excluding: &'a [UserId],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+}
+
+fn body(
+    message: &Message,
+    recipients: &Recipients,
+    excluding: &[UserId],
+    id: Option<&DispatchId>,
+) -> Result<Vec<u8>, DispatchError> {
+    let recipients = match recipients {
+        Recipients::Everyone => Names::Everyone(["*"]),
+        Recipients::Users(users) => Names::Users(users),
+    };
+    let body = DispatchBody { message, recipients, excluding, id: id.map(DispatchId::as_str) };
+    serde_json::to_vec(&body).map_err(|error| DispatchError::Message(error.to_string()))
 }
 
 /// Recipients as the API has them.
@@ -110,12 +159,18 @@ impl Dispatcher {
         recipients: &Recipients,
         excluding: &[UserId],
     ) -> Result<DispatchResult, DispatchError> {
-        let recipients = match recipients {
-            Recipients::Everyone => Names::Everyone(["*"]),
-            Recipients::Users(users) => Names::Users(users),
-        };
-        let body = DispatchBody { message, recipients, excluding };
-        let body = serde_json::to_vec(&body).map_err(|error| DispatchError::Message(error.to_string()))?;
+        self.post(body(message, recipients, excluding, None)?).await
+    }
+
+    /// The same, with all that can be said of a dispatch.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or takes nothing of it.
+    pub async fn send(&self, dispatch: &Dispatch) -> Result<DispatchResult, DispatchError> {
+        self.post(dispatch.body()?).await
+    }
+
+    async fn post(&self, body: Vec<u8>) -> Result<DispatchResult, DispatchError> {
         let request = self.request(Method::POST, self.url(&["dispatch"])?);
         self.call(request.header("content-type", "application/json").body(body)).await
     }
@@ -217,19 +272,27 @@ impl Dispatcher {
     /// The body of a successful answer.
     async fn answer(&self, request: RequestBuilder) -> Result<Vec<u8>, DispatchError> {
         let response = request.send().await.map_err(|error| self.failed(&error))?;
-        let status = response.status();
-        let body = self.body(response).await?;
-        if status.is_success() {
-            return Ok(body);
+        if response.status().is_success() {
+            return self.body(response).await;
         }
-        match serde_json::from_slice::<reply::Refusal>(&body) {
-            Ok(refusal) => Err(DispatchError::Refused {
+        Err(self.refused(response).await)
+    }
+
+    /// Why the server says no.
+    async fn refused(&self, response: Response) -> DispatchError {
+        let status = response.status();
+        let body = match self.body(response).await {
+            Ok(body) => body,
+            Err(error) => return error,
+        };
+        match serde_json::from_slice::<reply::Refused>(&body) {
+            Ok(refused) => DispatchError::Refused {
                 status: status.as_u16(),
-                code: refusal.error.code,
-                message: refusal.error.message,
+                code: refused.error.code,
+                message: refused.error.message,
                 hint: hint(status),
-            }),
-            Err(_) => Err(self.strange(&format!("it answers {status} without saying why"))),
+            },
+            Err(_) => self.strange(&format!("it answers {status} without saying why")),
         }
     }
 
@@ -271,6 +334,7 @@ fn hint(status: StatusCode) -> &'static str {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             ". Check the API key: it must be one of the server's api.keys"
         }
+        StatusCode::INSUFFICIENT_STORAGE => ". It takes messages again by itself once there is room",
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => ". Try again in a moment",
         _ => "",
     }

@@ -20,6 +20,14 @@ pub(crate) enum Bug {
     Repeat,
     /// After opening, sequences go back.
     SequenceReuse,
+    /// Ids are not read back when the store is opened.
+    ForgetIds,
+    /// A receipt of one device moves the cursors of all.
+    DeviceShares,
+    /// A client that resumes is told of nothing that is gone.
+    HoleUntold,
+    /// Now and then two lines of a stream get each other's answers.
+    AnswersSwapped,
     /// No bug: what is in the journal is settled soon, so that faults meet settling too.
     SettleSoon,
 }

@@ -100,7 +100,7 @@ impl Served {
 pub async fn next(client: &mut Client) {
     match client.next().await.expect("an event") {
         Event::Message { .. } => {}
-        Event::Closed { code, .. } => panic!("closed with {code}"),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
-use super::ClientError;
-use crate::protocol::opcode;
+use super::{ClientError, Missed};
+use crate::{message::Seq, protocol::opcode};
 
 /// What the server says first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +34,11 @@ pub(super) enum Incoming {
         data: Box<RawValue>,
         kind: Option<String>,
         position: Option<u64>,
+    },
+    Resumed {
+        first: Seq,
+        last: Seq,
+        missed: Option<Missed>,
     },
     Closed(u16, String),
 }
@@ -67,6 +72,13 @@ struct HelloData {
     rules: Vec<String>,
 }
 
+#[derive(Deserialize)]
+struct ResumedData {
+    first: Seq,
+    last: Seq,
+    missed: Option<Missed>,
+}
+
 /// A frame as text.
 pub(super) fn encode(op: u64, data: &RawValue, kind: Option<&str>) -> String {
     // Numbers, strings and JSON text always have a JSON form.
@@ -95,6 +107,10 @@ pub(super) fn decode(text: &str) -> Result<Incoming, ClientError> {
         }
         opcode::AUTHENTICATED => {
             Incoming::Authenticated(serde_json::from_str(data).map_err(|error| unreadable(&error))?)
+        }
+        opcode::RESUMED => {
+            let ResumedData { first, last, missed } = serde_json::from_str(data).map_err(|error| unreadable(&error))?;
+            Incoming::Resumed { first, last, missed }
         }
         op => Incoming::Message {
             op,

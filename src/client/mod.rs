@@ -19,6 +19,10 @@
 //! with a message (write it down, if it matters) before calling `next`, and do call it: a client that stops calling is
 //! taken for gone.
 //!
+//! **Resuming.** A program that writes down itself how far it has come asks to resume ([`Options::after`]): every message
+//! then carries its sequence in the user's log, [`Event::Resumed`] says what is there and what is not any more, and it is
+//! [`Client::confirm`] that lets the server forget.
+//!
 //! One [`Client`] is one connection; it does not come back by itself. [`close::comes_back`] and
 //! [`Hello::reconnect_interval`] say whether and when to connect again.
 
@@ -32,7 +36,7 @@ mod tests;
 use std::{collections::VecDeque, future::poll_fn, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{
     Map, Value,
     value::{RawValue, to_raw_value},
@@ -50,7 +54,10 @@ pub use error::ClientError;
 pub use frame::Hello;
 use frame::Incoming;
 
-use crate::protocol::opcode;
+use crate::{
+    message::{DeviceId, Seq},
+    protocol::opcode,
+};
 
 /// Messages that are kept while the server has not answered the authentication yet; it should send none by then.
 const EARLY_MESSAGES_MAX: usize = 1024;
@@ -82,6 +89,16 @@ pub enum Event {
         /// that asked to resume (`after`): its place in the user's log.
         position: Option<u64>,
     },
+    /// To a client that resumes, before the messages it is about: what there is, and what is not there any more. Comes
+    /// once for every gap.
+    Resumed {
+        /// The first sequence that is still there.
+        first: Seq,
+        /// The last there was when this was said; `first - 1` where nothing is there.
+        last: Seq,
+        /// What it asked for and will not get.
+        missed: Option<Missed>,
+    },
     /// The connection is over; every further call gives the same.
     Closed {
         /// As the server said it, or [`close::LOST`] if it said nothing. See [`close`].
@@ -89,6 +106,35 @@ pub enum Event {
         /// In the server's words, or what went wrong on the way.
         reason: String,
     },
+}
+
+/// Messages that will not come any more, both ends included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Missed {
+    /// The first sequence.
+    pub from: Seq,
+    /// The last.
+    pub to: Seq,
+    /// Why, as one word for programs: `quota`, `expired`, `cleared` and others.
+    pub reason: String,
+}
+
+/// What a client wants beside being let in.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whether it wants what it missed; `false` counts all of it as received. Default true.
+    pub should_sync: bool,
+    /// To resume: the last sequence that was dealt with, 0 for none.
+    pub after: Option<Seq>,
+    /// The device it is on, for a place in the log of its own.
+    pub device: Option<DeviceId>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { should_sync: true, after: None, device: None }
+    }
 }
 
 /// What to pass to [`Client::authenticate`] where all that is asked for is a token.
@@ -148,18 +194,32 @@ impl Client {
 
     /// Says who this is, and returns the user object (empty if the server keeps that to itself).
     ///
-    /// `data` is whatever the server's way of authentication asks for, most often [`token`]. Add `device` for a place in
-    /// the log of its own, or `after` to resume. With `should_sync` false the server forgets what this user has missed.
+    /// `data` is whatever the server's way of authentication asks for, most often [`token`]. With `should_sync` false the
+    /// server forgets what this user has missed.
     ///
     /// # Errors
     /// [`ClientError::Refused`] when the server closes the connection, which is how it says no, and
     /// [`ClientError::Silent`] when it says nothing for thirty seconds.
     pub async fn authenticate(
         &mut self,
-        mut data: Map<String, Value>,
+        data: Map<String, Value>,
         should_sync: bool,
     ) -> Result<Map<String, Value>, ClientError> {
-        data.insert("shouldSync".into(), should_sync.into());
+        self.authenticate_with(data, &Options { should_sync, ..Options::default() }).await
+    }
+
+    /// The same, with all that a client can ask for.
+    ///
+    /// # Errors
+    /// As [`Client::authenticate`].
+    pub async fn authenticate_with(
+        &mut self,
+        mut data: Map<String, Value>,
+        options: &Options,
+    ) -> Result<Map<String, Value>, ClientError> {
+        data.insert("shouldSync".into(), options.should_sync.into());
+        data.extend(options.after.map(|after| ("after".into(), after.into())));
+        data.extend(options.device.as_ref().map(|device| ("device".into(), device.as_str().into())));
         self.send_frame(opcode::AUTHENTICATION, None, &data).await?;
         match tokio::time::timeout(AUTHENTICATION_TIMEOUT, self.acknowledged()).await {
             Ok(answer) => answer,
@@ -208,6 +268,7 @@ impl Client {
                 }
                 Incoming::ReceiptWanted => self.receipts_due += 1,
                 Incoming::Closed(code, reason) => return Ok(Event::Closed { code, reason }),
+                Incoming::Resumed { first, last, missed } => return Ok(Event::Resumed { first, last, missed }),
                 // A server that is about to go may name another interval.
                 Incoming::Hello(hello) => self.hello = hello,
                 Incoming::Authenticated(_) => {}
@@ -223,7 +284,16 @@ impl Client {
         self.send_frame(opcode::DISPATCH, Some(kind), data).await
     }
 
-    /// Sends a frame with any opcode, such as 3 to confirm by hand after a resume.
+    /// Lets the server forget everything up to a sequence of the user's log. For clients that resume; others confirm by
+    /// [`Client::next`].
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn confirm(&mut self, seq: Seq) -> Result<(), ClientError> {
+        self.send_frame(opcode::RECEIPT, None, &Map::from_iter([("s".to_owned(), Value::from(seq))])).await
+    }
+
+    /// Sends a frame with any opcode.
     ///
     /// # Errors
     /// As [`Client::send`].

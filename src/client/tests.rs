@@ -77,6 +77,10 @@ async fn authenticated() -> (Client, Peer) {
 async fn next(client: &mut Client) -> String {
     match timeout(SOON, client.next()).await.expect("in time").unwrap() {
         Event::Message { op, data, kind, position } => format!("{op} {data} {kind:?} {position:?}"),
+        Event::Resumed { first, last, missed } => {
+            let missed = missed.map(|missed| format!("{}-{} {}", missed.from, missed.to, missed.reason));
+            format!("resumed {first}-{last} {}", missed.unwrap_or_default())
+        }
         Event::Closed { code, reason } => format!("closed {code} {reason}"),
     }
 }
@@ -117,6 +121,33 @@ async fn an_authentication_carries_what_the_application_passed() {
     let (user, frame) = tokio::join!(client.authenticate(data, false), server);
     assert!(user.unwrap().is_empty());
     assert_eq!(frame, json!({ "op": 2, "d": { "token": "alice", "device": "phone-1", "shouldSync": false } }));
+}
+
+#[tokio::test]
+async fn who_resumes_says_where_from_and_confirms_by_hand() {
+    let (client, mut peer) = connected(HELLO).await;
+    let mut client = client.unwrap();
+    let device = Some(DeviceId::new("phone-1").unwrap());
+    let options = Options { after: Some(11), device, ..Options::default() };
+    let server = async {
+        let frame: Value = serde_json::from_str(&peer.read().await).unwrap();
+        peer.send(r#"{"op":22,"d":{}}"#).await;
+        peer.send(r#"{"op":13,"d":{"first":41,"last":57,"missed":{"from":12,"to":40,"reason":"quota"}}}"#).await;
+        peer.send(r#"{"op":0,"d":1,"s":41}"#).await;
+        peer.send(r#"{"op":13,"d":{"first":42,"last":57,"missed":null}}"#).await;
+        frame
+    };
+    let (user, frame) = tokio::join!(client.authenticate_with(token("alice"), &options), server);
+    user.unwrap();
+    assert_eq!(
+        frame,
+        json!({ "op": 2, "d": { "token": "alice", "after": 11, "device": "phone-1", "shouldSync": true } })
+    );
+    assert_eq!(next(&mut client).await, "resumed 41-57 12-40 quota");
+    assert_eq!(next(&mut client).await, "0 1 None Some(41)");
+    assert_eq!(next(&mut client).await, "resumed 42-57 ");
+    client.confirm(41).await.unwrap();
+    assert_eq!(peer.read().await, r#"{"op":3,"d":{"s":41}}"#);
 }
 
 #[tokio::test]

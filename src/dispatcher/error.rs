@@ -57,6 +57,9 @@ pub enum DispatchError {
         /// What to do about it, where the status alone says so.
         hint: &'static str,
     },
+    /// What was received could not be written.
+    #[error("what was received cannot be written: {0}")]
+    NotWritten(String),
     /// Somebody answers, but not as a server of ours does.
     #[error("{url} does not answer as a mesa server: {what}. Check the address")]
     Strange {

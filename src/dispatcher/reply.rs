@@ -46,6 +46,9 @@ pub struct User {
     /// How many.
     #[serde(default)]
     pub connections: u64,
+    /// Devices with a place in the log of their own.
+    #[serde(default)]
+    pub devices: Vec<Device>,
     /// When the user last came or went, as the server writes times; `null` for never.
     #[serde(default)]
     pub last_seen: serde_json::Value,
@@ -57,6 +60,20 @@ pub struct User {
     /// Sequence of the user's last message; 0 if there was none.
     #[serde(default)]
     pub last_sequence: Seq,
+}
+
+/// One of a user's devices.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct Device {
+    /// As its client names it.
+    pub device: String,
+    /// Messages it has not received yet.
+    pub pending: u64,
+    /// When it last came or went, as the server writes times; `null` for never.
+    #[serde(default)]
+    pub last_seen: serde_json::Value,
 }
 
 /// A page of users.
@@ -104,12 +121,17 @@ pub struct Cleared {
 
 /// An answer that is no.
 #[derive(Deserialize)]
-pub(super) struct Refusal {
-    pub error: RefusalWords,
+pub(super) struct Refused {
+    pub error: Refusal,
 }
 
-#[derive(Deserialize)]
-pub(super) struct RefusalWords {
+/// Why the server did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("refused ({code}): {message}")]
+#[non_exhaustive]
+pub struct Refusal {
+    /// For programs.
     pub code: String,
+    /// For people.
     pub message: String,
 }

@@ -39,6 +39,8 @@ pub(super) enum ApiError {
     #[error("{0}")]
     Parameter(String),
     #[error("{0}")]
+    Busy(&'static str),
+    #[error("{0}")]
     Message(#[from] MessageError),
     #[error("{0}")]
     User(#[from] UserIdError),
@@ -62,6 +64,7 @@ impl ApiError {
             Self::Body(_) => (StatusCode::BAD_REQUEST, "bad_body"),
             Self::BadJson(_) => (StatusCode::BAD_REQUEST, "bad_json"),
             Self::Shape(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_dispatch"),
+            Self::Busy(_) => (StatusCode::CONFLICT, "busy"),
             Self::Parameter(_) => (StatusCode::BAD_REQUEST, "bad_parameter"),
             Self::Message(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_message"),
             Self::User(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_user"),
@@ -93,5 +96,44 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Programs are written against these, so what the README says of them holds.
+    #[test]
+    fn every_refusal_is_in_the_table_of_the_readme() {
+        let readme = include_str!("../../README.md");
+        let why = || "x".to_owned();
+        for error in [
+            ApiError::Unauthorized,
+            ApiError::NoKeys,
+            ApiError::NotFound,
+            ApiError::UserUnknown,
+            ApiError::MethodNotAllowed,
+            ApiError::MediaType,
+            ApiError::TooLarge(1),
+            ApiError::Message(MessageError::TooLarge { bytes: 1 }),
+            ApiError::TooSlow,
+            ApiError::Body(why()),
+            ApiError::BadJson(why()),
+            ApiError::Shape(why()),
+            ApiError::Parameter(why()),
+            ApiError::Message(MessageError::TooDeep),
+            ApiError::User(UserIdError::Empty),
+            ApiError::Recipients(1),
+            ApiError::Store(StoreError::Full("x".into())),
+            ApiError::Store(StoreError::Closed),
+            ApiError::Store(StoreError::Failed("x".into())),
+            ApiError::Store(StoreError::Damaged("x".into())),
+        ] {
+            let (status, code) = error.row();
+            let row = readme.lines().find(|line| line.starts_with("| `") && line.contains(&format!("`{code}`")));
+            let row = row.unwrap_or_else(|| panic!("{code} is not in the README"));
+            assert!(row.contains(&format!("| {} |", status.as_u16())), "{code} is {status}, but: {row}");
+        }
     }
 }

@@ -3,11 +3,13 @@
 //! - [`access`]: who may ask
 //! - [`dispatch`]: `POST /v1/dispatch`, one or a stream of them
 //! - [`users`]: everything under `/v1/users`
+//! - [`backup`]: `GET /v1/backup`
 //! - [`health`]: alive, ready, counters
 //! - [`error`]: every refusal, in one table
 //! - [`time`]: dates as text
 
 mod access;
+mod backup;
 mod dispatch;
 mod error;
 mod health;
@@ -100,6 +102,7 @@ impl Http {
 fn router(api: Arc<Api>) -> Router {
     let guarded = Router::new()
         .route(dispatch::PATH, axum::routing::any(|| async { ApiError::MethodNotAllowed }))
+        .route("/v1/backup", get(backup::backup))
         .route("/v1/users", get(users::list))
         .route("/v1/users/{id}", get(users::show))
         .route("/v1/users/{id}/messages", get(users::messages).delete(users::clear))

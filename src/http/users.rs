@@ -10,7 +10,7 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::{State, error::ApiError, time};
 use crate::{
-    hub::{Entry, UserReport},
+    hub::{DeviceReport, Entry, UserReport},
     message::{Recipients, Seq, UserId},
 };
 
@@ -63,11 +63,19 @@ fn report(report: &UserReport) -> Value {
         "id": report.user,
         "online": report.connections > 0,
         "connections": report.connections,
-        "devices": [],
+        "devices": report.devices.iter().map(device).collect::<Vec<_>>(),
         "lastSeen": report.last_seen.map(time::rfc3339),
         "pending": report.pending,
         "pendingBytes": report.pending_bytes,
         "lastSequence": report.last_sequence,
+    })
+}
+
+fn device(report: &DeviceReport) -> Value {
+    json!({
+        "device": report.device.as_str(),
+        "pending": report.pending,
+        "lastSeen": report.last_seen.map(time::rfc3339),
     })
 }
 

@@ -6,7 +6,9 @@
 //! - [`session`]: a cursor on a user's log
 //! - [`presence`]: which users are here, in order
 //! - [`report`]: what can be asked about users
+//! - [`backup`](Hub::backup): the whole store, piece by piece
 
+mod backup;
 mod dispatch;
 mod mailbox;
 mod presence;
@@ -28,7 +30,7 @@ use tokio::sync::Semaphore;
 pub use self::{
     dispatch::{Dispatch, Kept, Outcome, Taken},
     mailbox::{Leave, Mailbox, MailboxBounds, Signals},
-    report::UserReport,
+    report::{DeviceReport, UserReport},
     session::{Attach, Batch, Connected, Foreign, Mark, Resumed, Session},
 };
 pub use crate::store::{Entry, Loss, Missed, Reason, Rejected, Store, StoreError};
@@ -75,6 +77,8 @@ pub struct Hub {
     registry: Arc<Registry>,
     presence: Presence,
     cold_reads: Arc<Semaphore>,
+    /// One at a time.
+    backups: Arc<Semaphore>,
 }
 
 impl Hub {
@@ -85,7 +89,8 @@ impl Hub {
         let listening = registry.clone();
         store.on_commit(Arc::new(move |users| users.iter().for_each(|user| listening.wake(user))));
         let cold_reads = Arc::new(Semaphore::new(COLD_READS_MAX));
-        Arc::new(Self { settings, store, metrics, registry, presence: Presence::default(), cold_reads })
+        let backups = Arc::new(Semaphore::new(1));
+        Arc::new(Self { settings, store, metrics, registry, presence: Presence::default(), cold_reads, backups })
     }
 
     /// Registers a connection: from here on it can be told things.

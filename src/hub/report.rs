@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use super::{Hub, on_disk_thread};
 use crate::{
-    message::{Seq, UserId},
-    store::{Entry, ReadLimit, StoreError, UserState},
+    message::{DeviceId, Seq, UserId},
+    store::{DeviceState, Entry, ReadLimit, StoreError, UserState},
 };
 
 /// Bytes of payload one page of pending messages holds at most (one message at least).
@@ -25,12 +25,25 @@ pub struct UserReport {
     pub connections: usize,
     /// When the user last connected or disconnected, as far as that was written down.
     pub last_seen: Option<SystemTime>,
+    /// Devices with a cursor of their own, those that came first first.
+    pub devices: Vec<DeviceReport>,
     /// Messages not received yet.
     pub pending: u64,
     /// Bytes of those messages.
     pub pending_bytes: u64,
     /// Sequence of the user's last message; 0 if there was none.
     pub last_sequence: Seq,
+}
+
+/// What is known of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceReport {
+    /// Its name.
+    pub device: DeviceId,
+    /// Messages it has not received yet.
+    pub pending: u64,
+    /// When it last connected or disconnected, as far as that was written down.
+    pub last_seen: Option<SystemTime>,
 }
 
 impl Hub {
@@ -40,6 +53,7 @@ impl Hub {
             connections: self.registry.connections(&user),
             user,
             last_seen: state.seen,
+            devices: state.devices.iter().map(|device| of_device(device, state.head)).collect(),
             pending: state.pending,
             pending_bytes,
             last_sequence: state.head,
@@ -120,4 +134,9 @@ impl Hub {
             _ => Ok(()),
         }
     }
+}
+
+fn of_device(state: &DeviceState, head: Seq) -> DeviceReport {
+    let DeviceState { device, received, seen } = state;
+    DeviceReport { device: device.clone(), pending: received.missing(head), last_seen: *seen }
 }

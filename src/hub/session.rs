@@ -440,7 +440,7 @@ impl LogCursor {
         if next <= until {
             self.cursor.advance(until);
             resuming.told = true;
-            let missed = missed(next, until)?;
+            let missed = if planted::is(Bug::HoleUntold) { Vec::new() } else { missed(next, until)? };
             return Ok(Some(Batch::Resumed(Resumed { first: resuming.first, last: resuming.last, missed })));
         }
         if !resuming.told && (!resuming.found.is_empty() || resuming.through >= resuming.last) {

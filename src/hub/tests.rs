@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Attach, Batch, Dispatch, Hub, MailboxBounds, Session, Settings, SyncSettings};
+use super::{Attach, Batch, Dispatch, Hub, MailboxBounds, Resumed, Session, Settings, SyncSettings};
 use crate::{
-    message::{Payload, Recipients, Seq, UserId},
+    message::{CollapseKey, DeviceId, Payload, Recipients, Seq, UserId},
     metrics::Metrics,
     store::{
         ReadLimit,
@@ -59,6 +59,126 @@ fn next(session: &mut Session, now: Instant) -> Vec<Seq> {
 fn confirm(session: &mut Session) {
     let mark = session.unconfirmed().unwrap();
     session.confirm(mark);
+}
+
+/// What a client that resumes is told, as it would be written: `s` of messages, and ranges with why they are missing.
+fn told(session: &mut Session, now: Instant) -> Vec<String> {
+    let mut told = Vec::new();
+    loop {
+        match session.poll_batch(&mut Context::from_waker(Waker::noop()), now, 1 << 20) {
+            Poll::Ready(Ok(Batch::Entries(entries))) => told.extend(entries.iter().map(|entry| {
+                let s = session.accept(entry, now).unwrap();
+                assert_eq!(s, Some(entry.seq), "who resumes is told the place in the log");
+                entry.seq.to_string()
+            })),
+            Poll::Ready(Ok(Batch::Resumed(Resumed { first, last, missed }))) => {
+                let missed = missed.iter().map(|part| format!(" {}-{} {}", part.from, part.to, part.reason.as_str()));
+                told.push(format!("{first}..{last}{}", missed.collect::<String>()));
+            }
+            Poll::Ready(Ok(Batch::Idle)) => return told,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn after(seq: Seq, device: Option<&str>) -> Attach {
+    Attach { should_sync: true, after: Some(seq), device: device.map(|name| DeviceId::new(name).unwrap()) }
+}
+
+async fn say_with(hub: &Hub, ttl: Option<Duration>, key: Option<&str>) {
+    let payload = Payload::encode(0, None, Some("T")).unwrap();
+    let collapse = key.map(|key| CollapseKey::new(key).unwrap());
+    let dispatch = Dispatch { ttl, collapse, ..Dispatch::new(payload, Recipients::Users(vec![alice()])) };
+    assert_eq!(hub.dispatch(dispatch).await.unwrap().rejected, []);
+}
+
+#[tokio::test]
+async fn who_resumes_is_told_every_message_and_gets_again_what_he_did_not_confirm() {
+    // Also where messages are paced: whoever resumes sets his own pace.
+    for pace in [Duration::ZERO, SLOW] {
+        let (hub, now) = (hub(pace), Instant::now());
+        say(&hub, 3).await;
+        let connected = hub.connect();
+        let mut session = connected.attach(alice(), after(0, None), now).unwrap();
+        assert_eq!(told(&mut session, now), ["1..3", "1", "2", "3"]);
+        assert_eq!(session.unconfirmed(), None, "it is not asked");
+        say(&hub, 2).await;
+        session.log_has_more();
+        assert_eq!(told(&mut session, now), ["4", "5"]);
+        assert!(session.confirm_through(4));
+        drop(session);
+        let mut session = connected.attach(alice(), after(4, None), now).unwrap();
+        assert_eq!(told(&mut session, now), ["5..5", "5"]);
+        assert!(session.confirm_through(99), "of that, what was written");
+        drop(session);
+        let mut session = connected.attach(alice(), after(2, None), now).unwrap();
+        assert_eq!(told(&mut session, now), ["6..5 3-5 received"]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_missing_is_told_where_it_is_missing_and_why() {
+    let (hub, now) = (hub(Duration::ZERO), Instant::now());
+    say(&hub, 2).await;
+    hub.clear(&alice()).await.unwrap();
+    say_with(&hub, None, Some("score")).await;
+    say(&hub, 1).await;
+    say_with(&hub, None, Some("score")).await;
+    let connected = hub.connect();
+    let mut session = connected.attach(alice(), after(0, None), now).unwrap();
+    assert_eq!(told(&mut session, now), ["4..5 1-2 cleared 3-3 collapsed", "4", "5"]);
+    say_with(&hub, None, Some("score")).await;
+    session.log_has_more();
+    assert_eq!(told(&mut session, now), ["6"], "it has had 5");
+    drop(session);
+    // It comes again without having confirmed anything, but for what it says that it has had.
+    let mut session = connected.attach(alice(), after(4, None), now).unwrap();
+    assert_eq!(told(&mut session, now), ["6..6 5-5 collapsed", "6"]);
+}
+
+#[tokio::test]
+async fn what_has_expired_behind_the_last_message_is_told_too() {
+    let (hub, now) = (hub(Duration::ZERO), Instant::now());
+    say(&hub, 1).await;
+    say_with(&hub, Some(Duration::from_nanos(1)), None).await;
+    // Times are whole seconds, rounded up.
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while hub.store.state(&alice()).unwrap().pending > 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("it expires");
+    let connected = hub.connect();
+    let mut session = connected.attach(alice(), after(0, None), now).unwrap();
+    assert_eq!(told(&mut session, now), ["1..2", "1", "1..2 2-2 expired"]);
+}
+
+#[tokio::test]
+async fn what_one_device_has_had_the_other_still_gets() {
+    let (hub, now) = (hub(Duration::ZERO), Instant::now());
+    say(&hub, 2).await;
+    let (phone, tablet) = (hub.connect(), hub.connect());
+    let mut first = phone.attach(alice(), after(0, Some("phone")), now).unwrap();
+    assert_eq!(told(&mut first, now), ["1..2", "1", "2"]);
+    // Comes before the phone has confirmed: what is there is there for it too.
+    let mut second = tablet.attach(alice(), Attach { after: None, ..after(0, Some("tablet")) }, now).unwrap();
+    assert!(first.confirm_through(2));
+    assert_eq!(next(&mut second, now), [1, 2]);
+    drop(second);
+    let mut second = tablet.attach(alice(), Attach { after: None, ..after(0, Some("tablet")) }, now).unwrap();
+    assert_eq!(next(&mut second, now), [1, 2], "it has not confirmed them");
+    confirm(&mut second);
+    let left = hub.store.read(&alice(), 0, ReadLimit { entries: 10, bytes: 1 << 20 }).unwrap();
+    assert!(left.entries.is_empty(), "both have had them");
+}
+
+#[tokio::test]
+async fn a_receipt_of_a_client_that_does_not_resume_is_not_its_to_give() {
+    let (hub, now) = (hub(Duration::ZERO), Instant::now());
+    let connected = hub.connect();
+    let mut session = connected.attach(alice(), Attach::default(), now).unwrap();
+    assert!(!session.confirm_through(1));
 }
 
 #[tokio::test]

@@ -135,11 +135,17 @@ fn authentication(data: Option<&RawValue>) -> Result<Authentication, FrameError>
         Some(_) => return Err(refuse("its shouldSync true or false")),
     };
     let after = data.remove("after").map(|after| after.as_u64().ok_or(refuse("its after a whole number from 0 up")));
-    let device = data.remove("device").map(|device| {
-        let name = device.as_str().and_then(|name| DeviceId::new(name).ok());
-        name.ok_or(refuse("its device a text of 1 to 64 characters without control characters"))
-    });
-    Ok(Authentication { data, should_sync, after: after.transpose()?, device: device.transpose()? })
+    let after = after.transpose()?;
+    // Applications of stock clients may say something of their own here (what kind of device it is, and at length): only
+    // one that resumes is held to what a device of ours is called.
+    let device = data.get("device").and_then(Value::as_str).and_then(|name| DeviceId::new(name).ok());
+    if device.is_none() && after.is_some() && data.contains_key("device") {
+        return Err(refuse("its device a text of 1 to 64 characters without control characters"));
+    }
+    if device.is_some() {
+        data.remove("device");
+    }
+    Ok(Authentication { data, should_sync, after, device })
 }
 
 fn receipt(data: Option<&RawValue>) -> Result<ClientFrame<'static>, FrameError> {
@@ -188,6 +194,9 @@ mod tests {
             panic!("an authentication")
         };
         assert_eq!(said.after, Some(0));
+        let text = r#"{"op":2,"d":{"token":"alice","device":{"os":"an application's own"}}}"#;
+        let ClientFrame::Authentication(said) = decode(text).unwrap() else { panic!("an authentication") };
+        assert!(said.device.is_none() && said.data["device"]["os"] == "an application's own");
         assert!(matches!(decode(r#"{"op":3,"d":{"s":41}}"#), Ok(ClientFrame::Receipt { s: 41 })));
         assert!(matches!(decode(r#"{"op":3,"d":{"s":0,"more":1}}"#), Ok(ClientFrame::Receipt { s: 0 })));
     }

@@ -6,6 +6,7 @@ use axum::body::Body;
 use http::{Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
@@ -28,6 +29,12 @@ const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Connections the system keeps for us until we accept them: a thousand clients coming back at once must not be sent
 /// away for a second. The system may have a lower bound of its own.
 const BACKLOG: u32 = 4096;
+
+/// A peer that was not heard of for this long is asked whether it is there, and taken for gone after a minute without a
+/// word: a stream of dispatches may be idle for ever, and its peer may have lost its network without one.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TRIES: u32 = 3;
 
 /// Listens on an address, with room for a rush.
 ///
@@ -100,6 +107,9 @@ async fn serve(
 ) {
     // An answer is one write, and a backend waits for it.
     _ = stream.set_nodelay(true);
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_TRIES);
+    _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     let header_timeout = shared.config.limits.header_timeout;
     let service = service_fn(|request| async {
         let response = if upgrade::is_asked_for(request.headers()) {

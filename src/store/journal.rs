@@ -278,6 +278,13 @@ impl Store for Journal {
         Some(self.shared.opened.elapsed().saturating_sub(Duration::from_millis(began)))
     }
 
+    fn backup(
+        &self,
+        out: &mut dyn std::io::Write,
+    ) -> Result<super::portable::Contents, super::portable::PortableError> {
+        self.shared.backup(out)
+    }
+
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let (done, answer) = oneshot::channel();
@@ -344,7 +351,11 @@ fn take_note(log: &mut Log, note: &Note, now: u32) -> Noted {
     let mut changed = false;
     if let Some((from, to)) = note.received {
         // A client cannot have received what it was never sent: what is beyond the head is a mistake or an attack.
-        changed |= log.cursors.receive(note.device.as_ref(), from, to.min(log.head));
+        let to = to.min(log.head);
+        changed |= log.cursors.receive(note.device.as_ref(), from, to);
+        if planted::is(Bug::DeviceShares) {
+            log.cursors.all_receive(from, to);
+        }
     }
     if let Some(seen) = note.seen {
         log.seen_ms = millis(seen);

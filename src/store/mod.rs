@@ -17,6 +17,8 @@
 //! - `recent`, `read`: reading, from memory or from the tables
 //! - `journal`: all of that as a [`Store`]
 //! - `recovery`: opening
+//! - [`inspect`]: looking at what nobody has open, whatever has become of it
+//! - [`portable`], `backup`, [`salvage`]: a store in one file, how that is written, and a store made of what was found
 //!
 //! # How it is written
 //!
@@ -41,6 +43,7 @@ use futures_util::future::BoxFuture;
 use crate::message::{CollapseKey, DeviceId, DispatchId, Payload, Seq, UserId};
 
 mod append;
+mod backup;
 mod clock;
 mod commit;
 mod cursors;
@@ -51,9 +54,11 @@ mod engine;
 mod gone;
 mod ids;
 mod index;
+pub mod inspect;
 pub mod journal;
 mod log;
 pub mod memory;
+pub mod portable;
 mod queue;
 mod read;
 mod received;
@@ -61,6 +66,7 @@ mod recent;
 mod record;
 mod recovery;
 mod room;
+pub mod salvage;
 mod settle;
 mod sweep;
 
@@ -507,6 +513,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// For how long the running commit has been running, if one is: a disk that hangs shows here.
     fn stalled(&self) -> Option<Duration>;
+
+    /// Writes a backup of everything that was answered so far. Blocks, and may take long: not for the event loop.
+    ///
+    /// # Errors
+    /// When something cannot be read, which the backup says too, or `out` takes no more.
+    fn backup(&self, out: &mut dyn std::io::Write) -> Result<portable::Contents, portable::PortableError>;
 
     /// Takes nothing more, commits what was taken, writes all notes, and leaves the store cleanly closed.
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;

@@ -10,7 +10,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -33,9 +33,9 @@ use crate::{
     planted::{self, Bug},
 };
 
-const FORMAT_KEY: &[u8] = b"format";
-const NAMESPACE_KEY: &[u8] = b"namespace";
-const LAPSES_KEY: &[u8] = b"lapses";
+pub(super) const FORMAT_KEY: &[u8] = b"format";
+pub(super) const NAMESPACE_KEY: &[u8] = b"namespace";
+pub(super) const LAPSES_KEY: &[u8] = b"lapses";
 /// Whether the store is open, and how durable its answers are.
 pub(super) const OPEN_KEY: &[u8] = b"open";
 pub(super) const CLOSED: &[u8] = b"closed";
@@ -48,7 +48,7 @@ const OPEN_LOSSY: &[u8] = b"lossy";
 pub(super) const CLOCK_KEY: &[u8] = b"clock";
 
 /// The version of everything in the tables.
-const FORMAT: &[u8] = b"mesa-2";
+pub(super) const FORMAT: &[u8] = b"mesa-2";
 /// Read as it stands: all that has changed since has a version of its own.
 const FORMAT_BEFORE: &[u8] = b"mesa-1";
 
@@ -96,6 +96,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         lapses,
         logs: HashMap::default(),
         records: VecDeque::new(),
+        written_ms: Vec::new(),
         now: Instant::now(),
         rejected: Vec::new(),
         once: Vec::new(),
@@ -116,9 +117,15 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     }
     let last = replay.records.back().map_or(0, |last| last.number).max(settled);
     let clock = Clock::new(replay.last_ms, options.ahead_ms.clone());
+    // As old as they are, not as old as this process: or a server that is started again and again would never settle
+    // anything, and read a longer journal each time.
+    for (record, written_ms) in replay.records.iter_mut().zip(&replay.written_ms) {
+        let age = Duration::from_millis(clock.now_ms().saturating_sub(*written_ms));
+        record.committed = replay.now.checked_sub(age).unwrap_or(replay.now);
+    }
     let mut ids = Ids::new(&options.limits);
     let id_chunks = read_ids(&*engine, replay.namespace, &mut ids, clock.now_ms())?;
-    for once in replay.once {
+    for once in replay.once.into_iter().filter(|_| !planted::is(Bug::ForgetIds)) {
         ids.insert(&once.id, once.at_ms, answered(&once), clock.now_ms());
     }
     let index = Index::new(engine.clone(), lapses);
@@ -276,6 +283,8 @@ struct Replay {
     /// Logs, and how many lapses their rows know of.
     logs: HashMap<UserId, (Log, u32), foldhash::fast::RandomState>,
     records: VecDeque<RecordInfo>,
+    /// When each of them was written.
+    written_ms: Vec<u64>,
     now: Instant,
     /// What was rejected under the id that is about to be named, and ids that were.
     rejected: Vec<Rejected>,
@@ -356,6 +365,7 @@ impl Replay {
             }
         }
         self.records.push_back(RecordInfo { number, bytes: value.len(), committed: self.now });
+        self.written_ms.push(at_ms);
         Ok(())
     }
 

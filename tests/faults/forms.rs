@@ -1,6 +1,6 @@
 //! The runs there are, each short for every change and as long as one likes by command.
 
-use std::{process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
 use crate::{
     support::random::{Random, announced_seed},
@@ -21,6 +21,10 @@ const PLANTED: &[(&str, &str)] = &[
     ("ReceiptTooFar", "kills"),
     ("Repeat", "kills"),
     ("SequenceReuse", "kills"),
+    ("ForgetIds", "kills"),
+    ("DeviceShares", "kills"),
+    ("HoleUntold", "kills"),
+    ("AnswersSwapped", "kills"),
 ];
 
 /// Faults within which a planted bug has to be found.
@@ -120,20 +124,17 @@ fn find(bug: &'static str, name: &str) -> Result<(), String> {
     match run(&form, Until::Faults(FOUND_WITHIN)) {
         Ok(()) => Err(format!("the planted bug {bug} was not found by `{name}`")),
         Err(why) => {
-            let mut kinds: Vec<&str> = why
-                .lines()
-                .filter_map(|line| line.split_once(": ").filter(|(kind, _)| is_word(kind)))
-                .map(|(kind, _)| kind)
-                .collect();
-            kinds.dedup();
+            let kinds = why.lines().filter_map(|line| Some(line.split_once(": ")?.0)).filter(|kind| is_kind(kind));
+            let kinds: BTreeSet<&str> = kinds.collect();
             eprintln!("planted {bug}: found by `{name}`: {kinds:?}\n");
             Ok(())
         }
     }
 }
 
-fn is_word(text: &str) -> bool {
-    text.chars().all(char::is_alphabetic)
+/// Whether a line of the checker begins with this.
+fn is_kind(text: &str) -> bool {
+    text.starts_with(char::is_uppercase) && text.chars().all(char::is_alphabetic)
 }
 
 /// One form, as long as it is said: in faults, and a soak in minutes.

@@ -80,6 +80,12 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         s: Option<u64>,
     },
+    /// It resumes, and was told (op 13) what there is, and what is not there any more: first, last, why.
+    Told { c: u64, first: u64, last: u64, missed: Option<(u64, u64, String)> },
+    /// It says (op 3) that it has processed everything up to this.
+    Confirming { c: u64, s: u64 },
+    /// The server has answered something it was asked behind that.
+    Confirmed { c: u64, s: u64 },
     /// It was asked (op 1) whether it has everything so far.
     Asked { c: u64 },
     /// It said yes (op 11) to the last question.

@@ -3,6 +3,7 @@
 #[allow(dead_code, reason = "the program around the checker is in `main.rs`")]
 mod check;
 mod checker_tests;
+mod device_tests;
 #[allow(dead_code, reason = "the battery uses more of it")]
 mod disk;
 mod disk_tests;

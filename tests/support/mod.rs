@@ -2,6 +2,7 @@
 //! it takes to talk to it.
 
 pub mod http;
+pub mod lines;
 pub mod random;
 pub mod server;
 pub mod socket;

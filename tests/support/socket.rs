@@ -27,6 +27,32 @@ pub enum Event {
     Message(Received),
     /// Op 1: whether everything so far has arrived.
     Question,
+    /// Op 13: what there is of the log for one that resumes, and what is not there any more.
+    Resumed(Resumed),
+    /// Op 11: the server has heard everything up to an op 1 of the client's.
+    Heard,
+}
+
+/// What one that resumes is told.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Resumed {
+    /// The first sequence behind the one it named that is there.
+    pub first: u64,
+    /// The last.
+    pub last: u64,
+    /// What is not there.
+    pub missed: Option<Missed>,
+}
+
+/// Sequences that are not there any more, both ends included, and why.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Missed {
+    /// The first.
+    pub from: u64,
+    /// The last.
+    pub to: u64,
+    /// One word.
+    pub reason: String,
 }
 
 #[derive(Deserialize)]
@@ -47,12 +73,32 @@ impl Socket {
     /// # Errors
     /// When the server goes away.
     pub async fn connect(address: SocketAddr, user: &str) -> Result<Self, String> {
+        Self::connect_as(address, user, None, None).await
+    }
+
+    /// Connects as one of a user's devices, or as one that resumes behind a sequence, or as both.
+    ///
+    /// # Errors
+    /// When the server goes away.
+    pub async fn connect_as(
+        address: SocketAddr,
+        user: &str,
+        after: Option<u64>,
+        device: Option<&str>,
+    ) -> Result<Self, String> {
         let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         let (stream, _) = tokio_tungstenite::client_async(format!("ws://{address}/"), stream)
             .await
             .map_err(|error| error.to_string())?;
         let mut socket = Self(stream);
-        socket.send(&json!({ "op": 2, "d": { "token": user, "shouldSync": true } })).await?;
+        let mut who = json!({ "token": user, "shouldSync": true });
+        if let Some(after) = after {
+            who["after"] = json!(after);
+        }
+        if let Some(device) = device {
+            who["device"] = json!(device);
+        }
+        socket.send(&json!({ "op": 2, "d": who })).await?;
         loop {
             match socket.frame().await?.op {
                 10 => {}
@@ -71,8 +117,26 @@ impl Socket {
         match frame.op {
             0 => Ok(Event::Message(Received { s: frame.s, d: frame.d })),
             1 => Ok(Event::Question),
+            11 => Ok(Event::Heard),
+            13 => serde_json::from_value(frame.d).map(Event::Resumed).map_err(|error| format!("op 13: {error}")),
             op => Err(format!("op {op} among messages")),
         }
+    }
+
+    /// Says that the application has processed everything up to a sequence (op 3).
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub async fn confirm_through(&mut self, s: u64) -> Result<(), String> {
+        self.send(&json!({ "op": 3, "d": { "s": s } })).await
+    }
+
+    /// Asks (op 1) for an [`Event::Heard`].
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub async fn ask(&mut self) -> Result<(), String> {
+        self.send(&json!({ "op": 1, "d": {} })).await
     }
 
     /// Answers the oldest question.
@@ -91,7 +155,9 @@ impl Socket {
         self.0.close(None).await.map_err(|error| error.to_string())?;
         loop {
             match timeout(PATIENCE, self.0.next()).await.map_err(|_| "the server does not close")? {
-                Some(Ok(Message::Close(_))) => return Ok(()),
+                Some(Ok(Message::Close(None))) => return Ok(()),
+                // Ours has no reason, and so has the answer to it: this one was on its way before.
+                Some(Ok(Message::Close(Some(_)))) => return Err("the server closed first".into()),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error.to_string()),
                 None => return Err("the connection broke".into()),

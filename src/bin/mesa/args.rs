@@ -26,8 +26,8 @@ Or watch what it promises:
 
 Environment:
   MESA_CONFIG   configuration file for serve, config print and token
-  MESA_URL      the server, for connect, dispatch, users and inbox
-  MESA_API_KEY  key for dispatch, users and inbox
+  MESA_URL      the server, for connect, dispatch, users, inbox and backup
+  MESA_API_KEY  key for dispatch, users, inbox and backup
   MESA_TOKEN    token for connect
   Settings have variables too, MESA_PORT for example; `mesa config print` shows what holds.
 ";
@@ -54,6 +54,9 @@ pub enum Command {
     Inbox(InboxArgs),
     Token(TokenArgs),
     Config(ConfigArgs),
+    Inspect(InspectArgs),
+    Backup(BackupArgs),
+    Restore(RestoreArgs),
 }
 
 /// Run the server
@@ -157,6 +160,9 @@ Examples:
   MESA_TOKEN=$(mesa token --id alice --config mesa.json5) mesa connect
                                            a server that takes JWTs
   mesa connect --as alice --no-sync        forget what was missed
+  mesa connect --as alice --device phone-1
+                                           with a place in the log of its own
+  mesa connect --as alice --after 41       resume behind message 41
   mesa connect --as alice --json | jq .d   one JSON object a line
   echo '{{\"t\":\"TYPING\",\"d\":{{}}}}' | mesa connect --as alice
                                            sends that and goes on reading
@@ -175,6 +181,12 @@ pub struct ConnectArgs {
     /// Forget what was missed; it counts as received
     #[arg(long)]
     pub no_sync: bool,
+    /// Resume behind this sequence of the user's log, 0 for all there is; what is not there any more is said
+    #[arg(long, value_name = "N", conflicts_with = "no_sync")]
+    pub after: Option<u64>,
+    /// The device this is: what it has received, the user's other devices still get
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
     /// End when the connection does
     #[arg(long)]
     pub once: bool,
@@ -187,6 +199,9 @@ pub struct ConnectArgs {
 ///
 /// Returns once every copy that is to be kept is on disk. Fails if the message was not taken for some recipient, and says
 /// for whom and why.
+///
+/// With --ndjson many dispatches are sent, one JSON object a line as the HTTP API takes them. They go over one request and
+/// share syncs. What was not taken is told line by line, and at the end how many were.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -197,11 +212,18 @@ Examples:
                                                 every connected client but bob
   generate | mesa dispatch --to alice --type REPORT -
                                                 data from standard input
+  mesa dispatch --to alice --type SCORE --collapse score --ttl 3600 '[2,1]'
+                                                in the place of an older score,
+                                                and for an hour at most
+  mesa dispatch --to alice --type PAID --id order-7 '{{}}'
+                                                once, however often it is said
+  mesa dispatch --ndjson dispatches.ndjson      a file of them
+  generate | mesa dispatch --ndjson --json      as they come, with each result
 
 {EXIT_CODES}"))]
 pub struct DispatchArgs {
     /// User ids, separated by commas; '*' for every connected client
-    #[arg(long, value_name = "USERS", required = true, value_delimiter = ',')]
+    #[arg(long, value_name = "USERS", required_unless_present = "ndjson", value_delimiter = ',')]
     pub to: Vec<String>,
     /// User ids that are left out
     #[arg(long, value_name = "USERS", value_delimiter = ',')]
@@ -215,6 +237,20 @@ pub struct DispatchArgs {
     /// Not kept for who is away
     #[arg(long)]
     pub no_sync: bool,
+    /// Kept for this long at most
+    #[arg(long, value_name = "SECONDS", conflicts_with = "no_sync")]
+    pub ttl: Option<std::num::NonZeroU32>,
+    /// What it is about: it takes the place of a message with the same key that still waits
+    #[arg(long, value_name = "KEY", conflicts_with = "no_sync")]
+    pub collapse: Option<String>,
+    /// Name of this dispatch: said again with the same name, it is not sent again
+    #[arg(long, value_name = "ID")]
+    pub id: Option<String>,
+    /// Send the dispatches in this file, one JSON object a line; - or nothing reads them from standard input
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-", conflicts_with_all = [
+        "to", "excluding", "kind", "op", "no_sync", "ttl", "collapse", "id", "data",
+    ])]
+    pub ndjson: Option<PathBuf>,
     #[command(flatten)]
     pub api: ApiArgs,
     /// Print the server's answer as JSON
@@ -236,19 +272,23 @@ pub struct ApiArgs {
     pub key: Option<String>,
 }
 
-/// List users
+/// List users, or show one
 ///
-/// Those the server knows, or those who are connected now.
+/// Those the server knows, or those who are connected now; or what it knows of one, with each of his devices.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
   mesa users
   mesa users --online
+  mesa users alice                with devices, and what waits for each
   mesa users --json | jq -r 'select(.pending > 0) | .id'
                                   who has messages waiting
 
 {EXIT_CODES}"))]
 pub struct UsersArgs {
+    /// User id
+    #[arg(value_name = "USER", conflicts_with = "online")]
+    pub user: Option<String>,
     /// Only those who are connected
     #[arg(long)]
     pub online: bool,
@@ -378,6 +418,82 @@ pub struct ConfigPrintArgs {
     /// Which store; `embedded` sets a configured redis aside
     #[arg(long, value_enum, value_name = "STORE")]
     pub store: Option<StoreKind>,
+}
+
+/// Look at a store that no server has open, and save what is left of a damaged one
+///
+/// Changes nothing in the directory. Says what is there and what is damaged, and fails if anything is.
+///
+/// With --salvage, all that can be read is written to a new directory, of which a server can be started: each user's
+/// messages with the sequences they had, and what each has received. What is lost leaves a gap, and is told.
+#[derive(Debug, Args)]
+#[command(after_long_help = format!("\
+Examples:
+  mesa inspect data/store
+  mesa inspect data/store --user alice          one user, with each message's sequence
+  mesa inspect data/store --json | jq -r 'select(.pending > 0) | .id'
+                                                who has messages waiting
+  mesa inspect data/store --salvage data/saved  what can be read, as a new store
+
+Exit codes:
+  0  the store is whole
+  1  something is damaged, or it could not be read; standard error says what
+  2  what was typed makes no sense"))]
+pub struct InspectArgs {
+    /// Directory of the store
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Only this user, in detail
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// At most this many users, or messages of one
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: usize,
+    /// JSON, one object a line: the store first, then each user, then each damage
+    #[arg(long)]
+    pub json: bool,
+    /// Write what can be read to a new store in this directory, which must not exist
+    #[arg(long, value_name = "OUT", conflicts_with_all = ["user", "limit"])]
+    pub salvage: Option<PathBuf>,
+}
+
+/// Make a backup of a running server's store
+///
+/// Everything that was answered before it begins is in it, and no user's messages have a hole. The server goes on
+/// meanwhile. The file has its name only once it is whole, verified and on disk.
+#[derive(Debug, Args)]
+#[command(after_long_help = format!("\
+Examples:
+  mesa backup monday.mesa
+  mesa backup --url http://127.0.0.1:4000 \"$(date +%F).mesa\"
+
+{EXIT_CODES}"))]
+pub struct BackupArgs {
+    /// Where to; must not exist
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub api: ApiArgs,
+}
+
+/// Make a store of a backup
+///
+/// The whole file is verified first. Every user's log goes on behind a gap of about a million, so that no sequence that
+/// was given out after the backup is given out again.
+#[derive(Debug, Args)]
+#[command(after_long_help = format!("\
+Examples:
+  mesa restore monday.mesa --store-path data/restored
+  mesa serve --store-path data/restored
+
+{EXIT_CODES}"))]
+pub struct RestoreArgs {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Directory of the store; must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub store_path: PathBuf,
 }
 
 /// Reads the command line. Prints help or says what is wrong, and leaves, where there is nothing to do.

@@ -4,9 +4,15 @@ mod typed;
 
 use std::{io::BufRead, time::Duration};
 
-use mesa::client::{self, Client, ClientError, Event, close};
+use mesa::{
+    client::{self, Client, ClientError, Event, Missed, close},
+    message::{DeviceId, Seq},
+};
 use serde::Serialize;
-use serde_json::value::RawValue;
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
@@ -23,6 +29,19 @@ const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Lines that were typed and not sent yet; more wait in the terminal or the pipe.
 const LINES_MAX: usize = 16;
+
+/// How long what was printed may wait to be confirmed after a resume: each confirmation is a frame, and a server takes only
+/// so many a second.
+const CONFIRM_WITHIN: Duration = Duration::from_millis(100);
+
+/// Where a client that resumes has come to.
+#[derive(Debug)]
+struct Progress {
+    /// The last message that was printed.
+    after: Seq,
+    /// By then it is to be confirmed, if it is not.
+    confirm_by: Option<Instant>,
+}
 
 /// How a connection ended.
 enum End {
@@ -41,17 +60,21 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
         ));
     };
     let url = api::websocket_url(args.url.as_deref());
+    let device = args.device.as_deref().map(DeviceId::new).transpose().map_err(Failure::usage)?;
+    let mut progress = args.after.map(|after| Progress { after, confirm_by: None });
     let mut lines = Lines::read();
     let mut interval = RECONNECT_INTERVAL;
     let mut connected_before = false;
     loop {
         // What is missed between two connections was not meant by --no-sync.
         let should_sync = connected_before || !args.no_sync;
-        let lost = match enter(&url, &token, should_sync).await {
+        let after = progress.as_ref().map(|progress| progress.after);
+        let options = client::Options { should_sync, after, device: device.clone() };
+        let lost = match enter(&url, &token, &options).await {
             Ok(mut client) => {
                 connected_before = true;
                 interval = client.hello().reconnect_interval.unwrap_or(interval);
-                let end = stay(&mut client, &mut lines, args.json).await;
+                let end = stay(&mut client, &mut lines, progress.as_mut(), args.json).await;
                 // A server that is about to go may have named another interval meanwhile.
                 interval = client.hello().reconnect_interval.unwrap_or(interval);
                 match end? {
@@ -93,29 +116,53 @@ fn may_pass(error: &ClientError) -> bool {
 }
 
 /// Connects and authenticates.
-async fn enter(url: &str, token: &str, should_sync: bool) -> Result<Client, ClientError> {
+async fn enter(url: &str, token: &str, options: &client::Options) -> Result<Client, ClientError> {
     let mut client = Client::connect(url).await?;
-    let user = client.authenticate(client::token(token), should_sync).await?;
+    let user = client.authenticate_with(client::token(token), options).await?;
     let who = user.get("id").and_then(|id| id.as_str()).map(|id| format!(" as {}", printable(id)));
     remark(&format!("* connected to {url}{}; type to send, /quit to leave", who.unwrap_or_default()));
     Ok(client)
 }
 
 /// Prints and sends until one side has had enough.
-async fn stay(client: &mut Client, lines: &mut Lines, json: bool) -> Result<End, Failure> {
+async fn stay(
+    client: &mut Client,
+    lines: &mut Lines,
+    mut progress: Option<&mut Progress>,
+    json: bool,
+) -> Result<End, Failure> {
     loop {
+        let confirm_by = progress.as_ref().and_then(|progress| progress.confirm_by);
         tokio::select! {
+            () = until(confirm_by) => if let Some(progress) = &mut progress {
+                progress.confirm_by = None;
+                client.confirm(progress.after).await.map_err(Failure::because)?;
+            },
             event = client.next() => match event.map_err(Failure::because)? {
                 Event::Message { op, data, kind, position } => {
                     // Printed before the next one is asked for, which is what confirms it.
                     let message = Shown { op, d: &data, t: kind.as_deref(), s: position };
                     if json { output::json(&message)? } else { output::line(&message.pretty())? }
+                    if let (Some(progress), Some(seq)) = (&mut progress, position) {
+                        progress.after = seq;
+                        progress.confirm_by.get_or_insert_with(|| Instant::now() + CONFIRM_WITHIN);
+                    }
                 }
+                Event::Resumed { first, last, missed } if json => {
+                    let data = to_raw_value(&json!({ "first": first, "last": last, "missed": missed }));
+                    output::json(&Shown { op: 13, d: &data.map_err(Failure::because)?, t: None, s: None })?;
+                }
+                Event::Resumed { first, last, missed } => remark(&resumed(first, last, missed.as_ref())),
                 Event::Closed { code, reason } => return Ok(End::Closed { code, reason }),
             },
             line = lines.next() => match Typed::read(&line) {
                 Ok(Typed::Nothing) => {}
-                Ok(Typed::Quit) => return Ok(End::Quit),
+                Ok(Typed::Quit) => {
+                    if let Some(Progress { after, confirm_by: Some(_) }) = &progress {
+                        client.confirm(*after).await.map_err(Failure::because)?;
+                    }
+                    return Ok(End::Quit);
+                }
                 Ok(Typed::Frame { op, kind, data }) => {
                     if let Err(error) = client.send_frame(op, kind.as_deref(), &data).await {
                         remark(&format!("* not sent: {error}"));
@@ -124,6 +171,28 @@ async fn stay(client: &mut Client, lines: &mut Lines, json: bool) -> Result<End,
                 Err(mistake) => remark(&format!("* not sent: {mistake}")),
             },
         }
+    }
+}
+
+/// What a client that resumes is told, for people.
+fn resumed(first: Seq, last: Seq, missed: Option<&Missed>) -> String {
+    let there = if first > last {
+        format!("* nothing is there; the last message was #{last}")
+    } else {
+        format!("* messages #{first} to #{last} are there")
+    };
+    match missed {
+        None => there,
+        Some(missed) => {
+            format!("{there}; #{} to #{} are not any more ({})", missed.from, missed.to, printable(&missed.reason))
+        }
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -222,6 +291,17 @@ mod tests {
         let data = RawValue::from_string("{\"n\":1.0}".into()).unwrap();
         let shown = Shown { op: 0, d: &data, t: Some("NEWS"), s: Some(3) };
         assert_eq!(serde_json::to_string(&shown).unwrap(), r#"{"op":0,"d":{"n":1.0},"t":"NEWS","s":3}"#);
+    }
+
+    #[test]
+    fn a_resume_says_what_is_there_and_what_is_not() {
+        let missed = serde_json::from_str(r#"{"from":12,"to":40,"reason":"quota"}"#).unwrap();
+        assert_eq!(resumed(1, 57, None), "* messages #1 to #57 are there");
+        assert_eq!(
+            resumed(41, 57, Some(&missed)),
+            "* messages #41 to #57 are there; #12 to #40 are not any more (quota)"
+        );
+        assert_eq!(resumed(58, 57, None), "* nothing is there; the last message was #57");
     }
 
     #[test]

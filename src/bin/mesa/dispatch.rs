@@ -1,10 +1,12 @@
-//! `mesa dispatch`: one message to some users, and what became of it.
+//! `mesa dispatch`: one message to some users, and what became of it; or a stream of them.
+
+mod lines;
 
 use std::io::Read;
 
 use mesa::{
-    dispatcher::DispatchResult,
-    message::{Message, Options, PAYLOAD_BYTES_MAX, Recipients},
+    dispatcher::{Dispatch, DispatchResult},
+    message::{CollapseKey, DispatchId, Message, Options, PAYLOAD_BYTES_MAX, Recipients},
 };
 use serde_json::value::RawValue;
 
@@ -18,18 +20,30 @@ use crate::{
 /// Sends it.
 pub async fn run(args: &DispatchArgs) -> Result<(), Failure> {
     let dispatcher = api::dispatcher(&args.api)?;
-    let message = message(args)?;
-    let recipients = recipients(&args.to)?;
-    let excluding = args.excluding.iter().map(|id| api::user(id)).collect::<Result<Vec<_>, _>>()?;
-    let result = dispatcher.dispatch(&message, &recipients, &excluding).await.map_err(Failure::because)?;
+    if let Some(file) = &args.ndjson {
+        return lines::run(&dispatcher, file, args.json).await;
+    }
+    let dispatch = dispatch(args)?;
+    let result = dispatcher.send(&dispatch).await.map_err(Failure::because)?;
     if args.json {
         output::json(&result)?;
     } else {
-        for line in account(&result, message.o.sync && recipients != Recipients::Everyone) {
+        for line in account(&result, dispatch.message.o.sync && dispatch.recipients != Recipients::Everyone) {
             output::line(&line)?;
         }
     }
     if result.rejected.is_empty() { Ok(()) } else { Err(Failure::Told) }
+}
+
+fn dispatch(args: &DispatchArgs) -> Result<Dispatch, Failure> {
+    let message = message(args)?;
+    let recipients = recipients(&args.to)?;
+    if recipients == Recipients::Everyone && (args.ttl.is_some() || args.collapse.is_some()) {
+        return Err(Failure::usage("what is sent to '*' is never kept, so --ttl and --collapse mean nothing there"));
+    }
+    let excluding = args.excluding.iter().map(|id| api::user(id)).collect::<Result<Vec<_>, _>>()?;
+    let id = args.id.as_deref().map(DispatchId::new).transpose().map_err(Failure::usage)?;
+    Ok(Dispatch { excluding, id, ..Dispatch::new(message, recipients) })
 }
 
 fn message(args: &DispatchArgs) -> Result<Message, Failure> {
@@ -43,8 +57,9 @@ fn message(args: &DispatchArgs) -> Result<Message, Failure> {
         op: args.op,
         d: Some(data),
         t: args.kind.clone(),
-        o: Options { sync: !args.no_sync, ..Options::default() },
+        o: Options { sync: !args.no_sync, ttl: args.ttl, collapse: args.collapse.clone() },
     };
+    args.collapse.as_deref().map(CollapseKey::new).transpose().map_err(Failure::usage)?;
     // The server would say the same; this saves the way.
     message.payload().map_err(Failure::usage)?;
     Ok(message)

@@ -4,6 +4,7 @@
 
 mod api;
 mod args;
+mod backup;
 mod config;
 mod connect;
 mod demo;
@@ -11,8 +12,10 @@ mod dispatch;
 mod environment;
 mod failure;
 mod inbox;
+mod inspect;
 mod logging;
 mod output;
+mod restore;
 mod serve;
 mod system;
 mod token;
@@ -52,6 +55,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Inbox(args) => wait_for(inbox::run(&args)),
         Command::Token(args) => token::run(&args),
         Command::Config(args) => config::run(&args.command),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Backup(args) => wait_for(backup::run(&args)),
+        Command::Restore(args) => restore::run(&args),
     }
 }
 

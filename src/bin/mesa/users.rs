@@ -1,6 +1,6 @@
-//! `mesa users`: who the server knows, page by page.
+//! `mesa users`: who the server knows, page by page; or one of them.
 
-use mesa::dispatcher::User;
+use mesa::dispatcher::{Dispatcher, User};
 
 use crate::{
     api,
@@ -12,6 +12,9 @@ use crate::{
 /// Prints them all.
 pub async fn run(args: &UsersArgs) -> Result<(), Failure> {
     let dispatcher = api::dispatcher(&args.api)?;
+    if let Some(id) = &args.user {
+        return show(&dispatcher, id, args.json).await;
+    }
     let mut cursor = None;
     let mut total = 0;
     loop {
@@ -35,6 +38,29 @@ pub async fn run(args: &UsersArgs) -> Result<(), Failure> {
         output::remark(&format!("{}{state}", count(total, "user")));
     }
     Ok(())
+}
+
+async fn show(dispatcher: &Dispatcher, id: &str, json: bool) -> Result<(), Failure> {
+    let user = dispatcher.user(&api::user(id)?).await.map_err(Failure::because)?;
+    if json {
+        output::json(&user)?;
+        return Ok(());
+    }
+    details(&user).iter().try_for_each(|line| output::line(line))?;
+    Ok(())
+}
+
+/// One user, with his devices.
+fn details(user: &User) -> Vec<String> {
+    let mut lines = vec![row(user)];
+    let seen = user.last_seen.as_str().map_or_else(|| "never seen".into(), |at| format!("last seen {}", printable(at)));
+    lines.push(format!("  last message {}, {seen}", user.last_sequence));
+    lines.extend(user.devices.iter().map(|device| {
+        let seen = device.last_seen.as_str().map(|at| format!(", last seen {}", printable(at)));
+        let waiting = format!("{} waiting", count(device.pending, "message"));
+        format!("  {:<22} {waiting}{}", printable(&device.device), seen.unwrap_or_default())
+    }));
+    lines
 }
 
 fn row(user: &User) -> String {
@@ -62,5 +88,19 @@ mod tests {
         assert_eq!(row(&here), "alice                    online, 2 connections");
         let away = user(r#"{"id":"bob","online":false,"pending":1,"pendingBytes":30}"#);
         assert_eq!(row(&away), "bob                      away, 1 message waiting (30 bytes)");
+    }
+
+    #[test]
+    fn one_user_is_shown_with_devices() {
+        let user = r#"{"id":"alice","online":false,"pending":2,"pendingBytes":60,"lastSequence":9,
+            "lastSeen":"2026-11-24T10:00:00.000Z","devices":[{"device":"phone-1","pending":2,"lastSeen":null}]}"#;
+        assert_eq!(
+            details(&serde_json::from_str(user).unwrap()),
+            [
+                "alice                    away, 2 messages waiting (60 bytes)",
+                "  last message 9, last seen 2026-11-24T10:00:00.000Z",
+                "  phone-1                2 messages waiting",
+            ]
+        );
     }
 }

@@ -106,6 +106,23 @@ fn the_sample_says_the_defaults_and_every_key() {
     }
 }
 
+/// The tables of keys in the README: a key, its default, what it does.
+#[test]
+fn the_readme_says_the_defaults() {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let (defaults, mut rows) = (Config::default().effective(), 0);
+    for row in text.lines().filter(|line| line.starts_with("| `")) {
+        let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`'));
+        let (Some(name), Some(default)) = (cells.nth(1), cells.next()) else { continue };
+        if keys::find(name).is_some() {
+            let expected: Value = json5::from_str(default).unwrap();
+            assert_eq!(at(&defaults, name), &expected, "{row}");
+            rows += 1;
+        }
+    }
+    assert_eq!(rows, 10, "a row was added, or is no longer found");
+}
+
 /// A value that is not the default, for each key that has a place in the types.
 fn another(key: &keys::Key, default: &Value) -> Option<Value> {
     Some(match key.kind {

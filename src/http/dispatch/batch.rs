@@ -7,6 +7,7 @@ use super::{
 use crate::{
     http::error::ApiError,
     hub::{Dispatch, Hub, Kept, Outcome, StoreError, Taken},
+    planted::{self, Bug},
 };
 
 /// Lines of one batch. More would let others wait longer for their turn in the commit thread.
@@ -116,6 +117,11 @@ impl Done {
     pub(super) fn answers(self, hub: &Hub) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.lines.len() * answer::BYTES_USUAL);
         match self.result {
+            Ok(Told::Kept(taken)) if planted::once_in(Bug::AnswersSwapped, 20) => {
+                let mut outcomes: Vec<Outcome> = hub.outcomes(taken).collect();
+                outcomes.reverse();
+                write(self.lines, outcomes.into_iter(), &mut out);
+            }
             Ok(Told::Kept(taken)) => write(self.lines, hub.outcomes(taken), &mut out),
             Ok(Told::Passed(outcomes)) => write(self.lines, outcomes.into_iter(), &mut out),
             Err(error) => {

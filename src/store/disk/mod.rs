@@ -6,12 +6,13 @@
 //! lock that a flush holds: there are none, an atomic unit is one value.
 
 mod directory;
+mod mark;
 mod open;
+mod raw;
 
 use std::{
     fs::File,
-    io::ErrorKind,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::MetadataExt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,11 +20,19 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 pub use self::open::{DiskOptions, open};
+pub(super) use self::{
+    mark::Marked,
+    open::create,
+    raw::{Gap, Pairs, RawTables},
+};
 use super::engine::{DiskRoom, Engine, EngineError, Table};
 use crate::planted::{self, Bug};
 use directory::Locked;
+use mark::Mark;
+use raw::Tail;
 
 /// Tables on disk.
 pub struct Sled {
@@ -32,9 +41,10 @@ pub struct Sled {
     trees: [sled::Tree; 5],
     /// Our own handle of the file sled appends to.
     file: File,
-    /// Eight bytes beside it: the number of the last synced record. sled takes a damaged log for one that ends where the
-    /// damage begins; this tells that it went on.
-    mark: File,
+    /// How far it went when it was last synced.
+    mark: Mark,
+    /// How far it goes. Only the commit thread asks.
+    tail: Mutex<Tail>,
     /// A write, a flush or a sync has failed.
     failed: AtomicBool,
     /// Calls instead of syncing, in tests.
@@ -102,11 +112,15 @@ impl Engine for Sled {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
+        // Asked before: what is written meanwhile may not be synced.
+        let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
+        let end = self.tail.lock().advance(&self.file).map_err(|error| self.failed(error))?;
         match &self.sync {
             _ if planted::is(Bug::NoSync) => Ok(()),
             Some(sync) => sync(),
             None => self.file.sync_data(),
         }
+        .and_then(|()| self.mark.set_end(length, end))
         .map_err(|error| self.failed(error))
     }
 
@@ -119,15 +133,10 @@ impl Engine for Sled {
     }
 
     fn mark(&self, record: u64) -> Result<(), EngineError> {
-        self.mark.write_all_at(&record.to_be_bytes(), 0).map_err(EngineError::new)
+        self.mark.set_record(record).map_err(EngineError::new)
     }
 
     fn marked(&self) -> Result<Option<u64>, EngineError> {
-        let mut record = [0; 8];
-        match self.mark.read_exact_at(&mut record, 0) {
-            Ok(()) => Ok(Some(u64::from_be_bytes(record))),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
-            Err(error) => Err(EngineError::new(error)),
-        }
+        Ok(self.mark.record())
     }
 }

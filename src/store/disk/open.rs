@@ -1,7 +1,8 @@
 //! Opening: also after a kill, also after one in the middle of opening.
 
 use std::{
-    fs::File,
+    fs::{self, File},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -11,14 +12,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Sled, abandon, directory::Locked};
+use parking_lot::Mutex;
+
+use super::{
+    Sled, abandon,
+    directory::Locked,
+    mark::{Mark, Marked},
+    raw::{self, Tail},
+};
 use crate::store::{
     Durability, Limits, Store, StoreError,
     journal::{self, Options},
 };
 
 /// sled's own segments. They cannot be changed once a store exists.
-const SEGMENT_BYTES: usize = 8 << 20;
+pub(super) const SEGMENT_BYTES: usize = 8 << 20;
 
 /// How often sled's own thread syncs and tidies up. It is not what our promise rests on, but it is what reuses space: with
 /// 500 ms the file grew to eleven times a backlog of 20 MB that was filled and drained again and again, with this to five
@@ -89,6 +97,11 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
     journal::open(Arc::new(engine), journal)
 }
 
+/// Makes the tables of a new store.
+pub(in crate::store) fn create(path: &Path) -> Result<Sled, StoreError> {
+    open_engine(&DiskOptions::new(path))
+}
+
 fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
     let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let locked = Locked::new(&options.path)?;
@@ -99,6 +112,7 @@ fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
         ))
     };
     locked.read_through().map_err(unreadable)?;
+    refuse_damaged(&log, &options.path)?;
     if !log.exists() {
         make_log(&locked, options).map_err(refuse)?;
     }
@@ -127,11 +141,12 @@ fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Sled, S
     let trees = [tree("journal")?, tree("inbox")?, tree("users")?, tree("meta")?, tree("ids")?];
     let file = File::options().read(true).write(true).open(log.join("db"));
     let file = file.map_err(|error| refuse(format!("its file `db`: {error}")))?;
-    let mark = File::options().read(true).write(true).create(true).truncate(false).open(options.path.join("mark"));
-    let mark = mark.map_err(|error| refuse(format!("its file `mark`: {error}")))?;
+    let mark = Mark::open(&options.path).map_err(|error| refuse(format!("its file `mark`: {error}")))?;
     db.flush().map_err(|error| refuse(error.to_string()))?;
+    let tail = Tail::find(&log).map_err(|error| refuse(format!("its file `db`: {error}")))?;
     locked.sync().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
-    Ok(Sled { db, trees, file, mark, failed: AtomicBool::new(false), sync: options.sync.clone(), _locked: locked })
+    let (tail, failed) = (Mutex::new(tail), AtomicBool::new(false));
+    Ok(Sled { db, trees, file, mark, tail, failed, sync: options.sync.clone(), _locked: locked })
 }
 
 /// Makes sled's files. It writes the smallest of them, `conf`, in two steps and never syncs it, and refuses for ever a
@@ -144,7 +159,42 @@ fn make_log(locked: &Locked, options: &DiskOptions) -> Result<(), String> {
     locked.made(&making).map_err(|error| format!("cannot make it: {error}"))
 }
 
+/// Looks at the log before sled does: sled would pass over what it cannot read, and write over what lies behind.
+fn refuse_damaged(log: &Path, path: &Path) -> Result<(), StoreError> {
+    let damaged = |what: String| {
+        let told = format!(
+            "{what}. Nothing was changed. See what is left with `mesa inspect {path}`, and save it with `--salvage`; or \
+             restore a backup",
+            path = path.display()
+        );
+        StoreError::Damaged(told.into())
+    };
+    if Marked::is_foreign(path) {
+        return Err(damaged("its file `mark` is not what was written".into()));
+    }
+    let (marked, length) = (Marked::read(path).unwrap_or_default(), db_bytes(log));
+    if marked.was_longer_than(length) {
+        let Marked { length: synced, .. } = marked;
+        return Err(damaged(format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced")));
+    }
+    let broken = raw::check(log, marked.end).map_err(|error| StoreError::Open {
+        path: path.to_owned(),
+        reason: format!("its file `log/db` cannot be read: {error}"),
+    })?;
+    broken.map_or(Ok(()), |broken| Err(damaged(broken.to_string())))
+}
+
+fn db_bytes(log: &Path) -> u64 {
+    fs::metadata(log.join("db")).map_or(0, |db| db.len())
+}
+
+/// Opens sled, which panics where it meets what it does not expect.
 fn open_sled(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
+    let opened = catch_unwind(AssertUnwindSafe(|| open_patiently(log, cache_bytes)));
+    opened.unwrap_or_else(|_| Err(sled::Error::ReportableBug("sled cannot make sense of its files".into())))
+}
+
+fn open_patiently(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
     let config = sled::Config::new()
         .path(log)
         .cache_capacity(cache_bytes)

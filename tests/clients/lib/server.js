@@ -158,14 +158,44 @@ class Server {
     return answer.body;
   }
 
-  dispatch(message, recipients, excluding) {
-    return this.ask('POST', '/v1/dispatch', { message, recipients, ...(excluding && { excluding }) });
+  dispatch(message, recipients, excluding, id) {
+    return this.ask('POST', '/v1/dispatch', { message, recipients, ...(excluding && { excluding }), ...(id && { id }) });
   }
 
   /** Dispatches the number `n`. */
-  number(n, recipients, { excluding, ...options } = {}) {
+  number(n, recipients, { excluding, id, ...options } = {}) {
     const o = Object.keys(options).length ? { o: options } : {};
-    return this.dispatch({ op: 0, d: { n }, t: 'NUMBER', ...o }, [recipients].flat(), excluding);
+    return this.dispatch({ op: 0, d: { n }, t: 'NUMBER', ...o }, [recipients].flat(), excluding, id);
+  }
+
+  /** A request for a stream of dispatches: lines are written to it, and `answers()` yields what comes back. */
+  stream() {
+    const request = http.request({
+      port: this.port,
+      host: '127.0.0.1',
+      method: 'POST',
+      path: '/v1/dispatch',
+      headers: { authorization: `Bearer ${KEY}`, 'content-type': 'application/x-ndjson' },
+    });
+    request.flushHeaders();
+    const responded = new Promise((resolve, reject) => {
+      request.on('response', resolve);
+      request.on('error', reject);
+    });
+    // Whoever does not wait for the response is told by its answers.
+    responded.catch(() => {});
+    async function* answers() {
+      const response = await within('the head of a stream', responded);
+      if (response.statusCode !== 200) throw new Error(`a stream was answered with ${response.statusCode}`);
+      let begun = '';
+      for await (const piece of response) {
+        const lines = (begun + piece).split('\n');
+        begun = lines.pop();
+        for (const line of lines) yield JSON.parse(line);
+      }
+      if (begun) throw new Error(`half an answer: ${begun}`);
+    }
+    return { request, answers: answers() };
   }
 
   /** Dispatches `from`, `from + 1` … one after the other. */

@@ -2,11 +2,15 @@
 
 use serde_json::Value;
 
-use super::{Kind, Violation, facts::Facts};
+use super::{
+    Kind, Violation,
+    facts::{Dispatch, Facts},
+};
 use crate::history::Key;
 
 pub fn check(facts: &Facts, violations: &mut Vec<Violation>) {
     for (key, dispatch) in &facts.dispatches {
+        once(*key, dispatch, violations);
         let mut first: Option<(usize, Value)> = None;
         let answers = dispatch.attempts.iter().filter_map(|attempt| Some((attempt.begun, attempt.answer.as_ref()?)));
         for (begun, (line, status, answer)) in answers {
@@ -29,6 +33,37 @@ pub fn check(facts: &Facts, violations: &mut Vec<Violation>) {
                 Some(_) => {}
                 None => first = Some((*line, result)),
             }
+        }
+    }
+}
+
+/// Of the answers under one id one is the first, and whatever is asked behind it is a repeat.
+fn once(key: Key, dispatch: &Dispatch, violations: &mut Vec<Violation>) {
+    let mut wrong = |what: &str, lines: Vec<usize>| {
+        violations.push(Violation { kind: Kind::Answer, what: format!("{}: {what}", name(key)), lines });
+    };
+    let answers: Vec<(usize, usize, bool)> = dispatch
+        .attempts
+        .iter()
+        .filter_map(|attempt| match &attempt.answer {
+            Some((line, 200, answer)) => Some((attempt.begun, *line, answer["duplicate"] == true)),
+            _ => None,
+        })
+        .collect();
+    let new: Vec<usize> = answers.iter().filter(|(.., repeat)| !repeat).map(|(_, line, _)| *line).collect();
+    if new.len() > 1 {
+        wrong("it was taken more than once", new.clone());
+    }
+    if let [(begun, line, true)] = answers[..]
+        && dispatch.attempts.iter().all(|attempt| attempt.begun >= begun)
+    {
+        wrong("it is said to be a repeat, and is none", vec![begun, line]);
+    }
+    for (begun, line, repeat) in &answers {
+        if let Some((_, before, _)) = answers.iter().find(|(_, before, _)| before < begun)
+            && !repeat
+        {
+            wrong("it is said to be new, and had been answered", vec![*before, *begun, *line]);
         }
     }
 }

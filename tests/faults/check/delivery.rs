@@ -34,6 +34,10 @@ pub fn check(facts: &Facts, violations: &mut Vec<Violation>) {
             }
         }
     }
+    if facts.lives.values().any(|life| life.wrong.is_some()) {
+        // That is told already, and nobody can say what such a server would have delivered.
+        return;
+    }
     for (key, dispatch) in &facts.dispatches {
         let Some(acked) = dispatch.acked() else { continue };
         for user in dispatch.to.iter().filter(|user| !dispatch.rejected(user)) {

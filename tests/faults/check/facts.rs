@@ -66,8 +66,18 @@ pub struct Connection {
     pub user: String,
     pub life: u64,
     pub opening: usize,
+    /// The line at which it was let in.
+    pub opened: Option<usize>,
     /// It resumes, and has processed everything up to this.
     pub after: Option<u64>,
+    /// Whose cursor it goes by.
+    pub device: Option<String>,
+    /// What it was told of the log: line, first, last, missed.
+    pub told: Vec<(usize, u64, u64, Option<(u64, u64, String)>)>,
+    /// Line, and up to which sequence it was about to confirm.
+    pub confirming: Vec<(usize, u64)>,
+    /// Line, and up to which sequence the server is known to have taken that in.
+    pub confirmed: Vec<(usize, u64)>,
     /// Line, message, padding, number.
     pub received: Vec<(usize, Key, u64, Option<u64>)>,
     /// How many of those a receipt was for, and the line at which it was proven that the server had taken it in.
@@ -134,7 +144,7 @@ impl Facts {
                 self.heads.clone_from(heads);
             }
             Event::Starting { life } => self.life(*life).starting = line,
-            Event::Ready { .. } | Event::Opened { .. } | Event::Broken { .. } | Event::Cut { .. } => {}
+            Event::Ready { .. } | Event::Broken { .. } | Event::Cut { .. } => {}
             Event::Failed { life, why } => self.life(*life).wrong = Some((line, why.clone())),
             Event::Fault { life, .. } => self.life(*life).fault = Some(line),
             Event::Died { life, how } => {
@@ -161,18 +171,29 @@ impl Facts {
                 }
             }
             Event::Unknown { .. } => self.unknown += 1,
-            Event::Opening { life, c, user, after, .. } => {
+            Event::Opening { life, c, user, after, device } => {
                 let connection = Connection {
                     user: user.clone(),
                     life: *life,
                     opening: line,
                     after: *after,
+                    device: device.clone(),
                     ..Connection::default()
                 };
                 if self.connections.insert(*c, connection).is_some() {
                     Self::complain(violations, line, "a connection's number is used twice");
                 }
             }
+            // What it says it has processed was taken in before it was let in.
+            Event::Opened { c } => self.on(*c, line, violations, |to| {
+                to.opened = Some(line);
+                to.confirmed.extend(to.after.map(|after| (line, after)));
+            }),
+            Event::Told { c, first, last, missed } => {
+                self.on(*c, line, violations, |to| to.told.push((line, *first, *last, missed.clone())));
+            }
+            Event::Confirming { c, s } => self.on(*c, line, violations, |to| to.confirming.push((line, *s))),
+            Event::Confirmed { c, s } => self.on(*c, line, violations, |to| to.confirmed.push((line, *s))),
             Event::Received { c, b, n, x, s } => {
                 self.on(*c, line, violations, |to| to.received.push((line, (*b, *n), *x, *s)));
             }
@@ -225,6 +246,38 @@ impl Facts {
         users
     }
 
+    /// Those that go by one cursor, in the order in which they were opened.
+    pub fn cursors(&self) -> BTreeMap<(&str, Option<&str>), Vec<&Connection>> {
+        let mut cursors: BTreeMap<_, Vec<&Connection>> = BTreeMap::new();
+        for connection in self.connections_of().into_values().flatten() {
+            cursors.entry((connection.user.as_str(), connection.device.as_deref())).or_default().push(connection);
+        }
+        cursors
+    }
+
+    /// By life: where the last dispatch began that it has answered and written a copy of. What a client had told that
+    /// server before is written down too.
+    pub fn last_commits(&self) -> HashMap<u64, usize> {
+        let mut last: HashMap<u64, usize> = HashMap::new();
+        for dispatch in self.dispatches.values() {
+            for attempt in &dispatch.attempts {
+                let Some((_, 200, answer)) = &attempt.answer else { continue };
+                let rejected = answer["rejected"].as_array().map_or(0, Vec::len);
+                if answer["duplicate"] != true && rejected < dispatch.to.len() {
+                    let begun = last.entry(attempt.life).or_default();
+                    *begun = (*begun).max(attempt.begun);
+                }
+            }
+        }
+        last
+    }
+
+    /// Whether what a server has taken in at a line outlives it.
+    pub fn outlives(&self, commits: &HashMap<u64, usize>, life: u64, at: usize) -> bool {
+        let stopped = |life: &Life| life.stopped && life.ended.is_some_and(|ended| ended > at);
+        commits.get(&life).is_some_and(|commit| *commit > at) || self.lives.get(&life).is_some_and(stopped)
+    }
+
     pub fn figures(&self) -> Figures {
         let mut figures = Figures { unknown: self.unknown, ..Figures::default() };
         for dispatch in self.dispatches.values() {
@@ -240,6 +293,9 @@ impl Facts {
             figures.connections += 1;
             figures.received += connection.received.len() as u64;
             figures.receipts += connection.receipts.len() as u64;
+            figures.resumed += u64::from(connection.after.is_some() && connection.opened.is_some());
+            figures.told += connection.told.iter().filter(|(.., missed)| missed.is_some()).count() as u64;
+            figures.confirmed += connection.confirmed.len() as u64;
         }
         figures
     }
@@ -248,6 +304,9 @@ impl Facts {
 impl Connection {
     /// The server is known to have heard everything this client has said.
     fn prove(&mut self, line: usize) {
+        if let Some((_, s)) = self.confirming.last() {
+            self.confirmed.push((line, *s));
+        }
         if self.said > self.receipts.last().map_or(0, |(count, _)| *count) {
             self.receipts.push((self.said, line));
         }

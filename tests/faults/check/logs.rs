@@ -1,16 +1,43 @@
 //! Sequences, as the HTTP API shows them: each is one message's for ever, none goes back, and none is left out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Kind, Violation, answers::name, facts::Facts};
 use crate::history::Key;
 
-pub fn check(facts: &Facts, violations: &mut Vec<Violation>) {
+/// What stands where in a user's log, as far as anybody has seen it, each with the line that showed it first.
+#[derive(Debug, Default)]
+pub struct Place {
+    pub by_sequence: BTreeMap<u64, (Key, usize)>,
+    pub by_message: HashMap<Key, (u64, usize)>,
+}
+
+/// By user.
+pub type Places<'a> = HashMap<&'a str, Place>;
+
+impl Place {
+    /// Takes in what was seen at a line.
+    fn see(&mut self, user: &str, line: usize, s: u64, key: Key, violations: &mut Vec<Violation>) {
+        let mut wrong = |what: String, at: usize| {
+            violations.push(Violation { kind: Kind::Sequence, what, lines: vec![at, line] });
+        };
+        let (before, at) = *self.by_sequence.entry(s).or_insert((key, line));
+        if before != key {
+            wrong(format!("{user}: sequence {s} was {} and is {}", name(before), name(key)), at);
+        }
+        let (before, at) = *self.by_message.entry(key).or_insert((s, line));
+        if before != s {
+            wrong(format!("{user}: {} has sequences {before} and {s}", name(key)), at);
+        }
+    }
+}
+
+pub fn check<'a>(facts: &'a Facts, violations: &mut Vec<Violation>) -> Places<'a> {
+    let mut places = Places::new();
     for (user, readings) in &facts.readings {
         let mut head = facts.heads.get(user).copied().unwrap_or(0);
         let (first, mut line) = (head, 1);
-        let mut messages: HashMap<u64, (Key, usize)> = HashMap::new();
-        let mut sequences: HashMap<Key, (u64, usize)> = HashMap::new();
+        let place = places.entry(user).or_default();
         let mut foreign = Vec::new();
         for reading in readings {
             let mut wrong = |what: String, lines: Vec<usize>| {
@@ -31,18 +58,10 @@ pub fn check(facts: &Facts, violations: &mut Vec<Violation>) {
                         "{user}: sequence {s} behind {last}, in a log that began after {first} and ends with {}",
                         reading.head
                     );
-                    wrong(what, vec![reading.line]);
+                    violations.push(Violation { kind: Kind::Sequence, what, lines: vec![reading.line] });
                 }
                 last = s;
-                let (before, at) = *messages.entry(s).or_insert((key, reading.line));
-                if before != key {
-                    let what = format!("{user}: sequence {s} was {} and is {}", name(before), name(key));
-                    wrong(what, vec![at, reading.line]);
-                }
-                let (before, at) = *sequences.entry(key).or_insert((s, reading.line));
-                if before != s {
-                    wrong(format!("{user}: {} has sequences {before} and {s}", name(key)), vec![at, reading.line]);
-                }
+                place.see(user, reading.line, s, key, violations);
                 if !facts.dispatches.get(&key).is_some_and(|dispatch| dispatch.to.contains(user)) {
                     let what = format!("{user}: {} stands in a log where it does not belong", name(key));
                     foreign.push(Violation { kind: Kind::Foreign, what, lines: vec![reading.line] });
@@ -50,11 +69,22 @@ pub fn check(facts: &Facts, violations: &mut Vec<Violation>) {
             }
         }
         violations.extend(foreign);
-        check_order(facts, user, &sequences, violations);
+    }
+    for (user, connections) in facts.connections_of() {
+        let place = places.entry(user).or_default();
+        for on in connections.iter().filter(|on| on.after.is_some()) {
+            for (line, key, _, s) in &on.received {
+                if let Some(s) = s {
+                    place.see(user, *line, *s, *key, violations);
+                }
+            }
+        }
+        check_order(facts, user, &place.by_message, violations);
     }
     if facts.always {
         check_count(facts, violations);
     }
+    places
 }
 
 /// What was received came in the order of the sequences, where those are known.

@@ -6,13 +6,17 @@
 //! - `order`: in which order, and how often
 //! - `receipts`: which messages a user may be sent once more
 //! - `logs`: sequences
+//! - `resumes`: what a connection that resumes gets
+//! - `devices`: each cursor for itself
 
 mod answers;
 mod delivery;
+mod devices;
 mod facts;
 mod logs;
 mod order;
 mod receipts;
+mod resumes;
 
 use std::{fmt, path::Path, process::ExitCode};
 
@@ -37,6 +41,8 @@ pub enum Kind {
     Repeated,
     /// The numbers that come with messages are not what they have to be.
     Numbered,
+    /// Something between two messages is missing, and was not told or wrongly.
+    Hole,
     /// A sequence went back, was used twice, or was left out.
     Sequence,
     /// The answers to one dispatch differ, or one is not what it has to be.
@@ -81,6 +87,12 @@ pub struct Figures {
     pub connections: u64,
     /// Receipts that were proven to be taken in.
     pub receipts: u64,
+    /// Connections that resumed.
+    pub resumed: u64,
+    /// Ranges of which those were told that they are not there any more.
+    pub told: u64,
+    /// What those have confirmed and was proven to be taken in.
+    pub confirmed: u64,
     pub violations: u64,
 }
 
@@ -91,9 +103,11 @@ pub fn check(events: &[Event]) -> (Vec<Violation>, Figures) {
     facts.check_server(&mut violations);
     answers::check(&facts, &mut violations);
     let repeats = order::check(&facts, &mut violations);
-    receipts::check(&facts, &mut violations);
+    resumes::check(&facts, &mut violations);
     delivery::check(&facts, &mut violations);
-    logs::check(&facts, &mut violations);
+    let places = logs::check(&facts, &mut violations);
+    receipts::check(&facts, &places, &mut violations);
+    devices::check(&facts, &places, &mut violations);
     let figures = Figures { repeats, violations: violations.len() as u64, ..facts.figures() };
     violations.sort_by_key(|violation| violation.lines.first().copied().unwrap_or(0));
     (violations, figures)

@@ -73,17 +73,11 @@ fn follow(user: &str, on: &Connection, firsts: &HashMap<Key, (usize, usize)>, vi
     }
 }
 
-/// Numbers: to a stock client the place in what is redelivered, from one, and then none; to one that resumes the
-/// sequence in the log, which is above what it has processed and only rises.
+/// Numbers, but for those that resume: the place in what is redelivered, from one, and then none.
 fn count(user: &str, on: &Connection, violations: &mut Vec<Violation>) {
-    let (mut last, mut live) = (on.after.unwrap_or(0), false);
-    for (line, key, _, s) in &on.received {
-        let right = match (s, on.after) {
-            (Some(s), Some(_)) => *s > last,
-            (Some(s), None) => !live && *s == last + 1,
-            (None, after) => after.is_none(),
-        };
-        if !right {
+    let (mut last, mut live) = (0, false);
+    for (line, key, _, s) in on.received.iter().filter(|_| on.after.is_none()) {
+        if s.is_some_and(|s| live || s != last + 1) {
             let what = format!("{user} got {} as number {s:?} behind {last}", name(*key));
             violations.push(Violation { kind: Kind::Numbered, what, lines: vec![on.opening, *line] });
             return;

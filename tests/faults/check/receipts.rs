@@ -5,10 +5,18 @@
 //! that server lives, nothing receipted comes again. Receipts are written down with the next commit: so if a dispatch
 //! that began after the proof was answered by the same server, or the server ended in order, nothing comes again after
 //! its death either. Otherwise the death may have taken the receipt back.
+//!
+//! Each cursor has receipts of its own. A client that resumes gives them by sequence, and is sent whatever is above the
+//! one it names: what it has confirmed may not come to its device when that does not resume.
 
 use std::collections::HashMap;
 
-use super::{Kind, Violation, answers::name, facts::Facts};
+use super::{
+    Kind, Violation,
+    answers::name,
+    facts::Facts,
+    logs::{Place, Places},
+};
 use crate::history::Key;
 
 /// A receipt that was taken in.
@@ -16,58 +24,46 @@ use crate::history::Key;
 struct Taken {
     life: u64,
     at: usize,
-    received: usize,
+    /// The line that shows what it was for.
+    shown: usize,
 }
 
-pub fn check(facts: &Facts, violations: &mut Vec<Violation>) {
-    let witnesses = last_commits(facts);
-    let durable = |taken: &Taken| {
-        let commit = witnesses.get(&taken.life).copied().unwrap_or(0);
-        let life = facts.lives.get(&taken.life);
-        let stopped = life.is_some_and(|life| life.stopped && life.ended.is_some_and(|ended| ended > taken.at));
-        commit > taken.at || stopped
-    };
-    for (user, connections) in facts.connections_of() {
-        // By message: the earliest proof, and the earliest that a death cannot take back.
+pub fn check(facts: &Facts, places: &Places<'_>, violations: &mut Vec<Violation>) {
+    let commits = facts.last_commits();
+    let nothing = Place::default();
+    for ((user, _), connections) in facts.cursors() {
+        // By message, and by sequence: the earliest proof, and the earliest that a death cannot take back.
         let mut taken: HashMap<Key, Vec<Taken>> = HashMap::new();
+        let mut through: Vec<(u64, Taken)> = Vec::new();
         for connection in &connections {
             let mut done = 0;
             for (count, at) in &connection.receipts {
                 for (line, key, ..) in &connection.received[done..*count] {
-                    let receipt = Taken { life: connection.life, at: *at, received: *line };
+                    let receipt = Taken { life: connection.life, at: *at, shown: *line };
                     taken.entry(*key).or_default().push(receipt);
                 }
                 done = *count;
             }
+            let confirmed = connection.confirmed.iter();
+            through.extend(confirmed.map(|(at, s)| (*s, Taken { life: connection.life, at: *at, shown: *at })));
         }
-        for connection in connections {
+        let place = places.get(user).unwrap_or(&nothing);
+        for connection in connections.iter().filter(|connection| connection.after.is_none()) {
+            let bars = |receipt: &Taken| {
+                receipt.at < connection.opening
+                    && (receipt.life == connection.life || facts.outlives(&commits, receipt.life, receipt.at))
+            };
+            let bar = through.iter().filter(|(_, receipt)| bars(receipt)).max_by_key(|(s, _)| *s);
             for (line, key, ..) in &connection.received {
-                let Some(receipts) = taken.get(key) else { continue };
-                let barred = receipts.iter().find(|receipt| {
-                    receipt.at < connection.opening && (receipt.life == connection.life || durable(receipt))
-                });
-                if let Some(receipt) = barred {
+                let by_message = taken.get(key).and_then(|receipts| receipts.iter().find(|receipt| bars(receipt)));
+                let s = place.by_message.get(key).map(|(s, _)| *s);
+                let by_sequence = bar.filter(|(through, _)| s.is_some_and(|s| s <= *through)).map(|(_, taken)| taken);
+                if let Some(receipt) = by_message.or(by_sequence) {
                     let what = format!("{user} got {} again, although its receipt had been taken in", name(*key));
-                    let lines = vec![receipt.received, receipt.at, connection.opening, *line];
+                    let lines = vec![receipt.shown, receipt.at, connection.opening, *line];
                     violations.push(Violation { kind: Kind::Repeated, what, lines });
                 }
             }
         }
     }
-}
-
-/// By life: where the last dispatch began that it has answered and written a copy of.
-fn last_commits(facts: &Facts) -> HashMap<u64, usize> {
-    let mut last: HashMap<u64, usize> = HashMap::new();
-    for dispatch in facts.dispatches.values() {
-        for attempt in &dispatch.attempts {
-            let Some((_, 200, answer)) = &attempt.answer else { continue };
-            let rejected = answer["rejected"].as_array().map_or(0, Vec::len);
-            if answer["duplicate"] != true && rejected < dispatch.to.len() {
-                let begun = last.entry(attempt.life).or_default();
-                *begun = (*begun).max(attempt.begun);
-            }
-        }
-    }
-    last
 }

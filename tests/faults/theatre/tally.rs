@@ -53,6 +53,9 @@ impl Tally {
         sum.repeats += chapter.repeats;
         sum.connections += chapter.connections;
         sum.receipts += chapter.receipts;
+        sum.resumed += chapter.resumed;
+        sum.told += chapter.told;
+        sum.confirmed += chapter.confirmed;
         sum.violations += chapter.violations;
     }
 
@@ -82,6 +85,7 @@ impl Tally {
     pub fn tell(&self, name: &str, seed: u64, took: Duration) {
         let Figures { dispatches, answered, refused, unknown, duplicates, copies, .. } = self.figures;
         let Figures { received, repeats, connections, receipts, violations, .. } = self.figures;
+        let Figures { resumed, told, confirmed, .. } = self.figures;
         if self.cuts > 0 {
             let Lost { writes, bytes, names } = self.lost;
             _ = writeln!(
@@ -98,7 +102,8 @@ impl Tally {
             "{name}: seed {seed}, {:.1} s\n  faults: {} kills at work, {} at start, {} ends in order, {} pauses, {} times disconnected\n  \
              backends: {answered} of {dispatches} dispatches answered ({copies} copies), {unknown} not answered, \
              {refused} refused, {duplicates} repeats of an id\n  clients: {received} messages received over {connections} \
-             connections, {repeats} of them again; {receipts} receipts\n  ready after {:.0} ms (median), {:.0} ms (99 %), \
+             connections, {repeats} of them again; {receipts} receipts; {resumed} connections resumed, which were told of \
+             {told} ranges that are gone, and confirmed {confirmed} times\n  ready after {:.0} ms (median), {:.0} ms (99 %), \
              {:.0} ms (longest)\n  violations: {violations}\n",
             took.as_secs_f64(),
             self.kills,

@@ -29,12 +29,13 @@ pub enum Manner {
 /// Who comes, and how: some users twice at once, and some never while it goes on.
 pub fn cast(plan: &Plan) -> Vec<(String, Manner)> {
     let manners = |at: usize| match at % 10 {
-        0 | 1 => vec![Manner::Stays],
+        0 => vec![Manner::Stays],
         2 | 3 => vec![Manner::Vanishes],
-        4 | 5 => vec![Manner::Closes],
+        4 => vec![Manner::Closes],
         6 => vec![Manner::Stays, Manner::Stays],
         7 => vec![Manner::Stays, Manner::Vanishes],
         8 => vec![Manner::Closes, Manner::Vanishes],
+        // Of 1 and 5 there are only devices, and 9 stays away.
         _ => vec![],
     };
     let all = plan.users().enumerate();
@@ -60,7 +61,6 @@ pub async fn run(world: &World, user: &str, manner: Manner, mut random: Random) 
             End::Left => None,
             End::Broken => Some(here.life),
         };
-        silent.drain(..silent.len().saturating_sub(SILENT_MAX));
     }
 }
 
@@ -101,30 +101,13 @@ impl Visit<'_> {
         if self.manner == Manner::Closes {
             return self.close(socket).await;
         }
-        let how = match random.within(0..=2) {
-            0 => {
-                silent.push(socket);
-                "fell silent"
-            }
-            1 => {
-                socket.reset();
-                "reset"
-            }
-            _ => {
-                drop(socket);
-                "dropped"
-            }
-        };
-        self.world.history.record(&Event::Broken { c: self.c, how: how.into() });
+        vanish(self.world, self.c, socket, random, silent);
         End::Left
     }
 
     async fn close(&self, socket: Socket) -> End {
-        match socket.close().await {
-            Ok(()) => {
-                self.world.history.record(&Event::Closed { c: self.c });
-                End::Left
-            }
+        match close(self.world, self.c, socket).await {
+            Ok(()) => End::Left,
             Err(why) => self.broken(why),
         }
     }
@@ -135,11 +118,50 @@ impl Visit<'_> {
     }
 }
 
+/// Is gone without a word.
+pub fn vanish(world: &World, c: u64, socket: Socket, random: &mut Random, silent: &mut Vec<Socket>) {
+    let how = match random.within(0..=2) {
+        0 => {
+            silent.push(socket);
+            silent.drain(..silent.len().saturating_sub(SILENT_MAX));
+            "fell silent"
+        }
+        1 => {
+            socket.reset();
+            "reset"
+        }
+        _ => {
+            drop(socket);
+            "dropped"
+        }
+    };
+    world.history.record(&Event::Broken { c, how: how.into() });
+}
+
+/// Closes, and writes down that the server did too.
+pub async fn close(world: &World, c: u64, socket: Socket) -> Result<(), String> {
+    socket.close().await?;
+    world.history.record(&Event::Closed { c });
+    Ok(())
+}
+
 /// Connects as a user.
 pub async fn open(world: &World, c: u64, life: u64, address: SocketAddr, user: &str) -> Result<Socket, String> {
-    let opening = Event::Opening { life, c, user: user.to_owned(), after: None, device: None };
+    open_as(world, c, Here { life, address }, user, (None, None)).await
+}
+
+/// Connects as one of a user's devices, or as one that resumes, or as both: behind which sequence, and which.
+pub async fn open_as(
+    world: &World,
+    c: u64,
+    here: Here,
+    user: &str,
+    (after, device): (Option<u64>, Option<&str>),
+) -> Result<Socket, String> {
+    let Here { life, address } = here;
+    let opening = Event::Opening { life, c, user: user.to_owned(), after, device: device.map(str::to_owned) };
     world.history.record(&opening);
-    let socket = Socket::connect(address, user).await?;
+    let socket = Socket::connect_as(address, user, after, device).await?;
     world.history.record(&Event::Opened { c });
     Ok(socket)
 }
@@ -164,6 +186,8 @@ pub async fn take(
             socket.answer().await?;
             world.history.record(&Event::Receipted { c });
         }
+        socket::Event::Resumed(_) => return Err("op 13 to one that does not resume".into()),
+        socket::Event::Heard => return Err("op 11 to one that has asked nothing".into()),
     }
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! In the end: every log is read over HTTP and then received, until nothing is pending.
 
 use std::{
-    net::SocketAddr,
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
@@ -10,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{Here, World, clients};
+use super::{Here, World, clients, devices};
 use crate::{history::Event, support::http::Http};
 
 /// Users drained at the same time.
@@ -21,6 +20,9 @@ const QUIET: Duration = Duration::from_millis(10);
 
 /// Times in a row that nothing comes on a connection before another is tried.
 const QUIETS: u32 = 50;
+
+/// The same where a device may be what it is pending for.
+const QUIETS_OF_DEVICE: u32 = 8;
 
 /// How long a user may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -110,9 +112,23 @@ fn drain_one(world: &World, here: Here, http: &mut Http, user: &str) -> Result<u
     look(world, http, user)?;
     let end = Instant::now() + PATIENCE;
     let User { mut pending, .. } = state(http, user)?;
+    let devices = devices::of(&world.plan, user);
+    let stock = devices.is_empty() || clients::cast(&world.plan).iter().any(|(name, _)| name == user);
     // A client that was there when the play ended may have receipts under way, so this is asked of a client too.
     while pending > 0 && Instant::now() < end {
-        pending = receive(world, here.address, here.life, http, user, end)?;
+        for device in &devices {
+            let by_cursor = world.connections.load(Ordering::Relaxed) % 2 == 0;
+            if by_cursor {
+                receive(world, here, http, (user, Some(device)), end)?;
+            } else {
+                let head = state(http, user)?.last_sequence;
+                world.runtime.block_on(devices::drain(world, here, user, device, head))?;
+            }
+        }
+        if stock {
+            receive(world, here, http, (user, None), end)?;
+        }
+        pending = state(http, user)?.pending;
     }
     let User { pending, last_sequence } = state(http, user)?;
     world.history.record(&Event::Drained { user: user.to_owned(), head: last_sequence, pending });
@@ -122,15 +138,15 @@ fn drain_one(world: &World, here: Here, http: &mut Http, user: &str) -> Result<u
 /// Receives on one connection until nothing is pending.
 fn receive(
     world: &World,
-    address: SocketAddr,
-    life: u64,
+    here: Here,
     http: &mut Http,
-    user: &str,
+    (user, device): (&str, Option<&str>),
     end: Instant,
-) -> Result<u64, String> {
+) -> Result<(), String> {
+    let quiets_max = if device.is_some() { QUIETS_OF_DEVICE } else { QUIETS };
     let c = world.connections.fetch_add(1, Ordering::Relaxed);
     world.runtime.block_on(async {
-        let mut socket = clients::open(world, c, life, address, user).await?;
+        let mut socket = clients::open_as(world, c, here, user, (None, device)).await?;
         let (mut left, mut quiets) = (u64::MAX, 0);
         loop {
             match timeout(QUIET, socket.event()).await {
@@ -141,10 +157,8 @@ fn receive(
                 Err(_) => {
                     quiets += 1;
                     let User { pending, .. } = state(http, user)?;
-                    if pending == 0 || quiets == QUIETS || Instant::now() > end {
-                        socket.close().await?;
-                        world.history.record(&Event::Closed { c });
-                        return Ok(pending);
+                    if pending == 0 || quiets == quiets_max || Instant::now() > end {
+                        return clients::close(world, c, socket).await;
                     }
                 }
             }

@@ -4,10 +4,12 @@
 //! - `stage`: which server is there now, for all of them
 //! - `backends`: send
 //! - `clients`: receive, each in a manner of his own
+//! - `devices`: resume, and confirm by themselves
 //! - `drain`: in the end everything is received
 
 mod backends;
 mod clients;
+mod devices;
 mod drain;
 mod stage;
 
@@ -33,14 +35,16 @@ pub struct Plan {
     pub users: u64,
     /// Dispatches sent at once over one connection, at most.
     pub depth: u64,
-    /// Whether dispatches have ids, and what was not answered is sent again under the same.
+    /// Whether some dispatches have ids, and what was not answered of those is sent again under the same.
     pub ids: bool,
+    /// Whether some dispatches are lines of a stream.
+    pub streams: bool,
 }
 
 impl Plan {
     /// For two cores.
     pub const fn standard() -> Self {
-        Self { backends: 6, users: 20, depth: 8, ids: false }
+        Self { backends: 6, users: 20, depth: 8, ids: true, streams: true }
     }
 
     /// All users.
@@ -78,6 +82,11 @@ pub fn start(world: &World, next: &[u64], random: &mut Random) -> Running {
         let (world, random) = (world.clone(), random.split());
         let runtime = world.runtime.clone();
         running.clients.push(runtime.spawn(async move { clients::run(&world, &user, manner, random).await }));
+    }
+    for (user, device) in devices::cast(&world.plan) {
+        let (world, random) = (world.clone(), random.split());
+        let runtime = world.runtime.clone();
+        running.clients.push(runtime.spawn(async move { devices::run(&world, &user, device, random).await }));
     }
     running
 }

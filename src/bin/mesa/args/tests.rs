@@ -14,6 +14,7 @@ const COMMANDS: &[&[&str]] = &[
     &["inbox"],
     &["token"],
     &["config"],
+    &["inspect"],
     &["config", "check"],
     &["config", "print"],
 ];
@@ -56,7 +57,7 @@ fn every_example_can_be_typed() {
             examples += 1;
         }
     }
-    assert_eq!(examples, 32, "an example was added, or is no longer found");
+    assert_eq!(examples, 39, "an example was added, or is no longer found");
 }
 
 /// The command in an example line, without the variables before it and the pipe or the remark after it.
@@ -102,6 +103,13 @@ fn what_makes_no_sense_ends_with_two() {
         "connect --as alice --token x",
         "dispatch {}",
         "dispatch --to",
+        "dispatch --to alice --ttl 0",
+        "dispatch --to alice --ttl 60 --no-sync",
+        "dispatch --to alice --ndjson",
+        "dispatch --ndjson file {}",
+        "connect --as alice --after -1",
+        "connect --as alice --after 1 --no-sync",
+        "users alice --online",
         "inbox",
         "inbox alice --clear --limit 3",
         "inbox alice --after -1",
@@ -125,6 +133,18 @@ fn users_are_separated_by_commas() {
     assert_eq!(args.to, ["alice", "bob", "carol"]);
     assert_eq!(args.excluding, ["dave", "eve"]);
     assert_eq!((args.data.as_str(), args.op, args.no_sync), ("{}", 0, false));
+}
+
+#[test]
+fn a_stream_comes_from_a_file_or_from_standard_input() {
+    for (words, file) in [
+        (&["dispatch", "--ndjson"][..], "-"),
+        (&["dispatch", "--ndjson", "-"], "-"),
+        (&["dispatch", "--ndjson", "a b", "--json"], "a b"),
+    ] {
+        let Ok(Command::Dispatch(args)) = typed(words) else { panic!("refused: {words:?}") };
+        assert_eq!(args.ndjson.as_deref(), Some(std::path::Path::new(file)));
+    }
 }
 
 #[test]

@@ -58,6 +58,7 @@ impl Alice {
     fn look_at(&mut self, event: Event, ledger: &mut Ledger, missed: bool) -> Result<String, Failure> {
         let (data, position) = match event {
             Event::Message { data, position, .. } => (data, position),
+            Event::Resumed { .. } => return Err(Failure::because("Alice was told of a resume she had not asked for")),
             Event::Closed { code, .. } => {
                 let meaning = mesa::client::close::meaning(code);
                 return Err(Failure::because(format!("Alice lost the connection ({code}): {meaning}")));

@@ -1,0 +1,284 @@
+//! `mesa inspect`: what is in a store that no server has open.
+
+use std::{fmt::Write as _, path::Path};
+
+use bytes::Bytes;
+use mesa::{
+    message::Seq,
+    store::{
+        StoreError,
+        inspect::{Damage, Inspection, LogFacts, Sink},
+        portable::Contents,
+        salvage::salvage,
+    },
+};
+use serde_json::{Value, json};
+
+use crate::{
+    args::InspectArgs,
+    failure::Failure,
+    output::{self, count, printable},
+};
+
+/// Looks, prints, and fails if something is damaged.
+pub fn run(args: &InspectArgs) -> Result<(), Failure> {
+    let mut inspection = Inspection::open(&args.directory).map_err(Failure::because)?;
+    if let Some(out) = &args.salvage {
+        return save(&mut inspection, out, args);
+    }
+    let mut found = Found { wanted: args.limit, all: args.json && args.user.is_none(), ..Found::default() };
+    let visited = match &args.user {
+        Some(user) => inspection.visit_one(user, &mut found),
+        None => inspection.visit(&mut found),
+    };
+    visited.map_err(Failure::because)?;
+    if args.json {
+        print_json(&inspection, &found, args)?
+    } else {
+        print(&inspection, &found, args)?
+    }
+    if args.user.is_some() && found.users == 0 {
+        return Err(Failure::because("nothing is stored of this user"));
+    }
+    if inspection.is_whole() { Ok(()) } else { Err(Failure::Told) }
+}
+
+/// Writes what can be read to a new store. It worked also where something was damaged: what is lost is told.
+fn save(inspection: &mut Inspection, out: &Path, args: &InspectArgs) -> Result<(), Failure> {
+    let saved = salvage(inspection, out).map_err(Failure::because)?;
+    if args.json {
+        let Contents { users, entries, bytes } = saved;
+        output::json(&json!({ "saved": { "path": out, "users": users, "messages": entries, "bytes": bytes } }))?;
+        print_damage_json(inspection)?;
+        return Ok(());
+    }
+    let (users, entries) = (count(saved.users, "user"), count(saved.entries, "message"));
+    output::line(&format!("saved {users}, {entries} ({} bytes) to {}", saved.bytes, out.display()))?;
+    print_damage(inspection);
+    if !inspection.is_whole() {
+        output::remark("every log goes on behind a gap, so that no sequence that may be lost is given out again");
+    }
+    Ok(())
+}
+
+/// What is kept of what is found: totals, and as many users as are to be shown.
+#[derive(Default)]
+struct Found {
+    wanted: usize,
+    all: bool,
+    users: u64,
+    pending: u64,
+    bytes: u64,
+    expired: u64,
+    shown: Vec<LogFacts>,
+}
+
+impl Sink for Found {
+    fn entries(&mut self, _: &str, _: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn log(&mut self, mut facts: LogFacts) -> Result<(), StoreError> {
+        self.users += 1;
+        self.pending += facts.pending.len() as u64;
+        self.bytes += facts.pending_bytes();
+        self.expired += facts.expired;
+        if self.shown.len() < self.wanted.max(1) || self.all {
+            facts.gone.shrink_to_fit();
+            self.shown.push(facts);
+        }
+        Ok(())
+    }
+}
+
+fn print_json(inspection: &Inspection, found: &Found, args: &InspectArgs) -> Result<(), Failure> {
+    let facts = inspection.facts();
+    output::json(&json!({
+        "store": {
+            "path": args.directory,
+            "format": facts.format,
+            "namespace": facts.namespace,
+            "ending": facts.ending.as_str(),
+            "lapses": facts.lapses,
+            "records": facts.records.map_or(0, |(_, _, count)| count),
+            "firstRecord": facts.records.map(|(first, ..)| first),
+            "lastRecord": facts.records.map(|(_, last, _)| last),
+            "settledRecord": facts.settled,
+            "syncedRecord": facts.marked,
+            "journalBytes": facts.journal_bytes,
+            "fileBytes": facts.file_bytes,
+            "ids": facts.ids,
+            "users": found.users,
+            "pending": found.pending,
+            "pendingBytes": found.bytes,
+            "damage": inspection.damage().len() as u64 + inspection.untold(),
+        }
+    }))?;
+    for user in &found.shown {
+        output::json(&user_json(user, args.user.is_some()))?;
+    }
+    print_damage_json(inspection)
+}
+
+fn print_damage_json(inspection: &Inspection) -> Result<(), Failure> {
+    for damage in inspection.damage() {
+        let Damage { place, key, what, user } = damage;
+        output::json(&json!({ "damage": { "place": place, "key": key, "what": what, "user": user } }))?;
+    }
+    Ok(())
+}
+
+fn user_json(facts: &LogFacts, detail: bool) -> Value {
+    let cursors = facts.cursors.iter().map(|(device, received, seen_ms)| {
+        json!({
+            "device": if device.is_empty() { None } else { Some(device) },
+            "through": received.through(),
+            "islands": received.islands(),
+            "seenMs": seen_ms,
+        })
+    });
+    let gone =
+        facts.gone.iter().map(|gone| json!({ "from": gone.from, "to": gone.to, "reason": gone.reason.as_str() }));
+    let mut user = json!({
+        "id": facts.user,
+        "head": facts.head,
+        "pending": facts.pending.len(),
+        "pendingBytes": facts.pending_bytes(),
+        "oldest": facts.pending.first().map(|(seq, ..)| seq),
+        "expired": facts.expired,
+        "seenMs": facts.seen_ms,
+        "cursors": cursors.collect::<Vec<_>>(),
+        "gone": gone.collect::<Vec<_>>(),
+        "missing": facts.missing,
+    });
+    if detail {
+        user["sequences"] = json!(facts.pending.iter().map(|(seq, ..)| seq).collect::<Vec<_>>());
+    }
+    user
+}
+
+fn print(inspection: &Inspection, found: &Found, args: &InspectArgs) -> Result<(), Failure> {
+    if let (Some(_), Some(user)) = (&args.user, found.shown.first()) {
+        print_user(user, args.limit)?;
+    } else if args.user.is_none() {
+        print_store(inspection, found)?;
+    }
+    print_damage(inspection);
+    Ok(())
+}
+
+fn print_damage(inspection: &Inspection) {
+    for damage in inspection.damage() {
+        output::remark(&format!("damaged: {}", told(damage)));
+    }
+    if inspection.untold() > 0 {
+        output::remark(&format!("damaged: and {} more of the kind", inspection.untold()));
+    }
+}
+
+fn told(damage: &Damage) -> String {
+    let whose = damage.user.as_ref().map_or_else(String::new, |user| format!("user {user:?}, "));
+    printable(&format!("{whose}{damage}"))
+}
+
+fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
+    let facts = inspection.facts();
+    let unknown = || "unknown".to_owned();
+    let records = match facts.records {
+        Some((first, last, number)) => {
+            format!("{} ({first} to {last}), {} bytes", count(number, "record"), facts.journal_bytes)
+        }
+        None => format!("empty; all up to record {} is in the inboxes", facts.settled),
+    };
+    let damage = inspection.damage().len() as u64 + inspection.untold();
+    let lines = [
+        ("users", found.users.to_string()),
+        ("pending", format!("{} ({} bytes)", count(found.pending, "message"), found.bytes)),
+        ("expired", count(found.expired, "message")),
+        ("format", facts.format.clone().unwrap_or_else(unknown)),
+        ("namespace", facts.namespace.as_ref().map_or_else(unknown, |name| format!("{name:?}"))),
+        ("end", facts.ending.as_str().to_owned()),
+        ("lapses", facts.lapses.to_string()),
+        ("journal", records),
+        ("synced", facts.marked.map_or_else(unknown, |record| format!("up to record {record}"))),
+        ("dispatch ids", facts.ids.to_string()),
+        ("log/db", format!("{} bytes", facts.file_bytes)),
+        ("damage", if damage == 0 { "none".into() } else { count(damage, "place") }),
+    ];
+    for (name, value) in lines {
+        output::line(&printable(&format!("{name:<13} {value}")))?;
+    }
+    if found.users > 0 {
+        output::line("")?;
+        output::line(&format!(
+            "{:>9} {:>9} {:>11} {:>9} {:>7}  user",
+            "head", "pending", "bytes", "oldest", "cursors"
+        ))?;
+    }
+    for user in &found.shown {
+        let oldest = user.pending.first().map_or_else(|| "-".to_owned(), |(seq, ..)| seq.to_string());
+        let (pending, bytes, cursors) = (user.pending.len(), user.pending_bytes(), user.cursors.len());
+        let row = format!("{:>9} {pending:>9} {bytes:>11} {oldest:>9} {cursors:>7}  ", user.head);
+        output::line(&format!("{row}{}", printable(&user.user)))?;
+    }
+    let more = found.users.saturating_sub(found.shown.len() as u64);
+    if more > 0 {
+        output::remark(&format!("{} more; --limit shows more, --json all", count(more, "user")));
+    }
+    Ok(())
+}
+
+fn print_user(user: &LogFacts, limit: usize) -> Result<(), Failure> {
+    output::line(&format!("user          {}", printable(&user.user)))?;
+    output::line(&format!("head          {}", user.head))?;
+    output::line(&format!("last seen     {}", seen(user.seen_ms)))?;
+    for (device, received, seen_ms) in &user.cursors {
+        let name = if device.is_empty() { "without a device".to_owned() } else { format!("device {device:?}") };
+        let islands = ranges(received.islands().iter().copied());
+        let islands = if islands.is_empty() { String::new() } else { format!(", and {islands}") };
+        let through = received.through();
+        output::line(&printable(&format!("received      {name}: up to {through}{islands}; {}", seen(*seen_ms))))?;
+    }
+    for gone in &user.gone {
+        output::line(&format!("gone          {}: {}", ranges([(gone.from, gone.to)]), gone.reason.as_str()))?;
+    }
+    if !user.missing.is_empty() {
+        output::line(&format!("not there     {}", ranges(user.missing.iter().copied())))?;
+    }
+    let (pending, bytes) = (user.pending.len() as u64, user.pending_bytes());
+    output::line(&format!("pending       {} ({bytes} bytes)", count(pending, "message")))?;
+    for (seq, bytes, expires_s) in user.pending.iter().take(limit) {
+        let expires = if *expires_s > 0 { format!(", expires {expires_s}") } else { String::new() };
+        output::line(&format!("{seq:>9}  {bytes} bytes{expires}"))?;
+    }
+    let more = pending.saturating_sub(limit as u64);
+    if more > 0 {
+        output::remark(&format!("{} more; --limit shows more", count(more, "message")));
+    }
+    Ok(())
+}
+
+fn ranges(ranges: impl IntoIterator<Item = (Seq, Seq)>) -> String {
+    let mut text = String::new();
+    for (from, to) in ranges {
+        let comma = if text.is_empty() { "" } else { ", " };
+        // Writing to a String cannot fail.
+        _ = if from == to { write!(text, "{comma}{from}") } else { write!(text, "{comma}{from} to {to}") };
+    }
+    text
+}
+
+fn seen(at_ms: u64) -> String {
+    if at_ms == 0 { "never seen".into() } else { format!("seen {} (seconds since 1970)", at_ms / 1000) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_told_as_people_say_them() {
+        assert_eq!(ranges([(1, 3), (5, 5)]), "1 to 3, 5");
+        assert_eq!(ranges([]), "");
+    }
+}

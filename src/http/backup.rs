@@ -1,0 +1,24 @@
+//! `GET /v1/backup`: the whole store, as a file that `mesa restore` takes.
+
+use std::convert::Infallible;
+
+use axum::{
+    body::Body,
+    extract::State as FromState,
+    http::header,
+    response::{IntoResponse, Response},
+};
+use futures_util::stream;
+
+use super::{State, error::ApiError};
+
+/// `GET /v1/backup`
+pub(super) async fn backup(FromState(api): State) -> Result<Response, ApiError> {
+    let pieces = api.hub.backup().ok_or(ApiError::Busy("a backup is under way; wait until it is done"))?;
+    let pieces = stream::unfold(pieces, |mut pieces| async {
+        let piece = pieces.recv().await?;
+        Some((Ok::<_, Infallible>(piece), pieces))
+    });
+    let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, Body::from_stream(pieces)).into_response())
+}

@@ -1,0 +1,72 @@
+//! A backup of the store, as it is read by whoever asked for it.
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{runtime::Handle, sync::mpsc, time::timeout};
+
+use super::Hub;
+
+/// Pieces that wait for a slow reader.
+const PIECES_MAX: usize = 4;
+
+/// Bytes of a piece.
+const PIECE_BYTES: usize = 128 << 10;
+
+/// A reader that takes nothing for this long is given up, so that another may begin.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Hub {
+    /// Begins a backup; `None` while another is under way. Ends early when nobody reads it any more; what says that it is
+    /// whole is in it.
+    #[must_use]
+    pub fn backup(&self) -> Option<mpsc::Receiver<Bytes>> {
+        let turn = self.backups.clone().try_acquire_owned().ok()?;
+        let (pieces, reader) = mpsc::channel(PIECES_MAX);
+        let (store, runtime) = (self.store.clone(), Handle::current());
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let mut out = Pieces { open: Vec::new(), to: pieces, runtime };
+            match store.backup(&mut out).and_then(|contents| Ok(out.flush().map(|()| contents)?)) {
+                Ok(contents) => tracing::info!(contents.users, contents.entries, contents.bytes, "backed up"),
+                Err(error) => {
+                    _ = out.flush();
+                    tracing::warn!(%error, "a backup ended early");
+                }
+            }
+        });
+        Some(reader)
+    }
+}
+
+/// What is written goes to a reader, piece by piece.
+struct Pieces {
+    open: Vec<u8>,
+    to: mpsc::Sender<Bytes>,
+    runtime: Handle,
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.open.extend_from_slice(bytes);
+        if self.open.len() >= PIECE_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.open.is_empty() {
+            return Ok(());
+        }
+        let piece = Bytes::from(std::mem::take(&mut self.open));
+        match self.runtime.block_on(timeout(PATIENCE, self.to.send(piece))) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "whoever asked for it is gone")),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "whoever asked for it does not read")),
+        }
+    }
+}

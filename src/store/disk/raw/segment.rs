@@ -1,0 +1,171 @@
+//! One segment: a header, then message after message, each with a checksum, until a cap or the end.
+
+/// Bytes of a segment's header.
+pub const HEADER_BYTES: usize = 20;
+
+/// A message never begins in the last bytes of a segment.
+pub const RED_ZONE_BYTES: usize = 32;
+
+/// sled hides its numbers behind this, so that a file of zeros has no valid header.
+const MASK: u64 = 0x7FFF_FFFF_FFFF_FFFF;
+
+/// How a segment begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Place in the log of the segment's first byte.
+    pub lsn: u64,
+    /// Everything up to this place was written when the segment was begun.
+    pub stable: i64,
+}
+
+impl Header {
+    /// `None` where the checksum is wrong.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..HEADER_BYTES)?;
+        let number = |at: usize| Some(u64::from_le_bytes(bytes[at..at + 8].try_into().ok()?) ^ MASK);
+        let crc = u32::from_le_bytes(bytes[..4].try_into().ok()?) ^ u32::MAX;
+        let (lsn, stable) = (number(4)?, number(12)?);
+        (crc == crc32fast::hash(&bytes[4..]) && lsn <= MASK).then_some(Self { lsn, stable: stable.cast_signed() })
+    }
+}
+
+/// What a message is. Numbers are sled's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Begun and not done: to be passed over.
+    Canceled,
+    /// The segment ends here.
+    Cap,
+    /// Of sled's batches, which we never use: to be passed over.
+    Batch,
+    /// The page is not there any more.
+    Free,
+    /// A number of sled's own.
+    Counter,
+    /// The names of trees, and the page each begins with.
+    Names,
+    /// A page.
+    Node,
+    /// A change to a page.
+    Link,
+    /// A value in a file of its own. There are none as long as values are as small as ours.
+    Blob,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Canceled,
+            2 => Self::Cap,
+            3 => Self::Batch,
+            4 => Self::Free,
+            5 => Self::Counter,
+            6 => Self::Names,
+            8 => Self::Node,
+            10 => Self::Link,
+            7 | 9 | 11 => Self::Blob,
+            _ => return None,
+        })
+    }
+}
+
+/// A message whose checksum is right.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    pub kind: Kind,
+    pub page: u64,
+    /// Where it begins in the segment, and where the next one does.
+    pub at: usize,
+    pub end: usize,
+    pub body: &'a [u8],
+}
+
+/// Reads the message at `at` of a segment of this number; `None` if there is none.
+pub fn message(segment: &[u8], at: usize, number: u64) -> Option<Message<'_>> {
+    let (message, found) = any_message(segment, at)?;
+    (found == number).then_some(message)
+}
+
+/// Bytes of the message that `bytes` begins with, as its header says.
+pub fn length(bytes: &[u8]) -> Option<usize> {
+    Kind::from_byte(*bytes.get(4)?)?;
+    let mut rest = &bytes[5..];
+    let (length, _number, _page) = (varint(&mut rest)?, varint(&mut rest)?, varint(&mut rest)?);
+    usize::try_from(length).ok()?.checked_add(bytes.len() - rest.len())
+}
+
+/// Reads the message at `at`, and the number of the segment it was written for.
+fn any_message(segment: &[u8], at: usize) -> Option<(Message<'_>, u64)> {
+    let bytes = segment.get(at..)?;
+    let kind = Kind::from_byte(*bytes.get(4)?)?;
+    let mut rest = &bytes[5..];
+    let (length, number, page) = (varint(&mut rest)?, varint(&mut rest)?, varint(&mut rest)?);
+    let header = bytes.len() - rest.len();
+    let body = rest.get(..usize::try_from(length).ok()?)?;
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(body);
+    crc.update(&bytes[4..header]);
+    let stored = u32::from_le_bytes(bytes[..4].try_into().ok()?) ^ u32::MAX;
+    let end = at + header + body.len();
+    (crc.finalize() == stored).then_some((Message { kind, page, at, end, body }, number))
+}
+
+/// Why a segment has no further message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It is full.
+    Full,
+    /// What stands here is no message of this segment.
+    At(usize),
+}
+
+/// Visits the messages from `at` on; tells why there are no more.
+pub fn visit<'a>(segment: &'a [u8], size: usize, mut at: usize, number: u64, mut see: impl FnMut(Message<'a>)) -> End {
+    while at + RED_ZONE_BYTES <= size {
+        match message(segment, at, number) {
+            Some(message) if message.kind == Kind::Cap => return End::Full,
+            Some(message) => {
+                at = message.end;
+                see(message);
+            }
+            None => return End::At(at),
+        }
+    }
+    End::Full
+}
+
+/// Where, from `at` on, the next message of a segment of this number begins.
+pub fn find(segment: &[u8], at: usize, number: u64) -> Option<usize> {
+    // The first thing looked at is one byte, and few are a kind: this goes through a segment in a moment.
+    (at..segment.len()).find(|at| message(segment, *at, number).is_some())
+}
+
+/// Whether, from `at` on, there is a message that was written for a later segment than `number`.
+pub fn has_newer(segment: &[u8], at: usize, number: u64) -> bool {
+    (at..segment.len()).any(|at| any_message(segment, at).is_some_and(|(_, found)| found > number))
+}
+
+/// The number of the segment that the first message from `at` on was written for.
+pub fn number_found(segment: &[u8], at: usize) -> Option<u64> {
+    (at..segment.len())
+        .find_map(|at| any_message(segment, at).filter(|(message, _)| !message.body.is_empty()))
+        .map(|(_, number)| number)
+}
+
+/// A number of one to nine bytes; `rest` is moved behind it.
+pub fn varint(rest: &mut &[u8]) -> Option<u64> {
+    let bytes = *rest;
+    let (number, length) = match *bytes.first()? {
+        first @ 0..=240 => (u64::from(first), 1),
+        first @ 241..=248 => (240 + 256 * (u64::from(first) - 241) + u64::from(*bytes.get(1)?), 2),
+        249 => (2288 + 256 * u64::from(*bytes.get(1)?) + u64::from(*bytes.get(2)?), 3),
+        first => {
+            let length = usize::from(first) - 247;
+            let mut number = [0; 8];
+            number[..length].copy_from_slice(bytes.get(1..=length)?);
+            (u64::from_le_bytes(number), length + 1)
+        }
+    };
+    *rest = &bytes[length..];
+    Some(number)
+}

@@ -1,0 +1,201 @@
+//! Trees as pairs in order, one page in memory at a time, with the gaps that damage has left.
+
+use std::{collections::HashSet, io, path::Path};
+
+use bytes::Bytes;
+
+use super::{
+    log::{Broken, Log, Page},
+    page::{Data, Link, Node, names},
+};
+use crate::store::engine::Table;
+
+/// Keys of which nothing is known any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::store) struct Gap {
+    pub table: Table,
+    /// From this on, and up to that, which is not among them; empty = to the end.
+    pub from: Bytes,
+    pub to: Bytes,
+}
+
+/// A page with pairs: the keys it may have, and its number.
+#[derive(Clone, Debug)]
+struct Leaf {
+    lo: Bytes,
+    hi: Bytes,
+    page: u64,
+}
+
+/// The tables of a store that nobody has open.
+#[derive(Debug)]
+pub(in crate::store) struct RawTables {
+    log: Log,
+    leaves: [Vec<Leaf>; 5],
+    /// Pages that no tree leads to.
+    lost: Vec<u64>,
+    pub gaps: Vec<Gap>,
+}
+
+/// Their names in the file, in the order of [`Table`].
+const TABLES: [(&str, Table); 5] = [
+    ("journal", Table::Journal),
+    ("inbox", Table::Inbox),
+    ("users", Table::Users),
+    ("meta", Table::Meta),
+    ("ids", Table::Ids),
+];
+
+impl RawTables {
+    /// Reads `log/`, up to where sled takes it to end, or, with `behind`, all that can be read.
+    pub fn open(directory: &Path, behind: bool) -> io::Result<Self> {
+        let log = Log::read(directory, behind)?;
+        let roots = match log.names {
+            Some(place) => names(log.body(place)?).unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let mut tables = Self { log, leaves: Default::default(), lost: Vec::new(), gaps: Vec::new() };
+        let mut seen = HashSet::new();
+        for (name, table) in TABLES {
+            let root = roots.iter().find(|(known, _)| known == name.as_bytes()).map(|(_, page)| *page);
+            if let Some(root) = root {
+                tables.leaves[table as usize] = tables.find_leaves(root, &mut seen)?;
+            }
+            // A table that was never made has no name yet; one that should be there is missed by whoever reads it.
+            if root.is_some() {
+                tables.find_gaps(table);
+            }
+        }
+        let default = roots.iter().filter(|(name, _)| TABLES.iter().all(|(known, _)| name != known.as_bytes()));
+        for (_, root) in default {
+            tables.find_leaves(*root, &mut seen)?;
+        }
+        tables.lost = tables.log.pages.keys().copied().filter(|page| !seen.contains(page)).collect();
+        tables.lost.sort_unstable();
+        Ok(tables)
+    }
+
+    /// Parts of the file that are not what was written there.
+    pub fn broken(&self) -> &[Broken] {
+        &self.log.broken
+    }
+
+    /// Whether there is something behind the place at which sled takes the log to end.
+    pub fn goes_on(&self) -> bool {
+        self.log.goes_on
+    }
+
+    /// Where in the log sled takes it to end.
+    pub fn end(&self) -> u64 {
+        self.log.end
+    }
+
+    /// The pages with pairs of the tree that begins with `root`, in the order of their keys.
+    fn find_leaves(&self, root: u64, seen: &mut HashSet<u64>) -> io::Result<Vec<Leaf>> {
+        let (mut waiting, mut leaves) = (vec![root], Vec::new());
+        while let Some(page) = waiting.pop() {
+            let Some(node) = seen.insert(page).then(|| self.node(page)).transpose()?.flatten() else { continue };
+            waiting.extend((node.next > 0).then_some(node.next));
+            match node.data {
+                Data::Index(children) => waiting.extend(children.iter().map(|(_, page)| *page)),
+                Data::Leaf(_) => leaves.push(Leaf { lo: node.lo, hi: node.hi, page }),
+            }
+        }
+        leaves.sort_by(|one, other| one.lo.cmp(&other.lo).then(other.hi.is_empty().cmp(&one.hi.is_empty())));
+        Ok(leaves)
+    }
+
+    fn find_gaps(&mut self, table: Table) {
+        let mut from = Some(Bytes::new());
+        for leaf in &self.leaves[table as usize] {
+            let Some(known) = &from else { break };
+            if leaf.lo > *known {
+                self.gaps.push(Gap { table, from: known.clone(), to: leaf.lo.clone() });
+            }
+            let until = leaf.hi.clone();
+            from = if until.is_empty() { None } else { Some(until.max(known.clone())) };
+        }
+        if let Some(from) = from {
+            self.gaps.push(Gap { table, from, to: Bytes::new() });
+        }
+    }
+
+    /// A page with all changes to it; `None` where it cannot be read.
+    fn node(&self, number: u64) -> io::Result<Option<Node>> {
+        let Some(Page { base, links }) = self.log.pages.get(&number) else { return Ok(None) };
+        let Some((mut node, mut prefix)) = Node::decode(self.log.body(*base)?) else { return Ok(None) };
+        for link in links {
+            let Some((link, merging)) = Link::decode(self.log.body(*link)?) else { continue };
+            prefix.merging_child = merging.unwrap_or(prefix.merging_child);
+            node.apply(link, &prefix);
+        }
+        Ok(Some(node))
+    }
+
+    /// The pairs of a table from `from` on, in order.
+    pub fn pairs(&self, table: Table, from: &[u8]) -> Pairs<'_> {
+        let leaves = &self.leaves[table as usize];
+        // Pages may overlap where one was being taken over by its neighbour: what was had is passed over.
+        let at = leaves.iter().position(|leaf| leaf.hi.is_empty() || leaf.hi > from).unwrap_or(leaves.len());
+        Pairs { tables: self, leaves: &leaves[at..], from: Bytes::copy_from_slice(from), open: Vec::new().into_iter() }
+    }
+
+    /// A value.
+    pub fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>> {
+        let first = self.pairs(table, key).next().transpose()?;
+        Ok(first.filter(|(found, _)| found == key).map(|(_, value)| value))
+    }
+
+    /// Pairs that no tree leads to any more, and of which it is not known in which table they were. Old ones are among
+    /// them, of pages that had been taken over by others.
+    pub fn lost(&self) -> impl Iterator<Item = io::Result<(Bytes, Bytes)>> {
+        let pages = self.lost.iter().filter_map(|page| self.node(*page).transpose());
+        pages.flat_map(|node| match node {
+            Ok(Node { data: Data::Leaf(pairs), .. }) => pairs.into_iter().map(Ok).collect(),
+            Ok(_) => Vec::new(),
+            Err(error) => vec![Err(error)],
+        })
+    }
+
+    /// Values that were written to pages that are lost, in the order in which they were. Their keys are not known, or
+    /// not all of them.
+    pub fn strays(&self) -> impl Iterator<Item = io::Result<Bytes>> {
+        self.log.strays.iter().filter_map(|place| match self.log.body(*place).map(Link::decode) {
+            Ok(Some((Link::Set(_, value), _))) => Some(Ok(value)),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        })
+    }
+}
+
+/// See [`RawTables::pairs`].
+pub(in crate::store) struct Pairs<'a> {
+    tables: &'a RawTables,
+    leaves: &'a [Leaf],
+    /// The next key is at or above this.
+    from: Bytes,
+    open: std::vec::IntoIter<(Bytes, Bytes)>,
+}
+
+impl Iterator for Pairs<'_> {
+    type Item = io::Result<(Bytes, Bytes)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(pair) = self.open.next() {
+                return Some(Ok(pair));
+            }
+            let (leaf, rest) = self.leaves.split_first()?;
+            self.leaves = rest;
+            let node = match self.tables.node(leaf.page) {
+                Ok(node) => node,
+                Err(error) => return Some(Err(error)),
+            };
+            if let Some(Node { data: Data::Leaf(mut pairs), .. }) = node {
+                pairs.retain(|(key, _)| *key >= self.from && (leaf.hi.is_empty() || *key < leaf.hi));
+                self.open = pairs.into_iter();
+            }
+            self.from = leaf.hi.clone().max(std::mem::take(&mut self.from));
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What is read without sled is what sled reads.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use bytes::Bytes;
+
+use super::{RawTables, Tail, check};
+use crate::store::engine::Table;
+
+/// The smallest that still has every kind of page.
+const SEGMENT: usize = 64 << 10;
+
+const NAMES: [(&str, Table); 5] = [
+    ("journal", Table::Journal),
+    ("inbox", Table::Inbox),
+    ("users", Table::Users),
+    ("meta", Table::Meta),
+    ("ids", Table::Ids),
+];
+
+fn open(path: &Path) -> sled::Db {
+    sled::Config::new().path(path).segment_size(SEGMENT).flush_every_ms(None).open().unwrap()
+}
+
+type Pairs = Vec<(Bytes, Bytes)>;
+
+fn by_sled(path: &Path) -> Vec<Pairs> {
+    let db = open(path);
+    let pair = |pair: sled::Result<(sled::IVec, sled::IVec)>| {
+        let (key, value) = pair.unwrap();
+        (Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value))
+    };
+    NAMES.iter().map(|(name, _)| db.open_tree(name).unwrap().iter().map(pair).collect()).collect()
+}
+
+fn raw(path: &Path, behind: bool) -> (RawTables, Vec<Pairs>) {
+    let tables = RawTables::open(path, behind).unwrap();
+    let pairs = NAMES.map(|(_, table)| tables.pairs(table, &[]).map(Result::unwrap).collect());
+    (tables, pairs.to_vec())
+}
+
+/// A few thousand changes that split pages, merge them and use segments again.
+fn fill(path: &Path, seed: u64) {
+    let mut state = seed;
+    let mut chance = |of: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % of
+    };
+    for _ in 0..3 {
+        let db = open(path);
+        let trees = NAMES.map(|(name, _)| db.open_tree(name).unwrap());
+        for n in 0..2_000_u64 {
+            let tree = &trees[chance(5) as usize];
+            let key = format!("user {}\0{}", chance(200), chance(4));
+            if chance(3) == 0 {
+                tree.remove(key).unwrap();
+            } else {
+                tree.insert(key, vec![n as u8; chance(400) as usize]).unwrap();
+            }
+            if chance(10) == 0 {
+                db.flush().unwrap();
+            }
+        }
+        db.flush().unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        if file.path().is_file() {
+            fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_read_without_sled_is_what_sled_reads() {
+    for seed in 1..=6 {
+        let (place, copied) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fill(place.path(), seed);
+        assert!(check(place.path(), 0).unwrap().is_none(), "seed {seed}");
+        let (tables, mine) = raw(place.path(), false);
+        assert!(tables.gaps.is_empty() && tables.broken().is_empty() && !tables.goes_on(), "seed {seed}");
+        copy(place.path(), copied.path());
+        let theirs = by_sled(copied.path());
+        assert_eq!(mine, theirs, "seed {seed}");
+        assert!(mine.iter().all(|pairs| !pairs.is_empty()));
+        let (from, _) = &mine[1][mine[1].len() / 2];
+        let tail: Pairs = tables.pairs(Table::Inbox, from).map(Result::unwrap).collect();
+        assert_eq!(tail, mine[1][mine[1].len() / 2..]);
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_middle_is_told_and_what_lies_behind_it_is_found() {
+    let place = tempfile::tempdir().unwrap();
+    fill(place.path(), 7);
+    // Without a snapshot everything has to be read again, and sled would take what it cannot read for never written.
+    for file in fs::read_dir(place.path()).unwrap() {
+        let path = file.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("snap.") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let whole: BTreeMap<Bytes, Bytes> = raw(place.path(), false).1.swap_remove(2).into_iter().collect();
+    let bytes = fs::read(place.path().join("db")).unwrap();
+    let (mut told, mut tried) = (0, 0);
+    for at in (0..bytes.len() - 2 * SEGMENT).step_by(7919) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x10;
+        fs::write(place.path().join("db"), &damaged).unwrap();
+        tried += 1;
+        let found = check(place.path(), 0).unwrap();
+        told += usize::from(found.is_some());
+        if found.is_some() {
+            let (tables, pairs) = raw(place.path(), false);
+            assert!(!tables.broken().is_empty() || tables.goes_on(), "what is refused is told, {at}");
+            let found: BTreeMap<Bytes, Bytes> = pairs[2].iter().cloned().collect();
+            let kept = whole.iter().filter(|(key, value)| found.get(*key) == Some(value)).count();
+            assert!(kept * 10 >= whole.len() * 7, "{kept} of {} after a flip at {at}", whole.len());
+        }
+    }
+    // Some bits lie where nothing is written: behind the end of a segment.
+    assert!(told * 10 >= tried * 8, "{told} of {tried}");
+}
+
+#[test]
+fn garbage_is_read_as_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    for bytes in [
+        vec![],
+        vec![0; 1 << 20],
+        vec![0xAA; (8 << 20) + 5],
+        b"garbage".to_vec(),
+        (0..=255).cycle().take(1 << 20).collect(),
+    ] {
+        fs::write(place.path().join("db"), &bytes).unwrap();
+        let (_, pairs) = raw(place.path(), true);
+        assert!(pairs.iter().all(Vec::is_empty));
+        let anything = bytes.iter().any(|byte| *byte != 0);
+        assert_eq!(check(place.path(), 0).unwrap().is_some(), anything, "sled would begin anew over it");
+    }
+}
+
+#[test]
+fn the_end_of_the_log_is_followed_while_it_is_written() {
+    let place = tempfile::tempdir().unwrap();
+    fill(place.path(), 3);
+    let db = open(place.path());
+    db.flush().unwrap();
+    let tree = db.open_tree("journal").unwrap();
+    let file = fs::File::open(place.path().join("db")).unwrap();
+    let mut tail = Tail::find(place.path()).unwrap();
+    let mut last = tail.advance(&file).unwrap();
+    for n in 0..2_000_u64 {
+        tree.insert(n.to_be_bytes(), vec![n as u8; (n * 7 % 900) as usize]).unwrap();
+        db.flush().unwrap();
+        let end = tail.advance(&file).unwrap();
+        assert!(end > last, "{end} after {last}");
+        last = end;
+    }
+    assert_eq!(Tail::find(place.path()).unwrap().advance(&file).unwrap(), last, "found anew");
+    assert!(check(place.path(), last).unwrap().is_none());
+    assert!(check(place.path(), last + 1).unwrap().is_some(), "what was synced is missed");
+}

@@ -1,0 +1,451 @@
+//! The directory: locked, read, and checked against what it says of itself.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+
+use super::{
+    Damage, Done, Ending, Facts, Sink,
+    journal::{Journal, goes_on},
+    now_s, open_error,
+    walk::{Stop, Walk},
+};
+use crate::{
+    message::{Seq, UserId},
+    store::{
+        StoreError,
+        disk::{Gap, Marked, RawTables},
+        engine::Table,
+        record::{Header, Ids, RecordReader, Row, chunk_entries, fingerprint, journal_key, journal_number},
+        recovery::{CLOSED, OPEN_KEY, SETTLED_KEY},
+    },
+};
+
+/// Damage that is told; of more only the number is.
+const DAMAGE_MAX: usize = 1000;
+
+/// Bytes of entries without a place that are kept in memory. What is beyond is told as damage.
+const LOST_BYTES_MAX: usize = 512 << 20;
+
+/// A store that nobody has open.
+pub struct Inspection {
+    path: PathBuf,
+    tables: RawTables,
+    facts: Facts,
+    journal: Journal,
+    ids: Vec<Done>,
+    /// Entries that no table leads to any more: user, sequence.
+    lost: BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
+    lost_bytes: usize,
+    lost_rows: BTreeMap<String, Row>,
+    damage: Vec<Damage>,
+    untold: u64,
+    /// Held until this is dropped.
+    _lock: Option<File>,
+}
+
+impl Inspection {
+    /// Reads the store in a directory. Writes nothing there, not even into its lock.
+    ///
+    /// # Errors
+    /// When another process has it, or there is no store.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
+        let log = path.join("log");
+        let told = |error: std::io::Error| open_error(path, format!("{error}. Name the directory of a store"));
+        let file_bytes = fs::metadata(log.join("db")).map_err(told)?.len();
+        let mut tables = RawTables::open(&log, false).map_err(told)?;
+        let marked = Marked::read(path);
+        let last = |tables: &RawTables| {
+            let records = tables.pairs(Table::Journal, &[]).filter_map(Result::ok);
+            records.filter_map(|(key, _)| journal_number(&key)).last().unwrap_or(0).max(settled(tables))
+        };
+        let ends = last(&tables);
+        let said = marked.unwrap_or_default();
+        let Marked { record: synced, length, end } = said;
+        let cut = synced > ends || said.was_longer_than(file_bytes) || end > tables.end();
+        let seems = tables.end();
+        if cut && tables.goes_on() {
+            // What was synced is not all there, so the place where the log seems to end is not its end.
+            tables = RawTables::open(&log, true).map_err(told)?;
+        }
+        let mut inspection = Self {
+            path: path.to_owned(),
+            facts: Facts {
+                format: None,
+                namespace: None,
+                ending: Ending::Unknown,
+                lapses: 0,
+                records: None,
+                journal_bytes: 0,
+                settled: settled(&tables),
+                marked: marked.map(|marked| marked.record),
+                ids: 0,
+                file_bytes,
+            },
+            tables,
+            journal: Journal::default(),
+            ids: Vec::new(),
+            lost: BTreeMap::new(),
+            lost_bytes: 0,
+            lost_rows: BTreeMap::new(),
+            damage: Vec::new(),
+            untold: 0,
+            _lock: lock,
+        };
+        if said.was_longer_than(file_bytes) {
+            let what = format!("it has {file_bytes} bytes, and had {length} when it was last synced");
+            inspection.tell("log/db", String::new(), what);
+        }
+        if end > seems {
+            let what = "it breaks off before the place to which it was synced, and goes on, if it does, behind that";
+            inspection.tell("log/db", format!("place {seems} of the log, synced to {end}"), what);
+        }
+        if Marked::is_foreign(path) {
+            inspection.tell("mark", String::new(), "it is not what was written");
+        }
+        if !conf_is_whole(&log) {
+            let what = "it is not what was written, and no server starts with it. It is written anew where there is none: \
+                        remove it";
+            inspection.tell("log/conf", String::new(), what);
+        }
+        inspection.tell_of_the_file();
+        inspection.read_meta().map_err(told)?;
+        inspection.read_journal(synced).map_err(told)?;
+        inspection.read_ids().map_err(told)?;
+        if !inspection.damage.is_empty() {
+            inspection.look_for_the_lost().map_err(told)?;
+        }
+        Ok(inspection)
+    }
+
+    /// What the store says of itself.
+    #[must_use]
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// What was found to be damaged so far; all of it once [`Inspection::visit`] has returned. The first thousand.
+    #[must_use]
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
+    }
+
+    /// How much more damage there is than is told.
+    #[must_use]
+    pub fn untold(&self) -> u64 {
+        self.untold
+    }
+
+    /// Whether all is as it was written, as far as has been looked.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.damage.is_empty()
+    }
+
+    /// Dispatches that were done once, oldest first.
+    #[must_use]
+    pub fn ids(&self) -> &[Done] {
+        &self.ids
+    }
+
+    /// Fingerprint of the namespace.
+    #[must_use]
+    pub fn namespace(&self) -> u32 {
+        fingerprint(self.facts.namespace.as_deref().unwrap_or_default())
+    }
+
+    fn tell(&mut self, place: &'static str, key: String, what: impl std::fmt::Display) {
+        self.tell_all([Damage { place, key, what: what.to_string(), user: None }]);
+    }
+
+    fn tell_all(&mut self, damage: impl IntoIterator<Item = Damage>) {
+        for damage in damage {
+            if self.damage.len() < DAMAGE_MAX {
+                self.damage.push(damage);
+            } else {
+                self.untold += 1;
+            }
+        }
+    }
+
+    fn tell_of_the_file(&mut self) {
+        let broken: Vec<_> = self.tables.broken().to_vec();
+        for broken in broken {
+            self.tell("log/db", format!("bytes {} to {}", broken.from, broken.to), broken.what);
+        }
+        let gaps = std::mem::take(&mut self.tables.gaps);
+        for Gap { table, from, to } in gaps {
+            let (place, range) = match table {
+                Table::Journal => ("journal", range(&from, &to, &record)),
+                Table::Inbox => ("inbox", range(&from, &to, &owner)),
+                Table::Users => ("users", range(&from, &to, &owner)),
+                Table::Meta => ("meta", range(&from, &to, &owner)),
+                Table::Ids => ("ids", range(&from, &to, &record)),
+            };
+            self.tell(place, range, "a page of this table is missing");
+        }
+    }
+
+    fn read_meta(&mut self) -> std::io::Result<()> {
+        let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).ok();
+        let get = |key: &[u8]| self.tables.get(Table::Meta, key);
+        let format = get(b"format")?.as_ref().and_then(text);
+        let namespace = get(b"namespace")?.as_ref().and_then(text);
+        let lapses = get(b"lapses")?;
+        let open = get(OPEN_KEY)?;
+        self.facts.ending = match open.as_deref() {
+            Some(CLOSED) => Ending::Clean,
+            Some(b"always") => Ending::Unclean,
+            Some(b"lossy") => Ending::UncleanLossy,
+            _ => Ending::Unknown,
+        };
+        if let Some(lapses) = lapses {
+            match lapses[..].try_into() {
+                Ok(lapses) => self.facts.lapses = u32::from_be_bytes(lapses),
+                Err(_) => self.tell("meta", "lapses".into(), "it is not a number"),
+            }
+        }
+        for (name, found) in [("format", format.is_some()), ("namespace", namespace.is_some())] {
+            if !found {
+                self.tell("meta", name.into(), "it is missing");
+            }
+        }
+        (self.facts.format, self.facts.namespace) = (format, namespace);
+        Ok(())
+    }
+
+    fn read_journal(&mut self, marked: u64) -> std::io::Result<()> {
+        let mut records = Vec::new();
+        for pair in self.tables.pairs(Table::Journal, &[]) {
+            records.push(pair?);
+        }
+        // A commit that never came to its end was never answered.
+        while records.last().is_some_and(|(_, value)| goes_on(value) == Some(true)) {
+            records.pop();
+        }
+        let (mut next, mut first, mut count) = (self.facts.settled + 1, None, 0);
+        for (key, value) in &records {
+            let Some(number) = journal_number(key) else {
+                self.tell("journal", format!("{key:?}"), "it is no number of a record");
+                continue;
+            };
+            let missing = if first.is_none() { number > next } else { number != next };
+            if missing {
+                self.tell("journal", records_between(next, number - 1), "missing");
+            }
+            first = first.or(Some(number));
+            (next, count) = (number + 1, count + 1);
+            self.facts.journal_bytes += value.len() as u64;
+            self.read_record(number, value);
+        }
+        if marked >= next.max(self.facts.settled + 1) {
+            let from = next.max(self.facts.settled + 1);
+            self.tell("journal", records_between(from, marked), "missing, although synced");
+        }
+        self.facts.records = first.map(|first| (first, next - 1, count));
+        Ok(())
+    }
+
+    fn read_record(&mut self, number: u64, value: &Bytes) {
+        let key = format!("record {number}");
+        let read = match self.journal.take(value) {
+            Ok(read) => Some(read),
+            Err((read, what)) => {
+                self.tell("journal", key.clone(), what);
+                read
+            }
+        };
+        if self.facts.namespace.is_some() && read.is_some_and(|read| read.namespace != self.namespace()) {
+            self.tell("journal", key, "it belongs to another namespace");
+        }
+    }
+
+    fn read_ids(&mut self) -> std::io::Result<()> {
+        let mut found = Vec::new();
+        for pair in self.tables.pairs(Table::Ids, &[]) {
+            found.push(pair?);
+        }
+        for (key, value) in found {
+            match Ids::decode(&value) {
+                Ok(Ids::V1 { ids, .. }) => self.ids.extend(ids.into_iter().map(Done)),
+                Err(error) => self.tell("ids", format!("{key:?}"), error),
+            }
+        }
+        self.ids.extend(std::mem::take(&mut self.journal.ids).into_iter().map(Done));
+        self.facts.ids = self.ids.len() as u64;
+        Ok(())
+    }
+
+    /// What no table leads to any more, told by its bytes: a chunk says whose it is, a record too, a row does not but
+    /// its key does.
+    fn look_for_the_lost(&mut self) -> std::io::Result<()> {
+        let (mut chunks, mut records) = (Vec::new(), Vec::new());
+        for pair in self.tables.lost() {
+            let (key, value) = pair?;
+            let user = std::str::from_utf8(&key).ok().filter(|id| UserId::new(id).is_ok());
+            if let (Some(user), Ok(row)) = (user, Row::decode(&value)) {
+                self.lost_rows.insert(user.to_owned(), row);
+            } else if key.len() == 8 && is_record(&value, self.namespace()) {
+                records.push(value);
+            } else {
+                chunks.push(value);
+            }
+        }
+        for value in self.tables.strays() {
+            let value = value?;
+            if is_record(&value, self.namespace()) { records.push(value) } else { chunks.push(value) }
+        }
+        let (mut over, ours) = (0, self.namespace());
+        for value in chunks {
+            let Ok(entries) = chunk_entries(&value) else { continue };
+            for (entry, expires_s) in entries.into_iter().filter(|(entry, _)| entry.namespace == ours) {
+                let Ok(user) = std::str::from_utf8(&entry.owner) else { continue };
+                over += self.keep(user.to_owned(), entry.seq, expires_s, entry.payload.as_bytes().clone());
+            }
+        }
+        for value in records {
+            let mut journal = Journal::default();
+            // What cannot be read of it is lost, which is told by the gap it leaves.
+            _ = journal.take(&value);
+            for (user, said) in journal.users {
+                for said in said {
+                    if let super::journal::Said::Entry { seq, expires_s, payload, .. } = said {
+                        over += self.keep(user.clone(), seq, expires_s, payload);
+                    }
+                }
+            }
+        }
+        if over > 0 {
+            self.tell(
+                "log/db",
+                String::new(),
+                format!("{over} entries that no table leads to are too many to look at"),
+            );
+        }
+        Ok(())
+    }
+
+    /// 1 if there is no room for it.
+    fn keep(&mut self, user: String, seq: Seq, expires_s: u32, payload: Bytes) -> u64 {
+        if self.lost_bytes > LOST_BYTES_MAX {
+            return 1;
+        }
+        self.lost_bytes += payload.len();
+        self.lost.entry(user).or_default().push((seq, expires_s, payload));
+        0
+    }
+
+    /// Goes through all users in the order of their ids, and all that is still there of each.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or the sink does not want more.
+    pub fn visit(&mut self, sink: &mut dyn Sink) -> Result<(), StoreError> {
+        self.visit_some(sink, None)
+    }
+
+    /// As [`Inspection::visit`], for one user.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn visit_one(&mut self, user: &str, sink: &mut dyn Sink) -> Result<(), StoreError> {
+        self.visit_some(sink, Some(user))
+    }
+
+    fn visit_some(&mut self, sink: &mut dyn Sink, only: Option<&str>) -> Result<(), StoreError> {
+        let from = only.unwrap_or_default().as_bytes();
+        let mut told = Vec::new();
+        let mut walk = Walk {
+            rows: self.tables.pairs(Table::Users, from).peekable(),
+            chunks: self.tables.pairs(Table::Inbox, from).peekable(),
+            journal: &self.journal,
+            lost: &self.lost,
+            lost_rows: &self.lost_rows,
+            namespace: self.namespace(),
+            lapses: self.facts.lapses,
+            damaged: !self.damage.is_empty(),
+            only,
+            told: &mut told,
+            now_s: now_s(),
+        };
+        let walked = walk.all(sink).map_err(|error| match error {
+            Stop::Sink(error) => error,
+            Stop::Read(error) => open_error(&self.path, error),
+        });
+        drop(walk);
+        self.tell_all(told);
+        walked
+    }
+}
+
+fn is_record(value: &Bytes, ours: u32) -> bool {
+    let Ok(mut reader) = RecordReader::new(value) else { return false };
+    let Header::V1 { namespace, .. } = reader.header;
+    namespace == ours && reader.next_item().is_some_and(|item| item.is_ok())
+}
+
+fn settled(tables: &RawTables) -> u64 {
+    let value = tables.get(Table::Meta, SETTLED_KEY).ok().flatten();
+    value.and_then(|value| journal_number(&value)).unwrap_or(0)
+}
+
+/// Whether sled's settings are as it wrote them, behind which is their checksum. A file that is missing, or too short, it
+/// writes anew.
+fn conf_is_whole(log: &Path) -> bool {
+    let conf = fs::read(log.join("conf")).unwrap_or_default();
+    match conf.split_last_chunk::<4>() {
+        Some((text, crc)) if conf.len() > 8 => crc32fast::hash(text) == u32::from_le_bytes(*crc),
+        _ => true,
+    }
+}
+
+fn records_between(from: u64, to: u64) -> String {
+    if from == to { format!("record {from}") } else { format!("records {from} to {to}") }
+}
+
+fn range(from: &[u8], to: &[u8], name: &dyn Fn(&[u8]) -> String) -> String {
+    match (from.is_empty(), to.is_empty()) {
+        (true, true) => "all of it".into(),
+        (true, false) => format!("all before {}", name(to)),
+        (false, true) => format!("all from {} on", name(from)),
+        (false, false) => format!("all from {} to {}", name(from), name(to)),
+    }
+}
+
+fn record(key: &[u8]) -> String {
+    // Keys between pages are cut off where they differ.
+    let mut whole = journal_key(0);
+    let length = key.len().min(8);
+    whole[..length].copy_from_slice(&key[..length]);
+    format!("record {}", u64::from_be_bytes(whole))
+}
+
+fn owner(key: &[u8]) -> String {
+    let id = key.split(|byte| *byte == 0).next().unwrap_or(key);
+    format!("user {:?}", String::from_utf8_lossy(id))
+}
+
+/// Takes the lock of a directory without writing into it; `None` where there is none to take.
+fn lock(path: &Path) -> Result<Option<File>, StoreError> {
+    if !path.is_dir() {
+        return Err(open_error(path, "there is no such directory"));
+    }
+    let file = match File::open(path.join("lock")) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(open_error(path, error)),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::Error(error)) => Err(open_error(path, error)),
+        Err(TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(path.join("lock")).unwrap_or_default();
+            let holder = if holder.trim().is_empty() { String::new() } else { format!(" (process {})", holder.trim()) };
+            Err(StoreError::InUse { path: path.to_owned(), holder })
+        }
+    }
+}
