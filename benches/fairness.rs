@@ -126,8 +126,8 @@ async fn live(served: &Served) -> Vec<Duration> {
 }
 
 fn show(what: &str, took: &[Duration]) {
-    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
-    println!("{what:<42}{:>8}{:>11.2} ms{:>11.2} ms{:>11.2} ms", took.len(), at(0.5), at(0.99), at(1.0));
+    let at = |percent: usize| took[(took.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+    println!("{what:<42}{:>8}{:>11.2} ms{:>11.2} ms{:>11.2} ms", took.len(), at(50), at(99), at(100));
 }
 
 fn main() {

@@ -49,10 +49,10 @@ enum Step {
 impl Committer {
     pub(super) fn add_append(&mut self, commit: &mut Commit, append: Append) -> Result<Appended, EngineError> {
         let now_ms = self.shared.clock.now_ms();
-        if let Some(once) = &append.once {
-            if let Some(answered) = self.ids.get(&once.id, now_ms) {
-                return Ok(Appended { answered: Some(answered.clone()), duplicate: true, ..Appended::default() });
-            }
+        if let Some(once) = &append.once
+            && let Some(answered) = self.ids.get(&once.id, now_ms)
+        {
+            return Ok(Appended { answered: Some(answered.clone()), duplicate: true, ..Appended::default() });
         }
         let lives = append.ttl.into_iter().chain(self.limits.age).min();
         // Rounded up: nothing goes before its time.

@@ -159,7 +159,7 @@ impl Committer {
                 ours && chunks.len() < PURGE_CHUNKS
             })?;
             let Some((last, _)) = chunks.last() else { break };
-            from = last.clone();
+            from.clone_from(last);
             from.push(0);
             for (key, value) in &chunks {
                 let entries = match chunk_entries(value) {

@@ -10,7 +10,7 @@ use mesa::{
     message::{CollapseKey, DeviceId, DispatchId, Payload, Seq},
     store::{
         Append, Appended, Limits, Loss, Missed, Note, Once, Overflow, Reason, Rejected, Store, StoreError,
-        journal::Tuning,
+        journal::Tuning, memory::Memory,
     },
 };
 
@@ -36,6 +36,11 @@ async fn again(store: Arc<dyn Store>, place: &Place, tuning: Tuning, opening: &O
     drop(store);
     opening.ahead_ms.store(0, Ordering::Relaxed);
     place.open_with(tuning, opening)
+}
+
+/// An empty one on the same engine.
+fn another(place: &Place) -> Place {
+    if matches!(place, Place::Disk(_)) { Place::disk() } else { Place::Memory(Memory::default()) }
 }
 
 async fn in_the_inbox(store: &dyn Store, id: &str) {
@@ -243,31 +248,35 @@ async fn fill(store: &dyn Store, numbers: std::ops::RangeInclusive<u64>, settled
 
 #[tokio::test]
 async fn the_oldest_go_for_a_new_one_wherever_they_are_and_it_is_told_which() {
-    for place in
-        [Place::all(), Place::all(), Place::all()].into_iter().flatten().zip([(5, 0), (0, 5), (3, 2)].repeat(2))
-    {
-        let (place, (settled, after)) = place;
-        let opening = opening(FIVE);
-        let mut store = place.open_with(AT_ONCE, &opening);
-        if settled > 0 {
-            fill(&*store, 1..=settled, true).await;
+    for (settled, after) in [(5, 0), (0, 5), (3, 2)] {
+        for place in Place::all() {
+            the_oldest_go(place, settled, after).await;
         }
+    }
+}
+
+/// With so many of the first five messages in the inbox, and so many in the journal.
+async fn the_oldest_go(place: Place, settled: u64, after: u64) {
+    let opening = opening(FIVE);
+    let mut store = place.open_with(AT_ONCE, &opening);
+    if settled > 0 {
+        fill(&*store, 1..=settled, true).await;
+    }
+    store = again(store, &place, NEVER, &opening).await;
+    fill(&*store, settled + 1..=settled + after, false).await;
+    // By its bytes it takes the place of four.
+    let large = put(&*store, Append::new(sized(6, 9 * SIZE), vec![user("a")])).await;
+    assert_eq!((large.seqs, large.dropped), (vec![Ok(6)], 4), "{settled} in the inbox");
+    // By its number it needs none to go, by its bytes the last of the five.
+    let next = put(&*store, Append::new(sized(7, SIZE), vec![user("a")])).await;
+    assert_eq!((next.seqs, next.dropped), (vec![Ok(7)], 1));
+    for _ in 0..2 {
+        assert_eq!(read(&*store, "a", 0), [(6, 6), (7, 7)]);
+        assert_eq!(missed(&*store, "a", 1, 5), [(1, 5, Loss::Quota)]);
+        assert_eq!(missed(&*store, "a", 3, 4), [(3, 4, Loss::Quota)]);
+        assert_eq!(store.state(&user("a")).unwrap().pending, 2);
+        assert_eq!(store.pending_bytes(&user("a")).unwrap(), 10 * SIZE as u64);
         store = again(store, &place, NEVER, &opening).await;
-        fill(&*store, settled + 1..=settled + after, false).await;
-        // By its bytes it takes the place of four.
-        let large = put(&*store, Append::new(sized(6, 9 * SIZE), vec![user("a")])).await;
-        assert_eq!((large.seqs, large.dropped), (vec![Ok(6)], 4), "{settled} in the inbox");
-        // By its number it needs none to go, by its bytes two.
-        let next = put(&*store, Append::new(sized(7, SIZE), vec![user("a")])).await;
-        assert_eq!((next.seqs, next.dropped), (vec![Ok(7)], 1));
-        for _ in 0..2 {
-            assert_eq!(read(&*store, "a", 0), [(6, 6), (7, 7)]);
-            assert_eq!(missed(&*store, "a", 1, 5), [(1, 5, Loss::Quota)]);
-            assert_eq!(missed(&*store, "a", 3, 4), [(3, 4, Loss::Quota)]);
-            assert_eq!(store.state(&user("a")).unwrap().pending, 2);
-            assert_eq!(store.pending_bytes(&user("a")).unwrap(), 10 * SIZE as u64);
-            store = again(store, &place, NEVER, &opening).await;
-        }
     }
 }
 
@@ -276,7 +285,7 @@ async fn what_was_received_is_not_counted_among_those_that_were_dropped() {
     for place in Place::all() {
         for tuning in [NEVER, AT_ONCE] {
             let opening = opening(FIVE);
-            let place = if matches!(place, Place::Disk(_)) { Place::disk() } else { Place::Memory(Default::default()) };
+            let place = another(&place);
             let store = place.open_with(tuning, &opening);
             fill(&*store, 1..=5, tuning.settle_after.is_zero()).await;
             receive(&*store, "a", 2, 3);
@@ -324,8 +333,7 @@ async fn a_newer_message_takes_the_place_of_a_pending_one_wherever_that_is() {
     for settled in [false, true] {
         for place in Place::all() {
             for hold in [None, Some(0)] {
-                let place =
-                    if matches!(place, Place::Disk(_)) { Place::disk() } else { Place::Memory(Default::default()) };
+                let place = another(&place);
                 let opening = opening(Limits::default());
                 let mut store = place.open_with(if settled { AT_ONCE } else { NEVER }, &opening);
                 put(&*store, with_key(1, "state", "a")).await;
@@ -381,7 +389,7 @@ fn once(n: u64, users: &[&str]) -> Append {
 async fn an_id_is_answered_as_it_was_the_first_time_for_as_long_as_its_window() {
     for place in Place::all() {
         for tuning in [NEVER, AT_ONCE] {
-            let place = if matches!(place, Place::Disk(_)) { Place::disk() } else { Place::Memory(Default::default()) };
+            let place = another(&place);
             let opening = opening(Limits { messages: 1, ids_window: 10 * HOUR, ..Limits::default() });
             let mut store = place.open_with(tuning, &opening);
             append(&*store, 1, &["full"]).await.unwrap();
