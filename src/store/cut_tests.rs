@@ -247,7 +247,10 @@ async fn what_a_commit_replaces_stays_until_that_commit_is_written() {
 async fn ids_outlive_a_settling_that_was_cut_and_made_again() {
     let once = |n: u64| {
         let id = DispatchId::new(&format!("order {n}")).unwrap();
-        Append { once: Some(Once { id, online: vec![true], refused: Vec::new() }), ..Append::new(payload(), vec![user(0)]) }
+        Append {
+            once: Some(Once { id, online: vec![true], refused: Vec::new() }),
+            ..Append::new(payload(), vec![user(0)])
+        }
     };
     for writes in 0..80 {
         let tables = Memory::default();

@@ -141,7 +141,8 @@ impl Rejected {
     /// Takes a copy of as much of `user` as is told.
     #[must_use]
     pub fn new(user: &str, reason: Reason) -> Self {
-        Self { user: user[..user.floor_char_boundary(REJECTED_BYTES_MAX)].into(), reason }
+        let end = (0..=user.len().min(REJECTED_BYTES_MAX)).rev().find(|at| user.is_char_boundary(*at));
+        Self { user: user[..end.unwrap_or(0)].into(), reason }
     }
 }
 

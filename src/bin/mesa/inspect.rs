@@ -33,9 +33,9 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     };
     visited.map_err(Failure::because)?;
     if args.json {
-        print_json(&inspection, &found, args)?
+        print_json(&inspection, &found, args)?;
     } else {
-        print(&inspection, &found, args)?
+        print(&inspection, &found, args)?;
     }
     if args.user.is_some() && found.users == 0 {
         return Err(Failure::because("nothing is stored of this user"));
