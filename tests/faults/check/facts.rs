@@ -60,6 +60,9 @@ impl Dispatch {
     }
 }
 
+/// Where a client was told how far its log goes, from where to where, and what is missing of it and why.
+pub type Told = (usize, u64, u64, Option<(u64, u64, String)>);
+
 /// One connection of a client.
 #[derive(Clone, Debug, Default)]
 pub struct Connection {
@@ -73,7 +76,7 @@ pub struct Connection {
     /// Whose cursor it goes by.
     pub device: Option<String>,
     /// What it was told of the log: line, first, last, missed.
-    pub told: Vec<(usize, u64, u64, Option<(u64, u64, String)>)>,
+    pub told: Vec<Told>,
     /// Line, and up to which sequence it was about to confirm.
     pub confirming: Vec<(usize, u64)>,
     /// Line, and up to which sequence the server is known to have taken that in.

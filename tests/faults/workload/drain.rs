@@ -117,7 +117,7 @@ fn drain_one(world: &World, here: Here, http: &mut Http, user: &str) -> Result<u
     // A client that was there when the play ended may have receipts under way, so this is asked of a client too.
     while pending > 0 && Instant::now() < end {
         for device in &devices {
-            let by_cursor = world.connections.load(Ordering::Relaxed) % 2 == 0;
+            let by_cursor = world.connections.load(Ordering::Relaxed).is_multiple_of(2);
             if by_cursor {
                 receive(world, here, http, (user, Some(device)), end)?;
             } else {
