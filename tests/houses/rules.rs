@@ -20,7 +20,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("cluster", &["message", "config"]),
     ("middleware", &["message", "auth"]),
     ("hub", &["message", "config", "metrics", "planted", "store", "auth", "cluster", "middleware"]),
-    ("http", &["message", "config", "metrics", "auth", "hub"]),
+    ("http", &["message", "config", "metrics", "auth", "hub", "planted"]),
     ("wire", &["message", "config", "metrics", "auth", "hub"]),
     (
         "server",
