@@ -153,6 +153,30 @@ fn garbage_is_read_as_nothing() {
     }
 }
 
+/// As sled leaves its files when it is killed while it opens them: what it does not need any more it has emptied.
+#[test]
+fn a_segment_that_sled_has_emptied_while_it_opened_is_not_missed() {
+    let (place, mut emptied) = (tempfile::tempdir().unwrap(), 0);
+    fs::create_dir_all(place.path()).unwrap();
+    for n in 0..200_u64 {
+        let db = open(place.path());
+        db.flush().unwrap();
+        let killed = tempfile::tempdir().unwrap();
+        copy(place.path(), killed.path());
+        let file = fs::File::open(place.path().join("db")).unwrap();
+        let end = Tail::find(place.path()).unwrap().advance(&file).unwrap();
+        let bytes = fs::read(place.path().join("db")).unwrap();
+        emptied += usize::from(bytes.chunks(SEGMENT).any(|segment| segment.iter().all(|byte| *byte == 0)));
+        assert_eq!(check(killed.path(), end).unwrap(), None, "round {n}, which ends at {end}");
+        let journal = db.open_tree("journal").unwrap();
+        for key in 0..12_u64 {
+            journal.insert(key.to_be_bytes(), vec![n as u8; 900]).unwrap();
+        }
+        db.flush().unwrap();
+    }
+    assert!(emptied > 0, "nothing was emptied: nothing was tested");
+}
+
 #[test]
 fn the_end_of_the_log_is_followed_while_it_is_written() {
     let place = tempfile::tempdir().unwrap();
