@@ -45,6 +45,27 @@ pub struct Walk<'a> {
     pub now_s: u32,
 }
 
+/// The next pair cannot be read.
+struct Unread;
+
+/// Whose the next pair is. Passes over keys that are nobody's, and tells of them.
+fn first_user(
+    pairs: &mut Peekable<Pairs<'_>>,
+    user: fn(&[u8]) -> Option<String>,
+    (place, what): (&'static str, &str),
+    told: &mut Vec<Damage>,
+) -> Result<Option<String>, Unread> {
+    while let Some(pair) = pairs.peek() {
+        let Ok((key, _)) = pair else { return Err(Unread) };
+        if let Some(user) = user(key) {
+            return Ok(Some(user));
+        }
+        told.push(Damage { place, key: format!("{key:?}"), what: what.into(), user: None });
+        pairs.next();
+    }
+    Ok(None)
+}
+
 impl Walk<'_> {
     /// Everybody, or `only` one.
     pub fn all(&mut self, sink: &mut dyn Sink) -> Result<(), Stop> {
@@ -65,44 +86,10 @@ impl Walk<'_> {
 
     /// The next of whom anything is known.
     fn next_user(&mut self, after: Option<&str>) -> Result<Option<String>, Stop> {
-        let row = loop {
-            match self.rows.peek() {
-                Some(Ok((key, _))) => match user_of(key) {
-                    Some(user) => break Some(user),
-                    None => {
-                        let told = format!("{key:?}");
-                        self.told.push(Damage {
-                            place: "users",
-                            key: told,
-                            what: "it is no user id".into(),
-                            user: None,
-                        });
-                        self.rows.next();
-                    }
-                },
-                Some(Err(_)) => return Err(Stop::Read(self.failed())),
-                None => break None,
-            }
-        };
-        let chunk = loop {
-            match self.chunks.peek() {
-                Some(Ok((key, _))) => match inbox_user(key) {
-                    Some(user) => break Some(user),
-                    None => {
-                        let told = format!("{key:?}");
-                        self.told.push(Damage {
-                            place: "inbox",
-                            key: told,
-                            what: "it is no key of a chunk".into(),
-                            user: None,
-                        });
-                        self.chunks.next();
-                    }
-                },
-                Some(Err(_)) => return Err(Stop::Read(self.failed())),
-                None => break None,
-            }
-        };
+        let row = first_user(&mut self.rows, user_of, ("users", "it is no user id"), self.told);
+        let row = row.map_err(|Unread| Stop::Read(self.failed()))?;
+        let chunk = first_user(&mut self.chunks, inbox_user, ("inbox", "it is no key of a chunk"), self.told);
+        let chunk = chunk.map_err(|Unread| Stop::Read(self.failed()))?;
         let from = match (after, self.only) {
             (Some(after), _) => std::ops::Bound::Excluded(after.to_owned()),
             (None, Some(only)) => std::ops::Bound::Included(only.to_owned()),

@@ -126,15 +126,8 @@ fn under(home: &Home, prepared: &Prepared, file: &str, fault: &Fault) -> Result<
             }
         }
     }
-    if home.log().contains("panicked") {
-        return Err(format!("a panic:\n{}", home.log()));
-    }
-    let server = strace::start_without(home)?;
-    let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
-    prepared.check(&mut http)?;
-    ledger.check(&mut http)?;
+    prepared.check_after(home, &ledger)?;
     outcome.answered = ledger.answered();
-    server.process.kill();
     Ok(outcome)
 }
 

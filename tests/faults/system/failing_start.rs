@@ -111,13 +111,5 @@ fn hold(home: &Home, prepared: &Prepared, started: Started) -> Result<(), String
             server.process.kill();
         }
     }
-    if home.log().contains("panicked") {
-        return Err(format!("a panic:\n{}", home.log()));
-    }
-    let server = strace::start_without(home)?;
-    let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
-    prepared.check(&mut http)?;
-    ledger.check(&mut http)?;
-    server.process.kill();
-    Ok(())
+    prepared.check_after(home, &ledger)
 }

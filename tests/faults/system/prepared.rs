@@ -21,7 +21,7 @@ use mesa::{
 use tokio::runtime::Runtime;
 
 use crate::{
-    ledger::{Log, read_log},
+    ledger::{Ledger, Log, read_log},
     strace,
     support::{http::Http, server::Home},
 };
@@ -84,6 +84,22 @@ impl Prepared {
         _ = fs::remove_dir_all(home.store());
         copy(&self.directory.path().join("image"), &home.store());
         _ = fs::remove_file(home.path("log"));
+    }
+
+    /// Holds what was there before a fault, and what was answered during it, against a plain start behind it.
+    ///
+    /// # Errors
+    /// With what is wrong: a panic, a start that fails, or a log that is not what it has to be.
+    pub fn check_after(&self, home: &Home, ledger: &Ledger) -> Result<(), String> {
+        if home.log().contains("panicked") {
+            return Err(format!("a panic:\n{}", home.log()));
+        }
+        let server = strace::start_without(home)?;
+        let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
+        self.check(&mut http)?;
+        ledger.check(&mut http)?;
+        server.process.kill();
+        Ok(())
     }
 
     /// Holds what the server has against what was put there: every message, in its place.
