@@ -6,10 +6,12 @@
 //! - [`session`]: a cursor on a user's log
 //! - [`presence`]: which users are here, in order
 //! - [`report`]: what can be asked about users
+//! - [`events`]: what happens to clients, told to whoever listens
 //! - [`backup`](Hub::backup): the whole store, piece by piece
 
 mod backup;
 mod dispatch;
+mod events;
 mod mailbox;
 mod presence;
 mod registry;
@@ -20,7 +22,7 @@ mod tests;
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -29,6 +31,7 @@ use tokio::sync::Semaphore;
 
 pub use self::{
     dispatch::{Dispatch, Kept, Outcome, Taken},
+    events::{ConnectionId, Event, Listener, Said},
     mailbox::{Leave, Mailbox, MailboxBounds, Signals},
     report::{DeviceReport, UserReport},
     session::{Attach, Batch, Connected, Foreign, Mark, Resumed, Session},
@@ -39,6 +42,7 @@ use crate::{
     metrics::Metrics,
     store::{Found, Note, ReadLimit},
 };
+use events::Listeners;
 use presence::Presence;
 use registry::{Registry, Seat};
 
@@ -76,6 +80,7 @@ pub struct Hub {
     metrics: Arc<Metrics>,
     registry: Arc<Registry>,
     presence: Presence,
+    listeners: Listeners,
     cold_reads: Arc<Semaphore>,
     /// One at a time.
     backups: Arc<Semaphore>,
@@ -90,14 +95,21 @@ impl Hub {
         store.on_commit(Arc::new(move |users| users.iter().for_each(|user| listening.wake(user))));
         let cold_reads = Arc::new(Semaphore::new(COLD_READS_MAX));
         let backups = Arc::new(Semaphore::new(1));
-        Arc::new(Self { settings, store, metrics, registry, presence: Presence::default(), cold_reads, backups })
+        let (presence, listeners) = (Presence::default(), Listeners::default());
+        Arc::new(Self { settings, store, metrics, registry, presence, listeners, cold_reads, backups })
     }
 
     /// Registers a connection: from here on it can be told things.
     #[must_use]
     pub fn connect(self: &Arc<Self>) -> Connected {
         let (id, mailbox) = self.registry.enter(self.settings.mailbox);
-        Connected { hub: self.clone(), id, mailbox }
+        self.listeners.tell(id, Event::Connection);
+        Connected { hub: self.clone(), id, mailbox, user: OnceLock::new() }
+    }
+
+    /// From here on `listener` is told what happens to clients. For as long as there is a hub.
+    pub fn listen(&self, listener: Arc<dyn Listener>) {
+        self.listeners.add(listener);
     }
 
     /// Connections in all, authenticated or not.
@@ -131,6 +143,9 @@ impl Hub {
         connected.mailbox.set_authenticated();
         self.metrics.sessions.inc();
         self.seen(&user);
+        if connected.user.set(user.clone()).is_ok() {
+            self.listeners.tell(connected.id, Event::Authentication { user: &user });
+        }
         Ok(session)
     }
 

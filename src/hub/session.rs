@@ -10,14 +10,19 @@
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use futures_util::future::BoxFuture;
 
-use super::{Hub, mailbox::Mailbox, registry::Seat};
+use super::{
+    Hub,
+    events::{ConnectionId, Event, Said},
+    mailbox::Mailbox,
+    registry::Seat,
+};
 use crate::{
     message::{DeviceId, Seq, UserId},
     planted::{self, Bug},
@@ -475,8 +480,10 @@ impl fmt::Debug for Session {
 #[derive(Debug)]
 pub struct Connected {
     pub(super) hub: Arc<Hub>,
-    pub(super) id: super::registry::ConnectionId,
+    pub(super) id: ConnectionId,
     pub(super) mailbox: Arc<Mailbox>,
+    /// Who the client has first shown to be.
+    pub(super) user: OnceLock<UserId>,
 }
 
 impl Connected {
@@ -493,11 +500,17 @@ impl Connected {
     pub fn attach(&self, user: UserId, how: Attach, now: Instant) -> Result<Session, StoreError> {
         self.hub.attach(self, user, how, now)
     }
+
+    /// The client has said something that is for the application.
+    pub fn said(&self, said: Said<'_>) {
+        self.hub.listeners.tell(self.id, Event::Message { user: self.user.get(), said });
+    }
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
         self.hub.registry.exit(self.id);
+        self.hub.listeners.tell(self.id, Event::Disconnection { user: self.user.get() });
     }
 }
 

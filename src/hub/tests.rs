@@ -24,7 +24,7 @@ fn alice() -> UserId {
     UserId::new("alice").unwrap()
 }
 
-fn hub(redelivery_interval: Duration) -> Arc<Hub> {
+pub(super) fn hub(redelivery_interval: Duration) -> Arc<Hub> {
     let store = memory::open(&Memory::default(), Options::default()).unwrap();
     let settings = Settings {
         sync: Some(SyncSettings { redelivery_interval }),

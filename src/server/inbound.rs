@@ -5,7 +5,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     connection::{Authenticating, Connection, End},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     auth::{AuthError, Identity},
-    hub::{Attach, StoreError},
+    hub::{Attach, Said, StoreError},
     protocol::{
         close::CloseCode,
         encode,
@@ -99,7 +99,10 @@ impl Connection {
                     if version != Some(&client.version) {
                         return Err(End::close(CloseCode::Version));
                     }
+                    return Ok(());
                 }
+                let data = message.data.map(RawValue::get);
+                self.connected.said(Said { op: message.op, data, kind: message.kind.as_deref() });
             }
         }
         Ok(())
