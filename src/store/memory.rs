@@ -23,6 +23,12 @@ impl Memory {
         &self.0[table as usize]
     }
 
+    /// Tables of their own with the same in them.
+    #[cfg(test)]
+    pub(super) fn copied(&self) -> Self {
+        Self(Arc::new(std::array::from_fn(|at| RwLock::new(self.0[at].read().clone()))))
+    }
+
     /// How many chunks the inbox of this user has.
     #[doc(hidden)]
     #[must_use]
@@ -78,11 +84,15 @@ impl Engine for Memory {
         Ok(range.next_back().map(|(key, value)| (Bytes::copy_from_slice(key), value.clone())))
     }
 
-    fn flush(&self) -> Result<(), EngineError> {
+    fn sync(&self) -> Result<(), EngineError> {
         Ok(())
     }
 
-    fn sync(&self) -> Result<(), EngineError> {
+    fn barrier(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> Result<(), EngineError> {
         Ok(())
     }
 }
