@@ -12,7 +12,6 @@ use std::{
     collections::VecDeque,
     fs::{self, File},
     io,
-    ops::ControlFlow,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -268,16 +267,26 @@ pub fn make_directory(directory: &Path) -> io::Result<()> {
     directory.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
-/// Visits the records of a file in order, from its beginning; returns where they end.
-pub fn visit(bytes: &[u8], first: u64, mut see: impl FnMut(&Record<'_>, usize) -> ControlFlow<()>) -> usize {
-    let (mut at, mut number) = (0, first);
+/// Visits the records from `at` on, which are numbered from `number` on; returns where they end, and the number that would
+/// be next.
+fn visit(bytes: &[u8], mut at: usize, mut number: u64, mut see: impl FnMut(&Record<'_>, usize)) -> (usize, u64) {
     while let Some(record) = record_at(bytes, at).filter(|record| record.number == number) {
-        if see(&record, at).is_break() {
-            break;
-        }
+        see(&record, at);
         (at, number) = (record.end, number + 1);
     }
-    at
+    (at, number)
+}
+
+/// Where, from `at` on, the record of this number begins.
+fn find(bytes: &[u8], mut at: usize, number: u64) -> Option<usize> {
+    loop {
+        let found = frame::find(Kind::Record, bytes, at)?;
+        let record = record_at(bytes, found)?;
+        if record.number == number {
+            return Some(found);
+        }
+        at = record.end;
+    }
 }
 
 /// The highest record that one of those from `at` on says was synced; they may be anywhere.
@@ -322,20 +331,31 @@ fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
             continue;
         }
         let mut places = Vec::new();
-        let end = visit(&bytes, first, |record, at| {
+        let mut see = |record: &Record<'_>, at: usize| {
             if record.number > settled {
                 places.push(Place { file: first, at: at as u32, length: (record.end - at) as u32 });
             }
-            ControlFlow::Continue(())
-        });
-        inside.places.extend(places);
-        inside.files.push_back(RecordFile { first, file: Arc::new(file), length });
+        };
+        let (mut end, mut next) = visit(&bytes, 0, first, &mut see);
+        if next <= settled
+            && let Some(at) = find(&bytes, end, settled + 1)
+        {
+            // Nobody needs what cannot be read.
+            (end, next) = visit(&bytes, at, settled + 1, &mut see);
+        }
         if (end as u64) < length {
-            let number = inside.last().unwrap_or(settled).max(settled) + 1;
-            broken = Some(here(end as u64, number));
+            broken = Some(here(end as u64, next.max(settled + 1)));
             synced = synced.max(synced_behind(&bytes, end));
             survey.cut = Some(end as u64);
         }
+        if places.is_empty() {
+            // Behind it there is none that hangs together with what is settled.
+            survey.done.push(first);
+            survey.cut = None;
+            continue;
+        }
+        inside.places.extend(places);
+        inside.files.push_back(RecordFile { first, file: Arc::new(file), length });
     }
     let last = survey.inside.last().unwrap_or(0).max(settled);
     if synced > last {
@@ -349,4 +369,127 @@ fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
 fn place_of(directory: &Path, first: u64) -> String {
     let own = directory.file_name().unwrap_or_default().to_string_lossy();
     format!("{own}/{}", frame::name(first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path, settled: u64, marked: u64) -> Opened<RecordFiles> {
+        RecordFiles::check(path, settled, marked)?;
+        RecordFiles::open(path, settled, marked)
+    }
+
+    fn numbers(files: &RecordFiles) -> Vec<u64> {
+        let (first, last) = files.ends().unwrap_or((1, 0));
+        let value = |number| files.get(number).unwrap().unwrap();
+        (first..=last).inspect(|number| assert_eq!(value(*number)[..8], number.to_be_bytes())).collect()
+    }
+
+    fn append(files: &RecordFiles, numbers: std::ops::RangeInclusive<u64>, bytes: usize) {
+        for number in numbers {
+            let mut value = number.to_be_bytes().to_vec();
+            value.resize(bytes.max(8), 7);
+            files.append(number, &value).unwrap();
+        }
+    }
+
+    fn sync(files: &RecordFiles) {
+        files.sync(File::sync_data).unwrap();
+    }
+
+    fn damage(path: &Path, name: u64, change: impl FnOnce(&mut Vec<u8>)) {
+        let path = path.join(frame::name(name));
+        let mut bytes = fs::read(&path).unwrap();
+        change(&mut bytes);
+        fs::write(&path, bytes).unwrap();
+    }
+
+    fn told(opened: Opened<RecordFiles>) -> Option<u64> {
+        match opened {
+            Ok(_) => None,
+            Err(Broken::Damage(broken)) => Some(broken.number),
+            Err(Broken::Io(error)) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn what_was_synced_is_there_and_what_a_crash_has_torn_is_cut_off() {
+        let home = tempfile::tempdir().unwrap();
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        append(&files, 1..=5, 100);
+        sync(&files);
+        append(&files, 6..=7, 100);
+        drop(files);
+        damage(home.path(), 1, |bytes| {
+            let torn = bytes.len() - 200;
+            bytes[torn] ^= 1;
+        });
+        let files = open(home.path(), 0, 5).unwrap_or_else(|_| panic!("6 was never synced"));
+        assert_eq!(numbers(&files), [1, 2, 3, 4, 5]);
+        append(&files, 6..=6, 50);
+        sync(&files);
+        drop(files);
+        assert_eq!(told(open(home.path(), 0, 7)), Some(7), "the mark knows of more");
+        let files = open(home.path(), 0, 6).unwrap_or_else(|_| panic!("all is there"));
+        assert_eq!(numbers(&files), [1, 2, 3, 4, 5, 6]);
+        files.remove(6).unwrap();
+        files.remove(5).unwrap();
+        drop(files);
+        let files = open(home.path(), 0, 4).unwrap_or_else(|_| panic!("what was taken back is no damage"));
+        assert_eq!(numbers(&files), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn damage_is_told_by_what_lies_behind_it_also_without_a_mark() {
+        let home = tempfile::tempdir().unwrap();
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        for number in 1..=40 {
+            append(&files, number..=number, 500_000);
+            sync(&files);
+        }
+        drop(files);
+        let names = frame::numbered(home.path()).unwrap();
+        assert_eq!(names, [1, 18, 35]);
+        let whole: Vec<_> = names.iter().map(|name| fs::read(home.path().join(frame::name(*name))).unwrap()).collect();
+        let restore = || {
+            for (name, bytes) in names.iter().zip(&whole) {
+                fs::write(home.path().join(frame::name(*name)), bytes).unwrap();
+            }
+        };
+        for (name, at, number) in [(1, 0, 1), (1, 3_000_000, 6), (18, 600_000, 19), (35, 600_000, 36)] {
+            damage(home.path(), name, |bytes| bytes[at] ^= 16);
+            assert_eq!(told(open(home.path(), 0, 0)), Some(number), "{name} at {at}");
+            restore();
+        }
+        for missing in [1, 18] {
+            fs::remove_file(home.path().join(frame::name(missing))).unwrap();
+            assert_eq!(told(open(home.path(), 0, 0)), Some(missing));
+            restore();
+        }
+        // Nobody needs what is settled: whatever has become of that.
+        damage(home.path(), 18, |bytes| bytes[600_000] ^= 16);
+        let files = open(home.path(), 20, 40).unwrap_or_else(|_| panic!("only what is settled is damaged"));
+        assert_eq!(numbers(&files), (21..=40).collect::<Vec<_>>());
+        assert_eq!(frame::numbered(home.path()).unwrap(), [18, 35]);
+        drop(files);
+        let files = open(home.path(), 40, 40).unwrap_or_else(|_| panic!("all is settled"));
+        assert_eq!((files.ends(), frame::numbered(home.path()).unwrap()), (None, vec![]));
+    }
+
+    #[test]
+    fn a_file_goes_when_all_its_records_are_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let files = open(home.path(), 9, 9).unwrap_or_else(|_| panic!("nothing is needed"));
+        append(&files, 10..=60, 500_000);
+        for number in 10..=60 {
+            files.remove(number).unwrap();
+        }
+        assert_eq!((files.ends(), frame::numbered(home.path()).unwrap().len()), (None, 1), "the last is written to");
+        append(&files, 61..=61, 100);
+        assert_eq!(numbers(&files), [61]);
+        sync(&files);
+        drop(files);
+        assert_eq!(numbers(&open(home.path(), 60, 61).unwrap_or_else(|_| panic!("61 is there"))), [61]);
+    }
 }
