@@ -48,7 +48,7 @@ impl Damage {
         let file = if case.is_multiple_of(2) { DB.to_owned() } else { large(within(1 << 20)) };
         // sled's file is zeros behind the last thing written: most of the damage goes where there is something.
         let end = if file == DB && within(8) > 0 { sample.written } else { length(&file) };
-        let kind = case / 6 % 12;
+        let kind = within(12);
         let small = [CONF, SNAP, MARK][within(3) as usize].to_owned();
         match kind {
             0 | 1 => Self::Flipped { file, at: vec![(within(end), 1 << within(8))] },
