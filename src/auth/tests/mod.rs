@@ -24,6 +24,7 @@ fn nothing() -> config::Jwt {
     config::Jwt {
         secret: None,
         key_file: None,
+        jwks: None,
         algorithms: Vec::new(),
         id_claim: None,
         user_claim: None,

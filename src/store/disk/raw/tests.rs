@@ -10,12 +10,13 @@ use crate::store::engine::Table;
 /// The smallest that still has every kind of page.
 const SEGMENT: usize = 64 << 10;
 
-const NAMES: [(&str, Table); 5] = [
+const NAMES: [(&str, Table); 6] = [
     ("journal", Table::Journal),
     ("inbox", Table::Inbox),
     ("users", Table::Users),
     ("meta", Table::Meta),
     ("ids", Table::Ids),
+    ("outbox", Table::Outbox),
 ];
 
 fn open(path: &Path) -> sled::Db {
