@@ -8,6 +8,10 @@
 //! - [`signature`]: how a request shows that it is ours
 
 pub mod address;
+#[cfg(test)]
+#[path = "../../tests/support/receiver.rs"]
+#[allow(dead_code, missing_docs, reason = "the tests of the built binary use the rest")]
+pub(crate) mod receiver;
 pub mod signature;
 
 use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -365,5 +369,16 @@ mod tests {
         let refused = guard.resolve("localhost".parse().unwrap()).await.err().expect("a refusal").to_string();
         assert!(refused.contains("is private"), "{refused}");
         assert!(Guard { allow_private: true }.resolve("localhost".parse().unwrap()).await.is_ok());
+
+        // And as a request: nobody is connected to.
+        let receiver = receiver::Receiver::start().await;
+        let mut outgoing = Outgoing::new("https://example.org/", Duration::from_secs(5), false).unwrap();
+        outgoing.url = format!("http://localhost:{}/", receiver.address.port()).parse().unwrap();
+        let error = outgoing.get(1000).await.unwrap_err().to_string();
+        assert!(error.contains("cannot be reached") && error.contains("is private"), "{error}");
+        assert_eq!(receiver.connections(), 0);
+        let mut allowed = Outgoing::new("http://localhost/", Duration::from_secs(5), true).unwrap();
+        allowed.url = outgoing.url;
+        assert_eq!(allowed.get(1000).await.unwrap().status, 200);
     }
 }

@@ -120,7 +120,7 @@ fn say(trouble: &mut Option<Trouble>, answer: &Result<Answer, OutgoingError>) {
     trouble.said = now;
     let why = match answer {
         Ok(answer) => match answer.status {
-            300..400 => format!("it answers {}, and redirections are not followed", answer.status),
+            300..=399 => format!("it answers {}, and redirections are not followed", answer.status),
             status => format!("it answers {status}"),
         },
         Err(error) => error.to_string(),

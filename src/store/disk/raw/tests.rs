@@ -61,7 +61,7 @@ fn fill(path: &Path, seed: u64) {
         let db = open(path);
         let trees = NAMES.map(|(name, _)| db.open_tree(name).unwrap());
         for n in 0..2_000_u64 {
-            let tree = &trees[chance(5) as usize];
+            let tree = &trees[chance(NAMES.len() as u64) as usize];
             let key = format!("user {}\0{}", chance(200), chance(4));
             if chance(3) == 0 {
                 tree.remove(key).unwrap();
