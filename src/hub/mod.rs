@@ -36,11 +36,14 @@ pub use self::{
     report::{DeviceReport, UserReport},
     session::{Attach, Batch, Connected, Foreign, Mark, Resumed, Session},
 };
-pub use crate::store::{Entry, Loss, Missed, Reason, Rejected, Store, StoreError};
+pub use crate::store::{
+    Entry, EventKind, Kept as KeptEvent, Loss, Missed, Outbox, OutboxEvent, OutboxOptions, ReadLimit, Reason, Rejected,
+    Store, StoreError,
+};
 use crate::{
     message::{DeviceId, Seq, UserId},
     metrics::Metrics,
-    store::{Found, Note, ReadLimit},
+    store::{CommitListener, Found, Note},
 };
 use events::Listeners;
 use presence::Presence;
@@ -81,6 +84,8 @@ pub struct Hub {
     registry: Arc<Registry>,
     presence: Presence,
     listeners: Listeners,
+    /// Who else is told of commits.
+    appended: Arc<OnceLock<CommitListener>>,
     cold_reads: Arc<Semaphore>,
     /// One at a time.
     backups: Arc<Semaphore>,
@@ -91,12 +96,18 @@ impl Hub {
     #[must_use]
     pub fn new(settings: Settings, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Arc<Self> {
         let registry = Arc::new(Registry::new());
-        let listening = registry.clone();
-        store.on_commit(Arc::new(move |users| users.iter().for_each(|user| listening.wake(user))));
+        let appended: Arc<OnceLock<CommitListener>> = Arc::default();
+        let (listening, also) = (registry.clone(), appended.clone());
+        store.on_commit(Arc::new(move |users| {
+            users.iter().for_each(|user| listening.wake(user));
+            if let Some(also) = also.get() {
+                also(users);
+            }
+        }));
         let cold_reads = Arc::new(Semaphore::new(COLD_READS_MAX));
         let backups = Arc::new(Semaphore::new(1));
         let (presence, listeners) = (Presence::default(), Listeners::default());
-        Arc::new(Self { settings, store, metrics, registry, presence, listeners, cold_reads, backups })
+        Arc::new(Self { settings, store, metrics, registry, presence, listeners, appended, cold_reads, backups })
     }
 
     /// Registers a connection: from here on it can be told things.
@@ -110,6 +121,12 @@ impl Hub {
     /// From here on `listener` is told what happens to clients. For as long as there is a hub.
     pub fn listen(&self, listener: Arc<dyn Listener>) {
         self.listeners.add(listener);
+    }
+
+    /// From here on `listener` is told which users have new messages in their logs, on the thread that commits them: it must
+    /// not wait for anything. Only the first that is set is told.
+    pub fn on_appended(&self, listener: impl Fn(&[UserId]) + Send + Sync + 'static) {
+        _ = self.appended.set(Arc::new(listener));
     }
 
     /// Connections in all, authenticated or not.

@@ -17,6 +17,8 @@ pub enum Table {
     Meta,
     /// Record number → ids of appends that were done once.
     Ids,
+    /// What is to be told to the outside world.
+    Outbox,
 }
 
 /// An engine did not do what was asked.
@@ -35,7 +37,8 @@ impl EngineError {
 ///
 /// # Contract
 /// - *One writer.* Only the commit thread puts, removes and syncs; anybody reads.
-/// - *A killed process* takes back nothing of the journal and of inboxes, and of the other tables no more than a power cut.
+/// - *A killed process* takes back nothing of the journal and of inboxes' values, and of the other tables nothing that was
+///   put before the last flush.
 /// - *A power cut* leaves of the journal all that was synced, and any prefix of what was put behind that. It leaves of the
 ///   other tables a prefix of what was put and removed, over all of them, with all up to the last checkpoint. What is new
 ///   in an inbox may be there by its key and unreadable, unless a barrier stood behind it; what replaces a value never is.
@@ -56,6 +59,8 @@ pub trait Engine: Send + Sync + 'static {
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError>;
     /// The pair with the highest key at or below `key`.
     fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError>;
+    /// Hands what was put into the other tables to the system: a killed process does not take that back.
+    fn flush(&self) -> Result<(), EngineError>;
     /// Makes the journal survive a power cut, up to its last record.
     fn sync(&self) -> Result<(), EngineError>;
     /// Makes the journal and the inboxes' values survive a power cut.

@@ -95,6 +95,7 @@ struct Trees {
     users: sled::Tree,
     meta: sled::Tree,
     ids: sled::Tree,
+    outbox: sled::Tree,
 }
 
 struct Tidying {
@@ -111,6 +112,7 @@ impl Disk {
             Table::Users => &self.trees.users,
             Table::Meta => &self.trees.meta,
             Table::Ids => &self.trees.ids,
+            Table::Outbox => &self.trees.outbox,
         }
     }
 
@@ -169,7 +171,7 @@ impl Disk {
     }
 
     fn sync_tables(&self) -> Result<(), EngineError> {
-        self.db.flush().map_err(|error| self.failed(error))?;
+        self.flush()?;
         // Asked before: what is written meanwhile may not be synced.
         let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
         let end = self.tail.lock().advance(&self.file).map_err(|error| self.failed(error))?;
@@ -290,6 +292,10 @@ impl Engine for Disk {
             }
         }
         Ok(None)
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        self.db.flush().map(drop).map_err(|error| self.failed(error))
     }
 
     fn sync(&self) -> Result<(), EngineError> {
