@@ -71,6 +71,15 @@ impl UserId {
     }
 }
 
+impl std::str::FromStr for UserId {
+    type Err = UserIdError;
+
+    /// As [`UserId::new`].
+    fn from_str(id: &str) -> Result<Self, UserIdError> {
+        Self::new(id)
+    }
+}
+
 impl Borrow<str> for UserId {
     fn borrow(&self) -> &str {
         &self.0
@@ -273,6 +282,30 @@ pub enum Recipients {
     Everyone,
     /// These users, each once.
     Users(Vec<UserId>),
+}
+
+impl From<UserId> for Recipients {
+    fn from(user: UserId) -> Self {
+        Self::Users(vec![user])
+    }
+}
+
+impl From<&UserId> for Recipients {
+    fn from(user: &UserId) -> Self {
+        Self::Users(vec![user.clone()])
+    }
+}
+
+impl From<Vec<UserId>> for Recipients {
+    fn from(users: Vec<UserId>) -> Self {
+        Self::Users(users)
+    }
+}
+
+impl From<&[UserId]> for Recipients {
+    fn from(users: &[UserId]) -> Self {
+        Self::Users(users.to_vec())
+    }
 }
 
 /// How deep arrays and objects nest in a JSON text (0 for a scalar). Does not check that the text is JSON.

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use criterion::Criterion;
 use mesa::{
-    client::{Client, Event, token},
+    client::{Connection, Event, token},
     config::Config,
     dispatcher::Dispatcher,
     message::{Message, Payload, UserId},
@@ -82,8 +82,8 @@ impl Served {
         Dispatcher::new(&format!("http://{}", self.address), KEY).expect("a dispatcher")
     }
 
-    pub async fn client(&self, user: &UserId) -> Client {
-        let mut client = Client::connect(&format!("ws://{}/", self.address)).await.expect("a connection");
+    pub async fn client(&self, user: &UserId) -> Connection {
+        let mut client = Connection::connect(&format!("ws://{}/", self.address)).await.expect("a connection");
         client.authenticate(token(user.as_str()), true).await.expect("a session");
         client
     }
@@ -97,7 +97,7 @@ impl Served {
 }
 
 /// Waits for one message.
-pub async fn next(client: &mut Client) {
+pub async fn next(client: &mut Connection) {
     match client.next().await.expect("an event") {
         Event::Message { .. } => {}
         other => panic!("{other:?}"),

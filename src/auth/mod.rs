@@ -33,6 +33,15 @@ pub struct Identity {
     pub expires: Option<SystemTime>,
 }
 
+impl Identity {
+    /// This user, with `{"id": …}` for a user object and without an end.
+    #[must_use]
+    pub fn new(id: UserId) -> Self {
+        let user = Map::from_iter([("id".to_owned(), Value::from(id.as_str()))]);
+        Self { id, user, expires: None }
+    }
+}
+
 /// Why a client is not let in. Written to the log; the client learns no more than that it failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
 };
 
 use parking_lot::RwLock;
@@ -37,6 +38,10 @@ pub enum Event<'a> {
     Disconnection {
         /// Who it was, if that was known.
         user: Option<&'a UserId>,
+        /// The close code: the client's own where it closed, ours where we did, 1006 where nobody said anything.
+        code: u16,
+        /// In the words of who closed; often empty.
+        reason: &'a str,
     },
 }
 
@@ -56,6 +61,13 @@ pub struct Said<'a> {
 pub trait Listener: Send + Sync {
     /// Something has happened to the client on `connection`.
     fn event(&self, connection: ConnectionId, event: Event<'_>);
+
+    /// Whether there is room for another message from this connection. While there is none the client is not listened to,
+    /// so that what it says waits on its own side; the waker is to be woken when there is room again. Always, by default.
+    fn poll_ready(&self, connection: ConnectionId, cx: &mut Context<'_>) -> Poll<()> {
+        _ = (connection, cx);
+        Poll::Ready(())
+    }
 }
 
 /// All who listen. Costs a look at a flag as long as there are none.
@@ -76,11 +88,24 @@ impl Listeners {
             self.all.read().iter().for_each(|listener| listener.event(connection, event));
         }
     }
+
+    /// Ready when every listener has room for another message.
+    pub(super) fn poll_ready(&self, connection: ConnectionId, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.any.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        let all = self.all.read();
+        if all.iter().all(|listener| listener.poll_ready(connection, cx).is_ready()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
 }
 
 impl fmt::Debug for Listeners {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listeners").field("count", &self.all.read().len()).finish()
+        f.debug_struct("Listeners").field("count", &self.all.read().len()).finish_non_exhaustive()
     }
 }
 
@@ -102,7 +127,7 @@ mod tests {
                 Event::Connection => "connection".to_owned(),
                 Event::Authentication { user } => format!("authentication {user}"),
                 Event::Message { user, said } => format!("{user:?} says {:?}", said.data),
-                Event::Disconnection { user } => format!("{user:?} goes"),
+                Event::Disconnection { user, code, .. } => format!("{user:?} goes {code}"),
             };
             self.0.lock().push(told);
         }
@@ -113,7 +138,7 @@ mod tests {
         let (hub, written) = (hub(Duration::ZERO), Arc::new(Written::default()));
         let unheard = hub.connect();
         hub.listen(written.clone());
-        let connected = hub.connect();
+        let mut connected = hub.connect();
         connected.said(Said { op: 0, data: Some("1"), kind: None });
         let attach = Attach { should_sync: true, after: None, device: None };
         let alice = UserId::new("alice").unwrap();
@@ -121,6 +146,7 @@ mod tests {
         connected.said(Said { op: 0, data: Some("2"), kind: None });
         drop(session);
         drop(connected.attach(alice, attach, Instant::now()).unwrap());
+        connected.ends(1000, "");
         drop(connected);
         drop(unheard);
         let expected = [
@@ -128,8 +154,8 @@ mod tests {
             "None says Some(\"1\")",
             "authentication alice",
             "Some(\"alice\") says Some(\"2\")",
-            "Some(\"alice\") goes",
-            "None goes",
+            "Some(\"alice\") goes 1000",
+            "None goes 1006",
         ];
         assert_eq!(written.0.lock()[..], expected);
     }

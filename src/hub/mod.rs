@@ -38,7 +38,7 @@ pub use self::{
 };
 pub use crate::store::{Entry, Loss, Missed, Reason, Rejected, Store, StoreError};
 use crate::{
-    message::{DeviceId, Seq, UserId},
+    message::{DeviceId, Payload, Seq, UserId},
     metrics::Metrics,
     store::{Found, Note, ReadLimit},
 };
@@ -102,9 +102,31 @@ impl Hub {
     /// Registers a connection: from here on it can be told things.
     #[must_use]
     pub fn connect(self: &Arc<Self>) -> Connected {
+        self.connect_with(|_| ())
+    }
+
+    /// The same; `named` learns what the connection is called before anybody is told of it.
+    #[must_use]
+    pub fn connect_with(self: &Arc<Self>, named: impl FnOnce(ConnectionId)) -> Connected {
         let (id, mailbox) = self.registry.enter(self.settings.mailbox);
+        named(id);
         self.listeners.tell(id, Event::Connection);
-        Connected { hub: self.clone(), id, mailbox, user: OnceLock::new() }
+        Connected { hub: self.clone(), id, mailbox, user: OnceLock::new(), end: None }
+    }
+
+    /// Leaves an unsynced message for one connection; false if it is gone. A message too many drops the oldest.
+    pub fn send_to_connection(&self, connection: ConnectionId, payload: &Payload) -> bool {
+        let Some(mailbox) = self.registry.mailbox(connection) else { return false };
+        self.metrics.unsynced_dropped.inc_by(mailbox.put(payload));
+        true
+    }
+
+    /// Tells one connection to go; false if it is gone.
+    pub fn leave_connection(&self, connection: ConnectionId, why: Leave) -> bool {
+        self.registry.mailbox(connection).is_some_and(|mailbox| {
+            mailbox.leave(why);
+            true
+        })
     }
 
     /// From here on `listener` is told what happens to clients. For as long as there is a hub.

@@ -32,6 +32,9 @@ use crate::{
 /// Entries read from the log in one go; the bytes are bounded by the caller.
 const READ_ENTRIES_MAX: usize = 256;
 
+/// The close code of a connection that ended without one.
+const WITHOUT_A_WORD: u16 = 1006;
+
 /// How far a session has written to its socket: a receipt for this mark covers all of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
@@ -484,6 +487,8 @@ pub struct Connected {
     pub(super) mailbox: Arc<Mailbox>,
     /// Who the client has first shown to be.
     pub(super) user: OnceLock<UserId>,
+    /// How it ends.
+    pub(super) end: Option<(u16, Box<str>)>,
 }
 
 impl Connected {
@@ -501,6 +506,22 @@ impl Connected {
         self.hub.attach(self, user, how, now)
     }
 
+    /// What the connection is called.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// How it ends: what is told when it is dropped.
+    pub fn ends(&mut self, code: u16, reason: &str) {
+        self.end = Some((code, reason.into()));
+    }
+
+    /// Whether the client is to be listened to now: everybody who is told has room for another message.
+    pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.hub.listeners.poll_ready(self.id, cx)
+    }
+
     /// The client has said something that is for the application.
     pub fn said(&self, said: Said<'_>) {
         self.hub.listeners.tell(self.id, Event::Message { user: self.user.get(), said });
@@ -510,7 +531,8 @@ impl Connected {
 impl Drop for Connected {
     fn drop(&mut self) {
         self.hub.registry.exit(self.id);
-        self.hub.listeners.tell(self.id, Event::Disconnection { user: self.user.get() });
+        let (code, reason) = self.end.as_ref().map_or((WITHOUT_A_WORD, ""), |(code, reason)| (*code, reason));
+        self.hub.listeners.tell(self.id, Event::Disconnection { user: self.user.get(), code, reason });
     }
 }
 

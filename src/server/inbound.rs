@@ -1,13 +1,16 @@
 //! What a client may say, and what is done about it.
 
 use std::{
+    panic::AssertUnwindSafe,
     task::{Context, Poll},
     time::{Instant, SystemTime},
 };
 
+use futures_util::FutureExt;
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{
+    calls::said,
     connection::{Authenticating, Connection, End},
     socket::Inbound,
 };
@@ -38,6 +41,10 @@ impl Connection {
             if self.authenticating.is_some() || self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX {
                 return Ok(false);
             }
+            // Who is told what clients say may have no room for more: then it waits where it is.
+            if self.connected.poll_ready(cx).is_pending() {
+                return Ok(false);
+            }
             match self.socket.poll_inbound(cx) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(Inbound::Text(text)) => self.hear(text.as_str(), now)?,
@@ -48,7 +55,10 @@ impl Connection {
                 }
                 // It has been answered already; it counts like any frame.
                 Poll::Ready(Inbound::Ping) => self.spend(now)?,
-                Poll::Ready(Inbound::Closed) => return Err(End::Gone),
+                Poll::Ready(Inbound::Closed(goodbye)) => {
+                    self.goodbye = goodbye;
+                    return Err(End::Gone);
+                }
                 Poll::Ready(Inbound::Refused(code)) => {
                     self.shared.metrics.malformed_frames.inc();
                     tracing::info!(code = code.code(), "a client broke the WebSocket protocol");
@@ -119,7 +129,13 @@ impl Connection {
             tracing::debug!("a client tried to authenticate, but no authentication is configured");
             return self.refuse();
         };
-        let checking = async move { authenticator.authenticate(&data).await };
+        let checking = async move {
+            // It may be somebody else's: its panic is its own, and lets nobody in.
+            let checked = AssertUnwindSafe(async { authenticator.authenticate(&data).await }).catch_unwind().await;
+            checked.unwrap_or_else(|panic| {
+                Err(AuthError::Unavailable(format!("the authenticator panicked: {}", said(panic.as_ref()))))
+            })
+        };
         self.authenticating = Some(Authenticating { checking: Box::pin(checking), how });
         Ok(())
     }
@@ -165,6 +181,9 @@ impl Connection {
         }
         let user = self.shared.config.authentication.send_user_object.then_some(&identity.user);
         let frame = encode::authenticated(user);
+        if let Some(calls) = &self.shared.calls {
+            calls.identified(self.connected.id(), &identity);
+        }
         match self.connected.attach(identity.id, how, now) {
             Ok(session) => {
                 self.push(&frame);

@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     shared::Shared,
     slots::{Slot, Slots},
-    upgrade,
+    stopped, upgrade,
 };
 use crate::http::Http;
 
@@ -85,11 +85,6 @@ pub(super) async fn accept(
     }
 }
 
-/// Resolves when the server is to stop, or is gone.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    _ = stop.wait_for(|stop| *stop).await;
-}
-
 /// The peer was gone before we looked: nothing is wrong with us.
 fn is_of_the_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
@@ -113,7 +108,7 @@ async fn serve(
     let header_timeout = shared.config.limits.header_timeout;
     let service = service_fn(|request| async {
         let response = if upgrade::is_asked_for(request.headers()) {
-            upgrade(&shared, &slot, request)
+            upgrade(&shared, &slot, peer, request)
         } else {
             http.respond(request).await
         };
@@ -140,9 +135,9 @@ async fn serve(
     }
 }
 
-fn upgrade(shared: &Arc<Shared>, slot: &Slot, request: Request<Incoming>) -> Response<Body> {
+fn upgrade(shared: &Arc<Shared>, slot: &Slot, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
     if request.uri().path() == shared.config.path {
-        return upgrade::answer(shared, request, slot.clone()).map(Body::new);
+        return upgrade::answer(shared, request, Some(peer), slot.clone()).map(Body::new);
     }
     shared.metrics.refused_connections.inc();
     let mut response = Response::new(Body::empty());

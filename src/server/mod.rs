@@ -1,5 +1,8 @@
 //! The server: builds everything else, listens, and stops in order.
 //!
+//! - [`builder`]: how it is put together; [`attach`]: as part of somebody's router
+//! - [`handler`]: what a program does when something happens to clients, and [`calls`], which calls it
+//! - [`peer`]: a client as that program sees it; [`handle`]: the server as it sees it
 //! - [`listener`]: taking connections in, HTTP and WebSocket on one port
 //! - [`slots`]: who has a place
 //! - [`upgrade`]: from an HTTP request to a WebSocket
@@ -8,14 +11,20 @@
 //! - [`heartbeat`]: the one question and answer behind liveness and receipts
 //! - [`shutdown`]: the order in which everything stops
 
+mod attach;
 mod budget;
+mod builder;
+mod calls;
 mod connection;
 mod farewell;
+mod handle;
+mod handler;
 mod heartbeat;
 mod inbound;
 mod listener;
 mod mix_up;
 mod outbound;
+mod peer;
 mod shared;
 mod shutdown;
 mod slots;
@@ -24,22 +33,39 @@ mod upgrade;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
+pub use self::{
+    attach::Attached,
+    builder::Builder,
+    handle::{Handle, SendError},
+    handler::Handler,
+    listener::bind,
+    peer::{CloseCodeError, Peer, Received},
+};
+pub use crate::hub::{DeviceReport, Outcome, Reason, Rejected, StoreError, UserReport};
 use crate::{
-    auth::{self, ApiKeys},
+    auth::{self, ApiKeys, Authenticator},
     config::{self, Config, ConfigError},
     http::{Api, Http},
-    hub::{Hub, MailboxBounds, Settings, Store, StoreError, SyncSettings},
+    hub::{Hub, MailboxBounds, Settings, Store, SyncSettings},
     metrics::Metrics,
     store::{
         Durability, Limits, Overflow,
         disk::{DiskOptions, open},
     },
 };
-pub use listener::bind;
+use builder::BeforeExit;
+use calls::{Calls, Telling};
+use handler::Called;
 use shared::Shared;
 use slots::Slots;
+
+/// How long what is to be done before the end may take.
+const BEFORE_EXIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long handlers may take over what has happened to clients by the end.
+const HANDLERS_MAX: Duration = Duration::from_secs(2);
 
 /// Why a server did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -59,54 +85,33 @@ pub enum ServerError {
     Listen(#[from] io::Error),
 }
 
-/// A server that has opened its store and is ready to serve.
+/// A server that has opened its store, listens, and is ready to serve.
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    parts: Assembled,
+}
+
+/// Everything of a server but how clients get to it.
+struct Assembled {
     shared: Arc<Shared>,
     store: Arc<dyn Store>,
     http: Http,
+    before_exit: Option<BeforeExit>,
 }
 
 impl Server {
-    /// Opens the store and builds a server that will listen on `listener`. Checks the configuration first.
+    /// Puts a server together.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Opens the store and builds a server that will listen on `listener`, as configured and without handlers of its own.
     ///
     /// # Errors
     /// When the configuration does not hold, or authentication or store cannot be set up.
     pub async fn start(config: Config, listener: TcpListener) -> Result<Self, ServerError> {
-        config.validate()?;
-        let options = DiskOptions {
-            namespace: config.namespace.clone(),
-            durability: durability(config.store.durability),
-            cache_bytes: config.store.cache_bytes,
-            queue: config.limits.queue,
-            limits: limits(&config),
-            ..DiskOptions::new(&config.store.path)
-        };
-        // Opening replays a journal: not for the event loop.
-        let store = tokio::task::spawn_blocking(move || open(options)).await;
-        let store = store.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))??;
-        Self::over(config, listener, store)
-    }
-
-    /// Builds a server over a store that is open already.
-    ///
-    /// # Errors
-    /// When the configuration does not hold, or authentication cannot be set up.
-    pub fn over(config: Config, listener: TcpListener, store: Arc<dyn Store>) -> Result<Self, ServerError> {
-        config.validate()?;
-        let authenticator = auth::from_config(&config.authentication)?;
-        let metrics = Arc::new(Metrics::new());
-        let hub = Hub::new(settings(&config), store.clone(), metrics.clone());
-        let http = Http::new(Api {
-            hub: hub.clone(),
-            keys: ApiKeys::new(&config.api),
-            metrics: metrics.clone(),
-            limits: config.limits.clone(),
-        });
-        let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::new(config, hub, metrics, authenticator));
-        Ok(Self { listener, address, shared, store, http })
+        Self::builder().config(config).listener(listener).start().await
     }
 
     /// Where the server listens.
@@ -115,25 +120,112 @@ impl Server {
         self.address
     }
 
+    /// What can be done with the server while it runs, and before.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.parts.handle()
+    }
+
     /// Serves until `shutdown` resolves, then stops in order: nothing new is taken, requests under way are answered,
-    /// clients are told (1001), the store is closed. Takes at most ten seconds for that.
+    /// clients are told (1001), handlers come to their end, the store is closed. Takes at most twelve seconds for that, and
+    /// five more where there is something to do before it ([`Builder::before_exit`]).
     ///
     /// # Errors
     /// When the store fails while serving: clients are told (1011), and nothing more is promised.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
-        let Self { listener, shared, store, http, .. } = self;
-        let limits = &shared.config.limits;
+        let Self { listener, parts, .. } = self;
+        let limits = &parts.shared.config.limits;
         let slots = Slots::new(limits.connections, limits.connections_per_address);
         let (stop, stopped) = watch::channel(false);
-        let accepting = tokio::spawn(listener::accept(listener, shared.clone(), http, slots.clone(), stopped));
+        let (shared, http) = (parts.shared.clone(), parts.http.clone());
+        let accepting = tokio::spawn(listener::accept(listener, shared, http, slots.clone(), stopped));
+        parts.run(shutdown, &slots, &stop, accepting).await
+    }
+}
+
+impl Assembled {
+    fn new(
+        config: Config,
+        store: Arc<dyn Store>,
+        authenticator: Option<Arc<dyn Authenticator>>,
+        handlers: Vec<Arc<dyn Called>>,
+        before_exit: Option<BeforeExit>,
+    ) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        let hub = Hub::new(settings(&config), store.clone(), metrics.clone());
+        let http = Http::new(Api {
+            hub: hub.clone(),
+            keys: ApiKeys::new(&config.api),
+            metrics: metrics.clone(),
+            limits: config.limits.clone(),
+        });
+        let calls = (!handlers.is_empty()).then(|| Calls::new(handlers));
+        if let Some(calls) = &calls {
+            hub.listen(Arc::new(Telling(calls.clone())));
+        }
+        let shared = Arc::new(Shared::new(config, hub, metrics, authenticator, calls));
+        let parts = Self { shared, store, http, before_exit };
+        if let Some(calls) = &parts.shared.calls {
+            calls.belong_to(parts.handle());
+        }
+        parts
+    }
+
+    fn handle(&self) -> Handle {
+        Handle { hub: Arc::downgrade(&self.shared.hub), recipients_max: self.shared.config.limits.recipients }
+    }
+
+    /// Watches over it until the end, and ends it.
+    async fn run(
+        self,
+        shutdown: impl Future<Output = ()> + Send,
+        slots: &Slots,
+        stop: &watch::Sender<bool>,
+        accepting: JoinHandle<()>,
+    ) -> Result<(), ServerError> {
+        let Self { shared, store, before_exit, .. } = self;
         let watching = tokio::spawn(watch_commits(shared.hub.clone()));
-        let failed = tokio::select! {
+        let mut failed = tokio::select! {
             () = shutdown => None,
             error = store.failure() => Some(error),
         };
+        if let (None, Some(before_exit)) = (&failed, before_exit) {
+            // A task of its own, so that a panic in it is its own.
+            let last = timeout(BEFORE_EXIT_MAX, tokio::spawn(async { before_exit().await }));
+            failed = tokio::select! {
+                done = last => {
+                    match done {
+                        Ok(Ok(())) => {}
+                        Ok(Err(panic)) => tracing::error!("what was to be done before the end did not end: {panic}"),
+                        Err(_) => tracing::warn!("what was to be done before the end took too long; stopping all the same"),
+                    }
+                    None
+                }
+                error = store.failure() => Some(error),
+            };
+        }
         watching.abort();
-        shutdown::stop(&shared.hub, &store, &slots, &stop, accepting, failed).await.map_err(ServerError::from)
+        shutdown::stop(&shared, &store, slots, stop, accepting, failed).await.map_err(ServerError::from)
     }
+}
+
+/// Opens the store that is configured. Replays a journal: not for the event loop.
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
+    let options = DiskOptions {
+        namespace: config.namespace.clone(),
+        durability: durability(config.store.durability),
+        cache_bytes: config.store.cache_bytes,
+        queue: config.limits.queue,
+        limits: limits(config),
+        ..DiskOptions::new(&config.store.path)
+    };
+    let store = tokio::task::spawn_blocking(move || open(options)).await;
+    store.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))?
+}
+
+/// Resolves when the server is to stop, or is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Says so when the disk keeps a commit waiting: the server can do nothing about it, but somebody should know.

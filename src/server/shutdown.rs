@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
-use super::slots::Slots;
-use crate::hub::{Hub, Leave, Store, StoreError};
+use super::{HANDLERS_MAX, shared::Shared, slots::Slots};
+use crate::hub::{Leave, Store, StoreError};
 
 /// How long requests under way and clients have to finish.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -15,13 +15,14 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 const CLOSE_MAX: Duration = Duration::from_secs(4);
 
 pub(super) async fn stop(
-    hub: &Hub,
+    shared: &Shared,
     store: &Arc<dyn Store>,
     slots: &Slots,
     stop: &watch::Sender<bool>,
     accepting: JoinHandle<()>,
     failed: Option<StoreError>,
 ) -> Result<(), StoreError> {
+    let hub = &shared.hub;
     if let Some(error) = &failed {
         tracing::error!(%error, "stopping");
     } else {
@@ -43,6 +44,11 @@ pub(super) async fn stop(
     });
     if drained.await.is_err() {
         tracing::warn!(connections = hub.connections(), "some clients did not take part in the farewell");
+    }
+    if let Some(calls) = &shared.calls
+        && timeout(HANDLERS_MAX, calls.idle()).await.is_err()
+    {
+        tracing::warn!("handlers were still at work when the server stopped");
     }
     if let Some(error) = failed {
         return Err(error);

@@ -138,7 +138,7 @@ async fn the_order_of_lines_is_each_users_order_over_a_hundred_thousand_of_them(
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_kept_and_what_is_not_stay_in_order() {
     let served = Served::start(|_| {}).await;
-    let mut client = mesa::client::Client::connect(&format!("ws://{}/", served.address)).await.unwrap();
+    let mut client = mesa::client::Connection::connect(&format!("ws://{}/", served.address)).await.unwrap();
     client.authenticate(mesa::client::token("alice"), true).await.unwrap();
     let (mut said, mut answers) = served.open("").await;
     for n in 0..200 {

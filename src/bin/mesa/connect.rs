@@ -5,7 +5,7 @@ mod typed;
 use std::{io::BufRead, time::Duration};
 
 use mesa::{
-    client::{self, Client, ClientError, Event, Missed, close},
+    client::{self, ClientError, Connection, Event, Missed, close},
     message::{DeviceId, Seq},
 };
 use serde::Serialize;
@@ -116,8 +116,8 @@ fn may_pass(error: &ClientError) -> bool {
 }
 
 /// Connects and authenticates.
-async fn enter(url: &str, token: &str, options: &client::Options) -> Result<Client, ClientError> {
-    let mut client = Client::connect(url).await?;
+async fn enter(url: &str, token: &str, options: &client::Options) -> Result<Connection, ClientError> {
+    let mut client = Connection::connect(url).await?;
     let user = client.authenticate_with(client::token(token), options).await?;
     let who = user.get("id").and_then(|id| id.as_str()).map(|id| format!(" as {}", printable(id)));
     remark(&format!("* connected to {url}{}; type to send, /quit to leave", who.unwrap_or_default()));
@@ -126,7 +126,7 @@ async fn enter(url: &str, token: &str, options: &client::Options) -> Result<Clie
 
 /// Prints and sends until one side has had enough.
 async fn stay(
-    client: &mut Client,
+    client: &mut Connection,
     lines: &mut Lines,
     mut progress: Option<&mut Progress>,
     json: bool,

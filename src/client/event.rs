@@ -1,0 +1,75 @@
+//! What comes from a server over one connection, and what is asked of it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, value::RawValue};
+
+use crate::message::{DeviceId, Seq};
+
+/// What comes from the server.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A message.
+    Message {
+        /// 0, or the application's own.
+        op: u64,
+        /// The data, to the letter; `null` when there was none.
+        data: Box<RawValue>,
+        /// The type, by which applications tell messages apart.
+        kind: Option<String>,
+        /// For a message that was kept: its place among those redelivered after this connection, from 1. For a client
+        /// that asked to resume (`after`): its place in the user's log.
+        position: Option<u64>,
+    },
+    /// To a client that resumes, before the messages it is about: what there is, and what is not there any more. Comes
+    /// once for every gap.
+    Resumed {
+        /// The first sequence that is still there.
+        first: Seq,
+        /// The last there was when this was said; `first - 1` where nothing is there.
+        last: Seq,
+        /// What it asked for and will not get.
+        missed: Option<Missed>,
+    },
+    /// The connection is over; every further call gives the same.
+    Closed {
+        /// As the server said it, or [`close::LOST`](super::close::LOST) if it said nothing. See [`close`](super::close).
+        code: u16,
+        /// In the server's words, or what went wrong on the way.
+        reason: String,
+    },
+}
+
+/// Messages that will not come any more, both ends included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Missed {
+    /// The first sequence.
+    pub from: Seq,
+    /// The last.
+    pub to: Seq,
+    /// Why, as one word for programs: `quota`, `expired`, `cleared` and others.
+    pub reason: String,
+}
+
+/// What a client wants beside being let in.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whether it wants what it missed; `false` counts all of it as received. Default true.
+    pub should_sync: bool,
+    /// To resume: the last sequence that was dealt with, 0 for none.
+    pub after: Option<Seq>,
+    /// The device it is on, for a place in the log of its own.
+    pub device: Option<DeviceId>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { should_sync: true, after: None, device: None }
+    }
+}
+
+/// What to pass to [`Connection::authenticate`](super::Connection::authenticate) where all that is asked for is a token.
+#[must_use]
+pub fn token(token: &str) -> Map<String, Value> {
+    Map::from_iter([("token".to_owned(), token.into())])
+}
