@@ -22,7 +22,13 @@ mod slots;
 mod socket;
 mod upgrade;
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{net::TcpListener, sync::watch};
 
@@ -30,7 +36,7 @@ use crate::{
     auth::{self, ApiKeys},
     config::{self, Config, ConfigError},
     http::{Api, Http},
-    hub::{Hub, MailboxBounds, Settings, Store, StoreError, SyncSettings},
+    hub::{Hub, MailboxBounds, PortalSettings, Settings, Store, StoreError, SyncSettings, portals},
     metrics::Metrics,
     store::{
         Durability, Limits, Overflow,
@@ -126,7 +132,7 @@ impl Server {
         let slots = Slots::new(limits.connections, limits.connections_per_address);
         let (stop, stopped) = watch::channel(false);
         let accepting = tokio::spawn(listener::accept(listener, shared.clone(), http, slots.clone(), stopped));
-        let watching = tokio::spawn(watch_commits(shared.hub.clone()));
+        let watching = tokio::spawn(look_around(shared.hub.clone()));
         let failed = tokio::select! {
             () = shutdown => None,
             error = store.failure() => Some(error),
@@ -136,11 +142,15 @@ impl Server {
     }
 }
 
-/// Says so when the disk keeps a commit waiting: the server can do nothing about it, but somebody should know.
-async fn watch_commits(hub: Arc<Hub>) {
+/// Says so when the disk keeps a commit waiting: the server can do nothing about it, but somebody should know. And looks
+/// after the portals.
+async fn look_around(hub: Arc<Hub>) {
     let mut waiting = false;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
+        if let Some(portals) = hub.portals() {
+            portals.sweep(Instant::now());
+        }
         match hub.ready() {
             Err(reason) if !waiting => {
                 waiting = true;
@@ -185,11 +195,14 @@ fn limits(config: &Config) -> Limits {
 
 fn settings(config: &Config) -> Settings {
     let redelivery_interval = config.sync.redelivery_interval;
+    let bounds = portals::Bounds { patience: config.limits.write_timeout, ..portals::Bounds::default() };
+    let portals = PortalSettings { in_turn: config.portal.distribute_load, bounds };
     Settings {
         sync: config.sync.enabled.then_some(SyncSettings { redelivery_interval }),
         authentication_required: config.authentication.required,
         store_connected_users: config.authentication.store_connected_users,
         mailbox: MailboxBounds { messages: config.limits.unsynced_messages, bytes: config.limits.unsynced_bytes },
+        portals: config.portal.enabled.then_some(portals),
     }
 }
 
