@@ -115,9 +115,10 @@ impl Inbox {
         self.state.lock().there
     }
 
-    pub(super) fn has_room(&self, bounds: &Bounds) -> bool {
+    /// Whether so many bytes more need nothing to go for them.
+    pub(super) fn has_room(&self, bytes: usize, bounds: &Bounds) -> bool {
         let state = self.state.lock();
-        state.waiting.len() < bounds.events && state.waiting_bytes < bounds.bytes
+        state.waiting.len() < bounds.events && state.waiting_bytes + bytes <= bounds.bytes
     }
 
     /// A reader sits down, and who was there before reads no further. He has had everything up to a number, if he says so.
@@ -192,11 +193,15 @@ impl Inbox {
         dropped
     }
 
-    /// What waits is given up: others will have it.
-    pub(super) fn give_up_waiting(&self) -> VecDeque<Arc<Told>> {
+    /// The oldest that waits is given up, unless its reader is back: somebody else will have it.
+    pub(super) fn give_up_oldest(&self) -> Option<Arc<Told>> {
         let mut state = self.state.lock();
-        state.waiting_bytes = 0;
-        std::mem::take(&mut state.waiting)
+        if state.there { None } else { state.pop_waiting() }
+    }
+
+    /// Bytes of the oldest that waits.
+    pub(super) fn oldest_bytes(&self) -> Option<usize> {
+        self.state.lock().waiting.front().map(|told| told.bytes())
     }
 
     /// The next event for a reader; `None` where there is none yet, `Some(None)` where he may not read any more.

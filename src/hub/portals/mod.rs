@@ -236,7 +236,7 @@ impl Portals {
                     dropped += inbox.put(told.clone(), &self.bounds);
                 }
             }
-            let seat = match turns.choose(&self.bounds) {
+            let seat = match turns.choose(told.bytes(), &self.bounds) {
                 Some(Member::Seat { id, .. }) => Some(*id),
                 Some(Member::Inbox(inbox)) => {
                     dropped += inbox.put(told.clone(), &self.bounds);
@@ -258,17 +258,22 @@ impl Portals {
         }
     }
 
-    /// What waits for portals that are away goes on to those that are there.
+    /// What waits for portals that are away goes on to those that are there, as much as they have room for. The rest
+    /// waits for the next sweep.
     fn pass_on_what_is_left(&self) {
-        let left: Vec<Arc<Told>> = {
-            let turns = self.turns.lock();
-            if !turns.somebody_takes_turns() {
-                return;
+        loop {
+            let told = {
+                let turns = self.turns.lock();
+                let away = turns.inboxes().filter(|inbox| !inbox.has_reader() && !inbox.is_for_all());
+                let left = away.filter_map(|inbox| Some((inbox.oldest_bytes()?, inbox)));
+                let mut fits = left.filter(|(bytes, _)| turns.somebody_has_room(*bytes, &self.bounds));
+                fits.find_map(|(_, inbox)| inbox.give_up_oldest())
+            };
+            match told {
+                Some(told) => self.again(&told),
+                None => return,
             }
-            let away = turns.inboxes().filter(|inbox| !inbox.has_reader() && !inbox.is_for_all());
-            away.flat_map(|inbox| inbox.give_up_waiting()).collect()
-        };
-        left.iter().for_each(|told| self.again(told));
+        }
     }
 }
 

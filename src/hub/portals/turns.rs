@@ -44,11 +44,11 @@ impl Member {
     }
 
     /// `None`: it takes no turns.
-    fn rank(&self, bounds: &Bounds) -> Option<Rank> {
+    fn rank(&self, bytes: usize, bounds: &Bounds) -> Option<Rank> {
         match self {
             Self::Inbox(inbox) if inbox.is_for_all() => None,
             Self::Inbox(inbox) if !inbox.has_reader() => Some(Rank::Away),
-            Self::Inbox(inbox) => Some(if inbox.has_room(bounds) { Rank::Ready } else { Rank::Full }),
+            Self::Inbox(inbox) => Some(if inbox.has_room(bytes, bounds) { Rank::Ready } else { Rank::Full }),
             Self::Seat { room, .. } => Some(if *room { Rank::Ready } else { Rank::Full }),
         }
     }
@@ -91,12 +91,8 @@ impl Turns {
         }
     }
 
-    pub(super) fn somebody_takes_turns(&self) -> bool {
-        let takes = |member: &&Member| match member {
-            Member::Inbox(inbox) => !inbox.is_for_all(),
-            Member::Seat { .. } => true,
-        };
-        self.members.iter().filter(takes).any(Member::is_there)
+    pub(super) fn somebody_has_room(&self, bytes: usize, bounds: &Bounds) -> bool {
+        self.members.iter().any(|member| member.rank(bytes, bounds) == Some(Rank::Ready))
     }
 
     /// Forgets who does not come back; returns how many events are lost with that.
@@ -115,10 +111,10 @@ impl Turns {
         lost
     }
 
-    /// Who is to have the next event: one of those that are placed best.
-    pub(super) fn choose(&mut self, bounds: &Bounds) -> Option<&Member> {
-        let best = self.members.iter().filter_map(|member| member.rank(bounds)).min()?;
-        let is_best = |member: &Member| member.rank(bounds) == Some(best);
+    /// Who is to have an event of so many bytes: one of those that are placed best.
+    pub(super) fn choose(&mut self, bytes: usize, bounds: &Bounds) -> Option<&Member> {
+        let best = self.members.iter().filter_map(|member| member.rank(bytes, bounds)).min()?;
+        let is_best = |member: &Member| member.rank(bytes, bounds) == Some(best);
         let at = if self.in_turn {
             let behind = self.members.iter().skip(self.last + 1).position(is_best).map(|at| self.last + 1 + at);
             behind.or_else(|| self.members.iter().position(is_best))?
