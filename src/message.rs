@@ -238,18 +238,7 @@ impl Payload {
             return Err(MessageError::TooDeep);
         }
         let mut text = Vec::with_capacity(bytes);
-        text.extend_from_slice(b"{\"op\":");
-        text.extend_from_slice(op.to_string().as_bytes());
-        if let Some(data) = data {
-            text.extend_from_slice(b",\"d\":");
-            text.extend_from_slice(data.as_bytes());
-        }
-        if let Some(kind) = kind {
-            text.extend_from_slice(b",\"t\":");
-            // A string always has a JSON form, and writing to a Vec cannot fail.
-            serde_json::to_writer(&mut text, kind).expect("a string is JSON");
-        }
-        text.push(b'}');
+        write_message(&mut text, op, data, kind);
         if text.len() > PAYLOAD_BYTES_MAX {
             return Err(MessageError::TooLarge { bytes: text.len() });
         }
@@ -267,6 +256,22 @@ impl Payload {
     pub fn as_bytes(&self) -> &Bytes {
         &self.0
     }
+}
+
+/// Appends a message as JSON text: `{"op":0,"d":…,"t":…}`. `data` must be JSON text already; it is taken over to the letter.
+pub fn write_message(out: &mut Vec<u8>, op: u64, data: Option<&str>, kind: Option<&str>) {
+    out.extend_from_slice(b"{\"op\":");
+    out.extend_from_slice(op.to_string().as_bytes());
+    if let Some(data) = data {
+        out.extend_from_slice(b",\"d\":");
+        out.extend_from_slice(data.as_bytes());
+    }
+    if let Some(kind) = kind {
+        out.extend_from_slice(b",\"t\":");
+        // A string always has a JSON form, and writing to a Vec cannot fail.
+        serde_json::to_writer(&mut *out, kind).expect("a string is JSON");
+    }
+    out.push(b'}');
 }
 
 impl fmt::Debug for Payload {

@@ -60,6 +60,14 @@ metrics! {
     unsynced_dropped: Counter = "unsynced_dropped",
     /// Entries stopped before a socket because their stamp named somebody else. Anything but zero is a bug.
     foreign_entries: Counter = "foreign_entries",
+    /// Portals that are there.
+    portals: Gauge = "portals",
+    /// Things that happened to clients while somebody wanted to be told.
+    portal_events: Counter = "portal_events",
+    /// Events that a portal had not taken when it went, and that went on to another.
+    portal_events_passed_on: Counter = "portal_events_passed_on",
+    /// Events dropped because portals were too slow or did not come back.
+    portal_events_dropped: Counter = "portal_events_dropped",
     /// HTTP requests answered with success.
     http_succeeded: Counter = "http_requests_succeeded",
     /// HTTP requests answered with an error of the caller's.

@@ -121,10 +121,10 @@ pub enum Confirmation {
     Write,
 }
 
-/// `portal.*`. Read and kept, so that a documented configuration loads; this version serves no portals and warns.
+/// `portal.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Portal {
-    /// Hand what clients send to backends. Default false.
+    /// Tell backends what happens to clients and what they say. Default false.
     pub enabled: bool,
     /// To each portal in turn, rather than at random. Default true.
     pub distribute_load: bool,

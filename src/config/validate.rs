@@ -47,9 +47,6 @@ pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
     checks.api(config);
     checks.origins(config.origins.as_deref().unwrap_or_default());
     checks.log(&config.log.level);
-    if config.portal.enabled {
-        checks.warn("portal.enabled is on, but this version serves no portals; what clients send goes nowhere");
-    }
     (checks.problems, checks.warnings)
 }
 

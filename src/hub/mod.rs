@@ -7,12 +7,14 @@
 //! - [`presence`]: which users are here, in order
 //! - [`report`]: what can be asked about users
 //! - [`events`]: what happens to clients, told to whoever listens
+//! - [`portals`]: the backends that are told, each event to one of them
 //! - [`backup`](Hub::backup): the whole store, piece by piece
 
 mod backup;
 mod dispatch;
 mod events;
 mod mailbox;
+pub mod portals;
 mod presence;
 mod registry;
 mod report;
@@ -43,6 +45,7 @@ use crate::{
     store::{Found, Note, ReadLimit},
 };
 use events::Listeners;
+use portals::{Bounds, Portals};
 use presence::Presence;
 use registry::{Registry, Seat};
 
@@ -64,6 +67,17 @@ pub struct Settings {
     pub store_connected_users: bool,
     /// What waits for one slow connection.
     pub mailbox: MailboxBounds,
+    /// Who is told what happens to clients; `None`: no portals.
+    pub portals: Option<PortalSettings>,
+}
+
+/// How portals are told what happens to clients.
+#[derive(Clone, Copy, Debug)]
+pub struct PortalSettings {
+    /// Each in turn, rather than at random.
+    pub in_turn: bool,
+    /// How much is held for them.
+    pub bounds: Bounds,
 }
 
 /// How messages are kept.
@@ -81,6 +95,7 @@ pub struct Hub {
     registry: Arc<Registry>,
     presence: Presence,
     listeners: Listeners,
+    portals: Option<Arc<Portals>>,
     cold_reads: Arc<Semaphore>,
     /// One at a time.
     backups: Arc<Semaphore>,
@@ -96,7 +111,11 @@ impl Hub {
         let cold_reads = Arc::new(Semaphore::new(COLD_READS_MAX));
         let backups = Arc::new(Semaphore::new(1));
         let (presence, listeners) = (Presence::default(), Listeners::default());
-        Arc::new(Self { settings, store, metrics, registry, presence, listeners, cold_reads, backups })
+        let portals = settings.portals.map(|told| Portals::new(told.in_turn, told.bounds, metrics.clone()));
+        if let Some(portals) = &portals {
+            listeners.add(portals.clone());
+        }
+        Arc::new(Self { settings, store, metrics, registry, presence, listeners, portals, cold_reads, backups })
     }
 
     /// Registers a connection: from here on it can be told things.
@@ -132,6 +151,12 @@ impl Hub {
     /// From here on `listener` is told what happens to clients. For as long as there is a hub.
     pub fn listen(&self, listener: Arc<dyn Listener>) {
         self.listeners.add(listener);
+    }
+
+    /// The pool of portals; `None` where there are to be none.
+    #[must_use]
+    pub fn portals(&self) -> Option<&Arc<Portals>> {
+        self.portals.as_ref()
     }
 
     /// Connections in all, authenticated or not.

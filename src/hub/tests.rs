@@ -31,6 +31,7 @@ pub(super) fn hub(redelivery_interval: Duration) -> Arc<Hub> {
         authentication_required: false,
         store_connected_users: true,
         mailbox: MailboxBounds { messages: 10, bytes: 1000 },
+        portals: None,
     };
     Hub::new(settings, store, Arc::new(Metrics::new()))
 }

@@ -31,7 +31,13 @@ mod slots;
 mod socket;
 mod upgrade;
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
@@ -48,7 +54,7 @@ use crate::{
     auth::{self, ApiKeys, Authenticator},
     config::{self, Config, ConfigError},
     http::{Api, Http},
-    hub::{Hub, MailboxBounds, Settings, Store, SyncSettings},
+    hub::{Hub, MailboxBounds, PortalSettings, Settings, Store, SyncSettings, portals},
     metrics::Metrics,
     store::{
         Durability, Limits, Overflow,
@@ -184,7 +190,7 @@ impl Assembled {
         accepting: JoinHandle<()>,
     ) -> Result<(), ServerError> {
         let Self { shared, store, before_exit, .. } = self;
-        let watching = tokio::spawn(watch_commits(shared.hub.clone()));
+        let watching = tokio::spawn(look_around(shared.hub.clone()));
         let mut failed = tokio::select! {
             () = shutdown => None,
             error = store.failure() => Some(error),
@@ -228,11 +234,15 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Says so when the disk keeps a commit waiting: the server can do nothing about it, but somebody should know.
-async fn watch_commits(hub: Arc<Hub>) {
+/// Says so when the disk keeps a commit waiting: the server can do nothing about it, but somebody should know. And looks
+/// after the portals.
+async fn look_around(hub: Arc<Hub>) {
     let mut waiting = false;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
+        if let Some(portals) = hub.portals() {
+            portals.sweep(Instant::now());
+        }
         match hub.ready() {
             Err(reason) if !waiting => {
                 waiting = true;
@@ -277,11 +287,14 @@ fn limits(config: &Config) -> Limits {
 
 fn settings(config: &Config) -> Settings {
     let redelivery_interval = config.sync.redelivery_interval;
+    let bounds = portals::Bounds { patience: config.limits.write_timeout, ..portals::Bounds::default() };
+    let portals = PortalSettings { in_turn: config.portal.distribute_load, bounds };
     Settings {
         sync: config.sync.enabled.then_some(SyncSettings { redelivery_interval }),
         authentication_required: config.authentication.required,
         store_connected_users: config.authentication.store_connected_users,
         mailbox: MailboxBounds { messages: config.limits.unsynced_messages, bytes: config.limits.unsynced_bytes },
+        portals: config.portal.enabled.then_some(portals),
     }
 }
 
