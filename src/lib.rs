@@ -16,6 +16,7 @@
 //! | [`protocol`] | frames (text ⇄ [`ClientFrame`](protocol::frame::ClientFrame)), opcodes, close codes |
 //! | [`store`] | the log of every user: the contract, the commit thread, the engine on disk and the one for tests |
 //! | [`auth`] | who a client is; which keys backends show |
+//! | [`middleware`] | what is called on the way of everything that happens |
 //! | [`hub`] | who is here and what they have had: dispatching, sessions as cursors on a log |
 //! | [`http`] | what backends ask, as an [`axum`] router |
 //! | [`server`] | sockets, connections, the heartbeat, shutdown; the only room that builds the others |
@@ -61,6 +62,7 @@ pub mod http;
 pub mod hub;
 pub mod message;
 pub mod metrics;
+pub mod middleware;
 mod planted;
 pub mod protocol;
 pub mod server;

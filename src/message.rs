@@ -251,7 +251,15 @@ impl Payload {
         Self(bytes)
     }
 
+    /// The JSON text.
+    #[must_use]
+    pub fn as_text(&self) -> &str {
+        // It was written from text, and a store gives back what it was given.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
     /// The JSON text, as UTF-8.
+    #[doc(hidden)]
     #[must_use]
     pub fn as_bytes(&self) -> &Bytes {
         &self.0
@@ -277,6 +285,27 @@ pub fn write_message(out: &mut Vec<u8>, op: u64, data: Option<&str>, kind: Optio
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+/// A message from a client, as it stood in its frame. At most `limits.frameBytes` in all.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Said<'a> {
+    /// 0, or one above those of the protocol.
+    pub op: u64,
+    /// The data: JSON text.
+    pub data: Option<&'a str>,
+    /// The type.
+    pub kind: Option<&'a str>,
+}
+
+impl<'a> Said<'a> {
+    /// A message, for whoever tells of one.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn new(op: u64, data: Option<&'a str>, kind: Option<&'a str>) -> Self {
+        Self { op, data, kind }
     }
 }
 

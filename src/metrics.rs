@@ -42,6 +42,8 @@ metrics! {
     malformed_frames: Counter = "malformed_frames",
     /// Messages from clients.
     messages_received: Counter = "messages_received",
+    /// Messages from clients that a middleware refused.
+    messages_refused: Counter = "messages_refused",
     /// Dispatches taken in.
     dispatches: Counter = "dispatches",
     /// Entries appended to logs, one per recipient.

@@ -15,6 +15,7 @@ use std::{
 use parking_lot::RwLock;
 
 pub use super::registry::ConnectionId;
+pub use crate::message::Said;
 use crate::message::UserId;
 
 /// Something that has happened to a client. Borrowed: a listener copies what it keeps.
@@ -43,17 +44,6 @@ pub enum Event<'a> {
         /// In the words of who closed; often empty.
         reason: &'a str,
     },
-}
-
-/// A message from a client, as it stood in its frame. At most `limits.frameBytes` in all.
-#[derive(Clone, Copy, Debug)]
-pub struct Said<'a> {
-    /// 0, or one above those of the protocol.
-    pub op: u64,
-    /// The data: JSON text.
-    pub data: Option<&'a str>,
-    /// The type.
-    pub kind: Option<&'a str>,
 }
 
 /// Who is told. Called on the connection's own task, so it must not wait for anything: whoever has more to do puts it into a

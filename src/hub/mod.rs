@@ -3,6 +3,7 @@
 //! - [`dispatch`](Hub::dispatch): the path of a message from a backend
 //! - [`mailbox`]: what the hub leaves for a connection to pick up
 //! - [`registry`]: every connection, and the sessions of every user
+//! - [`connected`]: a connection, and what is told about it
 //! - [`session`]: a cursor on a user's log
 //! - [`presence`]: which users are here, in order
 //! - [`report`]: what can be asked about users
@@ -11,6 +12,7 @@
 //! - [`backup`](Hub::backup): the whole store, piece by piece
 
 mod backup;
+mod connected;
 mod dispatch;
 mod events;
 mod mailbox;
@@ -24,6 +26,7 @@ mod tests;
 
 use std::{
     fmt,
+    net::IpAddr,
     sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
@@ -32,16 +35,18 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 pub use self::{
+    connected::Connected,
     dispatch::{Dispatch, Kept, Outcome, Taken},
     events::{ConnectionId, Event, Listener, Said},
     mailbox::{Leave, Mailbox, MailboxBounds, Signals},
     report::{DeviceReport, UserReport},
-    session::{Attach, Batch, Connected, Foreign, Mark, Resumed, Session},
+    session::{Attach, Batch, Foreign, Mark, Resumed, Session},
 };
 pub use crate::store::{Entry, Loss, Missed, Reason, Rejected, Store, StoreError};
 use crate::{
     message::{DeviceId, Payload, Seq, UserId},
     metrics::Metrics,
+    middleware::{Chain, Middleware},
     store::{Found, Note, ReadLimit},
 };
 use events::Listeners;
@@ -95,6 +100,7 @@ pub struct Hub {
     registry: Arc<Registry>,
     presence: Presence,
     listeners: Listeners,
+    middleware: Arc<Chain>,
     portals: Option<Arc<Portals>>,
     cold_reads: Arc<Semaphore>,
     /// One at a time.
@@ -110,27 +116,57 @@ impl Hub {
         store.on_commit(Arc::new(move |users| users.iter().for_each(|user| listening.wake(user))));
         let cold_reads = Arc::new(Semaphore::new(COLD_READS_MAX));
         let backups = Arc::new(Semaphore::new(1));
-        let (presence, listeners) = (Presence::default(), Listeners::default());
+        let (presence, listeners, middleware) = (Presence::default(), Listeners::default(), Arc::default());
         let portals = settings.portals.map(|told| Portals::new(told.in_turn, told.bounds, metrics.clone()));
         if let Some(portals) = &portals {
             listeners.add(portals.clone());
         }
-        Arc::new(Self { settings, store, metrics, registry, presence, listeners, portals, cold_reads, backups })
+        Arc::new(Self {
+            settings,
+            store,
+            metrics,
+            registry,
+            presence,
+            listeners,
+            middleware,
+            portals,
+            cold_reads,
+            backups,
+        })
     }
 
     /// Registers a connection: from here on it can be told things.
     #[must_use]
     pub fn connect(self: &Arc<Self>) -> Connected {
-        self.connect_with(|_| ())
+        self.connect_from(None, |_| ())
     }
 
-    /// The same; `named` learns what the connection is called before anybody is told of it.
+    /// The same, from an address; `named` learns what the connection is called before anybody is told of it.
     #[must_use]
-    pub fn connect_with(self: &Arc<Self>, named: impl FnOnce(ConnectionId)) -> Connected {
+    pub fn connect_from(self: &Arc<Self>, address: Option<IpAddr>, named: impl FnOnce(ConnectionId)) -> Connected {
         let (id, mailbox) = self.registry.enter(self.settings.mailbox);
         named(id);
+        let connected = Connected { hub: self.clone(), id, mailbox, address, user: OnceLock::new(), end: None };
+        self.middleware.each(Some(&connected.client()), |one| one.on_connection(&connected.client()));
         self.listeners.tell(id, Event::Connection);
-        Connected { hub: self.clone(), id, mailbox, user: OnceLock::new(), end: None }
+        connected
+    }
+
+    /// Sets the middleware; before anything happens, and once.
+    pub fn install(&self, middleware: Vec<Arc<dyn Middleware>>) {
+        self.middleware.set(middleware);
+        if let (true, Some(portals)) = (self.middleware.any(), &self.portals) {
+            let chain = self.middleware.clone();
+            portals.on_change(Box::new(move |portal, joins| {
+                chain.each(None, |one| if joins { one.on_portal_join(portal) } else { one.on_portal_leave(portal) });
+            }));
+        }
+    }
+
+    /// The middleware.
+    #[must_use]
+    pub fn middleware(&self) -> &Chain {
+        &self.middleware
     }
 
     /// Leaves an unsynced message for one connection; false if it is gone. A message too many drops the oldest.
@@ -191,6 +227,12 @@ impl Hub {
         self.metrics.sessions.inc();
         self.seen(&user);
         if connected.user.set(user.clone()).is_ok() {
+            let client = connected.client();
+            self.middleware.each(Some(&client), |one| one.on_authenticated(&client));
+            if let (true, Some(owed)) = (self.middleware.any(), session.owed()) {
+                let told = |one: &dyn Middleware| one.on_redeliver_undeliverable_messages(owed.clone(), &client);
+                self.middleware.each(Some(&client), told);
+            }
             self.listeners.tell(connected.id, Event::Authentication { user: &user });
         }
         Ok(session)

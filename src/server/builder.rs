@@ -10,6 +10,7 @@ use super::{
     Assembled, Server, ServerError,
     attach::Attached,
     bind,
+    handle::Handle,
     handler::{All, Called, Handler, OnAuthentication, OnConnection, OnDisconnection, OnMessage},
     open_store,
     peer::{Peer, Received},
@@ -18,10 +19,14 @@ use crate::{
     auth::{self, AuthError, Authenticator, Identity},
     config::Config,
     hub::Store,
+    middleware::Middleware,
 };
 
 /// What is done before a server stops.
 pub(super) type BeforeExit = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
+
+/// Makes a middleware for the server there is to be.
+pub(super) type Adds = Box<dyn FnOnce(&Handle) -> Arc<dyn Middleware> + Send>;
 
 /// Puts a server together. Nothing is opened or bound before [`Builder::start`] or [`Builder::attach`].
 #[must_use = "a builder does nothing until it is started"]
@@ -31,6 +36,7 @@ pub struct Builder {
     listener: Option<TcpListener>,
     authenticator: Option<Arc<dyn Authenticator>>,
     handlers: Vec<Arc<dyn Called>>,
+    middleware: Vec<Adds>,
     before_exit: Option<BeforeExit>,
     store: Option<Arc<dyn Store>>,
 }
@@ -144,6 +150,18 @@ impl Builder {
         self
     }
 
+    /// Adds middleware: stock's `server.use`. Several are called in the order in which they were added.
+    pub fn middleware(self, middleware: impl Middleware) -> Self {
+        self.middleware_with(|_| middleware)
+    }
+
+    /// The same for middleware that has something to do with the server itself, as stock hands it over: to send something,
+    /// or to disconnect somebody. Called once, when the server is put together.
+    pub fn middleware_with<M: Middleware>(mut self, make: impl FnOnce(&Handle) -> M + Send + 'static) -> Self {
+        self.middleware.push(Box::new(|handle| Arc::new(make(handle))));
+        self
+    }
+
     /// What is done when the server is told to stop, before it does: it still serves, so that there can be a last word to
     /// clients. Has five seconds; then, or if it panics, the server stops all the same. Not called when the store has failed.
     pub fn before_exit<F, R>(mut self, call: F) -> Self
@@ -229,7 +247,7 @@ impl Builder {
             Some(store) => store,
             None => open_store(&self.config).await?,
         };
-        Ok(Assembled::new(self.config, store, authenticator, self.handlers, self.before_exit))
+        Ok(Assembled::new(self.config, store, authenticator, self.handlers, self.middleware, self.before_exit))
     }
 }
 

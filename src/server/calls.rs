@@ -24,6 +24,7 @@ use super::{
 use crate::{
     auth::Identity,
     hub::{ConnectionId, Event, Listener, Said},
+    middleware::{Client, panic_text},
 };
 
 /// Messages of one connection that wait for the handlers. With so many the client is not listened to.
@@ -206,6 +207,14 @@ fn forget(peer: &Peer, told: &Told) {
     }
 }
 
+/// What is told to the middleware of a handler that panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("a handler of {name} panicked: {why}")]
+struct Panicked {
+    name: &'static str,
+    why: String,
+}
+
 /// One call, whose panic is its own.
 async fn call(handler: &dyn Called, peer: &Peer, told: Told) {
     let name = told.name();
@@ -216,13 +225,12 @@ async fn call(handler: &dyn Called, peer: &Peer, told: Told) {
         }
     });
     if let Err(panic) = called.catch_unwind().await {
-        let why = said(panic.as_ref());
-        tracing::error!(connection = peer.connection(), user = ?peer.user(), "a handler of {name} panicked: {why}");
+        let panicked = Panicked { name, why: panic_text(panic.as_ref()).to_owned() };
+        let user = peer.user();
+        tracing::error!(connection = peer.connection(), ?user, "{panicked}");
+        if let Some(hub) = peer.server().hub.upgrade() {
+            let client = Client::new(peer.connection(), peer.address().map(|from| from.ip()), user.as_ref());
+            hub.middleware().error(&panicked, Some(&client));
+        }
     }
-}
-
-/// What a panic said.
-pub(super) fn said(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
 }

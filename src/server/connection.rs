@@ -7,6 +7,7 @@
 use std::{
     fmt,
     future::{Future, poll_fn},
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -84,9 +85,10 @@ impl Connection {
     pub(super) fn serve(
         shared: Arc<Shared>,
         socket: Socket,
+        from: Option<SocketAddr>,
         arrival: Option<Arrival>,
     ) -> impl Future<Output = ()> + Send {
-        let connected = shared.hub.connect_with(|id| {
+        let connected = shared.hub.connect_from(from.map(|from| from.ip()), |id| {
             if let (Some(calls), Some(arrival)) = (&shared.calls, arrival) {
                 calls.arrives(id, arrival);
             }

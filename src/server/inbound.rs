@@ -10,13 +10,13 @@ use futures_util::FutureExt;
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{
-    calls::said,
     connection::{Authenticating, Connection, End},
     socket::Inbound,
 };
 use crate::{
     auth::{AuthError, Identity},
     hub::{Attach, Said, StoreError},
+    middleware::{Verdict, panic_text},
     protocol::{
         close::CloseCode,
         encode,
@@ -32,6 +32,11 @@ pub(super) const UNSENT_WHILE_LISTENING_MAX: usize = 128 << 10;
 
 /// The type of the frame in which a client tells its version.
 const CLIENT_VERSION: &str = "CLIENT_VERSION";
+
+/// What is told to the middleware of a client that broke the WebSocket protocol.
+#[derive(Debug, thiserror::Error)]
+#[error("a client broke the WebSocket protocol: {}", .0.reason())]
+struct Broken(CloseCode);
 
 impl Connection {
     /// Takes what the client said; true if there may be more.
@@ -62,6 +67,7 @@ impl Connection {
                 Poll::Ready(Inbound::Refused(code)) => {
                     self.shared.metrics.malformed_frames.inc();
                     tracing::info!(code = code.code(), "a client broke the WebSocket protocol");
+                    self.connected.failed(&Broken(code));
                     return Err(End::close(code));
                 }
             }
@@ -82,6 +88,7 @@ impl Connection {
         let frame = frame::decode(text).map_err(|error| {
             self.shared.metrics.malformed_frames.inc();
             tracing::info!(%error, "a client sent a frame that cannot be taken");
+            self.connected.failed(&error);
             End::close(error.close_code())
         })?;
         match frame {
@@ -112,7 +119,14 @@ impl Connection {
                     return Ok(());
                 }
                 let data = message.data.map(RawValue::get);
-                self.connected.said(Said { op: message.op, data, kind: message.kind.as_deref() });
+                match self.connected.said(Said::new(message.op, data, message.kind.as_deref())) {
+                    Verdict::Disconnect => {
+                        self.shared.metrics.messages_refused.inc();
+                        return Err(End::Close(CloseCode::Policy, "too much was said"));
+                    }
+                    Verdict::Refuse => _ = self.shared.metrics.messages_refused.inc(),
+                    Verdict::Pass => {}
+                }
             }
         }
         Ok(())
@@ -133,7 +147,7 @@ impl Connection {
             // It may be somebody else's: its panic is its own, and lets nobody in.
             let checked = AssertUnwindSafe(async { authenticator.authenticate(&data).await }).catch_unwind().await;
             checked.unwrap_or_else(|panic| {
-                Err(AuthError::Unavailable(format!("the authenticator panicked: {}", said(panic.as_ref()))))
+                Err(AuthError::Unavailable(format!("the authenticator panicked: {}", panic_text(panic.as_ref()))))
             })
         };
         self.authenticating = Some(Authenticating { checking: Box::pin(checking), how });
@@ -150,7 +164,10 @@ impl Connection {
             Ok(identity) => self.welcome(identity, how, now),
             Err(error) => {
                 match &error {
-                    AuthError::Unavailable(_) => tracing::warn!(%error, "authentication failed"),
+                    AuthError::Unavailable(_) => {
+                        tracing::warn!(%error, "authentication failed");
+                        self.connected.failed(&error);
+                    }
                     AuthError::Refused(_) => tracing::info!(%error, "authentication failed"),
                 }
                 self.refuse()
@@ -195,6 +212,7 @@ impl Connection {
             Err(StoreError::Devices(_)) => Err(End::Close(CloseCode::Policy, "too many devices of this user are here")),
             Err(error) => {
                 tracing::error!(%error, "a user's log could not be opened");
+                self.connected.failed(&error);
                 Err(End::close(CloseCode::Internal))
             }
         }

@@ -61,7 +61,7 @@ use crate::{
         disk::{DiskOptions, open},
     },
 };
-use builder::BeforeExit;
+use builder::{Adds, BeforeExit};
 use calls::{Calls, Telling};
 use handler::Called;
 use shared::Shared;
@@ -155,6 +155,7 @@ impl Assembled {
         store: Arc<dyn Store>,
         authenticator: Option<Arc<dyn Authenticator>>,
         handlers: Vec<Arc<dyn Called>>,
+        middleware: Vec<Adds>,
         before_exit: Option<BeforeExit>,
     ) -> Self {
         let metrics = Arc::new(Metrics::new());
@@ -171,8 +172,10 @@ impl Assembled {
         }
         let shared = Arc::new(Shared::new(config, hub, metrics, authenticator, calls));
         let parts = Self { shared, store, http, before_exit };
+        let handle = parts.handle();
+        parts.shared.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
         if let Some(calls) = &parts.shared.calls {
-            calls.belong_to(parts.handle());
+            calls.belong_to(handle);
         }
         parts
     }

@@ -29,7 +29,7 @@ pub(super) fn answer<B>(
         Ok(key) => {
             let accept = socket::accept_key(&key);
             let arrival = shared.calls.is_some().then(|| Arrival::new(from, &request));
-            tokio::spawn(take_over(shared.clone(), hyper::upgrade::on(request), arrival, slot));
+            tokio::spawn(take_over(shared.clone(), hyper::upgrade::on(request), from, arrival, slot));
             let response = Response::builder()
                 .status(StatusCode::SWITCHING_PROTOCOLS)
                 .header(header::UPGRADE, "websocket")
@@ -98,7 +98,13 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
 }
 
 /// Waits for the answer to be on its way, takes the socket over and serves it.
-async fn take_over(shared: Arc<Shared>, upgrade: OnUpgrade, arrival: Option<Arrival>, slot: Slot) {
+async fn take_over(
+    shared: Arc<Shared>,
+    upgrade: OnUpgrade,
+    from: Option<SocketAddr>,
+    arrival: Option<Arrival>,
+    slot: Slot,
+) {
     let Ok(upgraded) = upgrade.await else { return };
     // From our own listener it is a plain socket. In somebody's router it may be anything.
     let (line, early) = match upgraded.downcast::<TokioIo<TcpStream>>() {
@@ -109,7 +115,7 @@ async fn take_over(shared: Arc<Shared>, upgrade: OnUpgrade, arrival: Option<Arri
     let socket = Socket::upgraded(line, early, shared.config.limits.frame_bytes).await;
     // A task of its own, as small as the connection: this one is as large as the upgrade.
     tokio::spawn(async move {
-        Connection::serve(shared, socket, arrival).await;
+        Connection::serve(shared, socket, from, arrival).await;
         drop(slot);
     });
 }

@@ -18,7 +18,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("store", &["message", "metrics", "planted"]),
     ("auth", &["message", "config"]),
     ("cluster", &["message", "config"]),
-    ("middleware", &["message", "auth"]),
+    ("middleware", &["message"]),
     ("hub", &["message", "config", "metrics", "planted", "store", "auth", "cluster", "middleware"]),
     ("http", &["message", "config", "metrics", "auth", "hub", "planted"]),
     ("wire", &["message", "config", "metrics", "auth", "hub"]),
@@ -50,7 +50,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["tungstenite", "tokio_tungstenite"], &["src/server/connection", "src/server/socket.rs", "src/client/"]),
     (&["axum", "hyper", "hyper_util"], &["src/http/", "src/server/"]),
     (&["clap"], &["src/bin/mesa/args.rs", "src/bin/mesa/args/"]),
-    (&["reqwest"], &["src/dispatcher.rs", "src/dispatcher/"]),
+    (&["reqwest"], &["src/dispatcher.rs", "src/dispatcher/", "src/portal.rs", "src/portal/"]),
     (&["jsonwebtoken"], &["src/auth/"]),
 ];
 

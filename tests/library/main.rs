@@ -2,4 +2,5 @@
 
 mod attach;
 mod events;
+mod middleware;
 mod served;

@@ -7,7 +7,7 @@ mod served;
 use std::time::Duration;
 
 use events::Events;
-use mesa::client::Client;
+use mesa::client::Connection;
 use serde_json::{Value, json};
 use served::{PATIENCE, Served};
 use tokio::{
@@ -17,7 +17,7 @@ use tokio::{
 };
 
 /// A client says the numbers of a range.
-async fn say(client: &mut Client, numbers: std::ops::Range<usize>) {
+async fn say(client: &mut Connection, numbers: std::ops::Range<usize>) {
     for number in numbers {
         client.send("N", &number).await.unwrap();
     }

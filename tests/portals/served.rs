@@ -6,7 +6,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use mesa::{
-    client::{Client, token},
+    client::{Connection, token},
     config::Config,
     dispatcher::Dispatcher,
     server::{Server, bind},
@@ -68,11 +68,11 @@ impl Served {
     }
 
     /// A client that nobody knows yet.
-    pub async fn stranger(&self) -> Client {
-        Client::connect(&format!("ws://{}/", self.address)).await.unwrap()
+    pub async fn stranger(&self) -> Connection {
+        Connection::connect(&format!("ws://{}/", self.address)).await.unwrap()
     }
 
-    pub async fn client(&self, user: &str) -> Client {
+    pub async fn client(&self, user: &str) -> Connection {
         let mut client = self.stranger().await;
         client.authenticate(token(user), true).await.unwrap();
         client

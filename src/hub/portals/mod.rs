@@ -27,7 +27,7 @@ mod turns;
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -92,7 +92,12 @@ pub struct Portals {
     watch: RwLock<Option<Arc<dyn Watch>>>,
     /// How many are told about everything by `watch`.
     watching: AtomicUsize,
+    /// Told who comes and goes.
+    change: OnceLock<Change>,
 }
+
+/// Told that the portal of this name has come (true) or gone.
+pub type Change = Box<dyn Fn(&str, bool) + Send + Sync>;
 
 impl Portals {
     /// An empty pool. `in_turn`: each portal after the other, rather than at random (`portal.distributeLoad`).
@@ -105,7 +110,23 @@ impl Portals {
             turns: Mutex::new(Turns::new(in_turn)),
             watch: RwLock::default(),
             watching: AtomicUsize::new(0),
+            change: OnceLock::new(),
         })
+    }
+
+    /// From here on `change` is told who comes and goes. The first one counts. Called without a lock.
+    pub fn on_change(&self, change: Change) {
+        _ = self.change.set(change);
+    }
+
+    fn comes(&self, portal: &str) {
+        self.metrics.portals.inc();
+        self.change.get().inspect(|change| change(portal, true));
+    }
+
+    fn goes(&self, portal: &str) {
+        self.metrics.portals.dec();
+        self.change.get().inspect(|change| change(portal, false));
     }
 
     /// A portal comes. `all`: it is to be told about everything, and takes no turns.
@@ -121,7 +142,7 @@ impl Portals {
             turns.members.push(Member::Inbox(inbox.clone()));
             self.any.store(true, Ordering::Release);
         }
-        self.metrics.portals.inc();
+        self.comes(inbox.stream().as_str());
         if !all {
             self.pass_on_what_is_left();
         }
@@ -141,7 +162,7 @@ impl Portals {
         let was_there = inbox.has_reader();
         let reader = inbox.sit(Some(number));
         if !was_there {
-            self.metrics.portals.inc();
+            self.comes(inbox.stream().as_str());
         }
         Some(Portal { pool: self.clone(), reader, inbox })
     }
@@ -149,23 +170,29 @@ impl Portals {
     /// A portal that `watch` passes events on to takes turns from here on.
     #[must_use]
     pub fn seat(&self) -> Option<SeatId> {
-        let mut turns = self.turns.lock();
-        if turns.members.len() >= self.bounds.portals {
-            return None;
-        }
-        let seat = turns.seat();
-        self.any.store(true, Ordering::Release);
-        self.metrics.portals.inc();
+        let seat = {
+            let mut turns = self.turns.lock();
+            if turns.members.len() >= self.bounds.portals {
+                return None;
+            }
+            self.any.store(true, Ordering::Release);
+            turns.seat()
+        };
+        self.comes(&format!("seat-{seat}"));
         Some(seat)
     }
 
     /// It takes turns no more.
     pub fn rise(&self, seat: SeatId) {
-        let mut turns = self.turns.lock();
-        if turns.rise(seat) {
-            self.metrics.portals.dec();
+        let rose = {
+            let mut turns = self.turns.lock();
+            let rose = turns.rise(seat);
+            self.look_whether_any(&turns);
+            rose
+        };
+        if rose {
+            self.goes(&format!("seat-{seat}"));
         }
-        self.look_whether_any(&turns);
     }
 
     /// Says whether a seat has room for more; one that has none is passed over while others have some.
@@ -202,7 +229,7 @@ impl Portals {
         };
         for inbox in &stuck {
             if inbox.send_away(now) {
-                self.metrics.portals.dec();
+                self.goes(inbox.stream().as_str());
                 tracing::warn!("a portal took nothing for {:?} and is taken out", self.bounds.patience);
             }
         }
@@ -329,7 +356,7 @@ impl Portal {
 impl Drop for Portal {
     fn drop(&mut self) {
         if self.inbox.stand_up(self.reader, Instant::now()) {
-            self.pool.metrics.portals.dec();
+            self.pool.goes(self.inbox.stream().as_str());
             self.pool.pass_on_what_is_left();
         }
     }
