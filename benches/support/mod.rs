@@ -8,7 +8,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use criterion::Criterion;
 use mesa::{
-    client::{Connection, Event, token},
+    client::{Connection, ConnectionEvent, token},
     config::Config,
     dispatcher::Dispatcher,
     message::{Message, Payload, UserId},
@@ -99,7 +99,7 @@ impl Served {
 /// Waits for one message.
 pub async fn next(client: &mut Connection) {
     match client.next().await.expect("an event") {
-        Event::Message { .. } => {}
+        ConnectionEvent::Message { .. } => {}
         other => panic!("{other:?}"),
     }
 }

@@ -7,7 +7,7 @@
 //! taken for gone.
 //!
 //! **Resuming.** A program that writes down itself how far it has come asks to resume ([`Options::after`]): every message
-//! then carries its sequence in the user's log, [`Event::Resumed`] says what is there and what is not any more, and it is
+//! then carries its sequence in the user's log, [`ConnectionEvent::Resumed`] says what is there and what is not any more, and it is
 //! [`Connection::confirm`] that lets the server forget.
 
 use std::{collections::VecDeque, future::poll_fn, time::Duration};
@@ -27,7 +27,7 @@ use tokio_tungstenite::{
 use super::{
     close, dial,
     error::{self, ClientError},
-    event::{Event, Options},
+    event::{ConnectionEvent, Options},
     frame::{self, Hello, Incoming},
 };
 use crate::{message::Seq, protocol::opcode};
@@ -159,7 +159,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the server sends what is no frame of the protocol; the connection is of no use then.
-    pub async fn next(&mut self) -> Result<Event, ClientError> {
+    pub async fn next(&mut self) -> Result<ConnectionEvent, ClientError> {
         loop {
             self.settle_receipts().await?;
             let incoming = match self.early.pop_front() {
@@ -168,11 +168,13 @@ impl Connection {
             };
             match incoming {
                 Incoming::Message { op, data, kind, position } => {
-                    return Ok(Event::Message { op, data, kind, position });
+                    return Ok(ConnectionEvent::Message { op, data, kind, position });
                 }
                 Incoming::ReceiptWanted => self.receipts_due += 1,
-                Incoming::Closed(code, reason) => return Ok(Event::Closed { code, reason }),
-                Incoming::Resumed { first, last, missed } => return Ok(Event::Resumed { first, last, missed }),
+                Incoming::Closed(code, reason) => return Ok(ConnectionEvent::Closed { code, reason }),
+                Incoming::Resumed { first, last, missed } => {
+                    return Ok(ConnectionEvent::Resumed { first, last, missed });
+                }
                 // A server that is about to go may name another interval.
                 Incoming::Hello(hello) => self.hello = hello,
                 Incoming::Authenticated(_) => {}
@@ -194,7 +196,8 @@ impl Connection {
     /// # Errors
     /// As [`Connection::send`].
     pub async fn confirm(&mut self, seq: Seq) -> Result<(), ClientError> {
-        self.send_frame(opcode::RECEIPT, None, &Map::from_iter([("s".to_owned(), Value::from(seq))])).await
+        self.write(frame::confirm(seq)).await?;
+        self.flush().await
     }
 
     /// Sends a frame with any opcode.
@@ -260,13 +263,46 @@ impl Connection {
         }
     }
 
+    /// The next frame. What waits to be sent is sent meanwhile.
+    async fn next_frame(&mut self) -> Option<Result<tungstenite::Message, WsError>> {
+        poll_fn(|context| {
+            if self.unflushed && self.socket.poll_flush_unpin(context).is_ready() {
+                self.unflushed = false;
+            }
+            self.socket.poll_next_unpin(context)
+        })
+        .await
+    }
+
+    /// What came early, or comes next. Safe to drop half-way.
+    pub(super) async fn heard(&mut self) -> Result<Incoming, ClientError> {
+        match self.early.pop_front() {
+            Some(early) => Ok(early),
+            None => self.incoming().await,
+        }
+    }
+
+    /// Puts a text behind what waits to be sent, without waiting for that.
+    pub(super) async fn post(&mut self, text: String) -> Result<(), ClientError> {
+        self.write(text).await
+    }
+
+    /// Whether what was posted is still waiting to be sent.
+    pub(super) fn is_sending(&self) -> bool {
+        self.unflushed && self.closed.is_none()
+    }
+
+    pub(super) fn take_hello(&mut self, hello: Hello) {
+        self.hello = hello;
+    }
+
     /// Reads one frame, passing over what WebSocket keeps for itself.
     async fn incoming(&mut self) -> Result<Incoming, ClientError> {
         loop {
             if let Some((code, reason)) = &self.closed {
                 return Ok(Incoming::Closed(*code, reason.clone()));
             }
-            match self.socket.next().await {
+            match self.next_frame().await {
                 Some(Ok(tungstenite::Message::Text(text))) => return frame::decode(text.as_str()),
                 Some(Ok(tungstenite::Message::Binary(_))) => {
                     return Err(ClientError::Protocol("it sent a binary frame".into()));

@@ -82,12 +82,12 @@ async fn authenticated() -> (Connection, Peer) {
 /// The next event as one text.
 async fn next(client: &mut Connection) -> String {
     match timeout(SOON, client.next()).await.expect("in time").unwrap() {
-        Event::Message { op, data, kind, position } => format!("{op} {data} {kind:?} {position:?}"),
-        Event::Resumed { first, last, missed } => {
+        ConnectionEvent::Message { op, data, kind, position } => format!("{op} {data} {kind:?} {position:?}"),
+        ConnectionEvent::Resumed { first, last, missed } => {
             let missed = missed.map(|missed| format!("{}-{} {}", missed.from, missed.to, missed.reason));
             format!("resumed {first}-{last} {}", missed.unwrap_or_default())
         }
-        Event::Closed { code, reason } => format!("closed {code} {reason}"),
+        ConnectionEvent::Closed { code, reason } => format!("closed {code} {reason}"),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{fmt::Debug, future::Future, net::SocketAddr, time::Duration};
 
 use mesa::{
-    client::{Connection, Event, token},
+    client::{Connection, ConnectionEvent, token},
     message::{Message, UserId},
     server::{Builder, Handle, Server, ServerError},
 };
@@ -82,7 +82,7 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 /// The data of the next message.
 pub async fn next(client: &mut Connection) -> Value {
     match within("a message", client.next()).await.expect("a frame") {
-        Event::Message { data, .. } => serde_json::from_str(data.get()).expect("JSON"),
+        ConnectionEvent::Message { data, .. } => serde_json::from_str(data.get()).expect("JSON"),
         other => panic!("{other:?}"),
     }
 }
@@ -90,7 +90,7 @@ pub async fn next(client: &mut Connection) -> Value {
 /// How the connection ends.
 pub async fn end(client: &mut Connection) -> (u16, String) {
     loop {
-        if let Event::Closed { code, reason } = within("the end", client.next()).await.expect("a frame") {
+        if let ConnectionEvent::Closed { code, reason } = within("the end", client.next()).await.expect("a frame") {
             return (code, reason);
         }
     }

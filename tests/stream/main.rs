@@ -152,12 +152,12 @@ async fn what_is_kept_and_what_is_not_stay_in_order() {
     let (mut kept, mut passed) = (Vec::new(), Vec::new());
     let code = loop {
         match timeout(wire::PATIENCE, client.next()).await.unwrap().unwrap() {
-            mesa::client::Event::Message { data, .. } => {
+            mesa::client::ConnectionEvent::Message { data, .. } => {
                 let n: usize = data.get().parse().unwrap();
                 if n.is_multiple_of(3) { passed.push(n) } else { kept.push(n) }
             }
-            mesa::client::Event::Closed { code, .. } => break code,
-            other @ mesa::client::Event::Resumed { .. } => panic!("{other:?}"),
+            mesa::client::ConnectionEvent::Closed { code, .. } => break code,
+            other @ mesa::client::ConnectionEvent::Resumed { .. } => panic!("{other:?}"),
         }
     };
     assert_eq!(code, 1000);

@@ -5,7 +5,7 @@ mod typed;
 use std::{io::BufRead, time::Duration};
 
 use mesa::{
-    client::{self, ClientError, Connection, Event, Missed, close},
+    client::{self, ClientError, Connection, ConnectionEvent, Missed, close},
     message::{DeviceId, Seq},
 };
 use serde::Serialize;
@@ -95,7 +95,7 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
                     }
                 }
             }
-            Err(error) if connected_before && !args.once && may_pass(&error) => error,
+            Err(error) if connected_before && !args.once && error.may_pass() => error,
             Err(error) => return Err(Failure::because(error)),
         };
         let pause = jittered(interval);
@@ -103,15 +103,6 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
         if !lines.wait(pause).await {
             return Ok(());
         }
-    }
-}
-
-/// Whether another try may find the server well again.
-fn may_pass(error: &ClientError) -> bool {
-    match error {
-        ClientError::Unreachable { .. } | ClientError::Handshake { .. } | ClientError::Silent { .. } => true,
-        ClientError::Refused { code, .. } => close::comes_back(*code),
-        _ => false,
     }
 }
 
@@ -139,7 +130,7 @@ async fn stay(
                 client.confirm(progress.after).await.map_err(Failure::because)?;
             },
             event = client.next() => match event.map_err(Failure::because)? {
-                Event::Message { op, data, kind, position } => {
+                ConnectionEvent::Message { op, data, kind, position } => {
                     // Printed before the next one is asked for, which is what confirms it.
                     let message = Shown { op, d: &data, t: kind.as_deref(), s: position };
                     if json { output::json(&message)? } else { output::line(&message.pretty())? }
@@ -148,12 +139,12 @@ async fn stay(
                         progress.confirm_by.get_or_insert_with(|| Instant::now() + CONFIRM_WITHIN);
                     }
                 }
-                Event::Resumed { first, last, missed } if json => {
+                ConnectionEvent::Resumed { first, last, missed } if json => {
                     let data = to_raw_value(&json!({ "first": first, "last": last, "missed": missed }));
                     output::json(&Shown { op: 13, d: &data.map_err(Failure::because)?, t: None, s: None })?;
                 }
-                Event::Resumed { first, last, missed } => remark(&resumed(first, last, missed.as_ref())),
-                Event::Closed { code, reason } => return Ok(End::Closed { code, reason }),
+                ConnectionEvent::Resumed { first, last, missed } => remark(&resumed(first, last, missed.as_ref())),
+                ConnectionEvent::Closed { code, reason } => return Ok(End::Closed { code, reason }),
             },
             line = lines.next() => match Typed::read(&line) {
                 Ok(Typed::Nothing) => {}
@@ -314,8 +305,8 @@ mod tests {
     #[test]
     fn a_refusal_is_not_tried_again_and_an_absence_is() {
         let refused = |code| ClientError::Refused { code, reason: String::new() };
-        assert!(!may_pass(&refused(1008)));
-        assert!(may_pass(&refused(1013)));
-        assert!(may_pass(&ClientError::Unreachable { address: "a:1".into(), reason: "connection refused".into() }));
+        assert!(!refused(1008).may_pass());
+        assert!(refused(1013).may_pass());
+        assert!(ClientError::Unreachable { address: "a:1".into(), reason: "connection refused".into() }.may_pass());
     }
 }

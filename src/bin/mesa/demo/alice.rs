@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use mesa::client::{Connection, Event, token};
+use mesa::client::{Connection, ConnectionEvent, token};
 use serde::Deserialize;
 
 use super::{
@@ -55,11 +55,13 @@ impl Alice {
         Ok(seen)
     }
 
-    fn look_at(&mut self, event: Event, ledger: &mut Ledger, missed: bool) -> Result<String, Failure> {
+    fn look_at(&mut self, event: ConnectionEvent, ledger: &mut Ledger, missed: bool) -> Result<String, Failure> {
         let (data, position) = match event {
-            Event::Message { data, position, .. } => (data, position),
-            Event::Resumed { .. } => return Err(Failure::because("Alice was told of a resume she had not asked for")),
-            Event::Closed { code, .. } => {
+            ConnectionEvent::Message { data, position, .. } => (data, position),
+            ConnectionEvent::Resumed { .. } => {
+                return Err(Failure::because("Alice was told of a resume she had not asked for"));
+            }
+            ConnectionEvent::Closed { code, .. } => {
                 let meaning = mesa::client::close::meaning(code);
                 return Err(Failure::because(format!("Alice lost the connection ({code}): {meaning}")));
             }
