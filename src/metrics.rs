@@ -70,6 +70,16 @@ metrics! {
     portal_events_passed_on: Counter = "portal_events_passed_on",
     /// Events dropped because portals were too slow or did not come back.
     portal_events_dropped: Counter = "portal_events_dropped",
+    /// Events that the receiver of the webhook has taken.
+    webhook_sent: Counter = "webhook_events_sent",
+    /// Requests to the receiver of the webhook that it did not take, or that did not reach it.
+    webhook_failures: Counter = "webhook_requests_failed",
+    /// Events lost because the outbox of the webhook was full.
+    webhook_lost: Counter = "webhook_events_lost",
+    /// Events in the outbox of the webhook.
+    webhook_outbox_events: Gauge = "webhook_outbox_events",
+    /// Bytes of them.
+    webhook_outbox_bytes: Gauge = "webhook_outbox_bytes",
     /// HTTP requests answered with success.
     http_succeeded: Counter = "http_requests_succeeded",
     /// HTTP requests answered with an error of the caller's.

@@ -124,7 +124,7 @@ fn dev(explicit: &Settings) -> Settings {
     set("reconnect.enabled", true.into());
     set("portal.enabled", true.into());
     set("store.path", "data/store".into());
-    if !read::has_jwt(explicit) {
+    if !read::has_jwt(explicit) && !read::has_auth_webhook(explicit) {
         set("authentication.insecure", true.into());
     }
     settings

@@ -7,6 +7,7 @@
 //! - `file`, `env`: what one source says, as values under dotted keys
 //! - `merge`: one source over another, each value with where it came from
 //! - `read`: values into the types below
+//! - `outgoing`: of those, whom the server asks and tells
 //! - `validate`: what must hold between them
 //! - `print`: the way back, for people to look at
 //!
@@ -19,6 +20,7 @@ mod file;
 mod keys;
 mod load;
 mod merge;
+mod outgoing;
 mod print;
 mod read;
 #[cfg(test)]
@@ -29,6 +31,7 @@ use std::{path::PathBuf, time::Duration};
 
 pub use error::ConfigError;
 pub use load::{Loaded, Sources, load};
+pub use outgoing::{AuthWebhook, Jwks, Webhook};
 
 /// Everything a server needs to know before it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +131,8 @@ pub struct Portal {
     pub enabled: bool,
     /// To each portal in turn, rather than at random. Default true.
     pub distribute_load: bool,
+    /// `portal.webhook.*`: tell a backend what happens; `None` without a URL.
+    pub webhook: Option<Webhook>,
 }
 
 /// `heartbeat.*`
@@ -169,6 +174,8 @@ pub struct Authentication {
     pub insecure_public: bool,
     /// `authentication.jwt.*`
     pub jwt: Option<Jwt>,
+    /// `authentication.webhook.*`: ask a backend; `None` without a URL.
+    pub webhook: Option<AuthWebhook>,
 }
 
 /// `authentication.jwt.*`
@@ -178,6 +185,8 @@ pub struct Jwt {
     pub secret: Option<String>,
     /// PEM file with a public key, for `RS*`, `PS*`, `ES*` and `EdDSA`.
     pub key_file: Option<PathBuf>,
+    /// `authentication.jwt.jwks.*`: public keys fetched from where they are published.
+    pub jwks: Option<Jwks>,
     /// Which algorithms are accepted. Never taken from the token. Default HS256 with a secret; must be named with a key.
     pub algorithms: Vec<String>,
     /// Claim that names the user. Default: `id`, then `sub`.

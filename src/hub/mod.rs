@@ -42,12 +42,15 @@ pub use self::{
     report::{DeviceReport, UserReport},
     session::{Attach, Batch, Foreign, Mark, Resumed, Session},
 };
-pub use crate::store::{Entry, Loss, Missed, Reason, Rejected, Store, StoreError};
+pub use crate::store::{
+    Entry, EventKind, Kept as KeptEvent, Loss, Missed, Outbox, OutboxEvent, OutboxOptions, ReadLimit, Reason, Rejected,
+    Store, StoreError,
+};
 use crate::{
     message::{DeviceId, Payload, Seq, UserId},
     metrics::Metrics,
     middleware::{Chain, Middleware},
-    store::{Found, Note, ReadLimit},
+    store::{CommitListener, Found, Note},
 };
 use events::Listeners;
 use portals::{Bounds, Portals};
@@ -102,6 +105,8 @@ pub struct Hub {
     listeners: Listeners,
     middleware: Arc<Chain>,
     portals: Option<Arc<Portals>>,
+    /// Who else is told of commits.
+    appended: Arc<OnceLock<CommitListener>>,
     cold_reads: Arc<Semaphore>,
     /// One at a time.
     backups: Arc<Semaphore>,
@@ -112,8 +117,14 @@ impl Hub {
     #[must_use]
     pub fn new(settings: Settings, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Arc<Self> {
         let registry = Arc::new(Registry::new());
-        let listening = registry.clone();
-        store.on_commit(Arc::new(move |users| users.iter().for_each(|user| listening.wake(user))));
+        let appended: Arc<OnceLock<CommitListener>> = Arc::default();
+        let (listening, also) = (registry.clone(), appended.clone());
+        store.on_commit(Arc::new(move |users| {
+            users.iter().for_each(|user| listening.wake(user));
+            if let Some(also) = also.get() {
+                also(users);
+            }
+        }));
         let cold_reads = Arc::new(Semaphore::new(COLD_READS_MAX));
         let backups = Arc::new(Semaphore::new(1));
         let (presence, listeners, middleware) = (Presence::default(), Listeners::default(), Arc::default());
@@ -130,6 +141,7 @@ impl Hub {
             listeners,
             middleware,
             portals,
+            appended,
             cold_reads,
             backups,
         })
@@ -193,6 +205,12 @@ impl Hub {
     #[must_use]
     pub fn portals(&self) -> Option<&Arc<Portals>> {
         self.portals.as_ref()
+    }
+
+    /// From here on `listener` is told which users have new messages in their logs, on the thread that commits them: it must
+    /// not wait for anything. Only the first that is set is told.
+    pub fn on_appended(&self, listener: impl Fn(&[UserId]) + Send + Sync + 'static) {
+        _ = self.appended.set(Arc::new(listener));
     }
 
     /// Connections in all, authenticated or not.

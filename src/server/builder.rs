@@ -232,7 +232,8 @@ impl Builder {
         if self.authenticator.is_some() {
             // There is a way to tell who a client is, and none of the configured ones has any effect.
             let authentication = &mut checked.authentication;
-            (authentication.jwt, authentication.insecure, authentication.insecure_public) = (None, true, true);
+            (authentication.jwt, authentication.webhook) = (None, None);
+            (authentication.insecure, authentication.insecure_public) = (true, true);
         }
         for warning in checked.validate()? {
             if self.authenticator.is_none() {
@@ -247,7 +248,7 @@ impl Builder {
             Some(store) => store,
             None => open_store(&self.config).await?,
         };
-        Ok(Assembled::new(self.config, store, authenticator, self.handlers, self.middleware, self.before_exit))
+        Assembled::new(self.config, store, authenticator, self.handlers, self.middleware, self.before_exit)
     }
 }
 

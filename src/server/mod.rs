@@ -56,10 +56,12 @@ use crate::{
     http::{Api, Http},
     hub::{Hub, MailboxBounds, PortalSettings, Settings, Store, SyncSettings, portals},
     metrics::Metrics,
+    outgoing::UrlError,
     store::{
         Durability, Limits, Overflow,
         disk::{DiskOptions, open},
     },
+    webhook::{self, Webhook},
 };
 use builder::{Adds, BeforeExit};
 use calls::{Calls, Telling};
@@ -86,6 +88,9 @@ pub enum ServerError {
     /// The store cannot be opened, or has failed while the server ran.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The webhook cannot be set up.
+    #[error("portal.webhook: its address {0}")]
+    Webhook(#[from] UrlError),
     /// The listener has gone wrong.
     #[error("cannot listen: {0}")]
     Listen(#[from] io::Error),
@@ -104,6 +109,7 @@ struct Assembled {
     store: Arc<dyn Store>,
     http: Http,
     before_exit: Option<BeforeExit>,
+    webhook: Option<Webhook>,
 }
 
 impl Server {
@@ -157,7 +163,7 @@ impl Assembled {
         handlers: Vec<Arc<dyn Called>>,
         middleware: Vec<Adds>,
         before_exit: Option<BeforeExit>,
-    ) -> Self {
+    ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::new());
         let hub = Hub::new(settings(&config), store.clone(), metrics.clone());
         let http = Http::new(Api {
@@ -166,18 +172,21 @@ impl Assembled {
             metrics: metrics.clone(),
             limits: config.limits.clone(),
         });
+        let webhook = config.portal.webhook.as_ref().zip(store.outbox());
+        let webhook =
+            webhook.map(|(to, outbox)| Webhook::new(to, &hub, store.clone(), outbox, metrics.clone())).transpose()?;
         let calls = (!handlers.is_empty()).then(|| Calls::new(handlers));
         if let Some(calls) = &calls {
             hub.listen(Arc::new(Telling(calls.clone())));
         }
         let shared = Arc::new(Shared::new(config, hub, metrics, authenticator, calls));
-        let parts = Self { shared, store, http, before_exit };
+        let parts = Self { shared, store, http, before_exit, webhook };
         let handle = parts.handle();
         parts.shared.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
         if let Some(calls) = &parts.shared.calls {
             calls.belong_to(handle);
         }
-        parts
+        Ok(parts)
     }
 
     fn handle(&self) -> Handle {
@@ -192,7 +201,8 @@ impl Assembled {
         stop: &watch::Sender<bool>,
         accepting: JoinHandle<()>,
     ) -> Result<(), ServerError> {
-        let Self { shared, store, before_exit, .. } = self;
+        let Self { shared, store, before_exit, webhook, .. } = self;
+        let telling = webhook.map(Webhook::start);
         let watching = tokio::spawn(look_around(shared.hub.clone()));
         let mut failed = tokio::select! {
             () = shutdown => None,
@@ -214,7 +224,10 @@ impl Assembled {
             };
         }
         watching.abort();
-        shutdown::stop(&shared, &store, slots, stop, accepting, failed).await.map_err(ServerError::from)
+        let stopped = shutdown::stop(&shared, &store, slots, stop, accepting, failed).await;
+        // Last: clients that went are in the outbox now, for the next start.
+        drop(telling);
+        stopped.map_err(ServerError::from)
     }
 }
 
@@ -226,6 +239,7 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
         cache_bytes: config.store.cache_bytes,
         queue: config.limits.queue,
         limits: limits(config),
+        outbox: config.portal.webhook.as_ref().map(webhook::outbox_options),
         ..DiskOptions::new(&config.store.path)
     };
     let store = tokio::task::spawn_blocking(move || open(options)).await;

@@ -55,7 +55,7 @@ pub(super) struct RecordInfo {
 /// Everything the commit thread owns.
 pub(super) struct Committer {
     pub(super) shared: Arc<Shared>,
-    durability: Durability,
+    pub(super) durability: Durability,
     pub(super) tuning: Tuning,
     pub(super) limits: Limits,
     pub(super) ids: Ids,
@@ -68,7 +68,7 @@ pub(super) struct Committer {
     pub(super) settling: Option<Settling>,
     pub(super) next_record: u64,
     /// Appends that were answered and are not synced yet: only where that is allowed.
-    unsynced: u64,
+    pub(super) unsynced: u64,
     synced: Instant,
     evicted: Instant,
 }
@@ -136,6 +136,7 @@ impl Committer {
             };
             let trim = std::mem::take(&mut taken.trim);
             self.commit(taken)?;
+            self.write_outbox()?;
             for user in trim {
                 self.trim(&user)?;
             }
@@ -240,6 +241,8 @@ impl Committer {
         if planted::is(Bug::EarlyAnswer) {
             commit.answers.drain(..).for_each(Answer::give);
         }
+        // Before what it tells of: what a crash leaves of that was told.
+        self.write_outbox()?;
         let engine = &self.shared.engine;
         for (number, record) in &commit.records {
             if planted::once_in(Bug::LostRecord, 50) {
@@ -270,7 +273,7 @@ impl Committer {
     }
 
     /// Syncs all that was flushed, which goes as far as record `last`.
-    fn sync(&mut self, last: u64) -> Result<(), EngineError> {
+    pub(super) fn sync(&mut self, last: u64) -> Result<(), EngineError> {
         self.shared.engine.sync()?;
         self.shared.engine.mark(last)?;
         self.unsynced = 0;
@@ -321,6 +324,7 @@ impl Committer {
 
     /// Commits are all made: settles what is cheap to settle, and leaves word that nothing is amiss.
     fn close(&mut self) -> Result<(), EngineError> {
+        self.write_outbox()?;
         let engine = &self.shared.engine;
         engine.flush()?;
         engine.sync()?;

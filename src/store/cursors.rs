@@ -67,6 +67,14 @@ impl Cursors {
         all.fold(first, |common, cursor| common.intersection(&cursor.received))
     }
 
+    /// Who has not received `seq`.
+    pub fn lacking(&self, seq: Seq) -> Vec<Option<DeviceId>> {
+        let shared = self.shared.iter().map(|cursor| (None, cursor));
+        let devices = self.devices.iter().map(|(device, cursor)| (Some(device.clone()), cursor));
+        let lack = shared.chain(devices).filter(|(_, cursor)| !cursor.received.contains(seq));
+        lack.map(|(device, _)| device).collect()
+    }
+
     pub fn devices(&self) -> &[(DeviceId, Cursor)] {
         &self.devices
     }

@@ -17,6 +17,8 @@ pub enum Table {
     Meta,
     /// Record number → ids of appends that were done once.
     Ids,
+    /// What is to be told to the outside world.
+    Outbox,
 }
 
 /// Room on a disk, in bytes.

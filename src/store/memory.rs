@@ -16,7 +16,7 @@ type Pairs = BTreeMap<Vec<u8>, Bytes>;
 
 /// Tables in memory. Cloning shares them, so that a store can be opened on them again.
 #[derive(Clone, Default)]
-pub struct Memory(Arc<[RwLock<Pairs>; 5]>);
+pub struct Memory(Arc<[RwLock<Pairs>; 6]>);
 
 impl Memory {
     fn table(&self, table: Table) -> &RwLock<Pairs> {

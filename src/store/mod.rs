@@ -14,6 +14,7 @@
 //! - `settle`: what becomes of the journal: inboxes, rows, and room for more
 //! - `room`, `sweep`: limits, and what has to be looked at although nothing happens
 //! - `clock`: the time by which entries expire
+//! - `outbox`: what is to be told to the outside world and was not yet
 //! - `recent`, `read`: reading, from memory or from the tables
 //! - `journal`: all of that as a [`Store`]
 //! - `recovery`: opening
@@ -58,6 +59,7 @@ pub mod inspect;
 pub mod journal;
 mod log;
 pub mod memory;
+mod outbox;
 pub mod portable;
 mod queue;
 mod read;
@@ -70,6 +72,7 @@ pub mod salvage;
 mod settle;
 mod sweep;
 
+pub use outbox::{EventKind, Kept, Outbox, OutboxEvent, OutboxOptions, OutboxStatus};
 pub use received::Received;
 
 /// Gaps in one log of which it is known why they are there.
@@ -518,6 +521,18 @@ pub trait Store: Send + Sync + 'static {
 
     /// Resolves when the store has failed ([`StoreError::Failed`]); otherwise never.
     fn failure(&self) -> BoxFuture<'_, StoreError>;
+
+    /// What is to be told to the outside world, if anything is.
+    fn outbox(&self) -> Option<Arc<Outbox>> {
+        None
+    }
+
+    /// Who has not received `seq` of a user's log: devices, and `None` for clients without one. Empty where nobody is left
+    /// who could get it.
+    ///
+    /// # Errors
+    /// When what is stored of the user cannot be read.
+    fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError>;
 
     /// Why nothing is taken for now ([`StoreError::Full`]), if nothing is.
     fn full(&self) -> Option<Arc<str>>;

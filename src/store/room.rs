@@ -124,8 +124,8 @@ impl Committer {
     /// Whether going through a user's inbox may make room: some of it has expired, or the tally may be off.
     pub(super) fn purge_is_due(&self, user: &UserId) -> Result<bool, EngineError> {
         let now_s = self.shared.clock.now_s();
+        self.drop_expired(user, now_s)?;
         self.with(user, |log| {
-            log.drop_expired(now_s);
             let rested = log.purged.is_none_or(|purged| now_s.saturating_sub(purged) >= PURGE_PAUSE_S);
             // After a crash the tally may be a little too high.
             let stale = is_past(log.inbox_expires_s, now_s) || log.purged.is_none();
@@ -148,6 +148,7 @@ impl Committer {
         let (released, gone, mut keyed) =
             self.with(user, |log| (log.released(), log.gone.clone(), log.settled_keys()))?;
         let (mut tally, mut expires_s) = (Tally::default(), 0);
+        let mut expired = Vec::new();
         let mut from = inbox_key(user.as_str(), 0);
         loop {
             let mut chunks = Vec::new();
@@ -170,11 +171,12 @@ impl Committer {
                     }
                 };
                 let whole = entries.len();
+                let wanted = |seq: Seq| seq > released && !gone.hides(seq);
+                let past = entries.iter().filter(|(entry, expires_s)| wanted(entry.seq) && is_past(*expires_s, now_s));
+                expired.extend(past.map(|(entry, _)| entry.seq));
                 let kept: Vec<_> = entries
                     .iter()
-                    .filter(|(entry, expires_s)| {
-                        entry.seq > released && !gone.hides(entry.seq) && !is_past(*expires_s, now_s)
-                    })
+                    .filter(|(entry, expires_s)| wanted(entry.seq) && !is_past(*expires_s, now_s))
                     .map(|(entry, expires_s)| (entry.seq, *expires_s, &entry.payload.as_bytes()[..]))
                     .collect();
                 for (seq, at_s, payload) in &kept {
@@ -193,6 +195,10 @@ impl Committer {
                     self.shared.engine.put(Table::Inbox, key, &chunk)?;
                 }
             }
+        }
+        if clean && !expired.is_empty() {
+            self.with(user, |log| expired.retain(|seq| !log.cursors.contain(*seq)))?;
+            self.shared.tell_expired(user, &expired);
         }
         self.with(user, |log| {
             log.inbox = tally;

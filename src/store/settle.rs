@@ -142,6 +142,7 @@ impl Committer {
     /// Moves a user's entries to the inbox, and writes down where the log stands.
     fn settle_user(&self, user: &UserId, entries: &[Pending]) -> Result<(), EngineError> {
         let now_s = self.shared.clock.now_s();
+        self.drop_expired(user, now_s)?;
         // What has been received, replaced or dropped since they were gathered has no slot any more.
         let there: Vec<bool> =
             self.with(user, |log| entries.iter().map(|entry| log.slot(entry.seq).is_some()).collect())?;

@@ -11,15 +11,17 @@ use crate::{
 /// row first. `lib.rs` names everything.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("message", &[]),
-    ("config", &[]),
+    ("outgoing", &[]),
+    ("config", &["outgoing"]),
     ("metrics", &[]),
     ("planted", &[]),
     ("protocol", &["message"]),
     ("store", &["message", "metrics", "planted"]),
-    ("auth", &["message", "config"]),
+    ("auth", &["message", "config", "outgoing"]),
     ("cluster", &["message", "config"]),
     ("middleware", &["message"]),
     ("hub", &["message", "config", "metrics", "planted", "store", "auth", "cluster", "middleware"]),
+    ("webhook", &["message", "config", "metrics", "hub", "outgoing"]),
     ("http", &["message", "config", "metrics", "auth", "hub", "planted"]),
     ("wire", &["message", "config", "metrics", "auth", "hub"]),
     (
@@ -35,6 +37,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "cluster",
             "middleware",
             "hub",
+            "outgoing",
+            "webhook",
             "http",
             "wire",
         ],
@@ -50,7 +54,8 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["tungstenite", "tokio_tungstenite"], &["src/server/connection", "src/server/socket.rs", "src/client/"]),
     (&["axum", "hyper", "hyper_util"], &["src/http/", "src/server/"]),
     (&["clap"], &["src/bin/mesa/args.rs", "src/bin/mesa/args/"]),
-    (&["reqwest"], &["src/dispatcher.rs", "src/dispatcher/", "src/portal.rs", "src/portal/"]),
+    (&["reqwest"], &["src/dispatcher.rs", "src/dispatcher/", "src/portal.rs", "src/portal/", "src/outgoing/"]),
+    (&["aws_lc_rs"], &["src/outgoing/"]),
     (&["jsonwebtoken"], &["src/auth/"]),
 ];
 

@@ -38,7 +38,7 @@ use raw::Tail;
 pub struct Sled {
     db: sled::Db,
     /// One per [`Table`], in its order.
-    trees: [sled::Tree; 5],
+    trees: [sled::Tree; 6],
     /// Our own handle of the file sled appends to.
     file: File,
     /// How far it went when it was last synced.

@@ -23,6 +23,7 @@ use super::{
 use crate::store::{
     Durability, Limits, Store, StoreError,
     journal::{self, Options},
+    outbox::OutboxOptions,
 };
 
 /// sled's own segments. They cannot be changed once a store exists.
@@ -51,6 +52,8 @@ pub struct DiskOptions {
     pub queue: usize,
     /// What is kept at most.
     pub limits: Limits,
+    /// What is to be told to the outside world; `None`: nothing, and what is there from before stays.
+    pub outbox: Option<OutboxOptions>,
     /// Called instead of syncing the file. For tests of what happens when a disk fails.
     #[doc(hidden)]
     pub sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
@@ -73,6 +76,7 @@ impl DiskOptions {
             cache_bytes: 64 << 20,
             queue: 10_000,
             limits: Limits::default(),
+            outbox: None,
             sync: None,
             tuning: journal::Tuning::default(),
             ahead_ms: Arc::default(),
@@ -91,6 +95,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
         durability: options.durability,
         queue: options.queue,
         limits: options.limits,
+        outbox: options.outbox,
         tuning: options.tuning,
         ahead_ms: options.ahead_ms,
     };
@@ -138,7 +143,7 @@ fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Sled, S
     let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let log = locked.log();
     let tree = |name: &str| db.open_tree(name).map_err(|error| refuse(error.to_string()));
-    let trees = [tree("journal")?, tree("inbox")?, tree("users")?, tree("meta")?, tree("ids")?];
+    let trees = [tree("journal")?, tree("inbox")?, tree("users")?, tree("meta")?, tree("ids")?, tree("outbox")?];
     let file = File::options().read(true).write(true).open(log.join("db"));
     let file = file.map_err(|error| refuse(format!("its file `db`: {error}")))?;
     let mark = Mark::open(&options.path).map_err(|error| refuse(format!("its file `mark`: {error}")))?;

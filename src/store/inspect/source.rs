@@ -186,6 +186,7 @@ impl Inspection {
                 Table::Users => ("users", range(&from, &to, &owner)),
                 Table::Meta => ("meta", range(&from, &to, &owner)),
                 Table::Ids => ("ids", range(&from, &to, &record)),
+                Table::Outbox => ("outbox", range(&from, &to, &owner)),
             };
             self.tell(place, range, "a page of this table is missing");
         }

@@ -31,19 +31,20 @@ struct Leaf {
 #[derive(Debug)]
 pub(in crate::store) struct RawTables {
     log: Log,
-    leaves: [Vec<Leaf>; 5],
+    leaves: [Vec<Leaf>; 6],
     /// Pages that no tree leads to.
     lost: Vec<u64>,
     pub gaps: Vec<Gap>,
 }
 
 /// Their names in the file, in the order of [`Table`].
-const TABLES: [(&str, Table); 5] = [
+const TABLES: [(&str, Table); 6] = [
     ("journal", Table::Journal),
     ("inbox", Table::Inbox),
     ("users", Table::Users),
     ("meta", Table::Meta),
     ("ids", Table::Ids),
+    ("outbox", Table::Outbox),
 ];
 
 impl RawTables {
