@@ -22,6 +22,7 @@
 //! | [`server`] | sockets, connections, the heartbeat, shutdown; the only room that builds the others |
 //! | [`client`] | a connection the other way round, dialling out |
 //! | [`dispatcher`] | the HTTP API from a backend's side |
+//! | [`portal`] | what happens to clients, from a backend's side |
 //!
 //! The path of a message, one function a step: [`http`] takes it in and makes its [`Payload`](message::Payload), the
 //! JSON text every recipient will read; [`Hub::dispatch`](hub::Hub::dispatch) hands it to
@@ -65,6 +66,7 @@ pub mod metrics;
 pub mod middleware;
 pub mod outgoing;
 mod planted;
+pub mod portal;
 pub mod protocol;
 pub mod server;
 pub mod store;

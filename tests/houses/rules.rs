@@ -44,8 +44,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("client", &["message", "protocol"]),
-    ("dispatcher", &["message", "client"]),
-    ("portal", &["message", "client"]),
+    ("dispatcher", &["message", "protocol", "client"]),
+    ("portal", &["message", "dispatcher"]),
 ];
 
 /// Foreign names, and the beginnings of the paths where each may be used.
