@@ -18,6 +18,7 @@
 //! | [`auth`] | who a client is; which keys backends show |
 //! | [`hub`] | who is here and what they have had: dispatching, sessions as cursors on a log |
 //! | [`http`] | what backends ask, as an [`axum`] router |
+//! | [`wire`] | the same in the words of Redis, for the Dispatchers and Portals of stock services |
 //! | [`server`] | sockets, connections, the heartbeat, shutdown; the only room that builds the others |
 //! | [`client`] | a connection the other way round, dialling out |
 //! | [`dispatcher`] | the HTTP API from a backend's side |
@@ -65,3 +66,4 @@ mod planted;
 pub mod protocol;
 pub mod server;
 pub mod store;
+pub mod wire;

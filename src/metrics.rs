@@ -68,6 +68,14 @@ metrics! {
     portal_events_passed_on: Counter = "portal_events_passed_on",
     /// Events dropped because portals were too slow or did not come back.
     portal_events_dropped: Counter = "portal_events_dropped",
+    /// Connections that speak the Redis protocol.
+    wire_connections: Gauge = "wire_connections",
+    /// Commands of the Redis protocol.
+    wire_commands: Counter = "wire_commands",
+    /// Those of them that were answered with an error, and what was no command at all.
+    wire_refused: Counter = "wire_commands_refused",
+    /// Subscribers that were cut because they let too much pile up.
+    wire_cut: Counter = "wire_subscribers_cut",
     /// HTTP requests answered with success.
     http_succeeded: Counter = "http_requests_succeeded",
     /// HTTP requests answered with an error of the caller's.

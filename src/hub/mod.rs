@@ -38,11 +38,11 @@ pub use self::{
     report::{DeviceReport, UserReport},
     session::{Attach, Batch, Connected, Foreign, Mark, Resumed, Session},
 };
-pub use crate::store::{Entry, Loss, Missed, Reason, Rejected, Store, StoreError};
+pub use crate::store::{Entry, Loss, Missed, ReadLimit, Reason, Rejected, Store, StoreError};
 use crate::{
     message::{DeviceId, Seq, UserId},
     metrics::Metrics,
-    store::{Found, Note, ReadLimit},
+    store::{Found, Note},
 };
 use events::Listeners;
 use portals::{Bounds, Portals};
@@ -135,6 +135,12 @@ impl Hub {
     #[must_use]
     pub fn portals(&self) -> Option<&Arc<Portals>> {
         self.portals.as_ref()
+    }
+
+    /// Whether messages are kept for users who are away.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.settings.sync.is_some()
     }
 
     /// Connections in all, authenticated or not.

@@ -5,6 +5,7 @@
 //! - [`upgrade`]: from an HTTP request to a WebSocket
 //! - [`socket`]: the WebSocket itself
 //! - [`connection`]: the life of a connection, with its steps in [`inbound`], [`outbound`] and [`farewell`]
+//! - [`wire`]: the port of the Redis protocol, with [`portal_ids`], what it remembers
 //! - [`heartbeat`]: the one question and answer behind liveness and receipts
 //! - [`shutdown`]: the order in which everything stops
 
@@ -16,11 +17,13 @@ mod inbound;
 mod listener;
 mod mix_up;
 mod outbound;
+mod portal_ids;
 mod shared;
 mod shutdown;
 mod slots;
 mod socket;
 mod upgrade;
+mod wire;
 
 use std::{
     future::Future,
@@ -42,10 +45,13 @@ use crate::{
         Durability, Limits, Overflow,
         disk::{DiskOptions, open},
     },
+    wire::Wire,
 };
 pub use listener::bind;
+use portal_ids::PortalIds;
 use shared::Shared;
 use slots::Slots;
+use wire::WirePort;
 
 /// Why a server did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -72,15 +78,18 @@ pub struct Server {
     shared: Arc<Shared>,
     store: Arc<dyn Store>,
     http: Http,
+    wire: Option<WirePort>,
 }
 
 impl Server {
-    /// Opens the store and builds a server that will listen on `listener`. Checks the configuration first.
+    /// Opens the store and builds a server that will listen on `listener`, and on `wire.port` where that is set. Checks the configuration first.
     ///
     /// # Errors
     /// When the configuration does not hold, or authentication or store cannot be set up.
     pub async fn start(config: Config, listener: TcpListener) -> Result<Self, ServerError> {
         config.validate()?;
+        // Before the store is opened: of two servers started by mistake the second must not touch the first's.
+        let wire = WirePort::bind(&config.wire)?;
         let options = DiskOptions {
             namespace: config.namespace.clone(),
             durability: durability(config.store.durability),
@@ -92,7 +101,8 @@ impl Server {
         // Opening replays a journal: not for the event loop.
         let store = tokio::task::spawn_blocking(move || open(options)).await;
         let store = store.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))??;
-        Self::over(config, listener, store)
+        let ids = PortalIds::in_store(&config.store.path);
+        Self::build(config, listener, store, wire, Some(ids))
     }
 
     /// Builds a server over a store that is open already.
@@ -101,6 +111,17 @@ impl Server {
     /// When the configuration does not hold, or authentication cannot be set up.
     pub fn over(config: Config, listener: TcpListener, store: Arc<dyn Store>) -> Result<Self, ServerError> {
         config.validate()?;
+        let wire = WirePort::bind(&config.wire)?;
+        Self::build(config, listener, store, wire, None)
+    }
+
+    fn build(
+        config: Config,
+        listener: TcpListener,
+        store: Arc<dyn Store>,
+        wire: Option<TcpListener>,
+        ids: Option<PortalIds>,
+    ) -> Result<Self, ServerError> {
         let authenticator = auth::from_config(&config.authentication)?;
         let metrics = Arc::new(Metrics::new());
         let hub = Hub::new(settings(&config), store.clone(), metrics.clone());
@@ -111,8 +132,16 @@ impl Server {
             limits: config.limits.clone(),
         });
         let address = listener.local_addr()?;
+        let wire = match wire {
+            None => None,
+            Some(listener) => {
+                let remembered = ids.as_ref().map(PortalIds::read).unwrap_or_default();
+                let wire = Wire::new(&config, hub.clone(), metrics.clone(), remembered);
+                Some(WirePort::new(listener, &config.wire, wire, metrics.clone(), ids)?)
+            }
+        };
         let shared = Arc::new(Shared::new(config, hub, metrics, authenticator));
-        Ok(Self { listener, address, shared, store, http })
+        Ok(Self { listener, address, shared, store, http, wire })
     }
 
     /// Where the server listens.
@@ -121,35 +150,46 @@ impl Server {
         self.address
     }
 
+    /// Where the server speaks the Redis protocol; `None`: nowhere.
+    #[must_use]
+    pub fn wire_addr(&self) -> Option<SocketAddr> {
+        self.wire.as_ref().map(|wire| wire.address)
+    }
+
     /// Serves until `shutdown` resolves, then stops in order: nothing new is taken, requests under way are answered,
     /// clients are told (1001), the store is closed. Takes at most ten seconds for that.
     ///
     /// # Errors
     /// When the store fails while serving: clients are told (1011), and nothing more is promised.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
-        let Self { listener, shared, store, http, .. } = self;
+        let Self { listener, shared, store, http, wire, .. } = self;
         let limits = &shared.config.limits;
         let slots = Slots::new(limits.connections, limits.connections_per_address);
         let (stop, stopped) = watch::channel(false);
-        let accepting = tokio::spawn(listener::accept(listener, shared.clone(), http, slots.clone(), stopped));
-        let watching = tokio::spawn(look_around(shared.hub.clone()));
+        let accepting = tokio::spawn(listener::accept(listener, shared.clone(), http, slots.clone(), stopped.clone()));
+        let speaking = wire.as_ref().map(|wire| wire.wire.clone());
+        let wire = wire.map(|wire| wire.open(stopped));
+        let watching = tokio::spawn(look_around(shared.hub.clone(), speaking));
         let failed = tokio::select! {
             () = shutdown => None,
             error = store.failure() => Some(error),
         };
         watching.abort();
-        shutdown::stop(&shared.hub, &store, &slots, &stop, accepting, failed).await.map_err(ServerError::from)
+        shutdown::stop(&shared.hub, &store, &slots, &stop, accepting, wire, failed).await.map_err(ServerError::from)
     }
 }
 
 /// Says so when the disk keeps a commit waiting: the server can do nothing about it, but somebody should know. And looks
 /// after the portals.
-async fn look_around(hub: Arc<Hub>) {
+async fn look_around(hub: Arc<Hub>, wire: Option<Arc<Wire>>) {
     let mut waiting = false;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if let Some(portals) = hub.portals() {
             portals.sweep(Instant::now());
+        }
+        if let Some(wire) = &wire {
+            wire.sweep(Instant::now());
         }
         match hub.ready() {
             Err(reason) if !waiting => {

@@ -127,6 +127,8 @@ fn the_readme_says_the_defaults() {
 fn another(key: &keys::Key, default: &Value) -> Option<Value> {
     Some(match key.kind {
         Kind::Bool => (!default.as_bool().unwrap()).into(),
+        // Unlike the other port.
+        Kind::Integer { .. } if key.name == "wire.port" => 6379.into(),
         Kind::Integer { min, .. } | Kind::Millis { min, .. } => (min + 7).into(),
         Kind::Choice(names) => names[1].into(),
         Kind::Durability => serde_json::json!({ "interval": 250 }),
@@ -137,6 +139,7 @@ fn another(key: &keys::Key, default: &Value) -> Option<Value> {
         },
         Kind::Text => match key.name {
             "host" => "127.0.0.1".into(),
+            "wire.host" => "::1".into(),
             "path" => "/socket".into(),
             "log.level" => "debug".into(),
             "authentication.jwt.secret" => SECRET.into(),
@@ -181,7 +184,7 @@ fn every_key_is_read_and_printed() {
             load_text(&file_with(key, &value).to_string()).unwrap_or_else(|error| panic!("{}: {error}", key.name));
         let printed = loaded.config.effective();
         match key.name {
-            "authentication.jwt.secret" => assert_eq!(at(&printed, key.name), "********"),
+            "authentication.jwt.secret" | "wire.password" => assert_eq!(at(&printed, key.name), "********"),
             "api.keys" => assert_eq!(at(&printed, key.name), &serde_json::json!(["********"])),
             name => assert_eq!(at(&printed, name), &value, "{name}"),
         }
@@ -228,6 +231,7 @@ fn what_is_printed_loads_again_once_the_secrets_are_put_back() {
         if let Some(jwt) = &config.authentication.jwt {
             printed["authentication"]["jwt"]["secret"] = jwt.secret.clone().into();
         }
+        printed["wire"]["password"] = config.wire.password.clone().into();
         printed["api"]["keys"] = config.api.keys.clone().into();
         assert_eq!(load_text(&printed.to_string()).unwrap().config, config);
     }
@@ -247,9 +251,13 @@ fn merge_into(into: &mut Value, from: Value) {
 #[test]
 fn no_secret_is_printed_or_shown() {
     let secret = "a very secret secret of enough bytes";
-    let text = format!("{{ api: {{ keys: ['{API_KEY}'] }}, authentication: {{ jwt: {{ secret: '{secret}' }} }} }}");
+    let password = "a password of the wire";
+    let text = format!(
+        "{{ api: {{ keys: ['{API_KEY}'] }}, authentication: {{ jwt: {{ secret: '{secret}' }} }}, \
+         wire: {{ password: '{password}' }} }}"
+    );
     let loaded = load_text(&text).unwrap();
     let shown = format!("{loaded:?} {:?} {}", loaded.config, loaded.config.effective());
-    assert!(!shown.contains(secret) && !shown.contains(API_KEY), "{shown}");
+    assert!([secret, API_KEY, password].iter().all(|each| !shown.contains(each)), "{shown}");
     assert!(load_text(&loaded.config.effective().to_string()).is_err(), "a mask is no secret");
 }
