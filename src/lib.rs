@@ -19,6 +19,7 @@
 //! | [`middleware`] | what is called on the way of everything that happens |
 //! | [`hub`] | who is here and what they have had: dispatching, sessions as cursors on a log |
 //! | [`http`] | what backends ask, as an [`axum`] router |
+//! | [`wire`] | the same in the words of Redis, for the Dispatchers and Portals of stock services |
 //! | [`server`] | sockets, connections, the heartbeat, shutdown; the only room that builds the others |
 //! | [`client`] | a connection the other way round, dialling out |
 //! | [`dispatcher`] | the HTTP API from a backend's side |
@@ -71,3 +72,4 @@ pub mod protocol;
 pub mod server;
 pub mod store;
 pub mod webhook;
+pub mod wire;

@@ -80,6 +80,14 @@ metrics! {
     webhook_outbox_events: Gauge = "webhook_outbox_events",
     /// Bytes of them.
     webhook_outbox_bytes: Gauge = "webhook_outbox_bytes",
+    /// Connections that speak the Redis protocol.
+    wire_connections: Gauge = "wire_connections",
+    /// Commands of the Redis protocol.
+    wire_commands: Counter = "wire_commands",
+    /// Those of them that were answered with an error, and what was no command at all.
+    wire_refused: Counter = "wire_commands_refused",
+    /// Subscribers that were cut because they let too much pile up.
+    wire_cut: Counter = "wire_subscribers_cut",
     /// HTTP requests answered with success.
     http_succeeded: Counter = "http_requests_succeeded",
     /// HTTP requests answered with an error of the caller's.

@@ -1,4 +1,4 @@
-//! Who a client is: the contract, and the ready-made ways to find out. And who a backend is, in [`ApiKeys`].
+//! Who a client is: the contract, and the ready-made ways to find out. And who a backend is, in [`ApiKeys`] and [`Password`].
 //!
 //! Nothing here knows a socket or waits for a person; what a client showed is never written to a log.
 
@@ -18,7 +18,7 @@ use crate::{config, message::UserId};
 
 pub use insecure::Insecure;
 pub use jwt::{Jwt, issue};
-pub use keys::ApiKeys;
+pub use keys::{ApiKeys, Password};
 pub use webhook::Webhook;
 
 /// Longest token that is looked at, in bytes; a longer one is refused before anything is done with it.

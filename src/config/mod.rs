@@ -68,6 +68,8 @@ pub struct Config {
     pub origins: Option<Vec<String>>,
     /// `limits.*`
     pub limits: Limits,
+    /// `wire.*`
+    pub wire: Wire,
     /// `log.*`
     pub log: Log,
 }
@@ -252,6 +254,29 @@ pub struct Api {
 impl std::fmt::Debug for Api {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Api").field("keys", &self.keys.len()).finish_non_exhaustive()
+    }
+}
+
+/// `wire.*`: the Redis protocol, for the Dispatchers and Portals of the stock package.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Wire {
+    /// Port on which it is spoken; 0 lets the system choose. `None` (default): it is not.
+    pub port: Option<u16>,
+    /// Address to listen on. Default `127.0.0.1`; any that others can reach needs a password.
+    pub host: String,
+    /// What a connection has to show (`AUTH`) before it may say anything else; `None`: nothing.
+    pub password: Option<String>,
+    /// Connections; one more is closed at once. Default 1 000.
+    pub connections: usize,
+    /// Bytes of one command; a larger one closes its connection. Default 1 MiB.
+    pub command_bytes: usize,
+    /// Bytes that wait for one subscriber; one that lets more pile up is cut, as in Redis. Default 8 MiB.
+    pub backlog_bytes: usize,
+}
+
+impl std::fmt::Debug for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wire").field("port", &self.port).field("host", &self.host).finish_non_exhaustive()
     }
 }
 

@@ -213,6 +213,12 @@ impl Hub {
         _ = self.appended.set(Arc::new(listener));
     }
 
+    /// Whether messages are kept for users who are away.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.settings.sync.is_some()
+    }
+
     /// Connections in all, authenticated or not.
     #[must_use]
     pub fn connections(&self) -> usize {

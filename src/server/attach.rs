@@ -19,7 +19,7 @@ use http::StatusCode;
 use tokio::sync::watch;
 use tower::service_fn;
 
-use super::{Assembled, Handle, ServerError, shared::Shared, slots::Slots, stopped, upgrade};
+use super::{Handle, ServerError, assembled::Assembled, shared::Shared, slots::Slots, stopped, upgrade};
 
 /// A server whose routes are in a router of yours. It has to be run, beside that router: [`Attached::run`].
 #[must_use = "the server is watched and stopped by running it"]

@@ -7,13 +7,16 @@ use serde_json::{Map, Value};
 use tokio::net::{TcpListener, lookup_host};
 
 use super::{
-    Assembled, Server, ServerError,
+    Server, ServerError,
+    assembled::Assembled,
     attach::Attached,
     bind,
     handle::Handle,
     handler::{All, Called, Handler, OnAuthentication, OnConnection, OnDisconnection, OnMessage},
     open_store,
     peer::{Peer, Received},
+    portal_ids::PortalIds,
+    wire::WirePort,
 };
 use crate::{
     auth::{self, AuthError, Authenticator, Identity},
@@ -244,11 +247,14 @@ impl Builder {
             Some(authenticator) => Some(authenticator),
             None => auth::from_config(&self.config.authentication)?,
         };
-        let store = match self.store {
-            Some(store) => store,
-            None => open_store(&self.config).await?,
+        // Before the store is opened, like the address: see there.
+        let wire = WirePort::bind(&self.config.wire)?;
+        let (store, ids) = match self.store {
+            Some(store) => (store, None),
+            None => (open_store(&self.config).await?, Some(PortalIds::in_store(&self.config.store.path))),
         };
-        Assembled::new(self.config, store, authenticator, self.handlers, self.middleware, self.before_exit)
+        let Self { config, handlers, middleware, before_exit, .. } = self;
+        Assembled::new(config, store, authenticator, handlers, middleware, before_exit, (wire, ids))
     }
 }
 

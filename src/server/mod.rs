@@ -1,6 +1,6 @@
 //! The server: builds everything else, listens, and stops in order.
 //!
-//! - [`builder`]: how it is put together; [`attach`]: as part of somebody's router
+//! - [`builder`], [`assembled`]: how it is put together, and run; [`attach`]: as part of somebody's router
 //! - [`handler`]: what a program does when something happens to clients, and [`calls`], which calls it
 //! - [`peer`]: a client as that program sees it; [`handle`]: the server as it sees it
 //! - [`listener`]: taking connections in, HTTP and WebSocket on one port
@@ -8,9 +8,11 @@
 //! - [`upgrade`]: from an HTTP request to a WebSocket
 //! - [`socket`]: the WebSocket itself
 //! - [`connection`]: the life of a connection, with its steps in [`inbound`], [`outbound`] and [`farewell`]
+//! - [`wire`]: the port of the Redis protocol, with [`portal_ids`], what it remembers
 //! - [`heartbeat`]: the one question and answer behind liveness and receipts
 //! - [`shutdown`]: the order in which everything stops
 
+mod assembled;
 mod attach;
 mod budget;
 mod builder;
@@ -25,21 +27,17 @@ mod listener;
 mod mix_up;
 mod outbound;
 mod peer;
+mod portal_ids;
 mod shared;
 mod shutdown;
 mod slots;
 mod socket;
 mod upgrade;
+mod wire;
 
-use std::{
-    future::Future,
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+use tokio::{net::TcpListener, sync::watch};
 
 pub use self::{
     attach::Attached,
@@ -51,26 +49,18 @@ pub use self::{
 };
 pub use crate::hub::{DeviceReport, Outcome, Reason, Rejected, StoreError, UserReport};
 use crate::{
-    auth::{self, ApiKeys, Authenticator},
+    auth,
     config::{self, Config, ConfigError},
-    http::{Api, Http},
-    hub::{Hub, MailboxBounds, PortalSettings, Settings, Store, SyncSettings, portals},
-    metrics::Metrics,
+    hub::{MailboxBounds, PortalSettings, Settings, Store, SyncSettings, portals},
     outgoing::UrlError,
     store::{
         Durability, Limits, Overflow,
         disk::{DiskOptions, open},
     },
-    webhook::{self, Webhook},
+    webhook,
 };
-use builder::{Adds, BeforeExit};
-use calls::{Calls, Telling};
-use handler::Called;
-use shared::Shared;
+use assembled::Assembled;
 use slots::Slots;
-
-/// How long what is to be done before the end may take.
-const BEFORE_EXIT_MAX: Duration = Duration::from_secs(5);
 
 /// How long handlers may take over what has happened to clients by the end.
 const HANDLERS_MAX: Duration = Duration::from_secs(2);
@@ -103,15 +93,6 @@ pub struct Server {
     parts: Assembled,
 }
 
-/// Everything of a server but how clients get to it.
-struct Assembled {
-    shared: Arc<Shared>,
-    store: Arc<dyn Store>,
-    http: Http,
-    before_exit: Option<BeforeExit>,
-    webhook: Option<Webhook>,
-}
-
 impl Server {
     /// Puts a server together.
     pub fn builder() -> Builder {
@@ -138,6 +119,12 @@ impl Server {
         self.parts.handle()
     }
 
+    /// Where the server speaks the Redis protocol; `None`: nowhere.
+    #[must_use]
+    pub fn wire_addr(&self) -> Option<SocketAddr> {
+        self.parts.wire.as_ref().map(|wire| wire.address)
+    }
+
     /// Serves until `shutdown` resolves, then stops in order: nothing new is taken, requests under way are answered,
     /// clients are told (1001), handlers come to their end, the store is closed. Takes at most twelve seconds for that, and
     /// five more where there is something to do before it ([`Builder::before_exit`]).
@@ -152,82 +139,6 @@ impl Server {
         let (shared, http) = (parts.shared.clone(), parts.http.clone());
         let accepting = tokio::spawn(listener::accept(listener, shared, http, slots.clone(), stopped));
         parts.run(shutdown, &slots, &stop, accepting).await
-    }
-}
-
-impl Assembled {
-    fn new(
-        config: Config,
-        store: Arc<dyn Store>,
-        authenticator: Option<Arc<dyn Authenticator>>,
-        handlers: Vec<Arc<dyn Called>>,
-        middleware: Vec<Adds>,
-        before_exit: Option<BeforeExit>,
-    ) -> Result<Self, ServerError> {
-        let metrics = Arc::new(Metrics::new());
-        let hub = Hub::new(settings(&config), store.clone(), metrics.clone());
-        let http = Http::new(Api {
-            hub: hub.clone(),
-            keys: ApiKeys::new(&config.api),
-            metrics: metrics.clone(),
-            limits: config.limits.clone(),
-        });
-        let webhook = config.portal.webhook.as_ref().zip(store.outbox());
-        let webhook =
-            webhook.map(|(to, outbox)| Webhook::new(to, &hub, store.clone(), outbox, metrics.clone())).transpose()?;
-        let calls = (!handlers.is_empty()).then(|| Calls::new(handlers));
-        if let Some(calls) = &calls {
-            hub.listen(Arc::new(Telling(calls.clone())));
-        }
-        let shared = Arc::new(Shared::new(config, hub, metrics, authenticator, calls));
-        let parts = Self { shared, store, http, before_exit, webhook };
-        let handle = parts.handle();
-        parts.shared.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
-        if let Some(calls) = &parts.shared.calls {
-            calls.belong_to(handle);
-        }
-        Ok(parts)
-    }
-
-    fn handle(&self) -> Handle {
-        Handle { hub: Arc::downgrade(&self.shared.hub), recipients_max: self.shared.config.limits.recipients }
-    }
-
-    /// Watches over it until the end, and ends it.
-    async fn run(
-        self,
-        shutdown: impl Future<Output = ()> + Send,
-        slots: &Slots,
-        stop: &watch::Sender<bool>,
-        accepting: JoinHandle<()>,
-    ) -> Result<(), ServerError> {
-        let Self { shared, store, before_exit, webhook, .. } = self;
-        let telling = webhook.map(Webhook::start);
-        let watching = tokio::spawn(look_around(shared.hub.clone()));
-        let mut failed = tokio::select! {
-            () = shutdown => None,
-            error = store.failure() => Some(error),
-        };
-        if let (None, Some(before_exit)) = (&failed, before_exit) {
-            // A task of its own, so that a panic in it is its own.
-            let last = timeout(BEFORE_EXIT_MAX, tokio::spawn(async { before_exit().await }));
-            failed = tokio::select! {
-                done = last => {
-                    match done {
-                        Ok(Ok(())) => {}
-                        Ok(Err(panic)) => tracing::error!("what was to be done before the end did not end: {panic}"),
-                        Err(_) => tracing::warn!("what was to be done before the end took too long; stopping all the same"),
-                    }
-                    None
-                }
-                error = store.failure() => Some(error),
-            };
-        }
-        watching.abort();
-        let stopped = shutdown::stop(&shared, &store, slots, stop, accepting, failed).await;
-        // Last: clients that went are in the outbox now, for the next start.
-        drop(telling);
-        stopped.map_err(ServerError::from)
     }
 }
 
@@ -249,29 +160,6 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
 /// Resolves when the server is to stop, or is gone.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// Says so when the disk keeps a commit waiting: the server can do nothing about it, but somebody should know. And looks
-/// after the portals.
-async fn look_around(hub: Arc<Hub>) {
-    let mut waiting = false;
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        if let Some(portals) = hub.portals() {
-            portals.sweep(Instant::now());
-        }
-        match hub.ready() {
-            Err(reason) if !waiting => {
-                waiting = true;
-                tracing::error!("{reason}");
-            }
-            Ok(()) if waiting => {
-                waiting = false;
-                tracing::info!("commits go through again");
-            }
-            _ => {}
-        }
-    }
 }
 
 fn durability(durability: config::Durability) -> Durability {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
-use super::{HANDLERS_MAX, shared::Shared, slots::Slots};
+use super::{HANDLERS_MAX, shared::Shared, slots::Slots, wire::Open};
 use crate::hub::{Leave, Store, StoreError};
 
 /// How long requests under way and clients have to finish.
@@ -20,6 +20,7 @@ pub(super) async fn stop(
     slots: &Slots,
     stop: &watch::Sender<bool>,
     accepting: JoinHandle<()>,
+    wire: Option<Open>,
     failed: Option<StoreError>,
 ) -> Result<(), StoreError> {
     let hub = &shared.hub;
@@ -32,14 +33,21 @@ pub(super) async fn stop(
     stop.send_replace(true);
     // It may have panicked; there is nothing to do about that here but to go on stopping.
     _ = accepting.await;
+    let wire_slots = wire.as_ref().map(|wire| wire.slots.clone());
+    if let Some(wire) = wire {
+        wire.closed().await;
+    }
     let why = if failed.is_some() { Leave::Failed } else { Leave::Shutdown };
     let drained = timeout(DRAIN_MAX, async {
         // A connection that was being upgraded when we began may register only now: it is told as well.
         loop {
             hub.everyone_leave(why);
             if timeout(Duration::from_millis(200), slots.all_free()).await.is_ok() {
-                return;
+                break;
             }
+        }
+        if let Some(slots) = wire_slots {
+            slots.all_free().await;
         }
     });
     if drained.await.is_err() {

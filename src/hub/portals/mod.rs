@@ -27,7 +27,7 @@ mod turns;
 use std::{
     fmt,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -89,7 +89,7 @@ pub struct Portals {
     /// Somebody may want to be told something.
     any: AtomicBool,
     turns: Mutex<Turns>,
-    watch: RwLock<Option<Arc<dyn Watch>>>,
+    watch: RwLock<Option<Weak<dyn Watch>>>,
     /// How many are told about everything by `watch`.
     watching: AtomicUsize,
     /// Told who comes and goes.
@@ -200,8 +200,8 @@ impl Portals {
         self.turns.lock().set_room(seat, room);
     }
 
-    /// Sets who passes events on to seats.
-    pub fn set_watch(&self, watch: Arc<dyn Watch>) {
+    /// Sets who passes events on to seats, for as long as he is there.
+    pub fn set_watch(&self, watch: Weak<dyn Watch>) {
         *self.watch.write() = Some(watch);
     }
 
@@ -278,16 +278,25 @@ impl Portals {
         };
         self.metrics.portal_events_dropped.inc_by(dropped);
         if seat.is_some() || (!again && self.watching.load(Ordering::Acquire) > 0) {
-            let watch = self.watch.read().clone();
+            let watch = self.watch.read().as_ref().and_then(Weak::upgrade);
             if let Some(watch) = watch {
                 watch.told(told, seat, again);
             }
         }
     }
 
+    /// What happens while nobody is there to be told waits for whoever comes within [`Bounds::resume_for`].
+    pub fn keep_a_place(&self) {
+        let mut turns = self.turns.lock();
+        if !turns.somebody_takes_turns() && turns.members.len() < self.bounds.portals {
+            turns.members.push(Member::Inbox(Inbox::new(false)));
+            self.any.store(true, Ordering::Release);
+        }
+    }
+
     /// What waits for portals that are away goes on to those that are there, as much as they have room for. The rest
     /// waits for the next sweep.
-    fn pass_on_what_is_left(&self) {
+    pub fn pass_on_what_is_left(&self) {
         loop {
             let told = {
                 let turns = self.turns.lock();

@@ -201,7 +201,8 @@ impl Watch for Seen {
 #[test]
 fn seats_take_turns_with_inboxes_and_who_watches_is_told_whose_turn_it_is() {
     let (pool, seen) = (pool(true), Arc::new(Seen::default()));
-    pool.set_watch(seen.clone());
+    let watch: Arc<dyn Watch> = seen.clone();
+    pool.set_watch(Arc::downgrade(&watch));
     let (seat, mut portal) = (pool.seat().unwrap(), pool.join(false).unwrap());
     say(&pool, 0..4);
     let turns = std::mem::take(&mut *seen.0.lock());

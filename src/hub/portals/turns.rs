@@ -91,6 +91,11 @@ impl Turns {
         }
     }
 
+    /// Somebody takes turns, or may come back to it.
+    pub(super) fn somebody_takes_turns(&self) -> bool {
+        self.members.iter().any(|member| !matches!(member, Member::Inbox(inbox) if inbox.is_for_all()))
+    }
+
     pub(super) fn somebody_has_room(&self, bytes: usize, bounds: &Bounds) -> bool {
         self.members.iter().any(|member| member.rank(bytes, bounds) == Some(Rank::Ready))
     }
