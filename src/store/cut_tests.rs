@@ -20,12 +20,16 @@ use super::{
 use crate::message::{DispatchId, Payload, Seq, UserId};
 
 /// Tables that take so many writes and then no more: what is in them then is a prefix of what was written.
-struct Cut {
+pub(super) struct Cut {
     tables: Memory,
     left: AtomicI64,
 }
 
 impl Cut {
+    pub(super) fn new(tables: &Memory, writes: i64) -> Self {
+        Self { tables: tables.clone(), left: AtomicI64::new(writes) }
+    }
+
     fn write(&self) -> Result<(), EngineError> {
         if self.left.fetch_sub(1, Ordering::SeqCst) > 0 { Ok(()) } else { Err(EngineError::new("the power is gone")) }
     }

@@ -178,7 +178,8 @@ impl Receiver {
         if waited.await.is_err() {
             let bodies: Vec<_> =
                 self.requests().iter().map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect();
-            panic!("{what}: not within {PATIENCE:?}; {bodies:#?}");
+            let last = &bodies[bodies.len().saturating_sub(20)..];
+            panic!("{what}: not within {PATIENCE:?}; of {} requests the last: {last:#?}", bodies.len());
         }
     }
 }

@@ -86,7 +86,8 @@ async fn who_is_refused_is_told_from_who_could_not_be_checked() {
     let port = receiver.address.port();
     drop(receiver);
     let error = webhook.authenticate(&data("a")).await.unwrap_err().to_string();
-    assert!(error.contains("cannot be reached: connection refused"), "{error}");
+    // Refused, or reset where the listener is only just going.
+    assert!(error.contains("cannot be reached") || error.contains("broke off"), "{error}");
     let private = config::AuthWebhook { url: format!("https://127.0.0.1:{port}/"), ..config::AuthWebhook::default() };
     assert!(Webhook::new(&private).unwrap_err().to_string().contains("private address"));
 }
