@@ -69,6 +69,12 @@ pub(super) struct Committer {
     pub(super) next_record: u64,
     /// Appends that were answered and are not synced yet: only where that is allowed.
     pub(super) unsynced: u64,
+    /// Something was written to the journal and is not synced yet.
+    behind: bool,
+    /// Something was put into the outbox that is not synced yet, as that is allowed.
+    pub(super) outbox_behind: bool,
+    /// There is more room to be given back.
+    tidying: bool,
     synced: Instant,
     evicted: Instant,
 }
@@ -106,6 +112,9 @@ impl Committer {
             settling: None,
             next_record: recovered.next_record,
             unsynced: 0,
+            behind: false,
+            outbox_behind: false,
+            tidying: false,
             synced: now,
             evicted: now,
         }
@@ -135,8 +144,13 @@ impl Committer {
                 None => None,
             };
             let trim = std::mem::take(&mut taken.trim);
+            let idle = taken.ops.is_empty() && taken.dirty.is_empty();
             self.commit(taken)?;
             self.write_outbox()?;
+            if !trim.is_empty() {
+                // What lets entries go is not to be forgotten when they are gone.
+                self.sync_if_behind()?;
+            }
             for user in trim {
                 self.trim(&user)?;
             }
@@ -147,7 +161,8 @@ impl Committer {
                 return closed;
             }
             self.settle()?;
-            self.sync_if_due()?;
+            self.sync_if_due(idle)?;
+            self.tidying = self.shared.engine.tidy()?;
             self.sweep()?;
             self.look_at_room_if_due();
             if self.evicted.elapsed() > Duration::from_secs(u64::from(self.tuning.idle_seconds / 2)) {
@@ -160,7 +175,7 @@ impl Committer {
 
     fn patience(&self) -> Duration {
         match self.durability {
-            _ if self.has_old_records() => Duration::ZERO,
+            _ if self.tidying || self.has_old_records() => Duration::ZERO,
             Durability::Interval(interval) if self.unsynced > 0 => {
                 interval.saturating_sub(self.synced.elapsed()).min(IDLE)
             }
@@ -246,36 +261,46 @@ impl Committer {
         let engine = &self.shared.engine;
         for (number, record) in &commit.records {
             if planted::once_in(Bug::LostRecord, 50) {
+                let nothing = RecordWriter::new(self.shared.namespace, self.shared.clock.now_ms()).finish();
+                engine.put(Table::Journal, &journal_key(*number), &nothing)?;
                 continue;
             }
             engine.put(Table::Journal, &journal_key(*number), record)?;
         }
-        engine.flush()?;
+        self.behind = true;
         self.unsynced += commit.entries.len().max(commit.answers.len()) as u64;
         // Receipts alone are not worth a sync: losing them repeats messages and loses none.
         let promised = commit.answers.iter().any(|answer| matches!(answer, Answer::Append(..) | Answer::Clear(..)));
         match self.durability {
-            Durability::Always if promised => self.sync(commit.number - 1),
+            Durability::Always if promised => self.sync(),
             Durability::Always => Ok(()),
             // Sequences are set aside for this many: no more may be at risk.
-            _ if self.unsynced >= RESERVE => self.sync(commit.number - 1),
-            _ => self.sync_if_due(),
+            _ if self.unsynced >= RESERVE => self.sync(),
+            _ => self.sync_if_due(false),
         }
     }
 
-    fn sync_if_due(&mut self) -> Result<(), EngineError> {
+    fn sync_if_due(&mut self, idle: bool) -> Result<(), EngineError> {
         match self.durability {
-            Durability::Interval(interval) if self.unsynced > 0 && self.synced.elapsed() >= interval => {
-                self.sync(self.next_record - 1)
-            }
+            // Receipts wait for the next message, but not for ever.
+            Durability::Always if idle && self.synced.elapsed() >= IDLE => self.sync_if_behind(),
+            Durability::Interval(interval) if self.unsynced > 0 && self.synced.elapsed() >= interval => self.sync(),
             _ => Ok(()),
         }
     }
 
-    /// Syncs all that was flushed, which goes as far as record `last`.
-    pub(super) fn sync(&mut self, last: u64) -> Result<(), EngineError> {
-        self.shared.engine.sync()?;
-        self.shared.engine.mark(last)?;
+    fn sync_if_behind(&mut self) -> Result<(), EngineError> {
+        if self.behind { self.sync() } else { Ok(()) }
+    }
+
+    /// Syncs all that was written to the journal, and what was put into the outbox with it.
+    fn sync(&mut self) -> Result<(), EngineError> {
+        if std::mem::take(&mut self.outbox_behind) {
+            self.shared.engine.checkpoint()?;
+        } else {
+            self.shared.engine.sync()?;
+        }
+        self.behind = false;
         self.unsynced = 0;
         self.synced = Instant::now();
         Ok(())
@@ -326,12 +351,10 @@ impl Committer {
     fn close(&mut self) -> Result<(), EngineError> {
         self.write_outbox()?;
         let engine = &self.shared.engine;
-        engine.flush()?;
-        engine.sync()?;
+        engine.checkpoint()?;
         engine.put(Table::Meta, super::recovery::CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;
         engine.put(Table::Meta, super::recovery::OPEN_KEY, super::recovery::CLOSED)?;
-        engine.flush()?;
-        engine.sync()
+        engine.checkpoint()
     }
 
     /// Works on a user's log.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::{
     Append, Appended, Note, Once, ReadLimit, Store, StoreError,
@@ -19,31 +20,105 @@ use super::{
 };
 use crate::message::{DispatchId, Payload, Seq, UserId};
 
-/// Tables that take so many writes and then no more: what is in them then is a prefix of what was written.
+/// Tables that take so many writes and then no more. What the power leaves of them is what the contract of an [`Engine`]
+/// allows: of the journal, of the inboxes' values and of everything else a prefix each, behind what was made to last.
 pub(super) struct Cut {
+    /// What readers see.
     tables: Memory,
     left: AtomicI64,
+    /// What has been written since the beginning, and how much of it lasts.
+    written: Mutex<Written>,
+    /// Chooses how much is left of each.
+    seed: u64,
+}
+
+#[derive(Default)]
+struct Written {
+    journal: Vec<Change>,
+    journal_lasts: usize,
+    /// Keys of chunks of which the values may still be lost.
+    chunks: Vec<(usize, Vec<u8>)>,
+    rest: Vec<Change>,
+    rest_lasts: usize,
+}
+
+#[derive(Clone)]
+struct Change {
+    table: Table,
+    key: Vec<u8>,
+    value: Option<Vec<u8>>,
 }
 
 impl Cut {
-    pub(super) fn new(tables: &Memory, writes: i64) -> Self {
-        Self { tables: tables.clone(), left: AtomicI64::new(writes) }
+    pub(super) fn new(tables: &Memory, writes: i64) -> Arc<Self> {
+        let written = Mutex::default();
+        Arc::new(Self { tables: tables.clone(), left: AtomicI64::new(writes), written, seed: writes.unsigned_abs() })
     }
 
     fn write(&self) -> Result<(), EngineError> {
         if self.left.fetch_sub(1, Ordering::SeqCst) > 0 { Ok(()) } else { Err(EngineError::new("the power is gone")) }
     }
+
+    fn change(&self, table: Table, key: &[u8], value: Option<&[u8]>) -> Result<(), EngineError> {
+        self.write()?;
+        let mut written = self.written.lock();
+        let change = Change { table, key: key.to_vec(), value: value.map(<[u8]>::to_vec) };
+        if table == Table::Journal {
+            written.journal.push(change);
+        } else {
+            // What replaces a value that is there lasts before it is led to.
+            if table == Table::Inbox && value.is_some() && self.tables.get(table, key)?.is_none() {
+                let at = written.rest.len();
+                written.chunks.push((at, key.to_vec()));
+            }
+            written.rest.push(change);
+        }
+        drop(written);
+        match value {
+            Some(value) => self.tables.put(table, key, value),
+            None => self.tables.remove(table, key),
+        }
+    }
+
+    /// What is there when the power is back, of tables that were `before` when all this began.
+    pub(super) fn left_of(&self, before: Memory) -> Memory {
+        let written = self.written.lock();
+        let mut seed = self.seed;
+        let mut choose = |from: usize, to: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // All of it and nothing of it are what is met most.
+            match (seed >> 33) % 4 {
+                0 => from,
+                1 => to,
+                _ => from + (seed >> 35) as usize % (to - from + 1),
+            }
+        };
+        let journal = choose(written.journal_lasts, written.journal.len());
+        let rest = choose(written.rest_lasts, written.rest.len());
+        let chunks = choose(0, written.chunks.len());
+        let apply = |change: &Change, garbage: bool| match &change.value {
+            Some(_) if garbage => before.put(change.table, &change.key, b""),
+            Some(value) => before.put(change.table, &change.key, value),
+            None => before.remove(change.table, &change.key),
+        };
+        // A removal from the journal is a removal of files, for which nothing waits: but it comes behind a checkpoint.
+        written.journal[..journal].iter().for_each(|change| apply(change, false).unwrap());
+        for (at, change) in written.rest[..rest].iter().enumerate() {
+            let lost = written.chunks[chunks..].iter().any(|(place, _)| *place == at);
+            apply(change, lost).unwrap();
+        }
+        drop(written);
+        before
+    }
 }
 
 impl Engine for Cut {
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        self.write()?;
-        self.tables.put(table, key, value)
+        self.change(table, key, Some(value))
     }
 
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
-        self.write()?;
-        self.tables.remove(table, key)
+        self.change(table, key, None)
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
@@ -63,7 +138,23 @@ impl Engine for Cut {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        self.write()
+        self.write()?;
+        let mut written = self.written.lock();
+        written.journal_lasts = written.journal.len();
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<(), EngineError> {
+        self.sync()?;
+        self.written.lock().chunks.clear();
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> Result<(), EngineError> {
+        self.barrier()?;
+        let mut written = self.written.lock();
+        written.rest_lasts = written.rest.len();
+        Ok(())
     }
 }
 
@@ -121,7 +212,8 @@ async fn cut_after(writes: i64) -> bool {
     store.close().await.unwrap();
     drop(store);
 
-    let cut = Arc::new(Cut { tables: tables.clone(), left: AtomicI64::new(writes) });
+    let before = tables.copied();
+    let cut = Cut::new(&tables, writes);
     let mut failed = true;
     if let Ok(store) = journal::open(cut.clone(), tuning(Duration::ZERO)) {
         let more = append(&*store, 6).await;
@@ -130,6 +222,7 @@ async fn cut_after(writes: i64) -> bool {
     }
 
     // Power is back: a few are received, a few more come, and all of it is settled anew.
+    let tables = cut.left_of(before);
     let store = super::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
     for (at, answered) in answered.iter().enumerate() {
         let there = sequences(&*store, at, 0);
@@ -183,13 +276,14 @@ const BATCH: u64 = 60;
 /// Returns false once so many writes were allowed that nothing was cut.
 async fn batch_cut_after(writes: i64) -> bool {
     let tables = Memory::default();
-    let cut = Arc::new(Cut { tables: tables.clone(), left: AtomicI64::new(writes) });
+    let cut = Cut::new(&tables, writes);
     let mut answered = false;
     if let Ok(store) = journal::open(cut.clone(), tuning(Duration::ZERO)) {
         answered = append_batch(&*store).await.is_ok();
         _ = store.close().await;
     }
     let failed = cut.left.load(Ordering::SeqCst) < 0;
+    let tables = cut.left_of(Memory::default());
     for settle_after in [Duration::from_secs(3600), Duration::ZERO] {
         let store = super::memory::open(&tables, tuning(settle_after)).unwrap();
         let there = [0, 1].map(|at| sequences(&*store, at, 0).len() as u64);
@@ -233,12 +327,14 @@ async fn what_a_commit_replaces_stays_until_that_commit_is_written() {
         }
         store.close().await.unwrap();
         drop(store);
-        let cut = Arc::new(Cut { tables: tables.clone(), left: AtomicI64::new(writes) });
-        if let Ok(store) = journal::open(cut, with(Duration::from_secs(3600))) {
+        let before = tables.copied();
+        let cut = Cut::new(&tables, writes);
+        if let Ok(store) = journal::open(cut.clone(), with(Duration::from_secs(3600))) {
             let newer = Append { collapse: key(), ..Append::new(payload(), vec![user(0)]) };
             _ = store.append_all(vec![newer, Append::new(payload(), vec![user(0)])]).await;
             _ = store.close().await;
         }
+        let tables = cut.left_of(before);
         let store = super::memory::open(&tables, with(Duration::from_secs(3600))).unwrap();
         let there = sequences(&*store, 0, 0);
         assert!(there == [1, 2, 3] || there == [1, 3, 4], "{there:?}, cut after {writes}");
@@ -264,8 +360,9 @@ async fn ids_outlive_a_settling_that_was_cut_and_made_again() {
         }
         store.close().await.unwrap();
         drop(store);
-        let cut = Arc::new(Cut { tables: tables.clone(), left: AtomicI64::new(writes) });
-        if let Ok(store) = journal::open(cut, tuning(Duration::ZERO)) {
+        let before = tables.copied();
+        let cut = Cut::new(&tables, writes);
+        if let Ok(store) = journal::open(cut.clone(), tuning(Duration::ZERO)) {
             for _ in 0..100 {
                 if tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_none() {
                     break;
@@ -274,6 +371,7 @@ async fn ids_outlive_a_settling_that_was_cut_and_made_again() {
             }
             _ = store.close().await;
         }
+        let tables = cut.left_of(before);
         let store = super::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
         while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -21,15 +21,6 @@ pub enum Table {
     Outbox,
 }
 
-/// Room on a disk, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct DiskRoom {
-    /// Nobody's yet.
-    pub free: u64,
-    /// Taken by the tables, in use or not: they never give back what they have.
-    pub taken: u64,
-}
-
 /// An engine did not do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
@@ -45,11 +36,18 @@ impl EngineError {
 /// Ordered tables of small values.
 ///
 /// # Contract
-/// - *One writer.* Only the commit thread puts, removes, flushes and syncs; anybody reads.
-/// - *Order.* What a crash leaves of the writes, over all tables, is a prefix of them.
-/// - *Flush* hands all writes so far to the system: a killed process does not take them back.
-/// - *Sync* makes all that was flushed survive a power cut.
-/// - A failed write, flush or sync is final: the caller asks for nothing more.
+/// - *One writer.* Only the commit thread puts, removes and syncs; anybody reads.
+/// - *A killed process* takes back nothing of the journal and of inboxes' values, and of the other tables nothing that was
+///   put before the last flush.
+/// - *A power cut* leaves of the journal all that was synced, and any prefix of what was put behind that. It leaves of the
+///   other tables a prefix of what was put and removed, over all of them, with all up to the last checkpoint. What is new
+///   in an inbox may be there by its key and unreadable, unless a barrier stood behind it; what replaces a value never is.
+/// - *Between* the journal and the other tables there is no order but by barriers and checkpoints: so what counts on the
+///   journal or on a new value of an inbox is put behind a barrier, and what the other tables make superfluous in the
+///   journal is removed from it behind a checkpoint.
+/// - The journal is put in the order of its numbers, without a gap, and removed from its ends.
+/// - A failed write or sync is final: the caller asks for nothing more.
+/// - A value of an inbox that is not what was written is given as empty, which is no chunk: it concerns one user.
 pub trait Engine: Send + Sync + 'static {
     /// Sets a value, which is at most [`VALUE_BYTES_MAX`](super::record::VALUE_BYTES_MAX) long.
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
@@ -61,23 +59,26 @@ pub trait Engine: Send + Sync + 'static {
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError>;
     /// The pair with the highest key at or below `key`.
     fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError>;
-    /// See the contract.
+    /// Hands what was put into the other tables to the system: a killed process does not take that back.
     fn flush(&self) -> Result<(), EngineError>;
-    /// See the contract.
+    /// Makes the journal survive a power cut, up to its last record.
     fn sync(&self) -> Result<(), EngineError>;
+    /// Makes the journal and the inboxes' values survive a power cut.
+    fn barrier(&self) -> Result<(), EngineError>;
+    /// Makes all of it survive a power cut.
+    fn checkpoint(&self) -> Result<(), EngineError>;
 
-    /// How much room there is where the tables are, if they are on a disk.
-    fn disk_room(&self) -> Result<Option<DiskRoom>, EngineError> {
+    /// Gives back room that nothing needs, a little of it; true if there is more to do at once.
+    fn tidy(&self) -> Result<bool, EngineError> {
+        Ok(false)
+    }
+
+    /// Bytes that are free where the tables are, if they are on a disk.
+    fn disk_free(&self) -> Result<Option<u64>, EngineError> {
         Ok(None)
     }
 
-    /// Remembers, apart from the tables, that the record of this number has been synced. Not synced itself: what a
-    /// crash leaves may be older, and never newer.
-    fn mark(&self, _record: u64) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    /// What was last remembered, where it can be.
+    /// The highest record that is known to have been synced, apart from what the journal itself has.
     fn marked(&self) -> Result<Option<u64>, EngineError> {
         Ok(None)
     }

@@ -23,6 +23,12 @@ impl Memory {
         &self.0[table as usize]
     }
 
+    /// Tables of their own with the same in them.
+    #[cfg(test)]
+    pub(super) fn copied(&self) -> Self {
+        Self(Arc::new(std::array::from_fn(|at| RwLock::new(self.0[at].read().clone()))))
+    }
+
     /// How many chunks the inbox of this user has.
     #[doc(hidden)]
     #[must_use]
@@ -83,6 +89,14 @@ impl Engine for Memory {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> Result<(), EngineError> {
         Ok(())
     }
 }

@@ -317,6 +317,14 @@ impl Row {
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         Ok(bincode::decode_from_slice(bytes, format())?.0)
     }
+
+    /// Up to this sequence the inbox is counted on.
+    pub fn settled(&self) -> Seq {
+        match self {
+            Self::V1 { settled, .. } => *settled,
+            Self::V2(log) => log.settled,
+        }
+    }
 }
 
 /// Key of a journal record.

@@ -48,9 +48,7 @@ const OPEN_LOSSY: &[u8] = b"lossy";
 pub(super) const CLOCK_KEY: &[u8] = b"clock";
 
 /// The version of everything in the tables.
-pub(super) const FORMAT: &[u8] = b"mesa-2";
-/// Read as it stands: all that has changed since has a version of its own.
-const FORMAT_BEFORE: &[u8] = b"mesa-1";
+pub(super) const FORMAT: &[u8] = b"mesa-3";
 
 /// What opening has found.
 pub(super) struct Recovered {
@@ -88,6 +86,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         return Err(StoreError::Damaged(told.into()));
     }
     let lapses = begin(&*engine, options.durability).map_err(failed)?;
+    drop_settled(&*engine, settled).map_err(failed)?;
     drop_unfinished_commit(&*engine)?;
     let clock_ms = engine.get(Table::Meta, CLOCK_KEY).map_err(failed)?;
     let mut replay = Replay {
@@ -137,6 +136,11 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     for (user, (mut log, known)) in replay.logs {
         forget_unfinished(&*engine, user.as_str(), log.settled).map_err(failed)?;
         log.pass_lapses(lapses - known);
+        if log.row_lapses.is_none() {
+            // The power went before his row was written, or he would not be found among the users.
+            log.row_lapses = Some(lapses);
+            engine.put(Table::Users, user.as_str().as_bytes(), &log.row(lapses).encode()).map_err(failed)?;
+        }
         log.trimming = log.release() && log.counted < log.released();
         if planted::is(Bug::SequenceReuse) && log.last_slot().is_none() {
             log.head = log.head.saturating_sub(2);
@@ -152,6 +156,17 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
 
 fn last_record(engine: &dyn Engine) -> Result<Option<u64>, EngineError> {
     Ok(engine.floor(Table::Journal, &[0xFF; 9])?.and_then(|(key, _)| journal_number(&key)))
+}
+
+/// Removes records that are settled: they were to be removed when the power went.
+fn drop_settled(engine: &dyn Engine, settled: u64) -> Result<(), EngineError> {
+    let mut done = Vec::new();
+    engine.scan(Table::Journal, &[], &mut |key, _| {
+        let is_settled = journal_number(key).is_some_and(|number| number <= settled);
+        done.extend(is_settled.then(|| key.to_vec()));
+        is_settled
+    })?;
+    done.iter().try_for_each(|key| engine.remove(Table::Journal, key))
 }
 
 /// Removes the last records where they say that their commit goes on and it does not: it was never answered, and is
@@ -228,10 +243,6 @@ fn forget_unfinished(engine: &dyn Engine, user: &str, settled: Seq) -> Result<()
 fn check_format(engine: &dyn Engine) -> Result<Result<(), StoreError>, EngineError> {
     match engine.get(Table::Meta, FORMAT_KEY)? {
         Some(found) if found == FORMAT => Ok(Ok(())),
-        Some(found) if found == FORMAT_BEFORE => {
-            engine.put(Table::Meta, FORMAT_KEY, FORMAT)?;
-            Ok(Ok(()))
-        }
         Some(found) => {
             let (found, ours) = (String::from_utf8_lossy(&found), String::from_utf8_lossy(FORMAT));
             let told =
@@ -274,8 +285,7 @@ fn begin(engine: &dyn Engine, durability: Durability) -> Result<u32, EngineError
     }
     let open = if durability == Durability::Always { OPEN_ALWAYS } else { OPEN_LOSSY };
     engine.put(Table::Meta, OPEN_KEY, open)?;
-    engine.flush()?;
-    engine.sync()?;
+    engine.checkpoint()?;
     Ok(lapses)
 }
 

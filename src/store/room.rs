@@ -8,7 +8,7 @@ use std::{
 use super::{
     Limits, Loss, StoreError,
     commit::Committer,
-    engine::{DiskRoom, EngineError, Table},
+    engine::{EngineError, Table},
     log::{Log, Tally, earlier, is_past},
     record::{Chunk, chunk_entries, inbox_key, is_inbox_key_of},
 };
@@ -20,13 +20,6 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The part of the room that is left which the journal may take before it is settled. It is settled in a hurry when it has
 /// grown to three times that, and still fits.
 const JOURNAL_SHARE: u64 = 4;
-
-/// The part of what the tables have on the disk that may be in use for them to take more without asking for more of the
-/// disk. They grow to several times of what is pending before they use again what they have.
-const INSIDE_SHARE: u64 = 8;
-
-/// The part of what is to stay free of the disk below which nothing is taken, whatever room there is inside the tables.
-const FREE_SHARE: u64 = 4;
 
 /// How long after an inbox was gone through entry by entry it is not gone through again for want of room.
 const PURGE_PAUSE_S: u32 = 10;
@@ -86,28 +79,17 @@ impl Committer {
         if let Some(max) = self.limits.store_bytes.filter(|max| kept >= *max) {
             return Some(format!("{kept} bytes are pending, and {max} are allowed (store.maxBytes)"));
         }
-        match self.shared.engine.disk_room() {
-            Ok(room) => self.why_disk_full(room?, kept),
+        let free = match self.shared.engine.disk_free() {
+            Ok(free) => free?,
             Err(error) => {
                 tracing::warn!(%error, "it cannot be told how much room the disk has");
-                None
+                return None;
             }
-        }
-    }
-
-    /// The tables seldom give the disk back what they have taken, and use it again. So a store that has once filled its
-    /// disk as far as it may would be full for ever, whatever is cleared, if only the disk was asked: where little of
-    /// what the tables have is in use, there is room inside them. That is a guess, as they do not tell: should they grow
-    /// all the same, it ends while a part of what is to stay free still is.
-    fn why_disk_full(&self, DiskRoom { free, taken }: DiskRoom, kept: u64) -> Option<String> {
+        };
         let least = self.limits.free_bytes;
-        // Once full, it takes until half of that is in use, so that it does not go to and fro.
-        let share = if self.shared.full.read().is_some() { 2 * INSIDE_SHARE } else { INSIDE_SHARE };
-        let inside = free >= least / FREE_SHARE && kept < taken / share;
-        (free < least && !inside).then(|| {
+        (free < least).then(|| {
             format!(
-                "the disk has {free} bytes left, and {least} are to stay free (store.minFree); of the {taken} bytes that \
-                 the store has on it, {kept} are pending"
+                "the disk has {free} bytes left, and {least} are to stay free (store.minFree); {kept} bytes are pending"
             )
         })
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::{
     StoreError,
-    disk::{self, Sled},
+    disk::{self, Disk},
     engine::{Engine, EngineError, Table},
     gone::Gone,
     inspect::{Inspection, LogFacts, Sink},
@@ -25,9 +25,6 @@ use crate::message::Seq;
 /// What came after a backup, or is lost at the end of a damaged log, was seen by somebody: every log goes on this many
 /// lapses further, about a million messages, so that none of their sequences is given out again.
 const LAPSES: u32 = 16;
-
-/// Bytes written between two flushes.
-const FLUSH_BYTES: usize = 4 << 20;
 
 /// Writes what can be read of a damaged store to a new one at `out`, which must not exist. What is damaged is told by
 /// the inspection afterwards.
@@ -84,12 +81,11 @@ struct Build {
     /// Where it is to be, and where it is made.
     out: PathBuf,
     partial: PathBuf,
-    engine: Sled,
+    engine: Disk,
     namespace: u32,
     /// Entries of the user who is being written: sequence, bytes, when it expires.
     open: Vec<(Seq, u32, u32)>,
     ids: u64,
-    written: usize,
     contents: Contents,
 }
 
@@ -120,18 +116,12 @@ impl Build {
             namespace: fingerprint(namespace),
             open: Vec::new(),
             ids: 0,
-            written: 0,
             contents: Contents::default(),
         })
     }
 
     fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         self.engine.put(table, key, value).map_err(failed)?;
-        self.written += key.len() + value.len();
-        if self.written > FLUSH_BYTES {
-            self.written = 0;
-            self.engine.flush().map_err(failed)?;
-        }
         Ok(())
     }
 
@@ -169,8 +159,7 @@ impl Build {
         // The keys of ids are numbers of records: the journal goes on behind them.
         self.put(Table::Meta, SETTLED_KEY, &journal_key(self.ids))?;
         self.put(Table::Meta, OPEN_KEY, CLOSED)?;
-        self.engine.flush().map_err(failed)?;
-        self.engine.sync().map_err(failed)?;
+        self.engine.checkpoint().map_err(failed)?;
         drop(self.engine);
         let told = |error: std::io::Error| StoreError::Open { path: self.out.clone(), reason: error.to_string() };
         fs::rename(&self.partial, &self.out).map_err(told)?;

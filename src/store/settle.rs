@@ -2,9 +2,9 @@
 //! rows say where each log stands; and the records are removed.
 //!
 //! Many records are settled together, so that chunks are large and a row is written once for all of them; but in small
-//! steps between commits, so that no commit waits for long. User by user: the chunks first, then the row that counts
-//! on them; and when all users are done, the removal of the records. A crash anywhere in between leaves something
-//! that is merely there twice.
+//! steps between commits, so that no commit waits for long. The chunks of all users first, and a barrier; then the rows
+//! that count on them, and a checkpoint; then the records are removed. A crash anywhere in between leaves something that
+//! is merely there twice.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -51,8 +51,11 @@ pub(super) struct Settling {
     removed: usize,
     /// Users who are mentioned, while records are read.
     users: HashSet<UserId, foldhash::fast::RandomState>,
-    /// Those who are not done yet, once all records have been read.
+    /// Those whose entries are still to be moved, once all records have been read.
     left: Vec<UserId>,
+    /// Those whose rows are still to be written, once that has been made to last.
+    rows: Vec<UserId>,
+    moved: bool,
     /// Their entries that are still pending.
     pending: HashMap<UserId, Vec<Pending>, foldhash::fast::RandomState>,
     /// Ids that are named in them, and what was rejected under the next one.
@@ -91,12 +94,21 @@ impl Committer {
                     settling.left = settling.users.drain().collect();
                 }
             } else if let Some(user) = settling.left.pop() {
-                let entries = settling.pending.remove(&user);
-                self.settle_user(&user, &entries.unwrap_or_default())?;
+                if let Some(entries) = settling.pending.remove(&user) {
+                    self.settle_entries(&user, &entries)?;
+                }
+                settling.rows.push(user);
+            } else if !settling.moved {
+                // Rows count on the chunks, and on all that the journal says.
+                self.shared.engine.barrier()?;
+                settling.moved = true;
+            } else if let Some(user) = settling.rows.pop() {
+                self.settle_row(&user)?;
             } else if settling.removed < settling.records {
                 if settling.removed == 0 {
                     self.put_ids(std::mem::take(&mut settling.ids), settling.records)?;
                     self.put_settled(settling.records)?;
+                    self.shared.engine.checkpoint()?;
                 }
                 self.remove_oldest()?;
                 settling.removed += 1;
@@ -139,8 +151,8 @@ impl Committer {
         self.gather_record(number, &value, settling)
     }
 
-    /// Moves a user's entries to the inbox, and writes down where the log stands.
-    fn settle_user(&self, user: &UserId, entries: &[Pending]) -> Result<(), EngineError> {
+    /// Moves a user's entries to the inbox.
+    fn settle_entries(&self, user: &UserId, entries: &[Pending]) -> Result<(), EngineError> {
         let now_s = self.shared.clock.now_s();
         self.drop_expired(user, now_s)?;
         // What has been received, replaced or dropped since they were gathered has no slot any more.
@@ -166,6 +178,11 @@ impl Committer {
                 log.settle(last.seq);
             })?;
         }
+        Ok(())
+    }
+
+    /// Writes down where a user's log stands.
+    fn settle_row(&self, user: &UserId) -> Result<(), EngineError> {
         self.put_row(user)?;
         let trim = self.with(user, |log| {
             let trim = log.release();

@@ -1,22 +1,41 @@
-//! Tables on disk: sled, with its traps fenced off.
+//! Tables on disk. The bulk, which comes and goes, is in files of ours: the journal's records and the chunks of inboxes. sled
+//! has the rest, which is small: where each chunk is, rows, facts, ids.
 //!
-//! Three things about sled 0.34.7 shape this file. Its `flush` hands writes to the system and waits for the data to be
-//! written, but does not sync the file: that is done here, on a handle of our own. Values that are too large go to
-//! files of their own that are never synced: segments are made so large that none of ours does. And batches take a
-//! lock that a flush holds: there are none, an atomic unit is one value.
+//! What passes through sled is written several times over, and its file never shrinks: with everything in it, 100 MiB of
+//! messages filled and drained again and again took more than 700 MiB, and a commit of one message a third of a
+//! millisecond of work for its threads. So a commit is one write and one `fdatasync` of a journal file, and sled is
+//! synced when records are let go (a *checkpoint*).
+//!
+//! Two things about sled 0.34.7 shape what is left of it here. Its `flush` hands writes to the system and waits for the data
+//! to be written, but does not sync the file: that is done here, on a handle of our own. And batches take a lock that a
+//! flush holds: there are none, an atomic unit is one value.
+//!
+//! - `frame`: how something stands in a file of ours
+//! - `records`: the files of the journal
+//! - `chunks`, `compact`: the files of inboxes
+//! - `open`, `directory`, `former`: opening, also after a kill, also a store of before
+//! - `mark`: a small file that remembers how far all was synced
+//! - `raw`: sled's file, read without sled
+//! - `rest`: all of it, read when nobody has it open
 
+mod chunks;
+mod compact;
 mod directory;
+mod former;
+mod frame;
 mod mark;
 mod open;
 mod raw;
+mod records;
+mod rest;
 
 use std::{
     fs::File,
-    os::unix::fs::MetadataExt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -26,26 +45,42 @@ pub use self::open::{DiskOptions, open};
 pub(super) use self::{
     mark::Marked,
     open::create,
-    raw::{Gap, Pairs, RawTables},
+    raw::Gap,
+    rest::{Rest, RestPairs},
 };
-use super::engine::{DiskRoom, Engine, EngineError, Table};
+use super::{
+    engine::{Engine, EngineError, Table},
+    record::{journal_key, journal_number},
+};
 use crate::planted::{self, Bug};
+use chunks::{ChunkFiles, Found, Place};
+use compact::{Compaction, Step};
 use directory::Locked;
 use mark::Mark;
 use raw::Tail;
+use records::RecordFiles;
+
+/// Shortest time between two checkpoints that are made for want of room alone.
+const TIDY_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a chunk is looked up again that was moved while it was read. More, and the table leads nowhere.
+const MOVES_MAX: usize = 8;
 
 /// Tables on disk.
-pub struct Sled {
+pub struct Disk {
     db: sled::Db,
-    /// One per [`Table`], in its order.
-    trees: [sled::Tree; 6],
+    trees: Trees,
+    records: RecordFiles,
+    chunks: ChunkFiles,
     /// Our own handle of the file sled appends to.
     file: File,
-    /// How far it went when it was last synced.
+    /// How far all of it went when it was last synced.
     mark: Mark,
-    /// How far it goes. Only the commit thread asks.
+    /// How far sled's file goes. Only the commit thread asks.
     tail: Mutex<Tail>,
-    /// A write, a flush or a sync has failed.
+    /// Only the commit thread tidies up.
+    tidying: Mutex<Tidying>,
+    /// A write or a sync has failed.
     failed: AtomicBool,
     /// Calls instead of syncing, in tests.
     sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
@@ -53,14 +88,116 @@ pub struct Sled {
     _locked: Locked,
 }
 
-impl Sled {
+/// The tables that sled has.
+struct Trees {
+    /// Where the chunks of inboxes are.
+    places: sled::Tree,
+    users: sled::Tree,
+    meta: sled::Tree,
+    ids: sled::Tree,
+    outbox: sled::Tree,
+}
+
+struct Tidying {
+    compaction: Option<Compaction>,
+    checkpoint: Instant,
+}
+
+impl Disk {
+    /// What sled has of a table; the journal is none of that.
     fn tree(&self, table: Table) -> &sled::Tree {
-        &self.trees[table as usize]
+        match table {
+            Table::Journal => unreachable!("the journal has files of its own"),
+            Table::Inbox => &self.trees.places,
+            Table::Users => &self.trees.users,
+            Table::Meta => &self.trees.meta,
+            Table::Ids => &self.trees.ids,
+            Table::Outbox => &self.trees.outbox,
+        }
     }
 
     fn failed(&self, error: impl std::fmt::Display) -> EngineError {
         self.failed.store(true, Ordering::Relaxed);
         EngineError::new(error)
+    }
+
+    /// The chunk that is at a place, or empty where that is not what was written; `None` where the key is gone.
+    fn chunk(&self, key: &[u8], place: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let mut place = Place::decode(place);
+        for _ in 0..MOVES_MAX {
+            let Some(known) = place else { return Ok(Some(Bytes::new())) };
+            match self.chunks.read(known, key).map_err(EngineError::new)? {
+                Found::Chunk(value) => return Ok(Some(value)),
+                Found::Damaged => return Ok(Some(Bytes::new())),
+                Found::Gone => {
+                    // It was moved or removed since the table was asked.
+                    let Some(now) = self.trees.places.get(key).map_err(EngineError::new)? else { return Ok(None) };
+                    place = Place::decode(&now).filter(|now| *now != known);
+                }
+            }
+        }
+        Ok(Some(Bytes::new()))
+    }
+
+    fn put_chunk(&self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        let place = self.chunks.append(key, value).map_err(|error| self.failed(error))?;
+        let places = &self.trees.places;
+        if places.contains_key(key).map_err(|error| self.failed(error))? {
+            // sled writes when it likes, and what is to be replaced is counted on.
+            self.chunks.sync().map_err(|error| self.failed(error))?;
+        }
+        self.set_place(key, place)
+    }
+
+    fn set_place(&self, key: &[u8], place: Place) -> Result<(), EngineError> {
+        let before = self.trees.places.insert(key, &place.encode()).map_err(|error| self.failed(error))?;
+        before.and_then(|before| Place::decode(&before)).into_iter().for_each(|before| self.chunks.release(before));
+        Ok(())
+    }
+
+    fn remove_chunk(&self, key: &[u8]) -> Result<(), EngineError> {
+        let before = self.trees.places.remove(key).map_err(|error| self.failed(error))?;
+        before.and_then(|before| Place::decode(&before)).into_iter().for_each(|before| self.chunks.release(before));
+        Ok(())
+    }
+
+    fn sync_records(&self) -> std::io::Result<()> {
+        self.records.sync(|file| match &self.sync {
+            _ if planted::is(Bug::NoSync) => Ok(()),
+            Some(sync) => sync(),
+            None => file.sync_data(),
+        })?;
+        self.records.ends().map_or(Ok(()), |(_, last)| self.mark.set_record(last))
+    }
+
+    fn sync_tables(&self) -> Result<(), EngineError> {
+        self.flush()?;
+        // Asked before: what is written meanwhile may not be synced.
+        let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
+        let end = self.tail.lock().advance(&self.file).map_err(|error| self.failed(error))?;
+        self.file.sync_data().and_then(|()| self.mark.set_end(length, end)).map_err(|error| self.failed(error))
+    }
+
+    fn compact(&self, compaction: Compaction) -> Result<Option<Compaction>, EngineError> {
+        let leads = |key: &[u8]| -> std::io::Result<Option<Place>> {
+            let place = self.trees.places.get(key).map_err(std::io::Error::other)?;
+            Ok(place.and_then(|place| Place::decode(&place)))
+        };
+        let step = compaction.step(&self.chunks, |key, place| Ok(leads(key)? == Some(place)));
+        match step.map_err(|error| self.failed(error))? {
+            Step::More(compaction) => Ok(Some(compaction)),
+            Step::Copied { file, moved } => {
+                for (key, from, to) in moved {
+                    if leads(&key).map_err(|error| self.failed(error))? == Some(from) {
+                        self.set_place(&key, to)?;
+                    } else {
+                        self.chunks.release(to);
+                    }
+                }
+                self.chunks.compacted(file);
+                Ok(None)
+            }
+        }
     }
 }
 
@@ -70,7 +207,7 @@ fn abandon(db: &sled::Db) {
     Box::leak(Box::new(db.clone()));
 }
 
-impl Drop for Sled {
+impl Drop for Disk {
     fn drop(&mut self) {
         if self.failed.load(Ordering::Relaxed) || self.file.sync_data().is_err() {
             abandon(&self.db);
@@ -78,24 +215,62 @@ impl Drop for Sled {
     }
 }
 
-impl Engine for Sled {
+impl Engine for Disk {
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        self.tree(table).insert(key, value).map(drop).map_err(|error| self.failed(error))
+        match table {
+            Table::Journal => {
+                let number = journal_number(key).ok_or_else(|| EngineError::new("a record without a number"))?;
+                self.records.append(number, value).map_err(|error| self.failed(error))
+            }
+            Table::Inbox => self.put_chunk(key, value),
+            _ => self.tree(table).insert(key, value).map(drop).map_err(|error| self.failed(error)),
+        }
     }
 
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
-        self.tree(table).remove(key).map(drop).map_err(|error| self.failed(error))
+        match table {
+            Table::Journal => {
+                let number = journal_number(key).ok_or_else(|| EngineError::new("a record without a number"))?;
+                self.records.remove(number).map_err(|error| self.failed(error))
+            }
+            Table::Inbox => self.remove_chunk(key),
+            _ => self.tree(table).remove(key).map(drop).map_err(|error| self.failed(error)),
+        }
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        Ok(self.tree(table).get(key).map_err(EngineError::new)?.map(Bytes::from_owner))
+        if table == Table::Journal {
+            let record = journal_number(key).map(|number| self.records.get(number)).transpose();
+            return Ok(record.map_err(EngineError::new)?.flatten());
+        }
+        let value = self.tree(table).get(key).map_err(EngineError::new)?;
+        match value {
+            Some(place) if table == Table::Inbox => self.chunk(key, &place),
+            value => Ok(value.map(Bytes::from_owner)),
+        }
     }
 
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
+        if table == Table::Journal {
+            let from = if from.is_empty() { Some(0) } else { journal_number(from) };
+            let mut next = from.ok_or_else(|| EngineError::new("records are looked at by number"))?;
+            // The first may go meanwhile.
+            while let Some((first, last)) = self.records.ends().filter(|(_, last)| *last >= next) {
+                next = next.max(first);
+                // One that is not there any more was settled meanwhile.
+                let value = self.records.get(next).map_err(EngineError::new)?;
+                if value.is_some_and(|value| !visit(&journal_key(next), value)) || next == last {
+                    break;
+                }
+                next += 1;
+            }
+            return Ok(());
+        }
         for pair in self.tree(table).range(from..) {
             // An iterator that failed stays failed: what follows would be a silent hole.
             let (key, value) = pair.map_err(EngineError::new)?;
-            if !visit(&key, Bytes::from_owner(value)) {
+            let value = if table == Table::Inbox { self.chunk(&key, &value)? } else { Some(Bytes::from_owner(value)) };
+            if value.is_some_and(|value| !visit(&key, value)) {
                 break;
             }
         }
@@ -103,8 +278,20 @@ impl Engine for Sled {
     }
 
     fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
-        let pair = self.tree(table).range(..=key).next_back().transpose().map_err(EngineError::new)?;
-        Ok(pair.map(|(key, value)| (Bytes::from_owner(key), Bytes::from_owner(value))))
+        if table == Table::Journal {
+            let Some((_, last)) = self.records.ends() else { return Ok(None) };
+            let wanted = journal_number(key).unwrap_or(u64::MAX).min(last);
+            let value = self.records.get(wanted).map_err(EngineError::new)?;
+            return Ok(value.map(|value| (Bytes::copy_from_slice(&journal_key(wanted)), value)));
+        }
+        for pair in self.tree(table).range(..=key).rev() {
+            let (key, value) = pair.map_err(EngineError::new)?;
+            let value = if table == Table::Inbox { self.chunk(&key, &value)? } else { Some(Bytes::from_owner(value)) };
+            if let Some(value) = value {
+                return Ok(Some((Bytes::from_owner(key), value)));
+            }
+        }
+        Ok(None)
     }
 
     fn flush(&self) -> Result<(), EngineError> {
@@ -112,28 +299,41 @@ impl Engine for Sled {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        // Asked before: what is written meanwhile may not be synced.
-        let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
-        let end = self.tail.lock().advance(&self.file).map_err(|error| self.failed(error))?;
-        match &self.sync {
-            _ if planted::is(Bug::NoSync) => Ok(()),
-            Some(sync) => sync(),
-            None => self.file.sync_data(),
+        self.sync_records().map_err(|error| self.failed(error))
+    }
+
+    fn barrier(&self) -> Result<(), EngineError> {
+        self.sync()?;
+        self.chunks.sync().map_err(|error| self.failed(error))
+    }
+
+    fn checkpoint(&self) -> Result<(), EngineError> {
+        self.barrier()?;
+        // Of what goes now the table says since before that it is not needed.
+        let dead = self.chunks.dead();
+        self.sync_tables()?;
+        self.tidying.lock().checkpoint = Instant::now();
+        self.chunks.remove(&dead).map_err(|error| self.failed(error))
+    }
+
+    fn tidy(&self) -> Result<bool, EngineError> {
+        let under_way = self.tidying.lock().compaction.take().or_else(|| Compaction::begin(&self.chunks));
+        if let Some(compaction) = under_way {
+            let more = self.compact(compaction)?;
+            self.tidying.lock().compaction = more;
+            return Ok(true);
         }
-        .and_then(|()| self.mark.set_end(length, end))
-        .map_err(|error| self.failed(error))
+        self.chunks.leave_empty();
+        let rested = self.tidying.lock().checkpoint.elapsed() >= TIDY_PAUSE;
+        if rested && !self.chunks.dead().is_empty() {
+            self.checkpoint()?;
+        }
+        Ok(false)
     }
 
-    fn disk_room(&self) -> Result<Option<DiskRoom>, EngineError> {
+    fn disk_free(&self) -> Result<Option<u64>, EngineError> {
         let disk = rustix::fs::fstatvfs(&self.file).map_err(EngineError::new)?;
-        let file = self.file.metadata().map_err(EngineError::new)?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        // Blocks of 512 bytes, whatever the disk's own are: where the file has holes, nothing is taken.
-        Ok(Some(DiskRoom { free, taken: file.blocks().saturating_mul(512).min(file.len()) }))
-    }
-
-    fn mark(&self, record: u64) -> Result<(), EngineError> {
-        self.mark.set_record(record).map_err(EngineError::new)
+        Ok(Some(disk.f_bavail.saturating_mul(disk.f_frsize)))
     }
 
     fn marked(&self) -> Result<Option<u64>, EngineError> {

@@ -15,24 +15,29 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
-    Sled, abandon,
+    Disk, Tidying, Trees, abandon,
+    chunks::{ChunkFiles, Place},
     directory::Locked,
+    former,
     mark::{Mark, Marked},
-    raw::{self, Tail},
+    raw::{self, RawTables, TABLES, Tail},
+    records::{Broken, RecordFiles},
+    rest::{INBOX, JOURNAL, settled_in},
 };
 use crate::store::{
     Durability, Limits, Store, StoreError,
+    engine::Table,
     journal::{self, Options},
     outbox::OutboxOptions,
+    record::journal_number,
+    recovery::SETTLED_KEY,
 };
 
 /// sled's own segments. They cannot be changed once a store exists.
 pub(super) const SEGMENT_BYTES: usize = 8 << 20;
 
-/// How often sled's own thread syncs and tidies up. It is not what our promise rests on, but it is what reuses space: with
-/// 500 ms the file grew to eleven times a backlog of 20 MB that was filled and drained again and again, with this to five
-/// (of 100 MB to three).
-const BACKGROUND_FLUSH_MS: u64 = 100;
+/// How often sled's own thread syncs and tidies up. It is not what our promise rests on, but it is what reuses space.
+const BACKGROUND_FLUSH_MS: u64 = 500;
 
 /// How long to wait for a killed process to let go of sled's own lock.
 const SLED_LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -103,11 +108,11 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
 }
 
 /// Makes the tables of a new store.
-pub(in crate::store) fn create(path: &Path) -> Result<Sled, StoreError> {
+pub(in crate::store) fn create(path: &Path) -> Result<Disk, StoreError> {
     open_engine(&DiskOptions::new(path))
 }
 
-fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
+fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let locked = Locked::new(&options.path)?;
     let log = locked.log();
@@ -139,19 +144,68 @@ fn open_engine(options: &DiskOptions) -> Result<Sled, StoreError> {
 }
 
 /// Everything around sled, once it is open.
-fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Sled, StoreError> {
-    let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
+fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Disk, StoreError> {
+    let path = &options.path;
+    let refuse = |reason: String| StoreError::Open { path: path.clone(), reason };
     let log = locked.log();
-    let tree = |name: &str| db.open_tree(name).map_err(|error| refuse(error.to_string()));
-    let trees = [tree("journal")?, tree("inbox")?, tree("users")?, tree("meta")?, tree("ids")?, tree("outbox")?];
+    former::bring_over(&db, path).map_err(|error| refuse(error.to_string()))?;
+    let tree = |table| {
+        let (name, _) = TABLES.iter().find(|(_, named)| *named == table).expect("every table of sled's has a name");
+        db.open_tree(name).map_err(|error| refuse(error.to_string()))
+    };
+    let trees = Trees {
+        places: tree(Table::Inbox)?,
+        users: tree(Table::Users)?,
+        meta: tree(Table::Meta)?,
+        ids: tree(Table::Ids)?,
+        outbox: tree(Table::Outbox)?,
+    };
+    let settled = trees.meta.get(SETTLED_KEY).map_err(|error| refuse(error.to_string()))?;
+    let settled = settled.and_then(|value| journal_number(&value)).unwrap_or(0);
+    let marked = Marked::read(path).unwrap_or_default();
+    let records = RecordFiles::open(&path.join(JOURNAL), settled, marked.record);
+    let records = records.map_err(|broken| broken_journal(path, broken))?;
+    let (mut places, mut unread) = (Vec::new(), None);
+    for place in trees.places.iter().values() {
+        match place {
+            Ok(place) => places.extend(Place::decode(&place)),
+            Err(error) => unread = Some(error),
+        }
+    }
+    if let Some(error) = unread {
+        return Err(refuse(error.to_string()));
+    }
+    let chunks = ChunkFiles::open(&path.join(INBOX), places.into_iter());
+    let chunks = chunks.map_err(|error| refuse(format!("its directory `{INBOX}`: {error}")))?;
     let file = File::options().read(true).write(true).open(log.join("db"));
-    let file = file.map_err(|error| refuse(format!("its file `db`: {error}")))?;
-    let mark = Mark::open(&options.path).map_err(|error| refuse(format!("its file `mark`: {error}")))?;
+    let file = file.map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
+    let mark = Mark::open(path).map_err(|error| refuse(format!("its file `mark`: {error}")))?;
     db.flush().map_err(|error| refuse(error.to_string()))?;
-    let tail = Tail::find(&log).map_err(|error| refuse(format!("its file `db`: {error}")))?;
+    let tail = Tail::find(&log).map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
     locked.sync().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
-    let (tail, failed) = (Mutex::new(tail), AtomicBool::new(false));
-    Ok(Sled { db, trees, file, mark, tail, failed, sync: options.sync.clone(), _locked: locked })
+    Ok(Disk {
+        db,
+        trees,
+        records,
+        chunks,
+        file,
+        mark,
+        tail: Mutex::new(tail),
+        tidying: Mutex::new(Tidying { compaction: None, checkpoint: Instant::now() }),
+        failed: AtomicBool::new(false),
+        sync: options.sync.clone(),
+        _locked: locked,
+    })
+}
+
+fn broken_journal(path: &Path, broken: Broken) -> StoreError {
+    match broken {
+        Broken::Damage(broken) => damaged(path, broken),
+        Broken::Io(error) => {
+            let reason = format!("its directory `{JOURNAL}` cannot be read: {error}. Check the disk, then start again");
+            StoreError::Open { path: path.to_owned(), reason }
+        }
+    }
 }
 
 /// Makes sled's files. It writes the smallest of them, `conf`, in two steps and never syncs it, and refuses for ever a
@@ -164,29 +218,40 @@ fn make_log(locked: &Locked, options: &DiskOptions) -> Result<(), String> {
     locked.made(&making).map_err(|error| format!("cannot make it: {error}"))
 }
 
-/// Looks at the log before sled does: sled would pass over what it cannot read, and write over what lies behind.
+fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
+    let told = format!(
+        "{what}. Nothing was changed. See what is left with `mesa inspect {path}`, and save it with `--salvage`; or \
+         restore a backup",
+        path = path.display()
+    );
+    StoreError::Damaged(told.into())
+}
+
+/// Looks at all files before sled does: sled would pass over what it cannot read, and write over what lies behind.
 fn refuse_damaged(log: &Path, path: &Path) -> Result<(), StoreError> {
-    let damaged = |what: String| {
-        let told = format!(
-            "{what}. Nothing was changed. See what is left with `mesa inspect {path}`, and save it with `--salvage`; or \
-             restore a backup",
-            path = path.display()
-        );
-        StoreError::Damaged(told.into())
-    };
     if Marked::is_foreign(path) {
-        return Err(damaged("its file `mark` is not what was written".into()));
+        return Err(damaged(path, "its file `mark` is not what was written"));
     }
     let (marked, length) = (Marked::read(path).unwrap_or_default(), db_bytes(log));
     if marked.was_longer_than(length) {
         let Marked { length: synced, .. } = marked;
-        return Err(damaged(format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced")));
+        let told = format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced");
+        return Err(damaged(path, told));
     }
-    let broken = raw::check(log, marked.end).map_err(|error| StoreError::Open {
+    let unread = |error: std::io::Error| StoreError::Open {
         path: path.to_owned(),
         reason: format!("its file `log/db` cannot be read: {error}"),
-    })?;
-    broken.map_or(Ok(()), |broken| Err(damaged(broken.to_string())))
+    };
+    if let Some(broken) = raw::check(log, marked.end).map_err(unread)? {
+        return Err(damaged(path, broken));
+    }
+    if !former::is_former(log).map_err(unread)? {
+        let settled =
+            if length == 0 { 0 } else { settled_in(&RawTables::open(log, false).map_err(unread)?).map_err(unread)? };
+        RecordFiles::check(&path.join(JOURNAL), settled, marked.record)
+            .map_err(|broken| broken_journal(path, broken))?;
+    }
+    Ok(())
 }
 
 fn db_bytes(log: &Path) -> u64 {

@@ -18,10 +18,10 @@ use crate::{
     message::{Seq, UserId},
     store::{
         StoreError,
-        disk::{Gap, Marked, RawTables},
+        disk::{Gap, Marked, Rest},
         engine::Table,
-        record::{Header, Ids, RecordReader, Row, chunk_entries, fingerprint, journal_key, journal_number},
-        recovery::{CLOSED, OPEN_KEY, SETTLED_KEY},
+        record::{Ids, Row, chunk_entries, fingerprint, journal_key},
+        recovery::{CLOSED, FORMAT, OPEN_KEY},
     },
 };
 
@@ -34,7 +34,7 @@ const LOST_BYTES_MAX: usize = 512 << 20;
 /// A store that nobody has open.
 pub struct Inspection {
     path: PathBuf,
-    tables: RawTables,
+    rest: Rest,
     facts: Facts,
     journal: Journal,
     ids: Vec<Done>,
@@ -58,21 +58,17 @@ impl Inspection {
         let log = path.join("log");
         let told = |error: std::io::Error| open_error(path, format!("{error}. Name the directory of a store"));
         let file_bytes = fs::metadata(log.join("db")).map_err(told)?.len();
-        let mut tables = RawTables::open(&log, false).map_err(told)?;
+        let mut rest = Rest::open(path, false).map_err(told)?;
         let marked = Marked::read(path);
-        let last = |tables: &RawTables| {
-            let records = tables.pairs(Table::Journal, &[]).filter_map(Result::ok);
-            records.filter_map(|(key, _)| journal_number(&key)).last().unwrap_or(0).max(settled(tables))
-        };
-        let ends = last(&tables);
         let said = marked.unwrap_or_default();
-        let Marked { record: synced, length, end } = said;
-        let cut = synced > ends || said.was_longer_than(file_bytes) || end > tables.end();
-        let seems = tables.end();
-        if cut && tables.goes_on() {
+        let Marked { length, end, .. } = said;
+        let cut = said.was_longer_than(file_bytes) || end > rest.end();
+        let seems = rest.end();
+        if cut && rest.goes_on() {
             // What was synced is not all there, so the place where the log seems to end is not its end.
-            tables = RawTables::open(&log, true).map_err(told)?;
+            rest = Rest::open(path, true).map_err(told)?;
         }
+        let synced = said.record.max(rest.synced());
         let mut inspection = Self {
             path: path.to_owned(),
             facts: Facts {
@@ -82,12 +78,12 @@ impl Inspection {
                 lapses: 0,
                 records: None,
                 journal_bytes: 0,
-                settled: settled(&tables),
+                settled: rest.settled().map_err(told)?,
                 marked: marked.map(|marked| marked.record),
                 ids: 0,
-                file_bytes,
+                file_bytes: path_bytes(path),
             },
-            tables,
+            rest,
             journal: Journal::default(),
             ids: Vec::new(),
             lost: BTreeMap::new(),
@@ -115,7 +111,7 @@ impl Inspection {
         }
         inspection.tell_of_the_file();
         inspection.read_meta().map_err(told)?;
-        inspection.read_journal(synced).map_err(told)?;
+        inspection.read_journal(synced);
         inspection.read_ids().map_err(told)?;
         if !inspection.damage.is_empty() {
             inspection.look_for_the_lost().map_err(told)?;
@@ -174,11 +170,11 @@ impl Inspection {
     }
 
     fn tell_of_the_file(&mut self) {
-        let broken: Vec<_> = self.tables.broken().to_vec();
+        let broken: Vec<_> = self.rest.broken().to_vec();
         for broken in broken {
             self.tell("log/db", format!("bytes {} to {}", broken.from, broken.to), broken.what);
         }
-        let gaps = std::mem::take(&mut self.tables.gaps);
+        let gaps = self.rest.gaps();
         for Gap { table, from, to } in gaps {
             let (place, range) = match table {
                 Table::Journal => ("journal", range(&from, &to, &record)),
@@ -194,7 +190,7 @@ impl Inspection {
 
     fn read_meta(&mut self) -> std::io::Result<()> {
         let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).ok();
-        let get = |key: &[u8]| self.tables.get(Table::Meta, key);
+        let get = |key: &[u8]| self.rest.get(Table::Meta, key);
         let format = get(b"format")?.as_ref().and_then(text);
         let namespace = get(b"namespace")?.as_ref().and_then(text);
         let lapses = get(b"lapses")?;
@@ -211,6 +207,14 @@ impl Inspection {
                 Err(_) => self.tell("meta", "lapses".into(), "it is not a number"),
             }
         }
+        if let Some(other) = format.as_deref().filter(|format| format.as_bytes() != FORMAT) {
+            let what = format!(
+                "this version looks at {} alone. Start a server of this version on the store once, or look \
+                                at it with the version that wrote it",
+                String::from_utf8_lossy(FORMAT)
+            );
+            self.tell("meta", format!("format {other}"), what);
+        }
         for (name, found) in [("format", format.is_some()), ("namespace", namespace.is_some())] {
             if !found {
                 self.tell("meta", name.into(), "it is missing");
@@ -220,36 +224,43 @@ impl Inspection {
         Ok(())
     }
 
-    fn read_journal(&mut self, marked: u64) -> std::io::Result<()> {
-        let mut records = Vec::new();
-        for pair in self.tables.pairs(Table::Journal, &[]) {
-            records.push(pair?);
-        }
+    fn read_journal(&mut self, synced: u64) {
+        let mut records: Vec<(u64, Bytes)> =
+            self.rest.records().map(|(number, value)| (number, value.clone())).collect();
+        let settled = self.facts.settled;
+        // Behind a hole, what was never synced counts for nothing: a crash has left it, and the server cuts it off.
+        let mut next = settled + 1;
+        records.retain(|(number, _)| {
+            let hangs_together = *number == next || next <= synced;
+            next = if hangs_together { number + 1 } else { next };
+            hangs_together
+        });
         // A commit that never came to its end was never answered.
-        while records.last().is_some_and(|(_, value)| goes_on(value) == Some(true)) {
+        while records.last().is_some_and(|(number, value)| *number > synced && goes_on(value) == Some(true)) {
             records.pop();
         }
-        let (mut next, mut first, mut count) = (self.facts.settled + 1, None, 0);
-        for (key, value) in &records {
-            let Some(number) = journal_number(key) else {
-                self.tell("journal", format!("{key:?}"), "it is no number of a record");
-                continue;
-            };
-            let missing = if first.is_none() { number > next } else { number != next };
-            if missing {
+        let (mut next, mut first, mut count, mut whole) = (settled + 1, None, 0, true);
+        for (number, value) in &records {
+            if *number != next {
+                whole = false;
                 self.tell("journal", records_between(next, number - 1), "missing");
             }
-            first = first.or(Some(number));
+            first = first.or(Some(*number));
             (next, count) = (number + 1, count + 1);
             self.facts.journal_bytes += value.len() as u64;
-            self.read_record(number, value);
+            self.read_record(*number, value);
         }
-        if marked >= next.max(self.facts.settled + 1) {
-            let from = next.max(self.facts.settled + 1);
-            self.tell("journal", records_between(from, marked), "missing, although synced");
+        if synced >= next {
+            whole = false;
+            self.tell("journal", records_between(next, synced), "missing, although synced");
+        }
+        if !whole {
+            for part in self.rest.unreadable().to_vec() {
+                let key = format!("{}, bytes {} to {}", part.file, part.from, part.to);
+                self.tell("journal", key, "nothing in it can be read");
+            }
         }
         self.facts.records = first.map(|first| (first, next - 1, count));
-        Ok(())
     }
 
     fn read_record(&mut self, number: u64, value: &Bytes) {
@@ -268,7 +279,7 @@ impl Inspection {
 
     fn read_ids(&mut self) -> std::io::Result<()> {
         let mut found = Vec::new();
-        for pair in self.tables.pairs(Table::Ids, &[]) {
+        for pair in self.rest.pairs(Table::Ids, &[]) {
             found.push(pair?);
         }
         for (key, value) in found {
@@ -282,51 +293,26 @@ impl Inspection {
         Ok(())
     }
 
-    /// What no table leads to any more, told by its bytes: a chunk says whose it is, a record too, a row does not but
-    /// its key does.
+    /// What no table leads to any more, told by its bytes: a chunk says whose it is, a row does not but its key does.
     fn look_for_the_lost(&mut self) -> std::io::Result<()> {
-        let (mut chunks, mut records) = (Vec::new(), Vec::new());
-        for pair in self.tables.lost() {
+        for pair in self.rest.lost() {
             let (key, value) = pair?;
             let user = std::str::from_utf8(&key).ok().filter(|id| UserId::new(id).is_ok());
             if let (Some(user), Ok(row)) = (user, Row::decode(&value)) {
                 self.lost_rows.insert(user.to_owned(), row);
-            } else if key.len() == 8 && is_record(&value, self.namespace()) {
-                records.push(value);
-            } else {
-                chunks.push(value);
             }
         }
-        for value in self.tables.strays() {
-            let value = value?;
-            if is_record(&value, self.namespace()) { records.push(value) } else { chunks.push(value) }
-        }
         let (mut over, ours) = (0, self.namespace());
-        for value in chunks {
+        for value in self.rest.chunks_without_place()? {
             let Ok(entries) = chunk_entries(&value) else { continue };
             for (entry, expires_s) in entries.into_iter().filter(|(entry, _)| entry.namespace == ours) {
                 let Ok(user) = std::str::from_utf8(&entry.owner) else { continue };
                 over += self.keep(user.to_owned(), entry.seq, expires_s, entry.payload.as_bytes().clone());
             }
         }
-        for value in records {
-            let mut journal = Journal::default();
-            // What cannot be read of it is lost, which is told by the gap it leaves.
-            _ = journal.take(&value);
-            for (user, said) in journal.users {
-                for said in said {
-                    if let super::journal::Said::Entry { seq, expires_s, payload, .. } = said {
-                        over += self.keep(user.clone(), seq, expires_s, payload);
-                    }
-                }
-            }
-        }
         if over > 0 {
-            self.tell(
-                "log/db",
-                String::new(),
-                format!("{over} entries that no table leads to are too many to look at"),
-            );
+            let what = format!("{over} entries that no table leads to are too many to look at");
+            self.tell("inbox", String::new(), what);
         }
         Ok(())
     }
@@ -361,8 +347,8 @@ impl Inspection {
         let from = only.unwrap_or_default().as_bytes();
         let mut told = Vec::new();
         let mut walk = Walk {
-            rows: self.tables.pairs(Table::Users, from).peekable(),
-            chunks: self.tables.pairs(Table::Inbox, from).peekable(),
+            rows: self.rest.pairs(Table::Users, from).peekable(),
+            chunks: self.rest.pairs(Table::Inbox, from).peekable(),
             journal: &self.journal,
             lost: &self.lost,
             lost_rows: &self.lost_rows,
@@ -383,15 +369,20 @@ impl Inspection {
     }
 }
 
-fn is_record(value: &Bytes, ours: u32) -> bool {
-    let Ok(mut reader) = RecordReader::new(value) else { return false };
-    let Header::V1 { namespace, .. } = reader.header;
-    namespace == ours && reader.next_item().is_some_and(|item| item.is_ok())
-}
-
-fn settled(tables: &RawTables) -> u64 {
-    let value = tables.get(Table::Meta, SETTLED_KEY).ok().flatten();
-    value.and_then(|value| journal_number(&value)).unwrap_or(0)
+/// Bytes of all files in a directory and those in it.
+fn path_bytes(path: &Path) -> u64 {
+    let files = fs::read_dir(path).into_iter().flatten().flatten();
+    files
+        .map(
+            |file| {
+                if file.path().is_dir() {
+                    path_bytes(&file.path())
+                } else {
+                    file.metadata().map_or(0, |file| file.len())
+                }
+            },
+        )
+        .sum()
 }
 
 /// Whether sled's settings are as it wrote them, behind which is their checksum. A file that is missing, or too short, it

@@ -1,6 +1,6 @@
 //! The outbox over tables in memory: what is put in is there, whatever is cut off; and what there is no room for is counted.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use super::*;
 use crate::store::{
@@ -52,9 +52,9 @@ async fn until(store: &dyn Store, outbox: &Outbox, is: impl Fn(&Outbox) -> bool)
 /// Puts in, removes, puts in, until the power goes. True once so many writes were allowed that nothing was cut.
 async fn cut_after(writes: i64) -> bool {
     let tables = Memory::default();
-    let cut = Arc::new(Cut::new(&tables, writes));
+    let (before, cut) = (tables.copied(), Cut::new(&tables, writes));
     let (mut readable, mut removed, mut whole) = (0, 0, false);
-    if let Ok(store) = journal::open(cut, options(1000, 10 << 20)) {
+    if let Ok(store) = journal::open(cut.clone(), options(1000, 10 << 20)) {
         let outbox = store.outbox().unwrap();
         let step =
             async |last: u64| until(&*store, &outbox, |outbox| all(outbox).iter().any(|one| one.number >= last)).await;
@@ -80,6 +80,7 @@ async fn cut_after(writes: i64) -> bool {
         whole = store.close().await.is_ok();
     }
 
+    let tables = cut.left_of(before);
     let store = memory::open(&tables, options(1000, 10 << 20)).unwrap();
     let outbox = store.outbox().unwrap();
     let there = all(&outbox);

@@ -184,12 +184,14 @@ impl Committer {
         let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
         let Some(mut work) = outbox.work() else { return Ok(()) };
         outbox.write(&mut work)?;
-        self.shared.engine.flush()?;
         // That something was removed is not worth a sync: losing that repeats it.
         if !work.batches.is_empty() || work.lost.is_some() {
             match self.durability {
-                Durability::Always => self.sync(self.next_record - 1)?,
-                Durability::Interval(_) | Durability::Never => self.unsynced += 1,
+                Durability::Always => self.shared.engine.checkpoint()?,
+                Durability::Interval(_) | Durability::Never => {
+                    self.shared.engine.flush()?;
+                    (self.outbox_behind, self.unsynced) = (true, self.unsynced + 1);
+                }
             }
         }
         outbox.written(work);

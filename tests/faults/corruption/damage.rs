@@ -10,63 +10,67 @@ use crate::{sample::Sample, support::random::Random};
 
 const PAGE: u64 = 4096;
 
-/// One thing that has happened to a store while nobody had it open.
+/// One thing that has happened to a store while nobody had it open. Files are named from the store's directory on.
 #[derive(Clone, Debug)]
 pub enum Damage {
     /// Bits are not what they were: where, and which.
-    Flipped { file: &'static str, at: Vec<(u64, u8)> },
+    Flipped { file: String, at: Vec<(u64, u8)> },
     /// Bytes are zero.
-    Zeroed { file: &'static str, from: u64, bytes: u64 },
+    Zeroed { file: String, from: u64, bytes: u64 },
     /// Bytes are anything.
-    Overwritten { file: &'static str, from: u64, bytes: u64, seed: u8 },
+    Overwritten { file: String, from: u64, bytes: u64, seed: u8 },
     /// One page is where another was.
-    Misplaced { from: u64, to: u64 },
+    Misplaced { file: String, from: u64, to: u64 },
     /// The file ends there.
-    Truncated { file: &'static str, at: u64 },
+    Truncated { file: String, at: u64 },
     /// The file is one of an earlier time.
-    Old { file: &'static str },
+    Old { file: String },
     /// The file is not there.
-    Removed { file: &'static str },
+    Removed { file: String },
     /// Each is where the other was.
-    Swapped { one: &'static str, other: &'static str },
+    Swapped { one: String, other: String },
 }
 
-/// In a store's directory; `snap` is whichever snapshot there is.
+/// `snap` is whichever snapshot there is.
 const DB: &str = "log/db";
 const CONF: &str = "log/conf";
 const SNAP: &str = "snap";
 const MARK: &str = "mark";
 
 impl Damage {
-    /// Most of it to the log, where nearly all bytes are.
+    /// As much of it to the log of the tables as to the files of the journal and of the inboxes, where most bytes are.
     pub fn choose(random: &mut Random, sample: &Sample, case: u64) -> Self {
         let length = |file: &str| {
             find(&sample.store, file).map_or(1, |path| fs::metadata(path).map_or(1, |file| file.len())).max(1)
         };
-        // sled's file is zeros behind the last thing written: most of the damage goes where there is something.
-        let db = if random.once_in(8) { length(DB) } else { sample.written };
         let mut within = |bound: u64| random.within(0..=bound.max(1) - 1);
-        let kind = case / 3 % 12;
-        let small = [CONF, SNAP, MARK][within(3) as usize];
+        let large = |at: u64| sample.large[at as usize % sample.large.len()].clone();
+        let file = if case.is_multiple_of(2) { DB.to_owned() } else { large(within(1 << 20)) };
+        // sled's file is zeros behind the last thing written: most of the damage goes where there is something.
+        let end = if file == DB && within(8) > 0 { sample.written } else { length(&file) };
+        let kind = within(12);
+        let small = [CONF, SNAP, MARK][within(3) as usize].to_owned();
         match kind {
-            0 | 1 => Self::Flipped { file: DB, at: vec![(within(db), 1 << within(8))] },
-            2 => Self::Flipped { file: DB, at: (0..10).map(|_| (within(db), 1 << within(8))).collect() },
-            3 => Self::Zeroed { file: DB, from: within(db) / PAGE * PAGE, bytes: PAGE },
-            4 => Self::Zeroed { file: DB, from: within(db) / 512 * 512, bytes: 512 << within(9) },
-            5 => Self::Overwritten { file: DB, from: within(db), bytes: 1 << within(17), seed: within(256) as u8 },
-            6 => Self::Misplaced { from: within(db) / PAGE * PAGE, to: within(db) / PAGE * PAGE },
-            7 => Self::Truncated { file: DB, at: within(db) },
-            8 => Self::Truncated { file: DB, at: db.saturating_sub(within(2 * PAGE)) },
-            9 => Self::Old { file: [DB, DB, SNAP, MARK][within(4) as usize] },
+            0 | 1 => Self::Flipped { file, at: vec![(within(end), 1 << within(8))] },
+            2 => Self::Flipped { file, at: (0..10).map(|_| (within(end), 1 << within(8))).collect() },
+            3 => Self::Zeroed { file, from: within(end) / PAGE * PAGE, bytes: PAGE },
+            4 => Self::Zeroed { file, from: within(end) / 512 * 512, bytes: 512 << within(9) },
+            5 => Self::Overwritten { file, from: within(end), bytes: 1 << within(17), seed: within(256) as u8 },
+            6 => Self::Misplaced { from: within(end) / PAGE * PAGE, to: within(end) / PAGE * PAGE, file },
+            7 => Self::Truncated { at: within(end), file },
+            8 => Self::Truncated { at: end.saturating_sub(within(2 * PAGE)), file },
+            9 => Self::Old { file: [&file, &file, SNAP, MARK][within(4) as usize].to_owned() },
             10 => match within(4) {
-                0 => Self::Removed { file: [DB, CONF, SNAP, MARK][within(4) as usize] },
-                1 => Self::Truncated { file: small, at: within(length(small)) },
-                _ => Self::Flipped { file: small, at: vec![(within(length(small)), 1 << within(8))] },
+                0 => Self::Removed { file: [&file, CONF, SNAP, MARK][within(4) as usize].to_owned() },
+                1 => Self::Truncated { at: within(length(&small)), file: small },
+                _ => Self::Flipped { at: vec![(within(length(&small)), 1 << within(8))], file: small },
             },
             _ => {
-                let pairs = [(DB, SNAP), (DB, CONF), (CONF, SNAP), (MARK, CONF), (MARK, SNAP), (DB, MARK)];
+                let other = large(within(1 << 20));
+                let pairs =
+                    [(&file, SNAP), (&file, CONF), (&file, &other), (&file, &other), (&other, MARK), (&file, DB)];
                 let (one, other) = pairs[within(6) as usize];
-                Self::Swapped { one, other }
+                Self::Swapped { one: one.clone(), other: other.to_owned() }
             }
         }
     }
@@ -74,12 +78,12 @@ impl Damage {
     /// One word.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Flipped { file: DB, .. } => "flipped",
+            Self::Flipped { file, .. } | Self::Truncated { file, .. } if !file.contains('/') => "small files",
+            Self::Flipped { .. } => "flipped",
             Self::Zeroed { .. } => "zeroed",
             Self::Overwritten { .. } => "overwritten",
             Self::Misplaced { .. } => "misplaced",
-            Self::Truncated { file: DB, .. } => "truncated",
-            Self::Flipped { .. } | Self::Truncated { .. } => "small files",
+            Self::Truncated { .. } => "truncated",
             Self::Old { .. } => "older",
             Self::Removed { .. } => "removed",
             Self::Swapped { .. } => "swapped",
@@ -106,8 +110,8 @@ impl Damage {
             Self::Overwritten { file, from, bytes, seed } => {
                 fill(open(file), *from, *bytes, |at| (at as u8).wrapping_mul(31).wrapping_add(*seed));
             }
-            Self::Misplaced { from, to } => {
-                let Some(file) = open(DB) else { return };
+            Self::Misplaced { file, from, to } => {
+                let Some(file) = open(file) else { return };
                 let mut page = vec![0; PAGE as usize];
                 let read = file.read_at(&mut page, *from).expect("it is read");
                 let room = file.metadata().expect("a file").len().saturating_sub(*to) as usize;

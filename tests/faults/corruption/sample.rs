@@ -29,8 +29,10 @@ pub struct Sample {
     /// The store as it was in the middle, and at the end.
     pub earlier: PathBuf,
     pub store: PathBuf,
-    /// Bytes of its log up to the last that is not zero.
+    /// Bytes of the log of its tables up to the last that is not zero.
     pub written: u64,
+    /// Files of its journal and its inboxes.
+    pub large: Vec<String>,
     /// For each user everything that was ever appended, by its sequence.
     pub appended: BTreeMap<String, BTreeMap<u64, Value>>,
     /// For each user what is pending, as an undamaged server shows it.
@@ -77,9 +79,9 @@ impl Sample {
                 }
                 fill(&opened, &mut n, count - half, *bytes, &mut appended).await;
                 if last && !close {
-                    // Notes are written with a following commit; all that is promised is there then.
-                    tokio::time::sleep(Duration::from_millis(300)).await;
-                    copy(&live, &store);
+                    // Receipts are synced with a message behind them, or after a while: all that is there now is promised.
+                    fill(&opened, &mut n, 10, *bytes, &mut appended).await;
+                    copy_at_rest(&live, &store).await;
                 }
                 opened.close().await.expect("it closes");
             }
@@ -89,7 +91,13 @@ impl Sample {
         }
         let db = fs::read(store.join("log/db")).expect("a log");
         let written = db.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
-        let mut sample = Self { name, earlier, store, written, appended, pending: BTreeMap::new(), _home: home };
+        let large = ["journal", "inbox"].into_iter().flat_map(|directory| {
+            let files = fs::read_dir(store.join(directory)).expect("a directory");
+            files.map(move |file| format!("{directory}/{}", file.expect("a file").file_name().to_string_lossy()))
+        });
+        let mut large: Vec<String> = large.collect();
+        large.sort();
+        let mut sample = Self { name, earlier, store, written, large, appended, pending: BTreeMap::new(), _home: home };
         sample.pending = judge::pending(&sample).expect("an undamaged store is served");
         for (user, entries) in &sample.pending {
             for (seq, value) in entries {
@@ -177,18 +185,48 @@ async fn fill(
     }
 }
 
-/// Copies a store. What tells how far it went goes first: it must not tell of what is written meanwhile.
-pub fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to.join("log")).expect("a directory");
-    for name in ["mark", "lock"] {
-        if from.join(name).exists() {
-            fs::copy(from.join(name), to.join(name)).expect("a copy");
+/// Copies a store that a process has open, when nothing is written to it any more: when it is the same a second and a half
+/// later, within which everything that goes on in the background has had its turn.
+async fn copy_at_rest(from: &Path, to: &Path) {
+    let bytes = |path: &Path| {
+        let files = files(path).into_iter();
+        files.map(|file| (file.clone(), fs::read(path.join(file)).expect("it is read"))).collect::<Vec<_>>()
+    };
+    let mut before = bytes(from);
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let now = bytes(from);
+        if now == before {
+            copy(from, to);
+            return;
+        }
+        before = now;
+    }
+    panic!("a store that nobody uses goes on writing");
+}
+
+/// The files of a store, named from its directory on.
+fn files(store: &Path) -> Vec<PathBuf> {
+    let mut all = vec![PathBuf::from("mark"), PathBuf::from("lock")];
+    for directory in ["log", "journal", "inbox"] {
+        for file in fs::read_dir(store.join(directory)).expect("files") {
+            let file = file.expect("a file");
+            if file.path().is_file() {
+                all.push(Path::new(directory).join(file.file_name()));
+            }
         }
     }
-    for file in fs::read_dir(from.join("log")).expect("files") {
-        let file = file.expect("a file");
-        if file.path().is_file() {
-            fs::copy(file.path(), to.join("log").join(file.file_name())).expect("a copy");
+    all
+}
+
+/// Copies a store. What tells how far it went goes first: it must not tell of what is written meanwhile.
+pub fn copy(from: &Path, to: &Path) {
+    for directory in ["log", "journal", "inbox"] {
+        fs::create_dir_all(to.join(directory)).expect("a directory");
+    }
+    for file in files(from) {
+        if from.join(&file).exists() {
+            fs::copy(from.join(&file), to.join(&file)).expect("a copy");
         }
     }
 }

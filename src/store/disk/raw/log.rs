@@ -56,8 +56,6 @@ pub struct Log {
     pub pages: HashMap<u64, Page>,
     /// The page with the names of trees.
     pub names: Option<Place>,
-    /// Changes to pages that were not found.
-    pub strays: Vec<Place>,
     pub broken: Vec<Broken>,
     /// There is something behind the place at which sled takes the log to end.
     pub goes_on: bool,
@@ -180,7 +178,6 @@ impl Log {
         let mut log = Self {
             pages: HashMap::new(),
             names: None,
-            strays: Vec::new(),
             broken: std::mem::take(&mut segments.broken),
             goes_on: false,
             end,
@@ -223,10 +220,12 @@ impl Log {
         let place = Place { lsn, at, length: message.body.len() };
         match message.kind {
             Kind::Node => _ = self.pages.insert(message.page, Page { base: place, links: Vec::new() }),
-            Kind::Link => match self.pages.get_mut(&message.page) {
-                Some(page) => page.links.push(place),
-                None => self.strays.push(place),
-            },
+            Kind::Link => {
+                // Where the page itself is lost, so is what was changed of it.
+                if let Some(page) = self.pages.get_mut(&message.page) {
+                    page.links.push(place);
+                }
+            }
             Kind::Free => _ = self.pages.remove(&message.page),
             Kind::Names => self.names = Some(place),
             Kind::Canceled | Kind::Cap | Kind::Batch | Kind::Counter | Kind::Blob => {}

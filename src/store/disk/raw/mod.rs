@@ -18,5 +18,9 @@ mod tail;
 #[cfg(test)]
 mod tests;
 
-pub(in crate::store) use self::tables::{Gap, Pairs, RawTables};
-pub(super) use self::{log::check, tail::Tail};
+pub(in crate::store) use self::{log::Broken, tables::Gap};
+pub(super) use self::{
+    log::check,
+    tables::{Pairs, RawTables, TABLES},
+    tail::Tail,
+};

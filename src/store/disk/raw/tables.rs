@@ -37,10 +37,9 @@ pub(in crate::store) struct RawTables {
     pub gaps: Vec<Gap>,
 }
 
-/// Their names in the file, in the order of [`Table`].
-const TABLES: [(&str, Table); 6] = [
-    ("journal", Table::Journal),
-    ("inbox", Table::Inbox),
+/// Those that sled has, by their names there. Of an inbox it has where the chunks are.
+pub(in crate::store::disk) const TABLES: [(&str, Table); 5] = [
+    ("places", Table::Inbox),
     ("users", Table::Users),
     ("meta", Table::Meta),
     ("ids", Table::Ids),
@@ -155,16 +154,6 @@ impl RawTables {
             Ok(Node { data: Data::Leaf(pairs), .. }) => pairs.into_iter().map(Ok).collect(),
             Ok(_) => Vec::new(),
             Err(error) => vec![Err(error)],
-        })
-    }
-
-    /// Values that were written to pages that are lost, in the order in which they were. Their keys are not known, or
-    /// not all of them.
-    pub fn strays(&self) -> impl Iterator<Item = io::Result<Bytes>> {
-        self.log.strays.iter().filter_map(|place| match self.log.body(*place).map(Link::decode) {
-            Ok(Some((Link::Set(_, value), _))) => Some(Ok(value)),
-            Ok(_) => None,
-            Err(error) => Some(Err(error)),
         })
     }
 }

@@ -1,0 +1,78 @@
+//! Writing anew what lives in a file of chunks of which most is dead, so that the file can go.
+//!
+//! A little at a time, as the commit thread finds it: copies first, then a sync of these, then the table is told. The old
+//! file goes with the next checkpoint, when the table is synced too: whatever a crash leaves of the table leads to a copy
+//! that is there.
+
+use std::io;
+
+use super::{
+    chunks::{ChunkFiles, Place, parts},
+    frame::{self, HEAD_BYTES, Kind, read_at},
+};
+
+/// Bytes of a file looked at in one step: about a millisecond.
+const STEP_BYTES: usize = 256 << 10;
+
+/// A file being left.
+#[derive(Debug)]
+pub struct Compaction {
+    file: u64,
+    /// What was looked at.
+    at: u64,
+    /// Keys, where their chunks were, and where copies of them are.
+    moved: Vec<(Vec<u8>, Place, Place)>,
+}
+
+/// What a step came to.
+pub enum Step {
+    /// There is more to be copied.
+    More(Compaction),
+    /// All is copied and synced: for each of these the table is to be told, where it still leads to the first place.
+    Copied { file: u64, moved: Vec<(Vec<u8>, Place, Place)> },
+}
+
+impl Compaction {
+    /// Begins with the emptiest file, if there is need to.
+    pub fn begin(files: &ChunkFiles) -> Option<Self> {
+        Some(Self { file: files.emptiest()?, at: 0, moved: Vec::new() })
+    }
+
+    /// Copies what `is_alive` of the next part of the file.
+    pub fn step(
+        mut self,
+        files: &ChunkFiles,
+        mut is_alive: impl FnMut(&[u8], Place) -> io::Result<bool>,
+    ) -> io::Result<Step> {
+        let number = self.file;
+        let copied = |moved| Step::Copied { file: number, moved };
+        let Some(file) = files.file(self.file) else { return Ok(copied(Vec::new())) };
+        let bytes = read_at(&file, self.at, STEP_BYTES)?;
+        let mut at = 0;
+        while at < bytes.len() {
+            let Some(body) = frame::body(Kind::Chunk, &bytes[at..]) else {
+                match frame::find(Kind::Chunk, &bytes, at + 1) {
+                    // What cannot be read stays where it is, and the file with it if the table leads there.
+                    Some(next) => at = next,
+                    None => break,
+                }
+                continue;
+            };
+            let length = HEAD_BYTES + body.len();
+            let place = Place { file: self.file, at: (self.at + at as u64) as u32, length: length as u32 };
+            if let Some((key, value)) = parts(body)
+                && is_alive(key, place)?
+            {
+                self.moved.push((key.to_vec(), place, files.append(key, value)?));
+            }
+            at += length;
+        }
+        // A frame that the end of this part cuts through begins the next one; one that is larger than a part is none.
+        self.at += if at == 0 { bytes.len() as u64 } else { at as u64 };
+        if bytes.len() == STEP_BYTES {
+            return Ok(Step::More(self));
+        }
+        files.sync()?;
+        Ok(copied(self.moved))
+    }
+}

@@ -1,0 +1,149 @@
+//! How something stands in a file of ours: so that it is found again, and that it is seen when it is not what was written.
+//!
+//! Four bytes that say what it is, the length of the body (u32), a checksum of length and body (u32), the body.
+
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+
+/// Bytes before a body.
+pub const HEAD_BYTES: usize = 12;
+
+/// Longest body that is believed: far above the longest that is written.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// What a frame holds. The numbers are part of the format; the first byte of each is none of UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A record of the journal.
+    Record,
+    /// A chunk of an inbox.
+    Chunk,
+}
+
+impl Kind {
+    const fn magic(self) -> [u8; 4] {
+        match self {
+            Self::Record => [0xF7, b'm', b'r', 1],
+            Self::Chunk => [0xF7, b'm', b'c', 1],
+        }
+    }
+}
+
+/// A frame around the parts of a body.
+pub fn encode(kind: Kind, body: &[&[u8]]) -> Vec<u8> {
+    let length: usize = body.iter().map(|part| part.len()).sum();
+    assert!(length <= BODY_BYTES_MAX, "a body of {length} bytes");
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + length);
+    bytes.extend_from_slice(&kind.magic());
+    bytes.extend_from_slice(&(length as u32).to_be_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    body.iter().for_each(|part| bytes.extend_from_slice(part));
+    let crc = checksum(&bytes[4..8], &bytes[HEAD_BYTES..]);
+    bytes[8..HEAD_BYTES].copy_from_slice(&crc.to_be_bytes());
+    bytes
+}
+
+fn checksum(length: &[u8], body: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(length);
+    crc.update(body);
+    crc.finalize()
+}
+
+/// The body of the frame that `bytes` begins with; `None` if that is not one of this kind, whole and as it was written.
+pub fn body(kind: Kind, bytes: &[u8]) -> Option<&[u8]> {
+    if bytes.get(..4)? != kind.magic() {
+        return None;
+    }
+    let length = u32::from_be_bytes(bytes.get(4..8)?.try_into().ok()?) as usize;
+    let crc = u32::from_be_bytes(bytes.get(8..HEAD_BYTES)?.try_into().ok()?);
+    let body = bytes.get(HEAD_BYTES..HEAD_BYTES.checked_add(length)?)?;
+    (length <= BODY_BYTES_MAX && checksum(&bytes[4..8], body) == crc).then_some(body)
+}
+
+/// Where, from `at` on, the next frame of this kind begins.
+pub fn find(kind: Kind, bytes: &[u8], at: usize) -> Option<usize> {
+    // Few places begin like one, so this goes through a file in a moment.
+    (at..bytes.len()).find(|at| bytes[*at] == kind.magic()[0] && body(kind, &bytes[*at..]).is_some())
+}
+
+/// Reads `length` bytes of a file from `at` on; fewer where it ends.
+pub fn read_at(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
+    let (mut bytes, mut done) = (vec![0; length], 0);
+    while done < length {
+        match file.read_at(&mut bytes[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(done);
+    Ok(bytes)
+}
+
+/// Makes an empty file, and its name durable.
+pub fn create(directory: &Path, name: &str) -> io::Result<File> {
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(directory.join(name))?;
+    File::open(directory)?.sync_all()?;
+    Ok(file)
+}
+
+/// Names of files as numbers, in order. What has another name is none of ours.
+pub fn numbered(directory: &Path) -> io::Result<Vec<u64>> {
+    let files = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        files => files?,
+    };
+    let mut numbers = Vec::new();
+    for file in files {
+        numbers.extend(file?.file_name().to_str().and_then(number_of));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// The name of a file of this number: names sort as numbers do.
+pub fn name(number: u64) -> String {
+    format!("{number:016x}")
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    let number = u64::from_str_radix(name, 16).ok()?;
+    (self::name(number) == name).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_read_as_it_was_written_or_not_at_all() {
+        let bytes = encode(Kind::Record, &[b"two ", b"parts"]);
+        assert_eq!(body(Kind::Record, &bytes), Some(&b"two parts"[..]));
+        assert_eq!(body(Kind::Chunk, &bytes), None);
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << bit;
+                assert_eq!(body(Kind::Record, &flipped), None, "byte {at}, bit {bit}");
+            }
+            assert_eq!(body(Kind::Record, &bytes[..at]), None);
+        }
+        let mut behind = b"garbage \xF7mr\x01 garbage".to_vec();
+        let at = behind.len();
+        behind.extend(&bytes);
+        assert_eq!(find(Kind::Record, &behind, 0), Some(at));
+        assert_eq!(find(Kind::Record, &behind, at + 1), None);
+    }
+
+    #[test]
+    fn files_are_known_by_their_numbers() {
+        let place = tempfile::tempdir().unwrap();
+        for number in [300, 2, u64::MAX] {
+            create(place.path(), &name(number)).unwrap();
+        }
+        std::fs::write(place.path().join("12"), b"").unwrap();
+        assert_eq!(numbered(place.path()).unwrap(), [2, 300, u64::MAX]);
+        assert_eq!(numbered(&place.path().join("none")).unwrap(), [0; 0]);
+    }
+}

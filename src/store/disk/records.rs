@@ -1,0 +1,495 @@
+//! The journal's records, in files of their own: appended, synced, read by number, and let go from the old end.
+//!
+//! A file is frames, one a record: its number, up to which record all was synced when it was written, and what it says.
+//! Files are named by the number of their first record. A file that is long enough is synced and a new one begun; one
+//! of which nothing is needed is removed.
+//!
+//! What a crash leaves behind the last record that was synced may be anything: it ends there. But where a later record
+//! says that an earlier one was synced, and that one cannot be read, that is damage. So is an end before what the file
+//! `mark` says was synced.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+
+use super::frame::{self, HEAD_BYTES, Kind, read_at};
+
+/// A file that is longer is not gone on with.
+const FILE_BYTES: u64 = 8 << 20;
+
+/// A record as it stands in a file.
+#[derive(Debug)]
+pub struct Record<'a> {
+    pub number: u64,
+    /// When it was written, everything up to this record was synced.
+    pub synced: u64,
+    pub value: &'a [u8],
+    /// Where the next one begins.
+    pub end: usize,
+}
+
+/// The record that begins at `at`, if one does.
+pub fn record_at(bytes: &[u8], at: usize) -> Option<Record<'_>> {
+    let body = frame::body(Kind::Record, bytes.get(at..)?)?;
+    let (number, rest) = body.split_first_chunk()?;
+    let (synced, value) = rest.split_first_chunk()?;
+    let (number, synced) = (u64::from_be_bytes(*number), u64::from_be_bytes(*synced));
+    Some(Record { number, synced, value, end: at + HEAD_BYTES + body.len() })
+}
+
+/// Where a record is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// The first record of its file.
+    file: u64,
+    at: u32,
+    /// Bytes of the whole frame.
+    length: u32,
+}
+
+#[derive(Debug)]
+struct RecordFile {
+    first: u64,
+    file: Arc<File>,
+    length: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    /// Oldest first. The last is written to.
+    files: VecDeque<RecordFile>,
+    /// Of record `first` and those behind it.
+    places: VecDeque<Place>,
+    first: u64,
+    /// All up to this are synced.
+    synced: u64,
+}
+
+impl Inside {
+    fn last(&self) -> Option<u64> {
+        Some(self.first + self.places.len() as u64 - 1).filter(|_| !self.places.is_empty())
+    }
+}
+
+/// Part of a file that cannot be what was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokenRecord {
+    /// Which file, in the store's directory.
+    pub file: String,
+    /// Where in it.
+    pub at: u64,
+    /// The record that should be there.
+    pub number: u64,
+    /// The last that is known to have been synced.
+    pub synced: u64,
+}
+
+impl std::fmt::Display for BrokenRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { file, at, number, synced } = self;
+        write!(
+            f,
+            "`{file}` cannot be read from byte {at} on, where record {number} should be: all up to record {synced} was synced"
+        )
+    }
+}
+
+/// What files hold, as far as it hangs together.
+struct Survey {
+    inside: Inside,
+    /// Files of which nothing is needed.
+    done: Vec<u64>,
+    /// Where the last file is to end, if there is something behind that.
+    cut: Option<u64>,
+}
+
+/// The files, open.
+#[derive(Debug)]
+pub struct RecordFiles {
+    directory: PathBuf,
+    inside: RwLock<Inside>,
+}
+
+/// What opening came to.
+pub type Opened<T> = Result<T, Broken>;
+
+/// Why the files cannot be used.
+#[derive(Debug)]
+pub enum Broken {
+    /// They are not what was written.
+    Damage(BrokenRecord),
+    /// They cannot be read or written.
+    Io(io::Error),
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl RecordFiles {
+    /// Whether what is in `directory` is what was written: all behind record `settled` that was ever synced is there.
+    /// Changes nothing.
+    pub fn check(directory: &Path, settled: u64, marked: u64) -> Opened<()> {
+        survey(directory, settled, marked).map(drop)
+    }
+
+    /// Opens the files in `directory`, which is made if it is not there. What is up to record `settled` is not needed;
+    /// what a crash has left behind the last whole record is cut off.
+    pub fn open(directory: &Path, settled: u64, marked: u64) -> Opened<Self> {
+        make_directory(directory)?;
+        let Survey { mut inside, done, cut } = survey(directory, settled, marked)?;
+        for first in done {
+            fs::remove_file(directory.join(frame::name(first)))?;
+        }
+        if let (Some(cut), Some(last)) = (cut, inside.files.back()) {
+            last.file.set_len(cut)?;
+            last.file.sync_data()?;
+        }
+        if let Some(last) = inside.files.back_mut() {
+            last.length = cut.unwrap_or(last.length);
+            // What was not synced by who wrote it is now.
+            last.file.sync_data()?;
+        }
+        inside.synced = inside.last().unwrap_or(0).max(settled);
+        Ok(Self { directory: directory.to_owned(), inside: RwLock::new(inside) })
+    }
+
+    /// Writes the record behind the last. The system has it then.
+    pub fn append(&self, number: u64, value: &[u8]) -> io::Result<()> {
+        let mut inside = self.inside.write();
+        let next = inside.last().map_or(number, |last| last + 1);
+        assert_eq!(number, next, "records are numbered without a gap");
+        if inside.files.back().is_none_or(|file| file.length >= FILE_BYTES) {
+            if let Some(last) = inside.files.back() {
+                last.file.sync_data()?;
+                inside.synced = number - 1;
+            }
+            let file = Arc::new(frame::create(&self.directory, &frame::name(number))?);
+            inside.files.push_back(RecordFile { first: number, file, length: 0 });
+        }
+        let bytes = frame::encode(Kind::Record, &[&number.to_be_bytes(), &inside.synced.to_be_bytes(), value]);
+        let file = inside.files.back_mut().expect("there is one, or one was made");
+        file.file.write_all_at(&bytes, file.length)?;
+        let place = Place { file: file.first, at: file.length as u32, length: bytes.len() as u32 };
+        file.length += bytes.len() as u64;
+        if inside.places.is_empty() {
+            inside.first = number;
+        }
+        inside.places.push_back(place);
+        Ok(())
+    }
+
+    /// Makes all records last. `sync` syncs a file.
+    pub fn sync(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        let (file, last) = {
+            let inside = self.inside.read();
+            match (inside.files.back(), inside.last()) {
+                (Some(file), Some(last)) if last > inside.synced => (file.file.clone(), last),
+                _ => return Ok(()),
+            }
+        };
+        // Without the lock: readers need not wait for a disk. Only the one who writes syncs.
+        sync(&file)?;
+        self.inside.write().synced = last;
+        Ok(())
+    }
+
+    /// Reads a record; `None` if it is not there (any more).
+    pub fn get(&self, number: u64) -> io::Result<Option<Bytes>> {
+        let place = |inside: &Inside| {
+            let at = number.checked_sub(inside.first)?;
+            let place = *inside.places.get(usize::try_from(at).ok()?)?;
+            let file = inside.files.iter().find(|file| file.first == place.file)?;
+            Some((file.file.clone(), place))
+        };
+        let Some((file, place)) = place(&self.inside.read()) else { return Ok(None) };
+        let bytes = read_at(&file, u64::from(place.at), place.length as usize)?;
+        match record_at(&bytes, 0) {
+            Some(record) if record.number == number => {
+                let from = record.end - record.value.len();
+                Ok(Some(Bytes::from(bytes).slice(from..)))
+            }
+            // Empty is no record, and whoever reads it says so.
+            _ => Ok(Some(Bytes::new())),
+        }
+    }
+
+    /// Numbers of the first and the last record.
+    pub fn ends(&self) -> Option<(u64, u64)> {
+        let inside = self.inside.read();
+        Some((inside.first, inside.last()?))
+    }
+
+    /// Removes the first record or the last.
+    pub fn remove(&self, number: u64) -> io::Result<()> {
+        let mut inside = self.inside.write();
+        if inside.places.is_empty() {
+            return Ok(());
+        }
+        if number == inside.first {
+            inside.places.pop_front();
+            inside.first += 1;
+            // The last file stays: it is written to.
+            while inside.files.get(1).is_some_and(|next| next.first <= inside.first) {
+                let Some(done) = inside.files.pop_front() else { break };
+                fs::remove_file(self.directory.join(frame::name(done.first)))?;
+            }
+        } else if Some(number) == inside.last() {
+            let place = inside.places.pop_back().expect("there is a last");
+            while inside.files.back().is_some_and(|file| file.first > place.file) {
+                inside.files.pop_back();
+            }
+            let file = inside.files.back_mut().expect("the file of a record that is there");
+            file.file.set_len(u64::from(place.at))?;
+            file.file.sync_data()?;
+            file.length = u64::from(place.at);
+        }
+        Ok(())
+    }
+}
+
+/// Makes a directory of ours, and its name durable.
+pub fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir(directory)?;
+    directory.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+/// Visits the records from `at` on, which are numbered from `number` on; returns where they end, and the number that would
+/// be next.
+fn visit(bytes: &[u8], mut at: usize, mut number: u64, mut see: impl FnMut(&Record<'_>, usize)) -> (usize, u64) {
+    while let Some(record) = record_at(bytes, at).filter(|record| record.number == number) {
+        see(&record, at);
+        (at, number) = (record.end, number + 1);
+    }
+    (at, number)
+}
+
+/// Where, from `at` on, the record of this number begins.
+fn find(bytes: &[u8], mut at: usize, number: u64) -> Option<usize> {
+    loop {
+        let found = frame::find(Kind::Record, bytes, at)?;
+        let record = record_at(bytes, found)?;
+        if record.number == number {
+            return Some(found);
+        }
+        at = record.end;
+    }
+}
+
+/// The highest record that one of those from `at` on says was synced; they may be anywhere.
+fn synced_behind(bytes: &[u8], mut at: usize) -> u64 {
+    let mut synced = 0;
+    while let Some(found) = frame::find(Kind::Record, bytes, at) {
+        let Some(record) = record_at(bytes, found) else { break };
+        synced = synced.max(record.synced);
+        at = record.end;
+    }
+    synced
+}
+
+fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
+    let numbers = frame::numbered(directory)?;
+    let mut survey = Survey { inside: Inside { first: settled + 1, ..Inside::default() }, done: Vec::new(), cut: None };
+    // The first place that cannot be read, and what lies behind it.
+    let mut broken: Option<BrokenRecord> = None;
+    let mut synced = marked;
+    for (at, first) in numbers.iter().copied().enumerate() {
+        if numbers.get(at + 1).is_some_and(|next| *next <= settled + 1) {
+            survey.done.push(first);
+            continue;
+        }
+        let path = directory.join(frame::name(first));
+        let file = File::options().read(true).write(true).open(&path)?;
+        let length = file.metadata()?.len();
+        let bytes = read_at(&file, 0, usize::try_from(length).unwrap_or(usize::MAX))?;
+        if broken.is_some() {
+            synced = synced.max(synced_behind(&bytes, 0));
+            survey.done.push(first);
+            continue;
+        }
+        let inside = &mut survey.inside;
+        let next = inside.first + inside.places.len() as u64;
+        let here = |at: u64, number| BrokenRecord { file: place_of(directory, first), at, number, synced: 0 };
+        if first > next || first != next && !inside.places.is_empty() {
+            // A file between the last and this one is not there, or this one is not what follows.
+            broken = Some(here(0, next));
+            synced = synced.max(synced_behind(&bytes, 0));
+            survey.done.push(first);
+            continue;
+        }
+        let mut places = Vec::new();
+        let mut see = |record: &Record<'_>, at: usize| {
+            if record.number > settled {
+                places.push(Place { file: first, at: at as u32, length: (record.end - at) as u32 });
+            }
+        };
+        let (mut end, mut next) = visit(&bytes, 0, first, &mut see);
+        if next <= settled
+            && let Some(at) = find(&bytes, end, settled + 1)
+        {
+            // Nobody needs what cannot be read.
+            (end, next) = visit(&bytes, at, settled + 1, &mut see);
+        }
+        if (end as u64) < length {
+            broken = Some(here(end as u64, next.max(settled + 1)));
+            synced = synced.max(synced_behind(&bytes, end));
+            survey.cut = Some(end as u64);
+        }
+        if places.is_empty() {
+            // Behind it there is none that hangs together with what is settled.
+            survey.done.push(first);
+            survey.cut = None;
+            continue;
+        }
+        inside.places.extend(places);
+        inside.files.push_back(RecordFile { first, file: Arc::new(file), length });
+    }
+    let last = survey.inside.last().unwrap_or(0).max(settled);
+    if synced > last {
+        let file = numbers.last().map_or_else(|| place_of(directory, last + 1), |first| place_of(directory, *first));
+        let ends = BrokenRecord { file, at: 0, number: last + 1, synced };
+        return Err(Broken::Damage(BrokenRecord { synced, ..broken.unwrap_or(ends) }));
+    }
+    Ok(survey)
+}
+
+fn place_of(directory: &Path, first: u64) -> String {
+    let own = directory.file_name().unwrap_or_default().to_string_lossy();
+    format!("{own}/{}", frame::name(first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path, settled: u64, marked: u64) -> Opened<RecordFiles> {
+        RecordFiles::check(path, settled, marked)?;
+        RecordFiles::open(path, settled, marked)
+    }
+
+    fn numbers(files: &RecordFiles) -> Vec<u64> {
+        let (first, last) = files.ends().unwrap_or((1, 0));
+        let value = |number| files.get(number).unwrap().unwrap();
+        (first..=last).inspect(|number| assert_eq!(value(*number)[..8], number.to_be_bytes())).collect()
+    }
+
+    fn append(files: &RecordFiles, numbers: std::ops::RangeInclusive<u64>, bytes: usize) {
+        for number in numbers {
+            let mut value = number.to_be_bytes().to_vec();
+            value.resize(bytes.max(8), 7);
+            files.append(number, &value).unwrap();
+        }
+    }
+
+    fn sync(files: &RecordFiles) {
+        files.sync(File::sync_data).unwrap();
+    }
+
+    fn damage(path: &Path, name: u64, change: impl FnOnce(&mut Vec<u8>)) {
+        let path = path.join(frame::name(name));
+        let mut bytes = fs::read(&path).unwrap();
+        change(&mut bytes);
+        fs::write(&path, bytes).unwrap();
+    }
+
+    fn told(opened: Opened<RecordFiles>) -> Option<u64> {
+        match opened {
+            Ok(_) => None,
+            Err(Broken::Damage(broken)) => Some(broken.number),
+            Err(Broken::Io(error)) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn what_was_synced_is_there_and_what_a_crash_has_torn_is_cut_off() {
+        let home = tempfile::tempdir().unwrap();
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        append(&files, 1..=5, 100);
+        sync(&files);
+        append(&files, 6..=7, 100);
+        drop(files);
+        damage(home.path(), 1, |bytes| {
+            let torn = bytes.len() - 200;
+            bytes[torn] ^= 1;
+        });
+        let files = open(home.path(), 0, 5).unwrap_or_else(|_| panic!("6 was never synced"));
+        assert_eq!(numbers(&files), [1, 2, 3, 4, 5]);
+        append(&files, 6..=6, 50);
+        sync(&files);
+        drop(files);
+        assert_eq!(told(open(home.path(), 0, 7)), Some(7), "the mark knows of more");
+        let files = open(home.path(), 0, 6).unwrap_or_else(|_| panic!("all is there"));
+        assert_eq!(numbers(&files), [1, 2, 3, 4, 5, 6]);
+        files.remove(6).unwrap();
+        files.remove(5).unwrap();
+        drop(files);
+        let files = open(home.path(), 0, 4).unwrap_or_else(|_| panic!("what was taken back is no damage"));
+        assert_eq!(numbers(&files), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn damage_is_told_by_what_lies_behind_it_also_without_a_mark() {
+        let home = tempfile::tempdir().unwrap();
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        for number in 1..=40 {
+            append(&files, number..=number, 500_000);
+            sync(&files);
+        }
+        drop(files);
+        let names = frame::numbered(home.path()).unwrap();
+        assert_eq!(names, [1, 18, 35]);
+        let whole: Vec<_> = names.iter().map(|name| fs::read(home.path().join(frame::name(*name))).unwrap()).collect();
+        let restore = || {
+            for (name, bytes) in names.iter().zip(&whole) {
+                fs::write(home.path().join(frame::name(*name)), bytes).unwrap();
+            }
+        };
+        for (name, at, number) in [(1, 0, 1), (1, 3_000_000, 6), (18, 600_000, 19), (35, 600_000, 36)] {
+            damage(home.path(), name, |bytes| bytes[at] ^= 16);
+            assert_eq!(told(open(home.path(), 0, 0)), Some(number), "{name} at {at}");
+            restore();
+        }
+        for missing in [1, 18] {
+            fs::remove_file(home.path().join(frame::name(missing))).unwrap();
+            assert_eq!(told(open(home.path(), 0, 0)), Some(missing));
+            restore();
+        }
+        // Nobody needs what is settled: whatever has become of that.
+        damage(home.path(), 18, |bytes| bytes[600_000] ^= 16);
+        let files = open(home.path(), 20, 40).unwrap_or_else(|_| panic!("only what is settled is damaged"));
+        assert_eq!(numbers(&files), (21..=40).collect::<Vec<_>>());
+        assert_eq!(frame::numbered(home.path()).unwrap(), [18, 35]);
+        drop(files);
+        let files = open(home.path(), 40, 40).unwrap_or_else(|_| panic!("all is settled"));
+        assert_eq!((files.ends(), frame::numbered(home.path()).unwrap()), (None, vec![]));
+    }
+
+    #[test]
+    fn a_file_goes_when_all_its_records_are_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let files = open(home.path(), 9, 9).unwrap_or_else(|_| panic!("nothing is needed"));
+        append(&files, 10..=60, 500_000);
+        for number in 10..=60 {
+            files.remove(number).unwrap();
+        }
+        assert_eq!((files.ends(), frame::numbered(home.path()).unwrap().len()), (None, 1), "the last is written to");
+        append(&files, 61..=61, 100);
+        assert_eq!(numbers(&files), [61]);
+        sync(&files);
+        drop(files);
+        assert_eq!(numbers(&open(home.path(), 60, 61).unwrap_or_else(|_| panic!("61 is there"))), [61]);
+    }
+}
