@@ -210,7 +210,8 @@ impl Client {
     }
 
     /// Goes, and does not come back: sends what waits, confirms what was handed out, says goodbye. Takes a second at most;
-    /// what could not be sent by then is lost.
+    /// what could not be sent by then is lost. A client that is away can do none of it: the server learns at the next start
+    /// what was dealt with, from [`Options::after`].
     pub async fn disconnect(mut self) {
         self.is_done();
         let (done, closed) = oneshot::channel();
