@@ -74,6 +74,7 @@ impl std::fmt::Debug for Dispatcher {
 
 /// One dispatch.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Dispatch {
     /// What is said.
     pub message: Message,
@@ -91,6 +92,20 @@ impl Dispatch {
     #[must_use]
     pub fn new(message: Message, recipients: Recipients) -> Self {
         Self { message, recipients, excluding: Vec::new(), id: None }
+    }
+
+    /// Not for these.
+    #[must_use]
+    pub fn excluding(mut self, users: Vec<UserId>) -> Self {
+        self.excluding = users;
+        self
+    }
+
+    /// Named, so that it can be said again: [`Dispatch::id`].
+    #[must_use]
+    pub fn id(mut self, id: DispatchId) -> Self {
+        self.id = Some(id);
+        self
     }
 
     fn body(&self) -> Result<Vec<u8>, DispatchError> {

@@ -146,6 +146,7 @@ pub struct Message {
 /// How a message is to be delivered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct Options {
     /// `false`: sent to who is there and never kept. Default `true`.
     pub sync: bool,
@@ -182,6 +183,28 @@ impl Message {
             t: Some(kind.to_owned()),
             o: Options::default(),
         })
+    }
+
+    /// The same, for who is there alone: never kept.
+    #[must_use]
+    pub fn unsynced(mut self) -> Self {
+        self.o.sync = false;
+        self
+    }
+
+    /// The same, kept for so long at most: whole seconds, rounded up, 136 years at most.
+    #[must_use]
+    pub fn ttl(mut self, ttl: std::time::Duration) -> Self {
+        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        self.o.ttl = std::num::NonZeroU32::new(u32::try_from(seconds.max(1)).unwrap_or(u32::MAX));
+        self
+    }
+
+    /// The same, taking the place of a pending one with this key.
+    #[must_use]
+    pub fn collapse(mut self, key: &CollapseKey) -> Self {
+        self.o.collapse = Some(key.as_str().to_owned());
+        self
     }
 
     /// The text clients will read.
@@ -311,6 +334,7 @@ impl<'a> Said<'a> {
 
 /// Who a dispatch is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Recipients {
     /// `*`: every connected client; never kept for those who are not.
     Everyone,

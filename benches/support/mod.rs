@@ -62,7 +62,8 @@ impl Served {
 
     /// The same on a store that is there already.
     pub async fn start_on(store: TempDir) -> Self {
-        let mut config = Config { host: "127.0.0.1".into(), ..Config::default() };
+        let mut config = Config::default();
+        config.host = "127.0.0.1".into();
         config.sync.enabled = true;
         config.authentication.insecure = true;
         config.api.keys.push(KEY.into());

@@ -26,6 +26,7 @@ pub const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 /// What a client showed is accepted, and this is who it is.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Identity {
     /// Whose messages the connection will get.
     pub id: UserId,

@@ -123,6 +123,7 @@ pub struct Missed {
 
 /// What a client wants beside being let in.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Options {
     /// Whether it wants what it missed; `false` counts all of it as received. Default true.
     pub should_sync: bool,
@@ -132,6 +133,29 @@ pub struct Options {
     pub after: Option<Seq>,
     /// The device it is on, for a place in the log of its own.
     pub device: Option<DeviceId>,
+}
+
+impl Options {
+    /// Whether it wants what it missed: [`Options::should_sync`].
+    #[must_use]
+    pub fn should_sync(mut self, should_sync: bool) -> Self {
+        self.should_sync = should_sync;
+        self
+    }
+
+    /// Resumes behind a sequence, 0 for the beginning: [`Options::after`].
+    #[must_use]
+    pub fn after(mut self, after: Seq) -> Self {
+        self.after = Some(after);
+        self
+    }
+
+    /// On a device with a place in the log of its own: [`Options::device`].
+    #[must_use]
+    pub fn device(mut self, device: DeviceId) -> Self {
+        self.device = Some(device);
+        self
+    }
 }
 
 impl Default for Options {

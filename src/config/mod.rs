@@ -35,6 +35,7 @@ pub use outgoing::{AuthWebhook, Jwks, Webhook};
 
 /// Everything a server needs to know before it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Config {
     /// Address to listen on. `0.0.0.0` unless told otherwise.
     pub host: String,
@@ -76,6 +77,7 @@ pub struct Config {
 
 /// `client.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Client {
     /// Close clients of another version with 1002. Default false.
     pub enforce_equal_versions: bool,
@@ -85,6 +87,7 @@ pub struct Client {
 
 /// `sync.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Sync {
     /// Keep messages for users who are away. Default false.
     pub enabled: bool,
@@ -128,6 +131,7 @@ pub enum Confirmation {
 
 /// `portal.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Portal {
     /// Tell backends what happens to clients and what they say. Default false.
     pub enabled: bool,
@@ -139,6 +143,7 @@ pub struct Portal {
 
 /// `heartbeat.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Heartbeat {
     /// Ask silent clients whether they are there. Default false.
     pub enabled: bool,
@@ -150,6 +155,7 @@ pub struct Heartbeat {
 
 /// `reconnect.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Reconnect {
     /// Tell clients to come back by themselves. Default false.
     pub enabled: bool,
@@ -159,6 +165,7 @@ pub struct Reconnect {
 
 /// `authentication.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Authentication {
     /// A connection that has not authenticated by then is closed with 1008. Default 10 s.
     pub timeout: Duration,
@@ -182,6 +189,7 @@ pub struct Authentication {
 
 /// `authentication.jwt.*`
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Jwt {
     /// Shared secret, for HS256, HS384 and HS512.
     pub secret: Option<String>,
@@ -214,6 +222,7 @@ impl std::fmt::Debug for Jwt {
 
 /// `store.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Store {
     /// Directory of the embedded store. Default `data/store`.
     pub path: PathBuf,
@@ -241,6 +250,7 @@ pub enum Durability {
 
 /// `api.*`
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Api {
     /// Keys that backends show as `Authorization: Bearer KEY`. None: the HTTP API refuses everyone.
     pub keys: Vec<String>,
@@ -259,6 +269,7 @@ impl std::fmt::Debug for Api {
 
 /// `wire.*`: the Redis protocol, for the Dispatchers and Portals of the stock package.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Wire {
     /// Port on which it is spoken; 0 lets the system choose. `None` (default): it is not.
     pub port: Option<u16>,
@@ -282,6 +293,7 @@ impl std::fmt::Debug for Wire {
 
 /// `limits.*`: each says what happens there.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Connections in all; one more is closed at once. Default 100 000.
     pub connections: usize,
@@ -312,6 +324,7 @@ pub struct Limits {
 
 /// `log.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Log {
     /// A filter such as `info` or `mesa=debug`. Default `info`.
     pub level: String,

@@ -52,6 +52,7 @@ impl Dispatch {
 
 /// What became of a dispatch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Outcome {
     /// Users it was for, without those excluded and with those refused; for everyone: connections.
     pub recipients: usize,

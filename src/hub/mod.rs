@@ -38,12 +38,12 @@ pub use self::{
     connected::Connected,
     dispatch::{Dispatch, Kept, Outcome, Taken},
     events::{ConnectionId, Event, Listener, Said},
-    mailbox::{Leave, Mailbox, MailboxBounds, Signals},
+    mailbox::{Leave, MailboxBounds, Signals},
     report::{DeviceReport, UserReport},
-    session::{Attach, Batch, Foreign, Mark, Resumed, Session},
+    session::{Attach, Batch, Mark, Resumed, Session},
 };
 pub use crate::store::{
-    Entry, EventKind, Kept as KeptEvent, Loss, Missed, Outbox, OutboxEvent, OutboxOptions, ReadLimit, Reason, Rejected,
+    Entry, EventKind, Kept as KeptEvent, Missed, Outbox, OutboxEvent, OutboxOptions, ReadLimit, Reason, Rejected,
     Store, StoreError,
 };
 use crate::{
@@ -148,12 +148,13 @@ impl Hub {
     }
 
     /// Registers a connection: from here on it can be told things.
+    #[cfg(test)]
     #[must_use]
     pub fn connect(self: &Arc<Self>) -> Connected {
         self.connect_from(None, |_| ())
     }
 
-    /// The same, from an address; `named` learns what the connection is called before anybody is told of it.
+    /// Registers a connection, from an address: from here on it can be told things. `named` learns what the connection is called before anybody is told of it.
     #[must_use]
     pub fn connect_from(self: &Arc<Self>, address: Option<IpAddr>, named: impl FnOnce(ConnectionId)) -> Connected {
         let (id, mailbox) = self.registry.enter(self.settings.mailbox);

@@ -16,6 +16,7 @@ const COMMIT_STALL: Duration = Duration::from_secs(10);
 
 /// What is known of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct UserReport {
     /// Who.
     pub user: UserId,
@@ -37,6 +38,7 @@ pub struct UserReport {
 
 /// What is known of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DeviceReport {
     /// Its name.
     pub device: DeviceId,

@@ -26,7 +26,7 @@ use crate::{
 const INTERVAL: Duration = Duration::from_millis(20);
 
 fn resuming(after: u64, device: &str) -> Options {
-    Options { after: Some(after), device: Some(DeviceId::new(device).unwrap()), ..Options::default() }
+    Options::default().after(after).device(DeviceId::new(device).unwrap())
 }
 
 async fn connect(url: &str) -> Client {

@@ -113,7 +113,7 @@ async fn only_what_may_pass_is_said_again_and_by_the_same_id() {
 
     // An id that was given stays; another dispatch gets another one.
     receiver.script([refusal(503, "shutting_down"), taken(), taken()]);
-    let named = Dispatch { id: Some(DispatchId::new("order-7").unwrap()), ..Dispatch::new(message(2), to("alice")) };
+    let named = Dispatch::new(message(2), to("alice")).id(DispatchId::new("order-7").unwrap());
     dispatcher.send(&named).await.unwrap();
     dispatcher.dispatch(&message(3), &to("alice"), &[]).await.unwrap();
     let asked: Vec<_> = receiver.requests().iter().skip(5).map(|request| request.json()["id"].clone()).collect();

@@ -69,7 +69,8 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
         // What is missed between two connections was not meant by --no-sync.
         let should_sync = connected_before || !args.no_sync;
         let after = progress.as_ref().map(|progress| progress.after);
-        let options = client::Options { should_sync, after, device: device.clone() };
+        let mut options = client::Options::default().should_sync(should_sync);
+        (options.after, options.device) = (after, device.clone());
         let lost = match enter(&url, &token, &options).await {
             Ok(mut client) => {
                 connected_before = true;
