@@ -124,10 +124,11 @@ async function here(target) {
   let got = 0;
   let [done, welcome] = [() => {}, () => {}];
   socket.on('message', (data) => {
-    const { op } = JSON.parse(data);
+    const { op, s } = JSON.parse(data);
     if (op === 1) socket.send('{"op":11,"d":{}}');
     if (op === 22) welcome();
-    if (op === 0) {
+    // What an earlier round was sent and did not confirm before it went comes again, with a number.
+    if (op === 0 && s === undefined) {
       got += 1;
       if (got === COUNT) done();
     }
