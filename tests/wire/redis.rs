@@ -12,9 +12,8 @@ pub struct Redis(pub BufReader<TcpStream>);
 
 /// A command as it goes over the wire.
 pub fn command(words: &[&str]) -> Vec<u8> {
-    let mut text = format!("*{}\r\n", words.len());
-    words.iter().for_each(|word| text += &format!("${}\r\n{word}\r\n", word.len()));
-    text.into_bytes()
+    let words = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len()));
+    format!("*{}\r\n{}", words.len(), words.collect::<String>()).into_bytes()
 }
 
 impl Redis {
