@@ -180,6 +180,13 @@ impl Checks {
             self.refuse(&["wire.password"], "wire.password must not be empty; remove it, or say null, to do without");
         }
         let Some(port) = wire.port else { return };
+        if wire.backlog_bytes / 2 < config.limits.frame_bytes {
+            let (backlog, frame) = (wire.backlog_bytes, config.limits.frame_bytes);
+            self.refuse(&["wire.backlogBytes", "limits.frameBytes"], format!(
+                "wire.backlogBytes is {backlog} and must be twice limits.frameBytes ({frame}) at least: one large message of \
+                 a client would cut every portal"
+            ));
+        }
         if port != 0 && port == config.port {
             self.refuse(&["wire.port", "port"], format!("wire.port and port are both {port}; give each its own"));
         }

@@ -4,7 +4,7 @@
 //! who loses it before the first event can resume as well. Where events are missing, and when a stream could not be
 //! resumed, `event: missed` says so.
 
-use std::{convert::Infallible, fmt::Write as _, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Write as _, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -43,18 +43,15 @@ pub(super) struct Asked {
 }
 
 /// `GET /v1/events`
-pub(super) async fn events(
+pub(super) fn events(
     FromState(api): State,
     asked: Result<Query<Asked>, QueryRejection>,
     headers: HeaderMap,
-    stopping: Arc<watch::Sender<bool>>,
+    stopping: &watch::Sender<bool>,
 ) -> Result<Response, ApiError> {
     let Query(asked) = asked.map_err(|error| ApiError::Parameter(error.body_text()))?;
     let portals = api.hub.portals().ok_or(ApiError::NoPortals)?;
-    let resumed = match last(&headers)? {
-        None => None,
-        Some((stream, number)) => Some(portals.resume(&stream, number)),
-    };
+    let resumed = last(&headers)?.map(|(stream, number)| portals.resume(&stream, number));
     let missed = matches!(resumed, Some(None));
     let portal = match resumed.flatten() {
         Some(portal) => portal,
@@ -167,6 +164,8 @@ fn write_told(out: &mut Vec<u8>, told: &Told) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::{
         hub::portals::{Bounds, Portals},

@@ -105,10 +105,11 @@ impl Http {
 
 fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
     let stopping = stopping.clone();
+    let events = move |api, asked, headers| std::future::ready(events::events(api, asked, headers, &stopping));
     let guarded = Router::new()
         .route(dispatch::PATH, axum::routing::any(|| async { ApiError::MethodNotAllowed }))
         .route("/v1/backup", get(backup::backup))
-        .route("/v1/events", get(move |api, asked, headers| events::events(api, asked, headers, stopping.clone())))
+        .route("/v1/events", get(events))
         .route("/v1/users", get(users::list))
         .route("/v1/users/{id}", get(users::show))
         .route("/v1/users/{id}/messages", get(users::messages).delete(users::clear))

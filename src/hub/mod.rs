@@ -299,6 +299,12 @@ impl Hub {
     }
 }
 
+/// A hub over a store in memory, for tests of who speaks for one.
+#[cfg(test)]
+pub(crate) fn for_test(metrics: Arc<Metrics>) -> Arc<Hub> {
+    tests::over(metrics, Duration::ZERO)
+}
+
 /// Runs what may wait for a disk away from the event loop.
 async fn on_disk_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,

@@ -130,7 +130,6 @@ pub struct Once {
 
 /// A recipient for whom a message was not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Rejected {
     /// Who, as it was said: not always a user id.
     pub user: Box<str>,

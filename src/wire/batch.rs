@@ -28,6 +28,8 @@ pub(super) struct Batch {
     /// For each message the answers that were ready behind it.
     behind: Vec<BytesMut>,
     bytes: usize,
+    /// Bytes of the answers that are ready, but for those behind the last message.
+    ready_bytes: usize,
     /// Whose logs the messages go to.
     users: HashSet<UserId, RandomState>,
 }
@@ -39,6 +41,7 @@ impl Batch {
     }
 
     pub(super) fn keep<'a>(&mut self, kept: Kept, users: impl IntoIterator<Item = &'a UserId>, bytes: usize) {
+        self.ready_bytes += self.answer().len();
         self.kept.push(kept);
         self.behind.push(BytesMut::new());
         self.bytes += bytes;
@@ -49,9 +52,9 @@ impl Batch {
         self.kept.len() >= MESSAGES_MAX || self.bytes >= BYTES_MAX
     }
 
-    /// Nothing waits.
-    pub(super) fn is_settled(&self) -> bool {
-        self.kept.is_empty()
+    /// Bytes of the answers that are ready, whether or not they wait for others.
+    pub(super) fn answer_bytes(&mut self) -> usize {
+        self.ready_bytes + self.answer().len()
     }
 
     /// Whether a message for this user waits.
@@ -64,9 +67,11 @@ impl Batch {
         if self.kept.is_empty() {
             return;
         }
+        self.ready_bytes = 0;
         let kept = std::mem::take(&mut self.kept);
         let behind = std::mem::take(&mut self.behind).into_iter();
-        (self.bytes, _) = (0, self.users.clear());
+        self.bytes = 0;
+        self.users.clear();
         match wire.hub.append(kept).await {
             Ok(taken) => {
                 for (outcome, ready) in wire.hub.outcomes(taken).zip(behind) {
@@ -86,7 +91,7 @@ impl Batch {
 
     /// The answers that are there.
     pub(super) fn take_answers(&mut self) -> BytesMut {
-        debug_assert!(self.is_settled(), "answers that are there stand behind some that are not");
+        debug_assert!(self.kept.is_empty(), "answers that are there stand behind some that are not");
         self.done.split()
     }
 }

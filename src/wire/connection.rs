@@ -152,7 +152,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             if self.batch.is_full() {
                 self.settle().await;
             }
-            if self.batch.is_settled() && self.batch.answer().len() > ANSWERS_BYTES {
+            if self.batch.answer_bytes() > ANSWERS_BYTES {
+                self.settle().await;
                 self.write().await?;
             }
         }

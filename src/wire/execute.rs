@@ -41,7 +41,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             Command::Select(index) => self.select(&index),
             Command::Info => reply::bulk(self.batch.answer(), info::text(&self.wire).as_bytes()),
             Command::Client(words) => self.client(words),
-            Command::Command(words) => match words.first() {
+            Command::Help(words) => match words.first() {
                 Some(what) if what.eq_ignore_ascii_case(b"count") => {
                     reply::integer(self.batch.answer(), command::COUNT as u64);
                 }
@@ -158,7 +158,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     /// A pattern is a name, with a star for whatever is left of it.
     fn keys(&mut self, pattern: &[u8]) {
-        let names: Vec<String> = self.wire.names.keys().map(|name| self.wire.names.of(name)).collect();
+        let names: Vec<String> = Names::keys().map(|name| self.wire.names.of(name)).collect();
         let fits = |name: &&String| match pattern.strip_suffix(b"*") {
             Some(begin) => name.as_bytes().starts_with(begin),
             None => name.as_bytes() == pattern,
@@ -335,9 +335,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
         // What passes the log by does not pass what was said before it.
         self.settle().await;
+        let keeps = self.wire.hub.keeps();
+        let kept = |dispatch: &Dispatch| keeps && dispatch.sync && dispatch.recipients != Recipients::Everyone;
+        let kept: Vec<bool> = dispatches.iter().map(kept).collect();
         match self.wire.hub.dispatch_all(dispatches).await {
             Ok(outcomes) => {
-                let taken = outcomes.iter().map(|outcome| self.wire.taken_for(outcome)).sum();
+                let taken = outcomes.iter().zip(kept).map(|(outcome, kept)| {
+                    let taken = self.wire.taken_for(outcome);
+                    // What is not kept is taken for those who are here.
+                    if kept { taken } else { outcome.online as u64 }
+                });
+                let taken = taken.sum();
                 reply::integer(self.batch.answer(), taken);
             }
             Err(error) => self.failed(&error),

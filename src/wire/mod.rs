@@ -36,6 +36,8 @@ mod resp;
 mod roll;
 mod said;
 mod subscriber;
+#[cfg(test)]
+mod tests;
 
 use std::{
     net::IpAddr,

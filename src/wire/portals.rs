@@ -117,7 +117,7 @@ impl StockPortals {
     /// Changes the roll; from then on those take turns who are bound to an id.
     fn change<T>(&self, change: impl FnOnce(&mut Roll) -> T) -> T {
         let mut seated = false;
-        let (result, watching, announced) = {
+        let result = {
             let mut roll = self.roll.lock();
             let result = change(&mut roll);
             for one in &mut roll.subscribed {
@@ -133,14 +133,17 @@ impl StockPortals {
                     _ => {}
                 }
             }
-            (result, roll.subscribed.len(), roll.ids().cloned().collect::<Vec<_>>())
+            // Under the lock, so that what is told last is what holds.
+            self.pool.set_watching(roll.subscribed.len());
+            self.announced.send_if_modified(|old| {
+                let changed = !roll.ids().eq(old.iter());
+                if changed {
+                    *old = roll.ids().cloned().collect();
+                }
+                changed
+            });
+            result
         };
-        self.pool.set_watching(watching);
-        self.announced.send_if_modified(|old| {
-            let changed = *old != announced;
-            *old = announced;
-            changed
-        });
         if seated {
             // Not under the lock: what was kept comes back to `told`, which takes it.
             self.pool.pass_on_what_is_left();

@@ -18,7 +18,7 @@ use std::{
 use crate::hub::portals::SeatId;
 
 /// Ids in all. Beyond that those that were announced first are forgotten, of those that have no connection.
-const IDS_MAX: usize = 1024;
+const IDS_MAX: usize = 256;
 
 /// Ids that one subscription may have.
 const IDS_OF_ONE_MAX: usize = 32;

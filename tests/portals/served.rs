@@ -28,6 +28,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A server with a store in a temporary directory.
 pub struct Served {
     pub address: SocketAddr,
+    /// Where it speaks the Redis protocol, if it does.
+    pub wire: Option<SocketAddr>,
     config: Config,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
@@ -56,12 +58,12 @@ impl Served {
     async fn over(config: Config, store: TempDir) -> Self {
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let server = Server::start(config.clone(), listener).await.unwrap();
-        let address = server.local_addr();
+        let (address, wire) = (server.local_addr(), server.wire_addr());
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(async move {
             server.run(async { _ = stopped.await }).await.unwrap();
         });
-        Self { address, config, stop: Some(stop), running, store }
+        Self { address, wire, config, stop: Some(stop), running, store }
     }
 
     pub fn dispatcher(&self) -> Dispatcher {

@@ -231,7 +231,9 @@ async fn the_library_returns_what_became_of_each_in_order() {
     let dispatch = |n: usize| {
         let to = if n % 1000 == 7 { vec![user("a"), user("b"), user("c"), user("d")] } else { vec![user("alice")] };
         let id = (n % 1000 == 9).then(|| DispatchId::new(&format!("id-{}", n % 3)).unwrap());
-        Dispatch { id, ..Dispatch::new(Message::new("N", &n).unwrap(), Recipients::Users(to)) }
+        let mut dispatch = Dispatch::new(Message::new("N", &n).unwrap(), Recipients::Users(to));
+        dispatch.id = id;
+        dispatch
     };
     let results = served.dispatcher().dispatch_all((0..5000).map(dispatch)).await.unwrap();
     assert_eq!(results.len(), 5000);

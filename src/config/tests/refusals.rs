@@ -64,6 +64,10 @@ fn every_rule_names_the_key_and_what_to_do() {
         ("{ path: '/readyz' }", "/readyz"),
         ("{ path: '/metrics' }", "/metrics"),
         ("{ wire: { port: 4000 } }", "wire.port and port are both 4000; give each its own"),
+        (
+            "{ wire: { port: 1 }, limits: { frameBytes: 16777216 } }",
+            "wire.backlogBytes is 8388608 and must be twice limits.frameBytes (16777216) at least",
+        ),
         ("{ wire: { host: 'redis' } }", "wire.host must be an IP address or localhost"),
         ("{ wire: { password: '' } }", "wire.password must not be empty"),
         ("{ wire: { port: 1, host: '0.0.0.0' } }", "wire.host 0.0.0.0 can be reached by others"),

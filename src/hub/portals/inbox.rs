@@ -199,6 +199,11 @@ impl Inbox {
         if state.there { None } else { state.pop_waiting() }
     }
 
+    /// Events that wait.
+    pub(super) fn waiting(&self) -> u64 {
+        self.state.lock().waiting.len() as u64
+    }
+
     /// Bytes of the oldest that waits.
     pub(super) fn oldest_bytes(&self) -> Option<usize> {
         self.state.lock().waiting.front().map(|told| told.bytes())

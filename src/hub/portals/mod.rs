@@ -45,7 +45,7 @@ use turns::{Member, Turns};
 /// How much the pool holds for portals. None of it grows with the number of clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Portals, with those that may still come back. One more is refused.
+    /// Portals. Those that may still come back are forgotten early for one more; where all are there it is refused.
     pub portals: usize,
     /// Events that wait in one inbox; beyond that see above.
     pub events: usize,
@@ -136,9 +136,7 @@ impl Portals {
         let reader = inbox.sit(None);
         {
             let mut turns = self.turns.lock();
-            if turns.members.len() >= self.bounds.portals {
-                return None;
-            }
+            self.make_room(&mut turns)?;
             turns.members.push(Member::Inbox(inbox.clone()));
             self.any.store(true, Ordering::Release);
         }
@@ -172,9 +170,7 @@ impl Portals {
     pub fn seat(&self) -> Option<SeatId> {
         let seat = {
             let mut turns = self.turns.lock();
-            if turns.members.len() >= self.bounds.portals {
-                return None;
-            }
+            self.make_room(&mut turns)?;
             self.any.store(true, Ordering::Release);
             turns.seat()
         };
@@ -241,6 +237,15 @@ impl Portals {
             forgotten
         };
         self.metrics.portal_events_dropped.inc_by(forgotten);
+    }
+
+    /// Makes room for one more, at the cost of one that may not come back; `None` if all are there.
+    fn make_room(&self, turns: &mut Turns) -> Option<()> {
+        if turns.members.len() >= self.bounds.portals {
+            let lost = turns.forget_one()?;
+            self.metrics.portal_events_dropped.inc_by(lost);
+        }
+        Some(())
     }
 
     fn look_whether_any(&self, turns: &Turns) {

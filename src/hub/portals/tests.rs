@@ -173,9 +173,11 @@ fn there_are_so_many_portals_and_no_more() {
     let all: Vec<Portal> = std::iter::from_fn(|| pool.join(false)).collect();
     assert_eq!(all.len(), BOUNDS.portals);
     assert!(pool.seat().is_none());
+    let stream = all[0].stream().clone();
     drop(all);
-    pool.sweep(Instant::now() + BOUNDS.resume_for * 2);
-    assert!(pool.seat().is_some());
+    assert!(pool.resume(&stream, 0).is_some());
+    assert!(pool.seat().is_some(), "one that is away is forgotten for it");
+    assert!(pool.resume(&stream, 0).is_none());
 }
 
 #[tokio::test]

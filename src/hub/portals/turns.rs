@@ -116,6 +116,16 @@ impl Turns {
         lost
     }
 
+    /// Forgets the first of those that are away, and returns how many events are lost with that; `None` if none is.
+    pub(super) fn forget_one(&mut self) -> Option<u64> {
+        let is_away = |member: &Member| matches!(member, Member::Inbox(inbox) if !inbox.has_reader());
+        let at = self.members.iter().position(is_away)?;
+        match self.members.remove(at) {
+            Member::Inbox(inbox) => Some(inbox.waiting()),
+            Member::Seat { .. } => None,
+        }
+    }
+
     /// Who is to have an event of so many bytes: one of those that are placed best.
     pub(super) fn choose(&mut self, bytes: usize, bounds: &Bounds) -> Option<&Member> {
         let best = self.members.iter().filter_map(|member| member.rank(bytes, bounds)).min()?;
