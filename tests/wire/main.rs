@@ -6,7 +6,7 @@ mod redis;
 #[path = "../portals/served.rs"]
 mod served;
 
-use mesa::client::{Client, Event};
+use mesa::client::{Connection, ConnectionEvent};
 use redis::{Redis, command};
 use served::{PATIENCE, Served};
 use tokio::time::timeout;
@@ -33,9 +33,9 @@ async fn waiting(served: &Served, name: &str) -> Vec<usize> {
     }
 }
 
-async fn next(client: &mut Client) -> String {
+async fn next(client: &mut Connection) -> String {
     match timeout(PATIENCE, client.next()).await.expect("in time").unwrap() {
-        Event::Message { data, .. } => data.get().to_owned(),
+        ConnectionEvent::Message { data, .. } => data.get().to_owned(),
         other => panic!("{other:?}"),
     }
 }
