@@ -80,7 +80,7 @@ impl Listeners {
 
 impl fmt::Debug for Listeners {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listeners").field("count", &self.all.read().len()).finish()
+        f.debug_struct("Listeners").field("count", &self.all.read().len()).finish_non_exhaustive()
     }
 }
 
