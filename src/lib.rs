@@ -11,6 +11,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`message`] | the words: [`Message`](message::Message), [`UserId`](message::UserId), [`Payload`](message::Payload), [`Seq`](message::Seq) |
+//! | [`outgoing`] | requests of our own: bounded, signed, and not to private addresses |
 //! | [`config`] | the documented keys and ours, from file, environment and command line; checked once, trusted after |
 //! | [`metrics`] | the counters, named once |
 //! | [`protocol`] | frames (text ⇄ [`ClientFrame`](protocol::frame::ClientFrame)), opcodes, close codes |
@@ -18,6 +19,7 @@
 //! | [`auth`] | who a client is; which keys backends show |
 //! | [`middleware`] | what is called on the way of everything that happens |
 //! | [`hub`] | who is here and what they have had: dispatching, sessions as cursors on a log |
+//! | [`webhook`] | what backends are told: out of the store's outbox, one batch at a time |
 //! | [`http`] | what backends ask, as an [`axum`] router |
 //! | [`wire`] | the same in the words of Redis, for the Dispatchers and Portals of stock services |
 //! | [`server`] | sockets, connections, the heartbeat, shutdown; the only room that builds the others |
@@ -48,13 +50,14 @@
 //! - What came from a peer is returned as an error; what came from us is asserted.
 //! - The last step before a socket compares the stamp of an entry with the session it is for.
 //! - Imports point one way, and foreign names have one home each: sled and bincode in [`store`], tungstenite in
-//!   `server/socket.rs` and [`client`], axum and hyper in [`http`] and [`server`], clap in the binary.
-//!   `tests/houses` holds both.
+//!   `server/socket.rs` and [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`outgoing`] and
+//!   [`dispatcher`], clap in the binary. `tests/houses` holds both.
 //!
 //! # What a crash may take back
 //!
 //! Nothing that was answered, with [`Durability::Always`](config::Durability::Always). Receipts are written with the
-//! next commit, at most some 20 ms later: a process killed within that time sends those messages once more.
+//! next commit, at most some 20 ms later: a process killed within that time sends those messages once more. Events for
+//! webhooks reach their outbox in the same time: what happened in the last 20 ms may be told to nobody.
 
 pub mod auth;
 pub mod client;

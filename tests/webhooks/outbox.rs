@@ -31,7 +31,7 @@ async fn nothing_that_is_in_the_outbox_is_lost_by_a_kill_and_what_comes_again_ha
         until_metric(&server, "webhook_outbox_events", |events| events >= before + EACH).await;
         server.process.kill();
         if round % 2 == 0 {
-            receiver.up().await;
+            receiver.up();
         }
         receiver.otherwise(Answer::Late(Duration::from_millis(2), 200));
         // Killed again while it tells.
