@@ -215,6 +215,10 @@ impl Committer {
         self.publish(commit);
         tidy.sort_unstable();
         tidy.dedup();
+        if !tidy.is_empty() {
+            // What takes the place of entries is not to be forgotten when they are gone.
+            self.sync_if_behind()?;
+        }
         tidy.iter().try_for_each(|user| self.purge(user))
     }
 

@@ -28,8 +28,10 @@
 //! writes and one sync. What is still unread after a while is *settled* into the recipients' *inboxes*, many messages
 //! to a chunk, and the record removed. Rows in *users* say where each log stands.
 //!
-//! Writes are ordered so that any prefix of them is a valid state: chunks before the rows that count on them, rows
-//! before the removal of the records they replace. There is no batch and no transaction anywhere.
+//! On disk the journal and the chunks are in plain files, which are appended to and removed; the tables are sled's. So
+//! what a crash leaves of these three is a prefix each, and the order between them is made by hand: chunks, a *barrier*,
+//! the rows that count on them, a *checkpoint*, the removal of the records that they replace. There is no batch and no
+//! transaction anywhere. The contract of an engine says it exactly, and a test cuts the power after every single write.
 
 use std::{
     fmt,

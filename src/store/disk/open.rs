@@ -160,6 +160,12 @@ fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Disk, S
         ids: tree(Table::Ids)?,
         outbox: tree(Table::Outbox)?,
     };
+    let file = File::options().read(true).write(true).open(log.join("db"));
+    let file = file.map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
+    // A process that was killed may have left what is with the system and not on the disk: no file is to go because of it
+    // before it is.
+    db.flush().map_err(|error| refuse(error.to_string()))?;
+    file.sync_data().map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
     let settled = trees.meta.get(SETTLED_KEY).map_err(|error| refuse(error.to_string()))?;
     let settled = settled.and_then(|value| journal_number(&value)).unwrap_or(0);
     let marked = Marked::read(path).unwrap_or_default();
@@ -177,10 +183,7 @@ fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Disk, S
     }
     let chunks = ChunkFiles::open(&path.join(INBOX), places.into_iter());
     let chunks = chunks.map_err(|error| refuse(format!("its directory `{INBOX}`: {error}")))?;
-    let file = File::options().read(true).write(true).open(log.join("db"));
-    let file = file.map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
     let mark = Mark::open(path).map_err(|error| refuse(format!("its file `mark`: {error}")))?;
-    db.flush().map_err(|error| refuse(error.to_string()))?;
     let tail = Tail::find(&log).map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
     locked.sync().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
     Ok(Disk {

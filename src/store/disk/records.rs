@@ -148,8 +148,12 @@ impl RecordFiles {
     pub fn open(directory: &Path, settled: u64, marked: u64) -> Opened<Self> {
         make_directory(directory)?;
         let Survey { mut inside, done, cut } = survey(directory, settled, marked)?;
-        for first in done {
-            fs::remove_file(directory.join(frame::name(first)))?;
+        for first in &done {
+            fs::remove_file(directory.join(frame::name(*first)))?;
+        }
+        if !done.is_empty() {
+            // One that came back would say by its name that the one before it ends where it does not any more.
+            File::open(directory)?.sync_all()?;
         }
         if let (Some(cut), Some(last)) = (cut, inside.files.back()) {
             last.file.set_len(cut)?;
@@ -247,7 +251,9 @@ impl RecordFiles {
         } else if Some(number) == inside.last() {
             let place = inside.places.pop_back().expect("there is a last");
             while inside.files.back().is_some_and(|file| file.first > place.file) {
-                inside.files.pop_back();
+                let Some(emptied) = inside.files.pop_back() else { break };
+                fs::remove_file(self.directory.join(frame::name(emptied.first)))?;
+                File::open(&self.directory)?.sync_all()?;
             }
             let file = inside.files.back_mut().expect("the file of a record that is there");
             file.file.set_len(u64::from(place.at))?;
@@ -301,8 +307,11 @@ fn synced_behind(bytes: &[u8], mut at: usize) -> u64 {
 }
 
 fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
-    let numbers = frame::numbered(directory)?;
-    let mut survey = Survey { inside: Inside { first: settled + 1, ..Inside::default() }, done: Vec::new(), cut: None };
+    let (numbers, empty): (Vec<u64>, Vec<u64>) = frame::numbered(directory)?.into_iter().partition(|first| {
+        // One that was emptied says nothing by its name.
+        fs::metadata(directory.join(frame::name(*first))).is_ok_and(|file| file.len() > 0)
+    });
+    let mut survey = Survey { inside: Inside { first: settled + 1, ..Inside::default() }, done: empty, cut: None };
     // The first place that cannot be read, and what lies behind it.
     let mut broken: Option<BrokenRecord> = None;
     let mut synced = marked;
@@ -475,6 +484,22 @@ mod tests {
         drop(files);
         let files = open(home.path(), 40, 40).unwrap_or_else(|_| panic!("all is settled"));
         assert_eq!((files.ends(), frame::numbered(home.path()).unwrap()), (None, vec![]));
+    }
+
+    #[test]
+    fn what_is_taken_back_over_the_border_of_two_files_leaves_nothing_that_misleads() {
+        let home = tempfile::tempdir().unwrap();
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        append(&files, 1..=20, 500_000);
+        assert_eq!(frame::numbered(home.path()).unwrap(), [1, 18]);
+        (15..=20).rev().for_each(|number| files.remove(number).unwrap());
+        append(&files, 15..=30, 50_000);
+        sync(&files);
+        drop(files);
+        // As if the removed name had come back with the power.
+        fs::write(home.path().join(frame::name(18)), b"").unwrap();
+        let files = open(home.path(), 20, 30).unwrap_or_else(|_| panic!("all is there"));
+        assert_eq!(numbers(&files), (21..=30).collect::<Vec<_>>());
     }
 
     #[test]
