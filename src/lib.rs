@@ -4,6 +4,28 @@
 //! comes back, even if the machine lost power in between. One binary, one port, and nothing to run beside it: the log
 //! of every user is in an embedded store. Clients written for `@cryb/mesa` connect unchanged.
 //!
+//! It is a server to be run (`mesa serve`, see the README) and a library: a server in a program of yours, clients, and
+//! backends.
+//!
+//! ```no_run
+//! # #[tokio::main] async fn main() -> Result<(), mesa::server::ServerError> {
+//! use mesa::server::Server;
+//!
+//! let server = Server::builder()
+//!     .configure(|config| config.sync.enabled = true)
+//!     .on_message(|client, message| async move { println!("{:?} says {}", client.user(), message.kind()) })
+//!     .start()
+//!     .await?;
+//! server.run(async { _ = tokio::signal::ctrl_c().await }).await
+//! # }
+//! ```
+//!
+//! The [`guide`] has a chapter for each task, with programs that run, and a table of [what stock calls it](guide::names).
+//!
+//! Of other crates, the types of tokio (`TcpListener`), `serde_json` (`Value`, `Map`, `RawValue`) and http (`Request`) are part
+//! of this surface; beside them the trait `Stream` of the futures crates, which [`client::Client`] and [`portal::Portal`] are,
+//! and `axum::Router`, which [`server::Builder::attach`] gives. Futures need a tokio runtime.
+//!
 //! # The tour
 //!
 //! In reading order; each module says in its first lines what is in its files.
@@ -63,6 +85,7 @@ pub mod auth;
 pub mod client;
 pub mod config;
 pub mod dispatcher;
+pub mod guide;
 mod http;
 mod hub;
 pub mod message;

@@ -15,6 +15,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("config", &["outgoing"]),
     ("metrics", &[]),
     ("planted", &[]),
+    ("guide", &[]),
     ("protocol", &["message"]),
     ("store", &["message", "metrics", "planted"]),
     ("auth", &["message", "config", "outgoing"]),
