@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     message::{CollapseKey, DispatchId, Payload, Recipients, UserId},
+    middleware::SentTo,
     store::{Answered, Append, Appended, Once, Rejected, StoreError},
 };
 
@@ -51,6 +52,7 @@ impl Dispatch {
 
 /// What became of a dispatch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Outcome {
     /// Users it was for, without those excluded and with those refused; for everyone: connections.
     pub recipients: usize,
@@ -119,9 +121,10 @@ impl Hub {
             once = Some(Once { id, online: online(&recipients), refused: std::mem::take(&mut refused) });
         }
         let Dispatch { payload, ttl, collapse, .. } = dispatch;
-        let users = recipients.clone();
+        let said = self.middleware.any().then(|| payload.clone());
+        let to = To { users: recipients.clone(), refused, said };
         self.metrics.dispatches.inc();
-        Ok(Kept { append: Append { payload, recipients, ttl, collapse, once }, users, refused })
+        Ok(Kept { append: Append { payload, recipients, ttl, collapse, once }, to })
     }
 
     /// Appends one after the other, all in one commit; resolves when all of it is durable. Nothing but waiting is done
@@ -133,17 +136,22 @@ impl Hub {
         if kept.is_empty() {
             return Ok(Taken::default());
         }
-        let (appends, told) = kept.into_iter().map(|one| (one.append, (one.users, one.refused))).unzip();
+        let (appends, told) = kept.into_iter().map(|one| (one.append, one.to)).unzip();
         Ok(Taken { appended: self.store.append_all(appends).await?, told })
     }
 
     /// What became of messages that were kept, in order.
     pub fn outcomes(&self, taken: Taken) -> impl Iterator<Item = Outcome> {
         let told = taken.told.into_iter();
-        taken.appended.into_iter().zip(told).map(|(appended, (users, refused))| self.outcome(appended, &users, refused))
+        taken.appended.into_iter().zip(told).map(|(appended, to)| self.outcome(appended, to))
     }
 
-    fn outcome(&self, appended: Appended, users: &[UserId], refused: Vec<Rejected>) -> Outcome {
+    fn outcome(&self, appended: Appended, to: To) -> Outcome {
+        let To { users, refused, said } = to;
+        if let (Some(payload), false) = (said, appended.duplicate) {
+            let taken = users.iter().zip(&appended.seqs).filter(|(_, seq)| seq.is_ok()).map(|(user, _)| user);
+            self.tell_sent(&payload, taken.cloned().collect());
+        }
         let taken = appended.seqs.iter().filter(|seq| seq.is_ok()).count() as u64;
         self.metrics.messages_appended.inc_by(taken);
         self.metrics.messages_rejected.inc_by(appended.seqs.len() as u64 - taken);
@@ -191,6 +199,17 @@ impl Hub {
         Ok(outcome)
     }
 
+    /// Tells the middleware of a message that was kept for `users`.
+    fn tell_sent(&self, payload: &Payload, users: Vec<UserId>) {
+        let (here, away): (Vec<_>, Vec<_>) = users.into_iter().partition(|user| self.registry.connections(user) > 0);
+        if !here.is_empty() {
+            self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&here)));
+        }
+        if !away.is_empty() {
+            self.middleware.each(None, |one| one.on_undeliverable_message_sent(payload, &away));
+        }
+    }
+
     fn pass_by(&self, payload: &Payload, users: Option<&[UserId]>, excluding: &[UserId]) -> Outcome {
         match users {
             Some(users) => self.to_users(payload, users),
@@ -229,6 +248,9 @@ impl Hub {
             dropped += mailbox.put(payload);
         });
         self.metrics.unsynced_dropped.inc_by(dropped);
+        if told > 0 {
+            self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Everyone(told)));
+        }
         Outcome { recipients: told, online: told, ..Outcome::default() }
     }
 
@@ -246,11 +268,18 @@ impl Hub {
 
     /// To those of `users` who are here, past the log.
     fn to_users(&self, payload: &Payload, users: &[UserId]) -> Outcome {
-        let mut online = 0;
+        let (mut online, mut here) = (0, Vec::new());
+        let watched = self.middleware.any();
         for user in users {
             let (connections, dropped) = self.registry.put(user, payload);
             online += usize::from(connections > 0);
             self.metrics.unsynced_dropped.inc_by(dropped);
+            if watched && connections > 0 {
+                here.push(user.clone());
+            }
+        }
+        if !here.is_empty() {
+            self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&here)));
         }
         Outcome { recipients: users.len(), online, offline: users.len() - online, ..Outcome::default() }
     }
@@ -260,15 +289,23 @@ impl Hub {
 #[derive(Debug)]
 pub struct Kept {
     append: Append,
+    to: To,
+}
+
+/// What the answer to a dispatch needs.
+#[derive(Debug)]
+struct To {
     users: Vec<UserId>,
     refused: Vec<Rejected>,
+    /// Where there is middleware to be told.
+    said: Option<Payload>,
 }
 
 /// Dispatches that the store has taken.
 #[derive(Debug, Default)]
 pub struct Taken {
     appended: Vec<Appended>,
-    told: Vec<(Vec<UserId>, Vec<Rejected>)>,
+    told: Vec<To>,
 }
 
 fn answered_before(answered: Answered, duplicate: bool) -> Outcome {

@@ -3,16 +3,20 @@
 //! - [`dispatch`](Hub::dispatch): the path of a message from a backend
 //! - [`mailbox`]: what the hub leaves for a connection to pick up
 //! - [`registry`]: every connection, and the sessions of every user
+//! - [`connected`]: a connection, and what is told about it
 //! - [`session`]: a cursor on a user's log
 //! - [`presence`]: which users are here, in order
 //! - [`report`]: what can be asked about users
 //! - [`events`]: what happens to clients, told to whoever listens
+//! - [`portals`]: the backends that are told, each event to one of them
 //! - [`backup`](Hub::backup): the whole store, piece by piece
 
 mod backup;
+mod connected;
 mod dispatch;
 mod events;
 mod mailbox;
+pub mod portals;
 mod presence;
 mod registry;
 mod report;
@@ -22,6 +26,7 @@ mod tests;
 
 use std::{
     fmt,
+    net::IpAddr,
     sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
@@ -30,22 +35,25 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 pub use self::{
+    connected::Connected,
     dispatch::{Dispatch, Kept, Outcome, Taken},
     events::{ConnectionId, Event, Listener, Said},
-    mailbox::{Leave, Mailbox, MailboxBounds, Signals},
+    mailbox::{Leave, MailboxBounds, Signals},
     report::{DeviceReport, UserReport},
-    session::{Attach, Batch, Connected, Foreign, Mark, Resumed, Session},
+    session::{Attach, Batch, Mark, Resumed, Session},
 };
 pub use crate::store::{
-    Entry, EventKind, Kept as KeptEvent, Loss, Missed, Outbox, OutboxEvent, OutboxOptions, ReadLimit, Reason, Rejected,
+    Entry, EventKind, Kept as KeptEvent, Missed, Outbox, OutboxEvent, OutboxOptions, ReadLimit, Reason, Rejected,
     Store, StoreError,
 };
 use crate::{
-    message::{DeviceId, Seq, UserId},
+    message::{DeviceId, Payload, Seq, UserId},
     metrics::Metrics,
+    middleware::{Chain, Middleware},
     store::{CommitListener, Found, Note},
 };
 use events::Listeners;
+use portals::{Bounds, Portals};
 use presence::Presence;
 use registry::{Registry, Seat};
 
@@ -67,6 +75,17 @@ pub struct Settings {
     pub store_connected_users: bool,
     /// What waits for one slow connection.
     pub mailbox: MailboxBounds,
+    /// Who is told what happens to clients; `None`: no portals.
+    pub portals: Option<PortalSettings>,
+}
+
+/// How portals are told what happens to clients.
+#[derive(Clone, Copy, Debug)]
+pub struct PortalSettings {
+    /// Each in turn, rather than at random.
+    pub in_turn: bool,
+    /// How much is held for them.
+    pub bounds: Bounds,
 }
 
 /// How messages are kept.
@@ -84,6 +103,8 @@ pub struct Hub {
     registry: Arc<Registry>,
     presence: Presence,
     listeners: Listeners,
+    middleware: Arc<Chain>,
+    portals: Option<Arc<Portals>>,
     /// Who else is told of commits.
     appended: Arc<OnceLock<CommitListener>>,
     cold_reads: Arc<Semaphore>,
@@ -106,16 +127,74 @@ impl Hub {
         }));
         let cold_reads = Arc::new(Semaphore::new(COLD_READS_MAX));
         let backups = Arc::new(Semaphore::new(1));
-        let (presence, listeners) = (Presence::default(), Listeners::default());
-        Arc::new(Self { settings, store, metrics, registry, presence, listeners, appended, cold_reads, backups })
+        let (presence, listeners, middleware) = (Presence::default(), Listeners::default(), Arc::default());
+        let portals = settings.portals.map(|told| Portals::new(told.in_turn, told.bounds, metrics.clone()));
+        if let Some(portals) = &portals {
+            listeners.add(portals.clone());
+        }
+        Arc::new(Self {
+            settings,
+            store,
+            metrics,
+            registry,
+            presence,
+            listeners,
+            middleware,
+            portals,
+            appended,
+            cold_reads,
+            backups,
+        })
     }
 
     /// Registers a connection: from here on it can be told things.
+    #[cfg(test)]
     #[must_use]
     pub fn connect(self: &Arc<Self>) -> Connected {
+        self.connect_from(None, |_| ())
+    }
+
+    /// Registers a connection, from an address: from here on it can be told things. `named` learns what the connection is called before anybody is told of it.
+    #[must_use]
+    pub fn connect_from(self: &Arc<Self>, address: Option<IpAddr>, named: impl FnOnce(ConnectionId)) -> Connected {
         let (id, mailbox) = self.registry.enter(self.settings.mailbox);
+        named(id);
+        let connected = Connected { hub: self.clone(), id, mailbox, address, user: OnceLock::new(), end: None };
+        self.middleware.each(Some(&connected.client()), |one| one.on_connection(&connected.client()));
         self.listeners.tell(id, Event::Connection);
-        Connected { hub: self.clone(), id, mailbox, user: OnceLock::new() }
+        connected
+    }
+
+    /// Sets the middleware; before anything happens, and once.
+    pub fn install(&self, middleware: Vec<Arc<dyn Middleware>>) {
+        self.middleware.set(middleware);
+        if let (true, Some(portals)) = (self.middleware.any(), &self.portals) {
+            let chain = self.middleware.clone();
+            portals.on_change(Box::new(move |portal, joins| {
+                chain.each(None, |one| if joins { one.on_portal_join(portal) } else { one.on_portal_leave(portal) });
+            }));
+        }
+    }
+
+    /// The middleware.
+    #[must_use]
+    pub fn middleware(&self) -> &Chain {
+        &self.middleware
+    }
+
+    /// Leaves an unsynced message for one connection; false if it is gone. A message too many drops the oldest.
+    pub fn send_to_connection(&self, connection: ConnectionId, payload: &Payload) -> bool {
+        let Some(mailbox) = self.registry.mailbox(connection) else { return false };
+        self.metrics.unsynced_dropped.inc_by(mailbox.put(payload));
+        true
+    }
+
+    /// Tells one connection to go; false if it is gone.
+    pub fn leave_connection(&self, connection: ConnectionId, why: Leave) -> bool {
+        self.registry.mailbox(connection).is_some_and(|mailbox| {
+            mailbox.leave(why);
+            true
+        })
     }
 
     /// From here on `listener` is told what happens to clients. For as long as there is a hub.
@@ -123,10 +202,22 @@ impl Hub {
         self.listeners.add(listener);
     }
 
+    /// The pool of portals; `None` where there are to be none.
+    #[must_use]
+    pub fn portals(&self) -> Option<&Arc<Portals>> {
+        self.portals.as_ref()
+    }
+
     /// From here on `listener` is told which users have new messages in their logs, on the thread that commits them: it must
     /// not wait for anything. Only the first that is set is told.
     pub fn on_appended(&self, listener: impl Fn(&[UserId]) + Send + Sync + 'static) {
         _ = self.appended.set(Arc::new(listener));
+    }
+
+    /// Whether messages are kept for users who are away.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.settings.sync.is_some()
     }
 
     /// Connections in all, authenticated or not.
@@ -161,6 +252,12 @@ impl Hub {
         self.metrics.sessions.inc();
         self.seen(&user);
         if connected.user.set(user.clone()).is_ok() {
+            let client = connected.client();
+            self.middleware.each(Some(&client), |one| one.on_authenticated(&client));
+            if let (true, Some(owed)) = (self.middleware.any(), session.owed()) {
+                let told = |one: &dyn Middleware| one.on_redeliver_undeliverable_messages(owed.clone(), &client);
+                self.middleware.each(Some(&client), told);
+            }
             self.listeners.tell(connected.id, Event::Authentication { user: &user });
         }
         Ok(session)
@@ -200,6 +297,12 @@ impl Hub {
             .await
         })
     }
+}
+
+/// A hub over a store in memory, for tests of who speaks for one.
+#[cfg(test)]
+pub(crate) fn for_test(metrics: Arc<Metrics>) -> Arc<Hub> {
+    tests::over(metrics, Duration::ZERO)
 }
 
 /// Runs what may wait for a disk away from the event loop.

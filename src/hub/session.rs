@@ -10,19 +10,15 @@
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, OnceLock, atomic::Ordering},
+    ops::RangeInclusive,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use futures_util::future::BoxFuture;
 
-use super::{
-    Hub,
-    events::{ConnectionId, Event, Said},
-    mailbox::Mailbox,
-    registry::Seat,
-};
+use super::{Hub, registry::Seat};
 use crate::{
     message::{DeviceId, Seq, UserId},
     planted::{self, Bug},
@@ -276,6 +272,16 @@ impl Session {
         &self.user
     }
 
+    /// What is owed to who has just come: sequences of the user's log. `None`: nothing.
+    pub(super) fn owed(&self) -> Option<RangeInclusive<Seq>> {
+        let log = self.log.as_ref()?;
+        let (after, last) = match &log.resuming {
+            Some(resuming) => (resuming.through, resuming.last),
+            None => (log.cursor.read.owed, log.cursor.owed_end),
+        };
+        (after < last).then(|| after + 1..=last)
+    }
+
     /// The mailbox said that the log has more.
     pub fn log_has_more(&mut self) {
         if let Some(log) = &mut self.log {
@@ -473,44 +479,6 @@ impl Drop for Session {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").field("user", &self.user).finish_non_exhaustive()
-    }
-}
-
-/// The mailbox of a connection that is registered with the hub. Dropping it takes the connection out.
-#[derive(Debug)]
-pub struct Connected {
-    pub(super) hub: Arc<Hub>,
-    pub(super) id: ConnectionId,
-    pub(super) mailbox: Arc<Mailbox>,
-    /// Who the client has first shown to be.
-    pub(super) user: OnceLock<UserId>,
-}
-
-impl Connected {
-    /// What the hub leaves for this connection.
-    #[must_use]
-    pub fn mailbox(&self) -> &Mailbox {
-        &self.mailbox
-    }
-
-    /// Attaches the connection to a user. What was pending is owed from here on, unless `how` says otherwise.
-    ///
-    /// # Errors
-    /// When the user's log cannot be read, or he has too many devices here.
-    pub fn attach(&self, user: UserId, how: Attach, now: Instant) -> Result<Session, StoreError> {
-        self.hub.attach(self, user, how, now)
-    }
-
-    /// The client has said something that is for the application.
-    pub fn said(&self, said: Said<'_>) {
-        self.hub.listeners.tell(self.id, Event::Message { user: self.user.get(), said });
-    }
-}
-
-impl Drop for Connected {
-    fn drop(&mut self) {
-        self.hub.registry.exit(self.id);
-        self.hub.listeners.tell(self.id, Event::Disconnection { user: self.user.get() });
     }
 }
 

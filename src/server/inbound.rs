@@ -1,10 +1,12 @@
 //! What a client may say, and what is done about it.
 
 use std::{
+    panic::AssertUnwindSafe,
     task::{Context, Poll},
     time::{Instant, SystemTime},
 };
 
+use futures_util::FutureExt;
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{
@@ -14,6 +16,7 @@ use super::{
 use crate::{
     auth::{AuthError, Identity},
     hub::{Attach, Said, StoreError},
+    middleware::{Verdict, panic_text},
     protocol::{
         close::CloseCode,
         encode,
@@ -30,12 +33,21 @@ pub(super) const UNSENT_WHILE_LISTENING_MAX: usize = 128 << 10;
 /// The type of the frame in which a client tells its version.
 const CLIENT_VERSION: &str = "CLIENT_VERSION";
 
+/// What is told to the middleware of a client that broke the WebSocket protocol.
+#[derive(Debug, thiserror::Error)]
+#[error("a client broke the WebSocket protocol: {}", .0.reason())]
+struct Broken(CloseCode);
+
 impl Connection {
     /// Takes what the client said; true if there may be more.
     pub(super) fn poll_inbound(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         for _ in 0..FRAMES_PER_ROUND_MAX {
             // While it is being found out who the client is, what it says behind that waits: it is to be heard as him.
             if self.authenticating.is_some() || self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX {
+                return Ok(false);
+            }
+            // Who is told what clients say may have no room for more: then it waits where it is.
+            if self.connected.poll_ready(cx).is_pending() {
                 return Ok(false);
             }
             match self.socket.poll_inbound(cx) {
@@ -48,10 +60,14 @@ impl Connection {
                 }
                 // It has been answered already; it counts like any frame.
                 Poll::Ready(Inbound::Ping) => self.spend(now)?,
-                Poll::Ready(Inbound::Closed) => return Err(End::Gone),
+                Poll::Ready(Inbound::Closed(goodbye)) => {
+                    self.goodbye = goodbye;
+                    return Err(End::Gone);
+                }
                 Poll::Ready(Inbound::Refused(code)) => {
                     self.shared.metrics.malformed_frames.inc();
                     tracing::info!(code = code.code(), "a client broke the WebSocket protocol");
+                    self.connected.failed(&Broken(code));
                     return Err(End::close(code));
                 }
             }
@@ -72,6 +88,7 @@ impl Connection {
         let frame = frame::decode(text).map_err(|error| {
             self.shared.metrics.malformed_frames.inc();
             tracing::info!(%error, "a client sent a frame that cannot be taken");
+            self.connected.failed(&error);
             End::close(error.close_code())
         })?;
         match frame {
@@ -102,7 +119,14 @@ impl Connection {
                     return Ok(());
                 }
                 let data = message.data.map(RawValue::get);
-                self.connected.said(Said { op: message.op, data, kind: message.kind.as_deref() });
+                match self.connected.said(Said::new(message.op, data, message.kind.as_deref())) {
+                    Verdict::Disconnect => {
+                        self.shared.metrics.messages_refused.inc();
+                        return Err(End::Close(CloseCode::Policy, "too much was said"));
+                    }
+                    Verdict::Refuse => _ = self.shared.metrics.messages_refused.inc(),
+                    Verdict::Pass => {}
+                }
             }
         }
         Ok(())
@@ -119,7 +143,13 @@ impl Connection {
             tracing::debug!("a client tried to authenticate, but no authentication is configured");
             return self.refuse();
         };
-        let checking = async move { authenticator.authenticate(&data).await };
+        let checking = async move {
+            // It may be somebody else's: its panic is its own, and lets nobody in.
+            let checked = AssertUnwindSafe(async { authenticator.authenticate(&data).await }).catch_unwind().await;
+            checked.unwrap_or_else(|panic| {
+                Err(AuthError::Unavailable(format!("the authenticator panicked: {}", panic_text(panic.as_ref()))))
+            })
+        };
         self.authenticating = Some(Authenticating { checking: Box::pin(checking), how });
         Ok(())
     }
@@ -134,7 +164,10 @@ impl Connection {
             Ok(identity) => self.welcome(identity, how, now),
             Err(error) => {
                 match &error {
-                    AuthError::Unavailable(_) => tracing::warn!(%error, "authentication failed"),
+                    AuthError::Unavailable(_) => {
+                        tracing::warn!(%error, "authentication failed");
+                        self.connected.failed(&error);
+                    }
                     AuthError::Refused(_) => tracing::info!(%error, "authentication failed"),
                 }
                 self.refuse()
@@ -165,6 +198,9 @@ impl Connection {
         }
         let user = self.shared.config.authentication.send_user_object.then_some(&identity.user);
         let frame = encode::authenticated(user);
+        if let Some(calls) = &self.shared.calls {
+            calls.identified(self.connected.id(), &identity);
+        }
         match self.connected.attach(identity.id, how, now) {
             Ok(session) => {
                 self.push(&frame);
@@ -176,6 +212,7 @@ impl Connection {
             Err(StoreError::Devices(_)) => Err(End::Close(CloseCode::Policy, "too many devices of this user are here")),
             Err(error) => {
                 tracing::error!(%error, "a user's log could not be opened");
+                self.connected.failed(&error);
                 Err(End::close(CloseCode::Internal))
             }
         }

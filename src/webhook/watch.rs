@@ -162,7 +162,7 @@ impl Watch {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(user = %look.user, %error, "it cannot be found out what waits for this user")
+                    tracing::warn!(user = %look.user, %error, "it cannot be found out what waits for this user");
                 }
             }
         }

@@ -80,7 +80,7 @@ async fn what_there_is_no_room_for_in_the_outbox_is_told_of_as_undelivered_later
         dispatch(&server, n, "bob", &json!({}));
     }
     until_metric(&server, "webhook_outbox_events", |events| events == 10).await;
-    receiver.up().await;
+    receiver.up();
     receiver.until("all of them", |receiver| undelivered(receiver, "bob").len() >= 40).await;
     assert_eq!(undelivered(&receiver, "bob"), (1..=40).collect::<Vec<_>>());
     assert_eq!(metric(&server, "webhook_events_lost_total"), 0);
