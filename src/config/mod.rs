@@ -124,7 +124,8 @@ pub enum Confirmation {
     Write,
 }
 
-/// `portal.*`. Read and kept, so that a documented configuration loads; this version serves no portals and warns.
+/// `portal.*`. The documented keys are read and kept, so that a documented configuration loads; this version serves no portals
+/// and warns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Portal {
     /// Hand what clients send to backends. Default false.

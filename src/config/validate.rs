@@ -51,7 +51,11 @@ pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
     checks.origins(config.origins.as_deref().unwrap_or_default());
     checks.log(&config.log.level);
     if config.portal.enabled {
-        checks.warn("portal.enabled is on, but this version serves no portals; what clients send goes nowhere");
+        checks.warn(if config.portal.webhook.is_some() {
+            "portal.enabled is on, but this version serves no portals; what clients send goes to portal.webhook"
+        } else {
+            "portal.enabled is on, but this version serves no portals; what clients send goes nowhere without portal.webhook"
+        });
     }
     (checks.problems, checks.warnings)
 }
