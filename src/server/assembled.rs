@@ -61,6 +61,9 @@ impl Assembled {
             metrics: metrics.clone(),
             limits: config.limits.clone(),
         });
+        if config.portal.webhook.is_some() && store.outbox().is_none() {
+            tracing::warn!("portal.webhook has no effect: the store was opened without an outbox");
+        }
         let webhook = config.portal.webhook.as_ref().zip(store.outbox());
         let webhook =
             webhook.map(|(to, outbox)| Webhook::new(to, &hub, store.clone(), outbox, metrics.clone())).transpose()?;
