@@ -49,9 +49,10 @@ pub struct Bounds {
     pub portals: usize,
     /// Events that wait in one inbox; beyond that see above.
     pub events: usize,
-    /// Bytes of those events; likewise.
+    /// Bytes of those events; likewise. And bytes of those that it took last.
     pub bytes: usize,
-    /// Events that a portal took last and may ask for again, of which it is told how many are gone when it asks for more.
+    /// Events that a portal took last and may ask for again, in no more than `bytes`; where it asks for more it is told how
+    /// many are missing.
     pub kept: usize,
     /// For how long a portal that has gone may come back to its inbox.
     pub resume_for: Duration,
@@ -330,13 +331,13 @@ impl Portal {
     /// The next event; `None` when another reader has come for this inbox, or the pool has taken the portal out. Nothing
     /// is lost where the future is dropped.
     pub async fn next(&mut self) -> Option<Taken> {
-        self.inbox.next(self.reader, self.pool.bounds.kept).await
+        self.inbox.next(self.reader, &self.pool.bounds).await
     }
 
     /// The next event, if one waits.
     #[must_use]
     pub fn try_next(&mut self) -> Option<Taken> {
-        self.inbox.try_next(self.reader, self.pool.bounds.kept).flatten()
+        self.inbox.try_next(self.reader, &self.pool.bounds).flatten()
     }
 }
 
