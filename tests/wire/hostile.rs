@@ -117,7 +117,7 @@ async fn a_subscriber_that_does_not_read_is_cut_and_others_go_on() {
     })
     .await;
     let (mut slow, mut quick, mut says) =
-        (Redis::connect(&served).await, Redis::connect(&served).await, Redis::connect(&served).await);
+        (Redis::narrow(&served).await, Redis::connect(&served).await, Redis::connect(&served).await);
     for each in [&mut slow, &mut quick] {
         assert_eq!(each.ask(&["SUBSCRIBE", "portal"]).await, "[subscribe portal :1]");
     }

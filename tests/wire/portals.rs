@@ -24,7 +24,7 @@ impl Portal {
     async fn come(served: &Served, id: &'static str, count: usize) -> Self {
         let announcing = Redis::connect(served).await;
         let publishing = Redis::connect(served).await;
-        let listening = Redis::connect(served).await;
+        let listening = Redis::narrow(served).await;
         let mut portal = Self { id, announcing, publishing, listening };
         // So that they are accepted in this order.
         for each in [&mut portal.announcing, &mut portal.publishing, &mut portal.listening] {

@@ -124,10 +124,11 @@ impl Inbox {
     }
 
     /// A reader sits down, and who was there before reads no further. He has had everything up to a number, if he says so.
-    pub(super) fn sit(&self, had: Option<u64>) -> u64 {
+    /// Also whether somebody was there.
+    pub(super) fn sit(&self, had: Option<u64>) -> (u64, bool) {
         let mut state = self.state.lock();
         state.reader += 1;
-        state.there = true;
+        let was_there = std::mem::replace(&mut state.there, true);
         state.since = Instant::now();
         if let Some(had) = had {
             state.go_back_to(had);
@@ -135,7 +136,7 @@ impl Inbox {
         let reader = state.reader;
         drop(state);
         self.changed.notify_waiters();
-        reader
+        (reader, was_there)
     }
 
     /// A reader goes; false if he was not the one who may read.

@@ -113,7 +113,7 @@ impl Portals {
     #[must_use]
     pub fn join(self: &Arc<Self>, all: bool) -> Option<Portal> {
         let inbox = Inbox::new(all);
-        let reader = inbox.sit(None);
+        let (reader, _) = inbox.sit(None);
         {
             let mut turns = self.turns.lock();
             self.make_room(&mut turns)?;
@@ -137,8 +137,7 @@ impl Portals {
             let mut inboxes = turns.inboxes();
             inboxes.find(|inbox| inbox.stream() == stream)?.clone()
         };
-        let was_there = inbox.has_reader();
-        let reader = inbox.sit(Some(number));
+        let (reader, was_there) = inbox.sit(Some(number));
         if !was_there {
             self.metrics.portals.inc();
         }
