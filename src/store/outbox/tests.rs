@@ -1,6 +1,6 @@
 //! The outbox over tables in memory: what is put in is there, whatever is cut off; and what there is no room for is counted.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::*;
 use crate::store::{
