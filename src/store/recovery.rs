@@ -428,14 +428,14 @@ impl Log {
     /// Takes in a cursor. The row may know of more that it has received.
     fn replay_cursor(&mut self, device: Option<DeviceId>, cursor: &StoredCursor) {
         match self.cursors.get(device.as_ref()) {
-            Some(_) => {
+            Some(known) if !known.stale => {
                 self.cursors.receive(device.as_ref(), 1, cursor.through);
                 for &(from, to) in &cursor.islands {
                     self.cursors.receive(device.as_ref(), from, to);
                 }
                 self.cursors.saw(device.as_ref(), cursor.seen_ms);
             }
-            None => self.cursors.restore(device, cursor),
+            _ => self.cursors.restore(device, cursor),
         }
     }
 }
