@@ -388,7 +388,7 @@ mod tests {
         assert!(Guard::new(true).resolve("localhost".parse().unwrap()).await.is_ok());
 
         // And as a request: nobody is connected to.
-        let receiver = receiver::Receiver::start().await;
+        let receiver = receiver::Receiver::start();
         let mut outgoing = Outgoing::new("https://example.org/", Duration::from_secs(5), false).unwrap();
         outgoing.url = format!("http://localhost:{}/", receiver.address.port()).parse().unwrap();
         let error = outgoing.get(1000).await.unwrap_err().to_string();

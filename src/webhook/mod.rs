@@ -16,8 +16,6 @@ mod backoff;
 mod body;
 mod deliver;
 mod feed;
-#[cfg(test)]
-mod tests;
 mod watch;
 
 use std::{future::Future, sync::Arc, time::Duration};

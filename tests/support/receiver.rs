@@ -102,7 +102,7 @@ pub struct Receiver {
 
 impl Receiver {
     /// Starts one that answers 200 to everything.
-    pub async fn start() -> Self {
+    pub fn start() -> Self {
         let shared = Arc::new(Shared {
             requests: Mutex::default(),
             script: Mutex::default(),

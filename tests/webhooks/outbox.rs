@@ -12,7 +12,7 @@ async fn nothing_that_is_in_the_outbox_is_lost_by_a_kill_and_what_comes_again_ha
     const ROUNDS: u64 = 6;
     const EACH: u64 = 120;
     let mut random = Random::announced("nothing_that_is_in_the_outbox_is_lost_by_a_kill");
-    let (mut receiver, home) = place("maxEvents: 7, events: ['message'],").await;
+    let (mut receiver, home) = place("maxEvents: 7, events: ['message'],");
     for round in 0..ROUNDS {
         // Down or refusing, in turn; what is said is in the outbox when the server is killed.
         if round % 2 == 0 {
@@ -63,7 +63,7 @@ async fn nothing_that_is_in_the_outbox_is_lost_by_a_kill_and_what_comes_again_ha
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_there_is_no_room_for_is_counted_and_told_where_it_is_missing() {
-    let (receiver, home) = place("maxEvents: 5, outboxEvents: 32, events: ['message', 'authentication'],").await;
+    let (receiver, home) = place("maxEvents: 5, outboxEvents: 32, events: ['message', 'authentication'],");
     receiver.otherwise(Answer::status(503));
     let server = home.start();
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
@@ -93,7 +93,7 @@ async fn what_there_is_no_room_for_is_counted_and_told_where_it_is_missing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_count_of_what_was_lost_is_exact_without_a_crash() {
-    let (receiver, home) = place("maxEvents: 5, outboxBytes: 4096, events: ['message'],").await;
+    let (receiver, home) = place("maxEvents: 5, outboxBytes: 4096, events: ['message'],");
     receiver.otherwise(Answer::status(503));
     let server = home.start();
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
