@@ -24,8 +24,14 @@ function overAll(promise, config, scenario) {
         if (user) await peer.is(user);
         return peer;
       };
-      const made = (options) => dispatcher(run, kind, server.redis, options);
+      const all = [];
+      const made = (options) => {
+        all.push(dispatcher(run, kind, server.redis, options));
+        return all.at(-1);
+      };
       await scenario({ server, connect, dispatcher: made, kind, t: run });
+      // A Dispatcher waits for no answer; one that is not there when its connection ends would be an error of nobody's.
+      await Promise.all(all.map(({ answered }) => answered()));
     })));
   });
 }

@@ -31,6 +31,7 @@ function overAll(promise, config, scenario) {
         const before = await portals(server);
         const one = portal(run, kind, server.redis, options);
         await eventually('the portal to take its turns', async () => (await portals(server)) > before);
+        await Promise.all([one.made.redis.ping(), one.made.publisher.ping()]);
         return one;
       };
       await scenario({ server, connect, portal: made, t: run, kind });
