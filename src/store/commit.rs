@@ -6,6 +6,7 @@
 //! over HTTP: a tenth of the work went away, and a quarter of the throughput with it.)
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
@@ -71,6 +72,8 @@ pub(super) struct Committer {
     pub(super) unsynced: u64,
     /// Something was written to the journal and is not synced yet.
     behind: bool,
+    /// Chunks were put that no barrier stands behind yet.
+    pub(super) chunks_behind: Cell<bool>,
     /// Something was put into the outbox that is not synced yet, as that is allowed.
     pub(super) outbox_behind: bool,
     /// There is more room to be given back.
@@ -113,6 +116,7 @@ impl Committer {
             next_record: recovered.next_record,
             unsynced: 0,
             behind: false,
+            chunks_behind: Cell::new(false),
             outbox_behind: false,
             tidying: false,
             synced: now,
@@ -293,7 +297,8 @@ impl Committer {
         }
     }
 
-    fn sync_if_behind(&mut self) -> Result<(), EngineError> {
+    /// What is not in the journal for good must not be counted on by what is put elsewhere.
+    pub(super) fn sync_if_behind(&mut self) -> Result<(), EngineError> {
         if self.behind { self.sync() } else { Ok(()) }
     }
 
@@ -386,6 +391,10 @@ impl Committer {
     }
 
     pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
+        if self.chunks_behind.replace(false) {
+            // It may count on one of them.
+            self.shared.engine.barrier()?;
+        }
         let lapses = self.shared.index.lapses();
         let row = self.with(user, |log| {
             log.row_lapses = Some(lapses);

@@ -17,6 +17,7 @@ use super::{
     engine::{Engine, EngineError, Table},
     journal::{self, Options, Tuning},
     memory::Memory,
+    record::journal_key,
 };
 use crate::message::{DispatchId, Payload, Seq, UserId};
 
@@ -119,6 +120,13 @@ impl Engine for Cut {
 
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
         self.change(table, key, None)
+    }
+
+    fn take_back(&self, number: u64) -> Result<(), EngineError> {
+        self.remove(Table::Journal, &journal_key(number))?;
+        let mut written = self.written.lock();
+        written.journal_lasts = written.journal.len();
+        Ok(())
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {

@@ -45,7 +45,7 @@ impl EngineError {
 /// - *Between* the journal and the other tables there is no order but by barriers and checkpoints: so what counts on the
 ///   journal or on a new value of an inbox is put behind a barrier, and what the other tables make superfluous in the
 ///   journal is removed from it behind a checkpoint.
-/// - The journal is put in the order of its numbers, without a gap, and removed from its ends.
+/// - The journal is put in the order of its numbers, without a gap, and removed from its beginning.
 /// - A failed write or sync is final: the caller asks for nothing more.
 /// - A value of an inbox that is not what was written is given as empty, which is no chunk: it concerns one user.
 pub trait Engine: Send + Sync + 'static {
@@ -53,6 +53,8 @@ pub trait Engine: Send + Sync + 'static {
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
     /// Removes a value, if it is there.
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError>;
+    /// Takes back the last record of the journal, which nobody was answered for: as if it had never been put. Lasts.
+    fn take_back(&self, number: u64) -> Result<(), EngineError>;
     /// Reads a value.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
     /// Visits the pairs from `from` on, in order, until `visit` returns false.
@@ -67,6 +69,11 @@ pub trait Engine: Send + Sync + 'static {
     fn barrier(&self) -> Result<(), EngineError>;
     /// Makes all of it survive a power cut.
     fn checkpoint(&self) -> Result<(), EngineError>;
+
+    /// Sets values that replace others, in one go.
+    fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
+        pairs.iter().try_for_each(|(key, value)| self.put(table, key, value))
+    }
 
     /// Gives back room that nothing needs, a little of it; true if there is more to do at once.
     fn tidy(&self) -> Result<bool, EngineError> {

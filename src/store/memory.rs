@@ -9,7 +9,7 @@ use super::{
     Store, StoreError,
     engine::{Engine, EngineError, Table},
     journal::{self, Options},
-    record::is_inbox_key_of,
+    record::{is_inbox_key_of, journal_key},
 };
 
 type Pairs = BTreeMap<Vec<u8>, Bytes>;
@@ -65,6 +65,10 @@ impl Engine for Memory {
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
         self.table(table).write().remove(key);
         Ok(())
+    }
+
+    fn take_back(&self, number: u64) -> Result<(), EngineError> {
+        self.remove(Table::Journal, &journal_key(number))
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {

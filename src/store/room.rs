@@ -144,6 +144,7 @@ impl Committer {
             let Some((last, _)) = chunks.last() else { break };
             from.clone_from(last);
             from.push(0);
+            let mut replaced = Vec::new();
             for (key, value) in &chunks {
                 let entries = match chunk_entries(value) {
                     Ok(entries) => entries,
@@ -174,8 +175,11 @@ impl Committer {
                 } else if kept.len() < whole {
                     let chunk =
                         Chunk::V2 { namespace: self.shared.namespace, user: user.as_str(), entries: kept }.encode();
-                    self.shared.engine.put(Table::Inbox, key, &chunk)?;
+                    replaced.push((key.clone(), chunk));
                 }
+            }
+            if !replaced.is_empty() {
+                self.shared.engine.replace(Table::Inbox, &replaced)?;
             }
         }
         if clean && !expired.is_empty() {

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::store::{
     engine::Table,
-    record::journal_number,
-    recovery::{FORMAT, FORMAT_KEY},
+    record::{journal_key, journal_number},
+    recovery::{FORMAT, FORMAT_KEY, SETTLED_KEY},
 };
 
 /// Versions of such stores.
@@ -51,10 +51,12 @@ pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
             Err(Broken::Io(error)) => return Err(error),
             Err(Broken::Damage(_)) => unreachable!("there are no files yet"),
         };
+        let mut first = None;
         for pair in journal?.iter() {
             let (key, value) = pair?;
             let number =
                 journal_number(&key).ok_or_else(|| io::Error::other("a record of the journal has no number"))?;
+            first = first.or(Some(number));
             records.append(number, &value)?;
         }
         records.sync(fs::File::sync_data)?;
@@ -66,6 +68,11 @@ pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
             places.insert(&key, &chunks.append(&key, &value)?.encode())?;
         }
         chunks.sync()?;
+        // The first versions did not write down what was settled.
+        let settled = meta.get(SETTLED_KEY)?.and_then(|value| journal_number(&value)).unwrap_or(0);
+        if let Some(first) = first.filter(|first| *first > settled + 1) {
+            meta.insert(SETTLED_KEY, &journal_key(first - 1))?;
+        }
         sync(db, path)?;
         meta.insert(FORMAT_KEY, FORMAT)?;
         sync(db, path)?;

@@ -140,13 +140,19 @@ impl Disk {
     }
 
     fn put_chunk(&self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        let place = self.chunks.append(key, value).map_err(|error| self.failed(error))?;
-        let places = &self.trees.places;
-        if places.contains_key(key).map_err(|error| self.failed(error))? {
-            // sled writes when it likes, and what is to be replaced is counted on.
-            self.chunks.sync().map_err(|error| self.failed(error))?;
+        if self.trees.places.contains_key(key).map_err(|error| self.failed(error))? {
+            return self.replace_chunks(&[(key, value)]);
         }
+        let place = self.chunks.append(key, value).map_err(|error| self.failed(error))?;
         self.set_place(key, place)
+    }
+
+    /// sled writes when it likes, and what is to be replaced is counted on: the new chunks last before any place is set.
+    fn replace_chunks(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), EngineError> {
+        let places: std::io::Result<Vec<_>> = pairs.iter().map(|(key, value)| self.chunks.append(key, value)).collect();
+        let places = places.map_err(|error| self.failed(error))?;
+        self.chunks.sync().map_err(|error| self.failed(error))?;
+        pairs.iter().zip(places).try_for_each(|((key, _), place)| self.set_place(key, place))
     }
 
     fn set_place(&self, key: &[u8], place: Place) -> Result<(), EngineError> {
@@ -162,12 +168,12 @@ impl Disk {
     }
 
     fn sync_records(&self) -> std::io::Result<()> {
-        self.records.sync(|file| match &self.sync {
+        let synced = self.records.sync(|file| match &self.sync {
             _ if planted::is(Bug::NoSync) => Ok(()),
             Some(sync) => sync(),
             None => file.sync_data(),
         })?;
-        self.records.ends().map_or(Ok(()), |(_, last)| self.mark.set_record(last))
+        self.mark.set_record(synced)
     }
 
     fn sync_tables(&self) -> Result<(), EngineError> {
@@ -236,6 +242,18 @@ impl Engine for Disk {
             Table::Inbox => self.remove_chunk(key),
             _ => self.tree(table).remove(key).map(drop).map_err(|error| self.failed(error)),
         }
+    }
+
+    fn take_back(&self, number: u64) -> Result<(), EngineError> {
+        self.records.take_back(number).map_err(|error| self.failed(error))
+    }
+
+    fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
+        if table != Table::Inbox {
+            return pairs.iter().try_for_each(|(key, value)| self.put(table, key, value));
+        }
+        let pairs: Vec<_> = pairs.iter().map(|(key, value)| (&key[..], &value[..])).collect();
+        self.replace_chunks(&pairs)
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
@@ -323,7 +341,7 @@ impl Engine for Disk {
             self.tidying.lock().compaction = more;
             return Ok(true);
         }
-        self.chunks.leave_empty();
+        self.chunks.leave_empty().map_err(|error| self.failed(error))?;
         let rested = self.tidying.lock().checkpoint.elapsed() >= TIDY_PAUSE;
         if rested && !self.chunks.dead().is_empty() {
             self.checkpoint()?;
