@@ -12,6 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::listener::stopped;
 use crate::wire::Announced;
 
 /// Largest file that is read: some times what all ids there may be take.
@@ -54,10 +55,18 @@ impl PortalIds {
         }
     }
 
-    /// Writes down who is in the pool, whenever that changes.
-    pub(super) async fn keep(self, mut announced: watch::Receiver<Vec<Announced>>) {
+    /// Writes down who is in the pool, whenever that changes, until `stop` says so.
+    pub(super) async fn keep(self, mut announced: watch::Receiver<Vec<Announced>>, mut stop: watch::Receiver<bool>) {
         let path = std::sync::Arc::new(self.path);
-        while announced.changed().await.is_ok() {
+        loop {
+            let more = tokio::select! {
+                biased;
+                changed = announced.changed() => changed.is_ok(),
+                () = stopped(&mut stop) => false,
+            };
+            if !more {
+                return;
+            }
             let now = announced.borrow_and_update().clone();
             let to = path.clone();
             // It ends with the runtime, or has said what went wrong.
@@ -91,10 +100,11 @@ mod tests {
         let ids = || PortalIds::in_store(directory.path());
         assert_eq!(ids().read(), []);
         let one = Announced { id: "one\n".into(), address: [10, 0, 0, 1].into() };
-        let told = watch::Sender::new(Vec::new());
-        let keeping = tokio::spawn(ids().keep(told.subscribe()));
+        let (told, stop) = (watch::Sender::new(Vec::new()), watch::Sender::new(false));
+        let keeping = tokio::spawn(ids().keep(told.subscribe(), stop.subscribe()));
         told.send_replace(vec![one.clone()]);
-        drop(told);
+        // What was said before is written all the same.
+        stop.send_replace(true);
         keeping.await.unwrap();
         assert_eq!(ids().read(), [one]);
         std::fs::write(directory.path().join("portals.json"), "{").unwrap();

@@ -1,8 +1,8 @@
 //! Taking connections in that speak the Redis protocol, on a port of their own.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
     ServerError,
@@ -12,6 +12,9 @@ use super::{
     stopped,
 };
 use crate::{config, metrics::Metrics, wire::Wire};
+
+/// How long it may take to write down which portals there are, when the server stops.
+const REMEMBER_MAX: Duration = Duration::from_secs(1);
 
 /// What is needed to speak it.
 pub(super) struct WirePort {
@@ -54,7 +57,8 @@ impl WirePort {
     /// Accepts connections until `stop` says so.
     pub(super) fn open(self, stop: watch::Receiver<bool>) -> Open {
         let Self { listener, wire, slots, metrics, ids, .. } = self;
-        let remembering = ids.zip(wire.announced()).map(|(ids, announced)| tokio::spawn(ids.keep(announced)));
+        let remembering =
+            ids.zip(wire.announced()).map(|(ids, announced)| tokio::spawn(ids.keep(announced, stop.clone())));
         let accepting = tokio::spawn(accept(listener, wire, slots.clone(), metrics, stop));
         Open { slots, accepting, remembering }
     }
@@ -73,7 +77,7 @@ impl Open {
         // It may have panicked; there is nothing to do about that here but to go on stopping.
         _ = self.accepting.await;
         if let Some(remembering) = self.remembering {
-            remembering.abort();
+            _ = timeout(REMEMBER_MAX, remembering).await;
         }
     }
 }

@@ -77,7 +77,8 @@ impl Roll {
     /// As it was before a restart.
     pub(super) fn remembered(announced: Vec<Announced>, now: Instant) -> Self {
         let id = |announced| Id { announced, by: Vec::new(), first: 0, gone: Some(now) };
-        Self { ids: announced.into_iter().map(id).collect(), subscribed: Vec::new() }
+        let sound = announced.into_iter().filter(|one| (1..=ID_BYTES_MAX).contains(&one.id.len())).take(IDS_MAX);
+        Self { ids: sound.map(id).collect(), subscribed: Vec::new() }
     }
 
     /// Those who are in the pool.

@@ -201,6 +201,24 @@ overAll('a_dispatcher_goes_on_when_the_server_was_started_anew', { wire: { port:
   assert.deepEqual(await waiting(server, 'alice'), [0, 1]);
 });
 
+test('what_was_answered_is_there_after_a_kill', async (t) => {
+  const server = await start(t, WIRE);
+  const redis = new REDIS.ioredis5(server.redis);
+  redis.on('error', () => {});
+  t.after(() => redis.disconnect());
+  const pipeline = redis.pipeline();
+  for (const n of range(200)) {
+    pipeline.publish('ws', JSON.stringify({ message: { op: 0, d: { n } }, recipients: ['alice'] }));
+    pipeline.hset('undelivered_messages', 'bob', JSON.stringify([{ op: 0, d: { n } }]));
+  }
+  const answers = await pipeline.exec();
+  await server.kill();
+  assert.deepEqual(answers, range(400).map(() => [null, 1]));
+  await server.restart();
+  assert.deepEqual(await waiting(server, 'alice'), range(200));
+  assert.deepEqual(await waiting(server, 'bob'), range(200));
+});
+
 for (const [name, Redis] of Object.entries(REDIS)) {
   test(`a_password_is_asked_for (${name})`, async (t) => {
     const server = await start(t, { wire: { port: 0, password: 'open sesame' } });

@@ -3,6 +3,7 @@
 
 const assert = require('node:assert/strict');
 const { spawn } = require('node:child_process');
+const fs = require('node:fs');
 const path = require('node:path');
 const readline = require('node:readline');
 const test = require('node:test');
@@ -145,6 +146,8 @@ overAll('a_portal_that_goes_in_order_leaves_the_pool', {}, async ({ server, port
 overAll('portals_go_on_when_the_server_was_started_anew', {}, async ({ server, connect, portal }) => {
   const [one, two] = [await portal(), await portal()];
   const port = server.wirePort;
+  const remembered = () => fs.readFileSync(path.join(server.storePath, 'portals.json'), 'utf8');
+  await eventually('both to be remembered', () => [one, two].every(({ made }) => remembered().includes(made.id)));
   await server.kill();
   await server.restart({ wire: { port } });
   // They say nothing but that they listen again. What happens before they do waits for them.

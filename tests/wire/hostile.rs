@@ -117,7 +117,7 @@ async fn a_subscriber_that_does_not_read_is_cut_and_others_go_on() {
     })
     .await;
     let (mut slow, mut quick, mut says) =
-        (Redis::connect(&served).await, Redis::connect(&served).await, Redis::connect(&served).await);
+        (Redis::narrow(&served).await, Redis::connect(&served).await, Redis::connect(&served).await);
     for each in [&mut slow, &mut quick] {
         assert_eq!(each.ask(&["SUBSCRIBE", "portal"]).await, "[subscribe portal :1]");
     }
@@ -130,7 +130,8 @@ async fn a_subscriber_that_does_not_read_is_cut_and_others_go_on() {
         }
     });
     cut.await.expect("it is cut");
-    assert!(heard > 4, "{heard}");
+    // What the system takes for a socket, some ten megabytes at most, and the backlog.
+    assert!((4..500).contains(&heard), "{heard}");
     served.metric("mesa_wire_subscribers_cut_total 1").await;
     assert_eq!(says.ask(&["PUBLISH", "portal", "still here"]).await, ":1");
     // What the system had taken of it can still be read; then it ends.

@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod hostile;
+mod portals;
 mod redis;
 #[path = "../portals/served.rs"]
 mod served;
@@ -87,7 +88,7 @@ async fn what_is_said_together_is_answered_in_order_and_seen_by_what_comes_behin
     let mut all = Vec::new();
     for n in 0..1500 {
         // What a Dispatcher read before is in its list, and is not taken again.
-        let list = format!(r#"[{{"op":0,"d":{n},"t":"OLD"}},{{"op":0,"d":{n},"t":"N"}}]"#);
+        let list = format!(r#"[{{"op":0,"d":7777,"t":"OLD"}},{{"op":0,"d":{n},"t":"N"}}]"#);
         all.extend(command(&["HSET", FIELD, "alice", &list]));
         all.extend(command(&["SISMEMBER", "connected_clients", "alice"]));
         all.extend(command(&["PUBLISH", "ws", &published(n, r#""bob""#)]));

@@ -2,7 +2,7 @@
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
@@ -21,6 +21,13 @@ impl Redis {
         let socket = TcpStream::connect(served.wire.unwrap()).await.unwrap();
         socket.set_nodelay(true).unwrap();
         Self(BufReader::new(socket))
+    }
+
+    /// A connection for which the system holds little that is not read.
+    pub async fn narrow(served: &Served) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(64 << 10).unwrap();
+        Self(BufReader::new(socket.connect(served.wire.unwrap()).await.unwrap()))
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {

@@ -73,6 +73,7 @@ struct State {
     waiting_bytes: usize,
     /// Taken last; the last of it has the number `number`.
     taken: VecDeque<Arc<Told>>,
+    taken_bytes: usize,
     number: u64,
     /// To be told with the next one.
     missed: u64,
@@ -90,6 +91,7 @@ impl Inbox {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             taken: VecDeque::new(),
+            taken_bytes: 0,
             number: 0,
             missed: 0,
             reader: 0,
@@ -122,10 +124,11 @@ impl Inbox {
     }
 
     /// A reader sits down, and who was there before reads no further. He has had everything up to a number, if he says so.
-    pub(super) fn sit(&self, had: Option<u64>) -> u64 {
+    /// Also whether somebody was there.
+    pub(super) fn sit(&self, had: Option<u64>) -> (u64, bool) {
         let mut state = self.state.lock();
         state.reader += 1;
-        state.there = true;
+        let was_there = std::mem::replace(&mut state.there, true);
         state.since = Instant::now();
         if let Some(had) = had {
             state.go_back_to(had);
@@ -133,7 +136,7 @@ impl Inbox {
         let reader = state.reader;
         drop(state);
         self.changed.notify_waiters();
-        reader
+        (reader, was_there)
     }
 
     /// A reader goes; false if he was not the one who may read.
@@ -210,7 +213,7 @@ impl Inbox {
     }
 
     /// The next event for a reader; `None` where there is none yet, `Some(None)` where he may not read any more.
-    pub(super) fn try_next(&self, reader: u64, kept: usize) -> Option<Option<Taken>> {
+    pub(super) fn try_next(&self, reader: u64, bounds: &Bounds) -> Option<Option<Taken>> {
         let mut state = self.state.lock();
         if state.reader != reader || !state.there {
             return Some(None);
@@ -218,20 +221,22 @@ impl Inbox {
         let told = state.pop_waiting()?;
         state.since = Instant::now();
         state.number += 1;
+        state.taken_bytes += told.bytes();
         state.taken.push_back(told.clone());
-        while state.taken.len() > kept {
-            state.taken.pop_front();
+        while state.taken.len() > bounds.kept || state.taken_bytes > bounds.bytes {
+            let Some(oldest) = state.taken.pop_front() else { break };
+            state.taken_bytes -= oldest.bytes();
         }
         let missed = std::mem::take(&mut state.missed);
         Some(Some(Taken { number: state.number, missed, told }))
     }
 
-    pub(super) async fn next(&self, reader: u64, kept: usize) -> Option<Taken> {
+    pub(super) async fn next(&self, reader: u64, bounds: &Bounds) -> Option<Taken> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             // Before looking, so that what happens between looking and waiting is not missed.
             changed.as_mut().enable();
-            if let Some(next) = self.try_next(reader, kept) {
+            if let Some(next) = self.try_next(reader, bounds) {
                 return next;
             }
             changed.await;
@@ -254,6 +259,7 @@ impl State {
                 self.missed += self.number - had;
                 break;
             };
+            self.taken_bytes -= told.bytes();
             self.waiting_bytes += told.bytes();
             self.waiting.push_front(told);
             self.number -= 1;

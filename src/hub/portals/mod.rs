@@ -49,9 +49,10 @@ pub struct Bounds {
     pub portals: usize,
     /// Events that wait in one inbox; beyond that see above.
     pub events: usize,
-    /// Bytes of those events; likewise.
+    /// Bytes of those events; likewise. And bytes of those that it took last.
     pub bytes: usize,
-    /// Events that a portal took last and may ask for again, of which it is told how many are gone when it asks for more.
+    /// Events that a portal took last and may ask for again, in no more than `bytes`; where it asks for more it is told how
+    /// many are missing.
     pub kept: usize,
     /// For how long a portal that has gone may come back to its inbox.
     pub resume_for: Duration,
@@ -133,7 +134,7 @@ impl Portals {
     #[must_use]
     pub fn join(self: &Arc<Self>, all: bool) -> Option<Portal> {
         let inbox = Inbox::new(all);
-        let reader = inbox.sit(None);
+        let (reader, _) = inbox.sit(None);
         {
             let mut turns = self.turns.lock();
             self.make_room(&mut turns)?;
@@ -157,8 +158,7 @@ impl Portals {
             let mut inboxes = turns.inboxes();
             inboxes.find(|inbox| inbox.stream() == stream)?.clone()
         };
-        let was_there = inbox.has_reader();
-        let reader = inbox.sit(Some(number));
+        let (reader, was_there) = inbox.sit(Some(number));
         if !was_there {
             self.comes(inbox.stream().as_str());
         }
@@ -357,13 +357,13 @@ impl Portal {
     /// The next event; `None` when another reader has come for this inbox, or the pool has taken the portal out. Nothing
     /// is lost where the future is dropped.
     pub async fn next(&mut self) -> Option<Taken> {
-        self.inbox.next(self.reader, self.pool.bounds.kept).await
+        self.inbox.next(self.reader, &self.pool.bounds).await
     }
 
     /// The next event, if one waits.
     #[must_use]
     pub fn try_next(&mut self) -> Option<Taken> {
-        self.inbox.try_next(self.reader, self.pool.bounds.kept).flatten()
+        self.inbox.try_next(self.reader, &self.pool.bounds).flatten()
     }
 }
 

@@ -139,6 +139,19 @@ fn one_that_comes_back_is_given_again_what_it_has_not_had() {
 }
 
 #[test]
+fn what_is_kept_for_one_that_comes_back_is_bounded_in_bytes_too() {
+    let bounds = Bounds { bytes: 4 * size_of::<Told>(), kept: 1000, ..BOUNDS };
+    let pool = Portals::new(true, bounds, Arc::new(Metrics::new()));
+    let mut portal = pool.join(false).unwrap();
+    for n in 0..10 {
+        say(&pool, n..n + 1);
+        assert_eq!(heard(&mut portal), [n]);
+    }
+    let stream = portal.stream().clone();
+    assert_eq!(numbered(&mut pool.resume(&stream, 0).unwrap()), [(8, 7), (9, 0), (10, 0)]);
+}
+
+#[test]
 fn what_waits_for_one_that_is_away_goes_to_the_next_that_comes() {
     let pool = pool(true);
     drop(pool.join(false).unwrap());

@@ -30,12 +30,18 @@ for (const name of ['stock158', 'stock138']) {
   for (const redis of Object.keys(REDIS)) STOCKS[`${name} over ${redis}`] = { name, ...load(name, redis) };
 }
 
+/** Connections that say nothing of a server that is away for a while, and end with test `t`. */
+function quiet(t, connections) {
+  connections.forEach((connection) => connection.on('error', () => {}));
+  t.after(() => connections.forEach((connection) => connection.disconnect()));
+}
+
 /** A Dispatcher whose connections end with test `t`. */
 function dispatcher(t, kind, url, config) {
   const { Dispatcher, Message, DispatchEvent } = STOCKS[kind];
   const made = new Dispatcher(url, config);
   const connections = [made.redis, made.publisher];
-  t.after(() => connections.forEach((connection) => connection.disconnect()));
+  quiet(t, connections);
   // Asked last on the same connection, each is answered when all that was said before is.
   const answered = () => Promise.all(connections.map((connection) => connection.ping()));
   return {
@@ -53,7 +59,7 @@ function portal(t, kind, url, config) {
   const changes = new Changes();
   const events = [];
   const connections = [made.redis, made.publisher, made.subscriber];
-  t.after(() => connections.forEach((connection) => connection.disconnect()));
+  quiet(t, connections);
   for (const type of ['connection', 'authentication', 'disconnection']) {
     made.on(type, (clientId) => {
       events.push([type, clientId]);
