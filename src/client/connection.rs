@@ -10,7 +10,7 @@
 //! then carries its sequence in the user's log, [`ConnectionEvent::Resumed`] says what is there and what is not any more, and it is
 //! [`Connection::confirm`] that lets the server forget.
 
-use std::{collections::VecDeque, future::poll_fn, time::Duration};
+use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use serde::Serialize;
@@ -263,23 +263,13 @@ impl Connection {
         }
     }
 
-    /// The next frame. What waits to be sent is sent meanwhile.
-    async fn next_frame(&mut self) -> Option<Result<tungstenite::Message, WsError>> {
-        poll_fn(|context| {
-            if self.unflushed && self.socket.poll_flush_unpin(context).is_ready() {
-                self.unflushed = false;
-            }
-            self.socket.poll_next_unpin(context)
-        })
-        .await
-    }
-
-    /// What came early, or comes next. Safe to drop half-way.
-    pub(super) async fn heard(&mut self) -> Result<Incoming, ClientError> {
-        match self.early.pop_front() {
-            Some(early) => Ok(early),
-            None => self.incoming().await,
+    /// Sends what waits and, where `listen` says so, hears what comes. `None`: what waited is sent, or nothing of interest
+    /// came. Safe to drop half-way.
+    pub(super) async fn step(&mut self, listen: bool) -> Result<Option<Incoming>, ClientError> {
+        if listen && let Some(early) = self.early.pop_front() {
+            return Ok(Some(early));
         }
+        self.take_step(listen).await
     }
 
     /// Puts a text behind what waits to be sent, without waiting for that.
@@ -299,30 +289,45 @@ impl Connection {
     /// Reads one frame, passing over what WebSocket keeps for itself.
     async fn incoming(&mut self) -> Result<Incoming, ClientError> {
         loop {
-            if let Some((code, reason)) = &self.closed {
-                return Ok(Incoming::Closed(*code, reason.clone()));
-            }
-            match self.next_frame().await {
-                Some(Ok(tungstenite::Message::Text(text))) => return frame::decode(text.as_str()),
-                Some(Ok(tungstenite::Message::Binary(_))) => {
-                    return Err(ClientError::Protocol("it sent a binary frame".into()));
-                }
-                Some(Ok(tungstenite::Message::Close(farewell))) => {
-                    self.closed = Some(match farewell {
-                        Some(frame) => (frame.code.into(), frame.reason.as_str().to_owned()),
-                        None => (close::NO_CODE, String::new()),
-                    });
-                    // The answer to a goodbye waits for a flush, and the server waits for the answer.
-                    _ = tokio::time::timeout(CLOSE_TIMEOUT, self.socket.flush()).await;
-                }
-                // Pings are answered by the WebSocket layer itself.
-                Some(Ok(_)) => {}
-                Some(Err(WsError::Capacity(error))) => {
-                    return Err(ClientError::Protocol(format!("it sent a frame that is too large: {error}")));
-                }
-                Some(Err(error)) => self.closed = Some((close::LOST, error::lost(&error))),
-                None => self.closed = Some((close::LOST, "the connection ended".into())),
+            if let Some(incoming) = self.take_step(true).await? {
+                return Ok(incoming);
             }
         }
+    }
+
+    async fn take_step(&mut self, listen: bool) -> Result<Option<Incoming>, ClientError> {
+        if let Some((code, reason)) = &self.closed {
+            return Ok(Some(Incoming::Closed(*code, reason.clone())));
+        }
+        let frame = poll_fn(|context| {
+            if self.unflushed && self.socket.poll_flush_unpin(context).is_ready() {
+                self.unflushed = false;
+                return Poll::Ready(None);
+            }
+            if listen { self.socket.poll_next_unpin(context).map(Some) } else { Poll::Pending }
+        });
+        let Some(frame) = frame.await else { return Ok(None) };
+        match frame {
+            Some(Ok(tungstenite::Message::Text(text))) => return frame::decode(text.as_str()).map(Some),
+            Some(Ok(tungstenite::Message::Binary(_))) => {
+                return Err(ClientError::Protocol("it sent a binary frame".into()));
+            }
+            Some(Ok(tungstenite::Message::Close(farewell))) => {
+                self.closed = Some(match farewell {
+                    Some(frame) => (frame.code.into(), frame.reason.as_str().to_owned()),
+                    None => (close::NO_CODE, String::new()),
+                });
+                // The answer to a goodbye waits for a flush, and the server waits for the answer.
+                _ = tokio::time::timeout(CLOSE_TIMEOUT, self.socket.flush()).await;
+            }
+            // Pings are answered by the WebSocket layer itself.
+            Some(Ok(_)) => {}
+            Some(Err(WsError::Capacity(error))) => {
+                return Err(ClientError::Protocol(format!("it sent a frame that is too large: {error}")));
+            }
+            Some(Err(error)) => self.closed = Some((close::LOST, error::lost(&error))),
+            None => self.closed = Some((close::LOST, "the connection ended".into())),
+        }
+        Ok(None)
     }
 }

@@ -72,6 +72,8 @@ pub(super) struct Task {
     unconfirmed: VecDeque<(u64, Seq)>,
     /// Done with, and not confirmed yet: up to which sequence, and by when.
     confirm: Option<(Seq, Instant)>,
+    /// On this connection it was told where the log begins and ends.
+    resumed: bool,
     /// Attempts since it was last let in.
     attempts: u32,
 }
@@ -98,6 +100,7 @@ impl Task {
             receipts: VecDeque::new(),
             unconfirmed: VecDeque::new(),
             confirm: None,
+            resumed: false,
             attempts: 0,
         }
     }
@@ -191,6 +194,7 @@ impl Task {
     }
 
     async fn try_serve(&mut self, connection: &mut Connection) -> Result<End, End> {
+        self.resumed = false;
         if self.credentials.is_some() {
             self.authenticate(connection).await?;
         } else {
@@ -220,8 +224,9 @@ impl Task {
                     None => return Ok(End::Left(None)),
                 },
                 permit = self.events.clone().reserve_owned(), if room.is_none() => room = permit.ok(),
-                heard = connection.heard(), if room.is_some() => {
-                    if let Some(event) = self.hear(connection, heard.map_err(End::Failed)?)?
+                heard = connection.step(room.is_some()), if room.is_some() || connection.is_sending() => {
+                    if let Some(heard) = heard.map_err(End::Failed)?
+                        && let Some(event) = self.hear(connection, heard)?
                         && let Some(room) = room.take()
                     {
                         room.send(event);
@@ -249,11 +254,19 @@ impl Task {
                 Some(Event::Message(Delivery { op, kind, data, position }))
             }
             Incoming::Resumed { first, last, missed } => {
-                if let (Some(missed), Some((_, options))) = (&missed, &mut self.credentials)
+                if let Some((_, options)) = &mut self.credentials
                     && let Some(after) = &mut options.after
                 {
+                    if !std::mem::replace(&mut self.resumed, true) && last < *after {
+                        // The log has never been where we are: it is another one, and its sequences say nothing about what
+                        // was dealt with in the one before it.
+                        tracing::warn!(after, last, "the server has another store than before");
+                        *after = first.saturating_sub(1);
+                        self.unconfirmed.clear();
+                        self.confirm = None;
+                    }
                     // What will never come is behind us as well.
-                    *after = (*after).max(missed.to);
+                    *after = (*after).max(missed.as_ref().map_or(0, |missed| missed.to));
                 }
                 Some(Event::Resumed { first, last, missed })
             }
@@ -332,8 +345,6 @@ impl Task {
                 if options.after.is_some() {
                     // What was not wanted has been passed over; what comes from here on is.
                     options.should_sync = true;
-                    // It may not have been heard when the last connection broke.
-                    self.confirm = self.confirm.map(|(seq, _)| (seq, Instant::now()));
                 }
                 let told = Event::Authenticated { user: user.clone() };
                 self.answer.take().map(|answer| answer.send(Ok(user)));

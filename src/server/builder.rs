@@ -199,7 +199,8 @@ impl Builder {
     }
 
     /// As [`Builder::start`], without a listener: the routes are for a router of yours, and the rest is run beside it.
-    /// `host`, `port`, `limits.headerTimeout` and [`Builder::listener`] have no effect then.
+    /// `host`, `port`, `limits.headerTimeout` and [`Builder::listener`] have no effect then, and `limits.connectionsPerAddress`
+    /// takes all clients for one address unless the router is served with connect info.
     ///
     /// The routes are `path` for the WebSocket, and `/v1/…`, `/healthz`, `/readyz` and `/metrics`. With a `path` of `/`, as it
     /// is by default, the router they are merged into can have no `/` of its own.

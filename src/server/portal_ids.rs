@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::listener::stopped;
+use super::stopped;
 use crate::wire::Announced;
 
 /// Largest file that is read: some times what all ids there may be take.

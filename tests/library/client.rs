@@ -116,8 +116,11 @@ async fn what_is_sent_while_away_goes_when_it_is_back_and_let_in() {
     let network = Network::to(served.address).await;
     let mut client = connect(&network.url()).await;
     client.authenticate(token("alice"), Options::default()).await.unwrap();
-    client.send("N", &0).unwrap();
-    assert_eq!(heard.next().await, (Some("alice".into()), 0));
+    // One by one, while nothing else happens.
+    for n in 0..5 {
+        client.send("N", &n).unwrap();
+        assert_eq!(heard.next().await, (Some("alice".into()), n));
+    }
     let home = served.stop().await;
     while !short(&within("the end", client.next()).await.unwrap()).starts_with("disconnected") {}
     // As many as may wait, and no more.
@@ -322,7 +325,30 @@ fn send_numbers(address: &Mutex<SocketAddr>, count: u64) {
     }
 }
 
-/// A server that lets go of everybody at once is not met by everybody at once, and a first connection is not retried.
+/// A store that was put in the place of another begins to count anew; what a client has counted before says nothing there.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_another_store_is_taken_for_what_was_had_before() {
+    let before = Served::start(|builder| builder).await;
+    let network = Network::to(before.address).await;
+    let mut client = connect(&network.url()).await;
+    client.authenticate(token("alice"), resuming(0, "phone-1")).await.unwrap();
+    for n in 1..=5 {
+        before.handle.send(&message(n), &id("alice"), &[]).await.unwrap();
+        assert_eq!(next(&mut client).await, (json!(n), Some(n)));
+    }
+    before.stop().await;
+    let after = Served::start(|builder| builder).await;
+    for n in 1..=3 {
+        after.handle.send(&message(100 + n), &id("alice"), &[]).await.unwrap();
+    }
+    network.lead_to(after.address);
+    for n in 1..=3 {
+        assert_eq!(next(&mut client).await, (json!(100 + n), Some(n)));
+    }
+    after.stop().await;
+}
+
+/// Only who was connected once comes back by himself.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_connection_has_to_succeed() {
     let home = tempfile::tempdir().unwrap();

@@ -11,9 +11,11 @@ use tokio::net::TcpListener;
 
 use crate::{
     network::Network,
-    receiver::{Answer, Receiver},
     served::{KEY, Served, id, message, within},
-    support::server::{Home, KEY as HOME_KEY},
+    support::{
+        receiver::{Answer, Receiver},
+        server::{Home, KEY as HOME_KEY},
+    },
 };
 
 fn quick() -> Retry {

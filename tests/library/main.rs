@@ -1,8 +1,5 @@
 //! The crate as a library: what a program does that has a server in it, or is a client or a backend of one.
 
-#[path = "../support/receiver.rs"]
-#[allow(dead_code, reason = "each suite uses a part of it")]
-mod receiver;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;

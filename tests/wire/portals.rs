@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use mesa::client::Client;
+use mesa::client::Connection;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -47,7 +47,7 @@ impl Portal {
     }
 }
 
-async fn say(client: &mut Client, numbers: std::ops::Range<u64>, filler: &str) {
+async fn say(client: &mut Connection, numbers: std::ops::Range<u64>, filler: &str) {
     for number in numbers {
         client.send("N", &json!([number, filler])).await.unwrap();
     }
