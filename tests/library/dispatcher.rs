@@ -92,7 +92,7 @@ async fn what_is_said_again_is_not_done_again() {
 
 #[tokio::test]
 async fn only_what_may_pass_is_said_again_and_by_the_same_id() {
-    let receiver = Receiver::start().await;
+    let receiver = Receiver::start();
     let url = format!("http://{}", receiver.address);
     let refusal = |status, code: &str| {
         let body = json!({ "error": { "code": code, "message": "no" } }).to_string();
