@@ -112,7 +112,12 @@ fn the_sample_says_the_defaults_and_every_key() {
 fn the_readme_says_the_defaults() {
     let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     let (defaults, mut rows) = (Config::default().effective(), 0);
-    for row in text.lines().filter(|line| line.starts_with("| `")) {
+    let mut of_keys = false;
+    for row in text.lines().filter(|line| {
+        // Other tables name what is called like a key.
+        of_keys = line.starts_with('|') && (of_keys || line.starts_with("| key | default |"));
+        of_keys && line.starts_with("| `")
+    }) {
         let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`'));
         let (Some(name), Some(default)) = (cells.nth(1), cells.next()) else { continue };
         if keys::find(name).is_some() {
