@@ -6,11 +6,13 @@
 //! - [`session`]: a cursor on a user's log
 //! - [`presence`]: which users are here, in order
 //! - [`report`]: what can be asked about users
+//! - [`elsewhere`]: the other servers, if there are any
 //! - [`events`]: what happens to clients, told to whoever listens
 //! - [`backup`](Hub::backup): the whole store, piece by piece
 
 mod backup;
 mod dispatch;
+mod elsewhere;
 mod events;
 mod mailbox;
 mod presence;
@@ -38,6 +40,7 @@ pub use self::{
 };
 pub use crate::store::{Entry, Loss, Missed, Reason, Rejected, Store, StoreError};
 use crate::{
+    cluster::Cluster,
     message::{DeviceId, Seq, UserId},
     metrics::Metrics,
     store::{Found, Note, ReadLimit},
@@ -52,6 +55,9 @@ use registry::{Registry, Seat};
 /// cores, beside twenty replays, a live message took 1.4 ms longer with four, 0.5 with two and 0.5 with one; the replays
 /// got 456, 427 and 295 MB a second: `cargo bench --bench fairness`.)
 const COLD_READS_MAX: usize = 2;
+
+/// The same where the log is on the other side of a network: waiting for that costs a thread and no disk.
+const FAR_READS_MAX: usize = 64;
 
 /// How the hub is to behave.
 #[derive(Clone, Debug)]
@@ -80,6 +86,7 @@ pub struct Hub {
     metrics: Arc<Metrics>,
     registry: Arc<Registry>,
     presence: Presence,
+    cluster: Option<Arc<dyn Cluster>>,
     listeners: Listeners,
     cold_reads: Arc<Semaphore>,
     /// One at a time.
@@ -90,13 +97,29 @@ impl Hub {
     /// A hub over `store`, whose commits it listens to from here on.
     #[must_use]
     pub fn new(settings: Settings, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::among(settings, store, metrics, None)
+    }
+
+    /// The same, as one of several servers.
+    #[must_use]
+    pub fn among(
+        settings: Settings,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        cluster: Option<Arc<dyn Cluster>>,
+    ) -> Arc<Self> {
         let registry = Arc::new(Registry::new());
         let listening = registry.clone();
         store.on_commit(Arc::new(move |users| users.iter().for_each(|user| listening.wake(user))));
-        let cold_reads = Arc::new(Semaphore::new(COLD_READS_MAX));
+        let gaps = registry.clone();
+        store.on_gap(Arc::new(move || gaps.everyone(|_, mailbox| mailbox.log_has_more())));
+        let cold_reads = Arc::new(Semaphore::new(if store.is_far() { FAR_READS_MAX } else { COLD_READS_MAX }));
         let backups = Arc::new(Semaphore::new(1));
         let (presence, listeners) = (Presence::default(), Listeners::default());
-        Arc::new(Self { settings, store, metrics, registry, presence, listeners, cold_reads, backups })
+        let hub =
+            Arc::new(Self { settings, store, metrics, registry, presence, cluster, listeners, cold_reads, backups });
+        hub.hear_others();
+        hub
     }
 
     /// Registers a connection: from here on it can be told things.
@@ -104,6 +127,7 @@ impl Hub {
     pub fn connect(self: &Arc<Self>) -> Connected {
         let (id, mailbox) = self.registry.enter(self.settings.mailbox);
         self.listeners.tell(id, Event::Connection);
+        self.count_connections();
         Connected { hub: self.clone(), id, mailbox, user: OnceLock::new() }
     }
 
@@ -125,34 +149,38 @@ impl Hub {
 
     fn attach(
         self: &Arc<Self>,
-        connected: &Connected,
+        connection: ConnectionId,
+        mailbox: Arc<Mailbox>,
         user: UserId,
         how: Attach,
         now: Instant,
     ) -> Result<Session, StoreError> {
         // Seated first, asked for the state second: a commit in between wakes the session rather than be missed.
-        let mailbox = connected.mailbox.clone();
-        let seat = self.registry.sit(&user, connected.id, mailbox, || self.presence.came(&user));
+        let seat = self.registry.sit(&user, connection, mailbox, |sessions| self.counts(&user, sessions));
         let session = match Session::begin(self.clone(), user.clone(), seat.clone(), how, now) {
             Ok(session) => session,
             Err(error) => {
-                self.registry.rise(&user, connected.id, || self.presence.went(&user));
+                self.registry.rise(&user, connection, |sessions| self.counts(&user, sessions));
                 return Err(error);
             }
         };
-        connected.mailbox.set_authenticated();
         self.metrics.sessions.inc();
         self.seen(&user);
-        if connected.user.set(user.clone()).is_ok() {
-            self.listeners.tell(connected.id, Event::Authentication { user: &user });
-        }
         Ok(session)
+    }
+
+    /// So many sessions of this user are here now. Under the lock of the registry, so that of two the later one holds.
+    fn counts(&self, user: &UserId, sessions: usize) {
+        self.presence.counts(user, sessions);
+        if let Some(cluster) = &self.cluster {
+            cluster.here(user, sessions);
+        }
     }
 
     /// A session is over. Called when it is dropped.
     fn end(&self, user: &UserId, seat: &Seat) {
         self.metrics.sessions.dec();
-        self.registry.rise(user, seat.connection, || self.presence.went(user));
+        self.registry.rise(user, seat.connection, |sessions| self.counts(user, sessions));
         self.seen(user);
     }
 
@@ -167,6 +195,18 @@ impl Hub {
     fn received(&self, user: &UserId, device: Option<&DeviceId>, range: (Seq, Seq)) {
         let (received, device) = (Some(range), device.cloned());
         self.registry.with_hold(user, |hold| self.store.note(user, Note { device, received, hold, seen: None }));
+    }
+
+    /// Finds out why something is not there, where that has to wait for a network.
+    fn missed(
+        &self,
+        user: UserId,
+        device: Option<DeviceId>,
+        from: Seq,
+        to: Seq,
+    ) -> BoxFuture<'static, Result<Vec<Missed>, StoreError>> {
+        let store = self.store.clone();
+        Box::pin(on_disk_thread(move || store.missed(&user, device.as_ref(), from, to)))
     }
 
     /// Reads from the log where that may have to wait for a disk.

@@ -21,6 +21,7 @@ use super::{
     Hub,
     events::{ConnectionId, Event, Said},
     mailbox::Mailbox,
+    on_disk_thread,
     registry::Seat,
 };
 use crate::{
@@ -31,6 +32,9 @@ use crate::{
 
 /// Entries read from the log in one go; the bytes are bounded by the caller.
 const READ_ENTRIES_MAX: usize = 256;
+
+/// After a log could not be reached it is left alone for this long.
+const READ_AGAIN: Duration = Duration::from_millis(250);
 
 /// How far a session has written to its socket: a receipt for this mark covers all of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -205,6 +209,8 @@ struct LogCursor {
     /// The log may have something in the live range.
     more: bool,
     reading: Option<(Range, Reading)>,
+    /// It is being found out why something is not there.
+    explaining: Option<BoxFuture<'static, Result<Vec<Missed>, StoreError>>>,
     /// Of a client that resumes.
     resuming: Option<Resuming>,
 }
@@ -263,6 +269,7 @@ impl Session {
                     due: now,
                     more: true,
                     reading: None,
+                    explaining: None,
                     resuming,
                 })
             }
@@ -291,15 +298,32 @@ impl Session {
     pub fn poll_batch(&mut self, cx: &mut Context<'_>, now: Instant, bytes: usize) -> Poll<Result<Batch, StoreError>> {
         let Some(log) = &mut self.log else { return Poll::Ready(Ok(Batch::Idle)) };
         loop {
-            if let Some(batch) =
-                log.next_of_resumed(|from, to| self.hub.store.missed(&self.user, self.device.as_ref(), from, to))?
-            {
+            let (hub, user, device) = (&self.hub, &self.user, self.device.as_ref());
+            let mut explaining = log.explaining.take();
+            let missed = |from, to| {
+                if !hub.store.is_far() {
+                    return Poll::Ready(hub.store.missed(user, device, from, to));
+                }
+                explaining.get_or_insert_with(|| hub.missed(user.clone(), device.cloned(), from, to)).as_mut().poll(cx)
+            };
+            let told = match log.next_of_resumed(missed) {
+                Poll::Ready(Err(StoreError::Unreachable(_))) => return Poll::Ready(Ok(log.again(now))),
+                Poll::Ready(told) => told?,
+                Poll::Pending => {
+                    log.explaining = explaining;
+                    return Poll::Pending;
+                }
+            };
+            if let Some(batch) = told {
                 self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
                 return Poll::Ready(Ok(batch));
             }
             if let Some((range, reading)) = &mut log.reading {
                 let (range, found) = (*range, ready!(reading.as_mut().poll(cx)));
                 log.reading = None;
+                if let Err(StoreError::Unreachable(_)) = &found {
+                    return Poll::Ready(Ok(log.again(now)));
+                }
                 if let Some(entries) = log.settle(range, found?) {
                     return Poll::Ready(Ok(Batch::Entries(entries)));
                 }
@@ -398,6 +422,12 @@ impl Session {
 }
 
 impl LogCursor {
+    /// The log cannot be reached: the client stays, and it is read again a little later.
+    fn again(&mut self, now: Instant) -> Batch {
+        self.more = true;
+        Batch::At(now + READ_AGAIN)
+    }
+
     /// Takes what was read; `None` if there is nothing to write and the next step has to be chosen anew.
     fn settle(&mut self, range: Range, found: Found) -> Option<Vec<Entry>> {
         if let Some(resuming) = &mut self.resuming {
@@ -437,27 +467,28 @@ impl LogCursor {
     /// What a client that resumes is to be told next of what has been read: entries without a hole, or a hole.
     fn next_of_resumed(
         &mut self,
-        missed: impl FnOnce(Seq, Seq) -> Result<Vec<Missed>, StoreError>,
-    ) -> Result<Option<Batch>, StoreError> {
-        let Some(resuming) = &mut self.resuming else { return Ok(None) };
+        missed: impl FnOnce(Seq, Seq) -> Poll<Result<Vec<Missed>, StoreError>>,
+    ) -> Poll<Result<Option<Batch>, StoreError>> {
+        let Some(resuming) = &mut self.resuming else { return Poll::Ready(Ok(None)) };
         let next = self.cursor.after(Range::Live) + 1;
         let until = resuming.found.front().map_or(resuming.through, |entry| entry.seq - 1);
         if next <= until {
+            let missed = if planted::is(Bug::HoleUntold) { Vec::new() } else { ready!(missed(next, until))? };
             self.cursor.advance(until);
             resuming.told = true;
-            let missed = if planted::is(Bug::HoleUntold) { Vec::new() } else { missed(next, until)? };
-            return Ok(Some(Batch::Resumed(Resumed { first: resuming.first, last: resuming.last, missed })));
+            let Resuming { first, last, .. } = *resuming;
+            return Poll::Ready(Ok(Some(Batch::Resumed(Resumed { first, last, missed }))));
         }
         if !resuming.told && (!resuming.found.is_empty() || resuming.through >= resuming.last) {
             resuming.told = true;
             let Resuming { first, last, .. } = *resuming;
-            return Ok(Some(Batch::Resumed(Resumed { first, last, missed: Vec::new() })));
+            return Poll::Ready(Ok(Some(Batch::Resumed(Resumed { first, last, missed: Vec::new() }))));
         }
         let run = resuming.found.iter().enumerate().take_while(|(at, entry)| entry.seq == next + *at as Seq).count();
         if run == 0 {
-            return Ok(None);
+            return Poll::Ready(Ok(None));
         }
-        Ok(Some(Batch::Entries(resuming.found.drain(..run).collect())))
+        Poll::Ready(Ok(Some(Batch::Entries(resuming.found.drain(..run).collect()))))
     }
 }
 
@@ -498,7 +529,34 @@ impl Connected {
     /// # Errors
     /// When the user's log cannot be read, or he has too many devices here.
     pub fn attach(&self, user: UserId, how: Attach, now: Instant) -> Result<Session, StoreError> {
-        self.hub.attach(self, user, how, now)
+        let session = self.hub.attach(self.id, self.mailbox.clone(), user, how, now)?;
+        self.attached(&session);
+        Ok(session)
+    }
+
+    /// The same without waiting, where the log is on the other side of a network. Once it has resolved, tell it to
+    /// [`Connected::attached`].
+    #[must_use]
+    pub fn attach_later(
+        &self,
+        user: UserId,
+        how: Attach,
+        now: Instant,
+    ) -> BoxFuture<'static, Result<Session, StoreError>> {
+        let (hub, id, mailbox) = (self.hub.clone(), self.id, self.mailbox.clone());
+        if hub.store.is_far() {
+            // Who is gone before it ends drops the session that came of it.
+            return Box::pin(on_disk_thread(move || hub.attach(id, mailbox, user, how, now)));
+        }
+        Box::pin(std::future::ready(hub.attach(id, mailbox, user, how, now)))
+    }
+
+    /// From here on this connection is its user's.
+    pub fn attached(&self, session: &Session) {
+        self.mailbox.set_authenticated();
+        if self.user.set(session.user.clone()).is_ok() {
+            self.hub.listeners.tell(self.id, Event::Authentication { user: &session.user });
+        }
     }
 
     /// The client has said something that is for the application.
@@ -510,6 +568,7 @@ impl Connected {
 impl Drop for Connected {
     fn drop(&mut self) {
         self.hub.registry.exit(self.id);
+        self.hub.count_connections();
         self.hub.listeners.tell(self.id, Event::Disconnection { user: self.user.get() });
     }
 }

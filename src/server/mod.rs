@@ -28,6 +28,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     auth::{self, ApiKeys},
+    cluster::Cluster,
     config::{self, Config, ConfigError},
     http::{Api, Http},
     hub::{Hub, MailboxBounds, Settings, Store, StoreError, SyncSettings},
@@ -75,6 +76,9 @@ impl Server {
     /// When the configuration does not hold, or authentication or store cannot be set up.
     pub async fn start(config: Config, listener: TcpListener) -> Result<Self, ServerError> {
         config.validate()?;
+        if let Some(redis) = config.redis.clone() {
+            return Self::start_with_redis(config, listener, redis).await;
+        }
         let options = DiskOptions {
             namespace: config.namespace.clone(),
             durability: durability(config.store.durability),
@@ -89,15 +93,59 @@ impl Server {
         Self::over(config, listener, store)
     }
 
+    #[cfg(feature = "redis")]
+    async fn start_with_redis(
+        config: Config,
+        listener: TcpListener,
+        redis: config::Redis,
+    ) -> Result<Self, ServerError> {
+        use crate::{
+            cluster::redis::{Link, Servers},
+            store::redis::{RedisOptions, open},
+        };
+        let namespace = config.namespace.clone();
+        let joining = move || Link::open(&redis, namespace.as_deref(), Arc::default());
+        let link = tokio::task::spawn_blocking(joining).await;
+        let link = link.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))?;
+        let link = link.map_err(|error| StoreError::Unreachable(error.to_string().into()))?;
+        let options = RedisOptions {
+            namespace: config.namespace.clone(),
+            limits: limits(&config),
+            queue: config.limits.queue,
+            ..RedisOptions::default()
+        };
+        let servers = Servers::new(link.clone());
+        Self::among(config, listener, open(link, options), Some(servers))
+    }
+
+    #[cfg(not(feature = "redis"))]
+    async fn start_with_redis(_: Config, _: TcpListener, _: config::Redis) -> Result<Self, ServerError> {
+        let why = "this build cannot speak to Redis; build it with `--features redis`, or remove `redis`";
+        Err(StoreError::Incompatible(why.to_owned()).into())
+    }
+
     /// Builds a server over a store that is open already.
     ///
     /// # Errors
     /// When the configuration does not hold, or authentication cannot be set up.
     pub fn over(config: Config, listener: TcpListener, store: Arc<dyn Store>) -> Result<Self, ServerError> {
+        Self::among(config, listener, store, None)
+    }
+
+    /// The same, as one of several servers.
+    ///
+    /// # Errors
+    /// As [`Server::over`].
+    pub fn among(
+        config: Config,
+        listener: TcpListener,
+        store: Arc<dyn Store>,
+        cluster: Option<Arc<dyn Cluster>>,
+    ) -> Result<Self, ServerError> {
         config.validate()?;
         let authenticator = auth::from_config(&config.authentication)?;
         let metrics = Arc::new(Metrics::new());
-        let hub = Hub::new(settings(&config), store.clone(), metrics.clone());
+        let hub = Hub::among(settings(&config), store.clone(), metrics.clone(), cluster);
         let http = Http::new(Api {
             hub: hub.clone(),
             keys: ApiKeys::new(&config.api),
