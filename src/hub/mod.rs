@@ -3,6 +3,7 @@
 //! - [`dispatch`](Hub::dispatch): the path of a message from a backend
 //! - [`mailbox`]: what the hub leaves for a connection to pick up
 //! - [`registry`]: every connection, and the sessions of every user
+//! - [`connected`]: a connection, from before anybody knows whose it is
 //! - [`session`]: a cursor on a user's log
 //! - [`presence`]: which users are here, in order
 //! - [`report`]: what can be asked about users
@@ -11,6 +12,7 @@
 //! - [`backup`](Hub::backup): the whole store, piece by piece
 
 mod backup;
+mod connected;
 mod dispatch;
 mod elsewhere;
 mod events;
@@ -32,11 +34,12 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 pub use self::{
+    connected::Connected,
     dispatch::{Dispatch, Kept, Outcome, Taken},
     events::{ConnectionId, Event, Listener, Said},
     mailbox::{Leave, Mailbox, MailboxBounds, Signals},
     report::{DeviceReport, UserReport},
-    session::{Attach, Batch, Connected, Foreign, Mark, Resumed, Session},
+    session::{Attach, Batch, Foreign, Mark, Resumed, Session},
 };
 pub use crate::store::{Entry, Loss, Missed, Reason, Rejected, Store, StoreError};
 use crate::{

@@ -1,5 +1,8 @@
 //! Several servers that share a real Redis, as their users see them.
 
+mod battery;
+mod moving;
+mod proxy;
 #[path = "../support/redis.rs"]
 mod redis_server;
 mod servers;

@@ -10,7 +10,7 @@ use mesa::{
     message::{CollapseKey, DeviceId, DispatchId, Payload, Seq},
     store::{
         Append, Appended, Limits, Loss, Missed, Note, Once, Overflow, Reason, Rejected, Store, StoreError,
-        journal::Tuning, memory::Memory,
+        journal::Tuning,
     },
 };
 

@@ -1,7 +1,6 @@
 //! What only a store over Redis has to hold: replies that are not mixed up, a line that is lost, several servers.
 
 use std::{
-    future::Future,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -48,7 +47,7 @@ impl Somewhere {
     pub fn open(&self, limits: Limits, ahead_ms: Arc<AtomicU64>) -> Arc<dyn Store> {
         let namespace = Some(self.namespace.clone());
         let link = Link::open(&config::Redis::One(self.redis.url()), namespace.as_deref(), ahead_ms).unwrap();
-        open(link, RedisOptions { namespace, limits, sweep_pause: Duration::ZERO })
+        open(link, RedisOptions { namespace, limits, sweep_pause: Duration::ZERO, ..RedisOptions::default() })
     }
 
     fn server(&self) -> Arc<dyn Store> {

@@ -7,6 +7,7 @@
 //! - `calls`: what the script is asked, and what its answers mean
 //! - `local`: what this server has still to say
 //! - `undelivered`: what stock has left for a user
+//! - [`moving`]: what waits in a stock set-up, into a store, and back
 //! - `append`: appends, also those that are done once
 //!
 //! # What is not the same
@@ -23,6 +24,7 @@
 mod append;
 mod calls;
 mod local;
+pub mod moving;
 mod undelivered;
 
 use std::{
