@@ -1,6 +1,6 @@
 //! The key `redis`: where the Redis is that several servers share, in each of the forms that stock takes.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde_json::{Map, Value};
 
@@ -139,7 +139,8 @@ fn escape(part: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             escaped.push(byte.into());
         } else {
-            escaped.push_str(&format!("%{byte:02X}"));
+            // Writing to a String cannot fail.
+            _ = write!(escaped, "%{byte:02X}");
         }
     }
     escaped

@@ -52,7 +52,7 @@ pub(super) struct Authenticating {
 
 /// A client that has shown who it is, on its way to its log.
 pub(super) struct Attaching {
-    pub attaching: BoxFuture<'static, Result<Session, StoreError>>,
+    pub session: BoxFuture<'static, Result<Session, StoreError>>,
     /// What it is answered.
     pub frame: String,
     /// When what it showed stops being true.

@@ -168,15 +168,15 @@ impl Connection {
         }
         let user = self.shared.config.authentication.send_user_object.then_some(&identity.user);
         let (frame, expires) = (encode::authenticated(user), identity.expires);
-        let attaching = self.connected.attach_later(identity.id, how, now);
-        self.attaching = Some(Attaching { attaching, frame, expires });
+        let session = self.connected.attach_later(identity.id, how, now);
+        self.attaching = Some(Attaching { session, frame, expires });
         Ok(())
     }
 
     /// Goes on with taking a user's place; true if it came to its end, so that there is more to hear.
     pub(super) fn poll_attaching(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let Some(attaching) = &mut self.attaching else { return Ok(false) };
-        let Poll::Ready(attached) = attaching.attaching.as_mut().poll(cx) else { return Ok(false) };
+        let Poll::Ready(attached) = attaching.session.as_mut().poll(cx) else { return Ok(false) };
         let Some(Attaching { frame, expires, .. }) = self.attaching.take() else { return Ok(false) };
         match attached {
             Ok(session) => {

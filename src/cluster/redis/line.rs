@@ -70,8 +70,8 @@ enum Line {
 
 enum Target {
     One(Client),
-    Cluster(ClusterClient, Client),
-    Sentinel(tokio::sync::Mutex<SentinelClient>),
+    Cluster(Box<ClusterClient>, Client),
+    Sentinel(Box<tokio::sync::Mutex<SentinelClient>>),
 }
 
 #[derive(Default)]
@@ -104,7 +104,7 @@ impl Lines {
                     .response_timeout(REPLY_PATIENCE)
                     .build()
                     .map_err(wrong)?;
-                Target::Cluster(client, Client::open(first).map_err(wrong)?)
+                Target::Cluster(Box::new(client), Client::open(first).map_err(wrong)?)
             }
             config::Redis::Sentinel { sentinels, name, username, password, sentinel_password, database } => {
                 let addresses = sentinels.iter().map(|(host, port)| ConnectionAddr::Tcp(host.clone(), *port));
@@ -120,7 +120,7 @@ impl Lines {
                 if let Some(password) = sentinel_password {
                     builder = builder.set_client_to_sentinel_password(password);
                 }
-                Target::Sentinel(tokio::sync::Mutex::new(builder.build().map_err(wrong)?))
+                Target::Sentinel(Box::new(tokio::sync::Mutex::new(builder.build().map_err(wrong)?)))
             }
         };
         Ok(Self { target: Arc::new(target), state: Arc::default(), connecting: Arc::default() })

@@ -145,6 +145,9 @@ impl Link {
     }
 
     /// Runs to its end, whether or not somebody still waits for it; resolves with what it gives.
+    ///
+    /// # Errors
+    /// As what is run, or when the line is closed.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, LinkError>> + Send + 'static,
