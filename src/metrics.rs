@@ -60,6 +60,16 @@ metrics! {
     unsynced_dropped: Counter = "unsynced_dropped",
     /// Entries stopped before a socket because their stamp named somebody else. Anything but zero is a bug.
     foreign_entries: Counter = "foreign_entries",
+    /// Events that the receiver of the webhook has taken.
+    webhook_sent: Counter = "webhook_events_sent",
+    /// Requests to the receiver of the webhook that it did not take, or that did not reach it.
+    webhook_failures: Counter = "webhook_requests_failed",
+    /// Events lost because the outbox of the webhook was full.
+    webhook_lost: Counter = "webhook_events_lost",
+    /// Events in the outbox of the webhook.
+    webhook_outbox_events: Gauge = "webhook_outbox_events",
+    /// Bytes of them.
+    webhook_outbox_bytes: Gauge = "webhook_outbox_bytes",
     /// HTTP requests answered with success.
     http_succeeded: Counter = "http_requests_succeeded",
     /// HTTP requests answered with an error of the caller's.

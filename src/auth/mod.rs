@@ -7,6 +7,7 @@ mod jwt;
 mod keys;
 #[cfg(test)]
 mod tests;
+mod webhook;
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -18,6 +19,7 @@ use crate::{config, message::UserId};
 pub use insecure::Insecure;
 pub use jwt::{Jwt, issue};
 pub use keys::ApiKeys;
+pub use webhook::Webhook;
 
 /// Longest token that is looked at, in bytes; a longer one is refused before anything is done with it.
 pub const TOKEN_BYTES_MAX: usize = 16 * 1024;
@@ -58,13 +60,18 @@ pub trait Authenticator: Send + Sync + 'static {
 #[error("{0}")]
 pub struct AuthSetupError(String);
 
-/// What is configured: JWTs, else tokens that are user ids, else nothing, and then no client can say who it is.
+/// What is configured: JWTs, else a webhook, else tokens that are user ids, else nothing, and then no client can say who it
+/// is.
 ///
 /// # Errors
-/// When the key file cannot be read, holds no public key, or does not go with the algorithms.
+/// When the key file cannot be read, holds no public key, or does not go with the algorithms; when an address that is to
+/// be asked is refused.
 pub fn from_config(authentication: &config::Authentication) -> Result<Option<Arc<dyn Authenticator>>, AuthSetupError> {
     if let Some(jwt) = &authentication.jwt {
         return Ok(Some(Arc::new(Jwt::new(jwt)?)));
+    }
+    if let Some(webhook) = &authentication.webhook {
+        return Ok(Some(Arc::new(Webhook::new(webhook)?)));
     }
     if authentication.insecure {
         return Ok(Some(Arc::new(Insecure)));

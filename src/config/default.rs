@@ -28,7 +28,7 @@ impl Default for Config {
                 device_max_age: Duration::from_secs(30 * 24 * 60 * 60),
                 max_devices: 16,
             },
-            portal: Portal { enabled: false, distribute_load: true },
+            portal: Portal { enabled: false, distribute_load: true, webhook: None },
             heartbeat: Heartbeat { enabled: false, interval: Duration::from_secs(10), max_attempts: 3 },
             reconnect: Reconnect { enabled: false, interval: Duration::from_secs(5) },
             authentication: Authentication {
@@ -40,6 +40,7 @@ impl Default for Config {
                 insecure: false,
                 insecure_public: false,
                 jwt: None,
+                webhook: None,
             },
             gracefully_exit: true,
             store: Store {

@@ -87,6 +87,10 @@ pub(super) const OVERFLOWS: &[&str] = &["reject", "dropOldest"];
 /// Names of [`super::LogFormat`].
 pub(super) const LOG_FORMATS: &[&str] = &["text", "json"];
 
+/// What `portal.webhook.events` may name.
+pub(super) const WEBHOOK_EVENTS: &[&str] =
+    &["connection", "authentication", "message", "disconnection", "undelivered", "delivered", "expired", "dropped"];
+
 /// Every key. The environment names without `MESA_` are those of the stock gateway.
 pub(super) const KEYS: &[Key] = &[
     key("host", &["MESA_HOST"], Kind::Text),
@@ -109,6 +113,19 @@ pub(super) const KEYS: &[Key] = &[
     key("sync.maxDevices", &["MESA_SYNC_MAX_DEVICES"], integer(1, 128)),
     key("portal.enabled", &["PORTALS_ENABLED"], Kind::Bool),
     key("portal.distributeLoad", &["PORTAL_DISTRIBUTE_LOAD"], Kind::Bool),
+    Key { secret: true, ..key("portal.webhook.url", &["MESA_WEBHOOK_URL"], Kind::Text) },
+    Key { secret: true, ..key("portal.webhook.secret", &["MESA_WEBHOOK_SECRET"], Kind::Text) },
+    key("portal.webhook.events", &["MESA_WEBHOOK_EVENTS"], Kind::Texts),
+    key("portal.webhook.undeliveredAfter", &["MESA_WEBHOOK_UNDELIVERED_AFTER"], millis(100, 7 * DAY_MS)),
+    key("portal.webhook.timeout", &["MESA_WEBHOOK_TIMEOUT"], millis(100, 5 * 60 * 1000)),
+    key("portal.webhook.retryMin", &["MESA_WEBHOOK_RETRY_MIN"], millis(10, 60 * 60 * 1000)),
+    key("portal.webhook.retryMax", &["MESA_WEBHOOK_RETRY_MAX"], millis(10, 60 * 60 * 1000)),
+    key("portal.webhook.maxEvents", &["MESA_WEBHOOK_MAX_EVENTS"], integer(1, 10_000)),
+    key("portal.webhook.maxBytes", &["MESA_WEBHOOK_MAX_BYTES"], integer(1 << 10, 64 << 20)),
+    // Each costs a little memory for as long as it waits.
+    key("portal.webhook.outboxEvents", &["MESA_WEBHOOK_OUTBOX_EVENTS"], integer(1, 100_000_000)),
+    key("portal.webhook.outboxBytes", &["MESA_WEBHOOK_OUTBOX_BYTES"], integer(1 << 10, DISK_BYTES_MAX)),
+    key("portal.webhook.allowPrivate", &["MESA_WEBHOOK_ALLOW_PRIVATE"], Kind::Bool),
     key("heartbeat.enabled", &["HEARTBEATS_ENABLED"], Kind::Bool),
     key("heartbeat.interval", &["HEARTBEAT_INTERVAL"], millis(0, DAY_MS)),
     key("heartbeat.maxAttempts", &["HEARTBEAT_MAX_ATTEMPTS"], integer(1, 100)),
@@ -123,12 +140,23 @@ pub(super) const KEYS: &[Key] = &[
     key("authentication.insecurePublic", &["MESA_INSECURE_PUBLIC"], Kind::Bool),
     Key { secret: true, ..key("authentication.jwt.secret", &["WS_KEY"], Kind::Text) },
     key("authentication.jwt.keyFile", &["MESA_JWT_KEY_FILE"], Kind::Text),
+    key("authentication.jwt.jwks.url", &["MESA_JWT_JWKS_URL"], Kind::Text),
+    key("authentication.jwt.jwks.refreshInterval", &["MESA_JWT_JWKS_REFRESH_INTERVAL"], millis(1000, 7 * DAY_MS)),
+    key("authentication.jwt.jwks.retryInterval", &["MESA_JWT_JWKS_RETRY_INTERVAL"], millis(100, DAY_MS)),
+    key("authentication.jwt.jwks.maxStale", &["MESA_JWT_JWKS_MAX_STALE"], millis(1000, 30 * DAY_MS)),
+    key("authentication.jwt.jwks.timeout", &["MESA_JWT_JWKS_TIMEOUT"], millis(100, 60 * 1000)),
+    key("authentication.jwt.jwks.allowPrivate", &["MESA_JWT_JWKS_ALLOW_PRIVATE"], Kind::Bool),
     key("authentication.jwt.algorithms", &["MESA_JWT_ALGORITHMS"], Kind::Texts),
     key("authentication.jwt.idClaim", &["MESA_JWT_ID_CLAIM"], Kind::Text),
     key("authentication.jwt.userClaim", &["MESA_JWT_USER_CLAIM"], Kind::Text),
     key("authentication.jwt.issuer", &["MESA_JWT_ISSUER"], Kind::Text),
     key("authentication.jwt.audience", &["MESA_JWT_AUDIENCE"], Kind::Text),
     key("authentication.jwt.leeway", &["MESA_JWT_LEEWAY"], millis(0, 60 * 60 * 1000)),
+    Key { secret: true, ..key("authentication.webhook.url", &["MESA_AUTH_WEBHOOK_URL"], Kind::Text) },
+    Key { secret: true, ..key("authentication.webhook.secret", &["MESA_AUTH_WEBHOOK_SECRET"], Kind::Text) },
+    key("authentication.webhook.timeout", &["MESA_AUTH_WEBHOOK_TIMEOUT"], millis(100, 5 * 60 * 1000)),
+    key("authentication.webhook.concurrency", &["MESA_AUTH_WEBHOOK_CONCURRENCY"], integer(1, 10_000)),
+    key("authentication.webhook.allowPrivate", &["MESA_AUTH_WEBHOOK_ALLOW_PRIVATE"], Kind::Bool),
     key("gracefullyExit", &["MESA_GRACEFULLY_EXIT"], Kind::Bool),
     key("store.path", &["MESA_STORE_PATH"], Kind::Text),
     key("store.durability", &["MESA_STORE_DURABILITY"], Kind::Durability),
@@ -229,6 +257,16 @@ pub(super) fn nearest_env(name: &str) -> Option<&'static str> {
         .filter(|(slips, known)| slips * 4 <= known.len())
         .min()
         .map(|(_, known)| known)
+}
+
+/// The event of a webhook that `name` was probably meant to be.
+pub(super) fn nearest_event(name: &str) -> Option<&'static str> {
+    if name.len() > 100 {
+        return None;
+    }
+    let name = name.to_lowercase();
+    let slips = WEBHOOK_EVENTS.iter().map(|known| (strsim::osa_distance(&name, known), *known));
+    slips.filter(|(slips, known)| slips * 3 <= known.len()).min().map(|(_, known)| known)
 }
 
 /// What was found where something else was expected, to be read after "but is".

@@ -7,6 +7,7 @@
 //! - `file`, `env`: what one source says, as values under dotted keys
 //! - `merge`: one source over another, each value with where it came from
 //! - `read`: values into the types below
+//! - `outgoing`: of those, whom the server asks and tells
 //! - `validate`: what must hold between them
 //! - `print`: the way back, for people to look at
 //!
@@ -19,9 +20,10 @@ mod file;
 mod keys;
 mod load;
 mod merge;
+mod outgoing;
 mod print;
 mod read;
-mod redis;
+mod remote;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -30,7 +32,8 @@ use std::{path::PathBuf, time::Duration};
 
 pub use error::ConfigError;
 pub use load::{Loaded, Sources, load};
-pub use redis::{Redis, parse as parse_redis};
+pub use outgoing::{AuthWebhook, Jwks, Webhook};
+pub use remote::{Redis, parse as parse_redis};
 
 /// Everything a server needs to know before it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +136,8 @@ pub struct Portal {
     pub enabled: bool,
     /// To each portal in turn, rather than at random. Default true.
     pub distribute_load: bool,
+    /// `portal.webhook.*`: tell a backend what happens; `None` without a URL.
+    pub webhook: Option<Webhook>,
 }
 
 /// `heartbeat.*`
@@ -174,6 +179,8 @@ pub struct Authentication {
     pub insecure_public: bool,
     /// `authentication.jwt.*`
     pub jwt: Option<Jwt>,
+    /// `authentication.webhook.*`: ask a backend; `None` without a URL.
+    pub webhook: Option<AuthWebhook>,
 }
 
 /// `authentication.jwt.*`
@@ -183,6 +190,8 @@ pub struct Jwt {
     pub secret: Option<String>,
     /// PEM file with a public key, for `RS*`, `PS*`, `ES*` and `EdDSA`.
     pub key_file: Option<PathBuf>,
+    /// `authentication.jwt.jwks.*`: public keys fetched from where they are published.
+    pub jwks: Option<Jwks>,
     /// Which algorithms are accepted. Never taken from the token. Default HS256 with a secret; must be named with a key.
     pub algorithms: Vec<String>,
     /// Claim that names the user. Default: `id`, then `sub`.

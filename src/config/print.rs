@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Config, Confirmation, Durability, Jwt, LogFormat, Overflow};
+use super::{AuthWebhook, Config, Confirmation, Durability, Jwks, Jwt, LogFormat, Overflow, Webhook};
 
 /// Stands for a secret. Too short to be taken for one when it is read again.
 const MASK: &str = "********";
 
 impl Config {
     /// Every documented key with the value that holds, in the structure of the file; secrets (`api.keys`,
-    /// `authentication.jwt.secret`, `redis`) as `********`. With the secrets put back it loads again to the same configuration.
+    /// `authentication.jwt.secret`, those of webhooks, what stands in the query of their addresses, and `redis`) as
+    /// `********`. With the secrets put back it loads again to the same configuration.
     #[must_use]
     pub fn effective(&self) -> Value {
         json!({
@@ -26,7 +27,11 @@ impl Config {
             },
             "options": { "storeMessages": self.store_messages },
             "sync": self.effective_sync(),
-            "portal": { "enabled": self.portal.enabled, "distributeLoad": self.portal.distribute_load },
+            "portal": {
+                "enabled": self.portal.enabled,
+                "distributeLoad": self.portal.distribute_load,
+                "webhook": effective_webhook(self.portal.webhook.as_ref()),
+            },
             "heartbeat": {
                 "enabled": self.heartbeat.enabled,
                 "interval": millis(self.heartbeat.interval),
@@ -95,6 +100,7 @@ impl Config {
             "insecure": authentication.insecure,
             "insecurePublic": authentication.insecure_public,
             "jwt": effective_jwt(authentication.jwt.as_ref()),
+            "webhook": effective_auth_webhook(authentication.webhook.as_ref()),
         })
     }
 
@@ -121,11 +127,14 @@ impl Config {
 fn effective_jwt(jwt: Option<&Jwt>) -> Value {
     let names = ["secret", "keyFile", "algorithms", "idClaim", "userClaim", "issuer", "audience", "leeway"];
     let Some(jwt) = jwt else {
-        return names.into_iter().map(|name| (name.to_owned(), Value::Null)).collect::<Map<_, _>>().into();
+        let mut unset: Map<_, _> = names.into_iter().map(|name| (name.to_owned(), Value::Null)).collect();
+        unset.insert("jwks".into(), effective_jwks(None));
+        return unset.into();
     };
     json!({
         "secret": jwt.secret.as_ref().map(|_| MASK),
         "keyFile": jwt.key_file.as_ref().map(|path| path.to_string_lossy()),
+        "jwks": effective_jwks(jwt.jwks.as_ref()),
         "algorithms": jwt.algorithms,
         "idClaim": jwt.id_claim,
         "userClaim": jwt.user_claim,
@@ -133,6 +142,57 @@ fn effective_jwt(jwt: Option<&Jwt>) -> Value {
         "audience": jwt.audience,
         "leeway": millis(jwt.leeway),
     })
+}
+
+fn effective_jwks(jwks: Option<&Jwks>) -> Value {
+    json!({
+        "url": jwks.map(|jwks| &jwks.url),
+        "refreshInterval": jwks.map(|jwks| millis(jwks.refresh_interval)),
+        "retryInterval": jwks.map(|jwks| millis(jwks.retry_interval)),
+        "maxStale": jwks.map(|jwks| millis(jwks.max_stale)),
+        "timeout": jwks.map(|jwks| millis(jwks.timeout)),
+        "allowPrivate": jwks.map(|jwks| jwks.allow_private),
+    })
+}
+
+/// Without an address, the rest as it would be.
+fn effective_webhook(webhook: Option<&Webhook>) -> Value {
+    let unset = Webhook::default();
+    let (there, webhook) = (webhook.is_some(), webhook.unwrap_or(&unset));
+    json!({
+        "url": there.then(|| without_secrets(&webhook.url)),
+        "secret": there.then_some(MASK),
+        "events": webhook.events,
+        "undeliveredAfter": millis(webhook.undelivered_after),
+        "timeout": millis(webhook.timeout),
+        "retryMin": millis(webhook.retry_min),
+        "retryMax": millis(webhook.retry_max),
+        "maxEvents": webhook.max_events,
+        "maxBytes": webhook.max_bytes,
+        "outboxEvents": webhook.outbox_events,
+        "outboxBytes": webhook.outbox_bytes,
+        "allowPrivate": webhook.allow_private,
+    })
+}
+
+fn effective_auth_webhook(webhook: Option<&AuthWebhook>) -> Value {
+    let unset = AuthWebhook::default();
+    let (there, webhook) = (webhook.is_some(), webhook.unwrap_or(&unset));
+    json!({
+        "url": there.then(|| without_secrets(&webhook.url)),
+        "secret": webhook.secret.as_ref().map(|_| MASK),
+        "timeout": millis(webhook.timeout),
+        "concurrency": webhook.concurrency,
+        "allowPrivate": webhook.allow_private,
+    })
+}
+
+/// An address without its query, in which tokens are common.
+fn without_secrets(url: &str) -> String {
+    match url.split_once('?') {
+        Some((address, _)) => format!("{address}?{MASK}"),
+        None => url.to_owned(),
+    }
 }
 
 /// As the file has durations.

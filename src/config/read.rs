@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    Authentication, Config, Confirmation, Durability, Jwt, Limits, LogFormat, Overflow, Redis, Sync,
+    AuthWebhook, Authentication, Config, Confirmation, Durability, Jwks, Jwt, Limits, LogFormat, Overflow, Redis, Sync,
+    Webhook,
     error::Problem,
     keys::{self, DAY_MS, Kind},
     merge::Settings,
@@ -25,6 +26,7 @@ pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<
     reader.sync(&mut config.sync);
     reader.field("portal.enabled", &mut config.portal.enabled, boolean);
     reader.field("portal.distributeLoad", &mut config.portal.distribute_load, boolean);
+    reader.webhook(&mut config.portal.webhook);
     reader.field("heartbeat.enabled", &mut config.heartbeat.enabled, boolean);
     reader.field("heartbeat.interval", &mut config.heartbeat.interval, millis);
     reader.field("heartbeat.maxAttempts", &mut config.heartbeat.max_attempts, integer);
@@ -87,8 +89,8 @@ impl Reader<'_> {
                 *redis = None;
                 return;
             }
-            Value::String(text) if entry.origin.ends_with("REDIS_SENTINELS") => super::redis::parse_sentinels(text),
-            value => super::redis::parse(value),
+            Value::String(text) if entry.origin.ends_with("REDIS_SENTINELS") => super::remote::parse_sentinels(text),
+            value => super::remote::parse(value),
         };
         match read {
             Ok(read) => *redis = Some(read),
@@ -119,12 +121,73 @@ impl Reader<'_> {
         if has_jwt(self.settings) {
             authentication.jwt = Some(self.jwt());
         }
+        self.auth_webhook(&mut authentication.webhook);
+    }
+
+    fn webhook(&mut self, webhook: &mut Option<Webhook>) {
+        let mut read = Webhook::default();
+        self.text_or_none("portal.webhook.url", &mut read.url);
+        self.text_or_none("portal.webhook.secret", &mut read.secret);
+        let mut events = None;
+        self.optional("portal.webhook.events", &mut events, texts);
+        read.events = events.unwrap_or(read.events);
+        self.field("portal.webhook.undeliveredAfter", &mut read.undelivered_after, millis);
+        self.field("portal.webhook.timeout", &mut read.timeout, millis);
+        self.field("portal.webhook.retryMin", &mut read.retry_min, millis);
+        self.field("portal.webhook.retryMax", &mut read.retry_max, millis);
+        self.field("portal.webhook.maxEvents", &mut read.max_events, integer);
+        self.field("portal.webhook.maxBytes", &mut read.max_bytes, integer);
+        self.field("portal.webhook.outboxEvents", &mut read.outbox_events, integer);
+        self.field("portal.webhook.outboxBytes", &mut read.outbox_bytes, integer);
+        self.field("portal.webhook.allowPrivate", &mut read.allow_private, boolean);
+        // A secret alone is half of one: that its address is missing is said of the whole.
+        if self.settings.has("portal.webhook.url") || self.settings.has("portal.webhook.secret") {
+            *webhook = Some(read);
+        }
+    }
+
+    fn auth_webhook(&mut self, webhook: &mut Option<AuthWebhook>) {
+        let mut read = AuthWebhook::default();
+        self.text_or_none("authentication.webhook.url", &mut read.url);
+        self.optional("authentication.webhook.secret", &mut read.secret, text);
+        self.field("authentication.webhook.timeout", &mut read.timeout, millis);
+        self.field("authentication.webhook.concurrency", &mut read.concurrency, integer);
+        self.field("authentication.webhook.allowPrivate", &mut read.allow_private, boolean);
+        if has_auth_webhook(self.settings) {
+            *webhook = Some(read);
+        }
+    }
+
+    fn jwks(&mut self) -> Option<Jwks> {
+        let is_set = |key: &&keys::Key| key.name.starts_with("authentication.jwt.jwks.") && self.settings.has(key.name);
+        keys::KEYS.iter().find(is_set)?;
+        let mut read = Jwks::default();
+        self.text_or_none("authentication.jwt.jwks.url", &mut read.url);
+        self.unless_null("authentication.jwt.jwks.refreshInterval", &mut read.refresh_interval, millis);
+        self.unless_null("authentication.jwt.jwks.retryInterval", &mut read.retry_interval, millis);
+        self.unless_null("authentication.jwt.jwks.maxStale", &mut read.max_stale, millis);
+        self.unless_null("authentication.jwt.jwks.timeout", &mut read.timeout, millis);
+        self.unless_null("authentication.jwt.jwks.allowPrivate", &mut read.allow_private, boolean);
+        Some(read)
+    }
+
+    /// A key that may be missing, and is empty then.
+    fn text_or_none(&mut self, name: &'static str, field: &mut String) {
+        self.unless_null(name, field, text);
+    }
+
+    /// A key that may be missing, and keeps its default then.
+    fn unless_null<T>(&mut self, name: &'static str, field: &mut T, convert: Convert<T>) {
+        if self.settings.has(name) {
+            self.field(name, field, convert);
+        }
     }
 
     fn jwt(&mut self) -> Jwt {
         let mut jwt = Jwt {
             secret: None,
             key_file: None,
+            jwks: None,
             algorithms: Vec::new(),
             id_claim: None,
             user_claim: None,
@@ -135,6 +198,7 @@ impl Reader<'_> {
         let (mut algorithms, mut leeway) = (None, None);
         self.optional("authentication.jwt.secret", &mut jwt.secret, text);
         self.optional("authentication.jwt.keyFile", &mut jwt.key_file, text);
+        jwt.jwks = self.jwks();
         self.optional("authentication.jwt.algorithms", &mut algorithms, texts);
         self.optional("authentication.jwt.idClaim", &mut jwt.id_claim, text);
         self.optional("authentication.jwt.userClaim", &mut jwt.user_claim, text);
@@ -167,6 +231,11 @@ impl Reader<'_> {
 /// Whether anything under `authentication.jwt` is set.
 pub(super) fn has_jwt(settings: &Settings) -> bool {
     keys::KEYS.iter().any(|key| key.name.starts_with("authentication.jwt.") && settings.has(key.name))
+}
+
+/// Whether a webhook is to tell who clients are.
+pub(super) fn has_auth_webhook(settings: &Settings) -> bool {
+    settings.has("authentication.webhook.url") || settings.has("authentication.webhook.secret")
 }
 
 fn boolean(value: &Value, _: Kind) -> Option<bool> {

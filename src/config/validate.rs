@@ -1,5 +1,7 @@
 //! What must hold of a whole configuration, whoever wrote it: a file, or a program that built it field by field.
 
+mod outgoing;
+
 use std::{net::IpAddr, time::Duration};
 
 use super::{
@@ -43,8 +45,10 @@ pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
     checks.names(config);
     checks.intervals(config);
     checks.authentication(config);
+    checks.outgoing(config);
     checks.sync(config);
     checks.api(config);
+    checks.redis(config);
     checks.origins(config.origins.as_deref().unwrap_or_default());
     checks.log(&config.log.level);
     if config.portal.enabled {
@@ -72,6 +76,9 @@ impl Checks {
     fn bounds(&mut self, config: &Config) {
         let limits = &config.limits;
         let whole = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let portal = config.portal.webhook.clone().unwrap_or_default();
+        let asked = config.authentication.webhook.clone().unwrap_or_default();
+        let jwks = config.authentication.jwt.as_ref().and_then(|jwt| jwt.jwks.clone()).unwrap_or_default();
         let numbers = [
             ("sync.maxMessages", config.sync.max_messages),
             ("sync.maxBytes", config.sync.max_bytes),
@@ -91,6 +98,11 @@ impl Checks {
             ("limits.unsyncedMessages", whole(limits.unsynced_messages)),
             ("limits.unsyncedBytes", whole(limits.unsynced_bytes)),
             ("limits.unsentBytes", whole(limits.unsent_bytes)),
+            ("portal.webhook.maxEvents", whole(portal.max_events)),
+            ("portal.webhook.maxBytes", portal.max_bytes),
+            ("portal.webhook.outboxEvents", portal.outbox_events),
+            ("portal.webhook.outboxBytes", portal.outbox_bytes),
+            ("authentication.webhook.concurrency", whole(asked.concurrency)),
         ];
         let leeway = config.authentication.jwt.as_ref().map_or(Duration::ZERO, |jwt| jwt.leeway);
         let durations = [
@@ -104,6 +116,15 @@ impl Checks {
             ("authentication.jwt.leeway", leeway),
             ("limits.headerTimeout", limits.header_timeout),
             ("limits.writeTimeout", limits.write_timeout),
+            ("portal.webhook.undeliveredAfter", portal.undelivered_after),
+            ("portal.webhook.timeout", portal.timeout),
+            ("portal.webhook.retryMin", portal.retry_min),
+            ("portal.webhook.retryMax", portal.retry_max),
+            ("authentication.webhook.timeout", asked.timeout),
+            ("authentication.jwt.jwks.refreshInterval", jwks.refresh_interval),
+            ("authentication.jwt.jwks.retryInterval", jwks.retry_interval),
+            ("authentication.jwt.jwks.maxStale", jwks.max_stale),
+            ("authentication.jwt.jwks.timeout", jwks.timeout),
         ];
         let durations = durations.map(|(name, duration)| (name, millis(duration)));
         for (name, number) in numbers.into_iter().chain(durations) {
@@ -204,7 +225,7 @@ impl Checks {
                 config.store.max_bytes, config.sync.max_bytes
             ));
         }
-        if authentication.jwt.is_none() && !authentication.insecure {
+        if authentication.jwt.is_none() && authentication.webhook.is_none() && !authentication.insecure {
             // A warning and no more: the documented object names no way either, because stock has it in code.
             self.warn(
                 "sync.enabled needs a way to tell who a client is; set authentication.jwt.secret (or WS_KEY in the \
@@ -221,14 +242,15 @@ impl Checks {
         if authentication.insecure {
             self.insecure(config, authentication);
         }
-        if authentication.jwt.is_none() && !authentication.insecure {
+        if authentication.jwt.is_none() && authentication.webhook.is_none() && !authentication.insecure {
             self.warn("no authentication is configured: clients can connect, but none can say who it is");
         }
     }
 
     fn insecure(&mut self, config: &Config, authentication: &Authentication) {
-        if authentication.jwt.is_some() {
-            self.warn("authentication.insecure has no effect beside authentication.jwt; remove it");
+        if authentication.jwt.is_some() || authentication.webhook.is_some() {
+            let beside = if authentication.jwt.is_some() { "jwt" } else { "webhook" };
+            self.warn(format!("authentication.insecure has no effect beside authentication.{beside}; remove it"));
         } else if is_loopback(&config.host) {
             self.warn("authentication.insecure is on: every token is believed; for development only");
         } else if authentication.insecure_public {
@@ -248,23 +270,32 @@ impl Checks {
     fn jwt(&mut self, jwt: &Jwt) {
         const SECRET: &str = "authentication.jwt.secret";
         const KEY_FILE: &str = "authentication.jwt.keyFile";
-        match (&jwt.secret, &jwt.key_file) {
-            (Some(_), Some(_)) => self.refuse(
+        const JWKS: &str = "authentication.jwt.jwks.url";
+        match (&jwt.secret, &jwt.key_file, &jwt.jwks) {
+            (Some(_), Some(_), None) => self.refuse(
                 &[KEY_FILE, SECRET],
                 "authentication.jwt has both a secret (or WS_KEY in the environment) and a keyFile; keep one of them",
             ),
-            (None, None) => self.refuse(
-                &[SECRET, KEY_FILE],
-                "authentication.jwt needs a secret (or WS_KEY in the environment) or a keyFile to check tokens with",
+            (Some(_), _, Some(_)) => self.refuse(
+                &[JWKS, SECRET],
+                "authentication.jwt has both a secret (or WS_KEY in the environment) and jwks; keep one of them",
             ),
-            (Some(secret), None) => self.secret(secret),
-            (None, Some(path)) if path.as_os_str().is_empty() => {
+            (None, Some(_), Some(_)) => {
+                self.refuse(&[JWKS, KEY_FILE], "authentication.jwt has both a keyFile and jwks; keep one of them");
+            }
+            (None, None, None) => self.refuse(
+                &[SECRET, KEY_FILE],
+                "authentication.jwt needs a secret (or WS_KEY in the environment), a keyFile or jwks to check tokens with",
+            ),
+            (Some(secret), None, None) => self.secret(secret),
+            (None, Some(path), None) if path.as_os_str().is_empty() => {
                 self.refuse(&[KEY_FILE], "authentication.jwt.keyFile must name a PEM file with a public key");
             }
-            (None, Some(_)) => {}
+            (None, Some(_), None) | (None, None, Some(_)) => {}
         }
-        // With both or neither it is unknown which algorithms would fit.
-        if jwt.secret.is_some() != jwt.key_file.is_some() {
+        // With several or none it is unknown which algorithms would fit.
+        let ways = [jwt.secret.is_some(), jwt.key_file.is_some(), jwt.jwks.is_some()];
+        if ways.into_iter().filter(|there| *there).count() == 1 {
             self.algorithms(jwt);
         }
         let texts = [
@@ -301,7 +332,11 @@ impl Checks {
         const NAME: &str = "authentication.jwt.algorithms";
         const WITH_SECRET: &[&str] = &["HS256", "HS384", "HS512"];
         const WITH_KEY: &[&str] = &["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
-        let (fitting, kind) = if jwt.secret.is_some() { (WITH_SECRET, "secret") } else { (WITH_KEY, "keyFile") };
+        let (fitting, kind) = match (&jwt.secret, &jwt.jwks) {
+            (Some(_), _) => (WITH_SECRET, "secret"),
+            (None, Some(_)) => (WITH_KEY, "JWKS"),
+            (None, None) => (WITH_KEY, "keyFile"),
+        };
         let fitting_names = fitting.join(", ");
         if jwt.algorithms.is_empty() {
             self.refuse(&[NAME], format!("{NAME} must name what is accepted with a {kind}: some of {fitting_names}"));
@@ -314,6 +349,16 @@ impl Checks {
                     format!("{NAME} has \"{algorithm}\", which does not go with a {kind}; it may have {fitting_names}"),
                 );
             }
+        }
+    }
+
+    /// What the embedded store alone has.
+    fn redis(&mut self, config: &Config) {
+        if config.redis.is_some() && config.portal.webhook.is_some() {
+            self.refuse(
+                &["portal.webhook", "redis"],
+                "portal.webhook needs the embedded store, which keeps what is to be told; remove it, or redis",
+            );
         }
     }
 

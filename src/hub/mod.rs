@@ -41,12 +41,15 @@ pub use self::{
     report::{DeviceReport, UserReport},
     session::{Attach, Batch, Foreign, Mark, Resumed, Session},
 };
-pub use crate::store::{Entry, Loss, Missed, Reason, Rejected, Store, StoreError};
+pub use crate::store::{
+    Entry, EventKind, Kept as KeptEvent, Loss, Missed, Outbox, OutboxEvent, OutboxOptions, ReadLimit, Reason, Rejected,
+    Store, StoreError,
+};
 use crate::{
     cluster::Cluster,
     message::{DeviceId, Seq, UserId},
     metrics::Metrics,
-    store::{Found, Note, ReadLimit},
+    store::{CommitListener, Found, Note},
 };
 use events::Listeners;
 use presence::Presence;
@@ -91,6 +94,8 @@ pub struct Hub {
     presence: Presence,
     cluster: Option<Arc<dyn Cluster>>,
     listeners: Listeners,
+    /// Who else is told of commits.
+    appended: Arc<OnceLock<CommitListener>>,
     cold_reads: Arc<Semaphore>,
     /// One at a time.
     backups: Arc<Semaphore>,
@@ -112,15 +117,31 @@ impl Hub {
         cluster: Option<Arc<dyn Cluster>>,
     ) -> Arc<Self> {
         let registry = Arc::new(Registry::new());
-        let listening = registry.clone();
-        store.on_commit(Arc::new(move |users| users.iter().for_each(|user| listening.wake(user))));
+        let appended: Arc<OnceLock<CommitListener>> = Arc::default();
+        let (listening, also) = (registry.clone(), appended.clone());
+        store.on_commit(Arc::new(move |users| {
+            users.iter().for_each(|user| listening.wake(user));
+            if let Some(also) = also.get() {
+                also(users);
+            }
+        }));
         let gaps = registry.clone();
         store.on_gap(Arc::new(move || gaps.everyone(|_, mailbox| mailbox.log_has_more())));
         let cold_reads = Arc::new(Semaphore::new(if store.is_far() { FAR_READS_MAX } else { COLD_READS_MAX }));
         let backups = Arc::new(Semaphore::new(1));
         let (presence, listeners) = (Presence::default(), Listeners::default());
-        let hub =
-            Arc::new(Self { settings, store, metrics, registry, presence, cluster, listeners, cold_reads, backups });
+        let hub = Arc::new(Self {
+            settings,
+            store,
+            metrics,
+            registry,
+            presence,
+            cluster,
+            listeners,
+            appended,
+            cold_reads,
+            backups,
+        });
         hub.hear_others();
         hub
     }
@@ -137,6 +158,12 @@ impl Hub {
     /// From here on `listener` is told what happens to clients. For as long as there is a hub.
     pub fn listen(&self, listener: Arc<dyn Listener>) {
         self.listeners.add(listener);
+    }
+
+    /// From here on `listener` is told which users have new messages in their logs, on the thread that commits them: it must
+    /// not wait for anything. Only the first that is set is told.
+    pub fn on_appended(&self, listener: impl Fn(&[UserId]) + Send + Sync + 'static) {
+        _ = self.appended.set(Arc::new(listener));
     }
 
     /// Connections in all, authenticated or not.

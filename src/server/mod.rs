@@ -33,10 +33,12 @@ use crate::{
     http::{Api, Http},
     hub::{Hub, MailboxBounds, Settings, Store, StoreError, SyncSettings},
     metrics::Metrics,
+    outgoing::UrlError,
     store::{
         Durability, Limits, Overflow,
         disk::{DiskOptions, open},
     },
+    webhook::{self, Webhook},
 };
 pub use listener::bind;
 use shared::Shared;
@@ -55,6 +57,9 @@ pub enum ServerError {
     /// The store cannot be opened, or has failed while the server ran.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The webhook cannot be set up.
+    #[error("portal.webhook: its address {0}")]
+    Webhook(#[from] UrlError),
     /// The listener has gone wrong.
     #[error("cannot listen: {0}")]
     Listen(#[from] io::Error),
@@ -67,6 +72,7 @@ pub struct Server {
     shared: Arc<Shared>,
     store: Arc<dyn Store>,
     http: Http,
+    webhook: Option<Webhook>,
 }
 
 impl Server {
@@ -85,6 +91,7 @@ impl Server {
             cache_bytes: config.store.cache_bytes,
             queue: config.limits.queue,
             limits: limits(&config),
+            outbox: config.portal.webhook.as_ref().map(webhook::outbox_options),
             ..DiskOptions::new(&config.store.path)
         };
         // Opening replays a journal: not for the event loop.
@@ -124,10 +131,11 @@ impl Server {
         Err(StoreError::Incompatible(why.to_owned()).into())
     }
 
-    /// Builds a server over a store that is open already.
+    /// Builds a server over a store that is open already. One that was opened without an outbox has no events for
+    /// webhooks.
     ///
     /// # Errors
-    /// When the configuration does not hold, or authentication cannot be set up.
+    /// When the configuration does not hold, or authentication or webhook cannot be set up.
     pub fn over(config: Config, listener: TcpListener, store: Arc<dyn Store>) -> Result<Self, ServerError> {
         Self::among(config, listener, store, None)
     }
@@ -152,9 +160,12 @@ impl Server {
             metrics: metrics.clone(),
             limits: config.limits.clone(),
         });
+        let webhook = config.portal.webhook.as_ref().zip(store.outbox());
+        let webhook =
+            webhook.map(|(to, outbox)| Webhook::new(to, &hub, store.clone(), outbox, metrics.clone())).transpose()?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::new(config, hub, metrics, authenticator));
-        Ok(Self { listener, address, shared, store, http })
+        Ok(Self { listener, address, shared, store, http, webhook })
     }
 
     /// Where the server listens.
@@ -169,7 +180,8 @@ impl Server {
     /// # Errors
     /// When the store fails while serving: clients are told (1011), and nothing more is promised.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
-        let Self { listener, shared, store, http, .. } = self;
+        let Self { listener, shared, store, http, webhook, .. } = self;
+        let telling = webhook.map(Webhook::start);
         let limits = &shared.config.limits;
         let slots = Slots::new(limits.connections, limits.connections_per_address);
         let (stop, stopped) = watch::channel(false);
@@ -180,7 +192,10 @@ impl Server {
             error = store.failure() => Some(error),
         };
         watching.abort();
-        shutdown::stop(&shared.hub, &store, &slots, &stop, accepting, failed).await.map_err(ServerError::from)
+        let stopped = shutdown::stop(&shared.hub, &store, &slots, &stop, accepting, failed).await;
+        // Last: clients that went are in the outbox now, for the next start.
+        drop(telling);
+        stopped.map_err(ServerError::from)
     }
 }
 

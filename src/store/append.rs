@@ -7,9 +7,9 @@ use super::{
     engine::EngineError,
     ids,
     log::{Log, Slot},
-    record::{Item, RECORD_BYTES, VALUE_BYTES_MAX},
+    record::{Item, RECORD_BYTES, StoredCursor, VALUE_BYTES_MAX},
 };
-use crate::message::{COLLAPSE_KEY_CHARACTERS_MAX, Seq, USER_ID_BYTES_MAX, UserId};
+use crate::message::{COLLAPSE_KEY_CHARACTERS_MAX, DeviceId, Seq, USER_ID_BYTES_MAX, UserId};
 
 /// Room a record keeps for what is said of one recipient: a stamp, and what went for it.
 const STAMP_BYTES_MAX: usize = 3 * (USER_ID_BYTES_MAX + 32);
@@ -166,6 +166,7 @@ impl Committer {
             return Ok(0);
         }
         let Some((from, to, entries)) = self.drop_oldest(user, bytes)? else { return Ok(0) };
+        self.shared.tell_dropped(user, from, to, entries);
         commit.push(&self.shared, &Item::Gone { user: user.as_str(), from, to, loss: Loss::Quota as u8 });
         Ok(entries)
     }
@@ -248,16 +249,20 @@ impl Committer {
             log.dirty = false;
             (log.cursors.take_changes(), log.seen_ms)
         })?;
-        for (device, cursor) in changes.cursors {
-            commit.make_room(CURSOR_BYTES_MAX);
-            let device = device.as_ref().map_or("", |device| device.as_str());
-            commit.push(&self.shared, &Item::Cursor { user: user.as_str(), device, cursor });
-        }
-        for device in changes.forgotten {
-            commit.make_room(CURSOR_BYTES_MAX);
-            let device = device.as_ref().map_or("", |device| device.as_str());
-            commit.push(&self.shared, &Item::Forgotten { user: user.as_str(), device });
-        }
+        let mut push_all = |cursors: Vec<(Option<DeviceId>, StoredCursor)>, forgotten: Vec<Option<DeviceId>>| {
+            for (device, cursor) in cursors {
+                commit.make_room(CURSOR_BYTES_MAX);
+                let device = device.as_ref().map_or("", |device| device.as_str());
+                commit.push(&self.shared, &Item::Cursor { user: user.as_str(), device, cursor });
+            }
+            for device in forgotten {
+                commit.make_room(CURSOR_BYTES_MAX);
+                let device = device.as_ref().map_or("", |device| device.as_str());
+                commit.push(&self.shared, &Item::Forgotten { user: user.as_str(), device });
+            }
+        };
+        push_all(changes.cursors, changes.forgotten);
+        push_all(changes.renewed, Vec::new());
         if at_ms > 0 {
             commit.make_room(CURSOR_BYTES_MAX);
             commit.push(&self.shared, &Item::Seen { user: user.as_str(), at_ms });

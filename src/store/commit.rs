@@ -6,6 +6,7 @@
 //! over HTTP: a tenth of the work went away, and a quarter of the throughput with it.)
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
@@ -55,7 +56,7 @@ pub(super) struct RecordInfo {
 /// Everything the commit thread owns.
 pub(super) struct Committer {
     pub(super) shared: Arc<Shared>,
-    durability: Durability,
+    pub(super) durability: Durability,
     pub(super) tuning: Tuning,
     pub(super) limits: Limits,
     pub(super) ids: Ids,
@@ -68,9 +69,13 @@ pub(super) struct Committer {
     pub(super) settling: Option<Settling>,
     pub(super) next_record: u64,
     /// Appends that were answered and are not synced yet: only where that is allowed.
-    unsynced: u64,
+    pub(super) unsynced: u64,
     /// Something was written to the journal and is not synced yet.
     behind: bool,
+    /// Chunks were put that no barrier stands behind yet.
+    pub(super) chunks_behind: Cell<bool>,
+    /// Something was put into the outbox that is not synced yet, as that is allowed.
+    pub(super) outbox_behind: bool,
     /// There is more room to be given back.
     tidying: bool,
     synced: Instant,
@@ -111,6 +116,8 @@ impl Committer {
             next_record: recovered.next_record,
             unsynced: 0,
             behind: false,
+            chunks_behind: Cell::new(false),
+            outbox_behind: false,
             tidying: false,
             synced: now,
             evicted: now,
@@ -143,6 +150,7 @@ impl Committer {
             let trim = std::mem::take(&mut taken.trim);
             let idle = taken.ops.is_empty() && taken.dirty.is_empty();
             self.commit(taken)?;
+            self.write_outbox()?;
             if !trim.is_empty() {
                 // What lets entries go is not to be forgotten when they are gone.
                 self.sync_if_behind()?;
@@ -211,6 +219,10 @@ impl Committer {
         self.publish(commit);
         tidy.sort_unstable();
         tidy.dedup();
+        if !tidy.is_empty() {
+            // What takes the place of entries is not to be forgotten when they are gone.
+            self.sync_if_behind()?;
+        }
         tidy.iter().try_for_each(|user| self.purge(user))
     }
 
@@ -252,6 +264,8 @@ impl Committer {
         if planted::is(Bug::EarlyAnswer) {
             commit.answers.drain(..).for_each(Answer::give);
         }
+        // Before what it tells of: what a crash leaves of that was told.
+        self.write_outbox()?;
         let engine = &self.shared.engine;
         for (number, record) in &commit.records {
             if planted::once_in(Bug::LostRecord, 50) {
@@ -283,13 +297,18 @@ impl Committer {
         }
     }
 
-    fn sync_if_behind(&mut self) -> Result<(), EngineError> {
+    /// What is not in the journal for good must not be counted on by what is put elsewhere.
+    pub(super) fn sync_if_behind(&mut self) -> Result<(), EngineError> {
         if self.behind { self.sync() } else { Ok(()) }
     }
 
-    /// Syncs all that was written to the journal.
+    /// Syncs all that was written to the journal, and what was put into the outbox with it.
     fn sync(&mut self) -> Result<(), EngineError> {
-        self.shared.engine.sync()?;
+        if std::mem::take(&mut self.outbox_behind) {
+            self.shared.engine.checkpoint()?;
+        } else {
+            self.shared.engine.sync()?;
+        }
         self.behind = false;
         self.unsynced = 0;
         self.synced = Instant::now();
@@ -339,6 +358,7 @@ impl Committer {
 
     /// Commits are all made: settles what is cheap to settle, and leaves word that nothing is amiss.
     fn close(&mut self) -> Result<(), EngineError> {
+        self.write_outbox()?;
         let engine = &self.shared.engine;
         engine.checkpoint()?;
         engine.put(Table::Meta, super::recovery::CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;
@@ -371,6 +391,10 @@ impl Committer {
     }
 
     pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
+        if self.chunks_behind.replace(false) {
+            // It may count on one of them.
+            self.shared.engine.barrier()?;
+        }
         let lapses = self.shared.index.lapses();
         let row = self.with(user, |log| {
             log.row_lapses = Some(lapses);

@@ -16,6 +16,8 @@ pub struct Cursor {
     pub attached: u32,
     /// It is not in the journal as it stands.
     pub dirty: bool,
+    /// It was said to be forgotten, and is here only because there is no other: what is said of it next replaces it.
+    pub stale: bool,
 }
 
 /// All cursors of one user. An entry is needed until each of them is past it, so there is always at least one: a log
@@ -37,8 +39,11 @@ impl Default for Cursors {
 /// What a user's cursors have to say to the journal.
 #[derive(Debug)]
 pub struct Changes {
+    /// Written first.
     pub cursors: Vec<(Option<DeviceId>, StoredCursor)>,
     pub forgotten: Vec<Option<DeviceId>>,
+    /// Written behind those that are forgotten: each was forgotten and has begun anew, and does not know what it had.
+    pub renewed: Vec<(Option<DeviceId>, StoredCursor)>,
 }
 
 impl Cursors {
@@ -65,6 +70,14 @@ impl Cursors {
         let mut all = self.all();
         let first = all.next().map(|cursor| cursor.received.clone()).unwrap_or_default();
         all.fold(first, |common, cursor| common.intersection(&cursor.received))
+    }
+
+    /// Who has not received `seq`.
+    pub fn lacking(&self, seq: Seq) -> Vec<Option<DeviceId>> {
+        let shared = self.shared.iter().map(|cursor| (None, cursor));
+        let devices = self.devices.iter().map(|(device, cursor)| (Some(device.clone()), cursor));
+        let lack = shared.chain(devices).filter(|(_, cursor)| !cursor.received.contains(seq));
+        lack.map(|(device, _)| device).collect()
     }
 
     pub fn devices(&self) -> &[(DeviceId, Cursor)] {
@@ -111,7 +124,6 @@ impl Cursors {
         now_ms: u64,
     ) -> Result<Received, StoreError> {
         if self.get(device).is_none() {
-            self.forgotten.retain(|forgotten| forgotten.as_ref() != device);
             let fresh = Cursor { received: Received::from_parts(self.through(), &[]), ..Cursor::default() };
             match device {
                 None => self.shared = Some(fresh),
@@ -206,16 +218,16 @@ impl Cursors {
 
     /// What has changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
-        let mut cursors = Vec::new();
-        if let Some(shared) = self.shared.as_mut().filter(|shared| shared.dirty) {
-            shared.dirty = false;
-            cursors.push((None, shared.stored()));
-        }
-        for (device, cursor) in self.devices.iter_mut().filter(|(_, cursor)| cursor.dirty) {
+        let forgotten = std::mem::take(&mut self.forgotten);
+        let (mut cursors, mut renewed) = (Vec::new(), Vec::new());
+        let shared = self.shared.iter_mut().map(|cursor| (None, cursor));
+        let devices = self.devices.iter_mut().map(|(device, cursor)| (Some(&*device), cursor));
+        for (device, cursor) in shared.chain(devices).filter(|(_, cursor)| cursor.dirty) {
             cursor.dirty = false;
-            cursors.push((Some(device.clone()), cursor.stored()));
+            let changed = (device.cloned(), cursor.stored());
+            if forgotten.contains(&changed.0) { renewed.push(changed) } else { cursors.push(changed) }
         }
-        Changes { cursors, forgotten: std::mem::take(&mut self.forgotten) }
+        Changes { cursors, forgotten, renewed }
     }
 
     /// One of them was seen at that time, or later.
@@ -245,7 +257,7 @@ impl Cursors {
                 self.devices.retain(|(name, _)| name != device);
             }
             // The last one stays, whatever was written.
-            _ => {}
+            last => self.get_mut(last).into_iter().for_each(|cursor| cursor.stale = true),
         }
     }
 

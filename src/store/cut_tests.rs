@@ -17,12 +17,13 @@ use super::{
     engine::{Engine, EngineError, Table},
     journal::{self, Options, Tuning},
     memory::Memory,
+    record::journal_key,
 };
 use crate::message::{DispatchId, Payload, Seq, UserId};
 
 /// Tables that take so many writes and then no more. What the power leaves of them is what the contract of an [`Engine`]
 /// allows: of the journal, of the inboxes' values and of everything else a prefix each, behind what was made to last.
-struct Cut {
+pub(super) struct Cut {
     /// What readers see.
     tables: Memory,
     left: AtomicI64,
@@ -50,7 +51,7 @@ struct Change {
 }
 
 impl Cut {
-    fn new(tables: &Memory, writes: i64) -> Arc<Self> {
+    pub(super) fn new(tables: &Memory, writes: i64) -> Arc<Self> {
         let written = Mutex::default();
         Arc::new(Self { tables: tables.clone(), left: AtomicI64::new(writes), written, seed: writes.unsigned_abs() })
     }
@@ -81,7 +82,7 @@ impl Cut {
     }
 
     /// What is there when the power is back, of tables that were `before` when all this began.
-    fn left_of(&self, before: Memory) -> Memory {
+    pub(super) fn left_of(&self, before: Memory) -> Memory {
         let written = self.written.lock();
         let mut seed = self.seed;
         let mut choose = |from: usize, to: usize| {
@@ -121,6 +122,13 @@ impl Engine for Cut {
         self.change(table, key, None)
     }
 
+    fn take_back(&self, number: u64) -> Result<(), EngineError> {
+        self.remove(Table::Journal, &journal_key(number))?;
+        let mut written = self.written.lock();
+        written.journal_lasts = written.journal.len();
+        Ok(())
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         self.tables.get(table, key)
     }
@@ -131,6 +139,10 @@ impl Engine for Cut {
 
     fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
         self.tables.floor(table, key)
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        self.write()
     }
 
     fn sync(&self) -> Result<(), EngineError> {

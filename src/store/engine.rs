@@ -17,6 +17,8 @@ pub enum Table {
     Meta,
     /// Record number → ids of appends that were done once.
     Ids,
+    /// What is to be told to the outside world.
+    Outbox,
 }
 
 /// An engine did not do what was asked.
@@ -35,14 +37,15 @@ impl EngineError {
 ///
 /// # Contract
 /// - *One writer.* Only the commit thread puts, removes and syncs; anybody reads.
-/// - *A killed process* takes back nothing of the journal and of inboxes, and of the other tables no more than a power cut.
+/// - *A killed process* takes back nothing of the journal and of inboxes' values, and of the other tables nothing that was
+///   put before the last flush.
 /// - *A power cut* leaves of the journal all that was synced, and any prefix of what was put behind that. It leaves of the
 ///   other tables a prefix of what was put and removed, over all of them, with all up to the last checkpoint. What is new
 ///   in an inbox may be there by its key and unreadable, unless a barrier stood behind it; what replaces a value never is.
 /// - *Between* the journal and the other tables there is no order but by barriers and checkpoints: so what counts on the
 ///   journal or on a new value of an inbox is put behind a barrier, and what the other tables make superfluous in the
 ///   journal is removed from it behind a checkpoint.
-/// - The journal is put in the order of its numbers, without a gap, and removed from its ends.
+/// - The journal is put in the order of its numbers, without a gap, and removed from its beginning.
 /// - A failed write or sync is final: the caller asks for nothing more.
 /// - A value of an inbox that is not what was written is given as empty, which is no chunk: it concerns one user.
 pub trait Engine: Send + Sync + 'static {
@@ -50,18 +53,27 @@ pub trait Engine: Send + Sync + 'static {
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
     /// Removes a value, if it is there.
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError>;
+    /// Takes back the last record of the journal, which nobody was answered for: as if it had never been put. Lasts.
+    fn take_back(&self, number: u64) -> Result<(), EngineError>;
     /// Reads a value.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
     /// Visits the pairs from `from` on, in order, until `visit` returns false.
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError>;
     /// The pair with the highest key at or below `key`.
     fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError>;
+    /// Hands what was put into the other tables to the system: a killed process does not take that back.
+    fn flush(&self) -> Result<(), EngineError>;
     /// Makes the journal survive a power cut, up to its last record.
     fn sync(&self) -> Result<(), EngineError>;
     /// Makes the journal and the inboxes' values survive a power cut.
     fn barrier(&self) -> Result<(), EngineError>;
     /// Makes all of it survive a power cut.
     fn checkpoint(&self) -> Result<(), EngineError>;
+
+    /// Sets values that replace others, in one go.
+    fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
+        pairs.iter().try_for_each(|(key, value)| self.put(table, key, value))
+    }
 
     /// Gives back room that nothing needs, a little of it; true if there is more to do at once.
     fn tidy(&self) -> Result<bool, EngineError> {

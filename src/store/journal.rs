@@ -26,6 +26,7 @@ use super::{
     engine::Engine,
     index::Index,
     log::Log,
+    outbox::{Outbox, OutboxOptions},
     queue::{Op, Queue},
     recent::Recent,
     record::fingerprint,
@@ -47,6 +48,8 @@ pub struct Options {
     pub queue: usize,
     /// What is kept at most.
     pub limits: Limits,
+    /// What is to be told to the outside world, if anything is.
+    pub outbox: Option<OutboxOptions>,
     /// For tests.
     pub tuning: Tuning,
     /// Milliseconds by which the store's clock is ahead of what it would be: for tests of what takes days.
@@ -61,6 +64,7 @@ impl Default for Options {
             durability: Durability::Always,
             queue: 10_000,
             limits: Limits::default(),
+            outbox: None,
             tuning: Tuning::default(),
             ahead_ms: Arc::default(),
         }
@@ -109,6 +113,8 @@ pub(super) struct Shared {
     pub opened: Instant,
     pub clock: Clock,
     pub devices_max: usize,
+    /// What is to be told to the outside world, if anything is.
+    pub outbox: Option<Arc<Outbox>>,
     /// Why nothing is taken for now, if nothing is.
     pub full: RwLock<Option<Arc<str>>>,
     /// Where the store was opened from, if that was a runtime.
@@ -128,18 +134,22 @@ pub(super) struct Journal {
 pub(super) fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn Store>, StoreError> {
     let namespace = options.namespace.clone().unwrap_or_default();
     let recovered = recovery::recover(engine.clone(), &namespace, &options)?;
+    let queue = Queue::new(options.queue);
+    let outbox = options.outbox.clone();
+    let outbox = outbox.map(|kept| Outbox::open(engine.clone(), queue.clone(), recovered.clock.clone(), kept));
     let shared = Arc::new(Shared {
         engine,
         namespace: fingerprint(&namespace),
         index: recovered.index,
         recent: Recent::default(),
-        queue: Queue::new(options.queue),
+        queue,
         listener: RwLock::default(),
         failed: watch::Sender::new(None),
         committing: AtomicU64::new(0),
         opened: Instant::now(),
         clock: recovered.clock,
         devices_max: options.limits.devices,
+        outbox: outbox.transpose()?,
         full: RwLock::default(),
         runtime: tokio::runtime::Handle::try_current().ok(),
     });
@@ -185,7 +195,9 @@ impl Store for Journal {
     fn note(&self, user: &UserId, note: Note) {
         let noted = self.shared.index.with(user, |log| take_note(log, &note, self.shared.index.now()));
         match noted {
-            Ok(Noted { dirty, trim }) => {
+            Ok(Noted { dirty, trim, new }) => {
+                // Before the commit thread learns of the receipt.
+                self.shared.tell_delivered(user, note.device.as_ref(), new);
                 if dirty {
                     self.shared.queue.dirty(user.clone());
                 }
@@ -240,6 +252,14 @@ impl Store for Journal {
 
     fn missed(&self, user: &UserId, device: Option<&DeviceId>, from: Seq, to: Seq) -> Result<Vec<Missed>, StoreError> {
         self.shared.missed(user, device, from, to)
+    }
+
+    fn outbox(&self) -> Option<Arc<Outbox>> {
+        self.shared.outbox.clone()
+    }
+
+    fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
+        self.shared.index.with(user, |log| log.cursors.lacking(seq))
     }
 
     fn full(&self) -> Option<Arc<str>> {
@@ -345,15 +365,19 @@ pub(super) fn state(log: &mut Log, now_s: u32) -> UserState {
 pub(super) struct Noted {
     dirty: bool,
     trim: bool,
+    /// What was received for the first time on its device, from the first new one on.
+    new: Option<(Seq, Seq)>,
 }
 
 fn take_note(log: &mut Log, note: &Note, now: u32) -> Noted {
     log.touched = now;
-    let mut changed = false;
+    let (mut changed, mut new) = (false, None);
     if let Some((from, to)) = note.received {
         // A client cannot have received what it was never sent: what is beyond the head is a mistake or an attack.
         let to = to.min(log.head);
+        let had = log.cursors.get(note.device.as_ref()).map_or(0, |cursor| cursor.received.through());
         changed |= log.cursors.receive(note.device.as_ref(), from, to);
+        new = changed.then_some((from.max(had + 1), to));
         if planted::is(Bug::DeviceShares) {
             log.cursors.all_receive(from, to);
         }
@@ -367,5 +391,5 @@ fn take_note(log: &mut Log, note: &Note, now: u32) -> Noted {
     log.trimming |= trim;
     let dirty = changed && !log.dirty;
     log.dirty |= changed;
-    Noted { dirty, trim }
+    Noted { dirty, trim, new }
 }

@@ -285,10 +285,11 @@ impl Log {
         self.lose(seq, seq, Loss::Collapsed);
     }
 
-    /// Lets go of entries in the journal that have expired; they stay there until it is settled, and are not shown.
-    pub fn drop_expired(&mut self, now_s: u32) {
+    /// Lets go of entries in the journal that have expired; they stay there until it is settled, and are not shown. Returns
+    /// those that somebody had not received, rising.
+    pub fn drop_expired(&mut self, now_s: u32) -> Vec<Seq> {
         if self.slots_expire_s == 0 || self.slots_expire_s > now_s {
-            return;
+            return Vec::new();
         }
         let (mut bytes, mut next, head) = (0, 0, self.head);
         let mut dropped = Vec::new();
@@ -305,6 +306,8 @@ impl Log {
         });
         (self.slot_bytes, self.slots_expire_s) = (bytes, next);
         self.forget_keys(&dropped);
+        dropped.retain(|seq| !self.cursors.contain(*seq));
+        dropped
     }
 
     /// Entries in the inbox that have a key.

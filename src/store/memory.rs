@@ -9,14 +9,14 @@ use super::{
     Store, StoreError,
     engine::{Engine, EngineError, Table},
     journal::{self, Options},
-    record::is_inbox_key_of,
+    record::{is_inbox_key_of, journal_key},
 };
 
 type Pairs = BTreeMap<Vec<u8>, Bytes>;
 
 /// Tables in memory. Cloning shares them, so that a store can be opened on them again.
 #[derive(Clone, Default)]
-pub struct Memory(Arc<[RwLock<Pairs>; 5]>);
+pub struct Memory(Arc<[RwLock<Pairs>; 6]>);
 
 impl Memory {
     fn table(&self, table: Table) -> &RwLock<Pairs> {
@@ -67,6 +67,10 @@ impl Engine for Memory {
         Ok(())
     }
 
+    fn take_back(&self, number: u64) -> Result<(), EngineError> {
+        self.remove(Table::Journal, &journal_key(number))
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         Ok(self.table(table).read().get(key).cloned())
     }
@@ -82,6 +86,10 @@ impl Engine for Memory {
         let pairs = self.table(table).read();
         let mut range = pairs.range::<[u8], _>((Bound::Unbounded, Bound::Included(key)));
         Ok(range.next_back().map(|(key, value)| (Bytes::copy_from_slice(key), value.clone())))
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), EngineError> {

@@ -14,6 +14,7 @@
 //! - `settle`: what becomes of the journal: inboxes, rows, and room for more
 //! - `room`, `sweep`: limits, and what has to be looked at although nothing happens
 //! - `clock`: the time by which entries expire
+//! - `outbox`: what is to be told to the outside world and was not yet
 //! - `recent`, `read`: reading, from memory or from the tables
 //! - `journal`: all of that as a [`Store`]
 //! - `recovery`: opening
@@ -28,8 +29,10 @@
 //! writes and one sync. What is still unread after a while is *settled* into the recipients' *inboxes*, many messages
 //! to a chunk, and the record removed. Rows in *users* say where each log stands.
 //!
-//! Writes are ordered so that any prefix of them is a valid state: chunks before the rows that count on them, rows
-//! before the removal of the records they replace. There is no batch and no transaction anywhere.
+//! On disk the journal and the chunks are in plain files, which are appended to and removed; the tables are sled's. So
+//! what a crash leaves of these three is a prefix each, and the order between them is made by hand: chunks, a *barrier*,
+//! the rows that count on them, a *checkpoint*, the removal of the records that they replace. There is no batch and no
+//! transaction anywhere. The contract of an engine says it exactly, and a test cuts the power after every single write.
 
 use std::{
     fmt,
@@ -59,6 +62,7 @@ pub mod inspect;
 pub mod journal;
 mod log;
 pub mod memory;
+mod outbox;
 pub mod portable;
 mod queue;
 mod read;
@@ -73,6 +77,7 @@ pub mod salvage;
 mod settle;
 mod sweep;
 
+pub use outbox::{EventKind, Kept, Outbox, OutboxEvent, OutboxOptions, OutboxStatus};
 pub use received::Received;
 
 /// Gaps in one log of which it is known why they are there.
@@ -539,6 +544,18 @@ pub trait Store: Send + Sync + 'static {
 
     /// Sets who is told that commits may have been missed: any log may have more.
     fn on_gap(&self, _listener: Arc<dyn Fn() + Send + Sync>) {}
+
+    /// What is to be told to the outside world, if anything is.
+    fn outbox(&self) -> Option<Arc<Outbox>> {
+        None
+    }
+
+    /// Who has not received `seq` of a user's log: devices, and `None` for clients without one. Empty where nobody is left
+    /// who could get it.
+    ///
+    /// # Errors
+    /// When what is stored of the user cannot be read.
+    fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError>;
 
     /// Why nothing is taken for now ([`StoreError::Full`]), if nothing is.
     fn full(&self) -> Option<Arc<str>>;

@@ -51,6 +51,8 @@ struct Inside {
     trim: Vec<UserId>,
     /// Nothing more is taken, for this reason.
     closed: Option<StoreError>,
+    /// The outbox has something to write.
+    nudged: bool,
     waiting: bool,
 }
 
@@ -115,6 +117,14 @@ impl Queue {
         }
     }
 
+    /// The outbox has something to write.
+    pub fn nudge(&self) {
+        let mut inside = self.inside.lock();
+        if !std::mem::replace(&mut inside.nudged, true) {
+            self.wake(&mut inside);
+        }
+    }
+
     fn wake(&self, inside: &mut Inside) {
         if std::mem::take(&mut inside.waiting) {
             self.ready.notify_one();
@@ -127,7 +137,7 @@ impl Queue {
         let mut inside = self.inside.lock();
         let start = Instant::now();
         while inside.ops.is_empty() {
-            let notes = !inside.dirty.is_empty() || !inside.trim.is_empty();
+            let notes = inside.nudged || !inside.dirty.is_empty() || !inside.trim.is_empty();
             let patience = if notes { linger.min(idle) } else { idle };
             let left = patience.saturating_sub(start.elapsed());
             if left.is_zero() {
@@ -136,7 +146,7 @@ impl Queue {
             inside.waiting = true;
             self.ready.wait_for(&mut inside, left);
         }
-        inside.waiting = false;
+        (inside.waiting, inside.nudged) = (false, false);
         let mut taken =
             Taken { ops: Vec::new(), dirty: std::mem::take(&mut inside.dirty), trim: std::mem::take(&mut inside.trim) };
         let mut bytes = 0;

@@ -85,9 +85,10 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         );
         return Err(StoreError::Damaged(told.into()));
     }
-    let lapses = begin(&*engine, options.durability).map_err(failed)?;
     drop_settled(&*engine, settled).map_err(failed)?;
+    // Before anything is synced: what is synced is never taken back.
     drop_unfinished_commit(&*engine)?;
+    let lapses = begin(&*engine, options.durability).map_err(failed)?;
     let clock_ms = engine.get(Table::Meta, CLOCK_KEY).map_err(failed)?;
     let mut replay = Replay {
         engine: engine.clone(),
@@ -184,7 +185,8 @@ fn drop_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
         if !goes_on {
             return Ok(());
         }
-        engine.remove(Table::Journal, &key).map_err(failed)?;
+        let Some(number) = journal_number(&key) else { return Ok(()) };
+        engine.take_back(number).map_err(failed)?;
     }
     Ok(())
 }
@@ -426,14 +428,14 @@ impl Log {
     /// Takes in a cursor. The row may know of more that it has received.
     fn replay_cursor(&mut self, device: Option<DeviceId>, cursor: &StoredCursor) {
         match self.cursors.get(device.as_ref()) {
-            Some(_) => {
+            Some(known) if !known.stale => {
                 self.cursors.receive(device.as_ref(), 1, cursor.through);
                 for &(from, to) in &cursor.islands {
                     self.cursors.receive(device.as_ref(), from, to);
                 }
                 self.cursors.saw(device.as_ref(), cursor.seen_ms);
             }
-            None => self.cursors.restore(device, cursor),
+            _ => self.cursors.restore(device, cursor),
         }
     }
 }

@@ -106,8 +106,8 @@ impl Committer {
     /// Whether going through a user's inbox may make room: some of it has expired, or the tally may be off.
     pub(super) fn purge_is_due(&self, user: &UserId) -> Result<bool, EngineError> {
         let now_s = self.shared.clock.now_s();
+        self.drop_expired(user, now_s)?;
         self.with(user, |log| {
-            log.drop_expired(now_s);
             let rested = log.purged.is_none_or(|purged| now_s.saturating_sub(purged) >= PURGE_PAUSE_S);
             // After a crash the tally may be a little too high.
             let stale = is_past(log.inbox_expires_s, now_s) || log.purged.is_none();
@@ -130,6 +130,7 @@ impl Committer {
         let (released, gone, mut keyed) =
             self.with(user, |log| (log.released(), log.gone.clone(), log.settled_keys()))?;
         let (mut tally, mut expires_s) = (Tally::default(), 0);
+        let mut expired = Vec::new();
         let mut from = inbox_key(user.as_str(), 0);
         loop {
             let mut chunks = Vec::new();
@@ -143,6 +144,7 @@ impl Committer {
             let Some((last, _)) = chunks.last() else { break };
             from.clone_from(last);
             from.push(0);
+            let mut replaced = Vec::new();
             for (key, value) in &chunks {
                 let entries = match chunk_entries(value) {
                     Ok(entries) => entries,
@@ -152,11 +154,12 @@ impl Committer {
                     }
                 };
                 let whole = entries.len();
+                let wanted = |seq: Seq| seq > released && !gone.hides(seq);
+                let past = entries.iter().filter(|(entry, expires_s)| wanted(entry.seq) && is_past(*expires_s, now_s));
+                expired.extend(past.map(|(entry, _)| entry.seq));
                 let kept: Vec<_> = entries
                     .iter()
-                    .filter(|(entry, expires_s)| {
-                        entry.seq > released && !gone.hides(entry.seq) && !is_past(*expires_s, now_s)
-                    })
+                    .filter(|(entry, expires_s)| wanted(entry.seq) && !is_past(*expires_s, now_s))
                     .map(|(entry, expires_s)| (entry.seq, *expires_s, &entry.payload.as_bytes()[..]))
                     .collect();
                 for (seq, at_s, payload) in &kept {
@@ -172,9 +175,16 @@ impl Committer {
                 } else if kept.len() < whole {
                     let chunk =
                         Chunk::V2 { namespace: self.shared.namespace, user: user.as_str(), entries: kept }.encode();
-                    self.shared.engine.put(Table::Inbox, key, &chunk)?;
+                    replaced.push((key.clone(), chunk));
                 }
             }
+            if !replaced.is_empty() {
+                self.shared.engine.replace(Table::Inbox, &replaced)?;
+            }
+        }
+        if clean && !expired.is_empty() {
+            self.with(user, |log| expired.retain(|seq| !log.cursors.contain(*seq)))?;
+            self.shared.tell_expired(user, &expired);
         }
         self.with(user, |log| {
             log.inbox = tally;

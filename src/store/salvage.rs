@@ -32,6 +32,14 @@ const LAPSES: u32 = 16;
 /// # Errors
 /// When there is something at `out`, or it cannot be written.
 pub fn salvage(inspection: &mut Inspection, out: &Path) -> Result<Contents, StoreError> {
+    let other = inspection.facts().format.clone().filter(|format| format.as_bytes() != FORMAT);
+    if let Some(format) = other {
+        let ours = String::from_utf8_lossy(FORMAT);
+        let told = format!(
+            "the store has format {format}, and this version saves what is left of {ours}. Use the version that wrote it"
+        );
+        return Err(StoreError::Incompatible(told));
+    }
     let namespace = inspection.facts().namespace.clone().unwrap_or_default();
     let mut build = Build::begin(out, &namespace)?;
     let ids: Vec<StoredId> = inspection.ids().iter().map(|done| done.0.clone()).collect();

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Reason, Rejected,
+    Durability, Reason, Rejected,
     append::once_found,
     commit::Committer,
     engine::{EngineError, Table},
@@ -92,6 +92,8 @@ impl Committer {
                 self.gather(&mut settling)?;
                 if settling.gathered == settling.records {
                     settling.left = settling.users.drain().collect();
+                    // Or a chunk could outlive the record it was made of, where answers do not wait for the disk.
+                    self.sync_if_behind()?;
                 }
             } else if let Some(user) = settling.left.pop() {
                 if let Some(entries) = settling.pending.remove(&user) {
@@ -101,13 +103,20 @@ impl Committer {
             } else if !settling.moved {
                 // Rows count on the chunks, and on all that the journal says.
                 self.shared.engine.barrier()?;
+                self.chunks_behind.set(false);
                 settling.moved = true;
             } else if let Some(user) = settling.rows.pop() {
+                if self.durability != Durability::Always {
+                    // A row says how the log is now: more than the barrier has seen, where answers do not wait.
+                    self.sync_if_behind()?;
+                }
                 self.settle_row(&user)?;
             } else if settling.removed < settling.records {
                 if settling.removed == 0 {
                     self.put_ids(std::mem::take(&mut settling.ids), settling.records)?;
                     self.put_settled(settling.records)?;
+                    // What expired on the way is told before the records that had it go.
+                    self.write_outbox()?;
                     self.shared.engine.checkpoint()?;
                 }
                 self.remove_oldest()?;
@@ -154,6 +163,7 @@ impl Committer {
     /// Moves a user's entries to the inbox.
     fn settle_entries(&self, user: &UserId, entries: &[Pending]) -> Result<(), EngineError> {
         let now_s = self.shared.clock.now_s();
+        self.drop_expired(user, now_s)?;
         // What has been received, replaced or dropped since they were gathered has no slot any more.
         let there: Vec<bool> =
             self.with(user, |log| entries.iter().map(|entry| log.slot(entry.seq).is_some()).collect())?;
@@ -291,6 +301,7 @@ impl Committer {
             let (chunk, after) = rest.split_at(count);
             let entries = chunk.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
             let value = Chunk::V2 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
+            self.chunks_behind.set(true);
             self.shared.engine.put(Table::Inbox, &inbox_key(user.as_str(), first.seq), &value)?;
             rest = after;
         }

@@ -88,7 +88,7 @@ impl Committer {
 
     /// Takes out of one user's log what is not needed any more. The row may be older than what is in memory, so this
     /// asks again.
-    fn tidy(&self, user: &UserId) -> Result<(), EngineError> {
+    fn tidy(&mut self, user: &UserId) -> Result<(), EngineError> {
         let (away, see, now_ms) = (self.away_before_ms(), self.see_before_ms(), self.shared.clock.now_ms());
         let (changed, trim) = self.with(user, |log| {
             let forgotten = log.cursors.any_away(away) && log.cursors.forget_away(away);
@@ -105,6 +105,8 @@ impl Committer {
         if trim {
             self.shared.queue.trim(user.clone());
         }
+        // What takes the place of entries is not to be forgotten when they are gone.
+        self.sync_if_behind()?;
         if self.purge_if_due(user)? {
             // Or the next sweep would find the same.
             self.put_row(user)?;

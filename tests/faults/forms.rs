@@ -14,7 +14,7 @@ pub const NAMES: &[&str] = &["kills", "interval", "power", "soak"];
 /// Bugs that can be planted, and the form that has to find each.
 const PLANTED: &[(&str, &str)] = &[
     ("NoSync", "power"),
-    ("EarlyAnswer", "kills"),
+    ("EarlyAnswer", "power"),
     ("LostRecord", "kills"),
     ("Foreign", "kills"),
     ("Reorder", "kills"),

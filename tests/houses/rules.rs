@@ -11,15 +11,17 @@ use crate::{
 /// row first. `lib.rs` names everything.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("message", &[]),
-    ("config", &[]),
+    ("outgoing", &[]),
+    ("config", &["outgoing"]),
     ("metrics", &[]),
     ("planted", &[]),
     ("protocol", &["message"]),
     ("store", &["message", "metrics", "planted", "cluster"]),
-    ("auth", &["message", "config"]),
+    ("auth", &["message", "config", "outgoing"]),
     ("cluster", &["message", "config"]),
     ("middleware", &["message", "auth"]),
     ("hub", &["message", "config", "metrics", "planted", "store", "auth", "cluster", "middleware"]),
+    ("webhook", &["message", "config", "metrics", "hub", "outgoing"]),
     ("http", &["message", "config", "metrics", "auth", "hub", "planted"]),
     ("wire", &["message", "config", "metrics", "auth", "hub"]),
     (
@@ -35,6 +37,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "cluster",
             "middleware",
             "hub",
+            "outgoing",
+            "webhook",
             "http",
             "wire",
         ],
@@ -51,7 +55,8 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["axum", "hyper", "hyper_util"], &["src/http/", "src/server/"]),
     (&["redis"], &["src/cluster/redis/", "src/store/redis/"]),
     (&["clap"], &["src/bin/mesa/args.rs", "src/bin/mesa/args/"]),
-    (&["reqwest"], &["src/dispatcher.rs", "src/dispatcher/"]),
+    (&["reqwest"], &["src/dispatcher.rs", "src/dispatcher/", "src/outgoing/"]),
+    (&["aws_lc_rs"], &["src/outgoing/"]),
     (&["jsonwebtoken"], &["src/auth/"]),
 ];
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use mesa::{
-    message::Payload,
+    message::{DeviceId, Payload},
     store::{Append, Note, ReadLimit, StoreError},
 };
 
@@ -244,5 +244,30 @@ async fn an_append_whose_caller_has_gone_is_kept() {
         _ = append.as_mut().poll(&mut cx);
         drop(append);
         until("the append to be read", || read(&*store, "a", 0) == [(1, 1)]).await;
+    }
+}
+
+/// A cursor that a device took over and one that begins behind it have nothing to do with each other, also when both are
+/// read back: what went by the first is not taken for received by the second.
+#[tokio::test]
+async fn a_cursor_that_begins_anew_does_not_know_what_one_of_that_name_had() {
+    for place in Place::all() {
+        let store = place.open(NEVER);
+        for n in 1..=5 {
+            append(&*store, n, &["a"]).await.unwrap();
+        }
+        receive(&*store, "a", 2, 2);
+        append(&*store, 6, &["b"]).await.unwrap();
+        let phone = DeviceId::new("phone").unwrap();
+        store.attach(&user("a"), Some(&phone)).unwrap();
+        store.attach(&user("a"), None).unwrap();
+        store.close().await.unwrap();
+        drop(store);
+        let store = place.open(NEVER);
+        let received = |device| store.attach(&user("a"), device).unwrap().received;
+        assert!(received(Some(&phone)).contains(2), "the phone has taken over what was there");
+        assert!(!received(None).contains(2), "and clients without a device have begun anew");
+        assert_eq!(read(&*store, "a", 0).len(), 5);
+        store.close().await.unwrap();
     }
 }

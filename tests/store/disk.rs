@@ -279,6 +279,40 @@ async fn fill_and_drain(tuning: Tuning, rounds: usize, backlog: usize, bytes: us
     sizes
 }
 
+/// Of many messages a few stay, in every part of the files.
+#[tokio::test]
+async fn what_stays_does_not_keep_the_room_of_what_went_and_is_still_there() {
+    let place = Place::disk();
+    let store = place.open(AT_ONCE);
+    let (gone, stays) = ("gone", "stays");
+    let text = format!("\"{}\"", "x".repeat(10_000));
+    let payload = Payload::encode(0, Some(&text), None).unwrap();
+    for n in 0..600 {
+        let append = |to: &str| Append::new(payload.clone(), vec![user(to)]);
+        let appends = (0..10).map(|at| append(if n % 3 == 0 && at == 0 { stays } else { gone })).collect();
+        store.append_all(appends).await.unwrap();
+    }
+    let head = store.state(&user(stays)).unwrap().head;
+    let heads = [gone, stays].map(|id| store.state(&user(id)).unwrap().head);
+    until("everything to be settled", || {
+        let settled = |(id, head): (&str, u64)| store.recent(&user(id), head - 1, crate::support::ALL).is_none();
+        [gone, stays].into_iter().zip(heads).all(settled)
+    })
+    .await;
+    let full = size_of(place.path());
+    receive(&*store, gone, 1, u64::MAX);
+    until("the room to be given back", || size_of(place.path()) < full / 2).await;
+    let seqs = |store: &dyn mesa::store::Store| {
+        let entries = store.read(&user(stays), 0, crate::support::ALL).unwrap().entries;
+        entries.iter().map(|entry| entry.seq).collect::<Vec<_>>()
+    };
+    assert_eq!(seqs(&*store), (1..=head).collect::<Vec<_>>());
+    drop(store);
+    let store = place.open(AT_ONCE);
+    assert_eq!(seqs(&*store), (1..=head).collect::<Vec<_>>());
+    assert_eq!(store.state(&user(gone)).unwrap().pending, 0);
+}
+
 #[tokio::test]
 async fn the_disk_stays_near_the_largest_backlog() {
     let sizes = fill_and_drain(AT_ONCE, 8, 12 << 20, 30_000).await;

@@ -4,5 +4,6 @@
 pub mod http;
 pub mod lines;
 pub mod random;
+pub mod receiver;
 pub mod server;
 pub mod socket;

@@ -139,6 +139,14 @@ impl Socket {
         self.send(&json!({ "op": 1, "d": {} })).await
     }
 
+    /// Sends a frame as it stands.
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub async fn say(&mut self, frame: &Value) -> Result<(), String> {
+        self.send(frame).await
+    }
+
     /// Answers the oldest question.
     ///
     /// # Errors

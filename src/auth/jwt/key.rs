@@ -11,10 +11,10 @@ use crate::config;
 const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// Sizes of RSA keys in bits: those that the cryptography verifies with. A smaller one would refuse every token.
-const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
+pub(super) const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 const HMAC: &[Algorithm] = &[Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
-const RSA: &[Algorithm] =
+pub(super) const RSA: &[Algorithm] =
     &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
 
 /// A key and what goes with it.
@@ -35,7 +35,7 @@ impl Key {
             }
             (None, Some(path)) => Self::from_file(path)
                 .map_err(|text| setup(format!("authentication.jwt.keyFile, {}: {text}", path.display()))),
-            _ => Err(setup("authentication.jwt needs either a secret or a keyFile")),
+            _ => Err(setup("authentication.jwt needs either a secret or a keyFile, or else jwks")),
         }
     }
 
@@ -86,6 +86,21 @@ impl Key {
         }
         Err("there is no public key in it; it must be PEM, as `openssl pkey -pubout` writes it, of RSA, EC or Ed25519"
             .into())
+    }
+
+    /// Those of these names that go with public keys, which is all that are ever published.
+    pub fn public_algorithms(names: &[String]) -> Result<Vec<Algorithm>, AuthSetupError> {
+        let find = |name: &String| {
+            let algorithm = name.parse().ok().filter(|algorithm| !HMAC.contains(algorithm));
+            algorithm.ok_or_else(|| {
+                let name = name.escape_debug();
+                setup(format!("authentication.jwt.algorithms has \"{name}\", which does not go with published keys"))
+            })
+        };
+        if names.is_empty() {
+            return Err(setup("authentication.jwt.algorithms must name what is accepted of published keys"));
+        }
+        names.iter().map(find).collect()
     }
 
     /// The algorithms of these names. With a secret and no names: HS256.

@@ -109,7 +109,7 @@ fn an_issued_token_is_accepted_and_says_what_it_was_given() {
         let claims = Map::from_iter([("id".to_owned(), "mallory".into()), ("user".to_owned(), json!({ "name": "A" }))]);
         let token = issue(SECRET, algorithm, &alice, Some(Duration::from_millis(59_001)), claims).unwrap();
         let jwt = config::Jwt { algorithms: vec![algorithm.into()], user_claim: Some("user".into()), ..with_secret() };
-        let identity = Jwt::new(&jwt).unwrap().check(&data(&token), SystemTime::now()).unwrap();
+        let identity = check_at(&Jwt::new(&jwt).unwrap(), &data(&token), SystemTime::now()).unwrap();
         assert_eq!(Value::Object(identity.user), json!({ "id": "alice", "name": "A" }));
         let left = identity.expires.unwrap().duration_since(SystemTime::now()).unwrap();
         assert!(left > Duration::from_secs(50) && left <= Duration::from_secs(60), "{left:?}");

@@ -202,7 +202,7 @@ fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
         ("journal", records),
         ("synced", facts.marked.map_or_else(unknown, |record| format!("up to record {record}"))),
         ("dispatch ids", facts.ids.to_string()),
-        ("log/db", format!("{} bytes", facts.file_bytes)),
+        ("files", format!("{} bytes", facts.file_bytes)),
         ("damage", if damage == 0 { "none".into() } else { count(damage, "place") }),
     ];
     for (name, value) in lines {

@@ -1,5 +1,6 @@
 //! What a configuration promises. Each table row names the key; `sources` are written as a person would write them.
 
+mod outgoing;
 mod refusals;
 mod sources;
 
@@ -88,14 +89,13 @@ fn the_documented_object_works_as_it_stands_once_redis_is_set_aside() {
 #[test]
 fn redis_is_taken_from_file_and_environment_and_never_shown() {
     let loaded = |name: &str, text: &str| load_with("{}", |sources| sources.env = env(&[(name, text)])).unwrap().config;
-    let uri = loaded("REDIS_URI", "redis://u:password@h");
-    assert!(uri.redis.is_some() && !format!("{uri:?}{}", uri.effective()).contains("password"));
+    let uri = loaded("REDIS_URI", "redis://u:sesame@h");
+    assert!(uri.redis.is_some() && !format!("{uri:?}{}", uri.effective()).contains("sesame"));
     assert!(matches!(loaded("REDIS_SENTINELS", "a:1,b").redis, Some(crate::config::Redis::Sentinel { .. })));
-    for (redis, told) in
-        [("''", "is empty"), ("{ hots: 'a' }", "redis.hots"), ("'http://u:password@h'", "must be a URL")]
+    for (redis, told) in [("''", "is empty"), ("{ hots: 'a' }", "redis.hots"), ("'http://u:sesame@h'", "must be a URL")]
     {
         let error = problems(&format!("{{ redis: {redis} }}"));
-        assert!(error.contains(told) && !error.contains("password"), "{error}");
+        assert!(error.contains(told) && !error.contains("sesame"), "{error}");
     }
 }
 
@@ -147,20 +147,25 @@ fn the_readme_says_the_defaults() {
 /// A value that is not the default, for each key that has a place in the types.
 fn another(key: &keys::Key, default: &Value) -> Option<Value> {
     Some(match key.kind {
-        Kind::Bool => (!default.as_bool().unwrap()).into(),
+        // What is not set is false.
+        Kind::Bool => (!default.as_bool().unwrap_or(false)).into(),
+        Kind::Millis { .. } if key.name.ends_with(".retryMax") => 2000.into(),
+        Kind::Millis { .. } if key.name.ends_with(".maxStale") => 86_400_007.into(),
         Kind::Integer { min, .. } | Kind::Millis { min, .. } => (min + 7).into(),
         Kind::Choice(names) => names[1].into(),
         Kind::Durability => serde_json::json!({ "interval": 250 }),
         Kind::Texts => match key.name {
             "origins" => vec!["https://example.org"].into(),
             "authentication.jwt.algorithms" => vec!["HS512"].into(),
+            "portal.webhook.events" => vec!["undelivered"].into(),
             _ => vec![API_KEY].into(),
         },
         Kind::Text => match key.name {
             "host" => "127.0.0.1".into(),
             "path" => "/socket".into(),
             "log.level" => "debug".into(),
-            "authentication.jwt.secret" => SECRET.into(),
+            name if name.ends_with(".url") => "https://example.org/another".into(),
+            name if name.ends_with(".secret") => SECRET.into(),
             _ => "another".into(),
         },
         Kind::Redis | Kind::Library => return None,
@@ -174,8 +179,17 @@ fn file_with(key: &keys::Key, value: &Value) -> Value {
     if let Some(jwt) = jwt {
         if key.name == "authentication.jwt.keyFile" {
             jwt.insert("algorithms".into(), vec!["ES256"].into());
+        } else if let Some(jwks) = jwt.get_mut("jwks").and_then(Value::as_object_mut) {
+            jwks.entry("url").or_insert("https://example.org/keys".into());
+            jwt.insert("algorithms".into(), vec!["ES256"].into());
         } else {
             jwt.entry("secret").or_insert(SECRET.into());
+        }
+    }
+    for pointer in ["/portal/webhook", "/authentication/webhook"] {
+        if let Some(webhook) = file.pointer_mut(pointer).and_then(Value::as_object_mut) {
+            webhook.entry("url").or_insert("https://example.org/hooks".into());
+            webhook.entry("secret").or_insert(SECRET.into());
         }
     }
     if key.name == "authentication.insecure" {
@@ -202,7 +216,7 @@ fn every_key_is_read_and_printed() {
             load_text(&file_with(key, &value).to_string()).unwrap_or_else(|error| panic!("{}: {error}", key.name));
         let printed = loaded.config.effective();
         match key.name {
-            "authentication.jwt.secret" => assert_eq!(at(&printed, key.name), "********"),
+            name if name.ends_with(".secret") => assert_eq!(at(&printed, name), "********"),
             "api.keys" => assert_eq!(at(&printed, key.name), &serde_json::json!(["********"])),
             name => assert_eq!(at(&printed, name), &value, "{name}"),
         }
@@ -235,7 +249,9 @@ fn what_is_printed_has_every_key_and_no_other() {
 fn what_is_printed_loads_again_once_the_secrets_are_put_back() {
     let mut everything = Value::Object(serde_json::Map::new());
     let defaults = Config::default().effective();
-    for key in KEYS.iter().filter(|key| key.name != "authentication.jwt.keyFile") {
+    // Of the ways to know a client there can be one.
+    let others = ["authentication.jwt.keyFile", "authentication.jwt.jwks.", "authentication.webhook."];
+    for key in KEYS.iter().filter(|key| !others.iter().any(|other| key.name.starts_with(other))) {
         let pointer = format!("/{}", key.name.replace('.', "/"));
         if let Some(value) = another(key, defaults.pointer(&pointer).unwrap_or(&Value::Null)) {
             // Off, sync would be in the way.
@@ -248,6 +264,9 @@ fn what_is_printed_loads_again_once_the_secrets_are_put_back() {
         let mut printed = config.effective();
         if let Some(jwt) = &config.authentication.jwt {
             printed["authentication"]["jwt"]["secret"] = jwt.secret.clone().into();
+        }
+        if let Some(webhook) = &config.portal.webhook {
+            printed["portal"]["webhook"]["secret"] = webhook.secret.clone().into();
         }
         printed["api"]["keys"] = config.api.keys.clone().into();
         assert_eq!(load_text(&printed.to_string()).unwrap().config, config);

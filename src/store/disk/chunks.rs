@@ -9,7 +9,7 @@
 //! and nothing leads to it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fs::{self, File},
     io,
     os::unix::fs::FileExt,
@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::{
     frame::{self, Kind, read_at},
@@ -30,6 +30,12 @@ const FILE_BYTES: u64 = 8 << 20;
 
 /// Dead bytes that are left alone, however little is alive.
 const DEAD_BYTES_LEFT: u64 = 2 * FILE_BYTES;
+
+/// Files that are less than a quarter full. Each start of a server may leave one; of more, the smallest is written anew.
+const SMALL_FILES_MAX: usize = 16;
+
+/// Files that are open for reading; one more, and that which was opened first is closed.
+const HANDLES_MAX: usize = 32;
 
 /// Where a chunk is. Its bytes are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,7 +76,6 @@ pub enum Found {
 
 #[derive(Debug)]
 struct ChunkFile {
-    file: Arc<File>,
     length: u64,
     /// Bytes of frames that the table leads to.
     alive: u64,
@@ -82,17 +87,24 @@ struct ChunkFile {
 struct Inside {
     files: BTreeMap<u64, ChunkFile>,
     /// The one that is written to, if one was begun.
-    current: Option<u64>,
+    current: Option<(u64, Arc<File>)>,
     next: u64,
     /// Something was written and is not synced.
     dirty: bool,
 }
 
-/// The files, open.
+impl Inside {
+    fn is_current(&self, number: u64) -> bool {
+        self.current.as_ref().is_some_and(|(current, _)| *current == number)
+    }
+}
+
+/// The files, of which a few are open.
 #[derive(Debug)]
 pub struct ChunkFiles {
     directory: PathBuf,
     inside: RwLock<Inside>,
+    handles: Mutex<VecDeque<(u64, Arc<File>)>>,
 }
 
 impl ChunkFiles {
@@ -117,66 +129,111 @@ impl ChunkFiles {
             // What was not synced by who wrote it is now.
             file.sync_data()?;
             let length = file.metadata()?.len();
-            files.insert(number, ChunkFile { file: Arc::new(file), length, alive, stuck: false });
+            files.insert(number, ChunkFile { length, alive, stuck: false });
         }
-        let inside = Inside { files, current: None, next, dirty: false };
-        Ok(Self { directory: directory.to_owned(), inside: RwLock::new(inside) })
+        let inside = RwLock::new(Inside { files, current: None, next, dirty: false });
+        let files = Self { directory: directory.to_owned(), inside, handles: Mutex::default() };
+        // Now, while there are handles enough.
+        files.begin_file()?;
+        Ok(files)
     }
 
     /// Writes a chunk. The system has it then.
     pub fn append(&self, key: &[u8], value: &[u8]) -> io::Result<Place> {
         // A key is a user id and a number.
         let bytes = frame::encode(Kind::Chunk, &[&(key.len() as u16).to_be_bytes(), key, value]);
-        let mut inside = self.inside.write();
-        let full = |inside: &Inside, current| inside.files.get(&current).is_none_or(|file| file.length >= FILE_BYTES);
-        let number = match inside.current.filter(|current| !full(&inside, *current)) {
-            Some(current) => current,
-            None => self.begin_file(&mut inside)?,
+        let current = self.inside.read().current.clone();
+        let length = |number: u64| self.inside.read().files.get(&number).map_or(0, |file| file.length);
+        let (number, file) = match current {
+            Some((number, file)) if length(number) < FILE_BYTES => (number, file),
+            Some(full) => match self.begin_file() {
+                // Clients have all the handles there are: the file that is open is gone on with.
+                Err(error) if frame::is_want_of_handles(&error) => full,
+                begun => begun?,
+            },
+            None => self.begin_file()?,
         };
-        let file = inside.files.get_mut(&number).expect("the file that is written to");
-        file.file.write_all_at(&bytes, file.length)?;
-        let place = Place { file: number, at: file.length as u32, length: bytes.len() as u32 };
-        file.length += bytes.len() as u64;
-        file.alive += bytes.len() as u64;
+        let mut inside = self.inside.write();
         inside.dirty = true;
+        let known =
+            inside.files.get_mut(&number).ok_or_else(|| io::Error::other("the file that is written to is gone"))?;
+        file.write_all_at(&bytes, known.length)?;
+        let place = Place { file: number, at: known.length as u32, length: bytes.len() as u32 };
+        known.length += bytes.len() as u64;
+        known.alive += bytes.len() as u64;
         Ok(place)
     }
 
-    fn begin_file(&self, inside: &mut Inside) -> io::Result<u64> {
-        if let Some(last) = inside.current.and_then(|current| inside.files.get(&current)) {
-            last.file.sync_data()?;
-        }
-        let number = inside.next;
+    /// Without the lock, but for a moment: readers need not wait for a disk, and nobody else writes.
+    fn begin_file(&self) -> io::Result<(u64, Arc<File>)> {
+        let (number, last) = {
+            let inside = self.inside.read();
+            (inside.next, inside.current.clone())
+        };
         let file = Arc::new(frame::create(&self.directory, &frame::name(number))?);
-        inside.files.insert(number, ChunkFile { file, length: 0, alive: 0, stuck: false });
-        inside.next += 1;
-        inside.current = Some(number);
-        Ok(number)
+        if let Some((_, last)) = last {
+            last.sync_data()?;
+        }
+        let mut inside = self.inside.write();
+        inside.files.insert(number, ChunkFile { length: 0, alive: 0, stuck: false });
+        inside.next = number + 1;
+        inside.current = Some((number, file.clone()));
+        inside.dirty = false;
+        Ok((number, file))
     }
 
     /// Makes all chunks last.
     pub fn sync(&self) -> io::Result<()> {
         let file = {
             let inside = self.inside.read();
-            let current = inside.current.filter(|_| inside.dirty).and_then(|current| inside.files.get(&current));
-            let Some(current) = current else { return Ok(()) };
-            current.file.clone()
+            match &inside.current {
+                Some((_, file)) if inside.dirty => file.clone(),
+                _ => return Ok(()),
+            }
         };
-        // Without the lock: readers need not wait for a disk. Only the one who writes syncs.
+        // Without the lock, as above.
         file.sync_data()?;
         self.inside.write().dirty = false;
         Ok(())
     }
 
-    /// Reads the chunk of a key.
+    /// Reads the chunk of a key. What the disk does not give back is damaged: it concerns one user.
     pub fn read(&self, place: Place, key: &[u8]) -> io::Result<Found> {
-        let Some(file) = self.file(place.file) else { return Ok(Found::Gone) };
-        let bytes = read_at(&file, u64::from(place.at), place.length as usize)?;
+        let Some(file) = self.file(place.file)? else { return Ok(Found::Gone) };
+        let bytes = match read_at(&file, u64::from(place.at), place.length as usize) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::error!(%error, file = %frame::name(place.file), at = place.at, "a chunk cannot be read");
+                return Ok(Found::Damaged);
+            }
+        };
         Ok(value_of(&bytes, key).map_or(Found::Damaged, |from| Found::Chunk(Bytes::from(bytes).slice(from..))))
     }
 
-    pub fn file(&self, number: u64) -> Option<Arc<File>> {
-        self.inside.read().files.get(&number).map(|file| file.file.clone())
+    /// A file, open for reading; `None` if there is no such file.
+    pub fn file(&self, number: u64) -> io::Result<Option<Arc<File>>> {
+        {
+            let inside = self.inside.read();
+            if let Some((_, file)) = inside.current.as_ref().filter(|(current, _)| *current == number) {
+                return Ok(Some(file.clone()));
+            }
+            if !inside.files.contains_key(&number) {
+                return Ok(None);
+            }
+        }
+        if let Some((_, file)) = self.handles.lock().iter().find(|(known, _)| *known == number) {
+            return Ok(Some(file.clone()));
+        }
+        let file = match File::open(self.directory.join(frame::name(number))) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => Arc::new(file?),
+        };
+        let mut handles = self.handles.lock();
+        handles.push_back((number, file.clone()));
+        if handles.len() > HANDLES_MAX {
+            handles.pop_front();
+        }
+        Ok(Some(file))
     }
 
     /// The table does not lead there any more.
@@ -189,7 +246,7 @@ impl ChunkFiles {
     /// Files of which nothing is alive, and which are not written to.
     pub fn dead(&self) -> Vec<u64> {
         let inside = self.inside.read();
-        let dead = inside.files.iter().filter(|(number, file)| file.alive == 0 && Some(**number) != inside.current);
+        let dead = inside.files.iter().filter(|(number, file)| file.alive == 0 && !inside.is_current(**number));
         dead.map(|(number, _)| *number).collect()
     }
 
@@ -198,17 +255,22 @@ impl ChunkFiles {
         for number in numbers {
             fs::remove_file(self.directory.join(frame::name(*number)))?;
             self.inside.write().files.remove(number);
+            self.handles.lock().retain(|(known, _)| known != number);
         }
         Ok(())
     }
 
-    /// Of a file that is written to and in which nothing is alive any more, no more is written to.
-    pub fn leave_empty(&self) {
-        let mut inside = self.inside.write();
-        let current = inside.current.and_then(|current| inside.files.get(&current));
-        if current.is_some_and(|file| file.alive == 0 && file.length > 0) {
-            inside.current = None;
-            inside.dirty = false;
+    /// Goes on in a new file where nothing is alive any more in the one that is written to, so that that can go.
+    pub fn leave_empty(&self) -> io::Result<()> {
+        let is_empty = {
+            let inside = self.inside.read();
+            let current = inside.current.as_ref().and_then(|(number, _)| inside.files.get(number));
+            current.is_some_and(|file| file.alive == 0 && file.length > 0)
+        };
+        match if is_empty { self.begin_file().map(drop) } else { Ok(()) } {
+            // It is left later.
+            Err(error) if frame::is_want_of_handles(&error) => Ok(()),
+            left => left,
         }
     }
 
@@ -219,14 +281,16 @@ impl ChunkFiles {
         let files = || inside.files.values().filter(|file| file.alive > 0 && !file.stuck);
         let sum = |of: fn(&ChunkFile) -> u64| files().map(of).sum::<u64>();
         let (length, alive) = (sum(|file| file.length), sum(|file| file.alive));
+        let sealed = || {
+            let files = inside.files.iter();
+            files.filter(|(number, file)| !inside.is_current(**number) && file.alive > 0 && !file.stuck)
+        };
         if length - alive.min(length) <= alive.max(DEAD_BYTES_LEFT) {
-            return None;
+            let small = || sealed().filter(|(_, file)| file.length < FILE_BYTES / 4);
+            let smallest = small().min_by_key(|(_, file)| file.length);
+            return smallest.filter(|_| small().count() > SMALL_FILES_MAX).map(|(number, _)| *number);
         }
-        let sealed = inside
-            .files
-            .iter()
-            .filter(|(number, file)| Some(**number) != inside.current && file.alive > 0 && !file.stuck);
-        sealed.min_by_key(|(_, file)| file.alive * 1000 / file.length.max(1)).map(|(number, _)| *number)
+        sealed().min_by_key(|(_, file)| file.alive * 1000 / file.length.max(1)).map(|(number, _)| *number)
     }
 
     /// All of this file that can be read is elsewhere now.
@@ -276,9 +340,20 @@ mod tests {
         assert!(matches!(files.read(places[3], &[3]).unwrap(), Found::Gone));
         drop(files);
         let files = ChunkFiles::open(home.path(), places.iter().copied().filter(|place| place.file == 3)).unwrap();
-        assert_eq!(frame::numbered(home.path()).unwrap(), [3], "nothing leads to the others");
+        assert_eq!(frame::numbered(home.path()).unwrap(), [3, 4], "nothing leads to the others");
         assert_eq!(files.append(b"new", b"value").unwrap().file, 4, "what was there is not gone on with");
         assert_eq!(read(&files, places[24], &[24]), Some(big));
+    }
+
+    #[test]
+    fn files_that_starts_have_left_do_not_pile_up() {
+        let home = tempfile::tempdir().unwrap();
+        let mut places = Vec::new();
+        for n in 0..=SMALL_FILES_MAX as u8 + 1 {
+            let files = ChunkFiles::open(home.path(), places.iter().copied()).unwrap();
+            assert_eq!(files.emptiest(), (n as usize > SMALL_FILES_MAX).then_some(1), "{n}");
+            places.push(files.append(&[n], &vec![n; 100 + usize::from(n)]).unwrap());
+        }
     }
 
     #[test]

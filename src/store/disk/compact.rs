@@ -46,8 +46,10 @@ impl Compaction {
     ) -> io::Result<Step> {
         let number = self.file;
         let copied = |moved| Step::Copied { file: number, moved };
-        let Some(file) = files.file(self.file) else { return Ok(copied(Vec::new())) };
-        let bytes = read_at(&file, self.at, STEP_BYTES)?;
+        let Some(file) = files.file(self.file)? else { return Ok(copied(Vec::new())) };
+        let length = file.metadata()?.len();
+        // Where the disk does not give it back, nothing can be copied.
+        let bytes = read_at(&file, self.at, STEP_BYTES).unwrap_or_default();
         let mut at = 0;
         while at < bytes.len() {
             let Some(body) = frame::body(Kind::Chunk, &bytes[at..]) else {
@@ -68,8 +70,10 @@ impl Compaction {
             at += length;
         }
         // A frame that the end of this part cuts through begins the next one; one that is larger than a part is none.
-        self.at += if at == 0 { bytes.len() as u64 } else { at as u64 };
-        if bytes.len() == STEP_BYTES {
+        self.at += if at == 0 { STEP_BYTES as u64 } else { at as u64 };
+        // What a crash has torn at its end is no frame, and ends it too.
+        let ends = !bytes.is_empty() && bytes.len() < STEP_BYTES;
+        if self.at < length && !ends {
             return Ok(Step::More(self));
         }
         files.sync()?;

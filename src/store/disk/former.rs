@@ -14,8 +14,8 @@ use super::{
 };
 use crate::store::{
     engine::Table,
-    record::journal_number,
-    recovery::{FORMAT, FORMAT_KEY},
+    record::{journal_key, journal_number},
+    recovery::{FORMAT, FORMAT_KEY, SETTLED_KEY},
 };
 
 /// Versions of such stores.
@@ -51,10 +51,12 @@ pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
             Err(Broken::Io(error)) => return Err(error),
             Err(Broken::Damage(_)) => unreachable!("there are no files yet"),
         };
+        let mut first = None;
         for pair in journal?.iter() {
             let (key, value) = pair?;
             let number =
                 journal_number(&key).ok_or_else(|| io::Error::other("a record of the journal has no number"))?;
+            first = first.or(Some(number));
             records.append(number, &value)?;
         }
         records.sync(fs::File::sync_data)?;
@@ -66,6 +68,11 @@ pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
             places.insert(&key, &chunks.append(&key, &value)?.encode())?;
         }
         chunks.sync()?;
+        // The first versions did not write down what was settled.
+        let settled = meta.get(SETTLED_KEY)?.and_then(|value| journal_number(&value)).unwrap_or(0);
+        if let Some(first) = first.filter(|first| *first > settled + 1) {
+            meta.insert(SETTLED_KEY, &journal_key(first - 1))?;
+        }
         sync(db, path)?;
         meta.insert(FORMAT_KEY, FORMAT)?;
         sync(db, path)?;
@@ -81,4 +88,86 @@ pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
 fn sync(db: &sled::Db, path: &Path) -> io::Result<()> {
     db.flush()?;
     fs::File::open(path.join("log/db"))?.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use crate::{
+        message::{Payload, UserId},
+        store::{
+            Append, ReadLimit, Store,
+            disk::{DiskOptions, open},
+            engine::{Engine, Table},
+            journal::{Options, Tuning},
+            memory::{self, Memory},
+            recovery::FORMAT_KEY,
+        },
+    };
+
+    const ALL: ReadLimit = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
+
+    async fn append(store: &Arc<dyn Store>, count: u64) {
+        for n in 0..count {
+            let payload = Payload::encode(0, Some(&n.to_string()), None).unwrap();
+            let users = ["a", "b"].map(|id| UserId::new(id).unwrap()).to_vec();
+            store.append(Append::new(payload, users)).await.unwrap();
+        }
+    }
+
+    /// As it was written before: the same tables, all of them in sled.
+    fn write_as_before(tables: &Memory, path: &std::path::Path) {
+        let db =
+            sled::Config::new().path(path.join("log")).segment_size(super::super::open::SEGMENT_BYTES).open().unwrap();
+        for (name, table) in [
+            ("journal", Table::Journal),
+            ("inbox", Table::Inbox),
+            ("users", Table::Users),
+            ("meta", Table::Meta),
+            ("ids", Table::Ids),
+        ] {
+            let tree = db.open_tree(name).unwrap();
+            tables
+                .scan(table, &[], &mut |key, value| {
+                    tree.insert(key, &value[..]).unwrap();
+                    true
+                })
+                .unwrap();
+        }
+        db.open_tree("meta").unwrap().insert(FORMAT_KEY, b"mesa-2").unwrap();
+        db.flush().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_store_of_before_is_opened_with_all_that_is_in_it() {
+        let tables = Memory::default();
+        let tuned =
+            |settle_after| Options { tuning: Tuning { settle_after, ..Tuning::default() }, ..Options::default() };
+        let store = memory::open(&tables, tuned(Duration::ZERO)).unwrap();
+        append(&store, 30).await;
+        while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        store.close().await.unwrap();
+        let store = memory::open(&tables, tuned(Duration::from_secs(3600))).unwrap();
+        append(&store, 20).await;
+        let users = ["a", "b"].map(|id| UserId::new(id).unwrap());
+        let seqs = |store: &Arc<dyn Store>, user| {
+            let entries = store.read(user, 0, ALL).unwrap().entries;
+            entries.iter().map(|entry| (entry.seq, entry.payload.as_bytes().clone())).collect::<Vec<_>>()
+        };
+        let before = users.each_ref().map(|user| seqs(&store, user));
+        store.close().await.unwrap();
+        let home = tempfile::tempdir().unwrap();
+        write_as_before(&tables, home.path());
+        for _ in 0..2 {
+            let store = open(DiskOptions::new(home.path())).unwrap();
+            assert_eq!(users.each_ref().map(|user| seqs(&store, user)), before);
+            store.close().await.unwrap();
+        }
+        let store = open(DiskOptions::new(home.path())).unwrap();
+        append(&store, 1).await;
+        assert_eq!(seqs(&store, &users[0]).last().unwrap().0, 51);
+    }
 }

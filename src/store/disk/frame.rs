@@ -88,6 +88,12 @@ pub fn create(directory: &Path, name: &str) -> io::Result<File> {
     Ok(file)
 }
 
+/// Whether a file could not be opened because the process, or the machine, has as many open as it may.
+pub fn is_want_of_handles(error: &io::Error) -> bool {
+    const WANTS: [i32; 2] = [rustix::io::Errno::MFILE.raw_os_error(), rustix::io::Errno::NFILE.raw_os_error()];
+    error.raw_os_error().is_some_and(|error| WANTS.contains(&error))
+}
+
 /// Names of files as numbers, in order. What has another name is none of ours.
 pub fn numbered(directory: &Path) -> io::Result<Vec<u64>> {
     let files = match std::fs::read_dir(directory) {

@@ -95,6 +95,7 @@ struct Trees {
     users: sled::Tree,
     meta: sled::Tree,
     ids: sled::Tree,
+    outbox: sled::Tree,
 }
 
 struct Tidying {
@@ -111,6 +112,7 @@ impl Disk {
             Table::Users => &self.trees.users,
             Table::Meta => &self.trees.meta,
             Table::Ids => &self.trees.ids,
+            Table::Outbox => &self.trees.outbox,
         }
     }
 
@@ -138,13 +140,19 @@ impl Disk {
     }
 
     fn put_chunk(&self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        let place = self.chunks.append(key, value).map_err(|error| self.failed(error))?;
-        let places = &self.trees.places;
-        if places.contains_key(key).map_err(|error| self.failed(error))? {
-            // sled writes when it likes, and what is to be replaced is counted on.
-            self.chunks.sync().map_err(|error| self.failed(error))?;
+        if self.trees.places.contains_key(key).map_err(|error| self.failed(error))? {
+            return self.replace_chunks(&[(key, value)]);
         }
+        let place = self.chunks.append(key, value).map_err(|error| self.failed(error))?;
         self.set_place(key, place)
+    }
+
+    /// sled writes when it likes, and what is to be replaced is counted on: the new chunks last before any place is set.
+    fn replace_chunks(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), EngineError> {
+        let places: std::io::Result<Vec<_>> = pairs.iter().map(|(key, value)| self.chunks.append(key, value)).collect();
+        let places = places.map_err(|error| self.failed(error))?;
+        self.chunks.sync().map_err(|error| self.failed(error))?;
+        pairs.iter().zip(places).try_for_each(|((key, _), place)| self.set_place(key, place))
     }
 
     fn set_place(&self, key: &[u8], place: Place) -> Result<(), EngineError> {
@@ -160,16 +168,16 @@ impl Disk {
     }
 
     fn sync_records(&self) -> std::io::Result<()> {
-        self.records.sync(|file| match &self.sync {
+        let synced = self.records.sync(|file| match &self.sync {
             _ if planted::is(Bug::NoSync) => Ok(()),
             Some(sync) => sync(),
             None => file.sync_data(),
         })?;
-        self.records.ends().map_or(Ok(()), |(_, last)| self.mark.set_record(last))
+        self.mark.set_record(synced)
     }
 
     fn sync_tables(&self) -> Result<(), EngineError> {
-        self.db.flush().map_err(|error| self.failed(error))?;
+        self.flush()?;
         // Asked before: what is written meanwhile may not be synced.
         let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
         let end = self.tail.lock().advance(&self.file).map_err(|error| self.failed(error))?;
@@ -236,6 +244,18 @@ impl Engine for Disk {
         }
     }
 
+    fn take_back(&self, number: u64) -> Result<(), EngineError> {
+        self.records.take_back(number).map_err(|error| self.failed(error))
+    }
+
+    fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
+        if table != Table::Inbox {
+            return pairs.iter().try_for_each(|(key, value)| self.put(table, key, value));
+        }
+        let pairs: Vec<_> = pairs.iter().map(|(key, value)| (&key[..], &value[..])).collect();
+        self.replace_chunks(&pairs)
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         if table == Table::Journal {
             let record = journal_number(key).map(|number| self.records.get(number)).transpose();
@@ -292,6 +312,10 @@ impl Engine for Disk {
         Ok(None)
     }
 
+    fn flush(&self) -> Result<(), EngineError> {
+        self.db.flush().map(drop).map_err(|error| self.failed(error))
+    }
+
     fn sync(&self) -> Result<(), EngineError> {
         self.sync_records().map_err(|error| self.failed(error))
     }
@@ -317,7 +341,7 @@ impl Engine for Disk {
             self.tidying.lock().compaction = more;
             return Ok(true);
         }
-        self.chunks.leave_empty();
+        self.chunks.leave_empty().map_err(|error| self.failed(error))?;
         let rested = self.tidying.lock().checkpoint.elapsed() >= TIDY_PAUSE;
         if rested && !self.chunks.dead().is_empty() {
             self.checkpoint()?;

@@ -28,6 +28,7 @@ use crate::store::{
     Durability, Limits, Store, StoreError,
     engine::Table,
     journal::{self, Options},
+    outbox::OutboxOptions,
     record::journal_number,
     recovery::SETTLED_KEY,
 };
@@ -56,6 +57,8 @@ pub struct DiskOptions {
     pub queue: usize,
     /// What is kept at most.
     pub limits: Limits,
+    /// What is to be told to the outside world; `None`: nothing, and what is there from before stays.
+    pub outbox: Option<OutboxOptions>,
     /// Called instead of syncing the file. For tests of what happens when a disk fails.
     #[doc(hidden)]
     pub sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
@@ -78,6 +81,7 @@ impl DiskOptions {
             cache_bytes: 64 << 20,
             queue: 10_000,
             limits: Limits::default(),
+            outbox: None,
             sync: None,
             tuning: journal::Tuning::default(),
             ahead_ms: Arc::default(),
@@ -96,6 +100,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
         durability: options.durability,
         queue: options.queue,
         limits: options.limits,
+        outbox: options.outbox,
         tuning: options.tuning,
         ahead_ms: options.ahead_ms,
     };
@@ -153,7 +158,14 @@ fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Disk, S
         users: tree(Table::Users)?,
         meta: tree(Table::Meta)?,
         ids: tree(Table::Ids)?,
+        outbox: tree(Table::Outbox)?,
     };
+    let file = File::options().read(true).write(true).open(log.join("db"));
+    let file = file.map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
+    // A process that was killed may have left what is with the system and not on the disk: no file is to go because of it
+    // before it is.
+    db.flush().map_err(|error| refuse(error.to_string()))?;
+    file.sync_data().map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
     let settled = trees.meta.get(SETTLED_KEY).map_err(|error| refuse(error.to_string()))?;
     let settled = settled.and_then(|value| journal_number(&value)).unwrap_or(0);
     let marked = Marked::read(path).unwrap_or_default();
@@ -171,10 +183,7 @@ fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Disk, S
     }
     let chunks = ChunkFiles::open(&path.join(INBOX), places.into_iter());
     let chunks = chunks.map_err(|error| refuse(format!("its directory `{INBOX}`: {error}")))?;
-    let file = File::options().read(true).write(true).open(log.join("db"));
-    let file = file.map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
     let mark = Mark::open(path).map_err(|error| refuse(format!("its file `mark`: {error}")))?;
-    db.flush().map_err(|error| refuse(error.to_string()))?;
     let tail = Tail::find(&log).map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
     locked.sync().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
     Ok(Disk {

@@ -148,8 +148,12 @@ impl RecordFiles {
     pub fn open(directory: &Path, settled: u64, marked: u64) -> Opened<Self> {
         make_directory(directory)?;
         let Survey { mut inside, done, cut } = survey(directory, settled, marked)?;
-        for first in done {
-            fs::remove_file(directory.join(frame::name(first)))?;
+        for first in &done {
+            fs::remove_file(directory.join(frame::name(*first)))?;
+        }
+        if !done.is_empty() {
+            // One that came back would say by its name that the one before it ends where it does not any more.
+            File::open(directory)?.sync_all()?;
         }
         if let (Some(cut), Some(last)) = (cut, inside.files.back()) {
             last.file.set_len(cut)?;
@@ -166,19 +170,14 @@ impl RecordFiles {
 
     /// Writes the record behind the last. The system has it then.
     pub fn append(&self, number: u64, value: &[u8]) -> io::Result<()> {
+        self.begin_file_if_due(number)?;
         let mut inside = self.inside.write();
         let next = inside.last().map_or(number, |last| last + 1);
-        assert_eq!(number, next, "records are numbered without a gap");
-        if inside.files.back().is_none_or(|file| file.length >= FILE_BYTES) {
-            if let Some(last) = inside.files.back() {
-                last.file.sync_data()?;
-                inside.synced = number - 1;
-            }
-            let file = Arc::new(frame::create(&self.directory, &frame::name(number))?);
-            inside.files.push_back(RecordFile { first: number, file, length: 0 });
+        if number != next {
+            return Err(io::Error::other(format!("record {number} does not follow, {next} would")));
         }
         let bytes = frame::encode(Kind::Record, &[&number.to_be_bytes(), &inside.synced.to_be_bytes(), value]);
-        let file = inside.files.back_mut().expect("there is one, or one was made");
+        let file = inside.files.back_mut().ok_or_else(|| io::Error::other("there is no file to write to"))?;
         file.file.write_all_at(&bytes, file.length)?;
         let place = Place { file: file.first, at: file.length as u32, length: bytes.len() as u32 };
         file.length += bytes.len() as u64;
@@ -189,19 +188,38 @@ impl RecordFiles {
         Ok(())
     }
 
-    /// Makes all records last. `sync` syncs a file.
-    pub fn sync(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+    /// Begins a new file where the last is long enough. Without the lock: readers need not wait for a disk, and nobody else
+    /// writes.
+    fn begin_file_if_due(&self, number: u64) -> io::Result<()> {
+        let last = self.inside.read().files.back().map(|file| (file.file.clone(), file.length));
+        if last.as_ref().is_some_and(|(_, length)| *length < FILE_BYTES) {
+            return Ok(());
+        }
+        let file = match frame::create(&self.directory, &frame::name(number)) {
+            // Clients have all the handles there are: the file that is open is gone on with.
+            Err(error) if last.is_some() && frame::is_want_of_handles(&error) => return Ok(()),
+            file => Arc::new(file?),
+        };
+        let synced = last.map(|(file, _)| file.sync_data()).transpose()?.map(|()| number - 1);
+        let mut inside = self.inside.write();
+        inside.synced = inside.synced.max(synced.unwrap_or(0));
+        inside.files.push_back(RecordFile { first: number, file, length: 0 });
+        Ok(())
+    }
+
+    /// Makes all records last, and returns the last that does. `sync` syncs a file.
+    pub fn sync(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<u64> {
         let (file, last) = {
             let inside = self.inside.read();
             match (inside.files.back(), inside.last()) {
                 (Some(file), Some(last)) if last > inside.synced => (file.file.clone(), last),
-                _ => return Ok(()),
+                _ => return Ok(inside.synced),
             }
         };
-        // Without the lock: readers need not wait for a disk. Only the one who writes syncs.
+        // Without the lock, as above.
         sync(&file)?;
         self.inside.write().synced = last;
-        Ok(())
+        Ok(last)
     }
 
     /// Reads a record; `None` if it is not there (any more).
@@ -230,30 +248,39 @@ impl RecordFiles {
         Some((inside.first, inside.last()?))
     }
 
-    /// Removes the first record or the last.
+    /// Removes the first record.
     pub fn remove(&self, number: u64) -> io::Result<()> {
         let mut inside = self.inside.write();
-        if inside.places.is_empty() {
+        if inside.places.is_empty() || number != inside.first {
             return Ok(());
         }
-        if number == inside.first {
-            inside.places.pop_front();
-            inside.first += 1;
-            // The last file stays: it is written to.
-            while inside.files.get(1).is_some_and(|next| next.first <= inside.first) {
-                let Some(done) = inside.files.pop_front() else { break };
-                fs::remove_file(self.directory.join(frame::name(done.first)))?;
-            }
-        } else if Some(number) == inside.last() {
-            let place = inside.places.pop_back().expect("there is a last");
-            while inside.files.back().is_some_and(|file| file.first > place.file) {
-                inside.files.pop_back();
-            }
-            let file = inside.files.back_mut().expect("the file of a record that is there");
-            file.file.set_len(u64::from(place.at))?;
-            file.file.sync_data()?;
-            file.length = u64::from(place.at);
+        inside.places.pop_front();
+        inside.first += 1;
+        // The last file stays: it is written to.
+        while inside.files.get(1).is_some_and(|next| next.first <= inside.first) {
+            let Some(done) = inside.files.pop_front() else { break };
+            fs::remove_file(self.directory.join(frame::name(done.first)))?;
         }
+        Ok(())
+    }
+
+    /// Takes back the last record, which was never synced for anybody: nothing is left of it. Only before others read.
+    pub fn take_back(&self, number: u64) -> io::Result<()> {
+        let mut inside = self.inside.write();
+        if inside.last() != Some(number) {
+            return Ok(());
+        }
+        let Some(place) = inside.places.pop_back() else { return Ok(()) };
+        inside.synced = inside.synced.min(number - 1);
+        while inside.files.back().is_some_and(|file| file.first > place.file) {
+            let Some(emptied) = inside.files.pop_back() else { break };
+            fs::remove_file(self.directory.join(frame::name(emptied.first)))?;
+            File::open(&self.directory)?.sync_all()?;
+        }
+        let Some(file) = inside.files.back_mut() else { return Ok(()) };
+        file.file.set_len(u64::from(place.at))?;
+        file.file.sync_data()?;
+        file.length = u64::from(place.at);
         Ok(())
     }
 }
@@ -301,8 +328,13 @@ fn synced_behind(bytes: &[u8], mut at: usize) -> u64 {
 }
 
 fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
-    let numbers = frame::numbered(directory)?;
-    let mut survey = Survey { inside: Inside { first: settled + 1, ..Inside::default() }, done: Vec::new(), cut: None };
+    let (mut numbers, mut empty) = (Vec::new(), Vec::new());
+    for first in frame::numbered(directory)? {
+        // One that was emptied says nothing by its name.
+        let length = fs::metadata(directory.join(frame::name(first)))?.len();
+        if length > 0 { numbers.push(first) } else { empty.push(first) }
+    }
+    let mut survey = Survey { inside: Inside { first: settled + 1, ..Inside::default() }, done: empty, cut: None };
     // The first place that cannot be read, and what lies behind it.
     let mut broken: Option<BrokenRecord> = None;
     let mut synced = marked;
@@ -395,7 +427,7 @@ mod tests {
     }
 
     fn sync(files: &RecordFiles) {
-        files.sync(File::sync_data).unwrap();
+        _ = files.sync(File::sync_data).unwrap();
     }
 
     fn damage(path: &Path, name: u64, change: impl FnOnce(&mut Vec<u8>)) {
@@ -433,8 +465,12 @@ mod tests {
         assert_eq!(told(open(home.path(), 0, 7)), Some(7), "the mark knows of more");
         let files = open(home.path(), 0, 6).unwrap_or_else(|_| panic!("all is there"));
         assert_eq!(numbers(&files), [1, 2, 3, 4, 5, 6]);
-        files.remove(6).unwrap();
-        files.remove(5).unwrap();
+        files.take_back(6).unwrap();
+        files.take_back(5).unwrap();
+        assert_eq!(files.sync(|_| Err(io::Error::other("there is nothing to sync"))).unwrap(), 4);
+        append(&files, 5..=5, 50);
+        assert!(files.sync(|_| Err(io::Error::other("it is synced"))).is_err());
+        files.take_back(5).unwrap();
         drop(files);
         let files = open(home.path(), 0, 4).unwrap_or_else(|_| panic!("what was taken back is no damage"));
         assert_eq!(numbers(&files), [1, 2, 3, 4]);
@@ -475,6 +511,40 @@ mod tests {
         drop(files);
         let files = open(home.path(), 40, 40).unwrap_or_else(|_| panic!("all is settled"));
         assert_eq!((files.ends(), frame::numbered(home.path()).unwrap()), (None, vec![]));
+    }
+
+    #[test]
+    fn what_is_taken_back_over_the_border_of_two_files_leaves_nothing_that_misleads() {
+        let home = tempfile::tempdir().unwrap();
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        append(&files, 1..=20, 500_000);
+        assert_eq!(frame::numbered(home.path()).unwrap(), [1, 18]);
+        (15..=20).rev().for_each(|number| files.take_back(number).unwrap());
+        append(&files, 15..=30, 50_000);
+        sync(&files);
+        drop(files);
+        // As if the removed name had come back with the power.
+        fs::write(home.path().join(frame::name(18)), b"").unwrap();
+        let files = open(home.path(), 20, 30).unwrap_or_else(|_| panic!("all is there"));
+        assert_eq!(numbers(&files), (21..=30).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_only_record_is_taken_back_without_a_trace() {
+        let home = tempfile::tempdir().unwrap();
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        append(&files, 1..=60, 100);
+        (1..=60).for_each(|number| files.remove(number).unwrap());
+        append(&files, 61..=62, 100);
+        drop(files);
+        let files = open(home.path(), 60, 60).unwrap_or_else(|_| panic!("all is there"));
+        files.take_back(62).unwrap();
+        files.take_back(61).unwrap();
+        append(&files, 61..=61, 300);
+        sync(&files);
+        drop(files);
+        let files = open(home.path(), 60, 61).unwrap_or_else(|_| panic!("61 is there"));
+        assert_eq!((numbers(&files), files.get(61).unwrap().unwrap().len()), (vec![61], 300));
     }
 
     #[test]

@@ -20,6 +20,9 @@ use crate::store::{engine::Table, record::journal_number, recovery::SETTLED_KEY}
 pub(super) const JOURNAL: &str = "journal";
 pub(super) const INBOX: &str = "inbox";
 
+/// What the disk is asked for at once: where it gives no answer, this much is missed.
+const PART_BYTES: usize = 4096;
+
 /// A stretch of a file of ours in which nothing can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Unreadable {
@@ -61,7 +64,7 @@ impl Rest {
 
     fn read_records(&mut self, directory: &Path, settled: u64) -> io::Result<()> {
         for first in frame::numbered(directory)? {
-            let bytes = Bytes::from(fs::read(directory.join(frame::name(first)))?);
+            let bytes = read_what_can_be(&directory.join(frame::name(first)))?;
             let mut at = 0;
             while at < bytes.len() {
                 let Some(record) = record_at(&bytes, at) else {
@@ -113,27 +116,26 @@ impl Rest {
         self.tables.get(table, key)
     }
 
-    /// Chunks to which no table leads: such that were let go, and such whose place is lost.
-    pub fn chunks_without_place(&self) -> io::Result<Vec<Bytes>> {
+    /// Visits the chunks to which no table leads: such that were let go, and such whose place is lost.
+    pub fn chunks_without_place(&self, mut visit: impl FnMut(&Bytes)) -> io::Result<()> {
         let mut known = HashSet::new();
         for pair in self.tables.pairs(Table::Inbox, &[]) {
             known.extend(Place::decode(&pair?.1));
         }
-        let mut chunks = Vec::new();
         for file in frame::numbered(&self.chunks.directory)? {
-            let bytes = Bytes::from(fs::read(self.chunks.directory.join(frame::name(file)))?);
+            let bytes = read_what_can_be(&self.chunks.directory.join(frame::name(file)))?;
             let mut at = 0;
             while let Some(found) = frame::find(Kind::Chunk, &bytes, at) {
                 let Some(body) = frame::body(Kind::Chunk, &bytes[found..]) else { break };
                 let length = HEAD_BYTES + body.len();
                 let place = Place { file, at: found as u32, length: length as u32 };
                 if let Some((_, value)) = parts(body).filter(|_| !known.contains(&place)) {
-                    chunks.push(bytes.slice_ref(value));
+                    visit(&Bytes::copy_from_slice(value));
                 }
                 at = found + length;
             }
         }
-        Ok(chunks)
+        Ok(())
     }
 
     /// Parts of sled's file that are not what was written there.
@@ -167,6 +169,19 @@ pub(super) fn settled_in(tables: &RawTables) -> io::Result<u64> {
     Ok(tables.get(Table::Meta, SETTLED_KEY)?.and_then(|value| journal_number(&value)).unwrap_or(0))
 }
 
+/// A file, with zeros where the disk does not give it back.
+fn read_what_can_be(path: &Path) -> io::Result<Bytes> {
+    let file = fs::File::open(path)?;
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; length];
+    for (at, part) in bytes.chunks_mut(PART_BYTES).enumerate() {
+        if let Ok(read) = frame::read_at(&file, (at * PART_BYTES) as u64, part.len()) {
+            part[..read.len()].copy_from_slice(&read);
+        }
+    }
+    Ok(bytes.into())
+}
+
 /// The files of chunks.
 #[derive(Debug)]
 struct Chunks {
@@ -181,7 +196,8 @@ impl Chunks {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Bytes::new()),
             file => file?,
         };
-        let bytes = frame::read_at(&file, u64::from(place.at), place.length as usize)?;
+        // What the disk does not give back cannot be told from what is not what was written.
+        let bytes = frame::read_at(&file, u64::from(place.at), place.length as usize).unwrap_or_default();
         Ok(value_of(&bytes, key).map(|from| Bytes::from(bytes).slice(from..)).unwrap_or_default())
     }
 }

@@ -96,7 +96,7 @@ pub struct Facts {
     pub marked: Option<u64>,
     /// Ids of dispatches that are remembered.
     pub ids: u64,
-    /// Bytes of the file `log/db`.
+    /// Bytes of all files of the store.
     pub file_bytes: u64,
 }
 

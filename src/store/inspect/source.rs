@@ -182,6 +182,7 @@ impl Inspection {
                 Table::Users => ("users", range(&from, &to, &owner)),
                 Table::Meta => ("meta", range(&from, &to, &owner)),
                 Table::Ids => ("ids", range(&from, &to, &record)),
+                Table::Outbox => ("outbox", range(&from, &to, &owner)),
             };
             self.tell(place, range, "a page of this table is missing");
         }
@@ -235,9 +236,12 @@ impl Inspection {
             hangs_together
         });
         // A commit that never came to its end was never answered.
-        while records.last().is_some_and(|(number, value)| *number > synced && goes_on(value) == Some(true)) {
+        let mut taken_back = u64::MAX;
+        while let Some((number, _)) = records.last().filter(|(_, value)| goes_on(value) == Some(true)) {
+            taken_back = *number;
             records.pop();
         }
+        let synced = synced.min(taken_back - 1);
         let (mut next, mut first, mut count, mut whole) = (settled + 1, None, 0, true);
         for (number, value) in &records {
             if *number != next {
@@ -302,28 +306,25 @@ impl Inspection {
             }
         }
         let (mut over, ours) = (0, self.namespace());
-        for value in self.rest.chunks_without_place()? {
-            let Ok(entries) = chunk_entries(&value) else { continue };
+        let Self { rest, lost, lost_bytes, .. } = self;
+        rest.chunks_without_place(|value| {
+            let Ok(entries) = chunk_entries(value) else { return };
             for (entry, expires_s) in entries.into_iter().filter(|(entry, _)| entry.namespace == ours) {
                 let Ok(user) = std::str::from_utf8(&entry.owner) else { continue };
-                over += self.keep(user.to_owned(), entry.seq, expires_s, entry.payload.as_bytes().clone());
+                if *lost_bytes > LOST_BYTES_MAX {
+                    over += 1;
+                    continue;
+                }
+                let payload = entry.payload.as_bytes().clone();
+                *lost_bytes += payload.len();
+                lost.entry(user.to_owned()).or_default().push((entry.seq, expires_s, payload));
             }
-        }
+        })?;
         if over > 0 {
             let what = format!("{over} entries that no table leads to are too many to look at");
             self.tell("inbox", String::new(), what);
         }
         Ok(())
-    }
-
-    /// 1 if there is no room for it.
-    fn keep(&mut self, user: String, seq: Seq, expires_s: u32, payload: Bytes) -> u64 {
-        if self.lost_bytes > LOST_BYTES_MAX {
-            return 1;
-        }
-        self.lost_bytes += payload.len();
-        self.lost.entry(user).or_default().push((seq, expires_s, payload));
-        0
     }
 
     /// Goes through all users in the order of their ids, and all that is still there of each.

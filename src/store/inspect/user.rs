@@ -58,6 +58,8 @@ pub struct Assembly {
     had: Vec<(Seq, Seq)>,
     last: Seq,
     keys: BTreeMap<String, Seq>,
+    /// A cursor that was said to be forgotten, and stays because it is the last: what is said of it next replaces it.
+    stale: Option<String>,
 }
 
 impl Assembly {
@@ -79,6 +81,7 @@ impl Assembly {
             had: Vec::new(),
             last: 0,
             keys,
+            stale: None,
         }
     }
 
@@ -104,12 +107,18 @@ impl Assembly {
             }
             Said::Seen(at_ms) => self.log.seen_ms = self.log.seen_ms.max(at_ms),
             Said::Cursor { device, cursor } => {
+                let begins_anew = self.stale.take_if(|stale| *stale == device).is_some();
                 let known = self.cursor(device);
+                if begins_anew {
+                    *known = StoredCursor::default();
+                }
                 receive(known, cursor.through, &cursor.islands);
                 known.seen_ms = known.seen_ms.max(cursor.seen_ms);
             }
             Said::Forgotten { device } if device.is_empty() => {
-                if !self.log.devices.is_empty() {
+                if self.log.devices.is_empty() {
+                    self.stale = Some(device);
+                } else {
                     self.log.shared = None;
                 }
             }
@@ -117,6 +126,8 @@ impl Assembly {
                 // The last one stays: a log without any would have nobody to keep anything for.
                 if self.log.shared.is_some() || self.log.devices.len() > 1 {
                     self.log.devices.retain(|(name, _)| *name != device);
+                } else {
+                    self.stale = Some(device);
                 }
             }
             Said::Gone { from, to, loss } => self.gone.push(missed(from, to, loss)),

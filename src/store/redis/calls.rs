@@ -215,6 +215,20 @@ impl Caller {
         Ok((seq(&answer, 0)?, answer[1..].chunks(3).map(gap).collect::<Result<_, LinkError>>()?))
     }
 
+    /// Who has not received a sequence: devices, and `None` for clients without one.
+    pub(super) async fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, LinkError> {
+        let answer = self.step("lacking", self.keys(user)?, vec![text(seq.min(1 << 50))]).await?;
+        let name = |value: &Value| match value {
+            Value::BulkString(name) if name.is_empty() => Ok(None),
+            Value::BulkString(name) => match DeviceId::new(&String::from_utf8_lossy(name)) {
+                Ok(name) => Ok(Some(name)),
+                Err(error) => misread(&error.to_string()),
+            },
+            _ => misread("a device"),
+        };
+        answer.iter().map(name).collect()
+    }
+
     /// Known users above `after`, in order.
     pub(super) async fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, LinkError> {
         let link = self.link()?;

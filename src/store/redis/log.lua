@@ -319,12 +319,13 @@ local function take_view(S, log)
   if seen > S.seen then S.seen = seen end
   for _ = 1, tonumber(take()) do
     local c, ago = cursor(S, take()), tonumber(take())
-    if c then c.s = math.max(c.s, NOW - ago) end
+    if c and newer then c.s = math.max(c.s, NOW - ago) end
   end
   for _ = 1, tonumber(take()) do
     local device, from, to = take(), tonumber(take()), tonumber(take())
     local c = cursor(S, device)
-    if c then insert(c, from, math.min(to, S.head)) end
+    -- What is said a second time may be about a cursor that has begun anew since.
+    if c and newer then insert(c, from, math.min(to, S.head)) end
   end
   look(S)
   release(S, log)
@@ -508,6 +509,16 @@ local function missed()
   return answer
 end
 
+-- 15 a sequence: who has not received it.
+local function lacking()
+  local S, answer = load(K[3]), {}
+  if S.sh and not has(S.sh, tonumber(A[15])) then answer[1] = '' end
+  for _, d in ipairs(S.dv) do
+    if not has(d[2], tonumber(A[15])) then answer[#answer + 1] = d[1] end
+  end
+  return answer
+end
+
 -- Looks after what has become too old. 15 the user.
 local function sweep()
   local S, new = load(K[3])
@@ -541,5 +552,5 @@ local function sweep()
 end
 
 local steps = {append = append, note = note, attach = attach, clear = clear, read = read, state = state,
-  missed = missed, sweep = sweep}
+  missed = missed, lacking = lacking, sweep = sweep}
 return steps[A[1]]()

@@ -20,6 +20,7 @@
 //!   is [`StoreError::Full`].
 //! - A message is stored once for each recipient.
 //! - [`Store::recent`] has nothing: every read asks Redis. [`Store::backup`] refuses: Redis makes its own.
+//! - There is no [`Store::outbox`]: events of webhooks need the embedded store.
 
 mod append;
 mod calls;
@@ -319,6 +320,14 @@ impl Store for RedisStore {
             }
         }
         Ok(missed)
+    }
+
+    fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
+        let user = user.clone();
+        self.wait(|shared| async move {
+            shared.settle(&user).await?;
+            shared.caller.lacking(&user, seq).await
+        })
     }
 
     fn state(&self, user: &UserId) -> Result<UserState, StoreError> {

@@ -31,15 +31,20 @@ struct Leaf {
 #[derive(Debug)]
 pub(in crate::store) struct RawTables {
     log: Log,
-    leaves: [Vec<Leaf>; 5],
+    leaves: [Vec<Leaf>; 6],
     /// Pages that no tree leads to.
     lost: Vec<u64>,
     pub gaps: Vec<Gap>,
 }
 
 /// Those that sled has, by their names there. Of an inbox it has where the chunks are.
-pub(in crate::store::disk) const TABLES: [(&str, Table); 4] =
-    [("places", Table::Inbox), ("users", Table::Users), ("meta", Table::Meta), ("ids", Table::Ids)];
+pub(in crate::store::disk) const TABLES: [(&str, Table); 5] = [
+    ("places", Table::Inbox),
+    ("users", Table::Users),
+    ("meta", Table::Meta),
+    ("ids", Table::Ids),
+    ("outbox", Table::Outbox),
+];
 
 impl RawTables {
     /// Reads `log/`, up to where sled takes it to end, or, with `behind`, all that can be read.

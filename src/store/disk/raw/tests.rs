@@ -10,7 +10,7 @@ use crate::store::engine::Table;
 /// The smallest that still has every kind of page.
 const SEGMENT: usize = 64 << 10;
 
-const NAMES: [(&str, Table); 4] = super::TABLES;
+const NAMES: [(&str, Table); 5] = super::TABLES;
 
 fn open(path: &Path) -> sled::Db {
     let config = sled::Config::new().path(path).segment_size(SEGMENT).flush_every_ms(None);
@@ -54,7 +54,7 @@ fn fill(path: &Path, seed: u64) {
         let db = open(path);
         let trees = NAMES.map(|(name, _)| db.open_tree(name).unwrap());
         for n in 0..2_000_u64 {
-            let tree = &trees[chance(4) as usize];
+            let tree = &trees[chance(NAMES.len() as u64) as usize];
             let key = format!("user {}\0{}", chance(200), chance(4));
             if chance(3) == 0 {
                 tree.remove(key).unwrap();

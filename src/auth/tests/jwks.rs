@@ -1,0 +1,228 @@
+//! Keys that are published, and change.
+
+use std::time::Duration;
+
+use jsonwebtoken::{Algorithm, EncodingKey, jwk::Jwk};
+use serde_json::{Value, json};
+
+use super::{
+    forge::{private, signed},
+    *,
+};
+use crate::outgoing::receiver::{Answer, Receiver};
+
+const ALGORITHMS: &[&str] = &["RS256", "ES256", "EdDSA"];
+
+/// The published form of a key of `data/keys-test`.
+fn published(name: &str, id: &str, algorithm: Algorithm) -> Value {
+    // The crate needs its cryptography for that.
+    Jwt::new(&with_secret()).unwrap();
+    let mut jwk = Jwk::from_encoding_key(&private(name), algorithm).unwrap();
+    jwk.common.key_id = Some(id.to_owned());
+    serde_json::to_value(jwk).unwrap()
+}
+
+fn set(keys: &[Value]) -> Answer {
+    Answer::json(json!({ "keys": keys }))
+}
+
+/// Signed with a key of `data/keys-test`, for alice.
+fn token(name: &str, id: Option<&str>, algorithm: Algorithm) -> String {
+    let mut header = json!({ "alg": algorithm });
+    if let Some(id) = id {
+        header["kid"] = id.into();
+    }
+    signed(&header.to_string(), r#"{"id":"alice"}"#, &private(name), algorithm)
+}
+
+fn configured(receiver: &Receiver, algorithms: &[&str], change: impl FnOnce(&mut config::Jwks)) -> config::Jwt {
+    let mut jwks = config::Jwks { url: receiver.url(), allow_private: true, ..config::Jwks::default() };
+    change(&mut jwks);
+    let algorithms = algorithms.iter().map(|&name| name.to_owned()).collect();
+    config::Jwt { jwks: Some(jwks), algorithms, ..nothing() }
+}
+
+async fn is_alice(jwt: &Jwt, token: &str) -> Result<(), AuthError> {
+    let identity = jwt.check(&data(token), now()).await?;
+    assert_eq!(identity.id.as_str(), "alice");
+    Ok(())
+}
+
+fn refused_with(result: Result<(), AuthError>, expected: &str) {
+    let Err(AuthError::Refused(reason)) = &result else { panic!("{result:?}, and not refused: {expected}") };
+    assert!(reason.contains(expected), "{reason}\n  lacks {expected}");
+}
+
+#[tokio::test]
+async fn each_token_is_checked_with_the_published_key_it_names_and_by_no_other_algorithm() {
+    let receiver = Receiver::start().await;
+    let rsa = published("rsa", "rsa", Algorithm::RS256);
+    let mut untyped = published("rsa", "untyped", Algorithm::RS256);
+    untyped.as_object_mut().unwrap().remove("alg");
+    let mut for_encryption = rsa.clone();
+    (for_encryption["use"], for_encryption["kid"]) = ("enc".into(), "enc".into());
+    let secret = json!({ "kty": "oct", "kid": "oct", "alg": "HS256", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0" });
+    let mut small = rsa.clone();
+    (small["n"], small["kid"]) = ("AQAB".into(), "small".into());
+    receiver.otherwise(set(&[
+        json!("nonsense"),
+        json!({ "kty": "unheard-of", "kid": "new" }),
+        rsa.clone(),
+        untyped,
+        for_encryption,
+        secret,
+        small,
+        published("ec256", "ec", Algorithm::ES256),
+        published("ed", "ed", Algorithm::EdDSA),
+        published("ec384", "not-configured", Algorithm::ES384),
+    ]));
+    let jwt = Jwt::new(&configured(&receiver, ALGORITHMS, |_| {})).unwrap();
+    for (name, id, algorithm) in [
+        ("rsa", "rsa", Algorithm::RS256),
+        ("rsa", "untyped", Algorithm::RS256),
+        ("ec256", "ec", Algorithm::ES256),
+        ("ed", "ed", Algorithm::EdDSA),
+    ] {
+        is_alice(&jwt, &token(name, Some(id), algorithm)).await.unwrap_or_else(|error| panic!("{id}: {error}"));
+    }
+    // One key alone goes with it, so it need not be named.
+    is_alice(&jwt, &token("ec256", None, Algorithm::ES256)).await.unwrap();
+
+    let not_configured = "algorithm is not one of those configured";
+    let not_published = "not published for its algorithm";
+    for (token, expected) in [
+        (token("rsa", None, Algorithm::RS256), "does not name its key"),
+        (token("rsa-other", Some("rsa"), Algorithm::RS256), "signature does not hold"),
+        (token("rsa", Some("ec"), Algorithm::RS256), not_published),
+        (token("rsa", Some("unknown"), Algorithm::RS256), not_published),
+        (token("rsa", Some(""), Algorithm::RS256), not_published),
+        (token("rsa", Some("enc"), Algorithm::RS256), not_published),
+        (token("rsa", Some("small"), Algorithm::RS256), not_published),
+        (token("rsa", Some("rsa"), Algorithm::RS512), not_configured),
+        (token("rsa", Some("rsa"), Algorithm::PS256), not_configured),
+        (token("ec384", Some("not-configured"), Algorithm::ES384), not_configured),
+    ] {
+        refused_with(is_alice(&jwt, &token).await, expected);
+    }
+    // What is public as if it were a secret.
+    let modulus = rsa["n"].as_str().unwrap();
+    for key in [modulus.as_bytes().to_vec(), std::fs::read(key_path("rsa.public.pem")).unwrap()] {
+        for id in ["rsa", "oct"] {
+            let header = json!({ "alg": "HS256", "kid": id }).to_string();
+            let forged = signed(&header, r#"{"id":"alice"}"#, &EncodingKey::from_secret(&key), Algorithm::HS256);
+            refused_with(is_alice(&jwt, &forged).await, not_configured);
+        }
+    }
+    let header = r#"{"alg":"HS256","kid":"oct"}"#;
+    let shared = EncodingKey::from_secret(b"secret-secret-secret-secret");
+    let forged = signed(header, r#"{"id":"alice"}"#, &shared, Algorithm::HS256);
+    refused_with(is_alice(&jwt, &forged).await, not_configured);
+    for none in [r#"{"alg":"none","kid":"rsa"}"#, r#"{"alg":"None","kid":"rsa"}"#, r#"{"kid":"rsa"}"#] {
+        let unsigned = format!("{}.{}.", forge::base64(none), forge::base64(r#"{"id":"alice"}"#));
+        assert!(matches!(is_alice(&jwt, &unsigned).await, Err(AuthError::Refused(_))), "{none}");
+    }
+    assert_eq!(receiver.requests().len(), 1, "whatever was named");
+    assert!(receiver.requests()[0].line.starts_with("GET /hooks "));
+}
+
+#[tokio::test]
+async fn a_key_that_is_new_is_asked_for_once_and_one_that_is_gone_is_not_used_any_more() {
+    let receiver = Receiver::start().await;
+    let (old, new) = (published("rsa", "old", Algorithm::RS256), published("rsa-other", "new", Algorithm::RS256));
+    receiver.otherwise(set(&[old]));
+    let retry = Duration::from_millis(400);
+    let jwt = Jwt::new(&configured(&receiver, &["RS256"], |jwks| jwks.retry_interval = retry)).unwrap();
+    let by_old = token("rsa", Some("old"), Algorithm::RS256);
+    let by_new = token("rsa-other", Some("new"), Algorithm::RS256);
+    is_alice(&jwt, &by_old).await.unwrap();
+    receiver.otherwise(set(&[new]));
+    // Not yet: it was asked just now, and is not asked again for as many unknown keys as you like.
+    for _ in 0..50 {
+        refused_with(is_alice(&jwt, &by_new).await, "not published");
+    }
+    assert_eq!(receiver.requests().len(), 1);
+    is_alice(&jwt, &by_old).await.unwrap();
+    // This waits for what it is about.
+    tokio::time::sleep(retry).await;
+    let all = futures_util::future::join_all((0..20).map(|_| is_alice(&jwt, &by_new))).await;
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+    refused_with(is_alice(&jwt, &by_old).await, "not published");
+    assert_eq!(receiver.requests().len(), 2, "once for twenty who came together");
+}
+
+#[tokio::test]
+async fn keys_are_refreshed_behind_those_who_come_and_kept_while_that_fails_but_not_for_ever() {
+    let receiver = Receiver::start().await;
+    receiver.otherwise(set(&[published("ed", "ed", Algorithm::EdDSA)]));
+    let configured = configured(&receiver, &["EdDSA"], |jwks| {
+        jwks.refresh_interval = Duration::from_millis(50);
+        jwks.retry_interval = Duration::from_millis(50);
+        jwks.max_stale = Duration::from_millis(1500);
+        jwks.timeout = Duration::from_millis(100);
+    });
+    let jwt = Jwt::new(&configured).unwrap();
+    let token = token("ed", Some("ed"), Algorithm::EdDSA);
+    is_alice(&jwt, &token).await.unwrap();
+    // Each of these is wrong in its own way, and none of them takes the key away.
+    let many: Vec<Value> = (0..101).map(|n| json!({ "kty": "unheard-of", "kid": n.to_string() })).collect();
+    receiver.script([
+        Answer::status(500),
+        Answer::With(302, format!("location: {}\r\n", receiver.url()), String::new()),
+        Answer::json("[]"),
+        Answer::json("{\"keys\":7}"),
+        set(&many),
+        Answer::Silence,
+        Answer::Close,
+        Answer::HalfWay(200),
+        Answer::Endless(200),
+    ]);
+    receiver.otherwise(Answer::status(503));
+    let mut asked = 1;
+    while asked < 10 {
+        is_alice(&jwt, &token).await.unwrap_or_else(|error| panic!("request {asked}: {error}"));
+        asked = receiver.requests().len();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let end = tokio::time::Instant::now() + Duration::from_secs(10);
+    let stale = loop {
+        match is_alice(&jwt, &token).await {
+            Ok(()) => assert!(tokio::time::Instant::now() < end, "a key is used for ever"),
+            Err(error) => break error,
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert!(matches!(&stale, AuthError::Unavailable(why) if why.contains("the keys for tokens")), "{stale}");
+    receiver.otherwise(set(&[published("ed", "ed", Algorithm::EdDSA)]));
+    while is_alice(&jwt, &token).await.is_err() {
+        assert!(tokio::time::Instant::now() < end, "it is not asked again");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn who_goes_away_does_not_stop_the_keys_from_coming() {
+    let receiver = Receiver::start().await;
+    receiver.script([Answer::Late(Duration::from_millis(200), 500)]);
+    receiver.otherwise(set(&[published("ed", "ed", Algorithm::EdDSA)]));
+    let configured = configured(&receiver, &["EdDSA"], |jwks| jwks.retry_interval = Duration::from_millis(1));
+    let jwt = Jwt::new(&configured).unwrap();
+    let token = token("ed", Some("ed"), Algorithm::EdDSA);
+    let gone = tokio::time::timeout(Duration::from_millis(20), is_alice(&jwt, &token)).await;
+    assert!(gone.is_err(), "the first answer is late");
+    assert!(matches!(is_alice(&jwt, &token).await, Err(AuthError::Unavailable(_))), "it was a failure");
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    is_alice(&jwt, &token).await.unwrap();
+}
+
+#[test]
+fn a_jwks_that_cannot_be_meant_is_refused_when_the_server_starts() {
+    let with = |url: &str, algorithms: &[&str]| {
+        let jwks = config::Jwks { url: url.to_owned(), ..config::Jwks::default() };
+        let algorithms = algorithms.iter().map(|&name| name.to_owned()).collect();
+        Jwt::new(&config::Jwt { jwks: Some(jwks), algorithms, ..nothing() }).expect_err(url).to_string()
+    };
+    assert!(with("https://127.0.0.1/", &["RS256"]).contains("authentication.jwt.jwks.url names a private address"));
+    assert!(with("https://example.org/", &["HS256"]).contains("\"HS256\", which does not go with published keys"));
+    assert!(with("https://example.org/", &["none"]).contains("\"none\""));
+    assert!(with("https://example.org/", &[]).contains("must name what is accepted"));
+}

@@ -1,0 +1,172 @@
+//! Which addresses are private: those that are not out in the internet for everybody to reach.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IPv4 network: its address, and how many bits of it count.
+type Net4 = ([u8; 4], u32);
+/// An IPv6 network, by the first four of its eight groups.
+type Net6 = ([u16; 4], u32);
+
+/// What IANA has set aside for special purposes, and multicast.
+const PRIVATE_V4: &[Net4] = &[
+    ([0, 0, 0, 0], 8),       // this host
+    ([10, 0, 0, 0], 8),      // private
+    ([100, 64, 0, 0], 10),   // shared by the customers of a provider
+    ([127, 0, 0, 0], 8),     // loopback
+    ([169, 254, 0, 0], 16),  // link-local; here clouds answer what a machine may know of itself
+    ([172, 16, 0, 0], 12),   // private
+    ([192, 0, 0, 0], 24),    // protocol assignments
+    ([192, 0, 2, 0], 24),    // documentation
+    ([192, 88, 99, 0], 24),  // relays to IPv6
+    ([192, 168, 0, 0], 16),  // private
+    ([198, 18, 0, 0], 15),   // benchmarks
+    ([198, 51, 100, 0], 24), // documentation
+    ([203, 0, 113, 0], 24),  // documentation
+    ([224, 0, 0, 0], 4),     // multicast
+    ([240, 0, 0, 0], 4),     // reserved, and broadcast
+];
+
+/// What is public of IPv6: all that is given out so far.
+const PUBLIC_V6: Net6 = ([0x2000, 0, 0, 0], 3);
+
+/// And what of that is not.
+const PRIVATE_V6: &[Net6] = &[
+    ([0x2001, 0, 0, 0], 23),     // protocol assignments, among them Teredo
+    ([0x2001, 0xdb8, 0, 0], 32), // documentation
+    ([0x3fff, 0, 0, 0], 20),     // documentation
+];
+
+/// Whether nobody outside could be meant by this address: private, loopback, link-local, or set aside for something
+/// else. Of an IPv6 address that has an IPv4 address in it (mapped, translated by NAT64, 6to4) that one counts.
+#[must_use]
+pub fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_private_v4(address),
+        IpAddr::V6(address) => is_private_v6(address),
+    }
+}
+
+fn is_private_v4(address: Ipv4Addr) -> bool {
+    PRIVATE_V4.iter().any(|(net, bits)| {
+        let differ = u32::from(address) ^ u32::from(Ipv4Addr::from(*net));
+        differ >> (32 - bits) == 0
+    })
+}
+
+fn is_private_v6(address: Ipv6Addr) -> bool {
+    let groups = address.segments();
+    let v4 = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
+    match groups {
+        // Mapped, and NAT64.
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => is_private_v4(v4(high, low)),
+        // 6to4.
+        [0x2002, high, low, ..] => is_private_v4(v4(high, low)),
+        _ => {
+            let inside = |(net, bits): &Net6| {
+                let first =
+                    |groups: &[u16]| groups.iter().take(4).fold(0_u64, |all, group| all << 16 | u64::from(*group));
+                (first(&groups) ^ first(net)) >> (64 - bits) == 0
+            };
+            !inside(&PUBLIC_V6) || PRIVATE_V6.iter().any(inside)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_addresses_are_told_from_public_ones_at_the_edges_of_each_range() {
+        for private in [
+            "0.0.0.0",
+            "0.255.255.255",
+            "10.0.0.0",
+            "10.255.255.255",
+            "100.64.0.0",
+            "100.127.255.255",
+            "127.0.0.1",
+            "127.255.255.255",
+            "169.254.0.0",
+            "169.254.169.254",
+            "172.16.0.0",
+            "172.31.255.255",
+            "192.0.0.8",
+            "192.0.2.1",
+            "192.88.99.1",
+            "192.168.0.0",
+            "192.168.255.255",
+            "198.18.0.0",
+            "198.19.255.255",
+            "198.51.100.7",
+            "203.0.113.7",
+            "224.0.0.1",
+            "239.255.255.255",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::7f00:1",
+            "::ffff:0.0.0.0",
+            "::ffff:127.0.0.1",
+            "::ffff:7f00:1",
+            "::ffff:10.1.2.3",
+            "::ffff:169.254.169.254",
+            "::ffff:0:127.0.0.1",
+            "64:ff9b::10.0.0.1",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::1",
+            "2001:0:7f00:1::",
+            "2001:1ff:ffff::",
+            "2001:db8::1",
+            "2002:7f00:1::",
+            "2002:a00:1::1",
+            "3fff::1",
+            "3fff:fff::1",
+            "4000::1",
+            "5f00::1",
+            "fc00::1",
+            "fdff:ffff::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "febf::1",
+            "fec0::1",
+            "ff02::1",
+        ] {
+            assert!(is_private(private.parse().unwrap()), "{private} is private");
+        }
+        for public in [
+            "1.0.0.0",
+            "8.8.8.8",
+            "9.255.255.255",
+            "11.0.0.0",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.0",
+            "169.253.255.255",
+            "169.255.0.0",
+            "172.15.255.255",
+            "172.32.0.0",
+            "192.0.1.0",
+            "192.167.255.255",
+            "192.169.0.0",
+            "198.17.255.255",
+            "198.20.0.0",
+            "223.255.255.255",
+            "::ffff:8.8.8.8",
+            "64:ff9b::8.8.8.8",
+            "2002:808:808::1",
+            "2001:200::1",
+            "2001:4860:4860::8888",
+            "2606:4700::1111",
+            "2a00:1450::1",
+            "3ffe::1",
+            "3fff:1000::1",
+        ] {
+            assert!(!is_private(public.parse().unwrap()), "{public} is public");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! What the store itself puts into the outbox: that messages were received, have expired, or went for newer ones. Without an
+//! outbox each costs a look.
+
+use super::{EventKind, Outbox, OutboxEvent};
+use crate::{
+    message::{DeviceId, Seq, UserId},
+    store::{commit::Committer, engine::EngineError, journal::Shared},
+};
+
+impl Shared {
+    /// The outbox, if there is one that wants events of this kind.
+    pub(in crate::store) fn outbox_for(&self, kind: EventKind) -> Option<&Outbox> {
+        self.outbox.as_deref().filter(|outbox| outbox.wants(kind))
+    }
+
+    /// A client has received what was not received before on its device: this range, both ends included.
+    pub(in crate::store) fn tell_delivered(&self, user: &UserId, device: Option<&DeviceId>, range: Option<(Seq, Seq)>) {
+        let Some((from, to)) = range else { return };
+        if let Some(outbox) = self.outbox_for(EventKind::Delivered) {
+            let device = device.map(|device| device.as_str().to_owned());
+            outbox.put(OutboxEvent::Delivered { user: user.as_str().to_owned(), device, from, to });
+        }
+    }
+
+    /// These went for newer ones; `count` of them had not been received.
+    pub(in crate::store) fn tell_dropped(&self, user: &UserId, from: Seq, to: Seq, count: u64) {
+        if let Some(outbox) = self.outbox_for(EventKind::Dropped).filter(|_| count > 0) {
+            outbox.put(OutboxEvent::Dropped { user: user.as_str().to_owned(), from, to, count });
+        }
+    }
+
+    /// These, rising, were too old, and had not been received by everybody.
+    pub(in crate::store) fn tell_expired(&self, user: &UserId, seqs: &[Seq]) {
+        let Some(outbox) = self.outbox_for(EventKind::Expired) else { return };
+        for run in seqs.chunk_by(|one, next| one + 1 == *next) {
+            if let (Some(from), Some(to)) = (run.first(), run.last()) {
+                outbox.put(OutboxEvent::Expired { user: user.as_str().to_owned(), from: *from, to: *to });
+            }
+        }
+    }
+}
+
+impl Committer {
+    /// Lets go of a user's entries in the journal that have expired.
+    pub(in crate::store) fn drop_expired(&self, user: &UserId, now_s: u32) -> Result<(), EngineError> {
+        let expired = self.with(user, |log| log.drop_expired(now_s))?;
+        self.shared.tell_expired(user, &expired);
+        Ok(())
+    }
+}

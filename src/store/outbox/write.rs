@@ -1,0 +1,235 @@
+//! What the commit thread does for the outbox, and opening it.
+//!
+//! A batch is one value, or several of which only the last makes it whole: what a crash leaves of it without that counts as
+//! nothing. What was lost is written down when it begins and once a second, so that a crash can make the count too small and
+//! never forget it; and it is taken back behind the event that tells it.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{
+    Inside, Lost, Outbox, OutboxEvent, OutboxOptions, Written, damaged, failed,
+    record::{self, Batch, Pieces, StoredLost},
+};
+use crate::{
+    message::{Seq, UserId},
+    store::{
+        Durability, StoreError,
+        clock::Clock,
+        commit::Committer,
+        engine::{Engine, EngineError, Table},
+        queue::Queue,
+    },
+};
+
+/// Events are written together up to about this many bytes, one at least: mostly one value.
+const BATCH_BYTES: u64 = 48 << 10;
+
+/// How often it is written down how much was lost, in milliseconds.
+const LOST_PAUSE_MS: u64 = 1000;
+
+/// What is to be written at once.
+struct Work {
+    batches: Vec<(Written, Batch)>,
+    lost: Option<StoredLost>,
+    lost_told: bool,
+    reported: Vec<(UserId, Option<Seq>)>,
+    remove: Vec<Written>,
+}
+
+impl Outbox {
+    /// Reads what is there of it.
+    pub(in crate::store) fn open(
+        engine: Arc<dyn Engine>,
+        queue: Arc<Queue>,
+        clock: Clock,
+        options: OutboxOptions,
+    ) -> Result<Arc<Self>, StoreError> {
+        let mut start = [0; 8];
+        getrandom::fill(&mut start).map_err(|error| StoreError::Failed(error.to_string().into()))?;
+        let mut inside = Inside { next: 1, ..Inside::default() };
+        let unfinished = read_all(&*engine, &mut inside)?;
+        // Of a write that a crash has cut off.
+        unfinished.iter().try_for_each(|key| engine.remove(Table::Outbox, key)).map_err(failed)?;
+        inside.removed = inside.batches.front().map_or(inside.next, |batch| batch.first) - 1;
+        inside.remove = inside.removed;
+        if let Some(stored) = engine.get(Table::Outbox, record::LOST_KEY).map_err(failed)? {
+            let StoredLost::V1 { since_ms, lost } = StoredLost::decode(&stored).map_err(damaged)?;
+            inside.lost = Lost { since_ms, at_least: true, stored: true, ..Lost::default() };
+            for (kind, count) in lost {
+                if let Some(counted) = inside.lost.counts.get_mut(usize::from(kind)) {
+                    *counted = count;
+                }
+            }
+        }
+        if inside.events > 0 {
+            tracing::info!(
+                events = inside.events,
+                bytes = inside.bytes,
+                "the outbox of the webhook has events from before"
+            );
+        }
+        let (start, changed) = (u64::from_be_bytes(start), watch::Sender::new(0));
+        Ok(Arc::new(Self { engine, queue, clock, options, start, inside: inside.into(), changed }))
+    }
+
+    /// Whether the commit thread has anything to do for it.
+    fn work(&self) -> Option<Work> {
+        let now_ms = self.clock.now_ms();
+        let mut inside = self.inside.lock();
+        if inside.lost.any() {
+            self.tell_lost(&mut inside, now_ms);
+        }
+        let due = !inside.lost.stored || now_ms.saturating_sub(inside.lost.stored_ms) >= LOST_PAUSE_MS;
+        let (mut lost, mut lost_told) = (None, false);
+        if inside.lost.unwritten && !inside.lost.any() {
+            (inside.lost.unwritten, inside.lost.stored, lost_told) = (false, false, true);
+        } else if inside.lost.unwritten && due {
+            lost = Some(StoredLost::V1 { since_ms: inside.lost.since_ms, lost: inside.lost.list() });
+            (inside.lost.unwritten, inside.lost.stored, inside.lost.stored_ms) = (false, true, now_ms);
+        }
+        let mut remove = Vec::new();
+        while let Some(batch) = inside.batches.front().copied().filter(|batch| batch.last() <= inside.remove) {
+            inside.batches.pop_front();
+            inside.events -= batch.count;
+            inside.bytes -= batch.bytes;
+            remove.push(batch);
+        }
+        inside.waiting_bytes = 0;
+        let waiting = std::mem::take(&mut inside.waiting);
+        let batches = self.cut(&mut inside, waiting);
+        let reported: Vec<_> = inside.reported.iter().map(|(user, seq)| (user.clone(), *seq)).collect();
+        let work = Work { batches, lost, lost_told, reported, remove };
+        let Work { batches, lost, lost_told, reported, remove } = &work;
+        let any = !batches.is_empty() || lost.is_some() || *lost_told || !reported.is_empty() || !remove.is_empty();
+        any.then_some(work)
+    }
+
+    fn cut(&self, inside: &mut Inside, waiting: Vec<(u64, OutboxEvent)>) -> Vec<(Written, Batch)> {
+        let mut batches = Vec::new();
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        let mut waiting = waiting.into_iter().peekable();
+        while let Some((at_ms, event)) = waiting.next() {
+            bytes += event.bytes();
+            events.push((at_ms, event));
+            if waiting.peek().is_none_or(|(_, next)| bytes + next.bytes() > BATCH_BYTES) {
+                let (first, count) = (inside.next, events.len() as u64);
+                inside.next += count;
+                let batch = Batch::V1 { start: self.start, events: std::mem::take(&mut events) };
+                batches.push((Written { first, count, pieces: 0, bytes: std::mem::take(&mut bytes) }, batch));
+            }
+        }
+        batches
+    }
+
+    fn write(&self, work: &mut Work) -> Result<(), EngineError> {
+        for (written, batch) in &mut work.batches {
+            let pieces = batch.pieces();
+            written.pieces = pieces.len();
+            for (at, piece) in pieces.iter().enumerate() {
+                self.engine.put(Table::Outbox, &record::event_key(written.first, at), piece)?;
+            }
+        }
+        if let Some(lost) = &work.lost {
+            self.engine.put(Table::Outbox, record::LOST_KEY, &lost.encode())?;
+        }
+        if work.lost_told {
+            self.engine.remove(Table::Outbox, record::LOST_KEY)?;
+        }
+        for (user, seq) in &work.reported {
+            let key = record::reported_key(user.as_str());
+            match seq {
+                Some(seq) => self.engine.put(Table::Outbox, &key, &record::encode_reported(*seq))?,
+                None => self.engine.remove(Table::Outbox, &key)?,
+            }
+        }
+        for batch in &work.remove {
+            // From its end: what a crash leaves of it has none, and counts as nothing.
+            for piece in (0..batch.pieces).rev() {
+                self.engine.remove(Table::Outbox, &record::event_key(batch.first, piece))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was written is as durable as configured.
+    fn written(&self, work: Work) {
+        let mut inside = self.inside.lock();
+        inside.batches.extend(work.batches.into_iter().map(|(written, _)| written));
+        for (user, seq) in work.reported {
+            // What was set meanwhile is still to be written.
+            if inside.reported.get(&user) == Some(&seq) {
+                inside.reported.remove(&user);
+            }
+        }
+        if let Some(last) = work.remove.last() {
+            inside.removed = last.last();
+        }
+        drop(inside);
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+}
+
+impl Committer {
+    /// Writes what was put into the outbox, if there is one, and makes that as durable as configured.
+    pub(in crate::store) fn write_outbox(&mut self) -> Result<(), EngineError> {
+        let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
+        let Some(mut work) = outbox.work() else { return Ok(()) };
+        outbox.write(&mut work)?;
+        // That something was removed is not worth a sync: losing that repeats it.
+        if !work.batches.is_empty() || work.lost.is_some() {
+            match self.durability {
+                Durability::Always => self.shared.engine.checkpoint()?,
+                Durability::Interval(_) | Durability::Never => {
+                    self.shared.engine.flush()?;
+                    (self.outbox_behind, self.unsynced) = (true, self.unsynced + 1);
+                }
+            }
+        }
+        outbox.written(work);
+        Ok(())
+    }
+}
+
+/// Takes in what stands in the table; returns the keys of a batch at the front whose removal was not finished, and of one at
+/// the end that was never written to its own.
+fn read_all(engine: &dyn Engine, inside: &mut Inside) -> Result<Vec<Vec<u8>>, StoreError> {
+    let (mut pieces, mut keys, mut unfinished) = (Pieces::default(), Vec::new(), Vec::new());
+    let mut wrong = None;
+    let scanned = engine.scan(Table::Outbox, &[record::EVENTS], &mut |key, value| {
+        let Some((first, piece)) = record::event_number(key) else { return false };
+        if piece == 0 && inside.batches.is_empty() {
+            pieces = Pieces::default();
+            unfinished.append(&mut keys);
+        }
+        if piece != keys.len() || !inside.batches.is_empty() && first != inside.next {
+            wrong = Some(format!("what stands before event {first} is missing"));
+            return false;
+        }
+        keys.push(key.to_vec());
+        match pieces.push(&value) {
+            Ok(None) => true,
+            Ok(Some(Batch::V1 { events, .. })) => {
+                let (count, bytes) = (events.len() as u64, events.iter().map(|(_, event)| event.bytes()).sum());
+                inside.batches.push_back(Written { first, count, pieces: keys.len(), bytes });
+                (inside.events, inside.bytes) = (inside.events + count, inside.bytes + bytes);
+                inside.next = first + count;
+                keys.clear();
+                true
+            }
+            Err(error) => {
+                wrong = Some(format!("event {first}: {error}"));
+                false
+            }
+        }
+    });
+    scanned.map_err(failed)?;
+    match wrong {
+        Some(wrong) => Err(damaged(wrong)),
+        None => {
+            unfinished.extend(keys);
+            Ok(unfinished)
+        }
+    }
+}

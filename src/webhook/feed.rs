@@ -1,0 +1,48 @@
+//! What clients do, into the outbox.
+
+use std::sync::Arc;
+
+use crate::hub::{ConnectionId, Event, EventKind, Listener, Outbox, OutboxEvent, Said};
+
+/// Listens to the hub.
+pub(super) struct Feed {
+    outbox: Arc<Outbox>,
+    /// Tells the connections of this start from those of others.
+    start: String,
+}
+
+impl Feed {
+    pub fn new(outbox: Arc<Outbox>) -> Self {
+        let start = outbox.start();
+        Self { outbox, start }
+    }
+}
+
+impl Listener for Feed {
+    fn event(&self, connection: ConnectionId, event: Event<'_>) {
+        let kind = match event {
+            Event::Connection => EventKind::Connection,
+            Event::Authentication { .. } => EventKind::Authentication,
+            Event::Message { .. } => EventKind::Message,
+            Event::Disconnection { .. } => EventKind::Disconnection,
+        };
+        if !self.outbox.wants(kind) {
+            return;
+        }
+        let connection = format!("{}-{connection}", self.start);
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        self.outbox.put(match event {
+            Event::Connection => OutboxEvent::Connection { connection },
+            Event::Authentication { user } => {
+                OutboxEvent::Authentication { connection, user: user.as_str().to_owned() }
+            }
+            Event::Message { user, said: Said { op, data, kind } } => {
+                let user = owned(user.map(|user| user.as_str()));
+                OutboxEvent::Message { connection, user, op, data: owned(data), kind: owned(kind) }
+            }
+            Event::Disconnection { user } => {
+                OutboxEvent::Disconnection { connection, user: owned(user.map(|user| user.as_str())) }
+            }
+        });
+    }
+}
