@@ -126,9 +126,9 @@ impl Server {
     }
 
     #[cfg(not(feature = "redis"))]
-    async fn start_with_redis(_: Config, _: TcpListener, _: config::Redis) -> Result<Self, ServerError> {
+    fn start_with_redis(_: Config, _: TcpListener, _: config::Redis) -> std::future::Ready<Result<Self, ServerError>> {
         let why = "this build cannot speak to Redis; build it with `--features redis`, or remove `redis`";
-        Err(StoreError::Incompatible(why.to_owned()).into())
+        std::future::ready(Err(StoreError::Incompatible(why.to_owned()).into()))
     }
 
     /// Builds a server over a store that is open already. One that was opened without an outbox has no events for

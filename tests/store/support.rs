@@ -47,10 +47,10 @@ pub enum Place {
 impl Place {
     /// One of each engine.
     pub fn all() -> Vec<Self> {
-        let mut all = Self::embedded();
+        let all = Self::embedded().into_iter();
         #[cfg(feature = "redis")]
-        all.push(Self::Redis(crate::redis::Somewhere::default()));
-        all
+        let all = all.chain([Self::Redis(crate::redis::Somewhere::default())]);
+        all.collect()
     }
 
     /// One of each that keeps everything itself.

@@ -84,12 +84,12 @@ const WITHOUT: &str = "this build cannot speak to Redis; build it with `cargo bu
 
 /// Says what it takes.
 #[cfg(not(feature = "redis"))]
-pub async fn import(_: &MoveArgs) -> Result<(), Failure> {
-    Err(Failure::because(WITHOUT))
+pub fn import(_: &MoveArgs) -> std::future::Ready<Result<(), Failure>> {
+    std::future::ready(Err(Failure::because(WITHOUT)))
 }
 
 /// Says what it takes.
 #[cfg(not(feature = "redis"))]
-pub async fn export(_: &MoveArgs) -> Result<(), Failure> {
-    Err(Failure::because(WITHOUT))
+pub fn export(_: &MoveArgs) -> std::future::Ready<Result<(), Failure>> {
+    std::future::ready(Err(Failure::because(WITHOUT)))
 }

@@ -50,6 +50,7 @@ pub(super) async fn listen(link: Weak<Link>) {
         };
         match listening.await {
             Ok(listener) => {
+                here.hears.send_replace(true);
                 here.tell(&Told::Gap);
                 drop(here);
                 let (mut ask, mut said) = listener.split();

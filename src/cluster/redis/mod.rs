@@ -66,6 +66,8 @@ pub struct Link {
     tasks: Mutex<Vec<AbortHandle>>,
     /// Another server has taken this one for dead: what it has said of who is here has to be said again.
     buried: AtomicBool,
+    /// Set once this server hears what others say.
+    hears: watch::Sender<bool>,
     /// Set once this server is not one of them any more.
     left: watch::Sender<bool>,
     runtime: Option<Runtime>,
@@ -126,12 +128,21 @@ impl Link {
             listeners: RwLock::default(),
             tasks: Mutex::default(),
             buried: AtomicBool::new(false),
+            hears: watch::Sender::new(false),
             left: watch::Sender::new(false),
             runtime: Some(runtime),
         });
         link.keep(lease::keep);
         link.keep(feed::listen);
-        Ok(link)
+        // Or what is said to the first who comes might not be heard.
+        let mut hears = link.hears.subscribe();
+        let left = until.saturating_duration_since(Instant::now());
+        let heard = link.wait(async move {
+            let waiting = tokio::time::timeout(left, hears.wait_for(|hears| *hears));
+            let silent = || LinkError::Lost("it does not let anybody subscribe".into());
+            waiting.await.map_err(|_| silent())?.map(|_| ()).map_err(|_| silent())
+        });
+        heard.map(|()| link)
     }
 
     /// Runs a task for as long as this is one of the servers.
