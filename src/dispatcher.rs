@@ -17,12 +17,15 @@
 //! twice, unless it has an id ([`Dispatch::id`]). How long a message is kept, and what it takes the place of, stands in
 //! the message itself ([`Options`](crate::message::Options)).
 //!
+//! A dispatcher that is to repeat what may have failed for now gives ids by itself: [`Dispatcher::retrying`].
+//!
 //! Many dispatches go best over a stream ([`Dispatcher::dispatch_all`], [`Dispatcher::stream`]): they share syncs, and
 //! no call waits for the one before it.
 
 mod backup;
 mod error;
 mod reply;
+mod retry;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -32,10 +35,15 @@ use std::{error::Error, io, time::Duration};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::message::{DispatchId, Message, Recipients, Seq, UserId};
+use crate::{
+    message::{DispatchId, Message, Recipients, Seq, UserId},
+    protocol::opcode,
+};
 
 pub use error::DispatchError;
 pub use reply::{Cleared, Device, DispatchResult, Messages, PendingMessage, Refusal, Rejected, User, Users};
+pub use retry::Retry;
+pub(crate) use retry::jittered;
 pub use stream::{Answers, Lines};
 
 /// How long a connection may take.
@@ -54,6 +62,7 @@ pub struct Dispatcher {
     /// Ends without a slash.
     base: Url,
     key: String,
+    retry: Option<Retry>,
 }
 
 /// Without the key.
@@ -65,6 +74,7 @@ impl std::fmt::Debug for Dispatcher {
 
 /// One dispatch.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Dispatch {
     /// What is said.
     pub message: Message,
@@ -82,6 +92,20 @@ impl Dispatch {
     #[must_use]
     pub fn new(message: Message, recipients: Recipients) -> Self {
         Self { message, recipients, excluding: Vec::new(), id: None }
+    }
+
+    /// Not for these.
+    #[must_use]
+    pub fn excluding(mut self, users: Vec<UserId>) -> Self {
+        self.excluding = users;
+        self
+    }
+
+    /// Named, so that it can be said again: [`Dispatch::id`].
+    #[must_use]
+    pub fn id(mut self, id: DispatchId) -> Self {
+        self.id = Some(id);
+        self
     }
 
     fn body(&self) -> Result<Vec<u8>, DispatchError> {
@@ -145,7 +169,7 @@ impl Dispatcher {
             builder = builder.tls_certs_only([]);
         }
         let http = builder.build().map_err(|error| DispatchError::Setup(innermost(&error)))?;
-        Ok(Self { http, base, key: api_key.to_owned() })
+        Ok(Self { http, base, key: api_key.to_owned(), retry: None })
     }
 
     /// Sends a message, and returns once every copy that is to be kept is durable. Look at
@@ -159,7 +183,7 @@ impl Dispatcher {
         recipients: &Recipients,
         excluding: &[UserId],
     ) -> Result<DispatchResult, DispatchError> {
-        self.post(body(message, recipients, excluding, None)?).await
+        self.post(message, recipients, excluding, None).await
     }
 
     /// The same, with all that can be said of a dispatch.
@@ -167,12 +191,34 @@ impl Dispatcher {
     /// # Errors
     /// When the server cannot be reached, or takes nothing of it.
     pub async fn send(&self, dispatch: &Dispatch) -> Result<DispatchResult, DispatchError> {
-        self.post(dispatch.body()?).await
+        let Dispatch { message, recipients, excluding, id } = dispatch;
+        self.post(message, recipients, excluding, id.as_ref()).await
     }
 
-    async fn post(&self, body: Vec<u8>) -> Result<DispatchResult, DispatchError> {
-        let request = self.request(Method::POST, self.url(&["dispatch"])?);
-        self.call(request.header("content-type", "application/json").body(body)).await
+    async fn post(
+        &self,
+        message: &Message,
+        recipients: &Recipients,
+        excluding: &[UserId],
+        id: Option<&DispatchId>,
+    ) -> Result<DispatchResult, DispatchError> {
+        let made = if id.is_none() { self.made_id(message)? } else { None };
+        let body = body(message, recipients, excluding, id.or(made.as_ref()))?;
+        let url = self.url(&["dispatch"])?;
+        let mut attempts = self.attempts();
+        loop {
+            let request = self.request(Method::POST, url.clone()).header("content-type", "application/json");
+            match self.call(request.body(body.clone())).await {
+                Ok(result) => return Ok(result),
+                Err(error) => attempts.wait_after(error).await?,
+            }
+        }
+    }
+
+    /// The id that a dispatch gets which has none and may be repeated. Internal events need none: repeating one does no harm.
+    fn made_id(&self, message: &Message) -> Result<Option<DispatchId>, DispatchError> {
+        let wanted = self.retry.is_some() && message.op != opcode::INTERNAL;
+        wanted.then(retry::random_id).transpose()
     }
 
     /// What the server knows of a user.

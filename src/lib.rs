@@ -4,6 +4,28 @@
 //! comes back, even if the machine lost power in between. One binary, one port, and nothing to run beside it: the log
 //! of every user is in an embedded store. Clients written for `@cryb/mesa` connect unchanged.
 //!
+//! It is a server to be run (`mesa serve`, see the README) and a library: a server in a program of yours, clients, and
+//! backends.
+//!
+//! ```no_run
+//! # #[tokio::main] async fn main() -> Result<(), mesa::server::ServerError> {
+//! use mesa::server::Server;
+//!
+//! let server = Server::builder()
+//!     .configure(|config| config.sync.enabled = true)
+//!     .on_message(|client, message| async move { println!("{:?} says {}", client.user(), message.kind()) })
+//!     .start()
+//!     .await?;
+//! server.run(async { _ = tokio::signal::ctrl_c().await }).await
+//! # }
+//! ```
+//!
+//! The [`guide`] has a chapter for each task, with programs that run, and a table of [what stock calls it](guide::names).
+//!
+//! Of other crates, the types of tokio (`TcpListener`), `serde_json` (`Value`, `Map`, `RawValue`) and http (`Request`) are part
+//! of this surface; beside them the trait `Stream` of the futures crates, which [`client::Client`] and [`portal::Portal`] are,
+//! and `axum::Router`, which [`server::Builder::attach`] gives. Futures need a tokio runtime.
+//!
 //! # The tour
 //!
 //! In reading order; each module says in its first lines what is in its files.
@@ -11,17 +33,22 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`message`] | the words: [`Message`](message::Message), [`UserId`](message::UserId), [`Payload`](message::Payload), [`Seq`](message::Seq) |
+//! | [`outgoing`] | requests of our own: bounded, signed, and not to private addresses |
 //! | [`config`] | the documented keys and ours, from file, environment and command line; checked once, trusted after |
 //! | [`metrics`] | the counters, named once |
 //! | [`protocol`] | frames (text ⇄ [`ClientFrame`](protocol::frame::ClientFrame)), opcodes, close codes |
 //! | [`store`] | the log of every user: the contract, the commit thread, the engine on disk and the one for tests |
 //! | [`cluster`] | several servers as one, over a Redis that they share |
 //! | [`auth`] | who a client is; which keys backends show |
+//! | [`middleware`] | what is called on the way of everything that happens |
 //! | [`hub`] | who is here and what they have had: dispatching, sessions as cursors on a log |
+//! | [`webhook`] | what backends are told: out of the store's outbox, one batch at a time |
 //! | [`http`] | what backends ask, as an [`axum`] router |
+//! | [`wire`] | the same in the words of Redis, for the Dispatchers and Portals of stock services |
 //! | [`server`] | sockets, connections, the heartbeat, shutdown; the only room that builds the others |
 //! | [`client`] | a connection the other way round, dialling out |
 //! | [`dispatcher`] | the HTTP API from a backend's side |
+//! | [`portal`] | what happens to clients, from a backend's side |
 //!
 //! The path of a message, one function a step: [`http`] takes it in and makes its [`Payload`](message::Payload), the
 //! JSON text every recipient will read; [`Hub::dispatch`](hub::Hub::dispatch) hands it to
@@ -45,27 +72,33 @@
 //! - The hub knows no wire format, the store no session, and `http` decides nothing.
 //! - What came from a peer is returned as an error; what came from us is asserted.
 //! - The last step before a socket compares the stamp of an entry with the session it is for.
-//! - Imports point one way, and foreign names have one home each: sled and bincode in [`store`], redis in [`cluster`], tungstenite in
-//!   `server/socket.rs` and [`client`], axum and hyper in [`http`] and [`server`], clap in the binary.
-//!   `tests/houses` holds both.
+//! - Imports point one way, and foreign names have one home each: sled and bincode in [`store`], redis in [`cluster`],
+//!   tungstenite in `server/socket.rs` and [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`outgoing`] and
+//!   [`dispatcher`], clap in the binary. `tests/houses` holds both.
 //!
 //! # What a crash may take back
 //!
 //! Nothing that was answered, with [`Durability::Always`](config::Durability::Always). Receipts are written with the
-//! next commit, at most some 20 ms later: a process killed within that time sends those messages once more.
+//! next commit, at most some 20 ms later: a process killed within that time sends those messages once more. Events for
+//! webhooks reach their outbox in the same time: what happened in the last 20 ms may be told to nobody.
 
 pub mod auth;
 pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod dispatcher;
-pub mod http;
-pub mod hub;
+pub mod guide;
+mod http;
+mod hub;
 pub mod message;
-pub mod metrics;
-pub mod outgoing;
+mod metrics;
+pub mod middleware;
+mod outgoing;
 mod planted;
-pub mod protocol;
+pub mod portal;
+mod protocol;
 pub mod server;
+#[doc(hidden)]
 pub mod store;
-pub mod webhook;
+mod webhook;
+mod wire;

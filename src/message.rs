@@ -71,6 +71,15 @@ impl UserId {
     }
 }
 
+impl std::str::FromStr for UserId {
+    type Err = UserIdError;
+
+    /// As [`UserId::new`].
+    fn from_str(id: &str) -> Result<Self, UserIdError> {
+        Self::new(id)
+    }
+}
+
 impl Borrow<str> for UserId {
     fn borrow(&self) -> &str {
         &self.0
@@ -137,6 +146,7 @@ pub struct Message {
 /// How a message is to be delivered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct Options {
     /// `false`: sent to who is there and never kept. Default `true`.
     pub sync: bool,
@@ -173,6 +183,28 @@ impl Message {
             t: Some(kind.to_owned()),
             o: Options::default(),
         })
+    }
+
+    /// The same, for who is there alone: never kept.
+    #[must_use]
+    pub fn unsynced(mut self) -> Self {
+        self.o.sync = false;
+        self
+    }
+
+    /// The same, kept for so long at most: whole seconds, rounded up, 136 years at most.
+    #[must_use]
+    pub fn ttl(mut self, ttl: std::time::Duration) -> Self {
+        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        self.o.ttl = std::num::NonZeroU32::new(u32::try_from(seconds.max(1)).unwrap_or(u32::MAX));
+        self
+    }
+
+    /// The same, taking the place of a pending one with this key.
+    #[must_use]
+    pub fn collapse(mut self, key: &CollapseKey) -> Self {
+        self.o.collapse = Some(key.as_str().to_owned());
+        self
     }
 
     /// The text clients will read.
@@ -229,18 +261,7 @@ impl Payload {
             return Err(MessageError::TooDeep);
         }
         let mut text = Vec::with_capacity(bytes);
-        text.extend_from_slice(b"{\"op\":");
-        text.extend_from_slice(op.to_string().as_bytes());
-        if let Some(data) = data {
-            text.extend_from_slice(b",\"d\":");
-            text.extend_from_slice(data.as_bytes());
-        }
-        if let Some(kind) = kind {
-            text.extend_from_slice(b",\"t\":");
-            // A string always has a JSON form, and writing to a Vec cannot fail.
-            serde_json::to_writer(&mut text, kind).expect("a string is JSON");
-        }
-        text.push(b'}');
+        write_message(&mut text, op, data, kind);
         if text.len() > PAYLOAD_BYTES_MAX {
             return Err(MessageError::TooLarge { bytes: text.len() });
         }
@@ -253,11 +274,35 @@ impl Payload {
         Self(bytes)
     }
 
+    /// The JSON text.
+    #[must_use]
+    pub fn as_text(&self) -> &str {
+        // It was written from text, and a store gives back what it was given.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
     /// The JSON text, as UTF-8.
+    #[doc(hidden)]
     #[must_use]
     pub fn as_bytes(&self) -> &Bytes {
         &self.0
     }
+}
+
+/// Appends a message as JSON text: `{"op":0,"d":…,"t":…}`. `data` must be JSON text already; it is taken over to the letter.
+pub fn write_message(out: &mut Vec<u8>, op: u64, data: Option<&str>, kind: Option<&str>) {
+    out.extend_from_slice(b"{\"op\":");
+    out.extend_from_slice(op.to_string().as_bytes());
+    if let Some(data) = data {
+        out.extend_from_slice(b",\"d\":");
+        out.extend_from_slice(data.as_bytes());
+    }
+    if let Some(kind) = kind {
+        out.extend_from_slice(b",\"t\":");
+        // A string always has a JSON form, and writing to a Vec cannot fail.
+        serde_json::to_writer(&mut *out, kind).expect("a string is JSON");
+    }
+    out.push(b'}');
 }
 
 impl fmt::Debug for Payload {
@@ -266,13 +311,59 @@ impl fmt::Debug for Payload {
     }
 }
 
+/// A message from a client, as it stood in its frame. At most `limits.frameBytes` in all.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Said<'a> {
+    /// 0, or one above those of the protocol.
+    pub op: u64,
+    /// The data: JSON text.
+    pub data: Option<&'a str>,
+    /// The type.
+    pub kind: Option<&'a str>,
+}
+
+impl<'a> Said<'a> {
+    /// A message, for whoever tells of one.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn new(op: u64, data: Option<&'a str>, kind: Option<&'a str>) -> Self {
+        Self { op, data, kind }
+    }
+}
+
 /// Who a dispatch is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Recipients {
     /// `*`: every connected client; never kept for those who are not.
     Everyone,
     /// These users, each once.
     Users(Vec<UserId>),
+}
+
+impl From<UserId> for Recipients {
+    fn from(user: UserId) -> Self {
+        Self::Users(vec![user])
+    }
+}
+
+impl From<&UserId> for Recipients {
+    fn from(user: &UserId) -> Self {
+        Self::Users(vec![user.clone()])
+    }
+}
+
+impl From<Vec<UserId>> for Recipients {
+    fn from(users: Vec<UserId>) -> Self {
+        Self::Users(users)
+    }
+}
+
+impl From<&[UserId]> for Recipients {
+    fn from(users: &[UserId]) -> Self {
+        Self::Users(users.to_vec())
+    }
 }
 
 /// How deep arrays and objects nest in a JSON text (0 for a scalar). Does not check that the text is JSON.

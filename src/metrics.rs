@@ -42,6 +42,8 @@ metrics! {
     malformed_frames: Counter = "malformed_frames",
     /// Messages from clients.
     messages_received: Counter = "messages_received",
+    /// Messages from clients that a middleware refused.
+    messages_refused: Counter = "messages_refused",
     /// Dispatches taken in.
     dispatches: Counter = "dispatches",
     /// Entries appended to logs, one per recipient.
@@ -60,6 +62,14 @@ metrics! {
     unsynced_dropped: Counter = "unsynced_dropped",
     /// Entries stopped before a socket because their stamp named somebody else. Anything but zero is a bug.
     foreign_entries: Counter = "foreign_entries",
+    /// Portals that are there.
+    portals: Gauge = "portals",
+    /// Things that happened to clients while somebody wanted to be told.
+    portal_events: Counter = "portal_events",
+    /// Events that a portal had not taken when it went, and that went on to another.
+    portal_events_passed_on: Counter = "portal_events_passed_on",
+    /// Events dropped because portals were too slow or did not come back.
+    portal_events_dropped: Counter = "portal_events_dropped",
     /// Events that the receiver of the webhook has taken.
     webhook_sent: Counter = "webhook_events_sent",
     /// Requests to the receiver of the webhook that it did not take, or that did not reach it.
@@ -70,6 +80,14 @@ metrics! {
     webhook_outbox_events: Gauge = "webhook_outbox_events",
     /// Bytes of them.
     webhook_outbox_bytes: Gauge = "webhook_outbox_bytes",
+    /// Connections that speak the Redis protocol.
+    wire_connections: Gauge = "wire_connections",
+    /// Commands of the Redis protocol.
+    wire_commands: Counter = "wire_commands",
+    /// Those of them that were answered with an error, and what was no command at all.
+    wire_refused: Counter = "wire_commands_refused",
+    /// Subscribers that were cut because they let too much pile up.
+    wire_cut: Counter = "wire_subscribers_cut",
     /// HTTP requests answered with success.
     http_succeeded: Counter = "http_requests_succeeded",
     /// HTTP requests answered with an error of the caller's.

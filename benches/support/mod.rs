@@ -8,7 +8,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use criterion::Criterion;
 use mesa::{
-    client::{Client, Event, token},
+    client::{Connection, ConnectionEvent, token},
     config::Config,
     dispatcher::Dispatcher,
     message::{Message, Payload, UserId},
@@ -62,7 +62,8 @@ impl Served {
 
     /// The same on a store that is there already.
     pub async fn start_on(store: TempDir) -> Self {
-        let mut config = Config { host: "127.0.0.1".into(), ..Config::default() };
+        let mut config = Config::default();
+        config.host = "127.0.0.1".into();
         config.sync.enabled = true;
         config.authentication.insecure = true;
         config.api.keys.push(KEY.into());
@@ -82,8 +83,8 @@ impl Served {
         Dispatcher::new(&format!("http://{}", self.address), KEY).expect("a dispatcher")
     }
 
-    pub async fn client(&self, user: &UserId) -> Client {
-        let mut client = Client::connect(&format!("ws://{}/", self.address)).await.expect("a connection");
+    pub async fn client(&self, user: &UserId) -> Connection {
+        let mut client = Connection::connect(&format!("ws://{}/", self.address)).await.expect("a connection");
         client.authenticate(token(user.as_str()), true).await.expect("a session");
         client
     }
@@ -97,9 +98,9 @@ impl Served {
 }
 
 /// Waits for one message.
-pub async fn next(client: &mut Client) {
+pub async fn next(client: &mut Connection) {
     match client.next().await.expect("an event") {
-        Event::Message { .. } => {}
+        ConnectionEvent::Message { .. } => {}
         other => panic!("{other:?}"),
     }
 }

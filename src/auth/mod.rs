@@ -1,4 +1,4 @@
-//! Who a client is: the contract, and the ready-made ways to find out. And who a backend is, in [`ApiKeys`].
+//! Who a client is: the contract, and the ready-made ways to find out. And who a backend is, in [`ApiKeys`] and [`Password`].
 //!
 //! Nothing here knows a socket or waits for a person; what a client showed is never written to a log.
 
@@ -18,7 +18,7 @@ use crate::{config, message::UserId};
 
 pub use insecure::Insecure;
 pub use jwt::{Jwt, issue};
-pub use keys::ApiKeys;
+pub use keys::{ApiKeys, Password};
 pub use webhook::Webhook;
 
 /// Longest token that is looked at, in bytes; a longer one is refused before anything is done with it.
@@ -26,6 +26,7 @@ pub const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 /// What a client showed is accepted, and this is who it is.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Identity {
     /// Whose messages the connection will get.
     pub id: UserId,
@@ -33,6 +34,15 @@ pub struct Identity {
     pub user: Map<String, Value>,
     /// When this stops being true; the connection is closed then.
     pub expires: Option<SystemTime>,
+}
+
+impl Identity {
+    /// This user, with `{"id": …}` for a user object and without an end.
+    #[must_use]
+    pub fn new(id: UserId) -> Self {
+        let user = Map::from_iter([("id".to_owned(), Value::from(id.as_str()))]);
+        Self { id, user, expires: None }
+    }
 }
 
 /// Why a client is not let in. Written to the log; the client learns no more than that it failed.

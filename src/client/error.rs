@@ -57,6 +57,24 @@ pub enum ClientError {
     /// What was to be sent cannot be.
     #[error("this cannot be sent: {0}")]
     Data(String),
+    /// As much waits to be sent as may.
+    #[error("as much waits to be sent as may: the client is away, or the server slow; send it again later")]
+    Full,
+    /// The client has gone for good.
+    #[error("the client has gone for good; its last event says why")]
+    Gone,
+}
+
+impl ClientError {
+    /// Whether another try may find the server well again.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Handshake { .. } | Self::Silent { .. } | Self::Full => true,
+            Self::Refused { code, .. } => close::comes_back(*code),
+            Self::Address(_) | Self::Protocol(_) | Self::Data(_) | Self::Gone => false,
+        }
+    }
 }
 
 fn closed(code: u16) -> String {

@@ -90,6 +90,11 @@ pub(super) fn receipt() -> String {
     format!("{{\"op\":{},\"d\":{{}}}}", opcode::HEARTBEAT_ACK)
 }
 
+/// "My application has had everything up to here."
+pub(super) fn confirm(seq: Seq) -> String {
+    format!("{{\"op\":{},\"d\":{{\"s\":{seq}}}}}", opcode::RECEIPT)
+}
+
 /// Reads a frame of the server.
 pub(super) fn decode(text: &str) -> Result<Incoming, ClientError> {
     let frame: Frame<'_> = serde_json::from_str(text).map_err(|error| unreadable(&error))?;

@@ -1,8 +1,13 @@
 //! The client against a server made of a list of frames, and its half of the wire.
 
+use std::time::Duration;
+
 use futures_util::{SinkExt, StreamExt};
-use serde_json::json;
-use tokio::{net::TcpListener, time::timeout};
+use serde_json::{Value, json, value::to_raw_value};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 use tokio_tungstenite::{
     WebSocketStream, accept_async,
     tungstenite::{
@@ -11,7 +16,8 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{dial::Target, *};
+use super::{connection::EARLY_MESSAGES_MAX, dial::Target, *};
+use crate::message::DeviceId;
 
 /// Long for a machine, short for a person.
 const SOON: Duration = Duration::from_secs(5);
@@ -47,7 +53,7 @@ impl Peer {
 }
 
 /// A client and the other end, where `first` is what the server says first.
-async fn connected(first: &str) -> (Result<Client, ClientError>, Peer) {
+async fn connected(first: &str) -> (Result<Connection, ClientError>, Peer) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("ws://{}/", listener.local_addr().unwrap());
     let first = first.to_owned();
@@ -57,11 +63,11 @@ async fn connected(first: &str) -> (Result<Client, ClientError>, Peer) {
         peer.send(&first).await;
         peer
     };
-    tokio::join!(Client::connect(&url), peer)
+    tokio::join!(Connection::connect(&url), peer)
 }
 
 /// The same, after the client was let in.
-async fn authenticated() -> (Client, Peer) {
+async fn authenticated() -> (Connection, Peer) {
     let (client, mut peer) = connected(HELLO).await;
     let mut client = client.unwrap();
     let server = async {
@@ -74,14 +80,14 @@ async fn authenticated() -> (Client, Peer) {
 }
 
 /// The next event as one text.
-async fn next(client: &mut Client) -> String {
+async fn next(client: &mut Connection) -> String {
     match timeout(SOON, client.next()).await.expect("in time").unwrap() {
-        Event::Message { op, data, kind, position } => format!("{op} {data} {kind:?} {position:?}"),
-        Event::Resumed { first, last, missed } => {
+        ConnectionEvent::Message { op, data, kind, position } => format!("{op} {data} {kind:?} {position:?}"),
+        ConnectionEvent::Resumed { first, last, missed } => {
             let missed = missed.map(|missed| format!("{}-{} {}", missed.from, missed.to, missed.reason));
             format!("resumed {first}-{last} {}", missed.unwrap_or_default())
         }
-        Event::Closed { code, reason } => format!("closed {code} {reason}"),
+        ConnectionEvent::Closed { code, reason } => format!("closed {code} {reason}"),
     }
 }
 
@@ -286,7 +292,7 @@ async fn nobody_there_is_said_with_a_question() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let error = Client::connect(&format!("ws://{address}/")).await.unwrap_err().to_string();
+    let error = Connection::connect(&format!("ws://{address}/")).await.unwrap_err().to_string();
     assert!(error.contains(&address.to_string()) && error.contains("Is the server running"), "{error}");
 }
 

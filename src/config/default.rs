@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Api, Authentication, Client, Config, Confirmation, Durability, Heartbeat, Limits, Log, LogFormat, Overflow, Portal,
-    Reconnect, Store, Sync,
+    Reconnect, Store, Sync, Wire,
 };
 
 impl Default for Config {
@@ -66,7 +66,21 @@ impl Default for Config {
                 unsent_bytes: 64 << 10,
                 write_timeout: Duration::from_secs(30),
             },
+            wire: Wire::default(),
             log: Log { level: "info".into(), format: LogFormat::Text },
+        }
+    }
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self {
+            port: None,
+            host: "127.0.0.1".into(),
+            password: None,
+            connections: 1000,
+            command_bytes: 1 << 20,
+            backlog_bytes: 8 << 20,
         }
     }
 }

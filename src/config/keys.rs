@@ -181,6 +181,14 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.unsyncedBytes", &["MESA_LIMITS_UNSYNCED_BYTES"], integer(64 << 10, 1 << 30)),
     key("limits.unsentBytes", &["MESA_LIMITS_UNSENT_BYTES"], integer(4 << 10, 1 << 30)),
     key("limits.writeTimeout", &["MESA_LIMITS_WRITE_TIMEOUT"], millis(1000, 60 * 60 * 1000)),
+    key("wire.port", &["MESA_WIRE_PORT"], integer(0, 65_535)),
+    key("wire.host", &["MESA_WIRE_HOST"], Kind::Text),
+    Key { secret: true, ..key("wire.password", &["MESA_WIRE_PASSWORD"], Kind::Text) },
+    key("wire.connections", &["MESA_WIRE_CONNECTIONS"], integer(1, 1_000_000)),
+    // A Dispatcher sends back what it was shown of an inbox, and one message: less would cut it off.
+    key("wire.commandBytes", &["MESA_WIRE_COMMAND_BYTES"], integer(512 << 10, 1 << 30)),
+    // A bound under one event's size would cut every subscriber.
+    key("wire.backlogBytes", &["MESA_WIRE_BACKLOG_BYTES"], integer(128 << 10, 1 << 30)),
     key("log.level", &["MESA_LOG_LEVEL"], Kind::Text),
     key("log.format", &["MESA_LOG_FORMAT"], Kind::Choice(LOG_FORMATS)),
     key("server", &[], Kind::Library),

@@ -26,7 +26,7 @@ pub struct Sources {
     pub flags: Vec<(String, Value, String)>,
     /// `--store embedded`: sets a configured `redis` aside.
     pub embedded: bool,
-    /// `--dev`: a server to try things with, by this machine alone. Sync and reconnects on, tokens are user ids (unless
+    /// `--dev`: a server to try things with, by this machine alone. Sync, reconnects and portals on, tokens are user ids (unless
     /// JWTs are configured), and a random API key where there is none.
     pub dev: bool,
 }
@@ -127,6 +127,7 @@ fn dev(explicit: &Settings) -> Settings {
     set("host", "127.0.0.1".into());
     set("sync.enabled", true.into());
     set("reconnect.enabled", true.into());
+    set("portal.enabled", true.into());
     set("store.path", "data/store".into());
     if !read::has_jwt(explicit) && !read::has_auth_webhook(explicit) {
         set("authentication.insecure", true.into());

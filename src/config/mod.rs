@@ -37,6 +37,7 @@ pub use remote::{Redis, parse as parse_redis};
 
 /// Everything a server needs to know before it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Config {
     /// Address to listen on. `0.0.0.0` unless told otherwise.
     pub host: String,
@@ -73,12 +74,15 @@ pub struct Config {
     pub origins: Option<Vec<String>>,
     /// `limits.*`
     pub limits: Limits,
+    /// `wire.*`
+    pub wire: Wire,
     /// `log.*`
     pub log: Log,
 }
 
 /// `client.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Client {
     /// Close clients of another version with 1002. Default false.
     pub enforce_equal_versions: bool,
@@ -88,6 +92,7 @@ pub struct Client {
 
 /// `sync.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Sync {
     /// Keep messages for users who are away. Default false.
     pub enabled: bool,
@@ -129,10 +134,11 @@ pub enum Confirmation {
     Write,
 }
 
-/// `portal.*`. Read and kept, so that a documented configuration loads; this version serves no portals and warns.
+/// `portal.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Portal {
-    /// Hand what clients send to backends. Default false.
+    /// Tell backends what happens to clients and what they say. Default false.
     pub enabled: bool,
     /// To each portal in turn, rather than at random. Default true.
     pub distribute_load: bool,
@@ -142,6 +148,7 @@ pub struct Portal {
 
 /// `heartbeat.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Heartbeat {
     /// Ask silent clients whether they are there. Default false.
     pub enabled: bool,
@@ -153,6 +160,7 @@ pub struct Heartbeat {
 
 /// `reconnect.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Reconnect {
     /// Tell clients to come back by themselves. Default false.
     pub enabled: bool,
@@ -162,6 +170,7 @@ pub struct Reconnect {
 
 /// `authentication.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Authentication {
     /// A connection that has not authenticated by then is closed with 1008. Default 10 s.
     pub timeout: Duration,
@@ -185,6 +194,7 @@ pub struct Authentication {
 
 /// `authentication.jwt.*`
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Jwt {
     /// Shared secret, for HS256, HS384 and HS512.
     pub secret: Option<String>,
@@ -217,6 +227,7 @@ impl std::fmt::Debug for Jwt {
 
 /// `store.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Store {
     /// Directory of the embedded store. Default `data/store`.
     pub path: PathBuf,
@@ -244,6 +255,7 @@ pub enum Durability {
 
 /// `api.*`
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Api {
     /// Keys that backends show as `Authorization: Bearer KEY`. None: the HTTP API refuses everyone.
     pub keys: Vec<String>,
@@ -260,8 +272,33 @@ impl std::fmt::Debug for Api {
     }
 }
 
+/// `wire.*`: the Redis protocol, for the Dispatchers and Portals of the stock package.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Wire {
+    /// Port on which it is spoken; 0 lets the system choose. `None` (default): it is not.
+    pub port: Option<u16>,
+    /// Address to listen on. Default `127.0.0.1`; any that others can reach needs a password.
+    pub host: String,
+    /// What a connection has to show (`AUTH`) before it may say anything else; `None`: nothing.
+    pub password: Option<String>,
+    /// Connections; one more is closed at once. Default 1 000.
+    pub connections: usize,
+    /// Bytes of one command; a larger one closes its connection. Default 1 MiB.
+    pub command_bytes: usize,
+    /// Bytes that wait for one subscriber; one that lets more pile up is cut, as in Redis. Default 8 MiB.
+    pub backlog_bytes: usize,
+}
+
+impl std::fmt::Debug for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wire").field("port", &self.port).field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
 /// `limits.*`: each says what happens there.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Connections in all; one more is closed at once. Default 100 000.
     pub connections: usize,
@@ -292,6 +329,7 @@ pub struct Limits {
 
 /// `log.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Log {
     /// A filter such as `info` or `mesa=debug`. Default `info`.
     pub level: String,

@@ -11,8 +11,8 @@ const MASK: &str = "********";
 
 impl Config {
     /// Every documented key with the value that holds, in the structure of the file; secrets (`api.keys`,
-    /// `authentication.jwt.secret`, those of webhooks, what stands in the query of their addresses, and `redis`) as
-    /// `********`. With the secrets put back it loads again to the same configuration.
+    /// `authentication.jwt.secret`, `wire.password`, those of webhooks, what stands in the query of their addresses, and
+    /// `redis`) as `********`. With the secrets put back it loads again to the same configuration.
     #[must_use]
     pub fn effective(&self) -> Value {
         json!({
@@ -58,6 +58,14 @@ impl Config {
             },
             "origins": self.origins,
             "limits": self.effective_limits(),
+            "wire": {
+                "port": self.wire.port,
+                "host": self.wire.host,
+                "password": self.wire.password.as_ref().map(|_| MASK),
+                "connections": self.wire.connections,
+                "commandBytes": self.wire.command_bytes,
+                "backlogBytes": self.wire.backlog_bytes,
+            },
             "log": {
                 "level": self.log.level,
                 "format": match self.log.format {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     AuthWebhook, Authentication, Config, Confirmation, Durability, Jwks, Jwt, Limits, LogFormat, Overflow, Redis, Sync,
-    Webhook,
+    Webhook, Wire,
     error::Problem,
     keys::{self, DAY_MS, Kind},
     merge::Settings,
@@ -44,6 +44,7 @@ pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<
     reader.field("api.ids", &mut config.api.ids, integer);
     reader.optional("origins", &mut config.origins, texts);
     reader.limits(&mut config.limits);
+    reader.wire(&mut config.wire);
     reader.field("log.level", &mut config.log.level, text);
     reader.field("log.format", &mut config.log.format, log_format);
 }
@@ -210,6 +211,15 @@ impl Reader<'_> {
         let unsaid = if jwt.secret.is_some() { vec!["HS256".to_owned()] } else { Vec::new() };
         jwt.algorithms = algorithms.unwrap_or(unsaid);
         jwt
+    }
+
+    fn wire(&mut self, wire: &mut Wire) {
+        self.optional("wire.port", &mut wire.port, integer);
+        self.field("wire.host", &mut wire.host, text);
+        self.optional("wire.password", &mut wire.password, text);
+        self.field("wire.connections", &mut wire.connections, integer);
+        self.field("wire.commandBytes", &mut wire.command_bytes, integer);
+        self.field("wire.backlogBytes", &mut wire.backlog_bytes, integer);
     }
 
     fn limits(&mut self, limits: &mut Limits) {

@@ -49,11 +49,9 @@ pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
     checks.sync(config);
     checks.api(config);
     checks.redis(config);
+    checks.wire(config);
     checks.origins(config.origins.as_deref().unwrap_or_default());
     checks.log(&config.log.level);
-    if config.portal.enabled {
-        checks.warn("portal.enabled is on, but this version serves no portals; what clients send goes nowhere");
-    }
     (checks.problems, checks.warnings)
 }
 
@@ -103,6 +101,9 @@ impl Checks {
             ("portal.webhook.outboxEvents", portal.outbox_events),
             ("portal.webhook.outboxBytes", portal.outbox_bytes),
             ("authentication.webhook.concurrency", whole(asked.concurrency)),
+            ("wire.connections", whole(config.wire.connections)),
+            ("wire.commandBytes", whole(config.wire.command_bytes)),
+            ("wire.backlogBytes", whole(config.wire.backlog_bytes)),
         ];
         let leeway = config.authentication.jwt.as_ref().map_or(Duration::ZERO, |jwt| jwt.leeway);
         let durations = [
@@ -144,15 +145,7 @@ impl Checks {
     }
 
     fn listening(&mut self, config: &Config) {
-        if config.host != "localhost" && config.host.parse::<IpAddr>().is_err() {
-            let host = shown(&config.host);
-            self.refuse(
-                &["host"],
-                format!(
-                    "host must be an IP address or localhost, but is \"{host}\"; use 0.0.0.0 to listen on every address"
-                ),
-            );
-        }
+        self.host("host", &config.host);
         let path = config.path.as_str();
         let wrong = if !path.starts_with('/') {
             Some("must start with '/'".to_owned())
@@ -165,6 +158,45 @@ impl Checks {
         };
         if let Some(wrong) = wrong {
             self.refuse(&["path"], format!("path {wrong}, but is \"{}\"", shown(path)));
+        }
+    }
+
+    fn host(&mut self, name: &'static str, host: &str) {
+        if host != "localhost" && host.parse::<IpAddr>().is_err() {
+            let host = shown(host);
+            self.refuse(
+                &[name],
+                format!(
+                    "{name} must be an IP address or localhost, but is \"{host}\"; use 0.0.0.0 to listen on every \
+                     address"
+                ),
+            );
+        }
+    }
+
+    fn wire(&mut self, config: &Config) {
+        let wire = &config.wire;
+        self.host("wire.host", &wire.host);
+        if wire.password.as_deref() == Some("") {
+            self.refuse(&["wire.password"], "wire.password must not be empty; remove it, or say null, to do without");
+        }
+        let Some(port) = wire.port else { return };
+        if wire.backlog_bytes / 2 < config.limits.frame_bytes {
+            let (backlog, frame) = (wire.backlog_bytes, config.limits.frame_bytes);
+            self.refuse(&["wire.backlogBytes", "limits.frameBytes"], format!(
+                "wire.backlogBytes is {backlog} and must be twice limits.frameBytes ({frame}) at least: one large message of \
+                 a client would cut every portal"
+            ));
+        }
+        if port != 0 && port == config.port {
+            self.refuse(&["wire.port", "port"], format!("wire.port and port are both {port}; give each its own"));
+        }
+        if !is_loopback(&wire.host) && wire.password.is_none() {
+            let host = shown(&wire.host);
+            self.refuse(&["wire.password", "wire.host"], format!(
+                "wire.host {host} can be reached by others, who could send messages to everybody; set wire.password, or \
+                 wire.host to 127.0.0.1"
+            ));
         }
     }
 

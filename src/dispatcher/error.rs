@@ -69,3 +69,16 @@ pub enum DispatchError {
         what: String,
     },
 }
+
+impl DispatchError {
+    /// Whether the same may succeed a little later: nobody was reached, no answer came, or the server was stopping (503), full
+    /// (507) or asked for patience (429). What was sent may have been taken all the same, but for the last three.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Silent { .. } | Self::Broken { .. } => true,
+            Self::Refused { status, .. } => matches!(status, 429 | 503 | 507),
+            _ => false,
+        }
+    }
+}

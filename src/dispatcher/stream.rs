@@ -14,12 +14,19 @@ const PIECES_MAX: usize = 2;
 /// Bytes of lines that are handed over together.
 const PIECE_BYTES: usize = 32 << 10;
 
+/// Lines for which room is made before they are there.
+const LINES_EXPECTED_MAX: usize = 1 << 16;
+
 /// A stream is meant to stay open; this is only so that it has an end.
 const STREAM_TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Dispatcher {
     /// Sends messages in the order given, and returns what became of each, in that order: those that were refused do not
     /// hold up the others.
+    ///
+    /// Where this dispatcher repeats ([`Dispatcher::retrying`]), all of them are held in memory, and what had no result when
+    /// a stream broke is sent again over the next one; a stream that gave results counts as a success, after which the
+    /// pauses, but not the time, begin anew.
     ///
     /// # Errors
     /// When the server cannot be reached, ends the stream early, or says nothing for thirty seconds. What was sent may
@@ -28,12 +35,43 @@ impl Dispatcher {
         &self,
         dispatches: impl IntoIterator<Item = Dispatch, IntoIter: Send> + Send,
     ) -> Result<Vec<Result<DispatchResult, Refusal>>, DispatchError> {
+        let (mut results, dispatches) = (Vec::new(), dispatches.into_iter());
+        if self.retry.is_none() {
+            self.dispatch_each(dispatches.map(|dispatch| dispatch.body()), &mut results).await?;
+            return Ok(results);
+        }
+        let mut lines = Vec::with_capacity(dispatches.size_hint().0.min(LINES_EXPECTED_MAX));
+        for mut dispatch in dispatches {
+            if dispatch.id.is_none() {
+                dispatch.id = self.made_id(&dispatch.message)?;
+            }
+            lines.push(dispatch.body()?);
+        }
+        let mut attempts = self.attempts();
+        loop {
+            let done = results.len();
+            let Err(error) = self.dispatch_each(lines[done..].iter().cloned().map(Ok), &mut results).await else {
+                return Ok(results);
+            };
+            if results.len() > done {
+                attempts.went_on();
+            }
+            attempts.wait_after(error).await?;
+        }
+    }
+
+    /// Sends lines over one stream and adds what became of each, as far as that was learnt.
+    async fn dispatch_each(
+        &self,
+        bodies: impl Iterator<Item = Result<Vec<u8>, DispatchError>> + Send,
+        results: &mut Vec<Result<DispatchResult, Refusal>>,
+    ) -> Result<(), DispatchError> {
         let (mut lines, mut answers) = self.stream().await?;
-        let dispatches = dispatches.into_iter();
+        let before = results.len();
         let send = async move {
             let (mut sent, mut piece) = (0_usize, Vec::new());
-            for dispatch in dispatches {
-                piece.extend(dispatch.body()?);
+            for body in bodies {
+                piece.extend(body?);
                 piece.push(b'\n');
                 sent += 1;
                 if piece.len() >= PIECE_BYTES {
@@ -46,24 +84,24 @@ impl Dispatcher {
             Ok(sent)
         };
         let receive = async {
-            let mut results = Vec::new();
             loop {
                 match tokio::time::timeout(TIMEOUT, answers.next()).await {
                     Err(_) => return Err(DispatchError::Silent { url: self.shown(), waited: TIMEOUT }),
                     Ok(Err(error)) => return Err(error),
-                    Ok(Ok(None)) => return Ok(results),
+                    Ok(Ok(None)) => return Ok(()),
                     Ok(Ok(Some(result))) => results.push(result),
                 }
             }
         };
         // Both at once: the server takes no more lines in than it can get rid of results.
-        let (sent, results) = tokio::join!(send, receive);
+        let (sent, received) = tokio::join!(send, receive);
         // Where the stream broke, the answers say why; that nothing more can be sent is only what follows.
-        let (results, sent) = (results?, sent?);
-        if results.len() == sent {
-            return Ok(results);
+        received?;
+        let (sent, got): (usize, usize) = (sent?, results.len() - before);
+        if got == sent {
+            return Ok(());
         }
-        let reason = format!("the stream ended after {} of {sent} results", results.len());
+        let reason = format!("the stream ended after {got} of {sent} results");
         Err(DispatchError::Broken { url: self.shown(), reason })
     }
 
@@ -82,6 +120,29 @@ impl Dispatcher {
         }
         let answers = Answers { dispatcher: self.clone(), response, begun: Vec::new(), lines: VecDeque::new() };
         Ok((Lines { pieces, url: self.shown() }, answers))
+    }
+}
+
+impl Dispatcher {
+    /// Asks for an answer that has no end: for portals.
+    pub(crate) async fn open(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+        header: Option<(&'static str, &str)>,
+    ) -> Result<Response, DispatchError> {
+        let mut url = self.url(path)?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let mut request = self.request(Method::GET, url).timeout(STREAM_TIME_MAX);
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        let sending = tokio::time::timeout(TIMEOUT, request.send()).await;
+        let silent = |_| DispatchError::Silent { url: self.shown(), waited: TIMEOUT };
+        let response = sending.map_err(silent)?.map_err(|error| self.failed(&error))?;
+        if response.status().is_success() { Ok(response) } else { Err(self.refused(response).await) }
     }
 }
 

@@ -40,6 +40,10 @@ pub(super) enum ApiError {
     Parameter(String),
     #[error("{0}")]
     Busy(&'static str),
+    #[error("portals are off on this server: set portal.enabled in its configuration to true")]
+    NoPortals,
+    #[error("there are as many portals as there may be; close some that are not needed")]
+    ManyPortals,
     #[error("{0}")]
     Message(#[from] MessageError),
     #[error("{0}")]
@@ -65,6 +69,8 @@ impl ApiError {
             Self::BadJson(_) => (StatusCode::BAD_REQUEST, "bad_json"),
             Self::Shape(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_dispatch"),
             Self::Busy(_) => (StatusCode::CONFLICT, "busy"),
+            Self::NoPortals => (StatusCode::CONFLICT, "portals_off"),
+            Self::ManyPortals => (StatusCode::CONFLICT, "too_many_portals"),
             Self::Parameter(_) => (StatusCode::BAD_REQUEST, "bad_parameter"),
             Self::Message(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_message"),
             Self::User(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_user"),
@@ -123,6 +129,8 @@ mod tests {
             ApiError::BadJson(why()),
             ApiError::Shape(why()),
             ApiError::Busy("x"),
+            ApiError::NoPortals,
+            ApiError::ManyPortals,
             ApiError::Parameter(why()),
             ApiError::Message(MessageError::TooDeep),
             ApiError::User(UserIdError::Empty),

@@ -4,6 +4,7 @@
 //! - [`dispatch`]: `POST /v1/dispatch`, one or a stream of them
 //! - [`users`]: everything under `/v1/users`
 //! - [`backup`]: `GET /v1/backup`
+//! - [`events`]: `GET /v1/events`
 //! - [`health`]: alive, ready, counters
 //! - [`error`]: every refusal, in one table
 //! - [`time`]: dates as text
@@ -12,6 +13,7 @@ mod access;
 mod backup;
 mod dispatch;
 mod error;
+mod events;
 mod health;
 mod time;
 mod users;
@@ -67,10 +69,12 @@ impl Http {
     #[must_use]
     pub fn new(api: Api) -> Self {
         let api = Arc::new(api);
-        Self { router: router(api.clone()), api, stopping: Arc::default() }
+        let stopping = Arc::default();
+        Self { router: router(api.clone(), &stopping), api, stopping }
     }
 
-    /// Ends what would not end by itself: streams of dispatches, once all that they have taken in is answered.
+    /// Ends what would not end by itself: streams of events, and streams of dispatches, once all that they have taken in is
+    /// answered.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
     }
@@ -99,10 +103,13 @@ impl Http {
     }
 }
 
-fn router(api: Arc<Api>) -> Router {
+fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
+    let stopping = stopping.clone();
+    let events = move |api, asked, headers| std::future::ready(events::events(api, asked, headers, &stopping));
     let guarded = Router::new()
         .route(dispatch::PATH, axum::routing::any(|| async { ApiError::MethodNotAllowed }))
         .route("/v1/backup", get(backup::backup))
+        .route("/v1/events", get(events))
         .route("/v1/users", get(users::list))
         .route("/v1/users/{id}", get(users::show))
         .route("/v1/users/{id}/messages", get(users::messages).delete(users::clear))

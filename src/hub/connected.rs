@@ -1,7 +1,10 @@
-//! A connection that is registered with the hub, from before anybody knows whose it is.
+//! A connection as the hub has it, from before anybody knows whose it is: what is left for it, and what is told about it.
 
 use std::{
+    error::Error,
+    net::IpAddr,
     sync::{Arc, OnceLock},
+    task::{Context, Poll},
     time::Instant,
 };
 
@@ -13,7 +16,14 @@ use super::{
     mailbox::Mailbox,
     on_disk_thread,
 };
-use crate::{message::UserId, store::StoreError};
+use crate::{
+    message::UserId,
+    middleware::{Client, Middleware, Verdict},
+    store::StoreError,
+};
+
+/// The close code of a connection that ended without one.
+const WITHOUT_A_WORD: u16 = 1006;
 
 /// The mailbox of a connection that is registered with the hub. Dropping it takes the connection out.
 #[derive(Debug)]
@@ -21,8 +31,12 @@ pub struct Connected {
     pub(super) hub: Arc<Hub>,
     pub(super) id: ConnectionId,
     pub(super) mailbox: Arc<Mailbox>,
+    /// Where it comes from, if that is known.
+    pub(super) address: Option<IpAddr>,
     /// Who the client has first shown to be.
     pub(super) user: OnceLock<UserId>,
+    /// How it ends.
+    pub(super) end: Option<(u16, Box<str>)>,
 }
 
 impl Connected {
@@ -36,6 +50,7 @@ impl Connected {
     ///
     /// # Errors
     /// When the user's log cannot be read, or he has too many devices here.
+    #[cfg(test)]
     pub fn attach(&self, user: UserId, how: Attach, now: Instant) -> Result<Session, StoreError> {
         let session = self.hub.attach(self.id, self.mailbox.clone(), user, how, now)?;
         self.attached(&session);
@@ -63,13 +78,49 @@ impl Connected {
     pub fn attached(&self, session: &Session) {
         self.mailbox.set_authenticated();
         if self.user.set(session.user().clone()).is_ok() {
+            let (middleware, client) = (&self.hub.middleware, self.client());
+            middleware.each(Some(&client), |one| one.on_authenticated(&client));
+            if let (true, Some(owed)) = (middleware.any(), session.owed()) {
+                let told = |one: &dyn Middleware| one.on_redeliver_undeliverable_messages(owed.clone(), &client);
+                middleware.each(Some(&client), told);
+            }
             self.hub.listeners.tell(self.id, Event::Authentication { user: session.user() });
         }
     }
 
-    /// The client has said something that is for the application.
-    pub fn said(&self, said: Said<'_>) {
-        self.hub.listeners.tell(self.id, Event::Message { user: self.user.get(), said });
+    /// What the connection is called.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// How it ends: what is told when it is dropped.
+    pub fn ends(&mut self, code: u16, reason: &str) {
+        self.end = Some((code, reason.into()));
+    }
+
+    /// Whether the client is to be listened to now: everybody who is told has room for another message.
+    pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.hub.listeners.poll_ready(self.id, cx)
+    }
+
+    /// The client has said something that is for the application. Who listens is told, unless a middleware is against it.
+    pub fn said(&self, said: Said<'_>) -> Verdict {
+        let hub = &self.hub;
+        let verdict = if hub.middleware.any() { hub.middleware.judge(&said, &self.client()) } else { Verdict::Pass };
+        if verdict == Verdict::Pass {
+            hub.listeners.tell(self.id, Event::Message { user: self.user.get(), said });
+        }
+        verdict
+    }
+
+    /// Something went wrong with it.
+    pub fn failed(&self, error: &(dyn Error + 'static)) {
+        self.hub.middleware.error(error, Some(&self.client()));
+    }
+
+    pub(super) fn client(&self) -> Client<'_> {
+        Client::new(self.id, self.address, self.user.get())
     }
 }
 
@@ -77,6 +128,9 @@ impl Drop for Connected {
     fn drop(&mut self) {
         self.hub.registry.exit(self.id);
         self.hub.count_connections();
-        self.hub.listeners.tell(self.id, Event::Disconnection { user: self.user.get() });
+        let (code, reason) = self.end.as_ref().map_or((WITHOUT_A_WORD, ""), |(code, reason)| (*code, reason));
+        let client = self.client();
+        self.hub.middleware.each(Some(&client), |one| one.on_disconnection(&client, code, reason));
+        self.hub.listeners.tell(self.id, Event::Disconnection { user: self.user.get(), code, reason });
     }
 }

@@ -6,6 +6,7 @@ use super::{Hub, mailbox::Mailbox};
 use crate::{
     cluster::Word,
     message::{CollapseKey, DispatchId, Payload, Recipients, UserId},
+    middleware::SentTo,
     store::{Answered, Append, Appended, Once, Rejected, StoreError},
 };
 
@@ -49,6 +50,7 @@ impl Dispatch {
 
 /// What became of a dispatch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Outcome {
     /// Users it was for, without those excluded and with those refused; for everyone: connections.
     pub recipients: usize,
@@ -117,10 +119,11 @@ impl Hub {
             once = Some(Once { id, online: online(&recipients), refused: std::mem::take(&mut refused) });
         }
         let Dispatch { payload, ttl, collapse, .. } = dispatch;
-        let users = recipients.clone();
+        let said = self.middleware.any().then(|| payload.clone());
+        let to = To { users: recipients.clone(), refused, said, online: Vec::new(), only_beside: 0 };
         self.metrics.dispatches.inc();
         let append = Append { payload, recipients, ttl, collapse, once };
-        Ok(Kept { append, users, refused, beside: Vec::new(), only_beside: 0 })
+        Ok(Kept { append, to, beside: Vec::new() })
     }
 
     /// Appends one after the other, all in one commit; resolves when all of it is durable. Nothing but waiting is done
@@ -138,16 +141,16 @@ impl Hub {
             for one in &mut kept {
                 self.look_beside(one).await;
                 if let Some(once) = &mut one.append.once {
-                    once.online = self.connections_of(&one.users).await.iter().map(|count| *count > 0).collect();
-                    once.online.extend(std::iter::repeat_n(true, one.only_beside));
+                    once.online = self.connections_of(&one.to.users).await.iter().map(|count| *count > 0).collect();
+                    once.online.extend(std::iter::repeat_n(true, one.to.only_beside));
                 }
             }
         }
         let (mut appends, mut told, mut beside) = (Vec::new(), Vec::new(), Vec::new());
-        for Kept { append, users, refused, beside: also, only_beside } in kept {
+        for Kept { append, to, beside: also } in kept {
             beside.push((append.payload.clone(), also));
             appends.push(append);
-            told.push(Told { users, refused, online: Vec::new(), only_beside });
+            told.push(to);
         }
         let appended = self.store.append_all(appends).await?;
         for ((payload, users), appended) in beside.iter().zip(&appended) {
@@ -166,11 +169,17 @@ impl Hub {
 
     /// What became of messages that were kept, in order.
     pub fn outcomes(&self, taken: Taken) -> impl Iterator<Item = Outcome> {
-        taken.appended.into_iter().zip(taken.told).map(|(appended, told)| self.outcome(appended, told))
+        let told = taken.told.into_iter();
+        taken.appended.into_iter().zip(told).map(|(appended, to)| self.outcome(appended, to))
     }
 
-    fn outcome(&self, appended: Appended, told: Told) -> Outcome {
-        let Told { users, refused, online, only_beside } = told;
+    fn outcome(&self, appended: Appended, to: To) -> Outcome {
+        let To { users, refused, said, online, only_beside } = to;
+        if let (Some(payload), false) = (said, appended.duplicate) {
+            let with_counts = users.iter().zip(&online).zip(&appended.seqs);
+            let taken = with_counts.filter(|(_, seq)| seq.is_ok()).map(|((user, count), _)| (user.clone(), *count > 0));
+            self.tell_sent(&payload, taken.collect());
+        }
         let taken = appended.seqs.iter().filter(|seq| seq.is_ok()).count() as u64;
         self.metrics.messages_appended.inc_by(taken);
         self.metrics.messages_rejected.inc_by(appended.seqs.len() as u64 - taken);
@@ -223,6 +232,20 @@ impl Hub {
         Ok(outcome)
     }
 
+    /// Tells the middleware of a message that was kept for `users`, each with whether he is here, at any server.
+    fn tell_sent(&self, payload: &Payload, users: Vec<(UserId, bool)>) {
+        let (mut here, mut away) = (Vec::new(), Vec::new());
+        for (user, online) in users {
+            if online { here.push(user) } else { away.push(user) }
+        }
+        if !here.is_empty() {
+            self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&here)));
+        }
+        if !away.is_empty() {
+            self.middleware.each(None, |one| one.on_undeliverable_message_sent(payload, &away));
+        }
+    }
+
     async fn pass_by(&self, payload: &Payload, users: Option<&[UserId]>, excluding: &[UserId]) -> Outcome {
         self.tell_others(|| Word::Message {
             payload: payload.clone(),
@@ -233,6 +256,9 @@ impl Hub {
             Some(users) => self.to_users(payload, users).await,
             None => {
                 let told = self.to_everyone_here(payload, excluding) + self.all_elsewhere().await;
+                if told > 0 {
+                    self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Everyone(told)));
+                }
                 Outcome { recipients: told, online: told, ..Outcome::default() }
             }
         }
@@ -282,9 +308,16 @@ impl Hub {
     /// To those of `users` who are here, past the log. Who is there is asked first: a message that makes them leave counts.
     async fn to_users(&self, payload: &Payload, users: &[UserId]) -> Outcome {
         let connections = self.connections_of(users).await;
-        for user in users {
+        let (watched, mut here) = (self.middleware.any(), Vec::new());
+        for (user, connections) in users.iter().zip(&connections) {
             let (_, dropped) = self.registry.put(user, payload);
             self.metrics.unsynced_dropped.inc_by(dropped);
+            if watched && *connections > 0 {
+                here.push(user.clone());
+            }
+        }
+        if !here.is_empty() {
+            self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&here)));
         }
         let online = connections.into_iter().filter(|count| *count > 0).count();
         Outcome { recipients: users.len(), online, offline: users.len() - online, ..Outcome::default() }
@@ -295,11 +328,21 @@ impl Hub {
 #[derive(Debug)]
 pub struct Kept {
     pub(super) append: Append,
-    pub(super) users: Vec<UserId>,
-    refused: Vec<Rejected>,
+    pub(super) to: To,
     /// Who is to be told by servers of another make.
     pub(super) beside: Vec<UserId>,
-    /// How many of those are at none of ours: nothing is kept for them here.
+}
+
+/// What the answer to a dispatch needs.
+#[derive(Debug)]
+pub(super) struct To {
+    pub(super) users: Vec<UserId>,
+    refused: Vec<Rejected>,
+    /// Where there is middleware to be told.
+    said: Option<Payload>,
+    /// How many connections each of the users has; filled in once the message is durable.
+    online: Vec<usize>,
+    /// How many more are at servers of another make and at none of ours: nothing is kept for them here.
     pub(super) only_beside: usize,
 }
 
@@ -307,17 +350,7 @@ pub struct Kept {
 #[derive(Debug, Default)]
 pub struct Taken {
     appended: Vec<Appended>,
-    told: Vec<Told>,
-}
-
-/// Who was told.
-#[derive(Debug)]
-struct Told {
-    users: Vec<UserId>,
-    refused: Vec<Rejected>,
-    /// How many connections each of the users has.
-    online: Vec<usize>,
-    only_beside: usize,
+    told: Vec<To>,
 }
 
 fn answered_before(answered: Answered, duplicate: bool) -> Outcome {

@@ -89,24 +89,24 @@ impl Hub {
     /// who has to be told of beside.
     pub(super) async fn look_beside(&self, kept: &mut Kept) {
         let Some(cluster) = &self.cluster else { return };
-        let Some(connected) = cluster.beside(&kept.users).await.filter(|connected| connected.contains(&true)) else {
+        let Some(connected) = cluster.beside(&kept.to.users).await.filter(|connected| connected.contains(&true)) else {
             return;
         };
-        let counts = self.connections_of(&kept.users).await;
+        let counts = self.connections_of(&kept.to.users).await;
         let mut flags = connected.iter().zip(counts).map(|(connected, count)| (*connected, count == 0));
-        let users = std::mem::take(&mut kept.users);
+        let users = std::mem::take(&mut kept.to.users);
         for user in users {
             let (connected, nowhere_here) = flags.next().unwrap_or_default();
             if connected {
                 kept.beside.push(user.clone());
             }
             if connected && nowhere_here {
-                kept.only_beside += 1;
+                kept.to.only_beside += 1;
             } else {
-                kept.users.push(user);
+                kept.to.users.push(user);
             }
         }
-        kept.append.recipients.clone_from(&kept.users);
+        kept.append.recipients.clone_from(&kept.to.users);
     }
 
     /// Connections of each of these users, at all servers; at this one alone where the others cannot be asked.

@@ -9,11 +9,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
 };
 
 use parking_lot::RwLock;
 
 pub use super::registry::ConnectionId;
+pub use crate::message::Said;
 use crate::message::UserId;
 
 /// Something that has happened to a client. Borrowed: a listener copies what it keeps.
@@ -37,18 +39,11 @@ pub enum Event<'a> {
     Disconnection {
         /// Who it was, if that was known.
         user: Option<&'a UserId>,
+        /// The close code: the client's own where it closed, ours where we did, 1006 where nobody said anything.
+        code: u16,
+        /// In the words of who closed; often empty.
+        reason: &'a str,
     },
-}
-
-/// A message from a client, as it stood in its frame. At most `limits.frameBytes` in all.
-#[derive(Clone, Copy, Debug)]
-pub struct Said<'a> {
-    /// 0, or one above those of the protocol.
-    pub op: u64,
-    /// The data: JSON text.
-    pub data: Option<&'a str>,
-    /// The type.
-    pub kind: Option<&'a str>,
 }
 
 /// Who is told. Called on the connection's own task, so it must not wait for anything: whoever has more to do puts it into a
@@ -56,6 +51,13 @@ pub struct Said<'a> {
 pub trait Listener: Send + Sync {
     /// Something has happened to the client on `connection`.
     fn event(&self, connection: ConnectionId, event: Event<'_>);
+
+    /// Whether there is room for another message from this connection. While there is none the client is not listened to,
+    /// so that what it says waits on its own side; the waker is to be woken when there is room again. Always, by default.
+    fn poll_ready(&self, connection: ConnectionId, cx: &mut Context<'_>) -> Poll<()> {
+        _ = (connection, cx);
+        Poll::Ready(())
+    }
 }
 
 /// All who listen. Costs a look at a flag as long as there are none.
@@ -76,11 +78,24 @@ impl Listeners {
             self.all.read().iter().for_each(|listener| listener.event(connection, event));
         }
     }
+
+    /// Ready when every listener has room for another message.
+    pub(super) fn poll_ready(&self, connection: ConnectionId, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.any.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        let all = self.all.read();
+        if all.iter().all(|listener| listener.poll_ready(connection, cx).is_ready()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
 }
 
 impl fmt::Debug for Listeners {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listeners").field("count", &self.all.read().len()).finish()
+        f.debug_struct("Listeners").field("count", &self.all.read().len()).finish_non_exhaustive()
     }
 }
 
@@ -102,7 +117,7 @@ mod tests {
                 Event::Connection => "connection".to_owned(),
                 Event::Authentication { user } => format!("authentication {user}"),
                 Event::Message { user, said } => format!("{user:?} says {:?}", said.data),
-                Event::Disconnection { user } => format!("{user:?} goes"),
+                Event::Disconnection { user, code, .. } => format!("{user:?} goes {code}"),
             };
             self.0.lock().push(told);
         }
@@ -113,7 +128,7 @@ mod tests {
         let (hub, written) = (hub(Duration::ZERO), Arc::new(Written::default()));
         let unheard = hub.connect();
         hub.listen(written.clone());
-        let connected = hub.connect();
+        let mut connected = hub.connect();
         connected.said(Said { op: 0, data: Some("1"), kind: None });
         let attach = Attach { should_sync: true, after: None, device: None };
         let alice = UserId::new("alice").unwrap();
@@ -121,6 +136,7 @@ mod tests {
         connected.said(Said { op: 0, data: Some("2"), kind: None });
         drop(session);
         drop(connected.attach(alice, attach, Instant::now()).unwrap());
+        connected.ends(1000, "");
         drop(connected);
         drop(unheard);
         let expected = [
@@ -128,8 +144,8 @@ mod tests {
             "None says Some(\"1\")",
             "authentication alice",
             "Some(\"alice\") says Some(\"2\")",
-            "Some(\"alice\") goes",
-            "None goes",
+            "Some(\"alice\") goes 1000",
+            "None goes 1006",
         ];
         assert_eq!(written.0.lock()[..], expected);
     }

@@ -20,6 +20,8 @@ const LEAVE: u8 = 4;
 pub enum Leave {
     /// A backend asked for it (`DISCONNECT_CLIENT`).
     Asked,
+    /// The program the server is part of asked for it, with this close code.
+    With(u16),
     /// The server is shutting down.
     Shutdown,
     /// The store has failed: nothing can be promised any more.

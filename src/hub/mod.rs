@@ -3,12 +3,13 @@
 //! - [`dispatch`](Hub::dispatch): the path of a message from a backend
 //! - [`mailbox`]: what the hub leaves for a connection to pick up
 //! - [`registry`]: every connection, and the sessions of every user
-//! - [`connected`]: a connection, from before anybody knows whose it is
+//! - [`connected`]: a connection, from before anybody knows whose it is, and what is told about it
 //! - [`session`]: a cursor on a user's log
 //! - [`presence`]: which users are here, in order
 //! - [`report`]: what can be asked about users
 //! - [`elsewhere`]: the other servers, if there are any
 //! - [`events`]: what happens to clients, told to whoever listens
+//! - [`portals`]: the backends that are told, each event to one of them
 //! - [`backup`](Hub::backup): the whole store, piece by piece
 
 mod backup;
@@ -17,6 +18,7 @@ mod dispatch;
 mod elsewhere;
 mod events;
 mod mailbox;
+pub mod portals;
 mod presence;
 mod registry;
 mod report;
@@ -26,6 +28,7 @@ mod tests;
 
 use std::{
     fmt,
+    net::IpAddr,
     sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
@@ -37,21 +40,24 @@ pub use self::{
     connected::Connected,
     dispatch::{Dispatch, Kept, Outcome, Taken},
     events::{ConnectionId, Event, Listener, Said},
-    mailbox::{Leave, Mailbox, MailboxBounds, Signals},
+    mailbox::{Leave, MailboxBounds, Signals},
     report::{DeviceReport, UserReport},
-    session::{Attach, Batch, Foreign, Mark, Resumed, Session},
+    session::{Attach, Batch, Mark, Resumed, Session},
 };
 pub use crate::store::{
-    Entry, EventKind, Kept as KeptEvent, Loss, Missed, Outbox, OutboxEvent, OutboxOptions, ReadLimit, Reason, Rejected,
+    Entry, EventKind, Kept as KeptEvent, Missed, Outbox, OutboxEvent, OutboxOptions, ReadLimit, Reason, Rejected,
     Store, StoreError,
 };
 use crate::{
     cluster::Cluster,
-    message::{DeviceId, Seq, UserId},
+    message::{DeviceId, Payload, Seq, UserId},
     metrics::Metrics,
+    middleware::{Chain, Middleware},
     store::{CommitListener, Found, Note},
 };
 use events::Listeners;
+use mailbox::Mailbox;
+use portals::{Bounds, Portals};
 use presence::Presence;
 use registry::{Registry, Seat};
 
@@ -76,6 +82,17 @@ pub struct Settings {
     pub store_connected_users: bool,
     /// What waits for one slow connection.
     pub mailbox: MailboxBounds,
+    /// Who is told what happens to clients; `None`: no portals.
+    pub portals: Option<PortalSettings>,
+}
+
+/// How portals are told what happens to clients.
+#[derive(Clone, Copy, Debug)]
+pub struct PortalSettings {
+    /// Each in turn, rather than at random.
+    pub in_turn: bool,
+    /// How much is held for them.
+    pub bounds: Bounds,
 }
 
 /// How messages are kept.
@@ -94,6 +111,8 @@ pub struct Hub {
     presence: Presence,
     cluster: Option<Arc<dyn Cluster>>,
     listeners: Listeners,
+    middleware: Arc<Chain>,
+    portals: Option<Arc<Portals>>,
     /// Who else is told of commits.
     appended: Arc<OnceLock<CommitListener>>,
     cold_reads: Arc<Semaphore>,
@@ -104,6 +123,7 @@ pub struct Hub {
 impl Hub {
     /// A hub over `store`, whose commits it listens to from here on.
     #[must_use]
+    #[cfg(test)]
     pub fn new(settings: Settings, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Arc<Self> {
         Self::among(settings, store, metrics, None)
     }
@@ -129,7 +149,11 @@ impl Hub {
         store.on_gap(Arc::new(move || gaps.everyone(|_, mailbox| mailbox.log_has_more())));
         let cold_reads = Arc::new(Semaphore::new(if store.is_far() { FAR_READS_MAX } else { COLD_READS_MAX }));
         let backups = Arc::new(Semaphore::new(1));
-        let (presence, listeners) = (Presence::default(), Listeners::default());
+        let (presence, listeners, middleware) = (Presence::default(), Listeners::default(), Arc::default());
+        let portals = settings.portals.map(|told| Portals::new(told.in_turn, told.bounds, metrics.clone()));
+        if let Some(portals) = &portals {
+            listeners.add(portals.clone());
+        }
         let hub = Arc::new(Self {
             settings,
             store,
@@ -138,6 +162,8 @@ impl Hub {
             presence,
             cluster,
             listeners,
+            middleware,
+            portals,
             appended,
             cold_reads,
             backups,
@@ -147,12 +173,54 @@ impl Hub {
     }
 
     /// Registers a connection: from here on it can be told things.
+    #[cfg(test)]
     #[must_use]
     pub fn connect(self: &Arc<Self>) -> Connected {
+        self.connect_from(None, |_| ())
+    }
+
+    /// Registers a connection, from an address: from here on it can be told things. `named` learns what the connection is called before anybody is told of it.
+    #[must_use]
+    pub fn connect_from(self: &Arc<Self>, address: Option<IpAddr>, named: impl FnOnce(ConnectionId)) -> Connected {
         let (id, mailbox) = self.registry.enter(self.settings.mailbox);
+        named(id);
+        let connected = Connected { hub: self.clone(), id, mailbox, address, user: OnceLock::new(), end: None };
+        self.middleware.each(Some(&connected.client()), |one| one.on_connection(&connected.client()));
         self.listeners.tell(id, Event::Connection);
         self.count_connections();
-        Connected { hub: self.clone(), id, mailbox, user: OnceLock::new() }
+        connected
+    }
+
+    /// Sets the middleware; before anything happens, and once.
+    pub fn install(&self, middleware: Vec<Arc<dyn Middleware>>) {
+        self.middleware.set(middleware);
+        if let (true, Some(portals)) = (self.middleware.any(), &self.portals) {
+            let chain = self.middleware.clone();
+            portals.on_change(Box::new(move |portal, joins| {
+                chain.each(None, |one| if joins { one.on_portal_join(portal) } else { one.on_portal_leave(portal) });
+            }));
+        }
+    }
+
+    /// The middleware.
+    #[must_use]
+    pub fn middleware(&self) -> &Chain {
+        &self.middleware
+    }
+
+    /// Leaves an unsynced message for one connection; false if it is gone. A message too many drops the oldest.
+    pub fn send_to_connection(&self, connection: ConnectionId, payload: &Payload) -> bool {
+        let Some(mailbox) = self.registry.mailbox(connection) else { return false };
+        self.metrics.unsynced_dropped.inc_by(mailbox.put(payload));
+        true
+    }
+
+    /// Tells one connection to go; false if it is gone.
+    pub fn leave_connection(&self, connection: ConnectionId, why: Leave) -> bool {
+        self.registry.mailbox(connection).is_some_and(|mailbox| {
+            mailbox.leave(why);
+            true
+        })
     }
 
     /// From here on `listener` is told what happens to clients. For as long as there is a hub.
@@ -160,10 +228,22 @@ impl Hub {
         self.listeners.add(listener);
     }
 
+    /// The pool of portals; `None` where there are to be none.
+    #[must_use]
+    pub fn portals(&self) -> Option<&Arc<Portals>> {
+        self.portals.as_ref()
+    }
+
     /// From here on `listener` is told which users have new messages in their logs, on the thread that commits them: it must
     /// not wait for anything. Only the first that is set is told.
     pub fn on_appended(&self, listener: impl Fn(&[UserId]) + Send + Sync + 'static) {
         _ = self.appended.set(Arc::new(listener));
+    }
+
+    /// Whether messages are kept for users who are away.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.settings.sync.is_some()
     }
 
     /// Connections in all, authenticated or not.
@@ -253,6 +333,12 @@ impl Hub {
             .await
         })
     }
+}
+
+/// A hub over a store in memory, for tests of who speaks for one.
+#[cfg(test)]
+pub(crate) fn for_test(metrics: Arc<Metrics>) -> Arc<Hub> {
+    tests::over(metrics, Duration::ZERO)
 }
 
 /// Runs what may wait for a disk away from the event loop.

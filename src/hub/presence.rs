@@ -22,6 +22,10 @@ impl Presence {
         }
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.0.lock().len()
+    }
+
     /// At most `limit` users above `after`.
     pub(super) fn page(&self, after: Option<&UserId>, limit: usize) -> Vec<UserId> {
         let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_str()));

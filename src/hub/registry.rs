@@ -81,6 +81,11 @@ impl Registry {
         }
     }
 
+    /// What is left for a connection, if it is here.
+    pub(super) fn mailbox(&self, id: ConnectionId) -> Option<Arc<Mailbox>> {
+        self.connections_of(id).lock().get(&id).cloned()
+    }
+
     /// Seats a session, and tells how many the user has now. Until its position is set it holds the whole log.
     pub(super) fn sit(
         &self,

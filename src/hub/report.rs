@@ -16,6 +16,7 @@ const COMMIT_STALL: Duration = Duration::from_secs(10);
 
 /// What is known of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct UserReport {
     /// Who.
     pub user: UserId,
@@ -37,6 +38,7 @@ pub struct UserReport {
 
 /// What is known of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DeviceReport {
     /// Its name.
     pub device: DeviceId,
@@ -68,6 +70,53 @@ impl Hub {
             return users;
         }
         self.presence.page(after, limit)
+    }
+
+    /// How many users are connected.
+    #[must_use]
+    pub fn online_count(&self) -> usize {
+        self.presence.count()
+    }
+
+    /// Whether a user is connected.
+    #[must_use]
+    pub fn is_online(&self, user: &UserId) -> bool {
+        self.registry.connections(user) > 0
+    }
+
+    /// Known users in the order of their ids, those above `after`, each with how many messages wait for him.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn pending_of_users(
+        &self,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<(UserId, u64)>, StoreError> {
+        let (store, after) = (self.store.clone(), after.cloned());
+        let users = on_disk_thread(move || store.users(after.as_ref(), limit)).await?;
+        Ok(users.into_iter().map(|(user, state)| (user, state.pending)).collect())
+    }
+
+    /// The oldest of what waits for a user, within a limit, without taking it. Asks the disk only for what is not at hand.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn oldest_pending(&self, user: &UserId, limit: ReadLimit) -> Result<Vec<Entry>, StoreError> {
+        let state = self.store.state(user)?;
+        if state.pending == 0 {
+            return Ok(Vec::new());
+        }
+        let after = state.received.through();
+        let mut entries = match self.store.recent(user, after, limit) {
+            Some(found) => found.entries,
+            None => {
+                let (store, user) = (self.store.clone(), user.clone());
+                on_disk_thread(move || store.read(&user, after, limit)).await?.entries
+            }
+        };
+        entries.retain(|entry| !state.received.contains(entry.seq));
+        Ok(entries)
     }
 
     /// Known users in the order of their ids, those above `after`.

@@ -10,6 +10,7 @@
 use std::{
     collections::VecDeque,
     fmt,
+    ops::RangeInclusive,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -275,6 +276,16 @@ impl Session {
     #[must_use]
     pub fn user(&self) -> &UserId {
         &self.user
+    }
+
+    /// What is owed to who has just come: sequences of the user's log. `None`: nothing.
+    pub(super) fn owed(&self) -> Option<RangeInclusive<Seq>> {
+        let log = self.log.as_ref()?;
+        let (after, last) = match &log.resuming {
+            Some(resuming) => (resuming.through, resuming.last),
+            None => (log.cursor.read.owed, log.cursor.owed_end),
+        };
+        (after < last).then(|| after + 1..=last)
     }
 
     /// The mailbox said that the log has more.

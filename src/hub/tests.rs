@@ -25,14 +25,19 @@ fn alice() -> UserId {
 }
 
 pub(super) fn hub(redelivery_interval: Duration) -> Arc<Hub> {
+    over(Arc::new(Metrics::new()), redelivery_interval)
+}
+
+pub(super) fn over(metrics: Arc<Metrics>, redelivery_interval: Duration) -> Arc<Hub> {
     let store = memory::open(&Memory::default(), Options::default()).unwrap();
     let settings = Settings {
         sync: Some(SyncSettings { redelivery_interval }),
         authentication_required: false,
         store_connected_users: true,
         mailbox: MailboxBounds { messages: 10, bytes: 1000 },
+        portals: None,
     };
-    Hub::new(settings, store, Arc::new(Metrics::new()))
+    Hub::new(settings, store, metrics)
 }
 
 async fn say(hub: &Hub, count: usize) {

@@ -21,7 +21,7 @@ use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
     redirect,
 };
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 
 /// Longest URL, in bytes.
 pub const URL_BYTES_MAX: usize = 2048;
@@ -34,6 +34,10 @@ const DISCARDING_MAX: Duration = Duration::from_secs(1);
 
 /// Longest that `Retry-After` is heeded.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// Names looked up at the same time for one address. A lookup cannot be called back, and takes a thread for as long as the
+/// system lets it: whoever gave up waiting must not leave one more behind each time.
+const LOOKUPS_MAX: usize = 4;
 
 /// Connections that nobody uses are kept for so long: less than most servers keep theirs.
 const IDLE_MAX: Duration = Duration::from_secs(4);
@@ -157,7 +161,7 @@ impl Outgoing {
             .no_proxy()
             .pool_idle_timeout(IDLE_MAX)
             .user_agent(concat!("mesa/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(Guard { allow_private }));
+            .dns_resolver(Arc::new(Guard::new(allow_private)));
         if url.scheme() == "http" {
             // Without this, a machine that has no certificates installed could not even speak plain HTTP.
             builder = builder.tls_certs_only([]);
@@ -273,14 +277,27 @@ fn answer(response: &Response) -> Answer {
 /// Looks names up, and gives out only addresses that may be connected to.
 struct Guard {
     allow_private: bool,
+    lookups: Arc<Semaphore>,
+}
+
+impl Guard {
+    fn new(allow_private: bool) -> Self {
+        Self { allow_private, lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)) }
+    }
 }
 
 impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
-        let allow_private = self.allow_private;
+        let (allow_private, lookups) = (self.allow_private, self.lookups.clone());
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let allowed = allowed(found, allow_private)?;
+            let turn = lookups.acquire_owned().await?;
+            // Of its own, so that the turn is given back when the lookup has ended, and not when nobody waits for it.
+            let looking = tokio::spawn(async move {
+                let _turn = turn;
+                let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+                Ok::<Vec<SocketAddr>, io::Error>(found.collect())
+            });
+            let allowed = allowed(looking.await??, allow_private)?;
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })
     }
@@ -365,13 +382,13 @@ mod tests {
     #[tokio::test]
     async fn a_name_that_leads_home_is_not_followed_there() {
         // Whatever the file of hosts calls this machine: the name passes the check of the URL, its address does not.
-        let guard = Guard { allow_private: false };
+        let guard = Guard::new(false);
         let refused = guard.resolve("localhost".parse().unwrap()).await.err().expect("a refusal").to_string();
         assert!(refused.contains("is private"), "{refused}");
-        assert!(Guard { allow_private: true }.resolve("localhost".parse().unwrap()).await.is_ok());
+        assert!(Guard::new(true).resolve("localhost".parse().unwrap()).await.is_ok());
 
         // And as a request: nobody is connected to.
-        let receiver = receiver::Receiver::start().await;
+        let receiver = receiver::Receiver::start();
         let mut outgoing = Outgoing::new("https://example.org/", Duration::from_secs(5), false).unwrap();
         outgoing.url = format!("http://localhost:{}/", receiver.address.port()).parse().unwrap();
         let error = outgoing.get(1000).await.unwrap_err().to_string();

@@ -41,6 +41,7 @@ const TABLE: [(CloseCode, u16, &str, bool); 10] = [
 
 impl CloseCode {
     /// All of them, in the order of their numbers.
+    #[cfg(test)]
     pub fn all() -> impl Iterator<Item = Self> {
         TABLE.iter().map(|row| row.0)
     }

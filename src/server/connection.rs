@@ -7,6 +7,7 @@
 use std::{
     fmt,
     future::{Future, poll_fn},
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -16,7 +17,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::time::Sleep;
 
-use super::{budget::FrameBudget, heartbeat::Heartbeat, shared::Shared, socket::Socket};
+use super::{budget::FrameBudget, heartbeat::Heartbeat, peer::Arrival, shared::Shared, socket::Socket};
 use crate::{
     auth::{AuthError, Identity},
     hub::{Attach, Connected, Leave, Session, Signals, StoreError},
@@ -34,6 +35,8 @@ pub(super) enum End {
     Gone,
     /// We close, and say this.
     Close(CloseCode, &'static str),
+    /// We close with a code of the program that the server is part of.
+    Told(u16),
     /// The peer takes nothing of what was written: it would not take a close frame either.
     Stuck,
 }
@@ -80,6 +83,8 @@ pub(super) struct Connection {
     pub paced_until: Option<Instant>,
     /// Since when the socket has taken nothing of what is waiting.
     pub stuck_since: Option<Instant>,
+    /// What the peer said when it closed, if it did.
+    pub goodbye: Option<Box<(u16, String)>>,
     timer: Timer,
 }
 
@@ -87,8 +92,17 @@ impl Connection {
     /// Greets a new client and serves it until it goes or has to go.
     ///
     /// Built here and boxed, so that the task holds a pointer and not several places for a connection to be in.
-    pub(super) fn serve(shared: Arc<Shared>, socket: Socket) -> impl Future<Output = ()> + Send {
-        let connected = shared.hub.connect();
+    pub(super) fn serve(
+        shared: Arc<Shared>,
+        socket: Socket,
+        from: Option<SocketAddr>,
+        arrival: Option<Arrival>,
+    ) -> impl Future<Output = ()> + Send {
+        let connected = shared.hub.connect_from(from.map(|from| from.ip()), |id| {
+            if let (Some(calls), Some(arrival)) = (&shared.calls, arrival) {
+                calls.arrives(id, arrival);
+            }
+        });
         let now = Instant::now();
         let heart = &shared.config.heartbeat;
         let nonce = shared.nonce();
@@ -108,6 +122,7 @@ impl Connection {
             unsynced: false,
             paced_until: None,
             stuck_since: None,
+            goodbye: None,
             timer: Timer::default(),
         });
         connection.shared.metrics.connections_total.inc();
@@ -155,6 +170,7 @@ impl Connection {
 
     fn heed(&mut self, signals: Signals) -> Result<(), End> {
         match signals.leave {
+            Some(Leave::With(code)) => return Err(End::Told(code)),
             Some(Leave::Asked) => return Err(End::close(CloseCode::Normal)),
             Some(Leave::Shutdown) => return Err(End::close(CloseCode::GoingAway)),
             Some(Leave::Failed) => return Err(End::close(CloseCode::Internal)),

@@ -21,12 +21,20 @@ impl Connection {
     /// Detaches the session, says why, and closes the socket within [`FAREWELL_MAX`].
     pub(super) async fn farewell(&mut self, end: End) {
         drop(self.session.take());
+        let goodbye = self.goodbye.take();
+        match (&end, &goodbye) {
+            (End::Gone, Some(goodbye)) => self.connected.ends(goodbye.0, &goodbye.1),
+            (End::Gone | End::Stuck, _) => {}
+            (End::Told(code), _) => self.connected.ends(*code, ""),
+            (End::Close(code, reason), _) => self.connected.ends(code.code(), reason),
+        }
         match end {
             End::Stuck => {
                 tracing::info!("a client took nothing for too long and was cut; what it was owed stays in its log");
                 return;
             }
             End::Gone => {}
+            End::Told(code) => self.socket.push_close(code, ""),
             End::Close(code, reason) => self.socket.push_close(code.code(), reason),
         }
         let mut frames = 0;
@@ -44,7 +52,7 @@ impl Connection {
         loop {
             match self.socket.poll_inbound(cx) {
                 Poll::Pending => break,
-                Poll::Ready(Inbound::Closed | Inbound::Refused(_)) => *frames = FRAMES_PAST_MAX,
+                Poll::Ready(Inbound::Closed(_) | Inbound::Refused(_)) => *frames = FRAMES_PAST_MAX,
                 Poll::Ready(_) => *frames += 1,
             }
             if *frames >= FRAMES_PAST_MAX {

@@ -1,10 +1,12 @@
 //! What a client may say, and what is done about it.
 
 use std::{
+    panic::AssertUnwindSafe,
     task::{Context, Poll},
     time::{Instant, SystemTime},
 };
 
+use futures_util::FutureExt;
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{
@@ -14,6 +16,7 @@ use super::{
 use crate::{
     auth::{AuthError, Identity},
     hub::{Attach, Said, StoreError},
+    middleware::{Verdict, panic_text},
     protocol::{
         close::CloseCode,
         encode,
@@ -30,6 +33,11 @@ pub(super) const UNSENT_WHILE_LISTENING_MAX: usize = 128 << 10;
 /// The type of the frame in which a client tells its version.
 const CLIENT_VERSION: &str = "CLIENT_VERSION";
 
+/// What is told to the middleware of a client that broke the WebSocket protocol.
+#[derive(Debug, thiserror::Error)]
+#[error("a client broke the WebSocket protocol: {}", .0.reason())]
+struct Broken(CloseCode);
+
 impl Connection {
     /// Takes what the client said; true if there may be more.
     pub(super) fn poll_inbound(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
@@ -39,6 +47,10 @@ impl Connection {
                 || self.attaching.is_some()
                 || self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX
             {
+                return Ok(false);
+            }
+            // Who is told what clients say may have no room for more: then it waits where it is.
+            if self.connected.poll_ready(cx).is_pending() {
                 return Ok(false);
             }
             match self.socket.poll_inbound(cx) {
@@ -51,10 +63,14 @@ impl Connection {
                 }
                 // It has been answered already; it counts like any frame.
                 Poll::Ready(Inbound::Ping) => self.spend(now)?,
-                Poll::Ready(Inbound::Closed) => return Err(End::Gone),
+                Poll::Ready(Inbound::Closed(goodbye)) => {
+                    self.goodbye = goodbye;
+                    return Err(End::Gone);
+                }
                 Poll::Ready(Inbound::Refused(code)) => {
                     self.shared.metrics.malformed_frames.inc();
                     tracing::info!(code = code.code(), "a client broke the WebSocket protocol");
+                    self.connected.failed(&Broken(code));
                     return Err(End::close(code));
                 }
             }
@@ -75,6 +91,7 @@ impl Connection {
         let frame = frame::decode(text).map_err(|error| {
             self.shared.metrics.malformed_frames.inc();
             tracing::info!(%error, "a client sent a frame that cannot be taken");
+            self.connected.failed(&error);
             End::close(error.close_code())
         })?;
         match frame {
@@ -105,7 +122,14 @@ impl Connection {
                     return Ok(());
                 }
                 let data = message.data.map(RawValue::get);
-                self.connected.said(Said { op: message.op, data, kind: message.kind.as_deref() });
+                match self.connected.said(Said::new(message.op, data, message.kind.as_deref())) {
+                    Verdict::Disconnect => {
+                        self.shared.metrics.messages_refused.inc();
+                        return Err(End::Close(CloseCode::Policy, "too much was said"));
+                    }
+                    Verdict::Refuse => _ = self.shared.metrics.messages_refused.inc(),
+                    Verdict::Pass => {}
+                }
             }
         }
         Ok(())
@@ -122,7 +146,13 @@ impl Connection {
             tracing::debug!("a client tried to authenticate, but no authentication is configured");
             return self.refuse();
         };
-        let checking = async move { authenticator.authenticate(&data).await };
+        let checking = async move {
+            // It may be somebody else's: its panic is its own, and lets nobody in.
+            let checked = AssertUnwindSafe(async { authenticator.authenticate(&data).await }).catch_unwind().await;
+            checked.unwrap_or_else(|panic| {
+                Err(AuthError::Unavailable(format!("the authenticator panicked: {}", panic_text(panic.as_ref()))))
+            })
+        };
         self.authenticating = Some(Authenticating { checking: Box::pin(checking), how });
         Ok(())
     }
@@ -137,7 +167,10 @@ impl Connection {
             Ok(identity) => self.welcome(identity, how, now),
             Err(error) => {
                 match &error {
-                    AuthError::Unavailable(_) => tracing::warn!(%error, "authentication failed"),
+                    AuthError::Unavailable(_) => {
+                        tracing::warn!(%error, "authentication failed");
+                        self.connected.failed(&error);
+                    }
                     AuthError::Refused(_) => tracing::info!(%error, "authentication failed"),
                 }
                 self.refuse()
@@ -168,6 +201,9 @@ impl Connection {
         }
         let user = self.shared.config.authentication.send_user_object.then_some(&identity.user);
         let (frame, expires) = (encode::authenticated(user), identity.expires);
+        if let Some(calls) = &self.shared.calls {
+            calls.identified(self.connected.id(), &identity);
+        }
         let session = self.connected.attach_later(identity.id, how, now);
         self.attaching = Some(Attaching { session, frame, expires });
         Ok(())
@@ -194,6 +230,7 @@ impl Connection {
             }
             Err(error) => {
                 tracing::error!(%error, "a user's log could not be opened");
+                self.connected.failed(&error);
                 Err(End::close(CloseCode::Internal))
             }
         }

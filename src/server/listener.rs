@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     shared::Shared,
     slots::{Slot, Slots},
-    upgrade,
+    stopped, upgrade,
 };
 use crate::http::Http;
 
@@ -56,38 +56,62 @@ pub(super) async fn accept(
     slots: Arc<Slots>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut pause = ACCEPT_PAUSE_MIN;
+    let mut door = Door::new(listener);
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let (stream, peer) = tokio::select! {
+            accepted = door.next() => accepted,
             () = stopped(&mut stop) => {
                 http.stop();
                 return;
             }
         };
-        match accepted {
-            Ok((stream, peer)) => {
-                pause = ACCEPT_PAUSE_MIN;
-                let Some(slot) = slots.take(peer.ip()) else {
-                    shared.metrics.refused_connections.inc();
-                    tracing::debug!("a connection was refused: limits.connections or limits.connectionsPerAddress");
-                    continue;
-                };
-                tokio::spawn(serve(stream, peer, shared.clone(), http.clone(), slot, stop.clone()));
-            }
-            Err(error) if is_of_the_peer(&error) => {}
-            Err(error) => {
-                tracing::error!(%error, "the system gives no more connections; trying again in {pause:?}");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
+        let Some(slot) = slots.take(peer.ip()) else {
+            shared.metrics.refused_connections.inc();
+            tracing::debug!("a connection was refused: limits.connections or limits.connectionsPerAddress");
+            continue;
+        };
+        tokio::spawn(serve(stream, peer, shared.clone(), http.clone(), slot, stop.clone()));
+    }
+}
+
+/// A listener that goes on after what goes wrong with a single connection, or for a while.
+pub(super) struct Door {
+    listener: TcpListener,
+    pause: Duration,
+}
+
+impl Door {
+    pub(super) fn new(listener: TcpListener) -> Self {
+        Self { listener, pause: ACCEPT_PAUSE_MIN }
+    }
+
+    /// The next connection, made ready for short answers and for peers who lose their network.
+    pub(super) async fn next(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    self.pause = ACCEPT_PAUSE_MIN;
+                    prepare(&stream);
+                    return (stream, peer);
+                }
+                Err(error) if is_of_the_peer(&error) => {}
+                Err(error) => {
+                    let pause = self.pause;
+                    tracing::error!(%error, "the system gives no more connections; trying again in {pause:?}");
+                    tokio::time::sleep(pause).await;
+                    self.pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
+                }
             }
         }
     }
 }
 
-/// Resolves when the server is to stop, or is gone.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    _ = stop.wait_for(|stop| *stop).await;
+fn prepare(stream: &TcpStream) {
+    // An answer is one write, and a backend waits for it.
+    _ = stream.set_nodelay(true);
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_TRIES);
+    _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
 /// The peer was gone before we looked: nothing is wrong with us.
@@ -105,15 +129,10 @@ async fn serve(
     slot: Slot,
     mut stop: watch::Receiver<bool>,
 ) {
-    // An answer is one write, and a backend waits for it.
-    _ = stream.set_nodelay(true);
-    let keepalive =
-        TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_TRIES);
-    _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     let header_timeout = shared.config.limits.header_timeout;
     let service = service_fn(|request| async {
         let response = if upgrade::is_asked_for(request.headers()) {
-            upgrade(&shared, &slot, request)
+            upgrade(&shared, &slot, peer, request)
         } else {
             http.respond(request).await
         };
@@ -140,9 +159,9 @@ async fn serve(
     }
 }
 
-fn upgrade(shared: &Arc<Shared>, slot: &Slot, request: Request<Incoming>) -> Response<Body> {
+fn upgrade(shared: &Arc<Shared>, slot: &Slot, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
     if request.uri().path() == shared.config.path {
-        return upgrade::answer(shared, request, slot.clone()).map(Body::new);
+        return upgrade::answer(shared, request, Some(peer), slot.clone()).map(Body::new);
     }
     shared.metrics.refused_connections.inc();
     let mut response = Response::new(Body::empty());

@@ -1,48 +1,70 @@
 //! The server: builds everything else, listens, and stops in order.
 //!
+//! - [`builder`], [`assembled`]: how it is put together, and run; [`attach`]: as part of somebody's router
+//! - [`handler`]: what a program does when something happens to clients, and [`calls`], which calls it
+//! - [`peer`]: a client as that program sees it; [`handle`]: the server as it sees it
 //! - [`listener`]: taking connections in, HTTP and WebSocket on one port
 //! - [`slots`]: who has a place
 //! - [`upgrade`]: from an HTTP request to a WebSocket
 //! - [`socket`]: the WebSocket itself
 //! - [`connection`]: the life of a connection, with its steps in [`inbound`], [`outbound`] and [`farewell`]
+//! - [`wire`]: the port of the Redis protocol, with [`portal_ids`], what it remembers
 //! - [`heartbeat`]: the one question and answer behind liveness and receipts
 //! - [`shutdown`]: the order in which everything stops
 
+mod assembled;
+mod attach;
 mod budget;
+mod builder;
+mod calls;
 mod connection;
 mod farewell;
+mod handle;
+mod handler;
 mod heartbeat;
 mod inbound;
 mod listener;
 mod mix_up;
 mod outbound;
+mod peer;
+mod portal_ids;
 mod shared;
 mod shutdown;
 mod slots;
 mod socket;
 mod upgrade;
+mod wire;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::watch};
 
+pub use self::{
+    attach::Attached,
+    builder::Builder,
+    handle::{Handle, SendError},
+    handler::Handler,
+    listener::bind,
+    peer::{CloseCodeError, Peer, Received},
+};
+pub use crate::hub::{DeviceReport, Outcome, Reason, Rejected, StoreError, UserReport};
 use crate::{
-    auth::{self, ApiKeys},
+    auth,
     cluster::Cluster,
     config::{self, Config, ConfigError},
-    http::{Api, Http},
-    hub::{Hub, MailboxBounds, Settings, Store, StoreError, SyncSettings},
-    metrics::Metrics,
+    hub::{MailboxBounds, PortalSettings, Settings, Store, SyncSettings, portals},
     outgoing::UrlError,
     store::{
         Durability, Limits, Overflow,
         disk::{DiskOptions, open},
     },
-    webhook::{self, Webhook},
+    webhook,
 };
-pub use listener::bind;
-use shared::Shared;
+use assembled::Assembled;
 use slots::Slots;
+
+/// How long handlers may take over what has happened to clients by the end.
+const HANDLERS_MAX: Duration = Duration::from_secs(2);
 
 /// Why a server did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -65,107 +87,25 @@ pub enum ServerError {
     Listen(#[from] io::Error),
 }
 
-/// A server that has opened its store and is ready to serve.
+/// A server that has opened its store, listens, and is ready to serve.
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    shared: Arc<Shared>,
-    store: Arc<dyn Store>,
-    http: Http,
-    webhook: Option<Webhook>,
+    parts: Assembled,
 }
 
 impl Server {
-    /// Opens the store and builds a server that will listen on `listener`. Checks the configuration first.
+    /// Puts a server together.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Opens the store and builds a server that will listen on `listener`, as configured and without handlers of its own.
     ///
     /// # Errors
     /// When the configuration does not hold, or authentication or store cannot be set up.
     pub async fn start(config: Config, listener: TcpListener) -> Result<Self, ServerError> {
-        config.validate()?;
-        if let Some(redis) = config.redis.clone() {
-            return Self::start_with_redis(config, listener, redis).await;
-        }
-        let options = DiskOptions {
-            namespace: config.namespace.clone(),
-            durability: durability(config.store.durability),
-            cache_bytes: config.store.cache_bytes,
-            queue: config.limits.queue,
-            limits: limits(&config),
-            outbox: config.portal.webhook.as_ref().map(webhook::outbox_options),
-            ..DiskOptions::new(&config.store.path)
-        };
-        // Opening replays a journal: not for the event loop.
-        let store = tokio::task::spawn_blocking(move || open(options)).await;
-        let store = store.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))??;
-        Self::over(config, listener, store)
-    }
-
-    #[cfg(feature = "redis")]
-    async fn start_with_redis(
-        config: Config,
-        listener: TcpListener,
-        redis: config::Redis,
-    ) -> Result<Self, ServerError> {
-        use crate::{
-            cluster::redis::{Link, Servers},
-            store::redis::{RedisOptions, open},
-        };
-        let namespace = config.namespace.clone();
-        let joining = move || Link::open(&redis, namespace.as_deref(), Arc::default());
-        let link = tokio::task::spawn_blocking(joining).await;
-        let link = link.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))?;
-        let link = link.map_err(|error| StoreError::Unreachable(error.to_string().into()))?;
-        let options = RedisOptions {
-            namespace: config.namespace.clone(),
-            limits: limits(&config),
-            queue: config.limits.queue,
-            ..RedisOptions::default()
-        };
-        let servers = Servers::new(link.clone());
-        Self::among(config, listener, open(link, options), Some(servers))
-    }
-
-    #[cfg(not(feature = "redis"))]
-    fn start_with_redis(_: Config, _: TcpListener, _: config::Redis) -> std::future::Ready<Result<Self, ServerError>> {
-        let why = "this build cannot speak to Redis; build it with `--features redis`, or remove `redis`";
-        std::future::ready(Err(StoreError::Incompatible(why.to_owned()).into()))
-    }
-
-    /// Builds a server over a store that is open already. One that was opened without an outbox has no events for
-    /// webhooks.
-    ///
-    /// # Errors
-    /// When the configuration does not hold, or authentication or webhook cannot be set up.
-    pub fn over(config: Config, listener: TcpListener, store: Arc<dyn Store>) -> Result<Self, ServerError> {
-        Self::among(config, listener, store, None)
-    }
-
-    /// The same, as one of several servers.
-    ///
-    /// # Errors
-    /// As [`Server::over`].
-    pub fn among(
-        config: Config,
-        listener: TcpListener,
-        store: Arc<dyn Store>,
-        cluster: Option<Arc<dyn Cluster>>,
-    ) -> Result<Self, ServerError> {
-        config.validate()?;
-        let authenticator = auth::from_config(&config.authentication)?;
-        let metrics = Arc::new(Metrics::new());
-        let hub = Hub::among(settings(&config), store.clone(), metrics.clone(), cluster);
-        let http = Http::new(Api {
-            hub: hub.clone(),
-            keys: ApiKeys::new(&config.api),
-            metrics: metrics.clone(),
-            limits: config.limits.clone(),
-        });
-        let webhook = config.portal.webhook.as_ref().zip(store.outbox());
-        let webhook =
-            webhook.map(|(to, outbox)| Webhook::new(to, &hub, store.clone(), outbox, metrics.clone())).transpose()?;
-        let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::new(config, hub, metrics, authenticator));
-        Ok(Self { listener, address, shared, store, http, webhook })
+        Self::builder().config(config).listener(listener).start().await
     }
 
     /// Where the server listens.
@@ -174,48 +114,88 @@ impl Server {
         self.address
     }
 
+    /// What can be done with the server while it runs, and before.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.parts.handle()
+    }
+
+    /// Where the server speaks the Redis protocol; `None`: nowhere.
+    #[must_use]
+    pub fn wire_addr(&self) -> Option<SocketAddr> {
+        self.parts.wire.as_ref().map(|wire| wire.address)
+    }
+
     /// Serves until `shutdown` resolves, then stops in order: nothing new is taken, requests under way are answered,
-    /// clients are told (1001), the store is closed. Takes at most ten seconds for that.
+    /// clients are told (1001), handlers come to their end, the store is closed. Takes at most twelve seconds for that, and
+    /// five more where there is something to do before it ([`Builder::before_exit`]).
     ///
     /// # Errors
     /// When the store fails while serving: clients are told (1011), and nothing more is promised.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
-        let Self { listener, shared, store, http, webhook, .. } = self;
-        let telling = webhook.map(Webhook::start);
-        let limits = &shared.config.limits;
+        let Self { listener, parts, .. } = self;
+        let limits = &parts.shared.config.limits;
         let slots = Slots::new(limits.connections, limits.connections_per_address);
         let (stop, stopped) = watch::channel(false);
-        let accepting = tokio::spawn(listener::accept(listener, shared.clone(), http, slots.clone(), stopped));
-        let watching = tokio::spawn(watch_commits(shared.hub.clone()));
-        let failed = tokio::select! {
-            () = shutdown => None,
-            error = store.failure() => Some(error),
-        };
-        watching.abort();
-        let stopped = shutdown::stop(&shared.hub, &store, &slots, &stop, accepting, failed).await;
-        // Last: clients that went are in the outbox now, for the next start.
-        drop(telling);
-        stopped.map_err(ServerError::from)
+        let (shared, http) = (parts.shared.clone(), parts.http.clone());
+        let accepting = tokio::spawn(listener::accept(listener, shared, http, slots.clone(), stopped));
+        parts.run(shutdown, &slots, &stop, accepting).await
     }
 }
 
-/// Says so when the disk keeps a commit waiting: the server can do nothing about it, but somebody should know.
-async fn watch_commits(hub: Arc<Hub>) {
-    let mut waiting = false;
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        match hub.ready() {
-            Err(reason) if !waiting => {
-                waiting = true;
-                tracing::error!("{reason}");
-            }
-            Ok(()) if waiting => {
-                waiting = false;
-                tracing::info!("commits go through again");
-            }
-            _ => {}
-        }
+/// What is opened for a server: its store, and the other servers where it shares that with any.
+type Opened = (Arc<dyn Store>, Option<Arc<dyn Cluster>>);
+
+/// Opens the store that is configured: on disk, or over Redis, among other servers. Replays a journal, or waits for a
+/// network: not for the event loop.
+async fn open_store(config: &Config) -> Result<Opened, StoreError> {
+    if let Some(redis) = config.redis.clone() {
+        return open_redis(config, redis).await;
     }
+    let options = DiskOptions {
+        namespace: config.namespace.clone(),
+        durability: durability(config.store.durability),
+        cache_bytes: config.store.cache_bytes,
+        queue: config.limits.queue,
+        limits: limits(config),
+        outbox: config.portal.webhook.as_ref().map(webhook::outbox_options),
+        ..DiskOptions::new(&config.store.path)
+    };
+    let store = tokio::task::spawn_blocking(move || open(options)).await;
+    let store = store.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))??;
+    Ok((store, None))
+}
+
+#[cfg(feature = "redis")]
+async fn open_redis(config: &Config, redis: config::Redis) -> Result<Opened, StoreError> {
+    use crate::{
+        cluster::redis::{Link, Servers},
+        store::redis::{RedisOptions, open},
+    };
+    let namespace = config.namespace.clone();
+    let joining = move || Link::open(&redis, namespace.as_deref(), Arc::default());
+    let link = tokio::task::spawn_blocking(joining).await;
+    let link = link.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))?;
+    let link = link.map_err(|error| StoreError::Unreachable(error.to_string().into()))?;
+    let options = RedisOptions {
+        namespace: config.namespace.clone(),
+        limits: limits(config),
+        queue: config.limits.queue,
+        ..RedisOptions::default()
+    };
+    let servers = Servers::new(link.clone());
+    Ok((open(link, options), Some(servers)))
+}
+
+#[cfg(not(feature = "redis"))]
+fn open_redis(_: &Config, _: config::Redis) -> std::future::Ready<Result<Opened, StoreError>> {
+    let why = "this build cannot speak to Redis; build it with `--features redis`, or remove `redis`";
+    std::future::ready(Err(StoreError::Incompatible(why.to_owned())))
+}
+
+/// Resolves when the server is to stop, or is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    _ = stop.wait_for(|stop| *stop).await;
 }
 
 fn durability(durability: config::Durability) -> Durability {
@@ -248,11 +228,14 @@ fn limits(config: &Config) -> Limits {
 
 fn settings(config: &Config) -> Settings {
     let redelivery_interval = config.sync.redelivery_interval;
+    let bounds = portals::Bounds { patience: config.limits.write_timeout, ..portals::Bounds::default() };
+    let portals = PortalSettings { in_turn: config.portal.distribute_load, bounds };
     Settings {
         sync: config.sync.enabled.then_some(SyncSettings { redelivery_interval }),
         authentication_required: config.authentication.required,
         store_connected_users: config.authentication.store_connected_users,
         mailbox: MailboxBounds { messages: config.limits.unsynced_messages, bytes: config.limits.unsynced_bytes },
+        portals: config.portal.enabled.then_some(portals),
     }
 }
 

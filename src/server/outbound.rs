@@ -78,6 +78,7 @@ impl Connection {
                 }
                 Poll::Ready(Err(error)) => {
                     tracing::error!(%error, "a log could not be read");
+                    self.connected.failed(&error);
                     return Err(End::close(CloseCode::Internal));
                 }
             }

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use super::calls::Calls;
 use crate::{
     auth::Authenticator,
     config::Config,
@@ -19,6 +20,8 @@ pub(super) struct Shared {
     pub metrics: Arc<Metrics>,
     /// `None`: nobody can authenticate.
     pub authenticator: Option<Arc<dyn Authenticator>>,
+    /// The handlers of the program that this server is part of, if it has any.
+    pub calls: Option<Arc<Calls>>,
     /// The first frame of every connection.
     pub hello: Arc<str>,
     nonces: AtomicU64,
@@ -30,6 +33,7 @@ impl Shared {
         hub: Arc<Hub>,
         metrics: Arc<Metrics>,
         authenticator: Option<Arc<dyn Authenticator>>,
+        calls: Option<Arc<Calls>>,
     ) -> Self {
         let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let hello = encode::hello(&Hello {
@@ -42,7 +46,7 @@ impl Shared {
         });
         // A nonce need not be secret, only unlike what a client or a gateway makes up by itself: the time will do.
         let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
-        Self { config, hub, metrics, authenticator, hello: hello.into(), nonces: AtomicU64::new(seed) }
+        Self { config, hub, metrics, authenticator, calls, hello: hello.into(), nonces: AtomicU64::new(seed) }
     }
 
     /// A number no other connection of this process has.

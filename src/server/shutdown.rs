@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
-use super::slots::Slots;
-use crate::hub::{Hub, Leave, Store, StoreError};
+use super::{HANDLERS_MAX, shared::Shared, slots::Slots, wire::Open};
+use crate::hub::{Leave, Store, StoreError};
 
 /// How long requests under way and clients have to finish.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -15,13 +15,15 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 const CLOSE_MAX: Duration = Duration::from_secs(4);
 
 pub(super) async fn stop(
-    hub: &Hub,
+    shared: &Shared,
     store: &Arc<dyn Store>,
     slots: &Slots,
     stop: &watch::Sender<bool>,
     accepting: JoinHandle<()>,
+    wire: Option<Open>,
     failed: Option<StoreError>,
 ) -> Result<(), StoreError> {
+    let hub = &shared.hub;
     if let Some(error) = &failed {
         tracing::error!(%error, "stopping");
     } else {
@@ -31,18 +33,30 @@ pub(super) async fn stop(
     stop.send_replace(true);
     // It may have panicked; there is nothing to do about that here but to go on stopping.
     _ = accepting.await;
+    let wire_slots = wire.as_ref().map(|wire| wire.slots.clone());
+    if let Some(wire) = wire {
+        wire.closed().await;
+    }
     let why = if failed.is_some() { Leave::Failed } else { Leave::Shutdown };
     let drained = timeout(DRAIN_MAX, async {
         // A connection that was being upgraded when we began may register only now: it is told as well.
         loop {
             hub.everyone_leave(why);
             if timeout(Duration::from_millis(200), slots.all_free()).await.is_ok() {
-                return;
+                break;
             }
+        }
+        if let Some(slots) = wire_slots {
+            slots.all_free().await;
         }
     });
     if drained.await.is_err() {
         tracing::warn!(connections = hub.connections(), "some clients did not take part in the farewell");
+    }
+    if let Some(calls) = &shared.calls
+        && timeout(HANDLERS_MAX, calls.idle()).await.is_err()
+    {
+        tracing::warn!("handlers were still at work when the server stopped");
     }
     if let Some(error) = failed {
         return Err(error);

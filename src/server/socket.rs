@@ -14,6 +14,8 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -48,6 +50,9 @@ const KERNEL_UNSENT_BYTES: u32 = 128 << 10;
 /// up. Closes half-open connections that have something to read.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What stands for the code of a close frame that has none.
+const NO_CODE: u16 = 1005;
+
 /// What a peer said.
 #[derive(Debug)]
 pub(super) enum Inbound {
@@ -55,10 +60,18 @@ pub(super) enum Inbound {
     /// The answer is in the write buffer by the time the next thing is heard.
     Ping,
     Pong(Bytes),
-    /// The peer closed, or the connection is gone.
-    Closed,
+    /// The peer closed and said this, or the connection is gone without a word.
+    Closed(Option<Box<(u16, String)>>),
     /// The peer broke the protocol: close with this.
     Refused(CloseCode),
+}
+
+/// What a WebSocket runs over.
+pub(super) enum Line {
+    /// A socket of our own listener.
+    Tcp(TcpStream),
+    /// Whatever the router we are part of was served over: options of the socket are up to who opened it.
+    Foreign(Box<TokioIo<Upgraded>>),
 }
 
 /// One WebSocket.
@@ -66,21 +79,23 @@ pub(super) struct Socket(WebSocketStream<Pipe>);
 
 impl Socket {
     /// Takes over an upgraded connection; `early` is what the peer sent right behind its request.
-    pub(super) async fn upgraded(stream: TcpStream, early: Vec<u8>, frame_bytes_max: usize) -> Self {
-        let options = socket2::SockRef::from(&stream);
-        // Both are improvements where the system has them; without them timeouts of ours do the same later.
-        _ = options.set_tcp_nodelay(true);
-        #[cfg(target_os = "linux")]
-        {
-            _ = options.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
-            _ = options.set_tcp_notsent_lowat(KERNEL_UNSENT_BYTES);
+    pub(super) async fn upgraded(line: Line, early: Vec<u8>, frame_bytes_max: usize) -> Self {
+        if let Line::Tcp(stream) = &line {
+            let options = socket2::SockRef::from(stream);
+            // Both are improvements where the system has them; without them timeouts of ours do the same later.
+            _ = options.set_tcp_nodelay(true);
+            #[cfg(target_os = "linux")]
+            {
+                _ = options.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
+                _ = options.set_tcp_notsent_lowat(KERNEL_UNSENT_BYTES);
+            }
         }
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
             .max_message_size(Some(frame_bytes_max))
             .max_frame_size(Some(frame_bytes_max));
-        let pipe = Pipe { stream, out: Vec::new(), written: 0 };
+        let pipe = Pipe { line, out: Vec::new(), written: 0 };
         Self(WebSocketStream::from_partially_read(pipe, early, Role::Server, Some(config)).await)
     }
 
@@ -91,8 +106,12 @@ impl Socket {
             Some(Ok(Message::Binary(_))) => Inbound::Refused(CloseCode::Binary),
             Some(Ok(Message::Ping(_) | Message::Frame(_))) => Inbound::Ping,
             Some(Ok(Message::Pong(payload))) => Inbound::Pong(payload),
-            Some(Ok(Message::Close(_))) | None => Inbound::Closed,
-            Some(Err(error)) => refusal(&error).map_or(Inbound::Closed, Inbound::Refused),
+            Some(Ok(Message::Close(frame))) => Inbound::Closed(Some(Box::new(match frame {
+                Some(frame) => (frame.code.into(), frame.reason.as_str().to_owned()),
+                None => (NO_CODE, String::new()),
+            }))),
+            None => Inbound::Closed(None),
+            Some(Err(error)) => refusal(&error).map_or(Inbound::Closed(None), Inbound::Refused),
         })
     }
 
@@ -135,7 +154,7 @@ impl Socket {
         let pipe = self.0.get_mut();
         let mut went = 0;
         while pipe.written < pipe.out.len() {
-            match Pin::new(&mut pipe.stream).poll_write(cx, &pipe.out[pipe.written..]) {
+            match pipe.line.poll_write(cx, &pipe.out[pipe.written..]) {
                 Poll::Pending => return (went, Poll::Pending),
                 Poll::Ready(Ok(0)) => return (went, Poll::Ready(Err(io::ErrorKind::WriteZero.into()))),
                 Poll::Ready(Ok(bytes)) => {
@@ -155,7 +174,10 @@ impl Socket {
 
     /// Tells the peer's system that nothing more comes.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.get_mut().stream).poll_shutdown(cx)
+        match &mut self.0.get_mut().line {
+            Line::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Line::Foreign(upgraded) => Pin::new(upgraded.as_mut()).poll_shutdown(cx),
+        }
     }
 }
 
@@ -175,9 +197,32 @@ fn refusal(error: &Error) -> Option<CloseCode> {
     }
 }
 
-/// The TCP stream as tungstenite sees it: reads pass through, writes only fill the buffer.
+impl Line {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Foreign(upgraded) => Pin::new(upgraded.as_mut()).poll_read(cx, buf),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Foreign(upgraded) => match Pin::new(upgraded.as_mut()).poll_write(cx, bytes) {
+                // What is underneath may keep what it took until it is told to let go of it.
+                Poll::Ready(Ok(taken)) => {
+                    _ = Pin::new(upgraded.as_mut()).poll_flush(cx)?;
+                    Poll::Ready(Ok(taken))
+                }
+                other => other,
+            },
+        }
+    }
+}
+
+/// The stream as tungstenite sees it: reads pass through, writes only fill the buffer.
 struct Pipe {
-    stream: TcpStream,
+    line: Line,
     out: Vec<u8>,
     /// How much of `out` the system has taken.
     written: usize,
@@ -185,7 +230,7 @@ struct Pipe {
 
 impl AsyncRead for Pipe {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        self.line.poll_read(cx, buf)
     }
 }
 

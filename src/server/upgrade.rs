@@ -1,28 +1,35 @@
 //! From an HTTP request to a WebSocket: what is checked, and what is answered.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, Version, header};
 use http_body_util::Full;
-use hyper::{Request, body::Incoming};
+use hyper::{Request, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::{
     connection::Connection,
+    peer::Arrival,
     shared::Shared,
     slots::Slot,
-    socket::{self, Socket},
+    socket::{self, Line, Socket},
 };
 
 /// Answers an upgrade request for the WebSocket path and starts the connection's task behind the answer.
-pub(super) fn answer(shared: &Arc<Shared>, request: Request<Incoming>, slot: Slot) -> Response<Full<Bytes>> {
+pub(super) fn answer<B>(
+    shared: &Arc<Shared>,
+    request: Request<B>,
+    from: Option<SocketAddr>,
+    slot: Slot,
+) -> Response<Full<Bytes>> {
     let checked = check(request.method(), request.version(), request.headers(), shared.config.origins.as_deref());
     match checked {
         Ok(key) => {
             let accept = socket::accept_key(&key);
-            tokio::spawn(take_over(shared.clone(), request, slot));
+            let arrival = shared.calls.is_some().then(|| Arrival::new(from, &request));
+            tokio::spawn(take_over(shared.clone(), hyper::upgrade::on(request), from, arrival, slot));
             let response = Response::builder()
                 .status(StatusCode::SWITCHING_PROTOCOLS)
                 .header(header::UPGRADE, "websocket")
@@ -91,16 +98,24 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
 }
 
 /// Waits for the answer to be on its way, takes the socket over and serves it.
-async fn take_over(shared: Arc<Shared>, request: Request<Incoming>, slot: Slot) {
-    let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
-    // The socket is always ours: `listener` hands hyper nothing else.
-    let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
-    // Copied, because the original shares hyper's 8 KiB read buffer and would keep it for as long as we live.
-    let early = parts.read_buf.to_vec();
-    let socket = Socket::upgraded(parts.io.into_inner(), early, shared.config.limits.frame_bytes).await;
+async fn take_over(
+    shared: Arc<Shared>,
+    upgrade: OnUpgrade,
+    from: Option<SocketAddr>,
+    arrival: Option<Arrival>,
+    slot: Slot,
+) {
+    let Ok(upgraded) = upgrade.await else { return };
+    // From our own listener it is a plain socket. In somebody's router it may be anything.
+    let (line, early) = match upgraded.downcast::<TokioIo<TcpStream>>() {
+        // Copied, because the original shares hyper's 8 KiB read buffer and would keep it for as long as we live.
+        Ok(parts) => (Line::Tcp(parts.io.into_inner()), parts.read_buf.to_vec()),
+        Err(upgraded) => (Line::Foreign(Box::new(TokioIo::new(upgraded))), Vec::new()),
+    };
+    let socket = Socket::upgraded(line, early, shared.config.limits.frame_bytes).await;
     // A task of its own, as small as the connection: this one is as large as the upgrade.
     tokio::spawn(async move {
-        Connection::serve(shared, socket).await;
+        Connection::serve(shared, socket, from, arrival).await;
         drop(slot);
     });
 }

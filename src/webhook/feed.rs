@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::hub::{ConnectionId, Event, EventKind, Listener, Outbox, OutboxEvent, Said};
+use crate::{
+    hub::{ConnectionId, Event, EventKind, Listener, Outbox, OutboxEvent, Said},
+    message::UserId,
+};
 
 /// Listens to the hub.
 pub(super) struct Feed {
@@ -37,11 +40,11 @@ impl Listener for Feed {
                 OutboxEvent::Authentication { connection, user: user.as_str().to_owned() }
             }
             Event::Message { user, said: Said { op, data, kind } } => {
-                let user = owned(user.map(|user| user.as_str()));
+                let user = owned(user.map(UserId::as_str));
                 OutboxEvent::Message { connection, user, op, data: owned(data), kind: owned(kind) }
             }
-            Event::Disconnection { user } => {
-                OutboxEvent::Disconnection { connection, user: owned(user.map(|user| user.as_str())) }
+            Event::Disconnection { user, .. } => {
+                OutboxEvent::Disconnection { connection, user: owned(user.map(UserId::as_str)) }
             }
         });
     }

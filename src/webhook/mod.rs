@@ -4,11 +4,11 @@
 //! one task reads it from its front and posts a batch at a time, again and again until it is taken. So everything is in one
 //! order, and a receiver that is down, slow or wrong costs nothing but room in the outbox, which has a bound.
 //!
-//! - [`feed`]: what clients do, into the outbox
-//! - [`watch`]: messages that nobody received for a while, into the outbox
-//! - [`deliver`]: out of it
-//! - [`body`]: what is posted, byte by byte
-//! - [`backoff`]: how long to wait before trying again
+//! - `feed`: what clients do, into the outbox
+//! - `watch`: messages that nobody received for a while, into the outbox
+//! - `deliver`: out of it
+//! - `body`: what is posted, byte by byte
+//! - `backoff`: how long to wait before trying again
 //!
 //! What the store itself puts in (`delivered`, `expired`, `dropped`) is in `store/outbox`.
 
@@ -16,8 +16,6 @@ mod backoff;
 mod body;
 mod deliver;
 mod feed;
-#[cfg(test)]
-mod tests;
 mod watch;
 
 use std::{future::Future, sync::Arc, time::Duration};

@@ -135,8 +135,12 @@ impl Watch {
         }
         if rounds.tidied.is_none_or(|tidied| tidied.elapsed() >= TIDY_PAUSE) {
             rounds.tidied = Some(Instant::now());
-            if let Err(error) = self.tidy() {
-                tracing::warn!(%error, "it cannot be found out what was told of as undelivered");
+            rounds.tidy = Some(None);
+        }
+        if let Some(after) = rounds.tidy.take() {
+            match self.tidy(after.as_ref()) {
+                Ok(next) => rounds.tidy = next.map(Some),
+                Err(error) => tracing::warn!(%error, "it cannot be found out what was told of as undelivered"),
             }
         }
     }
@@ -162,7 +166,7 @@ impl Watch {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(user = %look.user, %error, "it cannot be found out what waits for this user")
+                    tracing::warn!(user = %look.user, %error, "it cannot be found out what waits for this user");
                 }
             }
         }
@@ -234,22 +238,17 @@ impl Watch {
         Ok(())
     }
 
-    /// Forgets up to where messages were told of, where none of those waits any more.
-    fn tidy(&self) -> Result<(), StoreError> {
-        let mut after = None;
-        loop {
-            let users = self.outbox.all_reported(after.as_ref(), PAGE)?;
-            for (user, reported) in &users {
-                let state = self.store.state(user)?;
-                if state.pending == 0 || state.received.through() >= *reported {
-                    self.outbox.forget_reported(user);
-                }
-            }
-            match users.last() {
-                Some((last, _)) if users.len() == PAGE => after = Some(last.clone()),
-                _ => return Ok(()),
+    /// Forgets up to where messages were told of, where none of those waits any more: of a page of users above `after`.
+    /// Returns where the next one begins. No more at once: the commit thread writes each of them.
+    fn tidy(&self, after: Option<&UserId>) -> Result<Option<UserId>, StoreError> {
+        let users = self.outbox.all_reported(after, PAGE)?;
+        for (user, reported) in &users {
+            let state = self.store.state(user)?;
+            if state.pending == 0 || state.received.through() >= *reported {
+                self.outbox.forget_reported(user);
             }
         }
+        Ok(users.last().filter(|_| users.len() == PAGE).map(|(user, _)| user.clone()))
     }
 }
 
@@ -267,5 +266,7 @@ impl Inside {
 struct Rounds {
     /// All users above this have still to be gone through.
     scan: Option<Option<UserId>>,
+    /// All users of whom something was told, above this, have still to be looked at.
+    tidy: Option<Option<UserId>>,
     tidied: Option<Instant>,
 }

@@ -15,11 +15,12 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("config", &["outgoing"]),
     ("metrics", &[]),
     ("planted", &[]),
+    ("guide", &[]),
     ("protocol", &["message"]),
     ("store", &["message", "metrics", "planted", "cluster"]),
     ("auth", &["message", "config", "outgoing"]),
     ("cluster", &["message", "config"]),
-    ("middleware", &["message", "auth"]),
+    ("middleware", &["message"]),
     ("hub", &["message", "config", "metrics", "planted", "store", "auth", "cluster", "middleware"]),
     ("webhook", &["message", "config", "metrics", "hub", "outgoing"]),
     ("http", &["message", "config", "metrics", "auth", "hub", "planted"]),
@@ -44,8 +45,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("client", &["message", "protocol"]),
-    ("dispatcher", &["message", "client"]),
-    ("portal", &["message", "client"]),
+    ("dispatcher", &["message", "protocol", "client"]),
+    ("portal", &["message", "dispatcher"]),
 ];
 
 /// Foreign names, and the beginnings of the paths where each may be used.
@@ -55,7 +56,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["axum", "hyper", "hyper_util"], &["src/http/", "src/server/"]),
     (&["redis"], &["src/cluster/redis/", "src/store/redis/"]),
     (&["clap"], &["src/bin/mesa/args.rs", "src/bin/mesa/args/"]),
-    (&["reqwest"], &["src/dispatcher.rs", "src/dispatcher/", "src/outgoing/"]),
+    (&["reqwest"], &["src/dispatcher.rs", "src/dispatcher/", "src/portal.rs", "src/portal/", "src/outgoing/"]),
     (&["aws_lc_rs"], &["src/outgoing/"]),
     (&["jsonwebtoken"], &["src/auth/"]),
 ];

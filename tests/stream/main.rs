@@ -138,7 +138,7 @@ async fn the_order_of_lines_is_each_users_order_over_a_hundred_thousand_of_them(
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_kept_and_what_is_not_stay_in_order() {
     let served = Served::start(|_| {}).await;
-    let mut client = mesa::client::Client::connect(&format!("ws://{}/", served.address)).await.unwrap();
+    let mut client = mesa::client::Connection::connect(&format!("ws://{}/", served.address)).await.unwrap();
     client.authenticate(mesa::client::token("alice"), true).await.unwrap();
     let (mut said, mut answers) = served.open("").await;
     for n in 0..200 {
@@ -152,12 +152,12 @@ async fn what_is_kept_and_what_is_not_stay_in_order() {
     let (mut kept, mut passed) = (Vec::new(), Vec::new());
     let code = loop {
         match timeout(wire::PATIENCE, client.next()).await.unwrap().unwrap() {
-            mesa::client::Event::Message { data, .. } => {
+            mesa::client::ConnectionEvent::Message { data, .. } => {
                 let n: usize = data.get().parse().unwrap();
                 if n.is_multiple_of(3) { passed.push(n) } else { kept.push(n) }
             }
-            mesa::client::Event::Closed { code, .. } => break code,
-            other @ mesa::client::Event::Resumed { .. } => panic!("{other:?}"),
+            mesa::client::ConnectionEvent::Closed { code, .. } => break code,
+            other @ mesa::client::ConnectionEvent::Resumed { .. } => panic!("{other:?}"),
         }
     };
     assert_eq!(code, 1000);
@@ -231,7 +231,9 @@ async fn the_library_returns_what_became_of_each_in_order() {
     let dispatch = |n: usize| {
         let to = if n % 1000 == 7 { vec![user("a"), user("b"), user("c"), user("d")] } else { vec![user("alice")] };
         let id = (n % 1000 == 9).then(|| DispatchId::new(&format!("id-{}", n % 3)).unwrap());
-        Dispatch { id, ..Dispatch::new(Message::new("N", &n).unwrap(), Recipients::Users(to)) }
+        let mut dispatch = Dispatch::new(Message::new("N", &n).unwrap(), Recipients::Users(to));
+        dispatch.id = id;
+        dispatch
     };
     let results = served.dispatcher().dispatch_all((0..5000).map(dispatch)).await.unwrap();
     assert_eq!(results.len(), 5000);

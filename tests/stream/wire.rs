@@ -37,7 +37,8 @@ pub struct Served {
 impl Served {
     pub async fn start(change: impl FnOnce(&mut Config)) -> Self {
         let store = tempfile::tempdir().unwrap();
-        let mut config = Config { host: "127.0.0.1".into(), ..Config::default() };
+        let mut config = Config::default();
+        config.host = "127.0.0.1".into();
         config.sync.enabled = true;
         config.authentication.insecure = true;
         config.api.keys.push(KEY.into());

@@ -102,7 +102,7 @@ pub struct Receiver {
 
 impl Receiver {
     /// Starts one that answers 200 to everything.
-    pub async fn start() -> Self {
+    pub fn start() -> Self {
         let shared = Arc::new(Shared {
             requests: Mutex::default(),
             script: Mutex::default(),
@@ -111,7 +111,7 @@ impl Receiver {
             connections: AtomicUsize::new(0),
         });
         let mut receiver = Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), shared, listening: None };
-        receiver.up().await;
+        receiver.up();
         receiver
     }
 
@@ -126,7 +126,7 @@ impl Receiver {
     }
 
     /// Comes back, where it was.
-    pub async fn up(&mut self) {
+    pub fn up(&mut self) {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
         socket.set_reuseaddr(true).expect("an option");
         socket.bind(self.address).expect("the address is free");
@@ -178,7 +178,8 @@ impl Receiver {
         if waited.await.is_err() {
             let bodies: Vec<_> =
                 self.requests().iter().map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect();
-            panic!("{what}: not within {PATIENCE:?}; {bodies:#?}");
+            let last = &bodies[bodies.len().saturating_sub(20)..];
+            panic!("{what}: not within {PATIENCE:?}; of {} requests the last: {last:#?}", bodies.len());
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{support::receiver::Answer, *};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_are_who_the_backend_says_and_who_it_does_not_know_is_sent_away() {
-    let receiver = Receiver::start().await;
+    let receiver = Receiver::start();
     let mut home = Home::new();
     home.set_variable("MESA_AUTH_WEBHOOK_URL", &receiver.url());
     home.set_variable("MESA_AUTH_WEBHOOK_SECRET", SECRET);

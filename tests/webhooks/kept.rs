@@ -14,7 +14,7 @@ fn now_ms() -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_nobody_receives_in_time_is_told_of_once_and_one_that_is_received_is_not() {
-    let (receiver, home) = place("undeliveredAfter: 700, events: ['undelivered', 'delivered'],").await;
+    let (receiver, home) = place("undeliveredAfter: 700, events: ['undelivered', 'delivered'],");
     let server = home.start();
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
     let began = now_ms();
@@ -53,7 +53,7 @@ async fn a_message_that_nobody_receives_in_time_is_told_of_once_and_one_that_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_undelivered_is_told_of_once_over_kills_and_what_was_never_told_of_is_told_after_one() {
-    let (receiver, home) = place("undeliveredAfter: 1000, events: ['undelivered'],").await;
+    let (receiver, home) = place("undeliveredAfter: 1000, events: ['undelivered'],");
     let server = home.start();
     dispatch(&server, 1, "bob", &json!({}));
     receiver.until("the first", |receiver| undelivered(receiver, "bob") == [1]).await;
@@ -73,14 +73,14 @@ async fn what_is_undelivered_is_told_of_once_over_kills_and_what_was_never_told_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_there_is_no_room_for_in_the_outbox_is_told_of_as_undelivered_later() {
-    let (mut receiver, home) = place("undeliveredAfter: 200, outboxEvents: 10, events: ['undelivered'],").await;
+    let (mut receiver, home) = place("undeliveredAfter: 200, outboxEvents: 10, events: ['undelivered'],");
     receiver.down();
     let server = home.start();
     for n in 1..=40 {
         dispatch(&server, n, "bob", &json!({}));
     }
     until_metric(&server, "webhook_outbox_events", |events| events == 10).await;
-    receiver.up().await;
+    receiver.up();
     receiver.until("all of them", |receiver| undelivered(receiver, "bob").len() >= 40).await;
     assert_eq!(undelivered(&receiver, "bob"), (1..=40).collect::<Vec<_>>());
     assert_eq!(metric(&server, "webhook_events_lost_total"), 0);
@@ -88,7 +88,7 @@ async fn what_there_is_no_room_for_in_the_outbox_is_told_of_as_undelivered_later
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_one_device_lacks_names_that_device() {
-    let (receiver, home) = place("undeliveredAfter: 500, events: ['undelivered', 'delivered'],").await;
+    let (receiver, home) = place("undeliveredAfter: 500, events: ['undelivered', 'delivered'],");
     let server = home.start();
     for device in ["phone", "tablet"] {
         let socket = Socket::connect_as(server.address, "dora", None, Some(device)).await.unwrap();
@@ -107,7 +107,7 @@ async fn a_message_that_one_device_lacks_names_that_device() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_for_newer_ones_and_what_gets_too_old_is_told_of() {
-    let (receiver, mut home) = place("events: ['expired', 'dropped'],").await;
+    let (receiver, mut home) = place("events: ['expired', 'dropped'],");
     home.set_variable("MESA_SYNC_OVERFLOW", "dropOldest");
     home.set_variable("MESA_SYNC_MAX_MESSAGES", "3");
     let server = home.start();

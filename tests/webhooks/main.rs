@@ -27,8 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A receiver, and a home for servers that tell it what happens: with further `settings` of the webhook, each with a comma
 /// behind it.
-async fn place(settings: &str) -> (Receiver, Home) {
-    let receiver = Receiver::start().await;
+fn place(settings: &str) -> (Receiver, Home) {
+    let receiver = Receiver::start();
     let home = Home::with(&format!(
         "portal: {{ webhook: {{ url: '{}', secret: '{SECRET}', allowPrivate: true, retryMin: 20, retryMax: 100, timeout: 400, \
          {settings} }} }},",

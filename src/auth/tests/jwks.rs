@@ -55,7 +55,7 @@ fn refused_with(result: Result<(), AuthError>, expected: &str) {
 
 #[tokio::test]
 async fn each_token_is_checked_with_the_published_key_it_names_and_by_no_other_algorithm() {
-    let receiver = Receiver::start().await;
+    let receiver = Receiver::start();
     let rsa = published("rsa", "rsa", Algorithm::RS256);
     let mut untyped = published("rsa", "untyped", Algorithm::RS256);
     untyped.as_object_mut().unwrap().remove("alg");
@@ -127,7 +127,7 @@ async fn each_token_is_checked_with_the_published_key_it_names_and_by_no_other_a
 
 #[tokio::test]
 async fn a_key_that_is_new_is_asked_for_once_and_one_that_is_gone_is_not_used_any_more() {
-    let receiver = Receiver::start().await;
+    let receiver = Receiver::start();
     let (old, new) = (published("rsa", "old", Algorithm::RS256), published("rsa-other", "new", Algorithm::RS256));
     receiver.otherwise(set(&[old]));
     let retry = Duration::from_millis(400);
@@ -152,7 +152,7 @@ async fn a_key_that_is_new_is_asked_for_once_and_one_that_is_gone_is_not_used_an
 
 #[tokio::test]
 async fn keys_are_refreshed_behind_those_who_come_and_kept_while_that_fails_but_not_for_ever() {
-    let receiver = Receiver::start().await;
+    let receiver = Receiver::start();
     receiver.otherwise(set(&[published("ed", "ed", Algorithm::EdDSA)]));
     let configured = configured(&receiver, &["EdDSA"], |jwks| {
         jwks.refresh_interval = Duration::from_millis(50);
@@ -201,7 +201,7 @@ async fn keys_are_refreshed_behind_those_who_come_and_kept_while_that_fails_but_
 
 #[tokio::test]
 async fn who_goes_away_does_not_stop_the_keys_from_coming() {
-    let receiver = Receiver::start().await;
+    let receiver = Receiver::start();
     receiver.script([Answer::Late(Duration::from_millis(200), 500)]);
     receiver.otherwise(set(&[published("ed", "ed", Algorithm::EdDSA)]));
     let configured = configured(&receiver, &["EdDSA"], |jwks| jwks.retry_interval = Duration::from_millis(1));

@@ -19,7 +19,7 @@ fn asking(receiver: &Receiver, change: impl FnOnce(&mut config::AuthWebhook)) ->
 
 #[tokio::test]
 async fn what_the_client_passed_is_posted_and_the_answer_is_who_it_is() {
-    let receiver = Receiver::start().await;
+    let receiver = Receiver::start();
     let webhook = asking(&receiver, |webhook| webhook.secret = Some(SECRET.into()));
     receiver.script([
         Answer::json(json!({ "id": "alice", "user": { "name": "Alice", "id": "x" }, "expires": 4_000_000_000.5 })),
@@ -43,9 +43,9 @@ async fn what_the_client_passed_is_posted_and_the_answer_is_who_it_is() {
 
 #[tokio::test]
 async fn who_is_refused_is_told_from_who_could_not_be_checked() {
-    let receiver = Receiver::start().await;
+    let receiver = Receiver::start();
     let webhook = asking(&receiver, |webhook| webhook.timeout = Duration::from_millis(300));
-    let elsewhere = Receiver::start().await;
+    let elsewhere = Receiver::start();
     let location = format!("location: {}\r\n", elsewhere.url());
     for status in [401, 403] {
         receiver.script([Answer::status(status)]);
@@ -94,7 +94,7 @@ async fn who_is_refused_is_told_from_who_could_not_be_checked() {
 
 #[tokio::test]
 async fn no_more_are_asked_at_once_than_is_allowed_and_nobody_waits_longer_than_for_an_answer() {
-    let receiver = Receiver::start().await;
+    let receiver = Receiver::start();
     receiver.otherwise(Answer::Silence);
     let webhook = asking(&receiver, |webhook| {
         (webhook.concurrency, webhook.timeout) = (3, Duration::from_millis(500));

@@ -156,10 +156,9 @@ pub struct DemoArgs {
 /// Be a user: print what arrives, send what is typed
 ///
 /// A line that is a JSON object with `op`, `t` or `d` is sent as it is; any other is sent as text, as
-/// {"op":0,"d":{"text":LINE},"t":"TEXT"}, to the server; it goes to backends from there, which this version has no way to
-/// do yet, so nobody sees it: use `mesa dispatch` to reach another user. /quit or Ctrl-C leaves, the end of the input does
-/// not. When the connection is lost it is made again, as often as it takes,
-/// unless the server said that there is no use.
+/// {"op":0,"d":{"text":LINE},"t":"TEXT"}, to the server, which tells a backend where one
+/// has a webhook; use `mesa dispatch` to reach another user. /quit or Ctrl-C leaves, the end of the input does not. When the
+/// connection is lost it is made again, as often as it takes, unless the server said that there is no use.
 ///
 /// What was printed counts as received once the next message is asked for, so nothing is lost if this program dies, and a
 /// message may be printed twice then.

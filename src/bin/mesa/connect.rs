@@ -5,7 +5,7 @@ mod typed;
 use std::{io::BufRead, time::Duration};
 
 use mesa::{
-    client::{self, Client, ClientError, Event, Missed, close},
+    client::{self, ClientError, Connection, ConnectionEvent, Missed, close},
     message::{DeviceId, Seq},
 };
 use serde::Serialize;
@@ -69,7 +69,8 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
         // What is missed between two connections was not meant by --no-sync.
         let should_sync = connected_before || !args.no_sync;
         let after = progress.as_ref().map(|progress| progress.after);
-        let options = client::Options { should_sync, after, device: device.clone() };
+        let mut options = client::Options::default().should_sync(should_sync);
+        (options.after, options.device) = (after, device.clone());
         let lost = match enter(&url, &token, &options).await {
             Ok(mut client) => {
                 connected_before = true;
@@ -95,7 +96,7 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
                     }
                 }
             }
-            Err(error) if connected_before && !args.once && may_pass(&error) => error,
+            Err(error) if connected_before && !args.once && error.may_pass() => error,
             Err(error) => return Err(Failure::because(error)),
         };
         let pause = jittered(interval);
@@ -106,18 +107,9 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
     }
 }
 
-/// Whether another try may find the server well again.
-fn may_pass(error: &ClientError) -> bool {
-    match error {
-        ClientError::Unreachable { .. } | ClientError::Handshake { .. } | ClientError::Silent { .. } => true,
-        ClientError::Refused { code, .. } => close::comes_back(*code),
-        _ => false,
-    }
-}
-
 /// Connects and authenticates.
-async fn enter(url: &str, token: &str, options: &client::Options) -> Result<Client, ClientError> {
-    let mut client = Client::connect(url).await?;
+async fn enter(url: &str, token: &str, options: &client::Options) -> Result<Connection, ClientError> {
+    let mut client = Connection::connect(url).await?;
     let user = client.authenticate_with(client::token(token), options).await?;
     let who = user.get("id").and_then(|id| id.as_str()).map(|id| format!(" as {}", printable(id)));
     remark(&format!("* connected to {url}{}; type to send, /quit to leave", who.unwrap_or_default()));
@@ -126,7 +118,7 @@ async fn enter(url: &str, token: &str, options: &client::Options) -> Result<Clie
 
 /// Prints and sends until one side has had enough.
 async fn stay(
-    client: &mut Client,
+    client: &mut Connection,
     lines: &mut Lines,
     mut progress: Option<&mut Progress>,
     json: bool,
@@ -139,7 +131,7 @@ async fn stay(
                 client.confirm(progress.after).await.map_err(Failure::because)?;
             },
             event = client.next() => match event.map_err(Failure::because)? {
-                Event::Message { op, data, kind, position } => {
+                ConnectionEvent::Message { op, data, kind, position } => {
                     // Printed before the next one is asked for, which is what confirms it.
                     let message = Shown { op, d: &data, t: kind.as_deref(), s: position };
                     if json { output::json(&message)? } else { output::line(&message.pretty())? }
@@ -148,12 +140,12 @@ async fn stay(
                         progress.confirm_by.get_or_insert_with(|| Instant::now() + CONFIRM_WITHIN);
                     }
                 }
-                Event::Resumed { first, last, missed } if json => {
+                ConnectionEvent::Resumed { first, last, missed } if json => {
                     let data = to_raw_value(&json!({ "first": first, "last": last, "missed": missed }));
                     output::json(&Shown { op: 13, d: &data.map_err(Failure::because)?, t: None, s: None })?;
                 }
-                Event::Resumed { first, last, missed } => remark(&resumed(first, last, missed.as_ref())),
-                Event::Closed { code, reason } => return Ok(End::Closed { code, reason }),
+                ConnectionEvent::Resumed { first, last, missed } => remark(&resumed(first, last, missed.as_ref())),
+                ConnectionEvent::Closed { code, reason } => return Ok(End::Closed { code, reason }),
             },
             line = lines.next() => match Typed::read(&line) {
                 Ok(Typed::Nothing) => {}
@@ -314,8 +306,8 @@ mod tests {
     #[test]
     fn a_refusal_is_not_tried_again_and_an_absence_is() {
         let refused = |code| ClientError::Refused { code, reason: String::new() };
-        assert!(!may_pass(&refused(1008)));
-        assert!(may_pass(&refused(1013)));
-        assert!(may_pass(&ClientError::Unreachable { address: "a:1".into(), reason: "connection refused".into() }));
+        assert!(!refused(1008).may_pass());
+        assert!(refused(1013).may_pass());
+        assert!(ClientError::Unreachable { address: "a:1".into(), reason: "connection refused".into() }.may_pass());
     }
 }

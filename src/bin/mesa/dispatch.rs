@@ -43,7 +43,9 @@ fn dispatch(args: &DispatchArgs) -> Result<Dispatch, Failure> {
     }
     let excluding = args.excluding.iter().map(|id| api::user(id)).collect::<Result<Vec<_>, _>>()?;
     let id = args.id.as_deref().map(DispatchId::new).transpose().map_err(Failure::usage)?;
-    Ok(Dispatch { excluding, id, ..Dispatch::new(message, recipients) })
+    let mut dispatch = Dispatch::new(message, recipients).excluding(excluding);
+    dispatch.id = id;
+    Ok(dispatch)
 }
 
 fn message(args: &DispatchArgs) -> Result<Message, Failure> {
@@ -53,12 +55,9 @@ fn message(args: &DispatchArgs) -> Result<Message, Failure> {
             "the data is not JSON ({error}); it should look like '{{\"text\":\"Hello\"}}', in quotes"
         ))
     })?;
-    let message = Message {
-        op: args.op,
-        d: Some(data),
-        t: args.kind.clone(),
-        o: Options { sync: !args.no_sync, ttl: args.ttl, collapse: args.collapse.clone() },
-    };
+    let mut options = Options::default();
+    (options.sync, options.ttl, options.collapse) = (!args.no_sync, args.ttl, args.collapse.clone());
+    let message = Message { op: args.op, d: Some(data), t: args.kind.clone(), o: options };
     args.collapse.as_deref().map(CollapseKey::new).transpose().map_err(Failure::usage)?;
     // The server would say the same; this saves the way.
     message.payload().map_err(Failure::usage)?;

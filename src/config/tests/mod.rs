@@ -141,7 +141,11 @@ fn the_readme_says_the_defaults() {
             rows += 1;
         }
     }
-    assert_eq!(rows, 10, "a row was added, or is no longer found");
+    assert_eq!(rows, 18, "a row was added, or is no longer found");
+}
+
+fn leaf(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(_, leaf)| leaf)
 }
 
 /// A value that is not the default, for each key that has a place in the types.
@@ -149,8 +153,10 @@ fn another(key: &keys::Key, default: &Value) -> Option<Value> {
     Some(match key.kind {
         // What is not set is false.
         Kind::Bool => (!default.as_bool().unwrap_or(false)).into(),
-        Kind::Millis { .. } if key.name.ends_with(".retryMax") => 2000.into(),
-        Kind::Millis { .. } if key.name.ends_with(".maxStale") => 86_400_007.into(),
+        // Unlike the other port.
+        Kind::Integer { .. } if key.name == "wire.port" => 6379.into(),
+        Kind::Millis { .. } if leaf(key.name) == "retryMax" => 2000.into(),
+        Kind::Millis { .. } if leaf(key.name) == "maxStale" => 86_400_007.into(),
         Kind::Integer { min, .. } | Kind::Millis { min, .. } => (min + 7).into(),
         Kind::Choice(names) => names[1].into(),
         Kind::Durability => serde_json::json!({ "interval": 250 }),
@@ -162,10 +168,11 @@ fn another(key: &keys::Key, default: &Value) -> Option<Value> {
         },
         Kind::Text => match key.name {
             "host" => "127.0.0.1".into(),
+            "wire.host" => "::1".into(),
             "path" => "/socket".into(),
             "log.level" => "debug".into(),
-            name if name.ends_with(".url") => "https://example.org/another".into(),
-            name if name.ends_with(".secret") => SECRET.into(),
+            name if leaf(name) == "url" => "https://example.org/another".into(),
+            name if leaf(name) == "secret" => SECRET.into(),
             _ => "another".into(),
         },
         Kind::Redis | Kind::Library => return None,
@@ -216,7 +223,8 @@ fn every_key_is_read_and_printed() {
             load_text(&file_with(key, &value).to_string()).unwrap_or_else(|error| panic!("{}: {error}", key.name));
         let printed = loaded.config.effective();
         match key.name {
-            name if name.ends_with(".secret") => assert_eq!(at(&printed, name), "********"),
+            "wire.password" => assert_eq!(at(&printed, key.name), "********"),
+            name if leaf(name) == "secret" => assert_eq!(at(&printed, name), "********"),
             "api.keys" => assert_eq!(at(&printed, key.name), &serde_json::json!(["********"])),
             name => assert_eq!(at(&printed, name), &value, "{name}"),
         }
@@ -268,6 +276,7 @@ fn what_is_printed_loads_again_once_the_secrets_are_put_back() {
         if let Some(webhook) = &config.portal.webhook {
             printed["portal"]["webhook"]["secret"] = webhook.secret.clone().into();
         }
+        printed["wire"]["password"] = config.wire.password.clone().into();
         printed["api"]["keys"] = config.api.keys.clone().into();
         assert_eq!(load_text(&printed.to_string()).unwrap().config, config);
     }
@@ -287,9 +296,13 @@ fn merge_into(into: &mut Value, from: Value) {
 #[test]
 fn no_secret_is_printed_or_shown() {
     let secret = "a very secret secret of enough bytes";
-    let text = format!("{{ api: {{ keys: ['{API_KEY}'] }}, authentication: {{ jwt: {{ secret: '{secret}' }} }} }}");
+    let password = "a password of the wire";
+    let text = format!(
+        "{{ api: {{ keys: ['{API_KEY}'] }}, authentication: {{ jwt: {{ secret: '{secret}' }} }}, \
+         wire: {{ password: '{password}' }} }}"
+    );
     let loaded = load_text(&text).unwrap();
     let shown = format!("{loaded:?} {:?} {}", loaded.config, loaded.config.effective());
-    assert!(!shown.contains(secret) && !shown.contains(API_KEY), "{shown}");
+    assert!([secret, API_KEY, password].iter().all(|each| !shown.contains(each)), "{shown}");
     assert!(load_text(&loaded.config.effective().to_string()).is_err(), "a mask is no secret");
 }

@@ -180,9 +180,9 @@ fn null_in_the_file_leaves_a_default_and_the_environment_its_say() {
 }
 
 #[test]
-fn portals_are_read_and_said_not_to_be_served() {
+fn portals_are_read_and_on_where_one_tries_things_out() {
     let loaded = load_text("{ portal: { enabled: true, distributeLoad: false } }").unwrap();
     assert_eq!(loaded.config.portal, Portal { enabled: true, distribute_load: false, webhook: None });
-    assert!(loaded.warnings.iter().any(|warning| warning.contains("serves no portals")));
-    assert!(!load_text("{}").unwrap().warnings.iter().any(|warning| warning.contains("portals")));
+    assert!(!load_text("{}").unwrap().config.portal.enabled);
+    assert!(load_with("{}", |sources| sources.dev = true).unwrap().config.portal.enabled);
 }

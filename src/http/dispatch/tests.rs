@@ -30,6 +30,7 @@ fn http() -> (Http, Arc<dyn Store>) {
         authentication_required: false,
         store_connected_users: true,
         mailbox: MailboxBounds { messages: 10, bytes: 1000 },
+        portals: None,
     };
     let metrics = Arc::new(Metrics::new());
     let hub = Hub::new(settings, store.clone(), metrics.clone());

@@ -16,6 +16,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// Bytes read at once where a file is read through.
 const READ_BYTES: usize = 1 << 20;
 
+/// A log that is whole and is to take the place of the one there is.
+const REBUILT: &str = "rebuilt";
+
 /// A directory that is ours until this is dropped.
 pub(super) struct Locked {
     path: PathBuf,
@@ -86,6 +89,42 @@ impl Locked {
         File::open(&self.path)?.sync_all()
     }
 
+    /// Puts the files in `making` in the place of the log, for good: a crash leaves the one or the other.
+    pub(super) fn rebuilt(&self, making: &Path) -> io::Result<()> {
+        for file in fs::read_dir(making)? {
+            File::open(file?.path())?.sync_all()?;
+        }
+        File::open(making)?.sync_all()?;
+        fs::rename(making, self.path.join(REBUILT))?;
+        File::open(&self.path)?.sync_all()?;
+        self.finish_rebuilding()
+    }
+
+    /// Does what is left to do where the power went while the log was being replaced by another that is whole.
+    pub(super) fn finish_rebuilding(&self) -> io::Result<()> {
+        let rebuilt = self.path.join(REBUILT);
+        if !rebuilt.exists() {
+            return Ok(());
+        }
+        if self.log().exists() {
+            let aside = self.aside()?.join(format!("{}-log", stamp()));
+            fs::rename(self.log(), aside)?;
+        }
+        fs::rename(rebuilt, self.log())?;
+        File::open(&self.path)?.sync_all()
+    }
+
+    /// Makes the names of sled's files durable. Before its file is: see `rebuild`.
+    pub(super) fn sync_names(&self) -> io::Result<()> {
+        File::open(self.log())?.sync_all()
+    }
+
+    fn aside(&self) -> io::Result<PathBuf> {
+        let aside = self.path.join("set-aside");
+        make(&aside)?;
+        Ok(aside)
+    }
+
     /// Moves snapshots of sled out of its way: those that were being written when the process was killed, or all.
     /// A snapshot only makes opening faster; without it sled reads its log from the beginning.
     pub(super) fn set_snapshots_aside(&self, all: bool) -> io::Result<Vec<PathBuf>> {
@@ -96,10 +135,7 @@ impl Locked {
             let name = file.file_name();
             let name = name.to_string_lossy();
             if name.starts_with("snap.") && (all || name.ends_with(".generating")) {
-                let aside = self.path.join("set-aside");
-                make(&aside)?;
-                let stamp = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis());
-                fs::rename(file.path(), aside.join(format!("{stamp}-{name}")))?;
+                fs::rename(file.path(), self.aside()?.join(format!("{}-{name}", stamp())))?;
                 moved.push(file.path());
             }
         }
@@ -129,6 +165,11 @@ impl Locked {
         let parent = fs::canonicalize(&self.path)?;
         parent.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
     }
+}
+
+/// Milliseconds, so that what is set aside has a name of its own.
+fn stamp() -> u128 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis())
 }
 
 #[cfg(unix)]

@@ -52,7 +52,7 @@ pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
             Err(Broken::Damage(_)) => unreachable!("there are no files yet"),
         };
         let mut first = None;
-        for pair in journal?.iter() {
+        for pair in &journal? {
             let (key, value) = pair?;
             let number =
                 journal_number(&key).ok_or_else(|| io::Error::other("a record of the journal has no number"))?;
@@ -63,7 +63,7 @@ pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
         let chunks = ChunkFiles::open(&path.join(INBOX), [].into_iter())?;
         let places = db.open_tree("places")?;
         places.clear()?;
-        for pair in inbox?.iter() {
+        for pair in &inbox? {
             let (key, value) = pair?;
             places.insert(&key, &chunks.append(&key, &value)?.encode())?;
         }

@@ -80,6 +80,13 @@ impl Mark {
         Ok(Self { file, says: Mutex::new(Marked::read(directory).unwrap_or_default()) })
     }
 
+    /// Forgets where the log ended, for good: there is to be another.
+    pub fn forget_end(directory: &Path) -> io::Result<()> {
+        let mark = Self::open(directory)?;
+        mark.set_end(0, 0)?;
+        mark.file.sync_all()
+    }
+
     pub fn set_record(&self, record: u64) -> io::Result<()> {
         self.write(|says| says.record = record)
     }

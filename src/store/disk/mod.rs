@@ -13,7 +13,7 @@
 //! - `frame`: how something stands in a file of ours
 //! - `records`: the files of the journal
 //! - `chunks`, `compact`: the files of inboxes
-//! - `open`, `directory`, `former`: opening, also after a kill, also a store of before
+//! - `open`, `directory`, `former`, `rebuild`: opening, also after a kill, also a store of before
 //! - `mark`: a small file that remembers how far all was synced
 //! - `raw`: sled's file, read without sled
 //! - `rest`: all of it, read when nobody has it open
@@ -26,6 +26,7 @@ mod frame;
 mod mark;
 mod open;
 mod raw;
+mod rebuild;
 mod records;
 mod rest;
 

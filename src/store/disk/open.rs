@@ -21,6 +21,7 @@ use super::{
     former,
     mark::{Mark, Marked},
     raw::{self, RawTables, TABLES, Tail},
+    rebuild,
     records::{Broken, RecordFiles},
     rest::{INBOX, JOURNAL, settled_in},
 };
@@ -121,8 +122,12 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
             "its file `log/db` cannot be read: {error}. Nothing was changed; check the disk, then start again"
         ))
     };
+    locked.finish_rebuilding().map_err(|error| refuse(error.to_string()))?;
     locked.read_through().map_err(unreadable)?;
     refuse_damaged(&log, &options.path)?;
+    if rebuild::is_due(&log).map_err(unreadable)? {
+        rebuild::rebuild(&locked, &options.path, |making| open_sled(making, options.cache_bytes)).map_err(refuse)?;
+    }
     if !log.exists() {
         make_log(&locked, options).map_err(refuse)?;
     }
@@ -140,6 +145,8 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
         opened => opened,
     }
     .map_err(|error| refuse(error.to_string()))?;
+    // First of all: its newest snapshot is to last before anything that sled has done because of it.
+    locked.sync_names().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
     set_up(db.clone(), locked, options).inspect_err(|_| abandon(&db))
 }
 

@@ -85,6 +85,9 @@ struct Inside {
     /// Events in all, written or not, and their bytes.
     events: u64,
     bytes: u64,
+    /// Those of them that can be read.
+    written: u64,
+    written_bytes: u64,
     /// Everything up to this is to be removed.
     remove: u64,
     removed: u64,
@@ -150,7 +153,7 @@ pub struct Kept {
 /// How an outbox is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxStatus {
-    /// Events in it.
+    /// Events in it, as durable as configured: without what was put in just now.
     pub events: u64,
     /// Bytes of them.
     pub bytes: u64,
@@ -308,8 +311,8 @@ impl Outbox {
     pub fn status(&self) -> OutboxStatus {
         let inside = self.inside.lock();
         OutboxStatus {
-            events: inside.events,
-            bytes: inside.bytes,
+            events: inside.written,
+            bytes: inside.written_bytes,
             lost: inside.lost_total,
             losing: inside.lost.any(),
             removed: inside.removed,

@@ -365,7 +365,7 @@ mod tests {
             OutboxEvent::Overflow { since_ms: 1_700_000_000_000, lost: vec![(2, 70_000)], at_least: true },
         ];
         let at = |(at, event): (u64, OutboxEvent)| (1_700_000_000_000 + at, event);
-        Batch::V1 { start: 0xC0FFEE, events: (0..).zip(events).map(at).collect() }
+        Batch::V1 { start: 0x00C0_FFEE, events: (0..).zip(events).map(at).collect() }
     }
 
     fn lost() -> StoredLost {

@@ -1,6 +1,6 @@
 //! The outbox over tables in memory: what is put in is there, whatever is cut off; and what there is no room for is counted.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::*;
 use crate::store::{
@@ -108,6 +108,78 @@ async fn what_could_be_read_is_there_wherever_the_power_goes() {
         assert!(writes < 200, "there is no end to the writes");
     }
     assert!(writes > 20, "only {writes} writes were cut");
+}
+
+/// Tables in memory that write down what is done to them.
+#[derive(Default)]
+struct Recorder {
+    tables: Memory,
+    done: Mutex<Vec<&'static str>>,
+}
+
+impl Engine for Recorder {
+    fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        if table == Table::Outbox {
+            self.done.lock().push("put");
+        }
+        self.tables.put(table, key, value)
+    }
+
+    fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
+        self.tables.remove(table, key)
+    }
+
+    fn take_back(&self, number: u64) -> Result<(), EngineError> {
+        self.tables.take_back(number)
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<bytes::Bytes>, EngineError> {
+        self.tables.get(table, key)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], bytes::Bytes) -> bool,
+    ) -> Result<(), EngineError> {
+        self.tables.scan(table, from, visit)
+    }
+
+    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(bytes::Bytes, bytes::Bytes)>, EngineError> {
+        self.tables.floor(table, key)
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        self.done.lock().push("flush");
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> Result<(), EngineError> {
+        self.done.lock().push("checkpoint");
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_can_be_read_was_synced_before() {
+    let recorder = Arc::new(Recorder::default());
+    let store = journal::open(recorder.clone(), options(100, 1 << 20)).unwrap();
+    let outbox = store.outbox().unwrap();
+    for n in 1..=3 {
+        recorder.done.lock().clear();
+        outbox.put(said(n, 10));
+        assert!(until(&*store, &outbox, |outbox| all(outbox).len() == n).await);
+        assert_eq!(recorder.done.lock()[..2], ["put", "checkpoint"]);
+    }
 }
 
 #[tokio::test]

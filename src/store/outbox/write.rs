@@ -54,6 +54,7 @@ impl Outbox {
         unfinished.iter().try_for_each(|key| engine.remove(Table::Outbox, key)).map_err(failed)?;
         inside.removed = inside.batches.front().map_or(inside.next, |batch| batch.first) - 1;
         inside.remove = inside.removed;
+        (inside.written, inside.written_bytes) = (inside.events, inside.bytes);
         if let Some(stored) = engine.get(Table::Outbox, record::LOST_KEY).map_err(failed)? {
             let StoredLost::V1 { since_ms, lost } = StoredLost::decode(&stored).map_err(damaged)?;
             inside.lost = Lost { since_ms, at_least: true, stored: true, ..Lost::default() };
@@ -94,6 +95,8 @@ impl Outbox {
             inside.batches.pop_front();
             inside.events -= batch.count;
             inside.bytes -= batch.bytes;
+            inside.written -= batch.count;
+            inside.written_bytes -= batch.bytes;
             remove.push(batch);
         }
         inside.waiting_bytes = 0;
@@ -156,7 +159,11 @@ impl Outbox {
     /// What was written is as durable as configured.
     fn written(&self, work: Work) {
         let mut inside = self.inside.lock();
-        inside.batches.extend(work.batches.into_iter().map(|(written, _)| written));
+        for (written, _) in work.batches {
+            inside.written += written.count;
+            inside.written_bytes += written.bytes;
+            inside.batches.push_back(written);
+        }
         for (user, seq) in work.reported {
             // What was set meanwhile is still to be written.
             if inside.reported.get(&user) == Some(&seq) {

@@ -88,6 +88,13 @@ class Peer {
     return this.authenticate({ token: user }, options);
   }
 
+  /** Sends a message of its application. */
+  say(d, t) {
+    const { Message } = { stock138, stock158 }[this.kind] ?? {};
+    if (Message) this.client.send(new Message(0, d, t));
+    else this.client.send(0, d, t);
+  }
+
   /** What the server said first, on the last connection. */
   get hello() {
     return this.frames.findLast((frame) => frame.op === 10)?.d;

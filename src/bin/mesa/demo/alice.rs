@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use mesa::client::{Client, Event, token};
+use mesa::client::{Connection, ConnectionEvent, token};
 use serde::Deserialize;
 
 use super::{
@@ -19,7 +19,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// One connection of Alice's.
 pub struct Alice {
-    client: Client,
+    client: Connection,
     /// Redelivered messages on this connection, counted by their positions.
     redelivered: u64,
 }
@@ -33,7 +33,7 @@ struct Numbered {
 impl Alice {
     /// Connects and says who she is.
     pub async fn connect(address: SocketAddr) -> Result<Self, Failure> {
-        let mut client = Client::connect(&format!("ws://{address}/")).await.map_err(Failure::because)?;
+        let mut client = Connection::connect(&format!("ws://{address}/")).await.map_err(Failure::because)?;
         let user = client.authenticate(token("alice"), true).await.map_err(Failure::because)?;
         if user.get("id").and_then(|id| id.as_str()) != Some("alice") {
             return Err(Failure::because(format!("the server took Alice for somebody else: {user:?}")));
@@ -55,11 +55,13 @@ impl Alice {
         Ok(seen)
     }
 
-    fn look_at(&mut self, event: Event, ledger: &mut Ledger, missed: bool) -> Result<String, Failure> {
+    fn look_at(&mut self, event: ConnectionEvent, ledger: &mut Ledger, missed: bool) -> Result<String, Failure> {
         let (data, position) = match event {
-            Event::Message { data, position, .. } => (data, position),
-            Event::Resumed { .. } => return Err(Failure::because("Alice was told of a resume she had not asked for")),
-            Event::Closed { code, .. } => {
+            ConnectionEvent::Message { data, position, .. } => (data, position),
+            ConnectionEvent::Resumed { .. } => {
+                return Err(Failure::because("Alice was told of a resume she had not asked for"));
+            }
+            ConnectionEvent::Closed { code, .. } => {
                 let meaning = mesa::client::close::meaning(code);
                 return Err(Failure::because(format!("Alice lost the connection ({code}): {meaning}")));
             }

@@ -8,17 +8,18 @@ use crate::output;
 
 /// Prints them to standard output; to the log instead where that is for machines, unless a person tries things out and
 /// needs the key.
-pub fn print(loaded: &Loaded, address: SocketAddr, dev: bool) {
+pub fn print(loaded: &Loaded, address: SocketAddr, wire: Option<SocketAddr>, dev: bool) {
     let config = &loaded.config;
     if config.log.format == LogFormat::Json {
         let (store, users) = (store(config), users(&config.authentication));
-        tracing::info!(%address, path = config.path, sync = config.sync.enabled, store, users, "listening");
+        let redis = wire.map(|wire| wire.to_string());
+        tracing::info!(%address, path = config.path, redis, sync = config.sync.enabled, store, users, "listening");
         if !dev {
             return;
         }
     }
     // A server whose standard output is closed serves all the same.
-    _ = output::line(&text(loaded, address, dev.then(program).as_deref()));
+    _ = output::line(&text(loaded, address, wire, dev.then(program).as_deref()));
 }
 
 /// What this server was started as, so that the lines to copy can be copied.
@@ -27,7 +28,7 @@ fn program() -> String {
 }
 
 /// With the lines to copy where the name of the `program` in them is given.
-fn text(loaded: &Loaded, address: SocketAddr, program: Option<&str>) -> String {
+fn text(loaded: &Loaded, address: SocketAddr, wire: Option<SocketAddr>, program: Option<&str>) -> String {
     let config = &loaded.config;
     let mut lines = vec![
         format!("mesa {} listens on {address}", env!("CARGO_PKG_VERSION")),
@@ -37,6 +38,10 @@ fn text(loaded: &Loaded, address: SocketAddr, program: Option<&str>) -> String {
         format!("  store      {}", store(config)),
         format!("  sync       {}", sync(config)),
     ];
+    if let Some(wire) = wire {
+        let password = if config.wire.password.is_some() { ", with the password" } else { "" };
+        lines.push(format!("  stock      redis://{wire} for Dispatchers and Portals{password}"));
+    }
     if let Some(namespace) = &config.namespace {
         lines.push(format!("  namespace  {namespace}"));
     }
@@ -116,7 +121,15 @@ mod tests {
 
     fn shown(port: u16) -> String {
         let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs nothing");
-        text(&loaded, SocketAddr::from(([127, 0, 0, 1], port)), Some("mesa"))
+        text(&loaded, SocketAddr::from(([127, 0, 0, 1], port)), None, Some("mesa"))
+    }
+
+    #[test]
+    fn a_server_that_speaks_the_redis_protocol_says_where() {
+        let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs nothing");
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let text = text(&loaded, address(4000), Some(address(6379)), None);
+        assert!(text.contains("\n  stock      redis://127.0.0.1:6379 for Dispatchers and Portals"), "{text}");
     }
 
     #[test]

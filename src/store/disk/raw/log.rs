@@ -151,10 +151,20 @@ impl Segments {
         Ok(bytes)
     }
 
+    /// Whether the segment up to which the newest snapshot knows the log is not there (any more), though others behind it
+    /// are: a power cut has taken back the name of a newer snapshot, or the removal of this one. sled makes a mess of that:
+    /// see `rebuild`.
+    pub fn snapshot_misleads(&self) -> bool {
+        let base = self.stable / self.size as u64 * self.size as u64;
+        !self.known.contains_key(&base) && self.known.range(base..).next().is_some()
+    }
+
     /// Where sled takes the log to end, and whether it is the end of a segment.
     pub fn end(&self) -> io::Result<(u64, bool)> {
         let size = self.size as u64;
         let mut lsn = self.stable / size * size;
+        // A segment that an older snapshot knows may be empty by now, and used again: then the log is taken up behind it.
+        lsn = self.known.range(lsn..).next().map_or(lsn, |(first, _)| *first);
         // At the border between two segments the second may not have been begun.
         let mut end = if lsn == self.stable { (lsn, true) } else { (0, false) };
         while let Some(known) = self.known.get(&lsn).filter(|segment| segment.header) {

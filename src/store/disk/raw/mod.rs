@@ -20,7 +20,7 @@ mod tests;
 
 pub(in crate::store) use self::{log::Broken, tables::Gap};
 pub(super) use self::{
-    log::check,
+    log::{Segments, check},
     tables::{Pairs, RawTables, TABLES},
     tail::Tail,
 };

@@ -1,0 +1,48 @@
+//! The guide: a chapter for each page of stock's documentation, each with a program that is run as a test.
+//!
+//! | chapter | |
+//! |---|---|
+//! | [`server`] | handlers, sending, being part of a program |
+//! | [`client`] | a client that comes back |
+//! | [`authentication`] | who clients are |
+//! | [`sync`] | messages for who is away |
+//! | [`dispatcher`] | backends that send |
+//! | [`portal`] | backends that are told |
+//! | [`middleware`] | looking on, and refusing |
+//! | [`namespaces`] | applications side by side |
+//! | [`pubsub`] | many who send, many who hear |
+//! | [`configuration`] | files, environment, programs |
+//! | [`names`] | what stock calls it, and what it is called here |
+
+#[doc = include_str!("docs/server.md")]
+pub mod server {}
+
+#[doc = include_str!("docs/client.md")]
+pub mod client {}
+
+#[doc = include_str!("docs/authentication.md")]
+pub mod authentication {}
+
+#[doc = include_str!("docs/sync.md")]
+pub mod sync {}
+
+#[doc = include_str!("docs/dispatcher.md")]
+pub mod dispatcher {}
+
+#[doc = include_str!("docs/portal.md")]
+pub mod portal {}
+
+#[doc = include_str!("docs/middleware.md")]
+pub mod middleware {}
+
+#[doc = include_str!("docs/namespaces.md")]
+pub mod namespaces {}
+
+#[doc = include_str!("docs/pubsub.md")]
+pub mod pubsub {}
+
+#[doc = include_str!("docs/configuration.md")]
+pub mod configuration {}
+
+#[doc = include_str!("docs/names.md")]
+pub mod names {}

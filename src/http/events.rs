@@ -1,0 +1,225 @@
+//! `GET /v1/events`: what happens to clients, as server-sent events. The portal for a backend.
+//!
+//! `id: STREAM-NUMBER`, `data: {"type":…,"connection":…,"user":…,"message":…}`. A stream begins with an id alone, so that
+//! who loses it before the first event can resume as well. Where events are missing, and when a stream could not be
+//! resumed, `event: missed` says so.
+
+use std::{convert::Infallible, fmt::Write as _, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{Query, State as FromState, rejection::QueryRejection},
+    http::{HeaderMap, HeaderName, HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::{sync::watch, time::timeout};
+
+use super::{State, error::ApiError};
+use crate::{
+    hub::portals::{Portal, StreamId, Taken, Told, What},
+    message::write_message,
+};
+
+/// Silence after which a comment is sent: a proxy in between must not take the stream for dead, and a peer that is gone
+/// shows by not acknowledging it.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Events written in one piece, in bytes, about. More would only wait in another buffer.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// How soon a browser's client comes back, in milliseconds.
+const RETRY_MS: u32 = 1000;
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Asked {
+    /// Everything, rather than a share of it.
+    #[serde(default)]
+    all: bool,
+}
+
+/// `GET /v1/events`
+pub(super) fn events(
+    FromState(api): State,
+    asked: Result<Query<Asked>, QueryRejection>,
+    headers: HeaderMap,
+    stopping: &watch::Sender<bool>,
+) -> Result<Response, ApiError> {
+    let Query(asked) = asked.map_err(|error| ApiError::Parameter(error.body_text()))?;
+    let portals = api.hub.portals().ok_or(ApiError::NoPortals)?;
+    let resumed = last(&headers)?.map(|(stream, number)| portals.resume(&stream, number));
+    let missed = matches!(resumed, Some(None));
+    let portal = match resumed.flatten() {
+        Some(portal) => portal,
+        None => portals.join(asked.all).ok_or(ApiError::ManyPortals)?,
+    };
+    let last = format!("retry: {RETRY_MS}\nid: {}-{}\n\n", portal.stream().as_str(), portal.number());
+    let mut first = last.into_bytes();
+    if missed {
+        write_missed(&mut first, None);
+    }
+    let open = Open { portal, stopping: stopping.subscribe(), first: Some(first) };
+    let pieces = stream::unfold(open, |mut open| async {
+        let piece = open.piece().await?;
+        Some((Ok::<_, Infallible>(Bytes::from(piece)), open))
+    });
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        // Some proxies would otherwise collect events before they pass them on.
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    Ok((headers, Body::from_stream(pieces)).into_response())
+}
+
+/// Where a client says it was.
+fn last(headers: &HeaderMap) -> Result<Option<(StreamId, u64)>, ApiError> {
+    let Some(value) = headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty()) else { return Ok(None) };
+    let parts = value.to_str().ok().and_then(|text| text.rsplit_once('-'));
+    match parts.map(|(stream, number)| (stream, number.parse())) {
+        Some((stream, Ok(number))) => Ok(Some((StreamId::from_text(stream), number))),
+        _ => Err(ApiError::Parameter("Last-Event-ID is the id of an event of this server, STREAM-NUMBER".into())),
+    }
+}
+
+/// A stream of events.
+struct Open {
+    portal: Portal,
+    stopping: watch::Receiver<bool>,
+    first: Option<Vec<u8>>,
+}
+
+impl Open {
+    /// What is to be written next; `None` at the end.
+    async fn piece(&mut self) -> Option<Vec<u8>> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
+        let taken = tokio::select! {
+            biased;
+            _ = self.stopping.wait_for(|stopping| *stopping) => return None,
+            taken = timeout(KEEP_ALIVE, self.portal.next()) => taken,
+        };
+        let Ok(taken) = taken else { return Some(b":\n\n".to_vec()) };
+        let mut out = Vec::with_capacity(256);
+        write(&mut out, self.portal.stream(), &taken?);
+        while out.len() < PIECE_BYTES {
+            match self.portal.try_next() {
+                Some(taken) => write(&mut out, self.portal.stream(), &taken),
+                None => break,
+            }
+        }
+        Some(out)
+    }
+}
+
+fn write(out: &mut Vec<u8>, stream: &StreamId, taken: &Taken) {
+    if taken.missed > 0 {
+        write_missed(out, Some(taken.missed));
+    }
+    out.extend_from_slice(format!("id: {}-{}\ndata: ", stream.as_str(), taken.number).as_bytes());
+    let from = out.len();
+    write_told(out, &taken.told);
+    // Between values JSON may have line ends, which would end the field; within strings it has none.
+    out[from..].iter_mut().filter(|byte| matches!(**byte, b'\r' | b'\n')).for_each(|byte| *byte = b' ');
+    out.extend_from_slice(b"\n\n");
+}
+
+/// `count`: how many events are missing, if that is known.
+fn write_missed(out: &mut Vec<u8>, count: Option<u64>) {
+    let mut text = String::from("event: missed\ndata: {\"type\":\"missed\",\"count\":");
+    match count {
+        // Writing to a String cannot fail.
+        Some(count) => _ = write!(text, "{count}"),
+        None => text.push_str("null"),
+    }
+    text.push_str("}\n\n");
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn write_told(out: &mut Vec<u8>, told: &Told) {
+    let name = match &told.what {
+        What::Connection => "connection",
+        What::Authentication => "authentication",
+        What::Message { .. } => "message",
+        What::Disconnection => "disconnection",
+    };
+    out.extend_from_slice(format!("{{\"type\":\"{name}\",\"connection\":\"{}\"", told.connection).as_bytes());
+    if let Some(user) = &told.user {
+        out.extend_from_slice(b",\"user\":");
+        // A string always has a JSON form, and writing to a Vec cannot fail.
+        serde_json::to_writer(&mut *out, user).expect("a string is JSON");
+    }
+    if let What::Message { op, data, kind } = &told.what {
+        out.extend_from_slice(b",\"message\":");
+        write_message(out, *op, data.as_deref(), kind.as_deref());
+    }
+    out.push(b'}');
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        hub::portals::{Bounds, Portals},
+        message::UserId,
+        metrics::Metrics,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_has_nothing_to_say_says_so() {
+        let pool = Portals::new(true, Bounds::default(), Arc::new(Metrics::new()));
+        let stopping = watch::Sender::new(false);
+        let mut open = Open { portal: pool.join(false).unwrap(), stopping: stopping.subscribe(), first: None };
+        for _ in 0..3 {
+            let began = tokio::time::Instant::now();
+            assert_eq!(open.piece().await.unwrap(), b":\n\n");
+            assert_eq!(began.elapsed().as_secs(), KEEP_ALIVE.as_secs());
+        }
+        stopping.send_replace(true);
+        assert_eq!(open.piece().await, None);
+    }
+
+    fn written(user: Option<&str>, what: What, missed: u64) -> String {
+        let told = Arc::new(Told { connection: 7, user: user.map(|id| UserId::new(id).unwrap()), what });
+        let mut out = Vec::new();
+        write(&mut out, &StreamId::from_text("ab"), &Taken { number: 3, missed, told });
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn an_event_is_written_as_documented() {
+        assert_eq!(
+            written(None, What::Connection, 0),
+            "id: ab-3\ndata: {\"type\":\"connection\",\"connection\":\"7\"}\n\n"
+        );
+        let message = What::Message { op: 0, data: Some("{\n\r\n\"n\": 1}".into()), kind: Some("A\nB".into()) };
+        assert_eq!(
+            written(Some("al\"ice"), message, 2),
+            "event: missed\ndata: {\"type\":\"missed\",\"count\":2}\n\nid: ab-3\ndata: {\"type\":\"message\",\
+             \"connection\":\"7\",\"user\":\"al\\\"ice\",\"message\":{\"op\":0,\"d\":{   \"n\": 1},\"t\":\"A\\nB\"}}\n\n"
+        );
+    }
+
+    #[test]
+    fn where_a_client_was_is_read_from_its_last_event() {
+        let read = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(LAST_EVENT_ID, HeaderValue::from_str(value).unwrap());
+            last(&headers)
+        };
+        assert!(matches!(read(""), Ok(None)));
+        assert!(matches!(last(&HeaderMap::new()), Ok(None)));
+        assert!(matches!(read("0123456789abcdef-17"), Ok(Some((stream, 17))) if stream.as_str() == "0123456789abcdef"));
+        for wrong in ["17", "ab-", "ab-x", "ab--1x", "ab-99999999999999999999"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+}

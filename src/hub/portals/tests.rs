@@ -1,0 +1,263 @@
+//! The pool, without a socket.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::time::timeout;
+
+use super::{Bounds, Portal, Portals, SeatId, Told, Watch, What};
+use crate::{
+    hub::events::{Event, Listener, Said},
+    metrics::Metrics,
+};
+
+const BOUNDS: Bounds = Bounds {
+    portals: 5,
+    events: 4,
+    bytes: 1 << 20,
+    kept: 3,
+    resume_for: Duration::from_secs(60),
+    patience: Duration::from_secs(30),
+};
+
+fn pool(in_turn: bool) -> Arc<Portals> {
+    Portals::new(in_turn, BOUNDS, Arc::new(Metrics::new()))
+}
+
+/// Clients say the numbers of a range.
+fn say(pool: &Portals, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        let said = Said { op: 0, data: Some(&number.to_string()), kind: None };
+        pool.event(1, Event::Message { user: None, said });
+    }
+}
+
+fn number(told: &Told) -> u64 {
+    match &told.what {
+        What::Message { data: Some(data), .. } => data.parse().unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What a portal is told now: the numbers that were said.
+fn heard(portal: &mut Portal) -> Vec<u64> {
+    std::iter::from_fn(|| portal.try_next()).map(|taken| number(&taken.told)).collect()
+}
+
+/// The numbers of the events themselves, and how many were missed before each.
+fn numbered(portal: &mut Portal) -> Vec<(u64, u64)> {
+    std::iter::from_fn(|| portal.try_next()).map(|taken| (taken.number, taken.missed)).collect()
+}
+
+#[test]
+fn each_event_goes_to_one_portal_in_turn_and_to_all_who_want_all() {
+    let pool = pool(true);
+    say(&pool, 100..101);
+    let (mut one, mut all, mut two) = (pool.join(false).unwrap(), pool.join(true).unwrap(), pool.join(false).unwrap());
+    say(&pool, 0..4);
+    let mut shared = [heard(&mut one), heard(&mut two)];
+    shared.sort();
+    assert_eq!(shared, [[0, 2], [1, 3]]);
+    assert_eq!(heard(&mut all), [0, 1, 2, 3], "and nothing of what came before it did");
+    drop(two);
+    drop(one);
+    say(&pool, 4..6);
+    assert_eq!(heard(&mut all), [4, 5]);
+}
+
+#[test]
+fn at_random_every_portal_has_its_share() {
+    let pool = pool(false);
+    let _all = pool.join(true).unwrap();
+    let mut portals: Vec<Portal> = (0..3).map(|_| pool.join(false).unwrap()).collect();
+    let mut share = [0; 3];
+    for n in 0..900 {
+        say(&pool, n..n + 1);
+        for (at, portal) in portals.iter_mut().enumerate() {
+            share[at] += heard(portal).len();
+        }
+    }
+    assert_eq!(share.iter().sum::<usize>(), 900);
+    assert!(share.iter().all(|count| (200..400).contains(count)), "{share:?}");
+}
+
+#[test]
+fn a_full_portal_is_passed_over_and_where_all_are_full_the_oldest_go_and_it_is_told() {
+    let pool = pool(true);
+    let (mut slow, mut quick) = (pool.join(false).unwrap(), pool.join(false).unwrap());
+    let mut quickly = Vec::new();
+    for n in 0..20 {
+        say(&pool, n..n + 1);
+        quickly.extend(heard(&mut quick));
+    }
+    assert_eq!(quickly.len(), 16, "all but the four that the slow one has room for");
+    assert_eq!(pool.metrics.portal_events_dropped.get(), 0);
+    say(&pool, 20..26);
+    assert_eq!(pool.metrics.portal_events_dropped.get(), 2);
+    assert_eq!(numbered(&mut slow).iter().chain(&numbered(&mut quick)).map(|(_, missed)| missed).sum::<u64>(), 2);
+}
+
+#[test]
+fn what_a_portal_had_not_taken_goes_on_to_the_others_when_it_goes() {
+    let pool = pool(true);
+    let (mut one, mut two) = (pool.join(false).unwrap(), pool.join(false).unwrap());
+    say(&pool, 0..4);
+    let first = number(&two.try_next().unwrap().told);
+    drop(two);
+    let mut rest = heard(&mut one);
+    rest.push(first);
+    rest.sort_unstable();
+    assert_eq!(rest, [0, 1, 2, 3]);
+    assert_eq!(pool.metrics.portal_events_passed_on.get(), 1);
+    assert_eq!(pool.count(), 1);
+}
+
+#[test]
+fn one_that_comes_back_is_given_again_what_it_has_not_had() {
+    let pool = pool(true);
+    let (mut portal, mut other) = (pool.join(false).unwrap(), pool.join(true).unwrap());
+    say(&pool, 0..3);
+    let stream = portal.stream().clone();
+    assert_eq!([heard(&mut portal), heard(&mut other)], [[0, 1, 2], [0, 1, 2]]);
+    drop(portal);
+    // Nobody else takes turns, so this waits for it.
+    say(&pool, 3..5);
+    let mut portal = pool.resume(&stream, 1).unwrap();
+    assert_eq!(numbered(&mut portal), [(2, 0), (3, 0), (4, 0), (5, 0)]);
+    // It names one that is not kept any more.
+    let mut again = pool.resume(&stream, 1).unwrap();
+    assert!(portal.try_next().is_none(), "only the last to come reads");
+    assert_eq!(numbered(&mut again), [(3, 1), (4, 0), (5, 0)]);
+    assert_eq!(heard(&mut other), [3, 4]);
+    // It claims to have had what was never sent.
+    assert_eq!(numbered(&mut pool.resume(&stream, 99).unwrap()), []);
+    assert_eq!(pool.metrics.portals.get(), 1, "both of its readers are gone by now, but not the other portal");
+}
+
+#[test]
+fn what_is_kept_for_one_that_comes_back_is_bounded_in_bytes_too() {
+    let bounds = Bounds { bytes: 4 * size_of::<Told>(), kept: 1000, ..BOUNDS };
+    let pool = Portals::new(true, bounds, Arc::new(Metrics::new()));
+    let mut portal = pool.join(false).unwrap();
+    for n in 0..10 {
+        say(&pool, n..n + 1);
+        assert_eq!(heard(&mut portal), [n]);
+    }
+    let stream = portal.stream().clone();
+    assert_eq!(numbered(&mut pool.resume(&stream, 0).unwrap()), [(8, 7), (9, 0), (10, 0)]);
+}
+
+#[test]
+fn what_waits_for_one_that_is_away_goes_to_the_next_that_comes() {
+    let pool = pool(true);
+    drop(pool.join(false).unwrap());
+    say(&pool, 0..3);
+    assert_eq!(heard(&mut pool.join(false).unwrap()), [0, 1, 2]);
+}
+
+#[test]
+fn one_that_takes_nothing_is_taken_for_dead_and_one_that_stays_away_is_forgotten() {
+    let pool = pool(true);
+    let (dead, mut other) = (pool.join(false).unwrap(), pool.join(false).unwrap());
+    let stream = dead.stream().clone();
+    say(&pool, 0..4);
+    let now = Instant::now();
+    assert_eq!(heard(&mut other).len(), 2);
+    pool.sweep(now + BOUNDS.patience / 2);
+    assert_eq!(pool.count(), 2);
+    pool.sweep(now + BOUNDS.patience * 2);
+    assert_eq!((pool.count(), heard(&mut other).len()), (1, 2));
+    pool.sweep(now + BOUNDS.patience * 2 + BOUNDS.resume_for / 2);
+    assert!(pool.resume(&stream, 0).is_some());
+    pool.sweep(now + BOUNDS.patience * 2 + BOUNDS.resume_for * 2);
+    assert!(pool.resume(&stream, 0).is_none());
+    assert_eq!(pool.metrics.portals.get(), 1);
+    drop(dead);
+    assert_eq!(pool.metrics.portals.get(), 1);
+}
+
+#[test]
+fn there_are_so_many_portals_and_no_more() {
+    let pool = pool(true);
+    let all: Vec<Portal> = std::iter::from_fn(|| pool.join(false)).collect();
+    assert_eq!(all.len(), BOUNDS.portals);
+    assert!(pool.seat().is_none());
+    let stream = all[0].stream().clone();
+    drop(all);
+    assert!(pool.resume(&stream, 0).is_some());
+    assert!(pool.seat().is_some(), "one that is away is forgotten for it");
+    assert!(pool.resume(&stream, 0).is_none());
+}
+
+#[tokio::test]
+async fn a_portal_waits_until_something_happens() {
+    let pool = pool(true);
+    let mut portal = pool.join(false).unwrap();
+    let (told, ()) = tokio::join!(timeout(Duration::from_secs(5), portal.next()), async { say(&pool, 7..8) });
+    assert_eq!(number(&told.unwrap().unwrap().told), 7);
+    let stream = portal.stream().clone();
+    let (ended, _new) = tokio::join!(timeout(Duration::from_secs(5), portal.next()), async { pool.resume(&stream, 1) });
+    assert_eq!(ended.unwrap(), None);
+}
+
+#[derive(Default)]
+struct Seen(Mutex<Vec<(u64, Option<SeatId>, bool)>>);
+
+impl Watch for Seen {
+    fn told(&self, told: &Arc<Told>, turn: Option<SeatId>, again: bool) {
+        self.0.lock().push((number(told), turn, again));
+    }
+}
+
+#[test]
+fn seats_take_turns_with_inboxes_and_who_watches_is_told_whose_turn_it_is() {
+    let (pool, seen) = (pool(true), Arc::new(Seen::default()));
+    let watch: Arc<dyn Watch> = seen.clone();
+    pool.set_watch(Arc::downgrade(&watch));
+    let (seat, mut portal) = (pool.seat().unwrap(), pool.join(false).unwrap());
+    say(&pool, 0..4);
+    let turns = std::mem::take(&mut *seen.0.lock());
+    assert!(turns.iter().all(|(_, turn, again)| *turn == Some(seat) && !again));
+    let mut numbers: Vec<u64> = turns.iter().map(|turn| turn.0).chain(heard(&mut portal)).collect();
+    numbers.sort_unstable();
+    assert_eq!((turns.len(), numbers), (2, vec![0, 1, 2, 3]));
+    pool.seat_has_room(seat, false);
+    say(&pool, 4..6);
+    assert_eq!(heard(&mut portal), [4, 5]);
+    pool.set_watching(1);
+    pool.rise(seat);
+    say(&pool, 6..7);
+    assert_eq!(*seen.0.lock(), [(6, None, false)]);
+    drop(portal);
+    let again = pool.seat().unwrap();
+    pool.again(&Arc::new(Told::new(
+        1,
+        Event::Message { user: None, said: Said { op: 0, data: Some("9"), kind: None } },
+    )));
+    assert_eq!(seen.0.lock().last(), Some(&(9, Some(again), true)));
+}
+
+#[test]
+fn what_happens_is_kept_as_it_was_told() {
+    let pool = pool(true);
+    let mut portal = pool.join(false).unwrap();
+    let alice = crate::message::UserId::new("alice").unwrap();
+    pool.event(3, Event::Connection);
+    pool.event(3, Event::Authentication { user: &alice });
+    pool.event(3, Event::Message { user: Some(&alice), said: Said { op: 30, data: None, kind: Some("T") } });
+    pool.event(3, Event::Disconnection { user: Some(&alice), code: 1000, reason: "" });
+    let told: Vec<Arc<Told>> = std::iter::from_fn(|| portal.try_next()).map(|taken| taken.told).collect();
+    let whats: Vec<&What> = told.iter().map(|told| &told.what).collect();
+    let message = What::Message { op: 30, data: None, kind: Some("T".into()) };
+    assert_eq!(whats, [&What::Connection, &What::Authentication, &message, &What::Disconnection]);
+    let users: BTreeMap<bool, usize> = told.iter().fold(BTreeMap::new(), |mut count, told| {
+        *count.entry(told.user.as_ref() == Some(&alice)).or_default() += 1;
+        count
+    });
+    assert_eq!(users, BTreeMap::from([(false, 1), (true, 3)]));
+    assert!(told.iter().all(|told| told.connection == 3));
+}

@@ -1,0 +1,160 @@
+//! Everything of a server but how clients get to it: put together, watched, and ended.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+
+use super::{
+    Handle, Opened, ServerError,
+    builder::{Adds, BeforeExit},
+    calls::{Calls, Telling},
+    handler::Called,
+    portal_ids::PortalIds,
+    settings,
+    shared::Shared,
+    shutdown,
+    slots::Slots,
+    wire::WirePort,
+};
+use crate::{
+    auth::{ApiKeys, Authenticator},
+    config::Config,
+    http::{Api, Http},
+    hub::{Hub, Store},
+    metrics::Metrics,
+    webhook::Webhook,
+    wire::Wire,
+};
+
+/// How long what is to be done before the end may take.
+const BEFORE_EXIT_MAX: Duration = Duration::from_secs(5);
+
+/// Everything of a server but how clients get to it.
+pub(super) struct Assembled {
+    pub(super) shared: Arc<Shared>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) http: Http,
+    pub(super) before_exit: Option<BeforeExit>,
+    pub(super) webhook: Option<Webhook>,
+    pub(super) wire: Option<WirePort>,
+}
+
+impl Assembled {
+    pub(super) fn new(
+        config: Config,
+        (store, cluster): Opened,
+        authenticator: Option<Arc<dyn Authenticator>>,
+        handlers: Vec<Arc<dyn Called>>,
+        middleware: Vec<Adds>,
+        before_exit: Option<BeforeExit>,
+        (wire, ids): (Option<TcpListener>, Option<PortalIds>),
+    ) -> Result<Self, ServerError> {
+        let metrics = Arc::new(Metrics::new());
+        let hub = Hub::among(settings(&config), store.clone(), metrics.clone(), cluster);
+        let http = Http::new(Api {
+            hub: hub.clone(),
+            keys: ApiKeys::new(&config.api),
+            metrics: metrics.clone(),
+            limits: config.limits.clone(),
+        });
+        if config.portal.webhook.is_some() && store.outbox().is_none() {
+            tracing::warn!("portal.webhook has no effect: the store was opened without an outbox");
+        }
+        let webhook = config.portal.webhook.as_ref().zip(store.outbox());
+        let webhook =
+            webhook.map(|(to, outbox)| Webhook::new(to, &hub, store.clone(), outbox, metrics.clone())).transpose()?;
+        let wire = match wire {
+            None => None,
+            Some(listener) => {
+                let remembered = ids.as_ref().map(PortalIds::read).unwrap_or_default();
+                let wire = Wire::new(&config, hub.clone(), metrics.clone(), remembered);
+                Some(WirePort::new(listener, &config.wire, wire, metrics.clone(), ids)?)
+            }
+        };
+        let calls = (!handlers.is_empty()).then(|| Calls::new(handlers));
+        if let Some(calls) = &calls {
+            hub.listen(Arc::new(Telling(calls.clone())));
+        }
+        let shared = Arc::new(Shared::new(config, hub, metrics, authenticator, calls));
+        let parts = Self { shared, store, http, before_exit, webhook, wire };
+        let handle = parts.handle();
+        parts.shared.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
+        if let Some(calls) = &parts.shared.calls {
+            calls.belong_to(handle);
+        }
+        Ok(parts)
+    }
+
+    pub(super) fn handle(&self) -> Handle {
+        Handle { hub: Arc::downgrade(&self.shared.hub), recipients_max: self.shared.config.limits.recipients }
+    }
+
+    /// Watches over it until the end, and ends it.
+    pub(super) async fn run(
+        self,
+        shutdown: impl Future<Output = ()> + Send,
+        slots: &Slots,
+        stop: &watch::Sender<bool>,
+        accepting: JoinHandle<()>,
+    ) -> Result<(), ServerError> {
+        let Self { shared, store, before_exit, webhook, wire, .. } = self;
+        let speaking = wire.as_ref().map(|wire| wire.wire.clone());
+        let wire = wire.map(|wire| wire.open(stop.subscribe()));
+        let telling = webhook.map(Webhook::start);
+        let watching = tokio::spawn(look_around(shared.hub.clone(), speaking));
+        let mut failed = tokio::select! {
+            () = shutdown => None,
+            error = store.failure() => Some(error),
+        };
+        if let (None, Some(before_exit)) = (&failed, before_exit) {
+            // A task of its own, so that a panic in it is its own.
+            let last = timeout(BEFORE_EXIT_MAX, tokio::spawn(async { before_exit().await }));
+            failed = tokio::select! {
+                done = last => {
+                    match done {
+                        Ok(Ok(())) => {}
+                        Ok(Err(panic)) => tracing::error!("what was to be done before the end did not end: {panic}"),
+                        Err(_) => tracing::warn!("what was to be done before the end took too long; stopping all the same"),
+                    }
+                    None
+                }
+                error = store.failure() => Some(error),
+            };
+        }
+        watching.abort();
+        let stopped = shutdown::stop(&shared, &store, slots, stop, accepting, wire, failed).await;
+        // Last: clients that went are in the outbox now, for the next start.
+        drop(telling);
+        stopped.map_err(ServerError::from)
+    }
+}
+
+/// Says so when the disk keeps a commit waiting: the server can do nothing about it, but somebody should know. And looks
+/// after the portals.
+async fn look_around(hub: Arc<Hub>, wire: Option<Arc<Wire>>) {
+    let mut waiting = false;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if let Some(portals) = hub.portals() {
+            portals.sweep(Instant::now());
+        }
+        if let Some(wire) = &wire {
+            wire.sweep(Instant::now());
+        }
+        match hub.ready() {
+            Err(reason) if !waiting => {
+                waiting = true;
+                tracing::error!("{reason}");
+            }
+            Ok(()) if waiting => {
+                waiting = false;
+                tracing::info!("commits go through again");
+            }
+            _ => {}
+        }
+    }
+}

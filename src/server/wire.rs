@@ -1,0 +1,109 @@
+//! Taking connections in that speak the Redis protocol, on a port of their own.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+
+use super::{
+    ServerError,
+    listener::{Door, bind},
+    portal_ids::PortalIds,
+    slots::Slots,
+    stopped,
+};
+use crate::{config, metrics::Metrics, wire::Wire};
+
+/// How long it may take to write down which portals there are, when the server stops.
+const REMEMBER_MAX: Duration = Duration::from_secs(1);
+
+/// What is needed to speak it.
+pub(super) struct WirePort {
+    listener: TcpListener,
+    pub(super) address: SocketAddr,
+    pub(super) wire: Arc<Wire>,
+    slots: Arc<Slots>,
+    metrics: Arc<Metrics>,
+    /// Where portals are remembered; `None`: nowhere.
+    ids: Option<PortalIds>,
+}
+
+impl WirePort {
+    /// Takes the port, if there is to be one.
+    pub(super) fn bind(config: &config::Wire) -> Result<Option<TcpListener>, ServerError> {
+        let Some(port) = config.port else { return Ok(None) };
+        let host = if config.host == "localhost" { "127.0.0.1" } else { &config.host };
+        let told = |error: std::io::Error| {
+            let why = format!(
+                "wire.port {port} at {host}: {error}. Stop what uses it, a Redis mostly, or choose another wire.port"
+            );
+            ServerError::Listen(std::io::Error::new(error.kind(), why))
+        };
+        // It was checked with the whole configuration.
+        let host = host.parse().map_err(|_| told(std::io::ErrorKind::InvalidInput.into()))?;
+        bind(SocketAddr::new(host, port)).map(Some).map_err(told)
+    }
+
+    pub(super) fn new(
+        listener: TcpListener,
+        config: &config::Wire,
+        wire: Arc<Wire>,
+        metrics: Arc<Metrics>,
+        ids: Option<PortalIds>,
+    ) -> Result<Self, ServerError> {
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address, wire, slots: Slots::new(config.connections, 0), metrics, ids })
+    }
+
+    /// Accepts connections until `stop` says so.
+    pub(super) fn open(self, stop: watch::Receiver<bool>) -> Open {
+        let Self { listener, wire, slots, metrics, ids, .. } = self;
+        let remembering =
+            ids.zip(wire.announced()).map(|(ids, announced)| tokio::spawn(ids.keep(announced, stop.clone())));
+        let accepting = tokio::spawn(accept(listener, wire, slots.clone(), metrics, stop));
+        Open { slots, accepting, remembering }
+    }
+}
+
+/// A port that is open.
+pub(super) struct Open {
+    pub(super) slots: Arc<Slots>,
+    accepting: JoinHandle<()>,
+    remembering: Option<JoinHandle<()>>,
+}
+
+impl Open {
+    /// Resolves when nothing new is taken any more.
+    pub(super) async fn closed(self) {
+        // It may have panicked; there is nothing to do about that here but to go on stopping.
+        _ = self.accepting.await;
+        if let Some(remembering) = self.remembering {
+            _ = timeout(REMEMBER_MAX, remembering).await;
+        }
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    wire: Arc<Wire>,
+    slots: Arc<Slots>,
+    metrics: Arc<Metrics>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut door = Door::new(listener);
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = door.next() => accepted,
+            () = stopped(&mut stop) => return,
+        };
+        let Some(slot) = slots.take(peer.ip()) else {
+            metrics.refused_connections.inc();
+            tracing::warn!("a connection was refused: wire.connections");
+            continue;
+        };
+        let (wire, stop) = (wire.clone(), stop.clone());
+        tokio::spawn(async move {
+            wire.serve(stream, peer.ip(), stop).await;
+            drop(slot);
+        });
+    }
+}

@@ -1,0 +1,295 @@
+//! The life of a connection: it says commands, one behind the other, and is answered in that order.
+//!
+//! While what it has said is done nothing more is read from it: a peer that says more than can be done waits in its socket,
+//! and no queue grows.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    Wire,
+    batch::Batch,
+    command::{self, Command},
+    reply,
+    resp::{Parser, Violation},
+    subscriber::Subscriber,
+};
+
+/// How long the rest of a command that was begun may take to come. Between commands a connection may be idle for as long
+/// as it likes.
+const COMMAND_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Bytes of a command before the password was shown.
+const STRANGER_BYTES_MAX: usize = 4 << 10;
+
+/// Wrong passwords; one more closes the connection.
+const WRONG_PASSWORDS_MAX: usize = 10;
+
+/// Bytes read in one go, about.
+const READ_BYTES: usize = 16 << 10;
+
+/// Answers are written when there are so many bytes of them, also while more commands are at hand.
+const ANSWERS_BYTES: usize = 64 << 10;
+
+/// For how long what comes is still read, and thrown away, when a connection is closed for what it said: one that is
+/// closed with something unread takes back what was written to it last.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Why a connection ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The peer is gone, or takes nothing.
+    Gone,
+    /// It has said that it goes, and was answered.
+    Quit,
+    /// We close it, once it has read why.
+    Refused,
+}
+
+pub(super) struct Connection<S> {
+    pub(super) wire: Arc<Wire>,
+    stream: S,
+    pub(super) subscriber: Arc<Subscriber>,
+    stop: watch::Receiver<bool>,
+    parser: Parser,
+    buffer: BytesMut,
+    pub(super) batch: Batch,
+    /// Has shown the password, or need not.
+    pub(super) authenticated: bool,
+    pub(super) wrong_passwords: usize,
+    /// What it calls itself.
+    pub(super) name: Option<Bytes>,
+    pub(super) channels: Vec<Bytes>,
+    /// By then the password has to be shown, or the command that was begun has to be whole.
+    speak_by: Option<Instant>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
+    pub(super) fn new(wire: Arc<Wire>, stream: S, subscriber: Arc<Subscriber>, stop: watch::Receiver<bool>) -> Self {
+        let authenticated = wire.password.is_none();
+        let bytes_max = if authenticated { wire.bounds.command_bytes } else { STRANGER_BYTES_MAX };
+        Self {
+            parser: Parser::new(bytes_max),
+            speak_by: (!authenticated).then(|| Instant::now() + wire.bounds.authenticate_within),
+            wire,
+            stream,
+            subscriber,
+            stop,
+            buffer: BytesMut::new(),
+            batch: Batch::default(),
+            authenticated,
+            wrong_passwords: 0,
+            name: None,
+            channels: Vec::new(),
+        }
+    }
+
+    pub(super) async fn serve(mut self) {
+        let end = self.talk().await;
+        if self.subscriber.is_cut() {
+            self.wire.metrics.wire_cut.inc();
+            tracing::warn!(peer = %self.subscriber.address, "a subscriber took too little and was cut (wire.backlogBytes)");
+        }
+        // Before the socket: nothing more is to be left for a connection that is closing.
+        self.unsubscribe_from_all();
+        match end {
+            End::Gone => {}
+            End::Quit => _ = timeout(LINGER, self.stream.shutdown()).await,
+            End::Refused => {
+                _ = timeout(LINGER, async {
+                    _ = self.stream.shutdown().await;
+                    let mut past = [0; 1024];
+                    while self.stream.read(&mut past).await.is_ok_and(|read| read > 0) {}
+                })
+                .await;
+            }
+        }
+    }
+
+    /// Until there is nothing more to say.
+    async fn talk(&mut self) -> End {
+        loop {
+            let heard = self.hear_all().await;
+            self.settle().await;
+            if let Err(end) = self.write().await {
+                return end;
+            }
+            match heard {
+                Ok(()) => {}
+                Err(end) => return end,
+            }
+            if let Err(end) = self.listen().await {
+                return end;
+            }
+        }
+    }
+
+    /// Does what was said, as far as it has come.
+    async fn hear_all(&mut self) -> Result<(), End> {
+        loop {
+            match self.parser.next(&mut self.buffer) {
+                Ok(Some(words)) => {
+                    self.speak_by = self.speak_by.filter(|_| !self.authenticated);
+                    self.wire.metrics.wire_commands.inc();
+                    let heard = match command::read(words) {
+                        Ok(command) => self.hear(command).await,
+                        Err(why) => {
+                            self.refuse(&why);
+                            Ok(())
+                        }
+                    };
+                    heard?;
+                }
+                Ok(None) => break,
+                Err(violation) => return self.violated(&violation),
+            }
+            if self.batch.is_full() {
+                self.settle().await;
+            }
+            if self.batch.answer_bytes() > ANSWERS_BYTES {
+                self.settle().await;
+                self.write().await?;
+            }
+        }
+        if self.authenticated {
+            let middle = self.parser.in_the_middle(&self.buffer);
+            self.speak_by = middle.then(|| self.speak_by.unwrap_or_else(|| Instant::now() + COMMAND_TIME_MAX));
+        }
+        Ok(())
+    }
+
+    fn violated(&mut self, violation: &Violation) -> Result<(), End> {
+        tracing::info!(peer = %self.subscriber.address, %violation, "a peer does not speak the Redis protocol");
+        self.refuse(&format!("ERR {violation}"));
+        Err(End::Refused)
+    }
+
+    /// Waits for what has to be done next: something was said, or there is something to tell.
+    async fn listen(&mut self) -> Result<(), End> {
+        // Longer words are given their room at once, and not by doubling.
+        self.buffer.reserve(self.parser.wants(&self.buffer).clamp(READ_BYTES, 1 << 20));
+        let speak_by = self.speak_by;
+        loop {
+            if !self.subscriber.is_empty() {
+                self.write().await?;
+            }
+            if self.subscriber.is_cut() {
+                return Err(End::Gone);
+            }
+            tokio::select! {
+                read = self.stream.read_buf(&mut self.buffer) => {
+                    return if read.is_ok_and(|read| read > 0) { Ok(()) } else { Err(End::Gone) };
+                }
+                () = self.subscriber.changed.notified() => continue,
+                _ = self.stop.wait_for(|stop| *stop) => return Err(End::Quit),
+                () = until(speak_by) => {}
+            }
+            return self.violated_slowly().await;
+        }
+    }
+
+    async fn violated_slowly(&mut self) -> Result<(), End> {
+        self.refuse(if self.authenticated {
+            "ERR Protocol error: the rest of a command took too long"
+        } else {
+            "NOAUTH Authentication required."
+        });
+        self.write().await?;
+        Err(End::Refused)
+    }
+
+    /// Writes the answers that are there, and what there is to tell.
+    async fn write(&mut self) -> Result<(), End> {
+        loop {
+            let mut out = self.batch.take_answers();
+            let has_room_again = self.subscriber.take(&mut out);
+            if has_room_again && let Some(portals) = &self.wire.portals {
+                portals.has_room(self.subscriber.number, true);
+            }
+            if out.is_empty() {
+                return Ok(());
+            }
+            let mut rest = &out[..];
+            while !rest.is_empty() {
+                let Self { stream, subscriber, wire, .. } = self;
+                let mut writing = pin!(timeout(wire.bounds.write_within, stream.write(rest)));
+                let written = loop {
+                    tokio::select! {
+                        biased;
+                        written = writing.as_mut() => break written,
+                        // It may be cut while it takes nothing.
+                        () = subscriber.changed.notified() => if subscriber.is_cut() { return Err(End::Gone) },
+                    }
+                };
+                match written {
+                    Ok(Ok(written)) if written > 0 => rest = &rest[written..],
+                    _ => return Err(End::Gone),
+                }
+            }
+        }
+    }
+
+    pub(super) async fn settle(&mut self) {
+        self.batch.settle(&self.wire).await;
+    }
+
+    pub(super) fn refuse(&mut self, why: &str) {
+        self.wire.metrics.wire_refused.inc();
+        reply::error(self.batch.answer(), why);
+    }
+
+    /// The password was shown.
+    pub(super) fn let_in(&mut self) {
+        self.authenticated = true;
+        self.speak_by = None;
+        self.parser.set_bytes_max(self.wire.bounds.command_bytes);
+    }
+
+    pub(super) fn wrong_password(&mut self) -> Result<(), End> {
+        self.wrong_passwords += 1;
+        self.refuse("WRONGPASS invalid username-password pair or user is disabled.");
+        if self.wrong_passwords > WRONG_PASSWORDS_MAX { Err(End::Refused) } else { Ok(()) }
+    }
+
+    /// Whether it may say that.
+    pub(super) fn may(&mut self, command: &Command) -> bool {
+        if !self.authenticated && !command.is_for_strangers() {
+            self.refuse("NOAUTH Authentication required.");
+            return false;
+        }
+        if !self.channels.is_empty() && !command.is_for_subscribers() {
+            self.refuse("ERR only SUBSCRIBE, UNSUBSCRIBE, PING and QUIT are allowed in this context");
+            return false;
+        }
+        true
+    }
+}
+
+impl<S> Connection<S> {
+    fn unsubscribe_from_all(&mut self) {
+        let left = self.subscriber.close();
+        for channel in std::mem::take(&mut self.channels) {
+            self.wire.unsubscribe(&channel, &self.subscriber, &left);
+        }
+    }
+}
+
+/// Also where the task is dropped.
+impl<S> Drop for Connection<S> {
+    fn drop(&mut self) {
+        self.unsubscribe_from_all();
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}

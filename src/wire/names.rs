@@ -1,0 +1,94 @@
+//! The names under which stock keeps and says things, with the namespace behind them.
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    /// The channel of dispatches.
+    Ws,
+    /// The channel of what happens to clients.
+    Portal,
+    /// The set of portals, and the channel on which they come and go.
+    Pool,
+    /// The set of users who are here.
+    Clients,
+    /// The number of connections.
+    Count,
+    /// What waits for users, a field for each.
+    Undelivered,
+}
+
+const ALL: [(Name, &str, &str); 6] = [
+    (Name::Ws, "ws", "none"),
+    (Name::Portal, "portal", "none"),
+    (Name::Pool, "available_portals_pool", "set"),
+    (Name::Clients, "connected_clients", "set"),
+    (Name::Count, "connected_clients_count", "string"),
+    (Name::Undelivered, "undelivered_messages", "hash"),
+];
+
+/// The names of one namespace.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    /// `_NAMESPACE`, or nothing.
+    suffix: String,
+}
+
+impl Names {
+    pub(super) fn new(namespace: Option<&str>) -> Self {
+        Self { suffix: namespace.map(|namespace| format!("_{namespace}")).unwrap_or_default() }
+    }
+
+    /// What that name stands for.
+    pub(super) fn find(&self, name: &[u8]) -> Option<Name> {
+        let name = name.strip_suffix(self.suffix.as_bytes())?;
+        ALL.iter().find(|(_, known, _)| known.as_bytes() == name).map(|(known, _, _)| *known)
+    }
+
+    /// The whole name.
+    pub(super) fn of(&self, name: Name) -> String {
+        let base = ALL.iter().find(|(known, _, _)| *known == name).map_or("", |(_, base, _)| base);
+        format!("{base}{}", self.suffix)
+    }
+
+    /// Those of them that are keys.
+    pub(super) fn keys() -> impl Iterator<Item = Name> {
+        ALL.iter().filter(|(_, _, kind)| *kind != "none").map(|(name, _, _)| *name)
+    }
+
+    /// The kind of value under that name, in the words of Redis.
+    pub(super) fn kind(name: Name) -> &'static str {
+        ALL.iter().find(|(known, _, _)| *known == name).map_or("none", |(_, _, kind)| kind)
+    }
+
+    /// Why a name that is none of these is refused: mostly the namespace is another one.
+    pub(super) fn refusal(&self, name: &[u8]) -> String {
+        let name: String = String::from_utf8_lossy(name).chars().take(100).collect();
+        let namespace = match self.suffix.strip_prefix('_') {
+            Some(namespace) => format!("its namespace is {namespace}, give Dispatchers and Portals the same"),
+            None => "it has no namespace, so Dispatchers and Portals must not name one".to_owned(),
+        };
+        format!("ERR this server does not keep '{name}': {namespace}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_known_with_its_namespace_and_no_other() {
+        let plain = Names::new(None);
+        assert_eq!(plain.find(b"ws"), Some(Name::Ws));
+        assert_eq!(plain.find(b"connected_clients_count"), Some(Name::Count));
+        assert_eq!(plain.find(b"ws_chat"), None);
+        let chat = Names::new(Some("chat"));
+        assert_eq!(chat.find(b"connected_clients_chat"), Some(Name::Clients));
+        for other in [&b"ws"[..], b"ws_", b"ws_chat_chat", b"_chat", b"", b"\xff_chat"] {
+            assert_eq!(chat.find(other), None);
+        }
+        for name in Names::keys() {
+            assert_eq!(chat.find(chat.of(name).as_bytes()), Some(name));
+        }
+        assert!(chat.refusal(b"ws").contains("its namespace is chat"));
+    }
+}
