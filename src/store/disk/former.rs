@@ -24,12 +24,9 @@ const FORMER: [&[u8]; 2] = [b"mesa-1", b"mesa-2"];
 /// What sled called the tables that it does not have any more.
 const TABLES: [&str; 2] = ["journal", "inbox"];
 
-/// Whether the store of which this is the log is such a one. Read without sled.
-pub fn is_former(log: &Path) -> io::Result<bool> {
-    if fs::metadata(log.join("db")).map_or(0, |db| db.len()) == 0 {
-        return Ok(false);
-    }
-    let format = RawTables::open(log, false)?.get(Table::Meta, FORMAT_KEY)?;
+/// Whether the store that these are of is such a one.
+pub fn is_former(tables: &RawTables) -> io::Result<bool> {
+    let format = tables.get(Table::Meta, FORMAT_KEY)?;
     Ok(format.is_some_and(|format| FORMER.contains(&&format[..])))
 }
 

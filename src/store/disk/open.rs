@@ -178,17 +178,10 @@ fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Disk, S
     let marked = Marked::read(path).unwrap_or_default();
     let records = RecordFiles::open(&path.join(JOURNAL), settled, marked.record);
     let records = records.map_err(|broken| broken_journal(path, broken))?;
-    let (mut places, mut unread) = (Vec::new(), None);
-    for place in trees.places.iter().values() {
-        match place {
-            Ok(place) => places.extend(Place::decode(&place)),
-            Err(error) => unread = Some(error),
-        }
-    }
-    if let Some(error) = unread {
-        return Err(refuse(error.to_string()));
-    }
-    let chunks = ChunkFiles::open(&path.join(INBOX), places.into_iter());
+    let places: sled::Result<Vec<_>> = trees.places.iter().values().collect();
+    let places = places.map_err(|error| refuse(error.to_string()))?;
+    let places = places.iter().filter_map(|place| Place::decode(place));
+    let chunks = ChunkFiles::open(&path.join(INBOX), places);
     let chunks = chunks.map_err(|error| refuse(format!("its directory `{INBOX}`: {error}")))?;
     let mark = Mark::open(path).map_err(|error| refuse(format!("its file `mark`: {error}")))?;
     let tail = Tail::find(&log).map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
@@ -255,12 +248,16 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<(), StoreError> {
     if let Some(broken) = raw::check(log, marked.end).map_err(unread)? {
         return Err(damaged(path, broken));
     }
-    if !former::is_former(log).map_err(unread)? {
-        let settled =
-            if length == 0 { 0 } else { settled_in(&RawTables::open(log, false).map_err(unread)?).map_err(unread)? };
-        RecordFiles::check(&path.join(JOURNAL), settled, marked.record)
-            .map_err(|broken| broken_journal(path, broken))?;
+    let mut settled = 0;
+    if length > 0 {
+        let tables = RawTables::open(log, false).map_err(unread)?;
+        if former::is_former(&tables).map_err(unread)? {
+            // Its journal is in there.
+            return Ok(());
+        }
+        settled = settled_in(&tables).map_err(unread)?;
     }
+    RecordFiles::check(&path.join(JOURNAL), settled, marked.record).map_err(|broken| broken_journal(path, broken))?;
     Ok(())
 }
 
