@@ -38,6 +38,7 @@
 //! | [`metrics`] | the counters, named once |
 //! | [`protocol`] | frames (text ⇄ [`ClientFrame`](protocol::frame::ClientFrame)), opcodes, close codes |
 //! | [`store`] | the log of every user: the contract, the commit thread, the engine on disk and the one for tests |
+//! | [`cluster`] | several servers as one, over a Redis that they share |
 //! | [`auth`] | who a client is; which keys backends show |
 //! | [`middleware`] | what is called on the way of everything that happens |
 //! | [`hub`] | who is here and what they have had: dispatching, sessions as cursors on a log |
@@ -71,8 +72,8 @@
 //! - The hub knows no wire format, the store no session, and `http` decides nothing.
 //! - What came from a peer is returned as an error; what came from us is asserted.
 //! - The last step before a socket compares the stamp of an entry with the session it is for.
-//! - Imports point one way, and foreign names have one home each: sled and bincode in [`store`], tungstenite in
-//!   `server/socket.rs` and [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`outgoing`] and
+//! - Imports point one way, and foreign names have one home each: sled and bincode in [`store`], redis in [`cluster`],
+//!   tungstenite in `server/socket.rs` and [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`outgoing`] and
 //!   [`dispatcher`], clap in the binary. `tests/houses` holds both.
 //!
 //! # What a crash may take back
@@ -83,6 +84,7 @@
 
 pub mod auth;
 pub mod client;
+pub mod cluster;
 pub mod config;
 pub mod dispatcher;
 pub mod guide;

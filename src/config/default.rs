@@ -14,6 +14,7 @@ impl Default for Config {
             port: 4000,
             path: "/".into(),
             namespace: None,
+            redis: None,
             client: Client { enforce_equal_versions: false, version: "1.5.3".into() },
             store_messages: false,
             sync: Sync {

@@ -63,6 +63,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     set_aside(&settings, sources.embedded, &mut problems, &mut warnings);
     let mut config = Config::default();
     read::read(&settings, &mut config, &mut problems);
+    if sources.embedded {
+        // Set aside, whatever it says.
+        config.redis = None;
+        problems.retain(|problem| problem.about[..] != ["redis"]);
+    }
 
     let generated_api_key = if sources.dev && config.api.keys.is_empty() { random_key(&mut problems) } else { None };
     config.api.keys.extend(generated_api_key.clone());
@@ -138,6 +143,7 @@ fn set_aside(settings: &Settings, embedded: bool, problems: &mut Vec<Problem>, w
             Kind::Redis if embedded => {
                 warnings.push(format!("redis ({origin}) is set aside: the embedded store keeps everything"));
             }
+            Kind::Redis if cfg!(feature = "redis") => {}
             Kind::Redis => problems.push(
                 Problem::about(
                     &[key.name],

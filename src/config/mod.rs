@@ -23,6 +23,7 @@ mod merge;
 mod outgoing;
 mod print;
 mod read;
+mod remote;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -32,6 +33,7 @@ use std::{path::PathBuf, time::Duration};
 pub use error::ConfigError;
 pub use load::{Loaded, Sources, load};
 pub use outgoing::{AuthWebhook, Jwks, Webhook};
+pub use remote::{Redis, parse as parse_redis};
 
 /// Everything a server needs to know before it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +47,9 @@ pub struct Config {
     pub path: String,
     /// Suffix that keeps several applications apart; part of what a store belongs to.
     pub namespace: Option<String>,
+    /// `redis`: the Redis that several servers share. Only in a build with `--features redis`; `None` (default): the
+    /// embedded store.
+    pub redis: Option<Redis>,
     /// `client.*`
     pub client: Client,
     /// `options.storeMessages`: announces `store_messages`, upon which clients keep what they send and receive.

@@ -11,7 +11,8 @@ const MASK: &str = "********";
 
 impl Config {
     /// Every documented key with the value that holds, in the structure of the file; secrets (`api.keys`,
-    /// `authentication.jwt.secret`, `wire.password`, those of webhooks, and what stands in the query of their addresses) as `********`. With the secrets put back it loads again to the same configuration.
+    /// `authentication.jwt.secret`, `wire.password`, those of webhooks, what stands in the query of their addresses, and
+    /// `redis`) as `********`. With the secrets put back it loads again to the same configuration.
     #[must_use]
     pub fn effective(&self) -> Value {
         json!({
@@ -19,7 +20,7 @@ impl Config {
             "port": self.port,
             "path": self.path,
             "namespace": self.namespace,
-            "redis": null,
+            "redis": self.redis.as_ref().map(|_| MASK),
             "client": {
                 "enforceEqualVersions": self.client.enforce_equal_versions,
                 "version": self.client.version,

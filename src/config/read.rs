@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    AuthWebhook, Authentication, Config, Confirmation, Durability, Jwks, Jwt, Limits, LogFormat, Overflow, Sync,
+    AuthWebhook, Authentication, Config, Confirmation, Durability, Jwks, Jwt, Limits, LogFormat, Overflow, Redis, Sync,
     Webhook, Wire,
     error::Problem,
     keys::{self, DAY_MS, Kind},
@@ -19,6 +19,7 @@ pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<
     reader.field("port", &mut config.port, integer);
     reader.field("path", &mut config.path, text);
     reader.optional("namespace", &mut config.namespace, text);
+    reader.redis(&mut config.redis);
     reader.field("client.enforceEqualVersions", &mut config.client.enforce_equal_versions, boolean);
     reader.field("client.version", &mut config.client.version, text);
     reader.field("options.storeMessages", &mut config.store_messages, boolean);
@@ -79,6 +80,23 @@ impl Reader<'_> {
             self.problems.push(Problem::about(&[name], keys::misfit(key, &entry.value)).from(&entry.origin));
         }
         value
+    }
+
+    /// Where the Redis is, in a build that can speak to one; in another the key is refused before it is read.
+    fn redis(&mut self, redis: &mut Option<Redis>) {
+        let Some(entry) = self.settings.get("redis").filter(|_| cfg!(feature = "redis")) else { return };
+        let read = match &entry.value {
+            Value::Null => {
+                *redis = None;
+                return;
+            }
+            Value::String(text) if entry.origin.ends_with("REDIS_SENTINELS") => super::remote::parse_sentinels(text),
+            value => super::remote::parse(value),
+        };
+        match read {
+            Ok(read) => *redis = Some(read),
+            Err(why) => self.problems.push(Problem::about(&["redis"], why).from(&entry.origin)),
+        }
     }
 
     fn sync(&mut self, sync: &mut Sync) {

@@ -48,6 +48,7 @@ pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
     checks.outgoing(config);
     checks.sync(config);
     checks.api(config);
+    checks.redis(config);
     checks.wire(config);
     checks.origins(config.origins.as_deref().unwrap_or_default());
     checks.log(&config.log.level);
@@ -380,6 +381,16 @@ impl Checks {
                     format!("{NAME} has \"{algorithm}\", which does not go with a {kind}; it may have {fitting_names}"),
                 );
             }
+        }
+    }
+
+    /// What the embedded store alone has.
+    fn redis(&mut self, config: &Config) {
+        if config.redis.is_some() && config.portal.webhook.is_some() {
+            self.refuse(
+                &["portal.webhook", "redis"],
+                "portal.webhook needs the embedded store, which keeps what is to be told; remove it, or redis",
+            );
         }
     }
 

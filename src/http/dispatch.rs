@@ -57,7 +57,7 @@ where
     })?;
     let outcome = match read::read(&body.to_bytes(), api.limits.recipients)? {
         Asked::Dispatch(dispatch) => api.hub.dispatch(dispatch).await?,
-        Asked::Disconnect(disconnect) => disconnect.run(&api.hub),
+        Asked::Disconnect(disconnect) => disconnect.run(&api.hub).await,
     };
     let mut text = Vec::with_capacity(answer::BYTES_USUAL);
     answer::write(&outcome, &mut text);

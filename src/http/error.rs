@@ -77,6 +77,7 @@ impl ApiError {
             Self::Recipients(_) => (StatusCode::UNPROCESSABLE_ENTITY, "too_many_recipients"),
             Self::Store(StoreError::Full(_)) => (StatusCode::INSUFFICIENT_STORAGE, "full"),
             Self::Store(StoreError::Closed) => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+            Self::Store(StoreError::Unreachable(_)) => (StatusCode::SERVICE_UNAVAILABLE, "unreachable"),
             Self::Store(StoreError::Failed(_)) => (StatusCode::SERVICE_UNAVAILABLE, "store_failed"),
             Self::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
@@ -137,6 +138,7 @@ mod tests {
             ApiError::Store(StoreError::Full("x".into())),
             ApiError::Store(StoreError::Closed),
             ApiError::Store(StoreError::Failed("x".into())),
+            ApiError::Store(StoreError::Unreachable("x".into())),
             ApiError::Store(StoreError::Damaged("x".into())),
         ] {
             let (status, code) = error.row();

@@ -88,7 +88,7 @@ pub(super) async fn list(
     let (limit, after) = (page(limit)?, cursor.map(|cursor| UserId::new(&cursor)).transpose()?);
     let reports = if online == Some(true) {
         let mut reports = Vec::new();
-        for user in api.hub.online(after.as_ref(), limit) {
+        for user in api.hub.online(after.as_ref(), limit).await {
             reports.push(api.hub.user(&user).await?);
         }
         reports
@@ -144,7 +144,7 @@ pub(super) async fn clear(FromState(api): State, path: UserPath) -> Result<Respo
 pub(super) async fn disconnect(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
     let user = user(path)?;
     let connections = api.hub.user(&user).await?.connections;
-    api.hub.disconnect(&Recipients::Users(vec![user]), &[]);
+    api.hub.disconnect(&Recipients::Users(vec![user]), &[]).await;
     Ok(super::json(StatusCode::OK, json!({"disconnected": connections}).to_string()))
 }
 

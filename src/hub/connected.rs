@@ -1,4 +1,4 @@
-//! A connection as the hub has it: what is left for it, and what is told about it.
+//! A connection as the hub has it, from before anybody knows whose it is: what is left for it, and what is told about it.
 
 use std::{
     error::Error,
@@ -8,14 +8,17 @@ use std::{
     time::Instant,
 };
 
+use futures_util::future::BoxFuture;
+
 use super::{
     Attach, Hub, Session,
     events::{ConnectionId, Event, Said},
     mailbox::Mailbox,
+    on_disk_thread,
 };
 use crate::{
     message::UserId,
-    middleware::{Client, Verdict},
+    middleware::{Client, Middleware, Verdict},
     store::StoreError,
 };
 
@@ -47,8 +50,42 @@ impl Connected {
     ///
     /// # Errors
     /// When the user's log cannot be read, or he has too many devices here.
+    #[cfg(test)]
     pub fn attach(&self, user: UserId, how: Attach, now: Instant) -> Result<Session, StoreError> {
-        self.hub.attach(self, user, how, now)
+        let session = self.hub.attach(self.id, self.mailbox.clone(), user, how, now)?;
+        self.attached(&session);
+        Ok(session)
+    }
+
+    /// The same without waiting, where the log is on the other side of a network. Once it has resolved, tell it to
+    /// [`Connected::attached`].
+    #[must_use]
+    pub fn attach_later(
+        &self,
+        user: UserId,
+        how: Attach,
+        now: Instant,
+    ) -> BoxFuture<'static, Result<Session, StoreError>> {
+        let (hub, id, mailbox) = (self.hub.clone(), self.id, self.mailbox.clone());
+        if hub.store.is_far() {
+            // Who is gone before it ends drops the session that came of it.
+            return Box::pin(on_disk_thread(move || hub.attach(id, mailbox, user, how, now)));
+        }
+        Box::pin(std::future::ready(hub.attach(id, mailbox, user, how, now)))
+    }
+
+    /// From here on this connection is its user's.
+    pub fn attached(&self, session: &Session) {
+        self.mailbox.set_authenticated();
+        if self.user.set(session.user().clone()).is_ok() {
+            let (middleware, client) = (&self.hub.middleware, self.client());
+            middleware.each(Some(&client), |one| one.on_authenticated(&client));
+            if let (true, Some(owed)) = (middleware.any(), session.owed()) {
+                let told = |one: &dyn Middleware| one.on_redeliver_undeliverable_messages(owed.clone(), &client);
+                middleware.each(Some(&client), told);
+            }
+            self.hub.listeners.tell(self.id, Event::Authentication { user: session.user() });
+        }
     }
 
     /// What the connection is called.
@@ -90,6 +127,7 @@ impl Connected {
 impl Drop for Connected {
     fn drop(&mut self) {
         self.hub.registry.exit(self.id);
+        self.hub.count_connections();
         let (code, reason) = self.end.as_ref().map_or((WITHOUT_A_WORD, ""), |(code, reason)| (*code, reason));
         let client = self.client();
         self.hub.middleware.each(Some(&client), |one| one.on_disconnection(&client, code, reason));

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use super::{
-    Hub,
-    mailbox::{Leave, Mailbox},
-};
+use super::{Hub, mailbox::Mailbox};
 use crate::{
+    cluster::Word,
     message::{CollapseKey, DispatchId, Payload, Recipients, UserId},
     middleware::SentTo,
     store::{Answered, Append, Appended, Once, Rejected, StoreError},
@@ -122,9 +120,10 @@ impl Hub {
         }
         let Dispatch { payload, ttl, collapse, .. } = dispatch;
         let said = self.middleware.any().then(|| payload.clone());
-        let to = To { users: recipients.clone(), refused, said };
+        let to = To { users: recipients.clone(), refused, said, online: Vec::new(), only_beside: 0 };
         self.metrics.dispatches.inc();
-        Ok(Kept { append: Append { payload, recipients, ttl, collapse, once }, to })
+        let append = Append { payload, recipients, ttl, collapse, once };
+        Ok(Kept { append, to, beside: Vec::new() })
     }
 
     /// Appends one after the other, all in one commit; resolves when all of it is durable. Nothing but waiting is done
@@ -136,8 +135,36 @@ impl Hub {
         if kept.is_empty() {
             return Ok(Taken::default());
         }
-        let (appends, told) = kept.into_iter().map(|one| (one.append, one.to)).unzip();
-        Ok(Taken { appended: self.store.append_all(appends).await?, told })
+        let mut kept = kept;
+        if self.cluster.is_some() {
+            // What is to be answered the same every time is found out before.
+            for one in &mut kept {
+                self.look_beside(one).await;
+                if let Some(once) = &mut one.append.once {
+                    once.online = self.connections_of(&one.to.users).await.iter().map(|count| *count > 0).collect();
+                    once.online.extend(std::iter::repeat_n(true, one.to.only_beside));
+                }
+            }
+        }
+        let (mut appends, mut told, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+        for Kept { append, to, beside: also } in kept {
+            beside.push((append.payload.clone(), also));
+            appends.push(append);
+            told.push(to);
+        }
+        let appended = self.store.append_all(appends).await?;
+        for ((payload, users), appended) in beside.iter().zip(&appended) {
+            let Some(cluster) = self.cluster.as_ref().filter(|_| !users.is_empty() && !appended.duplicate) else {
+                continue;
+            };
+            if !cluster.tell_beside(payload, users).await {
+                return Err(StoreError::Unreachable("users of other servers were not told".into()));
+            }
+        }
+        for one in &mut told {
+            one.online = self.connections_of(&one.users).await;
+        }
+        Ok(Taken { appended, told })
     }
 
     /// What became of messages that were kept, in order.
@@ -147,10 +174,11 @@ impl Hub {
     }
 
     fn outcome(&self, appended: Appended, to: To) -> Outcome {
-        let To { users, refused, said } = to;
+        let To { users, refused, said, online, only_beside } = to;
         if let (Some(payload), false) = (said, appended.duplicate) {
-            let taken = users.iter().zip(&appended.seqs).filter(|(_, seq)| seq.is_ok()).map(|(user, _)| user);
-            self.tell_sent(&payload, taken.cloned().collect());
+            let with_counts = users.iter().zip(&online).zip(&appended.seqs);
+            let taken = with_counts.filter(|(_, seq)| seq.is_ok()).map(|((user, count), _)| (user.clone(), *count > 0));
+            self.tell_sent(&payload, taken.collect());
         }
         let taken = appended.seqs.iter().filter(|seq| seq.is_ok()).count() as u64;
         self.metrics.messages_appended.inc_by(taken);
@@ -159,10 +187,15 @@ impl Hub {
         if let Some(answered) = appended.answered {
             return answered_before(answered, appended.duplicate);
         }
-        let mut outcome = Outcome { recipients: users.len() + refused.len(), rejected: refused, ..Outcome::default() };
-        for (user, seq) in users.iter().zip(appended.seqs) {
+        let mut outcome = Outcome {
+            recipients: users.len() + refused.len() + only_beside,
+            online: only_beside,
+            rejected: refused,
+            ..Outcome::default()
+        };
+        for ((user, connections), seq) in users.iter().zip(&online).zip(appended.seqs) {
             match seq {
-                Ok(_) if self.registry.connections(user) > 0 => outcome.online += 1,
+                Ok(_) if *connections > 0 => outcome.online += 1,
                 Ok(_) => outcome.offline += 1,
                 Err(reason) => outcome.rejected.push(Rejected { user: user.as_str().into(), reason }),
             }
@@ -179,9 +212,9 @@ impl Hub {
         };
         if let Some(id) = id {
             let online = match &users {
-                Some(users) => users.iter().map(|user| self.registry.connections(user) > 0).collect(),
+                Some(users) => self.connections_of(users).await.into_iter().map(|count| count > 0).collect(),
                 None => {
-                    let mut online = Vec::new();
+                    let mut online = vec![true; self.all_elsewhere().await];
                     self.each_welcome(&excluding, |_| online.push(true));
                     online
                 }
@@ -189,19 +222,22 @@ impl Hub {
             let once = Some(Once { id, online, refused });
             let appended = self.store.append(Append { once, ..Append::new(payload.clone(), Vec::new()) }).await?;
             if !appended.duplicate {
-                _ = self.pass_by(&payload, users.as_deref(), &excluding);
+                _ = self.pass_by(&payload, users.as_deref(), &excluding).await;
             }
             return Ok(answered_before(appended.answered.unwrap_or_default(), appended.duplicate));
         }
-        let mut outcome = self.pass_by(&payload, users.as_deref(), &excluding);
+        let mut outcome = self.pass_by(&payload, users.as_deref(), &excluding).await;
         outcome.recipients += refused.len();
         outcome.rejected = refused;
         Ok(outcome)
     }
 
-    /// Tells the middleware of a message that was kept for `users`.
-    fn tell_sent(&self, payload: &Payload, users: Vec<UserId>) {
-        let (here, away): (Vec<_>, Vec<_>) = users.into_iter().partition(|user| self.registry.connections(user) > 0);
+    /// Tells the middleware of a message that was kept for `users`, each with whether he is here, at any server.
+    fn tell_sent(&self, payload: &Payload, users: Vec<(UserId, bool)>) {
+        let (mut here, mut away) = (Vec::new(), Vec::new());
+        for (user, online) in users {
+            if online { here.push(user) } else { away.push(user) }
+        }
         if !here.is_empty() {
             self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&here)));
         }
@@ -210,48 +246,51 @@ impl Hub {
         }
     }
 
-    fn pass_by(&self, payload: &Payload, users: Option<&[UserId]>, excluding: &[UserId]) -> Outcome {
+    async fn pass_by(&self, payload: &Payload, users: Option<&[UserId]>, excluding: &[UserId]) -> Outcome {
+        self.tell_others(|| Word::Message {
+            payload: payload.clone(),
+            recipients: users.map_or(Recipients::Everyone, |users| Recipients::Users(users.to_vec())),
+            excluding: excluding.to_vec(),
+        });
         match users {
-            Some(users) => self.to_users(payload, users),
-            None => self.to_everyone(payload, excluding),
-        }
-    }
-
-    /// Tells connections of these users to go (close code 1000).
-    pub fn disconnect(&self, recipients: &Recipients, excluding: &[UserId]) -> Outcome {
-        match recipients {
-            Recipients::Everyone => {
-                let mut spared = self.registry.connections_of_users(excluding);
-                spared.sort_unstable();
-                let mut told = 0;
-                self.registry.everyone(|id, mailbox| {
-                    if spared.binary_search(&id).is_err() {
-                        mailbox.leave(Leave::Asked);
-                        told += 1;
-                    }
-                });
+            Some(users) => self.to_users(payload, users).await,
+            None => {
+                let told = self.to_everyone_here(payload, excluding) + self.all_elsewhere().await;
+                if told > 0 {
+                    self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Everyone(told)));
+                }
                 Outcome { recipients: told, online: told, ..Outcome::default() }
             }
-            Recipients::Users(users) => {
-                let users = without(users.clone(), excluding);
-                let online = users.iter().filter(|user| self.registry.leave(user, Leave::Asked) > 0).count();
-                Outcome { recipients: users.len(), online, offline: users.len() - online, ..Outcome::default() }
+        }
+    }
+
+    /// Tells connections of these users to go (close code 1000), at every server.
+    pub async fn disconnect(&self, recipients: &Recipients, excluding: &[UserId]) -> Outcome {
+        let online = self.who_will_leave(recipients, excluding).await;
+        self.leave_elsewhere(recipients, excluding);
+        let (recipients_here, online_here) = self.disconnect_here(recipients, excluding);
+        match (recipients, online) {
+            (Recipients::Everyone, _) => {
+                let told = recipients_here + self.all_elsewhere().await;
+                Outcome { recipients: told, online: told, ..Outcome::default() }
+            }
+            (Recipients::Users(_), online) => {
+                let count = online.map_or(online_here, |online| online.into_iter().filter(|one| *one).count());
+                let (recipients, online, offline) = (recipients_here, count, recipients_here - count);
+                Outcome { recipients, online, offline, ..Outcome::default() }
             }
         }
     }
 
-    /// To every connection that is here, and never kept: stock's `*`.
-    fn to_everyone(&self, payload: &Payload, excluding: &[UserId]) -> Outcome {
+    /// To every connection that is here, and never kept: stock's `*`. Returns how many those are.
+    pub(super) fn to_everyone_here(&self, payload: &Payload, excluding: &[UserId]) -> usize {
         let (mut told, mut dropped) = (0, 0);
         self.each_welcome(excluding, |mailbox| {
             told += 1;
             dropped += mailbox.put(payload);
         });
         self.metrics.unsynced_dropped.inc_by(dropped);
-        if told > 0 {
-            self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Everyone(told)));
-        }
-        Outcome { recipients: told, online: told, ..Outcome::default() }
+        told
     }
 
     /// Visits the mailboxes of connections that get what is for everyone.
@@ -266,21 +305,21 @@ impl Hub {
         });
     }
 
-    /// To those of `users` who are here, past the log.
-    fn to_users(&self, payload: &Payload, users: &[UserId]) -> Outcome {
-        let (mut online, mut here) = (0, Vec::new());
-        let watched = self.middleware.any();
-        for user in users {
-            let (connections, dropped) = self.registry.put(user, payload);
-            online += usize::from(connections > 0);
+    /// To those of `users` who are here, past the log. Who is there is asked first: a message that makes them leave counts.
+    async fn to_users(&self, payload: &Payload, users: &[UserId]) -> Outcome {
+        let connections = self.connections_of(users).await;
+        let (watched, mut here) = (self.middleware.any(), Vec::new());
+        for (user, connections) in users.iter().zip(&connections) {
+            let (_, dropped) = self.registry.put(user, payload);
             self.metrics.unsynced_dropped.inc_by(dropped);
-            if watched && connections > 0 {
+            if watched && *connections > 0 {
                 here.push(user.clone());
             }
         }
         if !here.is_empty() {
             self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&here)));
         }
+        let online = connections.into_iter().filter(|count| *count > 0).count();
         Outcome { recipients: users.len(), online, offline: users.len() - online, ..Outcome::default() }
     }
 }
@@ -288,17 +327,23 @@ impl Hub {
 /// A dispatch on its way to the store, and what its answer needs.
 #[derive(Debug)]
 pub struct Kept {
-    append: Append,
-    to: To,
+    pub(super) append: Append,
+    pub(super) to: To,
+    /// Who is to be told by servers of another make.
+    pub(super) beside: Vec<UserId>,
 }
 
 /// What the answer to a dispatch needs.
 #[derive(Debug)]
-struct To {
-    users: Vec<UserId>,
+pub(super) struct To {
+    pub(super) users: Vec<UserId>,
     refused: Vec<Rejected>,
     /// Where there is middleware to be told.
     said: Option<Payload>,
+    /// How many connections each of the users has; filled in once the message is durable.
+    online: Vec<usize>,
+    /// How many more are at servers of another make and at none of ours: nothing is kept for them here.
+    pub(super) only_beside: usize,
 }
 
 /// Dispatches that the store has taken.
@@ -319,7 +364,7 @@ fn answered_before(answered: Answered, duplicate: bool) -> Outcome {
 }
 
 /// Each user once, in the order given, without those excluded.
-fn without(mut users: Vec<UserId>, excluding: &[UserId]) -> Vec<UserId> {
+pub(super) fn without(mut users: Vec<UserId>, excluding: &[UserId]) -> Vec<UserId> {
     if users.len() == 1 {
         // The common case, without a set.
         users.retain(|user| !excluding.contains(user));

@@ -3,10 +3,11 @@
 //! - [`dispatch`](Hub::dispatch): the path of a message from a backend
 //! - [`mailbox`]: what the hub leaves for a connection to pick up
 //! - [`registry`]: every connection, and the sessions of every user
-//! - [`connected`]: a connection, and what is told about it
+//! - [`connected`]: a connection, from before anybody knows whose it is, and what is told about it
 //! - [`session`]: a cursor on a user's log
 //! - [`presence`]: which users are here, in order
 //! - [`report`]: what can be asked about users
+//! - [`elsewhere`]: the other servers, if there are any
 //! - [`events`]: what happens to clients, told to whoever listens
 //! - [`portals`]: the backends that are told, each event to one of them
 //! - [`backup`](Hub::backup): the whole store, piece by piece
@@ -14,6 +15,7 @@
 mod backup;
 mod connected;
 mod dispatch;
+mod elsewhere;
 mod events;
 mod mailbox;
 pub mod portals;
@@ -47,12 +49,14 @@ pub use crate::store::{
     Store, StoreError,
 };
 use crate::{
+    cluster::Cluster,
     message::{DeviceId, Payload, Seq, UserId},
     metrics::Metrics,
     middleware::{Chain, Middleware},
     store::{CommitListener, Found, Note},
 };
 use events::Listeners;
+use mailbox::Mailbox;
 use portals::{Bounds, Portals};
 use presence::Presence;
 use registry::{Registry, Seat};
@@ -63,6 +67,9 @@ use registry::{Registry, Seat};
 /// cores, beside twenty replays, a live message took 1.4 ms longer with four, 0.5 with two and 0.5 with one; the replays
 /// got 456, 427 and 295 MB a second: `cargo bench --bench fairness`.)
 const COLD_READS_MAX: usize = 2;
+
+/// The same where the log is on the other side of a network: waiting for that costs a thread and no disk.
+const FAR_READS_MAX: usize = 64;
 
 /// How the hub is to behave.
 #[derive(Clone, Debug)]
@@ -102,6 +109,7 @@ pub struct Hub {
     metrics: Arc<Metrics>,
     registry: Arc<Registry>,
     presence: Presence,
+    cluster: Option<Arc<dyn Cluster>>,
     listeners: Listeners,
     middleware: Arc<Chain>,
     portals: Option<Arc<Portals>>,
@@ -115,7 +123,19 @@ pub struct Hub {
 impl Hub {
     /// A hub over `store`, whose commits it listens to from here on.
     #[must_use]
+    #[cfg(test)]
     pub fn new(settings: Settings, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::among(settings, store, metrics, None)
+    }
+
+    /// The same, as one of several servers.
+    #[must_use]
+    pub fn among(
+        settings: Settings,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        cluster: Option<Arc<dyn Cluster>>,
+    ) -> Arc<Self> {
         let registry = Arc::new(Registry::new());
         let appended: Arc<OnceLock<CommitListener>> = Arc::default();
         let (listening, also) = (registry.clone(), appended.clone());
@@ -125,26 +145,31 @@ impl Hub {
                 also(users);
             }
         }));
-        let cold_reads = Arc::new(Semaphore::new(COLD_READS_MAX));
+        let gaps = registry.clone();
+        store.on_gap(Arc::new(move || gaps.everyone(|_, mailbox| mailbox.log_has_more())));
+        let cold_reads = Arc::new(Semaphore::new(if store.is_far() { FAR_READS_MAX } else { COLD_READS_MAX }));
         let backups = Arc::new(Semaphore::new(1));
         let (presence, listeners, middleware) = (Presence::default(), Listeners::default(), Arc::default());
         let portals = settings.portals.map(|told| Portals::new(told.in_turn, told.bounds, metrics.clone()));
         if let Some(portals) = &portals {
             listeners.add(portals.clone());
         }
-        Arc::new(Self {
+        let hub = Arc::new(Self {
             settings,
             store,
             metrics,
             registry,
             presence,
+            cluster,
             listeners,
             middleware,
             portals,
             appended,
             cold_reads,
             backups,
-        })
+        });
+        hub.hear_others();
+        hub
     }
 
     /// Registers a connection: from here on it can be told things.
@@ -162,6 +187,7 @@ impl Hub {
         let connected = Connected { hub: self.clone(), id, mailbox, address, user: OnceLock::new(), end: None };
         self.middleware.each(Some(&connected.client()), |one| one.on_connection(&connected.client()));
         self.listeners.tell(id, Event::Connection);
+        self.count_connections();
         connected
     }
 
@@ -233,40 +259,38 @@ impl Hub {
 
     fn attach(
         self: &Arc<Self>,
-        connected: &Connected,
+        connection: ConnectionId,
+        mailbox: Arc<Mailbox>,
         user: UserId,
         how: Attach,
         now: Instant,
     ) -> Result<Session, StoreError> {
         // Seated first, asked for the state second: a commit in between wakes the session rather than be missed.
-        let mailbox = connected.mailbox.clone();
-        let seat = self.registry.sit(&user, connected.id, mailbox, || self.presence.came(&user));
+        let seat = self.registry.sit(&user, connection, mailbox, |sessions| self.counts(&user, sessions));
         let session = match Session::begin(self.clone(), user.clone(), seat.clone(), how, now) {
             Ok(session) => session,
             Err(error) => {
-                self.registry.rise(&user, connected.id, || self.presence.went(&user));
+                self.registry.rise(&user, connection, |sessions| self.counts(&user, sessions));
                 return Err(error);
             }
         };
-        connected.mailbox.set_authenticated();
         self.metrics.sessions.inc();
         self.seen(&user);
-        if connected.user.set(user.clone()).is_ok() {
-            let client = connected.client();
-            self.middleware.each(Some(&client), |one| one.on_authenticated(&client));
-            if let (true, Some(owed)) = (self.middleware.any(), session.owed()) {
-                let told = |one: &dyn Middleware| one.on_redeliver_undeliverable_messages(owed.clone(), &client);
-                self.middleware.each(Some(&client), told);
-            }
-            self.listeners.tell(connected.id, Event::Authentication { user: &user });
-        }
         Ok(session)
+    }
+
+    /// So many sessions of this user are here now. Under the lock of the registry, so that of two the later one holds.
+    fn counts(&self, user: &UserId, sessions: usize) {
+        self.presence.counts(user, sessions);
+        if let Some(cluster) = &self.cluster {
+            cluster.here(user, sessions);
+        }
     }
 
     /// A session is over. Called when it is dropped.
     fn end(&self, user: &UserId, seat: &Seat) {
         self.metrics.sessions.dec();
-        self.registry.rise(user, seat.connection, || self.presence.went(user));
+        self.registry.rise(user, seat.connection, |sessions| self.counts(user, sessions));
         self.seen(user);
     }
 
@@ -281,6 +305,18 @@ impl Hub {
     fn received(&self, user: &UserId, device: Option<&DeviceId>, range: (Seq, Seq)) {
         let (received, device) = (Some(range), device.cloned());
         self.registry.with_hold(user, |hold| self.store.note(user, Note { device, received, hold, seen: None }));
+    }
+
+    /// Finds out why something is not there, where that has to wait for a network.
+    fn missed(
+        &self,
+        user: UserId,
+        device: Option<DeviceId>,
+        from: Seq,
+        to: Seq,
+    ) -> BoxFuture<'static, Result<Vec<Missed>, StoreError>> {
+        let store = self.store.clone();
+        Box::pin(on_disk_thread(move || store.missed(&user, device.as_ref(), from, to)))
     }
 
     /// Reads from the log where that may have to wait for a disk.

@@ -13,12 +13,13 @@ use crate::message::UserId;
 pub(super) struct Presence(Mutex<BTreeSet<UserId>>);
 
 impl Presence {
-    pub(super) fn came(&self, user: &UserId) {
-        self.0.lock().insert(user.clone());
-    }
-
-    pub(super) fn went(&self, user: &UserId) {
-        self.0.lock().remove(user.as_str());
+    /// So many sessions of this user are here now.
+    pub(super) fn counts(&self, user: &UserId, sessions: usize) {
+        match sessions {
+            0 => _ = self.0.lock().remove(user.as_str()),
+            1 => _ = self.0.lock().insert(user.clone()),
+            _ => {}
+        }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -40,8 +41,8 @@ mod tests {
     fn pages_follow_each_other_without_hole_or_repeat() {
         let presence = Presence::default();
         let ids: Vec<UserId> = (0..10).map(|n| UserId::new(&format!("u{n}")).unwrap()).collect();
-        ids.iter().rev().for_each(|id| presence.came(id));
-        presence.went(&ids[4]);
+        ids.iter().rev().for_each(|id| presence.counts(id, 1));
+        presence.counts(&ids[4], 0);
         let (mut seen, mut after) = (Vec::new(), None);
         loop {
             let page = presence.page(after.as_ref(), 4);

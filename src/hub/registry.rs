@@ -86,34 +86,32 @@ impl Registry {
         self.connections_of(id).lock().get(&id).cloned()
     }
 
-    /// Seats a session, and calls `came` if the user was not here before. Until its position is set it holds the whole
-    /// log.
+    /// Seats a session, and tells how many the user has now. Until its position is set it holds the whole log.
     pub(super) fn sit(
         &self,
         user: &UserId,
         connection: ConnectionId,
         mailbox: Arc<Mailbox>,
-        came: impl FnOnce(),
+        count: impl FnOnce(usize),
     ) -> Arc<Seat> {
         let seat = Arc::new(Seat { connection, mailbox, position: AtomicU64::new(0) });
         let mut shard = self.users_of(user).lock();
         let seats = shard.entry(user.clone()).or_default();
         seats.push(seat.clone());
-        if seats.len() == 1 {
-            came();
-        }
+        count(seats.len());
         seat
     }
 
-    /// Frees a seat, and calls `went` if the user is not here any more.
-    pub(super) fn rise(&self, user: &UserId, connection: ConnectionId, went: impl FnOnce()) {
+    /// Frees a seat, and tells how many the user has now.
+    pub(super) fn rise(&self, user: &UserId, connection: ConnectionId, count: impl FnOnce(usize)) {
         let mut shard = self.users_of(user).lock();
         let Some(seats) = shard.get_mut(user) else { return };
         seats.retain(|seat| seat.connection != connection);
-        if seats.is_empty() {
+        let left = seats.len();
+        if left == 0 {
             shard.remove(user);
-            went();
         }
+        count(left);
     }
 
     /// Calls `tell` with the lowest position among a user's sessions; `None` if there are none. Under the lock, so

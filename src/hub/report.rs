@@ -49,10 +49,10 @@ pub struct DeviceReport {
 }
 
 impl Hub {
-    fn report(&self, user: UserId, state: &UserState, pending_bytes: u64) -> UserReport {
+    fn report(user: UserId, connections: usize, state: &UserState, pending_bytes: u64) -> UserReport {
         UserReport {
             known: state.known,
-            connections: self.registry.connections(&user),
+            connections,
             user,
             last_seen: state.seen,
             devices: state.devices.iter().map(of_device).collect(),
@@ -63,8 +63,12 @@ impl Hub {
     }
 
     /// Users who are connected, in the order of their ids, those above `after`.
-    #[must_use]
-    pub fn online(&self, after: Option<&UserId>, limit: usize) -> Vec<UserId> {
+    pub async fn online(&self, after: Option<&UserId>, limit: usize) -> Vec<UserId> {
+        if let Some(cluster) = &self.cluster
+            && let Some(users) = cluster.online(after, limit).await
+        {
+            return users;
+        }
         self.presence.page(after, limit)
     }
 
@@ -125,7 +129,11 @@ impl Hub {
             let users = store.users(after.as_ref(), limit)?.into_iter();
             users.map(|(user, state)| Ok((store.pending_bytes(&user)?, user, state))).collect::<Result<Vec<_>, _>>()
         });
-        Ok(users.await?.into_iter().map(|(bytes, user, state)| self.report(user, &state, bytes)).collect())
+        let users = users.await?;
+        let ids: Vec<UserId> = users.iter().map(|(_, user, _)| user.clone()).collect();
+        let connections = self.connections_of(&ids).await.into_iter();
+        let report = |((bytes, user, state), connections)| Self::report(user, connections, &state, bytes);
+        Ok(users.into_iter().zip(connections).map(report).collect())
     }
 
     /// What is known of one user; all zero for one never heard of.
@@ -135,7 +143,8 @@ impl Hub {
     pub async fn user(&self, user: &UserId) -> Result<UserReport, StoreError> {
         let (store, id) = (self.store.clone(), user.clone());
         let (state, bytes) = on_disk_thread(move || Ok((store.state(&id)?, store.pending_bytes(&id)?))).await?;
-        Ok(self.report(user.clone(), &state, bytes))
+        let connections = self.connections_of(std::slice::from_ref(user)).await.first().copied().unwrap_or(0);
+        Ok(Self::report(user.clone(), connections, &state, bytes))
     }
 
     /// A user's pending messages above `after`, without taking them.
@@ -173,6 +182,9 @@ impl Hub {
     /// # Errors
     /// A sentence that says why not.
     pub fn ready(&self) -> Result<(), String> {
+        if let Some(why) = self.store.unreachable() {
+            return Err(format!("the store cannot be reached: {why}"));
+        }
         if let Some(why) = self.store.full() {
             return Err(format!("the store is full: {why}"));
         }

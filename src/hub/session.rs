@@ -28,6 +28,9 @@ use crate::{
 /// Entries read from the log in one go; the bytes are bounded by the caller.
 const READ_ENTRIES_MAX: usize = 256;
 
+/// After a log could not be reached it is left alone for this long.
+const READ_AGAIN: Duration = Duration::from_millis(250);
+
 /// How far a session has written to its socket: a receipt for this mark covers all of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
@@ -201,6 +204,8 @@ struct LogCursor {
     /// The log may have something in the live range.
     more: bool,
     reading: Option<(Range, Reading)>,
+    /// It is being found out why something is not there.
+    explaining: Option<BoxFuture<'static, Result<Vec<Missed>, StoreError>>>,
     /// Of a client that resumes.
     resuming: Option<Resuming>,
 }
@@ -259,6 +264,7 @@ impl Session {
                     due: now,
                     more: true,
                     reading: None,
+                    explaining: None,
                     resuming,
                 })
             }
@@ -297,15 +303,32 @@ impl Session {
     pub fn poll_batch(&mut self, cx: &mut Context<'_>, now: Instant, bytes: usize) -> Poll<Result<Batch, StoreError>> {
         let Some(log) = &mut self.log else { return Poll::Ready(Ok(Batch::Idle)) };
         loop {
-            if let Some(batch) =
-                log.next_of_resumed(|from, to| self.hub.store.missed(&self.user, self.device.as_ref(), from, to))?
-            {
+            let (hub, user, device) = (&self.hub, &self.user, self.device.as_ref());
+            let mut explaining = log.explaining.take();
+            let missed = |from, to| {
+                if !hub.store.is_far() {
+                    return Poll::Ready(hub.store.missed(user, device, from, to));
+                }
+                explaining.get_or_insert_with(|| hub.missed(user.clone(), device.cloned(), from, to)).as_mut().poll(cx)
+            };
+            let told = match log.next_of_resumed(missed) {
+                Poll::Ready(Err(StoreError::Unreachable(_))) => return Poll::Ready(Ok(log.again(now))),
+                Poll::Ready(told) => told?,
+                Poll::Pending => {
+                    log.explaining = explaining;
+                    return Poll::Pending;
+                }
+            };
+            if let Some(batch) = told {
                 self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
                 return Poll::Ready(Ok(batch));
             }
             if let Some((range, reading)) = &mut log.reading {
                 let (range, found) = (*range, ready!(reading.as_mut().poll(cx)));
                 log.reading = None;
+                if let Err(StoreError::Unreachable(_)) = &found {
+                    return Poll::Ready(Ok(log.again(now)));
+                }
                 if let Some(entries) = log.settle(range, found?) {
                     return Poll::Ready(Ok(Batch::Entries(entries)));
                 }
@@ -404,6 +427,12 @@ impl Session {
 }
 
 impl LogCursor {
+    /// The log cannot be reached: the client stays, and it is read again a little later.
+    fn again(&mut self, now: Instant) -> Batch {
+        self.more = true;
+        Batch::At(now + READ_AGAIN)
+    }
+
     /// Takes what was read; `None` if there is nothing to write and the next step has to be chosen anew.
     fn settle(&mut self, range: Range, found: Found) -> Option<Vec<Entry>> {
         if let Some(resuming) = &mut self.resuming {
@@ -443,27 +472,28 @@ impl LogCursor {
     /// What a client that resumes is to be told next of what has been read: entries without a hole, or a hole.
     fn next_of_resumed(
         &mut self,
-        missed: impl FnOnce(Seq, Seq) -> Result<Vec<Missed>, StoreError>,
-    ) -> Result<Option<Batch>, StoreError> {
-        let Some(resuming) = &mut self.resuming else { return Ok(None) };
+        missed: impl FnOnce(Seq, Seq) -> Poll<Result<Vec<Missed>, StoreError>>,
+    ) -> Poll<Result<Option<Batch>, StoreError>> {
+        let Some(resuming) = &mut self.resuming else { return Poll::Ready(Ok(None)) };
         let next = self.cursor.after(Range::Live) + 1;
         let until = resuming.found.front().map_or(resuming.through, |entry| entry.seq - 1);
         if next <= until {
+            let missed = if planted::is(Bug::HoleUntold) { Vec::new() } else { ready!(missed(next, until))? };
             self.cursor.advance(until);
             resuming.told = true;
-            let missed = if planted::is(Bug::HoleUntold) { Vec::new() } else { missed(next, until)? };
-            return Ok(Some(Batch::Resumed(Resumed { first: resuming.first, last: resuming.last, missed })));
+            let Resuming { first, last, .. } = *resuming;
+            return Poll::Ready(Ok(Some(Batch::Resumed(Resumed { first, last, missed }))));
         }
         if !resuming.told && (!resuming.found.is_empty() || resuming.through >= resuming.last) {
             resuming.told = true;
             let Resuming { first, last, .. } = *resuming;
-            return Ok(Some(Batch::Resumed(Resumed { first, last, missed: Vec::new() })));
+            return Poll::Ready(Ok(Some(Batch::Resumed(Resumed { first, last, missed: Vec::new() }))));
         }
         let run = resuming.found.iter().enumerate().take_while(|(at, entry)| entry.seq == next + *at as Seq).count();
         if run == 0 {
-            return Ok(None);
+            return Poll::Ready(Ok(None));
         }
-        Ok(Some(Batch::Entries(resuming.found.drain(..run).collect())))
+        Poll::Ready(Ok(Some(Batch::Entries(resuming.found.drain(..run).collect()))))
     }
 }
 

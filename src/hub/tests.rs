@@ -241,12 +241,12 @@ async fn users_are_here_exactly_as_long_as_a_session_is() {
         first.attach(alice(), Attach::default(), now).unwrap(),
         second.attach(alice(), Attach::default(), now).unwrap(),
     ];
-    assert_eq!(hub.online(None, 10), [alice()]);
+    assert_eq!(hub.online(None, 10).await, [alice()]);
     let [one, other] = sessions;
     drop(one);
-    assert_eq!(hub.online(None, 10), [alice()]);
+    assert_eq!(hub.online(None, 10).await, [alice()]);
     drop(other);
-    assert!(hub.online(None, 10).is_empty());
+    assert!(hub.online(None, 10).await.is_empty());
     assert_eq!(hub.connections(), 2, "the connections are still there");
 }
 

@@ -9,7 +9,7 @@ use std::{
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
-    Handle, ServerError,
+    Handle, Opened, ServerError,
     builder::{Adds, BeforeExit},
     calls::{Calls, Telling},
     handler::Called,
@@ -46,7 +46,7 @@ pub(super) struct Assembled {
 impl Assembled {
     pub(super) fn new(
         config: Config,
-        store: Arc<dyn Store>,
+        (store, cluster): Opened,
         authenticator: Option<Arc<dyn Authenticator>>,
         handlers: Vec<Arc<dyn Called>>,
         middleware: Vec<Adds>,
@@ -54,7 +54,7 @@ impl Assembled {
         (wire, ids): (Option<TcpListener>, Option<PortalIds>),
     ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::new());
-        let hub = Hub::new(settings(&config), store.clone(), metrics.clone());
+        let hub = Hub::among(settings(&config), store.clone(), metrics.clone(), cluster);
         let http = Http::new(Api {
             hub: hub.clone(),
             keys: ApiKeys::new(&config.api),

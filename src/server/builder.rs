@@ -250,12 +250,17 @@ impl Builder {
         };
         // Before the store is opened, like the address: see there.
         let wire = WirePort::bind(&self.config.wire)?;
-        let (store, ids) = match self.store {
-            Some(store) => (store, None),
-            None => (open_store(&self.config).await?, Some(PortalIds::in_store(&self.config.store.path))),
+        let (opened, ids) = match self.store {
+            Some(store) => ((store, None), None),
+            None => {
+                // Beside a store over Redis there is no directory to remember anything in.
+                let on_disk = self.config.redis.is_none();
+                let ids = on_disk.then(|| PortalIds::in_store(&self.config.store.path));
+                (open_store(&self.config).await?, ids)
+            }
         };
         let Self { config, handlers, middleware, before_exit, .. } = self;
-        Assembled::new(config, store, authenticator, handlers, middleware, before_exit, (wire, ids))
+        Assembled::new(config, opened, authenticator, handlers, middleware, before_exit, (wire, ids))
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::time::Sleep;
 use super::{budget::FrameBudget, heartbeat::Heartbeat, peer::Arrival, shared::Shared, socket::Socket};
 use crate::{
     auth::{AuthError, Identity},
-    hub::{Attach, Connected, Leave, Session, Signals},
+    hub::{Attach, Connected, Leave, Session, Signals, StoreError},
     protocol::close::CloseCode,
 };
 
@@ -53,6 +53,15 @@ pub(super) struct Authenticating {
     pub how: Attach,
 }
 
+/// A client that has shown who it is, on its way to its log.
+pub(super) struct Attaching {
+    pub session: BoxFuture<'static, Result<Session, StoreError>>,
+    /// What it is answered.
+    pub frame: String,
+    /// When what it showed stops being true.
+    pub expires: Option<SystemTime>,
+}
+
 /// One connection.
 pub(super) struct Connection {
     pub shared: Arc<Shared>,
@@ -62,6 +71,7 @@ pub(super) struct Connection {
     pub connected: Connected,
     pub heartbeat: Heartbeat,
     pub authenticating: Option<Authenticating>,
+    pub attaching: Option<Attaching>,
     /// By then the client has authenticated, or is closed; `None` once it has.
     pub authenticate_by: Option<Instant>,
     /// When what the client showed stops being true.
@@ -107,6 +117,7 @@ impl Connection {
             connected,
             heartbeat,
             authenticating: None,
+            attaching: None,
             expires: None,
             unsynced: false,
             paced_until: None,
@@ -150,6 +161,7 @@ impl Connection {
         let mut busy = self.poll_inbound(cx, now)?;
         // Behind the frames, because one of them may just have begun it, and nobody has asked it to wake us yet.
         busy |= self.poll_authentication(cx, now)?;
+        busy |= self.poll_attaching(cx)?;
         self.fill(cx, now)?;
         self.ask(now)?;
         busy |= self.poll_write(cx, now)?;

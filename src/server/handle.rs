@@ -105,7 +105,7 @@ impl Handle {
             if id.is_some() || options.ttl.is_some() || options.collapse.is_some() {
                 return Err(SendError::Senseless("id, ttl and collapse are for messages, not for DISCONNECT_CLIENT"));
             }
-            return Ok(hub.disconnect(&recipients, excluding));
+            return Ok(hub.disconnect(&recipients, excluding).await);
         }
         let keeps = options.sync && recipients != Recipients::Everyone;
         if !keeps && (options.ttl.is_some() || options.collapse.is_some()) {
@@ -129,8 +129,12 @@ impl Handle {
     ///
     /// # Errors
     /// When the server has stopped.
-    pub fn disconnect(&self, recipients: impl Into<Recipients>, excluding: &[UserId]) -> Result<Outcome, SendError> {
-        Ok(self.hub()?.disconnect(&recipients.into(), excluding))
+    pub async fn disconnect(
+        &self,
+        recipients: impl Into<Recipients>,
+        excluding: &[UserId],
+    ) -> Result<Outcome, SendError> {
+        Ok(self.hub()?.disconnect(&recipients.into(), excluding).await)
     }
 
     /// Connections in all, authenticated or not. 0 once the server has stopped.
@@ -140,9 +144,11 @@ impl Handle {
     }
 
     /// Users who are connected now, in the order of their ids, those above `after`: a page of at most `limit`.
-    #[must_use]
-    pub fn online(&self, after: Option<&UserId>, limit: usize) -> Vec<UserId> {
-        self.hub.upgrade().map(|hub| hub.online(after, limit)).unwrap_or_default()
+    pub async fn online(&self, after: Option<&UserId>, limit: usize) -> Vec<UserId> {
+        match self.hub.upgrade() {
+            Some(hub) => hub.online(after, limit).await,
+            None => Vec::new(),
+        }
     }
 
     /// What is known of a user: connections, devices, what waits, the last sequence. Asks the disk.

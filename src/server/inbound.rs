@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{
-    connection::{Authenticating, Connection, End},
+    connection::{Attaching, Authenticating, Connection, End},
     socket::Inbound,
 };
 use crate::{
@@ -43,7 +43,10 @@ impl Connection {
     pub(super) fn poll_inbound(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         for _ in 0..FRAMES_PER_ROUND_MAX {
             // While it is being found out who the client is, what it says behind that waits: it is to be heard as him.
-            if self.authenticating.is_some() || self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX {
+            if self.authenticating.is_some()
+                || self.attaching.is_some()
+                || self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX
+            {
                 return Ok(false);
             }
             // Who is told what clients say may have no room for more: then it waits where it is.
@@ -197,19 +200,34 @@ impl Connection {
             return Ok(());
         }
         let user = self.shared.config.authentication.send_user_object.then_some(&identity.user);
-        let frame = encode::authenticated(user);
+        let (frame, expires) = (encode::authenticated(user), identity.expires);
         if let Some(calls) = &self.shared.calls {
             calls.identified(self.connected.id(), &identity);
         }
-        match self.connected.attach(identity.id, how, now) {
+        let session = self.connected.attach_later(identity.id, how, now);
+        self.attaching = Some(Attaching { session, frame, expires });
+        Ok(())
+    }
+
+    /// Goes on with taking a user's place; true if it came to its end, so that there is more to hear.
+    pub(super) fn poll_attaching(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let Some(attaching) = &mut self.attaching else { return Ok(false) };
+        let Poll::Ready(attached) = attaching.session.as_mut().poll(cx) else { return Ok(false) };
+        let Some(Attaching { frame, expires, .. }) = self.attaching.take() else { return Ok(false) };
+        match attached {
             Ok(session) => {
+                self.connected.attached(&session);
                 self.push(&frame);
                 self.session = Some(session);
                 self.authenticate_by = None;
-                self.expires = identity.expires;
-                Ok(())
+                self.expires = expires;
+                Ok(true)
             }
             Err(StoreError::Devices(_)) => Err(End::Close(CloseCode::Policy, "too many devices of this user are here")),
+            Err(error @ StoreError::Unreachable(_)) => {
+                tracing::warn!(%error, "a user's log could not be opened");
+                Err(End::Close(CloseCode::TooBusy, "the store cannot be reached for now"))
+            }
             Err(error) => {
                 tracing::error!(%error, "a user's log could not be opened");
                 self.connected.failed(&error);

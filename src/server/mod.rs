@@ -50,6 +50,7 @@ pub use self::{
 pub use crate::hub::{DeviceReport, Outcome, Reason, Rejected, StoreError, UserReport};
 use crate::{
     auth,
+    cluster::Cluster,
     config::{self, Config, ConfigError},
     hub::{MailboxBounds, PortalSettings, Settings, Store, SyncSettings, portals},
     outgoing::UrlError,
@@ -142,8 +143,15 @@ impl Server {
     }
 }
 
-/// Opens the store that is configured. Replays a journal: not for the event loop.
-async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
+/// What is opened for a server: its store, and the other servers where it shares that with any.
+type Opened = (Arc<dyn Store>, Option<Arc<dyn Cluster>>);
+
+/// Opens the store that is configured: on disk, or over Redis, among other servers. Replays a journal, or waits for a
+/// network: not for the event loop.
+async fn open_store(config: &Config) -> Result<Opened, StoreError> {
+    if let Some(redis) = config.redis.clone() {
+        return open_redis(config, redis).await;
+    }
     let options = DiskOptions {
         namespace: config.namespace.clone(),
         durability: durability(config.store.durability),
@@ -154,7 +162,35 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
         ..DiskOptions::new(&config.store.path)
     };
     let store = tokio::task::spawn_blocking(move || open(options)).await;
-    store.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))?
+    let store = store.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))??;
+    Ok((store, None))
+}
+
+#[cfg(feature = "redis")]
+async fn open_redis(config: &Config, redis: config::Redis) -> Result<Opened, StoreError> {
+    use crate::{
+        cluster::redis::{Link, Servers},
+        store::redis::{RedisOptions, open},
+    };
+    let namespace = config.namespace.clone();
+    let joining = move || Link::open(&redis, namespace.as_deref(), Arc::default());
+    let link = tokio::task::spawn_blocking(joining).await;
+    let link = link.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))?;
+    let link = link.map_err(|error| StoreError::Unreachable(error.to_string().into()))?;
+    let options = RedisOptions {
+        namespace: config.namespace.clone(),
+        limits: limits(config),
+        queue: config.limits.queue,
+        ..RedisOptions::default()
+    };
+    let servers = Servers::new(link.clone());
+    Ok((open(link, options), Some(servers)))
+}
+
+#[cfg(not(feature = "redis"))]
+fn open_redis(_: &Config, _: config::Redis) -> std::future::Ready<Result<Opened, StoreError>> {
+    let why = "this build cannot speak to Redis; build it with `--features redis`, or remove `redis`";
+    std::future::ready(Err(StoreError::Incompatible(why.to_owned())))
 }
 
 /// Resolves when the server is to stop, or is gone.

@@ -18,6 +18,7 @@
 //! - `recent`, `read`: reading, from memory or from the tables
 //! - `journal`: all of that as a [`Store`]
 //! - `recovery`: opening
+//! - `redis`: the other store there is: logs in a Redis that several servers share (only with `--features redis`)
 //! - [`inspect`]: looking at what nobody has open, whatever has become of it
 //! - [`portable`], `backup`, [`salvage`]: a store in one file, how that is written, and a store made of what was found
 //!
@@ -69,6 +70,8 @@ mod received;
 mod recent;
 mod record;
 mod recovery;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod room;
 pub mod salvage;
 mod settle;
@@ -422,6 +425,10 @@ pub enum StoreError {
     /// A user has as many devices as are remembered, and all of them are connected.
     #[error("{0} devices of this user are connected, and that is as many as are allowed (sync.maxDevices)")]
     Devices(usize),
+    /// What keeps the logs is on the other side of a network and cannot be reached. Whether what was asked was done is not
+    /// known. It is tried again: nothing has to be started anew.
+    #[error("the store cannot be reached: {0}. Try again")]
+    Unreachable(Arc<str>),
     /// [`Store::close`] was called.
     #[error("the store is closed: the server is shutting down")]
     Closed,
@@ -523,6 +530,20 @@ pub trait Store: Send + Sync + 'static {
 
     /// Resolves when the store has failed ([`StoreError::Failed`]); otherwise never.
     fn failure(&self) -> BoxFuture<'_, StoreError>;
+
+    /// Whether the logs are on the other side of a network: then [`Store::attach`] and [`Store::missed`] wait for it too,
+    /// and are not for the event loop; [`Store::note`] and [`Store::detach`] never wait.
+    fn is_far(&self) -> bool {
+        false
+    }
+
+    /// Why nothing can be reached for now ([`StoreError::Unreachable`]), if that is so.
+    fn unreachable(&self) -> Option<Arc<str>> {
+        None
+    }
+
+    /// Sets who is told that commits may have been missed: any log may have more.
+    fn on_gap(&self, _listener: Arc<dyn Fn() + Send + Sync>) {}
 
     /// What is to be told to the outside world, if anything is.
     fn outbox(&self) -> Option<Arc<Outbox>> {

@@ -60,7 +60,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 }
                 _ => reply::nil(self.batch.answer()),
             },
-            Command::SetMembers(key) => self.members(&key),
+            Command::SetMembers(key) => self.members(&key).await,
             Command::SetCount(key) => {
                 let count = match self.wire.names.find(&key) {
                     Some(Name::Clients) => self.wire.hub.online_count(),
@@ -169,9 +169,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         found.iter().for_each(|name| reply::bulk(out, name.as_bytes()));
     }
 
-    fn members(&mut self, key: &[u8]) {
+    async fn members(&mut self, key: &[u8]) {
         match self.wire.names.find(key) {
-            Some(Name::Clients) => look::who_is_here(&self.wire.hub, self.batch.answer()),
+            Some(Name::Clients) => look::who_is_here(&self.wire.hub, self.batch.answer()).await,
             Some(Name::Pool) => {
                 let ids = self.wire.portals.as_ref().map(|portals| portals.ids()).unwrap_or_default();
                 let out = self.batch.answer();
@@ -288,7 +288,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                     self.wire.channels.publish(channel, text);
                     // Behind what was said before.
                     self.settle().await;
-                    let outcome = self.wire.hub.disconnect(&recipients, &[]);
+                    let outcome = self.wire.hub.disconnect(&recipients, &[]).await;
                     reply::integer(self.batch.answer(), outcome.online as u64);
                 }
                 Err(why) => self.refuse(&format!("ERR {why}")),

@@ -65,11 +65,11 @@ pub(super) async fn who_waits(hub: &Hub, out: &mut BytesMut, count_only: bool) -
 }
 
 /// Writes the users who are here.
-pub(super) fn who_is_here(hub: &Hub, out: &mut BytesMut) {
+pub(super) async fn who_is_here(hub: &Hub, out: &mut BytesMut) {
     let (mut users, mut after) = (Vec::new(), None);
     loop {
         // Page by page, so that nobody who comes or goes has to wait for all of it.
-        let page = hub.online(after.as_ref(), PAGE);
+        let page = hub.online(after.as_ref(), PAGE).await;
         let Some(last) = page.last() else { break };
         after = Some(last.clone());
         users.extend(page);

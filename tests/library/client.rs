@@ -76,7 +76,7 @@ async fn what_happens_to_a_client_is_a_stream() {
         assert_eq!(short(&within(expected, client.next()).await.unwrap()), expected);
     }
     // Asked to go, it does not come back; and so does one that an operator sends away.
-    assert_eq!(served.handle.disconnect(id("alice"), &[]).unwrap().online, 1);
+    assert_eq!(served.handle.disconnect(id("alice"), &[]).await.unwrap().online, 1);
     loop {
         match short(&within("the end", client.next()).await.unwrap()).as_str() {
             // It may not have had the time to say that it was done with this one.

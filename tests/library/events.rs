@@ -166,8 +166,8 @@ async fn what_the_server_sends_to_who_is_away_is_kept() {
     assert_eq!(served.handle.user(&id("alice")).await.unwrap().pending, 2);
     let mut alice = served.connect("alice").await;
     assert_eq!((next(&mut alice).await, next(&mut alice).await), (json!(1), json!(2)));
-    assert_eq!(served.handle.online(None, 10), [id("alice")]);
-    assert_eq!(served.handle.disconnect(id("alice"), &[]).unwrap().online, 1);
+    assert_eq!(served.handle.online(None, 10).await, [id("alice")]);
+    assert_eq!(served.handle.disconnect(id("alice"), &[]).await.unwrap().online, 1);
     assert_eq!(end(&mut alice).await.0, 1000);
     let mut everyone = message(());
     everyone.o.ttl = std::num::NonZeroU32::new(1);

@@ -10,7 +10,7 @@ use mesa::{
     message::{CollapseKey, DeviceId, DispatchId, Payload, Seq},
     store::{
         Append, Appended, Limits, Loss, Missed, Note, Once, Overflow, Reason, Rejected, Store, StoreError,
-        journal::Tuning, memory::Memory,
+        journal::Tuning,
     },
 };
 
@@ -36,11 +36,6 @@ async fn again(store: Arc<dyn Store>, place: &Place, tuning: Tuning, opening: &O
     drop(store);
     opening.ahead_ms.store(0, Ordering::Relaxed);
     place.open_with(tuning, opening)
-}
-
-/// An empty one on the same engine.
-fn another(place: &Place) -> Place {
-    if matches!(place, Place::Disk(_)) { Place::disk() } else { Place::Memory(Memory::default()) }
 }
 
 async fn in_the_inbox(store: &dyn Store, id: &str) {
@@ -285,7 +280,7 @@ async fn what_was_received_is_not_counted_among_those_that_were_dropped() {
     for place in Place::all() {
         for tuning in [NEVER, AT_ONCE] {
             let opening = opening(FIVE);
-            let place = another(&place);
+            let place = place.another();
             let store = place.open_with(tuning, &opening);
             fill(&*store, 1..=5, tuning.settle_after.is_zero()).await;
             receive(&*store, "a", 2, 3);
@@ -333,7 +328,7 @@ async fn a_newer_message_takes_the_place_of_a_pending_one_wherever_that_is() {
     for settled in [false, true] {
         for place in Place::all() {
             for hold in [None, Some(0)] {
-                let place = another(&place);
+                let place = place.another();
                 let opening = opening(Limits::default());
                 let mut store = place.open_with(if settled { AT_ONCE } else { NEVER }, &opening);
                 put(&*store, with_key(1, "state", "a")).await;
@@ -389,7 +384,7 @@ fn once(n: u64, users: &[&str]) -> Append {
 async fn an_id_is_answered_as_it_was_the_first_time_for_as_long_as_its_window() {
     for place in Place::all() {
         for tuning in [NEVER, AT_ONCE] {
-            let place = another(&place);
+            let place = place.another();
             let opening = opening(Limits { messages: 1, ids_window: 10 * HOUR, ..Limits::default() });
             let mut store = place.open_with(tuning, &opening);
             append(&*store, 1, &["full"]).await.unwrap();
@@ -436,7 +431,7 @@ async fn fill_up(store: &dyn Store) -> StoreError {
 
 #[tokio::test]
 async fn a_store_that_is_full_refuses_and_takes_again_when_users_were_cleared() {
-    for place in Place::all() {
+    for place in Place::embedded() {
         for tuning in [PRESSED, AT_ONCE] {
             let opening = opening(Limits { store_bytes: Some(1 << 20), ..Limits::default() });
             let store = place.open_with(tuning, &opening);
@@ -467,7 +462,7 @@ async fn a_store_that_is_full_refuses_and_takes_again_when_users_were_cleared() 
 
 #[tokio::test]
 async fn what_was_received_long_ago_does_not_fill_the_store() {
-    for place in Place::all() {
+    for place in Place::embedded() {
         let opening = opening(Limits { store_bytes: Some(2 << 20), ..Limits::default() });
         let store = place.open_with(PRESSED, &opening);
         let large = format!("\"{}\"", "x".repeat(20_000));

@@ -421,3 +421,9 @@ fn random_operations_in_memory_leave_what_a_list_would() {
 fn random_operations_on_disk_leave_what_a_list_would() {
     check(Place::disk, 40);
 }
+
+#[cfg(feature = "redis")]
+#[test]
+fn random_operations_over_redis_leave_what_a_list_would() {
+    check(|| Place::Redis(crate::redis::Somewhere::default()), 60);
+}

@@ -39,12 +39,33 @@ pub struct Opening {
 pub enum Place {
     Memory(Memory),
     Disk(TempDir),
+    /// A namespace of a Redis.
+    #[cfg(feature = "redis")]
+    Redis(crate::redis::Somewhere),
 }
 
 impl Place {
     /// One of each engine.
-    pub fn all() -> [Self; 2] {
-        [Self::Memory(Memory::default()), Self::disk()]
+    pub fn all() -> Vec<Self> {
+        let all = Self::embedded().into_iter();
+        #[cfg(feature = "redis")]
+        let all = all.chain([Self::Redis(crate::redis::Somewhere::default())]);
+        all.collect()
+    }
+
+    /// One of each that keeps everything itself.
+    pub fn embedded() -> Vec<Self> {
+        vec![Self::Memory(Memory::default()), Self::disk()]
+    }
+
+    /// An empty one on the same engine.
+    pub fn another(&self) -> Self {
+        match self {
+            Self::Memory(_) => Self::Memory(Memory::default()),
+            Self::Disk(_) => Self::disk(),
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => Self::Redis(crate::redis::Somewhere::default()),
+        }
     }
 
     pub fn disk() -> Self {
@@ -55,6 +76,8 @@ impl Place {
         match self {
             Self::Memory(_) => panic!("not on disk"),
             Self::Disk(dir) => dir.path(),
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => panic!("not on disk"),
         }
     }
 
@@ -71,6 +94,8 @@ impl Place {
             Self::Disk(dir) => {
                 disk::open(DiskOptions { tuning, limits, ahead_ms, ..DiskOptions::new(dir.path()) }).unwrap()
             }
+            #[cfg(feature = "redis")]
+            Self::Redis(somewhere) => somewhere.open(limits, ahead_ms),
         }
     }
 }

@@ -57,6 +57,16 @@ pub enum Command {
     Inspect(InspectArgs),
     Backup(BackupArgs),
     Restore(RestoreArgs),
+    /// Bring what waits in a stock set-up's Redis into a store
+    ///
+    /// Needs a build with --features redis, and a store that no server has open. Nothing is taken away in Redis: stop what
+    /// writes there first. Said again, it goes on where it was stopped, and brings nothing twice.
+    Import(MoveArgs),
+    /// Bring what waits in a store into a stock set-up's Redis
+    ///
+    /// The same the other way round: behind what waits there for each user, and nothing twice. The store keeps what it has.
+    /// Times to live, devices and sequences are nothing that stock knows.
+    Export(MoveArgs),
 }
 
 /// Run the server
@@ -491,6 +501,27 @@ pub struct RestoreArgs {
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Directory of the store; must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub store_path: PathBuf,
+}
+
+/// What is moved, and where.
+#[derive(Debug, Args)]
+#[command(after_long_help = format!("\
+Examples:
+  mesa import redis://localhost:6379 --store-path data/store
+  mesa import redis://:secret@cache:6379 --namespace shop --store-path data/store
+  mesa export redis://localhost:6379 --store-path data/store
+
+{EXIT_CODES}"))]
+pub struct MoveArgs {
+    /// The Redis: redis://user:password@host:port/database
+    #[arg(value_name = "URL")]
+    pub redis: String,
+    /// Namespace, of the set-up and of the store
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Directory of the store
     #[arg(long, value_name = "DIR")]
     pub store_path: PathBuf,
 }

@@ -14,6 +14,7 @@ mod failure;
 mod inbox;
 mod inspect;
 mod logging;
+mod moving;
 mod output;
 mod restore;
 mod serve;
@@ -58,6 +59,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Backup(args) => wait_for(backup::run(&args)),
         Command::Restore(args) => restore::run(&args),
+        Command::Import(args) => wait_for(moving::import(&args)),
+        Command::Export(args) => wait_for(moving::export(&args)),
     }
 }
 

@@ -76,10 +76,30 @@ fn the_documented_object_works_as_it_stands_once_redis_is_set_aside() {
     let loaded = load_with(DOCUMENTED, |sources| (sources.embedded, sources.dev) = (true, true)).unwrap();
     assert!(loaded.config.authentication.insecure);
 
-    let error = problems(DOCUMENTED);
-    assert!(error.contains("--store embedded"), "{error}");
+    #[cfg(not(feature = "redis"))]
+    assert!(problems(DOCUMENTED).contains("--store embedded"));
+    #[cfg(feature = "redis")]
+    {
+        let loaded = load_with(DOCUMENTED, |_| {}).unwrap();
+        assert_eq!(loaded.config.redis, Some(crate::config::Redis::One("redis://localhost:6379".into())));
+    }
 }
 
+#[cfg(feature = "redis")]
+#[test]
+fn redis_is_taken_from_file_and_environment_and_never_shown() {
+    let loaded = |name: &str, text: &str| load_with("{}", |sources| sources.env = env(&[(name, text)])).unwrap().config;
+    let uri = loaded("REDIS_URI", "redis://u:sesame@h");
+    assert!(uri.redis.is_some() && !format!("{uri:?}{}", uri.effective()).contains("sesame"));
+    assert!(matches!(loaded("REDIS_SENTINELS", "a:1,b").redis, Some(crate::config::Redis::Sentinel { .. })));
+    for (redis, told) in [("''", "is empty"), ("{ hots: 'a' }", "redis.hots"), ("'http://u:sesame@h'", "must be a URL")]
+    {
+        let error = problems(&format!("{{ redis: {redis} }}"));
+        assert!(error.contains(told) && !error.contains("sesame"), "{error}");
+    }
+}
+
+#[cfg(not(feature = "redis"))]
 #[test]
 fn redis_is_refused_in_each_of_its_forms() {
     for redis in ["'redis://a'", "{ host: 'a', anything: [1] }", "[{ host: 'a' }, { host: 'b' }]", "''"] {

@@ -201,7 +201,7 @@ fn a_secret_is_never_in_an_error() {
         json!({ "api": { "keys": hidden } }),
         json!({ "authentication": { "jwt": { "secret": hidden } } }),
         json!({ "authentication": { "jwt": { "secret": [hidden] } } }),
-        json!({ "redis": { "password": hidden } }),
+        json!({ "redis": { "password": [hidden] } }),
         json!({ "authentication": hidden }),
     ] {
         let error = problems(&text.to_string());

@@ -93,7 +93,7 @@ impl Batch {
             Tasks::Nothing => Ok(Told::Passed(Vec::new())),
             Tasks::Keep(kept) => hub.append(kept).await.map(Told::Kept),
             Tasks::Pass(dispatches) => hub.dispatch_all(dispatches).await.map(Told::Passed),
-            Tasks::Disconnect(disconnect) => Ok(Told::Passed(vec![disconnect.run(hub)])),
+            Tasks::Disconnect(disconnect) => Ok(Told::Passed(vec![disconnect.run(hub).await])),
         };
         Done { lines: self.lines, result }
     }

@@ -82,8 +82,8 @@ pub(super) struct Disconnect {
 }
 
 impl Disconnect {
-    pub(super) fn run(self, hub: &Hub) -> Outcome {
-        let mut outcome = hub.disconnect(&self.recipients, &self.excluding);
+    pub(super) async fn run(self, hub: &Hub) -> Outcome {
+        let mut outcome = hub.disconnect(&self.recipients, &self.excluding).await;
         outcome.recipients += self.refused.len();
         outcome.rejected.extend(self.refused);
         outcome

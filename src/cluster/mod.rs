@@ -1,0 +1,76 @@
+//! Several servers as one: what they tell each other, and what they stand on.
+//!
+//! - [`Cluster`]: the contract
+//! - `redis`: over one Redis (only with `--features redis`)
+//!
+//! Nothing that is promised is told this way: what is kept is in the log, and the log is asked. What is told may be lost
+//! with the line: messages that are never kept, and who is to go.
+
+#[cfg(feature = "redis")]
+pub mod redis;
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use crate::message::{Payload, Recipients, UserId};
+
+/// Something that every server is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// A message that passes the logs by.
+    Message {
+        /// What is said.
+        payload: Payload,
+        /// Who it is for.
+        recipients: Recipients,
+        /// And who not.
+        excluding: Vec<UserId>,
+    },
+    /// These are to go.
+    Leave {
+        /// Who.
+        recipients: Recipients,
+        /// And who not.
+        excluding: Vec<UserId>,
+    },
+}
+
+/// Who is told what other servers say. Must not block.
+pub type Hears = Arc<dyn Fn(Word) + Send + Sync>;
+
+/// Who keeps messages that came from a server of another make for users who are here: one after the other, and resolves when
+/// they are kept.
+pub type Keeps = Arc<dyn Fn(Vec<(Payload, Vec<UserId>)>) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// The other servers, from the side of one.
+pub trait Cluster: Send + Sync + 'static {
+    /// So many connections of this user are here now. Never waits; of two calls the later holds.
+    fn here(&self, user: &UserId, connections: usize);
+
+    /// So many connections are here now, whoever they are. Never waits.
+    fn count(&self, connections: usize);
+
+    /// Connections of each of these users at the other servers; `None` where that cannot be found out now.
+    fn elsewhere<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<usize>>>;
+
+    /// Connections at the other servers in all; 0 where that cannot be found out now.
+    fn all_elsewhere(&self) -> BoxFuture<'_, usize>;
+
+    /// Which of these users are connected to any server, where there are servers of another make (stock's): those have to be
+    /// told. `None` where there are none, or that cannot be found out.
+    fn beside<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<bool>>>;
+
+    /// Has servers of another make send a message to users of theirs. False where that could not be said.
+    fn tell_beside<'a>(&'a self, payload: &'a Payload, users: &'a [UserId]) -> BoxFuture<'a, bool>;
+
+    /// Users who are connected to any server, in the order of their ids, those above `after`; `None` where that cannot be
+    /// found out now.
+    fn online<'a>(&'a self, after: Option<&'a UserId>, limit: usize) -> BoxFuture<'a, Option<Vec<UserId>>>;
+
+    /// Tells every other server. Never waits; what cannot be told is lost, and counted in the log.
+    fn tell(&self, word: Word);
+
+    /// Sets who is told what other servers say. Called once.
+    fn hear(&self, hears: Hears, keeps: Keeps);
+}

@@ -1,0 +1,276 @@
+//! One Redis that several servers share: the line to it, and what they tell each other over it.
+//!
+//! - `line`: a connection that is made again when it is lost, and never takes one reply for another
+//! - `names`: what stands in the Redis under which key
+//! - `lease`: which servers live
+//! - `feed`: what other servers say
+//! - `presence`: who is connected to which server
+//! - `stock`: what stock's servers and Dispatchers say
+//! - `words`: what servers tell each other, as it is written
+//! - [`Servers`]: all of that as a [`Cluster`](super::Cluster)
+//!
+//! The line has a small runtime of its own. So a caller that gives up leaves its request to come to its end, and one that
+//! may wait can do so on any thread.
+
+mod feed;
+mod lease;
+mod line;
+pub mod names;
+mod presence;
+mod servers;
+mod stock;
+mod words;
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::{runtime::Runtime, sync::watch, task::AbortHandle};
+
+pub use self::{
+    feed::Told,
+    lease::Live,
+    line::{LinkError, Script},
+    servers::Servers,
+    stock::StockMessage,
+};
+use self::{line::Lines, names::Names};
+use crate::config;
+
+/// A Redis that cannot be reached for this long when a server starts is not waited for.
+const OPEN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Who is told what other servers say: on the line's own threads, so it must not block.
+pub type Listener = Arc<dyn Fn(&Told) + Send + Sync>;
+
+/// A server's place at a Redis.
+pub struct Link {
+    lines: Lines,
+    names: Names,
+    node: String,
+    live: RwLock<Live>,
+    /// Milliseconds by which the clock is ahead: for tests.
+    ahead_ms: Arc<AtomicU64>,
+    /// What an earlier opening with such a clock has left.
+    base_ms: u64,
+    came: Instant,
+    listeners: RwLock<Vec<Listener>>,
+    tasks: Mutex<Vec<AbortHandle>>,
+    /// Another server has taken this one for dead: what it has said of who is here has to be said again.
+    buried: AtomicBool,
+    /// Set once this server hears what others say.
+    hears: watch::Sender<bool>,
+    /// Set once this server is not one of them any more.
+    left: watch::Sender<bool>,
+    runtime: Option<Runtime>,
+}
+
+impl Link {
+    /// Connects, and joins the servers that are there. Blocks for five seconds at most.
+    ///
+    /// # Errors
+    /// When the Redis cannot be reached, or is none that can be used.
+    pub fn open(
+        redis: &config::Redis,
+        namespace: Option<&str>,
+        ahead_ms: Arc<AtomicU64>,
+    ) -> Result<Arc<Self>, LinkError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("mesa-redis")
+            .enable_all()
+            .build()
+            .map_err(|error| LinkError::Refused(format!("a thread cannot be started: {error}")))?;
+        let (lines, names) = (Lines::new(redis)?, Names::new(namespace));
+        let (done, opened) = mpsc::channel();
+        let until = Instant::now() + OPEN_PATIENCE;
+        let joining = {
+            let (lines, names) = (lines.clone(), names.clone());
+            async move {
+                loop {
+                    match lease::join(&lines, &names).await {
+                        Err(LinkError::Lost(_)) if Instant::now() < until => {
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
+                        joined => {
+                            _ = done.send(joined);
+                            return;
+                        }
+                    }
+                }
+            }
+        };
+        runtime.spawn(joining);
+        let joined = opened.recv().unwrap_or_else(|_| Err(LinkError::Lost("the attempt did not end".into())));
+        let joined = match joined {
+            Ok(joined) => joined,
+            Err(error) => {
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        };
+        let link = Arc::new(Self {
+            lines,
+            names,
+            node: joined.node,
+            live: RwLock::new(joined.live),
+            ahead_ms,
+            base_ms: joined.base_ms,
+            came: Instant::now(),
+            listeners: RwLock::default(),
+            tasks: Mutex::default(),
+            buried: AtomicBool::new(false),
+            hears: watch::Sender::new(false),
+            left: watch::Sender::new(false),
+            runtime: Some(runtime),
+        });
+        link.keep(lease::keep);
+        link.keep(feed::listen);
+        // Or what is said to the first who comes might not be heard.
+        let mut hears = link.hears.subscribe();
+        let left = until.saturating_duration_since(Instant::now());
+        let heard = link.wait(async move {
+            let waiting = tokio::time::timeout(left, hears.wait_for(|hears| *hears));
+            let silent = || LinkError::Lost("it does not let anybody subscribe".into());
+            waiting.await.map_err(|_| silent())?.map(|_| ()).map_err(|_| silent())
+        });
+        heard.map(|()| link)
+    }
+
+    /// Runs a task for as long as this is one of the servers.
+    pub fn keep<F>(self: &Arc<Self>, task: impl FnOnce(Weak<Self>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if let Some(runtime) = &self.runtime {
+            self.tasks.lock().push(runtime.spawn(task(Arc::downgrade(self))).abort_handle());
+        }
+    }
+
+    /// Runs to its end, whether or not somebody still waits for it; resolves with what it gives.
+    ///
+    /// # Errors
+    /// As what is run, or when the line is closed.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, LinkError>> + Send + 'static,
+    ) -> Result<T, LinkError> {
+        let Some(runtime) = &self.runtime else { return Err(LinkError::Lost("the line is closed".into())) };
+        match runtime.spawn(work).await {
+            Ok(result) => result,
+            Err(_) => Err(LinkError::Lost("the line was closed".into())),
+        }
+    }
+
+    /// The same, for a thread that may wait. Not from a task of the line's own.
+    ///
+    /// # Errors
+    /// As what is run.
+    pub fn wait<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, LinkError>> + Send + 'static,
+    ) -> Result<T, LinkError> {
+        let (done, result) = mpsc::channel();
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(async move { _ = done.send(work.await) });
+        }
+        result.recv().unwrap_or_else(|_| Err(LinkError::Lost("the line was closed".into())))
+    }
+
+    /// The lines to send requests over.
+    pub fn lines(&self) -> &Lines {
+        &self.lines
+    }
+
+    /// What stands under which key.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// What this server is called among the others: the time at which it came, and something of its own.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Which servers live.
+    pub fn live(&self) -> Live {
+        self.live.read().clone()
+    }
+
+    fn set_live(&self, live: Live, known: bool) {
+        *self.live.write() = live;
+        if !known {
+            self.buried.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn was_buried(&self) -> bool {
+        self.buried.swap(false, Ordering::Relaxed)
+    }
+
+    /// Milliseconds by which the clock is ahead of that of the Redis.
+    pub fn ahead_ms(&self) -> u64 {
+        self.base_ms + self.ahead_ms.load(Ordering::Relaxed)
+    }
+
+    /// Time since this server came, by the same clock.
+    pub fn steady(&self) -> Duration {
+        self.came.elapsed() + Duration::from_millis(self.ahead_ms.load(Ordering::Relaxed))
+    }
+
+    /// From here on `listener` is told what other servers say.
+    pub fn listen(&self, listener: Listener) {
+        self.listeners.write().push(listener);
+    }
+
+    fn tell(&self, told: &Told) {
+        let listeners = self.listeners.read().clone();
+        listeners.iter().for_each(|listener| listener(told));
+    }
+
+    /// Why nothing can be asked for now, and since when; `None` while all is well.
+    pub fn down(&self) -> Option<(Arc<str>, Duration)> {
+        self.lines.down()
+    }
+
+    /// Leaves the servers: what it holds is not held any more. The second time does nothing.
+    ///
+    /// # Errors
+    /// When the Redis cannot be told; its lease ends by itself then.
+    pub async fn leave(self: &Arc<Self>) -> Result<(), LinkError> {
+        if self.left.send_replace(true) {
+            return Ok(());
+        }
+        self.tasks.lock().drain(..).for_each(|task| task.abort());
+        let link = self.clone();
+        self.run(async move {
+            lease::leave(&link.lines, &link.names, link.ahead_ms()).await?;
+            presence::Presence::leave(&link).await
+        })
+        .await
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.tasks.lock().drain(..).for_each(|task| task.abort());
+        if let Some(runtime) = self.runtime.take() {
+            // Not waited for: this may be a task of another runtime.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("node", &self.node).finish_non_exhaustive()
+    }
+}

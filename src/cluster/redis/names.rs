@@ -1,0 +1,142 @@
+//! What stands in the Redis under which key. Every name ends in the suffix of the namespace, as stock's do; keys of one user
+//! share a hash tag, so that they are in one slot of a Cluster.
+
+/// What a namespace calls things.
+#[derive(Clone, Debug)]
+pub struct Names {
+    suffix: String,
+}
+
+impl Names {
+    /// Names with the suffix of this namespace.
+    #[must_use]
+    pub fn new(namespace: Option<&str>) -> Self {
+        Self { suffix: namespace.map(|namespace| format!("_{namespace}")).unwrap_or_default() }
+    }
+
+    /// What stock calls it, in this namespace.
+    #[must_use]
+    pub fn stock(&self, name: &str) -> String {
+        format!("{name}{}", self.suffix)
+    }
+
+    fn of_user(&self, what: &str, user: &str) -> String {
+        format!("mesa:{what}:{{{}}}{}", tag(user), self.suffix)
+    }
+
+    /// Where a user's log stands: head, cursors, gaps.
+    #[must_use]
+    pub fn state(&self, user: &str) -> String {
+        self.of_user("state", user)
+    }
+
+    /// A user's messages.
+    #[must_use]
+    pub fn log(&self, user: &str) -> String {
+        self.of_user("log", user)
+    }
+
+    /// What a dispatch with an id came to for one user.
+    #[must_use]
+    pub fn done(&self, user: &str, id: &str) -> String {
+        format!("mesa:done:{{{}}}:{id}{}", tag(user), self.suffix)
+    }
+
+    /// What was answered to a dispatch with an id.
+    #[must_use]
+    pub fn answer(&self, id: &str) -> String {
+        format!("mesa:answer:{id}{}", self.suffix)
+    }
+
+    /// Every user something is kept of, in order.
+    #[must_use]
+    pub fn known(&self) -> String {
+        self.stock("mesa:known")
+    }
+
+    /// When somebody has to look after a user although nothing happens.
+    #[must_use]
+    pub fn due(&self) -> String {
+        self.stock("mesa:due")
+    }
+
+    /// The servers, and until when each lease holds.
+    #[must_use]
+    pub fn nodes(&self) -> String {
+        self.stock("mesa:{here}:nodes")
+    }
+
+    /// Who is here, in order.
+    #[must_use]
+    pub fn online(&self) -> String {
+        self.stock("mesa:{here}:online")
+    }
+
+    /// Who is connected to one server, and how often.
+    #[must_use]
+    pub fn at(&self, node: &str) -> String {
+        let (begin, end) = self.at_parts();
+        format!("{begin}{node}{end}")
+    }
+
+    /// What stands before and behind the server's name in that.
+    #[must_use]
+    pub fn at_parts(&self) -> (String, String) {
+        ("mesa:{here}:at:".to_owned(), self.suffix.clone())
+    }
+
+    /// How many connections each server has.
+    #[must_use]
+    pub fn counts(&self) -> String {
+        self.stock("mesa:{here}:counts")
+    }
+
+    /// How late it was when a server with a clock of its own has left: only tests have one.
+    #[must_use]
+    pub fn clock(&self) -> String {
+        self.stock("mesa:clock")
+    }
+
+    /// The channel on which it is said who has more.
+    #[must_use]
+    pub fn wake(&self) -> String {
+        self.stock("mesa:wake")
+    }
+
+    /// The channel for what is never kept, and for who is to go.
+    #[must_use]
+    pub fn past(&self) -> String {
+        self.stock("mesa:past")
+    }
+}
+
+/// An id between braces: what is in it must not end them.
+fn tag(user: &str) -> String {
+    let mut tag = String::with_capacity(user.len());
+    for each in user.chars() {
+        match each {
+            '{' => tag.push_str("%7B"),
+            '}' => tag.push_str("%7D"),
+            '%' => tag.push_str("%25"),
+            each => tag.push(each),
+        }
+    }
+    tag
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_user_and_no_namespace_has_the_key_of_another() {
+        let (none, shop) = (Names::new(None), Names::new(Some("shop")));
+        assert_eq!(shop.stock("connected_clients"), "connected_clients_shop");
+        let users = ["a", "}", "{", "%7D", "a}b", "a}_shop", "a_shop"];
+        let mut keys: Vec<_> = users.iter().flat_map(|user| [none.state(user), shop.state(user)]).collect();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), 2 * users.len());
+        assert_eq!(none.state("}").matches('}').count(), 1, "the tag ends where it should");
+    }
+}

@@ -1,0 +1,157 @@
+//! What stock's servers and Dispatchers say to each other, on the channel that they call `ws`.
+//!
+//! Whoever of ours listens there does so by a pattern, and so is not counted among its subscribers: those are stock's.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{Link, LinkError};
+use crate::message::{EVERYONE, Payload, Recipients, UserId};
+
+/// What marks what we have said there ourselves: stock does not look at it.
+const OURS: &str = "mesa";
+
+/// A message as stock keeps and publishes it.
+#[derive(Debug, Deserialize)]
+pub struct StockMessage<'a> {
+    #[serde(default)]
+    op: u64,
+    #[serde(borrow, default)]
+    d: Option<&'a RawValue>,
+    #[serde(default)]
+    t: Option<String>,
+    #[serde(default)]
+    o: Option<StockOptions>,
+}
+
+#[derive(Debug, Deserialize)]
+struct StockOptions {
+    #[serde(default = "yes")]
+    sync: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Debug, Deserialize)]
+struct Published<'a> {
+    #[serde(borrow)]
+    message: StockMessage<'a>,
+    recipients: Vec<String>,
+    #[serde(default)]
+    from: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Publishing<'a> {
+    message: &'a RawValue,
+    recipients: Vec<&'a str>,
+    from: &'static str,
+}
+
+/// Something stock has said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// A message for these, and whether it may be kept.
+    Message { payload: Payload, recipients: Recipients, sync: bool },
+    /// These are to go.
+    Leave(Recipients),
+}
+
+impl StockMessage<'_> {
+    /// The text a client reads.
+    ///
+    /// # Errors
+    /// Why it cannot be sent to one.
+    pub fn payload(&self) -> Result<Payload, crate::message::MessageError> {
+        Payload::encode(self.op, self.d.map(RawValue::get), self.t.as_deref())
+    }
+}
+
+/// Reads what was published; nothing where it is ours, for nobody, or not understood.
+pub(super) fn read(text: &[u8]) -> Option<Said> {
+    let Published { message, recipients, from } = serde_json::from_slice(text)
+        .inspect_err(|error| tracing::warn!(%error, "something on stock's channel is not understood"))
+        .ok()?;
+    if from.as_deref() == Some(OURS) || recipients.is_empty() {
+        return None;
+    }
+    let recipients = if recipients.iter().any(|one| one == EVERYONE) {
+        Recipients::Everyone
+    } else {
+        Recipients::Users(recipients.iter().filter_map(|one| UserId::new(one).ok()).collect())
+    };
+    if message.op == 5 {
+        return (message.t.as_deref() == Some("DISCONNECT_CLIENT")).then_some(Said::Leave(recipients));
+    }
+    let payload = message
+        .payload()
+        .inspect_err(|error| tracing::warn!(%error, "a message on stock's channel cannot be sent to clients"))
+        .ok()?;
+    let sync = message.o.is_none_or(|options| options.sync);
+    Some(Said::Message { payload, recipients, sync })
+}
+
+/// Writes what stock is to send.
+pub(super) fn write(message: &[u8], recipients: &Recipients) -> Option<Vec<u8>> {
+    let message: &RawValue = serde_json::from_slice(message).ok()?;
+    let recipients = match recipients {
+        Recipients::Everyone => vec![EVERYONE],
+        Recipients::Users(users) => users.iter().map(UserId::as_str).collect(),
+    };
+    serde_json::to_vec(&Publishing { message, recipients, from: OURS }).ok()
+}
+
+/// Says it to stock.
+pub(super) async fn publish(link: &Link, message: &[u8], recipients: &Recipients) -> Result<(), LinkError> {
+    let Some(text) = write(message, recipients) else { return Ok(()) };
+    link.lines().ask(redis::cmd("PUBLISH").arg(link.names().stock("ws")).arg(text)).await
+}
+
+/// Whether a stock server listens. In a Cluster that cannot be asked, and is taken to be so.
+pub(super) async fn is_there(link: &Link) -> Result<bool, LinkError> {
+    if link.lines().is_spread() {
+        return Ok(true);
+    }
+    let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(link.names().stock("ws")).to_owned();
+    let (_, count): (String, u64) = link.lines().ask(&asked).await?;
+    Ok(count > 0)
+}
+
+/// Which of these users are connected, to whichever server.
+pub(super) async fn connected(link: &Link, users: &[UserId]) -> Result<Vec<bool>, LinkError> {
+    if users.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut command = redis::cmd("SMISMEMBER");
+    command.arg(link.names().stock("connected_clients"));
+    users.iter().for_each(|user| _ = command.arg(user.as_str()));
+    link.lines().ask(&command).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stock_publishes_is_read_and_what_we_publish_is_not() {
+        let user = |id| UserId::new(id).unwrap();
+        let payload = Payload::encode(0, Some("{\"n\":1.0}"), Some("T")).unwrap();
+        let text = br#"{"message":{"op":0,"d":{"n":1.0},"t":"T","o":{"sync":false}},"recipients":["a","b"]}"#;
+        let recipients = Recipients::Users(vec![user("a"), user("b")]);
+        let message = Said::Message { payload: payload.clone(), recipients: recipients.clone(), sync: false };
+        assert_eq!(read(text), Some(message));
+        let text = br#"{"message":{"op":5,"d":{},"t":"DISCONNECT_CLIENT"},"recipients":["*"]}"#;
+        assert_eq!(read(text), Some(Said::Leave(Recipients::Everyone)));
+        for nothing in
+            [&br#"{"message":{"op":0},"recipients":[]}"#[..], b"{", b"{\"message\":{\"op\":1},\"recipients\":[\"a\"]}"]
+        {
+            assert_eq!(read(nothing), None);
+        }
+        let ours = write(payload.as_bytes(), &recipients).unwrap();
+        assert_eq!(read(&ours), None);
+        let expected = r#"{"message":{"op":0,"d":{"n":1.0},"t":"T"},"recipients":["a","b"],"from":"mesa"}"#;
+        assert_eq!(String::from_utf8(ours).unwrap(), expected);
+    }
+}

@@ -1,0 +1,85 @@
+//! What servers tell each other, as it crosses the channel: a line of JSON, and behind it the message to the letter.
+
+use serde::{Deserialize, Serialize};
+
+use super::super::Word;
+use crate::message::{EVERYONE, Payload, Recipients, UserId};
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Head {
+    /// Which server says it.
+    from: String,
+    to: Vec<String>,
+    #[serde(default)]
+    not: Vec<String>,
+    #[serde(default)]
+    leave: bool,
+}
+
+fn names(users: &[UserId]) -> Vec<String> {
+    users.iter().map(ToString::to_string).collect()
+}
+
+fn users(names: &[String]) -> Vec<UserId> {
+    names.iter().filter_map(|name| UserId::new(name).ok()).collect()
+}
+
+/// Writes it down.
+pub(super) fn encode(from: &str, word: &Word) -> Vec<u8> {
+    let (recipients, excluding, payload) = match word {
+        Word::Message { payload, recipients, excluding } => (recipients, excluding, Some(payload)),
+        Word::Leave { recipients, excluding } => (recipients, excluding, None),
+    };
+    let to = match recipients {
+        Recipients::Everyone => vec![EVERYONE.to_owned()],
+        Recipients::Users(users) => names(users),
+    };
+    let head = Head { from: from.to_owned(), to, not: names(excluding), leave: payload.is_none() };
+    // Strings and lists of them always have a JSON form.
+    let mut text = serde_json::to_vec(&head).expect("a head is JSON");
+    text.push(b'\n');
+    if let Some(payload) = payload {
+        text.extend_from_slice(payload.as_bytes());
+    }
+    text
+}
+
+/// Reads it; nothing where it is not understood, or said by `own`.
+pub(super) fn decode(text: &[u8], own: &str) -> Option<Word> {
+    let at = text.iter().position(|byte| *byte == b'\n')?;
+    let Head { from, to, not, leave } = serde_json::from_slice(&text[..at]).ok()?;
+    if from == own {
+        return None;
+    }
+    let recipients = match &to[..] {
+        [one] if one == EVERYONE => Recipients::Everyone,
+        names => Recipients::Users(users(names)),
+    };
+    let excluding = users(&not);
+    if leave {
+        return Some(Word::Leave { recipients, excluding });
+    }
+    let payload = Payload::from_stored(bytes::Bytes::copy_from_slice(&text[at + 1..]));
+    Some(Word::Message { payload, recipients, excluding })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_read_as_it_was_said_and_not_by_who_said_it() {
+        let user = |id| UserId::new(id).unwrap();
+        let payload = Payload::encode(0, Some("{\"a\":\n1}"), Some("T")).unwrap();
+        for word in [
+            Word::Message { payload: payload.clone(), recipients: Recipients::Everyone, excluding: vec![user("a")] },
+            Word::Message { payload, recipients: Recipients::Users(vec![user("a b"), user("\"")]), excluding: vec![] },
+            Word::Leave { recipients: Recipients::Users(vec![user("*a")]), excluding: vec![] },
+        ] {
+            let text = encode("1-a", &word);
+            assert_eq!(decode(&text, "1-b"), Some(word));
+            assert_eq!(decode(&text, "1-a"), None);
+        }
+        assert_eq!(decode(b"{\n", "1-a"), None);
+    }
+}

@@ -1,0 +1,218 @@
+//! The key `redis`: where the Redis is that several servers share, in each of the forms that stock takes.
+
+use std::fmt::{self, Write as _};
+
+use serde_json::{Map, Value};
+
+/// Port of a Redis, and of a Sentinel, where none is named.
+const PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
+
+/// Where the Redis is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Redis {
+    /// One, as a URL: `redis://user:password@host:port/database`.
+    One(String),
+    /// A Redis Cluster: some of its nodes, as URLs.
+    Cluster(Vec<String>),
+    /// One that is looked up at its Sentinels.
+    Sentinel {
+        /// Host and port of each Sentinel.
+        sentinels: Vec<(String, u16)>,
+        /// What they call it.
+        name: String,
+        /// For the Redis itself.
+        username: Option<String>,
+        /// For the Redis itself.
+        password: Option<String>,
+        /// For the Sentinels.
+        sentinel_password: Option<String>,
+        /// Which database.
+        database: i64,
+    },
+}
+
+impl fmt::Debug for Redis {
+    /// Without passwords.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::One(_) => "Redis::One",
+            Self::Cluster(_) => "Redis::Cluster",
+            Self::Sentinel { .. } => "Redis::Sentinel",
+        })
+    }
+}
+
+/// Reads the key: a URL or `host:port`; an object as ioredis takes it (`host`, `port`, `username`, `password`, `db`, or
+/// `sentinels` and `name`); or a list of either, which is a Cluster.
+///
+/// # Errors
+/// A sentence that says what is wrong, without showing what may be a secret.
+pub fn parse(value: &Value) -> Result<Redis, String> {
+    match value {
+        Value::String(text) if text.contains(',') => {
+            text.split(',').map(|part| url(part.trim())).collect::<Result<_, _>>().map(Redis::Cluster)
+        }
+        Value::String(text) => url(text).map(Redis::One),
+        Value::Object(object) if object.contains_key("sentinels") => sentinel(object),
+        Value::Object(object) => address(object).map(Redis::One),
+        Value::Array(nodes) if nodes.is_empty() => Err("redis is an empty list; name some nodes of the Cluster".into()),
+        Value::Array(nodes) => nodes
+            .iter()
+            .map(|node| match node {
+                Value::String(text) => url(text),
+                Value::Object(object) => address(object),
+                _ => Err("each node in the list redis must be a string or an object".to_owned()),
+            })
+            .collect::<Result<_, _>>()
+            .map(Redis::Cluster),
+        _ => Err("redis must be a string, an object or a list".into()),
+    }
+}
+
+/// `REDIS_SENTINELS`: `host:port,host:port`, with the name that Sentinels give when nobody says another.
+pub(super) fn parse_sentinels(text: &str) -> Result<Redis, String> {
+    let sentinels: Vec<Value> = text.split(',').map(|one| Value::String(one.trim().to_owned())).collect();
+    let object: Map<String, Value> = [("sentinels".to_owned(), Value::Array(sentinels))].into_iter().collect();
+    sentinel(&object)
+}
+
+fn url(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("redis is empty; it must be a URL like redis://localhost:6379".into());
+    }
+    match text.split_once("://") {
+        None => Ok(format!("redis://{text}")),
+        Some(("redis" | "redis+unix" | "unix", rest)) if !rest.is_empty() => Ok(text.to_owned()),
+        Some(("rediss", _)) => {
+            Err("redis is a rediss:// URL, but this build speaks to Redis without TLS; use a tunnel, or redis://"
+                .into())
+        }
+        Some(_) => Err("redis must be a URL like redis://user:password@host:6379/0".into()),
+    }
+}
+
+fn text<'a>(object: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, String> {
+    match object.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(format!("redis.{name} must be a string")),
+    }
+}
+
+fn number(object: &Map<String, Value>, name: &str, default: u16) -> Result<u16, String> {
+    let number = match object.get(name) {
+        None | Some(Value::Null) => return Ok(default),
+        Some(Value::Number(number)) => number.as_u64(),
+        Some(Value::String(text)) => text.parse().ok(),
+        Some(_) => None,
+    };
+    number.and_then(|number| u16::try_from(number).ok()).ok_or(format!("redis.{name} must be a whole number to 65535"))
+}
+
+fn known(object: &Map<String, Value>, names: &[&str]) -> Result<(), String> {
+    match object.keys().find(|key| !names.contains(&key.as_str())) {
+        Some(unknown) => Err(format!("redis.{unknown} is not known; it may have {}", names.join(", "))),
+        None => Ok(()),
+    }
+}
+
+fn address(object: &Map<String, Value>) -> Result<String, String> {
+    known(object, &["url", "uri", "host", "port", "username", "password", "db"])?;
+    if let Some(whole) = text(object, "url")?.or(text(object, "uri")?) {
+        return url(whole);
+    }
+    let host = text(object, "host")?.unwrap_or("localhost");
+    let (port, database) = (number(object, "port", PORT)?, number(object, "db", 0)?);
+    let user = escape(text(object, "username")?.unwrap_or_default());
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    Ok(match text(object, "password")? {
+        Some(password) => format!("redis://{user}:{}@{host}:{port}/{database}", escape(password)),
+        None => format!("redis://{host}:{port}/{database}"),
+    })
+}
+
+/// Percent-encodes what could end a part of a URL.
+fn escape(part: &str) -> String {
+    let mut escaped = String::new();
+    for byte in part.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(byte.into());
+        } else {
+            // Writing to a String cannot fail.
+            _ = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
+}
+
+fn sentinel(object: &Map<String, Value>) -> Result<Redis, String> {
+    known(object, &["sentinels", "name", "username", "password", "sentinelPassword", "db"])?;
+    let one = |value: &Value| match value {
+        Value::Object(object) => {
+            known(object, &["host", "port"])?;
+            Ok((text(object, "host")?.unwrap_or("localhost").to_owned(), number(object, "port", SENTINEL_PORT)?))
+        }
+        Value::String(text) => match text.rsplit_once(':') {
+            Some((host, port)) => {
+                let port = port.parse().map_err(|_| "a Sentinel's port must be a whole number".to_owned())?;
+                Ok((host.to_owned(), port))
+            }
+            None => Ok((text.clone(), SENTINEL_PORT)),
+        },
+        _ => Err("each of redis.sentinels must be a string or an object with host and port".to_owned()),
+    };
+    let Some(Value::Array(sentinels)) =
+        object.get("sentinels").filter(|all| all.as_array().is_some_and(|all| !all.is_empty()))
+    else {
+        return Err("redis.sentinels must be a list with at least one Sentinel".into());
+    };
+    Ok(Redis::Sentinel {
+        sentinels: sentinels.iter().map(one).collect::<Result<_, String>>()?,
+        name: text(object, "name")?.unwrap_or("mymaster").to_owned(),
+        username: text(object, "username")?.map(str::to_owned),
+        password: text(object, "password")?.map(str::to_owned),
+        sentinel_password: text(object, "sentinelPassword")?.map(str::to_owned),
+        database: number(object, "db", 0)?.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_form_that_stock_takes_is_read() {
+        let one = |text: &str| Ok(Redis::One(text.into()));
+        assert_eq!(parse(&json!("redis://localhost:6379")), one("redis://localhost:6379"));
+        assert_eq!(parse(&json!("cache:6380")), one("redis://cache:6380"));
+        assert_eq!(parse(&json!({ "host": "h", "port": 1, "password": "p@/" })), one("redis://:p%40%2F@h:1/0"));
+        let nodes = Redis::Cluster(vec!["redis://a:1/0".into(), "redis://b:6379/0".into()]);
+        assert_eq!(parse(&json!([{ "host": "a", "port": 1 }, { "host": "b" }])), Ok(nodes));
+        let sentinels = parse(&json!({ "sentinels": [{ "host": "s" }], "name": "n", "password": "p" })).unwrap();
+        assert!(
+            matches!(&sentinels, Redis::Sentinel { sentinels, name, .. } if sentinels[0] == ("s".into(), 26379) && name == "n")
+        );
+        assert_eq!(parse_sentinels("s:26379"), parse(&json!({ "sentinels": ["s"] })));
+        assert!(!format!("{sentinels:?}").contains('p'.to_string().repeat(2).as_str()));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_without_showing_it() {
+        for wrong in [
+            json!(""),
+            json!(7),
+            json!([]),
+            json!("http://secret@h"),
+            json!("rediss://:secret@h"),
+            json!({ "sentinels": [] }),
+            json!({ "host": "h", "secret": "secret" }),
+            json!({ "port": "secret" }),
+        ] {
+            let told = parse(&wrong).unwrap_err();
+            assert!(told.starts_with("redis") && !told.contains("secret:") && !told.contains("secret@"), "{told}");
+        }
+    }
+}

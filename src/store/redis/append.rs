@@ -1,0 +1,237 @@
+//! Appends: in steps of so many copies, and once where they have an id.
+
+use std::sync::Weak;
+
+use redis::Value;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    super::{Answered, Append, Appended, Once, Reason, Rejected},
+    Shared,
+    calls::{Arguments, integer, seq, text},
+};
+use crate::{cluster::redis::LinkError, message::UserId};
+
+/// Copies that one step makes at most, so that no other waits for long.
+pub const ITEMS_MAX: usize = 500;
+
+/// Bytes of payload of one step (one copy at least).
+const STEP_BYTES_MAX: usize = 4 << 20;
+
+/// One copy: which message, for whom.
+type Copied = (usize, UserId);
+
+/// What a copy came to.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    /// 0: there was no room.
+    seq: u64,
+    dropped: u64,
+    due: i64,
+    new: bool,
+}
+
+/// An answer, as it is remembered.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    at_ms: u64,
+    recipients: u32,
+    online: u32,
+    offline: u32,
+    rejected: Vec<(String, u8)>,
+}
+
+/// Appends that wait for their turn, and where their answer is awaited. Without any: whoever asks wants to know that all before
+/// it are done.
+pub(super) type Waiting = (Vec<Append>, oneshot::Sender<Result<Vec<Appended>, LinkError>>);
+
+/// Askers whose appends are made together.
+const TOGETHER_MAX: usize = 256;
+
+/// Makes appends in the order in which they are asked for: all that wait together, and one lot after the other, so that none
+/// overtakes another.
+pub(super) async fn keep_appending(shared: Weak<Shared>, mut queue: mpsc::Receiver<Waiting>) {
+    let mut waiting: Vec<Waiting> = Vec::with_capacity(TOGETHER_MAX);
+    while queue.recv_many(&mut waiting, TOGETHER_MAX).await > 0 {
+        let Some(shared) = shared.upgrade() else { return };
+        let mut all = Vec::with_capacity(waiting.len());
+        let asked: Vec<_> = waiting
+            .drain(..)
+            .map(|(appends, done)| {
+                let count = appends.len();
+                all.extend(appends);
+                (count, done)
+            })
+            .collect();
+        let mut made = shared.append_all(all).await.map(Vec::into_iter);
+        for (count, done) in asked {
+            // Whoever asked may be gone.
+            _ = done.send(made.as_mut().map(|made| made.take(count).collect()).map_err(|error| error.clone()));
+        }
+    }
+}
+
+impl Shared {
+    /// See [`Store::append_all`](super::super::Store::append_all).
+    pub(super) async fn append_all(&self, appends: Vec<Append>) -> Result<Vec<Appended>, LinkError> {
+        let mut appended: Vec<Option<Appended>> = vec![None; appends.len()];
+        let mut copies: Vec<Copied> = Vec::new();
+        for (at, append) in appends.iter().enumerate() {
+            if let Some(once) = &append.once {
+                // What was asked for before it comes first.
+                self.make(&appends, std::mem::take(&mut copies), &mut appended).await?;
+                appended[at] = self.answered(once).await?;
+                if appended[at].is_some() {
+                    continue;
+                }
+            }
+            appended[at] = Some(Appended::default());
+            copies.extend(append.recipients.iter().map(|user| (at, user.clone())));
+            if let Some(once) = &append.once {
+                self.make(&appends, std::mem::take(&mut copies), &mut appended).await?;
+                let made = appended[at].take().unwrap_or_default();
+                appended[at] = Some(self.remember(once, &append.recipients, made).await?);
+            }
+        }
+        self.make(&appends, copies, &mut appended).await?;
+        Ok(appended.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// Makes the copies, step by step, and puts down what they came to.
+    async fn make(
+        &self,
+        appends: &[Append],
+        copies: Vec<Copied>,
+        appended: &mut [Option<Appended>],
+    ) -> Result<(), LinkError> {
+        let spread = self.caller.link()?.lines().is_spread();
+        let mut rest = &copies[..];
+        while !rest.is_empty() {
+            let (mut count, mut bytes) = (0, 0);
+            for (at, _) in rest {
+                let size = appends[*at].payload.as_bytes().len();
+                if count > 0 && (spread || count >= ITEMS_MAX || bytes + size > STEP_BYTES_MAX) {
+                    break;
+                }
+                (count, bytes) = (count + 1, bytes + size);
+            }
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            for (_, user) in now {
+                self.settle(user).await?;
+            }
+            let made = self.step(appends, now).await;
+            // Whoever was given something is to look, also where nobody knows whether it was.
+            let mut woken: Vec<UserId> = now.iter().map(|(_, user)| user.clone()).collect();
+            woken.sort_unstable();
+            woken.dedup();
+            self.woken(&woken);
+            for ((at, user), made) in now.iter().zip(made?) {
+                self.caller.listed(user, made.due, made.new).await?;
+                let one = appended[*at].get_or_insert_default();
+                one.seqs.push(if made.seq == 0 { Err(Reason::Quota) } else { Ok(made.seq) });
+                one.dropped += made.dropped;
+            }
+        }
+        Ok(())
+    }
+
+    async fn step(&self, appends: &[Append], copies: &[Copied]) -> Result<Vec<Made>, LinkError> {
+        let link = self.caller.link()?;
+        let (mut messages, mut items, mut keys): (Arguments, Arguments, Vec<String>) = Default::default();
+        let (mut count, mut last) = (0_usize, None);
+        for (at, user) in copies {
+            let append = &appends[*at];
+            let id = append.once.as_ref().map_or("", |once| once.id.as_str());
+            if last != Some(*at) {
+                (count, last) = (count + 1, Some(*at));
+                messages.push(append.payload.as_bytes().clone());
+                // Less than a millisecond would be none.
+                messages.push(text(append.ttl.map_or(0, |ttl| ttl.as_millis().clamp(1, 1 << 50))));
+                messages.push(text(append.collapse.as_ref().map_or("", |key| key.as_str())));
+                messages.push(text(id));
+            }
+            items.extend([text(count), text(user)]);
+            let names = link.names();
+            keys.extend([names.state(user.as_str()), names.log(user.as_str()), names.done(user.as_str(), id)]);
+        }
+        let mut arguments = vec![text(count)];
+        arguments.extend(messages);
+        arguments.extend(items);
+        let answer = self.caller.step("append", keys, arguments).await?;
+        let made = |parts: &[Value]| {
+            let (due, new) = (integer(parts, 2)?, integer(parts, 3)? == 1);
+            Ok(Made { seq: seq(parts, 0)?, dropped: seq(parts, 1)?, due, new })
+        };
+        answer.chunks(4).map(made).collect()
+    }
+
+    async fn now_ms(&self) -> Result<u64, LinkError> {
+        let link = self.caller.link()?;
+        let (seconds, micros): (u64, u64) = link.lines().ask(&redis::cmd("TIME")).await?;
+        Ok(seconds * 1000 + micros / 1000 + link.ahead_ms())
+    }
+
+    /// The answer of an earlier append with the same id.
+    async fn answered(&self, once: &Once) -> Result<Option<Appended>, LinkError> {
+        let link = self.caller.link()?;
+        let key = link.names().answer(once.id.as_str());
+        let stored: Option<Vec<u8>> = link.lines().ask(redis::cmd("GET").arg(key)).await?;
+        let Some(Ok(stored)) = stored.map(|stored| serde_json::from_slice::<Remembered>(&stored)) else {
+            return Ok(None);
+        };
+        let window_ms = u64::try_from(self.caller.limits().ids_window.as_millis()).unwrap_or(u64::MAX);
+        if stored.at_ms.saturating_add(window_ms) <= self.now_ms().await? {
+            return Ok(None);
+        }
+        let rejected = stored.rejected.into_iter();
+        let answered = Answered {
+            recipients: stored.recipients,
+            online: stored.online,
+            offline: stored.offline,
+            rejected: rejected
+                .map(|(user, reason)| Rejected {
+                    user: user.into(),
+                    reason: Reason::from_stored(reason).unwrap_or(Reason::Invalid),
+                })
+                .collect(),
+        };
+        Ok(Some(Appended { answered: Some(answered), duplicate: true, ..Appended::default() }))
+    }
+
+    /// Remembers what is answered to an append that is done once.
+    async fn remember(&self, once: &Once, recipients: &[UserId], made: Appended) -> Result<Appended, LinkError> {
+        let taken = |at: usize| made.seqs.get(at).is_none_or(Result::is_ok);
+        let count = |here: bool| once.online.iter().enumerate().filter(|(at, one)| **one == here && taken(*at)).count();
+        let refused =
+            recipients.iter().zip(&made.seqs).filter_map(|(user, seq)| Some(Rejected::new(user.as_str(), seq.err()?)));
+        let answered = Answered {
+            recipients: (once.online.len() + once.refused.len()) as u32,
+            online: count(true) as u32,
+            offline: count(false) as u32,
+            rejected: once.refused.iter().map(|one| Rejected::new(&one.user, one.reason)).chain(refused).collect(),
+        };
+        let stored = Remembered {
+            at_ms: self.now_ms().await?,
+            recipients: answered.recipients,
+            online: answered.online,
+            offline: answered.offline,
+            rejected: answered.rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect(),
+        };
+        let stored = serde_json::to_vec(&stored).map_err(|error| LinkError::Refused(error.to_string()))?;
+        let link = self.caller.link()?;
+        let window_ms = self.caller.limits().ids_window.as_millis().clamp(1, 1 << 50);
+        let mut command = redis::cmd("SET");
+        command.arg(link.names().answer(once.id.as_str())).arg(stored).arg("PX").arg(window_ms.to_string());
+        let first: Option<String> = link.lines().ask(command.clone().arg("NX")).await?;
+        if first.is_none() {
+            // Somebody else was asked for the same at the same time, and has answered.
+            if let Some(answered) = self.answered(once).await? {
+                return Ok(answered);
+            }
+            let () = link.lines().ask(&command).await?;
+        }
+        Ok(Appended { answered: Some(answered), ..made })
+    }
+}

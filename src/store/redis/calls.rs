@@ -1,0 +1,295 @@
+//! What the script is asked, and what its answers mean.
+
+use std::sync::{Arc, LazyLock, Weak};
+
+use bytes::Bytes;
+use redis::Value;
+
+use super::{
+    super::{Attached, DeviceState, Entry, Found, Limits, Overflow, ReadLimit, Received, UserState},
+    local::{Report, time},
+};
+use crate::{
+    cluster::redis::{Link, LinkError, Script},
+    message::{DeviceId, Payload, Seq, UserId},
+};
+
+static LOG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("log.lua")));
+
+/// Arguments of a step: text and bytes, one after the other.
+pub(super) type Arguments = Vec<Bytes>;
+
+/// Asks the script about logs.
+pub(super) struct Caller {
+    link: Weak<Link>,
+    limits: Limits,
+    namespace: u32,
+}
+
+pub(super) fn text(value: impl ToString) -> Bytes {
+    Bytes::from(value.to_string())
+}
+
+fn misread<T>(what: &str) -> Result<T, LinkError> {
+    Err(LinkError::Refused(format!("what it answered cannot be read: {what}")))
+}
+
+impl Caller {
+    pub(super) fn new(link: Weak<Link>, limits: Limits, namespace: u32) -> Self {
+        Self { link, limits, namespace }
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(super) fn link(&self) -> Result<Arc<Link>, LinkError> {
+        self.link.upgrade().ok_or_else(|| LinkError::Lost("the line is closed".into()))
+    }
+
+    /// The arguments that every step has, those of one step behind them.
+    fn arguments(&self, link: &Link, step: &'static str, own: Arguments) -> Arguments {
+        let (limits, live) = (&self.limits, link.live());
+        let millis = |duration: Option<std::time::Duration>| text(duration.map_or(0, |duration| duration.as_millis()));
+        let mut arguments = vec![
+            Bytes::from_static(step.as_bytes()),
+            text(link.node()),
+            text(&live.nodes),
+            text(live.asked_ms),
+            text(link.ahead_ms()),
+            text(limits.messages),
+            text(limits.bytes),
+            millis(limits.age),
+            Bytes::from_static(if limits.overflow == Overflow::DropOldest { b"drop" } else { b"reject" }),
+            millis(limits.device_age),
+            text(limits.devices),
+            millis(Some(limits.ids_window)),
+            text(self.namespace),
+            text(link.names().wake()),
+        ];
+        arguments.extend(own);
+        arguments
+    }
+
+    /// Takes a step on some logs; `own` are the keys of the step.
+    pub(super) async fn step(
+        &self,
+        step: &'static str,
+        own: Vec<String>,
+        arguments: Arguments,
+    ) -> Result<Vec<Value>, LinkError> {
+        let link = self.link()?;
+        let mut keys = if link.lines().is_spread() {
+            vec![own[0].clone(), own[0].clone()]
+        } else {
+            vec![link.names().known(), link.names().due()]
+        };
+        keys.extend(own);
+        let arguments = self.arguments(&link, step, arguments);
+        match link.lines().run(&LOG, &keys, &arguments).await? {
+            Value::Array(values) => Ok(values),
+            Value::BulkString(text) if text == b"devices" => Ok(Vec::new()),
+            other => misread(&format!("{other:?}").chars().take(100).collect::<String>()),
+        }
+    }
+
+    /// The keys of a user's log.
+    fn keys(&self, user: &UserId) -> Result<Vec<String>, LinkError> {
+        let link = self.link()?;
+        Ok(vec![link.names().state(user.as_str()), link.names().log(user.as_str())])
+    }
+
+    /// Where keys are spread, the step could not write down when it is due and that the user is known.
+    pub(super) async fn listed(&self, user: &UserId, due: i64, new: bool) -> Result<(), LinkError> {
+        let link = self.link()?;
+        if !link.lines().is_spread() {
+            return Ok(());
+        }
+        if new {
+            let () = link.lines().ask(redis::cmd("ZADD").arg(link.names().known()).arg(0).arg(user.as_str())).await?;
+        }
+        let mut command = redis::cmd(if due > 0 { "ZADD" } else { "ZREM" });
+        command.arg(link.names().due());
+        match due {
+            -1 => return Ok(()),
+            0 => command.arg(user.as_str()),
+            due => command.arg(due).arg(user.as_str()),
+        };
+        link.lines().ask(&command).await
+    }
+
+    pub(super) async fn note(&self, user: &UserId, report: &Report) -> Result<(), LinkError> {
+        let mut arguments = view(report);
+        arguments.push(text(user));
+        let answer = self.step("note", self.keys(user)?, arguments).await?;
+        self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await
+    }
+
+    /// `None` where there are too many devices.
+    pub(super) async fn attach(
+        &self,
+        user: &UserId,
+        device: Option<&DeviceId>,
+        report: &Report,
+    ) -> Result<Option<Attached>, LinkError> {
+        let mut arguments = view(report);
+        arguments.push(text(device.map_or("", DeviceId::as_str)));
+        arguments.push(text(user));
+        let answer = self.step("attach", self.keys(user)?, arguments).await?;
+        if answer.is_empty() {
+            return Ok(None);
+        }
+        self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
+        let received = received(integer(&answer, 3)?, &answer[4..])?;
+        Ok(Some(Attached { received, head: seq(&answer, 2)? }))
+    }
+
+    pub(super) async fn clear(&self, user: &UserId) -> Result<u64, LinkError> {
+        let answer = self.step("clear", self.keys(user)?, vec![text(user)]).await?;
+        self.listed(user, integer(&answer, 1)?, false).await?;
+        seq(&answer, 0)
+    }
+
+    pub(super) async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, LinkError> {
+        // What is beyond these is beyond what a number of Lua can say, and beyond any log.
+        let most = |number: u64| text(number.min(1 << 50));
+        let arguments = vec![most(after), most(limit.entries as u64), most(limit.bytes as u64)];
+        let mut answer = self.step("read", self.keys(user)?, arguments).await?.into_iter();
+        let Some(Value::Int(through)) = answer.next() else { return misread("a read without an end") };
+        let mut entries = Vec::with_capacity(answer.len() / 4);
+        while let Some(first) = answer.next() {
+            let (
+                Value::Int(seq),
+                Some(Value::Int(namespace)),
+                Some(Value::BulkString(owner)),
+                Some(Value::BulkString(payload)),
+            ) = (first, answer.next(), answer.next(), answer.next())
+            else {
+                return misread("an entry");
+            };
+            entries.push(Entry {
+                // It is told as it was stored, and compared before the socket.
+                namespace: u32::try_from(namespace).unwrap_or_default(),
+                owner: Bytes::from(owner),
+                seq: seq.unsigned_abs(),
+                payload: Payload::from_stored(Bytes::from(payload)),
+            });
+        }
+        Ok(Found { entries, through: through.unsigned_abs() })
+    }
+
+    /// What is known of a user, and how many bytes wait for him.
+    pub(super) async fn state(&self, user: &UserId) -> Result<(UserState, u64), LinkError> {
+        let answer = self.step("state", self.keys(user)?, Vec::new()).await?;
+        let (Some(Value::Array(islands)), Some(Value::Array(devices))) = (answer.get(3), answer.get(7)) else {
+            return misread("a state");
+        };
+        let device = |value: &Value| {
+            let Value::Array(parts) = value else { return misread("a device") };
+            let Some(Value::BulkString(name)) = parts.first() else { return misread("a device") };
+            let name =
+                DeviceId::new(&String::from_utf8_lossy(name)).map_err(|error| LinkError::Refused(error.to_string()))?;
+            Ok(DeviceState { device: name, pending: seq(parts, 1)?, seen: time(seq(parts, 2)?) })
+        };
+        let state = UserState {
+            known: integer(&answer, 0)? == 1,
+            head: seq(&answer, 1)?,
+            received: received(integer(&answer, 2)?, islands)?,
+            pending: seq(&answer, 4)?,
+            seen: time(seq(&answer, 6)?),
+            devices: devices.iter().map(device).collect::<Result<_, _>>()?,
+        };
+        Ok((state, seq(&answer, 5)?))
+    }
+
+    /// Up to where a cursor has received or nothing is there any more, and the gaps with their reasons.
+    pub(super) async fn missed(
+        &self,
+        user: &UserId,
+        device: Option<&DeviceId>,
+    ) -> Result<(Seq, Vec<(Seq, Seq, u8)>), LinkError> {
+        let arguments = vec![text(device.map_or("", DeviceId::as_str))];
+        let answer = self.step("missed", self.keys(user)?, arguments).await?;
+        let gap =
+            |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?, u8::try_from(seq(parts, 2)?).unwrap_or_default()));
+        Ok((seq(&answer, 0)?, answer[1..].chunks(3).map(gap).collect::<Result<_, LinkError>>()?))
+    }
+
+    /// Who has not received a sequence: devices, and `None` for clients without one.
+    pub(super) async fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, LinkError> {
+        let answer = self.step("lacking", self.keys(user)?, vec![text(seq.min(1 << 50))]).await?;
+        let name = |value: &Value| match value {
+            Value::BulkString(name) if name.is_empty() => Ok(None),
+            Value::BulkString(name) => match DeviceId::new(&String::from_utf8_lossy(name)) {
+                Ok(name) => Ok(Some(name)),
+                Err(error) => misread(&error.to_string()),
+            },
+            _ => misread("a device"),
+        };
+        answer.iter().map(name).collect()
+    }
+
+    /// Known users above `after`, in order.
+    pub(super) async fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, LinkError> {
+        let link = self.link()?;
+        let from = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
+        let mut command = redis::cmd("ZRANGEBYLEX");
+        command.arg(link.names().known()).arg(from).arg("+").arg("LIMIT").arg(0).arg(limit);
+        let users: Vec<String> = link.lines().ask(&command).await?;
+        Ok(users.iter().filter_map(|user| UserId::new(user).ok()).collect())
+    }
+
+    /// Looks after those of whom something has become too old: at most `limit` of them.
+    pub(super) async fn sweep(&self, limit: usize) -> Result<(), LinkError> {
+        let link = self.link()?;
+        let (seconds, _): (u64, u64) = link.lines().ask(&redis::cmd("TIME")).await?;
+        let now_s = seconds + link.ahead_ms() / 1000;
+        let mut command = redis::cmd("ZRANGEBYSCORE");
+        command.arg(link.names().due()).arg("-inf").arg(now_s).arg("LIMIT").arg(0).arg(limit);
+        let users: Vec<String> = link.lines().ask(&command).await?;
+        for user in users.iter().filter_map(|user| UserId::new(user).ok()) {
+            let answer = self.step("sweep", self.keys(&user)?, vec![text(&user)]).await?;
+            self.listed(&user, integer(&answer, 0)?.max(0), false).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What this server says of a user.
+fn view(report: &Report) -> Arguments {
+    let mut arguments =
+        vec![text(report.changes), report.hold.map_or_else(|| text(-1), |hold| text(hold.min(1 << 50)))];
+    let mut list = |names: &[String]| {
+        arguments.push(text(names.len()));
+        arguments.extend(names.iter().map(text));
+    };
+    list(&report.here);
+    let mut last = vec![text(report.seen_ms), text(report.left.len())];
+    for (device, ago) in &report.left {
+        // A little at least, so that of one who left and one who comes in the same step it is known who was here last.
+        last.extend([text(device), text((ago.as_micros().max(1) as f64) / 1000.0)]);
+    }
+    last.push(text(report.received.len()));
+    for (device, from, to) in &report.received {
+        last.extend([text(device), text(from.min(&(1 << 50))), text(to.min(&(1 << 50)))]);
+    }
+    arguments.extend(last);
+    arguments
+}
+
+pub(super) fn integer(values: &[Value], at: usize) -> Result<i64, LinkError> {
+    match values.get(at) {
+        Some(Value::Int(number)) => Ok(*number),
+        _ => misread("a number"),
+    }
+}
+
+pub(super) fn seq(values: &[Value], at: usize) -> Result<u64, LinkError> {
+    Ok(integer(values, at)?.unsigned_abs())
+}
+
+fn received(through: i64, islands: &[Value]) -> Result<Received, LinkError> {
+    let island = |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?));
+    let islands = islands.chunks(2).map(island).collect::<Result<Vec<_>, LinkError>>()?;
+    Ok(Received::from_parts(through.unsigned_abs(), &islands))
+}

@@ -1,0 +1,180 @@
+//! What this server has still to say of each user: what was received, what its sessions hold, which devices are here.
+//!
+//! All of it may be said twice. What is held and who is here is said whole each time, with a count that rises, so that
+//! what was said before and arrives later changes nothing; and what was received only grows.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, SystemTime},
+};
+
+use parking_lot::Mutex;
+
+use super::super::clock::millis;
+use crate::{
+    message::{DeviceId, Seq, UserId},
+    store::Note,
+};
+
+/// Ranges of one user that wait to be written down. One more and the oldest is forgotten, which repeats those messages.
+const RANGES_MAX: usize = 256;
+
+/// Whose cursor: "" is the one that clients without a device share.
+type Name = String;
+
+#[derive(Debug, Default)]
+struct Local {
+    /// The last change.
+    changes: u64,
+    /// Up to this Redis knows.
+    said: u64,
+    hold: Option<Seq>,
+    here: HashMap<Name, u32>,
+    seen_ms: u64,
+    /// With the change, and when that was, since this server came.
+    left: Vec<(u64, Name, Duration)>,
+    /// With the change that brought it.
+    received: Vec<(u64, Name, Seq, Seq)>,
+}
+
+/// What is to be written down of one user, as it stands.
+#[derive(Clone, Debug)]
+pub(super) struct Report {
+    pub changes: u64,
+    pub hold: Option<Seq>,
+    pub here: Vec<Name>,
+    pub seen_ms: u64,
+    /// With how long ago that was.
+    pub left: Vec<(Name, Duration)>,
+    pub received: Vec<(Name, Seq, Seq)>,
+}
+
+/// All users of whom there is something to say, or who are here.
+#[derive(Debug, Default)]
+pub(super) struct Locals {
+    users: Mutex<HashMap<UserId, Local, foldhash::fast::RandomState>>,
+    /// Counts all changes of all users: a user who leaves memory and comes back is not counted from the beginning.
+    changes: AtomicU64,
+}
+
+fn name(device: Option<&DeviceId>) -> Name {
+    device.map(|device| device.as_str().to_owned()).unwrap_or_default()
+}
+
+impl Locals {
+    fn next(&self) -> u64 {
+        self.changes.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Takes note; true if there is something to be written down.
+    pub(super) fn note(&self, user: &UserId, note: Note) -> bool {
+        let mut all = self.users.lock();
+        let local = all.entry(user.clone()).or_default();
+        let before = local.changes;
+        if let Some((from, to)) = note.received.filter(|(from, to)| from <= to) {
+            local.changes = self.next();
+            local.receive(name(note.device.as_ref()), from, to);
+        }
+        if let Some(seen) = note.seen {
+            local.changes = self.next();
+            local.seen_ms = millis(seen);
+        }
+        if local.hold != note.hold {
+            local.changes = self.next();
+            local.hold = note.hold;
+        }
+        if local.is_idle() {
+            all.remove(user);
+            return false;
+        }
+        local.changes > before
+    }
+
+    /// A session comes; what is to be said with that.
+    pub(super) fn attach(&self, user: &UserId, device: Option<&DeviceId>, now: Duration) -> Report {
+        let mut all = self.users.lock();
+        let local = all.entry(user.clone()).or_default();
+        local.changes = self.next();
+        *local.here.entry(name(device)).or_default() += 1;
+        local.report(now)
+    }
+
+    pub(super) fn detach(&self, user: &UserId, device: Option<&DeviceId>, now: Duration) {
+        let mut all = self.users.lock();
+        let (local, name) = (all.entry(user.clone()).or_default(), name(device));
+        local.changes = self.next();
+        if let Some(count) = local.here.get_mut(&name) {
+            *count -= 1;
+            if *count == 0 {
+                local.here.remove(&name);
+            }
+        }
+        let changes = local.changes;
+        local.left.retain(|(_, left, _)| *left != name);
+        local.left.push((changes, name, now));
+    }
+
+    /// What is to be said of one user, if there is anything.
+    pub(super) fn report(&self, user: &UserId, now: Duration) -> Option<Report> {
+        let all = self.users.lock();
+        all.get(user).filter(|local| local.said < local.changes).map(|local| local.report(now))
+    }
+
+    /// What is to be said of everybody.
+    pub(super) fn reports(&self, now: Duration) -> Vec<(UserId, Report)> {
+        let all = self.users.lock();
+        let dirty = all.iter().filter(|(_, local)| local.said < local.changes);
+        dirty.map(|(user, local)| (user.clone(), local.report(now))).collect()
+    }
+
+    /// Redis knows what `report` says.
+    pub(super) fn said(&self, user: &UserId, report: &Report) {
+        let mut all = self.users.lock();
+        let Some(local) = all.get_mut(user) else { return };
+        local.said = local.said.max(report.changes);
+        local.left.retain(|(change, ..)| *change > report.changes);
+        local.received.retain(|(change, ..)| *change > report.changes);
+        if local.is_idle() {
+            all.remove(user);
+        }
+    }
+}
+
+impl Local {
+    fn receive(&mut self, name: Name, from: Seq, to: Seq) {
+        let changes = self.changes;
+        if let Some((change, _, low, high)) = self.received.iter_mut().rev().find(|(_, whose, ..)| *whose == name)
+            && from <= high.saturating_add(1)
+            && *low <= to.saturating_add(1)
+        {
+            // A range that grows counts as new: what was said of it before was less.
+            (*change, *low, *high) = (changes, from.min(*low), to.max(*high));
+            return;
+        }
+        if self.received.len() >= RANGES_MAX {
+            self.received.remove(0);
+        }
+        self.received.push((changes, name, from, to));
+    }
+
+    fn is_idle(&self) -> bool {
+        self.said >= self.changes && self.hold.is_none() && self.here.is_empty()
+    }
+
+    fn report(&self, now: Duration) -> Report {
+        Report {
+            changes: self.changes,
+            hold: self.hold,
+            here: self.here.keys().cloned().collect(),
+            seen_ms: self.seen_ms,
+            left: self.left.iter().map(|(_, name, at)| (name.clone(), now.saturating_sub(*at))).collect(),
+            received: self.received.iter().map(|(_, name, from, to)| (name.clone(), *from, *to)).collect(),
+        }
+    }
+}
+
+/// Milliseconds of the Unix epoch as a time; 0 is none.
+pub(super) fn time(ms: u64) -> Option<SystemTime> {
+    (ms > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
+}

@@ -1,0 +1,419 @@
+//! Logs in a Redis that several servers share: the same contract, as far as that Redis keeps what it has acknowledged.
+//!
+//! Every step on a log is one script (`log.lua`), which Redis runs as a whole or not at all; a log is two keys of one slot.
+//! Nothing of a log is kept here but what this server has still to say of it ([`local`]): receipts and who holds what,
+//! which go to Redis within some 20 ms, and in any case before the next question about that user.
+//!
+//! - `calls`: what the script is asked, and what its answers mean
+//! - `local`: what this server has still to say
+//! - `undelivered`: what stock has left for a user
+//! - [`moving`]: what waits in a stock set-up, into a store, and back
+//! - `append`: appends, also those that are done once
+//!
+//! # What is not the same
+//!
+//! - *Durability* is that of the Redis (`appendfsync`, replicas); `store.durability` means nothing here.
+//! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] copies; beyond that, and in a
+//!   Redis Cluster, where users are in different slots, an append is several steps, and what a crash or a lost line leaves
+//!   of it may be some of its recipients. Under an id ([`Once`](super::Once)) it can be asked for again, and reaches each once.
+//! - [`Limits::ids`], [`Limits::store_bytes`] and [`Limits::free_bytes`] mean nothing: Redis has `maxmemory`, and what it refuses
+//!   is [`StoreError::Full`].
+//! - A message is stored once for each recipient.
+//! - [`Store::recent`] has nothing: every read asks Redis. [`Store::backup`] refuses: Redis makes its own.
+//! - There is no [`Store::outbox`]: events of webhooks need the embedded store.
+
+mod append;
+mod calls;
+mod local;
+pub mod moving;
+mod undelivered;
+
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use parking_lot::RwLock;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use self::{
+    calls::Caller,
+    local::{Locals, Report},
+};
+use super::{
+    Append, Appended, Attached, CommitListener, Found, Limits, Loss, Missed, Note, ReadLimit, Store, StoreError,
+    UserState,
+    gone::Gone,
+    portable::{Contents, PortableError},
+    record::fingerprint,
+};
+use crate::{
+    cluster::redis::{Link, LinkError, Told},
+    message::{DeviceId, Seq, UserId},
+};
+
+/// How long a receipt may wait before it is written down.
+const NOTE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Between two looks for users of whom something has become too old.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
+
+/// Users looked after in one go.
+const SWEPT_MAX: usize = 100;
+
+/// How a store over Redis is to behave.
+#[derive(Clone, Debug)]
+pub struct RedisOptions {
+    /// A store belongs to one namespace for good; as the link's.
+    pub namespace: Option<String>,
+    /// What is kept at most.
+    pub limits: Limits,
+    /// Appends that may wait for their turn; one more waits outside.
+    pub queue: usize,
+    /// How often a few users are looked at who have something that expires. For tests.
+    #[doc(hidden)]
+    pub sweep_pause: Duration,
+}
+
+impl Default for RedisOptions {
+    fn default() -> Self {
+        Self { namespace: None, limits: Limits::default(), queue: 10_000, sweep_pause: SWEEP_PAUSE }
+    }
+}
+
+/// What the callers and the line's own tasks share.
+struct Shared {
+    caller: Caller,
+    locals: Locals,
+    dirty: Notify,
+    listener: RwLock<Option<CommitListener>>,
+    gap: RwLock<Option<Arc<dyn Fn() + Send + Sync>>>,
+    full: RwLock<Option<Arc<str>>>,
+    closed: RwLock<bool>,
+}
+
+/// The store over a Redis.
+struct RedisStore {
+    link: Arc<Link>,
+    shared: Arc<Shared>,
+    namespace: u32,
+    queue: mpsc::Sender<append::Waiting>,
+}
+
+/// Opens the store of a link's namespace.
+#[must_use]
+pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
+    let namespace = fingerprint(options.namespace.as_deref().unwrap_or_default());
+    let shared = Arc::new(Shared {
+        caller: Caller::new(Arc::downgrade(&link), options.limits, namespace),
+        locals: Locals::default(),
+        dirty: Notify::new(),
+        listener: RwLock::default(),
+        gap: RwLock::default(),
+        full: RwLock::default(),
+        closed: RwLock::new(false),
+    });
+    let telling = Arc::downgrade(&shared);
+    link.listen(Arc::new(move |told| {
+        let Some(shared) = telling.upgrade() else { return };
+        match told {
+            Told::Woken(users) => shared.woken(users),
+            Told::Gap => {
+                if let Some(gap) = shared.gap.read().clone() {
+                    gap();
+                }
+            }
+            Told::Said { .. } => {}
+        }
+    }));
+    let (noting, sweeping) = (Arc::downgrade(&shared), Arc::downgrade(&shared));
+    let pause = options.sweep_pause.max(Duration::from_millis(20));
+    link.keep(|_| keep_noting(noting));
+    link.keep(|_| keep_sweeping(sweeping, pause));
+    let (queue, waiting) = mpsc::channel(options.queue.max(1));
+    let appending = Arc::downgrade(&shared);
+    link.keep(|_| append::keep_appending(appending, waiting));
+    Arc::new(RedisStore { link, shared, namespace, queue })
+}
+
+/// Writes receipts down. One pass at a time: what comes meanwhile is in the next.
+async fn keep_noting(shared: Weak<Shared>) {
+    loop {
+        {
+            let Some(shared) = shared.upgrade() else { return };
+            _ = tokio::time::timeout(Duration::from_secs(1), shared.dirty.notified()).await;
+        }
+        tokio::time::sleep(NOTE_PAUSE).await;
+        let Some(shared) = shared.upgrade() else { return };
+        if let Err(error) = shared.note_all().await {
+            tracing::debug!(%error, "receipts wait until Redis is there again");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            shared.dirty.notify_one();
+        }
+    }
+}
+
+async fn keep_sweeping(shared: Weak<Shared>, pause: Duration) {
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(shared) = shared.upgrade() else { return };
+        if let Err(error) = shared.caller.sweep(SWEPT_MAX).await {
+            tracing::debug!(%error, "nothing was looked after");
+        }
+    }
+}
+
+impl Shared {
+    fn woken(&self, users: &[UserId]) {
+        if let (Some(listener), false) = (self.listener.read().clone(), users.is_empty()) {
+            listener(users);
+        }
+    }
+
+    /// Writes down what this server has to say of everybody.
+    async fn note_all(&self) -> Result<(), LinkError> {
+        let reports = self.locals.reports(self.caller.link()?.steady());
+        // They share a line, and so go out together.
+        let noting = reports.into_iter().map(|(user, report)| self.note(user, report));
+        futures_util::future::join_all(noting).await.into_iter().collect()
+    }
+
+    async fn note(&self, user: UserId, report: Report) -> Result<(), LinkError> {
+        self.caller.note(&user, &report).await?;
+        self.locals.said(&user, &report);
+        Ok(())
+    }
+
+    /// Writes down what this server has to say of one user, before something is asked about him.
+    async fn settle(&self, user: &UserId) -> Result<(), LinkError> {
+        match self.locals.report(user, self.caller.link()?.steady()) {
+            Some(report) => self.note(user.clone(), report).await,
+            None => Ok(()),
+        }
+    }
+
+    fn error(&self, error: LinkError) -> StoreError {
+        match error {
+            LinkError::Full(why) => {
+                *self.full.write() = Some(why.clone());
+                StoreError::Full(why)
+            }
+            LinkError::Lost(why) => StoreError::Unreachable(why),
+            LinkError::Refused(why) => StoreError::Damaged(why.into()),
+        }
+    }
+}
+
+impl RedisStore {
+    fn check_open(&self) -> Result<(), StoreError> {
+        if *self.shared.closed.read() { Err(StoreError::Closed) } else { Ok(()) }
+    }
+
+    /// Appends behind all that waits.
+    async fn append_in_turn(&self, appends: Vec<Append>) -> Result<Vec<Appended>, LinkError> {
+        let closed = || LinkError::Lost("the line is closed".into());
+        let (done, answer) = oneshot::channel();
+        self.queue.send((appends, done)).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// Asks on a thread that may wait.
+    fn wait<T, F>(&self, work: impl FnOnce(Arc<Shared>) -> F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, LinkError>> + Send + 'static,
+    {
+        self.link.wait(work(self.shared.clone())).map_err(|error| self.shared.error(error))
+    }
+}
+
+impl Store for RedisStore {
+    fn namespace(&self) -> u32 {
+        self.namespace
+    }
+
+    fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<Appended>, StoreError>> {
+        Box::pin(async move {
+            self.check_open()?;
+            if appends.iter().all(|append| append.recipients.is_empty() && append.once.is_none()) {
+                return Ok(vec![Appended::default(); appends.len()]);
+            }
+            let appended = self.append_in_turn(appends).await;
+            if appended.is_ok() && self.shared.full.read().is_some() {
+                *self.shared.full.write() = None;
+            }
+            appended.map_err(|error| self.shared.error(error))
+        })
+    }
+
+    fn clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>> {
+        let (user, shared) = (user.clone(), self.shared.clone());
+        Box::pin(async move {
+            self.check_open()?;
+            let clearing = async move {
+                shared.settle(&user).await?;
+                shared.caller.clear(&user).await
+            };
+            self.link.run(clearing).await.map_err(|error| self.shared.error(error))
+        })
+    }
+
+    fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError> {
+        self.check_open()?;
+        let report = self.shared.locals.attach(user, device, self.link.steady());
+        let (whose, which) = (user.clone(), device.cloned());
+        let attached = self.wait(|shared| async move {
+            shared.take_undelivered(&whose).await?;
+            let attached = shared.caller.attach(&whose, which.as_ref(), &report).await?;
+            shared.locals.said(&whose, &report);
+            Ok(attached)
+        });
+        let attached =
+            attached.and_then(|attached| attached.ok_or(StoreError::Devices(self.shared.caller.limits().devices)));
+        if attached.is_err() {
+            self.detach(user, device);
+        }
+        attached
+    }
+
+    fn detach(&self, user: &UserId, device: Option<&DeviceId>) {
+        self.shared.locals.detach(user, device, self.link.steady());
+        self.shared.dirty.notify_one();
+    }
+
+    fn note(&self, user: &UserId, note: Note) {
+        if self.shared.locals.note(user, note) {
+            self.shared.dirty.notify_one();
+        }
+    }
+
+    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError> {
+        let user = user.clone();
+        self.wait(|shared| async move {
+            shared.settle(&user).await?;
+            shared.caller.read(&user, after, limit).await
+        })
+    }
+
+    fn recent(&self, _user: &UserId, _after: Seq, _limit: ReadLimit) -> Option<Found> {
+        None
+    }
+
+    fn missed(&self, user: &UserId, device: Option<&DeviceId>, from: Seq, to: Seq) -> Result<Vec<Missed>, StoreError> {
+        let (user, device) = (user.clone(), device.cloned());
+        let (received, gone) = self.wait(|shared| async move {
+            shared.settle(&user).await?;
+            shared.caller.missed(&user, device.as_ref()).await
+        })?;
+        let mut missed = Vec::new();
+        for (from, to, reason) in Gone::from_stored(&gone).explain(from, to) {
+            match reason {
+                Some(reason) => missed.push(Missed { from, to, reason }),
+                None => {
+                    let had = received.min(to);
+                    missed.extend((from <= had).then_some(Missed { from, to: had, reason: Loss::Received }));
+                    let rest = from.max(had + 1);
+                    missed.extend((rest <= to).then_some(Missed { from: rest, to, reason: Loss::Expired }));
+                }
+            }
+        }
+        Ok(missed)
+    }
+
+    fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
+        let user = user.clone();
+        self.wait(|shared| async move {
+            shared.settle(&user).await?;
+            shared.caller.lacking(&user, seq).await
+        })
+    }
+
+    fn state(&self, user: &UserId) -> Result<UserState, StoreError> {
+        let user = user.clone();
+        self.wait(|shared| async move {
+            shared.settle(&user).await?;
+            Ok(shared.caller.state(&user).await?.0)
+        })
+    }
+
+    fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {
+        let user = user.clone();
+        self.wait(|shared| async move {
+            shared.settle(&user).await?;
+            Ok(shared.caller.state(&user).await?.1)
+        })
+    }
+
+    fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<(UserId, UserState)>, StoreError> {
+        let after = after.cloned();
+        self.wait(|shared| async move {
+            shared.note_all().await?;
+            let users = shared.caller.users(after.as_ref(), limit).await?;
+            let states = users.iter().map(|user| shared.caller.state(user));
+            let states = futures_util::future::join_all(states).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+            Ok(users.into_iter().zip(states.into_iter().map(|(state, _)| state)).collect())
+        })
+    }
+
+    fn on_commit(&self, listener: CommitListener) {
+        *self.shared.listener.write() = Some(listener);
+    }
+
+    fn on_gap(&self, listener: Arc<dyn Fn() + Send + Sync>) {
+        *self.shared.gap.write() = Some(listener);
+    }
+
+    fn failure(&self) -> BoxFuture<'_, StoreError> {
+        // A Redis that is away comes back; until then what is asked is refused.
+        Box::pin(std::future::pending())
+    }
+
+    fn is_far(&self) -> bool {
+        true
+    }
+
+    fn unreachable(&self) -> Option<Arc<str>> {
+        self.link.down().map(|(why, _)| why)
+    }
+
+    fn full(&self) -> Option<Arc<str>> {
+        self.shared.full.read().clone()
+    }
+
+    fn stalled(&self) -> Option<Duration> {
+        None
+    }
+
+    fn backup(&self, _out: &mut dyn std::io::Write) -> Result<Contents, PortableError> {
+        let text = "the logs are in Redis, which makes its own backups: BGSAVE, or a copy of its append-only files";
+        Err(PortableError::Failed(text.to_owned()))
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            if std::mem::replace(&mut *self.shared.closed.write(), true) {
+                return Err(StoreError::Closed);
+            }
+            // In turn: behind all that was taken.
+            _ = self.append_in_turn(Vec::new()).await;
+            let shared = self.shared.clone();
+            let closing = async move { shared.note_all().await };
+            // What cannot be written down repeats messages, and loses none.
+            if let Err(error) = self.link.run(closing).await {
+                tracing::warn!(%error, "the last receipts could not be written down");
+            }
+            if let Err(error) = self.link.leave().await {
+                tracing::warn!(%error, "the others could not be told that this server leaves");
+            }
+            Ok(())
+        })
+    }
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStore").field("link", &self.link).finish_non_exhaustive()
+    }
+}

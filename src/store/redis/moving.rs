@@ -1,0 +1,258 @@
+//! Moving messages that wait between a stock set-up (`undelivered_messages`) and a store of ours, in either direction.
+//!
+//! Both can be repeated, and go on where they were stopped: how far each user has been moved stands beside his messages, in
+//! fields of the same hash that stock does not look at. Nothing is taken away where it comes from.
+
+use std::sync::{Arc, LazyLock};
+
+use serde_json::value::RawValue;
+
+use super::super::{Append, Once, ReadLimit, Store, StoreError};
+use crate::{
+    cluster::redis::{Link, LinkError, Script, StockMessage},
+    message::{DispatchId, Payload, Seq, UserId},
+};
+
+/// What a field that is none of a user's begins with: ids have no control characters.
+const OURS: char = '\0';
+
+/// Entries read at once.
+const PAGE: ReadLimit = ReadLimit { entries: 1000, bytes: 4 << 20 };
+
+/// Users listed at once.
+const USERS: usize = 200;
+
+/// What was moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Users who have messages waiting.
+    pub users: u64,
+    /// Messages moved now, each read again where it went.
+    pub messages: u64,
+    /// Messages that an earlier run had moved.
+    pub known: u64,
+    /// Messages that cannot be moved; the log says which, and why.
+    pub refused: u64,
+}
+
+/// Why not all was moved. What was moved stays, and the next run goes on from there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MoveError {
+    /// The Redis.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What a user has there is no list of messages.
+    #[error("what waits for {user:?} in Redis is not understood: {why}. Look at it, and say it again")]
+    NotUnderstood {
+        /// Whose.
+        user: String,
+        /// Why not.
+        why: String,
+    },
+    /// What was read again is not what was written.
+    #[error("what was written for {user:?} is not what is read there now; is somebody else writing? Say it again")]
+    Differs {
+        /// Whose.
+        user: String,
+    },
+}
+
+/// ARGV: 1 the user, 2 the field that says how far he was moved, 3 what it has to say now, 4 what it is to say, 5 messages, with
+/// commas between. Gives false where somebody else has moved him meanwhile.
+static ADD: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "if (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[3] then return 0 end
+        local there = redis.call('HGET', KEYS[1], ARGV[1]) or '[]'
+        local list = string.match(there, '^%s*%[(.*)%]%s*$')
+        if not list then return 0 end
+        if string.match(list, '%S') then list = list .. ',' end
+        redis.call('HSET', KEYS[1], ARGV[1], '[' .. list .. ARGV[5] .. ']', ARGV[2], ARGV[4])
+        return 1",
+    )
+});
+
+fn undelivered(link: &Link) -> String {
+    link.names().stock("undelivered_messages")
+}
+
+async fn field(link: &Link, name: &str) -> Result<Option<String>, LinkError> {
+    link.lines().ask(redis::cmd("HGET").arg(undelivered(link)).arg(name)).await
+}
+
+fn sum(texts: &[&RawValue]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    texts.iter().for_each(|text| sum.update(text.get().as_bytes()));
+    sum.finalize()
+}
+
+fn list<'a>(user: &str, text: &'a str) -> Result<Vec<&'a RawValue>, MoveError> {
+    serde_json::from_str(text)
+        .map_err(|error| MoveError::NotUnderstood { user: user.to_owned(), why: error.to_string() })
+}
+
+/// Brings what waits in a stock set-up into a store.
+///
+/// # Errors
+/// See [`MoveError`].
+pub async fn import(link: &Arc<Link>, store: &dyn Store) -> Result<Moved, MoveError> {
+    let (mut moved, mut cursor) = (Moved::default(), 0_u64);
+    loop {
+        let mut command = redis::cmd("HSCAN");
+        command.arg(undelivered(link)).arg(cursor).arg("COUNT").arg(100);
+        let (next, fields): (u64, Vec<(String, String)>) =
+            on(link, move |link| async move { link.lines().ask(&command).await }).await?;
+        for (user, text) in fields.iter().filter(|(user, _)| !user.starts_with(OURS)) {
+            import_user(link, store, user, text, &mut moved).await?;
+        }
+        cursor = next;
+        if cursor == 0 {
+            return Ok(moved);
+        }
+    }
+}
+
+async fn import_user(
+    link: &Arc<Link>,
+    store: &dyn Store,
+    id: &str,
+    text: &str,
+    moved: &mut Moved,
+) -> Result<(), MoveError> {
+    let messages = list(id, text)?;
+    let Ok(user) = UserId::new(id) else {
+        tracing::warn!(user = ?id, messages = messages.len(), "this is no user id here: his messages stay in Redis");
+        moved.refused += messages.len() as u64;
+        return Ok(());
+    };
+    let mark = format!("{OURS}mesa:imported:{id}");
+    let known = {
+        let mark = mark.clone();
+        on(link, move |link| async move { field(&link, &mark).await }).await?.unwrap_or_default()
+    };
+    // Stock only ever adds behind what is there: if that has changed it is another list.
+    let had =
+        known.split_once(' ').and_then(|(count, of)| Some((count.parse::<usize>().ok()?, of.parse::<u32>().ok()?)));
+    let had = had.filter(|(count, of)| messages.get(..*count).is_some_and(|first| sum(first) == *of));
+    let had = had.map_or(0, |(count, _)| count);
+    let (mut appends, mut payloads): (Vec<Append>, Vec<Payload>) = (Vec::new(), Vec::new());
+    let mut beginning = crc32fast::Hasher::new();
+    beginning.update(id.as_bytes());
+    messages[..had].iter().for_each(|text| beginning.update(text.get().as_bytes()));
+    for (at, message) in messages.iter().enumerate().skip(had) {
+        beginning.update(message.get().as_bytes());
+        let read = serde_json::from_str::<StockMessage<'_>>(message.get()).map_err(|error| error.to_string());
+        match read.and_then(|message| message.payload().map_err(|error| error.to_string())) {
+            Ok(payload) => {
+                // Where the last run died before it could say how far it was: the place, and all up to it.
+                let id = DispatchId::new(&format!("import-{at}-{:08x}", beginning.clone().finalize()));
+                let id = id.expect("a few letters and digits");
+                let once = Some(Once { id, online: vec![false], refused: Vec::new() });
+                payloads.push(payload.clone());
+                appends.push(Append { once, ..Append::new(payload, vec![user.clone()]) });
+            }
+            Err(error) => {
+                tracing::warn!(%user, at, %error, "a message cannot be sent to a client: it stays in Redis");
+                moved.refused += 1;
+            }
+        }
+    }
+    let before = store.state(&user)?.head;
+    let made = store.append_all(appends).await?;
+    if made.iter().any(|one| one.answered.as_ref().is_some_and(|answered| !answered.rejected.is_empty())) {
+        return Err(StoreError::Full(format!("no more messages are taken for {user:?}").into()).into());
+    }
+    let fresh: Vec<&Payload> =
+        made.iter().zip(&payloads).filter(|(one, _)| !one.duplicate).map(|(_, payload)| payload).collect();
+    let written = read_all(store, &user, before)?;
+    if !written.iter().map(|(_, payload)| payload).eq(fresh.iter().copied()) {
+        return Err(MoveError::Differs { user: id.to_owned() });
+    }
+    let now = format!("{} {}", messages.len(), sum(&messages));
+    on(link, move |link| async move {
+        link.lines().ask::<()>(redis::cmd("HSET").arg(undelivered(&link)).arg(mark).arg(now)).await
+    })
+    .await?;
+    moved.users += u64::from(!messages.is_empty());
+    moved.messages += fresh.len() as u64;
+    moved.known += (had + payloads.len() - fresh.len()) as u64;
+    Ok(())
+}
+
+/// Everything of a user's log above `after` that somebody has not received.
+fn read_all(store: &dyn Store, user: &UserId, after: Seq) -> Result<Vec<(Seq, Payload)>, StoreError> {
+    let received = store.state(user)?.received;
+    let (mut all, mut after) = (Vec::new(), after);
+    loop {
+        let found = store.read(user, after, PAGE)?;
+        let Some(last) = found.entries.last().map(|entry| entry.seq) else { return Ok(all) };
+        after = last;
+        let pending = found.entries.into_iter().filter(|entry| !received.contains(entry.seq));
+        all.extend(pending.map(|entry| (entry.seq, entry.payload)));
+    }
+}
+
+/// Brings what waits in a store into a stock set-up, behind what waits there. `origin` tells this store from others: how far a
+/// user was moved is known for each.
+///
+/// # Errors
+/// See [`MoveError`].
+pub async fn export(store: &dyn Store, origin: &str, link: &Arc<Link>) -> Result<Moved, MoveError> {
+    let (mut moved, mut after) = (Moved::default(), None);
+    loop {
+        let users = store.users(after.as_ref(), USERS)?;
+        let Some((last, _)) = users.last() else { return Ok(moved) };
+        after = Some(last.clone());
+        for (user, state) in users.into_iter().filter(|(_, state)| state.pending > 0) {
+            let pending = read_all(store, &user, state.received.through())?;
+            export_user(&pending, origin, &user, link, &mut moved).await?;
+        }
+    }
+}
+
+async fn export_user(
+    pending: &[(Seq, Payload)],
+    origin: &str,
+    user: &UserId,
+    link: &Arc<Link>,
+    moved: &mut Moved,
+) -> Result<(), MoveError> {
+    let mark = format!("{OURS}mesa:exported:{:08x}:{user}", crc32fast::hash(origin.as_bytes()));
+    let asked = mark.clone();
+    let known = on(link, move |link| async move { field(&link, &asked).await }).await?.unwrap_or_default();
+    let had: Seq = known.parse().unwrap_or(0);
+    let texts: Vec<&[u8]> =
+        pending.iter().filter(|(seq, _)| *seq > had).map(|(_, payload)| &payload.as_bytes()[..]).collect();
+    moved.users += u64::from(!pending.is_empty());
+    moved.known += (pending.len() - texts.len()) as u64;
+    let Some((last, _)) = pending.last().filter(|_| !texts.is_empty()) else { return Ok(()) };
+    let (added, last, id) = (texts.join(&b","[..]), last.to_string(), user.to_string());
+    let count = texts.len();
+    let tail = texts.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect::<Vec<_>>();
+    let adding = move |link: Arc<Link>| async move {
+        let (key, arguments) =
+            ([undelivered(&link)], [id.as_bytes(), mark.as_bytes(), known.as_bytes(), last.as_bytes(), &added]);
+        let added: bool = link.lines().run(&ADD, &key, &arguments).await?;
+        Ok((added, field(&link, &id).await?.unwrap_or_default()))
+    };
+    let (added, there) = on(link, adding).await?;
+    let there = list(user.as_str(), &there)?;
+    let behind = there.len().checked_sub(count).map(|at| &there[at..]).unwrap_or_default();
+    if !added || !behind.iter().map(|text| text.get()).eq(tail.iter().map(String::as_str)) {
+        return Err(MoveError::Differs { user: user.to_string() });
+    }
+    moved.messages += count as u64;
+    Ok(())
+}
+
+/// Runs on the line's own threads.
+async fn on<T, F>(link: &Arc<Link>, work: impl FnOnce(Arc<Link>) -> F) -> Result<T, LinkError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, LinkError>> + Send + 'static,
+{
+    link.run(work(link.clone())).await
+}

@@ -1,0 +1,193 @@
+//! What only a store over Redis has to hold: replies that are not mixed up, a line that is lost, several servers.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use mesa::{
+    cluster::redis::Link,
+    config,
+    message::{DeviceId, DispatchId},
+    store::{
+        Append, Limits, Note, Once, Store, StoreError,
+        redis::{RedisOptions, open},
+    },
+};
+
+use crate::{
+    redis_server::Redis,
+    support::{append, message, read, receive, until, user},
+};
+
+/// A namespace of a Redis that the tests share.
+pub struct Somewhere {
+    redis: Arc<Redis>,
+    namespace: String,
+}
+
+static NAMESPACES: AtomicU64 = AtomicU64::new(0);
+
+impl Default for Somewhere {
+    fn default() -> Self {
+        Self::on(Redis::shared())
+    }
+}
+
+impl Somewhere {
+    fn on(redis: Arc<Redis>) -> Self {
+        Self { redis, namespace: format!("n{}", NAMESPACES.fetch_add(1, Ordering::Relaxed)) }
+    }
+
+    /// One more server, as it were.
+    pub fn open(&self, limits: Limits, ahead_ms: Arc<AtomicU64>) -> Arc<dyn Store> {
+        let namespace = Some(self.namespace.clone());
+        let link = Link::open(&config::Redis::One(self.redis.url()), namespace.as_deref(), ahead_ms).unwrap();
+        open(link, RedisOptions { namespace, limits, sweep_pause: Duration::ZERO, ..RedisOptions::default() })
+    }
+
+    fn server(&self) -> Arc<dyn Store> {
+        self.open(Limits::default(), Arc::default())
+    }
+}
+
+fn listen(store: &dyn Store) -> Arc<Mutex<Vec<String>>> {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let listening = heard.clone();
+    store.on_commit(Arc::new(move |users| {
+        listening.lock().unwrap().extend(users.iter().map(ToString::to_string));
+    }));
+    heard
+}
+
+#[tokio::test]
+async fn every_server_hears_of_a_commit_of_any() {
+    let place = Somewhere::default();
+    let (one, other) = (place.server(), place.server());
+    let heard = [listen(&*one), listen(&*other)];
+    // Until it listens it hears nothing, and then hears that it may have missed something.
+    let probes = AtomicU64::new(0);
+    until("the other to listen", || {
+        let append = Append::new(message(probes.fetch_add(1, Ordering::Relaxed)), vec![user("probe")]);
+        futures_util::FutureExt::now_or_never(one.append(append));
+        !heard[1].lock().unwrap().is_empty()
+    })
+    .await;
+    append(&*one, 1, &["a", "b"]).await.unwrap();
+    for each in &heard {
+        until("both users to be woken", || {
+            let heard = each.lock().unwrap();
+            ["a", "b"].iter().all(|user| heard.iter().any(|one| one == user))
+        })
+        .await;
+    }
+    assert_eq!(read(&*other, "a", 0), [(1, 1)]);
+}
+
+#[tokio::test]
+async fn a_reply_is_never_taken_for_another_however_many_give_up_waiting() {
+    let place = Somewhere::default();
+    let store = place.server();
+    let users: Vec<String> = (0..20).map(|n| format!("user-{n}")).collect();
+    for round in 0..50_u64 {
+        let mut waiting = Vec::new();
+        for (at, id) in users.iter().enumerate() {
+            let mut one = store.append(Append::new(message(at as u64), vec![user(id)]));
+            _ = one.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            // Every second is given up when it is under way.
+            if (at as u64 + round).is_multiple_of(2) {
+                waiting.push(one);
+            }
+            if at % 5 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        for one in waiting {
+            assert_eq!(one.await.unwrap().seqs.len(), 1);
+        }
+        for (at, id) in users.iter().enumerate().skip(round as usize % 7).step_by(7) {
+            let entries = read(&*store, id, 0);
+            assert!(entries.iter().all(|(_, n)| *n == at as u64), "{id} has {entries:?}");
+        }
+    }
+    for (at, id) in users.iter().enumerate() {
+        until("what was given up to be done", || read(&*store, id, 0).len() == 50).await;
+        let expected: Vec<_> = (1..=50).map(|seq| (seq, at as u64)).collect();
+        assert_eq!(read(&*store, id, 0), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_redis_appends_fail_aloud_and_when_it_is_back_all_goes_on() {
+    let redis = Redis::start();
+    let place = Somewhere::on(redis.clone());
+    let store = place.server();
+    append(&*store, 1, &["a"]).await.unwrap();
+    redis.kill();
+    let refused = append(&*store, 2, &["a"]).await;
+    assert!(matches!(refused, Err(StoreError::Unreachable(_))), "{refused:?}");
+    assert!(store.unreachable().is_some());
+    assert!(matches!(store.state(&user("a")), Err(StoreError::Unreachable(_))));
+    // A receipt that comes meanwhile is written down later.
+    receive(&*store, "a", 1, 1);
+    redis.revive();
+    until("the line to be there again", || store.state(&user("a")).is_ok()).await;
+    assert_eq!(append(&*store, 3, &["a"]).await.unwrap(), [2], "what was refused was not done");
+    assert_eq!(read(&*store, "a", 0), [(2, 3)], "what was answered is there, and what was received is not");
+    assert!(store.unreachable().is_none());
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_append_with_an_id_is_done_once_by_whichever_server_it_is_asked_for() {
+    let place = Somewhere::default();
+    let servers = [place.server(), place.server()];
+    let once = || Append {
+        once: Some(Once { id: DispatchId::new("order 7").unwrap(), online: vec![false; 2], refused: Vec::new() }),
+        ..Append::new(message(1), vec![user("a"), user("b")])
+    };
+    let asked = (0..20).map(|n| servers[n % 2].append(once()));
+    let answers = futures_util::future::join_all(asked).await;
+    let firsts = answers.iter().filter(|answer| !answer.as_ref().unwrap().duplicate).count();
+    assert_eq!(firsts, 1, "one is the first");
+    for id in ["a", "b"] {
+        assert_eq!(read(&*servers[0], id, 0), [(1, 1)]);
+    }
+}
+
+#[tokio::test]
+async fn what_a_session_at_one_server_holds_no_receipt_at_another_takes_away() {
+    let place = Somewhere::default();
+    let (one, other) = (place.server(), place.server());
+    for n in 1..=5 {
+        append(&*one, n, &["a"]).await.unwrap();
+    }
+    one.attach(&user("a"), None).unwrap();
+    one.note(&user("a"), Note { hold: Some(2), ..Note::default() });
+    assert_eq!(read(&*one, "a", 0).len(), 5);
+    receive(&*other, "a", 1, 5);
+    assert_eq!(read(&*other, "a", 0), [(3, 3), (4, 4), (5, 5)]);
+    one.close().await.unwrap();
+    drop(one);
+    // The list of servers is renewed every two seconds.
+    until("the hold to end with its server", || read(&*other, "a", 0).is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_device_that_is_at_another_server_does_not_make_room() {
+    let place = Somewhere::default();
+    let limits = Limits { devices: 1, ..Limits::default() };
+    let (one, other) = (place.open(limits, Arc::default()), place.open(limits, Arc::default()));
+    let [phone, laptop] = ["phone", "laptop"].map(|name| DeviceId::new(name).unwrap());
+    one.attach(&user("a"), Some(&phone)).unwrap();
+    let refused = other.attach(&user("a"), Some(&laptop));
+    assert!(matches!(refused, Err(StoreError::Devices(1))), "{refused:?}");
+    one.detach(&user("a"), Some(&phone));
+    until("the phone to be away", || other.attach(&user("a"), Some(&laptop)).is_ok()).await;
+    let devices = one.state(&user("a")).unwrap().devices;
+    assert_eq!(devices.iter().map(|one| one.device.as_str()).collect::<Vec<_>>(), ["laptop"]);
+}

@@ -1,0 +1,112 @@
+//! A Redis of the test's own: on a free port, with append-only on and every write synced.
+
+#![allow(dead_code, reason = "not every test that starts one kills it")]
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, Weak},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// How long it may take to listen: it reads its files first.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running Redis. Dropping it ends it.
+pub struct Redis {
+    directory: TempDir,
+    port: u16,
+    arguments: Vec<String>,
+    process: Mutex<Option<Child>>,
+}
+
+static SHARED: Mutex<Weak<Redis>> = Mutex::new(Weak::new());
+
+impl Redis {
+    /// Starts one.
+    pub fn start() -> Arc<Self> {
+        Self::start_with(&[])
+    }
+
+    /// Starts one with further arguments.
+    pub fn start_with(arguments: &[&str]) -> Arc<Self> {
+        let directory = tempfile::Builder::new().prefix("mesa-redis-").tempdir().expect("a temporary directory");
+        let arguments = arguments.iter().map(|one| (*one).to_owned()).collect();
+        let redis = Arc::new(Self { directory, port: free_port(), arguments, process: Mutex::new(None) });
+        redis.revive();
+        redis
+    }
+
+    /// One that all tests of this process share for as long as one of them has it.
+    pub fn shared() -> Arc<Self> {
+        let mut shared = SHARED.lock().unwrap();
+        shared.upgrade().unwrap_or_else(|| {
+            let redis = Self::start();
+            *shared = Arc::downgrade(&redis);
+            redis
+        })
+    }
+
+    /// Starts it again on what it has written, and waits until it answers.
+    pub fn revive(&self) {
+        let directory = self.directory.path();
+        let log = std::fs::File::options().create(true).append(true).open(directory.join("log")).expect("a log");
+        let child = Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(["--appendonly", "yes", "--appendfsync", "always", "--dir"])
+            .arg(directory)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn()
+            .expect("redis-server is not installed (Debian: apt-get install redis-server), and nothing is skipped");
+        *self.process.lock().unwrap() = Some(child);
+        let end = Instant::now() + PATIENCE;
+        while !self.answers() {
+            assert!(Instant::now() < end, "redis-server does not answer: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn answers(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect(self.address()) else { return false };
+        let mut answer = [0; 5];
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        stream.write_all(b"PING\r\n").is_ok() && stream.read_exact(&mut answer).is_ok() && &answer == b"+PONG"
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.process.lock().unwrap().take() {
+            _ = child.kill();
+            _ = child.wait();
+        }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address())
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A port nobody listens on now.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|one| one.local_addr()).expect("a free port").port()
+}
