@@ -510,7 +510,7 @@ pub struct RestoreArgs {
 #[command(after_long_help = format!("\
 Examples:
   mesa import redis://localhost:6379 --store-path data/store
-  mesa import redis://:secret@cache:6379 --namespace shop --store-path data/store
+  mesa import redis://:secret@cache --namespace shop --store-path data/store
   mesa export redis://localhost:6379 --store-path data/store
 
 {EXIT_CODES}"))]

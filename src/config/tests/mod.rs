@@ -97,6 +97,12 @@ fn redis_is_taken_from_file_and_environment_and_never_shown() {
         let error = problems(&format!("{{ redis: {redis} }}"));
         assert!(error.contains(told) && !error.contains("sesame"), "{error}");
     }
+    // What is to be told stands in the embedded store until it was.
+    let webhook =
+        "portal: { webhook: { url: 'https://a.example/', secret: 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw' } }";
+    assert!(load_text(&format!("{{ {webhook} }}")).is_ok());
+    let error = problems(&format!("{{ redis: 'redis://h', {webhook} }}"));
+    assert!(error.contains("portal.webhook needs the embedded store"), "{error}");
 }
 
 #[cfg(not(feature = "redis"))]

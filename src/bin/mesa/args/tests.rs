@@ -17,6 +17,8 @@ const COMMANDS: &[&[&str]] = &[
     &["inspect"],
     &["backup"],
     &["restore"],
+    &["import"],
+    &["export"],
     &["config", "check"],
     &["config", "print"],
 ];
@@ -59,7 +61,7 @@ fn every_example_can_be_typed() {
             examples += 1;
         }
     }
-    assert_eq!(examples, 47, "an example was added, or is no longer found");
+    assert_eq!(examples, 53, "an example was added, or is no longer found");
 }
 
 /// The command in an example line, without the variables before it and the pipe or the remark after it.
