@@ -9,9 +9,12 @@ const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
 /// Where the Redis is.
+///
+/// Over TLS the process's own provider of cryptography is used, where it has installed one for rustls, or else the one that is
+/// built in: an application that builds in several has to install one.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Redis {
-    /// One, as a URL: `redis://user:password@host:port/database`.
+    /// One, as a URL: `redis://user:password@host:port/database`, or `rediss://` over TLS.
     One(String),
     /// A Redis Cluster: some of its nodes, as URLs.
     Cluster(Vec<String>),
@@ -29,6 +32,10 @@ pub enum Redis {
         sentinel_password: Option<String>,
         /// Which database.
         database: i64,
+        /// The Redis is spoken to over TLS.
+        tls: bool,
+        /// So are the Sentinels.
+        sentinel_tls: bool,
     },
 }
 
@@ -44,7 +51,7 @@ impl fmt::Debug for Redis {
 }
 
 /// Reads the key: a URL or `host:port`; an object as ioredis takes it (`host`, `port`, `username`, `password`, `db`, or
-/// `sentinels` and `name`); or a list of either, which is a Cluster.
+/// `sentinels` and `name`; `tls: {}` for TLS); or a list of either, which is a Cluster.
 ///
 /// # Errors
 /// A sentence that says what is wrong, without showing what may be a secret.
@@ -83,11 +90,12 @@ fn url(text: &str) -> Result<String, String> {
     }
     match text.split_once("://") {
         None => Ok(format!("redis://{text}")),
-        Some(("redis" | "redis+unix" | "unix", rest)) if !rest.is_empty() => Ok(text.to_owned()),
-        Some(("rediss", _)) => {
-            Err("redis is a rediss:// URL, but this build speaks to Redis without TLS; use a tunnel, or redis://"
-                .into())
-        }
+        Some(("rediss", rest)) if rest.contains('#') => Err(
+            "redis is a rediss:// URL with a #; certificates are always checked (SSL_CERT_FILE names those that are \
+                 trusted)"
+                .into(),
+        ),
+        Some(("redis" | "rediss" | "redis+unix" | "unix", rest)) if !rest.is_empty() => Ok(text.to_owned()),
         Some(_) => Err("redis must be a URL like redis://user:password@host:6379/0".into()),
     }
 }
@@ -110,6 +118,18 @@ fn number(object: &Map<String, Value>, name: &str, default: u16) -> Result<u16, 
     number.and_then(|number| u16::try_from(number).ok()).ok_or(format!("redis.{name} must be a whole number to 65535"))
 }
 
+/// Whether there is TLS: `true`, or an object without anything in it, as for ioredis.
+fn tls(object: &Map<String, Value>, name: &str) -> Result<bool, String> {
+    match object.get(name) {
+        None | Some(Value::Null | Value::Bool(false)) => Ok(false),
+        Some(Value::Bool(true)) => Ok(true),
+        Some(Value::Object(options)) if options.is_empty() => Ok(true),
+        Some(_) => Err(format!(
+            "redis.{name} must be true or {{}}; certificates are always checked (SSL_CERT_FILE names those that are trusted)"
+        )),
+    }
+}
+
 fn known(object: &Map<String, Value>, names: &[&str]) -> Result<(), String> {
     match object.keys().find(|key| !names.contains(&key.as_str())) {
         Some(unknown) => Err(format!("redis.{unknown} is not known; it may have {}", names.join(", "))),
@@ -118,7 +138,7 @@ fn known(object: &Map<String, Value>, names: &[&str]) -> Result<(), String> {
 }
 
 fn address(object: &Map<String, Value>) -> Result<String, String> {
-    known(object, &["url", "uri", "host", "port", "username", "password", "db"])?;
+    known(object, &["url", "uri", "host", "port", "username", "password", "db", "tls"])?;
     if let Some(whole) = text(object, "url")?.or(text(object, "uri")?) {
         return url(whole);
     }
@@ -126,9 +146,10 @@ fn address(object: &Map<String, Value>) -> Result<String, String> {
     let (port, database) = (number(object, "port", PORT)?, number(object, "db", 0)?);
     let user = escape(text(object, "username")?.unwrap_or_default());
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let scheme = if tls(object, "tls")? { "rediss" } else { "redis" };
     Ok(match text(object, "password")? {
-        Some(password) => format!("redis://{user}:{}@{host}:{port}/{database}", escape(password)),
-        None => format!("redis://{host}:{port}/{database}"),
+        Some(password) => format!("{scheme}://{user}:{}@{host}:{port}/{database}", escape(password)),
+        None => format!("{scheme}://{host}:{port}/{database}"),
     })
 }
 
@@ -147,7 +168,9 @@ fn escape(part: &str) -> String {
 }
 
 fn sentinel(object: &Map<String, Value>) -> Result<Redis, String> {
-    known(object, &["sentinels", "name", "username", "password", "sentinelPassword", "db"])?;
+    let names =
+        ["sentinels", "name", "username", "password", "sentinelPassword", "db", "tls", "enableTLSForSentinelMode"];
+    known(object, &names)?;
     let one = |value: &Value| match value {
         Value::Object(object) => {
             known(object, &["host", "port"])?;
@@ -174,6 +197,8 @@ fn sentinel(object: &Map<String, Value>) -> Result<Redis, String> {
         password: text(object, "password")?.map(str::to_owned),
         sentinel_password: text(object, "sentinelPassword")?.map(str::to_owned),
         database: number(object, "db", 0)?.into(),
+        tls: tls(object, "tls")?,
+        sentinel_tls: tls(object, "enableTLSForSentinelMode")?,
     })
 }
 
@@ -189,6 +214,8 @@ mod tests {
         assert_eq!(parse(&json!("redis://localhost:6379")), one("redis://localhost:6379"));
         assert_eq!(parse(&json!("cache:6380")), one("redis://cache:6380"));
         assert_eq!(parse(&json!({ "host": "h", "port": 1, "password": "p@/" })), one("redis://:p%40%2F@h:1/0"));
+        assert_eq!(parse(&json!({ "host": "h", "tls": {} })), one("rediss://h:6379/0"));
+        assert_eq!(parse(&json!("rediss://h")), one("rediss://h"));
         let nodes = Redis::Cluster(vec!["redis://a:1/0".into(), "redis://b:6379/0".into()]);
         assert_eq!(parse(&json!([{ "host": "a", "port": 1 }, { "host": "b" }])), Ok(nodes));
         let sentinels = parse(&json!({ "sentinels": [{ "host": "s" }], "name": "n", "password": "p" })).unwrap();
@@ -206,7 +233,8 @@ mod tests {
             json!(7),
             json!([]),
             json!("http://secret@h"),
-            json!("rediss://:secret@h"),
+            json!("rediss://:secret@h/#insecure"),
+            json!({ "host": "h", "tls": { "rejectUnauthorized": false } }),
             json!({ "sentinels": [] }),
             json!({ "host": "h", "secret": "secret" }),
             json!({ "port": "secret" }),

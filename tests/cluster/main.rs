@@ -10,6 +10,7 @@ mod stock;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod support;
+mod tls;
 
 use std::{sync::Arc, time::Duration};
 

@@ -11,7 +11,8 @@ use std::{
 
 use parking_lot::Mutex;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, ServerErrorKind,
+    TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::ClusterClient,
     cluster_async::ClusterConnection,
@@ -106,11 +107,26 @@ impl Lines {
                     .map_err(wrong)?;
                 Target::Cluster(Box::new(client), Client::open(first).map_err(wrong)?)
             }
-            config::Redis::Sentinel { sentinels, name, username, password, sentinel_password, database } => {
+            config::Redis::Sentinel {
+                sentinels,
+                name,
+                username,
+                password,
+                sentinel_password,
+                database,
+                tls,
+                sentinel_tls,
+            } => {
                 let addresses = sentinels.iter().map(|(host, port)| ConnectionAddr::Tcp(host.clone(), *port));
                 let kind = SentinelServerType::Master;
                 let mut builder =
                     SentinelClientBuilder::new(addresses, name, kind).map_err(wrong)?.set_client_to_redis_db(*database);
+                if *tls {
+                    builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+                }
+                if *sentinel_tls {
+                    builder = builder.set_client_to_sentinel_tls_mode(TlsMode::Secure);
+                }
                 if let Some(username) = username {
                     builder = builder.set_client_to_redis_username(username);
                 }
