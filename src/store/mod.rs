@@ -274,6 +274,9 @@ pub enum Loss {
     Collapsed = 3,
     /// Nothing was lost: this user has received them before.
     Received = 4,
+    /// Where logs are in a Redis: it may have forgotten them, with a failover or a restart. Whatever was given out there is
+    /// not given out again.
+    Lost = 5,
 }
 
 impl Loss {
@@ -286,11 +289,12 @@ impl Loss {
             Self::Cleared => "cleared",
             Self::Collapsed => "collapsed",
             Self::Received => "received",
+            Self::Lost => "lost",
         }
     }
 
     fn from_stored(number: u8) -> Option<Self> {
-        let all = [Self::Expired, Self::Quota, Self::Cleared, Self::Collapsed, Self::Received];
+        let all = [Self::Expired, Self::Quota, Self::Cleared, Self::Collapsed, Self::Received, Self::Lost];
         all.into_iter().find(|loss| *loss as u8 == number)
     }
 }

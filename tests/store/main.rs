@@ -1,4 +1,4 @@
-//! The store, by its promises. Everything in `battery`, `limits` and `model` runs over all engines, Redis among them where it is built in; what only a disk
+//! The store, by its promises. Everything in `battery`, `limits` and `model` runs over all engines, Redis and a Redis Cluster among them where it is built in; what only a disk
 //! can do is in `disk`, and what only a table in memory lets a test do, damage one value, in `damage`.
 
 mod battery;
@@ -8,6 +8,9 @@ mod limits;
 mod model;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "redis")]
+#[path = "../support/redis_modes.rs"]
+mod redis_modes;
 #[cfg(feature = "redis")]
 #[path = "../support/redis.rs"]
 mod redis_server;

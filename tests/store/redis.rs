@@ -20,14 +20,20 @@ use mesa::{
 };
 
 use crate::{
+    redis_modes::Cluster,
     redis_server::Redis,
     support::{append, message, read, receive, until, user},
 };
 
-/// A namespace of a Redis that the tests share.
+/// A namespace of a Redis, or a Redis Cluster, that the tests share.
 pub struct Somewhere {
-    redis: Arc<Redis>,
+    redis: Where,
     namespace: String,
+}
+
+enum Where {
+    One(Arc<Redis>),
+    Spread(Arc<Cluster>),
 }
 
 static NAMESPACES: AtomicU64 = AtomicU64::new(0);
@@ -40,13 +46,34 @@ impl Default for Somewhere {
 
 impl Somewhere {
     fn on(redis: Arc<Redis>) -> Self {
+        Self::at(Where::One(redis))
+    }
+
+    /// In a Cluster.
+    pub fn spread() -> Self {
+        Self::at(Where::Spread(Cluster::shared()))
+    }
+
+    /// Another one at the same.
+    pub fn another(&self) -> Self {
+        match &self.redis {
+            Where::One(redis) => Self::on(redis.clone()),
+            Where::Spread(cluster) => Self::at(Where::Spread(cluster.clone())),
+        }
+    }
+
+    fn at(redis: Where) -> Self {
         Self { redis, namespace: format!("n{}", NAMESPACES.fetch_add(1, Ordering::Relaxed)) }
     }
 
     /// One more server, as it were.
     pub fn open(&self, limits: Limits, ahead_ms: Arc<AtomicU64>) -> Arc<dyn Store> {
         let namespace = Some(self.namespace.clone());
-        let link = Link::open(&config::Redis::One(self.redis.url()), namespace.as_deref(), ahead_ms).unwrap();
+        let redis = match &self.redis {
+            Where::One(redis) => config::Redis::One(redis.url()),
+            Where::Spread(cluster) => config::Redis::Cluster(cluster.urls()),
+        };
+        let link = Link::open(&redis, namespace.as_deref(), ahead_ms).unwrap();
         open(link, RedisOptions { namespace, limits, sweep_pause: Duration::ZERO, ..RedisOptions::default() })
     }
 

@@ -39,7 +39,7 @@ pub struct Opening {
 pub enum Place {
     Memory(Memory),
     Disk(TempDir),
-    /// A namespace of a Redis.
+    /// A namespace of a Redis, or of a Redis Cluster.
     #[cfg(feature = "redis")]
     Redis(crate::redis::Somewhere),
 }
@@ -49,7 +49,8 @@ impl Place {
     pub fn all() -> Vec<Self> {
         let all = Self::embedded().into_iter();
         #[cfg(feature = "redis")]
-        let all = all.chain([Self::Redis(crate::redis::Somewhere::default())]);
+        let all = all
+            .chain([Self::Redis(crate::redis::Somewhere::default()), Self::Redis(crate::redis::Somewhere::spread())]);
         all.collect()
     }
 
@@ -64,7 +65,7 @@ impl Place {
             Self::Memory(_) => Self::Memory(Memory::default()),
             Self::Disk(_) => Self::disk(),
             #[cfg(feature = "redis")]
-            Self::Redis(_) => Self::Redis(crate::redis::Somewhere::default()),
+            Self::Redis(somewhere) => Self::Redis(somewhere.another()),
         }
     }
 

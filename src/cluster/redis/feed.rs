@@ -2,8 +2,16 @@
 //!
 //! Nothing that has to arrive is said here. Where the line is lost, whoever listens is told that he may have missed
 //! something ([`Told::Gap`]), and asks.
+//!
+//! A connection that stands proves nothing: the Redis at its other end may be one that nobody speaks to any more, because another
+//! has taken over. So each server hears itself: with every renewal of its lease it says its name where all listen, and one
+//! that does not hear its own name any more listens anew. It does so too whenever the line for requests was made anew, so that
+//! both lead to the same Redis.
 
-use std::{sync::Weak, time::Duration};
+use std::{
+    sync::Weak,
+    time::{Duration, Instant},
+};
 
 use futures_util::StreamExt;
 
@@ -15,6 +23,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// After silence of this long the line is tried, and has as long to answer.
 const PING_AFTER: Duration = Duration::from_secs(2);
+
+/// Who has not heard his own name for this long does not hear the others either: three renewals of the lease.
+const DEAF_AFTER: Duration = Duration::from_secs(6);
 
 /// Something another server has said.
 #[derive(Clone, Debug)]
@@ -39,6 +50,8 @@ pub(super) async fn listen(link: Weak<Link>) {
         let Some(here) = link.upgrade() else { return };
         let (channels, stock) = ([here.names.wake(), here.names.past()], here.names.stock("ws"));
         let (node, wake) = (here.node.clone(), here.names.wake());
+        let mut made = here.lines.made();
+        made.mark_unchanged();
         let listening = async {
             let mut listener = here.lines.listener().await?;
             for channel in &channels {
@@ -54,9 +67,14 @@ pub(super) async fn listen(link: Weak<Link>) {
                 here.tell(&Told::Gap);
                 drop(here);
                 let (mut ask, mut said) = listener.split();
-                loop {
-                    let next = tokio::time::timeout(PING_AFTER, said.next());
-                    let message = match next.await {
+                let mut heard = Instant::now();
+                while heard.elapsed() < DEAF_AFTER {
+                    let next = tokio::select! {
+                        next = tokio::time::timeout(PING_AFTER, said.next()) => next,
+                        // It may lead elsewhere now.
+                        _ = made.changed() => break,
+                    };
+                    let message = match next {
                         Ok(Some(message)) => message,
                         Ok(None) => break,
                         // Nobody says anything, or nothing arrives any more.
@@ -68,8 +86,9 @@ pub(super) async fn listen(link: Weak<Link>) {
                     let Some(here) = link.upgrade() else { return };
                     let channel = message.get_channel_name();
                     if channel == wake {
-                        if let Some(users) = woken(message.get_payload_bytes(), &node) {
-                            here.tell(&Told::Woken(users));
+                        match woken(message.get_payload_bytes(), &node) {
+                            Some(users) => here.tell(&Told::Woken(users)),
+                            None => heard = Instant::now(),
                         }
                     } else {
                         let payload = message.get_payload_bytes().to_vec();

@@ -1,8 +1,13 @@
 //! Which servers live: each has a lease, and renews it well before it ends.
+//!
+//! With that it looks whether the Redis is still what it was. One that was emptied, that came back with less than it had, or
+//! that has taken over from another may have forgotten what it has acknowledged; what it gives out from there on must not be
+//! taken for what was forgotten. So there is an *era*, which stands in the Redis and rises whenever that may have happened:
+//! in a new one each log goes on beyond everything that may have been given out before (`log.lua`).
 
 use std::{
     sync::{Arc, LazyLock, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -12,18 +17,26 @@ use super::{
 };
 
 /// How long a lease holds: a server that says nothing for that long is not there any more.
-const LEASE: Duration = Duration::from_secs(10);
+pub(super) const LEASE: Duration = Duration::from_secs(10);
 
 /// How often it is renewed.
 const BEAT: Duration = Duration::from_secs(2);
 
-/// Which servers live, and when that was asked.
+/// Which servers live, when that was asked, and what the Redis was then.
 #[derive(Clone, Debug, Default)]
 pub struct Live {
     /// Their names, with commas between.
     pub nodes: Arc<str>,
     /// Milliseconds of the Redis's clock.
     pub asked_ms: u64,
+    /// What tells this Redis from one that was emptied since.
+    pub birth: Arc<str>,
+    /// Rises whenever it may have forgotten something.
+    pub era: u64,
+    /// Where logs begin that it does not have: 0, or beyond all that may have been given out before it was emptied.
+    pub base: u64,
+    /// How often leases were renewed there.
+    renewed: u64,
 }
 
 pub(super) struct Joined {
@@ -32,8 +45,12 @@ pub(super) struct Joined {
     pub base_ms: u64,
 }
 
-/// ARGV: 1 a name that begins with the time when it is given out, or one that was; 2 the lease in ms. Gives the time, the
-/// name, and who lives.
+/// KEYS: 1 nodes, 2 the era; ARGV: 1 a name that begins with the time when it is given out, or one that was; 2 the lease in
+/// ms; 3 the channel where its own name is said; 4 the birth that is known ('' = none), 5 how often leases had been renewed
+/// then; 6 whether this Redis forgets nothing when it is started anew ('1'), 7 for how many ms after its end a lease still
+/// counts. Gives the time, the name, whether it is new, who lives, and the era.
+///
+/// Nothing is known to have been forgotten by one that was started anew if it syncs every write and was not a replica before.
 static BEATS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
@@ -41,22 +58,64 @@ static BEATS: LazyLock<Script> = LazyLock::new(|| {
         local node = ARGV[1]
         if not string.find(node, '^%d') then node = now .. node end
         local new = redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), node)
-        return {tonumber(now), node, new, redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf')}",
+        local info = redis.call('INFO', 'replication')
+        local history = string.match(info, 'master_replid:(%x+)')
+        local was_replica = not string.find(info, 'master_replid2:0+%s')
+        local here = redis.call('HMGET', KEYS[2], 'birth', 'history', 'era', 'base', 'kept', 'renewed')
+        local birth, era, base = here[1], tonumber(here[3] or 0), here[4] or '0'
+        local renewed = tonumber(here[6] or 0)
+        local forgot = here[2] ~= history and (here[5] ~= '1' or was_replica) or renewed < tonumber(ARGV[5])
+        if not birth or forgot then era = math.max(era + 1, now) end
+        birth = birth or node
+        if ARGV[4] ~= '' and ARGV[4] ~= birth then base = now end
+        redis.call('HSET', KEYS[2], 'birth', birth, 'history', history, 'era', string.format('%.0f', era), 'base', base, 'kept', ARGV[6],
+          'renewed', renewed + 1)
+        redis.call('PUBLISH', ARGV[3], node)
+        local lives = redis.call('ZRANGEBYSCORE', KEYS[1], string.format('%.0f', now - ARGV[7]), '+inf')
+        return {tonumber(now), node, new, lives, birth, era, tonumber(base), renewed + 1}",
     )
 });
 
-async fn beat(lines: &Lines, names: &Names, node: &str) -> Result<(String, Live, bool), LinkError> {
-    let lease = LEASE.as_millis().to_string();
-    let (now, node, new, nodes): (u64, String, bool, Vec<String>) =
-        lines.run(&BEATS, &[names.nodes()], &[node, lease.as_str()]).await?;
-    Ok((node, Live { nodes: nodes.join(",").into(), asked_ms: now }, !new))
+/// Renews the lease of `node`; gives its name, what there is, and whether it was known.
+pub(super) async fn beat(
+    lines: &Lines,
+    names: &Names,
+    node: &str,
+    known: &Live,
+    grace: Duration,
+) -> Result<(String, Live, bool), LinkError> {
+    type Answer = (u64, String, bool, Vec<String>, String, u64, u64, u64);
+    let keeps = if lines.is_one() && keeps_everything(lines).await? { "1" } else { "0" };
+    // One that was emptied counts from the beginning.
+    let (lease, grace) = (LEASE.as_millis().to_string(), grace.as_millis().to_string());
+    let (channel, renewed) = (names.wake(), known.renewed.to_string());
+    let arguments = [node, &lease, &channel, &known.birth, &renewed, keeps, &grace];
+    let (now, node, new, nodes, birth, era, base, renewed): Answer =
+        lines.run(&BEATS, &[names.nodes(), names.era()], &arguments).await?;
+    let nodes = nodes.join(",").into();
+    Ok((node, Live { nodes, asked_ms: now, birth: birth.into(), era, base, renewed }, !new))
+}
+
+/// Whether the Redis syncs every write before it answers. Where it does not say, it does not.
+async fn keeps_everything(lines: &Lines) -> Result<bool, LinkError> {
+    let mut command = redis::cmd("CONFIG");
+    command.arg("GET").arg("append*");
+    match lines.ask::<std::collections::HashMap<String, String>>(&command).await {
+        Ok(said) => {
+            let is = |name: &str, value: &str| said.get(name).is_some_and(|said| said == value);
+            Ok(is("appendonly", "yes") && is("appendfsync", "always"))
+        }
+        Err(LinkError::Refused(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Joins under a new name.
 pub(super) async fn join(lines: &Lines, names: &Names) -> Result<Joined, LinkError> {
     let mut random = [0_u8; 8];
     getrandom::fill(&mut random).map_err(|error| LinkError::Refused(format!("no random number: {error}")))?;
-    let (node, live, _) = beat(lines, names, &format!("-{:016x}", u64::from_be_bytes(random))).await?;
+    let name = format!("-{:016x}", u64::from_be_bytes(random));
+    let (node, live, _) = beat(lines, names, &name, &Live::default(), Duration::ZERO).await?;
     let last: Option<u64> = lines.ask(redis::cmd("GET").arg(names.clock())).await?;
     let base_ms = last.map_or(0, |last| last.saturating_sub(live.asked_ms));
     Ok(Joined { node, live, base_ms })
@@ -64,11 +123,16 @@ pub(super) async fn join(lines: &Lines, names: &Names) -> Result<Joined, LinkErr
 
 /// Renews the lease for as long as the link is there.
 pub(super) async fn keep(link: Weak<Link>) {
+    let mut renewed = Instant::now();
     loop {
         tokio::time::sleep(BEAT).await;
         let Some(link) = link.upgrade() else { return };
-        match beat(&link.lines, &link.names, &link.node).await {
-            Ok((_, live, known)) => link.set_live(live, known),
+        if renewed.elapsed() > LEASE / 2 {
+            // None of the others could renew his either: they have as long as this one to come back.
+            link.forgive();
+        }
+        match link.beat().await {
+            Ok(()) => renewed = Instant::now(),
             Err(error) => tracing::debug!(%error, "the lease could not be renewed"),
         }
     }

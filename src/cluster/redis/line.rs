@@ -14,18 +14,20 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, ServerErrorKind,
     TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection},
-    cluster::ClusterClient,
     cluster_async::ClusterConnection,
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
 
+use tokio::sync::watch;
+
+use super::spread::Nodes;
 use crate::config;
 
 /// A reply that has not come by then does not come: the line is made anew.
-const REPLY_PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const REPLY_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long making a connection may take.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// After an attempt that failed nobody tries again for this long: all who ask are told the same.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -37,8 +39,9 @@ const NO_SCRIPT: &str = "NOSCRIPT";
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
-    /// The Redis cannot be reached, or was lost before it answered: what was asked may have been done.
-    #[error("Redis cannot be reached: {0}")]
+    /// The Redis cannot be reached, was lost before it answered, or takes no writes for now (a replica, a primary without
+    /// replicas, a Cluster that is being put in order): what was asked may have been done.
+    #[error("Redis cannot be reached, or takes nothing for now: {0}")]
     Lost(Arc<str>),
     /// It has no room for more.
     #[error("Redis has no room: {0}")]
@@ -71,7 +74,7 @@ enum Line {
 
 enum Target {
     One(Client),
-    Cluster(Box<ClusterClient>, Client),
+    Cluster(Box<Nodes>),
     Sentinel(Box<tokio::sync::Mutex<SentinelClient>>),
 }
 
@@ -91,6 +94,8 @@ pub struct Lines {
     state: Arc<Mutex<State>>,
     /// One at a time connects.
     connecting: Arc<tokio::sync::Mutex<()>>,
+    /// Which line it is by now.
+    made: Arc<watch::Sender<u64>>,
 }
 
 impl Lines {
@@ -98,15 +103,7 @@ impl Lines {
         let wrong = |error: RedisError| LinkError::Refused(format!("its address cannot be used: {error}"));
         let target = match redis {
             config::Redis::One(url) => Target::One(Client::open(url.as_str()).map_err(wrong)?),
-            config::Redis::Cluster(urls) => {
-                let first = urls.first().map(String::as_str).unwrap_or_default();
-                let client = ClusterClient::builder(urls.iter().map(String::as_str))
-                    .connection_timeout(CONNECT_PATIENCE)
-                    .response_timeout(REPLY_PATIENCE)
-                    .build()
-                    .map_err(wrong)?;
-                Target::Cluster(Box::new(client), Client::open(first).map_err(wrong)?)
-            }
+            config::Redis::Cluster(urls) => Target::Cluster(Box::new(Nodes::new(urls).map_err(wrong)?)),
             config::Redis::Sentinel {
                 sentinels,
                 name,
@@ -139,12 +136,23 @@ impl Lines {
                 Target::Sentinel(Box::new(tokio::sync::Mutex::new(builder.build().map_err(wrong)?)))
             }
         };
-        Ok(Self { target: Arc::new(target), state: Arc::default(), connecting: Arc::default() })
+        let made = Arc::new(watch::Sender::new(0));
+        Ok(Self { target: Arc::new(target), state: Arc::default(), connecting: Arc::default(), made })
     }
 
     /// Whether keys are spread over slots, so that a step can touch one user's only.
     pub fn is_spread(&self) -> bool {
         matches!(&*self.target, Target::Cluster(..))
+    }
+
+    /// Whether it is always the same Redis that is asked, and not one that others have chosen.
+    pub(super) fn is_one(&self) -> bool {
+        matches!(&*self.target, Target::One(..))
+    }
+
+    /// Which line it is by now: changes whenever the line is made anew, perhaps to another Redis.
+    pub(super) fn made(&self) -> watch::Receiver<u64> {
+        self.made.subscribe()
     }
 
     pub(super) fn down(&self) -> Option<(Arc<str>, Duration)> {
@@ -161,11 +169,12 @@ impl Lines {
     pub(super) async fn listener(&self) -> Result<redis::aio::PubSub, LinkError> {
         let connecting = async {
             match &*self.target {
-                Target::One(client) | Target::Cluster(_, client) => client.get_async_pubsub().await,
+                Target::One(client) => client.get_async_pubsub().await,
+                Target::Cluster(nodes) => nodes.listener().await,
                 Target::Sentinel(client) => client.lock().await.async_get_client().await?.get_async_pubsub().await,
             }
         };
-        match tokio::time::timeout(CONNECT_PATIENCE, connecting).await {
+        match tokio::time::timeout(CONNECT_PATIENCE + REPLY_PATIENCE, connecting).await {
             Ok(listener) => listener.map_err(|error| told(&error)),
             Err(_) => Err(LinkError::Lost("connecting took too long".into())),
         }
@@ -191,18 +200,19 @@ impl Lines {
         keys: &[impl AsRef<[u8]>],
         arguments: &[impl AsRef<[u8]>],
     ) -> Result<T, LinkError> {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(script.hash.as_bytes()).arg(keys.len());
-        keys.iter().for_each(|key| _ = command.arg(key.as_ref()));
-        arguments.iter().for_each(|argument| _ = command.arg(argument.as_ref()));
+        let command = |how: &str, which: &str| {
+            let mut command = redis::cmd(how);
+            command.arg(which).arg(keys.len());
+            keys.iter().for_each(|key| _ = command.arg(key.as_ref()));
+            arguments.iter().for_each(|argument| _ = command.arg(argument.as_ref()));
+            command
+        };
         let (number, line) = self.line().await?;
-        let value = match self.send(number, line.clone(), &command).await {
-            // A Redis that was started anew knows none; nothing was done.
+        let value = match self.send(number, line.clone(), &command("EVALSHA", script.hash.as_str())).await {
+            // A Redis that was started anew, or has taken over, knows none; nothing was done. With its whole text it goes to
+            // the one that the keys lead to, and is known there from then on.
             Err(LinkError::Refused(why)) if why == NO_SCRIPT => {
-                let mut load = redis::cmd("SCRIPT");
-                load.arg("LOAD").arg(script.code);
-                self.send(number, line.clone(), &load).await?;
-                self.send(number, line, &command).await?
+                self.send(number, line, &command("EVAL", script.code)).await?
             }
             sent => sent?,
         };
@@ -211,25 +221,51 @@ impl Lines {
 
     async fn send(&self, number: u64, line: Line, command: &Cmd) -> Result<Value, LinkError> {
         let sent = match line {
-            Line::One(mut line) => line.req_packed_command(command).await,
-            Line::Spread(mut line) => line.req_packed_command(command).await,
+            Line::One(mut line) => line.req_packed_command(command).await.and_then(Value::extract_error),
+            Line::Spread(mut line) => super::spread::send(&mut line, command).await,
         };
-        let error = match sent.and_then(Value::extract_error) {
-            Ok(value) => return Ok(value),
+        let error = match sent {
+            Ok(value) => {
+                self.answered(number);
+                return Ok(value);
+            }
             Err(error) => error,
         };
         let why = told(&error);
         if matches!(why, LinkError::Lost(_)) {
-            self.lost(number, &why);
+            self.lost(number, &why, &error);
         }
         Err(why)
     }
 
-    fn lost(&self, number: u64, why: &LinkError) {
+    /// A Cluster has many nodes: as soon as one answers it is not down.
+    fn answered(&self, number: u64) {
+        if !self.is_spread() {
+            return;
+        }
         let mut state = self.state.lock();
-        if state.line.as_ref().is_some_and(|(made, _)| *made == number) {
+        if state.down_since.is_some() && state.line.as_ref().is_some_and(|(made, _)| *made == number) {
+            state.down_since = None;
+        }
+    }
+
+    fn lost(&self, number: u64, why: &LinkError, error: &RedisError) {
+        let mut state = self.state.lock();
+        if state.line.as_ref().is_none_or(|(made, _)| *made != number) {
+            return;
+        }
+        state.down_since.get_or_insert_with(Instant::now);
+        // The line to a Cluster finds lost nodes again by itself, and knows those that are there better than whoever
+        // begins anew; only one that does not answer is never given up by it. One that is there and takes no writes may
+        // be so for long, and is not to be asked anew each time, unless there is somebody who knows a better one.
+        let stays = match &*self.target {
+            Target::Cluster(..) => !error.is_timeout(),
+            Target::One(..) => is_unwilling(error),
+            Target::Sentinel(..) => false,
+        };
+        state.failed = Some((Instant::now(), why.clone()));
+        if !stays {
             state.line = None;
-            state.down_since = Some(Instant::now());
             tracing::warn!(error = %why, "the line to Redis is made anew");
         }
     }
@@ -260,6 +296,8 @@ impl Lines {
                 state.made += 1;
                 let number = state.made;
                 (state.line, state.failed) = (Some((number, line.clone())), None);
+                drop(state);
+                self.made.send_replace(number);
                 Ok((number, line))
             }
             Err(error) => {
@@ -276,12 +314,17 @@ impl Lines {
             .set_response_timeout(Some(REPLY_PATIENCE));
         match &*self.target {
             Target::One(client) => client.get_multiplexed_async_connection_with_config(&config).await.map(Line::One),
-            Target::Cluster(client, _) => client.get_async_connection().await.map(Line::Spread),
+            Target::Cluster(nodes) => nodes.connect().await.map(Line::Spread),
             Target::Sentinel(client) => {
                 client.lock().await.get_async_connection_with_config(&config).await.map(Line::One)
             }
         }
     }
+}
+
+/// It is there, and has a reason not to take writes: too few replicas (`min-replicas-to-write`), or a disk that takes none.
+fn is_unwilling(error: &RedisError) -> bool {
+    matches!(error.code(), Some("NOREPLICAS" | "MISCONF"))
 }
 
 fn told(error: &RedisError) -> LinkError {
@@ -295,8 +338,12 @@ fn told(error: &RedisError) -> LinkError {
             ServerErrorKind::BusyLoading
             | ServerErrorKind::MasterDown
             | ServerErrorKind::ReadOnly
-            | ServerErrorKind::ClusterDown,
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::Moved
+            | ServerErrorKind::Ask
+            | ServerErrorKind::TryAgain,
         ) => LinkError::Lost(text.into()),
+        _ if is_unwilling(error) => LinkError::Lost(text.into()),
         ErrorKind::Server(ServerErrorKind::NoScript) => LinkError::Refused(NO_SCRIPT.to_owned()),
         _ if error.is_unrecoverable_error() || error.is_timeout() => LinkError::Lost(text.into()),
         _ if error.code() == Some("OOM") || text.contains("OOM command not allowed") => LinkError::Full(text.into()),

@@ -1,8 +1,9 @@
 //! One Redis that several servers share: the line to it, and what they tell each other over it.
 //!
 //! - `line`: a connection that is made again when it is lost, and never takes one reply for another
+//! - `spread`: the nodes of a Redis Cluster, and how a command finds its own
 //! - `names`: what stands in the Redis under which key
-//! - `lease`: which servers live
+//! - `lease`: which servers live, and whether the Redis may have forgotten something
 //! - `feed`: what other servers say
 //! - `presence`: who is connected to which server
 //! - `stock`: what stock's servers and Dispatchers say
@@ -18,6 +19,7 @@ mod line;
 pub mod names;
 mod presence;
 mod servers;
+mod spread;
 mod stock;
 mod words;
 
@@ -64,8 +66,13 @@ pub struct Link {
     came: Instant,
     listeners: RwLock<Vec<Listener>>,
     tasks: Mutex<Vec<AbortHandle>>,
-    /// Another server has taken this one for dead: what it has said of who is here has to be said again.
+    /// Another server has taken this one for dead, or the Redis may have forgotten something: what was said of who is here
+    /// has to be said again.
     buried: AtomicBool,
+    /// Until then nobody is taken for dead whose lease has ended while nobody could renew his.
+    forgiving: Mutex<Option<Instant>>,
+    /// One renews the lease at a time, or the later answer might be of the earlier time.
+    beating: tokio::sync::Mutex<()>,
     /// Set once this server hears what others say.
     hears: watch::Sender<bool>,
     /// Set once this server is not one of them any more.
@@ -128,6 +135,8 @@ impl Link {
             listeners: RwLock::default(),
             tasks: Mutex::default(),
             buried: AtomicBool::new(false),
+            forgiving: Mutex::new(None),
+            beating: tokio::sync::Mutex::default(),
             hears: watch::Sender::new(false),
             left: watch::Sender::new(false),
             runtime: Some(runtime),
@@ -205,11 +214,40 @@ impl Link {
         self.live.read().clone()
     }
 
-    fn set_live(&self, live: Live, known: bool) {
-        *self.live.write() = live;
-        if !known {
-            self.buried.store(true, Ordering::Relaxed);
+    /// Renews the lease, and looks what the Redis is now.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub async fn beat(&self) -> Result<(), LinkError> {
+        let _turn = self.beating.lock().await;
+        let (before, grace) = (self.live(), if self.forgives() { lease::LEASE } else { Duration::ZERO });
+        let (_, live, known) = lease::beat(&self.lines, &self.names, &self.node, &before, grace).await?;
+        if live.era != before.era || live.birth != before.birth {
+            let Live { era, base, .. } = &live;
+            tracing::warn!(
+                era,
+                base,
+                "Redis was emptied, or has taken over from another, or has come back: it may have forgotten something"
+            );
         }
+        if !known || live.era != before.era || live.birth != before.birth {
+            self.bury();
+        }
+        *self.live.write() = live;
+        Ok(())
+    }
+
+    /// For as long as a lease nobody is taken for dead.
+    fn forgive(&self) {
+        *self.forgiving.lock() = Some(Instant::now() + lease::LEASE);
+    }
+
+    fn forgives(&self) -> bool {
+        self.forgiving.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn bury(&self) {
+        self.buried.store(true, Ordering::Relaxed);
     }
 
     fn was_buried(&self) -> bool {

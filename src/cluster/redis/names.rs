@@ -66,6 +66,12 @@ impl Names {
         self.stock("mesa:{here}:nodes")
     }
 
+    /// What this Redis was when a server last looked.
+    #[must_use]
+    pub fn era(&self) -> String {
+        self.stock("mesa:{here}:era")
+    }
+
     /// Who is here, in order.
     #[must_use]
     pub fn online(&self) -> String {

@@ -158,12 +158,17 @@ impl Presence {
         users.into_iter().filter(|user| here.users.contains_key(user)).collect()
     }
 
-    /// All of it is to be written down again.
-    fn say_all_again(&self) {
+    /// All of it is to be written down again; `there` is who is written down now.
+    fn say_all_again(&self, there: Vec<UserId>) {
         let mut here = self.here.lock();
         let Here { users, dirty } = &mut *here;
-        for (user, count) in users {
+        for (user, count) in users.iter() {
             dirty.entry(user.clone()).or_insert(*count);
+        }
+        for user in there {
+            if !users.contains_key(&user) {
+                dirty.entry(user).or_insert(0);
+            }
         }
         drop(here);
         self.changed.notify_one();
@@ -203,17 +208,21 @@ impl Presence {
     /// Finds out whether stock is there, and takes away what servers have left that have died.
     async fn look(&self, link: &Link) -> Result<(), LinkError> {
         let names = link.names();
-        let (seconds, _): (u64, u64) = link.lines().ask(&redis::cmd("TIME")).await?;
-        let mut command = redis::cmd("ZRANGEBYSCORE");
-        command.arg(names.nodes()).arg("-inf").arg(seconds * 1000);
-        let dead: Vec<String> = link.lines().ask(&command).await?;
-        for node in dead.iter().filter(|node| *node != link.node()) {
-            tracing::info!(%node, "another server is gone; whoever was there is not there any more");
-            bury(link, node).await?;
+        if !link.forgives() {
+            let (seconds, _): (u64, u64) = link.lines().ask(&redis::cmd("TIME")).await?;
+            let mut command = redis::cmd("ZRANGEBYSCORE");
+            command.arg(names.nodes()).arg("-inf").arg(seconds * 1000);
+            let dead: Vec<String> = link.lines().ask(&command).await?;
+            for node in dead.iter().filter(|node| *node != link.node()) {
+                tracing::info!(%node, "another server is gone; whoever was there is not there any more");
+                bury(link, node).await?;
+            }
         }
         self.stock.store(super::stock::is_there(link).await?, Ordering::Relaxed);
         if link.was_buried() {
-            self.say_all_again();
+            let asked = link.lines().ask(redis::cmd("HKEYS").arg(names.at(link.node()))).await;
+            let there: Vec<String> = asked.inspect_err(|_| link.bury())?;
+            self.say_all_again(there.iter().filter_map(|user| UserId::new(user).ok()).collect());
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use redis::Value;
 
 use super::{
     super::{Attached, DeviceState, Entry, Found, Limits, Overflow, ReadLimit, Received, UserState},
-    local::{Report, time},
+    local::{Era, Report, time},
 };
 use crate::{
     cluster::redis::{Link, LinkError, Script},
@@ -15,6 +15,9 @@ use crate::{
 };
 
 static LOG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("log.lua")));
+
+/// How often a step is taken again because the Redis has become another one meanwhile.
+const ERAS_MAX: usize = 4;
 
 /// Arguments of a step: text and bytes, one after the other.
 pub(super) type Arguments = Vec<Bytes>;
@@ -66,6 +69,9 @@ impl Caller {
             millis(Some(limits.ids_window)),
             text(self.namespace),
             text(link.names().wake()),
+            text(&live.birth),
+            text(live.base),
+            if link.lines().is_spread() { Bytes::new() } else { text(link.names().era()) },
         ];
         arguments.extend(own);
         arguments
@@ -85,12 +91,17 @@ impl Caller {
             vec![link.names().known(), link.names().due()]
         };
         keys.extend(own);
-        let arguments = self.arguments(&link, step, arguments);
-        match link.lines().run(&LOG, &keys, &arguments).await? {
-            Value::Array(values) => Ok(values),
-            Value::BulkString(text) if text == b"devices" => Ok(Vec::new()),
-            other => misread(&format!("{other:?}").chars().take(100).collect::<String>()),
+        for _ in 0..ERAS_MAX {
+            let arguments = self.arguments(&link, step, arguments.clone());
+            match link.lines().run(&LOG, &keys, &arguments).await? {
+                Value::Array(values) => return Ok(values),
+                Value::BulkString(text) if text == b"devices" => return Ok(Vec::new()),
+                // Nothing was done: it is another Redis than it was, and has to be looked at first.
+                Value::BulkString(text) if text == b"era" => link.beat().await?,
+                other => return misread(&format!("{other:?}").chars().take(100).collect::<String>()),
+            }
         }
+        Err(LinkError::Lost("it changes faster than it can be looked at".into()))
     }
 
     /// The keys of a user's log.
@@ -131,7 +142,7 @@ impl Caller {
         user: &UserId,
         device: Option<&DeviceId>,
         report: &Report,
-    ) -> Result<Option<Attached>, LinkError> {
+    ) -> Result<Option<(Attached, Era)>, LinkError> {
         let mut arguments = view(report);
         arguments.push(text(device.map_or("", DeviceId::as_str)));
         arguments.push(text(user));
@@ -140,8 +151,8 @@ impl Caller {
             return Ok(None);
         }
         self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
-        let received = received(integer(&answer, 3)?, &answer[4..])?;
-        Ok(Some(Attached { received, head: seq(&answer, 2)? }))
+        let received = received(integer(&answer, 4)?, &answer[5..])?;
+        Ok(Some((Attached { received, head: seq(&answer, 2)? }, era(&answer, 3)?)))
     }
 
     pub(super) async fn clear(&self, user: &UserId) -> Result<u64, LinkError> {
@@ -150,12 +161,13 @@ impl Caller {
         seq(&answer, 0)
     }
 
-    pub(super) async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, LinkError> {
+    pub(super) async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<(Found, Era), LinkError> {
         // What is beyond these is beyond what a number of Lua can say, and beyond any log.
         let most = |number: u64| text(number.min(1 << 50));
         let arguments = vec![most(after), most(limit.entries as u64), most(limit.bytes as u64)];
-        let mut answer = self.step("read", self.keys(user)?, arguments).await?.into_iter();
-        let Some(Value::Int(through)) = answer.next() else { return misread("a read without an end") };
+        let answer = self.step("read", self.keys(user)?, arguments).await?;
+        let (through, era) = (seq(&answer, 0)?, era(&answer, 1)?);
+        let mut answer = answer.into_iter().skip(2);
         let mut entries = Vec::with_capacity(answer.len() / 4);
         while let Some(first) = answer.next() {
             let (
@@ -175,7 +187,7 @@ impl Caller {
                 payload: Payload::from_stored(Bytes::from(payload)),
             });
         }
-        Ok(Found { entries, through: through.unsigned_abs() })
+        Ok((Found { entries, through }, era))
     }
 
     /// What is known of a user, and how many bytes wait for him.
@@ -275,6 +287,13 @@ fn view(report: &Report) -> Arguments {
     }
     arguments.extend(last);
     arguments
+}
+
+fn era(values: &[Value], at: usize) -> Result<Era, LinkError> {
+    match values.get(at) {
+        Some(Value::BulkString(era)) => Ok(String::from_utf8_lossy(era).into()),
+        _ => misread("an era"),
+    }
 }
 
 pub(super) fn integer(values: &[Value], at: usize) -> Result<i64, LinkError> {

@@ -2,6 +2,9 @@
 //!
 //! All of it may be said twice. What is held and who is here is said whole each time, with a count that rises, so that
 //! what was said before and arrives later changes nothing; and what was received only grows.
+//!
+//! A Redis that has taken over from another may have forgotten what it was told. So what the sessions that are here have
+//! received is remembered for as long as they are, and said once more when a log turns out to be in another era.
 
 use std::{
     collections::HashMap,
@@ -14,11 +17,14 @@ use parking_lot::Mutex;
 use super::super::clock::millis;
 use crate::{
     message::{DeviceId, Seq, UserId},
-    store::Note,
+    store::{Note, Received},
 };
 
 /// Ranges of one user that wait to be written down. One more and the oldest is forgotten, which repeats those messages.
 const RANGES_MAX: usize = 256;
+
+/// Of which time a log is: another one means that what was said of it may be forgotten.
+pub(super) type Era = Box<str>;
 
 /// Whose cursor: "" is the one that clients without a device share.
 type Name = String;
@@ -31,6 +37,9 @@ struct Local {
     said: u64,
     hold: Option<Seq>,
     here: HashMap<Name, u32>,
+    /// What the cursors of those have received.
+    had: HashMap<Name, Received>,
+    era: Era,
     seen_ms: u64,
     /// With the change, and when that was, since this server came.
     left: Vec<(u64, Name, Duration)>,
@@ -74,7 +83,11 @@ impl Locals {
         let before = local.changes;
         if let Some((from, to)) = note.received.filter(|(from, to)| from <= to) {
             local.changes = self.next();
-            local.receive(name(note.device.as_ref()), from, to);
+            let name = name(note.device.as_ref());
+            if let Some(had) = local.had.get_mut(&name) {
+                had.insert(from, to);
+            }
+            local.receive(name, from, to);
         }
         if let Some(seen) = note.seen {
             local.changes = self.next();
@@ -108,11 +121,39 @@ impl Locals {
             *count -= 1;
             if *count == 0 {
                 local.here.remove(&name);
+                local.had.remove(&name);
             }
         }
         let changes = local.changes;
         local.left.retain(|(_, left, _)| *left != name);
         local.left.push((changes, name, now));
+    }
+
+    /// A session has come, and what its cursor has received is known.
+    pub(super) fn attached(&self, user: &UserId, device: Option<&DeviceId>, received: &Received, era: Era) {
+        self.entered(user, era);
+        let mut all = self.users.lock();
+        let Some(local) = all.get_mut(user) else { return };
+        let name = name(device);
+        if local.here.contains_key(&name) {
+            let had = local.had.entry(name).or_default();
+            ranges(received).for_each(|(from, to)| _ = had.insert(from, to));
+        }
+    }
+
+    /// A user's log is of this time. True if that is another than before: then there is something to be said again.
+    pub(super) fn entered(&self, user: &UserId, era: Era) -> bool {
+        let mut all = self.users.lock();
+        let Some(local) = all.get_mut(user).filter(|local| local.era != era) else { return false };
+        if std::mem::replace(&mut local.era, era).is_empty() {
+            return false;
+        }
+        local.changes = self.next();
+        for (name, had) in std::mem::take(&mut local.had) {
+            ranges(&had).for_each(|(from, to)| local.receive(name.clone(), from, to));
+            local.had.insert(name, had);
+        }
+        true
     }
 
     /// What is to be said of one user, if there is anything.
@@ -172,6 +213,10 @@ impl Local {
             received: self.received.iter().map(|(_, name, from, to)| (name.clone(), *from, *to)).collect(),
         }
     }
+}
+
+fn ranges(received: &Received) -> impl Iterator<Item = (Seq, Seq)> {
+    std::iter::once((1, received.through())).filter(|(_, to)| *to > 0).chain(received.islands().iter().copied())
 }
 
 /// Milliseconds of the Unix epoch as a time; 0 is none.

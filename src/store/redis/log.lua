@@ -7,7 +7,8 @@
 -- ARGV: 1 the step, 2 this node, 3 nodes that live (a,b,c), 4 when those were asked for (ms), 5 milliseconds by which the
 -- clock is ahead (tests), 6 messages and 7 bytes of one user, 8 age in ms (0 = none), 9 overflow (drop or reject),
 -- 10 device age in ms (0 = none), 11 devices, 12 window of ids in ms, 13 fingerprint of the namespace,
--- 14 the channel for wake-ups; what belongs to the step begins at 15.
+-- 14 the channel for wake-ups, 15 what this Redis was born as, as far as the caller knows, 16 where logs begin that it does
+-- not have, 17 the key of its era ('' where keys are spread); what belongs to the step begins at 18.
 -- KEYS: 1 who is known, 2 when something is due; the step's from 3. Where keys are spread over slots the first three are the
 -- same, and the caller writes down who is known and what is due, from the answers.
 
@@ -16,7 +17,10 @@ local NODE, ASKED, TOGETHER = A[2], tonumber(A[4]), K[1] ~= K[3]
 local MESSAGES, BYTES, AGE, DROP = tonumber(A[6]), tonumber(A[7]), tonumber(A[8]), A[9] == 'drop'
 local DEVICE_AGE, DEVICES, WINDOW = tonumber(A[10]), tonumber(A[11]), tonumber(A[12])
 local ISLANDS_MAX, REASONS_MAX, KEYS_MAX = 16, 64, 64
-local QUOTA, COLLAPSED, CLEARED = 1, 3, 2
+local QUOTA, COLLAPSED, CLEARED, LOST = 1, 3, 2, 5
+
+-- A log that may have given out more than it knows of goes on so far behind its head.
+local BEYOND = 1000000
 
 local LIVE = {}
 for node in string.gmatch(A[3], '[^,]+') do LIVE[node] = true end
@@ -303,12 +307,39 @@ local function waiting(S, log, c)
   return n, b
 end
 
+-- The era in which this is; nothing where the caller has to look first what this Redis is now.
+local function find_era()
+  local info = redis.call('INFO', 'replication')
+  local history = string.match(info, 'master_replid:(%x+)')
+  -- Each shard has a history of its own, of which nobody keeps a table.
+  if A[17] == '' then return string.sub(history, 1, 16) end
+  local here = redis.call('HMGET', A[17], 'birth', 'history', 'era')
+  return here[1] == A[15] and here[2] == history and here[3]
+end
+
+-- A log that comes into another era may have given out more than it knows of: it goes on beyond that, and says so.
+local function enter(S, log, era)
+  if S.era == era then return end
+  local from, to = S.head + 1, nil
+  if S.era then
+    to = S.head + BEYOND
+  elseif S.head == 0 then
+    to = tonumber(A[16])
+  end
+  S.era = era
+  if not to or to < from then return end
+  S.head = to
+  gone(S, from, to, LOST)
+  everybody_receives(S, from, to)
+  release(S, log)
+end
+
 -- The steps.
 
--- 15 this node's count of changes, 16 what it holds (-1 = nothing), 17 how many devices are here, their names; then
+-- 18 this node's count of changes, 19 what it holds (-1 = nothing), 20 how many devices are here, their names; then
 -- when the user was seen (ms, 0 = not), how many devices have left, each with how long ago (ms); how many ranges, each device, from, to.
 local function take_view(S, log)
-  local at = 15
+  local at = 18
   local function take() at = at + 1 return A[at - 1] end
   local n, held, devices = tonumber(take()), tonumber(take()), {}
   for _ = 1, tonumber(take()) do devices[#devices + 1] = take() end
@@ -334,8 +365,10 @@ end
 
 -- Each message: payload, time to live in ms (0 = none), key, id ('' = none); then each item: message, user.
 local function append()
-  local at, messages = 16, {}
-  for n = 1, tonumber(A[15]) do
+  local era = find_era()
+  if not era then return 'era' end
+  local at, messages = 19, {}
+  for n = 1, tonumber(A[18]) do
     messages[n] = {A[at], tonumber(A[at + 1]), A[at + 2], A[at + 3]}
     at = at + 4
   end
@@ -355,6 +388,7 @@ local function append()
     else
       local S, new = load(state)
       look(S)
+      enter(S, log, era)
       release(S, log)
       local lives = ttl
       if AGE > 0 then lives = lives > 0 and math.min(lives, AGE) or AGE end
@@ -406,7 +440,10 @@ end
 
 -- The view, then the device ('' = the cursor that clients without one share), then the user.
 local function attach()
+  local era = find_era()
+  if not era then return 'era' end
   local S, new = load(K[3])
+  enter(S, K[4], era)
   local at = take_view(S, K[4])
   local device = A[at]
   local c = cursor(S, device)
@@ -435,7 +472,7 @@ local function attach()
   c.s = NOW
   release(S, K[4])
   local moved = save(K[3], S, A[#A], new)
-  local answer = {moved, new and 1 or 0, S.head, c.t}
+  local answer = {moved, new and 1 or 0, S.head, S.era, c.t}
   for _, r in ipairs(c.i) do
     answer[#answer + 1] = r[1]
     answer[#answer + 1] = r[2]
@@ -443,7 +480,7 @@ local function attach()
   return answer
 end
 
--- 15 the user: what he has goes, counted.
+-- 18 the user: what he has goes, counted.
 local function clear()
   local S, new = load(K[3])
   if new then return {0, -1} end
@@ -455,15 +492,15 @@ local function clear()
     gone(S, from, S.head, CLEARED)
   end
   release(S, K[4])
-  return {cleared, save(K[3], S, A[15], new)}
+  return {cleared, save(K[3], S, A[18], new)}
 end
 
--- 15 above which sequence, 16 entries and 17 bytes at most.
+-- 18 above which sequence, 19 entries and 20 bytes at most.
 local function read()
   local S = load(K[3])
   look(S)
-  local after, most, room = tonumber(A[15]), tonumber(A[16]), tonumber(A[17])
-  local answer, held, n, bytes, last = {math.max(S.head, after)}, hold(S), 0, 0, nil
+  local after, most, room = tonumber(A[18]), tonumber(A[19]), tonumber(A[20])
+  local answer, held, n, bytes = {math.max(S.head, after), S.era or ''}, hold(S), 0, 0
   each(K[4], math.max(after, S.rel) + 1, nil, function(seq, entry)
     local shown = (held and seq > held) or not everybody_has(S, seq)
     if not shown or is_past(tonumber(entry[2][8])) then return end
@@ -496,10 +533,10 @@ local function state()
   return {new and 0 or 1, S.head, both.t, islands, n, b, math.floor(S.seen), devices}
 end
 
--- 15 whose cursor.
+-- 18 whose cursor.
 local function missed()
   local S = load(K[3])
-  local c = cursor(S, A[15])
+  local c = cursor(S, A[18])
   local answer = {math.max(c and c.t or 0, S.rel)}
   for _, r in ipairs(S.gone) do
     answer[#answer + 1] = r[1]
@@ -509,21 +546,21 @@ local function missed()
   return answer
 end
 
--- 15 a sequence: who has not received it.
+-- 18 a sequence: who has not received it.
 local function lacking()
   local S, answer = load(K[3]), {}
-  if S.sh and not has(S.sh, tonumber(A[15])) then answer[1] = '' end
+  if S.sh and not has(S.sh, tonumber(A[18])) then answer[1] = '' end
   for _, d in ipairs(S.dv) do
-    if not has(d[2], tonumber(A[15])) then answer[#answer + 1] = d[1] end
+    if not has(d[2], tonumber(A[18])) then answer[#answer + 1] = d[1] end
   end
   return answer
 end
 
--- Looks after what has become too old. 15 the user.
+-- Looks after what has become too old. 18 the user.
 local function sweep()
   local S, new = load(K[3])
   if new then
-    if TOGETHER then redis.call('ZREM', K[2], A[15]) end
+    if TOGETHER then redis.call('ZREM', K[2], A[18]) end
     return {-1}
   end
   look(S)
@@ -548,7 +585,7 @@ local function sweep()
   drop_expired(S, K[4])
   release(S, K[4])
   S.due = -1
-  return {save(K[3], S, A[15], false)}
+  return {save(K[3], S, A[18], false)}
 end
 
 local steps = {append = append, note = note, attach = attach, clear = clear, read = read, state = state,

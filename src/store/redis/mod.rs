@@ -268,7 +268,11 @@ impl Store for RedisStore {
             shared.take_undelivered(&whose).await?;
             let attached = shared.caller.attach(&whose, which.as_ref(), &report).await?;
             shared.locals.said(&whose, &report);
-            Ok(attached)
+            Ok(attached.map(|(attached, era)| {
+                shared.locals.attached(&whose, which.as_ref(), &attached.received, era);
+                shared.dirty.notify_one();
+                attached
+            }))
         });
         let attached =
             attached.and_then(|attached| attached.ok_or(StoreError::Devices(self.shared.caller.limits().devices)));
@@ -293,7 +297,11 @@ impl Store for RedisStore {
         let user = user.clone();
         self.wait(|shared| async move {
             shared.settle(&user).await?;
-            shared.caller.read(&user, after, limit).await
+            let (found, era) = shared.caller.read(&user, after, limit).await?;
+            if shared.locals.entered(&user, era) {
+                shared.dirty.notify_one();
+            }
+            Ok(found)
         })
     }
 
