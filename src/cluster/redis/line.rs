@@ -73,7 +73,7 @@ enum Line {
 }
 
 enum Target {
-    One(Client),
+    One(Box<Client>),
     Cluster(Box<Nodes>),
     Sentinel(Box<tokio::sync::Mutex<SentinelClient>>),
 }
@@ -102,7 +102,7 @@ impl Lines {
     pub(super) fn new(redis: &config::Redis) -> Result<Self, LinkError> {
         let wrong = |error: RedisError| LinkError::Refused(format!("its address cannot be used: {error}"));
         let target = match redis {
-            config::Redis::One(url) => Target::One(Client::open(url.as_str()).map_err(wrong)?),
+            config::Redis::One(url) => Target::One(Box::new(Client::open(url.as_str()).map_err(wrong)?)),
             config::Redis::Cluster(urls) => Target::Cluster(Box::new(Nodes::new(urls).map_err(wrong)?)),
             config::Redis::Sentinel {
                 sentinels,
