@@ -39,6 +39,26 @@ pub enum Redis {
     },
 }
 
+impl Redis {
+    /// Hosts and ports, for people: nothing that is secret.
+    #[must_use]
+    pub fn addresses(&self) -> String {
+        let of = |url: &String| {
+            let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
+            let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+            rest.split_once('/').map_or(rest, |(host, _)| host).to_owned()
+        };
+        match self {
+            Self::One(url) => of(url),
+            Self::Cluster(urls) => urls.iter().map(of).collect::<Vec<_>>().join(", "),
+            Self::Sentinel { sentinels, name, .. } => {
+                let all: Vec<_> = sentinels.iter().map(|(host, port)| format!("{host}:{port}")).collect();
+                format!("{name}, by {}", all.join(", "))
+            }
+        }
+    }
+}
+
 impl fmt::Debug for Redis {
     /// Without passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -216,6 +236,7 @@ mod tests {
         assert_eq!(parse(&json!({ "host": "h", "port": 1, "password": "p@/" })), one("redis://:p%40%2F@h:1/0"));
         assert_eq!(parse(&json!({ "host": "h", "tls": {} })), one("rediss://h:6379/0"));
         assert_eq!(parse(&json!("rediss://h")), one("rediss://h"));
+        assert_eq!(parse(&json!("redis://u:s@ecret@h:1/2")).unwrap().addresses(), "h:1");
         let nodes = Redis::Cluster(vec!["redis://a:1/0".into(), "redis://b:6379/0".into()]);
         assert_eq!(parse(&json!([{ "host": "a", "port": 1 }, { "host": "b" }])), Ok(nodes));
         let sentinels = parse(&json!({ "sentinels": [{ "host": "s" }], "name": "n", "password": "p" })).unwrap();

@@ -122,7 +122,7 @@ impl Hub {
         let said = self.middleware.any().then(|| payload.clone());
         let to = To { users: recipients.clone(), refused, said, online: Vec::new(), only_beside: 0 };
         self.metrics.dispatches.inc();
-        let append = Append { payload, recipients, ttl, collapse, once };
+        let append = Append { ttl, collapse, once, ..Append::new(payload, recipients) };
         Ok(Kept { append, to, beside: Vec::new() })
     }
 

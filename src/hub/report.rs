@@ -103,7 +103,12 @@ impl Hub {
     /// # Errors
     /// When the store cannot be read.
     pub async fn oldest_pending(&self, user: &UserId, limit: ReadLimit) -> Result<Vec<Entry>, StoreError> {
-        let state = self.store.state(user)?;
+        let state = if self.store.is_far() {
+            let (store, user) = (self.store.clone(), user.clone());
+            on_disk_thread(move || store.state(&user)).await?
+        } else {
+            self.store.state(user)?
+        };
         if state.pending == 0 {
             return Ok(Vec::new());
         }

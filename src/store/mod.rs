@@ -112,13 +112,17 @@ pub struct Append {
     pub collapse: Option<CollapseKey>,
     /// The append is to be done once, however often it is asked for.
     pub once: Option<Once>,
+    /// Each recipient gets his copy once, whoever asks for it and with whichever others: for messages that several servers
+    /// come to know of. Remembered for ten minutes; a copy that was refused is not. Nothing is said of it in the answer.
+    /// Only a store that servers share looks at this.
+    pub each_once: Option<DispatchId>,
 }
 
 impl Append {
     /// A message that is kept until it is received.
     #[must_use]
     pub fn new(payload: Payload, recipients: Vec<UserId>) -> Self {
-        Self { payload, recipients, ttl: None, collapse: None, once: None }
+        Self { payload, recipients, ttl: None, collapse: None, once: None, each_once: None }
     }
 }
 

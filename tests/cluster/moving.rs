@@ -57,6 +57,29 @@ fn what_waits_in_a_stock_set_up_is_brought_over_and_back_and_nothing_twice() {
     let get = |user: &str| numbers(&redis(&to, &["HGET", "undelivered_messages_shop", user]));
     assert_eq!(get("alice"), (1..=310).collect::<Vec<_>>());
     assert_eq!(get("bob"), [1000, 1001, 1, 2, 7, 8, 9]);
+    // What a server had taken and could not put into a log is brought before what came later.
+    let taken = format!("a-name\n{}", left(400..=401));
+    redis(
+        &from,
+        &[
+            "EVAL",
+            "redis.call('HSET', KEYS[1], '\\0mesa:taken:carol', ARGV[1])",
+            "1",
+            "undelivered_messages_shop",
+            &taken,
+        ],
+    );
+    set("carol", &left(402..=402));
+    assert!(import().starts_with("3 users, 3 messages in "));
+    assert!(export().starts_with("3 users, 3 messages in Redis"));
+    assert_eq!(get("carol"), (400..=402).collect::<Vec<_>>());
+    // Another store in the same place is another, though its messages have the numbers that those had.
+    std::fs::remove_dir_all(store).expect("the store goes");
+    redis(&from, &["DEL", "undelivered_messages_shop"]);
+    set("alice", &left(2001..=2002));
+    assert!(import().starts_with("1 user, 2 messages in "));
+    assert!(export().starts_with("1 user, 2 messages in Redis"));
+    assert_eq!(get("alice"), (1..=310).chain(2001..=2002).collect::<Vec<_>>());
 }
 
 #[test]

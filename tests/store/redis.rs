@@ -14,7 +14,7 @@ use mesa::{
     config,
     message::{DeviceId, DispatchId},
     store::{
-        Append, Limits, Note, Once, Store, StoreError,
+        Append, Limits, Note, Once, Reason, Store, StoreError,
         redis::{RedisOptions, open},
     },
 };
@@ -217,4 +217,92 @@ async fn a_device_that_is_at_another_server_does_not_make_room() {
     until("the phone to be away", || other.attach(&user("a"), Some(&laptop)).is_ok()).await;
     let devices = one.state(&user("a")).unwrap().devices;
     assert_eq!(devices.iter().map(|one| one.device.as_str()).collect::<Vec<_>>(), ["laptop"]);
+}
+
+/// Lets something be done with the Redis itself; gives what it answers.
+async fn ask(place: &Somewhere, words: &[&str]) -> String {
+    let Where::One(redis) = &place.redis else { panic!("one Redis") };
+    let client = redis::Client::open(redis.url()).unwrap();
+    let mut line = client.get_multiplexed_async_connection().await.unwrap();
+    let mut command = redis::cmd(words[0]);
+    words[1..].iter().for_each(|word| _ = command.arg(*word));
+    let value: redis::Value = command.query_async(&mut line).await.unwrap();
+    redis::from_redis_value::<Option<String>>(value).ok().flatten().unwrap_or_default()
+}
+
+fn stock(numbers: impl IntoIterator<Item = u64>) -> String {
+    let messages: Vec<_> = numbers.into_iter().map(|n| format!(r#"{{"op":0,"d":{n},"t":"N"}}"#)).collect();
+    format!("[{}]", messages.join(","))
+}
+
+#[tokio::test]
+async fn what_stock_has_left_and_there_is_no_room_for_comes_as_room_is_made_each_once_and_in_order() {
+    let place = Somewhere::on(Redis::start());
+    let store = place.open(Limits { messages: 5, ..Limits::default() }, Arc::default());
+    let list = format!("undelivered_messages_{}", place.namespace);
+    ask(&place, &["HSET", &list, "a", &stock(0..8)]).await;
+    store.attach(&user("a"), None).unwrap();
+    let numbers = |after| read(&*store, "a", after).into_iter().map(|(_, n)| n).collect::<Vec<_>>();
+    assert_eq!(numbers(0), [0, 1, 2, 3, 4]);
+    // What comes meanwhile comes behind.
+    ask(&place, &["HSET", &list, "a", &stock([100])]).await;
+    receive(&*store, "a", 1, 2);
+    until("two more to come", || numbers(0) == [2, 3, 4, 5, 6]).await;
+    receive(&*store, "a", 3, 7);
+    until("the rest to come", || numbers(0) == [7]).await;
+    store.attach(&user("a"), None).unwrap();
+    assert_eq!(numbers(0), [7, 100]);
+    assert_eq!(ask(&place, &["HLEN", &list]).await, "0");
+}
+
+#[tokio::test]
+async fn a_message_of_stocks_that_cannot_be_sent_is_put_aside_and_holds_up_nothing() {
+    let place = Somewhere::on(Redis::start());
+    let store = place.server();
+    let list = format!("undelivered_messages_{}", place.namespace);
+    let odd = r#"[{"op":0,"d":1,"t":"N"},{"t":5},{"op":0,"d":2,"t":"N"}]"#;
+    ask(&place, &["HSET", &list, "a", odd, "b", "{no list"]).await;
+    for id in ["a", "b"] {
+        store.attach(&user(id), None).unwrap();
+    }
+    assert_eq!(read(&*store, "a", 0), [(1, 1), (2, 2)]);
+    ask(&place, &["HSET", &list, "a", &stock([3]), "b", &stock([4])]).await;
+    for id in ["a", "b"] {
+        store.attach(&user(id), None).unwrap();
+    }
+    assert_eq!((read(&*store, "a", 2), read(&*store, "b", 0)), (vec![(3, 3)], vec![(1, 4)]));
+    assert_eq!(ask(&place, &["HGET", &list, "\0mesa:aside:a"]).await, "{\"t\":5}\n");
+    assert_eq!(ask(&place, &["HGET", &list, "\0mesa:aside:b"]).await, "{no list\n");
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_read_is_its_users_alone() {
+    let place = Somewhere::on(Redis::start());
+    let store = place.server();
+    ask(&place, &["SET", &format!("mesa:state:{{bad}}_{}", place.namespace), "junk"]).await;
+    let appends = (0..20).map(|n| {
+        let whose = if n == 7 { "bad".to_owned() } else { format!("user-{n}") };
+        store.append(Append::new(message(n), vec![user(&whose)]))
+    });
+    for (n, made) in futures_util::future::join_all(appends).await.into_iter().enumerate() {
+        let expected = if n == 7 { Err(Reason::Damaged) } else { Ok(1) };
+        assert_eq!(made.unwrap().seqs, [expected], "{n}");
+    }
+    assert!(store.state(&user("bad")).is_err());
+    assert_eq!(store.state(&user("user-1")).unwrap().pending, 1);
+}
+
+#[tokio::test]
+async fn a_copy_that_several_servers_make_is_made_once_for_each_user() {
+    let place = Somewhere::default();
+    let servers = [place.server(), place.server()];
+    let append = |whose: &[&str]| Append {
+        each_once: Some(DispatchId::new("mark-1-7").unwrap()),
+        ..Append::new(message(1), whose.iter().map(|id| user(id)).collect())
+    };
+    servers[0].append(append(&["a", "b"])).await.unwrap();
+    servers[1].append(append(&["b", "c"])).await.unwrap();
+    for id in ["a", "b", "c"] {
+        assert_eq!(read(&*servers[0], id, 0), [(1, 1)], "{id}");
+    }
 }

@@ -18,8 +18,9 @@ pub async fn export(args: &MoveArgs) -> Result<(), Failure> {
         return Err(Failure::because(format!("there is no store at {}", args.store_path.display())));
     }
     let (store, link) = open(args)?;
-    let origin = args.store_path.canonicalize().unwrap_or_else(|_| args.store_path.clone());
-    let moved = mesa::store::redis::moving::export(&*store, &origin.to_string_lossy(), &link).await;
+    let origin = mesa::store::redis::moving::origin(&args.store_path)
+        .map_err(|error| Failure::because(format!("{}: {error}", args.store_path.display())))?;
+    let moved = mesa::store::redis::moving::export(&*store, &origin, &link).await;
     close(&*store, &link).await?;
     told(moved, "in Redis")
 }

@@ -36,16 +36,22 @@ impl Names {
         self.of_user("log", user)
     }
 
-    /// What a dispatch with an id came to for one user.
+    /// What a dispatch with an id came to for one user. Ids end as they like: the namespace stands before them.
     #[must_use]
     pub fn done(&self, user: &str, id: &str) -> String {
-        format!("mesa:done:{{{}}}:{id}{}", tag(user), self.suffix)
+        format!("mesa:done{}:{{{}}}:{id}", self.suffix, tag(user))
     }
 
-    /// What was answered to a dispatch with an id.
+    /// That a user has his copy of a message that several servers know of.
+    #[must_use]
+    pub fn copied(&self, user: &str, id: &str) -> String {
+        format!("mesa:copied{}:{{{}}}:{id}", self.suffix, tag(user))
+    }
+
+    /// What was answered to a dispatch with an id. No namespace has a `/` in it.
     #[must_use]
     pub fn answer(&self, id: &str) -> String {
-        format!("mesa:answer:{id}{}", self.suffix)
+        format!("mesa:answer{}/{id}", self.suffix)
     }
 
     /// Every user something is kept of, in order.
@@ -144,5 +150,7 @@ mod tests {
         keys.dedup();
         assert_eq!(keys.len(), 2 * users.len());
         assert_eq!(none.state("}").matches('}').count(), 1, "the tag ends where it should");
+        assert_ne!(none.done("a", "x_shop"), shop.done("a", "x"));
+        assert_ne!(none.answer("x_shop"), shop.answer("x"));
     }
 }

@@ -1,6 +1,6 @@
 //! Appends: in steps of so many copies, and once where they have an id.
 
-use std::sync::Weak;
+use std::{sync::Weak, time::Duration};
 
 use redis::Value;
 use serde::{Deserialize, Serialize};
@@ -9,9 +9,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     super::{Answered, Append, Appended, Once, Reason, Rejected},
     Shared,
-    calls::{Arguments, integer, seq, text},
+    calls::{Arguments, integer, text},
 };
-use crate::{cluster::redis::LinkError, message::UserId};
+use crate::{
+    cluster::redis::LinkError,
+    message::{Seq, UserId},
+};
 
 /// Copies that one step makes at most, so that no other waits for long.
 pub const ITEMS_MAX: usize = 500;
@@ -19,14 +22,16 @@ pub const ITEMS_MAX: usize = 500;
 /// Bytes of payload of one step (one copy at least).
 const STEP_BYTES_MAX: usize = 4 << 20;
 
+/// For how long it is remembered who has his copy: see [`Append::each_once`].
+const COPIED_FOR: Duration = Duration::from_secs(600);
+
 /// One copy: which message, for whom.
 type Copied = (usize, UserId);
 
 /// What a copy came to.
 #[derive(Clone, Copy, Debug)]
 struct Made {
-    /// 0: there was no room.
-    seq: u64,
+    seq: Result<Seq, Reason>,
     dropped: u64,
     due: i64,
     new: bool,
@@ -64,48 +69,47 @@ pub(super) async fn keep_appending(shared: Weak<Shared>, mut queue: mpsc::Receiv
                 (count, done)
             })
             .collect();
-        let mut made = shared.append_all(all).await.map(Vec::into_iter);
+        let mut made = shared.append_all(all).await.into_iter();
         for (count, done) in asked {
+            let theirs: Vec<_> = made.by_ref().take(count).collect();
             // Whoever asked may be gone.
-            _ = done.send(made.as_mut().map(|made| made.take(count).collect()).map_err(|error| error.clone()));
+            _ = done.send(theirs.into_iter().collect());
         }
     }
 }
 
 impl Shared {
-    /// See [`Store::append_all`](super::super::Store::append_all).
-    pub(super) async fn append_all(&self, appends: Vec<Append>) -> Result<Vec<Appended>, LinkError> {
-        let mut appended: Vec<Option<Appended>> = vec![None; appends.len()];
+    /// See [`Store::append_all`](super::super::Store::append_all); but for each append whether it was made, since what goes wrong
+    /// with one need not concern the others.
+    pub(super) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<Appended, LinkError>> {
+        let mut appended: Vec<Result<Appended, LinkError>> = vec![Ok(Appended::default()); appends.len()];
         let mut copies: Vec<Copied> = Vec::new();
         for (at, append) in appends.iter().enumerate() {
-            if let Some(once) = &append.once {
-                // What was asked for before it comes first.
-                self.make(&appends, std::mem::take(&mut copies), &mut appended).await?;
-                appended[at] = self.answered(once).await?;
-                if appended[at].is_some() {
-                    continue;
+            let Some(once) = &append.once else {
+                copies.extend(append.recipients.iter().map(|user| (at, user.clone())));
+                continue;
+            };
+            // What was asked for before it comes first.
+            self.make(&appends, std::mem::take(&mut copies), &mut appended).await;
+            match self.answered(once).await {
+                Ok(None) => {
+                    let copies = append.recipients.iter().map(|user| (at, user.clone())).collect();
+                    self.make(&appends, copies, &mut appended).await;
+                    if let Ok(made) = &mut appended[at] {
+                        appended[at] = self.remember(once, &append.recipients, std::mem::take(made)).await;
+                    }
                 }
-            }
-            appended[at] = Some(Appended::default());
-            copies.extend(append.recipients.iter().map(|user| (at, user.clone())));
-            if let Some(once) = &append.once {
-                self.make(&appends, std::mem::take(&mut copies), &mut appended).await?;
-                let made = appended[at].take().unwrap_or_default();
-                appended[at] = Some(self.remember(once, &append.recipients, made).await?);
+                Ok(Some(answered)) => appended[at] = Ok(answered),
+                Err(error) => appended[at] = Err(error),
             }
         }
-        self.make(&appends, copies, &mut appended).await?;
-        Ok(appended.into_iter().map(Option::unwrap_or_default).collect())
+        self.make(&appends, copies, &mut appended).await;
+        appended
     }
 
     /// Makes the copies, step by step, and puts down what they came to.
-    async fn make(
-        &self,
-        appends: &[Append],
-        copies: Vec<Copied>,
-        appended: &mut [Option<Appended>],
-    ) -> Result<(), LinkError> {
-        let spread = self.caller.link()?.lines().is_spread();
+    async fn make(&self, appends: &[Append], copies: Vec<Copied>, appended: &mut [Result<Appended, LinkError>]) {
+        let spread = self.caller.link().is_ok_and(|link| link.lines().is_spread());
         let mut rest = &copies[..];
         while !rest.is_empty() {
             let (mut count, mut bytes) = (0, 0);
@@ -118,23 +122,34 @@ impl Shared {
             }
             let (now, later) = rest.split_at(count);
             rest = later;
-            for (_, user) in now {
-                self.settle(user).await?;
-            }
-            let made = self.step(appends, now).await;
+            let made = self.make_some(appends, now).await;
             // Whoever was given something is to look, also where nobody knows whether it was.
             let mut woken: Vec<UserId> = now.iter().map(|(_, user)| user.clone()).collect();
             woken.sort_unstable();
             woken.dedup();
             self.woken(&woken);
-            for ((at, user), made) in now.iter().zip(made?) {
-                self.caller.listed(user, made.due, made.new).await?;
-                let one = appended[*at].get_or_insert_default();
-                one.seqs.push(if made.seq == 0 { Err(Reason::Quota) } else { Ok(made.seq) });
-                one.dropped += made.dropped;
+            match made {
+                Ok(made) => {
+                    for ((at, _), made) in now.iter().zip(made) {
+                        let Ok(one) = &mut appended[*at] else { continue };
+                        one.seqs.push(made.seq);
+                        one.dropped += made.dropped;
+                    }
+                }
+                Err(error) => now.iter().for_each(|(at, _)| appended[*at] = Err(error.clone())),
             }
         }
-        Ok(())
+    }
+
+    async fn make_some(&self, appends: &[Append], copies: &[Copied]) -> Result<Vec<Made>, LinkError> {
+        for (_, user) in copies {
+            self.settle(user).await?;
+        }
+        let made = self.step(appends, copies).await?;
+        for ((_, user), made) in copies.iter().zip(&made) {
+            self.caller.listed(user, made.due, made.new).await?;
+        }
+        Ok(made)
     }
 
     async fn step(&self, appends: &[Append], copies: &[Copied]) -> Result<Vec<Made>, LinkError> {
@@ -143,7 +158,8 @@ impl Shared {
         let (mut count, mut last) = (0_usize, None);
         for (at, user) in copies {
             let append = &appends[*at];
-            let id = append.once.as_ref().map_or("", |once| once.id.as_str());
+            let id =
+                append.once.as_ref().map(|once| &once.id).or(append.each_once.as_ref()).map_or("", |id| id.as_str());
             if last != Some(*at) {
                 (count, last) = (count + 1, Some(*at));
                 messages.push(append.payload.as_bytes().clone());
@@ -151,10 +167,13 @@ impl Shared {
                 messages.push(text(append.ttl.map_or(0, |ttl| ttl.as_millis().clamp(1, 1 << 50))));
                 messages.push(text(append.collapse.as_ref().map_or("", |key| key.as_str())));
                 messages.push(text(id));
+                messages.push(text(if append.once.is_some() { 0 } else { COPIED_FOR.as_millis() }));
             }
             items.extend([text(count), text(user)]);
             let names = link.names();
-            keys.extend([names.state(user.as_str()), names.log(user.as_str()), names.done(user.as_str(), id)]);
+            let (user, one) = (user.as_str(), append.once.is_some());
+            let done = if one { names.done(user, id) } else { names.copied(user, id) };
+            keys.extend([names.state(user), names.log(user), done]);
         }
         let mut arguments = vec![text(count)];
         arguments.extend(messages);
@@ -162,7 +181,12 @@ impl Shared {
         let answer = self.caller.step("append", keys, arguments).await?;
         let made = |parts: &[Value]| {
             let (due, new) = (integer(parts, 2)?, integer(parts, 3)? == 1);
-            Ok(Made { seq: seq(parts, 0)?, dropped: seq(parts, 1)?, due, new })
+            let seq = match integer(parts, 0)? {
+                0 => Err(Reason::Quota),
+                ..0 => Err(Reason::Damaged),
+                seq => Ok(seq.unsigned_abs()),
+            };
+            Ok(Made { seq, dropped: integer(parts, 1)?.unsigned_abs(), due, new })
         };
         answer.chunks(4).map(made).collect()
     }

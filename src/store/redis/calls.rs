@@ -1,6 +1,9 @@
 //! What the script is asked, and what its answers mean.
 
-use std::sync::{Arc, LazyLock, Weak};
+use std::{
+    sync::{Arc, LazyLock, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use redis::Value;
@@ -18,6 +21,9 @@ static LOG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("log.lu
 
 /// How often a step is taken again because the Redis has become another one meanwhile.
 const ERAS_MAX: usize = 4;
+
+/// When a user is looked after again whose log cannot be read.
+const BROKEN_PAUSE: Duration = Duration::from_secs(600);
 
 /// Arguments of a step: text and bytes, one after the other.
 pub(super) type Arguments = Vec<Bytes>;
@@ -53,7 +59,7 @@ impl Caller {
     /// The arguments that every step has, those of one step behind them.
     fn arguments(&self, link: &Link, step: &'static str, own: Arguments) -> Arguments {
         let (limits, live) = (&self.limits, link.live());
-        let millis = |duration: Option<std::time::Duration>| text(duration.map_or(0, |duration| duration.as_millis()));
+        let millis = |duration: Option<Duration>| text(duration.map_or(0, |duration| duration.as_millis()));
         let mut arguments = vec![
             Bytes::from_static(step.as_bytes()),
             text(link.node()),
@@ -260,8 +266,20 @@ impl Caller {
         command.arg(link.names().due()).arg("-inf").arg(now_s).arg("LIMIT").arg(0).arg(limit);
         let users: Vec<String> = link.lines().ask(&command).await?;
         for user in users.iter().filter_map(|user| UserId::new(user).ok()) {
-            let answer = self.step("sweep", self.keys(&user)?, vec![text(&user)]).await?;
-            self.listed(&user, integer(&answer, 0)?.max(0), false).await?;
+            let due = match self.step("sweep", self.keys(&user)?, vec![text(&user)]).await {
+                Ok(answer) => integer(&answer, 0)?.max(0),
+                Err(LinkError::Refused(why)) => {
+                    // The others are not to wait for somebody who has to look at this one.
+                    tracing::error!(%user, why, "what is stored of this user cannot be looked after");
+                    let due = i64::try_from(now_s + BROKEN_PAUSE.as_secs()).unwrap_or(i64::MAX);
+                    let mut later = redis::cmd("ZADD");
+                    later.arg(link.names().due()).arg(due).arg(user.as_str());
+                    link.lines().ask::<()>(&later).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            self.listed(&user, due, false).await?;
         }
         Ok(())
     }

@@ -79,7 +79,11 @@ end
 
 local function load(key)
   local packed = redis.call('GET', key)
-  if packed then return cmsgpack.unpack(packed), false end
+  if packed then
+    local S = cmsgpack.unpack(packed)
+    if type(S) ~= 'table' or not S.head then error({err = 'ERR what is stored under ' .. key .. ' cannot be read'}) end
+    return S, false
+  end
   local fresh = {head = 0, rel = 0, n = 0, b = 0, seen = 0, exp = 0, sh = {t = 0, i = {}, s = 0}}
   fresh.dv, fresh.gone, fresh.keys, fresh.views = {}, {}, {}, {}
   return fresh, true
@@ -363,14 +367,16 @@ local function take_view(S, log)
   return at
 end
 
--- Each message: payload, time to live in ms (0 = none), key, id ('' = none); then each item: message, user.
+-- Each message: payload, time to live in ms (0 = none), key, id ('' = none), for how many ms that is known (0 = as ids of
+-- dispatches are); then each item: message, user. Answers for each item: the sequence (0 = no room, -1 = what is there of this
+-- user cannot be read), how many were dropped, when it is due, whether the user is new.
 local function append()
   local era = find_era()
   if not era then return 'era' end
   local at, messages = 19, {}
   for n = 1, tonumber(A[18]) do
-    messages[n] = {A[at], tonumber(A[at + 1]), A[at + 2], A[at + 3]}
-    at = at + 4
+    messages[n] = {A[at], tonumber(A[at + 1]), A[at + 2], A[at + 3], tonumber(A[at + 4])}
+    at = at + 5
   end
   local answer, woken, dues = {}, {}, {}
   for n = 1, (#A - at + 1) / 2 do
@@ -378,15 +384,17 @@ local function append()
     local state, log, done = K[n * 3], K[n * 3 + 1], K[n * 3 + 2]
     at = at + 2
     local payload, ttl, key, once = message[1], message[2], message[3], message[4]
+    local window = message[5] > 0 and message[5] or WINDOW
     local before = once ~= '' and redis.call('GET', done)
     before = before and cmsgpack.unpack(before)
-    if before and before.at + WINDOW > NOW then
-      answer[#answer + 1] = before.seq
+    -- What is wrong with one user does not concern the others.
+    local whole, S, new = pcall(load, state)
+    if before and before.at + window > NOW or not whole then
+      answer[#answer + 1] = whole and before.seq or -1
       answer[#answer + 1] = 0
       answer[#answer + 1] = -1
       answer[#answer + 1] = 0
     else
-      local S, new = load(state)
       look(S)
       enter(S, log, era)
       release(S, log)
@@ -418,8 +426,9 @@ local function append()
         end
         woken[#woken + 1] = user
       end
-      if once ~= '' then
-        redis.call('SET', done, cmsgpack.pack({at = NOW, seq = seq}), 'PX', int(WINDOW))
+      -- Who had no room may have some when it is asked for again.
+      if once ~= '' and seq > 0 then
+        redis.call('SET', done, cmsgpack.pack({at = NOW, seq = seq}), 'PX', int(window))
       end
       local moved = save(state, S, user, new)
       answer[#answer + 1] = seq

@@ -29,13 +29,14 @@ pub mod moving;
 mod undelivered;
 
 use std::{
+    collections::VecDeque,
     fmt,
     sync::{Arc, Weak},
     time::Duration,
 };
 
 use futures_util::future::BoxFuture;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::{
@@ -87,6 +88,8 @@ impl Default for RedisOptions {
 struct Shared {
     caller: Caller,
     locals: Locals,
+    /// Who has no room for all that stock has left for him.
+    owed: Mutex<VecDeque<UserId>>,
     dirty: Notify,
     listener: RwLock<Option<CommitListener>>,
     gap: RwLock<Option<Arc<dyn Fn() + Send + Sync>>>,
@@ -109,6 +112,7 @@ pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
     let shared = Arc::new(Shared {
         caller: Caller::new(Arc::downgrade(&link), options.limits, namespace),
         locals: Locals::default(),
+        owed: Mutex::default(),
         dirty: Notify::new(),
         listener: RwLock::default(),
         gap: RwLock::default(),
@@ -159,7 +163,8 @@ async fn keep_sweeping(shared: Weak<Shared>, pause: Duration) {
     loop {
         tokio::time::sleep(pause).await;
         let Some(shared) = shared.upgrade() else { return };
-        if let Err(error) = shared.caller.sweep(SWEPT_MAX).await {
+        let swept = shared.caller.sweep(SWEPT_MAX).await;
+        if let Err(error) = swept.and(shared.take_what_is_owed().await) {
             tracing::debug!(%error, "nothing was looked after");
         }
     }

@@ -3,7 +3,12 @@
 //! Both can be repeated, and go on where they were stopped: how far each user has been moved stands beside his messages, in
 //! fields of the same hash that stock does not look at. Nothing is taken away where it comes from.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    fs, io,
+    io::Write,
+    path::Path,
+    sync::{Arc, LazyLock},
+};
 
 use serde_json::value::RawValue;
 
@@ -15,6 +20,9 @@ use crate::{
 
 /// What a field that is none of a user's begins with: ids have no control characters.
 const OURS: char = '\0';
+
+/// What a field begins with into which one of our servers has taken what stock had left (`undelivered`).
+pub(super) const TAKEN: &str = "\0mesa:taken:";
 
 /// Entries read at once.
 const PAGE: ReadLimit = ReadLimit { entries: 1000, bytes: 4 << 20 };
@@ -105,8 +113,8 @@ pub async fn import(link: &Arc<Link>, store: &dyn Store) -> Result<Moved, MoveEr
         command.arg(undelivered(link)).arg(cursor).arg("COUNT").arg(100);
         let (next, fields): (u64, Vec<(String, String)>) =
             on(link, move |link| async move { link.lines().ask(&command).await }).await?;
-        for (user, text) in fields.iter().filter(|(user, _)| !user.starts_with(OURS)) {
-            import_user(link, store, user, text, &mut moved).await?;
+        for (name, text) in &fields {
+            import_field(link, store, name, text, &mut moved).await?;
         }
         cursor = next;
         if cursor == 0 {
@@ -115,20 +123,71 @@ pub async fn import(link: &Arc<Link>, store: &dyn Store) -> Result<Moved, MoveEr
     }
 }
 
-async fn import_user(
+/// What a field of the hash has: a user's list, or what one of our servers had taken of one and not all got into his log.
+async fn import_field(
     link: &Arc<Link>,
     store: &dyn Store,
-    id: &str,
+    name: &str,
     text: &str,
     moved: &mut Moved,
 ) -> Result<(), MoveError> {
+    let ask = async |name: String| on(link, move |link| async move { field(&link, &name).await }).await;
+    let some = if let Some(user) = name.strip_prefix(TAKEN) {
+        // With his list, before it, where he has one.
+        if ask(user.to_owned()).await?.is_some() {
+            return Ok(());
+        }
+        import_list(link, store, user, Kind::Taken, after_name(text), moved).await?
+    } else if name.starts_with(OURS) {
+        false
+    } else {
+        let before = match ask(format!("{TAKEN}{name}")).await? {
+            Some(taken) => import_list(link, store, name, Kind::Taken, after_name(&taken), moved).await?,
+            None => false,
+        };
+        import_list(link, store, name, Kind::Left, text, moved).await? || before
+    };
+    moved.users += u64::from(some);
+    Ok(())
+}
+
+/// A list that was taken stands behind the name it was taken under.
+fn after_name(taken: &str) -> &str {
+    taken.split_once('\n').map_or(taken, |(_, list)| list)
+}
+
+/// Which of a user's lists: each has its own mark of how far it was moved.
+#[derive(Clone, Copy)]
+enum Kind {
+    Left,
+    Taken,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Left => "imported",
+            Self::Taken => "imported-taken",
+        }
+    }
+}
+
+/// Whether there was anything in the list.
+async fn import_list(
+    link: &Arc<Link>,
+    store: &dyn Store,
+    id: &str,
+    kind: Kind,
+    text: &str,
+    moved: &mut Moved,
+) -> Result<bool, MoveError> {
     let messages = list(id, text)?;
     let Ok(user) = UserId::new(id) else {
         tracing::warn!(user = ?id, messages = messages.len(), "this is no user id here: his messages stay in Redis");
         moved.refused += messages.len() as u64;
-        return Ok(());
+        return Ok(false);
     };
-    let mark = format!("{OURS}mesa:imported:{id}");
+    let mark = format!("{OURS}mesa:{}:{id}", kind.name());
     let known = {
         let mark = mark.clone();
         on(link, move |link| async move { field(&link, &mark).await }).await?.unwrap_or_default()
@@ -141,6 +200,9 @@ async fn import_user(
     let (mut appends, mut payloads): (Vec<Append>, Vec<Payload>) = (Vec::new(), Vec::new());
     let mut beginning = crc32fast::Hasher::new();
     beginning.update(id.as_bytes());
+    if matches!(kind, Kind::Taken) {
+        beginning.update(kind.name().as_bytes());
+    }
     messages[..had].iter().for_each(|text| beginning.update(text.get().as_bytes()));
     for (at, message) in messages.iter().enumerate().skip(had) {
         beginning.update(message.get().as_bytes());
@@ -176,10 +238,9 @@ async fn import_user(
         link.lines().ask::<()>(redis::cmd("HSET").arg(undelivered(&link)).arg(mark).arg(now)).await
     })
     .await?;
-    moved.users += u64::from(!messages.is_empty());
     moved.messages += fresh.len() as u64;
     moved.known += (had + payloads.len() - fresh.len()) as u64;
-    Ok(())
+    Ok(!messages.is_empty())
 }
 
 /// Everything of a user's log above `after` that somebody has not received.
@@ -195,7 +256,30 @@ fn read_all(store: &dyn Store, user: &UserId, after: Seq) -> Result<Vec<(Seq, Pa
     }
 }
 
-/// Brings what waits in a store into a stock set-up, behind what waits there. `origin` tells this store from others: how far a
+/// What tells the store in `directory` from every other, those among them that stood or will stand in the same place: a file
+/// beside the store's own, made when it is first asked for, and on disk when this returns.
+///
+/// # Errors
+/// When that file cannot be read or written.
+pub fn origin(directory: &Path) -> io::Result<String> {
+    let (path, half) = (directory.join("origin"), directory.join("origin.new"));
+    match fs::read_to_string(&path) {
+        Ok(text) => return Ok(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut random = [0_u8; 8];
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let text = format!("{:016x}", u64::from_be_bytes(random));
+    let mut file = fs::File::create(&half)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&half, &path)?;
+    fs::File::open(directory)?.sync_all()?;
+    Ok(text)
+}
+
+/// Brings what waits in a store into a stock set-up, behind what waits there. [`origin`] tells this store from others: how far a
 /// user was moved is known for each.
 ///
 /// # Errors
@@ -220,7 +304,7 @@ async fn export_user(
     link: &Arc<Link>,
     moved: &mut Moved,
 ) -> Result<(), MoveError> {
-    let mark = format!("{OURS}mesa:exported:{:08x}:{user}", crc32fast::hash(origin.as_bytes()));
+    let mark = format!("{OURS}mesa:exported:{origin}:{user}");
     let asked = mark.clone();
     let known = on(link, move |link| async move { field(&link, &asked).await }).await?.unwrap_or_default();
     let had: Seq = known.parse().unwrap_or(0);

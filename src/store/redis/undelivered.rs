@@ -1,16 +1,30 @@
 //! What a stock process has left for a user (`undelivered_messages`): taken in one step, and put into his log.
 //!
-//! Taken means moved to a field of our own in the same hash, under a name that is new each time; it is gone from there only
-//! when all of it is in the log. So whoever dies in between leaves it to the next, and nothing comes twice.
+//! Taken means moved to a field of our own in the same hash, under a name that is new each time; a message is gone from there
+//! only when it is in the log. So whoever dies in between leaves it to the next, and nothing comes twice. What has no room in the
+//! log stays taken, and is tried again as the user makes room; what cannot be sent to a client is put aside in a field of its own,
+//! for people to look at.
 
 use std::sync::LazyLock;
 
-use super::Shared;
+use serde_json::value::RawValue;
+
+use super::{Shared, moving::TAKEN};
 use crate::{
-    cluster::redis::{LinkError, Script, StockMessage},
+    cluster::redis::{Link, LinkError, Script, StockMessage},
     message::{DispatchId, UserId},
-    store::{Append, Once},
+    store::Append,
 };
+
+/// Lists taken in one go: a process that leaves more all the time is not waited for.
+const LISTS_MAX: usize = 16;
+
+/// Users who have no room for all that was left for them, and for whom it is tried again when they have. For one more it is
+/// tried when he comes the next time.
+const OWED_MAX: usize = 10_000;
+
+/// Of those, tried in one go.
+const OWED_AT_ONCE: usize = 32;
 
 /// KEYS: 1 what stock has left; ARGV: 1 the user, 2 the field for what was taken, 3 a name.
 static TAKE: LazyLock<Script> = LazyLock::new(|| {
@@ -25,53 +39,137 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// ARGV: 1 the field, 2 what was taken.
+/// ARGV: 1 the field, 2 what was taken, 3 what stays of it ('' = nothing), 4 the field for what is put aside, 5 what comes
+/// behind that there ('' = nothing). Does nothing where somebody else has been here.
 static DONE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
+        "if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+        if ARGV[3] == '' then
+          redis.call('HDEL', KEYS[1], ARGV[1])
+        else
+          redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+        end
+        if ARGV[5] ~= '' then
+          redis.call('HSET', KEYS[1], ARGV[4], (redis.call('HGET', KEYS[1], ARGV[4]) or '') .. ARGV[5] .. '\\n')
+        end
         return 1",
     )
 });
 
+fn name() -> Result<String, LinkError> {
+    let mut random = [0_u8; 8];
+    getrandom::fill(&mut random).map_err(|error| LinkError::Refused(format!("no random number: {error}")))?;
+    Ok(format!("{:016x}", u64::from_be_bytes(random)))
+}
+
+/// What becomes of a list.
+#[derive(Default)]
+struct Sorted<'a> {
+    appends: Vec<(&'a RawValue, Append)>,
+    /// What cannot be sent to a client.
+    aside: Vec<&'a str>,
+}
+
+fn sort<'a>(user: &UserId, name: &str, list: &'a str) -> Sorted<'a> {
+    let mut sorted = Sorted::default();
+    let messages: Vec<&RawValue> = match serde_json::from_str(list) {
+        Ok(messages) => messages,
+        Err(error) => {
+            tracing::error!(%user, %error, "what stock has left for this user is no list of messages: it is put aside");
+            sorted.aside.push(list);
+            return sorted;
+        }
+    };
+    for (at, text) in messages.into_iter().enumerate() {
+        let read = serde_json::from_str::<StockMessage<'_>>(text.get()).map_err(|error| error.to_string());
+        let read = read.and_then(|message| message.payload().map_err(|error| error.to_string()));
+        // Made of what has no control characters, and short.
+        match (read, DispatchId::new(&format!("stock-{name}-{at}"))) {
+            (Ok(payload), Ok(id)) => {
+                let append = Append { each_once: Some(id), ..Append::new(payload, vec![user.clone()]) };
+                sorted.appends.push((text, append));
+            }
+            (Err(error), _) => {
+                tracing::error!(%user, %error, "a message that stock has left cannot be sent to a client: it is put aside");
+                sorted.aside.push(text.get());
+            }
+            (Ok(_), Err(_)) => sorted.aside.push(text.get()),
+        }
+    }
+    sorted
+}
+
 impl Shared {
-    /// Puts what stock has left for a user into his log.
+    /// Puts what stock has left for a user into his log, as far as it has room.
     pub(super) async fn take_undelivered(&self, user: &UserId) -> Result<(), LinkError> {
         let link = self.caller.link()?;
+        for _ in 0..LISTS_MAX {
+            match self.take_list(&link, user).await? {
+                Taken::Nothing => return Ok(()),
+                Taken::All => {}
+                Taken::Some => {
+                    let mut owed = self.owed.lock();
+                    if owed.len() < OWED_MAX && !owed.contains(user) {
+                        owed.push_back(user.clone());
+                    }
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for some of those who had no room: they may have some now.
+    pub(super) async fn take_what_is_owed(&self) -> Result<(), LinkError> {
+        let some: Vec<UserId> = {
+            let mut owed = self.owed.lock();
+            let count = owed.len().min(OWED_AT_ONCE);
+            owed.drain(..count).collect()
+        };
+        for user in some {
+            self.take_undelivered(&user).await?;
+        }
+        Ok(())
+    }
+
+    async fn take_list(&self, link: &Link, user: &UserId) -> Result<Taken, LinkError> {
         let keys = [link.names().stock("undelivered_messages")];
         // Ids have no control characters: nobody is called that.
-        let field = format!("\0mesa:taken:{user}");
-        let mut random = [0_u8; 8];
-        getrandom::fill(&mut random).map_err(|error| LinkError::Refused(format!("no random number: {error}")))?;
-        let name = format!("{:016x}", u64::from_be_bytes(random));
-        let taken: Option<String> = link.lines().run(&TAKE, &keys, &[user.as_str(), &field, &name]).await?;
-        let Some(taken) = taken else { return Ok(()) };
-        let (name, left) = taken.split_once('\n').unwrap_or_default();
-        let messages: Vec<StockMessage<'_>> = match serde_json::from_str(left) {
-            Ok(messages) => messages,
-            Err(error) => {
-                tracing::error!(%user, %error, "what stock has left for this user is not understood, and stays");
-                return Ok(());
+        let (field, aside) = (format!("{TAKEN}{user}"), format!("\0mesa:aside:{user}"));
+        let taken: Option<String> =
+            link.lines().run(&TAKE, &keys, &[user.as_str(), field.as_str(), name()?.as_str()]).await?;
+        let Some(taken) = taken else { return Ok(Taken::Nothing) };
+        let (called, list) = taken.split_once('\n').unwrap_or_default();
+        let sorted = sort(user, called, list);
+        let (texts, appends): (Vec<_>, Vec<_>) = sorted.appends.into_iter().unzip();
+        let mut left = Vec::new();
+        for (text, made) in texts.iter().zip(self.append_all(appends).await) {
+            if made?.seqs.iter().any(Result::is_err) {
+                left.push(text.get());
             }
+        }
+        let rest = if left.is_empty() {
+            String::new()
+        } else {
+            tracing::warn!(%user, messages = left.len(), "this user has no room for all that stock has left; it stays until he has");
+            if left.len() == texts.len() && sorted.aside.is_empty() {
+                return Ok(Taken::Some);
+            }
+            // Another name: the places are others now.
+            format!("{}\n[{}]", name()?, left.join(","))
         };
-        let mut appends = Vec::with_capacity(messages.len());
-        for (at, message) in messages.iter().enumerate() {
-            let payload = match message.payload() {
-                Ok(payload) => payload,
-                Err(error) => {
-                    tracing::warn!(%user, %error, "a message that stock has left cannot be sent to a client");
-                    continue;
-                }
-            };
-            // Made of what has no control characters, and short.
-            let Ok(id) = DispatchId::new(&format!("stock-{name}-{at}")) else { continue };
-            let once = Some(Once { id, online: vec![false], refused: Vec::new() });
-            appends.push(Append { once, ..Append::new(payload, vec![user.clone()]) });
-        }
-        let made = self.append_all(appends).await?;
-        if made.iter().any(|one| one.answered.as_ref().is_some_and(|answered| !answered.rejected.is_empty())) {
-            tracing::warn!(%user, "this user has no room for all that stock has left; it stays until he comes again");
-            return Ok(());
-        }
-        link.lines().run::<()>(&DONE, &keys, &[field.as_str(), taken.as_str()]).await
+        let put_aside = sorted.aside.join("\n");
+        let arguments = [field.as_str(), taken.as_str(), &rest, &aside, &put_aside];
+        link.lines().run::<()>(&DONE, &keys, &arguments).await?;
+        Ok(if left.is_empty() { Taken::All } else { Taken::Some })
     }
+}
+
+enum Taken {
+    /// There is nothing.
+    Nothing,
+    /// A list, all of it.
+    All,
+    /// Not all of one: there is no room.
+    Some,
 }

@@ -68,6 +68,9 @@ fn users(authentication: &Authentication) -> String {
 }
 
 fn store(config: &Config) -> String {
+    if let Some(redis) = &config.redis {
+        return format!("Redis at {}; what is answered is as safe as that keeps it", redis.addresses());
+    }
     let path = absolute(&config.store.path).unwrap_or_else(|_| config.store.path.clone());
     let durability = match config.store.durability {
         Durability::Always => "a dispatch is answered once it would survive a power cut".into(),
