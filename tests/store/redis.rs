@@ -226,8 +226,7 @@ async fn ask(place: &Somewhere, words: &[&str]) -> String {
     let mut line = client.get_multiplexed_async_connection().await.unwrap();
     let mut command = redis::cmd(words[0]);
     words[1..].iter().for_each(|word| _ = command.arg(*word));
-    let value: redis::Value = command.query_async(&mut line).await.unwrap();
-    redis::from_redis_value::<Option<String>>(value).ok().flatten().unwrap_or_default()
+    command.query_async::<Option<String>>(&mut line).await.unwrap().unwrap_or_default()
 }
 
 fn stock(numbers: impl IntoIterator<Item = u64>) -> String {
@@ -249,10 +248,17 @@ async fn what_stock_has_left_and_there_is_no_room_for_comes_as_room_is_made_each
     receive(&*store, "a", 1, 2);
     until("two more to come", || numbers(0) == [2, 3, 4, 5, 6]).await;
     receive(&*store, "a", 3, 7);
-    until("the rest to come", || numbers(0) == [7]).await;
-    store.attach(&user("a"), None).unwrap();
-    assert_eq!(numbers(0), [7, 100]);
-    assert_eq!(ask(&place, &["HLEN", &list]).await, "0");
+    until("the rest to come", || numbers(0) == [7, 100]).await;
+    // Nor is it remembered that there was no room at all.
+    for n in 0..5 {
+        append(&*store, n, &["b"]).await.unwrap();
+    }
+    ask(&place, &["HSET", &list, "b", &stock([5, 6])]).await;
+    store.attach(&user("b"), None).unwrap();
+    assert_eq!(read(&*store, "b", 0).len(), 5);
+    receive(&*store, "b", 1, 3);
+    until("both to come", || read(&*store, "b", 0) == [(4, 3), (5, 4), (6, 5), (7, 6)]).await;
+    assert_eq!(ask(&place, &["EXISTS", &list]).await, "0");
 }
 
 #[tokio::test]
