@@ -52,7 +52,8 @@ pub struct DiskOptions {
     pub namespace: Option<String>,
     /// When an append is answered.
     pub durability: Durability,
-    /// Memory for pages, in bytes. sled takes a multiple of it when it is busy.
+    /// Memory for what is read again and again, in bytes: one half for the newest records of the journal, which is never much
+    /// longer than 64 MiB, the other for pages of the tables, of which sled takes a multiple when it is busy.
     pub cache_bytes: u64,
     /// Ops that may wait for the commit thread; more wait for room.
     pub queue: usize,
@@ -101,6 +102,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
         durability: options.durability,
         queue: options.queue,
         limits: options.limits,
+        recent_bytes: usize::try_from(options.cache_bytes / 2).unwrap_or(usize::MAX),
         outbox: options.outbox,
         tuning: options.tuning,
         ahead_ms: options.ahead_ms,
@@ -274,7 +276,7 @@ fn open_sled(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
 fn open_patiently(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
     let config = sled::Config::new()
         .path(log)
-        .cache_capacity(cache_bytes)
+        .cache_capacity(cache_bytes / 2)
         .segment_size(SEGMENT_BYTES)
         .flush_every_ms(Some(BACKGROUND_FLUSH_MS));
     let since = Instant::now();
