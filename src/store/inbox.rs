@@ -76,7 +76,8 @@ impl Shared {
                 if seq <= last || seq > to {
                     continue;
                 }
-                let found = InboxEntry { seq, expires_s, bytes: payload.len(), namespace, owner, payload, chunk: &value };
+                let found =
+                    InboxEntry { seq, expires_s, bytes: payload.len(), namespace, owner, payload, chunk: &value };
                 if !visit(found) {
                     all = false;
                     return false;

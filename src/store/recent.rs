@@ -93,7 +93,7 @@ mod tests {
         assert!(recent.get(11).is_none() && recent.get(12).is_some() && recent.get(15).is_some());
         assert!(recent.get(16).is_none());
         assert_eq!(recent.newest_of(&[3, 11, 12, 15]), [record(12), record(15)]);
-        assert_eq!(recent.newest_of(&[3, 11]), [Bytes::new(); 0]);
+        assert!(recent.newest_of(&[3, 11]).is_empty() && recent.newest_of(&[15, 16]).is_empty());
         recent.forget_before(15);
         assert!(recent.get(14).is_none() && recent.get(15).is_some());
     }

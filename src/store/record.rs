@@ -171,6 +171,9 @@ pub fn entry_at(record: &[u8], message_at: u32, stamp_at: u32, keep: impl Fn(&[u
     }
 }
 
+/// Sequence, when it expires in seconds of the Unix epoch (0 = never), and payload.
+pub type ChunkEntry<'a> = (Seq, u32, &'a [u8]);
+
 /// Consecutive entries of one user, with their stamp.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 pub enum Chunk<'a> {
@@ -189,15 +192,14 @@ pub enum Chunk<'a> {
         namespace: u32,
         /// Whose entries these are.
         user: &'a str,
-        /// Sequence, when it expires in seconds of the Unix epoch (0 = never), and payload; rising.
-        entries: Vec<(Seq, u32, &'a [u8])>,
+        /// Rising by sequence.
+        entries: Vec<ChunkEntry<'a>>,
     },
 }
 
 impl<'a> Chunk<'a> {
-    /// The fingerprint of the namespace, whose entries these are, and they: sequence, when it expires in seconds of the Unix
-    /// epoch (0 = never), and payload.
-    pub fn parts(self) -> (u32, &'a str, Vec<(Seq, u32, &'a [u8])>) {
+    /// The fingerprint of the namespace, whose entries these are, and they.
+    pub fn parts(self) -> (u32, &'a str, Vec<ChunkEntry<'a>>) {
         match self {
             Chunk::V1 { namespace, user, entries } => {
                 (namespace, user, entries.into_iter().map(|(seq, payload)| (seq, 0, payload)).collect())

@@ -22,7 +22,7 @@ use super::{
     mark::{Mark, Marked},
     raw::{self, RawTables, TABLES, Tail},
     rebuild,
-    records::{Broken, RecordFiles},
+    records::{Broken, RecordFiles, Survey},
     rest::{INBOX, JOURNAL, settled_in},
 };
 use crate::store::{
@@ -126,7 +126,7 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     };
     locked.finish_rebuilding().map_err(|error| refuse(error.to_string()))?;
     locked.read_through().map_err(unreadable)?;
-    refuse_damaged(&log, &options.path)?;
+    let surveyed = refuse_damaged(&log, &options.path)?;
     if rebuild::is_due(&log).map_err(unreadable)? {
         rebuild::rebuild(&locked, &options.path, |making| open_sled(making, options.cache_bytes)).map_err(refuse)?;
     }
@@ -149,11 +149,11 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     .map_err(|error| refuse(error.to_string()))?;
     // First of all: its newest snapshot is to last before anything that sled has done because of it.
     locked.sync_names().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
-    set_up(db.clone(), locked, options).inspect_err(|_| abandon(&db))
+    set_up(db.clone(), locked, surveyed, options).inspect_err(|_| abandon(&db))
 }
 
-/// Everything around sled, once it is open.
-fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Disk, StoreError> {
+/// Everything around sled, once it is open. `surveyed` is what was seen of the journal before.
+fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &DiskOptions) -> Result<Disk, StoreError> {
     let path = &options.path;
     let refuse = |reason: String| StoreError::Open { path: path.clone(), reason };
     let log = locked.log();
@@ -178,7 +178,11 @@ fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Disk, S
     let settled = trees.meta.get(SETTLED_KEY).map_err(|error| refuse(error.to_string()))?;
     let settled = settled.and_then(|value| journal_number(&value)).unwrap_or(0);
     let marked = Marked::read(path).unwrap_or_default();
-    let records = RecordFiles::open(&path.join(JOURNAL), settled, marked.record);
+    let journal = path.join(JOURNAL);
+    let records = match surveyed.filter(|surveyed| surveyed.settled == settled) {
+        Some(surveyed) => RecordFiles::take_over(&journal, surveyed).map_err(Broken::Io),
+        None => RecordFiles::open(&journal, settled, marked.record),
+    };
     let records = records.map_err(|broken| broken_journal(path, broken))?;
     let places: sled::Result<Vec<_>> = trees.places.iter().values().collect();
     let places = places.map_err(|error| refuse(error.to_string()))?;
@@ -232,8 +236,9 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
     StoreError::Damaged(told.into())
 }
 
-/// Looks at all files before sled does: sled would pass over what it cannot read, and write over what lies behind.
-fn refuse_damaged(log: &Path, path: &Path) -> Result<(), StoreError> {
+/// Looks at all files before sled does: sled would pass over what it cannot read, and write over what lies behind. Returns
+/// what was seen of the journal, if it has files of its own.
+fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<Survey>, StoreError> {
     if Marked::is_foreign(path) {
         return Err(damaged(path, "its file `mark` is not what was written"));
     }
@@ -255,12 +260,12 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<(), StoreError> {
         let tables = RawTables::open(log, false).map_err(unread)?;
         if former::is_former(&tables).map_err(unread)? {
             // Its journal is in there.
-            return Ok(());
+            return Ok(None);
         }
         settled = settled_in(&tables).map_err(unread)?;
     }
-    RecordFiles::check(&path.join(JOURNAL), settled, marked.record).map_err(|broken| broken_journal(path, broken))?;
-    Ok(())
+    let checked = RecordFiles::check(&path.join(JOURNAL), settled, marked.record);
+    checked.map(Some).map_err(|broken| broken_journal(path, broken))
 }
 
 fn db_bytes(log: &Path) -> u64 {

@@ -118,7 +118,10 @@ impl std::fmt::Display for BrokenRecord {
 }
 
 /// What files hold, as far as it hangs together.
-struct Survey {
+#[derive(Debug)]
+pub struct Survey {
+    /// What is up to this record was not asked for.
+    pub settled: u64,
     inside: Inside,
     /// Files of which nothing is needed.
     done: Vec<u64>,
@@ -154,15 +157,20 @@ impl From<io::Error> for Broken {
 impl RecordFiles {
     /// Whether what is in `directory` is what was written: all behind record `settled` that was ever synced is there.
     /// Changes nothing.
-    pub fn check(directory: &Path, settled: u64, marked: u64) -> Opened<()> {
-        survey(directory, settled, marked).map(drop)
+    pub fn check(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
+        survey(directory, settled, marked)
     }
 
     /// Opens the files in `directory`, which is made if it is not there. What is up to record `settled` is not needed;
     /// what a crash has left behind the last whole record is cut off.
     pub fn open(directory: &Path, settled: u64, marked: u64) -> Opened<Self> {
+        Ok(Self::take_over(directory, survey(directory, settled, marked)?)?)
+    }
+
+    /// The same, of what was looked at before. Nobody has written there since.
+    pub fn take_over(directory: &Path, survey: Survey) -> io::Result<Self> {
         make_directory(directory)?;
-        let Survey { mut inside, done, cut } = survey(directory, settled, marked)?;
+        let Survey { settled, mut inside, done, cut } = survey;
         for first in &done {
             fs::remove_file(directory.join(frame::name(*first)))?;
         }
@@ -329,7 +337,8 @@ fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
         let length = fs::metadata(directory.join(frame::name(first)))?.len();
         if length > 0 { numbers.push(first) } else { empty.push(first) }
     }
-    let mut survey = Survey { inside: Inside { first: settled + 1, ..Inside::default() }, done: empty, cut: None };
+    let inside = Inside { first: settled + 1, ..Inside::default() };
+    let mut survey = Survey { settled, inside, done: empty, cut: None };
     // The first place that cannot be read, and what lies behind it.
     let mut broken: Option<BrokenRecord> = None;
     let mut synced = marked;
