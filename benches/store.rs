@@ -56,26 +56,76 @@ fn appending(c: &mut Criterion) {
     group.finish();
 }
 
+/// What is pending in the journal, or in inboxes: a hundred messages for each of a thousand users, by turns.
+fn read_from(runtime: &Runtime, path: &Path, settle_after: Duration, cache_bytes: u64) -> Arc<dyn Store> {
+    runtime.block_on(async {
+        let tuning = Tuning { settle_after, ..Tuning::default() };
+        let store = open(DiskOptions { tuning, cache_bytes, ..options(path) }).expect("a store");
+        if store.state(&user(0)).expect("a state").head == 0 {
+            for _ in 0..100 {
+                join_all((0..USERS).map(|n| append(&*store, n))).await;
+            }
+        }
+        store
+    })
+}
+
 fn reading(c: &mut Criterion) {
     let runtime = support::runtime();
-    let (_directory, store) = runtime.block_on(async { store() });
-    runtime.block_on(async {
-        for _ in 0..100 {
-            join_all((0..USERS).map(|n| append(&*store, n))).await;
-        }
-    });
     let mut group = c.benchmark_group("store_read");
-    group.throughput(Throughput::Elements(100));
-    let limit = ReadLimit { entries: 100, bytes: usize::MAX };
-    let mut n = 0;
-    group.bench_function("100_entries_of_one_of_1000_users", |b| {
-        b.iter(|| {
-            n += 1;
-            let entries = store.read(&user(n % USERS), 0, limit).expect("it is read");
-            assert_eq!(entries.entries.len(), 100);
+    let mut read = |name: &str, store: &dyn Store, after: u64, entries: usize, users: usize| {
+        let limit = ReadLimit { entries, bytes: usize::MAX };
+        let mut n = 0;
+        group.throughput(Throughput::Elements(entries as u64));
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                n += 1;
+                let found = store.read(&user(n % users), after, limit).expect("it is read");
+                assert_eq!(found.entries.len(), entries);
+            });
         });
+    };
+    let (never, cache) = (Duration::from_secs(3600), DiskOptions::new("").cache_bytes);
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = read_from(&runtime, directory.path(), never, cache);
+    read("100_entries_of_one_of_1000_users", &*store, 0, 100, USERS);
+    read("1_entry_of_one_of_1000_users", &*store, 50, 1, USERS);
+    runtime.block_on(store.close()).expect("closed");
+    drop(store);
+    let store = read_from(&runtime, directory.path(), never, cache);
+    read("100_entries_of_one_of_1000_users_after_a_start", &*store, 0, 100, USERS);
+    runtime.block_on(store.close()).expect("closed");
+    drop(store);
+    // The cache has room for next to nothing.
+    let store = read_from(&runtime, directory.path(), never, 1 << 20);
+    read("100_entries_of_one_of_1000_users_from_files", &*store, 0, 100, USERS);
+    read("1_entry_of_one_of_1000_users_from_files", &*store, 50, 1, USERS);
+    drop(store);
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = read_from(&runtime, directory.path(), Duration::ZERO, cache);
+    wait_until_settled(&*store, USERS, 99);
+    read("100_entries_of_one_of_1000_users_from_inboxes", &*store, 0, 100, USERS);
+    read("1_entry_of_one_of_1000_users_from_inboxes", &*store, 50, 1, USERS);
+    drop(store);
+    let directory = tempfile::tempdir().expect("a directory");
+    let tuning = Tuning { settle_after: never, ..Tuning::default() };
+    let store = runtime.block_on(async {
+        let store = open(DiskOptions { tuning, cache_bytes: 1 << 20, ..options(directory.path()) }).expect("a store");
+        for _ in 0..4000 {
+            append(&*store, 0).await;
+        }
+        store
     });
+    read("100_entries_of_100_commits_from_files", &*store, 0, 100, 1);
     group.finish();
+}
+
+/// Reads come from memory until it is settled; `last` is the last but one entry that each user has.
+fn wait_until_settled(store: &dyn Store, users: usize, last: u64) {
+    let limit = ReadLimit { entries: 1, bytes: usize::MAX };
+    while (0..users).any(|n| store.recent(&user(n), last, limit).is_some()) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// What a receipt costs, with the trimming that follows it.
@@ -126,11 +176,8 @@ fn killed(runtime: &Runtime, users: usize, settle_after: Duration) -> TempDir {
         }
         store
     });
-    let last = (PENDING / users) as u64 - 1;
-    let limit = ReadLimit { entries: 1, bytes: usize::MAX };
-    // Reads come from memory until it is settled.
-    while settles && (0..users).any(|n| store.recent(&user(n), last, limit).is_some()) {
-        std::thread::sleep(Duration::from_millis(10));
+    if settles {
+        wait_until_settled(&*store, users, (PENDING / users) as u64 - 1);
     }
     copy(directory.path(), image.path());
     image

@@ -62,6 +62,11 @@ impl Served {
 
     /// The same on a store that is there already.
     pub async fn start_on(store: TempDir) -> Self {
+        Self::start_with(store, |_| {}).await
+    }
+
+    /// The same, configured otherwise.
+    pub async fn start_with(store: TempDir, configure: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         config.host = "127.0.0.1".into();
         config.sync.enabled = true;
@@ -69,6 +74,7 @@ impl Served {
         config.api.keys.push(KEY.into());
         config.limits.frames_per_second = 100_000;
         config.store.path = store.path().into();
+        configure(&mut config);
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
         let server = Server::start(config, listener).await.expect("a server");
         let address = server.local_addr();

@@ -233,7 +233,8 @@ pub struct Store {
     pub path: PathBuf,
     /// When a dispatch is answered.
     pub durability: Durability,
-    /// Memory the engine may use to keep pages at hand, in bytes. Default 64 MiB.
+    /// Memory for what is read again and again, in bytes: half of it for the newest messages, half for pages of the tables.
+    /// Default 64 MiB.
     pub cache_bytes: u64,
     /// Bytes of messages that wait in all; a dispatch beyond that gets 507. 0 (default): as many as the disk has room for.
     pub max_bytes: u64,

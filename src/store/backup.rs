@@ -15,10 +15,7 @@ use super::{
     journal::Shared,
     log::{Log, Slot},
     portable::{Contents, PortableError, Writer},
-    record::{
-        Header, Ids, Item, RecordReader, Row, StoredCursor, StoredId, StoredLog, chunk_entries, inbox_key,
-        is_inbox_key_of,
-    },
+    record::{Header, Ids, Item, RecordReader, Row, StoredCursor, StoredId, StoredLog},
     recovery::NAMESPACE_KEY,
 };
 use crate::message::{Seq, UserId};
@@ -137,63 +134,25 @@ impl Shared {
     /// `None` if some of it has moved to the inbox meanwhile.
     fn backup_slots(&self, user: &UserId, slots: &[Slot]) -> Result<Option<Entries>, StoreError> {
         let mut entries = Vec::with_capacity(slots.len());
-        let mut last: Option<(u64, Bytes)> = None;
-        for slot in slots {
-            let record = match last.take().filter(|(number, _)| *number == slot.record) {
-                Some((_, record)) => record,
-                None => match self.record(slot.record)? {
-                    Some(record) => record,
-                    None => return Ok(None),
-                },
-            };
-            let entry = self.entry(user, slot, &record)?;
+        let there = self.read_slots(user, slots, &mut |slot, entry| {
             entries.push((entry.seq, slot.expires_s, entry.payload.as_bytes().clone()));
-            last = Some((slot.record, record));
-        }
-        Ok(Some(entries))
+        })?;
+        Ok(there.then_some(entries))
     }
 
     /// Entries in the inbox above `from` and up to `to`, and how far that has looked.
     fn backup_inbox(&self, user: &UserId, from: Seq, to: Seq) -> Result<(Entries, Seq), StoreError> {
-        let failed = |error: super::engine::EngineError| StoreError::Failed(error.0);
-        // The chunk that begins at or before the first wanted entry may hold it.
-        let wanted = inbox_key(user.as_str(), from + 1);
-        let floor = self.engine.floor(Table::Inbox, &wanted).map_err(failed)?;
-        let key = floor.filter(|(key, _)| is_inbox_key_of(key, user.as_str())).map_or(wanted, |(key, _)| key.to_vec());
-        let (mut entries, mut bytes, mut through, mut damage) = (Entries::new(), 0, to, None);
-        let scanned = self.engine.scan(Table::Inbox, &key, &mut |key, value| {
-            if !is_inbox_key_of(key, user.as_str()) {
+        let (mut entries, mut bytes) = (Entries::new(), 0);
+        let all = self.read_inbox(user, from, to, &mut |found| {
+            if bytes > PAGE_BYTES {
                 return false;
             }
-            let chunk = match chunk_entries(&value) {
-                Ok(chunk) => chunk,
-                Err(error) => {
-                    damage = Some(format!("a chunk of user {user:?} above {from}: {error}"));
-                    return false;
-                }
-            };
-            for (entry, expires_s) in chunk {
-                if entry.owner != user.as_str().as_bytes() || entry.namespace != self.namespace {
-                    damage = Some(format!("a chunk of user {user:?} above {from} is not that user's"));
-                    return false;
-                }
-                let last = entries.last().map_or(from, |(seq, ..)| *seq);
-                if entry.seq > last && entry.seq <= to {
-                    bytes += entry.payload.as_bytes().len();
-                    entries.push((entry.seq, expires_s, entry.payload.as_bytes().clone()));
-                }
-            }
-            let last = entries.last().map_or(from, |(seq, ..)| *seq);
-            if bytes > PAGE_BYTES {
-                through = last;
-            }
-            bytes <= PAGE_BYTES && last < to
-        });
-        scanned.map_err(failed)?;
-        match damage {
-            Some(damage) => Err(StoreError::Damaged(damage.into())),
-            None => Ok((entries, through)),
-        }
+            bytes += found.bytes;
+            entries.push((found.seq, found.expires_s, found.payload()));
+            true
+        })?;
+        let last = entries.last().map_or(from, |(seq, ..)| *seq);
+        Ok((entries, if all { to } else { last }))
     }
 
     /// Ids of dispatches: those in the journal first, so that what is moved out of it meanwhile is found in the table.

@@ -324,7 +324,8 @@ impl Committer {
             let goes_on = number != last;
             self.records.push_back(RecordInfo { number, bytes: record.len(), committed, goes_on });
             self.next_record = number + 1;
-            self.shared.recent.push(number, Bytes::from(record));
+            // Without the room it had to grow in, which may be many times its length.
+            self.shared.recent.push(number, Bytes::from(record.into_boxed_slice()));
         }
         let now = self.shared.index.now();
         let told = commit.answers.len() + commit.entries.len();

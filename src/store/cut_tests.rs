@@ -211,6 +211,17 @@ async fn append(store: &dyn Store, count: usize) -> [Seq; 2] {
     answered
 }
 
+/// Waits until all of the journal is settled, or the power has gone: what is cut does not depend on how fast that is.
+async fn settled_or_cut(cut: &Cut) {
+    let is_settled = || cut.tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_none();
+    let waited = tokio::time::timeout(Duration::from_secs(60), async {
+        while cut.left.load(Ordering::SeqCst) >= 0 && !is_settled() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    waited.await.expect("it is settled, or the power goes");
+}
+
 /// Returns false once so many writes were allowed that nothing was cut.
 async fn cut_after(writes: i64) -> bool {
     let tables = Memory::default();
@@ -226,6 +237,7 @@ async fn cut_after(writes: i64) -> bool {
     if let Ok(store) = journal::open(cut.clone(), tuning(Duration::ZERO)) {
         let more = append(&*store, 6).await;
         answered = [answered[0].max(more[0]), answered[1].max(more[1])];
+        settled_or_cut(&cut).await;
         failed = store.close().await.is_err();
     }
 
@@ -288,6 +300,7 @@ async fn batch_cut_after(writes: i64) -> bool {
     let mut answered = false;
     if let Ok(store) = journal::open(cut.clone(), tuning(Duration::ZERO)) {
         answered = append_batch(&*store).await.is_ok();
+        settled_or_cut(&cut).await;
         _ = store.close().await;
     }
     let failed = cut.left.load(Ordering::SeqCst) < 0;

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::record::journal_key;
+
 /// The tables. In each, keys are ordered as bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
@@ -69,6 +71,23 @@ pub trait Engine: Send + Sync + 'static {
     fn barrier(&self) -> Result<(), EngineError>;
     /// Makes all of it survive a power cut.
     fn checkpoint(&self) -> Result<(), EngineError>;
+
+    /// The key that [`floor`](Self::floor) would find, if nothing is removed meanwhile.
+    fn floor_key(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.floor(table, key)?.map(|(key, _)| key))
+    }
+
+    /// Visits these records of the journal, whose numbers rise, until `visit` returns false; with `None` one that is not
+    /// there (any more). As with an inbox's values, one that is not what was written is given as empty.
+    fn records(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> Result<(), EngineError> {
+        for number in numbers {
+            let record = self.get(Table::Journal, &journal_key(*number))?;
+            if !visit(*number, record.as_deref()) {
+                break;
+            }
+        }
+        Ok(())
+    }
 
     /// Sets values that replace others, in one go.
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {

@@ -48,6 +48,8 @@ pub struct Options {
     pub queue: usize,
     /// What is kept at most.
     pub limits: Limits,
+    /// Memory for the newest records of the journal, in bytes.
+    pub recent_bytes: usize,
     /// What is to be told to the outside world, if anything is.
     pub outbox: Option<OutboxOptions>,
     /// For tests.
@@ -64,6 +66,7 @@ impl Default for Options {
             durability: Durability::Always,
             queue: 10_000,
             limits: Limits::default(),
+            recent_bytes: 32 << 20,
             outbox: None,
             tuning: Tuning::default(),
             ahead_ms: Arc::default(),
@@ -141,7 +144,7 @@ pub(super) fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn 
         engine,
         namespace: fingerprint(&namespace),
         index: recovered.index,
-        recent: Recent::default(),
+        recent: recovered.recent,
         queue,
         listener: RwLock::default(),
         failed: watch::Sender::new(None),

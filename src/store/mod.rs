@@ -15,7 +15,7 @@
 //! - `room`, `sweep`: limits, and what has to be looked at although nothing happens
 //! - `clock`: the time by which entries expire
 //! - `outbox`: what is to be told to the outside world and was not yet
-//! - `recent`, `read`: reading, from memory or from the tables
+//! - `recent`, `inbox`, `read`: reading, from memory or from the tables
 //! - `journal`: all of that as a [`Store`]
 //! - `recovery`: opening
 //! - `redis`: the other store there is: logs in a Redis that several servers share (only with `--features redis`)
@@ -57,6 +57,7 @@ pub mod disk;
 mod engine;
 mod gone;
 mod ids;
+mod inbox;
 mod index;
 pub mod inspect;
 pub mod journal;

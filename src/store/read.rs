@@ -8,7 +8,7 @@ use super::{
     gone::Gone,
     journal::{Shared, state},
     log::{Log, Slot, is_past},
-    record::{chunk_entries, entry_at, inbox_key, is_inbox_key_of, journal_key},
+    record::{entry_at, journal_key},
 };
 use crate::message::{DeviceId, Seq, UserId};
 
@@ -66,6 +66,13 @@ fn failed(error: EngineError) -> StoreError {
     StoreError::Failed(error.0)
 }
 
+/// The records in which slots are, rising.
+fn records_of(slots: &[Slot]) -> Vec<u64> {
+    let mut numbers: Vec<u64> = slots.iter().map(|slot| slot.record).collect();
+    numbers.dedup();
+    numbers
+}
+
 impl Shared {
     /// See [`Store::recent`](super::Store::recent).
     pub(super) fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found> {
@@ -74,14 +81,16 @@ impl Shared {
         if plan.from < plan.settled {
             return None;
         }
-        let mut entries = Vec::with_capacity(plan.slots.len());
-        let mut last: Option<(u64, Bytes)> = None;
-        for slot in &plan.slots {
-            if last.as_ref().is_none_or(|(number, _)| *number != slot.record) {
-                last = Some((slot.record, self.recent.get(slot.record)?));
+        let numbers = records_of(&plan.slots);
+        let kept = self.recent.newest_of(&numbers);
+        if kept.len() < numbers.len() {
+            return None;
+        }
+        let (mut entries, mut slots) = (Vec::with_capacity(plan.slots.len()), plan.slots.iter().peekable());
+        for (number, record) in numbers.iter().zip(&kept) {
+            while let Some(slot) = slots.next_if(|slot| slot.record == *number) {
+                entries.push(self.entry(user, slot, record, |part| record.slice_ref(part)).ok()?);
             }
-            let (_, record) = last.as_ref()?;
-            entries.push(self.entry(user, slot, record).ok()?);
         }
         Some(Found { entries, through: plan.through })
     }
@@ -102,31 +111,70 @@ impl Shared {
     fn follow(&self, user: &UserId, plan: &Plan, limit: ReadLimit) -> Result<Option<Found>, StoreError> {
         let mut entries = Vec::new();
         let mut bytes = 0;
-        if plan.from < plan.settled && !self.read_inbox(user, plan, limit, &mut entries, &mut bytes)? {
+        if plan.from < plan.settled && !self.follow_inbox(user, plan, limit, &mut entries, &mut bytes)? {
             let through = entries.last().map_or(plan.from, |entry| entry.seq);
             return Ok(Some(Found { entries, through }));
         }
-        let mut last: Option<(u64, Bytes)> = None;
+        let (mut fit, mut through) = (0, plan.through);
         for slot in &plan.slots {
             bytes += slot.bytes as usize;
-            if !entries.is_empty() && (entries.len() >= limit.entries || bytes > limit.bytes) {
-                return Ok(Some(Found { entries, through: slot.seq - 1 }));
+            let had = entries.len() + fit;
+            if had > 0 && (had >= limit.entries || bytes > limit.bytes) {
+                through = slot.seq - 1;
+                break;
             }
-            let record = match last.take().filter(|(number, _)| *number == slot.record) {
-                Some((_, record)) => record,
-                None => match self.record(slot.record)? {
-                    Some(record) => record,
-                    None => return Ok(None),
-                },
-            };
-            entries.push(self.entry(user, slot, &record)?);
-            last = Some((slot.record, record));
+            fit += 1;
         }
-        Ok(Some(Found { entries, through: plan.through }))
+        let there = self.read_slots(user, &plan.slots[..fit], &mut |_, entry| entries.push(entry))?;
+        Ok(there.then_some(Found { entries, through }))
     }
 
-    /// Reads from the inbox; false if the limit was reached.
-    fn read_inbox(
+    /// Visits the entries of these slots, in order; false if some of them have moved to the inbox meanwhile.
+    pub(super) fn read_slots(
+        &self,
+        user: &UserId,
+        slots: &[Slot],
+        visit: &mut dyn FnMut(&Slot, Entry),
+    ) -> Result<bool, StoreError> {
+        let numbers = records_of(slots);
+        let kept = self.recent.newest_of(&numbers);
+        let (elsewhere, at_hand) = numbers.split_at(numbers.len() - kept.len());
+        let (mut slots, mut there, mut wrong) = (slots.iter().peekable(), true, None);
+        if !elsewhere.is_empty() {
+            let read = self.engine.records(elsewhere, &mut |number, record| {
+                let Some(record) = record else {
+                    there = false;
+                    return false;
+                };
+                while let Some(slot) = slots.next_if(|slot| slot.record == number) {
+                    // A copy, so that nobody who is slow keeps whole records in memory for one message of each.
+                    match self.entry(user, slot, record, Bytes::copy_from_slice) {
+                        Ok(entry) => visit(slot, entry),
+                        Err(error) => {
+                            wrong = Some(error);
+                            return false;
+                        }
+                    }
+                }
+                true
+            });
+            read.map_err(failed)?;
+        }
+        if let Some(wrong) = wrong {
+            return Err(wrong);
+        }
+        if there {
+            for (number, record) in at_hand.iter().zip(&kept) {
+                while let Some(slot) = slots.next_if(|slot| slot.record == *number) {
+                    visit(slot, self.entry(user, slot, record, |part| record.slice_ref(part))?);
+                }
+            }
+        }
+        Ok(there)
+    }
+
+    /// Reads what was planned of the inbox; false if the limit was reached.
+    fn follow_inbox(
         &self,
         user: &UserId,
         plan: &Plan,
@@ -134,52 +182,20 @@ impl Shared {
         entries: &mut Vec<Entry>,
         bytes: &mut usize,
     ) -> Result<bool, StoreError> {
-        // The chunk that begins at or before the first wanted entry may hold it.
-        let wanted = inbox_key(user.as_str(), plan.from + 1);
-        let floor = self.engine.floor(Table::Inbox, &wanted).map_err(failed)?;
-        let from = floor.filter(|(key, _)| is_inbox_key_of(key, user.as_str())).map_or(wanted, |(key, _)| key.to_vec());
-        let (mut last, mut room) = (plan.from, true);
-        let mut damage = None;
-        self.engine
-            .scan(Table::Inbox, &from, &mut |key, value| {
-                if !is_inbox_key_of(key, user.as_str()) {
-                    return false;
-                }
-                let chunk = match chunk_entries(&value) {
-                    Ok(chunk) => chunk,
-                    Err(error) => {
-                        damage = Some(format!("a chunk of user {user:?} above {last}: {error}"));
-                        return false;
-                    }
-                };
-                for (entry, expires_s) in chunk {
-                    if entry.owner != user.as_str().as_bytes() || entry.namespace != self.namespace {
-                        damage = Some(format!("a chunk of user {user:?} above {last} is not that user's"));
-                        return false;
-                    }
-                    // Chunks may overlap where a crash repeated some settling: what was had is passed over.
-                    let (seq, size) = (entry.seq, entry.payload.as_bytes().len());
-                    let hidden = plan.hidden.iter().any(|(from, to)| (*from..=*to).contains(&seq))
-                        || plan.gone.hides(seq)
-                        || is_past(expires_s, plan.now_s);
-                    if seq <= last || seq > plan.settled || hidden {
-                        continue;
-                    }
-                    if !entries.is_empty() && (entries.len() >= limit.entries || *bytes + size > limit.bytes) {
-                        room = false;
-                        return false;
-                    }
-                    *bytes += size;
-                    last = seq;
-                    entries.push(entry);
-                }
-                last < plan.settled
-            })
-            .map_err(failed)?;
-        match damage {
-            Some(damage) => Err(StoreError::Damaged(damage.into())),
-            None => Ok(room),
-        }
+        self.read_inbox(user, plan.from, plan.settled, &mut |found| {
+            let hidden = plan.hidden.iter().any(|(from, to)| (*from..=*to).contains(&found.seq))
+                || plan.gone.hides(found.seq)
+                || is_past(found.expires_s, plan.now_s);
+            if hidden {
+                return true;
+            }
+            if !entries.is_empty() && (entries.len() >= limit.entries || *bytes + found.bytes > limit.bytes) {
+                return false;
+            }
+            *bytes += found.bytes;
+            entries.push(found.entry());
+            true
+        })
     }
 
     /// A journal record, from memory or from its table; `None` if it has been settled.
@@ -191,8 +207,14 @@ impl Shared {
     }
 
     /// Reads the entry of a slot, and checks that its stamp is what the slot says.
-    pub(super) fn entry(&self, user: &UserId, slot: &Slot, record: &Bytes) -> Result<Entry, StoreError> {
-        let entry = entry_at(record, slot.message_at, slot.stamp_at);
+    fn entry(
+        &self,
+        user: &UserId,
+        slot: &Slot,
+        record: &[u8],
+        keep: impl Fn(&[u8]) -> Bytes,
+    ) -> Result<Entry, StoreError> {
+        let entry = entry_at(record, slot.message_at, slot.stamp_at, keep);
         let whose = |entry: &Entry| {
             entry.seq == slot.seq && entry.owner == user.as_str().as_bytes() && entry.namespace == self.namespace
         };

@@ -1,55 +1,83 @@
-//! The last journal records, kept in memory: who is there reads what was just committed from here.
+//! The last journal records, kept in memory: who is there reads what was just committed from here, and who comes back to
+//! what is not settled yet reads that.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-/// Bytes of records kept. Older ones are read from their table.
-const KEPT_BYTES_MAX: usize = 16 << 20;
+/// What a record costs beside its bytes.
+const RECORD_COST: usize = 64;
 
 /// Consecutive records, ending with the newest.
-#[derive(Debug, Default)]
-pub struct Recent(RwLock<Inside>);
+#[derive(Debug)]
+pub struct Recent {
+    /// Memory for records, in bytes. Those that are beyond it are read from their table.
+    bytes_max: usize,
+    inside: RwLock<Inside>,
+}
 
 #[derive(Debug, Default)]
 struct Inside {
     first: u64,
     records: VecDeque<Bytes>,
+    /// What they cost.
     bytes: usize,
 }
 
+impl Inside {
+    fn pop(&mut self) -> bool {
+        let Some(oldest) = self.records.pop_front() else { return false };
+        self.bytes -= cost(&oldest);
+        self.first += 1;
+        true
+    }
+}
+
+fn cost(record: &Bytes) -> usize {
+    record.len() + RECORD_COST
+}
+
 impl Recent {
-    /// Adds the next record.
+    /// None yet, and never more than so many bytes of them.
+    pub fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, inside: RwLock::default() }
+    }
+
+    /// Adds the next record, which should have no room to grow in: that is not counted.
     pub fn push(&self, number: u64, record: Bytes) {
-        let mut inside = self.0.write();
+        let mut inside = self.inside.write();
         if inside.records.is_empty() {
             inside.first = number;
         }
         assert_eq!(number, inside.first + inside.records.len() as u64, "records are numbered without a gap");
-        inside.bytes += record.len();
+        inside.bytes += cost(&record);
         inside.records.push_back(record);
-        while inside.bytes > KEPT_BYTES_MAX {
-            let Some(oldest) = inside.records.pop_front() else { break };
-            inside.bytes -= oldest.len();
-            inside.first += 1;
-        }
+        while inside.bytes > self.bytes_max && inside.pop() {}
     }
 
     /// Lets go of everything before `number`, which has been settled.
     pub fn forget_before(&self, number: u64) {
-        let mut inside = self.0.write();
-        while inside.first < number {
-            let Some(oldest) = inside.records.pop_front() else { break };
-            inside.bytes -= oldest.len();
-            inside.first += 1;
-        }
+        let mut inside = self.inside.write();
+        while inside.first < number && inside.pop() {}
     }
 
     /// A record, if it is kept.
     pub fn get(&self, number: u64) -> Option<Bytes> {
-        let inside = self.0.read();
-        inside.records.get(usize::try_from(number.checked_sub(inside.first)?).ok()?).cloned()
+        self.newest_of(&[number]).pop()
+    }
+
+    /// Those of these records, whose numbers rise, that are kept: they are the last ones of them.
+    pub fn newest_of(&self, numbers: &[u64]) -> Vec<Bytes> {
+        let inside = self.inside.read();
+        let end = inside.first + inside.records.len() as u64;
+        let from = numbers.partition_point(|number| *number < inside.first);
+        let kept = &numbers[from..];
+        if kept.last().is_none_or(|last| *last >= end) {
+            return Vec::new();
+        }
+        // It is within what is kept, which is in memory.
+        kept.iter().map(|number| inside.records[(number - inside.first) as usize].clone()).collect()
     }
 }
 
@@ -59,11 +87,13 @@ mod tests {
 
     #[test]
     fn the_oldest_records_go_first() {
-        let recent = Recent::default();
-        let record = Bytes::from(vec![0; KEPT_BYTES_MAX / 4]);
-        (10..16).for_each(|number| recent.push(number, record.clone()));
+        let recent = Recent::new(4 * (1000 + RECORD_COST));
+        let record = |number: u64| Bytes::from(vec![number as u8; 1000]);
+        (10..16).for_each(|number| recent.push(number, record(number)));
         assert!(recent.get(11).is_none() && recent.get(12).is_some() && recent.get(15).is_some());
         assert!(recent.get(16).is_none());
+        assert_eq!(recent.newest_of(&[3, 11, 12, 15]), [record(12), record(15)]);
+        assert!(recent.newest_of(&[3, 11]).is_empty() && recent.newest_of(&[15, 16]).is_empty());
         recent.forget_before(15);
         assert!(recent.get(14).is_none() && recent.get(15).is_some());
     }

@@ -155,23 +155,24 @@ impl<'a> RecordReader<'a> {
     }
 }
 
-/// Reads one entry out of a record without reading the rest. `None` if there is none at that place.
-pub fn entry_at(record: &Bytes, message_at: u32, stamp_at: u32) -> Option<Entry> {
+/// Reads one entry out of a record without reading the rest; `keep` takes what is to stay. `None` if there is none at that
+/// place.
+pub fn entry_at(record: &[u8], message_at: u32, stamp_at: u32, keep: impl Fn(&[u8]) -> Bytes) -> Option<Entry> {
     let (Header::V1 { namespace, .. }, _) = bincode::decode_from_slice(record, format()).ok()?;
     let item = |at: u32| -> Option<Item<'_>> {
         let (item, _) = bincode::borrow_decode_from_slice(record.get(at as usize..)?, format()).ok()?;
         Some(item)
     };
     match (item(message_at)?, item(stamp_at)?) {
-        (Item::Message(payload) | Item::MessageWith { payload, .. }, Item::To { user, seq }) => Some(Entry {
-            namespace,
-            owner: record.slice_ref(user.as_bytes()),
-            seq,
-            payload: Payload::from_stored(record.slice_ref(payload)),
-        }),
+        (Item::Message(payload) | Item::MessageWith { payload, .. }, Item::To { user, seq }) => {
+            Some(Entry { namespace, owner: keep(user.as_bytes()), seq, payload: Payload::from_stored(keep(payload)) })
+        }
         _ => None,
     }
 }
+
+/// Sequence, when it expires in seconds of the Unix epoch (0 = never), and payload.
+pub type ChunkEntry<'a> = (Seq, u32, &'a [u8]);
 
 /// Consecutive entries of one user, with their stamp.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
@@ -191,12 +192,26 @@ pub enum Chunk<'a> {
         namespace: u32,
         /// Whose entries these are.
         user: &'a str,
-        /// Sequence, when it expires in seconds of the Unix epoch (0 = never), and payload; rising.
-        entries: Vec<(Seq, u32, &'a [u8])>,
+        /// Rising by sequence.
+        entries: Vec<ChunkEntry<'a>>,
     },
 }
 
-impl Chunk<'_> {
+impl<'a> Chunk<'a> {
+    /// The fingerprint of the namespace, whose entries these are, and they.
+    pub fn parts(self) -> (u32, &'a str, Vec<ChunkEntry<'a>>) {
+        match self {
+            Chunk::V1 { namespace, user, entries } => {
+                (namespace, user, entries.into_iter().map(|(seq, payload)| (seq, 0, payload)).collect())
+            }
+            Chunk::V2 { namespace, user, entries } => (namespace, user, entries),
+        }
+    }
+
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        Ok(bincode::borrow_decode_from_slice(bytes, format())?.0)
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         // As in `RecordWriter::encode`.
         bincode::encode_to_vec(self, format()).expect("a Vec takes everything")
@@ -205,13 +220,7 @@ impl Chunk<'_> {
 
 /// Reads the entries of a chunk, and when each expires.
 pub fn chunk_entries(bytes: &Bytes) -> Result<Vec<(Entry, u32)>, DecodeError> {
-    let (chunk, _) = bincode::borrow_decode_from_slice(bytes, format())?;
-    let (namespace, user, entries) = match chunk {
-        Chunk::V1 { namespace, user, entries } => {
-            (namespace, user, entries.into_iter().map(|(seq, payload)| (seq, 0, payload)).collect())
-        }
-        Chunk::V2 { namespace, user, entries } => (namespace, user, entries),
-    };
+    let (namespace, user, entries) = Chunk::decode(bytes)?.parts();
     let owner = bytes.slice_ref(user.as_bytes());
     let entry = |(seq, expires_s, payload): (Seq, u32, &[u8])| {
         let payload = Payload::from_stored(bytes.slice_ref(payload));
@@ -459,11 +468,12 @@ mod tests {
         while let Some(item) = reader.next_item() {
             at.push(item.unwrap().0);
         }
-        let entry = entry_at(&bytes, at[0], at[2]).unwrap();
+        let keep = |part: &[u8]| bytes.slice_ref(part);
+        let entry = entry_at(&bytes, at[0], at[2], keep).unwrap();
         assert_eq!((entry.namespace, &entry.owner[..], entry.seq), (7, &b"bob"[..], 300));
         assert_eq!(&entry.payload.as_bytes()[..], br#"{"op":0,"d":1,"t":"T"}"#);
-        assert!(entry_at(&bytes, at[1], at[2]).is_none());
-        assert!(entry_at(&bytes, at[0], 60_000).is_none());
+        assert!(entry_at(&bytes, at[1], at[2], keep).is_none());
+        assert!(entry_at(&bytes, at[0], 60_000, keep).is_none());
     }
 
     #[test]

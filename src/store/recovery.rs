@@ -23,6 +23,7 @@ use super::{
     index::Index,
     journal::Options,
     log::{Log, Slot},
+    recent::Recent,
     record::{
         Header, Ids as IdChunk, Item, RecordReader, Row, StoredCursor, StoredId, fingerprint, inbox_key,
         is_inbox_key_of, journal_number,
@@ -55,6 +56,8 @@ pub(super) struct Recovered {
     pub index: Index,
     pub clock: Clock,
     pub journal: RecoveredJournal,
+    /// The newest records: those who were there come back soon.
+    pub recent: Recent,
     /// Users of whose inboxes it has to be found out what is left.
     pub trim: Vec<UserId>,
 }
@@ -102,10 +105,13 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         once: Vec::new(),
         last_ms: clock_ms.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?))).unwrap_or(0),
     };
-    let mut damage = None;
+    let (mut damage, recent) = (None, Recent::new(options.recent_bytes));
     engine
         .scan(Table::Journal, &[], &mut |key, value| match replay.record(key, &value) {
-            Ok(()) => true,
+            Ok(number) => {
+                recent.push(number, value);
+                true
+            }
             Err(error) => {
                 damage = Some(error);
                 false
@@ -152,7 +158,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     }
     let inbox_bytes = inbox_bytes(&*engine).map_err(failed)?;
     let journal = RecoveredJournal { records: replay.records, next_record: last + 1, ids, id_chunks, inbox_bytes };
-    Ok(Recovered { index, clock, journal, trim })
+    Ok(Recovered { index, clock, journal, recent, trim })
 }
 
 fn last_record(engine: &dyn Engine) -> Result<Option<u64>, EngineError> {
@@ -318,7 +324,8 @@ struct Message<'a> {
 }
 
 impl Replay {
-    fn record(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    /// Takes in a record; returns its number.
+    fn record(&mut self, key: &[u8], value: &[u8]) -> Result<u64, StoreError> {
         let number = journal_number(key);
         let number =
             number.ok_or_else(|| StoreError::Damaged(format!("{key:?} is no key of a journal record").into()))?;
@@ -384,7 +391,7 @@ impl Replay {
         }
         self.records.push_back(RecordInfo { number, bytes: value.len(), committed: self.now, goes_on });
         self.written_ms.push(at_ms);
-        Ok(())
+        Ok(number)
     }
 
     fn log(&mut self, user: &str, record: u64) -> Result<&mut Log, StoreError> {

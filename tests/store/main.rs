@@ -1,11 +1,13 @@
-//! The store, by its promises. Everything in `battery`, `limits` and `model` runs over all engines, Redis and a Redis Cluster among them where it is built in; what only a disk
-//! can do is in `disk`, and what only a table in memory lets a test do, damage one value, in `damage`.
+//! The store, by its promises. Everything in `battery`, `limits` and `model` runs over all engines, Redis and a Redis Cluster
+//! among them where it is built in; what only a disk can do is in `disk` and `reading`, and what only a table in memory lets a
+//! test do, damage one value, in `damage`.
 
 mod battery;
 mod damage;
 mod disk;
 mod limits;
 mod model;
+mod reading;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]

@@ -44,7 +44,9 @@ async fn what_the_client_passed_is_posted_and_the_answer_is_who_it_is() {
 #[tokio::test]
 async fn who_is_refused_is_told_from_who_could_not_be_checked() {
     let receiver = Receiver::start();
-    let webhook = asking(&receiver, |webhook| webhook.timeout = Duration::from_millis(300));
+    let webhook = asking(&receiver, |webhook| webhook.timeout = Duration::from_secs(60));
+    // For answers that do not come: a busy machine is late with others as well.
+    let impatient = asking(&receiver, |webhook| webhook.timeout = Duration::from_millis(300));
     let elsewhere = Receiver::start();
     let location = format!("location: {}\r\n", elsewhere.url());
     for status in [401, 403] {
@@ -78,7 +80,8 @@ async fn who_is_refused_is_told_from_who_could_not_be_checked() {
         (Answer::Close, ""),
     ] {
         receiver.script([answer.clone()]);
-        let result = webhook.authenticate(&data("a")).await;
+        let asked = if matches!(answer, Answer::Silence | Answer::Late(..)) { &impatient } else { &webhook };
+        let result = asked.authenticate(&data("a")).await;
         let Err(AuthError::Unavailable(reason)) = &result else { panic!("{answer:?} gave {result:?}") };
         assert!(reason.contains(expected), "{answer:?}: {reason}\n  lacks {expected}");
     }

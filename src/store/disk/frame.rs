@@ -68,8 +68,16 @@ pub fn find(kind: Kind, bytes: &[u8], at: usize) -> Option<usize> {
 
 /// Reads `length` bytes of a file from `at` on; fewer where it ends.
 pub fn read_at(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
-    let (mut bytes, mut done) = (vec![0; length], 0);
-    while done < length {
+    let mut bytes = vec![0; length];
+    let read = fill(file, at, &mut bytes)?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+/// Reads as many bytes of a file, from `at` on, as there is room for; returns how many, which is fewer where it ends.
+pub fn fill(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < bytes.len() {
         match file.read_at(&mut bytes[done..], at + done as u64) {
             Ok(0) => break,
             Ok(read) => done += read,
@@ -77,8 +85,7 @@ pub fn read_at(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
             Err(error) => return Err(error),
         }
     }
-    bytes.truncate(done);
-    Ok(bytes)
+    Ok(done)
 }
 
 /// Makes an empty file, and its name durable.

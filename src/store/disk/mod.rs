@@ -11,7 +11,7 @@
 //! flush holds: there are none, an atomic unit is one value.
 //!
 //! - `frame`: how something stands in a file of ours
-//! - `records`: the files of the journal
+//! - `records`, `runs`: the files of the journal, and how they are read
 //! - `chunks`, `compact`: the files of inboxes
 //! - `open`, `directory`, `former`, `rebuild`: opening, also after a kill, also a store of before
 //! - `mark`: a small file that remembers how far all was synced
@@ -29,6 +29,7 @@ mod raw;
 mod rebuild;
 mod records;
 mod rest;
+mod runs;
 
 use std::{
     fs::File,
@@ -311,6 +312,18 @@ impl Engine for Disk {
             }
         }
         Ok(None)
+    }
+
+    fn floor_key(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        if table == Table::Journal {
+            return Ok(self.floor(table, key)?.map(|(key, _)| key));
+        }
+        let pair = self.tree(table).range(..=key).next_back().transpose().map_err(EngineError::new)?;
+        Ok(pair.map(|(key, _)| Bytes::from_owner(key)))
+    }
+
+    fn records(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> Result<(), EngineError> {
+        self.records.each(numbers, visit).map_err(EngineError::new)
     }
 
     fn flush(&self) -> Result<(), EngineError> {

@@ -22,7 +22,7 @@ use super::{
     mark::{Mark, Marked},
     raw::{self, RawTables, TABLES, Tail},
     rebuild,
-    records::{Broken, RecordFiles},
+    records::{Broken, RecordFiles, Survey},
     rest::{INBOX, JOURNAL, settled_in},
 };
 use crate::store::{
@@ -52,7 +52,8 @@ pub struct DiskOptions {
     pub namespace: Option<String>,
     /// When an append is answered.
     pub durability: Durability,
-    /// Memory for pages, in bytes. sled takes a multiple of it when it is busy.
+    /// Memory for what is read again and again, in bytes: one half for the newest records of the journal, which is never much
+    /// longer than 64 MiB, the other for pages of the tables, of which sled takes a multiple when it is busy.
     pub cache_bytes: u64,
     /// Ops that may wait for the commit thread; more wait for room.
     pub queue: usize,
@@ -101,6 +102,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
         durability: options.durability,
         queue: options.queue,
         limits: options.limits,
+        recent_bytes: usize::try_from(options.cache_bytes / 2).unwrap_or(usize::MAX),
         outbox: options.outbox,
         tuning: options.tuning,
         ahead_ms: options.ahead_ms,
@@ -124,7 +126,7 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     };
     locked.finish_rebuilding().map_err(|error| refuse(error.to_string()))?;
     locked.read_through().map_err(unreadable)?;
-    refuse_damaged(&log, &options.path)?;
+    let surveyed = refuse_damaged(&log, &options.path)?;
     if rebuild::is_due(&log).map_err(unreadable)? {
         rebuild::rebuild(&locked, &options.path, |making| open_sled(making, options.cache_bytes)).map_err(refuse)?;
     }
@@ -147,11 +149,11 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     .map_err(|error| refuse(error.to_string()))?;
     // First of all: its newest snapshot is to last before anything that sled has done because of it.
     locked.sync_names().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
-    set_up(db.clone(), locked, options).inspect_err(|_| abandon(&db))
+    set_up(db.clone(), locked, surveyed, options).inspect_err(|_| abandon(&db))
 }
 
-/// Everything around sled, once it is open.
-fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Disk, StoreError> {
+/// Everything around sled, once it is open. `surveyed` is what was seen of the journal before.
+fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &DiskOptions) -> Result<Disk, StoreError> {
     let path = &options.path;
     let refuse = |reason: String| StoreError::Open { path: path.clone(), reason };
     let log = locked.log();
@@ -176,7 +178,11 @@ fn set_up(db: sled::Db, locked: Locked, options: &DiskOptions) -> Result<Disk, S
     let settled = trees.meta.get(SETTLED_KEY).map_err(|error| refuse(error.to_string()))?;
     let settled = settled.and_then(|value| journal_number(&value)).unwrap_or(0);
     let marked = Marked::read(path).unwrap_or_default();
-    let records = RecordFiles::open(&path.join(JOURNAL), settled, marked.record);
+    let journal = path.join(JOURNAL);
+    let records = match surveyed.filter(|surveyed| surveyed.settled == settled) {
+        Some(surveyed) => RecordFiles::take_over(&journal, surveyed).map_err(Broken::Io),
+        None => RecordFiles::open(&journal, settled, marked.record),
+    };
     let records = records.map_err(|broken| broken_journal(path, broken))?;
     let places: sled::Result<Vec<_>> = trees.places.iter().values().collect();
     let places = places.map_err(|error| refuse(error.to_string()))?;
@@ -230,8 +236,9 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
     StoreError::Damaged(told.into())
 }
 
-/// Looks at all files before sled does: sled would pass over what it cannot read, and write over what lies behind.
-fn refuse_damaged(log: &Path, path: &Path) -> Result<(), StoreError> {
+/// Looks at all files before sled does: sled would pass over what it cannot read, and write over what lies behind. Returns
+/// what was seen of the journal, if it has files of its own.
+fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<Survey>, StoreError> {
     if Marked::is_foreign(path) {
         return Err(damaged(path, "its file `mark` is not what was written"));
     }
@@ -253,12 +260,12 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<(), StoreError> {
         let tables = RawTables::open(log, false).map_err(unread)?;
         if former::is_former(&tables).map_err(unread)? {
             // Its journal is in there.
-            return Ok(());
+            return Ok(None);
         }
         settled = settled_in(&tables).map_err(unread)?;
     }
-    RecordFiles::check(&path.join(JOURNAL), settled, marked.record).map_err(|broken| broken_journal(path, broken))?;
-    Ok(())
+    let checked = RecordFiles::check(&path.join(JOURNAL), settled, marked.record);
+    checked.map(Some).map_err(|broken| broken_journal(path, broken))
 }
 
 fn db_bytes(log: &Path) -> u64 {
@@ -274,7 +281,7 @@ fn open_sled(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
 fn open_patiently(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
     let config = sled::Config::new()
         .path(log)
-        .cache_capacity(cache_bytes)
+        .cache_capacity(cache_bytes / 2)
         .segment_size(SEGMENT_BYTES)
         .flush_every_ms(Some(BACKGROUND_FLUSH_MS));
     let since = Instant::now();

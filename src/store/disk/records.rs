@@ -1,4 +1,5 @@
-//! The journal's records, in files of their own: appended, synced, read by number, and let go from the old end.
+//! The journal's records, in files of their own: appended, synced, and let go from the old end ([`runs`](super::runs) reads
+//! them).
 //!
 //! A file is frames, one a record: its number, up to which record all was synced when it was written, and what it says.
 //! Files are named by the number of their first record. A file that is long enough is synced and a new one begun; one
@@ -17,7 +18,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::frame::{self, HEAD_BYTES, Kind, read_at};
@@ -47,23 +47,30 @@ pub fn record_at(bytes: &[u8], at: usize) -> Option<Record<'_>> {
 
 /// Where a record is.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+pub struct Place {
     /// The first record of its file.
-    file: u64,
-    at: u32,
+    pub file: u64,
+    pub at: u32,
     /// Bytes of the whole frame.
-    length: u32,
+    pub length: u32,
+}
+
+impl Place {
+    /// Where its frame ends.
+    pub fn end(self) -> u32 {
+        self.at + self.length
+    }
 }
 
 #[derive(Debug)]
-struct RecordFile {
+pub struct RecordFile {
     first: u64,
-    file: Arc<File>,
+    pub file: Arc<File>,
     length: u64,
 }
 
 #[derive(Debug, Default)]
-struct Inside {
+pub struct Inside {
     /// Oldest first. The last is written to.
     files: VecDeque<RecordFile>,
     /// Of record `first` and those behind it.
@@ -74,6 +81,14 @@ struct Inside {
 }
 
 impl Inside {
+    /// Where a record is, and its file.
+    pub fn place(&self, number: u64) -> Option<(&RecordFile, Place)> {
+        let at = number.checked_sub(self.first)?;
+        let place = *self.places.get(usize::try_from(at).ok()?)?;
+        // They are named by their first records, and there are never many.
+        Some((self.files.iter().rev().find(|file| file.first == place.file)?, place))
+    }
+
     fn last(&self) -> Option<u64> {
         Some(self.first + self.places.len() as u64 - 1).filter(|_| !self.places.is_empty())
     }
@@ -103,7 +118,10 @@ impl std::fmt::Display for BrokenRecord {
 }
 
 /// What files hold, as far as it hangs together.
-struct Survey {
+#[derive(Debug)]
+pub struct Survey {
+    /// What is up to this record was not asked for.
+    pub settled: u64,
     inside: Inside,
     /// Files of which nothing is needed.
     done: Vec<u64>,
@@ -115,7 +133,7 @@ struct Survey {
 #[derive(Debug)]
 pub struct RecordFiles {
     directory: PathBuf,
-    inside: RwLock<Inside>,
+    pub inside: RwLock<Inside>,
 }
 
 /// What opening came to.
@@ -139,15 +157,20 @@ impl From<io::Error> for Broken {
 impl RecordFiles {
     /// Whether what is in `directory` is what was written: all behind record `settled` that was ever synced is there.
     /// Changes nothing.
-    pub fn check(directory: &Path, settled: u64, marked: u64) -> Opened<()> {
-        survey(directory, settled, marked).map(drop)
+    pub fn check(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
+        survey(directory, settled, marked)
     }
 
     /// Opens the files in `directory`, which is made if it is not there. What is up to record `settled` is not needed;
     /// what a crash has left behind the last whole record is cut off.
     pub fn open(directory: &Path, settled: u64, marked: u64) -> Opened<Self> {
+        Ok(Self::take_over(directory, survey(directory, settled, marked)?)?)
+    }
+
+    /// The same, of what was looked at before. Nobody has written there since.
+    pub fn take_over(directory: &Path, survey: Survey) -> io::Result<Self> {
         make_directory(directory)?;
-        let Survey { mut inside, done, cut } = survey(directory, settled, marked)?;
+        let Survey { settled, mut inside, done, cut } = survey;
         for first in &done {
             fs::remove_file(directory.join(frame::name(*first)))?;
         }
@@ -220,26 +243,6 @@ impl RecordFiles {
         sync(&file)?;
         self.inside.write().synced = last;
         Ok(last)
-    }
-
-    /// Reads a record; `None` if it is not there (any more).
-    pub fn get(&self, number: u64) -> io::Result<Option<Bytes>> {
-        let place = |inside: &Inside| {
-            let at = number.checked_sub(inside.first)?;
-            let place = *inside.places.get(usize::try_from(at).ok()?)?;
-            let file = inside.files.iter().find(|file| file.first == place.file)?;
-            Some((file.file.clone(), place))
-        };
-        let Some((file, place)) = place(&self.inside.read()) else { return Ok(None) };
-        let bytes = read_at(&file, u64::from(place.at), place.length as usize)?;
-        match record_at(&bytes, 0) {
-            Some(record) if record.number == number => {
-                let from = record.end - record.value.len();
-                Ok(Some(Bytes::from(bytes).slice(from..)))
-            }
-            // Empty is no record, and whoever reads it says so.
-            _ => Ok(Some(Bytes::new())),
-        }
     }
 
     /// Numbers of the first and the last record.
@@ -334,7 +337,8 @@ fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
         let length = fs::metadata(directory.join(frame::name(first)))?.len();
         if length > 0 { numbers.push(first) } else { empty.push(first) }
     }
-    let mut survey = Survey { inside: Inside { first: settled + 1, ..Inside::default() }, done: empty, cut: None };
+    let inside = Inside { first: settled + 1, ..Inside::default() };
+    let mut survey = Survey { settled, inside, done: empty, cut: None };
     // The first place that cannot be read, and what lies behind it.
     let mut broken: Option<BrokenRecord> = None;
     let mut synced = marked;

@@ -6,6 +6,9 @@ pub const HEADER_BYTES: usize = 20;
 /// A message never begins in the last bytes of a segment.
 pub const RED_ZONE_BYTES: usize = 32;
 
+/// Where in a message the byte is that says its kind. None of the kinds is zero.
+const KIND_AT: usize = 4;
+
 /// sled hides its numbers behind this, so that a file of zeros has no valid header.
 const MASK: u64 = 0x7FFF_FFFF_FFFF_FFFF;
 
@@ -97,7 +100,7 @@ pub fn length(bytes: &[u8]) -> Option<usize> {
 /// Reads the message at `at`, and the number of the segment it was written for.
 fn any_message(segment: &[u8], at: usize) -> Option<(Message<'_>, u64)> {
     let bytes = segment.get(at..)?;
-    let kind = Kind::from_byte(*bytes.get(4)?)?;
+    let kind = Kind::from_byte(*bytes.get(KIND_AT)?)?;
     let mut rest = &bytes[5..];
     let (length, number, page) = (varint(&mut rest)?, varint(&mut rest)?, varint(&mut rest)?);
     let header = bytes.len() - rest.len();
@@ -134,20 +137,30 @@ pub fn visit<'a>(segment: &'a [u8], size: usize, mut at: usize, number: u64, mut
     End::Full
 }
 
+/// Places from `at` on at which a message may begin: where a block has nothing but zeros, as most of a segment that is not
+/// full has, none of its bytes is a kind.
+fn places(segment: &[u8], at: usize) -> impl Iterator<Item = usize> {
+    const BLOCK_BYTES: usize = 256;
+    let kinds = segment.get(at + KIND_AT..).unwrap_or_default();
+    let blocks = kinds.chunks(BLOCK_BYTES).enumerate();
+    let some = blocks.filter(|(_, block)| block.iter().fold(0, |all, byte| all | byte) != 0);
+    some.flat_map(move |(n, block)| (0..block.len()).map(move |each| at + n * BLOCK_BYTES + each))
+}
+
 /// Where, from `at` on, the next message of a segment of this number begins.
 pub fn find(segment: &[u8], at: usize, number: u64) -> Option<usize> {
     // The first thing looked at is one byte, and few are a kind: this goes through a segment in a moment.
-    (at..segment.len()).find(|at| message(segment, *at, number).is_some())
+    places(segment, at).find(|at| message(segment, *at, number).is_some())
 }
 
 /// Whether, from `at` on, there is a message that was written for a later segment than `number`.
 pub fn has_newer(segment: &[u8], at: usize, number: u64) -> bool {
-    (at..segment.len()).any(|at| any_message(segment, at).is_some_and(|(_, found)| found > number))
+    places(segment, at).any(|at| any_message(segment, at).is_some_and(|(_, found)| found > number))
 }
 
 /// The number of the segment that the first message from `at` on was written for.
 pub fn number_found(segment: &[u8], at: usize) -> Option<u64> {
-    (at..segment.len())
+    places(segment, at)
         .find_map(|at| any_message(segment, at).filter(|(message, _)| !message.body.is_empty()))
         .map(|(_, number)| number)
 }
@@ -168,4 +181,23 @@ pub fn varint(rest: &mut &[u8]) -> Option<u64> {
     };
     *rest = &bytes[length..];
     Some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_place_is_passed_over_at_which_a_message_may_begin() {
+        for from in [0, 3, 255, 256, 300] {
+            for kind in [0, 4, 5, 259, 260, 261, 515, 999] {
+                let mut segment = vec![0; 1000];
+                segment[kind] = 8;
+                let wanted = kind.checked_sub(KIND_AT).filter(|at| *at >= from);
+                let found: Vec<_> = places(&segment, from).filter(|at| segment[at + KIND_AT] != 0).collect();
+                assert_eq!(found, wanted.into_iter().collect::<Vec<_>>(), "from {from}, a kind at {kind}");
+            }
+        }
+        assert_eq!(places(&[1; 4], 0).count() + places(&[1; 9], 7).count() + places(&[], 5).count(), 0);
+    }
 }

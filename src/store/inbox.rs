@@ -1,0 +1,92 @@
+//! Reading a user's inbox, chunk after chunk: nothing of one is believed before it is seen to be that user's.
+
+use bytes::Bytes;
+
+use super::{
+    Entry, StoreError,
+    engine::Table,
+    journal::Shared,
+    record::{Chunk, inbox_key, is_inbox_key_of},
+};
+use crate::message::{Payload, Seq, UserId};
+
+/// An entry as it stands in a chunk.
+pub(super) struct InboxEntry<'a> {
+    pub seq: Seq,
+    /// When it expires, in seconds of the Unix epoch; 0 = never.
+    pub expires_s: u32,
+    /// Bytes of payload.
+    pub bytes: usize,
+    namespace: u32,
+    owner: &'a str,
+    payload: &'a [u8],
+    chunk: &'a Bytes,
+}
+
+impl InboxEntry<'_> {
+    /// Its payload, which keeps the whole chunk in memory.
+    pub fn payload(&self) -> Bytes {
+        self.chunk.slice_ref(self.payload)
+    }
+
+    pub fn entry(&self) -> Entry {
+        Entry {
+            namespace: self.namespace,
+            owner: self.chunk.slice_ref(self.owner.as_bytes()),
+            seq: self.seq,
+            payload: Payload::from_stored(self.payload()),
+        }
+    }
+}
+
+impl Shared {
+    /// Visits the entries of a user's inbox above `after` and up to `to`, rising, until `visit` returns false; false if it
+    /// did.
+    pub(super) fn read_inbox(
+        &self,
+        user: &UserId,
+        after: Seq,
+        to: Seq,
+        visit: &mut dyn FnMut(InboxEntry<'_>) -> bool,
+    ) -> Result<bool, StoreError> {
+        let failed = |error: super::engine::EngineError| StoreError::Failed(error.0);
+        let id = user.as_str();
+        // The chunk that begins at or before the first wanted entry may hold it.
+        let wanted = inbox_key(id, after + 1);
+        let floor = self.engine.floor_key(Table::Inbox, &wanted).map_err(failed)?;
+        let from = floor.filter(|key| is_inbox_key_of(key, id)).map_or(wanted, |key| key.to_vec());
+        let (mut last, mut all, mut damage) = (after, true, None);
+        let scanned = self.engine.scan(Table::Inbox, &from, &mut |key, value| {
+            if !is_inbox_key_of(key, id) {
+                return false;
+            }
+            let (namespace, owner, entries) = match Chunk::decode(&value) {
+                Ok(chunk) => chunk.parts(),
+                Err(error) => {
+                    damage = Some(format!("a chunk of user {user:?} above {last}: {error}"));
+                    return false;
+                }
+            };
+            if owner != id || namespace != self.namespace {
+                damage = Some(format!("a chunk of user {user:?} above {last} is not that user's"));
+                return false;
+            }
+            for (seq, expires_s, payload) in entries {
+                // Chunks may overlap where a crash repeated some settling: what was had is passed over.
+                if seq <= last || seq > to {
+                    continue;
+                }
+                let found =
+                    InboxEntry { seq, expires_s, bytes: payload.len(), namespace, owner, payload, chunk: &value };
+                if !visit(found) {
+                    all = false;
+                    return false;
+                }
+                last = seq;
+            }
+            last < to
+        });
+        scanned.map_err(failed)?;
+        damage.map_or(Ok(all), |damage| Err(StoreError::Damaged(damage.into())))
+    }
+}
