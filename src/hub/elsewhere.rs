@@ -87,13 +87,21 @@ impl Hub {
 
     /// Takes out of what is to be kept those who are connected to servers of another make and to none of ours, and notes
     /// who has to be told of beside.
+    ///
+    /// Where it is not certain that somebody is at none of ours, it is kept: it may come twice then, and is not lost. So those who
+    /// come or go just now are looked for before and behind the question whether they are connected at all.
     pub(super) async fn look_beside(&self, kept: &mut Kept) {
         let Some(cluster) = &self.cluster else { return };
+        if cluster.beside(&[]).await.is_none() {
+            return;
+        }
+        let before = self.at_none_of_ours(&**cluster, &kept.to.users).await;
         let Some(connected) = cluster.beside(&kept.to.users).await.filter(|connected| connected.contains(&true)) else {
             return;
         };
-        let counts = self.connections_of(&kept.to.users).await;
-        let mut flags = connected.iter().zip(counts).map(|(connected, count)| (*connected, count == 0));
+        let after = self.at_none_of_ours(&**cluster, &kept.to.users).await;
+        let at_none = before.into_iter().zip(after).map(|(before, after)| before && after);
+        let mut flags = connected.iter().zip(at_none).map(|(connected, at_none)| (*connected, at_none));
         let users = std::mem::take(&mut kept.to.users);
         for user in users {
             let (connected, nowhere_here) = flags.next().unwrap_or_default();
@@ -107,6 +115,16 @@ impl Hub {
             }
         }
         kept.append.recipients.clone_from(&kept.to.users);
+    }
+
+    /// Who of these is certainly connected to none of our servers.
+    async fn at_none_of_ours(&self, cluster: &dyn crate::cluster::Cluster, users: &[UserId]) -> Vec<bool> {
+        match cluster.elsewhere(users).await {
+            Some(counts) => {
+                users.iter().zip(counts).map(|(user, count)| count + self.registry.connections(user) == 0).collect()
+            }
+            None => vec![false; users.len()],
+        }
     }
 
     /// Connections of each of these users, at all servers; at this one alone where the others cannot be asked.

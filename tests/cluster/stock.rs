@@ -25,7 +25,7 @@ impl Stock {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let packages = root.join("tests/clients/node_modules/stock158");
         assert!(packages.exists(), "stock is not installed, and nothing is skipped: run `npm ci` in tests/clients");
-        let arguments = json!({ "redis": stage.redis.url(), "namespace": "shop" }).to_string();
+        let arguments = json!({ "redis": stage.redis().url(), "namespace": "shop" }).to_string();
         let mut process = Command::new("node")
             .arg(root.join("tests/cluster/stock.js"))
             .arg(arguments)
@@ -60,7 +60,7 @@ impl Drop for Stock {
 
 /// Asks the Redis itself.
 fn redis(stage: &Stage, words: &[&str]) -> String {
-    let port = stage.redis.address().port().to_string();
+    let port = stage.redis().address().port().to_string();
     let output = Command::new("redis-cli").args(["-p", &port]).args(words).output().expect("redis-cli runs");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }

@@ -34,12 +34,16 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// How often it is looked whether a server has died.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// KEYS: 1 online, 2 nodes, 3 this node's table; ARGV: 1 this node, 2 what a table's name begins with, 3 how it ends, then
-/// each user and how many connections. Gives who came, and who went, of all servers.
+/// KEYS: 1 online, 2 nodes, 3 this node's table, then those of others; ARGV: 1 this node, 2 what a table's name begins with, 3 how
+/// it ends, 4 what stock calls `connected_clients` ('' where that is elsewhere), then each user and how many connections. Gives
+/// who is here or at another, and who went, of all servers.
+///
+/// The others' tables are named among the keys, here and below, because a slot of a Cluster may be moving: then a table that is
+/// not there any more looks as if nobody were at that server, unless the Cluster was told that it is needed.
 static HERE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local came, went = {}, {}
-        for at = 4, #ARGV, 2 do
+        for at = 5, #ARGV, 2 do
           local user, count = ARGV[at], tonumber(ARGV[at + 1])
           if count > 0 then
             redis.call('HSET', KEYS[3], user, count)
@@ -51,17 +55,23 @@ static HERE: LazyLock<Script> = LazyLock::new(|| {
             for _, node in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
               elsewhere = elsewhere or redis.call('HEXISTS', ARGV[2] .. node .. ARGV[3], user) == 1
             end
-            if not elsewhere then
+            if elsewhere then
+              came[#came + 1] = user
+            else
               redis.call('ZREM', KEYS[1], user)
               went[#went + 1] = user
             end
           end
         end
+        if ARGV[4] ~= '' then
+          for _, user in ipairs(came) do redis.call('SADD', ARGV[4], user) end
+          for _, user in ipairs(went) do redis.call('SREM', ARGV[4], user) end
+        end
         return {came, went}",
     )
 });
 
-/// KEYS: 1 online, 2 nodes, 3 the dead node's table; ARGV: 1 the dead node, 2 and 3 as above. Gives who is nowhere else. May be
+/// KEYS: 1 online, 2 nodes, 3 the dead node's table, then others'; ARGV: 1 the dead node, 2 and 3 as above. Gives who is nowhere else. May be
 /// done again.
 static BURY: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -233,17 +243,30 @@ impl Presence {
     }
 }
 
+/// The tables of the servers that live.
+fn tables(link: &Link) -> Vec<String> {
+    let nodes = link.live().nodes;
+    nodes.split(',').filter(|node| !node.is_empty()).map(|node| link.names().at(node)).collect()
+}
+
 async fn write_batch(link: &Link, batch: &[(UserId, usize)]) -> Result<(), LinkError> {
     let names = link.names();
     let (begin, end) = names.at_parts();
-    let mut arguments = vec![link.node().to_owned(), begin, end];
+    let stock = if link.lines().is_spread() { String::new() } else { names.stock("connected_clients") };
+    let mut arguments = vec![link.node().to_owned(), begin, end, stock];
+    if link.lines().is_spread() {
+        // First, so that whoever is still among stock's connected clients and at none of ours is at one of stock's.
+        let going: Vec<String> =
+            batch.iter().filter(|(_, count)| *count == 0).map(|(user, _)| user.to_string()).collect();
+        connected(link, "SREM", &going).await?;
+    }
     for (user, count) in batch {
         arguments.extend([user.to_string(), count.to_string()]);
     }
-    let keys = [names.online(), names.nodes(), names.at(link.node())];
-    let (came, went): (Vec<String>, Vec<String>) = link.lines().run(&HERE, &keys, &arguments).await?;
-    connected(link, "SADD", &came).await?;
-    connected(link, "SREM", &went).await
+    let mut keys = vec![names.online(), names.nodes(), names.at(link.node())];
+    keys.extend(tables(link));
+    let (came, _): (Vec<String>, Vec<String>) = link.lines().run(&HERE, &keys, &arguments).await?;
+    if link.lines().is_spread() { connected(link, "SADD", &came).await } else { Ok(()) }
 }
 
 /// What stock calls `connected_clients`.
@@ -265,7 +288,8 @@ async fn add_to_count(link: &Link, more: i64) -> Result<(), LinkError> {
 async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
     let names = link.names();
     let (begin, end) = names.at_parts();
-    let keys = [names.online(), names.nodes(), names.at(node)];
+    let mut keys = vec![names.online(), names.nodes(), names.at(node)];
+    keys.extend(tables(link));
     let went: Vec<String> = link.lines().run(&BURY, &keys, &[node, begin.as_str(), end.as_str()]).await?;
     // Before the table goes: whoever dies in the middle leaves it to the next.
     connected(link, "SREM", &went).await?;
@@ -304,7 +328,7 @@ async fn keep_looking(link: Weak<Link>, presence: Arc<Presence>) {
     }
 }
 
-/// KEYS: 1 nodes; ARGV: 1 this node, 2 and 3 as above, then users. Gives for each how many connections he has elsewhere, and
+/// KEYS: 1 nodes, then tables; ARGV: 1 this node, 2 and 3 as above, then users. Gives for each how many connections he has elsewhere, and
 /// whether any of those is at a server that comes before this one.
 static WHERE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -330,11 +354,12 @@ static WHERE: LazyLock<Script> = LazyLock::new(|| {
 pub(super) async fn elsewhere(link: &Link, users: &[UserId]) -> Result<Vec<(usize, bool)>, LinkError> {
     let (begin, end) = link.names().at_parts();
     let mut found = Vec::with_capacity(users.len());
+    let mut keys = vec![link.names().nodes()];
+    keys.extend(tables(link));
     for some in users.chunks(BATCH_MAX) {
         let mut arguments = vec![link.node(), &begin, &end];
         arguments.extend(some.iter().map(UserId::as_str));
-        let (counts, before): (Vec<usize>, Vec<bool>) =
-            link.lines().run(&WHERE, &[link.names().nodes()], &arguments).await?;
+        let (counts, before): (Vec<usize>, Vec<bool>) = link.lines().run(&WHERE, &keys, &arguments).await?;
         found.extend(counts.into_iter().zip(before));
     }
     Ok(found)

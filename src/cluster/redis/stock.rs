@@ -109,14 +109,11 @@ pub(super) async fn publish(link: &Link, message: &[u8], recipients: &Recipients
     link.lines().ask(redis::cmd("PUBLISH").arg(link.names().stock("ws")).arg(text)).await
 }
 
-/// Whether a stock server listens. In a Cluster that cannot be asked, and is taken to be so.
+/// Whether a stock server listens: in a Cluster, at any of its nodes.
 pub(super) async fn is_there(link: &Link) -> Result<bool, LinkError> {
-    if link.lines().is_spread() {
-        return Ok(true);
-    }
     let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(link.names().stock("ws")).to_owned();
-    let (_, count): (String, u64) = link.lines().ask(&asked).await?;
-    Ok(count > 0)
+    let counts: Vec<(String, u64)> = link.lines().ask_each(&asked).await?;
+    Ok(counts.iter().any(|(_, count)| *count > 0))
 }
 
 /// Which of these users are connected, to whichever server.

@@ -8,7 +8,8 @@
 -- clock is ahead (tests), 6 messages and 7 bytes of one user, 8 age in ms (0 = none), 9 overflow (drop or reject),
 -- 10 device age in ms (0 = none), 11 devices, 12 window of ids in ms, 13 fingerprint of the namespace,
 -- 14 the channel for wake-ups, 15 what this Redis was born as, as far as the caller knows, 16 where logs begin that it does
--- not have, 17 the key of its era ('' where keys are spread); what belongs to the step begins at 18.
+-- not have, 17 the key of its era, or where keys are spread the histories of the shards there were at the beginning; what
+-- belongs to the step begins at 18.
 -- KEYS: 1 who is known, 2 when something is due; the step's from 3. Where keys are spread over slots the first three are the
 -- same, and the caller writes down who is known and what is due, from the answers.
 
@@ -316,7 +317,7 @@ local function find_era()
   local info = redis.call('INFO', 'replication')
   local history = string.match(info, 'master_replid:(%x+)')
   -- Each shard has a history of its own, of which nobody keeps a table.
-  if A[17] == '' then return string.sub(history, 1, 16) end
+  if not TOGETHER then return string.sub(history, 1, 16) end
   local here = redis.call('HMGET', A[17], 'birth', 'history', 'era')
   return here[1] == A[15] and here[2] == history and here[3]
 end
@@ -329,6 +330,8 @@ local function enter(S, log, era)
     to = S.head + BEYOND
   elseif S.head == 0 then
     to = tonumber(A[16])
+    -- A shard that was none at the beginning may have had this log, and have come back without it.
+    if not TOGETHER and not string.find(A[17], era, 1, true) then to = math.max(to, math.floor(NOW)) end
   end
   S.era = era
   if not to or to < from then return end
