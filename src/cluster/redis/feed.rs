@@ -27,6 +27,9 @@ const PING_AFTER: Duration = Duration::from_secs(2);
 /// Who has not heard his own name for this long does not hear the others either: three renewals of the lease.
 const DEAF_AFTER: Duration = Duration::from_secs(6);
 
+/// How long it may take until all channels are subscribed to.
+const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Something another server has said.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -35,6 +38,8 @@ pub enum Told {
     Woken(Vec<UserId>),
     /// For a while nothing was heard: any log may have more.
     Gap,
+    /// This server was taken for dead, or the Redis may have forgotten something: who is here is to be said again.
+    Forgotten,
     /// Something on a channel that is not about logs.
     Said {
         /// Which, as it is called in this namespace.
@@ -61,7 +66,8 @@ pub(super) async fn listen(link: Weak<Link>) {
             listener.psubscribe(&stock).await.map_err(|error| super::LinkError::Lost(error.to_string().into()))?;
             Ok::<_, super::LinkError>(listener)
         };
-        match listening.await {
+        let listening = tokio::time::timeout(SUBSCRIBE_PATIENCE, listening).await;
+        match listening.unwrap_or_else(|_| Err(super::LinkError::Lost("subscribing took too long".into()))) {
             Ok(listener) => {
                 here.hears.send_replace(true);
                 here.tell(&Told::Gap);

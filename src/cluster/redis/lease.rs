@@ -50,7 +50,8 @@ pub(super) struct Joined {
 /// KEYS: 1 nodes, 2 the era, 3 this node's table once it has a name; ARGV: 1 a name that begins with the time when it is given out, or one that was; 2 the lease in
 /// ms; 3 the channel where its own name is said; 4 the birth that is known ('' = none), 5 how often leases had been renewed
 /// then; 6 whether this Redis forgets nothing when it is started anew ('1'), 7 for how many ms after its end a lease still
-/// counts; 8 the shards there are, if this is its birth. Gives the time, the name, whether it is new, who lives, and the era.
+/// counts; 8 the shards there are, if this is its birth. Gives the time, the name, whether it is new or its lease had ended, who
+/// lives, and the era.
 ///
 /// Nothing is known to have been forgotten by one that was started anew if it syncs every write and was not a replica before.
 static BEATS: LazyLock<Script> = LazyLock::new(|| {
@@ -59,7 +60,9 @@ static BEATS: LazyLock<Script> = LazyLock::new(|| {
         local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
         local node = ARGV[1]
         if not string.find(node, '^%d') then node = now .. node end
-        local new = redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), node)
+        local lease = redis.call('ZSCORE', KEYS[1], node)
+        local new = lease and tonumber(lease) >= tonumber(now) and 0 or 1
+        redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), node)
         local info = redis.call('INFO', 'replication')
         local history = string.match(info, 'master_replid:(%x+)')
         local was_replica = not string.find(info, 'master_replid2:0+%s')

@@ -248,6 +248,7 @@ impl Link {
 
     fn bury(&self) {
         self.buried.store(true, Ordering::Relaxed);
+        self.tell(&Told::Forgotten);
     }
 
     fn was_buried(&self) -> bool {

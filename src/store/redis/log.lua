@@ -23,6 +23,9 @@ local QUOTA, COLLAPSED, CLEARED, LOST = 1, 3, 2, 5
 -- A log that may have given out more than it knows of goes on so far behind its head.
 local BEYOND = 1000000
 
+-- How long servers have to say again who is here, in ms.
+local SAY_AGAIN = 15000
+
 local LIVE = {}
 for node in string.gmatch(A[3], '[^,]+') do LIVE[node] = true end
 LIVE[NODE] = true
@@ -138,11 +141,14 @@ local function cursor(S, device)
 end
 
 -- What the sessions of each node hold. Of a node that has begun before the list of those that live was asked for, and
--- is not on it, nobody is here any more.
+-- is not on it, nobody is here any more; nor of one that has not said it again in time since this log has come into
+-- another era, before which it may have said otherwise.
 
 local function look(S)
+  local since = S.at and NOW > S.at + SAY_AGAIN
   for node, view in pairs(S.views) do
-    if not LIVE[node] and tonumber(string.match(node, '^%d+')) <= ASKED then S.views[node] = nil end
+    local is_dead = not LIVE[node] and tonumber(string.match(node, '^%d+')) <= ASKED
+    if is_dead or since and view.e ~= S.era then S.views[node] = nil end
   end
 end
 
@@ -333,6 +339,7 @@ local function enter(S, log, era)
     -- A shard that was none at the beginning may have had this log, and have come back without it.
     if not TOGETHER and not string.find(A[17], era, 1, true) then to = math.max(to, math.floor(NOW)) end
   end
+  if S.era then S.at = NOW end
   S.era = era
   if not to or to < from then return end
   S.head = to
@@ -352,7 +359,7 @@ local function take_view(S, log)
   for _ = 1, tonumber(take()) do devices[#devices + 1] = take() end
   local known = S.views[NODE]
   local newer = not known or known.n < n
-  if newer then S.views[NODE] = {n = n, h = held, d = devices} end
+  if newer then S.views[NODE] = {n = n, h = held, d = devices, e = S.era} end
   local seen = tonumber(take())
   if seen > S.seen then S.seen = seen end
   for _ = 1, tonumber(take()) do

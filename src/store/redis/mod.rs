@@ -37,7 +37,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, future::BoxFuture};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -59,6 +59,9 @@ use crate::{
 
 /// How long a receipt may wait before it is written down.
 const NOTE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Users whose receipts are on their way at once. More would make the last of them wait for longer than a reply is waited for.
+const NOTES_AT_ONCE: usize = 256;
 
 /// Between two looks for users of whom something has become too old.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -131,6 +134,10 @@ pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
                     gap();
                 }
             }
+            Told::Forgotten => {
+                shared.locals.say_again();
+                shared.dirty.notify_one();
+            }
             Told::Said { .. } => {}
         }
     }));
@@ -184,7 +191,11 @@ impl Shared {
         let reports = self.locals.reports(self.caller.link()?.steady());
         // They share a line, and so go out together.
         let noting = reports.into_iter().map(|(user, report)| self.note(user, report));
-        futures_util::future::join_all(noting).await.into_iter().collect()
+        let mut noting = futures_util::stream::iter(noting).buffer_unordered(NOTES_AT_ONCE);
+        while let Some(noted) = noting.next().await {
+            noted?;
+        }
+        Ok(())
     }
 
     async fn note(&self, user: UserId, report: Report) -> Result<(), LinkError> {
