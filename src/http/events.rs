@@ -149,7 +149,7 @@ fn write_told(out: &mut Vec<u8>, told: &Told) {
         What::Message { .. } => "message",
         What::Disconnection => "disconnection",
     };
-    out.extend_from_slice(format!("{{\"type\":\"{name}\",\"connection\":\"{}\"", told.connection).as_bytes());
+    out.extend_from_slice(format!("{{\"type\":\"{name}\",\"connection\":\"{}\"", told.connection_name()).as_bytes());
     if let Some(user) = &told.user {
         out.extend_from_slice(b",\"user\":");
         // A string always has a JSON form, and writing to a Vec cannot fail.

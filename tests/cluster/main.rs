@@ -2,6 +2,7 @@
 
 mod battery;
 mod moving;
+mod portals;
 mod proxy;
 #[path = "../support/redis.rs"]
 mod redis_server;

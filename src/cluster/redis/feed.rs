@@ -33,25 +33,61 @@ pub enum Told {
     },
 }
 
+/// What is heard on some channels.
+pub(super) enum Heard<'a> {
+    /// From here on it is heard; what was said before may have been missed.
+    Begins,
+    /// Something is said, on a channel.
+    Said(&'a str, &'a [u8]),
+    /// Nothing is heard for now.
+    Lost,
+}
+
 /// Listens for as long as the link is there.
 pub(super) async fn listen(link: Weak<Link>) {
+    let Some(here) = link.upgrade() else { return };
+    let (channels, stock) = ([here.names.wake(), here.names.past()], here.names.stock("ws"));
+    let (node, wake) = (here.node.clone(), here.names.wake());
+    drop(here);
+    // By a pattern, which has nothing special in it: among the subscribers of that channel are only stock's.
+    hear(link, &channels, &stock, |link, heard| match heard {
+        Heard::Begins => {
+            link.hears.send_replace(true);
+            link.tell(&Told::Gap);
+        }
+        Heard::Said(channel, payload) if channel == wake => {
+            if let Some(users) = woken(payload, &node) {
+                link.tell(&Told::Woken(users));
+            }
+        }
+        Heard::Said(channel, payload) => {
+            link.tell(&Told::Said { channel: channel.to_owned(), payload: payload.to_vec() });
+        }
+        Heard::Lost => {}
+    })
+    .await;
+}
+
+/// Tells `on` what is said on these channels, for as long as the link is there.
+pub(super) async fn hear(
+    link: Weak<Link>,
+    channels: &[String],
+    pattern: &str,
+    on: impl Fn(&std::sync::Arc<Link>, Heard<'_>),
+) {
     loop {
         let Some(here) = link.upgrade() else { return };
-        let (channels, stock) = ([here.names.wake(), here.names.past()], here.names.stock("ws"));
-        let (node, wake) = (here.node.clone(), here.names.wake());
         let listening = async {
             let mut listener = here.lines.listener().await?;
-            for channel in &channels {
+            for channel in channels {
                 listener.subscribe(channel).await.map_err(|error| super::LinkError::Lost(error.to_string().into()))?;
             }
-            // By a pattern, which has nothing special in it: among the subscribers of that channel are only stock's.
-            listener.psubscribe(&stock).await.map_err(|error| super::LinkError::Lost(error.to_string().into()))?;
+            listener.psubscribe(pattern).await.map_err(|error| super::LinkError::Lost(error.to_string().into()))?;
             Ok::<_, super::LinkError>(listener)
         };
         match listening.await {
             Ok(listener) => {
-                here.hears.send_replace(true);
-                here.tell(&Told::Gap);
+                on(&here, Heard::Begins);
                 drop(here);
                 let (mut ask, mut said) = listener.split();
                 loop {
@@ -66,16 +102,10 @@ pub(super) async fn listen(link: Weak<Link>) {
                         },
                     };
                     let Some(here) = link.upgrade() else { return };
-                    let channel = message.get_channel_name();
-                    if channel == wake {
-                        if let Some(users) = woken(message.get_payload_bytes(), &node) {
-                            here.tell(&Told::Woken(users));
-                        }
-                    } else {
-                        let payload = message.get_payload_bytes().to_vec();
-                        here.tell(&Told::Said { channel: channel.to_owned(), payload });
-                    }
+                    on(&here, Heard::Said(message.get_channel_name(), message.get_payload_bytes()));
                 }
+                let Some(here) = link.upgrade() else { return };
+                on(&here, Heard::Lost);
             }
             Err(error) => {
                 tracing::debug!(%error, "what other servers say is not heard for now");

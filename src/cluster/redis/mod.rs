@@ -4,6 +4,7 @@
 //! - `names`: what stands in the Redis under which key
 //! - `lease`: which servers live
 //! - `feed`: what other servers say
+//! - `portals`: which portals there are, stock's too, and what is told to them; `event`: how that is written
 //! - `presence`: who is connected to which server
 //! - `stock`: what stock's servers and Dispatchers say
 //! - `words`: what servers tell each other, as it is written
@@ -12,10 +13,12 @@
 //! The line has a small runtime of its own. So a caller that gives up leaves its request to come to its end, and one that
 //! may wait can do so on any thread.
 
+mod event;
 mod feed;
 mod lease;
 mod line;
 pub mod names;
+mod portals;
 mod presence;
 mod servers;
 mod stock;

@@ -234,8 +234,9 @@ fn seats_take_turns_with_inboxes_and_who_watches_is_told_whose_turn_it_is() {
     assert_eq!(*seen.0.lock(), [(6, None, false)]);
     drop(portal);
     let again = pool.seat().unwrap();
-    pool.again(&Arc::new(Told::new(
+    pool.again(&Arc::new(told::told(
         1,
+        At::Here,
         Event::Message { user: None, said: Said { op: 0, data: Some("9"), kind: None } },
     )));
     assert_eq!(seen.0.lock().last(), Some(&(9, Some(again), true)));
