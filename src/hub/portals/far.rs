@@ -62,8 +62,8 @@ impl NearPortals for Portals {
             self.metrics.portal_events_dropped.inc_by(dropped);
         }
         let given = portal.is_none_or(|portal| self.give(&told, portal, again));
-        let is_seat = portal.is_some_and(|portal| portal.starts_with(SEAT));
-        if !again && !(is_seat && given) {
+        let beside_a_seat = given && portal.is_some_and(|portal| portal.starts_with(SEAT));
+        if !(again || beside_a_seat) {
             self.tell_watch(&told, None, false);
         }
         match (given, again) {
