@@ -13,12 +13,8 @@ use serde_json::{Value, json};
 
 use super::{
     Stage, next,
-    redis_server::{Redis, free_port},
     stock::{SETTINGS, Stock, redis},
-    support::{
-        server::{Home, KEY},
-        socket::Socket,
-    },
+    support::{server::KEY, socket::Socket},
     until,
 };
 
@@ -80,15 +76,15 @@ fn heard_by(stock: &mut Stock) -> Vec<Vec<Heard>> {
 
 /// Two servers that speak the Redis protocol too, and where.
 fn stage() -> (Stage, [u16; 2]) {
-    let redis = Redis::start();
-    let ports = [free_port(), free_port()];
-    let settings = |port| {
-        let of_redis = redis.url();
-        format!("redis: '{of_redis}', {SETTINGS} portal: {{ enabled: true }}, wire: {{ port: {port} }},")
+    let stage = Stage::with(2, &format!("{SETTINGS} portal: {{ enabled: true }}, wire: {{ port: 0 }},"));
+    let port = |at: usize| {
+        let text = std::fs::read(stage.homes[at].path("ready")).expect("what it said when it was ready");
+        let ready: Value = serde_json::from_slice(&text).expect("JSON");
+        let address: SocketAddr = ready["wire"].as_str().expect("where").parse().expect("an address");
+        address.port()
     };
-    let homes = Vec::from(ports.map(|port| Home::with(&settings(port))));
-    let servers = homes.iter().map(Home::start).collect();
-    (Stage { redis, homes, servers }, ports)
+    let ports = [port(0), port(1)];
+    (stage, ports)
 }
 
 async fn pool_of(stage: &Stage, count: usize) {
