@@ -2,6 +2,7 @@
 
 mod battery;
 mod moving;
+mod portals;
 mod proxy;
 #[path = "../support/redis_modes.rs"]
 mod redis_modes;

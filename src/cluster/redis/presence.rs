@@ -292,6 +292,7 @@ async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
     keys.extend(tables(link));
     let went: Vec<String> = link.lines().run(&BURY, &keys, &[node, begin.as_str(), end.as_str()]).await?;
     // Before the table goes: whoever dies in the middle leaves it to the next.
+    super::portals::bury(link, node).await?;
     connected(link, "SREM", &went).await?;
     let count: i64 = link.lines().run(&FORGET, &[names.nodes(), names.at(node), names.counts()], &[node]).await?;
     add_to_count(link, -count).await

@@ -7,8 +7,12 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::{
-    super::{Cluster, Hears, Keeps, Word},
+    super::{
+        Cluster, Hears, Keeps, Word,
+        portals::{FarPortals, NearPortals},
+    },
     Link, LinkError, Told,
+    portals::Portals,
     presence::{self, Presence},
     stock, words,
 };
@@ -156,6 +160,34 @@ impl Cluster for Servers {
         let (link, after) = (self.link.clone(), after.cloned());
         let asking = async move { presence::online(&link, after.as_ref(), limit).await };
         Box::pin(async move { self.link.run(asking).await.ok() })
+    }
+
+    fn everybody(&self) -> BoxFuture<'_, Option<Vec<UserId>>> {
+        let link = self.link.clone();
+        let asking = async move { stock::everybody(&link).await };
+        Box::pin(async move { self.link.run(asking).await.ok() })
+    }
+
+    fn everybody_count(&self) -> BoxFuture<'_, Option<usize>> {
+        let link = self.link.clone();
+        let asking = async move { stock::everybody_count(&link).await };
+        Box::pin(async move { self.link.run(asking).await.ok() })
+    }
+
+    fn has<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Option<bool>> {
+        let (link, users) = (self.link.clone(), [user.clone()]);
+        let asking = async move { stock::connected(&link, &users).await };
+        Box::pin(async move { self.link.run(asking).await.ok()?.first().copied() })
+    }
+
+    fn connections(&self) -> BoxFuture<'_, Option<usize>> {
+        let link = self.link.clone();
+        let asking = async move { stock::connections(&link).await };
+        Box::pin(async move { self.link.run(asking).await.ok() })
+    }
+
+    fn portals(&self, near: Weak<dyn NearPortals>) -> Arc<dyn FarPortals> {
+        Portals::begin(&self.link, near)
     }
 
     fn tell(&self, word: Word) {
