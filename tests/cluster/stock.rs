@@ -11,17 +11,17 @@ use serde_json::{Value, json};
 
 use super::{Stage, closed, message, next, redis_server::free_port, support::socket::Socket, unsynced, until};
 
-const SETTINGS: &str = "namespace: 'shop',";
+pub(super) const SETTINGS: &str = "namespace: 'shop',";
 
 /// A stock process. Dropping it ends it.
-struct Stock {
+pub(super) struct Stock {
     process: Child,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
 }
 
 impl Stock {
-    fn start(stage: &Stage) -> Self {
+    pub(super) fn start(stage: &Stage) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let packages = root.join("tests/clients/node_modules/stock158");
         assert!(packages.exists(), "stock is not installed, and nothing is skipped: run `npm ci` in tests/clients");
@@ -37,7 +37,7 @@ impl Stock {
         Self { process, to, from: BufReader::new(from) }
     }
 
-    fn tell(&mut self, what: &Value) {
+    pub(super) fn tell(&mut self, what: &Value) {
         writeln!(self.to, "{what}").expect("it listens");
         let mut answer = String::new();
         self.from.read_line(&mut answer).expect("it answers");
@@ -59,7 +59,7 @@ impl Drop for Stock {
 }
 
 /// Asks the Redis itself.
-fn redis(stage: &Stage, words: &[&str]) -> String {
+pub(super) fn redis(stage: &Stage, words: &[&str]) -> String {
     let port = stage.redis.address().port().to_string();
     let output = Command::new("redis-cli").args(["-p", &port]).args(words).output().expect("redis-cli runs");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()

@@ -35,6 +35,9 @@ pub enum Told {
     Woken(Vec<UserId>),
     /// For a while nothing was heard: any log may have more.
     Gap,
+    /// From now on these users of this server are connected in stock's eyes; what was left for them before may not be seen
+    /// by anybody. Not said by others, but by whoever has written it down here.
+    Came(Vec<UserId>),
     /// Something on a channel that is not about logs.
     Said {
         /// Which, as it is called in this namespace.

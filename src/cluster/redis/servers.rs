@@ -1,30 +1,24 @@
 //! The other servers, over the Redis that they share.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::{
-    super::{Cluster, Hears, Keeps, Word},
+    super::{Beside, Cluster, Hears, Keeps, Word},
     Link, LinkError, Told,
-    presence::{self, Presence},
+    from_stock::FromStock,
+    presence::{self, Presence, may_have_stock},
     stock, words,
 };
-use crate::message::{Payload, Recipients, UserId};
+use crate::message::{DispatchId, Payload, Recipients, UserId};
 
 /// Words that wait to be told. What is said beyond that is lost: it is worth something now or not at all.
 const WORDS_MAX: usize = 4096;
 
 /// Words told in one go.
 const TOLD_MAX: usize = 64;
-
-/// Messages from stock that wait to be kept. What comes beyond that is lost, as with stock, and the log says so.
-const FROM_STOCK_MAX: usize = 8192;
-
-/// A message from stock, and users of ours.
-type FromStock = (Payload, Vec<UserId>);
 
 /// What stock sends to who is to go.
 const LEAVE: &[u8] = br#"{"op":5,"d":{},"t":"DISCONNECT_CLIENT"}"#;
@@ -35,9 +29,6 @@ pub struct Servers {
     link: Arc<Link>,
     presence: Arc<Presence>,
     words: mpsc::Sender<Word>,
-    from_stock: mpsc::Sender<FromStock>,
-    /// Until somebody keeps them.
-    waiting: Mutex<Option<mpsc::Receiver<FromStock>>>,
 }
 
 impl Servers {
@@ -75,8 +66,7 @@ impl Servers {
                 }
             }
         });
-        let (from_stock, waiting) = mpsc::channel(FROM_STOCK_MAX);
-        Arc::new(Self { presence, link, words, from_stock, waiting: Mutex::new(Some(waiting)) })
+        Arc::new(Self { link, presence, words })
     }
 }
 
@@ -96,23 +86,6 @@ async fn without(link: &Link, recipients: &Recipients, excluding: &[UserId]) -> 
     }
 }
 
-/// Keeps what stock says to users who are here, unless another server of ours that has them too does.
-async fn keep_from_stock(link: Weak<Link>, mut waiting: mpsc::Receiver<FromStock>, keeps: Keeps) {
-    let mut some = Vec::with_capacity(TOLD_MAX);
-    while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
-        let Some(link) = link.upgrade() else { return };
-        let mut kept = Vec::with_capacity(some.len());
-        for (payload, users) in some.drain(..) {
-            // Where that cannot be found out they are kept twice rather than not.
-            let before = presence::elsewhere(&link, &users).await.unwrap_or_else(|_| vec![(0, false); users.len()]);
-            let ours = users.into_iter().zip(before).filter(|(_, (_, before))| !before).map(|(user, _)| user);
-            kept.push((payload, ours.collect::<Vec<_>>()));
-        }
-        kept.retain(|(_, users)| !users.is_empty());
-        keeps(kept).await;
-    }
-}
-
 impl Cluster for Servers {
     fn here(&self, user: &UserId, connections: usize) {
         self.presence.here(user, connections);
@@ -125,10 +98,7 @@ impl Cluster for Servers {
     fn elsewhere<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<usize>>> {
         let (link, users) = (self.link.clone(), users.to_vec());
         let asking = async move { presence::elsewhere(&link, &users).await };
-        Box::pin(async move {
-            let found = self.link.run(asking).await.ok()?;
-            Some(found.into_iter().map(|(count, _)| count).collect())
-        })
+        Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
     fn all_elsewhere(&self) -> BoxFuture<'_, usize> {
@@ -137,18 +107,29 @@ impl Cluster for Servers {
         Box::pin(async move { self.link.run(asking).await.unwrap_or(0) })
     }
 
-    fn beside<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<bool>>> {
+    fn beside<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<Beside>>> {
         if !self.presence.is_beside_stock() {
-            return Box::pin(std::future::ready(None));
+            return Box::pin(std::future::ready(Some(Vec::new())));
         }
         let (link, users) = (self.link.clone(), users.to_vec());
         let asking = async move { stock::connected(&link, &users).await };
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
-    fn tell_beside<'a>(&'a self, payload: &'a Payload, users: &'a [UserId]) -> BoxFuture<'a, bool> {
+    fn tell_beside<'a>(
+        &'a self,
+        payload: &'a Payload,
+        users: &'a [UserId],
+        id: Option<&'a DispatchId>,
+    ) -> BoxFuture<'a, bool> {
         let (link, payload, users) = (self.link.clone(), payload.clone(), Recipients::Users(users.to_vec()));
-        let telling = async move { stock::publish(&link, payload.as_bytes(), &users).await };
+        let id = id.cloned();
+        let telling = async move {
+            match id {
+                Some(id) => stock::publish_unanswered(&link, payload.as_bytes(), &users, &id).await,
+                None => stock::publish(&link, payload.as_bytes(), &users).await,
+            }
+        };
         Box::pin(async move { self.link.run(telling).await.is_ok() })
     }
 
@@ -165,33 +146,18 @@ impl Cluster for Servers {
     }
 
     fn hear(&self, hears: Hears, keeps: Keeps) {
-        if let Some(waiting) = self.waiting.lock().take() {
-            self.link.keep(|link| keep_from_stock(link, waiting, keeps));
-        }
         let (past, own) = (self.link.names().past(), self.link.node().to_owned());
-        let (stock, presence, from_stock) =
-            (self.link.names().stock("ws"), self.presence.clone(), self.from_stock.clone());
-        self.link.listen(Arc::new(move |told| {
-            let Told::Said { channel, payload } = told else { return };
-            if *channel == past {
+        let from_stock = may_have_stock(&self.link)
+            .then(|| FromStock::begin(&self.link, self.presence.clone(), hears.clone(), keeps));
+        self.link.listen(Arc::new(move |told| match told {
+            Told::Said { channel, payload } if *channel == past => {
                 if let Some(word) = words::decode(payload, &own) {
                     hears(word);
                 }
-            } else if *channel == stock {
-                match stock::read(payload) {
-                    Some(stock::Said::Message { payload, recipients: Recipients::Users(users), sync: true }) => {
-                        let users = presence.of_here(users);
-                        if !users.is_empty() && from_stock.try_send((payload, users)).is_err() {
-                            tracing::warn!("stock says more than can be kept: a message of its is lost");
-                        }
-                    }
-                    Some(stock::Said::Message { payload, recipients, .. }) => {
-                        hears(Word::Message { payload, recipients, excluding: Vec::new() });
-                    }
-                    Some(stock::Said::Leave(recipients)) => {
-                        hears(Word::Leave { recipients, excluding: Vec::new() });
-                    }
-                    None => {}
+            }
+            told => {
+                if let Some(from_stock) = &from_stock {
+                    from_stock.hear(told);
                 }
             }
         }));
