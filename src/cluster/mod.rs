@@ -1,6 +1,7 @@
 //! Several servers as one: what they tell each other, and what they stand on.
 //!
 //! - [`Cluster`]: the contract
+//! - [`portals`]: the part of it that is about portals
 //! - `redis`: over one Redis (only with `--features redis`)
 //!
 //! Nothing that is promised is told this way: what is kept is in the log, and the log is asked. What is told may be lost
@@ -9,11 +10,14 @@
 #[cfg(feature = "redis")]
 pub mod redis;
 
-use std::sync::Arc;
+pub mod portals;
+
+use std::sync::{Arc, Weak};
 
 use futures_util::future::BoxFuture;
 
 use crate::message::{DispatchId, Payload, Recipients, UserId};
+use portals::{FarPortals, NearPortals};
 
 /// Something that every server is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +101,21 @@ pub trait Cluster: Send + Sync + 'static {
     /// Users who are connected to any server, in the order of their ids, those above `after`; `None` where that cannot be
     /// found out now.
     fn online<'a>(&'a self, after: Option<&'a UserId>, limit: usize) -> BoxFuture<'a, Option<Vec<UserId>>>;
+
+    /// Everybody who is connected to any server, of another make too, in no order; `None` where that cannot be found out now.
+    fn everybody(&self) -> BoxFuture<'_, Option<Vec<UserId>>>;
+
+    /// How many those are.
+    fn everybody_count(&self) -> BoxFuture<'_, Option<usize>>;
+
+    /// Whether a user is one of them.
+    fn has<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Option<bool>>;
+
+    /// Connections at all servers, of another make too; `None` where that cannot be found out now.
+    fn connections(&self) -> BoxFuture<'_, Option<usize>>;
+
+    /// From here on the portals here are among those of all servers. Called once.
+    fn portals(&self, near: Weak<dyn NearPortals>) -> Arc<dyn FarPortals>;
 
     /// Tells every other server. Never waits; what cannot be told is lost, and counted in the log.
     fn tell(&self, word: Word);

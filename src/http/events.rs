@@ -149,7 +149,7 @@ fn write_told(out: &mut Vec<u8>, told: &Told) {
         What::Message { .. } => "message",
         What::Disconnection => "disconnection",
     };
-    out.extend_from_slice(format!("{{\"type\":\"{name}\",\"connection\":\"{}\"", told.connection).as_bytes());
+    out.extend_from_slice(format!("{{\"type\":\"{name}\",\"connection\":\"{}\"", told.connection_name()).as_bytes());
     if let Some(user) = &told.user {
         out.extend_from_slice(b",\"user\":");
         // A string always has a JSON form, and writing to a Vec cannot fail.
@@ -168,7 +168,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        hub::portals::{Bounds, Portals},
+        hub::portals::{At, Bounds, Portals},
         message::UserId,
         metrics::Metrics,
     };
@@ -188,7 +188,7 @@ mod tests {
     }
 
     fn written(user: Option<&str>, what: What, missed: u64) -> String {
-        let told = Arc::new(Told { connection: 7, user: user.map(|id| UserId::new(id).unwrap()), what });
+        let told = Arc::new(Told { connection: 7, at: At::Here, user: user.map(|id| UserId::new(id).unwrap()), what });
         let mut out = Vec::new();
         write(&mut out, &StreamId::from_text("ab"), &Taken { number: 3, missed, told });
         String::from_utf8(out).unwrap()

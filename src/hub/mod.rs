@@ -152,6 +152,9 @@ impl Hub {
         let (presence, listeners, middleware) = (Presence::default(), Listeners::default(), Arc::default());
         let portals = settings.portals.map(|told| Portals::new(told.in_turn, told.bounds, metrics.clone()));
         if let Some(portals) = &portals {
+            if let Some(cluster) = &cluster {
+                portals.stand_among(&**cluster);
+            }
             listeners.add(portals.clone());
         }
         let hub = Arc::new(Self {

@@ -72,16 +72,41 @@ impl Hub {
         self.presence.page(after, limit)
     }
 
-    /// How many users are connected.
+    /// How many users are connected to this server.
     #[must_use]
     pub fn online_count(&self) -> usize {
         self.presence.count()
     }
 
-    /// Whether a user is connected.
-    #[must_use]
-    pub fn is_online(&self, user: &UserId) -> bool {
-        self.registry.connections(user) > 0
+    /// Everybody who is connected to any of several servers, those of another make too, in no order; `None` where this is the
+    /// only one, or the others cannot be asked.
+    pub async fn everybody(&self) -> Option<Vec<UserId>> {
+        self.cluster.as_ref()?.everybody().await
+    }
+
+    /// How many users are connected, to any server; to this one where the others cannot be asked.
+    pub async fn everybody_count(&self) -> usize {
+        match &self.cluster {
+            Some(cluster) => cluster.everybody_count().await.unwrap_or_else(|| self.online_count()),
+            None => self.online_count(),
+        }
+    }
+
+    /// Whether a user is connected, to any server; to this one where the others cannot be asked.
+    pub async fn is_online(&self, user: &UserId) -> bool {
+        match &self.cluster {
+            _ if self.registry.connections(user) > 0 => true,
+            Some(cluster) => cluster.has(user).await.unwrap_or(false),
+            None => false,
+        }
+    }
+
+    /// Connections to all servers; to this one where the others cannot be asked.
+    pub async fn connections_anywhere(&self) -> usize {
+        match &self.cluster {
+            Some(cluster) => cluster.connections().await.unwrap_or_else(|| self.connections()),
+            None => self.connections(),
+        }
     }
 
     /// Known users in the order of their ids, those above `after`, each with how many messages wait for him.

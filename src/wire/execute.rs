@@ -55,7 +55,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             }
             Command::Get(key) => match self.wire.names.find(&key) {
                 Some(Name::Count) => {
-                    let count = self.wire.hub.connections().to_string();
+                    let count = self.wire.hub.connections_anywhere().await.to_string();
                     reply::bulk(self.batch.answer(), count.as_bytes());
                 }
                 _ => reply::nil(self.batch.answer()),
@@ -63,7 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             Command::SetMembers(key) => self.members(&key).await,
             Command::SetCount(key) => {
                 let count = match self.wire.names.find(&key) {
-                    Some(Name::Clients) => self.wire.hub.online_count(),
+                    Some(Name::Clients) => self.wire.hub.everybody_count().await,
                     Some(Name::Pool) => self.wire.portals.as_ref().map_or(0, |portals| portals.ids().len()),
                     _ => 0,
                 };
@@ -71,10 +71,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             }
             Command::SetHas(key, member) => {
                 let has = match self.wire.names.find(&key) {
-                    Some(Name::Clients) => look::is_here(&self.wire.hub, &member),
+                    Some(Name::Clients) => look::is_here(&self.wire.hub, &member).await,
                     Some(Name::Pool) => {
                         let portals = self.wire.portals.as_ref();
-                        portals.is_some_and(|portals| portals.has(&String::from_utf8_lossy(&member)))
+                        portals.is_some_and(|portals| portals.ids().iter().any(|id| id.as_bytes() == &member[..]))
                     }
                     _ => false,
                 };

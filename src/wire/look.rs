@@ -66,6 +66,13 @@ pub(super) async fn who_waits(hub: &Hub, out: &mut BytesMut, count_only: bool) -
 
 /// Writes the users who are here.
 pub(super) async fn who_is_here(hub: &Hub, out: &mut BytesMut) {
+    let too_many = "ERR there are too many of them for one answer; `mesa users` has pages, SCARD counts them";
+    if hub.everybody_count().await > NAMED_MAX {
+        return reply::error(out, too_many);
+    }
+    if let Some(users) = hub.everybody().await {
+        return write_users(out, &users);
+    }
     let (mut users, mut after) = (Vec::new(), None);
     loop {
         // Page by page, so that nobody who comes or goes has to wait for all of it.
@@ -74,18 +81,17 @@ pub(super) async fn who_is_here(hub: &Hub, out: &mut BytesMut) {
         after = Some(last.clone());
         users.extend(page);
         if users.len() > NAMED_MAX {
-            reply::error(
-                out,
-                "ERR there are too many of them for one answer; `mesa users` has pages, SCARD counts them",
-            );
-            return;
+            return reply::error(out, too_many);
         }
     }
     write_users(out, &users);
 }
 
-pub(super) fn is_here(hub: &Hub, user: &[u8]) -> bool {
-    user_id(user).is_some_and(|user| hub.is_online(&user))
+pub(super) async fn is_here(hub: &Hub, user: &[u8]) -> bool {
+    match user_id(user) {
+        Some(user) => hub.is_online(&user).await,
+        None => false,
+    }
 }
 
 /// The user of that name, if it is one that anybody can have.

@@ -62,13 +62,11 @@ impl StockPortals {
         self.channel == channel
     }
 
-    /// The ids in the pool.
+    /// The ids in the pool: those that were announced here, and those at other servers.
     pub(super) fn ids(&self) -> Vec<String> {
-        self.roll.lock().ids().map(|announced| announced.id.clone()).collect()
-    }
-
-    pub(super) fn has(&self, id: &str) -> bool {
-        self.roll.lock().ids().any(|announced| announced.id == id)
+        let mut ids: Vec<String> = self.roll.lock().ids().map(|announced| announced.id.clone()).collect();
+        ids.extend(self.pool.elsewhere().iter().map(ToString::to_string));
+        ids
     }
 
     /// A portal says that it is there. True if it was not known.

@@ -123,10 +123,10 @@ pub(super) fn message(channel: &[u8], text: &[u8]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::portals::What;
+    use crate::hub::portals::{At, What};
 
     fn told() -> Arc<Told> {
-        Arc::new(Told { connection: 1, user: None, what: What::Connection })
+        Arc::new(Told { connection: 1, at: At::Here, user: None, what: What::Connection })
     }
 
     #[test]

@@ -27,7 +27,7 @@ struct Subscriber {
 impl Subscriber {
     async fn start(stage: &Stage, arguments: &[&str]) -> Self {
         let mut process = Command::new("redis-cli")
-            .args(["-p", &stage.redis.address().port().to_string()])
+            .args(["-p", &stage.redis().address().port().to_string()])
             .args(arguments)
             .args(["SUBSCRIBE", "ws_shop"])
             .stdin(Stdio::piped())

@@ -3,10 +3,15 @@
 mod battery;
 mod beside;
 mod moving;
+mod portals;
 mod proxy;
+#[path = "../support/redis_modes.rs"]
+mod redis_modes;
 #[path = "../support/redis.rs"]
 mod redis_server;
+mod sentinel;
 mod servers;
+mod spread;
 mod stock;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
@@ -28,7 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Some servers on one Redis.
 struct Stage {
-    redis: Arc<Redis>,
+    /// Unless it is of the test's.
+    redis: Option<Arc<Redis>>,
     homes: Vec<Home>,
     servers: Vec<Server>,
 }
@@ -40,10 +46,19 @@ impl Stage {
 
     fn with(count: usize, settings: &str) -> Self {
         let redis = Redis::start();
-        let settings = format!("redis: '{}', {settings}", redis.url());
-        let homes: Vec<Home> = (0..count).map(|_| Home::with(&settings)).collect();
+        let stage = Self::on(&format!("redis: '{}', {settings}", redis.url()), count);
+        Self { redis: Some(redis), ..stage }
+    }
+
+    /// On a Redis that these settings lead to.
+    fn on(settings: &str, count: usize) -> Self {
+        let homes: Vec<Home> = (0..count).map(|_| Home::with(settings)).collect();
         let servers = homes.iter().map(Home::start).collect();
-        Self { redis, homes, servers }
+        Self { redis: None, homes, servers }
+    }
+
+    fn redis(&self) -> &Redis {
+        self.redis.as_ref().expect("it has one of its own")
     }
 
     fn http(&self, at: usize) -> Http {
@@ -98,6 +113,36 @@ fn unsynced(n: u64, to: &[&str], excluding: &[&str]) -> Value {
 /// The data of the next message; answers what else comes.
 async fn next(socket: &mut Socket) -> Value {
     tokio::time::timeout(PATIENCE, socket.next()).await.expect("a message in time").expect("a message").d
+}
+
+/// Dispatches numbered messages until one is taken: the others are refused aloud. How many were.
+async fn until_taken(stage: &Stage, at: usize, n: &mut u64, to: &[&str]) -> u64 {
+    let mut refused = 0;
+    until("dispatches to be taken again", async || {
+        *n += 1;
+        let (status, answer) = stage.ask(at, "POST", "/v1/dispatch", &message(*n, to)).await;
+        if status != 200 {
+            refused += 1;
+            assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
+        }
+        status == 200
+    })
+    .await;
+    refused
+}
+
+/// All numbers that come until this one has.
+async fn through(socket: &mut Socket, last: u64) -> Vec<u64> {
+    let mut got = Vec::new();
+    while got.last() != Some(&last) {
+        let event = tokio::time::timeout(PATIENCE, socket.event()).await.expect("something in time");
+        match event.expect("something") {
+            Event::Message(message) => got.push(message.d.as_u64().expect("a number")),
+            Event::Question => socket.answer().await.expect("it is there"),
+            _ => {}
+        }
+    }
+    got
 }
 
 async fn closed(socket: &mut Socket) -> String {

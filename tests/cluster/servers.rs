@@ -81,12 +81,12 @@ async fn while_redis_is_away_dispatches_fail_aloud_and_clients_stay() {
     let mut alice = stage.client(1, "alice").await;
     stage.dispatch(0, &message(1, &["alice"])).await;
     assert_eq!(next(&mut alice).await, 1);
-    stage.redis.kill();
+    stage.redis().kill();
     let (status, refused) = stage.ask(0, "POST", "/v1/dispatch", &message(2, &["alice"])).await;
     assert_eq!((status, &refused["error"]["code"]), (503, &json!("unreachable")), "{refused}");
     let (ready, _) = stage.ask(0, "GET", "/readyz", &Value::Null).await;
     assert_eq!(ready, 503);
-    stage.redis.revive();
+    stage.redis().revive();
     until("dispatches to be taken again", async || {
         let (status, _) = stage.ask(0, "POST", "/v1/dispatch", &message(3, &["alice"])).await;
         status == 200

@@ -11,21 +11,21 @@ use serde_json::{Value, json};
 
 use super::{Stage, closed, message, next, redis_server::free_port, support::socket::Socket, unsynced, until};
 
-pub(super) const SETTINGS: &str = "namespace: 'shop',";
+pub const SETTINGS: &str = "namespace: 'shop',";
 
 /// A stock process. Dropping it ends it.
-pub(super) struct Stock {
+pub struct Stock {
     process: Child,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
 }
 
 impl Stock {
-    pub(super) fn start(stage: &Stage) -> Self {
+    pub fn start(stage: &Stage) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let packages = root.join("tests/clients/node_modules/stock158");
         assert!(packages.exists(), "stock is not installed, and nothing is skipped: run `npm ci` in tests/clients");
-        let arguments = json!({ "redis": stage.redis.url(), "namespace": "shop" }).to_string();
+        let arguments = json!({ "redis": stage.redis().url(), "namespace": "shop" }).to_string();
         let mut process = Command::new("node")
             .arg(root.join("tests/cluster/stock.js"))
             .arg(arguments)
@@ -37,14 +37,18 @@ impl Stock {
         Self { process, to, from: BufReader::new(from) }
     }
 
-    pub(super) fn tell(&mut self, what: &Value) {
+    pub fn tell(&mut self, what: &Value) {
+        assert_eq!(self.ask(what), "done", "{what}");
+    }
+
+    pub fn ask(&mut self, what: &Value) -> Value {
         writeln!(self.to, "{what}").expect("it listens");
         let mut answer = String::new();
         self.from.read_line(&mut answer).expect("it answers");
-        assert_eq!(answer.trim(), "\"done\"", "{what}");
+        serde_json::from_str(&answer).expect("JSON")
     }
 
-    fn serve(&mut self) -> SocketAddr {
+    pub fn serve(&mut self) -> SocketAddr {
         let port = free_port();
         self.tell(&json!({ "what": "serve", "port": port }));
         ([127, 0, 0, 1], port).into()
@@ -59,8 +63,8 @@ impl Drop for Stock {
 }
 
 /// Asks the Redis itself.
-pub(super) fn redis(stage: &Stage, words: &[&str]) -> String {
-    let port = stage.redis.address().port().to_string();
+pub fn redis(stage: &Stage, words: &[&str]) -> String {
+    let port = stage.redis().address().port().to_string();
     let output = Command::new("redis-cli").args(["-p", &port]).args(words).output().expect("redis-cli runs");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }

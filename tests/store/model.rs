@@ -427,3 +427,11 @@ fn random_operations_on_disk_leave_what_a_list_would() {
 fn random_operations_over_redis_leave_what_a_list_would() {
     check(|| Place::Redis(crate::redis::Somewhere::default()), 60);
 }
+
+#[cfg(feature = "redis")]
+#[test]
+fn random_operations_over_a_redis_cluster_leave_what_a_list_would() {
+    // Or each case would start one of its own.
+    let _cluster = crate::redis_modes::Cluster::shared();
+    check(|| Place::Redis(crate::redis::Somewhere::spread()), 20);
+}

@@ -312,3 +312,68 @@ async fn a_copy_that_several_servers_make_is_made_once_for_each_user() {
         assert_eq!(read(&*servers[0], id, 0), [(1, 1)], "{id}");
     }
 }
+
+/// Runs Lua on the state of a user's log, as `S`.
+fn look_into(place: &Somewhere, id: &str, lua: &str) -> i64 {
+    let Where::One(redis) = &place.redis else { panic!("one Redis") };
+    let mut line = redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+    let script = format!("local S = cmsgpack.unpack(redis.call('GET', KEYS[1])) {lua}");
+    let key = format!("mesa:state:{{{id}}}_{}", place.namespace);
+    redis::Script::new(&script).key(key).invoke(&mut line).unwrap()
+}
+
+const COUNT_VIEWS: &str = "local n = 0 for _ in pairs(S.views) do n = n + 1 end return n";
+
+#[tokio::test]
+async fn a_server_that_was_taken_for_dead_says_again_who_is_here() {
+    let place = Somewhere::on(Redis::start());
+    let store = place.server();
+    store.attach(&user("a"), None).unwrap();
+    assert_eq!(look_into(&place, "a", COUNT_VIEWS), 1);
+    // What another does whose list of servers does not have this one.
+    look_into(&place, "a", "S.views = {} redis.call('SET', KEYS[1], cmsgpack.pack(S)) return 0");
+    let nodes = format!("mesa:{{here}}:nodes_{}", place.namespace);
+    let mine = ask(&place, &["EVAL", "return redis.call('ZRANGE', KEYS[1], 0, 0)[1]", "1", &nodes]).await;
+    ask(&place, &["EVAL", "redis.call('ZADD', KEYS[1], 1, ARGV[1])", "1", &nodes, &mine]).await;
+    until("it to be said again", || look_into(&place, "a", COUNT_VIEWS) == 1).await;
+}
+
+#[tokio::test]
+async fn what_a_server_does_not_say_again_after_a_failover_holds_nothing_any_more() {
+    let place = Somewhere::on(Redis::start());
+    let clock = Arc::new(AtomicU64::new(0));
+    let store = place.open(Limits { messages: 3, ..Limits::default() }, clock.clone());
+    append(&*store, 1, &["a"]).await.unwrap();
+    // A session that has left, which the Redis that took over has never been told.
+    let held =
+        "S.views['1-gone'] = {n = 1, h = 0, d = {''}, e = S.era} redis.call('SET', KEYS[1], cmsgpack.pack(S)) return 0";
+    let alive = format!("mesa:{{here}}:nodes_{}", place.namespace);
+    ask(&place, &["EVAL", "redis.call('ZADD', KEYS[1], 9e15, '1-gone')", "1", &alive]).await;
+    // Until it is on the list of those that live, which is renewed every two seconds, its word counts for nothing.
+    until("it to be taken for one that lives", || {
+        look_into(&place, "a", held);
+        receive(&*store, "a", 1, 1);
+        store.state(&user("a")).unwrap();
+        look_into(&place, "a", "return S.views['1-gone'] and 1 or 0") > 0
+    })
+    .await;
+    let era = format!("mesa:{{here}}:era_{}", place.namespace);
+    ask(&place, &["EVAL", "redis.call('HSET', KEYS[1], 'history', 'another', 'kept', '0')", "1", &era]).await;
+    let mut n = 1;
+    let mut fills = async |most: u64| {
+        let (mut taken, until_then) = (0, std::time::Instant::now() + Duration::from_secs(20));
+        while taken < most && std::time::Instant::now() < until_then {
+            n += 1;
+            let made = store.append(Append::new(message(n), vec![user("a")])).await.unwrap();
+            if made.seqs[0].is_err() {
+                break;
+            }
+            taken += 1;
+            receive(&*store, "a", 1, 1 << 40);
+        }
+        taken
+    };
+    assert!(fills(10).await < 10, "it is held");
+    clock.fetch_add(16_000, Ordering::Relaxed);
+    assert_eq!(fills(10).await, 10);
+}

@@ -17,9 +17,13 @@ use super::redis_server::free_port;
 /// How long anything may take that is waited for here.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Asks a Redis as a person would; what it prints, without the line's end.
+/// What all of these ask for.
+pub const PASSWORD: &str = "mesa-secret";
+
+/// Asks a Redis as a person would; what it prints, without the line's end. One without a password does not mind it.
 pub fn cli(port: u16, words: &[&str]) -> String {
-    let asked = Command::new("redis-cli").args(["-p", &port.to_string()]).args(words).output();
+    let mut command = Command::new("redis-cli");
+    let asked = command.env("REDISCLI_AUTH", PASSWORD).args(["-p", &port.to_string()]).args(words).output();
     let asked =
         asked.expect("redis-cli is not installed (Debian: apt-get install redis-tools), and nothing is skipped");
     String::from_utf8_lossy(&asked.stdout).trim_end().to_owned()
@@ -72,24 +76,22 @@ impl Node {
         }
     }
 
-    fn signal(&self, signal: rustix::process::Signal) {
-        if let Some(child) = &*self.process.lock().unwrap() {
-            let pid = rustix::process::Pid::from_child(child);
-            rustix::process::kill_process(pid, signal).expect("a running process");
-        }
-    }
-
-    /// Lets it do nothing, without ending it.
-    pub fn freeze(&self) {
-        self.signal(rustix::process::Signal::STOP);
-    }
-
-    pub fn thaw(&self) {
-        self.signal(rustix::process::Signal::CONT);
+    /// Takes away all that it has written down: it comes back with nothing.
+    pub fn forget(&self) {
+        let directory = self.log.with_file_name(self.port.to_string());
+        fs::remove_dir_all(directory.join("appendonlydir")).expect("it has written something");
     }
 
     pub fn is(&self, role: &str) -> bool {
         cli(self.port, &["INFO", "replication"]).contains(&format!("role:{role}"))
+    }
+
+    /// As a node of a Cluster: that is whole, with all replicas following.
+    fn sees_all(&self) -> bool {
+        let replicated =
+            self.is("master") || cli(self.port, &["INFO", "replication"]).contains("master_link_status:up");
+        let known = cli(self.port, &["CLUSTER", "NODES"]).lines().filter(|line| line.contains("slave")).count() == 3;
+        replicated && known && cli(self.port, &["CLUSTER", "INFO"]).contains("cluster_state:ok")
     }
 }
 
@@ -101,7 +103,8 @@ impl Drop for Node {
 
 fn words(text: &str, home: &Path, port: u16) -> Vec<String> {
     let common = format!(
-        "--port {port} --bind 127.0.0.1 --save  --appendonly yes --appendfsync always --repl-diskless-sync-delay 0"
+        "--port {port} --bind 127.0.0.1 --save  --appendonly yes --appendfsync always --repl-diskless-sync-delay 0 \
+         --requirepass {PASSWORD} --masterauth {PASSWORD}"
     );
     let mut all: Vec<String> = common.split(' ').chain(text.split_whitespace()).map(str::to_owned).collect();
     let directory = home.join(port.to_string());
@@ -129,7 +132,8 @@ impl Watched {
             let port = free_port();
             let file = home.path().join(format!("{port}.conf"));
             let text = format!(
-                "port {port}\nbind 127.0.0.1\nsentinel monitor mesa 127.0.0.1 {one} 2\n\
+                "port {port}\nbind 127.0.0.1\nrequirepass {PASSWORD}\nsentinel sentinel-pass {PASSWORD}\n\
+                 sentinel monitor mesa 127.0.0.1 {one} 2\nsentinel auth-pass mesa {PASSWORD}\n\
                  sentinel down-after-milliseconds mesa 700\nsentinel failover-timeout mesa 3000\n"
             );
             fs::write(&file, text).expect("a configuration");
@@ -152,7 +156,10 @@ impl Watched {
     /// As it stands in a server's configuration.
     pub fn setting(&self) -> String {
         let sentinels = self.sentinels.iter().map(|one| format!("{{ host: '127.0.0.1', port: {} }}", one.port));
-        format!("redis: {{ sentinels: [{}], name: 'mesa' }},", sentinels.collect::<Vec<_>>().join(", "))
+        let sentinels = sentinels.collect::<Vec<_>>().join(", ");
+        format!(
+            "redis: {{ sentinels: [{sentinels}], name: 'mesa', password: '{PASSWORD}', sentinelPassword: '{PASSWORD}' }},"
+        )
     }
 }
 
@@ -165,17 +172,25 @@ pub struct Cluster {
 static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
 
 impl Cluster {
+    /// One in which another takes over when a node has not answered for two seconds.
     pub fn start() -> Arc<Self> {
+        Self::start_with(2000)
+    }
+
+    fn start_with(node_timeout_ms: u32) -> Arc<Self> {
         let home = tempfile::Builder::new().prefix("mesa-cluster-").tempdir().expect("a temporary directory");
         let nodes = (0..6).map(|_| {
             // Its bus has the port 10000 above.
             let port = std::iter::repeat_with(free_port).find(|port| *port < 55_000).expect("a port");
-            let more = "--cluster-enabled yes --cluster-node-timeout 1000 --cluster-replica-validity-factor 0";
-            Node::start(port, home.path(), &words(more, home.path(), port))
+            let more = format!(
+                "--cluster-enabled yes --cluster-node-timeout {node_timeout_ms} --cluster-replica-validity-factor 0"
+            );
+            Node::start(port, home.path(), &words(&more, home.path(), port))
         });
         let cluster = Self { nodes: nodes.collect(), home };
         let addresses = cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port));
         let made = Command::new("redis-cli")
+            .env("REDISCLI_AUTH", PASSWORD)
             .args(["--cluster", "create"])
             .args(addresses)
             .args(["--cluster-replicas", "1", "--cluster-yes"])
@@ -183,35 +198,35 @@ impl Cluster {
             .expect("redis-cli is not installed, and nothing is skipped");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
         for node in &cluster.nodes {
-            wait("the cluster to be whole", || cluster.is_whole(node));
+            wait("the cluster to be whole", || node.sees_all());
         }
         Arc::new(cluster)
     }
 
-    fn is_whole(&self, node: &Node) -> bool {
-        let replicated =
-            node.is("master") || cli(node.port, &["INFO", "replication"]).contains("master_link_status:up");
-        let known = cli(node.port, &["CLUSTER", "NODES"]).lines().filter(|line| line.contains("slave")).count() == 3;
-        replicated && known && cli(node.port, &["CLUSTER", "INFO"]).contains("cluster_state:ok")
-    }
-
-    /// One that all tests of this process share for as long as one of them has it.
+    /// One that all tests of this process share for as long as one of them has it. Nobody takes over there only because the machine
+    /// is busy.
     pub fn shared() -> Arc<Self> {
         let mut shared = SHARED.lock().unwrap();
         shared.upgrade().unwrap_or_else(|| {
-            let cluster = Self::start();
+            let cluster = Self::start_with(20_000);
             *shared = Arc::downgrade(&cluster);
             cluster
         })
     }
 
     pub fn urls(&self) -> Vec<String> {
-        self.nodes.iter().take(2).map(|node| format!("redis://127.0.0.1:{}", node.port)).collect()
+        self.nodes.iter().take(2).map(|node| format!("redis://:{PASSWORD}@127.0.0.1:{}", node.port)).collect()
     }
 
     /// As it stands in a server's configuration: two of its nodes.
     pub fn setting(&self) -> String {
         format!("redis: ['{}'],", self.urls().join("', '"))
+    }
+
+    /// Those that have what `owner` has.
+    pub fn replicas_of(&self, owner: &Node) -> Vec<&Node> {
+        let master = format!("master_port:{}", owner.port);
+        self.nodes.iter().filter(|node| cli(node.port, &["INFO", "replication"]).contains(&master)).collect()
     }
 
     /// Whoever of those that answer has the slot of this key.

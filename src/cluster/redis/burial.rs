@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use super::{
     Link,
     line::{LinkError, Script},
-    presence::may_have_stock,
+    presence::{tables, where_stock_reads},
 };
 
 /// Users taken away in one step.
@@ -21,10 +21,14 @@ const CLAIM_MS: u64 = 5000;
 
 /// KEYS: 1 nodes, 2 the dead; ARGV: 1 this node, 2 for how long it says that it is at it. Gives one of the dead with whom nobody
 /// is busy.
+///
+/// One that has no name is always there and never given out: where a slot of a Cluster is moving, a key that is not there is
+/// taken to be on its way.
 static CLAIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
         local now = t[1] * 1000 + math.floor(t[2] / 1000)
+        redis.call('ZADD', KEYS[2], '+inf', '')
         for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', t[1] * 1000))) do
           if node ~= ARGV[1] then
             redis.call('ZREM', KEYS[1], node)
@@ -47,9 +51,9 @@ static LEAVE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// KEYS: 1 nodes, 2 the dead, 3 online, 4 the dead node's table, 5 counts, and where stock may be: 6 `connected_clients`, 7 ours,
-/// 8 `connected_clients_count`; ARGV: 1 the dead node, 2 as above, 3 what a table's name begins with, 4 how it ends, 5 where in
-/// the table, 6 how many. Gives where to go on; nothing when there is nothing more to be done, or the node is back.
+/// KEYS: 1 nodes, 2 the dead, 3 online, 4 the dead node's table, 5 counts, then tables of others; ARGV: 1 the dead node, 2 as above,
+/// 3 what a table's name begins with, 4 how it ends, 5 where in the table, 6 how many, 7 `connected_clients` ('' where there is no
+/// stock), 8 ours, 9 `connected_clients_count`. Gives where to go on; nothing when there is nothing more to be done, or the node is back.
 static STEPS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t, node = redis.call('TIME'), ARGV[1]
@@ -67,16 +71,16 @@ static STEPS: LazyLock<Script> = LazyLock::new(|| {
           for _, other in ipairs(others) do
             elsewhere = elsewhere or redis.call('HEXISTS', ARGV[3] .. other .. ARGV[4], user) == 1
           end
-          if not elsewhere and redis.call('ZREM', KEYS[3], user) == 1 and KEYS[6] then
-            redis.call('SREM', KEYS[6], user)
-            redis.call('ZADD', KEYS[7], string.format('%.0f', now), user)
+          if not elsewhere and redis.call('ZREM', KEYS[3], user) == 1 and ARGV[7] ~= '' then
+            redis.call('SREM', ARGV[7], user)
+            redis.call('ZADD', ARGV[8], string.format('%.0f', now), user)
           end
           redis.call('HDEL', KEYS[4], user)
         end
         if redis.call('HLEN', KEYS[4]) > 0 then return scanned[1] end
         local count = redis.call('HGET', KEYS[5], node)
         redis.call('HDEL', KEYS[5], node)
-        if count and KEYS[8] then redis.call('DECRBY', KEYS[8], count) end
+        if count and ARGV[9] ~= '' then redis.call('DECRBY', ARGV[9], count) end
         redis.call('ZREM', KEYS[2], node)
         return false",
     )
@@ -101,15 +105,16 @@ pub(super) async fn leave(link: &Link) -> Result<(), LinkError> {
 }
 
 async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
+    super::portals::bury(link, node).await?;
     let names = link.names();
     let mut keys = vec![names.nodes(), names.dead(), names.online(), names.at(node), names.counts()];
-    if may_have_stock(link) {
-        keys.extend([names.stock("connected_clients"), names.ours(), names.stock("connected_clients_count")]);
-    }
+    keys.extend(tables(link));
     let (begin, end) = names.at_parts();
+    let (connected, ours) = (where_stock_reads(link, "connected_clients"), names.ours());
+    let connections = where_stock_reads(link, "connected_clients_count");
     let (claim, count, mut at) = (CLAIM_MS.to_string(), STEP.to_string(), "0".to_owned());
     loop {
-        let arguments = [node, &claim, &begin, &end, &at, &count];
+        let arguments = [node, &claim, &begin, &end, &at, &count, &connected, &ours, &connections];
         match link.lines().run::<Option<String>>(&STEPS, &keys, &arguments).await? {
             Some(further) => at = further,
             None => return Ok(()),

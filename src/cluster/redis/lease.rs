@@ -35,6 +35,8 @@ pub struct Live {
     pub era: u64,
     /// Where logs begin that it does not have: 0, or beyond all that may have been given out before it was emptied.
     pub base: u64,
+    /// In a Cluster, the histories of those that were its shards at its birth: what others do not have, they may have forgotten.
+    pub shards: Arc<str>,
     /// How often leases were renewed there.
     renewed: u64,
 }
@@ -45,10 +47,11 @@ pub(super) struct Joined {
     pub base_ms: u64,
 }
 
-/// KEYS: 1 nodes, 2 the era; ARGV: 1 a name that begins with the time when it is given out, or one that was; 2 the lease in
+/// KEYS: 1 nodes, 2 the era, 3 this node's table once it has a name; ARGV: 1 a name that begins with the time when it is given out, or one that was; 2 the lease in
 /// ms; 3 the channel where its own name is said; 4 the birth that is known ('' = none), 5 how often leases had been renewed
 /// then; 6 whether this Redis forgets nothing when it is started anew ('1'), 7 for how many ms after its end a lease still
-/// counts. Gives the time, the name, whether it is new, who lives, and the era.
+/// counts; 8 the shards there are, if this is its birth. Gives the time, the name, whether it is new or its lease had ended, who
+/// lives, and the era.
 ///
 /// Nothing is known to have been forgotten by one that was started anew if it syncs every write and was not a replica before.
 static BEATS: LazyLock<Script> = LazyLock::new(|| {
@@ -57,22 +60,27 @@ static BEATS: LazyLock<Script> = LazyLock::new(|| {
         local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
         local node = ARGV[1]
         if not string.find(node, '^%d') then node = now .. node end
-        local new = redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), node)
+        local lease = redis.call('ZSCORE', KEYS[1], node)
+        local new = lease and tonumber(lease) >= tonumber(now) and 0 or 1
+        redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), node)
         local info = redis.call('INFO', 'replication')
         local history = string.match(info, 'master_replid:(%x+)')
         local was_replica = not string.find(info, 'master_replid2:0+%s')
-        local here = redis.call('HMGET', KEYS[2], 'birth', 'history', 'era', 'base', 'kept', 'renewed')
+        local here = redis.call('HMGET', KEYS[2], 'birth', 'history', 'era', 'base', 'kept', 'renewed', 'shards')
         local birth, era, base = here[1], tonumber(here[3] or 0), here[4] or '0'
         local renewed = tonumber(here[6] or 0)
         local forgot = here[2] ~= history and (here[5] ~= '1' or was_replica) or renewed < tonumber(ARGV[5])
         if not birth or forgot then era = math.max(era + 1, now) end
+        local shards = birth and here[7] or ARGV[4] == '' and ARGV[8] or ''
         birth = birth or node
         if ARGV[4] ~= '' and ARGV[4] ~= birth then base = now end
         redis.call('HSET', KEYS[2], 'birth', birth, 'history', history, 'era', string.format('%.0f', era), 'base', base, 'kept', ARGV[6],
-          'renewed', renewed + 1)
+          'renewed', renewed + 1, 'shards', shards)
+        -- With nobody in it: a table that is not there has scripts wait while its slot moves.
+        if KEYS[3] then redis.call('HSET', KEYS[3], '', 0) end
         redis.call('PUBLISH', ARGV[3], node)
         local lives = redis.call('ZRANGEBYSCORE', KEYS[1], string.format('%.0f', now - ARGV[7]), '+inf')
-        return {tonumber(now), node, new, lives, birth, era, tonumber(base), renewed + 1}",
+        return {tonumber(now), node, new, lives, birth, era, tonumber(base), renewed + 1, shards}",
     )
 });
 
@@ -84,16 +92,31 @@ pub(super) async fn beat(
     known: &Live,
     grace: Duration,
 ) -> Result<(String, Live, bool), LinkError> {
-    type Answer = (u64, String, bool, Vec<String>, String, u64, u64, u64);
+    type Answer = (u64, String, bool, Vec<String>, String, u64, u64, u64, String);
     let keeps = if lines.is_one() && keeps_everything(lines).await? { "1" } else { "0" };
+    let seen =
+        if lines.is_spread() && known.birth.is_empty() { histories(lines).await?.join(",") } else { String::new() };
     // One that was emptied counts from the beginning.
     let (lease, grace) = (LEASE.as_millis().to_string(), grace.as_millis().to_string());
     let (channel, renewed) = (names.wake(), known.renewed.to_string());
-    let arguments = [node, &lease, &channel, &known.birth, &renewed, keeps, &grace];
-    let (now, node, new, nodes, birth, era, base, renewed): Answer =
-        lines.run(&BEATS, &[names.nodes(), names.era()], &arguments).await?;
+    let mut keys = vec![names.nodes(), names.era()];
+    keys.extend(node.starts_with(|first: char| first.is_ascii_digit()).then(|| names.at(node)));
+    let arguments = [node, &lease, &channel, &known.birth, &renewed, keeps, &grace, &seen];
+    let (now, node, new, nodes, birth, era, base, renewed, shards): Answer =
+        lines.run(&BEATS, &keys, &arguments).await?;
     let nodes = nodes.join(",").into();
-    Ok((node, Live { nodes, asked_ms: now, birth: birth.into(), era, base, renewed }, !new))
+    Ok((node, Live { nodes, asked_ms: now, birth: birth.into(), era, base, shards: shards.into(), renewed }, !new))
+}
+
+/// What tells the history of each primary from others: as much of it as `log.lua` looks at.
+async fn histories(lines: &Lines) -> Result<Vec<String>, LinkError> {
+    let mut command = redis::cmd("INFO");
+    command.arg("replication");
+    let said: Vec<String> = lines.ask_each(&command).await?;
+    let primaries = said.iter().filter(|text| text.contains("role:master"));
+    let history =
+        |text: &String| text.lines().find_map(|line| Some(line.strip_prefix("master_replid:")?.get(..16)?.to_owned()));
+    Ok(primaries.filter_map(history).collect())
 }
 
 /// Whether the Redis syncs every write before it answers. Where it does not say, it does not.

@@ -190,6 +190,25 @@ impl Lines {
         FromRedisValue::from_redis_value(value).map_err(|error| LinkError::Refused(error.to_string()))
     }
 
+    /// Asks every Redis that there is behind this line, for what each knows of itself alone; those that answer.
+    ///
+    /// # Errors
+    /// When none does.
+    pub(super) async fn ask_each<T: FromRedisValue>(&self, command: &Cmd) -> Result<Vec<T>, LinkError> {
+        let answers = match (self.line().await?, &*self.target) {
+            ((_, Line::Spread(mut line)), Target::Cluster(nodes)) => {
+                super::spread::ask_each(&mut line, nodes, command).await
+            }
+            ((number, line), _) => vec![self.send(number, line, command).await?],
+        };
+        if answers.is_empty() {
+            return Err(LinkError::Lost("no node answers".into()));
+        }
+        let read = |value| FromRedisValue::from_redis_value(value);
+        let read: Result<Vec<T>, redis::ParsingError> = answers.into_iter().map(read).collect();
+        read.map_err(|error| LinkError::Refused(error.to_string()))
+    }
+
     /// Runs a script with these keys and arguments, and resolves with what it gives.
     ///
     /// # Errors
@@ -238,11 +257,8 @@ impl Lines {
         Err(why)
     }
 
-    /// A Cluster has many nodes: as soon as one answers it is not down.
+    /// A line that stays although something was lost is not down any more as soon as one answers.
     fn answered(&self, number: u64) {
-        if !self.is_spread() {
-            return;
-        }
         let mut state = self.state.lock();
         if state.down_since.is_some() && state.line.as_ref().is_some_and(|(made, _)| *made == number) {
             state.down_since = None;

@@ -5,6 +5,7 @@
 //! - `names`: what stands in the Redis under which key
 //! - `lease`: which servers live, and whether the Redis may have forgotten something
 //! - `feed`: what other servers say
+//! - `portals`: which portals there are, stock's too, and what is told to them; `event`: how that is written
 //! - `presence`: who is connected to which server
 //! - `burial`: takes away what servers have left that have died
 //! - `stock`: what stock's servers and Dispatchers say
@@ -16,11 +17,13 @@
 //! may wait can do so on any thread.
 
 mod burial;
+mod event;
 mod feed;
 mod from_stock;
 mod lease;
 mod line;
 pub mod names;
+mod portals;
 mod presence;
 mod servers;
 mod spread;
@@ -54,6 +57,10 @@ use crate::config;
 /// A Redis that cannot be reached for this long when a server starts is not waited for.
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 
+/// For how long a server may not hear the others before it says that it is not ready: making the connection anew takes some
+/// hundred milliseconds.
+const DEAF_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Who is told what other servers say: on the line's own threads, so it must not block.
 pub type Listener = Arc<dyn Fn(&Told) + Send + Sync>;
 
@@ -77,8 +84,9 @@ pub struct Link {
     forgiving: Mutex<Option<Instant>>,
     /// One renews the lease at a time, or the later answer might be of the earlier time.
     beating: tokio::sync::Mutex<()>,
-    /// Set once this server hears what others say.
+    /// Whether this server hears what others say.
     hears: watch::Sender<bool>,
+    deaf_since: Mutex<Option<Instant>>,
     /// Set once this server is not one of them any more.
     left: watch::Sender<bool>,
     runtime: Option<Runtime>,
@@ -142,6 +150,7 @@ impl Link {
             forgiving: Mutex::new(None),
             beating: tokio::sync::Mutex::default(),
             hears: watch::Sender::new(false),
+            deaf_since: Mutex::default(),
             left: watch::Sender::new(false),
             runtime: Some(runtime),
         });
@@ -252,6 +261,7 @@ impl Link {
 
     fn bury(&self) {
         self.buried.store(true, Ordering::Relaxed);
+        self.tell(&Told::Forgotten);
     }
 
     fn was_buried(&self) -> bool {
@@ -278,9 +288,15 @@ impl Link {
         listeners.iter().for_each(|listener| listener(told));
     }
 
-    /// Why nothing can be asked for now, and since when; `None` while all is well.
+    /// Why nothing can be asked for or heard now, and since when; `None` while all is well.
     pub fn down(&self) -> Option<(Arc<str>, Duration)> {
-        self.lines.down()
+        let deaf = self.deaf_since.lock().map(|since| since.elapsed()).filter(|since| *since > DEAF_PATIENCE);
+        self.lines.down().or_else(|| Some(("what other servers say is not heard".into(), deaf?)))
+    }
+
+    fn set_hears(&self, hears: bool) {
+        self.hears.send_replace(hears);
+        *self.deaf_since.lock() = (!hears).then(Instant::now);
     }
 
     /// Leaves the servers: what it holds is not held any more. The second time does nothing.

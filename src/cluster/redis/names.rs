@@ -115,6 +115,12 @@ impl Names {
         self.stock("mesa:{here}:counts")
     }
 
+    /// The servers at which somebody is to be told everything that happens, and the channel on which they come and go.
+    #[must_use]
+    pub fn watching(&self) -> String {
+        self.stock("mesa:watching")
+    }
+
     /// How late it was when a server with a clock of its own has left: only tests have one.
     #[must_use]
     pub fn clock(&self) -> String {

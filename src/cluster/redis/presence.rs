@@ -44,9 +44,12 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// How often it is looked whether a server has died.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// KEYS: 1 online, 2 nodes, 3 this node's table, 4 the dead, and where stock may be: 5 `connected_clients`, 6 ours; ARGV: 1 this
-/// node, 2 what a table's name begins with, 3 how it ends, then each user and how many connections. Gives who is connected in
-/// stock's eyes since this.
+/// KEYS: 1 online, 2 nodes, 3 this node's table, 4 the dead, then tables of others; ARGV: 1 this node, 2 what a table's name begins
+/// with, 3 how it ends, 4 `connected_clients` ('' where there is no stock), 5 ours, then each user and how many connections. Gives
+/// who is connected in stock's eyes since this.
+///
+/// The others' tables are named among the keys, here and below, because a slot of a Cluster may be moving: then a table that is
+/// not there any more looks as if nobody were at that server, unless the Cluster was told that it is needed.
 ///
 /// A server that was taken for dead, and does not know it yet, writes what will have to be taken away unless it comes back.
 static HERE: LazyLock<Script> = LazyLock::new(|| {
@@ -54,14 +57,14 @@ static HERE: LazyLock<Script> = LazyLock::new(|| {
         "local t, came = redis.call('TIME'), {}
         local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
         if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then redis.call('ZADD', KEYS[4], 'NX', 0, ARGV[1]) end
-        for at = 4, #ARGV, 2 do
+        for at = 6, #ARGV, 2 do
           local user, count = ARGV[at], tonumber(ARGV[at + 1])
           if count > 0 then
             redis.call('HSET', KEYS[3], user, count)
             redis.call('ZADD', KEYS[1], 0, user)
-            if KEYS[5] then
-              redis.call('ZADD', KEYS[6], 0, user)
-              if redis.call('SADD', KEYS[5], user) == 1 then came[#came + 1] = user end
+            if ARGV[4] ~= '' then
+              redis.call('ZADD', ARGV[5], 0, user)
+              if redis.call('SADD', ARGV[4], user) == 1 then came[#came + 1] = user end
             end
           else
             redis.call('HDEL', KEYS[3], user)
@@ -69,9 +72,9 @@ static HERE: LazyLock<Script> = LazyLock::new(|| {
             for _, node in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
               elsewhere = elsewhere or redis.call('HEXISTS', ARGV[2] .. node .. ARGV[3], user) == 1
             end
-            if not elsewhere and redis.call('ZREM', KEYS[1], user) == 1 and KEYS[5] then
-              redis.call('SREM', KEYS[5], user)
-              redis.call('ZADD', KEYS[6], now, user)
+            if not elsewhere and redis.call('ZREM', KEYS[1], user) == 1 and ARGV[4] ~= '' then
+              redis.call('SREM', ARGV[4], user)
+              redis.call('ZADD', ARGV[5], now, user)
             end
           end
         end
@@ -79,13 +82,14 @@ static HERE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// KEYS: 1 counts, 2 nodes, 3 the dead, 4 `connected_clients_count` where stock may be; ARGV: 1 this node, 2 how many it has.
+/// KEYS: 1 counts, 2 nodes, 3 the dead; ARGV: 1 this node, 2 how many it has, 3 `connected_clients_count` ('' where there is no
+/// stock).
 static COUNT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local more = ARGV[2] - tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0)
         redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
         if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then redis.call('ZADD', KEYS[3], 'NX', 0, ARGV[1]) end
-        if KEYS[4] and more ~= 0 then redis.call('INCRBY', KEYS[4], string.format('%.0f', more)) end",
+        if ARGV[3] ~= '' and more ~= 0 then redis.call('INCRBY', ARGV[3], string.format('%.0f', more)) end",
     )
 });
 
@@ -193,11 +197,9 @@ impl Presence {
             }
         }
         let connections = self.connections.load(Ordering::Relaxed).to_string();
-        let mut keys = vec![link.names().counts(), link.names().nodes(), link.names().dead()];
-        if may_have_stock(link) {
-            keys.push(link.names().stock("connected_clients_count"));
-        }
-        link.lines().run(&COUNT, &keys, &[link.node(), connections.as_str()]).await
+        let keys = [link.names().counts(), link.names().nodes(), link.names().dead()];
+        let stock = where_stock_reads(link, "connected_clients_count");
+        link.lines().run(&COUNT, &keys, &[link.node(), &connections, &stock]).await
     }
 
     /// Finds out whether stock is there, and takes away what servers have left that have died.
@@ -241,17 +243,27 @@ pub(super) fn may_have_stock(link: &Link) -> bool {
     !link.lines().is_spread()
 }
 
+/// What stock calls it; empty where there is none.
+pub(super) fn where_stock_reads(link: &Link, name: &str) -> String {
+    if may_have_stock(link) { link.names().stock(name) } else { String::new() }
+}
+
+/// The tables of the servers that live.
+pub(super) fn tables(link: &Link) -> Vec<String> {
+    let nodes = link.live().nodes;
+    nodes.split(',').filter(|node| !node.is_empty()).map(|node| link.names().at(node)).collect()
+}
+
 async fn write_batch(link: &Link, batch: &[(UserId, usize)]) -> Result<(), LinkError> {
     let names = link.names();
     let (begin, end) = names.at_parts();
-    let mut arguments = vec![link.node().to_owned(), begin, end];
+    let stock = where_stock_reads(link, "connected_clients");
+    let mut arguments = vec![link.node().to_owned(), begin, end, stock, names.ours()];
     for (user, count) in batch {
         arguments.extend([user.to_string(), count.to_string()]);
     }
     let mut keys = vec![names.online(), names.nodes(), names.at(link.node()), names.dead()];
-    if may_have_stock(link) {
-        keys.extend([names.stock("connected_clients"), names.ours()]);
-    }
+    keys.extend(tables(link));
     let came: Vec<String> = link.lines().run(&HERE, &keys, &arguments).await?;
     if !came.is_empty() {
         link.tell(&Told::Came(came.iter().filter_map(|user| UserId::new(user).ok()).collect()));
@@ -284,7 +296,8 @@ async fn keep_looking(link: Weak<Link>, presence: Arc<Presence>) {
     }
 }
 
-/// KEYS: 1 nodes; ARGV: 1 this node, 2 and 3 as above, then users. Gives for each how many connections he has elsewhere.
+/// KEYS: 1 nodes, then tables; ARGV: 1 this node, 2 and 3 as above, then users. Gives for each how many connections he has
+/// elsewhere.
 static WHERE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t, counts = redis.call('TIME'), {}
@@ -306,10 +319,12 @@ static WHERE: LazyLock<Script> = LazyLock::new(|| {
 pub(super) async fn elsewhere(link: &Link, users: &[UserId]) -> Result<Vec<usize>, LinkError> {
     let (begin, end) = link.names().at_parts();
     let mut found = Vec::with_capacity(users.len());
+    let mut keys = vec![link.names().nodes()];
+    keys.extend(tables(link));
     for some in users.chunks(BATCH_MAX) {
         let mut arguments = vec![link.node(), &begin, &end];
         arguments.extend(some.iter().map(UserId::as_str));
-        let counts: Vec<usize> = link.lines().run(&WHERE, &[link.names().nodes()], &arguments).await?;
+        let counts: Vec<usize> = link.lines().run(&WHERE, &keys, &arguments).await?;
         found.extend(counts);
     }
     Ok(found)
@@ -328,4 +343,27 @@ pub(super) async fn online(link: &Link, after: Option<&UserId>, limit: usize) ->
     command.arg(link.names().online()).arg(from).arg("+").arg("LIMIT").arg(0).arg(limit);
     let users: Vec<String> = link.lines().ask(&command).await?;
     Ok(users.iter().filter_map(|user| UserId::new(user).ok()).collect())
+}
+
+/// Everybody who is connected to any of ours.
+pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
+    let all: Vec<String> = link.lines().ask(redis::cmd("ZRANGE").arg(link.names().online()).arg(0).arg(-1)).await?;
+    Ok(all.iter().filter_map(|user| UserId::new(user).ok()).collect())
+}
+
+/// How many those are.
+pub(super) async fn everybody_count(link: &Link) -> Result<usize, LinkError> {
+    link.lines().ask(redis::cmd("ZCARD").arg(link.names().online())).await
+}
+
+/// Whether this user is among them.
+pub(super) async fn has(link: &Link, user: &UserId) -> Result<bool, LinkError> {
+    let asked = redis::cmd("ZSCORE").arg(link.names().online()).arg(user.as_str()).to_owned();
+    Ok(link.lines().ask::<Option<String>>(&asked).await?.is_some())
+}
+
+/// Connections to all of ours together.
+pub(super) async fn connections(link: &Link) -> Result<usize, LinkError> {
+    let counts: Vec<usize> = link.lines().ask(redis::cmd("HVALS").arg(link.names().counts())).await?;
+    Ok(counts.iter().sum())
 }

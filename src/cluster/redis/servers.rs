@@ -1,14 +1,18 @@
 //! The other servers, over the Redis that they share.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use super::{
-    super::{Beside, Cluster, Hears, Keeps, Word},
+    super::{
+        Beside, Cluster, Hears, Keeps, Word,
+        portals::{FarPortals, NearPortals},
+    },
     Link, LinkError, Told,
     from_stock::FromStock,
+    portals::Portals,
     presence::{self, Presence, may_have_stock},
     stock, words,
 };
@@ -137,6 +141,50 @@ impl Cluster for Servers {
         let (link, after) = (self.link.clone(), after.cloned());
         let asking = async move { presence::online(&link, after.as_ref(), limit).await };
         Box::pin(async move { self.link.run(asking).await.ok() })
+    }
+
+    fn everybody(&self) -> BoxFuture<'_, Option<Vec<UserId>>> {
+        let link = self.link.clone();
+        let asking = async move {
+            if may_have_stock(&link) { stock::everybody(&link).await } else { presence::everybody(&link).await }
+        };
+        Box::pin(async move { self.link.run(asking).await.ok() })
+    }
+
+    fn everybody_count(&self) -> BoxFuture<'_, Option<usize>> {
+        let link = self.link.clone();
+        let asking = async move {
+            if may_have_stock(&link) {
+                stock::everybody_count(&link).await
+            } else {
+                presence::everybody_count(&link).await
+            }
+        };
+        Box::pin(async move { self.link.run(asking).await.ok() })
+    }
+
+    fn has<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Option<bool>> {
+        let (link, users) = (self.link.clone(), [user.clone()]);
+        let asking = async move {
+            if may_have_stock(&link) {
+                Ok(stock::connected(&link, &users).await?.iter().any(|one| *one != Beside::Not))
+            } else {
+                presence::has(&link, &users[0]).await
+            }
+        };
+        Box::pin(async move { self.link.run(asking).await.ok() })
+    }
+
+    fn connections(&self) -> BoxFuture<'_, Option<usize>> {
+        let link = self.link.clone();
+        let asking = async move {
+            if may_have_stock(&link) { stock::connections(&link).await } else { presence::connections(&link).await }
+        };
+        Box::pin(async move { self.link.run(asking).await.ok() })
+    }
+
+    fn portals(&self, near: Weak<dyn NearPortals>) -> Arc<dyn FarPortals> {
+        Portals::begin(&self.link, near)
     }
 
     fn tell(&self, word: Word) {

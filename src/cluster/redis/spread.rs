@@ -13,7 +13,7 @@ use redis::{
     aio::{ConnectionLike, PubSub},
     cluster::ClusterClient,
     cluster_async::ClusterConnection,
-    cluster_routing::SingleNodeRoutingInfo,
+    cluster_routing::{RoutingInfo, SingleNodeRoutingInfo},
 };
 
 use super::line::{CONNECT_PATIENCE, REPLY_PATIENCE};
@@ -27,10 +27,13 @@ const ORDER_PAUSE: Duration = Duration::from_millis(25);
 /// Nodes that are remembered beside those in the configuration.
 const NODES_MAX: usize = 64;
 
+/// Host and port.
+type Address = (String, u16);
+
 /// The nodes that the configuration names, and those that were heard of since.
 pub(super) struct Nodes {
     named: Vec<ConnectionInfo>,
-    heard: Mutex<Vec<ConnectionAddr>>,
+    heard: Mutex<Vec<Address>>,
     /// Counts attempts to listen, so that each goes to the next.
     turn: std::sync::atomic::AtomicUsize,
 }
@@ -43,14 +46,20 @@ impl Nodes {
         Ok(Self { named, heard: Mutex::default(), turn: std::sync::atomic::AtomicUsize::new(0) })
     }
 
-    /// All of them, those that are named first. Whoever was heard of is shown the password of the first.
+    /// All of them, those that are named first. Whoever was heard of is spoken to as the first, with its password.
     fn all(&self) -> Vec<ConnectionInfo> {
         let mut all = self.named.clone();
-        if let Some(first) = self.named.first() {
-            for address in self.heard.lock().iter() {
-                if all.iter().all(|one| one.addr() != address) {
-                    all.push(first.clone().set_addr(address.clone()));
-                }
+        let Some(first) = self.named.first() else { return all };
+        for (host, port) in self.heard.lock().iter() {
+            if all.iter().all(|one| address(one).as_ref() != Some(&(host.clone(), *port))) {
+                let (host, port) = (host.clone(), *port);
+                let there = match first.addr().clone() {
+                    ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                        ConnectionAddr::TcpTls { host, port, insecure, tls_params }
+                    }
+                    _ => ConnectionAddr::Tcp(host, port),
+                };
+                all.push(first.clone().set_addr(there));
             }
         }
         all
@@ -85,8 +94,15 @@ impl Nodes {
     }
 }
 
+fn address(node: &ConnectionInfo) -> Option<Address> {
+    match node.addr() {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some((host.clone(), *port)),
+        _ => None,
+    }
+}
+
 /// Who is named in an answer to CLUSTER SLOTS.
-fn addresses(slots: &Value) -> Vec<ConnectionAddr> {
+fn addresses(slots: &Value) -> Vec<Address> {
     let mut found = Vec::new();
     let Value::Array(slots) = slots else { return found };
     for slot in slots {
@@ -96,7 +112,7 @@ fn addresses(slots: &Value) -> Vec<ConnectionAddr> {
             if let (Some(Value::BulkString(host)), Some(Value::Int(port))) = (node.first(), node.get(1))
                 && let (Ok(host), Ok(port)) = (String::from_utf8(host.clone()), u16::try_from(*port))
             {
-                let address = ConnectionAddr::Tcp(host, port);
+                let address = (host, port);
                 if found.len() < NODES_MAX && !found.contains(&address) {
                     found.push(address);
                 }
@@ -104,6 +120,17 @@ fn addresses(slots: &Value) -> Vec<ConnectionAddr> {
         }
     }
     found
+}
+
+/// Asks every node that can be reached, for what each knows of itself alone.
+pub(super) async fn ask_each(line: &mut ClusterConnection, nodes: &Nodes, command: &Cmd) -> Vec<Value> {
+    let mut answers = Vec::new();
+    for node in nodes.all() {
+        let Some((host, port)) = address(&node) else { continue };
+        let route = RoutingInfo::SingleNode(SingleNodeRoutingInfo::ByAddress { host, port });
+        answers.extend(line.route_command(command.clone(), route).await.and_then(Value::extract_error).ok());
+    }
+    answers
 }
 
 /// Sends a command to whoever has its keys, also while that changes.

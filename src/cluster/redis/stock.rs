@@ -205,6 +205,25 @@ pub(super) async fn forget(link: &Link) -> Result<(), LinkError> {
     link.lines().run(&FORGET, &[link.names().ours()], &[REMEMBERED_MS.to_string()]).await
 }
 
+/// Everybody who is connected, to whichever server.
+pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
+    let all: Vec<String> =
+        link.lines().ask(redis::cmd("SMEMBERS").arg(link.names().stock("connected_clients"))).await?;
+    Ok(all.iter().filter_map(|user| UserId::new(user).ok()).collect())
+}
+
+/// How many those are.
+pub(super) async fn everybody_count(link: &Link) -> Result<usize, LinkError> {
+    link.lines().ask(redis::cmd("SCARD").arg(link.names().stock("connected_clients"))).await
+}
+
+/// Connections, to all servers together. Stock may count below zero.
+pub(super) async fn connections(link: &Link) -> Result<usize, LinkError> {
+    let count: Option<i64> =
+        link.lines().ask(redis::cmd("GET").arg(link.names().stock("connected_clients_count"))).await?;
+    Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

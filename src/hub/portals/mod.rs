@@ -6,6 +6,7 @@
 //! - `told`: an event that is kept until somebody takes it
 //! - `inbox`: what waits for one portal, and what it took last
 //! - `turns`: whose turn it is
+//! - `far`: portals of other servers, and what is told to those that are here by others
 //!
 //! # Who is slow, and who dies
 //!
@@ -18,6 +19,7 @@
 //!   may have been lost on the way is repeated to it, as far as [`Bounds::kept`] reaches. Where no other portal is there,
 //!   what happens meanwhile waits for it.
 
+mod far;
 mod inbox;
 #[cfg(test)]
 mod tests;
@@ -36,11 +38,14 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 
 use super::events::{ConnectionId, Event, Listener};
-use crate::metrics::Metrics;
+use crate::{
+    cluster::portals::{FarPortals, Whose},
+    metrics::Metrics,
+};
 use inbox::Inbox;
 pub use inbox::{StreamId, Taken};
-pub use told::{Told, What};
-use turns::{Member, Turns};
+pub use told::{At, Told, What};
+use turns::{Member, Reach, Turns};
 
 /// How much the pool holds for portals. None of it grows with the number of clients.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +78,9 @@ impl Default for Bounds {
     }
 }
 
+/// What the name of a seat begins with.
+const SEAT: &str = "seat-";
+
 /// A portal without an inbox: whoever [`Portals::seat`]s it passes events on himself.
 pub type SeatId = u64;
 
@@ -95,6 +103,16 @@ pub struct Portals {
     watching: AtomicUsize,
     /// Told who comes and goes.
     change: OnceLock<Change>,
+    /// Portals of other servers, where there are any.
+    far: OnceLock<Far>,
+}
+
+struct Far {
+    portals: Arc<dyn FarPortals>,
+    /// What is told here has happened at this server.
+    at: At,
+    /// Somebody there is to be told everything.
+    listen: AtomicBool,
 }
 
 /// Told that the portal of this name has come (true) or gone.
@@ -112,6 +130,7 @@ impl Portals {
             watch: RwLock::default(),
             watching: AtomicUsize::new(0),
             change: OnceLock::new(),
+            far: OnceLock::new(),
         })
     }
 
@@ -120,13 +139,19 @@ impl Portals {
         _ = self.change.set(change);
     }
 
-    fn comes(&self, portal: &str) {
+    fn comes(&self, portal: &str, in_turn: bool) {
         self.metrics.portals.inc();
+        if let (true, Some(far)) = (in_turn, self.far.get()) {
+            far.portals.comes(portal);
+        }
         self.change.get().inspect(|change| change(portal, true));
     }
 
-    fn goes(&self, portal: &str) {
+    fn goes(&self, portal: &str, in_turn: bool) {
         self.metrics.portals.dec();
+        if let (true, Some(far)) = (in_turn, self.far.get()) {
+            far.portals.goes(portal);
+        }
         self.change.get().inspect(|change| change(portal, false));
     }
 
@@ -139,9 +164,9 @@ impl Portals {
             let mut turns = self.turns.lock();
             self.make_room(&mut turns)?;
             turns.members.push(Member::Inbox(inbox.clone()));
-            self.any.store(true, Ordering::Release);
+            self.look_whether_any(&turns);
         }
-        self.comes(inbox.stream().as_str());
+        self.comes(inbox.stream().as_str(), !all);
         if !all {
             self.pass_on_what_is_left();
         }
@@ -160,7 +185,7 @@ impl Portals {
         };
         let (reader, was_there) = inbox.sit(Some(number));
         if !was_there {
-            self.comes(inbox.stream().as_str());
+            self.comes(inbox.stream().as_str(), !inbox.is_for_all());
         }
         Some(Portal { pool: self.clone(), reader, inbox })
     }
@@ -174,7 +199,7 @@ impl Portals {
             self.any.store(true, Ordering::Release);
             turns.seat()
         };
-        self.comes(&format!("seat-{seat}"));
+        self.comes(&format!("{SEAT}{seat}"), true);
         Some(seat)
     }
 
@@ -187,7 +212,7 @@ impl Portals {
             rose
         };
         if rose {
-            self.goes(&format!("seat-{seat}"));
+            self.goes(&format!("{SEAT}{seat}"), true);
         }
     }
 
@@ -225,7 +250,7 @@ impl Portals {
         };
         for inbox in &stuck {
             if inbox.send_away(now) {
-                self.goes(inbox.stream().as_str());
+                self.goes(inbox.stream().as_str(), !inbox.is_for_all());
                 tracing::warn!("a portal took nothing for {:?} and is taken out", self.bounds.patience);
             }
         }
@@ -241,7 +266,7 @@ impl Portals {
 
     /// Makes room for one more, at the cost of one that may not come back; `None` if all are there.
     fn make_room(&self, turns: &mut Turns) -> Option<()> {
-        if turns.members.len() >= self.bounds.portals {
+        if turns.near() >= self.bounds.portals {
             let lost = turns.forget_one()?;
             self.metrics.portal_events_dropped.inc_by(lost);
         }
@@ -249,40 +274,69 @@ impl Portals {
     }
 
     fn look_whether_any(&self, turns: &Turns) {
-        let any = !turns.members.is_empty() || self.watching.load(Ordering::Acquire) > 0;
+        let watching = self.watching.load(Ordering::Acquire) > 0;
+        let mut any = !turns.members.is_empty() || watching;
+        if let Some(far) = self.far.get() {
+            far.portals.set_watching(watching || turns.inboxes().any(|inbox| inbox.is_for_all()));
+            any |= far.listen.load(Ordering::Acquire);
+        }
         self.any.store(any, Ordering::Release);
     }
 
     /// Offers an event that somebody was given and has not taken to another one.
     pub fn again(&self, told: &Arc<Told>) {
         self.metrics.portal_events_passed_on.inc();
-        self.offer(told, true);
+        self.offer(told, true, Reach::RatherHere);
     }
 
-    fn offer(&self, told: &Arc<Told>, again: bool) {
-        let (seat, dropped) = {
+    /// The same, for no other than those who are here.
+    fn again_here(&self, told: &Arc<Told>) {
+        self.metrics.portal_events_passed_on.inc();
+        self.offer(told, true, Reach::Here);
+    }
+
+    fn offer(&self, told: &Arc<Told>, again: bool, reach: Reach) {
+        let far = self.far.get();
+        let (mut seat, mut inbox_of, mut there) = (None, None, None);
+        let dropped = {
             let mut turns = self.turns.lock();
             let mut dropped = 0;
             if !again {
-                for inbox in turns.inboxes().filter(|inbox| inbox.is_for_all()) {
-                    dropped += inbox.put(told.clone(), &self.bounds);
-                }
+                dropped += self.put_for_all(&turns, told);
             }
-            let seat = match turns.choose(told.bytes(), &self.bounds) {
-                Some(Member::Seat { id, .. }) => Some(*id),
+            match turns.choose(told.bytes(), &self.bounds, reach) {
+                Some(Member::Seat { id, .. }) => seat = Some(*id),
                 Some(Member::Inbox(inbox)) => {
                     dropped += inbox.put(told.clone(), &self.bounds);
-                    None
+                    inbox_of = far.is_some().then(|| inbox.stream().clone());
                 }
-                None => {
-                    dropped += u64::from(again);
-                    None
-                }
-            };
-            (seat, dropped)
+                Some(Member::Far(portal)) => there = Some(portal.clone()),
+                None => dropped += u64::from(again),
+            }
+            dropped
         };
         self.metrics.portal_events_dropped.inc_by(dropped);
-        if seat.is_some() || (!again && self.watching.load(Ordering::Acquire) > 0) {
+        if let Some(far) = far {
+            if let Some(portal) = &there {
+                far.portals.tell(told, Whose::There(portal), again);
+            } else if !again && far.listen.load(Ordering::Acquire) {
+                let seat = seat.map(|seat| format!("{SEAT}{seat}"));
+                let here = seat.as_deref().or(inbox_of.as_ref().map(StreamId::as_str));
+                far.portals.tell(told, here.map_or(Whose::Nobodys, Whose::Here), false);
+            }
+        }
+        if seat.is_some() || !again {
+            self.tell_watch(told, seat, again);
+        }
+    }
+
+    /// Those who are told everything have it from here on; returns how many old events had to go for it.
+    fn put_for_all(&self, turns: &Turns, told: &Arc<Told>) -> u64 {
+        turns.inboxes().filter(|inbox| inbox.is_for_all()).map(|inbox| inbox.put(told.clone(), &self.bounds)).sum()
+    }
+
+    fn tell_watch(&self, told: &Arc<Told>, seat: Option<SeatId>, again: bool) {
+        if seat.is_some() || self.watching.load(Ordering::Acquire) > 0 {
             let watch = self.watch.read().as_ref().and_then(Weak::upgrade);
             if let Some(watch) = watch {
                 watch.told(told, seat, again);
@@ -293,7 +347,7 @@ impl Portals {
     /// What happens while nobody is there to be told waits for whoever comes within [`Bounds::resume_for`].
     pub fn keep_a_place(&self) {
         let mut turns = self.turns.lock();
-        if !turns.somebody_takes_turns() && turns.members.len() < self.bounds.portals {
+        if !turns.somebody_takes_turns() && turns.near() < self.bounds.portals {
             turns.members.push(Member::Inbox(Inbox::new(false)));
             self.any.store(true, Ordering::Release);
         }
@@ -322,7 +376,8 @@ impl Listener for Portals {
     fn event(&self, connection: ConnectionId, event: Event<'_>) {
         if self.any.load(Ordering::Acquire) {
             self.metrics.portal_events.inc();
-            self.offer(&Arc::new(Told::new(connection, event)), false);
+            let at = self.far.get().map_or(At::Here, |far| far.at.clone());
+            self.offer(&Arc::new(told::told(connection, at, event)), false, Reach::Anywhere);
         }
     }
 }
@@ -370,7 +425,7 @@ impl Portal {
 impl Drop for Portal {
     fn drop(&mut self) {
         if self.inbox.stand_up(self.reader, Instant::now()) {
-            self.pool.goes(self.inbox.stream().as_str());
+            self.pool.goes(self.inbox.stream().as_str(), !self.inbox.is_for_all());
             self.pool.pass_on_what_is_left();
         }
     }

@@ -2,15 +2,16 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use super::{Bounds, Portal, Portals, SeatId, Told, Watch, What};
+use super::{At, Bounds, Far, Portal, Portals, SeatId, Told, Watch, What};
 use crate::{
+    cluster::portals::{FarPortals, NearPortals, Whose},
     hub::events::{Event, Listener, Said},
     metrics::Metrics,
 };
@@ -234,8 +235,9 @@ fn seats_take_turns_with_inboxes_and_who_watches_is_told_whose_turn_it_is() {
     assert_eq!(*seen.0.lock(), [(6, None, false)]);
     drop(portal);
     let again = pool.seat().unwrap();
-    pool.again(&Arc::new(Told::new(
+    pool.again(&Arc::new(super::told::told(
         1,
+        At::Here,
         Event::Message { user: None, said: Said { op: 0, data: Some("9"), kind: None } },
     )));
     assert_eq!(seen.0.lock().last(), Some(&(9, Some(again), true)));
@@ -260,4 +262,85 @@ fn what_happens_is_kept_as_it_was_told() {
     });
     assert_eq!(users, BTreeMap::from([(false, 1), (true, 3)]));
     assert!(told.iter().all(|told| told.connection == 3));
+}
+
+#[derive(Default)]
+struct Line(Mutex<Vec<(u64, String, bool)>>);
+
+impl FarPortals for Line {
+    fn server(&self) -> Arc<str> {
+        "1-a".into()
+    }
+
+    fn comes(&self, portal: &str) {
+        self.0.lock().push((0, format!("{portal} comes"), false));
+    }
+
+    fn goes(&self, portal: &str) {
+        self.0.lock().push((0, format!("{portal} goes"), false));
+    }
+
+    fn set_watching(&self, _: bool) {}
+
+    fn tell(&self, told: &Arc<Told>, to: Whose<'_>, again: bool) {
+        self.0.lock().push((number(told), format!("{to:?}"), again));
+    }
+}
+
+/// A pool among those of other servers.
+fn among() -> (Arc<Portals>, Arc<Line>) {
+    let (pool, line) = (pool(true), Arc::new(Line::default()));
+    let far = Far { portals: line.clone(), at: At::Server("1-a".into()), listen: AtomicBool::new(false) };
+    assert!(pool.far.set(far).is_ok());
+    (pool, line)
+}
+
+#[test]
+fn portals_elsewhere_have_their_turns_and_are_told_over_the_line() {
+    let (pool, line) = among();
+    let mut portal = pool.join(false).unwrap();
+    let name = portal.stream().as_str().to_owned();
+    pool.others(&["far".into()], false);
+    say(&pool, 0..4);
+    let told = std::mem::take(&mut *line.0.lock());
+    assert_eq!(told[0].1, format!("{name} comes"));
+    let mut numbers: Vec<u64> = told[1..].iter().map(|told| told.0).chain(heard(&mut portal)).collect();
+    numbers.sort_unstable();
+    assert_eq!((told.len(), numbers), (3, vec![0, 1, 2, 3]));
+    assert!(told[1..].iter().all(|(_, to, again)| to == "There(\"far\")" && !again));
+    // Somebody there hears everything.
+    pool.others(&["far".into()], true);
+    say(&pool, 4..6);
+    let told = std::mem::take(&mut *line.0.lock());
+    let to: Vec<&str> = told.iter().map(|told| told.1.as_str()).collect();
+    assert_eq!(to.len(), 2);
+    assert!(to.contains(&format!("Here(\"{name}\")").as_str()) && to.contains(&"There(\"far\")"), "{to:?}");
+    assert_eq!(heard(&mut portal).len(), 1);
+    // The line is lost.
+    pool.others(&[], false);
+    say(&pool, 6..8);
+    assert_eq!((heard(&mut portal), line.0.lock().len()), (vec![6, 7], 0));
+}
+
+#[test]
+fn what_is_told_from_elsewhere_reaches_whom_it_is_for_and_goes_on_once_where_he_has_gone() {
+    let (pool, line) = among();
+    let (mut portal, mut all) = (pool.join(false).unwrap(), pool.join(true).unwrap());
+    let name = portal.stream().as_str().to_owned();
+    let event = |n: u64| {
+        let data = n.to_string();
+        let said = Said { op: 0, data: Some(&data), kind: None };
+        Arc::new(super::told::told(1, At::Server("1-b".into()), Event::Message { user: None, said }))
+    };
+    NearPortals::told(&*pool, event(1), Some(&name), false);
+    NearPortals::told(&*pool, event(2), None, false);
+    NearPortals::told(&*pool, event(3), Some(&name), true);
+    assert_eq!((heard(&mut portal), heard(&mut all)), (vec![1, 3], vec![1, 2]));
+    drop(portal);
+    pool.others(&["far".into()], false);
+    line.0.lock().clear();
+    NearPortals::told(&*pool, event(4), Some(&name), false);
+    NearPortals::told(&*pool, event(5), Some(&name), true);
+    assert_eq!(*line.0.lock(), [(4, "There(\"far\")".to_owned(), true)]);
+    assert_eq!(heard(&mut all), [4]);
 }

@@ -11,7 +11,12 @@ use super::{Bounds, SeatId, inbox::Inbox};
 #[derive(Debug)]
 pub(super) enum Member {
     Inbox(Arc<Inbox>),
-    Seat { id: SeatId, room: bool },
+    Seat {
+        id: SeatId,
+        room: bool,
+    },
+    /// At another server.
+    Far(Arc<str>),
 }
 
 /// How well a member is placed to be given an event.
@@ -19,10 +24,23 @@ pub(super) enum Member {
 enum Rank {
     /// There, and it has room.
     Ready,
+    /// At another server, where somebody here would do as well.
+    Far,
     /// There, and an older event has to go for this one.
     Full,
     /// Not there; it may come back.
     Away,
+}
+
+/// How far an event may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// To all alike.
+    Anywhere,
+    /// To other servers where nobody here has room.
+    RatherHere,
+    /// Not to other servers: it came from one.
+    Here,
 }
 
 #[derive(Debug)]
@@ -40,12 +58,22 @@ impl Member {
         match self {
             Self::Inbox(inbox) => inbox.has_reader(),
             Self::Seat { .. } => true,
+            Self::Far(_) => false,
         }
     }
 
+    pub(super) fn is_far(&self) -> bool {
+        matches!(self, Self::Far(_))
+    }
+
     /// `None`: it takes no turns.
-    fn rank(&self, bytes: usize, bounds: &Bounds) -> Option<Rank> {
+    fn rank(&self, bytes: usize, bounds: &Bounds, reach: Reach) -> Option<Rank> {
         match self {
+            Self::Far(_) => match reach {
+                Reach::Anywhere => Some(Rank::Ready),
+                Reach::RatherHere => Some(Rank::Far),
+                Reach::Here => None,
+            },
             Self::Inbox(inbox) if inbox.is_for_all() => None,
             Self::Inbox(inbox) if !inbox.has_reader() => Some(Rank::Away),
             Self::Inbox(inbox) => Some(if inbox.has_room(bytes, bounds) { Rank::Ready } else { Rank::Full }),
@@ -64,8 +92,34 @@ impl Turns {
     pub(super) fn inboxes(&self) -> impl Iterator<Item = &Arc<Inbox>> {
         self.members.iter().filter_map(|member| match member {
             Member::Inbox(inbox) => Some(inbox),
-            Member::Seat { .. } => None,
+            Member::Seat { .. } | Member::Far(_) => None,
         })
+    }
+
+    /// Those that are here, or may come back.
+    pub(super) fn near(&self) -> usize {
+        self.members.iter().filter(|member| !member.is_far()).count()
+    }
+
+    pub(super) fn far(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.members.iter().filter_map(|member| match member {
+            Member::Far(portal) => Some(portal),
+            _ => None,
+        })
+    }
+
+    /// These are at other servers, and no others.
+    pub(super) fn set_far(&mut self, portals: &[Arc<str>]) {
+        self.members.retain(|member| !matches!(member, Member::Far(portal) if !portals.contains(portal)));
+        for portal in portals {
+            if !self.far().any(|known| known == portal) {
+                self.members.push(Member::Far(portal.clone()));
+            }
+        }
+    }
+
+    pub(super) fn has_seat(&self, seat: SeatId) -> bool {
+        self.members.iter().any(|member| matches!(member, Member::Seat { id, .. } if *id == seat))
     }
 
     pub(super) fn seat(&mut self) -> SeatId {
@@ -97,7 +151,7 @@ impl Turns {
     }
 
     pub(super) fn somebody_has_room(&self, bytes: usize, bounds: &Bounds) -> bool {
-        self.members.iter().any(|member| member.rank(bytes, bounds) == Some(Rank::Ready))
+        self.members.iter().any(|member| member.rank(bytes, bounds, Reach::Anywhere) == Some(Rank::Ready))
     }
 
     /// Forgets who does not come back; returns how many events are lost with that.
@@ -111,7 +165,7 @@ impl Turns {
                 }
                 None => true,
             },
-            Member::Seat { .. } => true,
+            Member::Seat { .. } | Member::Far(_) => true,
         });
         lost
     }
@@ -122,14 +176,14 @@ impl Turns {
         let at = self.members.iter().position(is_away)?;
         match self.members.remove(at) {
             Member::Inbox(inbox) => Some(inbox.waiting()),
-            Member::Seat { .. } => None,
+            Member::Seat { .. } | Member::Far(_) => None,
         }
     }
 
     /// Who is to have an event of so many bytes: one of those that are placed best.
-    pub(super) fn choose(&mut self, bytes: usize, bounds: &Bounds) -> Option<&Member> {
-        let best = self.members.iter().filter_map(|member| member.rank(bytes, bounds)).min()?;
-        let is_best = |member: &Member| member.rank(bytes, bounds) == Some(best);
+    pub(super) fn choose(&mut self, bytes: usize, bounds: &Bounds, reach: Reach) -> Option<&Member> {
+        let best = self.members.iter().filter_map(|member| member.rank(bytes, bounds, reach)).min()?;
+        let is_best = |member: &Member| member.rank(bytes, bounds, reach) == Some(best);
         let at = if self.in_turn {
             let behind = self.members.iter().skip(self.last + 1).position(is_best).map(|at| self.last + 1 + at);
             behind.or_else(|| self.members.iter().position(is_best))?

@@ -172,8 +172,14 @@ impl Shared {
             items.extend([text(count), text(user)]);
             let names = link.names();
             let (user, one) = (user.as_str(), append.once.is_some());
-            let done = if one { names.done(user, id) } else { names.copied(user, id) };
-            keys.extend([names.state(user), names.log(user), done]);
+            let state = names.state(user);
+            let done = match (id, one) {
+                // A key that is never there would have the step wait for as long as a slot of a Cluster moves.
+                ("", _) => state.clone(),
+                (id, true) => names.done(user, id),
+                (id, false) => names.copied(user, id),
+            };
+            keys.extend([state, names.log(user), done]);
         }
         let mut arguments = vec![text(count)];
         arguments.extend(messages);

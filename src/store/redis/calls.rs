@@ -77,7 +77,7 @@ impl Caller {
             text(link.names().wake()),
             text(&live.birth),
             text(live.base),
-            if link.lines().is_spread() { Bytes::new() } else { text(link.names().era()) },
+            if link.lines().is_spread() { text(&live.shards) } else { text(link.names().era()) },
         ];
         arguments.extend(own);
         arguments

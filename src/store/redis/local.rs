@@ -7,7 +7,7 @@
 //! received is remembered for as long as they are, and said once more when a log turns out to be in another era.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, SystemTime},
 };
@@ -22,6 +22,14 @@ use crate::{
 
 /// Ranges of one user that wait to be written down. One more and the oldest is forgotten, which repeats those messages.
 const RANGES_MAX: usize = 256;
+
+/// Devices of one user that have left without that being written down. For one more the first of them counts as having left
+/// when it was last seen.
+const LEFT_MAX: usize = 64;
+
+/// Users of whom something waits to be written down, because Redis is away. Beyond that it is forgotten of those who go and have
+/// received nothing; then their device is taken to be here for as long as this server is.
+const UNSAID_MAX: usize = 100_000;
 
 /// Of which time a log is: another one means that what was said of it may be forgotten.
 pub(super) type Era = Box<str>;
@@ -62,9 +70,37 @@ pub(super) struct Report {
 /// All users of whom there is something to say, or who are here.
 #[derive(Debug, Default)]
 pub(super) struct Locals {
-    users: Mutex<HashMap<UserId, Local, foldhash::fast::RandomState>>,
+    all: Mutex<All>,
     /// Counts all changes of all users: a user who leaves memory and comes back is not counted from the beginning.
     changes: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct All {
+    users: HashMap<UserId, Local, foldhash::fast::RandomState>,
+    /// Of whom there is something to say.
+    dirty: HashSet<UserId, foldhash::fast::RandomState>,
+}
+
+impl All {
+    /// The one of this user, about to change.
+    fn changing(&mut self, user: &UserId) -> &mut Local {
+        if !self.dirty.contains(user) {
+            self.dirty.insert(user.clone());
+        }
+        self.users.entry(user.clone()).or_default()
+    }
+
+    /// Forgets a user of whom nothing has to be known any more.
+    fn settle(&mut self, user: &UserId) {
+        let Some(local) = self.users.get(user) else { return };
+        if local.said >= local.changes {
+            self.dirty.remove(user);
+        }
+        if local.is_idle() {
+            self.users.remove(user);
+        }
+    }
 }
 
 fn name(device: Option<&DeviceId>) -> Name {
@@ -78,8 +114,8 @@ impl Locals {
 
     /// Takes note; true if there is something to be written down.
     pub(super) fn note(&self, user: &UserId, note: Note) -> bool {
-        let mut all = self.users.lock();
-        let local = all.entry(user.clone()).or_default();
+        let mut all = self.all.lock();
+        let local = all.changing(user);
         let before = local.changes;
         if let Some((from, to)) = note.received.filter(|(from, to)| from <= to) {
             local.changes = self.next();
@@ -97,25 +133,24 @@ impl Locals {
             local.changes = self.next();
             local.hold = note.hold;
         }
-        if local.is_idle() {
-            all.remove(user);
-            return false;
-        }
-        local.changes > before
+        let changed = local.changes > before;
+        all.settle(user);
+        changed
     }
 
     /// A session comes; what is to be said with that.
     pub(super) fn attach(&self, user: &UserId, device: Option<&DeviceId>, now: Duration) -> Report {
-        let mut all = self.users.lock();
-        let local = all.entry(user.clone()).or_default();
+        let mut all = self.all.lock();
+        let local = all.changing(user);
         local.changes = self.next();
         *local.here.entry(name(device)).or_default() += 1;
         local.report(now)
     }
 
     pub(super) fn detach(&self, user: &UserId, device: Option<&DeviceId>, now: Duration) {
-        let mut all = self.users.lock();
-        let (local, name) = (all.entry(user.clone()).or_default(), name(device));
+        let mut all = self.all.lock();
+        let crowded = all.dirty.len() > UNSAID_MAX;
+        let (local, name) = (all.changing(user), name(device));
         local.changes = self.next();
         if let Some(count) = local.here.get_mut(&name) {
             *count -= 1;
@@ -126,14 +161,30 @@ impl Locals {
         }
         let changes = local.changes;
         local.left.retain(|(_, left, _)| *left != name);
+        if local.left.len() >= LEFT_MAX {
+            local.left.remove(0);
+        }
         local.left.push((changes, name, now));
+        if crowded && local.here.is_empty() && local.received.is_empty() {
+            all.users.remove(user);
+            all.dirty.remove(user);
+        }
+    }
+
+    /// Redis has forgotten who is here, or may have: of everybody who is it is to be said again.
+    pub(super) fn say_again(&self) {
+        let All { users, dirty } = &mut *self.all.lock();
+        for (user, local) in users.iter_mut().filter(|(_, local)| local.hold.is_some() || !local.here.is_empty()) {
+            local.changes = self.next();
+            dirty.insert(user.clone());
+        }
     }
 
     /// A session has come, and what its cursor has received is known.
     pub(super) fn attached(&self, user: &UserId, device: Option<&DeviceId>, received: &Received, era: Era) {
         self.entered(user, era);
-        let mut all = self.users.lock();
-        let Some(local) = all.get_mut(user) else { return };
+        let mut all = self.all.lock();
+        let Some(local) = all.users.get_mut(user) else { return };
         let name = name(device);
         if local.here.contains_key(&name) {
             let had = local.had.entry(name).or_default();
@@ -143,12 +194,13 @@ impl Locals {
 
     /// A user's log is of this time. True if that is another than before: then there is something to be said again.
     pub(super) fn entered(&self, user: &UserId, era: Era) -> bool {
-        let mut all = self.users.lock();
-        let Some(local) = all.get_mut(user).filter(|local| local.era != era) else { return false };
+        let All { users, dirty } = &mut *self.all.lock();
+        let Some(local) = users.get_mut(user).filter(|local| local.era != era) else { return false };
         if std::mem::replace(&mut local.era, era).is_empty() {
             return false;
         }
         local.changes = self.next();
+        dirty.insert(user.clone());
         for (name, had) in std::mem::take(&mut local.had) {
             ranges(&had).for_each(|(from, to)| local.receive(name.clone(), from, to));
             local.had.insert(name, had);
@@ -158,27 +210,25 @@ impl Locals {
 
     /// What is to be said of one user, if there is anything.
     pub(super) fn report(&self, user: &UserId, now: Duration) -> Option<Report> {
-        let all = self.users.lock();
-        all.get(user).filter(|local| local.said < local.changes).map(|local| local.report(now))
+        let all = self.all.lock();
+        all.users.get(user).filter(|local| local.said < local.changes).map(|local| local.report(now))
     }
 
     /// What is to be said of everybody.
     pub(super) fn reports(&self, now: Duration) -> Vec<(UserId, Report)> {
-        let all = self.users.lock();
-        let dirty = all.iter().filter(|(_, local)| local.said < local.changes);
+        let all = self.all.lock();
+        let dirty = all.dirty.iter().filter_map(|user| Some((user, all.users.get(user)?)));
         dirty.map(|(user, local)| (user.clone(), local.report(now))).collect()
     }
 
     /// Redis knows what `report` says.
     pub(super) fn said(&self, user: &UserId, report: &Report) {
-        let mut all = self.users.lock();
-        let Some(local) = all.get_mut(user) else { return };
+        let mut all = self.all.lock();
+        let Some(local) = all.users.get_mut(user) else { return };
         local.said = local.said.max(report.changes);
         local.left.retain(|(change, ..)| *change > report.changes);
         local.received.retain(|(change, ..)| *change > report.changes);
-        if local.is_idle() {
-            all.remove(user);
-        }
+        all.settle(user);
     }
 }
 

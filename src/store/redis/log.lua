@@ -8,7 +8,8 @@
 -- clock is ahead (tests), 6 messages and 7 bytes of one user, 8 age in ms (0 = none), 9 overflow (drop or reject),
 -- 10 device age in ms (0 = none), 11 devices, 12 window of ids in ms, 13 fingerprint of the namespace,
 -- 14 the channel for wake-ups, 15 what this Redis was born as, as far as the caller knows, 16 where logs begin that it does
--- not have, 17 the key of its era ('' where keys are spread); what belongs to the step begins at 18.
+-- not have, 17 the key of its era, or where keys are spread the histories of the shards there were at the beginning; what
+-- belongs to the step begins at 18.
 -- KEYS: 1 who is known, 2 when something is due; the step's from 3. Where keys are spread over slots the first three are the
 -- same, and the caller writes down who is known and what is due, from the answers.
 
@@ -21,6 +22,9 @@ local QUOTA, COLLAPSED, CLEARED, LOST = 1, 3, 2, 5
 
 -- A log that may have given out more than it knows of goes on so far behind its head.
 local BEYOND = 1000000
+
+-- How long servers have to say again who is here, in ms.
+local SAY_AGAIN = 15000
 
 local LIVE = {}
 for node in string.gmatch(A[3], '[^,]+') do LIVE[node] = true end
@@ -137,11 +141,14 @@ local function cursor(S, device)
 end
 
 -- What the sessions of each node hold. Of a node that has begun before the list of those that live was asked for, and
--- is not on it, nobody is here any more.
+-- is not on it, nobody is here any more; nor of one that has not said it again in time since this log has come into
+-- another era, before which it may have said otherwise.
 
 local function look(S)
+  local since = S.at and NOW > S.at + SAY_AGAIN
   for node, view in pairs(S.views) do
-    if not LIVE[node] and tonumber(string.match(node, '^%d+')) <= ASKED then S.views[node] = nil end
+    local is_dead = not LIVE[node] and tonumber(string.match(node, '^%d+')) <= ASKED
+    if is_dead or since and view.e ~= S.era then S.views[node] = nil end
   end
 end
 
@@ -316,7 +323,7 @@ local function find_era()
   local info = redis.call('INFO', 'replication')
   local history = string.match(info, 'master_replid:(%x+)')
   -- Each shard has a history of its own, of which nobody keeps a table.
-  if A[17] == '' then return string.sub(history, 1, 16) end
+  if not TOGETHER then return string.sub(history, 1, 16) end
   local here = redis.call('HMGET', A[17], 'birth', 'history', 'era')
   return here[1] == A[15] and here[2] == history and here[3]
 end
@@ -329,7 +336,10 @@ local function enter(S, log, era)
     to = S.head + BEYOND
   elseif S.head == 0 then
     to = tonumber(A[16])
+    -- A shard that was none at the beginning may have had this log, and have come back without it.
+    if not TOGETHER and not string.find(A[17], era, 1, true) then to = math.max(to, math.floor(NOW)) end
   end
+  if S.era then S.at = NOW end
   S.era = era
   if not to or to < from then return end
   S.head = to
@@ -349,7 +359,7 @@ local function take_view(S, log)
   for _ = 1, tonumber(take()) do devices[#devices + 1] = take() end
   local known = S.views[NODE]
   local newer = not known or known.n < n
-  if newer then S.views[NODE] = {n = n, h = held, d = devices} end
+  if newer then S.views[NODE] = {n = n, h = held, d = devices, e = S.era} end
   local seen = tonumber(take())
   if seen > S.seen then S.seen = seen end
   for _ = 1, tonumber(take()) do

@@ -13,6 +13,8 @@
 //! # What is not the same
 //!
 //! - *Durability* is that of the Redis (`appendfsync`, replicas); `store.durability` means nothing here.
+//! - *Sequences* rise by more than one where the Redis may have forgotten some (a failover, a restart, being emptied): the gap is
+//!   [`Loss::Lost`]. What tells that is its era, or in a Cluster the history of the shard; see `enter` in `log.lua`.
 //! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] copies; beyond that, and in a
 //!   Redis Cluster, where users are in different slots, an append is several steps, and what a crash or a lost line leaves
 //!   of it may be some of its recipients. Under an id ([`Once`](super::Once)) it can be asked for again, and reaches each once.
@@ -35,7 +37,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, future::BoxFuture};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -57,6 +59,9 @@ use crate::{
 
 /// How long a receipt may wait before it is written down.
 const NOTE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Users whose receipts are on their way at once. More would make the last of them wait for longer than a reply is waited for.
+const NOTES_AT_ONCE: usize = 256;
 
 /// Between two looks for users of whom something has become too old.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -137,6 +142,10 @@ pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
                     tracing::debug!("what stock has left meanwhile for who has come waits until he comes again");
                 }
             }
+            Told::Forgotten => {
+                shared.locals.say_again();
+                shared.dirty.notify_one();
+            }
             Told::Said { .. } => {}
         }
     }));
@@ -190,7 +199,11 @@ impl Shared {
         let reports = self.locals.reports(self.caller.link()?.steady());
         // They share a line, and so go out together.
         let noting = reports.into_iter().map(|(user, report)| self.note(user, report));
-        futures_util::future::join_all(noting).await.into_iter().collect()
+        let mut noting = futures_util::stream::iter(noting).buffer_unordered(NOTES_AT_ONCE);
+        while let Some(noted) = noting.next().await {
+            noted?;
+        }
+        Ok(())
     }
 
     async fn note(&self, user: UserId, report: Report) -> Result<(), LinkError> {

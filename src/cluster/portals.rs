@@ -1,0 +1,116 @@
+//! Portals at other servers: what is told to them, and what others tell to those that are here.
+//!
+//! An event is told to whose turn it is and to each that hears everything, wherever they are. All of it may be lost with the
+//! line: events are told, not promised.
+
+use std::{borrow::Cow, sync::Arc};
+
+use crate::message::UserId;
+
+/// Something that has happened to a client. Shared by all who are told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// To whose connection, a number of the server it is at. Unlike any other for as long as that server's process lives.
+    pub connection: u64,
+    /// Which server that is.
+    pub at: At,
+    /// Whose connection that is, if that is known.
+    pub user: Option<UserId>,
+    /// What.
+    pub what: What,
+}
+
+/// Where something has happened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum At {
+    /// At the only server there is.
+    #[default]
+    Here,
+    /// At the server of this name, of several.
+    Server(Arc<str>),
+    /// At a server of another make, which has no names for connections.
+    Beside,
+}
+
+/// What has happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// It has connected.
+    Connection,
+    /// It has shown who it is.
+    Authentication,
+    /// It has said something.
+    Message {
+        /// 0, or one above those of the protocol.
+        op: u64,
+        /// The data: JSON text.
+        data: Option<Box<str>>,
+        /// The type.
+        kind: Option<Box<str>>,
+    },
+    /// It is gone.
+    Disconnection,
+}
+
+impl Told {
+    /// The connection's name, unlike that of any other at any server; empty where a server of another make has it.
+    #[must_use]
+    pub fn connection_name(&self) -> Cow<'static, str> {
+        match &self.at {
+            At::Here => self.connection.to_string().into(),
+            At::Server(server) => format!("{server}.{}", self.connection).into(),
+            At::Beside => "".into(),
+        }
+    }
+
+    /// Bytes of memory, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let said = match &self.what {
+            What::Message { data, kind, .. } => {
+                data.as_deref().map_or(0, str::len) + kind.as_deref().map_or(0, str::len)
+            }
+            _ => 0,
+        };
+        size_of::<Self>() + said
+    }
+}
+
+/// The portals of other servers, from the side of one. Nothing here waits.
+pub trait FarPortals: Send + Sync {
+    /// What this server is called among them.
+    fn server(&self) -> Arc<str>;
+
+    /// A portal that takes turns is here, under this name.
+    fn comes(&self, portal: &str);
+
+    /// It is not any more.
+    fn goes(&self, portal: &str);
+
+    /// Whether somebody here is to be told everything.
+    fn set_watching(&self, watching: bool);
+
+    /// Tells the others of an event: it is for `to`, and for all who hear everything, unless it is told `again`, which they
+    /// have heard already. What cannot be told is lost, and counted in the log.
+    fn tell(&self, told: &Arc<Told>, to: Whose<'_>, again: bool);
+}
+
+/// Whose an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose<'a> {
+    /// No portal takes turns.
+    Nobodys,
+    /// That of a portal that is here.
+    Here(&'a str),
+    /// That of one elsewhere, in the words of [`NearPortals::others`].
+    There(&'a str),
+}
+
+/// The portals that are here, from the side of the others. Called on threads of the line's own: must not block.
+pub trait NearPortals: Send + Sync {
+    /// Who takes turns elsewhere, and whether somebody there is to be told everything. Nobody, while the line is lost.
+    fn others(&self, in_turn: &[Arc<str>], listen: bool);
+
+    /// Something has happened elsewhere. It is for `portal`, if that is one of those that came here.
+    fn told(&self, told: Arc<Told>, portal: Option<&str>, again: bool);
+}

@@ -1,0 +1,150 @@
+//! What has happened to a client, as stock's servers tell portals of it: with some words of ours behind it, which stock does
+//! not look at.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::{
+    cluster::portals::{At, Told, What, Whose},
+    message::UserId,
+};
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Message<'a> {
+    #[serde(default)]
+    op: u64,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    d: Option<&'a RawValue>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    t: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Published<'a> {
+    r#type: String,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    message: Option<Message<'a>>,
+    /// A string, mostly: a stock server takes what its authentication says.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    client_id: Option<&'a RawValue>,
+    #[serde(default)]
+    portal_id: String,
+    /// Which of our servers says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    /// Where it has happened, if not there: our server's name, or nothing for one of stock's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    connection: Option<u64>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    again: bool,
+}
+
+/// Something that was told.
+#[derive(Debug)]
+pub(super) struct Heard {
+    pub told: Arc<Told>,
+    /// Whose turn it is.
+    pub portal: Option<String>,
+    pub again: bool,
+}
+
+/// Writes it, as `server` tells it.
+pub(super) fn write(told: &Told, to: Whose<'_>, server: &str, again: bool) -> Vec<u8> {
+    let (name, message) = match &told.what {
+        What::Connection => ("connection", None),
+        What::Authentication => ("authentication", None),
+        What::Message { op, data, kind } => {
+            // It was read as JSON.
+            let d = data.as_deref().and_then(|data| serde_json::from_str(data).ok());
+            ("message", Some(Message { op: *op, d, t: kind.as_deref().map(str::to_owned) }))
+        }
+        What::Disconnection => ("disconnection", None),
+    };
+    let user = told.user.as_ref().and_then(|user| serde_json::value::to_raw_value(user.as_str()).ok());
+    let at = match &told.at {
+        At::Server(at) if **at == *server => None,
+        At::Server(at) => Some(at.to_string()),
+        At::Here => None,
+        At::Beside => Some(String::new()),
+    };
+    let published = Published {
+        r#type: name.to_owned(),
+        message,
+        client_id: user.as_deref(),
+        portal_id: match to {
+            Whose::Nobodys => String::new(),
+            Whose::Here(portal) => format!("{server}.{portal}"),
+            Whose::There(portal) => portal.to_owned(),
+        },
+        from: Some(server.to_owned()),
+        connection: (told.at != At::Beside).then_some(told.connection),
+        at,
+        again,
+    };
+    // Strings, numbers and JSON always have a JSON form.
+    serde_json::to_vec(&published).expect("an event is JSON")
+}
+
+/// Reads it; nothing where it is said by `own`, or not understood.
+pub(super) fn read(text: &[u8], own: &str) -> Option<Heard> {
+    let said: Published<'_> = serde_json::from_slice(text)
+        .inspect_err(|error| tracing::warn!(%error, "something on the channel of events is not understood"))
+        .ok()?;
+    if said.from.as_deref() == Some(own) {
+        return None;
+    }
+    let what = match (said.r#type.as_str(), said.message) {
+        ("connection", _) => What::Connection,
+        ("authentication", _) => What::Authentication,
+        ("message", Some(Message { op, d, t })) => {
+            What::Message { op, data: d.map(|data| data.get().into()), kind: t.map(Into::into) }
+        }
+        ("disconnection", _) => What::Disconnection,
+        _ => return None,
+    };
+    let user = said.client_id.and_then(|id| serde_json::from_str::<String>(id.get()).ok());
+    let at = match (said.at, said.from) {
+        (Some(at), _) if at.is_empty() => At::Beside,
+        (Some(at), _) | (None, Some(at)) => At::Server(at.into()),
+        (None, None) => At::Beside,
+    };
+    let told = Told {
+        connection: said.connection.unwrap_or_default(),
+        at,
+        user: user.and_then(|user| UserId::new(&user).ok()),
+        what,
+    };
+    let portal = (!said.portal_id.is_empty()).then_some(said.portal_id);
+    Some(Heard { told: Arc::new(told), portal, again: said.again })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_read_as_it_was_told_and_not_by_who_told_it() {
+        let what = What::Message { op: 0, data: Some(r#"{"n": 1.0}"#.into()), kind: Some("T".into()) };
+        let told = Told { connection: 7, at: At::Server("1-a".into()), user: UserId::new("a\"").ok(), what };
+        let text = write(&told, Whose::There("portal"), "1-a", true);
+        let expected = r#"{"type":"message","message":{"op":0,"d":{"n": 1.0},"t":"T"},"clientId":"a\"","portalId":"portal","from":"1-a","connection":7,"again":true}"#;
+        assert_eq!(String::from_utf8(text.clone()).unwrap(), expected);
+        assert!(read(&text, "1-a").is_none());
+        let heard = read(&text, "1-b").unwrap();
+        assert_eq!((&*heard.told, heard.portal.as_deref(), heard.again), (&told, Some("portal"), true));
+        // Passed on by another server it is still what it was.
+        let passed = write(&told, Whose::Here("x"), "1-b", true);
+        assert_eq!(*read(&passed, "1-c").unwrap().told, told);
+        let stock = read(br#"{"type":"disconnection","clientId":"a","portalId":"p"}"#, "1-a").unwrap();
+        assert_eq!((&stock.told.at, &stock.told.what), (&At::Beside, &What::Disconnection));
+        let passed = write(&stock.told, Whose::Nobodys, "1-b", false);
+        assert_eq!(*read(&passed, "1-c").unwrap().told, *stock.told);
+        assert!(read(b"{", "1-a").is_none() && read(br#"{"type":"x"}"#, "1-a").is_none());
+        assert_eq!(read(br#"{"type":"connection","clientId":7}"#, "1-a").unwrap().told.user, None);
+    }
+}

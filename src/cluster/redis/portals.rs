@@ -1,0 +1,424 @@
+//! Portals of all servers, stock's among them: the pool of them that stock knows, and what is told to them.
+//!
+//! In stock's pool (`available_portals_pool`) a portal of ours is called `SERVER.PORTAL`, so whoever reads that knows where it
+//! is, and whose it was when the server has died. An event goes over stock's channel (`portal`), as stock's own do; what we
+//! have said there ourselves is passed over, as it was told here before.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, LazyLock, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use serde::Deserialize;
+use tokio::sync::{Notify, mpsc};
+
+use super::{
+    Link, LinkError, Script,
+    event::{self, Heard},
+    feed,
+};
+use crate::cluster::portals::{FarPortals, NearPortals, Told, Whose};
+
+/// Events that wait to be told to other servers, and bytes of those, about. What comes beyond that is lost there, and the log
+/// says so.
+const EVENTS_MAX: usize = 8192;
+const EVENT_BYTES_MAX: usize = 8 << 20;
+
+/// Events told in one go.
+const TOLD_MAX: usize = 64;
+
+/// Portals elsewhere that are known. Those beyond that have no turns of what happens here.
+const FAR_MAX: usize = 1024;
+
+/// How often it is looked who is in the pool, whatever was heard.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What was heard of a portal holds for so long against what stands in the pool: a stock portal says that it is there
+/// before it writes that down.
+const HEARD_FOR: Duration = Duration::from_secs(5);
+
+/// After an attempt that failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// KEYS: 1 the pool, which is its channel too; ARGV: 1 what to do, 2 the portal, 3 what is said. Said once, as a stock server
+/// takes out somebody else where it hears of one that it does not know.
+static CHANGE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local changed = redis.call(ARGV[1], KEYS[1], ARGV[2])
+        if changed == 1 then redis.call('PUBLISH', KEYS[1], ARGV[3]) end
+        return changed",
+    )
+});
+
+/// What stock says when a portal comes or goes.
+#[derive(Debug, Deserialize)]
+struct Ready {
+    id: String,
+    ready: bool,
+}
+
+/// The portals of all servers.
+#[derive(Debug)]
+pub(super) struct Portals {
+    server: Arc<str>,
+    events: mpsc::Sender<Waiting>,
+    waiting_bytes: Arc<AtomicUsize>,
+    /// Something could not be told, and the log says so.
+    told_full: Arc<AtomicBool>,
+    state: Mutex<State>,
+    /// Somebody here is to be told everything. Said under locks of who says it, so it takes none.
+    watching: AtomicBool,
+    /// What was last given on: who takes turns elsewhere, and whether somebody there listens. Held while it is given on, so
+    /// that what is given last is what holds.
+    given: Mutex<(Vec<Arc<str>>, bool)>,
+    changed: Notify,
+    look: Notify,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    text: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Portals that take turns here.
+    here: HashSet<String>,
+    /// Not written down yet: whether it is here.
+    dirty: HashMap<String, bool>,
+    watching_written: Option<bool>,
+    /// What stood in the pool when it was looked at, of other servers.
+    pool: HashSet<Arc<str>>,
+    /// What was heard since: whether it is there.
+    heard: HashMap<Arc<str>, (bool, Instant)>,
+    /// Others are to be told everything.
+    others_watch: bool,
+    /// Somebody has subscribed to stock's channel.
+    stock_listens: bool,
+    /// Nothing is heard for now.
+    deaf: bool,
+}
+
+impl State {
+    /// Who takes turns elsewhere, and whether somebody there is to be told everything.
+    fn others(&mut self, live: &str) -> (Vec<Arc<str>>, bool) {
+        if self.deaf {
+            return (Vec::new(), false);
+        }
+        let now = Instant::now();
+        self.heard.retain(|_, (_, at)| now.saturating_duration_since(*at) < HEARD_FOR);
+        let new = self.heard.iter().filter(|(id, (there, _))| *there && !self.pool.contains(*id));
+        let all = self.pool.iter().chain(new.map(|(id, _)| id));
+        let lives = |id: &&Arc<str>| match (self.heard.get(*id), of_ours(id)) {
+            (Some((there, _)), _) => *there,
+            (None, Some((server, _))) => live.split(',').any(|node| node == server),
+            (None, None) => self.stock_listens,
+        };
+        let mut all: Vec<Arc<str>> = all.filter(lives).cloned().collect();
+        // Each of stock's may have been made to hear everything.
+        let listen = self.others_watch || all.iter().any(|id| of_ours(id).is_none());
+        all.sort_unstable();
+        all.truncate(FAR_MAX);
+        (all, listen)
+    }
+}
+
+/// The server and its portal, if it is called as ours are.
+fn of_ours(id: &str) -> Option<(&str, &str)> {
+    let (server, portal) = id.split_once('.')?;
+    let (time, random) = server.split_once('-')?;
+    let is_server = !time.is_empty()
+        && time.bytes().all(|byte| byte.is_ascii_digit())
+        && random.len() == 16
+        && random.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_server.then_some((server, portal))
+}
+
+impl Portals {
+    /// Begins to tell and to hear.
+    pub(super) fn begin(link: &Arc<Link>, near: Weak<dyn NearPortals>) -> Arc<Self> {
+        let (events, waiting) = mpsc::channel(EVENTS_MAX);
+        let portals = Arc::new(Self {
+            server: link.node().into(),
+            events,
+            waiting_bytes: Arc::default(),
+            told_full: Arc::default(),
+            state: Mutex::new(State { deaf: true, ..State::default() }),
+            watching: AtomicBool::new(false),
+            given: Mutex::default(),
+            changed: Notify::new(),
+            look: Notify::new(),
+        });
+        let (bytes, full) = (portals.waiting_bytes.clone(), portals.told_full.clone());
+        link.keep(|link| keep_telling(link, waiting, bytes, full));
+        let (writing, looking, hearing) = (portals.clone(), portals.clone(), portals.clone());
+        link.keep(|link| keep_writing(link, writing));
+        let to = near.clone();
+        link.keep(|link| keep_looking(link, looking, to));
+        link.keep(|link| keep_hearing(link, hearing, near));
+        portals
+    }
+
+    fn mark(&self, portal: &str, here: bool) {
+        {
+            let mut state = self.state.lock();
+            let name = format!("{}.{portal}", self.server);
+            if here {
+                state.here.insert(name.clone());
+            } else {
+                state.here.remove(&name);
+            }
+            state.dirty.insert(name, here);
+        }
+        self.changed.notify_one();
+    }
+
+    /// Gives on who there is elsewhere, if that has changed.
+    fn give(&self, link: &Link, near: &Weak<dyn NearPortals>) {
+        let Some(near) = near.upgrade() else { return };
+        let live = link.live();
+        let mut given = self.given.lock();
+        let now = self.state.lock().others(&live.nodes);
+        if *given != now {
+            *given = now;
+            near.others(&given.0, given.1);
+        }
+    }
+
+    /// Reads who is in the pool, and sets right what is said there of those that are here.
+    async fn look(&self, link: &Link, near: &Weak<dyn NearPortals>) -> Result<(), LinkError> {
+        let (names, lines) = (link.names(), link.lines());
+        let pool: Vec<String> = lines.ask(redis::cmd("SMEMBERS").arg(names.stock("available_portals_pool"))).await?;
+        let watching: Vec<String> = lines.ask(redis::cmd("SMEMBERS").arg(names.watching())).await?;
+        let stock_listens = if lines.is_spread() {
+            // In a Cluster that cannot be asked.
+            true
+        } else {
+            let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(names.stock("portal")).to_owned();
+            let (_, count): (String, u64) = lines.ask(&asked).await?;
+            count > 0
+        };
+        {
+            let mut state = self.state.lock();
+            let own = |id: &str| of_ours(id).is_some_and(|(server, _)| server == &*self.server);
+            let (mine, others): (Vec<String>, Vec<String>) = pool.into_iter().partition(|id| own(id));
+            let State { here, dirty, .. } = &mut *state;
+            for gone in mine.iter().filter(|id| !here.contains(*id)) {
+                dirty.entry(gone.clone()).or_insert(false);
+            }
+            for missing in here.iter().filter(|id| !mine.contains(id)) {
+                dirty.entry(missing.clone()).or_insert(true);
+            }
+            if watching.iter().any(|server| *server == *self.server) != self.watching.load(Ordering::Acquire) {
+                state.watching_written = None;
+            }
+            state.pool = others.into_iter().map(Into::into).collect();
+            state.others_watch = watching.iter().any(|server| *server != *self.server);
+            state.stock_listens = stock_listens;
+            if !state.dirty.is_empty() || state.watching_written.is_none() {
+                self.changed.notify_one();
+            }
+        }
+        self.give(link, near);
+        Ok(())
+    }
+
+    async fn write(&self, link: &Link) -> Result<(), LinkError> {
+        loop {
+            let wanted = self.watching.load(Ordering::Acquire);
+            let (next, watching) = {
+                let mut state = self.state.lock();
+                let name = state.dirty.keys().next().cloned();
+                let next = name.and_then(|name| state.dirty.remove_entry(&name));
+                let watching = (state.watching_written != Some(wanted)).then_some(wanted);
+                (next, watching)
+            };
+            if let Some((portal, here)) = next {
+                if let Err(error) = change(link, &portal, here).await {
+                    // What has been said since holds.
+                    self.state.lock().dirty.entry(portal).or_insert(here);
+                    return Err(error);
+                }
+            } else if let Some(watching) = watching {
+                watch(link, &self.server, watching).await?;
+                self.state.lock().watching_written = Some(watching);
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Something was said by a stock server or another of ours.
+    fn hear(&self, payload: &[u8], near: &Weak<dyn NearPortals>) {
+        let (Some(Heard { told, portal, again }), Some(near)) = (event::read(payload, &self.server), near.upgrade())
+        else {
+            return;
+        };
+        let portal = portal.as_deref().and_then(of_ours).filter(|(server, _)| *server == &*self.server);
+        near.told(told, portal.map(|(_, portal)| portal), again);
+    }
+
+    fn hear_of_portal(&self, payload: &[u8]) {
+        let Ok(Ready { id, ready }) = serde_json::from_slice::<Ready>(payload).inspect_err(
+            |error| tracing::warn!(%error, "something on the channel of stock's portals is not understood"),
+        ) else {
+            return;
+        };
+        let mut state = self.state.lock();
+        if of_ours(&id).is_none_or(|(server, _)| server != &*self.server) && state.heard.len() < FAR_MAX {
+            state.heard.insert(id.into(), (ready, Instant::now()));
+        }
+    }
+}
+
+async fn change(link: &Link, portal: &str, here: bool) -> Result<(), LinkError> {
+    let said = serde_json::json!({ "id": portal, "ready": here }).to_string();
+    let arguments = [if here { "SADD" } else { "SREM" }, portal, &said];
+    link.lines().run(&CHANGE, &[link.names().stock("available_portals_pool")], &arguments).await
+}
+
+async fn watch(link: &Link, server: &str, watching: bool) -> Result<(), LinkError> {
+    let names = link.names();
+    let command = if watching { "SADD" } else { "SREM" };
+    link.lines().ask::<redis::Value>(redis::cmd(command).arg(names.watching()).arg(server)).await?;
+    link.lines().ask::<redis::Value>(redis::cmd("PUBLISH").arg(names.watching()).arg(server)).await?;
+    Ok(())
+}
+
+/// Takes out the portals of a server that is gone. May be done again.
+pub(super) async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
+    let pool = link.names().stock("available_portals_pool");
+    let all: Vec<String> = link.lines().ask(redis::cmd("SMEMBERS").arg(pool)).await?;
+    for portal in all.iter().filter(|id| of_ours(id).is_some_and(|(server, _)| server == node)) {
+        change(link, portal, false).await?;
+    }
+    link.lines().ask::<redis::Value>(redis::cmd("SREM").arg(link.names().watching()).arg(node)).await.map(|_| ())
+}
+
+async fn keep_telling(
+    link: Weak<Link>,
+    mut waiting: mpsc::Receiver<Waiting>,
+    bytes: Arc<AtomicUsize>,
+    told_full: Arc<AtomicBool>,
+) {
+    let mut some = Vec::with_capacity(TOLD_MAX);
+    while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
+        let Some(link) = link.upgrade() else { return };
+        let channel = link.names().stock("portal");
+        let tell = async |Waiting { text }: Waiting| {
+            bytes.fetch_sub(text.len(), Ordering::Relaxed);
+            link.lines().ask::<redis::Value>(redis::cmd("PUBLISH").arg(&channel).arg(text)).await
+        };
+        // They share a line, which keeps their order.
+        let told = futures_util::future::join_all(some.drain(..).map(tell)).await;
+        match told.into_iter().find(Result::is_err) {
+            None => told_full.store(false, Ordering::Relaxed),
+            Some(Err(error)) if !told_full.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(%error, "portals elsewhere were not told what has happened");
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+async fn keep_writing(link: Weak<Link>, portals: Arc<Portals>) {
+    loop {
+        portals.changed.notified().await;
+        let Some(link) = link.upgrade() else { return };
+        if let Err(error) = portals.write(&link).await {
+            tracing::debug!(%error, "which portals are here is written down later");
+            tokio::time::sleep(RETRY_PAUSE).await;
+            portals.changed.notify_one();
+        }
+    }
+}
+
+async fn keep_looking(link: Weak<Link>, portals: Arc<Portals>, near: Weak<dyn NearPortals>) {
+    loop {
+        _ = tokio::time::timeout(LOOK, portals.look.notified()).await;
+        let Some(link) = link.upgrade() else { return };
+        if let Err(error) = portals.look(&link, &near).await {
+            tracing::debug!(%error, "it was not looked which portals there are");
+        }
+    }
+}
+
+async fn keep_hearing(link: Weak<Link>, portals: Arc<Portals>, near: Weak<dyn NearPortals>) {
+    let Some(here) = link.upgrade() else { return };
+    let channels = [here.names().stock("available_portals_pool"), here.names().watching()];
+    // By a pattern: among the subscribers of that channel are only stock's portals.
+    let events = here.names().stock("portal");
+    drop(here);
+    let (pool, said) = (&channels[0], &events);
+    feed::hear(link, &channels, &events, feed::SelfHeard::Elsewhere, |link, heard| {
+        match heard {
+            feed::Heard::Begins => {
+                portals.state.lock().deaf = false;
+                portals.look.notify_one();
+            }
+            feed::Heard::Lost => {
+                portals.state.lock().deaf = true;
+                portals.give(link, &near);
+            }
+            feed::Heard::Said(channel, payload) if channel == said => portals.hear(payload, &near),
+            feed::Heard::Said(channel, payload) if channel == pool => {
+                portals.hear_of_portal(payload);
+                portals.give(link, &near);
+            }
+            feed::Heard::Said(..) => portals.look.notify_one(),
+        }
+        false
+    })
+    .await;
+}
+
+impl FarPortals for Portals {
+    fn server(&self) -> Arc<str> {
+        self.server.clone()
+    }
+
+    fn comes(&self, portal: &str) {
+        self.mark(portal, true);
+    }
+
+    fn goes(&self, portal: &str) {
+        self.mark(portal, false);
+    }
+
+    fn set_watching(&self, watching: bool) {
+        if self.watching.swap(watching, Ordering::AcqRel) != watching {
+            self.changed.notify_one();
+        }
+    }
+
+    fn tell(&self, told: &Arc<Told>, to: Whose<'_>, again: bool) {
+        let text = event::write(told, to, &self.server, again);
+        let bytes = text.len();
+        let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= EVENT_BYTES_MAX;
+        if !fits || self.events.try_send(Waiting { text }).is_err() {
+            self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            if !self.told_full.swap(true, Ordering::Relaxed) {
+                tracing::warn!("too much waits to be told to portals elsewhere: some of it is lost");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_portal_of_ours_is_known_by_its_name_and_stocks_is_not() {
+        let server = "1764057612345-0123456789abcdef";
+        assert_eq!(of_ours(&format!("{server}.seat-1")), Some((server, "seat-1")));
+        for stock in ["3b241101-e2bb-4255-8caf-4136c566a962", "1-2.3", "", ".", "a-0123456789abcdef.x"] {
+            assert_eq!(of_ours(stock), None);
+        }
+    }
+}
