@@ -47,8 +47,9 @@ const KEPT_MAX: usize = 64;
 /// How long another server has to keep a message for its users, before others look whether it has.
 const OTHERS_HAVE: Duration = Duration::from_secs(1);
 
-/// Messages that wait for that. With one more, the first is looked at now.
+/// Messages that wait for that, and copies of them. With one more, the first is looked at now.
 const LATE_MAX: usize = 8192;
+const LATE_COPIES_MAX: usize = 500_000;
 
 /// Copies looked for in one step.
 const LOOKED_MAX: usize = 500;
@@ -145,17 +146,35 @@ struct Late {
     messages: VecDeque<(Instant, Heard)>,
     /// In how many of them each user is.
     users: HashMap<UserId, usize>,
+    /// All of these together.
+    copies: usize,
 }
 
 impl Late {
     fn put(&mut self, due: Instant, heard: Heard) {
-        for user in &heard.users {
-            *self.users.entry(user.clone()).or_default() += 1;
-        }
+        self.remember(&heard.users);
         self.messages.push_back((due, heard));
     }
 
+    /// Before all others.
+    fn put_back(&mut self, due: Instant, heard: Heard) {
+        self.remember(&heard.users);
+        self.messages.push_front((due, heard));
+    }
+
+    fn are_too_many(&self) -> bool {
+        self.messages.len() > LATE_MAX || self.copies > LATE_COPIES_MAX
+    }
+
+    fn remember(&mut self, users: &[UserId]) {
+        self.copies += users.len();
+        for user in users {
+            *self.users.entry(user.clone()).or_default() += 1;
+        }
+    }
+
     fn forget(&mut self, users: &[UserId]) {
+        self.copies = self.copies.saturating_sub(users.len());
         for user in users {
             if let Some(count) = self.users.get_mut(user) {
                 *count -= 1;
@@ -170,7 +189,7 @@ impl Late {
     fn due(&mut self) -> Vec<Heard> {
         let (mut due, now) = (Vec::new(), Instant::now());
         while due.len() < KEPT_MAX
-            && (self.messages.len() > LATE_MAX || self.messages.front().is_some_and(|(when, _)| *when <= now))
+            && (self.are_too_many() || self.messages.front().is_some_and(|(when, _)| *when <= now))
             && let Some((_, heard)) = self.messages.pop_front()
         {
             self.forget(&heard.users);
@@ -244,13 +263,10 @@ async fn seen_to(link: &Link, late: &mut Late) -> Vec<FromBeside> {
             tracing::debug!(%error, "it is looked later whether what stock said was kept");
             // In their order, and before what comes behind them.
             for heard in due.into_iter().rev() {
-                for user in &heard.users {
-                    *late.users.entry(user.clone()).or_default() += 1;
-                }
-                late.messages.push_front((Instant::now() + OTHERS_HAVE, heard));
+                late.put_back(Instant::now() + OTHERS_HAVE, heard);
             }
             // Too many cannot be kept while nobody can be asked.
-            while late.messages.len() > LATE_MAX
+            while late.are_too_many()
                 && let Some((_, heard)) = late.messages.pop_front()
             {
                 tracing::warn!("stock says more than can be kept: a message of its may be lost");
@@ -275,19 +291,19 @@ static UNMADE: LazyLock<Script> = LazyLock::new(|| {
 
 async fn unmade(link: &Link, heard: &[Heard]) -> Result<Vec<FromBeside>, LinkError> {
     let names = link.names();
-    let mut found = Vec::new();
-    for heard in heard {
-        let Some(id) = &heard.id else { continue };
+    let look = async |heard: &Heard| -> Result<Option<FromBeside>, LinkError> {
+        let Some(id) = &heard.id else { return Ok(None) };
+        let mut unmade = Vec::new();
         for users in heard.users.chunks(LOOKED_MAX) {
             let mut keys = vec![names.ours()];
             keys.extend(users.iter().map(|user| names.copied(user.as_str(), id.as_str())));
             let asked: Vec<&str> = users.iter().map(UserId::as_str).collect();
             let answer: Vec<bool> = link.lines().run(&UNMADE, &keys, &asked).await?;
-            let unmade: Vec<_> = users.iter().zip(answer).filter(|(_, is)| *is).map(|(user, _)| user.clone()).collect();
-            if !unmade.is_empty() {
-                found.push(late(heard, unmade));
-            }
+            unmade.extend(users.iter().zip(answer).filter(|(_, is)| *is).map(|(user, _)| user.clone()));
         }
-    }
-    Ok(found)
+        Ok((!unmade.is_empty()).then(|| late(heard, unmade)))
+    };
+    // They share a line, and so go out together.
+    let found = futures_util::future::try_join_all(heard.iter().map(look)).await?;
+    Ok(found.into_iter().flatten().collect())
 }

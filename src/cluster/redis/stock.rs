@@ -243,6 +243,8 @@ mod tests {
         {
             assert_eq!(read(nothing), None);
         }
+        let mark = br#"{"message":{"op":0,"t":"MARK"},"recipients":[],"from":"mesa","mark":"1-a-7"}"#;
+        assert_eq!(read(mark), Some(Said::Mark("1-a-7".into())));
         let ours = write(payload.as_bytes(), &recipients).unwrap();
         assert_eq!(read(&ours), None);
         let expected = r#"{"message":{"op":0,"d":{"n":1.0},"t":"T"},"recipients":["a","b"],"from":"mesa"}"#;
