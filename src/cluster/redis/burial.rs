@@ -14,7 +14,7 @@ use super::{
 };
 
 /// Users taken away in one step.
-const STEP: usize = 500;
+const STEP: usize = 200;
 
 /// Whoever takes something away has this long, in ms, from one step to the next, before another goes on in his place.
 const CLAIM_MS: u64 = 5000;

@@ -192,17 +192,22 @@ pub(super) async fn connected(link: &Link, users: &[UserId]) -> Result<Vec<Besid
     Ok(found)
 }
 
-/// KEYS: 1 ours; ARGV: 1 for how long who has gone is remembered, in ms.
+/// KEYS: 1 ours; ARGV: 1 for how long who has gone is remembered, in ms, 2 how many are forgotten at most. Gives how many were.
 static FORGET: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
-        redis.call('ZREMRANGEBYSCORE', KEYS[1], '(0', string.format('%.0f', t[1] * 1000 - ARGV[1]))",
+        local until_then = string.format('%.0f', t[1] * 1000 - ARGV[1])
+        local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '(0', until_then, 'LIMIT', 0, ARGV[2])
+        for _, user in ipairs(gone) do redis.call('ZREM', KEYS[1], user) end
+        return #gone",
     )
 });
 
 /// Forgets whom we had put among the connected, of those who went long ago.
 pub(super) async fn forget(link: &Link) -> Result<(), LinkError> {
-    link.lines().run(&FORGET, &[link.names().ours()], &[REMEMBERED_MS.to_string()]).await
+    let (keys, arguments) = ([link.names().ours()], [REMEMBERED_MS.to_string(), ASKED_MAX.to_string()]);
+    while link.lines().run::<usize>(&FORGET, &keys, &arguments).await? == ASKED_MAX {}
+    Ok(())
 }
 
 /// Everybody who is connected, to whichever server.
