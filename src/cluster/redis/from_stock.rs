@@ -72,7 +72,7 @@ pub(super) struct FromStock {
     /// The last mark, and how many messages came since; nothing before the first.
     place: Mutex<Option<(String, u64)>>,
     /// It was begun to listen anew.
-    anew: Arc<Notify>,
+    pub(super) anew: Arc<Notify>,
 }
 
 impl FromStock {

@@ -197,6 +197,7 @@ impl Cluster for Servers {
         let (past, own) = (self.link.names().past(), self.link.node().to_owned());
         let from_stock = may_have_stock(&self.link)
             .then(|| FromStock::begin(&self.link, self.presence.clone(), hears.clone(), keeps));
+        let anew = from_stock.as_ref().map(|from_stock| from_stock.anew.clone());
         self.link.listen(Arc::new(move |told| match told {
             Told::Said { channel, payload } if *channel == past => {
                 if let Some(word) = words::decode(payload, &own) {
@@ -209,5 +210,9 @@ impl Cluster for Servers {
                 }
             }
         }));
+        // A mark that was said before this may not have been heard.
+        if let Some(anew) = anew {
+            anew.notify_one();
+        }
     }
 }
