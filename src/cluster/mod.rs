@@ -16,7 +16,7 @@ use std::sync::{Arc, Weak};
 
 use futures_util::future::BoxFuture;
 
-use crate::message::{Payload, Recipients, UserId};
+use crate::message::{DispatchId, Payload, Recipients, UserId};
 use portals::{FarPortals, NearPortals};
 
 /// Something that every server is told.
@@ -43,9 +43,33 @@ pub enum Word {
 /// Who is told what other servers say. Must not block.
 pub type Hears = Arc<dyn Fn(Word) + Send + Sync>;
 
-/// Who keeps messages that came from a server of another make for users who are here: one after the other, and resolves when
-/// they are kept.
-pub type Keeps = Arc<dyn Fn(Vec<(Payload, Vec<UserId>)>) -> BoxFuture<'static, ()> + Send + Sync>;
+/// A message from a server of another make, for users of ours.
+#[derive(Clone, Debug)]
+pub struct FromBeside {
+    /// What is said.
+    pub payload: Payload,
+    /// Who it is for.
+    pub users: Vec<UserId>,
+    /// By which all of our servers that hear it know it; each of its users is to have it once. `None`: not known; what several
+    /// keep of it comes several times.
+    pub id: Option<DispatchId>,
+    /// Heard a while ago, and kept by nobody since. Where nothing is kept there is nothing to be done.
+    pub late: bool,
+}
+
+/// Who keeps messages that came from a server of another make: one after the other, and resolves when they are kept.
+pub type Keeps = Arc<dyn Fn(Vec<FromBeside>) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// How a user is connected to servers of another make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// Not at all.
+    Not,
+    /// Perhaps. He is taken to be connected, and may be so because he is, or was a moment ago, at one of ours.
+    Also,
+    /// He is, and was at none of ours.
+    Alone,
+}
 
 /// The other servers, from the side of one.
 pub trait Cluster: Send + Sync + 'static {
@@ -61,12 +85,18 @@ pub trait Cluster: Send + Sync + 'static {
     /// Connections at the other servers in all; 0 where that cannot be found out now.
     fn all_elsewhere(&self) -> BoxFuture<'_, usize>;
 
-    /// Which of these users are connected to any server, where there are servers of another make (stock's): those have to be
-    /// told. `None` where there are none, or that cannot be found out.
-    fn beside<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<bool>>>;
+    /// How each of these users is connected to servers of another make (stock's): those who are have to be told there. Empty
+    /// where there are no such servers; `None` where that cannot be found out now.
+    fn beside<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<Beside>>>;
 
-    /// Has servers of another make send a message to users of theirs. False where that could not be said.
-    fn tell_beside<'a>(&'a self, payload: &'a Payload, users: &'a [UserId]) -> BoxFuture<'a, bool>;
+    /// Has servers of another make send a message to users of theirs; one with an id only where no dispatch with that id has
+    /// been answered. False where that could not be said.
+    fn tell_beside<'a>(
+        &'a self,
+        payload: &'a Payload,
+        users: &'a [UserId],
+        id: Option<&'a DispatchId>,
+    ) -> BoxFuture<'a, bool>;
 
     /// Users who are connected to any server, in the order of their ids, those above `after`; `None` where that cannot be
     /// found out now.

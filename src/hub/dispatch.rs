@@ -69,7 +69,7 @@ impl Hub {
     /// call the message back.
     ///
     /// # Errors
-    /// When the store takes nothing; then nobody was sent anything.
+    /// When the store takes nothing; then nobody was sent anything, but for users of servers of another make.
     pub async fn dispatch(&self, dispatch: Dispatch) -> Result<Outcome, StoreError> {
         let mut outcomes = self.dispatch_all(vec![dispatch]).await?;
         Ok(outcomes.pop().unwrap_or_default())
@@ -139,28 +139,16 @@ impl Hub {
         if self.cluster.is_some() {
             // What is to be answered the same every time is found out before.
             for one in &mut kept {
-                self.look_beside(one).await;
+                self.look_beside(one).await?;
                 if let Some(once) = &mut one.append.once {
                     once.online = self.connections_of(&one.to.users).await.iter().map(|count| *count > 0).collect();
                     once.online.extend(std::iter::repeat_n(true, one.to.only_beside));
                 }
             }
         }
-        let (mut appends, mut told, mut beside) = (Vec::new(), Vec::new(), Vec::new());
-        for Kept { append, to, beside: also } in kept {
-            beside.push((append.payload.clone(), also));
-            appends.push(append);
-            told.push(to);
-        }
+        self.tell_beside(&kept).await?;
+        let (appends, mut told): (Vec<_>, Vec<_>) = kept.into_iter().map(|kept| (kept.append, kept.to)).unzip();
         let appended = self.store.append_all(appends).await?;
-        for ((payload, users), appended) in beside.iter().zip(&appended) {
-            let Some(cluster) = self.cluster.as_ref().filter(|_| !users.is_empty() && !appended.duplicate) else {
-                continue;
-            };
-            if !cluster.tell_beside(payload, users).await {
-                return Err(StoreError::Unreachable("users of other servers were not told".into()));
-            }
-        }
         for one in &mut told {
             one.online = self.connections_of(&one.users).await;
         }

@@ -1,14 +1,14 @@
 //! The other servers, where there are any: what is said to them and heard from them, and who is there.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
 use super::{Hub, dispatch::Kept, mailbox::Leave};
 use crate::{
-    cluster::Word,
-    message::{Payload, Recipients, UserId},
-    store::Append,
+    cluster::{Beside, FromBeside, Word},
+    message::{Recipients, UserId},
+    store::{Append, StoreError},
 };
 
 impl Hub {
@@ -32,7 +32,7 @@ impl Hub {
             }
         });
         let hub = Arc::downgrade(self);
-        let keeps = Arc::new(move |messages: Vec<(Payload, Vec<UserId>)>| -> BoxFuture<'static, ()> {
+        let keeps = Arc::new(move |messages: Vec<FromBeside>| -> BoxFuture<'static, ()> {
             let hub = hub.upgrade();
             Box::pin(async move {
                 if let Some(hub) = hub {
@@ -43,11 +43,11 @@ impl Hub {
         cluster.hear(hears, keeps);
     }
 
-    /// Keeps what servers of another make say to users who are here; where that cannot be done it is passed by the log, which
-    /// is all that those do.
-    async fn keep_from_beside(&self, messages: Vec<(Payload, Vec<UserId>)>) {
-        let pass = |messages: &[(Payload, Vec<UserId>)]| {
-            for (payload, users) in messages {
+    /// Keeps what servers of another make say to users of ours; where that cannot be done it is passed by the log to those who
+    /// are here, which is all that those do.
+    async fn keep_from_beside(&self, messages: Vec<FromBeside>) {
+        let pass = |messages: &[FromBeside]| {
+            for FromBeside { payload, users, .. } in messages.iter().filter(|message| !message.late) {
                 for user in users {
                     let (_, dropped) = self.registry.put(user, payload);
                     self.metrics.unsynced_dropped.inc_by(dropped);
@@ -58,8 +58,11 @@ impl Hub {
             pass(&messages);
             return;
         }
-        let appends = messages.iter().map(|(payload, users)| Append::new(payload.clone(), users.clone())).collect();
-        if let Err(error) = self.store.append_all(appends).await {
+        let append = |message: &FromBeside| Append {
+            each_once: message.id.clone(),
+            ..Append::new(message.payload.clone(), message.users.clone())
+        };
+        if let Err(error) = self.store.append_all(messages.iter().map(append).collect()).await {
             tracing::warn!(%error, "what stock has said is sent and not kept");
             pass(&messages);
         }
@@ -85,46 +88,50 @@ impl Hub {
         }
     }
 
-    /// Takes out of what is to be kept those who are connected to servers of another make and to none of ours, and notes
-    /// who has to be told of beside.
+    /// Takes out of what is to be kept those who are at servers of another make alone, and notes who has to be told of there.
+    /// Who may be connected because of us is both kept and told: he may have gone, or his server, and nobody has noted it yet.
     ///
-    /// Where it is not certain that somebody is at none of ours, it is kept: it may come twice then, and is not lost. So those who
-    /// come or go just now are looked for before and behind the question whether they are connected at all.
-    pub(super) async fn look_beside(&self, kept: &mut Kept) {
-        let Some(cluster) = &self.cluster else { return };
-        if cluster.beside(&[]).await.is_none() {
-            return;
-        }
-        let before = self.at_none_of_ours(&**cluster, &kept.to.users).await;
-        let Some(connected) = cluster.beside(&kept.to.users).await.filter(|connected| connected.contains(&true)) else {
-            return;
+    /// # Errors
+    /// When it cannot be found out who is there.
+    pub(super) async fn look_beside(&self, kept: &mut Kept) -> Result<(), StoreError> {
+        let Some(cluster) = &self.cluster else { return Ok(()) };
+        let Some(found) = cluster.beside(&kept.to.users).await else {
+            return Err(StoreError::Unreachable("it cannot be found out who is at other servers".into()));
         };
-        let after = self.at_none_of_ours(&**cluster, &kept.to.users).await;
-        let at_none = before.into_iter().zip(after).map(|(before, after)| before && after);
-        let mut flags = connected.iter().zip(at_none).map(|(connected, at_none)| (*connected, at_none));
-        let users = std::mem::take(&mut kept.to.users);
-        for user in users {
-            let (connected, nowhere_here) = flags.next().unwrap_or_default();
-            if connected {
+        if found.iter().all(|one| *one == Beside::Not) {
+            return Ok(());
+        }
+        for (user, beside) in std::mem::take(&mut kept.to.users).into_iter().zip(found) {
+            if beside != Beside::Not {
                 kept.beside.push(user.clone());
             }
-            if connected && nowhere_here {
+            // Who has only just come may not have been written down.
+            if beside == Beside::Alone && self.registry.connections(&user) == 0 {
                 kept.to.only_beside += 1;
             } else {
                 kept.to.users.push(user);
             }
         }
         kept.append.recipients.clone_from(&kept.to.users);
+        Ok(())
     }
 
-    /// Who of these is certainly connected to none of our servers.
-    async fn at_none_of_ours(&self, cluster: &dyn crate::cluster::Cluster, users: &[UserId]) -> Vec<bool> {
-        match cluster.elsewhere(users).await {
-            Some(counts) => {
-                users.iter().zip(counts).map(|(user, count)| count + self.registry.connections(user) == 0).collect()
+    /// Tells servers of another make of what is for users of theirs. Before it is kept here: what is answered has been told, and
+    /// what could not be kept may be told once more when it is said again.
+    ///
+    /// # Errors
+    /// When that cannot be said.
+    pub(super) async fn tell_beside(&self, kept: &[Kept]) -> Result<(), StoreError> {
+        let Some(cluster) = &self.cluster else { return Ok(()) };
+        let mut said = HashSet::new();
+        for Kept { append, beside, .. } in kept.iter().filter(|kept| !kept.beside.is_empty()) {
+            let id = append.once.as_ref().map(|once| &once.id);
+            let again = id.is_some_and(|id| !said.insert(id));
+            if !again && !cluster.tell_beside(&append.payload, beside, id).await {
+                return Err(StoreError::Unreachable("users of other servers were not told".into()));
             }
-            None => vec![false; users.len()],
         }
+        Ok(())
     }
 
     /// Connections of each of these users, at all servers; at this one alone where the others cannot be asked.

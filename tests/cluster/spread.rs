@@ -1,6 +1,9 @@
 //! Two servers on a Redis Cluster, as their users see them while its nodes die and its slots move.
 
-use std::time::Duration;
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
@@ -33,6 +36,23 @@ async fn over_a_redis_cluster_all_are_reached_also_when_a_primary_dies() {
     for client in &mut clients {
         assert_eq!(through(client, n).await, (1..=n).collect::<Vec<_>>());
     }
+    // Whoever subscribes where stock would: nobody there can have users.
+    let port = cluster.nodes[0].port.to_string();
+    let mut subscriber = Command::new("redis-cli")
+        .args(["--no-auth-warning", "-a", PASSWORD, "-p", &port, "SUBSCRIBE", "ws"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("redis-cli runs");
+    for each in 0..20 {
+        let user = format!("guest-{each}");
+        drop(stage.client(0, &user).await);
+        stage.dispatch(each % 2, &message(each as u64, &[&user])).await;
+        assert_eq!(next(&mut stage.client(1, &user).await).await, each, "it waits for who has just gone");
+    }
+    _ = subscriber.kill();
+    _ = subscriber.wait();
+    stage.until("the guests to be gone", 0, "/v1/users?online=true", online).await;
     // The one with the leases and with who is here, and after it the one with the first of the configuration.
     for victim in [cluster.owner("mesa:{here}:nodes"), &cluster.nodes[0]] {
         let before = n;

@@ -26,6 +26,8 @@ const does = {
     await new Promise((resolve) => server.wss.on('listening', resolve))
   },
   async dispatch({ sync, numbers, to, keep = true, via }) {
+    // What waits for its connection is a burst too.
+    await Promise.all([dispatcher(sync).redis.ping(), dispatcher(sync).publisher.ping()])
     for (const n of numbers) {
       const message = keep ? new stock.Message(0, n, 'N') : new stock.Message(0, n, 'N', { sync: false })
       dispatcher(sync, via).dispatch(message, to)

@@ -43,6 +43,9 @@ pub enum Told {
     Woken(Vec<UserId>),
     /// For a while nothing was heard: any log may have more.
     Gap,
+    /// From now on these users of this server are connected in stock's eyes; what was left for them before may not be seen
+    /// by anybody. Not said by others, but by whoever has written it down here.
+    Came(Vec<UserId>),
     /// This server was taken for dead, or the Redis may have forgotten something: who is here is to be said again.
     Forgotten,
     /// Something on a channel that is not about logs.

@@ -7,15 +7,19 @@
 //! - `feed`: what other servers say
 //! - `portals`: which portals there are, stock's too, and what is told to them; `event`: how that is written
 //! - `presence`: who is connected to which server
+//! - `burial`: takes away what servers have left that have died
 //! - `stock`: what stock's servers and Dispatchers say
+//! - `from_stock`: keeps what stock says to users of ours, once, whichever of the servers is there
 //! - `words`: what servers tell each other, as it is written
 //! - [`Servers`]: all of that as a [`Cluster`](super::Cluster)
 //!
 //! The line has a small runtime of its own. So a caller that gives up leaves its request to come to its end, and one that
 //! may wait can do so on any thread.
 
+mod burial;
 mod event;
 mod feed;
+mod from_stock;
 mod lease;
 mod line;
 pub mod names;
@@ -307,7 +311,7 @@ impl Link {
         let link = self.clone();
         self.run(async move {
             lease::leave(&link.lines, &link.names, link.ahead_ms()).await?;
-            presence::Presence::leave(&link).await
+            burial::leave(&link).await
         })
         .await
     }

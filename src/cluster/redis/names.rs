@@ -84,6 +84,18 @@ impl Names {
         self.stock("mesa:{here}:online")
     }
 
+    /// Whom we have put among those whom stock takes to be connected: 0, or since when he is not there any more.
+    #[must_use]
+    pub fn ours(&self) -> String {
+        self.stock("mesa:{here}:ours")
+    }
+
+    /// Servers that have died, and until when somebody is taking away what each has left.
+    #[must_use]
+    pub fn dead(&self) -> String {
+        self.stock("mesa:{here}:dead")
+    }
+
     /// Who is connected to one server, and how often.
     #[must_use]
     pub fn at(&self, node: &str) -> String {

@@ -1,23 +1,27 @@
 //! Who is connected to which server.
 //!
 //! Each server keeps a table of its users; who is in any of them is online. A server that dies leaves its table behind, and
-//! whichever other finds that its lease has ended takes it away. Stock's own names for the same (`connected_clients`, and
-//! how many there are) are kept right beside it.
+//! whichever other finds that its lease has ended takes it away (`burial`).
+//!
+//! Stock's own names for the same (`connected_clients`, and how many there are) are written in the same step, so that they
+//! never say anything else. Those in `connected_clients` may be stock's or ours, and a user stays among them for a while
+//! when he has gone: until his server has written it down, or, where it has died, until another has found that. So it is
+//! noted too whom we have put there, and when he went. Who is connected and is not among those is stock's alone.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, LazyLock, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
-    Link,
+    Link, Told, burial,
     line::{LinkError, Script},
 };
 use crate::message::UserId;
@@ -28,88 +32,64 @@ const BATCH_MAX: usize = 200;
 /// What changes within this time is written down together.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Who has gone counts as being here for this long: whoever has seen him here may have something on its way.
+const STILL_HERE: Duration = Duration::from_secs(15);
+
+/// Of those, so many; beyond that the first who went is forgotten. Another look, after a while, is had at him anyway.
+const GONE_MAX: usize = 50_000;
+
 /// After an attempt that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// How often it is looked whether a server has died.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// KEYS: 1 online, 2 nodes, 3 this node's table, then those of others; ARGV: 1 this node, 2 what a table's name begins with, 3 how
-/// it ends, 4 what stock calls `connected_clients` ('' where that is elsewhere), then each user and how many connections. Gives
-/// who is here or at another, and who went, of all servers.
+/// KEYS: 1 online, 2 nodes, 3 this node's table, 4 the dead, then tables of others; ARGV: 1 this node, 2 what a table's name begins
+/// with, 3 how it ends, 4 `connected_clients` ('' where there is no stock), 5 ours, then each user and how many connections. Gives
+/// who is connected in stock's eyes since this.
 ///
 /// The others' tables are named among the keys, here and below, because a slot of a Cluster may be moving: then a table that is
 /// not there any more looks as if nobody were at that server, unless the Cluster was told that it is needed.
+///
+/// A server that was taken for dead, and does not know it yet, writes what will have to be taken away unless it comes back.
 static HERE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local came, went = {}, {}
-        for at = 5, #ARGV, 2 do
+        "local t, came = redis.call('TIME'), {}
+        local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
+        if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then redis.call('ZADD', KEYS[4], 'NX', 0, ARGV[1]) end
+        for at = 6, #ARGV, 2 do
           local user, count = ARGV[at], tonumber(ARGV[at + 1])
           if count > 0 then
             redis.call('HSET', KEYS[3], user, count)
             redis.call('ZADD', KEYS[1], 0, user)
-            came[#came + 1] = user
+            if ARGV[4] ~= '' then
+              redis.call('ZADD', ARGV[5], 0, user)
+              if redis.call('SADD', ARGV[4], user) == 1 then came[#came + 1] = user end
+            end
           else
             redis.call('HDEL', KEYS[3], user)
             local elsewhere = false
             for _, node in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
               elsewhere = elsewhere or redis.call('HEXISTS', ARGV[2] .. node .. ARGV[3], user) == 1
             end
-            if elsewhere then
-              came[#came + 1] = user
-            else
-              redis.call('ZREM', KEYS[1], user)
-              went[#went + 1] = user
+            if not elsewhere and redis.call('ZREM', KEYS[1], user) == 1 and ARGV[4] ~= '' then
+              redis.call('SREM', ARGV[4], user)
+              redis.call('ZADD', ARGV[5], now, user)
             end
           end
         end
-        if ARGV[4] ~= '' then
-          for _, user in ipairs(came) do redis.call('SADD', ARGV[4], user) end
-          for _, user in ipairs(went) do redis.call('SREM', ARGV[4], user) end
-        end
-        return {came, went}",
+        return came",
     )
 });
 
-/// KEYS: 1 online, 2 nodes, 3 the dead node's table, then others'; ARGV: 1 the dead node, 2 and 3 as above. Gives who is nowhere else. May be
-/// done again.
-static BURY: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "local t = redis.call('TIME')
-        local lease = redis.call('ZSCORE', KEYS[2], ARGV[1])
-        if lease and tonumber(lease) > t[1] * 1000 then return {} end
-        local went = {}
-        for _, user in ipairs(redis.call('HKEYS', KEYS[3])) do
-          local elsewhere = false
-          for _, node in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-            elsewhere = elsewhere or node ~= ARGV[1] and redis.call('HEXISTS', ARGV[2] .. node .. ARGV[3], user) == 1
-          end
-          if not elsewhere then
-            redis.call('ZREM', KEYS[1], user)
-            went[#went + 1] = user
-          end
-        end
-        return went",
-    )
-});
-
-/// KEYS: 1 nodes, 2 the dead node's table, 3 counts; ARGV: 1 the dead node. Gives how many connections it had; once.
-static FORGET: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "redis.call('DEL', KEYS[2])
-        redis.call('ZREM', KEYS[1], ARGV[1])
-        local count = redis.call('HGET', KEYS[3], ARGV[1]) or 0
-        redis.call('HDEL', KEYS[3], ARGV[1])
-        return tonumber(count)",
-    )
-});
-
-/// KEYS: 1 counts; ARGV: 1 this node, 2 how many it has. Gives by how much that is more.
+/// KEYS: 1 counts, 2 nodes, 3 the dead; ARGV: 1 this node, 2 how many it has, 3 `connected_clients_count` ('' where there is no
+/// stock).
 static COUNT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local before = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0)
+        "local more = ARGV[2] - tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0)
         redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-        return ARGV[2] - before",
+        if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then redis.call('ZADD', KEYS[3], 'NX', 0, ARGV[1]) end
+        if ARGV[3] ~= '' and more ~= 0 then redis.call('INCRBY', ARGV[3], string.format('%.0f', more)) end",
     )
 });
 
@@ -126,6 +106,9 @@ pub struct Presence {
 #[derive(Debug, Default)]
 struct Here {
     users: HashMap<UserId, usize>,
+    /// Who was here until a moment ago, and since when he is not; and the same in the order in which they went.
+    gone: HashMap<UserId, Instant>,
+    went: VecDeque<(Instant, UserId)>,
     /// Not written down yet.
     dirty: HashMap<UserId, usize>,
 }
@@ -144,8 +127,9 @@ impl Presence {
         {
             let mut here = self.here.lock();
             if connections == 0 {
-                here.users.remove(user);
+                here.goes(user);
             } else {
+                here.gone.remove(user);
                 here.users.insert(user.clone(), connections);
             }
             here.dirty.insert(user.clone(), connections);
@@ -162,16 +146,19 @@ impl Presence {
         self.stock.load(Ordering::Relaxed)
     }
 
-    /// Those of these users who are here.
-    pub(super) fn of_here(&self, users: Vec<UserId>) -> Vec<UserId> {
+    /// Those of these users who are here, or were until a moment ago; and the others.
+    pub(super) fn of_here(&self, users: Vec<UserId>) -> (Vec<UserId>, Vec<UserId>) {
         let here = self.here.lock();
-        users.into_iter().filter(|user| here.users.contains_key(user)).collect()
+        let is_here = |user: &UserId| {
+            here.users.contains_key(user) || here.gone.get(user).is_some_and(|since| since.elapsed() < STILL_HERE)
+        };
+        users.into_iter().partition(is_here)
     }
 
     /// All of it is to be written down again; `there` is who is written down now.
     fn say_all_again(&self, there: Vec<UserId>) {
         let mut here = self.here.lock();
-        let Here { users, dirty } = &mut *here;
+        let Here { users, dirty, .. } = &mut *here;
         for (user, count) in users.iter() {
             dirty.entry(user.clone()).or_insert(*count);
         }
@@ -210,41 +197,59 @@ impl Presence {
             }
         }
         let connections = self.connections.load(Ordering::Relaxed).to_string();
-        let more: i64 =
-            link.lines().run(&COUNT, &[link.names().counts()], &[link.node(), connections.as_str()]).await?;
-        add_to_count(link, more).await
+        let keys = [link.names().counts(), link.names().nodes(), link.names().dead()];
+        let stock = where_stock_reads(link, "connected_clients_count");
+        link.lines().run(&COUNT, &keys, &[link.node(), &connections, &stock]).await
     }
 
     /// Finds out whether stock is there, and takes away what servers have left that have died.
     async fn look(&self, link: &Link) -> Result<(), LinkError> {
-        let names = link.names();
         if !link.forgives() {
-            let (seconds, _): (u64, u64) = link.lines().ask(&redis::cmd("TIME")).await?;
-            let mut command = redis::cmd("ZRANGEBYSCORE");
-            command.arg(names.nodes()).arg("-inf").arg(seconds * 1000);
-            let dead: Vec<String> = link.lines().ask(&command).await?;
-            for node in dead.iter().filter(|node| *node != link.node()) {
-                tracing::info!(%node, "another server is gone; whoever was there is not there any more");
-                bury(link, node).await?;
-            }
+            burial::bury_the_dead(link).await?;
         }
-        self.stock.store(super::stock::is_there(link).await?, Ordering::Relaxed);
+        if may_have_stock(link) {
+            self.stock.store(super::stock::is_there(link).await?, Ordering::Relaxed);
+            super::stock::forget(link).await?;
+        }
         if link.was_buried() {
-            let asked = link.lines().ask(redis::cmd("HKEYS").arg(names.at(link.node()))).await;
+            let asked = link.lines().ask(redis::cmd("HKEYS").arg(link.names().at(link.node()))).await;
             let there: Vec<String> = asked.inspect_err(|_| link.bury())?;
             self.say_all_again(there.iter().filter_map(|user| UserId::new(user).ok()).collect());
         }
         Ok(())
     }
+}
 
-    /// This server leaves: nobody is here any more.
-    pub(super) async fn leave(link: &Link) -> Result<(), LinkError> {
-        bury_now(link, link.node()).await
+impl Here {
+    fn goes(&mut self, user: &UserId) {
+        self.users.remove(user);
+        let now = Instant::now();
+        while let Some((since, _)) = self.went.front()
+            && (self.went.len() >= GONE_MAX || since.elapsed() >= STILL_HERE)
+        {
+            let Some((since, user)) = self.went.pop_front() else { return };
+            // He may have come and gone once more.
+            if self.gone.get(&user) == Some(&since) {
+                self.gone.remove(&user);
+            }
+        }
+        self.gone.insert(user.clone(), now);
+        self.went.push_back((now, user.clone()));
     }
 }
 
+/// Stock connects to one Redis, and cannot speak to a Cluster: there, nothing is kept for it, and nothing heard of it.
+pub(super) fn may_have_stock(link: &Link) -> bool {
+    !link.lines().is_spread()
+}
+
+/// What stock calls it; empty where there is none.
+pub(super) fn where_stock_reads(link: &Link, name: &str) -> String {
+    if may_have_stock(link) { link.names().stock(name) } else { String::new() }
+}
+
 /// The tables of the servers that live.
-fn tables(link: &Link) -> Vec<String> {
+pub(super) fn tables(link: &Link) -> Vec<String> {
     let nodes = link.live().nodes;
     nodes.split(',').filter(|node| !node.is_empty()).map(|node| link.names().at(node)).collect()
 }
@@ -252,56 +257,18 @@ fn tables(link: &Link) -> Vec<String> {
 async fn write_batch(link: &Link, batch: &[(UserId, usize)]) -> Result<(), LinkError> {
     let names = link.names();
     let (begin, end) = names.at_parts();
-    let stock = if link.lines().is_spread() { String::new() } else { names.stock("connected_clients") };
-    let mut arguments = vec![link.node().to_owned(), begin, end, stock];
-    if link.lines().is_spread() {
-        // First, so that whoever is still among stock's connected clients and at none of ours is at one of stock's.
-        let going: Vec<String> =
-            batch.iter().filter(|(_, count)| *count == 0).map(|(user, _)| user.to_string()).collect();
-        connected(link, "SREM", &going).await?;
-    }
+    let stock = where_stock_reads(link, "connected_clients");
+    let mut arguments = vec![link.node().to_owned(), begin, end, stock, names.ours()];
     for (user, count) in batch {
         arguments.extend([user.to_string(), count.to_string()]);
     }
-    let mut keys = vec![names.online(), names.nodes(), names.at(link.node())];
+    let mut keys = vec![names.online(), names.nodes(), names.at(link.node()), names.dead()];
     keys.extend(tables(link));
-    let (came, _): (Vec<String>, Vec<String>) = link.lines().run(&HERE, &keys, &arguments).await?;
-    if link.lines().is_spread() { connected(link, "SADD", &came).await } else { Ok(()) }
-}
-
-/// What stock calls `connected_clients`.
-async fn connected(link: &Link, command: &str, users: &[String]) -> Result<(), LinkError> {
-    for some in users.chunks(BATCH_MAX) {
-        link.lines().ask::<()>(redis::cmd(command).arg(link.names().stock("connected_clients")).arg(some)).await?;
+    let came: Vec<String> = link.lines().run(&HERE, &keys, &arguments).await?;
+    if !came.is_empty() {
+        link.tell(&Told::Came(came.iter().filter_map(|user| UserId::new(user).ok()).collect()));
     }
     Ok(())
-}
-
-async fn add_to_count(link: &Link, more: i64) -> Result<(), LinkError> {
-    if more == 0 {
-        return Ok(());
-    }
-    let name = link.names().stock("connected_clients_count");
-    link.lines().ask(redis::cmd("INCRBY").arg(name).arg(more)).await
-}
-
-async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
-    let names = link.names();
-    let (begin, end) = names.at_parts();
-    let mut keys = vec![names.online(), names.nodes(), names.at(node)];
-    keys.extend(tables(link));
-    let went: Vec<String> = link.lines().run(&BURY, &keys, &[node, begin.as_str(), end.as_str()]).await?;
-    // Before the table goes: whoever dies in the middle leaves it to the next.
-    super::portals::bury(link, node).await?;
-    connected(link, "SREM", &went).await?;
-    let count: i64 = link.lines().run(&FORGET, &[names.nodes(), names.at(node), names.counts()], &[node]).await?;
-    add_to_count(link, -count).await
-}
-
-/// The same for a server whose lease has not ended: it gives it back first.
-async fn bury_now(link: &Link, node: &str) -> Result<(), LinkError> {
-    link.lines().ask::<()>(redis::cmd("ZADD").arg(link.names().nodes()).arg(0).arg(node)).await?;
-    bury(link, node).await
 }
 
 async fn keep_writing(link: Weak<Link>, presence: Arc<Presence>) {
@@ -329,30 +296,27 @@ async fn keep_looking(link: Weak<Link>, presence: Arc<Presence>) {
     }
 }
 
-/// KEYS: 1 nodes, then tables; ARGV: 1 this node, 2 and 3 as above, then users. Gives for each how many connections he has elsewhere, and
-/// whether any of those is at a server that comes before this one.
+/// KEYS: 1 nodes, then tables; ARGV: 1 this node, 2 and 3 as above, then users. Gives for each how many connections he has
+/// elsewhere.
 static WHERE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local t, counts, before = redis.call('TIME'), {}, {}
+        "local t, counts = redis.call('TIME'), {}
         local now = string.format('%.0f', t[1] * 1000)
-        for at = 4, #ARGV do counts[at - 3], before[at - 3] = 0, 0 end
+        for at = 4, #ARGV do counts[at - 3] = 0 end
         for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf')) do
           if node ~= ARGV[1] then
             for at = 4, #ARGV do
               local count = redis.call('HGET', ARGV[2] .. node .. ARGV[3], ARGV[at])
-              if count then
-                counts[at - 3] = counts[at - 3] + tonumber(count)
-                if node < ARGV[1] then before[at - 3] = 1 end
-              end
+              if count then counts[at - 3] = counts[at - 3] + tonumber(count) end
             end
           end
         end
-        return {counts, before}",
+        return counts",
     )
 });
 
-/// For each of these users how many connections he has at other servers, and whether one of those comes before this one.
-pub(super) async fn elsewhere(link: &Link, users: &[UserId]) -> Result<Vec<(usize, bool)>, LinkError> {
+/// For each of these users how many connections he has at other servers.
+pub(super) async fn elsewhere(link: &Link, users: &[UserId]) -> Result<Vec<usize>, LinkError> {
     let (begin, end) = link.names().at_parts();
     let mut found = Vec::with_capacity(users.len());
     let mut keys = vec![link.names().nodes()];
@@ -360,8 +324,8 @@ pub(super) async fn elsewhere(link: &Link, users: &[UserId]) -> Result<Vec<(usiz
     for some in users.chunks(BATCH_MAX) {
         let mut arguments = vec![link.node(), &begin, &end];
         arguments.extend(some.iter().map(UserId::as_str));
-        let (counts, before): (Vec<usize>, Vec<bool>) = link.lines().run(&WHERE, &keys, &arguments).await?;
-        found.extend(counts.into_iter().zip(before));
+        let counts: Vec<usize> = link.lines().run(&WHERE, &keys, &arguments).await?;
+        found.extend(counts);
     }
     Ok(found)
 }
@@ -379,4 +343,27 @@ pub(super) async fn online(link: &Link, after: Option<&UserId>, limit: usize) ->
     command.arg(link.names().online()).arg(from).arg("+").arg("LIMIT").arg(0).arg(limit);
     let users: Vec<String> = link.lines().ask(&command).await?;
     Ok(users.iter().filter_map(|user| UserId::new(user).ok()).collect())
+}
+
+/// Everybody who is connected to any of ours.
+pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
+    let all: Vec<String> = link.lines().ask(redis::cmd("ZRANGE").arg(link.names().online()).arg(0).arg(-1)).await?;
+    Ok(all.iter().filter_map(|user| UserId::new(user).ok()).collect())
+}
+
+/// How many those are.
+pub(super) async fn everybody_count(link: &Link) -> Result<usize, LinkError> {
+    link.lines().ask(redis::cmd("ZCARD").arg(link.names().online())).await
+}
+
+/// Whether this user is among them.
+pub(super) async fn has(link: &Link, user: &UserId) -> Result<bool, LinkError> {
+    let asked = redis::cmd("ZSCORE").arg(link.names().online()).arg(user.as_str()).to_owned();
+    Ok(link.lines().ask::<Option<String>>(&asked).await?.is_some())
+}
+
+/// Connections to all of ours together.
+pub(super) async fn connections(link: &Link) -> Result<usize, LinkError> {
+    let counts: Vec<usize> = link.lines().ask(redis::cmd("HVALS").arg(link.names().counts())).await?;
+    Ok(counts.iter().sum())
 }

@@ -3,32 +3,26 @@
 use std::sync::{Arc, Weak};
 
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::{
     super::{
-        Cluster, Hears, Keeps, Word,
+        Beside, Cluster, Hears, Keeps, Word,
         portals::{FarPortals, NearPortals},
     },
     Link, LinkError, Told,
+    from_stock::FromStock,
     portals::Portals,
-    presence::{self, Presence},
+    presence::{self, Presence, may_have_stock},
     stock, words,
 };
-use crate::message::{Payload, Recipients, UserId};
+use crate::message::{DispatchId, Payload, Recipients, UserId};
 
 /// Words that wait to be told. What is said beyond that is lost: it is worth something now or not at all.
 const WORDS_MAX: usize = 4096;
 
 /// Words told in one go.
 const TOLD_MAX: usize = 64;
-
-/// Messages from stock that wait to be kept. What comes beyond that is lost, as with stock, and the log says so.
-const FROM_STOCK_MAX: usize = 8192;
-
-/// A message from stock, and users of ours.
-type FromStock = (Payload, Vec<UserId>);
 
 /// What stock sends to who is to go.
 const LEAVE: &[u8] = br#"{"op":5,"d":{},"t":"DISCONNECT_CLIENT"}"#;
@@ -39,9 +33,6 @@ pub struct Servers {
     link: Arc<Link>,
     presence: Arc<Presence>,
     words: mpsc::Sender<Word>,
-    from_stock: mpsc::Sender<FromStock>,
-    /// Until somebody keeps them.
-    waiting: Mutex<Option<mpsc::Receiver<FromStock>>>,
 }
 
 impl Servers {
@@ -79,8 +70,7 @@ impl Servers {
                 }
             }
         });
-        let (from_stock, waiting) = mpsc::channel(FROM_STOCK_MAX);
-        Arc::new(Self { presence, link, words, from_stock, waiting: Mutex::new(Some(waiting)) })
+        Arc::new(Self { link, presence, words })
     }
 }
 
@@ -100,23 +90,6 @@ async fn without(link: &Link, recipients: &Recipients, excluding: &[UserId]) -> 
     }
 }
 
-/// Keeps what stock says to users who are here, unless another server of ours that has them too does.
-async fn keep_from_stock(link: Weak<Link>, mut waiting: mpsc::Receiver<FromStock>, keeps: Keeps) {
-    let mut some = Vec::with_capacity(TOLD_MAX);
-    while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
-        let Some(link) = link.upgrade() else { return };
-        let mut kept = Vec::with_capacity(some.len());
-        for (payload, users) in some.drain(..) {
-            // Where that cannot be found out they are kept twice rather than not.
-            let before = presence::elsewhere(&link, &users).await.unwrap_or_else(|_| vec![(0, false); users.len()]);
-            let ours = users.into_iter().zip(before).filter(|(_, (_, before))| !before).map(|(user, _)| user);
-            kept.push((payload, ours.collect::<Vec<_>>()));
-        }
-        kept.retain(|(_, users)| !users.is_empty());
-        keeps(kept).await;
-    }
-}
-
 impl Cluster for Servers {
     fn here(&self, user: &UserId, connections: usize) {
         self.presence.here(user, connections);
@@ -129,10 +102,7 @@ impl Cluster for Servers {
     fn elsewhere<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<usize>>> {
         let (link, users) = (self.link.clone(), users.to_vec());
         let asking = async move { presence::elsewhere(&link, &users).await };
-        Box::pin(async move {
-            let found = self.link.run(asking).await.ok()?;
-            Some(found.into_iter().map(|(count, _)| count).collect())
-        })
+        Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
     fn all_elsewhere(&self) -> BoxFuture<'_, usize> {
@@ -141,18 +111,29 @@ impl Cluster for Servers {
         Box::pin(async move { self.link.run(asking).await.unwrap_or(0) })
     }
 
-    fn beside<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<bool>>> {
+    fn beside<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<Beside>>> {
         if !self.presence.is_beside_stock() {
-            return Box::pin(std::future::ready(None));
+            return Box::pin(std::future::ready(Some(Vec::new())));
         }
         let (link, users) = (self.link.clone(), users.to_vec());
         let asking = async move { stock::connected(&link, &users).await };
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
-    fn tell_beside<'a>(&'a self, payload: &'a Payload, users: &'a [UserId]) -> BoxFuture<'a, bool> {
+    fn tell_beside<'a>(
+        &'a self,
+        payload: &'a Payload,
+        users: &'a [UserId],
+        id: Option<&'a DispatchId>,
+    ) -> BoxFuture<'a, bool> {
         let (link, payload, users) = (self.link.clone(), payload.clone(), Recipients::Users(users.to_vec()));
-        let telling = async move { stock::publish(&link, payload.as_bytes(), &users).await };
+        let id = id.cloned();
+        let telling = async move {
+            match id {
+                Some(id) => stock::publish_unanswered(&link, payload.as_bytes(), &users, &id).await,
+                None => stock::publish(&link, payload.as_bytes(), &users).await,
+            }
+        };
         Box::pin(async move { self.link.run(telling).await.is_ok() })
     }
 
@@ -164,25 +145,41 @@ impl Cluster for Servers {
 
     fn everybody(&self) -> BoxFuture<'_, Option<Vec<UserId>>> {
         let link = self.link.clone();
-        let asking = async move { stock::everybody(&link).await };
+        let asking = async move {
+            if may_have_stock(&link) { stock::everybody(&link).await } else { presence::everybody(&link).await }
+        };
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
     fn everybody_count(&self) -> BoxFuture<'_, Option<usize>> {
         let link = self.link.clone();
-        let asking = async move { stock::everybody_count(&link).await };
+        let asking = async move {
+            if may_have_stock(&link) {
+                stock::everybody_count(&link).await
+            } else {
+                presence::everybody_count(&link).await
+            }
+        };
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
     fn has<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Option<bool>> {
         let (link, users) = (self.link.clone(), [user.clone()]);
-        let asking = async move { stock::connected(&link, &users).await };
-        Box::pin(async move { self.link.run(asking).await.ok()?.first().copied() })
+        let asking = async move {
+            if may_have_stock(&link) {
+                Ok(stock::connected(&link, &users).await?.iter().any(|one| *one != Beside::Not))
+            } else {
+                presence::has(&link, &users[0]).await
+            }
+        };
+        Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
     fn connections(&self) -> BoxFuture<'_, Option<usize>> {
         let link = self.link.clone();
-        let asking = async move { stock::connections(&link).await };
+        let asking = async move {
+            if may_have_stock(&link) { stock::connections(&link).await } else { presence::connections(&link).await }
+        };
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
@@ -197,35 +194,25 @@ impl Cluster for Servers {
     }
 
     fn hear(&self, hears: Hears, keeps: Keeps) {
-        if let Some(waiting) = self.waiting.lock().take() {
-            self.link.keep(|link| keep_from_stock(link, waiting, keeps));
-        }
         let (past, own) = (self.link.names().past(), self.link.node().to_owned());
-        let (stock, presence, from_stock) =
-            (self.link.names().stock("ws"), self.presence.clone(), self.from_stock.clone());
-        self.link.listen(Arc::new(move |told| {
-            let Told::Said { channel, payload } = told else { return };
-            if *channel == past {
+        let from_stock = may_have_stock(&self.link)
+            .then(|| FromStock::begin(&self.link, self.presence.clone(), hears.clone(), keeps));
+        let anew = from_stock.as_ref().map(|from_stock| from_stock.anew.clone());
+        self.link.listen(Arc::new(move |told| match told {
+            Told::Said { channel, payload } if *channel == past => {
                 if let Some(word) = words::decode(payload, &own) {
                     hears(word);
                 }
-            } else if *channel == stock {
-                match stock::read(payload) {
-                    Some(stock::Said::Message { payload, recipients: Recipients::Users(users), sync: true }) => {
-                        let users = presence.of_here(users);
-                        if !users.is_empty() && from_stock.try_send((payload, users)).is_err() {
-                            tracing::warn!("stock says more than can be kept: a message of its is lost");
-                        }
-                    }
-                    Some(stock::Said::Message { payload, recipients, .. }) => {
-                        hears(Word::Message { payload, recipients, excluding: Vec::new() });
-                    }
-                    Some(stock::Said::Leave(recipients)) => {
-                        hears(Word::Leave { recipients, excluding: Vec::new() });
-                    }
-                    None => {}
+            }
+            told => {
+                if let Some(from_stock) = &from_stock {
+                    from_stock.hear(told);
                 }
             }
         }));
+        // A mark that was said before this may not have been heard.
+        if let Some(anew) = anew {
+            anew.notify_one();
+        }
     }
 }

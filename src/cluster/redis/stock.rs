@@ -2,11 +2,23 @@
 //!
 //! Whoever of ours listens there does so by a pattern, and so is not counted among its subscribers: those are stock's.
 
+use std::sync::LazyLock;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Link, LinkError};
-use crate::message::{EVERYONE, Payload, Recipients, UserId};
+use super::{Link, LinkError, line::Script};
+use crate::{
+    cluster::Beside,
+    message::{DispatchId, EVERYONE, Payload, Recipients, UserId},
+};
+
+/// Users asked about in one step.
+const ASKED_MAX: usize = 500;
+
+/// For how long, in ms, it is remembered whom we had put among the connected: longer than anything takes that was begun on
+/// the strength of that.
+const REMEMBERED_MS: u64 = 60_000;
 
 /// What marks what we have said there ourselves: stock does not look at it.
 const OURS: &str = "mesa";
@@ -41,6 +53,8 @@ struct Published<'a> {
     recipients: Vec<String>,
     #[serde(default)]
     from: Option<String>,
+    #[serde(default)]
+    mark: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -48,6 +62,8 @@ struct Publishing<'a> {
     message: &'a RawValue,
     recipients: Vec<&'a str>,
     from: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mark: Option<&'a str>,
 }
 
 /// Something stock has said.
@@ -57,6 +73,8 @@ pub(super) enum Said {
     Message { payload: Payload, recipients: Recipients, sync: bool },
     /// These are to go.
     Leave(Recipients),
+    /// One of ours has said this, so that all of ours can count from there.
+    Mark(String),
 }
 
 impl StockMessage<'_> {
@@ -71,10 +89,13 @@ impl StockMessage<'_> {
 
 /// Reads what was published; nothing where it is ours, for nobody, or not understood.
 pub(super) fn read(text: &[u8]) -> Option<Said> {
-    let Published { message, recipients, from } = serde_json::from_slice(text)
+    let Published { message, recipients, from, mark } = serde_json::from_slice(text)
         .inspect_err(|error| tracing::warn!(%error, "something on stock's channel is not understood"))
         .ok()?;
-    if from.as_deref() == Some(OURS) || recipients.is_empty() {
+    if from.as_deref() == Some(OURS) {
+        return mark.map(Said::Mark);
+    }
+    if recipients.is_empty() {
         return None;
     }
     let recipients = if recipients.iter().any(|one| one == EVERYONE) {
@@ -100,7 +121,7 @@ pub(super) fn write(message: &[u8], recipients: &Recipients) -> Option<Vec<u8>> 
         Recipients::Everyone => vec![EVERYONE],
         Recipients::Users(users) => users.iter().map(UserId::as_str).collect(),
     };
-    serde_json::to_vec(&Publishing { message, recipients, from: OURS }).ok()
+    serde_json::to_vec(&Publishing { message, recipients, from: OURS, mark: None }).ok()
 }
 
 /// Says it to stock.
@@ -109,22 +130,84 @@ pub(super) async fn publish(link: &Link, message: &[u8], recipients: &Recipients
     link.lines().ask(redis::cmd("PUBLISH").arg(link.names().stock("ws")).arg(text)).await
 }
 
-/// Whether a stock server listens: in a Cluster, at any of its nodes.
-pub(super) async fn is_there(link: &Link) -> Result<bool, LinkError> {
-    let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(link.names().stock("ws")).to_owned();
-    let counts: Vec<(String, u64)> = link.lines().ask_each(&asked).await?;
-    Ok(counts.iter().any(|(_, count)| *count > 0))
+/// KEYS: 1 the answer to a dispatch; ARGV: 1 a channel, 2 what to say there, unless that dispatch was answered.
+static UNANSWERED: LazyLock<Script> = LazyLock::new(|| {
+    Script::new("if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('PUBLISH', ARGV[1], ARGV[2]) end")
+});
+
+/// Says it to stock unless it is that of a dispatch that was answered before.
+pub(super) async fn publish_unanswered(
+    link: &Link,
+    message: &[u8],
+    recipients: &Recipients,
+    id: &DispatchId,
+) -> Result<(), LinkError> {
+    let Some(text) = write(message, recipients) else { return Ok(()) };
+    let arguments = [link.names().stock("ws").into_bytes(), text];
+    link.lines().run(&UNANSWERED, &[link.names().answer(id.as_str())], &arguments).await
 }
 
-/// Which of these users are connected, to whichever server.
-pub(super) async fn connected(link: &Link, users: &[UserId]) -> Result<Vec<bool>, LinkError> {
-    if users.is_empty() {
-        return Ok(Vec::new());
+/// Says a mark where stock speaks: it is for nobody, and stock's servers do nothing with it.
+pub(super) async fn publish_mark(link: &Link, mark: &str) -> Result<(), LinkError> {
+    let message = RawValue::from_string(r#"{"op":0,"t":"MARK"}"#.to_owned());
+    let message = message.map_err(|error| LinkError::Refused(error.to_string()))?;
+    let mark = Publishing { message: &message, recipients: Vec::new(), from: OURS, mark: Some(mark) };
+    let text = serde_json::to_vec(&mark).map_err(|error| LinkError::Refused(error.to_string()))?;
+    link.lines().ask(redis::cmd("PUBLISH").arg(link.names().stock("ws")).arg(text)).await
+}
+
+/// Whether a stock server listens.
+pub(super) async fn is_there(link: &Link) -> Result<bool, LinkError> {
+    let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(link.names().stock("ws")).to_owned();
+    let (_, count): (String, u64) = link.lines().ask(&asked).await?;
+    Ok(count > 0)
+}
+
+/// KEYS: 1 `connected_clients`, 2 ours; ARGV: users. Gives for each 0: not connected; 1: connected, and perhaps because of us; 2:
+/// connected to stock alone.
+static CONNECTED: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local found = {}
+        for at, user in ipairs(ARGV) do
+          found[at] = redis.call('SISMEMBER', KEYS[1], user)
+          if found[at] == 1 and not redis.call('ZSCORE', KEYS[2], user) then found[at] = 2 end
+        end
+        return found",
+    )
+});
+
+/// How these users are connected to stock.
+pub(super) async fn connected(link: &Link, users: &[UserId]) -> Result<Vec<Beside>, LinkError> {
+    let keys = [link.names().stock("connected_clients"), link.names().ours()];
+    let mut found = Vec::with_capacity(users.len());
+    for some in users.chunks(ASKED_MAX) {
+        let some: Vec<&str> = some.iter().map(UserId::as_str).collect();
+        let answer: Vec<u8> = link.lines().run(&CONNECTED, &keys, &some).await?;
+        found.extend(answer.into_iter().map(|one| match one {
+            0 => Beside::Not,
+            1 => Beside::Also,
+            _ => Beside::Alone,
+        }));
     }
-    let mut command = redis::cmd("SMISMEMBER");
-    command.arg(link.names().stock("connected_clients"));
-    users.iter().for_each(|user| _ = command.arg(user.as_str()));
-    link.lines().ask(&command).await
+    Ok(found)
+}
+
+/// KEYS: 1 ours; ARGV: 1 for how long who has gone is remembered, in ms, 2 how many are forgotten at most. Gives how many were.
+static FORGET: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local t = redis.call('TIME')
+        local until_then = string.format('%.0f', t[1] * 1000 - ARGV[1])
+        local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '(0', until_then, 'LIMIT', 0, ARGV[2])
+        for _, user in ipairs(gone) do redis.call('ZREM', KEYS[1], user) end
+        return #gone",
+    )
+});
+
+/// Forgets whom we had put among the connected, of those who went long ago.
+pub(super) async fn forget(link: &Link) -> Result<(), LinkError> {
+    let (keys, arguments) = ([link.names().ours()], [REMEMBERED_MS.to_string(), ASKED_MAX.to_string()]);
+    while link.lines().run::<usize>(&FORGET, &keys, &arguments).await? == ASKED_MAX {}
+    Ok(())
 }
 
 /// Everybody who is connected, to whichever server.
@@ -165,6 +248,8 @@ mod tests {
         {
             assert_eq!(read(nothing), None);
         }
+        let mark = br#"{"message":{"op":0,"t":"MARK"},"recipients":[],"from":"mesa","mark":"1-a-7"}"#;
+        assert_eq!(read(mark), Some(Said::Mark("1-a-7".into())));
         let ours = write(payload.as_bytes(), &recipients).unwrap();
         assert_eq!(read(&ours), None);
         let expected = r#"{"message":{"op":0,"d":{"n":1.0},"t":"T"},"recipients":["a","b"],"from":"mesa"}"#;

@@ -34,7 +34,7 @@ use std::{
     collections::VecDeque,
     fmt,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, future::BoxFuture};
@@ -125,6 +125,9 @@ pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
         closed: RwLock::new(false),
     });
     let telling = Arc::downgrade(&shared);
+    let (come, came) = mpsc::channel(undelivered::CAME_MAX);
+    let taking = telling.clone();
+    link.keep(|_| undelivered::keep_taking(taking, came));
     link.listen(Arc::new(move |told| {
         let Some(shared) = telling.upgrade() else { return };
         match told {
@@ -132,6 +135,11 @@ pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
             Told::Gap => {
                 if let Some(gap) = shared.gap.read().clone() {
                     gap();
+                }
+            }
+            Told::Came(users) => {
+                if come.try_send((Instant::now(), users.clone())).is_err() {
+                    tracing::debug!("what stock has left meanwhile for who has come waits until he comes again");
                 }
             }
             Told::Forgotten => {

@@ -4,10 +4,18 @@
 //! only when it is in the log. So whoever dies in between leaves it to the next, and nothing comes twice. What has no room in the
 //! log stays taken, and is tried again as the user makes room; what cannot be sent to a client is put aside in a field of its own,
 //! for people to look at.
+//!
+//! A stock process sees that a user is away, and leaves it for him a moment later. Meanwhile he may have come, and nobody would
+//! look until he comes again: so it is looked once more when he is connected in stock's eyes too, and once more after that.
 
-use std::sync::LazyLock;
+use std::{
+    collections::VecDeque,
+    sync::{LazyLock, Weak},
+    time::{Duration, Instant},
+};
 
 use serde_json::value::RawValue;
+use tokio::sync::mpsc;
 
 use super::{Shared, moving::TAKEN};
 use crate::{
@@ -25,6 +33,24 @@ const OWED_MAX: usize = 10_000;
 
 /// Of those, tried in one go.
 const OWED_AT_ONCE: usize = 32;
+
+/// Batches of users who have come that may wait. For those of one more it is looked when they come the next time.
+pub(super) const CAME_MAX: usize = 1024;
+
+/// So long after they have come it is looked what stock has left for them meanwhile: most of it is there then, and then the
+/// rest, where a stock process is slow.
+const LOOK_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
+
+/// KEYS: 1 what stock has left; ARGV: users. Gives those for whom there is something.
+static LEFT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local left = {}
+        for _, user in ipairs(ARGV) do
+          if redis.call('HEXISTS', KEYS[1], user) == 1 then left[#left + 1] = user end
+        end
+        return left",
+    )
+});
 
 /// KEYS: 1 what stock has left; ARGV: 1 the user, 2 the field for what was taken, 3 a name.
 static TAKE: LazyLock<Script> = LazyLock::new(|| {
@@ -55,6 +81,40 @@ static DONE: LazyLock<Script> = LazyLock::new(|| {
         return 1",
     )
 });
+
+/// Takes what was left for users while they came.
+pub(super) async fn keep_taking(shared: Weak<Shared>, mut came: mpsc::Receiver<(Instant, Vec<UserId>)>) {
+    // Those of whom each look comes next, in the order in which they came.
+    let mut waiting: [VecDeque<(Instant, Vec<UserId>)>; LOOK_AFTER.len()] = Default::default();
+    loop {
+        let due = |(look, waiting): (usize, &VecDeque<(Instant, _)>)| Some(waiting.front()?.0 + LOOK_AFTER[look]);
+        let next = waiting.iter().enumerate().filter_map(due).min();
+        let more = if let Some(next) = next {
+            tokio::time::timeout_at(next.into(), came.recv()).await.ok()
+        } else {
+            Some(came.recv().await)
+        };
+        match more {
+            Some(Some(come)) if waiting[0].len() < CAME_MAX => waiting[0].push_back(come),
+            Some(Some(_)) => tracing::debug!("what stock has left for who has come waits until he comes again"),
+            Some(None) => return,
+            None => {}
+        }
+        for look in 0..LOOK_AFTER.len() {
+            while waiting[look].front().is_some_and(|(when, _)| when.elapsed() >= LOOK_AFTER[look])
+                && let Some((when, users)) = waiting[look].pop_front()
+            {
+                let Some(shared) = shared.upgrade() else { return };
+                if let Err(error) = shared.take_left(&users).await {
+                    tracing::debug!(%error, "what stock has left was not taken");
+                }
+                if let Some(next) = waiting.get_mut(look + 1).filter(|next| next.len() < CAME_MAX) {
+                    next.push_back((when, users));
+                }
+            }
+        }
+    }
+}
 
 fn name() -> Result<String, LinkError> {
     let mut random = [0_u8; 8];
@@ -115,6 +175,18 @@ impl Shared {
                     return Ok(());
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The same for those of these users for whom something is left.
+    async fn take_left(&self, users: &[UserId]) -> Result<(), LinkError> {
+        let link = self.caller.link()?;
+        let keys = [link.names().stock("undelivered_messages")];
+        let users: Vec<&str> = users.iter().map(UserId::as_str).collect();
+        let left: Vec<String> = link.lines().run(&LEFT, &keys, &users).await?;
+        for user in left.iter().filter_map(|user| UserId::new(user).ok()) {
+            self.take_undelivered(&user).await?;
         }
         Ok(())
     }

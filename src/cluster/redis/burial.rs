@@ -1,0 +1,123 @@
+//! Takes away what servers have left that have died, or that leave.
+//!
+//! A server whose lease has ended is no longer one of the servers, but one of the dead, in one step; what is in its table is
+//! taken away in steps that are short, however many users it had. Whoever does that says so for a while, so that one does
+//! it at a time; where he dies in the middle another goes on. A server that was taken for dead and renews its lease finds
+//! that it was not known, and says all it has again: then there is nothing to be taken away.
+
+use std::sync::LazyLock;
+
+use super::{
+    Link,
+    line::{LinkError, Script},
+    presence::{tables, where_stock_reads},
+};
+
+/// Users taken away in one step.
+const STEP: usize = 200;
+
+/// Whoever takes something away has this long, in ms, from one step to the next, before another goes on in his place.
+const CLAIM_MS: u64 = 5000;
+
+/// KEYS: 1 nodes, 2 the dead; ARGV: 1 this node, 2 for how long it says that it is at it. Gives one of the dead with whom nobody
+/// is busy.
+///
+/// One that has no name is always there and never given out: where a slot of a Cluster is moving, a key that is not there is
+/// taken to be on its way.
+static CLAIM: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local t = redis.call('TIME')
+        local now = t[1] * 1000 + math.floor(t[2] / 1000)
+        redis.call('ZADD', KEYS[2], '+inf', '')
+        for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', t[1] * 1000))) do
+          if node ~= ARGV[1] then
+            redis.call('ZREM', KEYS[1], node)
+            redis.call('ZADD', KEYS[2], 0, node)
+          end
+        end
+        local one = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now), 'LIMIT', 0, 1)[1]
+        if not one then return false end
+        redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[2]), one)
+        return one",
+    )
+});
+
+/// KEYS: 1 nodes, 2 the dead; ARGV: 1 this node, 2 as above. It is one of the dead from here on, and this is at it.
+static LEAVE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local t = redis.call('TIME')
+        redis.call('ZREM', KEYS[1], ARGV[1])
+        redis.call('ZADD', KEYS[2], string.format('%.0f', t[1] * 1000 + ARGV[2]), ARGV[1])",
+    )
+});
+
+/// KEYS: 1 nodes, 2 the dead, 3 online, 4 the dead node's table, 5 counts, then tables of others; ARGV: 1 the dead node, 2 as above,
+/// 3 what a table's name begins with, 4 how it ends, 5 where in the table, 6 how many, 7 `connected_clients` ('' where there is no
+/// stock), 8 ours, 9 `connected_clients_count`. Gives where to go on; nothing when there is nothing more to be done, or the node is back.
+static STEPS: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local t, node = redis.call('TIME'), ARGV[1]
+        local now = t[1] * 1000 + math.floor(t[2] / 1000)
+        if redis.call('ZSCORE', KEYS[1], node) then
+          redis.call('ZREM', KEYS[2], node)
+          return false
+        end
+        if not redis.call('ZSCORE', KEYS[2], node) then return false end
+        redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[2]), node)
+        local others = redis.call('ZRANGE', KEYS[1], 0, -1)
+        local scanned = redis.call('HSCAN', KEYS[4], ARGV[5], 'COUNT', ARGV[6])
+        for at = 1, #scanned[2], 2 do
+          local user, elsewhere = scanned[2][at], false
+          for _, other in ipairs(others) do
+            elsewhere = elsewhere or redis.call('HEXISTS', ARGV[3] .. other .. ARGV[4], user) == 1
+          end
+          if not elsewhere and redis.call('ZREM', KEYS[3], user) == 1 and ARGV[7] ~= '' then
+            redis.call('SREM', ARGV[7], user)
+            redis.call('ZADD', ARGV[8], string.format('%.0f', now), user)
+          end
+          redis.call('HDEL', KEYS[4], user)
+        end
+        if redis.call('HLEN', KEYS[4]) > 0 then return scanned[1] end
+        local count = redis.call('HGET', KEYS[5], node)
+        redis.call('HDEL', KEYS[5], node)
+        if count and ARGV[9] ~= '' then redis.call('DECRBY', ARGV[9], count) end
+        redis.call('ZREM', KEYS[2], node)
+        return false",
+    )
+});
+
+/// Takes away what is there of all whose lease has ended.
+pub(super) async fn bury_the_dead(link: &Link) -> Result<(), LinkError> {
+    let keys = [link.names().nodes(), link.names().dead()];
+    let claim = CLAIM_MS.to_string();
+    while let Some(node) = link.lines().run::<Option<String>>(&CLAIM, &keys, &[link.node(), &claim]).await? {
+        tracing::info!(%node, "another server is gone; whoever was there is not there any more");
+        bury(link, &node).await?;
+    }
+    Ok(())
+}
+
+/// This server leaves: nobody is here any more.
+pub(super) async fn leave(link: &Link) -> Result<(), LinkError> {
+    let keys = [link.names().nodes(), link.names().dead()];
+    link.lines().run::<()>(&LEAVE, &keys, &[link.node(), &CLAIM_MS.to_string()]).await?;
+    bury(link, link.node()).await
+}
+
+async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
+    super::portals::bury(link, node).await?;
+    let names = link.names();
+    let mut keys = vec![names.nodes(), names.dead(), names.online(), names.at(node), names.counts()];
+    keys.extend(tables(link));
+    let (begin, end) = names.at_parts();
+    let (connected, ours) = (where_stock_reads(link, "connected_clients"), names.ours());
+    let connections = where_stock_reads(link, "connected_clients_count");
+    let (claim, count, mut at) = (CLAIM_MS.to_string(), STEP.to_string(), "0".to_owned());
+    loop {
+        let arguments = [node, &claim, &begin, &end, &at, &count, &connected, &ours, &connections];
+        match link.lines().run::<Option<String>>(&STEPS, &keys, &arguments).await? {
+            Some(further) => at = further,
+            None => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! What stock's servers and Dispatchers say to users of ours: each message is kept once for each of them, whichever of our
+//! servers is there to do it.
+//!
+//! All of our servers hear the same on stock's channel, in the same order, and none can know whether another that has a user
+//! still lives. So a message has an identity on which all agree: each server says a mark there every second, and a message is
+//! the so-many-th behind the last mark. Under that identity every server keeps it for users whom it has, or had until a moment
+//! ago, at once; and, after a while, for users of ours whose copy nobody has made. Each copy is made once ([`Append::each_once`]).
+//!
+//! A server that begins to listen, also anew, does not know identities until it hears a mark. What it hears before that it keeps
+//! for its own users without one: rather twice than not at all.
+//!
+//! Who comes from another server is first given what that may not have kept, and so has everything in the order in which it
+//! was said.
+//!
+//! [`Append::each_once`]: crate::store::Append::each_once
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{
+        Arc, LazyLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+
+use super::{
+    super::{FromBeside, Hears, Keeps, Word},
+    Link, LinkError, Told,
+    line::Script,
+    presence::Presence,
+    stock,
+};
+use crate::message::{DispatchId, Payload, Recipients, UserId};
+
+/// Messages that wait to be kept. What comes beyond that is lost, as with stock, and the log says so.
+const WAITING_MAX: usize = 8192;
+
+/// Messages kept in one go.
+const KEPT_MAX: usize = 64;
+
+/// How long another server has to keep a message for its users, before others look whether it has.
+const OTHERS_HAVE: Duration = Duration::from_secs(1);
+
+/// Messages that wait for that, and copies of them. With one more, the first is looked at now.
+const LATE_MAX: usize = 8192;
+const LATE_COPIES_MAX: usize = 500_000;
+
+/// Copies looked for in one step.
+const LOOKED_MAX: usize = 500;
+
+/// Between two marks of one server.
+const MARK: Duration = Duration::from_secs(1);
+
+/// A message, and everybody it is for.
+#[derive(Debug)]
+struct Heard {
+    payload: Payload,
+    users: Vec<UserId>,
+    id: Option<DispatchId>,
+}
+
+/// What is heard.
+pub(super) struct FromStock {
+    hears: Hears,
+    waiting: mpsc::Sender<Heard>,
+    /// The last mark, and how many messages came since; nothing before the first.
+    place: Mutex<Option<(String, u64)>>,
+    /// It was begun to listen anew.
+    pub(super) anew: Arc<Notify>,
+}
+
+impl FromStock {
+    /// Begins to keep what is heard from here on.
+    pub(super) fn begin(link: &Arc<Link>, presence: Arc<Presence>, hears: Hears, keeps: Keeps) -> Self {
+        let (waiting, some) = mpsc::channel(WAITING_MAX);
+        let anew = Arc::new(Notify::new());
+        let again = anew.clone();
+        link.keep(|link| keep(link, presence, some, keeps));
+        link.keep(|link| keep_marking(link, again));
+        Self { hears, waiting, place: Mutex::new(None), anew }
+    }
+
+    /// Takes in what is told. Never waits.
+    pub(super) fn hear(&self, told: &Told) {
+        let payload = match told {
+            Told::Said { payload, .. } => payload,
+            Told::Gap => {
+                *self.place.lock() = None;
+                return self.anew.notify_one();
+            }
+            _ => return,
+        };
+        let said = stock::read(payload);
+        if let Some(stock::Said::Mark(mark)) = said {
+            *self.place.lock() = Some((mark, 0));
+            return;
+        }
+        // Whatever it was: everybody counts it.
+        let id = self.next();
+        match said {
+            Some(stock::Said::Message { payload, recipients: Recipients::Users(users), sync: true }) => {
+                if self.waiting.try_send(Heard { payload, users, id }).is_err() {
+                    tracing::warn!("stock says more than can be kept: a message of its is lost");
+                }
+            }
+            Some(stock::Said::Message { payload, recipients, .. }) => {
+                (self.hears)(Word::Message { payload, recipients, excluding: Vec::new() });
+            }
+            Some(stock::Said::Leave(recipients)) => (self.hears)(Word::Leave { recipients, excluding: Vec::new() }),
+            Some(stock::Said::Mark(_)) | None => {}
+        }
+    }
+
+    fn next(&self) -> Option<DispatchId> {
+        let mut place = self.place.lock();
+        let (mark, count) = place.as_mut()?;
+        *count += 1;
+        DispatchId::new(&format!("stock-{mark}-{count}")).ok()
+    }
+}
+
+/// Says marks for as long as the link is there.
+async fn keep_marking(link: Weak<Link>, anew: Arc<Notify>) {
+    static MARKS: AtomicU64 = AtomicU64::new(0);
+    loop {
+        {
+            let Some(link) = link.upgrade() else { return };
+            let mark = format!("{}-{}", link.node(), MARKS.fetch_add(1, Ordering::Relaxed));
+            if let Err(error) = stock::publish_mark(&link, &mark).await {
+                tracing::debug!(%error, "no mark was said where stock speaks");
+            }
+        }
+        _ = tokio::time::timeout(MARK, anew.notified()).await;
+    }
+}
+
+/// Messages whose users may have been seen to by others.
+#[derive(Default)]
+struct Late {
+    messages: VecDeque<(Instant, Heard)>,
+    /// In how many of them each user is.
+    users: HashMap<UserId, usize>,
+    /// All of these together.
+    copies: usize,
+}
+
+impl Late {
+    fn put(&mut self, due: Instant, heard: Heard) {
+        self.remember(&heard.users);
+        self.messages.push_back((due, heard));
+    }
+
+    /// Before all others.
+    fn put_back(&mut self, due: Instant, heard: Heard) {
+        self.remember(&heard.users);
+        self.messages.push_front((due, heard));
+    }
+
+    fn are_too_many(&self) -> bool {
+        self.messages.len() > LATE_MAX || self.copies > LATE_COPIES_MAX
+    }
+
+    fn remember(&mut self, users: &[UserId]) {
+        self.copies += users.len();
+        for user in users {
+            *self.users.entry(user.clone()).or_default() += 1;
+        }
+    }
+
+    fn forget(&mut self, users: &[UserId]) {
+        self.copies = self.copies.saturating_sub(users.len());
+        for user in users {
+            if let Some(count) = self.users.get_mut(user) {
+                *count -= 1;
+                if *count == 0 {
+                    self.users.remove(user);
+                }
+            }
+        }
+    }
+
+    /// Those that others have had time for, and those that are too many.
+    fn due(&mut self) -> Vec<Heard> {
+        let (mut due, now) = (Vec::new(), Instant::now());
+        while due.len() < KEPT_MAX
+            && (self.are_too_many() || self.messages.front().is_some_and(|(when, _)| *when <= now))
+            && let Some((_, heard)) = self.messages.pop_front()
+        {
+            self.forget(&heard.users);
+            due.push(heard);
+        }
+        due
+    }
+
+    /// Those that are also for one of these users, for him alone, in the order in which they were said.
+    fn of(&mut self, users: &[UserId]) -> Vec<FromBeside> {
+        let asked: HashSet<UserId> = users.iter().filter(|user| self.users.contains_key(*user)).cloned().collect();
+        let mut found = Vec::new();
+        if asked.is_empty() {
+            return found;
+        }
+        let mut messages = std::mem::take(&mut self.messages);
+        for (_, heard) in &mut messages {
+            let (theirs, others) = std::mem::take(&mut heard.users).into_iter().partition(|user| asked.contains(user));
+            heard.users = others;
+            self.forget(&theirs);
+            if !theirs.is_empty() {
+                found.push(late(heard, theirs));
+            }
+        }
+        messages.retain(|(_, heard)| !heard.users.is_empty());
+        self.messages = messages;
+        found
+    }
+}
+
+fn late(heard: &Heard, users: Vec<UserId>) -> FromBeside {
+    FromBeside { payload: heard.payload.clone(), users, id: heard.id.clone(), late: true }
+}
+
+/// Keeps what is heard.
+async fn keep(link: Weak<Link>, presence: Arc<Presence>, mut waiting: mpsc::Receiver<Heard>, keeps: Keeps) {
+    let (mut some, mut late) = (Vec::with_capacity(KEPT_MAX), Late::default());
+    loop {
+        let due = late.messages.front().map_or_else(|| Instant::now() + OTHERS_HAVE, |(due, _)| *due);
+        if let Ok(0) = tokio::time::timeout_at(due, waiting.recv_many(&mut some, KEPT_MAX)).await {
+            return;
+        }
+        let Some(link) = link.upgrade() else { return };
+        let mut kept = seen_to(&link, &mut late).await;
+        for Heard { payload, users, id } in some.drain(..) {
+            let (here, elsewhere) = presence.of_here(users);
+            kept.extend(late.of(&here));
+            if let (false, Some(_)) = (elsewhere.is_empty(), &id) {
+                let heard = Heard { payload: payload.clone(), users: elsewhere, id: id.clone() };
+                late.put(Instant::now() + OTHERS_HAVE, heard);
+            }
+            if !here.is_empty() {
+                kept.push(FromBeside { payload, users: here, id, late: false });
+            }
+        }
+        if !kept.is_empty() {
+            keeps(kept).await;
+        }
+    }
+}
+
+/// What others had time to keep and have not, for users of ours.
+async fn seen_to(link: &Link, late: &mut Late) -> Vec<FromBeside> {
+    let due = late.due();
+    if due.is_empty() {
+        return Vec::new();
+    }
+    match unmade(link, &due).await {
+        Ok(unmade) => unmade,
+        Err(error) => {
+            tracing::debug!(%error, "it is looked later whether what stock said was kept");
+            // In their order, and before what comes behind them.
+            for heard in due.into_iter().rev() {
+                late.put_back(Instant::now() + OTHERS_HAVE, heard);
+            }
+            // Too many cannot be kept while nobody can be asked.
+            while late.are_too_many()
+                && let Some((_, heard)) = late.messages.pop_front()
+            {
+                tracing::warn!("stock says more than can be kept: a message of its may be lost");
+                late.forget(&heard.users);
+            }
+            Vec::new()
+        }
+    }
+}
+
+/// KEYS: 1 ours, then what tells of a copy, one for each; ARGV: users, likewise. Gives 1 for who is ours and has no copy.
+static UNMADE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local unmade = {}
+        for at, user in ipairs(ARGV) do
+          local is = redis.call('ZSCORE', KEYS[1], user) and redis.call('EXISTS', KEYS[at + 1]) == 0
+          unmade[at] = is and 1 or 0
+        end
+        return unmade",
+    )
+});
+
+async fn unmade(link: &Link, heard: &[Heard]) -> Result<Vec<FromBeside>, LinkError> {
+    let names = link.names();
+    let look = async |heard: &Heard| -> Result<Option<FromBeside>, LinkError> {
+        let Some(id) = &heard.id else { return Ok(None) };
+        let mut unmade = Vec::new();
+        for users in heard.users.chunks(LOOKED_MAX) {
+            let mut keys = vec![names.ours()];
+            keys.extend(users.iter().map(|user| names.copied(user.as_str(), id.as_str())));
+            let asked: Vec<&str> = users.iter().map(UserId::as_str).collect();
+            let answer: Vec<bool> = link.lines().run(&UNMADE, &keys, &asked).await?;
+            unmade.extend(users.iter().zip(answer).filter(|(_, is)| *is).map(|(user, _)| user.clone()));
+        }
+        Ok((!unmade.is_empty()).then(|| late(heard, unmade)))
+    };
+    // They share a line, and so go out together.
+    let found = futures_util::future::try_join_all(heard.iter().map(look)).await?;
+    Ok(found.into_iter().flatten().collect())
+}
