@@ -190,6 +190,12 @@ impl Log {
         self.chunks && !self.trimming && released > 0
     }
 
+    /// The same where what everybody has had to make room up to `to`, although somebody holds it.
+    pub fn let_go(&mut self, to: Seq) -> bool {
+        self.released = self.released.max(to.min(self.cursors.through()));
+        self.release()
+    }
+
     fn pop_slots(&mut self, through: Seq) {
         while let Some(slot) = self.slots.front().filter(|slot| slot.seq <= through) {
             self.slot_bytes -= u64::from(slot.bytes);

@@ -213,8 +213,8 @@ impl Committer {
             if last >= first {
                 log.lose(first, last, Loss::Quota);
             }
-            // What had been received beyond what is dropped goes with it.
-            let mut trim = log.release();
+            // What had been received beyond what is dropped goes with it; and so does what everybody has and somebody holds.
+            let mut trim = log.let_go(last);
             while !log.fits(bytes, limits) {
                 let Some(oldest) = log.oldest_slot() else { break };
                 dropped += u64::from(!log.cursors.contain(oldest));
@@ -233,7 +233,7 @@ impl Committer {
 
     /// The entries of the first chunk of a user's inbox that still counts: sequence and bytes.
     fn front(&self, user: &UserId) -> Result<Option<Vec<(Seq, u64)>>, EngineError> {
-        let (counted, gone) = self.with(user, |log| (log.counted, log.gone.clone()))?;
+        let (counted, gone, purged) = self.with(user, |log| (log.counted, log.gone.clone(), log.purged))?;
         let wanted = inbox_key(user.as_str(), counted + 1);
         let floor = self.shared.engine.floor(Table::Inbox, &wanted)?;
         let from = floor.filter(|(key, _)| is_inbox_key_of(key, user.as_str())).map_or(wanted, |(key, _)| key.to_vec());
@@ -244,7 +244,11 @@ impl Committer {
             }
             // What cannot be read cannot be dropped one by one; it is told to whoever reads it.
             let entries = chunk_entries(&value).unwrap_or_default();
-            let entries = entries.iter().map(|(entry, _)| (entry.seq, entry.payload.as_bytes().len() as u64));
+            let entries = entries
+                .iter()
+                // What had expired when it was last gone through is not counted.
+                .filter(|(_, expires_s)| purged.is_none_or(|purged| !is_past(*expires_s, purged)))
+                .map(|(entry, _)| (entry.seq, entry.payload.as_bytes().len() as u64));
             let counting: Vec<_> = entries.filter(|(seq, _)| *seq > counted && !gone.hides(*seq)).collect();
             front = (!counting.is_empty()).then_some(counting);
             front.is_none()
