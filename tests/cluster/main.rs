@@ -1,6 +1,7 @@
 //! Several servers that share a real Redis, as their users see them.
 
 mod battery;
+mod full;
 mod moving;
 mod portals;
 mod proxy;

@@ -38,11 +38,14 @@ const LOOK: Duration = Duration::from_secs(1);
 /// it ends, 4 what stock calls `connected_clients` ('' where that is elsewhere), then each user and how many connections. Gives
 /// who is here or at another, and who went, of all servers.
 ///
+/// `PERSIST` changes nothing; see [`Lines::ask_though_full`](super::Lines::ask_though_full).
+///
 /// The others' tables are named among the keys, here and below, because a slot of a Cluster may be moving: then a table that is
 /// not there any more looks as if nobody were at that server, unless the Cluster was told that it is needed.
 static HERE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local came, went = {}, {}
+        "redis.call('PERSIST', KEYS[1])
+        local came, went = {}, {}
         for at = 5, #ARGV, 2 do
           local user, count = ARGV[at], tonumber(ARGV[at + 1])
           if count > 0 then
@@ -107,7 +110,8 @@ static FORGET: LazyLock<Script> = LazyLock::new(|| {
 /// KEYS: 1 counts; ARGV: 1 this node, 2 how many it has. Gives by how much that is more.
 static COUNT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local before = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0)
+        "redis.call('PERSIST', KEYS[1])
+        local before = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0)
         redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
         return ARGV[2] - before",
     )
@@ -272,7 +276,9 @@ async fn write_batch(link: &Link, batch: &[(UserId, usize)]) -> Result<(), LinkE
 /// What stock calls `connected_clients`.
 async fn connected(link: &Link, command: &str, users: &[String]) -> Result<(), LinkError> {
     for some in users.chunks(BATCH_MAX) {
-        link.lines().ask::<()>(redis::cmd(command).arg(link.names().stock("connected_clients")).arg(some)).await?;
+        let name = link.names().stock("connected_clients");
+        let users: Vec<&str> = some.iter().map(String::as_str).collect();
+        link.lines().ask_though_full::<()>(command, &name, &users).await?;
     }
     Ok(())
 }
@@ -282,7 +288,7 @@ async fn add_to_count(link: &Link, more: i64) -> Result<(), LinkError> {
         return Ok(());
     }
     let name = link.names().stock("connected_clients_count");
-    link.lines().ask(redis::cmd("INCRBY").arg(name).arg(more)).await
+    link.lines().ask_though_full("INCRBY", &name, &[&more.to_string()]).await
 }
 
 async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
@@ -300,7 +306,7 @@ async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
 
 /// The same for a server whose lease has not ended: it gives it back first.
 async fn bury_now(link: &Link, node: &str) -> Result<(), LinkError> {
-    link.lines().ask::<()>(redis::cmd("ZADD").arg(link.names().nodes()).arg(0).arg(node)).await?;
+    link.lines().ask_though_full::<()>("ZADD", &link.names().nodes(), &["0", node]).await?;
     bury(link, node).await
 }
 

@@ -136,7 +136,12 @@ impl Shared {
                         one.dropped += made.dropped;
                     }
                 }
-                Err(error) => now.iter().for_each(|(at, _)| appended[*at] = Err(error.clone())),
+                Err(error) => {
+                    if let (LinkError::Full(why), Ok(link)) = (&error, self.caller.link()) {
+                        *self.full.write() = Some((why.clone(), link.names().log(now[0].1.as_str())));
+                    }
+                    now.iter().for_each(|(at, _)| appended[*at] = Err(error.clone()));
+                }
             }
         }
     }

@@ -272,9 +272,8 @@ impl Caller {
                     // The others are not to wait for somebody who has to look at this one.
                     tracing::error!(%user, why, "what is stored of this user cannot be looked after");
                     let due = i64::try_from(now_s + BROKEN_PAUSE.as_secs()).unwrap_or(i64::MAX);
-                    let mut later = redis::cmd("ZADD");
-                    later.arg(link.names().due()).arg(due).arg(user.as_str());
-                    link.lines().ask::<()>(&later).await?;
+                    let later = [&due.to_string(), user.as_str()];
+                    link.lines().ask_though_full::<()>("ZADD", &link.names().due(), &later).await?;
                     continue;
                 }
                 Err(error) => return Err(error),

@@ -609,4 +609,9 @@ end
 
 local steps = {append = append, note = note, attach = attach, clear = clear, read = read, state = state,
   missed = missed, lacking = lacking, sweep = sweep}
+
+-- Steps that have to be taken where there is no room too, or nobody could make any. A script whose first write takes no
+-- room (this one does nothing) is not refused the others.
+local though_full = {note = true, attach = true, clear = true, sweep = true}
+if though_full[A[1]] then redis.call('PERSIST', K[3]) end
 return steps[A[1]]()

@@ -98,7 +98,8 @@ struct Shared {
     dirty: Notify,
     listener: RwLock<Option<CommitListener>>,
     gap: RwLock<Option<Arc<dyn Fn() + Send + Sync>>>,
-    full: RwLock<Option<Arc<str>>>,
+    /// Why an append was refused for want of room, and the key whose Redis had none.
+    full: RwLock<Option<(Arc<str>, String)>>,
     closed: RwLock<bool>,
 }
 
@@ -173,7 +174,7 @@ async fn keep_sweeping(shared: Weak<Shared>, pause: Duration) {
         tokio::time::sleep(pause).await;
         let Some(shared) = shared.upgrade() else { return };
         let swept = shared.caller.sweep(SWEPT_MAX).await;
-        if let Err(error) = swept.and(shared.take_what_is_owed().await) {
+        if let Err(error) = swept.and(shared.look_for_room().await).and(shared.take_what_is_owed().await) {
             tracing::debug!(%error, "nothing was looked after");
         }
     }
@@ -212,12 +213,29 @@ impl Shared {
         }
     }
 
+    /// Looks whether there is room again where an append found none: whoever sends nothing to one that says it is full must see
+    /// that it is not any more.
+    async fn look_for_room(&self) -> Result<(), LinkError> {
+        let Some((why, key)) = self.full.read().clone() else { return Ok(()) };
+        // Refused without room like every command that may need some; and at the key of a log, which is no list, it does nothing.
+        let asked = self.caller.link()?.lines().ask::<redis::Value>(redis::cmd("LPUSHX").arg(key).arg("")).await;
+        match asked {
+            Ok(_) | Err(LinkError::Refused(_)) => {
+                // Unless it was found full once more meanwhile.
+                let mut full = self.full.write();
+                if full.as_ref().is_some_and(|(now, _)| Arc::ptr_eq(now, &why)) {
+                    *full = None;
+                }
+                Ok(())
+            }
+            Err(LinkError::Full(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     fn error(&self, error: LinkError) -> StoreError {
         match error {
-            LinkError::Full(why) => {
-                *self.full.write() = Some(why.clone());
-                StoreError::Full(why)
-            }
+            LinkError::Full(why) => StoreError::Full(why),
             LinkError::Lost(why) => StoreError::Unreachable(why),
             LinkError::Refused(why) => StoreError::Damaged(why.into()),
         }
@@ -405,7 +423,7 @@ impl Store for RedisStore {
     }
 
     fn full(&self) -> Option<Arc<str>> {
-        self.shared.full.read().clone()
+        self.shared.full.read().as_ref().map(|(why, _)| why.clone())
     }
 
     fn stalled(&self) -> Option<Duration> {
