@@ -34,7 +34,7 @@ struct Made {
     seq: Result<Seq, Reason>,
     dropped: u64,
     due: i64,
-    new: bool,
+    unknown: bool,
 }
 
 /// An answer, as it is remembered.
@@ -152,7 +152,7 @@ impl Shared {
         }
         let made = self.step(appends, copies).await?;
         for ((_, user), made) in copies.iter().zip(&made) {
-            self.caller.listed(user, made.due, made.new).await?;
+            self.caller.listed(user, made.due, made.unknown).await?;
         }
         Ok(made)
     }
@@ -191,13 +191,13 @@ impl Shared {
         arguments.extend(items);
         let answer = self.caller.step("append", keys, arguments).await?;
         let made = |parts: &[Value]| {
-            let (due, new) = (integer(parts, 2)?, integer(parts, 3)? == 1);
+            let (due, unknown) = (integer(parts, 2)?, integer(parts, 3)? == 1);
             let seq = match integer(parts, 0)? {
                 0 => Err(Reason::Quota),
                 ..0 => Err(Reason::Damaged),
                 seq => Ok(seq.unsigned_abs()),
             };
-            Ok(Made { seq, dropped: integer(parts, 1)?.unsigned_abs(), due, new })
+            Ok(Made { seq, dropped: integer(parts, 1)?.unsigned_abs(), due, unknown })
         };
         answer.chunks(4).map(made).collect()
     }

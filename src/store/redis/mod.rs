@@ -37,7 +37,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, future::BoxFuture};
+use futures_util::{StreamExt, TryStreamExt, future::BoxFuture};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -62,6 +62,9 @@ const NOTE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Users whose receipts are on their way at once. More would make the last of them wait for longer than a reply is waited for.
 const NOTES_AT_ONCE: usize = 256;
+
+/// Users who are asked about at once: Redis takes what one connection asks together before it turns to another.
+const STATES_AT_ONCE: usize = 16;
 
 /// Between two looks for users of whom something has become too old.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -395,9 +398,11 @@ impl Store for RedisStore {
         self.wait(|shared| async move {
             shared.note_all().await?;
             let users = shared.caller.users(after.as_ref(), limit).await?;
-            let states = users.iter().map(|user| shared.caller.state(user));
-            let states = futures_util::future::join_all(states).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-            Ok(users.into_iter().zip(states.into_iter().map(|(state, _)| state)).collect())
+            let states = users.into_iter().map(|user| async {
+                let (state, _) = shared.caller.state(&user).await?;
+                Ok((user, state))
+            });
+            futures_util::stream::iter(states).buffered(STATES_AT_ONCE).try_collect().await
         })
     }
 
