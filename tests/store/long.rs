@@ -7,7 +7,7 @@ use mesa::{
     store::{Append, Limits, Loss, Note, Overflow, ReadLimit, Store},
 };
 
-use crate::support::{AT_ONCE, Opening, Place, user};
+use crate::support::{ALL, AT_ONCE, Opening, Place, user};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -71,7 +71,10 @@ async fn what_waits_in_a_long_log_is_counted_exactly_for_each_device_and_does_no
             let waits = there.iter().filter(|(seq, _)| !had.iter().all(|(_, ranges)| has(ranges, **seq)));
             let (count, bytes) = waits.clone().fold((0, 0), |(count, all), (_, bytes)| (count + 1, all + bytes));
             assert_eq!((state.pending, store.pending_bytes(&user("a")).unwrap()), (count, bytes));
-            assert_eq!(pages(&*store, "a", 0), waits.map(|(seq, _)| *seq).collect::<Vec<_>>());
+            let waits: Vec<Seq> = waits.map(|(seq, _)| *seq).collect();
+            assert_eq!(pages(&*store, "a", 0), waits);
+            let at_once = store.read(&user("a"), 0, ALL).unwrap();
+            assert!(at_once.through >= MESSAGES && at_once.entries.iter().map(|entry| entry.seq).eq(waits));
         };
         check(&there, &had.map(|(name, _)| (name, &[][..])));
         for (name, ranges) in &had {

@@ -254,18 +254,18 @@ impl Shared {
             offline: answered.offline,
             rejected: answered.rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect(),
         };
-        let stored = serde_json::to_vec(&stored).map_err(|error| LinkError::Refused(error.to_string()))?;
+        let stored = serde_json::to_string(&stored).map_err(|error| LinkError::Refused(error.to_string()))?;
         let link = self.caller.link()?;
-        let window_ms = self.caller.limits().ids_window.as_millis().clamp(1, 1 << 50);
-        let mut command = redis::cmd("SET");
-        command.arg(link.names().answer(once.id.as_str())).arg(stored).arg("PX").arg(window_ms.to_string());
-        let first: Option<String> = link.lines().ask(command.clone().arg("NX")).await?;
+        let window_ms = self.caller.limits().ids_window.as_millis().clamp(1, 1 << 50).to_string();
+        // What was taken is answered, also where it took the last room there was.
+        let (key, set) = (link.names().answer(once.id.as_str()), [&stored, "PX", &window_ms, "NX"]);
+        let first: Option<String> = link.lines().ask_though_full("SET", &key, &set).await?;
         if first.is_none() {
             // Somebody else was asked for the same at the same time, and has answered.
             if let Some(answered) = self.answered(once).await? {
                 return Ok(answered);
             }
-            let () = link.lines().ask(&command).await?;
+            let () = link.lines().ask_though_full("SET", &key, &set[..3]).await?;
         }
         Ok(Appended { answered: Some(answered), ..made })
     }

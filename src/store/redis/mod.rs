@@ -23,6 +23,20 @@
 //! - A message is stored once for each recipient.
 //! - [`Store::recent`] has nothing: every read asks Redis. [`Store::backup`] refuses: Redis makes its own.
 //! - There is no [`Store::outbox`]: events of webhooks need the embedded store.
+//!
+//! # What a step may cost
+//!
+//! Redis does one thing at a time: what takes long keeps everybody waiting. So the state of a log says for *blocks* of up to 512
+//! entries or 256 kB (and one entry) how many there are, how large, and when the first expires, and only the blocks at the ends of
+//! a range are read to measure it: two for each range of a cursor, each once in a step, however many cursors there are. A read
+//! fetches what it gives back and about as much again, and ends a step after 1024 entries or 1 MB; what is past goes in
+//! steps of as many. Where more is to be done the next step goes on (`calls`), and others have their turn in between. Only room for
+//! a message that is larger than many is made in one step, in runs.
+//!
+//! # Without room
+//!
+//! What Redis refuses for want of `maxmemory` is an append. All other steps are done nevertheless, since they are what makes room; a
+//! script may do that whose first write takes none.
 
 mod append;
 mod calls;
