@@ -22,8 +22,15 @@ const REBUILT: &str = "rebuilt";
 /// A directory that is ours until this is dropped.
 pub(super) struct Locked {
     path: PathBuf,
-    /// The lock goes with the handle.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Locked {
+    /// Said rather than left to the end of the handle: a process that is being started at this moment has a copy of it until it
+    /// has become another program.
+    fn drop(&mut self) {
+        _ = self.lock.unlock();
+    }
 }
 
 impl Locked {
@@ -63,7 +70,7 @@ impl Locked {
         }
         let write = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| write!(lock, "{}", std::process::id()));
         write.map_err(told)?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), lock })
     }
 
     /// Where sled keeps its files.
@@ -187,4 +194,20 @@ fn make(path: &Path) -> io::Result<()> {
 fn is_running(holder: &str) -> bool {
     let proc = Path::new("/proc");
     !proc.join("self").exists() || holder.parse::<u32>().is_ok_and(|pid| proc.join(pid.to_string()).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_free_once_it_is_let_go_whoever_has_a_copy_of_the_handle() {
+        let home = tempfile::tempdir().unwrap();
+        let locked = Locked::new(home.path()).unwrap();
+        let copy = locked.lock.try_clone().unwrap();
+        assert!(matches!(Locked::new(home.path()), Err(StoreError::InUse { .. })));
+        drop(locked);
+        Locked::new(home.path()).unwrap();
+        drop(copy);
+    }
 }
