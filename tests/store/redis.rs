@@ -253,10 +253,11 @@ async fn in_a_cluster_who_could_not_be_written_down_is_with_the_next_step_and_wh
     store.append(mortal(3)).await.unwrap();
     let known: Vec<_> = store.users(None, 10).unwrap().into_iter().map(|(id, state)| (id, state.pending)).collect();
     assert_eq!(known, [(user("a"), 3)]);
-    let due: f64 = ask(&place, &["ZSCORE", &lists[1], "a"]).await.parse().expect("it is due");
+    let due = ask(&place, &["ZSCORE", &lists[1], "a"]).await;
+    assert!(!due.is_empty(), "it is due");
     // When it is written down it is not written again.
     store.append(mortal(4)).await.unwrap();
-    assert_eq!(ask(&place, &["ZSCORE", &lists[1], "a"]).await.parse::<f64>().unwrap(), due);
+    assert_eq!(ask(&place, &["ZSCORE", &lists[1], "a"]).await, due);
 }
 
 fn stock(numbers: impl IntoIterator<Item = u64>) -> String {

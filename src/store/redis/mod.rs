@@ -249,13 +249,13 @@ impl Shared {
             Err(error) => Err(error),
         }
     }
+}
 
-    fn error(&self, error: LinkError) -> StoreError {
-        match error {
-            LinkError::Full(why) => StoreError::Full(why),
-            LinkError::Lost(why) => StoreError::Unreachable(why),
-            LinkError::Refused(why) => StoreError::Damaged(why.into()),
-        }
+fn told(error: LinkError) -> StoreError {
+    match error {
+        LinkError::Full(why) => StoreError::Full(why),
+        LinkError::Lost(why) => StoreError::Unreachable(why),
+        LinkError::Refused(why) => StoreError::Damaged(why.into()),
     }
 }
 
@@ -278,7 +278,7 @@ impl RedisStore {
         T: Send + 'static,
         F: Future<Output = Result<T, LinkError>> + Send + 'static,
     {
-        self.link.wait(work(self.shared.clone())).map_err(|error| self.shared.error(error))
+        self.link.wait(work(self.shared.clone())).map_err(told)
     }
 }
 
@@ -297,7 +297,7 @@ impl Store for RedisStore {
             if appended.is_ok() && self.shared.full.read().is_some() {
                 *self.shared.full.write() = None;
             }
-            appended.map_err(|error| self.shared.error(error))
+            appended.map_err(told)
         })
     }
 
@@ -309,7 +309,7 @@ impl Store for RedisStore {
                 shared.settle(&user).await?;
                 shared.caller.clear(&user).await
             };
-            self.link.run(clearing).await.map_err(|error| self.shared.error(error))
+            self.link.run(clearing).await.map_err(told)
         })
     }
 
