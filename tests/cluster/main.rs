@@ -2,6 +2,7 @@
 
 mod battery;
 mod beside;
+mod full;
 mod moving;
 mod portals;
 mod proxy;

@@ -6,6 +6,7 @@ mod battery;
 mod damage;
 mod disk;
 mod limits;
+mod long;
 mod model;
 mod reading;
 #[cfg(feature = "redis")]

@@ -221,12 +221,43 @@ async fn a_device_that_is_at_another_server_does_not_make_room() {
 
 /// Lets something be done with the Redis itself; gives what it answers.
 async fn ask(place: &Somewhere, words: &[&str]) -> String {
-    let Where::One(redis) = &place.redis else { panic!("one Redis") };
-    let client = redis::Client::open(redis.url()).unwrap();
-    let mut line = client.get_multiplexed_async_connection().await.unwrap();
     let mut command = redis::cmd(words[0]);
     words[1..].iter().for_each(|word| _ = command.arg(*word));
-    command.query_async::<Option<String>>(&mut line).await.unwrap().unwrap_or_default()
+    let answer: Option<String> = match &place.redis {
+        Where::One(redis) => {
+            let client = redis::Client::open(redis.url()).unwrap();
+            command.query_async(&mut client.get_multiplexed_async_connection().await.unwrap()).await.unwrap()
+        }
+        Where::Spread(cluster) => {
+            let client = redis::cluster::ClusterClient::new(cluster.urls()).unwrap();
+            command.query_async(&mut client.get_async_connection().await.unwrap()).await.unwrap()
+        }
+    };
+    answer.unwrap_or_default()
+}
+
+#[tokio::test]
+async fn in_a_cluster_who_could_not_be_written_down_is_with_the_next_step_and_what_is_due_too() {
+    let place = Somewhere::spread();
+    let store = place.server();
+    let lists = ["known", "due"].map(|list| format!("mesa:{list}_{}", place.namespace));
+    let hour = Duration::from_secs(3600);
+    let mortal = |n| Append { ttl: Some(hour), ..Append::new(message(n), vec![user("a")]) };
+    for (n, list) in (1..).zip(&lists) {
+        // The step is done by then; what would come behind it is not.
+        ask(&place, &["SET", list, "no list"]).await;
+        assert!(store.append(mortal(n)).await.is_err());
+        ask(&place, &["DEL", list]).await;
+    }
+    assert_eq!(ask(&place, &["ZSCORE", &lists[1], "a"]).await, "");
+    store.append(mortal(3)).await.unwrap();
+    let known: Vec<_> = store.users(None, 10).unwrap().into_iter().map(|(id, state)| (id, state.pending)).collect();
+    assert_eq!(known, [(user("a"), 3)]);
+    let due = ask(&place, &["ZSCORE", &lists[1], "a"]).await;
+    assert!(!due.is_empty(), "it is due");
+    // When it is written down it is not written again.
+    store.append(mortal(4)).await.unwrap();
+    assert_eq!(ask(&place, &["ZSCORE", &lists[1], "a"]).await, due);
 }
 
 fn stock(numbers: impl IntoIterator<Item = u64>) -> String {

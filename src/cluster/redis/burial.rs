@@ -4,6 +4,8 @@
 //! taken away in steps that are short, however many users it had. Whoever does that says so for a while, so that one does
 //! it at a time; where he dies in the middle another goes on. A server that was taken for dead and renews its lease finds
 //! that it was not known, and says all it has again: then there is nothing to be taken away.
+//!
+//! `PERSIST` changes nothing; see [`Lines::ask_though_full`](super::Lines::ask_though_full).
 
 use std::sync::LazyLock;
 
@@ -26,7 +28,8 @@ const CLAIM_MS: u64 = 5000;
 /// taken to be on its way.
 static CLAIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local t = redis.call('TIME')
+        "redis.call('PERSIST', KEYS[1])
+        local t = redis.call('TIME')
         local now = t[1] * 1000 + math.floor(t[2] / 1000)
         redis.call('ZADD', KEYS[2], '+inf', '')
         for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', t[1] * 1000))) do
@@ -45,7 +48,8 @@ static CLAIM: LazyLock<Script> = LazyLock::new(|| {
 /// KEYS: 1 nodes, 2 the dead; ARGV: 1 this node, 2 as above. It is one of the dead from here on, and this is at it.
 static LEAVE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local t = redis.call('TIME')
+        "redis.call('PERSIST', KEYS[1])
+        local t = redis.call('TIME')
         redis.call('ZREM', KEYS[1], ARGV[1])
         redis.call('ZADD', KEYS[2], string.format('%.0f', t[1] * 1000 + ARGV[2]), ARGV[1])",
     )
@@ -56,7 +60,8 @@ static LEAVE: LazyLock<Script> = LazyLock::new(|| {
 /// stock), 8 ours, 9 `connected_clients_count`. Gives where to go on; nothing when there is nothing more to be done, or the node is back.
 static STEPS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local t, node = redis.call('TIME'), ARGV[1]
+        "redis.call('PERSIST', KEYS[1])
+        local t, node = redis.call('TIME'), ARGV[1]
         local now = t[1] * 1000 + math.floor(t[2] / 1000)
         if redis.call('ZSCORE', KEYS[1], node) then
           redis.call('ZREM', KEYS[2], node)

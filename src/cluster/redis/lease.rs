@@ -56,7 +56,8 @@ pub(super) struct Joined {
 /// Nothing is known to have been forgotten by one that was started anew if it syncs every write and was not a replica before.
 static BEATS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local t = redis.call('TIME')
+        "redis.call('PERSIST', KEYS[1])
+        local t = redis.call('TIME')
         local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
         local node = ARGV[1]
         if not string.find(node, '^%d') then node = now .. node end
@@ -167,5 +168,5 @@ pub(super) async fn leave(lines: &Lines, names: &Names, ahead_ms: u64) -> Result
         return Ok(());
     }
     let (s, us): (u64, u64) = lines.ask(&redis::cmd("TIME")).await?;
-    lines.ask(redis::cmd("SET").arg(names.clock()).arg(s * 1000 + us / 1000 + ahead_ms)).await
+    lines.ask_though_full("SET", &names.clock(), &[&(s * 1000 + us / 1000 + ahead_ms).to_string()]).await
 }

@@ -66,6 +66,16 @@ impl Script {
     }
 }
 
+/// KEYS: 1 that of the command; ARGV: 1 the command, what comes behind its key.
+///
+/// A script whose first write takes no room may then do others although there is none.
+static THOUGH_FULL: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "redis.call('PERSIST', KEYS[1])
+        return redis.call(ARGV[1], KEYS[1], unpack(ARGV, 2))",
+    )
+});
+
 #[derive(Clone)]
 enum Line {
     One(MultiplexedConnection),
@@ -236,6 +246,21 @@ impl Lines {
             sent => sent?,
         };
         FromRedisValue::from_redis_value(value).map_err(|error| LinkError::Refused(error.to_string()))
+    }
+
+    /// The same with one command on one key, which is done even where there is no room (`maxmemory`). Only for what takes as good as
+    /// none and has to go on, so that those who wait can come and make room. Scripts of that kind begin with the same `PERSIST`.
+    ///
+    /// # Errors
+    /// As [`Lines::ask`].
+    pub async fn ask_though_full<T: FromRedisValue>(
+        &self,
+        command: &str,
+        key: &str,
+        arguments: &[&str],
+    ) -> Result<T, LinkError> {
+        let arguments: Vec<&str> = std::iter::once(command).chain(arguments.iter().copied()).collect();
+        self.run(&THOUGH_FULL, &[key], &arguments).await
     }
 
     async fn send(&self, number: u64, line: Line, command: &Cmd) -> Result<Value, LinkError> {

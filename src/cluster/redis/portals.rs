@@ -49,7 +49,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// takes out somebody else where it hears of one that it does not know.
 static CHANGE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local changed = redis.call(ARGV[1], KEYS[1], ARGV[2])
+        "redis.call('PERSIST', KEYS[1])
+        local changed = redis.call(ARGV[1], KEYS[1], ARGV[2])
         if changed == 1 then redis.call('PUBLISH', KEYS[1], ARGV[3]) end
         return changed",
     )

@@ -48,13 +48,16 @@ const LOOK: Duration = Duration::from_secs(1);
 /// with, 3 how it ends, 4 `connected_clients` ('' where there is no stock), 5 ours, then each user and how many connections. Gives
 /// who is connected in stock's eyes since this.
 ///
+/// `PERSIST` changes nothing; see [`Lines::ask_though_full`](super::Lines::ask_though_full).
+///
 /// The others' tables are named among the keys, here and below, because a slot of a Cluster may be moving: then a table that is
 /// not there any more looks as if nobody were at that server, unless the Cluster was told that it is needed.
 ///
 /// A server that was taken for dead, and does not know it yet, writes what will have to be taken away unless it comes back.
 static HERE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local t, came = redis.call('TIME'), {}
+        "redis.call('PERSIST', KEYS[1])
+        local t, came = redis.call('TIME'), {}
         local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
         if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then redis.call('ZADD', KEYS[4], 'NX', 0, ARGV[1]) end
         for at = 6, #ARGV, 2 do
@@ -86,7 +89,8 @@ static HERE: LazyLock<Script> = LazyLock::new(|| {
 /// stock).
 static COUNT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local more = ARGV[2] - tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0)
+        "redis.call('PERSIST', KEYS[1])
+        local more = ARGV[2] - tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0)
         redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
         if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then redis.call('ZADD', KEYS[3], 'NX', 0, ARGV[1]) end
         if ARGV[3] ~= '' and more ~= 0 then redis.call('INCRBY', ARGV[3], string.format('%.0f', more)) end",

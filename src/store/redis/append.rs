@@ -34,7 +34,7 @@ struct Made {
     seq: Result<Seq, Reason>,
     dropped: u64,
     due: i64,
-    new: bool,
+    unknown: bool,
 }
 
 /// An answer, as it is remembered.
@@ -136,7 +136,12 @@ impl Shared {
                         one.dropped += made.dropped;
                     }
                 }
-                Err(error) => now.iter().for_each(|(at, _)| appended[*at] = Err(error.clone())),
+                Err(error) => {
+                    if let (LinkError::Full(why), Ok(link)) = (&error, self.caller.link()) {
+                        *self.full.write() = Some((why.clone(), link.names().log(now[0].1.as_str())));
+                    }
+                    now.iter().for_each(|(at, _)| appended[*at] = Err(error.clone()));
+                }
             }
         }
     }
@@ -147,7 +152,7 @@ impl Shared {
         }
         let made = self.step(appends, copies).await?;
         for ((_, user), made) in copies.iter().zip(&made) {
-            self.caller.listed(user, made.due, made.new).await?;
+            self.caller.listed(user, made.due, made.unknown).await?;
         }
         Ok(made)
     }
@@ -186,13 +191,13 @@ impl Shared {
         arguments.extend(items);
         let answer = self.caller.step("append", keys, arguments).await?;
         let made = |parts: &[Value]| {
-            let (due, new) = (integer(parts, 2)?, integer(parts, 3)? == 1);
+            let (due, unknown) = (integer(parts, 2)?, integer(parts, 3)? == 1);
             let seq = match integer(parts, 0)? {
                 0 => Err(Reason::Quota),
                 ..0 => Err(Reason::Damaged),
                 seq => Ok(seq.unsigned_abs()),
             };
-            Ok(Made { seq, dropped: integer(parts, 1)?.unsigned_abs(), due, new })
+            Ok(Made { seq, dropped: integer(parts, 1)?.unsigned_abs(), due, unknown })
         };
         answer.chunks(4).map(made).collect()
     }
@@ -249,18 +254,18 @@ impl Shared {
             offline: answered.offline,
             rejected: answered.rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect(),
         };
-        let stored = serde_json::to_vec(&stored).map_err(|error| LinkError::Refused(error.to_string()))?;
+        let stored = serde_json::to_string(&stored).map_err(|error| LinkError::Refused(error.to_string()))?;
         let link = self.caller.link()?;
-        let window_ms = self.caller.limits().ids_window.as_millis().clamp(1, 1 << 50);
-        let mut command = redis::cmd("SET");
-        command.arg(link.names().answer(once.id.as_str())).arg(stored).arg("PX").arg(window_ms.to_string());
-        let first: Option<String> = link.lines().ask(command.clone().arg("NX")).await?;
+        let window_ms = self.caller.limits().ids_window.as_millis().clamp(1, 1 << 50).to_string();
+        // What was taken is answered, also where it took the last room there was.
+        let (key, set) = (link.names().answer(once.id.as_str()), [&stored, "PX", &window_ms, "NX"]);
+        let first: Option<String> = link.lines().ask_though_full("SET", &key, &set).await?;
         if first.is_none() {
             // Somebody else was asked for the same at the same time, and has answered.
             if let Some(answered) = self.answered(once).await? {
                 return Ok(answered);
             }
-            let () = link.lines().ask(&command).await?;
+            let () = link.lines().ask_though_full("SET", &key, &set[..3]).await?;
         }
         Ok(Appended { answered: Some(answered), ..made })
     }

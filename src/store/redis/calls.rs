@@ -22,6 +22,15 @@ static LOG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("log.lu
 /// How often a step is taken again because the Redis has become another one meanwhile.
 const ERAS_MAX: usize = 4;
 
+/// How often lists are written again because something earlier has become due meanwhile.
+const LISTED_MAX: usize = 4;
+
+/// Steps that look after one user before others have their turn. What is past and is not gone then is shown to nobody.
+const SWEEPS_MAX: usize = 16;
+
+/// Such steps before a user's messages are counted. Beyond that what is past is counted too.
+const SWEEPS_BEFORE_COUNTING_MAX: usize = 256;
+
 /// When a user is looked after again whose log cannot be read.
 const BROKEN_PAUSE: Duration = Duration::from_secs(600);
 
@@ -116,23 +125,50 @@ impl Caller {
         Ok(vec![link.names().state(user.as_str()), link.names().log(user.as_str())])
     }
 
-    /// Where keys are spread, the step could not write down when it is due and that the user is known.
-    pub(super) async fn listed(&self, user: &UserId, due: i64, new: bool) -> Result<(), LinkError> {
+    /// Where keys are spread, a step cannot write down that the user is known and when something is due. That is done here, and
+    /// then said in his log: each step asks for it until it was.
+    pub(super) async fn listed(&self, user: &UserId, due: i64, unknown: bool) -> Result<(), LinkError> {
         let link = self.link()?;
         if !link.lines().is_spread() {
             return Ok(());
         }
-        if new {
-            let () = link.lines().ask(redis::cmd("ZADD").arg(link.names().known()).arg(0).arg(user.as_str())).await?;
+        let (mut due, mut unknown) = (due, unknown);
+        for _ in 0..LISTED_MAX {
+            if due < 0 && !unknown {
+                break;
+            }
+            if unknown {
+                let arguments = ["0", user.as_str()];
+                link.lines().ask_though_full::<()>("ZADD", &link.names().known(), &arguments).await?;
+            }
+            if due > 0 {
+                // Not later than another server has said meanwhile.
+                let arguments = ["LT", &due.to_string(), user.as_str()];
+                link.lines().ask_though_full::<()>("ZADD", &link.names().due(), &arguments).await?;
+            }
+            let answer = self.step("listed", self.keys(user)?, vec![text(user), text(due), text(0)]).await?;
+            (due, unknown) = (integer(&answer, 0)?, integer(&answer, 1)? == 1);
         }
-        let mut command = redis::cmd(if due > 0 { "ZADD" } else { "ZREM" });
-        command.arg(link.names().due());
-        match due {
-            -1 => return Ok(()),
-            0 => command.arg(user.as_str()),
-            due => command.arg(due).arg(user.as_str()),
-        };
-        link.lines().ask(&command).await
+        Ok(())
+    }
+
+    /// Looks after a user; whether there is more that has become too old.
+    async fn look_after(&self, user: &UserId) -> Result<bool, LinkError> {
+        let link = self.link()?;
+        let answer = self.step("sweep", self.keys(user)?, vec![text(user)]).await?;
+        let (due, is_late) = (integer(&answer, 0)?.max(0), integer(&answer, 1)? == 1);
+        if link.lines().is_spread() {
+            let (list, at) = (link.names().due(), due.to_string());
+            if due > 0 {
+                link.lines().ask_though_full::<()>("ZADD", &list, &[&at, user.as_str()]).await?;
+            } else {
+                link.lines().ask::<()>(redis::cmd("ZREM").arg(&list).arg(user.as_str())).await?;
+            }
+            // Something earlier may have come while that was written.
+            let answer = self.step("listed", self.keys(user)?, vec![text(user), text(due), text(1)]).await?;
+            self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
+        }
+        Ok(is_late)
     }
 
     pub(super) async fn note(&self, user: &UserId, report: &Report) -> Result<(), LinkError> {
@@ -163,42 +199,45 @@ impl Caller {
 
     pub(super) async fn clear(&self, user: &UserId) -> Result<u64, LinkError> {
         let answer = self.step("clear", self.keys(user)?, vec![text(user)]).await?;
-        self.listed(user, integer(&answer, 1)?, false).await?;
+        self.listed(user, integer(&answer, 1)?, integer(&answer, 2)? == 1).await?;
         seq(&answer, 0)
     }
 
     pub(super) async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<(Found, Era), LinkError> {
         // What is beyond these is beyond what a number of Lua can say, and beyond any log.
         let most = |number: u64| text(number.min(1 << 50));
-        let arguments = vec![most(after), most(limit.entries as u64), most(limit.bytes as u64)];
-        let answer = self.step("read", self.keys(user)?, arguments).await?;
-        let (through, era) = (seq(&answer, 0)?, era(&answer, 1)?);
-        let mut answer = answer.into_iter().skip(2);
-        let mut entries = Vec::with_capacity(answer.len() / 4);
-        while let Some(first) = answer.next() {
-            let (
-                Value::Int(seq),
-                Some(Value::Int(namespace)),
-                Some(Value::BulkString(owner)),
-                Some(Value::BulkString(payload)),
-            ) = (first, answer.next(), answer.next(), answer.next())
-            else {
-                return misread("an entry");
-            };
-            entries.push(Entry {
-                // It is told as it was stored, and compared before the socket.
-                namespace: u32::try_from(namespace).unwrap_or_default(),
-                owner: Bytes::from(owner),
-                seq: seq.unsigned_abs(),
-                payload: Payload::from_stored(Bytes::from(payload)),
-            });
+        let (mut entries, mut bytes, mut after) = (Vec::new(), 0, after);
+        loop {
+            let had = [entries.len() as u64, bytes];
+            let arguments =
+                [after, limit.entries as u64, limit.bytes as u64].into_iter().chain(had).map(most).collect();
+            let answer = self.step("read", self.keys(user)?, arguments).await?;
+            let (through, era) = (seq(&answer, 0)?, era(&answer, 1)?);
+            // Each step looks at so much only, so that others have their turn.
+            let is_all = integer(&answer, 2)? == 0;
+            let mut answer = answer.into_iter().skip(3);
+            while let Some(first) = answer.next() {
+                let entry = entry(first, &mut answer)?;
+                bytes += entry.payload.as_bytes().len() as u64;
+                entries.push(entry);
+            }
+            if is_all {
+                return Ok((Found { entries, through }, era));
+            }
+            after = through;
         }
-        Ok((Found { entries, through }, era))
     }
 
     /// What is known of a user, and how many bytes wait for him.
     pub(super) async fn state(&self, user: &UserId) -> Result<(UserState, u64), LinkError> {
-        let answer = self.step("state", self.keys(user)?, Vec::new()).await?;
+        let mut answer = self.step("state", self.keys(user)?, Vec::new()).await?;
+        for _ in 0..SWEEPS_BEFORE_COUNTING_MAX {
+            if integer(&answer, 8)? == 0 {
+                break;
+            }
+            self.look_after(user).await?;
+            answer = self.step("state", self.keys(user)?, Vec::new()).await?;
+        }
         let (Some(Value::Array(islands)), Some(Value::Array(devices))) = (answer.get(3), answer.get(7)) else {
             return misread("a state");
         };
@@ -266,20 +305,21 @@ impl Caller {
         command.arg(link.names().due()).arg("-inf").arg(now_s).arg("LIMIT").arg(0).arg(limit);
         let users: Vec<String> = link.lines().ask(&command).await?;
         for user in users.iter().filter_map(|user| UserId::new(user).ok()) {
-            let due = match self.step("sweep", self.keys(&user)?, vec![text(&user)]).await {
-                Ok(answer) => integer(&answer, 0)?.max(0),
-                Err(LinkError::Refused(why)) => {
-                    // The others are not to wait for somebody who has to look at this one.
-                    tracing::error!(%user, why, "what is stored of this user cannot be looked after");
-                    let due = i64::try_from(now_s + BROKEN_PAUSE.as_secs()).unwrap_or(i64::MAX);
-                    let mut later = redis::cmd("ZADD");
-                    later.arg(link.names().due()).arg(due).arg(user.as_str());
-                    link.lines().ask::<()>(&later).await?;
-                    continue;
+            for _ in 0..SWEEPS_MAX {
+                match self.look_after(&user).await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(LinkError::Refused(why)) => {
+                        // The others are not to wait for somebody who has to look at this one.
+                        tracing::error!(%user, why, "what is stored of this user cannot be looked after");
+                        let due = i64::try_from(now_s + BROKEN_PAUSE.as_secs()).unwrap_or(i64::MAX);
+                        let later = [&due.to_string(), user.as_str()];
+                        link.lines().ask_though_full::<()>("ZADD", &link.names().due(), &later).await?;
+                        break;
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
-            };
-            self.listed(&user, due, false).await?;
+            }
         }
         Ok(())
     }
@@ -305,6 +345,25 @@ fn view(report: &Report) -> Arguments {
     }
     arguments.extend(last);
     arguments
+}
+
+fn entry(first: Value, rest: &mut impl Iterator<Item = Value>) -> Result<Entry, LinkError> {
+    let (
+        Value::Int(seq),
+        Some(Value::Int(namespace)),
+        Some(Value::BulkString(owner)),
+        Some(Value::BulkString(payload)),
+    ) = (first, rest.next(), rest.next(), rest.next())
+    else {
+        return misread("an entry");
+    };
+    Ok(Entry {
+        // It is told as it was stored, and compared before the socket.
+        namespace: u32::try_from(namespace).unwrap_or_default(),
+        owner: Bytes::from(owner),
+        seq: seq.unsigned_abs(),
+        payload: Payload::from_stored(Bytes::from(payload)),
+    })
 }
 
 fn era(values: &[Value], at: usize) -> Result<Era, LinkError> {

@@ -18,6 +18,9 @@ local NODE, ASKED, TOGETHER = A[2], tonumber(A[4]), K[1] ~= K[3]
 local MESSAGES, BYTES, AGE, DROP = tonumber(A[6]), tonumber(A[7]), tonumber(A[8]), A[9] == 'drop'
 local DEVICE_AGE, DEVICES, WINDOW = tonumber(A[10]), tonumber(A[11]), tonumber(A[12])
 local ISLANDS_MAX, REASONS_MAX, KEYS_MAX = 16, 64, 64
+
+-- What one step reads of a log, but for what it gives back: then it ends, and the next goes on.
+local LOOKED_MAX, LOOKED_BYTES_MAX = 1024, 1024 * 1024
 local QUOTA, COLLAPSED, CLEARED, LOST = 1, 3, 2, 5
 
 -- A log that may have given out more than it knows of goes on so far behind its head.
@@ -89,7 +92,7 @@ local function load(key)
     return S, false
   end
   local fresh = {head = 0, rel = 0, n = 0, b = 0, seen = 0, exp = 0, sh = {t = 0, i = {}, s = 0}}
-  fresh.dv, fresh.gone, fresh.keys, fresh.views = {}, {}, {}, {}
+  fresh.dv, fresh.gone, fresh.keys, fresh.views, fresh.bl = {}, {}, {}, {}, ''
   return fresh, true
 end
 
@@ -185,16 +188,25 @@ local function due(S)
   return at
 end
 
-local function save(key, S, user, new)
+-- Where keys are spread, the caller writes down that the user is known and when something is due, and says so (`listed`): until
+-- then each step asks for it again. Nothing is asked for where it comes later than what is written down: who looks then finds out.
+-- Gives when it is due, -1 = that is written down, and whether the user is to be.
+local function owed(S, at)
+  local is_earlier = at > 0 and ((S.due or 0) == 0 or at < S.due)
+  return is_earlier and at or -1, S.listed and 0 or 1
+end
+
+local function save(key, S, user)
   local at = due(S)
-  local moved = at ~= (S.due or 0)
-  S.due = at
-  redis.call('SET', key, cmsgpack.pack(S))
-  if new and TOGETHER then redis.call('ZADD', K[1], 0, user) end
-  if moved and TOGETHER then
-    if at > 0 then redis.call('ZADD', K[2], at, user) else redis.call('ZREM', K[2], user) end
+  if TOGETHER then
+    if not S.listed then redis.call('ZADD', K[1], 0, user) end
+    if at ~= (S.due or 0) then
+      if at > 0 then redis.call('ZADD', K[2], at, user) else redis.call('ZREM', K[2], user) end
+    end
+    S.listed, S.due = true, at
   end
-  return moved and at or -1
+  redis.call('SET', key, cmsgpack.pack(S))
+  return owed(S, at)
 end
 
 -- Entries.
@@ -204,15 +216,109 @@ local function seq_of(entry) return tonumber(string.match(entry[1], '^%d+')) end
 
 -- Calls `visit` with sequence and entry for each from..to that is there.
 local function each(log, from, to, visit)
-  local last = to and id(to) or '+'
   while true do
-    local found = redis.call('XRANGE', log, id(from), last, 'COUNT', 128)
+    local found = redis.call('XRANGE', log, id(from), id(to), 'COUNT', 128)
     for _, entry in ipairs(found) do
       local seq = seq_of(entry)
       if visit(seq, entry) == false then return end
       from = seq + 1
     end
     if #found < 128 then return end
+  end
+end
+
+local function delete(log, ids)
+  for at = 1, #ids, 500 do redis.call('XDEL', log, unpack(ids, at, math.min(at + 499, #ids))) end
+end
+
+-- Blocks: of some entries that follow each other, how many there are, their bytes, and when the first of them expires or
+-- something earlier (0 = never). An entry cannot be measured without being read whole, so this is what tells how much there
+-- is; at the ends of a range a block is read, which is no more than so many entries, or bytes and one entry.
+-- A record: first sequence (or less), entries, bytes, seconds.
+local BLOCK_MAX, BLOCK_BYTES_MAX = 512, 256 * 1024
+local RECORD, RECORD_BYTES = '<dI2dI4', 22
+
+local function blocks(S) return #S.bl / RECORD_BYTES end
+local function block(S, k) return struct.unpack(RECORD, S.bl, (k - 1) * RECORD_BYTES + 1) end
+local function last_of(S, k) return k < blocks(S) and block(S, k + 1) - 1 or S.head end
+
+local function put_block(S, k, first, n, b, expires)
+  local record = n > 0 and struct.pack(RECORD, first, n, b, expires) or ''
+  S.bl = string.sub(S.bl, 1, (k - 1) * RECORD_BYTES) .. record .. string.sub(S.bl, k * RECORD_BYTES + 1)
+end
+
+-- Where a sequence is or would be; 0 = before the first.
+local function block_of(S, seq)
+  local low, high = 0, blocks(S)
+  while low < high do
+    local middle = math.ceil((low + high) / 2)
+    if block(S, middle) <= seq then low = middle else high = middle - 1 end
+  end
+  return low
+end
+
+-- The last entry of all has come.
+local function add(S, seq, bytes, expires)
+  S.n, S.b, S.exp = S.n + 1, S.b + bytes, earlier(S.exp, expires)
+  local k = blocks(S)
+  if k > 0 then
+    local first, n, b, before = block(S, k)
+    if n < BLOCK_MAX and b < BLOCK_BYTES_MAX then
+      return put_block(S, k, first, n + 1, b + bytes, earlier(before, expires))
+    end
+  end
+  put_block(S, k + 1, seq, 1, bytes, expires)
+end
+
+-- Sequences and sizes of a block's entries; remembered where `read_blocks` is there, for steps that change nothing.
+local read_blocks
+local function sizes(S, log, k, first)
+  local known = read_blocks and read_blocks[k]
+  if known then return known end
+  known = {}
+  each(log, first, last_of(S, k), function(seq, entry) known[#known + 1] = {seq, bytes_of(entry)} end)
+  if read_blocks then read_blocks[k] = known end
+  return known
+end
+
+-- How many entries from..to there are, and their bytes.
+local function count(S, log, from, to)
+  local n, b = 0, 0
+  if from > to then return n, b end
+  for k = math.max(block_of(S, from), 1), blocks(S) do
+    local first, all, bytes = block(S, k)
+    if first > to then break end
+    if from <= first and last_of(S, k) <= to then
+      n, b = n + all, b + bytes
+    else
+      for _, one in ipairs(sizes(S, log, k, first)) do
+        if one[1] >= from and one[1] <= to then n, b = n + 1, b + one[2] end
+      end
+    end
+  end
+  return n, b
+end
+
+-- All entries up to `to` go.
+local function cut(S, log, to)
+  local k = 1
+  while k <= blocks(S) and last_of(S, k) <= to do
+    local _, n, b = block(S, k)
+    S.n, S.b, k = S.n - n, S.b - b, k + 1
+  end
+  S.bl = string.sub(S.bl, (k - 1) * RECORD_BYTES + 1)
+  if S.bl ~= '' and block(S, 1) <= to then
+    local first, n, b, expires = block(S, 1)
+    each(log, first, to, function(_, entry)
+      n, b, S.n, S.b = n - 1, b - bytes_of(entry), S.n - 1, S.b - bytes_of(entry)
+    end)
+    put_block(S, 1, to + 1, n, b, expires)
+  end
+  if S.n == 0 then
+    redis.call('DEL', log)
+    S.exp = 0
+  else
+    redis.call('XTRIM', log, 'MINID', id(to + 1))
   end
 end
 
@@ -229,17 +335,7 @@ local function release(S, log)
   local held = hold(S)
   if held then low = math.min(low, held) end
   if low <= S.rel then return end
-  if S.n > 0 then
-    each(log, S.rel + 1, low, function(_, entry)
-      S.n, S.b = S.n - 1, S.b - bytes_of(entry)
-    end)
-    if S.n == 0 then
-      redis.call('DEL', log)
-      S.exp = 0
-    else
-      redis.call('XTRIM', log, 'MINID', id(low + 1))
-    end
-  end
+  if S.n > 0 then cut(S, log, low) end
   S.rel = low
   forget_keys(S, function(key) return key[2] <= low end)
 end
@@ -262,60 +358,99 @@ local function gone(S, from, to, loss)
   S.gone = out
 end
 
-local function lose(S, log, from, to, loss)
-  local ids = {}
-  each(log, from, to, function(seq, entry)
-    ids[#ids + 1] = id(seq)
+local function lose(S, log, seq, loss)
+  each(log, seq, seq, function(_, entry)
+    local k = block_of(S, seq)
+    local first, n, b, expires = block(S, k)
+    put_block(S, k, first, n - 1, b - bytes_of(entry), expires)
     S.n, S.b = S.n - 1, S.b - bytes_of(entry)
+    redis.call('XDEL', log, id(seq))
   end)
-  for _, one in ipairs(ids) do redis.call('XDEL', log, one) end
-  forget_keys(S, function(key) return key[2] >= from and key[2] <= to end)
-  gone(S, from, to, loss)
-  if from <= through(S) + 1 then everybody_receives(S, 1, to) end
+  forget_keys(S, function(key) return key[2] == seq end)
+  gone(S, seq, seq, loss)
+  if seq <= through(S) + 1 then everybody_receives(S, 1, seq) end
 end
 
+-- Some of what is past goes; where there is more, S.exp is past still.
 local function drop_expired(S, log)
   if not is_past(S.exp) then return end
-  local past, next_one = {}, 0
-  each(log, S.rel + 1, nil, function(seq, entry)
-    local at = tonumber(entry[2][8])
-    if is_past(at) then
-      past[id(seq)] = true
-      S.n, S.b = S.n - 1, S.b - bytes_of(entry)
-    else
-      next_one = earlier(next_one, at)
+  local ids, past, looked, read, next_one, k = {}, {}, 0, 0, 0, 1
+  while k <= blocks(S) do
+    local first, n, b, expires = block(S, k)
+    if is_past(expires) and looked < LOOKED_MAX and read < LOOKED_BYTES_MAX then
+      expires = 0
+      each(log, first, last_of(S, k), function(seq, entry)
+        local at, bytes = tonumber(entry[2][8]), bytes_of(entry)
+        looked, read = looked + 1, read + bytes
+        if is_past(at) then
+          ids[#ids + 1] = id(seq)
+          past[id(seq)] = true
+          n, b, S.n, S.b = n - 1, b - bytes, S.n - 1, S.b - bytes
+        else
+          expires = earlier(expires, at)
+        end
+      end)
+      put_block(S, k, first, n, b, expires)
     end
-  end)
-  for one in pairs(past) do redis.call('XDEL', log, one) end
+    if n > 0 then
+      next_one, k = earlier(next_one, expires), k + 1
+    end
+  end
+  if S.n == 0 then redis.call('DEL', log) else delete(log, ids) end
   S.exp = next_one
   forget_keys(S, function(key) return past[id(key[2])] end)
 end
 
 local function fits(S, bytes) return S.n < MESSAGES and S.b + bytes <= BYTES end
 
--- Makes room where that can be done; how many entries somebody had not received went for it.
-local function make_room(S, log, bytes)
-  drop_expired(S, log)
-  local dropped = 0
-  while DROP and not fits(S, bytes) do
-    local oldest = redis.call('XRANGE', log, id(S.rel + 1), '+', 'COUNT', 1)[1]
-    if not oldest then break end
-    local seq = seq_of(oldest)
-    if not everybody_has(S, seq) then dropped = dropped + 1 end
-    lose(S, log, math.min(seq, through(S) + 1), seq, QUOTA)
-    release(S, log)
+-- How many entries are not in `c`, and their bytes; what is past and has not gone yet among them.
+local function waiting(S, log, c)
+  local n, b = S.n, S.b
+  for _, r in ipairs(ranges(c)) do
+    local had, bytes = count(S, log, r[1], math.min(r[2], S.head))
+    n, b = n - had, b - bytes
   end
-  return dropped
+  return n, b
 end
 
--- How many entries are not in `c`, which is no less than what everybody has; and their bytes.
-local function waiting(S, log, c)
-  if #c.i == 0 and c.t <= S.rel and not is_past(S.exp) then return S.n, S.b end
-  local n, b = 0, 0
-  each(log, math.max(c.t, S.rel) + 1, nil, function(seq, entry)
-    if not has(c, seq) and not is_past(tonumber(entry[2][8])) then n, b = n + 1, b + bytes_of(entry) end
-  end)
-  return n, b
+-- Up to where entries have to go for a message of so many bytes.
+local function room_through(S, log, bytes)
+  local n, b, to = S.n, S.b, nil
+  local function is_enough(some, theirs) return n - some < MESSAGES and b - theirs + bytes <= BYTES end
+  for k = 1, blocks(S) do
+    local first, all, theirs = block(S, k)
+    if is_enough(all, theirs) then
+      each(log, first, last_of(S, k), function(seq, entry)
+        n, b, to = n - 1, b - bytes_of(entry), seq
+        return not is_enough(0, 0)
+      end)
+      return to
+    end
+    n, b = n - all, b - theirs
+  end
+  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  return last and seq_of(last)
+end
+
+-- Makes room where that can be done; how many entries somebody had not received went for it.
+local function make_room(S, log, bytes)
+  for _ = 1, 8 do
+    if fits(S, bytes) then return 0 end
+    drop_expired(S, log)
+  end
+  if not DROP or fits(S, bytes) then return 0 end
+  local to = room_through(S, log, bytes)
+  if not to then return 0 end
+  local dropped = count(S, log, 1, to)
+  for _, r in ipairs(ranges(common(S))) do dropped = dropped - count(S, log, r[1], math.min(r[2], to)) end
+  local first = seq_of(redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1])
+  local from = math.min(first, through(S) + 1)
+  cut(S, log, to)
+  forget_keys(S, function(key) return key[2] <= to end)
+  gone(S, from, to, QUOTA)
+  everybody_receives(S, 1, to)
+  release(S, log)
+  return dropped
 end
 
 -- The era in which this is; nothing where the caller has to look first what this Redis is now.
@@ -379,7 +514,7 @@ end
 
 -- Each message: payload, time to live in ms (0 = none), key, id ('' = none), for how many ms that is known (0 = as ids of
 -- dispatches are); then each item: message, user. Answers for each item: the sequence (0 = no room, -1 = what is there of this
--- user cannot be read), how many were dropped, when it is due, whether the user is new.
+-- user cannot be read), how many were dropped, and what is owed of lists.
 local function append()
   local era = find_era()
   if not era then return 'era' end
@@ -398,7 +533,7 @@ local function append()
     local before = once ~= '' and redis.call('GET', done)
     before = before and cmsgpack.unpack(before)
     -- What is wrong with one user does not concern the others.
-    local whole, S, new = pcall(load, state)
+    local whole, S = pcall(load, state)
     if before and before.at + window > NOW or not whole then
       answer[#answer + 1] = whole and before.seq or -1
       answer[#answer + 1] = 0
@@ -424,11 +559,11 @@ local function append()
         S.head = S.head + 1
         seq = S.head
         if replaced then
-          lose(S, log, replaced, replaced, COLLAPSED)
+          lose(S, log, replaced, COLLAPSED)
           release(S, log)
         end
         redis.call('XADD', log, id(seq), 'n', A[13], 'u', user, 'p', payload, 'e', int(expires))
-        S.n, S.b, S.exp = S.n + 1, S.b + #payload, earlier(S.exp, expires)
+        add(S, seq, #payload, expires)
         if key ~= '' then
           forget_keys(S, function(known) return known[1] == key end)
           if #S.keys >= KEYS_MAX then table.remove(S.keys, 1) end
@@ -440,11 +575,11 @@ local function append()
       if once ~= '' and seq > 0 then
         redis.call('SET', done, cmsgpack.pack({at = NOW, seq = seq}), 'PX', int(window))
       end
-      local moved = save(state, S, user, new)
+      local moved, unknown = save(state, S, user)
       answer[#answer + 1] = seq
       answer[#answer + 1] = dropped
       answer[#answer + 1] = moved
-      answer[#answer + 1] = new and 1 or 0
+      answer[#answer + 1] = unknown
     end
   end
   if #woken > 0 then redis.call('PUBLISH', A[14], NODE .. '\0' .. table.concat(woken, '\0')) end
@@ -452,16 +587,16 @@ local function append()
 end
 
 local function note()
-  local S, new = load(K[3])
+  local S = load(K[3])
   take_view(S, K[4])
-  return {save(K[3], S, A[#A], new), new and 1 or 0}
+  return {save(K[3], S, A[#A])}
 end
 
 -- The view, then the device ('' = the cursor that clients without one share), then the user.
 local function attach()
   local era = find_era()
   if not era then return 'era' end
-  local S, new = load(K[3])
+  local S = load(K[3])
   enter(S, K[4], era)
   local at = take_view(S, K[4])
   local device = A[at]
@@ -480,7 +615,7 @@ local function attach()
           if not is_attached(S, d[1]) and (not oldest or d[2].s < S.dv[oldest][2].s) then oldest = n end
         end
         if not oldest then
-          save(K[3], S, A[#A], new)
+          save(K[3], S, A[#A])
           return 'devices'
         end
         table.remove(S.dv, oldest)
@@ -490,8 +625,8 @@ local function attach()
   end
   c.s = NOW
   release(S, K[4])
-  local moved = save(K[3], S, A[#A], new)
-  local answer = {moved, new and 1 or 0, S.head, S.era, c.t}
+  local moved, unknown = save(K[3], S, A[#A])
+  local answer = {moved, unknown, S.head, S.era, c.t}
   for _, r in ipairs(c.i) do
     answer[#answer + 1] = r[1]
     answer[#answer + 1] = r[2]
@@ -502,8 +637,9 @@ end
 -- 18 the user: what he has goes, counted.
 local function clear()
   local S, new = load(K[3])
-  if new then return {0, -1} end
+  if new then return {0, -1, 0} end
   look(S)
+  for _ = 1, 8 do drop_expired(S, K[4]) end
   local cleared = waiting(S, K[4], common(S))
   local from = through(S) + 1
   if from <= S.head then
@@ -511,35 +647,56 @@ local function clear()
     gone(S, from, S.head, CLEARED)
   end
   release(S, K[4])
-  return {cleared, save(K[3], S, A[18], new)}
+  return {cleared, save(K[3], S, A[18])}
 end
 
--- 18 above which sequence, 19 entries and 20 bytes at most.
+-- 18 above which sequence, 19 entries and 20 bytes at most, 21 and 22 how many of them there are already. Gives up to where it has
+-- looked, the era, whether there may be more for this read, and the entries.
 local function read()
   local S = load(K[3])
   look(S)
-  local after, most, room = tonumber(A[18]), tonumber(A[19]), tonumber(A[20])
-  local answer, held, n, bytes = {math.max(S.head, after), S.era or ''}, hold(S), 0, 0
-  each(K[4], math.max(after, S.rel) + 1, nil, function(seq, entry)
-    local shown = (held and seq > held) or not everybody_has(S, seq)
-    if not shown or is_past(tonumber(entry[2][8])) then return end
-    bytes = bytes + bytes_of(entry)
-    if n > 0 and (n >= most or bytes > room) then
-      answer[1] = seq - 1
-      return false
+  local after, most, room, n, bytes = tonumber(A[18]), tonumber(A[19]), tonumber(A[20]), tonumber(A[21]), tonumber(A[22])
+  local answer, held, everybodys = {math.max(S.head, after), S.era or '', 0}, hold(S), common(S)
+  local from, some, looked, read = math.max(after, S.rel) + 1, 4, 0, 0
+  while true do
+    local found = redis.call('XRANGE', K[4], id(from), '+', 'COUNT', some)
+    for _, entry in ipairs(found) do
+      local seq, size = seq_of(entry), bytes_of(entry)
+      looked, read = looked + 1, read + size
+      local shown = (held and seq > held) or not everybody_has(S, seq)
+      if shown and not is_past(tonumber(entry[2][8])) then
+        bytes = bytes + size
+        if n > 0 and (n >= most or bytes > room) then
+          answer[1] = seq - 1
+          return answer
+        end
+        n = n + 1
+        answer[#answer + 1] = seq
+        answer[#answer + 1] = tonumber(entry[2][2])
+        answer[#answer + 1] = entry[2][4]
+        answer[#answer + 1] = entry[2][6]
+      end
+      from = seq + 1
     end
-    n = n + 1
-    answer[#answer + 1] = seq
-    answer[#answer + 1] = tonumber(entry[2][2])
-    answer[#answer + 1] = entry[2][4]
-    answer[#answer + 1] = entry[2][6]
-  end)
-  return answer
+    if #found < some then return answer end
+    for _, r in ipairs(ranges(everybodys)) do
+      local to = held and math.min(r[2], held) or r[2]
+      if r[1] <= from and from <= to then from = to + 1 end
+    end
+    if looked >= LOOKED_MAX or read >= LOOKED_BYTES_MAX then
+      answer[1], answer[3] = from - 1, 1
+      return answer
+    end
+    -- As many as there is room for if they are as those before; one at least, to see whether it has room.
+    local fitting = math.floor(math.max(room - bytes, 0) * looked / read) + 1
+    some = math.max(math.min(fitting, most - n + 1, some * 2, 128), 1)
+  end
 end
 
 local function state()
   local S, new = load(K[3])
   look(S)
+  read_blocks = {}
   local both = common(S)
   local n, b = waiting(S, K[4], both)
   local islands = {}
@@ -549,7 +706,9 @@ local function state()
   end
   local devices = {}
   for _, d in ipairs(S.dv) do devices[#devices + 1] = {d[1], (waiting(S, K[4], d[2])), math.floor(d[2].s)} end
-  return {new and 0 or 1, S.head, both.t, islands, n, b, math.floor(S.seen), devices}
+  -- The last: what is past is among what was counted.
+  local is_late = is_past(S.exp) and 1 or 0
+  return {new and 0 or 1, S.head, both.t, islands, n, b, math.floor(S.seen), devices, is_late}
 end
 
 -- 18 whose cursor.
@@ -580,7 +739,7 @@ local function sweep()
   local S, new = load(K[3])
   if new then
     if TOGETHER then redis.call('ZREM', K[2], A[18]) end
-    return {-1}
+    return {-1, 0}
   end
   look(S)
   if DEVICE_AGE > 0 then
@@ -603,10 +762,27 @@ local function sweep()
   end
   drop_expired(S, K[4])
   release(S, K[4])
-  S.due = -1
-  return {save(K[3], S, A[18], false)}
+  S.due = TOGETHER and -1 or 0
+  save(K[3], S, A[18])
+  return {due(S), is_past(S.exp) and 1 or 0}
+end
+
+-- 18 the user: where keys are spread, he is written down, and 19 when something is due (-1 = as before), 20 whether exactly then or
+-- then at the latest. Gives what is owed since.
+local function listed()
+  local S, new = load(K[3])
+  if new then return {-1, 0} end
+  local at = tonumber(A[19])
+  S.listed = true
+  if at >= 0 then S.due = A[20] == '1' and at or earlier(S.due or 0, at) end
+  return {save(K[3], S, A[18])}
 end
 
 local steps = {append = append, note = note, attach = attach, clear = clear, read = read, state = state,
-  missed = missed, lacking = lacking, sweep = sweep}
+  missed = missed, lacking = lacking, sweep = sweep, listed = listed}
+
+-- Steps that have to be taken where there is no room too, or nobody could make any. A script whose first write takes no
+-- room (this one does nothing) is not refused the others.
+local though_full = {note = true, attach = true, clear = true, sweep = true, listed = true}
+if though_full[A[1]] then redis.call('PERSIST', K[3]) end
 return steps[A[1]]()

@@ -23,6 +23,20 @@
 //! - A message is stored once for each recipient.
 //! - [`Store::recent`] has nothing: every read asks Redis. [`Store::backup`] refuses: Redis makes its own.
 //! - There is no [`Store::outbox`]: events of webhooks need the embedded store.
+//!
+//! # What a step may cost
+//!
+//! Redis does one thing at a time: what takes long keeps everybody waiting. So the state of a log says for *blocks* of up to 512
+//! entries or 256 kB (and one entry) how many there are, how large, and when the first expires, and only the blocks at the ends of
+//! a range are read to measure it: two for each range of a cursor, each once in a step, however many cursors there are. A read
+//! fetches what it gives back and about as much again, and ends a step after 1024 entries or 1 MB; what is past goes in
+//! steps of as many. Where more is to be done the next step goes on (`calls`), and others have their turn in between. Only room for
+//! a message that is larger than many is made in one step, in runs.
+//!
+//! # Without room
+//!
+//! What Redis refuses for want of `maxmemory` is an append. All other steps are done nevertheless, since they are what makes room; a
+//! script may do that whose first write takes none.
 
 mod append;
 mod calls;
@@ -37,7 +51,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, future::BoxFuture};
+use futures_util::{StreamExt, TryStreamExt, future::BoxFuture};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -62,6 +76,9 @@ const NOTE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Users whose receipts are on their way at once. More would make the last of them wait for longer than a reply is waited for.
 const NOTES_AT_ONCE: usize = 256;
+
+/// Users who are asked about at once: Redis takes what one connection asks together before it turns to another.
+const STATES_AT_ONCE: usize = 16;
 
 /// Between two looks for users of whom something has become too old.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -98,7 +115,8 @@ struct Shared {
     dirty: Notify,
     listener: RwLock<Option<CommitListener>>,
     gap: RwLock<Option<Arc<dyn Fn() + Send + Sync>>>,
-    full: RwLock<Option<Arc<str>>>,
+    /// Why an append was refused for want of room, and the key whose Redis had none.
+    full: RwLock<Option<(Arc<str>, String)>>,
     closed: RwLock<bool>,
 }
 
@@ -181,7 +199,7 @@ async fn keep_sweeping(shared: Weak<Shared>, pause: Duration) {
         tokio::time::sleep(pause).await;
         let Some(shared) = shared.upgrade() else { return };
         let swept = shared.caller.sweep(SWEPT_MAX).await;
-        if let Err(error) = swept.and(shared.take_what_is_owed().await) {
+        if let Err(error) = swept.and(shared.look_for_room().await).and(shared.take_what_is_owed().await) {
             tracing::debug!(%error, "nothing was looked after");
         }
     }
@@ -220,15 +238,32 @@ impl Shared {
         }
     }
 
-    fn error(&self, error: LinkError) -> StoreError {
-        match error {
-            LinkError::Full(why) => {
-                *self.full.write() = Some(why.clone());
-                StoreError::Full(why)
+    /// Looks whether there is room again where an append found none: whoever sends nothing to one that says it is full must see
+    /// that it is not any more.
+    async fn look_for_room(&self) -> Result<(), LinkError> {
+        let Some((why, key)) = self.full.read().clone() else { return Ok(()) };
+        // Refused without room like every command that may need some; and at the key of a log, which is no list, it does nothing.
+        let asked = self.caller.link()?.lines().ask::<redis::Value>(redis::cmd("LPUSHX").arg(key).arg("")).await;
+        match asked {
+            Ok(_) | Err(LinkError::Refused(_)) => {
+                // Unless it was found full once more meanwhile.
+                let mut full = self.full.write();
+                if full.as_ref().is_some_and(|(now, _)| Arc::ptr_eq(now, &why)) {
+                    *full = None;
+                }
+                Ok(())
             }
-            LinkError::Lost(why) => StoreError::Unreachable(why),
-            LinkError::Refused(why) => StoreError::Damaged(why.into()),
+            Err(LinkError::Full(_)) => Ok(()),
+            Err(error) => Err(error),
         }
+    }
+}
+
+fn told(error: LinkError) -> StoreError {
+    match error {
+        LinkError::Full(why) => StoreError::Full(why),
+        LinkError::Lost(why) => StoreError::Unreachable(why),
+        LinkError::Refused(why) => StoreError::Damaged(why.into()),
     }
 }
 
@@ -251,7 +286,7 @@ impl RedisStore {
         T: Send + 'static,
         F: Future<Output = Result<T, LinkError>> + Send + 'static,
     {
-        self.link.wait(work(self.shared.clone())).map_err(|error| self.shared.error(error))
+        self.link.wait(work(self.shared.clone())).map_err(told)
     }
 }
 
@@ -270,7 +305,7 @@ impl Store for RedisStore {
             if appended.is_ok() && self.shared.full.read().is_some() {
                 *self.shared.full.write() = None;
             }
-            appended.map_err(|error| self.shared.error(error))
+            appended.map_err(told)
         })
     }
 
@@ -282,7 +317,7 @@ impl Store for RedisStore {
                 shared.settle(&user).await?;
                 shared.caller.clear(&user).await
             };
-            self.link.run(clearing).await.map_err(|error| self.shared.error(error))
+            self.link.run(clearing).await.map_err(told)
         })
     }
 
@@ -385,9 +420,11 @@ impl Store for RedisStore {
         self.wait(|shared| async move {
             shared.note_all().await?;
             let users = shared.caller.users(after.as_ref(), limit).await?;
-            let states = users.iter().map(|user| shared.caller.state(user));
-            let states = futures_util::future::join_all(states).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-            Ok(users.into_iter().zip(states.into_iter().map(|(state, _)| state)).collect())
+            let states = users.into_iter().map(|user| async {
+                let (state, _) = shared.caller.state(&user).await?;
+                Ok((user, state))
+            });
+            futures_util::stream::iter(states).buffered(STATES_AT_ONCE).try_collect().await
         })
     }
 
@@ -413,7 +450,7 @@ impl Store for RedisStore {
     }
 
     fn full(&self) -> Option<Arc<str>> {
-        self.shared.full.read().clone()
+        self.shared.full.read().as_ref().map(|(why, _)| why.clone())
     }
 
     fn stalled(&self) -> Option<Duration> {

@@ -55,7 +55,8 @@ static LEFT: LazyLock<Script> = LazyLock::new(|| {
 /// KEYS: 1 what stock has left; ARGV: 1 the user, 2 the field for what was taken, 3 a name.
 static TAKE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local taken = redis.call('HGET', KEYS[1], ARGV[2])
+        "redis.call('PERSIST', KEYS[1])
+        local taken = redis.call('HGET', KEYS[1], ARGV[2])
         if taken then return taken end
         local left = redis.call('HGET', KEYS[1], ARGV[1])
         if not left then return false end
@@ -69,7 +70,8 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
 /// behind that there ('' = nothing). Does nothing where somebody else has been here.
 static DONE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+        "redis.call('PERSIST', KEYS[1])
+        if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
         if ARGV[3] == '' then
           redis.call('HDEL', KEYS[1], ARGV[1])
         else
@@ -216,8 +218,11 @@ impl Shared {
         let (texts, appends): (Vec<_>, Vec<_>) = sorted.appends.into_iter().unzip();
         let mut left = Vec::new();
         for (text, made) in texts.iter().zip(self.append_all(appends).await) {
-            if made?.seqs.iter().any(Result::is_err) {
-                left.push(text.get());
+            match made {
+                Ok(made) if made.seqs.iter().all(Result::is_ok) => {}
+                // Nor is there any in the Redis: who comes now is to have what he has, which makes some.
+                Ok(_) | Err(LinkError::Full(_)) => left.push(text.get()),
+                Err(error) => return Err(error),
             }
         }
         let rest = if left.is_empty() {
