@@ -16,29 +16,29 @@ use mesa::{
 
 use crate::support::{ALL, AT_ONCE, NEVER, Opening, Place, append, message, read, receive, until, user};
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub const HOUR: Duration = Duration::from_secs(3600);
 
 /// Settles only what is too much.
 const PRESSED: Tuning = Tuning { journal_bytes_max: 64 << 20, ..NEVER };
 
-fn opening(limits: Limits) -> Opening {
+pub fn opening(limits: Limits) -> Opening {
     // The disk of whoever runs the tests may be fuller than the default wants.
     Opening { limits: Limits { free_bytes: 0, ..limits }, ..Opening::default() }
 }
 
-fn later(opening: &Opening, hours: u32) {
+pub fn later(opening: &Opening, hours: u32) {
     opening.ahead_ms.fetch_add((HOUR * hours).as_millis() as u64, Ordering::Relaxed);
 }
 
 /// Closes a store and opens it again, at the same time of its clock.
-async fn again(store: Arc<dyn Store>, place: &Place, tuning: Tuning, opening: &Opening) -> Arc<dyn Store> {
+pub async fn again(store: Arc<dyn Store>, place: &Place, tuning: Tuning, opening: &Opening) -> Arc<dyn Store> {
     store.close().await.unwrap();
     drop(store);
     opening.ahead_ms.store(0, Ordering::Relaxed);
     place.open_with(tuning, opening)
 }
 
-async fn in_the_inbox(store: &dyn Store, id: &str) {
+pub async fn in_the_inbox(store: &dyn Store, id: &str) {
     until("the journal to be settled", || store.recent(&user(id), 0, ALL).is_none()).await;
     // Over Redis: who has come and gone is written down before anything is asked, and not before the clock is put forward.
     store.state(&user(id)).unwrap();
@@ -59,7 +59,7 @@ fn devices(store: &dyn Store, id: &str) -> Vec<String> {
 }
 
 /// A message of exactly so many bytes.
-fn sized(n: u64, bytes: usize) -> Payload {
+pub fn sized(n: u64, bytes: usize) -> Payload {
     let encode = |padding: usize| Payload::encode(0, Some(&n.to_string()), Some(&"x".repeat(padding))).unwrap();
     let payload = encode(bytes - encode(0).as_bytes().len());
     assert_eq!(payload.as_bytes().len(), bytes);
@@ -587,49 +587,4 @@ async fn refusing_a_message_does_not_make_the_store_look_emptier() {
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
     assert!(bytes < 1_200_000, "{bytes} bytes were taken where {} are allowed", 1 << 20);
-}
-
-#[tokio::test]
-async fn what_is_dropped_is_gone_also_where_everybody_has_it_and_somebody_holds_it() {
-    for (place, cleared) in Place::all().into_iter().zip([false; 3]).chain(Place::all().into_iter().zip([true; 3])) {
-        let limits = Limits { messages: 3, overflow: Overflow::DropOldest, ..Limits::default() };
-        let store = place.open_with(AT_ONCE, &opening(limits));
-        store.attach(&user("a"), None).unwrap();
-        store.note(&user("a"), Note { hold: Some(0), ..Note::default() });
-        for n in 1..=3 {
-            append(&*store, n, &["a"]).await.unwrap();
-        }
-        in_the_inbox(&*store, "a").await;
-        if cleared {
-            store.clear(&user("a")).await.unwrap();
-        } else {
-            let note = Note { received: Some((1, 3)), hold: Some(0), ..Note::default() };
-            store.note(&user("a"), note);
-        }
-        assert_eq!(read(&*store, "a", 0), [(1, 1), (2, 2), (3, 3)], "held");
-        append(&*store, 4, &["a"]).await.unwrap();
-        append(&*store, 5, &["a"]).await.unwrap();
-        assert_eq!(read(&*store, "a", 0), [(3, 3), (4, 4), (5, 5)], "cleared: {cleared}");
-    }
-}
-
-#[tokio::test]
-async fn what_has_expired_makes_room_once() {
-    for place in Place::all() {
-        let limits = Limits { bytes: 600, overflow: Overflow::DropOldest, ..Limits::default() };
-        let opening = opening(limits);
-        let store = place.open_with(AT_ONCE, &opening);
-        let sized = |n, bytes| Append::new(sized(n, bytes), vec![user("a")]);
-        store.append(Append { ttl: Some(HOUR), ..sized(1, 100) }).await.unwrap();
-        for n in 2..=4 {
-            store.append(sized(n, 100)).await.unwrap();
-        }
-        in_the_inbox(&*store, "a").await;
-        // Nobody takes it out before.
-        let tuning = Tuning { sweep_pause: HOUR, ..NEVER };
-        let store = again(store, &place, tuning, &opening).await;
-        later(&opening, 2);
-        store.append(sized(5, 360)).await.unwrap();
-        assert_eq!(read(&*store, "a", 0), [(3, 3), (4, 4), (5, 5)]);
-    }
 }

@@ -1,10 +1,11 @@
-//! The store, by its promises. Everything in `battery`, `limits` and `model` runs over all engines, Redis and a Redis Cluster
+//! The store, by its promises. Everything in `battery`, `limits`, `dropping` and `model` runs over all engines, Redis and a Redis Cluster
 //! among them where it is built in; what only a disk can do is in `disk` and `reading`, and what only a table in memory lets a
 //! test do, damage one value, in `damage`.
 
 mod battery;
 mod damage;
 mod disk;
+mod dropping;
 mod limits;
 mod long;
 mod model;
