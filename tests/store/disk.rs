@@ -10,11 +10,13 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use mesa::{
-    message::Payload,
+    message::{Payload, Seq},
     store::{
         Append, Durability, StoreError,
         disk::{DiskOptions, open},
+        inspect::{Inspection, LogFacts, Sink},
         journal::Tuning,
     },
 };
@@ -371,4 +373,41 @@ async fn a_log_that_lost_what_was_synced_is_refused_and_not_taken_for_a_shorter_
     }
     let store = place.open(NEVER);
     assert_eq!(read(&*store, "a", 0).len(), 6, "the original is as it was");
+}
+
+#[tokio::test]
+async fn a_synced_commit_that_lost_its_end_is_refused_and_inspect_tells_why() {
+    let place = Place::disk();
+    let store = place.open(NEVER);
+    append(&*store, 1, &["a"]).await.unwrap();
+    // Stamps of so many users take several records, and are answered once the last of them is synced.
+    let users: Vec<String> = (0..20_000).map(|n| format!("somebody-{n}")).collect();
+    let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    append(&*store, 2, &users).await.unwrap();
+    let left = tempfile::tempdir().unwrap();
+    copy(place.path(), left.path());
+    let journal = fs::read_dir(left.path().join("journal")).unwrap().map(|file| file.unwrap().path()).max().unwrap();
+    let whole = fs::metadata(&journal).unwrap().len();
+    for gone in [1, 100_000, 300_000] {
+        fs::File::options().write(true).open(&journal).unwrap().set_len(whole - gone).unwrap();
+        let refused = open(DiskOptions::new(left.path())).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused.contains("was synced"), "{gone} bytes gone: {refused}");
+        let mut inspection = Inspection::open(left.path()).unwrap();
+        let told = inspection.damage().iter().any(|one| one.to_string().contains("although synced"));
+        assert!(told && !inspection.is_whole(), "{gone} bytes gone: {:?}", inspection.damage());
+        inspection.visit(&mut Unread).unwrap();
+    }
+}
+
+/// Looks at all of it.
+struct Unread;
+
+impl Sink for Unread {
+    fn entries(&mut self, _: &str, _: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn log(&mut self, _: LogFacts) -> Result<(), StoreError> {
+        Ok(())
+    }
 }

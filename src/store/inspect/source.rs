@@ -235,9 +235,12 @@ impl Inspection {
             next = if hangs_together { number + 1 } else { next };
             hangs_together
         });
-        // A commit that never came to its end was never answered.
+        // A commit that never came to its end was never answered; but where what was synced is not all there, it did.
+        let there = records.last().map_or(settled, |(number, _)| *number);
         let mut taken_back = u64::MAX;
-        while let Some((number, _)) = records.last().filter(|(_, value)| goes_on(value) == Some(true)) {
+        while synced <= there
+            && let Some((number, _)) = records.last().filter(|(_, value)| goes_on(value) == Some(true))
+        {
             taken_back = *number;
             records.pop();
         }
