@@ -408,3 +408,36 @@ async fn what_a_server_does_not_say_again_after_a_failover_holds_nothing_any_mor
     clock.fetch_add(16_000, Ordering::Relaxed);
     assert_eq!(fills(10).await, 10);
 }
+
+#[tokio::test]
+async fn a_log_that_a_failover_has_forgotten_whole_gives_out_no_number_twice() {
+    let place = Somewhere::on(Redis::start());
+    let store = place.server();
+    for n in 1..=5 {
+        append(&*store, n, &["a"]).await.unwrap();
+    }
+    for key in ["state", "log"] {
+        ask(&place, &["DEL", &format!("mesa:{key}:{{a}}_{}", place.namespace)]).await;
+    }
+    let era = format!("mesa:{{here}}:era_{}", place.namespace);
+    ask(&place, &["EVAL", "redis.call('HSET', KEYS[1], 'history', 'another', 'kept', '0')", "1", &era]).await;
+    let seqs = append(&*store, 6, &["a"]).await.unwrap();
+    assert!(seqs[0] > 5, "{seqs:?}");
+    receive(&*store, "a", 1, 5);
+    assert_eq!(read(&*store, "a", 5), [(seqs[0], 6)], "what was received of the old ones is none of the new");
+}
+
+#[tokio::test]
+async fn receipts_of_a_log_that_cannot_be_read_hold_up_no_others() {
+    let place = Somewhere::on(Redis::start());
+    let store = place.server();
+    for id in ["bad", "good"] {
+        append(&*store, 1, &[id]).await.unwrap();
+    }
+    ask(&place, &["SET", &format!("mesa:state:{{bad}}_{}", place.namespace), "junk"]).await;
+    receive(&*store, "bad", 1, 1);
+    receive(&*store, "good", 1, 1);
+    let made = store.append(Append::new(message(2), vec![user("bad"), user("good")])).await.unwrap();
+    assert_eq!(made.seqs, [Err(Reason::Damaged), Ok(2)]);
+    assert_eq!(read(&*store, "good", 0), [(2, 2)]);
+}

@@ -72,6 +72,8 @@ static BEATS: LazyLock<Script> = LazyLock::new(|| {
         local renewed = tonumber(here[6] or 0)
         local forgot = here[2] ~= history and (here[5] ~= '1' or was_replica) or renewed < tonumber(ARGV[5])
         if not birth or forgot then era = math.max(era + 1, now) end
+        -- Logs may be forgotten whole: those that are not there begin beyond what they gave out.
+        if birth and forgot then base = string.format('%.0f', math.max(now, base + 2000000)) end
         local shards = birth and here[7] or ARGV[4] == '' and ARGV[8] or ''
         birth = birth or node
         if ARGV[4] ~= '' and ARGV[4] ~= birth then base = now end

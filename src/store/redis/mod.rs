@@ -225,7 +225,11 @@ impl Shared {
     }
 
     async fn note(&self, user: UserId, report: Report) -> Result<(), LinkError> {
-        self.caller.note(&user, &report).await?;
+        match self.caller.note(&user, &report).await {
+            // Somebody has to look at this log; nobody else is to wait for that.
+            Err(LinkError::Refused(why)) => tracing::error!(%user, why, "receipts of this user cannot be written down"),
+            noted => noted?,
+        }
         self.locals.said(&user, &report);
         Ok(())
     }

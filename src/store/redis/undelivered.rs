@@ -200,8 +200,15 @@ impl Shared {
             let count = owed.len().min(OWED_AT_ONCE);
             owed.drain(..count).collect()
         };
-        for user in some {
-            self.take_undelivered(&user).await?;
+        let mut some = some.into_iter();
+        while let Some(user) = some.next() {
+            if let Err(error) = self.take_undelivered(&user).await {
+                // Behind the others: what is wrong may be this user's alone.
+                let mut owed = self.owed.lock();
+                owed.extend(some);
+                owed.push_back(user);
+                return Err(error);
+            }
         }
         Ok(())
     }
