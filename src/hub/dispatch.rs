@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::{Hub, mailbox::Mailbox};
 use crate::{
     cluster::Word,
@@ -149,9 +151,9 @@ impl Hub {
         self.tell_beside(&kept).await?;
         let (appends, mut told): (Vec<_>, Vec<_>) = kept.into_iter().map(|kept| (kept.append, kept.to)).unzip();
         let appended = self.store.append_all(appends).await?;
-        for one in &mut told {
-            one.online = self.connections_of(&one.users).await;
-        }
+        // Asked together: with other servers each is a way to Redis and back.
+        let online = join_all(told.iter().map(|one| self.connections_of(&one.users))).await;
+        told.iter_mut().zip(online).for_each(|(one, online)| one.online = online);
         Ok(Taken { appended, told })
     }
 
