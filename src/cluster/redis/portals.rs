@@ -67,7 +67,7 @@ struct Ready {
 #[derive(Debug)]
 pub(super) struct Portals {
     server: Arc<str>,
-    events: mpsc::Sender<Waiting>,
+    events: mpsc::Sender<Vec<u8>>,
     waiting_bytes: Arc<AtomicUsize>,
     /// Something could not be told, and the log says so.
     told_full: Arc<AtomicBool>,
@@ -79,11 +79,6 @@ pub(super) struct Portals {
     given: Mutex<(Vec<Arc<str>>, bool)>,
     changed: Notify,
     look: Notify,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    text: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -303,7 +298,7 @@ pub(super) async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
 
 async fn keep_telling(
     link: Weak<Link>,
-    mut waiting: mpsc::Receiver<Waiting>,
+    mut waiting: mpsc::Receiver<Vec<u8>>,
     bytes: Arc<AtomicUsize>,
     told_full: Arc<AtomicBool>,
 ) {
@@ -311,7 +306,7 @@ async fn keep_telling(
     while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
         let Some(link) = link.upgrade() else { return };
         let channel = link.names().stock("portal");
-        let tell = async |Waiting { text }: Waiting| {
+        let tell = async |text: Vec<u8>| {
             bytes.fetch_sub(text.len(), Ordering::Relaxed);
             link.lines().ask::<redis::Value>(redis::cmd("PUBLISH").arg(&channel).arg(text)).await
         };
@@ -401,7 +396,7 @@ impl FarPortals for Portals {
         let text = event::write(told, to, &self.server, again);
         let bytes = text.len();
         let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= EVENT_BYTES_MAX;
-        if !fits || self.events.try_send(Waiting { text }).is_err() {
+        if !fits || self.events.try_send(text).is_err() {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             if !self.told_full.swap(true, Ordering::Relaxed) {
                 tracing::warn!("too much waits to be told to portals elsewhere: some of it is lost");

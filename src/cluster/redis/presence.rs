@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use super::{
     Link, Told, burial,
     line::{LinkError, Script},
+    words::users,
 };
 use crate::message::UserId;
 
@@ -218,7 +219,7 @@ impl Presence {
         if link.was_buried() {
             let asked = link.lines().ask(redis::cmd("HKEYS").arg(link.names().at(link.node()))).await;
             let there: Vec<String> = asked.inspect_err(|_| link.bury())?;
-            self.say_all_again(there.iter().filter_map(|user| UserId::new(user).ok()).collect());
+            self.say_all_again(users(&there));
         }
         Ok(())
     }
@@ -270,7 +271,7 @@ async fn write_batch(link: &Link, batch: &[(UserId, usize)]) -> Result<(), LinkE
     keys.extend(tables(link));
     let came: Vec<String> = link.lines().run(&HERE, &keys, &arguments).await?;
     if !came.is_empty() {
-        link.tell(&Told::Came(came.iter().filter_map(|user| UserId::new(user).ok()).collect()));
+        link.tell(&Told::Came(users(&came)));
     }
     Ok(())
 }
@@ -345,14 +346,13 @@ pub(super) async fn online(link: &Link, after: Option<&UserId>, limit: usize) ->
     let from = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
     let mut command = redis::cmd("ZRANGEBYLEX");
     command.arg(link.names().online()).arg(from).arg("+").arg("LIMIT").arg(0).arg(limit);
-    let users: Vec<String> = link.lines().ask(&command).await?;
-    Ok(users.iter().filter_map(|user| UserId::new(user).ok()).collect())
+    Ok(users(&link.lines().ask::<Vec<String>>(&command).await?))
 }
 
 /// Everybody who is connected to any of ours.
 pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
     let all: Vec<String> = link.lines().ask(redis::cmd("ZRANGE").arg(link.names().online()).arg(0).arg(-1)).await?;
-    Ok(all.iter().filter_map(|user| UserId::new(user).ok()).collect())
+    Ok(users(&all))
 }
 
 /// How many those are.

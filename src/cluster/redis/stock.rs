@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Link, LinkError, line::Script};
+use super::{Link, LinkError, line::Script, words::users};
 use crate::{
     cluster::Beside,
     message::{DispatchId, EVERYONE, Payload, Recipients, UserId},
@@ -101,7 +101,7 @@ pub(super) fn read(text: &[u8]) -> Option<Said> {
     let recipients = if recipients.iter().any(|one| one == EVERYONE) {
         Recipients::Everyone
     } else {
-        Recipients::Users(recipients.iter().filter_map(|one| UserId::new(one).ok()).collect())
+        Recipients::Users(users(&recipients))
     };
     if message.op == 5 {
         return (message.t.as_deref() == Some("DISCONNECT_CLIENT")).then_some(Said::Leave(recipients));
@@ -214,7 +214,7 @@ pub(super) async fn forget(link: &Link) -> Result<(), LinkError> {
 pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
     let all: Vec<String> =
         link.lines().ask(redis::cmd("SMEMBERS").arg(link.names().stock("connected_clients"))).await?;
-    Ok(all.iter().filter_map(|user| UserId::new(user).ok()).collect())
+    Ok(users(&all))
 }
 
 /// How many those are.

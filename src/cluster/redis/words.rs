@@ -20,7 +20,8 @@ fn names(users: &[UserId]) -> Vec<String> {
     users.iter().map(ToString::to_string).collect()
 }
 
-fn users(names: &[String]) -> Vec<UserId> {
+/// Users as they stand in the Redis: what is no user id there is passed over.
+pub(super) fn users(names: &[String]) -> Vec<UserId> {
     names.iter().filter_map(|name| UserId::new(name).ok()).collect()
 }
 
