@@ -47,7 +47,6 @@ pub(super) fn events(
     FromState(api): State,
     asked: Result<Query<Asked>, QueryRejection>,
     headers: HeaderMap,
-    stopping: &watch::Sender<bool>,
 ) -> Result<Response, ApiError> {
     let Query(asked) = asked.map_err(|error| ApiError::Parameter(error.body_text()))?;
     let portals = api.hub.portals().ok_or(ApiError::NoPortals)?;
@@ -62,7 +61,7 @@ pub(super) fn events(
     if missed {
         write_missed(&mut first, None);
     }
-    let open = Open { portal, stopping: stopping.subscribe(), first: Some(first) };
+    let open = Open { portal, over: api.hub.over(), first: Some(first) };
     let pieces = stream::unfold(open, |mut open| async {
         let piece = open.piece().await?;
         Some((Ok::<_, Infallible>(Bytes::from(piece)), open))
@@ -90,7 +89,8 @@ fn last(headers: &HeaderMap) -> Result<Option<(StreamId, u64)>, ApiError> {
 /// A stream of events.
 struct Open {
     portal: Portal,
-    stopping: watch::Receiver<bool>,
+    /// Nothing more will happen.
+    over: watch::Receiver<bool>,
     first: Option<Vec<u8>>,
 }
 
@@ -102,8 +102,9 @@ impl Open {
         }
         let taken = tokio::select! {
             biased;
-            _ = self.stopping.wait_for(|stopping| *stopping) => return None,
+            // First: what has happened is told to the last.
             taken = timeout(KEEP_ALIVE, self.portal.next()) => taken,
+            _ = self.over.wait_for(|over| *over) => return None,
         };
         let Ok(taken) = taken else { return Some(b":\n\n".to_vec()) };
         let mut out = Vec::with_capacity(256);
@@ -176,14 +177,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_has_nothing_to_say_says_so() {
         let pool = Portals::new(true, Bounds::default(), Arc::new(Metrics::new()));
-        let stopping = watch::Sender::new(false);
-        let mut open = Open { portal: pool.join(false).unwrap(), stopping: stopping.subscribe(), first: None };
+        let over = watch::Sender::new(false);
+        let mut open = Open { portal: pool.join(false).unwrap(), over: over.subscribe(), first: None };
         for _ in 0..3 {
             let began = tokio::time::Instant::now();
             assert_eq!(open.piece().await.unwrap(), b":\n\n");
             assert_eq!(began.elapsed().as_secs(), KEEP_ALIVE.as_secs());
         }
-        stopping.send_replace(true);
+        over.send_replace(true);
         assert_eq!(open.piece().await, None);
     }
 

@@ -69,12 +69,11 @@ impl Http {
     #[must_use]
     pub fn new(api: Api) -> Self {
         let api = Arc::new(api);
-        let stopping = Arc::default();
-        Self { router: router(api.clone(), &stopping), api, stopping }
+        Self { router: router(api.clone()), api, stopping: Arc::default() }
     }
 
-    /// Ends what would not end by itself: streams of events, and streams of dispatches, once all that they have taken in is
-    /// answered.
+    /// Ends what would not end by itself: streams of dispatches, once all that they have taken in is answered. (Streams of
+    /// events end with the hub: until the last client has gone there is something to tell.)
     pub fn stop(&self) {
         self.stopping.send_replace(true);
     }
@@ -103,9 +102,8 @@ impl Http {
     }
 }
 
-fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
-    let stopping = stopping.clone();
-    let events = move |api, asked, headers| std::future::ready(events::events(api, asked, headers, &stopping));
+fn router(api: Arc<Api>) -> Router {
+    let events = |api, asked, headers| std::future::ready(events::events(api, asked, headers));
     let guarded = Router::new()
         .route(dispatch::PATH, axum::routing::any(|| async { ApiError::MethodNotAllowed }))
         .route("/v1/backup", get(backup::backup))

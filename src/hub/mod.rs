@@ -34,7 +34,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 pub use self::{
     connected::Connected,
@@ -118,6 +118,8 @@ pub struct Hub {
     cold_reads: Arc<Semaphore>,
     /// One at a time.
     backups: Arc<Semaphore>,
+    /// Nothing more will happen to clients.
+    over: watch::Sender<bool>,
 }
 
 impl Hub {
@@ -170,6 +172,7 @@ impl Hub {
             appended,
             cold_reads,
             backups,
+            over: watch::Sender::new(false),
         });
         hub.hear_others();
         hub
@@ -253,6 +256,17 @@ impl Hub {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.registry.count()
+    }
+
+    /// Says that nothing more will happen to clients: the last of them has gone. Who is told of them comes to an end too.
+    pub fn finish(&self) {
+        self.over.send_replace(true);
+    }
+
+    /// Becomes true when nothing more will happen to clients, and all that has happened has been told.
+    #[must_use]
+    pub fn over(&self) -> watch::Receiver<bool> {
+        self.over.subscribe()
     }
 
     /// Tells every connection to go.

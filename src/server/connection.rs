@@ -35,6 +35,8 @@ pub(super) enum End {
     Gone,
     /// We close, and say this.
     Close(CloseCode, &'static str),
+    /// We close because the server stops: nothing is wrong with the client, and what it says until it hears of that counts.
+    Stopping,
     /// We close with a code of the program that the server is part of.
     Told(u16),
     /// The peer takes nothing of what was written: it would not take a close frame either.
@@ -172,7 +174,7 @@ impl Connection {
         match signals.leave {
             Some(Leave::With(code)) => return Err(End::Told(code)),
             Some(Leave::Asked) => return Err(End::close(CloseCode::Normal)),
-            Some(Leave::Shutdown) => return Err(End::close(CloseCode::GoingAway)),
+            Some(Leave::Shutdown) => return Err(End::Stopping),
             Some(Leave::Failed) => return Err(End::close(CloseCode::Internal)),
             None => {}
         }

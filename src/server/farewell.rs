@@ -3,46 +3,65 @@
 use std::{
     future::poll_fn,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
     connection::{Connection, End},
     socket::Inbound,
 };
+use crate::protocol::close::CloseCode;
 
 /// How long a peer has to take our close frame and to answer it.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
-/// Frames of a peer that are read past while waiting for its close frame.
-const FRAMES_PAST_MAX: usize = 1024;
+/// Frames of a peer that are read while waiting for its close frame.
+const LAST_FRAMES_MAX: usize = 1024;
+
+/// What a peer says until it closes too.
+struct LastWords {
+    /// How much it was.
+    frames: usize,
+    /// They are taken, and not read past.
+    heard: bool,
+}
 
 impl Connection {
     /// Detaches the session, says why, and closes the socket within [`FAREWELL_MAX`].
+    ///
+    /// A client whose server stops cannot know before our close frame has reached it: what it has said to the application
+    /// by then is still taken. Everybody else is no longer heard.
     pub(super) async fn farewell(&mut self, end: End) {
         drop(self.session.take());
-        let goodbye = self.goodbye.take();
-        match (&end, &goodbye) {
-            (End::Gone, Some(goodbye)) => self.connected.ends(goodbye.0, &goodbye.1),
-            (End::Gone | End::Stuck, _) => {}
-            (End::Told(code), _) => self.connected.ends(*code, ""),
-            (End::Close(code, reason), _) => self.connected.ends(code.code(), reason),
-        }
+        let mut last = LastWords { frames: 0, heard: false };
         match end {
             End::Stuck => {
                 tracing::info!("a client took nothing for too long and was cut; what it was owed stays in its log");
                 return;
             }
-            End::Gone => {}
-            End::Told(code) => self.socket.push_close(code, ""),
-            End::Close(code, reason) => self.socket.push_close(code.code(), reason),
+            End::Gone => {
+                if let Some(goodbye) = self.goodbye.take() {
+                    self.connected.ends(goodbye.0, &goodbye.1);
+                }
+            }
+            End::Told(code) => self.closes(code, ""),
+            End::Close(code, reason) => self.closes(code.code(), reason),
+            End::Stopping => {
+                self.closes(CloseCode::GoingAway.code(), CloseCode::GoingAway.reason());
+                // What was said behind an authentication is to be heard as him who it lets in, and it lets in nobody now.
+                last.heard = self.authenticating.is_none() && self.attaching.is_none();
+            }
         }
-        let mut frames = 0;
         // Whoever does not take part in the farewell is cut: there is nothing left to lose here.
-        _ = tokio::time::timeout(FAREWELL_MAX, poll_fn(|cx| self.poll_farewell(cx, &mut frames))).await;
+        _ = tokio::time::timeout(FAREWELL_MAX, poll_fn(|cx| self.poll_farewell(cx, &mut last))).await;
     }
 
-    fn poll_farewell(&mut self, cx: &mut Context<'_>, frames: &mut usize) -> Poll<()> {
+    fn closes(&mut self, code: u16, reason: &str) {
+        self.connected.ends(code, reason);
+        self.socket.push_close(code, reason);
+    }
+
+    fn poll_farewell(&mut self, cx: &mut Context<'_>, last: &mut LastWords) -> Poll<()> {
         let (_, written) = self.socket.poll_write_out(cx);
         match written {
             Poll::Pending => return Poll::Pending,
@@ -50,12 +69,21 @@ impl Connection {
             Poll::Ready(Ok(())) => {}
         }
         loop {
+            // As ever, it waits where it is until there is room for it.
+            if last.heard && self.connected.poll_ready(cx).is_pending() {
+                break;
+            }
             match self.socket.poll_inbound(cx) {
                 Poll::Pending => break,
-                Poll::Ready(Inbound::Closed(_) | Inbound::Refused(_)) => *frames = FRAMES_PAST_MAX,
-                Poll::Ready(_) => *frames += 1,
+                Poll::Ready(Inbound::Closed(_) | Inbound::Refused(_)) => last.frames = LAST_FRAMES_MAX,
+                Poll::Ready(said) => {
+                    last.frames += 1;
+                    if let (true, Inbound::Text(text)) = (last.heard, said) {
+                        last.heard = self.hear_last(text.as_str(), Instant::now());
+                    }
+                }
             }
-            if *frames >= FRAMES_PAST_MAX {
+            if last.frames >= LAST_FRAMES_MAX {
                 // Reading may have left an answer to the peer's own close frame.
                 if self.socket.poll_write_out(cx).1.is_pending() {
                     return Poll::Pending;

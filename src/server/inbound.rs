@@ -20,7 +20,7 @@ use crate::{
     protocol::{
         close::CloseCode,
         encode,
-        frame::{self, Authentication, ClientFrame},
+        frame::{self, Authentication, ClientFrame, ClientMessage},
     },
 };
 
@@ -109,28 +109,46 @@ impl Connection {
                     return Err(End::Close(CloseCode::Policy, "receipts are for clients that resume (after)"));
                 }
             }
-            ClientFrame::Dispatch(message) => {
-                self.shared.metrics.messages_received.inc();
-                let client = &self.shared.config.client;
-                if client.enforce_equal_versions && message.kind.as_deref() == Some(CLIENT_VERSION) {
-                    let version: Option<Map<String, Value>> =
-                        message.data.and_then(|data| serde_json::from_str(data.get()).ok());
-                    let version = version.as_ref().and_then(|data| data.get("v")).and_then(Value::as_str);
-                    if version != Some(&client.version) {
-                        return Err(End::close(CloseCode::Version));
-                    }
-                    return Ok(());
-                }
-                let data = message.data.map(RawValue::get);
-                match self.connected.said(Said::new(message.op, data, message.kind.as_deref())) {
-                    Verdict::Disconnect => {
-                        self.shared.metrics.messages_refused.inc();
-                        return Err(End::Close(CloseCode::Policy, "too much was said"));
-                    }
-                    Verdict::Refuse => _ = self.shared.metrics.messages_refused.inc(),
-                    Verdict::Pass => {}
-                }
+            ClientFrame::Dispatch(message) => self.take(message)?,
+        }
+        Ok(())
+    }
+
+    /// Hears a client that has been told to go, but may not know yet: what it says to the application is still taken,
+    /// everything else is too late. False: nothing more is to be heard.
+    pub(super) fn hear_last(&mut self, text: &str, now: Instant) -> bool {
+        if self.spend(now).is_err() {
+            return false;
+        }
+        match frame::decode(text) {
+            Ok(ClientFrame::Dispatch(message)) => self.take(message).is_ok(),
+            // What it says behind that would be heard as somebody whom nobody lets in any more.
+            Ok(ClientFrame::Authentication(_)) | Err(_) => false,
+            Ok(_) => true,
+        }
+    }
+
+    /// Takes what a client says to the application.
+    fn take(&mut self, message: ClientMessage<'_>) -> Result<(), End> {
+        self.shared.metrics.messages_received.inc();
+        let client = &self.shared.config.client;
+        if client.enforce_equal_versions && message.kind.as_deref() == Some(CLIENT_VERSION) {
+            let version: Option<Map<String, Value>> =
+                message.data.and_then(|data| serde_json::from_str(data.get()).ok());
+            let version = version.as_ref().and_then(|data| data.get("v")).and_then(Value::as_str);
+            if version != Some(&client.version) {
+                return Err(End::close(CloseCode::Version));
             }
+            return Ok(());
+        }
+        let data = message.data.map(RawValue::get);
+        match self.connected.said(Said::new(message.op, data, message.kind.as_deref())) {
+            Verdict::Disconnect => {
+                self.shared.metrics.messages_refused.inc();
+                return Err(End::Close(CloseCode::Policy, "too much was said"));
+            }
+            Verdict::Refuse => _ = self.shared.metrics.messages_refused.inc(),
+            Verdict::Pass => {}
         }
         Ok(())
     }

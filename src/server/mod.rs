@@ -126,9 +126,10 @@ impl Server {
         self.parts.wire.as_ref().map(|wire| wire.address)
     }
 
-    /// Serves until `shutdown` resolves, then stops in order: nothing new is taken, requests under way are answered,
-    /// clients are told (1001), handlers come to their end, the store is closed. Takes at most twelve seconds for that, and
-    /// five more where there is something to do before it ([`Builder::before_exit`]).
+    /// Serves until `shutdown` resolves, then stops in order: nothing new is taken, requests under way are answered, clients
+    /// are told (1001) and heard until they know, portals are told of the last of them, handlers come to their end, the
+    /// store is closed. Takes at most twelve seconds for that, and five more where there is something to do before it
+    /// ([`Builder::before_exit`]).
     ///
     /// # Errors
     /// When the store fails while serving: clients are told (1011), and nothing more is promised.

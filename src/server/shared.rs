@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::calls::Calls;
+use super::{calls::Calls, slots::Slots};
 use crate::{
     auth::Authenticator,
     config::Config,
@@ -22,6 +22,8 @@ pub(super) struct Shared {
     pub authenticator: Option<Arc<dyn Authenticator>>,
     /// The handlers of the program that this server is part of, if it has any.
     pub calls: Option<Arc<Calls>>,
+    /// Who is a WebSocket, or about to be one: without a bound of its own, and to see the last of them go.
+    pub sockets: Arc<Slots>,
     /// The first frame of every connection.
     pub hello: Arc<str>,
     nonces: AtomicU64,
@@ -46,7 +48,8 @@ impl Shared {
         });
         // A nonce need not be secret, only unlike what a client or a gateway makes up by itself: the time will do.
         let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
-        Self { config, hub, metrics, authenticator, calls, hello: hello.into(), nonces: AtomicU64::new(seed) }
+        let sockets = Slots::new(usize::MAX, 0);
+        Self { config, hub, metrics, authenticator, calls, sockets, hello: hello.into(), nonces: AtomicU64::new(seed) }
     }
 
     /// A number no other connection of this process has.

@@ -1,5 +1,6 @@
-//! The order in which everything stops: nothing new is taken; requests under way are answered; clients are told; the
-//! store is closed last, when nobody can ask it for anything any more.
+//! The order in which everything stops: nothing new is taken; requests under way are answered; clients are told, and heard
+//! until they know; who is told of clients has heard of the last of them; the store is closed at the end, when nobody can
+//! ask it for anything any more.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +9,10 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use super::{HANDLERS_MAX, shared::Shared, slots::Slots, wire::Open};
 use crate::hub::{Leave, Store, StoreError};
 
-/// How long requests under way and clients have to finish.
+/// How long clients have to go: one that takes no part in its farewell is cut before that.
+const CLIENTS_MAX: Duration = Duration::from_secs(3);
+
+/// How long clients, requests under way and those who are told of clients have to finish, in all.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 /// How long the store has to write what it was given.
@@ -39,13 +43,19 @@ pub(super) async fn stop(
     }
     let why = if failed.is_some() { Leave::Failed } else { Leave::Shutdown };
     let drained = timeout(DRAIN_MAX, async {
-        // A connection that was being upgraded when we began may register only now: it is told as well.
-        loop {
-            hub.everyone_leave(why);
-            if timeout(Duration::from_millis(200), slots.all_free()).await.is_ok() {
-                break;
+        let clients = timeout(CLIENTS_MAX, async {
+            // A connection that was being upgraded when we began may register only now: it is told as well.
+            loop {
+                hub.everyone_leave(why);
+                if timeout(Duration::from_millis(200), shared.sockets.all_free()).await.is_ok() {
+                    break;
+                }
             }
-        }
+        });
+        // Who is still here then is cut by its own bound, and nobody is told of it.
+        _ = clients.await;
+        hub.finish();
+        slots.all_free().await;
         if let Some(slots) = wire_slots {
             slots.all_free().await;
         }

@@ -1,6 +1,9 @@
 //! From an HTTP request to a WebSocket: what is checked, and what is answered.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, Version, header};
@@ -29,7 +32,8 @@ pub(super) fn answer<B>(
         Ok(key) => {
             let accept = socket::accept_key(&key);
             let arrival = shared.calls.is_some().then(|| Arrival::new(from, &request));
-            tokio::spawn(take_over(shared.clone(), hyper::upgrade::on(request), from, arrival, slot));
+            let place = shared.sockets.take(from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip()));
+            tokio::spawn(take_over(shared.clone(), hyper::upgrade::on(request), from, arrival, (slot, place)));
             let response = Response::builder()
                 .status(StatusCode::SWITCHING_PROTOCOLS)
                 .header(header::UPGRADE, "websocket")
@@ -103,7 +107,7 @@ async fn take_over(
     upgrade: OnUpgrade,
     from: Option<SocketAddr>,
     arrival: Option<Arrival>,
-    slot: Slot,
+    slots: (Slot, Option<Slot>),
 ) {
     let Ok(upgraded) = upgrade.await else { return };
     // From our own listener it is a plain socket. In somebody's router it may be anything.
@@ -116,7 +120,7 @@ async fn take_over(
     // A task of its own, as small as the connection: this one is as large as the upgrade.
     tokio::spawn(async move {
         Connection::serve(shared, socket, from, arrival).await;
-        drop(slot);
+        drop(slots);
     });
 }
 

@@ -100,9 +100,9 @@ async fn accept(
             tracing::warn!("a connection was refused: wire.connections");
             continue;
         };
-        let (wire, stop) = (wire.clone(), stop.clone());
+        let wire = wire.clone();
         tokio::spawn(async move {
-            wire.serve(stream, peer.ip(), stop).await;
+            wire.serve(stream, peer.ip()).await;
             drop(slot);
         });
     }

@@ -56,7 +56,8 @@ pub(super) struct Connection<S> {
     pub(super) wire: Arc<Wire>,
     stream: S,
     pub(super) subscriber: Arc<Subscriber>,
-    stop: watch::Receiver<bool>,
+    /// Nothing more will happen.
+    over: watch::Receiver<bool>,
     parser: Parser,
     buffer: BytesMut,
     pub(super) batch: Batch,
@@ -71,16 +72,16 @@ pub(super) struct Connection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
-    pub(super) fn new(wire: Arc<Wire>, stream: S, subscriber: Arc<Subscriber>, stop: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(wire: Arc<Wire>, stream: S, subscriber: Arc<Subscriber>) -> Self {
         let authenticated = wire.password.is_none();
         let bytes_max = if authenticated { wire.bounds.command_bytes } else { STRANGER_BYTES_MAX };
         Self {
             parser: Parser::new(bytes_max),
             speak_by: (!authenticated).then(|| Instant::now() + wire.bounds.authenticate_within),
+            over: wire.hub.over(),
             wire,
             stream,
             subscriber,
-            stop,
             buffer: BytesMut::new(),
             batch: Batch::default(),
             authenticated,
@@ -187,7 +188,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                     return if read.is_ok_and(|read| read > 0) { Ok(()) } else { Err(End::Gone) };
                 }
                 () = self.subscriber.changed.notified() => continue,
-                _ = self.stop.wait_for(|stop| *stop) => return Err(End::Quit),
+                _ = self.over.wait_for(|over| *over) => {
+                    if self.subscriber.is_empty() {
+                        return Err(End::Quit);
+                    }
+                    continue;
+                }
                 () = until(speak_by) => {}
             }
             return self.violated_slowly().await;

@@ -130,8 +130,8 @@ impl Wire {
         })
     }
 
-    /// Serves a connection until it ends, or until `stop` says so and what it has said by then is answered.
-    pub async fn serve<S>(self: Arc<Self>, stream: S, address: IpAddr, stop: watch::Receiver<bool>)
+    /// Serves a connection until it ends, or until the hub has nothing more to tell and what it has said by then is answered.
+    pub async fn serve<S>(self: Arc<Self>, stream: S, address: IpAddr)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
@@ -140,7 +140,7 @@ impl Wire {
         let subscriber = Subscriber::new(number, address, self.bounds.backlog_bytes);
         // Also where the task is dropped.
         let _here = Here { wire: self.clone(), subscriber: subscriber.clone() };
-        Connection::new(self, stream, subscriber, stop).serve().await;
+        Connection::new(self, stream, subscriber).serve().await;
     }
 
     /// To be called every second or so.

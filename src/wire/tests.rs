@@ -8,27 +8,30 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
-    sync::watch,
     task::JoinHandle,
     time::Instant,
 };
 
 use super::Wire;
-use crate::{config::Config, hub, metrics::Metrics};
+use crate::{
+    config::Config,
+    hub::{self, Hub},
+    metrics::Metrics,
+};
 
 /// A connection, which the system holds at most `bytes` of in each direction.
-fn connect(bytes: usize) -> (DuplexStream, JoinHandle<()>, watch::Sender<bool>) {
+fn connect(bytes: usize) -> (DuplexStream, JoinHandle<()>, Arc<Hub>) {
     let metrics = Arc::new(Metrics::new());
-    let wire = Wire::new(&Config::default(), hub::for_test(metrics.clone()), metrics, Vec::new());
+    let hub = hub::for_test(metrics.clone());
+    let wire = Wire::new(&Config::default(), hub.clone(), metrics, Vec::new());
     let (peer, ours) = duplex(bytes);
-    let stop = watch::Sender::new(false);
-    let served = tokio::spawn(wire.serve(ours, IpAddr::V4(Ipv4Addr::LOCALHOST), stop.subscribe()));
-    (peer, served, stop)
+    let served = tokio::spawn(wire.serve(ours, IpAddr::V4(Ipv4Addr::LOCALHOST)));
+    (peer, served, hub)
 }
 
 #[tokio::test(start_paused = true)]
 async fn half_a_command_is_waited_for_so_long_and_no_longer() {
-    let (mut peer, served, _stop) = connect(1 << 16);
+    let (mut peer, served, _hub) = connect(1 << 16);
     tokio::time::sleep(Duration::from_secs(3600)).await;
     let began = Instant::now();
     peer.write_all(b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nPI").await.unwrap();
@@ -44,7 +47,7 @@ async fn half_a_command_is_waited_for_so_long_and_no_longer() {
 
 #[tokio::test(start_paused = true)]
 async fn who_takes_no_answers_is_waited_for_so_long_and_no_longer() {
-    let (mut peer, served, _stop) = connect(64);
+    let (mut peer, served, _hub) = connect(64);
     let began = Instant::now();
     peer.write_all(b"*2\r\n$4\r\nECHO\r\n$40\r\n").await.unwrap();
     peer.write_all(&[b'x'; 40]).await.unwrap();
@@ -56,12 +59,12 @@ async fn who_takes_no_answers_is_waited_for_so_long_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_ends_when_the_server_stops_and_what_was_said_is_answered() {
-    let (mut peer, served, stop) = connect(1 << 16);
+async fn a_connection_ends_when_the_server_hubs_and_what_was_said_is_answered() {
+    let (mut peer, served, hub) = connect(1 << 16);
     peer.write_all(b"*1\r\n$4\r\nPING\r\n").await.unwrap();
     let mut answer = [0; 7];
     peer.read_exact(&mut answer).await.unwrap();
-    stop.send_replace(true);
+    hub.finish();
     served.await.unwrap();
     assert_eq!((&answer, peer.read(&mut [0; 1]).await.unwrap()), (b"+PONG\r\n", 0));
 }

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::{
-    Stage, next,
+    PATIENCE, Stage, next,
     stock::{SETTINGS, Stock, redis},
     support::{server::KEY, socket::Socket},
     until,
@@ -245,6 +245,28 @@ async fn a_server_that_is_killed_and_a_stream_that_ends_leave_no_portal_in_the_p
     drop(lost);
     stage.servers[0].terminate();
     pool_of(&stage, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_server_that_stops_the_last_word_of_every_client_is_told_at_another() {
+    let (mut stage, _) = stage();
+    let stream = Stream::open(stage.servers[1].address, "?all=true");
+    let (mut alice, bob) = (stage.client(0, "alice").await, stage.client(0, "bob").await);
+    say_all(&mut [&mut alice], 0, async || of_each(&stream.heard(), &["alice"])).await;
+    let stopping = stage.servers.remove(0);
+    stopping.terminate();
+    alice.readable().await.expect("it is told to go");
+    say(&mut alice, 7).await;
+    let told = |kind: &str, user: &str| {
+        stream.events.lock().iter().filter(|event| event["type"] == kind && event["user"] == user).count()
+    };
+    let leaving = tokio::spawn(async move { while alice.event().await.is_ok() {} });
+    until("both to have gone", async || told("disconnection", "alice") + told("disconnection", "bob") == 2).await;
+    assert!(stream.heard().contains(&("alice".to_owned(), json!(7))));
+    stopping.process.wait(PATIENCE);
+    assert_eq!((told("disconnection", "alice"), told("disconnection", "bob")), (1, 1));
+    leaving.await.expect("it goes");
+    drop(bob);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,7 +17,10 @@ use mesa::{
 use serde_json::{Map, Value, json};
 use tokio::sync::{Notify, mpsc::UnboundedSender};
 
-use crate::served::{PATIENCE, Served, builder, diary, end, id, message, next, within};
+use crate::{
+    served::{PATIENCE, Served, builder, diary, end, id, message, next, within},
+    support::socket::Socket,
+};
 
 struct Written(UnboundedSender<String>);
 
@@ -104,6 +107,27 @@ async fn closures_are_called_for_their_event_alone() {
     let expected = ["somebody comes", "bob is let in", "bob says HELLO", "bob goes with 1001"];
     assert_eq!(diary.rest(), expected);
     assert_eq!(end(&mut client).await.0, 1001);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_says_before_it_hears_that_the_server_stops_is_told() {
+    let (write, mut diary) = diary();
+    let served = Served::start(|builder| builder.handler(Written(write))).await;
+    let mut client = Socket::connect(served.address, "alice").await.unwrap();
+    assert_eq!(diary.next().await, "somebody at / comes, local: true");
+    assert_eq!(diary.next().await, r#"alice is let in as {"id":"alice"}"#);
+    let stopping = tokio::spawn(served.stop());
+    client.readable().await.unwrap();
+    for n in 0..3 {
+        client.say(&json!({ "op": 0, "d": n, "t": "LAST" })).await.unwrap();
+    }
+    client.ask().await.unwrap();
+    assert!(client.event().await.is_err(), "the close frame is the first that it is told");
+    for n in 0..3 {
+        assert_eq!(diary.next().await, format!("alice says LAST {n}"));
+    }
+    assert_eq!(diary.next().await, "alice goes with 1001 the server is going away");
+    within("the server to stop", stopping).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ mod served;
 use std::time::Duration;
 
 use events::Events;
-use mesa::client::Connection;
+use mesa::client::{Connection, ConnectionEvent};
 use serde_json::{Value, json};
 use served::{PATIENCE, Served};
 use tokio::{
@@ -180,4 +180,41 @@ async fn a_server_that_stops_ends_its_streams() {
     let mut events = Events::begun(&served, "", None).await;
     served.stopped().await;
     assert_eq!(events.next().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_server_that_stops_the_last_word_of_every_client_is_told() {
+    let mut served = Served::start(|_| {}).await;
+    let mut clients = [served.client("alice").await, served.client("bob").await];
+    let (mut one, mut all) = (Events::begun(&served, "", None).await, Events::begun(&served, "?all=true", None).await);
+    for client in &mut clients {
+        say(client, 0..3).await;
+    }
+    let leaving = clients.map(|mut client| {
+        tokio::spawn(
+            async move { while !matches!(client.next().await, Ok(ConnectionEvent::Closed { .. }) | Err(_)) {} },
+        )
+    });
+    served.stopped().await;
+    for events in [&mut one, &mut all] {
+        let (mut said, mut gone) = (Vec::new(), Vec::new());
+        while let Some(event) = events.next().await {
+            let user = event.data["user"].as_str().unwrap().to_owned();
+            match event.data["type"].as_str().unwrap() {
+                "message" => {
+                    assert!(!gone.contains(&user), "{user} speaks after having gone");
+                    said.push((user, number(&event.data)));
+                }
+                "disconnection" => gone.push(user),
+                other => panic!("{other}"),
+            }
+        }
+        said.sort();
+        gone.sort();
+        let expected = ["alice", "bob"].map(|user| [0, 1, 2].map(|n| (user.to_owned(), n))).concat();
+        assert_eq!((said, gone), (expected, vec!["alice".to_owned(), "bob".to_owned()]));
+    }
+    for left in leaving {
+        left.await.unwrap();
+    }
 }

@@ -139,6 +139,15 @@ impl Socket {
         self.send(&json!({ "op": 1, "d": {} })).await
     }
 
+    /// Waits until something has come that was not taken yet.
+    ///
+    /// # Errors
+    /// When nothing comes.
+    pub async fn readable(&self) -> Result<(), String> {
+        let came = timeout(PATIENCE, self.0.get_ref().peek(&mut [0])).await.map_err(|_| "nothing comes")?;
+        came.map(|_| ()).map_err(|error| error.to_string())
+    }
+
     /// Sends a frame as it stands.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use mesa::client::Connection;
+use mesa::client::{Connection, ConnectionEvent};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -36,6 +36,14 @@ impl Portal {
         assert_eq!(portal.announcing.ask(&["SADD", "available_portals_pool", id]).await, ":0", "it is known by now");
         served.metric(&format!("mesa_portals {count}")).await;
         portal
+    }
+
+    /// The next event: whose it is, what it is, and who it is about. `None`: the server has closed.
+    async fn told(&mut self) -> Option<[String; 3]> {
+        let text = self.listening.answer().await?;
+        let text = text.strip_prefix("[message portal ")?.strip_suffix(']')?;
+        let event: Value = serde_json::from_str(text).unwrap();
+        Some(["portalId", "type", "clientId"].map(|field| event[field].as_str().unwrap_or_default().to_owned()))
     }
 
     /// The next event: whose it is, and the number that a client has said.
@@ -128,4 +136,36 @@ async fn what_a_portal_did_not_take_before_it_was_cut_is_another_s() {
     assert!(lost <= 4 && doubled == 0, "{lost} lost, {doubled} doubled");
     let passed_on = served.metrics().await;
     assert!(!passed_on.contains("mesa_portal_events_passed_on_total 0\n"), "{passed_on}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_server_that_stops_the_last_word_of_every_client_is_told_to_one() {
+    let mut served = server().await;
+    let mut clients = [served.client("alice").await, served.client("bob").await];
+    let (mut one, mut two) = (Portal::come(&served, "one", 1).await, Portal::come(&served, "two", 2).await);
+    for client in &mut clients {
+        say(client, 0..1, "").await;
+    }
+    let leaving = clients.map(|mut client| {
+        tokio::spawn(
+            async move { while !matches!(client.next().await, Ok(ConnectionEvent::Closed { .. }) | Err(_)) {} },
+        )
+    });
+    served.stopped().await;
+    let mut told = Vec::new();
+    while let Some(event) = one.told().await {
+        assert_eq!(two.told().await.unwrap(), event);
+        told.push(event);
+    }
+    assert_eq!(two.told().await, None);
+    let mut owners: Vec<&str> = told.iter().map(|[owner, ..]| owner.as_str()).collect();
+    owners.sort_unstable();
+    assert_eq!(owners, ["one", "one", "two", "two"]);
+    for user in ["alice", "bob"] {
+        let of_user: Vec<&str> = told.iter().filter(|told| told[2] == user).map(|told| told[1].as_str()).collect();
+        assert_eq!(of_user, ["message", "disconnection"]);
+    }
+    for left in leaving {
+        left.await.unwrap();
+    }
 }
