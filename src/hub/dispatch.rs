@@ -122,7 +122,7 @@ impl Hub {
         }
         let Dispatch { payload, ttl, collapse, .. } = dispatch;
         let said = self.middleware.any().then(|| payload.clone());
-        let to = To { users: recipients.clone(), refused, said, online: Vec::new(), only_beside: 0 };
+        let to = To { users: recipients.clone(), refused, said, online: None, only_beside: 0 };
         self.metrics.dispatches.inc();
         let append = Append { ttl, collapse, once, ..Append::new(payload, recipients) };
         Ok(Kept { append, to, beside: Vec::new() })
@@ -143,17 +143,25 @@ impl Hub {
             for one in &mut kept {
                 self.look_beside(one).await?;
                 if let Some(once) = &mut one.append.once {
-                    once.online = self.connections_of(&one.to.users).await.iter().map(|count| *count > 0).collect();
+                    once.online = self.who_is_here(&one.to.users).await;
+                    one.to.online = Some(once.online.clone());
                     once.online.extend(std::iter::repeat_n(true, one.to.only_beside));
                 }
             }
         }
         self.tell_beside(&kept).await?;
         let (appends, mut told): (Vec<_>, Vec<_>) = kept.into_iter().map(|kept| (kept.append, kept.to)).unzip();
-        let appended = self.store.append_all(appends).await?;
-        // Asked together: with other servers each is a way to Redis and back.
-        let online = join_all(told.iter().map(|one| self.connections_of(&one.users))).await;
-        told.iter_mut().zip(online).for_each(|(one, online)| one.online = online);
+        let unknown = told.iter_mut().filter(|one| one.online.is_none());
+        let asking = join_all(unknown.map(async |one| one.online = Some(self.who_is_here(&one.users).await)));
+        let appending = self.store.append_all(appends);
+        let appended = if self.cluster.is_some() {
+            // Both at once: each is a way to Redis and back.
+            tokio::join!(appending, asking).0?
+        } else {
+            let appended = appending.await?;
+            asking.await;
+            appended
+        };
         Ok(Taken { appended, told })
     }
 
@@ -165,9 +173,10 @@ impl Hub {
 
     fn outcome(&self, appended: Appended, to: To) -> Outcome {
         let To { users, refused, said, online, only_beside } = to;
+        let online = online.unwrap_or_default();
         if let (Some(payload), false) = (said, appended.duplicate) {
-            let with_counts = users.iter().zip(&online).zip(&appended.seqs);
-            let taken = with_counts.filter(|(_, seq)| seq.is_ok()).map(|((user, count), _)| (user.clone(), *count > 0));
+            let with_presence = users.iter().zip(&online).zip(&appended.seqs);
+            let taken = with_presence.filter(|(_, seq)| seq.is_ok()).map(|((user, here), _)| (user.clone(), *here));
             self.tell_sent(&payload, taken.collect());
         }
         let taken = appended.seqs.iter().filter(|seq| seq.is_ok()).count() as u64;
@@ -183,9 +192,9 @@ impl Hub {
             rejected: refused,
             ..Outcome::default()
         };
-        for ((user, connections), seq) in users.iter().zip(&online).zip(appended.seqs) {
+        for ((user, here), seq) in users.iter().zip(&online).zip(appended.seqs) {
             match seq {
-                Ok(_) if *connections > 0 => outcome.online += 1,
+                Ok(_) if *here => outcome.online += 1,
                 Ok(_) => outcome.offline += 1,
                 Err(reason) => outcome.rejected.push(Rejected { user: user.as_str().into(), reason }),
             }
@@ -202,7 +211,7 @@ impl Hub {
         };
         if let Some(id) = id {
             let online = match &users {
-                Some(users) => self.connections_of(users).await.into_iter().map(|count| count > 0).collect(),
+                Some(users) => self.who_is_here(users).await,
                 None => {
                     let mut online = vec![true; self.all_elsewhere().await];
                     self.each_welcome(&excluding, |_| online.push(true));
@@ -297,19 +306,19 @@ impl Hub {
 
     /// To those of `users` who are here, past the log. Who is there is asked first: a message that makes them leave counts.
     async fn to_users(&self, payload: &Payload, users: &[UserId]) -> Outcome {
-        let connections = self.connections_of(users).await;
+        let online = self.who_is_here(users).await;
         let (watched, mut here) = (self.middleware.any(), Vec::new());
-        for (user, connections) in users.iter().zip(&connections) {
+        for (user, is_here) in users.iter().zip(&online) {
             let (_, dropped) = self.registry.put(user, payload);
             self.metrics.unsynced_dropped.inc_by(dropped);
-            if watched && *connections > 0 {
+            if watched && *is_here {
                 here.push(user.clone());
             }
         }
         if !here.is_empty() {
             self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&here)));
         }
-        let online = connections.into_iter().filter(|count| *count > 0).count();
+        let online = online.into_iter().filter(|is_here| *is_here).count();
         Outcome { recipients: users.len(), online, offline: users.len() - online, ..Outcome::default() }
     }
 }
@@ -330,8 +339,8 @@ pub(super) struct To {
     refused: Vec<Rejected>,
     /// Where there is middleware to be told.
     said: Option<Payload>,
-    /// How many connections each of the users has; filled in once the message is durable.
-    online: Vec<usize>,
+    /// Which of the users are here, at any server; `None` before they were asked for.
+    online: Option<Vec<bool>>,
     /// How many more are at servers of another make and at none of ours: nothing is kept for them here.
     pub(super) only_beside: usize,
 }

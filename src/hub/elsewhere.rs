@@ -145,12 +145,27 @@ impl Hub {
         counts
     }
 
+    /// Which of these users are here, at any server; at this one alone where the others cannot be asked. Those who are at this one
+    /// nobody else is asked about.
+    pub(super) async fn who_is_here(&self, users: &[UserId]) -> Vec<bool> {
+        let mut here: Vec<bool> = users.iter().map(|user| self.registry.connections(user) > 0).collect();
+        let Some(cluster) = &self.cluster else { return here };
+        let away = users.iter().zip(&here).filter(|(_, here)| !**here);
+        let others: Vec<UserId> = away.map(|(user, _)| user.clone()).collect();
+        if !others.is_empty()
+            && let Some(elsewhere) = cluster.elsewhere(&others).await
+        {
+            here.iter_mut().filter(|here| !**here).zip(elsewhere).for_each(|(here, count)| *here = count > 0);
+        }
+        here
+    }
+
     /// Tells connections of these users to go, at every server.
     pub(super) async fn who_will_leave(&self, recipients: &Recipients, excluding: &[UserId]) -> Option<Vec<bool>> {
         self.cluster.as_ref()?;
         let Recipients::Users(users) = recipients else { return None };
         let users = super::dispatch::without(users.clone(), excluding);
-        Some(self.connections_of(&users).await.into_iter().map(|count| count > 0).collect())
+        Some(self.who_is_here(&users).await)
     }
 
     pub(super) fn leave_elsewhere(&self, recipients: &Recipients, excluding: &[UserId]) {

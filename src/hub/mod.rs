@@ -342,6 +342,9 @@ impl Hub {
         Box::pin(async move {
             // Never closed, so a permit always comes.
             let turn = turn.acquire_owned().await.expect("the semaphore is never closed");
+            if let Some(reading) = store.read_far(&user, after, limit) {
+                return reading.await;
+            }
             on_disk_thread(move || {
                 // Given back when the disk is done, also if nobody waits for it any more.
                 let _turn = turn;

@@ -506,6 +506,17 @@ pub trait Store: Send + Sync + 'static {
     /// Stops at the first entry that cannot be read, telling which.
     fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError>;
 
+    /// As [`Store::read`], where the log is on the other side of a network, and without a thread that waits for it; `None` where it
+    /// is not. What is under way ends with the future.
+    fn read_far(
+        &self,
+        _user: &UserId,
+        _after: Seq,
+        _limit: ReadLimit,
+    ) -> Option<BoxFuture<'static, Result<Found, StoreError>>> {
+        None
+    }
+
     /// As [`Store::read`], where all of it is at hand in memory; `None` where the disk would have to be asked.
     fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found>;
 

@@ -3,7 +3,7 @@
 //! With that it looks whether the Redis is still what it was. One that was emptied, that came back with less than it had, or
 //! that has taken over from another may have forgotten what it has acknowledged; what it gives out from there on must not be
 //! taken for what was forgotten. So there is an *era*, which stands in the Redis and rises whenever that may have happened:
-//! in a new one each log goes on beyond everything that may have been given out before (`log.lua`).
+//! in a new one each log goes on beyond everything that may have been given out before (`log/era.lua`).
 
 use std::{
     sync::{Arc, LazyLock, Weak},
@@ -111,7 +111,7 @@ pub(super) async fn beat(
     Ok((node, Live { nodes, asked_ms: now, birth: birth.into(), era, base, shards: shards.into(), renewed }, !new))
 }
 
-/// What tells the history of each primary from others: as much of it as `log.lua` looks at.
+/// What tells the history of each primary from others: as much of it as `log/era.lua` looks at.
 async fn histories(lines: &Lines) -> Result<Vec<String>, LinkError> {
     let mut command = redis::cmd("INFO");
     command.arg("replication");

@@ -42,7 +42,11 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use tokio::{runtime::Runtime, sync::watch, task::AbortHandle};
+use tokio::{
+    runtime::Runtime,
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+};
 
 pub use self::{
     feed::Told,
@@ -189,6 +193,24 @@ impl Link {
         match runtime.spawn(work).await {
             Ok(result) => result,
             Err(_) => Err(LinkError::Lost("the line was closed".into())),
+        }
+    }
+
+    /// The same, for what changes nothing that somebody has to know of: it ends when nobody waits for it any more.
+    ///
+    /// # Errors
+    /// As what is run, or when the line is closed.
+    pub async fn run_while_wanted<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, LinkError>> + Send + 'static,
+    ) -> Result<T, LinkError> {
+        let Some(runtime) = &self.runtime else { return Err(LinkError::Lost("the line is closed".into())) };
+        // Aborts what it holds when it is dropped.
+        let mut running = JoinSet::new();
+        running.spawn_on(work, runtime.handle());
+        match running.join_next().await {
+            Some(Ok(result)) => result,
+            _ => Err(LinkError::Lost("the line was closed".into())),
         }
     }
 

@@ -1,6 +1,10 @@
 //! Appends: in steps of so many copies, and once where they have an id.
 
-use std::{sync::Weak, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Weak,
+    time::Duration,
+};
 
 use redis::Value;
 use serde::{Deserialize, Serialize};
@@ -9,7 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     super::{Answered, Append, Appended, Once, Reason, Rejected},
     Shared,
-    calls::{Arguments, integer, text},
+    calls::{Arguments, integer, text, view},
+    local::Report,
+    steps,
 };
 use crate::{
     cluster::redis::LinkError,
@@ -147,20 +153,40 @@ impl Shared {
     }
 
     async fn make_some(&self, appends: &[Append], copies: &[Copied]) -> Result<Vec<Made>, LinkError> {
+        // What is to be said of them is said in the same step: receipts make room.
+        let steady = self.caller.link()?.steady();
+        let mut said: HashMap<&UserId, Report> = HashMap::new();
         for (_, user) in copies {
-            self.settle(user).await?;
+            if !said.contains_key(user)
+                && let Some(report) = self.locals.report(user, steady)
+            {
+                said.insert(user, report);
+            }
         }
-        let made = self.step(appends, copies).await?;
+        let made = self.step(appends, copies, &said).await?;
+        for ((_, user), made) in copies.iter().zip(&made) {
+            // What cannot be read takes note of nothing; that is told where notes are written down.
+            if made.seq != Err(Reason::Damaged)
+                && let Some(report) = said.remove(user)
+            {
+                self.locals.said(user, &report);
+            }
+        }
         for ((_, user), made) in copies.iter().zip(&made) {
             self.caller.listed(user, made.due, made.unknown).await?;
         }
         Ok(made)
     }
 
-    async fn step(&self, appends: &[Append], copies: &[Copied]) -> Result<Vec<Made>, LinkError> {
+    async fn step(
+        &self,
+        appends: &[Append],
+        copies: &[Copied],
+        said: &HashMap<&UserId, Report>,
+    ) -> Result<Vec<Made>, LinkError> {
         let link = self.caller.link()?;
         let (mut messages, mut items, mut keys): (Arguments, Arguments, Vec<String>) = Default::default();
-        let (mut count, mut last) = (0_usize, None);
+        let (mut count, mut last, mut told) = (0_usize, None, HashSet::new());
         for (at, user) in copies {
             let append = &appends[*at];
             let id =
@@ -174,7 +200,9 @@ impl Shared {
                 messages.push(text(id));
                 messages.push(text(if append.once.is_some() { 0 } else { COPIED_FOR.as_millis() }));
             }
-            items.extend([text(count), text(user)]);
+            // Once for each of them.
+            let report = said.get(user).filter(|_| told.insert(user));
+            items.extend([text(count), text(user), report.map(view).unwrap_or_default()]);
             let names = link.names();
             let (user, one) = (user.as_str(), append.once.is_some());
             let state = names.state(user);
@@ -189,7 +217,7 @@ impl Shared {
         let mut arguments = vec![text(count)];
         arguments.extend(messages);
         arguments.extend(items);
-        let answer = self.caller.step("append", keys, arguments).await?;
+        let answer = self.caller.step(&steps::APPEND, keys, arguments).await?;
         let made = |parts: &[Value]| {
             let (due, unknown) = (integer(parts, 2)?, integer(parts, 3)? == 1);
             let seq = match integer(parts, 0)? {

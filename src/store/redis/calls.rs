@@ -1,23 +1,23 @@
 //! What the script is asked, and what its answers mean.
 
 use std::{
-    sync::{Arc, LazyLock, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
 use redis::Value;
+use serde::Serialize;
 
 use super::{
     super::{Attached, DeviceState, Entry, Found, Limits, Overflow, ReadLimit, Received, UserState},
     local::{Era, Report, time},
+    steps::{self, Step},
 };
 use crate::{
-    cluster::redis::{Link, LinkError, Script},
+    cluster::redis::{Link, LinkError},
     message::{DeviceId, Payload, Seq, UserId},
 };
-
-static LOG: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("log.lua")));
 
 /// How often a step is taken again because the Redis has become another one meanwhile.
 const ERAS_MAX: usize = 4;
@@ -66,11 +66,11 @@ impl Caller {
     }
 
     /// The arguments that every step has, those of one step behind them.
-    fn arguments(&self, link: &Link, step: &'static str, own: Arguments) -> Arguments {
+    fn arguments(&self, link: &Link, step: &Step, own: Arguments) -> Arguments {
         let (limits, live) = (&self.limits, link.live());
         let millis = |duration: Option<Duration>| text(duration.map_or(0, |duration| duration.as_millis()));
         let mut arguments = vec![
-            Bytes::from_static(step.as_bytes()),
+            Bytes::from_static(step.name.as_bytes()),
             text(link.node()),
             text(&live.nodes),
             text(live.asked_ms),
@@ -95,7 +95,7 @@ impl Caller {
     /// Takes a step on some logs; `own` are the keys of the step.
     pub(super) async fn step(
         &self,
-        step: &'static str,
+        step: &Step,
         own: Vec<String>,
         arguments: Arguments,
     ) -> Result<Vec<Value>, LinkError> {
@@ -108,7 +108,7 @@ impl Caller {
         keys.extend(own);
         for _ in 0..ERAS_MAX {
             let arguments = self.arguments(&link, step, arguments.clone());
-            match link.lines().run(&LOG, &keys, &arguments).await? {
+            match link.lines().run(&step.script, &keys, &arguments).await? {
                 Value::Array(values) => return Ok(values),
                 Value::BulkString(text) if text == b"devices" => return Ok(Vec::new()),
                 // Nothing was done: it is another Redis than it was, and has to be looked at first.
@@ -146,7 +146,7 @@ impl Caller {
                 let arguments = ["LT", &due.to_string(), user.as_str()];
                 link.lines().ask_though_full::<()>("ZADD", &link.names().due(), &arguments).await?;
             }
-            let answer = self.step("listed", self.keys(user)?, vec![text(user), text(due), text(0)]).await?;
+            let answer = self.step(&steps::LISTED, self.keys(user)?, vec![text(user), text(due), text(0)]).await?;
             (due, unknown) = (integer(&answer, 0)?, integer(&answer, 1)? == 1);
         }
         Ok(())
@@ -155,7 +155,7 @@ impl Caller {
     /// Looks after a user; whether there is more that has become too old.
     async fn look_after(&self, user: &UserId) -> Result<bool, LinkError> {
         let link = self.link()?;
-        let answer = self.step("sweep", self.keys(user)?, vec![text(user)]).await?;
+        let answer = self.step(&steps::SWEEP, self.keys(user)?, vec![text(user)]).await?;
         let (due, is_late) = (integer(&answer, 0)?.max(0), integer(&answer, 1)? == 1);
         if link.lines().is_spread() {
             let (list, at) = (link.names().due(), due.to_string());
@@ -165,16 +165,14 @@ impl Caller {
                 link.lines().ask::<()>(redis::cmd("ZREM").arg(&list).arg(user.as_str())).await?;
             }
             // Something earlier may have come while that was written.
-            let answer = self.step("listed", self.keys(user)?, vec![text(user), text(due), text(1)]).await?;
+            let answer = self.step(&steps::LISTED, self.keys(user)?, vec![text(user), text(due), text(1)]).await?;
             self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
         }
         Ok(is_late)
     }
 
     pub(super) async fn note(&self, user: &UserId, report: &Report) -> Result<(), LinkError> {
-        let mut arguments = view(report);
-        arguments.push(text(user));
-        let answer = self.step("note", self.keys(user)?, arguments).await?;
+        let answer = self.step(&steps::NOTE, self.keys(user)?, vec![view(report), text(user)]).await?;
         self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await
     }
 
@@ -185,10 +183,8 @@ impl Caller {
         device: Option<&DeviceId>,
         report: &Report,
     ) -> Result<Option<(Attached, Era)>, LinkError> {
-        let mut arguments = view(report);
-        arguments.push(text(device.map_or("", DeviceId::as_str)));
-        arguments.push(text(user));
-        let answer = self.step("attach", self.keys(user)?, arguments).await?;
+        let arguments = vec![view(report), text(device.map_or("", DeviceId::as_str)), text(user)];
+        let answer = self.step(&steps::ATTACH, self.keys(user)?, arguments).await?;
         if answer.is_empty() {
             return Ok(None);
         }
@@ -198,24 +194,39 @@ impl Caller {
     }
 
     pub(super) async fn clear(&self, user: &UserId) -> Result<u64, LinkError> {
-        let answer = self.step("clear", self.keys(user)?, vec![text(user)]).await?;
+        let answer = self.step(&steps::CLEAR, self.keys(user)?, vec![text(user)]).await?;
         self.listed(user, integer(&answer, 1)?, integer(&answer, 2)? == 1).await?;
         seq(&answer, 0)
     }
 
-    pub(super) async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<(Found, Era), LinkError> {
+    /// Entries, and of which time the log is. What is to be said of the user is said in the same step, so that the answer goes by it.
+    pub(super) async fn read(
+        &self,
+        user: &UserId,
+        after: Seq,
+        limit: ReadLimit,
+        report: Option<&Report>,
+    ) -> Result<(Found, Era), LinkError> {
         // What is beyond these is beyond what a number of Lua can say, and beyond any log.
         let most = |number: u64| text(number.min(1 << 50));
-        let (mut entries, mut bytes, mut after) = (Vec::new(), 0, after);
+        let (mut entries, mut bytes, mut after, mut report) = (Vec::new(), 0, after, report);
         loop {
             let had = [entries.len() as u64, bytes];
-            let arguments =
+            let mut arguments: Arguments =
                 [after, limit.entries as u64, limit.bytes as u64].into_iter().chain(had).map(most).collect();
-            let answer = self.step("read", self.keys(user)?, arguments).await?;
+            let answer = match report.take() {
+                Some(report) => {
+                    arguments.extend([view(report), text(user)]);
+                    let answer = self.step(&steps::NOTE_AND_READ, self.keys(user)?, arguments).await?;
+                    self.listed(user, integer(&answer, 3)?, integer(&answer, 4)? == 1).await?;
+                    answer
+                }
+                None => self.step(&steps::READ, self.keys(user)?, arguments).await?,
+            };
             let (through, era) = (seq(&answer, 0)?, era(&answer, 1)?);
             // Each step looks at so much only, so that others have their turn.
             let is_all = integer(&answer, 2)? == 0;
-            let mut answer = answer.into_iter().skip(3);
+            let mut answer = answer.into_iter().skip(5);
             while let Some(first) = answer.next() {
                 let entry = entry(first, &mut answer)?;
                 bytes += entry.payload.as_bytes().len() as u64;
@@ -230,13 +241,13 @@ impl Caller {
 
     /// What is known of a user, and how many bytes wait for him.
     pub(super) async fn state(&self, user: &UserId) -> Result<(UserState, u64), LinkError> {
-        let mut answer = self.step("state", self.keys(user)?, Vec::new()).await?;
+        let mut answer = self.step(&steps::STATE, self.keys(user)?, Vec::new()).await?;
         for _ in 0..SWEEPS_BEFORE_COUNTING_MAX {
             if integer(&answer, 8)? == 0 {
                 break;
             }
             self.look_after(user).await?;
-            answer = self.step("state", self.keys(user)?, Vec::new()).await?;
+            answer = self.step(&steps::STATE, self.keys(user)?, Vec::new()).await?;
         }
         let (Some(Value::Array(islands)), Some(Value::Array(devices))) = (answer.get(3), answer.get(7)) else {
             return misread("a state");
@@ -266,7 +277,7 @@ impl Caller {
         device: Option<&DeviceId>,
     ) -> Result<(Seq, Vec<(Seq, Seq, u8)>), LinkError> {
         let arguments = vec![text(device.map_or("", DeviceId::as_str))];
-        let answer = self.step("missed", self.keys(user)?, arguments).await?;
+        let answer = self.step(&steps::MISSED, self.keys(user)?, arguments).await?;
         let gap =
             |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?, u8::try_from(seq(parts, 2)?).unwrap_or_default()));
         Ok((seq(&answer, 0)?, answer[1..].chunks(3).map(gap).collect::<Result<_, LinkError>>()?))
@@ -274,7 +285,7 @@ impl Caller {
 
     /// Who has not received a sequence: devices, and `None` for clients without one.
     pub(super) async fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, LinkError> {
-        let answer = self.step("lacking", self.keys(user)?, vec![text(seq.min(1 << 50))]).await?;
+        let answer = self.step(&steps::LACKING, self.keys(user)?, vec![text(seq.min(1 << 50))]).await?;
         let name = |value: &Value| match value {
             Value::BulkString(name) if name.is_empty() => Ok(None),
             Value::BulkString(name) => match DeviceId::new(&String::from_utf8_lossy(name)) {
@@ -325,26 +336,31 @@ impl Caller {
     }
 }
 
-/// What this server says of a user.
-fn view(report: &Report) -> Arguments {
-    let mut arguments =
-        vec![text(report.changes), report.hold.map_or_else(|| text(-1), |hold| text(hold.min(1 << 50)))];
-    let mut list = |names: &[String]| {
-        arguments.push(text(names.len()));
-        arguments.extend(names.iter().map(text));
+/// What this server says of a user, as the script reads it.
+#[derive(Serialize)]
+struct View<'a> {
+    n: u64,
+    h: i64,
+    d: &'a [String],
+    seen: u64,
+    left: Vec<(&'a str, f64)>,
+    had: Vec<(&'a str, Seq, Seq)>,
+}
+
+pub(super) fn view(report: &Report) -> Bytes {
+    let seq = |seq: Seq| seq.min(1 << 50);
+    // A little at least, so that of one who left and one who comes in the same step it is known who was here last.
+    let ago = |ago: &Duration| (ago.as_micros().max(1) as f64) / 1000.0;
+    let view = View {
+        n: report.changes,
+        h: report.hold.map_or(-1, |hold| seq(hold).cast_signed()),
+        d: &report.here,
+        seen: report.seen_ms,
+        left: report.left.iter().map(|(device, since)| (device.as_str(), ago(since))).collect(),
+        had: report.received.iter().map(|(device, from, to)| (device.as_str(), seq(*from), seq(*to))).collect(),
     };
-    list(&report.here);
-    let mut last = vec![text(report.seen_ms), text(report.left.len())];
-    for (device, ago) in &report.left {
-        // A little at least, so that of one who left and one who comes in the same step it is known who was here last.
-        last.extend([text(device), text((ago.as_micros().max(1) as f64) / 1000.0)]);
-    }
-    last.push(text(report.received.len()));
-    for (device, from, to) in &report.received {
-        last.extend([text(device), text(from.min(&(1 << 50))), text(to.min(&(1 << 50)))]);
-    }
-    arguments.extend(last);
-    arguments
+    // Of numbers and texts, which always have a JSON form.
+    Bytes::from(serde_json::to_vec(&view).expect("a view is JSON"))
 }
 
 fn entry(first: Value, rest: &mut impl Iterator<Item = Value>) -> Result<Entry, LinkError> {

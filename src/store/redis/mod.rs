@@ -1,10 +1,11 @@
 //! Logs in a Redis that several servers share: the same contract, as far as that Redis keeps what it has acknowledged.
 //!
-//! Every step on a log is one script (`log.lua`), which Redis runs as a whole or not at all; a log is two keys of one slot.
+//! Every step on a log is one script (`steps`), which Redis runs as a whole or not at all; a log is two keys of one slot.
 //! Nothing of a log is kept here but what this server has still to say of it ([`local`]): receipts and who holds what,
 //! which go to Redis within some 20 ms, and in any case before the next question about that user.
 //!
-//! - `calls`: what the script is asked, and what its answers mean
+//! - `steps`: the scripts, of the parts in `log/`
+//! - `calls`: what they are asked, and what their answers mean
 //! - `local`: what this server has still to say
 //! - `undelivered`: what stock has left for a user
 //! - [`moving`]: what waits in a stock set-up, into a store, and back
@@ -14,7 +15,7 @@
 //!
 //! - *Durability* is that of the Redis (`appendfsync`, replicas); `store.durability` means nothing here.
 //! - *Sequences* rise by more than one where the Redis may have forgotten some (a failover, a restart, being emptied): the gap is
-//!   [`Loss::Lost`]. What tells that is its era, or in a Cluster the history of the shard; see `enter` in `log.lua`.
+//!   [`Loss::Lost`]. What tells that is its era, or in a Cluster the history of the shard; see `enter` in `log/era.lua`.
 //! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] copies; beyond that, and in a
 //!   Redis Cluster, where users are in different slots, an append is several steps, and what a crash or a lost line leaves
 //!   of it may be some of its recipients. Under an id ([`Once`](super::Once)) it can be asked for again, and reaches each once.
@@ -42,6 +43,7 @@ mod append;
 mod calls;
 mod local;
 pub mod moving;
+mod steps;
 mod undelivered;
 
 use std::{
@@ -242,6 +244,18 @@ impl Shared {
         }
     }
 
+    async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, LinkError> {
+        let report = self.locals.report(user, self.caller.link()?.steady());
+        let (found, era) = self.caller.read(user, after, limit, report.as_ref()).await?;
+        if let Some(report) = report {
+            self.locals.said(user, &report);
+        }
+        if self.locals.entered(user, era) {
+            self.dirty.notify_one();
+        }
+        Ok(found)
+    }
+
     /// Looks whether there is room again where an append found none: whoever sends nothing to one that says it is full must see
     /// that it is not any more.
     async fn look_for_room(&self) -> Result<(), LinkError> {
@@ -360,14 +374,18 @@ impl Store for RedisStore {
 
     fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError> {
         let user = user.clone();
-        self.wait(|shared| async move {
-            shared.settle(&user).await?;
-            let (found, era) = shared.caller.read(&user, after, limit).await?;
-            if shared.locals.entered(&user, era) {
-                shared.dirty.notify_one();
-            }
-            Ok(found)
-        })
+        self.wait(|shared| async move { shared.read(&user, after, limit).await })
+    }
+
+    fn read_far(
+        &self,
+        user: &UserId,
+        after: Seq,
+        limit: ReadLimit,
+    ) -> Option<BoxFuture<'static, Result<Found, StoreError>>> {
+        let (link, shared, user) = (self.link.clone(), self.shared.clone(), user.clone());
+        let reading = async move { shared.read(&user, after, limit).await };
+        Some(Box::pin(async move { link.run_while_wanted(reading).await.map_err(told) }))
     }
 
     fn recent(&self, _user: &UserId, _after: Seq, _limit: ReadLimit) -> Option<Found> {

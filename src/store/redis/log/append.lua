@@ -1,0 +1,76 @@
+-- One more entry; its sequence (0 = no room), and how many others went for it.
+local function keep(S, log, user, payload, ttl, key)
+  local lives = ttl
+  if AGE > 0 then lives = lives > 0 and math.min(lives, AGE) or AGE end
+  -- Rounded up: nothing goes before its time.
+  local expires = lives > 0 and math.max(math.floor((NOW + 999 + lives) / 1000), 1) or 0
+  local replaced
+  if key ~= '' then
+    for _, known in ipairs(S.keys) do
+      if known[1] == key and not is_past(known[3]) and not everybody_has(S, known[2]) then replaced = known[2] end
+    end
+  end
+  local dropped = 0
+  if not replaced and not fits(S, #payload) then dropped = make_room(S, log, #payload) end
+  if not replaced and not fits(S, #payload) then return 0, dropped end
+  S.head = S.head + 1
+  local seq = S.head
+  if replaced then
+    lose(S, log, replaced, COLLAPSED)
+    release(S, log)
+  end
+  redis.call('XADD', log, id(seq), 'n', A[13], 'u', user, 'p', payload, 'e', int(expires))
+  add(S, seq, #payload, expires)
+  if key ~= '' then
+    forget_keys(S, function(known) return known[1] == key end)
+    if #S.keys >= KEYS_MAX then table.remove(S.keys, 1) end
+    S.keys[#S.keys + 1] = {key, seq, expires}
+  end
+  return seq, dropped
+end
+
+-- 18 how many messages; each: payload, time to live in ms (0 = none), key, id ('' = none), for how many ms that is known (0 = as
+-- ids of dispatches are); then each item: message, user, the view ('' = nothing is to be said). Answers for each item: the sequence
+-- (0 = no room, -1 = what is there of this user cannot be read), how many were dropped, and what is owed of lists.
+local era = find_era()
+if not era then return 'era' end
+local at, messages = 19, {}
+for n = 1, tonumber(A[18]) do
+  messages[n] = {A[at], tonumber(A[at + 1]), A[at + 2], A[at + 3], tonumber(A[at + 4])}
+  at = at + 5
+end
+local answer, woken = {}, {}
+for n = 1, (#A - at + 1) / 3 do
+  local message, user, view = messages[tonumber(A[at])], A[at + 1], A[at + 2]
+  local state, log, done = K[n * 3], K[n * 3 + 1], K[n * 3 + 2]
+  at = at + 3
+  local once = message[4]
+  local window = message[5] > 0 and message[5] or WINDOW
+  local before = once ~= '' and redis.call('GET', done)
+  before = before and cmsgpack.unpack(before)
+  local is_done = before and before.at + window > NOW
+  -- What is wrong with one user does not concern the others.
+  local whole, S = pcall(load, state)
+  local seq, dropped, moved, unknown = -1, 0, -1, 0
+  if whole and is_done then seq = before.seq end
+  if whole and not (is_done and view == '') then
+    look(S)
+    enter(S, log, era)
+    if view ~= '' then take_view(S, log, view) else release(S, log) end
+    if not is_done then
+      seq, dropped = keep(S, log, user, message[1], message[2], message[3])
+      if seq > 0 then woken[#woken + 1] = user end
+      -- Who had no room may have some when it is asked for again.
+      if once ~= '' and seq > 0 then
+        redis.call('SET', done, cmsgpack.pack({at = NOW, seq = seq}), 'PX', int(window))
+      end
+    end
+    moved, unknown = save(state, S, user)
+  end
+  answer[#answer + 1] = seq
+  answer[#answer + 1] = dropped
+  answer[#answer + 1] = moved
+  answer[#answer + 1] = unknown
+end
+if #woken > 0 then redis.call('PUBLISH', A[14], NODE .. '\0' .. table.concat(woken, '\0')) end
+return answer

@@ -1,0 +1,39 @@
+-- 18 the view, 19 the device ('' = the cursor that clients without one share), 20 the user.
+local era = find_era()
+if not era then return 'era' end
+local S = load(K[3])
+enter(S, K[4], era)
+take_view(S, K[4], A[18])
+local device = A[19]
+local c = cursor(S, device)
+if not c then
+  c = {t = through(S), i = {}, s = 0}
+  if device == '' then
+    S.sh = c
+  else
+    if #S.dv == 0 and S.sh and S.sh.s == 0 then
+      c, S.sh = S.sh, nil
+    end
+    while #S.dv >= math.max(DEVICES, 1) do
+      local oldest
+      for n, d in ipairs(S.dv) do
+        if not is_attached(S, d[1]) and (not oldest or d[2].s < S.dv[oldest][2].s) then oldest = n end
+      end
+      if not oldest then
+        save(K[3], S, A[20])
+        return 'devices'
+      end
+      table.remove(S.dv, oldest)
+    end
+    S.dv[#S.dv + 1] = {device, c}
+  end
+end
+c.s = NOW
+release(S, K[4])
+local moved, unknown = save(K[3], S, A[20])
+local answer = {moved, unknown, S.head, S.era, c.t}
+for _, r in ipairs(c.i) do
+  answer[#answer + 1] = r[1]
+  answer[#answer + 1] = r[2]
+end
+return answer

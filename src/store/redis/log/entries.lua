@@ -1,0 +1,21 @@
+-- Entries.
+
+local function bytes_of(entry) return #entry[2][6] end
+local function seq_of(entry) return tonumber(string.match(entry[1], '^%d+')) end
+
+-- Calls `visit` with sequence and entry for each from..to that is there.
+local function each(log, from, to, visit)
+  while true do
+    local found = redis.call('XRANGE', log, id(from), id(to), 'COUNT', 128)
+    for _, entry in ipairs(found) do
+      local seq = seq_of(entry)
+      if visit(seq, entry) == false then return end
+      from = seq + 1
+    end
+    if #found < 128 then return end
+  end
+end
+
+local function delete(log, ids)
+  for at = 1, #ids, 500 do redis.call('XDEL', log, unpack(ids, at, math.min(at + 499, #ids))) end
+end

@@ -1,0 +1,60 @@
+-- What was gone before stays gone for the reason it had.
+local function gone(S, from, to, loss)
+  local out = {}
+  local function put(a, b, why)
+    if a > b then return end
+    local last = out[#out]
+    if last and last[3] == why and last[2] + 1 == a then last[2] = b else out[#out + 1] = {a, b, why} end
+  end
+  for _, r in ipairs(S.gone) do
+    if from < r[1] then put(from, math.min(to, r[1] - 1), loss) end
+    put(r[1], r[2], r[3])
+    if from <= r[2] then from = r[2] + 1 end
+  end
+  put(from, to, loss)
+  while #out > REASONS_MAX do table.remove(out, 1) end
+  S.gone = out
+end
+
+local function lose(S, log, seq, loss)
+  each(log, seq, seq, function(_, entry)
+    local k = block_of(S, seq)
+    local first, n, b, expires = block(S, k)
+    put_block(S, k, first, n - 1, b - bytes_of(entry), expires)
+    S.n, S.b = S.n - 1, S.b - bytes_of(entry)
+    redis.call('XDEL', log, id(seq))
+  end)
+  forget_keys(S, function(key) return key[2] == seq end)
+  gone(S, seq, seq, loss)
+  if seq <= through(S) + 1 then everybody_receives(S, 1, seq) end
+end
+
+-- Some of what is past goes; where there is more, S.exp is past still.
+local function drop_expired(S, log)
+  if not is_past(S.exp) then return end
+  local ids, past, looked, read, next_one, k = {}, {}, 0, 0, 0, 1
+  while k <= blocks(S) do
+    local first, n, b, expires = block(S, k)
+    if is_past(expires) and looked < LOOKED_MAX and read < LOOKED_BYTES_MAX then
+      expires = 0
+      each(log, first, last_of(S, k), function(seq, entry)
+        local at, bytes = tonumber(entry[2][8]), bytes_of(entry)
+        looked, read = looked + 1, read + bytes
+        if is_past(at) then
+          ids[#ids + 1] = id(seq)
+          past[id(seq)] = true
+          n, b, S.n, S.b = n - 1, b - bytes, S.n - 1, S.b - bytes
+        else
+          expires = earlier(expires, at)
+        end
+      end)
+      put_block(S, k, first, n, b, expires)
+    end
+    if n > 0 then
+      next_one, k = earlier(next_one, expires), k + 1
+    end
+  end
+  if S.n == 0 then redis.call('DEL', log) else delete(log, ids) end
+  S.exp = next_one
+  forget_keys(S, function(key) return past[id(key[2])] end)
+end

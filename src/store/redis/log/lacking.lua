@@ -1,0 +1,7 @@
+-- 18 a sequence: who has not received it.
+local S, answer = load(K[3]), {}
+if S.sh and not has(S.sh, tonumber(A[18])) then answer[1] = '' end
+for _, d in ipairs(S.dv) do
+  if not has(d[2], tonumber(A[18])) then answer[#answer + 1] = d[1] end
+end
+return answer

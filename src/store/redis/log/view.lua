@@ -1,0 +1,21 @@
+-- What a server says of a user, as JSON: n its count of changes, h what it holds (-1 = nothing), d the devices that are here, seen
+-- when the user was (ms, 0 = not), left devices that have gone, each with how long ago (ms), had what was received: each device,
+-- from, to.
+local function take_view(S, log, text)
+  local view = cjson.decode(text)
+  local known = S.views[NODE]
+  local newer = not known or known.n < view.n
+  if newer then S.views[NODE] = {n = view.n, h = view.h, d = view.d, e = S.era} end
+  if view.seen > S.seen then S.seen = view.seen end
+  for _, left in ipairs(view.left) do
+    local c = cursor(S, left[1])
+    if c and newer then c.s = math.max(c.s, NOW - left[2]) end
+  end
+  for _, had in ipairs(view.had) do
+    local c = cursor(S, had[1])
+    -- What is said a second time may be about a cursor that has begun anew since.
+    if c and newer then insert(c, had[2], math.min(had[3], S.head)) end
+  end
+  look(S)
+  release(S, log)
+end
