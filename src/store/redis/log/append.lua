@@ -39,7 +39,8 @@ for n = 1, tonumber(A[18]) do
   messages[n] = {A[at], tonumber(A[at + 1]), A[at + 2], A[at + 3], tonumber(A[at + 4])}
   at = at + 5
 end
-local answer, woken = {}, {}
+-- Each log is opened once and put back at the end, however many copies are for it.
+local answer, woken, open, opened = {}, {}, {}, {}
 for n = 1, (#A - at + 1) / 3 do
   local message, user, view = messages[tonumber(A[at])], A[at + 1], A[at + 2]
   local state, log, done = K[n * 3], K[n * 3 + 1], K[n * 3 + 2]
@@ -49,28 +50,37 @@ for n = 1, (#A - at + 1) / 3 do
   local before = once ~= '' and redis.call('GET', done)
   before = before and cmsgpack.unpack(before)
   local is_done = before and before.at + window > NOW
-  -- What is wrong with one user does not concern the others.
-  local whole, S = pcall(load, state)
-  local seq, dropped, moved, unknown = -1, 0, -1, 0
-  if whole and is_done then seq = before.seq end
-  if whole and not (is_done and view == '') then
-    look(S)
-    enter(S, log, era)
-    if view ~= '' then take_view(S, log, view) else release(S, log) end
-    if not is_done then
-      seq, dropped = keep(S, log, user, message[1], message[2], message[3])
-      if seq > 0 then woken[#woken + 1] = user end
-      -- Who had no room may have some when it is asked for again.
-      if once ~= '' and seq > 0 then
-        redis.call('SET', done, cmsgpack.pack({at = NOW, seq = seq}), 'PX', int(window))
-      end
+  local S = open[state]
+  if not S then
+    -- What is wrong with one user does not concern the others.
+    local whole, found = pcall(load, state)
+    S = whole and found
+    if S and not (is_done and view == '') then
+      look(S)
+      enter(S, log, era)
+      if view ~= '' then take_view(S, log, view) else release(S, log) end
+      open[state] = S
+      opened[#opened + 1] = {state, user, n}
     end
-    moved, unknown = save(state, S, user)
+  end
+  local seq, dropped = -1, 0
+  if S and is_done then
+    seq = before.seq
+  elseif S then
+    seq, dropped = keep(S, log, user, message[1], message[2], message[3])
+    if seq > 0 and woken[#woken] ~= user then woken[#woken + 1] = user end
+    -- Who had no room may have some when it is asked for again.
+    if once ~= '' and seq > 0 then
+      redis.call('SET', done, cmsgpack.pack({at = NOW, seq = seq}), 'PX', int(window))
+    end
   end
   answer[#answer + 1] = seq
   answer[#answer + 1] = dropped
-  answer[#answer + 1] = moved
-  answer[#answer + 1] = unknown
+  answer[#answer + 1] = -1
+  answer[#answer + 1] = 0
+end
+for _, one in ipairs(opened) do
+  answer[one[3] * 4 - 1], answer[one[3] * 4] = save(one[1], open[one[1]], one[2])
 end
 if #woken > 0 then redis.call('PUBLISH', A[14], NODE .. '\0' .. table.concat(woken, '\0')) end
 return answer
