@@ -13,8 +13,10 @@ use serde_json::json;
 
 use super::{
     PATIENCE, Stage, message, next,
+    proxy::{Form, Proxy},
+    redis_server::Redis,
     stock::{SETTINGS, Stock, redis},
-    support::socket::Socket,
+    support::{server::Home, socket::Socket},
     until,
 };
 
@@ -249,4 +251,44 @@ async fn a_server_that_dies_with_very_many_users_is_taken_away_whole() {
     assert_eq!(redis(&stage, &["KEYS", "mesa:{here}:at:1-dead*"]), "");
     drop(alice);
     stock_sees(&stage, "0", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stock_has_left_comes_in_its_order_though_not_all_of_it_has_room_at_once() {
+    let redis_server = Redis::start();
+    let mut home = Home::with(&format!("redis: '{}', {SETTINGS}", redis_server.url()));
+    home.set_variable("MESA_SYNC_MAX_BYTES", "65536");
+    let servers = vec![home.start()];
+    let stage = Stage { redis: Some(redis_server), homes: vec![home], servers };
+    let first = json!({ "op": 0, "d": [1, "x".repeat(32_000)], "t": "N" });
+    stage.dispatch(0, &json!({ "message": first, "recipients": ["bob"] })).await;
+    // The second has no room before the first is confirmed; the third is as large as a message may be, and never has any.
+    let leave = r#"local function message(n, bytes)
+          return '{"op":0,"d":[' .. n .. ',"' .. string.rep('x', bytes) .. '"],"t":"N"}'
+        end
+        local left = {message(2, 40000), message(3, 65529), message(4, 10), message(5, 50000), message(6, 0)}
+        redis.call('HSET', KEYS[1], 'bob', '[' .. table.concat(left, ',') .. ']')"#;
+    redis(&stage, &["EVAL", leave, "1", "undelivered_messages_shop"]);
+    let mut bob = stage.client(0, "bob").await;
+    for n in [1, 2, 4, 5, 6] {
+        assert_eq!(next(&mut bob).await[0], n);
+    }
+    until("all to be taken", async || redis(&stage, &["HLEN", "undelivered_messages_shop"]) == "1").await;
+    let aside = redis(&stage, &["EVAL", "return redis.call('HVALS', KEYS[1])", "1", "undelivered_messages_shop"]);
+    assert!(aside.starts_with("{\"op\":0,\"d\":[3,"), "{aside}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stock_leaves_for_who_has_just_come_is_taken_though_the_line_is_cut_just_then() {
+    let redis_server = Redis::start();
+    let proxy = Proxy::start(redis_server.address()).await;
+    let stage = Stage::on(&format!("redis: 'redis://{}', {SETTINGS}", proxy.address), 1);
+    let stage = Stage { redis: Some(redis_server), ..stage };
+    let mut dora = stage.client(0, "dora").await;
+    seen(&stage, "dora").await;
+    let cut = tokio::spawn(async move { proxy.disturb(Form::Cut, Duration::from_secs(3)).await });
+    let left = json!([{ "op": 0, "d": 1, "t": "N" }, { "op": 0, "d": 2, "t": "N" }]).to_string();
+    redis(&stage, &["HSET", "undelivered_messages_shop", "dora", &left]);
+    cut.await.expect("the line is whole again");
+    assert_eq!((next(&mut dora).await, next(&mut dora).await), (json!(1), json!(2)));
 }
