@@ -253,6 +253,39 @@ async fn a_server_that_dies_with_very_many_users_is_taken_away_whole() {
     stock_sees(&stage, "0", &[]).await;
 }
 
+/// Says something on stock's channel, as its Dispatchers do.
+fn publish(stage: &Stage, n: u64, to: &[&str]) {
+    let text = json!({ "message": { "op": 0, "d": n, "t": "N" }, "recipients": to }).to_string();
+    redis(stage, &["PUBLISH", "ws_shop", &text]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stock_says_while_redis_takes_nothing_is_kept_when_it_does_again() {
+    let stage = Stage::with(1, SETTINGS);
+    let (mut alice, bob) = (stage.client(0, "alice").await, stage.client(0, "bob").await);
+    seen(&stage, "alice").await;
+    seen(&stage, "bob").await;
+    drop(bob);
+    redis(&stage, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let (status, _) = stage.ask(0, "POST", "/v1/dispatch", &message(0, &["alice"])).await;
+    assert_eq!(status, 503);
+    publish(&stage, 1, &["alice", "bob"]);
+    publish(&stage, 2, &["alice", "bob"]);
+    // It is tried, and refused.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    redis(&stage, &["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    let mut n = 2;
+    super::until_taken(&stage, 0, &mut n, &["alice"]).await;
+    let mut bob = stage.client(0, "bob").await;
+    assert_eq!((next(&mut bob).await, next(&mut bob).await), (json!(1), json!(2)));
+    let mut came = Vec::new();
+    while came.len() < 3 {
+        came.push(next(&mut alice).await.as_u64().expect("a number"));
+    }
+    came.sort_unstable();
+    assert_eq!(came, [1, 2, n], "each once");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_stock_has_left_comes_in_its_order_though_not_all_of_it_has_room_at_once() {
     let redis_server = Redis::start();
