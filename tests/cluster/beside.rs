@@ -3,7 +3,8 @@
 
 use std::{
     collections::HashSet,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write as _},
+    net::TcpStream,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     time::Duration,
@@ -16,8 +17,8 @@ use super::{
     proxy::{Form, Proxy},
     redis_server::Redis,
     stock::{SETTINGS, Stock, redis},
-    support::{server::Home, socket::Socket},
-    until,
+    support::{http::request, server::Home, socket::Socket},
+    unsynced, until,
 };
 
 /// Somebody who listens on stock's channel, as its servers do, and does nothing with it.
@@ -324,4 +325,32 @@ async fn what_stock_leaves_for_who_has_just_come_is_taken_though_the_line_is_cut
     redis(&stage, &["HSET", "undelivered_messages_shop", "dora", &left]);
     cut.await.expect("the line is whole again");
     assert_eq!((next(&mut dora).await, next(&mut dora).await), (json!(1), json!(2)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_kept_is_heard_at_other_servers_in_the_order_in_which_it_was_said_whoever_is_excluded() {
+    const ALL: u64 = 60;
+    let stage = Stage::with(2, SETTINGS);
+    let subscriber = Subscriber::start(&stage, &[]).await;
+    let mut alice = stage.client(1, "alice").await;
+    // Who everybody but somebody is has to be asked first.
+    let line = |n: u64| unsynced(n, &["*"], if n % 2 == 1 { &["ghost"] } else { &[] }).to_string() + "\n";
+    let body: String = (1..=ALL).map(line).collect();
+    let request = request("POST", "/v1/dispatch", &body).replace("application/json", "application/x-ndjson");
+    let mut backend = TcpStream::connect(stage.servers[0].address).expect("a connection");
+    backend.write_all(request.as_bytes()).expect("it says");
+    let mut heard = Vec::new();
+    while heard.len() < ALL as usize {
+        heard.push(next(&mut alice).await.as_u64().expect("a number"));
+    }
+    assert_eq!(heard, (1..=ALL).collect::<Vec<_>>(), "at another of ours");
+    let mut heard = Vec::new();
+    while heard.len() < ALL as usize {
+        let line = subscriber.said.recv_timeout(PATIENCE).expect("it is said");
+        if line.contains("\"N\"") && !line.contains("\"ghost\"],") {
+            let said: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+            heard.extend(said["message"]["d"].as_u64().filter(|n| *n > 0));
+        }
+    }
+    assert_eq!(heard, (1..=ALL).collect::<Vec<_>>(), "by stock");
 }
