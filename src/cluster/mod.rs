@@ -57,7 +57,8 @@ pub struct FromBeside {
     pub late: bool,
 }
 
-/// Who keeps messages that came from a server of another make: one after the other, and resolves when they are kept.
+/// Who keeps messages that came from a server of another make: one after the other, and resolves when they are kept, which may
+/// take minutes where the store cannot be reached.
 pub type Keeps = Arc<dyn Fn(Vec<FromBeside>) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// How a user is connected to servers of another make.

@@ -1,6 +1,10 @@
 //! The other servers, where there are any: what is said to them and heard from them, and who is there.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::BoxFuture;
 
@@ -10,6 +14,13 @@ use crate::{
     message::{Recipients, UserId},
     store::{Append, StoreError},
 };
+
+/// What servers of another make say is kept within this time, or not at all: a store does not know for much longer which copies
+/// it has (`Append::each_once`), and would make them again.
+const KEEP_WITHIN: Duration = Duration::from_secs(300);
+
+/// Between two attempts at that.
+const KEEP_AGAIN: Duration = Duration::from_millis(250);
 
 impl Hub {
     /// From here on does what other servers say.
@@ -33,10 +44,13 @@ impl Hub {
         });
         let hub = Arc::downgrade(self);
         let keeps = Arc::new(move |messages: Vec<FromBeside>| -> BoxFuture<'static, ()> {
-            let hub = hub.upgrade();
+            let (hub, end) = (hub.clone(), Instant::now() + KEEP_WITHIN);
             Box::pin(async move {
-                if let Some(hub) = hub {
-                    hub.keep_from_beside(messages).await;
+                while let Some(hub) = hub.upgrade()
+                    && !hub.keep_from_beside(&messages, Instant::now() < end).await
+                {
+                    drop(hub);
+                    tokio::time::sleep(KEEP_AGAIN).await;
                 }
             })
         });
@@ -44,9 +58,9 @@ impl Hub {
     }
 
     /// Keeps what servers of another make say to users of ours; where that cannot be done it is passed by the log to those who
-    /// are here, which is all that those do.
-    async fn keep_from_beside(&self, messages: Vec<FromBeside>) {
-        let pass = |messages: &[FromBeside]| {
+    /// are here, which is all that those do. False: the store cannot be reached, and it is to be tried `again`.
+    async fn keep_from_beside(&self, messages: &[FromBeside], again: bool) -> bool {
+        let pass = || {
             for FromBeside { payload, users, .. } in messages.iter().filter(|message| !message.late) {
                 for user in users {
                     let (_, dropped) = self.registry.put(user, payload);
@@ -55,17 +69,34 @@ impl Hub {
             }
         };
         if self.settings.sync.is_none() {
-            pass(&messages);
-            return;
+            pass();
+            return true;
         }
         let append = |message: &FromBeside| Append {
             each_once: message.id.clone(),
             ..Append::new(message.payload.clone(), message.users.clone())
         };
-        if let Err(error) = self.store.append_all(messages.iter().map(append).collect()).await {
-            tracing::warn!(%error, "what stock has said is sent and not kept");
-            pass(&messages);
+        match self.store.append_all(messages.iter().map(append).collect()).await {
+            Ok(appended) => {
+                for (message, appended) in messages.iter().zip(appended) {
+                    let refused = message.users.iter().zip(&appended.seqs).filter(|(_, seq)| seq.is_err());
+                    // Nobody waits for an answer: this is the only place where it can be said.
+                    refused.for_each(
+                        |(user, _)| tracing::warn!(%user, "what stock has said is not kept: the user has no room"),
+                    );
+                }
+            }
+            // It may have been kept: sent past the log it could come twice, and to who is away not at all.
+            Err(StoreError::Unreachable(error)) if again => {
+                tracing::debug!(%error, "what stock has said is kept later");
+                return false;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what stock has said is sent and not kept");
+                pass();
+            }
         }
+        true
     }
 
     pub(super) fn tell_others(&self, word: impl FnOnce() -> Word) {

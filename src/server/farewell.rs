@@ -1,4 +1,5 @@
-//! How a connection ends: the session first, so that nothing more is left for it, then the socket.
+//! How a connection ends: the session first, so that nothing more is left for it, then the socket. Where the server stops
+//! it is the other way round.
 
 use std::{
     future::poll_fn,
@@ -30,9 +31,11 @@ impl Connection {
     /// Detaches the session, says why, and closes the socket within [`FAREWELL_MAX`].
     ///
     /// A client whose server stops cannot know before our close frame has reached it: what it has said to the application
-    /// by then is still taken. Everybody else is no longer heard.
+    /// by then is still taken, and what it confirms counts: so its session ends last. Everybody else is no longer heard.
     pub(super) async fn farewell(&mut self, end: End) {
-        drop(self.session.take());
+        if !matches!(end, End::Stopping) {
+            drop(self.session.take());
+        }
         let mut last = LastWords { frames: 0, heard: false };
         match end {
             End::Stuck => {
@@ -54,6 +57,7 @@ impl Connection {
         }
         // Whoever does not take part in the farewell is cut: there is nothing left to lose here.
         _ = tokio::time::timeout(FAREWELL_MAX, poll_fn(|cx| self.poll_farewell(cx, &mut last))).await;
+        drop(self.session.take());
     }
 
     fn closes(&mut self, code: u16, reason: &str) {
@@ -78,8 +82,12 @@ impl Connection {
                 Poll::Ready(Inbound::Closed(_) | Inbound::Refused(_)) => last.frames = LAST_FRAMES_MAX,
                 Poll::Ready(said) => {
                     last.frames += 1;
-                    if let (true, Inbound::Text(text)) = (last.heard, said) {
-                        last.heard = self.hear_last(text.as_str(), Instant::now());
+                    match said {
+                        Inbound::Text(text) if last.heard => {
+                            last.heard = self.hear_last(text.as_str(), Instant::now());
+                        }
+                        Inbound::Pong(payload) if last.heard => self.arrived(&payload),
+                        _ => {}
                     }
                 }
             }

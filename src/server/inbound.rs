@@ -57,8 +57,7 @@ impl Connection {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(Inbound::Text(text)) => self.hear(text.as_str(), now)?,
                 Poll::Ready(Inbound::Pong(payload)) => {
-                    let mark = self.heartbeat.pong(&payload);
-                    self.confirm(mark);
+                    self.arrived(&payload);
                     self.spend(now)?;
                 }
                 // It has been answered already; it counts like any frame.
@@ -114,14 +113,20 @@ impl Connection {
         Ok(())
     }
 
-    /// Hears a client that has been told to go, but may not know yet: what it says to the application is still taken,
-    /// everything else is too late. False: nothing more is to be heard.
+    /// Hears a client that has been told to go, but may not know yet: what it says to the application is still taken, and
+    /// what it confirms; everything else is too late. False: nothing more is to be heard.
     pub(super) fn hear_last(&mut self, text: &str, now: Instant) -> bool {
         if self.spend(now).is_err() {
             return false;
         }
         match frame::decode(text) {
             Ok(ClientFrame::Dispatch(message)) => self.take(message).is_ok(),
+            Ok(ClientFrame::HeartbeatAck) => {
+                let mark = self.heartbeat.answered(now);
+                self.confirm(mark);
+                true
+            }
+            Ok(ClientFrame::Receipt { s }) => self.session.as_mut().is_some_and(|session| session.confirm_through(s)),
             // What it says behind that would be heard as somebody whom nobody lets in any more.
             Ok(ClientFrame::Authentication(_)) | Err(_) => false,
             Ok(_) => true,
@@ -151,6 +156,12 @@ impl Connection {
             Verdict::Pass => {}
         }
         Ok(())
+    }
+
+    /// A pong came: what was written before its ping has arrived.
+    pub(super) fn arrived(&mut self, payload: &[u8]) {
+        let mark = self.heartbeat.pong(payload);
+        self.confirm(mark);
     }
 
     fn confirm(&mut self, mark: Option<crate::hub::Mark>) {

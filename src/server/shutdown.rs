@@ -15,6 +15,9 @@ const CLIENTS_MAX: Duration = Duration::from_secs(3);
 /// How long clients, requests under way and those who are told of clients have to finish, in all.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
+/// How often whoever is here by then is told.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// How long the store has to write what it was given.
 const CLOSE_MAX: Duration = Duration::from_secs(4);
 
@@ -47,7 +50,7 @@ pub(super) async fn stop(
             // A connection that was being upgraded when we began may register only now: it is told as well.
             loop {
                 hub.everyone_leave(why);
-                if timeout(Duration::from_millis(200), shared.sockets.all_free()).await.is_ok() {
+                if timeout(LOOK, shared.sockets.all_free()).await.is_ok() {
                     break;
                 }
             }
@@ -55,7 +58,10 @@ pub(super) async fn stop(
         // Who is still here then is cut by its own bound, and nobody is told of it.
         _ = clients.await;
         hub.finish();
-        slots.all_free().await;
+        // What was half a request when we began may have been one to be let in.
+        while timeout(LOOK, slots.all_free()).await.is_err() {
+            hub.everyone_leave(why);
+        }
         if let Some(slots) = wire_slots {
             slots.all_free().await;
         }

@@ -59,7 +59,7 @@ async fn who_takes_no_answers_is_waited_for_so_long_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_ends_when_the_server_hubs_and_what_was_said_is_answered() {
+async fn a_connection_ends_when_the_server_stops_and_what_was_said_is_answered() {
     let (mut peer, served, hub) = connect(1 << 16);
     peer.write_all(b"*1\r\n$4\r\nPING\r\n").await.unwrap();
     let mut answer = [0; 7];

@@ -3,7 +3,8 @@
 
 use std::{
     collections::HashSet,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write as _},
+    net::TcpStream,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     time::Duration,
@@ -13,9 +14,11 @@ use serde_json::json;
 
 use super::{
     PATIENCE, Stage, message, next,
+    proxy::{Form, Proxy},
+    redis_server::Redis,
     stock::{SETTINGS, Stock, redis},
-    support::socket::Socket,
-    until,
+    support::{http::request, server::Home, socket::Socket},
+    unsynced, until,
 };
 
 /// Somebody who listens on stock's channel, as its servers do, and does nothing with it.
@@ -249,4 +252,105 @@ async fn a_server_that_dies_with_very_many_users_is_taken_away_whole() {
     assert_eq!(redis(&stage, &["KEYS", "mesa:{here}:at:1-dead*"]), "");
     drop(alice);
     stock_sees(&stage, "0", &[]).await;
+}
+
+/// Says something on stock's channel, as its Dispatchers do.
+fn publish(stage: &Stage, n: u64, to: &[&str]) {
+    let text = json!({ "message": { "op": 0, "d": n, "t": "N" }, "recipients": to }).to_string();
+    redis(stage, &["PUBLISH", "ws_shop", &text]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stock_says_while_redis_takes_nothing_is_kept_when_it_does_again() {
+    let stage = Stage::with(1, SETTINGS);
+    let (mut alice, bob) = (stage.client(0, "alice").await, stage.client(0, "bob").await);
+    seen(&stage, "alice").await;
+    seen(&stage, "bob").await;
+    drop(bob);
+    redis(&stage, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let (status, _) = stage.ask(0, "POST", "/v1/dispatch", &message(0, &["alice"])).await;
+    assert_eq!(status, 503);
+    publish(&stage, 1, &["alice", "bob"]);
+    publish(&stage, 2, &["alice", "bob"]);
+    // It is tried, and refused.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    redis(&stage, &["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    let mut n = 2;
+    super::until_taken(&stage, 0, &mut n, &["alice"]).await;
+    let mut bob = stage.client(0, "bob").await;
+    assert_eq!((next(&mut bob).await, next(&mut bob).await), (json!(1), json!(2)));
+    let mut came = Vec::new();
+    while came.len() < 3 {
+        came.push(next(&mut alice).await.as_u64().expect("a number"));
+    }
+    came.sort_unstable();
+    assert_eq!(came, [1, 2, n], "each once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stock_has_left_comes_in_its_order_though_not_all_of_it_has_room_at_once() {
+    let redis_server = Redis::start();
+    let mut home = Home::with(&format!("redis: '{}', {SETTINGS}", redis_server.url()));
+    home.set_variable("MESA_SYNC_MAX_BYTES", "65536");
+    let servers = vec![home.start()];
+    let stage = Stage { redis: Some(redis_server), homes: vec![home], servers };
+    let first = json!({ "op": 0, "d": [1, "x".repeat(32_000)], "t": "N" });
+    stage.dispatch(0, &json!({ "message": first, "recipients": ["bob"] })).await;
+    // The second has no room before the first is confirmed; the third is as large as a message may be, and never has any.
+    let leave = r#"local function message(n, bytes)
+          return '{"op":0,"d":[' .. n .. ',"' .. string.rep('x', bytes) .. '"],"t":"N"}'
+        end
+        local left = {message(2, 40000), message(3, 65529), message(4, 10), message(5, 50000), message(6, 0)}
+        redis.call('HSET', KEYS[1], 'bob', '[' .. table.concat(left, ',') .. ']')"#;
+    redis(&stage, &["EVAL", leave, "1", "undelivered_messages_shop"]);
+    let mut bob = stage.client(0, "bob").await;
+    for n in [1, 2, 4, 5, 6] {
+        assert_eq!(next(&mut bob).await[0], n);
+    }
+    until("all to be taken", async || redis(&stage, &["HLEN", "undelivered_messages_shop"]) == "1").await;
+    let aside = redis(&stage, &["EVAL", "return redis.call('HVALS', KEYS[1])", "1", "undelivered_messages_shop"]);
+    assert!(aside.starts_with("{\"op\":0,\"d\":[3,"), "{aside}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stock_leaves_for_who_has_just_come_is_taken_though_the_line_is_cut_just_then() {
+    let redis_server = Redis::start();
+    let proxy = Proxy::start(redis_server.address()).await;
+    let stage = Stage::on(&format!("redis: 'redis://{}', {SETTINGS}", proxy.address), 1);
+    let stage = Stage { redis: Some(redis_server), ..stage };
+    let mut dora = stage.client(0, "dora").await;
+    seen(&stage, "dora").await;
+    let cut = tokio::spawn(async move { proxy.disturb(Form::Cut, Duration::from_secs(3)).await });
+    let left = json!([{ "op": 0, "d": 1, "t": "N" }, { "op": 0, "d": 2, "t": "N" }]).to_string();
+    redis(&stage, &["HSET", "undelivered_messages_shop", "dora", &left]);
+    cut.await.expect("the line is whole again");
+    assert_eq!((next(&mut dora).await, next(&mut dora).await), (json!(1), json!(2)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_kept_is_heard_at_other_servers_in_the_order_in_which_it_was_said_whoever_is_excluded() {
+    const ALL: u64 = 60;
+    let stage = Stage::with(2, SETTINGS);
+    let subscriber = Subscriber::start(&stage, &[]).await;
+    let mut alice = stage.client(1, "alice").await;
+    // Who everybody but somebody is has to be asked first.
+    let line = |n: u64| unsynced(n, &["*"], if n % 2 == 1 { &["ghost"] } else { &[] }).to_string() + "\n";
+    let body: String = (1..=ALL).map(line).collect();
+    let request = request("POST", "/v1/dispatch", &body).replace("application/json", "application/x-ndjson");
+    let mut backend = TcpStream::connect(stage.servers[0].address).expect("a connection");
+    backend.write_all(request.as_bytes()).expect("it says");
+    let mut heard = Vec::new();
+    while heard.len() < ALL as usize {
+        heard.push(next(&mut alice).await.as_u64().expect("a number"));
+    }
+    assert_eq!(heard, (1..=ALL).collect::<Vec<_>>(), "at another of ours");
+    let mut heard = Vec::new();
+    while heard.len() < ALL as usize {
+        let line = subscriber.said.recv_timeout(PATIENCE).expect("it is said");
+        if line.contains("\"N\"") && !line.contains("\"ghost\"],") {
+            let said: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+            heard.extend(said["message"]["d"].as_u64().filter(|n| *n > 0));
+        }
+    }
+    assert_eq!(heard, (1..=ALL).collect::<Vec<_>>(), "by stock");
 }

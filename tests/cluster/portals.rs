@@ -6,8 +6,10 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     process::Command,
     sync::Arc,
+    time::Duration,
 };
 
+use mesa::client::{Connection, ConnectionEvent};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -267,6 +269,40 @@ async fn of_a_server_that_stops_the_last_word_of_every_client_is_told_at_another
     assert_eq!((told("disconnection", "alice"), told("disconnection", "bob")), (1, 1));
     leaving.await.expect("it goes");
     drop(bob);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_server_that_stops_under_a_crowd_the_going_of_each_is_told_at_another() {
+    const CROWD: usize = 400;
+    let (mut stage, _) = stage();
+    let stream = Stream::open(stage.servers[1].address, "?all=true");
+    let told = |kind: &str| stream.events.lock().iter().filter(|event| event["type"] == kind).count();
+    let address = format!("ws://{}/", stage.servers[0].address);
+    until("the one server to know that somebody listens at the other", async || {
+        drop(Connection::connect(&address).await.expect("it lets in whoever comes"));
+        told("connection") > 0
+    })
+    .await;
+    until("those to be gone", async || {
+        let (came, went) = (told("connection"), told("disconnection"));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        (told("connection"), told("disconnection")) == (came, went) && went >= came
+    })
+    .await;
+    let (came, went) = (told("connection"), told("disconnection"));
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        crowd.push(Connection::connect(&address).await.expect("it lets in whoever comes"));
+    }
+    until("all to have come", async || told("connection") == came + CROWD).await;
+    let stopping = stage.servers.remove(0);
+    stopping.terminate();
+    let leave = |mut one: Connection| async move {
+        while !matches!(one.next().await, Ok(ConnectionEvent::Closed { .. }) | Err(_)) {}
+    };
+    futures_util::future::join_all(crowd.into_iter().map(leave)).await;
+    assert!(stopping.process.wait(PATIENCE).success());
+    until("all to have gone", async || told("disconnection") == went + CROWD).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

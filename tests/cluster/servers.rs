@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Stage, closed, message, next, unsynced, until};
+use super::{PATIENCE, Stage, closed, message, next, support::socket::Event, unsynced, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_taken_by_one_server_reaches_its_user_at_another_and_one_who_is_away_wherever_he_comes() {
@@ -94,4 +94,22 @@ async fn while_redis_is_away_dispatches_fail_aloud_and_clients_stay() {
     .await;
     assert_eq!(next(&mut alice).await, 3, "on the connection she had");
     stage.until("all to be ready", 1, "/v1/users/alice", |alice| alice["online"] == true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_confirms_before_it_hears_that_its_server_stops_does_not_come_again_at_another() {
+    let mut stage = Stage::new(2);
+    let mut alice = stage.client(0, "alice").await;
+    stage.dispatch(0, &message(1, &["alice"])).await;
+    assert!(matches!(alice.event().await, Ok(Event::Message(first)) if first.d == 1));
+    assert_eq!(alice.event().await, Ok(Event::Question));
+    let stopping = stage.servers.remove(0);
+    stopping.terminate();
+    alice.readable().await.expect("it is told to go");
+    alice.answer().await.expect("it is there");
+    assert!(closed(&mut alice).await.contains("code: Away"));
+    assert!(stopping.process.wait(PATIENCE).success());
+    let mut alice = stage.client(0, "alice").await;
+    stage.dispatch(0, &message(2, &["alice"])).await;
+    assert_eq!(next(&mut alice).await, 2);
 }

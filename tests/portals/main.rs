@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use served::{PATIENCE, Served};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
     sync::watch,
     time::timeout,
 };
@@ -217,4 +218,41 @@ async fn of_a_server_that_stops_the_last_word_of_every_client_is_told() {
     for left in leaving {
         left.await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_let_in_when_the_others_have_gone_already_is_told_to_go_too() {
+    let upgrade = "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let (half, rest) = upgrade.split_at(40);
+    // A request of which nothing was read when the server is told to stop is not answered at all.
+    for _ in 0..10 {
+        let mut served = Served::start(|_| {}).await;
+        let mut late = TcpStream::connect(served.address).await.unwrap();
+        late.write_all(half.as_bytes()).await.unwrap();
+        let mut events = Events::begun(&served, "", None).await;
+        let stopping = tokio::spawn(async move { served.stopped().await });
+        assert_eq!(events.next().await, None, "the last client has gone");
+        let mut heard = Vec::new();
+        if late.write_all(rest.as_bytes()).await.is_ok() {
+            // 1001, from a server to a client.
+            let closed = |heard: &[u8]| heard.windows(4).any(|at| at[0] == 0x88 && at[2..] == [0x03, 0xe9]);
+            while !closed(&heard) {
+                let read = timeout(Duration::from_secs(20), late.read_buf(&mut heard)).await;
+                match read.expect("it is told to go") {
+                    Ok(read) if read > 0 => {}
+                    _ => break,
+                }
+            }
+            if heard.starts_with(b"HTTP/1.1 101") {
+                assert!(closed(&heard), "{}", String::from_utf8_lossy(&heard));
+                // As a client answers it.
+                late.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9]).await.unwrap();
+                timeout(PATIENCE, stopping).await.unwrap().unwrap();
+                return;
+            }
+        }
+        timeout(PATIENCE, stopping).await.unwrap().unwrap();
+    }
+    panic!("never was half a request read before the server stopped");
 }

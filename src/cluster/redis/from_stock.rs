@@ -18,7 +18,7 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, LazyLock, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -38,8 +38,10 @@ use super::{
 };
 use crate::message::{DispatchId, Payload, Recipients, UserId};
 
-/// Messages that wait to be kept. What comes beyond that is lost, as with stock, and the log says so.
+/// Messages that wait to be kept, and bytes of them as stock has said them. What comes beyond that is lost, as with stock, and
+/// the log says so.
 const WAITING_MAX: usize = 8192;
+const WAITING_BYTES_MAX: usize = 64 << 20;
 
 /// Messages kept in one go.
 const KEPT_MAX: usize = 64;
@@ -47,9 +49,10 @@ const KEPT_MAX: usize = 64;
 /// How long another server has to keep a message for its users, before others look whether it has.
 const OTHERS_HAVE: Duration = Duration::from_secs(1);
 
-/// Messages that wait for that, and copies of them. With one more, the first is looked at now.
+/// Messages that wait for that, copies of them, and bytes. With one more, the first is looked at now.
 const LATE_MAX: usize = 8192;
 const LATE_COPIES_MAX: usize = 500_000;
+const LATE_BYTES_MAX: usize = 64 << 20;
 
 /// Copies looked for in one step.
 const LOOKED_MAX: usize = 500;
@@ -63,12 +66,15 @@ struct Heard {
     payload: Payload,
     users: Vec<UserId>,
     id: Option<DispatchId>,
+    /// What it takes among those that wait, in bytes.
+    bytes: usize,
 }
 
 /// What is heard.
 pub(super) struct FromStock {
     hears: Hears,
     waiting: mpsc::Sender<Heard>,
+    waiting_bytes: Arc<AtomicUsize>,
     /// The last mark, and how many messages came since; nothing before the first.
     place: Mutex<Option<(String, u64)>>,
     /// It was begun to listen anew.
@@ -81,9 +87,11 @@ impl FromStock {
         let (waiting, some) = mpsc::channel(WAITING_MAX);
         let anew = Arc::new(Notify::new());
         let again = anew.clone();
-        link.keep(|link| keep(link, presence, some, keeps));
+        let waiting_bytes: Arc<AtomicUsize> = Arc::default();
+        let bytes = waiting_bytes.clone();
+        link.keep(|link| keep(link, presence, (some, bytes), keeps));
         link.keep(|link| keep_marking(link, again));
-        Self { hears, waiting, place: Mutex::new(None), anew }
+        Self { hears, waiting, waiting_bytes, place: Mutex::new(None), anew }
     }
 
     /// Takes in what is told. Never waits.
@@ -96,7 +104,7 @@ impl FromStock {
             }
             _ => return,
         };
-        let said = stock::read(payload);
+        let (said, told_bytes) = (stock::read(payload), payload.len());
         if let Some(stock::Said::Mark(mark)) = said {
             *self.place.lock() = Some((mark, 0));
             return;
@@ -105,15 +113,22 @@ impl FromStock {
         let id = self.next();
         match said {
             Some(stock::Said::Message { payload, recipients: Recipients::Users(users), sync: true }) => {
-                if self.waiting.try_send(Heard { payload, users, id }).is_err() {
-                    tracing::warn!("stock says more than can be kept: a message of its is lost");
-                }
+                self.put(Heard { payload, users, id, bytes: told_bytes });
             }
             Some(stock::Said::Message { payload, recipients, .. }) => {
                 (self.hears)(Word::Message { payload, recipients, excluding: Vec::new() });
             }
             Some(stock::Said::Leave(recipients)) => (self.hears)(Word::Leave { recipients, excluding: Vec::new() }),
             Some(stock::Said::Mark(_)) | None => {}
+        }
+    }
+
+    fn put(&self, heard: Heard) {
+        let bytes = heard.bytes;
+        let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= WAITING_BYTES_MAX;
+        if !fits || self.waiting.try_send(heard).is_err() {
+            self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            tracing::warn!("stock says more than can be kept: a message of its is lost");
         }
     }
 
@@ -148,25 +163,36 @@ struct Late {
     users: HashMap<UserId, usize>,
     /// All of these together.
     copies: usize,
+    /// Of the messages.
+    bytes: usize,
 }
 
 impl Late {
     fn put(&mut self, due: Instant, heard: Heard) {
-        self.remember(&heard.users);
+        self.remember(&heard);
         self.messages.push_back((due, heard));
     }
 
     /// Before all others.
     fn put_back(&mut self, due: Instant, heard: Heard) {
-        self.remember(&heard.users);
+        self.remember(&heard);
         self.messages.push_front((due, heard));
     }
 
-    fn are_too_many(&self) -> bool {
-        self.messages.len() > LATE_MAX || self.copies > LATE_COPIES_MAX
+    /// The first, which is forgotten here.
+    fn pop(&mut self) -> Option<Heard> {
+        let (_, heard) = self.messages.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(heard.bytes);
+        self.forget(&heard.users);
+        Some(heard)
     }
 
-    fn remember(&mut self, users: &[UserId]) {
+    fn are_too_many(&self) -> bool {
+        self.messages.len() > LATE_MAX || self.copies > LATE_COPIES_MAX || self.bytes > LATE_BYTES_MAX
+    }
+
+    fn remember(&mut self, Heard { users, bytes, .. }: &Heard) {
+        self.bytes += bytes;
         self.copies += users.len();
         for user in users {
             *self.users.entry(user.clone()).or_default() += 1;
@@ -190,9 +216,8 @@ impl Late {
         let (mut due, now) = (Vec::new(), Instant::now());
         while due.len() < KEPT_MAX
             && (self.are_too_many() || self.messages.front().is_some_and(|(when, _)| *when <= now))
-            && let Some((_, heard)) = self.messages.pop_front()
+            && let Some(heard) = self.pop()
         {
-            self.forget(&heard.users);
             due.push(heard);
         }
         due
@@ -214,7 +239,11 @@ impl Late {
                 found.push(late(heard, theirs));
             }
         }
-        messages.retain(|(_, heard)| !heard.users.is_empty());
+        messages.retain(|(_, heard)| {
+            let stays = !heard.users.is_empty();
+            self.bytes = self.bytes.saturating_sub(if stays { 0 } else { heard.bytes });
+            stays
+        });
         self.messages = messages;
         found
     }
@@ -225,7 +254,12 @@ fn late(heard: &Heard, users: Vec<UserId>) -> FromBeside {
 }
 
 /// Keeps what is heard.
-async fn keep(link: Weak<Link>, presence: Arc<Presence>, mut waiting: mpsc::Receiver<Heard>, keeps: Keeps) {
+async fn keep(
+    link: Weak<Link>,
+    presence: Arc<Presence>,
+    (mut waiting, waiting_bytes): (mpsc::Receiver<Heard>, Arc<AtomicUsize>),
+    keeps: Keeps,
+) {
     let (mut some, mut late) = (Vec::with_capacity(KEPT_MAX), Late::default());
     loop {
         let due = late.messages.front().map_or_else(|| Instant::now() + OTHERS_HAVE, |(due, _)| *due);
@@ -234,11 +268,13 @@ async fn keep(link: Weak<Link>, presence: Arc<Presence>, mut waiting: mpsc::Rece
         }
         let Some(link) = link.upgrade() else { return };
         let mut kept = seen_to(&link, &mut late).await;
-        for Heard { payload, users, id } in some.drain(..) {
+        drop(link);
+        for Heard { payload, users, id, bytes } in some.drain(..) {
+            waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             let (here, elsewhere) = presence.of_here(users);
             kept.extend(late.of(&here));
             if let (false, Some(_)) = (elsewhere.is_empty(), &id) {
-                let heard = Heard { payload: payload.clone(), users: elsewhere, id: id.clone() };
+                let heard = Heard { payload: payload.clone(), users: elsewhere, id: id.clone(), bytes };
                 late.put(Instant::now() + OTHERS_HAVE, heard);
             }
             if !here.is_empty() {
@@ -266,11 +302,8 @@ async fn seen_to(link: &Link, late: &mut Late) -> Vec<FromBeside> {
                 late.put_back(Instant::now() + OTHERS_HAVE, heard);
             }
             // Too many cannot be kept while nobody can be asked.
-            while late.are_too_many()
-                && let Some((_, heard)) = late.messages.pop_front()
-            {
+            while late.are_too_many() && late.pop().is_some() {
                 tracing::warn!("stock says more than can be kept: a message of its may be lost");
-                late.forget(&heard.users);
             }
             Vec::new()
         }
@@ -306,4 +339,28 @@ async fn unmade(link: &Link, heard: &[Heard]) -> Result<Vec<FromBeside>, LinkErr
     // They share a line, and so go out together.
     let found = futures_util::future::try_join_all(heard.iter().map(look)).await?;
     Ok(found.into_iter().flatten().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(n: usize, users: &[&str], bytes: usize) -> Heard {
+        let users = users.iter().map(|user| UserId::new(user).unwrap()).collect();
+        Heard { payload: Payload::encode(0, Some(&n.to_string()), None).unwrap(), users, id: None, bytes }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_others_are_given_time_for_is_bounded_in_bytes_and_what_is_taken_out_counts_no_more() {
+        let (mut late, due) = (Late::default(), Instant::now() + OTHERS_HAVE);
+        for n in 0..64 {
+            late.put(due, heard(n, &["alice", "bob"], 1 << 20));
+        }
+        assert!(late.due().is_empty());
+        late.put(due, heard(64, &["bob"], 1 << 20));
+        assert_eq!(late.due().len(), 1, "the first is looked at now");
+        let user = |id| UserId::new(id).unwrap();
+        assert_eq!((late.of(&[user("alice")]).len(), late.bytes), (63, 64 << 20), "bob's are there still");
+        assert_eq!((late.of(&[user("bob")]).len(), late.bytes, late.copies), (64, 0, 0));
+    }
 }

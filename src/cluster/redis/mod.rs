@@ -65,6 +65,9 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 /// hundred milliseconds.
 const DEAF_PATIENCE: Duration = Duration::from_secs(2);
 
+/// For how long a server that leaves goes on telling the others what has happened here.
+const TELL_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Who is told what other servers say: on the line's own threads, so it must not block.
 pub type Listener = Arc<dyn Fn(&Told) + Send + Sync>;
 
@@ -91,6 +94,8 @@ pub struct Link {
     /// Whether this server hears what others say.
     hears: watch::Sender<bool>,
     deaf_since: Mutex<Option<Instant>>,
+    /// What waits to be told to others, or is on its way.
+    untold: Arc<watch::Sender<usize>>,
     /// Set once this server is not one of them any more.
     left: watch::Sender<bool>,
     runtime: Option<Runtime>,
@@ -155,6 +160,7 @@ impl Link {
             beating: tokio::sync::Mutex::default(),
             hears: watch::Sender::new(false),
             deaf_since: Mutex::default(),
+            untold: Arc::default(),
             left: watch::Sender::new(false),
             runtime: Some(runtime),
         });
@@ -321,7 +327,8 @@ impl Link {
         *self.deaf_since.lock() = (!hears).then(Instant::now);
     }
 
-    /// Leaves the servers: what it holds is not held any more. The second time does nothing.
+    /// Leaves the servers: what has happened here is told to its end, and what it holds is not held any more. The second time
+    /// does nothing.
     ///
     /// # Errors
     /// When the Redis cannot be told; its lease ends by itself then.
@@ -329,6 +336,12 @@ impl Link {
         if self.left.send_replace(true) {
             return Ok(());
         }
+        let mut untold = self.untold.subscribe();
+        let told = async move {
+            _ = tokio::time::timeout(TELL_PATIENCE, untold.wait_for(|untold| *untold == 0)).await;
+            Ok(())
+        };
+        _ = self.run(told).await;
         self.tasks.lock().drain(..).for_each(|task| task.abort());
         let link = self.clone();
         self.run(async move {

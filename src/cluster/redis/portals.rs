@@ -15,7 +15,7 @@ use std::{
 
 use parking_lot::Mutex;
 use serde::Deserialize;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
     Link, LinkError, Script,
@@ -69,6 +69,8 @@ pub(super) struct Portals {
     server: Arc<str>,
     events: mpsc::Sender<Vec<u8>>,
     waiting_bytes: Arc<AtomicUsize>,
+    /// How many those are, and what else waits to be told.
+    untold: Arc<watch::Sender<usize>>,
     /// Something could not be told, and the log says so.
     told_full: Arc<AtomicBool>,
     state: Mutex<State>,
@@ -143,6 +145,7 @@ impl Portals {
             server: link.node().into(),
             events,
             waiting_bytes: Arc::default(),
+            untold: link.untold.clone(),
             told_full: Arc::default(),
             state: Mutex::new(State { deaf: true, ..State::default() }),
             watching: AtomicBool::new(false),
@@ -312,6 +315,7 @@ async fn keep_telling(
         };
         // They share a line, which keeps their order.
         let told = futures_util::future::join_all(some.drain(..).map(tell)).await;
+        link.untold.send_modify(|untold| *untold -= told.len());
         match told.into_iter().find(Result::is_err) {
             None => told_full.store(false, Ordering::Relaxed),
             Some(Err(error)) if !told_full.swap(true, Ordering::Relaxed) => {
@@ -396,8 +400,10 @@ impl FarPortals for Portals {
         let text = event::write(told, to, &self.server, again);
         let bytes = text.len();
         let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= EVENT_BYTES_MAX;
+        self.untold.send_modify(|untold| *untold += 1);
         if !fits || self.events.try_send(text).is_err() {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.untold.send_modify(|untold| *untold -= 1);
             if !self.told_full.swap(true, Ordering::Relaxed) {
                 tracing::warn!("too much waits to be told to portals elsewhere: some of it is lost");
             }

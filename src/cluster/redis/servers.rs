@@ -48,23 +48,29 @@ impl Servers {
                 let Some(link) = link.upgrade() else { return };
                 let channel = link.names().past();
                 let beside = beside.is_beside_stock();
-                let tell = async |word| {
-                    if beside {
-                        let (message, recipients, excluding) = match &word {
-                            Word::Message { payload, recipients, excluding } => {
-                                (&payload.as_bytes()[..], recipients, excluding)
-                            }
-                            Word::Leave { recipients, excluding } => (LEAVE, recipients, excluding),
-                        };
-                        let recipients = without(&link, recipients, excluding).await?;
-                        stock::publish(&link, message, &recipients).await?;
-                    }
+                // Who is meant has to be found out first, or what need not be would overtake what does.
+                let meant = async |word: Word| {
+                    let (Word::Message { recipients, excluding, .. } | Word::Leave { recipients, excluding }) = &word;
+                    let meant = if beside { Some(without(&link, recipients, excluding).await?) } else { None };
+                    Ok::<_, LinkError>((word, meant))
+                };
+                let meant = futures_util::future::join_all(some.drain(..).map(meant)).await;
+                let tell = async |meant: Result<(Word, Option<Recipients>), LinkError>| {
+                    let (word, meant) = meant?;
                     let mut command = redis::cmd("PUBLISH");
                     command.arg(&channel).arg(words::encode(link.node(), &word));
-                    link.lines().ask::<redis::Value>(&command).await
+                    let here = link.lines().ask::<redis::Value>(&command);
+                    let Some(meant) = meant else { return here.await };
+                    let message = match &word {
+                        Word::Message { payload, .. } => &payload.as_bytes()[..],
+                        Word::Leave { .. } => LEAVE,
+                    };
+                    stock::publish(&link, message, &meant).await?;
+                    here.await
                 };
                 // They share a line, which keeps their order.
-                let told = futures_util::future::join_all(some.drain(..).map(tell)).await;
+                let told = futures_util::future::join_all(meant.into_iter().map(tell)).await;
+                link.untold.send_modify(|untold| *untold -= told.len());
                 if let Some(Err(error)) = told.into_iter().find(Result::is_err) {
                     tracing::warn!(%error, "other servers were not told something that is not kept");
                 }
@@ -188,7 +194,9 @@ impl Cluster for Servers {
     }
 
     fn tell(&self, word: Word) {
+        self.link.untold.send_modify(|untold| *untold += 1);
         if self.words.try_send(word).is_err() {
+            self.link.untold.send_modify(|untold| *untold -= 1);
             tracing::warn!("too much waits to be told to other servers: something that is not kept is lost");
         }
     }

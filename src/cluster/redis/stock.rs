@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 use super::{Link, LinkError, line::Script, words::users};
 use crate::{
@@ -38,19 +38,15 @@ pub struct StockMessage<'a> {
 
 #[derive(Debug, Deserialize)]
 struct StockOptions {
-    #[serde(default = "yes")]
-    sync: bool,
-}
-
-fn yes() -> bool {
-    true
+    #[serde(default)]
+    sync: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Published<'a> {
     #[serde(borrow)]
     message: StockMessage<'a>,
-    recipients: Vec<String>,
+    recipients: Vec<Value>,
     #[serde(default)]
     from: Option<String>,
     #[serde(default)]
@@ -98,6 +94,7 @@ pub(super) fn read(text: &[u8]) -> Option<Said> {
     if recipients.is_empty() {
         return None;
     }
+    let recipients: Vec<String> = recipients.into_iter().filter_map(recipient).collect();
     let recipients = if recipients.iter().any(|one| one == EVERYONE) {
         Recipients::Everyone
     } else {
@@ -110,8 +107,17 @@ pub(super) fn read(text: &[u8]) -> Option<Said> {
         .payload()
         .inspect_err(|error| tracing::warn!(%error, "a message on stock's channel cannot be sent to clients"))
         .ok()?;
-    let sync = message.o.is_none_or(|options| options.sync);
+    let sync = message.o.is_none_or(|options| options.sync.unwrap_or(true));
     Some(Said::Message { payload, recipients, sync })
+}
+
+/// A user id. Node services have numbers for it as well; what else they have is nobody, and the others are not to suffer for it.
+fn recipient(one: Value) -> Option<String> {
+    match one {
+        Value::String(id) => Some(id),
+        Value::Number(id) => id.as_u64().map(|id| id.to_string()),
+        _ => None,
+    }
 }
 
 /// Writes what stock is to send.
@@ -248,6 +254,11 @@ mod tests {
         {
             assert_eq!(read(nothing), None);
         }
+        // As a Node service may say it: ids that are numbers, and one that it had not.
+        let text = br#"{"message":{"op":0,"d":{"n":1.0},"t":"T","o":{"sync":null}},"recipients":["a",7,null,-1,"b"]}"#;
+        let recipients_read = Recipients::Users(vec![user("a"), user("7"), user("b")]);
+        let message = Said::Message { payload: payload.clone(), recipients: recipients_read, sync: true };
+        assert_eq!(read(text), Some(message));
         let mark = br#"{"message":{"op":0,"t":"MARK"},"recipients":[],"from":"mesa","mark":"1-a-7"}"#;
         assert_eq!(read(mark), Some(Said::Mark("1-a-7".into())));
         let ours = write(payload.as_bytes(), &recipients).unwrap();

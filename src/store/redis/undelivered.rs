@@ -2,8 +2,11 @@
 //!
 //! Taken means moved to a field of our own in the same hash, under a name that is new each time; a message is gone from there
 //! only when it is in the log. So whoever dies in between leaves it to the next, and nothing comes twice. What has no room in the
-//! log stays taken, and is tried again as the user makes room; what cannot be sent to a client is put aside in a field of its own,
-//! for people to look at.
+//! log stays taken, with all that is behind it, and is tried again as the user makes room; what cannot be sent to a client, or is
+//! larger than all the room there is for one, is put aside in a field of its own, for people to look at.
+//!
+//! What was taken is kept as `NAME+PLACE` and the list from there on, on a line of its own: so a message has the same name
+//! however often it is tried.
 //!
 //! A stock process sees that a user is away, and leaves it for him a moment later. Meanwhile he may have come, and nobody would
 //! look until he comes again: so it is looked once more when he is connected in stock's eyes too, and once more after that.
@@ -17,7 +20,7 @@ use std::{
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use super::{Shared, moving::TAKEN};
+use super::{Shared, append::ITEMS_MAX, moving::TAKEN};
 use crate::{
     cluster::redis::{Link, LinkError, Script, StockMessage},
     message::{DispatchId, UserId},
@@ -36,6 +39,9 @@ const OWED_AT_ONCE: usize = 32;
 
 /// Batches of users who have come that may wait. For those of one more it is looked when they come the next time.
 pub(super) const CAME_MAX: usize = 1024;
+
+/// Bytes of what is appended together, of a list that was taken (one message at least): never more than is appended in one step.
+const RUN_BYTES_MAX: usize = 1 << 20;
 
 /// So long after they have come it is looked what stock has left for them meanwhile: most of it is there then, and then the
 /// rest, where a stock process is slow.
@@ -107,10 +113,15 @@ pub(super) async fn keep_taking(shared: Weak<Shared>, mut came: mpsc::Receiver<(
                 && let Some((when, users)) = waiting[look].pop_front()
             {
                 let Some(shared) = shared.upgrade() else { return };
-                if let Err(error) = shared.take_left(&users).await {
-                    tracing::debug!(%error, "what stock has left was not taken");
-                }
-                if let Some(next) = waiting.get_mut(look + 1).filter(|next| next.len() < CAME_MAX) {
+                let (next, when) = match shared.take_left(&users).await {
+                    Ok(()) => (look + 1, when),
+                    // When Redis is there again nobody else would look.
+                    Err(error) => {
+                        tracing::debug!(%error, "what stock has left is taken later");
+                        (LOOK_AFTER.len() - 1, Instant::now())
+                    }
+                };
+                if let Some(next) = waiting.get_mut(next).filter(|next| next.len() < CAME_MAX) {
                     next.push_back((when, users));
                 }
             }
@@ -124,41 +135,76 @@ fn name() -> Result<String, LinkError> {
     Ok(format!("{:016x}", u64::from_be_bytes(random)))
 }
 
+/// A message of a list that was taken.
+struct Left {
+    /// In the list.
+    place: usize,
+    append: Append,
+}
+
 /// What becomes of a list.
 #[derive(Default)]
 struct Sorted<'a> {
-    appends: Vec<(&'a RawValue, Append)>,
-    /// What cannot be sent to a client.
-    aside: Vec<&'a str>,
+    /// All of it, as it stands there.
+    texts: Vec<&'a RawValue>,
+    left: Vec<Left>,
+    /// What cannot be put into a log, each with its place.
+    aside: Vec<(usize, &'a str)>,
 }
 
-fn sort<'a>(user: &UserId, name: &str, list: &'a str) -> Sorted<'a> {
+/// The name under which a list was taken, how many of its messages are in the log already, and the list from there on.
+fn parse(taken: &str) -> (&str, usize, &str) {
+    let (called, list) = taken.split_once('\n').unwrap_or(("", taken));
+    match called.split_once('+').map(|(name, place)| (name, place.parse())) {
+        Some((name, Ok(place))) => (name, place, list),
+        _ => (called, 0, list),
+    }
+}
+
+fn sort<'a>(user: &UserId, name: &str, before: usize, list: &'a str, bytes_max: u64) -> Sorted<'a> {
     let mut sorted = Sorted::default();
-    let messages: Vec<&RawValue> = match serde_json::from_str(list) {
+    sorted.texts = match serde_json::from_str(list) {
         Ok(messages) => messages,
         Err(error) => {
             tracing::error!(%user, %error, "what stock has left for this user is no list of messages: it is put aside");
-            sorted.aside.push(list);
+            sorted.aside.push((0, list));
             return sorted;
         }
     };
-    for (at, text) in messages.into_iter().enumerate() {
-        let read = serde_json::from_str::<StockMessage<'_>>(text.get()).map_err(|error| error.to_string());
-        let read = read.and_then(|message| message.payload().map_err(|error| error.to_string()));
+    for (place, text) in sorted.texts.iter().map(|text| text.get()).enumerate() {
+        let read = serde_json::from_str::<StockMessage<'_>>(text).map_err(|error| error.to_string());
+        let read = read.and_then(|message| message.payload().map_err(|error| error.to_string())).and_then(|payload| {
+            let is_too_large = payload.as_bytes().len() as u64 > bytes_max;
+            if is_too_large { Err("it is larger than sync.maxBytes".to_owned()) } else { Ok(payload) }
+        });
         // Made of what has no control characters, and short.
-        match (read, DispatchId::new(&format!("stock-{name}-{at}"))) {
+        match (read, DispatchId::new(&format!("stock-{name}-{}", before + place))) {
             (Ok(payload), Ok(id)) => {
                 let append = Append { each_once: Some(id), ..Append::new(payload, vec![user.clone()]) };
-                sorted.appends.push((text, append));
+                sorted.left.push(Left { place, append });
             }
             (Err(error), _) => {
                 tracing::error!(%user, %error, "a message that stock has left cannot be sent to a client: it is put aside");
-                sorted.aside.push(text.get());
+                sorted.aside.push((place, text));
             }
-            (Ok(_), Err(_)) => sorted.aside.push(text.get()),
+            (Ok(_), Err(_)) => sorted.aside.push((place, text)),
         }
     }
     sorted
+}
+
+/// How many of these can be appended together, so that where one has no room no other behind it has: none that is smaller comes
+/// behind a larger one, and all of them go into one step.
+fn run(left: &[Left]) -> usize {
+    let (mut count, mut bytes, mut last) = (0, 0, 0);
+    for size in left.iter().take(ITEMS_MAX).map(|left| left.append.payload.as_bytes().len()) {
+        bytes += size;
+        if count > 0 && (size < last || bytes > RUN_BYTES_MAX) {
+            break;
+        }
+        (count, last) = (count + 1, size);
+    }
+    count
 }
 
 impl Shared {
@@ -188,7 +234,11 @@ impl Shared {
         let users: Vec<&str> = users.iter().map(UserId::as_str).collect();
         let left: Vec<String> = link.lines().run(&LEFT, &keys, &users).await?;
         for user in left.iter().filter_map(|user| UserId::new(user).ok()) {
-            self.take_undelivered(&user).await?;
+            match self.take_undelivered(&user).await {
+                // Somebody has to look at what there is of this user; the others are not to wait for that.
+                Err(LinkError::Refused(why)) => tracing::error!(%user, why, "what stock has left cannot be taken"),
+                taken => taken?,
+            }
         }
         Ok(())
     }
@@ -220,32 +270,40 @@ impl Shared {
         let taken: Option<String> =
             link.lines().run(&TAKE, &keys, &[user.as_str(), field.as_str(), name()?.as_str()]).await?;
         let Some(taken) = taken else { return Ok(Taken::Nothing) };
-        let (called, list) = taken.split_once('\n').unwrap_or_default();
-        let sorted = sort(user, called, list);
-        let (texts, appends): (Vec<_>, Vec<_>) = sorted.appends.into_iter().unzip();
-        let mut left = Vec::new();
-        for (text, made) in texts.iter().zip(self.append_all(appends).await) {
-            match made {
-                Ok(made) if made.seqs.iter().all(Result::is_ok) => {}
-                // Nor is there any in the Redis: who comes now is to have what he has, which makes some.
-                Ok(_) | Err(LinkError::Full(_)) => left.push(text.get()),
-                Err(error) => return Err(error),
+        let (called, before, list) = parse(&taken);
+        let Sorted { texts, left, aside: bad } = sort(user, called, before, list, self.caller.limits().bytes);
+        // The first that has no room: what is behind it waits too, or it would come before it.
+        let mut stops = None;
+        let mut rest = &left[..];
+        while stops.is_none() && !rest.is_empty() {
+            let (now, later) = rest.split_at(run(rest));
+            rest = later;
+            let made = self.append_all(now.iter().map(|left| left.append.clone()).collect()).await;
+            for (left, made) in now.iter().zip(made) {
+                match made {
+                    Ok(made) if made.seqs.iter().all(Result::is_ok) => {}
+                    // Nor is there any in the Redis: who comes now is to have what he has, which makes some.
+                    Ok(_) | Err(LinkError::Full(_)) => stops = stops.or(Some(left.place)),
+                    Err(error) => return Err(error),
+                }
             }
         }
-        let rest = if left.is_empty() {
-            String::new()
-        } else {
-            tracing::warn!(%user, messages = left.len(), "this user has no room for all that stock has left; it stays until he has");
-            if left.len() == texts.len() && sorted.aside.is_empty() {
-                return Ok(Taken::Some);
+        let rest = match stops {
+            None => String::new(),
+            Some(stops) => {
+                let waits: Vec<&str> = texts[stops..].iter().map(|text| text.get()).collect();
+                tracing::warn!(%user, messages = waits.len(), "this user has no room for all that stock has left; it stays until he has");
+                if stops == 0 {
+                    return Ok(Taken::Some);
+                }
+                format!("{called}+{}\n[{}]", before + stops, waits.join(","))
             }
-            // Another name: the places are others now.
-            format!("{}\n[{}]", name()?, left.join(","))
         };
-        let put_aside = sorted.aside.join("\n");
+        let bad = bad.into_iter().filter(|(place, _)| stops.is_none_or(|stops| *place < stops));
+        let put_aside = bad.map(|(_, text)| text).collect::<Vec<_>>().join("\n");
         let arguments = [field.as_str(), taken.as_str(), &rest, &aside, &put_aside];
         link.lines().run::<()>(&DONE, &keys, &arguments).await?;
-        Ok(if left.is_empty() { Taken::All } else { Taken::Some })
+        Ok(if stops.is_none() { Taken::All } else { Taken::Some })
     }
 }
 
@@ -256,4 +314,31 @@ enum Taken {
     All,
     /// Not all of one: there is no room.
     Some,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_has_the_same_name_wherever_its_list_begins_by_then() {
+        let (user, list) =
+            (UserId::new("bob").unwrap(), r#"[{"op":0,"d":1},{"op":1},{"op":0,"d":333},{"op":0,"d":22}]"#);
+        let names = |taken: &str| {
+            let (name, before, list) = parse(taken);
+            let sorted = sort(&user, name, before, list, 1000);
+            let names = sorted.left.iter().map(|left| left.append.each_once.as_ref().unwrap().as_str().to_owned());
+            (names.collect::<Vec<_>>(), sorted.aside.iter().map(|(place, _)| *place).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            names(&format!("ab\n{list}")),
+            (["stock-ab-0", "stock-ab-2", "stock-ab-3"].map(Into::into).into(), vec![1])
+        );
+        let rest = r#"ab+2
+[{"op":0,"d":333},{"op":0,"d":22}]"#;
+        assert_eq!(names(rest), (["stock-ab-2", "stock-ab-3"].map(Into::into).into(), vec![]));
+        let Sorted { left, .. } = sort(&user, "ab", 0, list, 1000);
+        assert_eq!((run(&left), run(&left[2..])), (2, 1), "a smaller one behind a larger one is not of the same step");
+        assert_eq!(sort(&user, "ab", 0, list, 15).left.len(), 2, "what is larger than all the room is put aside");
+    }
 }
