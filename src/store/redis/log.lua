@@ -7,8 +7,8 @@
 -- ARGV: 1 the step, 2 this node, 3 nodes that live (a,b,c), 4 when those were asked for (ms), 5 milliseconds by which the
 -- clock is ahead (tests), 6 messages and 7 bytes of one user, 8 age in ms (0 = none), 9 overflow (drop or reject),
 -- 10 device age in ms (0 = none), 11 devices, 12 window of ids in ms, 13 fingerprint of the namespace,
--- 14 the channel for wake-ups, 15 what this Redis was born as, as far as the caller knows, 16 where logs begin that it does
--- not have, 17 the key of its era, or where keys are spread the histories of the shards there were at the beginning; what
+-- 14 the channel for wake-ups, 15 what this Redis was born as, as far as the caller knows, 16 where keys are spread, where logs
+-- begin that it does not have, 17 the key of its era, or where keys are spread the histories of the shards there were at the beginning; what
 -- belongs to the step begins at 18.
 -- KEYS: 1 who is known, 2 when something is due; the step's from 3. Where keys are spread over slots the first three are the
 -- same, and the caller writes down who is known and what is due, from the answers.
@@ -238,12 +238,15 @@ end
 local BLOCK_MAX, BLOCK_BYTES_MAX = 512, 256 * 1024
 local RECORD, RECORD_BYTES = '<dI2dI4', 22
 
+-- What is said of later seconds than this is this, which is earlier: cut off they would be long past.
+local SECONDS_MAX = 4294967295
+
 local function blocks(S) return #S.bl / RECORD_BYTES end
 local function block(S, k) return struct.unpack(RECORD, S.bl, (k - 1) * RECORD_BYTES + 1) end
 local function last_of(S, k) return k < blocks(S) and block(S, k + 1) - 1 or S.head end
 
 local function put_block(S, k, first, n, b, expires)
-  local record = n > 0 and struct.pack(RECORD, first, n, b, expires) or ''
+  local record = n > 0 and struct.pack(RECORD, first, n, b, math.min(expires, SECONDS_MAX)) or ''
   S.bl = string.sub(S.bl, 1, (k - 1) * RECORD_BYTES) .. record .. string.sub(S.bl, k * RECORD_BYTES + 1)
 end
 
@@ -453,24 +456,25 @@ local function make_room(S, log, bytes)
   return dropped
 end
 
--- The era in which this is; nothing where the caller has to look first what this Redis is now.
+-- The era in which this is, and where logs begin that this Redis does not have; nothing where the caller has to look first what
+-- it is now. Where another has looked since the caller did, what that has found counts.
 local function find_era()
   local info = redis.call('INFO', 'replication')
   local history = string.match(info, 'master_replid:(%x+)')
   -- Each shard has a history of its own, of which nobody keeps a table.
-  if not TOGETHER then return string.sub(history, 1, 16) end
-  local here = redis.call('HMGET', A[17], 'birth', 'history', 'era')
-  return here[1] == A[15] and here[2] == history and here[3]
+  if not TOGETHER then return string.sub(history, 1, 16), tonumber(A[16]) end
+  local here = redis.call('HMGET', A[17], 'birth', 'history', 'era', 'base')
+  return here[1] == A[15] and here[2] == history and here[3], tonumber(here[4] or 0)
 end
 
 -- A log that comes into another era may have given out more than it knows of: it goes on beyond that, and says so.
-local function enter(S, log, era)
+local function enter(S, log, era, base)
   if S.era == era then return end
   local from, to = S.head + 1, nil
   if S.era then
     to = S.head + BEYOND
   elseif S.head == 0 then
-    to = tonumber(A[16])
+    to = base
     -- A shard that was none at the beginning may have had this log, and have come back without it.
     if not TOGETHER and not string.find(A[17], era, 1, true) then to = math.max(to, math.floor(NOW)) end
   end
@@ -516,7 +520,7 @@ end
 -- dispatches are); then each item: message, user. Answers for each item: the sequence (0 = no room, -1 = what is there of this
 -- user cannot be read), how many were dropped, and what is owed of lists.
 local function append()
-  local era = find_era()
+  local era, base = find_era()
   if not era then return 'era' end
   local at, messages = 19, {}
   for n = 1, tonumber(A[18]) do
@@ -541,7 +545,7 @@ local function append()
       answer[#answer + 1] = 0
     else
       look(S)
-      enter(S, log, era)
+      enter(S, log, era, base)
       release(S, log)
       local lives = ttl
       if AGE > 0 then lives = lives > 0 and math.min(lives, AGE) or AGE end
@@ -594,10 +598,10 @@ end
 
 -- The view, then the device ('' = the cursor that clients without one share), then the user.
 local function attach()
-  local era = find_era()
+  local era, base = find_era()
   if not era then return 'era' end
   local S = load(K[3])
-  enter(S, K[4], era)
+  enter(S, K[4], era, base)
   local at = take_view(S, K[4])
   local device = A[at]
   local c = cursor(S, device)
