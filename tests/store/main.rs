@@ -10,8 +10,6 @@ mod limits;
 mod long;
 mod model;
 #[cfg(feature = "redis")]
-mod plain;
-#[cfg(feature = "redis")]
 #[path = "../support/random.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod random;

@@ -23,7 +23,7 @@ local ISLANDS_MAX, REASONS_MAX, KEYS_MAX = 16, 64, 64
 local LOOKED_MAX, LOOKED_BYTES_MAX = 1024, 1024 * 1024
 local QUOTA, COLLAPSED, CLEARED, LOST = 1, 3, 2, 5
 
--- A log that may have given out more than it knows of goes on so far behind its head.
+-- A log that may have given out more than it knows of goes on so far behind its head, at least.
 local BEYOND = 1000000
 
 -- How long servers have to say again who is here, in ms.
@@ -472,12 +472,13 @@ local function enter(S, log, era, base)
   if S.era == era then return end
   local from, to = S.head + 1, nil
   if S.era then
-    to = S.head + BEYOND
+    -- There may have been an era between, of which what it gave this log was taken away again: that began so far behind the same head.
+    to = math.max(S.head + BEYOND, base)
   elseif S.head == 0 then
     to = base
-    -- A shard that was none at the beginning may have had this log, and have come back without it.
-    if not TOGETHER and not string.find(A[17], era, 1, true) then to = math.max(to, math.floor(NOW)) end
   end
+  -- Shards have no such mark; and one that was none at the beginning may have had this log, and have come back without it.
+  if not TOGETHER and to and (S.era or not string.find(A[17], era, 1, true)) then to = math.max(to, math.floor(NOW)) end
   if S.era then S.at = NOW end
   S.era = era
   if not to or to < from then return end
