@@ -119,3 +119,21 @@ async fn one_large_message_takes_the_place_of_as_many_small_ones_as_it_needs_and
         assert_eq!((missed.len(), missed[0].from, missed[0].to, missed[0].reason), (1, 1, dropped, Loss::Quota));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_wait_for_longer_than_a_century_keep_nothing_in_its_place_that_is_past() {
+    for place in Place::all() {
+        let limits = Limits { free_bytes: 0, messages: 1_600, ..Limits::default() };
+        let opening = Opening { limits, ..Opening::default() };
+        let store = place.open_with(AT_ONCE, &opening);
+        // The longest that a message can say, which ends when seconds do not fit into 32 bits any more.
+        let ttl = |n: u64| if n <= 1_500 { Duration::from_secs(u32::MAX.into()) } else { HOUR };
+        let appends = (1..=1_600).map(|n| Append { ttl: Some(ttl(n)), ..Append::new(sized(n), vec![user("a")]) });
+        store.append_all(appends.collect()).await.unwrap();
+        assert!(store.append(Append::new(sized(1), vec![user("a")])).await.unwrap().seqs[0].is_err(), "it is full");
+        opening.ahead_ms.fetch_add((HOUR * 2).as_millis() as u64, Ordering::Relaxed);
+        let made = store.append(Append::new(sized(1), vec![user("a")])).await.unwrap();
+        assert_eq!(made.seqs, [Ok(1_601)]);
+        assert_eq!(pages(&*store, "a", 0), (1..=1_500).chain([1_601]).collect::<Vec<_>>());
+    }
+}

@@ -9,6 +9,10 @@ mod dropping;
 mod limits;
 mod long;
 mod model;
+#[cfg(feature = "redis")]
+#[path = "../support/random.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod random;
 mod reading;
 #[cfg(feature = "redis")]
 mod redis;
@@ -19,3 +23,5 @@ mod redis_modes;
 #[path = "../support/redis.rs"]
 mod redis_server;
 mod support;
+#[cfg(feature = "redis")]
+mod tallies;

@@ -32,7 +32,7 @@ end
 -- 18 how many messages; each: payload, time to live in ms (0 = none), key, id ('' = none), for how many ms that is known (0 = as
 -- ids of dispatches are); then each item: message, user, the view ('' = nothing is to be said). Answers for each item: the sequence
 -- (0 = no room, -1 = what is there of this user cannot be read), how many were dropped, and what is owed of lists.
-local era = find_era()
+local era, base = find_era()
 if not era then return 'era' end
 local at, messages = 19, {}
 for n = 1, tonumber(A[18]) do
@@ -57,7 +57,7 @@ for n = 1, (#A - at + 1) / 3 do
     S = whole and found
     if S and not (is_done and view == '') then
       look(S)
-      enter(S, log, era)
+      enter(S, log, era, base)
       if view ~= '' then take_view(S, log, view) else release(S, log) end
       open[state] = S
       opened[#opened + 1] = {state, user, n}

@@ -5,12 +5,15 @@
 local BLOCK_MAX, BLOCK_BYTES_MAX = 512, 256 * 1024
 local RECORD, RECORD_BYTES = '<dI2dI4', 22
 
+-- What is said of later seconds than this is this, which is earlier: cut off they would be long past.
+local SECONDS_MAX = 4294967295
+
 local function blocks(S) return #S.bl / RECORD_BYTES end
 local function block(S, k) return struct.unpack(RECORD, S.bl, (k - 1) * RECORD_BYTES + 1) end
 local function last_of(S, k) return k < blocks(S) and block(S, k + 1) - 1 or S.head end
 
 local function put_block(S, k, first, n, b, expires)
-  local record = n > 0 and struct.pack(RECORD, first, n, b, expires) or ''
+  local record = n > 0 and struct.pack(RECORD, first, n, b, math.min(expires, SECONDS_MAX)) or ''
   S.bl = string.sub(S.bl, 1, (k - 1) * RECORD_BYTES) .. record .. string.sub(S.bl, k * RECORD_BYTES + 1)
 end
 
