@@ -6,7 +6,10 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, LazyLock, Mutex, Weak,
+        atomic::{AtomicU16, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -106,7 +109,16 @@ impl Drop for Redis {
     }
 }
 
-/// A port nobody listens on now.
+/// Ports given out here: below those that the system gives to outgoing connections (from 32768 up), of which one may be taken at any
+/// moment, and so that the ports 10000 above, where the nodes of a Cluster talk to each other, are below them too.
+const PORTS: std::ops::Range<u16> = 12_000..22_000;
+
+static NEXT_PORT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new((std::process::id() * 97 % 10_000) as u16));
+
+/// A port nobody listens on now, nor on the one 10000 above, and that is given to nobody else by this process.
 pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|one| one.local_addr()).expect("a free port").port()
+    let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    let count = PORTS.end - PORTS.start;
+    let mut candidates = (0..count).map(|_| PORTS.start + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % count);
+    candidates.find(|port| is_free(*port) && is_free(port + 10_000)).expect("a free port")
 }
