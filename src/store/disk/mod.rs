@@ -33,6 +33,8 @@ mod runs;
 
 use std::{
     fs::File,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -215,9 +217,17 @@ fn abandon(db: &sled::Db) {
     Box::leak(Box::new(db.clone()));
 }
 
+/// Ends the sled that has its files in `log`, with everything durable that it has, or leaves it standing where that fails.
+fn end(db: sled::Db, log: &Path) -> std::io::Result<()> {
+    let synced = db.flush().map_err(std::io::Error::from).and_then(|_| File::open(log.join("db"))?.sync_all());
+    synced.inspect_err(|_| abandon(&db))?;
+    // It syncs once more, and nothing was written since; a disk that fails just then is met here.
+    catch_unwind(AssertUnwindSafe(|| drop(db))).map_err(|_| std::io::Error::other("sled could not sync its file"))
+}
+
 impl Drop for Disk {
     fn drop(&mut self) {
-        if self.failed.load(Ordering::Relaxed) || self.file.sync_data().is_err() {
+        if self.failed.load(Ordering::Relaxed) || self.file.sync_all().is_err() {
             abandon(&self.db);
         }
     }

@@ -18,7 +18,7 @@ use super::{
     Disk, Tidying, Trees, abandon,
     chunks::{ChunkFiles, Place},
     directory::Locked,
-    former,
+    end, former,
     mark::{Mark, Marked},
     raw::{self, RawTables, TABLES, Tail},
     rebuild,
@@ -147,8 +147,6 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
         opened => opened,
     }
     .map_err(|error| refuse(error.to_string()))?;
-    // First of all: its newest snapshot is to last before anything that sled has done because of it.
-    locked.sync_names().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
     set_up(db.clone(), locked, surveyed, options).inspect_err(|_| abandon(&db))
 }
 
@@ -157,6 +155,8 @@ fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &Disk
     let path = &options.path;
     let refuse = |reason: String| StoreError::Open { path: path.clone(), reason };
     let log = locked.log();
+    // First of all: its newest snapshot is to last before anything that sled has done because of it.
+    locked.sync_names().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
     former::bring_over(&db, path).map_err(|error| refuse(error.to_string()))?;
     let tree = |table| {
         let (name, _) = TABLES.iter().find(|(_, named)| *named == table).expect("every table of sled's has a name");
@@ -222,8 +222,7 @@ fn broken_journal(path: &Path, broken: Broken) -> StoreError {
 fn make_log(locked: &Locked, options: &DiskOptions) -> Result<(), String> {
     let making = locked.making().map_err(|error| error.to_string())?;
     let db = open_sled(&making, options.cache_bytes).map_err(|error| error.to_string())?;
-    db.flush().map_err(|error| error.to_string())?;
-    drop(db);
+    end(db, &making).map_err(|error| format!("cannot make it: {error}"))?;
     locked.made(&making).map_err(|error| format!("cannot make it: {error}"))
 }
 

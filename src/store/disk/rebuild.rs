@@ -8,7 +8,9 @@
 use std::{fs, io, path::Path};
 
 use super::{
+    abandon,
     directory::Locked,
+    end,
     mark::Mark,
     raw::{RawTables, Segments, TABLES},
 };
@@ -30,21 +32,25 @@ pub fn rebuild(locked: &Locked, path: &Path, open: impl FnOnce(&Path) -> sled::R
     }
     let making = locked.making().map_err(told)?;
     let db = open(&making).map_err(|error| error.to_string())?;
-    for (name, table) in TABLES {
-        let tree = db.open_tree(name).map_err(|error| error.to_string())?;
-        for pair in tables.pairs(table, &[]) {
-            let (key, value) = pair.map_err(told)?;
-            tree.insert(key, &value[..]).map_err(|error| error.to_string())?;
-        }
-    }
-    db.flush().map_err(|error| error.to_string())?;
-    drop(db);
+    fill(&db, &tables).inspect_err(|_| abandon(&db)).map_err(told)?;
+    end(db, &making).map_err(told)?;
     // It knows where the old log ended.
     Mark::forget_end(path).map_err(told)?;
     locked.rebuilt(&making).map_err(told)?;
     tracing::warn!(
         "a power cut had left the tables such that they could not be opened: they were written anew, with all there was"
     );
+    Ok(())
+}
+
+fn fill(db: &sled::Db, tables: &RawTables) -> io::Result<()> {
+    for (name, table) in TABLES {
+        let tree = db.open_tree(name)?;
+        for pair in tables.pairs(table, &[]) {
+            let (key, value) = pair?;
+            tree.insert(key, &value[..])?;
+        }
+    }
     Ok(())
 }
 

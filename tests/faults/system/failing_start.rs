@@ -1,18 +1,19 @@
 //! System calls that fail while a server opens its store, each of them, once and for ever: it starts all the same and
 //! keeps what it promises, or it ends with a sentence. Nothing that was there is harmed.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs};
 
 use crate::{
     ledger::Ledger,
-    prepared::Prepared,
-    strace::{self, Fault, Started},
+    prepared::{self, Prepared},
+    strace::{self, Fault, Footprint, Started},
     support::{http::Http, random::Random, server::Home},
     tools,
 };
 
-/// Faults in the short form.
+/// Faults in the short form, beside those of syncs.
 const FAULTS: usize = 60;
+const FIRST_FAULTS: usize = 20;
 
 /// What fails with EIO, and whether a full disk can make it fail as well.
 const CALLS: &[(&str, bool)] = &[
@@ -40,8 +41,72 @@ fn a_start_with_failing_system_calls_ends_with_a_sentence_or_serves() {
     }
     let mut random = Random::announced("failing_start");
     let (home, prepared) = (Home::new(), Prepared::new());
-    prepared.place(&home);
-    let footprint = strace::footprint(&home);
+    let place = || prepared.place(&home);
+    let check = |ledger: &Ledger| prepared.check_after(&home, ledger);
+    let told = fail_everywhere(&home, &mut random, FAULTS, place, check);
+    tools::say(&format!("{told}, over a store that holds something"));
+}
+
+#[test]
+fn a_first_start_with_failing_system_calls_ends_with_a_sentence_or_serves() {
+    if !tools::strace_is_here("system calls that fail while a store is made") {
+        return;
+    }
+    let mut random = Random::announced("failing_first_start");
+    let home = Home::new();
+    let place = || {
+        _ = fs::remove_dir_all(home.store());
+        _ = fs::remove_file(home.path("log"));
+    };
+    let check = |ledger: &Ledger| {
+        prepared::check_no_panic(&home)?;
+        let server = strace::start_without(&home)?;
+        let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
+        ledger.check(&mut http)?;
+        let mut after = Ledger::default();
+        match after.dispatch(&mut http, "after").map_err(|error| error.to_string())? {
+            200 => after.check(&mut http),
+            status => Err(format!("a dispatch was answered with {status}")),
+        }
+    };
+    let told = fail_everywhere(&home, &mut random, FIRST_FAULTS, place, check);
+    tools::say(&format!("{told}, of a first start"));
+}
+
+/// Places a store, lets a call of a start on it fail, and checks; for each call, or for `count` of them and all syncs.
+/// Tells what came of it.
+fn fail_everywhere(
+    home: &Home,
+    random: &mut Random,
+    count: usize,
+    place: impl Fn(),
+    check: impl Fn(&Ledger) -> Result<(), String>,
+) -> String {
+    place();
+    let footprint = strace::footprint(home);
+    // What fails to last is what this is about most, and those are few: none of them is left to luck.
+    let (mut chosen, others): (Vec<_>, Vec<_>) =
+        faults(&footprint).into_iter().partition(|fault| fault.call == "fsync" || fault.call == "fdatasync");
+    let all = chosen.len() + others.len();
+    chosen.extend(tools::sample(&others, count, random));
+    let (mut wrong, mut fired, mut refused) = (Vec::new(), 0, 0);
+    for fault in &chosen {
+        place();
+        let started = strace::start(home, &fault.call, &footprint.paths, Some(fault));
+        refused += usize::from(matches!(started, Started::Ended(_)));
+        let held = hold(home, started).and_then(|ledger| check(&ledger));
+        if let Err(told) = held {
+            wrong.push(format!("after {fault}: {told}"));
+        }
+        fired += usize::from(strace::injected(home) > 0);
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), chosen.len(), wrong.join("\n"));
+    assert!(fired * 10 >= chosen.len() * 8, "of {} faults only {fired} happened", chosen.len());
+    format!("{fired} of {all} failing calls at a start; {refused} starts refused, the others served")
+}
+
+/// Each call of a start, failing in each way in which it can.
+fn faults(footprint: &Footprint) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (call, count) in &footprint.calls {
         let Some((_, full)) = CALLS.iter().find(|(name, _)| name == call) else { continue };
@@ -52,20 +117,7 @@ fn a_start_with_failing_system_calls_ends_with_a_sentence_or_serves() {
             }
         }
     }
-    let (mut wrong, mut fired, mut refused, all) = (Vec::new(), 0, 0, faults.len());
-    let chosen = tools::sample(&faults, FAULTS, &mut random);
-    for fault in &chosen {
-        prepared.place(&home);
-        let started = strace::start(&home, &fault.call, &footprint.paths, Some(fault));
-        refused += usize::from(matches!(started, Started::Ended(_)));
-        if let Err(told) = hold(&home, &prepared, started) {
-            wrong.push(format!("after {fault}: {told}"));
-        }
-        fired += usize::from(strace::injected(&home) > 0);
-    }
-    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), chosen.len(), wrong.join("\n"));
-    assert!(fired * 10 >= chosen.len() * 8, "of {} faults only {fired} happened", chosen.len());
-    tools::say(&format!("{fired} of {all} failing calls at a start; {refused} starts refused, the others served"));
+    faults
 }
 
 /// What cannot be read is not what was never written. sled takes a log that it cannot read to end there, and overwrites
@@ -97,8 +149,8 @@ fn a_log_that_cannot_be_read_is_refused_and_not_harmed() {
     tools::say(&format!("{refused} starts over a log that could not be read were refused, and harmed nothing"));
 }
 
-/// What must hold of a start, however it came out, and of the plain one after it.
-fn hold(home: &Home, prepared: &Prepared, started: Started) -> Result<(), String> {
+/// What must hold of a start, however it came out; and what it promised, if it serves.
+fn hold(home: &Home, started: Started) -> Result<Ledger, String> {
     let mut ledger = Ledger::default();
     match started {
         Started::Ended(status) => strace::check_end(home, status)?,
@@ -111,5 +163,5 @@ fn hold(home: &Home, prepared: &Prepared, started: Started) -> Result<(), String
             server.process.kill();
         }
     }
-    prepared.check_after(home, &ledger)
+    Ok(ledger)
 }

@@ -91,9 +91,7 @@ impl Prepared {
     /// # Errors
     /// With what is wrong: a panic, a start that fails, or a log that is not what it has to be.
     pub fn check_after(&self, home: &Home, ledger: &Ledger) -> Result<(), String> {
-        if home.log().contains("panicked") {
-            return Err(format!("a panic:\n{}", home.log()));
-        }
+        check_no_panic(home)?;
         let server = strace::start_without(home)?;
         let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
         self.check(&mut http)?;
@@ -124,6 +122,15 @@ impl Prepared {
         server.process.kill();
         Ok(())
     }
+}
+
+/// Holds that nothing panicked.
+///
+/// # Errors
+/// With the log of the server, if something did.
+pub fn check_no_panic(home: &Home) -> Result<(), String> {
+    let log = home.log();
+    if log.contains("panicked") { Err(format!("a panic:\n{log}")) } else { Ok(()) }
 }
 
 fn names() -> impl Iterator<Item = String> {
