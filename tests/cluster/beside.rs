@@ -354,3 +354,38 @@ async fn what_is_not_kept_is_heard_at_other_servers_in_the_order_in_which_it_was
     }
     assert_eq!(heard, (1..=ALL).collect::<Vec<_>>(), "by stock");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stock_says_while_a_server_makes_its_line_for_requests_anew_is_heard_once_and_in_order() {
+    const ROUNDS: u64 = 4;
+    const SAID: u64 = 100;
+    let stage = Stage::with(1, SETTINGS);
+    let mut alice = stage.client(0, "alice").await;
+    seen(&stage, "alice").await;
+    let (mut stock, mut n) = (TcpStream::connect(stage.redis().address()).expect("a connection"), 0);
+    let mut answers = stock.try_clone().expect("its other half");
+    std::thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
+    let mut says = |words: &[&str]| {
+        let head = format!("*{}\r\n", words.len());
+        let text = words.iter().fold(head, |text, word| format!("{text}${}\r\n{word}\r\n", word.len()));
+        stock.write_all(text.as_bytes()).expect("it says");
+    };
+    for _ in 0..ROUNDS {
+        for at in 0..SAID {
+            if at == 10 {
+                // All but this one and those who listen.
+                says(&["CLIENT", "KILL", "TYPE", "normal"]);
+            }
+            n += 1;
+            let text = json!({ "message": { "op": 0, "d": n, "t": "N" }, "recipients": ["alice"] }).to_string();
+            says(&["PUBLISH", "ws_shop", &text]);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    let mut came = Vec::new();
+    while came.last() != Some(&n) {
+        let next = tokio::time::timeout(PATIENCE, next(&mut alice)).await;
+        came.push(next.unwrap_or_else(|_| panic!("{} of {n} came: {came:?}", came.len())).as_u64().expect("a number"));
+    }
+    assert_eq!(came, (1..=n).collect::<Vec<_>>());
+}

@@ -4,7 +4,7 @@
 //! - `spread`: the nodes of a Redis Cluster, and how a command finds its own
 //! - `names`: what stands in the Redis under which key
 //! - `lease`: which servers live, and whether the Redis may have forgotten something
-//! - `feed`: what other servers say
+//! - `feed`: what other servers say; `ear`: a connection that listens, made again when it is lost
 //! - `portals`: which portals there are, stock's too, and what is told to them; `event`: how that is written
 //! - `presence`: who is connected to which server
 //! - `burial`: takes away what servers have left that have died
@@ -17,6 +17,7 @@
 //! may wait can do so on any thread.
 
 mod burial;
+mod ear;
 mod event;
 mod feed;
 mod from_stock;

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::{
     Link, LinkError, Script,
     event::{self, Heard},
-    feed,
+    ear,
 };
 use crate::cluster::portals::{FarPortals, NearPortals, Told, Whose};
 
@@ -355,22 +355,22 @@ async fn keep_hearing(link: Weak<Link>, portals: Arc<Portals>, near: Weak<dyn Ne
     let events = here.names().stock("portal");
     drop(here);
     let (pool, said) = (&channels[0], &events);
-    feed::hear(link, &channels, &events, feed::SelfHeard::Elsewhere, |link, heard| {
+    ear::hear(link, &channels, &events, ear::SelfHeard::Elsewhere, |link, heard| {
         match heard {
-            feed::Heard::Begins => {
+            ear::Heard::Begins => {
                 portals.state.lock().deaf = false;
                 portals.look.notify_one();
             }
-            feed::Heard::Lost => {
+            ear::Heard::Lost => {
                 portals.state.lock().deaf = true;
                 portals.give(link, &near);
             }
-            feed::Heard::Said(channel, payload) if channel == said => portals.hear(payload, &near),
-            feed::Heard::Said(channel, payload) if channel == pool => {
+            ear::Heard::Said(channel, payload) if channel == said => portals.hear(payload, &near),
+            ear::Heard::Said(channel, payload) if channel == pool => {
                 portals.hear_of_portal(payload);
                 portals.give(link, &near);
             }
-            feed::Heard::Said(..) => portals.look.notify_one(),
+            ear::Heard::Said(..) => portals.look.notify_one(),
         }
         false
     })
