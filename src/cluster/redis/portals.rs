@@ -18,9 +18,8 @@ use serde::Deserialize;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
-    Link, LinkError, Script,
+    Link, LinkError, Script, ear,
     event::{self, Heard},
-    ear,
 };
 use crate::cluster::portals::{FarPortals, NearPortals, Told, Whose};
 

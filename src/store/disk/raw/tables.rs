@@ -1,6 +1,10 @@
 //! Trees as pairs in order, one page in memory at a time, with the gaps that damage has left.
 
-use std::{collections::HashSet, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    io,
+    path::Path,
+};
 
 use bytes::Bytes;
 
@@ -19,8 +23,8 @@ pub(in crate::store) struct Gap {
     pub to: Bytes,
 }
 
-/// A page with pairs: the keys it may have, and its number.
-#[derive(Clone, Debug)]
+/// A page with pairs: the keys that are looked up on it, and its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Leaf {
     lo: Bytes,
     hi: Bytes,
@@ -31,6 +35,7 @@ struct Leaf {
 #[derive(Debug)]
 pub(in crate::store) struct RawTables {
     log: Log,
+    /// In the order of their keys, of which no two have the same.
     leaves: [Vec<Leaf>; 6],
     /// Pages that no tree leads to.
     lost: Vec<u64>,
@@ -90,7 +95,7 @@ impl RawTables {
         self.log.end
     }
 
-    /// The pages with pairs of the tree that begins with `root`, in the order of their keys.
+    /// The pages with pairs of the tree that begins with `root`.
     fn find_leaves(&self, root: u64, seen: &mut HashSet<u64>) -> io::Result<Vec<Leaf>> {
         let (mut waiting, mut leaves) = (vec![root], Vec::new());
         while let Some(page) = waiting.pop() {
@@ -98,11 +103,16 @@ impl RawTables {
             waiting.extend((node.next > 0).then_some(node.next));
             match node.data {
                 Data::Index(children) => waiting.extend(children.iter().map(|(_, page)| *page)),
-                Data::Leaf(_) => leaves.push(Leaf { lo: node.lo, hi: node.hi, page }),
+                Data::Leaf(_) => leaves.push((Leaf { lo: node.lo, hi: node.hi, page }, self.written(page))),
             }
         }
-        leaves.sort_by(|one, other| one.lo.cmp(&other.lo).then(other.hi.is_empty().cmp(&one.hi.is_empty())));
-        Ok(leaves)
+        Ok(divide(leaves))
+    }
+
+    /// When a page was last written to: later ones are higher.
+    fn written(&self, page: u64) -> u64 {
+        let page = self.log.pages.get(&page);
+        page.map_or(0, |Page { base, links }| links.last().map_or(base.lsn, |link| link.lsn))
     }
 
     fn find_gaps(&mut self, table: Table) {
@@ -135,8 +145,7 @@ impl RawTables {
     /// The pairs of a table from `from` on, in order.
     pub fn pairs(&self, table: Table, from: &[u8]) -> Pairs<'_> {
         let leaves = &self.leaves[table as usize];
-        // Pages may overlap where one was being taken over by its neighbour: what was had is passed over.
-        let at = leaves.iter().position(|leaf| leaf.hi.is_empty() || leaf.hi > from).unwrap_or(leaves.len());
+        let at = leaves.partition_point(|leaf| !leaf.hi.is_empty() && leaf.hi <= from);
         Pairs { tables: self, leaves: &leaves[at..], from: Bytes::copy_from_slice(from), open: Vec::new().into_iter() }
     }
 
@@ -158,11 +167,39 @@ impl RawTables {
     }
 }
 
+/// Divides all keys among pages, each given with when it was last written to; where several have a key, the one that was
+/// written last. So it is where a page was being taken over by its neighbour, which is the later one then; and where damage
+/// has taken back that a page gave a part of its keys away, which the earlier one still has then.
+fn divide(pages: Vec<(Leaf, u64)>) -> Vec<Leaf> {
+    let mut beginning: BTreeMap<Bytes, Vec<(Leaf, u64)>> = BTreeMap::new();
+    let mut bounds = BTreeSet::new();
+    for (leaf, written) in pages {
+        bounds.extend([leaf.lo.clone(), leaf.hi.clone()]);
+        beginning.entry(leaf.lo.clone()).or_default().push((leaf, written));
+    }
+    let mut divided: Vec<Leaf> = Vec::new();
+    // Those that have the keys from a bound on, by when they were written.
+    let mut here: BTreeMap<(u64, u64), Bytes> = BTreeMap::new();
+    let mut bounds = bounds.into_iter().peekable();
+    while let Some(lo) = bounds.next() {
+        let begin = beginning.remove(&lo).unwrap_or_default();
+        here.extend(begin.into_iter().map(|(leaf, written)| ((written, leaf.page), leaf.hi)));
+        here.retain(|_, hi| hi.is_empty() || *hi > lo);
+        let Some((&(_, page), _)) = here.last_key_value() else { continue };
+        let hi = bounds.peek().cloned().unwrap_or_default();
+        match divided.last_mut().filter(|last| last.page == page && last.hi == lo) {
+            Some(last) => last.hi = hi,
+            None => divided.push(Leaf { lo, hi, page }),
+        }
+    }
+    divided
+}
+
 /// See [`RawTables::pairs`].
 pub(in crate::store) struct Pairs<'a> {
     tables: &'a RawTables,
     leaves: &'a [Leaf],
-    /// The next key is at or above this.
+    /// No key below this is wanted.
     from: Bytes,
     open: std::vec::IntoIter<(Bytes, Bytes)>,
 }
@@ -182,10 +219,56 @@ impl Iterator for Pairs<'_> {
                 Err(error) => return Some(Err(error)),
             };
             if let Some(Node { data: Data::Leaf(mut pairs), .. }) = node {
-                pairs.retain(|(key, _)| *key >= self.from && (leaf.hi.is_empty() || *key < leaf.hi));
+                let from = leaf.lo.clone().max(self.from.clone());
+                pairs.retain(|(key, _)| *key >= from && (leaf.hi.is_empty() || *key < leaf.hi));
                 self.open = pairs.into_iter();
             }
-            self.from = leaf.hi.clone().max(std::mem::take(&mut self.from));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn leaf((lo, hi, page): (&'static str, &'static str, u64)) -> Leaf {
+        Leaf { lo: lo.into(), hi: hi.into(), page }
+    }
+
+    #[test]
+    fn of_pages_that_have_the_same_keys_the_one_written_last_is_asked() {
+        // It gave away what is from "m" on, and that is all that is known of it.
+        let [whole, right, left] = [("", "", 1), ("m", "", 2), ("", "m", 1)].map(leaf);
+        assert_eq!(divide(vec![(whole.clone(), 10), (right.clone(), 11)]), [left.clone(), right.clone()]);
+        // It has taken over what is from "m" on.
+        assert_eq!(divide(vec![(whole.clone(), 12), (right, 11)]), [whole]);
+        // What is between them is on no page; what an older one has of that is better than nothing.
+        let [second, old, rest] = [("m", "p", 2), ("a", "z", 3), ("p", "z", 3)].map(leaf);
+        let middle = leaf(("a", "m", 3));
+        assert_eq!(divide(vec![(second.clone(), 9), (old, 1)]), [middle, second, rest]);
+        assert_eq!(divide(vec![(left, 1), (leaf(("p", "q", 4)), 2)]), [("", "m", 1), ("p", "q", 4)].map(leaf));
+    }
+
+    proptest! {
+        #[test]
+        fn each_key_is_looked_up_on_one_page_which_is_the_last_of_those_that_have_it(
+            pages in prop::collection::vec((0_u8..20, prop::option::of(0_u8..20)), 0..8)
+        ) {
+            let bound = |at: u8| Bytes::from(if at == 0 { Vec::new() } else { vec![at] });
+            let pages: Vec<(Leaf, u64)> = (0..).zip(pages).map(|(page, (lo, hi))| {
+                (Leaf { lo: bound(lo), hi: hi.map(bound).unwrap_or_default(), page }, page * 7 % 5)
+            }).collect();
+            let has = |leaf: &Leaf, key: &Bytes| leaf.lo <= *key && (leaf.hi.is_empty() || *key < leaf.hi);
+            let divided = divide(pages.clone());
+            for key in (0..22).map(bound) {
+                let known = pages.iter().filter(|(leaf, _)| has(leaf, &key));
+                let expected = known.max_by_key(|(leaf, written)| (*written, leaf.page)).map(|(leaf, _)| leaf.page);
+                let found: Vec<u64> = divided.iter().filter(|leaf| has(leaf, &key)).map(|leaf| leaf.page).collect();
+                prop_assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
+            }
+            prop_assert!(divided.is_sorted_by(|one, other| !one.hi.is_empty() && one.hi <= other.lo));
         }
     }
 }
