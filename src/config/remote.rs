@@ -109,15 +109,28 @@ fn url(text: &str) -> Result<String, String> {
         return Err("redis is empty; it must be a URL like redis://localhost:6379".into());
     }
     match text.split_once("://") {
-        None => Ok(format!("redis://{text}")),
+        None => url(&format!("redis://{text}")),
         Some(("rediss", rest)) if rest.contains('#') => Err(
             "redis is a rediss:// URL with a #; certificates are always checked (SSL_CERT_FILE names those that are \
                  trusted)"
                 .into(),
         ),
+        Some(("redis" | "rediss", rest))
+            if rest.split_once('/').is_some_and(|(_, database)| !is_database(database)) =>
+        {
+            Err("redis is a URL with something behind the host that is no number of a database; it must be like \
+                 redis://user:password@host:6379/0"
+                .into())
+        }
         Some(("redis" | "rediss" | "redis+unix" | "unix", rest)) if !rest.is_empty() => Ok(text.to_owned()),
         Some(_) => Err("redis must be a URL like redis://user:password@host:6379/0".into()),
     }
+}
+
+/// What is behind the host of a URL, perhaps with a query.
+fn is_database(text: &str) -> bool {
+    let number = text.split(['?', '#']).next().unwrap_or_default();
+    number.is_empty() || number.parse::<u32>().is_ok()
 }
 
 fn text<'a>(object: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, String> {
@@ -236,6 +249,7 @@ mod tests {
         assert_eq!(parse(&json!({ "host": "h", "port": 1, "password": "p@/" })), one("redis://:p%40%2F@h:1/0"));
         assert_eq!(parse(&json!({ "host": "h", "tls": {} })), one("rediss://h:6379/0"));
         assert_eq!(parse(&json!("rediss://h")), one("rediss://h"));
+        assert_eq!(parse(&json!("h/3?protocol=resp3")), one("redis://h/3?protocol=resp3"));
         assert_eq!(parse(&json!("redis://u:s@ecret@h:1/2")).unwrap().addresses(), "h:1");
         let nodes = Redis::Cluster(vec!["redis://a:1/0".into(), "redis://b:6379/0".into()]);
         assert_eq!(parse(&json!([{ "host": "a", "port": 1 }, { "host": "b" }])), Ok(nodes));
@@ -255,6 +269,8 @@ mod tests {
             json!([]),
             json!("http://secret@h"),
             json!("rediss://:secret@h/#insecure"),
+            json!("redis://:secret@h/database"),
+            json!("h:6379/0/1"),
             json!({ "host": "h", "tls": { "rejectUnauthorized": false } }),
             json!({ "sentinels": [] }),
             json!({ "host": "h", "secret": "secret" }),

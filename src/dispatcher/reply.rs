@@ -60,6 +60,9 @@ pub struct User {
     /// Sequence of the user's last message; 0 if there was none.
     #[serde(default)]
     pub last_sequence: Seq,
+    /// Some of what is stored of the user cannot be read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub damaged: bool,
 }
 
 /// One of a user's devices.

@@ -14,6 +14,9 @@ use super::{State, error::ApiError};
 
 /// `GET /v1/backup`
 pub(super) async fn backup(FromState(api): State) -> Result<Response, ApiError> {
+    if api.hub.has_far_logs() {
+        return Err(ApiError::BackupElsewhere);
+    }
     let pieces = api.hub.backup().ok_or(ApiError::Busy("a backup is under way; wait until it is done"))?;
     let pieces = stream::unfold(pieces, |mut pieces| async {
         let piece = pieces.recv().await?;

@@ -28,7 +28,9 @@ pub(super) enum ApiError {
     MediaType,
     #[error("a dispatch may have at most {0} bytes of JSON (limits.requestBytes)")]
     TooLarge(usize),
-    #[error("the request took too long")]
+    #[error(
+        "it took too long: a body, or a line that was begun, has 30 seconds to come, and so has the answer. Try again"
+    )]
     TooSlow,
     #[error("the body could not be read: {0}")]
     Body(String),
@@ -40,6 +42,8 @@ pub(super) enum ApiError {
     Parameter(String),
     #[error("{0}")]
     Busy(&'static str),
+    #[error("the logs are in Redis, which makes its own backups: BGSAVE, or a copy of its append-only files")]
+    BackupElsewhere,
     #[error("portals are off on this server: set portal.enabled in its configuration to true")]
     NoPortals,
     #[error("there are as many portals as there may be; close some that are not needed")]
@@ -69,6 +73,7 @@ impl ApiError {
             Self::BadJson(_) => (StatusCode::BAD_REQUEST, "bad_json"),
             Self::Shape(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_dispatch"),
             Self::Busy(_) => (StatusCode::CONFLICT, "busy"),
+            Self::BackupElsewhere => (StatusCode::CONFLICT, "backup_elsewhere"),
             Self::NoPortals => (StatusCode::CONFLICT, "portals_off"),
             Self::ManyPortals => (StatusCode::CONFLICT, "too_many_portals"),
             Self::Parameter(_) => (StatusCode::BAD_REQUEST, "bad_parameter"),
@@ -129,6 +134,7 @@ mod tests {
             ApiError::BadJson(why()),
             ApiError::Shape(why()),
             ApiError::Busy("x"),
+            ApiError::BackupElsewhere,
             ApiError::NoPortals,
             ApiError::ManyPortals,
             ApiError::Parameter(why()),

@@ -48,7 +48,11 @@ fn user(path: UserPath) -> Result<UserId, ApiError> {
 }
 
 fn parameters<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
-    query.map(|query| query.0).map_err(|error| ApiError::Parameter(error.body_text()))
+    let told = |error: QueryRejection| {
+        let text = error.body_text();
+        text.strip_prefix("Failed to deserialize query string: ").map_or_else(|| text.clone(), str::to_owned)
+    };
+    query.map(|query| query.0).map_err(|error| ApiError::Parameter(told(error)))
 }
 
 fn page(limit: Option<usize>) -> Result<usize, ApiError> {
@@ -59,7 +63,7 @@ fn page(limit: Option<usize>) -> Result<usize, ApiError> {
 }
 
 fn report(report: &UserReport) -> Value {
-    json!({
+    let mut told = json!({
         "id": report.user,
         "online": report.connections > 0,
         "connections": report.connections,
@@ -68,7 +72,11 @@ fn report(report: &UserReport) -> Value {
         "pending": report.pending,
         "pendingBytes": report.pending_bytes,
         "lastSequence": report.last_sequence,
-    })
+    });
+    if report.damaged {
+        told["damaged"] = true.into();
+    }
+    told
 }
 
 fn device(report: &DeviceReport) -> Value {

@@ -20,6 +20,12 @@ const PIECE_BYTES: usize = 128 << 10;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Hub {
+    /// Whether the logs are not this server's, which can make no backup of them then.
+    #[must_use]
+    pub fn has_far_logs(&self) -> bool {
+        self.store.is_far()
+    }
+
     /// Begins a backup; `None` while another is under way. Ends early when nobody reads it any more; what says that it is
     /// whole is in it.
     #[must_use]

@@ -34,6 +34,8 @@ pub struct UserReport {
     pub pending_bytes: u64,
     /// Sequence of the user's last message; 0 if there was none.
     pub last_sequence: Seq,
+    /// Some of what is stored of the user cannot be read; what is said here is what can.
+    pub damaged: bool,
 }
 
 /// What is known of a device.
@@ -59,6 +61,7 @@ impl Hub {
             pending: state.pending,
             pending_bytes,
             last_sequence: state.head,
+            damaged: false,
         }
     }
 
@@ -120,7 +123,7 @@ impl Hub {
     ) -> Result<Vec<(UserId, u64)>, StoreError> {
         let (store, after) = (self.store.clone(), after.cloned());
         let users = on_disk_thread(move || store.users(after.as_ref(), limit)).await?;
-        Ok(users.into_iter().map(|(user, state)| (user, state.pending)).collect())
+        Ok(users.into_iter().map(|(user, state)| (user, state.map_or(0, |state| state.pending))).collect())
     }
 
     /// The oldest of what waits for a user, within a limit, without taking it. Asks the disk only for what is not at hand.
@@ -149,7 +152,7 @@ impl Hub {
         Ok(entries)
     }
 
-    /// Known users in the order of their ids, those above `after`.
+    /// Known users in the order of their ids, those above `after`; one of whom not all can be read is among them.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -157,12 +160,23 @@ impl Hub {
         let (store, after) = (self.store.clone(), after.cloned());
         let users = on_disk_thread(move || {
             let users = store.users(after.as_ref(), limit)?.into_iter();
-            users.map(|(user, state)| Ok((store.pending_bytes(&user)?, user, state))).collect::<Result<Vec<_>, _>>()
+            let known = |(user, state)| match (store.pending_bytes(&user), state) {
+                (Ok(bytes), Ok(state)) => Ok((user, state, bytes, false)),
+                // That is this user's alone.
+                (Err(StoreError::Damaged(_)), Ok(state)) => Ok((user, state, 0, true)),
+                (_, Err(StoreError::Damaged(_))) => Ok((user, UserState::default(), 0, true)),
+                (Err(error), _) | (_, Err(error)) => Err(error),
+            };
+            users.map(known).collect::<Result<Vec<_>, _>>()
         });
         let users = users.await?;
-        let ids: Vec<UserId> = users.iter().map(|(_, user, _)| user.clone()).collect();
+        let ids: Vec<UserId> = users.iter().map(|(user, ..)| user.clone()).collect();
         let connections = self.connections_of(&ids).await.into_iter();
-        let report = |((bytes, user, state), connections)| Self::report(user, connections, &state, bytes);
+        let report = |((user, state, bytes, damaged), connections)| UserReport {
+            known: true,
+            damaged,
+            ..Self::report(user, connections, &state, bytes)
+        };
         Ok(users.into_iter().zip(connections).map(report).collect())
     }
 

@@ -11,8 +11,8 @@ use crate::{
     message::{CollapseKey, DeviceId, Payload, Recipients, Seq, UserId},
     metrics::Metrics,
     store::{
-        ReadLimit,
-        journal::Options,
+        ReadLimit, Store,
+        journal::{Options, Tuning},
         memory::{self, Memory},
     },
 };
@@ -29,7 +29,10 @@ pub(super) fn hub(redelivery_interval: Duration) -> Arc<Hub> {
 }
 
 pub(super) fn over(metrics: Arc<Metrics>, redelivery_interval: Duration) -> Arc<Hub> {
-    let store = memory::open(&Memory::default(), Options::default()).unwrap();
+    of(memory::open(&Memory::default(), Options::default()).unwrap(), metrics, redelivery_interval)
+}
+
+fn of(store: Arc<dyn Store>, metrics: Arc<Metrics>, redelivery_interval: Duration) -> Arc<Hub> {
     let settings = Settings {
         sync: Some(SyncSettings { redelivery_interval }),
         authentication_required: false,
@@ -280,4 +283,28 @@ async fn a_message_for_everyone_counts_the_same_with_an_id() {
     let (without, with) = (hub.dispatch(without).await.unwrap(), hub.dispatch(with).await.unwrap());
     assert_eq!((without.recipients, without.online), (1, 1));
     assert_eq!(with, without);
+}
+
+#[tokio::test]
+async fn a_user_of_whom_not_all_can_be_read_hides_nobody_else_in_the_list() {
+    let (tables, mut options) = (Memory::default(), Options::default());
+    options.tuning = Tuning { settle_after: Duration::ZERO, ..Tuning::default() };
+    let hub = of(memory::open(&tables, options).unwrap(), Arc::new(Metrics::new()), SLOW);
+    let bob = UserId::new("bob").unwrap();
+    let payload = Payload::encode(0, None, Some("T")).unwrap();
+    hub.dispatch(Dispatch::new(payload, Recipients::Users(vec![alice(), bob.clone()]))).await.unwrap();
+    let settled = async {
+        while tables.chunks_of("alice") == 0 || tables.chunks_of("bob") == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Until then it is read from memory.
+        while hub.user(&alice()).await.is_ok() {
+            _ = tables.damage_inbox("alice");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), settled).await.expect("the damage to be met");
+    let listed = hub.users(None, 10).await.unwrap();
+    let told: Vec<_> = listed.iter().map(|user| (&user.user, user.damaged, user.pending, user.pending_bytes)).collect();
+    assert_eq!(told, [(&alice(), true, 1, 0), (&bob, false, 1, 16)]);
 }

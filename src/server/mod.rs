@@ -173,11 +173,12 @@ async fn open_redis(config: &Config, redis: config::Redis) -> Result<Opened, Sto
         cluster::redis::{Link, Servers},
         store::redis::{RedisOptions, open},
     };
-    let namespace = config.namespace.clone();
+    let (namespace, addresses) = (config.namespace.clone(), redis.addresses());
     let joining = move || Link::open(&redis, namespace.as_deref(), Arc::default());
     let link = tokio::task::spawn_blocking(joining).await;
     let link = link.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))?;
-    let link = link.map_err(|error| StoreError::Unreachable(error.to_string().into()))?;
+    let link =
+        link.map_err(|error| StoreError::Unreachable(format!("the key `redis`, {addresses}: {error}").into()))?;
     let options = RedisOptions {
         namespace: config.namespace.clone(),
         limits: limits(config),

@@ -39,6 +39,13 @@ impl InboxEntry<'_> {
     }
 }
 
+fn damaged(user: &UserId, last: Seq, why: &str) -> String {
+    format!(
+        "messages of user {user:?} behind {last} cannot be read ({why}). Save what is left with `mesa inspect --salvage` or \
+         restore a backup; or clear this user's messages"
+    )
+}
+
 impl Shared {
     /// Visits the entries of a user's inbox above `after` and up to `to`, rising, until `visit` returns false; false if it
     /// did.
@@ -63,12 +70,12 @@ impl Shared {
             let (namespace, owner, entries) = match Chunk::decode(&value) {
                 Ok(chunk) => chunk.parts(),
                 Err(error) => {
-                    damage = Some(format!("a chunk of user {user:?} above {last}: {error}"));
+                    damage = Some(damaged(user, last, &error.to_string()));
                     return false;
                 }
             };
             if owner != id || namespace != self.namespace {
-                damage = Some(format!("a chunk of user {user:?} above {last} is not that user's"));
+                damage = Some(damaged(user, last, "they are another user's"));
                 return false;
             }
             for (seq, expires_s, payload) in entries {

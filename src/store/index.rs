@@ -30,6 +30,13 @@ pub struct Index {
     opened: Instant,
 }
 
+fn damaged(user: &UserId, why: &str) -> String {
+    format!(
+        "the row of user {user:?} cannot be read ({why}). Save what is left with `mesa inspect --salvage`, or restore a \
+         backup"
+    )
+}
+
 impl Index {
     pub fn new(engine: Arc<dyn Engine>, lapses: u32) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
@@ -59,7 +66,7 @@ impl Index {
         let row =
             self.engine.get(Table::Users, user.as_str().as_bytes()).map_err(|error| StoreError::Failed(error.0))?;
         let row = row.map(|bytes| Row::decode(&bytes)).transpose();
-        let row = row.map_err(|error| StoreError::Damaged(format!("the row of user {user:?}: {error}").into()))?;
+        let row = row.map_err(|error| StoreError::Damaged(damaged(user, &error.to_string()).into()))?;
         let mut log = Log::from_row(row, self.lapses);
         log.touched = self.now();
         let result = work(&mut log);

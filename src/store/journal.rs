@@ -18,8 +18,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    Append, Appended, Attached, CommitListener, DeviceState, Durability, Found, Limits, Missed, Note, ReadLimit, Store,
-    StoreError, UserState,
+    Append, Appended, Attached, CommitListener, DeviceState, Durability, Found, KnownUser, Limits, Missed, Note,
+    ReadLimit, Store, StoreError, UserState,
     clock::{Clock, millis},
     commit::Committer,
     cursors::Cursor,
@@ -278,7 +278,7 @@ impl Store for Journal {
         self.shared.pending_bytes(user)
     }
 
-    fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<(UserId, UserState)>, StoreError> {
+    fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<KnownUser>, StoreError> {
         self.shared.users(after, limit)
     }
 

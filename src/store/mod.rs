@@ -234,7 +234,7 @@ pub struct Limits {
     pub ids: usize,
     /// Bytes of payload pending in all. `None`: as much as the disk has room for.
     pub store_bytes: Option<u64>,
-    /// Bytes that are to stay free on the disk.
+    /// Bytes that are to stay free on the disk: with less nothing is taken, until there is a sixteenth more than that.
     pub free_bytes: u64,
 }
 
@@ -446,6 +446,9 @@ pub enum StoreError {
 /// Called with the users who have new entries, from the thread that committed them: must not block.
 pub type CommitListener = Arc<dyn Fn(&[UserId]) + Send + Sync>;
 
+/// One of those whom a store knows: his state, or why what is stored of him cannot be read, which concerns him alone.
+pub type KnownUser = (UserId, Result<UserState, StoreError>);
+
 /// A user's log, kept as [`Durability`] says.
 ///
 /// # Contract
@@ -539,11 +542,12 @@ pub trait Store: Send + Sync + 'static {
     /// When they cannot be read.
     fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError>;
 
-    /// Known users in the order of their ids, those above `after`.
+    /// Known users in the order of their ids, those above `after`, each with his state, or why that cannot be read
+    /// ([`StoreError::Damaged`]).
     ///
     /// # Errors
     /// When they cannot be read.
-    fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<(UserId, UserState)>, StoreError>;
+    fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<KnownUser>, StoreError>;
 
     /// Sets who is told of commits. Called once, before the first append.
     fn on_commit(&self, listener: CommitListener);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{
-    Entry, Found, Loss, Missed, ReadLimit, StoreError, UserState,
+    Entry, Found, KnownUser, Loss, Missed, ReadLimit, StoreError,
     engine::{EngineError, Table},
     gone::Gone,
     journal::{Shared, state},
@@ -239,7 +239,7 @@ impl Shared {
     }
 
     /// See [`Store::users`](super::Store::users).
-    pub(super) fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<(UserId, UserState)>, StoreError> {
+    pub(super) fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<KnownUser>, StoreError> {
         let mut from = after.map_or_else(Vec::new, |after| after.as_str().as_bytes().to_vec());
         if after.is_some() {
             // The least key above it.
@@ -255,7 +255,11 @@ impl Shared {
             self.engine.scan(Table::Users, &from, visit).map_err(failed)?;
         }
         let now_s = self.clock.now_s();
-        users.into_iter().map(|user| Ok((user.clone(), self.index.with(&user, |log| state(log, now_s))?))).collect()
+        let known = |user: UserId| match self.index.with(&user, |log| state(log, now_s)) {
+            Err(error) if !matches!(error, StoreError::Damaged(_)) => Err(error),
+            state => Ok((user, state)),
+        };
+        users.into_iter().map(known).collect()
     }
 
     /// See [`Store::missed`](super::Store::missed).

@@ -21,6 +21,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// grown to three times that, and still fits.
 const JOURNAL_SHARE: u64 = 4;
 
+/// The part of what is to stay free that has to be free besides, before what was refused for want of it is taken again.
+const MORE: u64 = 16;
+
 /// How long after an inbox was gone through entry by entry it is not gone through again for want of room.
 const PURGE_PAUSE_S: u32 = 10;
 
@@ -32,17 +35,28 @@ pub(super) struct Room {
     /// Bytes of payload in all inboxes.
     inbox_bytes: Cell<u64>,
     looked: Instant,
+    /// The disk had too little room.
+    is_scarce: Cell<bool>,
 }
 
 impl Room {
     pub(super) fn new(inbox_bytes: u64) -> Self {
-        Self { inbox_bytes: Cell::new(inbox_bytes), looked: Instant::now() }
+        Self { inbox_bytes: Cell::new(inbox_bytes), looked: Instant::now(), is_scarce: Cell::new(false) }
     }
 
     /// The tally of one inbox has changed.
     pub(super) fn changed(&self, before: u64, after: u64) {
         let bytes = self.inbox_bytes.get();
         self.inbox_bytes.set((bytes + after).saturating_sub(before));
+    }
+
+    /// Whether the disk, which has so many bytes left, has too little room. Where it had, it needs [some](MORE) more than the
+    /// least: the files of what has been received go one after the other, and what is taken at the first of them would be refused
+    /// again at once.
+    fn is_scarce(&self, free: u64, least: u64) -> bool {
+        let enough = if self.is_scarce.get() { least.saturating_add(least / MORE) } else { least };
+        self.is_scarce.set(free < enough);
+        self.is_scarce.get()
     }
 }
 
@@ -87,9 +101,10 @@ impl Committer {
             }
         };
         let least = self.limits.free_bytes;
-        (free < least).then(|| {
+        self.room.is_scarce(free, least).then(|| {
             format!(
-                "the disk has {free} bytes left, and {least} are to stay free (store.minFree); {kept} bytes are pending"
+                "the disk has {free} bytes left, and {least} are to stay free (store.minFree), a little more where it \
+                 was full; {kept} bytes are pending"
             )
         })
     }
@@ -276,5 +291,18 @@ impl super::journal::Shared {
     /// Why nothing is taken for now, if nothing is.
     pub(super) fn check_room(&self) -> Result<(), StoreError> {
         self.full.read().clone().map_or(Ok(()), |why| Err(StoreError::Full(why)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_was_full_has_room_again_when_it_has_a_little_more_than_the_least() {
+        let room = Room::new(0);
+        let scarce = [1600, 1599, 1600, 1699, 1700, 1600, 1599].map(|free| room.is_scarce(free, 1600));
+        assert_eq!(scarce, [false, true, true, true, false, false, true]);
+        assert!([0, 0].iter().all(|free| !Room::new(0).is_scarce(*free, 0)), "nothing has to stay free");
     }
 }

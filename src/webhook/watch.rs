@@ -227,6 +227,8 @@ impl Watch {
             let users = self.store.users(after.as_ref(), PAGE)?;
             let now = Instant::now();
             for (user, state) in &users {
+                // One that cannot be read is nobody else's concern.
+                let Ok(state) = state else { continue };
                 if state.pending > 0 && self.outbox.reported(user)? < state.head {
                     self.watch(user, state.head, now);
                 }
@@ -243,7 +245,10 @@ impl Watch {
     fn tidy(&self, after: Option<&UserId>) -> Result<Option<UserId>, StoreError> {
         let users = self.outbox.all_reported(after, PAGE)?;
         for (user, reported) in &users {
-            let state = self.store.state(user)?;
+            let state = match self.store.state(user) {
+                Err(StoreError::Damaged(_)) => continue,
+                state => state?,
+            };
             if state.pending == 0 || state.received.through() >= *reported {
                 self.outbox.forget_reported(user);
             }

@@ -88,6 +88,10 @@ async fn a_damaged_row_harms_its_user_and_nobody_else() {
     assert!(store.attach(&user("a"), None).is_err() && store.state(&user("a")).is_err());
     let both = store.append(Append::new(message(2), vec![user("a"), user("b")])).await.unwrap().seqs;
     assert_eq!(both, [Err(Reason::Damaged), Ok(1)]);
+    until("both to be listed", || store.users(None, 10).unwrap().len() == 2).await;
+    let listed = store.users(None, 10).unwrap();
+    assert!(listed[0].1.as_ref().is_err_and(told), "{listed:?}");
+    assert!(listed[1].1.as_ref().is_ok_and(|state| state.pending == 1), "{listed:?}");
     receive(&*store, "a", 1, 1);
     let cleared = store.clear(&user("a")).await;
     assert!(cleared.as_ref().is_err_and(told), "{cleared:?}");

@@ -275,7 +275,8 @@ async fn in_a_cluster_who_could_not_be_written_down_is_with_the_next_step_and_wh
     }
     assert_eq!(ask(&place, &["ZSCORE", &lists[1], "a"]).await, "");
     store.append(mortal(3)).await.unwrap();
-    let known: Vec<_> = store.users(None, 10).unwrap().into_iter().map(|(id, state)| (id, state.pending)).collect();
+    let known: Vec<_> =
+        store.users(None, 10).unwrap().into_iter().map(|(id, state)| (id, state.unwrap().pending)).collect();
     assert_eq!(known, [(user("a"), 3)]);
     let due = ask(&place, &["ZSCORE", &lists[1], "a"]).await;
     assert!(!due.is_empty(), "it is due");

@@ -74,7 +74,8 @@ fn row(user: &User) -> String {
     } else {
         format!(", {} waiting ({} bytes)", count(user.pending, "message"), user.pending_bytes)
     };
-    format!("{:<24} {presence}{waiting}", printable(&user.id))
+    let damaged = if user.damaged { ", damaged: not all of it can be read" } else { "" };
+    format!("{:<24} {presence}{waiting}{damaged}", printable(&user.id))
 }
 
 #[cfg(test)]

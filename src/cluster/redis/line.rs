@@ -369,7 +369,13 @@ fn is_unwilling(error: &RedisError) -> bool {
 }
 
 fn told(error: &RedisError) -> LinkError {
-    let text = error.to_string();
+    let text = match error.kind() {
+        ErrorKind::MasterNameNotFoundBySentinel => {
+            "its Sentinels name no primary: a failover may be under way, or redis.name is not what they call it"
+                .to_owned()
+        }
+        _ => error.to_string(),
+    };
     match error.kind() {
         ErrorKind::Io
         | ErrorKind::Parse

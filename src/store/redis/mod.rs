@@ -62,8 +62,8 @@ use self::{
     local::{Locals, Report},
 };
 use super::{
-    Append, Appended, Attached, CommitListener, Found, Limits, Loss, Missed, Note, ReadLimit, Store, StoreError,
-    UserState,
+    Append, Appended, Attached, CommitListener, Found, KnownUser, Limits, Loss, Missed, Note, ReadLimit, Store,
+    StoreError, UserState,
     gone::Gone,
     portable::{Contents, PortableError},
     record::fingerprint,
@@ -437,14 +437,14 @@ impl Store for RedisStore {
         })
     }
 
-    fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<(UserId, UserState)>, StoreError> {
+    fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<KnownUser>, StoreError> {
         let after = after.cloned();
         self.wait(|shared| async move {
             shared.note_all().await?;
             let users = shared.caller.users(after.as_ref(), limit).await?;
             let states = users.into_iter().map(|user| async {
                 let (state, _) = shared.caller.state(&user).await?;
-                Ok((user, state))
+                Ok((user, Ok(state)))
             });
             futures_util::stream::iter(states).buffered(STATES_AT_ONCE).try_collect().await
         })

@@ -290,7 +290,11 @@ pub async fn export(store: &dyn Store, origin: &str, link: &Arc<Link>) -> Result
         let users = store.users(after.as_ref(), USERS)?;
         let Some((last, _)) = users.last() else { return Ok(moved) };
         after = Some(last.clone());
-        for (user, state) in users.into_iter().filter(|(_, state)| state.pending > 0) {
+        for (user, state) in users {
+            let state = state?;
+            if state.pending == 0 {
+                continue;
+            }
             let pending = read_all(store, &user, state.received.through())?;
             export_user(&pending, origin, &user, link, &mut moved).await?;
         }
