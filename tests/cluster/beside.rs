@@ -328,6 +328,27 @@ async fn what_stock_leaves_for_who_has_just_come_is_taken_though_the_line_is_cut
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stock_leaves_for_who_has_just_come_is_taken_though_it_was_never_answered_that_he_has() {
+    let redis_server = Redis::start();
+    let proxy = Proxy::start(redis_server.address()).await;
+    let stage = Stage::on(&format!("redis: 'redis://{}', {SETTINGS}", proxy.address), 1);
+    let stage = Stage { redis: Some(redis_server), ..stage };
+    // So it is only answered who has come.
+    proxy.lose("*1\r\n$4\r\ndora\r\n");
+    let mut dora = loop {
+        // What else is asked just then is lost too, and may be what she waits for.
+        if let Ok(dora) = Socket::connect(stage.servers[0].address, "dora").await {
+            break dora;
+        }
+    };
+    until("the answer to be lost", async || proxy.has_lost()).await;
+    seen(&stage, "dora").await;
+    let left = json!([{ "op": 0, "d": 1, "t": "N" }]).to_string();
+    redis(&stage, &["HSET", "undelivered_messages_shop", "dora", &left]);
+    assert_eq!(next(&mut dora).await, json!(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_kept_is_heard_at_other_servers_in_the_order_in_which_it_was_said_whoever_is_excluded() {
     const ALL: u64 = 60;
     let stage = Stage::with(2, SETTINGS);

@@ -113,3 +113,11 @@ async fn what_a_client_confirms_before_it_hears_that_its_server_stops_does_not_c
     stage.dispatch(0, &message(2, &["alice"])).await;
     assert_eq!(next(&mut alice).await, 2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_of_logs_that_are_in_redis_is_refused_with_what_to_do() {
+    let stage = Stage::with(1, "");
+    let (status, answer) = stage.ask(0, "GET", "/v1/backup", &serde_json::Value::Null).await;
+    assert_eq!((status, &answer["error"]["code"]), (409, &serde_json::json!("backup_elsewhere")), "{answer}");
+    assert!(answer["error"]["message"].as_str().is_some_and(|text| text.contains("BGSAVE")), "{answer}");
+}

@@ -9,7 +9,7 @@
 //! noted too whom we have put there, and when he went. Who is connected and is not among those is stock's alone.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, LazyLock, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -116,6 +116,15 @@ struct Here {
     went: VecDeque<(Instant, UserId)>,
     /// Not written down yet.
     dirty: HashMap<UserId, usize>,
+    /// Those of them who may be, by a step whose answer was lost: with it what it said of who has come.
+    unsure: HashSet<UserId>,
+}
+
+/// What is to be written down of a user.
+struct Change {
+    user: UserId,
+    connections: usize,
+    is_unsure: bool,
 }
 
 impl Presence {
@@ -176,17 +185,19 @@ impl Presence {
         self.changed.notify_one();
     }
 
-    fn take(&self) -> Vec<(UserId, usize)> {
-        let mut here = self.here.lock();
-        let batch: Vec<_> = here.dirty.keys().take(BATCH_MAX).cloned().collect();
-        batch.into_iter().filter_map(|user| here.dirty.remove_entry(&user)).collect()
+    fn take(&self) -> Vec<Change> {
+        let Here { dirty, unsure, .. } = &mut *self.here.lock();
+        let batch: Vec<_> = dirty.keys().take(BATCH_MAX).cloned().collect();
+        let batch = batch.into_iter().filter_map(|user| dirty.remove_entry(&user));
+        batch.map(|(user, connections)| Change { is_unsure: unsure.remove(&user), user, connections }).collect()
     }
 
-    fn give_back(&self, batch: Vec<(UserId, usize)>) {
-        let mut here = self.here.lock();
-        for (user, count) in batch {
+    fn give_back(&self, batch: Vec<Change>) {
+        let Here { dirty, unsure, .. } = &mut *self.here.lock();
+        for Change { user, connections, .. } in batch {
+            unsure.insert(user.clone());
             // What has been said since holds.
-            here.dirty.entry(user).or_insert(count);
+            dirty.entry(user).or_insert(connections);
         }
     }
 
@@ -259,19 +270,25 @@ pub(super) fn tables(link: &Link) -> Vec<String> {
     nodes.split(',').filter(|node| !node.is_empty()).map(|node| link.names().at(node)).collect()
 }
 
-async fn write_batch(link: &Link, batch: &[(UserId, usize)]) -> Result<(), LinkError> {
+async fn write_batch(link: &Link, batch: &[Change]) -> Result<(), LinkError> {
     let names = link.names();
     let (begin, end) = names.at_parts();
     let stock = where_stock_reads(link, "connected_clients");
     let mut arguments = vec![link.node().to_owned(), begin, end, stock, names.ours()];
-    for (user, count) in batch {
-        arguments.extend([user.to_string(), count.to_string()]);
+    for Change { user, connections, .. } in batch {
+        arguments.extend([user.to_string(), connections.to_string()]);
     }
     let mut keys = vec![names.online(), names.nodes(), names.at(link.node()), names.dead()];
     keys.extend(tables(link));
     let came: Vec<String> = link.lines().run(&HERE, &keys, &arguments).await?;
+    let mut came = users(&came);
+    if may_have_stock(link) {
+        // Rather looked for twice.
+        let may_have_come = batch.iter().filter(|change| change.is_unsure && change.connections > 0);
+        came.extend(may_have_come.map(|change| change.user.clone()));
+    }
     if !came.is_empty() {
-        link.tell(&Told::Came(users(&came)));
+        link.tell(&Told::Came(came));
     }
     Ok(())
 }
