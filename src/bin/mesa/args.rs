@@ -283,7 +283,8 @@ pub struct ApiArgs {
 
 /// List users, or show one
 ///
-/// Those the server knows, or those who are connected now; or what it knows of one, with each of his devices.
+/// Everybody the server knows, here or away, or those who are connected now; or what it knows of one, with each of his
+/// devices.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
