@@ -5,6 +5,7 @@
 mod support;
 
 mod listed;
+mod served;
 
 use std::process::{Command, Output};
 
