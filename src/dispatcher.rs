@@ -342,9 +342,9 @@ impl Dispatcher {
         match serde_json::from_slice::<reply::Refused>(&body) {
             Ok(refused) => DispatchError::Refused {
                 status: status.as_u16(),
+                hint: hint(status, &refused.error.code),
                 code: refused.error.code,
                 message: refused.error.message,
-                hint: hint(status),
             },
             Err(_) => self.strange(&format!("it answers {status} without saying why")),
         }
@@ -383,8 +383,10 @@ impl Dispatcher {
 }
 
 /// What to do about a status, beyond what the server says itself.
-fn hint(status: StatusCode) -> &'static str {
+fn hint(status: StatusCode, code: &str) -> &'static str {
     match status {
+        // These end with what to do as it is.
+        _ if matches!(code, "unreachable" | "store_failed") => "",
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             ". Check the API key: it must be one of the server's api.keys"
         }

@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
 
+mod dispatched;
 mod listed;
 mod served;
 

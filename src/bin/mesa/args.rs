@@ -4,7 +4,7 @@
 #![allow(clippy::doc_markdown, rustdoc::bare_urls, reason = "backticks and angle brackets would be shown as they are")]
 #![allow(clippy::struct_excessive_bools, reason = "each is a flag that was typed or not")]
 
-use std::path::PathBuf;
+use std::{num::NonZeroU32, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -247,8 +247,8 @@ pub struct DispatchArgs {
     #[arg(long)]
     pub no_sync: bool,
     /// Kept for this long at most
-    #[arg(long, value_name = "SECONDS", conflicts_with = "no_sync")]
-    pub ttl: Option<std::num::NonZeroU32>,
+    #[arg(long, value_name = "SECONDS", conflicts_with = "no_sync", value_parser = seconds)]
+    pub ttl: Option<NonZeroU32>,
     /// What it is about: it takes the place of a message with the same key that still waits
     #[arg(long, value_name = "KEY", conflicts_with = "no_sync")]
     pub collapse: Option<String>,
@@ -268,6 +268,13 @@ pub struct DispatchArgs {
     /// The data, as JSON; - reads it from standard input
     #[arg(value_name = "DATA", default_value = "{}")]
     pub data: String,
+}
+
+/// For how long a message is kept.
+fn seconds(typed: &str) -> Result<NonZeroU32, String> {
+    typed.parse().map_err(|_| {
+        format!("give a number of seconds from 1 to {}; without --ttl it is kept until it is received", u32::MAX)
+    })
 }
 
 /// Where the API is, and the key to it.
