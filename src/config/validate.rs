@@ -22,7 +22,7 @@ const API_KEY_CHARACTERS: std::ops::RangeInclusive<usize> = 16..=512;
 /// Keys of the API: each costs time at every request.
 const API_KEYS_MAX: usize = 1000;
 /// Shortest secret that is accepted, in bytes: below, tokens can be forged by trying.
-const SECRET_BYTES_MIN: usize = 16;
+pub(crate) const SECRET_BYTES_MIN: usize = 16;
 /// Shortest secret without a warning, in bytes: what HS256 asks for.
 const SECRET_BYTES_ADVISED: usize = 32;
 
