@@ -7,6 +7,7 @@ mod support;
 mod dispatched;
 mod listed;
 mod served;
+mod stored;
 mod tokens;
 
 use std::process::{Command, Output};

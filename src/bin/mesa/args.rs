@@ -469,7 +469,7 @@ pub struct InspectArgs {
     /// JSON, one object a line: the store first, then each user, then each damage
     #[arg(long)]
     pub json: bool,
-    /// Write what can be read to a new store in this directory, which must not exist
+    /// Write what can be read to a new store in this directory, which must not exist, or be empty
     #[arg(long, value_name = "OUT", conflicts_with_all = ["user", "limit"])]
     pub salvage: Option<PathBuf>,
 }
