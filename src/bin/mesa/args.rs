@@ -89,7 +89,8 @@ pub struct ServeArgs {
     /// Configuration file, JSON5 [env: MESA_CONFIG]
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// For trying things out: this machine only, sync on, tokens are user ids, an API key is made up and printed
+    /// For trying things out: this machine only; sync, portals and reconnects on; tokens are user ids; an API key is made up
+    /// and printed
     #[arg(long)]
     pub dev: bool,
     /// Port for WebSocket and HTTP; 0 lets the system choose
