@@ -157,8 +157,8 @@ pub struct DemoArgs {
 /// Be a user: print what arrives, send what is typed
 ///
 /// A line that is a JSON object with `op`, `t` or `d` is sent as it is; any other is sent as text, as
-/// {"op":0,"d":{"text":LINE},"t":"TEXT"}, to the server, which tells a backend where one
-/// has a webhook; use `mesa dispatch` to reach another user. /quit or Ctrl-C leaves, the end of the input does not. When the
+/// {"op":0,"d":{"text":LINE},"t":"TEXT"}, to the server, which tells a portal and the webhook, where there are
+/// any; use `mesa dispatch` to reach another user. /quit or Ctrl-C leaves, the end of the input does not. When the
 /// connection is lost it is made again, as often as it takes, unless the server said that there is no use.
 ///
 /// What was printed counts as received once the next message is asked for, so nothing is lost if this program dies, and a
