@@ -229,7 +229,8 @@ impl Dispatcher {
         self.call(self.request(Method::GET, self.user_url(id, None)?)).await
     }
 
-    /// A page of the users the server knows, or of those who are connected. Go on with the page's cursor, if it has one.
+    /// A page of the users the server knows: with `online` those of them who are connected, without it everybody. Go on with
+    /// the page's cursor, if it has one.
     ///
     /// # Errors
     /// When the server cannot be reached, or refuses.
@@ -242,13 +243,20 @@ impl Dispatcher {
         let mut url = self.url(&["users"])?;
         {
             let mut query = url.query_pairs_mut();
-            query.append_pair("online", if online { "true" } else { "false" });
+            // `online=false` would be those who are away.
+            if online {
+                query.append_pair("online", "true");
+            }
             if let Some(cursor) = cursor {
                 query.append_pair("cursor", cursor);
             }
             if let Some(limit) = limit {
                 query.append_pair("limit", &limit.to_string());
             }
+        }
+        // Without a pair there would be a question mark and nothing behind it.
+        if url.query() == Some("") {
+            url.set_query(None);
         }
         self.call(self.request(Method::GET, url)).await
     }
@@ -334,9 +342,9 @@ impl Dispatcher {
         match serde_json::from_slice::<reply::Refused>(&body) {
             Ok(refused) => DispatchError::Refused {
                 status: status.as_u16(),
+                hint: hint(status, &refused.error.code),
                 code: refused.error.code,
                 message: refused.error.message,
-                hint: hint(status),
             },
             Err(_) => self.strange(&format!("it answers {status} without saying why")),
         }
@@ -375,8 +383,10 @@ impl Dispatcher {
 }
 
 /// What to do about a status, beyond what the server says itself.
-fn hint(status: StatusCode) -> &'static str {
+fn hint(status: StatusCode, code: &str) -> &'static str {
     match status {
+        // These end with what to do as it is.
+        _ if matches!(code, "unreachable" | "store_failed") => "",
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             ". Check the API key: it must be one of the server's api.keys"
         }

@@ -36,6 +36,7 @@
 //! | [`outgoing`] | requests of our own: bounded, signed, and not to private addresses |
 //! | [`config`] | the documented keys and ours, from file, environment and command line; checked once, trusted after |
 //! | [`metrics`] | the counters, named once |
+//! | [`time`] | dates as text |
 //! | [`protocol`] | frames (text ⇄ [`ClientFrame`](protocol::frame::ClientFrame)), opcodes, close codes |
 //! | [`store`] | the log of every user: the contract, the commit thread, the engine on disk and the one for tests |
 //! | [`cluster`] | several servers as one, over a Redis that they share |
@@ -100,5 +101,7 @@ mod protocol;
 pub mod server;
 #[doc(hidden)]
 pub mod store;
+#[doc(hidden)]
+pub mod time;
 mod webhook;
 mod wire;

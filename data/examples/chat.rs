@@ -1,7 +1,7 @@
 //! A chat room. Who is there hears at once what is said; who is away hears it on coming back. The token is the name.
 //!
 //! `cargo run --example chat -- 127.0.0.1:4000 data/chat`, and then the page beside this file, or in two terminals
-//! `cargo run -- connect --as alice` and `--as bob`, where `SAY {"text":"hello"}` is said to all.
+//! `cargo run -- connect --as alice` and `--as bob`, where `{"t":"SAY","d":{"text":"hello"}}` is said to all.
 
 use std::{collections::BTreeSet, env, error::Error, sync::Mutex};
 

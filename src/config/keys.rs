@@ -292,5 +292,12 @@ pub(super) fn found(value: &Value, secret: bool) -> String {
 
 /// The sentence about a value that a key cannot hold.
 pub(super) fn misfit(key: &Key, value: &Value) -> String {
-    format!("{} must be {}, but is {}", key.name, key.kind, found(value, key.secret))
+    let found = match value {
+        Value::Object(map) if matches!(key.kind, Kind::Durability) => match map.get("interval") {
+            Some(interval) if map.len() == 1 => format!("{{ interval: {} }}", found(interval, key.secret)),
+            _ => "an object with other keys".into(),
+        },
+        value => found(value, key.secret),
+    };
+    format!("{} must be {}, but is {found}", key.name, key.kind)
 }

@@ -34,6 +34,7 @@ pub use error::ConfigError;
 pub use load::{Loaded, Sources, load};
 pub use outgoing::{AuthWebhook, Jwks, Webhook};
 pub use remote::{Redis, parse as parse_redis};
+pub(crate) use validate::SECRET_BYTES_MIN;
 
 /// Everything a server needs to know before it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ const API_KEY_CHARACTERS: std::ops::RangeInclusive<usize> = 16..=512;
 /// Keys of the API: each costs time at every request.
 const API_KEYS_MAX: usize = 1000;
 /// Shortest secret that is accepted, in bytes: below, tokens can be forged by trying.
-const SECRET_BYTES_MIN: usize = 16;
+pub(crate) const SECRET_BYTES_MIN: usize = 16;
 /// Shortest secret without a warning, in bytes: what HS256 asks for.
 const SECRET_BYTES_ADVISED: usize = 32;
 
@@ -260,8 +260,8 @@ impl Checks {
         if authentication.jwt.is_none() && authentication.webhook.is_none() && !authentication.insecure {
             // A warning and no more: the documented object names no way either, because stock has it in code.
             self.warn(
-                "sync.enabled needs a way to tell who a client is; set authentication.jwt.secret (or WS_KEY in the \
-                 environment) or authentication.jwt.keyFile, or, to try things out, start with --dev",
+                "sync.enabled needs a way to tell who a client is; set authentication.jwt (secret, which may be WS_KEY in \
+                 the environment, keyFile or jwks) or authentication.webhook, or, to try things out, start with --dev",
             );
         }
     }
@@ -412,7 +412,10 @@ impl Checks {
                 ));
             } else if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
                 // It travels in an HTTP header, where nothing else arrives unharmed.
-                self.refuse(&["api.keys"], format!("api.keys[{index}] must be visible ASCII without spaces"));
+                self.refuse(
+                    &["api.keys"],
+                    format!("api.keys[{index}] must be visible ASCII without spaces; `openssl rand -hex 16` makes one"),
+                );
             }
         }
     }

@@ -105,6 +105,10 @@ async fn every_call_has_its_address() {
     assert_eq!((page.users.len(), page.cursor.as_deref()), (1, Some("x&y")));
     assert_eq!(asked.await.unwrap().line, "GET /v1/users?online=true&cursor=w%26x&limit=2 HTTP/1.1");
 
+    let (url, asked) = responder("200 OK", r#"{"users":[],"cursor":null}"#).await;
+    dispatcher(&url).users(false, None, None).await.unwrap();
+    assert_eq!(asked.await.unwrap().line, "GET /v1/users HTTP/1.1");
+
     let (url, asked) = responder("200 OK", r#"{"messages":[{"s":4,"op":0,"d":{"n":1.0},"t":"X"}]}"#).await;
     let page = dispatcher(&url).messages(&id("a"), 3, None).await.unwrap();
     assert_eq!((page.messages[0].s, page.messages[0].d.as_ref().unwrap().get()), (4, r#"{"n":1.0}"#));

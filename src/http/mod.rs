@@ -15,7 +15,6 @@ mod dispatch;
 mod error;
 mod events;
 mod health;
-mod time;
 mod users;
 
 use std::{sync::Arc, time::Duration};

@@ -8,10 +8,11 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
-use super::{State, error::ApiError, time};
+use super::{State, error::ApiError};
 use crate::{
     hub::{DeviceReport, Entry, UserReport},
     message::{Recipients, Seq, UserId},
+    time,
 };
 
 /// What a page holds when nothing is said, and at most.

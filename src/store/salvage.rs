@@ -26,8 +26,8 @@ use crate::message::Seq;
 /// lapses further, about a million messages, so that none of their sequences is given out again.
 const LAPSES: u32 = 16;
 
-/// Writes what can be read of a damaged store to a new one at `out`, which must not exist. What is damaged is told by
-/// the inspection afterwards.
+/// Writes what can be read of a damaged store to a new one at `out`, which must not exist, or be empty. What is damaged
+/// is told by the inspection afterwards.
 ///
 /// # Errors
 /// When there is something at `out`, or it cannot be written.
@@ -104,8 +104,12 @@ fn failed(error: EngineError) -> StoreError {
 impl Build {
     fn begin(out: &Path, namespace: &str) -> Result<Self, StoreError> {
         let refuse = |reason: String| StoreError::Open { path: out.to_owned(), reason };
-        if fs::read_dir(out).is_ok_and(|mut files| files.next().is_some()) || out.is_file() {
-            return Err(refuse("there is something already. Name a directory that does not exist".into()));
+        let taken = match fs::read_dir(out) {
+            Ok(mut files) => files.next().map(|_| "is not empty"),
+            Err(_) => out.is_file().then_some("is a file"),
+        };
+        if let Some(how) = taken {
+            return Err(refuse(format!("it {how}. Name a directory that does not exist, or is empty")));
         }
         let mut partial = out.as_os_str().to_owned();
         partial.push(".partial");

@@ -193,7 +193,7 @@ fn a_backup_that_is_not_whole_and_a_place_that_is_taken_are_refused() {
         assert!(!place.exists(), "{what}: nothing is made of it");
     }
     let taken = mesa(&["restore", text(&file), "--store-path", text(&home.store())]);
-    assert!(!taken.status.success() && said(&taken).contains("already"), "{}", said(&taken));
+    assert!(!taken.status.success() && said(&taken).contains("is not empty"), "{}", said(&taken));
     let restored = mesa(&["restore", text(&file), "--store-path", text(&place)]);
     assert!(restored.status.success() && said(&restored).contains("4 users, 100 messages"), "{}", said(&restored));
 }

@@ -16,6 +16,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("planted", &[]),
     ("guide", &[]),
+    ("time", &[]),
     ("protocol", &["message"]),
     ("store", &["message", "metrics", "planted", "cluster"]),
     ("auth", &["message", "config", "outgoing"]),
@@ -23,7 +24,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("middleware", &["message"]),
     ("hub", &["message", "config", "metrics", "planted", "store", "auth", "cluster", "middleware"]),
     ("webhook", &["message", "config", "metrics", "hub", "outgoing"]),
-    ("http", &["message", "config", "metrics", "auth", "hub", "planted"]),
+    ("http", &["message", "config", "metrics", "auth", "hub", "planted", "time"]),
     ("wire", &["message", "config", "metrics", "auth", "hub"]),
     (
         "server",

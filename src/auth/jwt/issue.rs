@@ -6,13 +6,13 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Map, Value};
 
 use super::{AuthError, install_provider, refused};
-use crate::message::UserId;
+use crate::{config::SECRET_BYTES_MIN, message::UserId};
 
 /// Signs a token for `id` with a shared secret: HS256, HS384 or HS512. It holds for `ttl` from now, or without end; a
 /// fraction of a second counts as a whole one. `claims` go in beside `id`, `iat` and `exp`, which are set over them.
 ///
 /// # Errors
-/// [`AuthError::Refused`] when the algorithm is another, the secret is empty, or `ttl` reaches beyond all time.
+/// [`AuthError::Refused`] when the algorithm is another, the secret has less than the 16 bytes that a server asks for, or `ttl` reaches beyond all time.
 pub fn issue(
     secret: &str,
     algorithm: &str,
@@ -30,8 +30,12 @@ pub fn issue(
             return Err(refused(format!("a secret signs with HS256, HS384 or HS512, not with \"{other}\"")));
         }
     };
-    if secret.is_empty() {
-        return Err(refused("the secret is empty; give the one the server has in authentication.jwt.secret"));
+    let bytes = secret.len();
+    if bytes < SECRET_BYTES_MIN {
+        return Err(refused(format!(
+            "the secret has {bytes} bytes, and no server takes one of less than {SECRET_BYTES_MIN}; give the one that the \
+             server has in authentication.jwt.secret (`openssl rand -hex 32` makes one)"
+        )));
     }
     // Before 1970 a clock is wrong, and so will be the token.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

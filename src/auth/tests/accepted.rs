@@ -116,9 +116,13 @@ fn an_issued_token_is_accepted_and_says_what_it_was_given() {
     }
     let endless = issue(SECRET, "HS256", &alice, None, Map::new()).unwrap();
     assert_eq!(check(&with_secret(), &endless).unwrap().expires, None);
-    for (secret, algorithm, ttl) in
-        [(SECRET, "RS256", None), (SECRET, "none", None), ("", "HS256", None), (SECRET, "HS256", Some(Duration::MAX))]
-    {
+    for (secret, algorithm, ttl) in [
+        (SECRET, "RS256", None),
+        (SECRET, "none", None),
+        ("", "HS256", None),
+        ("fifteen-bytes-x", "HS256", None),
+        (SECRET, "HS256", Some(Duration::MAX)),
+    ] {
         assert!(matches!(issue(secret, algorithm, &alice, ttl, Map::new()), Err(AuthError::Refused(_))), "{algorithm}");
     }
 }

@@ -4,7 +4,7 @@
 #![allow(clippy::doc_markdown, rustdoc::bare_urls, reason = "backticks and angle brackets would be shown as they are")]
 #![allow(clippy::struct_excessive_bools, reason = "each is a flag that was typed or not")]
 
-use std::path::PathBuf;
+use std::{num::NonZeroU32, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -89,7 +89,8 @@ pub struct ServeArgs {
     /// Configuration file, JSON5 [env: MESA_CONFIG]
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// For trying things out: this machine only, sync on, tokens are user ids, an API key is made up and printed
+    /// For trying things out: this machine only; sync, portals and reconnects on; tokens are user ids; an API key is made up
+    /// and printed
     #[arg(long)]
     pub dev: bool,
     /// Port for WebSocket and HTTP; 0 lets the system choose
@@ -156,8 +157,8 @@ pub struct DemoArgs {
 /// Be a user: print what arrives, send what is typed
 ///
 /// A line that is a JSON object with `op`, `t` or `d` is sent as it is; any other is sent as text, as
-/// {"op":0,"d":{"text":LINE},"t":"TEXT"}, to the server, which tells a backend where one
-/// has a webhook; use `mesa dispatch` to reach another user. /quit or Ctrl-C leaves, the end of the input does not. When the
+/// {"op":0,"d":{"text":LINE},"t":"TEXT"}, to the server, which tells a portal and the webhook, where there are
+/// any; use `mesa dispatch` to reach another user. /quit or Ctrl-C leaves, the end of the input does not. When the
 /// connection is lost it is made again, as often as it takes, unless the server said that there is no use.
 ///
 /// What was printed counts as received once the next message is asked for, so nothing is lost if this program dies, and a
@@ -247,8 +248,8 @@ pub struct DispatchArgs {
     #[arg(long)]
     pub no_sync: bool,
     /// Kept for this long at most
-    #[arg(long, value_name = "SECONDS", conflicts_with = "no_sync")]
-    pub ttl: Option<std::num::NonZeroU32>,
+    #[arg(long, value_name = "SECONDS", conflicts_with = "no_sync", value_parser = seconds)]
+    pub ttl: Option<NonZeroU32>,
     /// What it is about: it takes the place of a message with the same key that still waits
     #[arg(long, value_name = "KEY", conflicts_with = "no_sync")]
     pub collapse: Option<String>,
@@ -270,6 +271,13 @@ pub struct DispatchArgs {
     pub data: String,
 }
 
+/// For how long a message is kept.
+fn seconds(typed: &str) -> Result<NonZeroU32, String> {
+    typed.parse().map_err(|_| {
+        format!("give a number of seconds from 1 to {}; without --ttl it is kept until it is received", u32::MAX)
+    })
+}
+
 /// Where the API is, and the key to it.
 #[derive(Debug, Args)]
 pub struct ApiArgs {
@@ -283,7 +291,8 @@ pub struct ApiArgs {
 
 /// List users, or show one
 ///
-/// Those the server knows, or those who are connected now; or what it knows of one, with each of his devices.
+/// Everybody the server knows, here or away, or those who are connected now; or what it knows of one, with each of his
+/// devices.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -461,7 +470,7 @@ pub struct InspectArgs {
     /// JSON, one object a line: the store first, then each user, then each damage
     #[arg(long)]
     pub json: bool,
-    /// Write what can be read to a new store in this directory, which must not exist
+    /// Write what can be read to a new store in this directory, which must not exist, or be empty
     #[arg(long, value_name = "OUT", conflicts_with_all = ["user", "limit"])]
     pub salvage: Option<PathBuf>,
 }

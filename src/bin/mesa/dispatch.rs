@@ -89,14 +89,24 @@ fn recipients(to: &[String]) -> Result<Recipients, Failure> {
 
 /// What became of it, for people: in all, and for each it was not taken for.
 fn account(result: &DispatchResult, kept: bool) -> Vec<String> {
-    let absent = if kept { "kept until they come" } else { "not kept" };
-    let mut lines = vec![format!(
-        "{}: {} online, {} offline ({absent}){}",
-        count(result.recipients, "recipient"),
-        result.online,
-        result.offline,
-        if result.duplicate { "; it had been sent before, and was not sent again" } else { "" }
-    )];
+    let refused = result.rejected.len() as u64;
+    let taken = match result.recipients.saturating_sub(refused) {
+        _ if refused == 0 => String::new(),
+        0 => ", taken for none".into(),
+        taken => format!(", taken for {taken}"),
+    };
+    let there = if refused > 0 && refused >= result.recipients {
+        String::new()
+    } else {
+        let absent = match (result.offline, kept) {
+            (0, _) => "",
+            (_, true) => " (kept until they come)",
+            (_, false) => " (not kept)",
+        };
+        format!(": {} online, {} offline{absent}", result.online, result.offline)
+    };
+    let again = if result.duplicate { "; it had been sent before, and was not sent again" } else { "" };
+    let mut lines = vec![format!("{}{taken}{there}{again}", count(result.recipients, "recipient"))];
     lines.extend(
         result.rejected.iter().map(|no| format!("{}: not taken ({})", printable(&no.user), printable(&no.reason))),
     );
@@ -123,7 +133,7 @@ mod tests {
         );
         assert_eq!(
             account(&result.unwrap(), true),
-            ["3 recipients: 1 online, 1 offline (kept until they come)", "c: not taken (quota)"]
+            ["3 recipients, taken for 2: 1 online, 1 offline (kept until they come)", "c: not taken (quota)"]
         );
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt::Display, io};
 
+use mesa::store::StoreError;
+
 /// Why a command failed, and with which exit code.
 #[derive(Debug)]
 pub enum Failure {
@@ -19,6 +21,17 @@ impl Failure {
     /// It did not work, for this reason.
     pub fn because(reason: impl Display) -> Self {
         Self::Failed(reason.to_string())
+    }
+
+    /// A store cannot be opened by a command that is no server: it can only wait for the one that has it. `instead` is what
+    /// else may be done, behind "Stop it first".
+    pub fn unopened(error: StoreError, instead: &str) -> Self {
+        match error {
+            StoreError::InUse { path, holder } => {
+                Self::because(format!("{} is in use by a server{holder}. Stop it first{instead}", path.display()))
+            }
+            other => Self::because(other),
+        }
     }
 
     /// What was typed makes no sense.

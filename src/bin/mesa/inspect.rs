@@ -1,6 +1,10 @@
 //! `mesa inspect`: what is in a store that no server has open.
 
-use std::{fmt::Write as _, path::Path};
+use std::{
+    fmt::Write as _,
+    path::Path,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use mesa::{
@@ -11,6 +15,7 @@ use mesa::{
         portable::Contents,
         salvage::salvage,
     },
+    time::rfc3339,
 };
 use serde_json::{Value, json};
 
@@ -20,9 +25,14 @@ use crate::{
     output::{self, count, printable},
 };
 
+/// What to do about a store in use where its server is not to be stopped.
+const INSTEAD_OF_STOPPING: &str =
+    ", or look at a copy: `mesa backup` makes a file of a running server's store, and `mesa restore` a store of that";
+
 /// Looks, prints, and fails if something is damaged.
 pub fn run(args: &InspectArgs) -> Result<(), Failure> {
-    let mut inspection = Inspection::open(&args.directory).map_err(Failure::because)?;
+    let mut inspection =
+        Inspection::open(&args.directory).map_err(|error| Failure::unopened(error, INSTEAD_OF_STOPPING))?;
     if let Some(out) = &args.salvage {
         return save(&mut inspection, out, args);
     }
@@ -198,7 +208,7 @@ fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
         ("format", facts.format.clone().unwrap_or_else(unknown)),
         ("namespace", facts.namespace.as_ref().map_or_else(unknown, |name| format!("{name:?}"))),
         ("end", facts.ending.as_str().to_owned()),
-        ("lapses", facts.lapses.to_string()),
+        ("lapses", format!("{} (each a gap in every log, for sequences that may be lost)", facts.lapses)),
         ("journal", records),
         ("synced", facts.marked.map_or_else(unknown, |record| format!("up to record {record}"))),
         ("dispatch ids", facts.ids.to_string()),
@@ -236,8 +246,8 @@ fn print_user(user: &LogFacts, limit: usize) -> Result<(), Failure> {
         let name = if device.is_empty() { "without a device".to_owned() } else { format!("device {device:?}") };
         let islands = ranges(received.islands().iter().copied());
         let islands = if islands.is_empty() { String::new() } else { format!(", and {islands}") };
-        let through = received.through();
-        output::line(&printable(&format!("received      {name}: up to {through}{islands}; {}", seen(*seen_ms))))?;
+        let (through, seen) = (received.through(), seen(*seen_ms));
+        output::line(&printable(&format!("received      {name}: up to {through}{islands}; last seen {seen}")))?;
     }
     for gone in &user.gone {
         output::line(&format!("gone          {}: {}", ranges([(gone.from, gone.to)]), gone.reason.as_str()))?;
@@ -248,7 +258,8 @@ fn print_user(user: &LogFacts, limit: usize) -> Result<(), Failure> {
     let (pending, bytes) = (user.pending.len() as u64, user.pending_bytes());
     output::line(&format!("pending       {} ({bytes} bytes)", count(pending, "message")))?;
     for (seq, bytes, expires_s) in user.pending.iter().take(limit) {
-        let expires = if *expires_s > 0 { format!(", expires {expires_s}") } else { String::new() };
+        let at = Duration::from_secs(u64::from(*expires_s));
+        let expires = if at.is_zero() { String::new() } else { format!(", expires {}", date(at)) };
         output::line(&format!("{seq:>9}  {bytes} bytes{expires}"))?;
     }
     let more = pending.saturating_sub(limit as u64);
@@ -268,8 +279,14 @@ fn ranges(ranges: impl IntoIterator<Item = (Seq, Seq)>) -> String {
     text
 }
 
+/// When a user or a device was here.
 fn seen(at_ms: u64) -> String {
-    if at_ms == 0 { "never seen".into() } else { format!("seen {} (seconds since 1970)", at_ms / 1000) }
+    if at_ms == 0 { "never".into() } else { date(Duration::from_millis(at_ms)) }
+}
+
+/// As the server writes it; no date where the number is beyond all of them, as it may be in a damaged store.
+fn date(since_1970: Duration) -> String {
+    UNIX_EPOCH.checked_add(since_1970).map_or_else(|| "unknown".into(), rfc3339)
 }
 
 #[cfg(test)]
@@ -280,5 +297,11 @@ mod tests {
     fn ranges_are_told_as_people_say_them() {
         assert_eq!(ranges([(1, 3), (5, 5)]), "1 to 3, 5");
         assert_eq!(ranges([]), "");
+    }
+
+    #[test]
+    fn times_are_dates_however_damaged() {
+        assert_eq!([seen(0), seen(1_795_954_465_000)], ["never", "2026-11-29T12:14:25.000Z"]);
+        assert!(!seen(u64::MAX).is_empty());
     }
 }

@@ -49,7 +49,7 @@ fn open(args: &MoveArgs) -> Result<Ends, Failure> {
     };
     let namespace = args.namespace.clone();
     let options = disk::DiskOptions { namespace, limits, ..disk::DiskOptions::new(&args.store_path) };
-    Ok((disk::open(options).map_err(Failure::because)?, link))
+    Ok((disk::open(options).map_err(|error| Failure::unopened(error, ""))?, link))
 }
 
 #[cfg(feature = "redis")]

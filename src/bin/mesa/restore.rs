@@ -1,6 +1,6 @@
 //! `mesa restore`: a store made of a backup.
 
-use mesa::store::salvage::restore;
+use mesa::store::{portable::PortableError, salvage::restore};
 
 use crate::{
     args::RestoreArgs,
@@ -11,7 +11,11 @@ use crate::{
 /// Verifies the file, and makes the store.
 pub fn run(args: &RestoreArgs) -> Result<(), Failure> {
     let contents = restore(&args.file, &args.store_path);
-    let contents = contents.map_err(|error| Failure::because(format!("{}: {error}", args.file.display())))?;
+    let contents = contents.map_err(|error| match error {
+        // The backup is not at fault.
+        PortableError::Place { .. } => Failure::because(error),
+        error => Failure::because(format!("{}: {error}", args.file.display())),
+    })?;
     let (users, entries) = (count(contents.users, "user"), count(contents.entries, "message"));
     output::line(&format!("{users}, {entries} ({} bytes) in {}", contents.bytes, args.store_path.display()))?;
     Ok(())

@@ -24,7 +24,9 @@ const LEFTOVERS: Duration = Duration::from_secs(1);
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let loaded = load(&sources(args)).map_err(|error| config::unusable(&error))?;
     logging::start(&loaded.config.log)?;
-    for warning in &loaded.warnings {
+    // What the configuration itself is warned of, the server says when it is put together.
+    let of_the_server = loaded.config.validate().map_err(Failure::because)?;
+    for warning in loaded.warnings.iter().filter(|warning| !of_the_server.contains(warning)) {
         tracing::warn!("{warning}");
     }
     system::raise_file_limit(loaded.config.limits.connections, args.dev);

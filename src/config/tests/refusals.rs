@@ -124,7 +124,14 @@ fn every_rule_names_the_key_and_what_to_do() {
             "authentication.jwt.leeway must be",
         ),
         ("{ api: { keys: ['0123456789abcdef', 'short'] } }", "api.keys[1] has 5 characters and must have 16 to 512"),
-        ("{ api: { keys: ['0123456789 abcdef'] } }", "api.keys[0] must be visible ASCII without spaces"),
+        (
+            "{ api: { keys: ['0123456789 abcdef'] } }",
+            "api.keys[0] must be visible ASCII without spaces; `openssl rand -hex 16`",
+        ),
+        ("{ store: { durability: { interval: 0 } } }", "from 1 to 86400000, but is { interval: 0 }"),
+        ("{ store: { durability: { interval: 'soon' } } }", "but is { interval: \"soon\" }"),
+        ("{ store: { durability: { interval: 1, x: 1 } } }", "but is an object with other keys"),
+        ("{ store: { durability: {} } }", "but is an object with other keys"),
         ("{ origins: ['*'] }", "origins[0] must be an origin as browsers send it"),
         ("{ origins: ['https://a/'] }", "leave origins out to allow any"),
         ("{ origins: ['https://A'] }", "in lower case"),
@@ -299,6 +306,9 @@ fn what_is_weak_is_warned_about() {
                  insecurePublic: true } }";
     warned(small, "one user who stays away can fill the store");
     warned("{}", "api.keys is empty");
+    for way in ["authentication.jwt (secret", "WS_KEY", "keyFile", "jwks", "authentication.webhook", "--dev"] {
+        warned("{ sync: { enabled: true } }", way);
+    }
     let quiet = json!({ "authentication": { "jwt": { "secret": SECRET } }, "api": { "keys": [API_KEY] } }).to_string();
     assert_eq!(load_text(&quiet).unwrap().warnings, Vec::<String>::new());
 }

@@ -2,7 +2,7 @@
 //! it has not. It never shows altered bytes or another user's messages, and never leaves out what was answered without a
 //! word. `mesa inspect` sees the damage, and what `--salvage` saves is what it showed.
 //!
-//! `MESA_CORRUPTIONS` sets how many, `MESA_SEED` repeats a run. With `MESA_CORRUPTION_BLIND=1` the harness shows that
+//! `MESA_CORRUPTIONS` sets how many, `MESA_SEED` repeats its choices. With `MESA_CORRUPTION_BLIND=1` the harness shows that
 //! it can fail: one entry of what is expected is forged, and every store that opens must be told to be wrong.
 
 mod damage;

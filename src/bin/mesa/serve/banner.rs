@@ -60,10 +60,17 @@ fn backends(config: &Config) -> String {
 }
 
 fn users(authentication: &Authentication) -> String {
-    match &authentication.jwt {
-        Some(jwt) => format!("show a JWT ({})", jwt.algorithms.join(", ")),
-        None if authentication.insecure => "show their id as token, and are believed: for trying things only".into(),
-        None => "cannot authenticate: set authentication.jwt, or authentication.insecure to try things".into(),
+    let Authentication { jwt, webhook, insecure, .. } = authentication;
+    if let Some(jwt) = jwt {
+        let published = if jwt.jwks.is_some() { ", checked with published keys" } else { "" };
+        format!("show a JWT ({}){published}", jwt.algorithms.join(", "))
+    } else if webhook.is_some() {
+        "are who authentication.webhook says".into()
+    } else if *insecure {
+        "show their id as token, and are believed: for trying things only".into()
+    } else {
+        "cannot authenticate: set authentication.jwt or authentication.webhook, or start with --dev to try things"
+            .into()
     }
 }
 
@@ -133,6 +140,23 @@ mod tests {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let text = text(&loaded, address(4000), Some(address(6379)), None);
         assert!(text.contains("\n  stock      redis://127.0.0.1:6379 for Dispatchers and Portals"), "{text}");
+    }
+
+    #[test]
+    fn each_way_to_tell_who_a_client_is_is_named() {
+        let url = || ("authentication.webhook.url".to_owned(), "https://example.org/who".into(), "a test".to_owned());
+        let jwks =
+            || ("authentication.jwt.jwks.url".to_owned(), "https://example.org/keys".into(), "a test".to_owned());
+        let algorithms = || ("authentication.jwt.algorithms".to_owned(), "RS256".into(), "a test".to_owned());
+        for (flags, expected) in [
+            (vec![url()], "are who authentication.webhook says"),
+            (vec![jwks(), algorithms()], "show a JWT (RS256), checked with published keys"),
+            (vec![], "cannot authenticate: set authentication.jwt or authentication.webhook"),
+        ] {
+            let loaded = load(&Sources { flags, ..Sources::default() }).expect("it holds");
+            let text = text(&loaded, SocketAddr::from(([127, 0, 0, 1], 4000)), None, None);
+            assert!(text.contains(&format!("\n  users      {expected}")), "{text}");
+        }
     }
 
     #[test]
