@@ -4,7 +4,7 @@
 //!
 //! One store, on one of two engines. Files in reading order:
 //!
-//! - `received`: what a user has received, as a set of sequences
+//! - `received`: what a user has received, as a set of sequences; `user`: what can be asked of one; `error`: why nothing was done
 //! - `engine`: what a store stands on, ordered tables; [`memory`] and [`disk`] are the two there are
 //! - `record`: what stands in the tables, byte by byte
 //! - `cursors`, `gone`: who has received what, and what is gone although nobody has
@@ -36,7 +36,6 @@
 
 use std::{
     fmt,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -55,6 +54,7 @@ mod cursors;
 mod cut_tests;
 pub mod disk;
 mod engine;
+mod error;
 mod gone;
 mod ids;
 mod inbox;
@@ -77,9 +77,12 @@ mod room;
 pub mod salvage;
 mod settle;
 mod sweep;
+mod user;
 
+pub use error::StoreError;
 pub use outbox::{EventKind, Kept, Outbox, OutboxEvent, OutboxOptions, OutboxStatus};
 pub use received::Received;
+pub use user::{Attached, DeviceState, KnownUser, UserState};
 
 /// Gaps in one log of which it is known why they are there.
 pub const REASONS_MAX: usize = 64;
@@ -329,43 +332,6 @@ pub struct Note {
     pub seen: Option<SystemTime>,
 }
 
-/// What the store knows of a user.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UserState {
-    /// Whether anything was ever written down about this user.
-    pub known: bool,
-    /// Last sequence handed out; the next message gets `head + 1`.
-    pub head: Seq,
-    /// What the clients without a device have received, or, if there are none, what all devices have.
-    pub received: Received,
-    /// Entries that somebody has not received yet.
-    pub pending: u64,
-    /// When the user last connected or disconnected, as far as that was written down.
-    pub seen: Option<SystemTime>,
-    /// His devices, those that came first first.
-    pub devices: Vec<DeviceState>,
-}
-
-/// What the store knows of a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceState {
-    /// Its name.
-    pub device: DeviceId,
-    /// Entries that it has not received yet.
-    pub pending: u64,
-    /// When it last connected or disconnected.
-    pub seen: Option<SystemTime>,
-}
-
-/// Where a session begins: what its cursor is when it comes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
-    /// What it has received.
-    pub received: Received,
-    /// The head of the log.
-    pub head: Seq,
-}
-
 /// What a read has found.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
@@ -398,56 +364,8 @@ pub enum Durability {
     Never,
 }
 
-/// Why the store did not do what was asked.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// Another process has the directory.
-    #[error("{path} is in use by another server{holder}. Stop that one, or give this one its own store.path")]
-    InUse {
-        /// The directory.
-        path: PathBuf,
-        /// " (process 123)" where that is known.
-        holder: String,
-    },
-    /// The directory is of another kind, version or namespace.
-    #[error("{0}")]
-    Incompatible(String),
-    /// The directory cannot be opened.
-    #[error("cannot open the store at {path}: {reason}")]
-    Open {
-        /// The directory.
-        path: PathBuf,
-        /// What failed, and what to do about it.
-        reason: String,
-    },
-    /// A write or a sync failed. From here on nothing is promised: every later call gets this too, and the server
-    /// must stop (after a failed `fsync` the kernel may have dropped what it could not write).
-    #[error("the store has failed and takes nothing more: {0}. Check the disk, then start the server again")]
-    Failed(Arc<str>),
-    /// What was read is not what was written.
-    #[error("the store is damaged: {0}")]
-    Damaged(Arc<str>),
-    /// There is no room. It is taken again when there is: nothing has to be started anew.
-    #[error("the store is full: {0}")]
-    Full(Arc<str>),
-    /// A user has as many devices as are remembered, and all of them are connected.
-    #[error("{0} devices of this user are connected, and that is as many as are allowed (sync.maxDevices)")]
-    Devices(usize),
-    /// What keeps the logs is on the other side of a network and cannot be reached. Whether what was asked was done is not
-    /// known. It is tried again: nothing has to be started anew.
-    #[error("the store cannot be reached: {0}. Try again")]
-    Unreachable(Arc<str>),
-    /// [`Store::close`] was called.
-    #[error("the store is closed: the server is shutting down")]
-    Closed,
-}
-
 /// Called with the users who have new entries, from the thread that committed them: must not block.
 pub type CommitListener = Arc<dyn Fn(&[UserId]) + Send + Sync>;
-
-/// One of those whom a store knows: his state, or why what is stored of him cannot be read, which concerns him alone.
-pub type KnownUser = (UserId, Result<UserState, StoreError>);
 
 /// A user's log, kept as [`Durability`] says.
 ///

@@ -74,14 +74,20 @@ pub(super) async fn hear(
     self_heard: SelfHeard,
     on: impl Fn(&Arc<Link>, Heard<'_>) -> bool,
 ) {
+    let Some(here) = link.upgrade() else { return };
+    let (mut made, mut hears) = (here.lines.made(), here.hears.subscribe());
+    drop(here);
     let mut relief = None;
     loop {
         let Some(here) = link.upgrade() else { return };
-        let (mut made, mut hears) = (here.lines.made(), here.hears.subscribe());
-        made.mark_unchanged();
         let ear = match relief.take() {
+            // What was made anew while it began is seen below.
             Some(ear) => Ok(ear),
-            None => subscribe(&here, channels, pattern).await.inspect(|_| _ = on(&here, Heard::Begins)),
+            None => {
+                made.mark_unchanged();
+                hears.mark_unchanged();
+                subscribe(&here, channels, pattern).await.inspect(|_| _ = on(&here, Heard::Begins))
+            }
         };
         drop(here);
         match ear {
