@@ -128,15 +128,25 @@ pub fn receive(store: &dyn Store, id: &str, from: Seq, to: Seq) {
 /// Sequence and number of everything above `after`; checks the stamps, and that both ways of reading agree.
 pub fn read(store: &dyn Store, id: &str, after: Seq) -> Vec<(Seq, u64)> {
     let whose = user(id);
-    let entries = store.read(&whose, after, ALL).unwrap().entries;
-    for entry in &entries {
-        assert_eq!((&entry.owner[..], entry.namespace), (id.as_bytes(), store.namespace()));
-    }
     let pairs = |entries: &[Entry]| entries.iter().map(|entry| (entry.seq, number(entry))).collect::<Vec<_>>();
-    if let Some(recent) = store.recent(&whose, after, ALL) {
-        assert_eq!(pairs(&recent.entries), pairs(&entries), "what is at hand in memory is what is stored");
+    let stored = || {
+        let entries = store.read(&whose, after, ALL).unwrap().entries;
+        for entry in &entries {
+            assert_eq!((&entry.owner[..], entry.namespace), (id.as_bytes(), store.namespace()));
+        }
+        pairs(&entries)
+    };
+    let mut before = stored();
+    loop {
+        let Some(recent) = store.recent(&whose, after, ALL) else { return before };
+        // Something may have been committed in between.
+        let behind = stored();
+        if behind == before {
+            assert_eq!(pairs(&recent.entries), before, "what is at hand in memory is what is stored");
+            return before;
+        }
+        before = behind;
     }
-    pairs(&entries)
 }
 
 /// Waits until `done`, or fails after ten seconds.
