@@ -6,7 +6,10 @@ use std::{
     io::{BufRead, BufReader, Write as _},
     net::TcpStream,
     process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, channel},
+    },
     time::Duration,
 };
 
@@ -55,6 +58,14 @@ impl Drop for Subscriber {
         _ = self.process.kill();
         _ = self.process.wait();
     }
+}
+
+/// A server, and the link between it and its Redis.
+async fn behind_a_link() -> (Stage, Arc<Proxy>) {
+    let redis_server = Redis::start();
+    let proxy = Proxy::start(redis_server.address()).await;
+    let stage = Stage::on(&format!("redis: 'redis://{}', {SETTINGS}", proxy.address), 1);
+    (Stage { redis: Some(redis_server), ..stage }, proxy)
 }
 
 async fn seen(stage: &Stage, user: &str) {
@@ -314,10 +325,7 @@ async fn what_stock_has_left_comes_in_its_order_though_not_all_of_it_has_room_at
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_stock_leaves_for_who_has_just_come_is_taken_though_the_line_is_cut_just_then() {
-    let redis_server = Redis::start();
-    let proxy = Proxy::start(redis_server.address()).await;
-    let stage = Stage::on(&format!("redis: 'redis://{}', {SETTINGS}", proxy.address), 1);
-    let stage = Stage { redis: Some(redis_server), ..stage };
+    let (stage, proxy) = behind_a_link().await;
     let mut dora = stage.client(0, "dora").await;
     seen(&stage, "dora").await;
     let cut = tokio::spawn(async move { proxy.disturb(Form::Cut, Duration::from_secs(3)).await });
@@ -329,10 +337,7 @@ async fn what_stock_leaves_for_who_has_just_come_is_taken_though_the_line_is_cut
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_stock_leaves_for_who_has_just_come_is_taken_though_it_was_never_answered_that_he_has() {
-    let redis_server = Redis::start();
-    let proxy = Proxy::start(redis_server.address()).await;
-    let stage = Stage::on(&format!("redis: 'redis://{}', {SETTINGS}", proxy.address), 1);
-    let stage = Stage { redis: Some(redis_server), ..stage };
+    let (stage, proxy) = behind_a_link().await;
     // So it is only answered who has come.
     proxy.lose("*1\r\n$4\r\ndora\r\n");
     let mut dora = loop {

@@ -1,7 +1,7 @@
 //! System calls that fail while a server opens its store, each of them, once and for ever: it starts all the same and
 //! keeps what it promises, or it ends with a sentence. Nothing that was there is harmed.
 
-use std::{collections::BTreeSet, fs};
+use std::collections::BTreeSet;
 
 use crate::{
     ledger::Ledger,
@@ -54,10 +54,7 @@ fn a_first_start_with_failing_system_calls_ends_with_a_sentence_or_serves() {
     }
     let mut random = Random::announced("failing_first_start");
     let home = Home::new();
-    let place = || {
-        _ = fs::remove_dir_all(home.store());
-        _ = fs::remove_file(home.path("log"));
-    };
+    let place = || prepared::place_none(&home);
     let check = |ledger: &Ledger| {
         prepared::check_no_panic(&home)?;
         let server = strace::start_without(&home)?;

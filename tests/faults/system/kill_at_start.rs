@@ -4,10 +4,10 @@
 //! log cut to its size. A call is killed before it is done, so the calls that only read stand for the moments between
 //! those that write.
 
-use std::{fs, os::unix::process::ExitStatusExt as _};
+use std::os::unix::process::ExitStatusExt as _;
 
 use crate::{
-    prepared::Prepared,
+    prepared::{self, Prepared},
     strace::{self, Fault, Started},
     support::{http::Http, random::Random, server::Home},
     tools,
@@ -36,10 +36,7 @@ fn a_first_start_killed_at_any_system_call_is_followed_by_one_that_works() {
     }
     let mut random = Random::announced("kill_at_first_start");
     let home = Home::new();
-    let place = || {
-        _ = fs::remove_dir_all(home.store());
-        _ = fs::remove_file(home.path("log"));
-    };
+    let place = || prepared::place_none(&home);
     let check = || {
         let server = strace::start_without(&home)?;
         let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;

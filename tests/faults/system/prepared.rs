@@ -81,9 +81,8 @@ impl Prepared {
 
     /// Puts a copy of it in the place of what the server of `home` has.
     pub fn place(&self, home: &Home) {
-        _ = fs::remove_dir_all(home.store());
+        place_none(home);
         copy(&self.directory.path().join("image"), &home.store());
-        _ = fs::remove_file(home.path("log"));
     }
 
     /// Holds what was there before a fault, and what was answered during it, against a plain start behind it.
@@ -122,6 +121,12 @@ impl Prepared {
         server.process.kill();
         Ok(())
     }
+}
+
+/// Takes away what the server of `home` has, and what it said.
+pub fn place_none(home: &Home) {
+    _ = fs::remove_dir_all(home.store());
+    _ = fs::remove_file(home.path("log"));
 }
 
 /// Holds that nothing panicked.
