@@ -36,6 +36,7 @@
 //! | [`outgoing`] | requests of our own: bounded, signed, and not to private addresses |
 //! | [`config`] | the documented keys and ours, from file, environment and command line; checked once, trusted after |
 //! | [`metrics`] | the counters, named once |
+//! | [`health`] | which parts of the server are ready, and why not |
 //! | [`time`] | dates as text |
 //! | [`protocol`] | frames (text ⇄ [`ClientFrame`](protocol::frame::ClientFrame)), opcodes, close codes |
 //! | [`store`] | the log of every user: the contract, the commit thread, the engine on disk and the one for tests |
@@ -89,6 +90,7 @@ pub mod cluster;
 pub mod config;
 pub mod dispatcher;
 pub mod guide;
+mod health;
 mod http;
 mod hub;
 pub mod message;

@@ -17,9 +17,16 @@ macro_rules! metrics {
 
         impl Metrics {
             /// All at zero.
+            #[cfg(test)]
             #[must_use]
             pub fn new() -> Self {
-                let mut metrics = Self { registry: Registry::with_prefix("mesa"), ..Self::default() };
+                Self::with(Counter::default())
+            }
+
+            /// All at zero but the counter of restarted tasks, which belongs to [`Health`](crate::health::Health).
+            #[must_use]
+            pub fn with(task_restarts: Counter) -> Self {
+                let mut metrics = Self { registry: Registry::with_prefix("mesa"), task_restarts, ..Self::default() };
                 $(metrics.registry.register($name, concat!($($help),+).trim().trim_end_matches('.'), metrics.$field.clone());)+
                 metrics
             }
@@ -94,6 +101,8 @@ metrics! {
     http_refused: Counter = "http_requests_refused",
     /// HTTP requests answered with an error of ours.
     http_failed: Counter = "http_requests_failed",
+    /// Tasks of the server that ended unexpectedly and were started again.
+    task_restarts: Counter = "task_restarts",
 }
 
 impl Metrics {

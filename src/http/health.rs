@@ -13,11 +13,14 @@ pub(super) async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// Dispatches are taken.
+/// Every part of the server is ready; otherwise one line for each that is not.
 pub(super) async fn ready(FromState(api): State) -> Response {
     match api.hub.ready() {
         Ok(()) => "ready\n".into_response(),
-        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+        Err(reports) => {
+            let lines: Vec<_> = reports.iter().map(ToString::to_string).collect();
+            (StatusCode::SERVICE_UNAVAILABLE, lines.join("\n") + "\n").into_response()
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Hub, on_disk_thread};
 use crate::{
+    health::NotReady,
     message::{DeviceId, Seq, UserId},
     store::{DeviceState, Entry, ReadLimit, StoreError, UserState},
 };
@@ -221,23 +222,22 @@ impl Hub {
         self.store.clear(user).await
     }
 
-    /// Whether dispatches are taken.
+    /// Whether every part of the server is ready: dispatches are taken.
     ///
     /// # Errors
-    /// A sentence that says why not.
-    pub fn ready(&self) -> Result<(), String> {
-        if let Some(why) = self.store.unreachable() {
-            return Err(format!("the store cannot be reached: {why}"));
-        }
-        if let Some(why) = self.store.full() {
-            return Err(format!("the store is full: {why}"));
-        }
-        match self.store.stalled() {
-            Some(age) if age > COMMIT_STALL => {
-                Err(format!("a commit has been waiting for the disk for {} s", age.as_secs()))
-            }
-            _ => Ok(()),
-        }
+    /// Every part that is not ready, with its reason.
+    pub fn ready(&self) -> Result<(), Vec<NotReady>> {
+        let health = self.store.health();
+        // Conditions that are asked for. Others are reported by the parts themselves.
+        let unreachable = self.store.unreachable().map(|why| format!("the store cannot be reached: {why}"));
+        health.set("store_connection", unreachable.map(Into::into));
+        let full = self.store.full().map(|why| format!("the store is full: {why}"));
+        health.set("store_capacity", full.map(Into::into));
+        let stalled = self.store.stalled().filter(|age| *age > COMMIT_STALL);
+        let stalled = stalled.map(|age| format!("a commit has been waiting for the disk for {} s", age.as_secs()));
+        health.set("commit", stalled.map(Into::into));
+        let reports = health.reports();
+        if reports.is_empty() { Ok(()) } else { Err(reports) }
     }
 }
 

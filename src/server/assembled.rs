@@ -53,7 +53,7 @@ impl Assembled {
         before_exit: Option<BeforeExit>,
         (wire, ids): (Option<TcpListener>, Option<PortalIds>),
     ) -> Result<Self, ServerError> {
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::with(store.health().restarts()));
         let hub = Hub::among(settings(&config), store.clone(), metrics.clone(), cluster);
         let http = Http::new(Api {
             hub: hub.clone(),
@@ -136,7 +136,6 @@ impl Assembled {
 /// Says so when the disk keeps a commit waiting: the server can do nothing about it, but somebody should know. And looks
 /// after the portals.
 async fn look_around(hub: Arc<Hub>, wire: Option<Arc<Wire>>) {
-    let mut waiting = false;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if let Some(portals) = hub.portals() {
@@ -145,16 +144,7 @@ async fn look_around(hub: Arc<Hub>, wire: Option<Arc<Wire>>) {
         if let Some(wire) = &wire {
             wire.sweep(Instant::now());
         }
-        match hub.ready() {
-            Err(reason) if !waiting => {
-                waiting = true;
-                tracing::error!("{reason}");
-            }
-            Ok(()) if waiting => {
-                waiting = false;
-                tracing::info!("commits go through again");
-            }
-            _ => {}
-        }
+        // Conditions that change are logged there.
+        _ = hub.ready();
     }
 }

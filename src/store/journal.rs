@@ -33,6 +33,7 @@ use super::{
     recovery,
 };
 use crate::{
+    health::Health,
     message::{DeviceId, Seq, UserId},
     planted::{self, Bug},
 };
@@ -52,6 +53,8 @@ pub struct Options {
     pub recent_bytes: usize,
     /// What is to be told to the outside world, if anything is.
     pub outbox: Option<OutboxOptions>,
+    /// Where the store reports its condition. Default: one of its own.
+    pub health: Arc<Health>,
     /// For tests.
     pub tuning: Tuning,
     /// Milliseconds by which the store's clock is ahead of what it would be: for tests of what takes days.
@@ -68,6 +71,7 @@ impl Default for Options {
             limits: Limits::default(),
             recent_bytes: 32 << 20,
             outbox: None,
+            health: Arc::default(),
             tuning: Tuning::default(),
             ahead_ms: Arc::default(),
         }
@@ -118,6 +122,7 @@ pub(super) struct Shared {
     pub devices_max: usize,
     /// What is to be told to the outside world, if anything is.
     pub outbox: Option<Arc<Outbox>>,
+    pub health: Arc<Health>,
     /// Why nothing is taken for now, if nothing is.
     pub full: RwLock<Option<Arc<str>>>,
     /// Where the store was opened from, if that was a runtime.
@@ -153,6 +158,7 @@ pub(super) fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn 
         clock: recovered.clock,
         devices_max: options.limits.devices,
         outbox: outbox.transpose()?,
+        health: options.health.clone(),
         full: RwLock::default(),
         runtime: tokio::runtime::Handle::try_current().ok(),
     });
@@ -263,6 +269,10 @@ impl Store for Journal {
 
     fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
         self.shared.index.with(user, |log| log.cursors.lacking(seq))
+    }
+
+    fn health(&self) -> Arc<Health> {
+        self.shared.health.clone()
     }
 
     fn full(&self) -> Option<Arc<str>> {

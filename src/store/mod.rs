@@ -43,7 +43,10 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::message::{CollapseKey, DeviceId, DispatchId, Payload, Seq, UserId};
+use crate::{
+    health::Health,
+    message::{CollapseKey, DeviceId, DispatchId, Payload, Seq, UserId},
+};
 
 mod append;
 mod backup;
@@ -498,6 +501,9 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// When what is stored of the user cannot be read.
     fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError>;
+
+    /// Conditions of the server that this store belongs to: the store reports its own there.
+    fn health(&self) -> Arc<Health>;
 
     /// Why nothing is taken for now ([`StoreError::Full`]), if nothing is.
     fn full(&self) -> Option<Arc<str>>;

@@ -29,8 +29,16 @@ pub(super) fn text(wire: &Wire) -> String {
         format!("connections:{}", wire.hub.connections()),
         format!("users_online:{}", wire.hub.online_count()),
         format!("portals:{portals}"),
-        format!("ready:{}", wire.hub.ready().map_or_else(|why| why.replace(['\r', '\n'], " "), |()| "yes".to_owned())),
+        format!("ready:{}", ready(wire)),
         String::new(),
     ];
     lines.join("\r\n")
+}
+
+/// `yes`, or the parts of the server that are not ready.
+fn ready(wire: &Wire) -> String {
+    match wire.hub.ready() {
+        Ok(()) => "yes".to_owned(),
+        Err(reports) => reports.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+    }
 }

@@ -57,7 +57,7 @@ pub use self::{
     stock::StockMessage,
 };
 use self::{line::Lines, names::Names};
-use crate::config;
+use crate::{config, health::Health};
 
 /// A Redis that cannot be reached for this long when a server starts is not waited for.
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
@@ -83,6 +83,8 @@ pub struct Link {
     /// What an earlier opening with such a clock has left.
     base_ms: u64,
     came: Instant,
+    /// Conditions of the server that this link belongs to.
+    health: Arc<Health>,
     listeners: RwLock<Vec<Listener>>,
     tasks: Mutex<Vec<AbortHandle>>,
     /// Another server has taken this one for dead, or the Redis may have forgotten something: what was said of who is here
@@ -154,6 +156,7 @@ impl Link {
             ahead_ms,
             base_ms: joined.base_ms,
             came: Instant::now(),
+            health: Arc::default(),
             listeners: RwLock::default(),
             tasks: Mutex::default(),
             buried: AtomicBool::new(false),
@@ -234,6 +237,11 @@ impl Link {
             runtime.spawn(async move { _ = done.send(work.await) });
         }
         result.recv().unwrap_or_else(|_| Err(LinkError::Lost("the line was closed".into())))
+    }
+
+    /// Conditions of the server that this link belongs to.
+    pub fn health(&self) -> &Arc<Health> {
+        &self.health
     }
 
     /// The lines to send requests over.

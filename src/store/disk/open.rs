@@ -25,13 +25,16 @@ use super::{
     records::{Broken, RecordFiles, Survey},
     rest::{INBOX, JOURNAL, settled_in},
 };
-use crate::store::{
-    Durability, Limits, Store, StoreError,
-    engine::Table,
-    journal::{self, Options},
-    outbox::OutboxOptions,
-    record::journal_number,
-    recovery::SETTLED_KEY,
+use crate::{
+    health::Health,
+    store::{
+        Durability, Limits, Store, StoreError,
+        engine::Table,
+        journal::{self, Options},
+        outbox::OutboxOptions,
+        record::journal_number,
+        recovery::SETTLED_KEY,
+    },
 };
 
 /// sled's own segments. They cannot be changed once a store exists.
@@ -61,6 +64,9 @@ pub struct DiskOptions {
     pub limits: Limits,
     /// What is to be told to the outside world; `None`: nothing, and what is there from before stays.
     pub outbox: Option<OutboxOptions>,
+    /// Where the store reports its condition.
+    #[doc(hidden)]
+    pub health: Arc<Health>,
     /// Called instead of syncing the file. For tests of what happens when a disk fails.
     #[doc(hidden)]
     pub sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
@@ -84,6 +90,7 @@ impl DiskOptions {
             queue: 10_000,
             limits: Limits::default(),
             outbox: None,
+            health: Arc::default(),
             sync: None,
             tuning: journal::Tuning::default(),
             ahead_ms: Arc::default(),
@@ -104,6 +111,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
         limits: options.limits,
         recent_bytes: usize::try_from(options.cache_bytes / 2).unwrap_or(usize::MAX),
         outbox: options.outbox,
+        health: options.health,
         tuning: options.tuning,
         ahead_ms: options.ahead_ms,
     };

@@ -70,6 +70,7 @@ use super::{
 };
 use crate::{
     cluster::redis::{Link, LinkError, Told},
+    health::Health,
     message::{DeviceId, Seq, UserId},
 };
 
@@ -469,6 +470,10 @@ impl Store for RedisStore {
 
     fn unreachable(&self) -> Option<Arc<str>> {
         self.link.down().map(|(why, _)| why)
+    }
+
+    fn health(&self) -> Arc<Health> {
+        self.link.health().clone()
     }
 
     fn full(&self) -> Option<Arc<str>> {
