@@ -1,46 +1,98 @@
-//! The store's clock: by it messages expire, ids and devices are forgotten.
+//! The store's clock. Expiry of messages, dispatch ids and devices goes by it.
 //!
-//! It begins where the calendar is when the store is opened, or where the store's own clock was when that is later, and
-//! goes on by the machine's steady clock. So a calendar that is set to and fro while the server runs changes nothing,
-//! and one that was set back while it was away makes nothing young again.
+//! It starts at the calendar when the store is opened, or at the latest time that the store has written, whichever is
+//! later. From then on it advances by a clock that counts time in suspend and that no administrator can set. So a step
+//! of the calendar expires nothing while the server runs, and a machine that slept ages its messages by the time it slept.
 
 use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// How far ahead of the calendar it may begin before that is worth a word.
+/// Lead over the calendar at start, in milliseconds, that is worth a log line.
 const AHEAD_MS_MAX: u64 = 60_000;
+
+/// Attempts to read both clocks at one moment. The closest pair is used, so one interruption does no harm.
+const PAIR_ATTEMPTS: usize = 8;
 
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Clock {
-    began_ms: u64,
-    began: Instant,
+    source: Source,
+    /// Both to the nanosecond: two truncated parts would add up to a time before the calendar's.
+    began: Duration,
+    source_began: Duration,
     ahead_ms: Arc<AtomicU64>,
 }
 
-impl Clock {
-    /// `last_ms`: the latest time this store has written down. `ahead_ms` is added to all it says, for tests.
-    pub fn new(last_ms: u64, ahead_ms: Arc<AtomicU64>) -> Self {
-        let calendar_ms = millis(SystemTime::now());
-        if last_ms > calendar_ms + AHEAD_MS_MAX {
-            let ahead_s = (last_ms - calendar_ms) / 1000;
-            tracing::warn!(ahead_s, "the calendar is behind the store's clock, by which the store goes on");
+/// The clock of the machine, or one that a test moves.
+#[derive(Clone, Debug)]
+enum Source {
+    Machine,
+    #[cfg(test)]
+    Test(Arc<AtomicU64>),
+}
+
+impl Source {
+    fn now(&self) -> Duration {
+        match self {
+            Self::Machine => since_boot(),
+            #[cfg(test)]
+            Self::Test(nanos) => Duration::from_nanos(nanos.load(Ordering::Relaxed)),
         }
-        Self { began_ms: calendar_ms.max(last_ms), began: Instant::now(), ahead_ms }
+    }
+}
+
+/// Reads the time since boot, with the time in suspend.
+fn since_boot() -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+    // On Linux the monotonic clock stops in suspend; on the BSDs and macOS it does not.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let clock = ClockId::Boottime;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let clock = ClockId::Monotonic;
+    Duration::try_from(clock_gettime(clock)).unwrap_or_default()
+}
+
+impl Clock {
+    /// Starts at the calendar, or at `last_ms` if that is later: the latest time this store has written.
+    ///
+    /// `ahead_ms` is added to every reading, for tests.
+    pub fn new(last_ms: u64, ahead_ms: Arc<AtomicU64>) -> Self {
+        Self::start(Source::Machine, || since_epoch(SystemTime::now()), last_ms, ahead_ms)
     }
 
-    /// Milliseconds of the Unix epoch.
+    fn start(source: Source, calendar: impl Fn() -> Duration, last_ms: u64, ahead_ms: Arc<AtomicU64>) -> Self {
+        let read = || {
+            let before = source.now();
+            let calendar = calendar();
+            // Counted from before the calendar was read, so that the clock is never behind it.
+            (source.now().saturating_sub(before), before, calendar)
+        };
+        let closest = (0..PAIR_ATTEMPTS).map(|_| read()).min_by_key(|(apart, ..)| *apart);
+        let (source_began, calendar) =
+            closest.map_or_else(Default::default, |(_, source, calendar)| (source, calendar));
+        let last = Duration::from_millis(last_ms);
+        let ahead = last.saturating_sub(calendar);
+        if ahead > Duration::from_millis(AHEAD_MS_MAX) {
+            tracing::warn!(
+                ahead_s = ahead.as_secs(),
+                "the calendar is behind the store's clock, by which the store goes on"
+            );
+        }
+        Self { source, began: calendar.max(last), source_began, ahead_ms }
+    }
+
+    /// Milliseconds of the Unix epoch, rounded down.
     pub fn now_ms(&self) -> u64 {
-        let since_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX / 2);
-        self.began_ms + since_ms + self.ahead_ms.load(Ordering::Relaxed)
+        let now = self.began + self.source.now().saturating_sub(self.source_began);
+        whole_ms(now).saturating_add(self.ahead_ms.load(Ordering::Relaxed))
     }
 
-    /// Seconds of the Unix epoch.
+    /// Seconds of the Unix epoch, rounded down.
     pub fn now_s(&self) -> u32 {
         seconds(self.now_ms())
     }
@@ -53,17 +105,16 @@ pub fn seconds(ms: u64) -> u32 {
 
 /// Milliseconds of the Unix epoch; 0 for a calendar that is set before it.
 pub fn millis(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    whole_ms(since_epoch(time))
+}
+
+fn since_epoch(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 2)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_calendar_that_was_set_back_makes_nothing_young_again() {
-        let ahead = millis(SystemTime::now()) + 3_600_000;
-        assert!(Clock::new(ahead, Arc::default()).now_ms() >= ahead);
-        assert!(Clock::new(1, Arc::default()).now_ms() + 1000 >= millis(SystemTime::now()));
-    }
-}
+mod tests;
