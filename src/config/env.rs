@@ -6,7 +6,14 @@ use super::{
     error::{Problem, shown},
     keys::{self, KEYS, Key, Kind},
     merge::Settings,
+    service_links,
 };
+
+/// Unknown variables that are named one by one; the rest are counted in one warning.
+const UNKNOWN_NAMED_MAX: usize = 20;
+
+/// Begins the origin of a value that a variable set; the name of the variable follows.
+pub(super) const ORIGIN: &str = "environment variable ";
 
 /// Variables under our prefix that are for the command line tools.
 const TOOLS: &[&str] = &["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_TOKEN"];
@@ -32,31 +39,47 @@ const GRAPHICS: &[&str] = &[
 /// More of them, which begin as ours do.
 const GRAPHICS_EXACT: &[&str] = &["MESA_LOG", "MESA_LOG_FILE", "MESA_LOG_PREFIX", "MESA_PROCESS_NAME"];
 
-/// What the environment says. A variable that is set to nothing counts as not set, as scripts and compose files
-/// commonly do it.
-pub(super) fn read(environment: &[(String, String)], problems: &mut Vec<Problem>) -> Settings {
+/// Reads the settings of the environment.
+///
+/// An empty variable counts as not set, because scripts and compose files commonly write it that way. An unknown variable
+/// with our prefix is a warning: the prefix is not ours alone, and other programs' variables must not stop a server.
+pub(super) fn read(
+    environment: &[(String, String)],
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<String>,
+) -> Settings {
     let mut settings = Settings::default();
+    let (mut links, mut ignored_settings, mut unknown) = (Vec::new(), Vec::new(), 0_usize);
     for (name, text) in environment {
         if text.is_empty() {
             continue;
         }
-        let origin = format!("environment variable {}", shown(name));
-        if let Some(key) = KEYS.iter().find(|key| key.env.contains(&name.as_str())) {
+        let key = KEYS.iter().find(|key| key.env.contains(&name.as_str()));
+        if (key.is_some() || name.starts_with("MESA_")) && service_links::is_service_link(name, text) {
+            ignored_settings.extend(key.map(|_| shown(name)));
+            links.push(shown(name));
+        } else if let Some(key) = key {
+            let origin = format!("{ORIGIN}{}", shown(name));
             match parse(key, text) {
                 Some(value) => settings.set(key, value, &origin),
                 None => problems
                     .push(Problem::about(&[key.name], keys::misfit(key, &Value::String(text.clone()))).from(&origin)),
             }
         } else if name.starts_with("MESA_") && !is_foreign(name) {
-            problems.push(
-                Problem::new(match keys::nearest_env(name) {
-                    Some(nearest) => format!("there is no such setting; the nearest known one is {nearest}"),
-                    None => "there is no such setting; unset it".into(),
-                })
-                .from(&origin),
-            );
+            unknown += 1;
+            if unknown <= UNKNOWN_NAMED_MAX {
+                let nearest = keys::nearest_env(name);
+                let nearest = nearest.map_or_else(String::new, |known| format!("; the nearest setting is {known}"));
+                warnings
+                    .push(format!("the environment variable {} is no setting and is ignored{nearest}", shown(name)));
+            }
         }
     }
+    if let Some(more) = unknown.checked_sub(UNKNOWN_NAMED_MAX).filter(|more| *more > 0) {
+        warnings
+            .push(format!("{more} more environment variables that begin with MESA_ are no settings and are ignored"));
+    }
+    warnings.extend(service_links::warning(&links, &ignored_settings));
     settings
 }
 

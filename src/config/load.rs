@@ -19,7 +19,7 @@ use super::{
 pub struct Sources {
     /// A JSON5 file of at most 1 MiB.
     pub file: Option<PathBuf>,
-    /// The environment, name and value. Variables that are none of ours are passed over, unless they begin with `MESA_`.
+    /// The environment, name and value. Unknown variables are ignored, with a warning if they begin with `MESA_`.
     pub env: Vec<(String, String)>,
     /// From the command line: the dotted key, the value, and the flag as it was typed (`--port`). A text is read as one
     /// from the environment would be where the key holds something else.
@@ -41,6 +41,8 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// The API key that was made up because `dev` is on and none is configured; it is in `config.api.keys` as well.
     pub generated_api_key: Option<String>,
+    /// The environment variables that set something, by name and in alphabetical order.
+    pub variables: Vec<String>,
 }
 
 /// Without the key.
@@ -59,7 +61,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let mut problems = Vec::new();
     let mut warnings = Vec::new();
 
-    let settings = settings(sources, &mut problems);
+    let settings = settings(sources, &mut problems, &mut warnings);
     set_aside(&settings, sources.embedded, &mut problems, &mut warnings);
     let mut config = Config::default();
     read::read(&settings, &mut config, &mut problems);
@@ -83,11 +85,13 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     }
     ConfigError::from_problems(problems)?;
     warnings.extend(more);
-    Ok(Loaded { config, warnings, generated_api_key })
+    let variables = settings.origins().filter_map(|origin| origin.strip_prefix(env::ORIGIN).map(str::to_owned));
+    let variables: std::collections::BTreeSet<String> = variables.collect();
+    Ok(Loaded { config, warnings, generated_api_key, variables: variables.into_iter().collect() })
 }
 
 /// All sources laid over each other.
-fn settings(sources: &Sources, problems: &mut Vec<Problem>) -> Settings {
+fn settings(sources: &Sources, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) -> Settings {
     let mut explicit = Settings::default();
     if let Some(path) = &sources.file {
         match file::read(path) {
@@ -95,7 +99,7 @@ fn settings(sources: &Sources, problems: &mut Vec<Problem>) -> Settings {
             Err(problem) => problems.push(problem),
         }
     }
-    explicit.overlay(env::read(&sources.env, problems));
+    explicit.overlay(env::read(&sources.env, problems, warnings));
     explicit.overlay(flags(&sources.flags, problems));
 
     let mut settings = if sources.dev { dev(&explicit) } else { Settings::default() };

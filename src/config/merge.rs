@@ -40,6 +40,11 @@ impl Settings {
         self.get(name).map(|entry| entry.origin.as_str())
     }
 
+    /// Where each of the keys that are set was set.
+    pub fn origins(&self) -> impl Iterator<Item = &str> {
+        self.entries.values().map(|entry| entry.origin.as_str())
+    }
+
     /// Lays `above` over this: where both speak, `above` holds. A list is one value and replaces the other.
     pub fn overlay(&mut self, above: Self) {
         self.entries.extend(above.entries);

@@ -5,6 +5,7 @@
 //!
 //! - `keys`: the table of every key, with its environment variable, its form and its bounds
 //! - `file`, `env`: what one source says, as values under dotted keys
+//! - `service_links`: variables that Kubernetes and Docker inject, which are no settings
 //! - `merge`: one source over another, each value with where it came from
 //! - `read`: values into the types below
 //! - `outgoing`: of those, whom the server asks and tells
@@ -24,6 +25,7 @@ mod outgoing;
 mod print;
 mod read;
 mod remote;
+mod service_links;
 #[cfg(test)]
 mod tests;
 mod validate;

@@ -1,8 +1,8 @@
 //! `mesa serve`: what it says at its start.
 
-use std::fs;
+use std::{fs, process::Command};
 
-use crate::support::server::Home;
+use crate::{said, support::server::Home};
 
 #[test]
 fn each_warning_is_logged_once() {
@@ -13,4 +13,53 @@ fn each_warning_is_logged_once() {
         assert_eq!(log.matches(warning).count(), 1, "{warning}:\n{log}");
     }
     drop(server);
+}
+
+#[test]
+fn server_in_a_kubernetes_service_of_its_name_starts_and_explains_the_variables() {
+    let mut home = Home::new();
+    for (name, value) in [
+        ("MESA_PORT", "tcp://10.96.0.1:4000"),
+        ("MESA_SERVICE_HOST", "10.96.0.1"),
+        ("MESA_BIN", "/usr/bin/mesa"),
+        ("MESA_STORE_PAHT", "elsewhere"),
+    ] {
+        home.set_variable(name, value);
+    }
+    let server = home.start();
+    let log = fs::read_to_string(home.path("log")).expect("a log");
+    for expected in ["enableServiceLinks: false", "MESA_BIN is no setting", "the nearest setting is MESA_STORE_PATH"] {
+        assert_eq!(log.matches(expected).count(), 1, "{expected}:\n{log}");
+    }
+    drop(server);
+}
+
+#[test]
+fn config_check_reads_the_environment_as_serve_does() {
+    let home = Home::new();
+    let file = home.path("config.json5");
+    let check = |name: &str, value: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesa"));
+        command.args(["config", "check"]).arg(&file).env_clear().env(name, value);
+        command.output().expect("it runs")
+    };
+    let wrong = check("MESA_STORE_DURABILITY", "sometimes");
+    assert_eq!(wrong.status.code(), Some(1), "{}", said(&wrong));
+    assert!(
+        said(&wrong).contains("environment variable MESA_STORE_DURABILITY: store.durability must be"),
+        "{}",
+        said(&wrong)
+    );
+    let fine = check("MESA_PORT", "4001");
+    assert!(
+        fine.status.success() && said(&fine).contains("is fine together with MESA_PORT of the environment"),
+        "{}",
+        said(&fine)
+    );
+    let unknown = check("MESA_PROT", "4001");
+    assert!(
+        unknown.status.success() && said(&unknown).contains("the nearest setting is MESA_PORT"),
+        "{}",
+        said(&unknown)
+    );
 }

@@ -75,7 +75,7 @@ impl Home {
         let mut words = wrapper.iter().copied().chain([binary]);
         let mut command = Command::new(words.next().expect("at least the binary"));
         let log = File::options().create(true).append(true).open(self.path("log")).expect("a log");
-        // What is said to the test is not said to the server, which refuses settings it does not know.
+        // Settings in the environment of the test are not meant for the server.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MESA_")) {
             command.env_remove(name);
         }

@@ -400,7 +400,8 @@ pub enum ConfigCommand {
 
 /// Check a file, and name all that is wrong with it
 ///
-/// Looks at the file alone, not at the environment, and starts nothing.
+/// Reads the file and the environment as serve does, and starts nothing. A variable that sets something is named: it holds
+/// over the file.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:

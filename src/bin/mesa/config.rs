@@ -19,10 +19,15 @@ pub fn run(command: &ConfigCommand) -> Result<(), Failure> {
 
 fn check(args: &ConfigCheckArgs) -> Result<(), Failure> {
     let embedded = args.store == Some(StoreKind::Embedded);
-    let sources = Sources { file: Some(args.file.clone()), embedded, ..Sources::default() };
+    // With the environment, because `serve` reads it too: what is checked is what would run.
+    let sources = Sources { embedded, ..environment::sources(Some(args.file.clone())) };
     match load(&sources) {
         Ok(loaded) => {
-            output::line(&format!("{} is fine", args.file.display()))?;
+            let together = match &loaded.variables[..] {
+                [] => String::new(),
+                variables => format!(" together with {} of the environment", variables.join(", ")),
+            };
+            output::line(&format!("{} is fine{together}", args.file.display()))?;
             for warning in loaded.warnings {
                 output::line(&format!("but note: {warning}"))?;
             }

@@ -115,18 +115,68 @@ fn durability_has_three_forms_in_each_source() {
 }
 
 #[test]
-fn an_unknown_variable_of_ours_is_an_error_and_those_of_others_are_not() {
-    let error = load_with("{}", |sources| sources.env = env(&[("MESA_PROT", "1"), ("MESA_QUITE_UNHEARD_OF", "1")]))
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        error,
-        "environment variable MESA_PROT: there is no such setting; the nearest known one is MESA_PORT.\n\
-         environment variable MESA_QUITE_UNHEARD_OF: there is no such setting; unset it."
-    );
+fn unknown_variable_with_our_prefix_is_ignored_with_a_warning() {
+    let unknown = [("MESA_PROT", "1"), ("MESA_QUITE_UNHEARD_OF", "1"), ("MESA_BIN", "/usr/bin/mesa")];
+    let loaded = load_with("{}", |sources| sources.env = env(&unknown)).unwrap();
+    assert_eq!(loaded.config, Config::default());
+    for expected in [
+        "the environment variable MESA_PROT is no setting and is ignored; the nearest setting is MESA_PORT",
+        "the environment variable MESA_QUITE_UNHEARD_OF is no setting and is ignored",
+        "the environment variable MESA_BIN is no setting and is ignored",
+    ] {
+        assert!(loaded.warnings.iter().any(|warning| warning == expected), "{expected}: {:?}", loaded.warnings);
+    }
+    let many = (0..1000).map(|at| (format!("MESA_UNHEARD_{at}"), "x".to_owned())).collect();
+    let loaded = load_with("{}", |sources| sources.env = many).unwrap();
+    assert!(loaded.warnings.len() < 30, "{} warnings", loaded.warnings.len());
+    assert!(loaded.warnings.iter().any(|warning| warning.starts_with("980 more environment variables")));
+}
+
+#[test]
+fn variables_of_a_kubernetes_service_are_ignored_and_explained_once() {
+    let service = [
+        ("MESA_SERVICE_HOST", "10.96.0.1"),
+        ("MESA_SERVICE_PORT", "4000"),
+        ("MESA_PORT", "tcp://10.96.0.1:4000"),
+        ("MESA_PORT_4000_TCP", "tcp://10.96.0.1:4000"),
+        ("MESA_PORT_4000_TCP_PROTO", "tcp"),
+        ("MESA_PORT_4000_TCP_PORT", "4000"),
+        ("MESA_PORT_4000_TCP_ADDR", "10.96.0.1"),
+        ("MESA_WIRE_PORT", "tcp://10.96.0.2:6379"),
+        ("REDIS_PORT", "tcp://10.96.0.3:6379"),
+        ("REDIS_SERVICE_HOST", "10.96.0.3"),
+    ];
+    let loaded = load_with("{ port: 7 }", |sources| sources.env = env(&service)).unwrap();
+    assert_eq!((loaded.config.port, loaded.config.wire.port, loaded.config.redis), (7, None, None));
+    let of_links: Vec<_> = loaded.warnings.iter().filter(|warning| warning.contains("MESA_")).collect();
+    let [warning] = of_links[..] else { panic!("{:?}", loaded.warnings) };
+    assert!(warning.starts_with("the environment variables MESA_PORT, MESA_WIRE_PORT, "), "{warning}");
+    assert!(warning.contains("and 4 more are ignored") && warning.contains("enableServiceLinks: false"), "{warning}");
+    assert!(warning.ends_with("makes MESA_PORT and MESA_WIRE_PORT usable as a setting"), "{warning}");
+
+    // A mistake is still one.
+    let error = load_with("{}", |sources| sources.env = env(&[("MESA_PORT", "http://10.96.0.1:4000")])).unwrap_err();
+    assert!(error.to_string().contains("port must be a whole number"), "{error}");
+}
+
+#[test]
+fn variables_that_set_something_are_named() {
+    let variables = [("MESA_PORT", "7"), ("SYNC_ENABLED", "true"), ("MESA_NAMESPACE", ""), ("MESA_PROT", "1")];
+    let loaded = load_with("{}", |sources| sources.env = env(&variables)).unwrap();
+    assert_eq!(loaded.variables, ["MESA_PORT", "SYNC_ENABLED"]);
+    let overridden = load_with("{}", |sources| {
+        sources.env = env(&variables);
+        sources.flags = vec![flag("port", 3, "--port")];
+    });
+    assert_eq!(overridden.unwrap().variables, ["SYNC_ENABLED"]);
+}
+
+#[test]
+fn variables_of_other_programs_are_ignored_without_a_warning() {
     let others = ["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_GL_VERSION_OVERRIDE", "MESA_LOG", "PATH", "SYNC"];
-    let config = load_with("{}", |sources| sources.env = others.map(|name| (name.into(), "x".into())).into()).unwrap();
-    assert_eq!(config.config, Config::default());
+    let loaded = load_with("{}", |sources| sources.env = others.map(|name| (name.into(), "x".into())).into()).unwrap();
+    assert_eq!(loaded.config, Config::default());
+    assert!(!loaded.warnings.iter().any(|warning| warning.contains("environment")), "{:?}", loaded.warnings);
     let empty =
         load_with("{ port: 7 }", |sources| sources.env = env(&[("MESA_PORT", ""), ("MESA_NAMESPACE", "")])).unwrap();
     assert_eq!((empty.config.port, empty.config.namespace), (7, None), "set to nothing is not set");

@@ -1,0 +1,89 @@
+//! Recognizes environment variables that Kubernetes and Docker inject to describe a neighbouring service.
+//!
+//! A Kubernetes Service named `mesa` gives every pod of its namespace `MESA_SERVICE_HOST`, `MESA_SERVICE_PORT`,
+//! `MESA_PORT=tcp://10.96.0.1:4000`, `MESA_PORT_4000_TCP` and variants. Docker's container links have the same names. Some of
+//! them collide with settings: `MESA_PORT` here, `MESA_WIRE_PORT` for a Service named `mesa-wire`. Only the value tells them
+//! apart: no setting whose name ends in `_PORT` holds an address with a scheme.
+
+/// Schemes of the addresses in such variables.
+const SCHEMES: &[&str] = &["tcp://", "udp://", "sctp://"];
+
+/// Variables that one warning names; the rest are counted.
+const NAMED_MAX: usize = 4;
+
+/// Reports whether the variable was injected for a service rather than set for this program.
+pub(super) fn is_service_link(name: &str, value: &str) -> bool {
+    if has_scheme(value) && name.ends_with("_PORT") {
+        return true;
+    }
+    if name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_") {
+        return true;
+    }
+    // `_PORT_4000_TCP`, alone or with one word behind it.
+    name.match_indices("_PORT_").any(|(at, infix)| {
+        let mut words = name[at + infix.len()..].split('_');
+        let number =
+            words.next().is_some_and(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit()));
+        let protocol = words.next().is_some_and(|word| matches!(word, "TCP" | "UDP" | "SCTP"));
+        let rest: Vec<&str> = words.collect();
+        number && protocol && matches!(rest[..], [] | ["PROTO" | "PORT" | "ADDR"])
+    })
+}
+
+fn has_scheme(value: &str) -> bool {
+    SCHEMES.iter().any(|scheme| value.trim_start().starts_with(scheme))
+}
+
+/// Explains ignored service variables in one sentence. `settings` are those whose name is a setting's.
+pub(super) fn warning(links: &[String], settings: &[String]) -> Option<String> {
+    if links.is_empty() {
+        return None;
+    }
+    let mut named: Vec<&str> =
+        settings.iter().chain(links.iter().filter(|link| !settings.contains(link))).map(String::as_str).collect();
+    let more = named.len().saturating_sub(NAMED_MAX);
+    named.truncate(NAMED_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let usable = match settings {
+        [] => String::new(),
+        settings => format!(", and makes {} usable as a setting", settings.join(" and ")),
+    };
+    Some(format!(
+        "the environment variables {}{more} are ignored: Kubernetes sets them for a Service of that name (or Docker for a \
+         link), not for this server; `enableServiceLinks: false` in the pod's spec removes them{usable}",
+        named.join(", ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_variable_of_a_service_is_recognized() {
+        for (name, value) in [
+            ("MESA_SERVICE_HOST", "10.96.0.1"),
+            ("MESA_SERVICE_PORT", "4000"),
+            ("MESA_SERVICE_PORT_HTTP", "4000"),
+            ("MESA_PORT", "tcp://10.96.0.1:4000"),
+            ("MESA_PORT", "udp://[fd00::1]:4000"),
+            ("MESA_WIRE_PORT", "tcp://10.96.0.2:6379"),
+            ("MESA_PORT_4000_TCP", "tcp://10.96.0.1:4000"),
+            ("MESA_PORT_4000_TCP_PROTO", "tcp"),
+            ("MESA_PORT_4000_TCP_PORT", "4000"),
+            ("MESA_PORT_4000_UDP_ADDR", "10.96.0.1"),
+        ] {
+            assert!(is_service_link(name, value), "{name}={value}");
+        }
+        for (name, value) in [
+            ("MESA_PORT", "4000"),
+            ("MESA_PORT", "http://10.96.0.1:4000"),
+            ("MESA_HOST", "tcp://10.96.0.1:4000"),
+            ("MESA_PORT_X_TCP", "4000"),
+            ("MESA_PORT_4000_TCP_OTHER", "1"),
+            ("MESA_PORT_", ""),
+        ] {
+            assert!(!is_service_link(name, value), "{name}={value}");
+        }
+    }
+}
