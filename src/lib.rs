@@ -38,6 +38,7 @@
 //! | [`metrics`] | the counters, named once |
 //! | [`health`] | which parts of the server are ready, and why not |
 //! | [`time`] | dates as text |
+//! | [`logging`] | excerpts of what peers sent, for log lines |
 //! | [`protocol`] | frames (text ⇄ [`ClientFrame`](protocol::frame::ClientFrame)), opcodes, close codes |
 //! | [`store`] | the log of every user: the contract, the commit thread, the engine on disk and the one for tests |
 //! | [`cluster`] | several servers as one, over a Redis that they share |
@@ -93,6 +94,7 @@ pub mod guide;
 mod health;
 mod http;
 mod hub;
+mod logging;
 pub mod message;
 mod metrics;
 pub mod middleware;

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use super::{Hub, dispatch::Kept, mailbox::Leave};
 use crate::{
     cluster::{Beside, FromBeside, Word},
+    logging::excerpt,
     message::{Recipients, UserId},
     store::{Append, StoreError},
 };
@@ -82,7 +83,7 @@ impl Hub {
                     let refused = message.users.iter().zip(&appended.seqs).filter(|(_, seq)| seq.is_err());
                     // Nobody waits for an answer: this is the only place where it can be said.
                     refused.for_each(
-                        |(user, _)| tracing::warn!(%user, "what stock has said is not kept: the user has no room"),
+                        |(user, _)| tracing::warn!(user = %excerpt(user), "what stock has said is not kept: the user has no room"),
                     );
                 }
             }

@@ -20,6 +20,7 @@ use futures_util::future::BoxFuture;
 
 use super::{Hub, registry::Seat};
 use crate::{
+    logging::excerpt,
     message::{DeviceId, Seq, UserId},
     planted::{self, Bug},
     store::{Entry, Found, Missed, ReadLimit, Received, StoreError},
@@ -375,7 +376,7 @@ impl Session {
         let ours = entry.namespace == self.hub.store.namespace() && entry.owner == self.user.as_str().as_bytes();
         if !ours && !planted::is(Bug::Foreign) {
             self.hub.metrics.foreign_entries.inc();
-            tracing::error!(user = %self.user, seq = entry.seq, "an entry of another user was stopped before the socket");
+            tracing::error!(user = %excerpt(&self.user), seq = entry.seq, "an entry of another user was stopped before the socket");
             return Err(Foreign);
         }
         let Some(log) = &mut self.log else { return Err(Foreign) };

@@ -11,7 +11,10 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use super::{Client, Middleware, MiddlewareResult, Said, Verdict};
-use crate::message::{Seq, UserId};
+use crate::{
+    logging::{excerpt, sentence},
+    message::{Seq, UserId},
+};
 
 /// Writes what happens to clients to the log (`tracing`, target `mesa::access`, level `info`): who comes from where, who
 /// that turns out to be, what he is owed, when he goes, after how long and after how many messages. Never what was said, and
@@ -39,8 +42,8 @@ impl AccessLog {
     }
 }
 
-fn shown(user: Option<&UserId>) -> &str {
-    user.map_or("-", UserId::as_str)
+fn shown(user: Option<&UserId>) -> String {
+    user.map_or_else(|| "-".to_owned(), excerpt)
 }
 
 impl Middleware for AccessLog {
@@ -75,7 +78,7 @@ impl Middleware for AccessLog {
         let (lasted, messages) = open.map_or((Duration::ZERO, 0), |open| (open.since.elapsed(), open.said));
         let (connection, user, seconds) = (client.connection, shown(client.user), lasted.as_secs_f32());
         // What a client says when it goes is its own text: nothing in it may look like another line.
-        let reason = reason.escape_debug().to_string();
+        let reason = excerpt(reason);
         tracing::info!(target: TARGET, connection, user, code, reason, seconds, messages, "disconnected");
         Ok(())
     }
@@ -83,6 +86,6 @@ impl Middleware for AccessLog {
     fn on_error(&self, error: &(dyn Error + 'static), client: Option<&Client<'_>>) {
         let user = shown(client.and_then(|client| client.user));
         let connection = client.map(|client| client.connection);
-        tracing::info!(target: TARGET, connection, user, "error: {}", error.to_string().escape_debug());
+        tracing::info!(target: TARGET, connection, user, "error: {}", sentence(error));
     }
 }

@@ -40,7 +40,10 @@ use std::{
 
 pub use self::{access_log::AccessLog, rate_limit::RateLimit};
 pub use crate::message::Said;
-use crate::message::{Payload, Seq, UserId};
+use crate::{
+    logging::sentence,
+    message::{Payload, Seq, UserId},
+};
 
 /// What a middleware returns. An error is logged and told to [`Middleware::on_error`] of all; it changes nothing else.
 pub type MiddlewareResult<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -221,7 +224,7 @@ impl Chain {
         for one in self.all() {
             // What a middleware keeps is its own affair after a panic in it.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| one.on_error(error, client))) {
-                tracing::error!("a middleware panicked in on_error: {}", panic_text(panic.as_ref()));
+                tracing::error!("a middleware panicked in on_error: {}", sentence(panic_text(panic.as_ref())));
             }
         }
     }
@@ -236,7 +239,11 @@ impl Chain {
             Ok(Err(error)) => error,
             Err(panic) => format!("a middleware panicked: {}", panic_text(panic.as_ref())).into(),
         };
-        tracing::error!(connection = client.map(|client| client.connection), "a middleware failed: {error}");
+        tracing::error!(
+            connection = client.map(|client| client.connection),
+            "a middleware failed: {}",
+            sentence(&error)
+        );
         self.error(error.as_ref(), client);
         None
     }

@@ -10,7 +10,10 @@ use super::{
     Event, Handed, Message,
     sse::{Parser, Sent},
 };
-use crate::dispatcher::{DispatchError, Dispatcher, jittered};
+use crate::{
+    dispatcher::{DispatchError, Dispatcher, jittered},
+    logging::sentence,
+};
 
 /// A server says something every 15 s; one that is silent for so long is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
@@ -127,7 +130,7 @@ impl Reading {
         let told: Told = match serde_json::from_str(&sent.data?) {
             Ok(told) => told,
             Err(error) => {
-                tracing::warn!(%error, "an event cannot be read, and is passed over");
+                tracing::warn!(error = %sentence(&error), "an event cannot be read, and is passed over");
                 return None;
             }
         };

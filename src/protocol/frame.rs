@@ -6,7 +6,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, error::Category, value::RawValue};
 
 use super::{close::CloseCode, opcode};
-use crate::message::{DeviceId, JSON_DEPTH_MAX, OPCODE_RESERVED_MAX, Seq, json_depth};
+use crate::{
+    logging::json_error,
+    message::{DeviceId, JSON_DEPTH_MAX, OPCODE_RESERVED_MAX, Seq, json_depth},
+};
 
 /// What a client said.
 #[derive(Debug)]
@@ -105,7 +108,7 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, FrameError> {
         return Err(FrameError::TooDeep);
     }
     let shape: Shape<'_> = serde_json::from_str(text).map_err(|error| match error.classify() {
-        Category::Data => FrameError::Shape(error.to_string()),
+        Category::Data => FrameError::Shape(json_error(&error)),
         _ => FrameError::NotJson(error),
     })?;
     // The reader of fields would take a list of them as well.

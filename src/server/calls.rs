@@ -24,6 +24,7 @@ use super::{
 use crate::{
     auth::Identity,
     hub::{ConnectionId, Event, Listener, Said},
+    logging::{excerpt, sentence},
     middleware::{Client, panic_text},
 };
 
@@ -227,7 +228,8 @@ async fn call(handler: &dyn Called, peer: &Peer, told: Told) {
     if let Err(panic) = called.catch_unwind().await {
         let panicked = Panicked { name, why: panic_text(panic.as_ref()).to_owned() };
         let user = peer.user();
-        tracing::error!(connection = peer.connection(), ?user, "{panicked}");
+        let named = user.as_ref().map(excerpt);
+        tracing::error!(connection = peer.connection(), user = named, "{}", sentence(&panicked));
         if let Some(hub) = peer.server().hub.upgrade() {
             let client = Client::new(peer.connection(), peer.address().map(|from| from.ip()), user.as_ref());
             hub.middleware().error(&panicked, Some(&client));

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     auth::{AuthError, Identity},
     hub::{Attach, Said, StoreError},
+    logging::sentence,
     middleware::{Verdict, panic_text},
     protocol::{
         close::CloseCode,
@@ -197,10 +198,10 @@ impl Connection {
             Err(error) => {
                 match &error {
                     AuthError::Unavailable(_) => {
-                        tracing::warn!(%error, "authentication failed");
+                        tracing::warn!(error = %sentence(&error), "authentication failed");
                         self.connected.failed(&error);
                     }
-                    AuthError::Refused(_) => tracing::info!(%error, "authentication failed"),
+                    AuthError::Refused(_) => tracing::info!(error = %sentence(&error), "authentication failed"),
                 }
                 self.refuse()
             }

@@ -9,7 +9,10 @@ use super::{
     log::{Log, Slot},
     record::{Item, RECORD_BYTES, StoredCursor, VALUE_BYTES_MAX},
 };
-use crate::message::{COLLAPSE_KEY_CHARACTERS_MAX, DeviceId, Seq, USER_ID_BYTES_MAX, UserId};
+use crate::{
+    logging::excerpt,
+    message::{COLLAPSE_KEY_CHARACTERS_MAX, DeviceId, Seq, USER_ID_BYTES_MAX, UserId},
+};
 
 /// Room a record keeps for what is said of one recipient: a stamp, and what went for it.
 const STAMP_BYTES_MAX: usize = 3 * (USER_ID_BYTES_MAX + 32);
@@ -87,7 +90,7 @@ impl Committer {
                     *dropped += self.make_room(commit, user, bytes as u64)?;
                 }
                 Err(StoreError::Damaged(damage)) => {
-                    tracing::error!(%user, %damage, "a message was not taken for a user whose log is damaged");
+                    tracing::error!(user = %excerpt(user), %damage, "a message was not taken for a user whose log is damaged");
                     return Ok(Err(Reason::Damaged));
                 }
                 Err(error) => return Err(EngineError::new(error)),

@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     health::Health,
+    logging::excerpt,
     message::{DeviceId, Seq, UserId},
     planted::{self, Bug},
 };
@@ -215,7 +216,7 @@ impl Store for Journal {
                 }
             }
             // Not noted is repeated later, and nothing worse; whoever reads this user's log is told what is wrong.
-            Err(error) => tracing::error!(%user, %error, "a receipt could not be noted"),
+            Err(error) => tracing::error!(user = %excerpt(user), %error, "a receipt could not be noted"),
         }
     }
 

@@ -12,7 +12,10 @@ use super::{
     log::{Log, Tally, earlier, is_past},
     record::{Chunk, chunk_entries, inbox_key, is_inbox_key_of},
 };
-use crate::message::{Seq, UserId};
+use crate::{
+    logging::excerpt,
+    message::{Seq, UserId},
+};
 
 /// How often is looked how much room there is. What is written in between is far less than has to stay free.
 const LOOK: Duration = Duration::from_millis(100);
@@ -164,7 +167,7 @@ impl Committer {
                 let entries = match chunk_entries(value) {
                     Ok(entries) => entries,
                     Err(error) => {
-                        tracing::error!(%user, %error, "a chunk of this user's inbox cannot be read: it is left as it is");
+                        tracing::error!(user = %excerpt(user), %error, "a chunk of this user's inbox cannot be read: it is left as it is");
                         continue;
                     }
                 };

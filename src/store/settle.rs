@@ -26,7 +26,10 @@ use super::{
     },
     recovery::{CLOCK_KEY, SETTLED_KEY},
 };
-use crate::message::{Seq, UserId};
+use crate::{
+    logging::excerpt,
+    message::{Seq, UserId},
+};
 
 /// Bytes of records settled together (one record at least); they are in memory for that long.
 const BATCH_BYTES_MAX: usize = 16 << 20;
@@ -335,7 +338,7 @@ impl Committer {
                 let entries = match chunk_entries(&value) {
                     Ok(entries) => entries,
                     Err(error) => {
-                        tracing::error!(%user, %error, "a chunk of this user's inbox cannot be read: it is left as it is");
+                        tracing::error!(user = %excerpt(user), %error, "a chunk of this user's inbox cannot be read: it is left as it is");
                         left = true;
                         return true;
                     }

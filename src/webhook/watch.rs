@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use super::on_disk_thread;
 use crate::{
     hub::{Entry, Outbox, OutboxEvent, ReadLimit, Store, StoreError},
+    logging::excerpt,
     message::{Seq, UserId},
 };
 
@@ -166,7 +167,7 @@ impl Watch {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(user = %look.user, %error, "it cannot be found out what waits for this user");
+                    tracing::warn!(user = %excerpt(&look.user), %error, "it cannot be found out what waits for this user");
                 }
             }
         }

@@ -59,6 +59,7 @@ use crate::{
     auth::Password,
     config::Config,
     hub::{Hub, Outcome, portals::Told},
+    logging::excerpt,
     metrics::Metrics,
 };
 use channels::Channels;
@@ -164,9 +165,9 @@ impl Wire {
             let mut told = self.refused_told.lock();
             if told.is_none_or(|told| told.elapsed() > REFUSED_TOLD_EVERY) {
                 *told = Some(Instant::now());
-                let (user, reason) = (&refused.user, refused.reason.as_str());
+                let (user, reason) = (excerpt(&refused.user), refused.reason.as_str());
                 tracing::warn!(
-                    ?user,
+                    user,
                     reason,
                     "a message of a Dispatcher was not taken for a user; see mesa_messages_rejected"
                 );

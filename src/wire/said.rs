@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     hub::{Dispatch, Reason, Rejected},
+    logging::json_error,
     message::{CollapseKey, EVERYONE, NameError, Payload, Recipients, UserId},
 };
 
@@ -112,7 +113,8 @@ pub(super) fn published(text: &[u8], recipients_max: usize) -> Result<Published,
 /// one is what it has to say; the others are here already.
 pub(super) fn kept(text: &[u8], user: UserId) -> Result<Dispatch, String> {
     let text = utf8(text)?;
-    let Last(last) = serde_json::from_str(text).map_err(|error| format!("this is no list of messages: {error}"))?;
+    let Last(last) =
+        serde_json::from_str(text).map_err(|error| format!("this is no list of messages: {}", json_error(&error)))?;
     let last = last.ok_or("an empty list adds nothing; HDEL removes what waits for a user")?;
     dispatch(&object(last.get(), "a message")?, Recipients::Users(vec![user]))
 }
@@ -157,7 +159,7 @@ fn object<'a, T: Deserialize<'a>>(text: &'a str, what: &str) -> Result<T, String
     if !text.trim_start().starts_with('{') {
         return Err(format!("this is not {what}: expected an object"));
     }
-    serde_json::from_str(text).map_err(|error| format!("this is not {what}: {error}"))
+    serde_json::from_str(text).map_err(|error| format!("this is not {what}: {}", json_error(&error)))
 }
 
 /// The last of a list, of which the others are read and forgotten.

@@ -6,6 +6,7 @@ mod support;
 
 mod dispatched;
 mod listed;
+mod logged;
 mod served;
 mod stored;
 mod tokens;

@@ -21,7 +21,7 @@ use super::{
     key::{RSA, RSA_BITS},
     refused,
 };
-use crate::{config, outgoing::Outgoing};
+use crate::{config, logging::json_error, outgoing::Outgoing};
 
 /// Largest set, in bytes.
 const SET_BYTES_MAX: usize = 256 << 10;
@@ -177,7 +177,7 @@ impl Jwks {
             return Err(format!("where they are published, the answer is {}", answer.status));
         }
         let Set { keys } = serde_json::from_slice(&answer.body)
-            .map_err(|error| format!("what is published is no JSON Web Key Set ({error})"))?;
+            .map_err(|error| format!("what is published is no JSON Web Key Set ({})", json_error(&error)))?;
         if keys.len() > KEYS_MAX {
             return Err(format!("{} keys are published, and {KEYS_MAX} are allowed", keys.len()));
         }

@@ -14,6 +14,7 @@ use super::{
     line::{LinkError, Script},
     presence::{tables, where_stock_reads},
 };
+use crate::logging::excerpt;
 
 /// Users taken away in one step.
 const STEP: usize = 200;
@@ -96,7 +97,7 @@ pub(super) async fn bury_the_dead(link: &Link) -> Result<(), LinkError> {
     let keys = [link.names().nodes(), link.names().dead()];
     let claim = CLAIM_MS.to_string();
     while let Some(node) = link.lines().run::<Option<String>>(&CLAIM, &keys, &[link.node(), &claim]).await? {
-        tracing::info!(%node, "another server is gone; whoever was there is not there any more");
+        tracing::info!(node = %excerpt(&node), "another server is gone; whoever was there is not there any more");
         bury(link, &node).await?;
     }
     Ok(())

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     cluster::portals::{At, Told, What, Whose},
+    logging::json_error,
     message::UserId,
 };
 
@@ -93,7 +94,9 @@ pub(super) fn write(told: &Told, to: Whose<'_>, server: &str, again: bool) -> Ve
 /// Reads it; nothing where it is said by `own`, or not understood.
 pub(super) fn read(text: &[u8], own: &str) -> Option<Heard> {
     let said: Published<'_> = serde_json::from_slice(text)
-        .inspect_err(|error| tracing::warn!(%error, "something on the channel of events is not understood"))
+        .inspect_err(
+            |error| tracing::warn!(error = %json_error(error), "something on the channel of events is not understood"),
+        )
         .ok()?;
     if said.from.as_deref() == Some(own) {
         return None;

@@ -21,7 +21,10 @@ use super::{
     Link, LinkError, Script, ear,
     event::{self, Heard},
 };
-use crate::cluster::portals::{FarPortals, NearPortals, Told, Whose};
+use crate::{
+    cluster::portals::{FarPortals, NearPortals, Told, Whose},
+    logging::json_error,
+};
 
 /// Events that wait to be told to other servers, and bytes of those, about. What comes beyond that is lost there, and the log
 /// says so.
@@ -263,7 +266,7 @@ impl Portals {
 
     fn hear_of_portal(&self, payload: &[u8]) {
         let Ok(Ready { id, ready }) = serde_json::from_slice::<Ready>(payload).inspect_err(
-            |error| tracing::warn!(%error, "something on the channel of stock's portals is not understood"),
+            |error| tracing::warn!(error = %json_error(error), "something on the channel of stock's portals is not understood"),
         ) else {
             return;
         };

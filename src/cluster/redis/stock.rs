@@ -10,6 +10,7 @@ use serde_json::{Value, value::RawValue};
 use super::{Link, LinkError, line::Script, words::users};
 use crate::{
     cluster::Beside,
+    logging::json_error,
     message::{DispatchId, EVERYONE, Payload, Recipients, UserId},
 };
 
@@ -86,7 +87,9 @@ impl StockMessage<'_> {
 /// Reads what was published; nothing where it is ours, for nobody, or not understood.
 pub(super) fn read(text: &[u8]) -> Option<Said> {
     let Published { message, recipients, from, mark } = serde_json::from_slice(text)
-        .inspect_err(|error| tracing::warn!(%error, "something on stock's channel is not understood"))
+        .inspect_err(
+            |error| tracing::warn!(error = %json_error(error), "something on stock's channel is not understood"),
+        )
         .ok()?;
     if from.as_deref() == Some(OURS) {
         return mark.map(Said::Mark);

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     cluster::redis::{Link, LinkError},
+    logging::excerpt,
     message::{DeviceId, Payload, Seq, UserId},
 };
 
@@ -322,7 +323,7 @@ impl Caller {
                     Ok(false) => break,
                     Err(LinkError::Refused(why)) => {
                         // The others are not to wait for somebody who has to look at this one.
-                        tracing::error!(%user, why, "what is stored of this user cannot be looked after");
+                        tracing::error!(user = %excerpt(&user), why, "what is stored of this user cannot be looked after");
                         let due = i64::try_from(now_s + BROKEN_PAUSE.as_secs()).unwrap_or(i64::MAX);
                         let later = [&due.to_string(), user.as_str()];
                         link.lines().ask_though_full::<()>("ZADD", &link.names().due(), &later).await?;

@@ -71,6 +71,7 @@ use super::{
 use crate::{
     cluster::redis::{Link, LinkError, Told},
     health::Health,
+    logging::excerpt,
     message::{DeviceId, Seq, UserId},
 };
 
@@ -230,7 +231,9 @@ impl Shared {
     async fn note(&self, user: UserId, report: Report) -> Result<(), LinkError> {
         match self.caller.note(&user, &report).await {
             // Somebody has to look at this log; nobody else is to wait for that.
-            Err(LinkError::Refused(why)) => tracing::error!(%user, why, "receipts of this user cannot be written down"),
+            Err(LinkError::Refused(why)) => {
+                tracing::error!(user = %excerpt(&user), why, "receipts of this user cannot be written down");
+            }
             noted => noted?,
         }
         self.locals.said(&user, &report);

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use super::super::{Append, Once, ReadLimit, Store, StoreError};
 use crate::{
     cluster::redis::{Link, LinkError, Script, StockMessage},
+    logging::{excerpt, json_error},
     message::{DispatchId, Payload, Seq, UserId},
 };
 
@@ -183,7 +184,7 @@ async fn import_list(
 ) -> Result<bool, MoveError> {
     let messages = list(id, text)?;
     let Ok(user) = UserId::new(id) else {
-        tracing::warn!(user = ?id, messages = messages.len(), "this is no user id here: his messages stay in Redis");
+        tracing::warn!(user = %excerpt(id), messages = messages.len(), "this is no user id here: his messages stay in Redis");
         moved.refused += messages.len() as u64;
         return Ok(false);
     };
@@ -206,7 +207,7 @@ async fn import_list(
     messages[..had].iter().for_each(|text| beginning.update(text.get().as_bytes()));
     for (at, message) in messages.iter().enumerate().skip(had) {
         beginning.update(message.get().as_bytes());
-        let read = serde_json::from_str::<StockMessage<'_>>(message.get()).map_err(|error| error.to_string());
+        let read = serde_json::from_str::<StockMessage<'_>>(message.get()).map_err(|error| json_error(&error));
         match read.and_then(|message| message.payload().map_err(|error| error.to_string())) {
             Ok(payload) => {
                 // Where the last run died before it could say how far it was: the place, and all up to it.
@@ -217,7 +218,7 @@ async fn import_list(
                 appends.push(Append { once, ..Append::new(payload, vec![user.clone()]) });
             }
             Err(error) => {
-                tracing::warn!(%user, at, %error, "a message cannot be sent to a client: it stays in Redis");
+                tracing::warn!(user = %excerpt(&user), at, %error, "a message cannot be sent to a client: it stays in Redis");
                 moved.refused += 1;
             }
         }

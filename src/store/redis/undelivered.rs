@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use super::{Shared, append::ITEMS_MAX, moving::TAKEN};
 use crate::{
     cluster::redis::{Link, LinkError, Script, StockMessage},
+    logging::{excerpt, json_error},
     message::{DispatchId, UserId},
     store::Append,
 };
@@ -166,13 +167,13 @@ fn sort<'a>(user: &UserId, name: &str, before: usize, list: &'a str, bytes_max: 
     sorted.texts = match serde_json::from_str(list) {
         Ok(messages) => messages,
         Err(error) => {
-            tracing::error!(%user, %error, "what stock has left for this user is no list of messages: it is put aside");
+            tracing::error!(user = %excerpt(user), error = %json_error(&error), "what stock has left for this user is no list of messages: it is put aside");
             sorted.aside.push((0, list));
             return sorted;
         }
     };
     for (place, text) in sorted.texts.iter().map(|text| text.get()).enumerate() {
-        let read = serde_json::from_str::<StockMessage<'_>>(text).map_err(|error| error.to_string());
+        let read = serde_json::from_str::<StockMessage<'_>>(text).map_err(|error| json_error(&error));
         let read = read.and_then(|message| message.payload().map_err(|error| error.to_string())).and_then(|payload| {
             let is_too_large = payload.as_bytes().len() as u64 > bytes_max;
             if is_too_large { Err("it is larger than sync.maxBytes".to_owned()) } else { Ok(payload) }
@@ -184,7 +185,7 @@ fn sort<'a>(user: &UserId, name: &str, before: usize, list: &'a str, bytes_max: 
                 sorted.left.push(Left { place, append });
             }
             (Err(error), _) => {
-                tracing::error!(%user, %error, "a message that stock has left cannot be sent to a client: it is put aside");
+                tracing::error!(user = %excerpt(user), %error, "a message that stock has left cannot be sent to a client: it is put aside");
                 sorted.aside.push((place, text));
             }
             (Ok(_), Err(_)) => sorted.aside.push((place, text)),
@@ -236,7 +237,9 @@ impl Shared {
         for user in left.iter().filter_map(|user| UserId::new(user).ok()) {
             match self.take_undelivered(&user).await {
                 // Somebody has to look at what there is of this user; the others are not to wait for that.
-                Err(LinkError::Refused(why)) => tracing::error!(%user, why, "what stock has left cannot be taken"),
+                Err(LinkError::Refused(why)) => {
+                    tracing::error!(user = %excerpt(user), why, "what stock has left cannot be taken");
+                }
                 taken => taken?,
             }
         }
@@ -292,7 +295,7 @@ impl Shared {
             None => String::new(),
             Some(stops) => {
                 let waits: Vec<&str> = texts[stops..].iter().map(|text| text.get()).collect();
-                tracing::warn!(%user, messages = waits.len(), "this user has no room for all that stock has left; it stays until he has");
+                tracing::warn!(user = %excerpt(user), messages = waits.len(), "this user has no room for all that stock has left; it stays until he has");
                 if stops == 0 {
                     return Ok(Taken::Some);
                 }

@@ -1,0 +1,32 @@
+//! `mesa serve`: what is in its log, and what becomes of the server when the log cannot be written.
+
+use std::{fs, time::Duration};
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::json;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::server::Home;
+
+/// Longer than any answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn frame_of_a_stranger_is_logged_as_a_short_line() {
+    let home = Home::new();
+    let server = home.start();
+    let long = "x".repeat(60_000);
+    for frame in [json!({ "op": long }), json!({ "op": 0, "t": { long.as_str(): 1 } }), json!(long)] {
+        let stream = TcpStream::connect(server.address).await.unwrap();
+        let url = format!("ws://{}/", server.address);
+        let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
+        socket.send(Message::text(frame.to_string())).await.unwrap();
+        // Until the server closes the connection.
+        while let Some(Ok(_)) = timeout(PATIENCE, socket.next()).await.expect("in time") {}
+    }
+    let log = fs::read_to_string(home.path("log")).expect("a log");
+    assert_eq!(log.matches("a client sent a frame that cannot be taken").count(), 3, "{log}");
+    let longest = log.lines().map(str::len).max().unwrap_or(0);
+    assert!(longest < 600, "a line of {longest} bytes");
+}
