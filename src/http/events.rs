@@ -2,9 +2,9 @@
 //!
 //! `id: STREAM-NUMBER`, `data: {"type":…,"connection":…,"user":…,"message":…}`. A stream begins with an id alone, so that
 //! who loses it before the first event can resume as well. Where events are missing, and when a stream could not be
-//! resumed, `event: missed` says so.
+//! resumed, `event: missed` says so; it has an id too, so that a connection that breaks before it does not lose it.
 
-use std::{convert::Infallible, fmt::Write as _, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -18,7 +18,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{State, error::ApiError};
 use crate::{
-    hub::portals::{Portal, StreamId, Taken, Told, What},
+    hub::portals::{Item, Portal, StreamId, Taken, Told, What},
     message::write_message,
 };
 
@@ -51,17 +51,13 @@ pub(super) fn events(
     let Query(asked) = asked.map_err(|error| ApiError::Parameter(error.body_text()))?;
     let portals = api.hub.portals().ok_or(ApiError::NoPortals)?;
     let resumed = last(&headers)?.map(|(stream, number)| portals.resume(&stream, number));
-    let missed = matches!(resumed, Some(None));
-    let portal = match resumed.flatten() {
-        Some(portal) => portal,
+    let portal = match resumed {
+        Some(Some(portal)) => portal,
+        Some(None) => portals.join_behind_unknown(asked.all).ok_or(ApiError::ManyPortals)?,
         None => portals.join(asked.all).ok_or(ApiError::ManyPortals)?,
     };
-    let last = format!("retry: {RETRY_MS}\nid: {}-{}\n\n", portal.stream().as_str(), portal.number());
-    let mut first = last.into_bytes();
-    if missed {
-        write_missed(&mut first, None);
-    }
-    let open = Open { portal, over: api.hub.over(), first: Some(first) };
+    let first = format!("retry: {RETRY_MS}\nid: {}-{}\n\n", portal.stream().as_str(), portal.number());
+    let open = Open { portal, over: api.hub.over(), first: Some(first.into_bytes()) };
     let pieces = stream::unfold(open, |mut open| async {
         let piece = open.piece().await?;
         Some((Ok::<_, Infallible>(Bytes::from(piece)), open))
@@ -120,27 +116,22 @@ impl Open {
 }
 
 fn write(out: &mut Vec<u8>, stream: &StreamId, taken: &Taken) {
-    if taken.missed > 0 {
-        write_missed(out, Some(taken.missed));
+    out.extend_from_slice(format!("id: {}-{}\n", stream.as_str(), taken.number).as_bytes());
+    match &taken.what {
+        Item::Event(told) => {
+            out.extend_from_slice(b"data: ");
+            let from = out.len();
+            write_told(out, told);
+            // Between values JSON may have line ends, which would end the field; within strings it has none.
+            out[from..].iter_mut().filter(|byte| matches!(**byte, b'\r' | b'\n')).for_each(|byte| *byte = b' ');
+        }
+        Item::Missed(count) => {
+            let count = count.map_or_else(|| "null".to_owned(), |count| count.to_string());
+            let data = format!("event: missed\ndata: {{\"type\":\"missed\",\"count\":{count}}}");
+            out.extend_from_slice(data.as_bytes());
+        }
     }
-    out.extend_from_slice(format!("id: {}-{}\ndata: ", stream.as_str(), taken.number).as_bytes());
-    let from = out.len();
-    write_told(out, &taken.told);
-    // Between values JSON may have line ends, which would end the field; within strings it has none.
-    out[from..].iter_mut().filter(|byte| matches!(**byte, b'\r' | b'\n')).for_each(|byte| *byte = b' ');
     out.extend_from_slice(b"\n\n");
-}
-
-/// `count`: how many events are missing, if that is known.
-fn write_missed(out: &mut Vec<u8>, count: Option<u64>) {
-    let mut text = String::from("event: missed\ndata: {\"type\":\"missed\",\"count\":");
-    match count {
-        // Writing to a String cannot fail.
-        Some(count) => _ = write!(text, "{count}"),
-        None => text.push_str("null"),
-    }
-    text.push_str("}\n\n");
-    out.extend_from_slice(text.as_bytes());
 }
 
 fn write_told(out: &mut Vec<u8>, told: &Told) {
@@ -188,25 +179,33 @@ mod tests {
         assert_eq!(open.piece().await, None);
     }
 
-    fn written(user: Option<&str>, what: What, missed: u64) -> String {
-        let told = Arc::new(Told { connection: 7, at: At::Here, user: user.map(|id| UserId::new(id).unwrap()), what });
+    fn written(what: Item) -> String {
         let mut out = Vec::new();
-        write(&mut out, &StreamId::from_text("ab"), &Taken { number: 3, missed, told });
+        write(&mut out, &StreamId::from_text("ab"), &Taken { number: 3, what });
         String::from_utf8(out).unwrap()
+    }
+
+    fn event(user: Option<&str>, what: What) -> Item {
+        let user = user.map(|id| UserId::new(id).unwrap());
+        Item::Event(Arc::new(Told { connection: 7, at: At::Here, user, what }))
     }
 
     #[test]
     fn an_event_is_written_as_documented() {
         assert_eq!(
-            written(None, What::Connection, 0),
+            written(event(None, What::Connection)),
             "id: ab-3\ndata: {\"type\":\"connection\",\"connection\":\"7\"}\n\n"
         );
         let message = What::Message { op: 0, data: Some("{\n\r\n\"n\": 1}".into()), kind: Some("A\nB".into()) };
         assert_eq!(
-            written(Some("al\"ice"), message, 2),
-            "event: missed\ndata: {\"type\":\"missed\",\"count\":2}\n\nid: ab-3\ndata: {\"type\":\"message\",\
+            written(event(Some("al\"ice"), message)),
+            "id: ab-3\ndata: {\"type\":\"message\",\
              \"connection\":\"7\",\"user\":\"al\\\"ice\",\"message\":{\"op\":0,\"d\":{   \"n\": 1},\"t\":\"A\\nB\"}}\n\n"
         );
+        for (count, text) in [(Some(2), "2"), (None, "null")] {
+            let expected = format!("id: ab-3\nevent: missed\ndata: {{\"type\":\"missed\",\"count\":{text}}}\n\n");
+            assert_eq!(written(Item::Missed(count)), expected);
+        }
     }
 
     #[test]

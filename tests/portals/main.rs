@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod events;
+mod missed;
 mod served;
 
 use std::time::Duration;

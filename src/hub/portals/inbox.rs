@@ -1,7 +1,8 @@
 //! What waits for one portal, and what it took last.
 //!
-//! Events get their numbers when they are taken: 1, 2, 3 … without a hole, whatever was dropped or went to others before.
-//! So a portal that comes back and names the last number it has had is given what follows, as long as that is kept.
+//! Events get their numbers when they are taken: 1, 2, 3 … whatever was dropped or went to others before. A marker that
+//! events are missing is one of them, with a number of its own. So a portal that comes back and names the last number it
+//! has had is given what follows, markers too, as long as that is kept.
 
 use std::{
     collections::VecDeque,
@@ -48,16 +49,36 @@ impl fmt::Debug for StreamId {
     }
 }
 
-/// An event, taken.
+/// An event or a marker, taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// Its number in this inbox.
     pub number: u64,
-    /// Events that this portal should have had before it and cannot have any more: dropped because it was too slow, or
-    /// asked for too late.
-    pub missed: u64,
-    /// What has happened.
-    pub told: Arc<Told>,
+    /// What was taken.
+    pub what: Item,
+}
+
+/// One of the things that a portal is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// An event.
+    Event(Arc<Told>),
+    /// Events that this portal should have had here and cannot have any more: dropped because it was too slow, or asked
+    /// for too late. How many, if that is known.
+    Missed(Option<u64>),
+}
+
+impl Item {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Event(told) => told.bytes(),
+            Self::Missed(_) => 0,
+        }
+    }
+
+    fn is_event(&self) -> bool {
+        matches!(self, Self::Event(_))
+    }
 }
 
 pub(super) struct Inbox {
@@ -69,14 +90,17 @@ pub(super) struct Inbox {
 
 struct State {
     /// Not taken yet.
-    waiting: VecDeque<Arc<Told>>,
+    waiting: VecDeque<Numbered>,
+    /// Of those: events, and their bytes. Markers are not counted: each stands in place of at least one event.
+    waiting_events: usize,
     waiting_bytes: usize,
     /// Taken last; the last of it has the number `number`.
-    taken: VecDeque<Arc<Told>>,
+    taken: VecDeque<Numbered>,
     taken_bytes: usize,
     number: u64,
-    /// To be told with the next one.
-    missed: u64,
+    /// The number of the last marker that is not kept in `taken` any more. A portal that resumes before it cannot be told
+    /// how many events are missing.
+    uncounted: u64,
     /// Who may read: the last who sat down.
     reader: u64,
     /// He is there.
@@ -85,15 +109,28 @@ struct State {
     since: Instant,
 }
 
+/// An item, and how many numbers it takes: its own, and those of what was taken before and is not kept any more.
+struct Numbered {
+    item: Item,
+    numbers: u64,
+}
+
+impl Numbered {
+    fn one(item: Item) -> Self {
+        Self { item, numbers: 1 }
+    }
+}
+
 impl Inbox {
     pub(super) fn new(all: bool) -> Arc<Self> {
         let state = State {
             waiting: VecDeque::new(),
+            waiting_events: 0,
             waiting_bytes: 0,
             taken: VecDeque::new(),
             taken_bytes: 0,
             number: 0,
-            missed: 0,
+            uncounted: 0,
             reader: 0,
             there: false,
             since: Instant::now(),
@@ -120,7 +157,7 @@ impl Inbox {
     /// Whether so many bytes more need nothing to go for them.
     pub(super) fn has_room(&self, bytes: usize, bounds: &Bounds) -> bool {
         let state = self.state.lock();
-        state.waiting.len() < bounds.events && state.waiting_bytes + bytes <= bounds.bytes
+        state.waiting_events < bounds.events && state.waiting_bytes + bytes <= bounds.bytes
     }
 
     /// A reader sits down, and who was there before reads no further. He has had everything up to a number, if he says so.
@@ -172,63 +209,57 @@ impl Inbox {
     pub(super) fn is_abandoned(&self, now: Instant, after: Duration) -> Option<u64> {
         let state = self.state.lock();
         let abandoned = !state.there && now.saturating_duration_since(state.since) > after;
-        abandoned.then_some(state.waiting.len() as u64)
+        abandoned.then_some(state.waiting_events as u64)
     }
 
     /// Puts in an event; returns how many old ones had to go for it.
     pub(super) fn put(&self, told: Arc<Told>, bounds: &Bounds) -> u64 {
-        let mut dropped = 0;
-        {
+        let dropped = {
             let mut state = self.state.lock();
             if state.waiting.is_empty() && state.there {
                 state.since = Instant::now();
             }
-            state.waiting_bytes += told.bytes();
-            state.waiting.push_back(told);
-            while state.waiting.len() > bounds.events || (state.waiting_bytes > bounds.bytes && state.waiting.len() > 1)
-            {
-                _ = state.pop_waiting();
-                dropped += 1;
-            }
-            state.missed += dropped;
-        }
+            state.push_back(Item::Event(told));
+            state.drop_oldest(bounds)
+        };
         self.changed.notify_waiters();
         dropped
     }
 
-    /// The oldest that waits is given up, unless its reader is back: somebody else will have it.
+    /// Puts a marker before all that waits: events are missing, and their number is not known.
+    pub(super) fn put_unknown_missed(&self) {
+        self.state.lock().push_front(Numbered::one(Item::Missed(None)));
+        self.changed.notify_waiters();
+    }
+
+    /// The oldest event that waits is given up, unless its reader is back: another portal gets it. Markers stay.
     pub(super) fn give_up_oldest(&self) -> Option<Arc<Told>> {
         let mut state = self.state.lock();
-        if state.there { None } else { state.pop_waiting() }
+        if state.there { None } else { state.remove_oldest_event() }
     }
 
     /// Events that wait.
     pub(super) fn waiting(&self) -> u64 {
-        self.state.lock().waiting.len() as u64
+        self.state.lock().waiting_events as u64
     }
 
-    /// Bytes of the oldest that waits.
+    /// Bytes of the oldest event that waits.
     pub(super) fn oldest_bytes(&self) -> Option<usize> {
-        self.state.lock().waiting.front().map(|told| told.bytes())
+        let state = self.state.lock();
+        state.waiting.iter().find(|one| one.item.is_event()).map(|one| one.item.bytes())
     }
 
-    /// The next event for a reader; `None` where there is none yet, `Some(None)` where he may not read any more.
+    /// The next event or marker for a reader; `None` where there is none yet, `Some(None)` where he may not read any more.
     pub(super) fn try_next(&self, reader: u64, bounds: &Bounds) -> Option<Option<Taken>> {
         let mut state = self.state.lock();
         if state.reader != reader || !state.there {
             return Some(None);
         }
-        let told = state.pop_waiting()?;
+        let next = state.pop_front()?;
+        let what = next.item.clone();
         state.since = Instant::now();
-        state.number += 1;
-        state.taken_bytes += told.bytes();
-        state.taken.push_back(told.clone());
-        while state.taken.len() > bounds.kept || state.taken_bytes > bounds.bytes {
-            let Some(oldest) = state.taken.pop_front() else { break };
-            state.taken_bytes -= oldest.bytes();
-        }
-        let missed = std::mem::take(&mut state.missed);
-        Some(Some(Taken { number: state.number, missed, told }))
+        state.keep_taken(next, bounds);
+        Some(Some(Taken { number: state.number, what }))
     }
 
     pub(super) async fn next(&self, reader: u64, bounds: &Bounds) -> Option<Taken> {
@@ -245,24 +276,92 @@ impl Inbox {
 }
 
 impl State {
-    fn pop_waiting(&mut self) -> Option<Arc<Told>> {
-        let told = self.waiting.pop_front()?;
-        self.waiting_bytes -= told.bytes();
-        Some(told)
+    fn count(&mut self, one: &Numbered) {
+        self.waiting_events += usize::from(one.item.is_event());
+        self.waiting_bytes += one.item.bytes();
     }
 
-    /// What was taken after `had` waits again.
+    fn discount(&mut self, one: &Numbered) {
+        self.waiting_events -= usize::from(one.item.is_event());
+        self.waiting_bytes -= one.item.bytes();
+    }
+
+    fn push_back(&mut self, item: Item) {
+        let one = Numbered::one(item);
+        self.count(&one);
+        self.waiting.push_back(one);
+    }
+
+    fn push_front(&mut self, one: Numbered) {
+        self.count(&one);
+        self.waiting.push_front(one);
+    }
+
+    fn pop_front(&mut self) -> Option<Numbered> {
+        let one = self.waiting.pop_front()?;
+        self.discount(&one);
+        Some(one)
+    }
+
+    fn remove_oldest_event(&mut self) -> Option<Arc<Told>> {
+        let at = self.waiting.iter().position(|one| one.item.is_event())?;
+        let one = self.waiting.remove(at)?;
+        self.discount(&one);
+        match one.item {
+            Item::Event(told) => Some(told),
+            Item::Missed(_) => None,
+        }
+    }
+
+    /// Drops old events until the others are within the bounds, and puts a marker in their place. Markers on the way are
+    /// added to it. Returns how many events were dropped.
+    fn drop_oldest(&mut self, bounds: &Bounds) -> u64 {
+        let (mut dropped, mut missed) = (0, Some(0));
+        while self.waiting_events > bounds.events || (self.waiting_bytes > bounds.bytes && self.waiting_events > 1) {
+            let Some(oldest) = self.pop_front() else { break };
+            let count = match oldest.item {
+                Item::Event(_) => {
+                    dropped += 1;
+                    Some(1)
+                }
+                Item::Missed(count) => count,
+            };
+            missed = missed.zip(count).map(|(missed, count)| missed + count);
+        }
+        if dropped > 0 {
+            self.push_front(Numbered::one(Item::Missed(missed)));
+        }
+        dropped
+    }
+
+    /// Gives the next number, and keeps what was taken as far as the bounds allow.
+    fn keep_taken(&mut self, next: Numbered, bounds: &Bounds) {
+        self.number += next.numbers;
+        self.taken_bytes += next.item.bytes();
+        self.taken.push_back(next);
+        while self.taken.len() > bounds.kept || self.taken_bytes > bounds.bytes {
+            let Some(oldest) = self.taken.pop_front() else { break };
+            self.taken_bytes -= oldest.item.bytes();
+            if !oldest.item.is_event() {
+                self.uncounted = self.number - self.taken.iter().map(|one| one.numbers).sum::<u64>();
+            }
+        }
+    }
+
+    /// What was taken after `had` waits again. In place of what is not kept any more comes a marker, which takes all of
+    /// its numbers.
     fn go_back_to(&mut self, had: u64) {
         while self.number > had {
-            // What is not kept any more is missed, and has had its number all the same.
-            let Some(told) = self.taken.pop_back() else {
-                self.missed += self.number - had;
+            let Some(last) = self.taken.pop_back() else {
+                let numbers = self.number - had;
+                let count = (self.uncounted <= had).then_some(numbers);
+                self.push_front(Numbered { item: Item::Missed(count), numbers });
+                self.number = had;
                 break;
             };
-            self.taken_bytes -= told.bytes();
-            self.waiting_bytes += told.bytes();
-            self.waiting.push_front(told);
-            self.number -= 1;
+            self.taken_bytes -= last.item.bytes();
+            self.number -= last.numbers;
+            self.push_front(last);
         }
     }
 }

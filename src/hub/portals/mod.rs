@@ -43,7 +43,7 @@ use crate::{
     metrics::Metrics,
 };
 use inbox::Inbox;
-pub use inbox::{StreamId, Taken};
+pub use inbox::{Item, StreamId, Taken};
 pub use told::{At, Told, What};
 use turns::{Member, Reach, Turns};
 
@@ -171,6 +171,14 @@ impl Portals {
             self.pass_on_what_is_left();
         }
         Some(Portal { pool: self.clone(), reader, inbox })
+    }
+
+    /// The same for a portal that names a stream which is not known any more: a marker comes before all events.
+    #[must_use]
+    pub fn join_behind_unknown(self: &Arc<Self>, all: bool) -> Option<Portal> {
+        let portal = self.join(all)?;
+        portal.inbox.put_unknown_missed();
+        Some(portal)
     }
 
     /// A portal comes back to its inbox, having had everything up to `number`. `None`: that inbox is not there any more.
@@ -409,13 +417,13 @@ impl Portal {
         self.inbox.number()
     }
 
-    /// The next event; `None` when another reader has come for this inbox, or the pool has taken the portal out. Nothing
+    /// The next event or marker; `None` when another reader has come for this inbox, or the pool has taken the portal out. Nothing
     /// is lost where the future is dropped.
     pub async fn next(&mut self) -> Option<Taken> {
         self.inbox.next(self.reader, &self.pool.bounds).await
     }
 
-    /// The next event, if one waits.
+    /// The next event or marker, if one waits.
     #[must_use]
     pub fn try_next(&mut self) -> Option<Taken> {
         self.inbox.try_next(self.reader, &self.pool.bounds).flatten()

@@ -9,7 +9,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use super::{At, Bounds, Far, Portal, Portals, SeatId, Told, Watch, What};
+use super::{At, Bounds, Far, Item, Portal, Portals, SeatId, Taken, Told, Watch, What};
 use crate::{
     cluster::portals::{FarPortals, NearPortals, Whose},
     hub::events::{Event, Listener, Said},
@@ -44,14 +44,30 @@ fn number(told: &Told) -> u64 {
     }
 }
 
+/// The event that was taken; it is no marker.
+fn event(taken: Taken) -> Arc<Told> {
+    match taken.what {
+        Item::Event(told) => told,
+        Item::Missed(count) => panic!("a marker: {count:?}"),
+    }
+}
+
 /// What a portal is told now: the numbers that were said.
 fn heard(portal: &mut Portal) -> Vec<u64> {
-    std::iter::from_fn(|| portal.try_next()).map(|taken| number(&taken.told)).collect()
+    std::iter::from_fn(|| portal.try_next()).map(|taken| number(&event(taken))).collect()
 }
 
 /// The numbers of the events themselves, and how many were missed before each.
 fn numbered(portal: &mut Portal) -> Vec<(u64, u64)> {
-    std::iter::from_fn(|| portal.try_next()).map(|taken| (taken.number, taken.missed)).collect()
+    let (mut missed, mut all) = (0, Vec::new());
+    for taken in std::iter::from_fn(|| portal.try_next()) {
+        match taken.what {
+            Item::Missed(count) => missed += count.expect("it is known"),
+            Item::Event(_) => all.push((taken.number, std::mem::take(&mut missed))),
+        }
+    }
+    assert_eq!(missed, 0, "a marker has an event behind it");
+    all
 }
 
 #[test]
@@ -107,7 +123,7 @@ fn what_a_portal_had_not_taken_goes_on_to_the_others_when_it_goes() {
     let pool = pool(true);
     let (mut one, mut two) = (pool.join(false).unwrap(), pool.join(false).unwrap());
     say(&pool, 0..4);
-    let first = number(&two.try_next().unwrap().told);
+    let first = number(&event(two.try_next().unwrap()));
     drop(two);
     let mut rest = heard(&mut one);
     rest.push(first);
@@ -199,7 +215,7 @@ async fn a_portal_waits_until_something_happens() {
     let pool = pool(true);
     let mut portal = pool.join(false).unwrap();
     let (told, ()) = tokio::join!(timeout(Duration::from_secs(5), portal.next()), async { say(&pool, 7..8) });
-    assert_eq!(number(&told.unwrap().unwrap().told), 7);
+    assert_eq!(number(&event(told.unwrap().unwrap())), 7);
     let stream = portal.stream().clone();
     let (ended, _new) = tokio::join!(timeout(Duration::from_secs(5), portal.next()), async { pool.resume(&stream, 1) });
     assert_eq!(ended.unwrap(), None);
@@ -252,7 +268,7 @@ fn what_happens_is_kept_as_it_was_told() {
     pool.event(3, Event::Authentication { user: &alice });
     pool.event(3, Event::Message { user: Some(&alice), said: Said { op: 30, data: None, kind: Some("T") } });
     pool.event(3, Event::Disconnection { user: Some(&alice), code: 1000, reason: "" });
-    let told: Vec<Arc<Told>> = std::iter::from_fn(|| portal.try_next()).map(|taken| taken.told).collect();
+    let told: Vec<Arc<Told>> = std::iter::from_fn(|| portal.try_next()).map(event).collect();
     let whats: Vec<&What> = told.iter().map(|told| &told.what).collect();
     let message = What::Message { op: 30, data: None, kind: Some("T".into()) };
     assert_eq!(whats, [&What::Connection, &What::Authentication, &message, &What::Disconnection]);
@@ -343,4 +359,49 @@ fn what_is_told_from_elsewhere_reaches_whom_it_is_for_and_goes_on_once_where_he_
     NearPortals::told(&*pool, event(5), Some(&name), true);
     assert_eq!(*line.0.lock(), [(4, "There(\"far\")".to_owned(), true)]);
     assert_eq!(heard(&mut all), [4]);
+}
+
+#[test]
+fn portal_that_resumes_anywhere_is_sent_a_marker_for_each_jump() {
+    let (mut exact, mut unknown) = (0, 0);
+    for seed in 0..300_u64 {
+        let (pool, mut chance) = (pool(true), seed);
+        let mut next = |below: u64| {
+            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (chance >> 33) % below
+        };
+        let mut portal = pool.join(false).unwrap();
+        // What was said; the id of the last that the client received; the number that it expects next, if that is known.
+        let (mut said, mut had, mut expected, mut is_known) = (0, 0, 0, true);
+        for round in 0..20 {
+            let more = next(7) + 1;
+            say(&pool, said..said + more);
+            said += more;
+            // The server writes some, and the client receives some of those before the connection breaks.
+            let (written, received) = if round < 19 { (next(9), next(9)) } else { (u64::MAX, u64::MAX) };
+            for at in 0..written {
+                let Some(taken) = portal.try_next() else { break };
+                if at >= received {
+                    continue;
+                }
+                assert!(taken.number > had, "{} after {had}", taken.number);
+                had = taken.number;
+                match taken.what {
+                    Item::Missed(Some(count)) => expected += count,
+                    Item::Missed(None) => is_known = false,
+                    Item::Event(told) if is_known => {
+                        assert_eq!(number(&told), expected, "seed {seed}");
+                        (expected, exact) = (expected + 1, exact + 1);
+                    }
+                    Item::Event(told) => {
+                        assert!(number(&told) >= expected, "seed {seed}");
+                        (expected, is_known, unknown) = (number(&told) + 1, true, unknown + 1);
+                    }
+                }
+            }
+            portal = pool.resume(&portal.stream().clone(), had).unwrap();
+        }
+        assert_eq!((expected, is_known), (said, true));
+    }
+    assert!(exact > 0 && unknown > 0, "{exact} {unknown}");
 }
