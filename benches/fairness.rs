@@ -74,7 +74,10 @@ async fn replay(served: Arc<Served>, user: UserId, stop: Arc<AtomicBool>, bytes:
         let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.expect("a WebSocket");
         let authenticate = format!("{{\"op\":2,\"d\":{{\"token\":\"{user}\",\"shouldSync\":true}}}}");
         socket.send(Message::text(authenticate)).await.expect("it is taken");
-        socket.next().await.expect("a greeting").expect("a frame");
+        for what in ["a greeting", "op 22", "op 1"] {
+            socket.next().await.expect(what).expect("a frame");
+        }
+        socket.send(Message::text(r#"{"op":11,"d":{}}"#)).await.expect("it is taken");
         // From here on it is only counted: a client on another machine would cost the server nothing either.
         let mut stream = socket.into_inner();
         let mut had = 0;

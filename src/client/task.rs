@@ -66,6 +66,8 @@ pub(super) struct Task {
     answer: Option<Answer>,
     /// Events that were handed to the program, done or not.
     handed: u64,
+    /// `handed` at the last message of this connection; 0 before the first. Other events delay no op 11.
+    last_message: u64,
     /// Receipts (op 11) that are due when the program is done with so many events.
     receipts: VecDeque<u64>,
     /// Messages of a log: when the program is done with so many events it is done with that sequence.
@@ -97,6 +99,7 @@ impl Task {
             credentials: None,
             answer: None,
             handed: 0,
+            last_message: 0,
             receipts: VecDeque::new(),
             unconfirmed: VecDeque::new(),
             confirm: None,
@@ -195,6 +198,7 @@ impl Task {
 
     async fn try_serve(&mut self, connection: &mut Connection) -> Result<End, End> {
         self.resumed = false;
+        self.last_message = 0;
         if self.credentials.is_some() {
             self.authenticate(connection).await?;
         } else {
@@ -251,6 +255,7 @@ impl Task {
                     *after = seq;
                     self.unconfirmed.push_back((self.handed + 1, seq));
                 }
+                self.last_message = self.handed + 1;
                 Some(Event::Message(Delivery { op, kind, data, position }))
             }
             Incoming::Resumed { first, last, missed } => {
@@ -272,7 +277,7 @@ impl Task {
             }
             Incoming::ReceiptWanted => {
                 // Who resumes confirms by himself: this asks no more than whether he is there.
-                self.receipts.push_back(if self.resumes() { 0 } else { self.handed });
+                self.receipts.push_back(if self.resumes() { 0 } else { self.last_message });
                 None
             }
             Incoming::Hello(hello) => {

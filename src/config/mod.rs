@@ -99,7 +99,7 @@ pub struct Client {
 pub struct Sync {
     /// Keep messages for users who are away. Default false.
     pub enabled: bool,
-    /// Pause between messages that are redelivered after a connection. Default 0.
+    /// Pause before each message that is redelivered after a connection. Default 0.
     pub redelivery_interval: Duration,
     /// What counts as received.
     pub confirmation: Confirmation,

@@ -223,6 +223,19 @@ async fn a_live_message_that_passed_a_paced_redelivery_is_not_owed_again() {
 }
 
 #[tokio::test]
+async fn paced_backlog_after_start_is_due_one_interval_later_and_live_entries_at_once() {
+    let (hub, released) = (hub(SLOW), Instant::now());
+    say(&hub, 2).await;
+    let connected = hub.connect();
+    let mut session = connected.attach(alice(), Attach::default(), released).unwrap();
+    session.start_pacing(released);
+    assert_eq!(next(&mut session, released), [] as [Seq; 0]);
+    say(&hub, 1).await;
+    assert_eq!(next(&mut session, released), [3], "the live one");
+    assert_eq!(next(&mut session, released + SLOW), [1]);
+}
+
+#[tokio::test]
 async fn clearing_leaves_nothing_held_by_a_session_that_has_gone() {
     let (hub, now) = (hub(Duration::ZERO), Instant::now());
     let connected = hub.connect();

@@ -60,6 +60,8 @@ pub(super) struct Attaching {
     pub session: BoxFuture<'static, Result<Session, StoreError>>,
     /// What it is answered.
     pub frame: String,
+    /// It resumes (`after`), so its deliveries are not held back.
+    pub resumes: bool,
     /// When what it showed stops being true.
     pub expires: Option<SystemTime>,
 }
@@ -81,6 +83,8 @@ pub(super) struct Connection {
     pub budget: FrameBudget,
     /// Unsynced messages are waiting in the mailbox.
     pub unsynced: bool,
+    /// Until then every delivery is held back, unless op 1 is answered before (see [`hold`](super::hold)).
+    pub held_until: Option<Instant>,
     /// When the next entry is due, if the session is waiting for that.
     pub paced_until: Option<Instant>,
     /// Since when the socket has taken nothing of what is waiting.
@@ -122,6 +126,7 @@ impl Connection {
             attaching: None,
             expires: None,
             unsynced: false,
+            held_until: None,
             paced_until: None,
             stuck_since: None,
             goodbye: None,
@@ -160,10 +165,11 @@ impl Connection {
             self.heed(signals)?;
         }
         self.check_deadlines(now)?;
+        self.release_if_due(now);
         let mut busy = self.poll_inbound(cx, now)?;
         // Behind the frames, because one of them may just have begun it, and nobody has asked it to wake us yet.
         busy |= self.poll_authentication(cx, now)?;
-        busy |= self.poll_attaching(cx)?;
+        busy |= self.poll_attaching(cx, now)?;
         self.fill(cx, now)?;
         self.ask(now)?;
         busy |= self.poll_write(cx, now)?;
@@ -208,7 +214,7 @@ impl Connection {
             Instant::now() + left.min(Duration::from_secs(60)) + Duration::from_millis(1)
         });
         let heartbeat = self.heartbeat.deadline(self.wants_receipt());
-        [self.authenticate_by, expires, stuck, self.paced_until, heartbeat].into_iter().flatten().min()
+        [self.authenticate_by, expires, stuck, self.held_until, self.paced_until, heartbeat].into_iter().flatten().min()
     }
 }
 

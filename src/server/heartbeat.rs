@@ -32,6 +32,23 @@ pub(super) struct Ask {
     pub give_up: bool,
 }
 
+/// What the answer to an op 1 proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// The client is connected, and nothing else.
+    Alive,
+    /// The client has received everything up to this mark.
+    Received(Mark),
+    /// The client has received op 22, so its application can register its message handler.
+    Authenticated,
+}
+
+impl Proof {
+    fn of(unconfirmed: Option<Mark>) -> Self {
+        unconfirmed.map_or(Self::Alive, Self::Received)
+    }
+}
+
 /// The heartbeat of one connection.
 #[derive(Debug)]
 pub(super) struct Heartbeat {
@@ -41,7 +58,7 @@ pub(super) struct Heartbeat {
     max_attempts: u32,
     /// What each unanswered op 1 would prove, oldest first, for answers come in order: none may be forgotten, or an
     /// answer would be taken for that of a later one. At most [`QUESTIONS_MAX`].
-    questions: VecDeque<Option<Mark>>,
+    questions: VecDeque<Proof>,
     /// When the last question was asked.
     asked: Instant,
     tries: u32,
@@ -98,7 +115,7 @@ impl Heartbeat {
                     ask.ping = Some(self.pings.next(unconfirmed));
                 } else {
                     (self.heard, self.pings.heard) = (false, false);
-                    self.questions.push_back(unconfirmed);
+                    self.questions.push_back(Proof::of(unconfirmed));
                     ask.heartbeat = Some(None);
                 }
             }
@@ -110,7 +127,7 @@ impl Heartbeat {
         self.asked = now;
         if self.enabled && std::mem::take(&mut self.heard) && self.questions.len() < QUESTIONS_MAX {
             // It answered something since, so this is no retry; what it has not answered yet stays in its place.
-            self.questions.push_back(unconfirmed);
+            self.questions.push_back(Proof::of(unconfirmed));
             ask.heartbeat = Some(None);
             return ask;
         }
@@ -133,7 +150,7 @@ impl Heartbeat {
                 ask.give_up = true;
                 return ask;
             }
-            self.questions.push_back(unconfirmed);
+            self.questions.push_back(Proof::of(unconfirmed));
             ask.heartbeat = Some(Some((self.tries, self.max_attempts)));
         }
         // Either way of answering will do from one who has not answered op 1 yet.
@@ -143,13 +160,29 @@ impl Heartbeat {
         ask
     }
 
-    /// An op 11 came: what it proves. One that nobody asked for proves nothing.
-    pub(super) fn answered(&mut self, now: Instant) -> Option<Mark> {
-        let mark = self.questions.pop_front()?;
+    /// Records the op 1 that follows op 22; [`Heartbeat::answered`] returns [`Proof::Authenticated`] for its answer.
+    ///
+    /// It does not delay the first receipt question: a client may disconnect right after its backlog.
+    pub(super) fn ask_authenticated(&mut self, now: Instant) {
+        if !self.waits_for_answer() {
+            (self.tries, self.asked) = (0, now);
+            (self.heard, self.pings.heard) = (false, false);
+        }
+        self.next_beat = now + self.interval;
+        self.questions.push_back(Proof::Authenticated);
+    }
+
+    /// Takes an op 11 and returns what it proves; `None` if no op 1 is unanswered.
+    pub(super) fn answered(&mut self, now: Instant) -> Option<Proof> {
+        let proof = self.questions.pop_front()?;
         self.answers = true;
         self.heard = true;
         (self.tries, self.asked) = (0, now);
-        mark
+        if proof == Proof::Authenticated && self.questions.is_empty() {
+            // Every client is asked this once; most then stay idle and need no queue.
+            self.questions = VecDeque::new();
+        }
+        Some(proof)
     }
 
     /// A pong came: what it proves. One with a payload that is not our last ping's proves nothing.
@@ -203,6 +236,8 @@ mod tests {
 
     const MARK: Option<Mark> = Some(Mark::NONE);
 
+    const RECEIVED: Option<Proof> = Some(Proof::Received(Mark::NONE));
+
     fn heartbeat(enabled: bool) -> (Heartbeat, Instant) {
         let now = Instant::now();
         (Heartbeat::new(enabled, SECOND, 2, 7, now), now)
@@ -213,7 +248,7 @@ mod tests {
         let (mut beat, now) = heartbeat(false);
         assert_eq!(beat.ask(now, MARK).heartbeat, Some(None));
         assert_eq!(beat.ask(now, MARK), Ask::default(), "at most one question is unanswered");
-        assert_eq!(beat.answered(now), MARK);
+        assert_eq!(beat.answered(now), RECEIVED);
         assert_eq!(beat.ask(now, MARK), Ask::default());
         assert_eq!(beat.deadline(MARK), Some(now + RECEIPT_PAUSE));
         assert_eq!(beat.ask(now + RECEIPT_PAUSE, MARK).heartbeat, Some(None));
@@ -226,7 +261,7 @@ mod tests {
         assert_eq!(beat.pong(&[0; 16]), None);
         assert_eq!(beat.pong(b""), None);
         beat.ask(now, MARK);
-        assert_eq!(beat.answered(now), MARK);
+        assert_eq!(beat.answered(now), RECEIVED);
         assert_eq!(beat.answered(now), None);
     }
 
@@ -269,11 +304,11 @@ mod tests {
         let later = Some(Mark::for_test(9));
         beat.ask(now, MARK);
         assert_eq!(beat.ask(now + SECOND, MARK).heartbeat, Some(Some((1, 2))));
-        assert_eq!(beat.answered(now + SECOND), MARK);
+        assert_eq!(beat.answered(now + SECOND), RECEIVED);
         // One of two is answered: the client is there, and asked anew, not once more.
         assert_eq!(beat.ask(now + 2 * SECOND, later).heartbeat, Some(None));
-        assert_eq!(beat.answered(now + 2 * SECOND), MARK, "the answer to the retry");
-        assert_eq!(beat.answered(now + 2 * SECOND), later);
+        assert_eq!(beat.answered(now + 2 * SECOND), RECEIVED, "the answer to the retry");
+        assert_eq!(beat.answered(now + 2 * SECOND), later.map(Proof::Received));
     }
 
     #[test]
@@ -322,5 +357,29 @@ mod tests {
             assert_eq!(beat.ask(at, MARK).ping, None);
         }
         assert!(beat.ask(at + SECOND, MARK).give_up);
+    }
+
+    #[test]
+    fn op_1_after_authentication_answered_proves_it_in_order_and_delays_no_receipt() {
+        for enabled in [true, false] {
+            let (mut beat, now) = heartbeat(enabled);
+            // A heartbeat may be unanswered when the client authenticates.
+            if enabled {
+                assert_eq!(beat.ask(now + SECOND, None).heartbeat, Some(None));
+            }
+            let now = now + SECOND;
+            beat.ask_authenticated(now);
+            assert_eq!(beat.ask(now, MARK), Ask::default(), "at most one question is unanswered");
+            if enabled {
+                assert_eq!(beat.answered(now), Some(Proof::Alive));
+                assert_eq!(beat.ask(now, MARK), Ask::default(), "the other one still is");
+            }
+            assert_eq!(beat.answered(now), Some(Proof::Authenticated));
+            assert_eq!(beat.questions.capacity(), 0);
+            // Only the heartbeat before it does.
+            let due = if enabled { now + RECEIPT_PAUSE } else { now };
+            assert_eq!(beat.ask(due, MARK).heartbeat, Some(None));
+            assert_eq!(beat.answered(due), RECEIVED);
+        }
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     connection::{Attaching, Authenticating, Connection, End},
+    heartbeat::Proof,
     socket::Inbound,
 };
 use crate::{
@@ -95,10 +96,7 @@ impl Connection {
             End::close(error.close_code())
         })?;
         match frame {
-            ClientFrame::HeartbeatAck => {
-                let mark = self.heartbeat.answered(now);
-                self.confirm(mark);
-            }
+            ClientFrame::HeartbeatAck => self.take_answer(now),
             ClientFrame::Heartbeat => self.push(encode::HEARTBEAT_ACK),
             ClientFrame::Authentication(authentication) => {
                 let Authentication { data, should_sync, after, device } = authentication;
@@ -123,8 +121,7 @@ impl Connection {
         match frame::decode(text) {
             Ok(ClientFrame::Dispatch(message)) => self.take(message).is_ok(),
             Ok(ClientFrame::HeartbeatAck) => {
-                let mark = self.heartbeat.answered(now);
-                self.confirm(mark);
+                self.take_answer(now);
                 true
             }
             Ok(ClientFrame::Receipt { s }) => self.session.as_mut().is_some_and(|session| session.confirm_through(s)),
@@ -157,6 +154,15 @@ impl Connection {
             Verdict::Pass => {}
         }
         Ok(())
+    }
+
+    /// Takes an op 11: acknowledges what it proves to be received, or starts the deliveries.
+    fn take_answer(&mut self, now: Instant) {
+        match self.heartbeat.answered(now) {
+            Some(Proof::Received(mark)) => self.confirm(Some(mark)),
+            Some(Proof::Authenticated) => self.release(now),
+            Some(Proof::Alive) | None => {}
+        }
     }
 
     /// A pong came: what was written before its ping has arrived.
@@ -234,21 +240,25 @@ impl Connection {
         if let Some(calls) = &self.shared.calls {
             calls.identified(self.connected.id(), &identity);
         }
+        let resumes = how.after.is_some();
         let session = self.connected.attach_later(identity.id, how, now);
-        self.attaching = Some(Attaching { session, frame, expires });
+        self.attaching = Some(Attaching { session, frame, resumes, expires });
         Ok(())
     }
 
     /// Goes on with taking a user's place; true if it came to its end, so that there is more to hear.
-    pub(super) fn poll_attaching(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+    pub(super) fn poll_attaching(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let Some(attaching) = &mut self.attaching else { return Ok(false) };
         let Poll::Ready(attached) = attaching.session.as_mut().poll(cx) else { return Ok(false) };
-        let Some(Attaching { frame, expires, .. }) = self.attaching.take() else { return Ok(false) };
+        let Some(Attaching { frame, resumes, expires, .. }) = self.attaching.take() else { return Ok(false) };
         match attached {
             Ok(session) => {
                 self.connected.attached(&session);
                 self.push(&frame);
                 self.session = Some(session);
+                if !resumes {
+                    self.hold(now);
+                }
                 self.authenticate_by = None;
                 self.expires = expires;
                 Ok(true)

@@ -10,6 +10,7 @@
 //! - [`connection`]: the life of a connection, with its steps in [`inbound`], [`outbound`] and [`farewell`]
 //! - [`wire`]: the port of the Redis protocol, with [`portal_ids`], what it remembers
 //! - [`heartbeat`]: the one question and answer behind liveness and receipts
+//! - [`hold`]: holds back deliveries until the client has answered the op 1 that follows op 22
 //! - [`shutdown`]: the order in which everything stops
 
 mod assembled;
@@ -22,6 +23,7 @@ mod farewell;
 mod handle;
 mod handler;
 mod heartbeat;
+mod hold;
 mod inbound;
 mod listener;
 mod mix_up;

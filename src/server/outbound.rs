@@ -38,8 +38,11 @@ impl Connection {
         self.shared.metrics.deliveries.inc();
     }
 
-    /// Fills the buffer with what is to be delivered.
+    /// Fills the buffer with what is to be delivered, unless deliveries are held back.
     pub(super) fn fill(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
+        if self.held_until.is_some() {
+            return Ok(());
+        }
         self.fill_unsynced();
         self.fill_from_log(cx, now)
     }
@@ -134,7 +137,8 @@ impl Connection {
             return Ok(false);
         }
         // Of what was not done for want of room, all can be done now: filling, and listening.
-        let full = self.room().is_none() || self.unsynced || self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX;
+        let unsynced = self.unsynced && self.held_until.is_none();
+        let full = self.room().is_none() || unsynced || self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX;
         let (went, done) = self.socket.poll_write_out(cx);
         match done {
             Poll::Ready(Ok(())) => {

@@ -107,6 +107,7 @@ test('a_device_without_after_confirms_as_stock_clients_do', async (t) => {
   await (await come(t, server, { device: 'phone-1' })).end();
   await server.numbers(3, 'alice');
   const phone = await come(t, server, { device: 'phone-1' });
+  phone.send({ op: 11, d: {} });
   await phone.until('three messages and a question', () => phone.messages.length === 3 && phone.frames.at(-1).op === 1);
   assert.deepEqual(phone.messages.map((message) => message.s), range(3, 1));
   assert.deepEqual(told(phone), []);

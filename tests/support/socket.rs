@@ -55,7 +55,7 @@ pub struct Missed {
     pub reason: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Frame {
     op: u64,
     #[serde(default)]
@@ -63,9 +63,18 @@ struct Frame {
     s: Option<u64>,
 }
 
+/// How long the op 1 that follows op 22 is waited for; servers of the original send none.
+const FIRST_QUESTION: Duration = Duration::from_millis(500);
+
 /// A connection that is authenticated.
 #[derive(Debug)]
-pub struct Socket(WebSocketStream<TcpStream>);
+pub struct Socket {
+    stream: WebSocketStream<TcpStream>,
+    /// The op 1 that follows op 22 may still come: it will be answered and not reported.
+    held: bool,
+    /// Came while that op 1 was waited for.
+    early: Option<Frame>,
+}
 
 impl Socket {
     /// Connects as `user`.
@@ -90,7 +99,7 @@ impl Socket {
         let (stream, _) = tokio_tungstenite::client_async(format!("ws://{address}/"), stream)
             .await
             .map_err(|error| error.to_string())?;
-        let mut socket = Self(stream);
+        let mut socket = Self { stream, held: false, early: None };
         let mut who = json!({ "token": user, "shouldSync": true });
         if let Some(after) = after {
             who["after"] = json!(after);
@@ -102,7 +111,11 @@ impl Socket {
         loop {
             match socket.frame().await?.op {
                 10 => {}
-                22 => return Ok(socket),
+                22 if after.is_some() => return Ok(socket),
+                22 => {
+                    socket.release().await?;
+                    return Ok(socket);
+                }
                 op => return Err(format!("op {op} before the authentication was answered")),
             }
         }
@@ -144,7 +157,7 @@ impl Socket {
     /// # Errors
     /// When nothing comes.
     pub async fn readable(&self) -> Result<(), String> {
-        let came = timeout(PATIENCE, self.0.get_ref().peek(&mut [0])).await.map_err(|_| "nothing comes")?;
+        let came = timeout(PATIENCE, self.stream.get_ref().peek(&mut [0])).await.map_err(|_| "nothing comes")?;
         came.map(|_| ()).map_err(|error| error.to_string())
     }
 
@@ -169,9 +182,9 @@ impl Socket {
     /// # Errors
     /// When it does not.
     pub async fn close(mut self) -> Result<(), String> {
-        self.0.close(None).await.map_err(|error| error.to_string())?;
+        self.stream.close(None).await.map_err(|error| error.to_string())?;
         loop {
-            match timeout(PATIENCE, self.0.next()).await.map_err(|_| "the server does not close")? {
+            match timeout(PATIENCE, self.stream.next()).await.map_err(|_| "the server does not close")? {
                 Some(Ok(Message::Close(None))) => return Ok(()),
                 // Ours has no reason, and so has the answer to it: this one was on its way before.
                 Some(Ok(Message::Close(Some(_)))) => return Err("the server closed first".into()),
@@ -185,7 +198,7 @@ impl Socket {
     /// Goes away as a process that was killed goes: what was not read yet is thrown away, and the peer is told so.
     pub fn reset(self) {
         // A socket that is dropped with unread data, or with this set, resets the connection.
-        _ = socket2::SockRef::from(self.0.get_ref()).set_linger(Some(Duration::ZERO));
+        _ = socket2::SockRef::from(self.stream.get_ref()).set_linger(Some(Duration::ZERO));
     }
 
     /// The next message; answers what else comes.
@@ -220,12 +233,34 @@ impl Socket {
     }
 
     async fn send(&mut self, frame: &Value) -> Result<(), String> {
-        self.0.send(Message::text(frame.to_string())).await.map_err(|error| error.to_string())
+        self.stream.send(Message::text(frame.to_string())).await.map_err(|error| error.to_string())
+    }
+
+    /// Answers the op 1 that follows op 22, so that the server starts its deliveries.
+    async fn release(&mut self) -> Result<(), String> {
+        match timeout(FIRST_QUESTION, self.read()).await {
+            Ok(Ok(frame)) if frame.op == 1 => self.answer().await?,
+            Ok(frame) => self.early = Some(frame?),
+            Err(_) => self.held = true,
+        }
+        Ok(())
     }
 
     async fn frame(&mut self) -> Result<Frame, String> {
+        if let Some(early) = self.early.take() {
+            return Ok(early);
+        }
+        let frame = self.read().await?;
+        if std::mem::take(&mut self.held) && frame.op == 1 {
+            self.answer().await?;
+            return self.read().await;
+        }
+        Ok(frame)
+    }
+
+    async fn read(&mut self) -> Result<Frame, String> {
         loop {
-            let message = timeout(PATIENCE, self.0.next()).await.map_err(|_| "nothing more comes")?;
+            let message = timeout(PATIENCE, self.stream.next()).await.map_err(|_| "nothing more comes")?;
             match message.ok_or("the connection has ended")?.map_err(|error| error.to_string())? {
                 Message::Text(text) => return serde_json::from_str(&text).map_err(|error| format!("{error}: {text}")),
                 Message::Ping(_) | Message::Pong(_) => {}

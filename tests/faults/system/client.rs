@@ -53,8 +53,12 @@ impl Client {
             let message = client.0.next().await.ok_or("gone")?.map_err(|error| error.to_string())?;
             let Message::Text(text) = message else { return Err(format!("{message:?}")) };
             match serde_json::from_str::<Frame>(&text).map_err(|error| format!("{error}: {text}"))?.op {
-                10 => {}
-                22 => return Ok(client),
+                10 | 22 => {}
+                // It follows op 22, and deliveries start when it is answered.
+                1 => {
+                    client.send(&json!({ "op": 11, "d": {} })).await?;
+                    return Ok(client);
+                }
                 op => return Err(format!("op {op} before the authentication was answered")),
             }
         }
