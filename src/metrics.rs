@@ -59,6 +59,8 @@ metrics! {
     messages_rejected: Counter = "messages_rejected",
     /// Entries dropped for newer ones because the user had as much pending as is allowed.
     messages_dropped: Counter = "messages_dropped",
+    /// Messages for offline users that were dropped because sync is off, one per user.
+    sync_off_dropped: Counter = "messages_dropped_sync_off",
     /// Messages written to clients.
     deliveries: Counter = "deliveries",
     /// Those of them that were owed when the client connected.

@@ -15,6 +15,10 @@ pub struct DispatchResult {
     pub online: u64,
     /// Those who are not.
     pub offline: u64,
+    /// Logs it was appended to. 0 with sync off, for unsynced messages and for everyone: what was for those who are offline
+    /// was dropped then.
+    #[serde(default)]
+    pub stored: u64,
     /// Those for whom it was not taken, and why.
     #[serde(default)]
     pub rejected: Vec<Rejected>,

@@ -63,14 +63,15 @@ fn id(id: &str) -> UserId {
 
 #[tokio::test]
 async fn a_dispatch_is_asked_for_as_documented() {
-    let answer = json!({ "recipients": 3, "online": 1, "offline": 1, "rejected": [{ "user": "c", "reason": "quota" }],
-        "duplicate": false, "addedLater": 1 });
+    let answer = json!({ "recipients": 3, "online": 1, "offline": 1, "stored": 2, "duplicate": false,
+        "rejected": [{ "user": "c", "reason": "quota" }], "addedLater": 1 });
     let (url, asked) = responder("200 OK", &answer.to_string()).await;
     let mut message = Message::new("X", &json!({ "n": 1 })).unwrap();
     message.o.sync = false;
     let recipients = Recipients::Users(vec![id("a"), id("b")]);
     let result = dispatcher(&url).dispatch(&message, &recipients, &[id("c")]).await.unwrap();
     assert_eq!((result.recipients, result.online, result.offline, result.duplicate), (3, 1, 1, false));
+    assert_eq!(result.stored, 2);
     assert_eq!(result.rejected, [Rejected { user: "c".into(), reason: "quota".into() }]);
 
     let asked = asked.await.unwrap();

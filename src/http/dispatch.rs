@@ -55,7 +55,7 @@ where
     let body = body.map_err(|_| ApiError::TooSlow)?.map_err(|error| {
         if error.is::<LengthLimitError>() { ApiError::TooLarge(bytes_max) } else { ApiError::Body(error.to_string()) }
     })?;
-    let outcome = match read::read(&body.to_bytes(), api.limits.recipients)? {
+    let outcome = match read::read(&body.to_bytes(), api.limits.recipients)?.checked(&api.hub)? {
         Asked::Dispatch(dispatch) => api.hub.dispatch(dispatch).await?,
         Asked::Disconnect(disconnect) => disconnect.run(&api.hub).await,
     };

@@ -48,6 +48,11 @@ pub(super) enum ApiError {
     NoPortals,
     #[error("there are as many portals as there may be; close some that are not needed")]
     ManyPortals,
+    #[error(
+        "o.ttl and o.collapse are for messages that are kept, and this server keeps none: sync is off. Set sync.enabled \
+         to true in its configuration, or leave them out"
+    )]
+    SyncOff,
     #[error("{0}")]
     Message(#[from] MessageError),
     #[error("{0}")]
@@ -77,6 +82,7 @@ impl ApiError {
             Self::NoPortals => (StatusCode::CONFLICT, "portals_off"),
             Self::ManyPortals => (StatusCode::CONFLICT, "too_many_portals"),
             Self::Parameter(_) => (StatusCode::BAD_REQUEST, "bad_parameter"),
+            Self::SyncOff => (StatusCode::UNPROCESSABLE_ENTITY, "sync_off"),
             Self::Message(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_message"),
             Self::User(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_user"),
             Self::Recipients(_) => (StatusCode::UNPROCESSABLE_ENTITY, "too_many_recipients"),
@@ -138,6 +144,7 @@ mod tests {
             ApiError::NoPortals,
             ApiError::ManyPortals,
             ApiError::Parameter(why()),
+            ApiError::SyncOff,
             ApiError::Message(MessageError::TooDeep),
             ApiError::User(UserIdError::Empty),
             ApiError::Recipients(1),

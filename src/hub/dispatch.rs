@@ -48,6 +48,12 @@ impl Dispatch {
             refused: Vec::new(),
         }
     }
+
+    /// Reports options that only a stored message can follow. With sync off such a dispatch is rejected.
+    #[must_use]
+    pub fn is_for_logs_alone(&self) -> bool {
+        self.ttl.is_some() || self.collapse.is_some()
+    }
 }
 
 /// What became of a dispatch.
@@ -60,6 +66,8 @@ pub struct Outcome {
     pub online: usize,
     /// Those who are not, and for whom it was taken.
     pub offline: usize,
+    /// Logs it was appended to: 0 with sync off, for unsynced messages and for everyone.
+    pub stored: usize,
     /// Those for whom it was not taken, and why.
     pub rejected: Vec<Rejected>,
     /// This is the answer to an earlier dispatch with the same id.
@@ -193,6 +201,7 @@ impl Hub {
             ..Outcome::default()
         };
         for ((user, here), seq) in users.iter().zip(&online).zip(appended.seqs) {
+            outcome.stored += usize::from(seq.is_ok());
             match seq {
                 Ok(_) if *here => outcome.online += 1,
                 Ok(_) => outcome.offline += 1,
@@ -204,7 +213,9 @@ impl Hub {
 
     /// To those who are here, past the log. One with an id is written down first: it is sent once at most.
     async fn send_past(&self, dispatch: Dispatch) -> Result<Outcome, StoreError> {
-        let Dispatch { payload, recipients, excluding, id, refused, .. } = dispatch;
+        let Dispatch { payload, sync, recipients, excluding, id, refused, .. } = dispatch;
+        // Only a message that asked to be kept is lost by not being kept.
+        let drops = sync && self.settings.sync.is_none();
         let users = match recipients {
             Recipients::Everyone => None,
             Recipients::Users(users) => Some(without(users, &excluding)),
@@ -221,14 +232,22 @@ impl Hub {
             let once = Some(Once { id, online, refused });
             let appended = self.store.append(Append { once, ..Append::new(payload.clone(), Vec::new()) }).await?;
             if !appended.duplicate {
-                _ = self.pass_by(&payload, users.as_deref(), &excluding).await;
+                let outcome = self.pass_by(&payload, users.as_deref(), &excluding).await;
+                self.count_dropped(drops, &outcome);
             }
             return Ok(answered_before(appended.answered.unwrap_or_default(), appended.duplicate));
         }
         let mut outcome = self.pass_by(&payload, users.as_deref(), &excluding).await;
+        self.count_dropped(drops, &outcome);
         outcome.recipients += refused.len();
         outcome.rejected = refused;
         Ok(outcome)
+    }
+
+    fn count_dropped(&self, drops: bool, outcome: &Outcome) {
+        if drops {
+            self.metrics.sync_off_dropped.inc_by(outcome.offline as u64);
+        }
     }
 
     /// Tells the middleware of a message that was kept for `users`, each with whether he is here, at any server.
@@ -357,6 +376,7 @@ fn answered_before(answered: Answered, duplicate: bool) -> Outcome {
         recipients: answered.recipients as usize,
         online: answered.online as usize,
         offline: answered.offline as usize,
+        stored: answered.stored as usize,
         rejected: answered.rejected,
         duplicate,
     }

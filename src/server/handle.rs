@@ -29,6 +29,12 @@ pub enum SendError {
         /// How many there may be.
         max: usize,
     },
+    /// It has a `ttl` or a `collapse` key, which are for messages that are kept, and sync is off.
+    #[error(
+        "ttl and collapse are for messages that are kept, and this server keeps none: sync is off. Set sync.enabled, or \
+         leave them out"
+    )]
+    SyncOff,
     /// It makes no sense as it is: a sentence that says why.
     #[error("{0}")]
     Senseless(&'static str),
@@ -121,6 +127,9 @@ impl Handle {
             id,
             ..Dispatch::new(message.payload()?, recipients)
         };
+        if !hub.keeps() && dispatch.is_for_logs_alone() {
+            return Err(SendError::SyncOff);
+        }
         Ok(hub.dispatch(dispatch).await?)
     }
 

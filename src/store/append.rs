@@ -194,6 +194,7 @@ impl Committer {
             recipients: (once.online.len() + once.refused.len()) as u32,
             online: online as u32,
             offline: offline as u32,
+            stored: seqs.iter().filter(|seq| seq.is_ok()).count() as u32,
             rejected: once.refused.iter().map(|one| Rejected::new(&one.user, one.reason)).chain(refused_here).collect(),
         };
         for one in &answered.rejected {
@@ -201,7 +202,8 @@ impl Committer {
             commit.push(&self.shared, &Item::Rejected { user: &one.user, reason: one.reason as u8 });
         }
         commit.make_room(ONCE_BYTES_MAX);
-        let Answered { recipients, online, offline, .. } = answered;
+        let Answered { recipients, online, .. } = answered;
+        let offline = ids::offline_to_store(&answered);
         commit.push(&self.shared, &Item::Once { id: once.id.as_str(), recipients, online, offline });
         self.ids.insert(once.id.as_str(), now_ms, answered.clone(), now_ms);
         answered

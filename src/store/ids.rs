@@ -132,7 +132,18 @@ fn rejected_bytes(answered: &Answered) -> usize {
     answered.rejected.iter().map(|one| one.user.len() + size_of::<Rejected>()).sum()
 }
 
-/// What is to be stored of an id.
+/// Set in a stored `offline`: the append had no recipients in the log, so nothing was stored for those counted.
+///
+/// The bit is free, because no dispatch has 2^31 recipients. Without it every recipient counted was stored.
+const NOTHING_STORED: u32 = 1 << 31;
+
+/// Packs the number of offline users and whether anything was stored into the field that records have for the first.
+pub fn offline_to_store(answered: &Answered) -> u32 {
+    let nothing = answered.stored == 0 && answered.online + answered.offline > 0;
+    answered.offline | if nothing { NOTHING_STORED } else { 0 }
+}
+
+/// What is to be stored of an id. `offline` is as [`offline_to_store`] packs it.
 pub fn stored(id: &str, at_ms: u64, recipients: u32, online: u32, offline: u32, rejected: &[Rejected]) -> StoredId {
     let rejected = rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect();
     StoredId { id: id.to_owned(), at_ms, recipients, online, offline, rejected, more: false }
@@ -144,10 +155,12 @@ pub fn answered(stored: &StoredId) -> Answered {
         user: user.as_str().into(),
         reason: Reason::from_stored(*reason).unwrap_or(Reason::Invalid),
     });
+    let offline = stored.offline & !NOTHING_STORED;
     Answered {
         recipients: stored.recipients,
         online: stored.online,
-        offline: stored.offline,
+        offline,
+        stored: if offline == stored.offline { stored.online.saturating_add(offline) } else { 0 },
         rejected: rejected.collect(),
     }
 }
@@ -207,6 +220,15 @@ mod tests {
         assert_eq!(ids.get(&id("a"), 3), None);
         assert_eq!(ids.get(&id("c"), 3).unwrap().recipients, 2);
         assert_eq!(ids.get(&id("c"), 102), None);
+    }
+
+    #[test]
+    fn stored_count_survives_packing() {
+        for (online, offline, stored) in [(2, 3, 5), (2, 3, 0), (0, 0, 0), (0, 1, 1), (1, 0, 0)] {
+            let answer = Answered { recipients: 9, online, offline, stored, ..Answered::default() };
+            let packed = super::stored("a", 1, 9, online, offline_to_store(&answer), &[]);
+            assert_eq!(answered(&packed), answer);
+        }
     }
 
     #[test]

@@ -202,6 +202,8 @@ pub struct Answered {
     pub online: u32,
     /// Those of them who were not.
     pub offline: u32,
+    /// Logs it was appended to; 0 for an append without recipients, which only remembers an answer.
+    pub stored: u32,
     /// Those for whom it was not taken.
     pub rejected: Vec<Rejected>,
 }

@@ -279,20 +279,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     async fn publish(&mut self, channel: &[u8], text: &[u8]) {
         match self.wire.names.find(channel) {
-            Some(Name::Ws) => match said::published(text, self.wire.bounds.recipients) {
-                Ok(Published::Dispatches(dispatches)) => {
-                    self.wire.channels.publish(channel, text);
-                    self.dispatch(dispatches, text.len()).await;
+            Some(Name::Ws) => {
+                match said::published(text, self.wire.bounds.recipients) {
+                    Ok(Published::Dispatches(dispatches))
+                        if !self.wire.hub.keeps() && dispatches.iter().any(Dispatch::is_for_logs_alone) =>
+                    {
+                        self.refuse("ERR o.ttl and o.collapse are for messages that are kept: sync.enabled is off on this server");
+                    }
+                    Ok(Published::Dispatches(dispatches)) => {
+                        self.wire.channels.publish(channel, text);
+                        self.dispatch(dispatches, text.len()).await;
+                    }
+                    Ok(Published::Disconnect(recipients)) => {
+                        self.wire.channels.publish(channel, text);
+                        // Behind what was said before.
+                        self.settle().await;
+                        let outcome = self.wire.hub.disconnect(&recipients, &[]).await;
+                        reply::integer(self.batch.answer(), outcome.online as u64);
+                    }
+                    Err(why) => self.refuse(&format!("ERR {why}")),
                 }
-                Ok(Published::Disconnect(recipients)) => {
-                    self.wire.channels.publish(channel, text);
-                    // Behind what was said before.
-                    self.settle().await;
-                    let outcome = self.wire.hub.disconnect(&recipients, &[]).await;
-                    reply::integer(self.batch.answer(), outcome.online as u64);
-                }
-                Err(why) => self.refuse(&format!("ERR {why}")),
-            },
+            }
             Some(Name::Pool) => match said::ready(text) {
                 Ok(said::Ready { id, ready }) => match self.portal(&id, ready) {
                     Ok(_) => {
@@ -338,8 +345,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         let keeps = self.wire.hub.keeps();
         let kept = |dispatch: &Dispatch| keeps && dispatch.sync && dispatch.recipients != Recipients::Everyone;
         let kept: Vec<bool> = dispatches.iter().map(kept).collect();
+        let drops: Vec<bool> = dispatches.iter().map(|dispatch| !keeps && dispatch.sync).collect();
         match self.wire.hub.dispatch_all(dispatches).await {
             Ok(outcomes) => {
+                let dropped = outcomes.iter().zip(drops).filter(|(_, drops)| *drops);
+                self.wire.report_unstored(dropped.map(|(outcome, _)| outcome.offline).sum());
                 let taken = outcomes.iter().zip(kept).map(|(outcome, kept)| {
                     let taken = self.wire.taken_for(outcome);
                     // What is not kept is taken for those who are here.

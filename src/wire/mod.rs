@@ -98,10 +98,15 @@ pub struct Wire {
     since: Instant,
     /// When it was last said in the log that a message was refused for somebody.
     refused_told: Mutex<Option<Instant>>,
+    /// When the log last reported messages that were dropped because sync is off.
+    unstored_reported: Mutex<Option<Instant>>,
 }
 
 /// Refusals are said in the log this often at most: what makes them may go on for days.
 const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// Dropped messages are reported in the log this often at most: with sync off a Dispatcher may drop some all day.
+const UNSTORED_REPORT_INTERVAL: Duration = Duration::from_secs(300);
 
 impl Wire {
     /// Speaks for `hub`. `remembered`: the portals that were in the pool when an earlier process stopped.
@@ -127,6 +132,7 @@ impl Wire {
             numbers: AtomicU64::new(1),
             since: Instant::now(),
             refused_told: Mutex::default(),
+            unstored_reported: Mutex::default(),
             hub,
         })
     }
@@ -174,6 +180,21 @@ impl Wire {
             }
         }
         outcome.recipients.saturating_sub(outcome.rejected.len()) as u64
+    }
+
+    /// Reports in the log that messages for offline users were dropped because sync is off, at most once per interval.
+    ///
+    /// A Dispatcher only learns how many users were online, which it takes for success.
+    fn report_unstored(&self, offline: usize) {
+        let mut reported = self.unstored_reported.lock();
+        if offline > 0 && reported.is_none_or(|at| at.elapsed() > UNSTORED_REPORT_INTERVAL) {
+            *reported = Some(Instant::now());
+            tracing::warn!(
+                offline,
+                "a message of a Dispatcher was dropped for offline users: sync.enabled is off; see \
+                 mesa_messages_dropped_sync_off"
+            );
+        }
     }
 
     fn subscribe(&self, channel: Bytes, subscriber: &Arc<Subscriber>) {

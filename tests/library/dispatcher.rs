@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use mesa::{
     dispatcher::{Dispatch, DispatchError, Dispatcher, Retry},
     message::{DispatchId, Recipients},
+    server::SendError,
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -177,4 +178,31 @@ async fn a_dispatch_waits_for_room() {
     let (result, ()) = tokio::join!(waiting, clearing);
     assert_eq!(result.unwrap().offline, 1);
     served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handle_and_dispatcher_say_how_many_logs_have_the_message() {
+    let served = Served::start(|builder| builder).await;
+    let dispatcher = Dispatcher::new(&format!("http://{}", served.address), KEY).unwrap();
+    let to_both: Recipients = vec![id("alice"), id("bob")].into();
+    assert_eq!(served.handle.send(&message(1), to_both.clone(), &[]).await.unwrap().stored, 2);
+    assert_eq!(served.handle.send(&message(1).unsynced(), to_both.clone(), &[]).await.unwrap().stored, 0);
+    assert_eq!(dispatcher.dispatch(&message(2), &to_both, &[]).await.unwrap().stored, 2);
+    let streamed = dispatcher.dispatch_all([Dispatch::new(message(3), to_both.clone())]).await.unwrap();
+    assert_eq!(streamed[0].as_ref().unwrap().stored, 2);
+
+    let served = Served::start(|builder| builder.configure(|config| config.sync.enabled = false)).await;
+    let dispatcher = Dispatcher::new(&format!("http://{}", served.address), KEY).unwrap();
+    let outcome = served.handle.send(&message(1), to_both.clone(), &[]).await.unwrap();
+    assert_eq!((outcome.offline, outcome.stored), (2, 0));
+    for _ in 0..2 {
+        let once = DispatchId::new("once").unwrap();
+        let outcome = served.handle.send_once(once, &message(1), to_both.clone(), &[]).await.unwrap();
+        assert_eq!((outcome.offline, outcome.stored), (2, 0));
+    }
+    let expiring = message(1).ttl(Duration::from_secs(20));
+    let refused = served.handle.send(&expiring, to_both.clone(), &[]).await.unwrap_err();
+    assert!(matches!(refused, SendError::SyncOff), "{refused}");
+    let refused = dispatcher.dispatch(&expiring, &to_both, &[]).await.unwrap_err();
+    assert!(matches!(&refused, DispatchError::Refused { status: 422, code, .. } if code == "sync_off"), "{refused}");
 }

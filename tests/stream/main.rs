@@ -53,13 +53,13 @@ async fn each_line_has_one_answer_in_order_and_a_bad_one_does_not_end_the_stream
     said.end().await;
     assert_eq!(answers.head().await, "HTTP/1.1 200 OK");
     let answers = answers.rest().await;
-    let taken = json!({"recipients": 1, "online": 0, "offline": 1, "rejected": [], "duplicate": false});
+    let taken = json!({"recipients": 1, "online": 0, "offline": 1, "stored": 1, "rejected": [], "duplicate": false});
     assert_eq!(answers[0], taken);
     assert_eq!(answers[1..4].iter().map(code).collect::<Vec<_>>(), ["bad_json", "bad_dispatch", "request_too_large"]);
     assert!(answers[1]["error"]["message"].as_str().unwrap().contains("not JSON"), "{}", answers[1]);
     assert_eq!(answers[4], taken);
     assert_eq!(answers[5]["offline"], 2);
-    let disconnected = json!({"recipients": 2, "online": 0, "offline": 1, "duplicate": false,
+    let disconnected = json!({"recipients": 2, "online": 0, "offline": 1, "stored": 0, "duplicate": false,
         "rejected": [{"user": "", "reason": "invalid"}]});
     assert_eq!(answers[6], disconnected);
     assert_eq!(code(&answers[7]), "bad_json");

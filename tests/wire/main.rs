@@ -215,3 +215,21 @@ async fn a_server_that_stops_answers_what_was_said_and_ends_its_connections() {
     let served = served.restart().await;
     assert_eq!(waiting(&served, "alice").await, [1]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dispatcher_with_sync_off_gets_no_success_for_what_needs_a_log() {
+    let served = Served::start(|config| {
+        config.wire.port = Some(0);
+        config.sync.enabled = false;
+    })
+    .await;
+    let mut redis = Redis::connect(&served).await;
+    assert_eq!(redis.ask(&["PUBLISH", "ws", &published(1, r#""bob""#)]).await, ":0");
+    for option in [r#"{"ttl":5}"#, r#"{"collapse":"k"}"#] {
+        let text = format!(r#"{{"message":{{"op":0,"o":{option}}},"recipients":["bob"]}}"#);
+        let answer = redis.ask(&["PUBLISH", "ws", &text]).await;
+        assert!(answer.starts_with("-ERR") && answer.contains("sync.enabled is off"), "{answer}");
+    }
+    let answer = redis.ask(&["HSET", FIELD, "bob", r#"[{"op":0,"d":1}]"#]).await;
+    assert!(answer.contains("sync.enabled is off"), "{answer}");
+}

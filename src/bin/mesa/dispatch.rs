@@ -88,7 +88,7 @@ fn recipients(to: &[String]) -> Result<Recipients, Failure> {
 }
 
 /// What became of it, for people: in all, and for each it was not taken for.
-fn account(result: &DispatchResult, kept: bool) -> Vec<String> {
+fn account(result: &DispatchResult, to_keep: bool) -> Vec<String> {
     let refused = result.rejected.len() as u64;
     let taken = match result.recipients.saturating_sub(refused) {
         _ if refused == 0 => String::new(),
@@ -98,10 +98,11 @@ fn account(result: &DispatchResult, kept: bool) -> Vec<String> {
     let there = if refused > 0 && refused >= result.recipients {
         String::new()
     } else {
-        let absent = match (result.offline, kept) {
+        let absent = match (result.offline, result.stored) {
             (0, _) => "",
-            (_, true) => " (kept until they come)",
-            (_, false) => " (not kept)",
+            (_, 0) if to_keep => " (not stored: sync is off on this server; sync.enabled switches it on)",
+            (_, 0) => " (not kept)",
+            (_, _) => " (kept until they come)",
         };
         format!(": {} online, {} offline{absent}", result.online, result.offline)
     };
@@ -129,11 +130,20 @@ mod tests {
     #[test]
     fn an_account_names_each_recipient_it_was_not_taken_for() {
         let result = serde_json::from_str(
-            r#"{"recipients":3,"online":1,"offline":1,"rejected":[{"user":"c","reason":"quota"}],"duplicate":false}"#,
+            r#"{"recipients":3,"online":1,"offline":1,"stored":2,"rejected":[{"user":"c","reason":"quota"}],
+                "duplicate":false}"#,
         );
         assert_eq!(
             account(&result.unwrap(), true),
             ["3 recipients, taken for 2: 1 online, 1 offline (kept until they come)", "c: not taken (quota)"]
         );
+    }
+
+    #[test]
+    fn an_account_says_whether_anything_was_stored() {
+        let result = serde_json::from_str(r#"{"recipients":2,"online":1,"offline":1,"stored":0}"#).unwrap();
+        let [line] = &account(&result, true)[..] else { panic!("one line") };
+        assert!(line.contains("1 offline (not stored: sync is off"), "{line}");
+        assert_eq!(account(&result, false), ["2 recipients: 1 online, 1 offline (not kept)"]);
     }
 }

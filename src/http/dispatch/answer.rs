@@ -5,14 +5,18 @@ use std::io::Write as _;
 use crate::hub::Outcome;
 
 /// Bytes of an answer where nothing was rejected.
-pub(super) const BYTES_USUAL: usize = 96;
+pub(super) const BYTES_USUAL: usize = 128;
 
 /// Appends an answer, without the end of its line.
 pub(super) fn write(outcome: &Outcome, out: &mut Vec<u8>) {
-    let Outcome { recipients, online, offline, .. } = outcome;
+    let Outcome { recipients, online, offline, stored, .. } = outcome;
     // Writing to a Vec cannot fail, and a string always has a JSON form.
     let infallible = "a Vec takes everything";
-    write!(out, r#"{{"recipients":{recipients},"online":{online},"offline":{offline},"rejected":["#).expect(infallible);
+    let begun = write!(
+        out,
+        r#"{{"recipients":{recipients},"online":{online},"offline":{offline},"stored":{stored},"rejected":["#
+    );
+    begun.expect(infallible);
     for (at, one) in outcome.rejected.iter().enumerate() {
         out.extend_from_slice(if at == 0 { br#"{"user":"# } else { br#",{"user":"# });
         serde_json::to_writer(&mut *out, &one.user).expect(infallible);
@@ -34,8 +38,8 @@ mod tests {
 
     #[test]
     fn an_answer_tells_recipient_by_recipient_what_was_not_taken() {
-        let outcome = Outcome { recipients: 2, online: 1, offline: 1, ..Outcome::default() };
-        let usual = r#"{"recipients":2,"online":1,"offline":1,"rejected":[],"duplicate":false}"#;
+        let outcome = Outcome { recipients: 2, online: 1, offline: 1, stored: 2, ..Outcome::default() };
+        let usual = r#"{"recipients":2,"online":1,"offline":1,"stored":2,"rejected":[],"duplicate":false}"#;
         assert_eq!(text(&outcome), usual);
         assert!(usual.len() < BYTES_USUAL);
         let rejected = vec![
@@ -46,7 +50,7 @@ mod tests {
         let told: serde_json::Value = serde_json::from_str(&text(&outcome)).unwrap();
         let rejected = serde_json::json!([{"user": "a\"b", "reason": "invalid"}, {"user": "c", "reason": "quota"}]);
         let expected = serde_json::json!({
-            "recipients": 2, "online": 0, "offline": 0, "rejected": rejected, "duplicate": true
+            "recipients": 2, "online": 0, "offline": 0, "stored": 0, "rejected": rejected, "duplicate": true
         });
         assert_eq!(told, expected);
     }

@@ -30,7 +30,7 @@ pub(super) enum Task {
 
 impl Task {
     pub(super) fn new(asked: Result<Asked, ApiError>, hub: &Hub) -> Self {
-        match asked {
+        match asked.and_then(|asked| asked.checked(hub)) {
             Ok(Asked::Dispatch(dispatch)) => hub.keep(dispatch).map_or_else(Self::Pass, Self::Keep),
             Ok(Asked::Disconnect(disconnect)) => Self::Disconnect(disconnect),
             Err(error) => Self::Refuse(error),

@@ -73,6 +73,16 @@ pub(super) enum Asked {
     Disconnect(Disconnect),
 }
 
+impl Asked {
+    /// Rejects what the hub as it is configured cannot do.
+    pub(super) fn checked(self, hub: &Hub) -> Result<Self, ApiError> {
+        match &self {
+            Self::Dispatch(dispatch) if !hub.keeps() && dispatch.is_for_logs_alone() => Err(ApiError::SyncOff),
+            _ => Ok(self),
+        }
+    }
+}
+
 /// Connections that are to go.
 #[derive(Debug)]
 pub(super) struct Disconnect {

@@ -82,7 +82,7 @@ impl Talking {
 
 const TO_ALICE: &str = r#"{"message":{},"recipients":["alice"]}
 "#;
-const TAKEN: &str = r#"{"recipients":1,"online":0,"offline":1,"rejected":[],"duplicate":false}"#;
+const TAKEN: &str = r#"{"recipients":1,"online":0,"offline":1,"stored":1,"rejected":[],"duplicate":false}"#;
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_may_be_idle_and_a_line_that_was_begun_may_not() {

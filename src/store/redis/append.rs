@@ -50,6 +50,9 @@ struct Remembered {
     recipients: u32,
     online: u32,
     offline: u32,
+    /// `None` in what a server without this field has remembered.
+    #[serde(default)]
+    stored: Option<u32>,
     rejected: Vec<(String, u8)>,
 }
 
@@ -253,6 +256,8 @@ impl Shared {
             recipients: stored.recipients,
             online: stored.online,
             offline: stored.offline,
+            // Most dispatches with an id are stored for everyone they count.
+            stored: stored.stored.unwrap_or_else(|| stored.online.saturating_add(stored.offline)),
             rejected: rejected
                 .map(|(user, reason)| Rejected {
                     user: user.into(),
@@ -273,6 +278,7 @@ impl Shared {
             recipients: (once.online.len() + once.refused.len()) as u32,
             online: count(true) as u32,
             offline: count(false) as u32,
+            stored: made.seqs.iter().filter(|seq| seq.is_ok()).count() as u32,
             rejected: once.refused.iter().map(|one| Rejected::new(&one.user, one.reason)).chain(refused).collect(),
         };
         let stored = Remembered {
@@ -280,6 +286,7 @@ impl Shared {
             recipients: answered.recipients,
             online: answered.online,
             offline: answered.offline,
+            stored: Some(answered.stored),
             rejected: answered.rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect(),
         };
         let stored = serde_json::to_string(&stored).map_err(|error| LinkError::Refused(error.to_string()))?;

@@ -30,6 +30,8 @@ struct Tally {
     /// Not taken for some recipient.
     partly: u64,
     refused: u64,
+    /// For offline users, and stored for none of them.
+    unstored: u64,
 }
 
 /// Sends all of them.
@@ -119,6 +121,7 @@ impl Tally {
             Ok(result) => {
                 self.duplicates += u64::from(result.duplicate);
                 self.partly += u64::from(!result.rejected.is_empty());
+                self.unstored += u64::from(result.offline > 0 && result.stored == 0);
             }
             Err(_) => self.refused += 1,
         }
@@ -132,6 +135,7 @@ impl std::fmt::Display for Tally {
             (self.duplicates, "sent before and not again"),
             (self.partly, "not for every recipient"),
             (self.refused, "refused"),
+            (self.unstored, "not stored for who is offline (sync: false, or sync is off)"),
         ] {
             if number > 0 {
                 write!(f, ", {number} {what}")?;
@@ -198,9 +202,11 @@ mod tests {
     #[test]
     fn what_did_not_go_well_is_told_by_its_number() {
         let mut tally = Tally::default();
-        let rejected = r#"{"recipients":2,"online":0,"offline":1,"rejected":[{"user":"c","reason":"quota"}]}"#;
+        let rejected =
+            r#"{"recipients":2,"online":0,"offline":1,"stored":1,"rejected":[{"user":"c","reason":"quota"}]}"#;
         let results = [
             Ok(serde_json::from_str(r#"{"recipients":1,"online":0,"offline":1,"duplicate":true}"#).unwrap()),
+            Ok(serde_json::from_str(r#"{"recipients":1,"online":0,"offline":1,"stored":1}"#).unwrap()),
             Ok(serde_json::from_str(rejected).unwrap()),
             Err(serde_json::from_str(r#"{"code":"bad_json","message":"this is not JSON"}"#).unwrap()),
         ];
@@ -209,8 +215,9 @@ mod tests {
             tally.add(result);
             told.extend(troubles(tally.answered, result));
         }
-        assert_eq!(told, ["dispatch 2: c: not taken (quota)", "dispatch 3: refused (bad_json): this is not JSON"]);
-        let expected = "3 dispatches: 2 taken, 1 sent before and not again, 1 not for every recipient, 1 refused";
+        assert_eq!(told, ["dispatch 3: c: not taken (quota)", "dispatch 4: refused (bad_json): this is not JSON"]);
+        let expected = "4 dispatches: 3 taken, 1 sent before and not again, 1 not for every recipient, 1 refused, \
+                        1 not stored for who is offline (sync: false, or sync is off)";
         assert_eq!(tally.to_string(), expected);
     }
 }
