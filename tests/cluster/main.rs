@@ -2,6 +2,7 @@
 
 mod battery;
 mod beside;
+mod epoch;
 mod full;
 mod moving;
 mod portals;

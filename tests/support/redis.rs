@@ -75,6 +75,22 @@ impl Redis {
         }
     }
 
+    /// A copy of all that it has written down.
+    pub fn copy(&self) -> TempDir {
+        let copy = tempfile::Builder::new().prefix("mesa-redis-copy-").tempdir().expect("a temporary directory");
+        copy_directory(self.directory.path(), copy.path());
+        copy
+    }
+
+    /// Ends it, and starts it on a copy of an earlier state.
+    pub fn go_back_to(&self, copy: &TempDir) {
+        self.kill();
+        _ = std::fs::remove_dir_all(self.directory.path().join("appendonlydir"));
+        _ = std::fs::remove_file(self.directory.path().join("dump.rdb"));
+        copy_directory(copy.path(), self.directory.path());
+        self.revive();
+    }
+
     fn answers(&self) -> bool {
         let Ok(mut stream) = TcpStream::connect(self.address()) else { return false };
         let mut answer = [0; 5];
@@ -100,6 +116,19 @@ impl Redis {
 
     fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+}
+
+fn copy_directory(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let there = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy_directory(&entry.path(), &there);
+        } else {
+            std::fs::copy(entry.path(), there).expect("a copy");
+        }
     }
 }
 

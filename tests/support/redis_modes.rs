@@ -76,6 +76,14 @@ impl Node {
         }
     }
 
+    /// Stops it as a machine stops that is suspended (`STOP`), or has it go on (`CONT`).
+    pub fn signal(&self, which: &str) {
+        let child = self.process.lock().unwrap();
+        let pid = child.as_ref().expect("it is running").id().to_string();
+        let sent = Command::new("kill").args(["-s", which, &pid]).status().expect("kill runs");
+        assert!(sent.success(), "{which} reaches it");
+    }
+
     /// Takes away all that it has written down: it comes back with nothing.
     pub fn forget(&self) {
         let directory = self.log.with_file_name(self.port.to_string());

@@ -33,6 +33,8 @@ pub enum Told {
     Came(Vec<UserId>),
     /// This server was taken for dead, or the Redis may have forgotten something: who is here is to be said again.
     Forgotten,
+    /// Another failover epoch was adopted: every session reads its log again.
+    Epoch,
     /// Something on a channel that is not about logs.
     Said {
         /// Which, as it is called in this namespace.

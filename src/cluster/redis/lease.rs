@@ -1,9 +1,27 @@
 //! Which servers live: each has a lease, and renews it well before it ends.
 //!
-//! With that it looks whether the Redis is still what it was. One that was emptied, that came back with less than it had, or
-//! that has taken over from another may have forgotten what it has acknowledged; what it gives out from there on must not be
-//! taken for what was forgotten. So there is an *era*, which stands in the Redis and rises whenever that may have happened:
-//! in a new one each log goes on beyond everything that may have been given out before (`log/era.lua`).
+//! With that it looks whether the Redis is still what it was, and keeps the *failover epoch*.
+//!
+//! # The failover epoch
+//!
+//! A Redis that was emptied, that came back with less than it had, or that has taken over from another may have forgotten what it
+//! has acknowledged. The epoch stands in the Redis and changes whenever that may have happened. The invariant:
+//!
+//! - Every step on a log checks the epoch that its server has adopted, in its own script, together with what it reads and writes
+//!   (`log/epoch.lua`). A step that finds no epoch, another one, another replication history, or fewer appends than its server has
+//!   seen does nothing; the server adopts the epoch that is there, or begins one, and takes the step again. So no session reads
+//!   and no client acknowledges across an epoch that its server has not adopted.
+//! - An epoch has a *base*: above the time of day in ms, the base before it, and every sequence that the beginning server has seen.
+//!   A log enters the epoch with the first step that writes to it, and goes on behind the base, with a gap `lost`. It begins
+//!   with base 0 only where no server knows of an epoch before.
+//! - When a server adopts an epoch, each of its sessions reads its log again, and the logs of connected users enter it, so that
+//!   their clients learn of the gap at once.
+//! - An epoch knows those that its data went through (`past`). A server that stands on one which is not among them begins a new
+//!   one: its sessions may have read what is not here, while others went on writing. In such logs all that is pending gets new
+//!   sequences above the base (`rejoin` in `log/era.lua`).
+//!
+//! A script of a Redis Cluster reads one slot. There the epoch of a log is the replication history of its shard and the time at which
+//! the log began; both stand in the log, and are compared when a session reads.
 
 use std::{
     sync::{Arc, LazyLock, Weak},
@@ -31,14 +49,25 @@ pub struct Live {
     pub asked_ms: u64,
     /// What tells this Redis from one that was emptied since.
     pub birth: Arc<str>,
-    /// Rises whenever it may have forgotten something.
+    /// The failover epoch.
     pub era: u64,
-    /// Where logs begin that it does not have: 0, or beyond all that may have been given out before it was emptied.
+    /// Where logs begin that it does not have: 0, or above all that was given out before it was emptied.
     pub base: u64,
     /// In a Cluster, the histories of those that were its shards at its birth: what others do not have, they may have forgotten.
     pub shards: Arc<str>,
+    /// How many steps have appended in this epoch, as far as this server has seen.
+    pub steps: u64,
+    /// The epochs before, with commas between.
+    past: Arc<str>,
     /// How often leases were renewed there.
     renewed: u64,
+}
+
+impl Live {
+    /// The epoch as the steps compare it.
+    pub fn epoch(&self) -> String {
+        format!("{}/{}", self.birth, self.era)
+    }
 }
 
 pub(super) struct Joined {
@@ -47,68 +76,115 @@ pub(super) struct Joined {
     pub base_ms: u64,
 }
 
-/// KEYS: 1 nodes, 2 the era, 3 this node's table once it has a name; ARGV: 1 a name that begins with the time when it is given out, or one that was; 2 the lease in
-/// ms; 3 the channel where its own name is said; 4 the birth that is known ('' = none), 5 how often leases had been renewed
-/// then; 6 whether this Redis forgets nothing when it is started anew ('1'), 7 for how many ms after its end a lease still
-/// counts; 8 the shards there are, if this is its birth. Gives the time, the name, whether it is new or its lease had ended, who
-/// lives, and the era.
+/// KEYS: 1 nodes, 2 the epoch, 3 this node's table once it has a name; ARGV: 1 a name that begins with the time when it is given out,
+/// or one that was; 2 the lease in ms; 3 the channel where its own name is said; 4 the birth that is known ('' = none), 5 how often
+/// leases had been renewed then; 6 whether this Redis forgets nothing when it is started anew ('1'), 7 for how many ms after its end
+/// a lease still counts; 8 the shards there are, if this is its birth; of the epoch that is known 9 its name ('' = none), 10 its
+/// base, 11 its steps, 12 those before it; 13 the highest sequence that is known; 14 the servers that are known. Gives the time,
+/// the name, whether it is new or its lease had ended, who lives, and the epoch.
+///
+/// An epoch begins 2 000 000 above all bases and sequences that are known, at least. 32 epochs are remembered as those that the data
+/// went through; a server that has adopted none of so many begins one of its own.
 ///
 /// Nothing is known to have been forgotten by one that was started anew if it syncs every write and was not a replica before.
 static BEATS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
         local t = redis.call('TIME')
-        local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
+        local now = t[1] * 1000 + math.floor(t[2] / 1000)
+        local function int(n) return string.format('%.0f', n) end
         local node = ARGV[1]
-        if not string.find(node, '^%d') then node = now .. node end
+        if not string.find(node, '^%d') then node = int(now) .. node end
         local lease = redis.call('ZSCORE', KEYS[1], node)
-        local new = lease and tonumber(lease) >= tonumber(now) and 0 or 1
-        redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), node)
+        local new = lease and tonumber(lease) >= now and 0 or 1
+        local ends = int(now + ARGV[2])
+        redis.call('ZADD', KEYS[1], ends, node)
         local info = redis.call('INFO', 'replication')
         local history = string.match(info, 'master_replid:(%x+)')
         local was_replica = not string.find(info, 'master_replid2:0+%s')
-        local here = redis.call('HMGET', KEYS[2], 'birth', 'history', 'era', 'base', 'kept', 'renewed', 'shards')
-        local birth, era, base = here[1], tonumber(here[3] or 0), here[4] or '0'
-        local renewed = tonumber(here[6] or 0)
-        local forgot = here[2] ~= history and (here[5] ~= '1' or was_replica) or renewed < tonumber(ARGV[5])
-        if not birth or forgot then era = math.max(era + 1, now) end
-        -- Logs may be forgotten whole: those that are not there begin beyond what they gave out.
-        if birth and forgot then base = string.format('%.0f', math.max(now, base + 2000000)) end
-        local shards = birth and here[7] or ARGV[4] == '' and ARGV[8] or ''
-        birth = birth or node
-        if ARGV[4] ~= '' and ARGV[4] ~= birth then base = now end
-        redis.call('HSET', KEYS[2], 'birth', birth, 'history', history, 'era', string.format('%.0f', era), 'base', base, 'kept', ARGV[6],
-          'renewed', renewed + 1, 'shards', shards)
+        local here = redis.call('HMGET', KEYS[2], 'birth', 'history', 'era', 'base', 'kept', 'renewed', 'shards', 'steps', 'past', 'apart')
+        local birth, era, base = here[1], tonumber(here[3] or 0), tonumber(here[4] or 0)
+        local renewed, steps, past, apart = tonumber(here[6] or 0), tonumber(here[8] or 0), here[9] or '', here[10] or ''
+        local known = ARGV[9]
+        local is_known = birth == ARGV[4] and here[3] == known
+        local has_gone_back = is_known and (renewed < tonumber(ARGV[5]) or steps < tonumber(ARGV[11]))
+        local forgot = birth and here[2] ~= history and (here[5] ~= '1' or was_replica)
+        local function has(list, one) return string.find(',' .. list .. ',', ',' .. one .. ',', 1, true) end
+        local is_other = birth and known ~= '' and not is_known and not has(past, known)
+        if not birth or forgot or has_gone_back or is_other then
+          local function add(list, more)
+            for one in string.gmatch(more, '%d+') do
+              if not has(list, one) then list = list == '' and one or list .. ',' .. one end
+            end
+            local _, count = string.gsub(list, '%d+', '')
+            for _ = 32, count - 1 do list = string.gsub(list, '^%d+,', '') end
+            return list
+          end
+          local of_known = ARGV[12] .. ',' .. known
+          if has_gone_back then apart = add(apart, known) end
+          if is_other then
+            for one in string.gmatch(of_known, '%d+') do
+              if one ~= here[3] and not has(past, one) then apart = add(apart, one) end
+            end
+          end
+          past = add(add(past, here[3] or ''), of_known)
+          if birth or known ~= '' then base = math.max(now, math.max(base, ARGV[10], ARGV[13]) + 2000000) end
+          era = math.max(era + 1, (tonumber(known) or 0) + 1, now)
+          birth = birth or node .. '/' .. int(now)
+          steps = 0
+          -- Whoever was here a moment ago has not had the time to say so again.
+          for one in string.gmatch(ARGV[14], '[^,]+') do redis.call('ZADD', KEYS[1], 'NX', ends, one) end
+        end
+        local shards = here[1] and here[7] or ARGV[4] == '' and ARGV[8] or ''
+        redis.call('HSET', KEYS[2], 'birth', birth, 'history', history, 'era', int(era), 'base', int(base), 'kept', ARGV[6],
+          'renewed', renewed + 1, 'shards', shards, 'steps', int(steps), 'past', past, 'apart', apart)
         -- With nobody in it: a table that is not there has scripts wait while its slot moves.
         if KEYS[3] then redis.call('HSET', KEYS[3], '', 0) end
         redis.call('PUBLISH', ARGV[3], node)
-        local lives = redis.call('ZRANGEBYSCORE', KEYS[1], string.format('%.0f', now - ARGV[7]), '+inf')
-        return {tonumber(now), node, new, lives, birth, era, tonumber(base), renewed + 1, shards}",
+        local lives = redis.call('ZRANGEBYSCORE', KEYS[1], int(now - ARGV[7]), '+inf')
+        return {now, node, new, lives, birth, era, base, renewed + 1, shards, steps, past}",
     )
 });
 
-/// Renews the lease of `node`; gives its name, what there is, and whether it was known.
+/// Renews the lease of `node`, adopts the epoch that is there or begins one; gives its name, what there is, and whether it was known.
 pub(super) async fn beat(
     lines: &Lines,
     names: &Names,
     node: &str,
     known: &Live,
-    grace: Duration,
+    (seen, grace): (u64, Duration),
 ) -> Result<(String, Live, bool), LinkError> {
-    type Answer = (u64, String, bool, Vec<String>, String, u64, u64, u64, String);
+    type Answer = (u64, String, bool, Vec<String>, String, u64, u64, u64, String, u64, String);
     let keeps = if lines.is_one() && keeps_everything(lines).await? { "1" } else { "0" };
-    let seen =
+    let shards =
         if lines.is_spread() && known.birth.is_empty() { histories(lines).await?.join(",") } else { String::new() };
     // One that was emptied counts from the beginning.
     let (lease, grace) = (LEASE.as_millis().to_string(), grace.as_millis().to_string());
     let (channel, renewed) = (names.wake(), known.renewed.to_string());
+    let era = if known.birth.is_empty() { String::new() } else { known.era.to_string() };
+    let [base, steps, seen] = [known.base, known.steps, seen].map(|number| number.to_string());
     let mut keys = vec![names.nodes(), names.era()];
     keys.extend(node.starts_with(|first: char| first.is_ascii_digit()).then(|| names.at(node)));
-    let arguments = [node, &lease, &channel, &known.birth, &renewed, keeps, &grace, &seen];
-    let (now, node, new, nodes, birth, era, base, renewed, shards): Answer =
+    let arguments: [&str; 14] = [
+        node,
+        &lease,
+        &channel,
+        &known.birth,
+        &renewed,
+        keeps,
+        &grace,
+        &shards,
+        &era,
+        &base,
+        &steps,
+        &known.past,
+        &seen,
+        &known.nodes,
+    ];
+    let (now, node, new, nodes, birth, era, base, renewed, shards, steps, past): Answer =
         lines.run(&BEATS, &keys, &arguments).await?;
-    let nodes = nodes.join(",").into();
-    Ok((node, Live { nodes, asked_ms: now, birth: birth.into(), era, base, shards: shards.into(), renewed }, !new))
+    let (nodes, birth, shards, past) = (nodes.join(",").into(), birth.into(), shards.into(), past.into());
+    Ok((node, Live { nodes, asked_ms: now, birth, era, base, shards, steps, past, renewed }, !new))
 }
 
 /// What tells the history of each primary from others: as much of it as `log/era.lua` looks at.
@@ -141,7 +217,7 @@ pub(super) async fn join(lines: &Lines, names: &Names) -> Result<Joined, LinkErr
     let mut random = [0_u8; 8];
     getrandom::fill(&mut random).map_err(|error| LinkError::Refused(format!("no random number: {error}")))?;
     let name = format!("-{:016x}", u64::from_be_bytes(random));
-    let (node, live, _) = beat(lines, names, &name, &Live::default(), Duration::ZERO).await?;
+    let (node, live, _) = beat(lines, names, &name, &Live::default(), (0, Duration::ZERO)).await?;
     let last: Option<u64> = lines.ask(redis::cmd("GET").arg(names.clock())).await?;
     let base_ms = last.map_or(0, |last| last.saturating_sub(live.asked_ms));
     Ok(Joined { node, live, base_ms })

@@ -92,6 +92,8 @@ pub struct Link {
     buried: AtomicBool,
     /// Until then nobody is taken for dead whose lease has ended while nobody could renew his.
     forgiving: Mutex<Option<Instant>>,
+    /// The highest sequence that was given out or read here.
+    seen: AtomicU64,
     /// One renews the lease at a time, or the later answer might be of the earlier time.
     beating: tokio::sync::Mutex<()>,
     /// Whether this server hears what others say.
@@ -161,6 +163,7 @@ impl Link {
             tasks: Mutex::default(),
             buried: AtomicBool::new(false),
             forgiving: Mutex::new(None),
+            seen: AtomicU64::new(0),
             beating: tokio::sync::Mutex::default(),
             hears: watch::Sender::new(false),
             deaf_since: Mutex::default(),
@@ -264,27 +267,66 @@ impl Link {
         self.live.read().clone()
     }
 
-    /// Renews the lease, and looks what the Redis is now.
+    /// Renews the lease, and adopts the failover epoch that is there, or begins one.
     ///
     /// # Errors
-    /// When it cannot be asked.
+    /// When the Redis cannot be asked.
     pub async fn beat(&self) -> Result<(), LinkError> {
-        let _turn = self.beating.lock().await;
+        let turn = self.beating.lock().await;
+        self.beat_in_turn(&turn).await
+    }
+
+    /// The same for a step that was refused in the epoch `used`: does nothing where another was adopted since.
+    ///
+    /// # Errors
+    /// As [`Link::beat`].
+    pub async fn adopt(&self, used: &str) -> Result<(), LinkError> {
+        let turn = self.beating.lock().await;
+        if self.live.read().epoch() == used { self.beat_in_turn(&turn).await } else { Ok(()) }
+    }
+
+    async fn beat_in_turn(&self, _turn: &tokio::sync::MutexGuard<'_, ()>) -> Result<(), LinkError> {
         let (before, grace) = (self.live(), if self.forgives() { lease::LEASE } else { Duration::ZERO });
-        let (_, live, known) = lease::beat(&self.lines, &self.names, &self.node, &before, grace).await?;
-        if live.era != before.era || live.birth != before.birth {
-            let Live { era, base, .. } = &live;
+        let seen = (self.seen.load(Ordering::Relaxed), grace);
+        let (_, mut live, known) = lease::beat(&self.lines, &self.names, &self.node, &before, seen).await?;
+        let is_another = live.era != before.era || live.birth != before.birth;
+        let (era, base) = (live.era, live.base);
+        {
+            let mut now = self.live.write();
+            if !is_another {
+                // An append may have been answered meanwhile.
+                live.steps = live.steps.max(now.steps);
+            }
+            *now = live;
+        }
+        if is_another {
             tracing::warn!(
                 era,
                 base,
-                "Redis was emptied, or has taken over from another, or has come back: it may have forgotten something"
+                "Redis was emptied, or has taken over from another, or has come back: it may have lost messages, and sequences \
+                 go on above base"
             );
         }
-        if !known || live.era != before.era || live.birth != before.birth {
+        if is_another || !known {
             self.bury();
         }
-        *self.live.write() = live;
+        if is_another {
+            self.tell(&Told::Epoch);
+        }
         Ok(())
+    }
+
+    /// So many steps have appended in the epoch `used`.
+    pub fn saw_steps(&self, used: &str, steps: u64) {
+        let mut live = self.live.write();
+        if steps > live.steps && live.epoch() == used {
+            live.steps = steps;
+        }
+    }
+
+    /// A log has come as far as this.
+    pub fn saw(&self, seq: u64) {
+        self.seen.fetch_max(seq, Ordering::Relaxed);
     }
 
     /// For as long as a lease nobody is taken for dead.

@@ -220,13 +220,20 @@ impl Shared {
         let mut arguments = vec![text(count)];
         arguments.extend(messages);
         arguments.extend(items);
-        let answer = self.caller.step(&steps::APPEND, keys, arguments).await?;
+        let epoch = link.live().epoch();
+        let mut answer = self.caller.step(&steps::APPEND, keys, arguments).await?;
+        if let Some(Value::Int(steps)) = answer.pop() {
+            link.saw_steps(&epoch, steps.unsigned_abs());
+        }
         let made = |parts: &[Value]| {
             let (due, unknown) = (integer(parts, 2)?, integer(parts, 3)? == 1);
             let seq = match integer(parts, 0)? {
                 0 => Err(Reason::Quota),
                 ..0 => Err(Reason::Damaged),
-                seq => Ok(seq.unsigned_abs()),
+                seq => {
+                    link.saw(seq.unsigned_abs());
+                    Ok(seq.unsigned_abs())
+                }
             };
             Ok(Made { seq, dropped: integer(parts, 1)?.unsigned_abs(), due, unknown })
         };

@@ -15,12 +15,12 @@ use super::{
     steps::{self, Step},
 };
 use crate::{
-    cluster::redis::{Link, LinkError},
+    cluster::redis::{Link, LinkError, Live},
     logging::excerpt,
     message::{DeviceId, Payload, Seq, UserId},
 };
 
-/// How often a step is taken again because the Redis has become another one meanwhile.
+/// How often a step is taken again because the failover epoch has changed meanwhile. Then it fails as one that cannot be reached.
 const ERAS_MAX: usize = 4;
 
 /// How often lists are written again because something earlier has become due meanwhile.
@@ -67,8 +67,8 @@ impl Caller {
     }
 
     /// The arguments that every step has, those of one step behind them.
-    fn arguments(&self, link: &Link, step: &Step, own: Arguments) -> Arguments {
-        let (limits, live) = (&self.limits, link.live());
+    fn arguments(&self, link: &Link, live: &Live, step: &Step, own: Arguments) -> Arguments {
+        let limits = &self.limits;
         let millis = |duration: Option<Duration>| text(duration.map_or(0, |duration| duration.as_millis()));
         let mut arguments = vec![
             Bytes::from_static(step.name.as_bytes()),
@@ -85,8 +85,8 @@ impl Caller {
             millis(Some(limits.ids_window)),
             text(self.namespace),
             text(link.names().wake()),
-            text(&live.birth),
-            text(live.base),
+            text(live.epoch()),
+            text(if link.lines().is_spread() { live.base } else { live.steps }),
             if link.lines().is_spread() { text(&live.shards) } else { text(link.names().era()) },
         ];
         arguments.extend(own);
@@ -108,12 +108,13 @@ impl Caller {
         };
         keys.extend(own);
         for _ in 0..ERAS_MAX {
-            let arguments = self.arguments(&link, step, arguments.clone());
+            let live = link.live();
+            let arguments = self.arguments(&link, &live, step, arguments.clone());
             match link.lines().run(&step.script, &keys, &arguments).await? {
                 Value::Array(values) => return Ok(values),
-                Value::BulkString(text) if text == b"devices" => return Ok(Vec::new()),
-                // Nothing was done: it is another Redis than it was, and has to be looked at first.
-                Value::BulkString(text) if text == b"era" => link.beat().await?,
+                Value::BulkString(text) if text == b"devices" || text == b"apart" => return Ok(Vec::new()),
+                // Nothing was done: the failover epoch has to be adopted first.
+                Value::BulkString(text) if text == b"era" => link.adopt(&live.epoch()).await?,
                 other => return misread(&format!("{other:?}").chars().take(100).collect::<String>()),
             }
         }
@@ -172,9 +173,11 @@ impl Caller {
         Ok(is_late)
     }
 
-    pub(super) async fn note(&self, user: &UserId, report: &Report) -> Result<(), LinkError> {
+    /// True if the log has come into another failover epoch with it.
+    pub(super) async fn note(&self, user: &UserId, report: &Report) -> Result<bool, LinkError> {
         let answer = self.step(&steps::NOTE, self.keys(user)?, vec![view(report), text(user)]).await?;
-        self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await
+        self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
+        Ok(integer(&answer, 2)? == 1)
     }
 
     /// `None` where there are too many devices.
@@ -191,7 +194,9 @@ impl Caller {
         }
         self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
         let received = received(integer(&answer, 4)?, &answer[5..])?;
-        Ok(Some((Attached { received, head: seq(&answer, 2)? }, era(&answer, 3)?)))
+        let head = seq(&answer, 2)?;
+        self.link()?.saw(head);
+        Ok(Some((Attached { received, head }, era(&answer, 3)?)))
     }
 
     pub(super) async fn clear(&self, user: &UserId) -> Result<u64, LinkError> {
@@ -200,14 +205,17 @@ impl Caller {
         seq(&answer, 0)
     }
 
-    /// Entries, and of which time the log is. What is to be said of the user is said in the same step, so that the answer goes by it.
+    /// Entries, and the epoch of the log. What is to be said of the user is said in the same step, so that the answer goes by it.
+    /// `None` where sessions that know the log in the epoch `known` may have read what it does not have: with a report that is
+    /// put right.
     pub(super) async fn read(
         &self,
         user: &UserId,
         after: Seq,
         limit: ReadLimit,
         report: Option<&Report>,
-    ) -> Result<(Found, Era), LinkError> {
+        known: &str,
+    ) -> Result<Option<(Found, Era)>, LinkError> {
         // What is beyond these is beyond what a number of Lua can say, and beyond any log.
         let most = |number: u64| text(number.min(1 << 50));
         let (mut entries, mut bytes, mut after, mut report) = (Vec::new(), 0, after, report);
@@ -222,8 +230,14 @@ impl Caller {
                     self.listed(user, integer(&answer, 3)?, integer(&answer, 4)? == 1).await?;
                     answer
                 }
-                None => self.step(&steps::READ, self.keys(user)?, arguments).await?,
+                None => {
+                    arguments.push(text(known));
+                    self.step(&steps::READ, self.keys(user)?, arguments).await?
+                }
             };
+            if answer.is_empty() {
+                return Ok(None);
+            }
             let (through, era) = (seq(&answer, 0)?, era(&answer, 1)?);
             // Each step looks at so much only, so that others have their turn.
             let is_all = integer(&answer, 2)? == 0;
@@ -234,7 +248,8 @@ impl Caller {
                 entries.push(entry);
             }
             if is_all {
-                return Ok((Found { entries, through }, era));
+                self.link()?.saw(through);
+                return Ok(Some((Found { entries, through }, era)));
             }
             after = through;
         }
@@ -341,6 +356,8 @@ impl Caller {
 #[derive(Serialize)]
 struct View<'a> {
     n: u64,
+    e: &'a str,
+    m: Seq,
     h: i64,
     d: &'a [String],
     seen: u64,
@@ -354,6 +371,8 @@ pub(super) fn view(report: &Report) -> Bytes {
     let ago = |ago: &Duration| (ago.as_micros().max(1) as f64) / 1000.0;
     let view = View {
         n: report.changes,
+        e: &report.era,
+        m: seq(report.top),
         h: report.hold.map_or(-1, |hold| seq(hold).cast_signed()),
         d: &report.here,
         seen: report.seen_ms,

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::super::clock::millis;
 use crate::{
     message::{DeviceId, Seq, UserId},
-    store::{Note, Received},
+    store::{Attached, Note, Received},
 };
 
 /// Ranges of one user that wait to be written down. One more and the oldest is forgotten, which repeats those messages.
@@ -47,7 +47,10 @@ struct Local {
     here: HashMap<Name, u32>,
     /// What the cursors of those have received.
     had: HashMap<Name, Received>,
+    /// The epoch in which sessions here know the log.
     era: Era,
+    /// The highest sequence that they have seen.
+    top: Seq,
     seen_ms: u64,
     /// With the change, and when that was, since this server came.
     left: Vec<(u64, Name, Duration)>,
@@ -59,6 +62,8 @@ struct Local {
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     pub changes: u64,
+    pub era: Era,
+    pub top: Seq,
     pub hold: Option<Seq>,
     pub here: Vec<Name>,
     pub seen_ms: u64,
@@ -181,22 +186,24 @@ impl Locals {
     }
 
     /// A session has come, and what its cursor has received is known.
-    pub(super) fn attached(&self, user: &UserId, device: Option<&DeviceId>, received: &Received, era: Era) {
-        self.entered(user, era);
+    pub(super) fn attached(&self, user: &UserId, device: Option<&DeviceId>, attached: &Attached, era: Era) {
+        self.entered(user, era, attached.head);
         let mut all = self.all.lock();
         let Some(local) = all.users.get_mut(user) else { return };
         let name = name(device);
         if local.here.contains_key(&name) {
             let had = local.had.entry(name).or_default();
-            ranges(received).for_each(|(from, to)| _ = had.insert(from, to));
+            ranges(&attached.received).for_each(|(from, to)| _ = had.insert(from, to));
         }
     }
 
-    /// A user's log is of this time. True if that is another than before: then there is something to be said again.
-    pub(super) fn entered(&self, user: &UserId, era: Era) -> bool {
+    /// A user's log is in this epoch, and was read up to `top`. True if that is another epoch than before: then there is something
+    /// to be said again. One that is not there has none, and is no other log than before.
+    pub(super) fn entered(&self, user: &UserId, era: Era, top: Seq) -> bool {
         let All { users, dirty } = &mut *self.all.lock();
-        let Some(local) = users.get_mut(user).filter(|local| local.era != era) else { return false };
-        if std::mem::replace(&mut local.era, era).is_empty() {
+        let Some(local) = users.get_mut(user) else { return false };
+        local.top = local.top.max(top);
+        if era.is_empty() || local.era == era || std::mem::replace(&mut local.era, era).is_empty() {
             return false;
         }
         local.changes = self.next();
@@ -206,6 +213,16 @@ impl Locals {
             local.had.insert(name, had);
         }
         true
+    }
+
+    /// In which epoch sessions here know the log of a user; '' where there are none.
+    pub(super) fn epoch(&self, user: &UserId) -> Era {
+        self.all.lock().users.get(user).map(|local| local.era.clone()).unwrap_or_default()
+    }
+
+    /// What is known of a user who has sessions here, whether or not it was said.
+    pub(super) fn whole(&self, user: &UserId, now: Duration) -> Option<Report> {
+        self.all.lock().users.get(user).map(|local| local.report(now))
     }
 
     /// What is to be said of one user, if there is anything.
@@ -256,6 +273,8 @@ impl Local {
     fn report(&self, now: Duration) -> Report {
         Report {
             changes: self.changes,
+            era: self.era.clone(),
+            top: self.top,
             hold: self.hold,
             here: self.here.keys().cloned().collect(),
             seen_ms: self.seen_ms,

@@ -154,7 +154,7 @@ pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
         let Some(shared) = telling.upgrade() else { return };
         match told {
             Told::Woken(users) => shared.woken(users),
-            Told::Gap => {
+            Told::Gap | Told::Epoch => {
                 if let Some(gap) = shared.gap.read().clone() {
                     gap();
                 }
@@ -234,7 +234,12 @@ impl Shared {
             Err(LinkError::Refused(why)) => {
                 tracing::error!(user = %excerpt(&user), why, "receipts of this user cannot be written down");
             }
-            noted => noted?,
+            noted => {
+                // Its clients learn of the gap.
+                if noted? {
+                    self.woken(std::slice::from_ref(&user));
+                }
+            }
         }
         self.locals.said(&user, &report);
         Ok(())
@@ -249,12 +254,19 @@ impl Shared {
     }
 
     async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, LinkError> {
-        let report = self.locals.report(user, self.caller.link()?.steady());
-        let (found, era) = self.caller.read(user, after, limit, report.as_ref()).await?;
+        let steady = self.caller.link()?.steady();
+        let mut report = self.locals.report(user, steady);
+        let (found, era) = loop {
+            let known = self.locals.epoch(user);
+            match self.caller.read(user, after, limit, report.as_ref(), &known).await? {
+                Some(found) => break found,
+                None => report = self.locals.whole(user, steady),
+            }
+        };
         if let Some(report) = report {
             self.locals.said(user, &report);
         }
-        if self.locals.entered(user, era) {
+        if self.locals.entered(user, era, found.through) {
             self.dirty.notify_one();
         }
         Ok(found)
@@ -352,7 +364,7 @@ impl Store for RedisStore {
             let attached = shared.caller.attach(&whose, which.as_ref(), &report).await?;
             shared.locals.said(&whose, &report);
             Ok(attached.map(|(attached, era)| {
-                shared.locals.attached(&whose, which.as_ref(), &attached.received, era);
+                shared.locals.attached(&whose, which.as_ref(), &attached, era);
                 shared.dirty.notify_one();
                 attached
             }))

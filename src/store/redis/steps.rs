@@ -25,55 +25,55 @@ macro_rules! step {
 step!(
     /// Makes copies of messages.
     APPEND, "append",
-    ["begin", "cursors", "views", "save", "entries", "blocks", "release", "gone", "room", "era", "view", "append"]
+    ["begin", "epoch", "cursors", "views", "save", "entries", "blocks", "release", "gone", "room", "era", "view", "append"]
 );
 step!(
     /// Takes note of what a server says of a user.
     NOTE, "note",
-    ["begin", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "view", "note"]
+    ["begin", "epoch", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "era", "view", "note"]
 );
 step!(
     /// A session comes.
     ATTACH, "attach",
-    ["begin", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "era", "view", "attach"]
+    ["begin", "epoch", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "era", "view", "attach"]
 );
 step!(
     /// Everything goes.
     CLEAR, "clear",
-    ["begin", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "clear"]
+    ["begin", "epoch", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "clear"]
 );
 step!(
     /// Some entries, for who has nothing to say.
     READ, "read",
-    ["begin", "cursors", "views", "entries", "unnoted", "read"]
+    ["begin", "epoch", "cursors", "views", "entries", "unnoted", "read"]
 );
 step!(
     /// Takes note, and some entries.
     NOTE_AND_READ, "read",
-    ["begin", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "view", "noted", "read"]
+    ["begin", "epoch", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "era", "view", "noted", "read"]
 );
 step!(
     /// What is known of a user.
     STATE, "state",
-    ["begin", "cursors", "views", "entries", "blocks", "state"]
+    ["begin", "epoch", "cursors", "views", "entries", "blocks", "state"]
 );
 step!(
     /// Why something is not there.
     MISSED, "missed",
-    ["begin", "cursors", "missed"]
+    ["begin", "epoch", "cursors", "missed"]
 );
 step!(
     /// Who has not received a sequence.
     LACKING, "lacking",
-    ["begin", "cursors", "lacking"]
+    ["begin", "epoch", "cursors", "lacking"]
 );
 step!(
     /// Looks after what has become too old.
     SWEEP, "sweep",
-    ["begin", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "sweep"]
+    ["begin", "epoch", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "sweep"]
 );
 step!(
     /// The caller has written down that a user is known, and when something is due.
     LISTED, "listed",
-    ["begin", "though_full", "cursors", "views", "save", "listed"]
+    ["begin", "epoch", "though_full", "cursors", "views", "save", "listed"]
 );

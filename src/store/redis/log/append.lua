@@ -31,9 +31,8 @@ end
 
 -- 18 how many messages; each: payload, time to live in ms (0 = none), key, id ('' = none), for how many ms that is known (0 = as
 -- ids of dispatches are); then each item: message, user, the view ('' = nothing is to be said). Answers for each item: the sequence
--- (0 = no room, -1 = what is there of this user cannot be read), how many were dropped, and what is owed of lists.
-local era, base = find_era()
-if not era then return 'era' end
+-- (0 = no room, -1 = what is there of this user cannot be read), how many were dropped, and what is owed of lists; at the end how
+-- many steps have appended in this epoch (0 in a Cluster).
 local at, messages = 19, {}
 for n = 1, tonumber(A[18]) do
   messages[n] = {A[at], tonumber(A[at + 1]), A[at + 2], A[at + 3], tonumber(A[at + 4])}
@@ -57,7 +56,7 @@ for n = 1, (#A - at + 1) / 3 do
     S = whole and found
     if S and not (is_done and view == '') then
       look(S)
-      enter(S, log, era, base)
+      enter(S, log)
       if view ~= '' then take_view(S, log, view) else release(S, log) end
       open[state] = S
       opened[#opened + 1] = {state, user, n}
@@ -83,4 +82,5 @@ for _, one in ipairs(opened) do
   answer[one[3] * 4 - 1], answer[one[3] * 4] = save(one[1], open[one[1]], one[2])
 end
 if #woken > 0 then redis.call('PUBLISH', A[14], NODE .. '\0' .. table.concat(woken, '\0')) end
+answer[#answer + 1] = TOGETHER and redis.call('HINCRBY', A[17], 'steps', 1) or 0
 return answer

@@ -1,8 +1,5 @@
 -- 18 the view, 19 the device ('' = the cursor that clients without one share), 20 the user.
-local era, base = find_era()
-if not era then return 'era' end
 local S = load(K[3])
-enter(S, K[4], era, base)
 take_view(S, K[4], A[18])
 local device = A[19]
 local c = cursor(S, device)

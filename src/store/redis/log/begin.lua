@@ -7,9 +7,9 @@
 -- ARGV: 1 the step, 2 this node, 3 nodes that live (a,b,c), 4 when those were asked for (ms), 5 milliseconds by which the
 -- clock is ahead (tests), 6 messages and 7 bytes of one user, 8 age in ms (0 = none), 9 overflow (drop or reject),
 -- 10 device age in ms (0 = none), 11 devices, 12 window of ids in ms, 13 fingerprint of the namespace,
--- 14 the channel for wake-ups, 15 what this Redis was born as, as far as the caller knows, 16 where keys are spread, where logs
--- begin that it does not have, 17 the key of its era, or where keys are spread the histories of the shards there were at the
--- beginning; what belongs to the step begins at 18.
+-- 14 the channel for wake-ups, 15 the epoch that the caller has adopted, 16 how many steps have appended in it as far as the
+-- caller has seen, or where keys are spread, behind which sequence logs begin that are not there, 17 the key of the epoch, or where
+-- keys are spread, the histories of the shards there were at the beginning; what belongs to the step begins at 18.
 -- KEYS: 1 who is known, 2 when something is due; the step's from 3. Where keys are spread over slots the first three are the
 -- same, and the caller writes down who is known and what is due, from the answers.
 
@@ -25,6 +25,9 @@ local QUOTA, COLLAPSED, CLEARED, LOST = 1, 3, 2, 5
 
 -- A log that may have given out more than it knows of goes on so far behind its head, at least.
 local BEYOND = 1000000
+
+-- Epochs that a log remembers to have come from.
+local PAST_MAX = 16
 
 -- How long servers have to say again who is here, in ms.
 local SAY_AGAIN = 15000

@@ -90,6 +90,13 @@ local function common(S)
   return both
 end
 
+-- This log comes from that epoch too.
+local function account_for(S, era)
+  S.past = S.past or {}
+  S.past[#S.past + 1] = era
+  if #S.past > PAST_MAX then table.remove(S.past, 1) end
+end
+
 local function cursor(S, device)
   if device == '' then return S.sh end
   for _, d in ipairs(S.dv) do

@@ -1,32 +1,56 @@
--- The era in which this is, and where logs begin that this Redis does not have; nothing where the caller has to look first what
--- it is now. Where another has looked since the caller did, what that has found counts.
-local function find_era()
-  local info = redis.call('INFO', 'replication')
-  local history = string.match(info, 'master_replid:(%x+)')
-  -- Each shard has a history of its own, of which nobody keeps a table.
-  if not TOGETHER then return string.sub(history, 1, 16), tonumber(A[16]) end
-  local here = redis.call('HMGET', A[17], 'birth', 'history', 'era', 'base')
-  return here[1] == A[15] and here[2] == history and here[3], tonumber(here[4] or 0)
-end
-
--- A log that comes into another era may have given out more than it knows of: it goes on beyond that, and says so.
-local function enter(S, log, era, base)
-  if S.era == era then return end
+-- Brings a log into the current epoch. It may have given out more than it knows of: it goes on beyond that, and its clients get
+-- a gap with the reason `lost`.
+local function enter(S, log)
+  if S.era == ERA or not TOGETHER and S.era and string.sub(S.era, 1, 16) == ERA then return end
   local from, to = S.head + 1, nil
   if S.era then
-    -- There may have been an era between, of which what it gave this log was taken away again: that began so far behind the same
-    -- head.
-    to = math.max(S.head + BEYOND, base)
+    -- Another epoch may lie between, whose sequences for this log are lost: it began as far behind the same head.
+    to = math.max(S.head + BEYOND, BASE)
   elseif S.head == 0 then
-    to = base
+    to = BASE
   end
-  -- Shards have no such mark; and one that was none at the beginning may have had this log, and have come back without it.
-  if not TOGETHER and to and (S.era or not string.find(A[17], era, 1, true)) then to = math.max(to, math.floor(NOW)) end
-  if S.era then S.at = NOW end
-  S.era = era
+  -- A shard has no base. One that joined later may have had this log, and have come back without it.
+  if not TOGETHER and to and (S.era or not string.find(A[17], ERA, 1, true)) then to = math.max(to, math.floor(NOW)) end
+  if S.era then S.at = NOW else S.first = ERA end
+  if TOGETHER then
+    S.era = ERA
+  else
+    if S.era then account_for(S, S.era) end
+    -- A log that was flushed and began anew is another one.
+    S.era = ERA .. ':' .. int(NOW * 1000)
+  end
   if not to or to < from then return end
   S.head = to
   gone(S, from, to, LOST)
   everybody_receives(S, from, to)
   release(S, log)
+end
+
+-- Sessions of the caller have read this log in an epoch that it does not come from, up to `seen` at most: what was appended to
+-- it meanwhile may lie below their cursors. So all that is pending gets new sequences, above everything that was given out.
+-- Other sessions may receive those entries a second time. One step, however many there are: it happens once for a log after
+-- its data went back in a way that one server noticed later than another.
+local function rejoin(S, log, known, seen)
+  if not is_apart(S, known) then return end
+  account_for(S, known)
+  local last, all, received = S.head, cursors(S), {}
+  local base = math.max(last + BEYOND, seen + BEYOND, BASE, math.floor(NOW))
+  S.head, S.n, S.b, S.exp, S.bl = base, 0, 0, 0, ''
+  local keys = {}
+  for _, key in ipairs(S.keys) do keys[key[2]] = key end
+  each(log, 1, last, function(seq, entry)
+    if everybody_has(S, seq) then return end
+    S.head = S.head + 1
+    redis.call('XADD', log, id(S.head), unpack(entry[2]))
+    add(S, S.head, bytes_of(entry), tonumber(entry[2][8]))
+    for _, c in ipairs(all) do
+      if has(c, seq) then received[#received + 1] = {c, S.head} end
+    end
+    if keys[seq] then keys[seq][2] = S.head end
+  end)
+  for _, c in ipairs(all) do insert(c, 1, base) end
+  for _, one in ipairs(received) do insert(one[1], one[2], one[2]) end
+  S.rel, S.gone = base, {{1, base, LOST}}
+  forget_keys(S, function(key) return key[2] <= base end)
+  if S.n == 0 then redis.call('DEL', log) else redis.call('XTRIM', log, 'MINID', id(base + 1)) end
 end

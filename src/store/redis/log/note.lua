@@ -1,4 +1,5 @@
--- 18 the view, 19 the user.
+-- 18 the view, 19 the user. Gives what is owed of lists, and whether the log has come into another epoch.
 local S = load(K[3])
-take_view(S, K[4], A[18])
-return {save(K[3], S, A[19])}
+local has_entered = take_view(S, K[4], A[18])
+local moved, unknown = save(K[3], S, A[19])
+return {moved, unknown, has_entered and 1 or 0}

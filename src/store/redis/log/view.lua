@@ -1,8 +1,12 @@
 -- What a server says of a user, as JSON: n its count of changes, h what it holds (-1 = nothing), d the devices that are here, seen
 -- when the user was (ms, 0 = not), left devices that have gone, each with how long ago (ms), had what was received: each device,
 -- from, to.
+-- e is the epoch in which its sessions know the log ('' = not at all), m the highest sequence that they have seen. The log comes
+-- into the current epoch first. True if that has moved its head.
 local function take_view(S, log, text)
-  local view = cjson.decode(text)
+  local view, head = cjson.decode(text), S.head
+  enter(S, log)
+  rejoin(S, log, view.e, view.m)
   local known = S.views[NODE]
   local newer = not known or known.n < view.n
   if newer then S.views[NODE] = {n = view.n, h = view.h, d = view.d, e = S.era} end
@@ -18,4 +22,5 @@ local function take_view(S, log, text)
   end
   look(S)
   release(S, log)
+  return S.head ~= head
 end
