@@ -80,6 +80,10 @@ async fn emptied(servers: usize) {
     assert_eq!(cli(port, &["FLUSHALL"]), "OK");
     let Ok(Event::Resumed(resumed)) = phone.event().await else { panic!("a gap") };
     assert_eq!(resumed.missed.map(|missed| missed.reason).as_deref(), Some("lost"));
+    // The original finds nobody connected there, and leaves its message.
+    let left = r#"[{"op":0,"d":31,"t":"N"}]"#;
+    cli(port, &["HSET", "undelivered_messages", "alice", left]);
+    assert_eq!(next(&mut alice).await, 31);
     let online = |users: &Value| users["users"].as_array().is_some_and(|all| all.len() == 2);
     stage.until("both to be seen", 0, "/v1/users?online=true", online).await;
 }

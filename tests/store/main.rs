@@ -6,6 +6,8 @@ mod battery;
 mod damage;
 mod disk;
 mod dropping;
+#[cfg(feature = "redis")]
+mod epoch;
 mod limits;
 mod long;
 mod model;

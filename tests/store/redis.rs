@@ -45,7 +45,7 @@ impl Default for Somewhere {
 }
 
 impl Somewhere {
-    fn on(redis: Arc<Redis>) -> Self {
+    pub fn on(redis: Arc<Redis>) -> Self {
         Self::at(Where::One(redis))
     }
 
@@ -77,7 +77,7 @@ impl Somewhere {
         open(link, RedisOptions { namespace, limits, sweep_pause: Duration::ZERO, ..RedisOptions::default() })
     }
 
-    fn server(&self) -> Arc<dyn Store> {
+    pub fn server(&self) -> Arc<dyn Store> {
         self.open(Limits::default(), Arc::default())
     }
 

@@ -121,7 +121,8 @@ static BEATS: LazyLock<Script> = LazyLock::new(|| {
             return list
           end
           local of_known = ARGV[12] .. ',' .. known
-          if has_gone_back then apart = add(apart, known) end
+          -- With another history nobody has written to it since it went back.
+          if has_gone_back and not forgot then apart = add(apart, known) end
           if is_other then
             for one in string.gmatch(of_known, '%d+') do
               if one ~= here[3] and not has(past, one) then apart = add(apart, one) end
