@@ -94,7 +94,8 @@ pub mod guide;
 mod health;
 mod http;
 mod hub;
-mod logging;
+#[doc(hidden)]
+pub mod logging;
 pub mod message;
 mod metrics;
 pub mod middleware;

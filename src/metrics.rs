@@ -23,10 +23,15 @@ macro_rules! metrics {
                 Self::with(Counter::default())
             }
 
-            /// All at zero but the counter of restarted tasks, which belongs to [`Health`](crate::health::Health).
+            /// All at zero but what others count: restarted tasks, in [`Health`](crate::health::Health), and dropped log lines.
             #[must_use]
             pub fn with(task_restarts: Counter) -> Self {
-                let mut metrics = Self { registry: Registry::with_prefix("mesa"), task_restarts, ..Self::default() };
+                let mut metrics = Self {
+                    registry: Registry::with_prefix("mesa"),
+                    task_restarts,
+                    log_lines_dropped: crate::logging::dropped_lines(),
+                    ..Self::default()
+                };
                 $(metrics.registry.register($name, concat!($($help),+).trim().trim_end_matches('.'), metrics.$field.clone());)+
                 metrics
             }
@@ -105,6 +110,8 @@ metrics! {
     http_failed: Counter = "http_requests_failed",
     /// Tasks of the server that ended unexpectedly and were started again.
     task_restarts: Counter = "task_restarts",
+    /// Log lines that were dropped: they came faster than they were read, or could not be written.
+    log_lines_dropped: Counter = "log_lines_dropped",
 }
 
 impl Metrics {

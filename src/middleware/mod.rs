@@ -29,7 +29,6 @@ mod access_log;
 mod rate_limit;
 
 use std::{
-    any::Any,
     error::Error,
     fmt,
     net::IpAddr,
@@ -41,7 +40,7 @@ use std::{
 pub use self::{access_log::AccessLog, rate_limit::RateLimit};
 pub use crate::message::Said;
 use crate::{
-    logging::sentence,
+    logging::{panic_text, sentence},
     message::{Payload, Seq, UserId},
 };
 
@@ -262,10 +261,4 @@ impl fmt::Debug for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Chain").field(&self.all().len()).finish()
     }
-}
-
-/// What a panic said.
-pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
 }

@@ -24,8 +24,8 @@ use super::{
 use crate::{
     auth::Identity,
     hub::{ConnectionId, Event, Listener, Said},
-    logging::{excerpt, sentence},
-    middleware::{Client, panic_text},
+    logging::{excerpt, panic_text, sentence},
+    middleware::Client,
 };
 
 /// Messages of one connection that wait for the handlers. With so many the client is not listened to.

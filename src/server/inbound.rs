@@ -17,8 +17,8 @@ use super::{
 use crate::{
     auth::{AuthError, Identity},
     hub::{Attach, Said, StoreError},
-    logging::sentence,
-    middleware::{Verdict, panic_text},
+    logging::{panic_text, sentence},
+    middleware::Verdict,
     protocol::{
         close::CloseCode,
         encode,

@@ -10,6 +10,7 @@ mod logged;
 mod served;
 mod stored;
 mod tokens;
+mod unread;
 mod unstored;
 
 use std::process::{Command, Output};

@@ -13,7 +13,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("message", &[]),
     ("outgoing", &[]),
     ("config", &["outgoing"]),
-    ("metrics", &[]),
+    ("metrics", &["logging"]),
     ("planted", &[]),
     ("logging", &[]),
     ("health", &[]),

@@ -1,23 +1,87 @@
 //! Where log lines go: to standard error, for people or for machines.
 
-use std::io::{self, IsTerminal};
+use std::{
+    fs::File,
+    io::{self, IsTerminal},
+    os::fd::AsFd,
+    panic::PanicHookInfo,
+    sync::OnceLock,
+    time::Duration,
+};
 
-use mesa::config::{Log, LogFormat};
+use mesa::{
+    config::{Log, LogFormat},
+    logging::{LogWriter, panic_text},
+};
 use tracing_subscriber::EnvFilter;
 
-use crate::{environment::variable, failure::Failure};
+use crate::{environment::variable, failure::Failure, output};
+
+/// How long the end of the program waits until all lines are written. A reader that stalls keeps it no longer.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The same for a panic that aborts the process.
+const ABORT_FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
+
+static WRITER: OnceLock<LogWriter> = OnceLock::new();
 
 /// Sets the log up for the rest of the program. Once.
+///
+/// From here on standard error belongs to the log: a panic is a line of it, and nothing waits for its reader.
 pub fn start(log: &Log) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(&log.level)
         .map_err(|error| Failure::because(format!("log.level \"{}\" cannot be used: {error}", log.level)))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let unusable = |error: io::Error| Failure::because(format!("the log cannot be set up: {error}"));
+    // A handle of its own: the one of the standard library has a lock, which would be held while a write waits.
+    let out = File::from(io::stderr().as_fd().try_clone_to_owned().map_err(unusable)?);
+    let coloured = io::stderr().is_terminal() && variable("NO_COLOR").is_none();
+    let writer = LogWriter::start(out).map_err(unusable)?;
+    let to = writer.clone();
+    // What the subscriber itself says about its writer goes to `eprintln!`, which panics where that cannot be written.
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || to.clone()).log_internal_errors(false);
     let started = match log.format {
-        LogFormat::Text => {
-            let coloured = io::stderr().is_terminal() && variable("NO_COLOR").is_none();
-            lines.with_ansi(coloured).try_init()
-        }
+        LogFormat::Text => lines.with_ansi(coloured).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
     };
-    started.map_err(|error| Failure::because(format!("the log cannot be set up: {error}")))
+    started.map_err(|error| Failure::because(format!("the log cannot be set up: {error}")))?;
+    std::panic::set_hook(Box::new(log_panic));
+    _ = WRITER.set(writer);
+    Ok(())
+}
+
+/// Waits until all lines are written, for a bounded time.
+pub fn flush() {
+    if let Some(writer) = WRITER.get() {
+        writer.flush(FLUSH_TIMEOUT);
+    }
+}
+
+/// Says why the program ends: as its last line on standard error.
+pub fn complain(reason: &str) {
+    match WRITER.get() {
+        Some(writer) => writer.last_line(output::complaint(reason).as_bytes()),
+        None => output::remark(&output::complaint(reason)),
+    }
+}
+
+/// Writes a panic to the log.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let text = panic_text(panic.payload());
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("without a name").to_owned();
+    let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    let backtrace = std::backtrace::Backtrace::capture();
+    let backtrace = (backtrace.status() == std::backtrace::BacktraceStatus::Captured).then(|| backtrace.to_string());
+    tracing::error!(thread = name, backtrace, "thread panicked at {place}: {text}");
+    // The standard library says so of a panic after which it aborts the process: this line is the last.
+    if text.starts_with("panic in a ") {
+        flush_before_abort();
+    }
+}
+
+fn flush_before_abort() {
+    if let Some(writer) = WRITER.get() {
+        writer.flush(ABORT_FLUSH_TIMEOUT);
+    }
 }

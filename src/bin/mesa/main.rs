@@ -32,18 +32,20 @@ use failure::Failure;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match run(args::parse()) {
+    let code = match run(args::parse()) {
         Ok(()) | Err(Failure::PipeClosed) => ExitCode::SUCCESS,
         Err(Failure::Told) => ExitCode::from(1),
         Err(Failure::Failed(reason)) => {
-            output::complain(&reason);
+            logging::complain(&reason);
             ExitCode::from(1)
         }
         Err(Failure::Usage(reason)) => {
-            output::complain(&reason);
+            logging::complain(&reason);
             ExitCode::from(2)
         }
-    }
+    };
+    logging::flush();
+    code
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

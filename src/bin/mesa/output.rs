@@ -25,9 +25,9 @@ pub fn remark(text: &str) {
     _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Says why a command failed.
-pub fn complain(reason: &str) {
-    remark(&format!("mesa: {reason}"));
+/// Why a command failed, as it is printed.
+pub fn complaint(reason: &str) -> String {
+    format!("mesa: {reason}")
 }
 
 /// `text` on one line and without anything a terminal would obey: what comes from elsewhere must not move the cursor,

@@ -42,6 +42,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
 
 async fn serve(args: &ServeArgs, loaded: Loaded) -> Result<(), Failure> {
     let config = loaded.config.clone();
+    system::ignore_reload_signals().map_err(Failure::because)?;
     // Before anything is opened, so that a signal during a long start is not met by the default: the end, at once.
     let shutdown = if config.gracefully_exit { Some(system::shutdown().map_err(Failure::because)?) } else { None };
     // And the address before the store: of two servers started by mistake, the second must not touch the first's.

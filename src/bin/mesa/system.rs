@@ -13,7 +13,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 
-use crate::failure::Failure;
+use crate::{failure::Failure, logging};
 
 /// Files a server has open beside its connections: the store's, the log, its listeners.
 const FILES_ASIDE: u64 = 64;
@@ -76,9 +76,30 @@ pub fn shutdown() -> io::Result<impl Future<Output = ()> + Send> {
         tokio::spawn(async move {
             let (name, exit_code) = signals.next().await;
             tracing::warn!("stopped at once after a second signal, {name}");
+            logging::flush();
             std::process::exit(exit_code);
         });
     })
+}
+
+/// Ignores the signals with which operators have other servers read their configuration or open their logs again.
+///
+/// By default each of them would end the server without a line in the log.
+pub fn ignore_reload_signals() -> io::Result<()> {
+    let kinds = [
+        ("SIGHUP", SignalKind::hangup()),
+        ("SIGUSR1", SignalKind::user_defined1()),
+        ("SIGUSR2", SignalKind::user_defined2()),
+    ];
+    for (name, kind) in kinds {
+        let mut signals = signal(kind)?;
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                tracing::warn!("{name} is ignored: a changed configuration is read when the server is started again");
+            }
+        });
+    }
+    Ok(())
 }
 
 /// SIGTERM and SIGINT.

@@ -1,10 +1,13 @@
 //! The few lines a person wants after starting a server: what it does, and how to reach it.
 
-use std::{net::SocketAddr, path::absolute};
+use std::{net::SocketAddr, path::absolute, sync::mpsc, thread, time::Duration};
 
 use mesa::config::{Authentication, Config, Durability, Loaded, LogFormat};
 
 use crate::output;
+
+/// How long the start waits for the reader of standard output.
+const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Prints them to standard output; to the log instead where that is for machines, unless a person tries things out and
 /// needs the key.
@@ -18,8 +21,16 @@ pub fn print(loaded: &Loaded, address: SocketAddr, wire: Option<SocketAddr>, dev
             return;
         }
     }
-    // A server whose standard output is closed serves all the same.
-    _ = output::line(&text(loaded, address, wire, dev.then(program).as_deref()));
+    let text = text(loaded, address, wire, dev.then(program).as_deref());
+    // A server whose standard output is closed, or whose reader stalls, serves all the same.
+    let (done, printed) = mpsc::channel();
+    let printing = thread::Builder::new().name("mesa-banner".into()).spawn(move || {
+        _ = output::line(&text);
+        _ = done.send(());
+    });
+    if printing.is_ok() {
+        _ = printed.recv_timeout(PRINT_TIMEOUT);
+    }
 }
 
 /// What this server was started as, so that the lines to copy can be copied.
