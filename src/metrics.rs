@@ -50,6 +50,8 @@ metrics! {
     refused_connections: Counter = "connections_refused",
     /// Authentications that failed or timed out.
     authentication_failures: Counter = "authentication_failures",
+    /// API keys, and passwords of the Redis protocol, that were wrong.
+    wrong_secrets: Counter = "wrong_secrets",
     /// Frames from clients that could not be taken.
     malformed_frames: Counter = "malformed_frames",
     /// Messages from clients.

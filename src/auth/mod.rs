@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a socket or waits for a person; what a client showed is never written to a log.
 
+mod guesses;
 mod insecure;
 mod jwt;
 mod keys;
@@ -16,6 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::{config, message::UserId};
 
+pub use guesses::Guesses;
 pub use insecure::Insecure;
 pub use jwt::{Jwt, issue};
 pub use keys::{ApiKeys, Password};

@@ -19,6 +19,8 @@ const PATH_BYTES_MAX: usize = 256;
 const NAMESPACE_CHARACTERS_MAX: usize = 64;
 /// Shortest and longest key of the API, in characters.
 const API_KEY_CHARACTERS: std::ops::RangeInclusive<usize> = 16..=512;
+/// Shortest `wire.password` where others can reach the port, in characters: below, it can be guessed.
+const PASSWORD_CHARACTERS_MIN: usize = 16;
 /// Keys of the API: each costs time at every request.
 const API_KEYS_MAX: usize = 1000;
 /// Shortest secret that is accepted, in bytes: below, tokens can be forged by trying.
@@ -196,6 +198,15 @@ impl Checks {
             self.refuse(&["wire.password", "wire.host"], format!(
                 "wire.host {host} can be reached by others, who could send messages to everybody; set wire.password, or \
                  wire.host to 127.0.0.1"
+            ));
+        }
+        let characters = wire.password.as_ref().map_or(0, |password| password.chars().count());
+        if !is_loopback(&wire.host) && (1..PASSWORD_CHARACTERS_MIN).contains(&characters) {
+            let host = shown(&wire.host);
+            self.refuse(&["wire.password", "wire.host"], format!(
+                "wire.password has {characters} characters, and wire.host {host} can be reached by others, who could guess \
+                 it; it must have at least {PASSWORD_CHARACTERS_MIN} (`openssl rand -hex 16` makes one), or set wire.host to \
+                 127.0.0.1"
             ));
         }
     }

@@ -1,6 +1,12 @@
 //! Who may ask: whoever shows one of the configured keys.
 
-use std::sync::Arc;
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use axum::{
     extract::{Request, State},
@@ -11,8 +17,25 @@ use axum::{
 
 use super::{Api, error::ApiError};
 
+/// The peer of a connection: its address, and whether it has presented a right key over this connection.
+#[derive(Clone, Debug, Default)]
+pub struct Caller {
+    address: Option<IpAddr>,
+    proven: Arc<AtomicBool>,
+}
+
+impl Caller {
+    /// A peer that has presented nothing yet. `None` where the address is not known.
+    #[must_use]
+    pub fn new(address: Option<IpAddr>) -> Self {
+        Self { address, proven: Arc::default() }
+    }
+}
+
 pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let response = match check(&api, request.headers()) {
+    // Put there by `Http::respond`.
+    let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+    let response = match check(&api, &caller, request.headers()).await {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
@@ -30,15 +53,35 @@ pub(super) fn count(api: &Api, status: StatusCode) {
     }
 }
 
-pub(super) fn check(api: &Api, headers: &HeaderMap) -> Result<(), ApiError> {
+/// Checks the key of a request. A wrong one is answered after a delay.
+pub(super) async fn check(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<(), ApiError> {
     if api.keys.is_empty() {
         return Err(ApiError::NoKeys);
     }
-    let mut shown = headers.get_all(header::AUTHORIZATION).iter();
-    let (Some(shown), None) = (shown.next(), shown.next()) else { return Err(ApiError::Unauthorized) };
-    let shown = shown.to_str().ok().and_then(|shown| shown.split_once(' '));
-    match shown {
-        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") && api.keys.check(key.trim()) => Ok(()),
-        _ => Err(ApiError::Unauthorized),
+    let key = presented(headers)?;
+    // Over its limit, an address can still use the connections over which it has presented a right key.
+    if !caller.proven.load(Ordering::Relaxed) {
+        api.guesses.admit(caller.address).map_err(ApiError::TooManyWrongKeys)?;
+    }
+    if api.keys.check(key) {
+        caller.proven.store(true, Ordering::Relaxed);
+        return Ok(());
+    }
+    api.metrics.wrong_secrets.inc();
+    tokio::time::sleep(api.guesses.wrong(caller.address, key.as_bytes())).await;
+    Err(ApiError::WrongKey)
+}
+
+fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Err(ApiError::NoKey) };
+    if values.next().is_some() {
+        return Err(ApiError::Authorization("is there more than once"));
+    }
+    let value = value.to_str().map_err(|_| ApiError::Authorization("has other characters than visible ASCII"))?;
+    match value.trim().split_once(' ') {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Ok(key.trim()),
+        _ if value.trim().eq_ignore_ascii_case("bearer") => Err(ApiError::NoKey),
+        _ => Err(ApiError::Authorization("does not begin with `Bearer `")),
     }
 }

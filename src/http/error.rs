@@ -1,5 +1,7 @@
 //! Every refusal, in one table: status, code for programs, sentence for people.
 
+use std::time::Duration;
+
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -15,7 +17,17 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
     #[error("an API key is needed: send `Authorization: Bearer KEY` with a key of `api.keys`")]
-    Unauthorized,
+    NoKey,
+    #[error("the API key that was sent is none of this server's `api.keys`")]
+    WrongKey,
+    #[error("the header Authorization {0}; it must be there once, as `Authorization: Bearer KEY`")]
+    Authorization(&'static str),
+    #[error(
+        "too many wrong API keys came from this address: try again in {} s, with a key of `api.keys`. Connections that have \
+         shown one still work",
+        .0.as_secs().max(1)
+    )]
+    TooManyWrongKeys(Duration),
     #[error("this server has no API keys: add one under `api.keys` in its configuration")]
     NoKeys,
     #[error("there is nothing here; see the README for what there is")]
@@ -66,7 +78,10 @@ pub(super) enum ApiError {
 impl ApiError {
     fn row(&self) -> (StatusCode, &'static str) {
         match self {
-            Self::Unauthorized | Self::NoKeys => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::NoKey | Self::WrongKey | Self::Authorization(_) | Self::NoKeys => {
+                (StatusCode::UNAUTHORIZED, "unauthorized")
+            }
+            Self::TooManyWrongKeys(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_wrong_keys"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::UserUnknown => (StatusCode::NOT_FOUND, "user_unknown"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
@@ -110,6 +125,9 @@ impl IntoResponse for ApiError {
         let mut body = Vec::new();
         self.write(&mut body);
         let mut response = super::json(status, body);
+        if let Self::TooManyWrongKeys(wait) = self {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        }
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -127,7 +145,10 @@ mod tests {
         let readme = include_str!("../../README.md");
         let why = || "x".to_owned();
         for error in [
-            ApiError::Unauthorized,
+            ApiError::NoKey,
+            ApiError::WrongKey,
+            ApiError::Authorization("x"),
+            ApiError::TooManyWrongKeys(Duration::from_secs(1)),
             ApiError::NoKeys,
             ApiError::NotFound,
             ApiError::UserUnknown,

@@ -30,7 +30,13 @@ use axum::{
 use tokio::sync::watch;
 use tower::ServiceExt;
 
-use crate::{auth::ApiKeys, config::Limits, hub::Hub, metrics::Metrics};
+use crate::{
+    auth::{ApiKeys, Guesses},
+    config::Limits,
+    hub::Hub,
+    metrics::Metrics,
+};
+pub use access::Caller;
 use error::ApiError;
 
 /// What the router needs.
@@ -40,6 +46,8 @@ pub struct Api {
     pub hub: Arc<Hub>,
     /// Who may ask.
     pub keys: ApiKeys,
+    /// How often addresses have presented a wrong one.
+    pub guesses: Arc<Guesses>,
     /// Where requests are counted.
     pub metrics: Arc<Metrics>,
     /// How much may be asked at once.
@@ -78,14 +86,14 @@ impl Http {
     }
 
     /// Answers one request. Dropping the future does not take back a dispatch that was taken in.
-    pub async fn respond<B>(&self, request: Request<B>) -> Response
+    pub async fn respond<B>(&self, caller: &Caller, mut request: Request<B>) -> Response
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         // Dispatches are nearly all there is, and routing was about a tenth of what one costs: they go the short way.
         if request.method() == Method::POST && request.uri().path() == dispatch::PATH {
-            let response = match access::check(&self.api, request.headers()) {
+            let response = match access::check(&self.api, caller, request.headers()).await {
                 Ok(()) => dispatch::dispatch(&self.api, &self.stopping, request)
                     .await
                     .unwrap_or_else(IntoResponse::into_response),
@@ -94,6 +102,7 @@ impl Http {
             access::count(&self.api, response.status());
             return response;
         }
+        request.extensions_mut().insert(caller.clone());
         match tokio::time::timeout(REQUEST_TIME_MAX, self.router.clone().oneshot(request.map(Body::new))).await {
             Ok(Ok(response)) => response,
             Err(_) => ApiError::TooSlow.into_response(),

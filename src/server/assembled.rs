@@ -21,7 +21,7 @@ use super::{
     wire::WirePort,
 };
 use crate::{
-    auth::{ApiKeys, Authenticator},
+    auth::{ApiKeys, Authenticator, Guesses},
     config::Config,
     http::{Api, Http},
     hub::{Hub, Store},
@@ -55,9 +55,11 @@ impl Assembled {
     ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::with(store.health().restarts()));
         let hub = Hub::among(settings(&config), store.clone(), metrics.clone(), cluster);
+        let guesses = Arc::new(Guesses::default());
         let http = Http::new(Api {
             hub: hub.clone(),
             keys: ApiKeys::new(&config.api),
+            guesses: guesses.clone(),
             metrics: metrics.clone(),
             limits: config.limits.clone(),
         });
@@ -71,7 +73,7 @@ impl Assembled {
             None => None,
             Some(listener) => {
                 let remembered = ids.as_ref().map(PortalIds::read).unwrap_or_default();
-                let wire = Wire::new(&config, hub.clone(), metrics.clone(), remembered);
+                let wire = Wire::new(&config, hub.clone(), metrics.clone(), guesses, remembered);
                 Some(WirePort::new(listener, &config.wire, wire, metrics.clone(), ids)?)
             }
         };

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tower::service_fn;
 
 use super::{Handle, ServerError, assembled::Assembled, shared::Shared, slots::Slots, stopped, upgrade};
+use crate::http::Caller;
 
 /// A server whose routes are in a router of yours. It has to be run, beside that router: [`Attached::run`].
 #[must_use = "the server is watched and stopped by running it"]
@@ -72,7 +73,9 @@ pub(super) fn attach(parts: Assembled) -> (Router, Attached) {
     }));
     let api = any_service(service_fn(move |request: Request| {
         let http = http.clone();
-        async move { Ok::<_, Infallible>(http.respond(request).await) }
+        // Each request counts as a connection of its own: which ones share one is not known here.
+        let caller = Caller::new(request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip()));
+        async move { Ok::<_, Infallible>(http.respond(&caller, request).await) }
     }));
     let routes = ["/v1/{*rest}", "/healthz", "/readyz", "/metrics"];
     let router =

@@ -17,7 +17,7 @@ use super::{
     slots::{Slot, Slots},
     stopped, upgrade,
 };
-use crate::http::Http;
+use crate::http::{Caller, Http};
 
 /// Bytes of the head of a request; a longer one gets 431.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -130,11 +130,12 @@ async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let header_timeout = shared.config.limits.header_timeout;
+    let caller = Caller::new(Some(peer.ip()));
     let service = service_fn(|request| async {
         let response = if upgrade::is_asked_for(request.headers()) {
             upgrade(&shared, &slot, peer, request)
         } else {
-            http.respond(request).await
+            http.respond(&caller, request).await
         };
         Ok::<_, Infallible>(response)
     });

@@ -257,8 +257,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         self.parser.set_bytes_max(self.wire.bounds.command_bytes);
     }
 
-    pub(super) fn wrong_password(&mut self) -> Result<(), End> {
+    /// Refuses a password without comparing it, where too many wrong ones came from this address.
+    pub(super) fn admit_password(&mut self) -> Result<(), End> {
+        // A connection that has presented the right one before is exempt.
+        if self.authenticated {
+            return Ok(());
+        }
+        self.wire.guesses.admit(Some(self.subscriber.address)).map_err(|wait| {
+            let seconds = wait.as_secs().max(1);
+            self.refuse(&format!("ERR too many wrong passwords came from this address: try again in {seconds} s"));
+            End::Refused
+        })
+    }
+
+    /// Answers a wrong password after a delay.
+    pub(super) async fn wrong_password(&mut self, password: &[u8]) -> Result<(), End> {
         self.wrong_passwords += 1;
+        self.wire.metrics.wrong_secrets.inc();
+        let delay = self.wire.guesses.wrong(Some(self.subscriber.address), password);
+        // What was asked before must not wait for it.
+        self.settle().await;
+        self.write().await?;
+        tokio::time::sleep(delay).await;
         self.refuse("WRONGPASS invalid username-password pair or user is disabled.");
         if self.wrong_passwords > WRONG_PASSWORDS_MAX { Err(End::Refused) } else { Ok(()) }
     }

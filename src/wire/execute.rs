@@ -37,7 +37,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 reply::ok(self.batch.answer());
                 return Err(End::Quit);
             }
-            Command::Auth(password) => return self.auth(&password),
+            Command::Auth(password) => return self.auth(&password).await,
             Command::Select(index) => self.select(&index),
             Command::Info => reply::bulk(self.batch.answer(), info::text(&self.wire).as_bytes()),
             Command::Client(words) => self.client(words),
@@ -110,14 +110,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
     }
 
-    fn auth(&mut self, password: &[u8]) -> Result<(), End> {
+    async fn auth(&mut self, password: &[u8]) -> Result<(), End> {
+        if self.wire.password.is_some() {
+            self.admit_password()?;
+        }
         match self.wire.password.as_ref().map(|known| known.check(password)) {
             Some(true) => {
                 self.let_in();
                 reply::ok(self.batch.answer());
                 Ok(())
             }
-            Some(false) => self.wrong_password(),
+            Some(false) => self.wrong_password(password).await,
             None => {
                 // Clients look for these words, and go on.
                 self.refuse(

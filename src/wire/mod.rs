@@ -56,7 +56,7 @@ use tokio::{
 };
 
 use crate::{
-    auth::Password,
+    auth::{Guesses, Password},
     config::Config,
     hub::{Hub, Outcome, portals::Told},
     logging::excerpt,
@@ -91,6 +91,7 @@ pub struct Wire {
     metrics: Arc<Metrics>,
     names: Names,
     password: Option<Password>,
+    guesses: Arc<Guesses>,
     bounds: Bounds,
     channels: Arc<Channels>,
     portals: Option<Arc<StockPortals>>,
@@ -109,9 +110,15 @@ const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(10);
 const UNSTORED_REPORT_INTERVAL: Duration = Duration::from_secs(300);
 
 impl Wire {
-    /// Speaks for `hub`. `remembered`: the portals that were in the pool when an earlier process stopped.
+    /// Speaks for `hub`. `guesses` counts wrong passwords. `remembered`: the portals that were in the pool when an earlier process stopped.
     #[must_use]
-    pub fn new(config: &Config, hub: Arc<Hub>, metrics: Arc<Metrics>, remembered: Vec<Announced>) -> Arc<Self> {
+    pub fn new(
+        config: &Config,
+        hub: Arc<Hub>,
+        metrics: Arc<Metrics>,
+        guesses: Arc<Guesses>,
+        remembered: Vec<Announced>,
+    ) -> Arc<Self> {
         let names = Names::new(config.namespace.as_deref());
         let channels = Arc::new(Channels::default());
         let pool = hub.portals().cloned();
@@ -120,6 +127,7 @@ impl Wire {
             metrics,
             names,
             password: config.wire.password.as_deref().map(Password::new),
+            guesses,
             bounds: Bounds {
                 command_bytes: config.wire.command_bytes,
                 backlog_bytes: config.wire.backlog_bytes,

@@ -23,7 +23,7 @@ use crate::{
 fn connect(bytes: usize) -> (DuplexStream, JoinHandle<()>, Arc<Hub>) {
     let metrics = Arc::new(Metrics::new());
     let hub = hub::for_test(metrics.clone());
-    let wire = Wire::new(&Config::default(), hub.clone(), metrics, Vec::new());
+    let wire = Wire::new(&Config::default(), hub.clone(), metrics, Arc::default(), Vec::new());
     let (peer, ours) = duplex(bytes);
     let served = tokio::spawn(wire.serve(ours, IpAddr::V4(Ipv4Addr::LOCALHOST)));
     (peer, served, hub)

@@ -71,6 +71,11 @@ fn every_rule_names_the_key_and_what_to_do() {
         ("{ wire: { host: 'redis' } }", "wire.host must be an IP address or localhost"),
         ("{ wire: { password: '' } }", "wire.password must not be empty"),
         ("{ wire: { port: 1, host: '0.0.0.0' } }", "wire.host 0.0.0.0 can be reached by others"),
+        (
+            "{ wire: { port: 1, host: '0.0.0.0', password: '1' } }",
+            "wire.password has 1 characters, and wire.host 0.0.0.0",
+        ),
+        ("{ wire: { port: 1, host: '::', password: 'fifteen letters' } }", "must have at least 16"),
         ("{ wire: { backlogBytes: 1 } }", "wire.backlogBytes must be a whole number from 131072"),
         ("{ namespace: '' }", "namespace must have 1 to 64 characters"),
         ("{ namespace: 'a b' }", "letters, digits and any of _ . : -, but is \"a b\""),

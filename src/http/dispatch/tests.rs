@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     auth::ApiKeys,
     config::{self, Config},
-    http::Http,
+    http::{Caller, Http},
     hub::{Hub, MailboxBounds, Settings, Store, SyncSettings},
     metrics::Metrics,
     store::{
@@ -36,7 +36,7 @@ fn http() -> (Http, Arc<dyn Store>) {
     let hub = Hub::new(settings, store.clone(), metrics.clone());
     let keys = ApiKeys::new(&config::Api { keys: vec![KEY.into()], ..config::Api::default() });
     let limits = config::Limits { request_bytes: 1024, recipients: 3, ..Config::default().limits };
-    (Http::new(Api { hub, keys, metrics, limits }), store)
+    (Http::new(Api { hub, keys, guesses: Arc::default(), metrics, limits }), store)
 }
 
 /// A stream that was opened: where its lines go, and its answers.
@@ -56,7 +56,7 @@ async fn open(http: &Http) -> Talking {
         .header(header::CONTENT_TYPE, "application/x-ndjson")
         .body(StreamBody::new(frames))
         .unwrap();
-    let response = http.respond(request).await;
+    let response = http.respond(&Caller::default(), request).await;
     assert_eq!(response.status(), StatusCode::OK);
     Talking { say: Some(say), answers: response.into_body().into_data_stream(), heard: String::new() }
 }
