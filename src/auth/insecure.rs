@@ -20,5 +20,5 @@ fn believe(data: &Map<String, Value>) -> Result<Identity, AuthError> {
     let id = UserId::new(token(data)?).map_err(|error| refused(error.to_string()))?;
     let mut user = Map::new();
     user.insert("id".into(), id.as_str().into());
-    Ok(Identity { id, user, expires: None })
+    Ok(Identity { id, user, expires: None, user_text: None })
 }

@@ -15,7 +15,10 @@ use std::{sync::Arc, time::SystemTime};
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 
-use crate::{config, message::UserId};
+use crate::{
+    config,
+    message::{UserId, surrogates},
+};
 
 pub use guesses::Guesses;
 pub use insecure::Insecure;
@@ -36,6 +39,8 @@ pub struct Identity {
     pub user: Map<String, Value>,
     /// When this stops being true; the connection is closed then.
     pub expires: Option<SystemTime>,
+    /// The user object as JSON text, where `user` cannot hold it: it has half of a surrogate pair. Sent in its place.
+    pub(crate) user_text: Option<String>,
 }
 
 impl Identity {
@@ -43,7 +48,7 @@ impl Identity {
     #[must_use]
     pub fn new(id: UserId) -> Self {
         let user = Map::from_iter([("id".to_owned(), Value::from(id.as_str()))]);
-        Self { id, user, expires: None }
+        Self { id, user, expires: None, user_text: None }
     }
 }
 
@@ -65,6 +70,18 @@ pub trait Authenticator: Send + Sync + 'static {
     ///
     /// The future may be dropped when the connection goes away or its time is up.
     fn authenticate<'a>(&'a self, data: &'a Map<String, Value>) -> BoxFuture<'a, Result<Identity, AuthError>>;
+
+    /// As [`authenticate`](Self::authenticate), called instead where a text in the data has half of a surrogate pair: a
+    /// character that JavaScript has cut in two. `data` has U+FFFD in its place, so that two such texts may look alike; `text`
+    /// is the data as JSON, as it was sent. A token that was cut so is refused before.
+    fn authenticate_text<'a>(
+        &'a self,
+        data: &'a Map<String, Value>,
+        text: &'a str,
+    ) -> BoxFuture<'a, Result<Identity, AuthError>> {
+        _ = text;
+        self.authenticate(data)
+    }
 }
 
 /// Why clients cannot be authenticated as configured: a sentence that says what to change.
@@ -99,6 +116,20 @@ fn token(data: &Map<String, Value>) -> Result<&str, AuthError> {
         return Err(refused(format!("the token has {} bytes and may have {TOKEN_BYTES_MAX}", token.len())));
     }
     Ok(token)
+}
+
+/// A JSON object, and its text where it has half of a surrogate pair; with `id` in place of its own.
+fn user_object(text: &str, id: &UserId) -> Option<(Map<String, Value>, Option<String>)> {
+    let mut user: Map<String, Value> = serde_json::from_str(&surrogates::mend(text)).ok()?;
+    user.insert("id".into(), id.as_str().into());
+    if !surrogates::has_half(text) {
+        return Some((user, None));
+    }
+    let id = Value::from(id.as_str()).to_string();
+    let mut entries = surrogates::entries(text)?;
+    entries.insert("id".to_owned(), &id);
+    let text = surrogates::object(entries);
+    Some((user, Some(text)))
 }
 
 fn refused(reason: impl Into<String>) -> AuthError {

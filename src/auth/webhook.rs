@@ -7,13 +7,13 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::{AuthError, AuthSetupError, Authenticator, Identity, refused};
+use super::{AuthError, AuthSetupError, Authenticator, Identity, refused, user_object};
 use crate::{
     config,
-    message::UserId,
+    message::{UserId, surrogates},
     outgoing::{Outgoing, signature},
 };
 
@@ -33,10 +33,11 @@ pub struct Webhook {
 
 /// What a backend says.
 #[derive(Deserialize)]
-struct Answer {
-    id: Value,
-    #[serde(default)]
-    user: Option<Map<String, Value>>,
+struct Answer<'a> {
+    #[serde(borrow)]
+    id: &'a RawValue,
+    #[serde(borrow, default)]
+    user: Option<&'a RawValue>,
     /// Seconds since 1970.
     #[serde(default)]
     expires: Option<f64>,
@@ -57,11 +58,15 @@ impl Webhook {
         })
     }
 
-    async fn ask(&self, data: &Map<String, Value>) -> Result<Identity, AuthError> {
+    async fn ask_in_time(&self, body: Vec<u8>) -> Result<Identity, AuthError> {
+        let asked = timeout(self.timeout, self.ask(body)).await;
+        let late = || unavailable(&format!("did not answer within {} ms", self.timeout.as_millis()));
+        asked.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn ask(&self, body: Vec<u8>) -> Result<Identity, AuthError> {
         // Never closed, so a turn always comes.
         let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
-        // A map of JSON values is JSON.
-        let body = serde_json::to_vec(data).expect("JSON");
         let headers = self.secret.as_ref().map(|secret| signature::headers(secret, &body));
         let headers = headers.as_ref().map_or(&[][..], |headers| &headers[..]);
         let answer = self.outgoing.ask(body, headers, ANSWER_BYTES_MAX).await;
@@ -77,11 +82,16 @@ impl Webhook {
 
 impl Authenticator for Webhook {
     fn authenticate<'a>(&'a self, data: &'a Map<String, Value>) -> BoxFuture<'a, Result<Identity, AuthError>> {
-        Box::pin(async move {
-            let asked = timeout(self.timeout, self.ask(data)).await;
-            let late = || unavailable(&format!("did not answer within {} ms", self.timeout.as_millis()));
-            asked.unwrap_or_else(|_| Err(late()))
-        })
+        // A map of JSON values is JSON.
+        Box::pin(self.ask_in_time(serde_json::to_vec(data).expect("JSON")))
+    }
+
+    fn authenticate_text<'a>(
+        &'a self,
+        _: &'a Map<String, Value>,
+        text: &'a str,
+    ) -> BoxFuture<'a, Result<Identity, AuthError>> {
+        Box::pin(self.ask_in_time(text.as_bytes().to_vec()))
     }
 }
 
@@ -96,13 +106,17 @@ fn identity(body: &[u8], now: SystemTime) -> Result<Identity, AuthError> {
         // A list of the same things would be taken for it below.
         return Err(unavailable("answers what is no {id, user?, expires?}"));
     }
-    let answer = serde_json::from_slice::<Answer>(body);
+    let answer = serde_json::from_slice::<Answer<'_>>(body);
     // What stands in it is not repeated: it may be about the client.
     let Answer { id, user, expires } = answer.map_err(|error| {
         let (line, column) = (error.line(), error.column());
         unavailable(&format!("answers what is no {{id, user?, expires?}} (line {line}, column {column})"))
     })?;
-    let id = match id {
+    if surrogates::has_half(id.get()) {
+        return Err(unavailable("names a user whose id has half of a surrogate pair, so it is no text"));
+    }
+    // It was read as JSON a moment ago.
+    let id = match serde_json::from_str(id.get()).unwrap_or_default() {
         Value::String(id) => UserId::new(&id),
         // Not what was read as a float: large numbers are rounded there, and two users would be one.
         Value::Number(id) if id.is_u64() || id.is_i64() => UserId::new(&id.to_string()),
@@ -117,9 +131,9 @@ fn identity(body: &[u8], now: SystemTime) -> Result<Identity, AuthError> {
     if expires.is_some_and(|expires| expires <= now) {
         return Err(refused("what the webhook says has expired"));
     }
-    let mut user = user.unwrap_or_default();
-    user.insert("id".into(), id.as_str().into());
-    Ok(Identity { id, user, expires })
+    let user = user_object(user.map_or("{}", RawValue::get), &id);
+    let (user, user_text) = user.ok_or_else(|| unavailable("answers what is no {id, user?, expires?}"))?;
+    Ok(Identity { id, user, expires, user_text })
 }
 
 fn unavailable(what: &str) -> AuthError {

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{ClientError, Missed};
-use crate::{message::Seq, protocol::opcode};
+use crate::{
+    message::{Seq, surrogates},
+    protocol::opcode,
+};
 
 /// What the server says first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,7 +114,8 @@ pub(super) fn decode(text: &str) -> Result<Incoming, ClientError> {
             })
         }
         opcode::AUTHENTICATED => {
-            Incoming::Authenticated(serde_json::from_str(data).map_err(|error| unreadable(&error))?)
+            // A user object may have a text with half of a surrogate pair, which a Rust text cannot hold.
+            Incoming::Authenticated(serde_json::from_str(&surrogates::mend(data)).map_err(|error| unreadable(&error))?)
         }
         opcode::RESUMED => {
             let ResumedData { first, last, missed } = serde_json::from_str(data).map_err(|error| unreadable(&error))?;

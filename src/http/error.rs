@@ -51,6 +51,8 @@ pub(super) enum ApiError {
     #[error("this is not a dispatch: {0}")]
     Shape(String),
     #[error("{0}")]
+    HalfPair(String),
+    #[error("{0}")]
     Parameter(String),
     #[error("{0}")]
     Busy(&'static str),
@@ -91,7 +93,7 @@ impl ApiError {
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
             Self::Body(_) => (StatusCode::BAD_REQUEST, "bad_body"),
             Self::BadJson(_) => (StatusCode::BAD_REQUEST, "bad_json"),
-            Self::Shape(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_dispatch"),
+            Self::Shape(_) | Self::HalfPair(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_dispatch"),
             Self::Busy(_) => (StatusCode::CONFLICT, "busy"),
             Self::BackupElsewhere => (StatusCode::CONFLICT, "backup_elsewhere"),
             Self::NoPortals => (StatusCode::CONFLICT, "portals_off"),

@@ -54,7 +54,13 @@ pub fn hello(hello: &Hello) -> String {
 /// The client is who it said; with its user object where that is configured.
 #[must_use]
 pub fn authenticated(user: Option<&Map<String, Value>>) -> String {
-    format!("{{\"op\":22,\"d\":{}}}", user.map_or_else(|| json!({}), |user| Value::Object(user.clone())))
+    authenticated_text(&user.map_or_else(|| json!({}), |user| Value::Object(user.clone())).to_string())
+}
+
+/// The same with the JSON text of a user object.
+#[must_use]
+pub fn authenticated_text(user: &str) -> String {
+    format!("{{\"op\":22,\"d\":{user}}}")
 }
 
 /// Op 13, for a client that resumes: the log goes from `first` to `last`, and of what it asked for the range `missed` is

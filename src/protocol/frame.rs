@@ -1,6 +1,6 @@
 //! Text from a client to a frame. Refuses and never panics; borrows where it can.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, error::Category, value::RawValue};
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, error::Category, value::RawValue};
 use super::{close::CloseCode, opcode};
 use crate::{
     logging::json_error,
-    message::{DeviceId, JSON_DEPTH_MAX, OPCODE_RESERVED_MAX, Seq, json_depth},
+    message::{DeviceId, JSON_DEPTH_MAX, OPCODE_RESERVED_MAX, Seq, json_depth, surrogates},
 };
 
 /// What a client said.
@@ -45,6 +45,11 @@ pub struct ClientMessage<'a> {
 pub struct Authentication {
     /// As the application passed it, without what stands in the fields below.
     pub data: Map<String, Value>,
+    /// The same as JSON text, where `data` could not hold it: it has halves of surrogate pairs, in whose place `data` has
+    /// U+FFFD.
+    pub text: Option<String>,
+    /// The token is one of the texts with such a half. It is no token then.
+    pub token_is_cut: bool,
     /// Whether it wants what it missed (`shouldSync`). Default true.
     pub should_sync: bool,
     /// It resumes: the last sequence of the user's log that its application has had (`after`), 0 for none.
@@ -63,6 +68,9 @@ pub enum FrameError {
     /// JSON, but of another shape.
     #[error("not a frame: {0}")]
     Shape(String),
+    /// A text with half of a surrogate pair.
+    #[error("{0}")]
+    HalfPair(String),
     /// See [`JSON_DEPTH_MAX`].
     #[error("nested deeper than {JSON_DEPTH_MAX}")]
     TooDeep,
@@ -70,7 +78,7 @@ pub enum FrameError {
     #[error("opcode {0} is not for clients")]
     Opcode(u64),
     /// The data of an authentication is no object, or something in it is not what it has to be.
-    #[error("the data of an authentication must be an object, {0}")]
+    #[error("{0}")]
     Authentication(&'static str),
     /// A receipt that does not say what was received.
     #[error("a receipt looks like {{\"op\":3,\"d\":{{\"s\":41}}}}, with a whole number from 0 up")]
@@ -83,9 +91,26 @@ impl FrameError {
     pub fn close_code(&self) -> CloseCode {
         match self {
             Self::NotJson(_) => CloseCode::NotJson,
-            Self::Shape(_) | Self::TooDeep | Self::Opcode(_) | Self::Authentication(_) | Self::Receipt => {
-                CloseCode::Policy
-            }
+            Self::Shape(_)
+            | Self::HalfPair(_)
+            | Self::TooDeep
+            | Self::Opcode(_)
+            | Self::Authentication(_)
+            | Self::Receipt => CloseCode::Policy,
+        }
+    }
+
+    /// The reason in the close frame: one for each cause, without anything of what the client sent.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotJson(_) => CloseCode::NotJson.reason(),
+            Self::Shape(_) => "not a frame: an object with a number op is needed, and t must be a text",
+            Self::HalfPair(_) => "a text has half of a surrogate pair",
+            Self::TooDeep => "nested too deeply",
+            Self::Opcode(_) => "this opcode is not for clients",
+            Self::Authentication(reason) => reason,
+            Self::Receipt => "op 3 needs a whole number from 0 up in d.s",
         }
     }
 }
@@ -109,7 +134,7 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, FrameError> {
     }
     let shape: Shape<'_> = serde_json::from_str(text).map_err(|error| match error.classify() {
         Category::Data => FrameError::Shape(json_error(&error)),
-        _ => FrameError::NotJson(error),
+        _ => surrogates::reason(text).map_or(FrameError::NotJson(error), FrameError::HalfPair),
     })?;
     // The reader of fields would take a list of them as well.
     if text.trim_start().starts_with('[') {
@@ -129,26 +154,36 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, FrameError> {
 
 fn authentication(data: Option<&RawValue>) -> Result<Authentication, FrameError> {
     let refuse = FrameError::Authentication;
-    let no_object = || refuse("and is none");
-    let mut data: Map<String, Value> =
-        serde_json::from_str(data.ok_or_else(no_object)?.get()).map_err(|_| no_object())?;
+    let no_object = || refuse("the data of an authentication must be an object");
+    let raw = data.ok_or_else(no_object)?.get();
+    let (mut data, cut) = match serde_json::from_str::<Map<String, Value>>(raw) {
+        Ok(data) => (data, false),
+        Err(_) => (serde_json::from_str(&surrogates::mend(raw)).map_err(|_| no_object())?, true),
+    };
+    let entries = if cut { surrogates::entries(raw) } else { None };
+    let is_cut = |name| entries.as_ref().and_then(|all| all.get(name)).is_some_and(|value| surrogates::has_half(value));
     let should_sync = match data.remove("shouldSync") {
         None => true,
         Some(Value::Bool(should_sync)) => should_sync,
-        Some(_) => return Err(refuse("its shouldSync true or false")),
+        Some(_) => return Err(refuse("shouldSync must be true or false")),
     };
-    let after = data.remove("after").map(|after| after.as_u64().ok_or(refuse("its after a whole number from 0 up")));
+    let after =
+        data.remove("after").map(|after| after.as_u64().ok_or(refuse("after must be a whole number from 0 up")));
     let after = after.transpose()?;
     // Applications of stock clients may say something of their own here (what kind of device it is, and at length): only
     // one that resumes is held to what a device of ours is called.
-    let device = data.get("device").and_then(Value::as_str).and_then(|name| DeviceId::new(name).ok());
+    let device = data.get("device").filter(|_| !is_cut("device")).and_then(Value::as_str);
+    let device = device.and_then(|name| DeviceId::new(name).ok());
     if device.is_none() && after.is_some() && data.contains_key("device") {
-        return Err(refuse("its device a text of 1 to 64 characters without control characters"));
+        return Err(refuse("device must be a text of 1 to 64 characters, without control characters or half a pair"));
     }
     if device.is_some() {
         data.remove("device");
     }
-    Ok(Authentication { data, should_sync, after, device })
+    let token_is_cut = is_cut("token");
+    let kept = |entries: BTreeMap<String, _>| entries.into_iter().filter(|(name, _)| data.contains_key(name));
+    let text = entries.map(|entries| surrogates::object(kept(entries)));
+    Ok(Authentication { data, text, token_is_cut, should_sync, after, device })
 }
 
 fn receipt(data: Option<&RawValue>) -> Result<ClientFrame<'static>, FrameError> {
@@ -216,6 +251,44 @@ mod tests {
             let refused = decode(&text).expect_err(&text);
             assert_eq!(refused.close_code().code().to_string(), code, "{text:?}: {refused}");
         }
+    }
+
+    #[test]
+    fn half_of_a_pair_in_what_is_passed_on_is_kept() {
+        let text = r#"{"op":0,"d":{"x":"\ud83d"},"t":"T"}"#;
+        let ClientFrame::Dispatch(said) = decode(text).unwrap() else { panic!("a message") };
+        assert_eq!(said.data.unwrap().get(), r#"{"x":"\ud83d"}"#);
+        let text = r#"{"op":2,"d":{"token":"t","after":3,"name":"a\ud83d","device":"phone","shouldSync":false}}"#;
+        let ClientFrame::Authentication(said) = decode(text).unwrap() else { panic!("an authentication") };
+        assert_eq!((said.after, said.should_sync, said.token_is_cut), (Some(3), false, false));
+        assert_eq!(said.text.unwrap(), r#"{"name":"a\ud83d","token":"t"}"#);
+        assert_eq!(Value::Object(said.data), serde_json::json!({"token": "t", "name": "a\u{fffd}"}));
+        // Without `after` the device is the application's own.
+        let text = r#"{"op":2,"d":{"token":"t\ud83d","device":"\ude00"}}"#;
+        let ClientFrame::Authentication(said) = decode(text).unwrap() else { panic!("an authentication") };
+        assert!(said.token_is_cut && said.device.is_none() && said.text.unwrap().contains(r#""device":"\ude00""#));
+        let ClientFrame::Authentication(said) = decode(r#"{"op":2,"d":{"token":"\ud83d\ude00"}}"#).unwrap() else {
+            panic!("an authentication")
+        };
+        assert!(said.text.is_none() && !said.token_is_cut && said.data["token"] == "\u{1f600}");
+    }
+
+    #[test]
+    fn half_of_a_pair_in_what_must_be_text_is_the_reason() {
+        let refused = decode(r#"{"op":0,"d":"\ud83d","t":"a\ude00"}"#).unwrap_err();
+        assert!(refused.to_string().starts_with("t has half of a surrogate pair"), "{refused}");
+        assert_eq!(
+            (refused.close_code(), refused.reason()),
+            (CloseCode::Policy, "a text has half of a surrogate pair")
+        );
+    }
+
+    #[test]
+    fn each_cause_has_a_reason_that_fits_a_close_frame() {
+        let frames = ["{", "{}", r#"{"op":5}"#, r#"{"op":2}"#, r#"{"op":3}"#, r#"{"op":0,"t":"\ud83d"}"#];
+        let reasons: Vec<&str> = frames.iter().map(|frame| decode(frame).unwrap_err().reason()).collect();
+        assert!(reasons.iter().all(|reason| (1..=123).contains(&reason.len())), "{reasons:?}");
+        assert!(reasons.iter().enumerate().all(|(at, reason)| !reasons[..at].contains(reason)), "{reasons:?}");
     }
 
     #[test]

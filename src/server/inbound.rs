@@ -99,8 +99,7 @@ impl Connection {
             ClientFrame::HeartbeatAck => self.take_answer(now),
             ClientFrame::Heartbeat => self.push(encode::HEARTBEAT_ACK),
             ClientFrame::Authentication(authentication) => {
-                let Authentication { data, should_sync, after, device } = authentication;
-                self.authenticate(data, Attach { should_sync, after, device })?;
+                self.authenticate(authentication)?;
             }
             ClientFrame::Receipt { s } => {
                 if !self.session.as_mut().is_some_and(|session| session.confirm_through(s)) {
@@ -177,14 +176,27 @@ impl Connection {
         }
     }
 
-    fn authenticate(&mut self, data: Map<String, Value>, how: Attach) -> Result<(), End> {
+    fn authenticate(&mut self, authentication: Authentication) -> Result<(), End> {
+        let Authentication { data, text, token_is_cut, should_sync, after, device } = authentication;
+        let how = Attach { should_sync, after, device };
         let Some(authenticator) = self.shared.authenticator.clone() else {
             tracing::debug!("a client tried to authenticate, but no authentication is configured");
             return self.refuse();
         };
+        if token_is_cut {
+            let error = "the token has half of a surrogate pair (a character that was cut in two), so it is no text";
+            tracing::info!(error, "authentication failed");
+            return self.refuse();
+        }
         let checking = async move {
-            // It may be somebody else's: its panic is its own, and lets nobody in.
-            let checked = AssertUnwindSafe(async { authenticator.authenticate(&data).await }).catch_unwind().await;
+            let asked = async {
+                match &text {
+                    Some(text) => authenticator.authenticate_text(&data, text).await,
+                    None => authenticator.authenticate(&data).await,
+                }
+            };
+            // Its panic is its own, and authenticates no client.
+            let checked = AssertUnwindSafe(asked).catch_unwind().await;
             checked.unwrap_or_else(|panic| {
                 Err(AuthError::Unavailable(format!("the authenticator panicked: {}", panic_text(panic.as_ref()))))
             })
@@ -235,8 +247,12 @@ impl Connection {
             self.expires = identity.expires;
             return Ok(());
         }
-        let user = self.shared.config.authentication.send_user_object.then_some(&identity.user);
-        let (frame, expires) = (encode::authenticated(user), identity.expires);
+        let sends_user = self.shared.config.authentication.send_user_object;
+        let frame = match &identity.user_text {
+            Some(text) if sends_user => encode::authenticated_text(text),
+            _ => encode::authenticated(sends_user.then_some(&identity.user)),
+        };
+        let expires = identity.expires;
         if let Some(calls) = &self.shared.calls {
             calls.identified(self.connected.id(), &identity);
         }

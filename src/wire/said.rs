@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use crate::{
     hub::{Dispatch, Reason, Rejected},
     logging::json_error,
-    message::{CollapseKey, EVERYONE, NameError, Payload, Recipients, UserId},
+    message::{CollapseKey, EVERYONE, NameError, Payload, Recipients, UserId, surrogates},
 };
 
 /// The opcode of internal events, and the only one there is.
@@ -76,14 +76,17 @@ impl Recipient<'_> {
 
 /// Reads what was published to the channel of dispatches.
 pub(super) fn published(text: &[u8], recipients_max: usize) -> Result<Published, String> {
-    let Envelope { message, recipients } = object(utf8(text)?, "a dispatch")?;
-    if recipients.len() > recipients_max {
+    let text = utf8(text)?;
+    let mut refused = Vec::new();
+    let Envelope { message, recipients } =
+        object(text, "a dispatch").or_else(|error| with_halves(text, &mut refused).ok_or(error))?;
+    if recipients.len() + refused.len() > recipients_max {
         return Err(format!(
             "a dispatch may have at most {recipients_max} recipients (limits.recipients); send several"
         ));
     }
     let message: Message<'_> = object(message.get(), "a message")?;
-    let (mut users, mut refused, mut everyone) = (Vec::new(), Vec::new(), false);
+    let (mut users, mut everyone) = (Vec::new(), false);
     for recipient in &recipients {
         let id = recipient.text();
         match UserId::new(&id) {
@@ -107,6 +110,29 @@ pub(super) fn published(text: &[u8], recipients_max: usize) -> Result<Published,
         dispatches.push(Dispatch { refused, ..dispatch(&message, Recipients::Users(users))? });
     }
     Ok(Published::Dispatches(dispatches))
+}
+
+/// Reads a dispatch with recipients that have half of a surrogate pair: those are rejected, the others are not.
+#[cold]
+fn with_halves<'a>(text: &'a str, refused: &mut Vec<Rejected>) -> Option<Envelope<'a>> {
+    #[derive(Deserialize)]
+    struct Raw<'a> {
+        #[serde(borrow)]
+        message: &'a RawValue,
+        #[serde(borrow)]
+        recipients: Vec<&'a RawValue>,
+    }
+    let Raw { message, recipients } = serde_json::from_str(text).ok()?;
+    let mut texts = Vec::with_capacity(recipients.len());
+    for recipient in recipients {
+        if surrogates::has_half(recipient.get()) {
+            let mended: String = serde_json::from_str(&surrogates::mend(recipient.get())).ok()?;
+            refused.push(Rejected::new(&mended, Reason::Invalid));
+        } else {
+            texts.push(serde_json::from_str(recipient.get()).ok()?);
+        }
+    }
+    Some(Envelope { message, recipients: texts })
 }
 
 /// Reads what a Dispatcher puts into a user's field: the messages that it was shown there, and one more at the end. That
@@ -159,7 +185,9 @@ fn object<'a, T: Deserialize<'a>>(text: &'a str, what: &str) -> Result<T, String
     if !text.trim_start().starts_with('{') {
         return Err(format!("this is not {what}: expected an object"));
     }
-    serde_json::from_str(text).map_err(|error| format!("this is not {what}: {}", json_error(&error)))
+    serde_json::from_str(text).map_err(|error| {
+        surrogates::reason(text).unwrap_or_else(|| format!("this is not {what}: {}", json_error(&error)))
+    })
 }
 
 /// The last of a list, of which the others are read and forgotten.
@@ -219,6 +247,28 @@ mod tests {
         let [dispatch] = &dispatches(kept)[..] else { panic!("one") };
         assert_eq!(dispatch.ttl, Some(Duration::from_secs(5)));
         assert_eq!(dispatch.collapse, Some(CollapseKey::new("k").unwrap()));
+    }
+
+    #[test]
+    fn half_of_a_pair_is_kept_in_data_and_rejected_where_text_is_needed() {
+        let text = r#"{"message":{"d":"\ud83d"},"recipients":["a","\ud83d",7]}"#;
+        let [dispatch] = &dispatches(text)[..] else { panic!("one") };
+        assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":"\ud83d"}"#);
+        assert_eq!(dispatch.recipients, Recipients::Users(ids("a 7")));
+        assert_eq!(dispatch.refused, [Rejected::new("\u{fffd}", Reason::Invalid)]);
+        for text in
+            [r#"{"message":{"t":"\ud83d"},"recipients":[]}"#, r#"{"message":{"t":"\ud83d"},"recipients":["\ud83d"]}"#]
+        {
+            assert!(published(text.as_bytes(), 4).unwrap_err().starts_with("t has half of a surrogate pair"), "{text}");
+        }
+        let user = UserId::new("a").unwrap();
+        let list = r#"[{"t":"\ud83d"},{"d":{"x":"\ud83d"}}]"#;
+        assert_eq!(
+            &kept(list.as_bytes(), user.clone()).unwrap().payload.as_bytes()[..],
+            br#"{"op":0,"d":{"x":"\ud83d"}}"#
+        );
+        assert!(kept(br#"[{"t":"\ud83d"}]"#, user).unwrap_err().starts_with("t has half of a surrogate pair"));
+        assert!(ready(br#"{"id":"\ud83d","ready":true}"#).unwrap_err().starts_with("id has half"));
     }
 
     #[test]

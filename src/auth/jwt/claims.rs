@@ -1,6 +1,7 @@
 //! What a token says, once its signature holds, and whether that is enough.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -9,14 +10,19 @@ use serde::{
     Deserialize, Deserializer,
     de::{Error as _, MapAccess, Visitor},
 };
-use serde_json::{Map, Value};
+use serde_json::{Value, value::RawValue};
 
-use super::{AuthError, Identity, refused};
-use crate::{config, message::UserId};
+use super::{AuthError, Identity, refused, user_object};
+use crate::{
+    config,
+    message::{UserId, surrogates},
+};
 
 /// The claims of a token: an object in which no name stands twice. Of two `id`s one reader would take the first, another
 /// the last, and a proxy that checked one would let the other through.
-pub(super) struct Claims(Map<String, Value>);
+///
+/// Values stay as they stand until one is needed: a text with half of a surrogate pair that none asks for does no harm.
+pub(super) struct Claims(BTreeMap<String, Box<RawValue>>);
 
 impl<'de> Deserialize<'de> for Claims {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -34,13 +40,25 @@ impl<'de> Visitor<'de> for Unique {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Claims, A::Error> {
-        let mut claims = Map::new();
-        while let Some((name, value)) = entries.next_entry::<String, Value>()? {
+        let mut claims = BTreeMap::new();
+        while let Some((name, value)) = entries.next_entry::<String, Box<RawValue>>()? {
             if claims.insert(name, value).is_some() {
                 return Err(A::Error::custom("a claim stands twice"));
             }
         }
         Ok(Claims(claims))
+    }
+}
+
+impl Claims {
+    /// The value of a claim, if the token has it.
+    fn get(&self, name: &str) -> Result<Option<Value>, AuthError> {
+        let Some(raw) = self.0.get(name) else { return Ok(None) };
+        if surrogates::has_half(raw.get()) {
+            return Err(refused(format!("the claim {name} has half of a surrogate pair, so it is no text")));
+        }
+        let value = serde_json::from_str(raw.get());
+        value.map(Some).map_err(|_| refused(format!("the claim {name} is not understood")))
     }
 }
 
@@ -65,35 +83,37 @@ impl Rules {
     }
 
     /// Who the token is about, if it holds at `now`.
-    pub fn identity(&self, Claims(mut claims): Claims, now: SystemTime) -> Result<Identity, AuthError> {
-        let expires = self.times(&claims, now)?;
+    pub fn identity(&self, claims: &Claims, now: SystemTime) -> Result<Identity, AuthError> {
+        let expires = self.times(claims, now)?;
         if let Some(issuer) = &self.issuer
-            && claims.get("iss").and_then(Value::as_str) != Some(issuer)
+            && claims.get("iss")?.as_ref().and_then(Value::as_str) != Some(issuer)
         {
             return Err(refused("the token's issuer (iss) is not the one configured"));
         }
         if let Some(audience) = &self.audience
-            && !claims.get("aud").is_some_and(|claim| is_for(claim, audience))
+            && !claims.get("aud")?.is_some_and(|claim| is_for(&claim, audience))
         {
             return Err(refused("the token is for another audience (aud) than the one configured"));
         }
-        let id = self.id(&claims)?;
-        let mut user = self.user(&mut claims)?;
-        user.insert("id".into(), id.as_str().into());
-        Ok(Identity { id, user, expires })
+        let id = self.id(claims)?;
+        let claim = self.user_claim.as_ref().and_then(|name| claims.0.get(name)).map(|claim| claim.get());
+        let user = user_object(claim.filter(|claim| *claim != "null").unwrap_or("{}"), &id);
+        let user = user.ok_or_else(|| refused("the claim for the user object (userClaim) is not an object"));
+        let (user, user_text) = user?;
+        Ok(Identity { id, user, expires, user_text })
     }
 
     /// When the token stops to hold, having checked that it does now. It holds before `exp`, not at it, and from `nbf`
     /// on; the leeway widens both ends.
-    fn times(&self, claims: &Map<String, Value>, now: SystemTime) -> Result<Option<SystemTime>, AuthError> {
-        if let Some(claim) = claims.get("nbf") {
-            let begins = time(claim).ok_or_else(|| refused("the token's begin (nbf) is no time"))?;
+    fn times(&self, claims: &Claims, now: SystemTime) -> Result<Option<SystemTime>, AuthError> {
+        if let Some(claim) = claims.get("nbf")? {
+            let begins = time(&claim).ok_or_else(|| refused("the token's begin (nbf) is no time"))?;
             if now.checked_add(self.leeway).is_none_or(|latest| latest < begins) {
                 return Err(refused("the token does not hold yet (nbf)"));
             }
         }
-        let Some(claim) = claims.get("exp") else { return Ok(None) };
-        let expires = time(claim).and_then(|expires| expires.checked_add(self.leeway));
+        let Some(claim) = claims.get("exp")? else { return Ok(None) };
+        let expires = time(&claim).and_then(|expires| expires.checked_add(self.leeway));
         let expires = expires.ok_or_else(|| refused("the token's end (exp) is no time"))?;
         if expires <= now {
             return Err(refused("the token has expired (exp)"));
@@ -101,28 +121,22 @@ impl Rules {
         Ok(Some(expires))
     }
 
-    fn id(&self, claims: &Map<String, Value>) -> Result<UserId, AuthError> {
+    fn id(&self, claims: &Claims) -> Result<UserId, AuthError> {
         let claim = match &self.id_claim {
-            Some(name) => claims.get(name),
-            None => claims.get("id").or_else(|| claims.get("sub")),
+            Some(name) => claims.get(name)?,
+            None => match claims.get("id")? {
+                Some(id) => Some(id),
+                None => claims.get("sub")?,
+            },
         };
         let id = match claim {
             None => return Err(refused("the token does not name a user")),
-            Some(Value::String(id)) => UserId::new(id),
+            Some(Value::String(id)) => UserId::new(&id),
             // Not what was read as a float: large numbers are rounded there, and two users would be one.
             Some(Value::Number(id)) if id.is_u64() || id.is_i64() => UserId::new(&id.to_string()),
             Some(_) => return Err(refused("the claim that names the user is neither a string nor a whole number")),
         };
         id.map_err(|error| refused(format!("the token names a user whose id cannot be: {error}")))
-    }
-
-    /// The object in the claim that is configured; empty when the token has none.
-    fn user(&self, claims: &mut Map<String, Value>) -> Result<Map<String, Value>, AuthError> {
-        match self.user_claim.as_ref().and_then(|name| claims.remove(name)) {
-            None | Some(Value::Null) => Ok(Map::new()),
-            Some(Value::Object(user)) => Ok(user),
-            Some(_) => Err(refused("the claim for the user object (userClaim) is not an object")),
-        }
     }
 }
 

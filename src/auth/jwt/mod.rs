@@ -18,7 +18,7 @@ use jsonwebtoken::{
 };
 use serde_json::{Map, Value};
 
-use super::{AuthError, AuthSetupError, Authenticator, Identity, refused, token};
+use super::{AuthError, AuthSetupError, Authenticator, Identity, refused, token, user_object};
 use crate::config;
 use claims::{Claims, Rules};
 use jwks::Jwks;
@@ -82,7 +82,7 @@ impl Jwt {
                 claims(token, &key, vec![header.alg])?
             }
         };
-        self.rules.identity(claims, now)
+        self.rules.identity(&claims, now)
     }
 }
 

@@ -72,6 +72,20 @@ fn the_user_claim_is_merged_and_cannot_change_who_it_is() {
 }
 
 #[test]
+fn half_of_a_pair_in_a_claim_is_passed_on_or_not_looked_at_and_never_part_of_an_id() {
+    let check = |jwt: &config::Jwt, claims: &str| check(jwt, &hs256_with(r#"{"alg":"HS256","typ":"JWT"}"#, claims));
+    let jwt = config::Jwt { user_claim: Some("user".into()), issuer: Some("us".into()), ..with_secret() };
+    let identity = check(&jwt, r#"{"id":"a","iss":"us","nick":"\ud83d","user":{"name":"\ude00"}}"#).unwrap();
+    assert_eq!(identity.user_text.unwrap(), r#"{"id":"a","name":"\ude00"}"#);
+    assert_eq!(Value::Object(identity.user), json!({ "id": "a", "name": "\u{fffd}" }));
+    assert!(check(&jwt, r#"{"id":"a","iss":"us","nick":"\ud83d"}"#).unwrap().user_text.is_none());
+    for claims in [r#"{"id":"a\ud83d","iss":"us"}"#, r#"{"id":"a","iss":"us\ud83d"}"#] {
+        let error = check(&jwt, claims).unwrap_err().to_string();
+        assert!(error.contains("half of a surrogate pair"), "{claims}: {error}");
+    }
+}
+
+#[test]
 fn issuer_and_audience_are_asked_for_only_where_configured() {
     let claims = json!({ "id": "a", "iss": "us", "aud": ["them", "us"] });
     assert!(check(&with_secret(), &hs256(&claims)).is_ok());

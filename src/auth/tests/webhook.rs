@@ -42,6 +42,21 @@ async fn what_the_client_passed_is_posted_and_the_answer_is_who_it_is() {
 }
 
 #[tokio::test]
+async fn half_of_a_pair_is_passed_on_both_ways_and_never_part_of_an_id() {
+    let receiver = Receiver::start();
+    let webhook = asking(&receiver, |_| ());
+    let answers = [r#"{"id":"alice","user":{"name":"A\ud83d","id":"x"}}"#, r#"{"id":"al\ud83d"}"#];
+    receiver.script(answers.map(Answer::json));
+    let text = r#"{"name":"\ud83d","token":"t"}"#;
+    let alice = webhook.authenticate_text(&data("t"), text).await.unwrap();
+    assert_eq!(receiver.requests()[0].body, text.as_bytes());
+    assert_eq!(alice.user["name"], "A\u{fffd}");
+    assert_eq!(alice.user_text.unwrap(), r#"{"id":"alice","name":"A\ud83d"}"#);
+    let error = webhook.authenticate(&data("t")).await.unwrap_err().to_string();
+    assert!(error.contains("half of a surrogate pair"), "{error}");
+}
+
+#[tokio::test]
 async fn who_is_refused_is_told_from_who_could_not_be_checked() {
     let receiver = Receiver::start();
     let webhook = asking(&receiver, |webhook| webhook.timeout = Duration::from_secs(60));

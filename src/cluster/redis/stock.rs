@@ -11,7 +11,7 @@ use super::{Link, LinkError, line::Script, words::users};
 use crate::{
     cluster::Beside,
     logging::json_error,
-    message::{DispatchId, EVERYONE, Payload, Recipients, UserId},
+    message::{DispatchId, EVERYONE, Payload, Recipients, UserId, surrogates},
 };
 
 /// Users asked about in one step.
@@ -47,7 +47,8 @@ struct StockOptions {
 struct Published<'a> {
     #[serde(borrow)]
     message: StockMessage<'a>,
-    recipients: Vec<Value>,
+    #[serde(borrow)]
+    recipients: Vec<&'a RawValue>,
     #[serde(default)]
     from: Option<String>,
     #[serde(default)]
@@ -74,7 +75,15 @@ pub(super) enum Said {
     Mark(String),
 }
 
-impl StockMessage<'_> {
+impl<'a> StockMessage<'a> {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn read(text: &'a str) -> Result<Self, String> {
+        serde_json::from_str(text).map_err(|error| surrogates::reason(text).unwrap_or_else(|| json_error(&error)))
+    }
+
     /// The text a client reads.
     ///
     /// # Errors
@@ -115,8 +124,8 @@ pub(super) fn read(text: &[u8]) -> Option<Said> {
 }
 
 /// A user id. Node services have numbers for it as well; what else they have is nobody, and the others are not to suffer for it.
-fn recipient(one: Value) -> Option<String> {
-    match one {
+fn recipient(one: &RawValue) -> Option<String> {
+    match serde_json::from_str(one.get()).ok()? {
         Value::String(id) => Some(id),
         Value::Number(id) => id.as_u64().map(|id| id.to_string()),
         _ => None,

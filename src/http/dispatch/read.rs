@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::super::error::ApiError;
 use crate::{
     hub::{Dispatch, Hub, Outcome, Reason, Rejected},
-    message::{CollapseKey, DispatchId, EVERYONE, Options, Payload, Recipients, UserId},
+    message::{CollapseKey, DispatchId, EVERYONE, Options, Payload, Recipients, UserId, surrogates},
 };
 
 /// The opcode of internal events, and the only one there is.
@@ -103,13 +103,16 @@ impl Disconnect {
 /// Reads a dispatch. The caller bounds its length.
 pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<Asked, ApiError> {
     let text = std::str::from_utf8(text).map_err(|error| ApiError::BadJson(error.to_string()))?;
-    let Object(sent) = serde_json::from_str::<Object<Sent<'_>>>(text).map_err(|error| {
-        if error.is_data() { ApiError::Shape(error.to_string()) } else { ApiError::BadJson(error.to_string()) }
+    let mut refused = Vec::new();
+    let Object(sent) = serde_json::from_str::<Object<Sent<'_>>>(text).or_else(|error| {
+        if let Some(halves) = read_halves(text, &mut refused) {
+            return halves;
+        }
+        Err(if error.is_data() { ApiError::Shape(error.to_string()) } else { ApiError::BadJson(error.to_string()) })
     })?;
-    if sent.recipients.len() > recipients_max || sent.excluding.len() > recipients_max {
+    if sent.recipients.len() + refused.len() > recipients_max || sent.excluding.len() > recipients_max {
         return Err(ApiError::Recipients(recipients_max));
     }
-    let mut refused = Vec::new();
     let recipients = if sent.recipients.iter().any(|id| id == EVERYONE) {
         if sent.recipients.iter().any(|id| id != EVERYONE) {
             // It would be kept for none of them, although they were named.
@@ -144,6 +147,49 @@ pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<Asked, ApiError
         id: sent.id.as_deref().map(DispatchId::new).transpose().map_err(name)?,
         refused,
     }))
+}
+
+/// Reads a dispatch in which a text has half of a surrogate pair; `None` if that is not what is wrong with it.
+///
+/// Such a recipient is rejected, and the others receive the message. Anything else that must be text rejects the dispatch.
+#[cold]
+fn read_halves<'a>(text: &'a str, refused: &mut Vec<Rejected>) -> Option<Result<Object<Sent<'a>>, ApiError>> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Raw<'a> {
+        #[serde(borrow)]
+        message: Object<SentMessage<'a>>,
+        #[serde(borrow)]
+        recipients: Vec<&'a RawValue>,
+        #[serde(borrow, default)]
+        excluding: Vec<&'a RawValue>,
+        #[serde(borrow, default)]
+        id: Option<Cow<'a, str>>,
+    }
+    let reason = surrogates::reason(text)?;
+    let Ok(Object(Raw { message, recipients, excluding, id })) = serde_json::from_str(text) else {
+        return Some(Err(ApiError::HalfPair(reason)));
+    };
+    let mut texts = |ids: Vec<&'a RawValue>, reject: bool| -> Option<Vec<Cow<'a, str>>> {
+        let mut texts = Vec::with_capacity(ids.len());
+        for id in ids {
+            match serde_json::from_str(id.get()) {
+                Ok(text) => texts.push(Cow::Owned(text)),
+                Err(_) if surrogates::has_half(id.get()) => {
+                    let mended: String = serde_json::from_str(&surrogates::mend(id.get())).ok()?;
+                    if reject {
+                        refused.push(Rejected::new(&mended, Reason::Invalid));
+                    }
+                }
+                Err(_) => return None,
+            }
+        }
+        Some(texts)
+    };
+    match (texts(recipients, true), texts(excluding, false)) {
+        (Some(recipients), Some(excluding)) => Some(Ok(Object(Sent { message, recipients, excluding, id }))),
+        _ => Some(Err(ApiError::Shape("recipients and excluding must be lists of texts".into()))),
+    }
 }
 
 /// Whether an internal event is one that there is.
@@ -264,10 +310,33 @@ mod tests {
             let told = refusal(body);
             assert!(told.contains(why), "{body}: {told}");
         }
+        for (body, what) in [
+            (r#"{"message":{"t":"\ud83d"},"recipients":["a"]}"#, "message.t has"),
+            (r#"{"message":{"d":"\ud83d","o":{"collapse":"\ude00"}},"recipients":["a"]}"#, "message.o.collapse has"),
+            (r#"{"message":{},"recipients":["a"],"id":"x\ud83d"}"#, "id has"),
+        ] {
+            let error = refusal(body);
+            assert!(error.starts_with(what) && error.contains("half of a surrogate pair"), "{body}: {error}");
+        }
         let long = format!(r#"{{"message":{{}},"recipients":[],"id":"{}"}}"#, "x".repeat(129));
         assert!(refusal(&long).contains("a dispatch id has"));
         let deep = format!(r#"{{"message":{{"d":{}{}}},"recipients":[]}}"#, "[".repeat(5000), "]".repeat(5000));
         assert!(refusal(&deep).contains("deep") || refusal(&deep).contains("recursion"));
+    }
+
+    #[test]
+    fn half_of_a_pair_is_kept_in_data_and_rejected_in_a_recipient() {
+        let body = r#"{"message":{"d":{"x\ud83d":"\ude00"},"t":"T"},"recipients":["a"]}"#;
+        assert_eq!(&dispatched(body).payload.as_bytes()[..], br#"{"op":0,"d":{"x\ud83d":"\ude00"},"t":"T"}"#);
+        let body = r#"{"message":{"d":"\ud83d","o":{"ttl":9}},"recipients":["a","b\ud83d"],"excluding":["\ude00","c"],"id":"i"}"#;
+        let dispatch = dispatched(body);
+        assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":"\ud83d"}"#);
+        assert_eq!(dispatch.recipients, Recipients::Users(vec![UserId::new("a").unwrap()]));
+        assert_eq!(dispatch.excluding, [UserId::new("c").unwrap()]);
+        assert_eq!(dispatch.refused, [Rejected::new("b\u{fffd}", Reason::Invalid)]);
+        assert!(dispatch.ttl.is_some() && dispatch.id.is_some());
+        let many = r#"{"message":{},"recipients":["\ud83d","\ud83d","\ud83d","\ud83d"]}"#;
+        assert!(refusal(many).contains("limits.recipients"));
     }
 
     #[test]

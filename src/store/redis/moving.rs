@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use super::super::{Append, Once, ReadLimit, Store, StoreError};
 use crate::{
     cluster::redis::{Link, LinkError, Script, StockMessage},
-    logging::{excerpt, json_error},
+    logging::excerpt,
     message::{DispatchId, Payload, Seq, UserId},
 };
 
@@ -207,7 +207,7 @@ async fn import_list(
     messages[..had].iter().for_each(|text| beginning.update(text.get().as_bytes()));
     for (at, message) in messages.iter().enumerate().skip(had) {
         beginning.update(message.get().as_bytes());
-        let read = serde_json::from_str::<StockMessage<'_>>(message.get()).map_err(|error| json_error(&error));
+        let read = StockMessage::read(message.get());
         match read.and_then(|message| message.payload().map_err(|error| error.to_string())) {
             Ok(payload) => {
                 // Where the last run died before it could say how far it was: the place, and all up to it.

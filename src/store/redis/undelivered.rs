@@ -173,7 +173,7 @@ fn sort<'a>(user: &UserId, name: &str, before: usize, list: &'a str, bytes_max: 
         }
     };
     for (place, text) in sorted.texts.iter().map(|text| text.get()).enumerate() {
-        let read = serde_json::from_str::<StockMessage<'_>>(text).map_err(|error| json_error(&error));
+        let read = StockMessage::read(text);
         let read = read.and_then(|message| message.payload().map_err(|error| error.to_string())).and_then(|payload| {
             let is_too_large = payload.as_bytes().len() as u64 > bytes_max;
             if is_too_large { Err("it is larger than sync.maxBytes".to_owned()) } else { Ok(payload) }
