@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use hyper::{Request, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
@@ -31,6 +31,7 @@ pub(super) fn answer<B>(
     match checked {
         Ok(key) => {
             let accept = socket::accept_key(&key);
+            let subprotocol = subprotocol(request.headers());
             let arrival = shared.calls.is_some().then(|| Arrival::new(from, &request));
             let place = shared.sockets.take(from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip()));
             tokio::spawn(take_over(shared.clone(), hyper::upgrade::on(request), from, arrival, (slot, place)));
@@ -41,7 +42,11 @@ pub(super) fn answer<B>(
                 .header(header::SEC_WEBSOCKET_ACCEPT, accept)
                 .body(Full::default());
             // Built of constants and base64, which are always legal.
-            response.expect("a legal response")
+            let mut response = response.expect("a legal response");
+            if let Some(subprotocol) = subprotocol {
+                response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, subprotocol);
+            }
+            response
         }
         Err((status, reason)) => {
             shared.metrics.refused_connections.inc();
@@ -93,6 +98,18 @@ fn check(
     }
 }
 
+/// The subprotocol that is agreed on: the first that the client offers, as with the original.
+///
+/// A client that offers some and is answered with none ends the connection.
+fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
+    let offers = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let mut offers = offers.filter_map(|offers| offers.to_str().ok()).flat_map(|offers| offers.split(','));
+    let first = offers.find_map(|offer| Some(offer.trim()).filter(|offer| !offer.is_empty()))?;
+    // A name is a token of HTTP (RFC 6455 §4.1); method names have the same form.
+    Method::from_bytes(first.as_bytes()).ok()?;
+    HeaderValue::from_str(first).ok()
+}
+
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
     let values = headers.get_all(name);
     values
@@ -126,8 +143,6 @@ async fn take_over(
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn headers(changes: &[(&'static str, Option<&str>)]) -> HeaderMap {
