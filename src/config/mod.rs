@@ -312,7 +312,8 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Bytes of one frame from a client; a larger one closes the connection with 1009. Default 64 KiB.
     pub frame_bytes: usize,
-    /// Frames a second from one client, averaged over ten seconds; more closes the connection with 1008. Default 100.
+    /// Frames a second from one client, averaged over ten seconds; more closes the connection with 1008. Fragments count;
+    /// answers to what the server sent (op 11, pongs, one op 3 for each message) do not. Default 100.
     pub frames_per_second: u32,
     /// Bytes of one HTTP request, or of one line of a stream; a larger one gets 413. Default 1 MiB.
     pub request_bytes: usize,

@@ -138,8 +138,15 @@ impl Connection {
         async move {
             let end = poll_fn(|cx| connection.poll_end(cx)).await;
             connection.shared.metrics.connections.dec();
-            connection.farewell(end).await;
+            if let Some(bytes_left) = connection.farewell(end).await {
+                // The rest is dropped here: the connection has ended for everyone but its peer.
+                connection.into_socket().linger(bytes_left).await;
+            }
         }
+    }
+
+    fn into_socket(self: Box<Self>) -> Socket {
+        self.socket
     }
 
     /// Does everything that can be done now; ready when the connection has to end.

@@ -185,6 +185,16 @@ impl Heartbeat {
         Some(proof)
     }
 
+    /// Whether an op 1 is unanswered, so that an op 11 would be its answer.
+    pub(super) fn expects_answer(&self) -> bool {
+        !self.questions.is_empty()
+    }
+
+    /// Whether a pong with this payload would be the answer to the last ping.
+    pub(super) fn expects_pong(&self, payload: &[u8]) -> bool {
+        self.pings.unanswered.is_some() && payload == self.pings.payload()
+    }
+
     /// A pong came: what it proves. One with a payload that is not our last ping's proves nothing.
     pub(super) fn pong(&mut self, payload: &[u8]) -> Option<Mark> {
         if payload != self.pings.payload() {

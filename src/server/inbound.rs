@@ -37,8 +37,8 @@ const CLIENT_VERSION: &str = "CLIENT_VERSION";
 
 /// What is told to the middleware of a client that broke the WebSocket protocol.
 #[derive(Debug, thiserror::Error)]
-#[error("a client broke the WebSocket protocol: {}", .0.reason())]
-struct Broken(CloseCode);
+#[error("a client broke the WebSocket protocol: {0}")]
+struct Broken(&'static str);
 
 impl Connection {
     /// Takes what the client said; true if there may be more.
@@ -59,42 +59,55 @@ impl Connection {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(Inbound::Text(text)) => self.hear(text.as_str(), now)?,
                 Poll::Ready(Inbound::Pong(payload)) => {
+                    if !self.heartbeat.expects_pong(&payload) {
+                        self.spend(1, now)?;
+                    }
                     self.arrived(&payload);
-                    self.spend(now)?;
                 }
                 // It has been answered already; it counts like any frame.
-                Poll::Ready(Inbound::Ping) => self.spend(now)?,
+                Poll::Ready(Inbound::Ping) => self.spend(1, now)?,
+                Poll::Ready(Inbound::Fragments(count)) => self.spend(count, now)?,
                 Poll::Ready(Inbound::Closed(goodbye)) => {
                     self.goodbye = goodbye;
                     return Err(End::Gone);
                 }
-                Poll::Ready(Inbound::Refused(code)) => {
+                Poll::Ready(Inbound::Refused(code, reason)) => {
                     self.shared.metrics.malformed_frames.inc();
-                    tracing::info!(code = code.code(), "a client broke the WebSocket protocol");
-                    self.connected.failed(&Broken(code));
-                    return Err(End::close(code));
+                    tracing::info!(code = code.code(), reason, "a client broke the WebSocket protocol");
+                    self.connected.failed(&Broken(reason));
+                    return Err(End::Close(code, reason));
                 }
             }
         }
         Ok(true)
     }
 
-    fn spend(&mut self, now: Instant) -> Result<(), End> {
-        if self.budget.spend(now) {
+    fn spend(&mut self, frames: u32, now: Instant) -> Result<(), End> {
+        if self.budget.spend(frames, now) {
             return Ok(());
         }
         self.shared.metrics.refused_connections.inc();
         Err(End::Close(CloseCode::Policy, "too many frames"))
     }
 
+    /// Charges a frame, unless it is an answer to something that was sent to the client.
+    fn charge(&mut self, frame: &ClientFrame<'_>, now: Instant) -> Result<(), End> {
+        let answer = match frame {
+            ClientFrame::HeartbeatAck => self.heartbeat.expects_answer(),
+            ClientFrame::Receipt { .. } => self.budget.take_acknowledgement(),
+            _ => false,
+        };
+        if answer { Ok(()) } else { self.spend(1, now) }
+    }
+
     fn hear(&mut self, text: &str, now: Instant) -> Result<(), End> {
-        self.spend(now)?;
         let frame = frame::decode(text).map_err(|error| {
             self.shared.metrics.malformed_frames.inc();
             tracing::info!(%error, "a client sent a frame that cannot be taken");
             self.connected.failed(&error);
-            End::close(error.close_code())
+            End::Close(error.close_code(), error.reason())
         })?;
+        self.charge(&frame, now)?;
         match frame {
             ClientFrame::HeartbeatAck => self.take_answer(now),
             ClientFrame::Heartbeat => self.push(encode::HEARTBEAT_ACK),
@@ -114,19 +127,20 @@ impl Connection {
     /// Hears a client that has been told to go, but may not know yet: what it says to the application is still taken, and
     /// what it confirms; everything else is too late. False: nothing more is to be heard.
     pub(super) fn hear_last(&mut self, text: &str, now: Instant) -> bool {
-        if self.spend(now).is_err() {
+        let Ok(frame) = frame::decode(text) else { return false };
+        if self.charge(&frame, now).is_err() {
             return false;
         }
-        match frame::decode(text) {
-            Ok(ClientFrame::Dispatch(message)) => self.take(message).is_ok(),
-            Ok(ClientFrame::HeartbeatAck) => {
+        match frame {
+            ClientFrame::Dispatch(message) => self.take(message).is_ok(),
+            ClientFrame::HeartbeatAck => {
                 self.take_answer(now);
                 true
             }
-            Ok(ClientFrame::Receipt { s }) => self.session.as_mut().is_some_and(|session| session.confirm_through(s)),
+            ClientFrame::Receipt { s } => self.session.as_mut().is_some_and(|session| session.confirm_through(s)),
             // What it says behind that would be heard as somebody whom nobody lets in any more.
-            Ok(ClientFrame::Authentication(_)) | Err(_) => false,
-            Ok(_) => true,
+            ClientFrame::Authentication(_) => false,
+            ClientFrame::Heartbeat => true,
         }
     }
 
@@ -230,7 +244,7 @@ impl Connection {
     fn refuse(&mut self) -> Result<(), End> {
         self.shared.metrics.authentication_failures.inc();
         if self.shared.config.authentication.disconnect_on_fail {
-            return Err(End::close(CloseCode::Policy));
+            return Err(End::Close(CloseCode::Policy, "authentication failed"));
         }
         Ok(())
     }

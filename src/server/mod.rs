@@ -6,7 +6,7 @@
 //! - [`listener`]: taking connections in, HTTP and WebSocket on one port
 //! - [`slots`]: who has a place
 //! - [`upgrade`]: from an HTTP request to a WebSocket
-//! - [`socket`]: the WebSocket itself
+//! - [`socket`]: the WebSocket itself; [`fragments`] counts what its library does not report
 //! - [`connection`]: the life of a connection, with its steps in [`inbound`], [`outbound`] and [`farewell`]
 //! - [`wire`]: the port of the Redis protocol, with [`portal_ids`], what it remembers
 //! - [`heartbeat`]: the one question and answer behind liveness and receipts
@@ -20,6 +20,7 @@ mod builder;
 mod calls;
 mod connection;
 mod farewell;
+mod fragments;
 mod handle;
 mod handler;
 mod heartbeat;

@@ -93,12 +93,14 @@ impl Connection {
         let Some(session) = &mut self.session else { return Ok(()) };
         let position = session.accept(entry, now).map_err(|_| End::close(CloseCode::Internal))?;
         self.push_delivery(&entry.payload, position);
+        self.budget.expect_acknowledgement();
         Ok(())
     }
 
     /// Tells a client that resumes what there is, and what is not there any more: each range in a frame of its own.
     fn push_resumed(&mut self, resumed: &Resumed) {
         let Resumed { first, last, missed } = resumed;
+        self.budget.expect_acknowledgement();
         if missed.is_empty() {
             self.push(&encode::resumed(*first, *last, None));
         }

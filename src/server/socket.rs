@@ -6,9 +6,11 @@
 //! empty, so that an idle connection costs what it costs and not what its busiest moment did.
 
 use std::{
+    future::poll_fn,
     io,
+    mem::MaybeUninit,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -33,6 +35,7 @@ use tokio_tungstenite::{
     },
 };
 
+use super::fragments::Fragments;
 use crate::protocol::close::CloseCode;
 
 /// What tungstenite reads from the socket at once. Clients say little; a larger frame is read in several goes.
@@ -50,6 +53,15 @@ const KERNEL_UNSENT_BYTES: u32 = 128 << 10;
 /// up. Closes half-open connections that have something to read.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a peer that was sent a close frame may go on sending; then the connection is reset.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How much it may send in that time; then the connection is reset. Twice the largest `limits.frameBytes`.
+pub(super) const LINGER_BYTES_MAX: usize = 32 << 20;
+
+/// How much of that is read at once.
+const DISCARD_BYTES: usize = 8 << 10;
+
 /// What stands for the code of a close frame that has none.
 const NO_CODE: u16 = 1005;
 
@@ -62,8 +74,10 @@ pub(super) enum Inbound {
     Pong(Bytes),
     /// The peer closed and said this, or the connection is gone without a word.
     Closed(Option<Box<(u16, String)>>),
-    /// The peer broke the protocol: close with this.
-    Refused(CloseCode),
+    /// So many frames that are no whole message yet; to be charged, and then there may be more.
+    Fragments(u32),
+    /// The peer broke the protocol: close with this code and reason.
+    Refused(CloseCode, &'static str),
 }
 
 /// What a WebSocket runs over.
@@ -95,15 +109,18 @@ impl Socket {
             .write_buffer_size(0)
             .max_message_size(Some(frame_bytes_max))
             .max_frame_size(Some(frame_bytes_max));
-        let pipe = Pipe { line, out: Vec::new(), written: 0 };
+        let mut fragments = Fragments::default();
+        fragments.read(&early);
+        let pipe = Pipe { line, out: Vec::new(), written: 0, fragments };
         Self(WebSocketStream::from_partially_read(pipe, early, Role::Server, Some(config)).await)
     }
 
     /// The next thing the peer said.
     pub(super) fn poll_inbound(&mut self, cx: &mut Context<'_>) -> Poll<Inbound> {
-        Pin::new(&mut self.0).poll_next(cx).map(|said| match said {
+        let Poll::Ready(said) = Pin::new(&mut self.0).poll_next(cx) else { return self.poll_fragments() };
+        Poll::Ready(match said {
             Some(Ok(Message::Text(text))) => Inbound::Text(text),
-            Some(Ok(Message::Binary(_))) => Inbound::Refused(CloseCode::Binary),
+            Some(Ok(Message::Binary(_))) => Inbound::Refused(CloseCode::Binary, CloseCode::Binary.reason()),
             Some(Ok(Message::Ping(_) | Message::Frame(_))) => Inbound::Ping,
             Some(Ok(Message::Pong(payload))) => Inbound::Pong(payload),
             Some(Ok(Message::Close(frame))) => Inbound::Closed(Some(Box::new(match frame {
@@ -111,8 +128,45 @@ impl Socket {
                 None => (NO_CODE, String::new()),
             }))),
             None => Inbound::Closed(None),
-            Some(Err(error)) => refusal(&error).map_or(Inbound::Closed(None), Inbound::Refused),
+            Some(Err(error)) => {
+                refusal(&error).map_or(Inbound::Closed(None), |(code, reason)| Inbound::Refused(code, reason))
+            }
         })
+    }
+
+    /// What the pipe has counted; it reads nothing more before that was asked for.
+    fn poll_fragments(&mut self) -> Poll<Inbound> {
+        let fragments = &mut self.0.get_mut().fragments;
+        if fragments.too_many() {
+            return Poll::Ready(Inbound::Refused(CloseCode::Policy, "too many fragments of one message"));
+        }
+        match fragments.take() {
+            0 => Poll::Pending,
+            count => Poll::Ready(Inbound::Fragments(count)),
+        }
+    }
+
+    /// Reads and discards what the peer still sends, until it closes, 3 s have passed, or `bytes_left` have come.
+    ///
+    /// A socket that is closed with unread data resets the connection: the peer may then lose the close frame that was sent
+    /// to it, and see 1006.
+    pub(super) async fn linger(mut self, mut bytes_left: usize) {
+        _ = tokio::time::timeout(LINGER_TIMEOUT, poll_fn(|cx| self.poll_discard(cx, &mut bytes_left))).await;
+    }
+
+    /// Reads and discards; ready when the peer has closed or nothing is left of `bytes_left`.
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, bytes_left: &mut usize) -> Poll<()> {
+        let mut buffer = [MaybeUninit::uninit(); DISCARD_BYTES];
+        while *bytes_left > 0 {
+            let mut buffer = ReadBuf::uninit(&mut buffer);
+            match ready!(self.0.get_mut().line.poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {
+                    *bytes_left = bytes_left.saturating_sub(buffer.filled().len());
+                }
+                _ => break,
+            }
+        }
+        Poll::Ready(())
     }
 
     /// Puts a text frame of `bytes` bytes into the write buffer; `write` must append exactly that many.
@@ -186,15 +240,36 @@ pub(super) fn accept_key(key: &str) -> String {
     derive_accept_key(key.as_bytes())
 }
 
-/// Which close code a failed read deserves; `None` when the connection is simply gone.
-fn refusal(error: &Error) -> Option<CloseCode> {
+/// Which close code and reason a failed read deserves; `None` when the connection is simply gone.
+fn refusal(error: &Error) -> Option<(CloseCode, &'static str)> {
     match error {
-        Error::Capacity(CapacityError::MessageTooLong { .. }) => Some(CloseCode::TooLarge),
-        Error::Utf8(_) => Some(CloseCode::NotJson),
-        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake | ProtocolError::SendAfterClosing) => None,
-        Error::Protocol(_) => Some(CloseCode::Version),
+        Error::Capacity(CapacityError::MessageTooLong { .. }) => {
+            Some((CloseCode::TooLarge, CloseCode::TooLarge.reason()))
+        }
+        Error::Utf8(_) => Some((CloseCode::NotJson, "a text frame must be UTF-8")),
+        Error::Protocol(error) => violation(error).map(|reason| (CloseCode::Version, reason)),
         _ => None,
     }
+}
+
+/// Which rule of RFC 6455 a peer broke; `None` when the connection is simply gone.
+fn violation(error: &ProtocolError) -> Option<&'static str> {
+    Some(match error {
+        ProtocolError::ResetWithoutClosingHandshake
+        | ProtocolError::SendAfterClosing
+        | ProtocolError::ReceivedAfterClosing => return None,
+        ProtocolError::UnmaskedFrameFromClient => "a client must mask its frames",
+        ProtocolError::NonZeroReservedBits => "reserved bits are set, and no extension was agreed on",
+        ProtocolError::FragmentedControlFrame => "a control frame must not be fragmented",
+        ProtocolError::ControlFrameTooBig => "a control frame has at most 125 bytes",
+        ProtocolError::UnknownControlFrameType(_)
+        | ProtocolError::UnknownDataFrameType(_)
+        | ProtocolError::InvalidOpcode(_) => "a reserved WebSocket opcode",
+        ProtocolError::UnexpectedContinueFrame => "a continuation frame without a message",
+        ProtocolError::ExpectedFragment(_) => "a new message before the last one was complete",
+        ProtocolError::InvalidCloseSequence => "an invalid close frame",
+        _ => "the WebSocket protocol was violated",
+    })
 }
 
 impl Line {
@@ -226,11 +301,19 @@ struct Pipe {
     out: Vec<u8>,
     /// How much of `out` the system has taken.
     written: usize,
+    fragments: Fragments,
 }
 
 impl AsyncRead for Pipe {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.line.poll_read(cx, buf)
+        // Nothing is read before these are charged. tungstenite would read on for as long as only fragments come.
+        if self.fragments.any() || self.fragments.too_many() {
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let read = self.line.poll_read(cx, buf);
+        self.fragments.read(&buf.filled()[before..]);
+        read
     }
 }
 

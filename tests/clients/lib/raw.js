@@ -25,6 +25,8 @@ class Raw {
   pings = [];
   /** Close code received: 1005 without one, 1006 when the connection ended without a close frame. */
   closed;
+  /** The reason in the close frame. */
+  reason;
 
   constructor(port, target = '/') {
     this.socket = net.connect(port, '127.0.0.1');
@@ -95,6 +97,7 @@ class Raw {
     if (opcode === OPCODE.PING) this.pings.push(payload);
     if (opcode === OPCODE.CLOSE) {
       this.closed = payload.length >= 2 ? payload.readUInt16BE(0) : 1005;
+      this.reason = payload.subarray(2).toString();
       this.write(frame(OPCODE.CLOSE, payload));
     }
   }

@@ -1,0 +1,149 @@
+//! Counts the fragments among the frames of a peer.
+//!
+//! tungstenite joins the fragments of a message and reports only the whole message. A peer that never ends one could send
+//! fragments for ever, empty ones above all, and no limit would apply to them. So the bytes are read here too: each frame
+//! without the FIN bit is counted. Every other frame is a message or a control frame, which tungstenite reports.
+
+/// Fragments of one message; one more closes the connection with 1008. The limits on bytes do not bound empty ones.
+pub(super) const FRAGMENTS_PER_MESSAGE_MAX: u32 = 1024;
+
+/// Bytes of a frame header without its mask: two, and up to eight for the length.
+const HEAD_BYTES_MAX: usize = 10;
+
+/// Bytes of a mask.
+const MASK_BYTES: u64 = 4;
+
+const FIN: u8 = 0x80;
+const MASKED: u8 = 0x80;
+const LENGTH: u8 = 0x7f;
+
+/// Opcodes from here on are of control frames, which may stand between the fragments of a message.
+const CONTROL: u8 = 8;
+
+/// Where a peer's stream of frames stands.
+#[derive(Debug, Default)]
+pub(super) struct Fragments {
+    head: [u8; HEAD_BYTES_MAX],
+    head_len: usize,
+    /// Bytes of mask and payload that are still to come of the last frame.
+    body_left: u64,
+    /// Fragments of the message that is not complete yet.
+    in_message: u32,
+    /// Fragments that were not reported yet.
+    unreported: u32,
+}
+
+impl Fragments {
+    /// Reads on in the stream of frames.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) {
+        while let Some(byte) = bytes.first() {
+            if self.body_left > 0 {
+                let skipped = usize::try_from(self.body_left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                self.body_left -= skipped as u64;
+                bytes = &bytes[skipped..];
+                continue;
+            }
+            self.head[self.head_len] = *byte;
+            self.head_len += 1;
+            bytes = &bytes[1..];
+            if self.head_len >= 2 && self.head_len == 2 + self.length_bytes() {
+                self.take_head();
+            }
+        }
+    }
+
+    /// Fragments since the last call, to be charged like frames.
+    pub(super) fn take(&mut self) -> u32 {
+        std::mem::take(&mut self.unreported)
+    }
+
+    /// Whether [`Fragments::take`] would return any.
+    pub(super) fn any(&self) -> bool {
+        self.unreported > 0
+    }
+
+    /// Whether a message has more than [`FRAGMENTS_PER_MESSAGE_MAX`].
+    pub(super) fn too_many(&self) -> bool {
+        self.in_message > FRAGMENTS_PER_MESSAGE_MAX
+    }
+
+    /// Bytes of the length behind the first two.
+    fn length_bytes(&self) -> usize {
+        match self.head[1] & LENGTH {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        }
+    }
+
+    fn take_head(&mut self) {
+        let length = match self.length_bytes() {
+            0 => u64::from(self.head[1] & LENGTH),
+            bytes => self.head[2..2 + bytes].iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
+        };
+        let mask = if self.head[1] & MASKED == 0 { 0 } else { MASK_BYTES };
+        // A length that large is refused before this matters.
+        self.body_left = length.saturating_add(mask);
+        self.head_len = 0;
+        if self.head[0] & FIN == 0 {
+            self.unreported = self.unreported.saturating_add(1);
+            self.in_message = self.in_message.saturating_add(1);
+        } else if self.head[0] & 0x0f < CONTROL {
+            self.in_message = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame(head: u8, payload: usize) -> Vec<u8> {
+        let mut frame = vec![head];
+        match payload {
+            0..126 => frame.push(MASKED | payload as u8),
+            126..65536 => {
+                frame.push(MASKED | 126);
+                frame.extend((payload as u16).to_be_bytes());
+            }
+            _ => {
+                frame.push(MASKED | 127);
+                frame.extend((payload as u64).to_be_bytes());
+            }
+        }
+        // Payload that looks like headers of fragments.
+        frame.extend(std::iter::repeat_n(0, payload + MASK_BYTES as usize));
+        frame
+    }
+
+    proptest! {
+        #[test]
+        fn fragments_in_any_stream_cut_anywhere_are_counted(
+            frames in prop::collection::vec((any::<bool>(), prop::sample::select(vec![0_u8, 1, 9, 10]), prop::sample::select(vec![0_usize, 1, 125, 126, 70_000])), 0..12),
+            cut in 1_usize..64,
+        ) {
+            let mut fragments = Fragments::default();
+            let stream: Vec<u8> =
+                frames.iter().flat_map(|(fin, opcode, payload)| frame(if *fin { FIN } else { 0 } | opcode, *payload)).collect();
+            stream.chunks(cut).for_each(|piece| fragments.read(piece));
+            prop_assert_eq!(fragments.take() as usize, frames.iter().filter(|(fin, ..)| !fin).count());
+            prop_assert!(!fragments.any());
+        }
+    }
+
+    #[test]
+    fn fragments_of_a_complete_message_are_forgotten_and_control_frames_complete_none() {
+        let mut fragments = Fragments::default();
+        for _ in 0..FRAGMENTS_PER_MESSAGE_MAX {
+            fragments.read(&frame(0, 0));
+            fragments.read(&frame(FIN | 9, 1));
+        }
+        assert!(!fragments.too_many());
+        fragments.read(&frame(0, 0));
+        assert!(fragments.too_many());
+        fragments.read(&frame(FIN, 0));
+        assert!(!fragments.too_many());
+    }
+}
