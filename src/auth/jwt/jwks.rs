@@ -13,7 +13,7 @@ use jsonwebtoken::{
 };
 use parking_lot::Mutex;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
@@ -62,8 +62,9 @@ struct Key {
 }
 
 #[derive(Deserialize)]
-struct Set {
-    keys: Vec<Value>,
+struct Set<'a> {
+    #[serde(borrow)]
+    keys: Vec<&'a RawValue>,
 }
 
 impl Jwks {
@@ -185,8 +186,8 @@ impl Jwks {
     }
 
     /// What can be used of a published key; one that cannot does not spoil the others.
-    fn key(&self, value: Value) -> Option<Key> {
-        let jwk: Jwk = serde_json::from_value(value).ok()?;
+    fn key(&self, text: &RawValue) -> Option<Key> {
+        let jwk: Jwk = serde_json::from_str(text.get()).ok()?;
         let common = &jwk.common;
         let for_signatures = common.public_key_use.as_ref().is_none_or(|what| *what == PublicKeyUse::Signature)
             && common.key_operations.as_ref().is_none_or(|all| all.contains(&KeyOperations::Verify));

@@ -54,6 +54,17 @@ fn refused_with(result: Result<(), AuthError>, expected: &str) {
 }
 
 #[tokio::test]
+async fn published_key_with_half_of_a_pair_does_not_spoil_the_others() {
+    let receiver = Receiver::start();
+    let good = published("rsa", "rsa", Algorithm::RS256);
+    let bad = good.to_string().replacen("\"rsa\"", r#""\ud83d""#, 1);
+    assert_ne!(bad, good.to_string());
+    receiver.otherwise(Answer::json(format!(r#"{{"keys":[{bad},{good}],"name":"\ud83d"}}"#)));
+    let jwt = Jwt::new(&configured(&receiver, ALGORITHMS, |_| ())).unwrap();
+    is_alice(&jwt, &token("rsa", Some("rsa"), Algorithm::RS256)).await.unwrap();
+}
+
+#[tokio::test]
 async fn each_token_is_checked_with_the_published_key_it_names_and_by_no_other_algorithm() {
     let receiver = Receiver::start();
     let rsa = published("rsa", "rsa", Algorithm::RS256);
