@@ -193,6 +193,35 @@ async fn a_receipt_waits_until_the_message_before_it_was_taken() {
     assert_eq!(peer.read().await, r#"{"op":11,"d":{}}"#);
 }
 
+/// The server holds deliveries back until then.
+#[tokio::test]
+async fn op_1_after_op_22_is_answered_before_the_program_takes_an_event() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    let server = async {
+        let mut peer = Peer(accept_async(listener.accept().await.unwrap().0).await.unwrap());
+        peer.send(HELLO).await;
+        peer.read().await;
+        peer.send(r#"{"op":22,"d":{"id":"alice"}}"#).await;
+        peer.send(r#"{"op":1,"d":{}}"#).await;
+        assert_eq!(peer.read().await, r#"{"op":11,"d":{}}"#);
+        peer
+    };
+    let program = async {
+        let mut client = Client::connect(&url).await.unwrap();
+        client.authenticate(token("alice"), Options::default()).await.unwrap();
+        client
+    };
+    let (mut client, mut peer) = tokio::join!(program, server);
+    // One that follows a message still waits for the program.
+    peer.send(r#"{"op":0,"d":1}"#).await;
+    peer.send(r#"{"op":1,"d":{}}"#).await;
+    assert!(peer.is_silent().await);
+    while !matches!(timeout(SOON, client.next()).await.unwrap(), Some(Event::Message(_))) {}
+    _ = timeout(A_MOMENT, client.next()).await;
+    assert_eq!(peer.read().await, r#"{"op":11,"d":{}}"#);
+}
+
 #[tokio::test]
 async fn each_heartbeat_is_answered_once_and_a_dropped_wait_loses_none() {
     let (mut client, mut peer) = authenticated().await;
