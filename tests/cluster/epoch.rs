@@ -80,7 +80,7 @@ async fn emptied(servers: usize) {
     assert_eq!(cli(port, &["FLUSHALL"]), "OK");
     let Ok(Event::Resumed(resumed)) = phone.event().await else { panic!("a gap") };
     assert_eq!(resumed.missed.map(|missed| missed.reason).as_deref(), Some("lost"));
-    // The original finds nobody connected there, and leaves its message.
+    // A Dispatcher of the original does not see that user online there, and stores its message.
     let left = r#"[{"op":0,"d":31,"t":"N"}]"#;
     cli(port, &["HSET", "undelivered_messages", "alice", left]);
     assert_eq!(next(&mut alice).await, 31);
@@ -199,6 +199,26 @@ async fn redis_emptied_again_and_again_under_load_delivers_all_later_messages_in
         for _ in 0..5 {
             tokio::time::sleep(Duration::from_millis(300)).await;
             block_in_place(|| assert_eq!(cli(port, &["FLUSHALL"]), "OK"));
+            generation.fetch_add(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+}
+
+/// Each shard by itself, one after the other: no step sees all of them.
+// covers: G2, G4
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_emptied_again_and_again_under_load_delivers_all_later_messages_in_order() {
+    let cluster = block_in_place(Cluster::start);
+    let stage = Stage::on(&cluster.setting(), 3);
+    disturbed(stage, async |generation| {
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            block_in_place(|| {
+                for node in cluster.nodes.iter().filter(|node| node.is("master")) {
+                    assert_eq!(cli(node.port, &["FLUSHALL"]), "OK");
+                }
+            });
             generation.fetch_add(1, Ordering::SeqCst);
         }
     })

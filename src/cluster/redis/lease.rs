@@ -16,12 +16,14 @@
 //!   with base 0 only where no server knows of an epoch before.
 //! - When a server adopts an epoch, each of its sessions reads its log again, and the logs of connected users enter it, so that
 //!   their clients learn of the gap at once.
-//! - An epoch knows those that its data went through (`past`). A server that stands on one which is not among them begins a new
-//!   one: its sessions may have read what is not here, while others went on writing. In such logs all that is pending gets new
-//!   sequences above the base (`rejoin` in `log/era.lua`).
+//! - An epoch knows those that its data went through (`past`). A server that stands on one which is not among them, or that has
+//!   seen more of the same one, begins a new one. Its sessions may have read what is not here, while a server that knew less went on
+//!   appending; so the epoch that it found counts as `suspect`, and what is pending in a log that comes from it gets new sequences
+//!   above the base (`renumber` in `log/era.lua`).
 //!
 //! A script of a Redis Cluster reads one slot. There the epoch of a log is the replication history of its shard and the time at which
-//! the log began; both stand in the log, and are compared when a session reads.
+//! the log began. Both stand in the log, and are compared when a session reads: one that knows another log under this name
+//! has what is pending renumbered.
 
 use std::{
     sync::{Arc, LazyLock, Weak},
@@ -102,9 +104,9 @@ static BEATS: LazyLock<Script> = LazyLock::new(|| {
         local info = redis.call('INFO', 'replication')
         local history = string.match(info, 'master_replid:(%x+)')
         local was_replica = not string.find(info, 'master_replid2:0+%s')
-        local here = redis.call('HMGET', KEYS[2], 'birth', 'history', 'era', 'base', 'kept', 'renewed', 'shards', 'steps', 'past', 'apart')
+        local here = redis.call('HMGET', KEYS[2], 'birth', 'history', 'era', 'base', 'kept', 'renewed', 'shards', 'steps', 'past', 'suspect')
         local birth, era, base = here[1], tonumber(here[3] or 0), tonumber(here[4] or 0)
-        local renewed, steps, past, apart = tonumber(here[6] or 0), tonumber(here[8] or 0), here[9] or '', here[10] or ''
+        local renewed, steps, past, suspect = tonumber(here[6] or 0), tonumber(here[8] or 0), here[9] or '', here[10] or ''
         local known = ARGV[9]
         local is_known = birth == ARGV[4] and here[3] == known
         local has_gone_back = is_known and (renewed < tonumber(ARGV[5]) or steps < tonumber(ARGV[11]))
@@ -120,25 +122,19 @@ static BEATS: LazyLock<Script> = LazyLock::new(|| {
             for _ = 32, count - 1 do list = string.gsub(list, '^%d+,', '') end
             return list
           end
-          local of_known = ARGV[12] .. ',' .. known
-          -- With another history nobody has written to it since it went back.
-          if has_gone_back and not forgot then apart = add(apart, known) end
-          if is_other then
-            for one in string.gmatch(of_known, '%d+') do
-              if one ~= here[3] and not has(past, one) then apart = add(apart, one) end
-            end
-          end
-          past = add(add(past, here[3] or ''), of_known)
+          -- A server that knew less may have appended meanwhile. With another history none did: it would have begun an epoch.
+          if is_other or has_gone_back and not forgot then suspect = add(suspect, here[3]) end
+          past = add(add(past, here[3] or ''), ARGV[12] .. ',' .. known)
           if birth or known ~= '' then base = math.max(now, math.max(base, ARGV[10], ARGV[13]) + 2000000) end
           era = math.max(era + 1, (tonumber(known) or 0) + 1, now)
           birth = birth or node .. '/' .. int(now)
           steps = 0
-          -- Whoever was here a moment ago has not had the time to say so again.
-          for one in string.gmatch(ARGV[14], '[^,]+') do redis.call('ZADD', KEYS[1], 'NX', ends, one) end
+          -- Servers that lived a moment ago have not had the time to renew their leases.
+          for one in string.gmatch(ARGV[14], '[^,]+') do redis.call('ZADD', KEYS[1], 'GT', ends, one) end
         end
         local shards = here[1] and here[7] or ARGV[4] == '' and ARGV[8] or ''
         redis.call('HSET', KEYS[2], 'birth', birth, 'history', history, 'era', int(era), 'base', int(base), 'kept', ARGV[6],
-          'renewed', renewed + 1, 'shards', shards, 'steps', int(steps), 'past', past, 'apart', apart)
+          'renewed', renewed + 1, 'shards', shards, 'steps', int(steps), 'past', past, 'suspect', suspect)
         -- With nobody in it: a table that is not there has scripts wait while its slot moves.
         if KEYS[3] then redis.call('HSET', KEYS[3], '', 0) end
         redis.call('PUBLISH', ARGV[3], node)

@@ -205,9 +205,9 @@ impl Caller {
         seq(&answer, 0)
     }
 
-    /// Entries, and the epoch of the log. What is to be said of the user is said in the same step, so that the answer goes by it.
-    /// `None` where sessions that know the log in the epoch `known` may have read what it does not have: with a report that is
-    /// put right.
+    /// Reads entries, and the epoch of the log. A report is written in the same step, and counts for what is read.
+    ///
+    /// `None` where sessions that know the log in the epoch `known` have read another one: with a report that is put right.
     pub(super) async fn read(
         &self,
         user: &UserId,

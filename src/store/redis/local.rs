@@ -197,8 +197,8 @@ impl Locals {
         }
     }
 
-    /// A user's log is in this epoch, and was read up to `top`. True if that is another epoch than before: then there is something
-    /// to be said again. One that is not there has none, and is no other log than before.
+    /// Notes the epoch of a user's log, and that it was read up to `top`. True if it was another before: then receipts are
+    /// reported again. A log that is not there has no epoch, and is no other than before.
     pub(super) fn entered(&self, user: &UserId, era: Era, top: Seq) -> bool {
         let All { users, dirty } = &mut *self.all.lock();
         let Some(local) = users.get_mut(user) else { return false };
@@ -220,7 +220,7 @@ impl Locals {
         self.all.lock().users.get(user).map(|local| local.era.clone()).unwrap_or_default()
     }
 
-    /// What is known of a user who has sessions here, whether or not it was said.
+    /// Reports all that is known of a user with sessions here, also what was reported before.
     pub(super) fn whole(&self, user: &UserId, now: Duration) -> Option<Report> {
         self.all.lock().users.get(user).map(|local| local.report(now))
     }

@@ -1,30 +1,28 @@
 -- The failover epoch. Each step compares the epoch that its caller has adopted with the one that stands here, in the script that
 -- reads and writes. Where they differ it does nothing, and the caller adopts the epoch first (cluster/redis/lease.rs).
 -- Gives the name of the epoch, the sequence behind which logs begin that this Redis does not have, and the epochs in which
--- sessions may have read what this data does not have while another server appended to it.
+-- a server appended that did not know of later ones.
 local function find_epoch()
   local history = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
   -- In a Cluster a step can read one slot only: the epoch is the replication history of the shard, and stands in each log.
   if not TOGETHER then return string.sub(history, 1, 16), tonumber(A[16]), '' end
-  local here = redis.call('HMGET', A[17], 'birth', 'history', 'era', 'base', 'steps', 'apart')
+  local here = redis.call('HMGET', A[17], 'birth', 'history', 'era', 'base', 'steps', 'suspect')
   if not here[1] or here[1] .. '/' .. (here[3] or '') ~= A[15] or here[2] ~= history then return end
   -- The same epoch with fewer appends than the caller has seen: the data has gone back.
   if tonumber(here[5] or 0) < tonumber(A[16]) then return end
   return here[3], tonumber(here[4] or 0), here[6] or ''
 end
 
-local ERA, BASE, APART = find_epoch()
+local ERA, BASE, SUSPECT = find_epoch()
 if not ERA then return 'era' end
 
--- Whether sessions that know this log from the epoch `known` may have read sequences that it does not have, while another
--- server gave them out a second time.
+local function is_suspect(era) return string.find(',' .. SUSPECT .. ',', ',' .. era .. ',', 1, true) end
+
+-- In a Cluster: whether sessions that know this log from the epoch `known` have read another one, that is no longer there.
 local function is_apart(S, known)
-  if known == '' or not S.era or known == S.era then return false end
+  if TOGETHER or known == '' or not S.era or known == S.era then return false end
   for _, past in ipairs(S.past or {}) do
     if past == known then return false end
   end
-  if not TOGETHER then return true end
-  if not string.find(',' .. APART .. ',', ',' .. known .. ',', 1, true) then return false end
-  -- A log that began later begins behind all that was given out before.
-  return not (S.first and tonumber(S.first) > tonumber(known))
+  return true
 end

@@ -1,42 +1,8 @@
--- Brings a log into the current epoch. It may have given out more than it knows of: it goes on beyond that, and its clients get
--- a gap with the reason `lost`.
-local function enter(S, log)
-  if S.era == ERA or not TOGETHER and S.era and string.sub(S.era, 1, 16) == ERA then return end
-  local from, to = S.head + 1, nil
-  if S.era then
-    -- Another epoch may lie between, whose sequences for this log are lost: it began as far behind the same head.
-    to = math.max(S.head + BEYOND, BASE)
-  elseif S.head == 0 then
-    to = BASE
-  end
-  -- A shard has no base. One that joined later may have had this log, and have come back without it.
-  if not TOGETHER and to and (S.era or not string.find(A[17], ERA, 1, true)) then to = math.max(to, math.floor(NOW)) end
-  if S.era then S.at = NOW else S.first = ERA end
-  if TOGETHER then
-    S.era = ERA
-  else
-    if S.era then account_for(S, S.era) end
-    -- A log that was flushed and began anew is another one.
-    S.era = ERA .. ':' .. int(NOW * 1000)
-  end
-  if not to or to < from then return end
-  S.head = to
-  gone(S, from, to, LOST)
-  everybody_receives(S, from, to)
-  release(S, log)
-end
-
--- Sessions of the caller have read this log in an epoch that it does not come from, up to `seen` at most: what was appended to
--- it meanwhile may lie below their cursors. So all that is pending gets new sequences, above everything that was given out.
--- Other sessions may receive those entries a second time. One step, however many there are: it happens once for a log after
--- its data went back in a way that one server noticed later than another.
-local function rejoin(S, log, known, seen)
-  if not is_apart(S, known) then return end
-  account_for(S, known)
-  local last, all, received = S.head, cursors(S), {}
-  local base = math.max(last + BEYOND, seen + BEYOND, BASE, math.floor(NOW))
+-- Gives all that is pending new sequences, above `base`. Other sessions may receive it a second time. One step, however much it
+-- is: it happens once for a log after its data went back and one server noticed that later than another.
+local function renumber(S, log, base)
+  local last, all, received, keys = S.head, cursors(S), {}, {}
   S.head, S.n, S.b, S.exp, S.bl = base, 0, 0, 0, ''
-  local keys = {}
   for _, key in ipairs(S.keys) do keys[key[2]] = key end
   each(log, 1, last, function(seq, entry)
     if everybody_has(S, seq) then return end
@@ -53,4 +19,38 @@ local function rejoin(S, log, known, seen)
   S.rel, S.gone = base, {{1, base, LOST}}
   forget_keys(S, function(key) return key[2] <= base end)
   if S.n == 0 then redis.call('DEL', log) else redis.call('XTRIM', log, 'MINID', id(base + 1)) end
+end
+
+-- Brings a log into the current epoch. It may have given out more than it knows of: it goes on beyond that, and its clients get
+-- a gap with the reason `lost`.
+local function enter(S, log)
+  local era = S.era
+  if era == ERA or not TOGETHER and era and string.sub(era, 1, 16) == ERA then return end
+  local from, to = S.head + 1, nil
+  if era then
+    -- Another epoch may lie between, whose sequences for this log are lost: it began as far behind the same head.
+    to = math.max(S.head + BEYOND, BASE)
+  elseif S.head == 0 then
+    to = BASE
+  end
+  -- A shard has no base. One that joined later may have had this log, and have come back without it.
+  if not TOGETHER and to and (era or not string.find(A[17], ERA, 1, true)) then to = math.max(to, math.floor(NOW)) end
+  if era then S.at = NOW end
+  if not TOGETHER and era then account_for(S, era) end
+  -- A log of a Cluster that was flushed and began anew is another one.
+  S.era = TOGETHER and ERA or ERA .. ':' .. int(NOW * 1000)
+  if era and is_suspect(era) then return renumber(S, log, to) end
+  if not to or to < from then return end
+  S.head = to
+  gone(S, from, to, LOST)
+  everybody_receives(S, from, to)
+  release(S, log)
+end
+
+-- In a Cluster: sessions of the caller have read another log under this name, up to `seen`. What is pending may lie below their
+-- cursors.
+local function rejoin(S, log, known, seen)
+  if not is_apart(S, known) then return end
+  account_for(S, known)
+  renumber(S, log, math.max(S.head + BEYOND, seen + BEYOND, BASE, math.floor(NOW)))
 end
