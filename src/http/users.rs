@@ -96,11 +96,7 @@ pub(super) async fn list(
     let ListParameters { online, cursor, limit } = parameters(query)?;
     let (limit, after) = (page(limit)?, cursor.map(|cursor| UserId::new(&cursor)).transpose()?);
     let reports = if online == Some(true) {
-        let mut reports = Vec::new();
-        for user in api.hub.online(after.as_ref(), limit).await {
-            reports.push(api.hub.user(&user).await?);
-        }
-        reports
+        api.hub.users_of(api.hub.online(after.as_ref(), limit).await).await?
     } else {
         api.hub.users(after.as_ref(), limit).await?
     };
@@ -152,7 +148,7 @@ pub(super) async fn clear(FromState(api): State, path: UserPath) -> Result<Respo
 /// `POST /v1/users/{id}/disconnect`
 pub(super) async fn disconnect(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
     let user = user(path)?;
-    let connections = api.hub.user(&user).await?.connections;
+    let connections = api.hub.connections_to(&user).await;
     api.hub.disconnect(&Recipients::Users(vec![user]), &[]).await;
     Ok(super::json(StatusCode::OK, json!({"disconnected": connections}).to_string()))
 }

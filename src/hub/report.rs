@@ -6,7 +6,7 @@ use super::{Hub, on_disk_thread};
 use crate::{
     health::NotReady,
     message::{DeviceId, Seq, UserId},
-    store::{DeviceState, Entry, ReadLimit, StoreError, UserState},
+    store::{DeviceState, Entry, KnownUser, ReadLimit, StoreError, UserState},
 };
 
 /// Bytes of payload one page of pending messages holds at most (one message at least).
@@ -31,7 +31,7 @@ pub struct UserReport {
     pub devices: Vec<DeviceReport>,
     /// Messages not received yet.
     pub pending: u64,
-    /// Bytes of those messages.
+    /// Bytes of those messages. Counted without reading them, so while they are received out of order an estimate.
     pub pending_bytes: u64,
     /// Sequence of the user's last message; 0 if there was none.
     pub last_sequence: Seq,
@@ -52,7 +52,7 @@ pub struct DeviceReport {
 }
 
 impl Hub {
-    fn report(user: UserId, connections: usize, state: &UserState, pending_bytes: u64) -> UserReport {
+    fn report(user: UserId, connections: usize, state: &UserState) -> UserReport {
         UserReport {
             known: state.known,
             connections,
@@ -60,9 +60,9 @@ impl Hub {
             last_seen: state.seen,
             devices: state.devices.iter().map(of_device).collect(),
             pending: state.pending,
-            pending_bytes,
+            pending_bytes: state.pending_bytes,
             last_sequence: state.head,
-            damaged: false,
+            damaged: state.damaged,
         }
     }
 
@@ -159,26 +159,28 @@ impl Hub {
     /// When the store cannot be read.
     pub async fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserReport>, StoreError> {
         let (store, after) = (self.store.clone(), after.cloned());
-        let users = on_disk_thread(move || {
-            let users = store.users(after.as_ref(), limit)?.into_iter();
-            let known = |(user, state)| match (store.pending_bytes(&user), state) {
-                (Ok(bytes), Ok(state)) => Ok((user, state, bytes, false)),
-                // That is this user's alone.
-                (Err(StoreError::Damaged(_)), Ok(state)) => Ok((user, state, 0, true)),
-                (_, Err(StoreError::Damaged(_))) => Ok((user, UserState::default(), 0, true)),
-                (Err(error), _) | (_, Err(error)) => Err(error),
-            };
-            users.map(known).collect::<Result<Vec<_>, _>>()
-        });
-        let users = users.await?;
-        let ids: Vec<UserId> = users.iter().map(|(user, ..)| user.clone()).collect();
+        let users = on_disk_thread(move || store.users(after.as_ref(), limit)).await?;
+        let users: Vec<_> = users.into_iter().map(readable).collect::<Result<_, _>>()?;
+        let ids: Vec<UserId> = users.iter().map(|(user, _)| user.clone()).collect();
         let connections = self.connections_of(&ids).await.into_iter();
-        let report = |((user, state, bytes, damaged), connections)| UserReport {
-            known: true,
-            damaged,
-            ..Self::report(user, connections, &state, bytes)
-        };
+        let report =
+            |((user, state), connections)| UserReport { known: true, ..Self::report(user, connections, &state) };
         Ok(users.into_iter().zip(connections).map(report).collect())
+    }
+
+    /// What is known of each of these users, in the same order; one of whom not all can be read is among them.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn users_of(&self, ids: Vec<UserId>) -> Result<Vec<UserReport>, StoreError> {
+        let (store, asked) = (self.store.clone(), ids.clone());
+        let states = on_disk_thread(move || {
+            asked.into_iter().map(|user| readable((user.clone(), store.state(&user)))).collect::<Result<Vec<_>, _>>()
+        });
+        let states = states.await?;
+        let connections = self.connections_of(&ids).await;
+        let report = |((user, state), connections)| Self::report(user, connections, &state);
+        Ok(states.into_iter().zip(connections).map(report).collect())
     }
 
     /// What is known of one user; all zero for one never heard of.
@@ -187,9 +189,23 @@ impl Hub {
     /// When the store cannot be read.
     pub async fn user(&self, user: &UserId) -> Result<UserReport, StoreError> {
         let (store, id) = (self.store.clone(), user.clone());
-        let (state, bytes) = on_disk_thread(move || Ok((store.state(&id)?, store.pending_bytes(&id)?))).await?;
-        let connections = self.connections_of(std::slice::from_ref(user)).await.first().copied().unwrap_or(0);
-        Ok(Self::report(user.clone(), connections, &state, bytes))
+        let state = on_disk_thread(move || {
+            let mut state = store.state(&id)?;
+            match store.pending_bytes(&id) {
+                Ok(bytes) => state.pending_bytes = bytes,
+                // What the state says is what can be known.
+                Err(StoreError::Damaged(_)) => state.damaged = true,
+                Err(error) => return Err(error),
+            }
+            Ok(state)
+        });
+        let state = state.await?;
+        Ok(Self::report(user.clone(), self.connections_to(user).await, &state))
+    }
+
+    /// Connections of one user, to any server; to this one where the others cannot be asked.
+    pub async fn connections_to(&self, user: &UserId) -> usize {
+        self.connections_of(std::slice::from_ref(user)).await.first().copied().unwrap_or(0)
     }
 
     /// A user's pending messages above `after`, without taking them.
@@ -238,6 +254,15 @@ impl Hub {
         health.set("commit", stalled.map(Into::into));
         let reports = health.reports();
         if reports.is_empty() { Ok(()) } else { Err(reports) }
+    }
+}
+
+/// A user of a list. What cannot be read of one concerns that user alone.
+fn readable((user, state): KnownUser) -> Result<(UserId, UserState), StoreError> {
+    match state {
+        Ok(state) => Ok((user, state)),
+        Err(StoreError::Damaged(_)) => Ok((user, UserState { damaged: true, ..UserState::default() })),
+        Err(error) => Err(error),
     }
 }
 

@@ -213,7 +213,7 @@ impl Committer {
         let now_s = self.shared.clock.now_s();
         let (cleared, gone, trim) = self.with(user, |log| {
             // Also what this very commit has given out: it came before.
-            let (_, cleared) = log.pending(log.assigned, now_s);
+            let cleared = log.pending(log.assigned, now_s).1.entries;
             let from = log.cursors.through() + 1;
             let gone = (from <= log.assigned).then_some((from, log.assigned));
             if let Some((from, to)) = gone {

@@ -72,6 +72,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Makes all of it survive a power cut.
     fn checkpoint(&self) -> Result<(), EngineError>;
 
+    /// Visits the keys from `from` on, in order, until `visit` returns false, without reading what they lead to.
+    fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {
+        self.scan(table, from, &mut |key, _| visit(key))
+    }
+
     /// The key that [`floor`](Self::floor) would find, if nothing is removed meanwhile.
     fn floor_key(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         Ok(self.floor(table, key)?.map(|(key, _)| key))

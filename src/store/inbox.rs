@@ -94,6 +94,9 @@ impl Shared {
             last < to
         });
         scanned.map_err(failed)?;
-        damage.map_or(Ok(all), |damage| Err(StoreError::Damaged(damage.into())))
+        let Some(damage) = damage else { return Ok(all) };
+        // A list of users marks this one from now on, until what is damaged is cleared.
+        self.index.with_loaded(user, |log| log.damaged = true);
+        Err(StoreError::Damaged(damage.into()))
     }
 }

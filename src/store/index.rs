@@ -63,15 +63,29 @@ impl Index {
         if let Some(log) = shard.get_mut(user) {
             return Ok(work(log));
         }
+        let mut log = self.load(user)?;
+        let result = work(&mut log);
+        shard.insert(user.clone(), log);
+        Ok(result)
+    }
+
+    /// Looks at a user's log, without keeping it in memory where it is not: for lists of many users.
+    pub fn look<T>(&self, user: &UserId, work: impl FnOnce(&mut Log) -> T) -> Result<T, StoreError> {
+        let mut shard = self.shard(user);
+        match shard.get_mut(user) {
+            Some(log) => Ok(work(log)),
+            None => Ok(work(&mut self.load(user)?)),
+        }
+    }
+
+    fn load(&self, user: &UserId) -> Result<Log, StoreError> {
         let row =
             self.engine.get(Table::Users, user.as_str().as_bytes()).map_err(|error| StoreError::Failed(error.0))?;
         let row = row.map(|bytes| Row::decode(&bytes)).transpose();
         let row = row.map_err(|error| StoreError::Damaged(damaged(user, &error.to_string()).into()))?;
         let mut log = Log::from_row(row, self.lapses);
         log.touched = self.now();
-        let result = work(&mut log);
-        shard.insert(user.clone(), log);
-        Ok(result)
+        Ok(log)
     }
 
     /// Works on a user's log if it is in memory.

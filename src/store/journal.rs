@@ -362,14 +362,16 @@ pub(super) fn state(log: &mut Log, now_s: u32) -> UserState {
     let (received, pending) = log.pending(log.head, now_s);
     let device = |(device, cursor): &(DeviceId, Cursor)| DeviceState {
         device: device.clone(),
-        pending: log.waiting(&cursor.received, log.head, now_s),
+        pending: log.waiting(&cursor.received, log.head, now_s).entries,
         seen: time(cursor.seen_ms),
     };
     UserState {
         known: log.row_lapses.is_some() || log.dirty,
         head: log.head,
         received,
-        pending,
+        pending: pending.entries,
+        pending_bytes: pending.bytes,
+        damaged: log.damaged,
         seen: time(log.seen_ms),
         devices: log.cursors.devices().iter().map(device).collect(),
     }

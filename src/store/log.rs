@@ -105,6 +105,8 @@ pub struct Log {
     pub last_record: u64,
     /// When this was last of use, in seconds since the store was opened.
     pub touched: u32,
+    /// A read has found entries in the inbox that cannot be read.
+    pub damaged: bool,
 }
 
 impl Log {
@@ -337,6 +339,7 @@ impl Log {
     pub fn is_idle(&self, first_record: u64) -> bool {
         self.slots.is_empty()
             && !self.dirty
+            && !self.damaged
             && !self.trimming
             && self.hold.is_none()
             && !self.cursors.any_attached()
@@ -344,21 +347,40 @@ impl Log {
             && self.last_record < first_record
     }
 
-    /// What everybody has received, and how many entries up to `head` somebody has not.
-    pub fn pending(&self, head: Seq, now_s: u32) -> (Received, u64) {
+    /// What all cursors have received, and the pending entries up to `head`.
+    pub fn pending(&self, head: Seq, now_s: u32) -> (Received, Tally) {
         let received = self.cursors.received();
         let pending = self.waiting(&received, head, now_s);
         (received, pending)
     }
 
-    /// How many entries up to `head` are not among those received.
-    pub fn waiting(&self, received: &Received, head: Seq, now_s: u32) -> u64 {
+    /// Counts the entries up to `head` that are not in `received`, without reading any.
+    ///
+    /// Bytes in the inbox are an estimate where the tally still has entries that were received: see
+    /// [`Log::counts_exactly`].
+    pub fn waiting(&self, received: &Received, head: Seq, now_s: u32) -> Tally {
         let waiting =
             |slot: &&Slot| slot.seq <= head && !received.contains(slot.seq) && !is_past(slot.expires_s, now_s);
-        let journal = self.slots.iter().filter(waiting).count() as u64;
-        // What was received beyond a hole is still counted in the inbox, and what is gone there still lies in its range.
-        let inbox = self.inbox.entries.min(received.missing(self.settled));
-        journal + if self.chunks { inbox } else { 0 }
+        let mut tally = Tally::default();
+        self.slots.iter().filter(waiting).for_each(|slot| tally.add(u64::from(slot.bytes)));
+        if self.chunks && self.inbox.entries > 0 {
+            // What was received beyond a hole is still counted in the inbox, and what is gone there still lies in its range.
+            let entries = self.inbox.entries.min(received.missing(self.settled));
+            let bytes = u128::from(self.inbox.bytes) * u128::from(entries) / u128::from(self.inbox.entries);
+            tally.entries += entries;
+            // At most `inbox.bytes`.
+            tally.bytes += bytes as u64;
+        }
+        tally
+    }
+
+    /// Whether the tally of the inbox has exactly what all cursors together lack, so that its bytes are no estimate.
+    pub fn counts_exactly(&self, received: &Received, now_s: u32) -> bool {
+        let received_beyond = received.islands().iter().any(|(from, _)| *from <= self.settled);
+        // Stores of the first version had entries without their bytes.
+        let uncounted = self.inbox.entries > 0 && self.inbox.bytes == 0;
+        let settled = received.through() <= self.counted && !received_beyond && !uncounted;
+        !self.chunks || settled && !is_past(self.inbox_expires_s, now_s)
     }
 }
 
@@ -444,7 +466,7 @@ mod tests {
     #[test]
     fn a_lapse_moves_every_log_on_past_what_it_may_have_lost() {
         let mut log = Log::from_row(None, 2);
-        assert_eq!((log.head, log.pending(log.head, 0).1), (2 * RESERVE, 0));
+        assert_eq!((log.head, log.pending(log.head, 0).1), (2 * RESERVE, Tally::default()));
         log.push(Slot { seq: 2 * RESERVE + 1, record: 1, message_at: 0, stamp_at: 0, bytes: 1, expires_s: 0 }, None);
         log.publish(2 * RESERVE + 1, 1);
         let again = Log::from_row(Some(log.row(2)), 2);

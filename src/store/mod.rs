@@ -52,6 +52,8 @@ mod append;
 mod backup;
 mod clock;
 mod commit;
+#[cfg(test)]
+mod count_tests;
 mod cursors;
 #[cfg(test)]
 mod cut_tests;
@@ -459,7 +461,9 @@ pub trait Store: Send + Sync + 'static {
     /// When it cannot be read.
     fn state(&self, user: &UserId) -> Result<UserState, StoreError>;
 
-    /// Bytes of payload that a user has not received yet. Reads all of them.
+    /// Counts the bytes of a user's pending entries. They are known without reading, except while entries are received
+    /// out of order. Then at most 1 MiB is read; where more is pending the result is the estimate that
+    /// [`Store::state`] has.
     ///
     /// # Errors
     /// When they cannot be read.

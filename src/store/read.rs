@@ -16,6 +16,9 @@ use crate::message::{DeviceId, Seq, UserId};
 /// on by at least a record, so more than a few means that something is broken.
 const RETRIES_MAX: usize = 100;
 
+/// Bytes of payload that one request reads at most to count what is pending; beyond it the count is an estimate.
+const COUNT_BYTES_MAX: usize = 1 << 20;
+
 /// What a read needs to know of a log, copied so that nothing is locked while the disk is asked.
 struct Plan {
     /// Everything above this is asked for.
@@ -226,12 +229,23 @@ impl Shared {
 
     /// See [`Store::pending_bytes`](super::Store::pending_bytes).
     pub(super) fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {
-        let (mut total, mut after) = (0, 0);
+        let now_s = self.clock.now_s();
+        let (known, exact) = self.index.look(user, |log| {
+            let (received, pending) = log.pending(log.head, now_s);
+            (pending.bytes, log.counts_exactly(&received, now_s))
+        })?;
+        if exact || known > COUNT_BYTES_MAX as u64 {
+            return Ok(known);
+        }
+        let (mut total, mut after, mut left) = (0, 0, COUNT_BYTES_MAX);
         loop {
-            let limit = ReadLimit { entries: 4096, bytes: 1 << 20 };
+            let limit = ReadLimit { entries: 4096, bytes: COUNT_BYTES_MAX };
             let Found { entries, .. } = self.read(user, after, limit)?;
             let Some(last) = entries.last() else { return Ok(total) };
             after = last.seq;
+            let read = entries.iter().map(|entry| entry.payload.as_bytes().len()).sum();
+            let Some(rest) = left.checked_sub(read) else { return Ok(known) };
+            left = rest;
             let received = self.index.with(user, |log| log.cursors.received())?;
             let pending = entries.iter().filter(|entry| !received.contains(entry.seq));
             total += pending.map(|entry| entry.payload.as_bytes().len() as u64).sum::<u64>();
@@ -255,7 +269,7 @@ impl Shared {
             self.engine.scan(Table::Users, &from, visit).map_err(failed)?;
         }
         let now_s = self.clock.now_s();
-        let known = |user: UserId| match self.index.with(&user, |log| state(log, now_s)) {
+        let known = |user: UserId| match self.index.look(&user, |log| state(log, now_s)) {
             Err(error) if !matches!(error, StoreError::Damaged(_)) => Err(error),
             state => Ok((user, state)),
         };

@@ -318,7 +318,10 @@ impl Committer {
         let settled = self.with(user, |log| log.settled)?;
         let (gone, left) = self.count_released(user)?;
         gone.iter().try_for_each(|key| self.shared.engine.remove(Table::Inbox, key))?;
-        self.with(user, |log| log.chunks &= left || log.settled > settled)?;
+        self.with(user, |log| {
+            log.chunks &= left || log.settled > settled;
+            log.damaged &= left;
+        })?;
         self.put_row_if_alone(user)
     }
 
@@ -329,12 +332,19 @@ impl Committer {
             self.with(user, |log| (log.released(), log.settled, log.counted, log.gone.clone()))?;
         let (mut gone, mut left) = (Vec::new(), false);
         let mut sizes = Vec::new();
-        self.shared.engine.scan(Table::Inbox, &inbox_key(user.as_str(), 0), &mut |key, value| {
-            if !is_inbox_key_of(key, user.as_str()) {
-                return false;
-            }
-            // Where all of the inbox was released there is no need to look into it.
-            if released < settled {
+        let from = inbox_key(user.as_str(), 0);
+        if released >= settled {
+            // All of the inbox was released: there is no need to look into it.
+            self.shared.engine.keys(Table::Inbox, &from, &mut |key| {
+                let ours = is_inbox_key_of(key, user.as_str());
+                gone.extend(ours.then(|| key.to_vec()));
+                ours
+            })?;
+        } else {
+            self.shared.engine.scan(Table::Inbox, &from, &mut |key, value| {
+                if !is_inbox_key_of(key, user.as_str()) {
+                    return false;
+                }
                 let entries = match chunk_entries(&value) {
                     Ok(entries) => entries,
                     Err(error) => {
@@ -350,10 +360,10 @@ impl Committer {
                     left = true;
                     return false;
                 }
-            }
-            gone.push(key.to_vec());
-            true
-        })?;
+                gone.push(key.to_vec());
+                true
+            })?;
+        }
         self.with(user, |log| {
             if released >= settled && log.settled == settled {
                 log.inbox = Tally::default();

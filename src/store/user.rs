@@ -16,6 +16,12 @@ pub struct UserState {
     pub received: Received,
     /// Entries that somebody has not received yet.
     pub pending: u64,
+    /// Bytes of those entries. An estimate while entries are received out of order; see [`Store::pending_bytes`].
+    ///
+    /// [`Store::pending_bytes`]: super::Store::pending_bytes
+    pub pending_bytes: u64,
+    /// A read has found entries of this user that cannot be read. Others may be unreadable that no read has met yet.
+    pub damaged: bool,
     /// When the user last connected or disconnected, as far as that was written down.
     pub seen: Option<SystemTime>,
     /// His devices, those that came first first.

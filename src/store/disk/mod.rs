@@ -307,6 +307,18 @@ impl Engine for Disk {
         Ok(())
     }
 
+    fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {
+        if table == Table::Journal {
+            return self.scan(table, from, &mut |key, _| visit(key));
+        }
+        for key in self.tree(table).range(from..).keys() {
+            if !visit(&key.map_err(EngineError::new)?) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
         if table == Table::Journal {
             let Some((_, last)) = self.records.ends() else { return Ok(None) };

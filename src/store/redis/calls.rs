@@ -280,6 +280,8 @@ impl Caller {
             head: seq(&answer, 1)?,
             received: received(integer(&answer, 2)?, islands)?,
             pending: seq(&answer, 4)?,
+            pending_bytes: seq(&answer, 5)?,
+            damaged: false,
             seen: time(seq(&answer, 6)?),
             devices: devices.iter().map(device).collect::<Result<_, _>>()?,
         };
