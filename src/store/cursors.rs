@@ -187,33 +187,33 @@ impl Cursors {
         changed
     }
 
-    /// Forgets those that have not been here since `before_ms`, but never the last one: from then on that is the one
-    /// clients without a device share. True if anything has changed.
+    /// Forgets cursors that no session has used since `before_ms`. The last one stays, as the device it is: of several
+    /// that are all that old, the one that was used last. True if anything has changed.
     pub fn forget_away(&mut self, before_ms: u64) -> bool {
         let away = |cursor: &Cursor| cursor.attached == 0 && cursor.seen_ms < before_ms;
-        let mut changed = false;
-        while let Some(at) = self.devices.iter().position(|(_, cursor)| away(cursor)) {
-            let (device, mut cursor) = self.devices.remove(at);
-            if self.shared.is_none() && self.devices.is_empty() {
-                (cursor.dirty, cursor.seen_ms) = (true, 0);
-                self.shared = Some(cursor);
+        let latest = if self.all().all(away) { self.all().map(|cursor| cursor.seen_ms).max() } else { None };
+        let (mut spared, before) = (false, self.forgotten.len());
+        // From the last that came on, so that of two that were used at once the newer one stays.
+        for at in (0..self.devices.len()).rev() {
+            let cursor = &self.devices[at].1;
+            if !spared && latest == Some(cursor.seen_ms) {
+                spared = true;
+            } else if away(cursor) {
+                let (device, _) = self.devices.remove(at);
+                self.forgotten.push(Some(device));
             }
-            self.forgotten.push(Some(device));
-            changed = true;
         }
         if !self.devices.is_empty() && self.shared.as_ref().is_some_and(away) {
             self.shared = None;
             self.forgotten.push(None);
-            changed = true;
         }
-        changed
+        self.forgotten.len() > before
     }
 
     /// Whether [`Cursors::forget_away`] would forget one.
     pub fn any_away(&self, before_ms: u64) -> bool {
-        self.devices.iter().any(|(_, cursor)| cursor.attached == 0 && cursor.seen_ms < before_ms)
-            || !self.devices.is_empty()
-                && self.shared.as_ref().is_some_and(|shared| shared.attached == 0 && shared.seen_ms < before_ms)
+        let away = |cursor: &Cursor| cursor.attached == 0 && cursor.seen_ms < before_ms;
+        self.all().nth(1).is_some() && self.all().any(away)
     }
 
     /// What has changed since the last call.
@@ -349,8 +349,29 @@ mod tests {
         cursors.receive(Some(&device("phone")), 1, 7);
         assert!(!cursors.any_away(100), "it is here");
         cursors.detach(Some(&device("phone")), 6);
-        assert!(cursors.any_away(100) && cursors.forget_away(100));
-        assert_eq!(cursors.get(None).unwrap().received.through(), 7);
-        assert!(!cursors.forget_away(100));
+        assert!(!cursors.any_away(100) && !cursors.forget_away(100), "it is all there is");
+        assert_eq!(cursors.get(Some(&device("phone"))).unwrap().received.through(), 7);
+        assert!(cursors.get(None).is_none());
+    }
+
+    #[test]
+    fn cursors_all_away_leave_the_one_used_last() {
+        for last in ["phone", "laptop", ""] {
+            let mut cursors = Cursors::default();
+            let name = |name: &str| (!name.is_empty()).then(|| device(name));
+            // So that clients without a device have a cursor as well.
+            cursors.attach(None, 16, 1).unwrap();
+            for (at, other) in ["phone", "laptop", ""].into_iter().enumerate() {
+                cursors.attach(name(other).as_ref(), 16, 2).unwrap();
+                cursors.detach(name(other).as_ref(), if other == last { 50 } else { 10 + at as u64 });
+            }
+            cursors.detach(None, if last.is_empty() { 50 } else { 12 });
+            cursors.take_changes();
+            assert!(cursors.any_away(100) && cursors.forget_away(100));
+            assert!(cursors.get(name(last).as_ref()).is_some(), "{last:?} was used last");
+            assert_eq!(cursors.all().count(), 1);
+            assert_eq!(cursors.take_changes().forgotten.len(), 2);
+            assert!(!cursors.any_away(1000));
+        }
     }
 }

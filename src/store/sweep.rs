@@ -42,7 +42,7 @@ impl Committer {
         }
         self.sweep.swept = Instant::now();
         self.forget_ids()?;
-        let (mut users, mut next) = (Vec::new(), Vec::new());
+        let (mut users, mut alone, mut next) = (Vec::new(), Vec::new(), Vec::new());
         let mut seen = 0;
         self.shared.engine.scan(Table::Users, &self.sweep.next, &mut |key, value| {
             seen += 1;
@@ -56,11 +56,15 @@ impl Committer {
                 let stored = row.into_stored();
                 if self.is_due(&stored) {
                     users.push(user);
+                } else if self.is_only_device(&stored) {
+                    alone.push(user);
                 }
             }
             true
         })?;
         self.sweep.next = next;
+        let attached = |user: &UserId| self.shared.index.with_loaded(user, |log| log.cursors.any_attached());
+        users.extend(alone.into_iter().filter(|user| attached(user).unwrap_or(false)));
         users.iter().try_for_each(|user| self.tidy(user))
     }
 
@@ -81,9 +85,17 @@ impl Committer {
 
     fn is_due(&self, stored: &StoredLog) -> bool {
         let before = self.see_before_ms();
+        let mut cursors = stored.shared.iter().chain(stored.devices.iter().map(|(_, cursor)| cursor));
         is_past(stored.expires_s, self.shared.clock.now_s())
-            || stored.devices.iter().any(|(_, cursor)| cursor.seen_ms < before)
-            || !stored.devices.is_empty() && stored.shared.as_ref().is_some_and(|shared| shared.seen_ms < before)
+            || stored.devices.len() + usize::from(stored.shared.is_some()) > 1
+                && cursors.any(|cursor| cursor.seen_ms < before)
+    }
+
+    /// Whether a user's only cursor is a device that was last written down long ago. It is not forgotten, so there is
+    /// something to do only while it is here.
+    fn is_only_device(&self, stored: &StoredLog) -> bool {
+        let only = stored.devices.first().filter(|_| stored.devices.len() == 1 && stored.shared.is_none());
+        only.is_some_and(|(_, cursor)| cursor.seen_ms < self.see_before_ms())
     }
 
     /// Takes out of one user's log what is not needed any more. The row may be older than what is in memory, so this

@@ -153,12 +153,22 @@ async fn the_last_cursor_of_a_user_is_never_forgotten() {
         receive_as(&*store, "a", "phone", 2);
         store.detach(&user("a"), Some(&device("phone")));
         in_the_inbox(&*store, "a").await;
+        // Of this user there is another that is to be forgotten, which shows that such things were looked after.
+        for name in ["older", "newer"] {
+            store.attach(&user("b"), Some(&device(name))).unwrap();
+            store.detach(&user("b"), Some(&device(name)));
+            later(&opening, 1);
+        }
+        append(&*store, 4, &["b"]).await.unwrap();
+        in_the_inbox(&*store, "b").await;
         later(&opening, 1000);
-        until("the phone to be forgotten", || devices(&*store, "a").is_empty()).await;
+        until("the older one to be forgotten", || devices(&*store, "b") == ["newer"]).await;
+        assert_eq!(devices(&*store, "a"), ["phone"], "it is all its user has");
         let store = again(store, &place, AT_ONCE, &opening).await;
-        assert_eq!((devices(&*store, "a").len(), read(&*store, "a", 0)), (0, vec![(3, 3)]));
+        assert_eq!((devices(&*store, "a"), read(&*store, "a", 0)), (vec!["phone".to_owned()], vec![(3, 3)]));
+        assert_eq!(devices(&*store, "b"), ["newer"]);
         let attached = store.attach(&user("a"), Some(&device("phone"))).unwrap();
-        assert_eq!(attached.received.through(), 2, "whoever comes goes on where it was");
+        assert_eq!(attached.received.through(), 2, "it goes on where it was");
     }
 }
 

@@ -1,7 +1,9 @@
 -- When somebody has to look at this log although nothing happens, in seconds; 0 = never.
 local function due(S)
   local at = S.exp
-  if DEVICE_AGE > 0 and #S.dv > 0 then
+  -- A device that is its user's only cursor is not forgotten: it is looked at only while it is here.
+  local only = #S.dv == 1 and not S.sh and not is_attached(S, S.dv[1][1])
+  if DEVICE_AGE > 0 and #S.dv > 0 and not only then
     local first
     local function consider(name, c)
       local when = c.s + (is_attached(S, name) and DEVICE_AGE / 2 or DEVICE_AGE)

@@ -11,16 +11,19 @@ if DEVICE_AGE > 0 then
   end
   local shared_is_here = is_attached(S, '')
   if S.sh and shared_is_here then S.sh.s = NOW end
+  -- The last cursor stays, as the device it is: of several that are all that old, the one that was used last.
+  local function is_away(name, c) return not is_attached(S, name) and c.s < NOW - DEVICE_AGE end
+  local spared = S.sh
+  local all_away = not S.sh or is_away('', S.sh)
+  for _, d in ipairs(S.dv) do
+    all_away = all_away and is_away(d[1], d[2])
+    if not spared or d[2].s >= spared.s then spared = d[2] end
+  end
   local kept = {}
   for _, d in ipairs(S.dv) do
-    if is_attached(S, d[1]) or d[2].s >= NOW - DEVICE_AGE then kept[#kept + 1] = d else S.last = d[2] end
+    if not is_away(d[1], d[2]) or (all_away and d[2] == spared) then kept[#kept + 1] = d end
   end
-  -- Never the last one: from then on that is the one clients without a device share.
-  if #kept == 0 and not S.sh and S.last then
-    S.sh = S.last
-    S.sh.s = 0
-  end
-  S.last, S.dv = nil, kept
+  S.dv = kept
   if #kept > 0 and S.sh and not shared_is_here and S.sh.s < NOW - DEVICE_AGE then S.sh = nil end
 end
 drop_expired(S, K[4])
