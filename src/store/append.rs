@@ -83,7 +83,10 @@ impl Committer {
             match step {
                 Ok(Step::Given(seq, replaced)) => break (seq, replaced),
                 // Before anything else of this commit is in it: a row must not know of what may never be written.
-                Ok(Step::NeedsRow) => self.put_row(user)?,
+                Ok(Step::NeedsRow) => {
+                    self.put_row(user)?;
+                    commit.first_entries = true;
+                }
                 Ok(Step::NeedsRoom) if tried => return Ok(Err(Reason::Quota)),
                 Ok(Step::NeedsRoom) => {
                     tried = true;
@@ -138,7 +141,9 @@ impl Committer {
     }
 
     fn step(&self, log: &mut Log, message: &Message<'_>, record: u64) -> Step {
-        if log.row_lapses != Some(self.shared.index.lapses()) {
+        if log.row_lapses != Some(self.shared.index.lapses().count) {
+            // From here on the row says that something may have been appended.
+            log.passed = None;
             return Step::NeedsRow;
         }
         // One more gap could make it forget one that still hides something in the inbox: until that has been gone through,
@@ -241,8 +246,7 @@ impl Committer {
 
     /// Writes down what a user's cursors have received and when he was seen, as it stands now.
     fn add_note(&self, commit: &mut Commit, user: &UserId) -> Result<(), EngineError> {
-        let lapses = self.shared.index.lapses();
-        let new = match self.try_with(user, |log| log.row_lapses != Some(lapses)) {
+        let new = match self.try_with(user, |log| log.row_lapses.is_none()) {
             // Only a log that was never loaded can turn out to be damaged, and that has nothing to note.
             Err(StoreError::Damaged(_)) => return Ok(()),
             new => new.map_err(EngineError::new)?,
@@ -250,9 +254,9 @@ impl Committer {
         if new {
             self.put_row(user)?;
         }
-        let (changes, at_ms) = self.with(user, |log| {
+        let (changes, expired, at_ms) = self.with(user, |log| {
             log.dirty = false;
-            (log.cursors.take_changes(), log.seen_ms)
+            (log.cursors.take_changes(), std::mem::take(&mut log.reported_expired), log.seen_ms)
         })?;
         let mut push_all = |cursors: Vec<(Option<DeviceId>, StoredCursor)>, forgotten: Vec<Option<DeviceId>>| {
             for (device, cursor) in cursors {
@@ -268,6 +272,10 @@ impl Committer {
         };
         push_all(changes.cursors, changes.forgotten);
         push_all(changes.renewed, Vec::new());
+        for (from, to) in expired {
+            commit.make_room(STAMP_BYTES_MAX);
+            commit.push(&self.shared, &Item::Gone { user: user.as_str(), from, to, loss: Loss::Expired as u8 });
+        }
         if at_ms > 0 {
             commit.make_room(CURSOR_BYTES_MAX);
             commit.push(&self.shared, &Item::Seen { user: user.as_str(), at_ms });

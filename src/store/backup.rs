@@ -38,7 +38,7 @@ impl Shared {
         let namespace =
             self.engine.get(Table::Meta, NAMESPACE_KEY).map_err(|error| told(&StoreError::Failed(error.0)))?;
         let namespace = String::from_utf8_lossy(&namespace.unwrap_or_default()).into_owned();
-        let mut writer = Writer::begin(out, namespace, self.index.lapses(), self.clock.now_ms())?;
+        let mut writer = Writer::begin(out, namespace, self.index.lapses().count, self.clock.now_ms())?;
         match self.back_up_all(&mut writer) {
             Ok(()) => Ok(writer.end()?),
             Err(PortableError::Failed(why)) => {
@@ -98,13 +98,13 @@ impl Shared {
     /// A user's log without its entries. One that is not in memory is not taken there: a backup asks for everybody.
     fn stored_log(&self, user: &UserId) -> Result<StoredLog, StoreError> {
         let lapses = self.index.lapses();
-        if let Some(row) = self.index.with_loaded(user, |log| log.row(lapses)) {
+        if let Some(row) = self.index.with_loaded(user, |log| log.row(lapses.count)) {
             return Ok(row.into_stored());
         }
         let row = self.engine.get(Table::Users, user.as_str().as_bytes());
         let row = row.map_err(|error| StoreError::Failed(error.0))?.map(|bytes| Row::decode(&bytes)).transpose();
         let row = row.map_err(|error| StoreError::Damaged(format!("the row of user {user:?}: {error}").into()))?;
-        Ok(Log::from_row(row, lapses).row(lapses).into_stored())
+        Ok(Log::from_row(row, lapses).row(lapses.count).into_stored())
     }
 
     /// Entries above `after`, in order and up to `head`, and how far that has looked.

@@ -21,7 +21,8 @@ use super::{
     engine::{EngineError, Table},
     ids::Ids,
     journal::{Options, Shared, Tuning},
-    log::{Log, RESERVE},
+    lapses::RESERVE,
+    log::Log,
     queue::{Op, Taken},
     record::{Item, RECORD_BYTES, RecordWriter, journal_key},
     recovery::RecoveredJournal,
@@ -89,6 +90,8 @@ pub(super) struct Commit {
     pub(super) number: u64,
     /// Entries to be shown once it is durable: whose, which, and in which record.
     pub(super) entries: Vec<(UserId, Seq, u64)>,
+    /// Some log in it has no entry yet since the last lapse.
+    pub(super) first_entries: bool,
     /// Users whose inboxes are to be purged once it is written.
     pub(super) tidy: Vec<UserId>,
     answers: Vec<Answer>,
@@ -199,6 +202,7 @@ impl Committer {
             writer: None,
             number: self.next_record,
             entries: Vec::new(),
+            first_entries: false,
             tidy: Vec::new(),
             answers: Vec::new(),
         };
@@ -284,6 +288,8 @@ impl Committer {
             Durability::Always => Ok(()),
             // Sequences are set aside for this many: no more may be at risk.
             _ if self.unsynced >= RESERVE => self.sync(),
+            // That a log was given sequences since the last lapse is not to be taken back: see `lapses`.
+            _ if commit.first_entries => self.sync(),
             _ => self.sync_if_due(false),
         }
     }
@@ -396,10 +402,11 @@ impl Committer {
             // It may count on one of them.
             self.shared.engine.barrier()?;
         }
-        let lapses = self.shared.index.lapses();
+        let lapses = self.shared.index.lapses().count;
         let row = self.with(user, |log| {
-            log.row_lapses = Some(lapses);
-            log.row(lapses)
+            let row = log.row(lapses);
+            log.row_lapses = Some(row.lapses());
+            row
         })?;
         self.shared.engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())
     }

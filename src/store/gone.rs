@@ -1,7 +1,61 @@
 //! Ranges of one log that are gone although nobody received them, and why.
 
-use super::{Loss, Missed, REASONS_MAX};
+use super::REASONS_MAX;
 use crate::message::Seq;
+
+/// Why entries of a log are not there any more although nobody received them. Numbers are part of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Loss {
+    /// Too old.
+    Expired = 0,
+    /// Made room for newer ones.
+    Quota = 1,
+    /// The backend removed them, or the client said that it did not want them.
+    Cleared = 2,
+    /// A newer entry took its place.
+    Collapsed = 3,
+    /// Nothing was lost: this user has received them before.
+    Received = 4,
+    /// Where logs are in a Redis: it may have forgotten them, with a failover or a restart. Whatever was given out there is
+    /// not given out again.
+    Lost = 5,
+    /// Passed over after a restart that may have lost entries, or a restore: those sequences are not given out again.
+    Restart = 6,
+}
+
+impl Loss {
+    /// One word for programs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Quota => "quota",
+            Self::Cleared => "cleared",
+            Self::Collapsed => "collapsed",
+            Self::Received => "received",
+            Self::Lost => "lost",
+            Self::Restart => "restart",
+        }
+    }
+
+    pub(super) fn from_stored(number: u8) -> Option<Self> {
+        let all =
+            [Self::Expired, Self::Quota, Self::Cleared, Self::Collapsed, Self::Received, Self::Lost, Self::Restart];
+        all.into_iter().find(|loss| *loss as u8 == number)
+    }
+}
+
+/// A range of a log that is not there any more, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missed {
+    /// The first.
+    pub from: Seq,
+    /// The last.
+    pub to: Seq,
+    /// Why.
+    pub reason: Loss,
+}
 
 /// The last [`REASONS_MAX`] ranges: rising, apart from each other or of different reasons.
 #[derive(Clone, Debug, Default)]

@@ -8,6 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{
     StoreError,
     engine::{Engine, Table},
+    lapses::Lapses,
     log::Log,
     record::Row,
 };
@@ -26,7 +27,7 @@ pub struct Index {
     engine: Arc<dyn Engine>,
     hasher: RandomState,
     shards: Vec<Mutex<Shard>>,
-    lapses: u32,
+    lapses: Lapses,
     opened: Instant,
 }
 
@@ -38,13 +39,13 @@ fn damaged(user: &UserId, why: &str) -> String {
 }
 
 impl Index {
-    pub fn new(engine: Arc<dyn Engine>, lapses: u32) -> Self {
+    pub fn new(engine: Arc<dyn Engine>, lapses: Lapses) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self { engine, hasher: RandomState::default(), shards, lapses, opened: Instant::now() }
     }
 
-    /// How many times a crash may have taken back sequences (see [`Log::pass_lapses`]).
-    pub fn lapses(&self) -> u32 {
+    /// How many times a crash may have taken back sequences.
+    pub fn lapses(&self) -> Lapses {
         self.lapses
     }
 

@@ -6,13 +6,10 @@ use super::{
     Limits, Loss, Received,
     cursors::Cursors,
     gone::Gone,
+    lapses::Lapses,
     record::{Row, StoredCursor, StoredLog},
 };
 use crate::message::{CollapseKey, Seq};
-
-/// Sequences set aside for what a crash may take back where appends are answered before they are durable: at most this
-/// many messages are ever unsynced, and after a lapse every log goes on this much further.
-pub const RESERVE: u64 = 65_536;
 
 /// Keys of pending entries remembered for one user. One more, and the oldest is forgotten: its entry stays, and is not
 /// replaced any more.
@@ -101,22 +98,32 @@ pub struct Log {
     pub dirty: bool,
     /// How many lapses the row in the table of users takes into account; `None`: there is no row.
     pub row_lapses: Option<u32>,
+    /// While nothing was appended since a lapse was passed over: the head before that, and the lapses it takes into account.
+    pub passed: Option<(Seq, u32)>,
     /// The last journal record that says anything about this user.
     pub last_record: u64,
     /// When this was last of use, in seconds since the store was opened.
     pub touched: u32,
+    /// Entries of the journal of which an `expired` event was put into the outbox, and that is not in the journal yet.
+    pub reported_expired: Vec<(Seq, Seq)>,
     /// A read has found entries in the inbox that cannot be read.
     pub damaged: bool,
 }
 
 impl Log {
-    /// What a row says, moved on over the lapses it does not know of.
-    pub fn from_row(row: Option<Row>, lapses: u32) -> Self {
+    /// What a row says, moved on over the lapses it does not take into account.
+    pub fn from_row(row: Option<Row>, lapses: Lapses) -> Self {
+        let mut log = Self::as_stored(row);
+        log.pass_lapses(lapses, log.row_lapses);
+        log.released = log.cursors.through();
+        log
+    }
+
+    /// What a row says.
+    pub fn as_stored(row: Option<Row>) -> Self {
         let mut log = Self::default();
-        let mut known = 0;
         if let Some(row) = row {
             let stored = row.into_stored();
-            known = stored.lapses;
             log.head = stored.head;
             log.cursors = Cursors::from_stored(&stored);
             log.settled = stored.settled;
@@ -132,25 +139,16 @@ impl Log {
             };
             log.keys = stored.keys.into_iter().filter_map(keyed).collect();
         }
-        log.pass_lapses(lapses.saturating_sub(known));
+        log.assigned = log.head;
         log.released = log.cursors.through();
         log
     }
 
-    /// Moves on past everything that `count` lapses may have taken back: those sequences were seen by somebody and are
-    /// never given out again. Nothing is at them, so they count as received.
-    pub fn pass_lapses(&mut self, count: u32) {
-        if count > 0 {
-            let gap = RESERVE * u64::from(count);
-            self.cursors.all_receive(self.head + 1, self.head + gap);
-            self.head += gap;
-        }
-        self.assigned = self.head;
-    }
-
+    /// What is to be stored, with `lapses` as the number there were.
     pub fn row(&self, lapses: u32) -> Row {
+        let (head, lapses) = self.passed.unwrap_or((self.head, lapses));
         let mut stored = StoredLog {
-            head: self.head,
+            head,
             settled: self.settled,
             lapses,
             seen_ms: self.seen_ms,
@@ -273,15 +271,20 @@ impl Log {
         if from > to {
             return;
         }
-        let start = self.slots.partition_point(|slot| slot.seq < from);
-        let end = self.slots.partition_point(|slot| slot.seq <= to);
-        let bytes: u64 = self.slots.drain(start..end).map(|slot| u64::from(slot.bytes)).sum();
-        self.slot_bytes -= bytes;
-        self.keys.retain(|keyed| !(from..=to).contains(&keyed.seq));
+        self.remove_slots(from, to);
         self.gone.insert(from, to, loss);
         if from <= self.cursors.through() + 1 {
             self.cursors.all_receive(1, to);
         }
+    }
+
+    /// Removes entries of the journal, without a reason that is remembered.
+    pub fn remove_slots(&mut self, from: Seq, to: Seq) {
+        let start = self.slots.partition_point(|slot| slot.seq < from);
+        let end = self.slots.partition_point(|slot| slot.seq <= to).max(start);
+        let bytes: u64 = self.slots.drain(start..end).map(|slot| u64::from(slot.bytes)).sum();
+        self.slot_bytes -= bytes;
+        self.keys.retain(|keyed| !(from..=to).contains(&keyed.seq));
     }
 
     /// Takes out the entry that a newer one takes the place of.
@@ -385,6 +388,14 @@ impl Log {
 }
 
 impl Row {
+    /// How many lapses it takes into account.
+    pub fn lapses(&self) -> u32 {
+        match self {
+            Self::V1 { lapses, .. } => *lapses,
+            Self::V2(log) => log.lapses,
+        }
+    }
+
     /// What it says, in the form of the newest version.
     pub fn into_stored(self) -> StoredLog {
         match self {
@@ -461,16 +472,6 @@ mod tests {
         assert_eq!(shown(&log, 0), [1, 2, 5]);
         log.hold = Some(3);
         assert_eq!(shown(&log, 0), [1, 2, 4, 5]);
-    }
-
-    #[test]
-    fn a_lapse_moves_every_log_on_past_what_it_may_have_lost() {
-        let mut log = Log::from_row(None, 2);
-        assert_eq!((log.head, log.pending(log.head, 0).1), (2 * RESERVE, Tally::default()));
-        log.push(Slot { seq: 2 * RESERVE + 1, record: 1, message_at: 0, stamp_at: 0, bytes: 1, expires_s: 0 }, None);
-        log.publish(2 * RESERVE + 1, 1);
-        let again = Log::from_row(Some(log.row(2)), 2);
-        assert_eq!((again.head, again.cursors.received().missing(again.head)), (2 * RESERVE + 1, 1));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! - `engine`: what a store stands on, ordered tables; [`memory`] and [`disk`] are the two there are
 //! - `record`: what stands in the tables, byte by byte
 //! - `cursors`, `gone`: who has received what, and what is gone although nobody has
+//! - `lapses`: restarts that may have lost sequences, and what a log passes over for them
 //! - `log`, `index`: one user's log as it is known in memory, and all of them
 //! - `queue`, `commit`: the one thread that writes, and what waits for it
 //! - `append`, `ids`: what goes into a commit, and what was done once
@@ -66,6 +67,7 @@ mod inbox;
 mod index;
 pub mod inspect;
 pub mod journal;
+mod lapses;
 mod log;
 pub mod memory;
 mod outbox;
@@ -85,6 +87,7 @@ mod sweep;
 mod user;
 
 pub use error::StoreError;
+pub use gone::{Loss, Missed};
 pub use outbox::{EventKind, Kept, Outbox, OutboxEvent, OutboxOptions, OutboxStatus};
 pub use received::Received;
 pub use user::{Attached, DeviceState, KnownUser, UserState};
@@ -273,56 +276,6 @@ pub enum Overflow {
     Reject,
     /// The oldest pending entries go for it: counted, and told to a client that resumes.
     DropOldest,
-}
-
-/// Why entries of a log are not there any more although nobody received them. Numbers are part of the format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Loss {
-    /// Too old.
-    Expired = 0,
-    /// Made room for newer ones.
-    Quota = 1,
-    /// The backend removed them, or the client said that it did not want them.
-    Cleared = 2,
-    /// A newer entry took its place.
-    Collapsed = 3,
-    /// Nothing was lost: this user has received them before.
-    Received = 4,
-    /// Where logs are in a Redis: it may have forgotten them, with a failover or a restart. Whatever was given out there is
-    /// not given out again.
-    Lost = 5,
-}
-
-impl Loss {
-    /// One word for programs.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Quota => "quota",
-            Self::Cleared => "cleared",
-            Self::Collapsed => "collapsed",
-            Self::Received => "received",
-            Self::Lost => "lost",
-        }
-    }
-
-    fn from_stored(number: u8) -> Option<Self> {
-        let all = [Self::Expired, Self::Quota, Self::Cleared, Self::Collapsed, Self::Received, Self::Lost];
-        all.into_iter().find(|loss| *loss as u8 == number)
-    }
-}
-
-/// A range of a log that is not there any more, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Missed {
-    /// The first.
-    pub from: Seq,
-    /// The last.
-    pub to: Seq,
-    /// Why.
-    pub reason: Loss,
 }
 
 /// What a user's sessions report. Taken in at once, written with a following commit.

@@ -62,7 +62,8 @@ pub enum Item<'a> {
     Cursor { user: &'a str, device: &'a str, cursor: StoredCursor },
     /// This cursor is not there any more.
     Forgotten { user: &'a str, device: &'a str },
-    /// These entries are not there any more although nobody received them; `loss` is a [`Loss`](super::Loss).
+    /// These entries are not there any more although nobody received them; `loss` is a [`Loss`](super::Loss). Of those
+    /// that have expired it says that this was reported to the outbox.
     Gone { user: &'a str, from: Seq, to: Seq, loss: u8 },
     /// For this one the append that is about to be named was not taken; `reason` is a [`Reason`](super::Reason).
     Rejected { user: &'a str, reason: u8 },

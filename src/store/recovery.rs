@@ -2,10 +2,8 @@
 //!
 //! # Lapses
 //!
-//! Where appends are answered before they are durable, a crash may take back the last of them, and their sequences
-//! with them, although somebody has seen those. So that none is ever given out twice, an unclean end of such a time
-//! counts as a *lapse*, and every log goes on [`RESERVE`](super::log::RESERVE) further for each: no more messages than
-//! that are ever at risk. With [`Durability::Always`] there are none.
+//! Where appends are answered before they are durable, an unclean end counts as a *lapse*: see [`lapses`](super::lapses).
+//! With [`Durability::Always`] there are none.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,11 +20,12 @@ use super::{
     ids::{Ids, answered},
     index::Index,
     journal::Options,
+    lapses::{Lapses, RESERVE},
     log::{Log, Slot},
     recent::Recent,
     record::{
         Header, Ids as IdChunk, Item, RecordReader, Row, StoredCursor, StoredId, fingerprint, inbox_key,
-        is_inbox_key_of, journal_number,
+        is_inbox_key_of, journal_key, journal_number,
     },
 };
 use crate::{
@@ -37,6 +36,10 @@ use crate::{
 pub(super) const FORMAT_KEY: &[u8] = b"format";
 pub(super) const NAMESPACE_KEY: &[u8] = b"namespace";
 pub(super) const LAPSES_KEY: &[u8] = b"lapses";
+/// How many of the lapses count one by one.
+pub(super) const FULL_LAPSES_KEY: &[u8] = b"full-lapses";
+/// The last record before the last lapse.
+const LAPSE_RECORD_KEY: &[u8] = b"lapse-record";
 /// Whether the store is open, and how durable its answers are.
 pub(super) const OPEN_KEY: &[u8] = b"open";
 pub(super) const CLOSED: &[u8] = b"closed";
@@ -91,12 +94,12 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     drop_settled(&*engine, settled).map_err(failed)?;
     // Before anything is synced: what is synced is never taken back.
     drop_unfinished_commit(&*engine)?;
-    let lapses = begin(&*engine, options.durability).map_err(failed)?;
+    let last_before = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(settled);
+    let (lapses, lapse_record) = begin(&*engine, options.durability, last_before).map_err(failed)?;
     let clock_ms = engine.get(Table::Meta, CLOCK_KEY).map_err(failed)?;
     let mut replay = Replay {
         engine: engine.clone(),
         namespace: fingerprint(namespace),
-        lapses,
         logs: HashMap::default(),
         records: VecDeque::new(),
         written_ms: Vec::new(),
@@ -140,13 +143,18 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     }
     let index = Index::new(engine.clone(), lapses);
     let mut trim = Vec::new();
-    for (user, (mut log, known)) in replay.logs {
+    for (user, replayed) in replay.logs {
+        let known = replayed.known(lapses);
+        let Replayed { mut log, appended, .. } = replayed;
         forget_unfinished(&*engine, user.as_str(), log.settled).map_err(failed)?;
-        log.pass_lapses(lapses - known);
+        if appended <= lapse_record {
+            log.pass_lapses(lapses, known);
+        }
         if log.row_lapses.is_none() {
             // The power went before his row was written, or he would not be found among the users.
-            log.row_lapses = Some(lapses);
-            engine.put(Table::Users, user.as_str().as_bytes(), &log.row(lapses).encode()).map_err(failed)?;
+            let row = log.row(lapses.count);
+            log.row_lapses = Some(row.lapses());
+            engine.put(Table::Users, user.as_str().as_bytes(), &row.encode()).map_err(failed)?;
         }
         log.trimming = log.release() && log.counted < log.released();
         if planted::is(Bug::SequenceReuse) && log.last_slot().is_none() {
@@ -282,28 +290,40 @@ fn check_namespace(engine: &dyn Engine, namespace: &str) -> Result<Result<(), St
     }
 }
 
-/// Counts a lapse where the last time ended in one, and writes down that the store is open. Durable on return.
-fn begin(engine: &dyn Engine, durability: Durability) -> Result<u32, EngineError> {
-    let lapses = engine.get(Table::Meta, LAPSES_KEY)?;
-    let mut lapses = lapses.and_then(|bytes| Some(u32::from_be_bytes(bytes[..].try_into().ok()?))).unwrap_or(0);
-    if engine.get(Table::Meta, OPEN_KEY)?.is_some_and(|open| open == OPEN_LOSSY) {
-        lapses += 1;
-        engine.put(Table::Meta, LAPSES_KEY, &lapses.to_be_bytes())?;
+/// Counts a lapse where the last time ended in one, and writes down that the store is open. Durable on return. Returns
+/// the lapses, and the last record before the last of them; `last`: the last record there is.
+fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(Lapses, u64), EngineError> {
+    let number = |key: &[u8]| -> Result<Option<u32>, EngineError> {
+        Ok(engine.get(Table::Meta, key)?.and_then(|bytes| Some(u32::from_be_bytes(bytes[..].try_into().ok()?))))
+    };
+    let mut count = number(LAPSES_KEY)?.unwrap_or(0);
+    let lossy = engine.get(Table::Meta, OPEN_KEY)?.is_some_and(|open| open == OPEN_LOSSY);
+    if lossy {
+        count += 1;
+        engine.put(Table::Meta, LAPSES_KEY, &count.to_be_bytes())?;
         tracing::warn!("the store was not closed, and some of what was answered may be gone; sequences leave a gap");
+    }
+    // A store that was restored, or written by an earlier version, does not say.
+    let full = number(FULL_LAPSES_KEY)?;
+    if full.is_none() {
+        engine.put(Table::Meta, FULL_LAPSES_KEY, &count.to_be_bytes())?;
+    }
+    let known = engine.get(Table::Meta, LAPSE_RECORD_KEY)?.and_then(|bytes| journal_number(&bytes));
+    let lapse_record = known.filter(|_| !lossy).unwrap_or(last);
+    if known != Some(lapse_record) {
+        engine.put(Table::Meta, LAPSE_RECORD_KEY, &journal_key(lapse_record))?;
     }
     let open = if durability == Durability::Always { OPEN_ALWAYS } else { OPEN_LOSSY };
     engine.put(Table::Meta, OPEN_KEY, open)?;
     engine.checkpoint()?;
-    Ok(lapses)
+    Ok((Lapses { count, full: full.unwrap_or(count) }, lapse_record))
 }
 
 /// The journal being read.
 struct Replay {
     engine: Arc<dyn Engine>,
     namespace: u32,
-    lapses: u32,
-    /// Logs, and how many lapses their rows know of.
-    logs: HashMap<UserId, (Log, u32), foldhash::fast::RandomState>,
+    logs: HashMap<UserId, Replayed, foldhash::fast::RandomState>,
     records: VecDeque<RecordInfo>,
     /// When each of them was written.
     written_ms: Vec<u64>,
@@ -313,6 +333,24 @@ struct Replay {
     once: Vec<StoredId>,
     /// The latest time that was written down.
     last_ms: u64,
+}
+
+/// A log that the journal says something about.
+struct Replayed {
+    log: Log,
+    /// The first entry that the journal has of it.
+    first: Option<Seq>,
+    /// The last record with an entry of it; 0 = there is none.
+    appended: u64,
+}
+
+impl Replayed {
+    /// How many lapses its row takes into account, if it has one.
+    fn known(&self, lapses: Lapses) -> Option<u32> {
+        // The row of a log that has passed those that count one by one may be lost.
+        let passed = self.first.is_some_and(|first| first > RESERVE * u64::from(lapses.full));
+        self.log.row_lapses.or(passed.then_some(lapses.full))
+    }
 }
 
 /// The message that stamps belong to.
@@ -357,7 +395,10 @@ impl Replay {
                     let slot = Slot { seq, record: number, message_at, stamp_at: at, bytes, expires_s };
                     // A key that is none was never one of ours: nothing takes the place of that entry.
                     let key = if collapse.is_empty() { None } else { CollapseKey::new(collapse).ok() };
-                    self.log(user, number)?.replay(slot, key);
+                    let replayed = self.replayed(user, number)?;
+                    replayed.first.get_or_insert(seq);
+                    replayed.appended = number;
+                    replayed.log.replay(slot, key);
                 }
                 Item::Received { user, through, islands } => {
                     let log = self.log(user, number)?;
@@ -377,7 +418,12 @@ impl Replay {
                 }
                 Item::Gone { user, from, to, loss } => {
                     let loss = Loss::from_stored(loss).ok_or_else(|| damaged(&"a loss of an unknown kind"))?;
-                    self.log(user, number)?.lose(from, to, loss);
+                    let log = self.log(user, number)?;
+                    match loss {
+                        // It was reported; that it has expired is known by its own date.
+                        Loss::Expired => log.remove_slots(from, to),
+                        loss => log.lose(from, to, loss),
+                    }
                 }
                 Item::Rejected { user, reason } => {
                     let reason = Reason::from_stored(reason).ok_or_else(|| damaged(&"an unknown reason"))?;
@@ -395,6 +441,10 @@ impl Replay {
     }
 
     fn log(&mut self, user: &str, record: u64) -> Result<&mut Log, StoreError> {
+        Ok(&mut self.replayed(user, record)?.log)
+    }
+
+    fn replayed(&mut self, user: &str, record: u64) -> Result<&mut Replayed, StoreError> {
         if !self.logs.contains_key(user) {
             let damaged = |error: &dyn std::fmt::Display| {
                 StoreError::Damaged(format!("journal record {record}, user {user:?}: {error}").into())
@@ -402,17 +452,11 @@ impl Replay {
             let id = UserId::new(user).map_err(|error| damaged(&error))?;
             let row = self.engine.get(Table::Users, user.as_bytes()).map_err(|error| StoreError::Failed(error.0))?;
             let row = row.map(|bytes| Row::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
-            let known = match &row {
-                Some(Row::V1 { lapses, .. }) => *lapses,
-                Some(Row::V2(stored)) => stored.lapses,
-                // Not even its row was kept: everything this log ever had may be lost, from the first lapse on.
-                None => 0,
-            };
-            self.logs.insert(id, (Log::from_row(row, known.min(self.lapses)), known.min(self.lapses)));
+            self.logs.insert(id, Replayed { log: Log::as_stored(row), first: None, appended: 0 });
         }
-        let (log, _) = self.logs.get_mut(user).ok_or_else(|| StoreError::Damaged("a log went missing".into()))?;
-        log.last_record = record;
-        Ok(log)
+        let replayed = self.logs.get_mut(user).ok_or_else(|| StoreError::Damaged("a log went missing".into()))?;
+        replayed.log.last_record = record;
+        Ok(replayed)
     }
 }
 
@@ -424,6 +468,11 @@ impl Log {
     /// Takes in an entry the journal still has. The row may know of it already: rows are written before the records
     /// they replace are removed.
     fn replay(&mut self, slot: Slot, key: Option<CollapseKey>) {
+        // Sequences rise by one but where a lapse was passed over, of which the row may know nothing.
+        let skipped = slot.seq.saturating_sub(self.head + 1);
+        if skipped > 0 && skipped.is_multiple_of(RESERVE) {
+            self.pass_to(slot.seq - 1);
+        }
         self.head = self.head.max(slot.seq);
         self.assigned = self.head;
         let last = self.last_slot().map_or(self.settled, |last| last.seq);

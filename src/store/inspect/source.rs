@@ -20,8 +20,9 @@ use crate::{
         StoreError,
         disk::{Gap, Marked, Rest},
         engine::Table,
+        lapses::Lapses,
         record::{Ids, Row, chunk_entries, fingerprint, journal_key},
-        recovery::{CLOSED, FORMAT, OPEN_KEY},
+        recovery::{CLOSED, FORMAT, FULL_LAPSES_KEY, OPEN_KEY},
     },
 };
 
@@ -348,6 +349,9 @@ impl Inspection {
 
     fn visit_some(&mut self, sink: &mut dyn Sink, only: Option<&str>) -> Result<(), StoreError> {
         let from = only.unwrap_or_default().as_bytes();
+        let full = self.rest.get(Table::Meta, FULL_LAPSES_KEY).map_err(|error| open_error(&self.path, error))?;
+        let full =
+            full.and_then(|full| Some(u32::from_be_bytes(full[..].try_into().ok()?))).unwrap_or(self.facts.lapses);
         let mut told = Vec::new();
         let mut walk = Walk {
             rows: self.rest.pairs(Table::Users, from).peekable(),
@@ -356,7 +360,7 @@ impl Inspection {
             lost: &self.lost,
             lost_rows: &self.lost_rows,
             namespace: self.namespace(),
-            lapses: self.facts.lapses,
+            lapses: Lapses { count: self.facts.lapses, full },
             damaged: !self.damage.is_empty(),
             only,
             told: &mut told,

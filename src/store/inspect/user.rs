@@ -9,7 +9,7 @@ use crate::{
     message::Seq,
     store::{
         Loss, Missed, Received,
-        log::RESERVE,
+        lapses::{Lapses, RESERVE},
         record::{Row, StoredCursor, StoredLog},
     },
 };
@@ -58,6 +58,10 @@ pub struct Assembly {
     had: Vec<(Seq, Seq)>,
     last: Seq,
     keys: BTreeMap<String, Seq>,
+    /// How many lapses the row takes into account, if there is one.
+    known: Option<u32>,
+    /// The first entry of which the journal tells.
+    first: Option<Seq>,
     /// A cursor that was said to be forgotten, and stays because it is the last: what is said of it next replaces it.
     stale: Option<String>,
 }
@@ -65,6 +69,7 @@ pub struct Assembly {
 impl Assembly {
     /// Begins with the row, if there is one.
     pub fn new(user: String, row: Option<Row>) -> Self {
+        let known = row.as_ref().map(Row::lapses);
         let mut log = row.map(Row::into_stored).unwrap_or_default();
         if log.shared.is_none() && log.devices.is_empty() {
             log.shared = Some(StoredCursor::default());
@@ -81,6 +86,8 @@ impl Assembly {
             had: Vec::new(),
             last: 0,
             keys,
+            known,
+            first: None,
             stale: None,
         }
     }
@@ -93,6 +100,12 @@ impl Assembly {
     pub fn hear(&mut self, said: Said, all: bool) {
         match said {
             Said::Entry { seq, expires_s, payload, collapse } => {
+                self.first.get_or_insert(seq);
+                // Sequences rise by one but where a lapse was passed over, of which the row may know nothing.
+                let skipped = seq.saturating_sub(self.log.head + 1);
+                if skipped > 0 && skipped.is_multiple_of(RESERVE) {
+                    self.pass_to(seq - 1);
+                }
                 self.log.head = self.log.head.max(seq);
                 if seq > self.log.settled || all {
                     self.entries.insert(seq, (expires_s, payload));
@@ -158,16 +171,25 @@ impl Assembly {
         true
     }
 
-    /// All has been heard: moves on past the lapses of the store that the row does not know of.
-    pub fn heard(&mut self, lapses: u32) {
-        let missed = u64::from(lapses.saturating_sub(self.log.lapses));
-        if missed > 0 {
-            let gap = (self.log.head + 1, self.log.head + missed * RESERVE);
-            self.log.head = gap.1;
-            let cursors = self.log.shared.iter_mut().chain(self.log.devices.iter_mut().map(|(_, cursor)| cursor));
-            cursors.for_each(|cursor| receive(cursor, 0, &[gap]));
+    /// All has been heard: moves on past the lapses of the store that the row does not take into account.
+    pub fn heard(&mut self, lapses: Lapses) {
+        let passed = self.first.is_some_and(|first| first > RESERVE * u64::from(lapses.full));
+        let due = lapses.due(self.known.or(passed.then_some(lapses.full)), self.log.head);
+        if due > 0 {
+            self.pass_to(self.log.head + u64::from(due) * RESERVE);
         }
-        self.log.lapses = lapses;
+        self.log.lapses = lapses.count;
+    }
+
+    fn pass_to(&mut self, to: Seq) {
+        let gap = (self.log.head + 1, to);
+        self.log.head = to;
+        let passed = missed(gap.0, gap.1, Loss::Restart as u8);
+        if !self.gone.contains(&passed) {
+            self.gone.push(passed);
+        }
+        let cursors = self.log.shared.iter_mut().chain(self.log.devices.iter_mut().map(|(_, cursor)| cursor));
+        cursors.for_each(|cursor| receive(cursor, 0, &[gap]));
     }
 
     fn received(&self) -> Vec<Received> {

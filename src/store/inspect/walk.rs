@@ -14,6 +14,7 @@ use crate::{
     store::{
         StoreError,
         disk::RestPairs,
+        lapses::Lapses,
         record::{Row, chunk_entries, is_inbox_key_of},
     },
 };
@@ -38,7 +39,7 @@ pub struct Walk<'a> {
     pub lost: &'a BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
     pub lost_rows: &'a BTreeMap<String, Row>,
     pub namespace: u32,
-    pub lapses: u32,
+    pub lapses: Lapses,
     pub damaged: bool,
     pub only: Option<&'a str>,
     pub told: &'a mut Vec<Damage>,

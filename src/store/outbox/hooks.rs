@@ -32,19 +32,35 @@ impl Shared {
     /// These, rising, were too old, and had not been received by everybody.
     pub(in crate::store) fn tell_expired(&self, user: &UserId, seqs: &[Seq]) {
         let Some(outbox) = self.outbox_for(EventKind::Expired) else { return };
-        for run in seqs.chunk_by(|one, next| one + 1 == *next) {
-            if let (Some(from), Some(to)) = (run.first(), run.last()) {
-                outbox.put(OutboxEvent::Expired { user: user.as_str().to_owned(), from: *from, to: *to });
-            }
+        for (from, to) in runs(seqs) {
+            outbox.put(OutboxEvent::Expired { user: user.as_str().to_owned(), from, to });
         }
     }
 }
 
+/// The ranges, both ends included, that rising sequences are made of.
+fn runs(seqs: &[Seq]) -> impl Iterator<Item = (Seq, Seq)> {
+    seqs.chunk_by(|one, next| one + 1 == *next).filter_map(|run| Some((*run.first()?, *run.last()?)))
+}
+
 impl Committer {
-    /// Lets go of a user's entries in the journal that have expired.
+    /// Drops a user's entries in the journal that have expired, and reports those that some cursor lacks.
+    ///
+    /// The journal has the entries until it is settled. So that no restart reports them again, a following commit
+    /// writes that they were reported; a crash before that repeats the event.
     pub(in crate::store) fn drop_expired(&self, user: &UserId, now_s: u32) -> Result<(), EngineError> {
         let expired = self.with(user, |log| log.drop_expired(now_s))?;
+        if expired.is_empty() || self.shared.outbox_for(EventKind::Expired).is_none() {
+            return Ok(());
+        }
         self.shared.tell_expired(user, &expired);
+        let new = self.with(user, |log| {
+            log.reported_expired.extend(runs(&expired));
+            !std::mem::replace(&mut log.dirty, true)
+        })?;
+        if new {
+            self.shared.queue.dirty(user.clone());
+        }
         Ok(())
     }
 }

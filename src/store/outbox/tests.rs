@@ -274,3 +274,31 @@ async fn only_what_is_wanted_is_put_in_and_what_is_told_of_users_can_be_gone_thr
     assert_eq!(outbox.all_reported(Some(&user(3)), 3).unwrap(), [(user(4), 3)]);
     assert!(memory::open(&tables, Options::default()).unwrap().outbox().is_none());
 }
+
+#[tokio::test]
+async fn expired_entries_are_reported_once_over_many_short_lives() {
+    use crate::store::{Append, Limits, journal::Tuning};
+    let tables = Memory::default();
+    let mut opening = options(1000, 10 << 20);
+    // Nothing is settled: the journal has all entries, whether they have expired or not.
+    opening.tuning = Tuning { settle_after: Duration::from_secs(3600), ..Tuning::default() };
+    // With one message allowed, each that comes has it looked whether the one before has expired.
+    opening.limits = Limits { messages: 1, ..Limits::default() };
+    const LIVES: u64 = 9;
+    for life in 1..=LIVES {
+        let store = memory::open(&tables, opening.clone()).unwrap();
+        let payload = crate::message::Payload::encode(0, None, None).unwrap();
+        let append = Append { ttl: Some(Duration::from_secs(1)), ..Append::new(payload, vec![bob()]) };
+        assert_eq!(store.append(append).await.unwrap().seqs, [Ok(life)]);
+        opening.ahead_ms.fetch_add(3000, std::sync::atomic::Ordering::Relaxed);
+        store.close().await.unwrap();
+    }
+    let store = memory::open(&tables, opening).unwrap();
+    let outbox = store.outbox().unwrap();
+    let expired = |one: &Kept| match &one.event {
+        OutboxEvent::Expired { from, to, .. } => Some((*from, *to)),
+        _ => None,
+    };
+    let told: Vec<_> = all(&outbox).iter().filter_map(expired).collect();
+    assert_eq!(told, (1..LIVES).map(|seq| (seq, seq)).collect::<Vec<_>>());
+}
