@@ -1,6 +1,7 @@
 //! Making a store of what was found: of what is left of a damaged one, or of a backup.
 //!
-//! It is made beside its place and put there when it is whole, so that no server ever starts on a part of it.
+//! It is made in a directory `NAME.partial`, which is marked as unfinished, and renamed when it is whole. So no server ever
+//! starts on a part of it.
 
 use std::{
     fs::{self, File},
@@ -12,7 +13,10 @@ use bytes::Bytes;
 
 use super::{
     StoreError,
-    disk::{self, Disk},
+    disk::{
+        self, Disk,
+        unfinished::{self, Work},
+    },
     engine::{Engine, EngineError, Table},
     gone::Gone,
     inspect::{Inspection, LogFacts, Sink},
@@ -41,7 +45,7 @@ pub fn salvage(inspection: &mut Inspection, out: &Path) -> Result<Contents, Stor
         return Err(StoreError::Incompatible(told));
     }
     let namespace = inspection.facts().namespace.clone().unwrap_or_default();
-    let mut build = Build::begin(out, &namespace)?;
+    let mut build = Build::begin(out, &namespace, Work::Salvage)?;
     let ids: Vec<StoredId> = inspection.ids().iter().map(|done| done.0.clone()).collect();
     ids.chunks(64).try_for_each(|part| build.ids(part.to_vec()))?;
     inspection.visit(&mut build)?;
@@ -67,7 +71,7 @@ pub fn restore(file: &Path, directory: &Path) -> Result<Contents, PortableError>
         };
         PortableError::Place { path: directory.to_owned(), reason }
     };
-    let mut build = Build::begin(directory, &namespace).map_err(place)?;
+    let mut build = Build::begin(directory, &namespace, Work::Restore).map_err(place)?;
     while let Some(block) = reader.next()? {
         match block {
             Block::Entries { user, entries } => {
@@ -102,7 +106,7 @@ fn failed(error: EngineError) -> StoreError {
 }
 
 impl Build {
-    fn begin(out: &Path, namespace: &str) -> Result<Self, StoreError> {
+    fn begin(out: &Path, namespace: &str, work: Work) -> Result<Self, StoreError> {
         let refuse = |reason: String| StoreError::Open { path: out.to_owned(), reason };
         let taken = match fs::read_dir(out) {
             Ok(mut files) => files.next().map(|_| "is not empty"),
@@ -114,11 +118,11 @@ impl Build {
         let mut partial = out.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
-        if partial.exists() {
+        if partial.exists() && !unfinished::remove_remains(&partial)? {
             let told = format!("{} is there, perhaps from an earlier time: remove it", partial.display());
             return Err(refuse(told));
         }
-        let engine = disk::create(&partial)?;
+        let engine = disk::create(&partial, work)?;
         engine.put(Table::Meta, FORMAT_KEY, FORMAT).map_err(failed)?;
         engine.put(Table::Meta, NAMESPACE_KEY, namespace.as_bytes()).map_err(failed)?;
         Ok(Self {
@@ -172,8 +176,9 @@ impl Build {
         self.put(Table::Meta, SETTLED_KEY, &journal_key(self.ids))?;
         self.put(Table::Meta, OPEN_KEY, CLOSED)?;
         self.engine.checkpoint().map_err(failed)?;
-        drop(self.engine);
         let told = |error: std::io::Error| StoreError::Open { path: self.out.clone(), reason: error.to_string() };
+        unfinished::end(&self.partial).map_err(told)?;
+        drop(self.engine);
         fs::rename(&self.partial, &self.out).map_err(told)?;
         let parent = fs::canonicalize(&self.out).map_err(told)?;
         if let Some(parent) = parent.parent() {

@@ -197,3 +197,51 @@ fn a_backup_that_is_not_whole_and_a_place_that_is_taken_are_refused() {
     let restored = mesa(&["restore", text(&file), "--store-path", text(&place)]);
     assert!(restored.status.success() && said(&restored).contains("4 users, 100 messages"), "{}", said(&restored));
 }
+
+#[test]
+fn restore_killed_halfway_is_refused_and_a_second_run_makes_it_anew() {
+    let home = Home::with("limits: { requestBytes: 4194304 },");
+    let server = home.start();
+    let mut http = Http::connect(server.address).expect("a connection");
+    let everybody: Vec<String> = (0..USERS).map(user).collect();
+    for n in 0..60 {
+        http.dispatch(&json!({ "n": n, "pad": "x".repeat(50_000) }), &everybody).expect("it is answered");
+    }
+    let (file, url) = (home.path("backup.mesa"), format!("http://{}", server.address));
+    let made = mesa(&["backup", text(&file), "--url", &url]);
+    assert!(made.status.success(), "{}", said(&made));
+    stop(server);
+
+    let restored = Home::new();
+    let store = restored.store();
+    let restore = ["restore", text(&file), "--store-path", text(&store)];
+    let partial = restored.path("store.partial");
+    let mut process = Command::new(env!("CARGO_BIN_EXE_mesa")).args(restore).spawn().expect("it runs");
+    let end = Instant::now() + Duration::from_secs(60);
+    // Once it has its tables it is at work on the messages, of which there are 36 MB.
+    while !partial.join("log").exists() {
+        assert!(Instant::now() < end && process.try_wait().expect("its state").is_none(), "the restore does not begin");
+        thread::sleep(Duration::from_millis(1));
+    }
+    process.kill().expect("it is killed");
+    process.wait().expect("it ends");
+    assert!(partial.join("unfinished").exists(), "the restore was at its end before it was killed");
+
+    let mut halfway = Home::new();
+    halfway.move_store(partial.clone());
+    let refused = halfway.ready(halfway.spawn(&[])).map(|_| ()).expect_err("a half-made store is served");
+    assert!(refused.contains("Run `mesa restore` again"), "{refused}");
+    let inspected = mesa(&["inspect", text(&partial)]);
+    assert!(
+        !inspected.status.success() && said(&inspected).contains("Run `mesa restore` again"),
+        "{}",
+        said(&inspected)
+    );
+
+    let again = mesa(&restore);
+    assert!(again.status.success() && said(&again).contains("12 users, 720 messages"), "{}", said(&again));
+    assert!(!partial.exists() && !restored.store().join("unfinished").exists());
+    let server = restored.start();
+    assert!(logs(server.address).values().all(|log| log.len() == 60));
+    stop(server);
+}

@@ -8,6 +8,7 @@ mod disk;
 mod dropping;
 #[cfg(feature = "redis")]
 mod epoch;
+mod lapses;
 mod limits;
 mod long;
 mod model;

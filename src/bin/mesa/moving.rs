@@ -5,9 +5,13 @@ use crate::{args::MoveArgs, failure::Failure};
 /// Brings what waits in Redis into a store.
 #[cfg(feature = "redis")]
 pub async fn import(args: &MoveArgs) -> Result<(), Failure> {
-    let (store, link) = open(args)?;
+    let (store, link) = open(args, Some(mesa::store::disk::unfinished::Work::Import))?;
     let moved = mesa::store::redis::moving::import(&link, &*store).await;
     close(&*store, &link).await?;
+    if moved.is_ok() {
+        let cannot = |error| Failure::because(format!("{}: {error}", args.store_path.display()));
+        mesa::store::disk::unfinished::end(&args.store_path).map_err(cannot)?;
+    }
     told(moved, &format!("in {}", args.store_path.display()))
 }
 
@@ -17,7 +21,7 @@ pub async fn export(args: &MoveArgs) -> Result<(), Failure> {
     if !args.store_path.exists() {
         return Err(Failure::because(format!("there is no store at {}", args.store_path.display())));
     }
-    let (store, link) = open(args)?;
+    let (store, link) = open(args, None)?;
     let origin = mesa::store::redis::moving::origin(&args.store_path)
         .map_err(|error| Failure::because(format!("{}: {error}", args.store_path.display())))?;
     let moved = mesa::store::redis::moving::export(&*store, &origin, &link).await;
@@ -29,7 +33,7 @@ pub async fn export(args: &MoveArgs) -> Result<(), Failure> {
 type Ends = (std::sync::Arc<dyn mesa::store::Store>, std::sync::Arc<mesa::cluster::redis::Link>);
 
 #[cfg(feature = "redis")]
-fn open(args: &MoveArgs) -> Result<Ends, Failure> {
+fn open(args: &MoveArgs, work: Option<mesa::store::disk::unfinished::Work>) -> Result<Ends, Failure> {
     use std::time::Duration;
 
     use mesa::{
@@ -48,7 +52,7 @@ fn open(args: &MoveArgs) -> Result<Ends, Failure> {
         ..Limits::default()
     };
     let namespace = args.namespace.clone();
-    let options = disk::DiskOptions { namespace, limits, ..disk::DiskOptions::new(&args.store_path) };
+    let options = disk::DiskOptions { namespace, limits, work, ..disk::DiskOptions::new(&args.store_path) };
     Ok((disk::open(options).map_err(|error| Failure::unopened(error, ""))?, link))
 }
 

@@ -15,6 +15,7 @@
 //! - `chunks`, `compact`: the files of inboxes
 //! - `open`, `directory`, `former`, `rebuild`: opening, also after a kill, also a store of before
 //! - `mark`: a small file that remembers how far all was synced
+//! - `unfinished`: marks a directory that is being made or changed as a whole
 //! - `raw`: sled's file, read without sled
 //! - `rest`: all of it, read when nobody has it open
 
@@ -30,6 +31,7 @@ mod rebuild;
 mod records;
 mod rest;
 mod runs;
+pub mod unfinished;
 
 use std::{
     fs::File,

@@ -24,6 +24,7 @@ use super::{
     rebuild,
     records::{Broken, RecordFiles, Survey},
     rest::{INBOX, JOURNAL, settled_in},
+    unfinished::{self, Work},
 };
 use crate::{
     health::Health,
@@ -76,6 +77,9 @@ pub struct DiskOptions {
     /// See [`journal::Options::ahead_ms`].
     #[doc(hidden)]
     pub ahead_ms: Arc<AtomicU64>,
+    /// What opens it to make or change it as a whole. The directory is marked until [`unfinished::end`] is called.
+    #[doc(hidden)]
+    pub work: Option<Work>,
 }
 
 impl DiskOptions {
@@ -94,6 +98,7 @@ impl DiskOptions {
             sync: None,
             tuning: journal::Tuning::default(),
             ahead_ms: Arc::default(),
+            work: None,
         }
     }
 }
@@ -118,14 +123,18 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
     journal::open(Arc::new(engine), journal)
 }
 
-/// Makes the tables of a new store.
-pub(in crate::store) fn create(path: &Path) -> Result<Disk, StoreError> {
-    open_engine(&DiskOptions::new(path))
+/// Makes the tables of a new store, which is marked until [`unfinished::end`] is called.
+pub(in crate::store) fn create(path: &Path, work: Work) -> Result<Disk, StoreError> {
+    open_engine(&DiskOptions { work: Some(work), ..DiskOptions::new(path) })
 }
 
 fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let locked = Locked::new(&options.path)?;
+    unfinished::check(&options.path, options.work)?;
+    if let Some(work) = options.work {
+        unfinished::begin(&options.path, work).map_err(|error| refuse(format!("cannot mark it: {error}")))?;
+    }
     let log = locked.log();
     let unreadable = |error: std::io::Error| {
         refuse(format!(

@@ -18,7 +18,7 @@ use crate::{
     message::{Seq, UserId},
     store::{
         StoreError,
-        disk::{Gap, Marked, Rest},
+        disk::{Gap, Marked, Rest, unfinished},
         engine::Table,
         lapses::Lapses,
         record::{Ids, Row, chunk_entries, fingerprint, journal_key},
@@ -101,6 +101,9 @@ impl Inspection {
         if end > seems {
             let what = "it breaks off before the place to which it was synced, and goes on, if it does, behind that";
             inspection.tell("log/db", format!("place {seems} of the log, synced to {end}"), what);
+        }
+        if let Some(why) = unfinished::found(path).map_err(told)? {
+            inspection.tell("unfinished", String::new(), why);
         }
         if Marked::is_foreign(path) {
             inspection.tell("mark", String::new(), "it is not what was written");
