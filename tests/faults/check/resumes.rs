@@ -8,10 +8,10 @@ use super::{
 };
 use crate::history::Key;
 
-/// In this battery nothing expires, is cleared or makes room: what is gone was received. Where a dispatch is answered
-/// before it is synced, a killed server leaves sequences behind that nobody can tell anything of.
+/// In this battery nothing expires, is cleared or evicted: what is gone was received. Where a dispatch is answered
+/// before it is synced, a log passes over sequences after a server was killed.
 const fn reasons(facts: &Facts) -> &'static [&'static str] {
-    if facts.always { &["received"] } else { &["received", "expired"] }
+    if facts.always { &["received"] } else { &["received", "restart"] }
 }
 
 enum Step<'a> {
