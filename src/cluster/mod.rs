@@ -87,17 +87,17 @@ pub trait Cluster: Send + Sync + 'static {
     fn all_elsewhere(&self) -> BoxFuture<'_, usize>;
 
     /// How each of these users is connected to servers of another make (stock's): those who are have to be told there. Empty
-    /// where there are no such servers; `None` where that cannot be found out now.
-    fn beside<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<Beside>>>;
+    /// where there are no such servers; where that cannot be found out now, a sentence that says why.
+    fn beside<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<Beside>, Arc<str>>>;
 
     /// Has servers of another make send a message to users of theirs; one with an id only where no dispatch with that id has
-    /// been answered. False where that could not be said.
+    /// been answered. Where that could not be said, a sentence that says why.
     fn tell_beside<'a>(
         &'a self,
         payload: &'a Payload,
         users: &'a [UserId],
         id: Option<&'a DispatchId>,
-    ) -> BoxFuture<'a, bool>;
+    ) -> BoxFuture<'a, Result<(), Arc<str>>>;
 
     /// Users who are connected to any server, in the order of their ids, those above `after`; `None` where that cannot be
     /// found out now.

@@ -2,7 +2,9 @@
 //!
 //! The owner of a part reports its condition here. `GET /readyz` answers 503 and names every part that is not ready. One
 //! `Health` belongs to one server: the store creates it ([`Store::health`](crate::store::Store::health)), because the store
-//! is opened first.
+//! is opened first. [`LogLimit`] is for log lines that one cause can repeat without end.
+
+mod log_limit;
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +15,8 @@ use std::{
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+
+pub use log_limit::LogLimit;
 
 /// Shortest time between two ERROR lines about one part. A part that flaps is logged once per interval.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);

@@ -9,9 +9,13 @@ use axum::{
 use serde_json::json;
 
 use crate::{
+    health::LogLimit,
     hub::StoreError,
     message::{MessageError, UserIdError},
 };
+
+/// A cause that lasts fails every request.
+static FAILED: LogLimit = LogLimit::new();
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -120,9 +124,11 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let (status, _) = self.row();
+        let (status, code) = self.row();
         if status.is_server_error() {
-            tracing::error!(error = %self, "a request failed");
+            if let Some(suppressed) = FAILED.due(code) {
+                tracing::error!(error = %self, suppressed, "a request failed");
+            }
         }
         let mut body = Vec::new();
         self.write(&mut body);

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use super::{Hub, dispatch::Kept, mailbox::Leave};
 use crate::{
     cluster::{Beside, FromBeside, Word},
+    health::LogLimit,
     logging::excerpt,
     message::{Recipients, UserId},
     store::{Append, StoreError},
@@ -19,6 +20,9 @@ use crate::{
 /// What servers of another make say is kept within this time, or not at all: a store does not know for much longer which copies
 /// it has (`Append::each_once`), and would make them again.
 const KEEP_WITHIN: Duration = Duration::from_secs(300);
+
+/// A cause that lasts fails every message of another server.
+static NOT_STORED: LogLimit = LogLimit::new();
 
 /// Between two attempts at that.
 const KEEP_AGAIN: Duration = Duration::from_millis(250);
@@ -93,7 +97,9 @@ impl Hub {
                 return false;
             }
             Err(error) => {
-                tracing::warn!(%error, "what stock has said is sent and not kept");
+                if let Some(suppressed) = NOT_STORED.due("stock") {
+                    tracing::warn!(%error, suppressed, "a message from the original's servers is sent and not stored");
+                }
                 pass();
             }
         }
@@ -127,9 +133,7 @@ impl Hub {
     /// When it cannot be found out who is there.
     pub(super) async fn look_beside(&self, kept: &mut Kept) -> Result<(), StoreError> {
         let Some(cluster) = &self.cluster else { return Ok(()) };
-        let Some(found) = cluster.beside(&kept.to.users).await else {
-            return Err(StoreError::Unreachable("it cannot be found out who is at other servers".into()));
-        };
+        let found = cluster.beside(&kept.to.users).await.map_err(StoreError::Unreachable)?;
         if found.iter().all(|one| *one == Beside::Not) {
             return Ok(());
         }
@@ -159,8 +163,8 @@ impl Hub {
         for Kept { append, beside, .. } in kept.iter().filter(|kept| !kept.beside.is_empty()) {
             let id = append.once.as_ref().map(|once| &once.id);
             let again = id.is_some_and(|id| !said.insert(id));
-            if !again && !cluster.tell_beside(&append.payload, beside, id).await {
-                return Err(StoreError::Unreachable("users of other servers were not told".into()));
+            if !again {
+                cluster.tell_beside(&append.payload, beside, id).await.map_err(StoreError::Unreachable)?;
             }
         }
         Ok(())

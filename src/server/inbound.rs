@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     auth::{AuthError, Identity},
+    health::LogLimit,
     hub::{Attach, Said, StoreError},
     logging::{panic_text, sentence},
     middleware::Verdict,
@@ -25,6 +26,9 @@ use crate::{
         frame::{self, Authentication, ClientFrame, ClientMessage},
     },
 };
+
+/// A part that is away fails the authentication of every client.
+static UNAVAILABLE: LogLimit = LogLimit::new();
 
 /// Frames taken from one client before others have their turn.
 const FRAMES_PER_ROUND_MAX: usize = 32;
@@ -230,7 +234,9 @@ impl Connection {
             Err(error) => {
                 match &error {
                     AuthError::Unavailable(_) => {
-                        tracing::warn!(error = %sentence(&error), "authentication failed");
+                        if let Some(suppressed) = UNAVAILABLE.due("authenticator") {
+                            tracing::warn!(error = %sentence(&error), suppressed, "authentication failed");
+                        }
                         self.connected.failed(&error);
                     }
                     AuthError::Refused(_) => tracing::info!(error = %sentence(&error), "authentication failed"),
@@ -295,7 +301,9 @@ impl Connection {
             }
             Err(StoreError::Devices(_)) => Err(End::Close(CloseCode::Policy, "too many devices of this user are here")),
             Err(error @ StoreError::Unreachable(_)) => {
-                tracing::warn!(%error, "a user's log could not be opened");
+                if let Some(suppressed) = UNAVAILABLE.due("store") {
+                    tracing::warn!(%error, suppressed, "a user's log could not be opened");
+                }
                 Err(End::Close(CloseCode::TooBusy, "the store cannot be reached for now"))
             }
             Err(error) => {

@@ -10,6 +10,7 @@ use foldhash::fast::RandomState;
 
 use super::{Wire, reply};
 use crate::{
+    health::LogLimit,
     hub::{Kept, StoreError},
     message::UserId,
 };
@@ -80,7 +81,7 @@ impl Batch {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "messages of a Dispatcher were not taken");
+                log_failure(&error);
                 for ready in behind {
                     not_taken(&mut self.done, &error);
                     self.done.unsplit(ready);
@@ -93,6 +94,16 @@ impl Batch {
     pub(super) fn take_answers(&mut self) -> BytesMut {
         debug_assert!(self.kept.is_empty(), "answers that are there stand behind some that are not");
         self.done.split()
+    }
+}
+
+/// A cause that lasts fails every message.
+static FAILED: LogLimit = LogLimit::new();
+
+/// Logs that messages of a Dispatcher were not taken, once per interval.
+pub(super) fn log_failure(error: &StoreError) {
+    if let Some(suppressed) = FAILED.due("dispatcher") {
+        tracing::error!(%error, suppressed, "messages of a Dispatcher were not taken");
     }
 }
 

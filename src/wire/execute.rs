@@ -366,7 +366,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     fn failed(&mut self, error: &StoreError) {
-        tracing::error!(%error, "a message of a Dispatcher was not taken");
+        batch::log_failure(error);
         batch::not_taken(self.batch.answer(), error);
     }
 

@@ -11,6 +11,7 @@ mod proxy;
 mod redis_modes;
 #[path = "../support/redis.rs"]
 mod redis_server;
+mod refusals;
 mod sentinel;
 mod servers;
 mod spread;

@@ -212,7 +212,7 @@ async fn keeps_everything(lines: &Lines) -> Result<bool, LinkError> {
 /// Joins under a new name.
 pub(super) async fn join(lines: &Lines, names: &Names) -> Result<Joined, LinkError> {
     let mut random = [0_u8; 8];
-    getrandom::fill(&mut random).map_err(|error| LinkError::Refused(format!("no random number: {error}")))?;
+    getrandom::fill(&mut random).map_err(|error| LinkError::Refused(format!("no random number: {error}").into()))?;
     let name = format!("-{:016x}", u64::from_be_bytes(random));
     let (node, live, _) = beat(lines, names, &name, &Live::default(), (0, Duration::ZERO)).await?;
     let last: Option<u64> = lines.ask(redis::cmd("GET").arg(names.clock())).await?;

@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, ServerErrorKind,
+    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, ServerErrorKind,
     TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster_async::ClusterConnection,
@@ -20,8 +20,11 @@ use redis::{
 
 use tokio::sync::watch;
 
-use super::spread::Nodes;
-use crate::config;
+use super::{
+    refusal::{Refusals, Retry, meaning},
+    spread::Nodes,
+};
+use crate::{config, health::LogLimit};
 
 /// A reply that has not come by then does not come: the line is made anew.
 pub(super) const REPLY_PATIENCE: Duration = Duration::from_secs(3);
@@ -32,6 +35,12 @@ pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// After an attempt that failed nobody tries again for this long: all who ask are told the same.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
+/// The same where Redis has refused the connection, which takes a person to change.
+const REFUSED_RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// A line that is made anew again and again is logged once per interval.
+static MADE_ANEW: LogLimit = LogLimit::new();
+
 /// What is said of a script that the Redis does not know.
 const NO_SCRIPT: &str = "NOSCRIPT";
 
@@ -39,16 +48,19 @@ const NO_SCRIPT: &str = "NOSCRIPT";
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
-    /// The Redis cannot be reached, was lost before it answered, or takes no writes for now (a replica, a primary without
-    /// replicas, a Cluster that is being put in order): what was asked may have been done.
+    /// The Redis cannot be reached, was lost before it answered, or takes nothing for now (it is busy, a replica, a primary
+    /// without replicas, a Cluster that is being put in order): what was asked may have been done.
     #[error("Redis cannot be reached, or takes nothing for now: {0}")]
     Lost(Arc<str>),
-    /// It has no room for more.
+    /// It has no memory for more.
     #[error("Redis has no room: {0}")]
     Full(Arc<str>),
-    /// It does not want to.
+    /// It refuses until a person changes something: a password, permissions, an address. Says nothing about the data.
     #[error("Redis refuses: {0}")]
-    Refused(String),
+    Refused(Arc<str>),
+    /// What is stored is not what was written.
+    #[error("what is stored in Redis is damaged: {0}")]
+    Damaged(Arc<str>),
 }
 
 /// Lua that the Redis runs as one step.
@@ -95,6 +107,7 @@ struct State {
     made: u64,
     failed: Option<(Instant, LinkError)>,
     down_since: Option<Instant>,
+    refusals: Refusals,
 }
 
 /// The lines to one Redis. Cloning shares them.
@@ -110,7 +123,7 @@ pub struct Lines {
 
 impl Lines {
     pub(super) fn new(redis: &config::Redis) -> Result<Self, LinkError> {
-        let wrong = |error: RedisError| LinkError::Refused(format!("its address cannot be used: {error}"));
+        let wrong = |error: RedisError| LinkError::Refused(format!("its address cannot be used: {error}").into());
         let target = match redis {
             config::Redis::One(url) => Target::One(Box::new(Client::open(url.as_str()).map_err(wrong)?)),
             config::Redis::Cluster(urls) => Target::Cluster(Box::new(Nodes::new(urls).map_err(wrong)?)),
@@ -167,7 +180,7 @@ impl Lines {
 
     pub(super) fn down(&self) -> Option<(Arc<str>, Duration)> {
         let state = self.state.lock();
-        let since = state.down_since?;
+        let Some(since) = state.down_since else { return state.refusals.current(Instant::now()) };
         let why = state
             .failed
             .as_ref()
@@ -185,7 +198,7 @@ impl Lines {
             }
         };
         match tokio::time::timeout(CONNECT_PATIENCE + REPLY_PATIENCE, connecting).await {
-            Ok(listener) => listener.map_err(|error| told(&error)),
+            Ok(listener) => listener.map_err(|error| meaning(&error).error),
             Err(_) => Err(LinkError::Lost("connecting took too long".into())),
         }
     }
@@ -197,7 +210,7 @@ impl Lines {
     pub async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, LinkError> {
         let (number, line) = self.line().await?;
         let value = self.send(number, line, command).await?;
-        FromRedisValue::from_redis_value(value).map_err(|error| LinkError::Refused(error.to_string()))
+        FromRedisValue::from_redis_value(value).map_err(misread)
     }
 
     /// Asks every Redis that there is behind this line, for what each knows of itself alone; those that answer.
@@ -216,7 +229,7 @@ impl Lines {
         }
         let read = |value| FromRedisValue::from_redis_value(value);
         let read: Result<Vec<T>, redis::ParsingError> = answers.into_iter().map(read).collect();
-        read.map_err(|error| LinkError::Refused(error.to_string()))
+        read.map_err(misread)
     }
 
     /// Runs a script with these keys and arguments, and resolves with what it gives.
@@ -240,12 +253,12 @@ impl Lines {
         let value = match self.send(number, line.clone(), &command("EVALSHA", script.hash.as_str())).await {
             // A Redis that was started anew, or has taken over, knows none; nothing was done. With its whole text it goes to
             // the one that the keys lead to, and is known there from then on.
-            Err(LinkError::Refused(why)) if why == NO_SCRIPT => {
+            Err(LinkError::Refused(why)) if &*why == NO_SCRIPT => {
                 self.send(number, line, &command("EVAL", script.code)).await?
             }
             sent => sent?,
         };
-        FromRedisValue::from_redis_value(value).map_err(|error| LinkError::Refused(error.to_string()))
+        FromRedisValue::from_redis_value(value).map_err(misread)
     }
 
     /// The same with one command on one key, which is done even where there is no room (`maxmemory`). Only for what takes as good as
@@ -270,44 +283,58 @@ impl Lines {
         };
         let error = match sent {
             Ok(value) => {
-                self.answered(number);
+                self.answered(number, command);
                 return Ok(value);
             }
             Err(error) => error,
         };
-        let why = told(&error);
-        if matches!(why, LinkError::Lost(_)) {
-            self.lost(number, &why, &error);
+        if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) {
+            return Err(LinkError::Refused(NO_SCRIPT.into()));
         }
-        Err(why)
+        let meaning = meaning(&error);
+        if let (true, LinkError::Lost(why) | LinkError::Refused(why)) = (meaning.answered, &meaning.error) {
+            self.state.lock().refusals.refused(request(command), why.clone(), Instant::now());
+        }
+        // The line to a Cluster finds lost nodes again by itself, and knows those that are there better than whoever
+        // begins anew; only one that does not answer is never given up by it. One that is there and takes no writes may
+        // be so for long, and is not to be asked anew each time, unless there is somebody who knows a better one.
+        let anew = match (&*self.target, meaning.retry) {
+            (Target::Cluster(..), _) => error.is_timeout(),
+            (Target::One(..), retry) => retry == Retry::Anew,
+            (Target::Sentinel(..), retry) => retry != Retry::Same,
+        };
+        if anew || matches!(meaning.error, LinkError::Lost(_)) {
+            self.lost(number, &meaning.error, anew);
+        }
+        Err(meaning.error)
     }
 
     /// A line that stays although something was lost is not down any more as soon as one answers.
-    fn answered(&self, number: u64) {
+    fn answered(&self, number: u64, command: &Cmd) {
         let mut state = self.state.lock();
+        if !state.refusals.is_empty() {
+            state.refusals.answered(&request(command));
+        }
         if state.down_since.is_some() && state.line.as_ref().is_some_and(|(made, _)| *made == number) {
             state.down_since = None;
+            drop(state);
+            tracing::info!("Redis is there again");
         }
     }
 
-    fn lost(&self, number: u64, why: &LinkError, error: &RedisError) {
+    fn lost(&self, number: u64, why: &LinkError, anew: bool) {
         let mut state = self.state.lock();
         if state.line.as_ref().is_none_or(|(made, _)| *made != number) {
             return;
         }
         state.down_since.get_or_insert_with(Instant::now);
-        // The line to a Cluster finds lost nodes again by itself, and knows those that are there better than whoever
-        // begins anew; only one that does not answer is never given up by it. One that is there and takes no writes may
-        // be so for long, and is not to be asked anew each time, unless there is somebody who knows a better one.
-        let stays = match &*self.target {
-            Target::Cluster(..) => !error.is_timeout(),
-            Target::One(..) => is_unwilling(error),
-            Target::Sentinel(..) => false,
-        };
         state.failed = Some((Instant::now(), why.clone()));
-        if !stays {
+        if anew {
             state.line = None;
-            tracing::warn!(error = %why, "the line to Redis is made anew");
+            drop(state);
+            if let Some(suppressed) = MADE_ANEW.due("line") {
+                tracing::warn!(error = %why, suppressed, "the line to Redis is made anew");
+            }
         }
     }
 
@@ -320,20 +347,17 @@ impl Lines {
             let state = self.state.lock();
             match (&state.line, &state.failed) {
                 (Some((number, line)), _) => return Ok((*number, line.clone())),
-                (None, Some((at, error))) if at.elapsed() < RETRY_PAUSE => return Err(error.clone()),
+                (None, Some((at, error))) if at.elapsed() < pause(error) => return Err(error.clone()),
                 _ => {}
             }
         }
         let connected = match tokio::time::timeout(CONNECT_PATIENCE + REPLY_PATIENCE, self.connect()).await {
-            Ok(connected) => connected.map_err(|error| told(&error)),
+            Ok(connected) => connected.map_err(|error| meaning(&error).error),
             Err(_) => Err(LinkError::Lost("connecting took too long".into())),
         };
         let mut state = self.state.lock();
         match connected {
             Ok(line) => {
-                if state.down_since.take().is_some() {
-                    tracing::info!("Redis is there again");
-                }
                 state.made += 1;
                 let number = state.made;
                 (state.line, state.failed) = (Some((number, line.clone())), None);
@@ -363,37 +387,24 @@ impl Lines {
     }
 }
 
-/// It is there, and has a reason not to take writes: too few replicas (`min-replicas-to-write`), or a disk that takes none.
-fn is_unwilling(error: &RedisError) -> bool {
-    matches!(error.code(), Some("NOREPLICAS" | "MISCONF"))
+/// How long all are answered with the error of the last attempt.
+fn pause(error: &LinkError) -> Duration {
+    if matches!(error, LinkError::Refused(_)) { REFUSED_RETRY_PAUSE } else { RETRY_PAUSE }
 }
 
-fn told(error: &RedisError) -> LinkError {
-    let text = match error.kind() {
-        ErrorKind::MasterNameNotFoundBySentinel => {
-            "its Sentinels name no primary: a failover may be under way, or redis.name is not what they call it"
-                .to_owned()
-        }
-        _ => error.to_string(),
-    };
-    match error.kind() {
-        ErrorKind::Io
-        | ErrorKind::Parse
-        | ErrorKind::ClusterConnectionNotFound
-        | ErrorKind::MasterNameNotFoundBySentinel
-        | ErrorKind::Server(
-            ServerErrorKind::BusyLoading
-            | ServerErrorKind::MasterDown
-            | ServerErrorKind::ReadOnly
-            | ServerErrorKind::ClusterDown
-            | ServerErrorKind::Moved
-            | ServerErrorKind::Ask
-            | ServerErrorKind::TryAgain,
-        ) => LinkError::Lost(text.into()),
-        _ if is_unwilling(error) => LinkError::Lost(text.into()),
-        ErrorKind::Server(ServerErrorKind::NoScript) => LinkError::Refused(NO_SCRIPT.to_owned()),
-        _ if error.is_unrecoverable_error() || error.is_timeout() => LinkError::Lost(text.into()),
-        _ if error.code() == Some("OOM") || text.contains("OOM command not allowed") => LinkError::Full(text.into()),
-        _ => LinkError::Refused(text),
+/// What names a request: its command, or the script that it runs.
+fn request(command: &Cmd) -> Vec<u8> {
+    let mut words = command.args_iter().filter_map(|word| match word {
+        Arg::Simple(word) => Some(word),
+        _ => None,
+    });
+    match words.next() {
+        Some(b"EVALSHA" | b"EVAL") => words.next().unwrap_or_default().to_vec(),
+        word => word.unwrap_or_default().to_vec(),
     }
+}
+
+/// The answer has not the form that was expected: it says nothing about the data.
+fn misread(error: redis::ParsingError) -> LinkError {
+    LinkError::Refused(format!("what it answered cannot be read: {error}").into())
 }

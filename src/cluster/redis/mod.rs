@@ -1,6 +1,7 @@
 //! One Redis that several servers share: the line to it, and what they tell each other over it.
 //!
 //! - `line`: a connection that is made again when it is lost, and never takes one reply for another
+//! - `refusal`: what an error of Redis means
 //! - `spread`: the nodes of a Redis Cluster, and how a command finds its own
 //! - `names`: what stands in the Redis under which key
 //! - `lease`: which servers live, and whether the Redis may have forgotten something
@@ -26,6 +27,7 @@ mod line;
 pub mod names;
 mod portals;
 mod presence;
+mod refusal;
 mod servers;
 mod spread;
 mod stock;
@@ -121,7 +123,7 @@ impl Link {
             .thread_name("mesa-redis")
             .enable_all()
             .build()
-            .map_err(|error| LinkError::Refused(format!("a thread cannot be started: {error}")))?;
+            .map_err(|error| LinkError::Refused(format!("a thread cannot be started: {error}").into()))?;
         let (lines, names) = (Lines::new(redis)?, Names::new(namespace));
         let (done, opened) = mpsc::channel();
         let until = Instant::now() + OPEN_PATIENCE;

@@ -16,13 +16,19 @@ use super::{
     presence::{self, Presence, may_have_stock},
     stock, words,
 };
-use crate::message::{DispatchId, Payload, Recipients, UserId};
+use crate::{
+    health::LogLimit,
+    message::{DispatchId, Payload, Recipients, UserId},
+};
 
 /// Words that wait to be told. What is said beyond that is lost: it is worth something now or not at all.
 const WORDS_MAX: usize = 4096;
 
 /// Words told in one go.
 const TOLD_MAX: usize = 64;
+
+/// A Redis that is away makes one such line for each message.
+static NOT_PASSED_ON: LogLimit = LogLimit::new();
 
 /// What stock sends to who is to go.
 const LEAVE: &[u8] = br#"{"op":5,"d":{},"t":"DISCONNECT_CLIENT"}"#;
@@ -71,8 +77,10 @@ impl Servers {
                 // They share a line, which keeps their order.
                 let told = futures_util::future::join_all(meant.into_iter().map(tell)).await;
                 link.untold.send_modify(|untold| *untold -= told.len());
-                if let Some(Err(error)) = told.into_iter().find(Result::is_err) {
-                    tracing::warn!(%error, "other servers were not told something that is not kept");
+                if let Some(Err(error)) = told.into_iter().find(Result::is_err)
+                    && let Some(suppressed) = NOT_PASSED_ON.due("words")
+                {
+                    tracing::warn!(%error, suppressed, "other servers were not told something that is not kept");
                 }
             }
         });
@@ -117,13 +125,13 @@ impl Cluster for Servers {
         Box::pin(async move { self.link.run(asking).await.unwrap_or(0) })
     }
 
-    fn beside<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<Beside>>> {
+    fn beside<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<Beside>, Arc<str>>> {
         if !self.presence.is_beside_stock() {
-            return Box::pin(std::future::ready(Some(Vec::new())));
+            return Box::pin(std::future::ready(Ok(Vec::new())));
         }
         let (link, users) = (self.link.clone(), users.to_vec());
         let asking = async move { stock::connected(&link, &users).await };
-        Box::pin(async move { self.link.run(asking).await.ok() })
+        Box::pin(async move { self.link.run(asking).await.map_err(|error| error.to_string().into()) })
     }
 
     fn tell_beside<'a>(
@@ -131,7 +139,7 @@ impl Cluster for Servers {
         payload: &'a Payload,
         users: &'a [UserId],
         id: Option<&'a DispatchId>,
-    ) -> BoxFuture<'a, bool> {
+    ) -> BoxFuture<'a, Result<(), Arc<str>>> {
         let (link, payload, users) = (self.link.clone(), payload.clone(), Recipients::Users(users.to_vec()));
         let id = id.cloned();
         let telling = async move {
@@ -140,7 +148,7 @@ impl Cluster for Servers {
                 None => stock::publish(&link, payload.as_bytes(), &users).await,
             }
         };
-        Box::pin(async move { self.link.run(telling).await.is_ok() })
+        Box::pin(async move { self.link.run(telling).await.map_err(|error| error.to_string().into()) })
     }
 
     fn online<'a>(&'a self, after: Option<&'a UserId>, limit: usize) -> BoxFuture<'a, Option<Vec<UserId>>> {
@@ -197,7 +205,9 @@ impl Cluster for Servers {
         self.link.untold.send_modify(|untold| *untold += 1);
         if self.words.try_send(word).is_err() {
             self.link.untold.send_modify(|untold| *untold -= 1);
-            tracing::warn!("too much waits to be told to other servers: something that is not kept is lost");
+            if let Some(suppressed) = NOT_PASSED_ON.due("queue") {
+                tracing::warn!(suppressed, "the queue for other servers is full: an unsynced message is not passed on");
+            }
         }
     }
 

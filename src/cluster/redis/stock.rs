@@ -168,9 +168,9 @@ pub(super) async fn publish_unanswered(
 /// Says a mark where stock speaks: it is for nobody, and stock's servers do nothing with it.
 pub(super) async fn publish_mark(link: &Link, mark: &str) -> Result<(), LinkError> {
     let message = RawValue::from_string(r#"{"op":0,"t":"MARK"}"#.to_owned());
-    let message = message.map_err(|error| LinkError::Refused(error.to_string()))?;
+    let message = message.map_err(|error| LinkError::Refused(error.to_string().into()))?;
     let mark = Publishing { message: &message, recipients: Vec::new(), from: OURS, mark: Some(mark) };
-    let text = serde_json::to_vec(&mark).map_err(|error| LinkError::Refused(error.to_string()))?;
+    let text = serde_json::to_vec(&mark).map_err(|error| LinkError::Refused(error.to_string().into()))?;
     link.lines().ask(redis::cmd("PUBLISH").arg(link.names().stock("ws")).arg(text)).await
 }
 

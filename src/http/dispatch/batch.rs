@@ -5,6 +5,7 @@ use super::{
     read::{Asked, Disconnect},
 };
 use crate::{
+    health::LogLimit,
     http::error::ApiError,
     hub::{Dispatch, Hub, Kept, Outcome, StoreError, Taken},
     planted::{self, Bug},
@@ -99,6 +100,9 @@ impl Batch {
     }
 }
 
+/// A cause that lasts fails every batch.
+static FAILED: LogLimit = LogLimit::new();
+
 /// A batch that was done, or could not be.
 #[derive(Debug)]
 pub(super) struct Done {
@@ -125,7 +129,10 @@ impl Done {
             Ok(Told::Kept(taken)) => write(self.lines, hub.outcomes(taken), &mut out),
             Ok(Told::Passed(outcomes)) => write(self.lines, outcomes.into_iter(), &mut out),
             Err(error) => {
-                tracing::error!(%error, lines = self.lines.len(), "dispatches of a stream were not taken");
+                if let Some(suppressed) = FAILED.due("stream") {
+                    let lines = self.lines.len();
+                    tracing::error!(%error, lines, suppressed, "dispatches of a stream were not taken");
+                }
                 let error = ApiError::Store(error);
                 for refused in self.lines {
                     refused.as_ref().unwrap_or(&error).write(&mut out);

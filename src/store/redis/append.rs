@@ -296,7 +296,7 @@ impl Shared {
             stored: Some(answered.stored),
             rejected: answered.rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect(),
         };
-        let stored = serde_json::to_string(&stored).map_err(|error| LinkError::Refused(error.to_string()))?;
+        let stored = serde_json::to_string(&stored).map_err(|error| LinkError::Refused(error.to_string().into()))?;
         let link = self.caller.link()?;
         let window_ms = self.caller.limits().ids_window.as_millis().clamp(1, 1 << 50).to_string();
         // What was taken is answered, also where it took the last room there was.

@@ -50,7 +50,7 @@ pub(super) fn text(value: impl ToString) -> Bytes {
 }
 
 fn misread<T>(what: &str) -> Result<T, LinkError> {
-    Err(LinkError::Refused(format!("what it answered cannot be read: {what}")))
+    Err(LinkError::Damaged(format!("what its script answered cannot be read: {what}").into()))
 }
 
 impl Caller {
@@ -271,8 +271,8 @@ impl Caller {
         let device = |value: &Value| {
             let Value::Array(parts) = value else { return misread("a device") };
             let Some(Value::BulkString(name)) = parts.first() else { return misread("a device") };
-            let name =
-                DeviceId::new(&String::from_utf8_lossy(name)).map_err(|error| LinkError::Refused(error.to_string()))?;
+            let name = DeviceId::new(&String::from_utf8_lossy(name))
+                .map_err(|error| LinkError::Damaged(error.to_string().into()))?;
             Ok(DeviceState { device: name, pending: seq(parts, 1)?, seen: time(seq(parts, 2)?) })
         };
         let state = UserState {
@@ -338,9 +338,9 @@ impl Caller {
                 match self.look_after(&user).await {
                     Ok(true) => {}
                     Ok(false) => break,
-                    Err(LinkError::Refused(why)) => {
+                    Err(LinkError::Damaged(why)) => {
                         // The others are not to wait for somebody who has to look at this one.
-                        tracing::error!(user = %excerpt(&user), why, "what is stored of this user cannot be looked after");
+                        tracing::error!(user = %excerpt(&user), %why, "what is stored of this user cannot be looked after");
                         let due = i64::try_from(now_s + BROKEN_PAUSE.as_secs()).unwrap_or(i64::MAX);
                         let later = [&due.to_string(), user.as_str()];
                         link.lines().ask_though_full::<()>("ZADD", &link.names().due(), &later).await?;

@@ -231,8 +231,8 @@ impl Shared {
     async fn note(&self, user: UserId, report: Report) -> Result<(), LinkError> {
         match self.caller.note(&user, &report).await {
             // Somebody has to look at this log; nobody else is to wait for that.
-            Err(LinkError::Refused(why)) => {
-                tracing::error!(user = %excerpt(&user), why, "receipts of this user cannot be written down");
+            Err(LinkError::Damaged(why)) => {
+                tracing::error!(user = %excerpt(&user), %why, "receipts of this user cannot be written down");
             }
             noted => {
                 // Its clients learn of the gap.
@@ -279,7 +279,7 @@ impl Shared {
         // Refused without room like every command that may need some; and at the key of a log, which is no list, it does nothing.
         let asked = self.caller.link()?.lines().ask::<redis::Value>(redis::cmd("LPUSHX").arg(key).arg("")).await;
         match asked {
-            Ok(_) | Err(LinkError::Refused(_)) => {
+            Ok(_) | Err(LinkError::Damaged(_)) => {
                 // Unless it was found full once more meanwhile.
                 let mut full = self.full.write();
                 if full.as_ref().is_some_and(|(now, _)| Arc::ptr_eq(now, &why)) {
@@ -296,8 +296,8 @@ impl Shared {
 fn told(error: LinkError) -> StoreError {
     match error {
         LinkError::Full(why) => StoreError::Full(why),
-        LinkError::Lost(why) => StoreError::Unreachable(why),
-        LinkError::Refused(why) => StoreError::Damaged(why.into()),
+        LinkError::Lost(why) | LinkError::Refused(why) => StoreError::Unreachable(why),
+        LinkError::Damaged(why) => StoreError::Damaged(why),
     }
 }
 

@@ -132,7 +132,7 @@ pub(super) async fn keep_taking(shared: Weak<Shared>, mut came: mpsc::Receiver<(
 
 fn name() -> Result<String, LinkError> {
     let mut random = [0_u8; 8];
-    getrandom::fill(&mut random).map_err(|error| LinkError::Refused(format!("no random number: {error}")))?;
+    getrandom::fill(&mut random).map_err(|error| LinkError::Refused(format!("no random number: {error}").into()))?;
     Ok(format!("{:016x}", u64::from_be_bytes(random)))
 }
 
@@ -237,8 +237,8 @@ impl Shared {
         for user in left.iter().filter_map(|user| UserId::new(user).ok()) {
             match self.take_undelivered(&user).await {
                 // Somebody has to look at what there is of this user; the others are not to wait for that.
-                Err(LinkError::Refused(why)) => {
-                    tracing::error!(user = %excerpt(user), why, "what stock has left cannot be taken");
+                Err(LinkError::Damaged(why)) => {
+                    tracing::error!(user = %excerpt(user), %why, "what stock has left cannot be taken");
                 }
                 taken => taken?,
             }

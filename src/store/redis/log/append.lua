@@ -1,4 +1,27 @@
--- One more entry; its sequence (0 = no room), and how many others went for it.
+-- No sequence is larger: the largest whole number of Lua.
+local SEQ_MAX = 9007199254740991
+
+-- Appends an entry, and gives its sequence; nothing where the log has later ones and the state is missing.
+local function put(S, log, ...)
+  local seq = S.head + 1
+  local added = redis.pcall('XADD', log, id(seq), ...)
+  if type(added) == 'table' then
+    if not string.find(added.err, 'equal or smaller', 1, true) then error(added) end
+    if not S.listed then return nil end
+    -- A step that Redis refused half-way (a permission was taken away) has left entries without a state that knows of them.
+    -- They may have been delivered, so they count.
+    each(log, seq, SEQ_MAX, function(at, entry)
+      S.head = at
+      add(S, at, bytes_of(entry), tonumber(entry[2][8]))
+    end)
+    seq = S.head + 1
+    redis.call('XADD', log, id(seq), ...)
+  end
+  S.head = seq
+  return seq
+end
+
+-- One more entry; its sequence (0 = no room, -1 = what is there cannot be continued), and how many others went for it.
 local function keep(S, log, user, payload, ttl, key)
   local lives = ttl
   if AGE > 0 then lives = lives > 0 and math.min(lives, AGE) or AGE end
@@ -13,13 +36,12 @@ local function keep(S, log, user, payload, ttl, key)
   local dropped = 0
   if not replaced and not fits(S, #payload) then dropped = make_room(S, log, #payload) end
   if not replaced and not fits(S, #payload) then return 0, dropped end
-  S.head = S.head + 1
-  local seq = S.head
   if replaced then
     lose(S, log, replaced, COLLAPSED)
     release(S, log)
   end
-  redis.call('XADD', log, id(seq), 'n', A[13], 'u', user, 'p', payload, 'e', int(expires))
+  local seq = put(S, log, 'n', A[13], 'u', user, 'p', payload, 'e', int(expires))
+  if not seq then return -1, dropped end
   add(S, seq, #payload, expires)
   if key ~= '' then
     forget_keys(S, function(known) return known[1] == key end)
@@ -53,6 +75,7 @@ for n = 1, (#A - at + 1) / 3 do
   if not S then
     -- What is wrong with one user does not concern the others.
     local whole, found = pcall(load, state)
+    if not whole and not is_damage(found) then error(type(found) == 'table' and found or {err = found}) end
     S = whole and found
     if S and not (is_done and view == '') then
       look(S)

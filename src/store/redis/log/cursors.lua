@@ -38,11 +38,19 @@ end
 
 -- The state of a log.
 
+-- Whether an error is about what is stored. Any other (no permission, for example) is about Redis, and says nothing about it.
+local function is_damage(error)
+  local text = type(error) == 'table' and error.err or tostring(error)
+  return string.find(text, 'DAMAGED', 1, true) or string.find(text, 'WRONGTYPE', 1, true)
+end
+
 local function load(key)
   local packed = redis.call('GET', key)
   if packed then
-    local S = cmsgpack.unpack(packed)
-    if type(S) ~= 'table' or not S.head then error({err = 'ERR what is stored under ' .. key .. ' cannot be read'}) end
+    local whole, S = pcall(cmsgpack.unpack, packed)
+    if not whole or type(S) ~= 'table' or not S.head then
+      error({err = 'DAMAGED what is stored under ' .. key .. ' cannot be read'})
+    end
     return S, false
   end
   local fresh = {head = 0, rel = 0, n = 0, b = 0, seen = 0, exp = 0, sh = {t = 0, i = {}, s = 0}}
