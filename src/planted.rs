@@ -32,6 +32,16 @@ pub(crate) enum Bug {
     SettleSoon,
 }
 
+/// Panics if `PLANTED_PANIC` names this place.
+#[cfg(not(feature = "planted-bugs"))]
+pub(crate) const fn panic_at(_: &str) {}
+
+/// Runs a task, which panics after a moment if `PLANTED_PANIC` names it.
+#[cfg(not(feature = "planted-bugs"))]
+pub(crate) fn until_panic<F: Future>(_: &str, task: F) -> F {
+    task
+}
+
 /// Whether this one is on.
 #[cfg(not(feature = "planted-bugs"))]
 pub(crate) const fn is(_: Bug) -> bool {
@@ -57,4 +67,25 @@ pub(crate) fn once_in(bug: Bug, times: u64) -> bool {
     use std::sync::atomic::{AtomicU64, Ordering};
     static ASKED: AtomicU64 = AtomicU64::new(0);
     is(bug) && ASKED.fetch_add(1, Ordering::Relaxed) % times == times - 1
+}
+
+/// Panics if `PLANTED_PANIC` names this place: `NAME,NAME`. Where `PLANTED_PANIC_WHILE` names a file, only while that exists.
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn panic_at(place: &str) {
+    use std::{ffi::OsString, path::Path, sync::LazyLock};
+    static PLACES: LazyLock<String> = LazyLock::new(|| std::env::var("PLANTED_PANIC").unwrap_or_default());
+    static FILE: LazyLock<Option<OsString>> = LazyLock::new(|| std::env::var_os("PLANTED_PANIC_WHILE"));
+    let named = PLACES.split(',').any(|named| named == place);
+    assert!(!named || FILE.as_ref().is_some_and(|file| !Path::new(file).exists()), "planted in {place}");
+}
+
+/// Runs a task, which panics after a moment if `PLANTED_PANIC` names it.
+#[cfg(feature = "planted-bugs")]
+pub(crate) async fn until_panic<F: Future + Unpin>(place: &str, mut task: F) -> F::Output {
+    loop {
+        match tokio::time::timeout(std::time::Duration::from_millis(100), &mut task).await {
+            Ok(output) => return output,
+            Err(_) => panic_at(place),
+        }
+    }
 }

@@ -82,6 +82,12 @@ pub trait Authenticator: Send + Sync + 'static {
         _ = text;
         self.authenticate(data)
     }
+
+    /// Why a task behind this authenticator failed when it last ran, if it did: for `/readyz`.
+    #[doc(hidden)]
+    fn failed_task(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Why clients cannot be authenticated as configured: a sentence that says what to change.

@@ -5,6 +5,7 @@
 //! is opened first. [`LogLimit`] is for log lines that one cause can repeat without end.
 
 mod log_limit;
+mod supervisor;
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 
 pub use log_limit::LogLimit;
+pub use supervisor::supervise;
 
 /// Shortest time between two ERROR lines about one part. A part that flaps is logged once per interval.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -75,6 +77,17 @@ impl Health {
         }
     }
 
+    /// Marks a part as not ready, for one who has written the ERROR line already.
+    pub fn mark(&self, part: &'static str, reason: Arc<str>) {
+        let now = Instant::now();
+        let mut parts = self.parts.lock();
+        let known = parts.entry(part).or_insert_with(|| Part::new(now));
+        if known.reason.replace(reason).is_none() {
+            known.since = now;
+        }
+        (known.logged, known.announced) = (Some(now), true);
+    }
+
     /// Marks a part as ready.
     ///
     /// Writes an INFO line when the log names the part as not ready.
@@ -111,7 +124,7 @@ impl Health {
     }
 
     /// Returns the counter of restarted tasks.
-    pub fn restarts(&self) -> Counter {
+    pub fn restarted(&self) -> Counter {
         self.restarts.clone()
     }
 }

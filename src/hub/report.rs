@@ -1,10 +1,13 @@
 //! What can be asked about users.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use super::{Hub, on_disk_thread};
 use crate::{
-    health::NotReady,
+    health::{Health, NotReady},
     message::{DeviceId, Seq, UserId},
     store::{DeviceState, Entry, KnownUser, ReadLimit, StoreError, UserState},
 };
@@ -236,6 +239,12 @@ impl Hub {
             return Ok(0);
         }
         self.store.clear(user).await
+    }
+
+    /// Conditions of the server's parts.
+    #[must_use]
+    pub fn health(&self) -> Arc<Health> {
+        self.store.health()
     }
 
     /// Whether every part of the server is ready: dispatches are taken.

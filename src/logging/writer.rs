@@ -190,7 +190,7 @@ fn floor(text: &[u8], max: usize) -> usize {
 }
 
 fn count(lines: &[u8]) -> u64 {
-    lines.iter().filter(|byte| **byte == b'\n').count() as u64
+    lines.split_inclusive(|byte| *byte == b'\n').count() as u64
 }
 
 #[cfg(test)]

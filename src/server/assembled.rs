@@ -23,6 +23,7 @@ use super::{
 use crate::{
     auth::{ApiKeys, Authenticator, Guesses},
     config::Config,
+    health::supervise,
     http::{Api, Http},
     hub::{Hub, Store},
     metrics::Metrics,
@@ -53,7 +54,7 @@ impl Assembled {
         before_exit: Option<BeforeExit>,
         (wire, ids): (Option<TcpListener>, Option<PortalIds>),
     ) -> Result<Self, ServerError> {
-        let metrics = Arc::new(Metrics::with(store.health().restarts()));
+        let metrics = Arc::new(Metrics::with(store.health().restarted()));
         let hub = Hub::among(settings(&config), store.clone(), metrics.clone(), cluster);
         let guesses = Arc::new(Guesses::default());
         let http = Http::new(Api {
@@ -105,9 +106,17 @@ impl Assembled {
     ) -> Result<(), ServerError> {
         let Self { shared, store, before_exit, webhook, wire, .. } = self;
         let speaking = wire.as_ref().map(|wire| wire.wire.clone());
-        let wire = wire.map(|wire| wire.open(stop.subscribe()));
-        let telling = webhook.map(Webhook::start);
-        let watching = tokio::spawn(look_around(shared.hub.clone(), speaking));
+        let health = shared.hub.health();
+        let wire = wire.map(|wire| wire.open(&health, stop.subscribe()));
+        let telling = webhook.map(|webhook| webhook.start(&health));
+        let (hub, authenticator) = (shared.hub.clone(), shared.authenticator.clone());
+        let watching = tokio::spawn(supervise(
+            health,
+            "upkeep",
+            (),
+            || false,
+            move |()| Box::pin(look_around(hub.clone(), speaking.clone(), authenticator.clone())),
+        ));
         let mut failed = tokio::select! {
             () = shutdown => None,
             error = store.failure() => Some(error),
@@ -135,9 +144,8 @@ impl Assembled {
     }
 }
 
-/// Says so when the disk keeps a commit waiting: the server can do nothing about it, but somebody should know. And looks
-/// after the portals.
-async fn look_around(hub: Arc<Hub>, wire: Option<Arc<Wire>>) {
+/// Removes portals that are gone, and asks once a second for the conditions that nobody reports.
+async fn look_around(hub: Arc<Hub>, wire: Option<Arc<Wire>>, authenticator: Option<Arc<dyn Authenticator>>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if let Some(portals) = hub.portals() {
@@ -145,6 +153,9 @@ async fn look_around(hub: Arc<Hub>, wire: Option<Arc<Wire>>) {
         }
         if let Some(wire) = &wire {
             wire.sweep(Instant::now());
+        }
+        if let Some(authenticator) = &authenticator {
+            hub.health().set("authentication", authenticator.failed_task().map(Into::into));
         }
         // Conditions that change are logged there.
         _ = hub.ready();

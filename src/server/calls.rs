@@ -26,6 +26,7 @@ use crate::{
     hub::{ConnectionId, Event, Listener, Said},
     logging::{excerpt, panic_text, sentence},
     middleware::Client,
+    planted,
 };
 
 /// Messages of one connection that wait for the handlers. With so many the client is not listened to.
@@ -168,11 +169,19 @@ fn push(calls: &Arc<Calls>, peer: Peer, told: Told) {
     let calls = calls.clone();
     tokio::spawn(async move {
         while let Some(told) = next(&peer) {
-            if matches!(told, Told::Authentication) {
-                peer.introduce();
-            }
-            for handler in &calls.handlers {
-                call(handler.as_ref(), &peer, told.clone()).await;
+            // What handlers do is caught there. A panic of our own must not keep the connection from what comes next.
+            let calling = AssertUnwindSafe(async {
+                planted::panic_at("handlers");
+                if matches!(told, Told::Authentication) {
+                    peer.introduce();
+                }
+                for handler in &calls.handlers {
+                    call(handler.as_ref(), &peer, told.clone()).await;
+                }
+            });
+            if let Err(panic) = calling.catch_unwind().await {
+                let (connection, why) = (peer.connection(), panic_text(panic.as_ref()));
+                tracing::error!(connection, why, "an event of a connection did not reach every handler");
             }
             forget(&peer, &told);
         }

@@ -13,11 +13,15 @@ use tokio::{
 };
 
 use super::{
+    is_stopped,
     shared::Shared,
     slots::{Slot, Slots},
     stopped, upgrade,
 };
-use crate::http::{Caller, Http};
+use crate::{
+    health::supervise,
+    http::{Caller, Http},
+};
 
 /// Bytes of the head of a request; a longer one gets 431.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -54,9 +58,24 @@ pub(super) async fn accept(
     shared: Arc<Shared>,
     http: Http,
     slots: Arc<Slots>,
+    stop: watch::Receiver<bool>,
+) {
+    let (health, stopping) = (shared.hub.health(), stop.clone());
+    let is_over = move || is_stopped(&stopping);
+    let state = (Door::new(listener), shared, http, slots);
+    supervise(health, "accept_loop", state, is_over, |(door, shared, http, slots)| {
+        Box::pin(accept_from(door, shared, http, slots, stop.clone()))
+    })
+    .await;
+}
+
+async fn accept_from(
+    door: &mut Door,
+    shared: &Arc<Shared>,
+    http: &Http,
+    slots: &Arc<Slots>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut door = Door::new(listener);
     loop {
         let (stream, peer) = tokio::select! {
             accepted = door.next() => accepted,

@@ -198,6 +198,11 @@ fn open_redis(_: &Config, _: config::Redis) -> std::future::Ready<Result<Opened,
     std::future::ready(Err(StoreError::Incompatible(why.to_owned())))
 }
 
+/// Whether the server is to stop, or is gone.
+fn is_stopped(stop: &watch::Receiver<bool>) -> bool {
+    *stop.borrow() || stop.has_changed().is_err()
+}
+
 /// Resolves when the server is to stop, or is gone.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     _ = stop.wait_for(|stop| *stop).await;

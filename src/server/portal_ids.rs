@@ -56,8 +56,8 @@ impl PortalIds {
     }
 
     /// Writes down who is in the pool, whenever that changes, until `stop` says so.
-    pub(super) async fn keep(self, mut announced: watch::Receiver<Vec<Announced>>, mut stop: watch::Receiver<bool>) {
-        let path = std::sync::Arc::new(self.path);
+    pub(super) async fn keep(&self, announced: &mut watch::Receiver<Vec<Announced>>, mut stop: watch::Receiver<bool>) {
+        let path = std::sync::Arc::new(self.path.clone());
         loop {
             let more = tokio::select! {
                 biased;
@@ -101,7 +101,9 @@ mod tests {
         assert_eq!(ids().read(), []);
         let one = Announced { id: "one\n".into(), address: [10, 0, 0, 1].into() };
         let (told, stop) = (watch::Sender::new(Vec::new()), watch::Sender::new(false));
-        let keeping = tokio::spawn(ids().keep(told.subscribe(), stop.subscribe()));
+        let (mut announced, stopped) = (told.subscribe(), stop.subscribe());
+        let kept = ids();
+        let keeping = tokio::spawn(async move { kept.keep(&mut announced, stopped).await });
         told.send_replace(vec![one.clone()]);
         // What was said before is written all the same.
         stop.send_replace(true);

@@ -2,16 +2,22 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
-    ServerError,
+    ServerError, is_stopped,
     listener::{Door, bind},
     portal_ids::PortalIds,
     slots::Slots,
     stopped,
 };
-use crate::{config, metrics::Metrics, wire::Wire};
+use crate::{
+    config,
+    health::{Health, supervise},
+    metrics::Metrics,
+    wire::{Announced, Wire},
+};
 
 /// How long it may take to write down which portals there are, when the server stops.
 const REMEMBER_MAX: Duration = Duration::from_secs(1);
@@ -55,11 +61,28 @@ impl WirePort {
     }
 
     /// Accepts connections until `stop` says so.
-    pub(super) fn open(self, stop: watch::Receiver<bool>) -> Open {
+    pub(super) fn open(self, health: &Arc<Health>, stop: watch::Receiver<bool>) -> Open {
         let Self { listener, wire, slots, metrics, ids, .. } = self;
-        let remembering =
-            ids.zip(wire.announced()).map(|(ids, announced)| tokio::spawn(ids.keep(announced, stop.clone())));
-        let accepting = tokio::spawn(accept(listener, wire, slots.clone(), metrics, stop));
+        let is_over = || {
+            let stop = stop.clone();
+            move || is_stopped(&stop)
+        };
+        let remembering = ids.zip(wire.announced()).map(|remembered| {
+            let stop = stop.clone();
+            tokio::spawn(supervise(
+                health.clone(),
+                "redis_protocol_portals",
+                remembered,
+                is_over(),
+                move |remembered| keep(remembered, stop.clone()),
+            ))
+        });
+        let places = slots.clone();
+        let door = Door::new(listener);
+        let accepting = tokio::spawn(supervise(health.clone(), "redis_protocol", door, is_over(), move |door| {
+            let (wire, places, metrics, stop) = (wire.clone(), places.clone(), metrics.clone(), stop.clone());
+            Box::pin(async move { accept(door, &wire, &places, &metrics, stop).await })
+        }));
         Open { slots, accepting, remembering }
     }
 }
@@ -82,14 +105,21 @@ impl Open {
     }
 }
 
+/// Writes down which portals there are, until `stop` says so.
+fn keep(
+    (ids, announced): &mut (PortalIds, watch::Receiver<Vec<Announced>>),
+    stop: watch::Receiver<bool>,
+) -> BoxFuture<'_, ()> {
+    Box::pin(ids.keep(announced, stop))
+}
+
 async fn accept(
-    listener: TcpListener,
-    wire: Arc<Wire>,
-    slots: Arc<Slots>,
-    metrics: Arc<Metrics>,
+    door: &mut Door,
+    wire: &Arc<Wire>,
+    slots: &Arc<Slots>,
+    metrics: &Metrics,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut door = Door::new(listener);
     loop {
         let (stream, peer) = tokio::select! {
             accepted = door.next() => accepted,

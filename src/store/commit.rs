@@ -13,11 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use tokio::sync::oneshot;
-
 use super::{
-    Append, Appended, Durability, Limits, StoreError,
+    Append, Durability, Limits, StoreError,
+    answer::{Answer, Answers, Done},
     engine::{EngineError, Table},
     ids::Ids,
     journal::{Options, Shared, Tuning},
@@ -31,9 +29,11 @@ use super::{
     sweep::Sweep,
 };
 use crate::{
+    logging::panic_text,
     message::{Seq, UserId},
     planted::{self, Bug},
 };
+use bytes::Bytes;
 
 /// How long receipts and presence wait for company. A killed process takes back at most this much of them.
 const LINGER: Duration = Duration::from_millis(20);
@@ -97,11 +97,6 @@ pub(super) struct Commit {
     answers: Vec<Answer>,
 }
 
-enum Answer {
-    Append(Done<Vec<Appended>>, Vec<Appended>),
-    Clear(Done<u64>, u64),
-}
-
 impl Committer {
     pub(super) fn new(shared: Arc<Shared>, recovered: RecoveredJournal, options: &Options) -> Self {
         let now = Instant::now();
@@ -131,17 +126,22 @@ impl Committer {
     pub(super) fn run(mut self) {
         // A panic down there must not leave anybody waiting for an answer that nobody will give.
         let ended = catch_unwind(AssertUnwindSafe(|| self.serve()));
-        if let Err(error) = ended.unwrap_or_else(|_| Err(EngineError::new("the commit thread has panicked"))) {
-            let error = StoreError::Failed(error.0);
-            tracing::error!(%error, "the commit thread has stopped");
-            self.shared.queue.fail(&error);
-            self.shared.failed.send_replace(Some(error));
+        let ended = ended.unwrap_or_else(|panic| {
+            Err(EngineError::new(format!("the commit thread panicked: {}", panic_text(panic.as_ref()))))
+        });
+        if let Err(error) = ended {
+            self.shared.fail(StoreError::Failed(error.0));
         }
+        self.shared.ended.send_replace(true);
     }
 
     fn serve(&mut self) -> Result<(), EngineError> {
         loop {
             let mut taken = self.shared.queue.take(LINGER, self.patience());
+            if let Some(StoreError::Failed(why)) = &*self.shared.failed.borrow() {
+                // Users were not told of a commit: see `publish`.
+                return Err(EngineError::new(why));
+            }
             let close = match taken.ops.pop() {
                 Some(Op::Close { done }) => Some(done),
                 Some(op) => {
@@ -194,6 +194,9 @@ impl Committer {
     fn commit(&mut self, taken: Taken) -> Result<(), EngineError> {
         if taken.ops.is_empty() && taken.dirty.is_empty() {
             return Ok(());
+        }
+        if !taken.ops.is_empty() {
+            planted::panic_at("commit_thread");
         }
         let began = u64::try_from(self.shared.opened.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
         self.shared.committing.store(began + 1, Ordering::Relaxed);
@@ -347,13 +350,23 @@ impl Committer {
         }
         users.sort_unstable();
         users.dedup();
-        let answers = commit.answers;
+        let answers = Answers(commit.answers);
         let listener = self.shared.listener.read().clone();
+        let shared = self.shared.clone();
         let tell = move || {
-            if let (Some(listener), false) = (listener, users.is_empty()) {
-                listener(&users);
+            // The commit is durable, whatever becomes of those who listen: it is answered as such.
+            let told = catch_unwind(AssertUnwindSafe(|| {
+                planted::panic_at("commit_listener");
+                if let (Some(listener), false) = (listener, users.is_empty()) {
+                    listener(&users);
+                }
+            }));
+            drop(answers);
+            if let Err(panic) = told {
+                // Sessions were not woken, and would deliver late or never: clients come back to the next server.
+                let why = format!("sessions were not woken after a commit: {}", panic_text(panic.as_ref()));
+                shared.fail(StoreError::Failed(why.into()));
             }
-            answers.into_iter().for_each(Answer::give);
         };
         match &self.shared.runtime {
             // Waking a task from outside costs a system call more often than not; from inside it does not. So where
@@ -412,9 +425,6 @@ impl Committer {
     }
 }
 
-/// Where an answer of this kind is awaited.
-type Done<T> = oneshot::Sender<Result<T, StoreError>>;
-
 impl Commit {
     /// Keeps the answer until the commit is durable; where it could not be made, refuses at once.
     fn promise<T>(
@@ -465,23 +475,6 @@ impl Commit {
         if let Some(writer) = self.writer.take() {
             self.records.push((self.number, writer.finish()));
             self.number += 1;
-        }
-    }
-}
-
-impl Answer {
-    /// Whoever asked may be gone.
-    fn give(self) {
-        match self {
-            Self::Append(done, appended) => _ = done.send(Ok(appended)),
-            Self::Clear(done, cleared) => _ = done.send(Ok(cleared)),
-        }
-    }
-
-    fn refuse(self, error: &StoreError) {
-        match self {
-            Self::Append(done, _) => _ = done.send(Err(error.clone())),
-            Self::Clear(done, _) => _ = done.send(Err(error.clone())),
         }
     }
 }

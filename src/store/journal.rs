@@ -116,6 +116,8 @@ pub(super) struct Shared {
     pub queue: Arc<Queue>,
     pub listener: RwLock<Option<CommitListener>>,
     pub failed: watch::Sender<Option<StoreError>>,
+    /// The commit thread has ended.
+    pub ended: watch::Sender<bool>,
     /// When the running commit began, in milliseconds since `opened`, plus one; 0 = none is running.
     pub committing: AtomicU64,
     pub opened: Instant,
@@ -154,6 +156,7 @@ pub(super) fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn 
         queue,
         listener: RwLock::default(),
         failed: watch::Sender::new(None),
+        ended: watch::Sender::new(false),
         committing: AtomicU64::new(0),
         opened: Instant::now(),
         clock: recovered.clock,
@@ -336,12 +339,30 @@ impl Store for Journal {
     }
 }
 
+impl Shared {
+    /// Fails the store for good: refuses what waits and what comes, and has the server stop.
+    pub fn fail(&self, error: StoreError) {
+        if self.failed.borrow().is_some() {
+            return;
+        }
+        self.queue.fail(&error);
+        let reason = format!("the thread that writes the store has ended ({error}); start the server again");
+        self.failed.send_replace(Some(error.clone()));
+        // The log last: nothing about it keeps anybody waiting.
+        tracing::error!(%error, "the commit thread has stopped");
+        self.health.mark("commit_thread", reason.into());
+    }
+}
+
 impl Journal {
     async fn answer<T>(&self, answer: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
         match answer.await {
             Ok(result) => result,
-            // The commit thread ended without an answer: it has failed, and said so if it could.
-            Err(_) => Err(self.shared.failed.borrow().clone().unwrap_or(StoreError::Closed)),
+            // The commit thread panicked in the middle of this commit. It reports that before it ends.
+            Err(_) => {
+                _ = self.shared.ended.subscribe().wait_for(|ended| *ended).await;
+                Err(self.shared.failed.borrow().clone().unwrap_or(StoreError::Closed))
+            }
         }
     }
 }

@@ -10,7 +10,7 @@
 //! - `cursors`, `gone`: who has received what, and what is gone although nobody has
 //! - `lapses`: restarts that may have lost sequences, and what a log passes over for them
 //! - `log`, `index`: one user's log as it is known in memory, and all of them
-//! - `queue`, `commit`: the one thread that writes, and what waits for it
+//! - `queue`, `commit`, `answer`: the one thread that writes, what waits for it, and what it is answered
 //! - `append`, `ids`: what goes into a commit, and what was done once
 //! - `settle`: what becomes of the journal: inboxes, rows, and room for more
 //! - `room`, `sweep`: limits, and what has to be looked at although nothing happens
@@ -49,6 +49,7 @@ use crate::{
     message::{CollapseKey, DeviceId, DispatchId, Payload, Seq, UserId},
 };
 
+mod answer;
 mod append;
 mod backup;
 mod clock;

@@ -43,8 +43,9 @@ struct Trouble {
 
 impl Delivery {
     /// Tells, for as long as it is let.
-    pub async fn run(mut self) {
+    pub async fn run(&mut self) {
         let mut changes = self.outbox.changes();
+        // After a panic events that were taken and not removed yet are posted again, with the same ids.
         let mut through = self.outbox.status().removed;
         let mut trouble = None;
         loop {

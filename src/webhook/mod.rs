@@ -24,6 +24,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     config,
+    health::{Health, supervise},
     hub::{EventKind, Hub, Outbox, OutboxOptions, Store},
     metrics::Metrics,
     outgoing::{Outgoing, UrlError},
@@ -97,14 +98,18 @@ impl Webhook {
 
     /// Begins to tell. To be called on a runtime.
     #[must_use = "it stops when this is dropped"]
-    pub fn start(self) -> Telling {
+    pub fn start(self, health: &Arc<Health>) -> Telling {
         let Self { delivery, watch, outbox, metrics } = self;
         let mut tasks = JoinSet::new();
-        tasks.spawn(delivery.run());
+        // They end when they are dropped. The outbox outlives them: it is in the store, which is closed later.
+        let over = || false;
+        tasks.spawn(supervise(health.clone(), "webhook_delivery", delivery, over, |delivery| Box::pin(delivery.run())));
         if let Some(watch) = watch {
-            tasks.spawn(watch.run());
+            tasks.spawn(supervise(health.clone(), "webhook_watch", watch, over, |watch| Box::pin(watch.run())));
         }
-        tasks.spawn(observe(outbox, metrics));
+        tasks.spawn(supervise(health.clone(), "webhook_metrics", 0, over, move |lost| {
+            Box::pin(observe(outbox.clone(), metrics.clone(), lost))
+        }));
         Telling { _tasks: tasks }
     }
 }
@@ -116,14 +121,14 @@ impl std::fmt::Debug for Webhook {
 }
 
 /// Keeps the metrics of the outbox, and says so while events are being lost.
-async fn observe(outbox: Arc<Outbox>, metrics: Arc<Metrics>) {
-    let (mut lost, mut said) = (0, None::<Instant>);
+async fn observe(outbox: Arc<Outbox>, metrics: Arc<Metrics>, lost: &mut u64) {
+    let mut said = None::<Instant>;
     loop {
         let status = outbox.status();
         metrics.webhook_outbox_events.set(status.events.cast_signed());
         metrics.webhook_outbox_bytes.set(status.bytes.cast_signed());
-        metrics.webhook_lost.inc_by(status.lost - lost);
-        if status.lost > lost && said.is_none_or(|said| said.elapsed() >= SAY) {
+        metrics.webhook_lost.inc_by(status.lost - *lost);
+        if status.lost > *lost && said.is_none_or(|said| said.elapsed() >= SAY) {
             said = Some(Instant::now());
             tracing::error!(
                 lost = status.lost,
@@ -131,7 +136,7 @@ async fn observe(outbox: Arc<Outbox>, metrics: Arc<Metrics>) {
                  start"
             );
         }
-        lost = status.lost;
+        *lost = status.lost;
         tokio::time::sleep(LOOK).await;
     }
 }

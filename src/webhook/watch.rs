@@ -110,7 +110,9 @@ impl Watch {
     }
 
     /// Watches, for as long as it is let.
-    pub async fn run(self: Arc<Self>) {
+    pub async fn run(self: &Arc<Self>) {
+        // An earlier run may have ended in the middle of a round: nothing is missed for that.
+        self.inside.lock().missed = true;
         let mut rounds = Rounds::default();
         loop {
             let watch = self.clone();
@@ -118,11 +120,9 @@ impl Watch {
                 watch.round(&mut rounds);
                 rounds
             });
-            rounds = round.await.unwrap_or_else(|| {
-                // It panicked, or the runtime stops. In the first case nothing is to be missed for that.
-                self.inside.lock().missed = true;
-                Rounds::default()
-            });
+            // It panicked, or the runtime stops.
+            let Some(next) = round.await else { return };
+            rounds = next;
             tokio::time::sleep(PAUSE).await;
         }
     }

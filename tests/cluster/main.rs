@@ -16,6 +16,8 @@ mod sentinel;
 mod servers;
 mod spread;
 mod stock;
+#[cfg(feature = "planted-bugs")]
+mod supervised;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod support;

@@ -10,6 +10,8 @@ mod listed;
 mod logged;
 mod served;
 mod stored;
+#[cfg(feature = "planted-bugs")]
+mod supervised;
 mod tokens;
 mod unread;
 mod unstored;

@@ -10,5 +10,7 @@ mod dispatcher;
 mod events;
 mod middleware;
 mod network;
+#[cfg(feature = "planted-bugs")]
+mod panics;
 mod portal;
 mod served;

@@ -5,8 +5,9 @@
 //! a key that is not published any more is not used any more. While nothing comes, what was there goes on to be used, for
 //! `maxStale`.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use jsonwebtoken::{
     Algorithm, DecodingKey,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse},
@@ -21,7 +22,12 @@ use super::{
     key::{RSA, RSA_BITS},
     refused,
 };
-use crate::{config, logging::json_error, outgoing::Outgoing};
+use crate::{
+    config,
+    logging::{json_error, panic_text},
+    outgoing::Outgoing,
+    planted,
+};
 
 /// Largest set, in bytes.
 const SET_BYTES_MAX: usize = 256 << 10;
@@ -50,6 +56,8 @@ struct Inside {
     under_way: Option<watch::Receiver<bool>>,
     /// Why the last request brought nothing, if it did not.
     failed: Option<String>,
+    /// That was a panic.
+    panicked: bool,
 }
 
 /// A key that may be used.
@@ -117,6 +125,12 @@ impl Jwks {
         }
     }
 
+    /// Why the last request failed, where a panic ended it.
+    pub fn failed_task(&self) -> Option<String> {
+        let inside = self.inside.lock();
+        inside.failed.as_ref().filter(|_| inside.panicked).map(|why| format!("the keys for tokens: {why}"))
+    }
+
     /// What is there, and how old it is.
     fn look(&self, id: Option<&str>, algorithm: Algorithm) -> (Option<Arc<DecodingKey>>, Duration) {
         let inside = self.inside.lock();
@@ -148,9 +162,17 @@ impl Jwks {
         let jwks = self.clone();
         // Of its own: the client that was the reason may go away.
         tokio::spawn(async move {
-            let fetched = jwks.fetch().await;
+            // Caught, or no request would ever be made again.
+            let fetched =
+                AssertUnwindSafe(planted::until_panic("authentication", Box::pin(jwks.fetch()))).catch_unwind().await;
+            let panicked = fetched.is_err();
+            let fetched = fetched.unwrap_or_else(|panic| {
+                let why = format!("the task that fetches them panicked: {}", panic_text(panic.as_ref()));
+                tracing::error!(why, "a task of the server ended unexpectedly; the next request starts it again");
+                Err(why)
+            });
             let mut inside = jwks.inside.lock();
-            inside.under_way = None;
+            (inside.under_way, inside.panicked) = (None, panicked);
             match fetched {
                 Ok(keys) => {
                     if inside.failed.take().is_some() {

@@ -107,6 +107,13 @@ impl Authenticator for Jwt {
     fn authenticate<'a>(&'a self, data: &'a Map<String, Value>) -> BoxFuture<'a, Result<Identity, AuthError>> {
         Box::pin(self.check(data, SystemTime::now()))
     }
+
+    fn failed_task(&self) -> Option<String> {
+        match &self.keys {
+            Keys::One(_) => None,
+            Keys::Published(jwks) => jwks.failed_task(),
+        }
+    }
 }
 
 /// The crate checks algorithm and signature. The claims are checked in `claims`: the crate lets a token pass on the

@@ -89,8 +89,10 @@ impl FromStock {
         let again = anew.clone();
         let waiting_bytes: Arc<AtomicUsize> = Arc::default();
         let bytes = waiting_bytes.clone();
-        link.keep(|link| keep(link, presence, (some, bytes), keeps));
-        link.keep(|link| keep_marking(link, again));
+        link.keep("cluster_original_messages", (some, Late::default()), move |link, (some, late)| {
+            Box::pin(keep(link, presence.clone(), (some, bytes.clone()), late, keeps.clone()))
+        });
+        link.keep("cluster_original_marks", (), move |link, ()| Box::pin(keep_marking(link, again.clone())));
         Self { hears, waiting, waiting_bytes, place: Mutex::new(None), anew }
     }
 
@@ -257,17 +259,18 @@ fn late(heard: &Heard, users: Vec<UserId>) -> FromBeside {
 async fn keep(
     link: Weak<Link>,
     presence: Arc<Presence>,
-    (mut waiting, waiting_bytes): (mpsc::Receiver<Heard>, Arc<AtomicUsize>),
+    (waiting, waiting_bytes): (&mut mpsc::Receiver<Heard>, Arc<AtomicUsize>),
+    late: &mut Late,
     keeps: Keeps,
 ) {
-    let (mut some, mut late) = (Vec::with_capacity(KEPT_MAX), Late::default());
+    let mut some = Vec::with_capacity(KEPT_MAX);
     loop {
         let due = late.messages.front().map_or_else(|| Instant::now() + OTHERS_HAVE, |(due, _)| *due);
         if let Ok(0) = tokio::time::timeout_at(due, waiting.recv_many(&mut some, KEPT_MAX)).await {
             return;
         }
         let Some(link) = link.upgrade() else { return };
-        let mut kept = seen_to(&link, &mut late).await;
+        let mut kept = seen_to(&link, late).await;
         drop(link);
         for Heard { payload, users, id, bytes } in some.drain(..) {
             waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);

@@ -44,6 +44,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     runtime::Runtime,
@@ -59,7 +60,10 @@ pub use self::{
     stock::StockMessage,
 };
 use self::{line::Lines, names::Names};
-use crate::{config, health::Health};
+use crate::{
+    config,
+    health::{Health, supervise},
+};
 
 /// A Redis that cannot be reached for this long when a server starts is not waited for.
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
@@ -173,8 +177,8 @@ impl Link {
             left: watch::Sender::new(false),
             runtime: Some(runtime),
         });
-        link.keep(lease::keep);
-        link.keep(feed::listen);
+        link.keep("cluster_lease", (), |link, ()| Box::pin(lease::keep(link)));
+        link.keep("cluster_subscriber", (), |link, ()| Box::pin(feed::listen(link)));
         // Or what is said to the first who comes might not be heard.
         let mut hears = link.hears.subscribe();
         let left = until.saturating_duration_since(Instant::now());
@@ -187,13 +191,32 @@ impl Link {
     }
 
     /// Runs a task for as long as this is one of the servers.
-    pub fn keep<F>(self: &Arc<Self>, task: impl FnOnce(Weak<Self>) -> F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        if let Some(runtime) = &self.runtime {
-            self.tasks.lock().push(runtime.spawn(task(Arc::downgrade(self))).abort_handle());
-        }
+    ///
+    /// `part` names it in `/readyz`. It returns when what it works for is gone; after a panic it is started again with the same
+    /// `state`.
+    pub fn keep<S: Send + 'static>(
+        self: &Arc<Self>,
+        part: &'static str,
+        state: S,
+        task: impl for<'a> Fn(Weak<Self>, &'a mut S) -> BoxFuture<'a, ()> + Send + Sync + 'static,
+    ) {
+        let Some(runtime) = &self.runtime else { return };
+        let (link, returned) = (Arc::downgrade(self), Arc::<AtomicBool>::default());
+        let is_over = returned.clone();
+        let supervised = supervise(
+            self.health.clone(),
+            part,
+            (state, returned),
+            move || is_over.load(Ordering::Relaxed),
+            move |(state, returned)| {
+                let running = task(link.clone(), state);
+                Box::pin(async move {
+                    running.await;
+                    returned.store(true, Ordering::Relaxed);
+                })
+            },
+        );
+        self.tasks.lock().push(runtime.spawn(supervised).abort_handle());
     }
 
     /// Runs to its end, whether or not somebody still waits for it; resolves with what it gives.

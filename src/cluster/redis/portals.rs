@@ -156,12 +156,19 @@ impl Portals {
             look: Notify::new(),
         });
         let (bytes, full) = (portals.waiting_bytes.clone(), portals.told_full.clone());
-        link.keep(|link| keep_telling(link, waiting, bytes, full));
-        let (writing, looking, hearing) = (portals.clone(), portals.clone(), portals.clone());
-        link.keep(|link| keep_writing(link, writing));
+        link.keep("cluster_portal_events", waiting, move |link, waiting| {
+            Box::pin(keep_telling(link, waiting, bytes.clone(), full.clone()))
+        });
+        link.keep("cluster_portal_writer", portals.clone(), |link, portals| {
+            Box::pin(keep_writing(link, portals.clone()))
+        });
         let to = near.clone();
-        link.keep(|link| keep_looking(link, looking, to));
-        link.keep(|link| keep_hearing(link, hearing, near));
+        link.keep("cluster_portal_reader", portals.clone(), move |link, portals| {
+            Box::pin(keep_looking(link, portals.clone(), to.clone()))
+        });
+        link.keep("cluster_portal_subscriber", portals.clone(), move |link, portals| {
+            Box::pin(keep_hearing(link, portals.clone(), near.clone()))
+        });
         portals
     }
 
@@ -303,7 +310,7 @@ pub(super) async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
 
 async fn keep_telling(
     link: Weak<Link>,
-    mut waiting: mpsc::Receiver<Vec<u8>>,
+    waiting: &mut mpsc::Receiver<Vec<u8>>,
     bytes: Arc<AtomicUsize>,
     told_full: Arc<AtomicBool>,
 ) {

@@ -131,9 +131,12 @@ impl Presence {
     /// Begins to write it down.
     pub(super) fn begin(link: &Arc<Link>) -> Arc<Self> {
         let presence = Arc::new(Self::default());
-        let (writing, looking) = (presence.clone(), presence.clone());
-        link.keep(|link| keep_writing(link, writing));
-        link.keep(|link| keep_looking(link, looking));
+        link.keep("cluster_presence_writer", presence.clone(), |link, presence| {
+            Box::pin(keep_writing(link, presence.clone()))
+        });
+        link.keep("cluster_presence_reader", presence.clone(), |link, presence| {
+            Box::pin(keep_looking(link, presence.clone()))
+        });
         presence
     }
 

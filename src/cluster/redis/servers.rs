@@ -45,46 +45,51 @@ impl Servers {
     /// Begins to tell them who is here.
     #[must_use]
     pub fn new(link: Arc<Link>) -> Arc<Self> {
-        let (words, mut waiting) = mpsc::channel(WORDS_MAX);
+        let (words, waiting) = mpsc::channel(WORDS_MAX);
         let presence = Presence::begin(&link);
         let beside = presence.clone();
-        link.keep(|link| async move {
-            let mut some = Vec::with_capacity(TOLD_MAX);
-            while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
-                let Some(link) = link.upgrade() else { return };
-                let channel = link.names().past();
-                let beside = beside.is_beside_stock();
-                // Who is meant has to be found out first, or what need not be would overtake what does.
-                let meant = async |word: Word| {
-                    let (Word::Message { recipients, excluding, .. } | Word::Leave { recipients, excluding }) = &word;
-                    let meant = if beside { Some(without(&link, recipients, excluding).await?) } else { None };
-                    Ok::<_, LinkError>((word, meant))
-                };
-                let meant = futures_util::future::join_all(some.drain(..).map(meant)).await;
-                let tell = async |meant: Result<(Word, Option<Recipients>), LinkError>| {
-                    let (word, meant) = meant?;
-                    let mut command = redis::cmd("PUBLISH");
-                    command.arg(&channel).arg(words::encode(link.node(), &word));
-                    let here = link.lines().ask::<redis::Value>(&command);
-                    let Some(meant) = meant else { return here.await };
-                    let message = match &word {
-                        Word::Message { payload, .. } => &payload.as_bytes()[..],
-                        Word::Leave { .. } => LEAVE,
-                    };
-                    stock::publish(&link, message, &meant).await?;
-                    here.await
-                };
-                // They share a line, which keeps their order.
-                let told = futures_util::future::join_all(meant.into_iter().map(tell)).await;
-                link.untold.send_modify(|untold| *untold -= told.len());
-                if let Some(Err(error)) = told.into_iter().find(Result::is_err)
-                    && let Some(suppressed) = NOT_PASSED_ON.due("words")
-                {
-                    tracing::warn!(%error, suppressed, "other servers were not told something that is not kept");
-                }
-            }
+        link.keep("cluster_broadcast", waiting, move |link, waiting| {
+            Box::pin(keep_telling(link, beside.clone(), waiting))
         });
         Arc::new(Self { link, presence, words })
+    }
+}
+
+/// Sends to the other servers what waits.
+async fn keep_telling(link: Weak<Link>, presence: Arc<Presence>, waiting: &mut mpsc::Receiver<Word>) {
+    let mut some = Vec::with_capacity(TOLD_MAX);
+    while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
+        let Some(link) = link.upgrade() else { return };
+        let channel = link.names().past();
+        let beside = presence.is_beside_stock();
+        // Who is meant has to be found out first, or what need not be would overtake what does.
+        let meant = async |word: Word| {
+            let (Word::Message { recipients, excluding, .. } | Word::Leave { recipients, excluding }) = &word;
+            let meant = if beside { Some(without(&link, recipients, excluding).await?) } else { None };
+            Ok::<_, LinkError>((word, meant))
+        };
+        let meant = futures_util::future::join_all(some.drain(..).map(meant)).await;
+        let tell = async |meant: Result<(Word, Option<Recipients>), LinkError>| {
+            let (word, meant) = meant?;
+            let mut command = redis::cmd("PUBLISH");
+            command.arg(&channel).arg(words::encode(link.node(), &word));
+            let here = link.lines().ask::<redis::Value>(&command);
+            let Some(meant) = meant else { return here.await };
+            let message = match &word {
+                Word::Message { payload, .. } => &payload.as_bytes()[..],
+                Word::Leave { .. } => LEAVE,
+            };
+            stock::publish(&link, message, &meant).await?;
+            here.await
+        };
+        // They share a line, which keeps their order.
+        let told = futures_util::future::join_all(meant.into_iter().map(tell)).await;
+        link.untold.send_modify(|untold| *untold -= told.len());
+        if let Some(Err(error)) = told.into_iter().find(Result::is_err)
+            && let Some(suppressed) = NOT_PASSED_ON.due("words")
+        {
+            tracing::warn!(%error, suppressed, "other servers were not told something that is not kept");
+        }
     }
 }
 

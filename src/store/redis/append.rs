@@ -65,7 +65,7 @@ const TOGETHER_MAX: usize = 256;
 
 /// Makes appends in the order in which they are asked for: all that wait together, and one lot after the other, so that none
 /// overtakes another.
-pub(super) async fn keep_appending(shared: Weak<Shared>, mut queue: mpsc::Receiver<Waiting>) {
+pub(super) async fn keep_appending(shared: Weak<Shared>, queue: &mut mpsc::Receiver<Waiting>) {
     let mut waiting: Vec<Waiting> = Vec::with_capacity(TOGETHER_MAX);
     while queue.recv_many(&mut waiting, TOGETHER_MAX).await > 0 {
         let Some(shared) = shared.upgrade() else { return };

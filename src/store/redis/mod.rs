@@ -149,7 +149,7 @@ pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
     let telling = Arc::downgrade(&shared);
     let (come, came) = mpsc::channel(undelivered::CAME_MAX);
     let taking = telling.clone();
-    link.keep(|_| undelivered::keep_taking(taking, came));
+    link.keep("redis_undelivered", came, move |_, came| Box::pin(undelivered::keep_taking(taking.clone(), came)));
     link.listen(Arc::new(move |told| {
         let Some(shared) = telling.upgrade() else { return };
         match told {
@@ -173,11 +173,11 @@ pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
     }));
     let (noting, sweeping) = (Arc::downgrade(&shared), Arc::downgrade(&shared));
     let pause = options.sweep_pause.max(Duration::from_millis(20));
-    link.keep(|_| keep_noting(noting));
-    link.keep(|_| keep_sweeping(sweeping, pause));
+    link.keep("redis_acknowledgements", (), move |_, ()| Box::pin(keep_noting(noting.clone())));
+    link.keep("redis_expiry", (), move |_, ()| Box::pin(keep_sweeping(sweeping.clone(), pause)));
     let (queue, waiting) = mpsc::channel(options.queue.max(1));
     let appending = Arc::downgrade(&shared);
-    link.keep(|_| append::keep_appending(appending, waiting));
+    link.keep("redis_appends", waiting, move |_, waiting| Box::pin(append::keep_appending(appending.clone(), waiting)));
     Arc::new(RedisStore { link, shared, namespace, queue })
 }
 

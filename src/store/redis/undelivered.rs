@@ -92,7 +92,7 @@ static DONE: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Takes what was left for users while they came.
-pub(super) async fn keep_taking(shared: Weak<Shared>, mut came: mpsc::Receiver<(Instant, Vec<UserId>)>) {
+pub(super) async fn keep_taking(shared: Weak<Shared>, came: &mut mpsc::Receiver<(Instant, Vec<UserId>)>) {
     // Those of whom each look comes next, in the order in which they came.
     let mut waiting: [VecDeque<(Instant, Vec<UserId>)>; LOOK_AFTER.len()] = Default::default();
     loop {
