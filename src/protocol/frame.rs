@@ -256,21 +256,21 @@ mod tests {
     #[test]
     fn half_of_a_pair_in_what_is_passed_on_is_kept() {
         let text = r#"{"op":0,"d":{"x":"\ud83d"},"t":"T"}"#;
-        let ClientFrame::Dispatch(said) = decode(text).unwrap() else { panic!("a message") };
-        assert_eq!(said.data.unwrap().get(), r#"{"x":"\ud83d"}"#);
+        let ClientFrame::Dispatch(sent) = decode(text).unwrap() else { panic!("a message") };
+        assert_eq!(sent.data.unwrap().get(), r#"{"x":"\ud83d"}"#);
         let text = r#"{"op":2,"d":{"token":"t","after":3,"name":"a\ud83d","device":"phone","shouldSync":false}}"#;
-        let ClientFrame::Authentication(said) = decode(text).unwrap() else { panic!("an authentication") };
-        assert_eq!((said.after, said.should_sync, said.token_is_cut), (Some(3), false, false));
-        assert_eq!(said.text.unwrap(), r#"{"name":"a\ud83d","token":"t"}"#);
-        assert_eq!(Value::Object(said.data), serde_json::json!({"token": "t", "name": "a\u{fffd}"}));
+        let ClientFrame::Authentication(sent) = decode(text).unwrap() else { panic!("an authentication") };
+        assert_eq!((sent.after, sent.should_sync, sent.token_is_cut), (Some(3), false, false));
+        assert_eq!(sent.text.unwrap(), r#"{"name":"a\ud83d","token":"t"}"#);
+        assert_eq!(Value::Object(sent.data), serde_json::json!({"token": "t", "name": "a\u{fffd}"}));
         // Without `after` the device is the application's own.
         let text = r#"{"op":2,"d":{"token":"t\ud83d","device":"\ude00"}}"#;
-        let ClientFrame::Authentication(said) = decode(text).unwrap() else { panic!("an authentication") };
-        assert!(said.token_is_cut && said.device.is_none() && said.text.unwrap().contains(r#""device":"\ude00""#));
-        let ClientFrame::Authentication(said) = decode(r#"{"op":2,"d":{"token":"\ud83d\ude00"}}"#).unwrap() else {
+        let ClientFrame::Authentication(sent) = decode(text).unwrap() else { panic!("an authentication") };
+        assert!(sent.token_is_cut && sent.device.is_none() && sent.text.unwrap().contains(r#""device":"\ude00""#));
+        let ClientFrame::Authentication(sent) = decode(r#"{"op":2,"d":{"token":"\ud83d\ude00"}}"#).unwrap() else {
             panic!("an authentication")
         };
-        assert!(said.text.is_none() && !said.token_is_cut && said.data["token"] == "\u{1f600}");
+        assert!(sent.text.is_none() && !sent.token_is_cut && sent.data["token"] == "\u{1f600}");
     }
 
     #[test]
