@@ -133,7 +133,7 @@ async fn each_method_is_called_when_stock_calls_its_handler() {
     hostile.send_frame(7, None, &()).await.unwrap();
     assert_eq!(end(&mut hostile).await.0, 1008);
     assert_eq!(diary.next().await, "mw error somebody opcode 7 is not for clients");
-    assert_eq!(diary.next().await, "mw disconnection somebody 1008 \"not allowed\"");
+    assert_eq!(diary.next().await, "mw disconnection somebody 1008 \"this opcode is not for clients\"");
     alice.close().await;
     assert_eq!(diary.next().await, "mw disconnection alice 1000 \"\"");
     served.stop().await;
