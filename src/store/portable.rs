@@ -18,6 +18,9 @@ use crate::message::Seq;
 /// How a file begins: what it is, and its version.
 const MAGIC: &[u8; 16] = b"mesa backup 001\n";
 
+/// The beginning that backups of all versions share.
+const KIND: &[u8] = b"mesa backup ";
+
 /// Longest block: entries of one user up to a bound, or one large one; or a row, which is far shorter.
 const BLOCK_BYTES_MAX: usize = 256 << 10;
 
@@ -32,8 +35,13 @@ pub enum PortableError {
     #[error("{0}")]
     Io(#[from] io::Error),
     /// It is something else.
-    #[error("it is not a backup of this version, or of none")]
+    #[error("it is no backup of a mesa store. Name a file that `mesa backup` made")]
     Foreign,
+    /// Another version made it.
+    #[error(
+        "it is a backup of another version of mesa than this one knows. Restore it with the version that made it, or a newer one"
+    )]
+    OtherVersion,
     /// It was cut off.
     #[error("it is not whole: its end is missing. Make the backup again, or take another")]
     CutOff,
@@ -188,6 +196,9 @@ impl<R: Read> Reader<R> {
     pub fn begin(mut from: R) -> Result<Self, PortableError> {
         let mut magic = [0; MAGIC.len()];
         from.read_exact(&mut magic).map_err(|_| PortableError::Foreign)?;
+        if magic != *MAGIC && magic.starts_with(KIND) {
+            return Err(PortableError::OtherVersion);
+        }
         if magic != *MAGIC {
             return Err(PortableError::Foreign);
         }

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::foreign::refuse_foreign;
 use crate::store::StoreError;
 
 /// How long to wait for a process that has just been killed to let go of its lock.
@@ -46,6 +47,7 @@ impl Locked {
                 return Err(refuse("it is not a directory. Name another place, or move that file".into()));
             }
         }
+        refuse_foreign(path)?;
         make(path).map_err(told)?;
         let lock_path = path.join("lock");
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path);

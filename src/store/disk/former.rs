@@ -97,6 +97,7 @@ mod tests {
             Append, ReadLimit, Store,
             disk::{DiskOptions, open},
             engine::{Engine, Table},
+            inspect::Inspection,
             journal::{Options, Tuning},
             memory::{self, Memory},
             recovery::FORMAT_KEY,
@@ -134,6 +135,26 @@ mod tests {
         }
         db.open_tree("meta").unwrap().insert(FORMAT_KEY, b"mesa-2").unwrap();
         db.flush().unwrap();
+    }
+
+    #[tokio::test]
+    async fn store_of_a_newer_version_is_refused_with_what_to_use() {
+        let home = tempfile::tempdir().unwrap();
+        let store = open(DiskOptions::new(home.path())).unwrap();
+        append(&store, 1).await;
+        store.close().await.unwrap();
+        drop(store);
+        let path = home.path().join("log");
+        let db = sled::Config::new().path(path).segment_size(super::super::open::SEGMENT_BYTES).open().unwrap();
+        db.open_tree("meta").unwrap().insert(FORMAT_KEY, b"mesa-999").unwrap();
+        db.flush().unwrap();
+        drop(db);
+        let inspected = Inspection::open(home.path()).err().expect("refused").to_string();
+        let opened = open(DiskOptions::new(home.path())).err().expect("refused").to_string();
+        for told in [inspected, opened] {
+            assert!(told.contains("format mesa-999") && told.contains("Use that version, or a newer one"), "{told}");
+            assert!(!told.contains("Start a server of this version"), "{told}");
+        }
     }
 
     #[tokio::test]

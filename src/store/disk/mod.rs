@@ -13,6 +13,7 @@
 //! - `frame`: how something stands in a file of ours
 //! - `records`, `runs`: the files of the journal, and how they are read
 //! - `chunks`, `compact`: the files of inboxes
+//! - `foreign`: refuses to make a store among other files
 //! - `open`, `directory`, `former`, `rebuild`: opening, also after a kill, also a store of before
 //! - `mark`: a small file that remembers how far all was synced
 //! - `unfinished`: marks a directory that is being made or changed as a whole
@@ -22,6 +23,7 @@
 mod chunks;
 mod compact;
 mod directory;
+mod foreign;
 mod former;
 mod frame;
 mod mark;

@@ -22,7 +22,7 @@ use crate::{
         engine::Table,
         lapses::Lapses,
         record::{Ids, Row, chunk_entries, fingerprint, journal_key},
-        recovery::{CLOSED, FORMAT, FULL_LAPSES_KEY, OPEN_KEY},
+        recovery::{CLOSED, FORMAT, FULL_LAPSES_KEY, OPEN_KEY, is_newer_format, other_format},
     },
 };
 
@@ -115,6 +115,10 @@ impl Inspection {
         }
         inspection.tell_of_the_file();
         inspection.read_meta().map_err(told)?;
+        if let Some(format) = inspection.facts.format.as_deref().filter(|format| is_newer_format(format)) {
+            // What this version does not know would look like damage, and be missing from what is saved.
+            return Err(open_error(path, other_format(format)));
+        }
         inspection.read_journal(synced);
         inspection.read_ids().map_err(told)?;
         if !inspection.damage.is_empty() {
@@ -213,8 +217,8 @@ impl Inspection {
         }
         if let Some(other) = format.as_deref().filter(|format| format.as_bytes() != FORMAT) {
             let what = format!(
-                "this version looks at {} alone. Start a server of this version on the store once, or look \
-                                at it with the version that wrote it",
+                "this version looks at {} alone. If an earlier version wrote the store, start a server of this version on it \
+                 once; or look at it with the version that wrote it",
                 String::from_utf8_lossy(FORMAT)
             );
             self.tell("meta", format!("format {other}"), what);
