@@ -36,6 +36,8 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
+    client::without_userinfo,
+    logging::json_error,
     message::{DispatchId, Message, Recipients, Seq, UserId},
     protocol::opcode,
 };
@@ -147,14 +149,25 @@ enum Names<'a> {
 }
 
 impl Dispatcher {
-    /// For the server at `url` (`http://HOST[:PORT]`, also `https://`), with a key of its `api.keys`. Does not connect.
+    /// For the server at `url` (`http://HOST[:PORT]`, also `https://`, with or without the `/v1` of its API), with a key of
+    /// its `api.keys`. Does not connect.
     ///
     /// # Errors
     /// When `url` is no such address, or the key could not stand in a header.
     pub fn new(url: &str, api_key: &str) -> Result<Self, DispatchError> {
-        let shown = || url.escape_debug().to_string();
-        let base = Url::parse(url).ok().filter(|base| matches!(base.scheme(), "http" | "https") && base.has_host());
-        let base = base.ok_or_else(|| DispatchError::Address(shown()))?;
+        let named = |base: &Url| {
+            // With a user name there would be two ways to authenticate in one request.
+            matches!(base.scheme(), "http" | "https")
+                && base.has_host()
+                && base.username().is_empty()
+                && base.password().is_none()
+        };
+        let base = Url::parse(url).ok().filter(named);
+        let mut base = base.ok_or_else(|| DispatchError::Address(without_userinfo(url)))?;
+        // Where the API is, as the server prints it. Each call adds it.
+        if let Some(server) = base.path().trim_end_matches('/').strip_suffix("/v1").map(str::to_owned) {
+            base.set_path(&server);
+        }
         if api_key.is_empty() || !api_key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(DispatchError::Key);
         }
@@ -320,7 +333,8 @@ impl Dispatcher {
 
     async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, DispatchError> {
         let body = self.answer(request).await?;
-        serde_json::from_slice(&body).map_err(|error| self.strange(&format!("its answer cannot be read ({error})")))
+        serde_json::from_slice(&body)
+            .map_err(|error| self.strange(&format!("its answer cannot be read ({})", json_error(&error))))
     }
 
     /// The body of a successful answer.
@@ -387,6 +401,7 @@ fn hint(status: StatusCode, code: &str) -> &'static str {
     match status {
         // These end with what to do as it is.
         _ if matches!(code, "unreachable" | "store_failed") => "",
+        _ if code == "unauthorized" => ". Use one of the server's api.keys",
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             ". Check the API key: it must be one of the server's api.keys"
         }

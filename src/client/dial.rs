@@ -10,7 +10,7 @@ use tokio_tungstenite::{
     tungstenite::{Error as WsError, protocol::WebSocketConfig},
 };
 
-use super::{ClientError, error};
+use super::{ClientError, address::without_userinfo, error};
 use crate::message::PAYLOAD_BYTES_MAX;
 
 /// How long the connection and the handshake may take together.
@@ -37,7 +37,7 @@ pub(super) struct Target {
 impl Target {
     /// Reads `ws://HOST[:PORT][/PATH]`.
     pub(super) fn parse(url: &str) -> Result<Self, ClientError> {
-        let refuse = |why: &str| Err(ClientError::Address(format!("\"{}\" {why}", url.escape_debug())));
+        let refuse = |why: &str| Err(ClientError::Address(format!("\"{}\" {why}", without_userinfo(url))));
         let Ok(uri) = url.parse::<Uri>() else {
             return refuse("is no address; it should look like ws://127.0.0.1:4000/");
         };

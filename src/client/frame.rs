@@ -7,6 +7,7 @@ use serde_json::{Map, Value, value::RawValue};
 
 use super::{ClientError, Missed};
 use crate::{
+    logging::json_error,
     message::{Seq, surrogates},
     protocol::opcode,
 };
@@ -136,5 +137,5 @@ fn null() -> Box<RawValue> {
 }
 
 fn unreadable(error: &serde_json::Error) -> ClientError {
-    ClientError::Protocol(format!("a frame cannot be read ({error})"))
+    ClientError::Protocol(format!("a frame cannot be read ({})", json_error(error)))
 }

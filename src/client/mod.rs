@@ -4,6 +4,7 @@
 //! - [`Connection`]: one connection; it does not come back by itself. [`close::comes_back`] and [`Hello::reconnect_interval`]
 //!   say whether and when to connect again.
 
+mod address;
 pub mod close;
 mod connection;
 mod dial;
@@ -15,6 +16,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use address::without_userinfo;
 pub use connection::Connection;
 pub use error::ClientError;
 pub use event::{ConnectionEvent, Delivery, Event, Missed, Options, token};

@@ -7,7 +7,7 @@ use std::time::Duration;
 #[non_exhaustive]
 pub enum DispatchError {
     /// Not an address of an API.
-    #[error("\"{0}\" is no address of a server; it should look like http://127.0.0.1:4000")]
+    #[error("\"{0}\" is no address of a server; it should look like http://127.0.0.1:4000, without a user name")]
     Address(String),
     /// A key that cannot stand in a header.
     #[error("the API key must be visible ASCII without spaces, and not empty")]

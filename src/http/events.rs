@@ -16,7 +16,7 @@ use futures_util::stream;
 use serde::Deserialize;
 use tokio::{sync::watch, time::timeout};
 
-use super::{State, error::ApiError};
+use super::{State, error::ApiError, parameters};
 use crate::{
     hub::portals::{Item, Portal, StreamId, Taken, Told, What},
     message::write_message,
@@ -48,7 +48,7 @@ pub(super) fn events(
     asked: Result<Query<Asked>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let Query(asked) = asked.map_err(|error| ApiError::Parameter(error.body_text()))?;
+    let Query(asked) = asked.map_err(|rejection| parameters::bad(&rejection))?;
     let portals = api.hub.portals().ok_or(ApiError::NoPortals)?;
     let resumed = last(&headers)?.map(|(stream, number)| portals.resume(&stream, number));
     let portal = match resumed {

@@ -6,6 +6,7 @@
 //! - [`backup`]: `GET /v1/backup`
 //! - [`events`]: `GET /v1/events`
 //! - [`health`]: alive, ready, counters
+//! - [`parameters`]: what is wrong with a query
 //! - [`error`]: every refusal, in one table
 //! - [`time`]: dates as text
 
@@ -15,6 +16,7 @@ mod dispatch;
 mod error;
 mod events;
 mod health;
+mod parameters;
 mod users;
 
 use std::{sync::Arc, time::Duration};

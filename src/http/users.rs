@@ -8,7 +8,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
-use super::{State, error::ApiError};
+use super::{State, error::ApiError, parameters};
 use crate::{
     hub::{DeviceReport, Entry, UserReport},
     message::{Recipients, Seq, UserId},
@@ -49,11 +49,7 @@ fn user(path: UserPath) -> Result<UserId, ApiError> {
 }
 
 fn parameters<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
-    let told = |error: QueryRejection| {
-        let text = error.body_text();
-        text.strip_prefix("Failed to deserialize query string: ").map_or_else(|| text.clone(), str::to_owned)
-    };
-    query.map(|query| query.0).map_err(|error| ApiError::Parameter(told(error)))
+    query.map(|query| query.0).map_err(|rejection| parameters::bad(&rejection))
 }
 
 fn page(limit: Option<usize>) -> Result<usize, ApiError> {

@@ -5,6 +5,8 @@
 
 use std::fmt::{self, Display, Write};
 
+use super::steers::steers;
+
 /// Longest excerpt of a peer's text, in characters. The rest is replaced by `…`.
 const EXCERPT_MAX: usize = 64;
 
@@ -19,20 +21,6 @@ pub fn excerpt(text: impl Display) -> String {
 /// Returns the beginning of an error whose text may quote a peer: one of an application's middleware, for example.
 pub fn sentence(error: impl Display) -> String {
     cut(error, SENTENCE_MAX)
-}
-
-/// Returns why JSON from a peer was rejected: an excerpt of the reason, which quotes the peer, and the position.
-pub fn json_error(error: &serde_json::Error) -> String {
-    let (line, column) = (error.line(), error.column());
-    if line == 0 {
-        return excerpt(error);
-    }
-    let position = format!(" at line {line} column {column}");
-    // The reason may be megabytes long: only what is shown of it is written.
-    let mut reason = Cut::new(EXCERPT_MAX + position.len());
-    _ = write!(reason, "{error}");
-    let reason = reason.text;
-    excerpt(reason.strip_suffix(&position).unwrap_or(&reason)) + &position
 }
 
 fn cut(text: impl Display, max: usize) -> String {
@@ -72,12 +60,6 @@ impl Write for Cut {
     }
 }
 
-/// Control characters, line separators, and invisible characters that change the direction of writing.
-fn steers(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,18 +74,5 @@ mod tests {
     #[test]
     fn excerpt_with_control_characters_is_one_line() {
         assert_eq!(excerpt("a\n2026 ERROR\u{1b}[31m\u{202e}"), "a\\u{a}2026 ERROR\\u{1b}[31m\\u{202e}");
-    }
-
-    #[test]
-    fn json_error_keeps_the_position_and_cuts_what_it_quotes() {
-        let error = |text: &str| json_error(&serde_json::from_str::<u32>(text).unwrap_err());
-        assert_eq!(error("\"x\""), "invalid type: string \"x\", expected u32 at line 1 column 3");
-        let long = error(&format!("\"{}\"", "x".repeat(65_536)));
-        assert!(
-            long.starts_with("invalid type: string \"xxx") && long.ends_with("x… at line 1 column 65538"),
-            "{long}"
-        );
-        assert_eq!(long.chars().count(), 64 + 1 + " at line 1 column 65538".len());
-        assert_eq!(error(""), "EOF while parsing a value at line 1 column 0");
     }
 }

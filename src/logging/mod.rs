@@ -1,12 +1,17 @@
-//! What every log line goes through: `excerpt` cuts what peers sent, `writer` keeps lines from holding anything up.
+//! What every log line goes through: `excerpt` cuts what peers sent, `json_error` words errors of the JSON reader, `steers`
+//! knows the characters that a terminal obeys, `writer` keeps lines from holding anything up.
 
 mod excerpt;
+mod json_error;
+mod steers;
 mod writer;
 
 use std::any::Any;
 
 pub use self::{
-    excerpt::{excerpt, json_error, sentence},
+    excerpt::{excerpt, sentence},
+    json_error::{json_error, utf8_error},
+    steers::steers,
     writer::{LogWriter, dropped_lines},
 };
 

@@ -18,7 +18,7 @@
 //! - `outbox`: what is to be told to the outside world and was not yet
 //! - `recent`, `inbox`, `read`: reading, from memory or from the tables
 //! - `journal`: all of that as a [`Store`]
-//! - `recovery`: opening
+//! - `recovery`: opening · `other_format`: what to do with a store of another version
 //! - `redis`: the other store there is: logs in a Redis that several servers share (only with `--features redis`)
 //! - [`inspect`]: looking at what nobody has open, whatever has become of it
 //! - [`portable`], `backup`, [`salvage`]: a store in one file, how that is written, and a store made of what was found
@@ -71,6 +71,7 @@ pub mod journal;
 mod lapses;
 mod log;
 pub mod memory;
+mod other_format;
 mod outbox;
 pub mod portable;
 mod queue;

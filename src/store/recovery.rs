@@ -22,6 +22,7 @@ use super::{
     journal::Options,
     lapses::{Lapses, RESERVE},
     log::{Log, Slot},
+    other_format::other_format,
     recent::Recent,
     record::{
         Header, Ids as IdChunk, Item, RecordReader, Row, StoredCursor, StoredId, fingerprint, inbox_key,
@@ -29,7 +30,6 @@ use super::{
     },
 };
 use crate::{
-    logging::excerpt,
     message::{CollapseKey, DeviceId, Seq, UserId},
     planted::{self, Bug},
 };
@@ -255,25 +255,6 @@ fn forget_unfinished(engine: &dyn Engine, user: &str, settled: Seq) -> Result<()
         ours
     })?;
     unfinished.iter().try_for_each(|key| engine.remove(Table::Inbox, key))
-}
-
-/// Says what to do with a store whose format is not the one that this version writes.
-pub(super) fn other_format(found: &str) -> String {
-    let ours = String::from_utf8_lossy(FORMAT);
-    let shown = excerpt(found);
-    if is_newer_format(found) {
-        return format!(
-            "the store has format {shown}, and this version knows {ours}: a newer version of mesa wrote it. Use that version, or \
-             a newer one"
-        );
-    }
-    format!("the store has format {shown}, this version reads {ours}. Use the version that wrote it")
-}
-
-/// Reports whether a later version of mesa wrote that format.
-pub(super) fn is_newer_format(found: &str) -> bool {
-    let number = |format: &str| format.strip_prefix("mesa-")?.parse::<u32>().ok();
-    number(found) > number(&String::from_utf8_lossy(FORMAT))
 }
 
 fn check_format(engine: &dyn Engine) -> Result<Result<(), StoreError>, EngineError> {

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     hub::{Dispatch, Reason, Rejected},
-    logging::json_error,
+    logging::{json_error, utf8_error},
     message::{CollapseKey, EVERYONE, NameError, Payload, Recipients, UserId, surrogates},
 };
 
@@ -58,11 +58,35 @@ struct Options {
 }
 
 /// A user id. Node services have numbers for it as well; here ids are texts.
-#[derive(Deserialize)]
-#[serde(untagged)]
 enum Recipient<'a> {
-    Text(#[serde(borrow)] Cow<'a, str>),
+    Text(Cow<'a, str>),
     Number(u64),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Recipient<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Recipient<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a user id, which is a string or a whole number")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Recipient::Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Recipient::Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+                Ok(Recipient::Number(number))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 impl Recipient<'_> {
@@ -177,7 +201,7 @@ pub(super) fn ready(text: &[u8]) -> Result<Ready<'_>, String> {
 }
 
 fn utf8(text: &[u8]) -> Result<&str, String> {
-    std::str::from_utf8(text).map_err(|error| format!("this is not JSON: {error}"))
+    std::str::from_utf8(text).map_err(|error| format!("this is not JSON: {}", utf8_error(&error)))
 }
 
 /// What is read by its fields. Alone, the reader of those would take a list of their values as well.
@@ -325,11 +349,19 @@ mod tests {
             ("{}", "missing field `message`"),
             (r#"{"message":{}}"#, "missing field `recipients`"),
             (r#"{"message":[],"recipients":[]}"#, "not a message: expected an object"),
-            (r#"{"message":{"op":-1},"recipients":[]}"#, "not a message"),
+            (
+                r#"{"message":{"op":-1},"recipients":[]}"#,
+                "not a message: expected a whole number, 0 or more, but found -1",
+            ),
+            (r#"{"message":{"o":{"ttl":0}},"recipients":[]}"#, "from 1 to 4294967295, but found 0"),
             (r#"{"message":{"op":10},"recipients":[]}"#, "belongs to the protocol"),
             (r#"{"message":{"op":5,"t":"X"},"recipients":[]}"#, "DISCONNECT_CLIENT"),
             (r#"{"message":{},"recipients":"a"}"#, "not a dispatch"),
-            (r#"{"message":{},"recipients":[null]}"#, "not a dispatch"),
+            (
+                r#"{"message":{},"recipients":[null]}"#,
+                "expected a user id, which is a string or a whole number, but found null",
+            ),
+            (r#"{"message":{},"recipients":[-1]}"#, "expected a user id"),
             (r#"{"message":{},"recipients":[1,2,3,4,5]}"#, "at most 4"),
             (r#"{"message":{"o":{"ttl":1,"sync":false}},"recipients":["a"]}"#, "messages that are kept"),
             (r#"{"message":{"o":{"collapse":"k"}},"recipients":["*"]}"#, "messages that are kept"),

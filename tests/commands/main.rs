@@ -15,6 +15,7 @@ mod supervised;
 mod tokens;
 mod unread;
 mod unstored;
+mod words;
 
 use std::process::{Command, Output};
 

@@ -52,8 +52,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
-    ("client", &["message", "protocol"]),
-    ("dispatcher", &["message", "protocol", "client"]),
+    ("client", &["message", "logging", "protocol"]),
+    ("dispatcher", &["message", "logging", "protocol", "client"]),
     ("portal", &["message", "logging", "dispatcher"]),
 ];
 

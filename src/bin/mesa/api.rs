@@ -42,11 +42,12 @@ fn http(url: &str) -> String {
     url.to_owned()
 }
 
-/// And the other way round.
+/// And the other way round. `/v1` is where the API is, and no WebSocket.
 fn websocket(url: &str) -> String {
     for (api, client) in [("http://", "ws://"), ("https://", "wss://")] {
         if let Some(rest) = url.strip_prefix(api) {
-            return format!("{client}{rest}");
+            let server = rest.trim_end_matches('/').strip_suffix("/v1").filter(|server| !server.contains('/'));
+            return format!("{client}{}", server.map_or_else(|| rest.to_owned(), |server| format!("{server}/")));
         }
     }
     url.to_owned()
@@ -62,6 +63,9 @@ mod tests {
         assert_eq!(http("wss://example.org"), "https://example.org");
         assert_eq!(http("http://example.org/prefix"), "http://example.org/prefix");
         assert_eq!(websocket("http://127.0.0.1:4000"), "ws://127.0.0.1:4000");
+        assert_eq!(websocket("http://127.0.0.1:4000/v1"), "ws://127.0.0.1:4000/");
+        assert_eq!(websocket("http://127.0.0.1:4000/v1/"), "ws://127.0.0.1:4000/");
+        assert_eq!(websocket("https://example.org/socket/v1"), "wss://example.org/socket/v1");
         assert_eq!(websocket("https://example.org/socket"), "wss://example.org/socket");
         assert_eq!(websocket("ws://127.0.0.1:4000/socket"), "ws://127.0.0.1:4000/socket");
     }

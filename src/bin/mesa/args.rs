@@ -8,6 +8,8 @@ use std::{num::NonZeroU32, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use numbers::{count, port, seconds, whole};
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  it worked
@@ -94,7 +96,7 @@ pub struct ServeArgs {
     #[arg(long)]
     pub dev: bool,
     /// Port for WebSocket and HTTP; 0 lets the system choose
-    #[arg(long, short)]
+    #[arg(long, short, value_parser = port)]
     pub port: Option<u16>,
     /// Address to listen on
     #[arg(long, value_name = "ADDRESS")]
@@ -157,8 +159,8 @@ pub struct DemoArgs {
 /// Be a user: print what arrives, send what is typed
 ///
 /// A line that is a JSON object with `op`, `t` or `d` is sent as it is; any other is sent as text, as
-/// {"op":0,"d":{"text":LINE},"t":"TEXT"}, to the server, which tells a portal and the webhook, where there are
-/// any; use `mesa dispatch` to reach another user. /quit or Ctrl-C leaves, the end of the input does not. When the
+/// {"op":0,"d":{"text":LINE},"t":"TEXT"}. One that begins with a brace and is not JSON is not sent. The server passes it to
+/// a portal and the webhook, where there are any; use `mesa dispatch` to reach another user. /quit or Ctrl-C leaves, the end of the input does not. When the
 /// connection is lost it is made again, as often as it takes, unless the server said that there is no use.
 ///
 /// What was printed counts as received once the next message is asked for, so nothing is lost if this program dies, and a
@@ -192,7 +194,7 @@ pub struct ConnectArgs {
     #[arg(long)]
     pub no_sync: bool,
     /// Resume behind this sequence of the user's log, 0 for all there is; what is not there any more is said
-    #[arg(long, value_name = "N", conflicts_with = "no_sync")]
+    #[arg(long, value_name = "N", conflicts_with = "no_sync", value_parser = whole)]
     pub after: Option<u64>,
     /// The device this is: what it has received, the user's other devices still get
     #[arg(long, value_name = "NAME")]
@@ -242,7 +244,7 @@ pub struct DispatchArgs {
     #[arg(long = "type", short, value_name = "TYPE")]
     pub kind: Option<String>,
     /// Opcode: 0, or one above 22 as the application likes
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole)]
     pub op: u64,
     /// Not kept for who is away
     #[arg(long)]
@@ -269,13 +271,6 @@ pub struct DispatchArgs {
     /// The data, as JSON; - reads it from standard input
     #[arg(value_name = "DATA", default_value = "{}")]
     pub data: String,
-}
-
-/// For how long a message is kept.
-fn seconds(typed: &str) -> Result<NonZeroU32, String> {
-    typed.parse().map_err(|_| {
-        format!("give a number of seconds from 1 to {}; without --ttl it is kept until it is received", u32::MAX)
-    })
 }
 
 /// Where the API is, and the key to it.
@@ -337,10 +332,10 @@ pub struct InboxArgs {
     #[arg(long, conflicts_with_all = ["after", "limit"])]
     pub clear: bool,
     /// Only messages with a sequence above this
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole)]
     pub after: u64,
     /// At most this many
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = count)]
     pub limit: usize,
     /// JSON, one object a line
     #[arg(long)]
@@ -466,7 +461,7 @@ pub struct InspectArgs {
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
     /// At most this many users, or messages of one
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = count)]
     pub limit: usize,
     /// JSON, one object a line: the store first, then each user, then each damage
     #[arg(long)]
@@ -548,5 +543,6 @@ pub fn typed(words: &[&str]) -> Result<Command, (i32, String)> {
     Cli::try_parse_from(words).map(|cli| cli.command).map_err(|error| (error.exit_code(), error.to_string()))
 }
 
+mod numbers;
 #[cfg(test)]
 mod tests;

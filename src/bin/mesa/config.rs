@@ -48,12 +48,11 @@ fn print(args: &ConfigPrintArgs) -> Result<(), Failure> {
     for warning in &loaded.warnings {
         output::remark(&format!("note: {warning}"));
     }
-    let text = serde_json::to_string_pretty(&loaded.config.effective()).map_err(Failure::because)?;
-    Ok(output::line(&text)?)
+    Ok(output::json_text(&loaded.config.effective())?)
 }
 
 /// The end of a command whose configuration cannot be used.
 pub fn unusable(error: &ConfigError) -> Failure {
     let problems = error.to_string().replace('\n', "\n  ");
-    Failure::because(format!("the configuration cannot be used:\n  {problems}"))
+    Failure::listed(format!("the configuration cannot be used:\n  {problems}"))
 }

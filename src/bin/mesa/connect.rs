@@ -112,7 +112,9 @@ async fn enter(url: &str, token: &str, options: &client::Options) -> Result<Conn
     let mut client = Connection::connect(url).await?;
     let user = client.authenticate_with(client::token(token), options).await?;
     let who = user.get("id").and_then(|id| id.as_str()).map(|id| format!(" as {}", printable(id)));
-    remark(&format!("* connected to {url}{}; type to send, /quit to leave", who.unwrap_or_default()));
+    // A query may have a secret in it; an address with a user name does not connect.
+    let address = url.split(['?', '#']).next().unwrap_or_default();
+    remark(&format!("* connected to {address}{}; type to send, /quit to leave", who.unwrap_or_default()));
     Ok(client)
 }
 

@@ -4,6 +4,8 @@ use std::{fmt::Display, io};
 
 use mesa::store::StoreError;
 
+use crate::output::printable;
+
 /// Why a command failed, and with which exit code.
 #[derive(Debug)]
 pub enum Failure {
@@ -18,9 +20,14 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// It did not work, for this reason.
+    /// It did not work, for this reason: one line, whatever of it came from a server.
     pub fn because(reason: impl Display) -> Self {
-        Self::Failed(reason.to_string())
+        Self::Failed(printable(&reason.to_string()))
+    }
+
+    /// It did not work, for reasons of our own, a line each.
+    pub fn listed(reasons: impl Display) -> Self {
+        Self::Failed(reasons.to_string())
     }
 
     /// A store cannot be opened by a command that is no server: it can only wait for the one that has it. `instead` is what
@@ -36,7 +43,7 @@ impl Failure {
 
     /// What was typed makes no sense.
     pub fn usage(reason: impl Display) -> Self {
-        Self::Usage(reason.to_string())
+        Self::Usage(printable(&reason.to_string()))
     }
 }
 

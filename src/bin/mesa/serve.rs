@@ -25,7 +25,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let loaded = load(&sources(args)).map_err(|error| config::unusable(&error))?;
     logging::start(&loaded.config.log)?;
     // What the configuration itself is warned of, the server says when it is put together.
-    let of_the_server = loaded.config.validate().map_err(Failure::because)?;
+    let of_the_server = loaded.config.validate().map_err(|error| config::unusable(&error))?;
     for warning in loaded.warnings.iter().filter(|warning| !of_the_server.contains(warning)) {
         tracing::warn!("{warning}");
     }

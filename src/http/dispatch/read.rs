@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use super::super::error::ApiError;
 use crate::{
     hub::{Dispatch, Hub, Outcome, Reason, Rejected},
+    logging::{json_error, utf8_error},
     message::{CollapseKey, DispatchId, EVERYONE, Options, Payload, Recipients, UserId, surrogates},
 };
 
@@ -102,13 +103,14 @@ impl Disconnect {
 
 /// Reads a dispatch. The caller bounds its length.
 pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<Asked, ApiError> {
-    let text = std::str::from_utf8(text).map_err(|error| ApiError::BadJson(error.to_string()))?;
+    let text = std::str::from_utf8(text).map_err(|error| ApiError::BadJson(utf8_error(&error)))?;
     let mut refused = Vec::new();
     let Object(sent) = serde_json::from_str::<Object<Sent<'_>>>(text).or_else(|error| {
         if let Some(halves) = read_halves(text, &mut refused) {
             return halves;
         }
-        Err(if error.is_data() { ApiError::Shape(error.to_string()) } else { ApiError::BadJson(error.to_string()) })
+        let why = json_error(&error);
+        Err(if error.is_data() { ApiError::Shape(why) } else { ApiError::BadJson(why) })
     })?;
     if sent.recipients.len() + refused.len() > recipients_max || sent.excluding.len() > recipients_max {
         return Err(ApiError::Recipients(recipients_max));
@@ -277,8 +279,8 @@ mod tests {
             ("[]", "expected an object"),
             ("{}", "missing field `message`"),
             (r#"{"message":{}}"#, "missing field `recipients`"),
-            (r#"{"message":{},"recipients":"a"}"#, "not a dispatch"),
-            (r#"{"message":{},"recipients":[1]}"#, "not a dispatch"),
+            (r#"{"message":{},"recipients":"a"}"#, "expected a list, but found string \"a\""),
+            (r#"{"message":{},"recipients":[1]}"#, "expected a string, but found 1"),
             (r#"{"message":{},"recipients":["a","*"]}"#, "cannot stand beside"),
             (r#"{"message":{},"recipients":[],"to":[]}"#, "unknown field `to`"),
             (r#"[{},["a"]]"#, "expected an object"),
@@ -286,15 +288,19 @@ mod tests {
             (r#"{"message":{"o":[false]},"recipients":[]}"#, "expected an object"),
             (r#"{"message":null,"recipients":[]}"#, "not a dispatch"),
             (r#"{"message":{"x":1},"recipients":[]}"#, "unknown field `x`"),
-            (r#"{"message":{"op":-1},"recipients":[]}"#, "not a dispatch"),
+            (r#"{"message":{"op":-1},"recipients":[]}"#, "expected a whole number, 0 or more, but found -1"),
             (r#"{"message":{"op":1},"recipients":[]}"#, "belongs to the protocol"),
             (r#"{"message":{"op":22},"recipients":[]}"#, "belongs to the protocol"),
             (r#"{"message":{"op":5,"t":"X"},"recipients":[]}"#, "DISCONNECT_CLIENT"),
             (&disconnect.replace("[]}", r#"[],"id":"x"}"#), "are for messages"),
             (&disconnect.replace(r#""o":{}"#, r#""o":{"ttl":1}"#), "are for messages"),
             (r#"{"message":{"o":{"until":1}},"recipients":[]}"#, "unknown field `until`"),
-            (r#"{"message":{"o":{"ttl":0}},"recipients":[]}"#, "nonzero"),
+            (
+                r#"{"message":{"o":{"ttl":0}},"recipients":[]}"#,
+                "expected a whole number from 1 to 4294967295, but found 0",
+            ),
             (r#"{"message":{"o":{"ttl":-1}},"recipients":[]}"#, "not a dispatch"),
+            (r#"{"message":{"o":{"sync":1}},"recipients":[]}"#, "expected true or false, but found 1"),
             (r#"{"message":{"o":{"ttl":4294967296}},"recipients":[]}"#, "not a dispatch"),
             (r#"{"message":{"o":{"collapse":""}},"recipients":[]}"#, "a collapse key has 1 to 64 characters"),
             (r#"{"message":{"o":{"collapse":7}},"recipients":[]}"#, "not a dispatch"),

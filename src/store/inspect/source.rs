@@ -21,8 +21,9 @@ use crate::{
         disk::{Gap, Marked, Rest, unfinished},
         engine::Table,
         lapses::Lapses,
+        other_format::{is_newer_format, other_format},
         record::{Ids, Row, chunk_entries, fingerprint, journal_key},
-        recovery::{CLOSED, FORMAT, FULL_LAPSES_KEY, OPEN_KEY, is_newer_format, other_format},
+        recovery::{CLOSED, FORMAT, FULL_LAPSES_KEY, OPEN_KEY},
     },
 };
 

@@ -1,6 +1,7 @@
 //! What a person typed, as what is to be sent.
 
-use serde::Deserialize;
+use std::collections::BTreeMap;
+
 use serde_json::{
     json,
     value::{RawValue, to_raw_value},
@@ -17,41 +18,45 @@ pub enum Typed {
     Frame { op: u64, kind: Option<String>, data: Box<RawValue> },
 }
 
-/// A frame that was typed as JSON.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Json {
-    op: Option<u64>,
-    d: Option<Box<RawValue>>,
-    t: Option<String>,
-}
+const FORM: &str = "a frame looks like {\"op\":0,\"d\":{},\"t\":\"TYPE\"}";
 
 impl Typed {
-    /// Reads a line. Whatever begins with a brace is meant as JSON: a slip there is said, not sent as text.
+    /// Reads a line. What begins with a brace is meant as JSON: where it is none, that is said and nothing sent.
     pub fn read(line: &str) -> Result<Self, String> {
         let line = line.trim();
         match line {
             "" => Ok(Self::Nothing),
             "/quit" => Ok(Self::Quit),
-            json if json.starts_with('{') => frame(json),
-            text => {
-                let data = to_raw_value(&json!({ "text": text })).map_err(|error| error.to_string())?;
-                Ok(Self::Frame { op: 0, kind: Some("TEXT".into()), data })
-            }
+            json if json.starts_with('{') => object(json),
+            text => words(text),
         }
     }
 }
 
-fn frame(text: &str) -> Result<Typed, String> {
-    let form = "a frame looks like {\"op\":0,\"d\":{},\"t\":\"TYPE\"}";
-    match serde_json::from_str(text) {
-        Ok(Json { op: None, d: None, t: None }) => Err(format!("op, d or t is needed: {form}")),
-        Ok(Json { op, d, t }) => {
-            let empty = || RawValue::from_string("{}".into()).expect("an empty object is JSON");
-            Ok(Typed::Frame { op: op.unwrap_or(0), kind: t, data: d.unwrap_or_else(empty) })
-        }
-        Err(error) => Err(format!("{error}; {form}")),
+/// A message with what was typed as its text.
+fn words(text: &str) -> Result<Typed, String> {
+    let data = to_raw_value(&json!({ "text": text })).map_err(|error| error.to_string())?;
+    Ok(Typed::Frame { op: 0, kind: Some("TEXT".into()), data })
+}
+
+/// A frame, if it has anything of one; else it is text like any other.
+fn object(text: &str) -> Result<Typed, String> {
+    let read = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(text);
+    let mut fields = read.map_err(|error| format!("this begins with a brace and is not JSON ({error}); {FORM}"))?;
+    let found = ["op", "t", "d"].map(|name| fields.remove(name));
+    if found.iter().all(Option::is_none) {
+        return words(text);
     }
+    if let Some(other) = fields.keys().next() {
+        return Err(format!("a frame has op, d and t, and no \"{other}\"; {FORM}"));
+    }
+    let [op, kind, data] = found.map(|field| field.filter(|field| field.get() != "null"));
+    let op =
+        op.map_or(Ok(0), |op| op.get().parse()).map_err(|_| format!("op must be a whole number, 0 or more; {FORM}"))?;
+    let kind = kind.map(|kind| serde_json::from_str(kind.get())).transpose();
+    let kind = kind.map_err(|_| format!("t must be a string; {FORM}"))?;
+    let empty = || RawValue::from_string("{}".into()).expect("an empty object is JSON");
+    Ok(Typed::Frame { op, kind, data: data.unwrap_or_else(empty) })
 }
 
 #[cfg(test)]
@@ -78,9 +83,15 @@ mod tests {
             (r#"{"t":"TYPING"}"#, "0 TYPING {}"),
             (r#"{"op":3,"d":{"s":41}}"#, r#"3  {"s":41}"#),
             (r#"{"d":[1.0]}"#, "0  [1.0]"),
-            ("{}", "refused"),
-            (r#"{"text":"hello"}"#, "refused"),
+            ("{}", r#"0 TEXT {"text":"{}"}"#),
+            (r#"{"text":"hi"}"#, r#"0 TEXT {"text":"{\"text\":\"hi\"}"}"#),
+            (r#"["op"]"#, r#"0 TEXT {"text":"[\"op\"]"}"#),
+            (r#"{"op":null,"t":null}"#, "0  {}"),
             (r#"{"op":-1}"#, "refused"),
+            (r#"{"op":1.5}"#, "refused"),
+            (r#"{"t":7}"#, "refused"),
+            (r#"{"op":0,"o":{}}"#, "refused"),
+            (r#"{"text":"hi""#, "refused"),
             (r#"{"op":0"#, "refused"),
         ] {
             assert_eq!(read(line), expected, "{line:?}");
