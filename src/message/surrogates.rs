@@ -182,7 +182,7 @@ mod tests {
     proptest! {
         #[test]
         fn mended_json_is_read_and_has_the_same_length(units in prop::collection::vec(prop::sample::select(vec![0x41_u16, 0xd83d, 0xde00, 0x5c, 0x22]), 0..12)) {
-            let escapes: String = units.iter().map(|unit| format!("\\u{unit:04x}")).collect();
+            let escapes = units.iter().map(|unit| format!("\\u{unit:04x}")).collect::<Vec<_>>().concat();
             let text = format!("\"{escapes}\"");
             let mended = mend(&text);
             prop_assert_eq!(mended.len(), text.len());

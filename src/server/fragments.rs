@@ -105,11 +105,11 @@ mod tests {
         match payload {
             0..126 => frame.push(MASKED | payload as u8),
             126..65536 => {
-                frame.push(MASKED | 126);
+                frame.push(MASKED | 0x7e);
                 frame.extend((payload as u16).to_be_bytes());
             }
             _ => {
-                frame.push(MASKED | 127);
+                frame.push(MASKED | 0x7f);
                 frame.extend((payload as u64).to_be_bytes());
             }
         }
