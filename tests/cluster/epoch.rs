@@ -14,7 +14,10 @@ use tokio::task::block_in_place;
 use super::{
     PATIENCE, Redis, Stage, message, next,
     redis_modes::{Cluster, Watched, cli, wait},
-    support::socket::{Event, Socket},
+    support::{
+        server::Home,
+        socket::{Event, Socket},
+    },
     through, until, until_taken,
 };
 
@@ -98,6 +101,28 @@ async fn redis_emptied_under_one_server_delivers_all_later_messages_in_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_emptied_under_three_servers_delivers_all_later_messages_in_order() {
     emptied(3).await;
+}
+
+/// It knows of no epoch before, and begins the first one; those that know more have their clients get what it took meanwhile.
+// covers: G4, G5
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_that_joins_an_emptied_redis_first_delivers_all_later_messages_in_order() {
+    let redis = Redis::start();
+    let setting = format!("redis: '{}',", redis.url());
+    let mut stage = Stage::on(&setting, 1);
+    let (mut alice, mut phone) = (stage.client(0, "alice").await, resuming(&stage, 0, "alice", "phone", 0).await);
+    dispatch_all(&stage, 1..=10, &["alice"]).await;
+    assert_eq!(through(&mut alice, 10).await, (1..=10).collect::<Vec<_>>());
+    assert_eq!(through(&mut phone, 10).await, (1..=10).collect::<Vec<_>>());
+    assert_eq!(cli(redis.address().port(), &["FLUSHALL"]), "OK");
+    let home = Home::with(&setting);
+    stage.servers.push(home.start());
+    stage.homes.push(home);
+    for n in 11..=30 {
+        stage.dispatch(1, &message(n, &["alice"])).await;
+    }
+    assert_eq!(through(&mut alice, 30).await, (11..=30).collect::<Vec<_>>());
+    assert_eq!(through_with_gaps(&mut phone, 30).await.0, (11..=30).collect::<Vec<_>>());
 }
 
 /// What dispatches came to while something was done to the Redis.
