@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use super::{
     Link,
     ear::{self, Heard, SelfHeard},
+    lease::EPOCH_BEGINS,
 };
 use crate::message::UserId;
 
@@ -61,6 +62,9 @@ pub(super) async fn listen(link: Weak<Link>) {
             }
             Heard::Said(channel, payload) if channel == wake => match woken(payload, &node) {
                 Some(users) => {
+                    if payload.ends_with(EPOCH_BEGINS.as_bytes()) {
+                        link.beats_sooner.notify_one();
+                    }
                     link.tell(&Told::Woken(users));
                     false
                 }

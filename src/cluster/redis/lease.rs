@@ -42,6 +42,10 @@ pub(super) const LEASE: Duration = Duration::from_secs(10);
 /// How often it is renewed.
 const BEAT: Duration = Duration::from_secs(2);
 
+/// Published on the channel for wake-ups when an epoch begins, so that other servers adopt it before their next beat. No user has
+/// this name.
+pub(super) const EPOCH_BEGINS: &str = "\0\u{2}";
+
 /// Which servers live, when that was asked, and what the Redis was then.
 #[derive(Clone, Debug, Default)]
 pub struct Live {
@@ -82,7 +86,8 @@ pub(super) struct Joined {
 /// or one that was; 2 the lease in ms; 3 the channel where its own name is said; 4 the birth that is known ('' = none), 5 how often
 /// leases had been renewed then; 6 whether this Redis forgets nothing when it is started anew ('1'), 7 for how many ms after its end
 /// a lease still counts; 8 the shards there are, if this is its birth; of the epoch that is known 9 its name ('' = none), 10 its
-/// base, 11 its steps, 12 those before it; 13 the highest sequence that is known; 14 the servers that are known. Gives the time,
+/// base, 11 its steps, 12 those before it; 13 the highest sequence that is known; 14 the servers that are known; 15 what is published behind the
+/// node's name when an epoch begins. Gives the time,
 /// the name, whether it is new or its lease had ended, who lives, and the epoch.
 ///
 /// An epoch begins 2 000 000 above all bases and sequences that are known, at least. 32 epochs are remembered as those that the data
@@ -131,6 +136,7 @@ static BEATS: LazyLock<Script> = LazyLock::new(|| {
           steps = 0
           -- Servers that lived a moment ago have not had the time to renew their leases.
           for one in string.gmatch(ARGV[14], '[^,]+') do redis.call('ZADD', KEYS[1], 'GT', ends, one) end
+          redis.call('PUBLISH', ARGV[3], node .. ARGV[15])
         end
         local shards = here[1] and here[7] or ARGV[4] == '' and ARGV[8] or ''
         redis.call('HSET', KEYS[2], 'birth', birth, 'history', history, 'era', int(era), 'base', int(base), 'kept', ARGV[6],
@@ -162,7 +168,7 @@ pub(super) async fn beat(
     let [base, steps, seen] = [known.base, known.steps, seen].map(|number| number.to_string());
     let mut keys = vec![names.nodes(), names.era()];
     keys.extend(node.starts_with(|first: char| first.is_ascii_digit()).then(|| names.at(node)));
-    let arguments: [&str; 14] = [
+    let arguments: [&str; 15] = [
         node,
         &lease,
         &channel,
@@ -177,6 +183,7 @@ pub(super) async fn beat(
         &known.past,
         &seen,
         &known.nodes,
+        EPOCH_BEGINS,
     ];
     let (now, node, new, nodes, birth, era, base, renewed, shards, steps, past): Answer =
         lines.run(&BEATS, &keys, &arguments).await?;
@@ -223,8 +230,9 @@ pub(super) async fn join(lines: &Lines, names: &Names) -> Result<Joined, LinkErr
 /// Renews the lease for as long as the link is there.
 pub(super) async fn keep(link: Weak<Link>) {
     let mut renewed = Instant::now();
+    let Some(sooner) = link.upgrade().map(|link| link.beats_sooner.clone()) else { return };
     loop {
-        tokio::time::sleep(BEAT).await;
+        _ = tokio::time::timeout(BEAT, sooner.notified()).await;
         let Some(link) = link.upgrade() else { return };
         if renewed.elapsed() > LEASE / 2 {
             // None of the others could renew his either: they have as long as this one to come back.

@@ -48,7 +48,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     runtime::Runtime,
-    sync::watch,
+    sync::{Notify, watch},
     task::{AbortHandle, JoinSet},
 };
 
@@ -98,6 +98,8 @@ pub struct Link {
     buried: AtomicBool,
     /// Until then nobody is taken for dead whose lease has ended while nobody could renew his.
     forgiving: Mutex<Option<Instant>>,
+    /// Another server has begun a failover epoch.
+    beats_sooner: Arc<Notify>,
     /// The highest sequence that was given out or read here.
     seen: AtomicU64,
     /// One renews the lease at a time, or the later answer might be of the earlier time.
@@ -169,6 +171,7 @@ impl Link {
             tasks: Mutex::default(),
             buried: AtomicBool::new(false),
             forgiving: Mutex::new(None),
+            beats_sooner: Arc::default(),
             seen: AtomicU64::new(0),
             beating: tokio::sync::Mutex::default(),
             hears: watch::Sender::new(false),
