@@ -48,6 +48,8 @@ metrics! {
     sessions: Gauge = "sessions",
     /// Connections refused or cut for a limit, a bad request or a broken rule.
     refused_connections: Counter = "connections_refused",
+    /// HTTP connections without a request that were closed because another connection needed their place.
+    evicted_connections: Counter = "connections_evicted",
     /// Authentications that failed or timed out.
     authentication_failures: Counter = "authentication_failures",
     /// API keys, and passwords of the Redis protocol, that were wrong.

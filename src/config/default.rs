@@ -56,6 +56,7 @@ impl Default for Config {
                 connections: 100_000,
                 connections_per_address: 0,
                 header_timeout: Duration::from_secs(10),
+                idle_timeout: Duration::from_secs(75),
                 frame_bytes: 64 << 10,
                 frames_per_second: 100,
                 request_bytes: 1 << 20,
@@ -68,6 +69,7 @@ impl Default for Config {
             },
             wire: Wire::default(),
             log: Log { level: "info".into(), format: LogFormat::Text },
+            dev: false,
         }
     }
 }

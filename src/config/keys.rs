@@ -171,6 +171,7 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.connections", &["MESA_LIMITS_CONNECTIONS"], integer(1, 10_000_000)),
     key("limits.connectionsPerAddress", &["MESA_LIMITS_CONNECTIONS_PER_ADDRESS"], integer(0, 10_000_000)),
     key("limits.headerTimeout", &["MESA_LIMITS_HEADER_TIMEOUT"], millis(100, 10 * 60 * 1000)),
+    key("limits.idleTimeout", &["MESA_LIMITS_IDLE_TIMEOUT"], millis(100, 60 * 60 * 1000)),
     key("limits.frameBytes", &["MESA_LIMITS_FRAME_BYTES"], integer(1 << 10, 16 << 20)),
     key("limits.framesPerSecond", &["MESA_LIMITS_FRAMES_PER_SECOND"], integer(1, 1_000_000)),
     key("limits.requestBytes", &["MESA_LIMITS_REQUEST_BYTES"], integer(1 << 10, 1 << 30)),

@@ -27,7 +27,8 @@ pub struct Sources {
     /// `--store embedded`: sets a configured `redis` aside.
     pub embedded: bool,
     /// `--dev`: a server to try things with, by this machine alone. Sync, reconnects and portals on, tokens are user ids (unless
-    /// JWTs are configured), and a random API key where there is none.
+    /// JWTs are configured), a random API key where there is none, and no web pages but those of this machine (unless `origins`
+    /// is configured).
     pub dev: bool,
 }
 
@@ -63,7 +64,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
 
     let settings = settings(sources, &mut problems, &mut warnings);
     set_aside(&settings, sources.embedded, &mut problems, &mut warnings);
-    let mut config = Config::default();
+    let mut config = Config { dev: sources.dev, ..Config::default() };
     read::read(&settings, &mut config, &mut problems);
     if sources.embedded {
         // Set aside, whatever it says.

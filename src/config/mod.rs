@@ -73,7 +73,7 @@ pub struct Config {
     pub store: Store,
     /// `api.*`
     pub api: Api,
-    /// `origins`: which web pages may connect; `None` = any. Compared with the `Origin` header exactly.
+    /// `origins`: which web pages may connect; `None` = any (with `dev`, those of this machine). Compared with the `Origin` header exactly.
     pub origins: Option<Vec<String>>,
     /// `limits.*`
     pub limits: Limits,
@@ -81,6 +81,16 @@ pub struct Config {
     pub wire: Wire,
     /// `log.*`
     pub log: Log,
+    /// Set by `--dev`, not by a key: unless `origins` names others, only web pages of this machine may connect. Default
+    /// false.
+    pub dev: bool,
+}
+
+impl Config {
+    /// Whether only web pages of this machine may connect.
+    pub(crate) fn is_local_only(&self) -> bool {
+        self.dev && self.origins.is_none()
+    }
 }
 
 /// `client.*`
@@ -304,12 +314,16 @@ impl std::fmt::Debug for Wire {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Connections in all; one more is closed at once. Default 100 000.
+    /// `WebSockets`; one more is answered with 503. A few connections more are for HTTP, and the limit of open files holds
+    /// where it is lower. Default 100 000.
     pub connections: usize,
     /// Connections of one address; one more is closed at once. 0: no limit. Default 0.
     pub connections_per_address: usize,
     /// Time for the head of a request to arrive; then the connection is closed. Default 10 s.
     pub header_timeout: Duration,
+    /// Time for the next request to begin on a connection that is kept alive; then the connection is closed. Default 75 s,
+    /// longer than load balancers keep theirs (60 s).
+    pub idle_timeout: Duration,
     /// Bytes of one frame from a client; a larger one closes the connection with 1009. Default 64 KiB.
     pub frame_bytes: usize,
     /// Frames a second from one client, averaged over ten seconds; more closes the connection with 1008. Fragments count;
@@ -328,7 +342,7 @@ pub struct Limits {
     /// Bytes written to a connection and not yet taken by the client's side; no more is read from the log until they
     /// are. Default 64 KiB.
     pub unsent_bytes: usize,
-    /// A connection that takes nothing of what was written for this long is closed; its messages stay. Default 30 s.
+    /// A connection, WebSocket or HTTP, that takes nothing of what was written for this long is closed; its messages stay. Default 30 s.
     pub write_timeout: Duration,
 }
 

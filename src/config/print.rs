@@ -118,6 +118,7 @@ impl Config {
             "connections": limits.connections,
             "connectionsPerAddress": limits.connections_per_address,
             "headerTimeout": millis(limits.header_timeout),
+            "idleTimeout": millis(limits.idle_timeout),
             "frameBytes": limits.frame_bytes,
             "framesPerSecond": limits.frames_per_second,
             "requestBytes": limits.request_bytes,

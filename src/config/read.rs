@@ -226,6 +226,7 @@ impl Reader<'_> {
         self.field("limits.connections", &mut limits.connections, integer);
         self.field("limits.connectionsPerAddress", &mut limits.connections_per_address, integer);
         self.field("limits.headerTimeout", &mut limits.header_timeout, millis);
+        self.field("limits.idleTimeout", &mut limits.idle_timeout, millis);
         self.field("limits.frameBytes", &mut limits.frame_bytes, integer);
         self.field("limits.framesPerSecond", &mut limits.frames_per_second, integer);
         self.field("limits.requestBytes", &mut limits.request_bytes, integer);

@@ -118,6 +118,7 @@ impl Checks {
             ("authentication.timeout", config.authentication.timeout),
             ("authentication.jwt.leeway", leeway),
             ("limits.headerTimeout", limits.header_timeout),
+            ("limits.idleTimeout", limits.idle_timeout),
             ("limits.writeTimeout", limits.write_timeout),
             ("portal.webhook.undeliveredAfter", portal.undelivered_after),
             ("portal.webhook.timeout", portal.timeout),

@@ -57,6 +57,10 @@ pub(super) enum ApiError {
     #[error("{0}")]
     HalfPair(String),
     #[error("{0}")]
+    Head(&'static str),
+    #[error("{0}")]
+    Foreign(&'static str),
+    #[error("{0}")]
     Parameter(String),
     #[error("{0}")]
     Busy(&'static str),
@@ -102,6 +106,8 @@ impl ApiError {
             Self::BackupElsewhere => (StatusCode::CONFLICT, "backup_elsewhere"),
             Self::NoPortals => (StatusCode::CONFLICT, "portals_off"),
             Self::ManyPortals => (StatusCode::CONFLICT, "too_many_portals"),
+            Self::Head(_) => (StatusCode::BAD_REQUEST, "bad_request"),
+            Self::Foreign(_) => (StatusCode::FORBIDDEN, "foreign_page"),
             Self::Parameter(_) => (StatusCode::BAD_REQUEST, "bad_parameter"),
             Self::SyncOff => (StatusCode::UNPROCESSABLE_ENTITY, "sync_off"),
             Self::Message(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_message"),
@@ -172,6 +178,8 @@ mod tests {
             ApiError::BackupElsewhere,
             ApiError::NoPortals,
             ApiError::ManyPortals,
+            ApiError::Head("x"),
+            ApiError::Foreign("x"),
             ApiError::Parameter(why()),
             ApiError::SyncOff,
             ApiError::Message(MessageError::TooDeep),

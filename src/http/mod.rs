@@ -1,6 +1,6 @@
 //! What backends ask. Decides nothing: it reads a request, asks the hub, and writes the answer.
 //!
-//! - [`access`]: who may ask
+//! - [`access`]: who may ask · [`head`]: what holds for the head of every request
 //! - [`dispatch`]: `POST /v1/dispatch`, one or a stream of them
 //! - [`users`]: everything under `/v1/users`
 //! - [`backup`]: `GET /v1/backup`
@@ -15,6 +15,7 @@ mod backup;
 mod dispatch;
 mod error;
 mod events;
+pub(crate) mod head;
 mod health;
 mod parameters;
 mod users;
@@ -54,6 +55,8 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     /// How much may be asked at once.
     pub limits: Limits,
+    /// Only web pages of this machine are served.
+    pub local_only: bool,
 }
 
 type State = axum::extract::State<Arc<Api>>;
@@ -93,6 +96,9 @@ impl Http {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        if let Err(refusal) = head::check(&request, self.api.local_only) {
+            return self.refuse(ApiError::from(refusal));
+        }
         // Dispatches are nearly all there is, and routing was about a tenth of what one costs: they go the short way.
         if request.method() == Method::POST && request.uri().path() == dispatch::PATH {
             let response = match access::check(&self.api, caller, request.headers()).await {
@@ -104,18 +110,28 @@ impl Http {
             access::count(&self.api, response.status());
             return response;
         }
+        if let Err(error) = head::check_query(request.uri().query()) {
+            return self.refuse(error);
+        }
         request.extensions_mut().insert(caller.clone());
         match tokio::time::timeout(REQUEST_TIME_MAX, self.router.clone().oneshot(request.map(Body::new))).await {
             Ok(Ok(response)) => response,
             Err(_) => ApiError::TooSlow.into_response(),
         }
     }
+
+    fn refuse(&self, error: ApiError) -> Response {
+        let response = error.into_response();
+        access::count(&self.api, response.status());
+        response
+    }
 }
 
 fn router(api: Arc<Api>) -> Router {
     let events = |api, asked, headers| std::future::ready(events::events(api, asked, headers));
     let guarded = Router::new()
-        .route(dispatch::PATH, axum::routing::any(|| async { ApiError::MethodNotAllowed }))
+        // Its POST does not come here, see `respond`; the entry makes 405 and `Allow` for all other methods.
+        .route(dispatch::PATH, post(|| async { ApiError::MethodNotAllowed }))
         .route("/v1/backup", get(backup::backup))
         .route("/v1/events", get(events))
         .route("/v1/users", get(users::list))

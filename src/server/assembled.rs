@@ -12,6 +12,7 @@ use super::{
     Handle, Opened, ServerError,
     builder::{Adds, BeforeExit},
     calls::{Calls, Telling},
+    descriptors::Descriptors,
     handler::Called,
     portal_ids::PortalIds,
     settings,
@@ -42,6 +43,7 @@ pub(super) struct Assembled {
     pub(super) before_exit: Option<BeforeExit>,
     pub(super) webhook: Option<Webhook>,
     pub(super) wire: Option<WirePort>,
+    pub(super) descriptors: Descriptors,
 }
 
 impl Assembled {
@@ -52,7 +54,7 @@ impl Assembled {
         handlers: Vec<Arc<dyn Called>>,
         middleware: Vec<Adds>,
         before_exit: Option<BeforeExit>,
-        (wire, ids): (Option<TcpListener>, Option<PortalIds>),
+        (wire, ids, descriptors): (Option<TcpListener>, Option<PortalIds>, Descriptors),
     ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::with(store.health().restarted()));
         let hub = Hub::among(settings(&config), store.clone(), metrics.clone(), cluster);
@@ -63,6 +65,7 @@ impl Assembled {
             guesses: guesses.clone(),
             metrics: metrics.clone(),
             limits: config.limits.clone(),
+            local_only: config.is_local_only(),
         });
         if config.portal.webhook.is_some() && store.outbox().is_none() {
             tracing::warn!("portal.webhook has no effect: the store was opened without an outbox");
@@ -75,15 +78,15 @@ impl Assembled {
             Some(listener) => {
                 let remembered = ids.as_ref().map(PortalIds::read).unwrap_or_default();
                 let wire = Wire::new(&config, hub.clone(), metrics.clone(), guesses, remembered);
-                Some(WirePort::new(listener, &config.wire, wire, metrics.clone(), ids)?)
+                Some(WirePort::new(listener, descriptors.wire, wire, metrics.clone(), ids)?)
             }
         };
         let calls = (!handlers.is_empty()).then(|| Calls::new(handlers));
         if let Some(calls) = &calls {
             hub.listen(Arc::new(Telling(calls.clone())));
         }
-        let shared = Arc::new(Shared::new(config, hub, metrics, authenticator, calls));
-        let parts = Self { shared, store, http, before_exit, webhook, wire };
+        let shared = Arc::new(Shared::new(config, hub, metrics, authenticator, calls, descriptors.sockets));
+        let parts = Self { shared, store, http, before_exit, webhook, wire, descriptors };
         let handle = parts.handle();
         parts.shared.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
         if let Some(calls) = &parts.shared.calls {

@@ -61,8 +61,8 @@ impl fmt::Debug for Attached {
 }
 
 pub(super) fn attach(parts: Assembled) -> (Router, Attached) {
-    let limits = &parts.shared.config.limits;
-    let slots = Slots::new(limits.connections, limits.connections_per_address);
+    let per_address = parts.shared.config.limits.connections_per_address;
+    let slots = Slots::new(parts.descriptors.sockets, per_address);
     let (stop, told) = watch::channel(false);
     let http = parts.http.clone();
     let (shared, places) = (parts.shared.clone(), slots.clone());
@@ -94,7 +94,7 @@ fn open(shared: &Arc<Shared>, slots: &Arc<Slots>, told: &watch::Receiver<bool>, 
     // Known only where the router is served with connect info; otherwise all count as one address.
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
-    let Some(slot) = slots.take(address) else {
+    let Ok(slot) = slots.take(address) else {
         shared.metrics.refused_connections.inc();
         return (StatusCode::SERVICE_UNAVAILABLE, "there are too many connections").into_response();
     };

@@ -11,6 +11,7 @@ use super::{
     assembled::Assembled,
     attach::Attached,
     bind,
+    descriptors::Descriptors,
     handle::Handle,
     handler::{All, Called, Handler, OnAuthentication, OnConnection, OnDisconnection, OnMessage},
     open_store,
@@ -199,7 +200,7 @@ impl Builder {
     }
 
     /// As [`Builder::start`], without a listener: the routes are for a router of yours, and the rest is run beside it.
-    /// `host`, `port`, `limits.headerTimeout` and [`Builder::listener`] have no effect then, and `limits.connectionsPerAddress`
+    /// `host`, `port`, `limits.headerTimeout`, `limits.idleTimeout` and [`Builder::listener`] have no effect then, and `limits.connectionsPerAddress`
     /// takes all clients for one address unless the router is served with connect info.
     ///
     /// The routes are `path` for the WebSocket, and `/v1/…`, `/healthz`, `/readyz` and `/metrics`. With a `path` of `/`, as it
@@ -244,9 +245,16 @@ impl Builder {
                 tracing::warn!("{warning}");
             }
         }
+        let descriptors = Descriptors::divide(&self.config);
         let authenticator = match self.authenticator {
             Some(authenticator) => Some(authenticator),
-            None => auth::from_config(&self.config.authentication)?,
+            None => {
+                let mut authentication = self.config.authentication.clone();
+                if let Some(webhook) = &mut authentication.webhook {
+                    webhook.concurrency = webhook.concurrency.min(descriptors.outbound);
+                }
+                auth::from_config(&authentication)?
+            }
         };
         // Before the store is opened, like the address: see there.
         let wire = WirePort::bind(&self.config.wire)?;
@@ -260,7 +268,7 @@ impl Builder {
             }
         };
         let Self { config, handlers, middleware, before_exit, .. } = self;
-        Assembled::new(config, opened, authenticator, handlers, middleware, before_exit, (wire, ids))
+        Assembled::new(config, opened, authenticator, handlers, middleware, before_exit, (wire, ids, descriptors))
     }
 }
 

@@ -4,7 +4,8 @@
 //! - [`handler`]: what a program does when something happens to clients, and [`calls`], which calls it
 //! - [`peer`]: a client as that program sees it; [`handle`]: the server as it sees it
 //! - [`listener`]: taking connections in, HTTP and WebSocket on one port
-//! - [`slots`]: who has a place
+//! - [`slots`]: places counted · [`descriptors`]: how many there are · [`activity`]: which connection gives up its own
+//! - [`http_io`]: the deadlines of an HTTP connection, and how it closes
 //! - [`upgrade`]: from an HTTP request to a WebSocket
 //! - [`socket`]: the WebSocket itself; [`fragments`] counts what its library does not report
 //! - [`connection`]: the life of a connection, with its steps in [`inbound`], [`outbound`] and [`farewell`]
@@ -13,18 +14,21 @@
 //! - [`hold`]: holds back deliveries until the client has answered the op 1 that follows op 22
 //! - [`shutdown`]: the order in which everything stops
 
+mod activity;
 mod assembled;
 mod attach;
 mod budget;
 mod builder;
 mod calls;
 mod connection;
+mod descriptors;
 mod farewell;
 mod fragments;
 mod handle;
 mod handler;
 mod heartbeat;
 mod hold;
+mod http_io;
 mod inbound;
 mod listener;
 mod mix_up;
@@ -64,7 +68,7 @@ use crate::{
     webhook,
 };
 use assembled::Assembled;
-use slots::Slots;
+use listener::Places;
 
 /// How long handlers may take over what has happened to clients by the end.
 const HANDLERS_MAX: Duration = Duration::from_secs(2);
@@ -138,11 +142,12 @@ impl Server {
     /// When the store fails while serving: clients are told (1011), and nothing more is promised.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
         let Self { listener, parts, .. } = self;
-        let limits = &parts.shared.config.limits;
-        let slots = Slots::new(limits.connections, limits.connections_per_address);
+        let per_address = parts.shared.config.limits.connections_per_address;
+        let places = Arc::new(Places::new(parts.descriptors.connections, per_address));
+        let slots = places.slots.clone();
         let (stop, stopped) = watch::channel(false);
         let (shared, http) = (parts.shared.clone(), parts.http.clone());
-        let accepting = tokio::spawn(listener::accept(listener, shared, http, slots.clone(), stopped));
+        let accepting = tokio::spawn(listener::accept(listener, shared, http, places, stopped));
         parts.run(shutdown, &slots, &stop, accepting).await
     }
 }

@@ -22,7 +22,8 @@ pub(super) struct Shared {
     pub authenticator: Option<Arc<dyn Authenticator>>,
     /// The handlers of the program that this server is part of, if it has any.
     pub calls: Option<Arc<Calls>>,
-    /// Who is a WebSocket, or about to be one: without a bound of its own, and to see the last of them go.
+    /// The places of `WebSockets`: fewer than those of connections, so that HTTP requests find one. The server also waits here
+    /// until the last WebSocket has gone.
     pub sockets: Arc<Slots>,
     /// The first frame of every connection.
     pub hello: Arc<str>,
@@ -36,6 +37,7 @@ impl Shared {
         metrics: Arc<Metrics>,
         authenticator: Option<Arc<dyn Authenticator>>,
         calls: Option<Arc<Calls>>,
+        sockets_max: usize,
     ) -> Self {
         let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let hello = encode::hello(&Hello {
@@ -48,7 +50,7 @@ impl Shared {
         });
         // A nonce need not be secret, only unlike what a client or a gateway makes up by itself: the time will do.
         let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
-        let sockets = Slots::new(usize::MAX, 0);
+        let sockets = Slots::new(sockets_max, 0);
         Self { config, hub, metrics, authenticator, calls, sockets, hello: hello.into(), nonces: AtomicU64::new(seed) }
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
 /// The places of a server.
 pub(super) struct Slots {
@@ -36,6 +36,15 @@ struct Place {
     address: IpAddr,
 }
 
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    /// All places are taken.
+    All,
+    /// This address has as many as it may have.
+    Address,
+}
+
 impl Slots {
     pub(super) fn new(connections_max: usize, per_address_max: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -47,11 +56,11 @@ impl Slots {
         })
     }
 
-    /// A place for a connection from `address`, if there is one.
-    pub(super) fn take(self: &Arc<Self>, address: IpAddr) -> Option<Slot> {
+    /// Takes a place for a connection from `address`.
+    pub(super) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Slot, Full> {
         if self.taken.fetch_add(1, Ordering::AcqRel) >= self.connections_max {
             self.taken.fetch_sub(1, Ordering::AcqRel);
-            return None;
+            return Err(Full::All);
         }
         if self.per_address_max > 0 {
             let mut addresses = self.addresses.lock();
@@ -59,11 +68,21 @@ impl Slots {
             if *taken >= self.per_address_max {
                 drop(addresses);
                 self.taken.fetch_sub(1, Ordering::AcqRel);
-                return None;
+                return Err(Full::Address);
             }
             *taken += 1;
         }
-        Some(Slot { _place: Arc::new(Place { slots: self.clone(), address }) })
+        Ok(Slot { _place: Arc::new(Place { slots: self.clone(), address }) })
+    }
+
+    /// Places that are taken.
+    pub(super) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Acquire)
+    }
+
+    /// Resolves when a place becomes free after this call.
+    pub(super) fn freed(&self) -> Notified<'_> {
+        self.freed.notified()
     }
 
     /// Resolves when every place is free.
@@ -103,12 +122,12 @@ mod tests {
         let slots = Slots::new(3, 2);
         let [one, two] = ["10.0.0.1", "10.0.0.2"].map(|address| address.parse::<IpAddr>().unwrap());
         let (first, second) = (slots.take(one).unwrap(), slots.take(one).unwrap());
-        assert!(slots.take(one).is_none(), "two of one address at most");
+        assert_eq!(slots.take(one).err(), Some(Full::Address), "two of one address at most");
         let third = slots.take(two).unwrap();
-        assert!(slots.take(two).is_none(), "three in all at most");
+        assert_eq!(slots.take(two).err(), Some(Full::All), "three in all at most");
         let held = first.clone();
         drop(first);
-        assert!(slots.take(two).is_none());
+        assert_eq!((slots.take(two).err(), slots.taken()), (Some(Full::All), 3));
         drop(held);
         drop(slots.take(one).unwrap());
         drop((second, third));

@@ -10,15 +10,16 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header
 use http_body_util::Full;
 use hyper::{Request, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use super::{
     connection::Connection,
+    http_io::HttpIo,
     peer::Arrival,
     shared::Shared,
     slots::Slot,
     socket::{self, Line, Socket},
 };
+use crate::http::head::{self, Refusal};
 
 /// Answers an upgrade request for the WebSocket path and starts the connection's task behind the answer.
 pub(super) fn answer<B>(
@@ -27,13 +28,21 @@ pub(super) fn answer<B>(
     from: Option<SocketAddr>,
     slot: Slot,
 ) -> Response<Full<Bytes>> {
-    let checked = check(request.method(), request.version(), request.headers(), shared.config.origins.as_deref());
-    match checked {
-        Ok(key) => {
+    let checked = head::check(&request, shared.config.is_local_only())
+        .map_err(Refusal::parts)
+        .and_then(|()| check(request.method(), request.version(), request.headers(), shared.config.origins.as_deref()));
+    let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
+    let granted = checked.and_then(|key| match shared.sockets.take(address) {
+        Ok(place) => Ok((key, place)),
+        Err(_) => {
+            Err((StatusCode::SERVICE_UNAVAILABLE, "there are as many WebSockets as there may be; try again later"))
+        }
+    });
+    match granted {
+        Ok((key, place)) => {
             let accept = socket::accept_key(&key);
             let subprotocol = subprotocol(request.headers());
             let arrival = shared.calls.is_some().then(|| Arrival::new(from, &request));
-            let place = shared.sockets.take(from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip()));
             tokio::spawn(take_over(shared.clone(), hyper::upgrade::on(request), from, arrival, (slot, place)));
             let response = Response::builder()
                 .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -52,9 +61,14 @@ pub(super) fn answer<B>(
             shared.metrics.refused_connections.inc();
             let mut response = Response::new(Full::from(reason));
             *response.status_mut() = status;
-            if status == StatusCode::UPGRADE_REQUIRED {
-                let version = header::HeaderValue::from_static("13");
-                response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, version);
+            let more = match status {
+                StatusCode::UPGRADE_REQUIRED => Some((header::SEC_WEBSOCKET_VERSION, "13")),
+                StatusCode::METHOD_NOT_ALLOWED => Some((header::ALLOW, "GET")),
+                StatusCode::SERVICE_UNAVAILABLE => Some((header::RETRY_AFTER, "5")),
+                _ => None,
+            };
+            if let Some((name, value)) = more {
+                response.headers_mut().insert(name, header::HeaderValue::from_static(value));
             }
             response
         }
@@ -82,7 +96,12 @@ fn check(
     if !has_token(headers, header::CONNECTION, "upgrade") {
         return Err((StatusCode::BAD_REQUEST, "the Connection header must say Upgrade"));
     }
-    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+    let mut versions = headers.get_all(header::SEC_WEBSOCKET_VERSION).iter();
+    let version = versions.next();
+    if versions.next().is_some() {
+        return Err((StatusCode::BAD_REQUEST, "one Sec-WebSocket-Version is needed"));
+    }
+    if version.is_none_or(|version| version != "13") {
         return Err((StatusCode::UPGRADE_REQUIRED, "Sec-WebSocket-Version must be 13"));
     }
     if let (Some(origins), Some(origin)) = (origins, headers.get(header::ORIGIN)) {
@@ -93,8 +112,8 @@ fn check(
     }
     let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
     match (keys.next().and_then(|key| key.to_str().ok()), keys.next()) {
-        (Some(key), None) if key.len() == 24 => Ok(key.to_owned()),
-        _ => Err((StatusCode::BAD_REQUEST, "one Sec-WebSocket-Key of 24 characters is needed")),
+        (Some(key), None) if is_key(key) => Ok(key.to_owned()),
+        _ => Err((StatusCode::BAD_REQUEST, "one Sec-WebSocket-Key is needed: 16 bytes in base64")),
     }
 }
 
@@ -108,6 +127,12 @@ fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
     // A name is a token of HTTP (RFC 6455 §4.1); method names have the same form.
     Method::from_bytes(first.as_bytes()).ok()?;
     HeaderValue::from_str(first).ok()
+}
+
+/// Whether a text is 16 bytes in base64.
+fn is_key(text: &str) -> bool {
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    text.len() == 24 && text.strip_suffix("==").is_some_and(|digits| digits.bytes().all(is_legal))
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
@@ -124,13 +149,13 @@ async fn take_over(
     upgrade: OnUpgrade,
     from: Option<SocketAddr>,
     arrival: Option<Arrival>,
-    slots: (Slot, Option<Slot>),
+    slots: (Slot, Slot),
 ) {
     let Ok(upgraded) = upgrade.await else { return };
     // From our own listener it is a plain socket. In somebody's router it may be anything.
-    let (line, early) = match upgraded.downcast::<TokioIo<TcpStream>>() {
+    let (line, early) = match upgraded.downcast::<TokioIo<HttpIo>>() {
         // Copied, because the original shares hyper's 8 KiB read buffer and would keep it for as long as we live.
-        Ok(parts) => (Line::Tcp(parts.io.into_inner()), parts.read_buf.to_vec()),
+        Ok(parts) => (Line::Tcp(parts.io.into_inner().into_stream()), parts.read_buf.to_vec()),
         Err(upgraded) => (Line::Foreign(Box::new(TokioIo::new(upgraded))), Vec::new()),
     };
     let socket = Socket::upgraded(line, early, shared.config.limits.frame_bytes).await;
@@ -173,7 +198,18 @@ mod tests {
         assert_eq!(status(&[("sec-websocket-version", Some("8"))], None), Some(426));
         assert_eq!(status(&[("sec-websocket-version", None)], None), Some(426));
         assert_eq!(status(&[("sec-websocket-key", None)], None), Some(400));
-        assert_eq!(status(&[("sec-websocket-key", Some("short"))], None), Some(400));
+        for key in [
+            "short",
+            "AAAAAAAAAAAAAAAAAAAAAAAA",
+            "!!!!!!!!!!!!!!!!!!!!!!==",
+            "AAAAAAAAAAAAAAAAAAAAA===",
+            "dGhlIHNhbXBsZSBub25jZQ= ",
+        ] {
+            assert_eq!(status(&[("sec-websocket-key", Some(key))], None), Some(400), "{key}");
+        }
+        let mut twice = headers(&[]);
+        twice.append("sec-websocket-version", HeaderValue::from_static("13"));
+        assert_eq!(check(&Method::GET, Version::HTTP_11, &twice, None).unwrap_err().0, StatusCode::BAD_REQUEST);
         assert_eq!(check(&Method::GET, Version::HTTP_10, &headers(&[]), None).unwrap_err().0, StatusCode::BAD_REQUEST);
         assert_eq!(
             check(&Method::POST, Version::HTTP_11, &headers(&[]), None).unwrap_err().0,

@@ -7,7 +7,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
     ServerError, is_stopped,
-    listener::{Door, bind},
+    listener::{Door, Seldom, bind},
     portal_ids::PortalIds,
     slots::Slots,
     stopped,
@@ -51,13 +51,13 @@ impl WirePort {
 
     pub(super) fn new(
         listener: TcpListener,
-        config: &config::Wire,
+        connections: usize,
         wire: Arc<Wire>,
         metrics: Arc<Metrics>,
         ids: Option<PortalIds>,
     ) -> Result<Self, ServerError> {
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, wire, slots: Slots::new(config.connections, 0), metrics, ids })
+        Ok(Self { listener, address, wire, slots: Slots::new(connections, 0), metrics, ids })
     }
 
     /// Accepts connections until `stop` says so.
@@ -120,14 +120,27 @@ async fn accept(
     metrics: &Metrics,
     mut stop: watch::Receiver<bool>,
 ) {
+    let mut full = Seldom::default();
     loop {
-        let (stream, peer) = tokio::select! {
+        let accepted = tokio::select! {
             accepted = door.next() => accepted,
             () = stopped(&mut stop) => return,
         };
-        let Some(slot) = slots.take(peer.ip()) else {
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                door.pause(&error).await;
+                continue;
+            }
+        };
+        let Ok(slot) = slots.take(peer.ip()) else {
             metrics.refused_connections.inc();
-            tracing::warn!("a connection was refused: wire.connections");
+            if full.is_due() {
+                tracing::warn!(
+                    "a connection of the Redis protocol was refused: there are as many as wire.connections or the limit of \
+                     open files allows"
+                );
+            }
             continue;
         };
         let wire = wire.clone();

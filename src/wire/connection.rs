@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -37,9 +37,17 @@ const READ_BYTES: usize = 16 << 10;
 /// Answers are written when there are so many bytes of them, also while more commands are at hand.
 const ANSWERS_BYTES: usize = 64 << 10;
 
-/// For how long what comes is still read, and thrown away, when a connection is closed for what it said: one that is
-/// closed with something unread takes back what was written to it last.
-const LINGER: Duration = Duration::from_millis(500);
+/// How long the peer's side may take to be told that the connection ends.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A connection that is closed with unread bytes is reset, and its peer loses the last reply. So what a refused peer still
+/// sends is discarded until it is silent for this long, or for [`LINGER_TIMEOUT`], or while the server stops, for
+/// [`SHUTDOWN_TIMEOUT`].
+const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes discarded while closing; a peer that sends more is reset.
+const LINGER_BYTES_MAX: usize = 128 << 20;
 
 /// Why a connection ends.
 #[derive(Debug)]
@@ -101,14 +109,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         self.unsubscribe_from_all();
         match end {
             End::Gone => {}
-            End::Quit => _ = timeout(LINGER, self.stream.shutdown()).await,
+            End::Quit => _ = timeout(SHUTDOWN_TIMEOUT, self.stream.shutdown()).await,
             End::Refused => {
-                _ = timeout(LINGER, async {
-                    _ = self.stream.shutdown().await;
-                    let mut past = [0; 1024];
-                    while self.stream.read(&mut past).await.is_ok_and(|read| read > 0) {}
-                })
-                .await;
+                let mut over = self.over.clone();
+                let stopping = async {
+                    _ = over.wait_for(|over| *over).await;
+                    sleep(SHUTDOWN_TIMEOUT).await;
+                };
+                tokio::select! {
+                    _ = timeout(LINGER_TIMEOUT, self.linger()) => {}
+                    () = stopping => {}
+                }
+            }
+        }
+    }
+
+    /// Ends the connection, and discards what the peer still sends.
+    async fn linger(&mut self) {
+        _ = timeout(SHUTDOWN_TIMEOUT, self.stream.shutdown()).await;
+        let (mut bytes, mut discarded) = (0, vec![0; READ_BYTES]);
+        while bytes <= LINGER_BYTES_MAX {
+            match timeout(LINGER_IDLE_TIMEOUT, self.stream.read(&mut discarded)).await {
+                Ok(Ok(read)) if read > 0 => bytes += read,
+                _ => return,
             }
         }
     }

@@ -29,7 +29,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     for warning in loaded.warnings.iter().filter(|warning| !of_the_server.contains(warning)) {
         tracing::warn!("{warning}");
     }
-    system::raise_file_limit(loaded.config.limits.connections, args.dev);
+    system::raise_file_limit();
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

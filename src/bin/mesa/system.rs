@@ -15,26 +15,13 @@ use tokio::{
 
 use crate::{failure::Failure, logging};
 
-/// Files a server has open beside its connections: the store's, the log, its listeners.
-const FILES_ASIDE: u64 = 64;
-
-/// Every connection is an open file: takes as many as are to be had, and says so if that is fewer than `connections`.
-/// Nobody tries things out with that many: then it is not worth a line.
-pub fn raise_file_limit(connections: usize, dev: bool) {
-    let mut limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        match setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
-            Ok(()) => limit.current = limit.maximum,
-            Err(error) => tracing::warn!("the limit of open files could not be raised: {error}"),
-        }
-    }
-    let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(FILES_ASIDE);
-    match limit.current {
-        Some(files) if files < wanted && !dev => tracing::warn!(
-            "at most {files} files may be open, so fewer connections fit than limits.connections ({connections}) allows; \
-             raise the limit (ulimit -n, or LimitNOFILE= in a systemd unit) or lower limits.connections"
-        ),
-        files => tracing::debug!(?files, "limit of open files"),
+/// Raises the limit of open files as far as the system allows. The server limits its connections to what it gets.
+pub fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!("the limit of open files could not be raised: {error}");
     }
 }
 

@@ -36,7 +36,7 @@ fn http() -> (Http, Arc<dyn Store>) {
     let hub = Hub::new(settings, store.clone(), metrics.clone());
     let keys = ApiKeys::new(&config::Api { keys: vec![KEY.into()], ..config::Api::default() });
     let limits = config::Limits { request_bytes: 1024, recipients: 3, ..Config::default().limits };
-    (Http::new(Api { hub, keys, guesses: Arc::default(), metrics, limits }), store)
+    (Http::new(Api { hub, keys, guesses: Arc::default(), metrics, limits, local_only: false }), store)
 }
 
 /// A stream that was opened: where its lines go, and its answers.
@@ -53,6 +53,7 @@ async fn open(http: &Http) -> Talking {
         futures_util::StreamExt::map(pieces, |piece: &str| Ok::<_, Infallible>(Frame::data(Bytes::from(piece))));
     let request = Request::post(PATH)
         .header(header::AUTHORIZATION, format!("Bearer {KEY}"))
+        .header(header::HOST, "localhost")
         .header(header::CONTENT_TYPE, "application/x-ndjson")
         .body(StreamBody::new(frames))
         .unwrap();

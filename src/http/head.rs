@@ -1,0 +1,258 @@
+//! Checks of a request's head that hold for every path, HTTP and WebSocket: what is ambiguous is refused rather than
+//! guessed, and with `--dev` only pages of this machine are served.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use axum::http::{
+    HeaderMap, Request, StatusCode, Version,
+    header::{HOST, ORIGIN, TRANSFER_ENCODING},
+};
+
+use super::error::ApiError;
+
+/// Why a head is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is ambiguous, or not HTTP.
+    Malformed(&'static str),
+    /// It comes from another site.
+    Foreign(&'static str),
+}
+
+impl Refusal {
+    /// Status and sentence.
+    #[must_use]
+    pub fn parts(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Malformed(why) => (StatusCode::BAD_REQUEST, why),
+            Self::Foreign(why) => (StatusCode::FORBIDDEN, why),
+        }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Malformed(why) => Self::Head(why),
+            Refusal::Foreign(why) => Self::Foreign(why),
+        }
+    }
+}
+
+/// Checks a head. `local_only`: refuses web pages of other machines, and names that may lead here from elsewhere.
+///
+/// # Errors
+/// With the status and the sentence of the response.
+pub fn check<B>(request: &Request<B>, local_only: bool) -> Result<(), Refusal> {
+    let headers = request.headers();
+    // Later versions name the host elsewhere, and their framing has no codings.
+    if request.version() <= Version::HTTP_11 {
+        let host = host(headers)?;
+        if host.is_none() && request.version() == Version::HTTP_11 {
+            return Err(Refusal::Malformed("a request of HTTP/1.1 needs a Host header"));
+        }
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        if let Some(coding) = codings.next()
+            && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        {
+            return Err(Refusal::Malformed("the only Transfer-Encoding taken is chunked; send the body as it is"));
+        }
+        if local_only && !host.is_some_and(is_local_host) {
+            return Err(Refusal::Foreign(
+                "with --dev the Host has to be localhost, an IP address or a name without a dot; set `origins` to serve \
+                 other names",
+            ));
+        }
+    }
+    if !is_escaped(request.uri().path()) {
+        return Err(Refusal::Malformed("in a path, % has to be followed by two hexadecimal digits"));
+    }
+    if local_only && headers.get_all(ORIGIN).iter().any(|origin| !is_local_origin(origin.as_bytes())) {
+        return Err(Refusal::Foreign(
+            "with --dev only web pages of this machine may connect (http://localhost:PORT); set `origins` to allow others",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks that a query is text. A decoder would otherwise put U+FFFD where the query has other bytes.
+pub(super) fn check_query(query: Option<&str>) -> Result<(), ApiError> {
+    let query = query.unwrap_or_default();
+    if !query.contains('%') {
+        return Ok(());
+    }
+    let mut bytes = query.bytes();
+    let mut decoded = Vec::with_capacity(query.len());
+    while let Some(byte) = bytes.next() {
+        let byte = if byte == b'%' {
+            digit(bytes.next()).zip(digit(bytes.next())).map(|(high, low)| high << 4 | low)
+        } else {
+            Some(byte)
+        };
+        let Some(byte) = byte else {
+            return Err(ApiError::Parameter("in a query, % has to be followed by two hexadecimal digits".into()));
+        };
+        decoded.push(byte);
+    }
+    match std::str::from_utf8(&decoded) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(ApiError::Parameter("a query has to be UTF-8, with its bytes escaped as %XX".into())),
+    }
+}
+
+fn digit(byte: Option<u8>) -> Option<u8> {
+    byte.and_then(|byte| char::from(byte).to_digit(16)).map(|digit| digit as u8)
+}
+
+fn is_escaped(path: &str) -> bool {
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' && (digit(bytes.next()).is_none() || digit(bytes.next()).is_none()) {
+            return false;
+        }
+    }
+    true
+}
+
+/// The one Host of a request, as it stands.
+fn host(headers: &HeaderMap) -> Result<Option<&[u8]>, Refusal> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next().map(axum::http::HeaderValue::as_bytes);
+    if hosts.next().is_some() {
+        return Err(Refusal::Malformed("a request may have one Host header"));
+    }
+    let is_legal = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
+    if host.is_some_and(|host| !host.iter().all(is_legal)) {
+        return Err(Refusal::Malformed("the Host header has to be a name or an address, and a port if it is not 80"));
+    }
+    Ok(host)
+}
+
+/// The name in `name:port`, or the address in `[address]:port`.
+fn name(host: &[u8]) -> Option<&str> {
+    let host = std::str::from_utf8(host).ok()?;
+    let (name, rest) = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?,
+        None => host.split_at(host.find(':').unwrap_or(host.len())),
+    };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port)).then_some(name)
+}
+
+fn is_localhost(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let ends = name.len().checked_sub("localhost".len()).filter(|at| name.is_char_boundary(*at));
+    ends.is_some_and(|at| {
+        name[at..].eq_ignore_ascii_case("localhost") && (at == 0 || name[..at].ends_with('.') && at > 1)
+    })
+}
+
+/// Whether this Host cannot be a name that a stranger has made lead here (DNS rebinding). An address cannot, nor can a
+/// name without a dot, as services have in a network of containers.
+fn is_local_host(host: &[u8]) -> bool {
+    let Some(name) = name(host) else { return false };
+    !name.is_empty() && (name.parse::<IpAddr>().is_ok() || is_localhost(name) || !name.contains('.'))
+}
+
+/// Whether a page is served by this machine. A page of a file, or in a sandbox, has the origin `null`, and any site can
+/// make one of the latter.
+fn is_local_origin(origin: &[u8]) -> bool {
+    let host = std::str::from_utf8(origin).ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+    host.and_then(|host| name(host.as_bytes())).is_some_and(|name| {
+        is_localhost(name)
+            || name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+            || name.parse::<Ipv6Addr>().is_ok_and(|address| address.is_loopback())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(uri: &str, headers: &[(&str, &str)], local_only: bool) -> Result<(), u16> {
+        let mut request = Request::builder().uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        check(&request.body(()).unwrap(), local_only).map_err(|refusal| refusal.parts().0.as_u16())
+    }
+
+    #[test]
+    fn head_that_is_ambiguous_is_refused() {
+        let host = ("host", "localhost:4000");
+        assert_eq!(checked("/", &[host], false), Ok(()));
+        assert_eq!(checked("/v1/users/%C3%a9", &[host, ("transfer-encoding", "Chunked")], false), Ok(()));
+        assert_eq!(checked("/", &[("host", "[::1]:4000")], false), Ok(()));
+        for headers in [
+            &[][..],
+            &[host, host],
+            &[("host", "a b")],
+            &[("host", "a/b")],
+            &[("host", "me@a")],
+            &[host, ("transfer-encoding", "gzip, chunked")],
+            &[host, ("transfer-encoding", "chunked, chunked")],
+            &[host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            &[host, ("transfer-encoding", "identity")],
+        ] {
+            assert_eq!(checked("/", headers, false), Err(400), "{headers:?}");
+        }
+        for path in ["/%", "/%z", "/%zz", "/v1/users/%4", "/%4%20"] {
+            assert_eq!(checked(path, &[host], false), Err(400), "{path}");
+        }
+        let old = Request::builder().version(Version::HTTP_10).body(()).unwrap();
+        assert_eq!(check(&old, false), Ok(()), "HTTP/1.0 needs no Host");
+        let new = Request::builder().version(Version::HTTP_2).body(()).unwrap();
+        assert_eq!(check(&new, true), Ok(()), "HTTP/2 has none");
+    }
+
+    #[test]
+    fn query_that_is_not_text_is_refused() {
+        for good in [None, Some(""), Some("cursor=al%20ice%C3%A9&limit=1"), Some("a=b+c")] {
+            assert!(check_query(good).is_ok(), "{good:?}");
+        }
+        for bad in ["cursor=%ff", "cursor=%C3", "cursor=%zz", "cursor=%4", "cursor=%", "%e2%82=1"] {
+            assert!(check_query(Some(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn development_server_serves_pages_of_this_machine_only() {
+        let hosts =
+            ["localhost", "LOCALHOST:4000", "127.0.0.1:4000", "[::1]:4000", "192.168.1.2", "mesa:4000", "a.localhost"];
+        for host in hosts {
+            assert_eq!(checked("/", &[("host", host)], true), Ok(()), "{host}");
+        }
+        let strange =
+            ["", "evil.example", "evil.example:4000", "127.0.0.1.evil.example", "localhost.evil.example", "a.b."];
+        for host in strange {
+            assert_eq!(checked("/", &[("host", host)], true), Err(403), "{host}");
+        }
+        for host in ["evillocalhost.", ".localhost", "127.0.0.1:x"] {
+            assert_ne!((host, is_localhost(host)), (host, true));
+        }
+        let with = |origin| checked("/", &[("host", "localhost"), ("origin", origin)], true);
+        for origin in [
+            "http://localhost",
+            "https://localhost:8080",
+            "http://127.0.0.1:3000",
+            "http://[::1]:3000",
+            "http://app.localhost:1",
+        ] {
+            assert_eq!(with(origin), Ok(()), "{origin}");
+        }
+        for origin in [
+            "http://evil.example",
+            "null",
+            "",
+            "http://localhost.evil.example",
+            "http://127.0.0.1.evil.example",
+            "http://192.168.1.2",
+            "localhost",
+            "http://mesa:3000",
+            "file://",
+        ] {
+            assert_eq!(with(origin), Err(403), "{origin}");
+            assert_eq!(checked("/", &[("host", "localhost"), ("origin", origin)], false), Ok(()), "{origin}");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What an HTTP connection is doing, and which one is closed when a new connection finds no place.
+//!
+//! Eviction closes a connection that waits for its peer, and never a WebSocket. Order: connections that only discard a
+//! refused body; those that never sent a whole request; those without a valid API key that are idle, or do not read their
+//! response; idle ones with a key. A request with a key that is being answered is never cut.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    task::Context,
+    time::Instant,
+};
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Phase {
+    /// Accepted, and the peer has sent nothing.
+    New,
+    /// The head of a request has begun to arrive.
+    Head,
+    /// A request is being answered.
+    Busy,
+    /// The whole response is in the hands of hyper. The connection becomes idle once all of it is written.
+    Answered,
+    /// Kept alive, and nothing of the next request has arrived.
+    Idle,
+    /// Closing: the response is sent, and what the peer still sends is discarded.
+    Lingering,
+}
+
+impl Phase {
+    const ALL: [Self; 6] = [Self::New, Self::Head, Self::Busy, Self::Answered, Self::Idle, Self::Lingering];
+}
+
+/// What the task, the response and the evictor of one connection know in common.
+#[derive(Debug)]
+pub(super) struct Activity {
+    phase: AtomicU8,
+    /// When the connection became idle, in milliseconds of this process.
+    idle_since: AtomicU64,
+    /// A request on this connection had a valid API key.
+    keyed: AtomicBool,
+    /// The peer takes nothing of what was written.
+    stalled: AtomicBool,
+    /// Another connection gets this one's place.
+    evicted: AtomicBool,
+    /// The server stops.
+    stopping: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self {
+            phase: AtomicU8::new(Phase::New as u8),
+            idle_since: AtomicU64::new(0),
+            keyed: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
+            evicted: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        Phase::ALL[usize::from(self.phase.load(Ordering::Acquire))]
+    }
+
+    pub(super) fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    pub(super) fn become_idle(&self, now: Instant) {
+        self.idle_since.store(millis(now), Ordering::Relaxed);
+        self.enter(Phase::Idle);
+    }
+
+    pub(super) fn has_key(&self) {
+        if !self.keyed.load(Ordering::Relaxed) {
+            self.keyed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn stall(&self, stalled: bool) {
+        self.stalled.store(stalled, Ordering::Release);
+    }
+
+    /// The server stops: a connection that lingers must not hold it up.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// True if the connection has to give up its place. Otherwise the task is woken when it has to.
+    pub(super) fn poll_evicted(&self, cx: &mut Context<'_>) -> bool {
+        if self.evicted.load(Ordering::Acquire) {
+            return true;
+        }
+        self.waker.register(cx.waker());
+        self.evicted.load(Ordering::Acquire)
+    }
+
+    fn evict(&self) {
+        self.evicted.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Position in the order of eviction, the first to go first; `None`: not to be evicted.
+    fn rank(&self) -> Option<(u8, u64)> {
+        if self.evicted.load(Ordering::Acquire) {
+            return None;
+        }
+        let keyed = self.keyed.load(Ordering::Relaxed);
+        match self.phase() {
+            Phase::Lingering => Some((0, 0)),
+            Phase::New | Phase::Head => Some((1, 0)),
+            Phase::Idle => Some((2 + u8::from(keyed), self.idle_since.load(Ordering::Relaxed))),
+            Phase::Busy | Phase::Answered => (self.stalled.load(Ordering::Acquire) && !keyed).then_some((2, 0)),
+        }
+    }
+}
+
+fn millis(now: Instant) -> u64 {
+    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    now.saturating_duration_since(*BEGIN).as_millis() as u64
+}
+
+/// The HTTP connections of a listener, in the order in which they came. `WebSockets` are not among them.
+#[derive(Debug, Default)]
+pub(super) struct Activities(Mutex<Open>);
+
+#[derive(Debug, Default)]
+struct Open {
+    /// Connections that came while few places were left sort first: what was there before keeps its place.
+    connections: BTreeMap<(bool, u64), Arc<Activity>>,
+    next: u64,
+}
+
+/// A connection's entry, for as long as it speaks HTTP.
+pub(super) struct Entry {
+    all: Arc<Activities>,
+    key: (bool, u64),
+    pub(super) activity: Arc<Activity>,
+}
+
+impl Activities {
+    /// Adds a connection. `crowded`: few places were left when it came, so it is evicted before those that came earlier.
+    pub(super) fn enter(self: &Arc<Self>, crowded: bool) -> Entry {
+        let activity = Arc::new(Activity::new());
+        let mut open = self.0.lock();
+        open.next += 1;
+        let key = (!crowded, open.next);
+        open.connections.insert(key, activity.clone());
+        Entry { all: self.clone(), key, activity }
+    }
+
+    /// Tells one waiting connection to close; false if there is none.
+    pub(super) fn evict(&self) -> bool {
+        let open = self.0.lock();
+        let mut first: Option<((u8, u64), &Arc<Activity>)> = None;
+        for activity in open.connections.values() {
+            let Some(rank) = activity.rank() else { continue };
+            if first.is_none_or(|(lowest, _)| rank < lowest) {
+                first = Some((rank, activity));
+            }
+            // None comes before one that never sent a request, except those that linger, and these are few.
+            if rank.0 <= 1 {
+                break;
+            }
+        }
+        first.inspect(|(_, activity)| activity.evict()).is_some()
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.all.0.lock().connections.remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn eviction_takes_the_connection_that_matters_least() {
+        let all = Arc::new(Activities::default());
+        assert!(!all.evict());
+        let began = Instant::now();
+        let [early, busy, stalled, idle, keyed, late] =
+            [false, false, false, false, false, true].map(|crowded| all.enter(crowded));
+        busy.activity.enter(Phase::Busy);
+        stalled.activity.enter(Phase::Answered);
+        stalled.activity.stall(true);
+        idle.activity.become_idle(began + Duration::from_secs(2));
+        keyed.activity.become_idle(began + Duration::from_secs(1));
+        keyed.activity.has_key();
+        let evicted = |entry: &Entry| entry.activity.evicted.load(Ordering::Acquire);
+        for (at, next) in [&late, &early, &stalled, &idle, &keyed].into_iter().enumerate() {
+            assert!(!evicted(next), "{at}");
+            assert!(all.evict() && evicted(next), "{at}");
+        }
+        assert!(!all.evict() && !evicted(&busy));
+        drop((early, busy, stalled, idle, keyed, late));
+        assert!(all.0.lock().connections.is_empty());
+    }
+}

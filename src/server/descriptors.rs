@@ -1,0 +1,100 @@
+//! How many connections of each kind fit into the open files that the system grants the process.
+//!
+//! The store and the process come first: what they may need is set aside, and connections get what is left. Otherwise a
+//! crowd of connections takes the last descriptor, and the store cannot open the file it has to write.
+
+use std::fs;
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::config::Config;
+
+/// Descriptors set aside for the store (it keeps some 50 files open), for temporary files and for the runtime. Where few
+/// descriptors are left it is a third of them.
+const RESERVE_MAX: usize = 96;
+
+/// Places that `WebSockets` leave free: `/healthz`, `/metrics` and dispatches find a server that is full of them.
+const HTTP_ONLY_MAX: usize = 16;
+
+/// Lookups of names, the requests of a webhook and of a JWKS, each with a connection that is kept for the next.
+const OUTBOUND_EXTRA: usize = 12;
+
+/// What is assumed to be open where the system does not tell.
+const OPEN_GUESS: usize = 32;
+
+/// What may be connected at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Descriptors {
+    /// Connections for HTTP and `WebSockets`.
+    pub connections: usize,
+    /// Of those, `WebSockets`.
+    pub sockets: usize,
+    /// Connections of the Redis protocol.
+    pub wire: usize,
+    /// Questions to the authentication webhook.
+    pub outbound: usize,
+}
+
+impl Descriptors {
+    /// Divides what the system grants now. Says so if it is less than what is configured.
+    pub(super) fn divide(config: &Config) -> Self {
+        let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
+        let open = ["/proc/self/fd", "/dev/fd"].iter().find_map(|path| Some(fs::read_dir(path).ok()?.count()));
+        let granted = Self::of(limit.unwrap_or(usize::MAX), open.unwrap_or(OPEN_GUESS), config);
+        let wanted = config.limits.connections;
+        if let (Some(limit), true) = (limit, granted.sockets < wanted) {
+            let Self { connections, sockets, .. } = granted;
+            let text = format!(
+                "the process may open {limit} files: connections are limited to {connections}, of which {sockets} may be \
+                 WebSockets, and limits.connections ({wanted}) is not reached; raise the limit (ulimit -n, or \
+                 LimitNOFILE= in a systemd unit) or lower limits.connections"
+            );
+            // With --dev a few connections are enough.
+            if config.dev { tracing::debug!("{text}") } else { tracing::warn!("{text}") }
+        }
+        granted
+    }
+
+    fn of(limit: usize, open: usize, config: &Config) -> Self {
+        let left = limit.saturating_sub(open);
+        let left = left - RESERVE_MAX.min(left / 3);
+        let asked = config.authentication.webhook.as_ref().map_or(0, |webhook| webhook.concurrency);
+        let calls = asked > 0
+            || config.portal.webhook.is_some()
+            || config.authentication.jwt.as_ref().is_some_and(|jwt| jwt.jwks.is_some());
+        let outbound = if calls { (asked + OUTBOUND_EXTRA).min(left / 4) } else { 0 };
+        let wire = if config.wire.port.is_some() { config.wire.connections.min(left / 4) } else { 0 };
+        let connections = (left - outbound - wire).min(config.limits.connections.saturating_add(HTTP_ONLY_MAX)).max(1);
+        let http_only = HTTP_ONLY_MAX.min(connections / 4);
+        Self {
+            connections,
+            sockets: config.limits.connections.min(connections - http_only),
+            wire: wire.max(1),
+            outbound: outbound.saturating_sub(OUTBOUND_EXTRA).min(asked).max(1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_divided_after_the_reserve() {
+        let mut config = Config::default();
+        let small = Descriptors::of(1024, 24, &config);
+        assert_eq!((small.connections, small.sockets), (904, 888));
+        let large = Descriptors::of(1 << 20, 24, &config);
+        assert_eq!((large.connections, large.sockets), (100_016, 100_000));
+        config.limits.connections = 2;
+        let few = Descriptors::of(usize::MAX, 24, &config);
+        assert_eq!((few.connections, few.sockets), (18, 2));
+        config.limits.connections = 100_000;
+        config.wire.port = Some(6379);
+        config.authentication.webhook = Some(crate::config::AuthWebhook { concurrency: 64, ..Default::default() });
+        let shared = Descriptors::of(1024, 24, &config);
+        assert_eq!((shared.connections, shared.wire, shared.outbound), (602, 226, 64));
+        let tiny = Descriptors::of(10, 24, &config);
+        assert_eq!((tiny.connections, tiny.sockets, tiny.wire, tiny.outbound), (1, 1, 1, 1));
+    }
+}

@@ -1,0 +1,280 @@
+//! The socket below hyper, with every deadline of an HTTP connection in one place.
+//!
+//! - read: `limits.headerTimeout` for the head of a request that has begun, and for the first one; `limits.idleTimeout`
+//!   between requests
+//! - write: `limits.writeTimeout` without a byte taken by the peer's side, for every response and stream
+//! - close: what the peer still sends is discarded for a bounded time, because a socket that is closed with unread bytes
+//!   resets the connection, and the peer then loses the response (RFC 9112, 9.6)
+//!
+//! A timer is set when a wait begins and not moved for each request: one that fires early is set again.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::body::{Body, Bytes, HttpBody};
+use hyper::body::{Frame, SizeHint};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Instant, Sleep, sleep_until},
+};
+
+use super::activity::{Activity, Phase};
+use crate::config::Limits;
+
+/// A closing connection ends when its peer has sent nothing for this long.
+const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// And after this time in any case; a peer that still sends is reset then.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The same while the server stops: less than it gives all connections to finish.
+const LINGER_STOPPING_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Bytes discarded while closing; a peer that sends more is reset.
+const LINGER_BYTES_MAX: usize = 128 << 20;
+
+/// Bytes discarded by one read.
+const DISCARD_BYTES: usize = 16 << 10;
+
+/// Reads in one go before other connections get the thread.
+const DISCARDS_MAX: usize = 16;
+
+/// The socket of an HTTP connection.
+pub(super) struct HttpIo {
+    stream: TcpStream,
+    activity: Arc<Activity>,
+    head_timeout: Duration,
+    idle_timeout: Duration,
+    write_timeout: Duration,
+    /// By then the next bytes, or the whole head, must have arrived.
+    read_by: Instant,
+    read_timer: Timer,
+    /// By then the peer must take something; `None` while nothing waits.
+    write_by: Option<Instant>,
+    write_timer: Timer,
+    closing: Option<Closing>,
+    /// The peer has closed its side, or a deadline has passed: there is nothing to linger for.
+    over: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Closing {
+    by: Instant,
+    discarded: usize,
+}
+
+impl HttpIo {
+    pub(super) fn new(stream: TcpStream, activity: Arc<Activity>, limits: &Limits) -> Self {
+        Self {
+            stream,
+            activity,
+            head_timeout: limits.header_timeout,
+            idle_timeout: limits.idle_timeout,
+            write_timeout: limits.write_timeout,
+            read_by: Instant::now() + limits.header_timeout,
+            read_timer: Timer::default(),
+            write_by: None,
+            write_timer: Timer::default(),
+            closing: None,
+            over: false,
+        }
+    }
+
+    /// The socket, when the connection has become a WebSocket.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
+    /// Bytes have arrived.
+    fn received(&mut self) {
+        match self.activity.phase() {
+            // The deadline of the first head counts from the start of the connection.
+            Phase::New => self.activity.enter(Phase::Head),
+            Phase::Answered | Phase::Idle => {
+                self.read_by = Instant::now() + self.head_timeout;
+                self.activity.enter(Phase::Head);
+            }
+            Phase::Head | Phase::Busy | Phase::Lingering => {}
+        }
+    }
+
+    /// Nothing is there to be read: how long may that last?
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.activity.phase() {
+            // Bodies and streams have their own deadlines.
+            Phase::Busy => return Poll::Pending,
+            // The rest of the response is not taken yet: that has a deadline of its own.
+            Phase::Answered if self.write_by.is_some() => return Poll::Pending,
+            Phase::Answered => {
+                let now = Instant::now();
+                self.read_by = now + self.idle_timeout;
+                self.activity.become_idle(now.into_std());
+            }
+            Phase::New | Phase::Head | Phase::Idle | Phase::Lingering => {}
+        }
+        if self.activity.poll_evicted(cx) || self.read_timer.poll_passed(cx, self.read_by) {
+            self.over = true;
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending
+    }
+
+    /// Discards what the peer still sends. Ready when it has closed, or has had its time.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = Instant::now();
+        let mut closing = self.closing.unwrap_or_else(|| {
+            self.activity.enter(Phase::Lingering);
+            self.read_by = now + LINGER_IDLE_TIMEOUT;
+            Closing { by: now + LINGER_TIMEOUT, discarded: 0 }
+        });
+        if self.activity.is_stopping() {
+            closing.by = closing.by.min(now + LINGER_STOPPING_TIMEOUT);
+        }
+        self.closing = Some(closing);
+        for _ in 0..DISCARDS_MAX {
+            let mut discarded = [0; DISCARD_BYTES];
+            let mut discarded = ReadBuf::new(&mut discarded);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut discarded) {
+                Poll::Ready(Ok(())) if !discarded.filled().is_empty() => {
+                    closing.discarded += discarded.filled().len();
+                    if closing.discarded > LINGER_BYTES_MAX || closing.by <= now {
+                        return Poll::Ready(());
+                    }
+                    self.read_by = now + LINGER_IDLE_TIMEOUT;
+                    self.closing = Some(closing);
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => {
+                    let by = self.read_by.min(closing.by);
+                    let over = self.activity.poll_evicted(cx) || self.read_timer.poll_passed(cx, by);
+                    return if over { Poll::Ready(()) } else { Poll::Pending };
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl AsyncRead for HttpIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let (before, wanted) = (buf.filled().len(), buf.remaining());
+        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => {
+                if buf.filled().len() > before {
+                    self.received();
+                } else if wanted > 0 {
+                    self.over = true;
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => {
+                self.over = true;
+                Poll::Ready(Err(error))
+            }
+            Poll::Pending => self.poll_silence(cx),
+        }
+    }
+}
+
+impl AsyncWrite for HttpIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match Pin::new(&mut self.stream).poll_write(cx, bytes) {
+            Poll::Pending => {
+                let by = self.write_by.unwrap_or_else(|| Instant::now() + self.write_timeout);
+                if self.write_by.replace(by).is_none() {
+                    self.activity.stall(true);
+                }
+                if self.activity.poll_evicted(cx) || self.write_timer.poll_passed(cx, by) {
+                    self.over = true;
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                Poll::Pending
+            }
+            written @ Poll::Ready(_) => {
+                if self.write_by.take().is_some() {
+                    self.activity.stall(false);
+                }
+                written
+            }
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.closing.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            // Where nothing has arrived nothing was answered. An idle connection lingers too: hyper may have looked for the
+            // rest of a refused body just before.
+            if self.over || self.activity.phase() == Phase::New {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        self.poll_linger(cx).map(Ok)
+    }
+}
+
+/// A timer that is made when it is first needed, and kept.
+#[derive(Default)]
+struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    /// True if `by` has passed; otherwise the task is woken then, or earlier.
+    fn poll_passed(&mut self, cx: &mut Context<'_>, by: Instant) -> bool {
+        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(by)));
+        if sleep.deadline() > by {
+            sleep.as_mut().reset(by);
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            if by <= Instant::now() {
+                return true;
+            }
+            sleep.as_mut().reset(by);
+        }
+        false
+    }
+}
+
+/// The body of a response, whose end is noticed.
+pub(super) struct Answer {
+    body: Body,
+    activity: Arc<Activity>,
+}
+
+impl Answer {
+    pub(super) fn new(body: Body, activity: Arc<Activity>) -> Self {
+        Self { body, activity }
+    }
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.activity.enter(Phase::Answered);
+    }
+}

@@ -1,0 +1,131 @@
+//! A response that is sent before its request has been read must reach a client that sends all of it first.
+
+use std::io::Write as _;
+
+use crate::{
+    connect, exchange, head, status,
+    support::server::{Home, KEY},
+};
+
+/// More than the sockets of both sides hold.
+const BODY_BYTES: usize = 12 << 20;
+
+#[test]
+fn refusal_reaches_a_client_that_sends_its_body_first() {
+    let home = Home::new();
+    let server = home.start();
+    let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let json = "Content-Type: application/json\r\n";
+    // No key rather than a wrong one, whose response is delayed, and whose number is limited.
+    let (key, none) = (format!("Authorization: Bearer {KEY}\r\n"), "");
+    let refusals = [
+        (401, "POST /v1/dispatch", format!("{none}{json}")),
+        (401, "POST /v1/users", none.to_owned()),
+        (404, "POST /nothing", String::new()),
+        (404, "POST /v1/nothing", key.clone()),
+        (405, "PUT /v1/dispatch", format!("{key}{json}")),
+        (405, "POST /healthz", String::new()),
+        (413, "POST /v1/dispatch", format!("{key}{json}")),
+        (415, "POST /v1/dispatch", format!("{key}Content-Type: text/plain\r\n")),
+        (405, "POST /", upgrade.to_owned()),
+        (404, "POST /elsewhere", upgrade.to_owned()),
+        (400, "POST /%zz", String::new()),
+    ];
+    let body = vec![b'x'; BODY_BYTES];
+    for (expected, target, headers) in &refusals {
+        for length in [format!("Content-Length: {BODY_BYTES}\r\n"), "Transfer-Encoding: chunked\r\n".to_owned()] {
+            let mut request = format!("{target} HTTP/1.1\r\nHost: x\r\n{headers}{length}\r\n").into_bytes();
+            let chunked = length.starts_with('T');
+            if chunked {
+                request.extend(format!("{BODY_BYTES:x}\r\n").into_bytes());
+            }
+            request.extend(&body);
+            if chunked {
+                request.extend(b"\r\n0\r\n\r\n");
+            }
+            for _ in 0..2 {
+                let response = exchange(server.address, &request);
+                let response =
+                    response.unwrap_or_else(|error| panic!("{target}, {length:?}: {expected} is lost: {error}"));
+                assert_eq!(status(&response), *expected, "{target}: {response}");
+                // That of a WebSocket is refused before anything is known of its body.
+                assert!(response.contains("connection: close") || headers == upgrade, "{target}: {response}");
+            }
+        }
+    }
+}
+
+#[test]
+fn refusal_reaches_a_client_that_sends_its_body_slowly() {
+    let home = Home::new();
+    let server = home.start();
+    let mut stream = connect(server.address);
+    let piece = vec![b'x'; 100_000];
+    let began = format!("POST /v1/dispatch HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", 20 * piece.len());
+    stream.write_all(began.as_bytes()).expect("sent");
+    for _ in 0..20 {
+        stream.write_all(&piece).expect("sent");
+        // The server has read all there is, and looks for more in vain.
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(status(&head(&mut stream).expect("a response")), 401);
+}
+
+#[test]
+fn refusal_of_a_head_that_is_too_long_reaches_its_client() {
+    let home = Home::new();
+    let server = home.start();
+    let request = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(BODY_BYTES));
+    for _ in 0..2 {
+        let response = exchange(server.address, request.as_bytes()).expect("431 is lost");
+        assert_eq!(status(&response), 431);
+    }
+}
+
+#[test]
+fn refused_short_body_does_not_cost_the_connection() {
+    let home = Home::new();
+    let server = home.start();
+    let mut stream = connect(server.address);
+    for _ in 0..3 {
+        stream.write_all(b"POST /v1/dispatch HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}").expect("sent");
+        let response = head(&mut stream).expect("a response");
+        assert_eq!(status(&response), 401);
+        let length = response.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next());
+        let mut body = vec![0; length.expect("a length").parse().expect("a number")];
+        std::io::Read::read_exact(&mut stream, &mut body).expect("a body");
+    }
+}
+
+#[test]
+fn server_stops_in_time_while_a_refused_body_still_comes() {
+    let home = Home::new();
+    let server = home.start();
+    let mut stream = connect(server.address);
+    let began = format!("POST /v1/dispatch HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", 1_u64 << 40);
+    stream.write_all(began.as_bytes()).expect("sent");
+    assert_eq!(status(&head(&mut stream).expect("a response")), 401);
+    let sending = std::thread::spawn(move || {
+        while stream.write_all(&[b'x'; 1000]).is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    });
+    server.terminate();
+    let ended = server.process.wait(crate::PATIENCE);
+    assert!(ended.success(), "{ended}");
+    sending.join().expect("it ends with the connection");
+}
+
+#[test]
+fn redis_error_reaches_a_peer_that_sends_its_command_first() {
+    let home = Home::with("wire: { port: 0 },");
+    let server = home.start();
+    let mut stream = connect(crate::deadlines::redis_address(&home));
+    stream.write_all(format!("*2\r\n$4\r\nECHO\r\n${BODY_BYTES}\r\n").as_bytes()).expect("sent");
+    stream.write_all(&vec![b'x'; BODY_BYTES]).expect("sent");
+    let mut reply = [0; 4];
+    std::io::Read::read_exact(&mut stream, &mut reply).expect("the error is lost");
+    assert_eq!(&reply, b"-ERR");
+    drop(server);
+}
