@@ -131,10 +131,10 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.row();
-        if status.is_server_error() {
-            if let Some(suppressed) = FAILED.due(code) {
-                tracing::error!(error = %self, suppressed, "a request failed");
-            }
+        if status.is_server_error()
+            && let Some(suppressed) = FAILED.due(code)
+        {
+            tracing::error!(error = %self, suppressed, "a request failed");
         }
         let mut body = Vec::new();
         self.write(&mut body);
