@@ -356,7 +356,7 @@ impl Dispatcher {
         match serde_json::from_slice::<reply::Refused>(&body) {
             Ok(refused) => DispatchError::Refused {
                 status: status.as_u16(),
-                hint: hint(status, &refused.error.code),
+                hint: hint(status, &refused.error),
                 code: refused.error.code,
                 message: refused.error.message,
             },
@@ -397,11 +397,11 @@ impl Dispatcher {
 }
 
 /// What to do about a status, beyond what the server says itself.
-fn hint(status: StatusCode, code: &str) -> &'static str {
+fn hint(status: StatusCode, refusal: &Refusal) -> &'static str {
     match status {
         // These end with what to do as it is.
-        _ if matches!(code, "unreachable" | "store_failed") => "",
-        _ if code == "unauthorized" => ". Use one of the server's api.keys",
+        _ if matches!(&*refusal.code, "unreachable" | "store_failed") => "",
+        _ if refusal.message.contains("api.keys") => "",
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             ". Check the API key: it must be one of the server's api.keys"
         }

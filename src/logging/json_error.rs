@@ -103,7 +103,10 @@ impl fmt::Write for Ends {
             self.tail.push(character);
             // Characters have up to four bytes; cut rarely, so that it costs little.
             if self.tail.len() > 16 * END_MAX {
-                let from = self.tail.floor_char_boundary(self.tail.len() - 4 * END_MAX);
+                let mut from = self.tail.len() - 4 * END_MAX;
+                while !self.tail.is_char_boundary(from) {
+                    from += 1;
+                }
                 self.tail.drain(..from);
                 self.cut = true;
             }
