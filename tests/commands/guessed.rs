@@ -76,10 +76,7 @@ fn guessing_of_api_keys_is_limited_and_clients_behind_the_address_keep_working()
     let (status, wrong) = ask(&mut http, "a-wrong-secret");
     assert!(status == 401 && wrong.contains("none of this server's"), "{status} {wrong}");
 
-    let (answers, took) = all_at_once({
-        let connect = connect.clone();
-        move |n| ask(&mut connect(), &format!("a-wrong-secret-{n}"))
-    });
+    let (answers, took) = all_at_once(move |n| ask(&mut connect(), &format!("a-wrong-secret-{n}")));
     compared_at_most(answers.iter().filter(|(status, _)| *status == 401).count(), took);
     for (status, body) in answers.iter().filter(|(status, _)| *status != 401) {
         assert!(*status == 429 && body.contains("too_many_wrong_keys"), "{status} {body}");
