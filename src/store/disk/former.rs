@@ -150,7 +150,7 @@ mod tests {
         db.flush().unwrap();
         drop(db);
         let inspected = Inspection::open(home.path()).err().expect("refused").to_string();
-        let opened = open(DiskOptions::new(home.path())).err().expect("refused").to_string();
+        let opened = open(DiskOptions::new(home.path())).expect_err("refused").to_string();
         for told in [inspected, opened] {
             assert!(told.contains("format mesa-999") && told.contains("Use that version, or a newer one"), "{told}");
             assert!(!told.contains("Start a server of this version"), "{told}");
