@@ -299,7 +299,10 @@ impl Connection {
                 self.expires = expires;
                 Ok(true)
             }
-            Err(StoreError::Devices(_)) => Err(End::Close(CloseCode::Policy, "too many devices of this user are here")),
+            Err(StoreError::Devices(_)) => Err(End::Close(
+                CloseCode::Policy,
+                "as many devices of this user are connected as sync.maxDevices allows",
+            )),
             Err(error @ StoreError::Unreachable(_)) => {
                 if let Some(suppressed) = UNAVAILABLE.due("store") {
                     tracing::warn!(%error, suppressed, "a user's log could not be opened");
