@@ -356,8 +356,8 @@ impl Committer {
         let tell = move || {
             // The commit is durable, whatever becomes of those who listen: it is answered as such.
             let told = catch_unwind(AssertUnwindSafe(|| {
-                planted::panic_at("commit_listener");
                 if let (Some(listener), false) = (listener, users.is_empty()) {
+                    planted::panic_at("commit_listener");
                     listener(&users);
                 }
             }));
