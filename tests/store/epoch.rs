@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use mesa::{
-    message::{DeviceId, Seq},
-    store::{Note, Store},
+    message::{DeviceId, Payload, Seq},
+    store::{Append, Note, Store},
 };
 
 use crate::{
     redis::Somewhere,
     redis_server::Redis,
-    support::{append, read, receive, until, user},
+    support::{ALL, append, read, receive, until, user},
 };
 
 /// Keeps a copy of the epoch and of the log of a user, or brings it back, in one step.
@@ -127,4 +127,31 @@ async fn pending_entries_that_get_new_sequences_keep_their_order_and_who_has_rec
     other.note(&user("a"), Note { device: Some(phone), received: Some((1, entries[650].0)), ..Note::default() });
     until("what all have received to go", || one.state(&user("a")).unwrap().pending == 49).await;
     assert_eq!(read(&*one, "a", seen), entries[651..]);
+}
+
+/// Only so much is moved in one step; what is older stays where it is.
+// covers: G2, G4
+#[tokio::test]
+async fn very_many_pending_entries_keep_their_sequences_but_for_the_newest() {
+    let place = Somewhere::on(Redis::start());
+    let [one, other] = two_servers(&place).await;
+    let large = || Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(60_000))), None).unwrap();
+    for _ in 0..20 {
+        other.append_all((0..10).map(|_| Append::new(large(), vec![user("a")])).collect()).await.unwrap();
+    }
+    copy(&place, "a", "keep");
+    failover(&place);
+    let seen = append(&*one, 1000, &["a"]).await.unwrap()[0];
+    assert_eq!(one.read(&user("a"), seen, ALL).unwrap().entries.len(), 0);
+    copy(&place, "a", "back");
+    other.append(Append::new(large(), vec![user("a")])).await.unwrap();
+    let moved = || one.read(&user("a"), seen, ALL).unwrap().entries.len();
+    until("the newest to get new sequences", || moved() > 0).await;
+    assert!((100..=145).contains(&moved()), "8 MB of 60 kB each: {}", moved());
+    let all: Vec<Seq> = one.read(&user("a"), 1, ALL).unwrap().entries.iter().map(|entry| entry.seq).collect();
+    assert_eq!((all.len(), one.state(&user("a")).unwrap().pending), (201, 201));
+    let stay = 201 - moved();
+    assert_eq!(all[..stay], (2..2 + stay as Seq).collect::<Vec<_>>());
+    receive(&*one, "a", 1, all[200]);
+    until("all to go", || one.state(&user("a")).unwrap().pending == 0).await;
 }

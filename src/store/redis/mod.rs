@@ -14,8 +14,9 @@
 //! # What is not the same
 //!
 //! - *Durability* is that of the Redis (`appendfsync`, replicas); `store.durability` means nothing here.
-//! - *Sequences* rise by more than one where the Redis may have forgotten some (a failover, a restart, being emptied): the gap is
-//!   [`Loss::Lost`]. What tells that is its era, or in a Cluster the history of the shard; see `enter` in `log/era.lua`.
+//! - *Sequences* rise by more than one where the Redis may have lost some (a failover, a restart, being emptied): the gap is
+//!   [`Loss::Lost`]. Every step checks the failover epoch before it reads or writes (`log/epoch.lua`); what an epoch is, and the
+//!   invariant, stand in `cluster/redis/lease.rs`.
 //! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] copies; beyond that, and in a
 //!   Redis Cluster, where users are in different slots, an append is several steps, and what a crash or a lost line leaves
 //!   of it may be some of its recipients. Under an id ([`Once`](super::Once)) it can be asked for again, and reaches each once.

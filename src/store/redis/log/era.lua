@@ -1,10 +1,24 @@
--- Gives all that is pending new sequences, above `base`. Other sessions may receive it a second time. One step, however much it
--- is: it happens once for a log after its data went back and one server noticed that later than another.
+-- Of a user this much gets new sequences at most, the newest: a step that moves more would keep others waiting. What is older was
+-- there before the data went back.
+local MOVED_MAX, MOVED_BYTES_MAX = 10000, 8 * 1024 * 1024
+
+-- Gives what is pending new sequences, above `base`. Other sessions may receive it a second time. It happens once for a log,
+-- after its data went back and one server noticed that later than another.
 local function renumber(S, log, base)
-  local last, all, received, keys = S.head, cursors(S), {}, {}
-  S.head, S.n, S.b, S.exp, S.bl = base, 0, 0, 0, ''
+  local k, n, b = blocks(S), 0, 0
+  local from, last = S.head + 1, S.head
+  while k > 0 do
+    local first, entries, bytes = block(S, k)
+    if n > 0 and (n + entries > MOVED_MAX or b + bytes > MOVED_BYTES_MAX) then break end
+    from, n, b, k = first, n + entries, b + bytes, k - 1
+  end
+  if k == 0 then from = 1 end
+  S.bl = string.sub(S.bl, 1, k * RECORD_BYTES)
+  S.head, S.n, S.b = base, S.n - n, S.b - b
+  local all, received, keys, ids = cursors(S), {}, {}, {}
   for _, key in ipairs(S.keys) do keys[key[2]] = key end
-  each(log, 1, last, function(seq, entry)
+  each(log, from, last, function(seq, entry)
+    ids[#ids + 1] = id(seq)
     if everybody_has(S, seq) then return end
     S.head = S.head + 1
     redis.call('XADD', log, id(S.head), unpack(entry[2]))
@@ -14,11 +28,16 @@ local function renumber(S, log, base)
     end
     if keys[seq] then keys[seq][2] = S.head end
   end)
-  for _, c in ipairs(all) do insert(c, 1, base) end
+  everybody_receives(S, from, base)
   for _, one in ipairs(received) do insert(one[1], one[2], one[2]) end
-  S.rel, S.gone = base, {{1, base, LOST}}
-  forget_keys(S, function(key) return key[2] <= base end)
-  if S.n == 0 then redis.call('DEL', log) else redis.call('XTRIM', log, 'MINID', id(base + 1)) end
+  gone(S, from, base, LOST)
+  forget_keys(S, function(key) return key[2] >= from and key[2] <= base end)
+  delete(log, ids)
+  if S.n == 0 then
+    redis.call('DEL', log)
+    S.exp = 0
+  end
+  release(S, log)
 end
 
 -- Brings a log into the current epoch. It may have given out more than it knows of: it goes on beyond that, and its clients get
