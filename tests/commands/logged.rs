@@ -1,6 +1,6 @@
 //! `mesa serve`: what is in its log, and what becomes of the server when the log cannot be written.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::json;
@@ -25,8 +25,7 @@ async fn frame_of_a_stranger_is_logged_as_a_short_line() {
         // Until the server closes the connection.
         while let Some(Ok(_)) = timeout(PATIENCE, socket.next()).await.expect("in time") {}
     }
-    let log = fs::read_to_string(home.path("log")).expect("a log");
-    assert_eq!(log.matches("a client sent a frame that cannot be taken").count(), 3, "{log}");
+    let log = home.log_once(|log| log.matches("a client sent a frame that cannot be taken").count() == 3);
     let longest = log.lines().map(str::len).max().unwrap_or(0);
     assert!(longest < 600, "a line of {longest} bytes");
 }

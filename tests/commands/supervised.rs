@@ -56,10 +56,9 @@ fn panics_and_recovers(server: &Server, home: &Home, file: &PathBuf, parts: &[&s
     });
     fs::remove_file(file).expect("a file");
     readiness(server, home, |status, _| status == 200);
-    let log = fs::read_to_string(home.path("log")).expect("a log");
     for part in parts {
         let line = |line: &str| line.contains("ERROR") && line.contains("ended unexpectedly") && line.contains(part);
-        assert!(log.lines().any(line), "{part}: {log}");
+        home.log_once(|log| log.lines().any(line));
     }
 }
 
@@ -138,7 +137,7 @@ fn fetching_of_token_keys_that_panics_is_not_ready_and_is_repeated() {
         asks();
         status == 200
     });
-    assert!(home.log().contains("cannot be fetched"), "{}", home.log());
+    home.log_once(|log| log.contains("cannot be fetched"));
 }
 
 /// Dispatches to users of whom one is connected; returns the status, and how that one's connection ended.

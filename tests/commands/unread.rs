@@ -191,11 +191,7 @@ fn signal_for_a_reload_is_ignored_with_one_line() {
     let server = home.start();
     for (signal, name) in [(Signal::HUP, "SIGHUP"), (Signal::USR1, "SIGUSR1"), (Signal::USR2, "SIGUSR2")] {
         server.signal(signal);
-        let end = Instant::now() + PATIENCE;
-        while !fs::read_to_string(home.path("log")).expect("a log").contains(name) {
-            assert!(Instant::now() < end, "{}", home.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        home.log_once(|log| log.contains(name));
         serves(&server);
     }
     stops_in_order(server);

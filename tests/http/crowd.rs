@@ -67,8 +67,7 @@ fn crowd_of_silent_connections_leaves_the_store_its_files() {
         assert_eq!(fresh.status("/readyz").expect("an answer"), 200);
         assert_eq!(dispatch(&mut fresh, "bob"), 200);
     }
-    let log = fs::read_to_string(home.path("log")).expect("a log");
-    assert!(log.contains(&format!("the process may open {LIMIT} files")), "{log}");
+    let log = home.log_once(|log| log.contains(&format!("the process may open {LIMIT} files")));
     assert!(!log.contains("the system gives no more connections"), "{log}");
     drop(crowds);
     server.terminate();

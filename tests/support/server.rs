@@ -16,6 +16,9 @@ pub const KEY: &str = "test-key-0123456789";
 /// How long a server may take to listen: opening a store may replay a long log, on a loaded machine.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a line may take to be in the log.
+const LOG_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Where a server lives: its configuration, its store, its log.
 #[derive(Debug)]
 pub struct Home {
@@ -67,6 +70,19 @@ impl Home {
         let log = fs::read_to_string(self.path("log")).unwrap_or_default();
         let tail: Vec<&str> = log.lines().rev().take(20).collect();
         tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Waits until the log holds what is wanted, and returns all of it. Servers write their lines in their own time.
+    pub fn log_once(&self, wanted: impl Fn(&str) -> bool) -> String {
+        let end = Instant::now() + LOG_PATIENCE;
+        loop {
+            let log = fs::read_to_string(self.path("log")).unwrap_or_default();
+            if wanted(&log) {
+                return log;
+            }
+            assert!(Instant::now() < end, "the log does not hold what is wanted:\n{log}");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// `wrapper… mesa serve …`, ready to be spawned. `wrapper` may be empty.
