@@ -77,6 +77,8 @@ struct Pings {
     /// Tells this connection's pings from any other's.
     nonce: u64,
     count: u64,
+    /// The number of the last ping that was answered; 0 for none.
+    answered: u64,
     /// What the answer to the last ping would prove.
     unanswered: Option<Option<Mark>>,
     /// A pong came since the client's silence began.
@@ -98,7 +100,7 @@ impl Heartbeat {
             pause_until: now,
             next_beat: now + interval,
             answers: false,
-            pings: Pings { nonce, count: 0, unanswered: None, heard: false, trusted: false },
+            pings: Pings { nonce, count: 0, answered: 0, unanswered: None, heard: false, trusted: false },
         }
     }
 
@@ -190,14 +192,16 @@ impl Heartbeat {
         !self.questions.is_empty()
     }
 
-    /// Whether a pong with this payload would be the answer to the last ping.
+    /// Whether a pong with this payload would be the answer to a ping, even a late one.
     pub(super) fn expects_pong(&self, payload: &[u8]) -> bool {
-        self.pings.unanswered.is_some() && payload == self.pings.payload()
+        self.pings.number_of(payload).is_some_and(|number| number > self.pings.answered)
     }
 
     /// A pong came: what it proves. One with a payload that is not our last ping's proves nothing.
     pub(super) fn pong(&mut self, payload: &[u8]) -> Option<Mark> {
-        if payload != self.pings.payload() {
+        let number = self.pings.number_of(payload)?;
+        self.pings.answered = self.pings.answered.max(number);
+        if number != self.pings.count {
             return None;
         }
         let mark = self.pings.unanswered.take()?;
@@ -228,6 +232,13 @@ impl Pings {
         self.count += 1;
         self.unanswered = Some(mark);
         self.payload()
+    }
+
+    /// Which ping a pong answers; `None` if it is not one of this connection's.
+    fn number_of(&self, payload: &[u8]) -> Option<u64> {
+        let (nonce, number) = payload.split_at_checked(8)?;
+        let number = u64::from_be_bytes(number.try_into().ok()?);
+        (nonce == self.nonce.to_be_bytes() && (1..=self.count).contains(&number)).then_some(number)
     }
 
     fn payload(&self) -> [u8; 16] {
@@ -353,6 +364,22 @@ mod tests {
             assert_eq!(beat.pong(&ping), MARK);
             assert_eq!(beat.pong(&ping), None);
         }
+    }
+
+    #[test]
+    fn late_pong_is_an_answer_once_and_proves_nothing() {
+        let (mut beat, now) = heartbeat(true);
+        beat.ask(now, MARK);
+        let [first, second] = [1, 2].map(|n| beat.ask(now + n * SECOND, MARK).ping.unwrap());
+        let mut future = second;
+        future[15] += 1;
+        assert!(!beat.expects_pong(&future) && !beat.expects_pong(b"another") && !beat.expects_pong(&[0; 16]));
+        assert!(beat.expects_pong(&first));
+        assert_eq!(beat.pong(&first), None);
+        assert!(!beat.pings.heard && !beat.expects_pong(&first));
+        assert!(beat.expects_pong(&second));
+        assert_eq!(beat.pong(&second), None, "not yet trusted");
+        assert!(beat.pings.heard && !beat.expects_pong(&second));
     }
 
     #[test]
