@@ -6,7 +6,7 @@
 //! - close: what the peer still sends is discarded for a bounded time, because a socket that is closed with unread bytes
 //!   resets the connection, and the peer then loses the response (RFC 9112, 9.6)
 //!
-//! A timer is set when a wait begins and not moved for each request: one that fires early is set again.
+//! A timer is set when a wait begins, and not moved for each request: one that fires early is set again.
 
 use std::{
     io,
@@ -104,18 +104,24 @@ impl HttpIo {
         }
     }
 
+    /// A response is written. hyper looks for the next request only once it is woken: by bytes, by eviction, or by the timer.
+    fn become_idle(&mut self, cx: &mut Context<'_>) {
+        let now = Instant::now();
+        self.read_by = now + self.idle_timeout;
+        self.activity.become_idle(now.into_std());
+        self.read_timer.wake_by(cx, self.read_by);
+        if self.activity.poll_evicted(cx) {
+            cx.waker().wake_by_ref();
+        }
+    }
+
     /// Nothing is there to be read: how long may that last?
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.activity.phase() {
             // Bodies and streams have their own deadlines.
             Phase::Busy => return Poll::Pending,
-            // The rest of the response is not taken yet: that has a deadline of its own.
-            Phase::Answered if self.write_by.is_some() => return Poll::Pending,
-            Phase::Answered => {
-                let now = Instant::now();
-                self.read_by = now + self.idle_timeout;
-                self.activity.become_idle(now.into_std());
-            }
+            // The rest of the response is not written yet: that has a deadline of its own.
+            Phase::Answered => return Poll::Pending,
             Phase::New | Phase::Head | Phase::Idle | Phase::Lingering => {}
         }
         if self.activity.poll_evicted(cx) || self.read_timer.poll_passed(cx, self.read_by) {
@@ -206,8 +212,13 @@ impl AsyncWrite for HttpIo {
         }
     }
 
+    /// hyper calls this whenever all it has to write is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        if self.activity.phase() == Phase::Answered {
+            self.become_idle(cx);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -228,6 +239,16 @@ impl AsyncWrite for HttpIo {
 struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
+    /// Has the task woken by `by`, or earlier.
+    fn wake_by(&mut self, cx: &mut Context<'_>, by: Instant) {
+        // One that is armed for an earlier time wakes the same task, which then sets it again: nothing to do for most
+        // requests.
+        let is_armed = |sleep: &Pin<Box<Sleep>>| !sleep.is_elapsed() && sleep.deadline() <= by;
+        if !self.0.as_ref().is_some_and(is_armed) && self.poll_passed(cx, by) {
+            cx.waker().wake_by_ref();
+        }
+    }
+
     /// True if `by` has passed; otherwise the task is woken then, or earlier.
     fn poll_passed(&mut self, cx: &mut Context<'_>, by: Instant) -> bool {
         let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(by)));

@@ -271,21 +271,24 @@ async fn serve(
         Ok::<_, Infallible>(response.map(|body| Answer::new(body, activity.clone())))
     });
     let io = HttpIo::new(stream, activity.clone(), &shared.config.limits);
-    let connection = http1::Builder::new()
-        // The socket has all deadlines, see `http_io`.
-        .header_read_timeout(None)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .writev(false)
-        .serve_connection(TokioIo::new(io), service)
-        .with_upgrades();
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stopped(&mut stop) => {
-            // What was begun is answered; nothing new is taken.
-            activity.stop();
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    // In a block: of a connection that has failed nothing may be left that `refused` waits for.
+    let result = {
+        let connection = http1::Builder::new()
+            // The socket has all deadlines, see `http_io`.
+            .header_read_timeout(None)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .writev(false)
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades();
+        tokio::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => result,
+            () = stopped(&mut stop) => {
+                // What was begun is answered; nothing new is taken.
+                activity.stop();
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
         }
     };
     if let Err(error) = result {

@@ -75,6 +75,25 @@ fn crowd_of_silent_connections_leaves_the_store_its_files() {
 }
 
 #[test]
+fn idle_and_refused_connections_give_up_their_places() {
+    let home = Home::with(LIMITS);
+    let Some(server) = start(&home, LIMIT) else { return };
+    let healthz = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+    let old =
+        "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 8\r\n\r\n";
+    for (request, expected) in [(healthz, 200), (old, 426)] {
+        let ask = |_| {
+            let mut stream = crate::connect(server.address);
+            std::io::Write::write_all(&mut stream, request.as_bytes()).expect("sent");
+            assert_eq!(crate::status(&crate::response(&mut stream)), expected);
+            stream
+        };
+        let crowd: Vec<TcpStream> = (0..CROWD).map(ask).collect();
+        drop(crowd);
+    }
+}
+
+#[test]
 fn websockets_leave_places_for_requests() {
     let home = Home::with("limits: { connections: 2 },");
     let server = home.start();

@@ -10,8 +10,11 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    PATIENCE, connect, head, status,
-    support::server::{Home, KEY},
+    PATIENCE, connect, head, response, status,
+    support::{
+        http::request,
+        server::{Home, KEY},
+    },
     wait_until_closed,
 };
 
@@ -19,15 +22,24 @@ use crate::{
 fn idle_connection_is_closed_at_idle_timeout_and_not_at_header_timeout() {
     let home = Home::with("limits: { headerTimeout: 200, idleTimeout: 1500 },");
     let server = home.start();
-    let mut stream = connect(server.address);
-    for _ in 0..2 {
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
-        assert_eq!(status(&head(&mut stream).expect("a response")), 200);
-        let mut body = [0; 3];
-        io::Read::read_exact(&mut stream, &mut body).expect("a body");
+    // The second connection is idle for the first time, the third after a response that had to wait for the store.
+    let dispatch = request("POST", "/v1/dispatch", r#"{"message":{"d":1},"recipients":["alice"]}"#);
+    let healthz = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".to_owned();
+    let connections = [[&healthz, &healthz].as_slice(), &[&healthz], &[&dispatch, &dispatch]].map(|requests| {
+        let mut stream = connect(server.address);
+        for request in requests {
+            stream.write_all(request.as_bytes()).expect("sent");
+            assert_eq!(status(&response(&mut stream)), 200);
+        }
+        stream
+    });
+    let began = Instant::now();
+    for mut stream in connections {
+        wait_until_closed(&mut stream);
+        let idle = began.elapsed();
+        // Without a timer of its own it would stay for ever; with that for heads it would have gone long before.
+        assert!(idle > Duration::from_millis(1300), "closed after {idle:?}");
     }
-    let idle = wait_until_closed(&mut stream);
-    assert!(idle > Duration::from_millis(1300), "closed after {idle:?}");
 }
 
 #[test]

@@ -45,6 +45,15 @@ fn head(stream: &mut TcpStream) -> io::Result<String> {
     Ok(String::from_utf8(head).expect("a head is text"))
 }
 
+/// Reads a response, whose head it returns.
+fn response(stream: &mut TcpStream) -> String {
+    let head = head(stream).expect("a response");
+    let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next());
+    let mut body = vec![0; length.expect("a length").parse().expect("a number")];
+    stream.read_exact(&mut body).expect("a body");
+    head
+}
+
 /// The status of a head.
 fn status(head: &str) -> u16 {
     head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status: {head}"))
