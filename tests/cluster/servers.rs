@@ -10,8 +10,22 @@ async fn a_message_taken_by_one_server_reaches_its_user_at_another_and_one_who_i
     let mut alice = stage.client(1, "alice").await;
     stage.until("alice to be seen", 0, "/v1/users?online=true", |users| users["users"][0]["id"] == "alice").await;
     let answer = stage.dispatch(0, &message(1, &["alice", "bob"])).await;
-    assert_eq!((&answer["online"], &answer["offline"]), (&json!(1), &json!(1)), "{answer}");
+    assert_eq!(
+        (&answer["online"], &answer["offline"], &answer["stored"]),
+        (&json!(1), &json!(1), &json!(2)),
+        "{answer}"
+    );
     assert_eq!(next(&mut alice).await, 1);
+    // A repeat gets the first result at another server too, whether or not anything was stored.
+    for (sync, stored) in [(true, 1), (false, 0)] {
+        let once = json!({
+            "message": { "d": 0, "o": { "sync": sync } }, "recipients": ["dave"], "id": format!("once-{sync}"),
+        });
+        let first = stage.dispatch(0, &once).await;
+        assert_eq!((&first["offline"], &first["stored"]), (&json!(1), &json!(stored)), "{first}");
+        let repeat = stage.dispatch(1, &once).await;
+        assert_eq!((&repeat["duplicate"], &repeat["stored"]), (&json!(true), &json!(stored)), "{repeat}");
+    }
     for n in 2..=50 {
         stage.dispatch(n as usize % 2, &message(n, &["alice", "bob"])).await;
     }

@@ -115,6 +115,12 @@ async fn ours_reach_clients_of_a_stock_server_and_nothing_is_kept_for_them_here(
     })
     .await;
     assert_eq!(next(&mut alice).await, n);
+    let once = json!({ "message": { "d": 99, "o": { "sync": true } }, "recipients": ["alice"], "id": "once" });
+    for _ in 0..2 {
+        let answer = stage.dispatch(0, &once).await;
+        assert_eq!((&answer["online"], &answer["stored"]), (&json!(1), &json!(0)), "the original delivers: {answer}");
+    }
+    assert_eq!(next(&mut alice).await, 99);
     for each in 1..=n {
         assert_eq!(next(&mut bob).await, each);
     }
