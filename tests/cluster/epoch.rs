@@ -173,7 +173,7 @@ impl Dispatching {
                 Ok(Ok(Event::Question)) => socket.answer().await.expect("it is there"),
                 Ok(Ok(_)) => {}
                 Ok(Err(why)) => panic!("{why}; {} of {} did not come", missing.len(), expected.len()),
-                Err(_) => panic!("{} of {} did not come: {missing:?}", missing.len(), expected.len()),
+                Err(late) => panic!("{late}: {} of {} did not come: {missing:?}", missing.len(), expected.len()),
             }
         }
         got
