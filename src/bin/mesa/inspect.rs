@@ -208,7 +208,7 @@ fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
         ("format", facts.format.clone().unwrap_or_else(unknown)),
         ("namespace", facts.namespace.as_ref().map_or_else(unknown, |name| format!("{name:?}"))),
         ("end", facts.ending.as_str().to_owned()),
-        ("lapses", format!("{} (each a gap in every log, for sequences that may be lost)", facts.lapses)),
+        ("lapses", format!("{} (restarts that may have lost sequences: logs leave a gap there)", facts.lapses)),
         ("journal", records),
         ("synced", facts.marked.map_or_else(unknown, |record| format!("up to record {record}"))),
         ("dispatch ids", facts.ids.to_string()),
