@@ -101,16 +101,28 @@ fn wrong_key_that_is_repeated_locks_nobody_out() {
     assert_eq!(ask(&mut Http::connect(address).unwrap(), KEY).0, 200);
 }
 
-struct Redis(BufReader<TcpStream>);
+/// A connection that speaks the Redis protocol.
+pub struct Redis(BufReader<TcpStream>);
+
+fn address_of(home: &Home) -> SocketAddr {
+    let ready: Value = serde_json::from_str(&fs::read_to_string(home.path("ready")).unwrap()).unwrap();
+    ready["wire"].as_str().unwrap().parse().unwrap()
+}
 
 impl Redis {
+    /// Connects to the port in the ready file of a server.
+    pub fn of(home: &Home) -> Self {
+        Self::connect(address_of(home))
+    }
+
     fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self(BufReader::new(stream))
     }
 
-    fn ask(&mut self, words: &[&str]) -> String {
+    /// Sends a command; returns the first line of the reply.
+    pub fn ask(&mut self, words: &[&str]) -> String {
         let text = words
             .iter()
             .fold(format!("*{}\r\n", words.len()), |text, word| format!("{text}${}\r\n{word}\r\n", word.len()));
@@ -125,8 +137,7 @@ impl Redis {
 fn guessing_of_the_redis_password_is_limited_and_clients_behind_the_address_keep_working() {
     let (home, began) = (Home::with("wire: { port: 0, password: 'open sesame at once' },"), Instant::now());
     let server = home.start();
-    let ready: Value = serde_json::from_str(&fs::read_to_string(home.path("ready")).unwrap()).unwrap();
-    let address: SocketAddr = ready["wire"].as_str().unwrap().parse().unwrap();
+    let address = address_of(&home);
     let mut working = Redis::connect(address);
     assert_eq!(working.ask(&["AUTH", "open sesame at once"]), "+OK");
     let (answers, took) = all_at_once(move |n| Redis::connect(address).ask(&["AUTH", &format!("a-wrong-secret-{n}")]));

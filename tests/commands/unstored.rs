@@ -1,8 +1,11 @@
 //! What a dispatch says of messages that are not stored, over HTTP, NDJSON and the command line.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::{
+    guessed::Redis,
     mesa, said,
     support::{
         http::Http,
@@ -68,6 +71,26 @@ fn dispatch_with_sync_off_says_that_nothing_was_stored() {
         String::from_utf8_lossy(&streamed.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((&results[0]["stored"], &results[1]["error"]["code"]), (&json!(0), &json!("sync_off")), "{results:?}");
     assert!(said(&streamed).contains("1 not stored for who is offline"), "{}", said(&streamed));
+}
+
+#[test]
+fn message_of_a_dispatcher_that_is_dropped_is_logged_once_in_a_while() {
+    let mut home = Home::with("wire: { port: 0 },");
+    home.set_variable("SYNC_ENABLED", "false");
+    let server = home.start();
+    let mut redis = Redis::of(&home);
+    let publish = |redis: &mut Redis, recipients: &str| {
+        redis.ask(&["PUBLISH", "ws", &format!(r#"{{"message":{{"op":0,"d":1}},"recipients":[{recipients}]}}"#)])
+    };
+    for _ in 0..100 {
+        assert_eq!(publish(&mut redis, r#""alice""#), ":0");
+    }
+    assert_eq!(dropped(&server), 100);
+    let line = "a message of a Dispatcher was dropped for offline users: sync.enabled is off";
+    home.log_once(|log| log.contains(line));
+    server.terminate();
+    assert!(server.process.wait(Duration::from_secs(30)).success());
+    assert_eq!(home.log_once(|log| log.contains("stopped")).matches(line).count(), 1);
 }
 
 #[test]
