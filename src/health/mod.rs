@@ -113,6 +113,11 @@ impl Health {
         }
     }
 
+    /// Whether a part is known not to be ready.
+    pub fn is_not_ready(&self, part: &'static str) -> bool {
+        self.parts.lock().get(part).is_some_and(|known| known.reason.is_some())
+    }
+
     /// Returns the parts that are not ready, in the order of their names.
     pub fn reports(&self) -> Vec<NotReady> {
         let parts = self.parts.lock();

@@ -256,7 +256,9 @@ impl Hub {
         // Conditions that are asked for. Others are reported by the parts themselves.
         let unreachable = self.store.unreachable().map(|why| format!("the store cannot be reached: {why}"));
         health.set("store_connection", unreachable.map(Into::into));
-        let full = self.store.full().map(|why| format!("the store is full: {why}"));
+        // Where it is the disk, the store has reported that.
+        let full = self.store.full().filter(|_| !health.is_not_ready("disk_full"));
+        let full = full.map(|why| format!("the store is full: {why}"));
         health.set("store_capacity", full.map(Into::into));
         let stalled = self.store.stalled().filter(|age| *age > COMMIT_STALL);
         let stalled = stalled.map(|age| format!("a commit has been waiting for the disk for {} s", age.as_secs()));

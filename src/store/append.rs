@@ -90,13 +90,19 @@ impl Committer {
                 Ok(Step::NeedsRoom) if tried => return Ok(Err(Reason::Quota)),
                 Ok(Step::NeedsRoom) => {
                     tried = true;
-                    *dropped += self.make_room(commit, user, bytes as u64)?;
+                    *dropped += match self.make_room(commit, user, bytes as u64) {
+                        Err(error) if error.is_transient() => {
+                            tracing::warn!(%user, %error, "cannot make room in this user's log now");
+                            0
+                        }
+                        made => made?,
+                    };
                 }
                 Err(StoreError::Damaged(damage)) => {
                     tracing::error!(user = %excerpt(user), %damage, "a message was not taken for a user whose log is damaged");
                     return Ok(Err(Reason::Damaged));
                 }
-                Err(error) => return Err(EngineError::new(error)),
+                Err(error) => return Err(error.into()),
             }
         };
         // A message that does not fit behind the others begins a record of its own, and one whose recipients do not
@@ -240,8 +246,23 @@ impl Committer {
         Ok(cleared)
     }
 
-    pub(super) fn add_notes(&self, commit: &mut Commit, dirty: Vec<UserId>) -> Result<(), EngineError> {
-        dirty.into_iter().try_for_each(|user| self.add_note(commit, &user))
+    pub(super) fn add_notes(&mut self, commit: &mut Commit, dirty: Vec<UserId>) -> Result<(), EngineError> {
+        let mut dirty = dirty.into_iter();
+        while let Some(user) = dirty.next() {
+            if !self.may_note(commit)? {
+                self.postpone_notes(std::iter::once(user).chain(dirty));
+                break;
+            }
+            match self.add_note(commit, &user) {
+                // It could not be loaded: nothing of it was noted.
+                Err(error) if error.is_transient() => {
+                    self.postpone_notes(std::iter::once(user));
+                    self.suspend(error)?;
+                }
+                noted => noted?,
+            }
+        }
+        Ok(())
     }
 
     /// Writes down what a user's cursors have received and when he was seen, as it stands now.
@@ -249,7 +270,7 @@ impl Committer {
         let new = match self.try_with(user, |log| log.row_lapses.is_none()) {
             // Only a log that was never loaded can turn out to be damaged, and that has nothing to note.
             Err(StoreError::Damaged(_)) => return Ok(()),
-            new => new.map_err(EngineError::new)?,
+            new => new?,
         };
         if new {
             self.put_row(user)?;

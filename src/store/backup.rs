@@ -35,8 +35,7 @@ type Entries = Vec<(Seq, u32, Bytes)>;
 impl Shared {
     /// See [`Store::backup`](super::Store::backup).
     pub(super) fn backup(&self, out: &mut dyn Write) -> Result<Contents, PortableError> {
-        let namespace =
-            self.engine.get(Table::Meta, NAMESPACE_KEY).map_err(|error| told(&StoreError::Failed(error.0)))?;
+        let namespace = self.engine.get(Table::Meta, NAMESPACE_KEY).map_err(|error| told(&StoreError::from(error)))?;
         let namespace = String::from_utf8_lossy(&namespace.unwrap_or_default()).into_owned();
         let mut writer = Writer::begin(out, namespace, self.index.lapses().count, self.clock.now_ms())?;
         match self.back_up_all(&mut writer) {
@@ -76,7 +75,7 @@ impl Shared {
             users.extend(std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok()));
             users.len() < USERS
         });
-        scanned.map_err(|error| StoreError::Failed(error.0))?;
+        scanned.map_err(StoreError::from)?;
         Ok(users)
     }
 
@@ -102,7 +101,7 @@ impl Shared {
             return Ok(row.into_stored());
         }
         let row = self.engine.get(Table::Users, user.as_str().as_bytes());
-        let row = row.map_err(|error| StoreError::Failed(error.0))?.map(|bytes| Row::decode(&bytes)).transpose();
+        let row = row.map_err(StoreError::from)?.map(|bytes| Row::decode(&bytes)).transpose();
         let row = row.map_err(|error| StoreError::Damaged(format!("the row of user {user:?}: {error}").into()))?;
         Ok(Log::from_row(row, lapses).row(lapses.count).into_stored())
     }
@@ -163,7 +162,7 @@ impl Shared {
             ended = found.and_then(|ids| self.write_ids(ids, writer));
             ended.is_ok()
         });
-        scanned.map_err(|error| told(&StoreError::Failed(error.0)))?;
+        scanned.map_err(|error| told(&StoreError::from(error)))?;
         ended?;
         let mut ended = Ok(());
         let scanned = self.engine.scan(Table::Ids, &[], &mut |_, value| {
@@ -173,7 +172,7 @@ impl Shared {
             };
             ended.is_ok()
         });
-        scanned.map_err(|error| told(&StoreError::Failed(error.0)))?;
+        scanned.map_err(|error| told(&StoreError::from(error)))?;
         ended
     }
 

@@ -16,7 +16,7 @@ use std::{
 use super::{
     Append, Durability, Limits, StoreError,
     answer::{Answer, Answers, Done},
-    engine::{EngineError, Table},
+    engine::{Cause, EngineError, Table},
     ids::Ids,
     journal::{Options, Shared, Tuning},
     lapses::RESERVE,
@@ -26,6 +26,7 @@ use super::{
     recovery::RecoveredJournal,
     room::Room,
     settle::Settling,
+    suspend::Suspended,
     sweep::Sweep,
 };
 use crate::{
@@ -43,6 +44,9 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// Callers and users told of a commit from the commit thread itself. More are told from a task.
 const TOLD_HERE_MAX: usize = 4;
+
+/// Bytes of a record in a file beside its own, at most.
+const FRAME_BYTES: u64 = 64;
 
 /// A record in the journal.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +82,9 @@ pub(super) struct Committer {
     /// Something was put into the outbox that is not synced yet, as that is allowed.
     pub(super) outbox_behind: bool,
     /// There is more room to be given back.
-    tidying: bool,
+    pub(super) tidying: bool,
+    /// What waits for space.
+    pub(super) suspended: Suspended,
     synced: Instant,
     evicted: Instant,
 }
@@ -95,6 +101,10 @@ pub(super) struct Commit {
     /// Users whose inboxes are to be purged once it is written.
     pub(super) tidy: Vec<UserId>,
     answers: Vec<Answer>,
+    /// Bytes of the records that are finished.
+    bytes: u64,
+    /// Somebody was promised that it lasts.
+    promised: bool,
 }
 
 impl Committer {
@@ -117,6 +127,7 @@ impl Committer {
             chunks_behind: Cell::new(false),
             outbox_behind: false,
             tidying: false,
+            suspended: Suspended::default(),
             synced: now,
             evicted: now,
         }
@@ -130,7 +141,7 @@ impl Committer {
             Err(EngineError::new(format!("the commit thread panicked: {}", panic_text(panic.as_ref()))))
         });
         if let Err(error) = ended {
-            self.shared.fail(StoreError::Failed(error.0));
+            self.shared.fail(StoreError::Failed(error.what));
         }
         self.shared.ended.send_replace(true);
     }
@@ -152,25 +163,19 @@ impl Committer {
             };
             let trim = std::mem::take(&mut taken.trim);
             let idle = taken.ops.is_empty() && taken.dirty.is_empty();
-            self.commit(taken)?;
+            if self.may_commit(&mut taken)? {
+                self.commit(taken)?;
+            }
             self.write_outbox()?;
-            if !trim.is_empty() {
-                // What lets entries go is not to be forgotten when they are gone.
-                self.sync_if_behind()?;
-            }
-            for user in trim {
-                self.trim(&user)?;
-            }
+            self.trim_all(trim)?;
             if let Some(done) = close {
                 let closed = self.close();
-                let answer = closed.clone().map_err(|error| StoreError::Failed(error.0));
+                let answer = closed.clone().map_err(StoreError::from);
                 _ = done.send(answer);
                 return closed;
             }
-            self.settle()?;
             self.sync_if_due(idle)?;
-            self.tidying = self.shared.engine.tidy()?;
-            self.sweep()?;
+            self.work()?;
             self.look_at_room_if_due();
             if self.evicted.elapsed() > Duration::from_secs(u64::from(self.tuning.idle_seconds / 2)) {
                 self.evicted = Instant::now();
@@ -181,20 +186,18 @@ impl Committer {
     }
 
     fn patience(&self) -> Duration {
+        let retry = self.retry_delay();
         match self.durability {
-            _ if self.tidying || self.has_old_records() => Duration::ZERO,
+            _ if self.tidying || retry.is_none() && self.has_old_records() => Duration::ZERO,
             Durability::Interval(interval) if self.unsynced > 0 => {
-                interval.saturating_sub(self.synced.elapsed()).min(IDLE)
+                interval.saturating_sub(self.synced.elapsed()).min(retry.unwrap_or(IDLE))
             }
-            _ => IDLE,
+            _ => retry.unwrap_or(IDLE),
         }
     }
 
     /// Commits what was taken; on an error everybody in it has been refused.
-    fn commit(&mut self, taken: Taken) -> Result<(), EngineError> {
-        if taken.ops.is_empty() && taken.dirty.is_empty() {
-            return Ok(());
-        }
+    pub(super) fn commit(&mut self, taken: Taken) -> Result<(), EngineError> {
         if !taken.ops.is_empty() {
             planted::panic_at("commit_thread");
         }
@@ -208,39 +211,46 @@ impl Committer {
             first_entries: false,
             tidy: Vec::new(),
             answers: Vec::new(),
+            bytes: 0,
+            promised: false,
         };
         let mut ops = taken.ops.into_iter();
-        let made = ops
+        let added = ops
             .by_ref()
             .try_for_each(|op| self.add(&mut commit, op))
-            .and_then(|()| self.add_notes(&mut commit, taken.dirty))
-            .and_then(|()| self.write(&mut commit));
+            .and_then(|()| self.add_notes(&mut commit, taken.dirty));
+        let written = added.map(|()| self.write(&mut commit));
         self.shared.committing.store(0, Ordering::Relaxed);
-        if let Err(error) = made {
-            let refusal = StoreError::Failed(error.0.clone());
-            commit.answers.into_iter().for_each(|answer| answer.refuse(&refusal));
-            ops.for_each(|op| op.refuse(&refusal));
-            return Err(error);
+        match written {
+            Ok(Ok(())) => self.finish(commit),
+            Ok(Err(error)) => self.keep_stuck(commit, error),
+            Err(error) => {
+                let refusal = StoreError::Failed(error.what.clone());
+                commit.refuse(&refusal);
+                ops.for_each(|op| op.refuse(&refusal));
+                // What is in memory is not what is in the journal: whatever the cause, this cannot be repeated.
+                Err(EngineError { cause: Cause::Failed, ..error })
+            }
         }
-        let mut tidy = std::mem::take(&mut commit.tidy);
+    }
+
+    /// Shows what has been written.
+    pub(super) fn finish(&mut self, mut commit: Commit) -> Result<(), EngineError> {
+        let tidy = std::mem::take(&mut commit.tidy);
         self.publish(commit);
-        tidy.sort_unstable();
-        tidy.dedup();
-        if !tidy.is_empty() {
-            // What takes the place of entries is not to be forgotten when they are gone.
-            self.sync_if_behind()?;
-        }
-        tidy.iter().try_for_each(|user| self.purge(user))
+        self.purge_all(tidy)
     }
 
     fn add(&mut self, commit: &mut Commit, op: Op) -> Result<(), EngineError> {
         match op {
-            Op::Append { appends, done } => {
+            Op::Append { appends, cost, done } => {
                 // What was done before is answered as it was.
                 let now_ms = self.shared.clock.now_ms();
                 let known =
                     |append: &Append| append.once.as_ref().is_some_and(|one| self.ids.get(&one.id, now_ms).is_some());
-                if let (Err(full), false) = (self.shared.check_room(), appends.iter().all(known)) {
+                if !appends.iter().all(known)
+                    && let Err(full) = self.admit(commit, &cost)?
+                {
                     _ = done.send(Err(full));
                     return Ok(());
                 }
@@ -249,8 +259,13 @@ impl Committer {
             }
             Op::Clear { user, done } => {
                 // One that cannot be read cannot be cleared, and is nobody else's concern.
-                if let Err(damaged @ StoreError::Damaged(_)) = self.try_with(&user, |_| ()) {
-                    _ = done.send(Err(damaged));
+                if let Err(error @ (StoreError::Damaged(_) | StoreError::Unreachable(_))) = self.try_with(&user, |_| ())
+                {
+                    _ = done.send(Err(error));
+                    return Ok(());
+                }
+                if !self.may_note(commit)? {
+                    _ = done.send(Err(StoreError::Full(self.why_suspended().unwrap_or_default().into())));
                     return Ok(());
                 }
                 let made = self.add_clear(commit, &user);
@@ -262,8 +277,13 @@ impl Committer {
     }
 
     /// Writes the records and makes them as durable as configured.
-    fn write(&mut self, commit: &mut Commit) -> Result<(), EngineError> {
+    ///
+    /// # Errors
+    /// Where that may be repeated, nothing of it is in the journal.
+    pub(super) fn write(&mut self, commit: &mut Commit) -> Result<(), EngineError> {
         commit.finish_record();
+        // Receipts alone are not worth a sync: losing them repeats messages and loses none.
+        commit.promised |= commit.answers.iter().any(|answer| matches!(answer, Answer::Append(..) | Answer::Clear(..)));
         if commit.records.is_empty() {
             // All that was asked for had been done before.
             return Ok(());
@@ -274,20 +294,23 @@ impl Committer {
         // Before what it tells of: what a crash leaves of that was told.
         self.write_outbox()?;
         let engine = &self.shared.engine;
-        for (number, record) in &commit.records {
+        for (at, (number, record)) in commit.records.iter().enumerate() {
             if planted::once_in(Bug::LostRecord, 50) {
                 let nothing = RecordWriter::new(self.shared.namespace, self.shared.clock.now_ms()).finish();
                 engine.put(Table::Journal, &journal_key(*number), &nothing)?;
                 continue;
             }
-            engine.put(Table::Journal, &journal_key(*number), record)?;
+            if let Err(error) = engine.put(Table::Journal, &journal_key(*number), record) {
+                if error.is_transient() {
+                    commit.records[..at].iter().rev().try_for_each(|(number, _)| engine.take_back(*number))?;
+                }
+                return Err(error);
+            }
         }
         self.behind = true;
         self.unsynced += commit.entries.len().max(commit.answers.len()) as u64;
-        // Receipts alone are not worth a sync: losing them repeats messages and loses none.
-        let promised = commit.answers.iter().any(|answer| matches!(answer, Answer::Append(..) | Answer::Clear(..)));
         match self.durability {
-            Durability::Always if promised => self.sync(),
+            Durability::Always if commit.promised => self.sync(),
             Durability::Always => Ok(()),
             // Sequences are set aside for this many: no more may be at risk.
             _ if self.unsynced >= RESERVE => self.sync(),
@@ -376,19 +399,9 @@ impl Committer {
         }
     }
 
-    /// Commits are all made: settles what is cheap to settle, and leaves word that nothing is amiss.
-    fn close(&mut self) -> Result<(), EngineError> {
-        self.write_outbox()?;
-        let engine = &self.shared.engine;
-        engine.checkpoint()?;
-        engine.put(Table::Meta, super::recovery::CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;
-        engine.put(Table::Meta, super::recovery::OPEN_KEY, super::recovery::CLOSED)?;
-        engine.checkpoint()
-    }
-
     /// Works on a user's log.
     pub(super) fn with<T>(&self, user: &UserId, work: impl FnOnce(&mut Log) -> T) -> Result<T, EngineError> {
-        self.try_with(user, work).map_err(EngineError::new)
+        Ok(self.try_with(user, work)?)
     }
 
     /// The same, telling a log that cannot be read from a table that cannot.
@@ -399,29 +412,6 @@ impl Committer {
             self.room.changed(before, log.inbox.bytes);
             result
         })
-    }
-
-    /// Writes the row of a user of whom the journal says nothing: of others it is written when that is settled.
-    pub(super) fn put_row_if_alone(&self, user: &UserId) -> Result<(), EngineError> {
-        let first = self.records.front().map_or(self.next_record, |record| record.number);
-        if self.with(user, |log| log.last_record < first && !log.dirty && log.assigned == log.head)? {
-            self.put_row(user)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
-        if self.chunks_behind.replace(false) {
-            // It may count on one of them.
-            self.shared.engine.barrier()?;
-        }
-        let lapses = self.shared.index.lapses().count;
-        let row = self.with(user, |log| {
-            let row = log.row(lapses);
-            log.row_lapses = Some(row.lapses());
-            row
-        })?;
-        self.shared.engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())
     }
 }
 
@@ -439,10 +429,20 @@ impl Commit {
                 Ok(())
             }
             Err(error) => {
-                _ = done.send(Err(StoreError::Failed(error.0.clone())));
-                Err(error)
+                _ = done.send(Err(StoreError::from(error.clone())));
+                if error.is_transient() { Ok(()) } else { Err(error) }
             }
         }
+    }
+
+    /// Answers everybody that it was not done.
+    pub(super) fn refuse(&mut self, error: &StoreError) {
+        self.answers.drain(..).for_each(|answer| answer.refuse(error));
+    }
+
+    /// Bytes of all its records, with what they take in a file.
+    pub(super) fn all_bytes(&self) -> u64 {
+        self.bytes + self.bytes() as u64 + FRAME_BYTES
     }
 
     /// Bytes of the record that is being written.
@@ -473,7 +473,9 @@ impl Commit {
 
     fn finish_record(&mut self) {
         if let Some(writer) = self.writer.take() {
-            self.records.push((self.number, writer.finish()));
+            let record = writer.finish();
+            self.bytes += record.len() as u64 + FRAME_BYTES;
+            self.records.push((self.number, record));
             self.number += 1;
         }
     }

@@ -1,10 +1,10 @@
 //! What a store stands on: ordered tables of small values, written in order.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
 
-use super::record::journal_key;
+use super::{StoreError, record::journal_key};
 
 /// The tables. In each, keys are ordered as bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,16 +23,103 @@ pub enum Table {
     Outbox,
 }
 
+/// Why an engine did not do what was asked. It decides what becomes of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The disk is full (ENOSPC, EDQUOT, EFBIG). Nothing of the call counts, and it may be repeated.
+    NoSpace,
+    /// The system has no file descriptors or memory left (EMFILE, ENFILE, ENOMEM). Likewise.
+    Exhausted,
+    /// A write or a sync failed, and its outcome is unknown; or a read failed.
+    Failed,
+}
+
 /// An engine did not do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct EngineError(pub Arc<str>);
+#[error("{what}")]
+pub struct EngineError {
+    /// What decides how the store goes on.
+    pub cause: Cause,
+    /// A sentence.
+    pub what: Arc<str>,
+}
 
 impl EngineError {
-    /// From anything that can be told.
+    /// An error after which nothing is promised. To be used for every failed sync, whatever its number.
     pub fn new(error: impl std::fmt::Display) -> Self {
-        Self(error.to_string().into())
+        Self { cause: Cause::Failed, what: error.to_string().into() }
     }
+
+    /// The disk is full.
+    pub fn no_space(what: impl Into<Arc<str>>) -> Self {
+        Self { cause: Cause::NoSpace, what: what.into() }
+    }
+
+    /// Whether nothing of the call counts, so that the caller may repeat it.
+    pub fn is_transient(&self) -> bool {
+        self.cause != Cause::Failed
+    }
+}
+
+/// Classifies the error of a call of which nothing counts when it fails: an open, a read, an append that is repeated at the
+/// same place.
+impl From<io::Error> for EngineError {
+    fn from(error: io::Error) -> Self {
+        let (cause, what) = (Cause::of(&error), error.to_string());
+        let what = match cause {
+            Cause::Exhausted => format!("the system has no file descriptors or no memory left for it: {what}"),
+            _ => what,
+        };
+        Self { cause, what: what.into() }
+    }
+}
+
+impl Cause {
+    /// By the number that the system gave.
+    pub fn of(error: &io::Error) -> Self {
+        use rustix::io::Errno;
+        const NO_SPACE: [Errno; 3] = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG];
+        const EXHAUSTED: [Errno; 3] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+        let is_one_of = |errors: [Errno; 3]| errors.iter().any(|one| error.raw_os_error() == Some(one.raw_os_error()));
+        match () {
+            () if is_one_of(NO_SPACE) => Self::NoSpace,
+            () if is_one_of(EXHAUSTED) => Self::Exhausted,
+            () => Self::Failed,
+        }
+    }
+}
+
+impl From<EngineError> for StoreError {
+    fn from(error: EngineError) -> Self {
+        match error.cause {
+            Cause::NoSpace => Self::Full(error.what),
+            Cause::Exhausted => Self::Unreachable(error.what),
+            Cause::Failed => Self::Failed(error.what),
+        }
+    }
+}
+
+/// What a caller of the index makes of its error on the commit thread.
+impl From<StoreError> for EngineError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full(what) => Self { cause: Cause::NoSpace, what },
+            StoreError::Unreachable(what) => Self { cause: Cause::Exhausted, what },
+            StoreError::Failed(what) => Self { cause: Cause::Failed, what },
+            error => Self::new(error),
+        }
+    }
+}
+
+/// How much may be put into the tables other than the journal and the inboxes' values, without meeting a full disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TableSpace {
+    /// Nothing.
+    None,
+    /// Removals, and single rows.
+    Little,
+    /// As much as a step writes.
+    Enough,
 }
 
 /// Ordered tables of small values.
@@ -48,7 +135,10 @@ impl EngineError {
 ///   journal or on a new value of an inbox is put behind a barrier, and what the other tables make superfluous in the
 ///   journal is removed from it behind a checkpoint.
 /// - The journal is put in the order of its numbers, without a gap, and removed from its beginning.
-/// - A failed write or sync is final: the caller asks for nothing more.
+/// - A failed write or sync is final, and the caller asks for nothing more; but where the cause is not [`Cause::Failed`],
+///   nothing of it counts, and the caller may repeat it.
+/// - Tables other than the journal and the inboxes' values are written only while [`table_space`](Self::table_space) allows
+///   it: their writes never fail for want of space.
 /// - A value of an inbox that is not what was written is given as empty, which is no chunk: it concerns one user.
 pub trait Engine: Send + Sync + 'static {
     /// Sets a value, which is at most [`VALUE_BYTES_MAX`](super::record::VALUE_BYTES_MAX) long.
@@ -99,9 +189,21 @@ pub trait Engine: Send + Sync + 'static {
         pairs.iter().try_for_each(|(key, value)| self.put(table, key, value))
     }
 
-    /// Gives back room that nothing needs, a little of it; true if there is more to do at once.
-    fn tidy(&self) -> Result<bool, EngineError> {
+    /// Gives back room that nothing needs, a little of it; true if there is more to do at once. `copy`: what is needed may
+    /// be written anew for that.
+    fn tidy(&self, _copy: bool) -> Result<bool, EngineError> {
         Ok(false)
+    }
+
+    /// Sets space aside in the journal for records of `bytes` in all, of which `number` is the first, so that they do not
+    /// meet a full disk.
+    fn reserve(&self, _number: u64, _bytes: u64) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Sets space aside for the tables other than the journal and the inboxes' values; how much there is.
+    fn table_space(&self) -> Result<TableSpace, EngineError> {
+        Ok(TableSpace::Enough)
     }
 
     /// Bytes that are free where the tables are, if they are on a disk.

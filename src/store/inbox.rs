@@ -56,7 +56,7 @@ impl Shared {
         to: Seq,
         visit: &mut dyn FnMut(InboxEntry<'_>) -> bool,
     ) -> Result<bool, StoreError> {
-        let failed = |error: super::engine::EngineError| StoreError::Failed(error.0);
+        let failed = StoreError::from;
         let id = user.as_str();
         // The chunk that begins at or before the first wanted entry may hold it.
         let wanted = inbox_key(id, after + 1);

@@ -22,6 +22,7 @@ use super::{
     ReadLimit, Store, StoreError, UserState,
     clock::{Clock, millis},
     commit::Committer,
+    cost::Cost,
     cursors::Cursor,
     engine::Engine,
     index::Index,
@@ -191,7 +192,8 @@ impl Store for Journal {
                 self.shared.check_room()?;
             }
             let (done, answer) = oneshot::channel();
-            self.shared.queue.put(Op::Append { appends, done }).await?;
+            let cost = Cost::of(&appends);
+            self.shared.queue.put(Op::Append { appends, cost, done }).await?;
             self.answer(answer).await
         })
     }
@@ -232,7 +234,7 @@ impl Store for Journal {
             // A device that was forgotten for this one may have been what kept something.
             let trim = log.release();
             log.trimming |= trim;
-            Ok((Attached { received, head: log.head }, dirty, trim))
+            Ok::<_, StoreError>((Attached { received, head: log.head }, dirty, trim))
         })??;
         if dirty {
             self.shared.queue.dirty(user.clone());

@@ -247,6 +247,11 @@ impl Log {
         self.slots.front().map(|slot| slot.seq)
     }
 
+    /// What is in the journal alone.
+    pub fn unsettled(&self) -> Tally {
+        Tally { entries: self.slots.len() as u64, bytes: self.slot_bytes }
+    }
+
     /// What is kept for this user, visible or not. Entries that were received out of order count until those before
     /// them are.
     pub fn kept(&self) -> Tally {

@@ -13,6 +13,7 @@
 //! - `queue`, `commit`, `answer`: the one thread that writes, what waits for it, and what it is answered
 //! - `append`, `ids`: what goes into a commit, and what was done once
 //! - `settle`: what becomes of the journal: inboxes, rows, and room for more
+//! - `cost`, `suspend`: what appends take on the disk, and what is done where it is full
 //! - `room`, `sweep`: limits, and what has to be looked at although nothing happens
 //! - `clock`: the time by which entries expire
 //! - `outbox`: what is to be told to the outside world and was not yet
@@ -54,6 +55,7 @@ mod append;
 mod backup;
 mod clock;
 mod commit;
+mod cost;
 #[cfg(test)]
 mod count_tests;
 mod cursors;
@@ -85,6 +87,9 @@ pub mod redis;
 mod room;
 pub mod salvage;
 mod settle;
+#[cfg(test)]
+mod space_tests;
+mod suspend;
 mod sweep;
 mod user;
 

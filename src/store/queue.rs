@@ -9,19 +9,20 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{Append, Appended, StoreError};
+use super::{Append, Appended, StoreError, cost::Cost};
 use crate::message::UserId;
 
 /// Appends taken into one commit.
 const COMMIT_APPENDS_MAX: usize = 4096;
 
-/// Bytes of payload and recipients taken into one commit (one append at least).
-const COMMIT_BYTES_MAX: usize = 4 << 20;
+/// Bytes of records that are taken into one commit at most, by what they may cost (one append at least).
+const COMMIT_BYTES_MAX: u64 = 4 << 20;
 
 /// What a user of the store waits for.
 pub enum Op {
     Append {
         appends: Vec<Append>,
+        cost: Cost,
         done: oneshot::Sender<Result<Vec<Appended>, StoreError>>,
     },
     Clear {
@@ -149,14 +150,11 @@ impl Queue {
         (inside.waiting, inside.nudged) = (false, false);
         let mut taken =
             Taken { ops: Vec::new(), dirty: std::mem::take(&mut inside.dirty), trim: std::mem::take(&mut inside.trim) };
-        let mut bytes = 0;
+        let mut bytes: u64 = 0;
         while taken.ops.len() < COMMIT_APPENDS_MAX && bytes < COMMIT_BYTES_MAX {
             let Some(op) = inside.ops.pop_front() else { break };
-            if let Op::Append { appends, .. } = &op {
-                appends.iter().for_each(|append| {
-                    bytes += append.payload.as_bytes().len();
-                    bytes += append.recipients.iter().map(|user| user.as_str().len() + 10).sum::<usize>();
-                });
+            if let Op::Append { cost, .. } = &op {
+                bytes += cost.journal;
             }
             taken.ops.push(op);
         }

@@ -66,7 +66,7 @@ fn plan(log: &mut Log, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -> Pl
 }
 
 fn failed(error: EngineError) -> StoreError {
-    StoreError::Failed(error.0)
+    StoreError::from(error)
 }
 
 /// The records in which slots are, rising.

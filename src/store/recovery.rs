@@ -78,7 +78,7 @@ pub(super) struct RecoveredJournal {
 }
 
 pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Options) -> Result<Recovered, StoreError> {
-    let failed = |error: EngineError| StoreError::Failed(error.0);
+    let failed = StoreError::from;
     check_format(&*engine).map_err(failed)??;
     check_namespace(&*engine, namespace).map_err(failed)??;
     let settled = engine.get(Table::Meta, SETTLED_KEY).map_err(failed)?.and_then(|bytes| journal_number(&bytes));
@@ -188,7 +188,7 @@ fn drop_settled(engine: &dyn Engine, settled: u64) -> Result<(), EngineError> {
 /// Removes the last records where they say that their commit goes on and it does not: it was never answered, and is
 /// kept whole or not at all. From the highest down, so that what a crash leaves is found the next time.
 fn drop_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
-    let failed = |error: EngineError| StoreError::Failed(error.0);
+    let failed = StoreError::from;
     while let Some((key, value)) = engine.floor(Table::Journal, &[0xFF; 9]).map_err(failed)? {
         let Ok(mut reader) = RecordReader::new(&value) else { return Ok(()) };
         let mut goes_on = false;
@@ -229,7 +229,7 @@ fn read_ids(
             false
         }
     });
-    read.map_err(|error| StoreError::Failed(error.0))?;
+    read.map_err(StoreError::from)?;
     damage.map_or(Ok(chunks), |damage| Err(StoreError::Damaged(damage.into())))
 }
 
@@ -446,7 +446,7 @@ impl Replay {
                 StoreError::Damaged(format!("journal record {record}, user {user:?}: {error}").into())
             };
             let id = UserId::new(user).map_err(|error| damaged(&error))?;
-            let row = self.engine.get(Table::Users, user.as_bytes()).map_err(|error| StoreError::Failed(error.0))?;
+            let row = self.engine.get(Table::Users, user.as_bytes()).map_err(StoreError::from)?;
             let row = row.map(|bytes| Row::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
             self.logs.insert(id, Replayed { log: Log::as_stored(row), first: None, appended: 0 });
         }

@@ -2,15 +2,18 @@
 
 use std::{
     cell::Cell,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
     Limits, Loss, StoreError,
-    commit::Committer,
-    engine::{EngineError, Table},
+    commit::{Commit, Committer},
+    cost::Cost,
+    engine::{EngineError, Table, TableSpace},
     log::{Log, Tally, earlier, is_past},
     record::{Chunk, chunk_entries, inbox_key, is_inbox_key_of},
+    suspend::NOTES_BYTES,
 };
 use crate::{
     logging::excerpt,
@@ -33,6 +36,10 @@ const PURGE_PAUSE_S: u32 = 10;
 /// Chunks of an inbox that are in memory at once while it is gone through.
 const PURGE_CHUNKS: usize = 16;
 
+/// A message of which not more than this is stored and which is refused makes the store full as a whole: until it would fit. What
+/// is larger is refused alone.
+const ORDINARY_BYTES_MAX: u64 = 128 << 10;
+
 /// What the commit thread knows of the store's room.
 pub(super) struct Room {
     /// Bytes of payload in all inboxes.
@@ -40,11 +47,14 @@ pub(super) struct Room {
     looked: Instant,
     /// The disk had too little room.
     is_scarce: Cell<bool>,
+    /// What was refused last, if it was no more than an ordinary message.
+    refused: Cost,
 }
 
 impl Room {
     pub(super) fn new(inbox_bytes: u64) -> Self {
-        Self { inbox_bytes: Cell::new(inbox_bytes), looked: Instant::now(), is_scarce: Cell::new(false) }
+        let (inbox_bytes, is_scarce) = (Cell::new(inbox_bytes), Cell::new(false));
+        Self { inbox_bytes, looked: Instant::now(), is_scarce, refused: Cost::default() }
     }
 
     /// The tally of one inbox has changed.
@@ -71,17 +81,83 @@ impl Committer {
         }
     }
 
-    /// Finds out whether there is room for more, and says so when that has changed.
+    /// Finds out whether there is room for more, and reports it.
     pub(super) fn look_at_room(&mut self) {
         self.room.looked = Instant::now();
-        let full = self.why_full();
-        let mut known = self.shared.full.write();
-        match (&*known, &full) {
-            (None, Some(why)) => tracing::error!(%why, "the store is full: dispatches are refused"),
-            (Some(_), None) => tracing::info!("the store has room again"),
-            _ => {}
+        let free = self.disk_free();
+        let disk = self.why_suspended().or_else(|| self.why_scarce(free?));
+        let store = self.why_too_much();
+        if disk.is_none() && store.is_none() {
+            self.room.refused = Cost::default();
         }
-        *known = full.map(Into::into);
+        let disk: Option<Arc<str>> = disk.map(Into::into);
+        *self.shared.full.write() = disk.clone().or_else(|| store.map(Into::into));
+        self.shared.health.set("disk_full", disk);
+    }
+
+    /// Whether what appends cost is there, on the disk and by what is allowed. Then it is set aside: in the journal by the
+    /// engine, and for later by the entries themselves, which are counted until they have been settled.
+    ///
+    /// # Errors
+    /// Outside: of the engine, for good. Inside: the refusal.
+    pub(super) fn admit(&mut self, commit: &Commit, cost: &Cost) -> Result<Result<(), StoreError>, EngineError> {
+        let refused = self.shared.check_room().err().or_else(|| self.why_not(cost));
+        if let Some(refused) = refused {
+            return Ok(Err(refused));
+        }
+        let bytes = commit.all_bytes() + cost.journal + NOTES_BYTES;
+        let reserved = self.shared.engine.reserve(self.next_record, bytes);
+        match reserved {
+            Err(error) if !error.is_transient() => return Err(error),
+            Err(error) => {
+                let refused = Ok(Err(StoreError::from(error.clone())));
+                return self.suspend(error).and(refused);
+            }
+            Ok(()) => {}
+        }
+        if self.table_space() < TableSpace::Enough {
+            // New users need rows.
+            let full = "the disk is full: it has no space for the tables";
+            self.suspend(EngineError::no_space(full))?;
+            return Ok(Err(StoreError::Full(full.into())));
+        }
+        Ok(Ok(()))
+    }
+
+    /// Why appends that cost this much do not fit.
+    fn why_not(&mut self, cost: &Cost) -> Option<StoreError> {
+        let (kept, most) = (self.kept(), self.limits.store_bytes.unwrap_or(u64::MAX));
+        let why = if kept.saturating_add(cost.payload) > most {
+            format!(
+                "this would be {} bytes of messages for all its recipients together; {kept} bytes are pending, and {most} \
+                 are allowed (store.maxBytes)",
+                cost.payload
+            )
+        } else {
+            let (free, reserved) = (self.disk_free()?, self.shared.index.reserved());
+            let least = self.limits.free_bytes;
+            if free >= least.saturating_add(reserved).saturating_add(cost.settled) {
+                return None;
+            }
+            format!(
+                "this would take {} bytes on the disk for all its recipients together; {free} bytes are left, {least} of \
+                 them are to stay free (store.minFree), and {reserved} are set aside for messages that were taken before",
+                cost.settled
+            )
+        };
+        if cost.settled <= ORDINARY_BYTES_MAX {
+            self.room.refused = *cost;
+            self.look_at_room();
+            if let Err(full) = self.shared.check_room() {
+                return Some(full);
+            }
+        }
+        Some(StoreError::Full(why.into()))
+    }
+
+    /// Bytes of payload that are pending.
+    fn kept(&self) -> u64 {
+        self.room.inbox_bytes.get() + self.shared.index.unsettled()
     }
 
     /// How large the journal may grow before it is settled although it is young. What is in it counts as pending, though
@@ -91,23 +167,21 @@ impl Committer {
         self.tuning.journal_bytes_max.min(usize::try_from(left / JOURNAL_SHARE).unwrap_or(usize::MAX))
     }
 
-    fn why_full(&self) -> Option<String> {
-        let kept = self.room.inbox_bytes.get() + self.journal_bytes as u64;
-        if let Some(max) = self.limits.store_bytes.filter(|max| kept >= *max) {
-            return Some(format!("{kept} bytes are pending, and {max} are allowed (store.maxBytes)"));
-        }
-        let free = match self.shared.engine.disk_free() {
-            Ok(free) => free?,
-            Err(error) => {
-                tracing::warn!(%error, "it cannot be told how much room the disk has");
-                return None;
-            }
-        };
-        let least = self.limits.free_bytes;
-        self.room.is_scarce(free, least).then(|| {
+    fn why_too_much(&self) -> Option<String> {
+        let (kept, most) = (self.kept(), self.limits.store_bytes?);
+        let is_full = kept >= most || kept.saturating_add(self.room.refused.payload) > most;
+        is_full.then(|| format!("{kept} bytes are pending, and {most} are allowed (store.maxBytes)"))
+    }
+
+    /// Whether the disk, which has so many bytes left, has too little for what is to be stored there.
+    fn why_scarce(&self, free: u64) -> Option<String> {
+        let (reserved, least) = (self.shared.index.reserved(), self.limits.free_bytes);
+        let left = free.saturating_sub(reserved);
+        self.room.is_scarce(left, least.saturating_add(self.room.refused.settled)).then(|| {
             format!(
-                "the disk has {free} bytes left, and {least} are to stay free (store.minFree), a little more where it \
-                 was full; {kept} bytes are pending"
+                "the disk has {free} bytes left, {reserved} of them set aside for messages that were taken, and {least} are \
+                 to stay free (store.minFree), a little more where it was full; {} bytes are pending",
+                self.kept()
             )
         })
     }
@@ -148,7 +222,6 @@ impl Committer {
         let (released, gone, mut keyed) =
             self.with(user, |log| (log.released(), log.gone.clone(), log.settled_keys()))?;
         let (mut tally, mut expires_s) = (Tally::default(), 0);
-        let mut expired = Vec::new();
         let mut from = inbox_key(user.as_str(), 0);
         loop {
             let mut chunks = Vec::new();
@@ -162,7 +235,7 @@ impl Committer {
             let Some((last, _)) = chunks.last() else { break };
             from.clone_from(last);
             from.push(0);
-            let mut replaced = Vec::new();
+            let (mut replaced, mut removed, mut expired) = (Vec::new(), Vec::new(), Vec::new());
             for (key, value) in &chunks {
                 let entries = match chunk_entries(value) {
                     Ok(entries) => entries,
@@ -189,7 +262,7 @@ impl Committer {
                     continue;
                 }
                 if kept.is_empty() {
-                    self.shared.engine.remove(Table::Inbox, key)?;
+                    removed.push(key);
                 } else if kept.len() < whole {
                     let chunk =
                         Chunk::V2 { namespace: self.shared.namespace, user: user.as_str(), entries: kept }.encode();
@@ -197,12 +270,14 @@ impl Committer {
                 }
             }
             if !replaced.is_empty() {
+                // First, because this may be refused, and repeated.
                 self.shared.engine.replace(Table::Inbox, &replaced)?;
             }
-        }
-        if clean && !expired.is_empty() {
-            self.with(user, |log| expired.retain(|seq| !log.cursors.contain(*seq)))?;
-            self.shared.tell_expired(user, &expired);
+            removed.into_iter().try_for_each(|key| self.shared.engine.remove(Table::Inbox, key))?;
+            if clean && !expired.is_empty() {
+                self.with(user, |log| expired.retain(|seq| !log.cursors.contain(*seq)))?;
+                self.shared.tell_expired(user, &expired);
+            }
         }
         self.with(user, |log| {
             log.inbox = tally;

@@ -102,7 +102,7 @@ struct Build {
 }
 
 fn failed(error: EngineError) -> StoreError {
-    StoreError::Failed(error.0)
+    StoreError::from(error)
 }
 
 impl Build {

@@ -17,7 +17,7 @@ use super::{
     Durability, Reason, Rejected,
     append::once_found,
     commit::Committer,
-    engine::{EngineError, Table},
+    engine::{Cause, EngineError, Table},
     ids,
     log::{Tally, earlier, is_past},
     record::{
@@ -90,17 +90,31 @@ impl Committer {
         let hurry = self.journal_bytes / HURRY_FACTOR > self.journal_bytes_max();
         let until = Instant::now() + if hurry { HURRIED_STEP } else { STEP };
         let mut settling = self.settling.take().unwrap_or_else(|| self.choose());
+        let done = self.settle_until(until, &mut settling);
+        if !matches!(done, Ok(true)) {
+            // Also where it failed: it goes on there if it is repeated.
+            self.settling = Some(settling);
+        }
+        done.map(drop)
+    }
+
+    /// True if all of it is settled. On an error nothing is left out.
+    fn settle_until(&mut self, until: Instant, settling: &mut Settling) -> Result<bool, EngineError> {
         while Instant::now() < until {
             if settling.gathered < settling.records {
-                self.gather(&mut settling)?;
+                self.gather(settling)?;
                 if settling.gathered == settling.records {
                     settling.left = settling.users.drain().collect();
                     // Or a chunk could outlive the record it was made of, where answers do not wait for the disk.
                     self.sync_if_behind()?;
                 }
             } else if let Some(user) = settling.left.pop() {
-                if let Some(entries) = settling.pending.remove(&user) {
-                    self.settle_entries(&user, &entries)?;
+                if let Some(mut entries) = settling.pending.remove(&user)
+                    && let Err(error) = self.settle_entries(&user, &mut entries)
+                {
+                    settling.pending.insert(user.clone(), entries);
+                    settling.left.push(user);
+                    return Err(error);
                 }
                 settling.rows.push(user);
             } else if !settling.moved {
@@ -125,11 +139,10 @@ impl Committer {
                 self.remove_oldest()?;
                 settling.removed += 1;
             } else {
-                return Ok(());
+                return Ok(true);
             }
         }
-        self.settling = Some(settling);
-        Ok(())
+        Ok(false)
     }
 
     /// The records to be settled next: those that are old enough, or too many.
@@ -157,14 +170,17 @@ impl Committer {
     /// Reads the next record of those chosen.
     fn gather(&self, settling: &mut Settling) -> Result<(), EngineError> {
         let number = self.records[settling.gathered].number;
-        settling.gathered += 1;
-        let value = self.shared.record(number).map_err(EngineError::new)?;
+        let value = self.shared.record(number)?;
         let value = value.ok_or_else(|| EngineError::new(format!("journal record {number} is missing")))?;
-        self.gather_record(number, &value, settling)
+        settling.gathered += 1;
+        // Half of a record is never gathered again.
+        let gathered = self.gather_record(number, &value, settling);
+        gathered.map_err(|error| EngineError { cause: Cause::Failed, ..error })
     }
 
-    /// Moves a user's entries to the inbox.
-    fn settle_entries(&self, user: &UserId, entries: &[Pending]) -> Result<(), EngineError> {
+    /// Moves a user's entries to the inbox. On an error `entries` are those that are left.
+    fn settle_entries(&mut self, user: &UserId, entries: &mut Vec<Pending>) -> Result<(), EngineError> {
+        let Some(last) = entries.last().map(|entry| entry.seq) else { return Ok(()) };
         let now_s = self.shared.clock.now_s();
         self.drop_expired(user, now_s)?;
         // What has been received, replaced or dropped since they were gathered has no slot any more.
@@ -172,25 +188,21 @@ impl Committer {
             self.with(user, |log| entries.iter().map(|entry| log.slot(entry.seq).is_some()).collect())?;
         let there = entries.iter().zip(there).filter(|(_, there)| *there).map(|(entry, _)| entry);
         let kept: Vec<_> = there.filter(|entry| !is_past(entry.expires_s, now_s)).collect();
-        self.put_chunks(user, &kept)?;
-        if let Some(last) = entries.last() {
-            let (mut tally, mut expires_s) = (Tally::default(), 0);
-            kept.iter().for_each(|entry| {
-                tally.add(entry.payload.len() as u64);
-                expires_s = earlier(expires_s, entry.expires_s);
-            });
-            let past: Vec<_> =
-                entries.iter().filter(|entry| is_past(entry.expires_s, now_s)).map(|entry| entry.seq).collect();
-            // From here on readers ask the inbox, which has them.
-            self.with(user, |log| {
-                log.inbox.entries += tally.entries;
-                log.inbox.bytes += tally.bytes;
-                log.inbox_expires_s = earlier(log.inbox_expires_s, expires_s);
-                log.forget_keys(&past);
-                log.settle(last.seq);
-            })?;
+        if !kept.is_empty() {
+            self.check_margin()?;
         }
-        Ok(())
+        let mut done = 0;
+        let put = self.put_chunks(user, &kept, &mut done);
+        if let Err(error) = put {
+            entries.retain(|entry| entry.seq > done);
+            return Err(error);
+        }
+        let past: Vec<_> =
+            entries.iter().filter(|entry| is_past(entry.expires_s, now_s)).map(|entry| entry.seq).collect();
+        self.with(user, |log| {
+            log.forget_keys(&past);
+            log.settle(last);
+        })
     }
 
     /// Writes down where a user's log stands.
@@ -205,6 +217,29 @@ impl Committer {
             self.shared.queue.trim(user.clone());
         }
         Ok(())
+    }
+
+    /// Writes the row of a user of whom the journal says nothing: of others it is written when that is settled.
+    pub(super) fn put_row_if_alone(&self, user: &UserId) -> Result<(), EngineError> {
+        let first = self.records.front().map_or(self.next_record, |record| record.number);
+        if self.with(user, |log| log.last_record < first && !log.dirty && log.assigned == log.head)? {
+            self.put_row(user)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
+        if self.chunks_behind.replace(false) {
+            // It may count on one of them.
+            self.shared.engine.barrier()?;
+        }
+        let lapses = self.shared.index.lapses().count;
+        let row = self.with(user, |log| {
+            let row = log.row(lapses);
+            log.row_lapses = Some(row.lapses());
+            row
+        })?;
+        self.shared.engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())
     }
 
     /// Writes down that this many of the oldest records are not needed any more, so that nobody misses them.
@@ -292,7 +327,8 @@ impl Committer {
         Ok(())
     }
 
-    fn put_chunks(&self, user: &UserId, entries: &[&Pending]) -> Result<(), EngineError> {
+    /// Puts entries into chunks. `done` is the last that is in one.
+    fn put_chunks(&self, user: &UserId, entries: &[&Pending], done: &mut Seq) -> Result<(), EngineError> {
         let mut rest = entries;
         while let Some(first) = rest.first() {
             let mut bytes = 0;
@@ -306,6 +342,15 @@ impl Committer {
             let value = Chunk::V2 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
             self.chunks_behind.set(true);
             self.shared.engine.put(Table::Inbox, &inbox_key(user.as_str(), first.seq), &value)?;
+            *done = chunk[count - 1].seq;
+            // From here on readers ask the inbox, which has them.
+            self.with(user, |log| {
+                for entry in chunk {
+                    log.inbox.add(entry.payload.len() as u64);
+                    log.inbox_expires_s = earlier(log.inbox_expires_s, entry.expires_s);
+                }
+                log.settle(*done);
+            })?;
             rest = after;
         }
         Ok(())
@@ -314,8 +359,10 @@ impl Committer {
     /// Removes the chunks of a user's inbox in which everything has been released, and takes them off its tally. Not in
     /// the middle of a commit: what that releases is needed until it is written.
     pub(super) fn trim(&self, user: &UserId) -> Result<(), EngineError> {
-        self.with(user, |log| log.trimming = false)?;
-        let settled = self.with(user, |log| log.settled)?;
+        let settled = self.with(user, |log| {
+            log.trimming = false;
+            log.settled
+        })?;
         let (gone, left) = self.count_released(user)?;
         gone.iter().try_for_each(|key| self.shared.engine.remove(Table::Inbox, key))?;
         self.with(user, |log| {

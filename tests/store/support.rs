@@ -158,3 +158,12 @@ pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
     });
     assert!(waited.await.is_ok(), "waited in vain for: {what}");
 }
+
+/// Appends until the message is taken.
+pub async fn until_taken(store: &dyn Store, payload: &Payload, id: &str) {
+    let end = std::time::Instant::now() + Duration::from_secs(30);
+    while let Err(error) = store.append(Append::new(payload.clone(), vec![user(id)])).await {
+        assert!(std::time::Instant::now() < end, "it is never taken: {error}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -21,12 +21,16 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    frame::{self, Kind, read_at},
-    records::make_directory,
+    frame::{self, Kind, make_directory, read_at},
+    space::Spares,
 };
+use crate::store::engine::Cause;
 
 /// A file that is longer is not gone on with.
 const FILE_BYTES: u64 = 8 << 20;
+
+/// A file that is longer is never gone on with: places in it have 32 bits.
+const FILE_BYTES_MAX: u64 = 1 << 31;
 
 /// Dead bytes that are left alone, however little is alive.
 const DEAD_BYTES_LEFT: u64 = 2 * FILE_BYTES;
@@ -103,8 +107,12 @@ impl Inside {
 #[derive(Debug)]
 pub struct ChunkFiles {
     directory: PathBuf,
+    /// The directory, open: to sync names takes no descriptor then.
+    names: File,
     inside: RwLock<Inside>,
     handles: Mutex<VecDeque<(u64, Arc<File>)>>,
+    /// Closed where a file has to be read and the process has no descriptors left.
+    spares: Spares,
 }
 
 impl ChunkFiles {
@@ -132,13 +140,18 @@ impl ChunkFiles {
             files.insert(number, ChunkFile { length, alive, stuck: false });
         }
         let inside = RwLock::new(Inside { files, current: None, next, dirty: false });
-        let files = Self { directory: directory.to_owned(), inside, handles: Mutex::default() };
-        // Now, while there are handles enough.
-        files.begin_file()?;
+        let names = File::open(directory)?;
+        let spares = Spares::default();
+        let files = Self { directory: directory.to_owned(), names, inside, handles: Mutex::default(), spares };
+        // Now, while there are descriptors enough. On a full disk there may be none, until something has to be written.
+        match files.begin_file() {
+            Err(error) if Cause::of(&error) == Cause::Failed => return Err(error),
+            _ => files.spares.refill(&files.names),
+        }
         Ok(files)
     }
 
-    /// Writes a chunk. The system has it then.
+    /// Writes a chunk. The system has it then. Where the disk is full nothing of it counts, and the caller may repeat it.
     pub fn append(&self, key: &[u8], value: &[u8]) -> io::Result<Place> {
         // A key is a user id and a number.
         let bytes = frame::encode(Kind::Chunk, &[&(key.len() as u16).to_be_bytes(), key, value]);
@@ -147,8 +160,8 @@ impl ChunkFiles {
         let (number, file) = match current {
             Some((number, file)) if length(number) < FILE_BYTES => (number, file),
             Some(full) => match self.begin_file() {
-                // Clients have all the handles there are: the file that is open is gone on with.
-                Err(error) if frame::is_want_of_handles(&error) => full,
+                // Clients have all descriptors, or the disk is full: the file that is open is gone on with.
+                Err(error) if Cause::of(&error) != Cause::Failed && length(full.0) < FILE_BYTES_MAX => full,
                 begun => begun?,
             },
             None => self.begin_file()?,
@@ -171,8 +184,10 @@ impl ChunkFiles {
             (inside.next, inside.current.clone())
         };
         let file = Arc::new(frame::create(&self.directory, &frame::name(number))?);
+        // What cannot be synced may be gone: that is never repeated.
+        self.names.sync_all().map_err(io::Error::other)?;
         if let Some((_, last)) = last {
-            last.sync_data()?;
+            last.sync_data().map_err(io::Error::other)?;
         }
         let mut inside = self.inside.write();
         inside.files.insert(number, ChunkFile { length: 0, alive: 0, stuck: false });
@@ -202,6 +217,7 @@ impl ChunkFiles {
         let Some(file) = self.file(place.file)? else { return Ok(Found::Gone) };
         let bytes = match read_at(&file, u64::from(place.at), place.length as usize) {
             Ok(bytes) => bytes,
+            Err(error) if Cause::of(&error) == Cause::Exhausted => return Err(error),
             Err(error) => {
                 tracing::error!(%error, file = %frame::name(place.file), at = place.at, "a chunk cannot be read");
                 return Ok(Found::Damaged);
@@ -224,7 +240,16 @@ impl ChunkFiles {
         if let Some((_, file)) = self.handles.lock().iter().find(|(known, _)| *known == number) {
             return Ok(Some(file.clone()));
         }
-        let file = match File::open(self.directory.join(frame::name(number))) {
+        let path = self.directory.join(frame::name(number));
+        let opened = match self.spares.open(|| File::open(&path)) {
+            Err(error) if Cause::of(&error) == Cause::Exhausted => {
+                // The one that was opened first is closed for it, unless somebody reads it.
+                self.handles.lock().pop_front();
+                File::open(&path)
+            }
+            opened => opened,
+        };
+        let file = match opened {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => Arc::new(file?),
         };
@@ -234,6 +259,11 @@ impl ChunkFiles {
             handles.pop_front();
         }
         Ok(Some(file))
+    }
+
+    /// Opens descriptors again that were closed for want of them. To be called now and then.
+    pub fn prepare(&self) {
+        self.spares.refill(&self.names);
     }
 
     /// The table does not lead there any more.
@@ -251,13 +281,18 @@ impl ChunkFiles {
     }
 
     /// Removes files. Whoever reads one at the moment goes on reading.
-    pub fn remove(&self, numbers: &[u64]) -> io::Result<()> {
+    pub fn remove(&self, numbers: &[u64]) {
         for number in numbers {
-            fs::remove_file(self.directory.join(frame::name(*number)))?;
+            match fs::remove_file(self.directory.join(frame::name(*number))) {
+                // Nothing leads to it: the next start removes it.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, file = %frame::name(*number), "cannot remove a file of the inboxes");
+                }
+                _ => {}
+            }
             self.inside.write().files.remove(number);
             self.handles.lock().retain(|(known, _)| known != number);
         }
-        Ok(())
     }
 
     /// Goes on in a new file where nothing is alive any more in the one that is written to, so that that can go.
@@ -269,7 +304,7 @@ impl ChunkFiles {
         };
         match if is_empty { self.begin_file().map(drop) } else { Ok(()) } {
             // It is left later.
-            Err(error) if frame::is_want_of_handles(&error) => Ok(()),
+            Err(error) if Cause::of(&error) != Cause::Failed => Ok(()),
             left => left,
         }
     }
@@ -336,7 +371,7 @@ mod tests {
         assert_eq!(frame::numbered(home.path()).unwrap(), [1, 2, 3]);
         places.iter().filter(|place| place.file == 1).for_each(|place| files.release(*place));
         assert_eq!(files.dead(), [1]);
-        files.remove(&[1]).unwrap();
+        files.remove(&[1]);
         assert!(matches!(files.read(places[3], &[3]).unwrap(), Found::Gone));
         drop(files);
         let files = ChunkFiles::open(home.path(), places.iter().copied().filter(|place| place.file == 3)).unwrap();

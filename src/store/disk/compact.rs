@@ -38,15 +38,32 @@ impl Compaction {
         Some(Self { file: files.emptiest()?, at: 0, moved: Vec::new() })
     }
 
-    /// Copies what `is_alive` of the next part of the file.
+    /// Copies what `is_alive` of the next part of the file. Where that fails nothing is led to the copies that were made.
     pub fn step(
         mut self,
         files: &ChunkFiles,
-        mut is_alive: impl FnMut(&[u8], Place) -> io::Result<bool>,
+        is_alive: impl FnMut(&[u8], Place) -> io::Result<bool>,
     ) -> io::Result<Step> {
-        let number = self.file;
-        let copied = |moved| Step::Copied { file: number, moved };
-        let Some(file) = files.file(self.file)? else { return Ok(copied(Vec::new())) };
+        match self.copy(files, is_alive) {
+            Ok(true) => Ok(Step::More(self)),
+            Ok(false) => Ok(Step::Copied { file: self.file, moved: self.moved }),
+            Err(error) => {
+                self.moved.iter().for_each(|(_, _, copy)| files.release(*copy));
+                Err(error)
+            }
+        }
+    }
+
+    /// False if that was the last part.
+    fn copy(
+        &mut self,
+        files: &ChunkFiles,
+        mut is_alive: impl FnMut(&[u8], Place) -> io::Result<bool>,
+    ) -> io::Result<bool> {
+        let Some(file) = files.file(self.file)? else {
+            self.moved.drain(..).for_each(|(_, _, copy)| files.release(copy));
+            return Ok(false);
+        };
         let length = file.metadata()?.len();
         // Where the disk does not give it back, nothing can be copied.
         let bytes = read_at(&file, self.at, STEP_BYTES).unwrap_or_default();
@@ -74,9 +91,9 @@ impl Compaction {
         // What a crash has torn at its end is no frame, and ends it too.
         let ends = !bytes.is_empty() && bytes.len() < STEP_BYTES;
         if self.at < length && !ends {
-            return Ok(Step::More(self));
+            return Ok(true);
         }
-        files.sync()?;
-        Ok(copied(self.moved))
+        files.sync().map_err(io::Error::other)?;
+        Ok(false)
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::foreign::refuse_foreign;
-use crate::store::StoreError;
+use crate::store::{StoreError, engine::Cause};
 
 /// How long to wait for a process that has just been killed to let go of its lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
@@ -70,8 +70,13 @@ impl Locked {
                 }
             }
         }
-        let write = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| write!(lock, "{}", std::process::id()));
-        write.map_err(told)?;
+        // Over what is there, which has its place on the disk, and cut then: a disk that is full does not matter.
+        let pid = std::process::id().to_string();
+        let write = lock.rewind().and_then(|()| lock.write_all(pid.as_bytes()));
+        match write.and_then(|()| lock.set_len(pid.len() as u64)) {
+            Err(error) if Cause::of(&error) == Cause::Failed => return Err(told(error)),
+            _ => {}
+        }
         Ok(Self { path: path.to_owned(), lock })
     }
 

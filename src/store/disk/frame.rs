@@ -88,17 +88,18 @@ pub fn fill(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
-/// Makes an empty file, and its name durable.
+/// Makes an empty file. Its name lasts when the directory has been synced.
 pub fn create(directory: &Path, name: &str) -> io::Result<File> {
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(directory.join(name))?;
-    File::open(directory)?.sync_all()?;
-    Ok(file)
+    File::options().read(true).write(true).create(true).truncate(true).open(directory.join(name))
 }
 
-/// Whether a file could not be opened because the process, or the machine, has as many open as it may.
-pub fn is_want_of_handles(error: &io::Error) -> bool {
-    const WANTS: [i32; 2] = [rustix::io::Errno::MFILE.raw_os_error(), rustix::io::Errno::NFILE.raw_os_error()];
-    error.raw_os_error().is_some_and(|error| WANTS.contains(&error))
+/// Makes a directory of ours, and its name durable.
+pub fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir(directory)?;
+    directory.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 /// Names of files as numbers, in order. What has another name is none of ours.

@@ -12,8 +12,10 @@
 //!
 //! - `frame`: how something stands in a file of ours
 //! - `records`, `runs`: the files of the journal, and how they are read
+//! - `spare`: beginning the next file of the journal
 //! - `chunks`, `compact`: the files of inboxes
 //! - `foreign`: refuses to make a store among other files
+//! - `space`: what is set aside so that the store goes on where the disk is full, or no descriptor is left
 //! - `open`, `directory`, `former`, `rebuild`: opening, also after a kill, also a store of before
 //! - `mark`: a small file that remembers how far all was synced
 //! - `unfinished`: marks a directory that is being made or changed as a whole
@@ -33,6 +35,8 @@ mod rebuild;
 mod records;
 mod rest;
 mod runs;
+mod space;
+mod spare;
 pub mod unfinished;
 
 use std::{
@@ -57,7 +61,7 @@ pub(super) use self::{
     rest::{Rest, RestPairs},
 };
 use super::{
-    engine::{Engine, EngineError, Table},
+    engine::{Cause, Engine, EngineError, Table, TableSpace},
     record::{journal_key, journal_number},
 };
 use crate::planted::{self, Bug};
@@ -67,6 +71,7 @@ use directory::Locked;
 use mark::Mark;
 use raw::Tail;
 use records::RecordFiles;
+use space::Runway;
 
 /// Shortest time between two checkpoints that are made for want of room alone.
 const TIDY_PAUSE: Duration = Duration::from_millis(100);
@@ -86,6 +91,8 @@ pub struct Disk {
     mark: Mark,
     /// How far sled's file goes. Only the commit thread asks.
     tail: Mutex<Tail>,
+    /// Space set aside for it. Likewise.
+    runway: Mutex<Runway>,
     /// Only the commit thread tidies up.
     tidying: Mutex<Tidying>,
     /// A write or a sync has failed.
@@ -129,17 +136,24 @@ impl Disk {
         EngineError::new(error)
     }
 
+    /// The same, for what may be repeated if it fails for want of space or descriptors.
+    fn refused(&self, error: std::io::Error) -> EngineError {
+        let error = EngineError::from(error);
+        self.failed.fetch_or(!error.is_transient(), Ordering::Relaxed);
+        error
+    }
+
     /// The chunk that is at a place, or empty where that is not what was written; `None` where the key is gone.
     fn chunk(&self, key: &[u8], place: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let mut place = Place::decode(place);
         for _ in 0..MOVES_MAX {
             let Some(known) = place else { return Ok(Some(Bytes::new())) };
-            match self.chunks.read(known, key).map_err(EngineError::new)? {
+            match self.chunks.read(known, key)? {
                 Found::Chunk(value) => return Ok(Some(value)),
                 Found::Damaged => return Ok(Some(Bytes::new())),
                 Found::Gone => {
                     // It was moved or removed since the table was asked.
-                    let Some(now) = self.trees.places.get(key).map_err(EngineError::new)? else { return Ok(None) };
+                    let Some(now) = self.trees.places.get(key).map_err(unread)? else { return Ok(None) };
                     place = Place::decode(&now).filter(|now| *now != known);
                 }
             }
@@ -151,14 +165,22 @@ impl Disk {
         if self.trees.places.contains_key(key).map_err(|error| self.failed(error))? {
             return self.replace_chunks(&[(key, value)]);
         }
-        let place = self.chunks.append(key, value).map_err(|error| self.failed(error))?;
+        let place = self.chunks.append(key, value).map_err(|error| self.refused(error))?;
         self.set_place(key, place)
     }
 
     /// sled writes when it likes, and what is to be replaced is counted on: the new chunks last before any place is set.
     fn replace_chunks(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), EngineError> {
-        let places: std::io::Result<Vec<_>> = pairs.iter().map(|(key, value)| self.chunks.append(key, value)).collect();
-        let places = places.map_err(|error| self.failed(error))?;
+        let mut places = Vec::with_capacity(pairs.len());
+        for (key, value) in pairs {
+            match self.chunks.append(key, value) {
+                Ok(place) => places.push(place),
+                Err(error) => {
+                    places.into_iter().for_each(|place| self.chunks.release(place));
+                    return Err(self.refused(error));
+                }
+            }
+        }
         self.chunks.sync().map_err(|error| self.failed(error))?;
         pairs.iter().zip(places).try_for_each(|((key, _), place)| self.set_place(key, place))
     }
@@ -181,7 +203,11 @@ impl Disk {
             Some(sync) => sync(),
             None => file.sync_data(),
         })?;
-        self.mark.set_record(synced)
+        match self.mark.set_record(synced) {
+            // It says too little then, as after a crash, until the next sync.
+            Err(error) if Cause::of(&error) == Cause::NoSpace => Ok(()),
+            set => set,
+        }
     }
 
     fn sync_tables(&self) -> Result<(), EngineError> {
@@ -189,7 +215,12 @@ impl Disk {
         // Asked before: what is written meanwhile may not be synced.
         let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
         let end = self.tail.lock().advance(&self.file).map_err(|error| self.failed(error))?;
-        self.file.sync_data().and_then(|()| self.mark.set_end(length, end)).map_err(|error| self.failed(error))
+        self.file.sync_data().map_err(|error| self.failed(error))?;
+        match self.mark.set_end(length, end) {
+            // As above.
+            Err(error) if Cause::of(&error) != Cause::NoSpace => Err(self.failed(error)),
+            _ => Ok(()),
+        }
     }
 
     fn compact(&self, compaction: Compaction) -> Result<Option<Compaction>, EngineError> {
@@ -198,7 +229,7 @@ impl Disk {
             Ok(place.and_then(|place| Place::decode(&place)))
         };
         let step = compaction.step(&self.chunks, |key, place| Ok(leads(key)? == Some(place)));
-        match step.map_err(|error| self.failed(error))? {
+        match step.map_err(|error| self.refused(error))? {
             Step::More(compaction) => Ok(Some(compaction)),
             Step::Copied { file, moved } => {
                 for (key, from, to) in moved {
@@ -229,6 +260,14 @@ fn end(db: sled::Db, log: &Path) -> std::io::Result<()> {
     catch_unwind(AssertUnwindSafe(|| drop(db))).map_err(|_| std::io::Error::other("sled could not sync its file"))
 }
 
+/// What sled could not read. Where the system had no memory for it, it may be asked again.
+fn unread(error: sled::Error) -> EngineError {
+    match error {
+        sled::Error::Io(error) => error.into(),
+        error => EngineError::new(error),
+    }
+}
+
 impl Drop for Disk {
     fn drop(&mut self) {
         if self.failed.load(Ordering::Relaxed) || self.file.sync_all().is_err() {
@@ -242,7 +281,7 @@ impl Engine for Disk {
         match table {
             Table::Journal => {
                 let number = journal_number(key).ok_or_else(|| EngineError::new("a record without a number"))?;
-                self.records.append(number, value).map_err(|error| self.failed(error))
+                self.records.append(number, value).map_err(|error| self.refused(error))
             }
             Table::Inbox => self.put_chunk(key, value),
             _ => self.tree(table).insert(key, value).map(drop).map_err(|error| self.failed(error)),
@@ -253,7 +292,8 @@ impl Engine for Disk {
         match table {
             Table::Journal => {
                 let number = journal_number(key).ok_or_else(|| EngineError::new("a record without a number"))?;
-                self.records.remove(number).map_err(|error| self.failed(error))
+                self.records.remove(number);
+                Ok(())
             }
             Table::Inbox => self.remove_chunk(key),
             _ => self.tree(table).remove(key).map(drop).map_err(|error| self.failed(error)),
@@ -275,9 +315,9 @@ impl Engine for Disk {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         if table == Table::Journal {
             let record = journal_number(key).map(|number| self.records.get(number)).transpose();
-            return Ok(record.map_err(EngineError::new)?.flatten());
+            return Ok(record?.flatten());
         }
-        let value = self.tree(table).get(key).map_err(EngineError::new)?;
+        let value = self.tree(table).get(key).map_err(unread)?;
         match value {
             Some(place) if table == Table::Inbox => self.chunk(key, &place),
             value => Ok(value.map(Bytes::from_owner)),
@@ -292,7 +332,7 @@ impl Engine for Disk {
             while let Some((first, last)) = self.records.ends().filter(|(_, last)| *last >= next) {
                 next = next.max(first);
                 // One that is not there any more was settled meanwhile.
-                let value = self.records.get(next).map_err(EngineError::new)?;
+                let value = self.records.get(next)?;
                 if value.is_some_and(|value| !visit(&journal_key(next), value)) || next == last {
                     break;
                 }
@@ -302,7 +342,7 @@ impl Engine for Disk {
         }
         for pair in self.tree(table).range(from..) {
             // An iterator that failed stays failed: what follows would be a silent hole.
-            let (key, value) = pair.map_err(EngineError::new)?;
+            let (key, value) = pair.map_err(unread)?;
             let value = if table == Table::Inbox { self.chunk(&key, &value)? } else { Some(Bytes::from_owner(value)) };
             if value.is_some_and(|value| !visit(&key, value)) {
                 break;
@@ -327,11 +367,11 @@ impl Engine for Disk {
         if table == Table::Journal {
             let Some((_, last)) = self.records.ends() else { return Ok(None) };
             let wanted = journal_number(key).unwrap_or(u64::MAX).min(last);
-            let value = self.records.get(wanted).map_err(EngineError::new)?;
+            let value = self.records.get(wanted)?;
             return Ok(value.map(|value| (Bytes::copy_from_slice(&journal_key(wanted)), value)));
         }
         for pair in self.tree(table).range(..=key).rev() {
-            let (key, value) = pair.map_err(EngineError::new)?;
+            let (key, value) = pair.map_err(unread)?;
             let value = if table == Table::Inbox { self.chunk(&key, &value)? } else { Some(Bytes::from_owner(value)) };
             if let Some(value) = value {
                 return Ok(Some((Bytes::from_owner(key), value)));
@@ -344,12 +384,12 @@ impl Engine for Disk {
         if table == Table::Journal {
             return Ok(self.floor(table, key)?.map(|(key, _)| key));
         }
-        let pair = self.tree(table).range(..=key).next_back().transpose().map_err(EngineError::new)?;
+        let pair = self.tree(table).range(..=key).next_back().transpose().map_err(unread)?;
         Ok(pair.map(|(key, _)| Bytes::from_owner(key)))
     }
 
     fn records(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> Result<(), EngineError> {
-        self.records.each(numbers, visit).map_err(EngineError::new)
+        Ok(self.records.each(numbers, visit)?)
     }
 
     fn flush(&self) -> Result<(), EngineError> {
@@ -371,16 +411,21 @@ impl Engine for Disk {
         let dead = self.chunks.dead();
         self.sync_tables()?;
         self.tidying.lock().checkpoint = Instant::now();
-        self.chunks.remove(&dead).map_err(|error| self.failed(error))
+        self.chunks.remove(&dead);
+        Ok(())
     }
 
-    fn tidy(&self) -> Result<bool, EngineError> {
-        let under_way = self.tidying.lock().compaction.take().or_else(|| Compaction::begin(&self.chunks));
-        if let Some(compaction) = under_way {
-            let more = self.compact(compaction)?;
-            self.tidying.lock().compaction = more;
-            return Ok(true);
+    fn tidy(&self, copy: bool) -> Result<bool, EngineError> {
+        if copy {
+            let under_way = self.tidying.lock().compaction.take().or_else(|| Compaction::begin(&self.chunks));
+            if let Some(compaction) = under_way {
+                let more = self.compact(compaction)?;
+                self.tidying.lock().compaction = more;
+                return Ok(true);
+            }
         }
+        self.records.prepare();
+        self.chunks.prepare();
         self.chunks.leave_empty().map_err(|error| self.failed(error))?;
         let rested = self.tidying.lock().checkpoint.elapsed() >= TIDY_PAUSE;
         if rested && !self.chunks.dead().is_empty() {
@@ -390,8 +435,15 @@ impl Engine for Disk {
     }
 
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {
-        let disk = rustix::fs::fstatvfs(&self.file).map_err(EngineError::new)?;
-        Ok(Some(disk.f_bavail.saturating_mul(disk.f_frsize)))
+        Ok(Some(space::free(&self.file)?))
+    }
+
+    fn reserve(&self, number: u64, bytes: u64) -> Result<(), EngineError> {
+        self.records.reserve(number, bytes).map_err(|error| self.refused(error))
+    }
+
+    fn table_space(&self) -> Result<TableSpace, EngineError> {
+        Ok(self.runway.lock().extend(&self.file)?)
     }
 
     fn marked(&self) -> Result<Option<u64>, EngineError> {

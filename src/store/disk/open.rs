@@ -24,13 +24,14 @@ use super::{
     rebuild,
     records::{Broken, RecordFiles, Survey},
     rest::{INBOX, JOURNAL, settled_in},
+    space::{Ballast, Runway},
     unfinished::{self, Work},
 };
 use crate::{
     health::Health,
     store::{
         Durability, Limits, Store, StoreError,
-        engine::Table,
+        engine::{Cause, Table},
         journal::{self, Options},
         outbox::OutboxOptions,
         record::journal_number,
@@ -154,6 +155,13 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     for snapshot in locked.set_snapshots_aside(false).map_err(|error| refuse(error.to_string()))? {
         tracing::warn!(snapshot = %snapshot.display(), "set an unfinished snapshot aside");
     }
+    let ballast = Ballast::of(&options.path);
+    ballast.drop_for(&log.join("db")).map_err(|error| match Cause::of(&error) {
+        Cause::NoSpace => refuse(format!(
+            "the disk is full, and to open the store takes some space: {error}. Free some MiB, then start again"
+        )),
+        _ => refuse(format!("its file `log/db`: {error}")),
+    })?;
     let db = match open_sled(&log, options.cache_bytes) {
         Err(sled::Error::Corruption { .. }) => {
             // A snapshot that was cut off; the log itself is whole more often than not.
@@ -192,6 +200,12 @@ fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &Disk
     // before it is.
     db.flush().map_err(|error| refuse(error.to_string()))?;
     file.sync_data().map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
+    let mut runway = Runway::default();
+    let made = file.metadata().and_then(|file| Ballast::of(path).make(file.len()));
+    if let Err(error) = made {
+        tracing::warn!(%error, "cannot make the ballast: this store may not open on a full disk");
+    }
+    runway.extend(&file).map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
     let settled = trees.meta.get(SETTLED_KEY).map_err(|error| refuse(error.to_string()))?;
     let settled = settled.and_then(|value| journal_number(&value)).unwrap_or(0);
     let marked = Marked::read(path).unwrap_or_default();
@@ -217,6 +231,7 @@ fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &Disk
         file,
         mark,
         tail: Mutex::new(tail),
+        runway: Mutex::new(runway),
         tidying: Mutex::new(Tidying { compaction: None, checkpoint: Instant::now() }),
         failed: AtomicBool::new(false),
         sync: options.sync.clone(),

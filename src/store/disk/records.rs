@@ -18,12 +18,13 @@ use std::{
     sync::Arc,
 };
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
-use super::frame::{self, HEAD_BYTES, Kind, read_at};
-
-/// A file that is longer is not gone on with.
-const FILE_BYTES: u64 = 8 << 20;
+use super::{
+    frame::{self, HEAD_BYTES, Kind, make_directory, read_at},
+    spare::Spare,
+};
+use crate::store::engine::Cause;
 
 /// A record as it stands in a file.
 #[derive(Debug)]
@@ -64,20 +65,22 @@ impl Place {
 
 #[derive(Debug)]
 pub struct RecordFile {
-    first: u64,
+    pub first: u64,
     pub file: Arc<File>,
-    length: u64,
+    pub length: u64,
+    /// Its blocks go up to here.
+    pub allocated: u64,
 }
 
 #[derive(Debug, Default)]
 pub struct Inside {
     /// Oldest first. The last is written to.
-    files: VecDeque<RecordFile>,
+    pub files: VecDeque<RecordFile>,
     /// Of record `first` and those behind it.
     places: VecDeque<Place>,
     first: u64,
     /// All up to this are synced.
-    synced: u64,
+    pub synced: u64,
 }
 
 impl Inside {
@@ -89,7 +92,7 @@ impl Inside {
         Some((self.files.iter().rev().find(|file| file.first == place.file)?, place))
     }
 
-    fn last(&self) -> Option<u64> {
+    pub fn last(&self) -> Option<u64> {
         Some(self.first + self.places.len() as u64 - 1).filter(|_| !self.places.is_empty())
     }
 }
@@ -132,8 +135,12 @@ pub struct Survey {
 /// The files, open.
 #[derive(Debug)]
 pub struct RecordFiles {
-    directory: PathBuf,
+    pub directory: PathBuf,
+    /// The directory, open: to sync names takes no descriptor then.
+    pub names: File,
     pub inside: RwLock<Inside>,
+    /// The file that is begun next, if it is open.
+    pub spare: Mutex<Spare>,
 }
 
 /// What opening came to.
@@ -170,13 +177,14 @@ impl RecordFiles {
     /// The same, of what was looked at before. Nobody has written there since.
     pub fn take_over(directory: &Path, survey: Survey) -> io::Result<Self> {
         make_directory(directory)?;
+        let names = File::open(directory)?;
         let Survey { settled, mut inside, done, cut } = survey;
         for first in &done {
             fs::remove_file(directory.join(frame::name(*first)))?;
         }
         if !done.is_empty() {
             // One that came back would say by its name that the one before it ends where it does not any more.
-            File::open(directory)?.sync_all()?;
+            names.sync_all()?;
         }
         if let (Some(cut), Some(last)) = (cut, inside.files.back()) {
             last.file.set_len(cut)?;
@@ -188,12 +196,15 @@ impl RecordFiles {
             last.file.sync_data()?;
         }
         inside.synced = inside.last().unwrap_or(0).max(settled);
-        Ok(Self { directory: directory.to_owned(), inside: RwLock::new(inside) })
+        // Now, while there are descriptors enough.
+        let spare = Mutex::new(Spare::new(directory));
+        Ok(Self { directory: directory.to_owned(), names, inside: RwLock::new(inside), spare })
     }
 
-    /// Writes the record behind the last. The system has it then.
+    /// Writes the record behind the last. The system has it then. Where the disk is full nothing of it counts, and the
+    /// caller may repeat it.
     pub fn append(&self, number: u64, value: &[u8]) -> io::Result<()> {
-        self.begin_file_if_due(number)?;
+        self.begin_file_if_full(number, value.len() as u64)?;
         let mut inside = self.inside.write();
         let next = inside.last().map_or(number, |last| last + 1);
         if number != next {
@@ -201,32 +212,20 @@ impl RecordFiles {
         }
         let bytes = frame::encode(Kind::Record, &[&number.to_be_bytes(), &inside.synced.to_be_bytes(), value]);
         let file = inside.files.back_mut().ok_or_else(|| io::Error::other("there is no file to write to"))?;
-        file.file.write_all_at(&bytes, file.length)?;
+        if let Err(error) = file.file.write_all_at(&bytes, file.length) {
+            if Cause::of(&error) != Cause::Failed {
+                // A part of it may be there. What is written next may be shorter.
+                file.file.set_len(file.length).map_err(io::Error::other)?;
+                file.allocated = file.length;
+            }
+            return Err(error);
+        }
         let place = Place { file: file.first, at: file.length as u32, length: bytes.len() as u32 };
         file.length += bytes.len() as u64;
         if inside.places.is_empty() {
             inside.first = number;
         }
         inside.places.push_back(place);
-        Ok(())
-    }
-
-    /// Begins a new file where the last is long enough. Without the lock: readers need not wait for a disk, and nobody else
-    /// writes.
-    fn begin_file_if_due(&self, number: u64) -> io::Result<()> {
-        let last = self.inside.read().files.back().map(|file| (file.file.clone(), file.length));
-        if last.as_ref().is_some_and(|(_, length)| *length < FILE_BYTES) {
-            return Ok(());
-        }
-        let file = match frame::create(&self.directory, &frame::name(number)) {
-            // Clients have all the handles there are: the file that is open is gone on with.
-            Err(error) if last.is_some() && frame::is_want_of_handles(&error) => return Ok(()),
-            file => Arc::new(file?),
-        };
-        let synced = last.map(|(file, _)| file.sync_data()).transpose()?.map(|()| number - 1);
-        let mut inside = self.inside.write();
-        inside.synced = inside.synced.max(synced.unwrap_or(0));
-        inside.files.push_back(RecordFile { first: number, file, length: 0 });
         Ok(())
     }
 
@@ -252,19 +251,21 @@ impl RecordFiles {
     }
 
     /// Removes the first record.
-    pub fn remove(&self, number: u64) -> io::Result<()> {
+    pub fn remove(&self, number: u64) {
         let mut inside = self.inside.write();
         if inside.places.is_empty() || number != inside.first {
-            return Ok(());
+            return;
         }
         inside.places.pop_front();
         inside.first += 1;
         // The last file stays: it is written to.
         while inside.files.get(1).is_some_and(|next| next.first <= inside.first) {
             let Some(done) = inside.files.pop_front() else { break };
-            fs::remove_file(self.directory.join(frame::name(done.first)))?;
+            if let Err(error) = fs::remove_file(self.directory.join(frame::name(done.first))) {
+                // Nothing is needed of it: the next start removes it.
+                tracing::warn!(%error, file = %frame::name(done.first), "cannot remove a file of the journal");
+            }
         }
-        Ok(())
     }
 
     /// Takes back the last record, which was never synced for anybody: nothing is left of it. Only before others read.
@@ -278,23 +279,14 @@ impl RecordFiles {
         while inside.files.back().is_some_and(|file| file.first > place.file) {
             let Some(emptied) = inside.files.pop_back() else { break };
             fs::remove_file(self.directory.join(frame::name(emptied.first)))?;
-            File::open(&self.directory)?.sync_all()?;
+            self.names.sync_all()?;
         }
         let Some(file) = inside.files.back_mut() else { return Ok(()) };
         file.file.set_len(u64::from(place.at))?;
         file.file.sync_data()?;
-        file.length = u64::from(place.at);
+        (file.length, file.allocated) = (u64::from(place.at), u64::from(place.at));
         Ok(())
     }
-}
-
-/// Makes a directory of ours, and its name durable.
-pub fn make_directory(directory: &Path) -> io::Result<()> {
-    if directory.is_dir() {
-        return Ok(());
-    }
-    fs::create_dir(directory)?;
-    directory.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 /// Visits the records from `at` on, which are numbered from `number` on; returns where they end, and the number that would
@@ -391,7 +383,7 @@ fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
             continue;
         }
         inside.places.extend(places);
-        inside.files.push_back(RecordFile { first, file: Arc::new(file), length });
+        inside.files.push_back(RecordFile { first, file: Arc::new(file), length, allocated: length });
     }
     let last = survey.inside.last().unwrap_or(0).max(settled);
     if synced > last {
@@ -538,7 +530,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
         append(&files, 1..=60, 100);
-        (1..=60).for_each(|number| files.remove(number).unwrap());
+        (1..=60).for_each(|number| files.remove(number));
         append(&files, 61..=62, 100);
         drop(files);
         let files = open(home.path(), 60, 60).unwrap_or_else(|_| panic!("all is there"));
@@ -557,7 +549,7 @@ mod tests {
         let files = open(home.path(), 9, 9).unwrap_or_else(|_| panic!("nothing is needed"));
         append(&files, 10..=60, 500_000);
         for number in 10..=60 {
-            files.remove(number).unwrap();
+            files.remove(number);
         }
         assert_eq!((files.ends(), frame::numbered(home.path()).unwrap().len()), (None, 1), "the last is written to");
         append(&files, 61..=61, 100);

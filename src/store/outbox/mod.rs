@@ -367,7 +367,7 @@ impl Inside {
 }
 
 fn failed(error: EngineError) -> StoreError {
-    StoreError::Failed(error.0)
+    StoreError::from(error)
 }
 
 fn damaged(what: impl fmt::Display) -> StoreError {

@@ -18,7 +18,7 @@ use crate::{
         Durability, StoreError,
         clock::Clock,
         commit::Committer,
-        engine::{Engine, EngineError, Table},
+        engine::{Engine, EngineError, Table, TableSpace},
         queue::Queue,
     },
 };
@@ -182,6 +182,10 @@ impl Committer {
     /// Writes what was put into the outbox, if there is one, and makes that as durable as configured.
     pub(in crate::store) fn write_outbox(&mut self) -> Result<(), EngineError> {
         let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
+        if self.table_space() < TableSpace::Enough {
+            // The disk is full: they wait, up to their bound, and are counted as lost beyond it.
+            return Ok(());
+        }
         let Some(mut work) = outbox.work() else { return Ok(()) };
         outbox.write(&mut work)?;
         // That something was removed is not worth a sync: losing that repeats it.

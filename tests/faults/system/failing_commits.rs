@@ -45,7 +45,8 @@ fn after_a_write_or_a_sync_that_failed_nothing_more_is_answered() {
     let (mut wrong, mut fired, mut stopped, mut answered) = (Vec::new(), 0, 0, 0);
     for (file, commits, fault) in &chosen {
         prepared.place(&home);
-        match under(&home, &prepared, &files(&home, file), *commits, fault) {
+        let goes_on = is_full(file, fault);
+        match under(&home, &prepared, &files(&home, file), *commits, goes_on, fault) {
             Ok(outcome) => {
                 stopped += usize::from(outcome.stopped);
                 answered += outcome.answered;
@@ -118,6 +119,12 @@ fn a_chunk_that_cannot_be_written_or_synced_ends_the_server_and_nothing_is_lost(
     tools::say("3 chunks that could not be written or synced: 3 servers stopped, and lost nothing");
 }
 
+/// Whether what fails is a write that counts for nothing where the disk is full: then the server stays, and goes on when there is
+/// space. A sync that fails is final, whatever the reason.
+fn is_full(file: &str, fault: &Fault) -> bool {
+    fault.how == "error=ENOSPC" && fault.call.starts_with("pwrite64") && ["journal", "mark"].contains(&file)
+}
+
 struct Outcome {
     stopped: bool,
     answered: usize,
@@ -138,6 +145,7 @@ fn under(
     prepared: &Prepared,
     paths: &BTreeSet<PathBuf>,
     commits: bool,
+    goes_on: bool,
     fault: &Fault,
 ) -> Result<Outcome, String> {
     assert!(!paths.is_empty(), "there is nothing to fail");
@@ -150,6 +158,17 @@ fn under(
             for (done, history) in work(server.address) {
                 ledger.merge(done);
                 histories.extend(history);
+            }
+            if goes_on {
+                let mut server = server;
+                let late = dispatch(server.address, BACKENDS, 1);
+                ledger.merge(late.0);
+                if let Some(status) = server.process.ended() {
+                    strace::check_end(home, status)?;
+                }
+                outcome.answered = ledger.answered();
+                server.process.kill();
+                return prepared.check_after(home, &ledger).map(|()| outcome);
             }
             let failed = histories.iter().filter(|call| !call.success).map(|call| call.answered).min();
             if let Some(failed) = failed {

@@ -10,6 +10,7 @@
 //! - `ledger`: what was dispatched and answered, held against a server
 //! - `backends`, `client`: who dispatches, and who receives
 //! - `proc`: what the system knows of a process
+//! - `small_disk`: a file system in memory
 //!
 //! Every test shows that its fault has happened before it trusts what followed. `cargo test` runs the short form;
 //! `MESA_FAULTS=all` the long one, in which nothing is sampled. `MESA_SEED` repeats a run's choices.
@@ -23,6 +24,7 @@ mod client;
 mod clock;
 mod descriptors;
 mod disk_full;
+mod disk_taken;
 mod failing_commits;
 mod failing_start;
 mod kill_at_start;
@@ -31,6 +33,7 @@ mod pause;
 mod prepared;
 mod proc;
 mod slow_readers;
+mod small_disk;
 mod strace;
 mod terminate;
 mod tools;

@@ -1,0 +1,272 @@
+//! A disk that is full at the nth write, for every n, and has space again later: nothing that was answered is lost, nothing
+//! is there twice, and all work that was suspended is done in the end.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{
+    Append, CollapseKey, Limits, Note, ReadLimit, Store, StoreError,
+    engine::{Engine, EngineError, Table, TableSpace},
+    journal::{self, Options, Tuning},
+    memory::Memory,
+};
+use crate::message::{Payload, Seq, UserId};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Tables on a disk that is full after so many writes, for so many writes.
+struct Scarce {
+    tables: Memory,
+    /// Writes before the disk is full.
+    left: AtomicI64,
+    /// Writes that are refused then, before there is space again.
+    refused: AtomicI64,
+    free: AtomicU64,
+    /// The journal meets it although space was set aside.
+    journal: bool,
+}
+
+impl Scarce {
+    fn new(left: i64, refused: i64, journal: bool) -> Arc<Self> {
+        let (left, refused) = (AtomicI64::new(left), AtomicI64::new(refused));
+        Arc::new(Self { tables: Memory::default(), left, refused, free: AtomicU64::new(1 << 40), journal })
+    }
+
+    fn is_full(&self) -> bool {
+        self.left.load(Ordering::SeqCst) <= 0 && self.refused.load(Ordering::SeqCst) > 0
+    }
+
+    fn write(&self) -> Result<(), EngineError> {
+        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 || self.refused.fetch_sub(1, Ordering::SeqCst) <= 0 {
+            return Ok(());
+        }
+        Err(std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error()).into())
+    }
+}
+
+impl Engine for Scarce {
+    fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        match table {
+            Table::Journal if self.journal => self.write()?,
+            Table::Inbox => self.write()?,
+            Table::Journal => {}
+            _ => {}
+        }
+        self.tables.put(table, key, value)
+    }
+
+    fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
+        self.tables.remove(table, key)
+    }
+
+    fn take_back(&self, number: u64) -> Result<(), EngineError> {
+        self.tables.take_back(number)
+    }
+
+    fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
+        self.write()?;
+        pairs.iter().try_for_each(|(key, value)| self.tables.put(table, key, value))
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.tables.get(table, key)
+    }
+
+    fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
+        self.tables.scan(table, from, visit)
+    }
+
+    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+        self.tables.floor(table, key)
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn reserve(&self, _: u64, _: u64) -> Result<(), EngineError> {
+        if self.journal { Ok(()) } else { self.write() }
+    }
+
+    fn table_space(&self) -> Result<TableSpace, EngineError> {
+        // To ask counts as well, or it would be full for ever.
+        let is_full = self.is_full();
+        self.refused.fetch_sub(i64::from(is_full), Ordering::SeqCst);
+        Ok(if is_full { TableSpace::Little } else { TableSpace::Enough })
+    }
+
+    fn disk_free(&self) -> Result<Option<u64>, EngineError> {
+        Ok(Some(self.free.load(Ordering::Relaxed)))
+    }
+}
+
+fn user(n: u64) -> UserId {
+    UserId::new(&format!("user-{n}")).unwrap()
+}
+
+fn payload(n: u64) -> Payload {
+    Payload::encode(0, Some(&format!("[{n},\"{}\"]", "x".repeat(3_000))), None).unwrap()
+}
+
+fn read(store: &Arc<dyn Store>, user: &UserId) -> Vec<(Seq, Bytes)> {
+    let all = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
+    let entries = store.read(user, 0, all).unwrap().entries;
+    entries.iter().map(|entry| (entry.seq, entry.payload.as_bytes().clone())).collect()
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Appends that are refused are repeated; what each user must have then, in order. One whose outcome is not known may be there
+/// twice.
+async fn work(store: &Arc<dyn Store>, refusals: &mut usize) -> Vec<Vec<(u64, bool)>> {
+    let mut sent = vec![Vec::new(); 4];
+    for n in 0..40 {
+        let mut unknown = false;
+        loop {
+            let recipients = if n % 5 == 0 { (0..4).map(user).collect() } else { vec![user(n % 4)] };
+            let collapse = (n % 7 == 3).then(|| CollapseKey::new("key").unwrap());
+            match store.append(Append { collapse, ..Append::new(payload(n), recipients) }).await {
+                Ok(_) => break,
+                Err(StoreError::Full(_)) => {}
+                Err(StoreError::Unreachable(_)) => unknown = true,
+                Err(error) => panic!("{error}"),
+            }
+            *refusals += 1;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for (at, sent) in sent.iter_mut().enumerate() {
+            if n % 5 == 0 || n % 4 == at as u64 {
+                sent.push((n, unknown));
+            }
+        }
+        if n % 6 == 5 {
+            let received = Some((1, store.state(&user(3)).unwrap().head));
+            store.note(&user(3), Note { received, ..Note::default() });
+        }
+    }
+    sent
+}
+
+async fn hold(left: i64, refused: i64, journal: bool) -> usize {
+    let tables = Scarce::new(left, refused, journal);
+    let tuning = Tuning { settle_after: Duration::from_millis(1), journal_bytes_max: 20_000, ..Tuning::default() };
+    let options = || Options { tuning, ..Options::default() };
+    let store = journal::open(tables.clone(), options()).unwrap();
+    let mut refusals = 0;
+    let sent = work(&store, &mut refusals).await;
+    until("everything to be settled", || tables.floor(Table::Journal, &[0xFF; 9]).unwrap().is_none()).await;
+    assert!(store.full().is_none());
+    assert!(store.health().reports().is_empty(), "{:?}", store.health().reports());
+    let found: Vec<_> = (0..4).map(|n| read(&store, &user(n))).collect();
+    for (at, (log, sent)) in found.iter().zip(&sent).enumerate() {
+        // User 3 has received some of it, and of the messages with a key the last one stays.
+        let keyed: Vec<_> = sent.iter().filter(|(n, _)| n % 7 == 3).collect();
+        let last = keyed.last().map(|(n, _)| *n);
+        let wanted: Vec<_> = sent.iter().filter(|(n, _)| n % 7 != 3 || Some(*n) == last).collect();
+        let mut numbers: Vec<_> = log.iter().map(|(_, bytes)| number(bytes)).collect();
+        numbers.dedup();
+        let wanted: Vec<_> = wanted.iter().map(|(n, _)| *n).collect();
+        if at < 3 {
+            assert_eq!(numbers, wanted, "user {at}, {left} writes, {refused} refused");
+            let unknown = sent.iter().filter(|(_, unknown)| *unknown).count();
+            assert!(log.len() <= wanted.len() + 4 * unknown, "user {at} has {} of {}", log.len(), wanted.len());
+        } else {
+            assert!(wanted.ends_with(&numbers), "user {at}: {numbers:?} of {wanted:?}");
+        }
+        assert!(log.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        let pending = store.state(&user(at as u64)).unwrap().pending;
+        assert_eq!(pending, log.len() as u64, "user {at}");
+    }
+    store.close().await.unwrap();
+    drop(store);
+    let store = journal::open(tables, options()).unwrap();
+    let again: Vec<_> = (0..4).map(|n| read(&store, &user(n))).collect();
+    assert_eq!(again, found);
+    refusals
+}
+
+fn number(bytes: &Bytes) -> u64 {
+    let text = String::from_utf8_lossy(bytes);
+    let from = text.find('[').unwrap() + 1;
+    text[from..from + text[from..].find(',').unwrap()].parse().unwrap()
+}
+
+#[tokio::test]
+async fn work_that_meets_a_full_disk_at_any_write_is_done_when_there_is_space() {
+    let mut refusals = 0;
+    for left in (0..90).step_by(13) {
+        for refused in [1, 3] {
+            refusals += hold(left, refused, false).await;
+        }
+    }
+    assert!(refusals > 0, "the disk was never full");
+}
+
+#[tokio::test]
+async fn commit_that_meets_a_full_disk_is_written_when_there_is_space_and_lost_never() {
+    let mut refusals = 0;
+    for left in (0..90).step_by(13) {
+        for refused in [1, 3] {
+            refusals += hold(left, refused, true).await;
+        }
+    }
+    assert!(refusals > 0, "the disk was never full");
+}
+
+/// Bytes on the disk are set aside until a message has been settled or received, and are known again after a start.
+#[tokio::test]
+async fn reservation_of_unsettled_messages_is_counted_until_they_are_settled_or_received() {
+    let tables = Scarce::new(i64::MAX, 0, false);
+    let never = Tuning { settle_after: Duration::from_secs(3600), ..Tuning::default() };
+    let limits = Limits { free_bytes: 8 << 20, ..Limits::default() };
+    let open = |tuning| journal::open(tables.clone(), Options { limits, tuning, ..Options::default() }).unwrap();
+    let store = open(never);
+    let append = |n: u64, users: u64| Append::new(payload(n), (0..users).map(user).collect());
+    // A hundred copies of 3 kB, and not a hundred more.
+    tables.free.store((8 << 20) + 500_000, Ordering::Relaxed);
+    store.append(append(1, 100)).await.unwrap();
+    assert!(matches!(store.append(append(2, 100)).await, Err(StoreError::Full(_))));
+    store.append(append(3, 10)).await.unwrap();
+    assert!(store.full().is_none(), "what is small fits");
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(never);
+    assert!(matches!(store.append(append(4, 100)).await, Err(StoreError::Full(_))));
+    // What is received is not set aside any more.
+    for n in 0..100 {
+        store.note(&user(n), Note { received: Some((1, 2)), ..Note::default() });
+    }
+    store.append(append(5, 100)).await.unwrap();
+    assert!(matches!(store.append(append(6, 100)).await, Err(StoreError::Full(_))));
+    store.close().await.unwrap();
+    drop(store);
+    // And what is settled is on the disk.
+    let store = open(Tuning { settle_after: Duration::ZERO, ..Tuning::default() });
+    until("everything to be settled", || tables.floor(Table::Journal, &[0xFF; 9]).unwrap().is_none()).await;
+    store.append(append(7, 100)).await.unwrap();
+}
