@@ -177,9 +177,8 @@ impl Hub {
     /// When the store cannot be read.
     pub async fn users_of(&self, ids: Vec<UserId>) -> Result<Vec<UserReport>, StoreError> {
         let (store, asked) = (self.store.clone(), ids.clone());
-        let states = on_disk_thread(move || {
-            asked.into_iter().map(|user| readable((user.clone(), store.state(&user)))).collect::<Result<Vec<_>, _>>()
-        });
+        let states =
+            on_disk_thread(move || store.states(asked)?.into_iter().map(readable).collect::<Result<Vec<_>, _>>());
         let states = states.await?;
         let connections = self.connections_of(&ids).await;
         let report = |((user, state), connections)| Self::report(user, connections, &state);

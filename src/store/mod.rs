@@ -421,6 +421,14 @@ pub trait Store: Send + Sync + 'static {
     /// When it cannot be read.
     fn state(&self, user: &UserId) -> Result<UserState, StoreError>;
 
+    /// The same for each of these users, in their order. What cannot be read of one concerns that user alone.
+    ///
+    /// # Errors
+    /// When none can be read.
+    fn states(&self, users: Vec<UserId>) -> Result<Vec<KnownUser>, StoreError> {
+        Ok(users.into_iter().map(|user| (user.clone(), self.state(&user))).collect())
+    }
+
     /// Counts the bytes of a user's pending entries. They are known without reading, except while entries are received
     /// out of order. Then at most 1 MiB is read; where more is pending the result is the estimate that
     /// [`Store::state`] has.

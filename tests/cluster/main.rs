@@ -4,6 +4,7 @@ mod battery;
 mod beside;
 mod epoch;
 mod full;
+mod left;
 mod moving;
 mod portals;
 mod proxy;

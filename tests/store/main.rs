@@ -9,6 +9,8 @@ mod dropping;
 #[cfg(feature = "redis")]
 mod epoch;
 mod lapses;
+#[cfg(feature = "redis")]
+mod left;
 mod limits;
 mod long;
 mod model;

@@ -54,6 +54,10 @@ impl Somewhere {
         Self::at(Where::Spread(Cluster::shared()))
     }
 
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// Another one at the same.
     pub fn another(&self) -> Self {
         match &self.redis {
@@ -244,7 +248,7 @@ async fn a_device_that_is_at_another_server_does_not_make_room() {
 }
 
 /// Lets something be done with the Redis itself; gives what it answers.
-async fn ask(place: &Somewhere, words: &[&str]) -> String {
+pub async fn ask(place: &Somewhere, words: &[&str]) -> String {
     let mut command = redis::cmd(words[0]);
     words[1..].iter().for_each(|word| _ = command.arg(*word));
     let answer: Option<String> = match &place.redis {
@@ -283,58 +287,6 @@ async fn in_a_cluster_who_could_not_be_written_down_is_with_the_next_step_and_wh
     // When it is written down it is not written again.
     store.append(mortal(4)).await.unwrap();
     assert_eq!(ask(&place, &["ZSCORE", &lists[1], "a"]).await, due);
-}
-
-fn stock(numbers: impl IntoIterator<Item = u64>) -> String {
-    let messages: Vec<_> = numbers.into_iter().map(|n| format!(r#"{{"op":0,"d":{n},"t":"N"}}"#)).collect();
-    format!("[{}]", messages.join(","))
-}
-
-#[tokio::test]
-async fn what_stock_has_left_and_there_is_no_room_for_comes_as_room_is_made_each_once_and_in_order() {
-    let place = Somewhere::on(Redis::start());
-    let store = place.open(Limits { messages: 5, ..Limits::default() }, Arc::default());
-    let list = format!("undelivered_messages_{}", place.namespace);
-    ask(&place, &["HSET", &list, "a", &stock(0..8)]).await;
-    store.attach(&user("a"), None).unwrap();
-    let numbers = |after| read(&*store, "a", after).into_iter().map(|(_, n)| n).collect::<Vec<_>>();
-    assert_eq!(numbers(0), [0, 1, 2, 3, 4]);
-    // What comes meanwhile comes behind.
-    ask(&place, &["HSET", &list, "a", &stock([100])]).await;
-    receive(&*store, "a", 1, 2);
-    until("two more to come", || numbers(0) == [2, 3, 4, 5, 6]).await;
-    receive(&*store, "a", 3, 7);
-    until("the rest to come", || numbers(0) == [7, 100]).await;
-    // Nor is it remembered that there was no room at all.
-    for n in 0..5 {
-        append(&*store, n, &["b"]).await.unwrap();
-    }
-    ask(&place, &["HSET", &list, "b", &stock([5, 6])]).await;
-    store.attach(&user("b"), None).unwrap();
-    assert_eq!(read(&*store, "b", 0).len(), 5);
-    receive(&*store, "b", 1, 3);
-    until("both to come", || read(&*store, "b", 0) == [(4, 3), (5, 4), (6, 5), (7, 6)]).await;
-    assert_eq!(ask(&place, &["EXISTS", &list]).await, "0");
-}
-
-#[tokio::test]
-async fn a_message_of_stocks_that_cannot_be_sent_is_put_aside_and_holds_up_nothing() {
-    let place = Somewhere::on(Redis::start());
-    let store = place.server();
-    let list = format!("undelivered_messages_{}", place.namespace);
-    let odd = r#"[{"op":0,"d":1,"t":"N"},{"t":5},{"op":0,"d":2,"t":"N"}]"#;
-    ask(&place, &["HSET", &list, "a", odd, "b", "{no list"]).await;
-    for id in ["a", "b"] {
-        store.attach(&user(id), None).unwrap();
-    }
-    assert_eq!(read(&*store, "a", 0), [(1, 1), (2, 2)]);
-    ask(&place, &["HSET", &list, "a", &stock([3]), "b", &stock([4])]).await;
-    for id in ["a", "b"] {
-        store.attach(&user(id), None).unwrap();
-    }
-    assert_eq!((read(&*store, "a", 2), read(&*store, "b", 0)), (vec![(3, 3)], vec![(1, 4)]));
-    assert_eq!(ask(&place, &["HGET", &list, "\0mesa:aside:a"]).await, "{\"t\":5}\n");
-    assert_eq!(ask(&place, &["HGET", &list, "\0mesa:aside:b"]).await, "{no list\n");
 }
 
 #[tokio::test]

@@ -121,6 +121,14 @@ impl Names {
         self.stock("mesa:watching")
     }
 
+    /// How far a list was read that was taken from what the original has left for a user, and the list: in the slot of
+    /// [`Names::stock`]`("undelivered_messages")`, where a Cluster has slots.
+    #[must_use]
+    pub fn taken(&self, user: &str) -> (String, String) {
+        let hash = self.stock("undelivered_messages");
+        (format!("mesa:{{{hash}}}:taken-at:{user}"), format!("mesa:{{{hash}}}:taken:{user}"))
+    }
+
     /// How late it was when a server with a clock of its own has left: only tests have one.
     #[must_use]
     pub fn clock(&self) -> String {

@@ -6,13 +6,15 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
 use redis::Value;
 use serde::Serialize;
 
 use super::{
-    super::{Attached, DeviceState, Entry, Found, Limits, Overflow, ReadLimit, Received, UserState},
+    super::{Attached, DeviceState, Entry, Found, KnownUser, Limits, Overflow, ReadLimit, Received, UserState},
     local::{Era, Report, time},
     steps::{self, Step},
+    told,
 };
 use crate::{
     cluster::redis::{Link, LinkError, Live},
@@ -31,6 +33,12 @@ const SWEEPS_MAX: usize = 16;
 
 /// Such steps before a user's messages are counted. Beyond that what is past is counted too.
 const SWEEPS_BEFORE_COUNTING_MAX: usize = 256;
+
+/// Logs that one step gives the state of. Of each it may read a few blocks, so that others have their turn after some.
+const STATES_TOGETHER: usize = 20;
+
+/// Such steps that are asked for at once: Redis takes what one connection asks together before it turns to another.
+const STATES_AT_ONCE: usize = 4;
 
 /// When a user is looked after again whose log cannot be read.
 const BROKEN_PAUSE: Duration = Duration::from_secs(600);
@@ -257,35 +265,46 @@ impl Caller {
 
     /// What is known of a user, and how many bytes wait for him.
     pub(super) async fn state(&self, user: &UserId) -> Result<(UserState, u64), LinkError> {
-        let mut answer = self.step(&steps::STATE, self.keys(user)?, Vec::new()).await?;
         for _ in 0..SWEEPS_BEFORE_COUNTING_MAX {
-            if integer(&answer, 8)? == 0 {
-                break;
+            let (state, is_late) = self.states_now(std::slice::from_ref(user)).await?.swap_remove(0)?;
+            if !is_late {
+                let bytes = state.pending_bytes;
+                return Ok((state, bytes));
             }
             self.look_after(user).await?;
-            answer = self.step(&steps::STATE, self.keys(user)?, Vec::new()).await?;
         }
-        let (Some(Value::Array(islands)), Some(Value::Array(devices))) = (answer.get(3), answer.get(7)) else {
-            return misread("a state");
-        };
-        let device = |value: &Value| {
-            let Value::Array(parts) = value else { return misread("a device") };
-            let Some(Value::BulkString(name)) = parts.first() else { return misread("a device") };
-            let name = DeviceId::new(&String::from_utf8_lossy(name))
-                .map_err(|error| LinkError::Damaged(error.to_string().into()))?;
-            Ok(DeviceState { device: name, pending: seq(parts, 1)?, seen: time(seq(parts, 2)?) })
-        };
-        let state = UserState {
-            known: integer(&answer, 0)? == 1,
-            head: seq(&answer, 1)?,
-            received: received(integer(&answer, 2)?, islands)?,
-            pending: seq(&answer, 4)?,
-            pending_bytes: seq(&answer, 5)?,
-            damaged: false,
-            seen: time(seq(&answer, 6)?),
-            devices: devices.iter().map(device).collect::<Result<_, _>>()?,
-        };
-        Ok((state, seq(&answer, 5)?))
+        let (state, _) = self.states_now(std::slice::from_ref(user)).await?.swap_remove(0)?;
+        let bytes = state.pending_bytes;
+        Ok((state, bytes))
+    }
+
+    /// What is known of each of these users; of one whose log is damaged, why.
+    pub(super) async fn states(&self, users: Vec<UserId>) -> Result<Vec<KnownUser>, LinkError> {
+        let together = if self.link()?.lines().is_spread() { 1 } else { STATES_TOGETHER };
+        let parts: Vec<Vec<UserId>> = users.chunks(together).map(<[UserId]>::to_vec).collect();
+        let asked = parts.into_iter().map(|users| async move {
+            let mut states = Vec::with_capacity(users.len());
+            for (user, state) in users.iter().zip(self.states_now(&users).await?) {
+                let state = match state {
+                    Ok((_, true)) => self.state(user).await.map(|(state, _)| state),
+                    state => state.map(|(state, _)| state),
+                };
+                states.push((user.clone(), state.map_err(told)));
+            }
+            Ok::<_, LinkError>(states)
+        });
+        let states: Vec<_> = futures_util::stream::iter(asked).buffered(STATES_AT_ONCE).try_collect().await?;
+        Ok(states.into_iter().flatten().collect())
+    }
+
+    /// The same of so many that one step may ask for, and whether what is past was counted.
+    async fn states_now(&self, users: &[UserId]) -> Result<Vec<Result<(UserState, bool), LinkError>>, LinkError> {
+        let keys = users.iter().map(|user| self.keys(user)).collect::<Result<Vec<_>, _>>()?.concat();
+        let answers = self.step(&steps::STATE, keys, Vec::new()).await?;
+        if answers.len() != users.len() {
+            return misread("states");
+        }
+        Ok(answers.iter().map(state).collect())
     }
 
     /// Up to where a cursor has received or nothing is there any more, and the gaps with their reasons.
@@ -402,6 +421,36 @@ fn entry(first: Value, rest: &mut impl Iterator<Item = Value>) -> Result<Entry, 
         seq: seq.unsigned_abs(),
         payload: Payload::from_stored(Bytes::from(payload)),
     })
+}
+
+/// What is known of a user, and whether what is past was counted.
+fn state(answer: &Value) -> Result<(UserState, bool), LinkError> {
+    let answer = match answer {
+        Value::Array(answer) => answer,
+        Value::BulkString(why) => return Err(LinkError::Damaged(String::from_utf8_lossy(why).into())),
+        _ => return misread("a state"),
+    };
+    let (Some(Value::Array(islands)), Some(Value::Array(devices))) = (answer.get(3), answer.get(7)) else {
+        return misread("a state");
+    };
+    let device = |value: &Value| {
+        let Value::Array(parts) = value else { return misread("a device") };
+        let Some(Value::BulkString(name)) = parts.first() else { return misread("a device") };
+        let name = DeviceId::new(&String::from_utf8_lossy(name))
+            .map_err(|error| LinkError::Damaged(error.to_string().into()))?;
+        Ok(DeviceState { device: name, pending: seq(parts, 1)?, seen: time(seq(parts, 2)?) })
+    };
+    let state = UserState {
+        known: integer(answer, 0)? == 1,
+        head: seq(answer, 1)?,
+        received: received(integer(answer, 2)?, islands)?,
+        pending: seq(answer, 4)?,
+        pending_bytes: seq(answer, 5)?,
+        damaged: false,
+        seen: time(seq(answer, 6)?),
+        devices: devices.iter().map(device).collect::<Result<_, _>>()?,
+    };
+    Ok((state, integer(answer, 8)? == 1))
 }
 
 fn era(values: &[Value], at: usize) -> Result<Era, LinkError> {

@@ -7,7 +7,7 @@
 //! - `steps`: the scripts, of the parts in `log/`
 //! - `calls`: what they are asked, and what their answers mean
 //! - `local`: what this server has still to say
-//! - `undelivered`: what stock has left for a user
+//! - `undelivered`: what the original has left for a user; `taken`: one list of it, and `json_list`: its elements
 //! - [`moving`]: what waits in a stock set-up, into a store, and back
 //! - `append`: appends, also those that are done once
 //!
@@ -42,9 +42,11 @@
 
 mod append;
 mod calls;
+mod json_list;
 mod local;
 pub mod moving;
 mod steps;
+mod taken;
 mod undelivered;
 
 use std::{
@@ -54,7 +56,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, TryStreamExt, future::BoxFuture};
+use futures_util::{StreamExt, future::BoxFuture};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -81,9 +83,6 @@ const NOTE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Users whose receipts are on their way at once. More would make the last of them wait for longer than a reply is waited for.
 const NOTES_AT_ONCE: usize = 256;
-
-/// Users who are asked about at once: Redis takes what one connection asks together before it turns to another.
-const STATES_AT_ONCE: usize = 16;
 
 /// Between two looks for users of whom something has become too old.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -458,12 +457,14 @@ impl Store for RedisStore {
         let after = after.cloned();
         self.wait(|shared| async move {
             shared.note_all().await?;
-            let users = shared.caller.users(after.as_ref(), limit).await?;
-            let states = users.into_iter().map(|user| async {
-                let (state, _) = shared.caller.state(&user).await?;
-                Ok((user, Ok(state)))
-            });
-            futures_util::stream::iter(states).buffered(STATES_AT_ONCE).try_collect().await
+            shared.caller.states(shared.caller.users(after.as_ref(), limit).await?).await
+        })
+    }
+
+    fn states(&self, users: Vec<UserId>) -> Result<Vec<KnownUser>, StoreError> {
+        self.wait(|shared| async move {
+            shared.note_all().await?;
+            shared.caller.states(users).await
         })
     }
 

@@ -12,7 +12,10 @@ use std::{
 
 use serde_json::value::RawValue;
 
-use super::super::{Append, Once, ReadLimit, Store, StoreError};
+use super::{
+    super::{Append, Once, ReadLimit, Store, StoreError},
+    taken,
+};
 use crate::{
     cluster::redis::{Link, LinkError, Script, StockMessage},
     logging::excerpt,
@@ -133,17 +136,24 @@ async fn import_field(
     moved: &mut Moved,
 ) -> Result<(), MoveError> {
     let ask = async |name: String| on(link, move |link| async move { field(&link, &name).await }).await;
+    let rest = async |user: String| on(link, move |link| async move { taken::rest(&link, &user).await }).await;
     let some = if let Some(user) = name.strip_prefix(TAKEN) {
         // With his list, before it, where he has one.
         if ask(user.to_owned()).await?.is_some() {
             return Ok(());
         }
-        import_list(link, store, user, Kind::Taken, after_name(text), moved).await?
+        let rest = rest(user.to_owned()).await?;
+        let text = rest.as_deref().unwrap_or_else(|| after_name(text));
+        import_list(link, store, user, Kind::Taken, text, moved).await?
     } else if name.starts_with(OURS) {
         false
     } else {
-        let before = match ask(format!("{TAKEN}{name}")).await? {
-            Some(taken) => import_list(link, store, name, Kind::Taken, after_name(&taken), moved).await?,
+        let taken = match rest(name.to_owned()).await? {
+            Some(rest) => Some(rest),
+            None => ask(format!("{TAKEN}{name}")).await?.map(|taken| after_name(&taken).to_owned()),
+        };
+        let before = match taken {
+            Some(taken) => import_list(link, store, name, Kind::Taken, &taken, moved).await?,
             None => false,
         };
         import_list(link, store, name, Kind::Left, text, moved).await? || before

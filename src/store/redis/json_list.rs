@@ -1,0 +1,193 @@
+//! Splits a JSON array into the texts of its elements, from pieces of its text: no more than one piece and one element is held.
+
+use std::ops::Range;
+
+/// A reader of one array.
+#[derive(Debug, Default)]
+pub(super) struct Elements {
+    /// Text that is not given out yet.
+    text: Vec<u8>,
+    /// Bytes at its beginning that were given out. They are removed with the next piece.
+    given: usize,
+    /// How far it was looked at: all between is part of an element that has not ended.
+    looked: usize,
+    /// Bytes that were passed over and belong to no element that was given out: the opening bracket.
+    passed: u64,
+    /// The opening bracket was read.
+    inside: bool,
+    /// The closing bracket was read.
+    ended: bool,
+    /// Brackets and braces that are open within the element.
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+}
+
+/// What stands next in the text.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// An element, as a range of [`Elements::text`].
+    Element {
+        text: Range<usize>,
+        /// Bytes of the array that it takes, with what separates it from the next one.
+        bytes: u64,
+    },
+    /// Nothing until there is more text.
+    More,
+    /// The array has ended; behind it there are spaces at most.
+    End,
+    /// From here on it is no array of elements.
+    Broken,
+}
+
+impl Elements {
+    /// Begins to read. `inside`: what comes was preceded by the opening bracket and some elements.
+    pub(super) fn new(inside: bool) -> Self {
+        Self { inside, ..Self::default() }
+    }
+
+    /// Takes the next piece of the text. Ranges that were given before mean nothing from here on.
+    pub(super) fn push(&mut self, piece: &[u8]) {
+        self.text.drain(..self.given);
+        self.looked -= self.given;
+        self.given = 0;
+        self.text.extend_from_slice(piece);
+    }
+
+    /// The text that ranges refer to.
+    pub(super) fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// Gives what stands next.
+    pub(super) fn next(&mut self) -> Next {
+        if !self.inside && !self.ended {
+            let spaces = self.text[self.given..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+            self.pass(spaces);
+            match self.text.get(self.given) {
+                None => return Next::More,
+                Some(b'[') => self.pass(1),
+                Some(_) => return Next::Broken,
+            }
+            self.inside = true;
+        }
+        while !self.ended
+            && let Some(&byte) = self.text.get(self.looked)
+        {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' if self.in_string => self.escaped = true,
+                b'"' => self.in_string = !self.in_string,
+                _ if self.in_string => {}
+                b'[' | b'{' => self.depth += 1,
+                b',' | b']' if self.depth == 0 => {
+                    let element = self.given..self.looked;
+                    self.ended = byte == b']';
+                    self.looked += 1;
+                    let is_empty = self.text[element.clone()].iter().all(u8::is_ascii_whitespace);
+                    if is_empty && !self.ended {
+                        // The comma stays, so that it is seen what is wrong.
+                        self.looked = element.start;
+                        return Next::Broken;
+                    }
+                    let bytes = self.passed + (self.looked - self.given) as u64;
+                    (self.given, self.passed) = (self.looked, 0);
+                    if !is_empty {
+                        return Next::Element { text: element, bytes };
+                    }
+                }
+                b'}' if self.depth == 0 => {
+                    self.looked = self.given;
+                    return Next::Broken;
+                }
+                b']' | b'}' => self.depth -= 1,
+                _ => {}
+            }
+            if !self.ended {
+                self.looked += 1;
+            }
+        }
+        match self.text[self.given..].iter().all(u8::is_ascii_whitespace) {
+            _ if !self.ended => Next::More,
+            true => Next::End,
+            false => Next::Broken,
+        }
+    }
+
+    fn pass(&mut self, bytes: usize) {
+        self.given += bytes;
+        self.looked = self.given;
+        self.passed += bytes as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The elements of a text that comes in pieces, the bytes that they take, and how it ends.
+    fn split(list: &str, piece: usize, inside: bool) -> (Vec<String>, u64, Next) {
+        let (mut elements, mut found, mut bytes) = (Elements::new(inside), Vec::new(), 0);
+        for piece in list.as_bytes().chunks(piece) {
+            elements.push(piece);
+            loop {
+                match elements.next() {
+                    Next::Element { text, bytes: more } => {
+                        found.push(String::from_utf8(elements.text()[text].to_vec()).unwrap());
+                        bytes += more;
+                    }
+                    Next::Broken => return (found, bytes, Next::Broken),
+                    _ => break,
+                }
+            }
+        }
+        (found, bytes, elements.next())
+    }
+
+    #[test]
+    fn array_in_pieces_of_any_size_gives_its_elements() {
+        let list = r#" [{"a":"],\"}","b":[1,[2]]} , 3,"\\","é" ] "#;
+        for piece in 1..list.len() {
+            let (found, bytes, end) = split(list, piece, false);
+            assert_eq!(found, [r#"{"a":"],\"}","b":[1,[2]]} "#, " 3", r#""\\""#, "\"é\" "], "in pieces of {piece}");
+            assert_eq!((bytes, end), (list.len() as u64 - 1, Next::End));
+        }
+        assert_eq!(split("[ ]", 1, false).2, Next::End);
+        assert_eq!(split("", 1, false).2, Next::More);
+    }
+
+    #[test]
+    fn array_can_be_read_on_behind_any_element() {
+        let list = r#"[{"a":1}, "b" ,[2]]"#;
+        let all = split(list, 100, false).0;
+        let mut elements = Elements::new(false);
+        elements.push(list.as_bytes());
+        let mut from = 0;
+        for at in 1..=all.len() {
+            let Next::Element { bytes, .. } = elements.next() else { panic!("an element") };
+            from += bytes as usize;
+            let (rest, _, end) = split(&list[from..], 3, true);
+            if at < all.len() {
+                assert_eq!((rest, end), (all[at..].to_vec(), Next::End));
+            }
+        }
+    }
+
+    #[test]
+    fn array_that_is_cut_or_none_at_all_is_broken_behind_its_whole_elements() {
+        for (list, whole, end) in [
+            (r#"[1,{"a":"#, 1, Next::More),
+            (r#"[1,"a"#, 1, Next::More),
+            (r#"{"a":1}"#, 0, Next::Broken),
+            ("[1,,2]", 1, Next::Broken),
+            ("[1}", 0, Next::Broken),
+            ("[1] 2", 1, Next::Broken),
+            ("nonsense", 0, Next::Broken),
+        ] {
+            for piece in 1..=list.len() {
+                let (found, _, ended) = split(list, piece, false);
+                assert_eq!((found.len(), &ended), (whole, &end), "{list} in pieces of {piece}");
+            }
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! A list of the original that was taken out of `undelivered_messages`: two keys of its own, read in pieces.
+//!
+//! A field of a hash can only be read whole. So the list is moved to a key whose text can be read in pieces, in the step that
+//! takes it. The second key says how far it was read: `NAME PLACE OFFSET`. A message is `NAME` and its place in the list, so it
+//! has the same id however often it is tried.
+
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+
+use super::{
+    append::ITEMS_MAX,
+    json_list::{Elements, Next},
+    moving::TAKEN,
+};
+use crate::{
+    cluster::redis::{Link, LinkError, Script, StockMessage},
+    logging::excerpt,
+    message::{DispatchId, UserId},
+    store::Append,
+};
+
+/// Bytes of a list that are read at once. What was read and is not in a log yet is no more than this and one message.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// Bytes of what is appended together (one message at least): never more than is appended in one step.
+const RUN_BYTES_MAX: usize = 1 << 20;
+
+/// KEYS: 1 what the original has left, 2 how far, 3 the list; ARGV: 1 the user, 2 the field with which our servers say that
+/// something was taken, 3 a name. Gives how far the list was read, and its length; false where there is none.
+///
+/// Older servers of ours keep the list itself in that field, as `NAME\nLIST` or `NAME+PLACE\nLIST`; for them an empty one
+/// stands there.
+static TAKE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "redis.call('PERSIST', KEYS[1])
+        local at = redis.call('GET', KEYS[2])
+        if at then return {at, redis.call('STRLEN', KEYS[3])} end
+        local field, name, place = ARGV[2], '', '0'
+        local list = redis.call('HGET', KEYS[1], field)
+        if list then
+          local ends = string.find(list, '\\n', 1, true) or 0
+          name, place = string.match(string.sub(list, 1, math.max(ends - 1, 0)), '^([^+ ]*)%+?(%d*)$')
+          list = string.sub(list, ends + 1)
+        else
+          field, name = ARGV[1], ARGV[3]
+          list = redis.call('HGET', KEYS[1], field)
+          if not list then return false end
+        end
+        if not name or name == '' then name = ARGV[3] end
+        at = name .. ' ' .. string.format('%.0f', tonumber(place) or 0) .. ' 0'
+        redis.call('SET', KEYS[3], list)
+        redis.call('SET', KEYS[2], at)
+        redis.call('HDEL', KEYS[1], field)
+        redis.call('HSET', KEYS[1], ARGV[2], name .. '\\n[]')
+        return {at, #list}",
+    )
+});
+
+/// KEYS as above; ARGV: 1 how far it was read, 2 how far it is now ('' = to its end), 3 the field for what is put aside, 4 what
+/// comes behind that there ('' = nothing), 5 from which byte on all the rest does too ('' = nothing), 6 the field that says that
+/// something was taken. Does nothing where another server has read on.
+static DONE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "redis.call('PERSIST', KEYS[1])
+        if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+        local aside = ARGV[4]
+        if ARGV[5] ~= '' then
+          if aside ~= '' then aside = aside .. '\\n' end
+          aside = aside .. redis.call('GETRANGE', KEYS[3], ARGV[5], -1)
+        end
+        if aside ~= '' then
+          redis.call('HSET', KEYS[1], ARGV[3], (redis.call('HGET', KEYS[1], ARGV[3]) or '') .. aside .. '\\n')
+        end
+        if ARGV[2] ~= '' then
+          redis.call('SET', KEYS[2], ARGV[2])
+        else
+          redis.call('DEL', KEYS[2], KEYS[3])
+          local taken = redis.call('HGET', KEYS[1], ARGV[6])
+          if taken and string.sub(taken, -3) == '\\n[]' then redis.call('HDEL', KEYS[1], ARGV[6]) end
+        end
+        return 1",
+    )
+});
+
+/// How far a list was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct At {
+    name: String,
+    place: u64,
+    offset: u64,
+}
+
+impl At {
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let (name, place, offset) = (words.next()?.to_owned(), words.next()?, words.next()?);
+        Some(Self { name, place: place.parse().ok()?, offset: offset.parse().ok()? })
+    }
+
+    fn text(&self) -> String {
+        format!("{} {} {}", self.name, self.place, self.offset)
+    }
+}
+
+/// A message of the list.
+pub(super) struct Left {
+    /// How far the list was read when it was before this message.
+    at: (u64, u64),
+    /// How it gets into its user's log.
+    pub append: Append,
+}
+
+/// What of a list is to be done with next.
+#[derive(Default)]
+pub(super) struct Part {
+    /// Messages in their order.
+    pub left: Vec<Left>,
+    /// What cannot be sent to a client, and how far the list was read when it was before that.
+    aside: Vec<((u64, u64), Bytes)>,
+    /// What comes behind them.
+    then: Then,
+}
+
+/// What comes behind a part of a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Then {
+    #[default]
+    More,
+    End,
+    /// It is no list from there on.
+    Broken,
+}
+
+/// A list that was taken.
+pub(super) struct List<'a> {
+    link: &'a Link,
+    user: &'a UserId,
+    keys: [String; 3],
+    /// As it stands in Redis.
+    at: At,
+    /// How far it was given out.
+    given: (u64, u64),
+    /// From where the next piece is read.
+    from: u64,
+    length: u64,
+    elements: Elements,
+    /// Bytes of a message that are too many.
+    bytes_max: u64,
+}
+
+/// The keys of a user's lists: what the original has left, how far, and the list that was taken.
+fn keys(link: &Link, user: &str) -> [String; 3] {
+    let (at, list) = link.names().taken(user);
+    [link.names().stock("undelivered_messages"), at, list]
+}
+
+fn random_name() -> Result<String, LinkError> {
+    let mut random = [0_u8; 8];
+    getrandom::fill(&mut random).map_err(|error| LinkError::Refused(format!("no random number: {error}").into()))?;
+    Ok(format!("{:016x}", u64::from_be_bytes(random)))
+}
+
+impl<'a> List<'a> {
+    /// Takes what the original has left for a user, or goes on with what was taken before; `None` where there is nothing.
+    pub(super) async fn take(link: &'a Link, user: &'a UserId, bytes_max: u64) -> Result<Option<Self>, LinkError> {
+        let keys = keys(link, user.as_str());
+        let arguments = [user.as_str(), &format!("{TAKEN}{user}"), &random_name()?];
+        let taken: Option<(String, u64)> = link.lines().run(&TAKE, &keys, &arguments).await?;
+        let Some((text, length)) = taken else { return Ok(None) };
+        let unread = || LinkError::Damaged(format!("how far {} was read is not understood: {text:?}", keys[2]).into());
+        let at = At::parse(&text).ok_or_else(unread)?;
+        let (given, from, elements) = ((at.place, at.offset), at.offset, Elements::new(at.offset > 0));
+        Ok(Some(Self { link, user, keys, at, given, from, length, elements, bytes_max }))
+    }
+
+    /// Gives the next messages: those of one piece, and of more where a message is longer than that.
+    pub(super) async fn next(&mut self) -> Result<Part, LinkError> {
+        loop {
+            let part = self.sort();
+            if part.then != Then::More || !part.left.is_empty() || !part.aside.is_empty() {
+                return Ok(part);
+            }
+            let mut command = redis::cmd("GETRANGE");
+            command.arg(&self.keys[2]).arg(self.from).arg(self.from + PIECE_BYTES - 1);
+            let piece: Vec<u8> = self.link.lines().ask(&command).await?;
+            if piece.is_empty() {
+                return Ok(Part { then: Then::Broken, ..Part::default() });
+            }
+            self.from += piece.len() as u64;
+            self.elements.push(&piece);
+        }
+    }
+
+    /// Sorts all that is at hand.
+    fn sort(&mut self) -> Part {
+        let mut part = Part::default();
+        loop {
+            let (text, bytes) = match self.elements.next() {
+                Next::Element { text, bytes } => (text, bytes),
+                Next::More => return part,
+                Next::End => return Part { then: Then::End, ..part },
+                Next::Broken => return Part { then: Then::Broken, ..part },
+            };
+            let (at, text) = (self.given, &self.elements.text()[text]);
+            match read(text, self.user, &self.at.name, at.0, self.bytes_max) {
+                Ok(append) => part.left.push(Left { at, append }),
+                Err(error) => {
+                    tracing::error!(user = %excerpt(self.user), %error, "a message that the original has left cannot be sent to a client: it is put aside");
+                    part.aside.push((at, Bytes::copy_from_slice(text.trim_ascii())));
+                }
+            }
+            self.given = (at.0 + 1, at.1 + bytes);
+        }
+    }
+
+    /// Notes that a part is done with: all of it, or up to a message that has no room. True where there may be more.
+    pub(super) async fn done(&mut self, part: &Part, stops: Option<&Left>) -> Result<bool, LinkError> {
+        let then = if stops.is_some() { Then::More } else { part.then };
+        let (place, offset) = stops.map_or(self.given, |left| left.at);
+        let is_before = |at: &(u64, u64)| at.0 < place;
+        let aside: Vec<&[u8]> = part.aside.iter().filter(|(at, _)| is_before(at)).map(|(_, text)| &text[..]).collect();
+        let now = At { name: self.at.name.clone(), place, offset };
+        if then == Then::More && now == self.at {
+            return Ok(stops.is_none());
+        }
+        if then == Then::Broken {
+            tracing::error!(user = %excerpt(self.user), place, "what the original has left for this user is no list of messages from there on: it is put aside");
+        }
+        let (before, text) = (self.at.text(), now.text());
+        let fields = [format!("\0mesa:aside:{}", self.user), format!("{TAKEN}{}", self.user)];
+        let rest = if then == Then::Broken { offset.to_string() } else { String::new() };
+        let text = if then == Then::More { text.as_bytes() } else { b"" };
+        let aside = aside.join(&b'\n');
+        let arguments = [before.as_bytes(), text, fields[0].as_bytes(), &aside, rest.as_bytes(), fields[1].as_bytes()];
+        let is_first: bool = self.link.lines().run(&DONE, &self.keys, &arguments).await?;
+        self.at = now;
+        Ok(is_first && then == Then::More && stops.is_none())
+    }
+
+    /// Bytes of the list from a message on.
+    pub(super) fn bytes_from(&self, left: &Left) -> u64 {
+        self.length.saturating_sub(left.at.1)
+    }
+}
+
+/// Reads an element of a list.
+fn read(text: &[u8], user: &UserId, name: &str, place: u64, bytes_max: u64) -> Result<Append, String> {
+    let text = std::str::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())?;
+    let payload = StockMessage::read(text)?.payload().map_err(|error| error.to_string())?;
+    if payload.as_bytes().len() as u64 > bytes_max {
+        return Err("it is larger than sync.maxBytes".to_owned());
+    }
+    let id = DispatchId::new(&format!("stock-{name}-{place}")).map_err(|error| error.to_string())?;
+    Ok(Append { each_once: Some(id), ..Append::new(payload, vec![user.clone()]) })
+}
+
+/// How many of these can be appended together, so that where one has no room no other behind it has: none that is smaller comes
+/// behind a larger one, and all of them go into one step.
+pub(super) fn run(left: &[Left]) -> usize {
+    let (mut count, mut bytes, mut last) = (0, 0, 0);
+    for size in left.iter().take(ITEMS_MAX).map(|left| left.append.payload.as_bytes().len()) {
+        bytes += size;
+        if count > 0 && (size < last || bytes > RUN_BYTES_MAX) {
+            break;
+        }
+        (count, last) = (count + 1, size);
+    }
+    count
+}
+
+/// Whether a list was taken for a user and is not in the log yet.
+pub(super) async fn is_any(link: &Link, user: &UserId) -> Result<bool, LinkError> {
+    let (at, _) = link.names().taken(user.as_str());
+    link.lines().ask(redis::cmd("EXISTS").arg(at)).await
+}
+
+/// The text of what was taken for a user and is not in a log yet; `None` where nothing was.
+pub(super) async fn rest(link: &Link, user: &str) -> Result<Option<String>, LinkError> {
+    let [_, at, list] = keys(link, user);
+    let at: Option<String> = link.lines().ask(redis::cmd("GET").arg(at)).await?;
+    let Some(at) = at.as_deref().and_then(At::parse) else { return Ok(None) };
+    let rest: String = link.lines().ask(redis::cmd("GETRANGE").arg(list).arg(at.offset).arg(-1)).await?;
+    Ok(Some(if at.offset > 0 { format!("[{rest}") } else { rest }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ids of the messages, places of what is put aside, and how far each message is.
+    fn sorted(name: &str, (place, offset): (u64, u64), list: &str, bytes_max: u64) -> (Vec<Left>, Vec<u64>) {
+        let (user, mut elements) = (UserId::new("bob").unwrap(), Elements::new(offset > 0));
+        elements.push(&list.as_bytes()[offset as usize..]);
+        let (mut left, mut aside, mut at) = (Vec::new(), Vec::new(), (place, offset));
+        while let Next::Element { text, bytes } = elements.next() {
+            match read(&elements.text()[text], &user, name, at.0, bytes_max) {
+                Ok(append) => left.push(Left { at, append }),
+                Err(_) => aside.push(at.0),
+            }
+            at = (at.0 + 1, at.1 + bytes);
+        }
+        (left, aside)
+    }
+
+    fn ids(left: &[Left]) -> Vec<String> {
+        left.iter().map(|left| left.append.each_once.as_ref().unwrap().as_str().to_owned()).collect()
+    }
+
+    #[test]
+    fn message_has_the_same_id_wherever_its_list_is_read_from() {
+        let list = r#"[{"op":0,"d":1},{"op":1},{"op":0,"d":333},{"op":0,"d":22}]"#;
+        let (left, aside) = sorted("ab", (0, 0), list, 1000);
+        assert_eq!((ids(&left), aside), (["stock-ab-0", "stock-ab-2", "stock-ab-3"].map(Into::into).into(), vec![1]));
+        let (rest, aside) = sorted("ab", left[1].at, list, 1000);
+        assert_eq!((ids(&rest), aside), (["stock-ab-2", "stock-ab-3"].map(Into::into).into(), vec![]));
+        assert_eq!((run(&left), run(&left[2..])), (2, 1), "a smaller one behind a larger one is not of the same step");
+        assert_eq!(sorted("ab", (0, 0), list, 15).0.len(), 2, "what is larger than all the room is put aside");
+    }
+
+    #[test]
+    fn place_in_a_list_is_read_as_it_was_written() {
+        let at = At { name: "c0ffee".into(), place: 3, offset: 70_000_000 };
+        assert_eq!(At::parse(&at.text()), Some(at));
+        assert!(["", "c0ffee", "c0ffee 3", "c0ffee x 1"].iter().all(|text| At::parse(text).is_none()));
+    }
+}

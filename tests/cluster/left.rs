@@ -1,0 +1,42 @@
+//! A large list that the original has left for one user costs the server a piece of it, not several times all of it.
+
+use serde_json::Value;
+
+use super::{Stage, stock::redis, until};
+
+/// Of the list.
+const MESSAGES: u64 = 2_000;
+
+/// Of one of its messages.
+const BYTES: usize = 20_000;
+
+/// What the peak of the server's memory may rise by: twice the list. One copy of its text, and one of its messages, would be
+/// as much alone.
+const RISE_MAX: u64 = 2 * MESSAGES * BYTES as u64;
+
+/// The peak of a process's memory, in bytes.
+fn peak(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("a process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn list_of_40_mb_for_one_user_is_taken_in_pieces() {
+    let stage = Stage::new(1);
+    let script = "local list, text = {}, string.rep('x', ARGV[2])
+        for n = 1, ARGV[1] do list[n] = '{\"op\":0,\"d\":{\"n\":' .. n .. ',\"x\":\"' .. text .. '\"}}' end
+        return redis.call('HSET', KEYS[1], 'alice', '[' .. table.concat(list, ',') .. ']')";
+    let (count, bytes) = (MESSAGES.to_string(), BYTES.to_string());
+    assert_eq!(redis(&stage, &["EVAL", script, "1", "undelivered_messages", &count, &bytes]), "1");
+    let before = peak(stage.servers[0].process.id());
+    let _alice = stage.client(0, "alice").await;
+    until("all to be in the log", async || {
+        let (_, alice) = stage.ask(0, "GET", "/v1/users/alice", &Value::Null).await;
+        alice["pending"] == MESSAGES
+    })
+    .await;
+    let rise = peak(stage.servers[0].process.id()) - before;
+    assert!(rise < RISE_MAX, "{} MB for a list of {} MB", rise >> 20, (MESSAGES * BYTES as u64) >> 20);
+    assert_eq!(redis(&stage, &["EXISTS", "undelivered_messages"]), "0");
+}
