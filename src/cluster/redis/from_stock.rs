@@ -272,8 +272,9 @@ async fn keep(
         let Some(link) = link.upgrade() else { return };
         let mut kept = seen_to(&link, late).await;
         drop(link);
+        // All of it at once: after a panic in between the rest does not wait any more either.
+        waiting_bytes.fetch_sub(some.iter().map(|heard| heard.bytes).sum(), Ordering::Relaxed);
         for Heard { payload, users, id, bytes } in some.drain(..) {
-            waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             let (here, elsewhere) = presence.of_here(users);
             kept.extend(late.of(&here));
             if let (false, Some(_)) = (elsewhere.is_empty(), &id) {

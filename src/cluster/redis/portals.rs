@@ -318,10 +318,10 @@ async fn keep_telling(
     while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
         let Some(link) = link.upgrade() else { return };
         let channel = link.names().stock("portal");
-        let tell = async |text: Vec<u8>| {
-            bytes.fetch_sub(text.len(), Ordering::Relaxed);
-            link.lines().ask::<redis::Value>(redis::cmd("PUBLISH").arg(&channel).arg(text)).await
-        };
+        // All of it at once: after a panic in between the rest does not wait any more either.
+        bytes.fetch_sub(some.iter().map(Vec::len).sum(), Ordering::Relaxed);
+        let tell =
+            async |text: Vec<u8>| link.lines().ask::<redis::Value>(redis::cmd("PUBLISH").arg(&channel).arg(text)).await;
         // They share a line, which keeps their order.
         let told = futures_util::future::join_all(some.drain(..).map(tell)).await;
         link.untold.send_modify(|untold| *untold -= told.len());
