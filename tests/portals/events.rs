@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
@@ -30,7 +30,19 @@ pub struct Events {
 impl Events {
     /// Asks for events; `query` is what stands behind the path.
     pub async fn open(served: &Served, query: &str, last: Option<&str>) -> Self {
-        let mut socket = TcpStream::connect(served.address).await.unwrap();
+        let socket = TcpStream::connect(served.address).await.unwrap();
+        Self::open_on(socket, query, last).await
+    }
+
+    /// As [`Events::begun`], over a socket for which the system holds little that is not read.
+    pub async fn begun_with_small_buffer(served: &Served) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let socket = socket.connect(served.address).await.unwrap();
+        Self::open_on(socket, "", None).await.beginning().await
+    }
+
+    async fn open_on(mut socket: TcpStream, query: &str, last: Option<&str>) -> Self {
         let last = last.map(|id| format!("Last-Event-ID: {id}\r\n")).unwrap_or_default();
         let request =
             format!("GET /v1/events{query} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n{last}\r\n");
@@ -55,11 +67,15 @@ impl Events {
 
     /// One that was answered with a stream, which has begun.
     pub async fn begun(served: &Served, query: &str, last: Option<&str>) -> Self {
-        let mut events = Self::open(served, query, last).await;
+        Self::open(served, query, last).await.beginning().await
+    }
+
+    async fn beginning(mut self) -> Self {
+        let events = &mut self;
         assert_eq!(events.status, 200, "{}", events.head);
         let begin = events.block().await.expect("a beginning");
         assert!(begin.starts_with("retry: "), "{begin}");
-        events
+        self
     }
 
     async fn line(&mut self) -> Option<String> {
