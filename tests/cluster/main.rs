@@ -5,6 +5,7 @@ mod beside;
 mod epoch;
 mod full;
 mod left;
+mod listed;
 mod moving;
 mod portals;
 mod proxy;

@@ -111,3 +111,36 @@ async fn the_count_of_what_was_lost_is_exact_without_a_crash() {
     assert!((20..100).contains(&told), "{told} of about 60 bytes each");
     until_metric(&server, "webhook_outbox_bytes", |bytes| bytes == 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overflow_that_a_receiver_has_not_accepted_comes_again_as_it_was() {
+    let (receiver, home) = place("maxEvents: 32, outboxEvents: 32, events: ['message'],");
+    receiver.otherwise(Answer::status(503));
+    let server = home.start();
+    let mut alice = Socket::connect(server.address, "alice").await.unwrap();
+    say(&mut alice, 0..100).await;
+    until_metric(&server, "webhook_events_lost_total", |lost| lost == 68).await;
+    // An orderly end, so that the count is written down.
+    server.terminate();
+    assert!(server.process.wait(PATIENCE).success());
+    // What is before it is accepted. Then each connection breaks in place of an answer, also over a kill.
+    receiver.script([Answer::status(200)]);
+    receiver.otherwise(Answer::Close);
+    let overflows = |receiver: &super::Receiver| {
+        let requests = receiver.requests();
+        let all = requests.iter().flat_map(super::Request::events).filter(|event| event["type"] == "overflow");
+        all.collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        let server = home.start();
+        let before = overflows(&receiver).len();
+        receiver.until("it to come twice", |receiver| overflows(receiver).len() >= before + 2).await;
+        server.process.kill();
+    }
+    receiver.otherwise(Answer::status(200));
+    let server = home.start();
+    until_metric(&server, "webhook_outbox_events", |events| events == 0).await;
+    let all = overflows(&receiver);
+    assert_eq!(all[0]["lost"], json!({ "message": 68 }), "{all:?}");
+    assert!(all.iter().all(|event| event == &all[0]), "{all:?}");
+}
