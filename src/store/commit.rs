@@ -45,7 +45,7 @@ const IDLE: Duration = Duration::from_secs(1);
 /// Callers and users told of a commit from the commit thread itself. More are told from a task.
 const TOLD_HERE_MAX: usize = 4;
 
-/// Bytes of a record in a file beside its own, at most.
+/// Bytes that a file adds to those of a record, at most.
 const FRAME_BYTES: u64 = 64;
 
 /// A record in the journal.
@@ -103,7 +103,7 @@ pub(super) struct Commit {
     answers: Vec<Answer>,
     /// Bytes of the records that are finished.
     bytes: u64,
-    /// Somebody was promised that it lasts.
+    /// Its answers promise that it lasts.
     promised: bool,
 }
 

@@ -3,20 +3,20 @@
 use super::Append;
 use crate::message::UserId;
 
-/// Bytes that an entry takes in an inbox beside its payload and three times its user's id: its head, its share of a chunk's, and of
-/// the row that leads to the chunk. A chunk may have one entry.
+/// Bytes that an entry takes in an inbox, without its payload and three times its user's id: its head, and those of a chunk and
+/// of the row that leads there, because a chunk may have one entry.
 const ENTRY_BYTES: u64 = 128;
 
-/// Bytes of a record beside what it is about.
+/// Bytes of a record without its items.
 const RECORD_BYTES: u64 = 512;
 
 /// Bytes of stamps that fit into a record behind the message that they are for, at least.
 const STAMPS_BYTES: u64 = 24 << 10;
 
-/// Bytes of a stamp beside the user's id, and those of what it may replace.
+/// Bytes of a stamp and of what it may replace, without the user's id.
 const STAMP_BYTES: u64 = 48;
 
-/// Bytes of an id, and of each answer that is remembered with it beside the user's id.
+/// Bytes of an id and its answer.
 const ONCE_BYTES: u64 = 1024;
 
 /// What some appends cost at most.

@@ -2,7 +2,7 @@
 //! delivers what it has, refuses dispatches with 507 and takes them again when there is space.
 
 use std::{
-    path::PathBuf,
+    path::Path,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -210,7 +210,7 @@ fn fan_out(http: &mut Http, bytes: usize, name: &str, users: usize) -> u16 {
 }
 
 /// Waits until nothing is in the journal that has to be flushed: the inboxes do not grow any more.
-fn until_flushed(inboxes: &PathBuf, bytes: u64) {
+fn until_flushed(inboxes: &Path, bytes: u64) {
     until("all copies to be flushed", PATIENCE, || bytes_in(inboxes) >= bytes);
 }
 
