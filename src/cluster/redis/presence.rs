@@ -39,6 +39,9 @@ const STILL_HERE: Duration = Duration::from_secs(15);
 /// Of those, so many; beyond that the first who went is forgotten. Another look, after a while, is had at him anyway.
 const GONE_MAX: usize = 50_000;
 
+/// Users read of a list in one step.
+const PAGE: usize = 1000;
+
 /// After an attempt that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -370,9 +373,17 @@ pub(super) async fn online(link: &Link, after: Option<&UserId>, limit: usize) ->
 }
 
 /// Everybody who is connected to any of ours.
+///
+/// Read in pages, so that Redis has time for others in between. A user who comes or goes meanwhile may be among them or not.
 pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
-    let all: Vec<String> = link.lines().ask(redis::cmd("ZRANGE").arg(link.names().online()).arg(0).arg(-1)).await?;
-    Ok(users(&all))
+    let mut all: Vec<UserId> = Vec::new();
+    loop {
+        let page = online(link, all.last(), PAGE).await?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.extend(page);
+    }
 }
 
 /// How many those are.

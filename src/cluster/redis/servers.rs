@@ -98,9 +98,7 @@ async fn without(link: &Link, recipients: &Recipients, excluding: &[UserId]) -> 
     match recipients {
         Recipients::Everyone if excluding.is_empty() => Ok(Recipients::Everyone),
         Recipients::Everyone => {
-            let connected = link.names().stock("connected_clients");
-            let all: Vec<String> = link.lines().ask(redis::cmd("SMEMBERS").arg(connected)).await?;
-            let all = all.iter().filter_map(|user| UserId::new(user).ok());
+            let all = stock::everybody(link).await?.into_iter();
             Ok(Recipients::Users(all.filter(|user| !excluding.contains(user)).collect()))
         }
         Recipients::Users(users) => {

@@ -2,7 +2,7 @@
 //!
 //! Whoever of ours listens there does so by a pattern, and so is not counted among its subscribers: those are stock's.
 
-use std::sync::LazyLock;
+use std::{collections::HashSet, sync::LazyLock};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
@@ -16,6 +16,9 @@ use crate::{
 
 /// Users asked about in one step.
 const ASKED_MAX: usize = 500;
+
+/// Users read of a set in one step.
+const PAGE: usize = 1000;
 
 /// For how long, in ms, it is remembered whom we had put among the connected: longer than anything takes that was begun on
 /// the strength of that.
@@ -229,10 +232,22 @@ pub(super) async fn forget(link: &Link) -> Result<(), LinkError> {
 }
 
 /// Everybody who is connected, to whichever server.
+///
+/// Read in pages, so that Redis has time for others in between. A user who comes or goes meanwhile may be among them or not.
 pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
-    let all: Vec<String> =
-        link.lines().ask(redis::cmd("SMEMBERS").arg(link.names().stock("connected_clients"))).await?;
-    Ok(users(&all))
+    let connected = link.names().stock("connected_clients");
+    // A page may repeat users of another one.
+    let (mut all, mut cursor) = (HashSet::new(), 0_u64);
+    loop {
+        let mut command = redis::cmd("SSCAN");
+        command.arg(&connected).arg(cursor).arg("COUNT").arg(PAGE);
+        let (next, page): (u64, Vec<String>) = link.lines().ask(&command).await?;
+        all.extend(users(&page));
+        if next == 0 {
+            return Ok(all.into_iter().collect());
+        }
+        cursor = next;
+    }
 }
 
 /// How many those are.
