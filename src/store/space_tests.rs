@@ -245,10 +245,10 @@ async fn reservation_of_unsettled_messages_is_counted_until_they_are_settled_or_
     let never = Tuning { settle_after: Duration::from_secs(3600), ..Tuning::default() };
     let limits = Limits { free_bytes: 8 << 20, ..Limits::default() };
     let open = |tuning| journal::open(tables.clone(), Options { limits, tuning, ..Options::default() }).unwrap();
-    let store = open(never);
-    let append = |n: u64, users: u64| Append::new(payload(n), (0..users).map(user).collect());
     // A hundred copies of 3 kB, and not a hundred more.
     tables.free.store((8 << 20) + 500_000, Ordering::Relaxed);
+    let store = open(never);
+    let append = |n: u64, users: u64| Append::new(payload(n), (0..users).map(user).collect());
     store.append(append(1, 100)).await.unwrap();
     assert!(matches!(store.append(append(2, 100)).await, Err(StoreError::Full(_))));
     store.append(append(3, 10)).await.unwrap();
