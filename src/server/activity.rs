@@ -17,6 +17,12 @@ use std::{
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
+/// Rank in the order of eviction of a connection without a valid API key that has sent a whole request.
+const RANK_WITHOUT_KEY: u8 = 2;
+
+/// Rank of an idle connection with a valid API key: the last.
+const RANK_KEYED: u8 = 3;
+
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -125,8 +131,13 @@ impl Activity {
         match self.phase() {
             Phase::Lingering => Some((0, 0)),
             Phase::New | Phase::Head => Some((1, 0)),
-            Phase::Idle => Some((2 + u8::from(keyed), self.idle_since.load(Ordering::Relaxed))),
-            Phase::Busy | Phase::Answered => (self.stalled.load(Ordering::Acquire) && !keyed).then_some((2, 0)),
+            Phase::Idle => {
+                let rank = if keyed { RANK_KEYED } else { RANK_WITHOUT_KEY };
+                Some((rank, self.idle_since.load(Ordering::Relaxed)))
+            }
+            Phase::Busy | Phase::Answered => {
+                (self.stalled.load(Ordering::Acquire) && !keyed).then_some((RANK_WITHOUT_KEY, 0))
+            }
         }
     }
 }
@@ -167,10 +178,20 @@ impl Activities {
 
     /// Tells one waiting connection to close; false if there is none.
     pub(super) fn evict(&self) -> bool {
+        self.evict_below(u8::MAX)
+    }
+
+    /// Does the same, and spares every connection with a valid API key: for a lack of descriptors that does not end with
+    /// one connection, and would close those of all backends in turn.
+    pub(super) fn evict_without_key(&self) -> bool {
+        self.evict_below(RANK_KEYED)
+    }
+
+    fn evict_below(&self, spared: u8) -> bool {
         let open = self.0.lock();
         let mut first: Option<((u8, u64), &Arc<Activity>)> = None;
         for activity in open.connections.values() {
-            let Some(rank) = activity.rank() else { continue };
+            let Some(rank) = activity.rank().filter(|rank| rank.0 < spared) else { continue };
             if first.is_none_or(|(lowest, _)| rank < lowest) {
                 first = Some((rank, activity));
             }
@@ -211,7 +232,8 @@ mod tests {
         let evicted = |entry: &Entry| entry.activity.evicted.load(Ordering::Acquire);
         for (at, next) in [&late, &early, &stalled, &idle, &keyed].into_iter().enumerate() {
             assert!(!evicted(next), "{at}");
-            assert!(all.evict() && evicted(next), "{at}");
+            assert_eq!(all.evict_without_key(), at < 4, "{at}");
+            assert!((at < 4 || all.evict()) && evicted(next), "{at}");
         }
         assert!(!all.evict() && !evicted(&busy));
         drop((early, busy, stalled, idle, keyed, late));

@@ -152,7 +152,9 @@ async fn accept_from(
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, mostly, although places are limited: another part of the process has taken them.
-                places.activities.evict();
+                if places.activities.evict_without_key() {
+                    shared.metrics.evicted_connections.inc();
+                }
                 door.pause(&error).await;
                 continue;
             }
