@@ -5,6 +5,7 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{
         Arc, LazyLock, Mutex, Weak,
@@ -36,7 +37,7 @@ impl Redis {
 
     /// Starts one with further arguments.
     pub fn start_with(arguments: &[&str]) -> Arc<Self> {
-        let directory = tempfile::Builder::new().prefix("mesa-redis-").tempdir().expect("a temporary directory");
+        let directory = directory("mesa-redis-");
         let arguments = arguments.iter().map(|one| (*one).to_owned()).collect();
         let redis = Arc::new(Self { directory, port: free_port(), arguments, process: Mutex::new(None) });
         redis.revive();
@@ -77,7 +78,7 @@ impl Redis {
 
     /// A copy of all that it has written down.
     pub fn copy(&self) -> TempDir {
-        let copy = tempfile::Builder::new().prefix("mesa-redis-copy-").tempdir().expect("a temporary directory");
+        let copy = directory("mesa-redis-copy-");
         copy_directory(self.directory.path(), copy.path());
         copy
     }
@@ -117,6 +118,16 @@ impl Redis {
     fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
+}
+
+/// A directory for the files of a Redis, in memory where the system has such a place.
+///
+/// A Redis waits for each sync (`appendfsync always`) while it answers nothing. On a disk that others keep busy that took
+/// longer than a server waits for an answer. No test here cuts the power of a Redis: its files need not be on a disk.
+pub fn directory(prefix: &str) -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    tempfile::Builder::new().prefix(prefix).tempdir_in(place).expect("a temporary directory")
 }
 
 fn copy_directory(from: &std::path::Path, to: &std::path::Path) {

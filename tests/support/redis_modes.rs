@@ -12,7 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::redis_server::free_port;
+use super::redis_server::{directory, free_port};
 
 /// How long anything may take that is waited for here.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -131,7 +131,7 @@ pub struct Watched {
 
 impl Watched {
     pub fn start() -> Self {
-        let home = tempfile::Builder::new().prefix("mesa-sentinel-").tempdir().expect("a temporary directory");
+        let home = directory("mesa-sentinel-");
         let (one, other) = (free_port(), free_port());
         let first = Node::start(one, home.path(), &words("", home.path(), one));
         let second = words(&format!("--replicaof 127.0.0.1 {one}"), home.path(), other);
@@ -186,7 +186,7 @@ impl Cluster {
     }
 
     fn start_with(node_timeout_ms: u32) -> Arc<Self> {
-        let home = tempfile::Builder::new().prefix("mesa-cluster-").tempdir().expect("a temporary directory");
+        let home = directory("mesa-cluster-");
         let nodes = (0..6).map(|_| {
             let port = free_port();
             let more = format!(
