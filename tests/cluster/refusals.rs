@@ -47,8 +47,12 @@ impl Refusing {
     }
 
     fn lines(&self) -> usize {
+        self.lines_with("a request failed")
+    }
+
+    fn lines_with(&self, text: &str) -> usize {
         let log = std::fs::read_to_string(self.stage.homes[0].path("log")).expect("a log");
-        log.lines().filter(|line| line.contains("a request failed")).count()
+        log.lines().filter(|line| line.contains(text)).count()
     }
 
     /// Redis refuses from here on: the answers, `/readyz` and the log say why.
@@ -61,7 +65,10 @@ impl Refusing {
         };
         // A connection that was killed is reported as lost first.
         until("the answer to say why", async || refused().await.contains(code)).await;
+        let recovered = self.lines_with("again");
         for _ in 0..REFUSED {
+            // Where Redis refuses writes alone, this read is answered. That is no end of the refusal.
+            stage.ask(0, "GET", "/v1/users/alice", &Value::Null).await;
             let text = refused().await;
             assert!(text.contains(code) && !text.contains("damaged"), "{code}: {text}");
         }
@@ -72,6 +79,8 @@ impl Refusing {
             status == 503 && String::from_utf8_lossy(&text).contains(code)
         })
         .await;
+        let recovered = self.lines_with("again") - recovered;
+        assert_eq!(recovered, 0, "{code}: it is refused still\n{}", self.stage.homes[0].log());
         let lines = self.lines() - before;
         assert!(lines <= LINES_MAX, "{code}: {lines} lines\n{}", self.stage.homes[0].log());
     }
@@ -129,6 +138,12 @@ async fn refusal_of_redis_is_503_with_its_code_and_clients_stay() {
     refusing.is_refused("NOREPLICAS").await;
     say(&refusing, &["CONFIG", "SET", "min-replicas-to-write", "0"]);
     refusing.is_accepted("NOREPLICAS").await;
+
+    // A Redis that has become a replica refuses writes, and each makes a new connection. Nobody answers at this primary.
+    say(&refusing, &["REPLICAOF", "127.0.0.1", "9"]);
+    refusing.is_refused("READONLY").await;
+    say(&refusing, &["REPLICAOF", "NO", "ONE"]);
+    refusing.is_accepted("READONLY").await;
 
     // A directory in place of its file makes every snapshot fail.
     let directory = say(&refusing, &["CONFIG", "GET", "dir"]).lines().nth(1).expect("a path").to_owned();

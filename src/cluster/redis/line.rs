@@ -21,7 +21,7 @@ use redis::{
 use tokio::sync::watch;
 
 use super::{
-    refusal::{Refusals, Retry, meaning},
+    refusal::{Meaning, Refusals, Retry, meaning},
     spread::Nodes,
 };
 use crate::{config, health::LogLimit};
@@ -38,7 +38,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// The same where Redis has refused the connection, which takes a person to change.
 const REFUSED_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// A line that is made anew again and again is logged once per interval.
+/// A line that is made anew again and again is logged once per interval, and so is the end of that and of a refusal.
 static MADE_ANEW: LogLimit = LogLimit::new();
 
 /// What is said of a script that the Redis does not know.
@@ -303,31 +303,41 @@ impl Lines {
             (Target::One(..), retry) => retry == Retry::Anew,
             (Target::Sentinel(..), retry) => retry != Retry::Same,
         };
-        if anew || matches!(meaning.error, LinkError::Lost(_)) {
-            self.lost(number, &meaning.error, anew);
+        if anew || (!meaning.answered && matches!(meaning.error, LinkError::Lost(_))) {
+            self.lost(number, &meaning, anew);
         }
         Err(meaning.error)
     }
 
-    /// A line that stays although something was lost is not down any more as soon as one answers.
+    /// A refusal ends when the same request is answered, a lost line when any is.
+    ///
+    /// Other requests may succeed all the time: a Redis without its replicas refuses writes, and answers reads.
     fn answered(&self, number: u64, command: &Cmd) {
         let mut state = self.state.lock();
-        if !state.refusals.is_empty() {
-            state.refusals.answered(&request(command));
-        }
-        if state.down_since.is_some() && state.line.as_ref().is_some_and(|(made, _)| *made == number) {
+        let accepts = !state.refusals.is_empty() && state.refusals.answered(&request(command));
+        let is_back = state.down_since.is_some() && state.line.as_ref().is_some_and(|(made, _)| *made == number);
+        if is_back {
             state.down_since = None;
-            drop(state);
-            tracing::info!("Redis is there again");
+        }
+        drop(state);
+        if is_back && let Some(suppressed) = MADE_ANEW.due("back") {
+            tracing::info!(suppressed, "Redis is there again");
+        }
+        if accepts && let Some(suppressed) = MADE_ANEW.due("accepts") {
+            tracing::info!(suppressed, "Redis accepts again what it has refused");
         }
     }
 
-    fn lost(&self, number: u64, why: &LinkError, anew: bool) {
+    fn lost(&self, number: u64, meaning: &Meaning, anew: bool) {
+        let why = &meaning.error;
         let mut state = self.state.lock();
         if state.line.as_ref().is_none_or(|(made, _)| *made != number) {
             return;
         }
-        state.down_since.get_or_insert_with(Instant::now);
+        // A Redis that refuses is there: that counts until the same request is answered, over whatever connection.
+        if !meaning.answered {
+            state.down_since.get_or_insert_with(Instant::now);
+        }
         state.failed = Some((Instant::now(), why.clone()));
         if anew {
             state.line = None;

@@ -179,9 +179,11 @@ impl Refusals {
         self.0.push(Refusal { request, why, since: known.map_or(now, |one| one.since), last: now });
     }
 
-    /// Notes that a request was answered.
-    pub(super) fn answered(&mut self, request: &[u8]) {
+    /// Notes that a request was answered. Returns whether it was the last that was refused.
+    pub(super) fn answered(&mut self, request: &[u8]) -> bool {
+        let before = self.0.len();
         self.0.retain(|one| one.request != request);
+        before > 0 && self.0.is_empty()
     }
 
     /// Why a request was refused last, and since when requests have been.
@@ -308,12 +310,14 @@ mod tests {
         refusals.refused(b"HSET".into(), "a".into(), at(0));
         refusals.refused(b"XADD".into(), "b".into(), at(1));
         assert_eq!(current(&refusals, 2), Some(("b".into(), 2)));
-        refusals.answered(b"GET");
-        refusals.answered(b"XADD");
+        assert!(!refusals.answered(b"GET"));
+        assert!(!refusals.answered(b"XADD"), "another is refused still");
         assert_eq!(current(&refusals, 3), Some(("a".into(), 3)));
         refusals.refused(b"HSET".into(), "c".into(), at(5));
         assert_eq!(current(&refusals, 10), Some(("c".into(), 10)));
         assert_eq!(current(&refusals, 11), None);
+        assert!(refusals.answered(b"HSET"));
+        assert!(!refusals.answered(b"HSET"), "it is not refused any more");
         for n in 0..1000_u32 {
             refusals.refused(n.to_be_bytes().into(), "d".into(), at(20));
         }
