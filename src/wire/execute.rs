@@ -25,6 +25,8 @@ const DATABASES: u32 = 16;
 
 const PORTALS_OFF: &str = "ERR portals are off on this server: set portal.enabled in its configuration to true";
 
+const SYNC_OFF: &str = "ERR o.ttl and o.collapse are for messages that are kept: sync.enabled is off on this server";
+
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     pub(super) async fn hear(&mut self, command: Command) -> Result<(), End> {
         if !self.may(&command) {
@@ -255,9 +257,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             return self.refuse("ERR this is no user id: it has 1 to 256 bytes of UTF-8, without control characters");
         };
         match said::kept(list, user) {
-            Ok(dispatch) if dispatch.sync && !self.wire.hub.keeps() => {
-                self.refuse("ERR nothing is kept for who is away: sync.enabled is off on this server");
-            }
+            Ok(dispatch) if !self.wire.hub.keeps() && dispatch.is_for_logs_alone() => self.refuse(SYNC_OFF),
+            Ok(dispatch) if !self.wire.hub.keeps() && dispatch.sync => self.send_or_drop(dispatch).await,
             Ok(dispatch) => self.dispatch(vec![dispatch], list.len()).await,
             Err(why) => self.refuse(&format!("ERR {why}")),
         }
@@ -287,7 +288,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                     Ok(Published::Dispatches(dispatches))
                         if !self.wire.hub.keeps() && dispatches.iter().any(Dispatch::is_for_logs_alone) =>
                     {
-                        self.refuse("ERR o.ttl and o.collapse are for messages that are kept: sync.enabled is off on this server");
+                        self.refuse(SYNC_OFF);
                     }
                     Ok(Published::Dispatches(dispatches)) => {
                         self.wire.channels.publish(channel, text);
@@ -359,6 +360,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                     if kept { taken } else { outcome.online as u64 }
                 });
                 let taken = taken.sum();
+                reply::integer(self.batch.answer(), taken);
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Sends an appended message to its user if online, and drops it otherwise, because sync is off.
+    ///
+    /// The answer is success either way. A Dispatcher whose own `sync` is on appends whatever this server's says; it leaves an
+    /// error unhandled, which ends its process. The drop is counted and logged instead.
+    async fn send_or_drop(&mut self, dispatch: Dispatch) {
+        // Messages that were answered before are delivered before.
+        self.settle().await;
+        match self.wire.hub.dispatch(dispatch).await {
+            Ok(outcome) => {
+                self.wire.report_unstored(outcome.offline);
+                let taken = self.wire.taken_for(&outcome);
                 reply::integer(self.batch.answer(), taken);
             }
             Err(error) => self.failed(&error),

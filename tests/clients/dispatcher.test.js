@@ -76,6 +76,23 @@ overAll('a_dispatcher_without_sync_reaches_who_is_here_and_the_server_keeps_it_f
   await waits(its.server, 'bob', 3);
 });
 
+const OFF = { sync: { enabled: false } };
+overAll('dispatcher_with_sync_at_a_server_without_it_reaches_online_users_and_goes_on', OFF, async (its) => {
+  const { send } = its.dispatcher(SYNC);
+  const alice = await its.connect('alice');
+  for (const n of range(3)) send(n, ['alice', 'bob']);
+  await alice.waitFor(3);
+  assert.deepEqual(alice.numbers, [0, 1, 2]);
+  await eventually('three messages to be counted as dropped', async () => {
+    const { body } = await its.server.call('GET', '/metrics');
+    return /^mesa_messages_dropped_sync_off_total 3$/m.test(body);
+  });
+  const bob = await its.connect('bob');
+  send(3, ['bob']);
+  await bob.waitFor(1);
+  assert.deepEqual(bob.numbers, [3], 'nothing was stored');
+});
+
 overAll('what_is_not_to_be_kept_is_not_kept', {}, async ({ server, connect, dispatcher, kind }) => {
   const alice = await connect('alice');
   for (const config of [SYNC, {}]) {

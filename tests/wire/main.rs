@@ -164,7 +164,7 @@ async fn what_cannot_be_done_is_refused_aloud() {
     let mut redis = Redis::connect(&served).await;
     let large = format!(r#"{{"message":{{"d":"{}"}},"recipients":["a"]}}"#, "x".repeat(70_000));
     for (words, why) in [
-        (&["HSET", FIELD, "alice", r#"[{"op":0}]"#][..], "sync.enabled is off"),
+        (&["HSET", FIELD, "alice", r#"[{"op":0,"o":{"ttl":5}}]"#][..], "sync.enabled is off"),
         (&["HSET", FIELD, "", r#"[{"op":0}]"#], "no user id"),
         (&["HSET", "connected_clients", "alice", "1"], "by itself"),
         (&["SADD", "available_portals_pool", "x"], "portal.enabled"),
@@ -230,6 +230,29 @@ async fn dispatcher_with_sync_off_gets_no_success_for_what_needs_a_log() {
         let answer = redis.ask(&["PUBLISH", "ws", &text]).await;
         assert!(answer.starts_with("-ERR") && answer.contains("sync.enabled is off"), "{answer}");
     }
-    let answer = redis.ask(&["HSET", FIELD, "bob", r#"[{"op":0,"d":1}]"#]).await;
-    assert!(answer.contains("sync.enabled is off"), "{answer}");
+    let answer = redis.ask(&["HSET", FIELD, "bob", r#"[{"op":0,"o":{"collapse":"k"}}]"#]).await;
+    assert!(answer.starts_with("-ERR") && answer.contains("sync.enabled is off"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn append_for_an_offline_user_with_sync_off_is_answered_and_dropped() {
+    let served = Served::start(|config| {
+        config.wire.port = Some(0);
+        config.sync.enabled = false;
+    })
+    .await;
+    let mut redis = Redis::connect(&served).await;
+    assert_eq!(redis.ask(&["SISMEMBER", "connected_clients", "alice"]).await, ":0");
+    assert_eq!(redis.ask(&["HGET", FIELD, "alice"]).await, "nil");
+    for count in 1..=3 {
+        assert_eq!(redis.ask(&["HSET", FIELD, "alice", r#"[{"op":0,"d":1}]"#]).await, ":1");
+        served.metric(&format!("mesa_messages_dropped_sync_off_total {count}")).await;
+    }
+    assert_eq!(redis.ask(&["HGET", FIELD, "alice"]).await, "nil");
+    assert_eq!(redis.ask(&["HLEN", FIELD]).await, ":0");
+    // A user who connected after the Dispatcher's question is online for its answer.
+    let mut alice = served.client("alice").await;
+    assert_eq!(redis.ask(&["HSET", FIELD, "alice", r#"[{"op":0,"d":2}]"#]).await, ":1");
+    assert_eq!(next(&mut alice).await, "2");
+    served.metric("mesa_messages_dropped_sync_off_total 3").await;
 }
