@@ -131,7 +131,40 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use super::*;
+
+    /// Metrics that a text names, and which [`Metrics::encode`] has no line for. `mesa_x_…` stands for several.
+    fn misnamed(text: &str, encoded: &str) -> Vec<String> {
+        let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        let named = words.filter(|word| word.starts_with("mesa_") && *word != "mesa_version");
+        let is_there = |word: &str| {
+            let end = if word.ends_with('_') { "" } else { " " };
+            encoded.lines().any(|line| line.starts_with(&format!("{word}{end}")))
+        };
+        named.filter(|word| !is_there(word)).map(str::to_owned).collect()
+    }
+
+    fn check_names(path: &Path, encoded: &str, wrong: &mut Vec<String>) {
+        if path.is_dir() {
+            let files = fs::read_dir(path).expect("a directory");
+            files.for_each(|file| check_names(&file.expect("a file").path(), encoded, wrong));
+        } else if path.extension().is_some_and(|end| end == "rs" || end == "md") && !path.ends_with("metrics.rs") {
+            let text = fs::read_to_string(path).expect("text");
+            wrong.extend(misnamed(&text, encoded).iter().map(|name| format!("{}: {name}", path.display())));
+        }
+    }
+
+    #[test]
+    fn metric_named_in_a_text_is_in_the_answer_under_that_name() {
+        let encoded = Metrics::new().encode();
+        let mut wrong = Vec::new();
+        for path in ["src", "README.md"] {
+            check_names(&Path::new(env!("CARGO_MANIFEST_DIR")).join(path), &encoded, &mut wrong);
+        }
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
 
     #[test]
     fn every_counter_is_in_the_text_under_its_name() {

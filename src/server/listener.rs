@@ -168,7 +168,7 @@ async fn accept_from(
                 match why {
                     Full::All if full.is_due() => tracing::warn!(
                         "a connection was refused: there are as many as limits.connections or the limit of open files \
-                         allows; raise them, or see mesa_connections_refused for how often this happens"
+                         allows; raise them, or see mesa_connections_refused_total for how often this happens"
                     ),
                     Full::All => {}
                     Full::Address => tracing::debug!("a connection was refused: limits.connectionsPerAddress"),

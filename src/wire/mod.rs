@@ -183,7 +183,7 @@ impl Wire {
                 tracing::warn!(
                     user,
                     reason,
-                    "a message of a Dispatcher was not taken for a user; see mesa_messages_rejected"
+                    "a message of a Dispatcher was not taken for a user; see mesa_messages_rejected_total"
                 );
             }
         }
@@ -200,7 +200,7 @@ impl Wire {
             tracing::warn!(
                 offline,
                 "a message of a Dispatcher was dropped for offline users: sync.enabled is off; see \
-                 mesa_messages_dropped_sync_off"
+                 mesa_messages_dropped_sync_off_total"
             );
         }
     }
