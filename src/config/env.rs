@@ -43,27 +43,35 @@ const GRAPHICS_EXACT: &[&str] = &["MESA_LOG", "MESA_LOG_FILE", "MESA_LOG_PREFIX"
 ///
 /// An empty variable counts as not set, because scripts and compose files commonly write it that way. An unknown variable
 /// with our prefix is a warning: the prefix is not ours alone, and other programs' variables must not stop a server.
+/// `not_utf8` names the variables whose value is no text: a setting among them is an error.
 pub(super) fn read(
     environment: &[(String, String)],
+    not_utf8: &[String],
     problems: &mut Vec<Problem>,
     warnings: &mut Vec<String>,
 ) -> Settings {
     let mut settings = Settings::default();
     let (mut links, mut ignored_settings, mut unknown) = (Vec::new(), Vec::new(), 0_usize);
-    for (name, text) in environment {
-        if text.is_empty() {
+    let texts = environment.iter().map(|(name, text)| (name, Some(text.as_str())));
+    for (name, text) in texts.chain(not_utf8.iter().map(|name| (name, None))) {
+        if text.is_some_and(str::is_empty) {
             continue;
         }
         let key = KEYS.iter().find(|key| key.env.contains(&name.as_str()));
-        if (key.is_some() || name.starts_with("MESA_")) && service_links::is_service_link(name, text) {
+        if (key.is_some() || name.starts_with("MESA_"))
+            && service_links::is_service_link(name, text.unwrap_or_default())
+        {
             ignored_settings.extend(key.map(|_| shown(name)));
             links.push(shown(name));
         } else if let Some(key) = key {
             let origin = format!("{ORIGIN}{}", shown(name));
+            let Some(text) = text else {
+                problems.push(Problem::about(&[key.name], "the value is not valid UTF-8").from(&origin));
+                continue;
+            };
             match parse(key, text) {
                 Some(value) => settings.set(key, value, &origin),
-                None => problems
-                    .push(Problem::about(&[key.name], keys::misfit(key, &Value::String(text.clone()))).from(&origin)),
+                None => problems.push(Problem::about(&[key.name], keys::misfit(key, &text.into())).from(&origin)),
             }
         } else if name.starts_with("MESA_") && !is_foreign(name) {
             unknown += 1;

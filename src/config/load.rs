@@ -21,6 +21,9 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// The environment, name and value. Unknown variables are ignored, with a warning if they begin with `MESA_`.
     pub env: Vec<(String, String)>,
+    /// Names of the environment variables whose value is not valid UTF-8. One that is a setting is an error; for others the
+    /// same holds as for `env`.
+    pub env_not_utf8: Vec<String>,
     /// From the command line: the dotted key, the value, and the flag as it was typed (`--port`). A text is read as one
     /// from the environment would be where the key holds something else.
     pub flags: Vec<(String, Value, String)>,
@@ -100,7 +103,7 @@ fn settings(sources: &Sources, problems: &mut Vec<Problem>, warnings: &mut Vec<S
             Err(problem) => problems.push(problem),
         }
     }
-    explicit.overlay(env::read(&sources.env, problems, warnings));
+    explicit.overlay(env::read(&sources.env, &sources.env_not_utf8, problems, warnings));
     explicit.overlay(flags(&sources.flags, problems));
 
     let mut settings = if sources.dev { dev(&explicit) } else { Settings::default() };

@@ -5,6 +5,7 @@
 mod support;
 
 mod dispatched;
+mod environment;
 mod guessed;
 mod listed;
 mod logged;

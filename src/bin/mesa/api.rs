@@ -9,20 +9,25 @@ const HTTP_DEFAULT: &str = "http://127.0.0.1:4000";
 
 /// The API that was named, and the key to it.
 pub fn dispatcher(args: &ApiArgs) -> Result<Dispatcher, Failure> {
-    let Some(key) = args.key.clone().or_else(|| variable("MESA_API_KEY")) else {
+    let Some(key) = typed_or_set(args.key.as_deref(), "MESA_API_KEY")? else {
         return Err(Failure::usage(
             "an API key is needed: set MESA_API_KEY (or give --key) to one of the server's api.keys; `mesa serve --dev` \
              prints one",
         ));
     };
-    let url = args.url.clone().or_else(|| variable("MESA_URL")).unwrap_or_else(|| HTTP_DEFAULT.into());
+    let url = typed_or_set(args.url.as_deref(), "MESA_URL")?.unwrap_or_else(|| HTTP_DEFAULT.into());
     Dispatcher::new(&http(&url), &key).map_err(Failure::usage)
 }
 
 /// Where to connect as a client.
-pub fn websocket_url(flag: Option<&str>) -> String {
-    let url = flag.map(str::to_owned).or_else(|| variable("MESA_URL"));
-    url.map_or_else(|| WEBSOCKET_DEFAULT.into(), |url| websocket(&url))
+pub fn websocket_url(flag: Option<&str>) -> Result<String, Failure> {
+    let url = typed_or_set(flag, "MESA_URL")?;
+    Ok(url.map_or_else(|| WEBSOCKET_DEFAULT.into(), |url| websocket(&url)))
+}
+
+/// Returns what was typed, or else the value of a variable.
+pub fn typed_or_set(typed: Option<&str>, name: &str) -> Result<Option<String>, Failure> {
+    typed.map_or_else(|| variable(name), |typed| Ok(Some(typed.to_owned())))
 }
 
 /// A user id that was typed.

@@ -18,7 +18,6 @@ use tokio::{sync::mpsc, time::Instant};
 use crate::{
     api,
     args::ConnectArgs,
-    environment::variable,
     failure::Failure,
     output::{self, printable, remark},
 };
@@ -53,13 +52,14 @@ enum End {
 
 /// Connects, and stays.
 pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
-    let Some(token) = args.user.clone().or_else(|| args.token.clone()).or_else(|| variable("MESA_TOKEN")) else {
+    let typed = args.user.as_deref().or(args.token.as_deref());
+    let Some(token) = api::typed_or_set(typed, "MESA_TOKEN")? else {
         return Err(Failure::usage(
             "who is this? Give --as USER for a server that takes user ids (serve --dev), else set MESA_TOKEN (or give \
              --token); `mesa token` makes one",
         ));
     };
-    let url = api::websocket_url(args.url.as_deref());
+    let url = api::websocket_url(args.url.as_deref())?;
     let device = args.device.as_deref().map(DeviceId::new).transpose().map_err(Failure::usage)?;
     let mut progress = args.after.map(|after| Progress { after, confirm_by: None });
     let mut lines = Lines::read();

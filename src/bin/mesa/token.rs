@@ -34,7 +34,7 @@ pub fn run(args: &TokenArgs) -> Result<(), Failure> {
 fn configured(args: &TokenArgs, id: &str) -> Result<Signer, Failure> {
     let file = environment::config_file(args.config.as_ref());
     // The environment alone is enough, if it has the secret.
-    if file.is_none() && environment::variable("WS_KEY").is_none() {
+    if file.is_none() && !environment::is_set("WS_KEY") {
         return Err(Failure::usage(
             "a secret is needed: name the server's configuration with --config, or set WS_KEY (or give --secret)",
         ));
