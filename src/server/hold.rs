@@ -1,4 +1,4 @@
-//! Holds back every delivery of a new session until the client has answered the op 1 that follows op 22.
+//! Holds back every delivery of a new session until shortly after the client has answered the op 1 that follows op 22.
 //!
 //! Op 22 and the first message may arrive in one TCP read. A client in Node then handles both before the continuation of
 //! `await client.authenticate(…)` runs, so an application that registers its message handler there loses that message.
@@ -13,16 +13,27 @@ use crate::protocol::encode;
 /// Longest time deliveries are held back; then they start without an answer. For clients that never answer op 1.
 const HOLD_TIMEOUT: Duration = Duration::from_millis(250);
 
+/// How long deliveries are held back after the answer, within [`HOLD_TIMEOUT`].
+///
+/// The client library answers at once. An application that registers its handler a moment later, in a timer or after reading
+/// a file, received the messages of the original server, which asks its Redis for them first.
+const HANDLER_DELAY: Duration = Duration::from_millis(10);
+
 impl Connection {
-    /// Sends op 1 and holds back deliveries until its answer, 250 ms at most.
+    /// Sends op 1 and holds back deliveries until 10 ms after its answer, 250 ms at most.
     pub(super) fn hold(&mut self, now: Instant) {
         self.push(&encode::heartbeat(None));
         self.heartbeat.ask_authenticated(now);
         self.held_until = Some(now + HOLD_TIMEOUT);
     }
 
+    /// The client has answered: the deliveries start a moment later.
+    pub(super) fn release_soon(&mut self, now: Instant) {
+        self.held_until = self.held_until.map(|until| until.min(now + HANDLER_DELAY));
+    }
+
     /// Starts the deliveries that were held back; the pause before the first paced message begins here.
-    pub(super) fn release(&mut self, now: Instant) {
+    fn release(&mut self, now: Instant) {
         if self.held_until.take().is_some()
             && let Some(session) = &mut self.session
         {
@@ -30,7 +41,7 @@ impl Connection {
         }
     }
 
-    /// Starts the deliveries once [`HOLD_TIMEOUT`] has passed.
+    /// Starts the deliveries once their time has come.
     pub(super) fn release_if_due(&mut self, now: Instant) {
         if self.held_until.is_some_and(|until| until <= now) {
             self.release(now);

@@ -177,7 +177,7 @@ impl Connection {
     fn take_answer(&mut self, now: Instant) {
         match self.heartbeat.answered(now) {
             Some(Proof::Received(mark)) => self.confirm(Some(mark)),
-            Some(Proof::Authenticated) => self.release(now),
+            Some(Proof::Authenticated) => self.release_soon(now),
             Some(Proof::Alive) | None => {}
         }
     }

@@ -134,6 +134,18 @@ test('client_that_never_answers_op_1_receives_after_the_hold_timeout', async (t)
   await server.allReceived('alice');
 });
 
+// An application may register its handler a moment after `await authenticate()`, in a timer for example.
+test('deliveries_start_a_moment_after_the_answer', async (t) => {
+  const server = await start(t);
+  await server.number(0, 'alice');
+  const { raw, began } = await authenticated(t, server);
+  const answered = performance.now();
+  raw.send(ANSWER);
+  await raw.until('the message', () => raw.messages.length === 1);
+  const took = performance.now() - answered;
+  assert.ok(took >= 9 || Date.now() - began >= HOLD_MS, `the message came ${took} ms after the answer`);
+});
+
 test('first_paced_message_follows_the_answer_by_one_interval', async (t) => {
   const server = await start(t, { sync: { redeliveryInterval: 400 } });
   await server.numbers(2, 'alice');
