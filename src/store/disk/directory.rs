@@ -99,6 +99,8 @@ impl Locked {
         for file in fs::read_dir(making)? {
             File::open(file?.path())?.sync_all()?;
         }
+        // Their names before its own, or a power cut may leave an empty log.
+        File::open(making)?.sync_all()?;
         fs::rename(making, self.log())?;
         File::open(&self.path)?.sync_all()
     }

@@ -14,6 +14,9 @@ const OF_EMPTY_DIRECTORIES: &[&str] = &["lost+found", ".gitkeep", ".gitignore", 
 /// Files that only a store has; with any of them the directory is one, damaged or not.
 const OF_STORES: &[&str] = &["mark", "log/db", "rebuilt/db"];
 
+/// Where sled keeps its files. A power cut in the first start of a server may leave its name alone.
+const LOG: &str = "log";
+
 /// Names in the error; more are counted.
 const NAMED_MAX: usize = 3;
 
@@ -33,6 +36,9 @@ pub fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
         if OURS.contains(&name.as_str()) || OF_EMPTY_DIRECTORIES.contains(&name.as_str()) {
             continue;
         }
+        if name == LOG && is_empty(&file.path()) {
+            continue;
+        }
         if named.len() < NAMED_MAX {
             named.push(format!("`{}`", name.escape_debug()));
         } else {
@@ -50,4 +56,23 @@ pub fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
         named.join(", ")
     );
     Err(StoreError::Open { path: path.to_owned(), reason })
+}
+
+fn is_empty(directory: &Path) -> bool {
+    fs::read_dir(directory).is_ok_and(|mut files| files.next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_log_that_a_power_cut_left_is_no_foreign_file_and_another_log_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join(LOG);
+        fs::create_dir(&log).unwrap();
+        assert!(refuse_foreign(directory.path()).is_ok());
+        fs::write(log.join("syslog"), "a line").unwrap();
+        assert!(refuse_foreign(directory.path()).is_err());
+    }
 }
