@@ -84,8 +84,11 @@ pub(super) fn read(
         }
     }
     if let Some(more) = unknown.checked_sub(UNKNOWN_NAMED_MAX).filter(|more| *more > 0) {
-        warnings
-            .push(format!("{more} more environment variables that begin with MESA_ are no settings and are ignored"));
+        warnings.push(if more == 1 {
+            "1 more environment variable that begins with MESA_ is no setting and is ignored".to_owned()
+        } else {
+            format!("{more} more environment variables that begin with MESA_ are no settings and are ignored")
+        });
     }
     warnings.extend(service_links::warning(&links, &ignored_settings));
     settings

@@ -48,9 +48,10 @@ pub(super) fn warning(links: &[String], settings: &[String]) -> Option<String> {
         [] => String::new(),
         settings => format!(", and makes {} usable as a setting", settings.join(" and ")),
     };
+    let (variables, are, them) = if links.len() == 1 { ("variable", "is", "it") } else { ("variables", "are", "them") };
     Some(format!(
-        "the environment variables {}{more} are ignored: Kubernetes sets them for a Service of that name (or Docker for a \
-         link), not for this server; `enableServiceLinks: false` in the pod's spec removes them{usable}",
+        "the environment {variables} {}{more} {are} ignored: Kubernetes sets {them} for a Service of that name (or Docker \
+         for a link), not for this server; `enableServiceLinks: false` in the pod's spec removes {them}{usable}",
         named.join(", ")
     ))
 }

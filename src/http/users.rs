@@ -44,7 +44,8 @@ struct MessagePage {
 type UserPath = Result<Path<String>, PathRejection>;
 
 fn user(path: UserPath) -> Result<UserId, ApiError> {
-    let Path(id) = path.map_err(|error| ApiError::Parameter(error.body_text()))?;
+    let Path(id) =
+        path.map_err(|_| ApiError::Parameter("the user id in the path, percent-decoded, is not valid UTF-8".into()))?;
     Ok(UserId::new(&id)?)
 }
 

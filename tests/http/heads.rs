@@ -2,7 +2,10 @@
 
 use crate::{
     exchange, status,
-    support::server::{Home, KEY},
+    support::{
+        http::Http,
+        server::{Home, KEY},
+    },
 };
 
 #[test]
@@ -51,6 +54,10 @@ fn ambiguous_head_is_answered_with_400() {
         let response = exchange(server.address, request.as_bytes()).expect("a response");
         assert_eq!(status(&response), expected, "{request}{response}");
     }
+    let mut http = Http::connect(server.address).expect("a connection");
+    let (_, body) = http.call("GET", "/v1/users/%ff", "").expect("an answer");
+    let body = String::from_utf8(body).expect("text");
+    assert!(body.contains("the user id in the path, percent-decoded, is not valid UTF-8"), "{body}");
 }
 
 #[test]

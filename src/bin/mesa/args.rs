@@ -439,7 +439,7 @@ pub struct ConfigPrintArgs {
 /// Changes nothing in the directory. Says what is there and what is damaged, and fails if anything is.
 ///
 /// With --salvage, all that can be read is written to a new directory, of which a server can be started: each user's
-/// messages with the sequences they had, and what each has received. What is lost leaves a gap, and is told.
+/// messages with the sequences they had, and what each has received. What is lost leaves a gap, and is listed.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -450,8 +450,8 @@ Examples:
   mesa inspect data/store --salvage data/saved  what can be read, anew
 
 Exit codes:
-  0  the store is whole
-  1  something is damaged, or it could not be read; standard error says what
+  0  the store is whole; with --salvage: all that can be read was written, also of a damaged store
+  1  something is damaged, or it could not be read (with --salvage: or written); standard error says what
   2  what was typed makes no sense"))]
 pub struct InspectArgs {
     /// Directory of the store

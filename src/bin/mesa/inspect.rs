@@ -53,7 +53,7 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     if inspection.is_whole() { Ok(()) } else { Err(Failure::Told) }
 }
 
-/// Writes what can be read to a new store. It worked also where something was damaged: what is lost is told.
+/// Writes what can be read to a new store. That is success also for a damaged store; what is lost is listed.
 fn save(inspection: &mut Inspection, out: &Path, args: &InspectArgs) -> Result<(), Failure> {
     let saved = salvage(inspection, out).map_err(Failure::because)?;
     if args.json {

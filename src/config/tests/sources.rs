@@ -154,6 +154,11 @@ fn variables_of_a_kubernetes_service_are_ignored_and_explained_once() {
     assert!(warning.contains("and 4 more are ignored") && warning.contains("enableServiceLinks: false"), "{warning}");
     assert!(warning.ends_with("makes MESA_PORT and MESA_WIRE_PORT usable as a setting"), "{warning}");
 
+    let loaded = load_with("{}", |sources| sources.env = env(&service[2..3])).unwrap();
+    let one = loaded.warnings.iter().find(|warning| warning.contains("MESA_")).expect("a warning");
+    assert!(one.starts_with("the environment variable MESA_PORT is ignored: Kubernetes sets it for "), "{one}");
+    assert!(one.contains("removes it, and makes MESA_PORT usable"), "{one}");
+
     // A mistake is still one.
     let error = load_with("{}", |sources| sources.env = env(&[("MESA_PORT", "http://10.96.0.1:4000")])).unwrap_err();
     assert!(error.to_string().contains("port must be a whole number"), "{error}");
