@@ -58,13 +58,15 @@ pub fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
     Err(StoreError::Open { path: path.to_owned(), reason })
 }
 
-fn is_empty(directory: &Path) -> bool {
+/// Whether a directory is there with nothing in it.
+pub(super) fn is_empty(directory: &Path) -> bool {
     fs::read_dir(directory).is_ok_and(|mut files| files.next().is_none())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::disk::{DiskOptions, open};
 
     #[test]
     fn empty_log_that_a_power_cut_left_is_no_foreign_file_and_another_log_is() {
@@ -72,6 +74,10 @@ mod tests {
         let log = directory.path().join(LOG);
         fs::create_dir(&log).unwrap();
         assert!(refuse_foreign(directory.path()).is_ok());
+        drop(open(DiskOptions::new(directory.path())).expect("a store is made in its place"));
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join(LOG);
+        fs::create_dir(&log).unwrap();
         fs::write(log.join("syslog"), "a line").unwrap();
         assert!(refuse_foreign(directory.path()).is_err());
     }

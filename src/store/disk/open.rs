@@ -18,7 +18,9 @@ use super::{
     Disk, Tidying, Trees, abandon,
     chunks::{ChunkFiles, Place},
     directory::Locked,
-    end, former,
+    end,
+    foreign::is_empty,
+    former,
     mark::{Mark, Marked},
     raw::{self, RawTables, TABLES, Tail},
     rebuild,
@@ -148,7 +150,7 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     if rebuild::is_due(&log).map_err(unreadable)? {
         rebuild::rebuild(&locked, &options.path, |making| open_sled(making, options.cache_bytes)).map_err(refuse)?;
     }
-    if !log.exists() {
+    if !log.exists() || is_empty(&log) {
         make_log(&locked, options).map_err(refuse)?;
     }
     // Half-written by a process that was killed while it opened; sled would take it for the best it has.
