@@ -307,6 +307,41 @@ async fn a_log_that_cannot_be_read_is_its_users_alone() {
 }
 
 #[tokio::test]
+async fn damaged_log_of_one_user_rejects_that_user_alone() {
+    let place = Somewhere::on(Redis::start());
+    let store = place.server();
+    let log = |name: &str| format!("mesa:log:{{{name}}}_{}", place.namespace);
+    for (name, damage) in [("type", vec!["SET", "x"]), ("form", vec!["XADD", "5-0", "field", "value"])] {
+        append(&*store, 1, &[name]).await.unwrap();
+        let log = log(name);
+        if damage[0] == "SET" {
+            ask(&place, &["SET", &log, damage[1]]).await;
+        } else {
+            ask(&place, &["XADD", &log, damage[1], damage[2], damage[3]]).await;
+        }
+    }
+    let users = ["alice", "type", "bob", "type", "form", "carol"].map(user).to_vec();
+    let made = store.append(Append::new(message(2), users)).await.unwrap();
+    let damaged = Err(Reason::Damaged);
+    assert_eq!(made.seqs, [Ok(1), damaged, Ok(1), damaged, damaged, Ok(1)]);
+    for name in ["alice", "bob", "carol"] {
+        assert_eq!(read(&*store, name, 0), [(1, 2)], "{name}");
+    }
+    // What is wrong with the data of one id is that user's alone too.
+    let copied = DispatchId::new("again").unwrap();
+    let once = |users: &[&str]| Append {
+        each_once: Some(copied.clone()),
+        ..Append::new(message(3), users.iter().map(|name| user(name)).collect())
+    };
+    store.append(once(&["alice"])).await.unwrap();
+    ask(&place, &["SET", &format!("mesa:copied_{}:{{alice}}:again", place.namespace), "junk"]).await;
+    assert_eq!(store.append(once(&["alice", "bob"])).await.unwrap().seqs, [damaged, Ok(2)]);
+    // It begins anew as soon as the damage is gone.
+    ask(&place, &["DEL", &log("type")]).await;
+    assert!(append(&*store, 4, &["type"]).await.unwrap()[0] > 1);
+}
+
+#[tokio::test]
 async fn a_copy_that_several_servers_make_is_made_once_for_each_user() {
     let place = Somewhere::default();
     let servers = [place.server(), place.server()];

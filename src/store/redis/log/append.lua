@@ -60,12 +60,12 @@ for n = 1, tonumber(A[18]) do
   messages[n] = {A[at], tonumber(A[at + 1]), A[at + 2], A[at + 3], tonumber(A[at + 4])}
   at = at + 5
 end
--- Each log is opened once and put back at the end, however many copies are for it.
-local answer, woken, open, opened = {}, {}, {}, {}
-for n = 1, (#A - at + 1) / 3 do
-  local message, user, view = messages[tonumber(A[at])], A[at + 1], A[at + 2]
+-- Each log is opened once and saved at the end, however many copies are for it.
+local answer, woken, open, opened, damaged = {}, {}, {}, {}, {}
+
+-- Appends one item. Gives its sequence, and how many entries were dropped.
+local function append(n, message, user, view)
   local state, log, done = K[n * 3], K[n * 3 + 1], K[n * 3 + 2]
-  at = at + 3
   local once = message[4]
   local window = message[5] > 0 and message[5] or WINDOW
   local before = once ~= '' and redis.call('GET', done)
@@ -73,11 +73,8 @@ for n = 1, (#A - at + 1) / 3 do
   local is_done = before and before.at + window > NOW
   local S = open[state]
   if not S then
-    -- What is wrong with one user does not concern the others.
-    local whole, found = pcall(load, state)
-    if not whole and not is_damage(found) then error(type(found) == 'table' and found or {err = found}) end
-    S = whole and found
-    if S and not (is_done and view == '') then
+    S = load(state)
+    if not (is_done and view == '') then
       look(S)
       enter(S, log)
       if view ~= '' then take_view(S, log, view) else release(S, log) end
@@ -85,24 +82,49 @@ for n = 1, (#A - at + 1) / 3 do
       opened[#opened + 1] = {state, user, n}
     end
   end
-  local seq, dropped = -1, 0
-  if S and is_done then
-    seq = before.seq
-  elseif S then
-    seq, dropped = keep(S, log, user, message[1], message[2], message[3])
-    if seq > 0 and woken[#woken] ~= user then woken[#woken + 1] = user end
-    -- Who had no room may have some when it is asked for again.
-    if once ~= '' and seq > 0 then
-      redis.call('SET', done, cmsgpack.pack({at = NOW, seq = seq}), 'PX', int(window))
-    end
+  if is_done then return before.seq, 0 end
+  local seq, dropped = keep(S, log, user, message[1], message[2], message[3])
+  if seq > 0 and woken[#woken] ~= user then woken[#woken + 1] = user end
+  -- Who had no room may have some when it is asked for again.
+  if once ~= '' and seq > 0 then
+    redis.call('SET', done, cmsgpack.pack({at = NOW, seq = seq}), 'PX', int(window))
   end
-  answer[#answer + 1] = seq
-  answer[#answer + 1] = dropped
+  return seq, dropped
+end
+
+-- Runs a part of the step for one user. Damage to what is stored of that user fails that part alone. Lua itself fails where what
+-- is stored does not have the form that it was written in.
+local function guarded(part, ...)
+  local whole, first, second = pcall(part, ...)
+  if whole then return first, second end
+  if not is_damage(first) and not (type(first) == 'string' and string.find(first, '^user_script:')) then
+    error(type(first) == 'table' and first or {err = first})
+  end
+  return nil
+end
+
+local states = {}
+for n = 1, (#A - at + 1) / 3 do
+  local state = K[n * 3]
+  states[n] = state
+  local seq, dropped
+  if not damaged[state] then seq, dropped = guarded(append, n, messages[tonumber(A[at])], A[at + 1], A[at + 2]) end
+  if not seq then damaged[state] = true end
+  answer[#answer + 1] = seq or -1
+  answer[#answer + 1] = dropped or 0
   answer[#answer + 1] = -1
   answer[#answer + 1] = 0
+  at = at + 3
 end
 for _, one in ipairs(opened) do
-  answer[one[3] * 4 - 1], answer[one[3] * 4] = save(one[1], open[one[1]], one[2])
+  local state, user, n = one[1], one[2], one[3]
+  local due, unknown
+  if not damaged[state] then due, unknown = guarded(save, state, open[state], user) end
+  if due then answer[n * 4 - 1], answer[n * 4] = due, unknown else damaged[state] = true end
+end
+-- A state that was not saved knows of none of its entries.
+for n, state in ipairs(states) do
+  if damaged[state] then answer[n * 4 - 3], answer[n * 4 - 2] = -1, 0 end
 end
 if #woken > 0 then redis.call('PUBLISH', A[14], NODE .. '\0' .. table.concat(woken, '\0')) end
 answer[#answer + 1] = TOGETHER and redis.call('HINCRBY', A[17], 'steps', 1) or 0
