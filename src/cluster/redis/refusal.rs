@@ -215,18 +215,19 @@ pub(super) fn meaning(error: &RedisError) -> Meaning {
 fn of_code(code: &str, detail: &str) -> Meaning {
     let (code, detail) = within_script(code, detail);
     let answered = |error, retry| Meaning { error, answered: true, retry };
+    let named = if detail.is_empty() { code.to_owned() } else { format!("{code}: {detail}") };
     if code == "OOM" || detail.contains("OOM command not allowed") {
-        return answered(LinkError::Full(format!("{code}: {detail}").into()), Retry::Same);
+        return answered(LinkError::Full(named.into()), Retry::Same);
     }
     if DAMAGE.contains(&code) || is_script_failure(code, detail) {
-        return answered(LinkError::Damaged(format!("{code}: {detail}").into()), Retry::Same);
+        return answered(LinkError::Damaged(named.into()), Retry::Same);
     }
     let Some(known) = KNOWN.iter().find(|known| known.code == code) else {
         // Of what is not known nothing is assumed but that it says nothing about the data.
-        let text = format!("Redis refuses a request ({code}: {detail}). Its documentation names the cause");
+        let text = format!("Redis refuses a request ({named}). Its documentation names the cause");
         return answered(LinkError::Refused(text.into()), Retry::Same);
     };
-    let text = format!("{} ({code}: {detail})", known.sentence).into();
+    let text = format!("{} ({named})", known.sentence).into();
     let error = if known.passes { LinkError::Lost(text) } else { LinkError::Refused(text) };
     answered(error, known.retry)
 }
@@ -336,6 +337,8 @@ mod tests {
         let within =
             "The user executing the script can't run this command or subcommand script: c0ffee, on @user_script:3.";
         assert!(of("ERR", within).to_string().contains("(NOPERM: The user executing"));
+        let silent = of("WRONGPASS", "").to_string();
+        assert!(silent.ends_with("(WRONGPASS)"), "{silent}");
         let unknown = of("UNHEARDOF", &"é".repeat(400)).to_string();
         assert!(unknown.contains("UNHEARDOF") && unknown.len() < DETAIL_BYTES_MAX + 200, "{unknown}");
     }
