@@ -103,6 +103,38 @@ async fn redis_emptied_under_three_servers_delivers_all_later_messages_in_order(
     emptied(3).await;
 }
 
+/// What one server's clients acknowledge stays for the sessions of another that has yet to report them.
+// covers: G4, G5
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_that_stood_still_while_redis_was_emptied_delivers_what_others_acknowledged() {
+    let stage = Stage::new(2);
+    let (mut here, mut there) = (stage.client(0, "alice").await, stage.client(1, "alice").await);
+    let mut phone = Socket::connect_as(stage.servers[1].address, "alice", Some(0), None).await.expect("a client");
+    dispatch_all(&stage, 1..=10, &["alice"]).await;
+    for client in [&mut here, &mut there, &mut phone] {
+        assert_eq!(through(client, 10).await, (1..=10).collect::<Vec<_>>());
+    }
+    let port = stage.redis().address().port();
+    until("the first to know of the second", async || {
+        cli(port, &["HGET", "mesa:{here}:era", "renewed"]).parse::<u64>().is_ok_and(|beats| beats >= 3)
+    })
+    .await;
+    stage.servers[1].signal(rustix::process::Signal::STOP);
+    assert_eq!(cli(port, &["FLUSHALL"]), "OK");
+    for n in 11..=30 {
+        stage.dispatch(0, &message(n, &["alice"])).await;
+    }
+    assert_eq!(through(&mut here, 30).await, (11..=30).collect::<Vec<_>>());
+    settled(&stage, "alice", &mut here).await;
+    stage.servers[1].signal(rustix::process::Signal::CONT);
+    assert_eq!(through(&mut there, 30).await, (11..=30).collect::<Vec<_>>(), "{}", stage.homes[1].log());
+    assert_eq!(through_with_gaps(&mut phone, 30).await, ((11..=30).collect(), vec!["lost".to_owned()]));
+    // Then it is trimmed.
+    phone.confirm_through(1 << 50).await.expect("it is there");
+    settled(&stage, "alice", &mut there).await;
+    until("the log to be trimmed", async || cli(port, &["XLEN", "mesa:log:{alice}"]) == "0").await;
+}
+
 /// It knows of no epoch before, and begins the first one; those that know more have their clients get what it took meanwhile.
 // covers: G4, G5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -62,7 +62,7 @@ pub(super) async fn listen(link: Weak<Link>) {
             }
             Heard::Said(channel, payload) if channel == wake => match woken(payload, &node) {
                 Some(users) => {
-                    if payload.ends_with(EPOCH_BEGINS.as_bytes()) {
+                    if payload.ends_with(EPOCH_BEGINS.as_bytes()) || is_new(link, payload) {
                         link.beats_sooner.notify_one();
                     }
                     link.tell(&Told::Woken(users));
@@ -93,4 +93,10 @@ pub(super) async fn listen(link: Weak<Link>) {
 fn woken(payload: &[u8], node: &str) -> Option<Vec<UserId>> {
     let mut parts = std::str::from_utf8(payload).ok()?.split('\0');
     (parts.next()? != node).then(|| parts.filter_map(|user| UserId::new(user).ok()).collect())
+}
+
+/// Whether this is the name of a server that this one does not know yet. It asks at once who lives, since steps on logs wait for
+/// those that it knows.
+fn is_new(link: &Link, payload: &[u8]) -> bool {
+    !payload.contains(&0) && !link.live().nodes.split(',').any(|node| node.as_bytes() == payload)
 }

@@ -215,7 +215,7 @@ impl Caller {
 
     /// Reads entries, and the epoch of the log. A report is written in the same step, and counts for what is read.
     ///
-    /// `None` where sessions that know the log in the epoch `known` have read another one: with a report that is put right.
+    /// `None` where sessions know the log in an epoch `known` that it is not in: it has to be read with a report.
     pub(super) async fn read(
         &self,
         user: &UserId,
@@ -227,6 +227,7 @@ impl Caller {
         // What is beyond these is beyond what a number of Lua can say, and beyond any log.
         let most = |number: u64| text(number.min(1 << 50));
         let (mut entries, mut bytes, mut after, mut report) = (Vec::new(), 0, after, report);
+        let mut known: Era = known.into();
         loop {
             let had = [entries.len() as u64, bytes];
             let mut arguments: Arguments =
@@ -236,10 +237,11 @@ impl Caller {
                     arguments.extend([view(report), text(user)]);
                     let answer = self.step(&steps::NOTE_AND_READ, self.keys(user)?, arguments).await?;
                     self.listed(user, integer(&answer, 3)?, integer(&answer, 4)? == 1).await?;
+                    known = era(&answer, 1)?;
                     answer
                 }
                 None => {
-                    arguments.push(text(known));
+                    arguments.push(text(&known));
                     self.step(&steps::READ, self.keys(user)?, arguments).await?
                 }
             };

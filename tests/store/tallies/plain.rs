@@ -18,7 +18,7 @@ const ISLANDS_MAX: usize = 16;
 pub struct Looked {
     pub head: Seq,
     pub era: String,
-    /// Servers that hold something.
+    /// Servers that hold something, and one more where some may have yet to report it after a failover.
     pub held: u64,
     pub blocks: usize,
     /// Sequence, bytes, and when it expires (0 = never).

@@ -9,5 +9,5 @@ if from <= S.head then
   everybody_receives(S, 1, S.head)
   gone(S, from, S.head, CLEARED)
 end
-release(S, K[4])
+release(S, K[4], true)
 return {cleared, save(K[3], S, A[18])}

@@ -13,6 +13,9 @@ local function find_epoch()
   return here[3], tonumber(here[4] or 0), here[6] or ''
 end
 
+-- When the epoch that the caller has adopted began, in ms.
+local BEGAN = tonumber(string.match(A[15], '%d+$')) or 0
+
 local ERA, BASE, SUSPECT = find_epoch()
 if not ERA then return 'era' end
 

@@ -54,7 +54,8 @@ local function enter(S, log)
   end
   -- A shard has no base. One that joined later may have had this log, and have come back without it.
   if not TOGETHER and to and (era or not string.find(A[17], ERA, 1, true)) then to = math.max(to, math.floor(NOW)) end
-  if era then S.at = NOW end
+  -- One that is not there may have been lost where the epoch is young.
+  if era or BASE > 0 and NOW < BEGAN + SAY_AGAIN then S.at = NOW end
   if not TOGETHER and era then account_for(S, era) end
   -- A log of a Cluster that was flushed and began anew is another one.
   S.era = TOGETHER and ERA or ERA .. ':' .. int(NOW * 1000)
@@ -71,5 +72,6 @@ end
 local function rejoin(S, log, known, seen)
   if not is_apart(S, known) then return end
   account_for(S, known)
+  S.at = NOW
   renumber(S, log, math.max(S.head + BEYOND, seen + BEYOND, BASE, math.floor(NOW)))
 end

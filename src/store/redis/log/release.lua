@@ -29,7 +29,9 @@ local function forget_keys(S, gone)
   S.keys = kept
 end
 
-local function release(S, log)
+-- `at_once`: also what servers may have yet to report that they hold (`awaits`).
+local function release(S, log, at_once)
+  if not at_once and awaits(S) then return end
   local low = through(S)
   local held = hold(S)
   if held then low = math.min(low, held) end

@@ -25,6 +25,8 @@ local function make_room(S, log, bytes)
     if fits(S, bytes) then return 0 end
     drop_expired(S, log)
   end
+  -- What all cursors have received refuses no message and drops none, even where a server has yet to report what it holds.
+  release(S, log, true)
   if not DROP or fits(S, bytes) then return 0 end
   local to = room_through(S, log, bytes)
   if not to then return 0 end

@@ -1,6 +1,10 @@
 -- When somebody has to look at this log although nothing happens, in seconds; 0 = never.
 local function due(S)
   local at = S.exp
+  -- What waits for servers to report is trimmed then at the latest.
+  if S.n > 0 and awaits(S) and through(S) > S.rel then
+    at = earlier(at, math.floor((S.at + SAY_AGAIN) / 1000) + 1)
+  end
   -- A device that is its user's only cursor is not forgotten: it is looked at only while it is here.
   local only = #S.dv == 1 and not S.sh and not is_attached(S, S.dv[1][1])
   if DEVICE_AGE > 0 and #S.dv > 0 and not only then

@@ -26,3 +26,14 @@ local function is_attached(S, device)
   end
   return false
 end
+
+-- Whether a server that lives has not yet reported what its sessions hold since this log came into its epoch. For so long nothing
+-- is trimmed because all cursors have received it: a session of that server may have yet to read it.
+local function awaits(S)
+  if not S.at or NOW < S.at or NOW > S.at + SAY_AGAIN then return false end
+  for node in pairs(LIVE) do
+    local view = S.views[node]
+    if not view or view.e ~= S.era then return true end
+  end
+  return false
+end
