@@ -130,7 +130,7 @@ local held = 0
 for _, view in pairs(S.views) do
   if view.h >= 0 then held = held + 1 end
 end
--- After a failover what everybody has received stays until all servers that live have reported, which nobody here knows.
+-- After a failover what everybody has received stays until all servers that live have reported, which is not known here.
 if S.at then held = held + 1 end
 local log = {head = S.head, era = S.era or '', held = held, entries = {}, keys = {}, cursors = {}}
 for at, entry in ipairs(entries) do log.entries[at] = {entry.seq, entry.bytes, entry.expires} end
