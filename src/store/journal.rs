@@ -173,6 +173,7 @@ pub(super) fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn 
     let mut committer = Committer::new(shared.clone(), recovered.journal, &options);
     // Whoever opens a store that is full is told so by its first answer.
     committer.look_at_room();
+    committer.look_for_events();
     let thread = thread::Builder::new().name("mesa-commit".into()).spawn(move || committer.run());
     let thread = thread.map_err(|error| StoreError::Failed(format!("cannot start a thread: {error}").into()))?;
     Ok(Arc::new(Journal { shared, thread: Mutex::new(Some(thread)) }))

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Append, CollapseKey, Limits, Note, ReadLimit, Store, StoreError,
+    Append, CollapseKey, EventKind, Limits, Note, OutboxEvent, OutboxOptions, ReadLimit, Store, StoreError,
     engine::{Engine, EngineError, Table, TableSpace},
     journal::{self, Options, Tuning},
     memory::Memory,
@@ -269,4 +269,97 @@ async fn reservation_of_unsettled_messages_is_counted_until_they_are_settled_or_
     let store = open(Tuning { settle_after: Duration::ZERO, ..Tuning::default() });
     until("everything to be settled", || tables.floor(Table::Journal, &[0xFF; 9]).unwrap().is_none()).await;
     store.append(append(7, 100)).await.unwrap();
+}
+
+/// A store on a disk of which 8 MiB are to stay free. The file of the tables grows by as much again.
+fn store_with_outbox(tables: &Arc<Scarce>) -> Arc<dyn Store> {
+    let limits = Limits { free_bytes: 8 << 20, ..Limits::default() };
+    let outbox = Some(OutboxOptions { events: 1000, bytes: 100 << 20, kinds: EventKind::CHOICE.to_vec() });
+    journal::open(tables.clone(), Options { limits, outbox, ..Options::default() }).unwrap()
+}
+
+/// The outbox writes copies of messages: it takes nothing of what is to stay free. What can be derived from the logs waits
+/// there, other events wait in memory, and all is written when there is space.
+#[tokio::test]
+async fn outbox_leaves_free_what_is_to_stay_free_and_is_written_when_there_is_space() {
+    let tables = Scarce::new(i64::MAX, 0, false);
+    tables.free.store((16 << 20) + 20_000, Ordering::Relaxed);
+    let store = store_with_outbox(&tables);
+    let outbox = store.outbox().unwrap();
+    let payload = "x".repeat(50_000);
+    let put = |seq| {
+        let (user, devices, payload) = (user(1).as_str().to_owned(), vec![None], payload.clone());
+        let event = OutboxEvent::Undelivered { user, seq, devices, payload };
+        outbox.put_undelivered(&self::user(1), seq, event)
+    };
+    let delivered = || OutboxEvent::Delivered { user: "user-2".into(), device: None, from: 1, to: 1 };
+    until("the look at the disk", || !put(1)).await;
+    let before = outbox.status();
+    assert_eq!((before.events, outbox.reported(&user(1)).unwrap()), (0, 0), "nothing of it was written");
+    // One small event fits; a large one of a client does not.
+    outbox.put(delivered());
+    until("the small event", || outbox.status().events == 1).await;
+    let connection = String::new();
+    outbox.put(OutboxEvent::Message { connection, user: None, op: 0, data: Some(payload.clone()), kind: None });
+    outbox.put(delivered());
+    // The commit thread works on: it has looked at them by then.
+    store.append(Append::new(self::payload(1), vec![user(3)])).await.unwrap();
+    store.append(Append::new(self::payload(2), vec![user(3)])).await.unwrap();
+    assert_eq!(outbox.status().events, 1);
+    // Messages that were taken are to be settled there.
+    tables.free.store(1 << 40, Ordering::Relaxed);
+    until("the events that waited", || outbox.status().events == 3).await;
+    until("the undelivered message", || put(1)).await;
+    until("all events", || outbox.status().events >= 4).await;
+    assert_eq!((outbox.status().lost, outbox.reported(&user(1)).unwrap()), (0, 1));
+    store.close().await.unwrap();
+}
+
+/// Removing is what gives space back: a disk without space for anything else lets it go on.
+#[tokio::test]
+async fn events_that_were_taken_are_removed_where_the_tables_have_little_space() {
+    let tables = Scarce::new(i64::MAX, 0, false);
+    let store = store_with_outbox(&tables);
+    let outbox = store.outbox().unwrap();
+    let event = |n: u64| OutboxEvent::Message {
+        connection: String::new(),
+        user: None,
+        op: n,
+        data: Some("x".repeat(50_000)),
+        kind: None,
+    };
+    for n in 1..=40 {
+        outbox.put(event(n));
+    }
+    until("the events", || outbox.status().events == 40).await;
+    tables.refused.store(i64::MAX, Ordering::SeqCst);
+    tables.left.store(0, Ordering::SeqCst);
+    outbox.put(event(41));
+    outbox.remove(40);
+    until("the removal", || outbox.status().removed == 40).await;
+    assert_eq!(outbox.status().events, 0);
+    tables.refused.store(0, Ordering::SeqCst);
+    until("the last event", || outbox.status().events == 1).await;
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn events_that_wait_for_space_when_the_store_is_closed_are_counted_as_lost() {
+    let tables = Scarce::new(i64::MAX, 0, false);
+    tables.free.store(8 << 20, Ordering::Relaxed);
+    let store = store_with_outbox(&tables);
+    let outbox = store.outbox().unwrap();
+    for n in 1..=3 {
+        outbox.put(OutboxEvent::Delivered { user: "user-1".into(), device: None, from: n, to: n });
+    }
+    store.close().await.unwrap();
+    drop(store);
+    tables.free.store(1 << 40, Ordering::Relaxed);
+    let store = store_with_outbox(&tables);
+    let outbox = store.outbox().unwrap();
+    until("the count", || outbox.status().events == 1).await;
+    let event = outbox.read(0, 1, 1).unwrap().remove(0).event;
+    let OutboxEvent::Overflow { lost, .. } = event else { panic!("{event:?}") };
+    assert_eq!(lost, [(EventKind::Delivered as u8, 3)]);
+    store.close().await.unwrap();
 }

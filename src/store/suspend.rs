@@ -123,6 +123,18 @@ impl Committer {
         self.look().free
     }
 
+    /// What was found of the disk is found anew.
+    pub(super) fn look_again(&mut self) {
+        self.suspended.looked = None;
+    }
+
+    /// Bytes that work in the background may take: without what is to stay free, and what is set aside for messages.
+    pub(super) fn spare_space(&mut self) -> u64 {
+        let Some(free) = self.disk_free() else { return u64::MAX };
+        let least = self.limits.free_bytes.max(MARGIN_BYTES);
+        free.saturating_sub(least).saturating_sub(self.shared.index.reserved())
+    }
+
     /// How much may be put into the tables.
     pub(super) fn table_space(&mut self) -> TableSpace {
         self.look().tables
@@ -299,6 +311,7 @@ impl Committer {
             return self.sync_if_behind();
         }
         self.write_outbox()?;
+        self.give_up_events()?;
         let engine = &self.shared.engine;
         engine.checkpoint()?;
         engine.put(Table::Meta, CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;

@@ -94,6 +94,8 @@ struct Inside {
     lost: Lost,
     /// Events lost since the store was opened.
     lost_total: u64,
+    /// Bytes of events that the disk has space for, as the commit thread found it last, less what it wrote since.
+    space: u64,
 }
 
 /// What was lost, and not told of yet.
@@ -207,11 +209,17 @@ impl Outbox {
     }
 
     /// Puts in that a message is undelivered, and remembers that all up to it were told of. False, and nothing is done,
-    /// where there is no room: it can be told later.
+    /// where there is no room, or no space on the disk: it can be told later.
     #[must_use]
     pub fn put_undelivered(&self, user: &UserId, seq: Seq, event: OutboxEvent) -> bool {
         let now_ms = self.clock.now_ms();
         let mut inside = self.inside.lock();
+        if inside.waiting_bytes.saturating_add(event.bytes()) > inside.space {
+            drop(inside);
+            // It looks at the disk again.
+            self.queue.nudge();
+            return false;
+        }
         if !self.make_room(&mut inside, event.bytes(), now_ms) {
             return false;
         }

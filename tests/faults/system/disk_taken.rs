@@ -269,3 +269,44 @@ fn fan_outs_take_no_more_than_max_bytes() {
     });
     until("what was received not to count", PATIENCE, || fan_out(&mut http, 50_000, "last", 50) == 200);
 }
+
+/// Copies of messages for a webhook whose receiver is down are work in the background: they leave free what is to stay free.
+#[test]
+fn disk_is_not_filled_by_the_outbox_of_a_webhook_whose_receiver_is_down() {
+    const MIN_FREE: u64 = 16 * MIB;
+    let webhook = "webhook: { url: 'http://127.0.0.1:9/', secret: 'sixteen-bytes-xx', allowPrivate: true, undeliveredAfter: 100 }";
+    let mut home = Home::with(&format!("store: {{ minFree: {MIN_FREE} }}, portal: {{ {webhook} }}"));
+    let Some(disk) = Disk::mount(&home, 160 * MIB) else { return };
+    home.move_store(disk.0.join("store"));
+    home.set_variable("PLANTED_BUG", "SettleSoon");
+    let server = home.start();
+    let mut http = connect(&server);
+    // 55 MiB of messages; more than twice that as events, in what is left.
+    assert_eq!(fan_out(&mut http, 50_000, "away", 1100), 200);
+    until_flushed(&disk.0.join("store/inbox"), 1100 * 50_000);
+    until("events", PATIENCE, || metric(&mut http, "mesa_webhook_outbox_events") > 0);
+    let end = Instant::now() + 2 * FULL;
+    while Instant::now() < end {
+        let free = disk.free();
+        assert!(free >= MIN_FREE, "{free} bytes are free");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(not_ready(&mut http), None);
+    assert_eq!(refusal(&mut http).0, 200);
+    for n in 0..20 {
+        let (status, answer) = http.call("DELETE", &format!("/v1/users/away-{n}/messages"), "").expect("an answer");
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&answer));
+    }
+    server.process.kill();
+    let server = home.start();
+    let mut http = connect(&server);
+    assert_eq!((not_ready(&mut http), pending(&mut http, "away-0"), pending(&mut http, "away-20")), (None, 0, 1));
+}
+
+/// A figure of the server's.
+fn metric(http: &mut Http, name: &str) -> u64 {
+    let (_, text) = http.call("GET", "/metrics", "").expect("an answer");
+    let text = String::from_utf8(text).expect("text");
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.expect("the figure")
+}

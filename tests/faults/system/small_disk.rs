@@ -42,6 +42,12 @@ impl Disk {
         written
     }
 
+    /// Bytes that are free there.
+    pub fn free(&self) -> u64 {
+        let disk = rustix::fs::statvfs(&self.0).expect("it is there");
+        disk.f_bavail * disk.f_frsize
+    }
+
     fn ballast(&self) -> PathBuf {
         self.0.join("of-another-process")
     }
