@@ -96,6 +96,22 @@ async fn server_whose_log_is_a_full_device_serves_and_stops_in_order() {
 }
 
 #[tokio::test]
+async fn server_whose_log_is_as_large_as_a_file_may_be_serves_and_stops_in_order() {
+    // More than the files of the store.
+    const BYTES: u64 = 64 << 20;
+    let home = Home::new();
+    let log = File::options().create(true).append(true).open(home.path("large")).expect("a log");
+    log.set_len(BYTES).expect("a length");
+    let mut command = home.command(&["prlimit", &format!("--fsize={BYTES}")]);
+    command.stderr(log);
+    let server = home.wait_until_ready(Process::new(command.spawn().expect("prlimit starts")));
+    nonsense(&server, 5).await;
+    serves(&server);
+    counts_dropped_lines(&server);
+    stops_in_order(server);
+}
+
+#[tokio::test]
 async fn server_whose_log_reader_stalls_serves_and_stops_in_order() {
     let home = Home::new();
     let (reader, writer) = pipe();
@@ -197,4 +213,5 @@ fn signal_for_a_reload_is_ignored_with_one_line() {
     stops_in_order(server);
     let log = fs::read_to_string(home.path("log")).expect("a log");
     assert_eq!(log.matches("is ignored").count(), 3, "{log}");
+    assert_eq!(log.matches("configuration is read").count(), 1, "only SIGHUP is for that: {log}");
 }

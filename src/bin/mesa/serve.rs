@@ -23,6 +23,12 @@ const LEFTOVERS: Duration = Duration::from_secs(1);
 /// Runs a server until it is told to stop.
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let loaded = load(&sources(args)).map_err(|error| config::unusable(&error))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::because(format!("cannot start: {error}")))?;
+    // Before the first line of the log, whose file may be as large as it may get.
+    runtime.block_on(async { system::ignore_file_size_signal() }).map_err(Failure::because)?;
     logging::start(&loaded.config.log)?;
     // What the configuration itself is warned of, the server says when it is put together.
     let of_the_server = loaded.config.validate().map_err(|error| config::unusable(&error))?;
@@ -30,11 +36,6 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     system::raise_file_limit();
-
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::because(format!("cannot start: {error}")))?;
     let served = runtime.block_on(serve(args, loaded));
     runtime.shutdown_timeout(LEFTOVERS);
     served

@@ -69,24 +69,35 @@ pub fn shutdown() -> io::Result<impl Future<Output = ()> + Send> {
     })
 }
 
-/// Ignores the signals with which operators have other servers read their configuration or open their logs again.
+/// Ignores the signals with which operators have other servers read their configuration, open their logs again or say how they are.
 ///
 /// By default each of them would end the server without a line in the log.
 pub fn ignore_reload_signals() -> io::Result<()> {
+    const CONFIGURATION: &str = "a changed configuration is read when the server is started again";
+    const NOTHING: &str = "the server does nothing at this signal";
     let kinds = [
-        ("SIGHUP", SignalKind::hangup()),
-        ("SIGUSR1", SignalKind::user_defined1()),
-        ("SIGUSR2", SignalKind::user_defined2()),
+        ("SIGHUP", SignalKind::hangup(), CONFIGURATION),
+        ("SIGUSR1", SignalKind::user_defined1(), NOTHING),
+        ("SIGUSR2", SignalKind::user_defined2(), NOTHING),
     ];
-    for (name, kind) in kinds {
+    for (name, kind, why) in kinds {
         let mut signals = signal(kind)?;
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
-                tracing::warn!("{name} is ignored: a changed configuration is read when the server is started again");
+                tracing::warn!("{name} is ignored: {why}");
             }
         });
     }
     Ok(())
+}
+
+/// Ignores the signal of a write beyond the largest size that a file of this process may have (RLIMIT_FSIZE).
+///
+/// By default it ends the server without a line in the log. Ignored, the write fails: a line of the log is dropped and counted,
+/// and to the store it is a full disk.
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    // Taken over, and never received: a line of the log about it may be what causes the next.
+    signal(SignalKind::from_raw(Signals::FILE_SIZE)).map(drop)
 }
 
 /// SIGTERM and SIGINT.
@@ -96,6 +107,9 @@ pub struct Signals {
 }
 
 impl Signals {
+    /// SIGXFSZ.
+    const FILE_SIZE: i32 = rustix::process::Signal::XFSZ.as_raw();
+
     /// From now on these signals no longer end the program by themselves.
     pub fn new() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
