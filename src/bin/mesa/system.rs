@@ -91,7 +91,7 @@ pub fn ignore_reload_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Ignores the signal of a write beyond the largest size that a file of this process may have (RLIMIT_FSIZE).
+/// Ignores the signal of a write beyond the largest size that a file of this process may have (`RLIMIT_FSIZE`).
 ///
 /// By default it ends the server without a line in the log. Ignored, the write fails: a line of the log is dropped and counted,
 /// and to the store it is a full disk.

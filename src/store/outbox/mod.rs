@@ -209,7 +209,7 @@ impl Outbox {
     }
 
     /// Puts in that a message is undelivered, and remembers that all up to it were told of. False, and nothing is done,
-    /// where there is no room, or no space on the disk: it can be told later.
+    /// where there is no room, or no space on the disk: it can be reported later.
     #[must_use]
     pub fn put_undelivered(&self, user: &UserId, seq: Seq, event: OutboxEvent) -> bool {
         let now_ms = self.clock.now_ms();

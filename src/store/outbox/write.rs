@@ -108,7 +108,7 @@ impl Outbox {
             self.tell_lost(&mut inside, now_ms);
         }
         let waiting = inside.take_waiting();
-        // What was lost is taken back, and up to where messages were told of is written, only with the events that say so.
+        // What was lost is taken back, and up to where messages were reported is written, only with those events.
         let all = inside.waiting.is_empty();
         let due = !inside.lost.stored || now_ms.saturating_sub(inside.lost.stored_ms) >= LOST_PAUSE_MS;
         let (mut lost, mut lost_told) = (None, false);
@@ -262,7 +262,7 @@ impl Inside {
 
 impl Committer {
     /// Writes what was put into the outbox, if there is one, and makes that as durable as configured. Where the disk has no space
-    /// for it beside all that was taken, it waits, up to its bound, and is counted as lost beyond that.
+    /// for it and for all that was taken, it waits, up to its bound, and is counted as lost beyond that.
     pub(in crate::store) fn write_outbox(&mut self) -> Result<(), EngineError> {
         let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
         let Some(space) = self.space_for_events() else {
