@@ -40,3 +40,16 @@ async fn list_of_40_mb_for_one_user_is_taken_in_pieces() {
     assert!(rise < RISE_MAX, "{} MB for a list of {} MB", rise >> 20, (MESSAGES * BYTES as u64) >> 20);
     assert_eq!(redis(&stage, &["EXISTS", "undelivered_messages"]), "0");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn list_of_messages_that_cannot_be_sent_is_logged_once_in_an_interval() {
+    let stage = Stage::new(1);
+    let list = format!("[{}]", vec![r#"{"t":5}"#; 200].join(","));
+    assert_eq!(redis(&stage, &["HSET", "undelivered_messages", "alice", &list]), "1");
+    let _alice = stage.client(0, "alice").await;
+    until("all to be put aside", async || redis(&stage, &["HKEYS", "undelivered_messages"]).contains("aside:alice"))
+        .await;
+    let log = std::fs::read_to_string(stage.homes[0].path("log")).expect("a log");
+    let lines = log.lines().filter(|line| line.contains("it is put aside")).count();
+    assert!((1..=2).contains(&lines), "{lines} lines");
+}

@@ -15,10 +15,14 @@ use super::{
 };
 use crate::{
     cluster::redis::{Link, LinkError, Script, StockMessage},
+    health::LogLimit,
     logging::excerpt,
     message::{DispatchId, UserId},
     store::Append,
 };
+
+/// A list may hold many messages that cannot be sent: one line in an interval, with how many were put aside since the last.
+static ASIDE: LogLimit = LogLimit::new();
 
 /// Bytes of a list that are read at once. What was read and is not in a log yet is no more than this and one message.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -206,7 +210,9 @@ impl<'a> List<'a> {
             match read(text, self.user, &self.at.name, at.0, self.bytes_max) {
                 Ok(append) => part.left.push(Left { at, append }),
                 Err(error) => {
-                    tracing::error!(user = %excerpt(self.user), %error, "a message that the original has left cannot be sent to a client: it is put aside");
+                    if let Some(suppressed) = ASIDE.due("message") {
+                        tracing::error!(user = %excerpt(self.user), %error, suppressed, "a message that the original has left cannot be sent to a client: it is put aside");
+                    }
                     part.aside.push((at, Bytes::copy_from_slice(text.trim_ascii())));
                 }
             }
@@ -225,7 +231,9 @@ impl<'a> List<'a> {
             return Ok(stops.is_none());
         }
         if then == Then::Broken {
-            tracing::error!(user = %excerpt(self.user), place, "what the original has left for this user is no list of messages from there on: it is put aside");
+            if let Some(suppressed) = ASIDE.due("list") {
+                tracing::error!(user = %excerpt(self.user), place, suppressed, "what the original has left for this user is no list of messages from there on: it is put aside");
+            }
         }
         let (before, text) = (self.at.text(), now.text());
         let fields = [format!("\0mesa:aside:{}", self.user), format!("{TAKEN}{}", self.user)];
