@@ -65,7 +65,8 @@ impl Refusing {
         };
         // A connection that was killed is reported as lost first.
         until("the answer to say why", async || refused().await.contains(code)).await;
-        let recovered = self.lines_with("again");
+        // "Redis is there again" may follow a request that timed out before the refusals began, on a busy machine.
+        let recovered = self.lines_with("accepts again");
         for _ in 0..REFUSED {
             // Where Redis refuses writes alone, this read is answered. That is no end of the refusal.
             stage.ask(0, "GET", "/v1/users/alice", &Value::Null).await;
@@ -79,7 +80,7 @@ impl Refusing {
             status == 503 && String::from_utf8_lossy(&text).contains(code)
         })
         .await;
-        let recovered = self.lines_with("again") - recovered;
+        let recovered = self.lines_with("accepts again") - recovered;
         assert_eq!(recovered, 0, "{code}: it is refused still\n{}", self.stage.homes[0].log());
         let lines = self.lines() - before;
         assert!(lines <= LINES_MAX, "{code}: {lines} lines\n{}", self.stage.homes[0].log());

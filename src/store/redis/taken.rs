@@ -230,10 +230,10 @@ impl<'a> List<'a> {
         if then == Then::More && now == self.at {
             return Ok(stops.is_none());
         }
-        if then == Then::Broken {
-            if let Some(suppressed) = ASIDE.due("list") {
-                tracing::error!(user = %excerpt(self.user), place, suppressed, "what the original has left for this user is no list of messages from there on: it is put aside");
-            }
+        if then == Then::Broken
+            && let Some(suppressed) = ASIDE.due("list")
+        {
+            tracing::error!(user = %excerpt(self.user), place, suppressed, "what the original has left for this user is no list of messages from there on: it is put aside");
         }
         let (before, text) = (self.at.text(), now.text());
         let fields = [format!("\0mesa:aside:{}", self.user), format!("{TAKEN}{}", self.user)];
