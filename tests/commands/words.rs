@@ -227,6 +227,8 @@ fn store_is_not_made_among_other_files() {
     let mut home = Home::new();
     let directory = home.path("documents");
     fs::create_dir_all(directory.join("log")).unwrap();
+    // An empty one could be what a power cut left of a first start.
+    fs::write(directory.join("log").join("syslog"), "a line").unwrap();
     fs::write(directory.join("letter.txt"), "Dear Alice").unwrap();
     let files = || fs::read_dir(&directory).unwrap().map(|file| file.unwrap().file_name()).collect::<BTreeSet<_>>();
     let before = files();
