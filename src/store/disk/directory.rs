@@ -34,6 +34,9 @@ impl Drop for Locked {
     }
 }
 
+/// Bytes of the lock file that are written over at most: a process id has ten.
+const LOCK_BYTES_MAX: u64 = 32;
+
 impl Locked {
     /// Makes the directory if it is not there, readable by its owner alone, and locks it.
     pub(super) fn new(path: &Path) -> Result<Self, StoreError> {
@@ -72,7 +75,10 @@ impl Locked {
         }
         // Over what is there, which has its place on the disk, and cut then: a disk that is full does not matter.
         let pid = std::process::id().to_string();
-        let write = lock.rewind().and_then(|()| lock.write_all(pid.as_bytes()));
+        // As long as what was there, in one write: another process must not read our first digits and older ones behind them.
+        let width = lock.metadata().map_or(0, |file| file.len().min(LOCK_BYTES_MAX)) as usize;
+        let padded = format!("{pid:<width$}");
+        let write = lock.rewind().and_then(|()| lock.write_all(padded.as_bytes()));
         match write.and_then(|()| lock.set_len(pid.len() as u64)) {
             Err(error) if Cause::of(&error) == Cause::Failed => return Err(told(error)),
             _ => {}
