@@ -8,9 +8,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+pub(crate) mod json_string;
 mod names;
 pub(crate) mod surrogates;
 
+pub use json_string::JsonString;
 pub use names::{
     COLLAPSE_KEY_CHARACTERS_MAX, CollapseKey, DEVICE_CHARACTERS_MAX, DISPATCH_ID_CHARACTERS_MAX, DeviceId, DispatchId,
     NameError,
@@ -251,10 +253,18 @@ impl Payload {
     /// # Errors
     /// When the opcode belongs to the protocol, or the message is too large or too deep.
     pub fn encode(op: u64, data: Option<&str>, kind: Option<&str>) -> Result<Self, MessageError> {
+        Self::with_type(op, data, kind.map(JsonString::from).as_ref())
+    }
+
+    /// The same with a type that may have half of a surrogate pair.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn with_type(op: u64, data: Option<&str>, kind: Option<&JsonString<'_>>) -> Result<Self, MessageError> {
         if op != 0 && op <= OPCODE_RESERVED_MAX {
             return Err(MessageError::Opcode { op });
         }
-        let bytes = data.map_or(0, str::len) + kind.map_or(0, str::len) + 32;
+        let bytes = data.map_or(0, str::len) + kind.map_or(0, JsonString::bytes) + 32;
         if bytes > PAYLOAD_BYTES_MAX + 32 {
             return Err(MessageError::TooLarge { bytes: bytes - 32 });
         }
@@ -291,7 +301,7 @@ impl Payload {
 }
 
 /// Appends a message as JSON text: `{"op":0,"d":…,"t":…}`. `data` must be JSON text already; it is taken over to the letter.
-pub fn write_message(out: &mut Vec<u8>, op: u64, data: Option<&str>, kind: Option<&str>) {
+pub fn write_message(out: &mut Vec<u8>, op: u64, data: Option<&str>, kind: Option<&JsonString<'_>>) {
     out.extend_from_slice(b"{\"op\":");
     out.extend_from_slice(op.to_string().as_bytes());
     if let Some(data) = data {
@@ -300,8 +310,7 @@ pub fn write_message(out: &mut Vec<u8>, op: u64, data: Option<&str>, kind: Optio
     }
     if let Some(kind) = kind {
         out.extend_from_slice(b",\"t\":");
-        // A string always has a JSON form, and writing to a Vec cannot fail.
-        serde_json::to_writer(&mut *out, kind).expect("a string is JSON");
+        kind.write(out);
     }
     out.push(b'}');
 }
@@ -320,8 +329,10 @@ pub struct Said<'a> {
     pub op: u64,
     /// The data: JSON text.
     pub data: Option<&'a str>,
-    /// The type.
+    /// The type, with U+FFFD in place of each half of a surrogate pair.
     pub kind: Option<&'a str>,
+    /// The type as JSON, where it has such halves: it is passed on as it came.
+    pub kind_json: Option<&'a str>,
 }
 
 impl<'a> Said<'a> {
@@ -329,7 +340,14 @@ impl<'a> Said<'a> {
     #[doc(hidden)]
     #[must_use]
     pub fn new(op: u64, data: Option<&'a str>, kind: Option<&'a str>) -> Self {
-        Self { op, data, kind }
+        Self { op, data, kind, kind_json: None }
+    }
+
+    /// The type as it came.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn json_kind(&self) -> Option<JsonString<'a>> {
+        self.kind_json.map(|json| JsonString::Cut(json.into())).or_else(|| self.kind.map(JsonString::from))
     }
 }
 

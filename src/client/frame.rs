@@ -8,7 +8,7 @@ use serde_json::{Map, Value, value::RawValue};
 use super::{ClientError, Missed};
 use crate::{
     logging::json_error,
-    message::{Seq, surrogates},
+    message::{Seq, json_string::lossy_option, surrogates},
     protocol::opcode,
 };
 
@@ -60,7 +60,7 @@ struct Frame<'a> {
     op: u64,
     #[serde(borrow, default)]
     d: Option<&'a RawValue>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lossy_option")]
     t: Option<String>,
     #[serde(default)]
     s: Option<u64>,

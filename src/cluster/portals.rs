@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use crate::message::UserId;
+use crate::message::{JsonString, UserId};
 
 /// Something that has happened to a client. Shared by all who are told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub enum What {
         /// The data: JSON text.
         data: Option<Box<str>>,
         /// The type.
-        kind: Option<Box<str>>,
+        kind: Option<JsonString<'static>>,
     },
     /// It is gone.
     Disconnection,
@@ -68,7 +68,7 @@ impl Told {
     pub fn bytes(&self) -> usize {
         let said = match &self.what {
             What::Message { data, kind, .. } => {
-                data.as_deref().map_or(0, str::len) + kind.as_deref().map_or(0, str::len)
+                data.as_deref().map_or(0, str::len) + kind.as_ref().map_or(0, JsonString::bytes)
             }
             _ => 0,
         };

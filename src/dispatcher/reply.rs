@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::message::Seq;
+use crate::message::{
+    Seq,
+    json_string::{lossy, lossy_option},
+};
 
 /// What became of a dispatch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +34,8 @@ pub struct DispatchResult {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Rejected {
-    /// Who.
+    /// Who, as the dispatch says; with U+FFFD in place of each half of a surrogate pair.
+    #[serde(deserialize_with = "lossy")]
     pub user: String,
     /// Why, as one word for programs.
     pub reason: String,
@@ -114,7 +118,7 @@ pub struct PendingMessage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub d: Option<Box<RawValue>>,
     /// The type.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "lossy_option", skip_serializing_if = "Option::is_none")]
     pub t: Option<String>,
 }
 

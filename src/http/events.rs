@@ -149,7 +149,7 @@ fn write_told(out: &mut Vec<u8>, told: &Told) {
     }
     if let What::Message { op, data, kind } = &told.what {
         out.extend_from_slice(b",\"message\":");
-        write_message(out, *op, data.as_deref(), kind.as_deref());
+        write_message(out, *op, data.as_deref(), kind.as_ref());
     }
     out.push(b'}');
 }

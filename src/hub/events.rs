@@ -129,11 +129,11 @@ mod tests {
         let unheard = hub.connect();
         hub.listen(written.clone());
         let mut connected = hub.connect();
-        connected.said(Said { op: 0, data: Some("1"), kind: None });
+        connected.said(Said::new(0, Some("1"), None));
         let attach = Attach { should_sync: true, after: None, device: None };
         let alice = UserId::new("alice").unwrap();
         let session = connected.attach(alice.clone(), attach.clone(), Instant::now()).unwrap();
-        connected.said(Said { op: 0, data: Some("2"), kind: None });
+        connected.said(Said::new(0, Some("2"), None));
         drop(session);
         drop(connected.attach(alice, attach, Instant::now()).unwrap());
         connected.ends(1000, "");

@@ -9,9 +9,12 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde_json::{Value, value::RawValue};
 
 /// Bytes of an escape: `\ud83d`. Its replacement has as many, so that places in a mended text are those of the original.
-const ESCAPE_BYTES: usize = 6;
+pub(super) const ESCAPE_BYTES: usize = 6;
 
 const REPLACEMENT: &str = "\\ufffd";
+
+/// Fields in which a half does no harm: they are passed on as JSON, or each id in them is rejected by itself.
+const PASSED_OVER: [&str; 4] = ["d", "t", "recipients", "excluding"];
 
 /// Longest path that [`reason`] repeats: `message.o.collapse` has 18 bytes.
 const PATH_BYTES_MAX: usize = 64;
@@ -32,14 +35,15 @@ pub fn mend(text: &str) -> Cow<'_, str> {
 
 /// Says which value of a text has half of a surrogate pair; `None` if none has, or if it is not JSON.
 ///
-/// For texts that could not be read: it reads the whole text again. The values of fields called `d` are not looked at: they are passed on as raw JSON.
+/// For texts that could not be read: it reads the whole text again. The values of some fields are not looked at, as they need no
+/// text: see [`PASSED_OVER`].
 pub fn reason(text: &str) -> Option<String> {
     // A reader that decodes no string.
     serde_json::from_str::<&RawValue>(text).ok()?;
     // Of each object or list that is open: the name of the field that is being read.
     let mut open: Vec<Option<&str>> = Vec::new();
-    // How many were open when the value of a `d` began.
-    let mut data: Option<usize> = None;
+    // How many were open when the value of such a field began.
+    let mut passed_over: Option<usize> = None;
     let (mut last, mut rest) = ("", text);
     while let Some(at) = rest.find(['{', '[', '}', ']', ':', ',', '"']) {
         let token = rest.as_bytes()[at];
@@ -48,14 +52,14 @@ pub fn reason(text: &str) -> Option<String> {
             b'{' | b'[' => open.push(None),
             b'}' | b']' => _ = open.pop(),
             b':' => {
-                data = data.or((last == "d").then_some(open.len()));
+                passed_over = passed_over.or(PASSED_OVER.contains(&last).then_some(open.len()));
                 open.last_mut().into_iter().for_each(|field| *field = Some(last));
             }
             b',' => open.last_mut().into_iter().for_each(|field| *field = None),
             _ => {
                 let end = end_of_string(rest)?;
                 (last, rest) = (&rest[..end], &rest[end + 1..]);
-                if data.is_none() && has_half(last) {
+                if passed_over.is_none() && has_half(last) {
                     let path = open.into_iter().flatten().collect::<Vec<_>>().join(".");
                     // The names of fields are the peer's. Those that are needed as text are short.
                     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._".contains(&byte);
@@ -64,8 +68,8 @@ pub fn reason(text: &str) -> Option<String> {
                 }
             }
         }
-        if data.is_some_and(|depth| open.len() < depth || (open.len() == depth && token == b',')) {
-            data = None;
+        if passed_over.is_some_and(|depth| open.len() < depth || (open.len() == depth && token == b',')) {
+            passed_over = None;
         }
     }
     None
@@ -158,10 +162,12 @@ mod tests {
     }
 
     #[test]
-    fn reason_names_the_value_and_passes_over_data() {
+    fn reason_names_the_value_and_passes_over_what_is_passed_on() {
         let path = |text: &str| reason(text).map(|reason| reason.split_once(" has half").unwrap().0.to_owned());
-        assert_eq!(path(r#"{"message":{"op":0,"d":["\ud83d"],"t":"a\ud83d"},"recipients":[]}"#).unwrap(), "message.t");
-        assert_eq!(path(r#"{"message":{"t":"T"},"recipients":["a","\ud83d"]}"#).unwrap(), "recipients");
+        let text = r#"{"message":{"op":0,"d":["\ud83d"],"t":"a\ud83d","o":{"collapse":"\ude00"}},"recipients":[]}"#;
+        assert_eq!(path(text).unwrap(), "message.o.collapse");
+        assert_eq!(path(r#"{"message":{},"recipients":["a","\ud83d"],"id":"\ud83d"}"#).unwrap(), "id");
+        assert_eq!(path(r#"{"message":{"t":"\ud83d"},"recipients":["\ud83d"],"excluding":["\ud83d"]}"#), None);
         assert_eq!(path(r#"{"a":{"b":[{"c":1},{"d":1,"e":"\"{[\ud83d"}]}}"#).unwrap(), "a.b.e");
         assert_eq!(path(r#""\ud83d""#).unwrap(), "a text");
         assert_eq!(path(r#"{"op":0,"d":{"x":{"y":"\ud83d"}}}"#), None);

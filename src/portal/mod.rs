@@ -36,7 +36,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use crate::dispatcher::{DispatchError, Dispatcher};
+use crate::{
+    dispatcher::{DispatchError, Dispatcher},
+    message::json_string::lossy_option,
+};
 use stream::Reading;
 
 /// Events that wait for the program. With so many nothing more is read; then they wait in the server, in an inbox with a
@@ -92,7 +95,7 @@ pub struct Message {
     /// 0, or above those of the protocol (23 and up).
     pub op: u64,
     /// The type, by which applications tell messages apart.
-    #[serde(rename = "t", default)]
+    #[serde(rename = "t", default, deserialize_with = "lossy_option")]
     pub kind: Option<String>,
     /// The data: JSON text; `None` where there was none.
     #[serde(rename = "d", default)]

@@ -1,6 +1,6 @@
 //! Text from a client to a frame. Refuses and never panics; borrows where it can.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, error::Category, value::RawValue};
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, error::Category, value::RawValue};
 use super::{close::CloseCode, opcode};
 use crate::{
     logging::json_error,
-    message::{DeviceId, JSON_DEPTH_MAX, OPCODE_RESERVED_MAX, Seq, json_depth, surrogates},
+    message::{DeviceId, JSON_DEPTH_MAX, JsonString, OPCODE_RESERVED_MAX, Seq, json_depth, surrogates},
 };
 
 /// What a client said.
@@ -37,7 +37,7 @@ pub struct ClientMessage<'a> {
     /// The data, as it stood.
     pub data: Option<&'a RawValue>,
     /// The type.
-    pub kind: Option<Cow<'a, str>>,
+    pub kind: Option<JsonString<'a>>,
 }
 
 /// What a client shows to say who it is.
@@ -68,7 +68,7 @@ pub enum FrameError {
     /// JSON, but of another shape.
     #[error("not a frame: {0}")]
     Shape(String),
-    /// A text with half of a surrogate pair.
+    /// A text with half of a surrogate pair, where that does harm.
     #[error("{0}")]
     HalfPair(String),
     /// See [`JSON_DEPTH_MAX`].
@@ -121,7 +121,7 @@ struct Shape<'a> {
     #[serde(borrow, default)]
     d: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    t: Option<Cow<'a, str>>,
+    t: Option<JsonString<'a>>,
 }
 
 /// Reads one frame. The caller bounds the length of `text`.
@@ -216,7 +216,7 @@ mod tests {
         let ClientFrame::Dispatch(said) = decode(r#"{"op":0,"d":{"v":"1.5.3"},"t":"CLIENT_VERSION"}"#).unwrap() else {
             panic!("a message")
         };
-        assert_eq!((said.data.unwrap().get(), said.kind.as_deref()), (r#"{"v":"1.5.3"}"#, Some("CLIENT_VERSION")));
+        assert_eq!((said.data.unwrap().get(), said.kind.unwrap().text()), (r#"{"v":"1.5.3"}"#, Some("CLIENT_VERSION")));
         assert!(decode(r#"{"t":"T","d":[1,"x"],"op":0,"s":4,"o":{"sync":true},"more":null}"#).is_ok());
         assert!(decode(r#"{"op":99,"t":null}"#).is_ok());
     }
@@ -255,9 +255,10 @@ mod tests {
 
     #[test]
     fn half_of_a_pair_in_what_is_passed_on_is_kept() {
-        let text = r#"{"op":0,"d":{"x":"\ud83d"},"t":"T"}"#;
+        let text = r#"{"op":0,"d":{"x":"\ud83d"},"t":"T\ude00"}"#;
         let ClientFrame::Dispatch(sent) = decode(text).unwrap() else { panic!("a message") };
         assert_eq!(sent.data.unwrap().get(), r#"{"x":"\ud83d"}"#);
+        assert_eq!(sent.kind.unwrap().cut(), Some(r#""T\ude00""#));
         let text = r#"{"op":2,"d":{"token":"t","after":3,"name":"a\ud83d","device":"phone","shouldSync":false}}"#;
         let ClientFrame::Authentication(sent) = decode(text).unwrap() else { panic!("an authentication") };
         assert_eq!((sent.after, sent.should_sync, sent.token_is_cut), (Some(3), false, false));
@@ -275,8 +276,8 @@ mod tests {
 
     #[test]
     fn half_of_a_pair_in_what_must_be_text_is_the_reason() {
-        let refused = decode(r#"{"op":0,"d":"\ud83d","t":"a\ude00"}"#).unwrap_err();
-        assert!(refused.to_string().starts_with("t has half of a surrogate pair"), "{refused}");
+        let refused = decode(r#"{"op":0,"d":"\ud83d","t":"a\ude00","\ude00":1}"#).unwrap_err();
+        assert!(refused.to_string().starts_with("a text has half of a surrogate pair"), "{refused}");
         assert_eq!(
             (refused.close_code(), refused.reason()),
             (CloseCode::Policy, "a text has half of a surrogate pair")
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn each_cause_has_a_reason_that_fits_a_close_frame() {
-        let frames = ["{", "{}", r#"{"op":5}"#, r#"{"op":2}"#, r#"{"op":3}"#, r#"{"op":0,"t":"\ud83d"}"#];
+        let frames = ["{", "{}", r#"{"op":5}"#, r#"{"op":2}"#, r#"{"op":3}"#, r#"{"op":0,"\ud83d":1}"#];
         let reasons: Vec<&str> = frames.iter().map(|frame| decode(frame).unwrap_err().reason()).collect();
         assert!(reasons.iter().all(|reason| (1..=123).contains(&reason.len())), "{reasons:?}");
         assert!(reasons.iter().enumerate().all(|(at, reason)| !reasons[..at].contains(reason)), "{reasons:?}");

@@ -19,6 +19,7 @@ use crate::{
     health::LogLimit,
     hub::{Attach, Said, StoreError},
     logging::{panic_text, sentence},
+    message::JsonString,
     middleware::Verdict,
     protocol::{
         close::CloseCode,
@@ -152,7 +153,7 @@ impl Connection {
     fn take(&mut self, message: ClientMessage<'_>) -> Result<(), End> {
         self.shared.metrics.messages_received.inc();
         let client = &self.shared.config.client;
-        if client.enforce_equal_versions && message.kind.as_deref() == Some(CLIENT_VERSION) {
+        if client.enforce_equal_versions && message.kind.as_ref().and_then(JsonString::text) == Some(CLIENT_VERSION) {
             let version: Option<Map<String, Value>> =
                 message.data.and_then(|data| serde_json::from_str(data.get()).ok());
             let version = version.as_ref().and_then(|data| data.get("v")).and_then(Value::as_str);
@@ -162,7 +163,9 @@ impl Connection {
             return Ok(());
         }
         let data = message.data.map(RawValue::get);
-        match self.connected.said(Said::new(message.op, data, message.kind.as_deref())) {
+        let kind = message.kind.as_ref().map(JsonString::lossy);
+        let kind_json = message.kind.as_ref().and_then(JsonString::cut);
+        match self.connected.said(Said { kind_json, ..Said::new(message.op, data, kind.as_deref()) }) {
             Verdict::Disconnect => {
                 self.shared.metrics.messages_refused.inc();
                 return Err(End::Close(CloseCode::Policy, "too much was said"));

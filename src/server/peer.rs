@@ -41,7 +41,7 @@ impl Arrival {
 pub struct Received {
     /// 0, or above those of the protocol (23 and up).
     pub op: u64,
-    /// The type, by which applications tell messages apart.
+    /// The type, by which applications tell messages apart. With U+FFFD in place of each half of a surrogate pair.
     pub kind: Option<String>,
     /// The data: JSON text as it stood; `None` where there was none.
     pub data: Option<Box<RawValue>>,

@@ -11,7 +11,7 @@
 //! - `lapses`: restarts that may have lost sequences, and what a log passes over for them
 //! - `log`, `index`: one user's log as it is known in memory, and all of them
 //! - `queue`, `commit`, `answer`: the one thread that writes, what waits for it, and what it is answered
-//! - `append`, `ids`: what goes into a commit, and what was done once
+//! - `append`, `ids`: what goes into a commit, and what was done once · `rejected`: recipients for whom nothing was
 //! - `settle`: what becomes of the journal: inboxes, rows, and room for more
 //! - `cost`, `suspend`: what appends take on the disk, and what is done where it is full
 //! - `room`, `sweep`: limits, and what has to be looked at although nothing happens
@@ -84,6 +84,7 @@ mod record;
 mod recovery;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod rejected;
 mod room;
 pub mod salvage;
 mod settle;
@@ -97,6 +98,7 @@ pub use error::StoreError;
 pub use gone::{Loss, Missed};
 pub use outbox::{EventKind, Kept, Outbox, OutboxEvent, OutboxOptions, OutboxStatus};
 pub use received::Received;
+pub use rejected::{REJECTED_BYTES_MAX, Reason, Rejected};
 pub use user::{Attached, DeviceState, KnownUser, UserState};
 
 /// Gaps in one log of which it is known why they are there.
@@ -154,55 +156,6 @@ pub struct Once {
     pub online: Vec<bool>,
     /// Users for whom it was refused before the store was asked.
     pub refused: Vec<Rejected>,
-}
-
-/// A recipient for whom a message was not taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rejected {
-    /// Who, as it was said: not always a user id.
-    pub user: Box<str>,
-    /// Why.
-    pub reason: Reason,
-}
-
-/// Longest name of a rejected user, in bytes: of what is longer, and so no user id, the rest is left out.
-pub const REJECTED_BYTES_MAX: usize = 1024;
-
-impl Rejected {
-    /// Takes a copy of as much of `user` as is told.
-    #[must_use]
-    pub fn new(user: &str, reason: Reason) -> Self {
-        let end = (0..=user.len().min(REJECTED_BYTES_MAX)).rev().find(|at| user.is_char_boundary(*at));
-        Self { user: user[..end.unwrap_or(0)].into(), reason }
-    }
-}
-
-/// Why a message was not taken for a recipient. Numbers are part of the format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Reason {
-    /// It is not a user id.
-    Invalid = 0,
-    /// The user has as many pending messages, or bytes of them, as [`Limits`] allows.
-    Quota = 1,
-    /// What is stored of this user cannot be read.
-    Damaged = 2,
-}
-
-impl Reason {
-    /// One word for programs.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Invalid => "invalid",
-            Self::Quota => "quota",
-            Self::Damaged => "damaged",
-        }
-    }
-
-    fn from_stored(number: u8) -> Option<Self> {
-        [Self::Invalid, Self::Quota, Self::Damaged].into_iter().find(|reason| *reason as u8 == number)
-    }
 }
 
 /// What was answered to an append that was to be done once: the same for every time it is asked for.

@@ -4,7 +4,10 @@
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::value::RawValue;
 
-use crate::hub::{EventKind, KeptEvent, OutboxEvent};
+use crate::{
+    hub::{EventKind, KeptEvent, OutboxEvent},
+    message::JsonString,
+};
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -78,7 +81,7 @@ struct Message<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     d: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    t: Option<&'a str>,
+    t: Option<JsonString<'a>>,
 }
 
 /// Counts by the names of the kinds.
@@ -112,7 +115,13 @@ fn what(event: &OutboxEvent) -> What<'_> {
         OutboxEvent::Connection { connection } => What::Connection { connection },
         OutboxEvent::Authentication { connection, user } => What::Authentication { connection, user },
         OutboxEvent::Message { connection, user, op, data, kind } => {
-            let message = Message { op: *op, d: data.as_deref().and_then(raw), t: kind.as_deref() };
+            let message =
+                Message { op: *op, d: data.as_deref().and_then(raw), t: kind.as_deref().map(JsonString::from) };
+            What::Message { connection, user: user.as_deref(), message }
+        }
+        OutboxEvent::CutMessage { connection, user, op, data, kind_json } => {
+            let kind = JsonString::Cut(kind_json.into());
+            let message = Message { op: *op, d: data.as_deref().and_then(raw), t: Some(kind) };
             What::Message { connection, user: user.as_deref(), message }
         }
         OutboxEvent::Disconnection { connection, user } => What::Disconnection { connection, user: user.as_deref() },
@@ -168,6 +177,16 @@ mod tests {
             (
                 said(None, None, None),
                 r#""type":"message","at":5,"connection":"c0ffee-7","user":null,"message":{"op":0}"#,
+            ),
+            (
+                OutboxEvent::CutMessage {
+                    connection: connection(),
+                    user: None,
+                    op: 0,
+                    data: Some(r#""\ude00""#.into()),
+                    kind_json: r#""T\ud83d""#.into(),
+                },
+                r#""type":"message","at":5,"connection":"c0ffee-7","user":null,"message":{"op":0,"d":"\ude00","t":"T\ud83d"}"#,
             ),
             (
                 OutboxEvent::Disconnection { connection: connection(), user: None },

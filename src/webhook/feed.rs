@@ -39,9 +39,12 @@ impl Listener for Feed {
             Event::Authentication { user } => {
                 OutboxEvent::Authentication { connection, user: user.as_str().to_owned() }
             }
-            Event::Message { user, said: Said { op, data, kind } } => {
-                let user = owned(user.map(UserId::as_str));
-                OutboxEvent::Message { connection, user, op, data: owned(data), kind: owned(kind) }
+            Event::Message { user, said: Said { op, data, kind, kind_json } } => {
+                let (user, data) = (owned(user.map(UserId::as_str)), owned(data));
+                match kind_json {
+                    None => OutboxEvent::Message { connection, user, op, data, kind: owned(kind) },
+                    Some(json) => OutboxEvent::CutMessage { connection, user, op, data, kind_json: json.to_owned() },
+                }
             }
             Event::Disconnection { user, .. } => {
                 OutboxEvent::Disconnection { connection, user: owned(user.map(UserId::as_str)) }

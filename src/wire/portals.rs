@@ -214,7 +214,7 @@ fn text(told: &Told, id: &str) -> Vec<u8> {
     out.extend_from_slice(format!("{{\"type\":\"{name}\"").as_bytes());
     if let What::Message { op, data, kind } = &told.what {
         out.extend_from_slice(b",\"message\":");
-        write_message(&mut out, *op, data.as_deref(), kind.as_deref());
+        write_message(&mut out, *op, data.as_deref(), kind.as_ref());
     }
     let mut field = |name: &str, text: &str| {
         out.extend_from_slice(format!(",\"{name}\":").as_bytes());

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use crate::{
     hub::{Dispatch, Reason, Rejected},
     logging::{json_error, utf8_error},
-    message::{CollapseKey, EVERYONE, NameError, Payload, Recipients, UserId, surrogates},
+    message::{CollapseKey, EVERYONE, JsonString, NameError, Payload, Recipients, UserId, surrogates},
 };
 
 /// The opcode of internal events, and the only one there is.
@@ -44,7 +44,7 @@ struct Message<'a> {
     #[serde(borrow, default)]
     d: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    t: Option<Cow<'a, str>>,
+    t: Option<JsonString<'a>>,
     #[serde(default)]
     o: Option<Options>,
 }
@@ -120,7 +120,7 @@ pub(super) fn published(text: &[u8], recipients_max: usize) -> Result<Published,
         }
     }
     if message.op == INTERNAL_EVENT {
-        if message.t.as_deref() != Some(DISCONNECT_CLIENT) {
+        if message.t.as_ref().and_then(JsonString::text) != Some(DISCONNECT_CLIENT) {
             return Err(format!("opcode 5 is for internal events, of which there is {DISCONNECT_CLIENT}"));
         }
         return Ok(Published::Disconnect(if everyone { Recipients::Everyone } else { Recipients::Users(users) }));
@@ -150,8 +150,7 @@ fn with_halves<'a>(text: &'a str, refused: &mut Vec<Rejected>) -> Option<Envelop
     let mut texts = Vec::with_capacity(recipients.len());
     for recipient in recipients {
         if surrogates::has_half(recipient.get()) {
-            let mended: String = serde_json::from_str(&surrogates::mend(recipient.get())).ok()?;
-            refused.push(Rejected::new(&mended, Reason::Invalid));
+            refused.push(Rejected::invalid(&serde_json::from_str(recipient.get()).ok()?));
         } else {
             texts.push(serde_json::from_str(recipient.get()).ok()?);
         }
@@ -171,7 +170,7 @@ pub(super) fn kept(text: &[u8], user: UserId) -> Result<Dispatch, String> {
 
 fn dispatch(message: &Message<'_>, recipients: Recipients) -> Result<Dispatch, String> {
     let Message { op, d, t, o } = message;
-    let payload = Payload::encode(*op, d.map(RawValue::get), t.as_deref()).map_err(|error| error.to_string())?;
+    let payload = Payload::with_type(*op, d.map(RawValue::get), t.as_ref()).map_err(|error| error.to_string())?;
     let Some(Options { sync, ttl, collapse }) = o else { return Ok(Dispatch::new(payload, recipients)) };
     let sync = sync.unwrap_or(true);
     if (ttl.is_some() || collapse.is_some()) && (!sync || recipients == Recipients::Everyone) {
@@ -275,23 +274,21 @@ mod tests {
 
     #[test]
     fn half_of_a_pair_is_kept_in_data_and_rejected_where_text_is_needed() {
-        let text = r#"{"message":{"d":"\ud83d"},"recipients":["a","\ud83d",7]}"#;
+        let text = r#"{"message":{"d":"\ud83d","t":"T\ude00"},"recipients":["a","\ud83d",7]}"#;
         let [dispatch] = &dispatches(text)[..] else { panic!("one") };
-        assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":"\ud83d"}"#);
+        assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":"\ud83d","t":"T\ude00"}"#);
         assert_eq!(dispatch.recipients, Recipients::Users(ids("a 7")));
-        assert_eq!(dispatch.refused, [Rejected::new("\u{fffd}", Reason::Invalid)]);
-        for text in
-            [r#"{"message":{"t":"\ud83d"},"recipients":[]}"#, r#"{"message":{"t":"\ud83d"},"recipients":["\ud83d"]}"#]
-        {
-            assert!(published(text.as_bytes(), 4).unwrap_err().starts_with("t has half of a surrogate pair"), "{text}");
-        }
+        assert_eq!(dispatch.refused, [Rejected { user: r#""\ud83d""#.into(), reason: Reason::Cut }]);
+        let text = r#"{"message":{"t":"\ud83d","o":{"collapse":"\ud83d"}},"recipients":["\ud83d"]}"#;
+        let error = published(text.as_bytes(), 4).unwrap_err();
+        assert!(error.starts_with("o.collapse has half of a surrogate pair"), "{error}");
         let user = UserId::new("a").unwrap();
         let list = r#"[{"t":"\ud83d"},{"d":{"x":"\ud83d"}}]"#;
         assert_eq!(
             &kept(list.as_bytes(), user.clone()).unwrap().payload.as_bytes()[..],
             br#"{"op":0,"d":{"x":"\ud83d"}}"#
         );
-        assert!(kept(br#"[{"t":"\ud83d"}]"#, user).unwrap_err().starts_with("t has half of a surrogate pair"));
+        assert_eq!(&kept(br#"[{"t":"\ud83d"}]"#, user).unwrap().payload.as_bytes()[..], br#"{"op":0,"t":"\ud83d"}"#);
         assert!(ready(br#"{"id":"\ud83d","ready":true}"#).unwrap_err().starts_with("id has half"));
     }
 

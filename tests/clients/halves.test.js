@@ -5,6 +5,7 @@ const assert = require('node:assert/strict');
 const test = require('node:test');
 const { open } = require('./lib/raw');
 const { start } = require('./lib/server');
+const { portal } = require('./lib/stock');
 const { overAllClients } = require('./lib/suite');
 const { eventually } = require('./lib/wait');
 
@@ -50,23 +51,51 @@ test('half_of_a_pair_in_a_token_fails_the_authentication', async (t) => {
   assert.deepEqual(raw.frames.find(({ op }) => op === 22).d, { id: 'alice' });
 });
 
-test('half_of_a_pair_in_a_type_closes_with_its_reason', async (t) => {
-  const server = await start(t);
+overAllClients('half_of_a_pair_in_a_type_arrives_as_it_was_sent', {}, async ({ server, connect }) => {
+  const message = (n) => ({ op: 0, d: { n }, t: `${HALF}T` });
+  await server.dispatch(message(0), ['alice'], undefined, 'first');
+  const alice = await connect();
+  await alice.is('alice');
+  await alice.waitFor(1);
+  const { request, answers } = server.stream();
+  request.end(`${JSON.stringify({ message: message(1), recipients: ['alice'] })}\n`);
+  for await (const { stored } of answers) assert.equal(stored, 1);
+  await alice.waitFor(2);
+  assert.deepEqual(alice.messages.map(({ t }) => t), [message(0).t, message(0).t]);
+  assert.deepEqual(alice.closes, []);
+});
+
+test('half_of_a_pair_in_a_type_reaches_portals_as_it_was_sent', async (t) => {
+  const server = await start(t, { portal: { enabled: true }, wire: { port: 0 } });
+  const events = await server.events('?all=true');
+  const dispatcher = portal(t, 'stock158 over ioredis5', server.redis, { reportAllEvents: true });
+  await eventually('the portal to be there', async () => /^mesa_portals 2$/m.test((await server.call('GET', '/metrics')).body));
   const raw = await open(t, server);
-  raw.send({ op: 0, d: {}, t: HALF });
-  assert.equal(await raw.waitForClose(), 1008);
-  assert.equal(raw.reason, 'a text has half of a surrogate pair');
+  raw.send({ op: 0, d: { [HALF]: HALF }, t: HALF });
+  await dispatcher.until('the message', (all) => dispatcher.events.length === 2);
+  assert.deepEqual(dispatcher.events[1][1].t, HALF);
+  for await (const { type, message } of events) {
+    if (type !== 'message') continue;
+    assert.deepEqual(message, { op: 0, d: { [HALF]: HALF }, t: HALF });
+    break;
+  }
+  assert.equal(raw.closed, undefined);
 });
 
 test('half_of_a_pair_in_a_dispatch_rejects_that_value', async (t) => {
   const server = await start(t);
-  const result = await server.dispatch({ d: HALF }, ['alice', `bob${HALF}`]);
-  assert.deepEqual(result.rejected, [{ user: 'bob\ufffd', reason: 'invalid' }]);
+  const dispatch = () => server.dispatch({ d: HALF }, ['alice', `bob${HALF}`], undefined, 'first');
+  const result = await dispatch();
+  assert.deepEqual(result.rejected, [{ user: `bob${HALF}`, reason: 'invalid' }]);
   assert.deepEqual([result.recipients, result.offline], [2, 1]);
+  assert.deepEqual(await dispatch(), { ...result, duplicate: true });
+  // Read back from the store.
+  await server.kill();
+  await server.restart();
+  assert.deepEqual(await dispatch(), { ...result, duplicate: true });
   const cases = {
-    'message.t': { message: { t: HALF }, recipients: ['alice'] },
     'message.o.collapse': { message: { o: { collapse: HALF } }, recipients: ['alice'] },
-    id: { message: {}, recipients: ['alice'], id: HALF },
+    id: { message: { t: HALF }, recipients: [HALF], id: HALF },
   };
   for (const [what, body] of Object.entries(cases)) {
     const { status, body: { error } } = await server.call('POST', '/v1/dispatch', body);
@@ -79,6 +108,6 @@ test('half_of_a_pair_in_a_dispatch_rejects_that_value', async (t) => {
   const lines = [];
   for await (const line of answers) lines.push(line);
   assert.match(lines[0].error.message, /^id has half/);
-  assert.deepEqual(lines[1].rejected, [{ user: '\ufffd', reason: 'invalid' }]);
+  assert.deepEqual(lines[1].rejected, [{ user: HALF, reason: 'invalid' }]);
   assert.equal((await server.user('alice')).pending, 2);
 });

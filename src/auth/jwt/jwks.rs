@@ -25,6 +25,7 @@ use super::{
 use crate::{
     config,
     logging::{json_error, panic_text},
+    message::surrogates,
     outgoing::Outgoing,
     planted,
 };
@@ -209,7 +210,8 @@ impl Jwks {
 
     /// What can be used of a published key; one that cannot does not spoil the others.
     fn key(&self, text: &RawValue) -> Option<Key> {
-        let jwk: Jwk = serde_json::from_str(text.get()).ok()?;
+        // Half of a surrogate pair in what is said beside the key does no harm, and its id only selects among the keys.
+        let jwk: Jwk = serde_json::from_str(&surrogates::mend(text.get())).ok()?;
         let common = &jwk.common;
         let for_signatures = common.public_key_use.as_ref().is_none_or(|what| *what == PublicKeyUse::Signature)
             && common.key_operations.as_ref().is_none_or(|all| all.contains(&KeyOperations::Verify));

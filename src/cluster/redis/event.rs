@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use crate::{
     cluster::portals::{At, Told, What, Whose},
     logging::json_error,
-    message::UserId,
+    message::{JsonString, UserId},
 };
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -18,8 +18,8 @@ struct Message<'a> {
     op: u64,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     d: Option<&'a RawValue>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    t: Option<String>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    t: Option<JsonString<'a>>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ pub(super) fn write(told: &Told, to: Whose<'_>, server: &str, again: bool) -> Ve
         What::Message { op, data, kind } => {
             // It was read as JSON.
             let d = data.as_deref().and_then(|data| serde_json::from_str(data).ok());
-            ("message", Some(Message { op: *op, d, t: kind.as_deref().map(str::to_owned) }))
+            ("message", Some(Message { op: *op, d, t: kind.as_ref().map(JsonString::borrowed) }))
         }
         What::Disconnection => ("disconnection", None),
     };
@@ -105,7 +105,7 @@ pub(super) fn read(text: &[u8], own: &str) -> Option<Heard> {
         ("connection", _) => What::Connection,
         ("authentication", _) => What::Authentication,
         ("message", Some(Message { op, d, t })) => {
-            What::Message { op, data: d.map(|data| data.get().into()), kind: t.map(Into::into) }
+            What::Message { op, data: d.map(|data| data.get().into()), kind: t.map(JsonString::into_owned) }
         }
         ("disconnection", _) => What::Disconnection,
         _ => return None,
@@ -132,10 +132,14 @@ mod tests {
 
     #[test]
     fn an_event_is_read_as_it_was_told_and_not_by_who_told_it() {
-        let what = What::Message { op: 0, data: Some(r#"{"n": 1.0}"#.into()), kind: Some("T".into()) };
+        let what = What::Message {
+            op: 0,
+            data: Some(r#"{"n": 1.0}"#.into()),
+            kind: serde_json::from_str(r#""T\ud83d""#).ok(),
+        };
         let told = Told { connection: 7, at: At::Server("1-a".into()), user: UserId::new("a\"").ok(), what };
         let text = write(&told, Whose::There("portal"), "1-a", true);
-        let expected = r#"{"type":"message","message":{"op":0,"d":{"n": 1.0},"t":"T"},"clientId":"a\"","portalId":"portal","from":"1-a","connection":7,"again":true}"#;
+        let expected = r#"{"type":"message","message":{"op":0,"d":{"n": 1.0},"t":"T\ud83d"},"clientId":"a\"","portalId":"portal","from":"1-a","connection":7,"again":true}"#;
         assert_eq!(String::from_utf8(text.clone()).unwrap(), expected);
         assert!(read(&text, "1-a").is_none());
         let heard = read(&text, "1-b").unwrap();

@@ -11,7 +11,7 @@ use super::{Link, LinkError, line::Script, words::users};
 use crate::{
     cluster::Beside,
     logging::json_error,
-    message::{DispatchId, EVERYONE, Payload, Recipients, UserId, surrogates},
+    message::{DispatchId, EVERYONE, JsonString, Payload, Recipients, UserId, surrogates},
 };
 
 /// Users asked about in one step.
@@ -34,8 +34,8 @@ pub struct StockMessage<'a> {
     op: u64,
     #[serde(borrow, default)]
     d: Option<&'a RawValue>,
-    #[serde(default)]
-    t: Option<String>,
+    #[serde(borrow, default)]
+    t: Option<JsonString<'a>>,
     #[serde(default)]
     o: Option<StockOptions>,
 }
@@ -92,7 +92,7 @@ impl<'a> StockMessage<'a> {
     /// # Errors
     /// Why it cannot be sent to one.
     pub fn payload(&self) -> Result<Payload, crate::message::MessageError> {
-        Payload::encode(self.op, self.d.map(RawValue::get), self.t.as_deref())
+        Payload::with_type(self.op, self.d.map(RawValue::get), self.t.as_ref())
     }
 }
 
@@ -116,7 +116,8 @@ pub(super) fn read(text: &[u8]) -> Option<Said> {
         Recipients::Users(users(&recipients))
     };
     if message.op == 5 {
-        return (message.t.as_deref() == Some("DISCONNECT_CLIENT")).then_some(Said::Leave(recipients));
+        return (message.t.as_ref().and_then(JsonString::text) == Some("DISCONNECT_CLIENT"))
+            .then_some(Said::Leave(recipients));
     }
     let payload = message
         .payload()

@@ -19,7 +19,7 @@ pub(super) fn write(outcome: &Outcome, out: &mut Vec<u8>) {
     begun.expect(infallible);
     for (at, one) in outcome.rejected.iter().enumerate() {
         out.extend_from_slice(if at == 0 { br#"{"user":"# } else { br#",{"user":"# });
-        serde_json::to_writer(&mut *out, &one.user).expect(infallible);
+        one.write_user(out);
         write!(out, r#","reason":"{}"}}"#, one.reason.as_str()).expect(infallible);
     }
     write!(out, r#"],"duplicate":{}}}"#, outcome.duplicate).expect(infallible);
@@ -45,13 +45,13 @@ mod tests {
         let rejected = vec![
             Rejected { user: "a\"b".into(), reason: Reason::Invalid },
             Rejected { user: "c".into(), reason: Reason::Quota },
+            Rejected { user: r#""b\ud83d""#.into(), reason: Reason::Cut },
         ];
         let outcome = Outcome { recipients: 2, rejected, duplicate: true, ..Outcome::default() };
-        let told: serde_json::Value = serde_json::from_str(&text(&outcome)).unwrap();
-        let rejected = serde_json::json!([{"user": "a\"b", "reason": "invalid"}, {"user": "c", "reason": "quota"}]);
-        let expected = serde_json::json!({
-            "recipients": 2, "online": 0, "offline": 0, "stored": 0, "rejected": rejected, "duplicate": true
-        });
-        assert_eq!(told, expected);
+        let rejected =
+            r#"{"user":"a\"b","reason":"invalid"},{"user":"c","reason":"quota"},{"user":"b\ud83d","reason":"invalid"}"#;
+        let expected =
+            format!(r#"{{"recipients":2,"online":0,"offline":0,"stored":0,"rejected":[{rejected}],"duplicate":true}}"#);
+        assert_eq!(text(&outcome), expected);
     }
 }

@@ -10,9 +10,9 @@ use serde_json::value::RawValue;
 
 use super::super::error::ApiError;
 use crate::{
-    hub::{Dispatch, Hub, Outcome, Reason, Rejected},
+    hub::{Dispatch, Hub, Outcome, Rejected},
     logging::{json_error, utf8_error},
-    message::{CollapseKey, DispatchId, EVERYONE, Options, Payload, Recipients, UserId, surrogates},
+    message::{CollapseKey, DispatchId, EVERYONE, JsonString, Options, Payload, Recipients, UserId, surrogates},
 };
 
 /// The opcode of internal events, and the only one there is.
@@ -26,9 +26,9 @@ struct Sent<'a> {
     #[serde(borrow)]
     message: Object<SentMessage<'a>>,
     #[serde(borrow)]
-    recipients: Vec<Cow<'a, str>>,
+    recipients: Vec<JsonString<'a>>,
     #[serde(borrow, default)]
-    excluding: Vec<Cow<'a, str>>,
+    excluding: Vec<JsonString<'a>>,
     #[serde(borrow, default)]
     id: Option<Cow<'a, str>>,
 }
@@ -41,7 +41,7 @@ struct SentMessage<'a> {
     #[serde(borrow, default)]
     d: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    t: Option<Cow<'a, str>>,
+    t: Option<JsonString<'a>>,
     #[serde(default)]
     o: Option<Object<Options>>,
 }
@@ -104,19 +104,20 @@ impl Disconnect {
 /// Reads a dispatch. The caller bounds its length.
 pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<Asked, ApiError> {
     let text = std::str::from_utf8(text).map_err(|error| ApiError::BadJson(utf8_error(&error)))?;
-    let mut refused = Vec::new();
-    let Object(sent) = serde_json::from_str::<Object<Sent<'_>>>(text).or_else(|error| {
-        if let Some(halves) = read_halves(text, &mut refused) {
-            return halves;
+    let Object(sent) = serde_json::from_str::<Object<Sent<'_>>>(text).map_err(|error| {
+        if let Some(reason) = surrogates::reason(text) {
+            return ApiError::HalfPair(reason);
         }
         let why = json_error(&error);
-        Err(if error.is_data() { ApiError::Shape(why) } else { ApiError::BadJson(why) })
+        if error.is_data() { ApiError::Shape(why) } else { ApiError::BadJson(why) }
     })?;
-    if sent.recipients.len() + refused.len() > recipients_max || sent.excluding.len() > recipients_max {
+    if sent.recipients.len() > recipients_max || sent.excluding.len() > recipients_max {
         return Err(ApiError::Recipients(recipients_max));
     }
-    let recipients = if sent.recipients.iter().any(|id| id == EVERYONE) {
-        if sent.recipients.iter().any(|id| id != EVERYONE) {
+    let is_everyone = |id: &JsonString<'_>| id.text() == Some(EVERYONE);
+    let mut refused = Vec::new();
+    let recipients = if sent.recipients.iter().any(is_everyone) {
+        if !sent.recipients.iter().all(is_everyone) {
             // It would be kept for none of them, although they were named.
             return refuse("`*` is everyone who is connected, and cannot stand beside user ids");
         }
@@ -129,7 +130,7 @@ pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<Asked, ApiError
     let Object(SentMessage { op, d, t, o }) = sent.message;
     let options = o.map_or_else(Options::default, |o| o.0);
     if op == INTERNAL_EVENT {
-        return internal(t.as_deref(), sent.id.is_some(), &options)
+        return internal(t.as_ref().and_then(JsonString::text), sent.id.is_some(), &options)
             .map(|()| Asked::Disconnect(Disconnect { recipients, excluding, refused }));
     }
     let keeps = options.sync && recipients != Recipients::Everyone;
@@ -137,7 +138,7 @@ pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<Asked, ApiError
         // Without a word it would look as if it had been heeded.
         return refuse("o.ttl and o.collapse are for messages that are kept: not with sync: false, and not for `*`");
     }
-    let payload = Payload::encode(op, d.map(RawValue::get), t.as_deref())?;
+    let payload = Payload::with_type(op, d.map(RawValue::get), t.as_ref())?;
     let name = |error: crate::message::NameError| ApiError::Shape(error.to_string());
     Ok(Asked::Dispatch(Dispatch {
         payload,
@@ -149,49 +150,6 @@ pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<Asked, ApiError
         id: sent.id.as_deref().map(DispatchId::new).transpose().map_err(name)?,
         refused,
     }))
-}
-
-/// Reads a dispatch in which a text has half of a surrogate pair; `None` if that is not what is wrong with it.
-///
-/// Such a recipient is rejected, and the others receive the message. Anything else that must be text rejects the dispatch.
-#[cold]
-fn read_halves<'a>(text: &'a str, refused: &mut Vec<Rejected>) -> Option<Result<Object<Sent<'a>>, ApiError>> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Raw<'a> {
-        #[serde(borrow)]
-        message: Object<SentMessage<'a>>,
-        #[serde(borrow)]
-        recipients: Vec<&'a RawValue>,
-        #[serde(borrow, default)]
-        excluding: Vec<&'a RawValue>,
-        #[serde(borrow, default)]
-        id: Option<Cow<'a, str>>,
-    }
-    let reason = surrogates::reason(text)?;
-    let Ok(Object(Raw { message, recipients, excluding, id })) = serde_json::from_str(text) else {
-        return Some(Err(ApiError::HalfPair(reason)));
-    };
-    let mut texts = |ids: Vec<&'a RawValue>, reject: bool| -> Option<Vec<Cow<'a, str>>> {
-        let mut texts = Vec::with_capacity(ids.len());
-        for id in ids {
-            match serde_json::from_str(id.get()) {
-                Ok(text) => texts.push(Cow::Owned(text)),
-                Err(_) if surrogates::has_half(id.get()) => {
-                    let mended: String = serde_json::from_str(&surrogates::mend(id.get())).ok()?;
-                    if reject {
-                        refused.push(Rejected::new(&mended, Reason::Invalid));
-                    }
-                }
-                Err(_) => return None,
-            }
-        }
-        Some(texts)
-    };
-    match (texts(recipients, true), texts(excluding, false)) {
-        (Some(recipients), Some(excluding)) => Some(Ok(Object(Sent { message, recipients, excluding, id }))),
-        _ => Some(Err(ApiError::Shape("recipients and excluding must be lists of texts".into()))),
-    }
 }
 
 /// Whether an internal event is one that there is.
@@ -210,12 +168,12 @@ fn refuse<T>(why: &str) -> Result<T, ApiError> {
     Err(ApiError::Shape(why.to_owned()))
 }
 
-fn users(ids: Vec<Cow<'_, str>>, refused: &mut Vec<Rejected>) -> Vec<UserId> {
+fn users(ids: Vec<JsonString<'_>>, refused: &mut Vec<Rejected>) -> Vec<UserId> {
     let mut users = Vec::with_capacity(ids.len());
     for id in ids {
-        match UserId::new(&id) {
-            Ok(user) => users.push(user),
-            Err(_) => refused.push(Rejected::new(&id, Reason::Invalid)),
+        match id.text().map(UserId::new) {
+            Some(Ok(user)) => users.push(user),
+            Some(Err(_)) | None => refused.push(Rejected::invalid(&id)),
         }
     }
     users
@@ -224,6 +182,7 @@ fn users(ids: Vec<Cow<'_, str>>, refused: &mut Vec<Rejected>) -> Vec<UserId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::Reason;
 
     fn refusal(body: &str) -> String {
         read(body.as_bytes(), 3).expect_err(body).to_string()
@@ -317,7 +276,7 @@ mod tests {
             assert!(told.contains(why), "{body}: {told}");
         }
         for (body, what) in [
-            (r#"{"message":{"t":"\ud83d"},"recipients":["a"]}"#, "message.t has"),
+            (r#"{"message":{},"recipients":["a\ud83d"],"id":"x\ud83d"}"#, "id has"),
             (r#"{"message":{"d":"\ud83d","o":{"collapse":"\ude00"}},"recipients":["a"]}"#, "message.o.collapse has"),
             (r#"{"message":{},"recipients":["a"],"id":"x\ud83d"}"#, "id has"),
         ] {
@@ -331,15 +290,16 @@ mod tests {
     }
 
     #[test]
-    fn half_of_a_pair_is_kept_in_data_and_rejected_in_a_recipient() {
-        let body = r#"{"message":{"d":{"x\ud83d":"\ude00"},"t":"T"},"recipients":["a"]}"#;
-        assert_eq!(&dispatched(body).payload.as_bytes()[..], br#"{"op":0,"d":{"x\ud83d":"\ude00"},"t":"T"}"#);
+    fn half_of_a_pair_is_kept_where_it_is_passed_on_and_rejected_in_a_recipient() {
+        let body = r#"{"message":{"d":{"x\ud83d":"\ude00"},"t":"T\ud83d"},"recipients":["a"]}"#;
+        let expected = br#"{"op":0,"d":{"x\ud83d":"\ude00"},"t":"T\ud83d"}"#;
+        assert_eq!(&dispatched(body).payload.as_bytes()[..], expected);
         let body = r#"{"message":{"d":"\ud83d","o":{"ttl":9}},"recipients":["a","b\ud83d"],"excluding":["\ude00","c"],"id":"i"}"#;
         let dispatch = dispatched(body);
         assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":"\ud83d"}"#);
         assert_eq!(dispatch.recipients, Recipients::Users(vec![UserId::new("a").unwrap()]));
         assert_eq!(dispatch.excluding, [UserId::new("c").unwrap()]);
-        assert_eq!(dispatch.refused, [Rejected::new("b\u{fffd}", Reason::Invalid)]);
+        assert_eq!(dispatch.refused, [Rejected { user: r#""b\ud83d""#.into(), reason: Reason::Cut }]);
         assert!(dispatch.ttl.is_some() && dispatch.id.is_some());
         let many = r#"{"message":{},"recipients":["\ud83d","\ud83d","\ud83d","\ud83d"]}"#;
         assert!(refusal(many).contains("limits.recipients"));

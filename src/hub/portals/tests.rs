@@ -32,7 +32,8 @@ fn pool(in_turn: bool) -> Arc<Portals> {
 /// Clients say the numbers of a range.
 fn say(pool: &Portals, numbers: std::ops::Range<u64>) {
     for number in numbers {
-        let said = Said { op: 0, data: Some(&number.to_string()), kind: None };
+        let data = number.to_string();
+        let said = Said::new(0, Some(&data), None);
         pool.event(1, Event::Message { user: None, said });
     }
 }
@@ -254,7 +255,7 @@ fn seats_take_turns_with_inboxes_and_who_watches_is_told_whose_turn_it_is() {
     pool.again(&Arc::new(super::told::told(
         1,
         At::Here,
-        Event::Message { user: None, said: Said { op: 0, data: Some("9"), kind: None } },
+        Event::Message { user: None, said: Said::new(0, Some("9"), None) },
     )));
     assert_eq!(seen.0.lock().last(), Some(&(9, Some(again), true)));
 }
@@ -266,7 +267,7 @@ fn what_happens_is_kept_as_it_was_told() {
     let alice = crate::message::UserId::new("alice").unwrap();
     pool.event(3, Event::Connection);
     pool.event(3, Event::Authentication { user: &alice });
-    pool.event(3, Event::Message { user: Some(&alice), said: Said { op: 30, data: None, kind: Some("T") } });
+    pool.event(3, Event::Message { user: Some(&alice), said: Said::new(30, None, Some("T")) });
     pool.event(3, Event::Disconnection { user: Some(&alice), code: 1000, reason: "" });
     let told: Vec<Arc<Told>> = std::iter::from_fn(|| portal.try_next()).map(event).collect();
     let whats: Vec<&What> = told.iter().map(|told| &told.what).collect();
@@ -345,7 +346,7 @@ fn what_is_told_from_elsewhere_reaches_whom_it_is_for_and_goes_on_once_where_he_
     let name = portal.stream().as_str().to_owned();
     let event = |n: u64| {
         let data = n.to_string();
-        let said = Said { op: 0, data: Some(&data), kind: None };
+        let said = Said::new(0, Some(&data), None);
         Arc::new(super::told::told(1, At::Server("1-b".into()), Event::Message { user: None, said }))
     };
     NearPortals::told(&*pool, event(1), Some(&name), false);

@@ -104,6 +104,19 @@ pub enum OutboxEvent {
         /// A crash has cut the count short: there may have been more.
         at_least: bool,
     },
+    /// A client has said something whose type has half of a surrogate pair.
+    CutMessage {
+        /// Names the connection.
+        connection: String,
+        /// Who it is, if that is known.
+        user: Option<String>,
+        /// The opcode.
+        op: u64,
+        /// The data: JSON text.
+        data: Option<String>,
+        /// The type: JSON text.
+        kind_json: String,
+    },
 }
 
 /// The kinds of events. Numbers are part of the format.
@@ -173,7 +186,7 @@ impl OutboxEvent {
         match self {
             Self::Connection { .. } => EventKind::Connection,
             Self::Authentication { .. } => EventKind::Authentication,
-            Self::Message { .. } => EventKind::Message,
+            Self::Message { .. } | Self::CutMessage { .. } => EventKind::Message,
             Self::Disconnection { .. } => EventKind::Disconnection,
             Self::Undelivered { .. } => EventKind::Undelivered,
             Self::Delivered { .. } => EventKind::Delivered,
@@ -192,6 +205,9 @@ impl OutboxEvent {
             Self::Authentication { connection, user } => connection.len() + user.len(),
             Self::Message { connection, user, data, kind, .. } => {
                 connection.len() + optional(user) + optional(data) + optional(kind)
+            }
+            Self::CutMessage { connection, user, data, kind_json, .. } => {
+                connection.len() + optional(user) + optional(data) + kind_json.len()
             }
             Self::Disconnection { connection, user } => connection.len() + optional(user),
             Self::Undelivered { user, devices, payload, .. } => {
@@ -368,6 +384,17 @@ mod tests {
         Batch::V1 { start: 0x00C0_FFEE, events: (0..).zip(events).map(at).collect() }
     }
 
+    fn cut() -> Batch {
+        let event = OutboxEvent::CutMessage {
+            connection: "c0ffee-7".to_owned(),
+            user: Some("alice".to_owned()),
+            op: 0,
+            data: Some(r#"{"x":1}"#.to_owned()),
+            kind_json: r#""T\ud83d""#.to_owned(),
+        };
+        Batch::V1 { start: 0x00C0_FFEE, events: vec![(1_700_000_000_000, event)] }
+    }
+
     fn lost() -> StoredLost {
         StoredLost::V1 { since_ms: 1_700_000_000_000, lost: vec![(0, 1), (5, 700)] }
     }
@@ -380,6 +407,9 @@ mod tests {
         assert_eq!(pieces[0], include_bytes!("../../../data/golden/outbox-v1.bin"));
         let read = Pieces::default().push(include_bytes!("../../../data/golden/outbox-v1.bin")).unwrap();
         assert_eq!(read, Some(everything()));
+        assert_eq!(cut().pieces(), [include_bytes!("../../../data/golden/outbox-cut-v1.bin")]);
+        let read = Pieces::default().push(include_bytes!("../../../data/golden/outbox-cut-v1.bin")).unwrap();
+        assert_eq!(read, Some(cut()));
         assert_eq!(lost().encode(), include_bytes!("../../../data/golden/outbox-lost-v1.bin"));
         assert_eq!(StoredLost::decode(include_bytes!("../../../data/golden/outbox-lost-v1.bin")).unwrap(), lost());
         assert_eq!(encode_reported(300), include_bytes!("../../../data/golden/outbox-reported-v1.bin"));

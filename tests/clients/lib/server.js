@@ -205,6 +205,25 @@ class Server {
     return { request, answers: answers() };
   }
 
+  /** Connects a portal; yields its events once they have begun. */
+  async events(query = '') {
+    const headers = { authorization: `Bearer ${KEY}` };
+    const request = http.get({ port: this.port, host: '127.0.0.1', path: `/v1/events${query}`, headers });
+    const response = await within('the head of a stream of events', new Promise((resolve, reject) => {
+      request.on('response', resolve);
+      request.on('error', reject);
+    }));
+    if (response.statusCode !== 200) throw new Error(`events were answered with ${response.statusCode}`);
+    return (async function* events() {
+      let begun = '';
+      for await (const piece of response) {
+        const lines = (begun + piece).split('\n');
+        begun = lines.pop();
+        for (const line of lines) if (line.startsWith('data:')) yield JSON.parse(line.slice(5));
+      }
+    })();
+  }
+
   /** Dispatches `from`, `from + 1` … one after the other. */
   async numbers(count, recipients, from = 0) {
     for (let n = from; n < from + count; n += 1) await this.number(n, recipients);

@@ -1,0 +1,247 @@
+//! A string of a peer's JSON that is passed on, also where it is no text.
+//!
+//! `"\ud83d"` is JSON, and no Rust text can hold it (see [`surrogates`]). Such a string stays JSON, so that it leaves the
+//! server as it came. Whatever needs a text asks for one, and gets none or one with U+FFFD.
+
+use std::borrow::Cow;
+
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error as _, Unexpected},
+};
+use serde_json::{Number, value::RawValue};
+
+use super::surrogates;
+
+/// A string of JSON: a text, or JSON where half of a surrogate pair keeps it from being one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JsonString<'a> {
+    /// What the string says.
+    Text(Cow<'a, str>),
+    /// The string as JSON, with its quotation marks: it has half of a surrogate pair.
+    Cut(Cow<'a, str>),
+}
+
+impl JsonString<'_> {
+    /// The text, where it is one.
+    #[must_use]
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Cut(_) => None,
+        }
+    }
+
+    /// The JSON, where it is no text.
+    #[must_use]
+    pub fn cut(&self) -> Option<&str> {
+        match self {
+            Self::Text(_) => None,
+            Self::Cut(json) => Some(json),
+        }
+    }
+
+    /// The text, with U+FFFD in place of each half.
+    #[must_use]
+    pub fn lossy(&self) -> Cow<'_, str> {
+        match self {
+            Self::Text(text) => Cow::Borrowed(text),
+            // It is JSON, which its halves alone kept from being read.
+            Self::Cut(json) => Cow::Owned(serde_json::from_str(&surrogates::mend(json)).unwrap_or_default()),
+        }
+    }
+
+    /// Appends it as JSON.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            // A string always has a JSON form, and writing to a Vec cannot fail.
+            Self::Text(text) => serde_json::to_writer(out, text).expect("a string is JSON"),
+            Self::Cut(json) => out.extend_from_slice(json.as_bytes()),
+        }
+    }
+
+    /// Bytes of memory that it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let (Self::Text(text) | Self::Cut(text)) = self;
+        text.len()
+    }
+
+    /// A copy that borrows nothing.
+    #[must_use]
+    pub fn into_owned(self) -> JsonString<'static> {
+        match self {
+            Self::Text(text) => JsonString::Text(text.into_owned().into()),
+            Self::Cut(json) => JsonString::Cut(json.into_owned().into()),
+        }
+    }
+
+    /// The same, without a copy.
+    #[must_use]
+    pub fn borrowed(&self) -> JsonString<'_> {
+        match self {
+            Self::Text(text) => JsonString::Text(Cow::Borrowed(text)),
+            Self::Cut(json) => JsonString::Cut(Cow::Borrowed(json)),
+        }
+    }
+}
+
+impl<'a> From<&'a str> for JsonString<'a> {
+    fn from(text: &'a str) -> Self {
+        Self::Text(Cow::Borrowed(text))
+    }
+}
+
+impl Serialize for JsonString<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::Cut(json) => match serde_json::from_str::<&RawValue>(json) {
+                Ok(raw) => raw.serialize(serializer),
+                Err(_) => serializer.serialize_str(&self.lossy()),
+            },
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for JsonString<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Raw, for no other reader of serde_json takes halves and rejects control characters.
+        let json = <&RawValue>::deserialize(deserializer)?.get();
+        let inside = json.strip_prefix('"').and_then(|json| json.strip_suffix('"'));
+        let inside = inside.ok_or_else(|| D::Error::invalid_type(unexpected(json), &"a string"))?;
+        if !inside.contains('\\') {
+            return Ok(Self::from(inside));
+        }
+        // It was read as JSON a moment ago, so only halves keep it from being read again.
+        let text = serde_json::from_str::<String>(json);
+        Ok(text.map_or(Self::Cut(json.into()), |text| Self::Text(text.into())))
+    }
+}
+
+/// What JSON is that is no string.
+fn unexpected(json: &str) -> Unexpected<'_> {
+    match (json.as_bytes().first(), serde_json::from_str::<Number>(json)) {
+        (Some(b'{'), _) => Unexpected::Map,
+        (Some(b'['), _) => Unexpected::Seq,
+        (Some(b't' | b'f'), _) => Unexpected::Bool(json == "true"),
+        (_, Ok(number)) => match (number.as_u64(), number.as_i64()) {
+            (Some(number), _) => Unexpected::Unsigned(number),
+            (_, Some(number)) => Unexpected::Signed(number),
+            _ => Unexpected::Float(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        _ => Unexpected::Unit,
+    }
+}
+
+/// As much of the JSON of a string as fits into so many bytes, with its quotation marks.
+pub fn cut_to(json: &str, bytes_max: usize) -> Cow<'_, str> {
+    if json.len() <= bytes_max {
+        return Cow::Borrowed(json);
+    }
+    let mut end = 1;
+    while let Some(character) = json[end..].chars().next() {
+        let bytes = match (character, json.as_bytes().get(end + 1)) {
+            ('\\', Some(b'u')) => surrogates::ESCAPE_BYTES,
+            ('\\', _) => 2,
+            _ => character.len_utf8(),
+        };
+        if end + bytes + 1 > bytes_max {
+            break;
+        }
+        end += bytes;
+    }
+    Cow::Owned(format!("{}\"", &json[..end]))
+}
+
+/// Reads a string as a text, with U+FFFD in place of each half of a surrogate pair: for those who need no more than that.
+pub fn lossy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    JsonString::deserialize(deserializer).map(|string| string.lossy().into_owned())
+}
+
+/// The same, where there may be none.
+pub fn lossy_option<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let string = Option::<JsonString<'_>>::deserialize(deserializer)?;
+    Ok(string.map(|string| string.lossy().into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(json: &str) -> JsonString<'_> {
+        serde_json::from_str(json).unwrap_or_else(|error| panic!("{json}: {error}"))
+    }
+
+    #[test]
+    fn string_with_half_of_a_pair_is_written_as_it_came() {
+        for (json, text) in [
+            (r#""""#, Some("")),
+            (r#""A\"\n\u0041""#, Some("A\"\nA")),
+            (r#""\ud83d\ude00""#, Some("\u{1f600}")),
+            (r#""\ud83d""#, None),
+            (r#""é\"\ude00\\\ud83dé""#, None),
+        ] {
+            let string = read(json);
+            assert_eq!(string.text(), text, "{json}");
+            assert_eq!(string.cut().is_none(), text.is_some(), "{json}");
+            assert_eq!(
+                serde_json::to_string(&string).unwrap(),
+                text.map_or_else(|| json.into(), |text| format!("{text:?}"))
+            );
+        }
+        assert_eq!(read(r#""a\ud83db""#).lossy(), "a\u{fffd}b");
+    }
+
+    #[test]
+    fn what_is_no_string_is_none() {
+        for (json, why) in [
+            ("7", "integer `7`, expected a string"),
+            ("-7", "integer `-7`, expected a string"),
+            ("1.5", "floating point `1.5`, expected a string"),
+            ("true", "boolean `true`, expected a string"),
+            ("null", "null, expected a string"),
+            ("[97]", "sequence, expected a string"),
+            ("{}", "map, expected a string"),
+            (r#""\ud83""#, "escape"),
+            (r#""\x""#, "invalid escape"),
+            ("\"a\nb\\n\"", "control character"),
+            ("\"a", "EOF"),
+        ] {
+            let error = serde_json::from_str::<JsonString<'_>>(json).expect_err(json).to_string();
+            assert!(error.contains(why), "{json}: {error}");
+        }
+        assert!(serde_json::from_slice::<JsonString<'_>>(b"\"\xed\xa0\xbd\"").is_err(), "WTF-8 is no UTF-8");
+    }
+
+    #[test]
+    fn json_that_is_cut_to_a_length_stays_json() {
+        let json = r#""é\ud83d\n\ude00x""#;
+        for bytes_max in 2..20 {
+            let short = cut_to(json, bytes_max);
+            assert!(
+                short.len() <= bytes_max && surrogates::entries(&format!("{{\"s\":{short}}}")).is_some(),
+                "{short}"
+            );
+        }
+        assert_eq!((cut_to(json, 12), cut_to(json, 10)), (r#""é\ud83d\n""#.into(), r#""é\ud83d""#.into()));
+        assert_eq!(cut_to(json, json.len()), json);
+    }
+
+    proptest! {
+        #[test]
+        fn string_says_the_same_after_it_was_written(units in prop::collection::vec(prop::sample::select(vec![0x41_u16, 0xe9, 0xd83d, 0xde00, 0x5c, 0x22, 0xa]), 0..12)) {
+            let escapes = units.iter().map(|unit| format!("\\u{unit:04x}")).collect::<Vec<_>>().concat();
+            let json = format!("\"{escapes}\"");
+            let string = read(&json);
+            let mut written = Vec::new();
+            string.write(&mut written);
+            let written = String::from_utf8(written).unwrap();
+            prop_assert_eq!(&read(&written), &string);
+            prop_assert_eq!(string.cut().is_some(), surrogates::has_half(&json));
+            prop_assert_eq!(string.lossy(), String::from_utf16_lossy(&units));
+        }
+    }
+}
