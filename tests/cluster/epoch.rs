@@ -427,3 +427,25 @@ async fn shard_of_a_cluster_flushed_by_hand_delivers_all_later_messages_in_order
     .await;
     assert_eq!(next(&mut client).await, json!(31));
 }
+
+/// One user's log alone, while a client is connected, another resumes, and a third comes back later with its old sequence.
+// covers: G4, G5
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_deleted_by_hand_delivers_all_later_messages_in_order() {
+    let stage = Stage::new(2);
+    let port = stage.redis().address().port();
+    for keys in [&["mesa:state:{alice}"][..], &["mesa:log:{alice}"], &["mesa:state:{alice}", "mesa:log:{alice}"]] {
+        let (mut alice, mut phone) = (stage.client(0, "alice").await, resuming(&stage, 1, "alice", "phone", 0).await);
+        dispatch_all(&stage, 1..=10, &["alice"]).await;
+        assert!(through(&mut alice, 10).await.ends_with(&(1..=10).collect::<Vec<_>>()));
+        assert!(through_with_gaps(&mut phone, 10).await.0.ends_with(&(1..=10).collect::<Vec<_>>()));
+        assert_ne!(cli(port, &[&["DEL"], keys].concat()), "0");
+        dispatch_all(&stage, 11..=30, &["alice"]).await;
+        let expected: Vec<u64> = (11..=30).collect();
+        assert!(through(&mut alice, 30).await.ends_with(&expected), "{keys:?}");
+        assert!(through_with_gaps(&mut phone, 30).await.0.ends_with(&expected), "{keys:?}");
+        let (got, _) = through_with_gaps(&mut resuming(&stage, 0, "alice", "tablet", 10).await, 30).await;
+        assert!(got.ends_with(&expected), "{keys:?}: {got:?}");
+        phone.confirm_through(1 << 50).await.expect("it is there");
+    }
+}

@@ -3,6 +3,8 @@
 //! test do, damage one value, in `damage`.
 
 mod battery;
+#[cfg(feature = "redis")]
+mod by_hand;
 mod damage;
 mod disk;
 mod dropping;

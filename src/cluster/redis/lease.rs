@@ -21,9 +21,19 @@
 //!   appending; so the epoch that it found counts as `suspect`, and what is pending in a log that comes from it gets new sequences
 //!   above the base (`renumber` in `log/era.lua`).
 //!
-//! A script of a Redis Cluster reads one slot. There the epoch of a log is the replication history of its shard and the time at which
-//! the log began. Both stand in the log, and are compared when a session reads: one that knows another log under this name
-//! has what is pending renumbered.
+//! A script of a Redis Cluster reads one slot. There the epoch of a log is the replication history of its shard.
+//!
+//! # The name of a log
+//!
+//! In each epoch a log has a name: the epoch, and when the log began or came into it (`log/epoch.lua`). It stands in the log with those
+//! it had before, and every session knows it. So no session reads or acknowledges in another log than the one it knows:
+//!
+//! - Sessions that know a log which is no longer there have what is pending renumbered, unless the log began above all that they have
+//!   seen (`rejoin` in `log/era.lua`). The same happens where an older copy was put back: its head is below what a session has seen,
+//!   or it knows of fewer reports than the server has made.
+//! - A log without a state is not new where its stream has entries, or on a single Redis where its user is in the list of known users.
+//!   It goes on above the time of day.
+//! - A stream with another number of entries than its state says is counted anew (`log/mend.lua`).
 
 use std::{
     sync::{Arc, LazyLock, Weak},

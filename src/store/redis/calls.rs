@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{
     super::{Attached, DeviceState, Entry, Found, KnownUser, Limits, Overflow, ReadLimit, Received, UserState},
-    local::{Era, Report, time},
+    local::{Era, Known, Report, time},
     steps::{self, Step},
     told,
 };
@@ -215,19 +215,19 @@ impl Caller {
 
     /// Reads entries, and the epoch of the log. A report is written in the same step, and counts for what is read.
     ///
-    /// `None` where sessions know the log in an epoch `known` that it is not in: it has to be read with a report.
+    /// `None` where the log is not the one that sessions know (`known`): it has to be read with a report.
     pub(super) async fn read(
         &self,
         user: &UserId,
         after: Seq,
         limit: ReadLimit,
         report: Option<&Report>,
-        known: &str,
+        known: &Known,
     ) -> Result<Option<(Found, Era)>, LinkError> {
         // What is beyond these is beyond what a number of Lua can say, and beyond any log.
         let most = |number: u64| text(number.min(1 << 50));
-        let (mut entries, mut bytes, mut after, mut report) = (Vec::new(), 0, after, report);
-        let mut known: Era = known.into();
+        let (mut entries, mut bytes, from, mut after, mut report) = (Vec::new(), 0, after, after, report);
+        let mut known = known.clone();
         loop {
             let had = [entries.len() as u64, bytes];
             let mut arguments: Arguments =
@@ -237,11 +237,11 @@ impl Caller {
                     arguments.extend([view(report), text(user)]);
                     let answer = self.step(&steps::NOTE_AND_READ, self.keys(user)?, arguments).await?;
                     self.listed(user, integer(&answer, 3)?, integer(&answer, 4)? == 1).await?;
-                    known = era(&answer, 1)?;
+                    known = Known { era: era(&answer, 1)?, top: 0, said: report.changes };
                     answer
                 }
                 None => {
-                    arguments.push(text(&known));
+                    arguments.extend([text(&known.era), most(known.top), text(known.said)]);
                     self.step(&steps::READ, self.keys(user)?, arguments).await?
                 }
             };
@@ -258,7 +258,9 @@ impl Caller {
                 entries.push(entry);
             }
             if is_all {
-                self.link()?.saw(through);
+                if through > from {
+                    self.link()?.saw(through);
+                }
                 return Ok(Some((Found { entries, through }, era)));
             }
             after = through;
@@ -381,6 +383,7 @@ struct View<'a> {
     n: u64,
     e: &'a str,
     m: Seq,
+    w: u64,
     h: i64,
     d: &'a [String],
     seen: u64,
@@ -396,6 +399,7 @@ pub(super) fn view(report: &Report) -> Bytes {
         n: report.changes,
         e: &report.era,
         m: seq(report.top),
+        w: report.said,
         h: report.hold.map_or(-1, |hold| seq(hold).cast_signed()),
         d: &report.here,
         seen: report.seen_ms,

@@ -34,6 +34,17 @@ const UNSAID_MAX: usize = 100_000;
 /// Of which time a log is: another one means that what was said of it may be forgotten.
 pub(super) type Era = Box<str>;
 
+/// How sessions of this server know a log.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    /// Its name; '' where there are no sessions.
+    pub era: Era,
+    /// The highest sequence that they have seen.
+    pub top: Seq,
+    /// The last change that Redis has answered that it knows.
+    pub said: u64,
+}
+
 /// Whose cursor: "" is the one that clients without a device share.
 type Name = String;
 
@@ -62,6 +73,8 @@ struct Local {
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     pub changes: u64,
+    /// Up to here Redis has answered that it knows them.
+    pub said: u64,
     pub era: Era,
     pub top: Seq,
     pub hold: Option<Seq>,
@@ -215,9 +228,11 @@ impl Locals {
         true
     }
 
-    /// In which epoch sessions here know the log of a user; '' where there are none.
-    pub(super) fn epoch(&self, user: &UserId) -> Era {
-        self.all.lock().users.get(user).map(|local| local.era.clone()).unwrap_or_default()
+    /// How sessions here know the log of a user.
+    pub(super) fn known(&self, user: &UserId) -> Known {
+        let all = self.all.lock();
+        let known = all.users.get(user).map(|local| Known { era: local.era.clone(), top: local.top, said: local.said });
+        known.unwrap_or_default()
     }
 
     /// Reports all that is known of a user with sessions here, also what was reported before.
@@ -273,6 +288,7 @@ impl Local {
     fn report(&self, now: Duration) -> Report {
         Report {
             changes: self.changes,
+            said: self.said,
             era: self.era.clone(),
             top: self.top,
             hold: self.hold,

@@ -257,7 +257,7 @@ impl Shared {
         let steady = self.caller.link()?.steady();
         let mut report = self.locals.report(user, steady);
         let (found, era) = loop {
-            let known = self.locals.epoch(user);
+            let known = self.locals.known(user);
             match self.caller.read(user, after, limit, report.as_ref(), &known).await? {
                 Some(found) => break found,
                 None => report = self.locals.whole(user, steady),
@@ -266,7 +266,9 @@ impl Shared {
         if let Some(report) = report {
             self.locals.said(user, &report);
         }
-        if self.locals.entered(user, era, found.through) {
+        // Beyond the head a caller may ask for anything.
+        let top = if found.through > after { found.through } else { 0 };
+        if self.locals.entered(user, era, top) {
             self.dirty.notify_one();
         }
         Ok(found)

@@ -25,17 +25,17 @@ macro_rules! step {
 step!(
     /// Makes copies of messages.
     APPEND, "append",
-    ["begin", "epoch", "cursors", "views", "save", "entries", "blocks", "release", "gone", "room", "era", "view", "append"]
+    ["begin", "epoch", "cursors", "views", "save", "entries", "blocks", "release", "gone", "room", "mend", "era", "view", "append"]
 );
 step!(
     /// Takes note of what a server says of a user.
     NOTE, "note",
-    ["begin", "epoch", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "era", "view", "note"]
+    ["begin", "epoch", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "mend", "era", "view", "note"]
 );
 step!(
     /// A session comes.
     ATTACH, "attach",
-    ["begin", "epoch", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "era", "view", "attach"]
+    ["begin", "epoch", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "mend", "era", "view", "attach"]
 );
 step!(
     /// Everything goes.
@@ -50,7 +50,7 @@ step!(
 step!(
     /// Takes note, and some entries.
     NOTE_AND_READ, "read",
-    ["begin", "epoch", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "era", "view", "noted", "read"]
+    ["begin", "epoch", "though_full", "cursors", "views", "save", "entries", "blocks", "release", "gone", "mend", "era", "view", "noted", "read"]
 );
 step!(
     /// What is known of a user.

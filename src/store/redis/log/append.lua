@@ -1,19 +1,15 @@
--- No sequence is larger: the largest whole number of Lua.
-local SEQ_MAX = 9007199254740991
-
--- Appends an entry, and gives its sequence; nothing where the log has later ones and the state is missing.
+-- Appends an entry, and gives its sequence.
 local function put(S, log, ...)
   local seq = S.head + 1
   local added = redis.pcall('XADD', log, id(seq), ...)
   if type(added) == 'table' then
     if not string.find(added.err, 'equal or smaller', 1, true) then error(added) end
-    if not S.listed then return nil end
-    -- A step that Redis refused half-way (a permission was taken away) has left entries without a state that knows of them.
-    -- They may have been delivered, so they count.
-    each(log, seq, SEQ_MAX, function(at, entry)
-      S.head = at
-      add(S, at, bytes_of(entry), tonumber(entry[2][8]))
-    end)
+    -- The state is older than the stream, whose entries above it were deleted.
+    local about = redis.call('XINFO', 'STREAM', log)
+    for at = 1, #about, 2 do
+      if about[at] == 'last-generated-id' then S.head = tonumber(string.match(about[at + 1], '^%d+')) end
+    end
+    forget_lost(S, seq, S.head)
     seq = S.head + 1
     redis.call('XADD', log, id(seq), ...)
   end
@@ -41,7 +37,6 @@ local function keep(S, log, user, payload, ttl, key)
     release(S, log)
   end
   local seq = put(S, log, 'n', A[13], 'u', user, 'p', payload, 'e', int(expires))
-  if not seq then return -1, dropped end
   add(S, seq, #payload, expires)
   if key ~= '' then
     forget_keys(S, function(known) return known[1] == key end)
@@ -76,8 +71,12 @@ local function append(n, message, user, view)
     S = load(state)
     if not (is_done and view == '') then
       look(S)
-      enter(S, log)
-      if view ~= '' then take_view(S, log, view) else release(S, log) end
+      if view ~= '' then
+        take_view(S, log, view, user)
+      else
+        enter(S, log, user)
+        release(S, log)
+      end
       open[state] = S
       opened[#opened + 1] = {state, user, n}
     end

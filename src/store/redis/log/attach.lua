@@ -1,6 +1,6 @@
 -- 18 the view, 19 the device ('' = the cursor that clients without one share), 20 the user.
 local S = load(K[3])
-take_view(S, K[4], A[18])
+take_view(S, K[4], A[18], A[20])
 local device = A[19]
 local c = cursor(S, device)
 if not c then

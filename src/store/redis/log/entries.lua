@@ -1,5 +1,8 @@
 -- Entries.
 
+-- No sequence is larger: the largest whole number of Lua.
+local SEQ_MAX = 9007199254740991
+
 local function bytes_of(entry) return #entry[2][6] end
 local function seq_of(entry) return tonumber(string.match(entry[1], '^%d+')) end
 

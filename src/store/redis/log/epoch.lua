@@ -21,11 +21,22 @@ if not ERA then return 'era' end
 
 local function is_suspect(era) return string.find(',' .. SUSPECT .. ',', ',' .. era .. ',', 1, true) end
 
--- In a Cluster: whether sessions that know this log from the epoch `known` have read another one, that is no longer there.
+-- Each log has a name of its own in an epoch: the epoch, and when the log began or came into it. So one that was deleted and began
+-- anew is another one. Gives the part that all logs of an epoch share, and a new name.
+local function shared(era) return string.match(era, '^[^:]*') end
+local function new_era() return ERA .. ':' .. int(NOW * 1000) end
+
+-- Whether sessions that know this log by the name `known` have read another one, that is no longer there.
 local function is_apart(S, known)
-  if TOGETHER or known == '' or not S.era or known == S.era then return false end
+  if known == '' or not S.era or known == S.era then return false end
   for _, past in ipairs(S.past or {}) do
     if past == known then return false end
   end
   return true
+end
+
+-- Whether this log has fewer changes from the caller than it has reported: an older copy was put in its place.
+local function knows_less(S, reported)
+  local view = S.views[NODE]
+  return view and view.n < reported
 end

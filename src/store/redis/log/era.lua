@@ -13,6 +13,7 @@ local function renumber(S, log, base)
     from, n, b, k = first, n + entries, b + bytes, k - 1
   end
   if k == 0 then from = 1 end
+  S.low = base
   S.bl = string.sub(S.bl, 1, k * RECORD_BYTES)
   S.head, S.n, S.b = base, S.n - n, S.b - b
   local all, received, keys, ids = cursors(S), {}, {}, {}
@@ -42,36 +43,43 @@ end
 
 -- Brings a log into the current epoch. It may have given out more than it knows of: it goes on beyond that, and its clients get
 -- a gap with the reason `lost`.
-local function enter(S, log)
+local function enter(S, log, user)
+  mend(S, log)
   local era = S.era
-  if era == ERA or not TOGETHER and era and string.sub(era, 1, 16) == ERA then return end
-  local from, to = S.head + 1, nil
-  if era then
-    -- Another epoch may lie between, whose sequences for this log are lost: it began as far behind the same head.
-    to = math.max(S.head + BEYOND, BASE)
-  elseif S.head == 0 then
-    to = BASE
-  end
+  if era and shared(era) == ERA then return end
+  -- The state is gone, and only that: there was one for an entry, and for a user who is written down.
+  local is_lost = not era and (S.head > 0 or TOGETHER and redis.call('ZSCORE', K[1], user))
+  local from, to = S.head + 1, BASE
+  -- Another epoch may lie between, whose sequences for this log are lost: it began as far behind the same head.
+  if era or is_lost then to = math.max(S.head + BEYOND, BASE) end
   -- A shard has no base. One that joined later may have had this log, and have come back without it.
-  if not TOGETHER and to and (era or not string.find(A[17], ERA, 1, true)) then to = math.max(to, math.floor(NOW)) end
+  if not TOGETHER and (era or not string.find(A[17], ERA, 1, true)) then to = math.max(to, math.floor(NOW)) end
+  -- It may have come as far as this in its epoch.
+  if is_lost then to = math.max(to, BASE + BEYOND, math.floor(NOW)) end
   -- One that is not there may have been lost where the epoch is young.
-  if era or BASE > 0 and NOW < BEGAN + SAY_AGAIN then S.at = NOW end
-  if not TOGETHER and era then account_for(S, era) end
-  -- A log of a Cluster that was flushed and began anew is another one.
-  S.era = TOGETHER and ERA or ERA .. ':' .. int(NOW * 1000)
-  if era and is_suspect(era) then return renumber(S, log, to) end
-  if not to or to < from then return end
+  if era or is_lost or BASE > 0 and NOW < BEGAN + SAY_AGAIN then S.at = NOW end
+  if era then account_for(S, era) else S.low = to end
+  S.era = new_era()
+  if era and is_suspect(shared(era)) then return renumber(S, log, to) end
+  if to < from then return end
   S.head = to
   gone(S, from, to, LOST)
   everybody_receives(S, from, to)
   release(S, log)
 end
 
--- In a Cluster: sessions of the caller have read another log under this name, up to `seen`. What is pending may lie below their
--- cursors.
-local function rejoin(S, log, known, seen)
-  if not is_apart(S, known) then return end
+-- Sessions of the caller know the log `known` under this name, up to `seen`, and have reported `reported` changes. Where that is
+-- another log, or this one went back to an older copy, what is pending may lie below their cursors.
+local function rejoin(S, log, known, seen, reported)
+  local went_back = known ~= '' and seen > S.head or known == S.era and knows_less(S, reported)
+  if not went_back and not is_apart(S, known) then return end
   account_for(S, known)
   S.at = NOW
+  if went_back then
+    if known ~= S.era then account_for(S, S.era) end
+    S.era = new_era()
+  elseif seen <= (S.low or 0) then
+    return
+  end
   renumber(S, log, math.max(S.head + BEYOND, seen + BEYOND, BASE, math.floor(NOW)))
 end

@@ -1,12 +1,12 @@
 -- What a server says of a user, as JSON: n its count of changes, h what it holds (-1 = nothing), d the devices that are here, seen
 -- when the user was (ms, 0 = not), left devices that have gone, each with how long ago (ms), had what was received: each device,
 -- from, to.
--- e is the epoch in which its sessions know the log ('' = not at all), m the highest sequence that they have seen. The log comes
--- into the current epoch first. True if that has moved its head.
-local function take_view(S, log, text)
+-- e is the name by which its sessions know the log ('' = not at all), m the highest sequence that they have seen, w the last of its
+-- changes that was written down. The log comes into the current epoch first. True if that has moved its head.
+local function take_view(S, log, text, user)
   local view, head = cjson.decode(text), S.head
-  enter(S, log)
-  rejoin(S, log, view.e, view.m)
+  enter(S, log, user)
+  rejoin(S, log, view.e, view.m, view.w)
   local known = S.views[NODE]
   local newer = not known or known.n < view.n
   if newer then S.views[NODE] = {n = view.n, h = view.h, d = view.d, e = S.era} end

@@ -1,0 +1,204 @@
+//! What a person or an eviction policy does to the keys of one log under running servers: what is appended after that is delivered.
+
+use std::sync::Arc;
+
+use mesa::{
+    message::Seq,
+    store::{Limits, Note, Store},
+};
+
+use crate::{
+    redis::{Somewhere, ask},
+    redis_server::Redis,
+    support::{append, read, receive, until, user},
+};
+
+/// What happens to the two keys of a log.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Done {
+    Deleted,
+    StateDeleted,
+    StreamDeleted,
+    PutBack,
+    StatePutBack,
+    StreamPutBack,
+}
+
+use Done::*;
+
+const ALL: [Done; 6] = [Deleted, StateDeleted, StreamDeleted, PutBack, StatePutBack, StreamPutBack];
+
+impl Done {
+    /// The keys that are deleted, and those that are replaced by an older copy.
+    fn keys(self) -> (&'static [&'static str], &'static [&'static str]) {
+        match self {
+            Deleted => (&["state", "log"], &[]),
+            StateDeleted => (&["state"], &[]),
+            StreamDeleted => (&["log"], &[]),
+            PutBack => (&[], &["state", "log"]),
+            StatePutBack => (&[], &["state"]),
+            StreamPutBack => (&[], &["log"]),
+        }
+    }
+
+    async fn happen(self, place: &Somewhere) {
+        let (deleted, put_back) = self.keys();
+        for what in deleted {
+            ask(place, &["DEL", &place.key(what, "a")]).await;
+        }
+        for what in put_back {
+            let key = place.key(what, "a");
+            assert_eq!(ask(place, &["COPY", &format!("{key} kept"), &key, "REPLACE"]).await, "1");
+        }
+    }
+}
+
+/// Appends these numbers at one server; the last sequence.
+async fn append_all(store: &dyn Store, numbers: std::ops::RangeInclusive<u64>) -> Seq {
+    let mut last = 0;
+    for n in numbers {
+        let seq = append(store, n, &["a"]).await.unwrap()[0];
+        assert!(seq > last, "{seq} behind {last}");
+        last = seq;
+    }
+    last
+}
+
+/// Two servers and a log with ten messages, of which an older copy is kept; a session at the first has read all of them.
+async fn ten_messages(place: &Somewhere) -> [Arc<dyn Store>; 2] {
+    let servers = [place.server(), place.server()];
+    let [one, other] = &servers;
+    one.attach(&user("a"), None).unwrap();
+    append_all(&**other, 1..=5).await;
+    assert_eq!(read(&**one, "a", 0).len(), 5);
+    one.note(&user("a"), Note { received: Some((1, 2)), hold: Some(2), ..Note::default() });
+    until("it to be acknowledged", || other.state(&user("a")).unwrap().pending == 3).await;
+    for what in ["state", "log"] {
+        let key = place.key(what, "a");
+        assert_eq!(ask(place, &["COPY", &key, &format!("{key} kept")]).await, "1");
+    }
+    append_all(&**other, 6..=10).await;
+    assert_eq!(read(&**one, "a", 5).len(), 5);
+    one.note(&user("a"), Note { received: Some((3, 8)), hold: Some(8), ..Note::default() });
+    until("it to be acknowledged", || other.state(&user("a")).unwrap().pending == 2).await;
+    servers
+}
+
+/// Numbers and the last sequence behind `after`.
+fn behind(store: &dyn Store, after: Seq) -> (Vec<u64>, Seq) {
+    let found = read(store, "a", after);
+    assert!(found.is_sorted_by(|one, other| one.0 < other.0) && found.iter().all(|(seq, _)| *seq > after), "{found:?}");
+    (found.iter().map(|(_, n)| *n).collect(), found.last().map_or(after, |(seq, _)| *seq))
+}
+
+/// What comes behind `after` ends with 11 to `last`, and nothing stays pending once it is acknowledged.
+async fn goes_on(case: &str, store: &dyn Store, after: Seq, last: u64) {
+    let expected: Vec<u64> = (11..=last).collect();
+    let (got, seen) = behind(store, after);
+    assert!(got.ends_with(&expected), "{case}: {got:?} behind {after}");
+    store.note(&user("a"), Note { received: Some((1, seen)), hold: Some(seen), ..Note::default() });
+    until(&format!("{case}: all to be acknowledged"), || store.state(&user("a")).unwrap().pending == 0).await;
+    append_all(store, last + 1..=last + 1).await;
+    assert_eq!(behind(store, seen).0, [last + 1], "{case}");
+}
+
+fn places() -> [Somewhere; 2] {
+    [Somewhere::on(Redis::start()), Somewhere::spread()]
+}
+
+// covers: G4, G5
+#[tokio::test]
+async fn log_changed_by_hand_under_a_session_delivers_what_comes_after_it() {
+    for place in places() {
+        for done in ALL {
+            let (place, case) = (place.another(), format!("{done:?}, spread: {}", place.is_spread()));
+            let [one, other] = ten_messages(&place).await;
+            done.happen(&place).await;
+            append_all(&*other, 11..=30).await;
+            goes_on(&case, &*one, 10, 30).await;
+        }
+    }
+}
+
+/// The session notices it before anything is appended, by its own acknowledgement or by looking into the log.
+// covers: G4, G5
+#[tokio::test]
+async fn log_changed_by_hand_before_a_session_looks_delivers_what_comes_after_it() {
+    for place in places() {
+        for done in ALL {
+            for acknowledges in [false, true] {
+                let case = format!("{done:?}, spread: {}, acknowledges: {acknowledges}", place.is_spread());
+                let place = place.another();
+                let [one, other] = ten_messages(&place).await;
+                done.happen(&place).await;
+                if acknowledges {
+                    receive(&*one, "a", 9, 10);
+                    one.state(&user("a")).unwrap();
+                } else {
+                    behind(&*one, 10);
+                }
+                let again = behind(&*one, 10).1;
+                append_all(&*other, 11..=13).await;
+                goes_on(&case, &*one, again, 13).await;
+            }
+        }
+    }
+}
+
+/// A client that resumes keeps its sequence. An older copy of both keys is not noticed then, nor in a Cluster that both are gone.
+// covers: G4, G5
+#[tokio::test]
+async fn log_changed_by_hand_while_nobody_is_connected_delivers_what_comes_after_it() {
+    for place in places() {
+        let noticed = |done: &Done| *done != PutBack && (*done != Deleted || !place.is_spread());
+        for done in ALL.into_iter().filter(noticed) {
+            let (place, case) = (place.another(), format!("{done:?}, spread: {}", place.is_spread()));
+            let [one, other] = ten_messages(&place).await;
+            one.detach(&user("a"), None);
+            one.note(&user("a"), Note::default());
+            one.close().await.unwrap();
+            done.happen(&place).await;
+            append_all(&*other, 11..=30).await;
+            let attached = other.attach(&user("a"), None).unwrap();
+            assert!(attached.head > 10, "{case}: {attached:?}");
+            goes_on(&case, &*other, 10, 30).await;
+        }
+    }
+}
+
+/// Where everything of a user is gone, what was pending is told as lost, counts no more, and takes no room.
+// covers: G4
+#[tokio::test]
+async fn stream_deleted_by_hand_leaves_no_quota_in_use() {
+    for place in places() {
+        let store = place.open(Limits { messages: 5, ..Limits::default() }, Arc::default());
+        append_all(&*store, 1..=5).await;
+        StreamDeleted.happen(&place).await;
+        assert_eq!(append(&*store, 6, &["a"]).await.unwrap(), [6]);
+        assert_eq!(store.state(&user("a")).unwrap().pending, 1);
+        let missed = store.missed(&user("a"), None, 1, 5).unwrap();
+        assert_eq!(
+            missed.iter().map(|one| (one.from, one.to, one.reason.as_str())).collect::<Vec<_>>(),
+            [(1, 5, "lost")]
+        );
+        assert_eq!(read(&*store, "a", 0), [(6, 6)]);
+    }
+}
+
+/// What is pending in a stream is delivered, though the state that counted it is gone.
+// covers: G4
+#[tokio::test]
+async fn state_deleted_by_hand_keeps_what_is_pending() {
+    for place in places() {
+        let store = place.server();
+        append_all(&*store, 1..=5).await;
+        receive(&*store, "a", 1, 2);
+        until("it to be acknowledged", || store.state(&user("a")).unwrap().pending == 3).await;
+        StateDeleted.happen(&place).await;
+        let last = append_all(&*store, 6..=6).await;
+        assert!(last > 6, "{last}");
+        assert_eq!(read(&*store, "a", 0), [(3, 3), (4, 4), (5, 5), (last, 6)]);
+        receive(&*store, "a", 1, last);
+        until("it to be acknowledged", || store.state(&user("a")).unwrap().pending == 0).await;
+    }
+}
