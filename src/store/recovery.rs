@@ -88,7 +88,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         let told = format!(
             "its journal ends with record {written}, but record {marked} was written and synced: the file `log/db` is \
              damaged, or is an older one. Restore a backup, or look at what is left with `mesa inspect`; to go on with \
-             that as it is, delete the file `mark`"
+             that as it is, put an empty file in the place of its file `mark`"
         );
         return Err(StoreError::Damaged(told.into()));
     }

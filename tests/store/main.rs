@@ -1,5 +1,5 @@
 //! The store, by its promises. Everything in `battery`, `limits`, `dropping` and `model` runs over all engines, Redis and a Redis Cluster
-//! among them where it is built in; what only a disk can do is in `disk` and `reading`, and what only a table in memory lets a
+//! among them where it is built in; what only a disk can do is in `disk`, `missing` and `reading`, and what only a table in memory lets a
 //! test do, damage one value, in `damage`.
 
 mod battery;
@@ -15,6 +15,7 @@ mod lapses;
 mod left;
 mod limits;
 mod long;
+mod missing;
 mod model;
 #[cfg(feature = "redis")]
 #[path = "../support/random.rs"]

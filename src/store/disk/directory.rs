@@ -17,8 +17,33 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// Bytes read at once where a file is read through.
 const READ_BYTES: usize = 1 << 20;
 
-/// A log that is whole and is to take the place of the one there is.
-const REBUILT: &str = "rebuilt";
+// Names of all that is in a store's directory.
+
+/// What sled has: the tables.
+pub(in crate::store) const LOG: &str = "log";
+/// sled's file, in there, and its settings.
+pub(in crate::store) const DB: &str = "db";
+pub(in crate::store) const CONF: &str = "conf";
+/// How far all was synced.
+pub(in crate::store) const MARK: &str = "mark";
+/// The journal's files.
+pub(in crate::store) const JOURNAL: &str = "journal";
+/// The files of inboxes.
+pub(in crate::store) const INBOX: &str = "inbox";
+/// The lock against other processes.
+pub(in crate::store) const LOCK: &str = "lock";
+/// The tables while they are made.
+pub(super) const MAKING: &str = "making";
+/// Tables that are whole and are to take the place of those there are.
+pub(super) const REBUILT: &str = "rebuilt";
+/// The marker of a store that is made or changed as a whole.
+pub(in crate::store) const UNFINISHED: &str = "unfinished";
+/// A file that is removed where the disk is full.
+pub(super) const BALLAST: &str = "ballast";
+/// What was in the way and is not deleted.
+const SET_ASIDE: &str = "set-aside";
+/// The portals of a server, which writes that file itself.
+pub(super) const PORTALS: &str = "portals.json";
 
 /// A directory that is ours until this is dropped.
 pub(super) struct Locked {
@@ -52,7 +77,7 @@ impl Locked {
         }
         refuse_foreign(path)?;
         make(path).map_err(told)?;
-        let lock_path = path.join("lock");
+        let lock_path = path.join(LOCK);
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path);
         let mut lock = open.map_err(told)?;
         let since = Instant::now();
@@ -88,12 +113,12 @@ impl Locked {
 
     /// Where sled keeps its files.
     pub(super) fn log(&self) -> PathBuf {
-        self.path.join("log")
+        self.path.join(LOG)
     }
 
     /// Where sled's files are made. What a process that died while making some has left there is gone.
     pub(super) fn making(&self) -> io::Result<PathBuf> {
-        let making = self.path.join("making");
+        let making = self.path.join(MAKING);
         match fs::remove_dir_all(&making) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(making),
@@ -142,7 +167,7 @@ impl Locked {
     }
 
     fn aside(&self) -> io::Result<PathBuf> {
-        let aside = self.path.join("set-aside");
+        let aside = self.path.join(SET_ASIDE);
         make(&aside)?;
         Ok(aside)
     }
@@ -167,7 +192,7 @@ impl Locked {
     /// Reads all of sled's log once. Where sled cannot read its log it takes it to end there, and *overwrites* what follows;
     /// so a disk that gives no answer has to be met by us first. And what was read now is at hand when sled asks.
     pub(super) fn read_through(&self) -> io::Result<()> {
-        let mut log = match File::open(self.log().join("db")) {
+        let mut log = match File::open(self.log().join(DB)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             opened => opened?,
         };
@@ -179,7 +204,7 @@ impl Locked {
     /// Makes the names of new files durable, up to the directory that holds ours.
     pub(super) fn sync(&self) -> io::Result<()> {
         let log = self.log();
-        for name in ["db", "conf"] {
+        for name in [DB, CONF] {
             File::open(log.join(name))?.sync_all()?;
         }
         File::open(&log)?.sync_all()?;

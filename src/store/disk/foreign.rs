@@ -1,21 +1,22 @@
 //! Refuses to make a store in a directory that holds other files.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
+use super::directory::{DB, LOCK, LOG, MAKING, MARK, PORTALS, REBUILT, UNFINISHED};
 use crate::store::StoreError;
 
-/// Files of ours that are in a directory before, or without, a store: its lock, its tables while they are made, the mark of
+/// Files of ours that are in a directory before, or without, a store: its lock, its tables while they are made, the marker of
 /// a store that is being made, and the portals of a server whose logs are elsewhere.
-const OURS: &[&str] = &["lock", "making", "unfinished", "portals.json"];
+const OURS: &[&str] = &[LOCK, MAKING, UNFINISHED, PORTALS];
 
 /// Files that are in directories nobody has put anything into: of fresh file systems and of version control.
 const OF_EMPTY_DIRECTORIES: &[&str] = &["lost+found", ".gitkeep", ".gitignore", ".keep", ".DS_Store"];
 
 /// Files that only a store has; with any of them the directory is one, damaged or not.
-const OF_STORES: &[&str] = &["mark", "log/db", "rebuilt/db"];
-
-/// Where sled keeps its files. A power cut in the first start of a server may leave its name alone.
-const LOG: &str = "log";
+const OF_STORES: &[&[&str]] = &[&[MARK], &[LOG, DB], &[REBUILT, DB]];
 
 /// Names in the error; more are counted.
 const NAMED_MAX: usize = 3;
@@ -27,7 +28,7 @@ const NAMED_MAX: usize = 3;
 pub fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
     // What cannot be read here fails where it is opened, with the reason.
     let Ok(files) = fs::read_dir(path) else { return Ok(()) };
-    if OF_STORES.iter().any(|name| path.join(name).exists()) {
+    if OF_STORES.iter().any(|names| path.join(names.iter().collect::<PathBuf>()).exists()) {
         return Ok(());
     }
     let (mut named, mut more) = (Vec::new(), 0_usize);
@@ -36,6 +37,7 @@ pub fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
         if OURS.contains(&name.as_str()) || OF_EMPTY_DIRECTORIES.contains(&name.as_str()) {
             continue;
         }
+        // A power cut in the first start of a server may leave its name alone.
         if name == LOG && is_empty(&file.path()) {
             continue;
         }

@@ -8,9 +8,10 @@ use std::{fs, io, path::Path};
 
 use super::{
     chunks::ChunkFiles,
+    directory::{DB, INBOX, JOURNAL, LOG},
+    mark::Mark,
     raw::RawTables,
     records::{Broken, RecordFiles},
-    rest::{INBOX, JOURNAL},
 };
 use crate::store::{
     engine::Table,
@@ -71,6 +72,9 @@ pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
             meta.insert(SETTLED_KEY, &journal_key(first - 1))?;
         }
         sync(db, path)?;
+        // As at a first start: a store of this format has all its parts.
+        Mark::open(path)?;
+        fs::File::open(path)?.sync_all()?;
         meta.insert(FORMAT_KEY, FORMAT)?;
         sync(db, path)?;
     }
@@ -84,7 +88,7 @@ pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
 
 fn sync(db: &sled::Db, path: &Path) -> io::Result<()> {
     db.flush()?;
-    fs::File::open(path.join("log/db"))?.sync_data()
+    fs::File::open(path.join(LOG).join(DB))?.sync_data()
 }
 
 #[cfg(test)]

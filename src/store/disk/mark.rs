@@ -13,7 +13,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::open::SEGMENT_BYTES;
+use super::{directory::MARK, open::SEGMENT_BYTES};
 
 /// Three numbers and a checksum.
 const BYTES: usize = 28;
@@ -32,12 +32,12 @@ pub(in crate::store) struct Marked {
 impl Marked {
     /// Reads the file in a store's directory; `None` where there is none that is whole.
     pub fn read(directory: &Path) -> Option<Self> {
-        Self::decode(&fs::read(directory.join("mark")).ok()?)
+        Self::decode(&fs::read(directory.join(MARK)).ok()?)
     }
 
     /// Whether what is in the file was never written by any of ours. One that is merely not whole may be torn.
     pub fn is_foreign(directory: &Path) -> bool {
-        fs::metadata(directory.join("mark")).is_ok_and(|mark| mark.len() > BYTES as u64)
+        fs::metadata(directory.join(MARK)).is_ok_and(|mark| mark.len() > BYTES as u64)
     }
 
     /// Whether the file, which has `length` bytes, was longer when it was last synced, and not made shorter by sled:
@@ -76,7 +76,7 @@ pub(super) struct Mark {
 
 impl Mark {
     pub fn open(directory: &Path) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(directory.join("mark"))?;
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(directory.join(MARK))?;
         Ok(Self { file, says: Mutex::new(Marked::read(directory).unwrap_or_default()) })
     }
 

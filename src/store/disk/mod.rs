@@ -18,6 +18,7 @@
 //! - `space`: what is set aside so that the store goes on where the disk is full, or no descriptor is left
 //! - `open`, `directory`, `former`, `rebuild`: opening, also after a kill, also a store of before
 //! - `mark`: a small file that remembers how far all was synced
+//! - `missing`: finds parts of a store that are not there
 //! - `unfinished`: marks a directory that is being made or changed as a whole
 //! - `raw`: sled's file, read without sled
 //! - `rest`: all of it, read when nobody has it open
@@ -29,6 +30,7 @@ mod foreign;
 mod former;
 mod frame;
 mod mark;
+mod missing;
 mod open;
 mod raw;
 mod rebuild;
@@ -55,7 +57,9 @@ use parking_lot::Mutex;
 
 pub use self::open::{DiskOptions, open};
 pub(super) use self::{
+    directory::{CONF, DB, LOCK, LOG, MARK, UNFINISHED},
     mark::Marked,
+    missing::Missing,
     open::create,
     raw::Gap,
     rest::{Rest, RestPairs},
@@ -254,7 +258,7 @@ fn abandon(db: &sled::Db) {
 
 /// Ends the sled that has its files in `log`, with everything durable that it has, or leaves it standing where that fails.
 fn end(db: sled::Db, log: &Path) -> std::io::Result<()> {
-    let synced = db.flush().map_err(std::io::Error::from).and_then(|_| File::open(log.join("db"))?.sync_all());
+    let synced = db.flush().map_err(std::io::Error::from).and_then(|_| File::open(log.join(DB))?.sync_all());
     synced.inspect_err(|_| abandon(&db))?;
     // It syncs once more, and nothing was written since; a disk that fails just then is met here.
     catch_unwind(AssertUnwindSafe(|| drop(db))).map_err(|_| std::io::Error::other("sled could not sync its file"))

@@ -17,15 +17,16 @@ use parking_lot::Mutex;
 use super::{
     Disk, Tidying, Trees, abandon,
     chunks::{ChunkFiles, Place},
-    directory::Locked,
+    directory::{DB, INBOX, JOURNAL, Locked},
     end,
     foreign::is_empty,
     former,
     mark::{Mark, Marked},
+    missing::Missing,
     raw::{self, RawTables, TABLES, Tail},
     rebuild,
     records::{Broken, RecordFiles, Survey},
-    rest::{INBOX, JOURNAL, settled_in},
+    rest::settled_in,
     space::{Ballast, Runway},
     unfinished::{self, Work},
 };
@@ -158,7 +159,7 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
         tracing::warn!(snapshot = %snapshot.display(), "set an unfinished snapshot aside");
     }
     let ballast = Ballast::of(&options.path);
-    ballast.drop_for(&log.join("db")).map_err(|error| match Cause::of(&error) {
+    ballast.drop_for(&log.join(DB)).map_err(|error| match Cause::of(&error) {
         Cause::NoSpace => refuse(format!(
             "the disk is full, and to open the store takes some space: {error}. Free some MiB, then start again"
         )),
@@ -196,7 +197,7 @@ fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &Disk
         ids: tree(Table::Ids)?,
         outbox: tree(Table::Outbox)?,
     };
-    let file = File::options().read(true).write(true).open(log.join("db"));
+    let file = File::options().read(true).write(true).open(log.join(DB));
     let file = file.map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
     // A process that was killed may have left what is with the system and not on the disk: no file is to go because of it
     // before it is.
@@ -275,16 +276,19 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<Survey>, StoreError>
     if Marked::is_foreign(path) {
         return Err(damaged(path, "its file `mark` is not what was written"));
     }
+    let unread = |error: std::io::Error| StoreError::Open {
+        path: path.to_owned(),
+        reason: format!("its file `log/db` cannot be read: {error}"),
+    };
+    if let Some(missing) = Missing::tables(path).map_err(unread)? {
+        return Err(damaged(path, missing));
+    }
     let (marked, length) = (Marked::read(path).unwrap_or_default(), db_bytes(log));
     if marked.was_longer_than(length) {
         let Marked { length: synced, .. } = marked;
         let told = format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced");
         return Err(damaged(path, told));
     }
-    let unread = |error: std::io::Error| StoreError::Open {
-        path: path.to_owned(),
-        reason: format!("its file `log/db` cannot be read: {error}"),
-    };
     if let Some(broken) = raw::check(log, marked.end).map_err(unread)? {
         return Err(damaged(path, broken));
     }
@@ -295,6 +299,9 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<Survey>, StoreError>
             // Its journal is in there.
             return Ok(None);
         }
+        if let Some(missing) = Missing::beside(path, &tables).map_err(unread)? {
+            return Err(damaged(path, missing));
+        }
         settled = settled_in(&tables).map_err(unread)?;
     }
     let checked = RecordFiles::check(&path.join(JOURNAL), settled, marked.record);
@@ -302,7 +309,7 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<Survey>, StoreError>
 }
 
 fn db_bytes(log: &Path) -> u64 {
-    fs::metadata(log.join("db")).map_or(0, |db| db.len())
+    fs::metadata(log.join(DB)).map_or(0, |db| db.len())
 }
 
 /// Opens sled, which panics where it meets what it does not expect.

@@ -9,7 +9,7 @@ use std::{fs, io, path::Path};
 
 use super::{
     abandon,
-    directory::Locked,
+    directory::{DB, Locked},
     end,
     mark::Mark,
     raw::{RawTables, Segments, TABLES},
@@ -17,7 +17,7 @@ use super::{
 
 /// Whether that is what has become of a log.
 pub fn is_due(log: &Path) -> io::Result<bool> {
-    Ok(fs::metadata(log.join("db")).is_ok_and(|db| db.len() > 0) && Segments::find(log)?.snapshot_misleads())
+    Ok(fs::metadata(log.join(DB)).is_ok_and(|db| db.len() > 0) && Segments::find(log)?.snapshot_misleads())
 }
 
 /// Makes it anew, with `open` for what opens sled in a directory.
@@ -112,7 +112,7 @@ mod tests {
                 _ => {
                     fs::rename(&log, path.join("rebuilt")).unwrap();
                     fs::create_dir(&log).unwrap();
-                    fs::write(log.join("db"), b"what sled would make a mess of").unwrap();
+                    fs::write(log.join(DB), b"what sled would make a mess of").unwrap();
                 }
             }
             let store = open(tuned(never)).unwrap();

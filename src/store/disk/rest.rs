@@ -10,15 +10,13 @@ use bytes::Bytes;
 
 use super::{
     chunks::{Place, parts, value_of},
+    directory::{INBOX, JOURNAL, LOG},
     frame::{self, HEAD_BYTES, Kind},
+    missing::Missing,
     raw::{Broken, Gap, Pairs, RawTables},
     records::record_at,
 };
 use crate::store::{engine::Table, record::journal_number, recovery::SETTLED_KEY};
-
-/// The names of our files' directories, in the store's.
-pub(super) const JOURNAL: &str = "journal";
-pub(super) const INBOX: &str = "inbox";
 
 /// What the disk is asked for at once: where it gives no answer, this much is missed.
 const PART_BYTES: usize = 4096;
@@ -49,7 +47,7 @@ impl Rest {
     /// Reads the store in `directory`; of sled's file up to where sled takes it to end, or, with `behind`, all that can be
     /// read.
     pub fn open(directory: &Path, behind: bool) -> io::Result<Self> {
-        let tables = RawTables::open(&directory.join("log"), behind)?;
+        let tables = RawTables::open(&directory.join(LOG), behind)?;
         let settled = settled_in(&tables)?;
         let mut rest = Self {
             tables,
@@ -151,6 +149,11 @@ impl Rest {
     /// Whether there is something behind the place at which sled takes its log to end.
     pub fn goes_on(&self) -> bool {
         self.tables.goes_on()
+    }
+
+    /// A part of the store in `directory` that is not there.
+    pub fn missing(&self, directory: &Path) -> io::Result<Option<Missing>> {
+        Missing::beside(directory, &self.tables)
     }
 
     /// Where in its log sled takes it to end.

@@ -15,7 +15,7 @@ use std::{
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::open::SEGMENT_BYTES;
+use super::{directory::BALLAST, open::SEGMENT_BYTES};
 use crate::store::engine::{Cause, TableSpace};
 
 /// sled's segments that have their blocks before sled begins them: the one it fills in memory, and one more.
@@ -110,7 +110,7 @@ pub struct Ballast(PathBuf);
 impl Ballast {
     /// The ballast of the store in `directory`, whether it is there or not.
     pub fn of(directory: &Path) -> Self {
-        Self(directory.join("ballast"))
+        Self(directory.join(BALLAST))
     }
 
     /// Makes it, or makes it larger, for a file of sled's of so many bytes: as large as there is space for.

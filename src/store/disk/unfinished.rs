@@ -11,11 +11,8 @@ use std::{
     path::Path,
 };
 
-use super::directory::Locked;
+use super::directory::{Locked, UNFINISHED as NAME};
 use crate::store::StoreError;
-
-/// The name of the marker.
-const NAME: &str = "unfinished";
 
 /// What makes or changes a store as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use crate::{
     message::{Seq, UserId},
     store::{
         StoreError,
-        disk::{Gap, Marked, Rest, unfinished},
+        disk::{CONF, DB, Gap, LOCK, LOG, MARK, Marked, Missing, Rest, UNFINISHED, unfinished},
         engine::Table,
         lapses::Lapses,
         other_format::{is_newer_format, other_format},
@@ -57,9 +57,13 @@ impl Inspection {
     /// When another process has it, or there is no store.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let lock = lock(path)?;
-        let log = path.join("log");
+        let log = path.join(LOG);
         let told = |error: std::io::Error| open_error(path, format!("{error}. Name the directory of a store"));
-        let file_bytes = fs::metadata(log.join("db")).map_err(told)?.len();
+        let no_tables = Missing::tables(path).map_err(told)?;
+        if let Some(missing) = no_tables.filter(|_| !log.join(DB).exists()) {
+            return Err(open_error(path, missing));
+        }
+        let file_bytes = fs::metadata(log.join(DB)).map_err(told)?.len();
         let mut rest = Rest::open(path, false).map_err(told)?;
         let marked = Marked::read(path);
         let said = marked.unwrap_or_default();
@@ -104,10 +108,10 @@ impl Inspection {
             inspection.tell("log/db", format!("place {seems} of the log, synced to {end}"), what);
         }
         if let Some(why) = unfinished::found(path).map_err(told)? {
-            inspection.tell("unfinished", String::new(), why);
+            inspection.tell(UNFINISHED, String::new(), why);
         }
         if Marked::is_foreign(path) {
-            inspection.tell("mark", String::new(), "it is not what was written");
+            inspection.tell(MARK, String::new(), "it is not what was written");
         }
         if !conf_is_whole(&log) {
             let what = "it is not what was written, and no server starts with it. It is written anew where there is none: \
@@ -119,6 +123,9 @@ impl Inspection {
         if let Some(format) = inspection.facts.format.as_deref().filter(|format| is_newer_format(format)) {
             // What this version does not know would look like damage, and be missing from what is saved.
             return Err(open_error(path, other_format(format)));
+        }
+        if let Some(missing) = no_tables.or(inspection.rest.missing(path).map_err(told)?) {
+            inspection.tell(missing.name(), String::new(), missing);
         }
         inspection.read_journal(synced);
         inspection.read_ids().map_err(told)?;
@@ -403,7 +410,7 @@ fn path_bytes(path: &Path) -> u64 {
 /// Whether sled's settings are as it wrote them, behind which is their checksum. A file that is missing, or too short, it
 /// writes anew.
 fn conf_is_whole(log: &Path) -> bool {
-    let conf = fs::read(log.join("conf")).unwrap_or_default();
+    let conf = fs::read(log.join(CONF)).unwrap_or_default();
     match conf.split_last_chunk::<4>() {
         Some((text, crc)) if conf.len() > 8 => crc32fast::hash(text) == u32::from_le_bytes(*crc),
         _ => true,
@@ -441,7 +448,7 @@ fn lock(path: &Path) -> Result<Option<File>, StoreError> {
     if !path.is_dir() {
         return Err(open_error(path, "there is no such directory"));
     }
-    let file = match File::open(path.join("lock")) {
+    let file = match File::open(path.join(LOCK)) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(open_error(path, error)),
@@ -450,7 +457,7 @@ fn lock(path: &Path) -> Result<Option<File>, StoreError> {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::Error(error)) => Err(open_error(path, error)),
         Err(TryLockError::WouldBlock) => {
-            let holder = fs::read_to_string(path.join("lock")).unwrap_or_default();
+            let holder = fs::read_to_string(path.join(LOCK)).unwrap_or_default();
             let holder = if holder.trim().is_empty() { String::new() } else { format!(" (process {})", holder.trim()) };
             Err(StoreError::InUse { path: path.to_owned(), holder })
         }

@@ -12,7 +12,10 @@ use std::{
 };
 
 use super::segment::{self, End, HEADER_BYTES, Header, Kind, Message};
-use crate::store::disk::open::SEGMENT_BYTES;
+use crate::store::disk::{
+    directory::{CONF, DB},
+    open::SEGMENT_BYTES,
+};
 
 /// Sizes of segments that are believed.
 const SIZES: std::ops::RangeInclusive<usize> = 4096..=(64 << 20);
@@ -84,7 +87,7 @@ pub struct Segments {
 impl Segments {
     pub fn find(directory: &Path) -> io::Result<Self> {
         let size = segment_bytes(directory);
-        let file = File::open(directory.join("db"))?;
+        let file = File::open(directory.join(DB))?;
         let length = file.metadata()?.len();
         // Segments before a snapshot may be in use for something else.
         let stable = snapshot(directory);
@@ -256,7 +259,7 @@ impl Log {
 /// # Errors
 /// When the file cannot be read at all.
 pub fn check(directory: &Path, synced: u64) -> io::Result<Option<Broken>> {
-    let length = fs::metadata(directory.join("db")).map_or(0, |db| db.len());
+    let length = fs::metadata(directory.join(DB)).map_or(0, |db| db.len());
     if length == 0 && synced == 0 {
         return Ok(None);
     }
@@ -315,7 +318,7 @@ fn snapshot(directory: &Path) -> u64 {
 /// Bytes of a segment, as the file `conf` says; where that cannot be read, as we make them.
 fn segment_bytes(directory: &Path) -> usize {
     // Text, and behind it a checksum, which is none.
-    let conf = fs::read(directory.join("conf")).unwrap_or_default();
+    let conf = fs::read(directory.join(CONF)).unwrap_or_default();
     let conf = String::from_utf8_lossy(&conf);
     let size = conf.lines().find_map(|line| line.strip_prefix("segment_size: ")?.trim().parse().ok());
     size.filter(|size| SIZES.contains(size)).unwrap_or(SEGMENT_BYTES)

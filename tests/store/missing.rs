@@ -1,0 +1,118 @@
+//! Copies of a store that lack a part: each shows everything, or is refused by the name of what is missing.
+
+use std::{fs, path::Path};
+
+use mesa::store::{
+    ReadLimit, StoreError,
+    disk::{DiskOptions, open},
+    inspect::Inspection,
+};
+
+use crate::{
+    disk::copy,
+    support::{ALL, AT_ONCE, NEVER, Place, append, receive, until, user},
+};
+
+/// What a store is made of, and what a copy may do without.
+const NEEDED: [&str; 4] = ["log", "mark", "journal", "inbox"];
+const SPARED: [&str; 2] = ["lock", "ballast"];
+
+/// Messages of each user, half of them in the inbox and half in the journal.
+const MESSAGES: u64 = 20;
+
+/// A store that was closed and one that was not.
+async fn stores() -> [Place; 2] {
+    let closed = Place::disk();
+    let store = closed.open(AT_ONCE);
+    for n in 1..=MESSAGES / 2 {
+        append(&*store, n, &["a", "b"]).await.unwrap();
+    }
+    until("the journal to be settled", || store.recent(&user("b"), 0, ReadLimit { entries: 1, bytes: 1 }).is_none())
+        .await;
+    store.close().await.unwrap();
+    drop(store);
+    let store = closed.open(NEVER);
+    for n in MESSAGES / 2 + 1..=MESSAGES {
+        append(&*store, n, &["a", "b"]).await.unwrap();
+    }
+    receive(&*store, "b", 1, 1);
+    let killed = Place::disk();
+    copy(closed.path(), killed.path());
+    store.close().await.unwrap();
+    [closed, killed]
+}
+
+/// Opens a copy; the sequences that user `a` has in it.
+fn opened(path: &Path) -> Result<Vec<u64>, StoreError> {
+    let store = open(DiskOptions { tuning: NEVER, ..DiskOptions::new(path) })?;
+    Ok(store.read(&user("a"), 0, ALL)?.entries.iter().map(|entry| entry.seq).collect())
+}
+
+fn remove(path: &Path) {
+    if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+}
+
+// covers: G6
+#[tokio::test]
+async fn copy_that_lacks_parts_is_refused_by_the_name_of_one_of_them() {
+    for place in stores().await {
+        for present in 0..1_u32 << NEEDED.len() {
+            let copied = tempfile::tempdir().unwrap();
+            copy(place.path(), copied.path());
+            let missing: Vec<_> = (0..NEEDED.len()).filter(|n| present & 1 << n == 0).map(|n| NEEDED[n]).collect();
+            missing.iter().chain(&SPARED).for_each(|part| remove(&copied.path().join(part)));
+            let opened = opened(copied.path());
+            if missing.is_empty() {
+                assert_eq!(opened.unwrap(), (1..=MESSAGES).collect::<Vec<_>>());
+                continue;
+            }
+            if missing == NEEDED {
+                // Then there is no store.
+                assert_eq!(opened.unwrap(), [0; 0]);
+                continue;
+            }
+            let told = opened.expect_err(&format!("{missing:?} are missing")).to_string();
+            // Where `journal` or `inbox` alone are there, nothing tells that they are a store's.
+            let is_foreign = told.contains("it is not empty and no store is in it");
+            let named = missing.iter().any(|part| told.contains(&format!("`{part}` is missing")))
+                || missing.contains(&"log") && told.contains("`log/db` is missing");
+            let has_no_tables = missing.starts_with(&["log", "mark"]);
+            assert!(named || is_foreign && has_no_tables, "{missing:?}: {told}");
+            let inspected = Inspection::open(copied.path());
+            assert!(inspected.is_err() || !inspected.unwrap().is_whole(), "{missing:?} are missing");
+        }
+    }
+}
+
+// covers: G6
+#[tokio::test]
+async fn copy_that_lacks_a_single_file_shows_everything_or_is_refused() {
+    for place in stores().await {
+        let files = ["log", "journal", "inbox", "."].map(|directory| {
+            let files = fs::read_dir(place.path().join(directory)).unwrap().map(|file| file.unwrap().path());
+            files.filter(|path| path.is_file()).collect::<Vec<_>>()
+        });
+        for file in files.concat() {
+            let copied = tempfile::tempdir().unwrap();
+            copy(place.path(), copied.path());
+            let file = file.strip_prefix(place.path()).unwrap();
+            remove(&copied.path().join(file));
+            match opened(copied.path()) {
+                Ok(sequences) => assert_eq!(sequences, (1..=MESSAGES).collect::<Vec<_>>(), "without {file:?}"),
+                Err(StoreError::Damaged(_)) => {}
+                Err(error) => panic!("without {file:?}: {error}"),
+            }
+        }
+    }
+}
+
+// covers: G6
+#[tokio::test]
+async fn store_whose_mark_alone_was_lost_opens_with_an_empty_one_in_its_place() {
+    let [place, _] = stores().await;
+    fs::remove_file(place.path().join("mark")).unwrap();
+    let told = opened(place.path()).expect_err("it is missing").to_string();
+    assert!(told.contains("make an empty one in its place"), "{told}");
+    fs::write(place.path().join("mark"), "").unwrap();
+    assert_eq!(opened(place.path()).unwrap(), (1..=MESSAGES).collect::<Vec<_>>());
+}
