@@ -21,6 +21,7 @@
 //! - `missing`: finds parts of a store that are not there
 //! - `unfinished`: marks a directory that is being made or changed as a whole
 //! - `raw`: sled's file, read without sled
+//! - `refusal`, `sled_error`: say in sentences why a store is not opened, and what sled says in its own terms
 //! - `rest`: all of it, read when nobody has it open
 
 mod chunks;
@@ -35,8 +36,10 @@ mod open;
 mod raw;
 mod rebuild;
 mod records;
+mod refusal;
 mod rest;
 mod runs;
+mod sled_error;
 mod space;
 mod spare;
 pub mod unfinished;
@@ -140,6 +143,10 @@ impl Disk {
         EngineError::new(error)
     }
 
+    fn tables_failed(&self, error: sled::Error) -> EngineError {
+        self.failed(sled_error::sentence(&error))
+    }
+
     /// The same, for what may be repeated if it fails for want of space or descriptors.
     fn refused(&self, error: std::io::Error) -> EngineError {
         let error = EngineError::from(error);
@@ -166,7 +173,7 @@ impl Disk {
     }
 
     fn put_chunk(&self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        if self.trees.places.contains_key(key).map_err(|error| self.failed(error))? {
+        if self.trees.places.contains_key(key).map_err(|error| self.tables_failed(error))? {
             return self.replace_chunks(&[(key, value)]);
         }
         let place = self.chunks.append(key, value).map_err(|error| self.refused(error))?;
@@ -190,13 +197,13 @@ impl Disk {
     }
 
     fn set_place(&self, key: &[u8], place: Place) -> Result<(), EngineError> {
-        let before = self.trees.places.insert(key, &place.encode()).map_err(|error| self.failed(error))?;
+        let before = self.trees.places.insert(key, &place.encode()).map_err(|error| self.tables_failed(error))?;
         before.and_then(|before| Place::decode(&before)).into_iter().for_each(|before| self.chunks.release(before));
         Ok(())
     }
 
     fn remove_chunk(&self, key: &[u8]) -> Result<(), EngineError> {
-        let before = self.trees.places.remove(key).map_err(|error| self.failed(error))?;
+        let before = self.trees.places.remove(key).map_err(|error| self.tables_failed(error))?;
         before.and_then(|before| Place::decode(&before)).into_iter().for_each(|before| self.chunks.release(before));
         Ok(())
     }
@@ -229,7 +236,7 @@ impl Disk {
 
     fn compact(&self, compaction: Compaction) -> Result<Option<Compaction>, EngineError> {
         let leads = |key: &[u8]| -> std::io::Result<Option<Place>> {
-            let place = self.trees.places.get(key).map_err(std::io::Error::other)?;
+            let place = self.trees.places.get(key).map_err(sled_error::of)?;
             Ok(place.and_then(|place| Place::decode(&place)))
         };
         let step = compaction.step(&self.chunks, |key, place| Ok(leads(key)? == Some(place)));
@@ -258,7 +265,7 @@ fn abandon(db: &sled::Db) {
 
 /// Ends the sled that has its files in `log`, with everything durable that it has, or leaves it standing where that fails.
 fn end(db: sled::Db, log: &Path) -> std::io::Result<()> {
-    let synced = db.flush().map_err(std::io::Error::from).and_then(|_| File::open(log.join(DB))?.sync_all());
+    let synced = db.flush().map_err(sled_error::of).and_then(|_| File::open(log.join(DB))?.sync_all());
     synced.inspect_err(|_| abandon(&db))?;
     // It syncs once more, and nothing was written since; a disk that fails just then is met here.
     catch_unwind(AssertUnwindSafe(|| drop(db))).map_err(|_| std::io::Error::other("sled could not sync its file"))
@@ -266,9 +273,9 @@ fn end(db: sled::Db, log: &Path) -> std::io::Result<()> {
 
 /// What sled could not read. Where the system had no memory for it, it may be asked again.
 fn unread(error: sled::Error) -> EngineError {
-    match error {
-        sled::Error::Io(error) => error.into(),
-        error => EngineError::new(error),
+    match sled_error::of_the_system(&error).map(EngineError::from) {
+        Some(error) if error.is_transient() => error,
+        _ => EngineError::new(sled_error::sentence(&error)),
     }
 }
 
@@ -288,7 +295,7 @@ impl Engine for Disk {
                 self.records.append(number, value).map_err(|error| self.refused(error))
             }
             Table::Inbox => self.put_chunk(key, value),
-            _ => self.tree(table).insert(key, value).map(drop).map_err(|error| self.failed(error)),
+            _ => self.tree(table).insert(key, value).map(drop).map_err(|error| self.tables_failed(error)),
         }
     }
 
@@ -300,7 +307,7 @@ impl Engine for Disk {
                 Ok(())
             }
             Table::Inbox => self.remove_chunk(key),
-            _ => self.tree(table).remove(key).map(drop).map_err(|error| self.failed(error)),
+            _ => self.tree(table).remove(key).map(drop).map_err(|error| self.tables_failed(error)),
         }
     }
 
@@ -360,7 +367,7 @@ impl Engine for Disk {
             return self.scan(table, from, &mut |key, _| visit(key));
         }
         for key in self.tree(table).range(from..).keys() {
-            if !visit(&key.map_err(EngineError::new)?) {
+            if !visit(&key.map_err(unread)?) {
                 break;
             }
         }
@@ -397,7 +404,7 @@ impl Engine for Disk {
     }
 
     fn flush(&self) -> Result<(), EngineError> {
-        self.db.flush().map(drop).map_err(|error| self.failed(error))
+        self.db.flush().map(drop).map_err(|error| self.tables_failed(error))
     }
 
     fn sync(&self) -> Result<(), EngineError> {

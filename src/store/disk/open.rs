@@ -26,15 +26,17 @@ use super::{
     raw::{self, RawTables, TABLES, Tail},
     rebuild,
     records::{Broken, RecordFiles, Survey},
+    refusal::{self, why, why_of_sled},
     rest::settled_in,
-    space::{Ballast, Runway},
+    sled_error,
+    space::{Ballast, Dropped, Runway},
     unfinished::{self, Work},
 };
 use crate::{
     health::Health,
     store::{
         Durability, Limits, Store, StoreError,
-        engine::{Cause, Table},
+        engine::Table,
         journal::{self, Options},
         outbox::OutboxOptions,
         record::journal_number,
@@ -137,7 +139,7 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     let locked = Locked::new(&options.path)?;
     unfinished::check(&options.path, options.work)?;
     if let Some(work) = options.work {
-        unfinished::begin(&options.path, work).map_err(|error| refuse(format!("cannot mark it: {error}")))?;
+        unfinished::begin(&options.path, work).map_err(|error| refuse(why("cannot mark it", &error)))?;
     }
     let log = locked.log();
     let unreadable = |error: std::io::Error| {
@@ -145,7 +147,7 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
             "its file `log/db` cannot be read: {error}. Nothing was changed; check the disk, then start again"
         ))
     };
-    locked.finish_rebuilding().map_err(|error| refuse(error.to_string()))?;
+    locked.finish_rebuilding().map_err(|error| refuse(why("its directory `log`", &error)))?;
     locked.read_through().map_err(unreadable)?;
     let surveyed = refuse_damaged(&log, &options.path)?;
     if rebuild::is_due(&log).map_err(unreadable)? {
@@ -155,26 +157,24 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
         make_log(&locked, options).map_err(refuse)?;
     }
     // Half-written by a process that was killed while it opened; sled would take it for the best it has.
-    for snapshot in locked.set_snapshots_aside(false).map_err(|error| refuse(error.to_string()))? {
+    for snapshot in locked.set_snapshots_aside(false).map_err(|error| refuse(why("its directory `log`", &error)))? {
         tracing::warn!(snapshot = %snapshot.display(), "set an unfinished snapshot aside");
     }
     let ballast = Ballast::of(&options.path);
-    ballast.drop_for(&log.join(DB)).map_err(|error| match Cause::of(&error) {
-        Cause::NoSpace => refuse(format!(
-            "the disk is full, and to open the store takes some space: {error}. Free some MiB, then start again"
-        )),
-        _ => refuse(format!("its file `log/db`: {error}")),
+    ballast.drop_for(&log.join(DB)).map_err(|error| match error {
+        Dropped::NoSpace { wanted, free } => refuse(refusal::no_space("its file `log/db`", wanted, free)),
+        Dropped::Io(error) => refuse(why("its file `log/db`", &error)),
     })?;
     let db = match open_sled(&log, options.cache_bytes) {
         Err(sled::Error::Corruption { .. }) => {
             // A snapshot that was cut off; the log itself is whole more often than not.
-            let moved = locked.set_snapshots_aside(true).map_err(|error| refuse(error.to_string()))?;
+            let moved = locked.set_snapshots_aside(true).map_err(|error| refuse(why("its directory `log`", &error)))?;
             tracing::warn!(snapshots = moved.len(), "the store did not open: its snapshots were set aside, once");
             open_sled(&log, options.cache_bytes)
         }
         opened => opened,
     }
-    .map_err(|error| refuse(error.to_string()))?;
+    .map_err(|error| refuse(why_of_sled(&error)))?;
     set_up(db.clone(), locked, surveyed, options).inspect_err(|_| abandon(&db))
 }
 
@@ -184,11 +184,12 @@ fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &Disk
     let refuse = |reason: String| StoreError::Open { path: path.clone(), reason };
     let log = locked.log();
     // First of all: its newest snapshot is to last before anything that sled has done because of it.
-    locked.sync_names().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
-    former::bring_over(&db, path).map_err(|error| refuse(error.to_string()))?;
+    locked.sync_names().map_err(|error| refuse(why("cannot sync it", &error)))?;
+    former::bring_over(&db, path)
+        .map_err(|error| refuse(why("cannot bring it over from its earlier version", &sled_error::restored(error))))?;
     let tree = |table| {
         let (name, _) = TABLES.iter().find(|(_, named)| *named == table).expect("every table of sled's has a name");
-        db.open_tree(name).map_err(|error| refuse(error.to_string()))
+        db.open_tree(name).map_err(|error| refuse(why_of_sled(&error)))
     };
     let trees = Trees {
         places: tree(Table::Inbox)?,
@@ -198,18 +199,18 @@ fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &Disk
         outbox: tree(Table::Outbox)?,
     };
     let file = File::options().read(true).write(true).open(log.join(DB));
-    let file = file.map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
+    let file = file.map_err(|error| refuse(why("its file `log/db`", &error)))?;
     // A process that was killed may have left what is with the system and not on the disk: no file is to go because of it
     // before it is.
-    db.flush().map_err(|error| refuse(error.to_string()))?;
-    file.sync_data().map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
+    db.flush().map_err(|error| refuse(why_of_sled(&error)))?;
+    file.sync_data().map_err(|error| refuse(why("its file `log/db`", &error)))?;
     let mut runway = Runway::default();
     let made = file.metadata().and_then(|file| Ballast::of(path).make(file.len()));
     if let Err(error) = made {
         tracing::warn!(%error, "cannot make the ballast: this store may not open on a full disk");
     }
-    runway.extend(&file).map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
-    let settled = trees.meta.get(SETTLED_KEY).map_err(|error| refuse(error.to_string()))?;
+    runway.extend(&file).map_err(|error| refuse(why("its file `log/db`", &error)))?;
+    let settled = trees.meta.get(SETTLED_KEY).map_err(|error| refuse(why_of_sled(&error)))?;
     let settled = settled.and_then(|value| journal_number(&value)).unwrap_or(0);
     let marked = Marked::read(path).unwrap_or_default();
     let journal = path.join(JOURNAL);
@@ -219,13 +220,13 @@ fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &Disk
     };
     let records = records.map_err(|broken| broken_journal(path, broken))?;
     let places: sled::Result<Vec<_>> = trees.places.iter().values().collect();
-    let places = places.map_err(|error| refuse(error.to_string()))?;
+    let places = places.map_err(|error| refuse(why_of_sled(&error)))?;
     let places = places.iter().filter_map(|place| Place::decode(place));
     let chunks = ChunkFiles::open(&path.join(INBOX), places);
-    let chunks = chunks.map_err(|error| refuse(format!("its directory `{INBOX}`: {error}")))?;
-    let mark = Mark::open(path).map_err(|error| refuse(format!("its file `mark`: {error}")))?;
-    let tail = Tail::find(&log).map_err(|error| refuse(format!("its file `log/db`: {error}")))?;
-    locked.sync().map_err(|error| refuse(format!("cannot sync it: {error}")))?;
+    let chunks = chunks.map_err(|error| refuse(why("its directory `inbox`", &error)))?;
+    let mark = Mark::open(path).map_err(|error| refuse(why("its file `mark`", &error)))?;
+    let tail = Tail::find(&log).map_err(|error| refuse(why("its file `log/db`", &error)))?;
+    locked.sync().map_err(|error| refuse(why("cannot sync it", &error)))?;
     Ok(Disk {
         db,
         trees,
@@ -246,7 +247,7 @@ fn broken_journal(path: &Path, broken: Broken) -> StoreError {
     match broken {
         Broken::Damage(broken) => damaged(path, broken),
         Broken::Io(error) => {
-            let reason = format!("its directory `{JOURNAL}` cannot be read: {error}. Check the disk, then start again");
+            let reason = why("its directory `journal`", &error);
             StoreError::Open { path: path.to_owned(), reason }
         }
     }
@@ -255,10 +256,11 @@ fn broken_journal(path: &Path, broken: Broken) -> StoreError {
 /// Makes sled's files. It writes the smallest of them, `conf`, in two steps and never syncs it, and refuses for ever a
 /// store where the second is missing: so they are made aside, and have their name only when they are whole and synced.
 fn make_log(locked: &Locked, options: &DiskOptions) -> Result<(), String> {
-    let making = locked.making().map_err(|error| error.to_string())?;
-    let db = open_sled(&making, options.cache_bytes).map_err(|error| error.to_string())?;
-    end(db, &making).map_err(|error| format!("cannot make it: {error}"))?;
-    locked.made(&making).map_err(|error| format!("cannot make it: {error}"))
+    let cannot = |error: std::io::Error| why("cannot make its directory `log`", &error);
+    let making = locked.making().map_err(cannot)?;
+    let db = open_sled(&making, options.cache_bytes).map_err(|error| why_of_sled(&error))?;
+    end(db, &making).map_err(cannot)?;
+    locked.made(&making).map_err(cannot)
 }
 
 fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {

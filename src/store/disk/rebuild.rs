@@ -13,6 +13,8 @@ use super::{
     end,
     mark::Mark,
     raw::{RawTables, Segments, TABLES},
+    refusal::{why, why_of_sled},
+    sled_error,
 };
 
 /// Whether that is what has become of a log.
@@ -22,7 +24,7 @@ pub fn is_due(log: &Path) -> io::Result<bool> {
 
 /// Makes it anew, with `open` for what opens sled in a directory.
 pub fn rebuild(locked: &Locked, path: &Path, open: impl FnOnce(&Path) -> sled::Result<sled::Db>) -> Result<(), String> {
-    let told = |error: io::Error| format!("its tables cannot be written anew: {error}");
+    let told = |error: io::Error| why("its tables cannot be written anew", &sled_error::restored(error));
     let tables = RawTables::open(&locked.log(), false).map_err(told)?;
     if let Some(broken) = tables.broken().first() {
         return Err(broken.to_string());
@@ -31,7 +33,7 @@ pub fn rebuild(locked: &Locked, path: &Path, open: impl FnOnce(&Path) -> sled::R
         return Err("parts of its tables are missing. See what is left with `mesa inspect`".into());
     }
     let making = locked.making().map_err(told)?;
-    let db = open(&making).map_err(|error| error.to_string())?;
+    let db = open(&making).map_err(|error| why_of_sled(&error))?;
     fill(&db, &tables).inspect_err(|_| abandon(&db)).map_err(told)?;
     end(db, &making).map_err(told)?;
     // It knows where the old log ended.

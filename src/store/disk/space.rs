@@ -135,22 +135,46 @@ impl Ballast {
     ///
     /// # Errors
     /// When the disk is full all the same.
-    pub fn drop_for(&self, db: &Path) -> io::Result<()> {
+    pub fn drop_for(&self, db: &Path) -> Result<(), Dropped> {
         let file = match File::options().read(true).write(true).open(db) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             file => file?,
         };
-        let length = file.metadata()?.len();
+        let (length, blocks) = length_and_blocks(&file)?;
         if free(&file)? < BALLAST_BYTES + length / BALLAST_SHARE {
             match fs::remove_file(&self.0) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 Err(_) => {}
                 Ok(()) => tracing::warn!("the disk is full: the ballast was removed to open the store"),
             }
         }
         // sled fills the segment that it goes on with before it does anything else.
         let end = length.next_multiple_of(SEGMENT_BYTES as u64) + SEGMENT_BYTES as u64;
-        allocate(&file, 0, end).map(drop)
+        match allocate(&file, 0, end) {
+            Err(error) if Cause::of(&error) == Cause::NoSpace => {
+                // A copy lacks what was set aside, and what was zeros.
+                let snapshot = BALLAST_BYTES + length / BALLAST_SHARE;
+                Err(Dropped::NoSpace { wanted: end.saturating_sub(blocks * 512) + snapshot, free: free(&file)? })
+            }
+            allocated => Ok(allocated.map(drop)?),
+        }
+    }
+}
+
+/// Why sled's file did not get the blocks that it needs.
+#[derive(Debug)]
+pub enum Dropped {
+    /// The disk has not as many bytes as are wanted.
+    NoSpace {
+        wanted: u64,
+        free: u64,
+    },
+    Io(io::Error),
+}
+
+impl From<io::Error> for Dropped {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
     }
 }
 

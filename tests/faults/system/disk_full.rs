@@ -7,11 +7,9 @@ use serde_json::Value;
 use crate::{
     client::Client,
     ledger::Ledger,
-    small_disk::{Disk, MIB, bytes_in, until},
-    support::{
-        http::Http,
-        server::{Home, Server},
-    },
+    on_small_disk::{clear, connect, home, not_ready, pending, refusal},
+    small_disk::{MIB, bytes_in, until},
+    support::{http::Http, server::Server},
     tools,
 };
 
@@ -48,15 +46,13 @@ fn fill(http: &mut Http, users: &[String]) -> Ledger {
 
 /// What a full server has to be like: refusing for a reason, and serving whoever comes for what there is.
 fn is_full_and_delivers(server: &Server, http: &mut Http, ledger: &Ledger, reader: &str) {
-    let body = r#"{"message":{"op":0,"d":{},"t":"T"},"recipients":["another"]}"#;
-    let (status, answer) = http.call("POST", "/v1/dispatch", body).expect("an answer");
-    let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+    let (status, answer) = refusal(http);
+    let answer: Value = serde_json::from_str(&answer).expect("JSON");
     assert_eq!((status, &answer["error"]["code"]), (507, &Value::from("full")), "{answer}");
     let why = answer["error"]["message"].as_str().expect("a sentence").to_owned();
     assert!(why.contains("store.minFree"), "{why}");
-    let (status, ready) = http.call("GET", "/readyz", "").expect("an answer");
-    let ready = String::from_utf8(ready).expect("text");
-    assert!(status == 503 && ready.contains("store.minFree"), "{status}: {ready}");
+    let ready = not_ready(http).expect("it has no room");
+    assert!(ready.contains("store.minFree"), "{ready}");
 
     ledger.check(http).expect("all that was answered");
     let log = crate::ledger::read_log(http, reader);
@@ -71,30 +67,12 @@ fn is_full_and_delivers(server: &Server, http: &mut Http, ledger: &Ledger, reade
     });
 }
 
-fn pending(http: &mut Http, user: &str) -> u64 {
-    let found: Value = http.get(&format!("/v1/users/{user}")).expect("an answer");
-    found["pending"]["messages"].as_u64().or_else(|| found["pending"].as_u64()).expect("a number")
-}
-
-fn has_room(http: &mut Http) -> bool {
-    http.status("/readyz").expect("an answer") == 200
-}
-
-fn clear(http: &mut Http, users: &[String]) {
-    for user in users {
-        let (status, _) = http.call("DELETE", &format!("/v1/users/{user}/messages"), "").expect("an answer");
-        assert!(status < 300, "{status}");
-    }
-}
-
 #[test]
 fn before_the_disk_is_full_dispatches_are_refused_and_taken_again_when_there_is_room() {
-    let mut home = Home::with(&format!("store: {{ minFree: {FREE_BYTES} }}"));
-    let Some(disk) = Disk::mount(&home, DISK_BYTES) else { return };
+    let Some((home, disk)) = home(DISK_BYTES, &format!("store: {{ minFree: {FREE_BYTES} }}")) else { return };
     assert_eq!(disk.put_ballast(BALLAST_BYTES), BALLAST_BYTES);
-    home.move_store(disk.0.join("store"));
     let server = home.start();
-    let mut http = Http::connect(server.address).expect("a connection");
+    let mut http = connect(&server);
     let rounds = tools::times(2, 12);
     let (mut told, mut all) = (Vec::new(), 0);
     for round in 0..rounds {
@@ -104,18 +82,18 @@ fn before_the_disk_is_full_dispatches_are_refused_and_taken_again_when_there_is_
         is_full_and_delivers(&server, &mut http, &ledger, &users[0]);
         told.push(format!("{}, {}", ledger.answered(), bytes_in(&home.store()) / MIB));
         all += ledger.answered();
-        clear(&mut http, &users);
-        until("room in the store", ROOM_PATIENCE, || has_room(&mut http));
+        users.iter().for_each(|user| clear(&mut http, user));
+        until("room in the store", ROOM_PATIENCE, || not_ready(&mut http).is_none());
     }
     let (users, more) = (users(rounds), users(rounds + 1));
     let ledger = fill(&mut http, &users);
     disk.remove_ballast();
-    until("room on the disk", ROOM_PATIENCE, || has_room(&mut http));
+    until("room on the disk", ROOM_PATIENCE, || not_ready(&mut http).is_none());
     let after = fill(&mut http, &more);
     assert!(after.answered() > 100, "only {} were taken", after.answered());
     server.process.kill();
     let server = home.start();
-    let mut http = Http::connect(server.address).expect("a connection");
+    let mut http = connect(&server);
     for ledger in [&ledger, &after] {
         ledger.check(&mut http).expect("all that was answered");
         all += ledger.answered();

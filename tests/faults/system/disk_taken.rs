@@ -8,67 +8,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     client::{Client, Event},
     ledger::Ledger,
-    small_disk::{Disk, MIB, bytes_in, until},
-    support::{
-        http::Http,
-        server::{Home, Server},
+    on_small_disk::{
+        PATIENCE, clear, connect, metric, not_ready, pending, refusal, settling_home, until_full, until_ready,
     },
+    small_disk::{MIB, bytes_in, until},
+    support::{http::Http, server::Server},
     tools,
 };
 
 /// Bytes of a message.
 const MESSAGE_BYTES: usize = 30_000;
 
-/// Longest wait for what happens within milliseconds on a machine that is not busy.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// Attempts to flush while the disk is full: one is made every 100 ms.
 const FULL: Duration = Duration::from_secs(2);
-
-/// A server on a disk of its own. Entries are flushed 100 ms after they were taken, where the build has that switch, and ten
-/// seconds after they were taken where it has not.
-fn place(bytes: u64, store: &str) -> Option<(Home, Disk)> {
-    let mut home = Home::with(&format!("store: {{ {store} }}"));
-    let disk = Disk::mount(&home, bytes)?;
-    home.move_store(disk.0.join("store"));
-    home.set_variable("PLANTED_BUG", "SettleSoon");
-    Some((home, disk))
-}
-
-fn connect(server: &Server) -> Http {
-    Http::connect(server.address).expect("a connection")
-}
-
-fn not_ready(http: &mut Http) -> Option<String> {
-    let (status, body) = http.call("GET", "/readyz", "").expect("an answer");
-    (status == 503).then(|| String::from_utf8(body).expect("text"))
-}
-
-fn until_full(http: &mut Http) {
-    until("the server to report the full disk", PATIENCE, || {
-        not_ready(http).is_some_and(|why| why.contains("disk_full"))
-    });
-}
-
-fn until_ready(http: &mut Http) {
-    until("the server to be ready", PATIENCE, || not_ready(http).is_none());
-}
-
-fn refusal(http: &mut Http) -> (u16, String) {
-    let body = r#"{"message":{"op":0,"d":{},"t":"T"},"recipients":["another"]}"#;
-    let (status, answer) = http.call("POST", "/v1/dispatch", body).expect("an answer");
-    (status, String::from_utf8(answer).expect("text"))
-}
-
-fn pending(http: &mut Http, user: &str) -> u64 {
-    let found: Value = http.get(&format!("/v1/users/{user}")).expect("an answer");
-    found["pending"]["messages"].as_u64().or_else(|| found["pending"].as_u64()).expect("a number")
-}
 
 /// Receives all that a user has, and acknowledges it.
 fn receive(server: &Server, http: &mut Http, user: &str) {
@@ -104,7 +61,7 @@ fn serves_what_it_has(server: &Server, http: &mut Http, ledger: &Ledger, reader:
 // covers: G1
 #[test]
 fn idle_server_whose_disk_is_filled_delivers_and_resumes_without_a_restart() {
-    let Some((home, disk)) = place(128 * MIB, "minFree: 4194304") else { return };
+    let Some((home, disk)) = settling_home(128 * MIB, "store: { minFree: 4194304 }") else { return };
     let mut server = home.start();
     let mut http = connect(&server);
     let mut ledger = Ledger::default();
@@ -141,7 +98,7 @@ fn idle_server_whose_disk_is_filled_delivers_and_resumes_without_a_restart() {
 // covers: G1
 #[test]
 fn server_under_load_whose_disk_is_filled_again_and_again_loses_nothing_and_stays() {
-    let Some((home, disk)) = place(128 * MIB, "minFree: 0") else { return };
+    let Some((home, disk)) = settling_home(128 * MIB, "store: { minFree: 0 }") else { return };
     let server = home.start();
     let (stop, refused, taken) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let ledger = thread::scope(|scope| {
@@ -216,7 +173,7 @@ fn until_flushed(inboxes: &Path, bytes: u64) {
 
 #[test]
 fn fan_out_that_does_not_fit_after_its_flush_is_refused_before_it_is_answered() {
-    let Some((home, disk)) = place(160 * MIB, "minFree: 33554432") else { return };
+    let Some((home, disk)) = settling_home(160 * MIB, "store: { minFree: 33554432 }") else { return };
     let server = home.start();
     let mut http = connect(&server);
     // 1000 copies of 50 kB are 48 MiB, of some 90 that are there.
@@ -239,7 +196,7 @@ fn fan_out_that_does_not_fit_after_its_flush_is_refused_before_it_is_answered() 
 
 #[test]
 fn fan_outs_take_no_more_than_max_bytes() {
-    let Some((home, disk)) = place(160 * MIB, "minFree: 0, maxBytes: 10000000") else { return };
+    let Some((home, disk)) = settling_home(160 * MIB, "store: { minFree: 0, maxBytes: 10000000 }") else { return };
     let server = home.start();
     let mut http = connect(&server);
     let answers: Vec<_> = (0..6).map(|n| fan_out(&mut http, 50_000, &format!("round-{n}"), 60)).collect();
@@ -275,10 +232,8 @@ fn fan_outs_take_no_more_than_max_bytes() {
 fn disk_is_not_filled_by_the_outbox_of_a_webhook_whose_receiver_is_down() {
     const MIN_FREE: u64 = 16 * MIB;
     let webhook = "webhook: { url: 'http://127.0.0.1:9/', secret: 'sixteen-bytes-xx', allowPrivate: true, undeliveredAfter: 100 }";
-    let mut home = Home::with(&format!("store: {{ minFree: {MIN_FREE} }}, portal: {{ {webhook} }}"));
-    let Some(disk) = Disk::mount(&home, 160 * MIB) else { return };
-    home.move_store(disk.0.join("store"));
-    home.set_variable("PLANTED_BUG", "SettleSoon");
+    let settings = format!("store: {{ minFree: {MIN_FREE} }}, portal: {{ {webhook} }}");
+    let Some((home, disk)) = settling_home(160 * MIB, &settings) else { return };
     let server = home.start();
     let mut http = connect(&server);
     // 55 MiB of messages; more than twice that as events, in what is left.
@@ -294,19 +249,10 @@ fn disk_is_not_filled_by_the_outbox_of_a_webhook_whose_receiver_is_down() {
     assert_eq!(not_ready(&mut http), None);
     assert_eq!(refusal(&mut http).0, 200);
     for n in 0..20 {
-        let (status, answer) = http.call("DELETE", &format!("/v1/users/away-{n}/messages"), "").expect("an answer");
-        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&answer));
+        clear(&mut http, &format!("away-{n}"));
     }
     server.process.kill();
     let server = home.start();
     let mut http = connect(&server);
     assert_eq!((not_ready(&mut http), pending(&mut http, "away-0"), pending(&mut http, "away-20")), (None, 0, 1));
-}
-
-/// A figure of the server's.
-fn metric(http: &mut Http, name: &str) -> u64 {
-    let (_, text) = http.call("GET", "/metrics", "").expect("an answer");
-    let text = String::from_utf8(text).expect("text");
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    value.expect("the figure")
 }

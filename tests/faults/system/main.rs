@@ -10,7 +10,7 @@
 //! - `ledger`: what was dispatched and answered, held against a server
 //! - `backends`, `client`: who dispatches, and who receives
 //! - `proc`: what the system knows of a process
-//! - `small_disk`: a file system in memory
+//! - `small_disk`, `on_small_disk`: a file system in memory, and a server on it
 //!
 //! Every test shows that its fault has happened before it trusts what followed. `cargo test` runs the short form;
 //! `MESA_FAULTS=all` the long one, in which nothing is sampled. `MESA_SEED` repeats a run's choices.
@@ -23,12 +23,14 @@ mod backends;
 mod client;
 mod clock;
 mod descriptors;
+mod disk_copied;
 mod disk_full;
 mod disk_taken;
 mod failing_commits;
 mod failing_start;
 mod kill_at_start;
 mod ledger;
+mod on_small_disk;
 mod pause;
 mod prepared;
 mod proc;

@@ -60,6 +60,13 @@ impl Disk {
         }
     }
 
+    /// Takes so many bytes from the end of what was put there.
+    pub fn give_back(&self, bytes: u64) {
+        let file = File::options().write(true).open(self.ballast()).expect("it is there");
+        let length = file.metadata().expect("a file").len();
+        file.set_len(length.saturating_sub(bytes)).expect("it is cut");
+    }
+
     /// Removes what was put there.
     pub fn remove_ballast(&self) {
         std::fs::remove_file(self.ballast()).expect("it is there");

@@ -106,6 +106,11 @@ pub fn wait(mut process: Process, patience: Duration, what: &str) -> ExitStatus 
 pub fn check_end(home: &Home, status: ExitStatus) -> Result<(), String> {
     let log = home.log();
     let told = log.lines().last().is_some_and(|last| last.starts_with("mesa: "));
+    // For programmers, not for who runs a server.
+    if let Some(terms) = ["Os {", "kind: ", "IO error", "REPORT THIS BUG"].into_iter().find(|terms| log.contains(terms))
+    {
+        return Err(format!("it ended with {status} and says {terms:?}:\n{log}"));
+    }
     if status.code() == Some(1) && told { Ok(()) } else { Err(format!("it ended with {status}:\n{log}")) }
 }
 
