@@ -188,3 +188,41 @@ async fn after_a_shard_came_back_empty_new_messages_reach_who_had_more_before() 
     }
     assert!(through(&mut client, n).await.ends_with(&[taken, n - 1, n]));
 }
+
+/// Recipients that one dispatch to a Cluster without all its slots has.
+const RECIPIENTS: usize = 60;
+
+/// Such a dispatch waits for the Cluster once, and not for each recipient; later ones fail at once, until it is whole again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dispatch_to_many_users_of_a_cluster_that_is_down_waits_once() {
+    let cluster = block_in_place(Cluster::start);
+    let stage = Stage::on(&cluster.setting(), 1);
+    let names: Vec<String> = (0..RECIPIENTS).map(|n| format!("user-{n}")).collect();
+    let to: Vec<&str> = names.iter().map(String::as_str).collect();
+    stage.dispatch(0, &message(1, &to)).await;
+    // A slot in which nobody is; the Cluster demands that all have a node.
+    let slot = cli(cluster.nodes[0].port, &["CLUSTER", "KEYSLOT", "nobody"]);
+    let owner = cluster.owner("nobody").port;
+    let state = |state: &str| {
+        let is = |port| cli(port, &["CLUSTER", "INFO"]).contains(&format!("cluster_state:{state}"));
+        block_in_place(|| wait(state, || cluster.nodes.iter().all(|node| is(node.port))));
+    };
+    for round in 0..2 {
+        for node in &cluster.nodes {
+            block_in_place(|| cli(node.port, &["CLUSTER", "DELSLOTS", &slot]));
+        }
+        state("fail");
+        let began = std::time::Instant::now();
+        for n in 0..4 {
+            let (status, answer) = stage.ask(0, "POST", "/v1/dispatch", &message(n, &to)).await;
+            assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
+            assert!(answer["error"]["message"].as_str().is_some_and(|why| why.contains("CLUSTERDOWN")), "{answer}");
+        }
+        // Three seconds; for each recipient it would be three minutes, and for each dispatch of one twelve seconds.
+        assert!(began.elapsed() < Duration::from_secs(12), "round {round}: {:?}", began.elapsed());
+        cli(owner, &["CLUSTER", "ADDSLOTS", &slot]);
+        state("ok");
+        until("dispatches to be taken", async || stage.ask(0, "POST", "/v1/dispatch", &message(5, &to)).await.0 == 200)
+            .await;
+    }
+}

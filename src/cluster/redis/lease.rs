@@ -240,9 +240,15 @@ pub(super) async fn join(lines: &Lines, names: &Names) -> Result<Joined, LinkErr
 /// Renews the lease for as long as the link is there.
 pub(super) async fn keep(link: Weak<Link>) {
     let mut renewed = Instant::now();
-    let Some(sooner) = link.upgrade().map(|link| link.beats_sooner.clone()) else { return };
+    let Some((sooner, lines)) = link.upgrade().map(|link| (link.beats_sooner.clone(), link.lines.clone())) else {
+        return;
+    };
     loop {
-        _ = tokio::time::timeout(BEAT, sooner.notified()).await;
+        tokio::select! {
+            () = tokio::time::sleep(BEAT) => {}
+            () = sooner.notified() => {}
+            () = lines.broke() => {}
+        }
         let Some(link) = link.upgrade() else { return };
         if renewed.elapsed() > LEASE / 2 {
             // None of the others could renew his either: they have as long as this one to come back.

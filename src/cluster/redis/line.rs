@@ -18,7 +18,7 @@ use redis::{
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::{
     refusal::{Meaning, Refusals, Retry, meaning},
@@ -119,6 +119,8 @@ pub struct Lines {
     connecting: Arc<tokio::sync::Mutex<()>>,
     /// Which line it is by now.
     made: Arc<watch::Sender<u64>>,
+    /// Notified when a line breaks.
+    broke: Arc<Notify>,
 }
 
 impl Lines {
@@ -160,7 +162,8 @@ impl Lines {
             }
         };
         let made = Arc::new(watch::Sender::new(0));
-        Ok(Self { target: Arc::new(target), state: Arc::default(), connecting: Arc::default(), made })
+        let (state, connecting, broke) = Default::default();
+        Ok(Self { target: Arc::new(target), state, connecting, made, broke })
     }
 
     /// Whether keys are spread over slots, so that a step can touch one user's only.
@@ -178,13 +181,23 @@ impl Lines {
         self.made.subscribe()
     }
 
+    /// Waits until a line breaks, and until another may be made.
+    ///
+    /// Only a new connection finds out why: a server whose password has changed closes those that it has.
+    pub(super) async fn broke(&self) {
+        self.broke.notified().await;
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+
     pub(super) fn down(&self) -> Option<(Arc<str>, Duration)> {
         let state = self.state.lock();
         let Some(since) = state.down_since else { return state.refusals.current(Instant::now()) };
-        let why = state
-            .failed
-            .as_ref()
-            .map_or_else(|| "the connection was lost".into(), |(_, error)| error.to_string().into());
+        // A connection that was made anew has not been answered yet: what Redis refused over the one before still counts.
+        let refused = || Some(state.refusals.current(Instant::now())?.0);
+        let why = match &state.failed {
+            Some((_, error)) => error.to_string().into(),
+            None => refused().unwrap_or_else(|| "the connection was lost".into()),
+        };
         Some((why, since.elapsed()))
     }
 
@@ -277,9 +290,10 @@ impl Lines {
     }
 
     async fn send(&self, number: u64, line: Line, command: &Cmd) -> Result<Value, LinkError> {
-        let sent = match line {
-            Line::One(mut line) => line.req_packed_command(command).await.and_then(Value::extract_error),
-            Line::Spread(mut line) => super::spread::send(&mut line, command).await,
+        let sent = match (line, &*self.target) {
+            (Line::Spread(mut line), Target::Cluster(nodes)) => super::spread::send(&mut line, nodes, command).await,
+            (Line::Spread(mut line), _) => line.req_packed_command(command).await.and_then(Value::extract_error),
+            (Line::One(mut line), _) => line.req_packed_command(command).await.and_then(Value::extract_error),
         };
         let error = match sent {
             Ok(value) => {
@@ -342,6 +356,9 @@ impl Lines {
         if anew {
             state.line = None;
             drop(state);
+            if !meaning.answered {
+                self.broke.notify_one();
+            }
             if let Some(suppressed) = MADE_ANEW.due("line") {
                 tracing::warn!(error = %why, suppressed, "the line to Redis is made anew");
             }

@@ -2,7 +2,7 @@
 //!
 //! - `line`: a connection that is made again when it is lost, and never takes one reply for another
 //! - `refusal`: what an error of Redis means
-//! - `spread`: the nodes of a Redis Cluster, and how a command finds its own
+//! - `spread`: the nodes of a Redis Cluster, and how a command finds its own; `outage`: since when some of them are missing
 //! - `names`: what stands in the Redis under which key
 //! - `lease`: which servers live, and whether the Redis may have forgotten something
 //! - `feed`: what other servers say; `ear`: a connection that listens, made again when it is lost
@@ -25,6 +25,7 @@ mod from_stock;
 mod lease;
 mod line;
 pub mod names;
+mod outage;
 mod portals;
 mod presence;
 mod refusal;

@@ -16,10 +16,13 @@ use redis::{
     cluster_routing::{RoutingInfo, SingleNodeRoutingInfo},
 };
 
-use super::line::{CONNECT_PATIENCE, REPLY_PATIENCE};
+use super::{
+    line::{CONNECT_PATIENCE, REPLY_PATIENCE},
+    outage::Outage,
+};
 
-/// For so long a command is said again while the Cluster is put in order: slots that move, a node that takes over.
-const ORDER_PATIENCE: Duration = Duration::from_secs(3);
+/// How long one command is sent again while slots move. For slots without a node all wait together (`outage`).
+const MOVING_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Between two attempts.
 const ORDER_PAUSE: Duration = Duration::from_millis(25);
@@ -36,6 +39,7 @@ pub(super) struct Nodes {
     heard: Mutex<Vec<Address>>,
     /// Counts attempts to listen, so that each goes to the next.
     turn: std::sync::atomic::AtomicUsize,
+    outage: Outage,
 }
 
 impl Nodes {
@@ -43,7 +47,8 @@ impl Nodes {
         let named = urls.iter().map(|url| url.as_str().into_connection_info()).collect::<RedisResult<Vec<_>>>()?;
         // Or a mistake in the addresses would be told with the first attempt only.
         ClusterClient::builder(named.clone()).build()?;
-        Ok(Self { named, heard: Mutex::default(), turn: std::sync::atomic::AtomicUsize::new(0) })
+        let turn = std::sync::atomic::AtomicUsize::new(0);
+        Ok(Self { named, heard: Mutex::default(), turn, outage: Outage::default() })
     }
 
     /// All of them, those that are named first. Whoever was heard of is spoken to as the first, with its password.
@@ -72,7 +77,7 @@ impl Nodes {
             .retries(0)
             .build()?;
         let mut line = client.get_async_connection().await?;
-        let slots = send(&mut line, redis::cmd("CLUSTER").arg("SLOTS")).await?;
+        let slots = send(&mut line, self, redis::cmd("CLUSTER").arg("SLOTS")).await?;
         *self.heard.lock() = addresses(&slots);
         Ok(line)
     }
@@ -134,8 +139,8 @@ pub(super) async fn ask_each(line: &mut ClusterConnection, nodes: &Nodes, comman
 }
 
 /// Sends a command to whoever has its keys, also while that changes.
-pub(super) async fn send(line: &mut ClusterConnection, command: &Cmd) -> RedisResult<Value> {
-    let end = Instant::now() + ORDER_PATIENCE;
+pub(super) async fn send(line: &mut ClusterConnection, nodes: &Nodes, command: &Cmd) -> RedisResult<Value> {
+    let end = Instant::now() + MOVING_PATIENCE;
     let mut asked = None;
     loop {
         let sent = match asked.take() {
@@ -143,24 +148,25 @@ pub(super) async fn send(line: &mut ClusterConnection, command: &Cmd) -> RedisRe
             Some(node) => ask(line, command, node).await,
         };
         let error = match sent.and_then(Value::extract_error) {
-            Ok(value) => return Ok(value),
+            Ok(value) => {
+                nodes.outage.answered(command);
+                return Ok(value);
+            }
             Err(error) => error,
         };
         // None of these has done anything.
-        let again = matches!(
-            error.kind(),
+        let end = match error.kind() {
+            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::TryAgain) => end,
             ErrorKind::ClusterConnectionNotFound
-                | ErrorKind::Server(
-                    ServerErrorKind::Moved
-                        | ServerErrorKind::Ask
-                        | ServerErrorKind::TryAgain
-                        | ServerErrorKind::ClusterDown
-                        | ServerErrorKind::MasterDown
-                        | ServerErrorKind::ReadOnly
-                        | ServerErrorKind::BusyLoading
-                )
-        );
-        if !again || Instant::now() >= end {
+            | ErrorKind::Server(
+                ServerErrorKind::ClusterDown
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::ReadOnly
+                | ServerErrorKind::BusyLoading,
+            ) => end.min(nodes.outage.refused(command)),
+            _ => return Err(error),
+        };
+        if Instant::now() >= end {
             return Err(error);
         }
         if error.kind() == ErrorKind::Server(ServerErrorKind::Ask) {
