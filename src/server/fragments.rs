@@ -1,8 +1,11 @@
-//! Counts the fragments among the frames of a peer.
+//! Counts the fragments among the frames of a peer, and finds its close frame.
 //!
 //! tungstenite joins the fragments of a message and reports only the whole message. A peer that never ends one could send
 //! fragments for ever, empty ones above all, and no limit would apply to them. So the bytes are read here too: each frame
-//! without the FIN bit is counted. Every other frame is a message or a control frame, which tungstenite reports.
+//! without the FIN bit is counted. Every other frame is a message or a control frame, which tungstenite reports; but of a close
+//! frame it sees the header alone, see [`close_frame`](super::close_frame).
+
+use super::close_frame::CloseFrame;
 
 /// Fragments of one message; one more closes the connection with 1008. The limits on bytes do not bound empty ones.
 pub(super) const FRAGMENTS_PER_MESSAGE_MAX: u32 = 1024;
@@ -11,11 +14,15 @@ pub(super) const FRAGMENTS_PER_MESSAGE_MAX: u32 = 1024;
 const HEAD_BYTES_MAX: usize = 10;
 
 /// Bytes of a mask.
-const MASK_BYTES: u64 = 4;
+pub(super) const MASK_BYTES: usize = 4;
 
 const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
 const LENGTH: u8 = 0x7f;
+const CLOSE: u8 = 8;
+
+/// Longest body of a control frame.
+const CONTROL_BYTES_MAX: u8 = 125;
 
 /// Opcodes from here on are of control frames, which may stand between the fragments of a message.
 const CONTROL: u8 = 8;
@@ -31,12 +38,19 @@ pub(super) struct Fragments {
     in_message: u32,
     /// Fragments that were not reported yet.
     unreported: u32,
+    /// The close frame, once it has begun: nothing of what comes from there on is a frame.
+    close: Option<Box<CloseFrame>>,
 }
 
 impl Fragments {
-    /// Reads on in the stream of frames.
-    pub(super) fn read(&mut self, mut bytes: &[u8]) {
+    /// Reads on in the stream of frames. The number of bytes up to the body of a close frame: those are for tungstenite.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) -> usize {
+        let all = bytes.len();
         while let Some(byte) = bytes.first() {
+            if let Some(close) = &mut self.close {
+                close.read(bytes);
+                return all - bytes.len();
+            }
             if self.body_left > 0 {
                 let skipped = usize::try_from(self.body_left).map_or(bytes.len(), |left| left.min(bytes.len()));
                 self.body_left -= skipped as u64;
@@ -50,6 +64,12 @@ impl Fragments {
                 self.take_head();
             }
         }
+        all
+    }
+
+    /// The close frame, when all of it has come.
+    pub(super) fn close(&self) -> Option<&CloseFrame> {
+        self.close.as_deref().filter(|close| close.is_complete())
     }
 
     /// Fragments since the last call, to be charged like frames.
@@ -81,7 +101,14 @@ impl Fragments {
             0 => u64::from(self.head[1] & LENGTH),
             bytes => self.head[2..2 + bytes].iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
         };
-        let mask = if self.head[1] & MASKED == 0 { 0 } else { MASK_BYTES };
+        let mask = if self.head[1] & MASKED == 0 { 0 } else { MASK_BYTES as u64 };
+        // What is wrong with a header of a close frame is for tungstenite to see.
+        if let Ok(length @ 0..=CONTROL_BYTES_MAX) = u8::try_from(length)
+            && self.head[0] == FIN | CLOSE
+            && mask > 0
+        {
+            self.close = Some(Box::new(CloseFrame::new(length)));
+        }
         // A length that large is refused before this matters.
         self.body_left = length.saturating_add(mask);
         self.head_len = 0;
@@ -114,7 +141,7 @@ mod tests {
             }
         }
         // Payload that looks like headers of fragments.
-        frame.extend(std::iter::repeat_n(0, payload + MASK_BYTES as usize));
+        frame.extend(std::iter::repeat_n(0, payload + MASK_BYTES));
         frame
     }
 
@@ -127,9 +154,36 @@ mod tests {
             let mut fragments = Fragments::default();
             let stream: Vec<u8> =
                 frames.iter().flat_map(|(fin, opcode, payload)| frame(if *fin { FIN } else { 0 } | opcode, *payload)).collect();
-            stream.chunks(cut).for_each(|piece| fragments.read(piece));
+            stream.chunks(cut).for_each(|piece| assert_eq!(fragments.read(piece), piece.len()));
             prop_assert_eq!(fragments.take() as usize, frames.iter().filter(|(fin, ..)| !fin).count());
             prop_assert!(!fragments.any());
+        }
+    }
+
+    #[test]
+    fn close_frame_is_withheld_behind_its_header_wherever_the_stream_is_cut() {
+        let body = [0, 0, 0, 0, 3, 0xe8];
+        let stream = [&frame(FIN | 1, 126)[..], &[FIN | CLOSE, MASKED | 2], &body, &frame(0, 7)].concat();
+        let passed = frame(FIN | 1, 126).len() + 2;
+        for cut in 1..stream.len() {
+            let mut fragments = Fragments::default();
+            let read: usize = stream.chunks(cut).map(|piece| fragments.read(piece)).sum();
+            assert_eq!((read, fragments.any()), (passed, false), "{cut}");
+            assert_eq!(fragments.close().unwrap().said(), Ok(Some((1000, String::new()))), "{cut}");
+        }
+        // A length of two bytes where one would do.
+        let mut fragments = Fragments::default();
+        assert_eq!(fragments.read(&[FIN | CLOSE, MASKED | 126, 0, 1, 0, 0, 0, 0, 7]), 4);
+        assert!(fragments.close().unwrap().said().is_err());
+        for other in [
+            &[CLOSE, MASKED][..],
+            &[FIN | CLOSE, 0],
+            &[FIN | CLOSE | 0x40, MASKED],
+            &[FIN | CLOSE, MASKED | 126, 0, 126],
+        ] {
+            let mut fragments = Fragments::default();
+            let stream = [other, &[0; 300]].concat();
+            assert_eq!(fragments.read(&stream), stream.len(), "{other:?}");
         }
     }
 

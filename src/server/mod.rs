@@ -7,7 +7,7 @@
 //! - [`slots`]: places counted · [`descriptors`]: how many there are · [`activity`]: which connection gives up its own
 //! - [`http_io`]: the deadlines of an HTTP connection, and how it closes
 //! - [`upgrade`]: from an HTTP request to a WebSocket
-//! - [`socket`]: the WebSocket itself; [`fragments`] counts what its library does not report
+//! - [`socket`]: the WebSocket itself; [`fragments`] and [`close_frame`] see what its library does not report
 //! - [`connection`]: the life of a connection, with its steps in [`inbound`], [`outbound`] and [`farewell`]
 //! - [`wire`]: the port of the Redis protocol, with [`portal_ids`], what it remembers
 //! - [`heartbeat`]: the one question and answer behind liveness and receipts
@@ -20,6 +20,7 @@ mod attach;
 mod budget;
 mod builder;
 mod calls;
+mod close_frame;
 mod connection;
 mod descriptors;
 mod farewell;

@@ -93,7 +93,7 @@ pub(super) struct Socket(WebSocketStream<Pipe>);
 
 impl Socket {
     /// Takes over an upgraded connection; `early` is what the peer sent right behind its request.
-    pub(super) async fn upgraded(line: Line, early: Vec<u8>, frame_bytes_max: usize) -> Self {
+    pub(super) async fn upgraded(line: Line, mut early: Vec<u8>, frame_bytes_max: usize) -> Self {
         if let Line::Tcp(stream) = &line {
             let options = socket2::SockRef::from(stream);
             // Both are improvements where the system has them; without them timeouts of ours do the same later.
@@ -110,8 +110,8 @@ impl Socket {
             .max_message_size(Some(frame_bytes_max))
             .max_frame_size(Some(frame_bytes_max));
         let mut fragments = Fragments::default();
-        fragments.read(&early);
-        let pipe = Pipe { line, out: Vec::new(), written: 0, fragments };
+        early.truncate(fragments.read(&early));
+        let pipe = Pipe { line, out: Vec::new(), written: 0, fragments, heard_close: false };
         Self(WebSocketStream::from_partially_read(pipe, early, Role::Server, Some(config)).await)
     }
 
@@ -123,11 +123,8 @@ impl Socket {
             Some(Ok(Message::Binary(_))) => Inbound::Refused(CloseCode::Binary, CloseCode::Binary.reason()),
             Some(Ok(Message::Ping(_) | Message::Frame(_))) => Inbound::Ping,
             Some(Ok(Message::Pong(payload))) => Inbound::Pong(payload),
-            Some(Ok(Message::Close(frame))) => Inbound::Closed(Some(Box::new(match frame {
-                Some(frame) => (frame.code.into(), frame.reason.as_str().to_owned()),
-                None => (NO_CODE, String::new()),
-            }))),
-            None => Inbound::Closed(None),
+            // A close frame ends in the pipe.
+            Some(Ok(Message::Close(_))) | None => Inbound::Closed(None),
             Some(Err(error)) => {
                 refusal(&error).map_or(Inbound::Closed(None), |(code, reason)| Inbound::Refused(code, reason))
             }
@@ -141,9 +138,28 @@ impl Socket {
             return Poll::Ready(Inbound::Refused(CloseCode::Policy, "too many fragments of one message"));
         }
         match fragments.take() {
-            0 => Poll::Pending,
+            0 => self.poll_close(),
             count => Poll::Ready(Inbound::Fragments(count)),
         }
+    }
+
+    /// The close frame of the peer, once; from there on the connection is closed.
+    fn poll_close(&mut self) -> Poll<Inbound> {
+        let pipe = self.0.get_mut();
+        let Some(close) = pipe.fragments.close() else { return Poll::Pending };
+        if std::mem::replace(&mut pipe.heard_close, true) {
+            return Poll::Ready(Inbound::Closed(None));
+        }
+        Poll::Ready(match close.said() {
+            Ok(goodbye) => {
+                // The answer, unless this is one.
+                let frame =
+                    goodbye.clone().map(|(code, reason)| CloseFrame { code: code.into(), reason: reason.into() });
+                self.push(Message::Close(frame));
+                Inbound::Closed(Some(Box::new(goodbye.unwrap_or((NO_CODE, String::new())))))
+            }
+            Err((code, reason)) => Inbound::Refused(code, reason),
+        })
     }
 
     /// Reads and discards what the peer still sends, until it closes, 3 s have passed, or `bytes_left` have come.
@@ -267,7 +283,6 @@ fn violation(error: &ProtocolError) -> Option<&'static str> {
         | ProtocolError::InvalidOpcode(_) => "a reserved WebSocket opcode",
         ProtocolError::UnexpectedContinueFrame => "a continuation frame without a message",
         ProtocolError::ExpectedFragment(_) => "a new message before the last one was complete",
-        ProtocolError::InvalidCloseSequence => "an invalid close frame",
         _ => "the WebSocket protocol was violated",
     })
 }
@@ -302,18 +317,27 @@ struct Pipe {
     /// How much of `out` the system has taken.
     written: usize,
     fragments: Fragments,
+    /// The close frame of the peer was reported.
+    heard_close: bool,
 }
 
 impl AsyncRead for Pipe {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // Nothing is read before these are charged. tungstenite would read on for as long as only fragments come.
-        if self.fragments.any() || self.fragments.too_many() {
-            return Poll::Pending;
+        loop {
+            // Nothing is read before these are charged. tungstenite would read on for as long as only fragments come.
+            if self.fragments.any() || self.fragments.too_many() || self.fragments.close().is_some() {
+                return Poll::Pending;
+            }
+            let before = buf.filled().len();
+            ready!(self.line.poll_read(cx, buf))?;
+            let read = buf.filled().len() - before;
+            let passed = self.fragments.read(&buf.filled()[before..]);
+            buf.set_filled(before + passed);
+            // Nothing at all is the end of the stream; a part of a close frame is not.
+            if passed > 0 || read == 0 {
+                return Poll::Ready(Ok(()));
+            }
         }
-        let before = buf.filled().len();
-        let read = self.line.poll_read(cx, buf);
-        self.fragments.read(&buf.filled()[before..]);
-        read
     }
 }
 

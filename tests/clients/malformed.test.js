@@ -47,6 +47,34 @@ test('malformed_texts_after_authentication_close_their_connection', (t) => refus
 test('malformed_bytes_before_authentication_close_their_connection', (t) => refused(t, BYTES, { authenticated: false }));
 test('malformed_bytes_after_authentication_close_their_connection', (t) => refused(t, BYTES, { authenticated: true }));
 
+test('an_illegal_close_frame_is_answered_with_its_cause', async (t) => {
+  const { server, goesOn } = await withBystander(t);
+  const closing = (code, reason = '') => Buffer.concat([Buffer.from([code >> 8, code & 0xff]), Buffer.from(reason)]);
+  const expected = [
+    [Buffer.from('x'), 1002, /^a close frame has no body, or a code/],
+    ...[1005, 1006, 1015].map((code) => [closing(code), 1002, /^1005, 1006 and 1015 must not stand/]),
+    ...[0, 7, 999, 1004, 1016, 2999, 5000, 65_535].map((code) => [closing(code), 1002, /^a close code is needed/]),
+    [closing(1000, Buffer.from([0xff])), 1007, /^the reason in a close frame must be UTF-8/],
+    [closing(4000, Buffer.from([0xed, 0xa0, 0xbd])), 1007, /^the reason in a close frame must be UTF-8/],
+    ...[1000, 1003, 1007, 1014, 3000, 4999].map((code) => [closing(code, 'é'), code, /^é$/]),
+    [Buffer.alloc(0), 1005, /^$/],
+  ];
+  for (const [body, code, reason] of expected) {
+    for (const inPieces of [false, true]) {
+      const peer = await open(t, server);
+      await peer.until('a hello', () => peer.texts.length > 0);
+      const whole = Buffer.concat([text('{"op":1}'), frame(OPCODE.CLOSE, body)]);
+      if (inPieces) for (const byte of whole) peer.write(Buffer.from([byte]));
+      else peer.write(whole);
+      assert.equal(await peer.waitForClose(), code, body.toString('hex'));
+      assert.match(peer.reason, reason);
+      assert.ok(peer.frames.some(({ op }) => op === 11), 'what stood before it is answered');
+      await peer.until('the end', () => peer.socket.readableEnded || peer.socket.destroyed);
+      await goesOn(body.toString('hex'));
+    }
+  }
+});
+
 test('odd_frames_disturb_nobody', async (t) => {
   const { server, goesOn } = await withBystander(t);
   for (const [what, content] of ODD) {
