@@ -73,7 +73,8 @@ pub struct Config {
     pub store: Store,
     /// `api.*`
     pub api: Api,
-    /// `origins`: which web pages may connect; `None` = any (with `dev`, those of this machine). Compared with the `Origin` header exactly.
+    /// `origins`: which web pages may connect; `None` = any, and those of this machine where a token is believed (`dev`,
+    /// `authentication.insecure`). Compared with the `Origin` header exactly.
     pub origins: Option<Vec<String>>,
     /// `limits.*`
     pub limits: Limits,
@@ -87,9 +88,13 @@ pub struct Config {
 }
 
 impl Config {
-    /// Whether only web pages of this machine may connect.
+    /// Whether only web pages of this machine may connect: where every token is believed, any page that a developer opens
+    /// could read the messages of every user.
     pub(crate) fn is_local_only(&self) -> bool {
-        self.dev && self.origins.is_none()
+        let Authentication { jwt, webhook, insecure, insecure_public, .. } = &self.authentication;
+        // `insecurePublic` says that everyone may.
+        let is_believed = *insecure && !insecure_public && jwt.is_none() && webhook.is_none();
+        self.origins.is_none() && (self.dev || is_believed)
     }
 }
 

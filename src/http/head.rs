@@ -1,5 +1,5 @@
 //! Checks of a request's head that hold for every path, HTTP and WebSocket: what is ambiguous is refused rather than
-//! guessed, and with `--dev` only pages of this machine are served.
+//! guessed, and where every token is believed (`--dev`, `authentication.insecure`) only pages of this machine are served.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -57,10 +57,11 @@ pub fn check<B>(request: &Request<B>, local_only: bool) -> Result<(), Refusal> {
         {
             return Err(Refusal::Malformed("the only Transfer-Encoding taken is chunked; send the body as it is"));
         }
-        if local_only && !host.is_some_and(is_local_host) {
+        // Without a Host it is no browser that asks, in HTTP/1.0.
+        if local_only && host.is_some_and(|host| !is_local_host(host)) {
             return Err(Refusal::Foreign(
-                "with --dev the Host has to be localhost, an IP address or a name without a dot; set `origins` to serve \
-                 other names",
+                "with --dev or authentication.insecure the Host has to be localhost, an IP address or a name without a \
+                 dot; set `origins` to serve other names",
             ));
         }
     }
@@ -69,7 +70,8 @@ pub fn check<B>(request: &Request<B>, local_only: bool) -> Result<(), Refusal> {
     }
     if local_only && headers.get_all(ORIGIN).iter().any(|origin| !is_local_origin(origin.as_bytes())) {
         return Err(Refusal::Foreign(
-            "with --dev only web pages of this machine may connect (http://localhost:PORT); set `origins` to allow others",
+            "with --dev or authentication.insecure only web pages of this machine may connect (http://localhost:PORT); set \
+             `origins` to allow others",
         ));
     }
     Ok(())
@@ -200,7 +202,7 @@ mod tests {
             assert_eq!(checked(path, &[host], false), Err(400), "{path}");
         }
         let old = Request::builder().version(Version::HTTP_10).body(()).unwrap();
-        assert_eq!(check(&old, false), Ok(()), "HTTP/1.0 needs no Host");
+        assert_eq!((check(&old, false), check(&old, true)), (Ok(()), Ok(())), "HTTP/1.0 needs no Host");
         let new = Request::builder().version(Version::HTTP_2).body(()).unwrap();
         assert_eq!(check(&new, true), Ok(()), "HTTP/2 has none");
     }

@@ -232,7 +232,7 @@ impl Builder {
         Ok(super::attach::attach(self.assemble().await?))
     }
 
-    async fn assemble(self) -> Result<Assembled, ServerError> {
+    async fn assemble(mut self) -> Result<Assembled, ServerError> {
         let mut checked = self.config.clone();
         if self.authenticator.is_some() {
             // There is a way to tell who a client is, and none of the configured ones has any effect.
@@ -246,6 +246,10 @@ impl Builder {
             }
         }
         let descriptors = Descriptors::divide(&self.config);
+        if self.authenticator.is_some() {
+            // Nor does it open the server to this machine's pages alone.
+            self.config.authentication.insecure = false;
+        }
         let authenticator = match self.authenticator {
             Some(authenticator) => Some(authenticator),
             None => {

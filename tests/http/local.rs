@@ -1,4 +1,4 @@
-//! `--dev` believes every token: so it serves this machine's pages, and no other's.
+//! `--dev` and `authentication.insecure` believe every token: so they serve this machine's pages, and no other's.
 
 use std::{fs, net::SocketAddr};
 
@@ -29,7 +29,32 @@ fn list(address: SocketAddr, host: &str, origin: &str) -> u16 {
 #[test]
 fn development_server_refuses_pages_of_other_machines() {
     let home = Home::new();
-    let server = start(&home);
+    refuses_pages_of_other_machines(&start(&home));
+}
+
+#[test]
+fn server_that_believes_every_token_refuses_pages_of_other_machines() {
+    let home = Home::new();
+    refuses_pages_of_other_machines(&home.start());
+}
+
+/// A page of any machine: there are tokens to show, or everyone was to be let in.
+#[test]
+fn server_that_believes_not_every_token_takes_pages_of_any_machine() {
+    for authentication in [
+        "{ jwt: { secret: '0123456789abcdef0123456789abcdef' } }",
+        "{ insecure: true, jwt: { secret: '0123456789abcdef0123456789abcdef' } }",
+        "{ insecure: true, insecurePublic: true }",
+    ] {
+        let home = Home::new();
+        let config = format!("{{ host: '127.0.0.1', port: 0, authentication: {authentication} }}");
+        fs::write(home.path("config.json5"), config).expect("the configuration is written");
+        let server = home.start();
+        assert_eq!(upgrade(server.address, "mesa.example", "Origin: http://evil.example\r\n"), 101, "{authentication}");
+    }
+}
+
+fn refuses_pages_of_other_machines(server: &Server) {
     for host in ["127.0.0.1:4000", "localhost:4000", "[::1]:4000"] {
         for origin in ["", "Origin: http://localhost:8080\r\n", "Origin: https://127.0.0.1\r\n"] {
             assert_eq!(upgrade(server.address, host, origin), 101, "{host} {origin}");
