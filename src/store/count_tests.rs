@@ -12,7 +12,8 @@ use bytes::Bytes;
 
 use super::{
     Append, Note, ReadLimit, Store,
-    engine::{Engine, EngineError, Table},
+    engine::Table,
+    intercept_tests::Intercept,
     journal::{self, Options, Tuning},
     memory::Memory,
 };
@@ -29,67 +30,20 @@ struct Counting {
 }
 
 impl Counting {
-    fn count(&self, table: Table, bytes: usize) {
-        if table == Table::Inbox {
-            self.read.fetch_add(bytes as u64, Ordering::Relaxed);
-        }
-    }
-
     fn take(&self) -> u64 {
         self.read.swap(0, Ordering::Relaxed)
     }
 }
 
-impl Engine for Counting {
-    fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        self.tables.put(table, key, value)
+impl Intercept for Counting {
+    fn tables(&self) -> &Memory {
+        &self.tables
     }
 
-    fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
-        self.tables.remove(table, key)
-    }
-
-    fn take_back(&self, number: u64) -> Result<(), EngineError> {
-        self.tables.take_back(number)
-    }
-
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.tables.get(table, key).inspect(|value| self.count(table, value.as_ref().map_or(0, Bytes::len)))
-    }
-
-    fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
-        self.tables.scan(table, from, &mut |key, value| {
-            self.count(table, value.len());
-            visit(key, value)
-        })
-    }
-
-    fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {
-        self.tables.keys(table, from, visit)
-    }
-
-    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
-        self.tables.floor(table, key).inspect(|pair| self.count(table, pair.as_ref().map_or(0, |pair| pair.1.len())))
-    }
-
-    fn floor_key(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        Ok(self.tables.floor(table, key)?.map(|(key, _)| key))
-    }
-
-    fn flush(&self) -> Result<(), EngineError> {
-        self.tables.flush()
-    }
-
-    fn sync(&self) -> Result<(), EngineError> {
-        self.tables.sync()
-    }
-
-    fn barrier(&self) -> Result<(), EngineError> {
-        self.tables.barrier()
-    }
-
-    fn checkpoint(&self) -> Result<(), EngineError> {
-        self.tables.checkpoint()
+    fn on_read(&self, table: Table, value: &Bytes) {
+        if table == Table::Inbox {
+            self.read.fetch_add(value.len() as u64, Ordering::Relaxed);
+        }
     }
 }
 

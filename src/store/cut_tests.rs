@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{
     Append, Appended, Note, Once, ReadLimit, Store, StoreError,
     engine::{Engine, EngineError, Table},
+    intercept_tests::Intercept,
     journal::{self, Options, Tuning},
     memory::Memory,
     record::journal_key,
@@ -113,53 +113,45 @@ impl Cut {
     }
 }
 
-impl Engine for Cut {
-    fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+impl Intercept for Cut {
+    fn tables(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
         self.change(table, key, Some(value))
     }
 
-    fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
+    fn on_remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
         self.change(table, key, None)
     }
 
-    fn take_back(&self, number: u64) -> Result<(), EngineError> {
-        self.remove(Table::Journal, &journal_key(number))?;
+    fn on_take_back(&self, number: u64) -> Result<(), EngineError> {
+        self.change(Table::Journal, &journal_key(number), None)?;
         let mut written = self.written.lock();
         written.journal_lasts = written.journal.len();
         Ok(())
     }
 
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.tables.get(table, key)
-    }
-
-    fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
-        self.tables.scan(table, from, visit)
-    }
-
-    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
-        self.tables.floor(table, key)
-    }
-
-    fn flush(&self) -> Result<(), EngineError> {
+    fn on_flush(&self) -> Result<(), EngineError> {
         self.write()
     }
 
-    fn sync(&self) -> Result<(), EngineError> {
+    fn on_sync(&self) -> Result<(), EngineError> {
         self.write()?;
         let mut written = self.written.lock();
         written.journal_lasts = written.journal.len();
         Ok(())
     }
 
-    fn barrier(&self) -> Result<(), EngineError> {
-        self.sync()?;
+    fn on_barrier(&self) -> Result<(), EngineError> {
+        self.on_sync()?;
         self.written.lock().chunks.clear();
         Ok(())
     }
 
-    fn checkpoint(&self) -> Result<(), EngineError> {
-        self.barrier()?;
+    fn on_checkpoint(&self) -> Result<(), EngineError> {
+        self.on_barrier()?;
         let mut written = self.written.lock();
         written.rest_lasts = written.rest.len();
         Ok(())

@@ -206,6 +206,11 @@ pub trait Engine: Send + Sync + 'static {
         Ok(TableSpace::Enough)
     }
 
+    /// Bytes that may be put into the tables other than the journal and the inboxes' values before their file grows.
+    fn table_slack(&self) -> Result<u64, EngineError> {
+        Ok(0)
+    }
+
     /// Bytes that are free where the tables are, if they are on a disk.
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {
         Ok(None)

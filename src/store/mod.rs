@@ -69,6 +69,8 @@ mod ids;
 mod inbox;
 mod index;
 pub mod inspect;
+#[cfg(test)]
+mod intercept_tests;
 pub mod journal;
 mod lapses;
 mod log;

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use super::{
     Append, CollapseKey, EventKind, Limits, Note, OutboxEvent, OutboxOptions, ReadLimit, Store, StoreError,
     engine::{Engine, EngineError, Table, TableSpace},
+    intercept_tests::Intercept,
     journal::{self, Options, Tuning},
     memory::Memory,
 };
@@ -29,6 +30,8 @@ struct Scarce {
     /// Writes that are refused then, before there is space again.
     refused: AtomicI64,
     free: AtomicU64,
+    /// Bytes that the tables take before their file grows.
+    slack: AtomicU64,
     /// The journal meets it although space was set aside.
     journal: bool,
 }
@@ -36,7 +39,8 @@ struct Scarce {
 impl Scarce {
     fn new(left: i64, refused: i64, journal: bool) -> Arc<Self> {
         let (left, refused) = (AtomicI64::new(left), AtomicI64::new(refused));
-        Arc::new(Self { tables: Memory::default(), left, refused, free: AtomicU64::new(1 << 40), journal })
+        let (free, slack) = (AtomicU64::new(1 << 40), AtomicU64::default());
+        Arc::new(Self { tables: Memory::default(), left, refused, free, slack, journal })
     }
 
     fn is_full(&self) -> bool {
@@ -51,71 +55,40 @@ impl Scarce {
     }
 }
 
-impl Engine for Scarce {
-    fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        match table {
-            Table::Journal if self.journal => self.write()?,
-            Table::Inbox => self.write()?,
-            Table::Journal => {}
-            _ => {}
+impl Intercept for Scarce {
+    fn tables(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        if table == Table::Inbox || table == Table::Journal && self.journal {
+            self.write()?;
         }
         self.tables.put(table, key, value)
     }
 
-    fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
-        self.tables.remove(table, key)
-    }
-
-    fn take_back(&self, number: u64) -> Result<(), EngineError> {
-        self.tables.take_back(number)
-    }
-
-    fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
+    fn on_replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
         self.write()?;
         pairs.iter().try_for_each(|(key, value)| self.tables.put(table, key, value))
     }
 
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.tables.get(table, key)
-    }
-
-    fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
-        self.tables.scan(table, from, visit)
-    }
-
-    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
-        self.tables.floor(table, key)
-    }
-
-    fn flush(&self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn sync(&self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn barrier(&self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn checkpoint(&self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn reserve(&self, _: u64, _: u64) -> Result<(), EngineError> {
+    fn on_reserve(&self) -> Result<(), EngineError> {
         if self.journal { Ok(()) } else { self.write() }
     }
 
-    fn table_space(&self) -> Result<TableSpace, EngineError> {
+    fn on_table_space(&self) -> TableSpace {
         // To ask counts as well, or it would be full for ever.
         let is_full = self.is_full();
         self.refused.fetch_sub(i64::from(is_full), Ordering::SeqCst);
-        Ok(if is_full { TableSpace::Little } else { TableSpace::Enough })
+        if is_full { TableSpace::Little } else { TableSpace::Enough }
     }
 
-    fn disk_free(&self) -> Result<Option<u64>, EngineError> {
-        Ok(Some(self.free.load(Ordering::Relaxed)))
+    fn on_table_slack(&self) -> u64 {
+        self.slack.load(Ordering::Relaxed)
+    }
+
+    fn on_disk_free(&self) -> Option<u64> {
+        Some(self.free.load(Ordering::Relaxed))
     }
 }
 
@@ -312,6 +285,37 @@ async fn outbox_leaves_free_what_is_to_stay_free_and_is_written_when_there_is_sp
     until("the undelivered message", || put(1)).await;
     until("all events", || outbox.status().events >= 4).await;
     assert_eq!((outbox.status().lost, outbox.reported(&user(1)).unwrap()), (0, 1));
+    store.close().await.unwrap();
+}
+
+/// A disk may have just what is to stay free and a little more, for ever. What the tables take without their file growing goes
+/// out all the same.
+#[tokio::test]
+async fn undelivered_messages_are_reported_where_the_file_of_the_tables_need_not_grow() {
+    const PAYLOAD_BYTES: usize = 50_000;
+    let tables = Scarce::new(i64::MAX, 0, false);
+    tables.free.store((8 << 20) + (4 << 20), Ordering::Relaxed);
+    let store = store_with_outbox(&tables);
+    let outbox = store.outbox().unwrap();
+    let put = |seq| {
+        let (user, devices, payload) = (user(1).as_str().to_owned(), vec![None], "x".repeat(PAYLOAD_BYTES));
+        outbox.put_undelivered(&self::user(1), seq, OutboxEvent::Undelivered { user, seq, devices, payload })
+    };
+    until("the look at the disk", || !put(1)).await;
+    tables.slack.store(4 << 20, Ordering::Relaxed);
+    until("the first message", || put(1)).await;
+    until("its event", || outbox.status().events == 1).await;
+    // As much as may be written without growing, and no more.
+    let mut seq = 2;
+    until("the tables to be full", || {
+        seq += u64::from(put(seq));
+        tables.slack.store((4_u64 << 20).saturating_sub(4 * seq * PAYLOAD_BYTES as u64), Ordering::Relaxed);
+        tables.slack.load(Ordering::Relaxed) < 1 << 20 && !put(seq)
+    })
+    .await;
+    tables.free.store(8 << 20, Ordering::Relaxed);
+    tables.slack.store(8 << 20, Ordering::Relaxed);
+    until("what is to stay free not to be touched", || !put(seq)).await;
     store.close().await.unwrap();
 }
 

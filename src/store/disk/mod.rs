@@ -457,6 +457,12 @@ impl Engine for Disk {
         Ok(self.runway.lock().extend(&self.file)?)
     }
 
+    fn table_slack(&self) -> Result<u64, EngineError> {
+        let mut tail = self.tail.lock();
+        tail.advance(&self.file)?;
+        Ok(tail.left())
+    }
+
     fn marked(&self) -> Result<Option<u64>, EngineError> {
         Ok(self.mark.record())
     }

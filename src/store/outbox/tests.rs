@@ -6,6 +6,7 @@ use super::*;
 use crate::store::{
     Store,
     cut_tests::Cut,
+    intercept_tests::Intercept,
     journal::{self, Options},
     memory::{self, Memory},
 };
@@ -117,53 +118,24 @@ struct Recorder {
     done: Mutex<Vec<&'static str>>,
 }
 
-impl Engine for Recorder {
-    fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+impl Intercept for Recorder {
+    fn tables(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
         if table == Table::Outbox {
             self.done.lock().push("put");
         }
         self.tables.put(table, key, value)
     }
 
-    fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
-        self.tables.remove(table, key)
-    }
-
-    fn take_back(&self, number: u64) -> Result<(), EngineError> {
-        self.tables.take_back(number)
-    }
-
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<bytes::Bytes>, EngineError> {
-        self.tables.get(table, key)
-    }
-
-    fn scan(
-        &self,
-        table: Table,
-        from: &[u8],
-        visit: &mut dyn FnMut(&[u8], bytes::Bytes) -> bool,
-    ) -> Result<(), EngineError> {
-        self.tables.scan(table, from, visit)
-    }
-
-    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(bytes::Bytes, bytes::Bytes)>, EngineError> {
-        self.tables.floor(table, key)
-    }
-
-    fn flush(&self) -> Result<(), EngineError> {
+    fn on_flush(&self) -> Result<(), EngineError> {
         self.done.lock().push("flush");
         Ok(())
     }
 
-    fn sync(&self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn barrier(&self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn checkpoint(&self) -> Result<(), EngineError> {
+    fn on_checkpoint(&self) -> Result<(), EngineError> {
         self.done.lock().push("checkpoint");
         Ok(())
     }

@@ -37,6 +37,9 @@ const SPACE_FACTOR: u64 = 4;
 /// Bytes by which the tables' file grows at once, when a single byte of it is needed.
 const GROWTH_BYTES: u64 = 8 << 20;
 
+/// With more to spare than this it does not matter how much fits into the tables' file as it is.
+const SLACK_SPARE_MAX: u64 = 4 * GROWTH_BYTES;
+
 /// Bytes that are left to messages for each byte of the events that were written: what was removed leaves its space to later
 /// events, and not to the inboxes. So the outbox takes about half of what there was.
 const LEFT_FACTOR: u64 = 2;
@@ -49,6 +52,8 @@ const REMOVED_PIECES: usize = 16;
 struct Space {
     /// Bytes of the disk that the outbox may take.
     spare: u64,
+    /// Bytes that the tables take before their file grows, where that matters.
+    slack: u64,
     /// Removals only.
     little: bool,
 }
@@ -216,9 +221,11 @@ impl Outbox {
 
 impl Inside {
     /// How many bytes of new events fit on the disk.
-    fn find_space(&mut self, Space { spare, .. }: Space) {
-        let left = spare.saturating_sub(GROWTH_BYTES).saturating_sub(LEFT_FACTOR * self.written_bytes);
-        self.space = left / SPACE_FACTOR;
+    fn find_space(&mut self, Space { spare, slack, .. }: Space) {
+        let left = spare.saturating_sub(LEFT_FACTOR * self.written_bytes);
+        let growing = left.saturating_sub(GROWTH_BYTES);
+        // What fits into the file as it is takes nothing of the disk. Half of that is left to other tables.
+        self.space = growing.max(left.min(slack / 2)) / SPACE_FACTOR;
     }
 
     /// Counts what was put in as lost, but for what is found again in the logs. True if there was any of it.
@@ -297,8 +304,13 @@ impl Committer {
     fn space_for_events(&mut self) -> Option<Space> {
         match self.table_space() {
             TableSpace::None => None,
-            TableSpace::Little => Some(Space { spare: 0, little: true }),
-            TableSpace::Enough => Some(Space { spare: self.spare_space(), little: false }),
+            TableSpace::Little => Some(Space { spare: 0, slack: 0, little: true }),
+            TableSpace::Enough => {
+                let spare = self.spare_space();
+                let is_close = (1..SLACK_SPARE_MAX).contains(&spare);
+                let slack = if is_close { self.shared.engine.table_slack().unwrap_or(0) } else { 0 };
+                Some(Space { spare, slack, little: false })
+            }
         }
     }
 

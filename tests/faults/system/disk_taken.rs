@@ -16,8 +16,11 @@ use crate::{
     on_small_disk::{
         PATIENCE, clear, connect, metric, not_ready, pending, refusal, settling_home, until_full, until_ready,
     },
-    small_disk::{MIB, bytes_in, until},
-    support::{http::Http, server::Server},
+    small_disk::{Disk, MIB, bytes_in, until},
+    support::{
+        http::Http,
+        server::{Home, Server},
+    },
     tools,
 };
 
@@ -100,6 +103,12 @@ fn idle_server_whose_disk_is_filled_delivers_and_resumes_without_a_restart() {
 fn server_under_load_whose_disk_is_filled_again_and_again_loses_nothing_and_stays() {
     let Some((home, disk)) = settling_home(128 * MIB, "store: { minFree: 0 }") else { return };
     let server = home.start();
+    fill_under_load(&home, &disk, server);
+}
+
+/// Fills the disk of a server again and again while three backends dispatch, and holds that it stays and has all that it
+/// answered.
+pub fn fill_under_load(home: &Home, disk: &Disk, server: Server) {
     let (stop, refused, taken) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let ledger = thread::scope(|scope| {
         let backends: Vec<_> = (0..3)
@@ -227,13 +236,19 @@ fn fan_outs_take_no_more_than_max_bytes() {
     until("what was received not to count", PATIENCE, || fan_out(&mut http, 50_000, "last", 50) == 200);
 }
 
+/// What is to stay free on a disk with an outbox.
+const MIN_FREE: u64 = 16 * MIB;
+
+/// Settings with a webhook whose receiver is down.
+fn receiver_is_down() -> String {
+    let webhook = "webhook: { url: 'http://127.0.0.1:9/', secret: 'sixteen-bytes-xx', allowPrivate: true, undeliveredAfter: 100 }";
+    format!("store: {{ minFree: {MIN_FREE} }}, portal: {{ {webhook} }}")
+}
+
 /// Copies of messages for a webhook whose receiver is down are work in the background: they leave free what is to stay free.
 #[test]
 fn disk_is_not_filled_by_the_outbox_of_a_webhook_whose_receiver_is_down() {
-    const MIN_FREE: u64 = 16 * MIB;
-    let webhook = "webhook: { url: 'http://127.0.0.1:9/', secret: 'sixteen-bytes-xx', allowPrivate: true, undeliveredAfter: 100 }";
-    let settings = format!("store: {{ minFree: {MIN_FREE} }}, portal: {{ {webhook} }}");
-    let Some((home, disk)) = settling_home(160 * MIB, &settings) else { return };
+    let Some((home, disk)) = settling_home(160 * MIB, &receiver_is_down()) else { return };
     let server = home.start();
     let mut http = connect(&server);
     // 55 MiB of messages; more than twice that as events, in what is left.
@@ -255,4 +270,20 @@ fn disk_is_not_filled_by_the_outbox_of_a_webhook_whose_receiver_is_down() {
     let server = home.start();
     let mut http = connect(&server);
     assert_eq!((not_ready(&mut http), pending(&mut http, "away-0"), pending(&mut http, "away-20")), (None, 0, 1));
+}
+
+/// A disk may have little more than is to stay free, for ever. Messages are taken there, and so their events go out.
+#[test]
+fn undelivered_messages_are_reported_where_the_disk_has_little_more_than_is_to_stay_free() {
+    let Some((home, disk)) = settling_home(160 * MIB, &receiver_is_down()) else { return };
+    let server = home.start();
+    let mut http = connect(&server);
+    let events = |http: &mut Http| metric(http, "mesa_webhook_outbox_events");
+    // The first message has the files made.
+    assert_eq!(refusal(&mut http).0, 200);
+    until("its event", PATIENCE, || events(&mut http) == 1);
+    disk.put_ballast(disk.free() - MIN_FREE - 6 * MIB);
+    assert_eq!(refusal(&mut http).0, 200);
+    until("the second event", PATIENCE, || events(&mut http) == 2);
+    assert!(disk.free() >= MIN_FREE, "{} bytes are free", disk.free());
 }

@@ -62,6 +62,12 @@ impl Tail {
         }
     }
 
+    /// Bytes that are left in the segment that is written to; 0 where it is not in the file yet.
+    pub fn left(&self) -> u64 {
+        let left = (self.size - RED_ZONE_BYTES).saturating_sub(self.at);
+        self.segment.map_or(0, |_| left as u64)
+    }
+
     fn next_segment(&mut self) {
         self.base += self.size as u64;
         (self.segment, self.at) = (None, HEADER_BYTES);
