@@ -454,7 +454,15 @@ impl Engine for Disk {
     }
 
     fn table_space(&self) -> Result<TableSpace, EngineError> {
-        Ok(self.runway.lock().extend(&self.file)?)
+        let (space, is_shrinking) = {
+            let mut runway = self.runway.lock();
+            (runway.extend(&self.file)?, runway.take_shrinking())
+        };
+        if is_shrinking {
+            // What sled has in memory is written now, and not within half a second.
+            self.flush()?;
+        }
+        Ok(space)
     }
 
     fn table_slack(&self) -> Result<u64, EngineError> {

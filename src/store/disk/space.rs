@@ -24,6 +24,12 @@ const RUNWAY_SEGMENTS: u64 = 2;
 /// With less than this of it sled's file gets nothing more: the segment that is filled in memory may need all of it.
 const RUNWAY_BYTES_MIN: u64 = SEGMENT_BYTES as u64 + (1 << 20);
 
+/// Free bytes of the disk with which sled's file gets no more, and nothing at all, where the file system cannot set space aside.
+/// Another process may take what is free at any time: this is what it has to take before it is noticed. To write zeros ahead
+/// instead is unsound, because sled writes to the same places from a thread of its own.
+const FREE_BYTES_ENOUGH: u64 = 64 << 20;
+const FREE_BYTES_MIN: u64 = 32 << 20;
+
 /// Bytes of the ballast, and of each 64 of sled's file one more: a snapshot is a list of pages.
 const BALLAST_BYTES: u64 = 2 << 20;
 const BALLAST_SHARE: u64 = 64;
@@ -67,6 +73,9 @@ pub struct Runway {
     end: u64,
     /// So many blocks it had then: with fewer it was cut.
     blocks: u64,
+    /// How much sled could write last, where nothing can be set aside.
+    last: Option<TableSpace>,
+    is_shrinking: bool,
 }
 
 impl Runway {
@@ -84,17 +93,27 @@ impl Runway {
                 Ok(TableSpace::Enough)
             }
             // Then it is what is free, and other processes may take it.
-            Ok(false) => Ok(Self::space(free(file)?, RUNWAY_SEGMENTS * SEGMENT_BYTES as u64)),
-            Err(_) => Ok(Self::space(left, u64::MAX)),
+            Ok(false) => Ok(self.unreserved(free(file)?)),
+            Err(_) if left >= RUNWAY_BYTES_MIN => Ok(TableSpace::Little),
+            Err(_) => Ok(TableSpace::None),
         }
     }
 
-    fn space(left: u64, enough: u64) -> TableSpace {
-        match left {
-            left if left >= enough => TableSpace::Enough,
-            RUNWAY_BYTES_MIN.. => TableSpace::Little,
+    fn unreserved(&mut self, free: u64) -> TableSpace {
+        let space = match free {
+            FREE_BYTES_ENOUGH.. => TableSpace::Enough,
+            FREE_BYTES_MIN.. => TableSpace::Little,
             _ => TableSpace::None,
-        }
+        };
+        self.is_shrinking |= self.last.is_some_and(|before| space < before);
+        self.last = Some(space);
+        space
+    }
+
+    /// Whether less may be written than before although nothing was set aside. Then what sled still has in memory has to be
+    /// written, while there is space for it. True once for each time.
+    pub fn take_shrinking(&mut self) -> bool {
+        std::mem::take(&mut self.is_shrinking)
     }
 }
 
@@ -227,6 +246,24 @@ mod tests {
         assert_eq!(blocks(), 0);
         assert_eq!(runway.extend(&file).unwrap(), TableSpace::Enough);
         assert!(blocks() >= wanted - SEGMENT_BYTES as u64, "{}", blocks());
+    }
+
+    #[test]
+    fn less_space_is_noticed_long_before_there_is_none_where_nothing_can_be_set_aside() {
+        let mut runway = Runway::default();
+        let mib = |free: u64| free << 20;
+        for (free, space, is_shrinking) in [
+            (mib(100), TableSpace::Enough, false),
+            (mib(63), TableSpace::Little, true),
+            (mib(40), TableSpace::Little, false),
+            (mib(31), TableSpace::None, true),
+            (mib(33), TableSpace::Little, false),
+            (mib(64), TableSpace::Enough, false),
+            (0, TableSpace::None, true),
+        ] {
+            assert_eq!((runway.unreserved(free), runway.take_shrinking()), (space, is_shrinking), "{free}");
+            assert!(!runway.take_shrinking());
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod descriptors;
 mod disk_copied;
 mod disk_full;
 mod disk_taken;
+mod disk_without_fallocate;
 mod failing_commits;
 mod failing_start;
 mod kill_at_start;
