@@ -7,7 +7,7 @@
 //! - [`events`]: `GET /v1/events`
 //! - [`health`]: alive, ready, counters
 //! - [`parameters`]: what is wrong with a query
-//! - [`error`]: every refusal, in one table
+//! - [`error`]: every refusal, in one table · [`refusal`]: of what never comes here
 //! - [`time`]: dates as text
 
 mod access;
@@ -18,6 +18,7 @@ mod events;
 pub(crate) mod head;
 mod health;
 mod parameters;
+pub(crate) mod refusal;
 mod users;
 
 use std::{sync::Arc, time::Duration};

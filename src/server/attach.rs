@@ -10,17 +10,16 @@ use std::{
 
 use axum::{
     Router,
-    body::Body,
     extract::{ConnectInfo, Request},
-    response::{IntoResponse, Response},
+    response::Response,
     routing::any_service,
 };
-use http::StatusCode;
+use http::{StatusCode, header};
 use tokio::sync::watch;
 use tower::service_fn;
 
 use super::{Handle, ServerError, assembled::Assembled, shared::Shared, slots::Slots, stopped, upgrade};
-use crate::http::Caller;
+use crate::http::{Caller, refusal};
 
 /// A server whose routes are in a router of yours. It has to be run, beside that router: [`Attached::run`].
 #[must_use = "the server is watched and stopped by running it"]
@@ -86,17 +85,18 @@ pub(super) fn attach(parts: Assembled) -> (Router, Attached) {
 /// Answers a request for the WebSocket path.
 fn open(shared: &Arc<Shared>, slots: &Arc<Slots>, told: &watch::Receiver<bool>, request: Request) -> Response {
     if !upgrade::is_asked_for(request.headers()) {
-        return (StatusCode::UPGRADE_REQUIRED, "a WebSocket is served here").into_response();
+        let upgrade = (header::UPGRADE, "websocket");
+        return refusal::with_header(StatusCode::UPGRADE_REQUIRED, "a WebSocket is served here", upgrade);
     }
     if *told.borrow() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the server is stopping").into_response();
+        return refusal::response(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
     }
     // Known only where the router is served with connect info; otherwise all count as one address.
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
     let Ok(slot) = slots.take(address) else {
         shared.metrics.refused_connections.inc();
-        return (StatusCode::SERVICE_UNAVAILABLE, "there are too many connections").into_response();
+        return refusal::response(StatusCode::SERVICE_UNAVAILABLE, "there are too many connections");
     };
-    upgrade::answer(shared, request, from, slot).map(Body::new)
+    upgrade::answer(shared, request, from, slot)
 }

@@ -24,7 +24,10 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::activity::{Activity, Phase};
+use super::{
+    activity::{Activity, Phase},
+    unreadable,
+};
 use crate::config::Limits;
 
 /// A closing connection ends when its peer has sent nothing for this long.
@@ -59,6 +62,8 @@ pub(super) struct HttpIo {
     write_by: Option<Instant>,
     write_timer: Timer,
     closing: Option<Closing>,
+    /// A refusal that is written instead of a bare one of hyper's, and how much of it is written.
+    refusal: Option<(Vec<u8>, usize)>,
     /// The peer has closed its side, or a deadline has passed: there is nothing to linger for.
     over: bool,
 }
@@ -82,6 +87,7 @@ impl HttpIo {
             write_by: None,
             write_timer: Timer::default(),
             closing: None,
+            refusal: None,
             over: false,
         }
     }
@@ -189,8 +195,8 @@ impl AsyncRead for HttpIo {
     }
 }
 
-impl AsyncWrite for HttpIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+impl HttpIo {
+    fn poll_take(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match Pin::new(&mut self.stream).poll_write(cx, bytes) {
             Poll::Pending => {
                 let by = self.write_by.unwrap_or_else(|| Instant::now() + self.write_timeout);
@@ -210,6 +216,45 @@ impl AsyncWrite for HttpIo {
                 written
             }
         }
+    }
+
+    /// Writes the refusal; ready when all of it is written.
+    fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some((refusal, written)) = self.refusal.take() {
+            let taken = self.poll_take(cx, &refusal[written..]);
+            let (taken, taken_bytes) = match taken {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(bytes)) => (Poll::Ready(()), bytes),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => (Poll::Pending, 0),
+            };
+            let written = written + taken_bytes;
+            if written < refusal.len() {
+                self.refusal = Some((refusal, written));
+            }
+            ready!(taken);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for HttpIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        // What is written while a request is answered is its response.
+        if self.refusal.is_none()
+            && self.activity.phase() != Phase::Busy
+            && let Some(at) = unreadable::find(bytes)
+        {
+            if at > 0 {
+                return self.poll_take(cx, &bytes[..at]);
+            }
+            self.refusal = unreadable::with_body(bytes).map(|refusal| (refusal, 0));
+        }
+        if self.refusal.is_none() {
+            return self.poll_take(cx, bytes);
+        }
+        // hyper brings the same bytes again until all of it is written.
+        self.poll_refusal(cx).map_ok(|()| bytes.len())
     }
 
     /// hyper calls this whenever all it has to write is written.

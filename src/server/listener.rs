@@ -31,12 +31,12 @@ use super::{
 };
 use crate::{
     health::supervise,
-    http::{Caller, Http},
+    http::{Caller, Http, refusal},
     metrics::Metrics,
 };
 
 /// Bytes of the head of a request; a longer one gets 431.
-const HEAD_BYTES_MAX: usize = 16 << 10;
+pub(super) const HEAD_BYTES_MAX: usize = 16 << 10;
 
 /// Pause after the system refused a connection (out of file descriptors, mostly), doubled up to a second.
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
@@ -327,10 +327,11 @@ fn is_answered_early(status: StatusCode) -> bool {
 
 fn upgrade(shared: &Arc<Shared>, slot: &Slot, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
     if request.uri().path() == shared.config.path {
-        return upgrade::answer(shared, request, Some(peer), slot.clone()).map(Body::new);
+        return upgrade::answer(shared, request, Some(peer), slot.clone());
     }
     shared.metrics.refused_connections.inc();
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::NOT_FOUND;
-    response
+    refusal::response(
+        StatusCode::NOT_FOUND,
+        "there is no WebSocket at this path: see `path` in the server's configuration",
+    )
 }

@@ -5,7 +5,7 @@
 //! - [`peer`]: a client as that program sees it; [`handle`]: the server as it sees it
 //! - [`listener`]: taking connections in, HTTP and WebSocket on one port
 //! - [`slots`]: places counted · [`descriptors`]: how many there are · [`activity`]: which connection gives up its own
-//! - [`http_io`]: the deadlines of an HTTP connection, and how it closes
+//! - [`http_io`]: the deadlines of an HTTP connection, and how it closes · [`unreadable`]: refusals of hyper's own
 //! - [`upgrade`]: from an HTTP request to a WebSocket
 //! - [`socket`]: the WebSocket itself; [`fragments`] and [`close_frame`] see what its library does not report
 //! - [`connection`]: the life of a connection, with its steps in [`inbound`], [`outbound`] and [`farewell`]
@@ -40,6 +40,7 @@ mod shared;
 mod shutdown;
 mod slots;
 mod socket;
+mod unreadable;
 mod upgrade;
 mod wire;
 

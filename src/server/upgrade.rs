@@ -5,9 +5,8 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
+use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
-use http_body_util::Full;
 use hyper::{Request, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 
@@ -19,7 +18,10 @@ use super::{
     slots::Slot,
     socket::{self, Line, Socket},
 };
-use crate::http::head::{self, Refusal};
+use crate::http::{
+    head::{self, Refusal},
+    refusal,
+};
 
 /// Answers an upgrade request for the WebSocket path and starts the connection's task behind the answer.
 pub(super) fn answer<B>(
@@ -27,7 +29,7 @@ pub(super) fn answer<B>(
     request: Request<B>,
     from: Option<SocketAddr>,
     slot: Slot,
-) -> Response<Full<Bytes>> {
+) -> Response<Body> {
     let checked = head::check(&request, shared.config.is_local_only())
         .map_err(Refusal::parts)
         .and_then(|()| check(request.method(), request.version(), request.headers(), shared.config.origins.as_deref()));
@@ -49,7 +51,7 @@ pub(super) fn answer<B>(
                 .header(header::UPGRADE, "websocket")
                 .header(header::CONNECTION, "Upgrade")
                 .header(header::SEC_WEBSOCKET_ACCEPT, accept)
-                .body(Full::default());
+                .body(Body::empty());
             // Built of constants and base64, which are always legal.
             let mut response = response.expect("a legal response");
             if let Some(subprotocol) = subprotocol {
@@ -59,18 +61,13 @@ pub(super) fn answer<B>(
         }
         Err((status, reason)) => {
             shared.metrics.refused_connections.inc();
-            let mut response = Response::new(Full::from(reason));
-            *response.status_mut() = status;
             let more = match status {
-                StatusCode::UPGRADE_REQUIRED => Some((header::SEC_WEBSOCKET_VERSION, "13")),
-                StatusCode::METHOD_NOT_ALLOWED => Some((header::ALLOW, "GET")),
-                StatusCode::SERVICE_UNAVAILABLE => Some((header::RETRY_AFTER, "5")),
-                _ => None,
+                StatusCode::UPGRADE_REQUIRED => (header::SEC_WEBSOCKET_VERSION, "13"),
+                StatusCode::METHOD_NOT_ALLOWED => (header::ALLOW, "GET"),
+                StatusCode::SERVICE_UNAVAILABLE => (header::RETRY_AFTER, "5"),
+                _ => return refusal::response(status, reason),
             };
-            if let Some((name, value)) = more {
-                response.headers_mut().insert(name, header::HeaderValue::from_static(value));
-            }
-            response
+            refusal::with_header(status, reason, more)
         }
     }
 }

@@ -47,11 +47,16 @@ fn head(stream: &mut TcpStream) -> io::Result<String> {
 
 /// Reads a response, whose head it returns.
 fn response(stream: &mut TcpStream) -> String {
+    whole(stream).0
+}
+
+/// Reads a response: its head and its body.
+fn whole(stream: &mut TcpStream) -> (String, Vec<u8>) {
     let head = head(stream).expect("a response");
     let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next());
     let mut body = vec![0; length.expect("a length").parse().expect("a number")];
     stream.read_exact(&mut body).expect("a body");
-    head
+    (head, body)
 }
 
 /// The status of a head.

@@ -1,10 +1,11 @@
 //! A response that is sent before its request has been read must reach a client that sends all of it first.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 
 use crate::{
     connect, exchange, head, response, status,
     support::server::{Home, KEY},
+    whole,
 };
 
 /// More than the sockets of both sides hold.
@@ -80,6 +81,82 @@ fn refusal_of_a_head_that_is_too_long_reaches_its_client() {
     for _ in 0..2 {
         let response = exchange(server.address, request.as_bytes()).expect("431 is lost");
         assert_eq!(status(&response), 431);
+    }
+}
+
+#[test]
+fn every_refusal_says_why_in_json() {
+    let home = Home::with("origins: ['http://good.example'],");
+    let server = home.start();
+    let host = "Host: x\r\n";
+    let upgrade = |target: &str, more: &str| {
+        format!("{target} HTTP/1.1\r\n{host}Upgrade: websocket\r\nConnection: Upgrade\r\n{more}\r\n")
+    };
+    let version = "Sec-WebSocket-Version: 13\r\n";
+    let refusals = [
+        (400, "bad_request", "G@T / HTTP/1.1\r\n\r\n".to_owned()),
+        (400, "bad_request", "\u{16}\u{3}\u{1}\u{2}\r\n\r\n".to_owned()),
+        (400, "bad_request", "GET / HTTP/9.9\r\n\r\n".to_owned()),
+        (400, "bad_request", "GET /\u{7f} HTTP/1.1\r\n\r\n".to_owned()),
+        (400, "bad_request", format!("GET / HTTP/1.1\r\n{host}a header\r\n\r\n")),
+        (400, "bad_request", format!("GET / HTTP/1.1\r\n{host}Content-Length: x\r\n\r\n")),
+        (400, "bad_request", format!("GET / HTTP/1.1\r\n{host}Content-Length: 1\r\nContent-Length: 2\r\n\r\n")),
+        (400, "bad_request", format!("GET / HTTP/1.1\r\n{host}Transfer-Encoding: gzip\r\n\r\n")),
+        (400, "bad_request", format!("GET / HTTP/1.1\r\n{host}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n")),
+        (400, "bad_request", "GET / HTTP/1.1\r\n\r\n".to_owned()),
+        (431, "head_too_large", format!("GET / HTTP/1.1\r\n{host}X: {}\r\n\r\n", "y".repeat(20_000))),
+        (431, "head_too_large", format!("GET /{} HTTP/1.1\r\n{host}\r\n", "y".repeat(70_000))),
+        (431, "head_too_large", format!("GET / HTTP/1.1\r\n{host}{}\r\n", "X: y\r\n".repeat(200))),
+        (404, "not_found", format!("GET /nothing HTTP/1.1\r\n{host}\r\n")),
+        (405, "method_not_allowed", format!("PUT /healthz HTTP/1.1\r\n{host}\r\n")),
+        (404, "not_found", upgrade("GET /nothing", version)),
+        (405, "method_not_allowed", upgrade("POST /", version)),
+        (426, "upgrade_required", upgrade("GET /", "Sec-WebSocket-Version: 8\r\n")),
+        (400, "bad_request", upgrade("GET /", version)),
+        (403, "foreign_page", upgrade("GET /", &format!("{version}Origin: http://evil.example\r\n"))),
+    ];
+    let healthy = format!("GET /healthz HTTP/1.1\r\n{host}\r\n");
+    for (expected, code, request) in &refusals {
+        // Alone; in one piece with another; and behind one that is answered.
+        for (before, pieces) in [("", 1), (&*healthy, 1), (&*healthy, 2)] {
+            let mut stream = connect(server.address);
+            if pieces == 1 {
+                stream.write_all(format!("{before}{request}").as_bytes()).expect("sent");
+            } else {
+                stream.write_all(before.as_bytes()).expect("sent");
+            }
+            if !before.is_empty() {
+                assert_eq!(status(&response(&mut stream)), 200);
+            }
+            if pieces == 2 {
+                stream.write_all(request.as_bytes()).expect("sent");
+            }
+            let (head, body) = whole(&mut stream);
+            assert_eq!(status(&head), *expected, "{request}{head}");
+            assert!(head.contains("\r\ncontent-type: application/json\r\n"), "{request}{head}");
+            let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+            let error = &body["error"];
+            assert_eq!(error["code"], *code, "{request}{body}");
+            assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{request}{body}");
+        }
+    }
+}
+
+/// A length beside a coding: the coding holds, and nothing behind it is taken for a request.
+#[test]
+fn request_with_length_and_coding_is_the_last_of_its_connection() {
+    let home = Home::new();
+    let server = home.start();
+    let (length, coding) = ("Content-Length: 3\r\n", "Transfer-Encoding: chunked\r\n");
+    for headers in [format!("{length}{coding}"), format!("{coding}{length}")] {
+        let mut stream = connect(server.address);
+        let healthy = "GET /healthz HTTP/1.1\r\nHost: x\r\n";
+        stream.write_all(format!("{healthy}{headers}\r\n0\r\n\r\n{healthy}\r\n").as_bytes()).expect("sent");
+        assert_eq!(status(&response(&mut stream)), 200);
+        let mut rest = Vec::new();
+        // A reset is an end as well.
+        _ = stream.read_to_end(&mut rest);
+        assert_eq!(String::from_utf8_lossy(&rest), "", "{headers}");
     }
 }
 

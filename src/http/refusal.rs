@@ -1,0 +1,55 @@
+//! Refusals of what never reaches the API, with the body of all other refusals: of a WebSocket, and of a request that hyper
+//! cannot read.
+
+use axum::{
+    http::{HeaderName, HeaderValue, StatusCode},
+    response::Response,
+};
+use serde_json::json;
+
+/// A refusal in JSON. The status says which code it has.
+#[must_use]
+pub fn response(status: StatusCode, why: &str) -> Response {
+    super::json(status, body(status, why))
+}
+
+/// The same with one more header.
+#[must_use]
+pub fn with_header(status: StatusCode, why: &str, (name, value): (HeaderName, &'static str)) -> Response {
+    let mut response = response(status, why);
+    response.headers_mut().insert(name, HeaderValue::from_static(value));
+    response
+}
+
+/// The body of a refusal.
+#[must_use]
+pub fn body(status: StatusCode, why: &str) -> Vec<u8> {
+    json!({"error": {"code": code(status), "message": why}}).to_string().into_bytes()
+}
+
+fn code(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::FORBIDDEN => "foreign_page",
+        StatusCode::NOT_FOUND => "not_found",
+        StatusCode::METHOD_NOT_ALLOWED => "method_not_allowed",
+        StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "head_too_large",
+        StatusCode::UPGRADE_REQUIRED => "upgrade_required",
+        StatusCode::SERVICE_UNAVAILABLE => "too_many_connections",
+        _ => "bad_request",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_is_in_the_table_of_the_readme() {
+        let readme = include_str!("../../README.md");
+        for status in [400, 403, 404, 405, 426, 431, 503] {
+            let code = code(StatusCode::from_u16(status).unwrap());
+            let row = readme.lines().find(|line| line.starts_with("| `") && line.contains(&format!("`{code}`")));
+            assert!(row.is_some_and(|row| row.contains(&format!("| {status} |"))), "{code}: {row:?}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Gives the refusals that hyper writes by itself the body of all others.
+//!
+//! hyper answers a head that it cannot read with a status and no body, and passes it to no service. Its bytes are found
+//! where they are written, at the end of a write: hyper closes the connection behind them.
+
+use http::StatusCode;
+
+use super::listener::HEAD_BYTES_MAX;
+use crate::http::refusal;
+
+/// Longest refusal of hyper's: a status line and three short headers, with room for more.
+const REFUSAL_BYTES_MAX: usize = 512;
+
+const HEAD_END: &[u8] = b"\r\n\r\n";
+const NO_BODY: &str = "content-length: 0\r\n";
+
+/// Where such a refusal begins in what is written, if it ends there.
+pub(super) fn find(bytes: &[u8]) -> Option<usize> {
+    if !bytes.ends_with(HEAD_END) {
+        return None;
+    }
+    let from = bytes.len().saturating_sub(REFUSAL_BYTES_MAX);
+    let begins = |at: &usize| bytes[*at..].starts_with(b"HTTP/1.");
+    let at = (from..bytes.len() - HEAD_END.len()).rev().find(begins)?;
+    status(&bytes[at..]).map(|_| at)
+}
+
+/// The refusal with a body.
+pub(super) fn with_body(bytes: &[u8]) -> Option<Vec<u8>> {
+    let status = status(bytes)?;
+    let why = match status {
+        StatusCode::BAD_REQUEST => {
+            "this is no request of HTTP/1.1: its request line, a header, its length or its coding is malformed"
+                .to_owned()
+        }
+        _ => format!("the head of a request may have at most {HEAD_BYTES_MAX} bytes and 100 headers"),
+    };
+    let body = refusal::body(status, &why);
+    let headers = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
+    let head = std::str::from_utf8(bytes).ok()?.replacen(NO_BODY, &headers, 1);
+    Some([head.as_bytes(), &body].concat())
+}
+
+/// The status of a head without a body that hyper refuses with.
+fn status(bytes: &[u8]) -> Option<StatusCode> {
+    let head = std::str::from_utf8(bytes).ok()?;
+    // Whole lines, so that nothing else looks like it.
+    let (line, headers) = head.split_once("\r\n")?;
+    let status = line.split(' ').nth(1)?.parse().ok()?;
+    let is_bare = headers.starts_with(NO_BODY) || headers.contains(&format!("\r\n{NO_BODY}"));
+    (is_bare && matches!(status, 400 | 414 | 431)).then(|| StatusCode::from_u16(status).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BARE: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\ndate: x\r\n\r\n";
+
+    #[test]
+    fn refusal_of_hyper_is_found_behind_other_responses() {
+        for before in
+            ["", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"]
+        {
+            assert_eq!(find(format!("{before}{BARE}").as_bytes()), Some(before.len()), "{before}");
+        }
+        let others = [
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned(),
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 10\r\n\r\n".to_owned(),
+            format!("{BARE}{{}}"),
+            "\r\n\r\n".to_owned(),
+            String::new(),
+        ];
+        for other in others {
+            assert_eq!(find(other.as_bytes()), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn refusal_gets_a_body_of_its_length() {
+        for (status, code) in [("400 Bad Request", "bad_request"), ("431 Too Large", "head_too_large")] {
+            let bare = BARE.replace("400 Bad Request", status);
+            let whole = String::from_utf8(with_body(bare.as_bytes()).unwrap()).unwrap();
+            let (head, body) = whole.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("\r\ncontent-length: {}\r\n", body.len())), "{head}");
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert_eq!(body["error"]["code"], code);
+        }
+    }
+}
