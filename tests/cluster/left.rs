@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Stage, stock::redis, until};
+use super::{Stage, next, stock::redis, until};
 
 /// Of the list.
 const MESSAGES: u64 = 2_000;
@@ -41,14 +41,31 @@ async fn list_of_40_mb_for_one_user_is_taken_in_pieces() {
     assert_eq!(redis(&stage, &["EXISTS", "undelivered_messages"]), "0");
 }
 
+/// Bytes of a message that no client can be sent.
+const LARGE: u64 = 60_000_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_of_60_mb_is_put_aside_without_being_held() {
+    let stage = Stage::new(1);
+    let script = "local text = '{\"op\":0,\"d\":\"' .. string.rep('x', ARGV[1]) .. '\"}'
+        return redis.call('HSET', KEYS[1], 'alice', '[' .. text .. ',{\"op\":0,\"d\":7}]')";
+    assert_eq!(redis(&stage, &["EVAL", script, "1", "undelivered_messages", &LARGE.to_string()]), "1");
+    let before = peak(stage.servers[0].process.id());
+    let mut alice = stage.client(0, "alice").await;
+    assert_eq!(next(&mut alice).await, 7);
+    let rise = peak(stage.servers[0].process.id()) - before;
+    assert!(rise < LARGE / 2, "{} MB for a message of {} MB", rise >> 20, LARGE >> 20);
+    let kept: u64 = redis(&stage, &["STRLEN", "mesa:{undelivered_messages}:aside:alice"]).parse().expect("a length");
+    assert!(kept > LARGE);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn list_of_messages_that_cannot_be_sent_is_logged_once_in_an_interval() {
     let stage = Stage::new(1);
     let list = format!("[{}]", vec![r#"{"t":5}"#; 200].join(","));
     assert_eq!(redis(&stage, &["HSET", "undelivered_messages", "alice", &list]), "1");
     let _alice = stage.client(0, "alice").await;
-    until("all to be put aside", async || redis(&stage, &["HKEYS", "undelivered_messages"]).contains("aside:alice"))
-        .await;
+    until("all to be put aside", async || redis(&stage, &["KEYS", "*:aside:alice"]).contains("aside:alice")).await;
     let log = std::fs::read_to_string(stage.homes[0].path("log")).expect("a log");
     let lines = log.lines().filter(|line| line.contains("it is put aside")).count();
     assert!((1..=2).contains(&lines), "{lines} lines");

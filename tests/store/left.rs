@@ -15,6 +15,12 @@ fn stock(numbers: impl IntoIterator<Item = u64>) -> String {
     format!("[{}]", messages.join(","))
 }
 
+/// What was put aside for a user.
+async fn aside(place: &Somewhere, id: &str) -> String {
+    let list = format!("undelivered_messages_{}", place.namespace());
+    ask(place, &["GET", &format!("mesa:{{{list}}}:aside:{id}")]).await
+}
+
 #[tokio::test]
 async fn what_stock_has_left_and_there_is_no_room_for_comes_as_room_is_made_each_once_and_in_order() {
     let place = Somewhere::on(Redis::start());
@@ -58,8 +64,8 @@ async fn a_message_of_stocks_that_cannot_be_sent_is_put_aside_and_holds_up_nothi
         store.attach(&user(id), None).unwrap();
     }
     assert_eq!((read(&*store, "a", 2), read(&*store, "b", 0)), (vec![(3, 3)], vec![(1, 4)]));
-    assert_eq!(ask(&place, &["HGET", &list, "\0mesa:aside:a"]).await, "{\"t\":5}\n");
-    assert_eq!(ask(&place, &["HGET", &list, "\0mesa:aside:b"]).await, "{no list\n");
+    assert_eq!(aside(&place, "a").await, "{\"t\":5}\n");
+    assert_eq!(aside(&place, "b").await, "{no list\n");
 }
 
 /// Several pieces of what a server reads at once.
@@ -93,6 +99,48 @@ async fn list_of_many_pieces_is_taken_in_order_and_read_on_where_there_was_no_ro
     assert_eq!(ask(&place, &["EXISTS", &list, &taken[0], &taken[1]]).await, "0");
 }
 
+/// Also where there is no room for what is behind them.
+#[tokio::test]
+async fn messages_of_any_size_that_cannot_be_sent_are_put_aside_whole_and_in_order() {
+    let place = Somewhere::on(Redis::start());
+    let store = place.open(Limits { messages: 2, ..Limits::default() }, Arc::default());
+    let list = format!("undelivered_messages_{}", place.namespace());
+    let sized = |n: u64, bytes: usize| format!(r#"{{"op":0,"d":[{n},"{}"]}}"#, "x".repeat(bytes));
+    let large = [(11, 70_000), (12, 3 << 20), (13, 100_000), (14, 1_500_000), (15, 80_000), (16, 5 << 20)];
+    let large = large.map(|(n, bytes)| sized(n, bytes));
+    let small = |n: u64| format!(r#"{{"op":0,"d":{n},"t":"N"}}"#);
+    let mut elements = vec![small(1)];
+    for (n, large) in (2..).zip(&large) {
+        elements.extend([large.clone(), small(n)]);
+    }
+    elements.push(large[5].clone());
+    ask(&place, &["HSET", &list, "a", &format!("[{}", elements.join(" ,\n"))]).await;
+    store.attach(&user("a"), None).unwrap();
+    let mut next = 0;
+    while next < 7 {
+        until("more to come", || !read(&*store, "a", next).is_empty()).await;
+        let first = next + 1;
+        for (seq, number) in read(&*store, "a", next) {
+            assert_eq!((seq, number), (next + 1, next + 1));
+            next += 1;
+        }
+        receive(&*store, "a", first, next);
+    }
+    let expected: Vec<&String> = large.iter().chain(&large[5..]).collect();
+    let is_all = |text: &str| text.lines().map(str::trim).eq(expected.iter().map(|one| one.as_str()));
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !is_all(&aside(&place, "a").await) {
+        assert!(
+            std::time::Instant::now() < end,
+            "{:?}",
+            aside(&place, "a").await.lines().map(str::len).collect::<Vec<_>>()
+        );
+        tokio::task::yield_now().await;
+    }
+    let taken = ["taken-at", "taken"].map(|what| format!("mesa:{{{list}}}:{what}:a"));
+    assert_eq!(ask(&place, &["EXISTS", &list, &taken[0], &taken[1]]).await, "0");
+}
+
 #[tokio::test]
 async fn list_that_breaks_off_is_taken_up_to_there_and_the_rest_put_aside() {
     let place = Somewhere::on(Redis::start());
@@ -104,8 +152,8 @@ async fn list_that_breaks_off_is_taken_up_to_there_and_the_rest_put_aside() {
         store.attach(&user(id), None).unwrap();
     }
     assert_eq!((read(&*store, "a", 0), read(&*store, "b", 0)), (vec![(1, 1), (2, 2)], vec![]));
-    assert_eq!(ask(&place, &["HGET", &list, "\0mesa:aside:a"]).await, "{\"op\":0,\"d\":3\n");
-    assert_eq!(ask(&place, &["HLEN", &list]).await, "1");
+    assert_eq!(aside(&place, "a").await, "{\"op\":0,\"d\":3\n");
+    assert_eq!(ask(&place, &["EXISTS", &list]).await, "0");
 }
 
 #[tokio::test]

@@ -129,6 +129,12 @@ impl Names {
         (format!("mesa:{{{hash}}}:taken-at:{user}"), format!("mesa:{{{hash}}}:taken:{user}"))
     }
 
+    /// What the original has left for a user and no client can be sent: in the same slot.
+    #[must_use]
+    pub fn aside(&self, user: &str) -> String {
+        format!("mesa:{{{}}}:aside:{user}", self.stock("undelivered_messages"))
+    }
+
     /// How late it was when a server with a clock of its own has left: only tests have one.
     #[must_use]
     pub fn clock(&self) -> String {

@@ -1,6 +1,13 @@
-//! Splits a JSON array into the texts of its elements, from pieces of its text: no more than one piece and one element is held.
+//! Splits a JSON array into the texts of its elements, from pieces of its text: no more than a piece and an
+//! element are held.
+//!
+//! Of an element that is longer than [`ELEMENT_BYTES_MAX`] only its place is given.
 
 use std::ops::Range;
+
+/// Bytes of an element's text that are held. A message that a client can be sent is 16 times shorter; the rest may be spaces
+/// and options of the original.
+pub(super) const ELEMENT_BYTES_MAX: usize = 1 << 20;
 
 /// A reader of one array.
 #[derive(Debug, Default)]
@@ -11,8 +18,10 @@ pub(super) struct Elements {
     given: usize,
     /// How far it was looked at: all between is part of an element that has not ended.
     looked: usize,
-    /// Bytes that were passed over and belong to no element that was given out: the opening bracket.
+    /// Bytes that were passed over and belong to no element that was given out: the opening bracket, and spaces.
     passed: u64,
+    /// Bytes of the element in the text that are not held any more, because it is too long.
+    dropped: u64,
     /// The opening bracket was read.
     inside: bool,
     /// The closing bracket was read.
@@ -30,6 +39,15 @@ pub(super) enum Next {
     Element {
         text: Range<usize>,
         /// Bytes of the array that it takes, with what separates it from the next one.
+        bytes: u64,
+    },
+    /// An element that is too long to be held.
+    Long {
+        /// Bytes before it that belong to no element.
+        before: u64,
+        /// Its own.
+        length: u64,
+        /// Bytes of the array that it takes, with those before it and what separates it from the next one.
         bytes: u64,
     },
     /// Nothing until there is more text.
@@ -51,6 +69,14 @@ impl Elements {
         self.text.drain(..self.given);
         self.looked -= self.given;
         self.given = 0;
+        if self.looked > ELEMENT_BYTES_MAX {
+            let spaces = self.text[..self.looked].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+            let spaces = if self.dropped > 0 { 0 } else { spaces };
+            self.passed += spaces as u64;
+            self.dropped += (self.looked - spaces) as u64;
+            self.text.drain(..self.looked);
+            self.looked = 0;
+        }
         self.text.extend_from_slice(piece);
     }
 
@@ -84,6 +110,11 @@ impl Elements {
                     let element = self.given..self.looked;
                     self.ended = byte == b']';
                     self.looked += 1;
+                    if self.dropped > 0 {
+                        let (before, length) = (self.passed, self.dropped + element.len() as u64);
+                        (self.given, self.passed, self.dropped) = (self.looked, 0, 0);
+                        return Next::Long { before, length, bytes: before + length + 1 };
+                    }
                     let is_empty = self.text[element.clone()].iter().all(u8::is_ascii_whitespace);
                     if is_empty && !self.ended {
                         // The comma stays, so that it is seen what is wrong.
@@ -137,6 +168,7 @@ mod tests {
                         bytes += more;
                     }
                     Next::Broken => return (found, bytes, Next::Broken),
+                    Next::Long { .. } => panic!("a short one"),
                     _ => break,
                 }
             }
@@ -169,6 +201,39 @@ mod tests {
             let (rest, _, end) = split(&list[from..], 3, true);
             if at < all.len() {
                 assert_eq!((rest, end), (all[at..].to_vec(), Next::End));
+            }
+        }
+    }
+
+    #[test]
+    fn element_that_is_too_long_gives_its_place_and_is_not_held() {
+        let long = format!(r#"{{"a":"],{}"}}"#, "x".repeat(3 * ELEMENT_BYTES_MAX));
+        for spaces in [0, 5, 2 * ELEMENT_BYTES_MAX] {
+            let list = format!("[1,{}{long} ,2,{long}]", " ".repeat(spaces));
+            for piece in [ELEMENT_BYTES_MAX / 3, ELEMENT_BYTES_MAX, 2 * ELEMENT_BYTES_MAX] {
+                let (mut elements, mut found, mut at) = (Elements::new(false), Vec::new(), 0);
+                let mut end = Next::More;
+                for piece in list.as_bytes().chunks(piece) {
+                    elements.push(piece);
+                    end = loop {
+                        match elements.next() {
+                            Next::Element { text, bytes } => {
+                                found.push(String::from_utf8(elements.text()[text].to_vec()).unwrap());
+                                at += bytes as usize;
+                            }
+                            Next::Long { before, length, bytes } => {
+                                let from = at + before as usize;
+                                found.push(list[from..from + length as usize].to_owned());
+                                at += bytes as usize;
+                            }
+                            end => break end,
+                        }
+                    };
+                    assert!(elements.text().len() <= 2 * ELEMENT_BYTES_MAX + piece.len(), "{}", elements.text().len());
+                }
+                let found: Vec<&str> = found.iter().map(|text| text.trim()).collect();
+                assert!(found == ["1", &long, "2", &long], "in pieces of {piece} behind {spaces} spaces");
+                assert_eq!((at, end), (list.len(), Next::End));
             }
         }
     }

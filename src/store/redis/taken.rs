@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::{
     append::ITEMS_MAX,
-    json_list::{Elements, Next},
+    json_list::{ELEMENT_BYTES_MAX, Elements, Next},
     moving::TAKEN,
 };
 use crate::{
@@ -24,7 +24,8 @@ use crate::{
 /// A list may hold many messages that cannot be sent: one line in an interval, with how many were put aside since the last.
 static ASIDE: LogLimit = LogLimit::new();
 
-/// Bytes of a list that are read at once. What was read and is not in a log yet is no more than this and one message.
+/// Bytes of a list that are read at once. What was read and is not in a log yet is no more than this and one message
+/// ([`ELEMENT_BYTES_MAX`]).
 const PIECE_BYTES: u64 = 1 << 20;
 
 /// Bytes of what is appended together (one message at least): never more than is appended in one step.
@@ -61,27 +62,36 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// KEYS as above; ARGV: 1 how far it was read, 2 how far it is now ('' = to its end), 3 the field for what is put aside, 4 what
-/// comes behind that there ('' = nothing), 5 from which byte on all the rest does too ('' = nothing), 6 the field that says that
-/// something was taken. Does nothing where another server has read on.
+/// KEYS as above, and 4 what is put aside; ARGV: 1 how far it was read, 2 how far it is now ('' = to its end), 3 and 4 the first
+/// and last byte of a message that is put aside ('' = none), 5 texts that are put aside behind that ('' = none), 6 from which
+/// byte on all the rest is too ('' = nothing is), 7 the field that says that something was taken. Does nothing where another server has
+/// read on.
+///
+/// What is put aside is appended to a key of its own, in pieces: a field of a hash would be written anew each time.
 static DONE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
         if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
-        local aside = ARGV[4]
-        if ARGV[5] ~= '' then
-          if aside ~= '' then aside = aside .. '\\n' end
-          aside = aside .. redis.call('GETRANGE', KEYS[3], ARGV[5], -1)
+        local PIECE = 1024 * 1024
+        local function put_aside(from, to)
+          while from <= to do
+            redis.call('APPEND', KEYS[4], redis.call('GETRANGE', KEYS[3], from, math.min(from + PIECE - 1, to)))
+            from = from + PIECE
+          end
+          redis.call('APPEND', KEYS[4], '\\n')
         end
-        if aside ~= '' then
-          redis.call('HSET', KEYS[1], ARGV[3], (redis.call('HGET', KEYS[1], ARGV[3]) or '') .. aside .. '\\n')
+        if ARGV[3] ~= '' then put_aside(tonumber(ARGV[3]), tonumber(ARGV[4])) end
+        if ARGV[5] ~= '' then redis.call('APPEND', KEYS[4], ARGV[5] .. '\\n') end
+        if ARGV[6] ~= '' then
+          local last = redis.call('STRLEN', KEYS[3]) - 1
+          if tonumber(ARGV[6]) <= last then put_aside(tonumber(ARGV[6]), last) end
         end
         if ARGV[2] ~= '' then
           redis.call('SET', KEYS[2], ARGV[2])
         else
           redis.call('DEL', KEYS[2], KEYS[3])
-          local taken = redis.call('HGET', KEYS[1], ARGV[6])
-          if taken and string.sub(taken, -3) == '\\n[]' then redis.call('HDEL', KEYS[1], ARGV[6]) end
+          local taken = redis.call('HGET', KEYS[1], ARGV[7])
+          if taken and string.sub(taken, -3) == '\\n[]' then redis.call('HDEL', KEYS[1], ARGV[7]) end
         end
         return 1",
     )
@@ -120,6 +130,8 @@ pub(super) struct Left {
 pub(super) struct Part {
     /// Messages in their order.
     pub left: Vec<Left>,
+    /// First and last byte of a message that is too long to be read. It comes before the others: it has ended in the last piece.
+    long: Option<(u64, u64)>,
     /// What cannot be sent to a client, and how far the list was read when it was before that.
     aside: Vec<((u64, u64), Bytes)>,
     /// What comes behind them.
@@ -140,7 +152,7 @@ enum Then {
 pub(super) struct List<'a> {
     link: &'a Link,
     user: &'a UserId,
-    keys: [String; 3],
+    keys: [String; 4],
     /// As it stands in Redis.
     at: At,
     /// How far it was given out.
@@ -153,10 +165,10 @@ pub(super) struct List<'a> {
     bytes_max: u64,
 }
 
-/// The keys of a user's lists: what the original has left, how far, and the list that was taken.
-fn keys(link: &Link, user: &str) -> [String; 3] {
+/// The keys of a user's lists: what the original has left, how far, the list that was taken, and what was put aside.
+fn keys(link: &Link, user: &str) -> [String; 4] {
     let (at, list) = link.names().taken(user);
-    [link.names().stock("undelivered_messages"), at, list]
+    [link.names().stock("undelivered_messages"), at, list, link.names().aside(user)]
 }
 
 fn random_name() -> Result<String, LinkError> {
@@ -170,7 +182,7 @@ impl<'a> List<'a> {
     pub(super) async fn take(link: &'a Link, user: &'a UserId, bytes_max: u64) -> Result<Option<Self>, LinkError> {
         let keys = keys(link, user.as_str());
         let arguments = [user.as_str(), &format!("{TAKEN}{user}"), &random_name()?];
-        let taken: Option<(String, u64)> = link.lines().run(&TAKE, &keys, &arguments).await?;
+        let taken: Option<(String, u64)> = link.lines().run(&TAKE, &keys[..3], &arguments).await?;
         let Some((text, length)) = taken else { return Ok(None) };
         let unread = || LinkError::Damaged(format!("how far {} was read is not understood: {text:?}", keys[2]).into());
         let at = At::parse(&text).ok_or_else(unread)?;
@@ -182,7 +194,7 @@ impl<'a> List<'a> {
     pub(super) async fn next(&mut self) -> Result<Part, LinkError> {
         loop {
             let part = self.sort();
-            if part.then != Then::More || !part.left.is_empty() || !part.aside.is_empty() {
+            if part.then != Then::More || !part.left.is_empty() || !part.aside.is_empty() || part.long.is_some() {
                 return Ok(part);
             }
             let mut command = redis::cmd("GETRANGE");
@@ -202,6 +214,13 @@ impl<'a> List<'a> {
         loop {
             let (text, bytes) = match self.elements.next() {
                 Next::Element { text, bytes } => (text, bytes),
+                Next::Long { before, length, bytes } => {
+                    let (place, offset) = self.given;
+                    self.put_aside(&format!("it is longer than {ELEMENT_BYTES_MAX} bytes"));
+                    part.long = Some((offset + before, offset + before + length - 1));
+                    self.given = (place + 1, offset + bytes);
+                    continue;
+                }
                 Next::More => return part,
                 Next::End => return Part { then: Then::End, ..part },
                 Next::Broken => return Part { then: Then::Broken, ..part },
@@ -210,13 +229,19 @@ impl<'a> List<'a> {
             match read(text, self.user, &self.at.name, at.0, self.bytes_max) {
                 Ok(append) => part.left.push(Left { at, append }),
                 Err(error) => {
-                    if let Some(suppressed) = ASIDE.due("message") {
-                        tracing::error!(user = %excerpt(self.user), %error, suppressed, "a message that the original has left cannot be sent to a client: it is put aside");
-                    }
+                    self.put_aside(&error);
                     part.aside.push((at, Bytes::copy_from_slice(text.trim_ascii())));
                 }
             }
             self.given = (at.0 + 1, at.1 + bytes);
+        }
+    }
+
+    /// Logs that a message is put aside.
+    fn put_aside(&self, error: &str) {
+        if let Some(suppressed) = ASIDE.due("message") {
+            let (user, key) = (excerpt(self.user), excerpt(&self.keys[3]));
+            tracing::error!(%user, %error, %key, suppressed, "a message that the original has left cannot be sent to a client: it is put aside under this key of Redis");
         }
     }
 
@@ -233,14 +258,24 @@ impl<'a> List<'a> {
         if then == Then::Broken
             && let Some(suppressed) = ASIDE.due("list")
         {
-            tracing::error!(user = %excerpt(self.user), place, suppressed, "what the original has left for this user is no list of messages from there on: it is put aside");
+            let (user, key) = (excerpt(self.user), excerpt(&self.keys[3]));
+            tracing::error!(%user, place, %key, suppressed, "what the original has left for this user is no list of messages from there on: it is put aside under this key of Redis");
         }
-        let (before, text) = (self.at.text(), now.text());
-        let fields = [format!("\0mesa:aside:{}", self.user), format!("{TAKEN}{}", self.user)];
+        let (before, text, field) = (self.at.text(), now.text(), format!("{TAKEN}{}", self.user));
+        let [from, to] =
+            part.long.map_or([const { String::new() }; 2], |(from, to)| [from, to].map(|at| at.to_string()));
         let rest = if then == Then::Broken { offset.to_string() } else { String::new() };
-        let text = if then == Then::More { text.as_bytes() } else { b"" };
+        let text = if then == Then::More { text.as_str() } else { "" };
         let aside = aside.join(&b'\n');
-        let arguments = [before.as_bytes(), text, fields[0].as_bytes(), &aside, rest.as_bytes(), fields[1].as_bytes()];
+        let arguments = [
+            before.as_bytes(),
+            text.as_bytes(),
+            from.as_bytes(),
+            to.as_bytes(),
+            &aside,
+            rest.as_bytes(),
+            field.as_bytes(),
+        ];
         let is_first: bool = self.link.lines().run(&DONE, &self.keys, &arguments).await?;
         self.at = now;
         Ok(is_first && then == Then::More && stops.is_none())
@@ -285,7 +320,7 @@ pub(super) async fn is_any(link: &Link, user: &UserId) -> Result<bool, LinkError
 
 /// The text of what was taken for a user and is not in a log yet; `None` where nothing was.
 pub(super) async fn rest(link: &Link, user: &str) -> Result<Option<String>, LinkError> {
-    let [_, at, list] = keys(link, user);
+    let (at, list) = link.names().taken(user);
     let at: Option<String> = link.lines().ask(redis::cmd("GET").arg(at)).await?;
     let Some(at) = at.as_deref().and_then(At::parse) else { return Ok(None) };
     let rest: String = link.lines().ask(redis::cmd("GETRANGE").arg(list).arg(at.offset).arg(-1)).await?;

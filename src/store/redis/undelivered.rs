@@ -3,7 +3,7 @@
 //! Taken means moved to keys of our own, under a name that is new each time; a message is gone from there only when it is in
 //! the log. So whoever dies in between leaves it to the next, and nothing comes twice. What has no room in the log stays taken,
 //! with all that is behind it, and is tried again as the user makes room; what cannot be sent to a client, or is larger than all
-//! the room there is for one, is put aside in a field of its own, for people to look at. See `taken`.
+//! the room there is for one, is put aside under a key of its own, for people to look at. See `taken`.
 //!
 //! A stock process sees that a user is away, and leaves it for him a moment later. Meanwhile he may have come, and nobody would
 //! look until he comes again: so it is looked once more when he is connected in stock's eyes too, and once more after that.
