@@ -1,8 +1,13 @@
 //! Limits guessing of API keys and passwords, per network address.
 //!
-//! A wrong secret is answered after a delay that grows with the number of recent ones from the same address. An address with
-//! too many different wrong secrets is not compared at all until some time has passed; a connection that has presented a
-//! right one is exempt, so that clients behind the same address keep working. Right secrets are never delayed.
+//! A wrong secret is answered after a delay that grows with the number of recent ones from the same address. Of an address with
+//! too many different wrong secrets no more are compared until some time has passed. A connection that has presented a right
+//! one is exempt. Right secrets are never delayed.
+//!
+//! Whoever shares an address with a guesser could be locked out so, behind a proxy above all. To compare a secret is to tell
+//! whether it is right, at once: a right one cannot be let through without a limit unless guesses have none. Only its height
+//! can be chosen. Where no right secret comes from there is nobody to lock out, and the limit is low. Where one came within the
+//! last hour it is higher: locking others out takes a flood then, and 20 guesses a second find no key of 16 random characters.
 
 use std::{
     collections::HashMap,
@@ -13,11 +18,26 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Different wrong secrets that an address may present at once. Above this its secrets are not compared.
-const WRONG_MAX: u32 = 20;
+/// How many different wrong secrets an address may present.
+#[derive(Debug)]
+struct Limit {
+    /// At once. Above this its secrets are not compared.
+    wrong_max: u32,
+    /// One is forgotten after each of these intervals.
+    forget_interval: Duration,
+}
 
-/// One wrong secret of an address is forgotten after each of these intervals.
-const FORGET_INTERVAL: Duration = Duration::from_secs(1);
+/// For an address that has presented no right secret lately.
+const UNPROVEN: Limit = Limit { wrong_max: 20, forget_interval: Duration::from_secs(1) };
+
+/// For one that has.
+const PROVEN: Limit = Limit { wrong_max: 100, forget_interval: Duration::from_millis(50) };
+
+/// How long an address counts as proven after it has presented a right secret.
+const PROVEN_TTL: Duration = Duration::from_secs(60 * 60);
+
+/// Addresses without wrong secrets are forgotten this often at most.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Delay of the answer to the first wrong secret; doubled for each further one.
 const DELAY_MIN: Duration = Duration::from_millis(100);
@@ -46,14 +66,16 @@ pub struct Guesses {
 
 #[derive(Debug, Default)]
 struct Addresses {
-    known: HashMap<IpAddr, Wrong, foldhash::fast::RandomState>,
+    known: HashMap<IpAddr, Address, foldhash::fast::RandomState>,
     swept: Option<Instant>,
 }
 
-/// Wrong secrets of one address.
+/// What came from one address.
 #[derive(Debug)]
-struct Wrong {
-    /// How many count now.
+struct Address {
+    /// When it last presented a right secret over a new connection.
+    proven: Option<Instant>,
+    /// How many wrong ones count now.
     count: u32,
     /// When one was last forgotten, or the first counted.
     since: Instant,
@@ -68,13 +90,20 @@ struct Report {
     wrong: u64,
 }
 
-impl Wrong {
-    fn forget(&mut self, now: Instant) {
-        let intervals = now.saturating_duration_since(self.since).as_secs() / FORGET_INTERVAL.as_secs();
+impl Address {
+    fn is_proven(&self, now: Instant) -> bool {
+        self.proven.is_some_and(|at| now.saturating_duration_since(at) < PROVEN_TTL)
+    }
+
+    /// Forgets wrong secrets that are old enough, and returns the limit of the others.
+    fn forget(&mut self, now: Instant) -> &'static Limit {
+        let limit = if self.is_proven(now) { &PROVEN } else { &UNPROVEN };
+        let intervals = now.saturating_duration_since(self.since).as_millis() / limit.forget_interval.as_millis();
         if intervals > 0 {
-            self.count = self.count.saturating_sub(u32::try_from(intervals).unwrap_or(u32::MAX));
+            self.count = self.count.saturating_sub(u32::try_from(intervals).unwrap_or(u32::MAX)).min(limit.wrong_max);
             self.since = now;
         }
+        limit
     }
 }
 
@@ -89,6 +118,11 @@ impl Guesses {
         self.admit_at(address, Instant::now())
     }
 
+    /// Remembers that an address has presented a right secret.
+    pub fn right(&self, address: Option<IpAddr>) {
+        self.right_at(address, Instant::now());
+    }
+
     /// Counts a wrong secret, reports it in the log, and returns how long to delay the answer.
     pub fn wrong(&self, address: Option<IpAddr>, secret: &[u8]) -> Duration {
         let now = Instant::now();
@@ -99,23 +133,32 @@ impl Guesses {
     fn admit_at(&self, address: Option<IpAddr>, now: Instant) -> Result<(), Duration> {
         let Some(address) = address else { return Ok(()) };
         let mut addresses = self.addresses.lock();
-        let Some(wrong) = addresses.known.get_mut(&network(address)) else { return Ok(()) };
-        wrong.forget(now);
-        if wrong.count < WRONG_MAX { Ok(()) } else { Err(FORGET_INTERVAL) }
+        let Some(known) = addresses.known.get_mut(&network(address)) else { return Ok(()) };
+        let limit = known.forget(now);
+        if known.count < limit.wrong_max { Ok(()) } else { Err(limit.forget_interval) }
+    }
+
+    fn right_at(&self, address: Option<IpAddr>, now: Instant) {
+        let Some(address) = address else { return };
+        let mut addresses = self.addresses.lock();
+        let known = addresses.entry(network(address), now);
+        // What was presented until now is forgotten as before.
+        known.forget(now);
+        known.proven = Some(now);
     }
 
     fn wrong_at(&self, address: Option<IpAddr>, secret: &[u8], now: Instant) -> Duration {
         let Some(address) = address else { return DELAY_MIN };
         let fingerprint = self.hasher.hash_one(secret);
         let mut addresses = self.addresses.lock();
-        let wrong = addresses.entry(network(address), now);
-        wrong.forget(now);
-        if !wrong.latest.contains(&fingerprint) || wrong.count == 0 {
-            wrong.latest.rotate_right(1);
-            wrong.latest[0] = fingerprint;
-            wrong.count = wrong.count.saturating_add(1).min(WRONG_MAX);
+        let known = addresses.entry(network(address), now);
+        let limit = known.forget(now);
+        if !known.latest.contains(&fingerprint) || known.count == 0 {
+            known.latest.rotate_right(1);
+            known.latest[0] = fingerprint;
+            known.count = known.count.saturating_add(1).min(limit.wrong_max);
         }
-        DELAY_MIN.saturating_mul(1 << (wrong.count - 1).min(16)).min(DELAY_MAX)
+        DELAY_MIN.saturating_mul(1 << (known.count - 1).min(16)).min(DELAY_MAX)
     }
 
     fn report(&self, address: Option<IpAddr>, now: Instant) {
@@ -133,26 +176,27 @@ impl Guesses {
 }
 
 impl Addresses {
-    fn entry(&mut self, address: IpAddr, now: Instant) -> &mut Wrong {
+    fn entry(&mut self, address: IpAddr, now: Instant) -> &mut Address {
         if self.known.len() >= ADDRESSES_MAX && !self.known.contains_key(&address) {
             self.make_room(now);
         }
-        self.known.entry(address).or_insert(Wrong { count: 0, since: now, latest: [0; REPEATS_MAX] })
+        self.known.entry(address).or_insert(Address { proven: None, count: 0, since: now, latest: [0; REPEATS_MAX] })
     }
 
     fn make_room(&mut self, now: Instant) {
         // Going through all of them at every new address would be a cost of its own.
-        if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= FORGET_INTERVAL) {
+        if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP_INTERVAL) {
             self.swept = Some(now);
-            self.known.retain(|_, wrong| {
-                wrong.forget(now);
-                wrong.count > 0
+            self.known.retain(|_, known| {
+                known.forget(now);
+                known.count > 0 || known.is_proven(now)
             });
         }
-        if self.known.len() >= ADDRESSES_MAX
-            && let Some(any) = self.known.keys().next().copied()
-        {
-            self.known.remove(&any);
+        if self.known.len() >= ADDRESSES_MAX {
+            // Those that are proven are few, and go last.
+            let unproven = self.known.iter().find(|(_, known)| !known.is_proven(now));
+            let any = unproven.or_else(|| self.known.iter().next()).map(|(address, _)| *address);
+            any.and_then(|address| self.known.remove(&address));
         }
     }
 }
@@ -187,13 +231,45 @@ mod tests {
         assert_eq!(delays, [100, 200, 400, 800, 1600, 2000, 2000]);
         assert_eq!(guesses.admit_at(HOME, now), Ok(()));
         (7..1000).for_each(|n| _ = guess(&guesses, HOME, n, now));
-        assert_eq!(guesses.admit_at(HOME, now), Err(FORGET_INTERVAL));
+        assert_eq!(guesses.admit_at(HOME, now), Err(UNPROVEN.forget_interval));
         let other = Some("10.0.0.1".parse().unwrap());
         assert_eq!(guesses.admit_at(other, now), Ok(()), "another address is not concerned");
-        let later = now + FORGET_INTERVAL;
+        let later = now + UNPROVEN.forget_interval;
         assert_eq!(guesses.admit_at(HOME, later), Ok(()), "one more after each interval");
         guess(&guesses, HOME, 1000, later);
-        assert_eq!(guesses.admit_at(HOME, later), Err(FORGET_INTERVAL));
+        assert_eq!(guesses.admit_at(HOME, later), Err(UNPROVEN.forget_interval));
+    }
+
+    /// How many of so many guesses a second are compared in a minute, and how often another client is refused.
+    fn minute(guesses: &Guesses, began: Instant, per_second: u32) -> (usize, usize) {
+        let (mut compared, mut refused) = (0, 0);
+        for n in 0..60 * per_second {
+            let now = began + Duration::from_secs(1) * n / per_second;
+            if guesses.admit_at(HOME, now).is_ok() {
+                compared += 1;
+                guess(guesses, HOME, n as usize, now);
+            }
+            refused += usize::from(guesses.admit_at(HOME, now).is_err());
+        }
+        (compared, refused)
+    }
+
+    #[test]
+    fn address_with_a_right_secret_is_locked_out_by_a_flood_alone() {
+        let (guesses, now) = (Guesses::default(), Instant::now());
+        let (compared, refused) = minute(&guesses, now, 4);
+        assert!((60..90).contains(&compared) && refused > 100, "{compared} {refused}");
+        let now = now + Duration::from_secs(60);
+        guesses.right_at(HOME, now);
+        assert_eq!(minute(&guesses, now, 4), (240, 0));
+        let now = now + Duration::from_secs(60);
+        let (compared, refused) = minute(&guesses, now, 1000);
+        // Over the limit 20 a second and no more, however fast they come.
+        assert!((1000..60 * 20 + 110).contains(&compared) && refused > 10_000, "{compared} {refused}");
+        let later = now + PROVEN_TTL;
+        assert_eq!(guesses.admit_at(HOME, later), Ok(()));
+        (0..20).for_each(|n| _ = guess(&guesses, HOME, n, later));
+        assert_eq!(guesses.admit_at(HOME, later), Err(UNPROVEN.forget_interval), "not for ever");
     }
 
     #[test]
@@ -203,7 +279,7 @@ mod tests {
             assert_eq!(guess(&guesses, HOME, 7, now), DELAY_MIN);
         }
         assert_eq!(guesses.admit_at(HOME, now), Ok(()));
-        let later = now + 100 * FORGET_INTERVAL;
+        let later = now + 100 * UNPROVEN.forget_interval;
         assert_eq!(guess(&guesses, HOME, 7, later), DELAY_MIN);
     }
 
@@ -211,11 +287,13 @@ mod tests {
     fn table_of_addresses_is_bounded() {
         let (guesses, now) = (Guesses::default(), Instant::now());
         let address = |n: usize| Some(IpAddr::from(u32::try_from(n).unwrap().to_be_bytes()));
+        guesses.right_at(HOME, now);
         (0..3 * ADDRESSES_MAX).for_each(|n| _ = guess(&guesses, address(n), n, now));
         assert_eq!(guesses.addresses.lock().known.len(), ADDRESSES_MAX);
-        let later = now + FORGET_INTERVAL;
+        assert!(guesses.addresses.lock().known.contains_key(&HOME.unwrap()), "proven addresses go last");
+        let later = now + UNPROVEN.forget_interval;
         guess(&guesses, address(usize::MAX >> 33), 0, later);
-        assert_eq!(guesses.addresses.lock().known.len(), 1, "what no longer counts is forgotten");
+        assert_eq!(guesses.addresses.lock().known.len(), 2, "what no longer counts is forgotten");
     }
 
     #[test]

@@ -64,7 +64,9 @@ pub(super) async fn check(api: &Api, caller: &Caller, headers: &HeaderMap) -> Re
         api.guesses.admit(caller.address).map_err(ApiError::TooManyWrongKeys)?;
     }
     if api.keys.check(key) {
-        caller.proven.store(true, Ordering::Relaxed);
+        if !caller.proven.swap(true, Ordering::Relaxed) {
+            api.guesses.right(caller.address);
+        }
         return Ok(());
     }
     api.metrics.wrong_secrets.inc();

@@ -275,7 +275,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     /// The password was shown.
     pub(super) fn let_in(&mut self) {
-        self.authenticated = true;
+        if !std::mem::replace(&mut self.authenticated, true) {
+            self.wire.guesses.right(Some(self.subscriber.address));
+        }
         self.speak_by = None;
         self.parser.set_bytes_max(self.wire.bounds.command_bytes);
     }

@@ -15,10 +15,10 @@ use crate::support::{
     server::{Home, KEY},
 };
 
-/// Far more than an address may try.
+/// Far more than an address may try that has presented no right secret, and fewer than one that has.
 const GUESSES: usize = 60;
 
-/// Wrong secrets of one address that are compared at once; one more for each second.
+/// Wrong secrets of an unproven address that are compared at once; one more for each second.
 const COMPARED_MAX: usize = 20;
 
 /// Longer than anything here takes.
@@ -64,9 +64,6 @@ fn guessing_of_api_keys_is_limited_and_clients_behind_the_address_keep_working()
         let address = server.address;
         move || Http::connect(address).expect("a connection")
     };
-    let mut working = connect();
-    assert_eq!(ask(&mut working, KEY).0, 200);
-
     let without = request("GET", "/v1/users", "").replace(&format!("authorization: Bearer {KEY}\r\n"), "");
     let mut http = connect();
     http.send(&without).unwrap();
@@ -82,11 +79,16 @@ fn guessing_of_api_keys_is_limited_and_clients_behind_the_address_keep_working()
         assert!(*status == 429 && body.contains("too_many_wrong_keys"), "{status} {body}");
     }
     let asked = Instant::now();
-    assert_eq!(ask(&mut working, KEY).0, 200, "over the connection that has shown a right key");
-    while ask(&mut connect(), KEY).0 != 200 {
+    let mut working = connect();
+    while ask(&mut working, KEY).0 != 200 {
         assert!(asked.elapsed() < PATIENCE, "a new connection never gets in");
         thread::sleep(Duration::from_millis(100));
     }
+    // From here on somebody behind this address is known to have a key, and is not locked out by as many guesses.
+    let (answers, _) = all_at_once(move |n| ask(&mut connect(), &format!("another-wrong-secret-{n}")).0);
+    assert!(answers.iter().all(|status| *status == 401), "{answers:?}");
+    assert_eq!(ask(&mut connect(), KEY).0, 200, "over a new connection");
+    assert_eq!(ask(&mut working, KEY).0, 200, "over the connection that has shown a right key");
     reported(&home, began);
 }
 
@@ -138,20 +140,24 @@ fn guessing_of_the_redis_password_is_limited_and_clients_behind_the_address_keep
     let (home, began) = (Home::with("wire: { port: 0, password: 'open sesame at once' },"), Instant::now());
     let server = home.start();
     let address = address_of(&home);
-    let mut working = Redis::connect(address);
-    assert_eq!(working.ask(&["AUTH", "open sesame at once"]), "+OK");
     let (answers, took) = all_at_once(move |n| Redis::connect(address).ask(&["AUTH", &format!("a-wrong-secret-{n}")]));
     compared_at_most(answers.iter().filter(|answer| answer.starts_with("-WRONGPASS")).count(), took);
     for answer in answers.iter().filter(|answer| !answer.starts_with("-WRONGPASS")) {
         assert!(answer.starts_with("-ERR too many wrong passwords came from this address"), "{answer}");
     }
     let asked = Instant::now();
-    assert_eq!(working.ask(&["PING"]), "+PONG");
-    assert_eq!(working.ask(&["AUTH", "open sesame at once"]), "+OK", "where the right one was shown before");
-    while Redis::connect(address).ask(&["AUTH", "open sesame at once"]) != "+OK" {
+    let mut working = Redis::connect(address);
+    while working.ask(&["AUTH", "open sesame at once"]) != "+OK" {
         assert!(asked.elapsed() < PATIENCE, "a new connection never gets in");
         thread::sleep(Duration::from_millis(100));
+        working = Redis::connect(address);
     }
+    let wrong = move |n| Redis::connect(address).ask(&["AUTH", &format!("another-wrong-secret-{n}")]);
+    let (answers, _) = all_at_once(wrong);
+    assert!(answers.iter().all(|answer| answer.starts_with("-WRONGPASS")), "{answers:?}");
+    assert_eq!(Redis::connect(address).ask(&["AUTH", "open sesame at once"]), "+OK", "over a new connection");
+    assert_eq!(working.ask(&["PING"]), "+PONG");
+    assert_eq!(working.ask(&["AUTH", "open sesame at once"]), "+OK", "where the right one was shown before");
     reported(&home, began);
     drop(server);
 }
