@@ -122,6 +122,17 @@ pub enum TableSpace {
     Enough,
 }
 
+/// Whether what is needed may be written anew, so that what is dead around it can go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copying {
+    /// Not now.
+    No,
+    /// Where most of all is dead.
+    Usual,
+    /// Where some of a file is dead: the disk has too little space for what is to be stored.
+    Eager,
+}
+
 /// Ordered tables of small values.
 ///
 /// # Contract
@@ -189,9 +200,8 @@ pub trait Engine: Send + Sync + 'static {
         pairs.iter().try_for_each(|(key, value)| self.put(table, key, value))
     }
 
-    /// Gives back room that nothing needs, a little of it; true if there is more to do at once. `copy`: what is needed may
-    /// be written anew for that.
-    fn tidy(&self, _copy: bool) -> Result<bool, EngineError> {
+    /// Gives back room that nothing needs, a little of it; true if there is more to do at once.
+    fn tidy(&self, _copying: Copying) -> Result<bool, EngineError> {
         Ok(false)
     }
 

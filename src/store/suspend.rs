@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::{
     StoreError,
     commit::{Commit, Committer},
-    engine::{Cause, EngineError, Table, TableSpace},
+    engine::{Cause, Copying, EngineError, Table, TableSpace},
     queue::Taken,
     recovery::{CLOCK_KEY, CLOSED, OPEN_KEY},
 };
@@ -26,6 +26,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Free bytes of the disk that are left alone by what is written in the background.
 const MARGIN_BYTES: u64 = 4 << 20;
+
+/// With less than this to spare of the disk what is dead is given back eagerly: four files of inboxes, of which one is copied at
+/// a time.
+const EAGER_BYTES: u64 = 32 << 20;
 
 /// Bytes set aside in the journal that messages do not get: for receipts on a full disk.
 pub(super) const NOTES_BYTES: u64 = 1 << 20;
@@ -185,8 +189,12 @@ impl Committer {
         }
         self.tidying = false;
         if self.table_space() >= TableSpace::Little {
-            let copy = self.suspended.why.is_none() && self.check_margin().is_ok();
-            match self.shared.engine.tidy(copy) {
+            let copying = match self.suspended.why.is_none() && self.check_margin().is_ok() {
+                true if self.spare_space() < EAGER_BYTES => Copying::Eager,
+                true => Copying::Usual,
+                false => Copying::No,
+            };
+            match self.shared.engine.tidy(copying) {
                 Ok(more) => self.tidying = more,
                 Err(error) => self.suspend(error)?,
             }

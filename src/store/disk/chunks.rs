@@ -3,7 +3,8 @@
 //! A file is frames, one a chunk: its key and its bytes. Chunks are appended and never changed; one that is replaced or
 //! removed is dead weight from then on. A file of which nothing is alive is removed at the next checkpoint, and where
 //! too much of all files is dead, what lives in the emptiest is written anew ([`compact`](super::compact)), so that they
-//! are never more than twice what is alive, and a little.
+//! are never more than twice what is alive, and a little. Where the disk has too little space, a file goes as soon as an eighth
+//! of it is dead.
 //!
 //! A process appends to files that it has begun itself: what a crash has left at the end of others is never gone on from,
 //! and nothing leads to it.
@@ -24,7 +25,7 @@ use super::{
     frame::{self, Kind, make_directory, read_at},
     space::Spares,
 };
-use crate::store::engine::Cause;
+use crate::store::engine::{Cause, Copying};
 
 /// A file that is longer is not gone on with.
 const FILE_BYTES: u64 = 8 << 20;
@@ -34,6 +35,10 @@ const FILE_BYTES_MAX: u64 = 1 << 31;
 
 /// Dead bytes that are left alone, however little is alive.
 const DEAD_BYTES_LEFT: u64 = 2 * FILE_BYTES;
+
+/// The part of a file that has to be dead for it to be written anew where the disk has no space: seven bytes are copied for each
+/// that is given back, at most.
+const EAGER_SHARE: u64 = 8;
 
 /// Files that are less than a quarter full. Each start of a server may leave one; of more, the smallest is written anew.
 const SMALL_FILES_MAX: usize = 16;
@@ -309,8 +314,8 @@ impl ChunkFiles {
         }
     }
 
-    /// The file with the smallest part alive, if too much of all of them is dead.
-    pub fn emptiest(&self) -> Option<u64> {
+    /// The file with the smallest part alive, if too much of all of them is dead, or eagerly of this one.
+    pub fn emptiest(&self, copying: Copying) -> Option<u64> {
         let inside = self.inside.read();
         // What is about to go, or cannot be moved, does not count.
         let files = || inside.files.values().filter(|file| file.alive > 0 && !file.stuck);
@@ -320,12 +325,17 @@ impl ChunkFiles {
             let files = inside.files.iter();
             files.filter(|(number, file)| !inside.is_current(**number) && file.alive > 0 && !file.stuck)
         };
+        let emptiest = || sealed().min_by_key(|(_, file)| file.alive * 1000 / file.length.max(1));
+        if copying == Copying::Eager {
+            let worth = |file: &ChunkFile| file.length.saturating_sub(file.alive) >= file.length / EAGER_SHARE;
+            return emptiest().filter(|(_, file)| worth(file)).map(|(number, _)| *number);
+        }
         if length - alive.min(length) <= alive.max(DEAD_BYTES_LEFT) {
             let small = || sealed().filter(|(_, file)| file.length < FILE_BYTES / 4);
             let smallest = small().min_by_key(|(_, file)| file.length);
             return smallest.filter(|_| small().count() > SMALL_FILES_MAX).map(|(number, _)| *number);
         }
-        sealed().min_by_key(|(_, file)| file.alive * 1000 / file.length.max(1)).map(|(number, _)| *number)
+        emptiest().map(|(number, _)| *number)
     }
 
     /// All of this file that can be read is elsewhere now.
@@ -386,9 +396,26 @@ mod tests {
         let mut places = Vec::new();
         for n in 0..=SMALL_FILES_MAX as u8 + 1 {
             let files = ChunkFiles::open(home.path(), places.iter().copied()).unwrap();
-            assert_eq!(files.emptiest(), (n as usize > SMALL_FILES_MAX).then_some(1), "{n}");
+            assert_eq!(files.emptiest(Copying::Usual), (n as usize > SMALL_FILES_MAX).then_some(1), "{n}");
             places.push(files.append(&[n], &vec![n; 100 + usize::from(n)]).unwrap());
         }
+    }
+
+    #[test]
+    fn file_of_which_an_eighth_is_dead_is_named_where_the_disk_has_no_space() {
+        let home = tempfile::tempdir().unwrap();
+        let files = ChunkFiles::open(home.path(), [].into_iter()).unwrap();
+        let places: Vec<_> = (0..60_u8).map(|n| files.append(&[n], &vec![7; 500_000]).unwrap()).collect();
+        let of = |file| places.iter().filter(move |place| place.file == file);
+        assert_eq!(files.emptiest(Copying::Eager), None);
+        of(1).take(2).for_each(|place| files.release(*place));
+        assert_eq!(files.emptiest(Copying::Eager), None, "two of seventeen");
+        of(2).take(3).for_each(|place| files.release(*place));
+        assert_eq!(files.emptiest(Copying::Eager), Some(2));
+        assert_eq!(files.emptiest(Copying::Usual), None);
+        let last = places.last().unwrap().file;
+        of(last).for_each(|place| files.release(*place));
+        assert_eq!(files.emptiest(Copying::Eager), Some(2), "what is written to stays");
     }
 
     #[test]
@@ -399,16 +426,19 @@ mod tests {
         let last_of = |file| places.iter().rposition(|place| place.file == file);
         let mut released = 0;
         for (n, place) in places.iter().enumerate() {
-            assert!(released > 30 || files.emptiest().is_none(), "{released} of 60 are dead");
+            assert!(released > 30 || files.emptiest(Copying::Usual).is_none(), "{released} of 60 are dead");
             // Of the third file one stays, of the others two or three.
             if n % 4 != 0 && place.file != 3 || place.file == 3 && Some(n) != last_of(3) {
                 files.release(*place);
                 released += 1;
             }
         }
-        assert_eq!(files.emptiest(), Some(3));
+        assert_eq!(files.emptiest(Copying::Usual), Some(3));
         files.compacted(3);
-        assert!(files.emptiest().is_some_and(|other| other != 3), "what cannot be moved is not tried again");
+        assert!(
+            files.emptiest(Copying::Usual).is_some_and(|other| other != 3),
+            "what cannot be moved is not tried again"
+        );
         assert_eq!(Place::decode(&places[9].encode()), Some(places[9]));
         assert_eq!(Place::decode(&places[9].encode()[1..]), None);
     }

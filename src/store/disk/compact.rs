@@ -10,6 +10,7 @@ use super::{
     chunks::{ChunkFiles, Place, parts},
     frame::{self, HEAD_BYTES, Kind, read_at},
 };
+use crate::store::engine::Copying;
 
 /// Bytes of a file looked at in one step: about a millisecond.
 const STEP_BYTES: usize = 256 << 10;
@@ -34,8 +35,8 @@ pub enum Step {
 
 impl Compaction {
     /// Begins with the emptiest file, if there is need to.
-    pub fn begin(files: &ChunkFiles) -> Option<Self> {
-        Some(Self { file: files.emptiest()?, at: 0, moved: Vec::new() })
+    pub fn begin(files: &ChunkFiles, copying: Copying) -> Option<Self> {
+        Some(Self { file: files.emptiest(copying)?, at: 0, moved: Vec::new() })
     }
 
     /// Copies what `is_alive` of the next part of the file. Where that fails nothing is led to the copies that were made.

@@ -68,7 +68,7 @@ pub(super) use self::{
     rest::{Rest, RestPairs},
 };
 use super::{
-    engine::{Cause, Engine, EngineError, Table, TableSpace},
+    engine::{Cause, Copying, Engine, EngineError, Table, TableSpace},
     record::{journal_key, journal_number},
 };
 use crate::planted::{self, Bug};
@@ -426,10 +426,14 @@ impl Engine for Disk {
         Ok(())
     }
 
-    fn tidy(&self, copy: bool) -> Result<bool, EngineError> {
-        if copy {
-            let under_way = self.tidying.lock().compaction.take().or_else(|| Compaction::begin(&self.chunks));
-            if let Some(compaction) = under_way {
+    fn tidy(&self, copying: Copying) -> Result<bool, EngineError> {
+        if copying != Copying::No {
+            let under_way = self.tidying.lock().compaction.take();
+            if under_way.is_none() && copying == Copying::Eager && !self.chunks.dead().is_empty() {
+                // Before the next file is copied: that takes space.
+                self.checkpoint()?;
+            }
+            if let Some(compaction) = under_way.or_else(|| Compaction::begin(&self.chunks, copying)) {
                 let more = self.compact(compaction)?;
                 self.tidying.lock().compaction = more;
                 return Ok(true);

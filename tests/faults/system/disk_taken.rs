@@ -236,6 +236,29 @@ fn fan_outs_take_no_more_than_max_bytes() {
     until("what was received not to count", PATIENCE, || fan_out(&mut http, 50_000, "last", 50) == 200);
 }
 
+/// Messages that are received or deleted leave space in files with others: it is given back where it is needed, long before half
+/// of all is gone.
+#[test]
+fn full_disk_has_room_again_once_a_quarter_of_the_messages_was_deleted() {
+    const USERS: usize = 4;
+    const BYTES: usize = 30_000;
+    let Some((home, disk)) = settling_home(96 * MIB, "store: { minFree: 16777216 }") else { return };
+    let server = home.start();
+    let mut http = connect(&server);
+    let mut taken = 0;
+    while fan_out(&mut http, BYTES, &format!("round-{taken}"), USERS) == 200 {
+        taken += 1;
+    }
+    let inboxes = disk.0.join("store/inbox");
+    until_flushed(&inboxes, (taken * USERS * BYTES) as u64);
+    let before = bytes_in(&inboxes);
+    (0..taken).for_each(|round| clear(&mut http, &format!("round-{round}-0")));
+    until("half of what was deleted to be given back", PATIENCE, || bytes_in(&inboxes) < before / 8 * 7);
+    until_ready(&mut http);
+    assert_eq!(fan_out(&mut http, BYTES, "after", USERS), 200);
+    assert_eq!(pending(&mut http, "round-0-1"), 1);
+}
+
 /// What is to stay free on a disk with an outbox.
 const MIN_FREE: u64 = 16 * MIB;
 
