@@ -173,13 +173,13 @@ mod tests {
         }
         // A length of two bytes where one would do.
         let mut fragments = Fragments::default();
-        assert_eq!(fragments.read(&[FIN | CLOSE, MASKED | 126, 0, 1, 0, 0, 0, 0, 7]), 4);
+        assert_eq!(fragments.read(&[FIN | CLOSE, MASKED | 0x7e, 0, 1, 0, 0, 0, 0, 7]), 4);
         assert!(fragments.close().unwrap().said().is_err());
         for other in [
             &[CLOSE, MASKED][..],
             &[FIN | CLOSE, 0],
             &[FIN | CLOSE | 0x40, MASKED],
-            &[FIN | CLOSE, MASKED | 126, 0, 126],
+            &[FIN | CLOSE, MASKED | 0x7e, 0, 126],
         ] {
             let mut fragments = Fragments::default();
             let stream = [other, &[0; 300]].concat();
