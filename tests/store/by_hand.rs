@@ -202,3 +202,39 @@ async fn state_deleted_by_hand_keeps_what_is_pending() {
         until("it to be acknowledged", || store.state(&user("a")).unwrap().pending == 0).await;
     }
 }
+
+/// A stream without entries knows the last sequence still, though its state is gone.
+// covers: G5
+#[tokio::test]
+async fn state_deleted_by_hand_beside_an_empty_stream_gives_no_sequence_twice() {
+    for place in places() {
+        let store = place.server();
+        append_all(&*store, 1..=3).await;
+        let log = place.key("log", "a");
+        assert_eq!(ask(&place, &["XDEL", &log, "1-0", "2-0", "3-0"]).await, "3");
+        StateDeleted.happen(&place).await;
+        let seq = append_all(&*store, 4..=4).await;
+        assert!(seq > 3, "{seq}");
+        assert_eq!(read(&*store, "a", 0), [(seq, 4)]);
+    }
+}
+
+/// What was trimmed from a stream is told, and what is left is counted.
+// covers: G4
+#[tokio::test]
+async fn stream_trimmed_by_hand_is_counted_anew() {
+    for place in places() {
+        let store = place.open(Limits { messages: 6, ..Limits::default() }, Arc::default());
+        append_all(&*store, 1..=6).await;
+        assert_eq!(ask(&place, &["XDEL", &place.key("log", "a"), "1-0", "2-0", "5-0"]).await, "3");
+        append_all(&*store, 7..=9).await;
+        assert_eq!(read(&*store, "a", 0), [(3, 3), (4, 4), (6, 6), (7, 7), (8, 8), (9, 9)]);
+        let missed = store.missed(&user("a"), None, 1, 6).unwrap();
+        let lost: Vec<_> =
+            missed.iter().filter(|one| one.reason.as_str() == "lost").map(|one| (one.from, one.to)).collect();
+        assert_eq!(lost, [(1, 2), (5, 5)]);
+        assert_eq!(store.state(&user("a")).unwrap().pending, 6);
+        receive(&*store, "a", 1, 9);
+        until("it to be acknowledged", || store.state(&user("a")).unwrap().pending == 0).await;
+    }
+}

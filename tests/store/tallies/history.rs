@@ -396,6 +396,27 @@ impl<'a> History<'a> {
         self.kept = false;
     }
 
+    /// Somebody deletes the state of a log, its stream, or both; the next append puts that right.
+    async fn delete(&mut self) {
+        let (by, whose, which) = (self.pick(SERVERS), self.pick(USERS.len()), self.pick(3));
+        let whats: &[&str] = [&["state"][..], &["log"], &["state", "log"]][which];
+        let mut command = redis::cmd("DEL");
+        whats.iter().for_each(|what| _ = command.arg(self.place.key(what, USERS[whose])));
+        command.exec(&mut *self.line).unwrap();
+        // In a Cluster a log of which nothing is left, and that no server has a session of, begins at 1 again.
+        if self.place.is_spread() && which == 2 {
+            self.given[whose] = 0;
+        }
+        self.failed_over = true;
+        self.tally.deletions += 1;
+        let append = Append::new(self.plan.payload(&mut self.random), vec![user(USERS[whose])]);
+        let made = self.servers[by].store.append(append).await.unwrap();
+        if let Ok(seq) = made.seqs[0] {
+            assert!(seq > self.given[whose], "{}: {seq} was given before {whats:?} was deleted", self.at);
+            self.given[whose] = seq;
+        }
+    }
+
     fn keep(&mut self) {
         if !self.place.is_spread() {
             self.with_all_logs("keep", "0");
@@ -431,6 +452,7 @@ impl<'a> History<'a> {
             87..=93 => self.ask(),
             94..=95 => self.keep(),
             96..=97 => self.restart().await,
+            98 if self.random.once_in(2) => self.delete().await,
             98 => self.fail_over(),
             _ => self.settle(),
         }

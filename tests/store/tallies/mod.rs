@@ -31,6 +31,8 @@ pub struct Tally {
     pub dropped: u64,
     pub refused: u64,
     pub failovers: u64,
+    /// Keys of one log that were deleted.
+    pub deletions: u64,
     pub restarts: u64,
 }
 
