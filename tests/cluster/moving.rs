@@ -94,3 +94,19 @@ fn what_cannot_be_understood_is_said_and_left_alone() {
     assert!(text.contains("alice") && text.contains("is not understood"), "{text}");
     assert_eq!(redis(&from, &["HGET", "undelivered_messages", "alice"]), "{not a list");
 }
+
+/// More than is appended and read again at once.
+#[test]
+fn list_of_several_batches_is_brought_whole_and_once() {
+    let (from, home, to) = (Redis::start(), Home::new(), Redis::start());
+    let (store, url, there) = (home.store(), from.url(), to.url());
+    let store = store.to_str().expect("a path that is text");
+    for (last, new) in [(2_500, "2500"), (2_500, "0"), (4_100, "1600")] {
+        redis(&from, &["HSET", "undelivered_messages", "alice", &left(1..=last)]);
+        let text = said(&mesa(&["import", &url, "--store-path", store]));
+        assert!(text.starts_with(&format!("1 user, {new} messages in ")), "{text}");
+    }
+    said(&mesa(&["export", &there, "--store-path", store]));
+    let brought = numbers(&redis(&to, &["HGET", "undelivered_messages", "alice"]));
+    assert_eq!(brought, (1..=4_100).collect::<Vec<_>>());
+}

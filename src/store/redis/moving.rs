@@ -87,6 +87,16 @@ static ADD: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// ARGV: 1 where the scan goes on. Gives where it goes on next, and names of fields. Their texts together may be more than
+/// there is memory for.
+static NAMES: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local page, names = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', 100), {}
+        for at = 1, #page[2], 2 do names[#names + 1] = page[2][at] end
+        return {page[1], names}",
+    )
+});
+
 fn undelivered(link: &Link) -> String {
     link.names().stock("undelivered_messages")
 }
@@ -111,17 +121,20 @@ fn list<'a>(user: &str, text: &'a str) -> Result<Vec<&'a RawValue>, MoveError> {
 /// # Errors
 /// See [`MoveError`].
 pub async fn import(link: &Arc<Link>, store: &dyn Store) -> Result<Moved, MoveError> {
-    let (mut moved, mut cursor) = (Moved::default(), 0_u64);
+    let (mut moved, mut cursor) = (Moved::default(), String::from("0"));
     loop {
-        let mut command = redis::cmd("HSCAN");
-        command.arg(undelivered(link)).arg(cursor).arg("COUNT").arg(100);
-        let (next, fields): (u64, Vec<(String, String)>) =
-            on(link, move |link| async move { link.lines().ask(&command).await }).await?;
-        for (name, text) in &fields {
-            import_field(link, store, name, text, &mut moved).await?;
+        let from = cursor.clone();
+        let page = on(link, move |link| async move { link.lines().run(&NAMES, &[undelivered(&link)], &[from]).await });
+        let (next, names): (String, Vec<String>) = page.await?;
+        for name in names {
+            let asked = name.clone();
+            // Somebody may have taken it since.
+            if let Some(text) = on(link, move |link| async move { field(&link, &asked).await }).await? {
+                import_field(link, store, &name, &text, &mut moved).await?;
+            }
         }
         cursor = next;
-        if cursor == 0 {
+        if cursor == "0" {
             return Ok(moved);
         }
     }
@@ -208,7 +221,8 @@ async fn import_list(
         known.split_once(' ').and_then(|(count, of)| Some((count.parse::<usize>().ok()?, of.parse::<u32>().ok()?)));
     let had = had.filter(|(count, of)| messages.get(..*count).is_some_and(|first| sum(first) == *of));
     let had = had.map_or(0, |(count, _)| count);
-    let (mut appends, mut payloads): (Vec<Append>, Vec<Payload>) = (Vec::new(), Vec::new());
+    let (mut appends, mut bytes): (Vec<Append>, usize) = (Vec::new(), 0);
+    let (mut fresh, mut known) = (0, had as u64);
     let mut beginning = crc32fast::Hasher::new();
     beginning.update(id.as_bytes());
     if matches!(kind, Kind::Taken) {
@@ -224,7 +238,7 @@ async fn import_list(
                 let id = DispatchId::new(&format!("import-{at}-{:08x}", beginning.clone().finalize()));
                 let id = id.expect("a few letters and digits");
                 let once = Some(Once { id, online: vec![false], refused: Vec::new() });
-                payloads.push(payload.clone());
+                bytes += payload.as_bytes().len();
                 appends.push(Append { once, ..Append::new(payload, vec![user.clone()]) });
             }
             Err(error) => {
@@ -232,26 +246,37 @@ async fn import_list(
                 moved.refused += 1;
             }
         }
-    }
-    let before = store.state(&user)?.head;
-    let made = store.append_all(appends).await?;
-    if made.iter().any(|one| one.answered.as_ref().is_some_and(|answered| !answered.rejected.is_empty())) {
-        return Err(StoreError::Full(format!("no more messages are taken for {user:?}").into()).into());
-    }
-    let fresh: Vec<&Payload> =
-        made.iter().zip(&payloads).filter(|(one, _)| !one.duplicate).map(|(_, payload)| payload).collect();
-    let written = read_all(store, &user, before)?;
-    if !written.iter().map(|(_, payload)| payload).eq(fresh.iter().copied()) {
-        return Err(MoveError::Differs { user: id.to_owned() });
+        if appends.len() >= PAGE.entries || bytes >= PAGE.bytes || at + 1 == messages.len() {
+            let all = appends.len() as u64;
+            let new = write(store, &user, std::mem::take(&mut appends)).await?;
+            (bytes, fresh, known) = (0, fresh + new, known + all - new);
+        }
     }
     let now = format!("{} {}", messages.len(), sum(&messages));
     on(link, move |link| async move {
         link.lines().ask::<()>(redis::cmd("HSET").arg(undelivered(&link)).arg(mark).arg(now)).await
     })
     .await?;
-    moved.messages += fresh.len() as u64;
-    moved.known += (had + payloads.len() - fresh.len()) as u64;
+    moved.messages += fresh;
+    moved.known += known;
     Ok(!messages.is_empty())
+}
+
+/// Appends messages to a user's log, and reads again those that are new there: how many.
+async fn write(store: &dyn Store, user: &UserId, appends: Vec<Append>) -> Result<u64, MoveError> {
+    let payloads: Vec<Payload> = appends.iter().map(|append| append.payload.clone()).collect();
+    let before = store.state(user)?.head;
+    let made = store.append_all(appends).await?;
+    if made.iter().any(|one| one.answered.as_ref().is_some_and(|answered| !answered.rejected.is_empty())) {
+        return Err(StoreError::Full(format!("no more messages are taken for {user:?}").into()).into());
+    }
+    let fresh: Vec<&Payload> =
+        made.iter().zip(&payloads).filter(|(one, _)| !one.duplicate).map(|(_, payload)| payload).collect();
+    let written = read_all(store, user, before)?;
+    if !written.iter().map(|(_, payload)| payload).eq(fresh.iter().copied()) {
+        return Err(MoveError::Differs { user: user.to_string() });
+    }
+    Ok(fresh.len() as u64)
 }
 
 /// Everything of a user's log above `after` that somebody has not received.
