@@ -46,7 +46,7 @@ impl Rejected {
 pub enum Reason {
     /// It is not a user id.
     Invalid = 0,
-    /// The user has as many pending messages, or bytes of them, as [`Limits`] allows.
+    /// The user has as many pending messages, or bytes of them, as [`Limits`](super::Limits) allows.
     Quota = 1,
     /// What is stored of this user cannot be read.
     Damaged = 2,
