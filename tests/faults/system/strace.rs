@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::server::{Home, Process, Server};
+use crate::{
+    prepared::is_caught_panic,
+    support::server::{Home, Process, Server},
+};
 
 /// How long a server under `strace` may take to listen or to end. A hang is longer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -107,8 +110,8 @@ pub fn check_end(home: &Home, status: ExitStatus) -> Result<(), String> {
     let log = home.log();
     let told = log.lines().last().is_some_and(|last| last.starts_with("mesa: "));
     // For programmers, not for who runs a server.
-    if let Some(terms) = ["Os {", "kind: ", "IO error", "REPORT THIS BUG"].into_iter().find(|terms| log.contains(terms))
-    {
+    let said = |terms: &&str| log.lines().any(|line| line.contains(terms) && !is_caught_panic(line));
+    if let Some(terms) = ["Os {", "kind: ", "IO error", "REPORT THIS BUG"].iter().find(|terms| said(terms)) {
         return Err(format!("it ended with {status} and says {terms:?}:\n{log}"));
     }
     if status.code() == Some(1) && told { Ok(()) } else { Err(format!("it ended with {status}:\n{log}")) }
