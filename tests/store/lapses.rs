@@ -93,4 +93,9 @@ async fn first_entry_of_a_log_is_synced_before_it_is_answered_whatever_the_durab
         append(&*store, 1, users).await.unwrap();
         assert_eq!(syncs.load(Ordering::SeqCst) > before, synced, "{users:?}");
     }
+    // All logs of a commit share its sync.
+    let before = syncs.load(Ordering::SeqCst);
+    let many: Vec<_> = (0..1000).map(|n| format!("many-{n}")).collect();
+    append(&*store, 2, &many.iter().map(String::as_str).collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(syncs.load(Ordering::SeqCst), before + 1);
 }
