@@ -60,10 +60,10 @@ impl Inspection {
         let log = path.join(LOG);
         let told = |error: std::io::Error| open_error(path, format!("{error}. Name the directory of a store"));
         let no_tables = Missing::tables(path).map_err(told)?;
-        if let Some(missing) = no_tables.filter(|_| !log.join(DB).exists()) {
-            return Err(open_error(path, missing));
-        }
-        let file_bytes = fs::metadata(log.join(DB)).map_err(told)?.len();
+        let file_bytes = match fs::metadata(log.join(DB)) {
+            Err(_) if no_tables.is_some() => 0,
+            file => file.map_err(told)?.len(),
+        };
         let mut rest = Rest::open(path, false).map_err(told)?;
         let marked = Marked::read(path);
         let said = marked.unwrap_or_default();

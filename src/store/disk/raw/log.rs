@@ -87,7 +87,11 @@ pub struct Segments {
 impl Segments {
     pub fn find(directory: &Path) -> io::Result<Self> {
         let size = segment_bytes(directory);
-        let file = File::open(directory.join(DB))?;
+        let file = match File::open(directory.join(DB)) {
+            // What lies beside it can be read all the same.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => tempfile::tempfile()?,
+            file => file?,
+        };
         let length = file.metadata()?.len();
         // Segments before a snapshot may be in use for something else.
         let stable = snapshot(directory);
