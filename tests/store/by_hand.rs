@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use mesa::{
     message::Seq,
-    store::{Limits, Note, Store},
+    store::{Append, Limits, Note, Store},
 };
 
 use crate::{
     redis::{Somewhere, ask},
     redis_server::Redis,
-    support::{append, read, receive, until, user},
+    support::{append, message, read, receive, until, user},
 };
 
 /// What happens to the two keys of a log.
@@ -236,5 +236,23 @@ async fn stream_trimmed_by_hand_is_counted_anew() {
         assert_eq!(store.state(&user("a")).unwrap().pending, 6);
         receive(&*store, "a", 1, 9);
         until("it to be acknowledged", || store.state(&user("a")).unwrap().pending == 0).await;
+    }
+}
+
+/// Within a moment more entries come than milliseconds pass, and the next server has seen none of them.
+// covers: G5
+#[tokio::test]
+async fn log_deleted_again_and_again_gives_no_sequence_twice() {
+    let place = Somewhere::on(Redis::start());
+    let servers = [place.server(), place.server()];
+    let mut last = 0;
+    for round in 0..6 {
+        let appends = (0..2_000).map(|n| Append::new(message(n), vec![user("a")])).collect();
+        for made in servers[round % 2].append_all(appends).await.unwrap() {
+            let seq = made.seqs[0].unwrap();
+            assert!(seq > last, "round {round}: {seq} behind {last}");
+            last = seq;
+        }
+        Deleted.happen(&place).await;
     }
 }

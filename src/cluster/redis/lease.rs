@@ -100,7 +100,8 @@ pub(super) struct Joined {
 /// node's name when an epoch begins. Gives the time,
 /// the name, whether it is new or its lease had ended, who lives, and the epoch.
 ///
-/// An epoch begins 2 000 000 above all bases and sequences that are known, at least. 32 epochs are remembered as those that the data
+/// An epoch begins 2 000 000 above all bases and sequences that are known, at least; and above those that logs whose state was gone
+/// were given (`lost`, see `log/era.lua`). 32 epochs are remembered as those that the data
 /// went through; a server that has adopted none of so many begins one of its own.
 ///
 /// Nothing is known to have been forgotten by one that was started anew if it syncs every write and was not a replica before.
@@ -119,7 +120,7 @@ static BEATS: LazyLock<Script> = LazyLock::new(|| {
         local info = redis.call('INFO', 'replication')
         local history = string.match(info, 'master_replid:(%x+)')
         local was_replica = not string.find(info, 'master_replid2:0+%s')
-        local here = redis.call('HMGET', KEYS[2], 'birth', 'history', 'era', 'base', 'kept', 'renewed', 'shards', 'steps', 'past', 'suspect')
+        local here = redis.call('HMGET', KEYS[2], 'birth', 'history', 'era', 'base', 'kept', 'renewed', 'shards', 'steps', 'past', 'suspect', 'lost')
         local birth, era, base = here[1], tonumber(here[3] or 0), tonumber(here[4] or 0)
         local renewed, steps, past, suspect = tonumber(here[6] or 0), tonumber(here[8] or 0), here[9] or '', here[10] or ''
         local known = ARGV[9]
@@ -140,7 +141,7 @@ static BEATS: LazyLock<Script> = LazyLock::new(|| {
           -- A server that knew less may have appended meanwhile. With another history none did: it would have begun an epoch.
           if is_other or has_gone_back and not forgot then suspect = add(suspect, here[3]) end
           past = add(add(past, here[3] or ''), ARGV[12] .. ',' .. known)
-          if birth or known ~= '' then base = math.max(now, math.max(base, ARGV[10], ARGV[13]) + 2000000) end
+          if birth or known ~= '' then base = math.max(now, math.max(base, ARGV[10], ARGV[13], here[11] or 0) + 2000000) end
           era = math.max(era + 1, (tonumber(known) or 0) + 1, now)
           birth = birth or node .. '/' .. int(now)
           steps = 0

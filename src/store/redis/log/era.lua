@@ -41,6 +41,15 @@ local function renumber(S, log, base)
   release(S, log)
 end
 
+-- Gives a sequence above `to`, and on a single Redis above those that logs were given in this way before. The time of day alone
+-- is not: a log may have had more entries since than milliseconds have passed.
+local function above_lost(to)
+  if not TOGETHER then return to end
+  to = math.max(to, tonumber(redis.call('HGET', A[17], 'lost') or 0) + BEYOND)
+  redis.call('HSET', A[17], 'lost', int(to))
+  return to
+end
+
 -- Brings a log into the current epoch. It may have given out more than it knows of: it goes on beyond that, and its clients get
 -- a gap with the reason `lost`.
 local function enter(S, log, user)
@@ -55,7 +64,7 @@ local function enter(S, log, user)
   -- A shard has no base. One that joined later may have had this log, and have come back without it.
   if not TOGETHER and (era or not string.find(A[17], ERA, 1, true)) then to = math.max(to, math.floor(NOW)) end
   -- It may have come as far as this in its epoch.
-  if is_lost then to = math.max(to, BASE + BEYOND, math.floor(NOW)) end
+  if is_lost then to = above_lost(math.max(to, BASE + BEYOND, math.floor(NOW))) end
   -- One that is not there may have been lost where the epoch is young.
   if era or is_lost or BASE > 0 and NOW < BEGAN + SAY_AGAIN then S.at = NOW end
   if era then account_for(S, era) else S.low = to end
@@ -81,5 +90,5 @@ local function rejoin(S, log, known, seen, reported)
   elseif seen <= (S.low or 0) then
     return
   end
-  renumber(S, log, math.max(S.head + BEYOND, seen + BEYOND, BASE, math.floor(NOW)))
+  renumber(S, log, above_lost(math.max(S.head + BEYOND, seen + BEYOND, BASE, math.floor(NOW))))
 end
