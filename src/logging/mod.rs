@@ -1,8 +1,9 @@
-//! What every log line goes through: `excerpt` cuts what peers sent, `json_error` words errors of the JSON reader, `steers`
-//! knows the characters that a terminal obeys, `writer` keeps lines from holding anything up.
+//! What every log line goes through: `excerpt` cuts what peers sent, `json_error` words errors of the JSON reader, `network_error`
+//! those of connections, `steers` knows the characters that a terminal obeys, `writer` keeps lines from holding anything up.
 
 mod excerpt;
 mod json_error;
+mod network_error;
 mod steers;
 mod writer;
 
@@ -11,6 +12,7 @@ use std::any::Any;
 pub use self::{
     excerpt::{excerpt, sentence},
     json_error::{json_error, utf8_error},
+    network_error::network_error,
     steers::steers,
     writer::{LogWriter, dropped_lines},
 };

@@ -186,3 +186,33 @@ async fn password_of_redis_that_changes_is_503_with_its_code_and_clients_stay() 
         refusing.is_accepted(code).await;
     }
 }
+
+/// Users whose dispatch is a request with more arguments than Redis reads of a client that has not shown the password.
+const RECIPIENTS: u32 = 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connection_that_redis_closes_while_it_refuses_is_reported_as_refused() {
+    let database = Redis::start();
+    let stage = Stage { redis: Some(database.clone()), ..Stage::on(&format!("redis: '{}', ", database.url()), 1) };
+    let users: Vec<String> = (0..RECIPIENTS).map(|n| format!("user{n}")).collect();
+    let everyone = json!({"message": {"d": {"n": 1}}, "recipients": users});
+    for round in 0..5 {
+        until("a dispatch to be done", async || stage.ask(0, "POST", "/v1/dispatch", &everyone).await.0 == 200).await;
+        redis(&stage, &["CONFIG", "SET", "requirepass", "second"]);
+        for kind in ["normal", "pubsub"] {
+            redis(&stage, &["-a", "second", "CLIENT", "KILL", "TYPE", kind]);
+        }
+        for dispatch in 0..20 {
+            let (status, answer) = stage.ask(0, "POST", "/v1/dispatch", &everyone).await;
+            let text = answer["error"]["message"].as_str().unwrap_or_default();
+            let is_named = text.contains("NOAUTH") && text.contains("redis://:PASSWORD@HOST");
+            assert!(status == 503 && is_named, "round {round}, dispatch {dispatch}: {status} {answer}");
+            let mut http = stage.http(0);
+            let ready = tokio::task::spawn_blocking(move || http.call("GET", "/readyz", "").expect("an answer"));
+            let (status, text) = ready.await.expect("it asks");
+            let text = String::from_utf8_lossy(&text);
+            assert!(status == 503 && text.contains("NOAUTH"), "round {round}, dispatch {dispatch}: {status} {text}");
+        }
+        redis(&stage, &["-a", "second", "CONFIG", "SET", "requirepass", ""]);
+    }
+}

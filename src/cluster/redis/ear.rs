@@ -16,7 +16,7 @@ use std::{
 use futures_util::StreamExt;
 use redis::aio::{PubSubSink, PubSubStream};
 
-use super::{Link, LinkError};
+use super::{Link, LinkError, refusal::meaning};
 
 /// Between attempts to listen again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -118,7 +118,7 @@ pub(super) async fn hear(
 }
 
 async fn subscribe(link: &Link, channels: &[String], pattern: &str) -> Result<Ear, LinkError> {
-    let lost = |error: redis::RedisError| LinkError::Lost(error.to_string().into());
+    let lost = |error: redis::RedisError| meaning(&error).error;
     let subscribing = async {
         let mut listener = link.lines.listener().await?;
         for channel in channels {

@@ -105,6 +105,9 @@ struct State {
     line: Option<(u64, Line)>,
     /// Counts the lines there were.
     made: u64,
+    /// The last line has answered, and no attempt to make another has failed since. The next attempt need not wait then, and
+    /// says what is wrong now.
+    has_worked: bool,
     failed: Option<(Instant, LinkError)>,
     down_since: Option<Instant>,
     refusals: Refusals,
@@ -290,6 +293,7 @@ impl Lines {
     }
 
     async fn send(&self, number: u64, line: Line, command: &Cmd) -> Result<Value, LinkError> {
+        let began = Instant::now();
         let sent = match (line, &*self.target) {
             (Line::Spread(mut line), Target::Cluster(nodes)) => super::spread::send(&mut line, nodes, command).await,
             (Line::Spread(mut line), _) => line.req_packed_command(command).await.and_then(Value::extract_error),
@@ -297,7 +301,7 @@ impl Lines {
         };
         let error = match sent {
             Ok(value) => {
-                self.answered(number, command);
+                self.answered(number, command, began);
                 return Ok(value);
             }
             Err(error) => error,
@@ -307,7 +311,9 @@ impl Lines {
         }
         let meaning = meaning(&error);
         if let (true, LinkError::Lost(why) | LinkError::Refused(why)) = (meaning.answered, &meaning.error) {
-            self.state.lock().refusals.refused(request(command), why.clone(), Instant::now());
+            // Of a Cluster one node may refuse everything while others answer.
+            let is_of_all = meaning.is_of_all && !self.is_spread();
+            self.state.lock().refusals.refused(request(command), why.clone(), is_of_all, began, Instant::now());
         }
         // The line to a Cluster finds lost nodes again by itself, and knows those that are there better than whoever
         // begins anew; only one that does not answer is never given up by it. One that is there and takes no writes may
@@ -320,16 +326,26 @@ impl Lines {
         if anew || (!meaning.answered && matches!(meaning.error, LinkError::Lost(_))) {
             self.lost(number, &meaning, anew);
         }
+        if anew && !meaning.answered && !error.is_timeout() {
+            return Err(self.why_closed().await.unwrap_or(meaning.error));
+        }
         Err(meaning.error)
     }
 
-    /// A refusal ends when the same request is answered, a lost line when any is.
+    /// Finds out why Redis has closed a connection. Only a new one is told: after a change of the password, for example.
+    async fn why_closed(&self) -> Option<LinkError> {
+        self.line().await.err().filter(|why| matches!(why, LinkError::Refused(_)))
+    }
+
+    /// A refusal ends when the same request is answered, one of all requests and a lost line when any is.
     ///
     /// Other requests may succeed all the time: a Redis without its replicas refuses writes, and answers reads.
-    fn answered(&self, number: u64, command: &Cmd) {
+    fn answered(&self, number: u64, command: &Cmd, sent: Instant) {
         let mut state = self.state.lock();
-        let accepts = !state.refusals.is_empty() && state.refusals.answered(&request(command));
-        let is_back = state.down_since.is_some() && state.line.as_ref().is_some_and(|(made, _)| *made == number);
+        let accepts = state.refusals.answered(|| request(command), sent);
+        let is_current = state.line.as_ref().is_some_and(|(made, _)| *made == number);
+        state.has_worked |= is_current;
+        let is_back = state.down_since.is_some() && is_current;
         if is_back {
             state.down_since = None;
         }
@@ -374,7 +390,9 @@ impl Lines {
             let state = self.state.lock();
             match (&state.line, &state.failed) {
                 (Some((number, line)), _) => return Ok((*number, line.clone())),
-                (None, Some((at, error))) if at.elapsed() < pause(error) => return Err(error.clone()),
+                (None, Some((at, error))) if at.elapsed() < pause(error) && !state.has_worked => {
+                    return Err(error.clone());
+                }
                 _ => {}
             }
         }
@@ -386,6 +404,7 @@ impl Lines {
         match connected {
             Ok(line) => {
                 state.made += 1;
+                state.has_worked = false;
                 let number = state.made;
                 (state.line, state.failed) = (Some((number, line.clone())), None);
                 drop(state);
@@ -394,6 +413,7 @@ impl Lines {
             }
             Err(error) => {
                 state.down_since.get_or_insert_with(Instant::now);
+                state.has_worked = false;
                 state.failed = Some((Instant::now(), error.clone()));
                 Err(error)
             }
@@ -405,12 +425,21 @@ impl Lines {
             .set_connection_timeout(Some(CONNECT_PATIENCE))
             .set_response_timeout(Some(REPLY_PATIENCE));
         match &*self.target {
-            Target::One(client) => client.get_multiplexed_async_connection_with_config(&config).await.map(Line::One),
+            Target::One(client) => usable(client.get_multiplexed_async_connection_with_config(&config).await?).await,
             Target::Cluster(nodes) => nodes.connect().await.map(Line::Spread),
             Target::Sentinel(client) => {
-                client.lock().await.get_async_connection_with_config(&config).await.map(Line::One)
+                usable(client.lock().await.get_async_connection_with_config(&config).await?).await
             }
         }
+    }
+}
+
+/// Returns a line that is of use, or why it is of none: a Redis that asks for a password says so to the first request alone, and
+/// may close the connection under it without its code.
+async fn usable(mut line: MultiplexedConnection) -> Result<Line, RedisError> {
+    match line.req_packed_command(&redis::cmd("PING")).await.and_then(Value::extract_error) {
+        Err(error) if meaning(&error).ends_connection() => Err(error),
+        _ => Ok(Line::One(line)),
     }
 }
 

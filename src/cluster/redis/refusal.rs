@@ -10,6 +10,7 @@ use std::{
 use redis::{ErrorKind, RedisError};
 
 use super::line::LinkError;
+use crate::logging::network_error;
 
 /// The code with which our scripts say that what is stored is not what they have written.
 const DAMAGED: &str = "DAMAGED";
@@ -23,6 +24,10 @@ const WRONG_PASSWORD: &str = "WRONGPASS";
 /// How Redis 7 says `NOPERM` where a script runs the command.
 const NO_PERMISSION_IN_SCRIPT: &str = "The user executing the script can't ";
 
+/// What to do where Redis has no memory left.
+const FULL: &str = "its memory limit is reached. Raise its setting `maxmemory`, or let pending messages be acknowledged, \
+                    expire or be cleared";
+
 /// Bytes of an error's text that are repeated in answers and in the log.
 const DETAIL_BYTES_MAX: usize = 300;
 
@@ -34,6 +39,13 @@ struct Known {
     /// It passes without a change of configuration: a start waits for that.
     passes: bool,
     retry: Retry,
+}
+
+/// A cause that Redis reports with the code `ERR` and a text of its own.
+struct Worded {
+    /// What the text begins with.
+    begins: &'static str,
+    known: Known,
 }
 
 /// Over which connection a refused request is sent again.
@@ -50,6 +62,73 @@ pub(super) enum Retry {
 const fn known(code: &'static str, passes: bool, retry: Retry, sentence: &'static str) -> Known {
     Known { code, sentence, passes, retry }
 }
+
+const fn worded(begins: &'static str, known: Known) -> Worded {
+    Worded { begins, known }
+}
+
+/// Names of codes that Redis does not send for these causes: the text is one of `ERR`.
+const WORDED: [Worded; 7] = [
+    worded("Protocol error: unauthenticated", NOAUTH),
+    worded(
+        "max number of clients reached",
+        known(
+            "ERR",
+            true,
+            Retry::Anew,
+            "Redis has as many clients as its setting `maxclients` allows. Raise that, or end some; CLIENT LIST names them",
+        ),
+    ),
+    worded(
+        "This instance has cluster support disabled",
+        known(
+            "ERR",
+            false,
+            Retry::Anew,
+            "this Redis is no Cluster. Name it as text in the key `redis` (redis: 'redis://HOST'), not as an array",
+        ),
+    ),
+    worded(
+        "SELECT is not allowed in cluster mode",
+        known(
+            "ERR",
+            false,
+            Retry::Anew,
+            "a Redis Cluster has database 0 alone. Leave the number out of the key `redis`",
+        ),
+    ),
+    worded(
+        "DB index is out of range",
+        known(
+            "ERR",
+            false,
+            Retry::Anew,
+            "this Redis has no database of that number. Name one below its setting `databases` (16 by default) in the key \
+             `redis`",
+        ),
+    ),
+    worded("invalid DB index", known("ERR", false, Retry::Anew, "the database in the key `redis` has to be a number")),
+    worded(
+        "unknown command",
+        known(
+            "ERR",
+            false,
+            Retry::Same,
+            "this Redis lacks a command: its version is too old, or the command was renamed. Use a newer Redis, or take \
+             `rename-command` out of its configuration",
+        ),
+    ),
+];
+
+const NOAUTH: Known = known(
+    "NOAUTH",
+    false,
+    Retry::Anew,
+    "Redis asks for a password. Set it in the key `redis` (redis://:PASSWORD@HOST)",
+);
+
+/// Codes with which Redis refuses whatever is asked: an answer to any request ends them.
+const REFUSING_ALL: [&str; 6] = ["BUSY", "LOADING", "UNKILLABLE", "NOAUTH", WRONG_PASSWORD, "DENIED"];
 
 const KNOWN: [Known; 17] = [
     known(
@@ -108,12 +187,7 @@ const KNOWN: [Known; 17] = [
         Retry::Sentinel,
         "Redis accepts no writes because it could not write its data to the disk. Look at its log, and at the room on its disk",
     ),
-    known(
-        "NOAUTH",
-        false,
-        Retry::Anew,
-        "Redis asks for a password. Set it in the key `redis` (redis://:PASSWORD@HOST)",
-    ),
+    NOAUTH,
     known(
         WRONG_PASSWORD,
         false,
@@ -144,6 +218,15 @@ pub(super) struct Meaning {
     /// Redis itself has answered: the connection works, and what was asked was not done.
     pub answered: bool,
     pub retry: Retry,
+    /// Redis refuses every request in the same way.
+    pub is_of_all: bool,
+}
+
+impl Meaning {
+    /// Whether a connection over which this came is of no use for any request.
+    pub(super) fn ends_connection(&self) -> bool {
+        !self.answered || self.retry == Retry::Anew
+    }
 }
 
 /// How long a refusal counts after it was last heard: three renewals of the lease, so that what refuses those counts all
@@ -155,40 +238,51 @@ const REFUSALS_MAX: usize = 64;
 
 /// The requests that Redis refuses now.
 #[derive(Default)]
-pub(super) struct Refusals(Vec<Refusal>);
+pub(super) struct Refusals {
+    refused: Vec<Refusal>,
+    /// When the last request was sent that was answered. A refusal of all requests that was met before is over.
+    answered: Option<Instant>,
+}
 
 struct Refusal {
     request: Vec<u8>,
     why: Arc<str>,
+    /// Everything was refused, not this request alone.
+    is_of_all: bool,
+    sent: Instant,
     since: Instant,
     last: Instant,
 }
 
 impl Refusals {
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Notes that a request was refused.
-    pub(super) fn refused(&mut self, request: Vec<u8>, why: Arc<str>, now: Instant) {
-        self.0.retain(|one| now.saturating_duration_since(one.last) < REFUSAL_TTL);
-        let known = self.0.iter().position(|one| one.request == request).map(|at| self.0.remove(at));
-        if self.0.len() >= REFUSALS_MAX {
-            self.0.remove(0);
+    /// Notes that a request was refused which was sent at `sent`.
+    pub(super) fn refused(&mut self, request: Vec<u8>, why: Arc<str>, is_of_all: bool, sent: Instant, now: Instant) {
+        if is_of_all && self.answered.is_some_and(|answered| answered > sent) {
+            return;
         }
-        self.0.push(Refusal { request, why, since: known.map_or(now, |one| one.since), last: now });
+        self.refused.retain(|one| now.saturating_duration_since(one.last) < REFUSAL_TTL);
+        let known = self.refused.iter().position(|one| one.request == request).map(|at| self.refused.remove(at));
+        if self.refused.len() >= REFUSALS_MAX {
+            self.refused.remove(0);
+        }
+        let since = known.map_or(now, |one| one.since);
+        self.refused.push(Refusal { request, why, is_of_all, sent, since, last: now });
     }
 
-    /// Notes that a request was answered. Returns whether it was the last that was refused.
-    pub(super) fn answered(&mut self, request: &[u8]) -> bool {
-        let before = self.0.len();
-        self.0.retain(|one| one.request != request);
-        before > 0 && self.0.is_empty()
+    /// Notes that a request was answered which was sent at `sent`. Returns whether nothing is refused from here on that was.
+    pub(super) fn answered(&mut self, request: impl FnOnce() -> Vec<u8>, sent: Instant) -> bool {
+        self.answered = self.answered.max(Some(sent));
+        if self.refused.is_empty() {
+            return false;
+        }
+        let request = request();
+        self.refused.retain(|one| one.request != request && !(one.is_of_all && one.sent <= sent));
+        self.refused.is_empty()
     }
 
     /// Why a request was refused last, and since when requests have been.
     pub(super) fn current(&self, now: Instant) -> Option<(Arc<str>, Duration)> {
-        let mut current = self.0.iter().filter(|one| now.saturating_duration_since(one.last) < REFUSAL_TTL);
+        let mut current = self.refused.iter().filter(|one| now.saturating_duration_since(one.last) < REFUSAL_TTL);
         let since = current.clone().map(|one| one.since).min()?;
         Some((current.next_back()?.why.clone(), now.saturating_duration_since(since)))
     }
@@ -196,16 +290,17 @@ impl Refusals {
 
 /// Finds out what an error means.
 pub(super) fn meaning(error: &RedisError) -> Meaning {
-    let lost = |text: String| Meaning { error: LinkError::Lost(text.into()), answered: false, retry: Retry::Anew };
+    let met = |error, retry| Meaning { error, answered: false, retry, is_of_all: false };
+    let lost = |text: String| met(LinkError::Lost(text.into()), Retry::Anew);
     let Some(code) = code(error) else {
         return match error.kind() {
             ErrorKind::MasterNameNotFoundBySentinel => lost(
                 "its Sentinels name no primary: a failover may be under way, or redis.name is not what they call it"
                     .into(),
             ),
-            ErrorKind::Io | ErrorKind::Parse | ErrorKind::ClusterConnectionNotFound => lost(error.to_string()),
-            _ if error.is_unrecoverable_error() || error.is_timeout() => lost(error.to_string()),
-            _ => Meaning { error: LinkError::Refused(error.to_string().into()), answered: false, retry: Retry::Same },
+            ErrorKind::Io | ErrorKind::Parse | ErrorKind::ClusterConnectionNotFound => lost(network_error(error)),
+            _ if error.is_unrecoverable_error() || error.is_timeout() => lost(network_error(error)),
+            _ => met(LinkError::Refused(network_error(error).into()), Retry::Same),
         };
     };
     let detail = cut(error.detail().unwrap_or_default());
@@ -214,22 +309,27 @@ pub(super) fn meaning(error: &RedisError) -> Meaning {
 
 fn of_code(code: &str, detail: &str) -> Meaning {
     let (code, detail) = within_script(code, detail);
-    let answered = |error, retry| Meaning { error, answered: true, retry };
+    let answered = |error, retry| Meaning { error, answered: true, retry, is_of_all: false };
     let named = if detail.is_empty() { code.to_owned() } else { format!("{code}: {detail}") };
     if code == "OOM" || detail.contains("OOM command not allowed") {
-        return answered(LinkError::Full(named.into()), Retry::Same);
+        return answered(LinkError::Full(format!("{FULL} ({named})").into()), Retry::Same);
     }
-    if DAMAGE.contains(&code) || is_script_failure(code, detail) {
+    let worded = WORDED.iter().find(|one| code == "ERR" && detail.starts_with(one.begins)).map(|one| &one.known);
+    if worded.is_none() && (DAMAGE.contains(&code) || is_script_failure(code, detail)) {
         return answered(LinkError::Damaged(named.into()), Retry::Same);
     }
-    let Some(known) = KNOWN.iter().find(|known| known.code == code) else {
+    let Some(known) = worded.or_else(|| KNOWN.iter().find(|known| known.code == code)) else {
         // Of what is not known nothing is assumed but that it says nothing about the data.
-        let text = format!("Redis refuses a request ({named}). Its documentation names the cause");
+        let text = format!(
+            "Redis refuses a request ({named}). Look for that text in the documentation of Redis and in its log; the \
+             request works again once its cause is mended"
+        );
         return answered(LinkError::Refused(text.into()), Retry::Same);
     };
+    let named = if known.code == code { named } else { format!("{}: {named}", known.code) };
     let text = format!("{} ({named})", known.sentence).into();
     let error = if known.passes { LinkError::Lost(text) } else { LinkError::Refused(text) };
-    answered(error, known.retry)
+    Meaning { is_of_all: REFUSING_ALL.contains(&known.code), ..answered(error, known.retry) }
 }
 
 fn code(error: &RedisError) -> Option<&str> {
@@ -308,21 +408,50 @@ mod tests {
         let current = |refusals: &Refusals, seconds| {
             refusals.current(at(seconds)).map(|(why, since)| (why.to_string(), since.as_secs()))
         };
-        refusals.refused(b"HSET".into(), "a".into(), at(0));
-        refusals.refused(b"XADD".into(), "b".into(), at(1));
+        let (one, all) = (false, true);
+        let refused = |refusals: &mut Refusals, name: &[u8], why: &str, of, seconds| {
+            refusals.refused(name.into(), why.into(), of, at(seconds), at(seconds));
+        };
+        let answered = |refusals: &mut Refusals, name: &[u8], seconds| refusals.answered(|| name.into(), at(seconds));
+        refused(&mut refusals, b"HSET", "a", one, 0);
+        refused(&mut refusals, b"XADD", "b", one, 1);
         assert_eq!(current(&refusals, 2), Some(("b".into(), 2)));
-        assert!(!refusals.answered(b"GET"));
-        assert!(!refusals.answered(b"XADD"), "another is refused still");
+        assert!(!answered(&mut refusals, b"GET", 2));
+        assert!(!answered(&mut refusals, b"XADD", 2), "another is refused still");
         assert_eq!(current(&refusals, 3), Some(("a".into(), 3)));
-        refusals.refused(b"HSET".into(), "c".into(), at(5));
+        refused(&mut refusals, b"HSET", "c", one, 5);
         assert_eq!(current(&refusals, 10), Some(("c".into(), 10)));
         assert_eq!(current(&refusals, 11), None);
-        assert!(refusals.answered(b"HSET"));
-        assert!(!refusals.answered(b"HSET"), "it is not refused any more");
+        assert!(answered(&mut refusals, b"HSET", 11));
+        assert!(!answered(&mut refusals, b"HSET", 11), "it is not refused any more");
+        refused(&mut refusals, b"HSET", "d", all, 12);
+        assert!(!answered(&mut refusals, b"GET", 11), "it was sent before");
+        assert_eq!(current(&refusals, 13), Some(("d".into(), 1)));
+        assert!(answered(&mut refusals, b"GET", 13), "nothing is answered while all is refused");
+        refused(&mut refusals, b"HSET", "e", all, 12);
+        assert_eq!(current(&refusals, 13), None, "it is reported late");
         for n in 0..1000_u32 {
-            refusals.refused(n.to_be_bytes().into(), "d".into(), at(20));
+            refused(&mut refusals, &n.to_be_bytes(), "f", one, 20);
         }
-        assert_eq!(refusals.0.len(), REFUSALS_MAX);
+        assert_eq!(refusals.refused.len(), REFUSALS_MAX);
+    }
+
+    #[test]
+    fn refusal_with_a_general_code_says_what_to_do() {
+        for (detail, expected) in [
+            ("Protocol error: unauthenticated multibulk length", "(NOAUTH: ERR: Protocol error: unauthenticated"),
+            ("Protocol error: unauthenticated bulk length", "redis://:PASSWORD@HOST"),
+            ("max number of clients reached", "`maxclients`"),
+            ("This instance has cluster support disabled", "not as an array"),
+            ("DB index is out of range", "`databases`"),
+            ("unknown command 'XADD', with args beginning with: ", "`rename-command`"),
+            ("something new", "documentation of Redis"),
+        ] {
+            let text = of("ERR", detail).to_string();
+            assert!(text.contains(expected), "{text}");
+        }
+        let full = of("OOM", "command not allowed when used memory > 'maxmemory'.").to_string();
+        assert!(full.contains("Raise its setting `maxmemory`"), "{full}");
     }
 
     #[test]
