@@ -17,11 +17,11 @@ use super::{
     Durability, Reason, Rejected,
     append::once_found,
     commit::Committer,
-    engine::{Cause, EngineError, Table},
+    engine::{Cause, EngineError, Table, TableSpace},
     ids,
     log::{Tally, earlier, is_past},
     record::{
-        CHUNK_BYTES, Chunk, Header, Item, RecordReader, StoredId, chunk_entries, inbox_key, is_inbox_key_of,
+        CHUNK_BYTES, Chunk, Header, Ids, Item, RecordReader, StoredId, chunk_entries, inbox_key, is_inbox_key_of,
         journal_key,
     },
     recovery::{CLOCK_KEY, SETTLED_KEY},
@@ -43,6 +43,16 @@ const HURRIED_STEP: Duration = Duration::from_millis(50);
 /// Times its bound at which the journal is in that state.
 const HURRY_FACTOR: usize = 3;
 
+/// Chunks of ids put in one step, of [`CHUNK_BYTES`] each. Before each step the tables' space is looked at.
+const ID_CHUNKS_STEP: usize = 16;
+
+/// Ids that are put into their table as one value.
+struct StoredIds {
+    chunk: Ids,
+    /// When the youngest of all that are settled together was committed.
+    youngest_ms: u64,
+}
+
 /// Records that are being settled together.
 #[derive(Default)]
 pub(super) struct Settling {
@@ -63,6 +73,8 @@ pub(super) struct Settling {
     pending: HashMap<UserId, Vec<Pending>, foldhash::fast::RandomState>,
     /// Ids that are named in them, and what was rejected under the next one.
     ids: Vec<StoredId>,
+    /// What of the ids is still to be put into their table, the last first; `None` before all records have been read.
+    id_chunks: Option<Vec<(Vec<u8>, StoredIds)>>,
     rejected: Vec<Rejected>,
 }
 
@@ -101,6 +113,9 @@ impl Committer {
     /// True if all of it is settled. On an error nothing is left out.
     fn settle_until(&mut self, until: Instant, settling: &mut Settling) -> Result<bool, EngineError> {
         while Instant::now() < until {
+            if self.table_space() < TableSpace::Enough {
+                return Err(EngineError::no_space("the disk is full: it has no space for the tables"));
+            }
             if settling.gathered < settling.records {
                 self.gather(settling)?;
                 if settling.gathered == settling.records {
@@ -130,7 +145,15 @@ impl Committer {
                 self.settle_row(&user)?;
             } else if settling.removed < settling.records {
                 if settling.removed == 0 {
-                    self.put_ids(std::mem::take(&mut settling.ids), settling.records)?;
+                    if settling.id_chunks.is_none() {
+                        settling.id_chunks = Some(self.cut_ids(std::mem::take(&mut settling.ids)));
+                    }
+                    if let Some(chunks) = &mut settling.id_chunks
+                        && !chunks.is_empty()
+                    {
+                        self.put_ids(chunks)?;
+                        continue;
+                    }
                     self.put_settled(settling.records)?;
                     // What expired on the way is told before the records that had it go.
                     self.write_outbox()?;
@@ -249,21 +272,33 @@ impl Committer {
         self.shared.engine.put(Table::Meta, SETTLED_KEY, &journal_key(last.number))
     }
 
-    /// Moves ids that a repeat may still come for to their own table, before the records that name them go.
-    fn put_ids(&mut self, mut ids: Vec<StoredId>, records: usize) -> Result<(), EngineError> {
-        let Some(first) = self.records.front().filter(|_| records > 0) else { return Ok(()) };
+    /// Chunks of ids that a repeat may still come for, the last first.
+    fn cut_ids(&self, mut ids: Vec<StoredId>) -> Vec<(Vec<u8>, StoredIds)> {
+        let Some(first) = self.records.front() else { return Vec::new() };
         // By the first record: where a crash leaves some of these, and they are settled again, what was stored of those
         // that are gone is not written over.
         let number = first.number;
         let now_ms = self.shared.clock.now_ms();
         ids.retain(|id| self.ids.is_young(id.at_ms, now_ms) && self.ids.knows(&id.id));
         let youngest_ms = ids.iter().map(|id| id.at_ms).max().unwrap_or(0);
-        for (at, chunk) in ids::chunks(self.shared.namespace, ids).into_iter().enumerate() {
+        let chunks = ids::chunks(self.shared.namespace, ids).into_iter().enumerate().map(|(at, chunk)| {
             let mut key = journal_key(number).to_vec();
             key.extend((at as u32).to_be_bytes());
+            (key, StoredIds { chunk, youngest_ms })
+        });
+        let mut chunks: Vec<_> = chunks.collect();
+        chunks.reverse();
+        chunks
+    }
+
+    /// Puts a step's worth of ids into their own table, before the records that name them go.
+    fn put_ids(&mut self, chunks: &mut Vec<(Vec<u8>, StoredIds)>) -> Result<(), EngineError> {
+        for _ in 0..ID_CHUNKS_STEP {
+            let Some((key, StoredIds { chunk, youngest_ms })) = chunks.pop() else { return Ok(()) };
             self.shared.engine.put(Table::Ids, &key, &chunk.encode())?;
             self.sweep.remember(key, youngest_ms);
         }
+        self.look_again();
         Ok(())
     }
 

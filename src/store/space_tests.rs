@@ -12,7 +12,8 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Append, CollapseKey, EventKind, Limits, Note, OutboxEvent, OutboxOptions, ReadLimit, Store, StoreError,
+    Append, CollapseKey, DispatchId, EventKind, Limits, Note, Once, OutboxEvent, OutboxOptions, ReadLimit, Store,
+    StoreError,
     engine::{Engine, EngineError, Table, TableSpace},
     intercept_tests::Intercept,
     journal::{self, Options, Tuning},
@@ -21,6 +22,10 @@ use super::{
 use crate::message::{Payload, Seq, UserId};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Bytes put into the tables between two looks at their space, at most. sled writes up to four times that, and 16 MiB are set
+/// aside for it.
+const STEP_BYTES_MAX: u64 = 1 << 20;
 
 /// Tables on a disk that is full after so many writes, for so many writes.
 struct Scarce {
@@ -34,13 +39,23 @@ struct Scarce {
     slack: AtomicU64,
     /// The journal meets it although space was set aside.
     journal: bool,
+    /// Bytes put into the tables since their space was looked at, and the most of that.
+    step: AtomicU64,
+    step_most: AtomicU64,
 }
 
 impl Scarce {
     fn new(left: i64, refused: i64, journal: bool) -> Arc<Self> {
         let (left, refused) = (AtomicI64::new(left), AtomicI64::new(refused));
         let (free, slack) = (AtomicU64::new(1 << 40), AtomicU64::default());
-        Arc::new(Self { tables: Memory::default(), left, refused, free, slack, journal })
+        let (step, step_most) = (AtomicU64::default(), AtomicU64::default());
+        Arc::new(Self { tables: Memory::default(), left, refused, free, slack, journal, step, step_most })
+    }
+
+    /// Holds that no step wrote more than is set aside for one.
+    fn check_steps(&self) {
+        let most = self.step_most.load(Ordering::SeqCst);
+        assert!(most <= STEP_BYTES_MAX, "{most} bytes were put into the tables without a look at their space");
     }
 
     fn is_full(&self) -> bool {
@@ -64,6 +79,10 @@ impl Intercept for Scarce {
         if table == Table::Inbox || table == Table::Journal && self.journal {
             self.write()?;
         }
+        if !matches!(table, Table::Journal | Table::Inbox) {
+            let bytes = (key.len() + value.len()) as u64;
+            self.step_most.fetch_max(self.step.fetch_add(bytes, Ordering::SeqCst) + bytes, Ordering::SeqCst);
+        }
         self.tables.put(table, key, value)
     }
 
@@ -77,6 +96,7 @@ impl Intercept for Scarce {
     }
 
     fn on_table_space(&self) -> TableSpace {
+        self.step.store(0, Ordering::SeqCst);
         // To ask counts as well, or it would be full for ever.
         let is_full = self.is_full();
         self.refused.fetch_sub(i64::from(is_full), Ordering::SeqCst);
@@ -177,9 +197,10 @@ async fn hold(left: i64, refused: i64, journal: bool) -> usize {
     }
     store.close().await.unwrap();
     drop(store);
-    let store = journal::open(tables, options()).unwrap();
+    let store = journal::open(tables.clone(), options()).unwrap();
     let again: Vec<_> = (0..4).map(|n| read(&store, &user(n))).collect();
     assert_eq!(again, found);
+    tables.check_steps();
     refusals
 }
 
@@ -366,4 +387,66 @@ async fn events_that_wait_for_space_when_the_store_is_closed_are_counted_as_lost
     let OutboxEvent::Overflow { lost, .. } = event else { panic!("{event:?}") };
     assert_eq!(lost, [(EventKind::Delivered as u8, 3)]);
     store.close().await.unwrap();
+}
+
+/// Another process may take what is free at any time: no more is written at once than was set aside at the last look.
+#[tokio::test]
+async fn events_that_waited_for_space_are_written_in_steps_with_a_look_at_the_space_before_each() {
+    let tables = Scarce::new(i64::MAX, 0, false);
+    let store = store_with_outbox(&tables);
+    let outbox = store.outbox().unwrap();
+    tables.refused.store(i64::MAX, Ordering::SeqCst);
+    tables.left.store(0, Ordering::SeqCst);
+    // It is refused when the thread has looked at the disk.
+    assert!(matches!(store.append(Append::new(payload(1), vec![user(1)])).await, Err(StoreError::Full(_))));
+    // As much as may wait in memory.
+    let data = Some("x".repeat(50_000));
+    let event =
+        || OutboxEvent::Message { connection: String::new(), user: None, op: 0, data: data.clone(), kind: None };
+    let mut events = 0;
+    while outbox.status().lost == 0 {
+        outbox.put(event());
+        events += 1;
+    }
+    assert!(events > 150, "{events}");
+    tables.refused.store(0, Ordering::SeqCst);
+    until("the events, and the count of the one that was lost", || outbox.status().events == events).await;
+    outbox.remove(events);
+    until("the removal", || outbox.status().events == 0).await;
+    store.close().await.unwrap();
+    tables.check_steps();
+}
+
+/// As the events above: ids of all records that are settled together.
+#[tokio::test]
+async fn ids_are_put_into_their_table_in_steps_with_a_look_at_the_space_before_each() {
+    const IDS: usize = 30_000;
+    let tables = Scarce::new(i64::MAX, 0, false);
+    let open = |settle_after| {
+        let tuning = Tuning { settle_after, ..Tuning::default() };
+        journal::open(tables.clone(), Options { tuning, ..Options::default() }).unwrap()
+    };
+    let store = open(Duration::from_secs(3600));
+    let append = |n: usize| {
+        let id = DispatchId::new(&format!("{n:064}")).unwrap();
+        let once = Some(Once { id, online: vec![false], refused: Vec::new() });
+        Append { once, ..Append::new(Payload::encode(0, None, None).unwrap(), vec![user(n as u64 % 7)]) }
+    };
+    for from in (0..IDS).step_by(1000) {
+        store.append_all((from..from + 1000).map(append).collect()).await.unwrap();
+    }
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(Duration::ZERO);
+    until("everything to be settled", || tables.floor(Table::Journal, &[0xFF; 9]).unwrap().is_none()).await;
+    store.close().await.unwrap();
+    tables.check_steps();
+    let mut ids = 0;
+    tables
+        .scan(Table::Ids, &[], &mut |_, value| {
+            ids += value.len();
+            true
+        })
+        .unwrap();
+    assert!(ids > IDS * 64, "{ids}");
 }

@@ -195,7 +195,11 @@ impl Committer {
                 false => Copying::No,
             };
             match self.shared.engine.tidy(copying) {
-                Ok(more) => self.tidying = more,
+                Ok(more) => {
+                    self.tidying = more;
+                    // What was put into the tables counts before the next step.
+                    self.suspended.looked = self.suspended.looked.filter(|_| !more);
+                }
                 Err(error) => self.suspend(error)?,
             }
         }

@@ -73,12 +73,12 @@ use super::{
 };
 use crate::planted::{self, Bug};
 use chunks::{ChunkFiles, Found, Place};
-use compact::{Compaction, Step};
+use compact::Step;
 use directory::Locked;
 use mark::Mark;
 use raw::Tail;
 use records::RecordFiles;
-use space::Runway;
+use space::{Runway, Written};
 
 /// Shortest time between two checkpoints that are made for want of room alone.
 const TIDY_PAUSE: Duration = Duration::from_millis(100);
@@ -100,6 +100,8 @@ pub struct Disk {
     tail: Mutex<Tail>,
     /// Space set aside for it. Likewise.
     runway: Mutex<Runway>,
+    /// What was put into sled. Likewise.
+    written: Mutex<Written>,
     /// Only the commit thread tidies up.
     tidying: Mutex<Tidying>,
     /// A write or a sync has failed.
@@ -121,7 +123,7 @@ struct Trees {
 }
 
 struct Tidying {
-    compaction: Option<Compaction>,
+    compaction: Option<Step>,
     checkpoint: Instant,
 }
 
@@ -136,6 +138,30 @@ impl Disk {
             Table::Ids => &self.trees.ids,
             Table::Outbox => &self.trees.outbox,
         }
+    }
+
+    /// Sets a value of sled's; what was there before.
+    fn insert(&self, tree: &sled::Tree, key: &[u8], value: &[u8]) -> Result<Option<sled::IVec>, EngineError> {
+        self.count(key.len() + value.len())?;
+        tree.insert(key, value).map_err(|error| self.tables_failed(error))
+    }
+
+    /// Removes a value of sled's; what was there before.
+    fn take(&self, tree: &sled::Tree, key: &[u8]) -> Result<Option<sled::IVec>, EngineError> {
+        self.count(key.len())?;
+        tree.remove(key).map_err(|error| self.tables_failed(error))
+    }
+
+    /// Counts what is about to be put into sled. Where it is more than a step, space is set aside for the next.
+    fn count(&self, bytes: usize) -> Result<(), EngineError> {
+        let is_step = self.written.lock().count(bytes);
+        if is_step {
+            self.flush()?;
+            self.written.lock().look();
+            // Where there is no more, this step still has what was set aside before.
+            _ = self.runway.lock().extend(&self.file);
+        }
+        Ok(())
     }
 
     fn failed(&self, error: impl std::fmt::Display) -> EngineError {
@@ -197,13 +223,13 @@ impl Disk {
     }
 
     fn set_place(&self, key: &[u8], place: Place) -> Result<(), EngineError> {
-        let before = self.trees.places.insert(key, &place.encode()).map_err(|error| self.tables_failed(error))?;
+        let before = self.insert(&self.trees.places, key, &place.encode())?;
         before.and_then(|before| Place::decode(&before)).into_iter().for_each(|before| self.chunks.release(before));
         Ok(())
     }
 
     fn remove_chunk(&self, key: &[u8]) -> Result<(), EngineError> {
-        let before = self.trees.places.remove(key).map_err(|error| self.tables_failed(error))?;
+        let before = self.take(&self.trees.places, key)?;
         before.and_then(|before| Place::decode(&before)).into_iter().for_each(|before| self.chunks.release(before));
         Ok(())
     }
@@ -231,28 +257,6 @@ impl Disk {
             // As above.
             Err(error) if Cause::of(&error) != Cause::NoSpace => Err(self.failed(error)),
             _ => Ok(()),
-        }
-    }
-
-    fn compact(&self, compaction: Compaction) -> Result<Option<Compaction>, EngineError> {
-        let leads = |key: &[u8]| -> std::io::Result<Option<Place>> {
-            let place = self.trees.places.get(key).map_err(sled_error::of)?;
-            Ok(place.and_then(|place| Place::decode(&place)))
-        };
-        let step = compaction.step(&self.chunks, |key, place| Ok(leads(key)? == Some(place)));
-        match step.map_err(|error| self.refused(error))? {
-            Step::More(compaction) => Ok(Some(compaction)),
-            Step::Copied { file, moved } => {
-                for (key, from, to) in moved {
-                    if leads(&key).map_err(|error| self.failed(error))? == Some(from) {
-                        self.set_place(&key, to)?;
-                    } else {
-                        self.chunks.release(to);
-                    }
-                }
-                self.chunks.compacted(file);
-                Ok(None)
-            }
         }
     }
 }
@@ -295,7 +299,7 @@ impl Engine for Disk {
                 self.records.append(number, value).map_err(|error| self.refused(error))
             }
             Table::Inbox => self.put_chunk(key, value),
-            _ => self.tree(table).insert(key, value).map(drop).map_err(|error| self.tables_failed(error)),
+            _ => self.insert(self.tree(table), key, value).map(drop),
         }
     }
 
@@ -307,7 +311,7 @@ impl Engine for Disk {
                 Ok(())
             }
             Table::Inbox => self.remove_chunk(key),
-            _ => self.tree(table).remove(key).map(drop).map_err(|error| self.tables_failed(error)),
+            _ => self.take(self.tree(table), key).map(drop),
         }
     }
 
@@ -404,6 +408,7 @@ impl Engine for Disk {
     }
 
     fn flush(&self) -> Result<(), EngineError> {
+        self.written.lock().flushed();
         self.db.flush().map(drop).map_err(|error| self.tables_failed(error))
     }
 
@@ -433,9 +438,9 @@ impl Engine for Disk {
                 // Before the next file is copied: that takes space.
                 self.checkpoint()?;
             }
-            if let Some(compaction) = under_way.or_else(|| Compaction::begin(&self.chunks, copying)) {
-                let more = self.compact(compaction)?;
-                self.tidying.lock().compaction = more;
+            if let Some(step) = under_way.or_else(|| Step::begin(&self.chunks, copying)) {
+                let next = self.compact(step)?;
+                self.tidying.lock().compaction = next;
                 return Ok(true);
             }
         }
@@ -458,6 +463,11 @@ impl Engine for Disk {
     }
 
     fn table_space(&self) -> Result<TableSpace, EngineError> {
+        let is_behind = self.written.lock().look();
+        if is_behind {
+            // Or the length of the file would not say how far sled is.
+            self.flush()?;
+        }
         let (space, is_shrinking) = {
             let mut runway = self.runway.lock();
             (runway.extend(&self.file)?, runway.take_shrinking())

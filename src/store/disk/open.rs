@@ -236,6 +236,7 @@ fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &Disk
         mark,
         tail: Mutex::new(tail),
         runway: Mutex::new(runway),
+        written: Mutex::default(),
         tidying: Mutex::new(Tidying { compaction: None, checkpoint: Instant::now() }),
         failed: AtomicBool::new(false),
         sync: options.sync.clone(),

@@ -66,6 +66,45 @@ pub fn free(file: &File) -> io::Result<u64> {
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
+/// Bytes that sled may be given while its file is not looked at. It writes up to four times that, and its runway is 16 MiB at
+/// least; 8 MiB of it may be for what it has in memory.
+const STEP_BYTES: u64 = 1 << 20;
+
+/// Bytes that sled may have in memory when it is looked at how long its file is.
+const UNFLUSHED_BYTES: u64 = 256 << 10;
+
+/// What sled writes besides with a value.
+const HEAD_BYTES: u64 = 64;
+
+/// What was put into sled, in bytes of keys and values.
+#[derive(Debug, Default)]
+pub struct Written {
+    since_look: u64,
+    since_flush: u64,
+}
+
+impl Written {
+    /// Counts what is about to be put. True if it is more than may be without a look.
+    pub fn count(&mut self, bytes: usize) -> bool {
+        let bytes = bytes as u64 + HEAD_BYTES;
+        let is_step = self.since_look > 0 && self.since_look + bytes > STEP_BYTES;
+        self.since_look += bytes;
+        self.since_flush += bytes;
+        is_step
+    }
+
+    /// How long the file is, is looked at now. True if sled has to be flushed before.
+    pub fn look(&mut self) -> bool {
+        self.since_look = 0;
+        self.since_flush > UNFLUSHED_BYTES
+    }
+
+    /// What was put so far is in the file soon.
+    pub fn flushed(&mut self) {
+        self.since_flush = 0;
+    }
+}
+
 /// Blocks of sled's file behind its end.
 #[derive(Debug, Default)]
 pub struct Runway {
@@ -226,6 +265,10 @@ impl Spares {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{
+        disk::{create, unfinished::Work},
+        engine::{Engine, Table},
+    };
 
     #[test]
     fn runway_of_a_file_that_was_cut_is_made_again() {
@@ -246,6 +289,25 @@ mod tests {
         assert_eq!(blocks(), 0);
         assert_eq!(runway.extend(&file).unwrap(), TableSpace::Enough);
         assert!(blocks() >= wanted - SEGMENT_BYTES as u64, "{}", blocks());
+    }
+
+    /// Another process may take what is free at any time, and a write that fails inside sled ends it.
+    #[test]
+    fn file_of_sled_has_its_blocks_before_sled_writes_them_whatever_is_put_without_a_look() {
+        let home = tempfile::tempdir().unwrap();
+        let disk = create(&home.path().join("store"), Work::Restore).unwrap();
+        if !allocate(&disk.file, 0, 1).unwrap() {
+            return;
+        }
+        let value = vec![7; 40_000];
+        let (mut least, mut length) = (u64::MAX, 0);
+        for n in 0_u64..1000 {
+            disk.put(Table::Outbox, &n.to_be_bytes(), &value).unwrap();
+            length = disk.file.metadata().unwrap().len();
+            least = least.min(disk.runway.lock().end.saturating_sub(length));
+        }
+        assert!(length > 5 * SEGMENT_BYTES as u64, "{length}");
+        assert!(least >= SEGMENT_BYTES as u64, "{least} bytes were set aside");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::{
-    Inside, Lost, Outbox, OutboxEvent, OutboxOptions, Written, damaged, failed,
+    Inside, Lost, Outbox, OutboxEvent, OutboxOptions, WAITING_BYTES_MAX, WAITING_EVENTS_MAX, Written, damaged, failed,
     record::{self, Batch, Pieces, StoredLost},
 };
 use crate::{
@@ -44,8 +44,22 @@ const SLACK_SPARE_MAX: u64 = 4 * GROWTH_BYTES;
 /// events, and not to the inboxes. So the outbox takes about half of what there was.
 const LEFT_FACTOR: u64 = 2;
 
-/// Pieces that are removed at once, about, where the tables have little space: sled may write the neighbours of each again.
+/// Bytes of events written in one step, one event at least. Before each step the tables' space is looked at: what is set aside
+/// for them is several times what a step makes of their file.
+const STEP_BYTES: u64 = 512 << 10;
+
+/// Pieces removed in one step, about: sled may write the neighbours of each again.
+const STEP_REMOVED_PIECES: usize = 32;
+
+/// The same where the tables have little space.
 const REMOVED_PIECES: usize = 16;
+
+/// Users in one step of whom it is written up to where their messages were reported.
+const STEP_REPORTED: usize = 1000;
+
+/// Steps made in a row: twice as many as all takes that may wait in memory. More waits for the next commit.
+const STEPS_MAX: usize =
+    2 * (WAITING_BYTES_MAX / STEP_BYTES + WAITING_EVENTS_MAX as u64 / STEP_REPORTED as u64) as usize;
 
 /// What the disk has space for.
 #[derive(Clone, Copy)]
@@ -65,6 +79,8 @@ struct Work {
     lost_told: bool,
     reported: Vec<(UserId, Option<Seq>)>,
     remove: Vec<Written>,
+    /// More is left than a step writes.
+    more: bool,
 }
 
 impl Outbox {
@@ -126,9 +142,12 @@ impl Outbox {
             (inside.lost.unwritten, inside.lost.stored, inside.lost.stored_ms) = (false, true, now_ms);
         }
         let (mut remove, mut pieces) = (Vec::new(), 0);
+        let pieces_max = if space.little { REMOVED_PIECES } else { STEP_REMOVED_PIECES };
+        let mut more = inside.fits_next();
         while let Some(batch) = inside.batches.front().copied().filter(|batch| batch.last() <= inside.remove) {
             pieces += batch.pieces;
-            if space.little && !remove.is_empty() && pieces > REMOVED_PIECES {
+            if !remove.is_empty() && pieces > pieces_max {
+                more |= !space.little;
                 break;
             }
             inside.batches.pop_front();
@@ -140,12 +159,13 @@ impl Outbox {
         }
         let batches = self.cut(&mut inside, waiting);
         let reported: Vec<_> = if all && !space.little {
-            inside.reported.iter().map(|(user, seq)| (user.clone(), *seq)).collect()
+            more |= inside.reported.len() > STEP_REPORTED;
+            inside.reported.iter().take(STEP_REPORTED).map(|(user, seq)| (user.clone(), *seq)).collect()
         } else {
             Vec::new()
         };
-        let work = Work { batches, lost, lost_told, reported, remove };
-        let Work { batches, lost, lost_told, reported, remove } = &work;
+        let work = Work { batches, lost, lost_told, reported, remove, more };
+        let Work { batches, lost, lost_told, reported, remove, .. } = &work;
         let any = !batches.is_empty() || lost.is_some() || *lost_told || !reported.is_empty() || !remove.is_empty();
         any.then_some(work)
     }
@@ -251,11 +271,16 @@ impl Inside {
         any
     }
 
-    /// Takes out what was put in and fits on the disk.
+    /// Whether what was put in first fits on the disk.
+    fn fits_next(&self) -> bool {
+        self.waiting.first().is_some_and(|(_, event)| event.bytes() <= self.space)
+    }
+
+    /// Takes out what was put in and fits on the disk, as much as a step writes.
     fn take_waiting(&mut self) -> Vec<(u64, OutboxEvent)> {
         let (mut bytes, mut count) = (0, 0);
         for (_, event) in &self.waiting {
-            if bytes + event.bytes() > self.space {
+            if bytes + event.bytes() > self.space || count > 0 && bytes + event.bytes() > STEP_BYTES {
                 break;
             }
             (bytes, count) = (bytes + event.bytes(), count + 1);
@@ -272,11 +297,22 @@ impl Committer {
     /// for it and for all that was taken, it waits, up to its bound, and is counted as lost beyond that.
     pub(in crate::store) fn write_outbox(&mut self) -> Result<(), EngineError> {
         let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
+        for _ in 0..STEPS_MAX {
+            if !self.write_outbox_step(&outbox)? {
+                return Ok(());
+            }
+        }
+        self.shared.queue.nudge();
+        Ok(())
+    }
+
+    /// True if there is more to be written.
+    fn write_outbox_step(&mut self, outbox: &Outbox) -> Result<bool, EngineError> {
         let Some(space) = self.space_for_events() else {
             outbox.inside.lock().space = 0;
-            return Ok(());
+            return Ok(false);
         };
-        let Some(mut work) = outbox.work(space) else { return Ok(()) };
+        let Some(mut work) = outbox.work(space) else { return Ok(false) };
         outbox.write(&mut work)?;
         // What was found of the disk holds no longer.
         self.look_again();
@@ -290,8 +326,9 @@ impl Committer {
                 }
             }
         }
+        let more = work.more;
         outbox.written(work);
-        Ok(())
+        Ok(more)
     }
 
     /// Finds out how much the outbox may take, before anything is put in.
