@@ -219,7 +219,8 @@ impl<'a> History<'a> {
                     None if !failed_over => Plain::empty(limits, began),
                     _ => return None,
                 };
-                let unsure = plain.entries.iter().any(|(.., expires)| is_unsure(*expires));
+                // A server may sweep what is past at any moment, and forget its keys with it.
+                let unsure = plain.entries.iter().any(|(.., expires)| *expires > 0 && *expires <= ended + UNSURE_S);
                 (plain.is_exact() && !unsure).then_some(plain)
             })
             .collect();
