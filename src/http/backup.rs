@@ -1,7 +1,5 @@
 //! `GET /v1/backup`: the whole store, as a file that `mesa restore` takes.
 
-use std::convert::Infallible;
-
 use axum::{
     body::Body,
     extract::State as FromState,
@@ -18,10 +16,8 @@ pub(super) async fn backup(FromState(api): State) -> Result<Response, ApiError> 
         return Err(ApiError::BackupElsewhere);
     }
     let pieces = api.hub.backup().ok_or(ApiError::Busy("a backup is under way; wait until it is done"))?;
-    let pieces = stream::unfold(pieces, |mut pieces| async {
-        let piece = pieces.recv().await?;
-        Some((Ok::<_, Infallible>(piece), pieces))
-    });
+    // An error ends the connection before the last chunk, so that a client takes what it has for no whole file.
+    let pieces = stream::unfold(pieces, |mut pieces| async { Some((pieces.next().await?, pieces)) });
     let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, Body::from_stream(pieces)).into_response())
 }

@@ -26,10 +26,9 @@ impl Hub {
         self.store.is_far()
     }
 
-    /// Begins a backup; `None` while another is under way. Ends early when nobody reads it any more; what says that it is
-    /// whole is in it.
+    /// Begins a backup; `None` while another is under way. Ends early when nobody reads it any more.
     #[must_use]
-    pub fn backup(&self) -> Option<mpsc::Receiver<Bytes>> {
+    pub fn backup(&self) -> Option<Backup> {
         let turn = self.backups.clone().try_acquire_owned().ok()?;
         let (pieces, reader) = mpsc::channel(PIECES_MAX);
         let (store, runtime) = (self.store.clone(), Handle::current());
@@ -37,22 +36,68 @@ impl Hub {
             let _turn = turn;
             let mut out = Pieces { open: Vec::new(), to: pieces, runtime };
             match store.backup(&mut out).and_then(|contents| Ok(out.flush().map(|()| contents)?)) {
-                Ok(contents) => tracing::info!(contents.users, contents.entries, contents.bytes, "backed up"),
+                Ok(contents) => {
+                    // That it was read to its end is of no concern here.
+                    _ = out.send(Piece::End);
+                    tracing::info!(contents.users, contents.entries, contents.bytes, "backed up");
+                }
                 Err(error) => {
-                    _ = out.flush();
                     tracing::warn!(%error, "a backup ended early");
                 }
             }
         });
-        Some(reader)
+        Some(Backup { pieces: reader, over: false })
     }
+}
+
+/// A backup, as it is read.
+#[derive(Debug)]
+pub struct Backup {
+    pieces: mpsc::Receiver<Piece>,
+    over: bool,
+}
+
+impl Backup {
+    /// The next bytes. An error comes last, where the backup has ended early; `None` after the end.
+    pub async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        if self.over {
+            return None;
+        }
+        match self.pieces.recv().await {
+            Some(Piece::Bytes(bytes)) => return Some(Ok(bytes)),
+            Some(Piece::End) => self.over = true,
+            None => {
+                self.over = true;
+                return Some(Err(io::Error::other("the backup has ended early; the log of the server says why")));
+            }
+        }
+        None
+    }
+}
+
+/// What is sent to whoever reads a backup.
+#[derive(Debug)]
+enum Piece {
+    Bytes(Bytes),
+    /// It is whole.
+    End,
 }
 
 /// What is written goes to a reader, piece by piece.
 struct Pieces {
     open: Vec<u8>,
-    to: mpsc::Sender<Bytes>,
+    to: mpsc::Sender<Piece>,
     runtime: Handle,
+}
+
+impl Pieces {
+    fn send(&self, piece: Piece) -> io::Result<()> {
+        match self.runtime.block_on(timeout(PATIENCE, self.to.send(piece))) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "whoever asked for it is gone")),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "whoever asked for it does not read")),
+        }
+    }
 }
 
 impl Write for Pieces {
@@ -69,10 +114,6 @@ impl Write for Pieces {
             return Ok(());
         }
         let piece = Bytes::from(std::mem::take(&mut self.open));
-        match self.runtime.block_on(timeout(PATIENCE, self.to.send(piece))) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "whoever asked for it is gone")),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "whoever asked for it does not read")),
-        }
+        self.send(Piece::Bytes(piece))
     }
 }

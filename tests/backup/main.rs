@@ -18,6 +18,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mesa::{
+    message::{Payload, UserId},
+    store::{
+        Append,
+        disk::{self, DiskOptions},
+        journal::Tuning,
+    },
+};
 use serde_json::{Value, json};
 use support::{
     http::Http,
@@ -243,5 +251,59 @@ fn restore_killed_halfway_is_refused_and_a_second_run_makes_it_anew() {
     assert!(!partial.exists() && !restored.store().join("unfinished").exists());
     let server = restored.start();
     assert!(logs(server.address).values().all(|log| log.len() == 60));
+    stop(server);
+}
+
+#[test]
+fn backup_of_a_damaged_store_ends_as_a_broken_transfer() {
+    // Two thirds of a mebibyte: the damage lies behind the pieces that were sent.
+    const DISPATCHES: usize = 200;
+    let home = Home::new();
+    let tuning = Tuning { settle_after: Duration::ZERO, ..Tuning::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let needle = |n: usize| format!("message {n:03} ");
+    let inbox = || {
+        let files =
+            fs::read_dir(home.store().join("inbox")).expect("a directory").map(|file| file.expect("a file").path());
+        files.map(|file| (fs::read(&file).expect("its bytes"), file)).collect::<Vec<_>>()
+    };
+    let found = |n: usize| {
+        inbox().into_iter().find_map(|(bytes, file)| {
+            let at = bytes.windows(needle(n).len()).position(|bytes| bytes == needle(n).as_bytes())?;
+            Some((bytes, file, at))
+        })
+    };
+    runtime.block_on(async {
+        let store = disk::open(DiskOptions { tuning, ..DiskOptions::new(&home.store()) }).expect("a store");
+        for n in 0..DISPATCHES {
+            let data = json!(needle(n).repeat(300)).to_string();
+            let payload = Payload::encode(0, Some(&data), None).expect("a payload");
+            let users = vec![UserId::new(&user(n as u64 % 3)).expect("an id")];
+            store.append_all(vec![Append::new(payload, users)]).await.expect("it is taken");
+        }
+        let end = Instant::now() + Duration::from_secs(60);
+        while found(DISPATCHES - 2).is_none() {
+            assert!(Instant::now() < end, "nothing is flushed");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        store.close().await.expect("it closes");
+    });
+    let (mut bytes, file, at) = found(DISPATCHES - 2).expect("it was there");
+    bytes[at] ^= 4;
+    fs::write(&file, &bytes).expect("it is damaged");
+    let server = home.start();
+    let mut http = Http::connect(server.address).expect("a connection");
+    let whole = http.call("GET", "/v1/backup", "");
+    assert!(
+        whole.is_err(),
+        "the response ends as if it were whole: {:?}",
+        whole.map(|(status, body)| (status, body.len()))
+    );
+    let out = home.path("damaged.mesa");
+    let made = mesa(&["backup", text(&out), "--url", &format!("http://{}", server.address)]);
+    assert!(!made.status.success() && !out.exists(), "{}", said(&made));
+    // The next one is not held up.
+    assert!(Http::connect(server.address).expect("a connection").call("GET", "/v1/backup", "").is_err());
+    home.log_once(|log| log.contains("a backup ended early"));
     stop(server);
 }
