@@ -24,6 +24,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::watch;
 
 use super::{Api, error::ApiError};
+use crate::logging::excerpt;
 use read::Asked;
 
 /// Where dispatches are posted.
@@ -38,6 +39,7 @@ where
     B: HttpBody<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
+    check_encoding(request.headers())?;
     match form(request.headers())? {
         Form::One => one(api, request.into_body()).await,
         Form::Lines => stream::open(api.clone(), stopping.subscribe(), request).await,
@@ -62,6 +64,17 @@ where
     let mut text = Vec::with_capacity(answer::BYTES_USUAL);
     answer::write(&outcome, &mut text);
     Ok(super::json(StatusCode::OK, text))
+}
+
+/// Refuses a body that is compressed: it would be read as if it were not.
+fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let codings =
+        headers.get_all(header::CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    match codings.map(<[u8]>::trim_ascii).find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
+    {
+        Some(coding) => Err(ApiError::Encoding(excerpt(String::from_utf8_lossy(coding)))),
+        None => Ok(()),
+    }
 }
 
 /// How dispatches are sent.

@@ -42,6 +42,8 @@ pub(super) enum ApiError {
     MethodNotAllowed,
     #[error("the body has to be application/json, or application/x-ndjson for a stream")]
     MediaType,
+    #[error("the body has the Content-Encoding `{0}`, and none is taken here: send it as it is")]
+    Encoding(String),
     #[error("a dispatch may have at most {0} bytes of JSON (limits.requestBytes)")]
     TooLarge(usize),
     #[error(
@@ -95,7 +97,7 @@ impl ApiError {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::UserUnknown => (StatusCode::NOT_FOUND, "user_unknown"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
-            Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::MediaType | Self::Encoding(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
             Self::Message(MessageError::TooLarge { .. }) => (StatusCode::PAYLOAD_TOO_LARGE, "message_too_large"),
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
@@ -139,6 +141,9 @@ impl IntoResponse for ApiError {
         let mut body = Vec::new();
         self.write(&mut body);
         let mut response = super::json(status, body);
+        if let Self::Encoding(_) = self {
+            response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         if let Self::TooManyWrongKeys(wait) = self {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
         }
@@ -168,6 +173,7 @@ mod tests {
             ApiError::UserUnknown,
             ApiError::MethodNotAllowed,
             ApiError::MediaType,
+            ApiError::Encoding(why()),
             ApiError::TooLarge(1),
             ApiError::Message(MessageError::TooLarge { bytes: 1 }),
             ApiError::TooSlow,

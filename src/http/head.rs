@@ -83,23 +83,26 @@ pub(super) fn check_query(query: Option<&str>) -> Result<(), ApiError> {
     if !query.contains('%') {
         return Ok(());
     }
-    let mut bytes = query.bytes();
-    let mut decoded = Vec::with_capacity(query.len());
-    while let Some(byte) = bytes.next() {
-        let byte = if byte == b'%' {
-            digit(bytes.next()).zip(digit(bytes.next())).map(|(high, low)| high << 4 | low)
-        } else {
-            Some(byte)
-        };
-        let Some(byte) = byte else {
-            return Err(ApiError::Parameter("in a query, % has to be followed by two hexadecimal digits".into()));
-        };
-        decoded.push(byte);
-    }
+    let Some(decoded) = decoded(query) else {
+        return Err(ApiError::Parameter("in a query, % has to be followed by two hexadecimal digits".into()));
+    };
     match std::str::from_utf8(&decoded) {
         Ok(_) => Ok(()),
         Err(_) => Err(ApiError::Parameter("a query has to be UTF-8, with its bytes escaped as %XX".into())),
     }
+}
+
+/// Decodes `%XX`. `None` where `%` is followed by something else.
+pub(super) fn decoded(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => digit(bytes.next())? << 4 | digit(bytes.next())?,
+            byte => byte,
+        });
+    }
+    Some(decoded)
 }
 
 fn digit(byte: Option<u8>) -> Option<u8> {

@@ -6,7 +6,7 @@
 //! - [`backup`]: `GET /v1/backup`
 //! - [`events`]: `GET /v1/events`
 //! - [`health`]: alive, ready, counters
-//! - [`parameters`]: what is wrong with a query
+//! - [`parameters`]: which parameters a query may have, and what is wrong with one
 //! - [`error`]: every refusal, in one table · [`refusal`]: of what never comes here
 //! - [`time`]: dates as text
 
@@ -103,11 +103,13 @@ impl Http {
         // Dispatches are nearly all there is, and routing was about a tenth of what one costs: they go the short way.
         if request.method() == Method::POST && request.uri().path() == dispatch::PATH {
             let response = match access::check(&self.api, caller, request.headers()).await {
-                Ok(()) => dispatch::dispatch(&self.api, &self.stopping, request)
-                    .await
-                    .unwrap_or_else(IntoResponse::into_response),
-                Err(error) => error.into_response(),
+                Ok(()) => match parameters::check(request.uri().query(), &[]) {
+                    Ok(()) => dispatch::dispatch(&self.api, &self.stopping, request).await,
+                    Err(error) => Err(error),
+                },
+                Err(error) => Err(error),
             };
+            let response = response.unwrap_or_else(IntoResponse::into_response);
             access::count(&self.api, response.status());
             return response;
         }
@@ -140,6 +142,8 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v1/users/{id}/messages", get(users::messages).delete(users::clear))
         .route("/v1/users/{id}/disconnect", post(users::disconnect))
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+        // The one below is asked first: what a path takes is told to those alone that have a key.
+        .route_layer(middleware::from_fn(parameters::guard))
         .route_layer(middleware::from_fn_with_state(api.clone(), access::guard));
     Router::new()
         .route("/healthz", get(health::alive))

@@ -1,8 +1,69 @@
-//! Words for errors of the query's reader.
+//! Parameters of queries: which there are, and words for what is wrong with one.
+//!
+//! A parameter that is not known is refused, because a request that ignored it would do something else: `?after=3` on a path
+//! that clears a log.
 
-use axum::extract::rejection::QueryRejection;
+use axum::{
+    extract::{MatchedPath, Request, rejection::QueryRejection},
+    http::Method,
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
 
-use super::error::ApiError;
+use super::{error::ApiError, head};
+use crate::logging::excerpt;
+
+/// The parameters of each route. A route that is not listed takes none.
+const KNOWN: [(Method, &str, &[&str]); 3] = [
+    (Method::GET, "/v1/events", &["all"]),
+    (Method::GET, "/v1/users", &["online", "cursor", "limit"]),
+    (Method::GET, "/v1/users/{id}/messages", &["after", "limit"]),
+];
+
+/// Refuses a request whose query has a parameter that its route does not take.
+pub(super) async fn guard(request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    // A HEAD is answered like a GET.
+    let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+    let known = KNOWN.iter().find(|(of, route, _)| of == method && *route == path);
+    match check(request.uri().query(), known.map_or(&[], |(_, _, names)| names)) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Checks the names in a query.
+pub(super) fn check(query: Option<&str>, known: &[&str]) -> Result<(), ApiError> {
+    let Some(query) = query else { return Ok(()) };
+    head::check_query(Some(query))?;
+    let mut seen = Vec::new();
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        let name = part.split('=').next().unwrap_or_default().replace('+', " ");
+        let name = head::decoded(&name).unwrap_or_default();
+        let name = String::from_utf8_lossy(&name);
+        let Some(name) = known.iter().find(|known| **known == name) else {
+            return Err(ApiError::Parameter(unknown(&name, known)));
+        };
+        if seen.contains(name) {
+            return Err(ApiError::Parameter(format!("the parameter `{name}` is there twice; send it once")));
+        }
+        seen.push(name);
+    }
+    Ok(())
+}
+
+fn unknown(name: &str, known: &[&str]) -> String {
+    let wrong = if name.is_empty() {
+        "the query has a parameter without a name".to_owned()
+    } else {
+        format!("the parameter `{}` is not known here", excerpt(name))
+    };
+    let known: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
+    match known.as_slice() {
+        [] => format!("{wrong}: leave it out, this request takes none"),
+        known => format!("{wrong}: this request takes {}", known.join(", ")),
+    }
+}
 
 /// Rejects a query, with what would do.
 pub(super) fn bad(rejection: &QueryRejection) -> ApiError {
@@ -19,5 +80,35 @@ fn reworded(text: &str) -> String {
         "number too large to fit in target type" => format!("{name} is too large"),
         "provided string was not `true` or `false`" => format!("{name} must be true or false"),
         _ => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn query_with_an_unknown_name_is_refused_with_the_names_there_are() {
+        let known = &["after", "limit"];
+        for good in
+            [None, Some(""), Some("&"), Some("after=1&limit=2"), Some("limit=2&"), Some("l%69mit=1"), Some("after")]
+        {
+            assert!(check(good, known).is_ok(), "{good:?}");
+        }
+        for (bad, expected) in [
+            ("zz=1", "`zz` is not known here: this request takes `after`, `limit`"),
+            ("after=1&zz", "`zz` is not known here"),
+            ("%7az=1", "`zz` is not known here"),
+            ("After=1", "`After` is not known here"),
+            ("=1", "a parameter without a name"),
+            ("after=1&after=2", "`after` is there twice"),
+            ("%zz=1", "hexadecimal"),
+            ("%ff=1", "UTF-8"),
+        ] {
+            let error = check(Some(bad), known).expect_err(bad).to_string();
+            assert!(error.contains(expected), "{bad}: {error}");
+        }
+        let long = check(Some(&"x".repeat(10_000)), &[]).expect_err("unknown").to_string();
+        assert!(long.len() < 300 && long.ends_with("this request takes none"), "{long}");
     }
 }

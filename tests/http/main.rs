@@ -9,6 +9,7 @@ mod crowd;
 mod deadlines;
 mod heads;
 mod local;
+mod parameters;
 mod refusals;
 
 use std::{
