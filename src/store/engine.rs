@@ -5,6 +5,7 @@ use std::{io, sync::Arc};
 use bytes::Bytes;
 
 use super::{StoreError, record::journal_key};
+use crate::logging::system_error;
 
 /// The tables. In each, keys are ordered as bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,13 +66,23 @@ impl EngineError {
 /// same place.
 impl From<io::Error> for EngineError {
     fn from(error: io::Error) -> Self {
-        let (cause, what) = (Cause::of(&error), error.to_string());
+        let (cause, said) = (Cause::of(&error), system_error(&error));
         let what = match cause {
-            Cause::Exhausted => format!("the system has no file descriptors or no memory left for it: {what}"),
-            _ => what,
+            Cause::NoSpace if is_file_limit(&error) => {
+                "a file of it may not grow: the limit (`ulimit -f`) is reached. Raise it, then start the server again"
+                    .into()
+            }
+            Cause::NoSpace => format!("the disk is full: {said}. Free some: nothing has to be started again"),
+            Cause::Exhausted => format!("the system has no file descriptors or no memory left for it: {said}"),
+            Cause::Failed => said,
         };
         Self { cause, what: what.into() }
     }
+}
+
+/// Whether a file is as large as the system lets any file of this process be.
+pub fn is_file_limit(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::FBIG.raw_os_error())
 }
 
 impl Cause {
@@ -150,7 +161,8 @@ pub enum Copying {
 ///   nothing of it counts, and the caller may repeat it.
 /// - Tables other than the journal and the inboxes' values are written only while [`table_space`](Self::table_space) allows
 ///   it: their writes never fail for want of space.
-/// - A value of an inbox that is not what was written is given as empty, which is no chunk: it concerns one user.
+/// - A value of an inbox that is not what was written is given as one that is no chunk and says why
+///   ([`Unreadable`](super::unreadable::Unreadable)): it concerns one user. A record is given as empty.
 pub trait Engine: Send + Sync + 'static {
     /// Sets a value, which is at most [`VALUE_BYTES_MAX`](super::record::VALUE_BYTES_MAX) long.
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
@@ -184,7 +196,7 @@ pub trait Engine: Send + Sync + 'static {
     }
 
     /// Visits these records of the journal, whose numbers rise, until `visit` returns false; with `None` one that is not
-    /// there (any more). As with an inbox's values, one that is not what was written is given as empty.
+    /// there (any more). One that is not what was written is given as empty.
     fn records(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> Result<(), EngineError> {
         for number in numbers {
             let record = self.get(Table::Journal, &journal_key(*number))?;

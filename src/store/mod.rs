@@ -94,6 +94,7 @@ mod settle;
 mod space_tests;
 mod suspend;
 mod sweep;
+mod unreadable;
 mod user;
 
 pub use error::StoreError;

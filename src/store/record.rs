@@ -4,13 +4,10 @@
 //! changes; the files in `data/golden` hold that. Keys are made by hand, because only big-endian numbers
 //! sort as numbers.
 
-use bincode::{
-    BorrowDecode, Decode, Encode, config,
-    error::{DecodeError, EncodeError},
-};
+use bincode::{BorrowDecode, Decode, Encode, config, error::EncodeError};
 use bytes::Bytes;
 
-use super::Entry;
+use super::{Entry, unreadable::Unreadable};
 use crate::message::{Payload, Seq};
 
 /// Largest value an engine is given. sled keeps values above a share of its segment in files that it never syncs; with
@@ -131,13 +128,13 @@ pub struct RecordReader<'a> {
 }
 
 impl<'a> RecordReader<'a> {
-    pub fn new(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+    pub fn new(bytes: &'a [u8]) -> Result<Self, Unreadable> {
         let (header, at) = bincode::decode_from_slice(bytes, format())?;
         Ok(Self { bytes, at, header })
     }
 
     /// The next item and where it stands; `None` at the end.
-    pub fn next_item(&mut self) -> Option<Result<(u32, Item<'a>), DecodeError>> {
+    pub fn next_item(&mut self) -> Option<Result<(u32, Item<'a>), Unreadable>> {
         if self.at >= self.bytes.len() {
             return None;
         }
@@ -150,7 +147,7 @@ impl<'a> RecordReader<'a> {
             Err(error) => {
                 // What failed stays failed.
                 self.at = self.bytes.len();
-                Err(error)
+                Err(error.into())
             }
         })
     }
@@ -209,7 +206,10 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, Unreadable> {
+        if let Some(unreadable) = Unreadable::of_value(bytes) {
+            return Err(unreadable);
+        }
         Ok(bincode::borrow_decode_from_slice(bytes, format())?.0)
     }
 
@@ -220,7 +220,7 @@ impl<'a> Chunk<'a> {
 }
 
 /// Reads the entries of a chunk, and when each expires.
-pub fn chunk_entries(bytes: &Bytes) -> Result<Vec<(Entry, u32)>, DecodeError> {
+pub fn chunk_entries(bytes: &Bytes) -> Result<Vec<(Entry, u32)>, Unreadable> {
     let (namespace, user, entries) = Chunk::decode(bytes)?.parts();
     let owner = bytes.slice_ref(user.as_bytes());
     let entry = |(seq, expires_s, payload): (Seq, u32, &[u8])| {
@@ -313,7 +313,7 @@ impl Ids {
         bincode::encode_to_vec(self, format()).expect("a Vec takes everything")
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
         Ok(bincode::decode_from_slice(bytes, format())?.0)
     }
 }
@@ -324,7 +324,7 @@ impl Row {
         bincode::encode_to_vec(self, format()).expect("a Vec takes everything")
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
         Ok(bincode::decode_from_slice(bytes, format())?.0)
     }
 

@@ -2,10 +2,14 @@
 
 use std::{fs, path::Path};
 
-use mesa::store::{
-    ReadLimit, StoreError,
-    disk::{DiskOptions, open},
-    inspect::Inspection,
+use bytes::Bytes;
+use mesa::{
+    message::Seq,
+    store::{
+        ReadLimit, StoreError,
+        disk::{DiskOptions, open},
+        inspect::{Inspection, LogFacts, Sink},
+    },
 };
 
 use crate::{
@@ -115,4 +119,70 @@ async fn store_whose_mark_alone_was_lost_opens_with_an_empty_one_in_its_place() 
     assert!(told.contains("make an empty one in its place"), "{told}");
     fs::write(place.path().join("mark"), "").unwrap();
     assert_eq!(opened(place.path()).unwrap(), (1..=MESSAGES).collect::<Vec<_>>());
+}
+
+/// Words of the system, of sled and of a decoder for those who program.
+const TERMS: [&str; 6] = ["os error", "Os {", "kind: ", "IO error", "UnexpectedEnd", "additional"];
+
+/// Takes what is found and keeps nothing.
+struct Nothing;
+
+impl Sink for Nothing {
+    fn entries(&mut self, _: &str, _: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn log(&mut self, _: LogFacts) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+type Harm = fn(&Path);
+
+/// What may happen to a file of inboxes, and what is told of it.
+const HARMS: [(Harm, &str); 5] = [
+    (|file| change(file, |bytes| bytes[100] ^= 1), "a checksum does not match"),
+    (|file| change(file, |bytes| bytes[..64].fill(0)), "a checksum does not match"),
+    (|file| change(file, |bytes| bytes.truncate(40)), "ends early"),
+    (|file| fs::remove_file(file).unwrap(), "is missing"),
+    (
+        |file| {
+            fs::remove_file(file).unwrap();
+            fs::create_dir(file).unwrap();
+        },
+        "cannot be read: is a directory",
+    ),
+];
+
+fn change(file: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(file).unwrap();
+    change(&mut bytes);
+    fs::write(file, bytes).unwrap();
+}
+
+// covers: G6
+#[tokio::test]
+async fn damaged_inbox_is_told_by_its_file_and_what_is_wrong_with_it() {
+    let [place, _] = stores().await;
+    for (harm, wanted) in HARMS {
+        let copied = tempfile::tempdir().unwrap();
+        copy(place.path(), copied.path());
+        let files = fs::read_dir(copied.path().join("inbox")).unwrap().map(|file| file.unwrap().path());
+        let file = files.max_by_key(|file| fs::metadata(file).unwrap().len()).unwrap();
+        harm(&file);
+        let name = format!("`inbox/{}`", file.file_name().unwrap().to_str().unwrap());
+        let store = open(DiskOptions { tuning: NEVER, ..DiskOptions::new(copied.path()) }).unwrap();
+        let mut told: Vec<_> = ["a", "b"].map(|id| store.read(&user(id), 0, ALL).err()).into_iter().flatten().collect();
+        let told = told.pop().expect("one of both is damaged").to_string();
+        store.close().await.unwrap();
+        drop(store);
+        let mut inspected = Inspection::open(copied.path()).unwrap();
+        inspected.visit(&mut Nothing).unwrap();
+        let damage: Vec<_> = inspected.damage().iter().map(|damage| damage.what.clone()).collect();
+        for told in damage.iter().chain([&told]) {
+            assert!(told.contains(wanted) && told.contains(&name), "{wanted}: {told}");
+            assert!(!TERMS.iter().any(|term| told.contains(term)), "{told}");
+        }
+        assert!(!damage.is_empty() && told.contains("mesa inspect --salvage"), "{wanted}: {told}");
+    }
 }

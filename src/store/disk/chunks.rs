@@ -22,10 +22,17 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use super::{
+    directory::INBOX,
     frame::{self, Kind, make_directory, read_at},
     space::Spares,
 };
-use crate::store::engine::{Cause, Copying};
+use crate::{
+    logging::system_error,
+    store::{
+        engine::{Cause, Copying},
+        unreadable::Unreadable,
+    },
+};
 
 /// A file that is longer is not gone on with.
 const FILE_BYTES: u64 = 8 << 20;
@@ -72,13 +79,48 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Names its file, in the store's directory.
+    fn file(self) -> String {
+        format!("{INBOX}/{}", frame::name(self.file))
+    }
+
+    /// Its file is not there.
+    pub fn missing(self) -> Unreadable {
+        Unreadable::new(format!("its file `{}` is missing", self.file()))
+    }
+
+    /// The system does not give it back.
+    pub fn unread(self, error: &io::Error) -> Unreadable {
+        Unreadable::new(format!("its file `{}` cannot be read: {}", self.file(), system_error(error)))
+    }
+
+    /// Of it were read so many bytes, and they are not what was written.
+    pub fn unlike(self, read: usize) -> Unreadable {
+        let (file, at, length) = (self.file(), self.at, self.length);
+        Unreadable::new(if read < length as usize {
+            format!(
+                "its file `{file}` ends early, at byte {}, where {length} bytes from byte {at} on should be",
+                at as usize + read
+            )
+        } else {
+            format!("in its file `{file}` a checksum does not match for the {length} bytes from byte {at} on")
+        })
+    }
+}
+
+/// The table does not say where a chunk is.
+pub fn no_place() -> Unreadable {
+    Unreadable::new("its place in the table is not what was written")
+}
+
 /// What is at a place.
 #[derive(Clone, Debug)]
 pub enum Found {
     /// The chunk.
     Chunk(Bytes),
-    /// Not the chunk of that key as it was written.
-    Damaged,
+    /// Not the chunk of that key as it was written, and why.
+    Damaged(Unreadable),
     /// There is no such file (any more).
     Gone,
 }
@@ -224,11 +266,13 @@ impl ChunkFiles {
             Ok(bytes) => bytes,
             Err(error) if Cause::of(&error) == Cause::Exhausted => return Err(error),
             Err(error) => {
-                tracing::error!(%error, file = %frame::name(place.file), at = place.at, "a chunk cannot be read");
-                return Ok(Found::Damaged);
+                return Ok(Found::Damaged(place.unread(&error)));
             }
         };
-        Ok(value_of(&bytes, key).map_or(Found::Damaged, |from| Found::Chunk(Bytes::from(bytes).slice(from..))))
+        Ok(match value_of(&bytes, key) {
+            Some(from) => Found::Chunk(Bytes::from(bytes).slice(from..)),
+            None => Found::Damaged(place.unlike(bytes.len())),
+        })
     }
 
     /// A file, open for reading; `None` if there is no such file.

@@ -8,8 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::foreign::refuse_foreign;
-use crate::store::{StoreError, engine::Cause};
+use super::{foreign::refuse_foreign, refusal::why};
+use crate::{
+    logging::system_error,
+    store::{StoreError, engine::Cause},
+};
 
 /// How long to wait for a process that has just been killed to let go of its lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
@@ -66,7 +69,12 @@ impl Locked {
     /// Makes the directory if it is not there, readable by its owner alone, and locks it.
     pub(super) fn new(path: &Path) -> Result<Self, StoreError> {
         let refuse = |reason: String| StoreError::Open { path: path.to_owned(), reason };
-        let told = |error: io::Error| refuse(format!("{error}. Check that store.path is right and may be written to"));
+        let told = |error: io::Error| match Cause::of(&error) {
+            Cause::Failed => {
+                refuse(format!("{}. Check that store.path is right and may be written to", system_error(&error)))
+            }
+            _ => refuse(why("the directory itself", &error)),
+        };
         if let Ok(found) = fs::symlink_metadata(path) {
             if found.file_type().is_symlink() {
                 return Err(refuse("it is a symbolic link. Name the directory itself".into()));

@@ -72,7 +72,7 @@ use super::{
     record::{journal_key, journal_number},
 };
 use crate::planted::{self, Bug};
-use chunks::{ChunkFiles, Found, Place};
+use chunks::{ChunkFiles, Found, Place, no_place};
 use compact::Step;
 use directory::Locked;
 use mark::Mark;
@@ -180,22 +180,25 @@ impl Disk {
         error
     }
 
-    /// The chunk that is at a place, or empty where that is not what was written; `None` where the key is gone.
+    /// The chunk that is at a place, or why that is not what was written; `None` where the key is gone.
     fn chunk(&self, key: &[u8], place: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let mut place = Place::decode(place);
+        let Some(mut place) = Place::decode(place) else { return Ok(Some(no_place().to_value())) };
         for _ in 0..MOVES_MAX {
-            let Some(known) = place else { return Ok(Some(Bytes::new())) };
-            match self.chunks.read(known, key)? {
+            match self.chunks.read(place, key)? {
                 Found::Chunk(value) => return Ok(Some(value)),
-                Found::Damaged => return Ok(Some(Bytes::new())),
+                Found::Damaged(why) => return Ok(Some(why.to_value())),
                 Found::Gone => {
                     // It was moved or removed since the table was asked.
                     let Some(now) = self.trees.places.get(key).map_err(unread)? else { return Ok(None) };
-                    place = Place::decode(&now).filter(|now| *now != known);
+                    let Some(now) = Place::decode(&now) else { return Ok(Some(no_place().to_value())) };
+                    if now == place {
+                        break;
+                    }
+                    place = now;
                 }
             }
         }
-        Ok(Some(Bytes::new()))
+        Ok(Some(place.missing().to_value()))
     }
 
     fn put_chunk(&self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {

@@ -142,11 +142,7 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
         unfinished::begin(&options.path, work).map_err(|error| refuse(why("cannot mark it", &error)))?;
     }
     let log = locked.log();
-    let unreadable = |error: std::io::Error| {
-        refuse(format!(
-            "its file `log/db` cannot be read: {error}. Nothing was changed; check the disk, then start again"
-        ))
-    };
+    let unreadable = |error: std::io::Error| refuse(why("its file `log/db` cannot be read", &error));
     locked.finish_rebuilding().map_err(|error| refuse(why("its directory `log`", &error)))?;
     locked.read_through().map_err(unreadable)?;
     let surveyed = refuse_damaged(&log, &options.path)?;
@@ -281,7 +277,7 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<Survey>, StoreError>
     }
     let unread = |error: std::io::Error| StoreError::Open {
         path: path.to_owned(),
-        reason: format!("its file `log/db` cannot be read: {error}"),
+        reason: why("its file `log/db` cannot be read", &error),
     };
     if let Some(missing) = Missing::tables(path).map_err(unread)? {
         return Err(damaged(path, missing));

@@ -3,22 +3,29 @@
 use std::io;
 
 use super::sled_error;
-use crate::store::engine::Cause;
+use crate::{
+    logging::system_error,
+    store::engine::{Cause, is_file_limit},
+};
 
 /// More than opening a store takes: two segments of the tables' file, a snapshot, and a block for each small file.
 const OPENING_MIB: u64 = 24;
 
 /// What could not be made, read or written, and the system's reason.
 pub fn why(what: &str, error: &io::Error) -> String {
+    let said = system_error(error);
     match Cause::of(error) {
+        Cause::NoSpace if is_file_limit(error) => format!(
+            "files may not be as large as the store needs them: {what}: {said}. Raise the limit (`ulimit -f`), then start again"
+        ),
         Cause::NoSpace => format!(
-            "the disk is full, and to open the store takes some space: {what}: {error}. Free {OPENING_MIB} MiB, then start again"
+            "the disk is full, and to open the store takes some space: {what}: {said}. Free {OPENING_MIB} MiB, then start again"
         ),
         Cause::Exhausted => format!(
-            "the system has no file descriptors or no memory left: {what}: {error}. Stop something else or raise the limit \
+            "the system has no file descriptors or no memory left: {what}: {said}. Stop something else or raise the limit \
              (`ulimit -n`), then start again"
         ),
-        Cause::Failed => format!("{what}: {error}. Check the disk, then start again"),
+        Cause::Failed => format!("{what}: {said}. Check the disk, then start again"),
     }
 }
 
@@ -47,11 +54,11 @@ mod tests {
 
     #[test]
     fn refusal_ends_with_what_to_do() {
-        let errors = [28, 24, 5].map(io::Error::from_raw_os_error);
+        let errors = [28, 27, 24, 5].map(io::Error::from_raw_os_error);
         for error in &errors {
             for told in [why("its file `mark`", error), why_of_sled(&sled::Error::Io(io::Error::from_raw_os_error(28)))]
             {
-                assert!(told.ends_with(", then start again"), "{told}");
+                assert!(told.ends_with(", then start again") && !told.contains("os error"), "{told}");
             }
         }
         let told = no_space("its file `log/db`", (16 << 20) + 1, 3 << 20);

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    chunks::{Place, parts, value_of},
+    chunks::{Place, no_place, parts, value_of},
     directory::{INBOX, JOURNAL, LOG},
     frame::{self, HEAD_BYTES, Kind},
     missing::Missing,
@@ -102,7 +102,7 @@ impl Rest {
         &self.unreadable
     }
 
-    /// The pairs of a table from `from` on, in order; of an inbox, chunks that cannot be read are empty. The journal is
+    /// The pairs of a table from `from` on, in order; of an inbox, of chunks that cannot be read why. The journal is
     /// none of these.
     pub fn pairs(&self, table: Table, from: &[u8]) -> RestPairs<'_> {
         let chunks = (table == Table::Inbox).then_some(&self.chunks);
@@ -192,16 +192,20 @@ struct Chunks {
 }
 
 impl Chunks {
-    /// The chunk of a key; empty if it cannot be read.
+    /// The chunk of a key, or why it cannot be read.
     fn chunk(&self, key: &[u8], place: &[u8]) -> io::Result<Bytes> {
-        let Some(place) = Place::decode(place) else { return Ok(Bytes::new()) };
+        let Some(place) = Place::decode(place) else { return Ok(no_place().to_value()) };
         let file = match fs::File::open(self.directory.join(frame::name(place.file))) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Bytes::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(place.missing().to_value()),
             file => file?,
         };
-        // What the disk does not give back cannot be told from what is not what was written.
-        let bytes = frame::read_at(&file, u64::from(place.at), place.length as usize).unwrap_or_default();
-        Ok(value_of(&bytes, key).map(|from| Bytes::from(bytes).slice(from..)).unwrap_or_default())
+        Ok(match frame::read_at(&file, u64::from(place.at), place.length as usize) {
+            Ok(bytes) => match value_of(&bytes, key) {
+                Some(from) => Bytes::from(bytes).slice(from..),
+                None => place.unlike(bytes.len()).to_value(),
+            },
+            Err(error) => place.unread(&error).to_value(),
+        })
     }
 }
 

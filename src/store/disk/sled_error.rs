@@ -6,7 +6,7 @@
 
 use std::io;
 
-use crate::store::engine::Cause;
+use crate::{logging::system_error, store::engine::Cause};
 
 /// What stands in a copy before the number of the system's error.
 const COPIED: &str = "Os { code: ";
@@ -40,14 +40,15 @@ pub fn sentence(error: &sled::Error) -> String {
     if let Some(error) = of_the_system(error) {
         return match Cause::of(&error) {
             Cause::NoSpace => format!(
-                "the disk had no space for its file `log/db` ({error}), and after that the tables cannot be written to until \
-                 they are opened again"
+                "the disk had no space for its file `log/db` ({}), and after that the tables cannot be written to until \
+                 they are opened again",
+                system_error(&error)
             ),
-            _ => format!("its file `log/db` cannot be read or written: {error}"),
+            _ => format!("its file `log/db` cannot be read or written: {}", system_error(&error)),
         };
     }
     match error {
-        sled::Error::Io(error) => format!("its file `log/db` cannot be read or written: {error}"),
+        sled::Error::Io(error) => format!("its file `log/db` cannot be read or written: {}", system_error(error)),
         sled::Error::Corruption { .. } => "its file `log/db` is not what was written".into(),
         sled::Error::ReportableBug(what) => format!("the tables in `log/db` are not as they should be: {what}"),
         error => format!("the tables in `log/db` cannot be used: {error}"),
@@ -66,7 +67,13 @@ mod tests {
             let met = sled::Error::Io(io::Error::from_raw_os_error(number));
             for error in [met.clone(), met] {
                 let told = sentence(&error);
-                assert!(told.contains(part) && !told.contains("Os {") && !told.contains("IO error"), "{told}");
+                assert!(
+                    told.contains(part)
+                        && !told.contains("Os {")
+                        && !told.contains("os error")
+                        && !told.contains("IO error"),
+                    "{told}"
+                );
                 assert_eq!(of_the_system(&error).and_then(|error| error.raw_os_error()), Some(number));
             }
         }

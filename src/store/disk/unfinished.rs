@@ -11,7 +11,10 @@ use std::{
     path::Path,
 };
 
-use super::directory::{Locked, UNFINISHED as NAME};
+use super::{
+    directory::{Locked, UNFINISHED as NAME},
+    refusal,
+};
 use crate::store::StoreError;
 
 /// What makes or changes a store as a whole.
@@ -81,7 +84,7 @@ fn work_of(text: &str) -> Option<Work> {
 /// Refuses a directory in which something was not finished, but to that which does not finish elsewhere: an import goes on.
 pub fn check(path: &Path, work: Option<Work>) -> Result<(), StoreError> {
     let refuse = |reason: String| StoreError::Open { path: path.to_owned(), reason };
-    let unread = |error: io::Error| refuse(format!("its file `{NAME}` cannot be read: {error}"));
+    let unread = |error: io::Error| refuse(refusal::why(&format!("its file `{NAME}` cannot be read"), &error));
     let Some(why) = found(path).map_err(unread)? else { return Ok(()) };
     let text = fs::read_to_string(path.join(NAME)).map_err(unread)?;
     let goes_on = work.is_some_and(|work| !work.starts_over() && work_of(&text) == Some(work));
@@ -112,7 +115,10 @@ pub fn remove_remains(path: &Path) -> Result<bool, StoreError> {
     }
     // Whoever makes it at this moment has the lock.
     let _locked = Locked::new(path)?;
-    let failed = |error: io::Error| StoreError::Open { path: path.to_owned(), reason: error.to_string() };
+    let failed = |error: io::Error| StoreError::Open {
+        path: path.to_owned(),
+        reason: refusal::why("what an earlier run has left there cannot be removed", &error),
+    };
     // The marker last: what an interruption leaves is still known to be remains.
     for file in fs::read_dir(path).map_err(failed)? {
         let file = file.map_err(failed)?;

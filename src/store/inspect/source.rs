@@ -15,6 +15,7 @@ use super::{
     walk::{Stop, Walk},
 };
 use crate::{
+    logging::system_error,
     message::{Seq, UserId},
     store::{
         StoreError,
@@ -58,7 +59,9 @@ impl Inspection {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let lock = lock(path)?;
         let log = path.join(LOG);
-        let told = |error: std::io::Error| open_error(path, format!("{error}. Name the directory of a store"));
+        let told = |error: std::io::Error| {
+            open_error(path, format!("{}. Name the directory of a store", system_error(&error)))
+        };
         let no_tables = Missing::tables(path).map_err(told)?;
         let file_bytes = match fs::metadata(log.join(DB)) {
             Err(_) if no_tables.is_some() => 0,
@@ -443,6 +446,10 @@ fn owner(key: &[u8]) -> String {
     format!("user {:?}", String::from_utf8_lossy(id))
 }
 
+fn cannot_lock(error: &std::io::Error) -> String {
+    format!("its file `{LOCK}` cannot be locked: {}. Check that it may be read", system_error(error))
+}
+
 /// Takes the lock of a directory without writing into it; `None` where there is none to take.
 fn lock(path: &Path) -> Result<Option<File>, StoreError> {
     if !path.is_dir() {
@@ -451,11 +458,11 @@ fn lock(path: &Path) -> Result<Option<File>, StoreError> {
     let file = match File::open(path.join(LOCK)) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(open_error(path, error)),
+        Err(error) => return Err(open_error(path, cannot_lock(&error))),
     };
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
-        Err(TryLockError::Error(error)) => Err(open_error(path, error)),
+        Err(TryLockError::Error(error)) => Err(open_error(path, cannot_lock(&error))),
         Err(TryLockError::WouldBlock) => {
             let holder = fs::read_to_string(path.join(LOCK)).unwrap_or_default();
             let holder = if holder.trim().is_empty() { String::new() } else { format!(" (process {})", holder.trim()) };

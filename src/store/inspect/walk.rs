@@ -16,6 +16,7 @@ use crate::{
         disk::RestPairs,
         lapses::Lapses,
         record::{Row, chunk_entries, is_inbox_key_of},
+        unreadable::Unreadable,
     },
 };
 
@@ -174,7 +175,13 @@ impl Walk<'_> {
         let entries = match chunk_entries(value) {
             Ok(entries) => entries,
             // One that nothing counts on yet: it was being written when the power went, and the journal has all of it.
-            Err(_) if value.is_empty() && first > settled && self.journal.users.contains_key(user) => return None,
+            Err(_)
+                if Unreadable::of_value(value).is_some()
+                    && first > settled
+                    && self.journal.users.contains_key(user) =>
+            {
+                return None;
+            }
             Err(error) => {
                 self.told.push(damage(user, "inbox", place(), error));
                 return None;

@@ -3,7 +3,10 @@
 
 use bincode::{Decode, Encode, config, error::DecodeError};
 
-use crate::message::{Seq, UserId};
+use crate::{
+    message::{Seq, UserId},
+    store::unreadable::Unreadable,
+};
 
 /// Bytes of a batch that go into one value.
 pub const PIECE_BYTES_MAX: usize = 60 << 10;
@@ -285,11 +288,11 @@ pub struct Pieces(Vec<u8>);
 
 impl Pieces {
     /// Takes the next one; gives the batch when it was the last.
-    pub fn push(&mut self, value: &[u8]) -> Result<Option<Batch>, DecodeError> {
+    pub fn push(&mut self, value: &[u8]) -> Result<Option<Batch>, Unreadable> {
         let (Piece::V1 { last, bytes }, _) = bincode::decode_from_slice(value, format())?;
         self.0.extend_from_slice(&bytes);
         if self.0.len() > DECODE_BYTES_MAX {
-            return Err(DecodeError::LimitExceeded);
+            return Err(DecodeError::LimitExceeded.into());
         }
         if !last {
             return Ok(None);
@@ -304,7 +307,7 @@ impl StoredLost {
         encode(self)
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
         Ok(bincode::decode_from_slice(bytes, format())?.0)
     }
 }
@@ -313,7 +316,7 @@ pub fn encode_reported(through: Seq) -> Vec<u8> {
     encode(&Reported::V1 { through })
 }
 
-pub fn decode_reported(bytes: &[u8]) -> Result<Seq, DecodeError> {
+pub fn decode_reported(bytes: &[u8]) -> Result<Seq, Unreadable> {
     let (Reported::V1 { through }, _) = bincode::decode_from_slice(bytes, format())?;
     Ok(through)
 }
