@@ -36,6 +36,9 @@ const PROVEN: Limit = Limit { wrong_max: 100, forget_interval: Duration::from_mi
 /// How long an address counts as proven after it has presented a right secret.
 const PROVEN_TTL: Duration = Duration::from_secs(60 * 60);
 
+/// A connection that goes on presenting a right secret has its address counted as proven again this often at most.
+const PROOF_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Addresses without wrong secrets are forgotten this often at most.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -64,6 +67,27 @@ pub struct Guesses {
     hasher: RandomState,
 }
 
+/// What one connection has proven: when its address was last counted as proven for that.
+#[derive(Debug, Default)]
+pub struct Proof(Mutex<Option<Instant>>);
+
+impl Proof {
+    /// Whether the connection has presented a right secret.
+    pub fn is_given(&self) -> bool {
+        self.0.lock().is_some()
+    }
+
+    /// True if the address is to be counted as proven: again while the connection lasts, and not for each request.
+    fn renew(&self, now: Instant) -> bool {
+        let mut last = self.0.lock();
+        let is_due = last.is_none_or(|last| now.saturating_duration_since(last) >= PROOF_INTERVAL);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
+    }
+}
+
 #[derive(Debug, Default)]
 struct Addresses {
     known: HashMap<IpAddr, Address, foldhash::fast::RandomState>,
@@ -73,7 +97,7 @@ struct Addresses {
 /// What came from one address.
 #[derive(Debug)]
 struct Address {
-    /// When it last presented a right secret over a new connection.
+    /// When it last presented a right secret, to within [`PROOF_INTERVAL`].
     proven: Option<Instant>,
     /// How many wrong ones count now.
     count: u32,
@@ -118,9 +142,9 @@ impl Guesses {
         self.admit_at(address, Instant::now())
     }
 
-    /// Remembers that an address has presented a right secret.
-    pub fn right(&self, address: Option<IpAddr>) {
-        self.right_at(address, Instant::now());
+    /// Remembers that an address has presented a right secret, over a connection with this proof.
+    pub fn right(&self, address: Option<IpAddr>, proof: &Proof) {
+        self.right_at(address, proof, Instant::now());
     }
 
     /// Counts a wrong secret, reports it in the log, and returns how long to delay the answer.
@@ -138,7 +162,10 @@ impl Guesses {
         if known.count < limit.wrong_max { Ok(()) } else { Err(limit.forget_interval) }
     }
 
-    fn right_at(&self, address: Option<IpAddr>, now: Instant) {
+    fn right_at(&self, address: Option<IpAddr>, proof: &Proof, now: Instant) {
+        if !proof.renew(now) {
+            return;
+        }
         let Some(address) = address else { return };
         let mut addresses = self.addresses.lock();
         let known = addresses.entry(network(address), now);
@@ -260,7 +287,7 @@ mod tests {
         let (compared, refused) = minute(&guesses, now, 4);
         assert!((60..90).contains(&compared) && refused > 100, "{compared} {refused}");
         let now = now + Duration::from_secs(60);
-        guesses.right_at(HOME, now);
+        guesses.right_at(HOME, &Proof::default(), now);
         assert_eq!(minute(&guesses, now, 4), (240, 0));
         let now = now + Duration::from_secs(60);
         let (compared, refused) = minute(&guesses, now, 1000);
@@ -283,11 +310,25 @@ mod tests {
         assert_eq!(guess(&guesses, HOME, 7, later), DELAY_MIN);
     }
 
+    /// A backend may keep one connection for days.
+    #[test]
+    fn address_stays_proven_while_a_connection_presents_right_secrets() {
+        let (guesses, began, proof) = (Guesses::default(), Instant::now(), Proof::default());
+        let later = began + 3 * PROVEN_TTL;
+        let mut now = began;
+        while now <= later {
+            guesses.right_at(HOME, &proof, now);
+            now += PROOF_INTERVAL / 7;
+        }
+        (0..20).for_each(|n| _ = guess(&guesses, HOME, n, later));
+        assert_eq!(guesses.admit_at(HOME, later), Ok(()));
+    }
+
     #[test]
     fn table_of_addresses_is_bounded() {
         let (guesses, now) = (Guesses::default(), Instant::now());
         let address = |n: usize| Some(IpAddr::from(u32::try_from(n).unwrap().to_be_bytes()));
-        guesses.right_at(HOME, now);
+        guesses.right_at(HOME, &Proof::default(), now);
         (0..3 * ADDRESSES_MAX).for_each(|n| _ = guess(&guesses, address(n), n, now));
         assert_eq!(guesses.addresses.lock().known.len(), ADDRESSES_MAX);
         assert!(guesses.addresses.lock().known.contains_key(&HOME.unwrap()), "proven addresses go last");

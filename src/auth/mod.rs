@@ -20,7 +20,7 @@ use crate::{
     message::{UserId, surrogates},
 };
 
-pub use guesses::Guesses;
+pub use guesses::{Guesses, Proof};
 pub use insecure::Insecure;
 pub use jwt::{Jwt, issue};
 pub use keys::{ApiKeys, Password};

@@ -1,12 +1,6 @@
 //! Who may ask: whoever shows one of the configured keys.
 
-use std::{
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     extract::{Request, State},
@@ -16,19 +10,20 @@ use axum::{
 };
 
 use super::{Api, error::ApiError};
+use crate::auth::Proof;
 
 /// The peer of a connection: its address, and whether it has presented a right key over this connection.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     address: Option<IpAddr>,
-    proven: Arc<AtomicBool>,
+    proof: Arc<Proof>,
 }
 
 impl Caller {
     /// A peer that has presented nothing yet. `None` where the address is not known.
     #[must_use]
     pub fn new(address: Option<IpAddr>) -> Self {
-        Self { address, proven: Arc::default() }
+        Self { address, proof: Arc::default() }
     }
 }
 
@@ -60,13 +55,11 @@ pub(super) async fn check(api: &Api, caller: &Caller, headers: &HeaderMap) -> Re
     }
     let key = presented(headers)?;
     // Over its limit, an address can still use the connections over which it has presented a right key.
-    if !caller.proven.load(Ordering::Relaxed) {
+    if !caller.proof.is_given() {
         api.guesses.admit(caller.address).map_err(ApiError::TooManyWrongKeys)?;
     }
     if api.keys.check(key) {
-        if !caller.proven.swap(true, Ordering::Relaxed) {
-            api.guesses.right(caller.address);
-        }
+        api.guesses.right(caller.address, &caller.proof);
         return Ok(());
     }
     api.metrics.wrong_secrets.inc();

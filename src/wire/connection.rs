@@ -20,6 +20,7 @@ use super::{
     resp::{Parser, Violation},
     subscriber::Subscriber,
 };
+use crate::auth::Proof;
 
 /// How long the rest of a command that was begun may take to come. Between commands a connection may be idle for as long
 /// as it likes.
@@ -71,6 +72,7 @@ pub(super) struct Connection<S> {
     pub(super) batch: Batch,
     /// Has shown the password, or need not.
     pub(super) authenticated: bool,
+    proof: Proof,
     pub(super) wrong_passwords: usize,
     /// What it calls itself.
     pub(super) name: Option<Bytes>,
@@ -93,6 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             buffer: BytesMut::new(),
             batch: Batch::default(),
             authenticated,
+            proof: Proof::default(),
             wrong_passwords: 0,
             name: None,
             channels: Vec::new(),
@@ -275,11 +278,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     /// The password was shown.
     pub(super) fn let_in(&mut self) {
-        if !std::mem::replace(&mut self.authenticated, true) {
-            self.wire.guesses.right(Some(self.subscriber.address));
-        }
+        self.authenticated = true;
+        self.count_as_proven();
         self.speak_by = None;
         self.parser.set_bytes_max(self.wire.bounds.command_bytes);
+    }
+
+    /// Counts the address as proven: at the password, and while the connection is used.
+    fn count_as_proven(&self) {
+        if self.wire.password.is_some() {
+            self.wire.guesses.right(Some(self.subscriber.address), &self.proof);
+        }
     }
 
     /// Refuses a password without comparing it, where too many wrong ones came from this address.
@@ -313,6 +322,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         if !self.authenticated && !command.is_for_strangers() {
             self.refuse("NOAUTH Authentication required.");
             return false;
+        }
+        if self.authenticated {
+            self.count_as_proven();
         }
         if !self.channels.is_empty() && !command.is_for_subscribers() {
             self.refuse("ERR only SUBSCRIBE, UNSUBSCRIBE, PING and QUIT are allowed in this context");
