@@ -146,3 +146,26 @@ pub struct Refusal {
     /// For people.
     pub message: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_reader, from_str, from_value, to_value};
+
+    use super::*;
+
+    /// Programs keep answers in logs and caches of their own.
+    #[test]
+    fn answer_is_read_from_text_streams_and_values_alike() {
+        let text = r#"{"recipients":1,"online":0,"offline":1,"rejected":[{"user":"a\n","reason":"invalid"}]}"#;
+        let result: DispatchResult = from_str(text).unwrap();
+        assert_eq!(result.rejected[0].user, "a\n");
+        assert_eq!(from_reader::<_, DispatchResult>(text.as_bytes()).unwrap(), result);
+        assert_eq!(from_value::<DispatchResult>(to_value(&result).unwrap()).unwrap(), result);
+        let text = r#"{"s":1,"op":0,"t":"T\n"}"#;
+        let types = [from_str::<PendingMessage>(text), from_reader(text.as_bytes())];
+        let types = types.map(|message| message.unwrap().t.unwrap());
+        assert_eq!(types, ["T\n", "T\n"]);
+        let value: Value = from_str(text).unwrap();
+        assert_eq!(from_value::<PendingMessage>(value).unwrap().t.as_deref(), Some("T\n"));
+    }
+}

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{Error as _, Unexpected},
+    de::{Error, Unexpected},
 };
 use serde_json::{Number, value::RawValue};
 
@@ -155,14 +155,19 @@ pub fn cut_to(json: &str, bytes_max: usize) -> Cow<'_, str> {
 }
 
 /// Reads a string as a text, with U+FFFD in place of each half of a surrogate pair: for those who need no more than that.
+///
+/// Also from a stream, and from a value that was read before: what programs do with answers that they keep.
 pub fn lossy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    JsonString::deserialize(deserializer).map(|string| string.lossy().into_owned())
+    text_of(&Box::<RawValue>::deserialize(deserializer)?)
 }
 
 /// The same, where there may be none.
 pub fn lossy_option<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let string = Option::<JsonString<'_>>::deserialize(deserializer)?;
-    Ok(string.map(|string| string.lossy().into_owned()))
+    Option::<Box<RawValue>>::deserialize(deserializer)?.map(|json| text_of(&json)).transpose()
+}
+
+fn text_of<E: Error>(json: &RawValue) -> Result<String, E> {
+    serde_json::from_str(json.get()).map(|string: JsonString<'_>| string.lossy().into_owned()).map_err(E::custom)
 }
 
 #[cfg(test)]
