@@ -70,11 +70,14 @@ impl Elements {
         self.looked -= self.given;
         self.given = 0;
         if self.looked > ELEMENT_BYTES_MAX {
-            let spaces = self.text[..self.looked].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-            let spaces = if self.dropped > 0 { 0 } else { spaces };
+            let spaces = self.spaces(self.looked);
+            self.text.drain(..spaces);
+            self.looked -= spaces;
             self.passed += spaces as u64;
-            self.dropped += (self.looked - spaces) as u64;
+        }
+        if self.looked > ELEMENT_BYTES_MAX {
             self.text.drain(..self.looked);
+            self.dropped += self.looked as u64;
             self.looked = 0;
         }
         self.text.extend_from_slice(piece);
@@ -110,8 +113,10 @@ impl Elements {
                     let element = self.given..self.looked;
                     self.ended = byte == b']';
                     self.looked += 1;
-                    if self.dropped > 0 {
-                        let (before, length) = (self.passed, self.dropped + element.len() as u64);
+                    let spaces = self.spaces(element.end);
+                    if self.dropped > 0 || element.len() - spaces > ELEMENT_BYTES_MAX {
+                        let before = self.passed + spaces as u64;
+                        let length = self.dropped + (element.len() - spaces) as u64;
                         (self.given, self.passed, self.dropped) = (self.looked, 0, 0);
                         return Next::Long { before, length, bytes: before + length + 1 };
                     }
@@ -143,6 +148,13 @@ impl Elements {
             true => Next::End,
             false => Next::Broken,
         }
+    }
+
+    /// How many spaces the element that is being read has in front, of what stands before `end`.
+    fn spaces(&self, end: usize) -> usize {
+        // Of one that was dropped they were passed over before.
+        let element = if self.dropped > 0 { &[] } else { &self.text[self.given..end] };
+        element.iter().take_while(|byte| byte.is_ascii_whitespace()).count()
     }
 
     fn pass(&mut self, bytes: usize) {
@@ -234,6 +246,28 @@ mod tests {
                 let found: Vec<&str> = found.iter().map(|text| text.trim()).collect();
                 assert!(found == ["1", &long, "2", &long], "in pieces of {piece} behind {spaces} spaces");
                 assert_eq!((at, end), (list.len(), Next::End));
+            }
+        }
+    }
+
+    #[test]
+    fn element_is_too_long_by_its_own_length_wherever_the_text_is_cut() {
+        for length in [100, ELEMENT_BYTES_MAX, ELEMENT_BYTES_MAX + 1, 3 * ELEMENT_BYTES_MAX / 2] {
+            let element = format!("\"{}\"", "x".repeat(length - 2));
+            for spaces in [0, ELEMENT_BYTES_MAX / 2, ELEMENT_BYTES_MAX + 7, 2 * ELEMENT_BYTES_MAX - 5] {
+                let list = format!("[{}{element},1]", " ".repeat(spaces));
+                for piece in [ELEMENT_BYTES_MAX / 3, ELEMENT_BYTES_MAX, 5 * ELEMENT_BYTES_MAX] {
+                    let mut elements = Elements::new(false);
+                    let mut pieces = list.as_bytes().chunks(piece);
+                    let first = std::iter::from_fn(|| {
+                        elements.push(pieces.next()?);
+                        Some(elements.next())
+                    });
+                    let first = first.filter(|next| *next != Next::More).next().unwrap();
+                    let expected = length > ELEMENT_BYTES_MAX;
+                    let case = format!("{length} bytes behind {spaces} spaces, in pieces of {piece}: {first:?}");
+                    assert_eq!(matches!(first, Next::Long { .. }), expected, "{case}");
+                }
             }
         }
     }
