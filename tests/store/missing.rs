@@ -186,3 +186,15 @@ async fn damaged_inbox_is_told_by_its_file_and_what_is_wrong_with_it() {
         assert!(!damage.is_empty() && told.contains("mesa inspect --salvage"), "{wanted}: {told}");
     }
 }
+
+/// Tables that were written anew, and did not get their place before the server ended: they are whole, and a start puts them there.
+// covers: G6
+#[tokio::test]
+async fn store_whose_new_tables_wait_for_their_place_is_not_taken_for_a_damaged_one() {
+    let [place, _] = stores().await;
+    fs::rename(place.path().join("log"), place.path().join("rebuilt")).unwrap();
+    let why = Inspection::open(place.path()).err().expect("it is refused").to_string();
+    assert!(why.contains("Start its server once"), "{why}");
+    assert_eq!(opened(place.path()).unwrap(), (1..=MESSAGES).collect::<Vec<_>>());
+    Inspection::open(place.path()).unwrap();
+}

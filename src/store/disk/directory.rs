@@ -38,7 +38,7 @@ pub(in crate::store) const LOCK: &str = "lock";
 /// The tables while they are made.
 pub(super) const MAKING: &str = "making";
 /// Tables that are whole and are to take the place of those there are.
-pub(super) const REBUILT: &str = "rebuilt";
+pub(in crate::store) const REBUILT: &str = "rebuilt";
 /// The marker of a store that is made or changed as a whole.
 pub(in crate::store) const UNFINISHED: &str = "unfinished";
 /// A file that is removed where the disk is full.

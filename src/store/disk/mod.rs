@@ -60,7 +60,7 @@ use parking_lot::Mutex;
 
 pub use self::open::{DiskOptions, open};
 pub(super) use self::{
-    directory::{CONF, DB, LOCK, LOG, MARK, UNFINISHED},
+    directory::{CONF, DB, LOCK, LOG, MARK, REBUILT, UNFINISHED},
     mark::Marked,
     missing::Missing,
     open::create,

@@ -19,7 +19,7 @@ use crate::{
     message::{Seq, UserId},
     store::{
         StoreError,
-        disk::{CONF, DB, Gap, LOCK, LOG, MARK, Marked, Missing, Rest, UNFINISHED, unfinished},
+        disk::{CONF, DB, Gap, LOCK, LOG, MARK, Marked, Missing, REBUILT, Rest, UNFINISHED, unfinished},
         engine::Table,
         lapses::Lapses,
         other_format::{is_newer_format, other_format},
@@ -62,6 +62,12 @@ impl Inspection {
         let told = |error: std::io::Error| {
             open_error(path, format!("{}. Name the directory of a store", system_error(&error)))
         };
+        if path.join(REBUILT).join(DB).exists() {
+            // Those in `log`, if there are any, are not what a server would read.
+            let why = "its tables were written anew, and its server ended before it put the new ones, `rebuilt`, in their \
+                       place. Start its server once, which does that";
+            return Err(open_error(path, why));
+        }
         let no_tables = Missing::tables(path).map_err(told)?;
         let file_bytes = match fs::metadata(log.join(DB)) {
             Err(_) if no_tables.is_some() => 0,
