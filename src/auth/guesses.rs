@@ -4,10 +4,11 @@
 //! too many different wrong secrets no more are compared until some time has passed. A connection that has presented a right
 //! one is exempt. Right secrets are never delayed.
 //!
-//! Whoever shares an address with a guesser could be locked out so, behind a proxy above all. To compare a secret is to tell
+//! That could lock out clients that share an address with a guesser, behind a proxy above all. To compare a secret is to tell
 //! whether it is right, at once: a right one cannot be let through without a limit unless guesses have none. Only its height
-//! can be chosen. Where no right secret comes from there is nobody to lock out, and the limit is low. Where one came within the
-//! last hour it is higher: locking others out takes a flood then, and 20 guesses a second find no key of 16 random characters.
+//! can be chosen. An address that presents no right secret has no client to lock out, and its limit is low. Where one came
+//! within the last hour the limit is higher: only a flood locks clients out then, and 20 guesses a second find no key of 16
+//! random characters.
 
 use std::{
     collections::HashMap,

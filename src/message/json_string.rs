@@ -154,7 +154,7 @@ pub fn cut_to(json: &str, bytes_max: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}\"", &json[..end]))
 }
 
-/// Reads a string as a text, with U+FFFD in place of each half of a surrogate pair: for those who need no more than that.
+/// Reads a string as a text, with U+FFFD in place of each half of a surrogate pair: for readers that need no more.
 ///
 /// Also from a stream, and from a value that was read before: what programs do with answers that they keep.
 pub fn lossy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

@@ -200,7 +200,7 @@ async fn dispatch_to_many_users_of_a_cluster_that_is_down_waits_once() {
     let names: Vec<String> = (0..RECIPIENTS).map(|n| format!("user-{n}")).collect();
     let to: Vec<&str> = names.iter().map(String::as_str).collect();
     stage.dispatch(0, &message(1, &to)).await;
-    // A slot in which nobody is; the Cluster demands that all have a node.
+    // A slot without a user; the Cluster demands that all have a node.
     let slot = cli(cluster.nodes[0].port, &["CLUSTER", "KEYSLOT", "nobody"]);
     let owner = cluster.owner("nobody").port;
     let state = |state: &str| {

@@ -84,7 +84,7 @@ fn guessing_of_api_keys_is_limited_and_clients_behind_the_address_keep_working()
         assert!(asked.elapsed() < PATIENCE, "a new connection never gets in");
         thread::sleep(Duration::from_millis(100));
     }
-    // From here on somebody behind this address is known to have a key, and is not locked out by as many guesses.
+    // From here on the address is proven, and as many guesses lock none of its clients out.
     let (answers, _) = all_at_once(move |n| ask(&mut connect(), &format!("another-wrong-secret-{n}")).0);
     assert!(answers.iter().all(|status| *status == 401), "{answers:?}");
     assert_eq!(ask(&mut connect(), KEY).0, 200, "over a new connection");

@@ -107,11 +107,11 @@ pub enum OutboxEvent {
         /// A crash has cut the count short: there may have been more.
         at_least: bool,
     },
-    /// A client has said something whose type has half of a surrogate pair.
+    /// A client has sent a message whose type has half of a surrogate pair.
     CutMessage {
         /// Names the connection.
         connection: String,
-        /// Who it is, if that is known.
+        /// The user, if it is known.
         user: Option<String>,
         /// The opcode.
         op: u64,

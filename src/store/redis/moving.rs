@@ -128,7 +128,7 @@ pub async fn import(link: &Arc<Link>, store: &dyn Store) -> Result<Moved, MoveEr
         let (next, names): (String, Vec<String>) = page.await?;
         for name in names {
             let asked = name.clone();
-            // Somebody may have taken it since.
+            // A server may have taken it since.
             if let Some(text) = on(link, move |link| async move { field(&link, &asked).await }).await? {
                 import_field(link, store, &name, &text, &mut moved).await?;
             }

@@ -109,7 +109,7 @@ pub fn wait(mut process: Process, patience: Duration, what: &str) -> ExitStatus 
 pub fn check_end(home: &Home, status: ExitStatus) -> Result<(), String> {
     let log = home.log();
     let told = log.lines().last().is_some_and(|last| last.starts_with("mesa: "));
-    // For programmers, not for who runs a server.
+    // Terms for programmers, not for operators.
     let said = |terms: &&str| log.lines().any(|line| line.contains(terms) && !is_caught_panic(line));
     if let Some(terms) = ["Os {", "kind: ", "IO error", "REPORT THIS BUG"].iter().find(|terms| said(terms)) {
         return Err(format!("it ended with {status} and says {terms:?}:\n{log}"));

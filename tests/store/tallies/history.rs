@@ -397,7 +397,7 @@ impl<'a> History<'a> {
         self.kept = false;
     }
 
-    /// Somebody deletes the state of a log, its stream, or both; the next append puts that right.
+    /// A person deletes the state of a log, its stream, or both; the next append puts that right.
     async fn delete(&mut self) {
         let (by, whose, which) = (self.pick(SERVERS), self.pick(USERS.len()), self.pick(3));
         let whats: &[&str] = [&["state"][..], &["log"], &["state", "log"]][which];

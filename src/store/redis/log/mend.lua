@@ -1,4 +1,4 @@
--- A stream that is not what the state of its log says. Somebody has deleted, trimmed or replaced one of the two keys, or Redis has
+-- A stream that is not what the state of its log says. A person has deleted, trimmed or replaced one of the two keys, or Redis has
 -- (`maxmemory-policy`), or it refused a step half-way.
 
 -- These sequences may have had entries that are not there any more. Only those are a gap that some cursor has not received.

@@ -1,4 +1,4 @@
--- A read of who has nothing to say. 23 the name by which the sessions of the caller know the log ('' = there are none), 24 the highest
+-- A read without a report. 23 the name by which the sessions of the caller know the log ('' = there are none), 24 the highest
 -- sequence that they have seen, 25 the last change that the caller has reported.
 local S = load(K[3])
 look(S)
