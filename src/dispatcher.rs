@@ -30,14 +30,14 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::{error::Error, io, time::Duration};
+use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     client::without_userinfo,
-    logging::json_error,
+    logging::{json_error, network_error},
     message::{DispatchId, Message, Recipients, Seq, UserId},
     protocol::opcode,
 };
@@ -181,7 +181,7 @@ impl Dispatcher {
             // Without this, a machine that has no certificates installed could not even speak plain HTTP.
             builder = builder.tls_certs_only([]);
         }
-        let http = builder.build().map_err(|error| DispatchError::Setup(innermost(&error)))?;
+        let http = builder.build().map_err(|error| DispatchError::Setup(network_error(&error)))?;
         Ok(Self { http, base, key: api_key.to_owned(), retry: None })
     }
 
@@ -378,11 +378,11 @@ impl Dispatcher {
     fn failed(&self, error: &reqwest::Error) -> DispatchError {
         let url = self.shown();
         if error.is_connect() {
-            DispatchError::Unreachable { url, reason: innermost(error) }
+            DispatchError::Unreachable { url, reason: network_error(error) }
         } else if error.is_timeout() {
             DispatchError::Silent { url, waited: TIMEOUT }
         } else {
-            DispatchError::Broken { url, reason: innermost(error) }
+            DispatchError::Broken { url, reason: network_error(error) }
         }
     }
 
@@ -408,17 +408,5 @@ fn hint(status: StatusCode, refusal: &Refusal) -> &'static str {
         StatusCode::INSUFFICIENT_STORAGE => ". It takes messages again by itself once there is room",
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => ". Try again in a moment",
         _ => "",
-    }
-}
-
-/// The cause at the bottom, which is where the system says what is wrong; the layers above repeat themselves.
-fn innermost(error: &(dyn Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(below) = cause.source() {
-        cause = below;
-    }
-    match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
-        Some(io::ErrorKind::ConnectionRefused) => "connection refused".into(),
-        _ => cause.to_string(),
     }
 }

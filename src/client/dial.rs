@@ -10,8 +10,8 @@ use tokio_tungstenite::{
     tungstenite::{Error as WsError, protocol::WebSocketConfig},
 };
 
-use super::{ClientError, address::without_userinfo, error};
-use crate::message::PAYLOAD_BYTES_MAX;
+use super::{ClientError, address::without_userinfo};
+use crate::{logging::network_error, message::PAYLOAD_BYTES_MAX};
 
 /// How long the connection and the handshake may take together.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,7 +84,7 @@ pub(super) async fn dial(url: &str) -> Result<WebSocketStream<TcpStream>, Client
 }
 
 async fn shake_hands(target: &Target) -> Result<WebSocketStream<TcpStream>, ClientError> {
-    let unreachable = |error| ClientError::Unreachable { address: target.address(), reason: error::plain(&error) };
+    let unreachable = |error| ClientError::Unreachable { address: target.address(), reason: network_error(&error) };
     let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(unreachable)?;
     // Receipts and typed lines are small and wanted at once.
     stream.set_nodelay(true).map_err(unreachable)?;

@@ -1,10 +1,11 @@
 //! What can go wrong on the client's side, in sentences that say what to do.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use tokio_tungstenite::tungstenite::Error as WsError;
 
 use super::close;
+use crate::logging::network_error;
 
 /// Why a client cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -92,20 +93,10 @@ fn in_its_words(reason: &str) -> String {
 /// How a connection was lost, for people.
 pub(super) fn lost(error: &WsError) -> String {
     match error {
-        WsError::Io(error) => plain(error),
+        WsError::Io(error) => network_error(error),
         WsError::Protocol(tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {
             "the other side ended it without a word".into()
         }
         other => other.to_string(),
-    }
-}
-
-/// The system's words without its numbers.
-pub(super) fn plain(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".into(),
-        io::ErrorKind::ConnectionReset => "connection reset by the other side".into(),
-        io::ErrorKind::TimedOut => "no answer in time".into(),
-        _ => error.to_string(),
     }
 }

@@ -66,7 +66,10 @@ pub(super) fn read(
         } else if let Some(key) = key {
             let origin = format!("{ORIGIN}{}", shown(name));
             let Some(text) = text else {
-                problems.push(Problem::about(&[key.name], "the value is not valid UTF-8").from(&origin));
+                problems.push(
+                    Problem::about(&[key.name], "the value is not valid UTF-8. Set the variable to text, or unset it")
+                        .from(&origin),
+                );
                 continue;
             };
             match parse(key, text) {

@@ -7,6 +7,7 @@ use http_body_util::channel::{Channel, Sender};
 use reqwest::{Body, Method, Response};
 
 use super::{ANSWER_BYTES_MAX, Dispatch, DispatchError, DispatchResult, Dispatcher, Refusal, TIMEOUT, reply};
+use crate::logging::json_error;
 
 /// Pieces that were handed over and wait for the connection to take them.
 const PIECES_MAX: usize = 2;
@@ -202,7 +203,7 @@ impl Answers {
         }
         match serde_json::from_slice::<reply::Refused>(&line) {
             Ok(refused) => Ok(Some(Err(refused.error))),
-            Err(error) => Err(self.dispatcher.strange(&format!("its answer cannot be read ({error})"))),
+            Err(error) => Err(self.dispatcher.strange(&format!("its answer cannot be read ({})", json_error(&error)))),
         }
     }
 

@@ -12,7 +12,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{error::Error, io, sync::Arc};
 
 use axum::{
     BoxError,
@@ -24,7 +24,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::watch;
 
 use super::{Api, error::ApiError};
-use crate::logging::excerpt;
+use crate::logging::{excerpt, network_error, sentence};
 use read::Asked;
 
 /// Where dispatches are posted.
@@ -55,7 +55,7 @@ where
     // A body that is here already sets no timer.
     let body = tokio::time::timeout(super::BODY_TIME_MAX, Limited::new(body, bytes_max).collect()).await;
     let body = body.map_err(|_| ApiError::TooSlow)?.map_err(|error| {
-        if error.is::<LengthLimitError>() { ApiError::TooLarge(bytes_max) } else { ApiError::Body(error.to_string()) }
+        if error.is::<LengthLimitError>() { ApiError::TooLarge(bytes_max) } else { ApiError::Body(unread(&*error)) }
     })?;
     let outcome = match read::read(&body.to_bytes(), api.limits.recipients)?.checked(&api.hub)? {
         Asked::Dispatch(dispatch) => api.hub.dispatch(dispatch).await?,
@@ -64,6 +64,24 @@ where
     let mut text = Vec::with_capacity(answer::BYTES_USUAL);
     answer::write(&outcome, &mut text);
     Ok(super::json(StatusCode::OK, text))
+}
+
+/// Why a body could not be read, in words of HTTP.
+fn unread(error: &(dyn Error + 'static)) -> String {
+    tracing::debug!(error = %sentence(network_error(error)), "a body could not be read");
+    let mut cause = error;
+    while let Some(below) = cause.source() {
+        cause = below;
+    }
+    match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
+            "a chunk of it (Transfer-Encoding: chunked) does not begin with its length in hexadecimal and a line end, or does not \
+             end with one"
+        }
+        Some(io::ErrorKind::TimedOut) => "it stopped coming. Send it again",
+        _ => "it ended before the length that was announced. Send it again",
+    }
+    .into()
 }
 
 /// Refuses a body that is compressed: it would be read as if it were not.

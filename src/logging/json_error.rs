@@ -29,7 +29,19 @@ fn reworded(reason: &str) -> String {
     let Some((found, expected)) = reason.rsplit_once(", expected ") else {
         return match reason {
             "recursion limit exceeded" => "it is nested too deep".into(),
-            reason => excerpt(reason),
+            "expected ident" => "expected true, false or null".into(),
+            "expected value" => "expected a value".into(),
+            "invalid number" => "this is no number of JSON".into(),
+            "number out of range" => "the number is too large".into(),
+            "lone leading surrogate in hex escape" => "an escape has half of a surrogate pair".into(),
+            "unexpected end of hex escape" => {
+                "\\u is followed by fewer than four hexadecimal digits, or by half of a pair".into()
+            }
+            "key must be a string" => "a name in an object has to be a string".into(),
+            reason => match reason.strip_prefix("EOF while parsing ") {
+                Some(what) => format!("the text ends within {}", excerpt(what)),
+                None => excerpt(reason),
+            },
         };
     };
     let value = found.strip_prefix("invalid type: ").or_else(|| found.strip_prefix("invalid value: "));
@@ -148,7 +160,15 @@ mod tests {
         assert_eq!(error::<Fields>("7"), "expected an object, but found 7 at line 1 column 1");
         assert_eq!(error::<Fields>("{}"), "missing field `name` at line 1 column 2");
         assert_eq!(error::<Fields>("{\"x\":1}"), "unknown field `x`, expected `name` at line 1 column 4");
-        assert_eq!(error::<u32>(""), "EOF while parsing a value at line 1 column 0");
+        assert_eq!(error::<u32>(""), "the text ends within a value at line 1 column 0");
+        for text in
+            ["nul", "tru", "{\"a\":fals}", "{a:1}", "[1", "\"\\u12", "{", "-", "1e999", "\"\\ud83d\"", "[1,]", "01"]
+        {
+            let told = error::<serde_json::Value>(text);
+            for term in ["ident", "EOF", "parsing", "lone", "unit", "hex escape"] {
+                assert!(!told.contains(term), "{text}: {told}");
+            }
+        }
         let deep = "[".repeat(200);
         assert!(error::<serde_json::Value>(&deep).starts_with("it is nested too deep at line 1"));
     }

@@ -14,7 +14,7 @@ pub mod address;
 pub(crate) mod receiver;
 pub mod signature;
 
-use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use reqwest::{
     Method, Response, Url,
@@ -22,6 +22,8 @@ use reqwest::{
     redirect,
 };
 use tokio::{sync::Semaphore, time::timeout};
+
+use crate::logging::network_error;
 
 /// Longest URL, in bytes.
 pub const URL_BYTES_MAX: usize = 2048;
@@ -166,7 +168,7 @@ impl Outgoing {
             // Without this, a machine that has no certificates installed could not even speak plain HTTP.
             builder = builder.tls_certs_only([]);
         }
-        let http = builder.build().map_err(|error| UrlError(format!("cannot be asked: {}", innermost(&error))))?;
+        let http = builder.build().map_err(|error| UrlError(format!("cannot be asked: {}", network_error(&error))))?;
         Ok(Self { http, url, timeout })
     }
 
@@ -247,9 +249,9 @@ impl Outgoing {
         if error.is_timeout() {
             OutgoingError::Silent { host, waited: self.timeout }
         } else if error.is_connect() {
-            OutgoingError::Unreachable { host, reason: innermost(error) }
+            OutgoingError::Unreachable { host, reason: network_error(error) }
         } else {
-            OutgoingError::Broken { host, reason: innermost(error) }
+            OutgoingError::Broken { host, reason: network_error(error) }
         }
     }
 
@@ -311,18 +313,6 @@ fn allowed(found: Vec<SocketAddr>, allow_private: bool) -> Result<Vec<SocketAddr
             Err(io::Error::other(format!("its address {address} is private, and allowPrivate is not set")))
         }
         _ => Ok(allowed),
-    }
-}
-
-/// The cause at the bottom, which is where the system says what is wrong; the layers above repeat themselves.
-fn innermost(error: &(dyn Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(below) = cause.source() {
-        cause = below;
-    }
-    match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
-        Some(io::ErrorKind::ConnectionRefused) => "connection refused".into(),
-        _ => cause.to_string(),
     }
 }
 

@@ -342,7 +342,7 @@ mod tests {
             ("", "expected an object"),
             ("nonsense", "expected an object"),
             ("[]", "expected an object"),
-            ("{", "this is not a dispatch: EOF"),
+            ("{", "this is not a dispatch: the text ends"),
             ("{}", "missing field `message`"),
             (r#"{"message":{}}"#, "missing field `recipients`"),
             (r#"{"message":[],"recipients":[]}"#, "not a message: expected an object"),

@@ -11,7 +11,7 @@ use crate::{
 /// row first. `lib.rs` names everything.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("message", &[]),
-    ("outgoing", &[]),
+    ("outgoing", &["logging"]),
     ("config", &["outgoing"]),
     ("metrics", &["logging"]),
     ("planted", &[]),

@@ -99,3 +99,20 @@ fn encoded_body_is_refused_with_the_name_of_its_coding() {
         }
     }
 }
+
+#[test]
+fn body_that_cannot_be_read_is_refused_in_words_of_http() {
+    let home = Home::new();
+    let server = home.start();
+    for chunk in ["zz\r\n", "-1\r\n", "1\r\n{}\r\n", "ffffffffffffffffff\r\n"] {
+        let request = format!(
+            "POST /v1/dispatch HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}"
+        );
+        let mut http = Http::connect(server.address).expect("a connection");
+        http.send(&request).expect("sent");
+        let (status, answer) = http.answer().expect("an answer");
+        let answer = String::from_utf8_lossy(&answer);
+        assert_eq!(status, 400, "{chunk:?}: {answer}");
+        assert!(answer.contains("bad_body") && answer.contains("a chunk of it"), "{chunk:?}: {answer}");
+    }
+}

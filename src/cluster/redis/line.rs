@@ -24,7 +24,7 @@ use super::{
     refusal::{Meaning, Refusals, Retry, meaning},
     spread::Nodes,
 };
-use crate::{config, health::LogLimit};
+use crate::{config, health::LogLimit, logging::network_error};
 
 /// A reply that has not come by then does not come: the line is made anew.
 pub(super) const REPLY_PATIENCE: Duration = Duration::from_secs(3);
@@ -128,7 +128,9 @@ pub struct Lines {
 
 impl Lines {
     pub(super) fn new(redis: &config::Redis) -> Result<Self, LinkError> {
-        let wrong = |error: RedisError| LinkError::Refused(format!("its address cannot be used: {error}").into());
+        let wrong = |error: RedisError| {
+            LinkError::Refused(format!("its address cannot be used: {}", network_error(&error)).into())
+        };
         let target = match redis {
             config::Redis::One(url) => Target::One(Box::new(Client::open(url.as_str()).map_err(wrong)?)),
             config::Redis::Cluster(urls) => Target::Cluster(Box::new(Nodes::new(urls).map_err(wrong)?)),

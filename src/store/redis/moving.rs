@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     cluster::redis::{Link, LinkError, Script, StockMessage},
-    logging::excerpt,
+    logging::{excerpt, json_error},
     message::{DispatchId, Payload, Seq, UserId},
 };
 
@@ -113,7 +113,7 @@ fn sum(texts: &[&RawValue]) -> u32 {
 
 fn list<'a>(user: &str, text: &'a str) -> Result<Vec<&'a RawValue>, MoveError> {
     serde_json::from_str(text)
-        .map_err(|error| MoveError::NotUnderstood { user: user.to_owned(), why: error.to_string() })
+        .map_err(|error| MoveError::NotUnderstood { user: user.to_owned(), why: json_error(&error) })
 }
 
 /// Brings what waits in a stock set-up into a store.
