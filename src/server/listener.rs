@@ -30,7 +30,7 @@ use super::{
     stopped, upgrade,
 };
 use crate::{
-    health::supervise,
+    health::{LogLimit, supervise},
     http::{Caller, Http, refusal},
     metrics::Metrics,
 };
@@ -192,6 +192,9 @@ impl Seldom {
     }
 }
 
+/// Peers that come and go make the system refuse connections again and again.
+static NO_MORE: LogLimit = LogLimit::new();
+
 /// A listener that goes on after what goes wrong with a single connection.
 pub(super) struct Door {
     listener: TcpListener,
@@ -222,7 +225,9 @@ impl Door {
     /// Waits, because the system gives no connections; longer each time, up to a second.
     pub(super) async fn pause(&mut self, error: &io::Error) {
         let pause = self.pause;
-        tracing::error!(%error, "the system gives no more connections; trying again in {pause:?}");
+        if let Some(suppressed) = NO_MORE.due("accept") {
+            tracing::error!(%error, suppressed, "the system gives no more connections; trying again in {pause:?}");
+        }
         tokio::time::sleep(pause).await;
         self.pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
     }

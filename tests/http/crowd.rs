@@ -114,3 +114,25 @@ fn websockets_leave_places_for_requests() {
     assert_eq!(dispatch(&mut http, "alice"), 200);
     drop((one, two, idle));
 }
+
+/// Lines that one cause may write here: there is one in ten seconds, and a test takes less than a minute.
+const LINES_MAX: usize = 6;
+
+#[test]
+fn server_without_descriptors_says_so_once_in_an_interval() {
+    // Far fewer than a server sets aside for its store: the system refuses before the server does.
+    let home = Home::with(LIMITS);
+    let Some(server) = start(&home, 40) else { return };
+    let silent = crowd(server.address);
+    let refused = "the system gives no more connections";
+    home.log_once(|log| log.contains(refused));
+    // Each place that becomes free is taken by the next of the crowd, and the one behind it is refused anew.
+    for stream in silent {
+        drop(stream);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let mut http = Http::connect(server.address).expect("a connection");
+    assert_eq!(http.status("/healthz").expect("an answer"), 200);
+    let lines = home.log_once(|_| true).matches(refused).count();
+    assert!(lines <= LINES_MAX, "{lines} lines");
+}
