@@ -44,6 +44,20 @@ impl LogLimit {
     }
 }
 
+/// Logs what a peer has done: a line at INFO once in an interval, with the number of those in between, which are logged at DEBUG.
+///
+/// Begins with a [`LogLimit`] of the line's own; then as `tracing::info!`.
+macro_rules! info_seldom {
+    ($limit:expr, $($line:tt)+) => {
+        match $limit.due("") {
+            Some(suppressed) => tracing::info!(suppressed, $($line)+),
+            None => tracing::debug!($($line)+),
+        }
+    };
+}
+
+pub(crate) use info_seldom;
+
 #[cfg(test)]
 mod tests {
     use super::*;

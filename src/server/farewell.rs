@@ -11,7 +11,13 @@ use super::{
     connection::{Connection, End},
     socket::{Inbound, LINGER_BYTES_MAX},
 };
-use crate::protocol::close::CloseCode;
+use crate::{
+    health::{LogLimit, info_seldom},
+    protocol::close::CloseCode,
+};
+
+/// A client can do so as often as it connects.
+static CUT: LogLimit = LogLimit::new();
 
 /// How long a peer has to take our close frame and to answer it.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
@@ -45,7 +51,7 @@ impl Connection {
         let mut last = LastWords { frames: 0, heard: false, closed: false, bytes_left: LINGER_BYTES_MAX };
         match end {
             End::Stuck => {
-                tracing::info!("a client took nothing for too long and was cut; what it was owed stays in its log");
+                info_seldom!(CUT, "a client took nothing for too long and was cut; what it was owed stays in its log");
                 return None;
             }
             End::Gone => {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     auth::{AuthError, Identity},
-    health::LogLimit,
+    health::{LogLimit, info_seldom},
     hub::{Attach, Said, StoreError},
     logging::{panic_text, sentence},
     message::JsonString,
@@ -30,6 +30,11 @@ use crate::{
 
 /// A part that is away fails the authentication of every client.
 static UNAVAILABLE: LogLimit = LogLimit::new();
+
+/// What a stranger can do as often as it connects. One line each says that it happens, and how often.
+static BROKEN: LogLimit = LogLimit::new();
+static NOT_TAKEN: LogLimit = LogLimit::new();
+static REFUSED: LogLimit = LogLimit::new();
 
 /// Frames taken from one client before others have their turn.
 const FRAMES_PER_ROUND_MAX: usize = 32;
@@ -78,7 +83,7 @@ impl Connection {
                 }
                 Poll::Ready(Inbound::Refused(code, reason)) => {
                     self.shared.metrics.malformed_frames.inc();
-                    tracing::info!(code = code.code(), reason, "a client broke the WebSocket protocol");
+                    info_seldom!(BROKEN, code = code.code(), reason, "a client broke the WebSocket protocol");
                     self.connected.failed(&Broken(reason));
                     return Err(End::Close(code, reason));
                 }
@@ -108,7 +113,7 @@ impl Connection {
     fn hear(&mut self, text: &str, now: Instant) -> Result<(), End> {
         let frame = frame::decode(text).map_err(|error| {
             self.shared.metrics.malformed_frames.inc();
-            tracing::info!(%error, "a client sent a frame that cannot be taken");
+            info_seldom!(NOT_TAKEN, %error, "a client sent a frame that cannot be taken");
             self.connected.failed(&error);
             End::Close(error.close_code(), error.reason())
         })?;
@@ -206,7 +211,7 @@ impl Connection {
         };
         if token_is_cut {
             let error = "the token has half of a surrogate pair (a character that was cut in two), so it is no text";
-            tracing::info!(error, "authentication failed");
+            info_seldom!(REFUSED, error, "authentication failed");
             return self.refuse();
         }
         let checking = async move {
@@ -242,7 +247,9 @@ impl Connection {
                         }
                         self.connected.failed(&error);
                     }
-                    AuthError::Refused(_) => tracing::info!(error = %sentence(&error), "authentication failed"),
+                    AuthError::Refused(_) => {
+                        info_seldom!(REFUSED, error = %sentence(&error), "authentication failed");
+                    }
                 }
                 self.refuse()
             }
@@ -313,7 +320,9 @@ impl Connection {
                 Err(End::Close(CloseCode::TooBusy, "the store cannot be reached for now"))
             }
             Err(error) => {
-                tracing::error!(%error, "a user's log could not be opened");
+                if let Some(suppressed) = UNAVAILABLE.due("log") {
+                    tracing::error!(%error, suppressed, "a user's log could not be opened");
+                }
                 self.connected.failed(&error);
                 Err(End::close(CloseCode::Internal))
             }

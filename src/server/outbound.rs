@@ -15,10 +15,14 @@ use super::{
 };
 use crate::{
     config::Confirmation,
+    health::LogLimit,
     hub::{Batch, Entry, Missed, Resumed, Session},
     message::Payload,
     protocol::{close::CloseCode, encode},
 };
+
+/// A log that is damaged fails each connection of its user.
+static UNREAD: LogLimit = LogLimit::new();
 
 impl Connection {
     /// The first frame.
@@ -80,7 +84,9 @@ impl Connection {
                     return Ok(());
                 }
                 Poll::Ready(Err(error)) => {
-                    tracing::error!(%error, "a log could not be read");
+                    if let Some(suppressed) = UNREAD.due("log") {
+                        tracing::error!(%error, suppressed, "a log could not be read");
+                    }
                     self.connected.failed(&error);
                     return Err(End::close(CloseCode::Internal));
                 }

@@ -20,7 +20,13 @@ use super::{
     resp::{Parser, Violation},
     subscriber::Subscriber,
 };
-use crate::auth::Proof;
+use crate::{
+    auth::Proof,
+    health::{LogLimit, info_seldom},
+};
+
+/// A stranger can do so as often as it connects.
+static VIOLATED: LogLimit = LogLimit::new();
 
 /// How long the rest of a command that was begun may take to come. Between commands a connection may be idle for as long
 /// as it likes.
@@ -192,7 +198,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     fn violated(&mut self, violation: &Violation) -> Result<(), End> {
-        tracing::info!(peer = %self.subscriber.address, %violation, "a peer does not speak the Redis protocol");
+        info_seldom!(VIOLATED, peer = %self.subscriber.address, %violation, "a peer does not speak the Redis protocol");
         self.refuse(&format!("ERR {violation}"));
         Err(End::Refused)
     }
