@@ -223,6 +223,11 @@ pub trait Engine: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Bytes that have to be free where the tables are, so that [`reserve`](Self::reserve) sets so many aside.
+    fn journal_wants(&self, _bytes: u64) -> u64 {
+        0
+    }
+
     /// Sets space aside for the tables other than the journal and the inboxes' values; how much there is.
     fn table_space(&self) -> Result<TableSpace, EngineError> {
         Ok(TableSpace::Enough)

@@ -85,7 +85,9 @@ impl Committer {
     pub(super) fn look_at_room(&mut self) {
         self.room.looked = Instant::now();
         let free = self.disk_free();
-        let disk = self.why_suspended().or_else(|| self.why_scarce(free?));
+        let tables = self.table_space();
+        let disk =
+            self.why_suspended().or_else(|| self.why_none_fits(tables, free?)).or_else(|| self.why_scarce(free?));
         let store = self.why_too_much();
         if disk.is_none() && store.is_none() {
             self.room.refused = Cost::default();
@@ -110,6 +112,9 @@ impl Committer {
         match reserved {
             Err(error) if !error.is_transient() => return Err(error),
             Err(error) => {
+                if cost.settled <= ORDINARY_BYTES_MAX {
+                    self.room.refused = *cost;
+                }
                 let refused = Ok(Err(StoreError::from(error.clone())));
                 return self.suspend(error).and(refused);
             }
@@ -171,6 +176,16 @@ impl Committer {
         let (kept, most) = (self.kept(), self.limits.store_bytes?);
         let is_full = kept >= most || kept.saturating_add(self.room.refused.payload) > most;
         is_full.then(|| format!("{kept} bytes are pending, and {most} are allowed (store.maxBytes)"))
+    }
+
+    /// Why the smallest message, or the one that was refused last, would be refused for want of what it takes at once.
+    fn why_none_fits(&self, tables: TableSpace, free: u64) -> Option<String> {
+        if tables < TableSpace::Enough {
+            return Some("the disk is full: it has no space for the tables".into());
+        }
+        let wanted = self.shared.engine.journal_wants(NOTES_BYTES + self.room.refused.journal);
+        (free < wanted)
+            .then(|| format!("the disk has {free} bytes left, and the next file of the journal takes {wanted}"))
     }
 
     /// Whether the disk, which has so many bytes left, has too little for what is to be stored there.

@@ -465,6 +465,10 @@ impl Engine for Disk {
         self.records.reserve(number, bytes).map_err(|error| self.refused(error))
     }
 
+    fn journal_wants(&self, bytes: u64) -> u64 {
+        self.records.wants(bytes)
+    }
+
     fn table_space(&self) -> Result<TableSpace, EngineError> {
         let is_behind = self.written.lock().look();
         if is_behind {

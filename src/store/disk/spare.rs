@@ -97,6 +97,15 @@ impl RecordFiles {
         Ok(())
     }
 
+    /// Bytes of the disk that records of `bytes` in all take besides what is set aside.
+    pub fn wants(&self, bytes: u64) -> u64 {
+        match self.inside.read().files.back() {
+            None => FILE_BYTES.max(bytes),
+            // Where no file can be begun it goes on with the last.
+            Some(last) => (last.length + bytes).saturating_sub(last.allocated.max(last.length)),
+        }
+    }
+
     /// Begins a new file for a record of `bytes`, where there is none or the last is long enough and has no space set
     /// aside for it.
     pub(super) fn begin_file_if_full(&self, number: u64, bytes: u64) -> io::Result<()> {

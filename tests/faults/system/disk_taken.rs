@@ -310,3 +310,24 @@ fn undelivered_messages_are_reported_where_the_disk_has_little_more_than_is_to_s
     until("the second event", PATIENCE, || events(&mut http) == 2);
     assert!(disk.free() >= MIN_FREE, "{} bytes are free", disk.free());
 }
+
+/// A disk may have too little space from the start on: what the server says of itself is what a dispatch meets.
+#[test]
+fn server_started_with_little_space_is_ready_exactly_where_it_takes_dispatches() {
+    for mib in [20, 24, 28, 32, 36, 40, 48] {
+        let Some((home, _disk)) = settling_home(mib * MIB, "store: { minFree: 1048576 }") else { return };
+        let server = home.start();
+        let mut http = connect(&server);
+        let (mut differ, end) = (Vec::new(), Instant::now() + FULL);
+        while Instant::now() < end {
+            let before = not_ready(&mut http);
+            let (status, answer) = refusal(&mut http);
+            if before.is_none() != (status == 200) {
+                differ.push((before, answer));
+            }
+            thread::sleep(Duration::from_millis(250));
+        }
+        // What was taken may have filled the disk just before.
+        assert!(differ.len() <= 1, "{mib} MiB: {differ:?}");
+    }
+}
