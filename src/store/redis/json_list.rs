@@ -157,6 +157,11 @@ impl Elements {
         element.iter().take_while(|byte| byte.is_ascii_whitespace()).count()
     }
 
+    /// Bytes before what stands next that belong to no element.
+    pub(super) fn before(&self) -> u64 {
+        self.passed + self.spaces(self.text.len()) as u64
+    }
+
     fn pass(&mut self, bytes: usize) {
         self.given += bytes;
         self.looked = self.given;

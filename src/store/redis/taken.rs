@@ -264,7 +264,8 @@ impl<'a> List<'a> {
         let (before, text, field) = (self.at.text(), now.text(), format!("{TAKEN}{}", self.user));
         let [from, to] =
             part.long.map_or([const { String::new() }; 2], |(from, to)| [from, to].map(|at| at.to_string()));
-        let rest = if then == Then::Broken { offset.to_string() } else { String::new() };
+        // From what is no message on: a line of its own begins with it.
+        let rest = if then == Then::Broken { (offset + self.elements.before()).to_string() } else { String::new() };
         let text = if then == Then::More { text.as_str() } else { "" };
         let aside = aside.join(&b'\n');
         let arguments = [
