@@ -264,11 +264,11 @@ mod tests {
                 for piece in [ELEMENT_BYTES_MAX / 3, ELEMENT_BYTES_MAX, 5 * ELEMENT_BYTES_MAX] {
                     let mut elements = Elements::new(false);
                     let mut pieces = list.as_bytes().chunks(piece);
-                    let first = std::iter::from_fn(|| {
+                    let mut first = std::iter::from_fn(|| {
                         elements.push(pieces.next()?);
                         Some(elements.next())
                     });
-                    let first = first.filter(|next| *next != Next::More).next().unwrap();
+                    let first = first.find(|next| *next != Next::More).unwrap();
                     let expected = length > ELEMENT_BYTES_MAX;
                     let case = format!("{length} bytes behind {spaces} spaces, in pieces of {piece}: {first:?}");
                     assert_eq!(matches!(first, Next::Long { .. }), expected, "{case}");
