@@ -274,7 +274,7 @@ fn backup_of_a_damaged_store_ends_as_a_broken_transfer() {
         })
     };
     runtime.block_on(async {
-        let store = disk::open(DiskOptions { tuning, ..DiskOptions::new(&home.store()) }).expect("a store");
+        let store = disk::open(DiskOptions { tuning, ..DiskOptions::new(home.store()) }).expect("a store");
         for n in 0..DISPATCHES {
             let data = json!(needle(n).repeat(300)).to_string();
             let payload = Payload::encode(0, Some(&data), None).expect("a payload");
