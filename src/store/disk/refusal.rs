@@ -32,6 +32,9 @@ pub fn why(what: &str, error: &io::Error) -> String {
 /// The same of sled.
 pub fn why_of_sled(error: &sled::Error) -> String {
     match sled_error::of_the_system(error) {
+        Some(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            "another process has its file `log/db`. Stop that process, then start again".into()
+        }
         Some(error) => why("its file `log/db`", &error),
         None => format!("{}. See what is left with `mesa inspect`", sled_error::sentence(error)),
     }
@@ -61,6 +64,9 @@ mod tests {
                 assert!(told.ends_with(", then start again") && !told.contains("os error"), "{told}");
             }
         }
+        let lock = format!("could not acquire lock on \"db\": {:?}", io::Error::from_raw_os_error(11));
+        let told = why_of_sled(&sled::Error::Io(io::Error::other(lock)));
+        assert!(told.starts_with("another process has its file `log/db`"), "{told}");
         let told = no_space("its file `log/db`", (16 << 20) + 1, 3 << 20);
         assert!(told.contains("17 MiB") && told.contains("3 are free") && told.contains("Free 14 MiB more"), "{told}");
     }

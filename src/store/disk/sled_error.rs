@@ -8,7 +8,7 @@ use std::io;
 
 use crate::{logging::system_error, store::engine::Cause};
 
-/// What stands in a copy before the number of the system's error.
+/// What stands in a copy before the number of the system's error, at its beginning or behind words of sled.
 const COPIED: &str = "Os { code: ";
 
 /// The system's error, if that is what sled met.
@@ -26,7 +26,7 @@ pub fn restored(error: io::Error) -> io::Error {
 }
 
 fn number(error: &io::Error) -> Option<i32> {
-    let copied = || error.to_string().strip_prefix(COPIED)?.split(',').next()?.parse().ok();
+    let copied = || error.to_string().split_once(COPIED)?.1.split(',').next()?.parse().ok();
     error.raw_os_error().or_else(copied)
 }
 
@@ -65,7 +65,8 @@ mod tests {
             [(28, "the disk had no space"), (122, "the disk had no space"), (5, "cannot be read or written")]
         {
             let met = sled::Error::Io(io::Error::from_raw_os_error(number));
-            for error in [met.clone(), met] {
+            let lock = format!("could not acquire lock on \"db\": {:?}", io::Error::from_raw_os_error(number));
+            for error in [met.clone(), met, sled::Error::Io(io::Error::other(lock))] {
                 let told = sentence(&error);
                 assert!(
                     told.contains(part)
