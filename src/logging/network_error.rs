@@ -2,6 +2,8 @@
 
 use std::{error::Error, io};
 
+use super::system_error::without_number;
+
 /// Returns what went wrong with a connection: the cause at the bottom, which the layers above repeat, in plain words.
 pub fn network_error(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
@@ -23,11 +25,7 @@ fn of_text(text: &str) -> String {
     if text.contains("InvalidContentType") {
         return "the other side does not speak TLS on this port".into();
     }
-    let text = match text.rsplit_once(" (os error ") {
-        Some((words, number)) if number.ends_with(')') => words,
-        _ => text,
-    };
-    match text {
+    match without_number(text) {
         "Connection refused" => "connection refused".into(),
         "Connection reset by peer" => "connection reset by the other side".into(),
         "Broken pipe" | "broken pipe" | "early eof" | "unexpected end of file" => {

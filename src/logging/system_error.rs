@@ -5,10 +5,7 @@ use std::io;
 /// Returns what the system says, without its number, to be part of a sentence.
 pub fn system_error(error: &io::Error) -> String {
     let text = error.to_string();
-    let words = match text.rsplit_once(" (os error ") {
-        Some((words, number)) if number.ends_with(')') => words,
-        _ => &text,
-    };
+    let words = without_number(&text);
     let mut letters = words.chars();
     match letters.next() {
         // A name in capitals stays one.
@@ -16,6 +13,14 @@ pub fn system_error(error: &io::Error) -> String {
             first.to_lowercase().chain(letters).collect()
         }
         _ => words.to_owned(),
+    }
+}
+
+/// Removes the number that Rust appends to the system's words.
+pub(super) fn without_number(text: &str) -> &str {
+    match text.rsplit_once(" (os error ") {
+        Some((words, number)) if number.ends_with(')') => words,
+        _ => text,
     }
 }
 

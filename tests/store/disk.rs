@@ -416,8 +416,8 @@ async fn a_synced_commit_that_lost_its_end_is_refused_and_inspect_tells_why() {
     }
 }
 
-/// Looks at all of it.
-struct Unread;
+/// Takes what is found and keeps nothing.
+pub struct Unread;
 
 impl Sink for Unread {
     fn entries(&mut self, _: &str, _: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {

@@ -2,18 +2,14 @@
 
 use std::{fs, path::Path};
 
-use bytes::Bytes;
-use mesa::{
-    message::Seq,
-    store::{
-        ReadLimit, StoreError,
-        disk::{DiskOptions, open},
-        inspect::{Inspection, LogFacts, Sink},
-    },
+use mesa::store::{
+    ReadLimit, StoreError,
+    disk::{DiskOptions, open},
+    inspect::Inspection,
 };
 
 use crate::{
-    disk::copy,
+    disk::{Unread, copy},
     support::{ALL, AT_ONCE, NEVER, Place, append, receive, until, user},
 };
 
@@ -124,19 +120,6 @@ async fn store_whose_mark_alone_was_lost_opens_with_an_empty_one_in_its_place() 
 /// Words of the system, of sled and of a decoder for those who program.
 const TERMS: [&str; 6] = ["os error", "Os {", "kind: ", "IO error", "UnexpectedEnd", "additional"];
 
-/// Takes what is found and keeps nothing.
-struct Nothing;
-
-impl Sink for Nothing {
-    fn entries(&mut self, _: &str, _: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    fn log(&mut self, _: LogFacts) -> Result<(), StoreError> {
-        Ok(())
-    }
-}
-
 type Harm = fn(&Path);
 
 /// What may happen to a file of inboxes, and what is told of it. All of the file, for a part of it may be dead.
@@ -177,7 +160,7 @@ async fn damaged_inbox_is_told_by_its_file_and_what_is_wrong_with_it() {
         store.close().await.unwrap();
         drop(store);
         let mut inspected = Inspection::open(copied.path()).unwrap();
-        inspected.visit(&mut Nothing).unwrap();
+        inspected.visit(&mut Unread).unwrap();
         let damage: Vec<_> = inspected.damage().iter().map(|damage| damage.what.clone()).collect();
         for told in damage.iter().chain([&told]) {
             assert!(told.contains(wanted) && told.contains(&name), "{wanted}: {told}");

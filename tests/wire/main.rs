@@ -216,13 +216,17 @@ async fn a_server_that_stops_answers_what_was_said_and_ends_its_connections() {
     assert_eq!(waiting(&served, "alice").await, [1]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn dispatcher_with_sync_off_gets_no_success_for_what_needs_a_log() {
-    let served = Served::start(|config| {
+async fn server_with_sync_off() -> Served {
+    Served::start(|config| {
         config.wire.port = Some(0);
         config.sync.enabled = false;
     })
-    .await;
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dispatcher_with_sync_off_gets_no_success_for_what_needs_a_log() {
+    let served = server_with_sync_off().await;
     let mut redis = Redis::connect(&served).await;
     assert_eq!(redis.ask(&["PUBLISH", "ws", &published(1, r#""bob""#)]).await, ":0");
     for option in [r#"{"ttl":5}"#, r#"{"collapse":"k"}"#] {
@@ -236,11 +240,7 @@ async fn dispatcher_with_sync_off_gets_no_success_for_what_needs_a_log() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn append_for_an_offline_user_with_sync_off_is_answered_and_dropped() {
-    let served = Served::start(|config| {
-        config.wire.port = Some(0);
-        config.sync.enabled = false;
-    })
-    .await;
+    let served = server_with_sync_off().await;
     let mut redis = Redis::connect(&served).await;
     assert_eq!(redis.ask(&["SISMEMBER", "connected_clients", "alice"]).await, ":0");
     assert_eq!(redis.ask(&["HGET", FIELD, "alice"]).await, "nil");
