@@ -87,7 +87,8 @@ overAll('dispatcher_with_sync_at_a_server_without_it_reaches_online_users_and_go
     const { body } = await its.server.call('GET', '/metrics');
     return /^mesa_messages_dropped_sync_off_total 3$/m.test(body);
   });
-  assert.match(its.server.log(), /see mesa_messages_dropped_sync_off_total\b/);
+  // The server writes its log on a thread of its own.
+  await eventually('a line about it', () => /see mesa_messages_dropped_sync_off_total\b/.test(its.server.log()));
   const bob = await its.connect('bob');
   send(3, ['bob']);
   await bob.waitFor(1);
