@@ -15,8 +15,8 @@ const UNKNOWN_NAMED_MAX: usize = 20;
 /// Begins the origin of a value that a variable set; the name of the variable follows.
 pub(super) const ORIGIN: &str = "environment variable ";
 
-/// Variables under our prefix that are for the command line tools.
-const TOOLS: &[&str] = &["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_TOKEN"];
+/// Variables under our prefix that are for the command line tools and the fault tests.
+const TOOLS: &[&str] = &["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_TOKEN", "MESA_FAILPOINT"];
 
 /// Beginnings of variables that belong to the Mesa graphics library, which shares our prefix: a desktop that has some
 /// set must still be able to start a server.

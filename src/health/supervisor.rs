@@ -12,7 +12,7 @@ use std::{
 use futures_util::{FutureExt, future::BoxFuture};
 
 use super::Health;
-use crate::{logging::panic_text, planted};
+use crate::{failpoints, logging::panic_text};
 
 /// Pause before a task is started again. It doubles with each time, up to the maximum.
 const RESTART_DELAY_MIN: Duration = Duration::from_millis(100);
@@ -39,7 +39,7 @@ pub async fn supervise<S: Send>(
     loop {
         let began = Instant::now();
         let ended = {
-            let mut running = Box::pin(AssertUnwindSafe(planted::until_panic(part, run(&mut state))).catch_unwind());
+            let mut running = Box::pin(AssertUnwindSafe(failpoints::until_panic(part, run(&mut state))).catch_unwind());
             match tokio::time::timeout(READY_AFTER, &mut running).await {
                 Ok(ended) => ended,
                 Err(_) => {

@@ -23,10 +23,10 @@ use super::{
 };
 use crate::{
     auth::Identity,
+    failpoints,
     hub::{ConnectionId, Event, Listener, Said},
     logging::{excerpt, panic_text, sentence},
     middleware::Client,
-    planted,
 };
 
 /// Messages of one connection that wait for the handlers. With so many the client is not listened to.
@@ -171,7 +171,7 @@ fn push(calls: &Arc<Calls>, peer: Peer, told: Told) {
         while let Some(told) = next(&peer) {
             // What handlers do is caught there. A panic of our own must not keep the connection from what comes next.
             let calling = AssertUnwindSafe(async {
-                planted::panic_at("handlers");
+                failpoints::panic_at("handlers");
                 if matches!(told, Told::Authentication) {
                     peer.introduce();
                 }

@@ -1,10 +1,10 @@
-//! The planted bugs of delivery (see [`planted`](crate::planted)).
+//! The planted bugs of delivery (see [`failpoints`](crate::failpoints)).
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::{
+    failpoints::{Bug, once_in},
     hub::Entry,
-    planted::{Bug, once_in},
 };
 
 /// Where a bug is planted, some batches are not as they should be. All others are as they were.

@@ -30,9 +30,9 @@ use super::{
     sweep::Sweep,
 };
 use crate::{
+    failpoints::{self, Bug},
     logging::panic_text,
     message::{Seq, UserId},
-    planted::{self, Bug},
 };
 use bytes::Bytes;
 
@@ -199,7 +199,7 @@ impl Committer {
     /// Commits what was taken; on an error everybody in it has been refused.
     pub(super) fn commit(&mut self, taken: Taken) -> Result<(), EngineError> {
         if !taken.ops.is_empty() {
-            planted::panic_at("commit_thread");
+            failpoints::panic_at("commit_thread");
         }
         let began = u64::try_from(self.shared.opened.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
         self.shared.committing.store(began + 1, Ordering::Relaxed);
@@ -288,14 +288,14 @@ impl Committer {
             // All that was asked for had been done before.
             return Ok(());
         }
-        if planted::is(Bug::EarlyAnswer) {
+        if failpoints::is(Bug::EarlyAnswer) {
             commit.answers.drain(..).for_each(Answer::give);
         }
         // Before what it tells of: what a crash leaves of that was told.
         self.write_outbox()?;
         let engine = &self.shared.engine;
         for (at, (number, record)) in commit.records.iter().enumerate() {
-            if planted::once_in(Bug::LostRecord, 50) {
+            if failpoints::once_in(Bug::LostRecord, 50) {
                 let nothing = RecordWriter::new(self.shared.namespace, self.shared.clock.now_ms()).finish();
                 engine.put(Table::Journal, &journal_key(*number), &nothing)?;
                 continue;
@@ -380,7 +380,7 @@ impl Committer {
             // The commit is durable, whatever becomes of those who listen: it is answered as such.
             let told = catch_unwind(AssertUnwindSafe(|| {
                 if let (Some(listener), false) = (listener, users.is_empty()) {
-                    planted::panic_at("commit_listener");
+                    failpoints::panic_at("commit_listener");
                     listener(&users);
                 }
             }));

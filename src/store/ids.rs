@@ -13,8 +13,8 @@ use super::{
     record::{Ids as Chunk, StoredId},
 };
 use crate::{
+    failpoints::{self, Bug},
     message::DispatchId,
-    planted::{self, Bug},
 };
 
 /// Bytes of rejected users remembered in all. Beyond that the oldest ids are forgotten early.
@@ -93,7 +93,7 @@ impl Ids {
 
     /// Takes back a stored chunk. Of an id that was stored in parts the last part comes last.
     pub fn load(&mut self, ids: &[StoredId], now_ms: u64) {
-        for stored in ids.iter().filter(|_| !planted::is(Bug::ForgetIds)) {
+        for stored in ids.iter().filter(|_| !failpoints::is(Bug::ForgetIds)) {
             if !self.is_young(stored.at_ms, now_ms) {
                 continue;
             }

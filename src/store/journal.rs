@@ -34,10 +34,10 @@ use super::{
     recovery,
 };
 use crate::{
+    failpoints::{self, Bug},
     health::Health,
     logging::excerpt,
     message::{DeviceId, Seq, UserId},
-    planted::{self, Bug},
 };
 
 /// How a store is to behave, whatever it stands on.
@@ -96,7 +96,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            settle_after: if planted::is(Bug::SettleSoon) {
+            settle_after: if failpoints::is(Bug::SettleSoon) {
                 Duration::from_millis(100)
             } else {
                 Duration::from_secs(10)
@@ -418,7 +418,7 @@ fn take_note(log: &mut Log, note: &Note, now: u32) -> Noted {
         let had = log.cursors.get(note.device.as_ref()).map_or(0, |cursor| cursor.received.through());
         changed |= log.cursors.receive(note.device.as_ref(), from, to);
         new = changed.then_some((from.max(had + 1), to));
-        if planted::is(Bug::DeviceShares) {
+        if failpoints::is(Bug::DeviceShares) {
             log.cursors.all_receive(from, to);
         }
     }

@@ -30,8 +30,8 @@ use super::{
     },
 };
 use crate::{
+    failpoints::{self, Bug},
     message::{CollapseKey, DeviceId, Seq, UserId},
-    planted::{self, Bug},
 };
 
 pub(super) const FORMAT_KEY: &[u8] = b"format";
@@ -135,7 +135,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     }
     let mut ids = Ids::new(&options.limits);
     let id_chunks = read_ids(&*engine, replay.namespace, &mut ids, clock.now_ms())?;
-    for once in replay.once.into_iter().filter(|_| !planted::is(Bug::ForgetIds)) {
+    for once in replay.once.into_iter().filter(|_| !failpoints::is(Bug::ForgetIds)) {
         // Where it was stored already, the journal may have lost a part of what was rejected under it.
         if ids.knows(&once.id) {
             continue;
@@ -158,7 +158,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
             engine.put(Table::Users, user.as_str().as_bytes(), &row.encode()).map_err(failed)?;
         }
         log.trimming = log.release() && log.counted < log.released();
-        if planted::is(Bug::SequenceReuse) && log.last_slot().is_none() {
+        if failpoints::is(Bug::SequenceReuse) && log.last_slot().is_none() {
             log.head = log.head.saturating_sub(2);
             log.assigned = log.head;
         }

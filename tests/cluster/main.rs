@@ -18,7 +18,7 @@ mod sentinel;
 mod servers;
 mod spread;
 mod stock;
-#[cfg(feature = "planted-bugs")]
+#[cfg(feature = "failpoints")]
 mod supervised;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each test uses its part")]

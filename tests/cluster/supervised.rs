@@ -1,4 +1,4 @@
-//! Tasks of the cluster that panic. Only builds with seeded panics have them (`--features planted-bugs`).
+//! Tasks of the cluster that panic. Only builds with seeded panics have them (`--features failpoints`).
 
 use std::fs;
 

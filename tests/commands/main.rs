@@ -11,7 +11,7 @@ mod listed;
 mod logged;
 mod served;
 mod stored;
-#[cfg(feature = "planted-bugs")]
+#[cfg(feature = "failpoints")]
 mod supervised;
 mod tokens;
 mod unread;

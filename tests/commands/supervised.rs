@@ -1,6 +1,6 @@
 //! Tasks of the server that panic: each is named by `/readyz`, and starts again, or the server stops in order.
 //!
-//! Only builds with seeded panics have them (`--features planted-bugs`).
+//! Only builds with seeded panics have them (`--features failpoints`).
 
 use std::{
     fs,

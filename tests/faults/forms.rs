@@ -110,10 +110,10 @@ pub fn settling(amount: Option<&str>) -> ExitCode {
 
 /// Whether bugs can be planted here; if not, the end.
 fn has_planted() -> Result<(), ExitCode> {
-    if cfg!(feature = "planted-bugs") {
+    if cfg!(feature = "failpoints") {
         return Ok(());
     }
-    eprintln!("this build has no planted bugs: cargo test --features planted-bugs --test faults -- planted");
+    eprintln!("this build has no planted bugs: cargo test --features failpoints --test faults -- planted");
     Err(ExitCode::from(2))
 }
 

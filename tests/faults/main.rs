@@ -29,7 +29,7 @@ faults kills [N]        N kills at random moments, under load and during start-u
 faults interval [N]     the same with `store.durability: { interval: 100 }`
 faults power [N]        N power cuts, on a disk that forgets what was not synced
 faults soak [MINUTES]   every kind of fault, one every five seconds
-faults planted [BUG]    each planted bug is found (with `--features planted-bugs`)
+faults planted [BUG]    each planted bug is found (with `--features failpoints`)
 faults settling [N]     kills and power cuts on servers that settle soon (with the same)
 faults check FILE       the checker
 

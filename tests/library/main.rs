@@ -10,7 +10,7 @@ mod dispatcher;
 mod events;
 mod middleware;
 mod network;
-#[cfg(feature = "planted-bugs")]
+#[cfg(feature = "failpoints")]
 mod panics;
 mod portal;
 mod served;

@@ -1,4 +1,4 @@
-//! A panic in what calls the handlers. Only builds with seeded panics have it (`--features planted-bugs`).
+//! A panic in what calls the handlers. Only builds with seeded panics have it (`--features failpoints`).
 
 use std::{
     process::Command,

@@ -23,11 +23,10 @@ use super::{
     refused,
 };
 use crate::{
-    config,
+    config, failpoints,
     logging::{json_error, panic_text},
     message::surrogates,
     outgoing::Outgoing,
-    planted,
 };
 
 /// Largest set, in bytes.
@@ -164,8 +163,9 @@ impl Jwks {
         // Of its own: the client that was the reason may go away.
         tokio::spawn(async move {
             // Caught, or no request would ever be made again.
-            let fetched =
-                AssertUnwindSafe(planted::until_panic("authentication", Box::pin(jwks.fetch()))).catch_unwind().await;
+            let fetched = AssertUnwindSafe(failpoints::until_panic("authentication", Box::pin(jwks.fetch())))
+                .catch_unwind()
+                .await;
             let panicked = fetched.is_err();
             let fetched = fetched.unwrap_or_else(|panic| {
                 let why = format!("the task that fetches them panicked: {}", panic_text(panic.as_ref()));

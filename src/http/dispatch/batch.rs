@@ -5,10 +5,10 @@ use super::{
     read::{Asked, Disconnect},
 };
 use crate::{
+    failpoints::{self, Bug},
     health::LogLimit,
     http::error::ApiError,
     hub::{Dispatch, Hub, Kept, Outcome, StoreError, Taken},
-    planted::{self, Bug},
 };
 
 /// Lines of one batch. More would let others wait longer for their turn in the commit thread.
@@ -121,7 +121,7 @@ impl Done {
     pub(super) fn answers(self, hub: &Hub) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.lines.len() * answer::BYTES_USUAL);
         match self.result {
-            Ok(Told::Kept(taken)) if planted::once_in(Bug::AnswersSwapped, 20) => {
+            Ok(Told::Kept(taken)) if failpoints::once_in(Bug::AnswersSwapped, 20) => {
                 let mut outcomes: Vec<Outcome> = hub.outcomes(taken).collect();
                 outcomes.reverse();
                 write(self.lines, outcomes.into_iter(), &mut out);

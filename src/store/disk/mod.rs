@@ -71,7 +71,7 @@ use super::{
     engine::{Cause, Copying, Engine, EngineError, Table, TableSpace},
     record::{journal_key, journal_number},
 };
-use crate::planted::{self, Bug};
+use crate::failpoints::{self, Bug};
 use chunks::{ChunkFiles, Found, Place, no_place};
 use compact::Step;
 use directory::Locked;
@@ -239,7 +239,7 @@ impl Disk {
 
     fn sync_records(&self) -> std::io::Result<()> {
         let synced = self.records.sync(|file| match &self.sync {
-            _ if planted::is(Bug::NoSync) => Ok(()),
+            _ if failpoints::is(Bug::NoSync) => Ok(()),
             Some(sync) => sync(),
             None => file.sync_data(),
         })?;

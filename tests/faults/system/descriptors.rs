@@ -162,7 +162,7 @@ fn flush_without_a_descriptor_for_the_inboxes_is_repeated() {
         return;
     }
     let (mut home, mut ledger) = (Home::new(), Ledger::default());
-    home.set_variable("PLANTED_BUG", "SettleSoon");
+    home.set_variable("MESA_FAILPOINT", "SettleSoon");
     let server = start_failing(&home, "inbox", "EMFILE");
     let mut http = Http::connect(server.address).expect("a connection");
     for user in ["alice", "bob"] {
@@ -181,7 +181,7 @@ fn flush_without_a_descriptor_for_the_inboxes_is_repeated() {
 #[test]
 fn read_without_a_descriptor_is_repeated_until_there_is_one() {
     let (mut home, mut ledger) = (Home::new(), Ledger::default());
-    home.set_variable("PLANTED_BUG", "SettleSoon");
+    home.set_variable("MESA_FAILPOINT", "SettleSoon");
     let server = home.start();
     let mut http = Http::connect(server.address).expect("a connection");
     for user in ["alice", "bob", "alice"] {

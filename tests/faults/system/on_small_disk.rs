@@ -27,7 +27,7 @@ pub fn home(bytes: u64, settings: &str) -> Option<(Home, Disk)> {
 /// were taken where it has not.
 pub fn settling_home(bytes: u64, settings: &str) -> Option<(Home, Disk)> {
     let (mut home, disk) = self::home(bytes, settings)?;
-    home.set_variable("PLANTED_BUG", "SettleSoon");
+    home.set_variable("MESA_FAILPOINT", "SettleSoon");
     Some((home, disk))
 }
 

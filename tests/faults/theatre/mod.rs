@@ -81,7 +81,7 @@ impl<'a> Theatre<'a> {
             home.move_store(disk.path("store"));
         }
         if let Some(bug) = form.planted {
-            home.set_variable("PLANTED_BUG", bug);
+            home.set_variable("MESA_FAILPOINT", bug);
         }
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");

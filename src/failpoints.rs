@@ -1,7 +1,7 @@
 //! Bugs that can be turned on, to show that the fault battery in `tests/faults` finds them. Only with the feature
-//! `planted-bugs`, which no release has: without it none is ever on, and nothing of this is in the binary.
+//! `failpoints`, which no release has: without it none is ever on, and nothing of this is in the binary.
 
-/// What the environment variable `PLANTED_BUG` may name, as it is written here.
+/// What the environment variable `MESA_FAILPOINT` may name, as it is written here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
     /// The disk is not told to sync.
@@ -33,36 +33,37 @@ pub(crate) enum Bug {
 }
 
 /// Panics if `PLANTED_PANIC` names this place.
-#[cfg(not(feature = "planted-bugs"))]
+#[cfg(not(feature = "failpoints"))]
 pub(crate) const fn panic_at(_: &str) {}
 
 /// Runs a task, which panics after a moment if `PLANTED_PANIC` names it.
-#[cfg(not(feature = "planted-bugs"))]
+#[cfg(not(feature = "failpoints"))]
 pub(crate) fn until_panic<F: Future>(_: &str, task: F) -> F {
     task
 }
 
 /// Whether this one is on.
-#[cfg(not(feature = "planted-bugs"))]
+#[cfg(not(feature = "failpoints"))]
 pub(crate) const fn is(_: Bug) -> bool {
     false
 }
 
 /// True one time in so many, if this one is on.
-#[cfg(not(feature = "planted-bugs"))]
+#[cfg(not(feature = "failpoints"))]
 pub(crate) const fn once_in(_: Bug, _: u64) -> bool {
     false
 }
 
-/// Whether this one is on. The variable is read once; it is none of the settings, which all begin otherwise.
-#[cfg(feature = "planted-bugs")]
+/// Whether this one is on. The variable is read once; it is no setting.
+#[cfg(feature = "failpoints")]
 pub(crate) fn is(bug: Bug) -> bool {
-    static NAMED: std::sync::LazyLock<Option<String>> = std::sync::LazyLock::new(|| std::env::var("PLANTED_BUG").ok());
+    static NAMED: std::sync::LazyLock<Option<String>> =
+        std::sync::LazyLock::new(|| std::env::var("MESA_FAILPOINT").ok());
     NAMED.as_ref().is_some_and(|name| *name == format!("{bug:?}"))
 }
 
 /// True one time in so many, if this one is on.
-#[cfg(feature = "planted-bugs")]
+#[cfg(feature = "failpoints")]
 pub(crate) fn once_in(bug: Bug, times: u64) -> bool {
     use std::sync::atomic::{AtomicU64, Ordering};
     static ASKED: AtomicU64 = AtomicU64::new(0);
@@ -70,7 +71,7 @@ pub(crate) fn once_in(bug: Bug, times: u64) -> bool {
 }
 
 /// Panics if `PLANTED_PANIC` names this place: `NAME,NAME`. Where `PLANTED_PANIC_WHILE` names a file, only while that exists.
-#[cfg(feature = "planted-bugs")]
+#[cfg(feature = "failpoints")]
 pub(crate) fn panic_at(place: &str) {
     use std::{ffi::OsString, path::Path, sync::LazyLock};
     static PLACES: LazyLock<String> = LazyLock::new(|| std::env::var("PLANTED_PANIC").unwrap_or_default());
@@ -80,7 +81,7 @@ pub(crate) fn panic_at(place: &str) {
 }
 
 /// Runs a task, which panics after a moment if `PLANTED_PANIC` names it.
-#[cfg(feature = "planted-bugs")]
+#[cfg(feature = "failpoints")]
 pub(crate) async fn until_panic<F: Future + Unpin>(place: &str, mut task: F) -> F::Output {
     loop {
         match tokio::time::timeout(std::time::Duration::from_millis(100), &mut task).await {
