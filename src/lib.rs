@@ -37,7 +37,7 @@
 //! | [`config`] | the documented keys and ours, from file, environment and command line; checked once, trusted after |
 //! | [`metrics`] | the counters, named once |
 //! | [`health`] | which parts of the server are ready, and why not |
-//! | [`time`] | dates as text |
+//! | [`util::rfc3339`] | dates as text |
 //! | [`logging`] | excerpts of what peers sent, for log lines |
 //! | [`protocol`] | frames (text ⇄ [`ClientFrame`](protocol::frame::ClientFrame)), opcodes, close codes |
 //! | [`store`] | the log of every user: the contract, the commit thread, the engine on disk and the one for tests |
@@ -106,7 +106,6 @@ mod protocol;
 pub mod server;
 #[doc(hidden)]
 pub mod store;
-#[doc(hidden)]
-pub mod time;
+pub mod util;
 mod webhook;
 mod wire;

@@ -12,7 +12,7 @@ use super::{State, error::ApiError, parameters};
 use crate::{
     hub::{DeviceReport, Entry, UserReport},
     message::{Recipients, Seq, UserId},
-    time,
+    util::rfc3339,
 };
 
 /// What a page holds when nothing is said, and at most.
@@ -66,7 +66,7 @@ fn report(report: &UserReport) -> Value {
         "online": report.connections > 0,
         "connections": report.connections,
         "devices": report.devices.iter().map(device).collect::<Vec<_>>(),
-        "lastSeen": report.last_seen.map(time::rfc3339),
+        "lastSeen": report.last_seen.map(rfc3339::rfc3339),
         "pending": report.pending,
         "pendingBytes": report.pending_bytes,
         "lastSequence": report.last_sequence,
@@ -81,7 +81,7 @@ fn device(report: &DeviceReport) -> Value {
     json!({
         "device": report.device.as_str(),
         "pending": report.pending,
-        "lastSeen": report.last_seen.map(time::rfc3339),
+        "lastSeen": report.last_seen.map(rfc3339::rfc3339),
     })
 }
 

@@ -18,7 +18,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("logging", &[]),
     ("health", &["logging", "failpoints"]),
     ("guide", &[]),
-    ("time", &[]),
+    ("util", &[]),
     ("protocol", &["message", "logging"]),
     ("store", &["message", "logging", "metrics", "failpoints", "health", "cluster"]),
     ("auth", &["message", "logging", "config", "failpoints", "outgoing"]),
@@ -29,7 +29,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &["message", "logging", "config", "metrics", "failpoints", "health", "store", "auth", "cluster", "middleware"],
     ),
     ("webhook", &["message", "logging", "config", "metrics", "health", "hub", "outgoing"]),
-    ("http", &["message", "logging", "config", "metrics", "health", "auth", "hub", "failpoints", "time"]),
+    ("http", &["message", "logging", "config", "metrics", "health", "auth", "hub", "failpoints", "util"]),
     ("wire", &["message", "logging", "config", "metrics", "health", "auth", "hub"]),
     (
         "server",

@@ -15,7 +15,7 @@ use mesa::{
         portable::Contents,
         salvage::salvage,
     },
-    time::rfc3339,
+    util::rfc3339::rfc3339,
 };
 use serde_json::{Value, json};
 

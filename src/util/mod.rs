@@ -1,0 +1,4 @@
+//! Small helpers that several modules use.
+
+#[doc(hidden)]
+pub mod rfc3339;
