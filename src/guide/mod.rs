@@ -14,35 +14,35 @@
 //! | [`configuration`] | files, environment, programs |
 //! | [`names`] | what stock calls it, and what it is called here |
 
-#[doc = include_str!("docs/server.md")]
+#[doc = include_str!("server.md")]
 pub mod server {}
 
-#[doc = include_str!("docs/client.md")]
+#[doc = include_str!("client.md")]
 pub mod client {}
 
-#[doc = include_str!("docs/authentication.md")]
+#[doc = include_str!("authentication.md")]
 pub mod authentication {}
 
-#[doc = include_str!("docs/sync.md")]
+#[doc = include_str!("sync.md")]
 pub mod sync {}
 
-#[doc = include_str!("docs/dispatcher.md")]
+#[doc = include_str!("dispatcher.md")]
 pub mod dispatcher {}
 
-#[doc = include_str!("docs/portal.md")]
+#[doc = include_str!("portal.md")]
 pub mod portal {}
 
-#[doc = include_str!("docs/middleware.md")]
+#[doc = include_str!("middleware.md")]
 pub mod middleware {}
 
-#[doc = include_str!("docs/namespaces.md")]
+#[doc = include_str!("namespaces.md")]
 pub mod namespaces {}
 
-#[doc = include_str!("docs/pubsub.md")]
+#[doc = include_str!("pubsub.md")]
 pub mod pubsub {}
 
-#[doc = include_str!("docs/configuration.md")]
+#[doc = include_str!("configuration.md")]
 pub mod configuration {}
 
-#[doc = include_str!("docs/names.md")]
+#[doc = include_str!("names.md")]
 pub mod names {}
