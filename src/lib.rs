@@ -106,6 +106,7 @@ mod protocol;
 pub mod server;
 #[doc(hidden)]
 pub mod store;
+#[doc(hidden)]
 pub mod util;
 mod webhook;
 mod wire;

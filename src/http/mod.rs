@@ -8,7 +8,6 @@
 //! - [`health`]: alive, ready, counters
 //! - [`parameters`]: which parameters a query may have, and what is wrong with one
 //! - [`error`]: every refusal, in one table · [`refusal`]: of what never comes here
-//! - [`time`]: dates as text
 
 mod access;
 mod backup;

@@ -1,4 +1,3 @@
 //! Small helpers that several modules use.
 
-#[doc(hidden)]
 pub mod rfc3339;
