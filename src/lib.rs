@@ -39,7 +39,7 @@
 //! | [`health`] | which parts of the server are ready, and why not |
 //! | [`util::rfc3339`] | dates as text |
 //! | [`logging`] | excerpts of what peers sent, for log lines |
-//! | [`protocol`] | frames (text ⇄ [`ClientFrame`](protocol::frame::ClientFrame)), opcodes, close codes |
+//! | [`protocol`] | frames (text ⇄ [`ClientFrame`](protocol::decode::ClientFrame)), opcodes, close codes |
 //! | [`store`] | the log of every user: the contract, the commit thread, the engine on disk and the one for tests |
 //! | [`cluster`] | several servers as one, over a Redis that they share |
 //! | [`auth`] | who a client is; which keys backends show |

@@ -1,6 +1,6 @@
 //! Close codes: what each means, and whether to come back after it.
 
-use crate::protocol::close::CloseCode;
+use crate::protocol::close_code::CloseCode;
 
 /// Not sent by anyone: the connection ended without a word, as when a network or a server goes away.
 pub const LOST: u16 = 1006;

@@ -4,7 +4,7 @@
 //! with a reason as it does with a text. So the frame does not reach it: it is read here, and each cause has its reason.
 
 use super::fragments::MASK_BYTES;
-use crate::protocol::close::CloseCode;
+use crate::protocol::close_code::CloseCode;
 
 /// Bytes of a code.
 const CODE_BYTES: usize = 2;

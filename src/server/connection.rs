@@ -21,7 +21,7 @@ use super::{budget::FrameBudget, heartbeat::Heartbeat, peer::Arrival, shared::Sh
 use crate::{
     auth::{AuthError, Identity},
     hub::{Attach, Connected, Leave, Session, Signals, StoreError},
-    protocol::close::CloseCode,
+    protocol::close_code::CloseCode,
 };
 
 /// Rounds a connection may go before it lets others have the thread. A client that reads fast and is owed much would

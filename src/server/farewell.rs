@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     health::{LogLimit, info_seldom},
-    protocol::close::CloseCode,
+    protocol::close_code::CloseCode,
 };
 
 /// A client can do so as often as it connects.

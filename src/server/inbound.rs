@@ -22,9 +22,9 @@ use crate::{
     message::JsonString,
     middleware::Verdict,
     protocol::{
-        close::CloseCode,
+        close_code::CloseCode,
+        decode::{self, Authentication, ClientFrame, ClientMessage},
         encode,
-        frame::{self, Authentication, ClientFrame, ClientMessage},
     },
 };
 
@@ -111,7 +111,7 @@ impl Connection {
     }
 
     fn hear(&mut self, text: &str, now: Instant) -> Result<(), End> {
-        let frame = frame::decode(text).map_err(|error| {
+        let frame = decode::decode(text).map_err(|error| {
             self.shared.metrics.malformed_frames.inc();
             info_seldom!(NOT_TAKEN, %error, "a client sent a frame that cannot be taken");
             self.connected.failed(&error);
@@ -137,7 +137,7 @@ impl Connection {
     /// Hears a client that has been told to go, but may not know yet: what it says to the application is still taken, and
     /// what it confirms; everything else is too late. False: nothing more is to be heard.
     pub(super) fn hear_last(&mut self, text: &str, now: Instant) -> bool {
-        let Ok(frame) = frame::decode(text) else { return false };
+        let Ok(frame) = decode::decode(text) else { return false };
         if self.charge(&frame, now).is_err() {
             return false;
         }

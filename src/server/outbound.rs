@@ -18,7 +18,7 @@ use crate::{
     health::LogLimit,
     hub::{Batch, Entry, Missed, Resumed, Session},
     message::Payload,
-    protocol::{close::CloseCode, encode},
+    protocol::{close_code::CloseCode, encode},
 };
 
 /// A log that is damaged fails each connection of its user.

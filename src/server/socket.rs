@@ -36,7 +36,7 @@ use tokio_tungstenite::{
 };
 
 use super::fragments::Fragments;
-use crate::protocol::close::CloseCode;
+use crate::protocol::close_code::CloseCode;
 
 /// What tungstenite reads from the socket at once. Clients say little; a larger frame is read in several goes.
 const READ_BUFFER_BYTES: usize = 512;

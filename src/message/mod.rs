@@ -8,15 +8,15 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+mod ids;
 pub(crate) mod json_string;
-mod names;
 pub(crate) mod surrogates;
 
-pub use json_string::JsonString;
-pub use names::{
+pub use ids::{
     COLLAPSE_KEY_CHARACTERS_MAX, CollapseKey, DEVICE_CHARACTERS_MAX, DISPATCH_ID_CHARACTERS_MAX, DeviceId, DispatchId,
     NameError,
 };
+pub use json_string::JsonString;
 
 /// Position of an entry in one user's log. The first is 1; 0 stands for "before the first".
 ///

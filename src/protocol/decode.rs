@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, error::Category, value::RawValue};
 
-use super::{close::CloseCode, opcode};
+use super::{close_code::CloseCode, opcode};
 use crate::{
     logging::json_error,
     message::{DeviceId, JSON_DEPTH_MAX, JsonString, OPCODE_RESERVED_MAX, Seq, json_depth, surrogates},
