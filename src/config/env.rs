@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::{
     error::{Problem, shown},
-    keys::{self, KEYS, Key, Kind},
-    merge::Settings,
+    schema::{self, KEYS, Key, Kind},
     service_links,
+    settings::Settings,
 };
 
 /// Unknown variables that are named one by one; the rest are counted in one warning.
@@ -74,12 +74,12 @@ pub(super) fn read(
             };
             match parse(key, text) {
                 Some(value) => settings.set(key, value, &origin),
-                None => problems.push(Problem::about(&[key.name], keys::misfit(key, &text.into())).from(&origin)),
+                None => problems.push(Problem::about(&[key.name], schema::misfit(key, &text.into())).from(&origin)),
             }
         } else if name.starts_with("MESA_") && !is_foreign(name) {
             unknown += 1;
             if unknown <= UNKNOWN_NAMED_MAX {
-                let nearest = keys::nearest_env(name);
+                let nearest = schema::nearest_env(name);
                 let nearest = nearest.map_or_else(String::new, |known| format!("; the nearest setting is {known}"));
                 warnings
                     .push(format!("the environment variable {} is no setting and is ignored{nearest}", shown(name)));

@@ -58,7 +58,7 @@ pub(super) fn parse(text: &str) -> Result<Map<String, Value>, Problem> {
         Value::Object(map) => Ok(map),
         other => Err(Problem::new(format!(
             "the configuration must be an object, {{ … }}, but is {}",
-            super::keys::found(&other, false)
+            super::schema::found(&other, false)
         ))),
     }
 }

@@ -5,12 +5,12 @@ use std::{fmt, path::PathBuf};
 use serde_json::Value;
 
 use super::{
-    Config, ConfigError, env,
+    Config, ConfigError, decode, env,
     error::Problem,
     file,
-    keys::{self, KEYS, Kind},
-    merge::Settings,
-    read, validate,
+    schema::{self, KEYS, Kind},
+    settings::Settings,
+    validate,
 };
 
 /// Where a configuration comes from. Each source holds over those named after it: `flags`, `env`, `file`, `dev`, and the
@@ -68,7 +68,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let settings = settings(sources, &mut problems, &mut warnings);
     set_aside(&settings, sources.embedded, &mut problems, &mut warnings);
     let mut config = Config { dev: sources.dev, ..Config::default() };
-    read::read(&settings, &mut config, &mut problems);
+    decode::read(&settings, &mut config, &mut problems);
     if sources.embedded {
         // Set aside, whatever it says.
         config.redis = None;
@@ -114,8 +114,8 @@ fn settings(sources: &Sources, problems: &mut Vec<Problem>, warnings: &mut Vec<S
 fn flags(flags: &[(String, Value, String)], problems: &mut Vec<Problem>) -> Settings {
     let mut settings = Settings::default();
     for (name, value, flag) in flags {
-        let Some(key) = keys::find(name) else {
-            problems.push(Problem::new(keys::unknown(name)).from(flag));
+        let Some(key) = schema::find(name) else {
+            problems.push(Problem::new(schema::unknown(name)).from(flag));
             continue;
         };
         let value = match value {
@@ -131,13 +131,13 @@ fn flags(flags: &[(String, Value, String)], problems: &mut Vec<Problem>) -> Sett
 /// The defaults that `--dev` changes; they stand below whatever was said.
 fn dev(explicit: &Settings) -> Settings {
     let mut settings = Settings::default();
-    let mut set = |name, value: Value| settings.set(keys::known(name), value, "--dev");
+    let mut set = |name, value: Value| settings.set(schema::known(name), value, "--dev");
     set("host", "127.0.0.1".into());
     set("sync.enabled", true.into());
     set("reconnect.enabled", true.into());
     set("portal.enabled", true.into());
     set("store.path", "data/store".into());
-    if !read::has_jwt(explicit) && !read::has_auth_webhook(explicit) {
+    if !decode::has_jwt(explicit) && !decode::has_auth_webhook(explicit) {
         set("authentication.insecure", true.into());
     }
     settings

@@ -3,39 +3,39 @@
 //! A [`Config`] is built once, checked by [`Config::validate`], and trusted from then on. [`load`] builds it from what
 //! was written, each source over the one before: defaults, file, environment, command line. The steps, a file each:
 //!
-//! - `keys`: the table of every key, with its environment variable, its form and its bounds
+//! - `schema`: the table of every key, with its environment variable, its form and its bounds
 //! - `file`, `env`: what one source says, as values under dotted keys
 //! - `service_links`: variables that Kubernetes and Docker inject, which are no settings
-//! - `merge`: one source over another, each value with where it came from
-//! - `read`: values into the types below
-//! - `outgoing`: of those, whom the server asks and tells
+//! - `settings`: one source over another, each value with where it came from
+//! - `decode`: values into the types below
+//! - `endpoints`: of those, whom the server asks and tells
 //! - `validate`: what must hold between them
-//! - `print`: the way back, for people to look at
+//! - `render`: the way back, for people to look at
 //!
 //! Durations are whole numbers of milliseconds wherever they are written, and [`Duration`]s in here.
 
-mod default;
+mod decode;
+mod defaults;
+mod endpoints;
 mod env;
 mod error;
 mod file;
-mod keys;
 mod load;
-mod merge;
-mod outgoing;
-mod print;
-mod read;
-mod remote;
+mod redis;
+mod render;
+mod schema;
 mod service_links;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod validate;
 
 use std::{path::PathBuf, time::Duration};
 
+pub use self::redis::{Redis, parse as parse_redis};
+pub use endpoints::{AuthWebhook, Jwks, Webhook};
 pub use error::ConfigError;
 pub use load::{Loaded, Sources, load};
-pub use outgoing::{AuthWebhook, Jwks, Webhook};
-pub use remote::{Redis, parse as parse_redis};
 pub(crate) use validate::SECRET_BYTES_MIN;
 
 /// Everything a server needs to know before it starts.

@@ -1,7 +1,7 @@
 //! What a configuration promises. Each table row names the key; `sources` are written as a person would write them.
 
-mod outgoing;
-mod refusals;
+mod endpoints;
+mod errors;
 mod sources;
 
 use std::{fs, io::Write as _};
@@ -146,7 +146,7 @@ fn the_readme_says_the_defaults() {
     }) {
         let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`'));
         let (Some(name), Some(default)) = (cells.nth(1), cells.next()) else { continue };
-        if keys::find(name).is_some() {
+        if schema::find(name).is_some() {
             let expected: Value = json5::from_str(default).unwrap();
             assert_eq!(at(&defaults, name), &expected, "{row}");
             rows += 1;
@@ -160,7 +160,7 @@ fn leaf(name: &str) -> &str {
 }
 
 /// A value that is not the default, for each key that has a place in the types.
-fn another(key: &keys::Key, default: &Value) -> Option<Value> {
+fn another(key: &schema::Key, default: &Value) -> Option<Value> {
     Some(match key.kind {
         // What is not set is false.
         Kind::Bool => (!default.as_bool().unwrap_or(false)).into(),
@@ -191,7 +191,7 @@ fn another(key: &keys::Key, default: &Value) -> Option<Value> {
 }
 
 /// A file in which `value` stands at `key`, with what it needs to be valid.
-fn file_with(key: &keys::Key, value: &Value) -> Value {
+fn file_with(key: &schema::Key, value: &Value) -> Value {
     let mut file = nested(key.name, value.clone());
     let jwt = file.pointer_mut("/authentication/jwt").and_then(Value::as_object_mut);
     if let Some(jwt) = jwt {

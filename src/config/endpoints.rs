@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use super::keys::WEBHOOK_EVENTS;
+use super::schema::WEBHOOK_EVENTS;
 
 /// `portal.webhook.*`
 #[derive(Clone, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use crate::{
     config::{
         AuthWebhook, Config, Jwks, Webhook,
         error::shown,
-        keys::{WEBHOOK_EVENTS, nearest_event},
+        schema::{WEBHOOK_EVENTS, nearest_event},
     },
     outgoing::check_url,
 };

@@ -1,13 +1,13 @@
 //! What must hold of a whole configuration, whoever wrote it: a file, or a program that built it field by field.
 
-mod outgoing;
+mod endpoints;
 
 use std::{net::IpAddr, time::Duration};
 
 use super::{
     Authentication, Config, ConfigError, Durability, Jwt,
     error::{Problem, shown},
-    keys::{self, DAY_MS, Kind},
+    schema::{self, DAY_MS, Kind},
 };
 
 /// Paths below which HTTP answers, and no WebSocket may be. `/openapi.json` and `/admin` are kept for later.
@@ -132,11 +132,11 @@ impl Checks {
         ];
         let durations = durations.map(|(name, duration)| (name, millis(duration)));
         for (name, number) in numbers.into_iter().chain(durations) {
-            let key = keys::known(name);
+            let key = schema::known(name);
             if let Kind::Integer { min, max } | Kind::Millis { min, max } = key.kind
                 && !(min..=max).contains(&number)
             {
-                self.refuse(&[name], keys::misfit(key, &number.into()));
+                self.refuse(&[name], schema::misfit(key, &number.into()));
             }
         }
         if let Durability::Interval(interval) = config.store.durability

@@ -8,8 +8,8 @@ use super::{
     AuthWebhook, Authentication, Config, Confirmation, Durability, Jwks, Jwt, Limits, LogFormat, Overflow, Redis, Sync,
     Webhook, Wire,
     error::Problem,
-    keys::{self, DAY_MS, Kind},
-    merge::Settings,
+    schema::{self, DAY_MS, Kind},
+    settings::Settings,
 };
 
 /// Writes what `settings` says into `config`. A value of a wrong form leaves the field as it was, and a problem.
@@ -74,10 +74,10 @@ impl Reader<'_> {
 
     fn value<T>(&mut self, name: &'static str, convert: Convert<T>) -> Option<T> {
         let entry = self.settings.get(name)?;
-        let key = keys::known(name);
+        let key = schema::known(name);
         let value = convert(&entry.value, key.kind);
         if value.is_none() {
-            self.problems.push(Problem::about(&[name], keys::misfit(key, &entry.value)).from(&entry.origin));
+            self.problems.push(Problem::about(&[name], schema::misfit(key, &entry.value)).from(&entry.origin));
         }
         value
     }
@@ -90,8 +90,8 @@ impl Reader<'_> {
                 *redis = None;
                 return;
             }
-            Value::String(text) if entry.origin.ends_with("REDIS_SENTINELS") => super::remote::parse_sentinels(text),
-            value => super::remote::parse(value),
+            Value::String(text) if entry.origin.ends_with("REDIS_SENTINELS") => super::redis::parse_sentinels(text),
+            value => super::redis::parse(value),
         };
         match read {
             Ok(read) => *redis = Some(read),
@@ -160,8 +160,9 @@ impl Reader<'_> {
     }
 
     fn jwks(&mut self) -> Option<Jwks> {
-        let is_set = |key: &&keys::Key| key.name.starts_with("authentication.jwt.jwks.") && self.settings.has(key.name);
-        keys::KEYS.iter().find(is_set)?;
+        let is_set =
+            |key: &&schema::Key| key.name.starts_with("authentication.jwt.jwks.") && self.settings.has(key.name);
+        schema::KEYS.iter().find(is_set)?;
         let mut read = Jwks::default();
         self.text_or_none("authentication.jwt.jwks.url", &mut read.url);
         self.unless_null("authentication.jwt.jwks.refreshInterval", &mut read.refresh_interval, millis);
@@ -241,7 +242,7 @@ impl Reader<'_> {
 
 /// Whether anything under `authentication.jwt` is set.
 pub(super) fn has_jwt(settings: &Settings) -> bool {
-    keys::KEYS.iter().any(|key| key.name.starts_with("authentication.jwt.") && settings.has(key.name))
+    schema::KEYS.iter().any(|key| key.name.starts_with("authentication.jwt.") && settings.has(key.name))
 }
 
 /// Whether a webhook is to tell who clients are.

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{
     error::{Problem, shown},
-    keys::{self, Key},
+    schema::{self, Key},
 };
 
 /// A value and where it was set.
@@ -63,19 +63,19 @@ impl Settings {
                 let text =
                     format!("`{}` has a dot in it; write groups as objects: sync: {{ enabled: true }}", shown(&word));
                 problems.push(Problem::new(text).from(origin));
-            } else if let Some(key) = keys::find(&name) {
+            } else if let Some(key) = schema::find(&name) {
                 self.set(key, value, origin);
-            } else if keys::is_section(&name) {
+            } else if schema::is_section(&name) {
                 match value {
                     Value::Object(map) => self.flatten_section(&name, map, origin, problems),
                     Value::Null => {}
                     other => {
-                        let found = keys::found(&other, true);
+                        let found = schema::found(&other, true);
                         problems.push(Problem::new(format!("{name} must be an object, but is {found}")).from(origin));
                     }
                 }
             } else {
-                problems.push(Problem::new(keys::unknown(&name)).from(origin));
+                problems.push(Problem::new(schema::unknown(&name)).from(origin));
             }
         }
     }
