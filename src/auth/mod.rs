@@ -2,10 +2,10 @@
 //!
 //! Nothing here knows a socket or waits for a person; what a client showed is never written to a log.
 
+mod api_keys;
 mod guesses;
 mod insecure;
 mod jwt;
-mod keys;
 #[cfg(test)]
 mod tests;
 mod webhook;
@@ -20,10 +20,10 @@ use crate::{
     message::{UserId, surrogates},
 };
 
+pub use api_keys::{ApiKeys, Password};
 pub use guesses::{Guesses, Proof};
 pub use insecure::Insecure;
 pub use jwt::{Jwt, issue};
-pub use keys::{ApiKeys, Password};
 pub use webhook::Webhook;
 
 /// Longest token that is looked at, in bytes; a longer one is refused before anything is done with it.

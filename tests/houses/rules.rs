@@ -64,8 +64,8 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["axum", "hyper", "hyper_util"], &["src/http/", "src/server/"]),
     (&["redis"], &["src/cluster/redis/", "src/store/redis/"]),
     (&["clap"], &["src/bin/mesa/args.rs", "src/bin/mesa/args/"]),
-    (&["reqwest"], &["src/dispatcher.rs", "src/dispatcher/", "src/portal.rs", "src/portal/", "src/outgoing/"]),
-    (&["aws_lc_rs"], &["src/outgoing/"]),
+    (&["reqwest"], &["src/dispatcher.rs", "src/dispatcher/", "src/portal.rs", "src/portal/", "src/http_client/"]),
+    (&["aws_lc_rs"], &["src/http_client/"]),
     (&["jsonwebtoken"], &["src/auth/"]),
 ];
 

@@ -18,9 +18,8 @@ use serde_json::value::RawValue;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    AuthError, AuthSetupError,
-    key::{RSA, RSA_BITS},
-    refused,
+    AuthError, AuthSetupError, refused,
+    verification_key::{RSA, RSA_BITS},
 };
 use crate::{
     config, failpoints,

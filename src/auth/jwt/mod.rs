@@ -1,14 +1,14 @@
 //! Tokens that an application's own backend has signed: JSON Web Tokens.
 //!
-//! - `key`: what they are checked with
+//! - `verification_key`: what they are checked with
 //! - `jwks`: the same, fetched from where it is published
 //! - `claims`: what they say, and whether it holds
-//! - `issue`: signing one, for development
+//! - `sign`: signing one, for development
 
 mod claims;
-mod issue;
 mod jwks;
-mod key;
+mod sign;
+mod verification_key;
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
@@ -23,7 +23,7 @@ use crate::config;
 use claims::{Claims, Rules};
 use jwks::Jwks;
 
-pub use issue::issue;
+pub use sign::issue;
 
 /// Accepts JWTs as configured. Only `data.token` is looked at.
 ///
@@ -58,11 +58,11 @@ impl Jwt {
         install_provider();
         let (keys, algorithms) = match (&jwt.jwks, &jwt.secret, &jwt.key_file) {
             (Some(jwks), None, None) => {
-                let algorithms = key::Key::public_algorithms(&jwt.algorithms)?;
+                let algorithms = verification_key::Key::public_algorithms(&jwt.algorithms)?;
                 (Keys::Published(Jwks::new(jwks, algorithms.clone())?), algorithms)
             }
             _ => {
-                let key = key::Key::new(jwt)?;
+                let key = verification_key::Key::new(jwt)?;
                 let algorithms = key.algorithms(&jwt.algorithms)?;
                 (Keys::One(key.decoding), algorithms)
             }

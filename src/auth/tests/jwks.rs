@@ -6,7 +6,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, jwk::Jwk};
 use serde_json::{Value, json};
 
 use super::{
-    forge::{private, signed},
+    craft::{private, signed},
     *,
 };
 use crate::outgoing::receiver::{Answer, Receiver};
@@ -131,7 +131,7 @@ async fn each_token_is_checked_with_the_published_key_it_names_and_by_no_other_a
     let forged = signed(header, r#"{"id":"alice"}"#, &shared, Algorithm::HS256);
     refused_with(is_alice(&jwt, &forged).await, not_configured);
     for none in [r#"{"alg":"none","kid":"rsa"}"#, r#"{"alg":"None","kid":"rsa"}"#, r#"{"kid":"rsa"}"#] {
-        let unsigned = format!("{}.{}.", forge::base64(none), forge::base64(r#"{"id":"alice"}"#));
+        let unsigned = format!("{}.{}.", craft::base64(none), craft::base64(r#"{"id":"alice"}"#));
         assert!(matches!(is_alice(&jwt, &unsigned).await, Err(AuthError::Refused(_))), "{none}");
     }
     assert_eq!(receiver.requests().len(), 1, "whatever was named");

@@ -1,10 +1,10 @@
 //! Who is let in, and who is not.
 
-mod accepted;
-mod forge;
-mod hostile;
+mod craft;
+mod invalid;
 mod jwks;
 mod setup;
+mod valid;
 mod webhook;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

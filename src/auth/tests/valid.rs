@@ -3,7 +3,7 @@
 use jsonwebtoken::{Algorithm, EncodingKey};
 
 use super::{
-    forge::{by_key, hs256, hs256_with, signed},
+    craft::{by_key, hs256, hs256_with, signed},
     *,
 };
 

@@ -5,7 +5,7 @@ use std::fs;
 use jsonwebtoken::{Algorithm, EncodingKey};
 
 use super::{
-    forge::{base64, by_key, hs256, hs256_with, signed},
+    craft::{base64, by_key, hs256, hs256_with, signed},
     *,
 };
 
