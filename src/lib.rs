@@ -33,7 +33,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`message`] | the words: [`Message`](message::Message), [`UserId`](message::UserId), [`Payload`](message::Payload), [`Seq`](message::Seq) |
-//! | [`outgoing`] | requests of our own: bounded, signed, and not to private addresses |
+//! | [`http_client`] | requests of our own: bounded, signed, and not to private addresses |
 //! | [`config`] | the documented keys and ours, from file, environment and command line; checked once, trusted after |
 //! | [`metrics`] | the counters, named once |
 //! | [`health`] | which parts of the server are ready, and why not |
@@ -76,7 +76,7 @@
 //! - What came from a peer is returned as an error; what came from us is asserted.
 //! - The last step before a socket compares the stamp of an entry with the session it is for.
 //! - Imports point one way, and foreign names have one home each: sled and bincode in [`store`], redis in [`cluster`],
-//!   tungstenite in `server/socket.rs` and [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`outgoing`] and
+//!   tungstenite in `server/socket.rs` and [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`http_client`] and
 //!   [`dispatcher`], clap in the binary. `tests/houses` holds both.
 //!
 //! # What a crash may take back
@@ -94,13 +94,13 @@ mod failpoints;
 pub mod guide;
 mod health;
 mod http;
+mod http_client;
 mod hub;
 #[doc(hidden)]
 pub mod logging;
 pub mod message;
 mod metrics;
 pub mod middleware;
-mod outgoing;
 pub mod portal;
 mod protocol;
 pub mod server;

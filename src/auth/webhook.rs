@@ -13,8 +13,8 @@ use tokio::{sync::Semaphore, time::timeout};
 use super::{AuthError, AuthSetupError, Authenticator, Identity, refused, user_object};
 use crate::{
     config,
+    http_client::{Outgoing, signing},
     message::{UserId, surrogates},
-    outgoing::{Outgoing, signature},
 };
 
 /// Longest answer, in bytes.
@@ -67,7 +67,7 @@ impl Webhook {
     async fn ask(&self, body: Vec<u8>) -> Result<Identity, AuthError> {
         // Never closed, so a turn always comes.
         let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
-        let headers = self.secret.as_ref().map(|secret| signature::headers(secret, &body));
+        let headers = self.secret.as_ref().map(|secret| signing::headers(secret, &body));
         let headers = headers.as_ref().map_or(&[][..], |headers| &headers[..]);
         let answer = self.outgoing.ask(body, headers, ANSWER_BYTES_MAX).await;
         let answer = answer.map_err(|error| AuthError::Unavailable(error.to_string()))?;

@@ -61,8 +61,8 @@ use crate::{
     auth,
     cluster::Cluster,
     config::{self, Config, ConfigError},
+    http_client::UrlError,
     hub::{MailboxBounds, PortalSettings, Settings, Store, SyncSettings, portals},
-    outgoing::UrlError,
     store::{
         Durability, Limits, Overflow,
         disk::{DiskOptions, open},

@@ -7,9 +7,9 @@ use std::{
 
 use super::{backoff::Backoff, body, on_disk_thread};
 use crate::{
+    http_client::{Answer, Outgoing, OutgoingError, signing},
     hub::{KeptEvent, Outbox},
     metrics::Metrics,
-    outgoing::{Answer, Outgoing, OutgoingError, signature},
 };
 
 /// Events that may be taken by the receiver and not yet removed from the disk. After a crash no more than these and one
@@ -86,7 +86,7 @@ impl Delivery {
         loop {
             let body = body::encode(&events[..count]);
             // Made anew each time: receivers refuse old ones.
-            let headers = signature::headers(&self.secret, &body);
+            let headers = signing::headers(&self.secret, &body);
             let answer = self.outgoing.post(body, &headers).await;
             if answer.as_ref().is_ok_and(Answer::is_success) {
                 self.metrics.webhook_sent.inc_by(count as u64);

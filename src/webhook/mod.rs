@@ -25,9 +25,9 @@ use tokio::{task::JoinSet, time::Instant};
 use crate::{
     config,
     health::{Health, supervise},
+    http_client::{Outgoing, UrlError},
     hub::{EventKind, Hub, Outbox, OutboxOptions, Store},
     metrics::Metrics,
-    outgoing::{Outgoing, UrlError},
 };
 use backoff::Backoff;
 use deliver::Delivery;

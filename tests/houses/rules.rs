@@ -11,8 +11,8 @@ use crate::{
 /// row first. `lib.rs` names everything.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("message", &[]),
-    ("outgoing", &["logging"]),
-    ("config", &["outgoing"]),
+    ("http_client", &["logging"]),
+    ("config", &["http_client"]),
     ("metrics", &["logging"]),
     ("failpoints", &[]),
     ("logging", &[]),
@@ -21,14 +21,14 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("util", &[]),
     ("protocol", &["message", "logging"]),
     ("store", &["message", "logging", "metrics", "failpoints", "health", "cluster"]),
-    ("auth", &["message", "logging", "config", "failpoints", "outgoing"]),
+    ("auth", &["message", "logging", "config", "failpoints", "http_client"]),
     ("cluster", &["message", "logging", "config", "health"]),
     ("middleware", &["message", "logging"]),
     (
         "hub",
         &["message", "logging", "config", "metrics", "failpoints", "health", "store", "auth", "cluster", "middleware"],
     ),
-    ("webhook", &["message", "logging", "config", "metrics", "health", "hub", "outgoing"]),
+    ("webhook", &["message", "logging", "config", "metrics", "health", "hub", "http_client"]),
     ("http", &["message", "logging", "config", "metrics", "health", "auth", "hub", "failpoints", "util"]),
     ("wire", &["message", "logging", "config", "metrics", "health", "auth", "hub"]),
     (
@@ -46,7 +46,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "cluster",
             "middleware",
             "hub",
-            "outgoing",
+            "http_client",
             "webhook",
             "http",
             "wire",

@@ -23,9 +23,9 @@ use super::{
 };
 use crate::{
     config, failpoints,
+    http_client::Outgoing,
     logging::{json_error, panic_text},
     message::surrogates,
-    outgoing::Outgoing,
 };
 
 /// Largest set, in bytes.

@@ -9,7 +9,7 @@ use super::{
     craft::{private, signed},
     *,
 };
-use crate::outgoing::receiver::{Answer, Receiver};
+use crate::http_client::receiver::{Answer, Receiver};
 
 const ALGORITHMS: &[&str] = &["RS256", "ES256", "EdDSA"];
 

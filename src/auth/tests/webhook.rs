@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::*;
-use crate::outgoing::{
+use crate::http_client::{
     receiver::{Answer, Receiver},
-    signature,
+    signing,
 };
 
 fn asking(receiver: &Receiver, change: impl FnOnce(&mut config::AuthWebhook)) -> Webhook {
@@ -36,9 +36,9 @@ async fn what_the_client_passed_is_posted_and_the_answer_is_who_it_is() {
     assert_eq!(request.line, "POST /hooks HTTP/1.1");
     assert_eq!(request.json(), json!({ "token": "a token", "shouldSync": true }));
     assert_eq!(request.header("content-type"), Some("application/json"));
-    let timestamp = request.header(signature::TIMESTAMP_HEADER).unwrap();
-    let expected = signature::sign(SECRET, timestamp, &request.body);
-    assert_eq!(request.header(signature::SIGNATURE_HEADER), Some(&*expected));
+    let timestamp = request.header(signing::TIMESTAMP_HEADER).unwrap();
+    let expected = signing::sign(SECRET, timestamp, &request.body);
+    assert_eq!(request.header(signing::SIGNATURE_HEADER), Some(&*expected));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use crate::{
         error::shown,
         schema::{WEBHOOK_EVENTS, nearest_event},
     },
-    outgoing::check_url,
+    http_client::check_url,
 };
 
 impl Checks {

@@ -4,15 +4,15 @@
 //! and answer are bounded, and private addresses are refused unless they are allowed: what counts is the address that
 //! is connected to, after the name was looked up, so that a name which changes its mind gains nothing.
 //!
-//! - [`address`]: which addresses are private
-//! - [`signature`]: how a request shows that it is ours
+//! - [`private_ip`]: which addresses are private
+//! - [`signing`]: how a request shows that it is ours
 
-pub mod address;
+pub mod private_ip;
 #[cfg(test)]
 #[path = "../../tests/support/receiver.rs"]
 #[allow(dead_code, missing_docs, reason = "the tests of the built binary use the rest")]
 pub(crate) mod receiver;
-pub mod signature;
+pub mod signing;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -78,7 +78,7 @@ fn parse(url: &str, allow_private: bool) -> Result<Url, UrlError> {
     let literal = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
     let local = host.trim_end_matches('.');
     let local = local == "localhost" || local.ends_with(".localhost");
-    if !allow_private && (local || literal.is_some_and(address::is_private)) {
+    if !allow_private && (local || literal.is_some_and(private_ip::is_private)) {
         return refuse("names a private address, which is refused unless allowPrivate is true");
     }
     Ok(url)
@@ -306,8 +306,9 @@ impl Resolve for Guard {
 }
 
 fn allowed(found: Vec<SocketAddr>, allow_private: bool) -> Result<Vec<SocketAddr>, io::Error> {
-    let refused = found.iter().map(SocketAddr::ip).find(|address| !allow_private && address::is_private(*address));
-    let allowed: Vec<_> = found.into_iter().filter(|found| allow_private || !address::is_private(found.ip())).collect();
+    let refused = found.iter().map(SocketAddr::ip).find(|address| !allow_private && private_ip::is_private(*address));
+    let allowed: Vec<_> =
+        found.into_iter().filter(|found| allow_private || !private_ip::is_private(found.ip())).collect();
     match refused {
         Some(address) if allowed.is_empty() => {
             Err(io::Error::other(format!("its address {address} is private, and allowPrivate is not set")))
