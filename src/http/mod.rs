@@ -1,23 +1,23 @@
 //! What backends ask. Decides nothing: it reads a request, asks the hub, and writes the answer.
 //!
-//! - [`access`]: who may ask · [`head`]: what holds for the head of every request
+//! - [`auth`]: who may ask · [`head`]: what holds for the head of every request
 //! - [`dispatch`]: `POST /v1/dispatch`, one or a stream of them
 //! - [`users`]: everything under `/v1/users`
 //! - [`backup`]: `GET /v1/backup`
-//! - [`events`]: `GET /v1/events`
+//! - [`sse`]: `GET /v1/events`
 //! - [`health`]: alive, ready, counters
 //! - [`parameters`]: which parameters a query may have, and what is wrong with one
 //! - [`error`]: every refusal, in one table · [`refusal`]: of what never comes here
 
-mod access;
+mod auth;
 mod backup;
 mod dispatch;
 mod error;
-mod events;
 pub(crate) mod head;
 mod health;
 mod parameters;
 pub(crate) mod refusal;
+mod sse;
 mod users;
 
 use std::{sync::Arc, time::Duration};
@@ -39,7 +39,7 @@ use crate::{
     hub::Hub,
     metrics::Metrics,
 };
-pub use access::Caller;
+pub use auth::Caller;
 use error::ApiError;
 
 /// What the router needs.
@@ -101,7 +101,7 @@ impl Http {
         }
         // Dispatches are nearly all there is, and routing was about a tenth of what one costs: they go the short way.
         if request.method() == Method::POST && request.uri().path() == dispatch::PATH {
-            let response = match access::check(&self.api, caller, request.headers()).await {
+            let response = match auth::check(&self.api, caller, request.headers()).await {
                 Ok(()) => match parameters::check(request.uri().query(), &[]) {
                     Ok(()) => dispatch::dispatch(&self.api, &self.stopping, request).await,
                     Err(error) => Err(error),
@@ -109,7 +109,7 @@ impl Http {
                 Err(error) => Err(error),
             };
             let response = response.unwrap_or_else(IntoResponse::into_response);
-            access::count(&self.api, response.status());
+            auth::count(&self.api, response.status());
             return response;
         }
         if let Err(error) = head::check_query(request.uri().query()) {
@@ -124,13 +124,13 @@ impl Http {
 
     fn refuse(&self, error: ApiError) -> Response {
         let response = error.into_response();
-        access::count(&self.api, response.status());
+        auth::count(&self.api, response.status());
         response
     }
 }
 
 fn router(api: Arc<Api>) -> Router {
-    let events = |api, asked, headers| std::future::ready(events::events(api, asked, headers));
+    let events = |api, asked, headers| std::future::ready(sse::events(api, asked, headers));
     let guarded = Router::new()
         // Its POST does not come here, see `respond`; the entry makes 405 and `Allow` for all other methods.
         .route(dispatch::PATH, post(|| async { ApiError::MethodNotAllowed }))
@@ -143,7 +143,7 @@ fn router(api: Arc<Api>) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         // The one below is asked first: what a path takes is told to those alone that have a key.
         .route_layer(middleware::from_fn(parameters::guard))
-        .route_layer(middleware::from_fn_with_state(api.clone(), access::guard));
+        .route_layer(middleware::from_fn_with_state(api.clone(), auth::guard));
     Router::new()
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))

@@ -1,8 +1,8 @@
 //! Lines that go to the hub together, and what becomes of them.
 
 use super::{
-    answer,
-    read::{Asked, Disconnect},
+    request::{Asked, Disconnect},
+    response,
 };
 use crate::{
     failpoints::{self, Bug},
@@ -119,7 +119,7 @@ enum Told {
 impl Done {
     /// What became of each line, one a line.
     pub(super) fn answers(self, hub: &Hub) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.lines.len() * answer::BYTES_USUAL);
+        let mut out = Vec::with_capacity(self.lines.len() * response::BYTES_USUAL);
         match self.result {
             Ok(Told::Kept(taken)) if failpoints::once_in(Bug::AnswersSwapped, 20) => {
                 let mut outcomes: Vec<Outcome> = hub.outcomes(taken).collect();
@@ -148,7 +148,7 @@ fn write(lines: Vec<Option<ApiError>>, mut outcomes: impl Iterator<Item = Outcom
     for refused in lines {
         match refused {
             Some(error) => error.write(out),
-            None => answer::write(&outcomes.next().expect("the hub has an outcome for each dispatch"), out),
+            None => response::write(&outcomes.next().expect("the hub has an outcome for each dispatch"), out),
         }
         out.push(b'\n');
     }

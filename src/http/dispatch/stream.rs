@@ -30,8 +30,8 @@ use tokio::{
 
 use super::{
     batch::{Batch, Done, Task},
-    lines::{Line, Lines},
-    read,
+    ndjson::{Line, Lines},
+    request,
 };
 use crate::http::{Api, BODY_TIME_MAX, error::ApiError};
 
@@ -165,7 +165,7 @@ where
         while self.held.is_none() && !self.next.is_full() {
             let (bytes, asked) = match self.lines.next() {
                 None => break,
-                Some(Line::Whole(text)) => (text.len(), read::read(text, self.api.limits.recipients)),
+                Some(Line::Whole(text)) => (text.len(), request::read(text, self.api.limits.recipients)),
                 Some(Line::TooLong) => (0, Err(ApiError::TooLarge(self.api.limits.request_bytes))),
             };
             self.add(bytes, Task::new(asked, &self.api.hub));

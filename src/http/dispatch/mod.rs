@@ -1,13 +1,13 @@
 //! `POST /v1/dispatch`: messages for some users, or for everyone.
 //!
-//! - `read`: from a JSON text to what is asked for
-//! - `answer`: what became of it, as JSON text
-//! - `lines`, `batch`, `stream`: the same, many times over: a dispatch a line, a result a line
+//! - `request`: from a JSON text to what is asked for
+//! - `response`: what became of it, as JSON text
+//! - `ndjson`, `batch`, `stream`: the same, many times over: a dispatch a line, a result a line
 
-mod answer;
 mod batch;
-mod lines;
-mod read;
+mod ndjson;
+mod request;
+mod response;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 
 use super::{Api, error::ApiError};
 use crate::logging::{excerpt, network_error, sentence};
-use read::Asked;
+use request::Asked;
 
 /// Where dispatches are posted.
 pub(super) const PATH: &str = "/v1/dispatch";
@@ -57,12 +57,12 @@ where
     let body = body.map_err(|_| ApiError::TooSlow)?.map_err(|error| {
         if error.is::<LengthLimitError>() { ApiError::TooLarge(bytes_max) } else { ApiError::Body(unread(&*error)) }
     })?;
-    let outcome = match read::read(&body.to_bytes(), api.limits.recipients)?.checked(&api.hub)? {
+    let outcome = match request::read(&body.to_bytes(), api.limits.recipients)?.checked(&api.hub)? {
         Asked::Dispatch(dispatch) => api.hub.dispatch(dispatch).await?,
         Asked::Disconnect(disconnect) => disconnect.run(&api.hub).await,
     };
-    let mut text = Vec::with_capacity(answer::BYTES_USUAL);
-    answer::write(&outcome, &mut text);
+    let mut text = Vec::with_capacity(response::BYTES_USUAL);
+    response::write(&outcome, &mut text);
     Ok(super::json(StatusCode::OK, text))
 }
 
