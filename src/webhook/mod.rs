@@ -4,19 +4,19 @@
 //! one task reads it from its front and posts a batch at a time, again and again until it is taken. So everything is in one
 //! order, and a receiver that is down, slow or wrong costs nothing but room in the outbox, which has a bound.
 //!
-//! - `feed`: what clients do, into the outbox
-//! - `watch`: messages that nobody received for a while, into the outbox
-//! - `deliver`: out of it
-//! - `body`: what is posted, byte by byte
+//! - `recorder`: what clients do, into the outbox
+//! - `undelivered`: messages that nobody received for a while, into the outbox
+//! - `delivery`: out of it
+//! - `payload`: what is posted, byte by byte
 //! - `backoff`: how long to wait before trying again
 //!
 //! What the store itself puts in (`delivered`, `expired`, `dropped`) is in `store/outbox`.
 
 mod backoff;
-mod body;
-mod deliver;
-mod feed;
-mod watch;
+mod delivery;
+mod payload;
+mod recorder;
+mod undelivered;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -30,9 +30,9 @@ use crate::{
     metrics::Metrics,
 };
 use backoff::Backoff;
-use deliver::Delivery;
-use feed::Feed;
-use watch::Watch;
+use delivery::Delivery;
+use recorder::Feed;
+use undelivered::Watch;
 
 /// How often it is looked how the outbox is.
 const LOOK: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{backoff::Backoff, body, on_disk_thread};
+use super::{backoff::Backoff, on_disk_thread, payload};
 use crate::{
     http_client::{Answer, Outgoing, OutgoingError, signing},
     hub::{KeptEvent, Outbox},
@@ -84,7 +84,7 @@ impl Delivery {
     async fn tell(&mut self, events: &[KeptEvent], trouble: &mut Option<Trouble>) -> usize {
         let mut count = events.len();
         loop {
-            let body = body::encode(&events[..count]);
+            let body = payload::encode(&events[..count]);
             // Made anew each time: receivers refuse old ones.
             let headers = signing::headers(&self.secret, &body);
             let answer = self.outgoing.post(body, &headers).await;
