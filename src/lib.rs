@@ -47,7 +47,7 @@
 //! | [`hub`] | who is here and what they have had: dispatching, sessions as cursors on a log |
 //! | [`webhook`] | what backends are told: out of the store's outbox, one batch at a time |
 //! | [`http`] | what backends ask, as an [`axum`] router |
-//! | [`wire`] | the same in the words of Redis, for the Dispatchers and Portals of stock services |
+//! | [`resp`] | the same in the words of Redis, for the Dispatchers and Portals of stock services |
 //! | [`server`] | sockets, connections, the heartbeat, shutdown; the only room that builds the others |
 //! | [`client`] | a connection the other way round, dialling out |
 //! | [`dispatcher`] | the HTTP API from a backend's side |
@@ -103,10 +103,10 @@ mod metrics;
 pub mod middleware;
 pub mod portal;
 mod protocol;
+mod resp;
 pub mod server;
 #[doc(hidden)]
 pub mod store;
 #[doc(hidden)]
 pub mod util;
 mod webhook;
-mod wire;

@@ -28,8 +28,8 @@ use crate::{
     http::{Api, Http},
     hub::{Hub, Store},
     metrics::Metrics,
+    resp::Wire,
     webhook::Webhook,
-    wire::Wire,
 };
 
 /// How long what is to be done before the end may take.

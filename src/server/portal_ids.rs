@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::stopped;
-use crate::wire::Announced;
+use crate::resp::Announced;
 
 /// Largest file that is read: some times what all ids there may be take.
 const FILE_BYTES_MAX: u64 = 1 << 20;

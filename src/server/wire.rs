@@ -16,7 +16,7 @@ use crate::{
     config,
     health::{Health, supervise},
     metrics::Metrics,
-    wire::{Announced, Wire},
+    resp::{Announced, Wire},
 };
 
 /// How long it may take to write down which portals there are, when the server stops.

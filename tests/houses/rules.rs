@@ -30,7 +30,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ),
     ("webhook", &["message", "logging", "config", "metrics", "health", "hub", "http_client"]),
     ("http", &["message", "logging", "config", "metrics", "health", "auth", "hub", "failpoints", "util"]),
-    ("wire", &["message", "logging", "config", "metrics", "health", "auth", "hub"]),
+    ("resp", &["message", "logging", "config", "metrics", "health", "auth", "hub"]),
     (
         "server",
         &[
@@ -49,7 +49,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "http_client",
             "webhook",
             "http",
-            "wire",
+            "resp",
         ],
     ),
     ("client", &["message", "logging", "protocol"]),

@@ -14,11 +14,11 @@ use tokio::{
 
 use super::{
     Wire,
-    batch::Batch,
     command::{self, Command},
-    reply,
-    resp::{Parser, Violation},
-    subscriber::Subscriber,
+    encode,
+    parser::{Parser, Violation},
+    pipeline::Batch,
+    subscriber_queue::Subscriber,
 };
 use crate::{
     auth::Proof,
@@ -279,7 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     pub(super) fn refuse(&mut self, why: &str) {
         self.wire.metrics.wire_refused.inc();
-        reply::error(self.batch.answer(), why);
+        encode::error(self.batch.answer(), why);
     }
 
     /// The password was shown.

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
-use super::reply;
+use super::encode;
 use crate::{
     hub::{Hub, ReadLimit, StoreError},
     message::UserId,
@@ -55,9 +55,12 @@ pub(super) async fn who_waits(hub: &Hub, out: &mut BytesMut, count_only: bool) -
         }
     }
     if count_only {
-        reply::integer(out, waiting as u64);
+        encode::integer(out, waiting as u64);
     } else if names.len() > NAMED_MAX {
-        reply::error(out, &format!("ERR there are {waiting} of them, too many for one answer; `mesa users` has pages"));
+        encode::error(
+            out,
+            &format!("ERR there are {waiting} of them, too many for one answer; `mesa users` has pages"),
+        );
     } else {
         write_users(out, &names);
     }
@@ -68,7 +71,7 @@ pub(super) async fn who_waits(hub: &Hub, out: &mut BytesMut, count_only: bool) -
 pub(super) async fn who_is_here(hub: &Hub, out: &mut BytesMut) {
     let too_many = "ERR there are too many of them for one answer; `mesa users` has pages, SCARD counts them";
     if hub.everybody_count().await > NAMED_MAX {
-        return reply::error(out, too_many);
+        return encode::error(out, too_many);
     }
     if let Some(users) = hub.everybody().await {
         return write_users(out, &users);
@@ -81,7 +84,7 @@ pub(super) async fn who_is_here(hub: &Hub, out: &mut BytesMut) {
         after = Some(last.clone());
         users.extend(page);
         if users.len() > NAMED_MAX {
-            return reply::error(out, too_many);
+            return encode::error(out, too_many);
         }
     }
     write_users(out, &users);
@@ -100,6 +103,6 @@ pub(super) fn user_id(name: &[u8]) -> Option<UserId> {
 }
 
 fn write_users(out: &mut BytesMut, users: &[UserId]) {
-    reply::array(out, users.len());
-    users.iter().for_each(|user| reply::bulk(out, user.as_str().as_bytes()));
+    encode::array(out, users.len());
+    users.iter().for_each(|user| encode::bulk(out, user.as_str().as_bytes()));
 }

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use super::{
     channels::Channels,
-    roll::{Announced, Number, Roll, Subscribed},
-    subscriber::{self, Put, Subscriber},
+    portal_registry::{Announced, Number, Roll, Subscribed},
+    subscriber_queue::{self, Put, Subscriber},
 };
 use crate::{
     hub::portals::{self, SeatId, Told, Watch, What},
@@ -150,7 +150,7 @@ impl StockPortals {
     }
 
     fn message(&self, told: &Told, id: &str) -> Bytes {
-        subscriber::message(&self.channel, &text(told, id))
+        subscriber_queue::message(&self.channel, &text(told, id))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::resp::Words;
+use super::parser::Words;
 
 /// A command whose name is known and which has as many arguments as it takes.
 #[derive(Debug, PartialEq, Eq)]

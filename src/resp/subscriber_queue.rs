@@ -7,7 +7,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{reply, roll::Number};
+use super::{encode, portal_registry::Number};
 use crate::hub::portals::Told;
 
 /// Pieces written at once, in bytes, about.
@@ -113,10 +113,10 @@ impl Subscriber {
 /// A message on a channel, as a subscriber reads it.
 pub(super) fn message(channel: &[u8], text: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(channel.len() + text.len() + 48);
-    reply::array(&mut out, 3);
-    reply::bulk(&mut out, b"message");
-    reply::bulk(&mut out, channel);
-    reply::bulk(&mut out, text);
+    encode::array(&mut out, 3);
+    encode::bulk(&mut out, b"message");
+    encode::bulk(&mut out, channel);
+    encode::bulk(&mut out, text);
     out.freeze()
 }
 

@@ -7,8 +7,8 @@ use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 
 use super::{
-    roll::Number,
-    subscriber::{self, Subscriber},
+    portal_registry::Number,
+    subscriber_queue::{self, Subscriber},
 };
 
 /// Channels of one connection; one more closes it. Stock has two at most.
@@ -46,7 +46,7 @@ impl Channels {
     pub(super) fn publish(&self, channel: &[u8], text: &[u8]) -> usize {
         let channels = self.0.read();
         let Some(subscribers) = channels.get(channel) else { return 0 };
-        let message = subscriber::message(channel, text);
+        let message = subscriber_queue::message(channel, text);
         subscribers.iter().for_each(|one| _ = one.put(message.clone(), None));
         subscribers.len()
     }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use bytes::BytesMut;
 use foldhash::fast::RandomState;
 
-use super::{Wire, reply};
+use super::{Wire, encode};
 use crate::{
     health::LogLimit,
     hub::{Kept, StoreError},
@@ -76,7 +76,7 @@ impl Batch {
         match wire.hub.append(kept).await {
             Ok(taken) => {
                 for (outcome, ready) in wire.hub.outcomes(taken).zip(behind) {
-                    reply::integer(&mut self.done, wire.taken_for(&outcome));
+                    encode::integer(&mut self.done, wire.taken_for(&outcome));
                     self.done.unsplit(ready);
                 }
             }
@@ -108,5 +108,5 @@ pub(super) fn log_failure(error: &StoreError) {
 }
 
 pub(super) fn not_taken(out: &mut BytesMut, error: &StoreError) {
-    reply::error(out, &format!("ERR {error}"));
+    encode::error(out, &format!("ERR {error}"));
 }

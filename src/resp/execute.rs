@@ -4,16 +4,16 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    batch,
     channels::{CHANNELS_MAX, NAME_BYTES_MAX},
     command::{self, Command},
     connection::{Connection, End},
-    info, look,
-    names::{Name, Names},
-    reply,
-    resp::Words,
-    roll::ID_BYTES_MAX,
-    said::{self, Published},
+    encode, info,
+    keyspace::{Name, Names},
+    parser::Words,
+    payload::{self, Published},
+    pipeline,
+    portal_registry::ID_BYTES_MAX,
+    queries,
 };
 use crate::{
     hub::{Dispatch, StoreError},
@@ -34,33 +34,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
         match command {
             Command::Ping(text) => self.ping(text),
-            Command::Echo(text) => reply::bulk(self.batch.answer(), &text),
+            Command::Echo(text) => encode::bulk(self.batch.answer(), &text),
             Command::Quit => {
-                reply::ok(self.batch.answer());
+                encode::ok(self.batch.answer());
                 return Err(End::Quit);
             }
             Command::Auth(password) => return self.auth(&password).await,
             Command::Select(index) => self.select(&index),
-            Command::Info => reply::bulk(self.batch.answer(), info::text(&self.wire).as_bytes()),
+            Command::Info => encode::bulk(self.batch.answer(), info::text(&self.wire).as_bytes()),
             Command::Client(words) => self.client(words),
             Command::Help(words) => match words.first() {
                 Some(what) if what.eq_ignore_ascii_case(b"count") => {
-                    reply::integer(self.batch.answer(), command::COUNT as u64);
+                    encode::integer(self.batch.answer(), command::COUNT as u64);
                 }
                 // What they take is asked for to give hints to who types them; there is none to give.
-                _ => reply::array(self.batch.answer(), 0),
+                _ => encode::array(self.batch.answer(), 0),
             },
             Command::Keys(pattern) => self.keys(&pattern),
             Command::Type(key) => {
                 let kind = self.wire.names.find(&key).map_or("none", Names::kind);
-                reply::simple(self.batch.answer(), kind);
+                encode::simple(self.batch.answer(), kind);
             }
             Command::Get(key) => match self.wire.names.find(&key) {
                 Some(Name::Count) => {
                     let count = self.wire.hub.connections_anywhere().await.to_string();
-                    reply::bulk(self.batch.answer(), count.as_bytes());
+                    encode::bulk(self.batch.answer(), count.as_bytes());
                 }
-                _ => reply::nil(self.batch.answer()),
+                _ => encode::nil(self.batch.answer()),
             },
             Command::SetMembers(key) => self.members(&key).await,
             Command::SetCount(key) => {
@@ -69,18 +69,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                     Some(Name::Pool) => self.wire.portals.as_ref().map_or(0, |portals| portals.ids().len()),
                     _ => 0,
                 };
-                reply::integer(self.batch.answer(), count as u64);
+                encode::integer(self.batch.answer(), count as u64);
             }
             Command::SetHas(key, member) => {
                 let has = match self.wire.names.find(&key) {
-                    Some(Name::Clients) => look::is_here(&self.wire.hub, &member).await,
+                    Some(Name::Clients) => queries::is_here(&self.wire.hub, &member).await,
                     Some(Name::Pool) => {
                         let portals = self.wire.portals.as_ref();
                         portals.is_some_and(|portals| portals.ids().iter().any(|id| id.as_bytes() == &member[..]))
                     }
                     _ => false,
                 };
-                reply::integer(self.batch.answer(), has.into());
+                encode::integer(self.batch.answer(), has.into());
             }
             Command::SetAdd(key, members) => self.pool(&key, &members, true),
             Command::SetRemove(key, members) => self.pool(&key, &members, false),
@@ -103,12 +103,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         match text {
             // Where answers stand between messages they look like those.
             text if subscribed => {
-                reply::array(out, 2);
-                reply::bulk(out, b"pong");
-                reply::bulk(out, &text.unwrap_or_default());
+                encode::array(out, 2);
+                encode::bulk(out, b"pong");
+                encode::bulk(out, &text.unwrap_or_default());
             }
-            Some(text) => reply::bulk(out, &text),
-            None => reply::simple(out, "PONG"),
+            Some(text) => encode::bulk(out, &text),
+            None => encode::simple(out, "PONG"),
         }
     }
 
@@ -119,7 +119,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         match self.wire.password.as_ref().map(|known| known.check(password)) {
             Some(true) => {
                 self.let_in();
-                reply::ok(self.batch.answer());
+                encode::ok(self.batch.answer());
                 Ok(())
             }
             Some(false) => self.wrong_password(password).await,
@@ -136,7 +136,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     fn select(&mut self, index: &[u8]) {
         match std::str::from_utf8(index).ok().and_then(|index| index.parse::<u32>().ok()) {
-            Some(index) if index < DATABASES => reply::ok(self.batch.answer()),
+            Some(index) if index < DATABASES => encode::ok(self.batch.answer()),
             _ => self.refuse("ERR DB index is out of range"),
         }
     }
@@ -149,14 +149,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             b"setname" => {
                 let name = words.next().unwrap_or_default();
                 self.name = (!name.is_empty() && name.len() <= NAME_BYTES_MAX).then(|| Bytes::copy_from_slice(&name));
-                reply::ok(self.batch.answer());
+                encode::ok(self.batch.answer());
             }
             b"getname" => match self.name.clone() {
-                Some(name) => reply::bulk(self.batch.answer(), &name),
-                None => reply::nil(self.batch.answer()),
+                Some(name) => encode::bulk(self.batch.answer(), &name),
+                None => encode::nil(self.batch.answer()),
             },
-            b"setinfo" => reply::ok(self.batch.answer()),
-            b"id" => reply::integer(self.batch.answer(), self.subscriber.number),
+            b"setinfo" => encode::ok(self.batch.answer()),
+            b"id" => encode::integer(self.batch.answer(), self.subscriber.number),
             _ => self.refuse("ERR unknown subcommand: CLIENT takes SETNAME, GETNAME, SETINFO and ID"),
         }
     }
@@ -170,20 +170,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         };
         let found: Vec<&String> = names.iter().filter(fits).collect();
         let out = self.batch.answer();
-        reply::array(out, found.len());
-        found.iter().for_each(|name| reply::bulk(out, name.as_bytes()));
+        encode::array(out, found.len());
+        found.iter().for_each(|name| encode::bulk(out, name.as_bytes()));
     }
 
     async fn members(&mut self, key: &[u8]) {
         match self.wire.names.find(key) {
-            Some(Name::Clients) => look::who_is_here(&self.wire.hub, self.batch.answer()).await,
+            Some(Name::Clients) => queries::who_is_here(&self.wire.hub, self.batch.answer()).await,
             Some(Name::Pool) => {
                 let ids = self.wire.portals.as_ref().map(|portals| portals.ids()).unwrap_or_default();
                 let out = self.batch.answer();
-                reply::array(out, ids.len());
-                ids.iter().for_each(|id| reply::bulk(out, id.as_bytes()));
+                encode::array(out, ids.len());
+                ids.iter().for_each(|id| encode::bulk(out, id.as_bytes()));
             }
-            _ => reply::array(self.batch.answer(), 0),
+            _ => encode::array(self.batch.answer(), 0),
         }
     }
 
@@ -201,7 +201,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 Err(why) => return self.refuse(why),
             }
         }
-        reply::integer(self.batch.answer(), changed);
+        encode::integer(self.batch.answer(), changed);
     }
 
     fn portal(&self, id: &str, come: bool) -> Result<bool, &'static str> {
@@ -216,32 +216,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     async fn waiting(&mut self, key: &[u8], user: &[u8], whether: bool) {
         if self.wire.names.find(key) != Some(Name::Undelivered) {
             let out = self.batch.answer();
-            return if whether { reply::integer(out, 0) } else { reply::nil(out) };
+            return if whether { encode::integer(out, 0) } else { encode::nil(out) };
         }
-        if look::user_id(user).is_some_and(|user| self.batch.concerns(&user)) {
+        if queries::user_id(user).is_some_and(|user| self.batch.concerns(&user)) {
             // It is to see what this connection has said before.
             self.settle().await;
         }
-        let found = look::waiting(&self.wire.hub, user).await;
+        let found = queries::waiting(&self.wire.hub, user).await;
         let out = self.batch.answer();
         match found {
-            Ok(list) if whether => reply::integer(out, list.is_some().into()),
-            Ok(Some(list)) => reply::bulk(out, &list),
-            Ok(None) => reply::nil(out),
-            Err(error) => batch::not_taken(out, &error),
+            Ok(list) if whether => encode::integer(out, list.is_some().into()),
+            Ok(Some(list)) => encode::bulk(out, &list),
+            Ok(None) => encode::nil(out),
+            Err(error) => pipeline::not_taken(out, &error),
         }
     }
 
     async fn who_waits(&mut self, key: &[u8], count_only: bool) {
         if self.wire.names.find(key) != Some(Name::Undelivered) {
             let out = self.batch.answer();
-            return if count_only { reply::integer(out, 0) } else { reply::array(out, 0) };
+            return if count_only { encode::integer(out, 0) } else { encode::array(out, 0) };
         }
         self.settle().await;
         let mut found = BytesMut::new();
-        match look::who_waits(&self.wire.hub, &mut found, count_only).await {
+        match queries::who_waits(&self.wire.hub, &mut found, count_only).await {
             Ok(()) => self.batch.answer().unsplit(found),
-            Err(error) => batch::not_taken(self.batch.answer(), &error),
+            Err(error) => pipeline::not_taken(self.batch.answer(), &error),
         }
     }
 
@@ -253,10 +253,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             Some(_) => return self.refuse("ERR this server keeps that by itself"),
             None => return self.refuse(&self.wire.names.refusal(key)),
         }
-        let Some(user) = look::user_id(user) else {
+        let Some(user) = queries::user_id(user) else {
             return self.refuse("ERR this is no user id: it has 1 to 256 bytes of UTF-8, without control characters");
         };
-        match said::kept(list, user) {
+        match payload::kept(list, user) {
             Ok(dispatch) if !self.wire.hub.keeps() && dispatch.is_for_logs_alone() => self.refuse(SYNC_OFF),
             Ok(dispatch) if !self.wire.hub.keeps() && dispatch.sync => self.send_or_drop(dispatch).await,
             Ok(dispatch) => self.dispatch(vec![dispatch], list.len()).await,
@@ -272,19 +272,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
         self.settle().await;
         let mut cleared = 0;
-        for user in users.iter().filter_map(|user| look::user_id(user)) {
+        for user in users.iter().filter_map(|user| queries::user_id(user)) {
             match self.wire.hub.clear(&user).await {
                 Ok(count) => cleared += u64::from(count > 0),
-                Err(error) => return batch::not_taken(self.batch.answer(), &error),
+                Err(error) => return pipeline::not_taken(self.batch.answer(), &error),
             }
         }
-        reply::integer(self.batch.answer(), cleared);
+        encode::integer(self.batch.answer(), cleared);
     }
 
     async fn publish(&mut self, channel: &[u8], text: &[u8]) {
         match self.wire.names.find(channel) {
             Some(Name::Ws) => {
-                match said::published(text, self.wire.bounds.recipients) {
+                match payload::published(text, self.wire.bounds.recipients) {
                     Ok(Published::Dispatches(dispatches))
                         if !self.wire.hub.keeps() && dispatches.iter().any(Dispatch::is_for_logs_alone) =>
                     {
@@ -299,17 +299,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                         // Behind what was said before.
                         self.settle().await;
                         let outcome = self.wire.hub.disconnect(&recipients, &[]).await;
-                        reply::integer(self.batch.answer(), outcome.online as u64);
+                        encode::integer(self.batch.answer(), outcome.online as u64);
                     }
                     Err(why) => self.refuse(&format!("ERR {why}")),
                 }
             }
-            Some(Name::Pool) => match said::ready(text) {
-                Ok(said::Ready { id, ready }) => match self.portal(&id, ready) {
+            Some(Name::Pool) => match payload::ready(text) {
+                Ok(payload::Ready { id, ready }) => match self.portal(&id, ready) {
                     Ok(_) => {
                         // This server is one that has heard it.
                         let heard = self.wire.channels.publish(channel, text) + 1;
-                        reply::integer(self.batch.answer(), heard as u64);
+                        encode::integer(self.batch.answer(), heard as u64);
                     }
                     Err(why) => self.refuse(why),
                 },
@@ -317,7 +317,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             },
             Some(Name::Portal) => {
                 let heard = self.wire.channels.publish(channel, text);
-                reply::integer(self.batch.answer(), heard as u64);
+                encode::integer(self.batch.answer(), heard as u64);
             }
             _ => self.refuse(&self.wire.names.refusal(channel)),
         }
@@ -330,7 +330,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             && matches!(&only.recipients, Recipients::Users(users) if users.is_empty())
         {
             // A Dispatcher publishes also where all are away.
-            return reply::integer(self.batch.answer(), 0);
+            return encode::integer(self.batch.answer(), 0);
         }
         if dispatches.len() == 1
             && let Some(dispatch) = dispatches.pop()
@@ -360,7 +360,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                     if kept { taken } else { outcome.online as u64 }
                 });
                 let taken = taken.sum();
-                reply::integer(self.batch.answer(), taken);
+                encode::integer(self.batch.answer(), taken);
             }
             Err(error) => self.failed(&error),
         }
@@ -377,15 +377,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             Ok(outcome) => {
                 self.wire.report_unstored(outcome.offline);
                 let taken = self.wire.taken_for(&outcome);
-                reply::integer(self.batch.answer(), taken);
+                encode::integer(self.batch.answer(), taken);
             }
             Err(error) => self.failed(&error),
         }
     }
 
     fn failed(&mut self, error: &StoreError) {
-        batch::log_failure(error);
-        batch::not_taken(self.batch.answer(), error);
+        pipeline::log_failure(error);
+        pipeline::not_taken(self.batch.answer(), error);
     }
 
     fn subscribe(&mut self, channels: Words) -> Result<(), End> {
@@ -422,12 +422,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     fn tell_subscriptions(&mut self, what: &str, channel: Option<&[u8]>) {
         let count = self.channels.len() as u64;
         let out = self.batch.answer();
-        reply::array(out, 3);
-        reply::bulk(out, what.as_bytes());
+        encode::array(out, 3);
+        encode::bulk(out, what.as_bytes());
         match channel {
-            Some(channel) => reply::bulk(out, channel),
-            None => reply::nil(out),
+            Some(channel) => encode::bulk(out, channel),
+            None => encode::nil(out),
         }
-        reply::integer(out, count);
+        encode::integer(out, count);
     }
 }

@@ -3,15 +3,15 @@
 //! They live inside Node services and are not ours to change. With this they point their `redis://` address here, and
 //! nothing else.
 //!
-//! - [`resp`]: from bytes to commands · [`reply`]: from answers to bytes
+//! - [`parser`]: from bytes to commands · [`encode`]: from answers to bytes
 //! - [`connection`]: the life of a connection, one command after the other
 //! - [`command`]: the table of commands · [`execute`]: what each does
-//! - [`names`]: the keys and channels there are
-//! - [`said`]: what a Dispatcher says, read
-//! - [`batch`]: messages that share a commit, and the answers that wait for it
-//! - [`channels`], [`subscriber`]: who has subscribed to what, and what waits for him
-//! - [`portals`], [`roll`]: stock portals, and which of them is which connection
-//! - [`look`], [`info`]: what can be looked at
+//! - [`keyspace`]: the keys and channels there are
+//! - [`payload`]: what a Dispatcher says, read
+//! - [`pipeline`]: messages that share a commit, and the answers that wait for it
+//! - [`channels`], [`subscriber_queue`]: who has subscribed to what, and what waits for him
+//! - [`original_portals`], [`portal_registry`]: stock portals, and which of them is which connection
+//! - [`queries`], [`info`]: what can be looked at
 //!
 //! # Nothing lost, nothing twice
 //!
@@ -22,20 +22,20 @@
 //! nothing is doubled. And of what `HSET` brings only the last message is new: taking that one alone makes two Dispatchers
 //! who read the same list before either wrote harmless, as well as what was delivered since it was read.
 
-mod batch;
 mod channels;
 mod command;
 mod connection;
+mod encode;
 mod execute;
 mod info;
-mod look;
-mod names;
-mod portals;
-mod reply;
-mod resp;
-mod roll;
-mod said;
-mod subscriber;
+mod keyspace;
+mod original_portals;
+mod parser;
+mod payload;
+mod pipeline;
+mod portal_registry;
+mod queries;
+mod subscriber_queue;
 #[cfg(test)]
 mod tests;
 
@@ -64,10 +64,10 @@ use crate::{
 };
 use channels::Channels;
 use connection::Connection;
-use names::{Name, Names};
-use portals::StockPortals;
-pub use roll::Announced;
-use subscriber::Subscriber;
+use keyspace::{Name, Names};
+use original_portals::StockPortals;
+pub use portal_registry::Announced;
+use subscriber_queue::Subscriber;
 
 /// How much a connection may ask for, and how long it may take.
 #[derive(Clone, Copy, Debug)]
