@@ -25,10 +25,11 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    close, dial,
+    close_code,
+    codec::{self, Hello, Incoming},
+    connect,
     error::{self, ClientError},
     event::{ConnectionEvent, Options},
-    frame::{self, Hello, Incoming},
 };
 use crate::{message::Seq, protocol::opcode};
 
@@ -68,7 +69,7 @@ impl Connection {
     /// # Errors
     /// When the address makes no sense, nobody answers there within ten seconds, or who does is no such server.
     pub async fn connect(url: &str) -> Result<Self, ClientError> {
-        let socket = dial::dial(url).await?;
+        let socket = connect::dial(url).await?;
         let mut client = Self {
             socket,
             hello: Hello::default(),
@@ -196,7 +197,7 @@ impl Connection {
     /// # Errors
     /// As [`Connection::send`].
     pub async fn confirm(&mut self, seq: Seq) -> Result<(), ClientError> {
-        self.write(frame::confirm(seq)).await?;
+        self.write(codec::confirm(seq)).await?;
         self.flush().await
     }
 
@@ -206,7 +207,7 @@ impl Connection {
     /// As [`Connection::send`].
     pub async fn send_frame(&mut self, op: u64, kind: Option<&str>, data: &impl Serialize) -> Result<(), ClientError> {
         let data = to_raw_value(data).map_err(|error| ClientError::Data(error.to_string()))?;
-        self.write(frame::encode(op, &data, kind)).await?;
+        self.write(codec::encode(op, &data, kind)).await?;
         self.flush().await
     }
 
@@ -225,7 +226,7 @@ impl Connection {
     /// Sends the receipts that are due. May be dropped half-way: what was not handed over stays due.
     async fn settle_receipts(&mut self) -> Result<(), ClientError> {
         while self.receipts_due > 0 {
-            self.write(frame::receipt()).await?;
+            self.write(codec::receipt()).await?;
             self.receipts_due -= 1;
         }
         self.flush().await
@@ -308,14 +309,14 @@ impl Connection {
         });
         let Some(frame) = frame.await else { return Ok(None) };
         match frame {
-            Some(Ok(tungstenite::Message::Text(text))) => return frame::decode(text.as_str()).map(Some),
+            Some(Ok(tungstenite::Message::Text(text))) => return codec::decode(text.as_str()).map(Some),
             Some(Ok(tungstenite::Message::Binary(_))) => {
                 return Err(ClientError::Protocol("it sent a binary frame".into()));
             }
             Some(Ok(tungstenite::Message::Close(farewell))) => {
                 self.closed = Some(match farewell {
                     Some(frame) => (frame.code.into(), frame.reason.as_str().to_owned()),
-                    None => (close::NO_CODE, String::new()),
+                    None => (close_code::NO_CODE, String::new()),
                 });
                 // The answer to a goodbye waits for a flush, and the server waits for the answer.
                 _ = tokio::time::timeout(CLOSE_TIMEOUT, self.socket.flush()).await;
@@ -325,8 +326,8 @@ impl Connection {
             Some(Err(WsError::Capacity(error))) => {
                 return Err(ClientError::Protocol(format!("it sent a frame that is too large: {error}")));
             }
-            Some(Err(error)) => self.closed = Some((close::LOST, error::lost(&error))),
-            None => self.closed = Some((close::LOST, "the connection ended".into())),
+            Some(Err(error)) => self.closed = Some((close_code::LOST, error::lost(&error))),
+            None => self.closed = Some((close_code::LOST, "the connection ended".into())),
         }
         Ok(None)
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_tungstenite::tungstenite::Error as WsError;
 
-use super::close;
+use super::close_code;
 use crate::logging::network_error;
 
 /// Why a client cannot go on.
@@ -72,7 +72,7 @@ impl ClientError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Handshake { .. } | Self::Silent { .. } | Self::Full => true,
-            Self::Refused { code, .. } => close::comes_back(*code),
+            Self::Refused { code, .. } => close_code::comes_back(*code),
             Self::Address(_) | Self::Protocol(_) | Self::Data(_) | Self::Gone => false,
         }
     }
@@ -81,8 +81,8 @@ impl ClientError {
 fn closed(code: u16) -> String {
     match code {
         // Nobody said these.
-        close::LOST | close::NO_CODE => close::meaning(code).into(),
-        _ => format!("the connection was closed ({code}): {}", close::meaning(code)),
+        close_code::LOST | close_code::NO_CODE => close_code::meaning(code).into(),
+        _ => format!("the connection was closed ({code}): {}", close_code::meaning(code)),
     }
 }
 

@@ -16,7 +16,7 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{connection::EARLY_MESSAGES_MAX, dial::Target, *};
+use super::{connect::Target, connection::EARLY_MESSAGES_MAX, *};
 use crate::message::DeviceId;
 
 /// Long for a machine, short for a person.
@@ -288,7 +288,7 @@ async fn an_end_stays_an_end() {
         assert_eq!(next(&mut client).await, "closed 1012 back soon");
         client.send("LATE", &json!({})).await.unwrap();
     }
-    assert!(close::comes_back(1012));
+    assert!(close_code::comes_back(1012));
 }
 
 #[tokio::test]
@@ -328,9 +328,9 @@ async fn nobody_there_is_said_with_a_question() {
 #[test]
 fn frames_are_written_as_servers_read_them() {
     let data = to_raw_value(&json!({ "n": 1 })).unwrap();
-    assert_eq!(frame::encode(0, &data, Some("A\"B")), r#"{"op":0,"d":{"n":1},"t":"A\"B"}"#);
-    assert_eq!(frame::encode(3, &data, None), r#"{"op":3,"d":{"n":1}}"#);
-    assert_eq!(frame::receipt(), r#"{"op":11,"d":{}}"#);
+    assert_eq!(codec::encode(0, &data, Some("A\"B")), r#"{"op":0,"d":{"n":1},"t":"A\"B"}"#);
+    assert_eq!(codec::encode(3, &data, None), r#"{"op":3,"d":{"n":1}}"#);
+    assert_eq!(codec::receipt(), r#"{"op":11,"d":{}}"#);
 }
 
 #[test]
@@ -358,8 +358,8 @@ fn each_code_has_a_meaning_and_says_whether_to_come_back() {
         (1001, true),
         (1002, false),
         (1003, false),
-        (close::NO_CODE, true),
-        (close::LOST, true),
+        (close_code::NO_CODE, true),
+        (close_code::LOST, true),
         (1007, false),
         (1008, false),
         (1009, false),
@@ -368,7 +368,7 @@ fn each_code_has_a_meaning_and_says_whether_to_come_back() {
         (1013, true),
         (4000, true),
     ] {
-        assert_eq!(close::comes_back(code), back, "{code}");
-        assert!(!close::meaning(code).is_empty() && !close::meaning(code).ends_with('.'), "{code}");
+        assert_eq!(close_code::comes_back(code), back, "{code}");
+        assert!(!close_code::meaning(code).is_empty() && !close_code::meaning(code).ends_with('.'), "{code}");
     }
 }

@@ -18,11 +18,11 @@
 //! (`portal.distributeLoad`), or at random, and to each that asked for all of them ([`PortalBuilder::all`]): stock's
 //! `reportAllEvents`.
 //!
-//! - `stream`: the task that reads, comes back, and names where it was
+//! - `reader`: the task that reads, comes back, and names where it was
 //! - `sse`: server-sent events, byte by byte
 
+mod reader;
 mod sse;
-mod stream;
 
 use std::{
     fmt,
@@ -40,7 +40,7 @@ use crate::{
     dispatcher::{DispatchError, Dispatcher},
     message::json_string::lossy_option,
 };
-use stream::Reading;
+use reader::Reading;
 
 /// Events that wait for the program. With so many nothing more is read; then they wait in the server, in an inbox with a
 /// bound of its own.

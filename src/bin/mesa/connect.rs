@@ -5,7 +5,7 @@ mod typed;
 use std::{io::BufRead, time::Duration};
 
 use mesa::{
-    client::{self, ClientError, Connection, ConnectionEvent, Missed, close},
+    client::{self, ClientError, Connection, ConnectionEvent, Missed, close_code},
     message::{DeviceId, Seq},
 };
 use serde::Serialize;
@@ -89,7 +89,7 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
                     }
                     End::Closed { code, reason } => {
                         let why = ClientError::Refused { code, reason };
-                        if args.once || !close::comes_back(code) {
+                        if args.once || !close_code::comes_back(code) {
                             return Err(Failure::because(why));
                         }
                         why

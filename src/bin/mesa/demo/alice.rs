@@ -62,7 +62,7 @@ impl Alice {
                 return Err(Failure::because("Alice was told of a resume she had not asked for"));
             }
             ConnectionEvent::Closed { code, .. } => {
-                let meaning = mesa::client::close::meaning(code);
+                let meaning = mesa::client::close_code::meaning(code);
                 return Err(Failure::because(format!("Alice lost the connection ({code}): {meaning}")));
             }
         };

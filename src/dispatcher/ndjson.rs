@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use reqwest::{Body, Method, Response};
 
-use super::{ANSWER_BYTES_MAX, Dispatch, DispatchError, DispatchResult, Dispatcher, Refusal, TIMEOUT, reply};
+use super::{ANSWER_BYTES_MAX, Dispatch, DispatchError, DispatchResult, Dispatcher, Refusal, TIMEOUT, response};
 use crate::logging::json_error;
 
 /// Pieces that were handed over and wait for the connection to take them.
@@ -201,7 +201,7 @@ impl Answers {
         if let Ok(result) = serde_json::from_slice(&line) {
             return Ok(Some(Ok(result)));
         }
-        match serde_json::from_slice::<reply::Refused>(&line) {
+        match serde_json::from_slice::<response::Refused>(&line) {
             Ok(refused) => Ok(Some(Err(refused.error))),
             Err(error) => Err(self.dispatcher.strange(&format!("its answer cannot be read ({})", json_error(&error)))),
         }

@@ -14,11 +14,12 @@ use tokio::{
 };
 
 use super::{
-    Connection, close,
+    Connection,
+    client::{Credentials, Progress},
+    close_code,
+    codec::{self, Incoming},
     error::ClientError,
     event::{Delivery, Event, Options},
-    frame::{self, Incoming},
-    reconnecting::{Credentials, Progress},
 };
 use crate::message::Seq;
 
@@ -125,8 +126,8 @@ impl Task {
                     done.map(|done| done.send(()));
                     return;
                 }
-                End::Closed(code, reason) => (code, reason, close::comes_back(code)),
-                End::Failed(error) => (close::LOST, error.to_string(), error.may_pass()),
+                End::Closed(code, reason) => (code, reason, close_code::comes_back(code)),
+                End::Failed(error) => (close_code::LOST, error.to_string(), error.may_pass()),
             };
             // Nothing can be confirmed to a connection that is gone; the next one asks for itself.
             self.receipts.clear();
@@ -179,7 +180,7 @@ impl Task {
                 Err(error) => {
                     let (code, reason) = match &error {
                         ClientError::Refused { code, reason } => (*code, reason.clone()),
-                        other => (close::LOST, other.to_string()),
+                        other => (close_code::LOST, other.to_string()),
                     };
                     self.answer.take().map(|answer| answer.send(Err(error)));
                     _ = self.hand(Event::Disconnected { code, reason, will_reconnect: false }).await;
@@ -298,7 +299,7 @@ impl Task {
         let done = self.progress.done.load(Ordering::Acquire);
         while self.receipts.front().is_some_and(|due| *due <= done) {
             self.receipts.pop_front();
-            connection.post(frame::receipt()).await.map_err(End::Failed)?;
+            connection.post(codec::receipt()).await.map_err(End::Failed)?;
         }
         while let Some((_, seq)) = self.unconfirmed.front().copied().filter(|(due, _)| *due <= done) {
             self.unconfirmed.pop_front();
@@ -310,7 +311,7 @@ impl Task {
 
     async fn confirm(&mut self, connection: &mut Connection) -> Result<(), End> {
         match self.confirm.take() {
-            Some((seq, _)) => connection.post(frame::confirm(seq)).await.map_err(End::Failed),
+            Some((seq, _)) => connection.post(codec::confirm(seq)).await.map_err(End::Failed),
             None => Ok(()),
         }
     }

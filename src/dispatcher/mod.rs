@@ -24,9 +24,9 @@
 
 mod backup;
 mod error;
-mod reply;
+mod ndjson;
+mod response;
 mod retry;
-mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -43,10 +43,10 @@ use crate::{
 };
 
 pub use error::DispatchError;
-pub use reply::{Cleared, Device, DispatchResult, Messages, PendingMessage, Refusal, Rejected, User, Users};
+pub use ndjson::{Answers, Lines};
+pub use response::{Cleared, Device, DispatchResult, Messages, PendingMessage, Refusal, Rejected, User, Users};
 pub use retry::Retry;
 pub(crate) use retry::jittered;
-pub use stream::{Answers, Lines};
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -353,7 +353,7 @@ impl Dispatcher {
             Ok(body) => body,
             Err(error) => return error,
         };
-        match serde_json::from_slice::<reply::Refused>(&body) {
+        match serde_json::from_slice::<response::Refused>(&body) {
             Ok(refused) => DispatchError::Refused {
                 status: status.as_u16(),
                 hint: hint(status, &refused.error),

@@ -18,11 +18,10 @@ use serde_json::{Map, Value, value::to_raw_value};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
-    Connection,
+    Connection, codec,
+    driver::{Control, Task},
     error::ClientError,
     event::{Event, Options},
-    frame,
-    task::{Control, Task},
 };
 use crate::protocol::opcode;
 
@@ -261,7 +260,7 @@ impl Sender {
     /// When the data has no JSON form, as much waits as may, or the client is gone for good.
     pub fn send(&self, kind: &str, data: &impl Serialize) -> Result<(), ClientError> {
         let data = to_raw_value(data).map_err(|error| ClientError::Data(error.to_string()))?;
-        let text = frame::encode(opcode::DISPATCH, &data, Some(kind));
+        let text = codec::encode(opcode::DISPATCH, &data, Some(kind));
         let bytes = text.len();
         if self.progress.unsent_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes > UNSENT_BYTES_MAX {
             self.progress.unsent_bytes.fetch_sub(bytes, Ordering::AcqRel);
