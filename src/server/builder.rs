@@ -7,17 +7,16 @@ use serde_json::{Map, Value};
 use tokio::net::{TcpListener, lookup_host};
 
 use super::{
-    Server, ServerError,
-    assembled::Assembled,
-    attach::Attached,
-    bind,
+    Server, ServerError, bind,
     descriptors::Descriptors,
     handle::Handle,
     handler::{All, Called, Handler, OnAuthentication, OnConnection, OnDisconnection, OnMessage},
     open_store,
     peer::{Peer, Received},
-    portal_ids::PortalIds,
-    wire::WirePort,
+    portal_id_file::PortalIds,
+    resp_listener::WirePort,
+    router::Attached,
+    runtime::Assembled,
 };
 use crate::{
     auth::{self, AuthError, Authenticator, Identity},
@@ -229,7 +228,7 @@ impl Builder {
     /// # Errors
     /// When the configuration does not hold, or authentication or store cannot be set up.
     pub async fn attach(self) -> Result<(axum::Router, Attached), ServerError> {
-        Ok(super::attach::attach(self.assemble().await?))
+        Ok(super::router::attach(self.assemble().await?))
     }
 
     async fn assemble(mut self) -> Result<Assembled, ServerError> {

@@ -2,7 +2,7 @@
 //! hub, room in the socket, a deadline) and never for one thing alone.
 //!
 //! The steps it takes are in files of their own: [`inbound`](super::inbound) what a client may say,
-//! [`outbound`](super::outbound) what is written and when, [`farewell`](super::farewell) how it ends.
+//! [`outbound`](super::outbound) what is written and when, [`farewell`](super::closing) how it ends.
 
 use std::{
     fmt,
@@ -17,7 +17,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::time::Sleep;
 
-use super::{budget::FrameBudget, heartbeat::Heartbeat, peer::Arrival, shared::Shared, socket::Socket};
+use super::{context::Shared, frame_rate::FrameBudget, heartbeat::Heartbeat, peer::Arrival, socket::Socket};
 use crate::{
     auth::{AuthError, Identity},
     hub::{Attach, Connected, Leave, Session, Signals, StoreError},

@@ -23,11 +23,10 @@ use tokio::{
 
 use super::{
     activity::{Activities, Activity, Entry, Phase},
+    connection_limit::{Full, Slot, Slots},
+    context::Shared,
     http_io::{Answer, HttpIo},
-    is_stopped,
-    shared::Shared,
-    slots::{Full, Slot, Slots},
-    stopped, upgrade,
+    is_stopped, stopped, ws_upgrade,
 };
 use crate::{
     health::{LogLimit, supervise},
@@ -267,7 +266,7 @@ async fn serve(
     let service = service_fn(|request: Request<Incoming>| async {
         activity.enter(Phase::Busy);
         let upgrade = request.extensions().get::<OnUpgrade>().cloned();
-        let response = if upgrade::is_asked_for(request.headers()) {
+        let response = if ws_upgrade::is_asked_for(request.headers()) {
             self::upgrade(&shared, &slot, peer, request)
         } else {
             respond(&http, &caller, activity, request).await
@@ -332,7 +331,7 @@ fn is_answered_early(status: StatusCode) -> bool {
 
 fn upgrade(shared: &Arc<Shared>, slot: &Slot, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
     if request.uri().path() == shared.config.path {
-        return upgrade::answer(shared, request, Some(peer), slot.clone());
+        return ws_upgrade::answer(shared, request, Some(peer), slot.clone());
     }
     shared.metrics.refused_connections.inc();
     refusal::response(

@@ -1,60 +1,60 @@
 //! The server: builds everything else, listens, and stops in order.
 //!
-//! - [`builder`], [`assembled`]: how it is put together, and run; [`attach`]: as part of somebody's router
-//! - [`handler`]: what a program does when something happens to clients, and [`calls`], which calls it
+//! - [`builder`], [`runtime`]: how it is put together, and run; [`router`]: as part of somebody's router
+//! - [`handler`]: what a program does when something happens to clients, and [`handler_queue`], which calls it
 //! - [`peer`]: a client as that program sees it; [`handle`]: the server as it sees it
 //! - [`listener`]: taking connections in, HTTP and WebSocket on one port
-//! - [`slots`]: places counted · [`descriptors`]: how many there are · [`activity`]: which connection gives up its own
+//! - [`connection_limit`]: places counted · [`descriptors`]: how many there are · [`activity`]: which connection gives up its own
 //! - [`http_io`]: the deadlines of an HTTP connection, and how it closes · [`unreadable`]: refusals of hyper's own
-//! - [`upgrade`]: from an HTTP request to a WebSocket
+//! - [`ws_upgrade`]: from an HTTP request to a WebSocket
 //! - [`socket`]: the WebSocket itself; [`fragments`] and [`close_frame`] see what its library does not report
-//! - [`connection`]: the life of a connection, with its steps in [`inbound`], [`outbound`] and [`farewell`]
-//! - [`wire`]: the port of the Redis protocol, with [`portal_ids`], what it remembers
+//! - [`connection`]: the life of a connection, with its steps in [`inbound`], [`outbound`] and [`closing`]
+//! - [`resp_listener`]: the port of the Redis protocol, with [`portal_id_file`], what it remembers
 //! - [`heartbeat`]: the one question and answer behind liveness and receipts
 //! - [`hold`]: holds back deliveries until the client has answered the op 1 that follows op 22
 //! - [`shutdown`]: the order in which everything stops
 
 mod activity;
-mod assembled;
-mod attach;
-mod budget;
 mod builder;
-mod calls;
 mod close_frame;
+mod closing;
 mod connection;
+mod connection_limit;
+mod context;
 mod descriptors;
-mod farewell;
+mod failpoints;
 mod fragments;
+mod frame_rate;
 mod handle;
 mod handler;
+mod handler_queue;
 mod heartbeat;
 mod hold;
 mod http_io;
 mod inbound;
 mod listener;
-mod mix_up;
 mod outbound;
 mod peer;
-mod portal_ids;
-mod shared;
+mod portal_id_file;
+mod resp_listener;
+mod router;
+mod runtime;
 mod shutdown;
-mod slots;
 mod socket;
 mod unreadable;
-mod upgrade;
-mod wire;
+mod ws_upgrade;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::watch};
 
 pub use self::{
-    attach::Attached,
     builder::Builder,
     handle::{Handle, SendError},
     handler::Handler,
     listener::bind,
     peer::{CloseCodeError, Peer, Received},
+    router::Attached,
 };
 pub use crate::hub::{DeviceReport, Outcome, Reason, Rejected, StoreError, UserReport};
 use crate::{
@@ -69,8 +69,8 @@ use crate::{
     },
     webhook,
 };
-use assembled::Assembled;
 use listener::Places;
+use runtime::Assembled;
 
 /// How long handlers may take over what has happened to clients by the end.
 const HANDLERS_MAX: Duration = Duration::from_secs(2);

@@ -10,8 +10,8 @@ use std::{
 
 use super::{
     connection::{Connection, End},
+    failpoints::mix_up,
     inbound::UNSENT_WHILE_LISTENING_MAX,
-    mix_up::mix_up,
 };
 use crate::{
     config::Confirmation,

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{
-    calls::Queue,
     handle::{Handle, SendError},
+    handler_queue::Queue,
 };
 use crate::{
     auth::Identity,

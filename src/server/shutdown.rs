@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
-use super::{HANDLERS_MAX, shared::Shared, slots::Slots, wire::Open};
+use super::{HANDLERS_MAX, connection_limit::Slots, context::Shared, resp_listener::Open};
 use crate::hub::{Leave, Store, StoreError};
 
 /// How long clients have to go: one that takes no part in its farewell is cut before that.

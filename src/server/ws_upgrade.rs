@@ -12,10 +12,10 @@ use hyper_util::rt::TokioIo;
 
 use super::{
     connection::Connection,
+    connection_limit::Slot,
+    context::Shared,
     http_io::HttpIo,
     peer::Arrival,
-    shared::Shared,
-    slots::Slot,
     socket::{self, Line, Socket},
 };
 use crate::http::{

@@ -6,10 +6,11 @@ use futures_util::future::BoxFuture;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
-    ServerError, is_stopped,
+    ServerError,
+    connection_limit::Slots,
+    is_stopped,
     listener::{Door, Seldom, bind},
-    portal_ids::PortalIds,
-    slots::Slots,
+    portal_id_file::PortalIds,
     stopped,
 };
 use crate::{

@@ -11,15 +11,14 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use super::{
     Handle, Opened, ServerError,
     builder::{Adds, BeforeExit},
-    calls::{Calls, Telling},
+    connection_limit::Slots,
+    context::Shared,
     descriptors::Descriptors,
     handler::Called,
-    portal_ids::PortalIds,
-    settings,
-    shared::Shared,
-    shutdown,
-    slots::Slots,
-    wire::WirePort,
+    handler_queue::{Calls, Telling},
+    portal_id_file::PortalIds,
+    resp_listener::WirePort,
+    settings, shutdown,
 };
 use crate::{
     auth::{ApiKeys, Authenticator, Guesses},

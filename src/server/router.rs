@@ -18,7 +18,7 @@ use http::{StatusCode, header};
 use tokio::sync::watch;
 use tower::service_fn;
 
-use super::{Handle, ServerError, assembled::Assembled, shared::Shared, slots::Slots, stopped, upgrade};
+use super::{Handle, ServerError, connection_limit::Slots, context::Shared, runtime::Assembled, stopped, ws_upgrade};
 use crate::http::{Caller, refusal};
 
 /// A server whose routes are in a router of yours. It has to be run, beside that router: [`Attached::run`].
@@ -84,7 +84,7 @@ pub(super) fn attach(parts: Assembled) -> (Router, Attached) {
 
 /// Answers a request for the WebSocket path.
 fn open(shared: &Arc<Shared>, slots: &Arc<Slots>, told: &watch::Receiver<bool>, request: Request) -> Response {
-    if !upgrade::is_asked_for(request.headers()) {
+    if !ws_upgrade::is_asked_for(request.headers()) {
         let upgrade = (header::UPGRADE, "websocket");
         return refusal::with_header(StatusCode::UPGRADE_REQUIRED, "a WebSocket is served here", upgrade);
     }
@@ -98,5 +98,5 @@ fn open(shared: &Arc<Shared>, slots: &Arc<Slots>, told: &watch::Receiver<bool>, 
         shared.metrics.refused_connections.inc();
         return refusal::response(StatusCode::SERVICE_UNAVAILABLE, "there are too many connections");
     };
-    upgrade::answer(shared, request, from, slot)
+    ws_upgrade::answer(shared, request, from, slot)
 }

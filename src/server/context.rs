@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{calls::Calls, slots::Slots};
+use super::{connection_limit::Slots, handler_queue::Calls};
 use crate::{
     auth::Authenticator,
     config::Config,
