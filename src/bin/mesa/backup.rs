@@ -9,15 +9,15 @@ use std::{
 use mesa::store::portable::{Contents, verify};
 
 use crate::{
-    api,
     args::BackupArgs,
-    failure::Failure,
+    endpoint,
+    error::Failure,
     output::{self, count},
 };
 
 /// Fetches it, verifies it, and gives it its name.
 pub async fn run(args: &BackupArgs) -> Result<(), Failure> {
-    let dispatcher = api::dispatcher(&args.api)?;
+    let dispatcher = endpoint::dispatcher(&args.api)?;
     if args.file.exists() {
         return Err(Failure::because(format!("{} is there already. Name another file", args.file.display())));
     }

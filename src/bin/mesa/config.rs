@@ -4,8 +4,8 @@ use mesa::config::{ConfigError, Sources, load};
 
 use crate::{
     args::{ConfigCheckArgs, ConfigCommand, ConfigPrintArgs, StoreKind},
-    environment,
-    failure::Failure,
+    env,
+    error::Failure,
     output,
 };
 
@@ -20,7 +20,7 @@ pub fn run(command: &ConfigCommand) -> Result<(), Failure> {
 fn check(args: &ConfigCheckArgs) -> Result<(), Failure> {
     let embedded = args.store == Some(StoreKind::Embedded);
     // With the environment, because `serve` reads it too: what is checked is what would run.
-    let sources = Sources { embedded, ..environment::sources(Some(args.file.clone())) };
+    let sources = Sources { embedded, ..env::sources(Some(args.file.clone())) };
     match load(&sources) {
         Ok(loaded) => {
             let together = match &loaded.variables[..] {
@@ -41,7 +41,7 @@ fn check(args: &ConfigCheckArgs) -> Result<(), Failure> {
 }
 
 fn print(args: &ConfigPrintArgs) -> Result<(), Failure> {
-    let mut sources = environment::sources(environment::config_file(args.config.as_ref()));
+    let mut sources = env::sources(env::config_file(args.config.as_ref()));
     sources.dev = args.dev;
     sources.embedded = args.store == Some(StoreKind::Embedded);
     let loaded = load(&sources).map_err(|error| unusable(&error))?;

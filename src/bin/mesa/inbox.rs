@@ -6,9 +6,9 @@ use mesa::{
 };
 
 use crate::{
-    api,
     args::InboxArgs,
-    failure::Failure,
+    endpoint,
+    error::Failure,
     output::{self, count, printable},
 };
 
@@ -17,8 +17,8 @@ const PAGE: usize = 100;
 
 /// Shows or clears it.
 pub async fn run(args: &InboxArgs) -> Result<(), Failure> {
-    let user = api::user(&args.user)?;
-    let dispatcher = api::dispatcher(&args.api)?;
+    let user = endpoint::user(&args.user)?;
+    let dispatcher = endpoint::dispatcher(&args.api)?;
     if args.clear { clear(args, &dispatcher, &user).await } else { show(args, &dispatcher, &user).await }
 }
 

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args::InspectArgs,
-    failure::Failure,
+    error::Failure,
     output::{self, count, printable},
 };
 

@@ -15,7 +15,7 @@ use mesa::{
 };
 use tracing_subscriber::EnvFilter;
 
-use crate::{environment, failure::Failure, output};
+use crate::{env, error::Failure, output};
 
 /// How long the end of the program waits until all lines are written. A reader that stalls keeps it no longer.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,7 +34,7 @@ pub fn start(log: &Log) -> Result<(), Failure> {
     let unusable = |error: io::Error| Failure::because(format!("the log cannot be set up: {error}"));
     // A handle of its own: the one of the standard library has a lock, which would be held while a write waits.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned().map_err(unusable)?);
-    let coloured = io::stderr().is_terminal() && !environment::is_set("NO_COLOR");
+    let coloured = io::stderr().is_terminal() && !env::is_set("NO_COLOR");
     let writer = LogWriter::start(out).map_err(unusable)?;
     let to = writer.clone();
     // What the subscriber itself says about its writer goes to `eprintln!`, which panics where that cannot be written.

@@ -2,30 +2,30 @@
 //!
 //! This is the library's first outside user: it sees nothing but its public names.
 
-mod api;
 mod args;
 mod backup;
 mod config;
 mod connect;
 mod demo;
 mod dispatch;
-mod environment;
-mod failure;
+mod endpoint;
+mod env;
+mod error;
+mod import_export;
 mod inbox;
 mod inspect;
 mod logging;
-mod moving;
+mod os;
 mod output;
 mod restore;
 mod serve;
-mod system;
 mod token;
 mod users;
 
 use std::{future::Future, process::ExitCode};
 
 use args::{Cli, Command};
-use failure::Failure;
+use error::Failure;
 
 /// Connections come and go all day, in sizes that repeat: what mimalloc is made for.
 #[global_allocator]
@@ -61,8 +61,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Backup(args) => wait_for(backup::run(&args)),
         Command::Restore(args) => restore::run(&args),
-        Command::Import(args) => wait_for(moving::import(&args)),
-        Command::Export(args) => wait_for(moving::export(&args)),
+        Command::Import(args) => wait_for(import_export::import(&args)),
+        Command::Export(args) => wait_for(import_export::export(&args)),
     }
 }
 

@@ -4,7 +4,7 @@ use mesa::store::{portable::PortableError, salvage::restore};
 
 use crate::{
     args::RestoreArgs,
-    failure::Failure,
+    error::Failure,
     output::{self, count},
 };
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesa::{auth::issue, config::load};
 use serde_json::{Map, Value};
 
-use crate::{api, args::TokenArgs, config, environment, failure::Failure, output};
+use crate::{args::TokenArgs, config, endpoint, env, error::Failure, output};
 
 /// What signs.
 struct Signer {
@@ -17,7 +17,7 @@ struct Signer {
 
 /// Prints it.
 pub fn run(args: &TokenArgs) -> Result<(), Failure> {
-    let id = api::user(&args.id)?;
+    let id = endpoint::user(&args.id)?;
     let ttl = args.ttl.as_deref().map(duration).transpose()?;
     let asked_for = claims(&args.claims)?;
     let signer = match &args.secret {
@@ -32,14 +32,14 @@ pub fn run(args: &TokenArgs) -> Result<(), Failure> {
 
 /// As the server that is configured by this file and environment would have it.
 fn configured(args: &TokenArgs, id: &str) -> Result<Signer, Failure> {
-    let file = environment::config_file(args.config.as_ref());
+    let file = env::config_file(args.config.as_ref());
     // The environment alone is enough, if it has the secret.
-    if file.is_none() && !environment::is_set("WS_KEY") {
+    if file.is_none() && !env::is_set("WS_KEY") {
         return Err(Failure::usage(
             "a secret is needed: name the server's configuration with --config, or set WS_KEY (or give --secret)",
         ));
     }
-    let jwt = load(&environment::sources(file)).map_err(|error| config::unusable(&error))?.config.authentication.jwt;
+    let jwt = load(&env::sources(file)).map_err(|error| config::unusable(&error))?.config.authentication.jwt;
     let Some((secret, jwt)) = jwt.and_then(|jwt| Some((jwt.secret.clone()?, jwt))) else {
         return Err(Failure::because(
             "this configuration has no authentication.jwt.secret: without a shared secret, tokens are made by whoever \

@@ -3,15 +3,15 @@
 use mesa::dispatcher::{Dispatcher, User};
 
 use crate::{
-    api,
     args::UsersArgs,
-    failure::Failure,
+    endpoint,
+    error::Failure,
     output::{self, count, printable},
 };
 
 /// Prints them all.
 pub async fn run(args: &UsersArgs) -> Result<(), Failure> {
-    let dispatcher = api::dispatcher(&args.api)?;
+    let dispatcher = endpoint::dispatcher(&args.api)?;
     if let Some(id) = &args.user {
         return show(&dispatcher, id, args.json).await;
     }
@@ -41,7 +41,7 @@ pub async fn run(args: &UsersArgs) -> Result<(), Failure> {
 }
 
 async fn show(dispatcher: &Dispatcher, id: &str, json: bool) -> Result<(), Failure> {
-    let user = dispatcher.user(&api::user(id)?).await.map_err(Failure::because)?;
+    let user = dispatcher.user(&endpoint::user(id)?).await.map_err(Failure::because)?;
     if json {
         output::json(&user)?;
         return Ok(());

@@ -6,8 +6,8 @@ use mesa::{
 };
 use serde_json::json;
 
-use super::{ledger::Ledger, server::Reach};
-use crate::failure::Failure;
+use super::{server::Reach, tracker::Ledger};
+use crate::error::Failure;
 
 /// A backend that writes to one user.
 pub struct Backend {

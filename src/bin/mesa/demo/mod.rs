@@ -1,22 +1,22 @@
 //! `mesa demo`: the promises, kept before your eyes.
 //!
-//! Reading order: [`story`] is what happens; [`server`] the server it happens to, [`network`] what lies between,
-//! [`alice`] the user, [`backend`] who writes to her, [`ledger`] what was sent and what arrived, [`stage`] the printing.
+//! Reading order: [`scenario`] is what happens; [`server`] the server it happens to, [`flaky_proxy`] what lies between,
+//! [`client`] the user, [`backend`] who writes to her, [`tracker`] what was sent and what arrived, [`narrator`] the printing.
 
-mod alice;
 mod backend;
-mod ledger;
-mod network;
+mod client;
+mod flaky_proxy;
+mod narrator;
+mod scenario;
 mod server;
-mod stage;
-mod story;
+mod tracker;
 
 use std::time::Duration;
 
-use crate::{args::DemoArgs, failure::Failure, output, system::Signals};
-use ledger::Ledger;
+use crate::{args::DemoArgs, error::Failure, os::Signals, output};
+use narrator::Stage;
 use server::Server;
-use stage::Stage;
+use tracker::Ledger;
 
 /// The whole story takes a few seconds; one that takes this long has got stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,7 +29,7 @@ pub async fn run(args: &DemoArgs) -> Result<(), Failure> {
     let mut ledger = Ledger::default();
     let mut server = Server::new()?;
     let played = tokio::select! {
-        played = tokio::time::timeout(PATIENCE, story::play(&stage, &mut server, &mut ledger)) => {
+        played = tokio::time::timeout(PATIENCE, scenario::play(&stage, &mut server, &mut ledger)) => {
             played.unwrap_or_else(|_| Err(Failure::because(format!("the story got stuck for {} s", PATIENCE.as_secs()))))
         }
         (name, _) = signals.next() => Err(Failure::because(format!("called off by {name}"))),

@@ -16,7 +16,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::failure::Failure;
+use crate::error::Failure;
 
 /// How long a server may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(15);

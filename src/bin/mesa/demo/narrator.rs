@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::ledger::Ledger;
+use super::tracker::Ledger;
 use crate::output;
 
 /// Between two lines, for a reader.

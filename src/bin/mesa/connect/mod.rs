@@ -1,6 +1,6 @@
 //! `mesa connect`: a user at a terminal. Prints what arrives, sends what is typed, and comes back when it loses the server.
 
-mod typed;
+mod input;
 
 use std::{io::BufRead, time::Duration};
 
@@ -16,12 +16,12 @@ use serde_json::{
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
-    api,
     args::ConnectArgs,
-    failure::Failure,
+    endpoint,
+    error::Failure,
     output::{self, printable, remark},
 };
-use typed::Typed;
+use input::Typed;
 
 /// How long to wait before connecting again, unless the server says otherwise.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
@@ -53,13 +53,13 @@ enum End {
 /// Connects, and stays.
 pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
     let typed = args.user.as_deref().or(args.token.as_deref());
-    let Some(token) = api::typed_or_set(typed, "MESA_TOKEN")? else {
+    let Some(token) = endpoint::typed_or_set(typed, "MESA_TOKEN")? else {
         return Err(Failure::usage(
             "who is this? Give --as USER for a server that takes user ids (serve --dev), else set MESA_TOKEN (or give \
              --token); `mesa token` makes one",
         ));
     };
-    let url = api::websocket_url(args.url.as_deref())?;
+    let url = endpoint::websocket_url(args.url.as_deref())?;
     let device = args.device.as_deref().map(DeviceId::new).transpose().map_err(Failure::usage)?;
     let mut progress = args.after.map(|after| Progress { after, confirm_by: None });
     let mut lines = Lines::read();

@@ -7,9 +7,9 @@ use serde::Deserialize;
 
 use super::{
     backend::Backend,
-    ledger::{Arrival, Ledger},
+    tracker::{Arrival, Ledger},
 };
-use crate::failure::Failure;
+use crate::error::Failure;
 
 /// How long a message may take to arrive.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,6 +1,6 @@
 //! `mesa import` and `mesa export`: what waits in a stock set-up, into a store, and back.
 
-use crate::{args::MoveArgs, failure::Failure};
+use crate::{args::MoveArgs, error::Failure};
 
 /// Brings what waits in Redis into a store.
 #[cfg(feature = "redis")]

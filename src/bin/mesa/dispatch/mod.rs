@@ -1,6 +1,6 @@
 //! `mesa dispatch`: one message to some users, and what became of it; or a stream of them.
 
-mod lines;
+mod ndjson;
 
 use std::io::Read;
 
@@ -11,17 +11,17 @@ use mesa::{
 use serde_json::value::RawValue;
 
 use crate::{
-    api,
     args::DispatchArgs,
-    failure::Failure,
+    endpoint,
+    error::Failure,
     output::{self, count, printable},
 };
 
 /// Sends it.
 pub async fn run(args: &DispatchArgs) -> Result<(), Failure> {
-    let dispatcher = api::dispatcher(&args.api)?;
+    let dispatcher = endpoint::dispatcher(&args.api)?;
     if let Some(file) = &args.ndjson {
-        return lines::run(&dispatcher, file, args.json).await;
+        return ndjson::run(&dispatcher, file, args.json).await;
     }
     let dispatch = dispatch(args)?;
     let result = dispatcher.send(&dispatch).await.map_err(Failure::because)?;
@@ -41,7 +41,7 @@ fn dispatch(args: &DispatchArgs) -> Result<Dispatch, Failure> {
     if recipients == Recipients::Everyone && (args.ttl.is_some() || args.collapse.is_some()) {
         return Err(Failure::usage("what is sent to '*' is never kept, so --ttl and --collapse mean nothing there"));
     }
-    let excluding = args.excluding.iter().map(|id| api::user(id)).collect::<Result<Vec<_>, _>>()?;
+    let excluding = args.excluding.iter().map(|id| endpoint::user(id)).collect::<Result<Vec<_>, _>>()?;
     let id = args.id.as_deref().map(DispatchId::new).transpose().map_err(Failure::usage)?;
     let mut dispatch = Dispatch::new(message, recipients).excluding(excluding);
     dispatch.id = id;
@@ -83,7 +83,7 @@ fn recipients(to: &[String]) -> Result<Recipients, Failure> {
         users if users.iter().any(|user| user == "*") => {
             Err(Failure::usage("'*' is everyone who is connected; it cannot stand beside user ids"))
         }
-        users => Ok(Recipients::Users(users.iter().map(|id| api::user(id.trim())).collect::<Result<_, _>>()?)),
+        users => Ok(Recipients::Users(users.iter().map(|id| endpoint::user(id.trim())).collect::<Result<_, _>>()?)),
     }
 }
 

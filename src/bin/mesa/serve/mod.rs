@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 
 use crate::{
     args::{LogFormat, ServeArgs, StoreKind},
-    config, environment,
-    failure::Failure,
-    logging, system,
+    config, env,
+    error::Failure,
+    logging, os,
 };
 
 /// What may still be at work in the background once the server has stopped gets this long.
@@ -28,14 +28,14 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::because(format!("cannot start: {error}")))?;
     // Before the first line of the log, whose file may be as large as it may get.
-    runtime.block_on(async { system::ignore_file_size_signal() }).map_err(Failure::because)?;
+    runtime.block_on(async { os::ignore_file_size_signal() }).map_err(Failure::because)?;
     logging::start(&loaded.config.log)?;
     // What the configuration itself is warned of, the server says when it is put together.
     let of_the_server = loaded.config.validate().map_err(|error| config::unusable(&error))?;
     for warning in loaded.warnings.iter().filter(|warning| !of_the_server.contains(warning)) {
         tracing::warn!("{warning}");
     }
-    system::raise_file_limit();
+    os::raise_file_limit();
     let served = runtime.block_on(serve(args, loaded));
     runtime.shutdown_timeout(LEFTOVERS);
     served
@@ -43,11 +43,11 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
 
 async fn serve(args: &ServeArgs, loaded: Loaded) -> Result<(), Failure> {
     let config = loaded.config.clone();
-    system::ignore_reload_signals().map_err(Failure::because)?;
+    os::ignore_reload_signals().map_err(Failure::because)?;
     // Before anything is opened, so that a signal during a long start is not met by the default: the end, at once.
-    let shutdown = if config.gracefully_exit { Some(system::shutdown().map_err(Failure::because)?) } else { None };
+    let shutdown = if config.gracefully_exit { Some(os::shutdown().map_err(Failure::because)?) } else { None };
     // And the address before the store: of two servers started by mistake, the second must not touch the first's.
-    let listener = system::listen(&config.host, config.port)?;
+    let listener = os::listen(&config.host, config.port)?;
     let server = Server::start(config, listener).await.map_err(Failure::because)?;
     let (address, wire) = (server.local_addr(), server.wire_addr());
     banner::print(&loaded, address, wire, args.dev);
@@ -65,7 +65,7 @@ async fn serve(args: &ServeArgs, loaded: Loaded) -> Result<(), Failure> {
 
 /// What was typed, as settings.
 fn sources(args: &ServeArgs) -> Sources {
-    let mut sources = environment::sources(environment::config_file(args.config.as_ref()));
+    let mut sources = env::sources(env::config_file(args.config.as_ref()));
     let mut flag = |key: &str, value: Option<Value>, flag: &str| {
         sources.flags.extend(value.map(|value| (key.to_owned(), value, flag.to_owned())));
     };

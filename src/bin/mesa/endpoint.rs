@@ -2,7 +2,7 @@
 
 use mesa::{dispatcher::Dispatcher, message::UserId};
 
-use crate::{args::ApiArgs, environment::variable, failure::Failure};
+use crate::{args::ApiArgs, env::variable, error::Failure};
 
 const WEBSOCKET_DEFAULT: &str = "ws://127.0.0.1:4000/";
 const HTTP_DEFAULT: &str = "http://127.0.0.1:4000";

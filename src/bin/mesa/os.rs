@@ -13,7 +13,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 
-use crate::{failure::Failure, logging};
+use crate::{error::Failure, logging};
 
 /// Raises the limit of open files as far as the system allows. The server limits its connections to what it gets.
 pub fn raise_file_limit() {

@@ -1,8 +1,8 @@
 //! What happens, scene by scene. Each line is printed after what it says was checked.
 
-use super::{alice::Alice, backend::Backend, ledger::Ledger, network::Network, server::Server, stage::Stage};
+use super::{backend::Backend, client::Alice, flaky_proxy::Network, narrator::Stage, server::Server, tracker::Ledger};
 use crate::{
-    failure::Failure,
+    error::Failure,
     output::{count, line},
 };
 

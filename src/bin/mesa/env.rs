@@ -4,7 +4,7 @@ use std::{env, path::PathBuf};
 
 use mesa::config::Sources;
 
-use crate::failure::Failure;
+use crate::error::Failure;
 
 /// Variables of the commands that are no settings of a server.
 const OF_COMMANDS: &[&str] = &["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_TOKEN"];

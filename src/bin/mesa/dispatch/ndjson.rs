@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::{
-    failure::Failure,
+    error::Failure,
     output::{self, printable},
 };
 
