@@ -88,6 +88,7 @@
 pub mod auth;
 pub mod client;
 pub mod cluster;
+mod compat;
 pub mod config;
 pub mod dispatcher;
 mod failpoints;

@@ -8,7 +8,6 @@ use super::{
     command::{self, Command},
     connection::{Connection, End},
     encode, info,
-    keyspace::{Name, Names},
     parser::Words,
     payload::{self, Published},
     pipeline,
@@ -16,6 +15,10 @@ use super::{
     queries,
 };
 use crate::{
+    compat::{
+        dispatch::Ready,
+        keyspace::{Name, Names},
+    },
     hub::{Dispatch, StoreError},
     message::Recipients,
 };
@@ -305,7 +308,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 }
             }
             Some(Name::Pool) => match payload::ready(text) {
-                Ok(payload::Ready { id, ready }) => match self.portal(&id, ready) {
+                Ok(Ready { id, ready }) => match self.portal(&id, ready) {
                     Ok(_) => {
                         // This server is one that has heard it.
                         let heard = self.wire.channels.publish(channel, text) + 1;

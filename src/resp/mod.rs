@@ -6,7 +6,6 @@
 //! - [`parser`]: from bytes to commands · [`encode`]: from answers to bytes
 //! - [`connection`]: the life of a connection, one command after the other
 //! - [`command`]: the table of commands · [`execute`]: what each does
-//! - [`keyspace`]: the keys and channels there are
 //! - [`payload`]: what a Dispatcher says, read
 //! - [`pipeline`]: messages that share a commit, and the answers that wait for it
 //! - [`channels`], [`subscriber_queue`]: who has subscribed to what, and what waits for him
@@ -28,7 +27,6 @@ mod connection;
 mod encode;
 mod execute;
 mod info;
-mod keyspace;
 mod original_portals;
 mod parser;
 mod payload;
@@ -57,6 +55,7 @@ use tokio::{
 
 use crate::{
     auth::{Guesses, Password},
+    compat::keyspace::{Name, Names},
     config::Config,
     hub::{Hub, Outcome, portals::Told},
     logging::excerpt,
@@ -64,7 +63,6 @@ use crate::{
 };
 use channels::Channels;
 use connection::Connection;
-use keyspace::{Name, Names};
 use original_portals::StockPortals;
 pub use portal_registry::Announced;
 use subscriber_queue::Subscriber;

@@ -16,8 +16,8 @@ use super::{
     subscriber_queue::{self, Put, Subscriber},
 };
 use crate::{
+    compat::portal_event::{self, kind},
     hub::portals::{self, SeatId, Told, Watch, What},
-    message::write_message,
 };
 
 /// An id that is no portal's.
@@ -204,27 +204,11 @@ impl Watch for StockPortals {
 
 /// An event as stock servers write it.
 fn text(told: &Told, id: &str) -> Vec<u8> {
-    let name = match &told.what {
-        What::Connection => "connection",
-        What::Authentication => "authentication",
-        What::Message { .. } => "message",
-        What::Disconnection => "disconnection",
+    let (name, message) = match &told.what {
+        What::Connection => (kind::CONNECTION, None),
+        What::Authentication => (kind::AUTHENTICATION, None),
+        What::Message { op, data, kind } => (kind::MESSAGE, Some((*op, data.as_deref(), kind.as_ref()))),
+        What::Disconnection => (kind::DISCONNECTION, None),
     };
-    let mut out = Vec::with_capacity(160);
-    out.extend_from_slice(format!("{{\"type\":\"{name}\"").as_bytes());
-    if let What::Message { op, data, kind } = &told.what {
-        out.extend_from_slice(b",\"message\":");
-        write_message(&mut out, *op, data.as_deref(), kind.as_ref());
-    }
-    let mut field = |name: &str, text: &str| {
-        out.extend_from_slice(format!(",\"{name}\":").as_bytes());
-        // A string always has a JSON form, and writing to a Vec cannot fail.
-        serde_json::to_writer(&mut out, text).expect("a string is JSON");
-    };
-    if let Some(user) = &told.user {
-        field("clientId", user.as_str());
-    }
-    field("portalId", id);
-    out.push(b'}');
-    out
+    portal_event::write(name, message, told.user.as_ref(), id)
 }

@@ -2,7 +2,7 @@
 //!
 //! Stock reads them field by field and passes over what it does not know; so does this.
 
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
 use serde::{
     Deserialize, Deserializer,
@@ -11,14 +11,11 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
+    compat::dispatch::{DISCONNECT_CLIENT, Envelope, INTERNAL_EVENT, Message, Options, Ready},
     hub::{Dispatch, Reason, Rejected},
     logging::{json_error, utf8_error},
     message::{CollapseKey, EVERYONE, JsonString, NameError, Payload, Recipients, UserId, surrogates},
 };
-
-/// The opcode of internal events, and the only one there is.
-const INTERNAL_EVENT: u64 = 5;
-const DISCONNECT_CLIENT: &str = "DISCONNECT_CLIENT";
 
 /// What was published to the channel of dispatches.
 #[derive(Debug)]
@@ -27,75 +24,6 @@ pub(super) enum Published {
     Dispatches(Vec<Dispatch>),
     /// Connections of these users are to go.
     Disconnect(Recipients),
-}
-
-#[derive(Deserialize)]
-struct Envelope<'a> {
-    #[serde(borrow)]
-    message: &'a RawValue,
-    #[serde(borrow)]
-    recipients: Vec<Recipient<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Message<'a> {
-    #[serde(default)]
-    op: u64,
-    #[serde(borrow, default)]
-    d: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    t: Option<JsonString<'a>>,
-    #[serde(default)]
-    o: Option<Options>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Options {
-    sync: Option<bool>,
-    ttl: Option<std::num::NonZeroU32>,
-    collapse: Option<String>,
-}
-
-/// A user id. Node services have numbers for it as well; here ids are texts.
-enum Recipient<'a> {
-    Text(Cow<'a, str>),
-    Number(u64),
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Recipient<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = Recipient<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a user id, which is a string or a whole number")
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Recipient::Text(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Recipient::Text(Cow::Owned(text.to_owned())))
-            }
-
-            fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-                Ok(Recipient::Number(number))
-            }
-        }
-        deserializer.deserialize_any(Either)
-    }
-}
-
-impl Recipient<'_> {
-    fn text(&self) -> Cow<'_, str> {
-        match self {
-            Self::Text(text) => Cow::Borrowed(text),
-            Self::Number(number) => Cow::Owned(number.to_string()),
-        }
-    }
 }
 
 /// Reads what was published to the channel of dispatches.
@@ -184,14 +112,6 @@ fn dispatch(message: &Message<'_>, recipients: Recipients) -> Result<Dispatch, S
         collapse: collapse.map_err(|error: NameError| error.to_string())?,
         ..Dispatch::new(payload, recipients)
     })
-}
-
-/// A portal that says whether it is ready.
-#[derive(Debug, Deserialize)]
-pub(super) struct Ready<'a> {
-    #[serde(borrow)]
-    pub id: Cow<'a, str>,
-    pub ready: bool,
 }
 
 /// Reads what was published to the channel on which portals come and go.

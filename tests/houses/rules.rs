@@ -20,9 +20,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("guide", &[]),
     ("util", &[]),
     ("protocol", &["message", "logging"]),
-    ("store", &["message", "logging", "metrics", "failpoints", "health", "cluster"]),
+    ("compat", &["message", "logging"]),
+    ("store", &["message", "logging", "compat", "metrics", "failpoints", "health", "cluster"]),
     ("auth", &["message", "logging", "config", "failpoints", "http_client"]),
-    ("cluster", &["message", "logging", "config", "health"]),
+    ("cluster", &["message", "logging", "compat", "config", "health"]),
     ("middleware", &["message", "logging"]),
     (
         "hub",
@@ -30,7 +31,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ),
     ("webhook", &["message", "logging", "config", "metrics", "health", "hub", "http_client"]),
     ("http", &["message", "logging", "config", "metrics", "health", "auth", "hub", "failpoints", "util"]),
-    ("resp", &["message", "logging", "config", "metrics", "health", "auth", "hub"]),
+    ("resp", &["message", "logging", "compat", "config", "metrics", "health", "auth", "hub"]),
     (
         "server",
         &[

@@ -14,7 +14,7 @@ use super::{
     line::{LinkError, Script},
     presence::{tables, where_stock_reads},
 };
-use crate::logging::excerpt;
+use crate::{compat::keyspace::Name, logging::excerpt};
 
 /// Users taken away in one step.
 const STEP: usize = 200;
@@ -116,8 +116,8 @@ async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
     let mut keys = vec![names.nodes(), names.dead(), names.online(), names.at(node), names.counts()];
     keys.extend(tables(link));
     let (begin, end) = names.at_parts();
-    let (connected, ours) = (where_stock_reads(link, "connected_clients"), names.ours());
-    let connections = where_stock_reads(link, "connected_clients_count");
+    let (connected, ours) = (where_stock_reads(link, Name::Clients), names.ours());
+    let connections = where_stock_reads(link, Name::Count);
     let (claim, count, mut at) = (CLAIM_MS.to_string(), STEP.to_string(), "0".to_owned());
     loop {
         let arguments = [node, &claim, &begin, &end, &at, &count, &connected, &ours, &connections];

@@ -3,47 +3,12 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
-
 use crate::{
     cluster::portals::{At, Told, What, Whose},
+    compat::portal_event::{Message, Published, kind},
     logging::json_error,
     message::{JsonString, UserId},
 };
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Message<'a> {
-    #[serde(default)]
-    op: u64,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    d: Option<&'a RawValue>,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    t: Option<JsonString<'a>>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Published<'a> {
-    r#type: String,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    message: Option<Message<'a>>,
-    /// A string, mostly: a stock server takes what its authentication says.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    client_id: Option<&'a RawValue>,
-    #[serde(default)]
-    portal_id: String,
-    /// Which of our servers says it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    from: Option<String>,
-    /// Where it has happened, if not there: our server's name, or nothing for one of stock's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    at: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    connection: Option<u64>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    again: bool,
-}
 
 /// Something that was told.
 #[derive(Debug)]
@@ -57,14 +22,14 @@ pub(super) struct Heard {
 /// Writes it, as `server` tells it.
 pub(super) fn write(told: &Told, to: Whose<'_>, server: &str, again: bool) -> Vec<u8> {
     let (name, message) = match &told.what {
-        What::Connection => ("connection", None),
-        What::Authentication => ("authentication", None),
+        What::Connection => (kind::CONNECTION, None),
+        What::Authentication => (kind::AUTHENTICATION, None),
         What::Message { op, data, kind } => {
             // It was read as JSON.
             let d = data.as_deref().and_then(|data| serde_json::from_str(data).ok());
-            ("message", Some(Message { op: *op, d, t: kind.as_ref().map(JsonString::borrowed) }))
+            (kind::MESSAGE, Some(Message { op: *op, d, t: kind.as_ref().map(JsonString::borrowed) }))
         }
-        What::Disconnection => ("disconnection", None),
+        What::Disconnection => (kind::DISCONNECTION, None),
     };
     let user = told.user.as_ref().and_then(|user| serde_json::value::to_raw_value(user.as_str()).ok());
     let at = match &told.at {
@@ -102,12 +67,12 @@ pub(super) fn read(text: &[u8], own: &str) -> Option<Heard> {
         return None;
     }
     let what = match (said.r#type.as_str(), said.message) {
-        ("connection", _) => What::Connection,
-        ("authentication", _) => What::Authentication,
-        ("message", Some(Message { op, d, t })) => {
+        (kind::CONNECTION, _) => What::Connection,
+        (kind::AUTHENTICATION, _) => What::Authentication,
+        (kind::MESSAGE, Some(Message { op, d, t })) => {
             What::Message { op, data: d.map(|data| data.get().into()), kind: t.map(JsonString::into_owned) }
         }
-        ("disconnection", _) => What::Disconnection,
+        (kind::DISCONNECTION, _) => What::Disconnection,
         _ => return None,
     };
     let user = said.client_id.and_then(|id| serde_json::from_str::<String>(id.get()).ok());

@@ -15,7 +15,7 @@ use super::{
     ear::{self, Heard, SelfHeard},
     lease::EPOCH_BEGINS,
 };
-use crate::message::UserId;
+use crate::{compat::keyspace::Name, message::UserId};
 
 /// The nodes of a Cluster pass on to each other what is said, and lose it where their own connections break, without a word. So there
 /// every session looks into its log this often, whatever was heard.
@@ -48,7 +48,7 @@ pub enum Told {
 /// Listens for as long as the link is there.
 pub(super) async fn listen(link: Weak<Link>) {
     let Some(here) = link.upgrade() else { return };
-    let (channels, stock) = ([here.names.wake(), here.names.past()], here.names.stock("ws"));
+    let (channels, stock) = ([here.names.wake(), here.names.past()], here.names.stock(Name::Ws));
     let (node, wake) = (here.node.clone(), here.names.wake());
     drop(here);
     // By a pattern, which has nothing special in it: among the subscribers of that channel are only stock's.

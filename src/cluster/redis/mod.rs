@@ -58,7 +58,6 @@ pub use self::{
     lease::Live,
     line::{LinkError, Script},
     servers::Servers,
-    stock::StockMessage,
 };
 use self::{line::Lines, names::Names};
 use crate::{

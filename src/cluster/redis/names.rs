@@ -1,9 +1,12 @@
 //! What stands in the Redis under which key. Every name ends in the suffix of the namespace, as stock's do; keys of one user
 //! share a hash tag, so that they are in one slot of a Cluster.
 
+use crate::compat::keyspace::{self, Name};
+
 /// What a namespace calls things.
 #[derive(Clone, Debug)]
 pub struct Names {
+    original: keyspace::Names,
     suffix: String,
 }
 
@@ -11,12 +14,19 @@ impl Names {
     /// Names with the suffix of this namespace.
     #[must_use]
     pub fn new(namespace: Option<&str>) -> Self {
-        Self { suffix: namespace.map(|namespace| format!("_{namespace}")).unwrap_or_default() }
+        Self {
+            original: keyspace::Names::new(namespace),
+            suffix: namespace.map(|namespace| format!("_{namespace}")).unwrap_or_default(),
+        }
     }
 
     /// What stock calls it, in this namespace.
     #[must_use]
-    pub fn stock(&self, name: &str) -> String {
+    pub fn stock(&self, name: Name) -> String {
+        self.original.of(name)
+    }
+
+    fn of(&self, name: &str) -> String {
         format!("{name}{}", self.suffix)
     }
 
@@ -57,43 +67,43 @@ impl Names {
     /// Every user something is kept of, in order.
     #[must_use]
     pub fn known(&self) -> String {
-        self.stock("mesa:known")
+        self.of("mesa:known")
     }
 
     /// When somebody has to look after a user although nothing happens.
     #[must_use]
     pub fn due(&self) -> String {
-        self.stock("mesa:due")
+        self.of("mesa:due")
     }
 
     /// The servers, and until when each lease holds.
     #[must_use]
     pub fn nodes(&self) -> String {
-        self.stock("mesa:{here}:nodes")
+        self.of("mesa:{here}:nodes")
     }
 
     /// What this Redis was when a server last looked.
     #[must_use]
     pub fn era(&self) -> String {
-        self.stock("mesa:{here}:era")
+        self.of("mesa:{here}:era")
     }
 
     /// Who is here, in order.
     #[must_use]
     pub fn online(&self) -> String {
-        self.stock("mesa:{here}:online")
+        self.of("mesa:{here}:online")
     }
 
     /// Whom we have put among those whom stock takes to be connected: 0, or since when he is not there any more.
     #[must_use]
     pub fn ours(&self) -> String {
-        self.stock("mesa:{here}:ours")
+        self.of("mesa:{here}:ours")
     }
 
     /// Servers that have died, and until when somebody is taking away what each has left.
     #[must_use]
     pub fn dead(&self) -> String {
-        self.stock("mesa:{here}:dead")
+        self.of("mesa:{here}:dead")
     }
 
     /// Who is connected to one server, and how often.
@@ -112,45 +122,45 @@ impl Names {
     /// How many connections each server has.
     #[must_use]
     pub fn counts(&self) -> String {
-        self.stock("mesa:{here}:counts")
+        self.of("mesa:{here}:counts")
     }
 
     /// The servers at which somebody is to be told everything that happens, and the channel on which they come and go.
     #[must_use]
     pub fn watching(&self) -> String {
-        self.stock("mesa:watching")
+        self.of("mesa:watching")
     }
 
     /// How far a list was read that was taken from what the original has left for a user, and the list: in the slot of
-    /// [`Names::stock`]`("undelivered_messages")`, where a Cluster has slots.
+    /// [`Names::stock`]`(Name::Undelivered)`, where a Cluster has slots.
     #[must_use]
     pub fn taken(&self, user: &str) -> (String, String) {
-        let hash = self.stock("undelivered_messages");
+        let hash = self.stock(Name::Undelivered);
         (format!("mesa:{{{hash}}}:taken-at:{user}"), format!("mesa:{{{hash}}}:taken:{user}"))
     }
 
     /// What the original has left for a user and no client can be sent: in the same slot.
     #[must_use]
     pub fn aside(&self, user: &str) -> String {
-        format!("mesa:{{{}}}:aside:{user}", self.stock("undelivered_messages"))
+        format!("mesa:{{{}}}:aside:{user}", self.stock(Name::Undelivered))
     }
 
     /// How late it was when a server with a clock of its own has left: only tests have one.
     #[must_use]
     pub fn clock(&self) -> String {
-        self.stock("mesa:clock")
+        self.of("mesa:clock")
     }
 
     /// The channel on which it is said who has more.
     #[must_use]
     pub fn wake(&self) -> String {
-        self.stock("mesa:wake")
+        self.of("mesa:wake")
     }
 
     /// The channel for what is never kept, and for who is to go.
     #[must_use]
     pub fn past(&self) -> String {
-        self.stock("mesa:past")
+        self.of("mesa:past")
     }
 }
 
@@ -175,7 +185,7 @@ mod tests {
     #[test]
     fn no_user_and_no_namespace_has_the_key_of_another() {
         let (none, shop) = (Names::new(None), Names::new(Some("shop")));
-        assert_eq!(shop.stock("connected_clients"), "connected_clients_shop");
+        assert_eq!(shop.stock(Name::Clients), "connected_clients_shop");
         let users = ["a", "}", "{", "%7D", "a}b", "a}_shop", "a_shop"];
         let mut keys: Vec<_> = users.iter().flat_map(|user| [none.state(user), shop.state(user)]).collect();
         keys.sort();

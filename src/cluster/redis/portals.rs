@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     cluster::portals::{FarPortals, NearPortals, Told, Whose},
+    compat::keyspace::Name,
     logging::json_error,
 };
 
@@ -201,13 +202,13 @@ impl Portals {
     /// Reads who is in the pool, and sets right what is said there of those that are here.
     async fn look(&self, link: &Link, near: &Weak<dyn NearPortals>) -> Result<(), LinkError> {
         let (names, lines) = (link.names(), link.lines());
-        let pool: Vec<String> = lines.ask(redis::cmd("SMEMBERS").arg(names.stock("available_portals_pool"))).await?;
+        let pool: Vec<String> = lines.ask(redis::cmd("SMEMBERS").arg(names.stock(Name::Pool))).await?;
         let watching: Vec<String> = lines.ask(redis::cmd("SMEMBERS").arg(names.watching())).await?;
         let stock_listens = if lines.is_spread() {
             // In a Cluster that cannot be asked.
             true
         } else {
-            let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(names.stock("portal")).to_owned();
+            let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(names.stock(Name::Portal)).to_owned();
             let (_, count): (String, u64) = lines.ask(&asked).await?;
             count > 0
         };
@@ -287,7 +288,7 @@ impl Portals {
 async fn change(link: &Link, portal: &str, here: bool) -> Result<(), LinkError> {
     let said = serde_json::json!({ "id": portal, "ready": here }).to_string();
     let arguments = [if here { "SADD" } else { "SREM" }, portal, &said];
-    link.lines().run(&CHANGE, &[link.names().stock("available_portals_pool")], &arguments).await
+    link.lines().run(&CHANGE, &[link.names().stock(Name::Pool)], &arguments).await
 }
 
 async fn watch(link: &Link, server: &str, watching: bool) -> Result<(), LinkError> {
@@ -300,7 +301,7 @@ async fn watch(link: &Link, server: &str, watching: bool) -> Result<(), LinkErro
 
 /// Takes out the portals of a server that is gone. May be done again.
 pub(super) async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
-    let pool = link.names().stock("available_portals_pool");
+    let pool = link.names().stock(Name::Pool);
     let all: Vec<String> = link.lines().ask(redis::cmd("SMEMBERS").arg(pool)).await?;
     for portal in all.iter().filter(|id| of_ours(id).is_some_and(|(server, _)| server == node)) {
         change(link, portal, false).await?;
@@ -317,7 +318,7 @@ async fn keep_telling(
     let mut some = Vec::with_capacity(TOLD_MAX);
     while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
         let Some(link) = link.upgrade() else { return };
-        let channel = link.names().stock("portal");
+        let channel = link.names().stock(Name::Portal);
         // All of it at once: after a panic in between the rest does not wait any more either.
         bytes.fetch_sub(some.iter().map(Vec::len).sum(), Ordering::Relaxed);
         let tell =
@@ -359,9 +360,9 @@ async fn keep_looking(link: Weak<Link>, portals: Arc<Portals>, near: Weak<dyn Ne
 
 async fn keep_hearing(link: Weak<Link>, portals: Arc<Portals>, near: Weak<dyn NearPortals>) {
     let Some(here) = link.upgrade() else { return };
-    let channels = [here.names().stock("available_portals_pool"), here.names().watching()];
+    let channels = [here.names().stock(Name::Pool), here.names().watching()];
     // By a pattern: among the subscribers of that channel are only stock's portals.
-    let events = here.names().stock("portal");
+    let events = here.names().stock(Name::Portal);
     drop(here);
     let (pool, said) = (&channels[0], &events);
     ear::hear(link, &channels, &events, ear::SelfHeard::Elsewhere, |link, heard| {

@@ -25,7 +25,7 @@ use super::{
     line::{LinkError, Script},
     words::users,
 };
-use crate::message::UserId;
+use crate::{compat::keyspace::Name, message::UserId};
 
 /// Users written down in one step.
 const BATCH_MAX: usize = 200;
@@ -220,7 +220,7 @@ impl Presence {
         }
         let connections = self.connections.load(Ordering::Relaxed).to_string();
         let keys = [link.names().counts(), link.names().nodes(), link.names().dead()];
-        let stock = where_stock_reads(link, "connected_clients_count");
+        let stock = where_stock_reads(link, Name::Count);
         link.lines().run(&COUNT, &keys, &[link.node(), &connections, &stock]).await
     }
 
@@ -266,7 +266,7 @@ pub(super) fn may_have_stock(link: &Link) -> bool {
 }
 
 /// What stock calls it; empty where there is none.
-pub(super) fn where_stock_reads(link: &Link, name: &str) -> String {
+pub(super) fn where_stock_reads(link: &Link, name: Name) -> String {
     if may_have_stock(link) { link.names().stock(name) } else { String::new() }
 }
 
@@ -279,7 +279,7 @@ pub(super) fn tables(link: &Link) -> Vec<String> {
 async fn write_batch(link: &Link, batch: &[Change]) -> Result<(), LinkError> {
     let names = link.names();
     let (begin, end) = names.at_parts();
-    let stock = where_stock_reads(link, "connected_clients");
+    let stock = where_stock_reads(link, Name::Clients);
     let mut arguments = vec![link.node().to_owned(), begin, end, stock, names.ours()];
     for Change { user, connections, .. } in batch {
         arguments.extend([user.to_string(), connections.to_string()]);

@@ -4,14 +4,17 @@
 
 use std::{collections::HashSet, sync::LazyLock};
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 
 use super::{Link, LinkError, line::Script, words::users};
 use crate::{
     cluster::Beside,
+    compat::{
+        dispatch::{DISCONNECT_CLIENT, INTERNAL_EVENT, OURS, Published, Publishing, recipient},
+        keyspace::Name,
+    },
     logging::json_error,
-    message::{DispatchId, EVERYONE, JsonString, Payload, Recipients, UserId, surrogates},
+    message::{DispatchId, EVERYONE, JsonString, Payload, Recipients, UserId},
 };
 
 /// Users asked about in one step.
@@ -24,49 +27,6 @@ const PAGE: usize = 1000;
 /// the strength of that.
 const REMEMBERED_MS: u64 = 60_000;
 
-/// What marks what we have said there ourselves: stock does not look at it.
-const OURS: &str = "mesa";
-
-/// A message as stock keeps and publishes it.
-#[derive(Debug, Deserialize)]
-pub struct StockMessage<'a> {
-    #[serde(default)]
-    op: u64,
-    #[serde(borrow, default)]
-    d: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    t: Option<JsonString<'a>>,
-    #[serde(default)]
-    o: Option<StockOptions>,
-}
-
-#[derive(Debug, Deserialize)]
-struct StockOptions {
-    #[serde(default)]
-    sync: Option<bool>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Published<'a> {
-    #[serde(borrow)]
-    message: StockMessage<'a>,
-    #[serde(borrow)]
-    recipients: Vec<&'a RawValue>,
-    #[serde(default)]
-    from: Option<String>,
-    #[serde(default)]
-    mark: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Publishing<'a> {
-    message: &'a RawValue,
-    recipients: Vec<&'a str>,
-    from: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mark: Option<&'a str>,
-}
-
 /// Something stock has said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Said {
@@ -76,24 +36,6 @@ pub(super) enum Said {
     Leave(Recipients),
     /// One of ours has said this, so that all of ours can count from there.
     Mark(String),
-}
-
-impl<'a> StockMessage<'a> {
-    /// Reads one.
-    ///
-    /// # Errors
-    /// Why it is none.
-    pub fn read(text: &'a str) -> Result<Self, String> {
-        serde_json::from_str(text).map_err(|error| surrogates::reason(text).unwrap_or_else(|| json_error(&error)))
-    }
-
-    /// The text a client reads.
-    ///
-    /// # Errors
-    /// Why it cannot be sent to one.
-    pub fn payload(&self) -> Result<Payload, crate::message::MessageError> {
-        Payload::with_type(self.op, self.d.map(RawValue::get), self.t.as_ref())
-    }
 }
 
 /// Reads what was published; nothing where it is ours, for nobody, or not understood.
@@ -115,8 +57,8 @@ pub(super) fn read(text: &[u8]) -> Option<Said> {
     } else {
         Recipients::Users(users(&recipients))
     };
-    if message.op == 5 {
-        return (message.t.as_ref().and_then(JsonString::text) == Some("DISCONNECT_CLIENT"))
+    if message.op == INTERNAL_EVENT {
+        return (message.t.as_ref().and_then(JsonString::text) == Some(DISCONNECT_CLIENT))
             .then_some(Said::Leave(recipients));
     }
     let payload = message
@@ -125,15 +67,6 @@ pub(super) fn read(text: &[u8]) -> Option<Said> {
         .ok()?;
     let sync = message.o.is_none_or(|options| options.sync.unwrap_or(true));
     Some(Said::Message { payload, recipients, sync })
-}
-
-/// A user id. Node services have numbers for it as well; what else they have is nobody, and the others are not to suffer for it.
-fn recipient(one: &RawValue) -> Option<String> {
-    match serde_json::from_str(one.get()).ok()? {
-        Value::String(id) => Some(id),
-        Value::Number(id) => id.as_u64().map(|id| id.to_string()),
-        _ => None,
-    }
 }
 
 /// Writes what stock is to send.
@@ -149,7 +82,7 @@ pub(super) fn write(message: &[u8], recipients: &Recipients) -> Option<Vec<u8>> 
 /// Says it to stock.
 pub(super) async fn publish(link: &Link, message: &[u8], recipients: &Recipients) -> Result<(), LinkError> {
     let Some(text) = write(message, recipients) else { return Ok(()) };
-    link.lines().ask(redis::cmd("PUBLISH").arg(link.names().stock("ws")).arg(text)).await
+    link.lines().ask(redis::cmd("PUBLISH").arg(link.names().stock(Name::Ws)).arg(text)).await
 }
 
 /// KEYS: 1 the answer to a dispatch; ARGV: 1 a channel, 2 what to say there, unless that dispatch was answered.
@@ -165,7 +98,7 @@ pub(super) async fn publish_unanswered(
     id: &DispatchId,
 ) -> Result<(), LinkError> {
     let Some(text) = write(message, recipients) else { return Ok(()) };
-    let arguments = [link.names().stock("ws").into_bytes(), text];
+    let arguments = [link.names().stock(Name::Ws).into_bytes(), text];
     link.lines().run(&UNANSWERED, &[link.names().answer(id.as_str())], &arguments).await
 }
 
@@ -175,12 +108,12 @@ pub(super) async fn publish_mark(link: &Link, mark: &str) -> Result<(), LinkErro
     let message = message.map_err(|error| LinkError::Refused(error.to_string().into()))?;
     let mark = Publishing { message: &message, recipients: Vec::new(), from: OURS, mark: Some(mark) };
     let text = serde_json::to_vec(&mark).map_err(|error| LinkError::Refused(error.to_string().into()))?;
-    link.lines().ask(redis::cmd("PUBLISH").arg(link.names().stock("ws")).arg(text)).await
+    link.lines().ask(redis::cmd("PUBLISH").arg(link.names().stock(Name::Ws)).arg(text)).await
 }
 
 /// Whether a stock server listens.
 pub(super) async fn is_there(link: &Link) -> Result<bool, LinkError> {
-    let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(link.names().stock("ws")).to_owned();
+    let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(link.names().stock(Name::Ws)).to_owned();
     let (_, count): (String, u64) = link.lines().ask(&asked).await?;
     Ok(count > 0)
 }
@@ -200,7 +133,7 @@ static CONNECTED: LazyLock<Script> = LazyLock::new(|| {
 
 /// How these users are connected to stock.
 pub(super) async fn connected(link: &Link, users: &[UserId]) -> Result<Vec<Beside>, LinkError> {
-    let keys = [link.names().stock("connected_clients"), link.names().ours()];
+    let keys = [link.names().stock(Name::Clients), link.names().ours()];
     let mut found = Vec::with_capacity(users.len());
     for some in users.chunks(ASKED_MAX) {
         let some: Vec<&str> = some.iter().map(UserId::as_str).collect();
@@ -236,7 +169,7 @@ pub(super) async fn forget(link: &Link) -> Result<(), LinkError> {
 ///
 /// Read in pages, so that Redis has time for others in between. A user who comes or goes meanwhile may be among them or not.
 pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
-    let connected = link.names().stock("connected_clients");
+    let connected = link.names().stock(Name::Clients);
     // A page may repeat users of another one.
     let (mut all, mut cursor) = (HashSet::new(), 0_u64);
     loop {
@@ -253,13 +186,12 @@ pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
 
 /// How many those are.
 pub(super) async fn everybody_count(link: &Link) -> Result<usize, LinkError> {
-    link.lines().ask(redis::cmd("SCARD").arg(link.names().stock("connected_clients"))).await
+    link.lines().ask(redis::cmd("SCARD").arg(link.names().stock(Name::Clients))).await
 }
 
 /// Connections, to all servers together. Stock may count below zero.
 pub(super) async fn connections(link: &Link) -> Result<usize, LinkError> {
-    let count: Option<i64> =
-        link.lines().ask(redis::cmd("GET").arg(link.names().stock("connected_clients_count"))).await?;
+    let count: Option<i64> = link.lines().ask(redis::cmd("GET").arg(link.names().stock(Name::Count))).await?;
     Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(0))
 }
 

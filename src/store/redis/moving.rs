@@ -17,7 +17,8 @@ use super::{
     taken,
 };
 use crate::{
-    cluster::redis::{Link, LinkError, Script, StockMessage},
+    cluster::redis::{Link, LinkError, Script},
+    compat::{dispatch::StockMessage, keyspace::Name},
     logging::{excerpt, json_error},
     message::{DispatchId, Payload, Seq, UserId},
 };
@@ -98,7 +99,7 @@ static NAMES: LazyLock<Script> = LazyLock::new(|| {
 });
 
 fn undelivered(link: &Link) -> String {
-    link.names().stock("undelivered_messages")
+    link.names().stock(Name::Undelivered)
 }
 
 async fn field(link: &Link, name: &str) -> Result<Option<String>, LinkError> {

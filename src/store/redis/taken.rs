@@ -14,7 +14,8 @@ use super::{
     moving::TAKEN,
 };
 use crate::{
-    cluster::redis::{Link, LinkError, Script, StockMessage},
+    cluster::redis::{Link, LinkError, Script},
+    compat::{dispatch::StockMessage, keyspace::Name},
     health::LogLimit,
     logging::excerpt,
     message::{DispatchId, UserId},
@@ -168,7 +169,7 @@ pub(super) struct List<'a> {
 /// The keys of a user's lists: what the original has left, how far, the list that was taken, and what was put aside.
 fn keys(link: &Link, user: &str) -> [String; 4] {
     let (at, list) = link.names().taken(user);
-    [link.names().stock("undelivered_messages"), at, list, link.names().aside(user)]
+    [link.names().stock(Name::Undelivered), at, list, link.names().aside(user)]
 }
 
 fn random_name() -> Result<String, LinkError> {

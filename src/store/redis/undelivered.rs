@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     cluster::redis::{Link, LinkError, Script},
+    compat::keyspace::Name,
     logging::excerpt,
     message::UserId,
 };
@@ -121,7 +122,7 @@ impl Shared {
     /// The same for those of these users for whom something is left.
     async fn take_left(&self, users: &[UserId]) -> Result<(), LinkError> {
         let link = self.caller.link()?;
-        let keys = [link.names().stock("undelivered_messages")];
+        let keys = [link.names().stock(Name::Undelivered)];
         let users: Vec<&str> = users.iter().map(UserId::as_str).collect();
         let left: Vec<String> = link.lines().run(&LEFT, &keys, &users).await?;
         for user in left.iter().filter_map(|user| UserId::new(user).ok()) {
@@ -157,7 +158,7 @@ impl Shared {
     }
 
     async fn take_list(&self, link: &Link, user: &UserId, end: Instant) -> Result<Taken, LinkError> {
-        let keys = [link.names().stock("undelivered_messages")];
+        let keys = [link.names().stock(Name::Undelivered)];
         let fields = [user.as_str(), &format!("{TAKEN}{user}")];
         // Asked for by themselves: a step with keys that are not there waits for as long as their slot of a Cluster moves.
         let left: Vec<String> = link.lines().run(&LEFT, &keys, &fields).await?;

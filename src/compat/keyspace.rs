@@ -2,7 +2,7 @@
 
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Name {
+pub enum Name {
     /// The channel of dispatches.
     Ws,
     /// The channel of what happens to clients.
@@ -28,40 +28,40 @@ const ALL: [(Name, &str, &str); 6] = [
 
 /// The names of one namespace.
 #[derive(Clone, Debug)]
-pub(super) struct Names {
+pub struct Names {
     /// `_NAMESPACE`, or nothing.
     suffix: String,
 }
 
 impl Names {
-    pub(super) fn new(namespace: Option<&str>) -> Self {
+    pub fn new(namespace: Option<&str>) -> Self {
         Self { suffix: namespace.map(|namespace| format!("_{namespace}")).unwrap_or_default() }
     }
 
     /// What that name stands for.
-    pub(super) fn find(&self, name: &[u8]) -> Option<Name> {
+    pub fn find(&self, name: &[u8]) -> Option<Name> {
         let name = name.strip_suffix(self.suffix.as_bytes())?;
         ALL.iter().find(|(_, known, _)| known.as_bytes() == name).map(|(known, _, _)| *known)
     }
 
     /// The whole name.
-    pub(super) fn of(&self, name: Name) -> String {
+    pub fn of(&self, name: Name) -> String {
         let base = ALL.iter().find(|(known, _, _)| *known == name).map_or("", |(_, base, _)| base);
         format!("{base}{}", self.suffix)
     }
 
     /// Those of them that are keys.
-    pub(super) fn keys() -> impl Iterator<Item = Name> {
+    pub fn keys() -> impl Iterator<Item = Name> {
         ALL.iter().filter(|(_, _, kind)| *kind != "none").map(|(name, _, _)| *name)
     }
 
     /// The kind of value under that name, in the words of Redis.
-    pub(super) fn kind(name: Name) -> &'static str {
+    pub fn kind(name: Name) -> &'static str {
         ALL.iter().find(|(known, _, _)| *known == name).map_or("none", |(_, _, kind)| kind)
     }
 
     /// Why a name that is none of these is refused: mostly the namespace is another one.
-    pub(super) fn refusal(&self, name: &[u8]) -> String {
+    pub fn refusal(&self, name: &[u8]) -> String {
         let name: String = String::from_utf8_lossy(name).chars().take(100).collect();
         let namespace = match self.suffix.strip_prefix('_') {
             Some(namespace) => format!("its namespace is {namespace}, give Dispatchers and Portals the same"),

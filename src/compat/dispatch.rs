@@ -1,0 +1,175 @@
+//! JSON of the messages that Dispatchers and servers of the original publish and keep.
+
+use std::{borrow::Cow, fmt};
+
+#[cfg(feature = "redis")]
+use serde::Serialize;
+use serde::{Deserialize, Deserializer, de::Visitor};
+#[cfg(feature = "redis")]
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::message::JsonString;
+#[cfg(feature = "redis")]
+use crate::{
+    logging::json_error,
+    message::{Payload, surrogates},
+};
+
+/// The opcode of internal events, and the only one there is.
+pub const INTERNAL_EVENT: u64 = 5;
+pub const DISCONNECT_CLIENT: &str = "DISCONNECT_CLIENT";
+
+#[derive(Deserialize)]
+pub struct Envelope<'a> {
+    #[serde(borrow)]
+    pub message: &'a RawValue,
+    #[serde(borrow)]
+    pub recipients: Vec<Recipient<'a>>,
+}
+
+#[derive(Deserialize)]
+pub struct Message<'a> {
+    #[serde(default)]
+    pub op: u64,
+    #[serde(borrow, default)]
+    pub d: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub t: Option<JsonString<'a>>,
+    #[serde(default)]
+    pub o: Option<Options>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    pub sync: Option<bool>,
+    pub ttl: Option<std::num::NonZeroU32>,
+    pub collapse: Option<String>,
+}
+
+/// A user id. Node services have numbers for it as well; here ids are texts.
+pub enum Recipient<'a> {
+    Text(Cow<'a, str>),
+    Number(u64),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Recipient<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Recipient<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a user id, which is a string or a whole number")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Recipient::Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Recipient::Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+                Ok(Recipient::Number(number))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl Recipient<'_> {
+    pub fn text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Text(text) => Cow::Borrowed(text),
+            Self::Number(number) => Cow::Owned(number.to_string()),
+        }
+    }
+}
+
+/// A portal that says whether it is ready.
+#[derive(Debug, Deserialize)]
+pub struct Ready<'a> {
+    #[serde(borrow)]
+    pub id: Cow<'a, str>,
+    pub ready: bool,
+}
+
+/// What marks what we have said there ourselves: stock does not look at it.
+#[cfg(feature = "redis")]
+pub const OURS: &str = "mesa";
+
+/// A message as stock keeps and publishes it.
+#[cfg(feature = "redis")]
+#[derive(Debug, Deserialize)]
+pub struct StockMessage<'a> {
+    #[serde(default)]
+    pub op: u64,
+    #[serde(borrow, default)]
+    pub d: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub t: Option<JsonString<'a>>,
+    #[serde(default)]
+    pub o: Option<StockOptions>,
+}
+
+#[cfg(feature = "redis")]
+#[derive(Debug, Deserialize)]
+pub struct StockOptions {
+    #[serde(default)]
+    pub sync: Option<bool>,
+}
+
+#[cfg(feature = "redis")]
+#[derive(Debug, Deserialize)]
+pub struct Published<'a> {
+    #[serde(borrow)]
+    pub message: StockMessage<'a>,
+    #[serde(borrow)]
+    pub recipients: Vec<&'a RawValue>,
+    #[serde(default)]
+    pub from: Option<String>,
+    #[serde(default)]
+    pub mark: Option<String>,
+}
+
+#[cfg(feature = "redis")]
+#[derive(Debug, Serialize)]
+pub struct Publishing<'a> {
+    pub message: &'a RawValue,
+    pub recipients: Vec<&'a str>,
+    pub from: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mark: Option<&'a str>,
+}
+
+#[cfg(feature = "redis")]
+impl<'a> StockMessage<'a> {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn read(text: &'a str) -> Result<Self, String> {
+        serde_json::from_str(text).map_err(|error| surrogates::reason(text).unwrap_or_else(|| json_error(&error)))
+    }
+
+    /// The text a client reads.
+    ///
+    /// # Errors
+    /// Why it cannot be sent to one.
+    pub fn payload(&self) -> Result<Payload, crate::message::MessageError> {
+        Payload::with_type(self.op, self.d.map(RawValue::get), self.t.as_ref())
+    }
+}
+
+/// A user id. Node services have numbers for it as well; what else they have is nobody, and the others are not to suffer for it.
+#[cfg(feature = "redis")]
+pub fn recipient(one: &RawValue) -> Option<String> {
+    match serde_json::from_str(one.get()).ok()? {
+        Value::String(id) => Some(id),
+        Value::Number(id) => id.as_u64().map(|id| id.to_string()),
+        _ => None,
+    }
+}

@@ -1,0 +1,75 @@
+//! JSON of the events that servers of the original publish to Portals.
+
+#[cfg(feature = "redis")]
+use serde::{Deserialize, Serialize};
+#[cfg(feature = "redis")]
+use serde_json::value::RawValue;
+
+use crate::message::{JsonString, UserId, write_message};
+
+/// Values of the field `type`.
+pub mod kind {
+    pub const CONNECTION: &str = "connection";
+    pub const AUTHENTICATION: &str = "authentication";
+    pub const MESSAGE: &str = "message";
+    pub const DISCONNECTION: &str = "disconnection";
+}
+
+#[cfg(feature = "redis")]
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Message<'a> {
+    #[serde(default)]
+    pub op: u64,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub d: Option<&'a RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub t: Option<JsonString<'a>>,
+}
+
+#[cfg(feature = "redis")]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Published<'a> {
+    pub r#type: String,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<Message<'a>>,
+    /// A string, mostly: a stock server takes what its authentication says.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<&'a RawValue>,
+    #[serde(default)]
+    pub portal_id: String,
+    /// Which of our servers says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Where it has happened, if not there: our server's name, or nothing for one of stock's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<u64>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
+}
+
+/// Opcode, data and type of a client's message.
+pub type MessageFields<'a> = (u64, Option<&'a str>, Option<&'a JsonString<'a>>);
+
+/// Writes an event as servers of the original do.
+pub fn write(kind: &str, message: Option<MessageFields<'_>>, user: Option<&UserId>, portal: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(160);
+    out.extend_from_slice(format!("{{\"type\":\"{kind}\"").as_bytes());
+    if let Some((op, data, kind)) = message {
+        out.extend_from_slice(b",\"message\":");
+        write_message(&mut out, op, data, kind);
+    }
+    let mut field = |name: &str, text: &str| {
+        out.extend_from_slice(format!(",\"{name}\":").as_bytes());
+        // A string always has a JSON form, and writing to a Vec cannot fail.
+        serde_json::to_writer(&mut out, text).expect("a string is JSON");
+    };
+    if let Some(user) = user {
+        field("clientId", user.as_str());
+    }
+    field("portalId", portal);
+    out.push(b'}');
+    out
+}
