@@ -104,6 +104,9 @@ mod metrics;
 pub mod middleware;
 pub mod portal;
 mod protocol;
+#[cfg(feature = "redis")]
+#[doc(hidden)]
+pub mod redis;
 mod resp;
 pub mod server;
 #[doc(hidden)]

@@ -7,9 +7,6 @@
 //! Nothing that is promised is told this way: what is kept is in the log, and the log is asked. What is told may be lost
 //! with the line: messages that are never kept, and who is to go.
 
-#[cfg(feature = "redis")]
-pub mod redis;
-
 pub mod portals;
 
 use std::sync::{Arc, Weak};

@@ -179,9 +179,9 @@ async fn open_store(config: &Config) -> Result<Opened, StoreError> {
 
 #[cfg(feature = "redis")]
 async fn open_redis(config: &Config, redis: config::Redis) -> Result<Opened, StoreError> {
-    use crate::{
-        cluster::redis::{Link, Servers},
-        store::redis::{RedisOptions, open},
+    use crate::redis::{
+        Link, Servers,
+        store::{RedisOptions, open},
     };
     let (namespace, addresses) = (config.namespace.clone(), redis.addresses());
     let joining = move || Link::open(&redis, namespace.as_deref(), Arc::default());

@@ -20,7 +20,7 @@
 //! - `recent`, `inbox`, `read`: reading, from memory or from the tables
 //! - `journal`: all of that as a [`Store`]
 //! - `recovery`: opening · `other_format`: what to do with a store of another version
-//! - `redis`: the other store there is: logs in a Redis that several servers share (only with `--features redis`)
+//! - `store`: the other store there is: logs in a Redis that several servers share (only with `--features redis`)
 //! - [`inspect`]: looking at what nobody has open, whatever has become of it
 //! - [`portable`], `backup`, [`salvage`]: a store in one file, how that is written, and a store made of what was found
 //!
@@ -53,7 +53,7 @@ use crate::{
 mod answer;
 mod append;
 mod backup;
-mod clock;
+pub(crate) mod clock;
 mod commit;
 mod cost;
 #[cfg(test)]
@@ -64,7 +64,7 @@ mod cut_tests;
 pub mod disk;
 mod engine;
 mod error;
-mod gone;
+pub(crate) mod gone;
 mod ids;
 mod inbox;
 mod index;
@@ -82,10 +82,8 @@ mod queue;
 mod read;
 mod received;
 mod recent;
-mod record;
+pub(crate) mod record;
 mod recovery;
-#[cfg(feature = "redis")]
-pub mod redis;
 mod rejected;
 mod room;
 pub mod salvage;

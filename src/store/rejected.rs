@@ -65,7 +65,7 @@ impl Reason {
         }
     }
 
-    pub(super) fn from_stored(number: u8) -> Option<Self> {
+    pub(crate) fn from_stored(number: u8) -> Option<Self> {
         [Self::Invalid, Self::Quota, Self::Damaged, Self::Cut].into_iter().find(|reason| *reason as u8 == number)
     }
 }

@@ -10,13 +10,13 @@ use std::{
 };
 
 use mesa::{
-    cluster::redis::Link,
     config,
     message::{DeviceId, DispatchId},
-    store::{
-        Append, Limits, Note, Once, Reason, Store, StoreError,
-        redis::{RedisOptions, open},
+    redis::{
+        Link,
+        store::{RedisOptions, open},
     },
+    store::{Append, Limits, Note, Once, Reason, Store, StoreError},
 };
 
 use crate::{

@@ -6,7 +6,7 @@ use crate::{args::MoveArgs, error::Failure};
 #[cfg(feature = "redis")]
 pub async fn import(args: &MoveArgs) -> Result<(), Failure> {
     let (store, link) = open(args, Some(mesa::store::disk::unfinished::Work::Import))?;
-    let moved = mesa::store::redis::moving::import(&link, &*store).await;
+    let moved = mesa::redis::import_export::import(&link, &*store).await;
     close(&*store, &link).await?;
     if moved.is_ok() {
         let cannot = |error| Failure::because(format!("{}: {error}", args.store_path.display()));
@@ -22,23 +22,23 @@ pub async fn export(args: &MoveArgs) -> Result<(), Failure> {
         return Err(Failure::because(format!("there is no store at {}", args.store_path.display())));
     }
     let (store, link) = open(args, None)?;
-    let origin = mesa::store::redis::moving::origin(&args.store_path)
+    let origin = mesa::redis::import_export::origin(&args.store_path)
         .map_err(|error| Failure::because(format!("{}: {error}", args.store_path.display())))?;
-    let moved = mesa::store::redis::moving::export(&*store, &origin, &link).await;
+    let moved = mesa::redis::import_export::export(&*store, &origin, &link).await;
     close(&*store, &link).await?;
     told(moved, "in Redis")
 }
 
 #[cfg(feature = "redis")]
-type Ends = (std::sync::Arc<dyn mesa::store::Store>, std::sync::Arc<mesa::cluster::redis::Link>);
+type Ends = (std::sync::Arc<dyn mesa::store::Store>, std::sync::Arc<mesa::redis::Link>);
 
 #[cfg(feature = "redis")]
 fn open(args: &MoveArgs, work: Option<mesa::store::disk::unfinished::Work>) -> Result<Ends, Failure> {
     use std::time::Duration;
 
     use mesa::{
-        cluster::redis::Link,
         config::parse_redis,
+        redis::Link,
         store::{Limits, disk},
     };
     let redis = parse_redis(&serde_json::Value::String(args.redis.clone())).map_err(Failure::usage)?;
@@ -57,10 +57,7 @@ fn open(args: &MoveArgs, work: Option<mesa::store::disk::unfinished::Work>) -> R
 }
 
 #[cfg(feature = "redis")]
-async fn close(
-    store: &dyn mesa::store::Store,
-    link: &std::sync::Arc<mesa::cluster::redis::Link>,
-) -> Result<(), Failure> {
+async fn close(store: &dyn mesa::store::Store, link: &std::sync::Arc<mesa::redis::Link>) -> Result<(), Failure> {
     // A lease that is not given back ends by itself.
     _ = link.leave().await;
     store.close().await.map_err(Failure::because)
@@ -68,7 +65,7 @@ async fn close(
 
 #[cfg(feature = "redis")]
 fn told(
-    moved: Result<mesa::store::redis::moving::Moved, mesa::store::redis::moving::MoveError>,
+    moved: Result<mesa::redis::import_export::Moved, mesa::redis::import_export::MoveError>,
     place: &str,
 ) -> Result<(), Failure> {
     use crate::output::{count, line, remark};

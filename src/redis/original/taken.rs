@@ -8,17 +8,13 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 
-use super::{
-    append::ITEMS_MAX,
-    json_list::{ELEMENT_BYTES_MAX, Elements, Next},
-    moving::TAKEN,
-};
+use super::json_list::{ELEMENT_BYTES_MAX, Elements, Next};
 use crate::{
-    cluster::redis::{Link, LinkError, Script},
     compat::{dispatch::StockMessage, keyspace::Name},
     health::LogLimit,
     logging::excerpt,
     message::{DispatchId, UserId},
+    redis::{Link, LinkError, Script, import_export::TAKEN, store::append::ITEMS_MAX},
     store::Append,
 };
 
@@ -119,7 +115,7 @@ impl At {
 }
 
 /// A message of the list.
-pub(super) struct Left {
+pub(in crate::redis) struct Left {
     /// How far the list was read when it was before this message.
     at: (u64, u64),
     /// How it gets into its user's log.
@@ -128,7 +124,7 @@ pub(super) struct Left {
 
 /// What of a list is to be done with next.
 #[derive(Default)]
-pub(super) struct Part {
+pub(in crate::redis) struct Part {
     /// Messages in their order.
     pub left: Vec<Left>,
     /// First and last byte of a message that is too long to be read. It comes before the others: it has ended in the last piece.
@@ -150,7 +146,7 @@ enum Then {
 }
 
 /// A list that was taken.
-pub(super) struct List<'a> {
+pub(in crate::redis) struct List<'a> {
     link: &'a Link,
     user: &'a UserId,
     keys: [String; 4],
@@ -180,7 +176,11 @@ fn random_name() -> Result<String, LinkError> {
 
 impl<'a> List<'a> {
     /// Takes what the original has left for a user, or goes on with what was taken before; `None` where there is nothing.
-    pub(super) async fn take(link: &'a Link, user: &'a UserId, bytes_max: u64) -> Result<Option<Self>, LinkError> {
+    pub(in crate::redis) async fn take(
+        link: &'a Link,
+        user: &'a UserId,
+        bytes_max: u64,
+    ) -> Result<Option<Self>, LinkError> {
         let keys = keys(link, user.as_str());
         let arguments = [user.as_str(), &format!("{TAKEN}{user}"), &random_name()?];
         let taken: Option<(String, u64)> = link.lines().run(&TAKE, &keys[..3], &arguments).await?;
@@ -192,7 +192,7 @@ impl<'a> List<'a> {
     }
 
     /// Gives the next messages: those of one piece, and of more where a message is longer than that.
-    pub(super) async fn next(&mut self) -> Result<Part, LinkError> {
+    pub(in crate::redis) async fn next(&mut self) -> Result<Part, LinkError> {
         loop {
             let part = self.sort();
             if part.then != Then::More || !part.left.is_empty() || !part.aside.is_empty() || part.long.is_some() {
@@ -247,7 +247,7 @@ impl<'a> List<'a> {
     }
 
     /// Notes that a part is done with: all of it, or up to a message that has no room. True where there may be more.
-    pub(super) async fn done(&mut self, part: &Part, stops: Option<&Left>) -> Result<bool, LinkError> {
+    pub(in crate::redis) async fn done(&mut self, part: &Part, stops: Option<&Left>) -> Result<bool, LinkError> {
         let then = if stops.is_some() { Then::More } else { part.then };
         let (place, offset) = stops.map_or(self.given, |left| left.at);
         let is_before = |at: &(u64, u64)| at.0 < place;
@@ -284,7 +284,7 @@ impl<'a> List<'a> {
     }
 
     /// Bytes of the list from a message on.
-    pub(super) fn bytes_from(&self, left: &Left) -> u64 {
+    pub(in crate::redis) fn bytes_from(&self, left: &Left) -> u64 {
         self.length.saturating_sub(left.at.1)
     }
 }
@@ -302,7 +302,7 @@ fn read(text: &[u8], user: &UserId, name: &str, place: u64, bytes_max: u64) -> R
 
 /// How many of these can be appended together, so that where one has no room no other behind it has: none that is smaller comes
 /// behind a larger one, and all of them go into one step.
-pub(super) fn run(left: &[Left]) -> usize {
+pub(in crate::redis) fn run(left: &[Left]) -> usize {
     let (mut count, mut bytes, mut last) = (0, 0, 0);
     for size in left.iter().take(ITEMS_MAX).map(|left| left.append.payload.as_bytes().len()) {
         bytes += size;
@@ -315,13 +315,13 @@ pub(super) fn run(left: &[Left]) -> usize {
 }
 
 /// Whether a list was taken for a user and is not in the log yet.
-pub(super) async fn is_any(link: &Link, user: &UserId) -> Result<bool, LinkError> {
+pub(in crate::redis) async fn is_any(link: &Link, user: &UserId) -> Result<bool, LinkError> {
     let (at, _) = link.names().taken(user.as_str());
     link.lines().ask(redis::cmd("EXISTS").arg(at)).await
 }
 
 /// The text of what was taken for a user and is not in a log yet; `None` where nothing was.
-pub(super) async fn rest(link: &Link, user: &str) -> Result<Option<String>, LinkError> {
+pub(in crate::redis) async fn rest(link: &Link, user: &str) -> Result<Option<String>, LinkError> {
     let (at, list) = link.names().taken(user);
     let at: Option<String> = link.lines().ask(redis::cmd("GET").arg(at)).await?;
     let Some(at) = at.as_deref().and_then(At::parse) else { return Ok(None) };

@@ -8,7 +8,7 @@
 //! has acknowledged. The epoch stands in the Redis and changes whenever that may have happened. The invariant:
 //!
 //! - Every step on a log checks the epoch that its server has adopted, in its own script, together with what it reads and writes
-//!   (`log/epoch.lua`). A step that finds no epoch, another one, another replication history, or fewer appends than its server has
+//!   (`lua/check_epoch.lua`). A step that finds no epoch, another one, another replication history, or fewer appends than its server has
 //!   seen does nothing; the server adopts the epoch that is there, or begins one, and takes the step again. So no session reads
 //!   and no client acknowledges across an epoch that its server has not adopted.
 //! - An epoch has a *base*: above the time of day in ms, the base before it, and every sequence that the beginning server has seen.
@@ -19,21 +19,21 @@
 //! - An epoch knows those that its data went through (`past`). A server that stands on one which is not among them, or that has
 //!   seen more of the same one, begins a new one. Its sessions may have read what is not here, while a server that knew less went on
 //!   appending; so the epoch that it found counts as `suspect`, and what is pending in a log that comes from it gets new sequences
-//!   above the base (`renumber` in `log/era.lua`).
+//!   above the base (`renumber` in `lua/epoch.lua`).
 //!
 //! A script of a Redis Cluster reads one slot. There the epoch of a log is the replication history of its shard.
 //!
 //! # The name of a log
 //!
-//! In each epoch a log has a name: the epoch, and when the log began or came into it (`log/epoch.lua`). It stands in the log with those
+//! In each epoch a log has a name: the epoch, and when the log began or came into it (`lua/check_epoch.lua`). It stands in the log with those
 //! it had before, and every session knows it. So no session reads or acknowledges in another log than the one it knows:
 //!
 //! - Sessions that know a log which is no longer there have what is pending renumbered, unless the log began above all that they have
-//!   seen (`rejoin` in `log/era.lua`). The same happens where an older copy was put back: its head is below what a session has seen,
+//!   seen (`rejoin` in `lua/epoch.lua`). The same happens where an older copy was put back: its head is below what a session has seen,
 //!   or it knows of fewer reports than the server has made.
 //! - A log without a state is not new where its stream has entries, or on a single Redis where its user is in the list of known users.
 //!   It goes on above the time of day.
-//! - A stream with another number of entries than its state says is counted anew (`log/mend.lua`).
+//! - A stream with another number of entries than its state says is counted anew (`lua/mend.lua`).
 
 use std::{
     sync::{Arc, LazyLock, Weak},
@@ -42,8 +42,8 @@ use std::{
 
 use super::{
     Link,
-    line::{Lines, LinkError, Script},
-    names::Names,
+    connection::{Lines, LinkError, Script},
+    keys::Names,
 };
 
 /// How long a lease holds: a server that says nothing for that long is not there any more.
@@ -101,7 +101,7 @@ pub(super) struct Joined {
 /// the name, whether it is new or its lease had ended, who lives, and the epoch.
 ///
 /// An epoch begins 2 000 000 above all bases and sequences that are known, at least; and above those that logs whose state was gone
-/// were given (`lost`, see `log/era.lua`). 32 epochs are remembered as those that the data
+/// were given (`lost`, see `lua/epoch.lua`). 32 epochs are remembered as those that the data
 /// went through; a server that has adopted none of so many begins one of its own.
 ///
 /// Nothing is known to have been forgotten by one that was started anew if it syncs every write and was not a replica before.
@@ -202,7 +202,7 @@ pub(super) async fn beat(
     Ok((node, Live { nodes, asked_ms: now, birth, era, base, shards, steps, past, renewed }, !new))
 }
 
-/// What tells the history of each primary from others: as much of it as `log/era.lua` looks at.
+/// What tells the history of each primary from others: as much of it as `lua/epoch.lua` looks at.
 async fn histories(lines: &Lines) -> Result<Vec<String>, LinkError> {
     let mut command = redis::cmd("INFO");
     command.arg("replication");

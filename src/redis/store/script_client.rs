@@ -11,15 +11,15 @@ use redis::Value;
 use serde::Serialize;
 
 use super::{
-    super::{Attached, DeviceState, Entry, Found, KnownUser, Limits, Overflow, ReadLimit, Received, UserState},
-    local::{Era, Known, Report, time},
-    steps::{self, Step},
+    scripts::{self, Step},
     told,
+    unflushed::{Era, Known, Report, time},
 };
 use crate::{
-    cluster::redis::{Link, LinkError, Live},
     logging::excerpt,
     message::{DeviceId, Payload, Seq, UserId},
+    redis::{Link, LinkError, Live},
+    store::{Attached, DeviceState, Entry, Found, KnownUser, Limits, Overflow, ReadLimit, Received, UserState},
 };
 
 /// How often a step is taken again because the failover epoch has changed meanwhile. Then it fails as one that cannot be reached.
@@ -47,7 +47,7 @@ const BROKEN_PAUSE: Duration = Duration::from_secs(600);
 pub(super) type Arguments = Vec<Bytes>;
 
 /// Asks the script about logs.
-pub(super) struct Caller {
+pub(in crate::redis) struct Caller {
     link: Weak<Link>,
     limits: Limits,
     namespace: u32,
@@ -66,11 +66,11 @@ impl Caller {
         Self { link, limits, namespace }
     }
 
-    pub(super) fn limits(&self) -> &Limits {
+    pub(in crate::redis) fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    pub(super) fn link(&self) -> Result<Arc<Link>, LinkError> {
+    pub(in crate::redis) fn link(&self) -> Result<Arc<Link>, LinkError> {
         self.link.upgrade().ok_or_else(|| LinkError::Lost("the line is closed".into()))
     }
 
@@ -156,7 +156,7 @@ impl Caller {
                 let arguments = ["LT", &due.to_string(), user.as_str()];
                 link.lines().ask_though_full::<()>("ZADD", &link.names().due(), &arguments).await?;
             }
-            let answer = self.step(&steps::LISTED, self.keys(user)?, vec![text(user), text(due), text(0)]).await?;
+            let answer = self.step(&scripts::LISTED, self.keys(user)?, vec![text(user), text(due), text(0)]).await?;
             (due, unknown) = (integer(&answer, 0)?, integer(&answer, 1)? == 1);
         }
         Ok(())
@@ -165,7 +165,7 @@ impl Caller {
     /// Looks after a user; whether there is more that has become too old.
     async fn look_after(&self, user: &UserId) -> Result<bool, LinkError> {
         let link = self.link()?;
-        let answer = self.step(&steps::SWEEP, self.keys(user)?, vec![text(user)]).await?;
+        let answer = self.step(&scripts::SWEEP, self.keys(user)?, vec![text(user)]).await?;
         let (due, is_late) = (integer(&answer, 0)?.max(0), integer(&answer, 1)? == 1);
         if link.lines().is_spread() {
             let (list, at) = (link.names().due(), due.to_string());
@@ -175,7 +175,7 @@ impl Caller {
                 link.lines().ask::<()>(redis::cmd("ZREM").arg(&list).arg(user.as_str())).await?;
             }
             // Something earlier may have come while that was written.
-            let answer = self.step(&steps::LISTED, self.keys(user)?, vec![text(user), text(due), text(1)]).await?;
+            let answer = self.step(&scripts::LISTED, self.keys(user)?, vec![text(user), text(due), text(1)]).await?;
             self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
         }
         Ok(is_late)
@@ -183,7 +183,7 @@ impl Caller {
 
     /// True if the log has come into another failover epoch with it.
     pub(super) async fn note(&self, user: &UserId, report: &Report) -> Result<bool, LinkError> {
-        let answer = self.step(&steps::NOTE, self.keys(user)?, vec![view(report), text(user)]).await?;
+        let answer = self.step(&scripts::NOTE, self.keys(user)?, vec![view(report), text(user)]).await?;
         self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
         Ok(integer(&answer, 2)? == 1)
     }
@@ -196,7 +196,7 @@ impl Caller {
         report: &Report,
     ) -> Result<Option<(Attached, Era)>, LinkError> {
         let arguments = vec![view(report), text(device.map_or("", DeviceId::as_str)), text(user)];
-        let answer = self.step(&steps::ATTACH, self.keys(user)?, arguments).await?;
+        let answer = self.step(&scripts::ATTACH, self.keys(user)?, arguments).await?;
         if answer.is_empty() {
             return Ok(None);
         }
@@ -208,7 +208,7 @@ impl Caller {
     }
 
     pub(super) async fn clear(&self, user: &UserId) -> Result<u64, LinkError> {
-        let answer = self.step(&steps::CLEAR, self.keys(user)?, vec![text(user)]).await?;
+        let answer = self.step(&scripts::CLEAR, self.keys(user)?, vec![text(user)]).await?;
         self.listed(user, integer(&answer, 1)?, integer(&answer, 2)? == 1).await?;
         seq(&answer, 0)
     }
@@ -235,14 +235,14 @@ impl Caller {
             let answer = match report.take() {
                 Some(report) => {
                     arguments.extend([view(report), text(user)]);
-                    let answer = self.step(&steps::NOTE_AND_READ, self.keys(user)?, arguments).await?;
+                    let answer = self.step(&scripts::NOTE_AND_READ, self.keys(user)?, arguments).await?;
                     self.listed(user, integer(&answer, 3)?, integer(&answer, 4)? == 1).await?;
                     known = Known { era: era(&answer, 1)?, top: 0, said: report.changes };
                     answer
                 }
                 None => {
                     arguments.extend([text(&known.era), most(known.top), text(known.said)]);
-                    self.step(&steps::READ, self.keys(user)?, arguments).await?
+                    self.step(&scripts::READ, self.keys(user)?, arguments).await?
                 }
             };
             if answer.is_empty() {
@@ -304,7 +304,7 @@ impl Caller {
     /// The same of so many that one step may ask for, and whether what is past was counted.
     async fn states_now(&self, users: &[UserId]) -> Result<Vec<Result<(UserState, bool), LinkError>>, LinkError> {
         let keys = users.iter().map(|user| self.keys(user)).collect::<Result<Vec<_>, _>>()?.concat();
-        let answers = self.step(&steps::STATE, keys, Vec::new()).await?;
+        let answers = self.step(&scripts::STATE, keys, Vec::new()).await?;
         if answers.len() != users.len() {
             return misread("states");
         }
@@ -318,7 +318,7 @@ impl Caller {
         device: Option<&DeviceId>,
     ) -> Result<(Seq, Vec<(Seq, Seq, u8)>), LinkError> {
         let arguments = vec![text(device.map_or("", DeviceId::as_str))];
-        let answer = self.step(&steps::MISSED, self.keys(user)?, arguments).await?;
+        let answer = self.step(&scripts::MISSED, self.keys(user)?, arguments).await?;
         let gap =
             |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?, u8::try_from(seq(parts, 2)?).unwrap_or_default()));
         Ok((seq(&answer, 0)?, answer[1..].chunks(3).map(gap).collect::<Result<_, LinkError>>()?))
@@ -326,7 +326,7 @@ impl Caller {
 
     /// Who has not received a sequence: devices, and `None` for clients without one.
     pub(super) async fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, LinkError> {
-        let answer = self.step(&steps::LACKING, self.keys(user)?, vec![text(seq.min(1 << 50))]).await?;
+        let answer = self.step(&scripts::LACKING, self.keys(user)?, vec![text(seq.min(1 << 50))]).await?;
         let name = |value: &Value| match value {
             Value::BulkString(name) if name.is_empty() => Ok(None),
             Value::BulkString(name) => match DeviceId::new(&String::from_utf8_lossy(name)) {

@@ -12,15 +12,13 @@ use std::{
 
 use serde_json::value::RawValue;
 
-use super::{
-    super::{Append, Once, ReadLimit, Store, StoreError},
-    taken,
-};
+use super::original::taken;
 use crate::{
-    cluster::redis::{Link, LinkError, Script},
     compat::{dispatch::StockMessage, keyspace::Name},
     logging::{excerpt, json_error},
     message::{DispatchId, Payload, Seq, UserId},
+    redis::{Link, LinkError, Script},
+    store::{Append, Once, ReadLimit, Store, StoreError},
 };
 
 /// What a field that is none of a user's begins with: ids have no control characters.

@@ -18,8 +18,9 @@ use serde::Deserialize;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
-    Link, LinkError, Script, ear,
-    event::{self, Heard},
+    Link, LinkError, Script,
+    portal_event_codec::{self, Heard},
+    subscriber,
 };
 use crate::{
     cluster::portals::{FarPortals, NearPortals, Told, Whose},
@@ -264,7 +265,8 @@ impl Portals {
 
     /// Something was said by a stock server or another of ours.
     fn hear(&self, payload: &[u8], near: &Weak<dyn NearPortals>) {
-        let (Some(Heard { told, portal, again }), Some(near)) = (event::read(payload, &self.server), near.upgrade())
+        let (Some(Heard { told, portal, again }), Some(near)) =
+            (portal_event_codec::read(payload, &self.server), near.upgrade())
         else {
             return;
         };
@@ -365,22 +367,22 @@ async fn keep_hearing(link: Weak<Link>, portals: Arc<Portals>, near: Weak<dyn Ne
     let events = here.names().stock(Name::Portal);
     drop(here);
     let (pool, said) = (&channels[0], &events);
-    ear::hear(link, &channels, &events, ear::SelfHeard::Elsewhere, |link, heard| {
+    subscriber::hear(link, &channels, &events, subscriber::SelfHeard::Elsewhere, |link, heard| {
         match heard {
-            ear::Heard::Begins => {
+            subscriber::Heard::Begins => {
                 portals.state.lock().deaf = false;
                 portals.look.notify_one();
             }
-            ear::Heard::Lost => {
+            subscriber::Heard::Lost => {
                 portals.state.lock().deaf = true;
                 portals.give(link, &near);
             }
-            ear::Heard::Said(channel, payload) if channel == said => portals.hear(payload, &near),
-            ear::Heard::Said(channel, payload) if channel == pool => {
+            subscriber::Heard::Said(channel, payload) if channel == said => portals.hear(payload, &near),
+            subscriber::Heard::Said(channel, payload) if channel == pool => {
                 portals.hear_of_portal(payload);
                 portals.give(link, &near);
             }
-            ear::Heard::Said(..) => portals.look.notify_one(),
+            subscriber::Heard::Said(..) => portals.look.notify_one(),
         }
         false
     })
@@ -407,7 +409,7 @@ impl FarPortals for Portals {
     }
 
     fn tell(&self, told: &Arc<Told>, to: Whose<'_>, again: bool) {
-        let text = event::write(told, to, &self.server, again);
+        let text = portal_event_codec::write(told, to, &self.server, again);
         let bytes = text.len();
         let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= EVENT_BYTES_MAX;
         self.untold.send_modify(|untold| *untold += 1);

@@ -21,8 +21,8 @@ use redis::{
 use tokio::sync::{Notify, watch};
 
 use super::{
+    cluster_connection::Nodes,
     refusal::{Meaning, Refusals, Retry, meaning},
-    spread::Nodes,
 };
 use crate::{config, health::LogLimit, logging::network_error};
 
@@ -238,7 +238,7 @@ impl Lines {
     pub(super) async fn ask_each<T: FromRedisValue>(&self, command: &Cmd) -> Result<Vec<T>, LinkError> {
         let answers = match (self.line().await?, &*self.target) {
             ((_, Line::Spread(mut line)), Target::Cluster(nodes)) => {
-                super::spread::ask_each(&mut line, nodes, command).await
+                super::cluster_connection::ask_each(&mut line, nodes, command).await
             }
             ((number, line), _) => vec![self.send(number, line, command).await?],
         };
@@ -297,7 +297,9 @@ impl Lines {
     async fn send(&self, number: u64, line: Line, command: &Cmd) -> Result<Value, LinkError> {
         let began = Instant::now();
         let sent = match (line, &*self.target) {
-            (Line::Spread(mut line), Target::Cluster(nodes)) => super::spread::send(&mut line, nodes, command).await,
+            (Line::Spread(mut line), Target::Cluster(nodes)) => {
+                super::cluster_connection::send(&mut line, nodes, command).await
+            }
             (Line::Spread(mut line), _) => line.req_packed_command(command).await.and_then(Value::extract_error),
             (Line::One(mut line), _) => line.req_packed_command(command).await.and_then(Value::extract_error),
         };

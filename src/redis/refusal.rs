@@ -9,7 +9,7 @@ use std::{
 
 use redis::{ErrorKind, RedisError};
 
-use super::line::LinkError;
+use super::connection::LinkError;
 use crate::logging::network_error;
 
 /// The code with which our scripts say that what is stored is not what they have written.

@@ -16,16 +16,12 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{
-    Shared,
-    moving::TAKEN,
-    taken::{self, List, run},
-};
+use super::taken::{self, List, run};
 use crate::{
-    cluster::redis::{Link, LinkError, Script},
     compat::keyspace::Name,
     logging::excerpt,
     message::UserId,
+    redis::{Link, LinkError, Script, import_export::TAKEN, store::Shared},
 };
 
 /// Lists taken in one go: a process that leaves more all the time is not waited for.
@@ -43,7 +39,7 @@ const OWED_MAX: usize = 10_000;
 const OWED_AT_ONCE: usize = 32;
 
 /// Batches of users who have come that may wait. For those of one more it is looked when they come the next time.
-pub(super) const CAME_MAX: usize = 1024;
+pub(in crate::redis) const CAME_MAX: usize = 1024;
 
 /// So long after they have come it is looked what stock has left for them meanwhile: most of it is there then, and then the
 /// rest, where a stock process is slow.
@@ -61,7 +57,7 @@ static LEFT: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Takes what was left for users while they came.
-pub(super) async fn keep_taking(shared: Weak<Shared>, came: &mut mpsc::Receiver<(Instant, Vec<UserId>)>) {
+pub(in crate::redis) async fn keep_taking(shared: Weak<Shared>, came: &mut mpsc::Receiver<(Instant, Vec<UserId>)>) {
     // Those of whom each look comes next, in the order in which they came.
     let mut waiting: [VecDeque<(Instant, Vec<UserId>)>; LOOK_AFTER.len()] = Default::default();
     loop {
@@ -101,7 +97,7 @@ pub(super) async fn keep_taking(shared: Weak<Shared>, came: &mut mpsc::Receiver<
 
 impl Shared {
     /// Puts what stock has left for a user into his log, as far as it has room.
-    pub(super) async fn take_undelivered(&self, user: &UserId) -> Result<(), LinkError> {
+    pub(in crate::redis) async fn take_undelivered(&self, user: &UserId) -> Result<(), LinkError> {
         let (link, end) = (self.caller.link()?, Instant::now() + TAKE_TIMEOUT);
         for _ in 0..LISTS_MAX {
             match self.take_list(&link, user, end).await? {
@@ -138,7 +134,7 @@ impl Shared {
     }
 
     /// The same for some of those of whom not all was taken: they may have room now.
-    pub(super) async fn take_what_is_owed(&self) -> Result<(), LinkError> {
+    pub(in crate::redis) async fn take_what_is_owed(&self) -> Result<(), LinkError> {
         let some: Vec<UserId> = {
             let mut owed = self.owed.lock();
             let count = owed.len().min(OWED_AT_ONCE);

@@ -7,11 +7,11 @@ use std::ops::Range;
 
 /// Bytes of an element's text that are held. A message that a client can be sent is 16 times shorter; the rest may be spaces
 /// and options of the original.
-pub(super) const ELEMENT_BYTES_MAX: usize = 1 << 20;
+pub(in crate::redis) const ELEMENT_BYTES_MAX: usize = 1 << 20;
 
 /// A reader of one array.
 #[derive(Debug, Default)]
-pub(super) struct Elements {
+pub(in crate::redis) struct Elements {
     /// Text that is not given out yet.
     text: Vec<u8>,
     /// Bytes at its beginning that were given out. They are removed with the next piece.
@@ -34,7 +34,7 @@ pub(super) struct Elements {
 
 /// What stands next in the text.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(in crate::redis) enum Next {
     /// An element, as a range of [`Elements::text`].
     Element {
         text: Range<usize>,
@@ -60,12 +60,12 @@ pub(super) enum Next {
 
 impl Elements {
     /// Begins to read. `inside`: what comes was preceded by the opening bracket and some elements.
-    pub(super) fn new(inside: bool) -> Self {
+    pub(in crate::redis) fn new(inside: bool) -> Self {
         Self { inside, ..Self::default() }
     }
 
     /// Takes the next piece of the text. Ranges that were given before mean nothing from here on.
-    pub(super) fn push(&mut self, piece: &[u8]) {
+    pub(in crate::redis) fn push(&mut self, piece: &[u8]) {
         self.text.drain(..self.given);
         self.looked -= self.given;
         self.given = 0;
@@ -84,12 +84,12 @@ impl Elements {
     }
 
     /// The text that ranges refer to.
-    pub(super) fn text(&self) -> &[u8] {
+    pub(in crate::redis) fn text(&self) -> &[u8] {
         &self.text
     }
 
     /// Gives what stands next.
-    pub(super) fn next(&mut self) -> Next {
+    pub(in crate::redis) fn next(&mut self) -> Next {
         if !self.inside && !self.ended {
             let spaces = self.text[self.given..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
             self.pass(spaces);
@@ -158,7 +158,7 @@ impl Elements {
     }
 
     /// Bytes before what stands next that belong to no element.
-    pub(super) fn before(&self) -> u64 {
+    pub(in crate::redis) fn before(&self) -> u64 {
         self.passed + self.spaces(self.text.len()) as u64
     }
 

@@ -1,25 +1,25 @@
 //! Logs in a Redis that several servers share: the same contract, as far as that Redis keeps what it has acknowledged.
 //!
 //! Every step on a log is one script (`steps`), which Redis runs as a whole or not at all; a log is two keys of one slot.
-//! Nothing of a log is kept here but what this server has still to say of it ([`local`]): receipts and who holds what,
+//! Nothing of a log is kept here but what this server has still to say of it ([`unflushed`]): receipts and who holds what,
 //! which go to Redis within some 20 ms, and in any case before the next question about that user.
 //!
-//! - `steps`: the scripts, of the parts in `log/`
-//! - `calls`: what they are asked, and what their answers mean
-//! - `local`: what this server has still to say
+//! - `scripts`: the scripts, of the parts in `lua/`
+//! - `script_client`: what they are asked, and what their answers mean
+//! - `unflushed`: what this server has still to say
 //! - `undelivered`: what the original has left for a user; `taken`: one list of it, and `json_list`: its elements
-//! - [`moving`]: what waits in a stock set-up, into a store, and back
+//! - [`super::import_export`]: what waits in a stock set-up, into a store, and back
 //! - `append`: appends, also those that are done once
 //!
 //! # What is not the same
 //!
 //! - *Durability* is that of the Redis (`appendfsync`, replicas); `store.durability` means nothing here.
 //! - *Sequences* rise by more than one where the Redis may have lost some (a failover, a restart, being emptied): the gap is
-//!   [`Loss::Lost`]. Every step checks the failover epoch before it reads or writes (`log/epoch.lua`); what an epoch is, and the
+//!   [`Loss::Lost`]. Every step checks the failover epoch before it reads or writes (`lua/check_epoch.lua`); what an epoch is, and the
 //!   invariant, stand in `cluster/redis/lease.rs`.
 //! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] copies; beyond that, and in a
 //!   Redis Cluster, where users are in different slots, an append is several steps, and what a crash or a lost line leaves
-//!   of it may be some of its recipients. Under an id ([`Once`](super::Once)) it can be asked for again, and reaches each once.
+//!   of it may be some of its recipients. Under an id ([`Once`](crate::store::Once)) it can be asked for again, and reaches each once.
 //! - [`Limits::ids`], [`Limits::store_bytes`] and [`Limits::free_bytes`] mean nothing: Redis has `maxmemory`, and what it refuses
 //!   is [`StoreError::Full`].
 //! - A message is stored once for each recipient.
@@ -40,14 +40,10 @@
 //! What Redis refuses for want of `maxmemory` is an append. All other steps are done nevertheless, since they are what makes room; a
 //! script may do that whose first write takes none.
 
-mod append;
-mod calls;
-mod json_list;
-mod local;
-pub mod moving;
-mod steps;
-mod taken;
-mod undelivered;
+pub(super) mod append;
+mod script_client;
+mod scripts;
+mod unflushed;
 
 use std::{
     collections::VecDeque,
@@ -61,21 +57,21 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::{
-    calls::Caller,
-    local::{Locals, Report},
-};
-use super::{
-    Append, Appended, Attached, CommitListener, Found, KnownUser, Limits, Loss, Missed, Note, ReadLimit, Store,
-    StoreError, UserState,
-    gone::Gone,
-    portable::{Contents, PortableError},
-    record::fingerprint,
+    script_client::Caller,
+    unflushed::{Locals, Report},
 };
 use crate::{
-    cluster::redis::{Link, LinkError, Told},
     health::Health,
     logging::excerpt,
     message::{DeviceId, Seq, UserId},
+    redis::{Link, LinkError, Told},
+    store::{
+        Append, Appended, Attached, CommitListener, Found, KnownUser, Limits, Loss, Missed, Note, ReadLimit, Store,
+        StoreError, UserState,
+        gone::Gone,
+        portable::{Contents, PortableError},
+        record::fingerprint,
+    },
 };
 
 /// How long a receipt may wait before it is written down.
@@ -111,11 +107,11 @@ impl Default for RedisOptions {
 }
 
 /// What the callers and the line's own tasks share.
-struct Shared {
-    caller: Caller,
+pub(super) struct Shared {
+    pub(super) caller: Caller,
     locals: Locals,
     /// Who has no room for all that stock has left for him.
-    owed: Mutex<VecDeque<UserId>>,
+    pub(super) owed: Mutex<VecDeque<UserId>>,
     dirty: Notify,
     listener: RwLock<Option<CommitListener>>,
     gap: RwLock<Option<Arc<dyn Fn() + Send + Sync>>>,
@@ -147,9 +143,11 @@ pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
         closed: RwLock::new(false),
     });
     let telling = Arc::downgrade(&shared);
-    let (come, came) = mpsc::channel(undelivered::CAME_MAX);
+    let (come, came) = mpsc::channel(super::original::undelivered::CAME_MAX);
     let taking = telling.clone();
-    link.keep("redis_undelivered", came, move |_, came| Box::pin(undelivered::keep_taking(taking.clone(), came)));
+    link.keep("redis_undelivered", came, move |_, came| {
+        Box::pin(super::original::undelivered::keep_taking(taking.clone(), came))
+    });
     link.listen(Arc::new(move |told| {
         let Some(shared) = telling.upgrade() else { return };
         match told {

@@ -11,15 +11,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    super::{Answered, Append, Appended, Once, Reason, Rejected},
     Shared,
-    calls::{Arguments, integer, text, view},
-    local::Report,
-    steps,
+    script_client::{Arguments, integer, text, view},
+    scripts,
+    unflushed::Report,
 };
 use crate::{
-    cluster::redis::LinkError,
     message::{Seq, UserId},
+    redis::LinkError,
+    store::{Answered, Append, Appended, Once, Reason, Rejected},
 };
 
 /// Copies that one step makes at most, so that no other waits for long.
@@ -88,9 +88,9 @@ pub(super) async fn keep_appending(shared: Weak<Shared>, queue: &mut mpsc::Recei
 }
 
 impl Shared {
-    /// See [`Store::append_all`](super::super::Store::append_all); but for each append whether it was made, since what goes wrong
+    /// See [`Store::append_all`](crate::store::Store::append_all); but for each append whether it was made, since what goes wrong
     /// with one need not concern the others.
-    pub(super) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<Appended, LinkError>> {
+    pub(in crate::redis) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<Appended, LinkError>> {
         let mut appended: Vec<Result<Appended, LinkError>> = vec![Ok(Appended::default()); appends.len()];
         let mut copies: Vec<Copied> = Vec::new();
         for (at, append) in appends.iter().enumerate() {
@@ -221,7 +221,7 @@ impl Shared {
         arguments.extend(messages);
         arguments.extend(items);
         let epoch = link.live().epoch();
-        let mut answer = self.caller.step(&steps::APPEND, keys, arguments).await?;
+        let mut answer = self.caller.step(&scripts::APPEND, keys, arguments).await?;
         if let Some(Value::Int(steps)) = answer.pop() {
             link.saw_steps(&epoch, steps.unsigned_abs());
         }

@@ -1,38 +1,39 @@
 //! One Redis that several servers share: the line to it, and what they tell each other over it.
 //!
-//! - `line`: a connection that is made again when it is lost, and never takes one reply for another
+//! - `connection`: a connection that is made again when it is lost, and never takes one reply for another
 //! - `refusal`: what an error of Redis means
-//! - `spread`: the nodes of a Redis Cluster, and how a command finds its own; `outage`: since when some of them are missing
-//! - `names`: what stands in the Redis under which key
-//! - `lease`: which servers live, and whether the Redis may have forgotten something
-//! - `feed`: what other servers say; `ear`: a connection that listens, made again when it is lost
-//! - `portals`: which portals there are, stock's too, and what is told to them; `event`: how that is written
+//! - `cluster_connection`: the nodes of a Redis Cluster, and how a command finds its own; `outage`: since when some of them are missing
+//! - `keys`: what stands in the Redis under which key
+//! - `membership`: which servers live, and whether the Redis may have forgotten something
+//! - `notifications`: what other servers say; `subscriber`: a connection that listens, made again when it is lost
+//! - `portal_pool`: which portals there are, stock's too, and what is told to them; `portal_event_codec`: how that is written
 //! - `presence`: who is connected to which server
-//! - `burial`: takes away what servers have left that have died
-//! - `stock`: what stock's servers and Dispatchers say
-//! - `from_stock`: keeps what stock says to users of ours, once, whichever of the servers is there
-//! - `words`: what servers tell each other, as it is written
-//! - [`Servers`]: all of that as a [`Cluster`](super::Cluster)
+//! - `reaper`: takes away what servers have left that have died
+//! - `channel`: what stock's servers and Dispatchers say
+//! - `ingest`: keeps what stock says to users of ours, once, whichever of the servers is there
+//! - `broadcast`: what servers tell each other, as it is written
+//! - [`Servers`]: all of that as a [`Cluster`](crate::cluster::Cluster)
 //!
 //! The line has a small runtime of its own. So a caller that gives up leaves its request to come to its end, and one that
 //! may wait can do so on any thread.
 
-mod burial;
-mod ear;
-mod event;
-mod feed;
-mod from_stock;
-mod lease;
-mod line;
-pub mod names;
+mod backplane;
+mod broadcast;
+mod cluster_connection;
+mod connection;
+pub mod import_export;
+pub mod keys;
+mod membership;
+mod notifications;
+mod original;
 mod outage;
-mod portals;
+mod portal_event_codec;
+mod portal_pool;
 mod presence;
+mod reaper;
 mod refusal;
-mod servers;
-mod spread;
-mod stock;
-mod words;
+pub mod store;
+mod subscriber;
 
 use std::{
     fmt,
@@ -54,12 +55,12 @@ use tokio::{
 };
 
 pub use self::{
-    feed::Told,
-    lease::Live,
-    line::{LinkError, Script},
-    servers::Servers,
+    backplane::Servers,
+    connection::{LinkError, Script},
+    membership::Live,
+    notifications::Told,
 };
-use self::{line::Lines, names::Names};
+use self::{connection::Lines, keys::Names};
 use crate::{
     config,
     health::{Health, supervise},
@@ -137,7 +138,7 @@ impl Link {
             let (lines, names) = (lines.clone(), names.clone());
             async move {
                 loop {
-                    match lease::join(&lines, &names).await {
+                    match membership::join(&lines, &names).await {
                         Err(LinkError::Lost(_)) if Instant::now() < until => {
                             tokio::time::sleep(Duration::from_millis(100)).await;
                         }
@@ -180,8 +181,8 @@ impl Link {
             left: watch::Sender::new(false),
             runtime: Some(runtime),
         });
-        link.keep("cluster_lease", (), |link, ()| Box::pin(lease::keep(link)));
-        link.keep("cluster_subscriber", (), |link, ()| Box::pin(feed::listen(link)));
+        link.keep("cluster_lease", (), |link, ()| Box::pin(membership::keep(link)));
+        link.keep("cluster_subscriber", (), |link, ()| Box::pin(notifications::listen(link)));
         // Or what is said to the first who comes might not be heard.
         let mut hears = link.hears.subscribe();
         let left = until.saturating_duration_since(Instant::now());
@@ -314,9 +315,9 @@ impl Link {
     }
 
     async fn beat_in_turn(&self, _turn: &tokio::sync::MutexGuard<'_, ()>) -> Result<(), LinkError> {
-        let (before, grace) = (self.live(), if self.forgives() { lease::LEASE } else { Duration::ZERO });
+        let (before, grace) = (self.live(), if self.forgives() { membership::LEASE } else { Duration::ZERO });
         let seen = (self.seen.load(Ordering::Relaxed), grace);
-        let (_, mut live, known) = lease::beat(&self.lines, &self.names, &self.node, &before, seen).await?;
+        let (_, mut live, known) = membership::beat(&self.lines, &self.names, &self.node, &before, seen).await?;
         let is_another = live.era != before.era || live.birth != before.birth;
         let (era, base) = (live.era, live.base);
         {
@@ -359,7 +360,7 @@ impl Link {
 
     /// For as long as a lease nobody is taken for dead.
     fn forgive(&self) {
-        *self.forgiving.lock() = Some(Instant::now() + lease::LEASE);
+        *self.forgiving.lock() = Some(Instant::now() + membership::LEASE);
     }
 
     fn forgives(&self) -> bool {
@@ -424,8 +425,8 @@ impl Link {
         self.tasks.lock().drain(..).for_each(|task| task.abort());
         let link = self.clone();
         self.run(async move {
-            lease::leave(&link.lines, &link.names, link.ahead_ms()).await?;
-            burial::leave(&link).await
+            membership::leave(&link.lines, &link.names, link.ahead_ms()).await?;
+            reaper::leave(&link).await
         })
         .await
     }

@@ -6,7 +6,6 @@ use std::{collections::HashSet, sync::LazyLock};
 
 use serde_json::value::RawValue;
 
-use super::{Link, LinkError, line::Script, words::users};
 use crate::{
     cluster::Beside,
     compat::{
@@ -15,6 +14,7 @@ use crate::{
     },
     logging::json_error,
     message::{DispatchId, EVERYONE, JsonString, Payload, Recipients, UserId},
+    redis::{Link, LinkError, broadcast::users, connection::Script},
 };
 
 /// Users asked about in one step.
@@ -29,7 +29,7 @@ const REMEMBERED_MS: u64 = 60_000;
 
 /// Something stock has said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(in crate::redis) enum Said {
     /// A message for these, and whether it may be kept.
     Message { payload: Payload, recipients: Recipients, sync: bool },
     /// These are to go.
@@ -39,7 +39,7 @@ pub(super) enum Said {
 }
 
 /// Reads what was published; nothing where it is ours, for nobody, or not understood.
-pub(super) fn read(text: &[u8]) -> Option<Said> {
+pub(in crate::redis) fn read(text: &[u8]) -> Option<Said> {
     let Published { message, recipients, from, mark } = serde_json::from_slice(text)
         .inspect_err(
             |error| tracing::warn!(error = %json_error(error), "something on stock's channel is not understood"),
@@ -70,7 +70,7 @@ pub(super) fn read(text: &[u8]) -> Option<Said> {
 }
 
 /// Writes what stock is to send.
-pub(super) fn write(message: &[u8], recipients: &Recipients) -> Option<Vec<u8>> {
+pub(in crate::redis) fn write(message: &[u8], recipients: &Recipients) -> Option<Vec<u8>> {
     let message: &RawValue = serde_json::from_slice(message).ok()?;
     let recipients = match recipients {
         Recipients::Everyone => vec![EVERYONE],
@@ -80,7 +80,7 @@ pub(super) fn write(message: &[u8], recipients: &Recipients) -> Option<Vec<u8>> 
 }
 
 /// Says it to stock.
-pub(super) async fn publish(link: &Link, message: &[u8], recipients: &Recipients) -> Result<(), LinkError> {
+pub(in crate::redis) async fn publish(link: &Link, message: &[u8], recipients: &Recipients) -> Result<(), LinkError> {
     let Some(text) = write(message, recipients) else { return Ok(()) };
     link.lines().ask(redis::cmd("PUBLISH").arg(link.names().stock(Name::Ws)).arg(text)).await
 }
@@ -91,7 +91,7 @@ static UNANSWERED: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Says it to stock unless it is that of a dispatch that was answered before.
-pub(super) async fn publish_unanswered(
+pub(in crate::redis) async fn publish_unanswered(
     link: &Link,
     message: &[u8],
     recipients: &Recipients,
@@ -103,7 +103,7 @@ pub(super) async fn publish_unanswered(
 }
 
 /// Says a mark where stock speaks: it is for nobody, and stock's servers do nothing with it.
-pub(super) async fn publish_mark(link: &Link, mark: &str) -> Result<(), LinkError> {
+pub(in crate::redis) async fn publish_mark(link: &Link, mark: &str) -> Result<(), LinkError> {
     let message = RawValue::from_string(r#"{"op":0,"t":"MARK"}"#.to_owned());
     let message = message.map_err(|error| LinkError::Refused(error.to_string().into()))?;
     let mark = Publishing { message: &message, recipients: Vec::new(), from: OURS, mark: Some(mark) };
@@ -112,7 +112,7 @@ pub(super) async fn publish_mark(link: &Link, mark: &str) -> Result<(), LinkErro
 }
 
 /// Whether a stock server listens.
-pub(super) async fn is_there(link: &Link) -> Result<bool, LinkError> {
+pub(in crate::redis) async fn is_there(link: &Link) -> Result<bool, LinkError> {
     let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(link.names().stock(Name::Ws)).to_owned();
     let (_, count): (String, u64) = link.lines().ask(&asked).await?;
     Ok(count > 0)
@@ -132,7 +132,7 @@ static CONNECTED: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// How these users are connected to stock.
-pub(super) async fn connected(link: &Link, users: &[UserId]) -> Result<Vec<Beside>, LinkError> {
+pub(in crate::redis) async fn connected(link: &Link, users: &[UserId]) -> Result<Vec<Beside>, LinkError> {
     let keys = [link.names().stock(Name::Clients), link.names().ours()];
     let mut found = Vec::with_capacity(users.len());
     for some in users.chunks(ASKED_MAX) {
@@ -159,7 +159,7 @@ static FORGET: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Forgets whom we had put among the connected, of those who went long ago.
-pub(super) async fn forget(link: &Link) -> Result<(), LinkError> {
+pub(in crate::redis) async fn forget(link: &Link) -> Result<(), LinkError> {
     let (keys, arguments) = ([link.names().ours()], [REMEMBERED_MS.to_string(), ASKED_MAX.to_string()]);
     while link.lines().run::<usize>(&FORGET, &keys, &arguments).await? == ASKED_MAX {}
     Ok(())
@@ -168,7 +168,7 @@ pub(super) async fn forget(link: &Link) -> Result<(), LinkError> {
 /// Everybody who is connected, to whichever server.
 ///
 /// Read in pages, so that Redis has time for others in between. A user who comes or goes meanwhile may be among them or not.
-pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
+pub(in crate::redis) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
     let connected = link.names().stock(Name::Clients);
     // A page may repeat users of another one.
     let (mut all, mut cursor) = (HashSet::new(), 0_u64);
@@ -185,12 +185,12 @@ pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
 }
 
 /// How many those are.
-pub(super) async fn everybody_count(link: &Link) -> Result<usize, LinkError> {
+pub(in crate::redis) async fn everybody_count(link: &Link) -> Result<usize, LinkError> {
     link.lines().ask(redis::cmd("SCARD").arg(link.names().stock(Name::Clients))).await
 }
 
 /// Connections, to all servers together. Stock may count below zero.
-pub(super) async fn connections(link: &Link) -> Result<usize, LinkError> {
+pub(in crate::redis) async fn connections(link: &Link) -> Result<usize, LinkError> {
     let count: Option<i64> = link.lines().ask(redis::cmd("GET").arg(link.names().stock(Name::Count))).await?;
     Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(0))
 }

@@ -17,7 +17,7 @@ use redis::{
 };
 
 use super::{
-    line::{CONNECT_PATIENCE, REPLY_PATIENCE},
+    connection::{CONNECT_PATIENCE, REPLY_PATIENCE},
     outage::Outage,
 };
 

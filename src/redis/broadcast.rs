@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::Word;
-use crate::message::{EVERYONE, Payload, Recipients, UserId};
+use crate::{
+    cluster::Word,
+    message::{EVERYONE, Payload, Recipients, UserId},
+};
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {

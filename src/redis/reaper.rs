@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 use super::{
     Link,
-    line::{LinkError, Script},
+    connection::{LinkError, Script},
     presence::{tables, where_stock_reads},
 };
 use crate::{compat::keyspace::Name, logging::excerpt};
@@ -111,7 +111,7 @@ pub(super) async fn leave(link: &Link) -> Result<(), LinkError> {
 }
 
 async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
-    super::portals::bury(link, node).await?;
+    super::portal_pool::bury(link, node).await?;
     let names = link.names();
     let mut keys = vec![names.nodes(), names.dead(), names.online(), names.at(node), names.counts()];
     keys.extend(tables(link));

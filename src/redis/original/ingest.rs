@@ -29,14 +29,12 @@ use tokio::{
     time::Instant,
 };
 
-use super::{
-    super::{FromBeside, Hears, Keeps, Word},
-    Link, LinkError, Told,
-    line::Script,
-    presence::Presence,
-    stock,
+use super::channel;
+use crate::{
+    cluster::{FromBeside, Hears, Keeps, Word},
+    message::{DispatchId, Payload, Recipients, UserId},
+    redis::{Link, LinkError, Told, connection::Script, presence::Presence},
 };
-use crate::message::{DispatchId, Payload, Recipients, UserId};
 
 /// Messages that wait to be kept, and bytes of them as stock has said them. What comes beyond that is lost, as with stock, and
 /// the log says so.
@@ -71,19 +69,19 @@ struct Heard {
 }
 
 /// What is heard.
-pub(super) struct FromStock {
+pub(in crate::redis) struct FromStock {
     hears: Hears,
     waiting: mpsc::Sender<Heard>,
     waiting_bytes: Arc<AtomicUsize>,
     /// The last mark, and how many messages came since; nothing before the first.
     place: Mutex<Option<(String, u64)>>,
     /// It was begun to listen anew.
-    pub(super) anew: Arc<Notify>,
+    pub(in crate::redis) anew: Arc<Notify>,
 }
 
 impl FromStock {
     /// Begins to keep what is heard from here on.
-    pub(super) fn begin(link: &Arc<Link>, presence: Arc<Presence>, hears: Hears, keeps: Keeps) -> Self {
+    pub(in crate::redis) fn begin(link: &Arc<Link>, presence: Arc<Presence>, hears: Hears, keeps: Keeps) -> Self {
         let (waiting, some) = mpsc::channel(WAITING_MAX);
         let anew = Arc::new(Notify::new());
         let again = anew.clone();
@@ -97,7 +95,7 @@ impl FromStock {
     }
 
     /// Takes in what is told. Never waits.
-    pub(super) fn hear(&self, told: &Told) {
+    pub(in crate::redis) fn hear(&self, told: &Told) {
         let payload = match told {
             Told::Said { payload, .. } => payload,
             Told::Gap => {
@@ -106,22 +104,22 @@ impl FromStock {
             }
             _ => return,
         };
-        let (said, told_bytes) = (stock::read(payload), payload.len());
-        if let Some(stock::Said::Mark(mark)) = said {
+        let (said, told_bytes) = (channel::read(payload), payload.len());
+        if let Some(channel::Said::Mark(mark)) = said {
             *self.place.lock() = Some((mark, 0));
             return;
         }
         // Whatever it was: everybody counts it.
         let id = self.next();
         match said {
-            Some(stock::Said::Message { payload, recipients: Recipients::Users(users), sync: true }) => {
+            Some(channel::Said::Message { payload, recipients: Recipients::Users(users), sync: true }) => {
                 self.put(Heard { payload, users, id, bytes: told_bytes });
             }
-            Some(stock::Said::Message { payload, recipients, .. }) => {
+            Some(channel::Said::Message { payload, recipients, .. }) => {
                 (self.hears)(Word::Message { payload, recipients, excluding: Vec::new() });
             }
-            Some(stock::Said::Leave(recipients)) => (self.hears)(Word::Leave { recipients, excluding: Vec::new() }),
-            Some(stock::Said::Mark(_)) | None => {}
+            Some(channel::Said::Leave(recipients)) => (self.hears)(Word::Leave { recipients, excluding: Vec::new() }),
+            Some(channel::Said::Mark(_)) | None => {}
         }
     }
 
@@ -149,7 +147,7 @@ async fn keep_marking(link: Weak<Link>, anew: Arc<Notify>) {
         {
             let Some(link) = link.upgrade() else { return };
             let mark = format!("{}-{}", link.node(), MARKS.fetch_add(1, Ordering::Relaxed));
-            if let Err(error) = stock::publish_mark(&link, &mark).await {
+            if let Err(error) = channel::publish_mark(&link, &mark).await {
                 tracing::debug!(%error, "no mark was said where stock speaks");
             }
         }

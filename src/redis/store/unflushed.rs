@@ -14,10 +14,9 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::super::clock::millis;
 use crate::{
     message::{DeviceId, Seq, UserId},
-    store::{Attached, Note, Received},
+    store::{Attached, Note, Received, clock::millis},
 };
 
 /// Ranges of one user that wait to be written down. One more and the oldest is forgotten, which repeats those messages.

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 
 use super::{
     Link,
-    ear::{self, Heard, SelfHeard},
-    lease::EPOCH_BEGINS,
+    membership::EPOCH_BEGINS,
+    subscriber::{self, Heard, SelfHeard},
 };
 use crate::{compat::keyspace::Name, message::UserId};
 
@@ -53,7 +53,7 @@ pub(super) async fn listen(link: Weak<Link>) {
     drop(here);
     // By a pattern, which has nothing special in it: among the subscribers of that channel are only stock's.
     let until = Mutex::new(Instant::now() + LOOK_ANYWAY);
-    ear::hear(link, &channels, &stock, SelfHeard::Here, |link, heard| {
+    subscriber::hear(link, &channels, &stock, SelfHeard::Here, |link, heard| {
         let own = match heard {
             Heard::Begins => {
                 link.set_hears(true);

@@ -21,9 +21,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
-    Link, Told, burial,
-    line::{LinkError, Script},
-    words::users,
+    Link, Told,
+    broadcast::users,
+    connection::{LinkError, Script},
+    reaper,
 };
 use crate::{compat::keyspace::Name, message::UserId};
 
@@ -227,11 +228,11 @@ impl Presence {
     /// Finds out whether stock is there, and takes away what servers have left that have died.
     async fn look(&self, link: &Link) -> Result<(), LinkError> {
         if !link.forgives() {
-            burial::bury_the_dead(link).await?;
+            reaper::bury_the_dead(link).await?;
         }
         if may_have_stock(link) {
-            self.stock.store(super::stock::is_there(link).await?, Ordering::Relaxed);
-            super::stock::forget(link).await?;
+            self.stock.store(super::original::channel::is_there(link).await?, Ordering::Relaxed);
+            super::original::channel::forget(link).await?;
         }
         if link.was_buried() {
             let asked = link.lines().ask(redis::cmd("HKEYS").arg(link.names().at(link.node()))).await;

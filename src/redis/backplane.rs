@@ -6,17 +6,16 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use super::{
-    super::{
+    Link, LinkError, Told, broadcast,
+    original::{channel, ingest::FromStock},
+    portal_pool::Portals,
+    presence::{self, Presence, may_have_stock},
+};
+use crate::{
+    cluster::{
         Beside, Cluster, Hears, Keeps, Word,
         portals::{FarPortals, NearPortals},
     },
-    Link, LinkError, Told,
-    from_stock::FromStock,
-    portals::Portals,
-    presence::{self, Presence, may_have_stock},
-    stock, words,
-};
-use crate::{
     health::LogLimit,
     message::{DispatchId, Payload, Recipients, UserId},
 };
@@ -72,14 +71,14 @@ async fn keep_telling(link: Weak<Link>, presence: Arc<Presence>, waiting: &mut m
         let tell = async |meant: Result<(Word, Option<Recipients>), LinkError>| {
             let (word, meant) = meant?;
             let mut command = redis::cmd("PUBLISH");
-            command.arg(&channel).arg(words::encode(link.node(), &word));
+            command.arg(&channel).arg(broadcast::encode(link.node(), &word));
             let here = link.lines().ask::<redis::Value>(&command);
             let Some(meant) = meant else { return here.await };
             let message = match &word {
                 Word::Message { payload, .. } => &payload.as_bytes()[..],
                 Word::Leave { .. } => LEAVE,
             };
-            stock::publish(&link, message, &meant).await?;
+            channel::publish(&link, message, &meant).await?;
             here.await
         };
         // They share a line, which keeps their order.
@@ -98,7 +97,7 @@ async fn without(link: &Link, recipients: &Recipients, excluding: &[UserId]) -> 
     match recipients {
         Recipients::Everyone if excluding.is_empty() => Ok(Recipients::Everyone),
         Recipients::Everyone => {
-            let all = stock::everybody(link).await?.into_iter();
+            let all = channel::everybody(link).await?.into_iter();
             Ok(Recipients::Users(all.filter(|user| !excluding.contains(user)).collect()))
         }
         Recipients::Users(users) => {
@@ -133,7 +132,7 @@ impl Cluster for Servers {
             return Box::pin(std::future::ready(Ok(Vec::new())));
         }
         let (link, users) = (self.link.clone(), users.to_vec());
-        let asking = async move { stock::connected(&link, &users).await };
+        let asking = async move { channel::connected(&link, &users).await };
         Box::pin(async move { self.link.run(asking).await.map_err(|error| error.to_string().into()) })
     }
 
@@ -147,8 +146,8 @@ impl Cluster for Servers {
         let id = id.cloned();
         let telling = async move {
             match id {
-                Some(id) => stock::publish_unanswered(&link, payload.as_bytes(), &users, &id).await,
-                None => stock::publish(&link, payload.as_bytes(), &users).await,
+                Some(id) => channel::publish_unanswered(&link, payload.as_bytes(), &users, &id).await,
+                None => channel::publish(&link, payload.as_bytes(), &users).await,
             }
         };
         Box::pin(async move { self.link.run(telling).await.map_err(|error| error.to_string().into()) })
@@ -163,7 +162,7 @@ impl Cluster for Servers {
     fn everybody(&self) -> BoxFuture<'_, Option<Vec<UserId>>> {
         let link = self.link.clone();
         let asking = async move {
-            if may_have_stock(&link) { stock::everybody(&link).await } else { presence::everybody(&link).await }
+            if may_have_stock(&link) { channel::everybody(&link).await } else { presence::everybody(&link).await }
         };
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
@@ -172,7 +171,7 @@ impl Cluster for Servers {
         let link = self.link.clone();
         let asking = async move {
             if may_have_stock(&link) {
-                stock::everybody_count(&link).await
+                channel::everybody_count(&link).await
             } else {
                 presence::everybody_count(&link).await
             }
@@ -184,7 +183,7 @@ impl Cluster for Servers {
         let (link, users) = (self.link.clone(), [user.clone()]);
         let asking = async move {
             if may_have_stock(&link) {
-                Ok(stock::connected(&link, &users).await?.iter().any(|one| *one != Beside::Not))
+                Ok(channel::connected(&link, &users).await?.iter().any(|one| *one != Beside::Not))
             } else {
                 presence::has(&link, &users[0]).await
             }
@@ -195,7 +194,7 @@ impl Cluster for Servers {
     fn connections(&self) -> BoxFuture<'_, Option<usize>> {
         let link = self.link.clone();
         let asking = async move {
-            if may_have_stock(&link) { stock::connections(&link).await } else { presence::connections(&link).await }
+            if may_have_stock(&link) { channel::connections(&link).await } else { presence::connections(&link).await }
         };
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
@@ -221,7 +220,7 @@ impl Cluster for Servers {
         let anew = from_stock.as_ref().map(|from_stock| from_stock.anew.clone());
         self.link.listen(Arc::new(move |told| match told {
             Told::Said { channel, payload } if *channel == past => {
-                if let Some(word) = words::decode(payload, &own) {
+                if let Some(word) = broadcast::decode(payload, &own) {
                     hears(word);
                 }
             }
