@@ -14,12 +14,12 @@ use std::{
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use mesa::{
-    message::{Recipients, UserId},
-    store::{
-        Append, Limits, ReadLimit,
-        disk::{DiskOptions, open},
-        journal::Tuning,
+    embedded::{
+        Tuning,
+        tables::sled::{DiskOptions, open},
     },
+    message::{Recipients, UserId},
+    store::{Append, Limits, ReadLimit},
 };
 use support::{Served, message, next, payload, user};
 use tempfile::TempDir;

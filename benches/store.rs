@@ -11,10 +11,12 @@ use std::{
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use futures_util::future::join_all;
-use mesa::store::{
-    Append, Limits, Note, ReadLimit, Store,
-    disk::{DiskOptions, open},
-    journal::Tuning,
+use mesa::{
+    embedded::{
+        Tuning,
+        tables::sled::{DiskOptions, open},
+    },
+    store::{Append, Limits, Note, ReadLimit, Store},
 };
 use support::{payload, user};
 use tempfile::TempDir;

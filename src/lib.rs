@@ -91,6 +91,7 @@ pub mod cluster;
 mod compat;
 pub mod config;
 pub mod dispatcher;
+pub mod embedded;
 mod failpoints;
 pub mod guide;
 mod health;

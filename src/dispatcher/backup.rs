@@ -12,7 +12,7 @@ const BACKUP_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 impl Dispatcher {
     /// Fetches a backup of the server's store, and hands it to `write` piece by piece. Whether it is whole is to be
-    /// asked of what was written: see [`portable::verify`](crate::store::portable::verify).
+    /// asked of what was written: see [`portable::verify`](crate::embedded::backup::format::verify).
     ///
     /// # Errors
     /// When the server refuses, falls silent, or `write` fails.

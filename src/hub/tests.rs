@@ -8,13 +8,13 @@ use std::{
 
 use super::{Attach, Batch, Dispatch, Hub, MailboxBounds, Resumed, Session, Settings, SyncSettings};
 use crate::{
+    embedded::{
+        Options, Tuning,
+        tables::memory::{self, Memory},
+    },
     message::{CollapseKey, DeviceId, Payload, Recipients, Seq, UserId},
     metrics::Metrics,
-    store::{
-        ReadLimit, Store,
-        journal::{Options, Tuning},
-        memory::{self, Memory},
-    },
+    store::{ReadLimit, Store},
 };
 
 /// So slow that within a test only the first owed message goes.

@@ -61,12 +61,10 @@ use crate::{
     auth,
     cluster::Cluster,
     config::{self, Config, ConfigError},
+    embedded::tables::sled::{DiskOptions, open},
     http_client::UrlError,
     hub::{MailboxBounds, PortalSettings, Settings, Store, SyncSettings, portals},
-    store::{
-        Durability, Limits, Overflow,
-        disk::{DiskOptions, open},
-    },
+    store::{Durability, Limits, Overflow},
     webhook,
 };
 use listener::Places;

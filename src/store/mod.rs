@@ -4,25 +4,25 @@
 //!
 //! One store, on one of two engines. Files in reading order:
 //!
-//! - `received`: what a user has received, as a set of sequences; `user`: what can be asked of one; `error`: why nothing was done
-//! - `engine`: what a store stands on, ordered tables; [`memory`] and [`disk`] are the two there are
+//! - `ack_set`: what a user has received, as a set of sequences; `user_state`: what can be asked of one; `error`: why nothing was done
+//! - `contract`: what a store stands on, ordered tables; [`crate::embedded::tables::memory`] and [`crate::embedded::tables::sled`] are the two there are
 //! - `record`: what stands in the tables, byte by byte
-//! - `cursors`, `gone`: who has received what, and what is gone although nobody has
+//! - `cursors`, `gaps`: who has received what, and what is gone although nobody has
 //! - `lapses`: restarts that may have lost sequences, and what a log passes over for them
-//! - `log`, `index`: one user's log as it is known in memory, and all of them
+//! - `user_log`, `cache`: one user's log as it is known in memory, and all of them
 //! - `queue`, `commit`, `answer`: the one thread that writes, what waits for it, and what it is answered
-//! - `append`, `ids`: what goes into a commit, and what was done once · `rejected`: recipients for whom nothing was
-//! - `settle`: what becomes of the journal: inboxes, rows, and room for more
+//! - `append`, `dedup`: what goes into a commit, and what was done once · `rejected`: recipients for whom nothing was
+//! - `flush`: what becomes of the journal: inboxes, rows, and room for more
 //! - `cost`, `suspend`: what appends take on the disk, and what is done where it is full
-//! - `room`, `sweep`: limits, and what has to be looked at although nothing happens
+//! - `quota`, `expiry`: limits, and what has to be looked at although nothing happens
 //! - `clock`: the time by which entries expire
 //! - `outbox`: what is to be told to the outside world and was not yet
-//! - `recent`, `inbox`, `read`: reading, from memory or from the tables
-//! - `journal`: all of that as a [`Store`]
+//! - `cache`, `reader`, `read`: reading, from memory or from the tables
+//! - `embedded`: all of that as a [`Store`]
 //! - `recovery`: opening · `other_format`: what to do with a store of another version
 //! - `store`: the other store there is: logs in a Redis that several servers share (only with `--features redis`)
-//! - [`inspect`]: looking at what nobody has open, whatever has become of it
-//! - [`portable`], `backup`, [`salvage`]: a store in one file, how that is written, and a store made of what was found
+//! - [`crate::embedded::offline::inspect`]: looking at what nobody has open, whatever has become of it
+//! - [`crate::embedded::backup::format`], `write`, [`crate::embedded::backup::restore`]: a store in one file, how that is written, and a store made of what was found
 //!
 //! # How it is written
 //!
@@ -50,57 +50,19 @@ use crate::{
     message::{CollapseKey, DeviceId, DispatchId, Payload, Seq, UserId},
 };
 
-mod answer;
-mod append;
-mod backup;
+mod ack_set;
 pub(crate) mod clock;
-mod commit;
-mod cost;
-#[cfg(test)]
-mod count_tests;
-mod cursors;
-#[cfg(test)]
-mod cut_tests;
-pub mod disk;
-mod engine;
 mod error;
-pub(crate) mod gone;
-mod ids;
-mod inbox;
-mod index;
-pub mod inspect;
-#[cfg(test)]
-mod intercept_tests;
-pub mod journal;
-mod lapses;
-mod log;
-pub mod memory;
-mod other_format;
-mod outbox;
-pub mod portable;
-mod queue;
-mod read;
-mod received;
-mod recent;
-pub(crate) mod record;
-mod recovery;
+pub(crate) mod gaps;
 mod rejected;
-mod room;
-pub mod salvage;
-mod settle;
-#[cfg(test)]
-mod space_tests;
-mod suspend;
-mod sweep;
-mod unreadable;
-mod user;
+mod user_state;
 
+pub use crate::embedded::outbox::{EventKind, Kept, Outbox, OutboxEvent, OutboxOptions, OutboxStatus};
+pub use ack_set::Received;
 pub use error::StoreError;
-pub use gone::{Loss, Missed};
-pub use outbox::{EventKind, Kept, Outbox, OutboxEvent, OutboxOptions, OutboxStatus};
-pub use received::Received;
+pub use gaps::{Loss, Missed};
 pub use rejected::{REJECTED_BYTES_MAX, Reason, Rejected};
-pub use user::{Attached, DeviceState, KnownUser, UserState};
+pub use user_state::{Attached, DeviceState, KnownUser, UserState};
 
 /// Gaps in one log of which it is known why they are there.
 pub const REASONS_MAX: usize = 64;
@@ -443,7 +405,10 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When something cannot be read, which the backup says too, or `out` takes no more.
-    fn backup(&self, out: &mut dyn std::io::Write) -> Result<portable::Contents, portable::PortableError>;
+    fn backup(
+        &self,
+        out: &mut dyn std::io::Write,
+    ) -> Result<crate::embedded::backup::format::Contents, crate::embedded::backup::format::PortableError>;
 
     /// Takes nothing more, commits what was taken, writes all notes, and leaves the store cleanly closed.
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;

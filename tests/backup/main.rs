@@ -19,12 +19,12 @@ use std::{
 };
 
 use mesa::{
-    message::{Payload, UserId},
-    store::{
-        Append,
-        disk::{self, DiskOptions},
-        journal::Tuning,
+    embedded::{
+        Tuning,
+        tables::sled::{self, DiskOptions},
     },
+    message::{Payload, UserId},
+    store::Append,
 };
 use serde_json::{Value, json};
 use support::{
@@ -274,7 +274,8 @@ fn backup_of_a_damaged_store_ends_as_a_broken_transfer() {
         })
     };
     runtime.block_on(async {
-        let store = disk::open(DiskOptions { tuning, ..DiskOptions::new(home.store()) }).expect("a store");
+        let store = mesa::embedded::tables::sled::open(DiskOptions { tuning, ..DiskOptions::new(home.store()) })
+            .expect("a store");
         for n in 0..DISPATCHES {
             let data = json!(needle(n).repeat(300)).to_string();
             let payload = Payload::encode(0, Some(&data), None).expect("a payload");

@@ -21,7 +21,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("util", &[]),
     ("protocol", &["message", "logging"]),
     ("compat", &["message", "logging"]),
-    ("store", &["message", "logging", "metrics", "failpoints", "health"]),
+    ("store", &["message", "logging", "health"]),
+    ("embedded", &["message", "logging", "metrics", "failpoints", "health", "store"]),
     ("auth", &["message", "logging", "config", "failpoints", "http_client"]),
     ("cluster", &["message", "logging"]),
     ("middleware", &["message", "logging"]),
@@ -44,6 +45,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "health",
             "protocol",
             "store",
+            "embedded",
             "redis",
             "auth",
             "cluster",
@@ -62,7 +64,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
 
 /// Foreign names, and the beginnings of the paths where each may be used.
 const HOMES: &[(&[&str], &[&str])] = &[
-    (&["sled", "bincode"], &["src/store/"]),
+    (&["sled"], &["src/embedded/tables/", "src/embedded/offline/"]),
+    (&["bincode"], &["src/embedded/", "src/store/outbox.rs"]),
     (&["tungstenite", "tokio_tungstenite"], &["src/server/connection", "src/server/socket.rs", "src/client/"]),
     (&["axum", "hyper", "hyper_util"], &["src/http/", "src/server/"]),
     (&["redis"], &["src/redis/"]),
@@ -241,7 +244,7 @@ mod tests {
     fn a_planted_foreign_name_is_caught() {
         for text in ["use sled::Db;", "use sled;", "fn f() -> Result<(), sled::Error> {}", "use ::sled::Db;"] {
             assert_eq!(homes(&source("src/hub/mod.rs", text)).len(), 1, "{text}");
-            assert_eq!(homes(&source("src/store/mod.rs", text)), [""; 0], "{text}");
+            assert_eq!(homes(&source("src/embedded/tables/open.rs", text)), [""; 0], "{text}");
         }
         for text in ["use crate::store::disk::Open;", "// sled::Db", "let sled = 1;", "mod sled;"] {
             assert_eq!(homes(&source("src/server/mod.rs", text)), [""; 0], "{text}");

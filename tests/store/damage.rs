@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use mesa::{
+    embedded::tables::memory::Memory,
     message::Seq,
-    store::{Append, Limits, Overflow, Reason, Store, StoreError, memory::Memory},
+    store::{Append, Limits, Overflow, Reason, Store, StoreError},
 };
 
 use crate::support::{ALL, AT_ONCE, Opening, Place, append, message, read, receive, until, user};

@@ -12,13 +12,13 @@ use std::{
 
 use bytes::Bytes;
 use mesa::{
-    message::{Payload, Seq},
-    store::{
-        Append, Durability, StoreError,
-        disk::{DiskOptions, open},
-        inspect::{Inspection, LogFacts, Sink},
-        journal::Tuning,
+    embedded::{
+        Tuning,
+        offline::inspect::{Inspection, LogFacts, Sink},
+        tables::sled::{DiskOptions, open},
     },
+    message::{Payload, Seq},
+    store::{Append, Durability, StoreError},
 };
 
 use crate::support::{AT_ONCE, NEVER, Place, append, read, receive, until, user};

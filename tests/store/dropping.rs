@@ -1,6 +1,9 @@
 //! What is dropped to make room, where it stands in an inbox: nothing of it stays, and nothing makes room twice.
 
-use mesa::store::{Append, Limits, Note, Overflow, journal::Tuning};
+use mesa::{
+    embedded::Tuning,
+    store::{Append, Limits, Note, Overflow},
+};
 
 use crate::{
     limits::{HOUR, again, in_the_inbox, later, opening, sized},

@@ -8,10 +8,12 @@ use std::{
     },
 };
 
-use mesa::store::{
-    Durability, Loss, Missed, Store,
-    disk::{DiskOptions, open},
-    journal::Tuning,
+use mesa::{
+    embedded::{
+        Tuning,
+        tables::sled::{DiskOptions, open},
+    },
+    store::{Durability, Loss, Missed, Store},
 };
 
 use crate::{

@@ -7,11 +7,9 @@ use std::{
 };
 
 use mesa::{
+    embedded::Tuning,
     message::{CollapseKey, DeviceId, DispatchId, Payload, Seq},
-    store::{
-        Append, Appended, Limits, Loss, Missed, Note, Once, Overflow, Reason, Rejected, Store, StoreError,
-        journal::Tuning,
-    },
+    store::{Append, Appended, Limits, Loss, Missed, Note, Once, Overflow, Reason, Rejected, Store, StoreError},
 };
 
 use crate::support::{ALL, AT_ONCE, NEVER, Opening, Place, append, message, read, receive, until, until_taken, user};
@@ -489,7 +487,7 @@ async fn what_was_received_long_ago_does_not_fill_the_store() {
 /// "Whoever opens a store that is full is told so by its first answer."
 #[tokio::test]
 async fn a_store_that_is_full_says_so_by_its_first_answer_after_it_was_opened() {
-    let place = Place::Memory(mesa::store::memory::Memory::default());
+    let place = Place::Memory(mesa::embedded::tables::memory::Memory::default());
     let opening = opening(Limits { store_bytes: Some(1 << 20), ..Limits::default() });
     let store = place.open_with(PRESSED, &opening);
     fill_up(&*store).await;
@@ -502,7 +500,7 @@ async fn a_store_that_is_full_says_so_by_its_first_answer_after_it_was_opened() 
 /// An answer whose rejected users stand in several records, of which some are settled apart from the rest.
 #[tokio::test]
 async fn an_answer_with_very_many_rejected_is_the_same_after_its_records_were_settled_apart() {
-    let place = Place::Memory(mesa::store::memory::Memory::default());
+    let place = Place::Memory(mesa::embedded::tables::memory::Memory::default());
     let opening = opening(Limits { ids_window: 10 * HOUR, ..Limits::default() });
     let tuning = Tuning { journal_bytes_max: 150 << 10, ..NEVER };
     let store = place.open_with(tuning, &opening);
@@ -528,7 +526,7 @@ async fn an_answer_with_very_many_rejected_is_the_same_after_its_records_were_se
 /// What is replaced while it is on its way into the inbox is not counted there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_replaced_while_it_is_being_settled_is_not_counted() {
-    let place = Place::Memory(mesa::store::memory::Memory::default());
+    let place = Place::Memory(mesa::embedded::tables::memory::Memory::default());
     let store = place.open_with(Tuning { idle_seconds: 3600, ..AT_ONCE }, &opening(Limits::default()));
     // Or all that is replaced would be at the front, and be released.
     append(&*store, 99, &["a"]).await.unwrap();
@@ -569,7 +567,7 @@ async fn a_rejected_user_of_any_length_does_no_harm() {
 /// An inbox that is gone through for a message that is refused all the same, again and again.
 #[tokio::test]
 async fn refusing_a_message_does_not_make_the_store_look_emptier() {
-    let place = Place::Memory(mesa::store::memory::Memory::default());
+    let place = Place::Memory(mesa::embedded::tables::memory::Memory::default());
     let limits = Limits { bytes: 100 << 10, store_bytes: Some(1 << 20), ..Limits::default() };
     let opening = opening(limits);
     let store = place.open_with(Tuning { sweep_pause: HOUR, ..AT_ONCE }, &opening);

@@ -2,10 +2,12 @@
 
 use std::{fs, path::Path};
 
-use mesa::store::{
-    ReadLimit, StoreError,
-    disk::{DiskOptions, open},
-    inspect::Inspection,
+use mesa::{
+    embedded::{
+        offline::inspect::Inspection,
+        tables::sled::{DiskOptions, open},
+    },
+    store::{ReadLimit, StoreError},
 };
 
 use crate::{

@@ -7,8 +7,9 @@ use std::{
 };
 
 use mesa::{
+    embedded::tables::memory::Memory,
     message::{CollapseKey, DeviceId, DispatchId, Payload},
-    store::{Append, Limits, Loss, Note, Once, Overflow, Reason, memory::Memory},
+    store::{Append, Limits, Loss, Note, Once, Overflow, Reason},
 };
 use proptest::{
     prelude::*,

@@ -3,11 +3,9 @@
 use std::{fs, path::Path, sync::Arc};
 
 use mesa::{
+    embedded::tables::sled::{DiskOptions, open},
     message::Payload,
-    store::{
-        Append, ReadLimit, Store, StoreError,
-        disk::{DiskOptions, open},
-    },
+    store::{Append, ReadLimit, Store, StoreError},
 };
 
 use crate::support::{ALL, NEVER, user};

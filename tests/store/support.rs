@@ -7,13 +7,15 @@ use std::{
 };
 
 use mesa::{
-    message::{Payload, Seq, UserId},
-    store::{
-        Append, Entry, Limits, Note, ReadLimit, Store, StoreError,
-        disk::{self, DiskOptions},
-        journal::{Options, Tuning},
-        memory::{self, Memory},
+    embedded::{
+        Options, Tuning,
+        tables::{
+            memory::{self, Memory},
+            sled::{self, DiskOptions},
+        },
     },
+    message::{Payload, Seq, UserId},
+    store::{Append, Entry, Limits, Note, ReadLimit, Store, StoreError},
 };
 use tempfile::TempDir;
 
@@ -92,9 +94,13 @@ impl Place {
             Self::Memory(tables) => {
                 memory::open(tables, Options { tuning, limits, ahead_ms, ..Options::default() }).unwrap()
             }
-            Self::Disk(dir) => {
-                disk::open(DiskOptions { tuning, limits, ahead_ms, ..DiskOptions::new(dir.path()) }).unwrap()
-            }
+            Self::Disk(dir) => mesa::embedded::tables::sled::open(DiskOptions {
+                tuning,
+                limits,
+                ahead_ms,
+                ..DiskOptions::new(dir.path())
+            })
+            .unwrap(),
             #[cfg(feature = "redis")]
             Self::Redis(somewhere) => somewhere.open(limits, ahead_ms),
         }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mesa::store::portable::{Contents, verify};
+use mesa::embedded::backup::format::{Contents, verify};
 
 use crate::{
     args::BackupArgs,

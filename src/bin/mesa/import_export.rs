@@ -5,12 +5,12 @@ use crate::{args::MoveArgs, error::Failure};
 /// Brings what waits in Redis into a store.
 #[cfg(feature = "redis")]
 pub async fn import(args: &MoveArgs) -> Result<(), Failure> {
-    let (store, link) = open(args, Some(mesa::store::disk::unfinished::Work::Import))?;
+    let (store, link) = open(args, Some(mesa::embedded::tables::unfinished::Work::Import))?;
     let moved = mesa::redis::import_export::import(&link, &*store).await;
     close(&*store, &link).await?;
     if moved.is_ok() {
         let cannot = |error| Failure::because(format!("{}: {error}", args.store_path.display()));
-        mesa::store::disk::unfinished::end(&args.store_path).map_err(cannot)?;
+        mesa::embedded::tables::unfinished::end(&args.store_path).map_err(cannot)?;
     }
     told(moved, &format!("in {}", args.store_path.display()))
 }
@@ -33,14 +33,10 @@ pub async fn export(args: &MoveArgs) -> Result<(), Failure> {
 type Ends = (std::sync::Arc<dyn mesa::store::Store>, std::sync::Arc<mesa::redis::Link>);
 
 #[cfg(feature = "redis")]
-fn open(args: &MoveArgs, work: Option<mesa::store::disk::unfinished::Work>) -> Result<Ends, Failure> {
+fn open(args: &MoveArgs, work: Option<mesa::embedded::tables::unfinished::Work>) -> Result<Ends, Failure> {
     use std::time::Duration;
 
-    use mesa::{
-        config::parse_redis,
-        redis::Link,
-        store::{Limits, disk},
-    };
+    use mesa::{config::parse_redis, embedded::tables::sled, redis::Link, store::Limits};
     let redis = parse_redis(&serde_json::Value::String(args.redis.clone())).map_err(Failure::usage)?;
     let link = Link::open(&redis, args.namespace.as_deref(), std::sync::Arc::default()).map_err(Failure::because)?;
     // What waits there waits whatever a server would take.
@@ -52,8 +48,8 @@ fn open(args: &MoveArgs, work: Option<mesa::store::disk::unfinished::Work>) -> R
         ..Limits::default()
     };
     let namespace = args.namespace.clone();
-    let options = disk::DiskOptions { namespace, limits, work, ..disk::DiskOptions::new(&args.store_path) };
-    Ok((disk::open(options).map_err(|error| Failure::unopened(error, ""))?, link))
+    let options = sled::DiskOptions { namespace, limits, work, ..sled::DiskOptions::new(&args.store_path) };
+    Ok((mesa::embedded::tables::sled::open(options).map_err(|error| Failure::unopened(error, ""))?, link))
 }
 
 #[cfg(feature = "redis")]

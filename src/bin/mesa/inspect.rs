@@ -8,13 +8,12 @@ use std::{
 
 use bytes::Bytes;
 use mesa::{
-    message::Seq,
-    store::{
-        StoreError,
-        inspect::{Damage, Inspection, LogFacts, Sink},
-        portable::Contents,
-        salvage::salvage,
+    embedded::{
+        backup::{format::Contents, restore::salvage},
+        offline::inspect::{Damage, Inspection, LogFacts, Sink},
     },
+    message::Seq,
+    store::StoreError,
     util::rfc3339::rfc3339,
 };
 use serde_json::{Value, json};

@@ -1,6 +1,6 @@
 //! `mesa restore`: a store made of a backup.
 
-use mesa::store::{portable::PortableError, salvage::restore};
+use mesa::embedded::backup::{format::PortableError, restore::restore};
 
 use crate::{
     args::RestoreArgs,

@@ -12,13 +12,13 @@ use super::*;
 use crate::{
     auth::ApiKeys,
     config::{self, Config},
+    embedded::{
+        Options,
+        tables::memory::{self, Memory},
+    },
     http::{Caller, Http},
     hub::{Hub, MailboxBounds, Settings, Store, SyncSettings},
     metrics::Metrics,
-    store::{
-        journal::Options,
-        memory::{self, Memory},
-    },
 };
 
 const KEY: &str = "0123456789abcdef";

@@ -61,16 +61,17 @@ use self::{
     unflushed::{Locals, Report},
 };
 use crate::{
+    embedded::{
+        backup::format::{Contents, PortableError},
+        wal::record::fingerprint,
+    },
     health::Health,
     logging::excerpt,
     message::{DeviceId, Seq, UserId},
     redis::{Link, LinkError, Told},
     store::{
         Append, Appended, Attached, CommitListener, Found, KnownUser, Limits, Loss, Missed, Note, ReadLimit, Store,
-        StoreError, UserState,
-        gone::Gone,
-        portable::{Contents, PortableError},
-        record::fingerprint,
+        StoreError, UserState, gaps::Gone,
     },
 };
 

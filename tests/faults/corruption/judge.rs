@@ -9,9 +9,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use mesa::store::{
-    StoreError,
-    inspect::{Inspection, LogFacts, Sink},
+use mesa::{
+    embedded::offline::inspect::{Inspection, LogFacts, Sink},
+    store::StoreError,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -9,12 +9,12 @@ use std::{
 };
 
 use mesa::{
-    message::{CollapseKey, DeviceId, DispatchId, Payload, UserId},
-    store::{
-        Append, Note, Once, Store,
-        disk::{self, DiskOptions},
-        journal::Tuning,
+    embedded::{
+        Tuning,
+        tables::sled::{self, DiskOptions},
     },
+    message::{CollapseKey, DeviceId, DispatchId, Payload, UserId},
+    store::{Append, Note, Once, Store},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -70,7 +70,7 @@ impl Sample {
             let mut n = 0;
             for (at, (tuning, count, bytes)) in times.iter().enumerate() {
                 let options = DiskOptions { tuning: *tuning, ..DiskOptions::new(&live) };
-                let opened = disk::open(options).expect("a store");
+                let opened = mesa::embedded::tables::sled::open(options).expect("a store");
                 let half = count / 2;
                 fill(&opened, &mut n, half, *bytes, &mut appended).await;
                 let last = at + 1 == times.len();

@@ -11,12 +11,12 @@ use std::{
 
 use futures_util::FutureExt as _;
 use mesa::{
-    message::{Payload, UserId},
-    store::{
-        Append, Note, ReadLimit, Store,
-        disk::{DiskOptions, open},
-        journal::Tuning,
+    embedded::{
+        Tuning,
+        tables::sled::{DiskOptions, open},
     },
+    message::{Payload, UserId},
+    store::{Append, Note, ReadLimit, Store},
 };
 use tokio::runtime::Runtime;
 

@@ -1,0 +1,339 @@
+//! A store in one file, block after block: what a backup is, and what a store is made of again.
+//!
+//! The file begins with a line that names the version. Each block has its length, a checksum over its number and its
+//! bytes, and the bytes; the last one says how much there is, so that a file that was cut off, or put together wrong, is
+//! refused. Of each user the entries come first, in order, and then all there is of him beside them.
+
+use std::{
+    io::{self, Read, Write},
+    path::PathBuf,
+};
+
+use bincode::{Decode, Encode, config};
+use bytes::Bytes;
+
+use crate::{
+    embedded::wal::record::{CHUNK_BYTES, StoredId, StoredLog},
+    message::Seq,
+};
+
+/// How a file begins: what it is, and its version.
+const MAGIC: &[u8; 16] = b"mesa backup 001\n";
+
+/// The beginning that backups of all versions share.
+const KIND: &[u8] = b"mesa backup ";
+
+/// Longest block: entries of one user up to a bound, or one large one; or a row, which is far shorter.
+const BLOCK_BYTES_MAX: usize = 256 << 10;
+
+/// Dispatch ids in one block.
+const IDS_MAX: usize = 64;
+
+/// Why a file is not a backup that can be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PortableError {
+    /// It cannot be read or written.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// It is something else.
+    #[error("it is no backup of a mesa store. Name a file that `mesa backup` made")]
+    Foreign,
+    /// Another version made it.
+    #[error(
+        "it is a backup of another version of mesa than this one knows. Restore it with the version that made it, or a newer one"
+    )]
+    OtherVersion,
+    /// It was cut off.
+    #[error("it is not whole: its end is missing. Make the backup again, or take another")]
+    CutOff,
+    /// It is not what was written.
+    #[error("block {block} is not what was written: {what}. Take another backup")]
+    Damaged {
+        /// Which, from 0.
+        block: u64,
+        /// In words.
+        what: String,
+    },
+    /// The server could not go on while it was written.
+    #[error("the server could not finish it: {0}")]
+    Failed(String),
+    /// It is whole, and a store could not be made of it.
+    #[error("{path}: {reason}")]
+    Place {
+        /// Where.
+        path: PathBuf,
+        /// What failed, and what to do about it.
+        reason: String,
+    },
+}
+
+/// What a file is made of. Variants are only ever appended.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(in crate::embedded) enum Block {
+    /// The first one.
+    Begin { namespace: String, lapses: u32, at_ms: u64 },
+    /// Entries of a user, rising: sequence, when it expires in seconds of the Unix epoch (0 = never), payload.
+    Entries { user: String, entries: Vec<(Seq, u32, Vec<u8>)> },
+    /// What there is of a user beside the entries, which have all come before.
+    Log { user: String, log: StoredLog },
+    /// Dispatches that were done once.
+    Ids(Vec<StoredId>),
+    /// The last one.
+    End { users: u64, entries: u64, bytes: u64 },
+    /// The last one, where the rest could not be read.
+    Failed(String),
+}
+
+/// How much is in a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Users.
+    pub users: u64,
+    /// Their messages.
+    pub entries: u64,
+    /// Bytes of payload of those.
+    pub bytes: u64,
+}
+
+type Format = config::Configuration<config::LittleEndian, config::Varint, config::Limit<{ 4 * BLOCK_BYTES_MAX }>>;
+
+fn format() -> Format {
+    config::standard().with_limit::<{ 4 * BLOCK_BYTES_MAX }>()
+}
+
+fn checksum(number: u64, body: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&number.to_le_bytes());
+    crc.update(body);
+    crc.finalize()
+}
+
+/// Writes a file.
+pub(in crate::embedded) struct Writer<W> {
+    out: W,
+    number: u64,
+    contents: Contents,
+}
+
+impl<W: Write> Writer<W> {
+    pub fn begin(mut out: W, namespace: String, lapses: u32, at_ms: u64) -> io::Result<Self> {
+        out.write_all(MAGIC)?;
+        let mut writer = Self { out, number: 0, contents: Contents::default() };
+        writer.put(&Block::Begin { namespace, lapses, at_ms })?;
+        Ok(writer)
+    }
+
+    fn put(&mut self, block: &Block) -> io::Result<()> {
+        let body = bincode::encode_to_vec(block, format()).map_err(io::Error::other)?;
+        let length = u32::try_from(body.len()).ok().filter(|length| *length as usize <= BLOCK_BYTES_MAX);
+        let length = length.ok_or_else(|| io::Error::other(format!("a block of {} bytes", body.len())))?;
+        // In one piece, so that whoever passes it on does so at once.
+        let mut bytes = Vec::with_capacity(body.len() + 8);
+        bytes.extend(length.to_le_bytes());
+        bytes.extend(checksum(self.number, &body).to_le_bytes());
+        bytes.extend(body);
+        self.number += 1;
+        self.out.write_all(&bytes)
+    }
+
+    pub fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> io::Result<()> {
+        for part in parts(entries) {
+            self.contents.entries += part.len() as u64;
+            self.contents.bytes += part.iter().map(|(.., payload)| payload.len() as u64).sum::<u64>();
+            let entries = part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, payload.to_vec())).collect();
+            self.put(&Block::Entries { user: user.to_owned(), entries })?;
+        }
+        Ok(())
+    }
+
+    pub fn log(&mut self, user: &str, log: StoredLog) -> io::Result<()> {
+        self.contents.users += 1;
+        self.put(&Block::Log { user: user.to_owned(), log })
+    }
+
+    pub fn ids(&mut self, ids: &[StoredId]) -> io::Result<()> {
+        ids.chunks(IDS_MAX).try_for_each(|part| self.put(&Block::Ids(part.to_vec())))
+    }
+
+    pub fn end(mut self) -> io::Result<Contents> {
+        let Contents { users, entries, bytes } = self.contents;
+        self.put(&Block::End { users, entries, bytes })?;
+        self.out.flush()?;
+        Ok(self.contents)
+    }
+
+    /// Ends a file that is not whole, and says why it is not.
+    pub fn fail(mut self, why: String) -> io::Result<()> {
+        self.put(&Block::Failed(why))?;
+        self.out.flush()
+    }
+}
+
+/// Entries in parts of which each fits into a chunk, or is one large entry.
+pub(in crate::embedded) fn parts(entries: &[(Seq, u32, Bytes)]) -> impl Iterator<Item = &[(Seq, u32, Bytes)]> {
+    let mut rest = entries;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |(.., payload): &&(Seq, u32, Bytes)| {
+            bytes += payload.len() + 16;
+            bytes <= CHUNK_BYTES
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (part, after) = rest.split_at(count);
+        rest = after;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// Reads a file, and holds each block to what was written.
+pub(in crate::embedded) struct Reader<R> {
+    from: R,
+    number: u64,
+    contents: Contents,
+    ended: bool,
+}
+
+impl<R: Read> Reader<R> {
+    pub fn begin(mut from: R) -> Result<Self, PortableError> {
+        let mut magic = [0; MAGIC.len()];
+        from.read_exact(&mut magic).map_err(|_| PortableError::Foreign)?;
+        if magic != *MAGIC && magic.starts_with(KIND) {
+            return Err(PortableError::OtherVersion);
+        }
+        if magic != *MAGIC {
+            return Err(PortableError::Foreign);
+        }
+        Ok(Self { from, number: 0, contents: Contents::default(), ended: false })
+    }
+
+    /// The next block; `None` behind the last.
+    pub fn next(&mut self) -> Result<Option<Block>, PortableError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let mut head = [0; 8];
+        self.fill(&mut head)?;
+        let [length, crc] = [0, 4].map(|at| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
+        if length as usize > BLOCK_BYTES_MAX {
+            return Err(self.damaged("its length cannot be"));
+        }
+        let mut body = vec![0; length as usize];
+        self.fill(&mut body)?;
+        if checksum(self.number, &body) != crc {
+            return Err(self.damaged("its checksum is wrong"));
+        }
+        let decoded: Result<(Block, usize), _> = bincode::decode_from_slice(&body, format());
+        let block = match decoded {
+            Ok((block, read)) if read == body.len() => block,
+            Ok(_) => return Err(self.damaged("it is longer than what is in it")),
+            Err(error) => return Err(self.damaged(error)),
+        };
+        self.count(&block)?;
+        self.number += 1;
+        Ok(Some(block))
+    }
+
+    fn count(&mut self, block: &Block) -> Result<(), PortableError> {
+        match block {
+            Block::Begin { .. } if self.number > 0 => return Err(self.damaged("it begins anew")),
+            Block::Begin { .. } => {}
+            _ if self.number == 0 => return Err(self.damaged("it does not begin with the beginning")),
+            Block::Entries { entries, .. } => {
+                self.contents.entries += entries.len() as u64;
+                self.contents.bytes += entries.iter().map(|(.., payload)| payload.len() as u64).sum::<u64>();
+            }
+            Block::Log { .. } => self.contents.users += 1,
+            Block::Ids(_) => {}
+            Block::End { users, entries, bytes } => {
+                let said = Contents { users: *users, entries: *entries, bytes: *bytes };
+                if said != self.contents {
+                    return Err(self.damaged("there is not as much in the file as it says"));
+                }
+                self.ended = true;
+                if self.from.read(&mut [0])? > 0 {
+                    return Err(self.damaged("something follows the end"));
+                }
+            }
+            Block::Failed(why) => return Err(PortableError::Failed(why.clone())),
+        }
+        Ok(())
+    }
+
+    pub fn contents(&self) -> Contents {
+        self.contents
+    }
+
+    fn damaged(&self, what: impl ToString) -> PortableError {
+        PortableError::Damaged { block: self.number, what: what.to_string() }
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), PortableError> {
+        self.from.read_exact(bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => PortableError::CutOff,
+            _ => error.into(),
+        })
+    }
+}
+
+/// Reads a file to its end, and tells how much is in it.
+///
+/// # Errors
+/// When it is not whole, or not what was written.
+pub fn verify(from: impl Read) -> Result<Contents, PortableError> {
+    let mut reader = Reader::begin(from)?;
+    while reader.next()?.is_some() {}
+    Ok(reader.contents())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::begin(&mut bytes, "chat".into(), 2, 7).unwrap();
+        let entries: Vec<_> = (1..=300).map(|seq| (seq, 0, Bytes::from(vec![b'x'; 1000]))).collect();
+        writer.entries("alice", &entries).unwrap();
+        writer.log("alice", StoredLog { head: 300, ..StoredLog::default() }).unwrap();
+        writer.ids(&[]).unwrap();
+        let contents = writer.end().unwrap();
+        assert_eq!(contents, Contents { users: 1, entries: 300, bytes: 300_000 });
+        bytes
+    }
+
+    #[test]
+    fn a_file_that_was_cut_off_anywhere_is_refused() {
+        let file = file();
+        assert_eq!(verify(&file[..]).unwrap().entries, 300);
+        for end in (0..file.len()).step_by(97).chain(file.len() - 40..file.len()) {
+            assert!(verify(&file[..end]).is_err(), "cut off at {end} of {}", file.len());
+        }
+        assert!(verify(&[&file[..], b"x"].concat()[..]).is_err(), "something follows the end");
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_is_refused() {
+        let file = file();
+        for at in (0..file.len()).step_by(61) {
+            let mut damaged = file.clone();
+            damaged[at] ^= 1 << (at % 8);
+            assert!(verify(&damaged[..]).is_err(), "a bit at {at}");
+        }
+    }
+
+    #[test]
+    fn blocks_in_another_order_are_refused() {
+        let file = file();
+        let mut at = MAGIC.len();
+        let mut blocks = Vec::new();
+        while at < file.len() {
+            let length = u32::from_le_bytes(file[at..at + 4].try_into().unwrap()) as usize + 8;
+            blocks.push(&file[at..at + length]);
+            at += length;
+        }
+        blocks.swap(1, 2);
+        let swapped = [&MAGIC[..], &blocks.concat()].concat();
+        assert!(verify(&swapped[..]).is_err());
+    }
+}

@@ -1,0 +1,235 @@
+//! A backup of a store that is at work: every user's log, one after the other, as a [`portable`](super::format) file.
+//!
+//! Of each user it has everything up to where his log ended when his turn came, without a hole: so everything that was
+//! answered before the backup began is in it. What is received meanwhile counts as received. Nothing is locked for longer
+//! than it takes to look at one log, and no more than a page of one log is in memory.
+
+use std::io::Write;
+
+use bytes::Bytes;
+
+use super::format::{Contents, PortableError, Writer};
+use crate::{
+    embedded::{
+        Shared,
+        recovery::NAMESPACE_KEY,
+        tables::contract::Table,
+        user_log::{Log, Slot},
+        wal::record::{Header, Ids, Item, RecordReader, Row, StoredCursor, StoredId, StoredLog},
+        writer::dedup,
+    },
+    message::{Seq, UserId},
+    store::{Reason, Received, Rejected, StoreError},
+};
+
+/// Users looked up at once.
+const USERS: usize = 256;
+
+/// Entries and bytes of payload read at once; one chunk may be more.
+const PAGE_ENTRIES: usize = 1024;
+const PAGE_BYTES: usize = 256 << 10;
+
+/// As in `read`: how often a page begins again because it was settled meanwhile.
+const RETRIES_MAX: usize = 100;
+
+type Entries = Vec<(Seq, u32, Bytes)>;
+
+impl Shared {
+    /// See [`Store::backup`](crate::store::Store::backup).
+    pub(in crate::embedded) fn backup(&self, out: &mut dyn Write) -> Result<Contents, PortableError> {
+        let namespace = self.engine.get(Table::Meta, NAMESPACE_KEY).map_err(|error| told(&StoreError::from(error)))?;
+        let namespace = String::from_utf8_lossy(&namespace.unwrap_or_default()).into_owned();
+        let mut writer = Writer::begin(out, namespace, self.index.lapses().count, self.clock.now_ms())?;
+        match self.back_up_all(&mut writer) {
+            Ok(()) => Ok(writer.end()?),
+            Err(PortableError::Failed(why)) => {
+                writer.fail(why.clone())?;
+                Err(PortableError::Failed(why))
+            }
+            // Nobody takes it any more.
+            Err(error) => Err(error),
+        }
+    }
+
+    fn back_up_all(&self, writer: &mut Writer<&mut dyn Write>) -> Result<(), PortableError> {
+        self.back_up_ids(writer)?;
+        let mut after: Option<UserId> = None;
+        loop {
+            let users = self.user_page(after.as_ref()).map_err(|error| told(&error))?;
+            for user in &users {
+                self.back_up_user(user, writer)?;
+            }
+            match users.last() {
+                Some(last) if users.len() == USERS => after = Some(last.clone()),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn user_page(&self, after: Option<&UserId>) -> Result<Vec<UserId>, StoreError> {
+        let mut from = after.map_or_else(Vec::new, |after| after.as_str().as_bytes().to_vec());
+        if after.is_some() {
+            // The least key above it.
+            from.push(0);
+        }
+        let mut users = Vec::new();
+        let scanned = self.engine.scan(Table::Users, &from, &mut |key, _| {
+            users.extend(std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok()));
+            users.len() < USERS
+        });
+        scanned.map_err(StoreError::from)?;
+        Ok(users)
+    }
+
+    fn back_up_user(&self, user: &UserId, writer: &mut Writer<&mut dyn Write>) -> Result<(), PortableError> {
+        let failed = |error: StoreError| told(&error);
+        let first = self.stored_log(user).map_err(failed)?;
+        let (head, mut after) = (first.head, received_by_all(&first));
+        while after < head {
+            let (entries, through) = self.backup_page(user, after, head).map_err(failed)?;
+            writer.entries(user.as_str(), &entries)?;
+            after = through;
+        }
+        // As it stands now: what went meanwhile was received, or is gone for a reason, and this says so.
+        let mut log = self.stored_log(user).map_err(failed)?;
+        cut(&mut log, head);
+        Ok(writer.log(user.as_str(), log)?)
+    }
+
+    /// A user's log without its entries. One that is not in memory is not taken there: a backup asks for everybody.
+    fn stored_log(&self, user: &UserId) -> Result<StoredLog, StoreError> {
+        let lapses = self.index.lapses();
+        if let Some(row) = self.index.with_loaded(user, |log| log.row(lapses.count)) {
+            return Ok(row.into_stored());
+        }
+        let row = self.engine.get(Table::Users, user.as_str().as_bytes());
+        let row = row.map_err(StoreError::from)?.map(|bytes| Row::decode(&bytes)).transpose();
+        let row = row.map_err(|error| StoreError::Damaged(format!("the row of user {user:?}: {error}").into()))?;
+        Ok(Log::from_row(row, lapses).row(lapses.count).into_stored())
+    }
+
+    /// Entries above `after`, in order and up to `head`, and how far that has looked.
+    fn backup_page(&self, user: &UserId, after: Seq, head: Seq) -> Result<(Entries, Seq), StoreError> {
+        for _ in 0..RETRIES_MAX {
+            let (from, settled, slots) = self.index.with(user, |log| {
+                let (from, settled) = (after.max(log.released()), if log.chunks { log.settled } else { 0 });
+                let slots = log.slots_after(from.max(settled)).take_while(|slot| slot.seq <= head);
+                let mut bytes = 0;
+                let fits = |slot: &&Slot| {
+                    bytes += slot.bytes as usize;
+                    bytes <= PAGE_BYTES || bytes == slot.bytes as usize
+                };
+                (from, settled, slots.take(PAGE_ENTRIES).take_while(fits).copied().collect::<Vec<_>>())
+            })?;
+            if from < settled.min(head) {
+                return self.backup_inbox(user, from, settled.min(head));
+            }
+            if let Some(entries) = self.backup_slots(user, &slots)? {
+                let through = entries.last().map_or(head, |(seq, ..)| *seq);
+                return Ok((entries, through));
+            }
+        }
+        Err(StoreError::Damaged(format!("the journal has lost records of user {user:?} above {after}").into()))
+    }
+
+    /// `None` if some of it has moved to the inbox meanwhile.
+    fn backup_slots(&self, user: &UserId, slots: &[Slot]) -> Result<Option<Entries>, StoreError> {
+        let mut entries = Vec::with_capacity(slots.len());
+        let there = self.read_slots(user, slots, &mut |slot, entry| {
+            entries.push((entry.seq, slot.expires_s, entry.payload.as_bytes().clone()));
+        })?;
+        Ok(there.then_some(entries))
+    }
+
+    /// Entries in the inbox above `from` and up to `to`, and how far that has looked.
+    fn backup_inbox(&self, user: &UserId, from: Seq, to: Seq) -> Result<(Entries, Seq), StoreError> {
+        let (mut entries, mut bytes) = (Entries::new(), 0);
+        let all = self.read_inbox(user, from, to, &mut |found| {
+            if bytes > PAGE_BYTES {
+                return false;
+            }
+            bytes += found.bytes;
+            entries.push((found.seq, found.expires_s, found.payload()));
+            true
+        })?;
+        let last = entries.last().map_or(from, |(seq, ..)| *seq);
+        Ok((entries, if all { to } else { last }))
+    }
+
+    /// Ids of dispatches: those in the journal first, so that what is moved out of it meanwhile is found in the table.
+    fn back_up_ids(&self, writer: &mut Writer<&mut dyn Write>) -> Result<(), PortableError> {
+        let (mut rejected, mut ended) = (Vec::new(), Ok(()));
+        let scanned = self.engine.scan(Table::Journal, &[], &mut |_, value| {
+            let found = ids_in(&value, &mut rejected);
+            ended = found.and_then(|ids| self.write_ids(ids, writer));
+            ended.is_ok()
+        });
+        scanned.map_err(|error| told(&StoreError::from(error)))?;
+        ended?;
+        let mut ended = Ok(());
+        let scanned = self.engine.scan(Table::Ids, &[], &mut |_, value| {
+            ended = match Ids::decode(&value) {
+                Ok(Ids::V1 { ids, .. }) => writer.ids(&ids).map_err(PortableError::from),
+                Err(error) => Err(PortableError::Failed(format!("dispatch ids cannot be read: {error}"))),
+            };
+            ended.is_ok()
+        });
+        scanned.map_err(|error| told(&StoreError::from(error)))?;
+        ended
+    }
+
+    fn write_ids(&self, found: Vec<StoredId>, writer: &mut Writer<&mut dyn Write>) -> Result<(), PortableError> {
+        for chunk in dedup::chunks(self.namespace, found) {
+            let Ids::V1 { ids, .. } = chunk;
+            writer.ids(&ids)?;
+        }
+        Ok(())
+    }
+}
+
+/// What was done once, as a record says. What was rejected may stand in the record before.
+fn ids_in(record: &Bytes, rejected: &mut Vec<Rejected>) -> Result<Vec<StoredId>, PortableError> {
+    let unreadable = |error: &dyn std::fmt::Display| PortableError::Failed(format!("a journal record: {error}"));
+    let mut reader = RecordReader::new(record).map_err(|error| unreadable(&error))?;
+    let Header::V1 { at_ms, .. } = reader.header;
+    let mut found = Vec::new();
+    while let Some(item) = reader.next_item() {
+        match item.map_err(|error| unreadable(&error))?.1 {
+            Item::Rejected { user, reason } => {
+                let reason = Reason::from_stored(reason).unwrap_or(Reason::Invalid);
+                rejected.push(Rejected { user: user.into(), reason });
+            }
+            Item::Once { id, recipients, online, offline } => {
+                let rejected = std::mem::take(rejected);
+                found.push(dedup::stored(id, at_ms, recipients, online, offline, &rejected));
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+fn told(error: &StoreError) -> PortableError {
+    PortableError::Failed(error.to_string())
+}
+
+fn received_by_all(log: &StoredLog) -> Seq {
+    let cursors = log.shared.iter().chain(log.devices.iter().map(|(_, cursor)| cursor));
+    cursors.map(|cursor| cursor.through).min().unwrap_or(0)
+}
+
+/// Takes out what is beyond `head`.
+fn cut(log: &mut StoredLog, head: Seq) {
+    let cut_cursor = |cursor: &mut StoredCursor| {
+        let islands: Vec<_> = cursor.islands.iter().map(|&(from, to)| (from, to.min(head))).collect();
+        let received = Received::from_parts(cursor.through.min(head), &islands);
+        (cursor.through, cursor.islands) = (received.through(), received.islands().to_vec());
+    };
+    log.shared.iter_mut().chain(log.devices.iter_mut().map(|(_, cursor)| cursor)).for_each(cut_cursor);
+    log.head = head;
+    log.gone.retain_mut(|(from, to, _)| {
+        *to = (*to).min(head);
+        *from <= *to
+    });
+    log.keys.retain(|(_, seq, ..)| *seq <= head);
+}

@@ -1,0 +1,481 @@
+//! The directory: locked, read, and checked against what it says of itself.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+
+use super::{
+    Damage, Done, Ending, Facts, Sink,
+    journal::{Journal, goes_on},
+    now_s, open_error,
+    users::{Stop, Walk},
+};
+use crate::{
+    embedded::{
+        other_format::{is_newer_format, other_format},
+        recovery::{CLOSED, FORMAT, FULL_LAPSES_KEY, OPEN_KEY},
+        tables::{
+            contract::Table,
+            sled::{CONF, DB, Gap, LOCK, LOG, MARK, Marked, Missing, REBUILT, Rest, UNFINISHED},
+            unfinished,
+        },
+        user_log::lapses::Lapses,
+        wal::record::{Ids, Row, chunk_entries, fingerprint, journal_key},
+    },
+    logging::system_error,
+    message::{Seq, UserId},
+    store::StoreError,
+};
+
+/// Damage that is told; of more only the number is.
+const DAMAGE_MAX: usize = 1000;
+
+/// Bytes of entries without a place that are kept in memory. What is beyond is told as damage.
+const LOST_BYTES_MAX: usize = 512 << 20;
+
+/// A store that nobody has open.
+pub struct Inspection {
+    path: PathBuf,
+    rest: Rest,
+    facts: Facts,
+    journal: Journal,
+    ids: Vec<Done>,
+    /// Entries that no table leads to any more: user, sequence.
+    lost: BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
+    lost_bytes: usize,
+    lost_rows: BTreeMap<String, Row>,
+    damage: Vec<Damage>,
+    untold: u64,
+    /// Held until this is dropped.
+    _lock: Option<File>,
+}
+
+impl Inspection {
+    /// Reads the store in a directory. Writes nothing there, not even into its lock.
+    ///
+    /// # Errors
+    /// When another process has it, or there is no store.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
+        let log = path.join(LOG);
+        let told = |error: std::io::Error| {
+            open_error(path, format!("{}. Name the directory of a store", system_error(&error)))
+        };
+        if path.join(REBUILT).join(DB).exists() {
+            // Those in `log`, if there are any, are not what a server would read.
+            let why = "its tables were written anew, and its server ended before it put the new ones, `rebuilt`, in their \
+                       place. Start its server once, which does that";
+            return Err(open_error(path, why));
+        }
+        let no_tables = Missing::tables(path).map_err(told)?;
+        let file_bytes = match fs::metadata(log.join(DB)) {
+            Err(_) if no_tables.is_some() => 0,
+            file => file.map_err(told)?.len(),
+        };
+        let mut rest = Rest::open(path, false).map_err(told)?;
+        let marked = Marked::read(path);
+        let said = marked.unwrap_or_default();
+        let Marked { length, end, .. } = said;
+        let cut = said.was_longer_than(file_bytes) || end > rest.end();
+        let seems = rest.end();
+        if cut && rest.goes_on() {
+            // What was synced is not all there, so the place where the log seems to end is not its end.
+            rest = Rest::open(path, true).map_err(told)?;
+        }
+        let synced = said.record.max(rest.synced());
+        let mut inspection = Self {
+            path: path.to_owned(),
+            facts: Facts {
+                format: None,
+                namespace: None,
+                ending: Ending::Unknown,
+                lapses: 0,
+                records: None,
+                journal_bytes: 0,
+                settled: rest.settled().map_err(told)?,
+                marked: marked.map(|marked| marked.record),
+                ids: 0,
+                file_bytes: path_bytes(path),
+            },
+            rest,
+            journal: Journal::default(),
+            ids: Vec::new(),
+            lost: BTreeMap::new(),
+            lost_bytes: 0,
+            lost_rows: BTreeMap::new(),
+            damage: Vec::new(),
+            untold: 0,
+            _lock: lock,
+        };
+        if said.was_longer_than(file_bytes) {
+            let what = format!("it has {file_bytes} bytes, and had {length} when it was last synced");
+            inspection.tell("log/db", String::new(), what);
+        }
+        if end > seems {
+            let what = "it breaks off before the place to which it was synced, and goes on, if it does, behind that";
+            inspection.tell("log/db", format!("place {seems} of the log, synced to {end}"), what);
+        }
+        if let Some(why) = unfinished::found(path).map_err(told)? {
+            inspection.tell(UNFINISHED, String::new(), why);
+        }
+        if Marked::is_foreign(path) {
+            inspection.tell(MARK, String::new(), "it is not what was written");
+        }
+        if !conf_is_whole(&log) {
+            let what = "it is not what was written, and no server starts with it. It is written anew where there is none: \
+                        remove it";
+            inspection.tell("log/conf", String::new(), what);
+        }
+        inspection.tell_of_the_file();
+        inspection.read_meta().map_err(told)?;
+        if let Some(format) = inspection.facts.format.as_deref().filter(|format| is_newer_format(format)) {
+            // What this version does not know would look like damage, and be missing from what is saved.
+            return Err(open_error(path, other_format(format)));
+        }
+        if let Some(missing) = no_tables.or(inspection.rest.missing(path).map_err(told)?) {
+            inspection.tell(missing.name(), String::new(), missing);
+        }
+        inspection.read_journal(synced);
+        inspection.read_ids().map_err(told)?;
+        if !inspection.damage.is_empty() {
+            inspection.look_for_the_lost().map_err(told)?;
+        }
+        Ok(inspection)
+    }
+
+    /// What the store says of itself.
+    #[must_use]
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// What was found to be damaged so far; all of it once [`Inspection::visit`] has returned. The first thousand.
+    #[must_use]
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
+    }
+
+    /// How much more damage there is than is told.
+    #[must_use]
+    pub fn untold(&self) -> u64 {
+        self.untold
+    }
+
+    /// Whether all is as it was written, as far as has been looked.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.damage.is_empty()
+    }
+
+    /// Dispatches that were done once, oldest first.
+    #[must_use]
+    pub fn ids(&self) -> &[Done] {
+        &self.ids
+    }
+
+    /// Fingerprint of the namespace.
+    #[must_use]
+    pub fn namespace(&self) -> u32 {
+        fingerprint(self.facts.namespace.as_deref().unwrap_or_default())
+    }
+
+    fn tell(&mut self, place: &'static str, key: String, what: impl std::fmt::Display) {
+        self.tell_all([Damage { place, key, what: what.to_string(), user: None }]);
+    }
+
+    fn tell_all(&mut self, damage: impl IntoIterator<Item = Damage>) {
+        for damage in damage {
+            if self.damage.len() < DAMAGE_MAX {
+                self.damage.push(damage);
+            } else {
+                self.untold += 1;
+            }
+        }
+    }
+
+    fn tell_of_the_file(&mut self) {
+        let broken: Vec<_> = self.rest.broken().to_vec();
+        for broken in broken {
+            self.tell("log/db", format!("bytes {} to {}", broken.from, broken.to), broken.what);
+        }
+        let gaps = self.rest.gaps();
+        for Gap { table, from, to } in gaps {
+            let (place, range) = match table {
+                Table::Journal => ("journal", range(&from, &to, &record)),
+                Table::Inbox => ("inbox", range(&from, &to, &owner)),
+                Table::Users => ("users", range(&from, &to, &owner)),
+                Table::Meta => ("meta", range(&from, &to, &owner)),
+                Table::Ids => ("ids", range(&from, &to, &record)),
+                Table::Outbox => ("outbox", range(&from, &to, &owner)),
+            };
+            self.tell(place, range, "a page of this table is missing");
+        }
+    }
+
+    fn read_meta(&mut self) -> std::io::Result<()> {
+        let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).ok();
+        let get = |key: &[u8]| self.rest.get(Table::Meta, key);
+        let format = get(b"format")?.as_ref().and_then(text);
+        let namespace = get(b"namespace")?.as_ref().and_then(text);
+        let lapses = get(b"lapses")?;
+        let open = get(OPEN_KEY)?;
+        self.facts.ending = match open.as_deref() {
+            Some(CLOSED) => Ending::Clean,
+            Some(b"always") => Ending::Unclean,
+            Some(b"lossy") => Ending::UncleanLossy,
+            _ => Ending::Unknown,
+        };
+        if let Some(lapses) = lapses {
+            match lapses[..].try_into() {
+                Ok(lapses) => self.facts.lapses = u32::from_be_bytes(lapses),
+                Err(_) => self.tell("meta", "lapses".into(), "it is not a number"),
+            }
+        }
+        if let Some(other) = format.as_deref().filter(|format| format.as_bytes() != FORMAT) {
+            let what = format!(
+                "this version looks at {} alone. If an earlier version wrote the store, start a server of this version on it \
+                 once; or look at it with the version that wrote it",
+                String::from_utf8_lossy(FORMAT)
+            );
+            self.tell("meta", format!("format {other}"), what);
+        }
+        for (name, found) in [("format", format.is_some()), ("namespace", namespace.is_some())] {
+            if !found {
+                self.tell("meta", name.into(), "it is missing");
+            }
+        }
+        (self.facts.format, self.facts.namespace) = (format, namespace);
+        Ok(())
+    }
+
+    fn read_journal(&mut self, synced: u64) {
+        let mut records: Vec<(u64, Bytes)> =
+            self.rest.records().map(|(number, value)| (number, value.clone())).collect();
+        let settled = self.facts.settled;
+        // Behind a hole, what was never synced counts for nothing: a crash has left it, and the server cuts it off.
+        let mut next = settled + 1;
+        records.retain(|(number, _)| {
+            let hangs_together = *number == next || next <= synced;
+            next = if hangs_together { number + 1 } else { next };
+            hangs_together
+        });
+        // A commit that never came to its end was never answered; but where what was synced is not all there, it did.
+        let there = records.last().map_or(settled, |(number, _)| *number);
+        let mut taken_back = u64::MAX;
+        while synced <= there
+            && let Some((number, _)) = records.last().filter(|(_, value)| goes_on(value) == Some(true))
+        {
+            taken_back = *number;
+            records.pop();
+        }
+        let synced = synced.min(taken_back - 1);
+        let (mut next, mut first, mut count, mut whole) = (settled + 1, None, 0, true);
+        for (number, value) in &records {
+            if *number != next {
+                whole = false;
+                self.tell("journal", records_between(next, number - 1), "missing");
+            }
+            first = first.or(Some(*number));
+            (next, count) = (number + 1, count + 1);
+            self.facts.journal_bytes += value.len() as u64;
+            self.read_record(*number, value);
+        }
+        if synced >= next {
+            whole = false;
+            self.tell("journal", records_between(next, synced), "missing, although synced");
+        }
+        if !whole {
+            for part in self.rest.unreadable().to_vec() {
+                let key = format!("{}, bytes {} to {}", part.file, part.from, part.to);
+                self.tell("journal", key, "nothing in it can be read");
+            }
+        }
+        self.facts.records = first.map(|first| (first, next - 1, count));
+    }
+
+    fn read_record(&mut self, number: u64, value: &Bytes) {
+        let key = format!("record {number}");
+        let read = match self.journal.take(value) {
+            Ok(read) => Some(read),
+            Err((read, what)) => {
+                self.tell("journal", key.clone(), what);
+                read
+            }
+        };
+        if self.facts.namespace.is_some() && read.is_some_and(|read| read.namespace != self.namespace()) {
+            self.tell("journal", key, "it belongs to another namespace");
+        }
+    }
+
+    fn read_ids(&mut self) -> std::io::Result<()> {
+        let mut found = Vec::new();
+        for pair in self.rest.pairs(Table::Ids, &[]) {
+            found.push(pair?);
+        }
+        for (key, value) in found {
+            match Ids::decode(&value) {
+                Ok(Ids::V1 { ids, .. }) => self.ids.extend(ids.into_iter().map(Done)),
+                Err(error) => self.tell("ids", format!("{key:?}"), error),
+            }
+        }
+        self.ids.extend(std::mem::take(&mut self.journal.ids).into_iter().map(Done));
+        self.facts.ids = self.ids.len() as u64;
+        Ok(())
+    }
+
+    /// What no table leads to any more, told by its bytes: a chunk says whose it is, a row does not but its key does.
+    fn look_for_the_lost(&mut self) -> std::io::Result<()> {
+        for pair in self.rest.lost() {
+            let (key, value) = pair?;
+            let user = std::str::from_utf8(&key).ok().filter(|id| UserId::new(id).is_ok());
+            if let (Some(user), Ok(row)) = (user, Row::decode(&value)) {
+                self.lost_rows.insert(user.to_owned(), row);
+            }
+        }
+        let (mut over, ours) = (0, self.namespace());
+        let Self { rest, lost, lost_bytes, .. } = self;
+        rest.chunks_without_place(|value| {
+            let Ok(entries) = chunk_entries(value) else { return };
+            for (entry, expires_s) in entries.into_iter().filter(|(entry, _)| entry.namespace == ours) {
+                let Ok(user) = std::str::from_utf8(&entry.owner) else { continue };
+                if *lost_bytes > LOST_BYTES_MAX {
+                    over += 1;
+                    continue;
+                }
+                let payload = entry.payload.as_bytes().clone();
+                *lost_bytes += payload.len();
+                lost.entry(user.to_owned()).or_default().push((entry.seq, expires_s, payload));
+            }
+        })?;
+        if over > 0 {
+            let what = format!("{over} entries that no table leads to are too many to look at");
+            self.tell("inbox", String::new(), what);
+        }
+        Ok(())
+    }
+
+    /// Goes through all users in the order of their ids, and all that is still there of each.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or the sink does not want more.
+    pub fn visit(&mut self, sink: &mut dyn Sink) -> Result<(), StoreError> {
+        self.visit_some(sink, None)
+    }
+
+    /// As [`Inspection::visit`], for one user.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn visit_one(&mut self, user: &str, sink: &mut dyn Sink) -> Result<(), StoreError> {
+        self.visit_some(sink, Some(user))
+    }
+
+    fn visit_some(&mut self, sink: &mut dyn Sink, only: Option<&str>) -> Result<(), StoreError> {
+        let from = only.unwrap_or_default().as_bytes();
+        let full = self.rest.get(Table::Meta, FULL_LAPSES_KEY).map_err(|error| open_error(&self.path, error))?;
+        let full =
+            full.and_then(|full| Some(u32::from_be_bytes(full[..].try_into().ok()?))).unwrap_or(self.facts.lapses);
+        let mut told = Vec::new();
+        let mut walk = Walk {
+            rows: self.rest.pairs(Table::Users, from).peekable(),
+            chunks: self.rest.pairs(Table::Inbox, from).peekable(),
+            journal: &self.journal,
+            lost: &self.lost,
+            lost_rows: &self.lost_rows,
+            namespace: self.namespace(),
+            lapses: Lapses { count: self.facts.lapses, full },
+            damaged: !self.damage.is_empty(),
+            only,
+            told: &mut told,
+            now_s: now_s(),
+        };
+        let walked = walk.all(sink).map_err(|error| match error {
+            Stop::Sink(error) => error,
+            Stop::Read(error) => open_error(&self.path, error),
+        });
+        drop(walk);
+        self.tell_all(told);
+        walked
+    }
+}
+
+/// Bytes of all files in a directory and those in it.
+fn path_bytes(path: &Path) -> u64 {
+    let files = fs::read_dir(path).into_iter().flatten().flatten();
+    files
+        .map(
+            |file| {
+                if file.path().is_dir() {
+                    path_bytes(&file.path())
+                } else {
+                    file.metadata().map_or(0, |file| file.len())
+                }
+            },
+        )
+        .sum()
+}
+
+/// Whether sled's settings are as it wrote them, behind which is their checksum. A file that is missing, or too short, it
+/// writes anew.
+fn conf_is_whole(log: &Path) -> bool {
+    let conf = fs::read(log.join(CONF)).unwrap_or_default();
+    match conf.split_last_chunk::<4>() {
+        Some((text, crc)) if conf.len() > 8 => crc32fast::hash(text) == u32::from_le_bytes(*crc),
+        _ => true,
+    }
+}
+
+fn records_between(from: u64, to: u64) -> String {
+    if from == to { format!("record {from}") } else { format!("records {from} to {to}") }
+}
+
+fn range(from: &[u8], to: &[u8], name: &dyn Fn(&[u8]) -> String) -> String {
+    match (from.is_empty(), to.is_empty()) {
+        (true, true) => "all of it".into(),
+        (true, false) => format!("all before {}", name(to)),
+        (false, true) => format!("all from {} on", name(from)),
+        (false, false) => format!("all from {} to {}", name(from), name(to)),
+    }
+}
+
+fn record(key: &[u8]) -> String {
+    // Keys between pages are cut off where they differ.
+    let mut whole = journal_key(0);
+    let length = key.len().min(8);
+    whole[..length].copy_from_slice(&key[..length]);
+    format!("record {}", u64::from_be_bytes(whole))
+}
+
+fn owner(key: &[u8]) -> String {
+    let id = key.split(|byte| *byte == 0).next().unwrap_or(key);
+    format!("user {:?}", String::from_utf8_lossy(id))
+}
+
+fn cannot_lock(error: &std::io::Error) -> String {
+    format!("its file `{LOCK}` cannot be locked: {}. Check that it may be read", system_error(error))
+}
+
+/// Takes the lock of a directory without writing into it; `None` where there is none to take.
+fn lock(path: &Path) -> Result<Option<File>, StoreError> {
+    if !path.is_dir() {
+        return Err(open_error(path, "there is no such directory"));
+    }
+    let file = match File::open(path.join(LOCK)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(open_error(path, cannot_lock(&error))),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::Error(error)) => Err(open_error(path, cannot_lock(&error))),
+        Err(TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(path.join(LOCK)).unwrap_or_default();
+            let holder = if holder.trim().is_empty() { String::new() } else { format!(" (process {})", holder.trim()) };
+            Err(StoreError::InUse { path: path.to_owned(), holder })
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The records of the journal, as what they say of each user.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::{
+    embedded::wal::record::{Header, Item, RecordReader, StoredCursor, StoredId},
+    message::Seq,
+};
+
+/// What a record says of a user.
+#[derive(Clone, Debug)]
+pub enum Said {
+    Entry { seq: Seq, expires_s: u32, payload: Bytes, collapse: String },
+    Received { through: Seq, islands: Vec<(Seq, Seq)> },
+    Seen(u64),
+    Cursor { device: String, cursor: StoredCursor },
+    Forgotten { device: String },
+    Gone { from: Seq, to: Seq, loss: u8 },
+}
+
+/// All that records say.
+#[derive(Debug, Default)]
+pub struct Journal {
+    /// Of each user, in the order in which it was said.
+    pub users: BTreeMap<String, Vec<Said>>,
+    /// Dispatches that were done once.
+    pub ids: Vec<StoredId>,
+    rejected: Vec<(String, u8)>,
+}
+
+/// A record that was taken in.
+#[derive(Clone, Copy, Debug)]
+pub struct Read {
+    pub namespace: u32,
+}
+
+/// Whether a record says that its commit goes on in the next; `None` if it cannot be read to its end.
+pub fn goes_on(value: &Bytes) -> Option<bool> {
+    let mut reader = RecordReader::new(value).ok()?;
+    let mut last = false;
+    while let Some(item) = reader.next_item() {
+        last = matches!(item.ok()?.1, Item::More);
+    }
+    Some(last)
+}
+
+impl Journal {
+    /// Takes in a record, as far as it can be read; tells in words what cannot.
+    pub fn take(&mut self, value: &Bytes) -> Result<Read, (Option<Read>, String)> {
+        let mut reader = RecordReader::new(value).map_err(|error| (None, error.to_string()))?;
+        let Header::V1 { namespace, at_ms } = reader.header;
+        let read = Read { namespace };
+        let mut message: Option<(Bytes, u32, String)> = None;
+        while let Some(item) = reader.next_item() {
+            let (at, item) = item.map_err(|error| (Some(read), format!("what follows is unreadable: {error}")))?;
+            let (user, said) = match item {
+                Item::Message(payload) => {
+                    message = Some((value.slice_ref(payload), 0, String::new()));
+                    continue;
+                }
+                Item::MessageWith { payload, expires_s, collapse } => {
+                    message = Some((value.slice_ref(payload), expires_s, collapse.to_owned()));
+                    continue;
+                }
+                Item::To { user, seq } => {
+                    let (payload, expires_s, collapse) =
+                        message.clone().ok_or_else(|| (Some(read), format!("a stamp without a message at {at}")))?;
+                    (user, Said::Entry { seq, expires_s, payload, collapse })
+                }
+                Item::Received { user, through, islands } => (user, Said::Received { through, islands }),
+                Item::Seen { user, at_ms } => (user, Said::Seen(at_ms)),
+                Item::Cursor { user, device, cursor } => (user, Said::Cursor { device: device.to_owned(), cursor }),
+                Item::Forgotten { user, device } => (user, Said::Forgotten { device: device.to_owned() }),
+                Item::Gone { user, from, to, loss } => (user, Said::Gone { from, to, loss }),
+                Item::Rejected { user, reason } => {
+                    self.rejected.push((user.to_owned(), reason));
+                    continue;
+                }
+                Item::Once { id, recipients, online, offline } => {
+                    let rejected = std::mem::take(&mut self.rejected);
+                    self.ids.push(StoredId {
+                        id: id.to_owned(),
+                        at_ms,
+                        recipients,
+                        online,
+                        offline,
+                        rejected,
+                        more: false,
+                    });
+                    continue;
+                }
+                Item::More => continue,
+            };
+            match self.users.get_mut(user) {
+                Some(known) => known.push(said),
+                None => _ = self.users.insert(user.to_owned(), vec![said]),
+            }
+        }
+        Ok(read)
+    }
+}

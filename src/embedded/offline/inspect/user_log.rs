@@ -1,0 +1,337 @@
+//! One user's log, put together from his row, his inbox and what the journal says.
+
+use std::collections::{BTreeMap, btree_map::Entry};
+
+use bytes::Bytes;
+
+use super::{Damage, Stored, journal::Said};
+use crate::{
+    embedded::{
+        user_log::lapses::{Lapses, RESERVE},
+        wal::record::{Row, StoredCursor, StoredLog},
+    },
+    message::Seq,
+    store::{Loss, Missed, Received},
+};
+
+/// What is known of a user.
+#[derive(Clone, Debug)]
+pub struct LogFacts {
+    /// Who.
+    pub user: String,
+    /// Last sequence handed out.
+    pub head: Seq,
+    /// When he was seen, in milliseconds of the Unix epoch; 0 = never.
+    pub seen_ms: u64,
+    /// Cursors: whose ("" = clients without a device), what was received, and when it was seen.
+    pub cursors: Vec<(String, Received, u64)>,
+    /// Ranges that are gone although nobody received them, as far as it is remembered why.
+    pub gone: Vec<Missed>,
+    /// Entries that somebody has not received: sequence, bytes of payload, when it expires (0 = never).
+    pub pending: Vec<(Seq, u32, u32)>,
+    /// Entries that have expired and are still there.
+    pub expired: u64,
+    /// Ranges that somebody has not received and that are not there, for no reason that is remembered.
+    pub missing: Vec<(Seq, Seq)>,
+    /// For those who store it.
+    pub stored: Stored,
+}
+
+impl LogFacts {
+    /// Bytes of payload that somebody has not received.
+    #[must_use]
+    pub fn pending_bytes(&self) -> u64 {
+        self.pending.iter().map(|(_, bytes, _)| u64::from(*bytes)).sum()
+    }
+}
+
+/// A log being put together.
+pub struct Assembly {
+    user: String,
+    log: StoredLog,
+    gone: Vec<Missed>,
+    /// Entries that are not in the inbox, or may not be.
+    entries: BTreeMap<Seq, (u32, Bytes)>,
+    pending: Vec<(Seq, u32, u32)>,
+    expired: u64,
+    /// Ranges that are there or need not be.
+    had: Vec<(Seq, Seq)>,
+    last: Seq,
+    keys: BTreeMap<String, Seq>,
+    /// How many lapses the row takes into account, if there is one.
+    known: Option<u32>,
+    /// The first entry of which the journal tells.
+    first: Option<Seq>,
+    /// A cursor that was said to be forgotten, and stays because it is the last: what is said of it next replaces it.
+    stale: Option<String>,
+}
+
+impl Assembly {
+    /// Begins with the row, if there is one.
+    pub fn new(user: String, row: Option<Row>) -> Self {
+        let known = row.as_ref().map(Row::lapses);
+        let mut log = row.map(Row::into_stored).unwrap_or_default();
+        if log.shared.is_none() && log.devices.is_empty() {
+            log.shared = Some(StoredCursor::default());
+        }
+        let gone = log.gone.iter().map(|&(from, to, loss)| missed(from, to, loss)).collect();
+        let keys = log.keys.iter().map(|(key, seq, ..)| (key.clone(), *seq)).collect();
+        Self {
+            user,
+            log,
+            gone,
+            entries: BTreeMap::new(),
+            pending: Vec::new(),
+            expired: 0,
+            had: Vec::new(),
+            last: 0,
+            keys,
+            known,
+            first: None,
+            stale: None,
+        }
+    }
+
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// What a record says. With `all`, also entries that the row says are in the inbox: it may have lost them.
+    pub fn hear(&mut self, said: Said, all: bool) {
+        match said {
+            Said::Entry { seq, expires_s, payload, collapse } => {
+                self.first.get_or_insert(seq);
+                // Sequences rise by one but where a lapse was passed over, of which the row may know nothing.
+                let skipped = seq.saturating_sub(self.log.head + 1);
+                if skipped > 0 && skipped.is_multiple_of(RESERVE) {
+                    self.pass_to(seq - 1);
+                }
+                self.log.head = self.log.head.max(seq);
+                if seq > self.log.settled || all {
+                    self.entries.insert(seq, (expires_s, payload));
+                }
+                if !collapse.is_empty() {
+                    self.keys.insert(collapse, seq);
+                }
+            }
+            Said::Received { through, islands } => {
+                let cursor = self.log.shared.get_or_insert_default();
+                receive(cursor, through, &islands);
+            }
+            Said::Seen(at_ms) => self.log.seen_ms = self.log.seen_ms.max(at_ms),
+            Said::Cursor { device, cursor } => {
+                let begins_anew = self.stale.take_if(|stale| *stale == device).is_some();
+                let known = self.cursor(device);
+                if begins_anew {
+                    *known = StoredCursor::default();
+                }
+                receive(known, cursor.through, &cursor.islands);
+                known.seen_ms = known.seen_ms.max(cursor.seen_ms);
+            }
+            Said::Forgotten { device } if device.is_empty() => {
+                if self.log.devices.is_empty() {
+                    self.stale = Some(device);
+                } else {
+                    self.log.shared = None;
+                }
+            }
+            Said::Forgotten { device } => {
+                // The last one stays: a log without any would have nobody to keep anything for.
+                if self.log.shared.is_some() || self.log.devices.len() > 1 {
+                    self.log.devices.retain(|(name, _)| *name != device);
+                } else {
+                    self.stale = Some(device);
+                }
+            }
+            Said::Gone { from, to, loss } => self.gone.push(missed(from, to, loss)),
+        }
+    }
+
+    fn cursor(&mut self, device: String) -> &mut StoredCursor {
+        if device.is_empty() {
+            return self.log.shared.get_or_insert_default();
+        }
+        let at = match self.log.devices.iter().position(|(name, _)| *name == device) {
+            Some(at) => at,
+            None => {
+                self.log.devices.push((device, StoredCursor::default()));
+                self.log.devices.len() - 1
+            }
+        };
+        &mut self.log.devices[at].1
+    }
+
+    /// An entry of which only this is left.
+    pub fn found(&mut self, seq: Seq, expires_s: u32, payload: Bytes) -> bool {
+        self.log.head = self.log.head.max(seq);
+        match self.entries.entry(seq) {
+            Entry::Vacant(place) => _ = place.insert((expires_s, payload)),
+            Entry::Occupied(known) => return known.get().1 == payload,
+        }
+        true
+    }
+
+    /// All has been heard: moves on past the lapses of the store that the row does not take into account.
+    pub fn heard(&mut self, lapses: Lapses) {
+        let passed = self.first.is_some_and(|first| first > RESERVE * u64::from(lapses.full));
+        let due = lapses.due(self.known.or(passed.then_some(lapses.full)), self.log.head);
+        if due > 0 {
+            self.pass_to(self.log.head + u64::from(due) * RESERVE);
+        }
+        self.log.lapses = lapses.count;
+    }
+
+    fn pass_to(&mut self, to: Seq) {
+        let gap = (self.log.head + 1, to);
+        self.log.head = to;
+        let passed = missed(gap.0, gap.1, Loss::Restart as u8);
+        if !self.gone.contains(&passed) {
+            self.gone.push(passed);
+        }
+        let cursors = self.log.shared.iter_mut().chain(self.log.devices.iter_mut().map(|(_, cursor)| cursor));
+        cursors.for_each(|cursor| receive(cursor, 0, &[gap]));
+    }
+
+    fn received(&self) -> Vec<Received> {
+        let cursors = self.log.shared.iter().chain(self.log.devices.iter().map(|(_, cursor)| cursor));
+        cursors.map(|cursor| Received::from_parts(cursor.through, &cursor.islands)).collect()
+    }
+
+    /// Takes entries of the inbox, in order, or what is left when that is at its end (`None`); gives back those that
+    /// somebody has not received, in order.
+    pub fn pass(&mut self, chunk: Option<Vec<(Seq, u32, Bytes)>>, now_s: u32) -> Vec<(Seq, u32, Bytes)> {
+        let until = match &chunk {
+            Some(chunk) => chunk.last().map_or(0, |(seq, ..)| *seq),
+            None => Seq::MAX,
+        };
+        let mut merged: BTreeMap<Seq, (u32, Bytes)> = BTreeMap::new();
+        for (seq, expires_s, payload) in chunk.into_iter().flatten() {
+            self.log.head = self.log.head.max(seq);
+            merged.insert(seq, (expires_s, payload));
+        }
+        let later = if until == Seq::MAX { BTreeMap::new() } else { self.entries.split_off(&(until + 1)) };
+        for (seq, entry) in std::mem::replace(&mut self.entries, later) {
+            merged.entry(seq).or_insert(entry);
+        }
+        let cursors = self.received();
+        let mut kept = Vec::new();
+        for (seq, (expires_s, payload)) in merged {
+            if seq <= self.last {
+                continue;
+            }
+            self.last = seq;
+            self.have(seq);
+            let received = cursors.iter().all(|cursor| cursor.contains(seq));
+            if received || self.gone.iter().any(|gone| (gone.from..=gone.to).contains(&seq)) {
+                continue;
+            }
+            if expires_s > 0 && expires_s <= now_s {
+                self.expired += 1;
+                continue;
+            }
+            // A payload has at most 64 KiB.
+            self.pending.push((seq, payload.len() as u32, expires_s));
+            kept.push((seq, expires_s, payload));
+        }
+        kept
+    }
+
+    fn have(&mut self, seq: Seq) {
+        match self.had.last_mut() {
+            Some((_, to)) if *to + 1 == seq => *to = seq,
+            _ => self.had.push((seq, seq)),
+        }
+    }
+
+    /// All that is known of him.
+    pub fn finish(mut self) -> LogFacts {
+        let cursors = self.received();
+        let common = common(&cursors);
+        self.gone.sort_by_key(|gone| (gone.from, gone.to));
+        let missing = missing(self.log.head, &self.had, &common, &self.gone);
+        let names = self.log.shared.iter().map(|cursor| (String::new(), cursor));
+        let names = names.chain(self.log.devices.iter().map(|(name, cursor)| (name.clone(), cursor)));
+        let cursors = names.zip(cursors).map(|((name, cursor), received)| (name, received, cursor.seen_ms)).collect();
+        self.log.gone = self.gone.iter().map(|gone| (gone.from, gone.to, gone.reason as u8)).collect();
+        let bytes_of = |seq: Seq| {
+            let at = self.pending.binary_search_by_key(&seq, |(seq, ..)| *seq).ok()?;
+            let (_, bytes, expires_s) = self.pending[at];
+            Some((bytes, expires_s))
+        };
+        let mut keys: Vec<_> = self
+            .keys
+            .iter()
+            .filter_map(|(key, seq)| bytes_of(*seq).map(|(bytes, expires_s)| (key.clone(), *seq, bytes, expires_s)))
+            .collect();
+        keys.sort_by_key(|(_, seq, ..)| *seq);
+        self.log.keys = keys;
+        LogFacts {
+            user: self.user,
+            head: self.log.head,
+            seen_ms: self.log.seen_ms,
+            cursors,
+            gone: self.gone,
+            pending: self.pending,
+            expired: self.expired,
+            missing,
+            stored: Stored(self.log),
+        }
+    }
+}
+
+/// Ranges that everybody has received.
+fn common(cursors: &[Received]) -> Vec<(Seq, Seq)> {
+    let ranges = |received: &Received| -> Vec<(Seq, Seq)> {
+        let first = (received.through() > 0).then_some((1, received.through()));
+        first.into_iter().chain(received.islands().iter().copied()).collect()
+    };
+    let mut all: Option<Vec<(Seq, Seq)>> = None;
+    for cursor in cursors {
+        let own = ranges(cursor);
+        all = Some(match all {
+            None => own,
+            Some(all) => {
+                let pairs = all.iter().flat_map(|one| own.iter().map(move |other| (one, other)));
+                let cut = pairs.map(|(one, other)| (one.0.max(other.0), one.1.min(other.1)));
+                cut.filter(|(from, to)| from <= to).collect()
+            }
+        });
+    }
+    all.unwrap_or_default()
+}
+
+/// What of `1..=head` is in none of the ranges.
+fn missing(head: Seq, had: &[(Seq, Seq)], received: &[(Seq, Seq)], gone: &[Missed]) -> Vec<(Seq, Seq)> {
+    let gone = gone.iter().map(|gone| (gone.from, gone.to));
+    let mut ranges: Vec<_> = had.iter().chain(received).copied().chain(gone).collect();
+    ranges.sort_unstable();
+    let (mut missing, mut next) = (Vec::new(), 1);
+    for (from, to) in ranges {
+        if from > next {
+            missing.push((next, (from - 1).min(head)));
+        }
+        next = next.max(to.saturating_add(1));
+    }
+    if next <= head {
+        missing.push((next, head));
+    }
+    missing.retain(|(from, to)| from <= to && *from <= head);
+    missing
+}
+
+fn receive(cursor: &mut StoredCursor, through: Seq, islands: &[(Seq, Seq)]) {
+    let mut received = Received::from_parts(cursor.through, &cursor.islands);
+    received.insert(1, through);
+    islands.iter().for_each(|&(from, to)| _ = received.insert(from, to));
+    cursor.through = received.through();
+    cursor.islands = received.islands().to_vec();
+}
+
+fn missed(from: Seq, to: Seq, loss: u8) -> Missed {
+    Missed { from, to, reason: Loss::from_stored(loss).unwrap_or(Loss::Expired) }
+}
+
+/// Something of this user that cannot be read.
+pub fn damage(user: &str, place: &'static str, key: String, what: impl std::fmt::Display) -> Damage {
+    Damage { place, key, what: what.to_string(), user: Some(user.to_owned()) }
+}

@@ -1,0 +1,211 @@
+//! Going through all users, in the order of their ids, and all that is still there of each.
+
+use std::{collections::BTreeMap, iter::Peekable};
+
+use bytes::Bytes;
+
+use super::{
+    Damage, LogFacts, Sink,
+    journal::Journal,
+    user_log::{Assembly, damage},
+};
+use crate::{
+    embedded::{
+        tables::sled::RestPairs,
+        unreadable::Unreadable,
+        user_log::lapses::Lapses,
+        wal::record::{Row, chunk_entries, is_inbox_key_of},
+    },
+    message::{Seq, UserId},
+    store::StoreError,
+};
+
+/// Why it ended early.
+pub enum Stop {
+    Sink(StoreError),
+    Read(std::io::Error),
+}
+
+impl From<std::io::Error> for Stop {
+    fn from(error: std::io::Error) -> Self {
+        Self::Read(error)
+    }
+}
+
+/// Going through all users.
+pub struct Walk<'a> {
+    pub rows: Peekable<RestPairs<'a>>,
+    pub chunks: Peekable<RestPairs<'a>>,
+    pub journal: &'a Journal,
+    pub lost: &'a BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
+    pub lost_rows: &'a BTreeMap<String, Row>,
+    pub namespace: u32,
+    pub lapses: Lapses,
+    pub damaged: bool,
+    pub only: Option<&'a str>,
+    pub told: &'a mut Vec<Damage>,
+    pub now_s: u32,
+}
+
+/// The next pair cannot be read.
+struct Unread;
+
+/// Whose the next pair is. Passes over keys that are nobody's, and tells of them.
+fn first_user(
+    pairs: &mut Peekable<RestPairs<'_>>,
+    user: fn(&[u8]) -> Option<String>,
+    (place, what): (&'static str, &str),
+    told: &mut Vec<Damage>,
+) -> Result<Option<String>, Unread> {
+    while let Some(pair) = pairs.peek() {
+        let Ok((key, _)) = pair else { return Err(Unread) };
+        if let Some(user) = user(key) {
+            return Ok(Some(user));
+        }
+        told.push(Damage { place, key: format!("{key:?}"), what: what.into(), user: None });
+        pairs.next();
+    }
+    Ok(None)
+}
+
+impl Walk<'_> {
+    /// Everybody, or `only` one.
+    pub fn all(&mut self, sink: &mut dyn Sink) -> Result<(), Stop> {
+        let mut after: Option<String> = None;
+        while let Some(user) = self.next_user(after.as_deref())? {
+            if self.only.is_some_and(|only| *only < *user) {
+                break;
+            }
+            let wanted = self.only.is_none_or(|only| *only == *user);
+            let facts = self.user(&user, sink)?;
+            if wanted {
+                sink.log(facts).map_err(Stop::Sink)?;
+            }
+            after = Some(user);
+        }
+        Ok(())
+    }
+
+    /// The next of whom anything is known.
+    fn next_user(&mut self, after: Option<&str>) -> Result<Option<String>, Stop> {
+        let row = first_user(&mut self.rows, user_of, ("users", "it is no user id"), self.told);
+        let row = row.map_err(|Unread| Stop::Read(self.failed()))?;
+        let chunk = first_user(&mut self.chunks, inbox_user, ("inbox", "it is no key of a chunk"), self.told);
+        let chunk = chunk.map_err(|Unread| Stop::Read(self.failed()))?;
+        let from = match (after, self.only) {
+            (Some(after), _) => std::ops::Bound::Excluded(after.to_owned()),
+            (None, Some(only)) => std::ops::Bound::Included(only.to_owned()),
+            (None, None) => std::ops::Bound::Unbounded,
+        };
+        let range = (from, std::ops::Bound::Unbounded);
+        let journal = self.journal.users.range(range.clone()).next().map(|(user, _)| user.clone());
+        let lost = self.lost.range(range.clone()).next().map(|(user, _)| user.clone());
+        let lost_row = self.lost_rows.range(range).next().map(|(user, _)| user.clone());
+        Ok([row, chunk, journal, lost, lost_row].into_iter().flatten().min())
+    }
+
+    fn failed(&mut self) -> std::io::Error {
+        let error = self.rows.next().and_then(Result::err).or_else(|| self.chunks.next().and_then(Result::err));
+        error.unwrap_or_else(|| std::io::ErrorKind::Other.into())
+    }
+
+    fn user(&mut self, user: &str, sink: &mut dyn Sink) -> Result<LogFacts, Stop> {
+        let wanted = self.only.is_none_or(|only| only == user);
+        let row = self.row(user)?;
+        let settled = row.as_ref().map_or(0, Row::settled);
+        let mut assembly = Assembly::new(user.to_owned(), row);
+        for said in self.journal.users.get(user).into_iter().flatten() {
+            assembly.hear(said.clone(), self.damaged);
+        }
+        for (seq, expires_s, payload) in self.lost.get(user).into_iter().flatten() {
+            if !assembly.found(*seq, *expires_s, payload.clone()) {
+                let what = "there are two entries with this sequence, and they differ; the first is taken";
+                self.told.push(damage(user, "journal", format!("entry {seq}"), what));
+            }
+        }
+        assembly.heard(self.lapses);
+        while self.chunks.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| is_inbox_key_of(key, user))) {
+            let Some((key, value)) = self.chunks.next().transpose()? else { break };
+            if let Some(entries) = self.chunk(assembly.user(), settled, &key, &value) {
+                let kept = assembly.pass(Some(entries), self.now_s);
+                if wanted && !kept.is_empty() {
+                    sink.entries(user, &kept).map_err(Stop::Sink)?;
+                }
+            }
+        }
+        let kept = assembly.pass(None, self.now_s);
+        if wanted && !kept.is_empty() {
+            sink.entries(user, &kept).map_err(Stop::Sink)?;
+        }
+        let facts = assembly.finish();
+        if self.damaged {
+            for (from, to) in &facts.missing {
+                let what = "not there: lost, or expired";
+                self.told.push(damage(user, "entries", format!("{from} to {to}"), what));
+            }
+        }
+        Ok(facts)
+    }
+
+    fn row(&mut self, user: &str) -> Result<Option<Row>, Stop> {
+        let own = self.rows.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| key == user.as_bytes()));
+        let Some((_, value)) = (if own { self.rows.next().transpose()? } else { None }) else {
+            if let Some(row) = self.lost_rows.get(user) {
+                return Ok(Some(row.clone()));
+            }
+            // The journal may know of somebody whose row was not written yet when the power went.
+            if !self.journal.users.contains_key(user) {
+                self.told.push(damage(user, "users", "the row".into(), "it is missing"));
+            }
+            return Ok(None);
+        };
+        match Row::decode(&value) {
+            Ok(row) => Ok(Some(row)),
+            Err(error) => {
+                self.told.push(damage(user, "users", "the row".into(), error));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The entries of a chunk that are this user's.
+    fn chunk(&mut self, user: &str, settled: Seq, key: &Bytes, value: &Bytes) -> Option<Vec<(Seq, u32, Bytes)>> {
+        let first = key.last_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+        let place = || format!("the chunk from {first} on");
+        let entries = match chunk_entries(value) {
+            Ok(entries) => entries,
+            // One that nothing counts on yet: it was being written when the power went, and the journal has all of it.
+            Err(_)
+                if Unreadable::of_value(value).is_some()
+                    && first > settled
+                    && self.journal.users.contains_key(user) =>
+            {
+                return None;
+            }
+            Err(error) => {
+                self.told.push(damage(user, "inbox", place(), error));
+                return None;
+            }
+        };
+        let ours = |(entry, _): &(crate::store::Entry, u32)| {
+            entry.owner == user.as_bytes() && entry.namespace == self.namespace
+        };
+        if !entries.iter().all(ours) {
+            self.told.push(damage(user, "inbox", place(), "it is not that user's"));
+            return None;
+        }
+        let parts =
+            entries.into_iter().map(|(entry, expires_s)| (entry.seq, expires_s, entry.payload.as_bytes().clone()));
+        Some(parts.collect())
+    }
+}
+
+fn user_of(key: &[u8]) -> Option<String> {
+    let id = std::str::from_utf8(key).ok()?;
+    UserId::new(id).ok().map(|_| id.to_owned())
+}
+
+fn inbox_user(key: &[u8]) -> Option<String> {
+    let at = key.len().checked_sub(9)?;
+    user_of(&key[..at]).filter(|user| is_inbox_key_of(key, user))
+}

@@ -1,0 +1,128 @@
+//! Making sled's files anew where sled would make a mess of those there are.
+//!
+//! When it opens, sled makes a snapshot, and then empties the parts of its file that the snapshot makes superfluous; but it
+//! does not make the snapshot's name last. A power cut that takes the name back, and nothing else, leaves a file that sled
+//! either calls corrupt or takes for nearly empty. All is there, though, and is read without sled: so it is put into new
+//! files, which take the place of the old ones when they are whole. The old ones are set aside.
+
+use std::{fs, io, path::Path};
+
+use super::sled_file::{RawTables, Segments, TABLES};
+use crate::embedded::tables::{
+    directory::{DB, Locked},
+    refusal::{why, why_of_sled},
+    sled::{abandon, end},
+    sled_error,
+    watermark::Mark,
+};
+
+/// Whether that is what has become of a log.
+pub fn is_due(log: &Path) -> io::Result<bool> {
+    Ok(fs::metadata(log.join(DB)).is_ok_and(|db| db.len() > 0) && Segments::find(log)?.snapshot_misleads())
+}
+
+/// Makes it anew, with `open` for what opens sled in a directory.
+pub fn rebuild(locked: &Locked, path: &Path, open: impl FnOnce(&Path) -> sled::Result<sled::Db>) -> Result<(), String> {
+    let told = |error: io::Error| why("its tables cannot be written anew", &sled_error::restored(error));
+    let tables = RawTables::open(&locked.log(), false).map_err(told)?;
+    if let Some(broken) = tables.broken().first() {
+        return Err(broken.to_string());
+    }
+    if !tables.gaps.is_empty() {
+        return Err("parts of its tables are missing. See what is left with `mesa inspect`".into());
+    }
+    let making = locked.making().map_err(told)?;
+    let db = open(&making).map_err(|error| why_of_sled(&error))?;
+    fill(&db, &tables).inspect_err(|_| abandon(&db)).map_err(told)?;
+    end(db, &making).map_err(told)?;
+    // It knows where the old log ended.
+    Mark::forget_end(path).map_err(told)?;
+    locked.rebuilt(&making).map_err(told)?;
+    tracing::warn!(
+        "a power cut had left the tables such that they could not be opened: they were written anew, with all there was"
+    );
+    Ok(())
+}
+
+fn fill(db: &sled::Db, tables: &RawTables) -> io::Result<()> {
+    for (name, table) in TABLES {
+        let tree = db.open_tree(name)?;
+        for pair in tables.pairs(table, &[]) {
+            let (key, value) = pair?;
+            tree.insert(key, &value[..])?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::{
+        embedded::{
+            Tuning,
+            tables::sled::{DiskOptions, open},
+        },
+        message::{Payload, UserId},
+        store::{Append, ReadLimit, Store},
+    };
+
+    async fn append(store: &Arc<dyn Store>, count: u64) {
+        for n in 0..count {
+            let payload = Payload::encode(0, Some(&n.to_string()), None).unwrap();
+            store.append(Append::new(payload, vec![UserId::new("a").unwrap()])).await.unwrap();
+        }
+    }
+
+    fn seqs(store: &Arc<dyn Store>) -> Vec<u64> {
+        let all = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
+        let entries = store.read(&UserId::new("a").unwrap(), 0, all).unwrap().entries;
+        entries.iter().map(|entry| entry.seq).collect()
+    }
+
+    #[tokio::test]
+    async fn what_was_written_anew_is_what_was_there_wherever_the_power_goes() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("store");
+        let tuned = |settle_after| DiskOptions {
+            tuning: Tuning { settle_after, ..Tuning::default() },
+            ..DiskOptions::new(&path)
+        };
+        let store = open(tuned(Duration::ZERO)).unwrap();
+        append(&store, 40).await;
+        while store.recent(&UserId::new("a").unwrap(), 39, ReadLimit { entries: 1, bytes: 1 }).is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        store.close().await.unwrap();
+        drop(store);
+        let never = Duration::from_secs(3600);
+        let mut head = 40;
+        for step in ["rebuilt", "the new one beside the old", "the new one alone"] {
+            let log = path.join("log");
+            match step {
+                "rebuilt" => {
+                    let locked = Locked::new(&path).unwrap();
+                    let opened = |path: &Path| {
+                        sled::Config::new().path(path).segment_size(crate::embedded::tables::open::SEGMENT_BYTES).open()
+                    };
+                    rebuild(&locked, &path, opened).unwrap();
+                }
+                "the new one alone" => fs::rename(&log, path.join("rebuilt")).unwrap(),
+                _ => {
+                    fs::rename(&log, path.join("rebuilt")).unwrap();
+                    fs::create_dir(&log).unwrap();
+                    fs::write(log.join(DB), b"what sled would make a mess of").unwrap();
+                }
+            }
+            let store = open(tuned(never)).unwrap();
+            assert_eq!(seqs(&store), (1..=head).collect::<Vec<_>>(), "{step}");
+            append(&store, 5).await;
+            head += 5;
+            store.close().await.unwrap();
+            drop(store);
+            assert!(!path.join("rebuilt").exists());
+        }
+    }
+}

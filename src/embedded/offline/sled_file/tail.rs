@@ -1,0 +1,87 @@
+//! Following the end of the log while sled writes it.
+
+use std::{fs::File, io, path::Path};
+
+use super::{
+    segment::{self, HEADER_BYTES, Header, Kind, RED_ZONE_BYTES},
+    segment_log::{Segments, read_at},
+};
+
+/// Longer than any header of a message.
+const HEAD_BYTES: usize = 64;
+
+/// Where the log ends.
+#[derive(Debug)]
+pub(in crate::embedded) struct Tail {
+    size: usize,
+    /// Place in the log of the first byte of the last segment, and in the file, if that segment is there yet.
+    base: u64,
+    segment: Option<u64>,
+    /// Where in the segment the next message is to begin.
+    at: usize,
+}
+
+impl Tail {
+    /// The end of the log in `directory`.
+    pub fn find(directory: &Path) -> io::Result<Self> {
+        let segments = Segments::find(directory)?;
+        let (end, full) = segments.end()?;
+        let (size, bytes) = (segments.size, segments.size as u64);
+        let base = end / bytes * bytes;
+        let segment = segments.place(base).filter(|_| !full);
+        Ok(Self { size, base, segment, at: HEADER_BYTES.max((end - base) as usize) })
+    }
+
+    /// Moves on over what has been written meanwhile. All of that is with the system: a sync makes it last.
+    pub fn advance(&mut self, file: &File) -> io::Result<u64> {
+        let mut bytes = Vec::new();
+        loop {
+            let Some(segment) = self.segment else {
+                self.segment = self.find_segment(file)?;
+                if self.segment.is_some() {
+                    continue;
+                }
+                return Ok(self.base);
+            };
+            if self.at + RED_ZONE_BYTES > self.size {
+                self.next_segment();
+                continue;
+            }
+            let number = self.base / self.size as u64;
+            bytes.resize(HEAD_BYTES, 0);
+            let read = read_at(file, &mut bytes, segment + self.at as u64)?;
+            let length = segment::length(&bytes[..read]).filter(|length| self.at + length <= self.size);
+            let Some(length) = length else { return Ok(self.base + self.at as u64) };
+            bytes.resize(length, 0);
+            read_at(file, &mut bytes, segment + self.at as u64)?;
+            match segment::message(&bytes, 0, number) {
+                Some(message) if message.kind == Kind::Cap => self.next_segment(),
+                Some(_) => self.at += length,
+                None => return Ok(self.base + self.at as u64),
+            }
+        }
+    }
+
+    /// Bytes that are left in the segment that is written to; 0 where it is not in the file yet.
+    pub fn left(&self) -> u64 {
+        let left = (self.size - RED_ZONE_BYTES).saturating_sub(self.at);
+        self.segment.map_or(0, |_| left as u64)
+    }
+
+    fn next_segment(&mut self) {
+        self.base += self.size as u64;
+        (self.segment, self.at) = (None, HEADER_BYTES);
+    }
+
+    /// Which part of the file is the segment that is wanted now.
+    fn find_segment(&self, file: &File) -> io::Result<Option<u64>> {
+        for at in (0..file.metadata()?.len()).step_by(self.size) {
+            let mut bytes = [0; HEADER_BYTES];
+            let read = read_at(file, &mut bytes, at)?;
+            if Header::read(&bytes[..read]).is_some_and(|header| header.lsn == self.base) {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
+    }
+}

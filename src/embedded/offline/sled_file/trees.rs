@@ -1,0 +1,274 @@
+//! Trees as pairs in order, one page in memory at a time, with the gaps that damage has left.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    io,
+    path::Path,
+};
+
+use bytes::Bytes;
+
+use super::{
+    page::{Data, Link, Node, names},
+    segment_log::{Broken, Log, Page},
+};
+use crate::embedded::tables::contract::Table;
+
+/// Keys of which nothing is known any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::embedded) struct Gap {
+    pub table: Table,
+    /// From this on, and up to that, which is not among them; empty = to the end.
+    pub from: Bytes,
+    pub to: Bytes,
+}
+
+/// A page with pairs: the keys that are looked up on it, and its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Leaf {
+    lo: Bytes,
+    hi: Bytes,
+    page: u64,
+}
+
+/// The tables of a store that nobody has open.
+#[derive(Debug)]
+pub(in crate::embedded) struct RawTables {
+    log: Log,
+    /// In the order of their keys, of which no two have the same.
+    leaves: [Vec<Leaf>; 6],
+    /// Pages that no tree leads to.
+    lost: Vec<u64>,
+    pub gaps: Vec<Gap>,
+}
+
+/// Those that sled has, by their names there. Of an inbox it has where the chunks are.
+pub(in crate::embedded) const TABLES: [(&str, Table); 5] = [
+    ("places", Table::Inbox),
+    ("users", Table::Users),
+    ("meta", Table::Meta),
+    ("ids", Table::Ids),
+    ("outbox", Table::Outbox),
+];
+
+impl RawTables {
+    /// Reads `log/`, up to where sled takes it to end, or, with `behind`, all that can be read.
+    pub fn open(directory: &Path, behind: bool) -> io::Result<Self> {
+        let log = Log::read(directory, behind)?;
+        let roots = match log.names {
+            Some(place) => names(log.body(place)?).unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let mut tables = Self { log, leaves: Default::default(), lost: Vec::new(), gaps: Vec::new() };
+        let mut seen = HashSet::new();
+        for (name, table) in TABLES {
+            let root = roots.iter().find(|(known, _)| known == name.as_bytes()).map(|(_, page)| *page);
+            if let Some(root) = root {
+                tables.leaves[table as usize] = tables.find_leaves(root, &mut seen)?;
+            }
+            // A table that was never made has no name yet; one that should be there is missed by whoever reads it.
+            if root.is_some() {
+                tables.find_gaps(table);
+            }
+        }
+        let default = roots.iter().filter(|(name, _)| TABLES.iter().all(|(known, _)| name != known.as_bytes()));
+        for (_, root) in default {
+            tables.find_leaves(*root, &mut seen)?;
+        }
+        tables.lost = tables.log.pages.keys().copied().filter(|page| !seen.contains(page)).collect();
+        tables.lost.sort_unstable();
+        Ok(tables)
+    }
+
+    /// Parts of the file that are not what was written there.
+    pub fn broken(&self) -> &[Broken] {
+        &self.log.broken
+    }
+
+    /// Whether there is something behind the place at which sled takes the log to end.
+    pub fn goes_on(&self) -> bool {
+        self.log.goes_on
+    }
+
+    /// Where in the log sled takes it to end.
+    pub fn end(&self) -> u64 {
+        self.log.end
+    }
+
+    /// The pages with pairs of the tree that begins with `root`.
+    fn find_leaves(&self, root: u64, seen: &mut HashSet<u64>) -> io::Result<Vec<Leaf>> {
+        let (mut waiting, mut leaves) = (vec![root], Vec::new());
+        while let Some(page) = waiting.pop() {
+            let Some(node) = seen.insert(page).then(|| self.node(page)).transpose()?.flatten() else { continue };
+            waiting.extend((node.next > 0).then_some(node.next));
+            match node.data {
+                Data::Index(children) => waiting.extend(children.iter().map(|(_, page)| *page)),
+                Data::Leaf(_) => leaves.push((Leaf { lo: node.lo, hi: node.hi, page }, self.written(page))),
+            }
+        }
+        Ok(divide(leaves))
+    }
+
+    /// When a page was last written to: later ones are higher.
+    fn written(&self, page: u64) -> u64 {
+        let page = self.log.pages.get(&page);
+        page.map_or(0, |Page { base, links }| links.last().map_or(base.lsn, |link| link.lsn))
+    }
+
+    fn find_gaps(&mut self, table: Table) {
+        let mut from = Some(Bytes::new());
+        for leaf in &self.leaves[table as usize] {
+            let Some(known) = &from else { break };
+            if leaf.lo > *known {
+                self.gaps.push(Gap { table, from: known.clone(), to: leaf.lo.clone() });
+            }
+            let until = leaf.hi.clone();
+            from = if until.is_empty() { None } else { Some(until.max(known.clone())) };
+        }
+        if let Some(from) = from {
+            self.gaps.push(Gap { table, from, to: Bytes::new() });
+        }
+    }
+
+    /// A page with all changes to it; `None` where it cannot be read.
+    fn node(&self, number: u64) -> io::Result<Option<Node>> {
+        let Some(Page { base, links }) = self.log.pages.get(&number) else { return Ok(None) };
+        let Some((mut node, mut prefix)) = Node::decode(self.log.body(*base)?) else { return Ok(None) };
+        for link in links {
+            let Some((link, merging)) = Link::decode(self.log.body(*link)?) else { continue };
+            prefix.merging_child = merging.unwrap_or(prefix.merging_child);
+            node.apply(link, &prefix);
+        }
+        Ok(Some(node))
+    }
+
+    /// The pairs of a table from `from` on, in order.
+    pub fn pairs(&self, table: Table, from: &[u8]) -> Pairs<'_> {
+        let leaves = &self.leaves[table as usize];
+        let at = leaves.partition_point(|leaf| !leaf.hi.is_empty() && leaf.hi <= from);
+        Pairs { tables: self, leaves: &leaves[at..], from: Bytes::copy_from_slice(from), open: Vec::new().into_iter() }
+    }
+
+    /// A value.
+    pub fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>> {
+        let first = self.pairs(table, key).next().transpose()?;
+        Ok(first.filter(|(found, _)| found == key).map(|(_, value)| value))
+    }
+
+    /// Pairs that no tree leads to any more, and of which it is not known in which table they were. Old ones are among
+    /// them, of pages that had been taken over by others.
+    pub fn lost(&self) -> impl Iterator<Item = io::Result<(Bytes, Bytes)>> {
+        let pages = self.lost.iter().filter_map(|page| self.node(*page).transpose());
+        pages.flat_map(|node| match node {
+            Ok(Node { data: Data::Leaf(pairs), .. }) => pairs.into_iter().map(Ok).collect(),
+            Ok(_) => Vec::new(),
+            Err(error) => vec![Err(error)],
+        })
+    }
+}
+
+/// Divides all keys among pages, each given with when it was last written to; where several have a key, the one that was
+/// written last. So it is where a page was being taken over by its neighbour, which is the later one then; and where damage
+/// has taken back that a page gave a part of its keys away, which the earlier one still has then.
+fn divide(pages: Vec<(Leaf, u64)>) -> Vec<Leaf> {
+    let mut beginning: BTreeMap<Bytes, Vec<(Leaf, u64)>> = BTreeMap::new();
+    let mut bounds = BTreeSet::new();
+    for (leaf, written) in pages {
+        bounds.extend([leaf.lo.clone(), leaf.hi.clone()]);
+        beginning.entry(leaf.lo.clone()).or_default().push((leaf, written));
+    }
+    let mut divided: Vec<Leaf> = Vec::new();
+    // Those that have the keys from a bound on, by when they were written.
+    let mut here: BTreeMap<(u64, u64), Bytes> = BTreeMap::new();
+    let mut bounds = bounds.into_iter().peekable();
+    while let Some(lo) = bounds.next() {
+        let begin = beginning.remove(&lo).unwrap_or_default();
+        here.extend(begin.into_iter().map(|(leaf, written)| ((written, leaf.page), leaf.hi)));
+        here.retain(|_, hi| hi.is_empty() || *hi > lo);
+        let Some((&(_, page), _)) = here.last_key_value() else { continue };
+        let hi = bounds.peek().cloned().unwrap_or_default();
+        match divided.last_mut().filter(|last| last.page == page && last.hi == lo) {
+            Some(last) => last.hi = hi,
+            None => divided.push(Leaf { lo, hi, page }),
+        }
+    }
+    divided
+}
+
+/// See [`RawTables::pairs`].
+pub(in crate::embedded) struct Pairs<'a> {
+    tables: &'a RawTables,
+    leaves: &'a [Leaf],
+    /// No key below this is wanted.
+    from: Bytes,
+    open: std::vec::IntoIter<(Bytes, Bytes)>,
+}
+
+impl Iterator for Pairs<'_> {
+    type Item = io::Result<(Bytes, Bytes)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(pair) = self.open.next() {
+                return Some(Ok(pair));
+            }
+            let (leaf, rest) = self.leaves.split_first()?;
+            self.leaves = rest;
+            let node = match self.tables.node(leaf.page) {
+                Ok(node) => node,
+                Err(error) => return Some(Err(error)),
+            };
+            if let Some(Node { data: Data::Leaf(mut pairs), .. }) = node {
+                let from = leaf.lo.clone().max(self.from.clone());
+                pairs.retain(|(key, _)| *key >= from && (leaf.hi.is_empty() || *key < leaf.hi));
+                self.open = pairs.into_iter();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn leaf((lo, hi, page): (&'static str, &'static str, u64)) -> Leaf {
+        Leaf { lo: lo.into(), hi: hi.into(), page }
+    }
+
+    #[test]
+    fn of_pages_that_have_the_same_keys_the_one_written_last_is_asked() {
+        // It gave away what is from "m" on, and that is all that is known of it.
+        let [whole, right, left] = [("", "", 1), ("m", "", 2), ("", "m", 1)].map(leaf);
+        assert_eq!(divide(vec![(whole.clone(), 10), (right.clone(), 11)]), [left.clone(), right.clone()]);
+        // It has taken over what is from "m" on.
+        assert_eq!(divide(vec![(whole.clone(), 12), (right, 11)]), [whole]);
+        // What is between them is on no page; what an older one has of that is better than nothing.
+        let [second, old, rest] = [("m", "p", 2), ("a", "z", 3), ("p", "z", 3)].map(leaf);
+        let middle = leaf(("a", "m", 3));
+        assert_eq!(divide(vec![(second.clone(), 9), (old, 1)]), [middle, second, rest]);
+        assert_eq!(divide(vec![(left, 1), (leaf(("p", "q", 4)), 2)]), [("", "m", 1), ("p", "q", 4)].map(leaf));
+    }
+
+    proptest! {
+        #[test]
+        fn each_key_is_looked_up_on_one_page_which_is_the_last_of_those_that_have_it(
+            pages in prop::collection::vec((0_u8..20, prop::option::of(0_u8..20)), 0..8)
+        ) {
+            let bound = |at: u8| Bytes::from(if at == 0 { Vec::new() } else { vec![at] });
+            let pages: Vec<(Leaf, u64)> = (0..).zip(pages).map(|(page, (lo, hi))| {
+                (Leaf { lo: bound(lo), hi: hi.map(bound).unwrap_or_default(), page }, page * 7 % 5)
+            }).collect();
+            let has = |leaf: &Leaf, key: &Bytes| leaf.lo <= *key && (leaf.hi.is_empty() || *key < leaf.hi);
+            let divided = divide(pages.clone());
+            for key in (0..22).map(bound) {
+                let known = pages.iter().filter(|(leaf, _)| has(leaf, &key));
+                let expected = known.max_by_key(|(leaf, written)| (*written, leaf.page)).map(|(leaf, _)| leaf.page);
+                let found: Vec<u64> = divided.iter().filter(|leaf| has(leaf, &key)).map(|leaf| leaf.page).collect();
+                prop_assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
+            }
+            prop_assert!(divided.is_sorted_by(|one, other| !one.hi.is_empty() && one.hi <= other.lo));
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! What the commit thread does for the outbox, and opening it.
+//!
+//! A batch is one value, or several of which only the last makes it whole: what a crash leaves of it without that counts as
+//! nothing. What was lost is written down when it begins and once a second, so that a crash can make the count too small and
+//! never forget it; and it is taken back behind the event that tells it.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{
+    Inside, Lost, Outbox, OutboxEvent, OutboxOptions, WAITING_BYTES_MAX, WAITING_EVENTS_MAX, Written, damaged, failed,
+    format::{self, Batch, Pieces, StoredLost},
+};
+use crate::{
+    embedded::{
+        tables::contract::{Engine, EngineError, Table, TableSpace},
+        writer::{commit::Committer, queue::Queue},
+    },
+    message::{Seq, UserId},
+    store::{Durability, StoreError, clock::Clock},
+};
+
+/// Events are written together up to about this many bytes, one at least: mostly one value.
+const BATCH_BYTES: u64 = 48 << 10;
+
+/// How often it is written down how much was lost, in milliseconds.
+const LOST_PAUSE_MS: u64 = 1000;
+
+/// Bytes that the tables' file grows by, at most, for each byte of an event until it is removed again. sled writes a value again
+/// with each change of its neighbours: measured were 2.2 for events of 50 kB and 2.3 for those of 300 bytes, and with their
+/// removal 2.5 and 3.4.
+const SPACE_FACTOR: u64 = 4;
+
+/// Bytes by which the tables' file grows at once, when a single byte of it is needed.
+const GROWTH_BYTES: u64 = 8 << 20;
+
+/// With more to spare than this it does not matter how much fits into the tables' file as it is.
+const SLACK_SPARE_MAX: u64 = 4 * GROWTH_BYTES;
+
+/// Bytes that are left to messages for each byte of the events that were written: what was removed leaves its space to later
+/// events, and not to the inboxes. So the outbox takes about half of what there was.
+const LEFT_FACTOR: u64 = 2;
+
+/// Bytes of events written in one step, one event at least. Before each step the tables' space is looked at: what is set aside
+/// for them is several times what a step makes of their file.
+const STEP_BYTES: u64 = 512 << 10;
+
+/// Pieces removed in one step, about: sled may write the neighbours of each again.
+const STEP_REMOVED_PIECES: usize = 32;
+
+/// The same where the tables have little space.
+const REMOVED_PIECES: usize = 16;
+
+/// Users in one step of whom it is written up to where their messages were reported.
+const STEP_REPORTED: usize = 1000;
+
+/// Steps made in a row: twice as many as all takes that may wait in memory. More waits for the next commit.
+const STEPS_MAX: usize =
+    2 * (WAITING_BYTES_MAX / STEP_BYTES + WAITING_EVENTS_MAX as u64 / STEP_REPORTED as u64) as usize;
+
+/// What the disk has space for.
+#[derive(Clone, Copy)]
+struct Space {
+    /// Bytes of the disk that the outbox may take.
+    spare: u64,
+    /// Bytes that the tables take before their file grows, where that matters.
+    slack: u64,
+    /// Removals only.
+    little: bool,
+}
+
+/// What is to be written at once.
+struct Work {
+    batches: Vec<(Written, Batch)>,
+    lost: Option<StoredLost>,
+    lost_told: bool,
+    reported: Vec<(UserId, Option<Seq>)>,
+    remove: Vec<Written>,
+    /// More is left than a step writes.
+    more: bool,
+}
+
+impl Outbox {
+    /// Reads what is there of it.
+    pub(in crate::embedded) fn open(
+        engine: Arc<dyn Engine>,
+        queue: Arc<Queue>,
+        clock: Clock,
+        options: OutboxOptions,
+    ) -> Result<Arc<Self>, StoreError> {
+        let mut start = [0; 8];
+        getrandom::fill(&mut start).map_err(|error| StoreError::Failed(error.to_string().into()))?;
+        let mut inside = Inside { next: 1, ..Inside::default() };
+        let unfinished = read_all(&*engine, &mut inside)?;
+        // Of a write that a crash has cut off.
+        unfinished.iter().try_for_each(|key| engine.remove(Table::Outbox, key)).map_err(failed)?;
+        inside.removed = inside.batches.front().map_or(inside.next, |batch| batch.first) - 1;
+        inside.remove = inside.removed;
+        (inside.written, inside.written_bytes) = (inside.events, inside.bytes);
+        if let Some(stored) = engine.get(Table::Outbox, format::LOST_KEY).map_err(failed)? {
+            let StoredLost::V1 { since_ms, lost } = StoredLost::decode(&stored).map_err(damaged)?;
+            inside.lost = Lost { since_ms, at_least: true, stored: true, ..Lost::default() };
+            for (kind, count) in lost {
+                if let Some(counted) = inside.lost.counts.get_mut(usize::from(kind)) {
+                    *counted = count;
+                }
+            }
+        }
+        if inside.events > 0 {
+            tracing::info!(
+                events = inside.events,
+                bytes = inside.bytes,
+                "the outbox of the webhook has events from before"
+            );
+        }
+        let (start, changed) = (u64::from_be_bytes(start), watch::Sender::new(0));
+        Ok(Arc::new(Self { engine, queue, clock, options, start, inside: inside.into(), changed }))
+    }
+
+    /// Whether the commit thread has anything to do for it.
+    fn work(&self, space: Space) -> Option<Work> {
+        let now_ms = self.clock.now_ms();
+        let mut inside = self.inside.lock();
+        inside.find_space(space);
+        if inside.lost.any() {
+            self.tell_lost(&mut inside, now_ms);
+        }
+        let waiting = inside.take_waiting();
+        // What was lost is taken back, and up to where messages were reported is written, only with those events.
+        let all = inside.waiting.is_empty();
+        let due = !inside.lost.stored || now_ms.saturating_sub(inside.lost.stored_ms) >= LOST_PAUSE_MS;
+        let (mut lost, mut lost_told) = (None, false);
+        if !all || space.little {
+            // Later.
+        } else if inside.lost.unwritten && !inside.lost.any() {
+            (inside.lost.unwritten, inside.lost.stored, lost_told) = (false, false, true);
+        } else if inside.lost.unwritten && due {
+            lost = Some(StoredLost::V1 { since_ms: inside.lost.since_ms, lost: inside.lost.list() });
+            (inside.lost.unwritten, inside.lost.stored, inside.lost.stored_ms) = (false, true, now_ms);
+        }
+        let (mut remove, mut pieces) = (Vec::new(), 0);
+        let pieces_max = if space.little { REMOVED_PIECES } else { STEP_REMOVED_PIECES };
+        let mut more = inside.fits_next();
+        while let Some(batch) = inside.batches.front().copied().filter(|batch| batch.last() <= inside.remove) {
+            pieces += batch.pieces;
+            if !remove.is_empty() && pieces > pieces_max {
+                more |= !space.little;
+                break;
+            }
+            inside.batches.pop_front();
+            inside.events -= batch.count;
+            inside.bytes -= batch.bytes;
+            inside.written -= batch.count;
+            inside.written_bytes -= batch.bytes;
+            remove.push(batch);
+        }
+        let batches = self.cut(&mut inside, waiting);
+        let reported: Vec<_> = if all && !space.little {
+            more |= inside.reported.len() > STEP_REPORTED;
+            inside.reported.iter().take(STEP_REPORTED).map(|(user, seq)| (user.clone(), *seq)).collect()
+        } else {
+            Vec::new()
+        };
+        let work = Work { batches, lost, lost_told, reported, remove, more };
+        let Work { batches, lost, lost_told, reported, remove, .. } = &work;
+        let any = !batches.is_empty() || lost.is_some() || *lost_told || !reported.is_empty() || !remove.is_empty();
+        any.then_some(work)
+    }
+
+    fn cut(&self, inside: &mut Inside, waiting: Vec<(u64, OutboxEvent)>) -> Vec<(Written, Batch)> {
+        let mut batches = Vec::new();
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        let mut waiting = waiting.into_iter().peekable();
+        while let Some((at_ms, event)) = waiting.next() {
+            bytes += event.bytes();
+            events.push((at_ms, event));
+            if waiting.peek().is_none_or(|(_, next)| bytes + next.bytes() > BATCH_BYTES) {
+                let (first, count) = (inside.next, events.len() as u64);
+                inside.next += count;
+                let batch = Batch::V1 { start: self.start, events: std::mem::take(&mut events) };
+                batches.push((Written { first, count, pieces: 0, bytes: std::mem::take(&mut bytes) }, batch));
+            }
+        }
+        batches
+    }
+
+    fn write(&self, work: &mut Work) -> Result<(), EngineError> {
+        for (written, batch) in &mut work.batches {
+            let pieces = batch.pieces();
+            written.pieces = pieces.len();
+            for (at, piece) in pieces.iter().enumerate() {
+                self.engine.put(Table::Outbox, &format::event_key(written.first, at), piece)?;
+            }
+        }
+        if let Some(lost) = &work.lost {
+            self.engine.put(Table::Outbox, format::LOST_KEY, &lost.encode())?;
+        }
+        if work.lost_told {
+            self.engine.remove(Table::Outbox, format::LOST_KEY)?;
+        }
+        for (user, seq) in &work.reported {
+            let key = format::reported_key(user.as_str());
+            match seq {
+                Some(seq) => self.engine.put(Table::Outbox, &key, &format::encode_reported(*seq))?,
+                None => self.engine.remove(Table::Outbox, &key)?,
+            }
+        }
+        for batch in &work.remove {
+            // From its end: what a crash leaves of it has none, and counts as nothing.
+            for piece in (0..batch.pieces).rev() {
+                self.engine.remove(Table::Outbox, &format::event_key(batch.first, piece))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was written is as durable as configured.
+    fn written(&self, work: Work) {
+        let mut inside = self.inside.lock();
+        for (written, _) in work.batches {
+            inside.written += written.count;
+            inside.written_bytes += written.bytes;
+            inside.batches.push_back(written);
+        }
+        for (user, seq) in work.reported {
+            // What was set meanwhile is still to be written.
+            if inside.reported.get(&user) == Some(&seq) {
+                inside.reported.remove(&user);
+            }
+        }
+        if let Some(last) = work.remove.last() {
+            inside.removed = last.last();
+        }
+        drop(inside);
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+}
+
+impl Inside {
+    /// How many bytes of new events fit on the disk.
+    fn find_space(&mut self, Space { spare, slack, .. }: Space) {
+        let left = spare.saturating_sub(LEFT_FACTOR * self.written_bytes);
+        let growing = left.saturating_sub(GROWTH_BYTES);
+        // What fits into the file as it is takes nothing of the disk. Half of that is left to other tables.
+        self.space = growing.max(left.min(slack / 2)) / SPACE_FACTOR;
+    }
+
+    /// Counts what was put in as lost, but for what is found again in the logs. True if there was any of it.
+    fn lose_waiting(&mut self) -> bool {
+        self.waiting_bytes = 0;
+        let mut any = false;
+        for (at_ms, event) in std::mem::take(&mut self.waiting) {
+            self.events -= 1;
+            self.bytes -= event.bytes();
+            let (since_ms, lost) = match event {
+                OutboxEvent::Undelivered { .. } => continue,
+                OutboxEvent::Overflow { since_ms, lost, .. } => (since_ms, lost),
+                event => (at_ms, vec![(event.kind() as u8, 1)]),
+            };
+            if !self.lost.any() || since_ms < self.lost.since_ms {
+                self.lost.since_ms = since_ms;
+            }
+            for (kind, count) in lost {
+                self.lost.counts[usize::from(kind)] += count;
+            }
+            any = true;
+        }
+        any
+    }
+
+    /// Whether what was put in first fits on the disk.
+    fn fits_next(&self) -> bool {
+        self.waiting.first().is_some_and(|(_, event)| event.bytes() <= self.space)
+    }
+
+    /// Takes out what was put in and fits on the disk, as much as a step writes.
+    fn take_waiting(&mut self) -> Vec<(u64, OutboxEvent)> {
+        let (mut bytes, mut count) = (0, 0);
+        for (_, event) in &self.waiting {
+            if bytes + event.bytes() > self.space || count > 0 && bytes + event.bytes() > STEP_BYTES {
+                break;
+            }
+            (bytes, count) = (bytes + event.bytes(), count + 1);
+        }
+        let rest = self.waiting.split_off(count);
+        self.waiting_bytes -= bytes;
+        self.space -= bytes;
+        std::mem::replace(&mut self.waiting, rest)
+    }
+}
+
+impl Committer {
+    /// Writes what was put into the outbox, if there is one, and makes that as durable as configured. Where the disk has no space
+    /// for it and for all that was taken, it waits, up to its bound, and is counted as lost beyond that.
+    pub(in crate::embedded) fn write_outbox(&mut self) -> Result<(), EngineError> {
+        let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
+        for _ in 0..STEPS_MAX {
+            if !self.write_outbox_step(&outbox)? {
+                return Ok(());
+            }
+        }
+        self.shared.queue.nudge();
+        Ok(())
+    }
+
+    /// True if there is more to be written.
+    fn write_outbox_step(&mut self, outbox: &Outbox) -> Result<bool, EngineError> {
+        let Some(space) = self.space_for_events() else {
+            outbox.inside.lock().space = 0;
+            return Ok(false);
+        };
+        let Some(mut work) = outbox.work(space) else { return Ok(false) };
+        outbox.write(&mut work)?;
+        // What was found of the disk holds no longer.
+        self.look_again();
+        // That something was removed is not worth a sync: losing that repeats it.
+        if !work.batches.is_empty() || work.lost.is_some() {
+            match self.durability {
+                Durability::Always => self.shared.engine.checkpoint()?,
+                Durability::Interval(_) | Durability::Never => {
+                    self.shared.engine.flush()?;
+                    (self.outbox_behind, self.unsynced) = (true, self.unsynced + 1);
+                }
+            }
+        }
+        let more = work.more;
+        outbox.written(work);
+        Ok(more)
+    }
+
+    /// Finds out how much the outbox may take, before anything is put in.
+    pub(in crate::embedded) fn look_for_events(&mut self) {
+        if let (Some(outbox), Some(space)) = (self.shared.outbox.clone(), self.space_for_events()) {
+            outbox.inside.lock().find_space(space);
+        }
+    }
+
+    fn space_for_events(&mut self) -> Option<Space> {
+        match self.table_space() {
+            TableSpace::None => None,
+            TableSpace::Little => Some(Space { spare: 0, slack: 0, little: true }),
+            TableSpace::Enough => {
+                let spare = self.spare_space();
+                let is_close = (1..SLACK_SPARE_MAX).contains(&spare);
+                let slack = if is_close { self.shared.engine.table_slack().unwrap_or(0) } else { 0 };
+                Some(Space { spare, slack, little: false })
+            }
+        }
+    }
+
+    /// At the end of the store: what waits for space on the disk is not kept, but for its count.
+    pub(in crate::embedded) fn give_up_events(&mut self) -> Result<(), EngineError> {
+        let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
+        let mut inside = outbox.inside.lock();
+        if !inside.lose_waiting() {
+            return Ok(());
+        }
+        let lost = StoredLost::V1 { since_ms: inside.lost.since_ms, lost: inside.lost.list() };
+        drop(inside);
+        tracing::warn!(
+            "the disk has no space for the events that wait for the outbox of the webhook: they are lost, and counted"
+        );
+        self.shared.engine.put(Table::Outbox, format::LOST_KEY, &lost.encode())
+    }
+}
+
+/// Takes in what stands in the table; returns the keys of a batch at the front whose removal was not finished, and of one at
+/// the end that was never written to its own.
+fn read_all(engine: &dyn Engine, inside: &mut Inside) -> Result<Vec<Vec<u8>>, StoreError> {
+    let (mut pieces, mut keys, mut unfinished) = (Pieces::default(), Vec::new(), Vec::new());
+    let mut wrong = None;
+    let scanned = engine.scan(Table::Outbox, &[format::EVENTS], &mut |key, value| {
+        let Some((first, piece)) = format::event_number(key) else { return false };
+        if piece == 0 && inside.batches.is_empty() {
+            pieces = Pieces::default();
+            unfinished.append(&mut keys);
+        }
+        if piece != keys.len() || !inside.batches.is_empty() && first != inside.next {
+            wrong = Some(format!("what stands before event {first} is missing"));
+            return false;
+        }
+        keys.push(key.to_vec());
+        match pieces.push(&value) {
+            Ok(None) => true,
+            Ok(Some(Batch::V1 { events, .. })) => {
+                let (count, bytes) = (events.len() as u64, events.iter().map(|(_, event)| event.bytes()).sum());
+                inside.batches.push_back(Written { first, count, pieces: keys.len(), bytes });
+                (inside.events, inside.bytes) = (inside.events + count, inside.bytes + bytes);
+                inside.next = first + count;
+                keys.clear();
+                true
+            }
+            Err(error) => {
+                wrong = Some(format!("event {first}: {error}"));
+                false
+            }
+        }
+    });
+    scanned.map_err(failed)?;
+    match wrong {
+        Some(wrong) => Err(damaged(wrong)),
+        None => {
+            unfinished.extend(keys);
+            Ok(unfinished)
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! What the outbox keeps, byte by byte. As in [`record`](super::super::wal::record): variants are only ever appended, and one
+//! that was released never changes; `data/golden/outbox-v1.bin` holds that.
+
+use bincode::{Decode, Encode, config, error::DecodeError};
+
+use crate::{
+    embedded::unreadable::Unreadable,
+    message::{Seq, UserId},
+};
+
+/// Bytes of a batch that go into one value.
+pub const PIECE_BYTES_MAX: usize = 60 << 10;
+
+/// Bounds what a damaged length can make the decoder reserve: twice the largest frame a client can send.
+const DECODE_BYTES_MAX: usize = 32 << 20;
+
+type Format = config::Configuration<config::LittleEndian, config::Varint, config::Limit<DECODE_BYTES_MAX>>;
+
+fn format() -> Format {
+    config::standard().with_limit::<DECODE_BYTES_MAX>()
+}
+
+/// Something that has happened, for whoever is told of it later. Texts are as they were said; nothing of it is looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[non_exhaustive]
+pub enum OutboxEvent {
+    /// A client has connected.
+    Connection {
+        /// Names the connection.
+        connection: String,
+    },
+    /// A client has shown who it is.
+    Authentication {
+        /// Names the connection.
+        connection: String,
+        /// Who it is.
+        user: String,
+    },
+    /// A client has said something.
+    Message {
+        /// Names the connection.
+        connection: String,
+        /// Who it is, if that is known.
+        user: Option<String>,
+        /// The opcode.
+        op: u64,
+        /// The data: JSON text.
+        data: Option<String>,
+        /// The type.
+        kind: Option<String>,
+    },
+    /// A client is gone.
+    Disconnection {
+        /// Names the connection.
+        connection: String,
+        /// Who it was, if that was known.
+        user: Option<String>,
+    },
+    /// A message has not been received for a while.
+    Undelivered {
+        /// For whom it is.
+        user: String,
+        /// Its place in that user's log.
+        seq: Seq,
+        /// What has not received it: devices, and `None` for clients without one.
+        devices: Vec<Option<String>>,
+        /// What it says: JSON text.
+        payload: String,
+    },
+    /// A client has received messages.
+    Delivered {
+        /// Whose.
+        user: String,
+        /// On which device, if it named one.
+        device: Option<String>,
+        /// The first.
+        from: Seq,
+        /// The last.
+        to: Seq,
+    },
+    /// Messages were let go of because they were too old, before everybody had received them.
+    Expired {
+        /// Whose.
+        user: String,
+        /// The first.
+        from: Seq,
+        /// The last.
+        to: Seq,
+    },
+    /// Messages went for newer ones, before everybody had received them.
+    Dropped {
+        /// Whose.
+        user: String,
+        /// The first of the range.
+        from: Seq,
+        /// Its last.
+        to: Seq,
+        /// How many of it had not been received.
+        count: u64,
+    },
+    /// Here events are missing: there was no room for them.
+    Overflow {
+        /// When the first was lost, in milliseconds of the Unix epoch.
+        since_ms: u64,
+        /// How many of each [`EventKind`], by its number.
+        lost: Vec<(u8, u64)>,
+        /// A crash has cut the count short: there may have been more.
+        at_least: bool,
+    },
+    /// A client has sent a message whose type has half of a surrogate pair.
+    CutMessage {
+        /// Names the connection.
+        connection: String,
+        /// The user, if it is known.
+        user: Option<String>,
+        /// The opcode.
+        op: u64,
+        /// The data: JSON text.
+        data: Option<String>,
+        /// The type: JSON text.
+        kind_json: String,
+    },
+}
+
+/// The kinds of events. Numbers are part of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// [`OutboxEvent::Connection`]
+    Connection = 0,
+    /// [`OutboxEvent::Authentication`]
+    Authentication = 1,
+    /// [`OutboxEvent::Message`]
+    Message = 2,
+    /// [`OutboxEvent::Disconnection`]
+    Disconnection = 3,
+    /// [`OutboxEvent::Undelivered`]
+    Undelivered = 4,
+    /// [`OutboxEvent::Delivered`]
+    Delivered = 5,
+    /// [`OutboxEvent::Expired`]
+    Expired = 6,
+    /// [`OutboxEvent::Dropped`]
+    Dropped = 7,
+    /// [`OutboxEvent::Overflow`]: always told.
+    Overflow = 8,
+}
+
+impl EventKind {
+    /// Those one can choose from.
+    pub const CHOICE: [Self; 8] = [
+        Self::Connection,
+        Self::Authentication,
+        Self::Message,
+        Self::Disconnection,
+        Self::Undelivered,
+        Self::Delivered,
+        Self::Expired,
+        Self::Dropped,
+    ];
+
+    /// One word for programs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Authentication => "authentication",
+            Self::Message => "message",
+            Self::Disconnection => "disconnection",
+            Self::Undelivered => "undelivered",
+            Self::Delivered => "delivered",
+            Self::Expired => "expired",
+            Self::Dropped => "dropped",
+            Self::Overflow => "overflow",
+        }
+    }
+
+    /// The kind of that number, if there is one.
+    #[must_use]
+    pub fn from_stored(number: u8) -> Option<Self> {
+        Self::CHOICE.into_iter().chain([Self::Overflow]).find(|kind| *kind as u8 == number)
+    }
+}
+
+impl OutboxEvent {
+    /// What kind it is of.
+    #[must_use]
+    pub fn kind(&self) -> EventKind {
+        match self {
+            Self::Connection { .. } => EventKind::Connection,
+            Self::Authentication { .. } => EventKind::Authentication,
+            Self::Message { .. } | Self::CutMessage { .. } => EventKind::Message,
+            Self::Disconnection { .. } => EventKind::Disconnection,
+            Self::Undelivered { .. } => EventKind::Undelivered,
+            Self::Delivered { .. } => EventKind::Delivered,
+            Self::Expired { .. } => EventKind::Expired,
+            Self::Dropped { .. } => EventKind::Dropped,
+            Self::Overflow { .. } => EventKind::Overflow,
+        }
+    }
+
+    /// About how many bytes it takes on the disk.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let texts = match self {
+            Self::Connection { connection } => connection.len(),
+            Self::Authentication { connection, user } => connection.len() + user.len(),
+            Self::Message { connection, user, data, kind, .. } => {
+                connection.len() + optional(user) + optional(data) + optional(kind)
+            }
+            Self::CutMessage { connection, user, data, kind_json, .. } => {
+                connection.len() + optional(user) + optional(data) + kind_json.len()
+            }
+            Self::Disconnection { connection, user } => connection.len() + optional(user),
+            Self::Undelivered { user, devices, payload, .. } => {
+                user.len() + payload.len() + devices.iter().map(|device| 2 + optional(device)).sum::<usize>()
+            }
+            Self::Delivered { user, device, .. } => user.len() + optional(device),
+            Self::Expired { user, .. } | Self::Dropped { user, .. } => user.len(),
+            Self::Overflow { lost, .. } => 10 * lost.len(),
+        };
+        32 + texts as u64
+    }
+}
+
+/// Events that were written together.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Batch {
+    /// The only version so far.
+    V1 {
+        /// Of the server that wrote it: no two starts have the same.
+        start: u64,
+        /// Each with when it happened, in milliseconds of the Unix epoch.
+        events: Vec<(u64, OutboxEvent)>,
+    },
+}
+
+/// A part of a batch: one value.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+enum Piece {
+    /// The only version so far.
+    V1 {
+        /// No more follow. Without this one, none of the batch was ever told to anybody.
+        last: bool,
+        bytes: Vec<u8>,
+    },
+}
+
+/// Events that were lost and not told of yet.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum StoredLost {
+    /// The only version so far.
+    V1 {
+        /// When the first was lost, in milliseconds of the Unix epoch.
+        since_ms: u64,
+        /// How many of each kind.
+        lost: Vec<(u8, u64)>,
+    },
+}
+
+/// Up to where a user's messages were told of as undelivered.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+enum Reported {
+    /// The only version so far.
+    V1 { through: Seq },
+}
+
+fn encode(value: &impl Encode) -> Vec<u8> {
+    // As in `RecordWriter::encode`.
+    bincode::encode_to_vec(value, format()).expect("a Vec takes everything")
+}
+
+impl Batch {
+    /// As values: each but the last says that more follow.
+    pub fn pieces(&self) -> Vec<Vec<u8>> {
+        let bytes = encode(self);
+        let chunks: Vec<_> = bytes.chunks(PIECE_BYTES_MAX).collect();
+        let count = chunks.len();
+        let piece = |(at, bytes): (usize, &&[u8])| encode(&Piece::V1 { last: at + 1 == count, bytes: bytes.to_vec() });
+        chunks.iter().enumerate().map(piece).collect()
+    }
+}
+
+/// A batch being read, piece by piece.
+#[derive(Debug, Default)]
+pub struct Pieces(Vec<u8>);
+
+impl Pieces {
+    /// Takes the next one; gives the batch when it was the last.
+    pub fn push(&mut self, value: &[u8]) -> Result<Option<Batch>, Unreadable> {
+        let (Piece::V1 { last, bytes }, _) = bincode::decode_from_slice(value, format())?;
+        self.0.extend_from_slice(&bytes);
+        if self.0.len() > DECODE_BYTES_MAX {
+            return Err(DecodeError::LimitExceeded.into());
+        }
+        if !last {
+            return Ok(None);
+        }
+        let (batch, _) = bincode::decode_from_slice(&std::mem::take(&mut self.0), format())?;
+        Ok(Some(batch))
+    }
+}
+
+impl StoredLost {
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        Ok(bincode::decode_from_slice(bytes, format())?.0)
+    }
+}
+
+pub fn encode_reported(through: Seq) -> Vec<u8> {
+    encode(&Reported::V1 { through })
+}
+
+pub fn decode_reported(bytes: &[u8]) -> Result<Seq, Unreadable> {
+    let (Reported::V1 { through }, _) = bincode::decode_from_slice(bytes, format())?;
+    Ok(through)
+}
+
+/// Where the events are.
+pub const EVENTS: u8 = b'e';
+/// Where it is told what was lost.
+pub const LOST_KEY: &[u8] = b"lost";
+/// Where it is told what was told of as undelivered.
+const REPORTED: u8 = b'w';
+
+/// Key of a piece of the batch whose first event has this number.
+pub fn event_key(first: u64, piece: usize) -> [u8; 11] {
+    let mut key = [EVENTS; 11];
+    key[1..9].copy_from_slice(&first.to_be_bytes());
+    // The largest event has some 270 pieces.
+    key[9..].copy_from_slice(&u16::try_from(piece).unwrap_or(u16::MAX).to_be_bytes());
+    key
+}
+
+/// The number of the first event, and of the piece, in a key.
+pub fn event_number(key: &[u8]) -> Option<(u64, usize)> {
+    let key: &[u8; 11] = key.try_into().ok().filter(|key: &&[u8; 11]| key[0] == EVENTS)?;
+    let first = u64::from_be_bytes(key[1..9].try_into().ok()?);
+    Some((first, usize::from(u16::from_be_bytes(key[9..].try_into().ok()?))))
+}
+
+pub fn reported_key(user: &str) -> Vec<u8> {
+    [&[REPORTED], user.as_bytes()].concat()
+}
+
+pub fn reported_user(key: &[u8]) -> Option<UserId> {
+    let (first, user) = key.split_first()?;
+    (*first == REPORTED).then(|| UserId::new(std::str::from_utf8(user).ok()?).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn everything() -> Batch {
+        let (connection, alice) = (|| "c0ffee-7".to_owned(), || "alice".to_owned());
+        let events = vec![
+            OutboxEvent::Connection { connection: connection() },
+            OutboxEvent::Authentication { connection: connection(), user: alice() },
+            OutboxEvent::Message {
+                connection: connection(),
+                user: Some(alice()),
+                op: 0,
+                data: Some(r#"{"x":1}"#.to_owned()),
+                kind: Some("T".to_owned()),
+            },
+            OutboxEvent::Disconnection { connection: connection(), user: None },
+            OutboxEvent::Undelivered {
+                user: alice(),
+                seq: 300,
+                devices: vec![None, Some("phone".to_owned())],
+                payload: r#"{"op":0}"#.to_owned(),
+            },
+            OutboxEvent::Delivered { user: alice(), device: Some("phone".to_owned()), from: 1, to: 2 },
+            OutboxEvent::Expired { user: alice(), from: 3, to: 4 },
+            OutboxEvent::Dropped { user: alice(), from: 5, to: 9, count: 4 },
+            OutboxEvent::Overflow { since_ms: 1_700_000_000_000, lost: vec![(2, 70_000)], at_least: true },
+        ];
+        let at = |(at, event): (u64, OutboxEvent)| (1_700_000_000_000 + at, event);
+        Batch::V1 { start: 0x00C0_FFEE, events: (0..).zip(events).map(at).collect() }
+    }
+
+    fn cut() -> Batch {
+        let event = OutboxEvent::CutMessage {
+            connection: "c0ffee-7".to_owned(),
+            user: Some("alice".to_owned()),
+            op: 0,
+            data: Some(r#"{"x":1}"#.to_owned()),
+            kind_json: r#""T\ud83d""#.to_owned(),
+        };
+        Batch::V1 { start: 0x00C0_FFEE, events: vec![(1_700_000_000_000, event)] }
+    }
+
+    fn lost() -> StoredLost {
+        StoredLost::V1 { since_ms: 1_700_000_000_000, lost: vec![(0, 1), (5, 700)] }
+    }
+
+    /// What was written by this version must be read by every later one: these files are never changed.
+    #[test]
+    fn released_bytes_of_the_outbox_are_read_for_ever() {
+        let pieces = everything().pieces();
+        assert_eq!(pieces.len(), 1);
+        assert_eq!(pieces[0], include_bytes!("../../../data/golden/outbox-v1.bin"));
+        let read = Pieces::default().push(include_bytes!("../../../data/golden/outbox-v1.bin")).unwrap();
+        assert_eq!(read, Some(everything()));
+        assert_eq!(cut().pieces(), [include_bytes!("../../../data/golden/outbox-cut-v1.bin")]);
+        let read = Pieces::default().push(include_bytes!("../../../data/golden/outbox-cut-v1.bin")).unwrap();
+        assert_eq!(read, Some(cut()));
+        assert_eq!(lost().encode(), include_bytes!("../../../data/golden/outbox-lost-v1.bin"));
+        assert_eq!(StoredLost::decode(include_bytes!("../../../data/golden/outbox-lost-v1.bin")).unwrap(), lost());
+        assert_eq!(encode_reported(300), include_bytes!("../../../data/golden/outbox-reported-v1.bin"));
+        assert_eq!(decode_reported(include_bytes!("../../../data/golden/outbox-reported-v1.bin")).unwrap(), 300);
+    }
+
+    #[test]
+    fn a_batch_larger_than_a_value_comes_back_from_its_pieces_and_not_from_fewer() {
+        let data = Some("x".repeat(5 * PIECE_BYTES_MAX / 2));
+        let event = OutboxEvent::Message { connection: String::new(), user: None, op: 0, data, kind: None };
+        let batch = Batch::V1 { start: 1, events: vec![(1, event)] };
+        let values = batch.pieces();
+        assert_eq!(values.len(), 3);
+        let mut pieces = Pieces::default();
+        assert_eq!(pieces.push(&values[0]).unwrap(), None);
+        assert_eq!(pieces.push(&values[1]).unwrap(), None);
+        assert_eq!(pieces.push(&values[2]).unwrap(), Some(batch));
+    }
+
+    #[test]
+    fn keys_sort_by_number_and_say_what_they_are() {
+        let keys = [event_key(1, 0), event_key(1, 1), event_key(255, 0), event_key(256, 0)];
+        assert!(keys.is_sorted());
+        assert_eq!(event_number(&keys[1]), Some((1, 1)));
+        assert!(keys[3].as_slice() < LOST_KEY && LOST_KEY < &reported_key("a")[..]);
+        assert_eq!(event_number(LOST_KEY), None);
+        assert_eq!(reported_user(&reported_key("älice")).unwrap().as_str(), "älice");
+        assert_eq!(reported_user(&event_key(1, 0)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_in_the_outbox_is_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            _ = Pieces::default().push(&bytes);
+            _ = StoredLost::decode(&bytes);
+            _ = decode_reported(&bytes);
+            _ = (event_number(&bytes), reported_user(&bytes));
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The outbox over tables in memory: what is put in is there, whatever is cut off; and what there is no room for is counted.
+
+use std::{sync::Arc, time::Duration};
+
+use super::*;
+use crate::{
+    embedded::{
+        self, Options,
+        tables::memory::{self, Memory},
+        tests::{intercept::Intercept, power_cut::Cut},
+    },
+    store::Store,
+};
+
+fn options(events: u64, bytes: u64) -> Options {
+    let kinds = EventKind::CHOICE.to_vec();
+    Options { outbox: Some(OutboxOptions { events, bytes, kinds }), ..Options::default() }
+}
+
+fn said(n: usize, bytes: usize) -> OutboxEvent {
+    let data = Some("x".repeat(bytes));
+    OutboxEvent::Message { connection: String::new(), user: None, op: n as u64, data, kind: None }
+}
+
+fn undelivered(seq: Seq) -> OutboxEvent {
+    OutboxEvent::Undelivered { user: "bob".into(), seq, devices: vec![None], payload: "{}".into() }
+}
+
+fn bob() -> UserId {
+    UserId::new("bob").unwrap()
+}
+
+fn all(outbox: &Outbox) -> Vec<Kept> {
+    outbox.read(0, usize::MAX, u64::MAX).unwrap()
+}
+
+/// Waits until the outbox is as it should be; false when the store fails before.
+async fn until(store: &dyn Store, outbox: &Outbox, is: impl Fn(&Outbox) -> bool) -> bool {
+    let mut changes = outbox.changes();
+    let waited = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            if is(outbox) {
+                return true;
+            }
+            tokio::select! {
+                changed = changes.changed() => changed.unwrap(),
+                _ = store.failure() => return is(outbox),
+            }
+        }
+    });
+    waited.await.expect("it does not come to that")
+}
+
+/// Puts in, removes, puts in, until the power goes. True once so many writes were allowed that nothing was cut.
+async fn cut_after(writes: i64) -> bool {
+    let tables = Memory::default();
+    let (before, cut) = (tables.copied(), Cut::new(&tables, writes));
+    let (mut readable, mut removed, mut whole) = (0, 0, false);
+    if let Ok(store) = embedded::open(cut.clone(), options(1000, 10 << 20)) {
+        let outbox = store.outbox().unwrap();
+        let step =
+            async |last: u64| until(&*store, &outbox, |outbox| all(outbox).iter().any(|one| one.number >= last)).await;
+        (1..=3).for_each(|n| outbox.put(said(n, 10)));
+        if step(3).await {
+            // Of several pieces, and so many that they are several batches.
+            outbox.put(said(4, 3 * format::PIECE_BYTES_MAX));
+            (5..=6).for_each(|n| outbox.put(said(n, 30_000)));
+            if step(6).await {
+                readable = 6;
+                outbox.remove(4);
+                removed = 4;
+                if until(&*store, &outbox, |outbox| outbox.status().removed == 4).await {
+                    assert!(outbox.put_undelivered(&bob(), 7, undelivered(7)));
+                    if step(7).await {
+                        readable = 7;
+                    }
+                }
+            } else {
+                readable = 3;
+            }
+        }
+        whole = store.close().await.is_ok();
+    }
+
+    let tables = cut.left_of(before);
+    let store = memory::open(&tables, options(1000, 10 << 20)).unwrap();
+    let outbox = store.outbox().unwrap();
+    let there = all(&outbox);
+    let numbers: Vec<u64> = there.iter().map(|one| one.number).collect();
+    let (first, last) = (numbers.first().copied().unwrap_or(1), numbers.last().copied().unwrap_or(0));
+    assert_eq!(numbers, (first..=last).collect::<Vec<_>>(), "without a hole, cut after {writes}");
+    assert!(first <= removed + 1 && last >= readable, "{numbers:?} of {removed} and {readable}, cut after {writes}");
+    if last == 7 && readable == 7 {
+        assert_eq!(outbox.reported(&bob()).unwrap(), 7, "cut after {writes}");
+    }
+    assert_eq!(outbox.status().events, numbers.len() as u64);
+    outbox.put(said(8, 10));
+    assert!(until(&*store, &outbox, |outbox| outbox.read(last, 9, 999).unwrap().len() == 1).await);
+    let more = outbox.read(last, 9, 999).unwrap();
+    assert_eq!(more[0].number, last + 1);
+    assert!(there.iter().all(|one| one.id != more[0].id), "no id is given twice, cut after {writes}");
+    whole
+}
+
+#[tokio::test]
+async fn what_could_be_read_is_there_wherever_the_power_goes() {
+    let mut writes = 0;
+    while !cut_after(writes).await {
+        writes += 1;
+        assert!(writes < 200, "there is no end to the writes");
+    }
+    assert!(writes > 20, "only {writes} writes were cut");
+}
+
+/// Tables in memory that write down what is done to them.
+#[derive(Default)]
+struct Recorder {
+    tables: Memory,
+    done: Mutex<Vec<&'static str>>,
+}
+
+impl Intercept for Recorder {
+    fn tables(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        if table == Table::Outbox {
+            self.done.lock().push("put");
+        }
+        self.tables.put(table, key, value)
+    }
+
+    fn on_flush(&self) -> Result<(), EngineError> {
+        self.done.lock().push("flush");
+        Ok(())
+    }
+
+    fn on_checkpoint(&self) -> Result<(), EngineError> {
+        self.done.lock().push("checkpoint");
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_can_be_read_was_synced_before() {
+    let recorder = Arc::new(Recorder::default());
+    let store = embedded::open(recorder.clone(), options(100, 1 << 20)).unwrap();
+    let outbox = store.outbox().unwrap();
+    for n in 1..=3 {
+        recorder.done.lock().clear();
+        outbox.put(said(n, 10));
+        assert!(until(&*store, &outbox, |outbox| all(outbox).len() == n).await);
+        assert_eq!(recorder.done.lock()[..2], ["put", "checkpoint"]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_over_the_bound_is_counted_by_kind_and_told_once_there_is_an_eighth_of_room() {
+    let tables = Memory::default();
+    let store = memory::open(&tables, options(16, 10 << 20)).unwrap();
+    let outbox = store.outbox().unwrap();
+    (1..=20).for_each(|n| outbox.put(said(n, 10)));
+    outbox.put(OutboxEvent::Connection { connection: "c".into() });
+    assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 16).await);
+    assert_eq!((outbox.status().lost, outbox.status().losing), (5, true));
+    outbox.remove(1);
+    // Not removed one by one: they were written together.
+    assert!(!outbox.put_undelivered(&bob(), 1, undelivered(1)), "no room, and nothing lost");
+    assert_eq!((outbox.status().lost, outbox.reported(&bob()).unwrap()), (5, 0));
+    outbox.remove(16);
+    assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 1).await);
+    let kept = all(&outbox).pop().unwrap();
+    let OutboxEvent::Overflow { lost, at_least, .. } = kept.event else { panic!("{kept:?}") };
+    assert_eq!((kept.number, lost, at_least), (17, vec![(0, 1), (2, 4)], false));
+    assert!(!outbox.status().losing);
+    assert!(outbox.put_undelivered(&bob(), 1, undelivered(1)));
+    assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 2).await);
+}
+
+#[tokio::test]
+async fn what_was_lost_is_told_by_the_next_start_and_only_once() {
+    let tables = Memory::default();
+    for (start, expected) in [(0, None), (1, Some(true)), (2, None)] {
+        let store = memory::open(&tables, options(3, 10 << 20)).unwrap();
+        let outbox = store.outbox().unwrap();
+        if start == 0 {
+            (1..=10).for_each(|n| outbox.put(said(n, 10)));
+            assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 3).await);
+        } else {
+            outbox.remove(3);
+            let empty = |outbox: &Outbox| outbox.status().removed >= 3 && !outbox.status().losing;
+            assert!(until(&*store, &outbox, empty).await);
+        }
+        store.close().await.unwrap();
+        let told = all(&outbox).into_iter().find_map(|kept| match kept.event {
+            OutboxEvent::Overflow { lost, at_least, .. } => Some((lost, at_least)),
+            _ => None,
+        });
+        if start == 2 {
+            assert_eq!(told, Some((vec![(2, 7)], true)), "still the one, as nobody took it");
+            assert_eq!(all(&outbox).len(), 1);
+        } else {
+            assert_eq!(told.as_ref().map(|(_, at_least)| *at_least), expected, "start {start}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_outbox_takes_no_memory_without_bound_while_nothing_is_written() {
+    let tables = Memory::default();
+    let store = memory::open(&tables, options(1_000_000, 1 << 30)).unwrap();
+    let outbox = store.outbox().unwrap();
+    // Faster than any commit: the thread is far behind after a few of these.
+    (0..2_000).for_each(|n| outbox.put(said(n, 100_000)));
+    let lost = outbox.status().lost;
+    assert!(lost > 0, "200 MB were taken in at once");
+    assert!(until(&*store, &outbox, |outbox| !outbox.status().losing).await);
+    store.close().await.unwrap();
+    let counted: u64 = all(&outbox)
+        .iter()
+        .filter_map(|kept| match &kept.event {
+            OutboxEvent::Overflow { lost, .. } => Some(lost.iter().map(|(_, count)| count).sum::<u64>()),
+            _ => None,
+        })
+        .sum();
+    let (kept, lost) = (all(&outbox).len() as u64, outbox.status().lost);
+    let overflows = all(&outbox).iter().filter(|kept| kept.event.kind() == EventKind::Overflow).count() as u64;
+    assert_eq!((counted, kept - overflows + lost), (lost, 2_000));
+}
+
+#[tokio::test]
+async fn only_what_is_wanted_is_put_in_and_what_is_told_of_users_can_be_gone_through() {
+    let tables = Memory::default();
+    let kinds = vec![EventKind::Undelivered];
+    let wanted = OutboxOptions { events: 100, bytes: 1 << 20, kinds };
+    let store = memory::open(&tables, Options { outbox: Some(wanted), ..Options::default() }).unwrap();
+    let outbox = store.outbox().unwrap();
+    outbox.put(said(1, 10));
+    let user = |n: usize| UserId::new(&format!("u{n}")).unwrap();
+    (0..5).for_each(|n| assert!(outbox.put_undelivered(&user(n), 3, undelivered(3))));
+    outbox.forget_reported(&user(2));
+    assert_eq!((outbox.reported(&user(1)).unwrap(), outbox.reported(&user(2)).unwrap()), (3, 0));
+    assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 5).await);
+    let first = outbox.all_reported(None, 3).unwrap();
+    assert_eq!(first, [(user(0), 3), (user(1), 3), (user(3), 3)]);
+    assert_eq!(outbox.all_reported(Some(&user(3)), 3).unwrap(), [(user(4), 3)]);
+    assert!(memory::open(&tables, Options::default()).unwrap().outbox().is_none());
+}
+
+#[tokio::test]
+async fn expired_entries_are_reported_once_over_many_short_lives() {
+    use crate::{
+        embedded::Tuning,
+        store::{Append, Limits},
+    };
+    let tables = Memory::default();
+    let mut opening = options(1000, 10 << 20);
+    // Nothing is settled: the journal has all entries, whether they have expired or not.
+    opening.tuning = Tuning { settle_after: Duration::from_secs(3600), ..Tuning::default() };
+    // With one message allowed, each that comes has it looked whether the one before has expired.
+    opening.limits = Limits { messages: 1, ..Limits::default() };
+    const LIVES: u64 = 9;
+    for life in 1..=LIVES {
+        let store = memory::open(&tables, opening.clone()).unwrap();
+        let payload = crate::message::Payload::encode(0, None, None).unwrap();
+        let append = Append { ttl: Some(Duration::from_secs(1)), ..Append::new(payload, vec![bob()]) };
+        assert_eq!(store.append(append).await.unwrap().seqs, [Ok(life)]);
+        opening.ahead_ms.fetch_add(3000, std::sync::atomic::Ordering::Relaxed);
+        store.close().await.unwrap();
+    }
+    let store = memory::open(&tables, opening).unwrap();
+    let outbox = store.outbox().unwrap();
+    let expired = |one: &Kept| match &one.event {
+        OutboxEvent::Expired { from, to, .. } => Some((*from, *to)),
+        _ => None,
+    };
+    let told: Vec<_> = all(&outbox).iter().filter_map(expired).collect();
+    assert_eq!(told, (1..LIVES).map(|seq| (seq, seq)).collect::<Vec<_>>());
+}

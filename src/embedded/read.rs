@@ -1,0 +1,305 @@
+//! Reading a log: from memory where it is at hand, from the inbox and the journal where it is not.
+
+use bytes::Bytes;
+
+use super::{
+    Shared, state,
+    tables::contract::{EngineError, Table},
+    user_log::{Log, Slot, is_past},
+    wal::record::{entry_at, journal_key},
+};
+use crate::{
+    message::{DeviceId, Seq, UserId},
+    store::{Entry, Found, KnownUser, Loss, Missed, ReadLimit, StoreError, gaps::Gone},
+};
+
+/// How often a read begins again because what it was about to read was settled meanwhile. Each time the log has moved
+/// on by at least a record, so more than a few means that something is broken.
+const RETRIES_MAX: usize = 100;
+
+/// Bytes of payload that one request reads at most to count what is pending; beyond it the count is an estimate.
+const COUNT_BYTES_MAX: usize = 1 << 20;
+
+/// What a read needs to know of a log, copied so that nothing is locked while the disk is asked.
+struct Plan {
+    /// Everything above this is asked for.
+    from: Seq,
+    /// Up to this the inbox has to be asked, if above `from`.
+    settled: Seq,
+    slots: Vec<Slot>,
+    /// Entries in the inbox that are not to be shown.
+    hidden: Vec<(Seq, Seq)>,
+    gone: Gone,
+    now_s: u32,
+    /// When all of the above has been read, everything up to this has been looked at.
+    through: Seq,
+}
+
+fn plan(log: &mut Log, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -> Plan {
+    log.touched = now;
+    let mut through = log.head.max(after);
+    let from = after.max(log.released());
+    let settled = if log.chunks { log.settled } else { 0 };
+    let (mut slots, mut bytes) = (Vec::new(), 0);
+    // While entries are being settled they are in both places; the inbox counts from the moment it is said to.
+    for slot in log.slots_after(from.max(settled)) {
+        bytes += slot.bytes as usize;
+        if !slots.is_empty() && bytes > limit.bytes || slots.len() >= limit.entries {
+            through = slot.seq - 1;
+            break;
+        }
+        if log.shows(slot.seq) && !is_past(slot.expires_s, now_s) {
+            slots.push(*slot);
+        } else {
+            bytes -= slot.bytes as usize;
+        }
+    }
+    let (hidden, gone) = if from < settled {
+        let (hold, received) = (log.hold.unwrap_or(Seq::MAX), log.cursors.received());
+        // What everybody has received and nobody holds is released, but for a hold that came late.
+        let front = (received.through() > log.released()).then_some((1, received.through()));
+        let hidden = front.into_iter().chain(received.islands().iter().copied());
+        (hidden.map(|(from, to)| (from, to.min(hold))).collect(), log.gone.clone())
+    } else {
+        (Vec::new(), Gone::default())
+    };
+    Plan { from, settled, slots, hidden, gone, now_s, through }
+}
+
+fn failed(error: EngineError) -> StoreError {
+    StoreError::from(error)
+}
+
+/// The records in which slots are, rising.
+fn records_of(slots: &[Slot]) -> Vec<u64> {
+    let mut numbers: Vec<u64> = slots.iter().map(|slot| slot.record).collect();
+    numbers.dedup();
+    numbers
+}
+
+impl Shared {
+    /// See [`Store::recent`](crate::store::Store::recent).
+    pub(super) fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found> {
+        let (now, now_s) = (self.index.now(), self.clock.now_s());
+        let plan = self.index.with_loaded(user, |log| plan(log, after, limit, now, now_s))?;
+        if plan.from < plan.settled {
+            return None;
+        }
+        let numbers = records_of(&plan.slots);
+        let kept = self.recent.newest_of(&numbers);
+        if kept.len() < numbers.len() {
+            return None;
+        }
+        let (mut entries, mut slots) = (Vec::with_capacity(plan.slots.len()), plan.slots.iter().peekable());
+        for (number, record) in numbers.iter().zip(&kept) {
+            while let Some(slot) = slots.next_if(|slot| slot.record == *number) {
+                entries.push(self.entry(user, slot, record, |part| record.slice_ref(part)).ok()?);
+            }
+        }
+        Some(Found { entries, through: plan.through })
+    }
+
+    /// See [`Store::read`](crate::store::Store::read).
+    pub(super) fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError> {
+        for _ in 0..RETRIES_MAX {
+            let (now, now_s) = (self.index.now(), self.clock.now_s());
+            let plan = self.index.with(user, |log| plan(log, after, limit, now, now_s))?;
+            if let Some(found) = self.follow(user, &plan, limit)? {
+                return Ok(found);
+            }
+        }
+        Err(StoreError::Damaged(format!("the journal has lost records of user {user:?} above {after}").into()))
+    }
+
+    /// Reads what was planned; `None` if some of it has moved to the inbox meanwhile.
+    fn follow(&self, user: &UserId, plan: &Plan, limit: ReadLimit) -> Result<Option<Found>, StoreError> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        if plan.from < plan.settled && !self.follow_inbox(user, plan, limit, &mut entries, &mut bytes)? {
+            let through = entries.last().map_or(plan.from, |entry| entry.seq);
+            return Ok(Some(Found { entries, through }));
+        }
+        let (mut fit, mut through) = (0, plan.through);
+        for slot in &plan.slots {
+            bytes += slot.bytes as usize;
+            let had = entries.len() + fit;
+            if had > 0 && (had >= limit.entries || bytes > limit.bytes) {
+                through = slot.seq - 1;
+                break;
+            }
+            fit += 1;
+        }
+        let there = self.read_slots(user, &plan.slots[..fit], &mut |_, entry| entries.push(entry))?;
+        Ok(there.then_some(Found { entries, through }))
+    }
+
+    /// Visits the entries of these slots, in order; false if some of them have moved to the inbox meanwhile.
+    pub(super) fn read_slots(
+        &self,
+        user: &UserId,
+        slots: &[Slot],
+        visit: &mut dyn FnMut(&Slot, Entry),
+    ) -> Result<bool, StoreError> {
+        let numbers = records_of(slots);
+        let kept = self.recent.newest_of(&numbers);
+        let (elsewhere, at_hand) = numbers.split_at(numbers.len() - kept.len());
+        let (mut slots, mut there, mut wrong) = (slots.iter().peekable(), true, None);
+        if !elsewhere.is_empty() {
+            let read = self.engine.records(elsewhere, &mut |number, record| {
+                let Some(record) = record else {
+                    there = false;
+                    return false;
+                };
+                while let Some(slot) = slots.next_if(|slot| slot.record == number) {
+                    // A copy, so that nobody who is slow keeps whole records in memory for one message of each.
+                    match self.entry(user, slot, record, Bytes::copy_from_slice) {
+                        Ok(entry) => visit(slot, entry),
+                        Err(error) => {
+                            wrong = Some(error);
+                            return false;
+                        }
+                    }
+                }
+                true
+            });
+            read.map_err(failed)?;
+        }
+        if let Some(wrong) = wrong {
+            return Err(wrong);
+        }
+        if there {
+            for (number, record) in at_hand.iter().zip(&kept) {
+                while let Some(slot) = slots.next_if(|slot| slot.record == *number) {
+                    visit(slot, self.entry(user, slot, record, |part| record.slice_ref(part))?);
+                }
+            }
+        }
+        Ok(there)
+    }
+
+    /// Reads what was planned of the inbox; false if the limit was reached.
+    fn follow_inbox(
+        &self,
+        user: &UserId,
+        plan: &Plan,
+        limit: ReadLimit,
+        entries: &mut Vec<Entry>,
+        bytes: &mut usize,
+    ) -> Result<bool, StoreError> {
+        self.read_inbox(user, plan.from, plan.settled, &mut |found| {
+            let hidden = plan.hidden.iter().any(|(from, to)| (*from..=*to).contains(&found.seq))
+                || plan.gone.hides(found.seq)
+                || is_past(found.expires_s, plan.now_s);
+            if hidden {
+                return true;
+            }
+            if !entries.is_empty() && (entries.len() >= limit.entries || *bytes + found.bytes > limit.bytes) {
+                return false;
+            }
+            *bytes += found.bytes;
+            entries.push(found.entry());
+            true
+        })
+    }
+
+    /// A journal record, from memory or from its table; `None` if it has been settled.
+    pub(super) fn record(&self, number: u64) -> Result<Option<Bytes>, StoreError> {
+        match self.recent.get(number) {
+            Some(record) => Ok(Some(record)),
+            None => self.engine.get(Table::Journal, &journal_key(number)).map_err(failed),
+        }
+    }
+
+    /// Reads the entry of a slot, and checks that its stamp is what the slot says.
+    fn entry(
+        &self,
+        user: &UserId,
+        slot: &Slot,
+        record: &[u8],
+        keep: impl Fn(&[u8]) -> Bytes,
+    ) -> Result<Entry, StoreError> {
+        let entry = entry_at(record, slot.message_at, slot.stamp_at, keep);
+        let whose = |entry: &Entry| {
+            entry.seq == slot.seq && entry.owner == user.as_str().as_bytes() && entry.namespace == self.namespace
+        };
+        entry.filter(whose).ok_or_else(|| {
+            let place = format!("journal record {} at {}", slot.record, slot.stamp_at);
+            StoreError::Damaged(format!("{place} is not entry {} of user {user:?}", slot.seq).into())
+        })
+    }
+
+    /// See [`Store::pending_bytes`](crate::store::Store::pending_bytes).
+    pub(super) fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {
+        let now_s = self.clock.now_s();
+        let (known, exact) = self.index.look(user, |log| {
+            let (received, pending) = log.pending(log.head, now_s);
+            (pending.bytes, log.counts_exactly(&received, now_s))
+        })?;
+        if exact || known > COUNT_BYTES_MAX as u64 {
+            return Ok(known);
+        }
+        let (mut total, mut after, mut left) = (0, 0, COUNT_BYTES_MAX);
+        loop {
+            let limit = ReadLimit { entries: 4096, bytes: COUNT_BYTES_MAX };
+            let Found { entries, .. } = self.read(user, after, limit)?;
+            let Some(last) = entries.last() else { return Ok(total) };
+            after = last.seq;
+            let read = entries.iter().map(|entry| entry.payload.as_bytes().len()).sum();
+            let Some(rest) = left.checked_sub(read) else { return Ok(known) };
+            left = rest;
+            let received = self.index.with(user, |log| log.cursors.received())?;
+            let pending = entries.iter().filter(|entry| !received.contains(entry.seq));
+            total += pending.map(|entry| entry.payload.as_bytes().len() as u64).sum::<u64>();
+        }
+    }
+
+    /// See [`Store::users`](crate::store::Store::users).
+    pub(super) fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<KnownUser>, StoreError> {
+        let mut from = after.map_or_else(Vec::new, |after| after.as_str().as_bytes().to_vec());
+        if after.is_some() {
+            // The least key above it.
+            from.push(0);
+        }
+        let mut users = Vec::new();
+        let visit = &mut |key: &[u8], _| {
+            let user = std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok());
+            users.extend(user);
+            users.len() < limit
+        };
+        if limit > 0 {
+            self.engine.scan(Table::Users, &from, visit).map_err(failed)?;
+        }
+        let now_s = self.clock.now_s();
+        let known = |user: UserId| match self.index.look(&user, |log| state(log, now_s)) {
+            Err(error) if !matches!(error, StoreError::Damaged(_)) => Err(error),
+            state => Ok((user, state)),
+        };
+        users.into_iter().map(known).collect()
+    }
+
+    /// See [`Store::missed`](crate::store::Store::missed).
+    pub(super) fn missed(
+        &self,
+        user: &UserId,
+        device: Option<&DeviceId>,
+        from: Seq,
+        to: Seq,
+    ) -> Result<Vec<Missed>, StoreError> {
+        self.index.with(user, |log| {
+            let received = log.cursors.get(device).map(|cursor| cursor.received.through()).unwrap_or_default();
+            let mut missed = Vec::new();
+            for (from, to, reason) in log.gone.explain(from, to) {
+                match reason {
+                    Some(reason) => missed.push(Missed { from, to, reason }),
+                    None => {
+                        let had = received.max(log.released()).min(to);
+                        missed.extend((from <= had).then_some(Missed { from, to: had, reason: Loss::Received }));
+                        let rest = from.max(had + 1);
+                        missed.extend((rest <= to).then_some(Missed { from: rest, to, reason: Loss::Expired }));
+                    }
+                }
+            }
+            missed
+        })
+    }
+}

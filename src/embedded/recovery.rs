@@ -1,0 +1,498 @@
+//! Opening: reads what the tables say about themselves, and replays the journal into the index.
+//!
+//! # Lapses
+//!
+//! Where appends are answered before they are durable, an unclean end counts as a *lapse*: see [`lapses`](super::user_log::lapses).
+//! With [`Durability::Always`] there are none.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Options,
+    other_format::other_format,
+    tables::contract::{Engine, EngineError, Table},
+    user_log::{
+        Log, Slot,
+        cache::Index,
+        lapses::{Lapses, RESERVE},
+    },
+    wal::{
+        cache::Recent,
+        record::{
+            Header, Ids as IdChunk, Item, RecordReader, Row, StoredCursor, StoredId, fingerprint, inbox_key,
+            is_inbox_key_of, journal_key, journal_number,
+        },
+    },
+    writer::{
+        append::once_found,
+        commit::RecordInfo,
+        dedup::{Ids, answered},
+    },
+};
+use crate::{
+    failpoints::{self, Bug},
+    message::{CollapseKey, DeviceId, Seq, UserId},
+    store::{Durability, Loss, Reason, Rejected, StoreError, clock::Clock},
+};
+
+pub(super) const FORMAT_KEY: &[u8] = b"format";
+pub(super) const NAMESPACE_KEY: &[u8] = b"namespace";
+pub(super) const LAPSES_KEY: &[u8] = b"lapses";
+/// How many of the lapses count one by one.
+pub(super) const FULL_LAPSES_KEY: &[u8] = b"full-lapses";
+/// The last record before the last lapse.
+const LAPSE_RECORD_KEY: &[u8] = b"lapse-record";
+/// Whether the store is open, and how durable its answers are.
+pub(super) const OPEN_KEY: &[u8] = b"open";
+pub(super) const CLOSED: &[u8] = b"closed";
+/// The highest record that was settled and may be gone from the journal.
+pub(super) const SETTLED_KEY: &[u8] = b"settled";
+const OPEN_ALWAYS: &[u8] = b"always";
+const OPEN_LOSSY: &[u8] = b"lossy";
+
+/// The latest time the store's clock is known to have shown, in milliseconds of the Unix epoch.
+pub(super) const CLOCK_KEY: &[u8] = b"clock";
+
+/// The version of everything in the tables.
+pub(super) const FORMAT: &[u8] = b"mesa-3";
+
+/// What opening has found.
+pub(super) struct Recovered {
+    pub index: Index,
+    pub clock: Clock,
+    pub journal: RecoveredJournal,
+    /// The newest records: those who were there come back soon.
+    pub recent: Recent,
+    /// Users of whose inboxes it has to be found out what is left.
+    pub trim: Vec<UserId>,
+}
+
+/// What of it the commit thread goes on from.
+pub(super) struct RecoveredJournal {
+    pub records: VecDeque<RecordInfo>,
+    pub next_record: u64,
+    pub ids: Ids,
+    /// Where ids are stored, oldest first, with the time of the youngest.
+    pub id_chunks: VecDeque<(Vec<u8>, u64)>,
+    /// Bytes of payload in all inboxes, as far as rows tell.
+    pub inbox_bytes: u64,
+}
+
+pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Options) -> Result<Recovered, StoreError> {
+    let failed = StoreError::from;
+    check_format(&*engine).map_err(failed)??;
+    check_namespace(&*engine, namespace).map_err(failed)??;
+    let settled = engine.get(Table::Meta, SETTLED_KEY).map_err(failed)?.and_then(|bytes| journal_number(&bytes));
+    let settled = settled.unwrap_or(0);
+    let written = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(settled);
+    if let Some(marked) = engine.marked().map_err(failed)?.filter(|marked| *marked > written) {
+        let told = format!(
+            "its journal ends with record {written}, but record {marked} was written and synced: the file `log/db` is \
+             damaged, or is an older one. Restore a backup, or look at what is left with `mesa inspect`; to go on with \
+             that as it is, put an empty file in the place of its file `mark`"
+        );
+        return Err(StoreError::Damaged(told.into()));
+    }
+    drop_settled(&*engine, settled).map_err(failed)?;
+    // Before anything is synced: what is synced is never taken back.
+    drop_unfinished_commit(&*engine)?;
+    let last_before = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(settled);
+    let (lapses, lapse_record) = begin(&*engine, options.durability, last_before).map_err(failed)?;
+    let clock_ms = engine.get(Table::Meta, CLOCK_KEY).map_err(failed)?;
+    let mut replay = Replay {
+        engine: engine.clone(),
+        namespace: fingerprint(namespace),
+        logs: HashMap::default(),
+        records: VecDeque::new(),
+        written_ms: Vec::new(),
+        now: Instant::now(),
+        rejected: Vec::new(),
+        once: Vec::new(),
+        last_ms: clock_ms.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?))).unwrap_or(0),
+    };
+    let (mut damage, recent) = (None, Recent::new(options.recent_bytes));
+    engine
+        .scan(Table::Journal, &[], &mut |key, value| match replay.record(key, &value) {
+            Ok(number) => {
+                recent.push(number, value);
+                true
+            }
+            Err(error) => {
+                damage = Some(error);
+                false
+            }
+        })
+        .map_err(failed)?;
+    if let Some(damage) = damage {
+        return Err(damage);
+    }
+    let last = replay.records.back().map_or(0, |last| last.number).max(settled);
+    let clock = Clock::new(replay.last_ms, options.ahead_ms.clone());
+    // As old as they are, not as old as this process: or a server that is started again and again would never settle
+    // anything, and read a longer journal each time.
+    for (record, written_ms) in replay.records.iter_mut().zip(&replay.written_ms) {
+        let age = Duration::from_millis(clock.now_ms().saturating_sub(*written_ms));
+        record.committed = replay.now.checked_sub(age).unwrap_or(replay.now);
+    }
+    let mut ids = Ids::new(&options.limits);
+    let id_chunks = read_ids(&*engine, replay.namespace, &mut ids, clock.now_ms())?;
+    for once in replay.once.into_iter().filter(|_| !failpoints::is(Bug::ForgetIds)) {
+        // Where it was stored already, the journal may have lost a part of what was rejected under it.
+        if ids.knows(&once.id) {
+            continue;
+        }
+        ids.insert(&once.id, once.at_ms, answered(&once), clock.now_ms());
+    }
+    let index = Index::new(engine.clone(), lapses);
+    let mut trim = Vec::new();
+    for (user, replayed) in replay.logs {
+        let known = replayed.known(lapses);
+        let Replayed { mut log, appended, .. } = replayed;
+        forget_unfinished(&*engine, user.as_str(), log.settled).map_err(failed)?;
+        if appended <= lapse_record {
+            log.pass_lapses(lapses, known);
+        }
+        if log.row_lapses.is_none() {
+            // The power went before his row was written, or he would not be found among the users.
+            let row = log.row(lapses.count);
+            log.row_lapses = Some(row.lapses());
+            engine.put(Table::Users, user.as_str().as_bytes(), &row.encode()).map_err(failed)?;
+        }
+        log.trimming = log.release() && log.counted < log.released();
+        if failpoints::is(Bug::SequenceReuse) && log.last_slot().is_none() {
+            log.head = log.head.saturating_sub(2);
+            log.assigned = log.head;
+        }
+        trim.extend(log.trimming.then(|| user.clone()));
+        index.insert(user, log);
+    }
+    let inbox_bytes = inbox_bytes(&*engine).map_err(failed)?;
+    let journal = RecoveredJournal { records: replay.records, next_record: last + 1, ids, id_chunks, inbox_bytes };
+    Ok(Recovered { index, clock, journal, recent, trim })
+}
+
+fn last_record(engine: &dyn Engine) -> Result<Option<u64>, EngineError> {
+    Ok(engine.floor(Table::Journal, &[0xFF; 9])?.and_then(|(key, _)| journal_number(&key)))
+}
+
+/// Removes records that are settled: they were to be removed when the power went.
+fn drop_settled(engine: &dyn Engine, settled: u64) -> Result<(), EngineError> {
+    let mut done = Vec::new();
+    engine.scan(Table::Journal, &[], &mut |key, _| {
+        let is_settled = journal_number(key).is_some_and(|number| number <= settled);
+        done.extend(is_settled.then(|| key.to_vec()));
+        is_settled
+    })?;
+    done.iter().try_for_each(|key| engine.remove(Table::Journal, key))
+}
+
+/// Removes the last records where they say that their commit goes on and it does not: it was never answered, and is
+/// kept whole or not at all. From the highest down, so that what a crash leaves is found the next time.
+fn drop_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
+    let failed = StoreError::from;
+    while let Some((key, value)) = engine.floor(Table::Journal, &[0xFF; 9]).map_err(failed)? {
+        let Ok(mut reader) = RecordReader::new(&value) else { return Ok(()) };
+        let mut goes_on = false;
+        while let Some(item) = reader.next_item() {
+            // A record that cannot be read is told of when all are.
+            let Ok((_, item)) = item else { return Ok(()) };
+            goes_on = matches!(item, Item::More);
+        }
+        if !goes_on {
+            return Ok(());
+        }
+        let Some(number) = journal_number(&key) else { return Ok(()) };
+        engine.take_back(number).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn read_ids(
+    engine: &dyn Engine,
+    namespace: u32,
+    ids: &mut Ids,
+    now_ms: u64,
+) -> Result<VecDeque<(Vec<u8>, u64)>, StoreError> {
+    let mut chunks = VecDeque::new();
+    let mut damage = None;
+    let read = engine.scan(Table::Ids, &[], &mut |key, value| match IdChunk::decode(&value) {
+        Ok(IdChunk::V1 { namespace: stored, ids: found }) if stored == namespace => {
+            ids.load(&found, now_ms);
+            chunks.push_back((key.to_vec(), found.iter().map(|id| id.at_ms).max().unwrap_or(0)));
+            true
+        }
+        Ok(IdChunk::V1 { .. }) => {
+            damage = Some("dispatch ids of another namespace".to_owned());
+            false
+        }
+        Err(error) => {
+            damage = Some(format!("dispatch ids: {error}"));
+            false
+        }
+    });
+    read.map_err(StoreError::from)?;
+    damage.map_or(Ok(chunks), |damage| Err(StoreError::Damaged(damage.into())))
+}
+
+/// What rows say of the inboxes together. One that cannot be read is told to whoever asks for that user.
+fn inbox_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
+    let mut bytes = 0;
+    engine.scan(Table::Users, &[], &mut |_, value| {
+        bytes += Row::decode(&value).map_or(0, |row| row.into_stored().inbox.1);
+        true
+    })?;
+    Ok(bytes)
+}
+
+/// Removes chunks that were written for a settling that did not come to its end: no row counts on them, and all that is
+/// in them is still in the journal. Left where they are, they would lie across those written next time.
+fn forget_unfinished(engine: &dyn Engine, user: &str, settled: Seq) -> Result<(), EngineError> {
+    let mut unfinished = Vec::new();
+    engine.scan(Table::Inbox, &inbox_key(user, settled + 1), &mut |key, _| {
+        let ours = is_inbox_key_of(key, user);
+        if ours {
+            unfinished.push(key.to_vec());
+        }
+        ours
+    })?;
+    unfinished.iter().try_for_each(|key| engine.remove(Table::Inbox, key))
+}
+
+fn check_format(engine: &dyn Engine) -> Result<Result<(), StoreError>, EngineError> {
+    match engine.get(Table::Meta, FORMAT_KEY)? {
+        Some(found) if found == FORMAT => Ok(Ok(())),
+        Some(found) => Ok(Err(StoreError::Incompatible(other_format(&String::from_utf8_lossy(&found))))),
+        None => {
+            engine.put(Table::Meta, FORMAT_KEY, FORMAT)?;
+            Ok(Ok(()))
+        }
+    }
+}
+
+fn check_namespace(engine: &dyn Engine, namespace: &str) -> Result<Result<(), StoreError>, EngineError> {
+    match engine.get(Table::Meta, NAMESPACE_KEY)? {
+        Some(found) if found == namespace.as_bytes() => Ok(Ok(())),
+        Some(found) => {
+            let found = String::from_utf8_lossy(&found);
+            let told = format!(
+                "the store belongs to namespace {found:?}, and the configuration says {namespace:?}. Set the namespace \
+                 it belongs to, or give this one its own store.path"
+            );
+            Ok(Err(StoreError::Incompatible(told)))
+        }
+        None => {
+            engine.put(Table::Meta, NAMESPACE_KEY, namespace.as_bytes())?;
+            Ok(Ok(()))
+        }
+    }
+}
+
+/// Counts a lapse where the last time ended in one, and writes down that the store is open. Durable on return. Returns
+/// the lapses, and the last record before the last of them; `last`: the last record there is.
+fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(Lapses, u64), EngineError> {
+    let number = |key: &[u8]| -> Result<Option<u32>, EngineError> {
+        Ok(engine.get(Table::Meta, key)?.and_then(|bytes| Some(u32::from_be_bytes(bytes[..].try_into().ok()?))))
+    };
+    let mut count = number(LAPSES_KEY)?.unwrap_or(0);
+    let lossy = engine.get(Table::Meta, OPEN_KEY)?.is_some_and(|open| open == OPEN_LOSSY);
+    if lossy {
+        count += 1;
+        engine.put(Table::Meta, LAPSES_KEY, &count.to_be_bytes())?;
+        tracing::warn!("the store was not closed, and some of what was answered may be gone; sequences leave a gap");
+    }
+    // A store that was restored, or written by an earlier version, does not say.
+    let full = number(FULL_LAPSES_KEY)?;
+    if full.is_none() {
+        engine.put(Table::Meta, FULL_LAPSES_KEY, &count.to_be_bytes())?;
+    }
+    let known = engine.get(Table::Meta, LAPSE_RECORD_KEY)?.and_then(|bytes| journal_number(&bytes));
+    let lapse_record = known.filter(|_| !lossy).unwrap_or(last);
+    if known != Some(lapse_record) {
+        engine.put(Table::Meta, LAPSE_RECORD_KEY, &journal_key(lapse_record))?;
+    }
+    let open = if durability == Durability::Always { OPEN_ALWAYS } else { OPEN_LOSSY };
+    engine.put(Table::Meta, OPEN_KEY, open)?;
+    engine.checkpoint()?;
+    Ok((Lapses { count, full: full.unwrap_or(count) }, lapse_record))
+}
+
+/// The journal being read.
+struct Replay {
+    engine: Arc<dyn Engine>,
+    namespace: u32,
+    logs: HashMap<UserId, Replayed, foldhash::fast::RandomState>,
+    records: VecDeque<RecordInfo>,
+    /// When each of them was written.
+    written_ms: Vec<u64>,
+    now: Instant,
+    /// What was rejected under the id that is about to be named, and ids that were.
+    rejected: Vec<Rejected>,
+    once: Vec<StoredId>,
+    /// The latest time that was written down.
+    last_ms: u64,
+}
+
+/// A log that the journal says something about.
+struct Replayed {
+    log: Log,
+    /// The first entry that the journal has of it.
+    first: Option<Seq>,
+    /// The last record with an entry of it; 0 = there is none.
+    appended: u64,
+}
+
+impl Replayed {
+    /// How many lapses its row takes into account, if it has one.
+    fn known(&self, lapses: Lapses) -> Option<u32> {
+        // The row of a log that has passed those that count one by one may be lost.
+        let passed = self.first.is_some_and(|first| first > RESERVE * u64::from(lapses.full));
+        self.log.row_lapses.or(passed.then_some(lapses.full))
+    }
+}
+
+/// The message that stamps belong to.
+struct Message<'a> {
+    at: u32,
+    bytes: u32,
+    expires_s: u32,
+    collapse: &'a str,
+}
+
+impl Replay {
+    /// Takes in a record; returns its number.
+    fn record(&mut self, key: &[u8], value: &[u8]) -> Result<u64, StoreError> {
+        let number = journal_number(key);
+        let number =
+            number.ok_or_else(|| StoreError::Damaged(format!("{key:?} is no key of a journal record").into()))?;
+        let damaged =
+            |error: &dyn std::fmt::Display| StoreError::Damaged(format!("journal record {number}: {error}").into());
+        if self.records.back().is_some_and(|last| last.number + 1 != number) {
+            return Err(damaged(&"the record before it is missing"));
+        }
+        let mut reader = RecordReader::new(value).map_err(|error| damaged(&error))?;
+        let Header::V1 { namespace, at_ms } = reader.header;
+        if namespace != self.namespace {
+            return Err(damaged(&"it belongs to another namespace"));
+        }
+        self.last_ms = self.last_ms.max(at_ms);
+        let (mut message, mut goes_on) = (None, false);
+        while let Some(item) = reader.next_item() {
+            let (at, item) = item.map_err(|error| damaged(&error))?;
+            match item {
+                // A payload has at most 64 KiB.
+                Item::Message(payload) => {
+                    message = Some(Message { at, bytes: payload.len() as u32, expires_s: 0, collapse: "" });
+                }
+                Item::MessageWith { payload, expires_s, collapse } => {
+                    message = Some(Message { at, bytes: payload.len() as u32, expires_s, collapse });
+                }
+                Item::To { user, seq } => {
+                    let message = message.as_ref().ok_or_else(|| damaged(&"a stamp without a message"))?;
+                    let Message { at: message_at, bytes, expires_s, collapse } = *message;
+                    let slot = Slot { seq, record: number, message_at, stamp_at: at, bytes, expires_s };
+                    // A key that is none was never one of ours: nothing takes the place of that entry.
+                    let key = if collapse.is_empty() { None } else { CollapseKey::new(collapse).ok() };
+                    let replayed = self.replayed(user, number)?;
+                    replayed.first.get_or_insert(seq);
+                    replayed.appended = number;
+                    replayed.log.replay(slot, key);
+                }
+                Item::Received { user, through, islands } => {
+                    let log = self.log(user, number)?;
+                    log.cursors.receive(None, 1, through);
+                    // Somebody is there who goes by it: no device is to take it over.
+                    log.cursors.saw(None, at_ms);
+                    islands.into_iter().for_each(|(from, to)| _ = log.cursors.receive(None, from, to));
+                }
+                Item::Seen { user, at_ms } => self.log(user, number)?.seen_ms = at_ms,
+                Item::Cursor { user, device, cursor } => {
+                    let device = device_of(device).map_err(|error| damaged(&error))?;
+                    self.log(user, number)?.replay_cursor(device, &cursor);
+                }
+                Item::Forgotten { user, device } => {
+                    let device = device_of(device).map_err(|error| damaged(&error))?;
+                    self.log(user, number)?.cursors.remove(device.as_ref());
+                }
+                Item::Gone { user, from, to, loss } => {
+                    let loss = Loss::from_stored(loss).ok_or_else(|| damaged(&"a loss of an unknown kind"))?;
+                    let log = self.log(user, number)?;
+                    match loss {
+                        // It was reported; that it has expired is known by its own date.
+                        Loss::Expired => log.remove_slots(from, to),
+                        loss => log.lose(from, to, loss),
+                    }
+                }
+                Item::Rejected { user, reason } => {
+                    let reason = Reason::from_stored(reason).ok_or_else(|| damaged(&"an unknown reason"))?;
+                    self.rejected.push(Rejected { user: user.into(), reason });
+                }
+                Item::Once { .. } => {
+                    self.once.extend(once_found(&item, at_ms, &std::mem::take(&mut self.rejected)));
+                }
+                Item::More => goes_on = true,
+            }
+        }
+        self.records.push_back(RecordInfo { number, bytes: value.len(), committed: self.now, goes_on });
+        self.written_ms.push(at_ms);
+        Ok(number)
+    }
+
+    fn log(&mut self, user: &str, record: u64) -> Result<&mut Log, StoreError> {
+        Ok(&mut self.replayed(user, record)?.log)
+    }
+
+    fn replayed(&mut self, user: &str, record: u64) -> Result<&mut Replayed, StoreError> {
+        if !self.logs.contains_key(user) {
+            let damaged = |error: &dyn std::fmt::Display| {
+                StoreError::Damaged(format!("journal record {record}, user {user:?}: {error}").into())
+            };
+            let id = UserId::new(user).map_err(|error| damaged(&error))?;
+            let row = self.engine.get(Table::Users, user.as_bytes()).map_err(StoreError::from)?;
+            let row = row.map(|bytes| Row::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
+            self.logs.insert(id, Replayed { log: Log::as_stored(row), first: None, appended: 0 });
+        }
+        let replayed = self.logs.get_mut(user).ok_or_else(|| StoreError::Damaged("a log went missing".into()))?;
+        replayed.log.last_record = record;
+        Ok(replayed)
+    }
+}
+
+fn device_of(name: &str) -> Result<Option<DeviceId>, crate::message::NameError> {
+    if name.is_empty() { Ok(None) } else { DeviceId::new(name).map(Some) }
+}
+
+impl Log {
+    /// Takes in an entry the journal still has. The row may know of it already: rows are written before the records
+    /// they replace are removed.
+    fn replay(&mut self, slot: Slot, key: Option<CollapseKey>) {
+        // Sequences rise by one but where a lapse was passed over, of which the row may know nothing.
+        let skipped = slot.seq.saturating_sub(self.head + 1);
+        if skipped > 0 && skipped.is_multiple_of(RESERVE) {
+            self.pass_to(slot.seq - 1);
+        }
+        self.head = self.head.max(slot.seq);
+        self.assigned = self.head;
+        let last = self.last_slot().map_or(self.settled, |last| last.seq);
+        if slot.seq > last {
+            self.push(slot, key);
+        }
+    }
+
+    /// Takes in a cursor. The row may know of more that it has received.
+    fn replay_cursor(&mut self, device: Option<DeviceId>, cursor: &StoredCursor) {
+        match self.cursors.get(device.as_ref()) {
+            Some(known) if !known.stale => {
+                self.cursors.receive(device.as_ref(), 1, cursor.through);
+                for &(from, to) in &cursor.islands {
+                    self.cursors.receive(device.as_ref(), from, to);
+                }
+                self.cursors.saw(device.as_ref(), cursor.seen_ms);
+            }
+            _ => self.cursors.restore(device, cursor),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Stores as earlier versions wrote them (`mesa-1`, `mesa-2`), with the journal and the inboxes in sled too: both are brought
+//! over into files when such a store is opened.
+//!
+//! A crash in the middle leaves the store as it was, and something that is thrown away the next time: the version is
+//! written last, and what was brought over is removed from sled behind that.
+
+use std::{fs, io, path::Path};
+
+use super::{
+    directory::{DB, INBOX, JOURNAL, LOG},
+    watermark::Mark,
+};
+use crate::embedded::{
+    offline::sled_file::RawTables,
+    recovery::{FORMAT, FORMAT_KEY, SETTLED_KEY},
+    tables::contract::Table,
+    value_log::file::ChunkFiles,
+    wal::{
+        record::{journal_key, journal_number},
+        segment::{Broken, RecordFiles},
+    },
+};
+
+/// Versions of such stores.
+const FORMER: [&[u8]; 2] = [b"mesa-1", b"mesa-2"];
+
+/// What sled called the tables that it does not have any more.
+const TABLES: [&str; 2] = ["journal", "inbox"];
+
+/// Whether the store that these are of is such a one.
+pub fn is_former(tables: &RawTables) -> io::Result<bool> {
+    let format = tables.get(Table::Meta, FORMAT_KEY)?;
+    Ok(format.is_some_and(|format| FORMER.contains(&&format[..])))
+}
+
+/// Brings over what has to be.
+pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
+    let meta = db.open_tree("meta")?;
+    let format = meta.get(FORMAT_KEY)?;
+    if format.is_some_and(|format| FORMER.contains(&&format[..])) {
+        tracing::info!("the store is of an earlier version: its journal and its inboxes are brought over into files");
+        for directory in [JOURNAL, INBOX] {
+            match fs::remove_dir_all(path.join(directory)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        let [journal, inbox] = TABLES.map(|name| db.open_tree(name));
+        let records = match RecordFiles::open(&path.join(JOURNAL), 0, 0) {
+            Ok(records) => records,
+            Err(Broken::Io(error)) => return Err(error),
+            Err(Broken::Damage(_)) => unreachable!("there are no files yet"),
+        };
+        let mut first = None;
+        for pair in &journal? {
+            let (key, value) = pair?;
+            let number =
+                journal_number(&key).ok_or_else(|| io::Error::other("a record of the journal has no number"))?;
+            first = first.or(Some(number));
+            records.append(number, &value)?;
+        }
+        records.sync(fs::File::sync_data)?;
+        let chunks = ChunkFiles::open(&path.join(INBOX), [].into_iter())?;
+        let places = db.open_tree("places")?;
+        places.clear()?;
+        for pair in &inbox? {
+            let (key, value) = pair?;
+            places.insert(&key, &chunks.append(&key, &value)?.encode())?;
+        }
+        chunks.sync()?;
+        // The first versions did not write down what was settled.
+        let settled = meta.get(SETTLED_KEY)?.and_then(|value| journal_number(&value)).unwrap_or(0);
+        if let Some(first) = first.filter(|first| *first > settled + 1) {
+            meta.insert(SETTLED_KEY, &journal_key(first - 1))?;
+        }
+        sync(db, path)?;
+        // As at a first start: a store of this format has all its parts.
+        Mark::open(path)?;
+        fs::File::open(path)?.sync_all()?;
+        meta.insert(FORMAT_KEY, FORMAT)?;
+        sync(db, path)?;
+    }
+    for name in TABLES {
+        if db.tree_names().iter().any(|known| known == name.as_bytes()) {
+            db.open_tree(name)?.clear()?;
+        }
+    }
+    Ok(())
+}
+
+fn sync(db: &sled::Db, path: &Path) -> io::Result<()> {
+    db.flush()?;
+    fs::File::open(path.join(LOG).join(DB))?.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use crate::{
+        embedded::{
+            Options, Tuning,
+            offline::inspect::Inspection,
+            recovery::FORMAT_KEY,
+            tables::{
+                contract::{Engine, Table},
+                memory::{self, Memory},
+                sled::{DiskOptions, open},
+            },
+        },
+        message::{Payload, UserId},
+        store::{Append, ReadLimit, Store},
+    };
+
+    const ALL: ReadLimit = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
+
+    async fn append(store: &Arc<dyn Store>, count: u64) {
+        for n in 0..count {
+            let payload = Payload::encode(0, Some(&n.to_string()), None).unwrap();
+            let users = ["a", "b"].map(|id| UserId::new(id).unwrap()).to_vec();
+            store.append(Append::new(payload, users)).await.unwrap();
+        }
+    }
+
+    /// As it was written before: the same tables, all of them in sled.
+    fn write_as_before(tables: &Memory, path: &std::path::Path) {
+        let db =
+            sled::Config::new().path(path.join("log")).segment_size(super::super::open::SEGMENT_BYTES).open().unwrap();
+        for (name, table) in [
+            ("journal", Table::Journal),
+            ("inbox", Table::Inbox),
+            ("users", Table::Users),
+            ("meta", Table::Meta),
+            ("ids", Table::Ids),
+        ] {
+            let tree = db.open_tree(name).unwrap();
+            tables
+                .scan(table, &[], &mut |key, value| {
+                    tree.insert(key, &value[..]).unwrap();
+                    true
+                })
+                .unwrap();
+        }
+        db.open_tree("meta").unwrap().insert(FORMAT_KEY, b"mesa-2").unwrap();
+        db.flush().unwrap();
+    }
+
+    #[tokio::test]
+    async fn store_of_a_newer_version_is_refused_with_what_to_use() {
+        let home = tempfile::tempdir().unwrap();
+        let store = open(DiskOptions::new(home.path())).unwrap();
+        append(&store, 1).await;
+        store.close().await.unwrap();
+        drop(store);
+        let path = home.path().join("log");
+        let db = sled::Config::new().path(path).segment_size(super::super::open::SEGMENT_BYTES).open().unwrap();
+        db.open_tree("meta").unwrap().insert(FORMAT_KEY, b"mesa-999").unwrap();
+        db.flush().unwrap();
+        drop(db);
+        let inspected = Inspection::open(home.path()).err().expect("refused").to_string();
+        let opened = open(DiskOptions::new(home.path())).expect_err("refused").to_string();
+        for told in [inspected, opened] {
+            assert!(told.contains("format mesa-999") && told.contains("Use that version, or a newer one"), "{told}");
+            assert!(!told.contains("Start a server of this version"), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_of_before_is_opened_with_all_that_is_in_it() {
+        let tables = Memory::default();
+        let tuned =
+            |settle_after| Options { tuning: Tuning { settle_after, ..Tuning::default() }, ..Options::default() };
+        let store = memory::open(&tables, tuned(Duration::ZERO)).unwrap();
+        append(&store, 30).await;
+        while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        store.close().await.unwrap();
+        let store = memory::open(&tables, tuned(Duration::from_secs(3600))).unwrap();
+        append(&store, 20).await;
+        let users = ["a", "b"].map(|id| UserId::new(id).unwrap());
+        let seqs = |store: &Arc<dyn Store>, user| {
+            let entries = store.read(user, 0, ALL).unwrap().entries;
+            entries.iter().map(|entry| (entry.seq, entry.payload.as_bytes().clone())).collect::<Vec<_>>()
+        };
+        let before = users.each_ref().map(|user| seqs(&store, user));
+        store.close().await.unwrap();
+        let home = tempfile::tempdir().unwrap();
+        write_as_before(&tables, home.path());
+        for _ in 0..2 {
+            let store = open(DiskOptions::new(home.path())).unwrap();
+            assert_eq!(users.each_ref().map(|user| seqs(&store, user)), before);
+            store.close().await.unwrap();
+        }
+        let store = open(DiskOptions::new(home.path())).unwrap();
+        append(&store, 1).await;
+        assert_eq!(seqs(&store, &users[0]).last().unwrap().0, 51);
+    }
+}

@@ -1,0 +1,96 @@
+//! Finds parts of a store that are not there: in a copy that was not finished, or where files were moved or deleted.
+//!
+//! A first start makes the parts one after the other, and a power cut may end it between any two. So a part is missing
+//! only where something was written that comes after it:
+//!
+//! - `log/db` is durable before anything is written into the others.
+//! - `mark`, `journal` and `inbox` are durable before the tables have their format.
+//!
+//! Files within `journal` and `inbox` are not looked at here: the journal is checked against `mark`, and a chunk that
+//! cannot be read concerns one user.
+
+use std::{fmt, fs, io, path::Path};
+
+use super::directory::{DB, INBOX, JOURNAL, LOG, MARK};
+use crate::embedded::{
+    offline::sled_file::RawTables,
+    recovery::{FORMAT, FORMAT_KEY},
+    tables::contract::Table,
+    value_log::framing,
+};
+
+/// A part of a store that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::embedded) enum Missing {
+    /// The file of the tables.
+    Tables,
+    Mark,
+    Journal,
+    Inbox,
+}
+
+impl Missing {
+    /// Finds the first part that is missing beside the tables.
+    pub fn beside(path: &Path, tables: &RawTables) -> io::Result<Option<Self>> {
+        // Stores of earlier versions have everything in their tables.
+        if tables.get(Table::Meta, FORMAT_KEY)?.is_none_or(|format| &format[..] != FORMAT) {
+            return Ok(None);
+        }
+        for part in [Self::Mark, Self::Journal, Self::Inbox] {
+            if !path.join(part.name()).try_exists()? {
+                return Ok(Some(part));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Finds out whether the tables are missing, with which everything begins.
+    pub fn tables(path: &Path) -> io::Result<Option<Self>> {
+        let length = |file: &Path| match fs::metadata(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            file => file.map(|file| file.len()),
+        };
+        if length(&path.join(LOG).join(DB))? > 0 {
+            return Ok(None);
+        }
+        let mut written = length(&path.join(MARK))?;
+        for directory in [JOURNAL, INBOX].map(|name| path.join(name)) {
+            for number in framing::numbered(&directory)? {
+                written += length(&directory.join(framing::name(number)))?;
+            }
+        }
+        Ok((written > 0).then_some(Self::Tables))
+    }
+
+    /// Its name in the store's directory.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tables => "log/db",
+            Self::Mark => MARK,
+            Self::Journal => JOURNAL,
+            Self::Inbox => INBOX,
+        }
+    }
+
+    /// How to use what is there. Without the mark nothing is known to be lost, and nothing is known to be whole.
+    fn how_to_go_on(self) -> &'static str {
+        match self {
+            Self::Mark => "; if that file alone was lost, make an empty one in its place",
+            _ => "",
+        }
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = if matches!(self, Self::Journal | Self::Inbox) { "directory" } else { "file" };
+        let state = if *self == Self::Tables { "missing or empty" } else { "missing" };
+        write!(
+            f,
+            "its {what} `{}` is {state}, so messages may be too. If this is a copy, copy the whole directory again while no \
+             server has it{}",
+            self.name(),
+            self.how_to_go_on()
+        )
+    }
+}

@@ -1,0 +1,23 @@
+//! Ordered tables.
+//!
+//! - `contract`: the trait
+//! - [`sled`]: tables on disk
+//! - [`memory`]: tables for tests
+//! - `open`, `directory`, `foreign`, `missing`, `unfinished`, `migrate`: opens a store directory
+//! - `watermark`: how far each file was synced
+//! - `space`: reserved disk space
+//! - `refusal`, `sled_error`: error messages
+
+pub(super) mod contract;
+pub(super) mod directory;
+pub(super) mod foreign;
+pub mod memory;
+pub(super) mod migrate;
+pub(super) mod missing;
+pub(super) mod open;
+pub(super) mod refusal;
+pub mod sled;
+pub(super) mod sled_error;
+pub(super) mod space;
+pub mod unfinished;
+pub(super) mod watermark;

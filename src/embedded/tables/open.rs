@@ -1,0 +1,343 @@
+//! Opening: also after a kill, also after one in the middle of opening.
+
+use std::{
+    fs::{self, File},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    directory::{DB, INBOX, JOURNAL, Locked},
+    foreign::is_empty,
+    migrate,
+    missing::Missing,
+    refusal::{self, why, why_of_sled},
+    sled::{Disk, Tidying, Trees, abandon, end},
+    sled_error,
+    space::{Ballast, Dropped, Runway},
+    unfinished::{self, Work},
+    watermark::{Mark, Marked},
+};
+use crate::{
+    embedded::{
+        self, Options,
+        offline::{
+            reader::settled_in,
+            rebuild,
+            sled_file::{self, RawTables, TABLES, Tail},
+        },
+        outbox::OutboxOptions,
+        recovery::SETTLED_KEY,
+        tables::contract::Table,
+        value_log::file::{ChunkFiles, Place},
+        wal::{
+            record::journal_number,
+            segment::{Broken, RecordFiles, Survey},
+        },
+    },
+    health::Health,
+    store::{Durability, Limits, Store, StoreError},
+};
+
+/// sled's own segments. They cannot be changed once a store exists.
+pub(in crate::embedded) const SEGMENT_BYTES: usize = 8 << 20;
+
+/// How often sled's own thread syncs and tidies up. It is not what our promise rests on, but it is what reuses space.
+const BACKGROUND_FLUSH_MS: u64 = 500;
+
+/// How long to wait for a killed process to let go of sled's own lock.
+const SLED_LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What [`open`] needs to know.
+#[derive(Clone)]
+pub struct DiskOptions {
+    /// The store's directory. Made if it is not there; the directory it is in must be.
+    pub path: PathBuf,
+    /// A store belongs to one namespace for good.
+    pub namespace: Option<String>,
+    /// When an append is answered.
+    pub durability: Durability,
+    /// Memory for what is read again and again, in bytes: one half for the newest records of the journal, which is never much
+    /// longer than 64 MiB, the other for pages of the tables, of which sled takes a multiple when it is busy.
+    pub cache_bytes: u64,
+    /// Ops that may wait for the commit thread; more wait for room.
+    pub queue: usize,
+    /// What is kept at most.
+    pub limits: Limits,
+    /// What is to be told to the outside world; `None`: nothing, and what is there from before stays.
+    pub outbox: Option<OutboxOptions>,
+    /// Where the store reports its condition.
+    #[doc(hidden)]
+    pub health: Arc<Health>,
+    /// Called instead of syncing the file. For tests of what happens when a disk fails.
+    #[doc(hidden)]
+    pub sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
+    /// See [`journal::Tuning`]. For tests.
+    #[doc(hidden)]
+    pub tuning: embedded::Tuning,
+    /// See [`journal::Options::ahead_ms`].
+    #[doc(hidden)]
+    pub ahead_ms: Arc<AtomicU64>,
+    /// What opens it to make or change it as a whole. The directory is marked until [`unfinished::end`] is called.
+    #[doc(hidden)]
+    pub work: Option<Work>,
+}
+
+impl DiskOptions {
+    /// The defaults for a store at `path`: no namespace, [`Durability::Always`], 64 MiB of cache, a queue of 10 000.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            namespace: None,
+            durability: Durability::Always,
+            cache_bytes: 64 << 20,
+            queue: 10_000,
+            limits: Limits::default(),
+            outbox: None,
+            health: Arc::default(),
+            sync: None,
+            tuning: embedded::Tuning::default(),
+            ahead_ms: Arc::default(),
+            work: None,
+        }
+    }
+}
+
+/// Opens the store in a directory, making it if there is none.
+///
+/// # Errors
+/// When another process has it, it belongs to another namespace or version, or it cannot be read.
+pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
+    let engine = open_engine(&options)?;
+    let journal = Options {
+        namespace: options.namespace,
+        durability: options.durability,
+        queue: options.queue,
+        limits: options.limits,
+        recent_bytes: usize::try_from(options.cache_bytes / 2).unwrap_or(usize::MAX),
+        outbox: options.outbox,
+        health: options.health,
+        tuning: options.tuning,
+        ahead_ms: options.ahead_ms,
+    };
+    embedded::open(Arc::new(engine), journal)
+}
+
+/// Makes the tables of a new store, which is marked until [`unfinished::end`] is called.
+pub(in crate::embedded) fn create(path: &Path, work: Work) -> Result<Disk, StoreError> {
+    open_engine(&DiskOptions { work: Some(work), ..DiskOptions::new(path) })
+}
+
+fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
+    let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
+    let locked = Locked::new(&options.path)?;
+    unfinished::check(&options.path, options.work)?;
+    if let Some(work) = options.work {
+        unfinished::begin(&options.path, work).map_err(|error| refuse(why("cannot mark it", &error)))?;
+    }
+    let log = locked.log();
+    let unreadable = |error: std::io::Error| refuse(why("its file `log/db` cannot be read", &error));
+    locked.finish_rebuilding().map_err(|error| refuse(why("its directory `log`", &error)))?;
+    locked.read_through().map_err(unreadable)?;
+    let surveyed = refuse_damaged(&log, &options.path)?;
+    if rebuild::is_due(&log).map_err(unreadable)? {
+        rebuild::rebuild(&locked, &options.path, |making| open_sled(making, options.cache_bytes)).map_err(refuse)?;
+    }
+    if !log.exists() || is_empty(&log) {
+        make_log(&locked, options).map_err(refuse)?;
+    }
+    // Half-written by a process that was killed while it opened; sled would take it for the best it has.
+    for snapshot in locked.set_snapshots_aside(false).map_err(|error| refuse(why("its directory `log`", &error)))? {
+        tracing::warn!(snapshot = %snapshot.display(), "set an unfinished snapshot aside");
+    }
+    let ballast = Ballast::of(&options.path);
+    ballast.drop_for(&log.join(DB)).map_err(|error| match error {
+        Dropped::NoSpace { wanted, free } => refuse(refusal::no_space("its file `log/db`", wanted, free)),
+        Dropped::Io(error) => refuse(why("its file `log/db`", &error)),
+    })?;
+    let db = match open_sled(&log, options.cache_bytes) {
+        Err(sled::Error::Corruption { .. }) => {
+            // A snapshot that was cut off; the log itself is whole more often than not.
+            let moved = locked.set_snapshots_aside(true).map_err(|error| refuse(why("its directory `log`", &error)))?;
+            tracing::warn!(snapshots = moved.len(), "the store did not open: its snapshots were set aside, once");
+            open_sled(&log, options.cache_bytes)
+        }
+        opened => opened,
+    }
+    .map_err(|error| refuse(why_of_sled(&error)))?;
+    set_up(db.clone(), locked, surveyed, options).inspect_err(|_| abandon(&db))
+}
+
+/// Everything around sled, once it is open. `surveyed` is what was seen of the journal before.
+fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &DiskOptions) -> Result<Disk, StoreError> {
+    let path = &options.path;
+    let refuse = |reason: String| StoreError::Open { path: path.clone(), reason };
+    let log = locked.log();
+    // First of all: its newest snapshot is to last before anything that sled has done because of it.
+    locked.sync_names().map_err(|error| refuse(why("cannot sync it", &error)))?;
+    migrate::bring_over(&db, path)
+        .map_err(|error| refuse(why("cannot bring it over from its earlier version", &sled_error::restored(error))))?;
+    let tree = |table| {
+        let (name, _) = TABLES.iter().find(|(_, named)| *named == table).expect("every table of sled's has a name");
+        db.open_tree(name).map_err(|error| refuse(why_of_sled(&error)))
+    };
+    let trees = Trees {
+        places: tree(Table::Inbox)?,
+        users: tree(Table::Users)?,
+        meta: tree(Table::Meta)?,
+        ids: tree(Table::Ids)?,
+        outbox: tree(Table::Outbox)?,
+    };
+    let file = File::options().read(true).write(true).open(log.join(DB));
+    let file = file.map_err(|error| refuse(why("its file `log/db`", &error)))?;
+    // A process that was killed may have left what is with the system and not on the disk: no file is to go because of it
+    // before it is.
+    db.flush().map_err(|error| refuse(why_of_sled(&error)))?;
+    file.sync_data().map_err(|error| refuse(why("its file `log/db`", &error)))?;
+    let mut runway = Runway::default();
+    let made = file.metadata().and_then(|file| Ballast::of(path).make(file.len()));
+    if let Err(error) = made {
+        tracing::warn!(%error, "cannot make the ballast: this store may not open on a full disk");
+    }
+    runway.extend(&file).map_err(|error| refuse(why("its file `log/db`", &error)))?;
+    let settled = trees.meta.get(SETTLED_KEY).map_err(|error| refuse(why_of_sled(&error)))?;
+    let settled = settled.and_then(|value| journal_number(&value)).unwrap_or(0);
+    let marked = Marked::read(path).unwrap_or_default();
+    let journal = path.join(JOURNAL);
+    let records = match surveyed.filter(|surveyed| surveyed.settled == settled) {
+        Some(surveyed) => RecordFiles::take_over(&journal, surveyed).map_err(Broken::Io),
+        None => RecordFiles::open(&journal, settled, marked.record),
+    };
+    let records = records.map_err(|broken| broken_journal(path, broken))?;
+    let places: sled::Result<Vec<_>> = trees.places.iter().values().collect();
+    let places = places.map_err(|error| refuse(why_of_sled(&error)))?;
+    let places = places.iter().filter_map(|place| Place::decode(place));
+    let chunks = ChunkFiles::open(&path.join(INBOX), places);
+    let chunks = chunks.map_err(|error| refuse(why("its directory `inbox`", &error)))?;
+    let mark = Mark::open(path).map_err(|error| refuse(why("its file `mark`", &error)))?;
+    let tail = Tail::find(&log).map_err(|error| refuse(why("its file `log/db`", &error)))?;
+    locked.sync().map_err(|error| refuse(why("cannot sync it", &error)))?;
+    Ok(Disk {
+        db,
+        trees,
+        records,
+        chunks,
+        file,
+        mark,
+        tail: Mutex::new(tail),
+        runway: Mutex::new(runway),
+        written: Mutex::default(),
+        tidying: Mutex::new(Tidying { compaction: None, checkpoint: Instant::now() }),
+        failed: AtomicBool::new(false),
+        sync: options.sync.clone(),
+        _locked: locked,
+    })
+}
+
+fn broken_journal(path: &Path, broken: Broken) -> StoreError {
+    match broken {
+        Broken::Damage(broken) => damaged(path, broken),
+        Broken::Io(error) => {
+            let reason = why("its directory `journal`", &error);
+            StoreError::Open { path: path.to_owned(), reason }
+        }
+    }
+}
+
+/// Makes sled's files. It writes the smallest of them, `conf`, in two steps and never syncs it, and refuses for ever a
+/// store where the second is missing: so they are made aside, and have their name only when they are whole and synced.
+fn make_log(locked: &Locked, options: &DiskOptions) -> Result<(), String> {
+    let cannot = |error: std::io::Error| why("cannot make its directory `log`", &error);
+    let making = locked.making().map_err(cannot)?;
+    let db = open_sled(&making, options.cache_bytes).map_err(|error| why_of_sled(&error))?;
+    end(db, &making).map_err(cannot)?;
+    locked.made(&making).map_err(cannot)
+}
+
+fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
+    let told = format!(
+        "{what}. Nothing was changed. See what is left with `mesa inspect {path}`, and save it with `--salvage`; or \
+         restore a backup",
+        path = path.display()
+    );
+    StoreError::Damaged(told.into())
+}
+
+/// Looks at all files before sled does: sled would pass over what it cannot read, and write over what lies behind. Returns
+/// what was seen of the journal, if it has files of its own.
+fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<Survey>, StoreError> {
+    if Marked::is_foreign(path) {
+        return Err(damaged(path, "its file `mark` is not what was written"));
+    }
+    let unread = |error: std::io::Error| StoreError::Open {
+        path: path.to_owned(),
+        reason: why("its file `log/db` cannot be read", &error),
+    };
+    if let Some(missing) = Missing::tables(path).map_err(unread)? {
+        return Err(damaged(path, missing));
+    }
+    let (marked, length) = (Marked::read(path).unwrap_or_default(), db_bytes(log));
+    if marked.was_longer_than(length) {
+        let Marked { length: synced, .. } = marked;
+        let told = format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced");
+        return Err(damaged(path, told));
+    }
+    if let Some(broken) = sled_file::check(log, marked.end).map_err(unread)? {
+        return Err(damaged(path, broken));
+    }
+    let mut settled = 0;
+    if length > 0 {
+        let tables = RawTables::open(log, false).map_err(unread)?;
+        if migrate::is_former(&tables).map_err(unread)? {
+            // Its journal is in there.
+            return Ok(None);
+        }
+        if let Some(missing) = Missing::beside(path, &tables).map_err(unread)? {
+            return Err(damaged(path, missing));
+        }
+        settled = settled_in(&tables).map_err(unread)?;
+    }
+    let checked = RecordFiles::check(&path.join(JOURNAL), settled, marked.record);
+    checked.map(Some).map_err(|broken| broken_journal(path, broken))
+}
+
+fn db_bytes(log: &Path) -> u64 {
+    fs::metadata(log.join(DB)).map_or(0, |db| db.len())
+}
+
+/// Opens sled, which panics where it meets what it does not expect.
+fn open_sled(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
+    let opened = catch_unwind(AssertUnwindSafe(|| open_patiently(log, cache_bytes)));
+    opened.unwrap_or_else(|_| Err(sled::Error::ReportableBug("sled cannot make sense of its files".into())))
+}
+
+fn open_patiently(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
+    let config = sled::Config::new()
+        .path(log)
+        .cache_capacity(cache_bytes / 2)
+        .segment_size(SEGMENT_BYTES)
+        .flush_every_ms(Some(BACKGROUND_FLUSH_MS));
+    let since = Instant::now();
+    loop {
+        match config.open() {
+            // Our own lock is held, so whoever has sled's is dead and the system is still tidying up.
+            Err(sled::Error::Io(error)) if is_lock(&error) && since.elapsed() < SLED_LOCK_PATIENCE => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn is_lock(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("lock")
+}

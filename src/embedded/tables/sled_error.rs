@@ -1,0 +1,94 @@
+//! Says in a sentence what sled says in terms of its own.
+//!
+//! sled hands out copies of the first error that it met, and a copy has the system's error only as text for programmers
+//! (`Os { code: 28, kind: StorageFull, .. }`). After a failed write sled takes nothing more until it is opened again,
+//! whatever the reason: a full disk ends the store here, and does not suspend it. That is why space is set aside.
+
+use std::io;
+
+use crate::{embedded::tables::contract::Cause, logging::system_error};
+
+/// What stands in a copy before the number of the system's error, at its beginning or behind words of sled.
+const COPIED: &str = "Os { code: ";
+
+/// The system's error, if that is what sled met.
+pub fn of_the_system(error: &sled::Error) -> Option<io::Error> {
+    let sled::Error::Io(error) = error else { return None };
+    number(error).map(io::Error::from_raw_os_error)
+}
+
+/// The same of an error that has come through sled's.
+pub fn restored(error: io::Error) -> io::Error {
+    match number(&error) {
+        Some(number) if error.raw_os_error().is_none() => io::Error::from_raw_os_error(number),
+        _ => error,
+    }
+}
+
+fn number(error: &io::Error) -> Option<i32> {
+    let copied = || error.to_string().split_once(COPIED)?.1.split(',').next()?.parse().ok();
+    error.raw_os_error().or_else(copied)
+}
+
+/// The same as an error of ours, which may be repeated in no case.
+pub fn of(error: sled::Error) -> io::Error {
+    io::Error::other(sentence(&error))
+}
+
+/// A sentence without its full stop, for one that goes on with what to do.
+pub fn sentence(error: &sled::Error) -> String {
+    if let Some(error) = of_the_system(error) {
+        return match Cause::of(&error) {
+            Cause::NoSpace => format!(
+                "the disk had no space for its file `log/db` ({}), and after that the tables cannot be written to until \
+                 they are opened again",
+                system_error(&error)
+            ),
+            _ => format!("its file `log/db` cannot be read or written: {}", system_error(&error)),
+        };
+    }
+    match error {
+        sled::Error::Io(error) => format!("its file `log/db` cannot be read or written: {}", system_error(error)),
+        sled::Error::Corruption { .. } => "its file `log/db` is not what was written".into(),
+        sled::Error::ReportableBug(what) => format!("the tables in `log/db` are not as they should be: {what}"),
+        error => format!("the tables in `log/db` cannot be used: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copy_of_a_system_error_reads_as_the_system_says_it() {
+        for (number, part) in
+            [(28, "the disk had no space"), (122, "the disk had no space"), (5, "cannot be read or written")]
+        {
+            let met = sled::Error::Io(io::Error::from_raw_os_error(number));
+            let lock = format!("could not acquire lock on \"db\": {:?}", io::Error::from_raw_os_error(number));
+            for error in [met.clone(), met, sled::Error::Io(io::Error::other(lock))] {
+                let told = sentence(&error);
+                assert!(
+                    told.contains(part)
+                        && !told.contains("Os {")
+                        && !told.contains("os error")
+                        && !told.contains("IO error"),
+                    "{told}"
+                );
+                assert_eq!(of_the_system(&error).and_then(|error| error.raw_os_error()), Some(number));
+            }
+        }
+    }
+
+    #[test]
+    fn errors_of_sled_name_the_file() {
+        for error in [
+            sled::Error::Io(io::Error::other("a reason")),
+            sled::Error::ReportableBug("a reason".into()),
+            sled::Error::Unsupported("a reason".into()),
+        ] {
+            let told = sentence(&error);
+            assert!(told.contains("`log/db`") && !told.contains("PLEASE"), "{told}");
+        }
+    }
+}

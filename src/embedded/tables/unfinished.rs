@@ -1,0 +1,183 @@
+//! Marks a store's directory while it is made or changed as a whole: by a restore, a salvage or an import.
+//!
+//! The marker is a small file in the directory. It is written and synced before anything else, and removed when all the
+//! rest is synced. While it is there the store is refused, because it would show a part of its messages as if it were
+//! all of them. Tables that are rebuilt or brought over from an earlier version need none: they take their place in one
+//! step, and an interruption leaves what was there before.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
+use super::{
+    directory::{Locked, UNFINISHED as NAME},
+    refusal,
+};
+use crate::store::StoreError;
+
+/// What makes or changes a store as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// `mesa restore`.
+    Restore,
+    /// `mesa inspect --salvage`.
+    Salvage,
+    /// `mesa import`.
+    Import,
+}
+
+impl Work {
+    const ALL: [Self; 3] = [Self::Restore, Self::Salvage, Self::Import];
+
+    fn command(self) -> &'static str {
+        match self {
+            Self::Restore => "mesa restore",
+            Self::Salvage => "mesa inspect --salvage",
+            Self::Import => "mesa import",
+        }
+    }
+
+    /// Whether a second run starts from nothing, rather than going on in the same directory.
+    fn starts_over(self) -> bool {
+        !matches!(self, Self::Import)
+    }
+
+    /// How to go on from a directory in which this did not finish.
+    fn how_to_go_on(self) -> String {
+        let command = self.command();
+        if self.starts_over() {
+            format!(
+                "`{command}` did not finish in it, so messages are missing. Run `{command}` again, which makes it anew, or \
+                 remove this directory"
+            )
+        } else {
+            format!(
+                "`{command}` did not finish in it, so messages may be missing. Run `{command}` again, which goes on where \
+                 it stopped; or remove the file `{NAME}` in it, to use what is there"
+            )
+        }
+    }
+}
+
+/// Why a directory is not to be used, if something in it was not finished.
+pub fn found(path: &Path) -> io::Result<Option<String>> {
+    let text = match fs::read_to_string(path.join(NAME)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text?,
+    };
+    let unknown = || {
+        format!(
+            "something that made or changed it did not finish, as its file `{NAME}` says, so messages may be missing. Make it \
+             again, or remove that file, to use what is there"
+        )
+    };
+    Ok(Some(work_of(&text).map_or_else(unknown, Work::how_to_go_on)))
+}
+
+fn work_of(text: &str) -> Option<Work> {
+    let command = text.lines().next()?;
+    Work::ALL.into_iter().find(|work| work.command() == command)
+}
+
+/// Refuses a directory in which something was not finished, but to that which does not finish elsewhere: an import goes on.
+pub fn check(path: &Path, work: Option<Work>) -> Result<(), StoreError> {
+    let refuse = |reason: String| StoreError::Open { path: path.to_owned(), reason };
+    let unread = |error: io::Error| refuse(refusal::why(&format!("its file `{NAME}` cannot be read"), &error));
+    let Some(why) = found(path).map_err(unread)? else { return Ok(()) };
+    let text = fs::read_to_string(path.join(NAME)).map_err(unread)?;
+    let goes_on = work.is_some_and(|work| !work.starts_over() && work_of(&text) == Some(work));
+    if goes_on { Ok(()) } else { Err(refuse(why)) }
+}
+
+/// Marks a directory. Durable on return.
+pub fn begin(path: &Path, work: Work) -> io::Result<()> {
+    let mut file = File::create(path.join(NAME))?;
+    writeln!(file, "{}\nThis store is not finished: {}.", work.command(), work.how_to_go_on())?;
+    file.sync_all()?;
+    File::open(path)?.sync_all()
+}
+
+/// Removes the marker: all the rest is synced. Durable on return.
+pub fn end(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path.join(NAME)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => File::open(path)?.sync_all(),
+    }
+}
+
+/// Removes a directory that an earlier run has left unfinished, if a new run starts over. False where it is none of those.
+pub fn remove_remains(path: &Path) -> Result<bool, StoreError> {
+    let text = fs::read_to_string(path.join(NAME)).unwrap_or_default();
+    if !work_of(&text).is_some_and(Work::starts_over) {
+        return Ok(false);
+    }
+    // Whoever makes it at this moment has the lock.
+    let _locked = Locked::new(path)?;
+    let failed = |error: io::Error| StoreError::Open {
+        path: path.to_owned(),
+        reason: refusal::why("what an earlier run has left there cannot be removed", &error),
+    };
+    // The marker last: what an interruption leaves is still known to be remains.
+    for file in fs::read_dir(path).map_err(failed)? {
+        let file = file.map_err(failed)?;
+        if file.path().is_dir() {
+            fs::remove_dir_all(file.path()).map_err(failed)?;
+        } else if file.file_name() != NAME {
+            fs::remove_file(file.path()).map_err(failed)?;
+        }
+    }
+    fs::remove_dir_all(path).map_err(failed)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::{
+        offline::inspect::Inspection,
+        tables::sled::{DiskOptions, open},
+    };
+
+    #[tokio::test]
+    async fn store_with_a_marker_is_refused_with_how_to_go_on() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("store");
+        let opened = |work| open(DiskOptions { work, ..DiskOptions::new(&path) });
+        opened(None).unwrap().close().await.unwrap();
+        for work in Work::ALL {
+            begin(&path, work).unwrap();
+            let refused = opened(None).err().unwrap().to_string();
+            assert!(refused.contains(&format!("Run `{}` again", work.command())), "{refused}");
+            let other = if work == Work::Import { Work::Restore } else { Work::Import };
+            assert!(opened(Some(other)).is_err(), "{other:?} in what {work:?} has left");
+            let inspection = Inspection::open(&path).unwrap();
+            assert!(
+                inspection.damage().iter().any(|damage| refused.contains(&damage.what)),
+                "{:?}",
+                inspection.damage()
+            );
+            end(&path).unwrap();
+        }
+        // Cut off while it was written.
+        fs::write(path.join(NAME), "").unwrap();
+        assert!(opened(None).is_err());
+        end(&path).unwrap();
+        opened(None).unwrap().close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn import_that_was_interrupted_goes_on() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("store");
+        let importing = || open(DiskOptions { work: Some(Work::Import), ..DiskOptions::new(&path) }).unwrap();
+        importing().close().await.unwrap();
+        assert!(open(DiskOptions::new(&path)).is_err(), "nothing has said that it is finished");
+        let store = importing();
+        store.close().await.unwrap();
+        end(&path).unwrap();
+        drop(store);
+        open(DiskOptions::new(&path)).unwrap().close().await.unwrap();
+    }
+}

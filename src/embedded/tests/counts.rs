@@ -1,0 +1,118 @@
+//! What is counted for lists of users comes from rows and memory: the bodies of messages are not read for it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::intercept::Intercept;
+use crate::{
+    embedded::{
+        self, Options, Tuning,
+        tables::{contract::Table, memory::Memory},
+    },
+    message::{Payload, Seq, UserId},
+    store::{Append, Note, ReadLimit, Store},
+};
+
+/// Bytes of payload of one message; the JSON around it has 25 more.
+const SIZE: usize = 1000;
+
+/// Tables in memory that count the bytes of inboxes that are read.
+#[derive(Clone, Default)]
+struct Counting {
+    tables: Memory,
+    read: Arc<AtomicU64>,
+}
+
+impl Counting {
+    fn take(&self) -> u64 {
+        self.read.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl Intercept for Counting {
+    fn tables(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_read(&self, table: Table, value: &Bytes) {
+        if table == Table::Inbox {
+            self.read.fetch_add(value.len() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+fn user(id: &str) -> UserId {
+    UserId::new(id).unwrap()
+}
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    for _ in 0..30_000 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("{what} took more than 30 s");
+}
+
+/// A store in which each of these users has `count` messages, all of them in the inbox; and the bytes of one message.
+async fn filled(tables: &Counting, users: &[&str], count: usize) -> (Arc<dyn Store>, u64) {
+    let tuning = Tuning { settle_after: Duration::ZERO, ..Tuning::default() };
+    let store = embedded::open(Arc::new(tables.clone()), Options { tuning, ..Options::default() }).unwrap();
+    let payload = Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(SIZE))), Some("N")).unwrap();
+    let bytes = payload.as_bytes().len() as u64;
+    let append = Append::new(payload, users.iter().map(|id| user(id)).collect());
+    store.append_all(vec![append; count]).await.unwrap();
+    let last = ReadLimit { entries: 1, bytes: 1 };
+    until("settling", || users.iter().all(|id| store.recent(&user(id), 0, last).is_none())).await;
+    tables.take();
+    (store, bytes)
+}
+
+#[tokio::test]
+async fn users_and_pending_bytes_are_counted_without_reading_messages() {
+    let tables = Counting::default();
+    let (store, bytes) = filled(&tables, &["a", "b", "c"], 300).await;
+    let listed = store.users(None, 10).unwrap();
+    assert_eq!(listed.len(), 3);
+    for (user, state) in &listed {
+        let state = state.as_ref().unwrap();
+        assert_eq!((state.pending, state.pending_bytes, state.damaged), (300, 300 * bytes, false));
+        assert_eq!(store.pending_bytes(user).unwrap(), 300 * bytes);
+        assert_eq!(store.state(user).unwrap().pending_bytes, 300 * bytes);
+    }
+    assert_eq!(tables.take(), 0, "bytes of inboxes were read to count them");
+
+    // Nor are they read when all of them are received.
+    store.note(&user("a"), Note { received: Some((1, Seq::MAX)), ..Note::default() });
+    let state = store.state(&user("a")).unwrap();
+    assert_eq!((state.pending, state.pending_bytes), (0, 0));
+    until("trimming", || tables.tables.chunks_of("a") == 0).await;
+    assert_eq!(tables.take(), 0, "bytes of an inbox were read to remove it");
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn pending_bytes_received_out_of_order_are_exact_where_few_and_estimated_where_many() {
+    for (count, exact) in [(300, true), (3000, false)] {
+        let tables = Counting::default();
+        let (store, bytes) = filled(&tables, &["a"], count).await;
+        store.note(&user("a"), Note { received: Some((101, 200)), ..Note::default() });
+        let left = (count as u64 - 100) * bytes;
+        let found = store.pending_bytes(&user("a")).unwrap();
+        assert!(if exact { found == left } else { found.abs_diff(left) < bytes }, "{found}, and {left} are pending");
+        let read = tables.take();
+        assert!(read <= 2 << 20, "{read} bytes were read");
+        let listed = store.users(None, 10).unwrap();
+        assert!(listed[0].1.as_ref().unwrap().pending_bytes.abs_diff(left) < bytes);
+        assert_eq!(tables.take(), 0, "a list reads no message");
+        store.close().await.unwrap();
+    }
+}

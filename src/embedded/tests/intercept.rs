@@ -1,0 +1,141 @@
+//! Tables in memory of which a test intercepts some calls.
+
+use bytes::Bytes;
+
+use crate::embedded::tables::{
+    contract::{Engine, EngineError, Table, TableSpace},
+    memory::Memory,
+};
+
+/// What becomes of the calls of an [`Engine`]. What a test does not intercept goes to the tables.
+pub(in crate::embedded) trait Intercept: Send + Sync + 'static {
+    fn tables(&self) -> &Memory;
+
+    fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        self.tables().put(table, key, value)
+    }
+
+    fn on_remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
+        self.tables().remove(table, key)
+    }
+
+    fn on_take_back(&self, number: u64) -> Result<(), EngineError> {
+        self.tables().take_back(number)
+    }
+
+    fn on_replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
+        pairs.iter().try_for_each(|(key, value)| self.on_put(table, key, value))
+    }
+
+    /// Called with every value that was read.
+    fn on_read(&self, _table: Table, _value: &Bytes) {}
+
+    fn on_flush(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn on_sync(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn on_barrier(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn on_checkpoint(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn on_reserve(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn on_table_space(&self) -> TableSpace {
+        TableSpace::Enough
+    }
+
+    fn on_table_slack(&self) -> u64 {
+        0
+    }
+
+    fn on_disk_free(&self) -> Option<u64> {
+        None
+    }
+}
+
+impl<T: Intercept> Engine for T {
+    fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        self.on_put(table, key, value)
+    }
+
+    fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
+        self.on_remove(table, key)
+    }
+
+    fn take_back(&self, number: u64) -> Result<(), EngineError> {
+        self.on_take_back(number)
+    }
+
+    fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
+        self.on_replace(table, pairs)
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let value = self.tables().get(table, key)?;
+        value.iter().for_each(|value| self.on_read(table, value));
+        Ok(value)
+    }
+
+    fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
+        self.tables().scan(table, from, &mut |key, value| {
+            self.on_read(table, &value);
+            visit(key, value)
+        })
+    }
+
+    fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {
+        self.tables().keys(table, from, visit)
+    }
+
+    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+        let pair = self.tables().floor(table, key)?;
+        pair.iter().for_each(|(_, value)| self.on_read(table, value));
+        Ok(pair)
+    }
+
+    fn floor_key(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.tables().floor_key(table, key)
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        self.on_flush()
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        self.on_sync()
+    }
+
+    fn barrier(&self) -> Result<(), EngineError> {
+        self.on_barrier()
+    }
+
+    fn checkpoint(&self) -> Result<(), EngineError> {
+        self.on_checkpoint()
+    }
+
+    fn reserve(&self, _: u64, _: u64) -> Result<(), EngineError> {
+        self.on_reserve()
+    }
+
+    fn table_space(&self) -> Result<TableSpace, EngineError> {
+        Ok(self.on_table_space())
+    }
+
+    fn table_slack(&self) -> Result<u64, EngineError> {
+        Ok(self.on_table_slack())
+    }
+
+    fn disk_free(&self) -> Result<Option<u64>, EngineError> {
+        Ok(self.on_disk_free())
+    }
+}

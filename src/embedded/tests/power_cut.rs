@@ -1,0 +1,404 @@
+//! The machine stops after the nth write, for every n: what was answered is there when the store is opened again, and
+//! stays there through all that follows.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+
+use super::intercept::Intercept;
+use crate::{
+    embedded::{
+        self, Options, Tuning,
+        tables::{
+            contract::{Engine, EngineError, Table},
+            memory::Memory,
+        },
+        wal::record::journal_key,
+    },
+    message::{DispatchId, Payload, Seq, UserId},
+    store::{Append, Appended, Note, Once, ReadLimit, Store, StoreError},
+};
+
+/// Tables that take so many writes and then no more. What the power leaves of them is what the contract of an [`Engine`]
+/// allows: of the journal, of the inboxes' values and of everything else a prefix each, behind what was made to last.
+pub(in crate::embedded) struct Cut {
+    /// What readers see.
+    tables: Memory,
+    left: AtomicI64,
+    /// What has been written since the beginning, and how much of it lasts.
+    written: Mutex<Written>,
+    /// Chooses how much is left of each.
+    seed: u64,
+}
+
+#[derive(Default)]
+struct Written {
+    journal: Vec<Change>,
+    journal_lasts: usize,
+    /// Keys of chunks of which the values may still be lost.
+    chunks: Vec<(usize, Vec<u8>)>,
+    rest: Vec<Change>,
+    rest_lasts: usize,
+}
+
+#[derive(Clone)]
+struct Change {
+    table: Table,
+    key: Vec<u8>,
+    value: Option<Vec<u8>>,
+}
+
+impl Cut {
+    pub(in crate::embedded) fn new(tables: &Memory, writes: i64) -> Arc<Self> {
+        let written = Mutex::default();
+        Arc::new(Self { tables: tables.clone(), left: AtomicI64::new(writes), written, seed: writes.unsigned_abs() })
+    }
+
+    fn write(&self) -> Result<(), EngineError> {
+        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 { Ok(()) } else { Err(EngineError::new("the power is gone")) }
+    }
+
+    fn change(&self, table: Table, key: &[u8], value: Option<&[u8]>) -> Result<(), EngineError> {
+        self.write()?;
+        let mut written = self.written.lock();
+        let change = Change { table, key: key.to_vec(), value: value.map(<[u8]>::to_vec) };
+        if table == Table::Journal {
+            written.journal.push(change);
+        } else {
+            // What replaces a value that is there lasts before it is led to.
+            if table == Table::Inbox && value.is_some() && self.tables.get(table, key)?.is_none() {
+                let at = written.rest.len();
+                written.chunks.push((at, key.to_vec()));
+            }
+            written.rest.push(change);
+        }
+        drop(written);
+        match value {
+            Some(value) => self.tables.put(table, key, value),
+            None => self.tables.remove(table, key),
+        }
+    }
+
+    /// What is there when the power is back, of tables that were `before` when all this began.
+    pub(in crate::embedded) fn left_of(&self, before: Memory) -> Memory {
+        let written = self.written.lock();
+        let mut seed = self.seed;
+        let mut choose = |from: usize, to: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // All of it and nothing of it are what is met most.
+            match (seed >> 33) % 4 {
+                0 => from,
+                1 => to,
+                _ => from + (seed >> 35) as usize % (to - from + 1),
+            }
+        };
+        let journal = choose(written.journal_lasts, written.journal.len());
+        let rest = choose(written.rest_lasts, written.rest.len());
+        let chunks = choose(0, written.chunks.len());
+        let apply = |change: &Change, garbage: bool| match &change.value {
+            Some(_) if garbage => before.put(change.table, &change.key, b""),
+            Some(value) => before.put(change.table, &change.key, value),
+            None => before.remove(change.table, &change.key),
+        };
+        // A removal from the journal is a removal of files, for which nothing waits: but it comes behind a checkpoint.
+        written.journal[..journal].iter().for_each(|change| apply(change, false).unwrap());
+        for (at, change) in written.rest[..rest].iter().enumerate() {
+            let lost = written.chunks[chunks..].iter().any(|(place, _)| *place == at);
+            apply(change, lost).unwrap();
+        }
+        drop(written);
+        before
+    }
+}
+
+impl Intercept for Cut {
+    fn tables(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        self.change(table, key, Some(value))
+    }
+
+    fn on_remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
+        self.change(table, key, None)
+    }
+
+    fn on_take_back(&self, number: u64) -> Result<(), EngineError> {
+        self.change(Table::Journal, &journal_key(number), None)?;
+        let mut written = self.written.lock();
+        written.journal_lasts = written.journal.len();
+        Ok(())
+    }
+
+    fn on_flush(&self) -> Result<(), EngineError> {
+        self.write()
+    }
+
+    fn on_sync(&self) -> Result<(), EngineError> {
+        self.write()?;
+        let mut written = self.written.lock();
+        written.journal_lasts = written.journal.len();
+        Ok(())
+    }
+
+    fn on_barrier(&self) -> Result<(), EngineError> {
+        self.on_sync()?;
+        self.written.lock().chunks.clear();
+        Ok(())
+    }
+
+    fn on_checkpoint(&self) -> Result<(), EngineError> {
+        self.on_barrier()?;
+        let mut written = self.written.lock();
+        written.rest_lasts = written.rest.len();
+        Ok(())
+    }
+}
+
+/// Received in between, so that what is settled anew begins elsewhere: at this place a chunk of the second settling lies
+/// around the last of the first.
+const RECEIVED: Seq = 14;
+
+const USERS: [&str; 2] = ["a", "b"];
+
+fn tuning(settle_after: Duration) -> Options {
+    let tuning = Tuning { settle_after, ..Tuning::default() };
+    Options { tuning, ..Options::default() }
+}
+
+fn user(at: usize) -> UserId {
+    UserId::new(USERS[at]).unwrap()
+}
+
+/// Large enough that a few dozen make several chunks.
+fn payload() -> Payload {
+    Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(3000))), None).unwrap()
+}
+
+/// Reads everything above `after`, a few entries at a time, as a session would.
+fn sequences(store: &dyn Store, at: usize, mut after: Seq) -> Vec<Seq> {
+    let mut sequences = Vec::new();
+    loop {
+        let entries = store.read(&user(at), after, ReadLimit { entries: 7, bytes: 1 << 30 }).unwrap().entries;
+        let Some(last) = entries.last() else { return sequences };
+        after = last.seq;
+        sequences.extend(entries.iter().map(|entry| entry.seq));
+    }
+}
+
+/// Appends until the power goes; returns how far each user's log was answered.
+async fn append(store: &dyn Store, count: usize) -> [Seq; 2] {
+    let mut answered = [0; 2];
+    for n in 0..count {
+        let to: Vec<usize> = if n % 3 == 0 { vec![0, 1] } else { vec![0] };
+        let recipients = to.iter().map(|at| user(*at)).collect();
+        let Ok(appended) = store.append(Append::new(payload(), recipients)).await else { break };
+        for (at, seq) in to.into_iter().zip(appended.seqs) {
+            answered[at] = seq.unwrap();
+        }
+    }
+    answered
+}
+
+/// Waits until all of the journal is settled, or the power has gone: what is cut does not depend on how fast that is.
+async fn settled_or_cut(cut: &Cut) {
+    let is_settled = || cut.tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_none();
+    let waited = tokio::time::timeout(Duration::from_secs(60), async {
+        while cut.left.load(Ordering::SeqCst) >= 0 && !is_settled() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    waited.await.expect("it is settled, or the power goes");
+}
+
+/// Returns false once so many writes were allowed that nothing was cut.
+async fn cut_after(writes: i64) -> bool {
+    let tables = Memory::default();
+    // Something is in the journal, and is settled while the power goes.
+    let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
+    let mut answered = append(&*store, 40).await;
+    store.close().await.unwrap();
+    drop(store);
+
+    let before = tables.copied();
+    let cut = Cut::new(&tables, writes);
+    let mut failed = true;
+    if let Ok(store) = embedded::open(cut.clone(), tuning(Duration::ZERO)) {
+        let more = append(&*store, 6).await;
+        answered = [answered[0].max(more[0]), answered[1].max(more[1])];
+        settled_or_cut(&cut).await;
+        failed = store.close().await.is_err();
+    }
+
+    // Power is back: a few are received, a few more come, and all of it is settled anew.
+    let tables = cut.left_of(before);
+    let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
+    for (at, answered) in answered.iter().enumerate() {
+        let there = sequences(&*store, at, 0);
+        assert_eq!(there, (1..=there.len() as Seq).collect::<Vec<_>>(), "without a hole, cut after {writes}");
+        assert!(there.len() as Seq >= *answered, "what was answered is there, cut after {writes}");
+        store.note(&user(at), Note { received: Some((1, RECEIVED)), ..Note::default() });
+    }
+    append(&*store, 9).await;
+    store.close().await.unwrap();
+    drop(store);
+    let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
+    let settled = async {
+        while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), settled).await.expect("it is settled");
+    for at in 0..2 {
+        let head = store.state(&user(at)).unwrap().head;
+        assert_eq!(
+            sequences(&*store, at, RECEIVED),
+            (RECEIVED + 1..=head).collect::<Vec<_>>(),
+            "after all, cut after {writes}"
+        );
+    }
+    store.close().await.unwrap();
+    failed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_at_any_write_loses_nothing_that_was_answered() {
+    let mut cuts = 0;
+    while cut_after(cuts).await {
+        cuts += 1;
+    }
+    assert!(cuts > 60, "only {cuts} writes were cut: the settling was not under way");
+}
+
+/// Appends as many messages as make several records, in one commit, each with an id.
+async fn append_batch(store: &dyn Store) -> Result<Vec<Appended>, StoreError> {
+    let append = |n: u64| {
+        let id = DispatchId::new(&format!("batch {n}")).unwrap();
+        let once = Some(Once { id, online: vec![true, false], refused: Vec::new() });
+        Append { once, ..Append::new(payload(), vec![user(0), user(1)]) }
+    };
+    store.append_all((0..BATCH).map(append).collect()).await
+}
+
+const BATCH: u64 = 60;
+
+/// Returns false once so many writes were allowed that nothing was cut.
+async fn batch_cut_after(writes: i64) -> bool {
+    let tables = Memory::default();
+    let cut = Cut::new(&tables, writes);
+    let mut answered = false;
+    if let Ok(store) = embedded::open(cut.clone(), tuning(Duration::ZERO)) {
+        answered = append_batch(&*store).await.is_ok();
+        settled_or_cut(&cut).await;
+        _ = store.close().await;
+    }
+    let failed = cut.left.load(Ordering::SeqCst) < 0;
+    let tables = cut.left_of(Memory::default());
+    for settle_after in [Duration::from_secs(3600), Duration::ZERO] {
+        let store = crate::embedded::tables::memory::open(&tables, tuning(settle_after)).unwrap();
+        let there = [0, 1].map(|at| sequences(&*store, at, 0).len() as u64);
+        assert!(there == [0, 0] || there == [BATCH, BATCH], "{there:?}, cut after {writes}");
+        assert!(there == [BATCH, BATCH] || !answered, "cut after {writes}");
+        // Whoever asks again is told what was done, or it is done now: in any case it is there once.
+        let again = append_batch(&*store).await.unwrap();
+        assert!(again.iter().all(|one| one.duplicate == (there[0] > 0)), "cut after {writes}");
+        assert!(again.iter().all(|one| one.answered.as_ref().is_some_and(|one| (one.online, one.offline) == (1, 1))));
+        assert_eq!(sequences(&*store, 0, 0).len() as u64, BATCH);
+        store.close().await.unwrap();
+    }
+    failed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_of_several_records_is_kept_whole_or_not_at_all_and_so_are_its_ids() {
+    let mut cuts = 0;
+    while batch_cut_after(cuts).await {
+        cuts += 1;
+    }
+    assert!(cuts > 20, "only {cuts} writes were cut");
+}
+
+/// A collapse and an append that needs room, in one commit, and the power goes in the middle of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_commit_replaces_stays_until_that_commit_is_written() {
+    use crate::{message::CollapseKey, store::Limits};
+    let limits = Limits { messages: 3, free_bytes: 0, ..Limits::default() };
+    let with = |settle_after| Options { limits, ..tuning(settle_after) };
+    let key = || Some(CollapseKey::new("k").unwrap());
+    for writes in 0..40 {
+        let tables = Memory::default();
+        let store = crate::embedded::tables::memory::open(&tables, with(Duration::ZERO)).unwrap();
+        for collapse in [None, key(), None] {
+            store.append(Append { collapse, ..Append::new(payload(), vec![user(0)]) }).await.unwrap();
+        }
+        while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        store.close().await.unwrap();
+        drop(store);
+        let before = tables.copied();
+        let cut = Cut::new(&tables, writes);
+        if let Ok(store) = embedded::open(cut.clone(), with(Duration::from_secs(3600))) {
+            let newer = Append { collapse: key(), ..Append::new(payload(), vec![user(0)]) };
+            _ = store.append_all(vec![newer, Append::new(payload(), vec![user(0)])]).await;
+            _ = store.close().await;
+        }
+        let tables = cut.left_of(before);
+        let store = crate::embedded::tables::memory::open(&tables, with(Duration::from_secs(3600))).unwrap();
+        let there = sequences(&*store, 0, 0);
+        assert!(there == [1, 2, 3] || there == [1, 3, 4], "{there:?}, cut after {writes}");
+        store.close().await.unwrap();
+    }
+}
+
+/// The power goes while settled records are removed; the same is settled again; the store is opened once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_outlive_a_settling_that_was_cut_and_made_again() {
+    let once = |n: u64| {
+        let id = DispatchId::new(&format!("order {n}")).unwrap();
+        Append {
+            once: Some(Once { id, online: vec![true], refused: Vec::new() }),
+            ..Append::new(payload(), vec![user(0)])
+        }
+    };
+    for writes in 0..80 {
+        let tables = Memory::default();
+        let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
+        for n in 0..10 {
+            store.append(once(n)).await.unwrap();
+        }
+        store.close().await.unwrap();
+        drop(store);
+        let before = tables.copied();
+        let cut = Cut::new(&tables, writes);
+        if let Ok(store) = embedded::open(cut.clone(), tuning(Duration::ZERO)) {
+            for _ in 0..100 {
+                if tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_none() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            _ = store.close().await;
+        }
+        let tables = cut.left_of(before);
+        let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
+        while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        store.close().await.unwrap();
+        drop(store);
+        let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
+        for n in 0..10 {
+            let again = store.append(once(n)).await.unwrap();
+            assert!(again.duplicate, "order {n} is done twice, cut after {writes}");
+        }
+        store.close().await.unwrap();
+    }
+}

@@ -1,0 +1,456 @@
+//! A disk that is full at the nth write, for every n, and has space again later: nothing that was answered is lost, nothing
+//! is there twice, and all work that was suspended is done in the end.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::intercept::Intercept;
+use crate::{
+    embedded::{
+        self, Options, Tuning,
+        tables::{
+            contract::{Engine, EngineError, Table, TableSpace},
+            memory::Memory,
+        },
+    },
+    message::{CollapseKey, DispatchId, Payload, Seq, UserId},
+    store::{Append, EventKind, Limits, Note, Once, OutboxEvent, OutboxOptions, ReadLimit, Store, StoreError},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Bytes put into the tables between two looks at their space, at most. sled writes up to four times that, and 16 MiB are set
+/// aside for it.
+const STEP_BYTES_MAX: u64 = 1 << 20;
+
+/// Tables on a disk that is full after so many writes, for so many writes.
+struct Scarce {
+    tables: Memory,
+    /// Writes before the disk is full.
+    left: AtomicI64,
+    /// Writes that are refused then, before there is space again.
+    refused: AtomicI64,
+    free: AtomicU64,
+    /// Bytes that the tables take before their file grows.
+    slack: AtomicU64,
+    /// The journal meets it although space was set aside.
+    journal: bool,
+    /// Bytes put into the tables since their space was looked at, and the most of that.
+    step: AtomicU64,
+    step_most: AtomicU64,
+}
+
+impl Scarce {
+    fn new(left: i64, refused: i64, journal: bool) -> Arc<Self> {
+        let (left, refused) = (AtomicI64::new(left), AtomicI64::new(refused));
+        let (free, slack) = (AtomicU64::new(1 << 40), AtomicU64::default());
+        let (step, step_most) = (AtomicU64::default(), AtomicU64::default());
+        Arc::new(Self { tables: Memory::default(), left, refused, free, slack, journal, step, step_most })
+    }
+
+    /// Holds that no step wrote more than is set aside for one.
+    fn check_steps(&self) {
+        let most = self.step_most.load(Ordering::SeqCst);
+        assert!(most <= STEP_BYTES_MAX, "{most} bytes were put into the tables without a look at their space");
+    }
+
+    fn is_full(&self) -> bool {
+        self.left.load(Ordering::SeqCst) <= 0 && self.refused.load(Ordering::SeqCst) > 0
+    }
+
+    fn write(&self) -> Result<(), EngineError> {
+        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 || self.refused.fetch_sub(1, Ordering::SeqCst) <= 0 {
+            return Ok(());
+        }
+        Err(std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error()).into())
+    }
+}
+
+impl Intercept for Scarce {
+    fn tables(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        if table == Table::Inbox || table == Table::Journal && self.journal {
+            self.write()?;
+        }
+        if !matches!(table, Table::Journal | Table::Inbox) {
+            let bytes = (key.len() + value.len()) as u64;
+            self.step_most.fetch_max(self.step.fetch_add(bytes, Ordering::SeqCst) + bytes, Ordering::SeqCst);
+        }
+        self.tables.put(table, key, value)
+    }
+
+    fn on_replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
+        self.write()?;
+        pairs.iter().try_for_each(|(key, value)| self.tables.put(table, key, value))
+    }
+
+    fn on_reserve(&self) -> Result<(), EngineError> {
+        if self.journal { Ok(()) } else { self.write() }
+    }
+
+    fn on_table_space(&self) -> TableSpace {
+        self.step.store(0, Ordering::SeqCst);
+        // To ask counts as well, or it would be full for ever.
+        let is_full = self.is_full();
+        self.refused.fetch_sub(i64::from(is_full), Ordering::SeqCst);
+        if is_full { TableSpace::Little } else { TableSpace::Enough }
+    }
+
+    fn on_table_slack(&self) -> u64 {
+        self.slack.load(Ordering::Relaxed)
+    }
+
+    fn on_disk_free(&self) -> Option<u64> {
+        Some(self.free.load(Ordering::Relaxed))
+    }
+}
+
+fn user(n: u64) -> UserId {
+    UserId::new(&format!("user-{n}")).unwrap()
+}
+
+fn payload(n: u64) -> Payload {
+    Payload::encode(0, Some(&format!("[{n},\"{}\"]", "x".repeat(3_000))), None).unwrap()
+}
+
+fn read(store: &Arc<dyn Store>, user: &UserId) -> Vec<(Seq, Bytes)> {
+    let all = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
+    let entries = store.read(user, 0, all).unwrap().entries;
+    entries.iter().map(|entry| (entry.seq, entry.payload.as_bytes().clone())).collect()
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Appends that are refused are repeated; what each user must have then, in order. One whose outcome is not known may be there
+/// twice.
+async fn work(store: &Arc<dyn Store>, refusals: &mut usize) -> Vec<Vec<(u64, bool)>> {
+    let mut sent = vec![Vec::new(); 4];
+    for n in 0..40 {
+        let mut unknown = false;
+        loop {
+            let recipients = if n % 5 == 0 { (0..4).map(user).collect() } else { vec![user(n % 4)] };
+            let collapse = (n % 7 == 3).then(|| CollapseKey::new("key").unwrap());
+            match store.append(Append { collapse, ..Append::new(payload(n), recipients) }).await {
+                Ok(_) => break,
+                Err(StoreError::Full(_)) => {}
+                Err(StoreError::Unreachable(_)) => unknown = true,
+                Err(error) => panic!("{error}"),
+            }
+            *refusals += 1;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for (at, sent) in sent.iter_mut().enumerate() {
+            if n % 5 == 0 || n % 4 == at as u64 {
+                sent.push((n, unknown));
+            }
+        }
+        if n % 6 == 5 {
+            let received = Some((1, store.state(&user(3)).unwrap().head));
+            store.note(&user(3), Note { received, ..Note::default() });
+        }
+    }
+    sent
+}
+
+async fn hold(left: i64, refused: i64, journal: bool) -> usize {
+    let tables = Scarce::new(left, refused, journal);
+    let tuning = Tuning { settle_after: Duration::from_millis(1), journal_bytes_max: 20_000, ..Tuning::default() };
+    let options = || Options { tuning, ..Options::default() };
+    let store = embedded::open(tables.clone(), options()).unwrap();
+    let mut refusals = 0;
+    let sent = work(&store, &mut refusals).await;
+    until("everything to be settled", || tables.floor(Table::Journal, &[0xFF; 9]).unwrap().is_none()).await;
+    // The store looks at its space at an interval, so it may count as full a moment longer.
+    until("space for all", || store.full().is_none()).await;
+    assert!(store.health().reports().is_empty(), "{:?}", store.health().reports());
+    let found: Vec<_> = (0..4).map(|n| read(&store, &user(n))).collect();
+    for (at, (log, sent)) in found.iter().zip(&sent).enumerate() {
+        // User 3 has received some of it, and of the messages with a key the last one stays.
+        let keyed: Vec<_> = sent.iter().filter(|(n, _)| n % 7 == 3).collect();
+        let last = keyed.last().map(|(n, _)| *n);
+        let wanted: Vec<_> = sent.iter().filter(|(n, _)| n % 7 != 3 || Some(*n) == last).collect();
+        let mut numbers: Vec<_> = log.iter().map(|(_, bytes)| number(bytes)).collect();
+        numbers.dedup();
+        let wanted: Vec<_> = wanted.iter().map(|(n, _)| *n).collect();
+        if at < 3 {
+            assert_eq!(numbers, wanted, "user {at}, {left} writes, {refused} refused");
+            let unknown = sent.iter().filter(|(_, unknown)| *unknown).count();
+            assert!(log.len() <= wanted.len() + 4 * unknown, "user {at} has {} of {}", log.len(), wanted.len());
+        } else {
+            assert!(wanted.ends_with(&numbers), "user {at}: {numbers:?} of {wanted:?}");
+        }
+        assert!(log.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        let pending = store.state(&user(at as u64)).unwrap().pending;
+        assert_eq!(pending, log.len() as u64, "user {at}");
+    }
+    store.close().await.unwrap();
+    drop(store);
+    let store = embedded::open(tables.clone(), options()).unwrap();
+    let again: Vec<_> = (0..4).map(|n| read(&store, &user(n))).collect();
+    assert_eq!(again, found);
+    tables.check_steps();
+    refusals
+}
+
+fn number(bytes: &Bytes) -> u64 {
+    let text = String::from_utf8_lossy(bytes);
+    let from = text.find('[').unwrap() + 1;
+    text[from..from + text[from..].find(',').unwrap()].parse().unwrap()
+}
+
+#[tokio::test]
+async fn work_that_meets_a_full_disk_at_any_write_is_done_when_there_is_space() {
+    let mut refusals = 0;
+    for left in (0..90).step_by(13) {
+        for refused in [1, 3] {
+            refusals += hold(left, refused, false).await;
+        }
+    }
+    assert!(refusals > 0, "the disk was never full");
+}
+
+#[tokio::test]
+async fn commit_that_meets_a_full_disk_is_written_when_there_is_space_and_lost_never() {
+    let mut refusals = 0;
+    for left in (0..90).step_by(13) {
+        for refused in [1, 3] {
+            refusals += hold(left, refused, true).await;
+        }
+    }
+    assert!(refusals > 0, "the disk was never full");
+}
+
+/// Bytes on the disk are set aside until a message has been settled or received, and are known again after a start.
+#[tokio::test]
+async fn reservation_of_unsettled_messages_is_counted_until_they_are_settled_or_received() {
+    let tables = Scarce::new(i64::MAX, 0, false);
+    let never = Tuning { settle_after: Duration::from_secs(3600), ..Tuning::default() };
+    let limits = Limits { free_bytes: 8 << 20, ..Limits::default() };
+    let open = |tuning| embedded::open(tables.clone(), Options { limits, tuning, ..Options::default() }).unwrap();
+    // A hundred copies of 3 kB, and not a hundred more.
+    tables.free.store((8 << 20) + 500_000, Ordering::Relaxed);
+    let store = open(never);
+    let append = |n: u64, users: u64| Append::new(payload(n), (0..users).map(user).collect());
+    store.append(append(1, 100)).await.unwrap();
+    assert!(matches!(store.append(append(2, 100)).await, Err(StoreError::Full(_))));
+    store.append(append(3, 10)).await.unwrap();
+    assert!(store.full().is_none(), "what is small fits");
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(never);
+    assert!(matches!(store.append(append(4, 100)).await, Err(StoreError::Full(_))));
+    // What is received is not set aside any more.
+    for n in 0..100 {
+        store.note(&user(n), Note { received: Some((1, 2)), ..Note::default() });
+    }
+    store.append(append(5, 100)).await.unwrap();
+    assert!(matches!(store.append(append(6, 100)).await, Err(StoreError::Full(_))));
+    store.close().await.unwrap();
+    drop(store);
+    // And what is settled is on the disk.
+    let store = open(Tuning { settle_after: Duration::ZERO, ..Tuning::default() });
+    until("everything to be settled", || tables.floor(Table::Journal, &[0xFF; 9]).unwrap().is_none()).await;
+    store.append(append(7, 100)).await.unwrap();
+}
+
+/// A store on a disk of which 8 MiB are to stay free. The file of the tables grows by as much again.
+fn store_with_outbox(tables: &Arc<Scarce>) -> Arc<dyn Store> {
+    let limits = Limits { free_bytes: 8 << 20, ..Limits::default() };
+    let outbox = Some(OutboxOptions { events: 1000, bytes: 100 << 20, kinds: EventKind::CHOICE.to_vec() });
+    embedded::open(tables.clone(), Options { limits, outbox, ..Options::default() }).unwrap()
+}
+
+/// The outbox writes copies of messages: it takes nothing of what is to stay free. What can be derived from the logs waits
+/// there, other events wait in memory, and all is written when there is space.
+#[tokio::test]
+async fn outbox_leaves_free_what_is_to_stay_free_and_is_written_when_there_is_space() {
+    let tables = Scarce::new(i64::MAX, 0, false);
+    tables.free.store((16 << 20) + 20_000, Ordering::Relaxed);
+    let store = store_with_outbox(&tables);
+    let outbox = store.outbox().unwrap();
+    let payload = "x".repeat(50_000);
+    let put = |seq| {
+        let (user, devices, payload) = (user(1).as_str().to_owned(), vec![None], payload.clone());
+        let event = OutboxEvent::Undelivered { user, seq, devices, payload };
+        outbox.put_undelivered(&self::user(1), seq, event)
+    };
+    let delivered = || OutboxEvent::Delivered { user: "user-2".into(), device: None, from: 1, to: 1 };
+    until("the look at the disk", || !put(1)).await;
+    let before = outbox.status();
+    assert_eq!((before.events, outbox.reported(&user(1)).unwrap()), (0, 0), "nothing of it was written");
+    // One small event fits; a large one of a client does not.
+    outbox.put(delivered());
+    until("the small event", || outbox.status().events == 1).await;
+    let connection = String::new();
+    outbox.put(OutboxEvent::Message { connection, user: None, op: 0, data: Some(payload.clone()), kind: None });
+    outbox.put(delivered());
+    // The commit thread works on: it has looked at them by then.
+    store.append(Append::new(self::payload(1), vec![user(3)])).await.unwrap();
+    store.append(Append::new(self::payload(2), vec![user(3)])).await.unwrap();
+    assert_eq!(outbox.status().events, 1);
+    // Messages that were taken are to be settled there.
+    tables.free.store(1 << 40, Ordering::Relaxed);
+    until("the events that waited", || outbox.status().events == 3).await;
+    until("the undelivered message", || put(1)).await;
+    until("all events", || outbox.status().events >= 4).await;
+    assert_eq!((outbox.status().lost, outbox.reported(&user(1)).unwrap()), (0, 1));
+    store.close().await.unwrap();
+}
+
+/// A disk may have just what is to stay free and a little more, for ever. What the tables take without their file growing goes
+/// out all the same.
+#[tokio::test]
+async fn undelivered_messages_are_reported_where_the_file_of_the_tables_need_not_grow() {
+    const PAYLOAD_BYTES: usize = 50_000;
+    let tables = Scarce::new(i64::MAX, 0, false);
+    tables.free.store((8 << 20) + (4 << 20), Ordering::Relaxed);
+    let store = store_with_outbox(&tables);
+    let outbox = store.outbox().unwrap();
+    let put = |seq| {
+        let (user, devices, payload) = (user(1).as_str().to_owned(), vec![None], "x".repeat(PAYLOAD_BYTES));
+        outbox.put_undelivered(&self::user(1), seq, OutboxEvent::Undelivered { user, seq, devices, payload })
+    };
+    until("the look at the disk", || !put(1)).await;
+    tables.slack.store(4 << 20, Ordering::Relaxed);
+    until("the first message", || put(1)).await;
+    until("its event", || outbox.status().events == 1).await;
+    // As much as may be written without growing, and no more.
+    let mut seq = 2;
+    until("the tables to be full", || {
+        seq += u64::from(put(seq));
+        tables.slack.store((4_u64 << 20).saturating_sub(4 * seq * PAYLOAD_BYTES as u64), Ordering::Relaxed);
+        tables.slack.load(Ordering::Relaxed) < 1 << 20 && !put(seq)
+    })
+    .await;
+    tables.free.store(8 << 20, Ordering::Relaxed);
+    tables.slack.store(8 << 20, Ordering::Relaxed);
+    until("what is to stay free not to be touched", || !put(seq)).await;
+    store.close().await.unwrap();
+}
+
+/// Removing is what gives space back: a disk without space for anything else lets it go on.
+#[tokio::test]
+async fn events_that_were_taken_are_removed_where_the_tables_have_little_space() {
+    let tables = Scarce::new(i64::MAX, 0, false);
+    let store = store_with_outbox(&tables);
+    let outbox = store.outbox().unwrap();
+    let event = |n: u64| OutboxEvent::Message {
+        connection: String::new(),
+        user: None,
+        op: n,
+        data: Some("x".repeat(50_000)),
+        kind: None,
+    };
+    for n in 1..=40 {
+        outbox.put(event(n));
+    }
+    until("the events", || outbox.status().events == 40).await;
+    tables.refused.store(i64::MAX, Ordering::SeqCst);
+    tables.left.store(0, Ordering::SeqCst);
+    outbox.put(event(41));
+    outbox.remove(40);
+    until("the removal", || outbox.status().removed == 40).await;
+    assert_eq!(outbox.status().events, 0);
+    tables.refused.store(0, Ordering::SeqCst);
+    until("the last event", || outbox.status().events == 1).await;
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn events_that_wait_for_space_when_the_store_is_closed_are_counted_as_lost() {
+    let tables = Scarce::new(i64::MAX, 0, false);
+    tables.free.store(8 << 20, Ordering::Relaxed);
+    let store = store_with_outbox(&tables);
+    let outbox = store.outbox().unwrap();
+    for n in 1..=3 {
+        outbox.put(OutboxEvent::Delivered { user: "user-1".into(), device: None, from: n, to: n });
+    }
+    store.close().await.unwrap();
+    drop(store);
+    tables.free.store(1 << 40, Ordering::Relaxed);
+    let store = store_with_outbox(&tables);
+    let outbox = store.outbox().unwrap();
+    until("the count", || outbox.status().events == 1).await;
+    let event = outbox.read(0, 1, 1).unwrap().remove(0).event;
+    let OutboxEvent::Overflow { lost, .. } = event else { panic!("{event:?}") };
+    assert_eq!(lost, [(EventKind::Delivered as u8, 3)]);
+    store.close().await.unwrap();
+}
+
+/// Another process may take what is free at any time: no more is written at once than was set aside at the last look.
+#[tokio::test]
+async fn events_that_waited_for_space_are_written_in_steps_with_a_look_at_the_space_before_each() {
+    let tables = Scarce::new(i64::MAX, 0, false);
+    let store = store_with_outbox(&tables);
+    let outbox = store.outbox().unwrap();
+    tables.refused.store(i64::MAX, Ordering::SeqCst);
+    tables.left.store(0, Ordering::SeqCst);
+    // It is refused when the thread has looked at the disk.
+    assert!(matches!(store.append(Append::new(payload(1), vec![user(1)])).await, Err(StoreError::Full(_))));
+    // As much as may wait in memory.
+    let data = Some("x".repeat(50_000));
+    let event =
+        || OutboxEvent::Message { connection: String::new(), user: None, op: 0, data: data.clone(), kind: None };
+    let mut events = 0;
+    while outbox.status().lost == 0 {
+        outbox.put(event());
+        events += 1;
+    }
+    assert!(events > 150, "{events}");
+    tables.refused.store(0, Ordering::SeqCst);
+    until("the events, and the count of the one that was lost", || outbox.status().events == events).await;
+    outbox.remove(events);
+    until("the removal", || outbox.status().events == 0).await;
+    store.close().await.unwrap();
+    tables.check_steps();
+}
+
+/// As the events above: ids of all records that are settled together.
+#[tokio::test]
+async fn ids_are_put_into_their_table_in_steps_with_a_look_at_the_space_before_each() {
+    const IDS: usize = 30_000;
+    let tables = Scarce::new(i64::MAX, 0, false);
+    let open = |settle_after| {
+        let tuning = Tuning { settle_after, ..Tuning::default() };
+        embedded::open(tables.clone(), Options { tuning, ..Options::default() }).unwrap()
+    };
+    let store = open(Duration::from_secs(3600));
+    let append = |n: usize| {
+        let id = DispatchId::new(&format!("{n:064}")).unwrap();
+        let once = Some(Once { id, online: vec![false], refused: Vec::new() });
+        Append { once, ..Append::new(Payload::encode(0, None, None).unwrap(), vec![user(n as u64 % 7)]) }
+    };
+    for from in (0..IDS).step_by(1000) {
+        store.append_all((from..from + 1000).map(append).collect()).await.unwrap();
+    }
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(Duration::ZERO);
+    until("everything to be settled", || tables.floor(Table::Journal, &[0xFF; 9]).unwrap().is_none()).await;
+    store.close().await.unwrap();
+    tables.check_steps();
+    let mut ids = 0;
+    tables
+        .scan(Table::Ids, &[], &mut |_, value| {
+            ids += value.len();
+            true
+        })
+        .unwrap();
+    assert!(ids > IDS * 64, "{ids}");
+}

@@ -1,0 +1,79 @@
+//! Says why what is stored cannot be read, for people who do not know how it is stored.
+
+use std::fmt;
+
+use bincode::error::DecodeError;
+use bytes::Bytes;
+
+/// Begins no value that is stored.
+const MARK: u8 = 0xFF;
+
+/// Why what is stored cannot be read: a sentence without its first word and its full stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable(String);
+
+impl Unreadable {
+    pub fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+
+    /// A value that stands for one that cannot be read, and says why.
+    pub fn to_value(&self) -> Bytes {
+        let mut value = vec![MARK];
+        value.extend_from_slice(self.0.as_bytes());
+        value.into()
+    }
+
+    /// Why, if `value` stands for one that cannot be read.
+    pub fn of_value(value: &[u8]) -> Option<Self> {
+        match value {
+            [] => Some(Self::new("a checksum does not match")),
+            [MARK, why @ ..] => Some(Self(String::from_utf8_lossy(why).into_owned())),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+impl From<DecodeError> for Unreadable {
+    fn from(error: DecodeError) -> Self {
+        Self::new(match error {
+            DecodeError::UnexpectedEnd { .. } => "it ends early",
+            DecodeError::UnexpectedVariant { .. } => "it is of a kind that this version does not know",
+            DecodeError::LimitExceeded => "it says that it is larger than it may be",
+            _ => "it is not what was written",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::wal::record::{Chunk, Row};
+
+    #[test]
+    fn value_that_stands_for_an_unreadable_one_is_none_of_the_stored_and_says_why() {
+        let why = Unreadable::new("its file is missing");
+        assert_eq!(Chunk::decode(&why.to_value()).unwrap_err(), why);
+        assert_eq!(Unreadable::of_value(&why.to_value()), Some(why));
+        let chunk = Chunk::V2 { namespace: 1, user: "a", entries: vec![(1, 0, b"x")] }.encode();
+        assert_eq!(Unreadable::of_value(&chunk), None);
+    }
+
+    #[test]
+    fn no_words_of_a_decoder_are_in_what_is_told() {
+        let row = Row::V1 { head: 1, through: 0, islands: Vec::new(), settled: 0, seen_ms: 0, lapses: 0 }.encode();
+        for length in 0..row.len() {
+            let told = Row::decode(&row[..length]).unwrap_err().to_string();
+            assert!(!told.contains(['{', '(', ':']), "{told}");
+        }
+        assert_eq!(Row::decode(&[9]).unwrap_err().to_string(), "it is of a kind that this version does not know");
+    }
+}

@@ -1,0 +1,164 @@
+//! All logs that are in memory, in shards, loaded from the table of users when they are first asked for.
+
+use std::{
+    collections::HashMap,
+    hash::BuildHasher,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use foldhash::fast::RandomState;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{Log, Tally, lapses::Lapses};
+use crate::{
+    embedded::{
+        tables::contract::{Engine, Table},
+        wal::record::Row,
+        writer::cost::Cost,
+    },
+    message::UserId,
+    store::StoreError,
+};
+
+/// Enough shards that threads seldom meet, few enough to walk.
+const SHARDS: usize = 64;
+
+/// A log that has been of no use for this many seconds, and has nothing that is not in the tables, leaves memory.
+pub const IDLE_SECONDS: u32 = 60;
+
+type Shard = HashMap<UserId, Log, RandomState>;
+
+/// The logs in memory.
+pub struct Index {
+    engine: Arc<dyn Engine>,
+    hasher: RandomState,
+    shards: Vec<Mutex<Shard>>,
+    lapses: Lapses,
+    opened: Instant,
+    /// What the entries that are not in inboxes yet will take there: bytes on the disk, and of payload. Counted at each change
+    /// of a log, whoever makes it.
+    reserved: AtomicU64,
+    unsettled: AtomicU64,
+}
+
+fn damaged(user: &UserId, why: &str) -> String {
+    format!(
+        "the row of user {user:?} cannot be read ({why}). Save what is left with `mesa inspect --salvage`, or restore a \
+         backup"
+    )
+}
+
+impl Index {
+    pub fn new(engine: Arc<dyn Engine>, lapses: Lapses) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self {
+            engine,
+            hasher: RandomState::default(),
+            shards,
+            lapses,
+            opened: Instant::now(),
+            reserved: AtomicU64::new(0),
+            unsettled: AtomicU64::new(0),
+        }
+    }
+
+    /// Bytes that entries which are not in inboxes yet will take on the disk.
+    pub fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of payload of those.
+    pub fn unsettled(&self) -> u64 {
+        self.unsettled.load(Ordering::Relaxed)
+    }
+
+    /// Works on a log, and counts what that changes.
+    fn work<T>(&self, user: &UserId, log: &mut Log, work: impl FnOnce(&mut Log) -> T) -> T {
+        let before = log.unsettled();
+        let result = work(log);
+        let after = log.unsettled();
+        if before != after {
+            self.count(user, before, after);
+        }
+        result
+    }
+
+    fn count(&self, user: &UserId, before: Tally, after: Tally) {
+        let cost = |tally: Tally| Cost::of_entries(user, tally.entries, tally.bytes);
+        // Each thread takes off only what was added under the same lock, so neither goes below zero.
+        self.reserved.fetch_add(cost(after).wrapping_sub(cost(before)), Ordering::Relaxed);
+        self.unsettled.fetch_add(after.bytes.wrapping_sub(before.bytes), Ordering::Relaxed);
+    }
+
+    /// How many times a crash may have taken back sequences.
+    pub fn lapses(&self) -> Lapses {
+        self.lapses
+    }
+
+    /// Seconds since the store was opened.
+    pub fn now(&self) -> u32 {
+        u32::try_from(self.opened.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    fn shard(&self, user: &UserId) -> MutexGuard<'_, Shard> {
+        self.shards[self.hasher.hash_one(user) as usize % SHARDS].lock()
+    }
+
+    /// Works on a user's log, which is loaded if it has to be.
+    pub fn with<T>(&self, user: &UserId, work: impl FnOnce(&mut Log) -> T) -> Result<T, StoreError> {
+        let mut shard = self.shard(user);
+        if let Some(log) = shard.get_mut(user) {
+            return Ok(self.work(user, log, work));
+        }
+        let mut log = self.load(user)?;
+        let result = self.work(user, &mut log, work);
+        shard.insert(user.clone(), log);
+        Ok(result)
+    }
+
+    /// Looks at a user's log, without keeping it in memory where it is not: for lists of many users.
+    pub fn look<T>(&self, user: &UserId, work: impl FnOnce(&mut Log) -> T) -> Result<T, StoreError> {
+        let mut shard = self.shard(user);
+        match shard.get_mut(user) {
+            Some(log) => Ok(self.work(user, log, work)),
+            None => Ok(work(&mut self.load(user)?)),
+        }
+    }
+
+    fn load(&self, user: &UserId) -> Result<Log, StoreError> {
+        let row = self.engine.get(Table::Users, user.as_str().as_bytes()).map_err(StoreError::from)?;
+        let row = row.map(|bytes| Row::decode(&bytes)).transpose();
+        let row = row.map_err(|error| StoreError::Damaged(damaged(user, &error.to_string()).into()))?;
+        let mut log = Log::from_row(row, self.lapses);
+        log.touched = self.now();
+        Ok(log)
+    }
+
+    /// Works on a user's log if it is in memory.
+    pub fn with_loaded<T>(&self, user: &UserId, work: impl FnOnce(&mut Log) -> T) -> Option<T> {
+        self.shard(user).get_mut(user).map(|log| self.work(user, log, work))
+    }
+
+    /// Takes in a log that recovery has put together.
+    pub fn insert(&self, user: UserId, log: Log) {
+        self.count(&user, Tally::default(), log.unsettled());
+        self.shard(&user).insert(user, log);
+    }
+
+    /// Lets logs go that nobody has needed for a while. `first_record` is the first that is still in the journal.
+    pub fn evict(&self, first_record: u64, idle_seconds: u32) {
+        let now = self.now();
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let before = shard.len();
+            shard.retain(|_, log| !(log.is_idle(first_record) && now.saturating_sub(log.touched) >= idle_seconds));
+            if shard.len() * 4 < before {
+                shard.shrink_to_fit();
+            }
+        }
+    }
+}

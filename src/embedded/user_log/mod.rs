@@ -1,0 +1,502 @@
+//! One user's log as it is known in memory: where its entries are, and which of them are still needed. No payload.
+
+pub(super) mod cache;
+pub(super) mod cursors;
+pub(super) mod lapses;
+
+use std::collections::VecDeque;
+
+use self::{cursors::Cursors, lapses::Lapses};
+use super::wal::record::{Row, StoredCursor, StoredLog};
+use crate::{
+    message::{CollapseKey, Seq},
+    store::{Limits, Loss, Received, gaps::Gone},
+};
+
+/// Keys of pending entries remembered for one user. One more, and the oldest is forgotten: its entry stays, and is not
+/// replaced any more.
+pub const KEYS_MAX: usize = 64;
+
+/// Where an entry is while it is in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    pub seq: Seq,
+    pub record: u64,
+    /// Offsets in the record: of the message, and of the stamp that says whose it is.
+    pub message_at: u32,
+    pub stamp_at: u32,
+    /// Bytes of payload.
+    pub bytes: u32,
+    /// When it expires, in seconds of the Unix epoch; 0 = never.
+    pub expires_s: u32,
+}
+
+/// Entries, and their bytes of payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub entries: u64,
+    pub bytes: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, bytes: u64) {
+        self.entries += 1;
+        self.bytes += bytes;
+    }
+
+    /// After a crash a tally may be a little off; it never goes below nothing.
+    pub fn subtract(&mut self, bytes: u64) {
+        self.entries = self.entries.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// A pending entry that a newer one of the same key takes the place of.
+#[derive(Clone, Debug)]
+pub struct Keyed {
+    pub key: CollapseKey,
+    pub seq: Seq,
+    pub bytes: u32,
+    pub expires_s: u32,
+}
+
+/// A user's log.
+#[derive(Debug, Default)]
+pub struct Log {
+    /// Last sequence given out by the commit thread, visible or not.
+    pub assigned: Seq,
+    /// Last visible sequence.
+    pub head: Seq,
+    pub cursors: Cursors,
+    /// Nothing above this is trimmed, received or not.
+    pub hold: Option<Seq>,
+    /// Nothing up to this is needed any more. Never goes back: a hold that comes late brings nothing back.
+    released: Seq,
+    /// Entries up to this are in the inbox, those above it in the journal.
+    pub settled: Seq,
+    /// The inbox may have chunks of this user.
+    pub chunks: bool,
+    /// The commit thread was asked to trim those chunks.
+    pub trimming: bool,
+    /// What the inbox has, without entries up to `counted` and without those that are gone.
+    pub inbox: Tally,
+    /// Up to here entries of the inbox are not counted any more.
+    pub counted: Seq,
+    /// When the first entry in the inbox expires, in seconds of the Unix epoch; 0 = none does.
+    pub inbox_expires_s: u32,
+    /// When the inbox was last gone through entry by entry, in seconds of the Unix epoch.
+    pub purged: Option<u32>,
+    /// Entries in the journal, rising. Those above `head` are not to be shown yet.
+    slots: VecDeque<Slot>,
+    slot_bytes: u64,
+    /// No entry in the journal expires before this, in seconds of the Unix epoch; 0 = none does.
+    slots_expire_s: u32,
+    pub gone: Gone,
+    /// Rising by sequence. Most users have none.
+    keys: Vec<Keyed>,
+    /// When the user was seen, in milliseconds of the Unix epoch; 0 = never.
+    pub seen_ms: u64,
+    /// Receipts or presence are not in the journal yet.
+    pub dirty: bool,
+    /// How many lapses the row in the table of users takes into account; `None`: there is no row.
+    pub row_lapses: Option<u32>,
+    /// While nothing was appended since a lapse was passed over: the head before that, and the lapses it takes into account.
+    pub passed: Option<(Seq, u32)>,
+    /// The last journal record that says anything about this user.
+    pub last_record: u64,
+    /// When this was last of use, in seconds since the store was opened.
+    pub touched: u32,
+    /// Entries of the journal of which an `expired` event was put into the outbox, and that is not in the journal yet.
+    pub reported_expired: Vec<(Seq, Seq)>,
+    /// A read has found entries in the inbox that cannot be read.
+    pub damaged: bool,
+}
+
+impl Log {
+    /// What a row says, moved on over the lapses it does not take into account.
+    pub fn from_row(row: Option<Row>, lapses: Lapses) -> Self {
+        let mut log = Self::as_stored(row);
+        log.pass_lapses(lapses, log.row_lapses);
+        log.released = log.cursors.through();
+        log
+    }
+
+    /// What a row says.
+    pub fn as_stored(row: Option<Row>) -> Self {
+        let mut log = Self::default();
+        if let Some(row) = row {
+            let stored = row.into_stored();
+            log.head = stored.head;
+            log.cursors = Cursors::from_stored(&stored);
+            log.settled = stored.settled;
+            log.chunks = stored.settled > 0;
+            log.seen_ms = stored.seen_ms;
+            log.row_lapses = Some(stored.lapses);
+            log.gone = Gone::from_stored(&stored.gone);
+            (log.inbox.entries, log.inbox.bytes) = stored.inbox;
+            log.counted = stored.counted;
+            log.inbox_expires_s = stored.expires_s;
+            let keyed = |(key, seq, bytes, expires_s): (String, Seq, u32, u32)| {
+                Some(Keyed { key: CollapseKey::new(&key).ok()?, seq, bytes, expires_s })
+            };
+            log.keys = stored.keys.into_iter().filter_map(keyed).collect();
+        }
+        log.assigned = log.head;
+        log.released = log.cursors.through();
+        log
+    }
+
+    /// What is to be stored, with `lapses` as the number there were.
+    pub fn row(&self, lapses: u32) -> Row {
+        let (head, lapses) = self.passed.unwrap_or((self.head, lapses));
+        let mut stored = StoredLog {
+            head,
+            settled: self.settled,
+            lapses,
+            seen_ms: self.seen_ms,
+            gone: self.gone.stored(),
+            keys: self.keys.iter().map(Keyed::stored).collect(),
+            inbox: (self.inbox.entries, self.inbox.bytes),
+            counted: self.counted,
+            expires_s: self.inbox_expires_s,
+            ..StoredLog::default()
+        };
+        self.cursors.store_in(&mut stored);
+        Row::V2(stored)
+    }
+
+    /// Nothing up to this is needed any more.
+    pub fn released(&self) -> Seq {
+        self.released
+    }
+
+    /// Whether a read shows this entry: somebody has not received it, or another session may not have read it yet.
+    pub fn shows(&self, seq: Seq) -> bool {
+        self.hold.is_some_and(|hold| seq > hold) || !self.cursors.contain(seq)
+    }
+
+    /// Forgets where released entries were. True if there are chunks of them in the inbox to be trimmed.
+    pub fn release(&mut self) -> bool {
+        let through = self.cursors.through();
+        let released = self.released.max(self.hold.map_or(through, |hold| hold.min(through)));
+        self.released = released;
+        self.pop_slots(released);
+        let stale = self.keys.partition_point(|keyed| keyed.seq <= released);
+        self.keys.drain(..stale);
+        if self.slots.is_empty() {
+            // An idle user keeps no memory for entries he does not have.
+            self.slots.shrink_to_fit();
+            self.slots_expire_s = 0;
+            self.keys.shrink_to_fit();
+        }
+        self.chunks && !self.trimming && released > 0
+    }
+
+    /// The same where what everybody has had to make room up to `to`, although somebody holds it.
+    pub fn let_go(&mut self, to: Seq) -> bool {
+        self.released = self.released.max(to.min(self.cursors.through()));
+        self.release()
+    }
+
+    fn pop_slots(&mut self, through: Seq) {
+        while let Some(slot) = self.slots.front().filter(|slot| slot.seq <= through) {
+            self.slot_bytes -= u64::from(slot.bytes);
+            self.slots.pop_front();
+        }
+    }
+
+    /// Takes in an entry that is being committed, or that was.
+    pub fn push(&mut self, slot: Slot, key: Option<CollapseKey>) {
+        if slot.expires_s > 0 {
+            self.slots_expire_s = earlier(self.slots_expire_s, slot.expires_s);
+        }
+        self.slot_bytes += u64::from(slot.bytes);
+        self.slots.push_back(slot);
+        if let Some(key) = key {
+            self.keys.retain(|keyed| keyed.key != key);
+            if self.keys.len() >= KEYS_MAX {
+                self.keys.remove(0);
+            }
+            let Slot { seq, bytes, expires_s, .. } = slot;
+            self.keys.push(Keyed { key, seq, bytes, expires_s });
+        }
+    }
+
+    /// Shows an entry that has been committed.
+    pub fn publish(&mut self, seq: Seq, record: u64) {
+        assert!(seq > self.head, "sequence {seq} behind head {}", self.head);
+        self.head = seq;
+        self.last_record = record;
+    }
+
+    /// The visible slots above `after`.
+    pub fn slots_after(&self, after: Seq) -> impl Iterator<Item = &Slot> {
+        let start = self.slots.partition_point(|slot| slot.seq <= after);
+        self.slots.range(start..).take_while(|slot| slot.seq <= self.head)
+    }
+
+    pub fn slot(&self, seq: Seq) -> Option<&Slot> {
+        self.slots.binary_search_by_key(&seq, |slot| slot.seq).ok().map(|at| &self.slots[at])
+    }
+
+    /// The last slot, visible or not.
+    pub fn last_slot(&self) -> Option<&Slot> {
+        self.slots.back()
+    }
+
+    /// The oldest entry that is in the journal.
+    pub fn oldest_slot(&self) -> Option<Seq> {
+        self.slots.front().map(|slot| slot.seq)
+    }
+
+    /// What is in the journal alone.
+    pub fn unsettled(&self) -> Tally {
+        Tally { entries: self.slots.len() as u64, bytes: self.slot_bytes }
+    }
+
+    /// What is kept for this user, visible or not. Entries that were received out of order count until those before
+    /// them are.
+    pub fn kept(&self) -> Tally {
+        Tally { entries: self.slots.len() as u64 + self.inbox.entries, bytes: self.slot_bytes + self.inbox.bytes }
+    }
+
+    /// Whether one more entry of so many bytes is within the limits.
+    pub fn fits(&self, bytes: u64, limits: &Limits) -> bool {
+        let kept = self.kept();
+        kept.entries < limits.messages && kept.bytes + bytes <= limits.bytes
+    }
+
+    /// The pending entry with this key.
+    pub fn keyed(&self, key: &CollapseKey, now_s: u32) -> Option<&Keyed> {
+        let pending = |keyed: &Keyed| !self.cursors.contain(keyed.seq) && !is_past(keyed.expires_s, now_s);
+        self.keys.iter().find(|keyed| keyed.key == *key && pending(keyed))
+    }
+
+    /// Takes `from..=to` out: they are gone, for this reason. What of it is in the inbox is hidden from here on, and
+    /// is to be taken out of the tally by whoever knows its size.
+    pub fn lose(&mut self, from: Seq, to: Seq, loss: Loss) {
+        if from > to {
+            return;
+        }
+        self.remove_slots(from, to);
+        self.gone.insert(from, to, loss);
+        if from <= self.cursors.through() + 1 {
+            self.cursors.all_receive(1, to);
+        }
+    }
+
+    /// Removes entries of the journal, without a reason that is remembered.
+    pub fn remove_slots(&mut self, from: Seq, to: Seq) {
+        let start = self.slots.partition_point(|slot| slot.seq < from);
+        let end = self.slots.partition_point(|slot| slot.seq <= to).max(start);
+        let bytes: u64 = self.slots.drain(start..end).map(|slot| u64::from(slot.bytes)).sum();
+        self.slot_bytes -= bytes;
+        self.keys.retain(|keyed| !(from..=to).contains(&keyed.seq));
+    }
+
+    /// Takes out the entry that a newer one takes the place of.
+    pub fn collapse(&mut self, seq: Seq) {
+        let bytes = self.keys.iter().find(|keyed| keyed.seq == seq).map_or(0, |keyed| keyed.bytes);
+        if self.slot(seq).is_none() && seq > self.counted {
+            self.inbox.subtract(u64::from(bytes));
+        }
+        self.lose(seq, seq, Loss::Collapsed);
+    }
+
+    /// Lets go of entries in the journal that have expired; they stay there until it is settled, and are not shown. Returns
+    /// those that somebody had not received, rising.
+    pub fn drop_expired(&mut self, now_s: u32) -> Vec<Seq> {
+        if self.slots_expire_s == 0 || self.slots_expire_s > now_s {
+            return Vec::new();
+        }
+        let (mut bytes, mut next, head) = (0, 0, self.head);
+        let mut dropped = Vec::new();
+        self.slots.retain(|slot| {
+            // What is not visible yet is about to be.
+            let keep = slot.seq > head || !is_past(slot.expires_s, now_s);
+            if keep {
+                bytes += u64::from(slot.bytes);
+                next = if slot.expires_s > 0 { earlier(next, slot.expires_s) } else { next };
+            } else {
+                dropped.push(slot.seq);
+            }
+            keep
+        });
+        (self.slot_bytes, self.slots_expire_s) = (bytes, next);
+        self.forget_keys(&dropped);
+        dropped.retain(|seq| !self.cursors.contain(*seq));
+        dropped
+    }
+
+    /// Entries in the inbox that have a key.
+    pub fn settled_keys(&self) -> Vec<Seq> {
+        self.keys.iter().map(|keyed| keyed.seq).filter(|seq| *seq <= self.settled).collect()
+    }
+
+    /// These entries are not there any more: nothing takes their place.
+    pub fn forget_keys(&mut self, seqs: &[Seq]) {
+        self.keys.retain(|keyed| !seqs.contains(&keyed.seq));
+    }
+
+    /// Entries in the journal up to `settled` are in the inbox now.
+    pub fn settle(&mut self, settled: Seq) {
+        self.settled = self.settled.max(settled);
+        self.chunks = true;
+        self.pop_slots(self.settled);
+    }
+
+    /// Nothing in memory that is not in the tables: the log can be loaded again when it is needed.
+    pub fn is_idle(&self, first_record: u64) -> bool {
+        self.slots.is_empty()
+            && !self.dirty
+            && !self.damaged
+            && !self.trimming
+            && self.hold.is_none()
+            && !self.cursors.any_attached()
+            && self.assigned == self.head
+            && self.last_record < first_record
+    }
+
+    /// What all cursors have received, and the pending entries up to `head`.
+    pub fn pending(&self, head: Seq, now_s: u32) -> (Received, Tally) {
+        let received = self.cursors.received();
+        let pending = self.waiting(&received, head, now_s);
+        (received, pending)
+    }
+
+    /// Counts the entries up to `head` that are not in `received`, without reading any.
+    ///
+    /// Bytes in the inbox are an estimate where the tally still has entries that were received: see
+    /// [`Log::counts_exactly`].
+    pub fn waiting(&self, received: &Received, head: Seq, now_s: u32) -> Tally {
+        let waiting =
+            |slot: &&Slot| slot.seq <= head && !received.contains(slot.seq) && !is_past(slot.expires_s, now_s);
+        let mut tally = Tally::default();
+        self.slots.iter().filter(waiting).for_each(|slot| tally.add(u64::from(slot.bytes)));
+        if self.chunks && self.inbox.entries > 0 {
+            // What was received beyond a hole is still counted in the inbox, and what is gone there still lies in its range.
+            let entries = self.inbox.entries.min(received.missing(self.settled));
+            let bytes = u128::from(self.inbox.bytes) * u128::from(entries) / u128::from(self.inbox.entries);
+            tally.entries += entries;
+            // At most `inbox.bytes`.
+            tally.bytes += bytes as u64;
+        }
+        tally
+    }
+
+    /// Whether the tally of the inbox has exactly what all cursors together lack, so that its bytes are no estimate.
+    pub fn counts_exactly(&self, received: &Received, now_s: u32) -> bool {
+        let received_beyond = received.islands().iter().any(|(from, _)| *from <= self.settled);
+        // Stores of the first version had entries without their bytes.
+        let uncounted = self.inbox.entries > 0 && self.inbox.bytes == 0;
+        let settled = received.through() <= self.counted && !received_beyond && !uncounted;
+        !self.chunks || settled && !is_past(self.inbox_expires_s, now_s)
+    }
+}
+
+impl Row {
+    /// How many lapses it takes into account.
+    pub fn lapses(&self) -> u32 {
+        match self {
+            Self::V1 { lapses, .. } => *lapses,
+            Self::V2(log) => log.lapses,
+        }
+    }
+
+    /// What it says, in the form of the newest version.
+    pub fn into_stored(self) -> StoredLog {
+        match self {
+            Self::V1 { head, through, islands, settled, seen_ms, lapses } => StoredLog {
+                head,
+                settled,
+                lapses,
+                seen_ms,
+                shared: Some(StoredCursor { through, islands, seen_ms }),
+                // What the inbox has was not counted then: as much as it can be.
+                inbox: (settled.saturating_sub(through), 0),
+                counted: through,
+                ..StoredLog::default()
+            },
+            Self::V2(stored) => stored,
+        }
+    }
+}
+
+impl Keyed {
+    fn stored(&self) -> (String, Seq, u32, u32) {
+        (self.key.as_str().to_owned(), self.seq, self.bytes, self.expires_s)
+    }
+}
+
+/// Whether a time, 0 = never, has come.
+pub fn is_past(expires_s: u32, now_s: u32) -> bool {
+    expires_s > 0 && expires_s <= now_s
+}
+
+/// The earlier of two times, of which 0 = never.
+pub fn earlier(one: u32, other: u32) -> u32 {
+    match (one, other) {
+        (0, at) | (at, 0) => at,
+        (one, other) => one.min(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(count: Seq) -> Log {
+        let mut log = Log::default();
+        for seq in 1..=count {
+            log.push(Slot { seq, record: 1, message_at: 0, stamp_at: 0, bytes: 10, expires_s: 0 }, None);
+            log.publish(seq, 1);
+        }
+        log
+    }
+
+    fn shown(log: &Log, after: Seq) -> Vec<Seq> {
+        log.slots_after(after).map(|slot| slot.seq).filter(|seq| log.shows(*seq)).collect()
+    }
+
+    #[test]
+    fn what_was_received_goes_unless_it_is_held() {
+        let mut log = log(5);
+        log.hold = Some(2);
+        log.cursors.receive(None, 1, 4);
+        log.release();
+        assert_eq!(shown(&log, 0), [3, 4, 5]);
+        log.hold = None;
+        log.release();
+        assert_eq!(shown(&log, 0), [5]);
+        assert_eq!(log.kept(), Tally { entries: 1, bytes: 10 });
+    }
+
+    #[test]
+    fn islands_are_shown_only_to_those_who_may_not_have_them() {
+        let mut log = log(5);
+        log.cursors.receive(None, 3, 4);
+        log.release();
+        assert_eq!(shown(&log, 0), [1, 2, 5]);
+        log.hold = Some(3);
+        assert_eq!(shown(&log, 0), [1, 2, 4, 5]);
+    }
+
+    #[test]
+    fn what_is_not_committed_yet_is_counted_and_not_shown() {
+        let mut log = log(2);
+        log.push(Slot { seq: 3, record: 2, message_at: 0, stamp_at: 0, bytes: 10, expires_s: 0 }, None);
+        assert_eq!(shown(&log, 0), [1, 2]);
+        assert_eq!(log.kept().entries, 3);
+    }
+
+    #[test]
+    fn what_is_lost_at_the_front_counts_as_received_and_in_the_middle_it_leaves_a_gap() {
+        let mut log = log(5);
+        log.lose(3, 3, Loss::Collapsed);
+        assert_eq!((shown(&log, 0), log.cursors.through()), (vec![1, 2, 4, 5], 0));
+        log.lose(1, 2, Loss::Quota);
+        log.release();
+        assert_eq!((shown(&log, 0), log.released()), (vec![4, 5], 2));
+        assert_eq!(log.kept(), Tally { entries: 2, bytes: 20 });
+    }
+}

@@ -1,0 +1,104 @@
+//! Reading a user's inbox, chunk after chunk: nothing of one is believed before it is seen to be that user's.
+
+use bytes::Bytes;
+
+use crate::{
+    embedded::{
+        Shared,
+        tables::contract::Table,
+        wal::record::{Chunk, inbox_key, is_inbox_key_of},
+    },
+    message::{Payload, Seq, UserId},
+    store::{Entry, StoreError},
+};
+
+/// An entry as it stands in a chunk.
+pub(in crate::embedded) struct InboxEntry<'a> {
+    pub seq: Seq,
+    /// When it expires, in seconds of the Unix epoch; 0 = never.
+    pub expires_s: u32,
+    /// Bytes of payload.
+    pub bytes: usize,
+    namespace: u32,
+    owner: &'a str,
+    payload: &'a [u8],
+    chunk: &'a Bytes,
+}
+
+impl InboxEntry<'_> {
+    /// Its payload, which keeps the whole chunk in memory.
+    pub fn payload(&self) -> Bytes {
+        self.chunk.slice_ref(self.payload)
+    }
+
+    pub fn entry(&self) -> Entry {
+        Entry {
+            namespace: self.namespace,
+            owner: self.chunk.slice_ref(self.owner.as_bytes()),
+            seq: self.seq,
+            payload: Payload::from_stored(self.payload()),
+        }
+    }
+}
+
+fn damaged(user: &UserId, last: Seq, why: &str) -> String {
+    format!(
+        "messages of user {user:?} behind {last} cannot be read ({why}). Save what is left with `mesa inspect --salvage` or \
+         restore a backup; or clear this user's messages"
+    )
+}
+
+impl Shared {
+    /// Visits the entries of a user's inbox above `after` and up to `to`, rising, until `visit` returns false; false if it
+    /// did.
+    pub(in crate::embedded) fn read_inbox(
+        &self,
+        user: &UserId,
+        after: Seq,
+        to: Seq,
+        visit: &mut dyn FnMut(InboxEntry<'_>) -> bool,
+    ) -> Result<bool, StoreError> {
+        let failed = StoreError::from;
+        let id = user.as_str();
+        // The chunk that begins at or before the first wanted entry may hold it.
+        let wanted = inbox_key(id, after + 1);
+        let floor = self.engine.floor_key(Table::Inbox, &wanted).map_err(failed)?;
+        let from = floor.filter(|key| is_inbox_key_of(key, id)).map_or(wanted, |key| key.to_vec());
+        let (mut last, mut all, mut damage) = (after, true, None);
+        let scanned = self.engine.scan(Table::Inbox, &from, &mut |key, value| {
+            if !is_inbox_key_of(key, id) {
+                return false;
+            }
+            let (namespace, owner, entries) = match Chunk::decode(&value) {
+                Ok(chunk) => chunk.parts(),
+                Err(error) => {
+                    damage = Some(damaged(user, last, &error.to_string()));
+                    return false;
+                }
+            };
+            if owner != id || namespace != self.namespace {
+                damage = Some(damaged(user, last, "they are another user's"));
+                return false;
+            }
+            for (seq, expires_s, payload) in entries {
+                // Chunks may overlap where a crash repeated some settling: what was had is passed over.
+                if seq <= last || seq > to {
+                    continue;
+                }
+                let found =
+                    InboxEntry { seq, expires_s, bytes: payload.len(), namespace, owner, payload, chunk: &value };
+                if !visit(found) {
+                    all = false;
+                    return false;
+                }
+                last = seq;
+            }
+            last < to
+        });
+        scanned.map_err(failed)?;
+        let Some(damage) = damage else { return Ok(all) };
+        // A list of users marks this one from now on, until what is damaged is cleared.
+        self.index.with_loaded(user, |log| log.damaged = true);
+        Err(StoreError::Damaged(damage.into()))
+    }
+}

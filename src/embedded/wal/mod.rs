@@ -1,0 +1,11 @@
+//! Write-ahead log.
+//!
+//! - `record`: encoding of records, blocks and rows
+//! - `segment`, `spare`: its files, and the next one prepared ahead
+//! - `reader`, `cache`: reads from files, and from memory
+
+pub(super) mod cache;
+pub(super) mod reader;
+pub(crate) mod record;
+pub(super) mod segment;
+pub(super) mod spare;

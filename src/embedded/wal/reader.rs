@@ -1,0 +1,181 @@
+//! Reading the journal's records: those that stand near each other with one call, each looked at for itself.
+
+use std::{fs::File, io, sync::Arc};
+
+use bytes::Bytes;
+
+use super::segment::{Place, RecordFiles, record_at};
+use crate::embedded::value_log::framing::{fill, read_at};
+
+/// Bytes that are read with one call, unless a single record has more.
+const RUN_BYTES_MAX: u32 = 64 << 10;
+
+/// Bytes of other records that are read along: less work than a call of their own for those behind them.
+const HOLE_BYTES_MAX: u32 = 4 << 10;
+
+/// Records of one file.
+struct Run<'a> {
+    file: Arc<File>,
+    numbers: &'a [u64],
+    places: Vec<Place>,
+}
+
+impl RecordFiles {
+    /// Reads a record; `None` if it is not there (any more), and empty, which is no record, if it is not what was written.
+    pub fn get(&self, number: u64) -> io::Result<Option<Bytes>> {
+        let found = self.inside.read().place(number).map(|(file, place)| (file.file.clone(), place));
+        let Some((file, place)) = found else { return Ok(None) };
+        let bytes = read_at(&file, u64::from(place.at), place.length as usize)?;
+        Ok(Some(match value_of(&bytes, number) {
+            Some(length) => {
+                let from = bytes.len() - length;
+                Bytes::from(bytes).slice(from..)
+            }
+            None => Bytes::new(),
+        }))
+    }
+
+    /// Visits records whose numbers rise, as `get` reads them, until `visit` returns false. Has a buffer of
+    /// [`RUN_BYTES_MAX`], or of the longest record.
+    pub fn each(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> io::Result<()> {
+        let (mut rest, mut buffer) = (numbers, Vec::new());
+        while let Some(first) = rest.first() {
+            let Some(run) = self.run(rest) else {
+                if !visit(*first, None) {
+                    return Ok(());
+                }
+                rest = &rest[1..];
+                continue;
+            };
+            rest = &rest[run.numbers.len()..];
+            if !run.read(&mut buffer, visit)? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The first of these records, and as many behind it as are to be read with it. Their file is open, and is read also if
+    /// it is removed meanwhile.
+    fn run<'a>(&self, numbers: &'a [u64]) -> Option<Run<'a>> {
+        let inside = self.inside.read();
+        let (file, first) = inside.place(*numbers.first()?)?;
+        let mut places = vec![first];
+        let mut end = first.end();
+        for number in &numbers[1..] {
+            let near = |place: &Place| {
+                place.file == first.file
+                    && place.at.saturating_sub(end) <= HOLE_BYTES_MAX
+                    && place.end() - first.at <= RUN_BYTES_MAX
+            };
+            let Some(place) = inside.place(*number).map(|(_, place)| place).filter(near) else { break };
+            places.push(place);
+            end = place.end();
+        }
+        Some(Run { file: file.file.clone(), numbers: &numbers[..places.len()], places })
+    }
+}
+
+impl Run<'_> {
+    fn read(&self, buffer: &mut Vec<u8>, visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> io::Result<bool> {
+        let (first, last) = (self.places[0], self.places[self.places.len() - 1]);
+        let bytes = match read_into(&self.file, buffer, first.at, last.end()) {
+            Ok(bytes) => bytes,
+            // A place that the disk does not give back concerns nobody but those whose it is.
+            Err(_) if self.places.len() > 1 => return self.read_singly(buffer, visit),
+            Err(error) => return Err(error),
+        };
+        for (number, place) in self.numbers.iter().zip(&self.places) {
+            let from = (place.at - first.at) as usize;
+            let frame = bytes.get(from..).map_or(&[][..], |rest| &rest[..rest.len().min(place.length as usize)]);
+            if !visit(*number, Some(value(frame, *number))) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn read_singly(&self, buffer: &mut Vec<u8>, visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> io::Result<bool> {
+        for (number, place) in self.numbers.iter().zip(&self.places) {
+            let bytes = read_into(&self.file, buffer, place.at, place.end())?;
+            if !visit(*number, Some(value(bytes, *number))) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn read_into<'a>(file: &File, buffer: &'a mut Vec<u8>, from: u32, to: u32) -> io::Result<&'a [u8]> {
+    let length = (to - from) as usize;
+    if buffer.len() < length {
+        buffer.resize(length, 0);
+    }
+    let read = fill(file, u64::from(from), &mut buffer[..length])?;
+    Ok(&buffer[..read])
+}
+
+/// What the frame of this record holds; empty, which is no record, if it is not that frame as it was written.
+fn value(frame: &[u8], number: u64) -> &[u8] {
+    value_of(frame, number).map_or(&[], |length| &frame[frame.len() - length..])
+}
+
+/// The bytes of this record at the end of its frame.
+fn value_of(frame: &[u8], number: u64) -> Option<usize> {
+    let record = record_at(frame, 0).filter(|record| record.number == number && record.end == frame.len())?;
+    Some(record.value.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(files: &RecordFiles, numbers: &[u64]) -> Vec<(u64, Option<usize>)> {
+        let mut found = Vec::new();
+        let visit = &mut |number: u64, record: Option<&[u8]>| {
+            assert_eq!(record.map(<[u8]>::to_vec), files.get(number).unwrap().map(|record| record.to_vec()));
+            assert!(record.is_none_or(|record| record.iter().all(|byte| *byte == number as u8)), "it is another's");
+            found.push((number, record.map(<[u8]>::len)));
+            true
+        };
+        files.each(numbers, visit).unwrap();
+        found
+    }
+
+    #[test]
+    fn records_are_read_together_and_a_damaged_one_is_no_other_record() {
+        let home = tempfile::tempdir().unwrap();
+        let files = RecordFiles::open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        let length = |number: u64| [100, 3000, 70_000, 9_000, 500][number as usize % 5];
+        // Several files' worth.
+        let numbers: Vec<u64> = (1..=1200).collect();
+        for number in &numbers {
+            files.append(*number, &vec![*number as u8; length(*number)]).unwrap();
+        }
+        let whole = |number: &u64| (*number, Some(length(*number)));
+        for step in [1, 2, 3, 7, 100] {
+            let some: Vec<u64> = numbers.iter().copied().step_by(step).collect();
+            assert_eq!(read(&files, &some), some.iter().map(whole).collect::<Vec<_>>(), "every {step}th");
+        }
+        (1..=10).for_each(|number| files.remove(number));
+        assert_eq!(
+            read(&files, &[9, 10, 11, 1200, 1201]),
+            [(9, None), (10, None), whole(&11), whole(&1200), (1201, None)]
+        );
+        // Records 14 to 16 are read with one call.
+        let place = files.inside.read().place(15).unwrap().1;
+        let path = std::fs::read_dir(home.path()).unwrap().map(|file| file.unwrap().path()).min().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[place.at as usize + 50] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(read(&files, &[14, 15, 16]), [whole(&14), (15, Some(0)), whole(&16)]);
+        let mut seen = Vec::new();
+        files
+            .each(&[14, 16, 18], &mut |number, _| {
+                seen.push(number);
+                number < 16
+            })
+            .unwrap();
+        assert_eq!(seen, [14, 16]);
+    }
+}

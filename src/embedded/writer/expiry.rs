@@ -1,0 +1,143 @@
+//! What has to be looked at although nothing happens: inboxes of which something has expired, devices that have not
+//! been here for too long, ids that no repeat can come for any more. A little at a time, between commits.
+
+use std::{collections::VecDeque, time::Instant};
+
+use super::commit::Committer;
+use crate::{
+    embedded::{
+        tables::contract::{EngineError, Table},
+        user_log::is_past,
+        wal::record::{Row, StoredLog},
+    },
+    message::UserId,
+};
+
+/// Rows looked at each time: a million users are gone through in about an hour.
+const ROWS: usize = 256;
+
+/// Where the sweep stands.
+pub(in crate::embedded) struct Sweep {
+    /// The first row to look at next.
+    next: Vec<u8>,
+    swept: Instant,
+    /// Stored ids, oldest first: key, and the time of the youngest in it.
+    id_chunks: VecDeque<(Vec<u8>, u64)>,
+}
+
+impl Sweep {
+    pub(in crate::embedded) fn new(id_chunks: VecDeque<(Vec<u8>, u64)>) -> Self {
+        Self { next: Vec::new(), swept: Instant::now(), id_chunks }
+    }
+
+    /// Ids were stored.
+    pub(in crate::embedded) fn remember(&mut self, key: Vec<u8>, youngest_ms: u64) {
+        self.id_chunks.push_back((key, youngest_ms));
+    }
+}
+
+impl Committer {
+    /// Looks at a few rows, if it is time.
+    pub(in crate::embedded) fn sweep(&mut self) -> Result<(), EngineError> {
+        if self.sweep.swept.elapsed() < self.tuning.sweep_pause {
+            return Ok(());
+        }
+        self.sweep.swept = Instant::now();
+        self.forget_ids()?;
+        let (mut users, mut alone, mut next) = (Vec::new(), Vec::new(), Vec::new());
+        let mut seen = 0;
+        self.shared.engine.scan(Table::Users, &self.sweep.next, &mut |key, value| {
+            seen += 1;
+            if seen > ROWS {
+                next = key.to_vec();
+                return false;
+            }
+            let user = std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok());
+            // A row that cannot be read is told to whoever asks for that user.
+            if let (Some(user), Ok(row)) = (user, Row::decode(&value)) {
+                let stored = row.into_stored();
+                if self.is_due(&stored) {
+                    users.push(user);
+                } else if self.is_only_device(&stored) {
+                    alone.push(user);
+                }
+            }
+            true
+        })?;
+        self.sweep.next = next;
+        let attached = |user: &UserId| self.shared.index.with_loaded(user, |log| log.cursors.any_attached());
+        users.extend(alone.into_iter().filter(|user| attached(user).unwrap_or(false)));
+        users.iter().try_for_each(|user| self.tidy(user))
+    }
+
+    /// A device away since before this is forgotten.
+    fn away_before_ms(&self) -> u64 {
+        let Some(age) = self.limits.device_age else { return 0 };
+        self.shared.clock.now_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Of a device that is here, and was last written down before this, it is written down that it is. One that stays
+    /// for very long would otherwise count as away for very long when a kill parts them, and be forgotten at once.
+    fn see_before_ms(&self) -> u64 {
+        if self.limits.device_age.is_none() {
+            return 0;
+        }
+        u64::midpoint(self.away_before_ms(), self.shared.clock.now_ms())
+    }
+
+    fn is_due(&self, stored: &StoredLog) -> bool {
+        let before = self.see_before_ms();
+        let mut cursors = stored.shared.iter().chain(stored.devices.iter().map(|(_, cursor)| cursor));
+        is_past(stored.expires_s, self.shared.clock.now_s())
+            || stored.devices.len() + usize::from(stored.shared.is_some()) > 1
+                && cursors.any(|cursor| cursor.seen_ms < before)
+    }
+
+    /// Whether a user's only cursor is a device that was last written down long ago. It is not forgotten, so there is
+    /// something to do only while it is here.
+    fn is_only_device(&self, stored: &StoredLog) -> bool {
+        let only = stored.devices.first().filter(|_| stored.devices.len() == 1 && stored.shared.is_none());
+        only.is_some_and(|(_, cursor)| cursor.seen_ms < self.see_before_ms())
+    }
+
+    /// Takes out of one user's log what is not needed any more. The row may be older than what is in memory, so this
+    /// asks again.
+    fn tidy(&mut self, user: &UserId) -> Result<(), EngineError> {
+        let (away, see, now_ms) = (self.away_before_ms(), self.see_before_ms(), self.shared.clock.now_ms());
+        let (changed, trim) = self.with(user, |log| {
+            let forgotten = log.cursors.any_away(away) && log.cursors.forget_away(away);
+            let changed = log.cursors.see_attached(see, now_ms) || forgotten;
+            let trim = forgotten && log.release();
+            log.trimming |= trim;
+            let note = changed && !log.dirty;
+            log.dirty |= changed;
+            (note, trim)
+        })?;
+        if changed {
+            self.shared.queue.dirty(user.clone());
+        }
+        if trim {
+            self.shared.queue.trim(user.clone());
+        }
+        // What takes the place of entries is not to be forgotten when they are gone.
+        self.sync_if_behind()?;
+        if self.purge_if_due(user)? {
+            // Or the next sweep would find the same.
+            self.put_row(user)?;
+        }
+        Ok(())
+    }
+
+    fn forget_ids(&mut self) -> Result<(), EngineError> {
+        let now_ms = self.shared.clock.now_ms();
+        self.ids.forget(now_ms);
+        while let Some((key, youngest_ms)) = self.sweep.id_chunks.front() {
+            if self.ids.is_young(*youngest_ms, now_ms) {
+                break;
+            }
+            self.shared.engine.remove(Table::Ids, key)?;
+            self.sweep.id_chunks.pop_front();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,458 @@
+//! What becomes of the journal: entries that nobody has read for a while go to their user's inbox, many to a chunk;
+//! rows say where each log stands; and the records are removed.
+//!
+//! Many records are settled together, so that chunks are large and a row is written once for all of them; but in small
+//! steps between commits, so that no commit waits for long. The chunks of all users first, and a barrier; then the rows
+//! that count on them, and a checkpoint; then the records are removed. A crash anywhere in between leaves something that
+//! is merely there twice.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{append::once_found, commit::Committer, dedup};
+use crate::{
+    embedded::{
+        recovery::{CLOCK_KEY, SETTLED_KEY},
+        tables::contract::{Cause, EngineError, Table, TableSpace},
+        user_log::{Tally, earlier, is_past},
+        wal::record::{
+            CHUNK_BYTES, Chunk, Header, Ids, Item, RecordReader, StoredId, chunk_entries, inbox_key, is_inbox_key_of,
+            journal_key,
+        },
+    },
+    logging::excerpt,
+    message::{Seq, UserId},
+    store::{Durability, Reason, Rejected},
+};
+
+/// Bytes of records settled together (one record at least); they are in memory for that long.
+const BATCH_BYTES_MAX: usize = 16 << 20;
+
+/// How long a step may take, so that a commit waits no longer for one.
+const STEP: Duration = Duration::from_millis(2);
+
+/// The same while the journal has grown to several times its bound: then settling comes first, or it would grow on.
+const HURRIED_STEP: Duration = Duration::from_millis(50);
+
+/// Times its bound at which the journal is in that state.
+const HURRY_FACTOR: usize = 3;
+
+/// Chunks of ids put in one step, of [`CHUNK_BYTES`] each. Before each step the tables' space is looked at.
+const ID_CHUNKS_STEP: usize = 16;
+
+/// Ids that are put into their table as one value.
+struct StoredIds {
+    chunk: Ids,
+    /// When the youngest of all that are settled together was committed.
+    youngest_ms: u64,
+}
+
+/// Records that are being settled together.
+#[derive(Default)]
+pub(in crate::embedded) struct Settling {
+    /// How many of the oldest records.
+    records: usize,
+    /// How many of those have been read.
+    gathered: usize,
+    /// How many have been removed.
+    removed: usize,
+    /// Users who are mentioned, while records are read.
+    users: HashSet<UserId, foldhash::fast::RandomState>,
+    /// Those whose entries are still to be moved, once all records have been read.
+    left: Vec<UserId>,
+    /// Those whose rows are still to be written, once that has been made to last.
+    rows: Vec<UserId>,
+    moved: bool,
+    /// Their entries that are still pending.
+    pending: HashMap<UserId, Vec<Pending>, foldhash::fast::RandomState>,
+    /// Ids that are named in them, and what was rejected under the next one.
+    ids: Vec<StoredId>,
+    /// What of the ids is still to be put into their table, the last first; `None` before all records have been read.
+    id_chunks: Option<Vec<(Vec<u8>, StoredIds)>>,
+    rejected: Vec<Rejected>,
+}
+
+/// An entry on its way into an inbox.
+struct Pending {
+    seq: Seq,
+    expires_s: u32,
+    payload: Bytes,
+}
+
+impl Committer {
+    /// Whether the journal has something to settle now.
+    pub(in crate::embedded) fn has_old_records(&self) -> bool {
+        self.settling.is_some()
+            || self.records.front().is_some_and(|oldest| {
+                oldest.committed.elapsed() >= self.tuning.settle_after || self.journal_bytes > self.journal_bytes_max()
+            })
+    }
+
+    /// Takes one step of settling, if there is anything to settle.
+    pub(in crate::embedded) fn settle(&mut self) -> Result<(), EngineError> {
+        if !self.has_old_records() {
+            return Ok(());
+        }
+        let hurry = self.journal_bytes / HURRY_FACTOR > self.journal_bytes_max();
+        let until = Instant::now() + if hurry { HURRIED_STEP } else { STEP };
+        let mut settling = self.settling.take().unwrap_or_else(|| self.choose());
+        let done = self.settle_until(until, &mut settling);
+        if !matches!(done, Ok(true)) {
+            // Also where it failed: it goes on there if it is repeated.
+            self.settling = Some(settling);
+        }
+        done.map(drop)
+    }
+
+    /// True if all of it is settled. On an error nothing is left out.
+    fn settle_until(&mut self, until: Instant, settling: &mut Settling) -> Result<bool, EngineError> {
+        while Instant::now() < until {
+            if self.table_space() < TableSpace::Enough {
+                return Err(EngineError::no_space("the disk is full: it has no space for the tables"));
+            }
+            if settling.gathered < settling.records {
+                self.gather(settling)?;
+                if settling.gathered == settling.records {
+                    settling.left = settling.users.drain().collect();
+                    // Or a chunk could outlive the record it was made of, where answers do not wait for the disk.
+                    self.sync_if_behind()?;
+                }
+            } else if let Some(user) = settling.left.pop() {
+                if let Some(mut entries) = settling.pending.remove(&user)
+                    && let Err(error) = self.settle_entries(&user, &mut entries)
+                {
+                    settling.pending.insert(user.clone(), entries);
+                    settling.left.push(user);
+                    return Err(error);
+                }
+                settling.rows.push(user);
+            } else if !settling.moved {
+                // Rows count on the chunks, and on all that the journal says.
+                self.shared.engine.barrier()?;
+                self.chunks_behind.set(false);
+                settling.moved = true;
+            } else if let Some(user) = settling.rows.pop() {
+                if self.durability != Durability::Always {
+                    // A row says how the log is now: more than the barrier has seen, where answers do not wait.
+                    self.sync_if_behind()?;
+                }
+                self.settle_row(&user)?;
+            } else if settling.removed < settling.records {
+                if settling.removed == 0 {
+                    if settling.id_chunks.is_none() {
+                        settling.id_chunks = Some(self.cut_ids(std::mem::take(&mut settling.ids)));
+                    }
+                    if let Some(chunks) = &mut settling.id_chunks
+                        && !chunks.is_empty()
+                    {
+                        self.put_ids(chunks)?;
+                        continue;
+                    }
+                    self.put_settled(settling.records)?;
+                    // What expired on the way is told before the records that had it go.
+                    self.write_outbox()?;
+                    self.shared.engine.checkpoint()?;
+                }
+                self.remove_oldest()?;
+                settling.removed += 1;
+            } else {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The records to be settled next: those that are old enough, or too many.
+    fn choose(&self) -> Settling {
+        let now = Instant::now();
+        let bytes_max = self.journal_bytes_max();
+        let mut over = self.journal_bytes.saturating_sub(bytes_max);
+        // A quarter more than has to go, so that the next batch is not a single record.
+        over = if over > 0 { over + bytes_max / 4 } else { 0 };
+        let (mut records, mut bytes, mut goes_on) = (0, 0, false);
+        for record in &self.records {
+            let old = now.duration_since(record.committed) >= self.tuning.settle_after;
+            // A commit is settled as a whole: what it says of an id may stand in several of its records.
+            if !goes_on && (records > 0 && bytes + record.bytes > BATCH_BYTES_MAX || !old && over == 0) {
+                break;
+            }
+            goes_on = record.goes_on;
+            records += 1;
+            bytes += record.bytes;
+            over = over.saturating_sub(record.bytes);
+        }
+        Settling { records, ..Settling::default() }
+    }
+
+    /// Reads the next record of those chosen.
+    fn gather(&self, settling: &mut Settling) -> Result<(), EngineError> {
+        let number = self.records[settling.gathered].number;
+        let value = self.shared.record(number)?;
+        let value = value.ok_or_else(|| EngineError::new(format!("journal record {number} is missing")))?;
+        settling.gathered += 1;
+        // Half of a record is never gathered again.
+        let gathered = self.gather_record(number, &value, settling);
+        gathered.map_err(|error| EngineError { cause: Cause::Failed, ..error })
+    }
+
+    /// Moves a user's entries to the inbox. On an error `entries` are those that are left.
+    fn settle_entries(&mut self, user: &UserId, entries: &mut Vec<Pending>) -> Result<(), EngineError> {
+        let Some(last) = entries.last().map(|entry| entry.seq) else { return Ok(()) };
+        let now_s = self.shared.clock.now_s();
+        self.drop_expired(user, now_s)?;
+        // What has been received, replaced or dropped since they were gathered has no slot any more.
+        let there: Vec<bool> =
+            self.with(user, |log| entries.iter().map(|entry| log.slot(entry.seq).is_some()).collect())?;
+        let there = entries.iter().zip(there).filter(|(_, there)| *there).map(|(entry, _)| entry);
+        let kept: Vec<_> = there.filter(|entry| !is_past(entry.expires_s, now_s)).collect();
+        if !kept.is_empty() {
+            self.check_margin()?;
+        }
+        let mut done = 0;
+        let put = self.put_chunks(user, &kept, &mut done);
+        if let Err(error) = put {
+            entries.retain(|entry| entry.seq > done);
+            return Err(error);
+        }
+        let past: Vec<_> =
+            entries.iter().filter(|entry| is_past(entry.expires_s, now_s)).map(|entry| entry.seq).collect();
+        self.with(user, |log| {
+            log.forget_keys(&past);
+            log.settle(last);
+        })
+    }
+
+    /// Writes down where a user's log stands.
+    fn settle_row(&self, user: &UserId) -> Result<(), EngineError> {
+        self.put_row(user)?;
+        let trim = self.with(user, |log| {
+            let trim = log.release();
+            log.trimming |= trim;
+            trim
+        })?;
+        if trim {
+            self.shared.queue.trim(user.clone());
+        }
+        Ok(())
+    }
+
+    /// Writes the row of a user of whom the journal says nothing: of others it is written when that is settled.
+    pub(in crate::embedded) fn put_row_if_alone(&self, user: &UserId) -> Result<(), EngineError> {
+        let first = self.records.front().map_or(self.next_record, |record| record.number);
+        if self.with(user, |log| log.last_record < first && !log.dirty && log.assigned == log.head)? {
+            self.put_row(user)?;
+        }
+        Ok(())
+    }
+
+    pub(in crate::embedded) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
+        if self.chunks_behind.replace(false) {
+            // It may count on one of them.
+            self.shared.engine.barrier()?;
+        }
+        let lapses = self.shared.index.lapses().count;
+        let row = self.with(user, |log| {
+            let row = log.row(lapses);
+            log.row_lapses = Some(row.lapses());
+            row
+        })?;
+        self.shared.engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())
+    }
+
+    /// Writes down that this many of the oldest records are not needed any more, so that nobody misses them.
+    fn put_settled(&self, records: usize) -> Result<(), EngineError> {
+        let Some(last) = records.checked_sub(1).and_then(|at| self.records.get(at)) else { return Ok(()) };
+        self.shared.engine.put(Table::Meta, CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;
+        self.shared.engine.put(Table::Meta, SETTLED_KEY, &journal_key(last.number))
+    }
+
+    /// Chunks of ids that a repeat may still come for, the last first.
+    fn cut_ids(&self, mut ids: Vec<StoredId>) -> Vec<(Vec<u8>, StoredIds)> {
+        let Some(first) = self.records.front() else { return Vec::new() };
+        // By the first record: where a crash leaves some of these, and they are settled again, what was stored of those
+        // that are gone is not written over.
+        let number = first.number;
+        let now_ms = self.shared.clock.now_ms();
+        ids.retain(|id| self.ids.is_young(id.at_ms, now_ms) && self.ids.knows(&id.id));
+        let youngest_ms = ids.iter().map(|id| id.at_ms).max().unwrap_or(0);
+        let chunks = dedup::chunks(self.shared.namespace, ids).into_iter().enumerate().map(|(at, chunk)| {
+            let mut key = journal_key(number).to_vec();
+            key.extend((at as u32).to_be_bytes());
+            (key, StoredIds { chunk, youngest_ms })
+        });
+        let mut chunks: Vec<_> = chunks.collect();
+        chunks.reverse();
+        chunks
+    }
+
+    /// Puts a step's worth of ids into their own table, before the records that name them go.
+    fn put_ids(&mut self, chunks: &mut Vec<(Vec<u8>, StoredIds)>) -> Result<(), EngineError> {
+        for _ in 0..ID_CHUNKS_STEP {
+            let Some((key, StoredIds { chunk, youngest_ms })) = chunks.pop() else { return Ok(()) };
+            self.shared.engine.put(Table::Ids, &key, &chunk.encode())?;
+            self.sweep.remember(key, youngest_ms);
+        }
+        self.look_again();
+        Ok(())
+    }
+
+    /// Removes the oldest record: everything it says is said elsewhere.
+    fn remove_oldest(&mut self) -> Result<(), EngineError> {
+        let Some(record) = self.records.pop_front() else { return Ok(()) };
+        self.journal_bytes -= record.bytes;
+        self.shared.engine.remove(Table::Journal, &journal_key(record.number))?;
+        self.shared.recent.forget_before(record.number + 1);
+        Ok(())
+    }
+
+    fn gather_record(&self, number: u64, value: &Bytes, settling: &mut Settling) -> Result<(), EngineError> {
+        let damaged = |error: &dyn std::fmt::Display| EngineError::new(format!("journal record {number}: {error}"));
+        let mut reader = RecordReader::new(value).map_err(|error| damaged(&error))?;
+        let Header::V1 { at_ms, .. } = reader.header;
+        let mut message: &[u8] = &[];
+        while let Some(item) = reader.next_item() {
+            let (_, item) = item.map_err(|error| damaged(&error))?;
+            let user = match item {
+                Item::Message(payload) | Item::MessageWith { payload, .. } => {
+                    message = payload;
+                    continue;
+                }
+                Item::Rejected { user, reason } => {
+                    let reason = Reason::from_stored(reason).unwrap_or(Reason::Invalid);
+                    settling.rejected.push(Rejected { user: user.into(), reason });
+                    continue;
+                }
+                Item::Once { .. } => {
+                    settling.ids.extend(once_found(&item, at_ms, &std::mem::take(&mut settling.rejected)));
+                    continue;
+                }
+                Item::More => continue,
+                Item::To { user, .. }
+                | Item::Received { user, .. }
+                | Item::Seen { user, .. }
+                | Item::Cursor { user, .. }
+                | Item::Forgotten { user, .. }
+                | Item::Gone { user, .. } => user,
+            };
+            let user = match settling.users.get(user) {
+                Some(user) => user.clone(),
+                None => {
+                    let user = UserId::new(user).map_err(|error| damaged(&error))?;
+                    settling.users.insert(user.clone());
+                    user
+                }
+            };
+            if let Item::To { seq, .. } = item {
+                let expires_s = self.with(&user, |log| {
+                    let slot = log.slot(seq).filter(|slot| slot.record == number && seq > log.settled);
+                    slot.map(|slot| slot.expires_s)
+                })?;
+                if let Some(expires_s) = expires_s {
+                    let payload = value.slice_ref(message);
+                    settling.pending.entry(user).or_default().push(Pending { seq, expires_s, payload });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts entries into chunks. `done` is the last that is in one.
+    fn put_chunks(&self, user: &UserId, entries: &[&Pending], done: &mut Seq) -> Result<(), EngineError> {
+        let mut rest = entries;
+        while let Some(first) = rest.first() {
+            let mut bytes = 0;
+            let fits = |entry: &&&Pending| {
+                bytes += entry.payload.len() + 16;
+                bytes <= CHUNK_BYTES
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (chunk, after) = rest.split_at(count);
+            let entries = chunk.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
+            let value = Chunk::V2 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
+            self.chunks_behind.set(true);
+            self.shared.engine.put(Table::Inbox, &inbox_key(user.as_str(), first.seq), &value)?;
+            *done = chunk[count - 1].seq;
+            // From here on readers ask the inbox, which has them.
+            self.with(user, |log| {
+                for entry in chunk {
+                    log.inbox.add(entry.payload.len() as u64);
+                    log.inbox_expires_s = earlier(log.inbox_expires_s, entry.expires_s);
+                }
+                log.settle(*done);
+            })?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Removes the chunks of a user's inbox in which everything has been released, and takes them off its tally. Not in
+    /// the middle of a commit: what that releases is needed until it is written.
+    pub(in crate::embedded) fn trim(&self, user: &UserId) -> Result<(), EngineError> {
+        let settled = self.with(user, |log| {
+            log.trimming = false;
+            log.settled
+        })?;
+        let (gone, left) = self.count_released(user)?;
+        gone.iter().try_for_each(|key| self.shared.engine.remove(Table::Inbox, key))?;
+        self.with(user, |log| {
+            log.chunks &= left || log.settled > settled;
+            log.damaged &= left;
+        })?;
+        self.put_row_if_alone(user)
+    }
+
+    /// Takes what has been released off the tally of a user's inbox; returns the keys of the chunks in which
+    /// nothing else is, and whether there are others.
+    pub(in crate::embedded) fn count_released(&self, user: &UserId) -> Result<(Vec<Vec<u8>>, bool), EngineError> {
+        let (released, settled, counted, hidden) =
+            self.with(user, |log| (log.released(), log.settled, log.counted, log.gone.clone()))?;
+        let (mut gone, mut left) = (Vec::new(), false);
+        let mut sizes = Vec::new();
+        let from = inbox_key(user.as_str(), 0);
+        if released >= settled {
+            // All of the inbox was released: there is no need to look into it.
+            self.shared.engine.keys(Table::Inbox, &from, &mut |key| {
+                let ours = is_inbox_key_of(key, user.as_str());
+                gone.extend(ours.then(|| key.to_vec()));
+                ours
+            })?;
+        } else {
+            self.shared.engine.scan(Table::Inbox, &from, &mut |key, value| {
+                if !is_inbox_key_of(key, user.as_str()) {
+                    return false;
+                }
+                let entries = match chunk_entries(&value) {
+                    Ok(entries) => entries,
+                    Err(error) => {
+                        tracing::error!(user = %excerpt(user), %error, "a chunk of this user's inbox cannot be read: it is left as it is");
+                        left = true;
+                        return true;
+                    }
+                };
+                let counts = |seq: Seq| seq > counted && seq <= released && !hidden.hides(seq);
+                let counting = entries.iter().filter(|(entry, _)| counts(entry.seq));
+                sizes.extend(counting.map(|(entry, _)| entry.payload.as_bytes().len() as u64));
+                if entries.last().is_some_and(|(entry, _)| entry.seq > released) {
+                    left = true;
+                    return false;
+                }
+                gone.push(key.to_vec());
+                true
+            })?;
+        }
+        self.with(user, |log| {
+            if released >= settled && log.settled == settled {
+                log.inbox = Tally::default();
+                log.inbox_expires_s = 0;
+            } else {
+                sizes.iter().for_each(|bytes| log.inbox.subtract(*bytes));
+            }
+            log.counted = log.counted.max(released);
+        })?;
+        Ok((gone, left))
+    }
+}

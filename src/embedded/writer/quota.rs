@@ -1,0 +1,411 @@
+//! Room: whether the store as a whole has any, and making some in one user's log.
+
+use std::{
+    cell::Cell,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    commit::{Commit, Committer},
+    cost::Cost,
+    suspend::NOTES_BYTES,
+};
+use crate::{
+    embedded::{
+        tables::contract::{EngineError, Table, TableSpace},
+        user_log::{Log, Tally, earlier, is_past},
+        wal::record::{Chunk, chunk_entries, inbox_key, is_inbox_key_of},
+    },
+    logging::excerpt,
+    message::{Seq, UserId},
+    store::{Limits, Loss, StoreError},
+};
+
+/// How often is looked how much room there is. What is written in between is far less than has to stay free.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The part of the room that is left which the journal may take before it is settled. It is settled in a hurry when it has
+/// grown to three times that, and still fits.
+const JOURNAL_SHARE: u64 = 4;
+
+/// The part of what is to stay free that has to be free besides, before what was refused for want of it is taken again.
+const MORE: u64 = 16;
+
+/// How long after an inbox was gone through entry by entry it is not gone through again for want of room.
+const PURGE_PAUSE_S: u32 = 10;
+
+/// Chunks of an inbox that are in memory at once while it is gone through.
+const PURGE_CHUNKS: usize = 16;
+
+/// A message of which not more than this is stored and which is refused makes the store full as a whole: until it would fit. What
+/// is larger is refused alone.
+const ORDINARY_BYTES_MAX: u64 = 128 << 10;
+
+/// What the commit thread knows of the store's room.
+pub(in crate::embedded) struct Room {
+    /// Bytes of payload in all inboxes.
+    inbox_bytes: Cell<u64>,
+    looked: Instant,
+    /// The disk had too little room.
+    is_scarce: Cell<bool>,
+    /// What was refused last, if it was no more than an ordinary message.
+    refused: Cost,
+}
+
+impl Room {
+    pub(in crate::embedded) fn new(inbox_bytes: u64) -> Self {
+        let (inbox_bytes, is_scarce) = (Cell::new(inbox_bytes), Cell::new(false));
+        Self { inbox_bytes, looked: Instant::now(), is_scarce, refused: Cost::default() }
+    }
+
+    /// The tally of one inbox has changed.
+    pub(in crate::embedded) fn changed(&self, before: u64, after: u64) {
+        let bytes = self.inbox_bytes.get();
+        self.inbox_bytes.set((bytes + after).saturating_sub(before));
+    }
+
+    /// Whether the disk, which has so many bytes left, has too little room. Where it had, it needs [some](MORE) more than the
+    /// least: the files of what has been received go one after the other, and what is taken at the first of them would be refused
+    /// again at once.
+    fn is_scarce(&self, free: u64, least: u64) -> bool {
+        let enough = if self.is_scarce.get() { least.saturating_add(least / MORE) } else { least };
+        self.is_scarce.set(free < enough);
+        self.is_scarce.get()
+    }
+}
+
+impl Committer {
+    /// Finds out now and then whether there is room for more.
+    pub(in crate::embedded) fn look_at_room_if_due(&mut self) {
+        if self.room.looked.elapsed() >= LOOK {
+            self.look_at_room();
+        }
+    }
+
+    /// Finds out whether there is room for more, and reports it.
+    pub(in crate::embedded) fn look_at_room(&mut self) {
+        self.room.looked = Instant::now();
+        let free = self.disk_free();
+        let tables = self.table_space();
+        let disk =
+            self.why_suspended().or_else(|| self.why_none_fits(tables, free?)).or_else(|| self.why_scarce(free?));
+        let store = self.why_too_much();
+        if disk.is_none() && store.is_none() {
+            self.room.refused = Cost::default();
+        }
+        let disk: Option<Arc<str>> = disk.map(Into::into);
+        *self.shared.full.write() = disk.clone().or_else(|| store.map(Into::into));
+        self.shared.health.set("disk_full", disk);
+    }
+
+    /// Whether what appends cost is there, on the disk and by what is allowed. Then it is set aside: in the journal by the
+    /// engine, and for later by the entries themselves, which are counted until they have been settled.
+    ///
+    /// # Errors
+    /// Outside: of the engine, for good. Inside: the refusal.
+    pub(in crate::embedded) fn admit(
+        &mut self,
+        commit: &Commit,
+        cost: &Cost,
+    ) -> Result<Result<(), StoreError>, EngineError> {
+        let refused = self.shared.check_room().err().or_else(|| self.why_not(cost));
+        if let Some(refused) = refused {
+            return Ok(Err(refused));
+        }
+        let bytes = commit.all_bytes() + cost.journal + NOTES_BYTES;
+        let reserved = self.shared.engine.reserve(self.next_record, bytes);
+        match reserved {
+            Err(error) if !error.is_transient() => return Err(error),
+            Err(error) => {
+                if cost.settled <= ORDINARY_BYTES_MAX {
+                    self.room.refused = *cost;
+                }
+                let refused = Ok(Err(StoreError::from(error.clone())));
+                return self.suspend(error).and(refused);
+            }
+            Ok(()) => {}
+        }
+        if self.table_space() < TableSpace::Enough {
+            // New users need rows.
+            let full = "the disk is full: it has no space for the tables";
+            self.suspend(EngineError::no_space(full))?;
+            return Ok(Err(StoreError::Full(full.into())));
+        }
+        Ok(Ok(()))
+    }
+
+    /// Why appends that cost this much do not fit.
+    fn why_not(&mut self, cost: &Cost) -> Option<StoreError> {
+        let (kept, most) = (self.kept(), self.limits.store_bytes.unwrap_or(u64::MAX));
+        let why = if kept.saturating_add(cost.payload) > most {
+            format!(
+                "this would be {} bytes of messages for all its recipients together; {kept} bytes are pending, and {most} \
+                 are allowed (store.maxBytes)",
+                cost.payload
+            )
+        } else {
+            let (free, reserved) = (self.disk_free()?, self.shared.index.reserved());
+            let least = self.limits.free_bytes;
+            if free >= least.saturating_add(reserved).saturating_add(cost.settled) {
+                return None;
+            }
+            format!(
+                "this would take {} bytes on the disk for all its recipients together; {free} bytes are left, {least} of \
+                 them are to stay free (store.minFree), and {reserved} are set aside for messages that were taken before",
+                cost.settled
+            )
+        };
+        if cost.settled <= ORDINARY_BYTES_MAX {
+            self.room.refused = *cost;
+            self.look_at_room();
+            if let Err(full) = self.shared.check_room() {
+                return Some(full);
+            }
+        }
+        Some(StoreError::Full(why.into()))
+    }
+
+    /// Bytes of payload that are pending.
+    fn kept(&self) -> u64 {
+        self.room.inbox_bytes.get() + self.shared.index.unsettled()
+    }
+
+    /// How large the journal may grow before it is settled although it is young. What is in it counts as pending, though
+    /// most of it may have been received: where the store as a whole has little room left, that is found out in time.
+    pub(in crate::embedded) fn journal_bytes_max(&self) -> usize {
+        let left = self.limits.store_bytes.map_or(u64::MAX, |max| max.saturating_sub(self.room.inbox_bytes.get()));
+        self.tuning.journal_bytes_max.min(usize::try_from(left / JOURNAL_SHARE).unwrap_or(usize::MAX))
+    }
+
+    fn why_too_much(&self) -> Option<String> {
+        let (kept, most) = (self.kept(), self.limits.store_bytes?);
+        let is_full = kept >= most || kept.saturating_add(self.room.refused.payload) > most;
+        is_full.then(|| format!("{kept} bytes are pending, and {most} are allowed (store.maxBytes)"))
+    }
+
+    /// Why the smallest message, or the one that was refused last, would be refused for want of what it takes at once.
+    fn why_none_fits(&self, tables: TableSpace, free: u64) -> Option<String> {
+        if tables < TableSpace::Enough {
+            return Some("the disk is full: it has no space for the tables".into());
+        }
+        let wanted = self.shared.engine.journal_wants(NOTES_BYTES + self.room.refused.journal);
+        (free < wanted)
+            .then(|| format!("the disk has {free} bytes left, and the next file of the journal takes {wanted}"))
+    }
+
+    /// Whether the disk, which has so many bytes left, has too little for what is to be stored there.
+    fn why_scarce(&self, free: u64) -> Option<String> {
+        let (reserved, least) = (self.shared.index.reserved(), self.limits.free_bytes);
+        let left = free.saturating_sub(reserved);
+        self.room.is_scarce(left, least.saturating_add(self.room.refused.settled)).then(|| {
+            format!(
+                "the disk has {free} bytes left, {reserved} of them set aside for messages that were taken, and {least} are \
+                 to stay free (store.minFree), a little more where it was full; {} bytes are pending",
+                self.kept()
+            )
+        })
+    }
+
+    /// Goes through a user's inbox where some of it has expired. True if it did.
+    pub(in crate::embedded) fn purge_if_due(&self, user: &UserId) -> Result<bool, EngineError> {
+        let due = self.purge_is_due(user)?;
+        if due {
+            self.purge(user)?;
+        }
+        Ok(due)
+    }
+
+    /// Whether going through a user's inbox may make room: some of it has expired, or the tally may be off.
+    pub(in crate::embedded) fn purge_is_due(&self, user: &UserId) -> Result<bool, EngineError> {
+        let now_s = self.shared.clock.now_s();
+        self.drop_expired(user, now_s)?;
+        self.with(user, |log| {
+            let rested = log.purged.is_none_or(|purged| now_s.saturating_sub(purged) >= PURGE_PAUSE_S);
+            // After a crash the tally may be a little too high.
+            let stale = is_past(log.inbox_expires_s, now_s) || log.purged.is_none();
+            log.chunks && stale && rested
+        })
+    }
+
+    /// Takes out of a user's inbox what is released, gone or expired, and counts what is left. Not in the middle of a
+    /// commit: what that replaces is needed until it is written.
+    pub(in crate::embedded) fn purge(&self, user: &UserId) -> Result<(), EngineError> {
+        self.go_through(user, true)?;
+        self.with(user, |log| log.gone.make_room())?;
+        self.put_row_if_alone(user)
+    }
+
+    /// Goes through a user's inbox entry by entry and counts what is needed of it; `clean`: and takes out the rest. Each
+    /// chunk stays under its key, so that every state in between can be read.
+    pub(in crate::embedded) fn go_through(&self, user: &UserId, clean: bool) -> Result<(), EngineError> {
+        let now_s = self.shared.clock.now_s();
+        let (released, gone, mut keyed) =
+            self.with(user, |log| (log.released(), log.gone.clone(), log.settled_keys()))?;
+        let (mut tally, mut expires_s) = (Tally::default(), 0);
+        let mut from = inbox_key(user.as_str(), 0);
+        loop {
+            let mut chunks = Vec::new();
+            self.shared.engine.scan(Table::Inbox, &from, &mut |key, value| {
+                let ours = is_inbox_key_of(key, user.as_str());
+                if ours {
+                    chunks.push((key.to_vec(), value));
+                }
+                ours && chunks.len() < PURGE_CHUNKS
+            })?;
+            let Some((last, _)) = chunks.last() else { break };
+            from.clone_from(last);
+            from.push(0);
+            let (mut replaced, mut removed, mut expired) = (Vec::new(), Vec::new(), Vec::new());
+            for (key, value) in &chunks {
+                let entries = match chunk_entries(value) {
+                    Ok(entries) => entries,
+                    Err(error) => {
+                        tracing::error!(user = %excerpt(user), %error, "a chunk of this user's inbox cannot be read: it is left as it is");
+                        continue;
+                    }
+                };
+                let whole = entries.len();
+                let wanted = |seq: Seq| seq > released && !gone.hides(seq);
+                let past = entries.iter().filter(|(entry, expires_s)| wanted(entry.seq) && is_past(*expires_s, now_s));
+                expired.extend(past.map(|(entry, _)| entry.seq));
+                let kept: Vec<_> = entries
+                    .iter()
+                    .filter(|(entry, expires_s)| wanted(entry.seq) && !is_past(*expires_s, now_s))
+                    .map(|(entry, expires_s)| (entry.seq, *expires_s, &entry.payload.as_bytes()[..]))
+                    .collect();
+                for (seq, at_s, payload) in &kept {
+                    keyed.retain(|keyed| keyed != seq);
+                    tally.add(payload.len() as u64);
+                    expires_s = earlier(expires_s, *at_s);
+                }
+                if !clean {
+                    continue;
+                }
+                if kept.is_empty() {
+                    removed.push(key);
+                } else if kept.len() < whole {
+                    let chunk =
+                        Chunk::V2 { namespace: self.shared.namespace, user: user.as_str(), entries: kept }.encode();
+                    replaced.push((key.clone(), chunk));
+                }
+            }
+            if !replaced.is_empty() {
+                // First, because this may be refused, and repeated.
+                self.shared.engine.replace(Table::Inbox, &replaced)?;
+            }
+            removed.into_iter().try_for_each(|key| self.shared.engine.remove(Table::Inbox, key))?;
+            if clean && !expired.is_empty() {
+                self.with(user, |log| expired.retain(|seq| !log.cursors.contain(*seq)))?;
+                self.shared.tell_expired(user, &expired);
+            }
+        }
+        self.with(user, |log| {
+            log.inbox = tally;
+            log.counted = released;
+            log.inbox_expires_s = expires_s;
+            log.purged = Some(now_s);
+            log.forget_keys(&keyed);
+        })
+    }
+
+    /// Drops a user's oldest entries until one more of `bytes` bytes fits. What was dropped: the range, and how many
+    /// entries of it somebody had not received.
+    pub(in crate::embedded) fn drop_oldest(
+        &self,
+        user: &UserId,
+        bytes: u64,
+    ) -> Result<Option<(Seq, Seq, u64)>, EngineError> {
+        let limits = &self.limits;
+        let (first, mut dropped) = (self.with(user, |log| log.cursors.through() + 1)?, 0);
+        let mut last = 0;
+        while self.with(user, |log| log.inbox.entries > 0 && !log.fits(bytes, limits))? {
+            let front = self.front(user)?;
+            self.with(user, |log| match front {
+                Some(front) => last = last.max(drop_front(log, &front, bytes, limits, &mut dropped)),
+                // The tally was off: there is nothing.
+                None => log.inbox = Tally::default(),
+            })?;
+        }
+        self.with(user, |log| {
+            if last >= first {
+                log.lose(first, last, Loss::Quota);
+            }
+            // What had been received beyond what is dropped goes with it; and so does what everybody has and somebody holds.
+            let mut trim = log.let_go(last);
+            while !log.fits(bytes, limits) {
+                let Some(oldest) = log.oldest_slot() else { break };
+                dropped += u64::from(!log.cursors.contain(oldest));
+                // One that everybody has may be there because it is held.
+                log.lose(oldest.min(log.cursors.through() + 1), oldest, Loss::Quota);
+                last = oldest;
+                trim |= log.release();
+            }
+            log.trimming |= trim;
+            if trim {
+                self.shared.queue.trim(user.clone());
+            }
+        })?;
+        Ok((last >= first).then_some((first, last, dropped)))
+    }
+
+    /// The entries of the first chunk of a user's inbox that still counts: sequence and bytes.
+    fn front(&self, user: &UserId) -> Result<Option<Vec<(Seq, u64)>>, EngineError> {
+        let (counted, gone, purged) = self.with(user, |log| (log.counted, log.gone.clone(), log.purged))?;
+        let wanted = inbox_key(user.as_str(), counted + 1);
+        let floor = self.shared.engine.floor(Table::Inbox, &wanted)?;
+        let from = floor.filter(|(key, _)| is_inbox_key_of(key, user.as_str())).map_or(wanted, |(key, _)| key.to_vec());
+        let mut front = None;
+        self.shared.engine.scan(Table::Inbox, &from, &mut |key, value| {
+            if !is_inbox_key_of(key, user.as_str()) {
+                return false;
+            }
+            // What cannot be read cannot be dropped one by one; it is told to whoever reads it.
+            let entries = chunk_entries(&value).unwrap_or_default();
+            let entries = entries
+                .iter()
+                // What had expired when it was last gone through is not counted.
+                .filter(|(_, expires_s)| purged.is_none_or(|purged| !is_past(*expires_s, purged)))
+                .map(|(entry, _)| (entry.seq, entry.payload.as_bytes().len() as u64));
+            let counting: Vec<_> = entries.filter(|(seq, _)| *seq > counted && !gone.hides(*seq)).collect();
+            front = (!counting.is_empty()).then_some(counting);
+            front.is_none()
+        })?;
+        Ok(front)
+    }
+}
+
+/// Takes entries off the tally, from the front, until it fits; returns the last one.
+fn drop_front(log: &mut Log, front: &[(Seq, u64)], bytes: u64, limits: &Limits, dropped: &mut u64) -> Seq {
+    let mut last = 0;
+    for &(seq, size) in front {
+        if log.fits(bytes, limits) {
+            break;
+        }
+        log.inbox.subtract(size);
+        log.counted = seq;
+        *dropped += u64::from(!log.cursors.contain(seq));
+        last = seq;
+    }
+    last
+}
+
+impl crate::embedded::Shared {
+    /// Why nothing is taken for now, if nothing is.
+    pub(in crate::embedded) fn check_room(&self) -> Result<(), StoreError> {
+        self.full.read().clone().map_or(Ok(()), |why| Err(StoreError::Full(why)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_was_full_has_room_again_when_it_has_a_little_more_than_the_least() {
+        let room = Room::new(0);
+        let scarce = [1600, 1599, 1600, 1699, 1700, 1600, 1599].map(|free| room.is_scarce(free, 1600));
+        assert_eq!(scarce, [false, true, true, true, false, false, true]);
+        assert!([0, 0].iter().all(|free| !Room::new(0).is_scarce(*free, 0)), "nothing has to stay free");
+    }
+}
