@@ -1,13 +1,28 @@
-//! The store over an engine's tables: what callers see of it. The work is done by the commit thread ([`commit`]), by
-//! [`read`](self::read) on the callers' side, and by [`recovery`] when it is opened.
+//! Embedded store: user logs in sled tables, a write-ahead log and a value log.
 //!
-//! [`commit`]: self::writer::commit
-//! [`recovery`]: self::recovery
+//! - `writer`: the commit thread · `wal`: the write-ahead log
+//! - `user_log`: one user's log in memory · `value_log`: files with entry bodies
+//! - [`tables`]: ordered tables, on disk ([`tables::sled`]) or in memory ([`tables::memory`])
+//! - `read`: reads from memory, or from files · `recovery`: opens a store · `other_format`: stores of other versions
+//! - `outbox`: webhook events · [`backup`]: backup and restore
+//! - [`offline`]: closed or damaged stores
+//!
+//! # How it is written
+//!
+//! Every commit is one or more records in the *journal*: each message once, with whose it is, and between the messages
+//! receipts and presence. A record is at most some 64 KiB, so a commit of ten thousand messages is a handful of
+//! writes and one sync. What is still unread after a while is *settled* into the recipients' *inboxes*, many messages
+//! to a chunk, and the record removed. Rows in *users* say where each log stands.
+//!
+//! On disk the journal and the chunks are in plain files, which are appended to and removed; the tables are sled's. So
+//! what a crash leaves of these three is a prefix each, and the order between them is made by hand: chunks, a *barrier*,
+//! the rows that count on them, a *checkpoint*, the removal of the records that they replace. There is no batch and no
+//! transaction anywhere. The contract of an engine says it exactly, and a test cuts the power after every single write.
 
 pub mod backup;
 pub mod offline;
 mod other_format;
-pub(crate) mod outbox;
+mod outbox;
 mod read;
 mod recovery;
 pub mod tables;
@@ -16,7 +31,7 @@ mod tests;
 mod unreadable;
 mod user_log;
 mod value_log;
-pub(crate) mod wal;
+mod wal;
 mod writer;
 
 use std::{
@@ -33,10 +48,10 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
 use self::{
-    outbox::{Outbox, OutboxOptions},
+    outbox::Outbox,
     tables::contract::Engine,
     user_log::{Log, cache::Index, cursors::Cursor},
-    wal::{cache::Recent, record::fingerprint},
+    wal::cache::Recent,
     writer::{
         commit::Committer,
         cost::Cost,
@@ -49,9 +64,10 @@ use crate::{
     logging::excerpt,
     message::{DeviceId, Seq, UserId},
     store::{
-        Append, Appended, Attached, CommitListener, DeviceState, Durability, Found, KnownUser, Limits, Missed, Note,
-        ReadLimit, Store, StoreError, UserState,
+        Append, Appended, Attached, CommitListener, Contents, DeviceState, Durability, Found, KnownUser, Limits,
+        Missed, Note, OutboxOptions, PortableError, ReadLimit, Store, StoreError, UserState,
         clock::{Clock, millis},
+        fingerprint,
     },
 };
 
@@ -285,8 +301,8 @@ impl Store for Journal {
         self.shared.missed(user, device, from, to)
     }
 
-    fn outbox(&self) -> Option<Arc<Outbox>> {
-        self.shared.outbox.clone()
+    fn outbox(&self) -> Option<Arc<dyn crate::store::Outbox>> {
+        self.shared.outbox.clone().map(|outbox| outbox as Arc<dyn crate::store::Outbox>)
     }
 
     fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
@@ -334,10 +350,7 @@ impl Store for Journal {
         Some(self.shared.opened.elapsed().saturating_sub(Duration::from_millis(began)))
     }
 
-    fn backup(
-        &self,
-        out: &mut dyn std::io::Write,
-    ) -> Result<self::backup::format::Contents, self::backup::format::PortableError> {
+    fn backup(&self, out: &mut dyn std::io::Write) -> Result<Contents, PortableError> {
         self.shared.backup(out)
     }
 

@@ -23,8 +23,8 @@ use super::{
     wal::{
         cache::Recent,
         record::{
-            Header, Ids as IdChunk, Item, RecordReader, Row, StoredCursor, StoredId, fingerprint, inbox_key,
-            is_inbox_key_of, journal_key, journal_number,
+            Header, Ids as IdChunk, Item, RecordReader, Row, StoredCursor, StoredId, inbox_key, is_inbox_key_of,
+            journal_key, journal_number,
         },
     },
     writer::{
@@ -36,7 +36,7 @@ use super::{
 use crate::{
     failpoints::{self, Bug},
     message::{CollapseKey, DeviceId, Seq, UserId},
-    store::{Durability, Loss, Reason, Rejected, StoreError, clock::Clock},
+    store::{Durability, Loss, Reason, Rejected, StoreError, clock::Clock, fingerprint},
 };
 
 pub(super) const FORMAT_KEY: &[u8] = b"format";

@@ -1,40 +1,13 @@
-//! Where logs live: the contract every engine keeps, and the engines.
+//! Contract of a store of user logs.
 //!
-//! `store` is the only place that names sled and bincode, and it knows no session, no socket and no JSON.
-//!
-//! One store, on one of two engines. Files in reading order:
-//!
-//! - `ack_set`: what a user has received, as a set of sequences; `user_state`: what can be asked of one; `error`: why nothing was done
-//! - `contract`: what a store stands on, ordered tables; [`crate::embedded::tables::memory`] and [`crate::embedded::tables::sled`] are the two there are
-//! - `record`: what stands in the tables, byte by byte
-//! - `cursors`, `gaps`: who has received what, and what is gone although nobody has
-//! - `lapses`: restarts that may have lost sequences, and what a log passes over for them
-//! - `user_log`, `cache`: one user's log as it is known in memory, and all of them
-//! - `queue`, `commit`, `answer`: the one thread that writes, what waits for it, and what it is answered
-//! - `append`, `dedup`: what goes into a commit, and what was done once · `rejected`: recipients for whom nothing was
-//! - `flush`: what becomes of the journal: inboxes, rows, and room for more
-//! - `cost`, `suspend`: what appends take on the disk, and what is done where it is full
-//! - `quota`, `expiry`: limits, and what has to be looked at although nothing happens
+//! - [`Store`]: the trait; this file has the types of its arguments and results
+//! - `error`: why an operation failed · `rejected`: recipients that were rejected, with a reason
+//! - `ack_set`: acknowledged sequences · `gaps`: sequences missing from a log
+//! - `user_state`: what can be queried of a user
+//! - `outbox`: webhook events that wait for delivery · `backup`: contents of a backup
 //! - `clock`: the time by which entries expire
-//! - `outbox`: what is to be told to the outside world and was not yet
-//! - `cache`, `reader`, `read`: reading, from memory or from the tables
-//! - `embedded`: all of that as a [`Store`]
-//! - `recovery`: opening · `other_format`: what to do with a store of another version
-//! - `store`: the other store there is: logs in a Redis that several servers share (only with `--features redis`)
-//! - [`crate::embedded::offline::inspect`]: looking at what nobody has open, whatever has become of it
-//! - [`crate::embedded::backup::format`], `write`, [`crate::embedded::backup::restore`]: a store in one file, how that is written, and a store made of what was found
 //!
-//! # How it is written
-//!
-//! Every commit is one or more records in the *journal*: each message once, with whose it is, and between the messages
-//! receipts and presence. A record is at most some 64 KiB, so a commit of ten thousand messages is a handful of
-//! writes and one sync. What is still unread after a while is *settled* into the recipients' *inboxes*, many messages
-//! to a chunk, and the record removed. Rows in *users* say where each log stands.
-//!
-//! On disk the journal and the chunks are in plain files, which are appended to and removed; the tables are sled's. So
-//! what a crash leaves of these three is a prefix each, and the order between them is made by hand: chunks, a *barrier*,
-//! the rows that count on them, a *checkpoint*, the removal of the records that they replace. There is no batch and no
-//! transaction anywhere. The contract of an engine says it exactly, and a test cuts the power after every single write.
+//! The embedded store is in [`embedded`](crate::embedded), the one on Redis in `redis`.
 
 use std::{
     fmt,
@@ -51,21 +24,29 @@ use crate::{
 };
 
 mod ack_set;
+mod backup;
 pub(crate) mod clock;
 mod error;
 pub(crate) mod gaps;
+mod outbox;
 mod rejected;
 mod user_state;
 
-pub use crate::embedded::outbox::{EventKind, Kept, Outbox, OutboxEvent, OutboxOptions, OutboxStatus};
 pub use ack_set::Received;
+pub use backup::{Contents, PortableError};
 pub use error::StoreError;
 pub use gaps::{Loss, Missed};
+pub use outbox::{EventKind, Kept, Outbox, OutboxEvent, OutboxOptions, OutboxStatus};
 pub use rejected::{REJECTED_BYTES_MAX, Reason, Rejected};
 pub use user_state::{Attached, DeviceState, KnownUser, UserState};
 
 /// Gaps in one log of which it is known why they are there.
 pub const REASONS_MAX: usize = 64;
+
+/// Stable fingerprint of a namespace (FNV-1a, 32 bits).
+pub fn fingerprint(namespace: &str) -> u32 {
+    namespace.bytes().fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
 
 /// One message in one user's log, with the stamp it was stored under.
 ///
@@ -381,7 +362,7 @@ pub trait Store: Send + Sync + 'static {
     fn on_gap(&self, _listener: Arc<dyn Fn() + Send + Sync>) {}
 
     /// What is to be told to the outside world, if anything is.
-    fn outbox(&self) -> Option<Arc<Outbox>> {
+    fn outbox(&self) -> Option<Arc<dyn Outbox>> {
         None
     }
 
@@ -405,10 +386,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When something cannot be read, which the backup says too, or `out` takes no more.
-    fn backup(
-        &self,
-        out: &mut dyn std::io::Write,
-    ) -> Result<crate::embedded::backup::format::Contents, crate::embedded::backup::format::PortableError>;
+    fn backup(&self, out: &mut dyn std::io::Write) -> Result<Contents, PortableError>;
 
     /// Takes nothing more, commits what was taken, writes all notes, and leaves the store cleanly closed.
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;

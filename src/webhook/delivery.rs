@@ -26,7 +26,7 @@ const TOO_LARGE: u16 = 413;
 #[derive(Debug)]
 pub(super) struct Delivery {
     pub outgoing: Outgoing,
-    pub outbox: Arc<Outbox>,
+    pub outbox: Arc<dyn Outbox>,
     pub secret: String,
     pub max_events: usize,
     pub max_bytes: u64,

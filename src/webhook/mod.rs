@@ -55,7 +55,7 @@ pub fn outbox_options(webhook: &config::Webhook) -> OutboxOptions {
 pub struct Webhook {
     delivery: Delivery,
     watch: Option<Arc<Watch>>,
-    outbox: Arc<Outbox>,
+    outbox: Arc<dyn Outbox>,
     metrics: Arc<Metrics>,
 }
 
@@ -74,7 +74,7 @@ impl Webhook {
         webhook: &config::Webhook,
         hub: &Hub,
         store: Arc<dyn Store>,
-        outbox: Arc<Outbox>,
+        outbox: Arc<dyn Outbox>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, UrlError> {
         let delivery = Delivery {
@@ -121,7 +121,7 @@ impl std::fmt::Debug for Webhook {
 }
 
 /// Keeps the metrics of the outbox, and says so while events are being lost.
-async fn observe(outbox: Arc<Outbox>, metrics: Arc<Metrics>, lost: &mut u64) {
+async fn observe(outbox: Arc<dyn Outbox>, metrics: Arc<Metrics>, lost: &mut u64) {
     let mut said = None::<Instant>;
     loop {
         let status = outbox.status();

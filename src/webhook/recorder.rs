@@ -9,13 +9,13 @@ use crate::{
 
 /// Listens to the hub.
 pub(super) struct Feed {
-    outbox: Arc<Outbox>,
+    outbox: Arc<dyn Outbox>,
     /// Tells the connections of this start from those of others.
     start: String,
 }
 
 impl Feed {
-    pub fn new(outbox: Arc<Outbox>) -> Self {
+    pub fn new(outbox: Arc<dyn Outbox>) -> Self {
         let start = outbox.start();
         Self { outbox, start }
     }

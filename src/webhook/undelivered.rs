@@ -47,7 +47,7 @@ const READ: ReadLimit = ReadLimit { entries: 64, bytes: 256 << 10 };
 /// Watches. See the module.
 pub(super) struct Watch {
     store: Arc<dyn Store>,
-    outbox: Arc<Outbox>,
+    outbox: Arc<dyn Outbox>,
     after: Duration,
     inside: Mutex<Inside>,
 }
@@ -74,7 +74,7 @@ struct Look {
 }
 
 impl Watch {
-    pub fn new(store: Arc<dyn Store>, outbox: Arc<Outbox>, after: Duration) -> Self {
+    pub fn new(store: Arc<dyn Store>, outbox: Arc<dyn Outbox>, after: Duration) -> Self {
         // What was there before is not known yet.
         let inside = Inside { missed: true, ..Inside::default() };
         Self { store, outbox, after, inside: inside.into() }

@@ -4,14 +4,12 @@
 //! bytes, and the bytes; the last one says how much there is, so that a file that was cut off, or put together wrong, is
 //! refused. Of each user the entries come first, in order, and then all there is of him beside them.
 
-use std::{
-    io::{self, Read, Write},
-    path::PathBuf,
-};
+use std::io::{self, Read, Write};
 
 use bincode::{Decode, Encode, config};
 use bytes::Bytes;
 
+pub use crate::store::{Contents, PortableError};
 use crate::{
     embedded::wal::record::{CHUNK_BYTES, StoredId, StoredLog},
     message::Seq,
@@ -29,45 +27,6 @@ const BLOCK_BYTES_MAX: usize = 256 << 10;
 /// Dispatch ids in one block.
 const IDS_MAX: usize = 64;
 
-/// Why a file is not a backup that can be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PortableError {
-    /// It cannot be read or written.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// It is something else.
-    #[error("it is no backup of a mesa store. Name a file that `mesa backup` made")]
-    Foreign,
-    /// Another version made it.
-    #[error(
-        "it is a backup of another version of mesa than this one knows. Restore it with the version that made it, or a newer one"
-    )]
-    OtherVersion,
-    /// It was cut off.
-    #[error("it is not whole: its end is missing. Make the backup again, or take another")]
-    CutOff,
-    /// It is not what was written.
-    #[error("block {block} is not what was written: {what}. Take another backup")]
-    Damaged {
-        /// Which, from 0.
-        block: u64,
-        /// In words.
-        what: String,
-    },
-    /// The server could not go on while it was written.
-    #[error("the server could not finish it: {0}")]
-    Failed(String),
-    /// It is whole, and a store could not be made of it.
-    #[error("{path}: {reason}")]
-    Place {
-        /// Where.
-        path: PathBuf,
-        /// What failed, and what to do about it.
-        reason: String,
-    },
-}
-
 /// What a file is made of. Variants are only ever appended.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(in crate::embedded) enum Block {
@@ -83,17 +42,6 @@ pub(in crate::embedded) enum Block {
     End { users: u64, entries: u64, bytes: u64 },
     /// The last one, where the rest could not be read.
     Failed(String),
-}
-
-/// How much is in a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Contents {
-    /// Users.
-    pub users: u64,
-    /// Their messages.
-    pub entries: u64,
-    /// Bytes of payload of those.
-    pub bytes: u64,
 }
 
 type Format = config::Configuration<config::LittleEndian, config::Varint, config::Limit<{ 4 * BLOCK_BYTES_MAX }>>;

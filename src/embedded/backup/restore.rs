@@ -21,10 +21,10 @@ use crate::{
             sled::{self, Disk},
             unfinished::{self, Work},
         },
-        wal::record::{Chunk, Row, StoredId, StoredLog, fingerprint, inbox_key, journal_key},
+        wal::record::{Chunk, Row, StoredId, StoredLog, inbox_key, journal_key},
     },
     message::Seq,
-    store::{StoreError, gaps::Gone},
+    store::{StoreError, fingerprint, gaps::Gone},
 };
 
 /// What came after a backup, or is lost at the end of a damaged log, was seen by somebody: every log goes on this many

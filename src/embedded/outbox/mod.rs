@@ -26,15 +26,13 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-pub use format::{EventKind, OutboxEvent};
-
 use super::{
     tables::contract::{Engine, EngineError, Table},
     writer::queue::Queue,
 };
 use crate::{
     message::{Seq, UserId},
-    store::{StoreError, clock::Clock},
+    store::{EventKind, Kept, Outbox as _, OutboxEvent, OutboxOptions, OutboxStatus, StoreError, clock::Clock},
 };
 use format::{Batch, Pieces};
 
@@ -47,17 +45,6 @@ const WAITING_BYTES_MAX: u64 = 8 << 20;
 /// Once something was lost, it takes until this part of the bound is free for anything to be taken again, so that what is
 /// missing is told of once and not between every two events.
 const ROOM_SHARE: u64 = 8;
-
-/// What an outbox is to keep.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutboxOptions {
-    /// Events at most; one more is lost, and counted.
-    pub events: u64,
-    /// Bytes of them; likewise. On the disk the tables may take several times that.
-    pub bytes: u64,
-    /// Which kinds are put in at all.
-    pub kinds: Vec<EventKind>,
-}
 
 /// Events on their way out. See the module.
 pub struct Outbox {
@@ -140,49 +127,16 @@ impl Written {
     }
 }
 
-/// An event that can be read.
-#[derive(Clone, Debug)]
-pub struct Kept {
-    /// Its number: it rises by one from event to event.
-    pub number: u64,
-    /// Names it, among all events there ever are: a repeat has the same.
-    pub id: String,
-    /// When it happened, in milliseconds of the Unix epoch.
-    pub at_ms: u64,
-    /// What happened.
-    pub event: OutboxEvent,
-}
-
-/// How an outbox is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OutboxStatus {
-    /// Events in it, as durable as configured: without what was put in just now.
-    pub events: u64,
-    /// Bytes of them.
-    pub bytes: u64,
-    /// Events that were lost since the store was opened.
-    pub lost: u64,
-    /// Events are being lost now.
-    pub losing: bool,
-    /// Everything up to this number has been removed for good.
-    pub removed: u64,
-}
-
-impl Outbox {
-    /// Names this start of the store: 16 hexadecimal digits. No two starts have the same.
-    #[must_use]
-    pub fn start(&self) -> String {
+impl crate::store::Outbox for Outbox {
+    fn start(&self) -> String {
         format!("{:016x}", self.start)
     }
 
-    /// Whether events of this kind are to be put in.
-    #[must_use]
-    pub fn wants(&self, kind: EventKind) -> bool {
+    fn wants(&self, kind: EventKind) -> bool {
         self.options.kinds.contains(&kind)
     }
 
-    /// Puts an event in, if its kind is wanted. Never waits; where there is no room, it is counted instead.
-    pub fn put(&self, event: OutboxEvent) {
+    fn put(&self, event: OutboxEvent) {
         if !self.wants(event.kind()) {
             return;
         }
@@ -209,10 +163,7 @@ impl Outbox {
         self.queue.nudge();
     }
 
-    /// Puts in that a message is undelivered, and remembers that all up to it were told of. False, and nothing is done,
-    /// where there is no room, or no space on the disk: it can be reported later.
-    #[must_use]
-    pub fn put_undelivered(&self, user: &UserId, seq: Seq, event: OutboxEvent) -> bool {
+    fn put_undelivered(&self, user: &UserId, seq: Seq, event: OutboxEvent) -> bool {
         let now_ms = self.clock.now_ms();
         let mut inside = self.inside.lock();
         if inside.waiting_bytes.saturating_add(event.bytes()) > inside.space {
@@ -231,11 +182,7 @@ impl Outbox {
         true
     }
 
-    /// Up to where a user's messages were told of as undelivered; 0 for none.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn reported(&self, user: &UserId) -> Result<Seq, StoreError> {
+    fn reported(&self, user: &UserId) -> Result<Seq, StoreError> {
         if let Some(reported) = self.inside.lock().reported.get(user) {
             return Ok(reported.unwrap_or(0));
         }
@@ -243,11 +190,7 @@ impl Outbox {
         stored.map_or(Ok(0), |stored| format::decode_reported(&stored).map_err(damaged))
     }
 
-    /// Users of whom messages were told of as undelivered, above `after`, and up to where.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub fn all_reported(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<(UserId, Seq)>, StoreError> {
+    fn all_reported(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<(UserId, Seq)>, StoreError> {
         let mut from = format::reported_key(after.map_or("", UserId::as_str));
         if after.is_some() {
             from.push(0);
@@ -262,17 +205,12 @@ impl Outbox {
         scanned.map_err(failed).map(|()| all)
     }
 
-    /// Of this user nothing is pending any more that was told of.
-    pub fn forget_reported(&self, user: &UserId) {
+    fn forget_reported(&self, user: &UserId) {
         self.inside.lock().reported.insert(user.clone(), None);
         self.queue.nudge();
     }
 
-    /// The oldest events above number `after`: at most `events` of them, and, if there is more than one, `bytes`.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub fn read(&self, after: u64, events: usize, bytes: u64) -> Result<Vec<Kept>, StoreError> {
+    fn read(&self, after: u64, events: usize, bytes: u64) -> Result<Vec<Kept>, StoreError> {
         let mut kept = Vec::new();
         let (mut after, mut size) = (after, 0);
         while kept.len() < events {
@@ -295,29 +233,14 @@ impl Outbox {
         Ok(kept)
     }
 
-    fn read_batch(&self, batch: Written) -> Result<Batch, StoreError> {
-        let mut pieces = Pieces::default();
-        for piece in 0..batch.pieces {
-            let value = self.engine.get(Table::Outbox, &format::event_key(batch.first, piece)).map_err(failed)?;
-            let value = value.ok_or_else(|| damaged(format!("event {} is missing", batch.first)))?;
-            if let Some(batch) = pieces.push(&value).map_err(damaged)? {
-                return Ok(batch);
-            }
-        }
-        Err(damaged(format!("event {} has no end", batch.first)))
-    }
-
-    /// Removes all events up to number `through`, with a following commit. A crash in between brings them back.
-    pub fn remove(&self, through: u64) {
+    fn remove(&self, through: u64) {
         let mut inside = self.inside.lock();
         inside.remove = inside.remove.max(through);
         drop(inside);
         self.queue.nudge();
     }
 
-    /// How it is now.
-    #[must_use]
-    pub fn status(&self) -> OutboxStatus {
+    fn status(&self) -> OutboxStatus {
         let inside = self.inside.lock();
         OutboxStatus {
             events: inside.written,
@@ -328,10 +251,22 @@ impl Outbox {
         }
     }
 
-    /// Tells of every change from here on: of what can be read, and of the room there is.
-    #[must_use]
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+}
+
+impl Outbox {
+    fn read_batch(&self, batch: Written) -> Result<Batch, StoreError> {
+        let mut pieces = Pieces::default();
+        for piece in 0..batch.pieces {
+            let value = self.engine.get(Table::Outbox, &format::event_key(batch.first, piece)).map_err(failed)?;
+            let value = value.ok_or_else(|| damaged(format!("event {} is missing", batch.first)))?;
+            if let Some(batch) = pieces.push(&value).map_err(damaged)? {
+                return Ok(batch);
+            }
+        }
+        Err(damaged(format!("event {} has no end", batch.first)))
     }
 
     /// Whether one more event of so many bytes may come in. Where something was lost before, and there is room again, that

@@ -5,6 +5,7 @@ use super::{EventKind, Outbox, OutboxEvent};
 use crate::{
     embedded::{Shared, tables::contract::EngineError, writer::commit::Committer},
     message::{DeviceId, Seq, UserId},
+    store::Outbox as _,
 };
 
 impl Shared {

@@ -34,7 +34,6 @@ use crate::{
             rebuild,
             sled_file::{self, RawTables, TABLES, Tail},
         },
-        outbox::OutboxOptions,
         recovery::SETTLED_KEY,
         tables::contract::Table,
         value_log::file::{ChunkFiles, Place},
@@ -44,7 +43,7 @@ use crate::{
         },
     },
     health::Health,
-    store::{Durability, Limits, Store, StoreError},
+    store::{Durability, Limits, OutboxOptions, Store, StoreError},
 };
 
 /// sled's own segments. They cannot be changed once a store exists.

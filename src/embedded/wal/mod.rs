@@ -6,6 +6,6 @@
 
 pub(super) mod cache;
 pub(super) mod reader;
-pub(crate) mod record;
+pub(super) mod record;
 pub(super) mod segment;
 pub(super) mod spare;

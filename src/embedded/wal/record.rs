@@ -364,11 +364,6 @@ pub fn is_inbox_key_of(key: &[u8], user: &str) -> bool {
     key.len() == user.len() + 9 && key.starts_with(user.as_bytes()) && key[user.len()] == 0
 }
 
-/// Stable fingerprint of a namespace (FNV-1a, 32 bits).
-pub fn fingerprint(namespace: &str) -> u32 {
-    namespace.bytes().fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -61,17 +61,13 @@ use self::{
     unflushed::{Locals, Report},
 };
 use crate::{
-    embedded::{
-        backup::format::{Contents, PortableError},
-        wal::record::fingerprint,
-    },
     health::Health,
     logging::excerpt,
     message::{DeviceId, Seq, UserId},
     redis::{Link, LinkError, Told},
     store::{
-        Append, Appended, Attached, CommitListener, Found, KnownUser, Limits, Loss, Missed, Note, ReadLimit, Store,
-        StoreError, UserState, gaps::Gone,
+        Append, Appended, Attached, CommitListener, Contents, Found, KnownUser, Limits, Loss, Missed, Note,
+        PortableError, ReadLimit, Store, StoreError, UserState, fingerprint, gaps::Gone,
     },
 };
 

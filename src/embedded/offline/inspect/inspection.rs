@@ -24,11 +24,11 @@ use crate::{
             unfinished,
         },
         user_log::lapses::Lapses,
-        wal::record::{Ids, Row, chunk_entries, fingerprint, journal_key},
+        wal::record::{Ids, Row, chunk_entries, journal_key},
     },
     logging::system_error,
     message::{Seq, UserId},
-    store::StoreError,
+    store::{StoreError, fingerprint},
 };
 
 /// Damage that is told; of more only the number is.
