@@ -3,25 +3,25 @@
 //! - [`dispatch`](Hub::dispatch): the path of a message from a backend
 //! - [`mailbox`]: what the hub leaves for a connection to pick up
 //! - [`registry`]: every connection, and the sessions of every user
-//! - [`connected`]: a connection, from before anybody knows whose it is, and what is told about it
+//! - [`connection`]: a connection, from before anybody knows whose it is, and what is told about it
 //! - [`session`]: a cursor on a user's log
 //! - [`presence`]: which users are here, in order
-//! - [`report`]: what can be asked about users
-//! - [`elsewhere`]: the other servers, if there are any
+//! - [`queries`]: what can be asked about users
+//! - [`cluster`]: the other servers, if there are any
 //! - [`events`]: what happens to clients, told to whoever listens
 //! - [`portals`]: the backends that are told, each event to one of them
 //! - [`backup`](Hub::backup): the whole store, piece by piece
 
 mod backup;
-mod connected;
+mod cluster;
+mod connection;
 mod dispatch;
-mod elsewhere;
 mod events;
 mod mailbox;
 pub mod portals;
 mod presence;
+mod queries;
 mod registry;
-mod report;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -37,11 +37,11 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, watch};
 
 pub use self::{
-    connected::Connected,
+    connection::Connected,
     dispatch::{Dispatch, Kept, Outcome, Taken},
     events::{ConnectionId, Event, Listener, Said},
     mailbox::{Leave, MailboxBounds, Signals},
-    report::{DeviceReport, UserReport},
+    queries::{DeviceReport, UserReport},
     session::{Attach, Batch, Mark, Resumed, Session},
 };
 pub use crate::store::{

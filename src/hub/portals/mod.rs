@@ -3,10 +3,10 @@
 //! Every event goes to exactly one portal, in turn or at random, and to each that asked for all of them. The pool never
 //! waits for a portal: what one has not taken yet stands in an inbox of bounded size.
 //!
-//! - `told`: an event that is kept until somebody takes it
-//! - `inbox`: what waits for one portal, and what it took last
-//! - `turns`: whose turn it is
-//! - `far`: portals of other servers, and what is told to those that are here by others
+//! - `event`: an event that is kept until somebody takes it
+//! - `queue`: what waits for one portal, and what it took last
+//! - `scheduler`: whose turn it is
+//! - `remote`: portals of other servers, and what is told to those that are here by others
 //!
 //! # Who is slow, and who dies
 //!
@@ -19,12 +19,12 @@
 //!   may have been lost on the way is repeated to it, as far as [`Bounds::kept`] reaches. Where no other portal is there,
 //!   what happens meanwhile waits for it.
 
-mod far;
-mod inbox;
+mod event;
+mod queue;
+mod remote;
+mod scheduler;
 #[cfg(test)]
 mod tests;
-mod told;
-mod turns;
 
 use std::{
     fmt,
@@ -42,10 +42,10 @@ use crate::{
     cluster::portals::{FarPortals, Whose},
     metrics::Metrics,
 };
-use inbox::Inbox;
-pub use inbox::{Item, StreamId, Taken};
-pub use told::{At, Told, What};
-use turns::{Member, Reach, Turns};
+pub use event::{At, Told, What};
+use queue::Inbox;
+pub use queue::{Item, StreamId, Taken};
+use scheduler::{Member, Reach, Turns};
 
 /// How much the pool holds for portals. None of it grows with the number of clients.
 #[derive(Clone, Copy, Debug)]
@@ -385,7 +385,7 @@ impl Listener for Portals {
         if self.any.load(Ordering::Acquire) {
             self.metrics.portal_events.inc();
             let at = self.far.get().map_or(At::Here, |far| far.at.clone());
-            self.offer(&Arc::new(told::told(connection, at, event)), false, Reach::Anywhere);
+            self.offer(&Arc::new(event::told(connection, at, event)), false, Reach::Anywhere);
         }
     }
 }

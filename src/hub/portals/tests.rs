@@ -252,7 +252,7 @@ fn seats_take_turns_with_inboxes_and_who_watches_is_told_whose_turn_it_is() {
     assert_eq!(*seen.0.lock(), [(6, None, false)]);
     drop(portal);
     let again = pool.seat().unwrap();
-    pool.again(&Arc::new(super::told::told(
+    pool.again(&Arc::new(super::event::told(
         1,
         At::Here,
         Event::Message { user: None, said: Said::new(0, Some("9"), None) },
@@ -347,7 +347,7 @@ fn what_is_told_from_elsewhere_reaches_whom_it_is_for_and_goes_on_once_where_he_
     let event = |n: u64| {
         let data = n.to_string();
         let said = Said::new(0, Some(&data), None);
-        Arc::new(super::told::told(1, At::Server("1-b".into()), Event::Message { user: None, said }))
+        Arc::new(super::event::told(1, At::Server("1-b".into()), Event::Message { user: None, said }))
     };
     NearPortals::told(&*pool, event(1), Some(&name), false);
     NearPortals::told(&*pool, event(2), None, false);

@@ -14,7 +14,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Bounds, told::Told};
+use super::{Bounds, event::Told};
 
 /// Names an inbox: unlike any other, of this process and of those before it.
 #[derive(Clone, PartialEq, Eq)]

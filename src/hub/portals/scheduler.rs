@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Bounds, SeatId, inbox::Inbox};
+use super::{Bounds, SeatId, queue::Inbox};
 
 /// One of those who take turns, or are told everything.
 #[derive(Debug)]
