@@ -20,6 +20,7 @@
 //! transaction anywhere. The contract of an engine says it exactly, and a test cuts the power after every single write.
 
 pub mod backup;
+mod encoding;
 pub mod offline;
 mod other_format;
 mod outbox;

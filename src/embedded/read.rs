@@ -4,9 +4,12 @@ use bytes::Bytes;
 
 use super::{
     Shared, state,
-    tables::contract::{EngineError, Table},
+    tables::{
+        contract::{EngineError, Table},
+        schema::journal_key,
+    },
     user_log::{Log, Slot, is_past},
-    wal::record::{entry_at, journal_key},
+    wal::record::entry_at,
 };
 use crate::{
     message::{DeviceId, Seq, UserId},

@@ -14,7 +14,12 @@ use std::{
 use super::{
     Options,
     other_format::other_format,
-    tables::contract::{Engine, EngineError, Table},
+    tables::{
+        contract::{Engine, EngineError, Table},
+        schema::{
+            Ids as IdChunk, Row, StoredCursor, StoredId, inbox_key, is_inbox_key_of, journal_key, journal_number,
+        },
+    },
     user_log::{
         Log, Slot,
         cache::Index,
@@ -22,10 +27,7 @@ use super::{
     },
     wal::{
         cache::Recent,
-        record::{
-            Header, Ids as IdChunk, Item, RecordReader, Row, StoredCursor, StoredId, inbox_key, is_inbox_key_of,
-            journal_key, journal_number,
-        },
+        record::{Header, Item, RecordReader},
     },
     writer::{
         append::once_found,

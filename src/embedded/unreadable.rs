@@ -56,7 +56,7 @@ impl From<DecodeError> for Unreadable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedded::wal::record::{Chunk, Row};
+    use crate::embedded::{tables::schema::Row, value_log::block::Chunk};
 
     #[test]
     fn value_that_stands_for_an_unreadable_one_is_none_of_the_stored_and_says_why() {

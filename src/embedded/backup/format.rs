@@ -11,7 +11,10 @@ use bytes::Bytes;
 
 pub use crate::store::{Contents, PortableError};
 use crate::{
-    embedded::wal::record::{CHUNK_BYTES, StoredId, StoredLog},
+    embedded::{
+        tables::schema::{StoredId, StoredLog},
+        value_log::block::CHUNK_BYTES,
+    },
     message::Seq,
 };
 

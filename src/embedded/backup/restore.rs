@@ -18,10 +18,11 @@ use crate::{
         recovery::{CLOCK_KEY, CLOSED, FORMAT, FORMAT_KEY, LAPSES_KEY, NAMESPACE_KEY, OPEN_KEY, SETTLED_KEY},
         tables::{
             contract::{Engine, EngineError, Table},
+            schema::{Row, StoredId, StoredLog, inbox_key, journal_key},
             sled::{self, Disk},
             unfinished::{self, Work},
         },
-        wal::record::{Chunk, Row, StoredId, StoredLog, inbox_key, journal_key},
+        value_log::block::Chunk,
     },
     message::Seq,
     store::{StoreError, fingerprint, gaps::Gone},

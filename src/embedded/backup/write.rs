@@ -13,9 +13,12 @@ use crate::{
     embedded::{
         Shared,
         recovery::NAMESPACE_KEY,
-        tables::contract::Table,
+        tables::{
+            contract::Table,
+            schema::{Ids, Row, StoredCursor, StoredId, StoredLog},
+        },
         user_log::{Log, Slot},
-        wal::record::{Header, Ids, Item, RecordReader, Row, StoredCursor, StoredId, StoredLog},
+        wal::record::{Header, Item, RecordReader},
         writer::dedup,
     },
     message::{Seq, UserId},

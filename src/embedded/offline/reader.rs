@@ -15,12 +15,13 @@ use crate::embedded::{
         contract::Table,
         directory::{INBOX, JOURNAL, LOG},
         missing::Missing,
+        schema::journal_number,
     },
     value_log::{
         file::{Place, no_place, parts, value_of},
         framing::{self, HEAD_BYTES, Kind},
     },
-    wal::{record::journal_number, segment::record_at},
+    wal::segment::record_at,
 };
 
 /// What the disk is asked for at once: where it gives no answer, this much is missed.

@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{embedded::wal::record::journal_key, logging::system_error, store::StoreError};
+use crate::{embedded::tables::schema::journal_key, logging::system_error, store::StoreError};
 
 /// The tables. In each, keys are ordered as bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +163,7 @@ pub enum Copying {
 /// - A value of an inbox that is not what was written is given as one that is no chunk and says why
 ///   ([`Unreadable`](crate::embedded::unreadable::Unreadable)): it concerns one user. A record is given as empty.
 pub trait Engine: Send + Sync + 'static {
-    /// Sets a value, which is at most [`VALUE_BYTES_MAX`](crate::embedded::wal::record::VALUE_BYTES_MAX) long.
+    /// Sets a value, which is at most [`VALUE_BYTES_MAX`](crate::embedded::tables::schema::VALUE_BYTES_MAX) long.
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
     /// Removes a value, if it is there.
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError>;

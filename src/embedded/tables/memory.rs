@@ -9,7 +9,7 @@ use super::contract::{Engine, EngineError, Table};
 use crate::{
     embedded::{
         self, Options,
-        wal::record::{is_inbox_key_of, journal_key},
+        tables::schema::{is_inbox_key_of, journal_key},
     },
     store::{Store, StoreError},
 };

@@ -13,12 +13,12 @@ use super::{
 use crate::embedded::{
     offline::sled_file::RawTables,
     recovery::{FORMAT, FORMAT_KEY, SETTLED_KEY},
-    tables::contract::Table,
-    value_log::file::ChunkFiles,
-    wal::{
-        record::{journal_key, journal_number},
-        segment::{Broken, RecordFiles},
+    tables::{
+        contract::Table,
+        schema::{journal_key, journal_number},
     },
+    value_log::file::ChunkFiles,
+    wal::segment::{Broken, RecordFiles},
 };
 
 /// Versions of such stores.

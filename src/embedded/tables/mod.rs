@@ -16,6 +16,7 @@ pub(super) mod migrate;
 pub(super) mod missing;
 pub(super) mod open;
 pub(super) mod refusal;
+pub(super) mod schema;
 pub mod sled;
 pub(super) mod sled_error;
 pub(super) mod space;

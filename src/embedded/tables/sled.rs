@@ -58,14 +58,12 @@ pub(in crate::embedded) use crate::embedded::offline::{
 use crate::{
     embedded::{
         offline::sled_file::Tail,
+        tables::schema::{journal_key, journal_number},
         value_log::{
             compaction::Step,
             file::{ChunkFiles, Found, Place, no_place},
         },
-        wal::{
-            record::{journal_key, journal_number},
-            segment::RecordFiles,
-        },
+        wal::segment::RecordFiles,
     },
     failpoints::{self, Bug},
 };

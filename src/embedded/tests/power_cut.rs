@@ -18,8 +18,8 @@ use crate::{
         tables::{
             contract::{Engine, EngineError, Table},
             memory::Memory,
+            schema::journal_key,
         },
-        wal::record::journal_key,
     },
     message::{DispatchId, Payload, Seq, UserId},
     store::{Append, Appended, Note, Once, ReadLimit, Store, StoreError},

@@ -16,8 +16,10 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{Log, Tally, lapses::Lapses};
 use crate::{
     embedded::{
-        tables::contract::{Engine, Table},
-        wal::record::Row,
+        tables::{
+            contract::{Engine, Table},
+            schema::Row,
+        },
         writer::cost::Cost,
     },
     message::UserId,

@@ -1,7 +1,7 @@
 //! Who has received what of one user's log: the cursor that clients without a device share, and one for each device.
 
 use crate::{
-    embedded::wal::record::{StoredCursor, StoredLog},
+    embedded::tables::schema::{StoredCursor, StoredLog},
     message::{DeviceId, Seq},
     store::{Received, StoreError},
 };

@@ -64,7 +64,7 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedded::{user_log::Slot, wal::record::Row};
+    use crate::embedded::{tables::schema::Row, user_log::Slot};
 
     const OF: fn(u32, u32) -> Lapses = |count, full| Lapses { count, full };
 

@@ -7,7 +7,7 @@ pub(super) mod lapses;
 use std::collections::VecDeque;
 
 use self::{cursors::Cursors, lapses::Lapses};
-use super::wal::record::{Row, StoredCursor, StoredLog};
+use super::tables::schema::{Row, StoredCursor, StoredLog};
 use crate::{
     message::{CollapseKey, Seq},
     store::{Limits, Loss, Received, gaps::Gone},

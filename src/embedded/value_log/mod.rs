@@ -5,6 +5,7 @@
 //! - `reader`: reads entries from them
 //! - `compaction`: reclaims files
 
+pub(super) mod block;
 pub(super) mod compaction;
 pub(super) mod file;
 pub(super) mod framing;

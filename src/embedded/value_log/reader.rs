@@ -5,8 +5,11 @@ use bytes::Bytes;
 use crate::{
     embedded::{
         Shared,
-        tables::contract::Table,
-        wal::record::{Chunk, inbox_key, is_inbox_key_of},
+        tables::{
+            contract::Table,
+            schema::{inbox_key, is_inbox_key_of},
+        },
+        value_log::block::Chunk,
     },
     message::{Payload, Seq, UserId},
     store::{Entry, StoreError},

@@ -6,9 +6,12 @@ use super::{
 };
 use crate::{
     embedded::{
-        tables::contract::EngineError,
+        tables::{
+            contract::EngineError,
+            schema::{StoredCursor, VALUE_BYTES_MAX},
+        },
         user_log::{Log, Slot},
-        wal::record::{Item, RECORD_BYTES, StoredCursor, VALUE_BYTES_MAX},
+        wal::record::{Item, RECORD_BYTES},
     },
     logging::excerpt,
     message::{COLLAPSE_KEY_CHARACTERS_MAX, DeviceId, Seq, USER_ID_BYTES_MAX, UserId},
@@ -336,7 +339,7 @@ pub(in crate::embedded) fn once_found(
     item: &Item<'_>,
     at_ms: u64,
     rejected: &[Rejected],
-) -> Option<crate::embedded::wal::record::StoredId> {
+) -> Option<crate::embedded::tables::schema::StoredId> {
     let Item::Once { id, recipients, online, offline } = *item else { return None };
     Some(dedup::stored(id, at_ms, recipients, online, offline, rejected))
 }

@@ -26,9 +26,12 @@ use crate::{
     embedded::{
         Options, Shared, Tuning,
         recovery::RecoveredJournal,
-        tables::contract::{Cause, EngineError, Table},
+        tables::{
+            contract::{Cause, EngineError, Table},
+            schema::journal_key,
+        },
         user_log::{Log, lapses::RESERVE},
-        wal::record::{Item, RECORD_BYTES, RecordWriter, journal_key},
+        wal::record::{Item, RECORD_BYTES, RecordWriter},
     },
     failpoints::{self, Bug},
     logging::panic_text,

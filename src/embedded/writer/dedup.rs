@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    embedded::wal::record::{Ids as Chunk, StoredId},
+    embedded::tables::schema::{Ids as Chunk, StoredId},
     failpoints::{self, Bug},
     message::DispatchId,
     store::{Answered, Limits, Reason, Rejected},

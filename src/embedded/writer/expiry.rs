@@ -6,9 +6,11 @@ use std::{collections::VecDeque, time::Instant};
 use super::commit::Committer;
 use crate::{
     embedded::{
-        tables::contract::{EngineError, Table},
+        tables::{
+            contract::{EngineError, Table},
+            schema::{Row, StoredLog},
+        },
         user_log::is_past,
-        wal::record::{Row, StoredLog},
     },
     message::UserId,
 };

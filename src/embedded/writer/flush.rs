@@ -17,12 +17,13 @@ use super::{append::once_found, commit::Committer, dedup};
 use crate::{
     embedded::{
         recovery::{CLOCK_KEY, SETTLED_KEY},
-        tables::contract::{Cause, EngineError, Table, TableSpace},
-        user_log::{Tally, earlier, is_past},
-        wal::record::{
-            CHUNK_BYTES, Chunk, Header, Ids, Item, RecordReader, StoredId, chunk_entries, inbox_key, is_inbox_key_of,
-            journal_key,
+        tables::{
+            contract::{Cause, EngineError, Table, TableSpace},
+            schema::{Ids, StoredId, inbox_key, is_inbox_key_of, journal_key},
         },
+        user_log::{Tally, earlier, is_past},
+        value_log::block::{CHUNK_BYTES, Chunk, chunk_entries},
+        wal::record::{Header, Item, RecordReader},
     },
     logging::excerpt,
     message::{Seq, UserId},

@@ -13,9 +13,12 @@ use super::{
 };
 use crate::{
     embedded::{
-        tables::contract::{EngineError, Table, TableSpace},
+        tables::{
+            contract::{EngineError, Table, TableSpace},
+            schema::{inbox_key, is_inbox_key_of},
+        },
         user_log::{Log, Tally, earlier, is_past},
-        wal::record::{Chunk, chunk_entries, inbox_key, is_inbox_key_of},
+        value_log::block::{Chunk, chunk_entries},
     },
     logging::excerpt,
     message::{Seq, UserId},

@@ -20,11 +20,12 @@ use crate::{
         recovery::{CLOSED, FORMAT, FULL_LAPSES_KEY, OPEN_KEY},
         tables::{
             contract::Table,
+            schema::{Ids, Row, journal_key},
             sled::{CONF, DB, Gap, LOCK, LOG, MARK, Marked, Missing, REBUILT, Rest, UNFINISHED},
             unfinished,
         },
         user_log::lapses::Lapses,
-        wal::record::{Ids, Row, chunk_entries, journal_key},
+        value_log::block::chunk_entries,
     },
     logging::system_error,
     message::{Seq, UserId},

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::{
-    embedded::wal::record::{Header, Item, RecordReader, StoredCursor, StoredId},
+    embedded::{
+        tables::schema::{StoredCursor, StoredId},
+        wal::record::{Header, Item, RecordReader},
+    },
     message::Seq,
 };
 

@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 pub use self::{inspection::Inspection, user_log::LogFacts};
 use crate::{
-    embedded::wal::record::{StoredId, StoredLog},
+    embedded::tables::schema::{StoredId, StoredLog},
     message::Seq,
     store::StoreError,
 };

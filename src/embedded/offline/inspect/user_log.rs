@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::{Damage, Stored, journal::Said};
 use crate::{
     embedded::{
+        tables::schema::{Row, StoredCursor, StoredLog},
         user_log::lapses::{Lapses, RESERVE},
-        wal::record::{Row, StoredCursor, StoredLog},
     },
     message::Seq,
     store::{Loss, Missed, Received},

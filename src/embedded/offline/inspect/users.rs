@@ -11,10 +11,13 @@ use super::{
 };
 use crate::{
     embedded::{
-        tables::sled::RestPairs,
+        tables::{
+            schema::{Row, is_inbox_key_of},
+            sled::RestPairs,
+        },
         unreadable::Unreadable,
         user_log::lapses::Lapses,
-        wal::record::{Row, chunk_entries, is_inbox_key_of},
+        value_log::block::chunk_entries,
     },
     message::{Seq, UserId},
     store::StoreError,

@@ -1,0 +1,145 @@
+//! Released encodings stay readable: `data/golden` holds their bytes.
+
+use proptest::prelude::*;
+
+use bytes::Bytes;
+
+use crate::embedded::{
+    encoding::format,
+    tables::schema::{
+        Ids, Row, StoredCursor, StoredId, StoredLog, inbox_key, is_inbox_key_of, journal_key, journal_number,
+    },
+    value_log::block::Chunk,
+    wal::record::{Item, RecordReader, RecordWriter, entry_at},
+};
+
+fn record() -> Vec<u8> {
+    let mut writer = RecordWriter::new(7, 1_700_000_000_000);
+    writer.push(&Item::Message(br#"{"op":0,"d":1,"t":"T"}"#));
+    writer.push(&Item::To { user: "alice", seq: 1 });
+    writer.push(&Item::To { user: "bob", seq: 300 });
+    writer.push(&Item::Received { user: "alice", through: 1, islands: vec![(3, 4)] });
+    writer.push(&Item::Seen { user: "bob", at_ms: 1_700_000_000_001 });
+    writer.finish()
+}
+
+fn chunk() -> Vec<u8> {
+    Chunk::V1 { namespace: 7, user: "alice", entries: vec![(5, br#"{"op":0}"#), (6, br#"{"op":0,"d":2}"#)] }.encode()
+}
+
+fn row() -> Row {
+    Row::V1 { head: 9, through: 4, islands: vec![(6, 7)], settled: 5, seen_ms: 1_700_000_000_000, lapses: 1 }
+}
+
+fn record_with_everything() -> Vec<u8> {
+    let mut writer = RecordWriter::new(7, 1_700_000_000_000);
+    let cursor = StoredCursor { through: 1, islands: vec![(3, 4)], seen_ms: 1_700_000_000_002 };
+    for item in [
+        Item::MessageWith { payload: br#"{"op":0}"#, expires_s: 1_700_000_060, collapse: "score" },
+        Item::To { user: "alice", seq: 2 },
+        Item::Gone { user: "alice", from: 1, to: 1, loss: 3 },
+        Item::Cursor { user: "alice", device: "phone", cursor },
+        Item::Forgotten { user: "alice", device: "" },
+        Item::Rejected { user: "bob", reason: 1 },
+        Item::Once { id: "order-7", recipients: 2, online: 1, offline: 0 },
+        Item::More,
+    ] {
+        writer.push(&item);
+    }
+    writer.finish()
+}
+
+fn chunk_v2() -> Vec<u8> {
+    Chunk::V2 { namespace: 7, user: "alice", entries: vec![(5, 0, br#"{"op":0}"#), (6, 1_700_000_060, b"{}")] }.encode()
+}
+
+fn row_v2() -> Row {
+    let cursor = StoredCursor { through: 4, islands: vec![(6, 7)], seen_ms: 1_700_000_000_000 };
+    Row::V2(StoredLog {
+        head: 9,
+        settled: 5,
+        lapses: 1,
+        seen_ms: 1_700_000_000_001,
+        shared: Some(StoredCursor::default()),
+        devices: vec![("phone".to_owned(), cursor)],
+        gone: vec![(1, 2, 1)],
+        keys: vec![("score".to_owned(), 9, 100, 1_700_000_060)],
+        inbox: (3, 300),
+        counted: 2,
+        expires_s: 1_700_000_060,
+    })
+}
+
+fn ids() -> Ids {
+    let rejected = vec![("bob".to_owned(), 1)];
+    let id = "order-7".to_owned();
+    let at_ms = 1_700_000_000_000;
+    Ids::V1 {
+        namespace: 7,
+        ids: vec![StoredId { id, at_ms, recipients: 2, online: 1, offline: 0, rejected, more: false }],
+    }
+}
+
+/// As below, for what came with devices, limits and ids.
+#[test]
+fn released_bytes_of_the_second_version_are_read_for_ever() {
+    assert_eq!(record_with_everything(), include_bytes!("../../../data/golden/record-v2.bin"));
+    assert_eq!(chunk_v2(), include_bytes!("../../../data/golden/chunk-v2.bin"));
+    assert_eq!(row_v2().encode(), include_bytes!("../../../data/golden/row-v2.bin"));
+    assert_eq!(Row::decode(include_bytes!("../../../data/golden/row-v2.bin")).unwrap(), row_v2());
+    assert_eq!(ids().encode(), include_bytes!("../../../data/golden/ids-v1.bin"));
+    assert_eq!(Ids::decode(include_bytes!("../../../data/golden/ids-v1.bin")).unwrap(), ids());
+}
+
+/// What was written by this version must be read by every later one: these files are never changed.
+#[test]
+fn released_bytes_are_read_for_ever() {
+    assert_eq!(record(), include_bytes!("../../../data/golden/record-v1.bin"));
+    assert_eq!(chunk(), include_bytes!("../../../data/golden/chunk-v1.bin"));
+    assert_eq!(row().encode(), include_bytes!("../../../data/golden/row-v1.bin"));
+    assert_eq!(Row::decode(include_bytes!("../../../data/golden/row-v1.bin")).unwrap(), row());
+}
+
+#[test]
+fn an_entry_is_read_without_the_rest_and_with_its_stamp() {
+    let bytes = Bytes::from(record());
+    let mut reader = RecordReader::new(&bytes).unwrap();
+    let mut at = Vec::new();
+    while let Some(item) = reader.next_item() {
+        at.push(item.unwrap().0);
+    }
+    let keep = |part: &[u8]| bytes.slice_ref(part);
+    let entry = entry_at(&bytes, at[0], at[2], keep).unwrap();
+    assert_eq!((entry.namespace, &entry.owner[..], entry.seq), (7, &b"bob"[..], 300));
+    assert_eq!(&entry.payload.as_bytes()[..], br#"{"op":0,"d":1,"t":"T"}"#);
+    assert!(entry_at(&bytes, at[1], at[2], keep).is_none());
+    assert!(entry_at(&bytes, at[0], 60_000, keep).is_none());
+}
+
+#[test]
+fn keys_sort_by_user_and_then_by_sequence_and_never_mix_users() {
+    let keys = [inbox_key("a", 1), inbox_key("a", 256), inbox_key("a b", 1), inbox_key("ab", 1)];
+    assert!(keys.is_sorted());
+    for (at, user) in ["a", "a", "a b", "ab"].into_iter().enumerate() {
+        for other in ["a", "a b", "ab", "b", ""] {
+            assert_eq!(is_inbox_key_of(&keys[at], other), user == other);
+        }
+    }
+    assert_eq!(journal_number(&journal_key(77)), Some(77));
+    assert_eq!(journal_number(b"short"), None);
+}
+
+proptest! {
+    #[test]
+    fn garbage_is_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let bytes = Bytes::from(bytes);
+        if let Ok(mut reader) = RecordReader::new(&bytes) {
+            while let Some(item) = reader.next_item() {
+                if item.is_err() { break; }
+            }
+        }
+        _ = Row::decode(&bytes);
+        let chunk: Result<(Chunk<'_>, usize), _> = bincode::borrow_decode_from_slice(&bytes, format());
+        _ = chunk;
+    }
+}

@@ -1,0 +1,74 @@
+//! Encoding of blocks: consecutive entries of one user.
+
+use bincode::{BorrowDecode, Encode};
+use bytes::Bytes;
+
+use crate::{
+    embedded::{encoding::format, unreadable::Unreadable},
+    message::{Payload, Seq},
+    store::Entry,
+};
+
+/// An inbox chunk is closed when it would pass this.
+pub const CHUNK_BYTES: usize = 48 << 10;
+
+/// Sequence, when it expires in seconds of the Unix epoch (0 = never), and payload.
+pub type ChunkEntry<'a> = (Seq, u32, &'a [u8]);
+
+/// Consecutive entries of one user, with their stamp.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum Chunk<'a> {
+    /// The first version: nothing in it expires.
+    V1 {
+        /// Fingerprint of the namespace.
+        namespace: u32,
+        /// Whose entries these are.
+        user: &'a str,
+        /// Sequence and payload, rising.
+        entries: Vec<(Seq, &'a [u8])>,
+    },
+    /// Knows when entries expire.
+    V2 {
+        /// Fingerprint of the namespace.
+        namespace: u32,
+        /// Whose entries these are.
+        user: &'a str,
+        /// Rising by sequence.
+        entries: Vec<ChunkEntry<'a>>,
+    },
+}
+
+impl<'a> Chunk<'a> {
+    /// The fingerprint of the namespace, whose entries these are, and they.
+    pub fn parts(self) -> (u32, &'a str, Vec<ChunkEntry<'a>>) {
+        match self {
+            Chunk::V1 { namespace, user, entries } => {
+                (namespace, user, entries.into_iter().map(|(seq, payload)| (seq, 0, payload)).collect())
+            }
+            Chunk::V2 { namespace, user, entries } => (namespace, user, entries),
+        }
+    }
+
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, Unreadable> {
+        if let Some(unreadable) = Unreadable::of_value(bytes) {
+            return Err(unreadable);
+        }
+        Ok(bincode::borrow_decode_from_slice(bytes, format())?.0)
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        // As in `RecordWriter::encode`.
+        bincode::encode_to_vec(self, format()).expect("a Vec takes everything")
+    }
+}
+
+/// Reads the entries of a chunk, and when each expires.
+pub fn chunk_entries(bytes: &Bytes) -> Result<Vec<(Entry, u32)>, Unreadable> {
+    let (namespace, user, entries) = Chunk::decode(bytes)?.parts();
+    let owner = bytes.slice_ref(user.as_bytes());
+    let entry = |(seq, expires_s, payload): (Seq, u32, &[u8])| {
+        let payload = Payload::from_stored(bytes.slice_ref(payload));
+        (Entry { namespace, owner: owner.clone(), seq, payload }, expires_s)
+    };
+    Ok(entries.into_iter().map(entry).collect())
+}
