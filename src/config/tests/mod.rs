@@ -9,7 +9,7 @@ use std::{fs, io::Write as _};
 use serde_json::Value;
 
 use super::*;
-use keys::{KEYS, Kind};
+use schema::{KEYS, Kind};
 
 /// Loads `text` as the file.
 fn load_text(text: &str) -> Result<Loaded, ConfigError> {

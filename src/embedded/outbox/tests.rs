@@ -30,12 +30,16 @@ fn bob() -> UserId {
     UserId::new("bob").unwrap()
 }
 
-fn all(outbox: &Outbox) -> Vec<Kept> {
+fn all(outbox: &Arc<dyn crate::store::Outbox>) -> Vec<Kept> {
     outbox.read(0, usize::MAX, u64::MAX).unwrap()
 }
 
 /// Waits until the outbox is as it should be; false when the store fails before.
-async fn until(store: &dyn Store, outbox: &Outbox, is: impl Fn(&Outbox) -> bool) -> bool {
+async fn until(
+    store: &dyn Store,
+    outbox: &Arc<dyn crate::store::Outbox>,
+    is: impl Fn(&Arc<dyn crate::store::Outbox>) -> bool,
+) -> bool {
     let mut changes = outbox.changes();
     let waited = tokio::time::timeout(Duration::from_secs(10), async {
         loop {
@@ -189,7 +193,8 @@ async fn what_was_lost_is_told_by_the_next_start_and_only_once() {
             assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 3).await);
         } else {
             outbox.remove(3);
-            let empty = |outbox: &Outbox| outbox.status().removed >= 3 && !outbox.status().losing;
+            let empty =
+                |outbox: &Arc<dyn crate::store::Outbox>| outbox.status().removed >= 3 && !outbox.status().losing;
             assert!(until(&*store, &outbox, empty).await);
         }
         store.close().await.unwrap();

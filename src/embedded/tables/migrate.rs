@@ -18,7 +18,7 @@ use crate::embedded::{
         schema::{journal_key, journal_number},
     },
     value_log::file::ChunkFiles,
-    wal::segment::{Broken, RecordFiles},
+    wal::{replay::Broken, segment::RecordFiles},
 };
 
 /// Versions of such stores.

@@ -37,7 +37,10 @@ use crate::{
         recovery::SETTLED_KEY,
         tables::{contract::Table, schema::journal_number},
         value_log::file::{ChunkFiles, Place},
-        wal::segment::{Broken, RecordFiles, Survey},
+        wal::{
+            replay::{Broken, Survey},
+            segment::RecordFiles,
+        },
     },
     health::Health,
     store::{Durability, Limits, OutboxOptions, Store, StoreError},

@@ -2,10 +2,12 @@
 //!
 //! - `record`: encoding of records, blocks and rows
 //! - `segment`, `spare`: its files, and the next one prepared ahead
+//! - `replay`: reads the files when a store opens
 //! - `reader`, `cache`: reads from files, and from memory
 
 pub(super) mod cache;
 pub(super) mod reader;
 pub(super) mod record;
+pub(super) mod replay;
 pub(super) mod segment;
 pub(super) mod spare;

@@ -20,10 +20,13 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 
-use super::spare::Spare;
+use super::{
+    replay::{Broken, Survey, survey},
+    spare::Spare,
+};
 use crate::embedded::{
     tables::contract::Cause,
-    value_log::framing::{self, HEAD_BYTES, Kind, make_directory, read_at},
+    value_log::framing::{self, HEAD_BYTES, Kind, make_directory},
 };
 
 /// A record as it stands in a file.
@@ -77,8 +80,8 @@ pub struct Inside {
     /// Oldest first. The last is written to.
     pub files: VecDeque<RecordFile>,
     /// Of record `first` and those behind it.
-    places: VecDeque<Place>,
-    first: u64,
+    pub(super) places: VecDeque<Place>,
+    pub(super) first: u64,
     /// All up to this are synced.
     pub synced: u64,
 }
@@ -97,41 +100,6 @@ impl Inside {
     }
 }
 
-/// Part of a file that cannot be what was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BrokenRecord {
-    /// Which file, in the store's directory.
-    pub file: String,
-    /// Where in it.
-    pub at: u64,
-    /// The record that should be there.
-    pub number: u64,
-    /// The last that is known to have been synced.
-    pub synced: u64,
-}
-
-impl std::fmt::Display for BrokenRecord {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { file, at, number, synced } = self;
-        write!(
-            f,
-            "`{file}` cannot be read from byte {at} on, where record {number} should be: all up to record {synced} was synced"
-        )
-    }
-}
-
-/// What files hold, as far as it hangs together.
-#[derive(Debug)]
-pub struct Survey {
-    /// What is up to this record was not asked for.
-    pub settled: u64,
-    inside: Inside,
-    /// Files of which nothing is needed.
-    done: Vec<u64>,
-    /// Where the last file is to end, if there is something behind that.
-    cut: Option<u64>,
-}
-
 /// The files, open.
 #[derive(Debug)]
 pub struct RecordFiles {
@@ -145,21 +113,6 @@ pub struct RecordFiles {
 
 /// What opening came to.
 pub type Opened<T> = Result<T, Broken>;
-
-/// Why the files cannot be used.
-#[derive(Debug)]
-pub enum Broken {
-    /// They are not what was written.
-    Damage(BrokenRecord),
-    /// They cannot be read or written.
-    Io(io::Error),
-}
-
-impl From<io::Error> for Broken {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
 
 impl RecordFiles {
     /// Whether what is in `directory` is what was written: all behind record `settled` that was ever synced is there.
@@ -289,112 +242,7 @@ impl RecordFiles {
     }
 }
 
-/// Visits the records from `at` on, which are numbered from `number` on; returns where they end, and the number that would
-/// be next.
-fn visit(bytes: &[u8], mut at: usize, mut number: u64, mut see: impl FnMut(&Record<'_>, usize)) -> (usize, u64) {
-    while let Some(record) = record_at(bytes, at).filter(|record| record.number == number) {
-        see(&record, at);
-        (at, number) = (record.end, number + 1);
-    }
-    (at, number)
-}
-
-/// Where, from `at` on, the record of this number begins.
-fn find(bytes: &[u8], mut at: usize, number: u64) -> Option<usize> {
-    loop {
-        let found = framing::find(Kind::Record, bytes, at)?;
-        let record = record_at(bytes, found)?;
-        if record.number == number {
-            return Some(found);
-        }
-        at = record.end;
-    }
-}
-
-/// The highest record that one of those from `at` on says was synced; they may be anywhere.
-fn synced_behind(bytes: &[u8], mut at: usize) -> u64 {
-    let mut synced = 0;
-    while let Some(found) = framing::find(Kind::Record, bytes, at) {
-        let Some(record) = record_at(bytes, found) else { break };
-        synced = synced.max(record.synced);
-        at = record.end;
-    }
-    synced
-}
-
-fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
-    let (mut numbers, mut empty) = (Vec::new(), Vec::new());
-    for first in framing::numbered(directory)? {
-        // One that was emptied says nothing by its name.
-        let length = fs::metadata(directory.join(framing::name(first)))?.len();
-        if length > 0 { numbers.push(first) } else { empty.push(first) }
-    }
-    let inside = Inside { first: settled + 1, ..Inside::default() };
-    let mut survey = Survey { settled, inside, done: empty, cut: None };
-    // The first place that cannot be read, and what lies behind it.
-    let mut broken: Option<BrokenRecord> = None;
-    let mut synced = marked;
-    for (at, first) in numbers.iter().copied().enumerate() {
-        if numbers.get(at + 1).is_some_and(|next| *next <= settled + 1) {
-            survey.done.push(first);
-            continue;
-        }
-        let path = directory.join(framing::name(first));
-        let file = File::options().read(true).write(true).open(&path)?;
-        let length = file.metadata()?.len();
-        let bytes = read_at(&file, 0, usize::try_from(length).unwrap_or(usize::MAX))?;
-        if broken.is_some() {
-            synced = synced.max(synced_behind(&bytes, 0));
-            survey.done.push(first);
-            continue;
-        }
-        let inside = &mut survey.inside;
-        let next = inside.first + inside.places.len() as u64;
-        let here = |at: u64, number| BrokenRecord { file: place_of(directory, first), at, number, synced: 0 };
-        if first > next || first != next && !inside.places.is_empty() {
-            // A file between the last and this one is not there, or this one is not what follows.
-            broken = Some(here(0, next));
-            synced = synced.max(synced_behind(&bytes, 0));
-            survey.done.push(first);
-            continue;
-        }
-        let mut places = Vec::new();
-        let mut see = |record: &Record<'_>, at: usize| {
-            if record.number > settled {
-                places.push(Place { file: first, at: at as u32, length: (record.end - at) as u32 });
-            }
-        };
-        let (mut end, mut next) = visit(&bytes, 0, first, &mut see);
-        if next <= settled
-            && let Some(at) = find(&bytes, end, settled + 1)
-        {
-            // Nobody needs what cannot be read.
-            (end, next) = visit(&bytes, at, settled + 1, &mut see);
-        }
-        if (end as u64) < length {
-            broken = Some(here(end as u64, next.max(settled + 1)));
-            synced = synced.max(synced_behind(&bytes, end));
-            survey.cut = Some(end as u64);
-        }
-        if places.is_empty() {
-            // Behind it there is none that hangs together with what is settled.
-            survey.done.push(first);
-            survey.cut = None;
-            continue;
-        }
-        inside.places.extend(places);
-        inside.files.push_back(RecordFile { first, file: Arc::new(file), length, allocated: length });
-    }
-    let last = survey.inside.last().unwrap_or(0).max(settled);
-    if synced > last {
-        let file = numbers.last().map_or_else(|| place_of(directory, last + 1), |first| place_of(directory, *first));
-        let ends = BrokenRecord { file, at: 0, number: last + 1, synced };
-        return Err(Broken::Damage(BrokenRecord { synced, ..broken.unwrap_or(ends) }));
-    }
-    Ok(survey)
-}
-
-fn place_of(directory: &Path, first: u64) -> String {
+pub(super) fn place_of(directory: &Path, first: u64) -> String {
     let own = directory.file_name().unwrap_or_default().to_string_lossy();
     format!("{own}/{}", framing::name(first))
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Shared,
+    background::Shared,
     script_client::{Arguments, integer, text, view},
     scripts,
     unflushed::Report,

@@ -41,28 +41,28 @@
 //! script may do that whose first write takes none.
 
 pub(super) mod append;
+pub(super) mod background;
 mod script_client;
 mod scripts;
 mod unflushed;
 
 use std::{
-    collections::VecDeque,
     fmt,
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, future::BoxFuture};
+use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::{
+    background::{SWEEP_PAUSE, Shared, keep_noting, keep_sweeping, told},
     script_client::Caller,
-    unflushed::{Locals, Report},
+    unflushed::Locals,
 };
 use crate::{
     health::Health,
-    logging::excerpt,
     message::{DeviceId, Seq, UserId},
     redis::{Link, LinkError, Told},
     store::{
@@ -70,18 +70,6 @@ use crate::{
         PortableError, ReadLimit, Store, StoreError, UserState, fingerprint, gaps::Gone,
     },
 };
-
-/// How long a receipt may wait before it is written down.
-const NOTE_PAUSE: Duration = Duration::from_millis(20);
-
-/// Users whose receipts are on their way at once. More would make the last of them wait for longer than a reply is waited for.
-const NOTES_AT_ONCE: usize = 256;
-
-/// Between two looks for users of whom something has become too old.
-const SWEEP_PAUSE: Duration = Duration::from_secs(1);
-
-/// Users looked after in one go.
-const SWEPT_MAX: usize = 100;
 
 /// How a store over Redis is to behave.
 #[derive(Clone, Debug)]
@@ -101,20 +89,6 @@ impl Default for RedisOptions {
     fn default() -> Self {
         Self { namespace: None, limits: Limits::default(), queue: 10_000, sweep_pause: SWEEP_PAUSE }
     }
-}
-
-/// What the callers and the line's own tasks share.
-pub(super) struct Shared {
-    pub(super) caller: Caller,
-    locals: Locals,
-    /// Who has no room for all that stock has left for him.
-    pub(super) owed: Mutex<VecDeque<UserId>>,
-    dirty: Notify,
-    listener: RwLock<Option<CommitListener>>,
-    gap: RwLock<Option<Arc<dyn Fn() + Send + Sync>>>,
-    /// Why an append was refused for want of room, and the key whose Redis had none.
-    full: RwLock<Option<(Arc<str>, String)>>,
-    closed: RwLock<bool>,
 }
 
 /// The store over a Redis.
@@ -174,128 +148,6 @@ pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
     let appending = Arc::downgrade(&shared);
     link.keep("redis_appends", waiting, move |_, waiting| Box::pin(append::keep_appending(appending.clone(), waiting)));
     Arc::new(RedisStore { link, shared, namespace, queue })
-}
-
-/// Writes receipts down. One pass at a time: what comes meanwhile is in the next.
-async fn keep_noting(shared: Weak<Shared>) {
-    loop {
-        {
-            let Some(shared) = shared.upgrade() else { return };
-            _ = tokio::time::timeout(Duration::from_secs(1), shared.dirty.notified()).await;
-        }
-        tokio::time::sleep(NOTE_PAUSE).await;
-        let Some(shared) = shared.upgrade() else { return };
-        if let Err(error) = shared.note_all().await {
-            tracing::debug!(%error, "receipts wait until Redis is there again");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            shared.dirty.notify_one();
-        }
-    }
-}
-
-async fn keep_sweeping(shared: Weak<Shared>, pause: Duration) {
-    loop {
-        tokio::time::sleep(pause).await;
-        let Some(shared) = shared.upgrade() else { return };
-        let swept = shared.caller.sweep(SWEPT_MAX).await;
-        if let Err(error) = swept.and(shared.look_for_room().await).and(shared.take_what_is_owed().await) {
-            tracing::debug!(%error, "nothing was looked after");
-        }
-    }
-}
-
-impl Shared {
-    fn woken(&self, users: &[UserId]) {
-        if let (Some(listener), false) = (self.listener.read().clone(), users.is_empty()) {
-            listener(users);
-        }
-    }
-
-    /// Writes down what this server has to say of everybody.
-    async fn note_all(&self) -> Result<(), LinkError> {
-        let reports = self.locals.reports(self.caller.link()?.steady());
-        // They share a line, and so go out together.
-        let noting = reports.into_iter().map(|(user, report)| self.note(user, report));
-        let mut noting = futures_util::stream::iter(noting).buffer_unordered(NOTES_AT_ONCE);
-        while let Some(noted) = noting.next().await {
-            noted?;
-        }
-        Ok(())
-    }
-
-    async fn note(&self, user: UserId, report: Report) -> Result<(), LinkError> {
-        match self.caller.note(&user, &report).await {
-            // Somebody has to look at this log; nobody else is to wait for that.
-            Err(LinkError::Damaged(why)) => {
-                tracing::error!(user = %excerpt(&user), %why, "receipts of this user cannot be written down");
-            }
-            noted => {
-                // Its clients learn of the gap.
-                if noted? {
-                    self.woken(std::slice::from_ref(&user));
-                }
-            }
-        }
-        self.locals.said(&user, &report);
-        Ok(())
-    }
-
-    /// Writes down what this server has to say of one user, before something is asked about him.
-    async fn settle(&self, user: &UserId) -> Result<(), LinkError> {
-        match self.locals.report(user, self.caller.link()?.steady()) {
-            Some(report) => self.note(user.clone(), report).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, LinkError> {
-        let steady = self.caller.link()?.steady();
-        let mut report = self.locals.report(user, steady);
-        let (found, era) = loop {
-            let known = self.locals.known(user);
-            match self.caller.read(user, after, limit, report.as_ref(), &known).await? {
-                Some(found) => break found,
-                None => report = self.locals.whole(user, steady),
-            }
-        };
-        if let Some(report) = report {
-            self.locals.said(user, &report);
-        }
-        // Beyond the head a caller may ask for anything.
-        let top = if found.through > after { found.through } else { 0 };
-        if self.locals.entered(user, era, top) {
-            self.dirty.notify_one();
-        }
-        Ok(found)
-    }
-
-    /// Looks whether there is room again where an append found none: whoever sends nothing to one that says it is full must see
-    /// that it is not any more.
-    async fn look_for_room(&self) -> Result<(), LinkError> {
-        let Some((why, key)) = self.full.read().clone() else { return Ok(()) };
-        // Refused without room like every command that may need some; and at the key of a log, which is no list, it does nothing.
-        let asked = self.caller.link()?.lines().ask::<redis::Value>(redis::cmd("LPUSHX").arg(key).arg("")).await;
-        match asked {
-            Ok(_) | Err(LinkError::Damaged(_)) => {
-                // Unless it was found full once more meanwhile.
-                let mut full = self.full.write();
-                if full.as_ref().is_some_and(|(now, _)| Arc::ptr_eq(now, &why)) {
-                    *full = None;
-                }
-                Ok(())
-            }
-            Err(LinkError::Full(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-fn told(error: LinkError) -> StoreError {
-    match error {
-        LinkError::Full(why) => StoreError::Full(why),
-        LinkError::Lost(why) | LinkError::Refused(why) => StoreError::Unreachable(why),
-        LinkError::Damaged(why) => StoreError::Damaged(why),
-    }
 }
 
 impl RedisStore {

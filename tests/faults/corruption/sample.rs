@@ -9,10 +9,7 @@ use std::{
 };
 
 use mesa::{
-    embedded::{
-        Tuning,
-        tables::sled::{self, DiskOptions},
-    },
+    embedded::{Tuning, tables::sled::DiskOptions},
     message::{CollapseKey, DeviceId, DispatchId, Payload, UserId},
     store::{Append, Note, Once, Store},
 };
