@@ -7,7 +7,7 @@ const net = require('node:net');
 const path = require('node:path');
 const readline = require('node:readline');
 
-const modules = path.join(__dirname, '../tests/clients/node_modules');
+const modules = path.join(__dirname, '../tests/node_clients/node_modules');
 const stock = require(path.join(modules, 'stock158'));
 const WebSocket = require(path.join(modules, 'ws'));
 

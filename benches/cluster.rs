@@ -1,7 +1,7 @@
 //! A dispatch to one server for a client at another, over a Redis that both share: how long one takes until the client
 //! has it, and how many come through when fifty are under way. Beside it, in the same run and by turns, the same work on one
 //! embedded server, and on the stock server with a stock Dispatcher on the same Redis. Needs `redis-server`, and for stock
-//! Node and the packages of `tests/clients` (`npm ci` there).
+//! Node and the packages of `tests/node_clients` (`npm ci` there).
 #![allow(missing_docs)]
 
 #[path = "../tests/support/redis.rs"]
@@ -125,7 +125,7 @@ impl Stock {
         writeln!(self.to, "{what}").expect("it listens");
         let mut answer = String::new();
         self.from.read_line(&mut answer).expect("it answers");
-        serde_json::from_str(&answer).expect("stock cannot be measured: is `npm ci` done in tests/clients?")
+        serde_json::from_str(&answer).expect("stock cannot be measured: is `npm ci` done in tests/node_clients?")
     }
 
     fn singly(&mut self) -> Vec<Duration> {

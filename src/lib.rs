@@ -77,7 +77,7 @@
 //! - The last step before a socket compares the stamp of an entry with the session it is for.
 //! - Imports point one way, and foreign names have one home each: sled and bincode in [`store`], redis in [`cluster`],
 //!   tungstenite in `server/socket.rs` and [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`http_client`] and
-//!   [`dispatcher`], clap in the binary. `tests/houses` holds both.
+//!   [`dispatcher`], clap in the binary. `tests/architecture` holds both.
 //!
 //! # What a crash may take back
 //!

@@ -9,7 +9,7 @@
 
 pub mod private_ip;
 #[cfg(test)]
-#[path = "../../tests/support/receiver.rs"]
+#[path = "../../tests/support/http_receiver.rs"]
 #[allow(dead_code, missing_docs, reason = "the tests of the built binary use the rest")]
 pub(crate) mod receiver;
 pub mod signing;

@@ -239,10 +239,10 @@ mod tests {
         assert!(matches!(decode(r#"{"op":3,"d":{"s":0,"more":1}}"#), Ok(ClientFrame::Receipt { s: 0 })));
     }
 
-    /// `data/wire/malformed.txt`: a close code, a tab, and a frame that must end with it, as a JSON string.
+    /// `data/protocol/malformed.txt`: a close code, a tab, and a frame that must end with it, as a JSON string.
     #[test]
     fn a_malformed_frame_is_refused_with_its_code() {
-        let table = include_str!("../../data/wire/malformed.txt");
+        let table = include_str!("../../data/protocol/malformed.txt");
         let rows: Vec<&str> = table.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
         assert!(rows.len() >= 40);
         for row in rows {

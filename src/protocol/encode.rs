@@ -140,10 +140,10 @@ mod tests {
         assert_eq!(hello(&all), text);
     }
 
-    /// `data/wire/stock-exchange.txt` was recorded from a stock server; what it says, we say, byte for byte.
+    /// `data/protocol/stock-exchange.txt` was recorded from a stock server; what it says, we say, byte for byte.
     #[test]
     fn a_client_reads_what_it_would_read_from_stock() {
-        let recorded = include_str!("../../data/wire/stock-exchange.txt");
+        let recorded = include_str!("../../data/protocol/stock-exchange.txt");
         let from_server: Vec<&str> = recorded.lines().filter_map(|line| line.strip_prefix("server ")).collect();
         let user = json!({"id": "alice"});
         let mut ours = vec![

@@ -19,10 +19,7 @@ use std::{
 };
 
 use mesa::{
-    embedded::{
-        Tuning,
-        tables::sled::{self, DiskOptions},
-    },
+    embedded::{Tuning, tables::sled::DiskOptions},
     message::{Payload, UserId},
     store::Append,
 };

@@ -13,7 +13,7 @@ use tokio::task::block_in_place;
 
 use super::{
     PATIENCE, Redis, Stage, message, next,
-    redis_modes::{Cluster, Watched, cli, wait},
+    redis_topologies::{Cluster, Watched, cli, wait},
     support::{
         server::Home,
         socket::{Event, Socket},

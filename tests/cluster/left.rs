@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::{Socket, Stage, next, stock::redis, until};
+use super::{Socket, Stage, next, until};
+use crate::original::redis;
 
 /// Of the list.
 const MESSAGES: u64 = 2_000;

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::{Stage, stock::redis};
+use super::Stage;
+use crate::original::redis;
 
 /// Users who are online: one page.
 const USERS: usize = 1_000;

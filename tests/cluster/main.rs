@@ -1,23 +1,23 @@
 //! Several servers that share a real Redis, as their users see them.
 
-mod battery;
-mod beside;
+mod basics;
+mod chaos;
 mod epoch;
-mod full;
+mod import_export;
 mod left;
 mod listed;
-mod moving;
+mod maxmemory;
+mod original;
+mod original_races;
 mod portals;
 mod proxy;
-#[path = "../support/redis_modes.rs"]
-mod redis_modes;
+mod redis_cluster;
 #[path = "../support/redis.rs"]
 mod redis_server;
+#[path = "../support/redis_topologies.rs"]
+mod redis_topologies;
 mod refusals;
 mod sentinel;
-mod servers;
-mod spread;
-mod stock;
 #[cfg(feature = "failpoints")]
 mod supervised;
 #[path = "../support/mod.rs"]

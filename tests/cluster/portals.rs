@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 
 use super::{
     PATIENCE, Stage, next,
-    stock::{SETTINGS, Stock, redis},
     support::{server::KEY, socket::Socket},
     until,
 };
+use crate::original::{SETTINGS, Stock, redis};
 
 const POOL: &str = "available_portals_pool_shop";
 

@@ -4,7 +4,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::{Redis, Stage, message, next, stock::redis, until};
+use super::{Redis, Stage, message, next, until};
+use crate::original::redis;
 
 /// Dispatches that are refused in a row. They make one line in the log, or two where an interval ends meanwhile.
 const REFUSED: u64 = 20;

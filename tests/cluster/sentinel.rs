@@ -5,7 +5,7 @@ use tokio::task::block_in_place;
 
 use super::{
     Stage, message, next,
-    redis_modes::{Watched, cli, wait},
+    redis_topologies::{Watched, cli, wait},
     support::socket::{Event, Socket},
     through, until, until_taken,
 };
@@ -84,7 +84,7 @@ async fn a_failover_of_sentinel_fails_dispatches_aloud_and_keeps_clients_and_wha
     });
     // Somebody makes the primary a replica, and does not cut its connections: each server finds out by itself.
     let port = watched.nodes[1].port.to_string();
-    watched.sentinels.iter().for_each(super::redis_modes::Node::kill);
+    watched.sentinels.iter().for_each(super::redis_topologies::Node::kill);
     cli(watched.nodes[1].port, &["REPLICAOF", "NO", "ONE"]);
     cli(watched.nodes[0].port, &["REPLICAOF", "127.0.0.1", &port]);
     let (status, refused) = stage.ask(0, "POST", "/v1/dispatch", &message(1001, &["alice"])).await;

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    check::{self, Kind, check},
+    checker::{self, Kind, check},
     history::{self, Event, Event::*},
 };
 
@@ -48,7 +48,7 @@ impl Story {
     }
 }
 
-fn told(violations: &[check::Violation]) -> String {
+fn told(violations: &[checker::Violation]) -> String {
     violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 

@@ -1,7 +1,7 @@
 //! The checker, held against what clients that resume may and may not be sent.
 
 use crate::{
-    check::Kind,
+    checker::Kind,
     checker_tests::{Story, answered, begun_in, killed, opened_in, owed, receipt, sent},
     history::{Event, Event::*},
 };

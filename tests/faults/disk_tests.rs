@@ -4,8 +4,8 @@
 use std::{collections::HashSet, ffi::OsStr};
 
 use crate::{
-    disk::{Cut, Ino, Lost, Tree},
-    support::random::Random,
+    fuse_disk::{Cut, Ino, Lost, Tree},
+    support::seeded_rng::Random,
 };
 
 const CUTS: [Cut; 3] = [Cut::Clear, Cut::Torn, Cut::Reordered];
@@ -158,7 +158,7 @@ fn as_a_file_system_it_takes_locks_and_forgets_what_was_not_synced() {
         io::Write as _,
     };
 
-    use crate::disk::Mounted;
+    use crate::fuse_disk::Mounted;
 
     let disk = match Mounted::new() {
         Ok(disk) => disk,

@@ -4,21 +4,21 @@
 //! `cargo test --test faults` runs the short forms; `tests/faults/run` the long ones, on an optimised build.
 //!
 //! - [`history`]: what is written down
-//! - [`check`]: the checker, a process of its own (`faults check FILE`), tested in `parts.rs`
+//! - [`checker`]: the checker, a process of its own (`faults check FILE`), tested in `self_tests.rs`
 //! - [`workload`]: backends and clients
-//! - [`theatre`]: the server, what is done to it, and the chapters a run consists of
-//! - [`disk`]: a file system that forgets what was not synced
-//! - [`forms`]: the runs there are
+//! - [`runner`]: the server, what is done to it, and the chapters a run consists of
+//! - [`fuse_disk`]: a file system that forgets what was not synced
+//! - [`scenarios`]: the runs there are
 
-mod check;
+mod checker;
 #[allow(dead_code, reason = "where there is no FUSE the disk is not used")]
-mod disk;
-mod forms;
+mod fuse_disk;
 mod history;
+mod runner;
+mod scenarios;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod support;
-mod theatre;
 mod workload;
 
 use std::{path::Path, process::ExitCode};
@@ -39,21 +39,21 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
-        ["check", file] => check::run(Path::new(file)),
+        ["check", file] => checker::run(Path::new(file)),
         ["help" | "--help"] => {
             println!("{HELP}");
             ExitCode::SUCCESS
         }
         // As test runners ask which tests there are.
         [.., "--list"] | ["--list", ..] => {
-            forms::NAMES.iter().for_each(|name| println!("{name}: test"));
+            scenarios::NAMES.iter().for_each(|name| println!("{name}: test"));
             ExitCode::SUCCESS
         }
-        ["planted", ref bugs @ ..] => forms::planted(bugs),
-        ["settling"] => forms::settling(None),
-        ["settling", amount] => forms::settling(Some(amount)),
-        [name, ref rest @ ..] if forms::NAMES.contains(&name) => forms::long(name, rest.first().copied()),
+        ["planted", ref bugs @ ..] => scenarios::planted(bugs),
+        ["settling"] => scenarios::settling(None),
+        ["settling", amount] => scenarios::settling(Some(amount)),
+        [name, ref rest @ ..] if scenarios::NAMES.contains(&name) => scenarios::long(name, rest.first().copied()),
         // As `cargo test WORD` hands its word to every test program.
-        _ => forms::short(&words),
+        _ => scenarios::short(&words),
     }
 }

@@ -1,16 +1,17 @@
 //! Portals over real sockets: what a backend is told about clients by `GET /v1/events`.
 #![allow(missing_docs)]
 
-mod events;
+#[path = "../support/in_process.rs"]
+mod in_process;
 mod missed;
-mod served;
+mod sse_client;
 
 use std::time::Duration;
 
-use events::Events;
+use in_process::{PATIENCE, Served};
 use mesa::client::{Connection, ConnectionEvent};
 use serde_json::{Value, json};
-use served::{PATIENCE, Served};
+use sse_client::Events;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::{
-    events::{Event, Events},
-    served::{PATIENCE, Served},
+    in_process::{PATIENCE, Served},
+    sse_client::{Event, Events},
 };
 
 /// Bytes of one client message. A few hundred of them fill the socket and the portal's queue.

@@ -441,6 +441,6 @@ fn random_operations_over_redis_leave_what_a_list_would() {
 #[test]
 fn random_operations_over_a_redis_cluster_leave_what_a_list_would() {
     // Or each case would start one of its own.
-    let _cluster = crate::redis_modes::Cluster::shared();
+    let _cluster = crate::redis_topologies::Cluster::shared();
     check(|| Place::Redis(crate::redis::Somewhere::spread()), 20);
 }

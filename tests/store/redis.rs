@@ -20,8 +20,8 @@ use mesa::{
 };
 
 use crate::{
-    redis_modes::Cluster,
     redis_server::Redis,
+    redis_topologies::Cluster,
     support::{append, message, read, receive, until, user},
 };
 

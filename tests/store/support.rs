@@ -11,7 +11,7 @@ use mesa::{
         Options, Tuning,
         tables::{
             memory::{self, Memory},
-            sled::{self, DiskOptions},
+            sled::DiskOptions,
         },
     },
     message::{Payload, Seq, UserId},

@@ -2,8 +2,8 @@
 //! it takes to talk to it.
 
 pub mod http;
-pub mod lines;
-pub mod random;
-pub mod receiver;
+pub mod http_receiver;
+pub mod ndjson;
+pub mod seeded_rng;
 pub mod server;
 pub mod socket;

@@ -1,20 +1,20 @@
 //! Webhooks of the built server, told to receivers that behave and to receivers that do not.
 
+mod auth_webhook;
+mod client_events;
+mod message_events;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod support;
 
-mod ask;
-mod kept;
 mod outbox;
-mod stream;
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{
     http::Http,
-    receiver::{Receiver, Request},
+    http_receiver::{Receiver, Request},
     server::{Home, Server},
     socket::Socket,
 };

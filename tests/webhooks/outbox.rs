@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    support::{random::Random, receiver::Answer},
+    support::{http_receiver::Answer, seeded_rng::Random},
     *,
 };
 

@@ -38,7 +38,7 @@ pub fn hs256(claims: &Value) -> String {
     hs256_with(r#"{"alg":"HS256","typ":"JWT"}"#, &claims.to_string())
 }
 
-/// A private key of `data/keys-test`.
+/// A private key of `data/test_keys`.
 pub fn private(name: &str) -> EncodingKey {
     let pem = fs::read(key_path(&format!("{name}.private.pem"))).unwrap();
     match name {

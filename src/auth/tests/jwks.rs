@@ -13,7 +13,7 @@ use crate::http_client::receiver::{Answer, Receiver};
 
 const ALGORITHMS: &[&str] = &["RS256", "ES256", "EdDSA"];
 
-/// The published form of a key of `data/keys-test`.
+/// The published form of a key of `data/test_keys`.
 fn published(name: &str, id: &str, algorithm: Algorithm) -> Value {
     // The crate needs its cryptography for that.
     Jwt::new(&with_secret()).unwrap();
@@ -26,7 +26,7 @@ fn set(keys: &[Value]) -> Answer {
     Answer::json(json!({ "keys": keys }))
 }
 
-/// Signed with a key of `data/keys-test`, for alice.
+/// Signed with a key of `data/test_keys`, for alice.
 fn token(name: &str, id: Option<&str>, algorithm: Algorithm) -> String {
     let mut header = json!({ "alg": algorithm });
     if let Some(id) = id {

@@ -42,14 +42,14 @@ fn with_secret() -> config::Jwt {
     config::Jwt { secret: Some(SECRET.into()), algorithms: vec!["HS256".into()], ..nothing() }
 }
 
-/// As configured with a key file of `data/keys-test`.
+/// As configured with a key file of `data/test_keys`.
 fn with_key(name: &str, algorithms: &[&str]) -> config::Jwt {
     let key_file = Some(key_path(&format!("{name}.public.pem")).into());
     config::Jwt { key_file, algorithms: algorithms.iter().map(|&name| name.to_owned()).collect(), ..nothing() }
 }
 
 fn key_path(file: &str) -> String {
-    format!("{}/data/keys-test/{file}", env!("CARGO_MANIFEST_DIR"))
+    format!("{}/data/test_keys/{file}", env!("CARGO_MANIFEST_DIR"))
 }
 
 /// What the client passes.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{sample::Sample, support::random::Random};
+use crate::{fixtures::Sample, support::seeded_rng::Random};
 
 const PAGE: u64 = 4096;
 

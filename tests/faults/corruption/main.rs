@@ -6,11 +6,11 @@
 //! it can fail: one entry of what is expected is forged, and every store that opens must be told to be wrong.
 
 mod damage;
-mod judge;
-mod sample;
+mod fixtures;
 #[path = "../../support/mod.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod support;
+mod verify;
 
 use std::{
     collections::BTreeMap,
@@ -21,9 +21,9 @@ use std::{
 };
 
 use damage::Damage;
-use judge::{Outcome, judge};
-use sample::Sample;
-use support::random::Random;
+use fixtures::Sample;
+use support::seeded_rng::Random;
+use verify::{Outcome, judge};
 
 /// Damaged stores where `MESA_CORRUPTIONS` says nothing.
 const CORRUPTIONS: u64 = 60;
@@ -36,7 +36,7 @@ fn announce(text: &str) {
     _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
-type Judged = Result<judge::Found, String>;
+type Judged = Result<verify::Found, String>;
 
 /// Judges them all, a few at a time; gives them back in order.
 fn judge_all<'a>(damages: &'a [Damage], which: &(impl Fn(u64) -> &'a Sample + Sync)) -> Vec<(u64, &'a Damage, Judged)> {

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{ledger::Ledger, support::http::Http};
+use crate::{support::http::Http, tracker::Ledger};
 
 /// Backends at work.
 #[derive(Debug)]

@@ -7,12 +7,12 @@ use serde_json::Value;
 
 use crate::{
     client::{Client, Event},
-    ledger::Ledger,
+    env,
     support::{
         http::Http,
         server::{Home, Server},
     },
-    tools,
+    tracker::Ledger,
 };
 
 /// Where Debian and others put it; the one for programs with threads.
@@ -43,7 +43,7 @@ enum Jump {
 
 #[test]
 fn clocks_that_jump_change_nothing_but_what_is_shown() {
-    let Some(library) = tools::file_is_here(LIBRARIES, "libfaketime", "a clock that jumps") else { return };
+    let Some(library) = env::file_is_here(LIBRARIES, "libfaketime", "a clock that jumps") else { return };
     let home = Home::new();
     let config = fs::read_to_string(home.path("config.json5")).expect("a configuration");
     let config = config.replacen('{', "{ heartbeat: { enabled: true, interval: 200, maxAttempts: 20 },", 1);
@@ -55,7 +55,7 @@ fn clocks_that_jump_change_nothing_but_what_is_shown() {
     let mut server = start(&home, library);
     let mut alice = runtime.block_on(Client::connect(server.address, "alice")).expect("a connection");
     let (mut received, mut jumps) = (Vec::new(), 0);
-    for round in 0..tools::times(1, 10) {
+    for round in 0..env::times(1, 10) {
         for (clock, jump) in JUMPS {
             let mut http = Http::connect(server.address).expect("a connection");
             dispatch(&mut ledger, &mut http);
@@ -83,7 +83,7 @@ fn clocks_that_jump_change_nothing_but_what_is_shown() {
     ledger.check_received("alice", &received).unwrap_or_else(|wrong| panic!("{wrong}"));
     confirmed(&mut http, &runtime, &mut alice);
     assert!(!home.log().contains("panicked"), "{}", home.log());
-    tools::say(&format!(
+    env::say(&format!(
         "{jumps} jumps of the clock, a restart behind each: {} dispatches answered and kept",
         ledger.answered()
     ));

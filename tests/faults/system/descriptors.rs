@@ -12,13 +12,12 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::{
     client::Client,
-    ledger::Ledger,
-    proc,
+    env, proc,
     support::{
         http::Http,
         server::{Home, Server},
     },
-    tools,
+    tracker::Ledger,
 };
 
 /// Files the server may have open.
@@ -35,7 +34,7 @@ const CPU_MAX: Duration = Duration::from_millis(400);
 
 #[test]
 fn a_server_without_descriptors_waits_and_serves_those_it_has() {
-    if !tools::program_is_here("prlimit", "running out of descriptors") {
+    if !env::program_is_here("prlimit", "running out of descriptors") {
         return;
     }
     let (home, mut ledger) = (Home::new(), Ledger::default());
@@ -46,7 +45,7 @@ fn a_server_without_descriptors_waits_and_serves_those_it_has() {
     let mut http = Http::connect(server.address).expect("a connection");
     assert_eq!(ledger.dispatch(&mut http, "alice").expect("an answer"), 200);
 
-    for _ in 0..tools::times(2, 10) {
+    for _ in 0..env::times(2, 10) {
         let crowd = crowd(&server);
         let open = proc::descriptors(server.pid);
         assert!(open < LIMIT, "{open} of {LIMIT} descriptors are in use: nothing is left for the store");
@@ -63,7 +62,7 @@ fn a_server_without_descriptors_waits_and_serves_those_it_has() {
         let newcomer = Http::connect(server.address).and_then(|mut http| http.status("/readyz"));
         assert_eq!(newcomer.expect("a new connection is served before the others have left"), 200);
         drop(crowd);
-        tools::say(&format!(
+        env::say(&format!(
             "{open} of {LIMIT} descriptors in use: {dispatched} dispatches in {WATCHED:?} with {used:?} of processor time"
         ));
     }
@@ -129,7 +128,7 @@ fn start_failing(home: &Home, directory: &str, error: &str) -> Server {
 // covers: G1
 #[test]
 fn dispatch_without_a_descriptor_for_the_journal_fails_alone() {
-    if !tools::strace_is_here("files of the journal that cannot be opened") {
+    if !env::strace_is_here("files of the journal that cannot be opened") {
         return;
     }
     for error in ["EMFILE", "ENFILE", "ENOMEM"] {
@@ -158,7 +157,7 @@ fn dispatch_without_a_descriptor_for_the_journal_fails_alone() {
 
 #[test]
 fn flush_without_a_descriptor_for_the_inboxes_is_repeated() {
-    if !tools::strace_is_here("files of the inboxes that cannot be opened") {
+    if !env::strace_is_here("files of the inboxes that cannot be opened") {
         return;
     }
     let (mut home, mut ledger) = (Home::new(), Ledger::default());
@@ -234,7 +233,7 @@ fn inbox_bytes(inboxes: &std::path::Path) -> u64 {
 /// Silent connections take all descriptors before the first dispatch of the server's life.
 #[test]
 fn first_dispatch_behind_silent_connections_is_taken() {
-    if !tools::program_is_here("prlimit", "running out of descriptors before the first dispatch") {
+    if !env::program_is_here("prlimit", "running out of descriptors before the first dispatch") {
         return;
     }
     let (home, mut ledger) = (Home::new(), Ledger::default());

@@ -4,11 +4,11 @@
 use std::process::Command;
 
 use crate::{
+    env,
+    fixture_store::Prepared,
     on_small_disk::{connect, home},
-    prepared::Prepared,
     small_disk::MIB,
     support::server::Home,
-    tools,
 };
 
 const DISK_BYTES: u64 = 64 * MIB;
@@ -41,5 +41,5 @@ fn copied_store_on_an_almost_full_disk_is_served_or_says_how_much_to_free() {
         server.process.kill();
     }
     assert!((1..LEFT.len()).contains(&refused), "{refused} of {} starts were refused", LEFT.len());
-    tools::say(&format!("{refused} of {} starts of a copied store on an almost full disk were refused", LEFT.len()));
+    env::say(&format!("{refused} of {} starts of a copied store on an almost full disk were refused", LEFT.len()));
 }

@@ -6,11 +6,11 @@ use serde_json::Value;
 
 use crate::{
     client::Client,
-    ledger::Ledger,
+    env,
     on_small_disk::{clear, connect, home, not_ready, pending, refusal},
     small_disk::{MIB, bytes_in, until},
     support::{http::Http, server::Server},
-    tools,
+    tracker::Ledger,
 };
 
 /// The disk, what the server is to leave free of it, and what somebody else has put there.
@@ -55,7 +55,7 @@ fn is_full_and_delivers(server: &Server, http: &mut Http, ledger: &Ledger, reade
     assert!(ready.contains("store.minFree"), "{ready}");
 
     ledger.check(http).expect("all that was answered");
-    let log = crate::ledger::read_log(http, reader);
+    let log = crate::tracker::read_log(http, reader);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let mut client = Client::connect(server.address, reader).await.expect("connected");
@@ -73,7 +73,7 @@ fn before_the_disk_is_full_dispatches_are_refused_and_taken_again_when_there_is_
     assert_eq!(disk.put_ballast(BALLAST_BYTES), BALLAST_BYTES);
     let server = home.start();
     let mut http = connect(&server);
-    let rounds = tools::times(2, 12);
+    let rounds = env::times(2, 12);
     let (mut told, mut all) = (Vec::new(), 0);
     for round in 0..rounds {
         let users = users(round);
@@ -99,7 +99,7 @@ fn before_the_disk_is_full_dispatches_are_refused_and_taken_again_when_there_is_
         all += ledger.answered();
     }
     server.process.kill();
-    tools::say(&format!(
+    env::say(&format!(
         "a full disk: {all} dispatches answered and kept, in {rounds} rounds (dispatches, MiB of store): {}",
         told.join("; ")
     ));

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::{
     client::{Client, Event},
-    ledger::Ledger,
+    env,
     on_small_disk::{
         PATIENCE, clear, connect, metric, not_ready, pending, refusal, settling_home, until_full, until_ready,
     },
@@ -21,7 +21,7 @@ use crate::{
         http::Http,
         server::{Home, Server},
     },
-    tools,
+    tracker::Ledger,
 };
 
 /// Bytes of a message.
@@ -32,7 +32,7 @@ const FULL: Duration = Duration::from_secs(2);
 
 /// Receives all that a user has, and acknowledges it.
 fn receive(server: &Server, http: &mut Http, user: &str) {
-    let log = crate::ledger::read_log(http, user);
+    let log = crate::tracker::read_log(http, user);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let mut client = Client::connect(server.address, user).await.expect("connected");
@@ -68,7 +68,7 @@ fn idle_server_whose_disk_is_filled_delivers_and_resumes_without_a_restart() {
     let mut server = home.start();
     let mut http = connect(&server);
     let mut ledger = Ledger::default();
-    for round in 0..tools::times(2, 8) {
+    for round in 0..env::times(2, 8) {
         let users = [format!("reader-{round}"), format!("away-{round}")];
         for user in users.iter().cycle().take(20) {
             assert_eq!(ledger.dispatch_padded(&mut http, user, MESSAGE_BYTES).expect("an answer"), 200);
@@ -137,7 +137,7 @@ pub fn fill_under_load(home: &Home, disk: &Disk, server: Server) {
             })
             .collect();
         let mut http = connect(&server);
-        for _ in 0..tools::times(3, 20) {
+        for _ in 0..env::times(3, 20) {
             let before = taken.load(Ordering::Relaxed);
             until("dispatches to be taken", PATIENCE, || taken.load(Ordering::Relaxed) > before + 50);
             let before = refused.load(Ordering::Relaxed);
@@ -161,7 +161,7 @@ pub fn fill_under_load(home: &Home, disk: &Disk, server: Server) {
     assert!(server.process.wait(PATIENCE).success());
     let server = home.start();
     ledger.check(&mut connect(&server)).expect("all that was answered");
-    tools::say(&format!(
+    env::say(&format!(
         "a disk filled by another process under load: {} dispatches taken, {} refused",
         taken.load(Ordering::Relaxed),
         refused.load(Ordering::Relaxed)

@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 
 use crate::{
     disk_taken::fill_under_load,
+    env,
     on_small_disk::settling_home,
     small_disk::MIB,
     strace::{self, Fault, Started},
-    tools,
 };
 
 // covers: G1
 #[test]
 fn server_without_fallocate_whose_disk_is_filled_again_and_again_loses_nothing_and_stays() {
-    if !tools::strace_is_here("a disk that fills up on a file system without fallocate") {
+    if !env::strace_is_here("a disk that fills up on a file system without fallocate") {
         return;
     }
     let Some((home, disk)) = settling_home(192 * MIB, "store: { minFree: 0 }") else { return };

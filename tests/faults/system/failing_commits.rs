@@ -11,11 +11,11 @@ use std::{
 };
 
 use crate::{
-    ledger::Ledger,
-    prepared::Prepared,
+    env,
+    fixture_store::Prepared,
     strace::{self, Fault, Started},
-    support::{http::Http, random::Random, server::Home},
-    tools,
+    support::{http::Http, seeded_rng::Random, server::Home},
+    tracker::Ledger,
 };
 
 /// Faults in the short form.
@@ -35,13 +35,13 @@ const END_MAX: Duration = Duration::from_secs(15);
 
 #[test]
 fn after_a_write_or_a_sync_that_failed_nothing_more_is_answered() {
-    if !tools::strace_is_here("writes and syncs that fail under a server at work") {
+    if !env::strace_is_here("writes and syncs that fail under a server at work") {
         return;
     }
     let mut random = Random::announced("failing_commits");
     let (home, prepared) = (Home::new(), Prepared::new());
     let faults = faults();
-    let chosen = tools::sample(&faults, FAULTS, &mut random);
+    let chosen = env::sample(&faults, FAULTS, &mut random);
     let (mut wrong, mut fired, mut stopped, mut answered) = (Vec::new(), 0, 0, 0);
     for (file, commits, fault) in &chosen {
         prepared.place(&home);
@@ -58,7 +58,7 @@ fn after_a_write_or_a_sync_that_failed_nothing_more_is_answered() {
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), chosen.len(), wrong.join("\n"));
     assert!(fired * 10 >= chosen.len() * 5, "of {} faults only {fired} happened", chosen.len());
     assert!(stopped > 0, "no fault has stopped a server");
-    tools::say(&format!(
+    env::say(&format!(
         "{fired} of {} failing writes and syncs at work: {stopped} servers stopped, {answered} dispatches answered and kept",
         faults.len()
     ));
@@ -96,7 +96,7 @@ fn faults() -> Vec<(&'static str, bool, Fault)> {
 /// the journal has what could not be moved.
 #[test]
 fn a_chunk_that_cannot_be_written_or_synced_ends_the_server_and_nothing_is_lost() {
-    if !tools::strace_is_here("chunks that cannot be written") {
+    if !env::strace_is_here("chunks that cannot be written") {
         return;
     }
     let (home, prepared) = (Home::new(), Prepared::new());
@@ -116,7 +116,7 @@ fn a_chunk_that_cannot_be_written_or_synced_ends_the_server_and_nothing_is_lost(
         assert_eq!(strace::injected(&home), 1, "{fault}");
         prepared.check_after(&home, &ledger).unwrap_or_else(|wrong| panic!("after {fault}: {wrong}"));
     }
-    tools::say("3 chunks that could not be written or synced: 3 servers stopped, and lost nothing");
+    env::say("3 chunks that could not be written or synced: 3 servers stopped, and lost nothing");
 }
 
 /// Whether what fails is a write that counts for nothing where the disk is full: then the server stays, and goes on when there is

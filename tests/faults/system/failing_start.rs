@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    ledger::Ledger,
-    prepared::{self, Prepared},
+    env,
+    fixture_store::{self, Prepared},
     strace::{self, Fault, Footprint, Started},
-    support::{http::Http, random::Random, server::Home},
-    tools,
+    support::{http::Http, seeded_rng::Random, server::Home},
+    tracker::Ledger,
 };
 
 /// Faults in the short form, beside those of syncs.
@@ -36,7 +36,7 @@ const CALLS: &[(&str, bool)] = &[
 
 #[test]
 fn a_start_with_failing_system_calls_ends_with_a_sentence_or_serves() {
-    if !tools::strace_is_here("system calls that fail while a store is opened") {
+    if !env::strace_is_here("system calls that fail while a store is opened") {
         return;
     }
     let mut random = Random::announced("failing_start");
@@ -44,19 +44,19 @@ fn a_start_with_failing_system_calls_ends_with_a_sentence_or_serves() {
     let place = || prepared.place(&home);
     let check = |ledger: &Ledger| prepared.check_after(&home, ledger);
     let told = fail_everywhere(&home, &mut random, FAULTS, place, check);
-    tools::say(&format!("{told}, over a store that holds something"));
+    env::say(&format!("{told}, over a store that holds something"));
 }
 
 #[test]
 fn a_first_start_with_failing_system_calls_ends_with_a_sentence_or_serves() {
-    if !tools::strace_is_here("system calls that fail while a store is made") {
+    if !env::strace_is_here("system calls that fail while a store is made") {
         return;
     }
     let mut random = Random::announced("failing_first_start");
     let home = Home::new();
-    let place = || prepared::place_none(&home);
+    let place = || fixture_store::place_none(&home);
     let check = |ledger: &Ledger| {
-        prepared::check_no_panic(&home)?;
+        fixture_store::check_no_panic(&home)?;
         let server = strace::start_without(&home)?;
         let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
         ledger.check(&mut http)?;
@@ -67,7 +67,7 @@ fn a_first_start_with_failing_system_calls_ends_with_a_sentence_or_serves() {
         }
     };
     let told = fail_everywhere(&home, &mut random, FIRST_FAULTS, place, check);
-    tools::say(&format!("{told}, of a first start"));
+    env::say(&format!("{told}, of a first start"));
 }
 
 /// Places a store, lets a call of a start on it fail, and checks; for each call, or for `count` of them and all syncs.
@@ -85,7 +85,7 @@ fn fail_everywhere(
     let (mut chosen, others): (Vec<_>, Vec<_>) =
         faults(&footprint).into_iter().partition(|fault| fault.call == "fsync" || fault.call == "fdatasync");
     let all = chosen.len() + others.len();
-    chosen.extend(tools::sample(&others, count, random));
+    chosen.extend(env::sample(&others, count, random));
     let (mut wrong, mut fired, mut refused) = (Vec::new(), 0, 0);
     for fault in &chosen {
         place();
@@ -122,7 +122,7 @@ fn faults(footprint: &Footprint) -> Vec<Fault> {
 /// which the n-th `read` of the log does.
 #[test]
 fn a_log_that_cannot_be_read_is_refused_and_not_harmed() {
-    if !tools::strace_is_here("a log that cannot be read") {
+    if !env::strace_is_here("a log that cannot be read") {
         return;
     }
     let (home, prepared) = (Home::new(), Prepared::new());
@@ -143,7 +143,7 @@ fn a_log_that_cannot_be_read_is_refused_and_not_harmed() {
         prepared.check_at_a_plain_start(&home).unwrap_or_else(|wrong| panic!("after {fault}: {wrong}"));
     }
     assert!(refused > 1, "a log of several MiB was read at once");
-    tools::say(&format!("{refused} starts over a log that could not be read were refused, and harmed nothing"));
+    env::say(&format!("{refused} starts over a log that could not be read were refused, and harmed nothing"));
 }
 
 /// What must hold of a start, however it came out; and what it promised, if it serves.

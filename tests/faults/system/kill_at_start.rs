@@ -7,10 +7,10 @@
 use std::os::unix::process::ExitStatusExt as _;
 
 use crate::{
-    prepared::{self, Prepared},
+    env,
+    fixture_store::{self, Prepared},
     strace::{self, Fault, Started},
-    support::{http::Http, random::Random, server::Home},
-    tools,
+    support::{http::Http, seeded_rng::Random, server::Home},
 };
 
 /// Kills of each kind of store in the short form.
@@ -18,7 +18,7 @@ const KILLS: usize = 40;
 
 #[test]
 fn a_start_killed_at_any_system_call_is_followed_by_one_that_finds_everything() {
-    if !tools::strace_is_here("being killed at each system call of a start") {
+    if !env::strace_is_here("being killed at each system call of a start") {
         return;
     }
     let mut random = Random::announced("kill_at_start");
@@ -26,17 +26,17 @@ fn a_start_killed_at_any_system_call_is_followed_by_one_that_finds_everything() 
     let place = || prepared.place(&home);
     let check = || prepared.check_at_a_plain_start(&home);
     let (kills, sites) = kill_everywhere(&home, &mut random, place, check);
-    tools::say(&format!("{kills} starts killed at {kills} of {sites} system calls, over a store that holds something"));
+    env::say(&format!("{kills} starts killed at {kills} of {sites} system calls, over a store that holds something"));
 }
 
 #[test]
 fn a_first_start_killed_at_any_system_call_is_followed_by_one_that_works() {
-    if !tools::strace_is_here("being killed at each system call of a first start") {
+    if !env::strace_is_here("being killed at each system call of a first start") {
         return;
     }
     let mut random = Random::announced("kill_at_first_start");
     let home = Home::new();
-    let place = || prepared::place_none(&home);
+    let place = || fixture_store::place_none(&home);
     let check = || {
         let server = strace::start_without(&home)?;
         let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
@@ -47,7 +47,7 @@ fn a_first_start_killed_at_any_system_call_is_followed_by_one_that_works() {
         }
     };
     let (kills, sites) = kill_everywhere(&home, &mut random, place, check);
-    tools::say(&format!("{kills} first starts killed at {kills} of {sites} system calls"));
+    env::say(&format!("{kills} first starts killed at {kills} of {sites} system calls"));
 }
 
 /// Places a store, kills a start on it at a call, and checks; for each call, or for a sample. Returns how many were
@@ -62,7 +62,7 @@ fn kill_everywhere(
     let footprint = strace::footprint(home);
     let sites: Vec<(String, usize)> =
         footprint.calls.iter().flat_map(|(call, count)| (1..=*count).map(move |when| (call.clone(), when))).collect();
-    let chosen = tools::sample(&sites, KILLS, random);
+    let chosen = env::sample(&sites, KILLS, random);
     let (mut kills, mut wrong) = (0, Vec::new());
     for (call, when) in &chosen {
         let fault = Fault { call: call.clone(), how: "signal=KILL", when: *when, for_ever: false };

@@ -4,10 +4,10 @@
 //!
 //! One file a fault; beside them what they share:
 //!
-//! - `tools`: what the machine must have, the short and the long form, and saying figures
+//! - `env`: what the machine must have, the short and the long form, and saying figures
 //! - `strace`: a server under `strace`, and its faults
-//! - `prepared`: a store that holds something, to be copied as often as there are faults
-//! - `ledger`: what was dispatched and answered, held against a server
+//! - `fixture_store`: a store that holds something, to be copied as often as there are faults
+//! - `tracker`: what was dispatched and answered, held against a server
 //! - `backends`, `client`: who dispatches, and who receives
 //! - `proc`: what the system knows of a process
 //! - `small_disk`, `on_small_disk`: a file system in memory, and a server on it
@@ -27,17 +27,17 @@ mod disk_copied;
 mod disk_full;
 mod disk_taken;
 mod disk_without_fallocate;
+mod env;
 mod failing_commits;
 mod failing_start;
+mod fixture_store;
 mod kill_at_start;
-mod ledger;
 mod on_small_disk;
 mod pause;
-mod prepared;
 mod proc;
 mod slow_readers;
 mod small_disk;
 mod strace;
 mod terminate;
-mod tools;
+mod tracker;
 mod two_processes;

@@ -16,9 +16,8 @@ use rustix::process::Signal;
 use crate::{
     backends::Backends,
     client::{Client, Event},
-    proc,
-    support::{http::Http, random::Random, server::Home},
-    tools,
+    env, proc,
+    support::{http::Http, seeded_rng::Random, server::Home},
 };
 
 #[test]
@@ -28,7 +27,7 @@ fn a_paused_server_goes_on_where_it_was() {
     let config = fs::read_to_string(home.path("config.json5")).expect("a configuration");
     let config = config.replacen('{', "{ heartbeat: { enabled: true, interval: 1000, maxAttempts: 3 },", 1);
     fs::write(home.path("config.json5"), config).expect("written");
-    let (pauses, pause) = if tools::complete() { (6, 20_000) } else { (2, 3_000) };
+    let (pauses, pause) = if env::complete() { (6, 20_000) } else { (2, 3_000) };
 
     let server = home.start();
     let runtime =
@@ -66,7 +65,7 @@ fn a_paused_server_goes_on_where_it_was() {
     for user in &users[1..] {
         ledger.check_user(&mut http, user).unwrap_or_else(|wrong| panic!("{wrong}"));
     }
-    tools::say(&format!(
+    env::say(&format!(
         "{pauses} pauses of {pause} ms amid {} dispatches: {} answered and kept",
         ledger.sent(),
         ledger.answered()

@@ -11,13 +11,13 @@ use tokio::runtime::Runtime;
 
 use crate::{
     client::{Client, Event},
-    prepared::backlog,
+    env,
+    fixture_store::backlog,
     proc,
     support::{
         http::Http,
         server::{Home, Server},
     },
-    tools,
 };
 
 /// Messages that wait.
@@ -67,7 +67,7 @@ fn clients_that_do_not_read_are_cut_lose_nothing_and_disturb_nobody() {
     let grown = proc::resident_bytes(server.pid).saturating_sub(before);
     let cut = wait_until_cut(&server, &mut http, began);
 
-    tools::say(&format!(
+    env::say(&format!(
         "{READERS} clients that never read {BACKLOG} messages: {} KiB of memory each, cut after {cut:?} (writeTimeout \
          {WRITE_TIMEOUT:?}); a live message beside them takes {:?}, p99 {:?} (alone {:?}, p99 {:?})",
         grown / READERS as u64 / 1024,

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{support::server::Home, tools};
+use crate::{env, support::server::Home};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -25,7 +25,7 @@ impl Disk {
         let size = format!("size={bytes},mode=0700");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "mesa-test"]).arg(&path).output();
         let here = mounted.is_ok_and(|output| output.status.success());
-        (here || tools::missing("the right to mount a tmpfs", "a disk that fills up")).then_some(Self(path))
+        (here || env::missing("the right to mount a tmpfs", "a disk that fills up")).then_some(Self(path))
     }
 
     /// Puts a file there, of so many bytes or as many as there is room for; how many those were.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    prepared::is_caught_panic,
+    fixture_store::is_caught_panic,
     support::server::{Home, Process, Server},
 };
 

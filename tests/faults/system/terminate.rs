@@ -12,16 +12,16 @@ use rustix::process::Signal;
 use crate::{
     backends::Backends,
     client::{Client, Event},
-    ledger::Ledger,
-    prepared::{Prepared, backlog, copy},
+    env,
+    fixture_store::{Prepared, backlog, copy},
     proc,
     strace::{self, Fault},
     support::{
         http::Http,
-        random::Random,
+        seeded_rng::Random,
         server::{Home, Server},
     },
-    tools,
+    tracker::Ledger,
 };
 
 /// Within this a server has ended.
@@ -33,7 +33,7 @@ const BACKLOG: u64 = 4_000;
 #[test]
 fn sigterm_amid_dispatches_keeps_what_was_answered_and_tells_the_clients() {
     let mut random = Random::announced("terminate_dispatches");
-    let times = tools::times(10, 200);
+    let times = env::times(10, 200);
     let (mut answered, mut slowest) = (0, Duration::ZERO);
     for _ in 0..times {
         let home = Home::new();
@@ -43,9 +43,7 @@ fn sigterm_amid_dispatches_keeps_what_was_answered_and_tells_the_clients() {
         slowest = slowest.max(took);
         hold(&home, &ledger);
     }
-    tools::say(&format!(
-        "{times} times SIGTERM amid dispatches: {answered} answered and kept; ended within {slowest:?}"
-    ));
+    env::say(&format!("{times} times SIGTERM amid dispatches: {answered} answered and kept; ended within {slowest:?}"));
 }
 
 /// Ends a server after `pause` ms of dispatching, with a second SIGTERM `gap` ms behind the first if there is one.
@@ -76,7 +74,7 @@ fn amid_dispatches(home: &Home, pause: u64, gap: Option<u64>) -> (Ledger, Durati
 #[test]
 fn sigterm_amid_a_redelivery_loses_nothing_of_it() {
     let mut random = Random::announced("terminate_redelivery");
-    let times = tools::times(10, 200);
+    let times = env::times(10, 200);
     let image = tempfile::Builder::new().prefix("mesa-test-").tempdir().expect("a temporary directory");
     backlog(image.path(), "alice", BACKLOG);
     let mut cut = 0;
@@ -123,7 +121,7 @@ fn sigterm_amid_a_redelivery_loses_nothing_of_it() {
         assert!(from <= first.len() as u64, "{} came first, then {from} and on", first.len());
         assert!(second.iter().copied().eq(from..BACKLOG), "out of order afterwards");
     }
-    tools::say(&format!(
+    env::say(&format!(
         "{times} times SIGTERM amid {BACKLOG} messages, {cut} of them before the last was there: no hole"
     ));
     assert!(cut > 0, "every redelivery was over before the end came");
@@ -131,11 +129,11 @@ fn sigterm_amid_a_redelivery_loses_nothing_of_it() {
 
 #[test]
 fn sigterm_during_a_start_ends_it_in_order() {
-    if !tools::strace_is_here("SIGTERM during a slow start") {
+    if !env::strace_is_here("SIGTERM during a slow start") {
         return;
     }
     let mut random = Random::announced("terminate_start");
-    let times = tools::times(10, 200);
+    let times = env::times(10, 200);
     let prepared = Prepared::new();
     let home = Home::new();
     let mut before = 0;
@@ -152,7 +150,7 @@ fn sigterm_during_a_start_ends_it_in_order() {
         assert!(status.success(), "ended with {status}:\n{}", home.log());
         prepared.check_at_a_plain_start(&home).unwrap_or_else(|wrong| panic!("{wrong}"));
     }
-    tools::say(&format!("{times} times SIGTERM during a start, {before} of them before the server listened"));
+    env::say(&format!("{times} times SIGTERM during a start, {before} of them before the server listened"));
     assert!(before > 0, "every start was over before the end came");
 }
 

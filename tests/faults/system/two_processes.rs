@@ -9,13 +9,13 @@ use std::{
 };
 
 use crate::{
-    ledger::Ledger,
+    env,
     support::{
         http::Http,
-        random::Random,
+        seeded_rng::Random,
         server::{Home, Process},
     },
-    tools,
+    tracker::Ledger,
 };
 
 /// How long the one that comes too late may take to say so.
@@ -25,7 +25,7 @@ const REFUSAL_MAX: Duration = Duration::from_secs(5);
 fn of_two_servers_started_on_one_directory_one_serves_and_the_other_says_so() {
     let mut random = Random::announced("two_processes");
     let (home, mut ledger) = (Home::new(), Ledger::default());
-    let races = tools::times(20, 100);
+    let races = env::times(20, 100);
     let (mut slowest, mut second_won) = (Duration::ZERO, 0);
     for race in 0..races {
         let mut contenders = [Contender::new(&home, 0), Contender::new(&home, 1)];
@@ -53,7 +53,7 @@ fn of_two_servers_started_on_one_directory_one_serves_and_the_other_says_so() {
         }
         ledger.check(&mut http).unwrap_or_else(|wrong| panic!("race {race}: {wrong}"));
     }
-    tools::say(&format!("{races} races for one directory, {second_won} won by the later; refused within {slowest:?}"));
+    env::say(&format!("{races} races for one directory, {second_won} won by the later; refused within {slowest:?}"));
 }
 
 /// Waits until one of two has ended; which, and its exit code.

@@ -12,8 +12,8 @@ use crate::{
     history::Event,
     support::{
         http::{Http, request},
-        lines::Lines,
-        random::Random,
+        ndjson::Lines,
+        seeded_rng::Random,
     },
 };
 

@@ -7,7 +7,7 @@ use super::{Here, Plan, World};
 use crate::{
     history::Event,
     support::{
-        random::Random,
+        seeded_rng::Random,
         socket::{self, Socket},
     },
 };

@@ -9,7 +9,7 @@ use super::{Here, Plan, World, clients};
 use crate::{
     history::Event,
     support::{
-        random::Random,
+        seeded_rng::Random,
         socket::{self, Resumed, Socket},
     },
 };

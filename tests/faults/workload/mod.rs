@@ -1,7 +1,7 @@
 //! Those who use the server while it is being harmed. They stay over its deaths: whoever loses his connection waits for
 //! the next server and goes on.
 //!
-//! - `stage`: which server is there now, for all of them
+//! - `current_server`: which server is there now, for all of them
 //! - `backends`: send
 //! - `clients`: receive, each in a manner of his own
 //! - `devices`: resume, and confirm by themselves
@@ -9,9 +9,9 @@
 
 mod backends;
 mod clients;
+mod current_server;
 mod devices;
 mod drain;
-mod stage;
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
@@ -21,10 +21,10 @@ use std::{
 use tokio::task::JoinHandle as Task;
 
 pub use self::{
+    current_server::{Here, Stage},
     drain::{drain, look},
-    stage::{Here, Stage},
 };
-use crate::{history::Recorder, support::random::Random};
+use crate::{history::Recorder, support::seeded_rng::Random};
 
 /// What is done.
 #[derive(Clone, Debug)]

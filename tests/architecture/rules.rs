@@ -1,0 +1,288 @@
+//! The rules. Each takes a file, and says what is wrong in it.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::{
+    lexer::{first_names, line, words},
+    sources::Source,
+};
+
+/// The import table: a module, and what of the crate it may name. What is not here may not exist: a new module gets a
+/// row first. `lib.rs` names everything.
+const IMPORTS: &[(&str, &[&str])] = &[
+    ("message", &[]),
+    ("http_client", &["logging"]),
+    ("config", &["http_client"]),
+    ("metrics", &["logging"]),
+    ("failpoints", &[]),
+    ("logging", &[]),
+    ("health", &["logging", "failpoints"]),
+    ("guide", &[]),
+    ("util", &[]),
+    ("protocol", &["message", "logging"]),
+    ("compat", &["message", "logging"]),
+    ("store", &["message", "logging", "health"]),
+    ("embedded", &["message", "logging", "metrics", "failpoints", "health", "store"]),
+    ("auth", &["message", "logging", "config", "failpoints", "http_client"]),
+    ("cluster", &["message", "logging"]),
+    ("middleware", &["message", "logging"]),
+    ("redis", &["message", "logging", "compat", "config", "metrics", "failpoints", "health", "store", "cluster"]),
+    (
+        "hub",
+        &["message", "logging", "config", "metrics", "failpoints", "health", "store", "auth", "cluster", "middleware"],
+    ),
+    ("webhook", &["message", "logging", "config", "metrics", "health", "hub", "http_client"]),
+    ("http", &["message", "logging", "config", "metrics", "health", "auth", "hub", "failpoints", "util"]),
+    ("resp", &["message", "logging", "compat", "config", "metrics", "health", "auth", "hub"]),
+    (
+        "server",
+        &[
+            "message",
+            "logging",
+            "config",
+            "metrics",
+            "failpoints",
+            "health",
+            "protocol",
+            "store",
+            "embedded",
+            "redis",
+            "auth",
+            "cluster",
+            "middleware",
+            "hub",
+            "http_client",
+            "webhook",
+            "http",
+            "resp",
+        ],
+    ),
+    ("client", &["message", "logging", "protocol"]),
+    ("dispatcher", &["message", "logging", "protocol", "client"]),
+    ("portal", &["message", "logging", "dispatcher"]),
+];
+
+/// Foreign names, and the beginnings of the paths where each may be used.
+const HOMES: &[(&[&str], &[&str])] = &[
+    (&["sled"], &["src/embedded/tables/", "src/embedded/offline/"]),
+    (&["bincode"], &["src/embedded/", "src/store/outbox.rs"]),
+    (&["tungstenite", "tokio_tungstenite"], &["src/server/connection", "src/server/socket.rs", "src/client/"]),
+    (&["axum", "hyper", "hyper_util"], &["src/http/", "src/server/"]),
+    (&["redis"], &["src/redis/"]),
+    (&["clap"], &["src/bin/mesa/args.rs", "src/bin/mesa/args/"]),
+    (&["reqwest"], &["src/dispatcher.rs", "src/dispatcher/", "src/portal.rs", "src/portal/", "src/http_client/"]),
+    (&["aws_lc_rs"], &["src/http_client/"]),
+    (&["jsonwebtoken"], &["src/auth/"]),
+];
+
+/// Longest file, in lines.
+const LINES_MAX: usize = 600;
+
+/// What must not stay in the code, and what to write instead.
+const LEFTOVERS: &[(&str, &str)] = &[
+    ("dbg!", "look with a debugger, or log with tracing"),
+    ("todo!", "write it, or return an error that says what is missing"),
+    ("unimplemented!", "write it, or return an error that says what is missing"),
+    ("#[ignore", "let the test run everywhere, or say in its output what was not checked"),
+];
+
+/// What only the binary and the tests may do.
+const PRINTS: &[&str] = &["print!", "println!", "eprint!", "eprintln!"];
+
+/// Names of the crate that this file uses and its row does not allow.
+pub fn imports(source: &Source) -> Vec<String> {
+    let path = source.module();
+    let Some(own) = path.first().filter(|_| !source.is_test()) else { return vec![] };
+    let Some((_, allowed)) = IMPORTS.iter().find(|(module, _)| module == own) else {
+        return vec![format!(
+            "{}: module `{own}` has no row in the import table of tests/architecture/rules.rs",
+            source.path
+        )];
+    };
+    let mut violations = Vec::new();
+    for (at, names) in crate_paths(&source.shipped, path.len()) {
+        for name in names.iter().filter(|name| name != own && !allowed.contains(&name.as_str())) {
+            violations.push(format!(
+                "{}:{}: `{own}` may not import `{name}`, only {allowed:?}: move what is needed down, or hand it in",
+                source.path,
+                line(&source.shipped, at)
+            ));
+        }
+    }
+    violations
+}
+
+/// Paths from the root of the crate, as `crate::…` or as enough `super::`: where, and which modules they go into.
+fn crate_paths(code: &str, depth: usize) -> Vec<(usize, Vec<String>)> {
+    let root = words(code, "crate").filter_map(|at| Some((at, code[at + 5..].trim_start().strip_prefix("::")?)));
+    let supers = words(code, "super").filter_map(|at| {
+        let (mut rest, mut up) = (&code[at..], 0);
+        while let Some(after) = rest.strip_prefix("super").and_then(|rest| rest.trim_start().strip_prefix("::")) {
+            (rest, up) = (after.trim_start(), up + 1);
+        }
+        (up == depth).then_some((at, rest))
+    });
+    root.chain(supers).map(|(at, rest)| (at, first_names(rest))).collect()
+}
+
+/// Foreign names away from their homes.
+pub fn homes(source: &Source) -> Vec<String> {
+    let mut violations = Vec::new();
+    for (names, homes) in HOMES.iter().filter(|(_, homes)| !homes.iter().any(|home| source.path.starts_with(home))) {
+        for name in *names {
+            for at in words(&source.code, name).filter(|at| is_foreign(&source.code, *at, name)) {
+                let line = line(&source.code, at);
+                violations
+                    .push(format!("{}:{line}: `{name}` lives in {homes:?}; ask for what you need there", source.path));
+            }
+        }
+    }
+    violations
+}
+
+/// Whether the word at `at` names a crate: it begins a path, or is what a `use` names.
+fn is_foreign(code: &str, at: usize, name: &str) -> bool {
+    let (before, after) = (code[..at].trim_end(), code[at + name.len()..].trim_start());
+    let inner = before.strip_suffix("::").is_some_and(|path| path.ends_with(|each: char| !each.is_whitespace()));
+    if inner {
+        return false;
+    }
+    let used = before.ends_with("use") && (after.starts_with(';') || after.starts_with("as "));
+    used || after.starts_with("::")
+}
+
+/// Files that no `mod` line leads to.
+pub fn dead_files(sources: &[Source]) -> Vec<String> {
+    let files: HashMap<&str, &Source> = sources.iter().map(|source| (source.path.as_str(), source)).collect();
+    let is_root = |path: &&str| *path == "src/lib.rs" || *path == "src/main.rs" || path.ends_with("/main.rs");
+    let mut waiting: Vec<String> = files.keys().filter(|path| is_root(path)).map(|path| (*path).to_owned()).collect();
+    let mut alive = HashSet::new();
+    while let Some(path) = waiting.pop() {
+        let Some(source) = files.get(path.as_str()) else { continue };
+        if !alive.insert(path.clone()) {
+            continue;
+        }
+        let (directory, file) = path.rsplit_once('/').expect("a file in src");
+        let base = match file {
+            "lib.rs" | "main.rs" | "mod.rs" => directory.to_owned(),
+            _ => path.trim_end_matches(".rs").to_owned(),
+        };
+        for name in declared(&source.code) {
+            waiting.push(format!("{base}/{name}.rs"));
+            waiting.push(format!("{base}/{name}/mod.rs"));
+        }
+    }
+    let dead = sources.iter().filter(|source| !alive.contains(&source.path));
+    dead.map(|source| format!("{}: no `mod` line leads here; declare it or delete it", source.path)).collect()
+}
+
+/// The modules that are declared to be in files of their own.
+fn declared(code: &str) -> Vec<&str> {
+    let name = |at: usize| {
+        let (name, _) = code[at + 3..].split_once([';', '{'])?;
+        let file = code[at + 3 + name.len()..].starts_with(';');
+        (file && code[at + 3..].starts_with(char::is_whitespace)).then_some(name.trim())
+    };
+    words(code, "mod").filter_map(name).collect()
+}
+
+/// Whether the file has grown too large.
+pub fn size(source: &Source) -> Option<String> {
+    (source.lines > LINES_MAX).then(|| {
+        format!("{}: {} lines; split it by step, so that no part has more than {LINES_MAX}", source.path, source.lines)
+    })
+}
+
+/// What was left in the code.
+pub fn leftovers(source: &Source) -> Vec<String> {
+    let found = |what: &str| -> Vec<usize> {
+        let whole = |at: &usize| !source.code[..*at].ends_with(|each: char| each.is_alphanumeric() || each == '_');
+        let at = source.code.match_indices(what).map(|(at, _)| at);
+        at.filter(whole).map(|at| line(&source.code, at)).collect()
+    };
+    let mut violations = Vec::new();
+    for (what, instead) in LEFTOVERS {
+        violations.extend(found(what).iter().map(|line| format!("{}:{line}: `{what}`: {instead}", source.path)));
+    }
+    if !source.is_test() && !source.path.starts_with("src/bin/") {
+        for what in PRINTS {
+            let instead = "log with tracing; only the binary prints";
+            violations.extend(found(what).iter().map(|line| format!("{}:{line}: `{what}`: {instead}", source.path)));
+        }
+    }
+    violations
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(path: &str, text: &str) -> Source {
+        Source::new(path, text)
+    }
+
+    #[test]
+    fn a_planted_import_is_caught() {
+        let ok = "use crate::{message::Seq, store::{Entry, Store}};\n// crate::server\n#[cfg(test)] mod t { use crate::server; }";
+        assert_eq!(imports(&source("src/hub/mod.rs", ok)), [""; 0]);
+        for (path, text) in [
+            ("src/hub/mod.rs", "use crate::server::Server;"),
+            ("src/hub/mod.rs", "use crate::{message::Seq, protocol::{Frame}};"),
+            ("src/hub/session.rs", "fn f() { crate::server::go() }"),
+            ("src/hub/session.rs", "use super::super::server;"),
+            ("src/hub/mod.rs", "use super::{server::Server};"),
+            ("src/message.rs", "pub use crate::config::Config;"),
+            ("src/newcomer.rs", ""),
+        ] {
+            assert_eq!(imports(&source(path, text)).len(), 1, "{path}: {text}");
+        }
+        assert_eq!(imports(&source("src/hub/session.rs", "use super::server;")), [""; 0]);
+        assert_eq!(imports(&source("src/lib.rs", "pub use crate::server::Server;")), [""; 0]);
+    }
+
+    #[test]
+    fn a_planted_foreign_name_is_caught() {
+        for text in ["use sled::Db;", "use sled;", "fn f() -> Result<(), sled::Error> {}", "use ::sled::Db;"] {
+            assert_eq!(homes(&source("src/hub/mod.rs", text)).len(), 1, "{text}");
+            assert_eq!(homes(&source("src/embedded/tables/open.rs", text)), [""; 0], "{text}");
+        }
+        for text in ["use crate::store::disk::Open;", "// sled::Db", "let sled = 1;", "mod sled;"] {
+            assert_eq!(homes(&source("src/server/mod.rs", text)), [""; 0], "{text}");
+        }
+        assert_eq!(homes(&source("src/bin/mesa/main.rs", "#[derive(clap::Parser)]")).len(), 1);
+        assert_eq!(homes(&source("src/server/heartbeat.rs", "use tokio_tungstenite::tungstenite::Message;")).len(), 1);
+    }
+
+    #[test]
+    fn a_planted_dead_file_is_caught() {
+        let mut sources = vec![
+            source("src/lib.rs", "pub mod a;\nmod b { }\n// mod c;"),
+            source("src/a.rs", "mod d;\n#[cfg(test)]\nmod tests;"),
+            source("src/a/d.rs", ""),
+            source("src/a/tests.rs", ""),
+            source("src/bin/mesa/main.rs", "mod args;"),
+            source("src/bin/mesa/args.rs", ""),
+        ];
+        assert_eq!(dead_files(&sources), [""; 0]);
+        sources.push(source("src/c.rs", ""));
+        sources.push(source("src/a/e.rs", ""));
+        assert_eq!(dead_files(&sources).len(), 2);
+    }
+
+    #[test]
+    fn a_planted_giant_is_caught() {
+        assert_eq!(size(&source("src/a.rs", &"\n".repeat(LINES_MAX))), None);
+        assert!(size(&source("src/a.rs", &"\n".repeat(LINES_MAX + 1))).is_some());
+    }
+
+    #[test]
+    fn a_planted_leftover_is_caught() {
+        for text in ["dbg!(x);", "todo!()", "unimplemented!()", "#[ignore]", "println!()", "eprint!()"] {
+            assert_eq!(leftovers(&source("src/a.rs", text)).len(), 1, "{text}");
+        }
+        for text in ["// todo!()", "let x = \"dbg!\";", "my_todo!()", "tracing::info!()"] {
+            assert_eq!(leftovers(&source("src/a.rs", text)), [""; 0], "{text}");
+        }
+        assert_eq!(leftovers(&source("src/bin/mesa/main.rs", "println!()")), [""; 0]);
+    }
+}

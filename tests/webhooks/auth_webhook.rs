@@ -1,0 +1,41 @@
+//! A backend that is asked who clients are.
+
+use super::*;
+use crate::support::http_receiver::Answer;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_who_the_backend_says_and_who_it_does_not_know_is_sent_away() {
+    let receiver = Receiver::start();
+    let mut home = Home::new();
+    home.set_variable("MESA_AUTH_WEBHOOK_URL", &receiver.url());
+    home.set_variable("MESA_AUTH_WEBHOOK_SECRET", SECRET);
+    home.set_variable("MESA_AUTH_WEBHOOK_ALLOW_PRIVATE", "true");
+    let server = home.start();
+    receiver.script([
+        Answer::json(json!({ "id": "alice", "user": { "name": "Alice" } })),
+        Answer::status(401),
+        Answer::status(500),
+        Answer::json(json!({ "id": "bob", "expires": now_s() + 2 })),
+    ]);
+    let _alice = Socket::connect(server.address, "a-ticket").await.unwrap();
+    let mut http = Http::connect(server.address).unwrap();
+    let user: Value = http.get("/v1/users/alice").unwrap();
+    assert_eq!(user["online"], true, "{user}");
+    assert!(Socket::connect(server.address, "no-ticket").await.is_err());
+    assert!(Socket::connect(server.address, "a-ticket").await.is_err());
+    let mut bob = Socket::connect(server.address, "a-ticket").await.unwrap();
+    assert!(bob.event().await.is_err(), "his time is over");
+    for request in receiver.requests() {
+        check_signature(&request);
+    }
+    assert_eq!(
+        receiver.requests()[0].json(),
+        json!({ "token": "a-ticket" }),
+        "what is for the server alone is not passed on"
+    );
+    assert_eq!(receiver.requests().len(), 4);
+}
+
+fn now_s() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs()
+}
