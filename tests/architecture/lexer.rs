@@ -149,9 +149,70 @@ pub fn first_names(text: &str) -> Vec<String> {
     names
 }
 
+/// One name that a `use` declaration imports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// The full path, without a trailing `self` or `*`.
+    pub path: Vec<String>,
+    /// The name it gets here; `None` for a glob or `_`.
+    pub name: Option<String>,
+}
+
+/// All names that the `use` declarations of `code` import.
+pub fn use_leaves(code: &str) -> Vec<Leaf> {
+    let mut leaves = Vec::new();
+    for at in words(code, "use") {
+        if let Some((tree, _)) = code[at + 3..].split_once(';') {
+            collect_leaves(tree, &[], &mut leaves);
+        }
+    }
+    leaves
+}
+
+fn collect_leaves(tree: &str, prefix: &[String], leaves: &mut Vec<Leaf>) {
+    let parts = |text: &str| -> Vec<String> {
+        text.split("::").map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect()
+    };
+    if let Some((head, group)) = tree.split_once('{') {
+        let prefix: Vec<String> = prefix.iter().cloned().chain(parts(head)).collect();
+        let (mut depth, mut start) = (0, 0);
+        for (at, each) in group.char_indices() {
+            match each {
+                '{' => depth += 1,
+                '}' if depth > 0 => depth -= 1,
+                '}' | ',' if depth == 0 => {
+                    collect_leaves(&group[start..at], &prefix, leaves);
+                    start = at + 1;
+                }
+                _ => {}
+            }
+        }
+        return;
+    }
+    let (path, alias) = tree.split_once(" as ").map_or((tree, None), |(path, alias)| (path, Some(alias.trim())));
+    let mut path: Vec<String> = prefix.iter().cloned().chain(parts(path)).collect();
+    let is_glob = path.last().is_some_and(|last| last == "*");
+    if is_glob || path.len() > 1 && path.last().is_some_and(|last| last == "self") {
+        path.pop();
+    }
+    let name = alias.map(str::to_owned).or_else(|| path.last().cloned()).filter(|name| !is_glob && name != "_");
+    if !parts(tree).is_empty() {
+        leaves.push(Leaf { path, name });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn use_leaves_with_nested_groups_returns_each_path() {
+        let leaves = use_leaves("use a::{self, b::{C, D as E}, f::*};\npub use g;\nfn f() { user; }");
+        let found: Vec<_> = leaves.iter().map(|leaf| (leaf.path.join("::"), leaf.name.as_deref())).collect();
+        let expected =
+            [("a", Some("a")), ("a::b::C", Some("C")), ("a::b::D", Some("E")), ("a::f", None), ("g", Some("g"))];
+        assert_eq!(found, expected.map(|(path, name)| (path.to_owned(), name)));
+    }
 
     #[test]
     fn comments_and_literals_are_blank() {

@@ -7,76 +7,74 @@ use crate::{
     sources::Source,
 };
 
-/// The import table: a module, and what of the crate it may name. What is not here may not exist: a new module gets a
-/// row first. `lib.rs` names everything.
+/// Modules that every module may import: log lines, readiness and small helpers.
+const BASE: &[&str] = &["logging", "health", "util"];
+
+/// The import table: a module, and the modules of the crate that it may import beside [`BASE`]. A new module gets a row first.
+/// `lib.rs` imports everything; the command line uses public names only.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("message", &[]),
-    ("http_client", &["logging"]),
-    ("config", &["http_client"]),
-    ("metrics", &["logging"]),
+    ("metrics", &[]),
     ("failpoints", &[]),
-    ("logging", &[]),
-    ("health", &["logging", "failpoints"]),
+    ("http_client", &[]),
     ("guide", &[]),
+    ("logging", &[]),
+    ("health", &["failpoints"]),
     ("util", &[]),
-    ("protocol", &["message", "logging"]),
-    ("compat", &["message", "logging"]),
-    ("store", &["message", "logging", "health"]),
-    ("embedded", &["message", "logging", "metrics", "failpoints", "health", "store"]),
-    ("auth", &["message", "logging", "config", "failpoints", "http_client"]),
-    ("cluster", &["message", "logging"]),
-    ("middleware", &["message", "logging"]),
-    ("redis", &["message", "logging", "compat", "config", "metrics", "failpoints", "health", "store", "cluster"]),
-    (
-        "hub",
-        &["message", "logging", "config", "metrics", "failpoints", "health", "store", "auth", "cluster", "middleware"],
-    ),
-    ("webhook", &["message", "logging", "config", "metrics", "health", "hub", "http_client"]),
-    ("http", &["message", "logging", "config", "metrics", "health", "auth", "hub", "failpoints", "util"]),
-    ("resp", &["message", "logging", "compat", "config", "metrics", "health", "auth", "hub"]),
-    (
-        "server",
-        &[
-            "message",
-            "logging",
-            "config",
-            "metrics",
-            "failpoints",
-            "health",
-            "protocol",
-            "store",
-            "embedded",
-            "redis",
-            "auth",
-            "cluster",
-            "middleware",
-            "hub",
-            "http_client",
-            "webhook",
-            "http",
-            "resp",
-        ],
-    ),
-    ("client", &["message", "logging", "protocol"]),
-    ("dispatcher", &["message", "logging", "protocol", "client"]),
-    ("portal", &["message", "logging", "dispatcher"]),
+    ("protocol", &["message"]),
+    ("compat", &["message"]),
+    ("config", &["http_client"]),
+    ("store", &["message"]),
+    ("embedded", &["message", "metrics", "failpoints", "store"]),
+    ("auth", &["message", "config", "http_client", "failpoints"]),
+    ("cluster", &["message", "store"]),
+    ("middleware", &["message"]),
+    ("redis", &["message", "config", "metrics", "failpoints", "store", "cluster", "compat"]),
+    ("hub", &["message", "config", "metrics", "failpoints", "store", "auth", "cluster", "middleware"]),
+    ("webhook", &["message", "config", "metrics", "hub", "http_client"]),
+    ("http", &["message", "config", "metrics", "failpoints", "auth", "hub"]),
+    ("resp", &["message", "config", "metrics", "auth", "hub", "compat"]),
+    ("server", SERVER),
+    ("client", &["message", "protocol"]),
+    ("dispatcher", &["message", "protocol", "client"]),
+    ("portal", &["message", "dispatcher"]),
 ];
 
-/// Foreign names, and the beginnings of the paths where each may be used.
+/// The server constructs the other modules.
+const SERVER: &[&str] = &[
+    "message",
+    "metrics",
+    "failpoints",
+    "http_client",
+    "protocol",
+    "config",
+    "store",
+    "embedded",
+    "auth",
+    "cluster",
+    "middleware",
+    "redis",
+    "hub",
+    "webhook",
+    "http",
+    "resp",
+];
+
+/// Foreign crates, and the beginnings of the paths where each may be used.
 const HOMES: &[(&[&str], &[&str])] = &[
     (&["sled"], &["src/embedded/tables/", "src/embedded/offline/"]),
     (&["bincode"], &["src/embedded/", "src/store/outbox.rs"]),
     (&["tungstenite", "tokio_tungstenite"], &["src/server/connection", "src/server/socket.rs", "src/client/"]),
     (&["axum", "hyper", "hyper_util"], &["src/http/", "src/server/"]),
     (&["redis"], &["src/redis/"]),
-    (&["clap"], &["src/bin/mesa/args.rs", "src/bin/mesa/args/"]),
-    (&["reqwest"], &["src/dispatcher.rs", "src/dispatcher/", "src/portal.rs", "src/portal/", "src/http_client/"]),
+    (&["clap"], &["src/bin/mesa/args/"]),
+    (&["reqwest"], &["src/dispatcher/", "src/portal/", "src/http_client/"]),
     (&["aws_lc_rs"], &["src/http_client/"]),
     (&["jsonwebtoken"], &["src/auth/"]),
 ];
 
 /// Longest file, in lines.
-const LINES_MAX: usize = 600;
+const LINES_MAX: usize = 500;
 
 /// What must not stay in the code, and what to write instead.
 const LEFTOVERS: &[(&str, &str)] = &[
@@ -101,7 +99,7 @@ pub fn imports(source: &Source) -> Vec<String> {
     };
     let mut violations = Vec::new();
     for (at, names) in crate_paths(&source.shipped, path.len()) {
-        for name in names.iter().filter(|name| name != own && !allowed.contains(&name.as_str())) {
+        for name in names.iter().filter(|name| name != own && !allowed.iter().chain(BASE).any(|each| each == name)) {
             violations.push(format!(
                 "{}:{}: `{own}` may not import `{name}`, only {allowed:?}: move what is needed down, or hand it in",
                 source.path,
@@ -144,11 +142,26 @@ pub fn homes(source: &Source) -> Vec<String> {
 fn is_foreign(code: &str, at: usize, name: &str) -> bool {
     let (before, after) = (code[..at].trim_end(), code[at + name.len()..].trim_start());
     let inner = before.strip_suffix("::").is_some_and(|path| path.ends_with(|each: char| !each.is_whitespace()));
-    if inner {
+    if inner || is_in_group(before) {
         return false;
     }
     let used = before.ends_with("use") && (after.starts_with(';') || after.starts_with("as "));
     used || after.starts_with("::")
+}
+
+/// Whether `before` ends inside a group of a path, as in `crate::tables::{`.
+fn is_in_group(before: &str) -> bool {
+    let mut depth = 0;
+    for (at, each) in before.char_indices().rev() {
+        match each {
+            '}' => depth += 1,
+            '{' if depth > 0 => depth -= 1,
+            '{' => return before[..at].trim_end().ends_with("::"),
+            ';' if depth == 0 => return false,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Files that no `mod` line leads to.
@@ -231,7 +244,7 @@ mod tests {
             ("src/hub/session.rs", "fn f() { crate::server::go() }"),
             ("src/hub/session.rs", "use super::super::server;"),
             ("src/hub/mod.rs", "use super::{server::Server};"),
-            ("src/message.rs", "pub use crate::config::Config;"),
+            ("src/message/mod.rs", "pub use crate::config::Config;"),
             ("src/newcomer.rs", ""),
         ] {
             assert_eq!(imports(&source(path, text)).len(), 1, "{path}: {text}");
@@ -242,11 +255,11 @@ mod tests {
 
     #[test]
     fn a_planted_foreign_name_is_caught() {
-        for text in ["use sled::Db;", "use sled;", "fn f() -> Result<(), sled::Error> {}", "use ::sled::Db;"] {
+        for text in ["use sled::Db;", "use sled;", "fn f() -> Result<(), sled::Error> {}", "use ::sled::Db;", "use {sled::Db, std::fs};"] {
             assert_eq!(homes(&source("src/hub/mod.rs", text)).len(), 1, "{text}");
             assert_eq!(homes(&source("src/embedded/tables/open.rs", text)), [""; 0], "{text}");
         }
-        for text in ["use crate::store::disk::Open;", "// sled::Db", "let sled = 1;", "mod sled;"] {
+        for text in ["use crate::tables::{sled::Open, contract};", "use crate::tables::sled::Open;", "// sled::Db", "let sled = 1;", "mod sled;"] {
             assert_eq!(homes(&source("src/server/mod.rs", text)), [""; 0], "{text}");
         }
         assert_eq!(homes(&source("src/bin/mesa/main.rs", "#[derive(clap::Parser)]")).len(), 1);

@@ -1,0 +1,144 @@
+//! Import graph of the files, and its circles.
+//!
+//! A file imports the file that defines an item, not the modules that re-export it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    lexer::{use_leaves, words},
+    sources::Source,
+};
+
+/// Re-exports that are followed for one name. Longer chains count as imports of the module where they stop.
+const REEXPORTS_MAX: usize = 8;
+
+type Module = Vec<String>;
+
+/// Modules of the crate, and the names that `use` brings into each.
+struct Crate<'a> {
+    files: BTreeMap<Module, &'a Source>,
+    imported: BTreeMap<Module, BTreeMap<String, Vec<String>>>,
+}
+
+impl<'a> Crate<'a> {
+    fn new(sources: &'a [Source]) -> Self {
+        let shipped = sources.iter().filter(|source| !source.is_test() && !source.path.starts_with("src/bin/"));
+        let files: BTreeMap<Module, &Source> =
+            shipped.map(|source| (source.module().into_iter().map(str::to_owned).collect(), source)).collect();
+        let mut all = Self { files, imported: BTreeMap::new() };
+        for (module, source) in &all.files {
+            let leaves = use_leaves(&source.shipped);
+            let named = leaves.iter().filter_map(|leaf| Some((leaf.name.clone()?, all.local(module, &leaf.path)?)));
+            all.imported.insert(module.clone(), named.collect());
+        }
+        all
+    }
+
+    /// Resolves a path that begins with `crate`, `self`, `super` or a child module.
+    fn local(&self, module: &[String], path: &[String]) -> Option<Vec<String>> {
+        let ups = path.iter().take_while(|part| *part == "super").count();
+        let (base, rest) = match path.first()?.as_str() {
+            "crate" => (&module[..0], &path[1..]),
+            "self" => (module, &path[1..]),
+            "super" => (module.get(..module.len().checked_sub(ups)?)?, &path[ups..]),
+            child => {
+                let mut below = module.to_vec();
+                below.push(child.to_owned());
+                self.files.contains_key(&below).then_some((module, path))?
+            }
+        };
+        Some(base.iter().chain(rest).cloned().collect())
+    }
+
+    /// The module of the file that defines what `path` names.
+    fn definition(&self, mut path: Vec<String>) -> Module {
+        for _ in 0..REEXPORTS_MAX {
+            let depth = (0..=path.len()).rev().find(|depth| self.files.contains_key(&path[..*depth])).unwrap_or(0);
+            let source = path.get(depth).and_then(|name| self.imported.get(&path[..depth])?.get(name));
+            match source {
+                Some(source) => path = source.iter().chain(&path[depth + 1..]).cloned().collect(),
+                None => return path[..depth].to_vec(),
+            }
+        }
+        path
+    }
+
+    /// The modules that a module's file imports.
+    fn imports(&self, module: &Module) -> BTreeSet<Module> {
+        let source = self.files[module];
+        let mut paths: Vec<Vec<String>> = use_leaves(&source.shipped).into_iter().map(|leaf| leaf.path).collect();
+        for root in ["crate", "super", "self"] {
+            let begins = words(&source.shipped, root).filter(|at| !source.shipped[..*at].ends_with("(in "));
+            let found = begins.map(|at| path_at(&source.shipped[at..]));
+            // `pub(super)` imports nothing.
+            paths.extend(found.filter(|path| path.last().is_some_and(|last| last != root)));
+        }
+        let resolved = paths.iter().filter_map(|path| self.local(module, path));
+        resolved.map(|path| self.definition(path)).filter(|other| other != module && !other.is_empty()).collect()
+    }
+}
+
+/// The path that `code` begins with.
+fn path_at(code: &str) -> Vec<String> {
+    let end = code.find(|each: char| !each.is_alphanumeric() && !matches!(each, '_' | ':')).unwrap_or(code.len());
+    code[..end].split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
+/// Groups of modules that import each other, as `a::b`. Each group and each list is sorted.
+pub fn circles(sources: &[Source]) -> Vec<Vec<String>> {
+    let all = Crate::new(sources);
+    let graph: BTreeMap<&Module, BTreeSet<Module>> =
+        all.files.keys().map(|module| (module, all.imports(module))).collect();
+    let reachable = |from: &Module| {
+        let (mut seen, mut waiting) = (BTreeSet::new(), vec![from]);
+        while let Some(module) = waiting.pop() {
+            waiting.extend(graph.get(module).into_iter().flatten().filter(|next| seen.insert((*next).clone())));
+        }
+        seen
+    };
+    let reached: BTreeMap<&Module, BTreeSet<Module>> =
+        graph.keys().map(|module| (*module, reachable(module))).collect();
+    let mut groups = BTreeSet::new();
+    for (module, own) in reached.iter().filter(|(module, own)| own.contains(**module)) {
+        let group = own.iter().filter(|other| reached.get(other).is_some_and(|back| back.contains(*module)));
+        groups.insert(group.map(|module| module.join("::")).collect::<Vec<_>>());
+    }
+    groups.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(files: &[(&str, &str)]) -> Vec<Vec<String>> {
+        let sources: Vec<_> = files.iter().map(|(path, text)| Source::new(path, text)).collect();
+        circles(&sources)
+    }
+
+    #[test]
+    fn circles_with_two_files_that_import_each_other_returns_them() {
+        let files = [
+            ("src/a.rs", "use crate::b::B;"),
+            ("src/b.rs", "fn f() { crate::a::g() }"),
+            ("src/c.rs", "use crate::a::A;"),
+        ];
+        assert_eq!(found(&files), [["a", "b"]]);
+    }
+
+    #[test]
+    fn circles_with_an_import_through_a_reexport_counts_the_definition() {
+        let parent = ("src/a/mod.rs", "mod b; mod c; pub use b::B; pub use self::c::{C as D};");
+        assert_eq!(found(&[parent, ("src/a/b.rs", "use super::D;"), ("src/a/c.rs", "")]), [[""; 0]; 0]);
+        assert_eq!(
+            found(&[parent, ("src/a/b.rs", "use super::D;"), ("src/a/c.rs", "use super::B;")]),
+            [["a::b", "a::c"]]
+        );
+        assert_eq!(found(&[parent, ("src/a/b.rs", "use super::E;"), ("src/a/c.rs", "")]), [["a", "a::b"]]);
+    }
+
+    #[test]
+    fn circles_through_tests_are_not_counted() {
+        let files = [("src/a.rs", "use crate::b::B;"), ("src/b.rs", "#[cfg(test)] mod tests { use crate::a::A; }")];
+        assert_eq!(found(&files), [[""; 0]; 0]);
+    }
+}
