@@ -16,7 +16,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use mesa::{
     embedded::{
         Tuning,
-        tables::sled::{DiskOptions, open},
+        tables::{DiskOptions, open},
     },
     message::{Recipients, UserId},
     store::{Append, Limits, ReadLimit},

@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use mesa::{
     embedded::{
         Tuning,
-        tables::sled::{DiskOptions, open},
+        tables::{DiskOptions, open},
     },
     store::{Append, Limits, Note, ReadLimit, Store},
 };

@@ -4,22 +4,19 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::{Stream, StreamExt, future::BoxFuture};
+use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use serde_json::{Map, Value, value::to_raw_value};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Connection, codec,
-    driver::{Control, Task},
+    driver::{Control, Credentials, Progress, Task},
     error::ClientError,
     event::{Event, Options},
 };
@@ -39,20 +36,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Requests to the task that wait for it; it takes them at once unless it is in the middle of connecting.
 const CONTROLS_MAX: usize = 4;
-
-/// What it takes to be let in, made anew for every connection.
-pub(super) type Credentials = Box<dyn Fn() -> BoxFuture<'static, Map<String, Value>> + Send + Sync>;
-
-/// What a program and the task share.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    /// Events the program is done with.
-    pub done: AtomicU64,
-    /// Told whenever that rises.
-    pub risen: Notify,
-    /// Bytes that wait to be sent.
-    pub unsent_bytes: AtomicUsize,
-}
 
 /// How a client comes back.
 #[must_use = "a builder does nothing until it connects"]

@@ -3,20 +3,22 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     time::Instant,
 };
 
 use super::{
-    Connection,
-    client::{Credentials, Progress},
-    close_code,
+    Connection, close_code,
     codec::{self, Incoming},
     error::ClientError,
     event::{Delivery, Event, Options},
@@ -423,4 +425,18 @@ mod tests {
         // An interval of the server's is not cut.
         assert!(pause(Duration::from_secs(60), 3, cap) >= Duration::from_secs(30));
     }
+}
+
+/// What it takes to be let in, made anew for every connection.
+pub(super) type Credentials = Box<dyn Fn() -> BoxFuture<'static, Map<String, Value>> + Send + Sync>;
+
+/// What a program and the task share.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Events the program is done with.
+    pub done: AtomicU64,
+    /// Told whenever that rises.
+    pub risen: Notify,
+    /// Bytes that wait to be sent.
+    pub unsent_bytes: AtomicUsize,
 }

@@ -22,6 +22,7 @@
 //! Many dispatches go best over a stream ([`Dispatcher::dispatch_all`], [`Dispatcher::stream`]): they share syncs, and
 //! no call waits for the one before it.
 
+mod backoff;
 mod backup;
 mod error;
 mod ndjson;
@@ -34,6 +35,7 @@ use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::Instant;
 
 use crate::{
     client::without_userinfo,
@@ -42,11 +44,12 @@ use crate::{
     protocol::opcode,
 };
 
+pub(crate) use backoff::jittered;
 pub use error::DispatchError;
 pub use ndjson::{Answers, Lines};
 pub use response::{Cleared, Device, DispatchResult, Messages, PendingMessage, Refusal, Rejected, User, Users};
+use retry::Attempts;
 pub use retry::Retry;
-pub(crate) use retry::jittered;
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -393,6 +396,23 @@ impl Dispatcher {
     /// The address without what may be secret in it.
     fn shown(&self) -> String {
         self.base.origin().ascii_serialization()
+    }
+}
+
+impl Dispatcher {
+    /// This dispatcher, repeating what may have failed for now. Without it each call is one attempt.
+    #[must_use]
+    pub fn retrying(self, retry: Retry) -> Self {
+        Self { retry: Some(retry), ..self }
+    }
+
+    /// Attempts of one thing to do.
+    fn attempts(&self) -> Attempts {
+        Attempts {
+            retry: self.retry,
+            end: self.retry.map(|retry| Instant::now() + retry.within),
+            pause: self.retry.map_or(Duration::ZERO, |retry| retry.pause),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{DispatchError, Dispatcher};
+use super::{DispatchError, backoff::jittered};
 use crate::message::DispatchId;
 
 /// How a [`Dispatcher`] repeats what may have failed for now: where nobody could be reached, no answer came, the connection
@@ -30,28 +30,11 @@ impl Default for Retry {
     }
 }
 
-impl Dispatcher {
-    /// This dispatcher, repeating what may have failed for now. Without it each call is one attempt.
-    #[must_use]
-    pub fn retrying(self, retry: Retry) -> Self {
-        Self { retry: Some(retry), ..self }
-    }
-
-    /// Attempts of one thing to do.
-    pub(super) fn attempts(&self) -> Attempts {
-        Attempts {
-            retry: self.retry,
-            end: self.retry.map(|retry| Instant::now() + retry.within),
-            pause: self.retry.map_or(Duration::ZERO, |retry| retry.pause),
-        }
-    }
-}
-
 /// What is left of the attempts.
 pub(super) struct Attempts {
-    retry: Option<Retry>,
-    end: Option<Instant>,
-    pause: Duration,
+    pub(super) retry: Option<Retry>,
+    pub(super) end: Option<Instant>,
+    pub(super) pause: Duration,
 }
 
 impl Attempts {
@@ -72,15 +55,6 @@ impl Attempts {
     pub(super) fn went_on(&mut self) {
         self.pause = self.retry.map_or(Duration::ZERO, |retry| retry.pause);
     }
-}
-
-/// Half to one and a half times as long, so that many who failed together do not come back together.
-pub(crate) fn jittered(pause: Duration) -> Duration {
-    let mut bytes = [0_u8; 4];
-    // Where there is no chance to be had, all wait equally long.
-    let share =
-        getrandom::fill(&mut bytes).map_or(0.5, |()| f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX));
-    pause.mul_f64(0.5 + share)
 }
 
 /// An id that no other dispatch has.

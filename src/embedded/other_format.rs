@@ -1,6 +1,6 @@
 //! Says what to do with a store that another version of mesa wrote.
 
-use super::recovery::FORMAT;
+use super::tables::meta::FORMAT;
 use crate::logging::excerpt;
 
 /// Says what to do with a store whose format is not the one that this version writes.

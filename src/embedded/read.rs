@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{
-    Shared, state,
+    shared::{Shared, state},
     tables::{
         contract::{EngineError, Table},
         schema::journal_key,

@@ -12,8 +12,8 @@ use std::{
 };
 
 use super::{
-    Options,
     other_format::other_format,
+    shared::Options,
     tables::{
         contract::{Engine, EngineError, Table},
         schema::{
@@ -29,38 +29,17 @@ use super::{
         cache::Recent,
         record::{Header, Item, RecordReader},
     },
-    writer::{
-        append::once_found,
-        commit::RecordInfo,
-        dedup::{Ids, answered},
-    },
+    writer::dedup::{Ids, answered, once_found},
 };
 use crate::{
+    embedded::tables::meta::{
+        CLOCK_KEY, FORMAT, FORMAT_KEY, FULL_LAPSES_KEY, LAPSE_RECORD_KEY, LAPSES_KEY, NAMESPACE_KEY, OPEN_ALWAYS,
+        OPEN_KEY, OPEN_LOSSY, SETTLED_KEY,
+    },
     failpoints::{self, Bug},
     message::{CollapseKey, DeviceId, Seq, UserId},
     store::{Durability, Loss, Reason, Rejected, StoreError, clock::Clock, fingerprint},
 };
-
-pub(super) const FORMAT_KEY: &[u8] = b"format";
-pub(super) const NAMESPACE_KEY: &[u8] = b"namespace";
-pub(super) const LAPSES_KEY: &[u8] = b"lapses";
-/// How many of the lapses count one by one.
-pub(super) const FULL_LAPSES_KEY: &[u8] = b"full-lapses";
-/// The last record before the last lapse.
-const LAPSE_RECORD_KEY: &[u8] = b"lapse-record";
-/// Whether the store is open, and how durable its answers are.
-pub(super) const OPEN_KEY: &[u8] = b"open";
-pub(super) const CLOSED: &[u8] = b"closed";
-/// The highest record that was settled and may be gone from the journal.
-pub(super) const SETTLED_KEY: &[u8] = b"settled";
-const OPEN_ALWAYS: &[u8] = b"always";
-const OPEN_LOSSY: &[u8] = b"lossy";
-
-/// The latest time the store's clock is known to have shown, in milliseconds of the Unix epoch.
-pub(super) const CLOCK_KEY: &[u8] = b"clock";
-
-/// The version of everything in the tables.
-pub(super) const FORMAT: &[u8] = b"mesa-3";
 
 /// What opening has found.
 pub(super) struct Recovered {
@@ -497,4 +476,14 @@ impl Log {
             _ => self.cursors.restore(device, cursor),
         }
     }
+}
+
+/// A record in the journal.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecordInfo {
+    pub number: u64,
+    pub bytes: usize,
+    pub committed: Instant,
+    /// Its commit goes on in the next one.
+    pub goes_on: bool,
 }

@@ -9,6 +9,7 @@
 //! - [`parameters`]: which parameters a query may have, and what is wrong with one
 //! - [`error`]: every refusal, in one table · [`refusal`]: of what never comes here
 
+mod api;
 mod auth;
 mod backup;
 mod dispatch;
@@ -25,7 +26,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     BoxError, Router,
     body::{Body, Bytes, HttpBody},
-    http::{HeaderValue, Method, Request, StatusCode, header},
+    http::{Method, Request},
     middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -33,36 +34,10 @@ use axum::{
 use tokio::sync::watch;
 use tower::ServiceExt;
 
-use crate::{
-    auth::{ApiKeys, Guesses},
-    config::Limits,
-    hub::Hub,
-    metrics::Metrics,
-};
+pub use self::api::Api;
+use self::api::{BODY_TIME_MAX, State, json};
 pub use auth::Caller;
 use error::ApiError;
-
-/// What the router needs.
-#[derive(Debug)]
-pub struct Api {
-    /// Who is asked.
-    pub hub: Arc<Hub>,
-    /// Who may ask.
-    pub keys: ApiKeys,
-    /// How often addresses have presented a wrong one.
-    pub guesses: Arc<Guesses>,
-    /// Where requests are counted.
-    pub metrics: Arc<Metrics>,
-    /// How much may be asked at once.
-    pub limits: Limits,
-    /// Only web pages of this machine are served.
-    pub local_only: bool,
-}
-
-type State = axum::extract::State<Arc<Api>>;
-
-/// How long the body of a request may take to arrive; then it gets 408.
-const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// How long any other request may take to be answered; then it gets 408.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
@@ -152,14 +127,4 @@ fn router(api: Arc<Api>) -> Router {
         .merge(guarded)
         .fallback(|| async { ApiError::NotFound })
         .with_state(api)
-}
-
-/// An answer in JSON.
-fn json(status: StatusCode, body: impl Into<Bytes>) -> Response {
-    let mut response = (status, body.into()).into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
 }

@@ -39,6 +39,27 @@ pub struct Connected {
     pub(super) end: Option<(u16, Box<str>)>,
 }
 
+impl Hub {
+    /// Registers a connection: from here on it can be told things.
+    #[cfg(test)]
+    #[must_use]
+    pub fn connect(self: &Arc<Self>) -> Connected {
+        self.connect_from(None, |_| ())
+    }
+
+    /// Registers a connection, from an address: from here on it can be told things. `named` learns what the connection is called before anybody is told of it.
+    #[must_use]
+    pub fn connect_from(self: &Arc<Self>, address: Option<IpAddr>, named: impl FnOnce(ConnectionId)) -> Connected {
+        let (id, mailbox) = self.registry.enter(self.settings.mailbox);
+        named(id);
+        let connected = Connected { hub: self.clone(), id, mailbox, address, user: OnceLock::new(), end: None };
+        self.middleware.each(Some(&connected.client()), |one| one.on_connection(&connected.client()));
+        self.listeners.tell(id, Event::Connection);
+        self.count_connections();
+        connected
+    }
+}
+
 impl Connected {
     /// What the hub leaves for this connection.
     #[must_use]

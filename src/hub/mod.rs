@@ -28,9 +28,8 @@ mod tests;
 
 use std::{
     fmt,
-    net::IpAddr,
     sync::{Arc, OnceLock},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use futures_util::future::BoxFuture;
@@ -56,7 +55,6 @@ use crate::{
     store::{CommitListener, Found, Note},
 };
 use events::Listeners;
-use mailbox::Mailbox;
 use portals::{Bounds, Portals};
 use presence::Presence;
 use registry::{Registry, Seat};
@@ -178,25 +176,6 @@ impl Hub {
         hub
     }
 
-    /// Registers a connection: from here on it can be told things.
-    #[cfg(test)]
-    #[must_use]
-    pub fn connect(self: &Arc<Self>) -> Connected {
-        self.connect_from(None, |_| ())
-    }
-
-    /// Registers a connection, from an address: from here on it can be told things. `named` learns what the connection is called before anybody is told of it.
-    #[must_use]
-    pub fn connect_from(self: &Arc<Self>, address: Option<IpAddr>, named: impl FnOnce(ConnectionId)) -> Connected {
-        let (id, mailbox) = self.registry.enter(self.settings.mailbox);
-        named(id);
-        let connected = Connected { hub: self.clone(), id, mailbox, address, user: OnceLock::new(), end: None };
-        self.middleware.each(Some(&connected.client()), |one| one.on_connection(&connected.client()));
-        self.listeners.tell(id, Event::Connection);
-        self.count_connections();
-        connected
-    }
-
     /// Sets the middleware; before anything happens, and once.
     pub fn install(&self, middleware: Vec<Arc<dyn Middleware>>) {
         self.middleware.set(middleware);
@@ -272,28 +251,6 @@ impl Hub {
     /// Tells every connection to go.
     pub fn everyone_leave(&self, why: Leave) {
         self.registry.everyone(|_, mailbox| mailbox.leave(why));
-    }
-
-    fn attach(
-        self: &Arc<Self>,
-        connection: ConnectionId,
-        mailbox: Arc<Mailbox>,
-        user: UserId,
-        how: Attach,
-        now: Instant,
-    ) -> Result<Session, StoreError> {
-        // Seated first, asked for the state second: a commit in between wakes the session rather than be missed.
-        let seat = self.registry.sit(&user, connection, mailbox, |sessions| self.counts(&user, sessions));
-        let session = match Session::begin(self.clone(), user.clone(), seat.clone(), how, now) {
-            Ok(session) => session,
-            Err(error) => {
-                self.registry.rise(&user, connection, |sessions| self.counts(&user, sessions));
-                return Err(error);
-            }
-        };
-        self.metrics.sessions.inc();
-        self.seen(&user);
-        Ok(session)
     }
 
     /// So many sessions of this user are here now. Under the lock of the registry, so that of two the later one holds.

@@ -21,6 +21,7 @@
 //! - `reader`: the task that reads, comes back, and names where it was
 //! - `sse`: server-sent events, byte by byte
 
+mod event;
 mod reader;
 mod sse;
 
@@ -32,14 +33,11 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use crate::{
-    dispatcher::{DispatchError, Dispatcher},
-    message::json_string::lossy_option,
-};
+use self::event::Handed;
+pub use self::event::{Event, Message};
+use crate::dispatcher::{DispatchError, Dispatcher};
 use reader::Reading;
 
 /// Events that wait for the program. With so many nothing more is read; then they wait in the server, in an inbox with a
@@ -48,75 +46,6 @@ const EVENTS_MAX: usize = 256;
 
 /// Longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-
-/// What happened to a client.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Event {
-    /// It has connected, and nobody knows yet who it is.
-    Connection {
-        /// Names its connection for as long as the server's process lives.
-        connection: String,
-    },
-    /// It has shown who it is.
-    Authentication {
-        /// As above.
-        connection: String,
-        /// Who.
-        user: String,
-    },
-    /// It has said something.
-    Message {
-        /// As above.
-        connection: String,
-        /// Who it is, if that is known.
-        user: Option<String>,
-        /// What it said.
-        message: Message,
-    },
-    /// It is gone.
-    Disconnection {
-        /// As above.
-        connection: String,
-        /// Who it was, if that was known.
-        user: Option<String>,
-    },
-    /// Events that this portal should have had, and that will not come: it was too slow, or away for too long.
-    Missed {
-        /// How many, if that is known.
-        count: Option<u64>,
-    },
-}
-
-/// A message from a client.
-#[derive(Clone, Debug, Deserialize)]
-#[non_exhaustive]
-pub struct Message {
-    /// 0, or above those of the protocol (23 and up).
-    pub op: u64,
-    /// The type, by which applications tell messages apart.
-    #[serde(rename = "t", default, deserialize_with = "lossy_option")]
-    pub kind: Option<String>,
-    /// The data: JSON text; `None` where there was none.
-    #[serde(rename = "d", default)]
-    pub data: Option<Box<RawValue>>,
-}
-
-impl Message {
-    /// The type, or the empty text: for `match`.
-    #[must_use]
-    pub fn kind(&self) -> &str {
-        self.kind.as_deref().unwrap_or_default()
-    }
-
-    /// The data as a type of yours. What a client says is whatever it likes to say: expect the error.
-    ///
-    /// # Errors
-    /// When it has another form.
-    pub fn read<'a, T: Deserialize<'a>>(&'a self) -> serde_json::Result<T> {
-        serde_json::from_str(self.data.as_deref().map_or("null", RawValue::get))
-    }
-}
 
 /// How a portal is connected.
 #[must_use = "a builder does nothing until it connects"]
@@ -171,9 +100,6 @@ impl fmt::Debug for PortalBuilder {
         f.debug_struct("PortalBuilder").field("url", &self.url).field("all", &self.all).finish_non_exhaustive()
     }
 }
-
-/// What is handed to the program: an event and its id, or why there are no more.
-type Handed = Result<(Event, Option<String>), DispatchError>;
 
 /// A portal that is connected, and comes back when it is not: it names the last event it has read, and the server goes on
 /// behind it. So nothing is lost or repeated over a broken connection; over a server that was restarted, what had happened

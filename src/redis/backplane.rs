@@ -7,9 +7,12 @@ use tokio::sync::mpsc;
 
 use super::{
     Link, LinkError, Told, broadcast,
-    original::{channel, ingest::FromStock},
+    original::{
+        channel::{self, may_have_stock},
+        ingest::FromStock,
+    },
     portal_pool::Portals,
-    presence::{self, Presence, may_have_stock},
+    presence::{self, Presence},
 };
 use crate::{
     cluster::{

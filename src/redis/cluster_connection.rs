@@ -16,10 +16,7 @@ use redis::{
     cluster_routing::{RoutingInfo, SingleNodeRoutingInfo},
 };
 
-use super::{
-    connection::{CONNECT_PATIENCE, REPLY_PATIENCE},
-    outage::Outage,
-};
+use super::outage::Outage;
 
 /// How long one command is sent again while slots move. For slots without a node all wait together (`outage`).
 const MOVING_PATIENCE: Duration = Duration::from_secs(3);
@@ -189,3 +186,9 @@ async fn ask(line: &mut ClusterConnection, command: &Cmd, (host, port): (String,
     let mut answers = line.route_pipeline(both, 0, 2, SingleNodeRoutingInfo::ByAddress { host, port }).await?;
     answers.pop().ok_or_else(|| RedisError::from((ErrorKind::Io, "a node gave no answer")))
 }
+
+/// A reply that has not come by then does not come: the line is made anew.
+pub(super) const REPLY_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long making a connection may take.
+pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(2);

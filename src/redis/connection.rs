@@ -21,16 +21,10 @@ use redis::{
 use tokio::sync::{Notify, watch};
 
 use super::{
-    cluster_connection::Nodes,
-    refusal::{Meaning, Refusals, Retry, meaning},
+    cluster_connection::{CONNECT_PATIENCE, Nodes, REPLY_PATIENCE},
+    refusal::{LinkError, Meaning, Refusals, Retry, meaning},
 };
 use crate::{config, health::LogLimit, logging::network_error};
-
-/// A reply that has not come by then does not come: the line is made anew.
-pub(super) const REPLY_PATIENCE: Duration = Duration::from_secs(3);
-
-/// How long making a connection may take.
-pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// After an attempt that failed nobody tries again for this long: all who ask are told the same.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -43,25 +37,6 @@ static MADE_ANEW: LogLimit = LogLimit::new();
 
 /// What is said of a script that the Redis does not know.
 const NO_SCRIPT: &str = "NOSCRIPT";
-
-/// Why a request was not answered.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LinkError {
-    /// The Redis cannot be reached, was lost before it answered, or takes nothing for now (it is busy, a replica, a primary
-    /// without replicas, a Cluster that is being put in order): what was asked may have been done.
-    #[error("Redis cannot be reached, or takes nothing for now: {0}")]
-    Lost(Arc<str>),
-    /// It has no memory for more.
-    #[error("Redis has no room: {0}")]
-    Full(Arc<str>),
-    /// It refuses until a person changes something: a password, permissions, an address. Says nothing about the data.
-    #[error("Redis refuses: {0}")]
-    Refused(Arc<str>),
-    /// What is stored is not what was written.
-    #[error("what is stored in Redis is damaged: {0}")]
-    Damaged(Arc<str>),
-}
 
 /// Lua that the Redis runs as one step.
 #[derive(Debug)]

@@ -17,15 +17,12 @@ use crate::{
     compat::{dispatch::StockMessage, keyspace::Name},
     logging::{excerpt, json_error},
     message::{DispatchId, Payload, Seq, UserId},
-    redis::{Link, LinkError, Script},
+    redis::{Link, LinkError, Script, original::taken::TAKEN},
     store::{Append, Once, ReadLimit, Store, StoreError},
 };
 
 /// What a field that is none of a user's begins with: ids have no control characters.
 const OURS: char = '\0';
-
-/// What a field begins with into which one of our servers has taken what stock had left (`undelivered`).
-pub(super) const TAKEN: &str = "\0mesa:taken:";
 
 /// Entries read at once.
 const PAGE: ReadLimit = ReadLimit { entries: 1000, bytes: 4 << 20 };

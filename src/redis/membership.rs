@@ -36,14 +36,16 @@
 //! - A stream with another number of entries than its state says is counted anew (`lua/mend.lua`).
 
 use std::{
-    sync::{Arc, LazyLock, Weak},
+    sync::{LazyLock, Weak},
     time::{Duration, Instant},
 };
 
 use super::{
     Link,
-    connection::{Lines, LinkError, Script},
+    connection::{Lines, Script},
     keys::Names,
+    link::Live,
+    refusal::LinkError,
 };
 
 /// How long a lease holds: a server that says nothing for that long is not there any more.
@@ -55,29 +57,6 @@ const BEAT: Duration = Duration::from_secs(2);
 /// Published on the channel for wake-ups when an epoch begins, so that other servers adopt it before their next beat. No user has
 /// this name.
 pub(super) const EPOCH_BEGINS: &str = "\0\u{2}";
-
-/// Which servers live, when that was asked, and what the Redis was then.
-#[derive(Clone, Debug, Default)]
-pub struct Live {
-    /// Their names, with commas between.
-    pub nodes: Arc<str>,
-    /// Milliseconds of the Redis's clock.
-    pub asked_ms: u64,
-    /// What tells this Redis from one that was emptied since.
-    pub birth: Arc<str>,
-    /// The failover epoch.
-    pub era: u64,
-    /// Where logs begin that it does not have: 0, or above all that was given out before it was emptied.
-    pub base: u64,
-    /// In a Cluster, the histories of those that were its shards at its birth: what others do not have, they may have forgotten.
-    pub shards: Arc<str>,
-    /// How many steps have appended in this epoch, as far as this server has seen.
-    pub steps: u64,
-    /// The epochs before, with commas between.
-    past: Arc<str>,
-    /// How often leases were renewed there.
-    renewed: u64,
-}
 
 impl Live {
     /// The epoch as the steps compare it.

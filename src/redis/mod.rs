@@ -23,6 +23,7 @@ mod cluster_connection;
 mod connection;
 pub mod import_export;
 pub mod keys;
+mod link;
 mod membership;
 mod notifications;
 mod original;
@@ -48,17 +49,13 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
-use tokio::{
-    runtime::Runtime,
-    sync::{Notify, watch},
-    task::{AbortHandle, JoinSet},
-};
+use tokio::{sync::watch, task::JoinSet};
 
 pub use self::{
     backplane::Servers,
-    connection::{LinkError, Script},
-    membership::Live,
-    notifications::Told,
+    connection::Script,
+    link::{Link, Listener, Live, Told},
+    refusal::LinkError,
 };
 use self::{connection::Lines, keys::Names};
 use crate::{
@@ -75,45 +72,6 @@ const DEAF_PATIENCE: Duration = Duration::from_secs(2);
 
 /// For how long a server that leaves goes on telling the others what has happened here.
 const TELL_PATIENCE: Duration = Duration::from_secs(1);
-
-/// Who is told what other servers say: on the line's own threads, so it must not block.
-pub type Listener = Arc<dyn Fn(&Told) + Send + Sync>;
-
-/// A server's place at a Redis.
-pub struct Link {
-    lines: Lines,
-    names: Names,
-    node: String,
-    live: RwLock<Live>,
-    /// Milliseconds by which the clock is ahead: for tests.
-    ahead_ms: Arc<AtomicU64>,
-    /// What an earlier opening with such a clock has left.
-    base_ms: u64,
-    came: Instant,
-    /// Conditions of the server that this link belongs to.
-    health: Arc<Health>,
-    listeners: RwLock<Vec<Listener>>,
-    tasks: Mutex<Vec<AbortHandle>>,
-    /// Another server has taken this one for dead, or the Redis may have forgotten something: what was said of who is here
-    /// has to be said again.
-    buried: AtomicBool,
-    /// Until then nobody is taken for dead whose lease has ended while nobody could renew his.
-    forgiving: Mutex<Option<Instant>>,
-    /// Another server has begun a failover epoch.
-    beats_sooner: Arc<Notify>,
-    /// The highest sequence that was given out or read here.
-    seen: AtomicU64,
-    /// One renews the lease at a time, or the later answer might be of the earlier time.
-    beating: tokio::sync::Mutex<()>,
-    /// Whether this server hears what others say.
-    hears: watch::Sender<bool>,
-    deaf_since: Mutex<Option<Instant>>,
-    /// What waits to be told to others, or is on its way.
-    untold: Arc<watch::Sender<usize>>,
-    /// Set once this server is not one of them any more.
-    left: watch::Sender<bool>,
-    runtime: Option<Runtime>,
-}
 
 impl Link {
     /// Connects, and joins the servers that are there. Blocks for five seconds at most.

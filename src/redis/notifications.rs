@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::{
     Link,
+    link::Told,
     membership::EPOCH_BEGINS,
     subscriber::{self, Heard, SelfHeard},
 };
@@ -20,30 +21,6 @@ use crate::{compat::keyspace::Name, message::UserId};
 /// The nodes of a Cluster pass on to each other what is said, and lose it where their own connections break, without a word. So there
 /// every session looks into its log this often, whatever was heard.
 const LOOK_ANYWAY: Duration = Duration::from_secs(60);
-
-/// Something another server has said.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Told {
-    /// The logs of these users have more.
-    Woken(Vec<UserId>),
-    /// For a while nothing was heard: any log may have more.
-    Gap,
-    /// From now on these users of this server are connected in stock's eyes; what was left for them before may not be seen
-    /// by anybody. Not said by others, but by whoever has written it down here.
-    Came(Vec<UserId>),
-    /// This server was taken for dead, or the Redis may have forgotten something: who is here is to be said again.
-    Forgotten,
-    /// Another failover epoch was adopted: every session reads its log again.
-    Epoch,
-    /// Something on a channel that is not about logs.
-    Said {
-        /// Which, as it is called in this namespace.
-        channel: String,
-        /// What.
-        payload: Vec<u8>,
-    },
-}
 
 /// Listens for as long as the link is there.
 pub(super) async fn listen(link: Weak<Link>) {

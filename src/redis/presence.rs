@@ -23,10 +23,15 @@ use tokio::sync::Notify;
 use super::{
     Link, Told,
     broadcast::users,
-    connection::{LinkError, Script},
-    reaper,
+    connection::Script,
+    reaper::{self, tables},
+    refusal::LinkError,
 };
-use crate::{compat::keyspace::Name, message::UserId};
+use crate::{
+    compat::keyspace::Name,
+    message::UserId,
+    redis::original::channel::{may_have_stock, where_stock_reads},
+};
 
 /// Users written down in one step.
 const BATCH_MAX: usize = 200;
@@ -259,22 +264,6 @@ impl Here {
         self.gone.insert(user.clone(), now);
         self.went.push_back((now, user.clone()));
     }
-}
-
-/// Stock connects to one Redis, and cannot speak to a Cluster: there, nothing is kept for it, and nothing heard of it.
-pub(super) fn may_have_stock(link: &Link) -> bool {
-    !link.lines().is_spread()
-}
-
-/// What stock calls it; empty where there is none.
-pub(super) fn where_stock_reads(link: &Link, name: Name) -> String {
-    if may_have_stock(link) { link.names().stock(name) } else { String::new() }
-}
-
-/// The tables of the servers that live.
-pub(super) fn tables(link: &Link) -> Vec<String> {
-    let nodes = link.live().nodes;
-    nodes.split(',').filter(|node| !node.is_empty()).map(|node| link.names().at(node)).collect()
 }
 
 async fn write_batch(link: &Link, batch: &[Change]) -> Result<(), LinkError> {

@@ -9,11 +9,7 @@
 
 use std::sync::LazyLock;
 
-use super::{
-    Link,
-    connection::{LinkError, Script},
-    presence::{tables, where_stock_reads},
-};
+use super::{Link, connection::Script, original::channel::where_stock_reads, refusal::LinkError};
 use crate::{compat::keyspace::Name, logging::excerpt};
 
 /// Users taken away in one step.
@@ -126,4 +122,10 @@ async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
             None => return Ok(()),
         }
     }
+}
+
+/// The tables of the servers that live.
+pub(super) fn tables(link: &Link) -> Vec<String> {
+    let nodes = link.live().nodes;
+    nodes.split(',').filter(|node| !node.is_empty()).map(|node| link.names().at(node)).collect()
 }

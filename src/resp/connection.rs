@@ -3,7 +3,12 @@
 //! While what it has said is done nothing more is read from it: a peer that says more than can be done waits in its socket,
 //! and no queue grows.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
@@ -360,5 +365,35 @@ async fn until(instant: Option<Instant>) {
     match instant {
         Some(instant) => sleep_until(instant).await,
         None => std::future::pending().await,
+    }
+}
+
+impl Wire {
+    /// Serves a connection until it ends, or until the hub has nothing more to tell and what it has said by then is answered.
+    pub async fn serve<S>(self: Arc<Self>, stream: S, address: IpAddr)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        self.metrics.wire_connections.inc();
+        let subscriber = Subscriber::new(number, address, self.bounds.backlog_bytes);
+        // Also where the task is dropped.
+        let _here = Here { wire: self.clone(), subscriber: subscriber.clone() };
+        Connection::new(self, stream, subscriber).serve().await;
+    }
+}
+
+/// A connection that is there.
+struct Here {
+    wire: Arc<Wire>,
+    subscriber: Arc<Subscriber>,
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        self.wire.metrics.wire_connections.dec();
+        if let Some(portals) = &self.wire.portals {
+            portals.close(self.subscriber.number);
+        }
     }
 }

@@ -38,20 +38,13 @@ mod subscriber_queue;
 mod tests;
 
 use std::{
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::watch,
-};
+use tokio::sync::watch;
 
 use crate::{
     auth::{Guesses, Password},
@@ -62,7 +55,6 @@ use crate::{
     metrics::Metrics,
 };
 use channels::Channels;
-use connection::Connection;
 use original_portals::StockPortals;
 pub use portal_registry::Announced;
 use subscriber_queue::Subscriber;
@@ -143,19 +135,6 @@ impl Wire {
         })
     }
 
-    /// Serves a connection until it ends, or until the hub has nothing more to tell and what it has said by then is answered.
-    pub async fn serve<S>(self: Arc<Self>, stream: S, address: IpAddr)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        self.metrics.wire_connections.inc();
-        let subscriber = Subscriber::new(number, address, self.bounds.backlog_bytes);
-        // Also where the task is dropped.
-        let _here = Here { wire: self.clone(), subscriber: subscriber.clone() };
-        Connection::new(self, stream, subscriber).serve().await;
-    }
-
     /// To be called every second or so.
     pub fn sweep(&self, now: Instant) {
         if let Some(portals) = &self.portals {
@@ -215,21 +194,6 @@ impl Wire {
         self.channels.unsubscribe(channel, subscriber.number);
         if let Some(portals) = self.portals.as_ref().filter(|portals| portals.is_channel(channel)) {
             portals.unsubscribe(subscriber.number, left);
-        }
-    }
-}
-
-/// A connection that is there.
-struct Here {
-    wire: Arc<Wire>,
-    subscriber: Arc<Subscriber>,
-}
-
-impl Drop for Here {
-    fn drop(&mut self) {
-        self.wire.metrics.wire_connections.dec();
-        if let Some(portals) = &self.wire.portals {
-            portals.close(self.subscriber.number);
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{
     portal_id_file::PortalIds,
     resp_listener::WirePort,
     router::Attached,
-    runtime::Assembled,
+    runtime::{Adds, Assembled, BeforeExit},
 };
 use crate::{
     auth::{self, AuthError, Authenticator, Identity},
@@ -24,12 +24,6 @@ use crate::{
     hub::Store,
     middleware::Middleware,
 };
-
-/// What is done before a server stops.
-pub(super) type BeforeExit = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
-
-/// Makes a middleware for the server there is to be.
-pub(super) type Adds = Box<dyn FnOnce(&Handle) -> Arc<dyn Middleware> + Send>;
 
 /// Puts a server together. Nothing is opened or bound before [`Builder::start`] or [`Builder::attach`].
 #[must_use = "a builder does nothing until it is started"]
@@ -42,6 +36,13 @@ pub struct Builder {
     middleware: Vec<Adds>,
     before_exit: Option<BeforeExit>,
     store: Option<Arc<dyn Store>>,
+}
+
+impl Server {
+    /// Puts a server together.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
 }
 
 impl Builder {

@@ -3,7 +3,6 @@
 //! tungstenite answers a code that must not be sent with words of its own and reports those as the peer's, and what is wrong
 //! with a reason as it does with a text. So the frame does not reach it: it is read here, and each cause has its reason.
 
-use super::fragments::MASK_BYTES;
 use crate::protocol::close_code::CloseCode;
 
 /// Bytes of a code.
@@ -108,3 +107,6 @@ mod tests {
         assert!(reasons.iter().all(|reason| reason.len() <= 123));
     }
 }
+
+/// Bytes of a mask.
+pub(super) const MASK_BYTES: usize = 4;

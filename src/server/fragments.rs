@@ -5,16 +5,13 @@
 //! without the FIN bit is counted. Every other frame is a message or a control frame, which tungstenite reports; but of a close
 //! frame it sees the header alone, see [`close_frame`](super::close_frame).
 
-use super::close_frame::CloseFrame;
+use super::close_frame::{CloseFrame, MASK_BYTES};
 
 /// Fragments of one message; one more closes the connection with 1008. The limits on bytes do not bound empty ones.
 pub(super) const FRAGMENTS_PER_MESSAGE_MAX: u32 = 1024;
 
 /// Bytes of a frame header without its mask: two, and up to eight for the length.
 const HEAD_BYTES_MAX: usize = 10;
-
-/// Bytes of a mask.
-pub(super) const MASK_BYTES: usize = 4;
 
 const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;

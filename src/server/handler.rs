@@ -4,7 +4,7 @@ use std::future::Future;
 
 use futures_util::future::BoxFuture;
 
-use super::peer::{Peer, Received};
+use super::peer::{Peer, Received, Told};
 
 /// What a program does when something happens to a client. Every method does nothing by default: write those you need, as
 /// `async fn`.
@@ -60,26 +60,6 @@ pub trait Handler: Send + Sync + 'static {
     fn disconnection(&self, client: Peer, code: u16, reason: String) -> impl Future<Output = ()> + Send {
         _ = (client, code, reason);
         async {}
-    }
-}
-
-/// What is told to a handler.
-#[derive(Clone, Debug)]
-pub(super) enum Told {
-    Connection,
-    Authentication,
-    Message(Received),
-    Disconnection(u16, Box<str>),
-}
-
-impl Told {
-    pub(super) fn name(&self) -> &'static str {
-        match self {
-            Self::Connection => "connection",
-            Self::Authentication => "authentication",
-            Self::Message(_) => "message",
-            Self::Disconnection(..) => "disconnection",
-        }
     }
 }
 

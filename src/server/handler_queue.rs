@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 
 use super::{
     handle::Handle,
-    handler::{Called, Told},
-    peer::{Arrival, Peer, Received},
+    handler::Called,
+    peer::{Arrival, Peer, Received, Told},
 };
 use crate::{
     auth::Identity,
@@ -29,30 +29,8 @@ use crate::{
     middleware::Client,
 };
 
-/// Messages of one connection that wait for the handlers. With so many the client is not listened to.
-const MESSAGES_MAX: usize = 32;
-
-/// Bytes of those messages; likewise. One message more may be over it.
-const BYTES_MAX: usize = 256 << 10;
-
 /// Parts of the map of connections, so that two threads seldom meet at one lock.
 const SHARDS: usize = 16;
-
-/// What waits for the handlers of one connection.
-#[derive(Default)]
-pub(super) struct Queue {
-    waiting: VecDeque<Told>,
-    messages: usize,
-    bytes: usize,
-    /// A task is at it.
-    running: bool,
-}
-
-impl Queue {
-    fn is_full(&self) -> bool {
-        self.messages >= MESSAGES_MAX || self.bytes >= BYTES_MAX
-    }
-}
 
 /// The handlers of a server, and the queues in front of them.
 pub(super) struct Calls {

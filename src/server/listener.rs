@@ -26,16 +26,15 @@ use super::{
     connection_limit::{Full, Slot, Slots},
     context::Shared,
     http_io::{Answer, HttpIo},
-    is_stopped, stopped, ws_upgrade,
+    is_stopped, stopped,
+    unreadable::HEAD_BYTES_MAX,
+    ws_upgrade,
 };
 use crate::{
     health::{LogLimit, supervise},
     http::{Caller, Http, refusal},
     metrics::Metrics,
 };
-
-/// Bytes of the head of a request; a longer one gets 431.
-pub(super) const HEAD_BYTES_MAX: usize = 16 << 10;
 
 /// Pause after the system refused a connection (out of file descriptors, mostly), doubled up to a second.
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);

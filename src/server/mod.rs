@@ -22,6 +22,7 @@ mod connection;
 mod connection_limit;
 mod context;
 mod descriptors;
+mod error;
 mod failpoints;
 mod fragments;
 mod frame_rate;
@@ -39,15 +40,18 @@ mod portal_id_file;
 mod resp_listener;
 mod router;
 mod runtime;
+mod settings;
 mod shutdown;
 mod socket;
+mod stop;
 mod unreadable;
 mod ws_upgrade;
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, sync::Arc};
 
 use tokio::{net::TcpListener, sync::watch};
 
+pub use self::error::ServerError;
 pub use self::{
     builder::Builder,
     handle::{Handle, SendError},
@@ -56,43 +60,14 @@ pub use self::{
     peer::{CloseCodeError, Peer, Received},
     router::Attached,
 };
-pub use crate::hub::{DeviceReport, Outcome, Reason, Rejected, StoreError, UserReport};
-use crate::{
-    auth,
-    cluster::Cluster,
-    config::{self, Config, ConfigError},
-    embedded::tables::sled::{DiskOptions, open},
-    http_client::UrlError,
-    hub::{MailboxBounds, PortalSettings, Settings, Store, SyncSettings, portals},
-    store::{Durability, Limits, Overflow},
-    webhook,
+use self::{
+    settings::{Opened, open_store, settings},
+    stop::{is_stopped, stopped},
 };
+use crate::config::Config;
+pub use crate::hub::{DeviceReport, Outcome, Reason, Rejected, StoreError, UserReport};
 use listener::Places;
 use runtime::Assembled;
-
-/// How long handlers may take over what has happened to clients by the end.
-const HANDLERS_MAX: Duration = Duration::from_secs(2);
-
-/// Why a server did not start, or stopped by itself.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ServerError {
-    /// The configuration contradicts itself.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The authentication cannot be set up: a key file is missing or is no key, mostly.
-    #[error(transparent)]
-    Auth(#[from] auth::AuthSetupError),
-    /// The store cannot be opened, or has failed while the server ran.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The webhook cannot be set up.
-    #[error("portal.webhook: its address {0}")]
-    Webhook(#[from] UrlError),
-    /// The listener has gone wrong.
-    #[error("cannot listen: {0}")]
-    Listen(#[from] io::Error),
-}
 
 /// A server that has opened its store, listens, and is ready to serve.
 pub struct Server {
@@ -102,11 +77,6 @@ pub struct Server {
 }
 
 impl Server {
-    /// Puts a server together.
-    pub fn builder() -> Builder {
-        Builder::default()
-    }
-
     /// Opens the store and builds a server that will listen on `listener`, as configured and without handlers of its own.
     ///
     /// # Errors
@@ -152,120 +122,8 @@ impl Server {
     }
 }
 
-/// What is opened for a server: its store, and the other servers where it shares that with any.
-type Opened = (Arc<dyn Store>, Option<Arc<dyn Cluster>>);
-
-/// Opens the store that is configured: on disk, or over Redis, among other servers. Replays a journal, or waits for a
-/// network: not for the event loop.
-async fn open_store(config: &Config) -> Result<Opened, StoreError> {
-    if let Some(redis) = config.redis.clone() {
-        return open_redis(config, redis).await;
-    }
-    let options = DiskOptions {
-        namespace: config.namespace.clone(),
-        durability: durability(config.store.durability),
-        cache_bytes: config.store.cache_bytes,
-        queue: config.limits.queue,
-        limits: limits(config),
-        outbox: config.portal.webhook.as_ref().map(webhook::outbox_options),
-        ..DiskOptions::new(&config.store.path)
-    };
-    let store = tokio::task::spawn_blocking(move || open(options)).await;
-    let store = store.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))??;
-    Ok((store, None))
-}
-
-#[cfg(feature = "redis")]
-async fn open_redis(config: &Config, redis: config::Redis) -> Result<Opened, StoreError> {
-    use crate::redis::{
-        Link, Servers,
-        store::{RedisOptions, open},
-    };
-    let (namespace, addresses) = (config.namespace.clone(), redis.addresses());
-    let joining = move || Link::open(&redis, namespace.as_deref(), Arc::default());
-    let link = tokio::task::spawn_blocking(joining).await;
-    let link = link.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))?;
-    let link =
-        link.map_err(|error| StoreError::Unreachable(format!("the key `redis`, {addresses}: {error}").into()))?;
-    let options = RedisOptions {
-        namespace: config.namespace.clone(),
-        limits: limits(config),
-        queue: config.limits.queue,
-        ..RedisOptions::default()
-    };
-    let servers = Servers::new(link.clone());
-    Ok((open(link, options), Some(servers)))
-}
-
-#[cfg(not(feature = "redis"))]
-fn open_redis(_: &Config, _: config::Redis) -> std::future::Ready<Result<Opened, StoreError>> {
-    let why = "this build cannot speak to Redis; build it with `--features redis`, or remove `redis`";
-    std::future::ready(Err(StoreError::Incompatible(why.to_owned())))
-}
-
-/// Whether the server is to stop, or is gone.
-fn is_stopped(stop: &watch::Receiver<bool>) -> bool {
-    *stop.borrow() || stop.has_changed().is_err()
-}
-
-/// Resolves when the server is to stop, or is gone.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    _ = stop.wait_for(|stop| *stop).await;
-}
-
-fn durability(durability: config::Durability) -> Durability {
-    match durability {
-        config::Durability::Always => Durability::Always,
-        config::Durability::Interval(interval) => Durability::Interval(interval),
-        config::Durability::Never => Durability::Never,
-    }
-}
-
-fn limits(config: &Config) -> Limits {
-    let (sync, store) = (&config.sync, &config.store);
-    let unless_zero = |duration: Duration| (!duration.is_zero()).then_some(duration);
-    Limits {
-        messages: sync.max_messages,
-        bytes: sync.max_bytes,
-        age: unless_zero(sync.max_age),
-        overflow: match sync.overflow {
-            config::Overflow::Reject => Overflow::Reject,
-            config::Overflow::DropOldest => Overflow::DropOldest,
-        },
-        device_age: unless_zero(sync.device_max_age),
-        devices: sync.max_devices,
-        ids_window: config.api.id_window,
-        ids: config.api.ids,
-        store_bytes: (store.max_bytes > 0).then_some(store.max_bytes),
-        free_bytes: store.min_free,
-    }
-}
-
-fn settings(config: &Config) -> Settings {
-    let redelivery_interval = config.sync.redelivery_interval;
-    let bounds = portals::Bounds { patience: config.limits.write_timeout, ..portals::Bounds::default() };
-    let portals = PortalSettings { in_turn: config.portal.distribute_load, bounds };
-    Settings {
-        sync: config.sync.enabled.then_some(SyncSettings { redelivery_interval }),
-        authentication_required: config.authentication.required,
-        store_connected_users: config.authentication.store_connected_users,
-        mailbox: MailboxBounds { messages: config.limits.unsynced_messages, bytes: config.limits.unsynced_bytes },
-        portals: config.portal.enabled.then_some(portals),
-    }
-}
-
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_configured_by_default_is_what_the_store_does_by_default() {
-        assert_eq!(limits(&Config::default()), Limits::default());
     }
 }

@@ -1,6 +1,6 @@
 //! A client as the program sees it that the server is part of.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{collections::VecDeque, fmt, net::SocketAddr, sync::Arc};
 
 use futures_util::task::AtomicWaker;
 use http::Request;
@@ -8,10 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{
-    handle::{Handle, SendError},
-    handler_queue::Queue,
-};
+use super::handle::{Handle, SendError};
 use crate::{
     auth::Identity,
     hub::Outcome,
@@ -208,5 +205,47 @@ impl fmt::Debug for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (connection, user) = (self.connection(), self.user());
         f.debug_struct("Peer").field("connection", &connection).field("user", &user).finish_non_exhaustive()
+    }
+}
+
+/// What is told to a handler.
+#[derive(Clone, Debug)]
+pub(super) enum Told {
+    Connection,
+    Authentication,
+    Message(Received),
+    Disconnection(u16, Box<str>),
+}
+
+impl Told {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Authentication => "authentication",
+            Self::Message(_) => "message",
+            Self::Disconnection(..) => "disconnection",
+        }
+    }
+}
+
+/// Messages of one connection that wait for the handlers. With so many the client is not listened to.
+pub(super) const MESSAGES_MAX: usize = 32;
+
+/// Bytes of those messages; likewise. One message more may be over it.
+pub(super) const BYTES_MAX: usize = 256 << 10;
+
+/// What waits for the handlers of one connection.
+#[derive(Default)]
+pub(super) struct Queue {
+    pub(super) waiting: VecDeque<Told>,
+    pub(super) messages: usize,
+    pub(super) bytes: usize,
+    /// A task is at it.
+    pub(super) running: bool,
+}
+
+impl Queue {
+    pub(super) fn is_full(&self) -> bool {
+        self.messages >= MESSAGES_MAX || self.bytes >= BYTES_MAX
     }
 }

@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::BoxFuture;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
     Handle, Opened, ServerError,
-    builder::{Adds, BeforeExit},
     connection_limit::Slots,
     context::Shared,
     descriptors::Descriptors,
@@ -27,6 +27,7 @@ use crate::{
     http::{Api, Http},
     hub::{Hub, Store},
     metrics::Metrics,
+    middleware::Middleware,
     resp::Wire,
     webhook::Webhook,
 };
@@ -163,3 +164,9 @@ async fn look_around(hub: Arc<Hub>, wire: Option<Arc<Wire>>, authenticator: Opti
         _ = hub.ready();
     }
 }
+
+/// What is done before a server stops.
+pub(super) type BeforeExit = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
+
+/// Makes a middleware for the server there is to be.
+pub(super) type Adds = Box<dyn FnOnce(&Handle) -> Arc<dyn Middleware> + Send>;

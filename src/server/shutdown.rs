@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
-use super::{HANDLERS_MAX, connection_limit::Slots, context::Shared, resp_listener::Open};
+use super::{connection_limit::Slots, context::Shared, resp_listener::Open};
 use crate::hub::{Leave, Store, StoreError};
 
 /// How long clients have to go: one that takes no part in its farewell is cut before that.
@@ -82,3 +82,6 @@ pub(super) async fn stop(
         Err(_) => Err(StoreError::Failed("closing took too long".into())),
     }
 }
+
+/// How long handlers may take over what has happened to clients by the end.
+pub(super) const HANDLERS_MAX: Duration = Duration::from_secs(2);

@@ -5,7 +5,6 @@
 
 use http::StatusCode;
 
-use super::listener::HEAD_BYTES_MAX;
 use crate::http::refusal;
 
 /// Longest refusal of hyper's: a status line and three short headers, with room for more.
@@ -88,3 +87,6 @@ mod tests {
         }
     }
 }
+
+/// Bytes of the head of a request; a longer one gets 431.
+pub(super) const HEAD_BYTES_MAX: usize = 16 << 10;

@@ -1,6 +1,5 @@
 //! Ranges of one log that are gone although nobody received them, and why.
 
-use super::REASONS_MAX;
 use crate::message::Seq;
 
 /// Why entries of a log are not there any more although nobody received them. Numbers are part of the format.
@@ -189,3 +188,6 @@ mod tests {
         }
     }
 }
+
+/// Gaps in one log of which it is known why they are there.
+pub const REASONS_MAX: usize = 64;

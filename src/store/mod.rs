@@ -18,6 +18,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+pub use self::gaps::REASONS_MAX;
 use crate::{
     health::Health,
     message::{CollapseKey, DeviceId, DispatchId, Payload, Seq, UserId},
@@ -39,9 +40,6 @@ pub use gaps::{Loss, Missed};
 pub use outbox::{EventKind, Kept, Outbox, OutboxEvent, OutboxOptions, OutboxStatus};
 pub use rejected::{REJECTED_BYTES_MAX, Reason, Rejected};
 pub use user_state::{Attached, DeviceState, KnownUser, UserState};
-
-/// Gaps in one log of which it is known why they are there.
-pub const REASONS_MAX: usize = 64;
 
 /// Stable fingerprint of a namespace (FNV-1a, 32 bits).
 pub fn fingerprint(namespace: &str) -> u32 {

@@ -13,15 +13,17 @@
 //! What the store itself puts in (`delivered`, `expired`, `dropped`) is in `store/outbox`.
 
 mod backoff;
+mod blocking;
 mod delivery;
 mod payload;
 mod recorder;
 mod undelivered;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{task::JoinSet, time::Instant};
 
+use self::blocking::on_disk_thread;
 use crate::{
     config,
     health::{Health, supervise},
@@ -139,11 +141,4 @@ async fn observe(outbox: Arc<dyn Outbox>, metrics: Arc<Metrics>, lost: &mut u64)
         *lost = status.lost;
         tokio::time::sleep(LOOK).await;
     }
-}
-
-/// Runs what may wait for a disk away from the event loop.
-fn on_disk_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = Option<T>> {
-    let running = tokio::task::spawn_blocking(work);
-    // Cancelled only when the runtime stops, and then nobody waits.
-    async move { running.await.ok() }
 }

@@ -1,11 +1,12 @@
 //! Import graph of the files, and its circles.
 //!
-//! A file imports the file that defines an item, not the modules that re-export it.
+//! A file imports the file that defines an item, not the modules that re-export it. A re-export that its own file does not use
+//! is no import.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    lexer::{use_leaves, words},
+    lexer::{Leaf, use_leaves, without_declarations, words},
     sources::Source,
 };
 
@@ -65,12 +66,18 @@ impl<'a> Crate<'a> {
 
     /// The modules that a module's file imports.
     fn imports(&self, module: &Module) -> BTreeSet<Module> {
-        let source = self.files[module];
-        let mut paths: Vec<Vec<String>> = use_leaves(&source.shipped).into_iter().map(|leaf| leaf.path).collect();
-        for root in ["crate", "super", "self"] {
-            let begins = words(&source.shipped, root).filter(|at| !source.shipped[..*at].ends_with("(in "));
-            let found = begins.map(|at| path_at(&source.shipped[at..]));
-            // `pub(super)` imports nothing.
+        let code = &self.files[module].shipped;
+        let body = without_declarations(code);
+        let is_used = |leaf: &Leaf| leaf.name.as_ref().is_some_and(|name| words(&body, name).next().is_some());
+        let leaves = use_leaves(code).into_iter().filter(|leaf| !leaf.is_public || is_used(leaf));
+        let mut paths: Vec<Vec<String>> = leaves.map(|leaf| leaf.path).collect();
+        let depth = module.len();
+        let children = self.files.keys().filter(|other| other.len() == depth + 1 && other.starts_with(module));
+        let roots = ["crate", "super", "self"].into_iter().chain(children.map(|child| child[depth].as_str()));
+        for root in roots {
+            let begins = words(&body, root).filter(|at| !body[..*at].ends_with("(in ") && !body[..*at].ends_with("::"));
+            let found = begins.map(|at| path_at(&body[at..]));
+            // A root alone names nothing, as in `pub(super)`.
             paths.extend(found.filter(|path| path.last().is_some_and(|last| last != root)));
         }
         let resolved = paths.iter().filter_map(|path| self.local(module, path));
@@ -133,7 +140,12 @@ mod tests {
             found(&[parent, ("src/a/b.rs", "use super::D;"), ("src/a/c.rs", "use super::B;")]),
             [["a::b", "a::c"]]
         );
-        assert_eq!(found(&[parent, ("src/a/b.rs", "use super::E;"), ("src/a/c.rs", "")]), [["a", "a::b"]]);
+        let parent = ("src/a/mod.rs", "mod b; pub use b::B; struct E(B);");
+        assert_eq!(found(&[parent, ("src/a/b.rs", "use super::E;")]), [["a", "a::b"]]);
+        let parent = ("src/a/mod.rs", "mod b; pub use b::B; struct E; fn f() { b::g() }");
+        assert_eq!(found(&[parent, ("src/a/b.rs", "use super::E;")]), [["a", "a::b"]]);
+        let parent = ("src/a/mod.rs", "mod b; pub use b::B; pub(super) struct E;");
+        assert_eq!(found(&[parent, ("src/a/b.rs", "pub(super) use super::E; fn f(_: E) {}")]), [[""; 0]; 0]);
     }
 
     #[test]

@@ -156,20 +156,41 @@ pub struct Leaf {
     pub path: Vec<String>,
     /// The name it gets here; `None` for a glob or `_`.
     pub name: Option<String>,
+    /// Whether other modules see it.
+    pub is_public: bool,
 }
 
 /// All names that the `use` declarations of `code` import.
 pub fn use_leaves(code: &str) -> Vec<Leaf> {
     let mut leaves = Vec::new();
-    for at in words(code, "use") {
-        if let Some((tree, _)) = code[at + 3..].split_once(';') {
-            collect_leaves(tree, &[], &mut leaves);
-        }
+    for (from, to, is_public) in use_declarations(code) {
+        collect_leaves(&code[from..to], &[], is_public, &mut leaves);
     }
     leaves
 }
 
-fn collect_leaves(tree: &str, prefix: &[String], leaves: &mut Vec<Leaf>) {
+/// `code` without its `use` and `mod` declarations. Offsets stay.
+pub fn without_declarations(code: &str) -> String {
+    let mut out = code.to_owned();
+    let modules = words(code, "mod").filter_map(|at| Some((at, at + code[at..].find([';', '{'])?)));
+    let uses = use_declarations(code).map(|(from, to, _)| (from, to));
+    for (from, to) in modules.chain(uses) {
+        out.replace_range(from..to, &" ".repeat(to - from));
+    }
+    out
+}
+
+/// The trees of all `use` declarations: begin, end, and whether the declaration is public.
+fn use_declarations(code: &str) -> impl Iterator<Item = (usize, usize, bool)> {
+    words(code, "use").filter_map(|at| {
+        let from = at + "use".len();
+        let before = code[..at].trim_end();
+        let is_public = before.ends_with("pub") || before.ends_with(')');
+        Some((from, from + code[from..].find(';')?, is_public))
+    })
+}
+
+fn collect_leaves(tree: &str, prefix: &[String], is_public: bool, leaves: &mut Vec<Leaf>) {
     let parts = |text: &str| -> Vec<String> {
         text.split("::").map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect()
     };
@@ -181,7 +202,7 @@ fn collect_leaves(tree: &str, prefix: &[String], leaves: &mut Vec<Leaf>) {
                 '{' => depth += 1,
                 '}' if depth > 0 => depth -= 1,
                 '}' | ',' if depth == 0 => {
-                    collect_leaves(&group[start..at], &prefix, leaves);
+                    collect_leaves(&group[start..at], &prefix, is_public, leaves);
                     start = at + 1;
                 }
                 _ => {}
@@ -197,7 +218,7 @@ fn collect_leaves(tree: &str, prefix: &[String], leaves: &mut Vec<Leaf>) {
     }
     let name = alias.map(str::to_owned).or_else(|| path.last().cloned()).filter(|name| !is_glob && name != "_");
     if !parts(tree).is_empty() {
-        leaves.push(Leaf { path, name });
+        leaves.push(Leaf { path, name, is_public });
     }
 }
 

@@ -255,11 +255,23 @@ mod tests {
 
     #[test]
     fn a_planted_foreign_name_is_caught() {
-        for text in ["use sled::Db;", "use sled;", "fn f() -> Result<(), sled::Error> {}", "use ::sled::Db;", "use {sled::Db, std::fs};"] {
+        for text in [
+            "use sled::Db;",
+            "use sled;",
+            "fn f() -> Result<(), sled::Error> {}",
+            "use ::sled::Db;",
+            "use {sled::Db, std::fs};",
+        ] {
             assert_eq!(homes(&source("src/hub/mod.rs", text)).len(), 1, "{text}");
             assert_eq!(homes(&source("src/embedded/tables/open.rs", text)), [""; 0], "{text}");
         }
-        for text in ["use crate::tables::{sled::Open, contract};", "use crate::tables::sled::Open;", "// sled::Db", "let sled = 1;", "mod sled;"] {
+        for text in [
+            "use crate::tables::{sled::Open, contract};",
+            "use crate::tables::sled::Open;",
+            "// sled::Db",
+            "let sled = 1;",
+            "mod sled;",
+        ] {
             assert_eq!(homes(&source("src/server/mod.rs", text)), [""; 0], "{text}");
         }
         assert_eq!(homes(&source("src/bin/mesa/main.rs", "#[derive(clap::Parser)]")).len(), 1);

@@ -19,7 +19,7 @@ use std::{
 };
 
 use mesa::{
-    embedded::{Tuning, tables::sled::DiskOptions},
+    embedded::{Tuning, tables::DiskOptions},
     message::{Payload, UserId},
     store::Append,
 };
@@ -271,8 +271,8 @@ fn backup_of_a_damaged_store_ends_as_a_broken_transfer() {
         })
     };
     runtime.block_on(async {
-        let store = mesa::embedded::tables::sled::open(DiskOptions { tuning, ..DiskOptions::new(home.store()) })
-            .expect("a store");
+        let store =
+            mesa::embedded::tables::open(DiskOptions { tuning, ..DiskOptions::new(home.store()) }).expect("a store");
         for n in 0..DISPATCHES {
             let data = json!(needle(n).repeat(300)).to_string();
             let payload = Payload::encode(0, Some(&data), None).expect("a payload");

@@ -15,7 +15,7 @@ use mesa::{
     embedded::{
         Tuning,
         offline::inspect::{Inspection, LogFacts, Sink},
-        tables::sled::{DiskOptions, open},
+        tables::{DiskOptions, open},
     },
     message::{Payload, Seq},
     store::{Append, Durability, StoreError},

@@ -11,7 +11,7 @@ use std::{
 use mesa::{
     embedded::{
         Tuning,
-        tables::sled::{DiskOptions, open},
+        tables::{DiskOptions, open},
     },
     store::{Durability, Loss, Missed, Store},
 };

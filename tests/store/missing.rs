@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use mesa::{
     embedded::{
         offline::inspect::Inspection,
-        tables::sled::{DiskOptions, open},
+        tables::{DiskOptions, open},
     },
     store::{ReadLimit, StoreError},
 };

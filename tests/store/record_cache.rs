@@ -3,7 +3,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use mesa::{
-    embedded::tables::sled::{DiskOptions, open},
+    embedded::tables::{DiskOptions, open},
     message::Payload,
     store::{Append, ReadLimit, Store, StoreError},
 };

@@ -10,8 +10,8 @@ use mesa::{
     embedded::{
         Options, Tuning,
         tables::{
+            DiskOptions,
             memory::{self, Memory},
-            sled::DiskOptions,
         },
     },
     message::{Payload, Seq, UserId},
@@ -94,13 +94,10 @@ impl Place {
             Self::Memory(tables) => {
                 memory::open(tables, Options { tuning, limits, ahead_ms, ..Options::default() }).unwrap()
             }
-            Self::Disk(dir) => mesa::embedded::tables::sled::open(DiskOptions {
-                tuning,
-                limits,
-                ahead_ms,
-                ..DiskOptions::new(dir.path())
-            })
-            .unwrap(),
+            Self::Disk(dir) => {
+                mesa::embedded::tables::open(DiskOptions { tuning, limits, ahead_ms, ..DiskOptions::new(dir.path()) })
+                    .unwrap()
+            }
             #[cfg(feature = "redis")]
             Self::Redis(somewhere) => somewhere.open(limits, ahead_ms),
         }

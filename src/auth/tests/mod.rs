@@ -13,6 +13,7 @@ use futures_util::FutureExt as _;
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::message::UserId;
 
 /// "Now" in these tests, in seconds since 1970.
 const NOW: u64 = 1_700_000_000;

@@ -36,7 +36,7 @@ type Ends = (std::sync::Arc<dyn mesa::store::Store>, std::sync::Arc<mesa::redis:
 fn open(args: &MoveArgs, work: Option<mesa::embedded::tables::unfinished::Work>) -> Result<Ends, Failure> {
     use std::time::Duration;
 
-    use mesa::{config::parse_redis, embedded::tables::sled, redis::Link, store::Limits};
+    use mesa::{config::parse_redis, redis::Link, store::Limits};
     let redis = parse_redis(&serde_json::Value::String(args.redis.clone())).map_err(Failure::usage)?;
     let link = Link::open(&redis, args.namespace.as_deref(), std::sync::Arc::default()).map_err(Failure::because)?;
     // What waits there waits whatever a server would take.
@@ -48,8 +48,13 @@ fn open(args: &MoveArgs, work: Option<mesa::embedded::tables::unfinished::Work>)
         ..Limits::default()
     };
     let namespace = args.namespace.clone();
-    let options = sled::DiskOptions { namespace, limits, work, ..sled::DiskOptions::new(&args.store_path) };
-    Ok((mesa::embedded::tables::sled::open(options).map_err(|error| Failure::unopened(error, ""))?, link))
+    let options = mesa::embedded::tables::DiskOptions {
+        namespace,
+        limits,
+        work,
+        ..mesa::embedded::tables::DiskOptions::new(&args.store_path)
+    };
+    Ok((mesa::embedded::tables::open(options).map_err(|error| Failure::unopened(error, ""))?, link))
 }
 
 #[cfg(feature = "redis")]

@@ -15,11 +15,11 @@ use super::format::{Block, Contents, PortableError, Reader, parts};
 use crate::{
     embedded::{
         offline::inspect::{Inspection, LogFacts, Sink},
-        recovery::{CLOCK_KEY, CLOSED, FORMAT, FORMAT_KEY, LAPSES_KEY, NAMESPACE_KEY, OPEN_KEY, SETTLED_KEY},
         tables::{
             contract::{Engine, EngineError, Table},
+            meta::{CLOCK_KEY, CLOSED, FORMAT, FORMAT_KEY, LAPSES_KEY, NAMESPACE_KEY, OPEN_KEY, SETTLED_KEY},
             schema::{Row, StoredId, StoredLog, inbox_key, journal_key},
-            sled::{self, Disk},
+            sled::Disk,
             unfinished::{self, Work},
         },
         value_log::block::Chunk,
@@ -124,7 +124,7 @@ impl Build {
             let told = format!("{} is there, perhaps from an earlier time: remove it", partial.display());
             return Err(refuse(told));
         }
-        let engine = sled::create(&partial, work)?;
+        let engine = crate::embedded::tables::open::create(&partial, work)?;
         engine.put(Table::Meta, FORMAT_KEY, FORMAT).map_err(failed)?;
         engine.put(Table::Meta, NAMESPACE_KEY, namespace.as_bytes()).map_err(failed)?;
         Ok(Self {

@@ -11,10 +11,10 @@ use bytes::Bytes;
 use super::format::{Contents, PortableError, Writer};
 use crate::{
     embedded::{
-        Shared,
-        recovery::NAMESPACE_KEY,
+        shared::Shared,
         tables::{
             contract::Table,
+            meta::NAMESPACE_KEY,
             schema::{Ids, Row, StoredCursor, StoredId, StoredLog},
         },
         user_log::{Log, Slot},

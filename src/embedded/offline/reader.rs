@@ -10,10 +10,10 @@ use bytes::Bytes;
 
 use super::sled_file::{Broken, Gap, Pairs, RawTables};
 use crate::embedded::{
-    recovery::SETTLED_KEY,
     tables::{
         contract::Table,
-        directory::{INBOX, JOURNAL, LOG},
+        files::{INBOX, JOURNAL, LOG},
+        meta::SETTLED_KEY,
         missing::Missing,
         schema::journal_number,
     },
@@ -21,7 +21,7 @@ use crate::embedded::{
         file::{Place, no_place, parts, value_of},
         framing::{self, HEAD_BYTES, Kind},
     },
-    wal::segment::record_at,
+    wal::layout::record_at,
 };
 
 /// What the disk is asked for at once: where it gives no answer, this much is missed.

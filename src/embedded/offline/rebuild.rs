@@ -9,7 +9,8 @@ use std::{fs, io, path::Path};
 
 use super::sled_file::{RawTables, Segments, TABLES};
 use crate::embedded::tables::{
-    directory::{DB, Locked},
+    directory::Locked,
+    files::DB,
     refusal::{why, why_of_sled},
     sled::{abandon, end},
     sled_error,
@@ -62,8 +63,8 @@ mod tests {
     use super::*;
     use crate::{
         embedded::{
-            Tuning,
-            tables::sled::{DiskOptions, open},
+            shared::Tuning,
+            tables::{DiskOptions, open},
         },
         message::{Payload, UserId},
         store::{Append, ReadLimit, Store},
@@ -105,7 +106,10 @@ mod tests {
                 "rebuilt" => {
                     let locked = Locked::new(&path).unwrap();
                     let opened = |path: &Path| {
-                        sled::Config::new().path(path).segment_size(crate::embedded::tables::open::SEGMENT_BYTES).open()
+                        sled::Config::new()
+                            .path(path)
+                            .segment_size(crate::embedded::tables::files::SEGMENT_BYTES)
+                            .open()
                     };
                     rebuild(&locked, &path, opened).unwrap();
                 }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     embedded::{
         tables::contract::{Engine, EngineError, Table, TableSpace},
-        writer::{commit::Committer, queue::Queue},
+        writer::{queue::Queue, state::Committer},
     },
     message::{Seq, UserId},
     store::{Durability, StoreError, clock::Clock},

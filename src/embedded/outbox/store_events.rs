@@ -3,7 +3,7 @@
 
 use super::{EventKind, Outbox, OutboxEvent};
 use crate::{
-    embedded::{Shared, tables::contract::EngineError, writer::commit::Committer},
+    embedded::{shared::Shared, tables::contract::EngineError, writer::state::Committer},
     message::{DeviceId, Seq, UserId},
     store::Outbox as _,
 };

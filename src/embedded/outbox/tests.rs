@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use super::*;
 use crate::{
     embedded::{
-        self, Options,
+        self,
+        shared::Options,
         tables::memory::{self, Memory},
         tests::{intercept::Intercept, power_cut::Cut},
     },
@@ -256,7 +257,7 @@ async fn only_what_is_wanted_is_put_in_and_what_is_told_of_users_can_be_gone_thr
 #[tokio::test]
 async fn expired_entries_are_reported_once_over_many_short_lives() {
     use crate::{
-        embedded::Tuning,
+        embedded::shared::Tuning,
         store::{Append, Limits},
     };
     let tables = Memory::default();

@@ -8,7 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{foreign::refuse_foreign, refusal::why};
+use super::{
+    files::{CONF, DB, LOCK, LOG, MAKING, REBUILT, SET_ASIDE},
+    foreign::refuse_foreign,
+    refusal::why,
+};
 use crate::{embedded::tables::contract::Cause, logging::system_error, store::StoreError};
 
 /// How long to wait for a process that has just been killed to let go of its lock.
@@ -16,34 +20,6 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Bytes read at once where a file is read through.
 const READ_BYTES: usize = 1 << 20;
-
-// Names of all that is in a store's directory.
-
-/// What sled has: the tables.
-pub(in crate::embedded) const LOG: &str = "log";
-/// sled's file, in there, and its settings.
-pub(in crate::embedded) const DB: &str = "db";
-pub(in crate::embedded) const CONF: &str = "conf";
-/// How far all was synced.
-pub(in crate::embedded) const MARK: &str = "mark";
-/// The journal's files.
-pub(in crate::embedded) const JOURNAL: &str = "journal";
-/// The files of inboxes.
-pub(in crate::embedded) const INBOX: &str = "inbox";
-/// The lock against other processes.
-pub(in crate::embedded) const LOCK: &str = "lock";
-/// The tables while they are made.
-pub(in crate::embedded) const MAKING: &str = "making";
-/// Tables that are whole and are to take the place of those there are.
-pub(in crate::embedded) const REBUILT: &str = "rebuilt";
-/// The marker of a store that is made or changed as a whole.
-pub(in crate::embedded) const UNFINISHED: &str = "unfinished";
-/// A file that is removed where the disk is full.
-pub(in crate::embedded) const BALLAST: &str = "ballast";
-/// What was in the way and is not deleted.
-const SET_ASIDE: &str = "set-aside";
-/// The portals of a server, which writes that file itself.
-pub(in crate::embedded) const PORTALS: &str = "portals.json";
 
 /// A directory that is ours until this is dropped.
 pub(in crate::embedded) struct Locked {

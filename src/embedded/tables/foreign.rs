@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    directory::{DB, INBOX, JOURNAL, LOCK, LOG, MAKING, PORTALS, REBUILT, UNFINISHED},
+    files::{DB, INBOX, JOURNAL, LOCK, LOG, MAKING, PORTALS, REBUILT, UNFINISHED},
     watermark::Marked,
 };
 use crate::store::StoreError;
@@ -96,7 +96,7 @@ pub(in crate::embedded) fn is_empty(directory: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedded::tables::sled::{DiskOptions, MARK, open};
+    use crate::embedded::tables::{DiskOptions, files::MARK, open};
 
     #[test]
     fn empty_log_that_a_power_cut_left_is_no_foreign_file_and_another_log_is() {

@@ -8,7 +8,8 @@ use parking_lot::RwLock;
 use super::contract::{Engine, EngineError, Table};
 use crate::{
     embedded::{
-        self, Options,
+        self,
+        shared::Options,
         tables::schema::{is_inbox_key_of, journal_key},
     },
     store::{Store, StoreError},

@@ -7,18 +7,18 @@
 use std::{fs, io, path::Path};
 
 use super::{
-    directory::{DB, INBOX, JOURNAL, LOG},
+    files::{DB, INBOX, JOURNAL, LOG},
     watermark::Mark,
 };
 use crate::embedded::{
     offline::sled_file::RawTables,
-    recovery::{FORMAT, FORMAT_KEY, SETTLED_KEY},
     tables::{
         contract::Table,
+        meta::{FORMAT, FORMAT_KEY, SETTLED_KEY},
         schema::{journal_key, journal_number},
     },
     value_log::file::ChunkFiles,
-    wal::{replay::Broken, segment::RecordFiles},
+    wal::{layout::Broken, segment::RecordFiles},
 };
 
 /// Versions of such stores.
@@ -99,13 +99,14 @@ mod tests {
 
     use crate::{
         embedded::{
-            Options, Tuning,
             offline::inspect::Inspection,
-            recovery::FORMAT_KEY,
+            shared::{Options, Tuning},
             tables::{
+                DiskOptions,
                 contract::{Engine, Table},
                 memory::{self, Memory},
-                sled::{DiskOptions, open},
+                meta::FORMAT_KEY,
+                open,
             },
         },
         message::{Payload, UserId},
@@ -125,7 +126,7 @@ mod tests {
     /// As it was written before: the same tables, all of them in sled.
     fn write_as_before(tables: &Memory, path: &std::path::Path) {
         let db =
-            sled::Config::new().path(path.join("log")).segment_size(super::super::open::SEGMENT_BYTES).open().unwrap();
+            sled::Config::new().path(path.join("log")).segment_size(super::super::files::SEGMENT_BYTES).open().unwrap();
         for (name, table) in [
             ("journal", Table::Journal),
             ("inbox", Table::Inbox),
@@ -153,7 +154,7 @@ mod tests {
         store.close().await.unwrap();
         drop(store);
         let path = home.path().join("log");
-        let db = sled::Config::new().path(path).segment_size(super::super::open::SEGMENT_BYTES).open().unwrap();
+        let db = sled::Config::new().path(path).segment_size(super::super::files::SEGMENT_BYTES).open().unwrap();
         db.open_tree("meta").unwrap().insert(FORMAT_KEY, b"mesa-999").unwrap();
         db.flush().unwrap();
         drop(db);

@@ -11,11 +11,13 @@
 
 use std::{fmt, fs, io, path::Path};
 
-use super::directory::{DB, INBOX, JOURNAL, LOG, MARK};
+use super::files::{DB, INBOX, JOURNAL, LOG, MARK};
 use crate::embedded::{
     offline::sled_file::RawTables,
-    recovery::{FORMAT, FORMAT_KEY},
-    tables::contract::Table,
+    tables::{
+        contract::Table,
+        meta::{FORMAT, FORMAT_KEY},
+    },
     value_log::framing,
 };
 

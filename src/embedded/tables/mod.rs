@@ -8,10 +8,13 @@
 //! - `space`: reserved disk space
 //! - `refusal`, `sled_error`: error messages
 
+mod compact;
 pub(super) mod contract;
 pub(super) mod directory;
+pub(super) mod files;
 pub(super) mod foreign;
 pub mod memory;
+pub(super) mod meta;
 pub(super) mod migrate;
 pub(super) mod missing;
 pub(super) mod open;
@@ -22,3 +25,5 @@ pub(super) mod sled_error;
 pub(super) mod space;
 pub mod unfinished;
 pub(super) mod watermark;
+
+pub use open::{DiskOptions, open};

@@ -15,7 +15,8 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
-    directory::{DB, INBOX, JOURNAL, Locked},
+    directory::Locked,
+    files::{DB, INBOX, JOURNAL, SEGMENT_BYTES},
     foreign::is_empty,
     migrate,
     missing::Missing,
@@ -28,26 +29,20 @@ use super::{
 };
 use crate::{
     embedded::{
-        self, Options,
+        self,
         offline::{
             reader::settled_in,
             rebuild,
             sled_file::{self, RawTables, TABLES, Tail},
         },
-        recovery::SETTLED_KEY,
-        tables::{contract::Table, schema::journal_number},
+        shared::Options,
+        tables::{contract::Table, meta::SETTLED_KEY, schema::journal_number},
         value_log::file::{ChunkFiles, Place},
-        wal::{
-            replay::{Broken, Survey},
-            segment::RecordFiles,
-        },
+        wal::{layout::Broken, replay::Survey, segment::RecordFiles},
     },
     health::Health,
     store::{Durability, Limits, OutboxOptions, Store, StoreError},
 };
-
-/// sled's own segments. They cannot be changed once a store exists.
-pub(in crate::embedded) const SEGMENT_BYTES: usize = 8 << 20;
 
 /// How often sled's own thread syncs and tidies up. It is not what our promise rests on, but it is what reuses space.
 const BACKGROUND_FLUSH_MS: u64 = 500;
@@ -81,7 +76,7 @@ pub struct DiskOptions {
     pub sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
     /// See [`journal::Tuning`]. For tests.
     #[doc(hidden)]
-    pub tuning: embedded::Tuning,
+    pub tuning: embedded::shared::Tuning,
     /// See [`journal::Options::ahead_ms`].
     #[doc(hidden)]
     pub ahead_ms: Arc<AtomicU64>,
@@ -104,7 +99,7 @@ impl DiskOptions {
             outbox: None,
             health: Arc::default(),
             sync: None,
-            tuning: embedded::Tuning::default(),
+            tuning: embedded::shared::Tuning::default(),
             ahead_ms: Arc::default(),
             work: None,
         }

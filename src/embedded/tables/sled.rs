@@ -38,22 +38,12 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-pub use super::open::{DiskOptions, open};
 use super::{
     contract::{Cause, Copying, Engine, EngineError, Table, TableSpace},
     directory::Locked,
+    files::DB,
     space::{Runway, Written},
     watermark::Mark,
-};
-pub(in crate::embedded) use super::{
-    directory::{CONF, DB, LOCK, LOG, MARK, REBUILT, UNFINISHED},
-    missing::Missing,
-    open::create,
-    watermark::Marked,
-};
-pub(in crate::embedded) use crate::embedded::offline::{
-    reader::{Rest, RestPairs},
-    sled_file::Gap,
 };
 use crate::{
     embedded::{

@@ -15,7 +15,7 @@ use std::{
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::{directory::BALLAST, open::SEGMENT_BYTES};
+use super::files::{BALLAST, SEGMENT_BYTES};
 use crate::embedded::tables::contract::{Cause, TableSpace};
 
 /// sled's segments that have their blocks before sled begins them: the one it fills in memory, and one more.
@@ -267,7 +267,7 @@ mod tests {
     use super::*;
     use crate::embedded::tables::{
         contract::{Engine, Table},
-        sled::create,
+        open::create,
         unfinished::Work,
     };
 

@@ -11,10 +11,7 @@ use std::{
     path::Path,
 };
 
-use super::{
-    directory::{Locked, UNFINISHED as NAME},
-    refusal,
-};
+use super::{directory::Locked, files::UNFINISHED as NAME, refusal};
 use crate::store::StoreError;
 
 /// What makes or changes a store as a whole.
@@ -137,7 +134,7 @@ mod tests {
     use super::*;
     use crate::embedded::{
         offline::inspect::Inspection,
-        tables::sled::{DiskOptions, open},
+        tables::{DiskOptions, open},
     };
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{directory::MARK, open::SEGMENT_BYTES};
+use super::files::{MARK, SEGMENT_BYTES};
 
 /// Three numbers and a checksum.
 const BYTES: usize = 28;

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use super::intercept::Intercept;
 use crate::{
     embedded::{
-        self, Options, Tuning,
+        self,
+        shared::{Options, Tuning},
         tables::{contract::Table, memory::Memory},
     },
     message::{Payload, Seq, UserId},

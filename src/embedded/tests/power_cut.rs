@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 use super::intercept::Intercept;
 use crate::{
     embedded::{
-        self, Options, Tuning,
+        self,
+        shared::{Options, Tuning},
         tables::{
             contract::{Engine, EngineError, Table},
             memory::Memory,

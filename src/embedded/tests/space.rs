@@ -14,7 +14,8 @@ use bytes::Bytes;
 use super::intercept::Intercept;
 use crate::{
     embedded::{
-        self, Options, Tuning,
+        self,
+        shared::{Options, Tuning},
         tables::{
             contract::{Engine, EngineError, Table, TableSpace},
             memory::Memory,

@@ -9,8 +9,7 @@
 //! does was given none, and stays where it is. Stores that earlier versions wrote do not keep to that: their lapses
 //! (up to [`Lapses::full`]) count one by one, and so do those that a restore adds.
 
-use super::Log;
-use crate::{message::Seq, store::Loss};
+use crate::message::Seq;
 
 /// Sequences set aside for what a crash may take back where appends are answered before they are durable. The store
 /// syncs before more messages than this are unsynced.
@@ -38,33 +37,16 @@ impl Lapses {
     }
 }
 
-impl Log {
-    /// Passes over everything that lapses may have taken back. `known`: the lapses its row takes into account.
-    pub fn pass_lapses(&mut self, lapses: Lapses, known: Option<u32>) {
-        let due = lapses.due(known, self.head);
-        if due > 0 {
-            self.passed = Some((self.head, known.unwrap_or(0)));
-            self.pass_to(self.head + RESERVE * u64::from(due));
-        }
-        self.assigned = self.head;
-    }
-
-    /// Passes over the sequences up to `to`. Nothing is stored at them, so every cursor counts them as received.
-    pub fn pass_to(&mut self, to: Seq) {
-        let from = self.head + 1;
-        // One more range may push out one that still hides an entry in the inbox; then only the reason is lost.
-        if !self.gone.is_full() {
-            self.gone.insert(from, to, Loss::Restart);
-        }
-        self.cursors.all_receive(from, to);
-        (self.head, self.assigned) = (to, to);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedded::{tables::schema::Row, user_log::Slot};
+    use crate::{
+        embedded::{
+            tables::schema::Row,
+            user_log::{Log, Slot},
+        },
+        store::Loss,
+    };
 
     const OF: fn(u32, u32) -> Lapses = |count, full| Lapses { count, full };
 

@@ -6,7 +6,10 @@ pub(super) mod lapses;
 
 use std::collections::VecDeque;
 
-use self::{cursors::Cursors, lapses::Lapses};
+use self::{
+    cursors::Cursors,
+    lapses::{Lapses, RESERVE},
+};
 use super::tables::schema::{Row, StoredCursor, StoredLog};
 use crate::{
     message::{CollapseKey, Seq},
@@ -443,3 +446,26 @@ pub fn earlier(one: u32, other: u32) -> u32 {
 
 #[cfg(test)]
 mod tests;
+
+impl Log {
+    /// Passes over everything that lapses may have taken back. `known`: the lapses its row takes into account.
+    pub fn pass_lapses(&mut self, lapses: Lapses, known: Option<u32>) {
+        let due = lapses.due(known, self.head);
+        if due > 0 {
+            self.passed = Some((self.head, known.unwrap_or(0)));
+            self.pass_to(self.head + RESERVE * u64::from(due));
+        }
+        self.assigned = self.head;
+    }
+
+    /// Passes over the sequences up to `to`. Nothing is stored at them, so every cursor counts them as received.
+    pub fn pass_to(&mut self, to: Seq) {
+        let from = self.head + 1;
+        // One more range may push out one that still hides an entry in the inbox; then only the reason is lost.
+        if !self.gone.is_full() {
+            self.gone.insert(from, to, Loss::Restart);
+        }
+        self.cursors.all_receive(from, to);
+        (self.head, self.assigned) = (to, to);
+    }
+}

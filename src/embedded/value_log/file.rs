@@ -26,7 +26,7 @@ use crate::{
     embedded::{
         tables::{
             contract::{Cause, Copying},
-            directory::INBOX,
+            files::INBOX,
             space::Spares,
         },
         unreadable::Unreadable,

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::{
     embedded::{
-        Shared,
+        shared::Shared,
         tables::{
             contract::Table,
             schema::{inbox_key, is_inbox_key_of},

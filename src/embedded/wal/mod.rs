@@ -6,6 +6,7 @@
 //! - `reader`, `cache`: reads from files, and from memory
 
 pub(super) mod cache;
+pub(super) mod layout;
 pub(super) mod reader;
 pub(super) mod record;
 pub(super) mod replay;

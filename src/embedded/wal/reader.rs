@@ -4,7 +4,10 @@ use std::{fs::File, io, sync::Arc};
 
 use bytes::Bytes;
 
-use super::segment::{Place, RecordFiles, record_at};
+use super::{
+    layout::{Place, record_at},
+    segment::RecordFiles,
+};
 use crate::embedded::value_log::framing::{fill, read_at};
 
 /// Bytes that are read with one call, unless a single record has more.

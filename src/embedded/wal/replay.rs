@@ -2,36 +2,12 @@
 
 use std::{
     fs::{self, File},
-    io,
     path::Path,
     sync::Arc,
 };
 
-use super::segment::{Inside, Opened, Place, Record, RecordFile, place_of, record_at};
+use super::layout::{Broken, BrokenRecord, Inside, Opened, Place, Record, RecordFile, place_of, record_at};
 use crate::embedded::value_log::framing::{self, Kind, read_at};
-
-/// Part of a file that cannot be what was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BrokenRecord {
-    /// Which file, in the store's directory.
-    pub file: String,
-    /// Where in it.
-    pub at: u64,
-    /// The record that should be there.
-    pub number: u64,
-    /// The last that is known to have been synced.
-    pub synced: u64,
-}
-
-impl std::fmt::Display for BrokenRecord {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { file, at, number, synced } = self;
-        write!(
-            f,
-            "`{file}` cannot be read from byte {at} on, where record {number} should be: all up to record {synced} was synced"
-        )
-    }
-}
 
 /// What files hold, as far as it hangs together.
 #[derive(Debug)]
@@ -43,21 +19,6 @@ pub struct Survey {
     pub(super) done: Vec<u64>,
     /// Where the last file is to end, if there is something behind that.
     pub(super) cut: Option<u64>,
-}
-
-/// Why the files cannot be used.
-#[derive(Debug)]
-pub enum Broken {
-    /// They are not what was written.
-    Damage(BrokenRecord),
-    /// They cannot be read or written.
-    Io(io::Error),
-}
-
-impl From<io::Error> for Broken {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
 }
 
 /// Visits the records from `at` on, which are numbered from `number` on; returns where they end, and the number that would

@@ -10,7 +10,6 @@
 //! `mark` says was synced.
 
 use std::{
-    collections::VecDeque,
     fs::{self, File},
     io,
     os::unix::fs::FileExt,
@@ -21,84 +20,14 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    replay::{Broken, Survey, survey},
-    spare::Spare,
+    layout::{Inside, Opened, Place, RecordFile},
+    replay::{Survey, survey},
+    spare::{NAME, Spare},
 };
 use crate::embedded::{
-    tables::contract::Cause,
+    tables::{contract::Cause, space::allocate},
     value_log::framing::{self, HEAD_BYTES, Kind, make_directory},
 };
-
-/// A record as it stands in a file.
-#[derive(Debug)]
-pub struct Record<'a> {
-    pub number: u64,
-    /// When it was written, everything up to this record was synced.
-    pub synced: u64,
-    pub value: &'a [u8],
-    /// Where the next one begins.
-    pub end: usize,
-}
-
-/// The record that begins at `at`, if one does.
-pub fn record_at(bytes: &[u8], at: usize) -> Option<Record<'_>> {
-    let body = framing::body(Kind::Record, bytes.get(at..)?)?;
-    let (number, rest) = body.split_first_chunk()?;
-    let (synced, value) = rest.split_first_chunk()?;
-    let (number, synced) = (u64::from_be_bytes(*number), u64::from_be_bytes(*synced));
-    Some(Record { number, synced, value, end: at + HEAD_BYTES + body.len() })
-}
-
-/// Where a record is.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    /// The first record of its file.
-    pub file: u64,
-    pub at: u32,
-    /// Bytes of the whole frame.
-    pub length: u32,
-}
-
-impl Place {
-    /// Where its frame ends.
-    pub fn end(self) -> u32 {
-        self.at + self.length
-    }
-}
-
-#[derive(Debug)]
-pub struct RecordFile {
-    pub first: u64,
-    pub file: Arc<File>,
-    pub length: u64,
-    /// Its blocks go up to here.
-    pub allocated: u64,
-}
-
-#[derive(Debug, Default)]
-pub struct Inside {
-    /// Oldest first. The last is written to.
-    pub files: VecDeque<RecordFile>,
-    /// Of record `first` and those behind it.
-    pub(super) places: VecDeque<Place>,
-    pub(super) first: u64,
-    /// All up to this are synced.
-    pub synced: u64,
-}
-
-impl Inside {
-    /// Where a record is, and its file.
-    pub fn place(&self, number: u64) -> Option<(&RecordFile, Place)> {
-        let at = number.checked_sub(self.first)?;
-        let place = *self.places.get(usize::try_from(at).ok()?)?;
-        // They are named by their first records, and there are never many.
-        Some((self.files.iter().rev().find(|file| file.first == place.file)?, place))
-    }
-
-    pub fn last(&self) -> Option<u64> {
-        Some(self.first + self.places.len() as u64 - 1).filter(|_| !self.places.is_empty())
-    }
-}
 
 /// The files, open.
 #[derive(Debug)]
@@ -110,9 +39,6 @@ pub struct RecordFiles {
     /// The file that is begun next, if it is open.
     pub spare: Mutex<Spare>,
 }
-
-/// What opening came to.
-pub type Opened<T> = Result<T, Broken>;
 
 impl RecordFiles {
     /// Whether what is in `directory` is what was written: all behind record `settled` that was ever synced is there.
@@ -242,14 +168,10 @@ impl RecordFiles {
     }
 }
 
-pub(super) fn place_of(directory: &Path, first: u64) -> String {
-    let own = directory.file_name().unwrap_or_default().to_string_lossy();
-    format!("{own}/{}", framing::name(first))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::embedded::wal::layout::Broken;
 
     fn open(path: &Path, settled: u64, marked: u64) -> Opened<RecordFiles> {
         RecordFiles::check(path, settled, marked)?;
@@ -408,3 +330,105 @@ mod tests {
         assert_eq!(numbers(&open(home.path(), 60, 61).unwrap_or_else(|_| panic!("61 is there"))), [61]);
     }
 }
+
+impl RecordFiles {
+    /// Opens the file that is begun next, if it is not open. To be called now and then.
+    pub fn prepare(&self) {
+        self.spare.lock().prepare(&self.directory);
+    }
+
+    /// Sets space aside for records of `bytes` in all, the first of which will be `number`.
+    ///
+    /// # Errors
+    /// When there is none, or no file and no descriptor for one. Nothing has changed then.
+    pub fn reserve(&self, number: u64, bytes: u64) -> io::Result<()> {
+        let is_full = match self.inside.read().files.back() {
+            Some(last) if last.length < FILE_BYTES && last.length + bytes <= last.allocated => return Ok(()),
+            last => last.is_none_or(|last| last.length >= FILE_BYTES),
+        };
+        if is_full {
+            self.begin_file(number)?;
+        }
+        let (file, length, allocated) = {
+            let inside = self.inside.read();
+            let last = inside.files.back().ok_or_else(|| io::Error::other("there is no file to write to"))?;
+            (last.file.clone(), last.length, last.allocated)
+        };
+        let mut end = length + bytes;
+        if end <= allocated {
+            return Ok(());
+        }
+        // Where the file system has no such thing the space is taken for granted, and a write may fail.
+        if end < FILE_BYTES && allocate(&file, length, FILE_BYTES).is_ok() {
+            end = FILE_BYTES;
+        } else {
+            allocate(&file, length, end)?;
+        }
+        if let Some(last) = self.inside.write().files.back_mut() {
+            last.allocated = end;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the disk that records of `bytes` in all take besides what is set aside.
+    pub fn wants(&self, bytes: u64) -> u64 {
+        match self.inside.read().files.back() {
+            None => FILE_BYTES.max(bytes),
+            // Where no file can be begun it goes on with the last.
+            Some(last) => (last.length + bytes).saturating_sub(last.allocated.max(last.length)),
+        }
+    }
+
+    /// Begins a new file for a record of `bytes`, where there is none or the last is long enough and has no space set
+    /// aside for it.
+    pub(in crate::embedded) fn begin_file_if_full(&self, number: u64, bytes: u64) -> io::Result<()> {
+        let inside = self.inside.read();
+        let goes_on = inside
+            .files
+            .back()
+            .is_some_and(|last| last.length < FILE_BYTES || last.length + bytes + FRAME_BYTES <= last.allocated);
+        drop(inside);
+        if goes_on { Ok(()) } else { self.begin_file(number) }
+    }
+
+    /// Begins a new file, if that can be done, or goes on with the last. Without the lock: readers need not wait for a disk,
+    /// and nobody else writes.
+    fn begin_file(&self, number: u64) -> io::Result<()> {
+        let last = self.inside.read().files.back().map(|file| (file.file.clone(), file.length));
+        let file = match self.open_next(number) {
+            Err(error) if Cause::of(&error) != Cause::Failed => {
+                return if last.is_some_and(|(_, length)| length < FILE_BYTES_MAX) { Ok(()) } else { Err(error) };
+            }
+            file => Arc::new(file?),
+        };
+        self.names.sync_all().map_err(io::Error::other)?;
+        let synced = last.map(|(file, _)| file.sync_data()).transpose().map_err(io::Error::other)?.map(|()| number - 1);
+        let mut inside = self.inside.write();
+        inside.synced = inside.synced.max(synced.unwrap_or(0));
+        inside.files.push_back(RecordFile { first: number, file, length: 0, allocated: FILE_BYTES });
+        Ok(())
+    }
+
+    /// A file of this name with its blocks.
+    fn open_next(&self, number: u64) -> io::Result<File> {
+        let mut spare = self.spare.lock();
+        spare.failed = None;
+        spare.prepare(&self.directory);
+        let Some(file) = &spare.file else {
+            // Once more, for the reason.
+            return framing::create(&self.directory, &framing::name(number));
+        };
+        allocate(file, 0, FILE_BYTES)?;
+        fs::rename(self.directory.join(NAME), self.directory.join(framing::name(number)))?;
+        spare.file.take().ok_or_else(|| io::Error::other("the next file is gone"))
+    }
+}
+
+/// A file that is longer is not gone on with, where another can be begun.
+const FILE_BYTES: u64 = 8 << 20;
+
+/// A file that is longer is never gone on with: places in it have 32 bits.
+const FILE_BYTES_MAX: u64 = 1 << 31;
+
+/// Bytes of a frame that are not the record's own.
+const FRAME_BYTES: u64 = HEAD_BYTES as u64 + 16;

@@ -1,8 +1,8 @@
 //! What goes into a commit: appends, for whom they are taken and for whom not, receipts, and who was seen.
 
 use super::{
-    commit::{Commit, Committer},
     dedup,
+    state::{Commit, Committer},
 };
 use crate::{
     embedded::{
@@ -332,14 +332,4 @@ impl Message<'_> {
             }
         }
     }
-}
-
-/// What is to be stored of an id that was found in the journal.
-pub(in crate::embedded) fn once_found(
-    item: &Item<'_>,
-    at_ms: u64,
-    rejected: &[Rejected],
-) -> Option<crate::embedded::tables::schema::StoredId> {
-    let Item::Once { id, recipients, online, offline } = *item else { return None };
-    Some(dedup::stored(id, at_ms, recipients, online, offline, rejected))
 }

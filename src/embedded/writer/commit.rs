@@ -7,7 +7,6 @@
 
 use std::{
     cell::Cell,
-    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -15,17 +14,13 @@ use std::{
 
 use super::{
     answer::{Answer, Answers, Done},
-    dedup::Ids,
-    expiry::Sweep,
-    flush::Settling,
     queue::{Op, Taken},
-    quota::Room,
-    suspend::Suspended,
+    state::{Commit, Committer, Room, Suspended, Sweep},
 };
 use crate::{
     embedded::{
-        Options, Shared, Tuning,
-        recovery::RecoveredJournal,
+        recovery::{RecordInfo, RecoveredJournal},
+        shared::{Options, Shared},
         tables::{
             contract::{Cause, EngineError, Table},
             schema::journal_key,
@@ -35,8 +30,8 @@ use crate::{
     },
     failpoints::{self, Bug},
     logging::panic_text,
-    message::{Seq, UserId},
-    store::{Append, Durability, Limits, StoreError},
+    message::UserId,
+    store::{Append, Durability, StoreError},
 };
 use bytes::Bytes;
 
@@ -51,65 +46,6 @@ const TOLD_HERE_MAX: usize = 4;
 
 /// Bytes that a file adds to those of a record, at most.
 const FRAME_BYTES: u64 = 64;
-
-/// A record in the journal.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::embedded) struct RecordInfo {
-    pub number: u64,
-    pub bytes: usize,
-    pub committed: Instant,
-    /// Its commit goes on in the next one.
-    pub goes_on: bool,
-}
-
-/// Everything the commit thread owns.
-pub(in crate::embedded) struct Committer {
-    pub(in crate::embedded) shared: Arc<Shared>,
-    pub(in crate::embedded) durability: Durability,
-    pub(in crate::embedded) tuning: Tuning,
-    pub(in crate::embedded) limits: Limits,
-    pub(in crate::embedded) ids: Ids,
-    pub(in crate::embedded) room: Room,
-    pub(in crate::embedded) sweep: Sweep,
-    /// Records in the journal, oldest first, numbered without a gap.
-    pub(in crate::embedded) records: VecDeque<RecordInfo>,
-    pub(in crate::embedded) journal_bytes: usize,
-    /// Records that are being settled, if any are.
-    pub(in crate::embedded) settling: Option<Settling>,
-    pub(in crate::embedded) next_record: u64,
-    /// Appends that were answered and are not synced yet: only where that is allowed.
-    pub(in crate::embedded) unsynced: u64,
-    /// Something was written to the journal and is not synced yet.
-    behind: bool,
-    /// Chunks were put that no barrier stands behind yet.
-    pub(in crate::embedded) chunks_behind: Cell<bool>,
-    /// Something was put into the outbox that is not synced yet, as that is allowed.
-    pub(in crate::embedded) outbox_behind: bool,
-    /// There is more room to be given back.
-    pub(in crate::embedded) tidying: bool,
-    /// What waits for space.
-    pub(in crate::embedded) suspended: Suspended,
-    synced: Instant,
-    evicted: Instant,
-}
-
-/// One commit being made.
-pub(in crate::embedded) struct Commit {
-    records: Vec<(u64, Vec<u8>)>,
-    writer: Option<RecordWriter>,
-    pub(in crate::embedded) number: u64,
-    /// Entries to be shown once it is durable: whose, which, and in which record.
-    pub(in crate::embedded) entries: Vec<(UserId, Seq, u64)>,
-    /// Some log in it has no entry yet since the last lapse.
-    pub(in crate::embedded) first_entries: bool,
-    /// Users whose inboxes are to be purged once it is written.
-    pub(in crate::embedded) tidy: Vec<UserId>,
-    answers: Vec<Answer>,
-    /// Bytes of the records that are finished.
-    bytes: u64,
-    /// Its answers promise that it lasts.
-    promised: bool,
-}
 
 impl Committer {
     pub(in crate::embedded) fn new(shared: Arc<Shared>, recovered: RecoveredJournal, options: &Options) -> Self {

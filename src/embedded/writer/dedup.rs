@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     embedded::tables::schema::{Ids as Chunk, StoredId},
+    embedded::wal::record::Item,
     failpoints::{self, Bug},
     message::DispatchId,
     store::{Answered, Limits, Reason, Rejected},
@@ -243,4 +244,14 @@ mod tests {
         assert_eq!(ids.get(&id("a"), 1).unwrap().rejected, rejected);
         assert_eq!(ids.get(&id("b"), 1).unwrap().online, 1);
     }
+}
+
+/// What is to be stored of an id that was found in the journal.
+pub(in crate::embedded) fn once_found(
+    item: &Item<'_>,
+    at_ms: u64,
+    rejected: &[Rejected],
+) -> Option<crate::embedded::tables::schema::StoredId> {
+    let Item::Once { id, recipients, online, offline } = *item else { return None };
+    Some(stored(id, at_ms, recipients, online, offline, rejected))
 }

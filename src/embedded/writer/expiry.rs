@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use super::commit::Committer;
+use super::state::{Committer, Sweep};
 use crate::{
     embedded::{
         tables::{
@@ -17,15 +17,6 @@ use crate::{
 
 /// Rows looked at each time: a million users are gone through in about an hour.
 const ROWS: usize = 256;
-
-/// Where the sweep stands.
-pub(in crate::embedded) struct Sweep {
-    /// The first row to look at next.
-    next: Vec<u8>,
-    swept: Instant,
-    /// Stored ids, oldest first: key, and the time of the youngest in it.
-    id_chunks: VecDeque<(Vec<u8>, u64)>,
-}
 
 impl Sweep {
     pub(in crate::embedded) fn new(id_chunks: VecDeque<(Vec<u8>, u64)>) -> Self {

@@ -6,20 +6,20 @@
 //! that count on them, and a checkpoint; then the records are removed. A crash anywhere in between leaves something that
 //! is merely there twice.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{append::once_found, commit::Committer, dedup};
+use super::{
+    dedup::{self, once_found},
+    state::{Committer, Pending, Settling, StoredIds},
+};
 use crate::{
     embedded::{
-        recovery::{CLOCK_KEY, SETTLED_KEY},
         tables::{
             contract::{Cause, EngineError, Table, TableSpace},
-            schema::{Ids, StoredId, inbox_key, is_inbox_key_of, journal_key},
+            meta::{CLOCK_KEY, SETTLED_KEY},
+            schema::{StoredId, inbox_key, is_inbox_key_of, journal_key},
         },
         user_log::{Tally, earlier, is_past},
         value_log::block::{CHUNK_BYTES, Chunk, chunk_entries},
@@ -44,45 +44,6 @@ const HURRY_FACTOR: usize = 3;
 
 /// Chunks of ids put in one step, of [`CHUNK_BYTES`] each. Before each step the tables' space is looked at.
 const ID_CHUNKS_STEP: usize = 16;
-
-/// Ids that are put into their table as one value.
-struct StoredIds {
-    chunk: Ids,
-    /// When the youngest of all that are settled together was committed.
-    youngest_ms: u64,
-}
-
-/// Records that are being settled together.
-#[derive(Default)]
-pub(in crate::embedded) struct Settling {
-    /// How many of the oldest records.
-    records: usize,
-    /// How many of those have been read.
-    gathered: usize,
-    /// How many have been removed.
-    removed: usize,
-    /// Users who are mentioned, while records are read.
-    users: HashSet<UserId, foldhash::fast::RandomState>,
-    /// Those whose entries are still to be moved, once all records have been read.
-    left: Vec<UserId>,
-    /// Those whose rows are still to be written, once that has been made to last.
-    rows: Vec<UserId>,
-    moved: bool,
-    /// Their entries that are still pending.
-    pending: HashMap<UserId, Vec<Pending>, foldhash::fast::RandomState>,
-    /// Ids that are named in them, and what was rejected under the next one.
-    ids: Vec<StoredId>,
-    /// What of the ids is still to be put into their table, the last first; `None` before all records have been read.
-    id_chunks: Option<Vec<(Vec<u8>, StoredIds)>>,
-    rejected: Vec<Rejected>,
-}
-
-/// An entry on its way into an inbox.
-struct Pending {
-    seq: Seq,
-    expires_s: u32,
-    payload: Bytes,
-}
 
 impl Committer {
     /// Whether the journal has something to settle now.

@@ -15,4 +15,5 @@ pub(super) mod expiry;
 pub(super) mod flush;
 pub(super) mod queue;
 pub(super) mod quota;
+pub(super) mod state;
 pub(super) mod suspend;

@@ -7,9 +7,8 @@ use std::{
 };
 
 use super::{
-    commit::{Commit, Committer},
     cost::Cost,
-    suspend::NOTES_BYTES,
+    state::{Commit, Committer, NOTES_BYTES, Room},
 };
 use crate::{
     embedded::{
@@ -44,17 +43,6 @@ const PURGE_CHUNKS: usize = 16;
 /// A message of which not more than this is stored and which is refused makes the store full as a whole: until it would fit. What
 /// is larger is refused alone.
 const ORDINARY_BYTES_MAX: u64 = 128 << 10;
-
-/// What the commit thread knows of the store's room.
-pub(in crate::embedded) struct Room {
-    /// Bytes of payload in all inboxes.
-    inbox_bytes: Cell<u64>,
-    looked: Instant,
-    /// The disk had too little room.
-    is_scarce: Cell<bool>,
-    /// What was refused last, if it was no more than an ordinary message.
-    refused: Cost,
-}
 
 impl Room {
     pub(in crate::embedded) fn new(inbox_bytes: u64) -> Self {
@@ -393,7 +381,7 @@ fn drop_front(log: &mut Log, front: &[(Seq, u64)], bytes: u64, limits: &Limits, 
     last
 }
 
-impl crate::embedded::Shared {
+impl crate::embedded::shared::Shared {
     /// Why nothing is taken for now, if nothing is.
     pub(in crate::embedded) fn check_room(&self) -> Result<(), StoreError> {
         self.full.read().clone().map_or(Ok(()), |why| Err(StoreError::Full(why)))

@@ -10,13 +10,13 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    commit::{Commit, Committer},
     queue::Taken,
+    state::{Commit, Committer, Look, Suspended},
 };
 use crate::{
-    embedded::{
-        recovery::{CLOCK_KEY, CLOSED, OPEN_KEY},
-        tables::contract::{Cause, Copying, EngineError, Table, TableSpace},
+    embedded::tables::{
+        contract::{Cause, Copying, EngineError, Table, TableSpace},
+        meta::{CLOCK_KEY, CLOSED, OPEN_KEY},
     },
     message::UserId,
     store::StoreError,
@@ -35,35 +35,8 @@ const MARGIN_BYTES: u64 = 4 << 20;
 /// a time.
 const EAGER_BYTES: u64 = 32 << 20;
 
-/// Bytes set aside in the journal that messages do not get: for receipts on a full disk.
-pub(in crate::embedded) const NOTES_BYTES: u64 = 1 << 20;
-
 /// Bytes of one user's receipts and presence at most: so many devices, each with as many ranges as it may have.
 const NOTE_BYTES_MAX: u64 = 20 << 10;
-
-/// What waits for space.
-#[derive(Default)]
-pub(in crate::embedded) struct Suspended {
-    /// Why work in the background waits, if it does.
-    why: Option<EngineError>,
-    /// When it is tried again.
-    retry: Option<Instant>,
-    /// A commit that is written before any other.
-    stuck: Option<Commit>,
-    /// Users whose receipts are not in the journal. Each once: their logs are marked.
-    dirty: Vec<UserId>,
-    /// Users whose inboxes are to be trimmed behind that. Likewise.
-    trim: Vec<UserId>,
-    looked: Option<Look>,
-}
-
-/// What was found of the disk.
-#[derive(Clone, Copy)]
-struct Look {
-    at: Instant,
-    tables: TableSpace,
-    free: Option<u64>,
-}
 
 impl Committer {
     /// Whether something waits for space, or for descriptors.

@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 
 pub use self::cursor::Mark;
 use self::cursor::{Cursor, Range};
-use super::{Hub, registry::Seat};
+use super::{Hub, events::ConnectionId, mailbox::Mailbox, registry::Seat};
 use crate::{
     failpoints::{self, Bug},
     logging::excerpt,
@@ -121,6 +121,30 @@ struct Resuming {
     found: VecDeque<Entry>,
     /// Up to here the last read has looked.
     through: Seq,
+}
+
+impl Hub {
+    pub(super) fn attach(
+        self: &Arc<Self>,
+        connection: ConnectionId,
+        mailbox: Arc<Mailbox>,
+        user: UserId,
+        how: Attach,
+        now: Instant,
+    ) -> Result<Session, StoreError> {
+        // Seated first, asked for the state second: a commit in between wakes the session rather than be missed.
+        let seat = self.registry.sit(&user, connection, mailbox, |sessions| self.counts(&user, sessions));
+        let session = match Session::begin(self.clone(), user.clone(), seat.clone(), how, now) {
+            Ok(session) => session,
+            Err(error) => {
+                self.registry.rise(&user, connection, |sessions| self.counts(&user, sessions));
+                return Err(error);
+            }
+        };
+        self.metrics.sessions.inc();
+        self.seen(&user);
+        Ok(session)
+    }
 }
 
 impl Session {

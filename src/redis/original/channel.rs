@@ -227,3 +227,13 @@ mod tests {
         assert_eq!(String::from_utf8(ours).unwrap(), expected);
     }
 }
+
+/// Stock connects to one Redis, and cannot speak to a Cluster: there, nothing is kept for it, and nothing heard of it.
+pub(in crate::redis) fn may_have_stock(link: &Link) -> bool {
+    !link.lines().is_spread()
+}
+
+/// What stock calls it; empty where there is none.
+pub(in crate::redis) fn where_stock_reads(link: &Link, name: Name) -> String {
+    if may_have_stock(link) { link.names().stock(name) } else { String::new() }
+}

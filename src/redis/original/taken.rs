@@ -14,7 +14,7 @@ use crate::{
     health::LogLimit,
     logging::excerpt,
     message::{DispatchId, UserId},
-    redis::{Link, LinkError, Script, import_export::TAKEN, store::append::ITEMS_MAX},
+    redis::{Link, LinkError, Script, store::append::ITEMS_MAX},
     store::Append,
 };
 
@@ -370,3 +370,6 @@ mod tests {
         assert!(["", "c0ffee", "c0ffee 3", "c0ffee x 1"].iter().all(|text| At::parse(text).is_none()));
     }
 }
+
+/// What a field begins with into which one of our servers has taken what stock had left (`undelivered`).
+pub(in crate::redis) const TAKEN: &str = "\0mesa:taken:";

@@ -21,7 +21,7 @@ use crate::{
     compat::keyspace::Name,
     logging::excerpt,
     message::UserId,
-    redis::{Link, LinkError, Script, import_export::TAKEN, store::background::Shared},
+    redis::{Link, LinkError, Script, original::taken::TAKEN, store::background::Shared},
 };
 
 /// Lists taken in one go: a process that leaves more all the time is not waited for.

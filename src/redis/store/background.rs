@@ -18,7 +18,7 @@ use crate::{
     logging::excerpt,
     message::{Seq, UserId},
     redis::LinkError,
-    store::{CommitListener, Found, ReadLimit, StoreError},
+    store::{CommitListener, Found, ReadLimit},
 };
 
 /// How long a receipt may wait before it is written down.
@@ -158,13 +158,5 @@ impl Shared {
             Err(LinkError::Full(_)) => Ok(()),
             Err(error) => Err(error),
         }
-    }
-}
-
-pub(super) fn told(error: LinkError) -> StoreError {
-    match error {
-        LinkError::Full(why) => StoreError::Full(why),
-        LinkError::Lost(why) | LinkError::Refused(why) => StoreError::Unreachable(why),
-        LinkError::Damaged(why) => StoreError::Damaged(why),
     }
 }

@@ -57,8 +57,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::{
-    background::{SWEEP_PAUSE, Shared, keep_noting, keep_sweeping, told},
-    script_client::Caller,
+    background::{SWEEP_PAUSE, Shared, keep_noting, keep_sweeping},
+    script_client::{Caller, told},
     unflushed::Locals,
 };
 use crate::{

@@ -12,14 +12,15 @@ use serde::Serialize;
 
 use super::{
     scripts::{self, Step},
-    told,
     unflushed::{Era, Known, Report, time},
 };
 use crate::{
     logging::excerpt,
     message::{DeviceId, Payload, Seq, UserId},
     redis::{Link, LinkError, Live},
-    store::{Attached, DeviceState, Entry, Found, KnownUser, Limits, Overflow, ReadLimit, Received, UserState},
+    store::{
+        Attached, DeviceState, Entry, Found, KnownUser, Limits, Overflow, ReadLimit, Received, StoreError, UserState,
+    },
 };
 
 /// How often a step is taken again because the failover epoch has changed meanwhile. Then it fails as one that cannot be reached.
@@ -481,4 +482,12 @@ fn received(through: i64, islands: &[Value]) -> Result<Received, LinkError> {
     let island = |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?));
     let islands = islands.chunks(2).map(island).collect::<Result<Vec<_>, LinkError>>()?;
     Ok(Received::from_parts(through.unsigned_abs(), &islands))
+}
+
+pub(super) fn told(error: LinkError) -> StoreError {
+    match error {
+        LinkError::Full(why) => StoreError::Full(why),
+        LinkError::Lost(why) | LinkError::Refused(why) => StoreError::Unreachable(why),
+        LinkError::Damaged(why) => StoreError::Damaged(why),
+    }
 }

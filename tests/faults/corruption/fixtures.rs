@@ -9,7 +9,7 @@ use std::{
 };
 
 use mesa::{
-    embedded::{Tuning, tables::sled::DiskOptions},
+    embedded::{Tuning, tables::DiskOptions},
     message::{CollapseKey, DeviceId, DispatchId, Payload, UserId},
     store::{Append, Note, Once, Store},
 };
@@ -65,7 +65,7 @@ impl Sample {
             let mut n = 0;
             for (at, (tuning, count, bytes)) in times.iter().enumerate() {
                 let options = DiskOptions { tuning: *tuning, ..DiskOptions::new(&live) };
-                let opened = mesa::embedded::tables::sled::open(options).expect("a store");
+                let opened = mesa::embedded::tables::open(options).expect("a store");
                 let half = count / 2;
                 fill(&opened, &mut n, half, *bytes, &mut appended).await;
                 let last = at + 1 == times.len();

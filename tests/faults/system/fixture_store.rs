@@ -13,7 +13,7 @@ use futures_util::FutureExt as _;
 use mesa::{
     embedded::{
         Tuning,
-        tables::sled::{DiskOptions, open},
+        tables::{DiskOptions, open},
     },
     message::{Payload, UserId},
     store::{Append, Note, ReadLimit, Store},

@@ -16,13 +16,16 @@ use super::{
 };
 use crate::{
     embedded::{
+        offline::{reader::Rest, sled_file::Gap},
         other_format::{is_newer_format, other_format},
-        recovery::{CLOSED, FORMAT, FULL_LAPSES_KEY, OPEN_KEY},
         tables::{
             contract::Table,
+            files::{CONF, DB, LOCK, LOG, MARK, REBUILT, UNFINISHED},
+            meta::{CLOSED, FORMAT, FULL_LAPSES_KEY, OPEN_KEY},
+            missing::Missing,
             schema::{Ids, Row, journal_key},
-            sled::{CONF, DB, Gap, LOCK, LOG, MARK, Marked, Missing, REBUILT, Rest, UNFINISHED},
             unfinished,
+            watermark::Marked,
         },
         user_log::lapses::Lapses,
         value_log::block::chunk_entries,

@@ -11,10 +11,8 @@ use super::{
 };
 use crate::{
     embedded::{
-        tables::{
-            schema::{Row, is_inbox_key_of},
-            sled::RestPairs,
-        },
+        offline::reader::RestPairs,
+        tables::schema::{Row, is_inbox_key_of},
         unreadable::Unreadable,
         user_log::lapses::Lapses,
         value_log::block::chunk_entries,

@@ -12,10 +12,7 @@ use std::{
 };
 
 use super::segment::{self, End, HEADER_BYTES, Header, Kind, Message};
-use crate::embedded::tables::{
-    directory::{CONF, DB},
-    open::SEGMENT_BYTES,
-};
+use crate::embedded::tables::files::{CONF, DB, SEGMENT_BYTES};
 
 /// Sizes of segments that are believed.
 const SIZES: std::ops::RangeInclusive<usize> = 4096..=(64 << 20);

@@ -1,0 +1,122 @@
+//! Records and files of the write-ahead log, and their positions.
+
+use std::{collections::VecDeque, fs::File, io, path::Path, sync::Arc};
+
+use crate::embedded::value_log::framing::{self, HEAD_BYTES, Kind};
+
+/// A record as it stands in a file.
+#[derive(Debug)]
+pub struct Record<'a> {
+    pub number: u64,
+    /// When it was written, everything up to this record was synced.
+    pub synced: u64,
+    pub value: &'a [u8],
+    /// Where the next one begins.
+    pub end: usize,
+}
+
+/// The record that begins at `at`, if one does.
+pub fn record_at(bytes: &[u8], at: usize) -> Option<Record<'_>> {
+    let body = framing::body(Kind::Record, bytes.get(at..)?)?;
+    let (number, rest) = body.split_first_chunk()?;
+    let (synced, value) = rest.split_first_chunk()?;
+    let (number, synced) = (u64::from_be_bytes(*number), u64::from_be_bytes(*synced));
+    Some(Record { number, synced, value, end: at + HEAD_BYTES + body.len() })
+}
+
+/// Where a record is.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The first record of its file.
+    pub file: u64,
+    pub at: u32,
+    /// Bytes of the whole frame.
+    pub length: u32,
+}
+
+impl Place {
+    /// Where its frame ends.
+    pub fn end(self) -> u32 {
+        self.at + self.length
+    }
+}
+
+#[derive(Debug)]
+pub struct RecordFile {
+    pub first: u64,
+    pub file: Arc<File>,
+    pub length: u64,
+    /// Its blocks go up to here.
+    pub allocated: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Inside {
+    /// Oldest first. The last is written to.
+    pub files: VecDeque<RecordFile>,
+    /// Of record `first` and those behind it.
+    pub(super) places: VecDeque<Place>,
+    pub(super) first: u64,
+    /// All up to this are synced.
+    pub synced: u64,
+}
+
+impl Inside {
+    /// Where a record is, and its file.
+    pub fn place(&self, number: u64) -> Option<(&RecordFile, Place)> {
+        let at = number.checked_sub(self.first)?;
+        let place = *self.places.get(usize::try_from(at).ok()?)?;
+        // They are named by their first records, and there are never many.
+        Some((self.files.iter().rev().find(|file| file.first == place.file)?, place))
+    }
+
+    pub fn last(&self) -> Option<u64> {
+        Some(self.first + self.places.len() as u64 - 1).filter(|_| !self.places.is_empty())
+    }
+}
+
+/// What opening came to.
+pub type Opened<T> = Result<T, Broken>;
+
+pub(super) fn place_of(directory: &Path, first: u64) -> String {
+    let own = directory.file_name().unwrap_or_default().to_string_lossy();
+    format!("{own}/{}", framing::name(first))
+}
+
+/// Part of a file that cannot be what was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokenRecord {
+    /// Which file, in the store's directory.
+    pub file: String,
+    /// Where in it.
+    pub at: u64,
+    /// The record that should be there.
+    pub number: u64,
+    /// The last that is known to have been synced.
+    pub synced: u64,
+}
+
+impl std::fmt::Display for BrokenRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { file, at, number, synced } = self;
+        write!(
+            f,
+            "`{file}` cannot be read from byte {at} on, where record {number} should be: all up to record {synced} was synced"
+        )
+    }
+}
+
+/// Why the files cannot be used.
+#[derive(Debug)]
+pub enum Broken {
+    /// They are not what was written.
+    Damage(BrokenRecord),
+    /// They cannot be read or written.
+    Io(io::Error),
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}

@@ -1,0 +1,26 @@
+//! Errors of a server.
+
+use std::io;
+
+use crate::{auth, config::ConfigError, http_client::UrlError, hub::StoreError};
+
+/// Why a server did not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The configuration contradicts itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The authentication cannot be set up: a key file is missing or is no key, mostly.
+    #[error(transparent)]
+    Auth(#[from] auth::AuthSetupError),
+    /// The store cannot be opened, or has failed while the server ran.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The webhook cannot be set up.
+    #[error("portal.webhook: its address {0}")]
+    Webhook(#[from] UrlError),
+    /// The listener has gone wrong.
+    #[error("cannot listen: {0}")]
+    Listen(#[from] io::Error),
+}

@@ -1,0 +1,13 @@
+//! Stop signal of a server.
+
+use tokio::sync::watch;
+
+/// Whether the server is to stop, or is gone.
+pub(super) fn is_stopped(stop: &watch::Receiver<bool>) -> bool {
+    *stop.borrow() || stop.has_changed().is_err()
+}
+
+/// Resolves when the server is to stop, or is gone.
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    _ = stop.wait_for(|stop| *stop).await;
+}
