@@ -1,5 +1,5 @@
 //! Stock Dispatchers on this server and on a real Redis with the stock server, in one run: how many dispatches a second, and
-//! how much CPU of the server's side each costs. The driver is `wire.js`, because the Dispatcher is; it needs Node,
+//! how much CPU of the server's side each costs. The driver is `original_dispatcher.js`, because the Dispatcher is; it needs Node,
 //! `redis-server`, and the packages of `tests/node_clients` (`npm ci` there).
 #![allow(missing_docs)]
 

@@ -30,28 +30,28 @@
 //!
 //! In reading order; each module says in its first lines what is in its files.
 //!
-//! | room | what is in it |
+//! | module | contents |
 //! |---|---|
-//! | [`message`] | the words: [`Message`](message::Message), [`UserId`](message::UserId), [`Payload`](message::Payload), [`Seq`](message::Seq) |
-//! | [`http_client`] | requests of our own: bounded, signed, and not to private addresses |
-//! | [`config`] | the documented keys and ours, from file, environment and command line; checked once, trusted after |
-//! | [`metrics`] | the counters, named once |
-//! | [`health`] | which parts of the server are ready, and why not |
-//! | [`util::rfc3339`] | dates as text |
-//! | [`logging`] | excerpts of what peers sent, for log lines |
-//! | [`protocol`] | frames (text ⇄ [`ClientFrame`](protocol::decode::ClientFrame)), opcodes, close codes |
-//! | [`store`] | the log of every user: the contract, the commit thread, the engine on disk and the one for tests |
-//! | [`cluster`] | several servers as one, over a Redis that they share |
-//! | [`auth`] | who a client is; which keys backends show |
-//! | [`middleware`] | what is called on the way of everything that happens |
-//! | [`hub`] | who is here and what they have had: dispatching, sessions as cursors on a log |
-//! | [`webhook`] | what backends are told: out of the store's outbox, one batch at a time |
-//! | [`http`] | what backends ask, as an [`axum`] router |
-//! | [`resp`] | the same in the words of Redis, for the Dispatchers and Portals of stock services |
-//! | [`server`] | sockets, connections, the heartbeat, shutdown; the only room that builds the others |
-//! | [`client`] | a connection the other way round, dialling out |
-//! | [`dispatcher`] | the HTTP API from a backend's side |
-//! | [`portal`] | what happens to clients, from a backend's side |
+//! | [`message`] | [`Message`](message::Message), [`UserId`](message::UserId), [`Payload`](message::Payload), [`Seq`](message::Seq) |
+//! | [`protocol`] | WebSocket frames ([`ClientFrame`](protocol::decode::ClientFrame)), opcodes, close codes |
+//! | [`config`] | the configuration, from file, environment and command line |
+//! | `compat` | keys, channels and JSON of the original Mesa (`@cryb/mesa`) on Redis |
+//! | [`http_client`] | outbound HTTP: bounded, signed, not to private addresses |
+//! | [`auth`] | authentication of clients, and API keys of backends |
+//! | [`metrics`], [`health`], [`logging`], [`util`] | counters, readiness, log lines, helpers |
+//! | [`failpoints`] | seeded bugs that the fault tests must find |
+//! | [`store`] | contract of a store of user logs |
+//! | [`embedded`] | the embedded store: sled tables, a write-ahead log, a value log |
+//! | [`cluster`] | contract between servers |
+//! | `redis` | the store and the cluster on a shared Redis (feature `redis`) |
+//! | [`middleware`] | callbacks that observe or reject messages |
+//! | [`hub`] | dispatch, sessions as cursors on logs, portals |
+//! | [`http`] | the HTTP API, as an [`axum`] router |
+//! | [`resp`] | the Redis protocol, for Dispatchers and Portals of the original |
+//! | [`webhook`] | delivery of events from the outbox to a backend |
+//! | [`server`] | listener, connections, heartbeat, shutdown; constructs the other modules |
+//! | [`client`] | the Rust client |
+//! | [`dispatcher`], [`portal`] | a backend's side of the HTTP API |
 //!
 //! The path of a message, one function a step: [`http`] takes it in and makes its [`Payload`](message::Payload), the
 //! JSON text every recipient will read; [`Hub::dispatch`](hub::Hub::dispatch) hands it to
@@ -75,9 +75,10 @@
 //! - The hub knows no wire format, the store no session, and `http` decides nothing.
 //! - What came from a peer is returned as an error; what came from us is asserted.
 //! - The last step before a socket compares the stamp of an entry with the session it is for.
-//! - Imports point one way, and foreign names have one home each: sled and bincode in [`store`], redis in [`cluster`],
-//!   tungstenite in `server/socket.rs` and [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`http_client`] and
-//!   [`dispatcher`], clap in the binary. `tests/architecture` holds both.
+//! - Imports point one way, without circles between files, and each foreign crate has one home: sled in
+//!   [`embedded::tables`] and [`embedded::offline`], bincode in [`embedded`], redis in `redis`, tungstenite in [`server`] and
+//!   [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`http_client`], [`dispatcher`] and [`portal`], clap in the
+//!   binary. `tests/architecture` checks this.
 //!
 //! # What a crash may take back
 //!

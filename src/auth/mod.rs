@@ -1,5 +1,9 @@
 //! Who a client is: the contract, and the ready-made ways to find out. And who a backend is, in [`ApiKeys`] and [`Password`].
 //!
+//! - `authenticator`: the trait, its errors, and the identity of a client
+//! - `jwt`, `webhook`, `insecure`: its implementations
+//! - `api_keys`, `guesses`: API keys, and the limit on wrong ones
+//!
 //! Nothing here knows a socket or waits for a person; what a client showed is never written to a log.
 
 mod api_keys;

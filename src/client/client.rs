@@ -1,4 +1,4 @@
-//! A client that comes back by itself: what a program holds of it. The rest is a task of its own, in `task`.
+//! A client that comes back by itself: what a program holds of it. The rest is a task of its own, in `driver`.
 
 use std::{
     fmt,

@@ -409,6 +409,20 @@ fn pause(interval: Duration, attempts: u32, pause_max: Duration) -> Duration {
     base.mul_f64(0.5 + share)
 }
 
+/// What it takes to be let in, made anew for every connection.
+pub(super) type Credentials = Box<dyn Fn() -> BoxFuture<'static, Map<String, Value>> + Send + Sync>;
+
+/// What a program and the task share.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Events the program is done with.
+    pub done: AtomicU64,
+    /// Told whenever that rises.
+    pub risen: Notify,
+    /// Bytes that wait to be sent.
+    pub unsent_bytes: AtomicUsize,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -425,18 +439,4 @@ mod tests {
         // An interval of the server's is not cut.
         assert!(pause(Duration::from_secs(60), 3, cap) >= Duration::from_secs(30));
     }
-}
-
-/// What it takes to be let in, made anew for every connection.
-pub(super) type Credentials = Box<dyn Fn() -> BoxFuture<'static, Map<String, Value>> + Send + Sync>;
-
-/// What a program and the task share.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    /// Events the program is done with.
-    pub done: AtomicU64,
-    /// Told whenever that rises.
-    pub risen: Notify,
-    /// Bytes that wait to be sent.
-    pub unsent_bytes: AtomicUsize,
 }

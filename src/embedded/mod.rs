@@ -4,6 +4,7 @@
 //! - `user_log`: one user's log in memory · `value_log`: files with entry bodies
 //! - [`tables`]: ordered tables, on disk ([`tables::sled`]) or in memory ([`tables::memory`])
 //! - `read`: reads from memory, or from files · `recovery`: opens a store · `other_format`: stores of other versions
+//! - `shared`: options, and state that the commit thread and callers share · `encoding`, `unreadable`: bincode, and its errors
 //! - `outbox`: webhook events · [`backup`]: backup and restore
 //! - [`offline`]: closed or damaged stores
 //!

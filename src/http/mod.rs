@@ -1,5 +1,6 @@
 //! What backends ask. Decides nothing: it reads a request, asks the hub, and writes the answer.
 //!
+//! - [`api`]: shared state, and JSON responses
 //! - [`auth`]: who may ask · [`head`]: what holds for the head of every request
 //! - [`dispatch`]: `POST /v1/dispatch`, one or a stream of them
 //! - [`users`]: everything under `/v1/users`

@@ -18,6 +18,7 @@
 //! (`portal.distributeLoad`), or at random, and to each that asked for all of them ([`PortalBuilder::all`]): stock's
 //! `reportAllEvents`.
 //!
+//! - `event`: events
 //! - `reader`: the task that reads, comes back, and names where it was
 //! - `sse`: server-sent events, byte by byte
 

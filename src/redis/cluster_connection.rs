@@ -18,6 +18,12 @@ use redis::{
 
 use super::outage::Outage;
 
+/// A reply that has not come by then does not come: the line is made anew.
+pub(super) const REPLY_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long making a connection may take.
+pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long one command is sent again while slots move. For slots without a node all wait together (`outage`).
 const MOVING_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -186,9 +192,3 @@ async fn ask(line: &mut ClusterConnection, command: &Cmd, (host, port): (String,
     let mut answers = line.route_pipeline(both, 0, 2, SingleNodeRoutingInfo::ByAddress { host, port }).await?;
     answers.pop().ok_or_else(|| RedisError::from((ErrorKind::Io, "a node gave no answer")))
 }
-
-/// A reply that has not come by then does not come: the line is made anew.
-pub(super) const REPLY_PATIENCE: Duration = Duration::from_secs(3);
-
-/// How long making a connection may take.
-pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(2);

@@ -3,14 +3,15 @@
 //! - `connection`: a connection that is made again when it is lost, and never takes one reply for another
 //! - `refusal`: what an error of Redis means
 //! - `cluster_connection`: the nodes of a Redis Cluster, and how a command finds its own; `outage`: since when some of them are missing
+//! - `link`: state of one server
 //! - `keys`: what stands in the Redis under which key
 //! - `membership`: which servers live, and whether the Redis may have forgotten something
 //! - `notifications`: what other servers say; `subscriber`: a connection that listens, made again when it is lost
 //! - `portal_pool`: which portals there are, stock's too, and what is told to them; `portal_event_codec`: how that is written
 //! - `presence`: who is connected to which server
 //! - `reaper`: takes away what servers have left that have died
-//! - `channel`: what stock's servers and Dispatchers say
-//! - `ingest`: keeps what stock says to users of ours, once, whichever of the servers is there
+//! - `original`: interoperation with servers of the original
+//! - [`store`]: user logs on Redis, with the scripts in `lua/` · [`import_export`]: `mesa import` and `mesa export`
 //! - `broadcast`: what servers tell each other, as it is written
 //! - [`Servers`]: all of that as a [`Cluster`](crate::cluster::Cluster)
 //!

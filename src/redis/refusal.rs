@@ -367,6 +367,25 @@ fn cut(detail: &str) -> &str {
     &detail[..end]
 }
 
+/// Why a request was not answered.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The Redis cannot be reached, was lost before it answered, or takes nothing for now (it is busy, a replica, a primary
+    /// without replicas, a Cluster that is being put in order): what was asked may have been done.
+    #[error("Redis cannot be reached, or takes nothing for now: {0}")]
+    Lost(Arc<str>),
+    /// It has no memory for more.
+    #[error("Redis has no room: {0}")]
+    Full(Arc<str>),
+    /// It refuses until a person changes something: a password, permissions, an address. Says nothing about the data.
+    #[error("Redis refuses: {0}")]
+    Refused(Arc<str>),
+    /// What is stored is not what was written.
+    #[error("what is stored in Redis is damaged: {0}")]
+    Damaged(Arc<str>),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -470,23 +489,4 @@ mod tests {
         let unknown = of("UNHEARDOF", &"é".repeat(400)).to_string();
         assert!(unknown.contains("UNHEARDOF") && unknown.len() < DETAIL_BYTES_MAX + 200, "{unknown}");
     }
-}
-
-/// Why a request was not answered.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LinkError {
-    /// The Redis cannot be reached, was lost before it answered, or takes nothing for now (it is busy, a replica, a primary
-    /// without replicas, a Cluster that is being put in order): what was asked may have been done.
-    #[error("Redis cannot be reached, or takes nothing for now: {0}")]
-    Lost(Arc<str>),
-    /// It has no memory for more.
-    #[error("Redis has no room: {0}")]
-    Full(Arc<str>),
-    /// It refuses until a person changes something: a password, permissions, an address. Says nothing about the data.
-    #[error("Redis refuses: {0}")]
-    Refused(Arc<str>),
-    /// What is stored is not what was written.
-    #[error("what is stored in Redis is damaged: {0}")]
-    Damaged(Arc<str>),
 }

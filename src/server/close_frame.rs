@@ -5,6 +5,9 @@
 
 use crate::protocol::close_code::CloseCode;
 
+/// Bytes of a mask.
+pub(super) const MASK_BYTES: usize = 4;
+
 /// Bytes of a code.
 const CODE_BYTES: usize = 2;
 
@@ -107,6 +110,3 @@ mod tests {
         assert!(reasons.iter().all(|reason| reason.len() <= 123));
     }
 }
-
-/// Bytes of a mask.
-pub(super) const MASK_BYTES: usize = 4;

@@ -15,6 +15,12 @@ use crate::{
     message::{Message, UserId},
 };
 
+/// Messages of one connection that wait for the handlers. With so many the client is not listened to.
+pub(super) const MESSAGES_MAX: usize = 32;
+
+/// Bytes of those messages; likewise. One message more may be over it.
+pub(super) const BYTES_MAX: usize = 256 << 10;
+
 /// What a connection comes with.
 pub(super) struct Arrival {
     pub address: Option<SocketAddr>,
@@ -227,12 +233,6 @@ impl Told {
         }
     }
 }
-
-/// Messages of one connection that wait for the handlers. With so many the client is not listened to.
-pub(super) const MESSAGES_MAX: usize = 32;
-
-/// Bytes of those messages; likewise. One message more may be over it.
-pub(super) const BYTES_MAX: usize = 256 << 10;
 
 /// What waits for the handlers of one connection.
 #[derive(Default)]

@@ -32,6 +32,12 @@ use crate::{
     webhook::Webhook,
 };
 
+/// What is done before a server stops.
+pub(super) type BeforeExit = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
+
+/// Makes a middleware for the server there is to be.
+pub(super) type Adds = Box<dyn FnOnce(&Handle) -> Arc<dyn Middleware> + Send>;
+
 /// How long what is to be done before the end may take.
 const BEFORE_EXIT_MAX: Duration = Duration::from_secs(5);
 
@@ -164,9 +170,3 @@ async fn look_around(hub: Arc<Hub>, wire: Option<Arc<Wire>>, authenticator: Opti
         _ = hub.ready();
     }
 }
-
-/// What is done before a server stops.
-pub(super) type BeforeExit = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
-
-/// Makes a middleware for the server there is to be.
-pub(super) type Adds = Box<dyn FnOnce(&Handle) -> Arc<dyn Middleware> + Send>;

@@ -9,6 +9,9 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use super::{connection_limit::Slots, context::Shared, resp_listener::Open};
 use crate::hub::{Leave, Store, StoreError};
 
+/// How long handlers may take over what has happened to clients by the end.
+pub(super) const HANDLERS_MAX: Duration = Duration::from_secs(2);
+
 /// How long clients have to go: one that takes no part in its farewell is cut before that.
 const CLIENTS_MAX: Duration = Duration::from_secs(3);
 
@@ -82,6 +85,3 @@ pub(super) async fn stop(
         Err(_) => Err(StoreError::Failed("closing took too long".into())),
     }
 }
-
-/// How long handlers may take over what has happened to clients by the end.
-pub(super) const HANDLERS_MAX: Duration = Duration::from_secs(2);

@@ -7,6 +7,9 @@ use http::StatusCode;
 
 use crate::http::refusal;
 
+/// Bytes of the head of a request; a longer one gets 431.
+pub(super) const HEAD_BYTES_MAX: usize = 16 << 10;
+
 /// Longest refusal of hyper's: a status line and three short headers, with room for more.
 const REFUSAL_BYTES_MAX: usize = 512;
 
@@ -87,6 +90,3 @@ mod tests {
         }
     }
 }
-
-/// Bytes of the head of a request; a longer one gets 431.
-pub(super) const HEAD_BYTES_MAX: usize = 16 << 10;

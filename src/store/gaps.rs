@@ -2,6 +2,9 @@
 
 use crate::message::Seq;
 
+/// Gaps in one log of which it is known why they are there.
+pub const REASONS_MAX: usize = 64;
+
 /// Why entries of a log are not there any more although nobody received them. Numbers are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -188,6 +191,3 @@ mod tests {
         }
     }
 }
-
-/// Gaps in one log of which it is known why they are there.
-pub const REASONS_MAX: usize = 64;

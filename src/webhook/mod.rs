@@ -10,7 +10,7 @@
 //! - `payload`: what is posted, byte by byte
 //! - `backoff`: how long to wait before trying again
 //!
-//! What the store itself puts in (`delivered`, `expired`, `dropped`) is in `store/outbox`.
+//! What the store itself puts in (`delivered`, `expired`, `dropped`) is in `embedded/outbox`.
 
 mod backoff;
 mod blocking;

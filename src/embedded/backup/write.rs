@@ -1,4 +1,4 @@
-//! A backup of a store that is at work: every user's log, one after the other, as a [`portable`](super::format) file.
+//! A backup of a store that is at work: every user's log, one after the other, as a [backup file](super::format).
 //!
 //! Of each user it has everything up to where his log ended when his turn came, without a hole: so everything that was
 //! answered before the backup began is in it. What is received meanwhile counts as received. Nothing is locked for longer

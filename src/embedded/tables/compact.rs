@@ -5,6 +5,9 @@ use std::io;
 use super::{contract::EngineError, sled::Disk, sled_error};
 use crate::embedded::value_log::{compaction::Step, file::Place};
 
+/// Chunks of which the table is told in one step. Before each step its space is looked at.
+const STEP_PLACES: usize = 1024;
+
 impl Disk {
     /// Takes one step; what is to be done next, if anything is.
     pub(in crate::embedded) fn compact(&self, step: Step) -> Result<Option<Step>, EngineError> {
@@ -33,6 +36,3 @@ impl Disk {
         Ok(None)
     }
 }
-
-/// Chunks of which the table is told in one step. Before each step its space is looked at.
-const STEP_PLACES: usize = 1024;

@@ -3,6 +3,8 @@
 //! - `contract`: the trait
 //! - [`sled`]: tables on disk
 //! - [`memory`]: tables for tests
+//! - `schema`: keys and rows · `meta`: keys of the table `meta` · `files`: names of files
+//! - `compact`: compaction of the value log
 //! - `open`, `directory`, `foreign`, `missing`, `unfinished`, `migrate`: opens a store directory
 //! - `watermark`: how far each file was synced
 //! - `space`: reserved disk space

@@ -9,20 +9,6 @@
 //! Two things about sled 0.34.7 shape what is left of it here. Its `flush` hands writes to the system and waits for the data
 //! to be written, but does not sync the file: that is done here, on a handle of our own. And batches take a lock that a
 //! flush holds: there are none, an atomic unit is one value.
-//!
-//! - `framing`: how something stands in a file of ours
-//! - `segment`, `reader`: the files of the journal, and how they are read
-//! - `spare`: beginning the next file of the journal
-//! - `file`, `compaction`: the files of inboxes
-//! - `foreign`: refuses to make a store among other files
-//! - `space`: what is set aside so that the store goes on where the disk is full, or no descriptor is left
-//! - `open`, `directory`, `migrate`, `rebuild`: opening, also after a kill, also a store of before
-//! - `watermark`: a small file that remembers how far all was synced
-//! - `missing`: finds parts of a store that are not there
-//! - `unfinished`: marks a directory that is being made or changed as a whole
-//! - `sled_file`: sled's file, read without sled
-//! - `refusal`, `sled_error`: say in sentences why a store is not opened, and what sled says in its own terms
-//! - `reader`: all of it, read when nobody has it open
 
 use std::{
     fs::File,

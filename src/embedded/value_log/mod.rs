@@ -1,5 +1,6 @@
 //! Value log: append-only files with entry bodies.
 //!
+//! - `block`: encoding of blocks
 //! - `framing`: checksummed frames
 //! - `file`: the files
 //! - `reader`: reads entries from them

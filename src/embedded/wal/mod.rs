@@ -1,6 +1,6 @@
 //! Write-ahead log.
 //!
-//! - `record`: encoding of records, blocks and rows
+//! - `record`: encoding of records · `layout`: positions of records in files
 //! - `segment`, `spare`: its files, and the next one prepared ahead
 //! - `replay`: reads the files when a store opens
 //! - `reader`, `cache`: reads from files, and from memory

@@ -196,6 +196,16 @@ impl StoredId {
     }
 }
 
+/// What is to be stored of an id that was found in the journal.
+pub(in crate::embedded) fn once_found(
+    item: &Item<'_>,
+    at_ms: u64,
+    rejected: &[Rejected],
+) -> Option<crate::embedded::tables::schema::StoredId> {
+    let Item::Once { id, recipients, online, offline } = *item else { return None };
+    Some(stored(id, at_ms, recipients, online, offline, rejected))
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -244,14 +254,4 @@ mod tests {
         assert_eq!(ids.get(&id("a"), 1).unwrap().rejected, rejected);
         assert_eq!(ids.get(&id("b"), 1).unwrap().online, 1);
     }
-}
-
-/// What is to be stored of an id that was found in the journal.
-pub(in crate::embedded) fn once_found(
-    item: &Item<'_>,
-    at_ms: u64,
-    rejected: &[Rejected],
-) -> Option<crate::embedded::tables::schema::StoredId> {
-    let Item::Once { id, recipients, online, offline } = *item else { return None };
-    Some(stored(id, at_ms, recipients, online, offline, rejected))
 }

@@ -1,5 +1,6 @@
 //! Commits: the only thread that writes the store, and what it does.
 //!
+//! - `state`: what the commit thread owns
 //! - `queue`, `commit`, `answer`: the thread, the operations that wait for it, and its answers
 //! - `append`, `dedup`: entries, and deduplication by idempotency id
 //! - `flush`: from the write-ahead log to the logs of users

@@ -3,6 +3,7 @@
 //! Every event goes to exactly one portal, in turn or at random, and to each that asked for all of them. The pool never
 //! waits for a portal: what one has not taken yet stands in an inbox of bounded size.
 //!
+//! - `bounds`: bounds of queues and times
 //! - `event`: an event that is kept until somebody takes it
 //! - `queue`: what waits for one portal, and what it took last
 //! - `scheduler`: whose turn it is

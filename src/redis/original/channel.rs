@@ -195,6 +195,16 @@ pub(in crate::redis) async fn connections(link: &Link) -> Result<usize, LinkErro
     Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(0))
 }
 
+/// Stock connects to one Redis, and cannot speak to a Cluster: there, nothing is kept for it, and nothing heard of it.
+pub(in crate::redis) fn may_have_stock(link: &Link) -> bool {
+    !link.lines().is_spread()
+}
+
+/// What stock calls it; empty where there is none.
+pub(in crate::redis) fn where_stock_reads(link: &Link, name: Name) -> String {
+    if may_have_stock(link) { link.names().stock(name) } else { String::new() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,14 +236,4 @@ mod tests {
         let expected = r#"{"message":{"op":0,"d":{"n":1.0},"t":"T"},"recipients":["a","b"],"from":"mesa"}"#;
         assert_eq!(String::from_utf8(ours).unwrap(), expected);
     }
-}
-
-/// Stock connects to one Redis, and cannot speak to a Cluster: there, nothing is kept for it, and nothing heard of it.
-pub(in crate::redis) fn may_have_stock(link: &Link) -> bool {
-    !link.lines().is_spread()
-}
-
-/// What stock calls it; empty where there is none.
-pub(in crate::redis) fn where_stock_reads(link: &Link, name: Name) -> String {
-    if may_have_stock(link) { link.names().stock(name) } else { String::new() }
 }

@@ -18,6 +18,9 @@ use crate::{
     store::Append,
 };
 
+/// What a field begins with into which one of our servers has taken what stock had left (`undelivered`).
+pub(in crate::redis) const TAKEN: &str = "\0mesa:taken:";
+
 /// A list may hold many messages that cannot be sent: one line in an interval, with how many were put aside since the last.
 static ASIDE: LogLimit = LogLimit::new();
 
@@ -370,6 +373,3 @@ mod tests {
         assert!(["", "c0ffee", "c0ffee 3", "c0ffee x 1"].iter().all(|text| At::parse(text).is_none()));
     }
 }
-
-/// What a field begins with into which one of our servers has taken what stock had left (`undelivered`).
-pub(in crate::redis) const TAKEN: &str = "\0mesa:taken:";

@@ -16,7 +16,7 @@
 //! - *Durability* is that of the Redis (`appendfsync`, replicas); `store.durability` means nothing here.
 //! - *Sequences* rise by more than one where the Redis may have lost some (a failover, a restart, being emptied): the gap is
 //!   [`Loss::Lost`]. Every step checks the failover epoch before it reads or writes (`lua/check_epoch.lua`); what an epoch is, and the
-//!   invariant, stand in `cluster/redis/lease.rs`.
+//!   invariant, stand in `redis/membership.rs`.
 //! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] copies; beyond that, and in a
 //!   Redis Cluster, where users are in different slots, an append is several steps, and what a crash or a lost line leaves
 //!   of it may be some of its recipients. Under an id ([`Once`](crate::store::Once)) it can be asked for again, and reaches each once.

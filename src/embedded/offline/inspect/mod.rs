@@ -1,6 +1,7 @@
 //! Looking at a store that nobody has open, whatever has become of it: read only, and around everything that would
 //! rather stop. What cannot be read is told, and the rest is shown.
 //!
+//! - `findings`: what an inspection reports
 //! - `inspection`: the directory: locked, read and checked against what it says of itself
 //! - `journal`: the records, as what they say of each user
 //! - `users`: all users, one after the other
