@@ -92,6 +92,7 @@ pub mod cluster;
 mod compat;
 pub mod config;
 pub mod dispatcher;
+#[doc(hidden)]
 pub mod embedded;
 mod failpoints;
 pub mod guide;

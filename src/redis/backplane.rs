@@ -11,7 +11,7 @@ use super::{
         channel::{self, may_have_stock},
         ingest::FromStock,
     },
-    portal_pool::Portals,
+    portals::portal_pool::Portals,
     presence::{self, Presence},
 };
 use crate::{

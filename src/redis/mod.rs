@@ -7,7 +7,7 @@
 //! - `keys`: what stands in the Redis under which key
 //! - `membership`: which servers live, and whether the Redis may have forgotten something
 //! - `notifications`: what other servers say; `subscriber`: a connection that listens, made again when it is lost
-//! - `portal_pool`: which portals there are, stock's too, and what is told to them; `portal_event_codec`: how that is written
+//! - `portals`: which portals there are, and what is sent to them
 //! - `presence`: who is connected to which server
 //! - `reaper`: takes away what servers have left that have died
 //! - `original`: interoperation with servers of the original
@@ -29,8 +29,7 @@ mod membership;
 mod notifications;
 mod original;
 mod outage;
-mod portal_event_codec;
-mod portal_pool;
+mod portals;
 mod presence;
 mod reaper;
 mod refusal;

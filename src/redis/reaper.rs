@@ -107,7 +107,7 @@ pub(super) async fn leave(link: &Link) -> Result<(), LinkError> {
 }
 
 async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
-    super::portal_pool::bury(link, node).await?;
+    super::portals::portal_pool::bury(link, node).await?;
     let names = link.names();
     let mut keys = vec![names.nodes(), names.dead(), names.online(), names.at(node), names.counts()];
     keys.extend(tables(link));

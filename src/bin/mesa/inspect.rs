@@ -9,8 +9,11 @@ use std::{
 use bytes::Bytes;
 use mesa::{
     embedded::{
-        backup::{format::Contents, restore::salvage},
-        offline::inspect::{Damage, Inspection, LogFacts, Sink},
+        backup::format::Contents,
+        offline::{
+            inspect::{Damage, Inspection, LogFacts, Sink},
+            salvage::salvage,
+        },
     },
     message::Seq,
     store::StoreError,

@@ -1,9 +1,11 @@
 //! Backups.
 //!
 //! - [`format`]: the file format
+//! - `build`: builds a store
 //! - `write`: online backup
-//! - [`restore`]: restore, and salvage of a damaged store
+//! - [`restore`]: restore
 
+pub(super) mod build;
 pub mod format;
 pub mod restore;
 pub(super) mod write;

@@ -17,15 +17,12 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::{
-    Link, LinkError, Script,
-    portal_event_codec::{self, Heard},
-    subscriber,
-};
+use super::portal_event_codec::{self, Heard};
 use crate::{
     cluster::portals::{FarPortals, NearPortals, Told, Whose},
     compat::keyspace::Name,
     logging::json_error,
+    redis::{Link, LinkError, Script, subscriber},
 };
 
 /// Events that wait to be told to other servers, and bytes of those, about. What comes beyond that is lost there, and the log
@@ -69,7 +66,7 @@ struct Ready {
 
 /// The portals of all servers.
 #[derive(Debug)]
-pub(super) struct Portals {
+pub(in crate::redis) struct Portals {
     server: Arc<str>,
     events: mpsc::Sender<Vec<u8>>,
     waiting_bytes: Arc<AtomicUsize>,
@@ -143,7 +140,7 @@ fn of_ours(id: &str) -> Option<(&str, &str)> {
 
 impl Portals {
     /// Begins to tell and to hear.
-    pub(super) fn begin(link: &Arc<Link>, near: Weak<dyn NearPortals>) -> Arc<Self> {
+    pub(in crate::redis) fn begin(link: &Arc<Link>, near: Weak<dyn NearPortals>) -> Arc<Self> {
         let (events, waiting) = mpsc::channel(EVENTS_MAX);
         let portals = Arc::new(Self {
             server: link.node().into(),
@@ -302,7 +299,7 @@ async fn watch(link: &Link, server: &str, watching: bool) -> Result<(), LinkErro
 }
 
 /// Takes out the portals of a server that is gone. May be done again.
-pub(super) async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
+pub(in crate::redis) async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
     let pool = link.names().stock(Name::Pool);
     let all: Vec<String> = link.lines().ask(redis::cmd("SMEMBERS").arg(pool)).await?;
     for portal in all.iter().filter(|id| of_ours(id).is_some_and(|(server, _)| server == node)) {

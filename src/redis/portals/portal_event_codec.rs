@@ -12,7 +12,7 @@ use crate::{
 
 /// Something that was told.
 #[derive(Debug)]
-pub(super) struct Heard {
+pub(in crate::redis) struct Heard {
     pub told: Arc<Told>,
     /// Whose turn it is.
     pub portal: Option<String>,
@@ -20,7 +20,7 @@ pub(super) struct Heard {
 }
 
 /// Writes it, as `server` tells it.
-pub(super) fn write(told: &Told, to: Whose<'_>, server: &str, again: bool) -> Vec<u8> {
+pub(in crate::redis) fn write(told: &Told, to: Whose<'_>, server: &str, again: bool) -> Vec<u8> {
     let (name, message) = match &told.what {
         What::Connection => (kind::CONNECTION, None),
         What::Authentication => (kind::AUTHENTICATION, None),
@@ -57,7 +57,7 @@ pub(super) fn write(told: &Told, to: Whose<'_>, server: &str, again: bool) -> Ve
 }
 
 /// Reads it; nothing where it is said by `own`, or not understood.
-pub(super) fn read(text: &[u8], own: &str) -> Option<Heard> {
+pub(in crate::redis) fn read(text: &[u8], own: &str) -> Option<Heard> {
     let said: Published<'_> = serde_json::from_slice(text)
         .inspect_err(
             |error| tracing::warn!(error = %json_error(error), "something on the channel of events is not understood"),

@@ -1,0 +1,147 @@
+//! Builds a store from users, entries and ids.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+
+use super::format::{Contents, parts};
+use crate::{
+    embedded::{
+        offline::inspect::{LogFacts, Sink},
+        tables::{
+            contract::{Engine, EngineError, Table},
+            meta::{CLOCK_KEY, CLOSED, FORMAT, FORMAT_KEY, LAPSES_KEY, NAMESPACE_KEY, OPEN_KEY, SETTLED_KEY},
+            schema::{Row, StoredId, StoredLog, inbox_key, journal_key},
+            sled::Disk,
+            unfinished::{self, Work},
+        },
+        value_log::block::Chunk,
+    },
+    message::Seq,
+    store::{StoreError, fingerprint, gaps::Gone},
+};
+
+/// What came after a backup, or is lost at the end of a damaged log, was seen by somebody: every log goes on this many
+/// lapses further, about a million messages, so that none of their sequences is given out again.
+pub(in crate::embedded) const LAPSES: u32 = 16;
+
+/// A store being made.
+pub(in crate::embedded) struct Build {
+    /// Where it is to be, and where it is made.
+    out: PathBuf,
+    partial: PathBuf,
+    engine: Disk,
+    namespace: u32,
+    /// Entries of the user who is being written: sequence, bytes, when it expires.
+    open: Vec<(Seq, u32, u32)>,
+    ids: u64,
+    contents: Contents,
+}
+
+pub(super) fn failed(error: EngineError) -> StoreError {
+    StoreError::from(error)
+}
+
+impl Build {
+    pub(in crate::embedded) fn begin(out: &Path, namespace: &str, work: Work) -> Result<Self, StoreError> {
+        let refuse = |reason: String| StoreError::Open { path: out.to_owned(), reason };
+        let taken = match fs::read_dir(out) {
+            Ok(mut files) => files.next().map(|_| "is not empty"),
+            Err(_) => out.is_file().then_some("is a file"),
+        };
+        if let Some(how) = taken {
+            return Err(refuse(format!("it {how}. Name a directory that does not exist, or is empty")));
+        }
+        let mut partial = out.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        if partial.exists() && !unfinished::remove_remains(&partial)? {
+            let told = format!("{} is there, perhaps from an earlier time: remove it", partial.display());
+            return Err(refuse(told));
+        }
+        let engine = crate::embedded::tables::open::create(&partial, work)?;
+        engine.put(Table::Meta, FORMAT_KEY, FORMAT).map_err(failed)?;
+        engine.put(Table::Meta, NAMESPACE_KEY, namespace.as_bytes()).map_err(failed)?;
+        Ok(Self {
+            out: out.to_owned(),
+            partial,
+            engine,
+            namespace: fingerprint(namespace),
+            open: Vec::new(),
+            ids: 0,
+            contents: Contents::default(),
+        })
+    }
+
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.engine.put(table, key, value).map_err(failed)?;
+        Ok(())
+    }
+
+    pub(in crate::embedded) fn ids(&mut self, ids: Vec<StoredId>) -> Result<(), StoreError> {
+        for chunk in crate::embedded::writer::dedup::chunks(self.namespace, ids) {
+            self.ids += 1;
+            self.put(Table::Ids, &journal_key(self.ids), &chunk.encode())?;
+        }
+        Ok(())
+    }
+
+    /// All there is of a user beside the entries, which have all been written.
+    pub(super) fn stored(&mut self, user: &str, mut log: StoredLog) -> Result<(), StoreError> {
+        let cursors = log.shared.iter().chain(log.devices.iter().map(|(_, cursor)| cursor));
+        let through = cursors.map(|cursor| cursor.through).min().unwrap_or(0);
+        let open = std::mem::take(&mut self.open);
+        let gone = Gone::from_stored(&log.gone);
+        let waiting = || open.iter().filter(|(seq, ..)| *seq > through && !gone.hides(*seq));
+        log.head = log.head.max(open.last().map_or(0, |(seq, ..)| *seq));
+        log.settled = log.head;
+        log.counted = through;
+        log.inbox = (waiting().count() as u64, waiting().map(|(_, bytes, _)| u64::from(*bytes)).sum());
+        log.expires_s = waiting().map(|(.., at)| *at).filter(|at| *at > 0).min().unwrap_or(0);
+        log.keys.retain(|(_, seq, ..)| open.binary_search_by_key(seq, |(seq, ..)| *seq).is_ok());
+        log.gone = gone.stored();
+        self.contents.users += 1;
+        self.contents.entries += open.len() as u64;
+        self.contents.bytes += open.iter().map(|(_, bytes, _)| u64::from(*bytes)).sum::<u64>();
+        self.put(Table::Users, user.as_bytes(), &Row::V2(log).encode())
+    }
+
+    pub(in crate::embedded) fn finish(mut self, lapses: u32, clock_ms: u64) -> Result<Contents, StoreError> {
+        self.put(Table::Meta, LAPSES_KEY, &lapses.to_be_bytes())?;
+        self.put(Table::Meta, CLOCK_KEY, &clock_ms.to_be_bytes())?;
+        // The keys of ids are numbers of records: the journal goes on behind them.
+        self.put(Table::Meta, SETTLED_KEY, &journal_key(self.ids))?;
+        self.put(Table::Meta, OPEN_KEY, CLOSED)?;
+        self.engine.checkpoint().map_err(failed)?;
+        let told = |error: std::io::Error| StoreError::Open { path: self.out.clone(), reason: error.to_string() };
+        unfinished::end(&self.partial).map_err(told)?;
+        drop(self.engine);
+        fs::rename(&self.partial, &self.out).map_err(told)?;
+        let parent = fs::canonicalize(&self.out).map_err(told)?;
+        if let Some(parent) = parent.parent() {
+            File::open(parent).and_then(|parent| parent.sync_all()).map_err(told)?;
+        }
+        Ok(self.contents)
+    }
+}
+
+impl Sink for Build {
+    fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
+        for part in parts(entries) {
+            let first = part[0].0;
+            let entries = part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, &payload[..])).collect();
+            let chunk = Chunk::V2 { namespace: self.namespace, user, entries }.encode();
+            self.put(Table::Inbox, &inbox_key(user, first), &chunk)?;
+            // A payload has at most 64 KiB.
+            self.open.extend(part.iter().map(|(seq, expires_s, payload)| (*seq, payload.len() as u32, *expires_s)));
+        }
+        Ok(())
+    }
+
+    fn log(&mut self, facts: LogFacts) -> Result<(), StoreError> {
+        self.stored(&facts.user, facts.stored.0)
+    }
+}

@@ -1,0 +1,39 @@
+//! Salvage: writes what can be read of a damaged store to a new one.
+
+use std::path::Path;
+
+use crate::{
+    embedded::{
+        backup::{
+            build::{Build, LAPSES},
+            format::Contents,
+        },
+        offline::inspect::Inspection,
+        tables::{meta::FORMAT, schema::StoredId, unfinished::Work},
+    },
+    store::StoreError,
+};
+
+/// Writes what can be read of a damaged store to a new one at `out`, which must not exist, or be empty. What is damaged
+/// is told by the inspection afterwards.
+///
+/// # Errors
+/// When there is something at `out`, or it cannot be written.
+pub fn salvage(inspection: &mut Inspection, out: &Path) -> Result<Contents, StoreError> {
+    let other = inspection.facts().format.clone().filter(|format| format.as_bytes() != FORMAT);
+    if let Some(format) = other {
+        let ours = String::from_utf8_lossy(FORMAT);
+        let told = format!(
+            "the store has format {format}, and this version saves what is left of {ours}. Use the version that wrote it"
+        );
+        return Err(StoreError::Incompatible(told));
+    }
+    let namespace = inspection.facts().namespace.clone().unwrap_or_default();
+    let mut build = Build::begin(out, &namespace, Work::Salvage)?;
+    let ids: Vec<StoredId> = inspection.ids().iter().map(|done| done.0.clone()).collect();
+    ids.chunks(64).try_for_each(|part| build.ids(part.to_vec()))?;
+    inspection.visit(&mut build)?;
+    let known = inspection.facts().lapses;
+    let lapses = if inspection.is_whole() { known } else { known.saturating_add(LAPSES) };
+    build.finish(lapses, 0)
+}

@@ -1,0 +1,7 @@
+//! Portals of several servers on one Redis.
+//!
+//! - `portal_pool`: the shared pool, and what is sent to it
+//! - `portal_event_codec`: JSON of portal events
+
+pub(super) mod portal_event_codec;
+pub(super) mod portal_pool;
