@@ -36,7 +36,7 @@ pub enum ClientError {
     /// The server closed the connection where an answer was due.
     #[error("{}{}", closed(*.code), in_its_words(.reason))]
     Refused {
-        /// See [`close`].
+        /// See [`close_code`].
         code: u16,
         /// In the server's words; often empty.
         reason: String,

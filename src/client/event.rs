@@ -32,7 +32,7 @@ pub enum ConnectionEvent {
     },
     /// The connection is over; every further call gives the same.
     Closed {
-        /// As the server said it, or [`close::LOST`](super::close_code::LOST) if it said nothing. See [`close`](super::close_code).
+        /// As the server said it, or [`close_code::LOST`](super::close_code::LOST) if it said nothing. See [`close_code`](super::close_code).
         code: u16,
         /// In the server's words, or what went wrong on the way.
         reason: String,
@@ -69,7 +69,7 @@ pub enum Event {
     },
     /// The connection is gone.
     Disconnected {
-        /// As the server said it, or [`close::LOST`](super::close_code::LOST) if it said nothing.
+        /// As the server said it, or [`close_code::LOST`](super::close_code::LOST) if it said nothing.
         code: u16,
         /// In the server's words, or what went wrong on the way.
         reason: String,

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{DispatchError, backoff::jittered};
 use crate::message::DispatchId;
 
-/// How a [`Dispatcher`] repeats what may have failed for now: where nobody could be reached, no answer came, the connection
+/// How a [`Dispatcher`](super::Dispatcher) repeats what may have failed for now: where nobody could be reached, no answer came, the connection
 /// broke, the server was stopping (503), full (507) or asked for patience (429).
 ///
 /// Dispatches without an id get one at random, so that a repeat of what was taken all the same is not sent again; its result

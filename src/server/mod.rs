@@ -1,7 +1,7 @@
 //! The server: builds everything else, listens, and stops in order.
 //!
 //! - [`builder`], [`runtime`]: how it is put together, and run; [`router`]: as part of somebody's router
-//! - [`settings`]: opens the store, converts the configuration · [`error`]: errors · [`stop`]: the stop signal
+//! - `settings`: opens the store, converts the configuration · `error`: errors · `stop`: the stop signal
 //! - [`context`]: state that all connections share · [`frame_rate`]: token bucket of a connection
 //! - [`handler`]: what a program does when something happens to clients, and [`handler_queue`], which calls it
 //! - [`peer`]: a client as that program sees it; [`handle`]: the server as it sees it

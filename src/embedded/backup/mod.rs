@@ -3,7 +3,7 @@
 //! - [`format`]: the file format
 //! - `build`: builds a store
 //! - `write`: online backup
-//! - [`restore`]: restore
+//! - [`restore`]: creates a store from a backup
 
 pub(super) mod build;
 pub mod format;

@@ -10,7 +10,7 @@ use crate::{
 
 impl Shared {
     /// The outbox, if there is one that wants events of this kind.
-    pub(in crate::embedded) fn outbox_for(&self, kind: EventKind) -> Option<&Outbox> {
+    pub(super) fn outbox_for(&self, kind: EventKind) -> Option<&Outbox> {
         self.outbox.as_deref().filter(|outbox| outbox.wants(kind))
     }
 

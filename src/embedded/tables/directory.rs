@@ -129,7 +129,7 @@ impl Locked {
     }
 
     /// Does what is left to do where the power went while the log was being replaced by another that is whole.
-    pub(in crate::embedded) fn finish_rebuilding(&self) -> io::Result<()> {
+    pub(super) fn finish_rebuilding(&self) -> io::Result<()> {
         let rebuilt = self.path.join(REBUILT);
         if !rebuilt.exists() {
             return Ok(());
@@ -143,7 +143,7 @@ impl Locked {
     }
 
     /// Makes the names of sled's files durable. Before its file is: see `rebuild`.
-    pub(in crate::embedded) fn sync_names(&self) -> io::Result<()> {
+    pub(super) fn sync_names(&self) -> io::Result<()> {
         File::open(self.log())?.sync_all()
     }
 
@@ -155,7 +155,7 @@ impl Locked {
 
     /// Moves snapshots of sled out of its way: those that were being written when the process was killed, or all.
     /// A snapshot only makes opening faster; without it sled reads its log from the beginning.
-    pub(in crate::embedded) fn set_snapshots_aside(&self, all: bool) -> io::Result<Vec<PathBuf>> {
+    pub(super) fn set_snapshots_aside(&self, all: bool) -> io::Result<Vec<PathBuf>> {
         let Ok(files) = fs::read_dir(self.log()) else { return Ok(Vec::new()) };
         let mut moved = Vec::new();
         for file in files {
@@ -172,7 +172,7 @@ impl Locked {
 
     /// Reads all of sled's log once. Where sled cannot read its log it takes it to end there, and *overwrites* what follows;
     /// so a disk that gives no answer has to be met by us first. And what was read now is at hand when sled asks.
-    pub(in crate::embedded) fn read_through(&self) -> io::Result<()> {
+    pub(super) fn read_through(&self) -> io::Result<()> {
         let mut log = match File::open(self.log().join(DB)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             opened => opened?,

@@ -14,16 +14,16 @@ pub(in crate::embedded) const INBOX: &str = "inbox";
 /// The lock against other processes.
 pub(in crate::embedded) const LOCK: &str = "lock";
 /// The tables while they are made.
-pub(in crate::embedded) const MAKING: &str = "making";
+pub(super) const MAKING: &str = "making";
 /// Tables that are whole and are to take the place of those there are.
 pub(in crate::embedded) const REBUILT: &str = "rebuilt";
 /// The marker of a store that is made or changed as a whole.
 pub(in crate::embedded) const UNFINISHED: &str = "unfinished";
 /// A file that is removed where the disk is full.
-pub(in crate::embedded) const BALLAST: &str = "ballast";
+pub(super) const BALLAST: &str = "ballast";
 /// What was in the way and is not deleted.
-pub(in crate::embedded) const SET_ASIDE: &str = "set-aside";
+pub(super) const SET_ASIDE: &str = "set-aside";
 /// The portals of a server, which writes that file itself.
-pub(in crate::embedded) const PORTALS: &str = "portals.json";
+pub(super) const PORTALS: &str = "portals.json";
 /// sled's own segments. They cannot be changed once a store exists.
 pub(in crate::embedded) const SEGMENT_BYTES: usize = 8 << 20;

@@ -74,10 +74,10 @@ pub struct DiskOptions {
     /// Called instead of syncing the file. For tests of what happens when a disk fails.
     #[doc(hidden)]
     pub sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
-    /// See [`journal::Tuning`]. For tests.
+    /// See [`Tuning`](crate::embedded::Tuning). For tests.
     #[doc(hidden)]
     pub tuning: embedded::shared::Tuning,
-    /// See [`journal::Options::ahead_ms`].
+    /// See [`Options::ahead_ms`].
     #[doc(hidden)]
     pub ahead_ms: Arc<AtomicU64>,
     /// What opens it to make or change it as a whole. The directory is marked until [`unfinished::end`] is called.

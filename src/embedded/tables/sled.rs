@@ -189,7 +189,7 @@ impl Disk {
         pairs.iter().zip(places).try_for_each(|((key, _), place)| self.set_place(key, place))
     }
 
-    pub(in crate::embedded) fn set_place(&self, key: &[u8], place: Place) -> Result<(), EngineError> {
+    pub(super) fn set_place(&self, key: &[u8], place: Place) -> Result<(), EngineError> {
         let before = self.insert(&self.trees.places, key, &place.encode())?;
         before.and_then(|before| Place::decode(&before)).into_iter().for_each(|before| self.chunks.release(before));
         Ok(())

@@ -227,7 +227,7 @@ impl RecordFiles {
 
     /// Begins a new file for a record of `bytes`, where there is none or the last is long enough and has no space set
     /// aside for it.
-    pub(in crate::embedded) fn begin_file_if_full(&self, number: u64, bytes: u64) -> io::Result<()> {
+    pub(super) fn begin_file_if_full(&self, number: u64, bytes: u64) -> io::Result<()> {
         let inside = self.inside.read();
         let goes_on = inside
             .files

@@ -57,11 +57,7 @@ enum Step {
 }
 
 impl Committer {
-    pub(in crate::embedded) fn add_append(
-        &mut self,
-        commit: &mut Commit,
-        append: Append,
-    ) -> Result<Appended, EngineError> {
+    pub(super) fn add_append(&mut self, commit: &mut Commit, append: Append) -> Result<Appended, EngineError> {
         let now_ms = self.shared.clock.now_ms();
         if let Some(once) = &append.once
             && let Some(answered) = self.ids.get(&once.id, now_ms)
@@ -231,7 +227,7 @@ impl Committer {
         answered
     }
 
-    pub(in crate::embedded) fn add_clear(&self, commit: &mut Commit, user: &UserId) -> Result<u64, EngineError> {
+    pub(super) fn add_clear(&self, commit: &mut Commit, user: &UserId) -> Result<u64, EngineError> {
         let now_s = self.shared.clock.now_s();
         let (cleared, gone, trim) = self.with(user, |log| {
             // Also what this very commit has given out: it came before.
@@ -257,11 +253,7 @@ impl Committer {
         Ok(cleared)
     }
 
-    pub(in crate::embedded) fn add_notes(
-        &mut self,
-        commit: &mut Commit,
-        dirty: Vec<UserId>,
-    ) -> Result<(), EngineError> {
+    pub(super) fn add_notes(&mut self, commit: &mut Commit, dirty: Vec<UserId>) -> Result<(), EngineError> {
         let mut dirty = dirty.into_iter();
         while let Some(user) = dirty.next() {
             if !self.may_note(commit)? {

@@ -270,7 +270,7 @@ impl Committer {
     }
 
     /// What is not in the journal for good must not be counted on by what is put elsewhere.
-    pub(in crate::embedded) fn sync_if_behind(&mut self) -> Result<(), EngineError> {
+    pub(super) fn sync_if_behind(&mut self) -> Result<(), EngineError> {
         if self.behind { self.sync() } else { Ok(()) }
     }
 
@@ -349,11 +349,7 @@ impl Committer {
     }
 
     /// The same, telling a log that cannot be read from a table that cannot.
-    pub(in crate::embedded) fn try_with<T>(
-        &self,
-        user: &UserId,
-        work: impl FnOnce(&mut Log) -> T,
-    ) -> Result<T, StoreError> {
+    pub(super) fn try_with<T>(&self, user: &UserId, work: impl FnOnce(&mut Log) -> T) -> Result<T, StoreError> {
         self.shared.index.with(user, |log| {
             let before = log.inbox.bytes;
             let result = work(log);
@@ -389,7 +385,7 @@ impl Commit {
     }
 
     /// Bytes of all its records, with what they take in a file.
-    pub(in crate::embedded) fn all_bytes(&self) -> u64 {
+    pub(super) fn all_bytes(&self) -> u64 {
         self.bytes + self.bytes() as u64 + FRAME_BYTES
     }
 

@@ -47,7 +47,7 @@ const ID_CHUNKS_STEP: usize = 16;
 
 impl Committer {
     /// Whether the journal has something to settle now.
-    pub(in crate::embedded) fn has_old_records(&self) -> bool {
+    pub(super) fn has_old_records(&self) -> bool {
         self.settling.is_some()
             || self.records.front().is_some_and(|oldest| {
                 oldest.committed.elapsed() >= self.tuning.settle_after || self.journal_bytes > self.journal_bytes_max()
@@ -203,7 +203,7 @@ impl Committer {
     }
 
     /// Writes the row of a user of whom the journal says nothing: of others it is written when that is settled.
-    pub(in crate::embedded) fn put_row_if_alone(&self, user: &UserId) -> Result<(), EngineError> {
+    pub(super) fn put_row_if_alone(&self, user: &UserId) -> Result<(), EngineError> {
         let first = self.records.front().map_or(self.next_record, |record| record.number);
         if self.with(user, |log| log.last_record < first && !log.dirty && log.assigned == log.head)? {
             self.put_row(user)?;
@@ -211,7 +211,7 @@ impl Committer {
         Ok(())
     }
 
-    pub(in crate::embedded) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
+    pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
         if self.chunks_behind.replace(false) {
             // It may count on one of them.
             self.shared.engine.barrier()?;
@@ -369,7 +369,7 @@ impl Committer {
 
     /// Takes what has been released off the tally of a user's inbox; returns the keys of the chunks in which
     /// nothing else is, and whether there are others.
-    pub(in crate::embedded) fn count_released(&self, user: &UserId) -> Result<(Vec<Vec<u8>>, bool), EngineError> {
+    pub(super) fn count_released(&self, user: &UserId) -> Result<(Vec<Vec<u8>>, bool), EngineError> {
         let (released, settled, counted, hidden) =
             self.with(user, |log| (log.released(), log.settled, log.counted, log.gone.clone()))?;
         let (mut gone, mut left) = (Vec::new(), false);

@@ -68,7 +68,7 @@ impl Room {
 
 impl Committer {
     /// Finds out now and then whether there is room for more.
-    pub(in crate::embedded) fn look_at_room_if_due(&mut self) {
+    pub(super) fn look_at_room_if_due(&mut self) {
         if self.room.looked.elapsed() >= LOOK {
             self.look_at_room();
         }
@@ -199,7 +199,7 @@ impl Committer {
     }
 
     /// Goes through a user's inbox where some of it has expired. True if it did.
-    pub(in crate::embedded) fn purge_if_due(&self, user: &UserId) -> Result<bool, EngineError> {
+    pub(super) fn purge_if_due(&self, user: &UserId) -> Result<bool, EngineError> {
         let due = self.purge_is_due(user)?;
         if due {
             self.purge(user)?;
@@ -208,7 +208,7 @@ impl Committer {
     }
 
     /// Whether going through a user's inbox may make room: some of it has expired, or the tally may be off.
-    pub(in crate::embedded) fn purge_is_due(&self, user: &UserId) -> Result<bool, EngineError> {
+    pub(super) fn purge_is_due(&self, user: &UserId) -> Result<bool, EngineError> {
         let now_s = self.shared.clock.now_s();
         self.drop_expired(user, now_s)?;
         self.with(user, |log| {
@@ -221,7 +221,7 @@ impl Committer {
 
     /// Takes out of a user's inbox what is released, gone or expired, and counts what is left. Not in the middle of a
     /// commit: what that replaces is needed until it is written.
-    pub(in crate::embedded) fn purge(&self, user: &UserId) -> Result<(), EngineError> {
+    pub(super) fn purge(&self, user: &UserId) -> Result<(), EngineError> {
         self.go_through(user, true)?;
         self.with(user, |log| log.gone.make_room())?;
         self.put_row_if_alone(user)

@@ -44,7 +44,7 @@ pub(in crate::embedded) struct Committer {
     /// Something was written to the journal and is not synced yet.
     pub(super) behind: bool,
     /// Chunks were put that no barrier stands behind yet.
-    pub(in crate::embedded) chunks_behind: Cell<bool>,
+    pub(super) chunks_behind: Cell<bool>,
     /// Something was put into the outbox that is not synced yet, as that is allowed.
     pub(in crate::embedded) outbox_behind: bool,
     /// There is more room to be given back.
@@ -63,7 +63,7 @@ pub(in crate::embedded) struct Commit {
     /// Entries to be shown once it is durable: whose, which, and in which record.
     pub(in crate::embedded) entries: Vec<(UserId, Seq, u64)>,
     /// Some log in it has no entry yet since the last lapse.
-    pub(in crate::embedded) first_entries: bool,
+    pub(super) first_entries: bool,
     /// Users whose inboxes are to be purged once it is written.
     pub(in crate::embedded) tidy: Vec<UserId>,
     pub(super) answers: Vec<Answer>,
@@ -124,7 +124,7 @@ pub(in crate::embedded) struct Room {
 }
 
 /// Bytes set aside in the journal that messages do not get: for receipts on a full disk.
-pub(in crate::embedded) const NOTES_BYTES: u64 = 1 << 20;
+pub(super) const NOTES_BYTES: u64 = 1 << 20;
 
 /// What waits for space.
 #[derive(Default)]

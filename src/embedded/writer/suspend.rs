@@ -40,19 +40,19 @@ const NOTE_BYTES_MAX: u64 = 20 << 10;
 
 impl Committer {
     /// Whether something waits for space, or for descriptors.
-    pub(in crate::embedded) fn is_suspended(&self) -> bool {
+    pub(super) fn is_suspended(&self) -> bool {
         let Suspended { why, stuck, dirty, trim, .. } = &self.suspended;
         why.is_some() || stuck.is_some() || !dirty.is_empty() || !trim.is_empty()
     }
 
     /// Why nothing is taken, where the disk is full.
-    pub(in crate::embedded) fn why_suspended(&self) -> Option<String> {
+    pub(super) fn why_suspended(&self) -> Option<String> {
         let why = self.suspended.why.as_ref().filter(|why| why.cause == Cause::NoSpace)?;
         Some(format!("{why}. What waits is delivered; dispatches are taken again when there is space on the disk"))
     }
 
     /// For how long the thread may wait for something to do, where something waits for space.
-    pub(in crate::embedded) fn retry_delay(&self) -> Option<Duration> {
+    pub(super) fn retry_delay(&self) -> Option<Duration> {
         self.is_suspended().then_some(RETRY_INTERVAL)
     }
 
@@ -125,7 +125,7 @@ impl Committer {
     ///
     /// # Errors
     /// When there is none.
-    pub(in crate::embedded) fn check_margin(&mut self) -> Result<(), EngineError> {
+    pub(super) fn check_margin(&mut self) -> Result<(), EngineError> {
         match self.look().free {
             Some(free) if free < MARGIN_BYTES => {
                 Err(EngineError::no_space(format!("the disk is full: it has {free} bytes left")))
@@ -205,11 +205,7 @@ impl Committer {
     ///
     /// # Errors
     /// With the same, if it cannot be repeated. Then those who waited are refused.
-    pub(in crate::embedded) fn keep_stuck(
-        &mut self,
-        mut commit: Commit,
-        error: EngineError,
-    ) -> Result<(), EngineError> {
+    pub(super) fn keep_stuck(&mut self, mut commit: Commit, error: EngineError) -> Result<(), EngineError> {
         let refusal = if error.is_transient() {
             let what = format!("{error}; whether this was done is not known, it is done when there is space");
             StoreError::Unreachable(what.into())
@@ -224,7 +220,7 @@ impl Committer {
     }
 
     /// Whether ops may be committed; what was left adds itself to what was taken. Otherwise all of it is refused or waits.
-    pub(in crate::embedded) fn may_commit(&mut self, taken: &mut Taken) -> Result<bool, EngineError> {
+    pub(super) fn may_commit(&mut self, taken: &mut Taken) -> Result<bool, EngineError> {
         if self.retry_stuck()? {
             let full = StoreError::Full(self.why_suspended().unwrap_or_default().into());
             taken.ops.drain(..).for_each(|op| op.refuse(&full));
@@ -238,7 +234,7 @@ impl Committer {
     }
 
     /// Whether one more user's receipts may be written into the commit.
-    pub(in crate::embedded) fn may_note(&mut self, commit: &Commit) -> Result<bool, EngineError> {
+    pub(super) fn may_note(&mut self, commit: &Commit) -> Result<bool, EngineError> {
         if self.table_space() < TableSpace::Little {
             self.suspend(EngineError::no_space("the disk is full: it has no space for the tables"))?;
             return Ok(false);
@@ -250,12 +246,12 @@ impl Committer {
     }
 
     /// Keeps these users' receipts in memory.
-    pub(in crate::embedded) fn postpone_notes(&mut self, users: impl Iterator<Item = UserId>) {
+    pub(super) fn postpone_notes(&mut self, users: impl Iterator<Item = UserId>) {
         self.suspended.dirty.extend(users);
     }
 
     /// Trims the inboxes of these users, and of those that were left.
-    pub(in crate::embedded) fn trim_all(&mut self, mut users: Vec<UserId>) -> Result<(), EngineError> {
+    pub(super) fn trim_all(&mut self, mut users: Vec<UserId>) -> Result<(), EngineError> {
         if self.may_retry() {
             users.append(&mut self.suspended.trim);
         }
@@ -280,7 +276,7 @@ impl Committer {
     }
 
     /// Takes out of these users' inboxes what a commit has replaced. Where that cannot be done now, a later commit or sweep does.
-    pub(in crate::embedded) fn purge_all(&mut self, mut users: Vec<UserId>) -> Result<(), EngineError> {
+    pub(super) fn purge_all(&mut self, mut users: Vec<UserId>) -> Result<(), EngineError> {
         users.sort_unstable();
         users.dedup();
         if users.is_empty() || self.table_space() < TableSpace::Enough {

@@ -103,7 +103,7 @@ pub(in crate::redis) async fn publish_unanswered(
 }
 
 /// Says a mark where stock speaks: it is for nobody, and stock's servers do nothing with it.
-pub(in crate::redis) async fn publish_mark(link: &Link, mark: &str) -> Result<(), LinkError> {
+pub(super) async fn publish_mark(link: &Link, mark: &str) -> Result<(), LinkError> {
     let message = RawValue::from_string(r#"{"op":0,"t":"MARK"}"#.to_owned());
     let message = message.map_err(|error| LinkError::Refused(error.to_string().into()))?;
     let mark = Publishing { message: &message, recipients: Vec::new(), from: OURS, mark: Some(mark) };

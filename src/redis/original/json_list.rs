@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// Bytes of an element's text that are held. A message that a client can be sent is 16 times shorter; the rest may be spaces
 /// and options of the original.
-pub(in crate::redis) const ELEMENT_BYTES_MAX: usize = 1 << 20;
+pub(super) const ELEMENT_BYTES_MAX: usize = 1 << 20;
 
 /// A reader of one array.
 #[derive(Debug, Default)]

@@ -287,7 +287,7 @@ impl<'a> List<'a> {
     }
 
     /// Bytes of the list from a message on.
-    pub(in crate::redis) fn bytes_from(&self, left: &Left) -> u64 {
+    pub(super) fn bytes_from(&self, left: &Left) -> u64 {
         self.length.saturating_sub(left.at.1)
     }
 }
@@ -318,7 +318,7 @@ pub(in crate::redis) fn run(left: &[Left]) -> usize {
 }
 
 /// Whether a list was taken for a user and is not in the log yet.
-pub(in crate::redis) async fn is_any(link: &Link, user: &UserId) -> Result<bool, LinkError> {
+pub(super) async fn is_any(link: &Link, user: &UserId) -> Result<bool, LinkError> {
     let (at, _) = link.names().taken(user.as_str());
     link.lines().ask(redis::cmd("EXISTS").arg(at)).await
 }
