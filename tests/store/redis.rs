@@ -6,7 +6,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mesa::{
@@ -77,7 +77,14 @@ impl Somewhere {
             Where::One(redis) => config::Redis::One(redis.url()),
             Where::Spread(cluster) => config::Redis::Cluster(cluster.urls()),
         };
-        let link = Link::open(&redis, namespace.as_deref(), ahead_ms).unwrap();
+        // A start gives up after some seconds without an answer. An operator starts it again, and so does this.
+        let end = Instant::now() + REPLY_TIMEOUT;
+        let link = loop {
+            match Link::open(&redis, namespace.as_deref(), ahead_ms.clone()) {
+                Err(error) => assert!(Instant::now() < end, "{error}"),
+                Ok(link) => break link,
+            }
+        };
         open(link, RedisOptions { namespace, limits, sweep_pause: Duration::ZERO, ..RedisOptions::default() })
     }
 
