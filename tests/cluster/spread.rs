@@ -2,7 +2,7 @@
 
 use std::{
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -91,14 +91,20 @@ async fn over_a_redis_cluster_all_are_reached_also_when_a_primary_dies() {
     assert_eq!(next(&mut clients[1]).await, 5000);
 }
 
-/// Moves the slots of two users, and that of who is here, to other primaries, key by key; how many.
-fn move_slots(cluster: &Cluster) -> usize {
+/// A server waits 3 s for a slot that is being moved. While none takes longer than this, none of its requests may be refused.
+const SLOT_MOVES_WITHIN: Duration = Duration::from_secs(2);
+
+/// Moves the slots of two users, and that of the connected servers, to other primaries, key by key. Returns how many they are, and
+/// the longest time that one was between two primaries.
+fn move_slots(cluster: &Cluster) -> (usize, Duration) {
+    let mut longest = Duration::ZERO;
     let keys = ["mesa:state:{bob}", "mesa:state:{alice}", "mesa:{here}:nodes"];
     for key in keys {
         let from = cluster.owner(key);
         let to = cluster.nodes.iter().find(|one| one.is("master") && one.port != from.port).expect("another");
         let slot = cli(from.port, &["CLUSTER", "KEYSLOT", key]);
         let (source, target) = (cli(from.port, &["CLUSTER", "MYID"]), cli(to.port, &["CLUSTER", "MYID"]));
+        let began = Instant::now();
         assert_eq!(cli(to.port, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source]), "OK");
         assert_eq!(cli(from.port, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target]), "OK");
         // Some traffic while nothing, and while part of it has moved.
@@ -119,13 +125,16 @@ fn move_slots(cluster: &Cluster) -> usize {
         for node in [to, from] {
             assert_eq!(cli(node.port, &["CLUSTER", "SETSLOT", &slot, "NODE", &target]), "OK");
         }
+        longest = longest.max(began.elapsed());
     }
-    keys.len()
+    (keys.len(), longest)
 }
 
-/// Moves the slot of one user to another primary while messages are sent to him.
-/// Dispatches that may time out while slots move.
-const LATE_MAX: u32 = 3;
+/// Whether a dispatch was refused because the slots moved, or Redis answered, too slowly.
+fn is_late(status: u16, answer: &Value) -> bool {
+    let text = answer["error"]["message"].as_str().unwrap_or_default();
+    status == 503 && ["timed out", "TRYAGAIN"].iter().any(|reason| text.contains(reason))
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_moves_while_messages_are_sent_loses_none_and_repeats_none() {
@@ -145,17 +154,20 @@ async fn a_slot_that_moves_while_messages_are_sent_loses_none_and_repeats_none()
         let mut dispatch = message(n, &["alice", "bob"]);
         dispatch["id"] = json!(n.to_string());
         let (mut status, mut answer) = stage.ask(at, "POST", "/v1/dispatch", &dispatch).await;
-        // Seven processes of Redis on a busy machine may need more than the 3 s that a server waits. A retry is done once.
-        while status == 503 && answer["error"]["message"].as_str().is_some_and(|text| text.contains("timed out")) {
+        // A retry with the same id is done once.
+        while is_late(status, &answer) {
             late += 1;
             (status, answer) = stage.ask(at, "POST", "/v1/dispatch", &dispatch).await;
         }
         assert_eq!(status, 200, "nothing is refused while slots move: {answer}");
-        assert!(late <= LATE_MAX, "{late} of {n} dispatches timed out");
         answered.push(n);
     }
-    let (moved, _cluster) = (moving.await.expect("they move"), held);
-    println!("{} messages while {moved} slots moved", answered.len());
+    let ((moved, longest), _cluster) = (moving.await.expect("they move"), held);
+    println!("{} messages while {moved} slots moved, each within {longest:?}; {late} were late", answered.len());
+    assert!(
+        late == 0 || longest > SLOT_MOVES_WITHIN,
+        "{late} dispatches were refused, and a slot moved within {longest:?}"
+    );
     assert!(answered.len() > 20, "too little was said for this to mean anything");
     let last = *answered.last().expect("some were answered");
     assert_eq!(through(&mut alice, last).await, answered[3..]);
