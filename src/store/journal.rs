@@ -209,53 +209,39 @@ impl Store for Journal {
     }
 
     fn note(&self, user: &UserId, note: Note) {
-        let noted = self.shared.index.with(user, |log| take_note(log, &note, self.shared.index.now()));
-        match noted {
-            Ok(Noted { dirty, trim, new }) => {
-                // Before the commit thread learns of the receipt.
-                self.shared.tell_delivered(user, note.device.as_ref(), new);
-                if dirty {
-                    self.shared.queue.dirty(user.clone());
-                }
-                if trim {
-                    self.shared.queue.trim(user.clone());
-                }
-            }
-            // Not noted is repeated later, and nothing worse; whoever reads this user's log is told what is wrong.
-            Err(error) => tracing::error!(user = %excerpt(user), %error, "a receipt could not be noted"),
+        let noted = self.shared.index.with(user, |log| {
+            let Noted { dirty, trim, new } = take_note(log, &note, self.shared.index.now());
+            // Before the commit thread learns of the receipt.
+            self.shared.tell_delivered(user, note.device.as_ref(), new);
+            self.shared.announce(user, dirty, trim);
+        });
+        // Not noted is repeated later, and nothing worse; whoever reads this user's log is told what is wrong.
+        if let Err(error) = noted {
+            tracing::error!(user = %excerpt(user), %error, "a receipt could not be noted");
         }
     }
 
     fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError> {
         let (now, now_ms) = (self.shared.index.now(), self.shared.clock.now_ms());
-        let (attached, dirty, trim) = self.shared.index.with(user, |log| {
+        self.shared.index.with(user, |log| {
             log.touched = now;
             let received = log.cursors.attach(device, self.shared.devices_max, now_ms)?;
             let dirty = !std::mem::replace(&mut log.dirty, true);
             // A device that was forgotten for this one may have been what kept something.
             let trim = log.release();
             log.trimming |= trim;
-            Ok::<_, StoreError>((Attached { received, head: log.head }, dirty, trim))
-        })??;
-        if dirty {
-            self.shared.queue.dirty(user.clone());
-        }
-        if trim {
-            self.shared.queue.trim(user.clone());
-        }
-        Ok(attached)
+            self.shared.announce(user, dirty, trim);
+            Ok(Attached { received, head: log.head })
+        })?
     }
 
     fn detach(&self, user: &UserId, device: Option<&DeviceId>) {
         let now_ms = self.shared.clock.now_ms();
-        let detached = self.shared.index.with(user, |log| {
-            log.cursors.detach(device, now_ms);
-            !std::mem::replace(&mut log.dirty, true)
-        });
         // A log that was attached to could be read then; if it cannot be now, nothing is lost but when it was.
-        if detached.unwrap_or(false) {
-            self.shared.queue.dirty(user.clone());
-        }
+        _ = self.shared.index.with(user, |log| {
+            log.cursors.detach(device, now_ms);
+            self.shared.announce(user, !std::mem::replace(&mut log.dirty, true), false);
+        });
     }
 
     fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError> {
@@ -343,6 +329,19 @@ impl Store for Journal {
 }
 
 impl Shared {
+    /// Lets the commit thread know of a log that was just marked as changed (`dirty`), or as one to be trimmed.
+    ///
+    /// To be called while the log is still locked. A caller that finds the mark relies on it and announces nothing: if the user
+    /// were not in the queue by then, a dispatch that comes later could be committed without what that caller has changed.
+    pub fn announce(&self, user: &UserId, dirty: bool, trim: bool) {
+        if dirty {
+            self.queue.dirty(user.clone());
+        }
+        if trim {
+            self.queue.trim(user.clone());
+        }
+    }
+
     /// Fails the store for good: refuses what waits and what comes, and has the server stop.
     pub fn fail(&self, error: StoreError) {
         if self.failed.borrow().is_some() {
