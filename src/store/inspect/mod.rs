@@ -8,6 +8,8 @@
 
 mod journal;
 mod source;
+#[cfg(test)]
+mod tests;
 mod user;
 mod walk;
 

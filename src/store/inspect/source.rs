@@ -12,7 +12,7 @@ use super::{
     Damage, Done, Ending, Facts, Sink,
     journal::{Journal, goes_on},
     now_s, open_error,
-    walk::{Stop, Walk},
+    walk::{Stop, Walk, invalid_keys},
 };
 use crate::{
     logging::system_error,
@@ -138,6 +138,8 @@ impl Inspection {
         }
         inspection.read_journal(synced);
         inspection.read_ids().map_err(told)?;
+        let invalid = invalid_keys(&inspection.rest).map_err(told)?;
+        inspection.tell_all(invalid);
         if !inspection.damage.is_empty() {
             inspection.look_for_the_lost().map_err(told)?;
         }
