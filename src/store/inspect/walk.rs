@@ -51,11 +51,9 @@ pub struct Walk<'a> {
 /// Finds the keys that are of no user. [`Walk`] skips them.
 pub fn invalid_keys(rest: &Rest) -> std::io::Result<Vec<Damage>> {
     let mut invalid = Vec::new();
-    let tables: [(_, _, fn(&[u8]) -> Option<String>, _); 2] = [
-        (Table::Users, "users", user_of, "it is no user id"),
-        (Table::Inbox, "inbox", inbox_user, "it is no key of a chunk"),
-    ];
-    for (table, place, user, what) in tables {
+    let tables = [(Table::Users, "users", "it is no user id"), (Table::Inbox, "inbox", "it is no key of a chunk")];
+    for (table, place, what) in tables {
+        let user = if table == Table::Inbox { inbox_user } else { user_of };
         for key in rest.keys(table) {
             let key = key?;
             if user(&key).is_none() {
