@@ -84,39 +84,7 @@ struct Journal {
 /// # Errors
 /// When they belong to another namespace or version, or are damaged.
 fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn Store>, StoreError> {
-    let namespace = options.namespace.clone().unwrap_or_default();
-    let recovered = recovery::recover(engine.clone(), &namespace, &options)?;
-    let queue = Queue::new(options.queue);
-    let outbox = options.outbox.clone();
-    let outbox = outbox.map(|kept| Outbox::open(engine.clone(), queue.clone(), recovered.clock.clone(), kept));
-    let shared = Arc::new(Shared {
-        engine,
-        namespace: fingerprint(&namespace),
-        index: recovered.index,
-        recent: recovered.recent,
-        queue,
-        listener: RwLock::default(),
-        failed: watch::Sender::new(None),
-        ended: watch::Sender::new(false),
-        committing: AtomicU64::new(0),
-        opened: Instant::now(),
-        clock: recovered.clock,
-        devices_max: options.limits.devices,
-        outbox: outbox.transpose()?,
-        health: options.health.clone(),
-        full: RwLock::default(),
-        runtime: tokio::runtime::Handle::try_current().ok(),
-    });
-    for user in recovered.trim {
-        shared.queue.trim(user);
-    }
-    let mut committer = Committer::new(shared.clone(), recovered.journal, &options);
-    // Whoever opens a store that is full is told so by its first answer.
-    committer.look_at_room();
-    committer.look_for_events();
-    let thread = thread::Builder::new().name("mesa-commit".into()).spawn(move || committer.run());
-    let thread = thread.map_err(|error| StoreError::Failed(format!("cannot start a thread: {error}").into()))?;
-    Ok(Arc::new(Journal { shared, thread: Mutex::new(Some(thread)) }))
+    Ok(Arc::new(Journal::open(engine, options)?))
 }
 
 impl Store for Journal {
@@ -149,53 +117,39 @@ impl Store for Journal {
     }
 
     fn note(&self, user: &UserId, note: Note) {
-        let noted = self.shared.index.with(user, |log| take_note(log, &note, self.shared.index.now()));
-        match noted {
-            Ok(Noted { dirty, trim, new }) => {
-                // Before the commit thread learns of the receipt.
-                self.shared.tell_delivered(user, note.device.as_ref(), new);
-                if dirty {
-                    self.shared.queue.dirty(user.clone());
-                }
-                if trim {
-                    self.shared.queue.trim(user.clone());
-                }
-            }
-            // Not noted is repeated later, and nothing worse; whoever reads this user's log is told what is wrong.
-            Err(error) => tracing::error!(user = %excerpt(user), %error, "a receipt could not be noted"),
+        let noted = self.shared.index.with(user, |log| {
+            let Noted { dirty, trim, new } = take_note(log, &note, self.shared.index.now());
+            // Before the commit thread learns of the receipt.
+            self.shared.tell_delivered(user, note.device.as_ref(), new);
+            self.shared.announce(user, dirty, trim);
+        });
+        // Not noted is repeated later, and nothing worse; whoever reads this user's log is told what is wrong.
+        if let Err(error) = noted {
+            tracing::error!(user = %excerpt(user), %error, "a receipt could not be noted");
         }
     }
 
     fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError> {
         let (now, now_ms) = (self.shared.index.now(), self.shared.clock.now_ms());
-        let (attached, dirty, trim) = self.shared.index.with(user, |log| {
+        self.shared.index.with(user, |log| {
             log.touched = now;
             let received = log.cursors.attach(device, self.shared.devices_max, now_ms)?;
             let dirty = !std::mem::replace(&mut log.dirty, true);
             // A device that was forgotten for this one may have been what kept something.
             let trim = log.release();
             log.trimming |= trim;
-            Ok::<_, StoreError>((Attached { received, head: log.head }, dirty, trim))
-        })??;
-        if dirty {
-            self.shared.queue.dirty(user.clone());
-        }
-        if trim {
-            self.shared.queue.trim(user.clone());
-        }
-        Ok(attached)
+            self.shared.announce(user, dirty, trim);
+            Ok(Attached { received, head: log.head })
+        })?
     }
 
     fn detach(&self, user: &UserId, device: Option<&DeviceId>) {
         let now_ms = self.shared.clock.now_ms();
-        let detached = self.shared.index.with(user, |log| {
-            log.cursors.detach(device, now_ms);
-            !std::mem::replace(&mut log.dirty, true)
-        });
         // A log that was attached to could be read then; if it cannot be now, nothing is lost but when it was.
-        if detached.unwrap_or(false) {
-            self.shared.queue.dirty(user.clone());
-        }
+        _ = self.shared.index.with(user, |log| {
+            log.cursors.detach(device, now_ms);
+            self.shared.announce(user, !std::mem::replace(&mut log.dirty, true), false);
+        });
     }
 
     fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError> {
@@ -280,6 +234,42 @@ impl Store for Journal {
 }
 
 impl Journal {
+    fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Self, StoreError> {
+        let namespace = options.namespace.clone().unwrap_or_default();
+        let recovered = recovery::recover(engine.clone(), &namespace, &options)?;
+        let queue = Queue::new(options.queue);
+        let outbox = options.outbox.clone();
+        let outbox = outbox.map(|kept| Outbox::open(engine.clone(), queue.clone(), recovered.clock.clone(), kept));
+        let shared = Arc::new(Shared {
+            engine,
+            namespace: fingerprint(&namespace),
+            index: recovered.index,
+            recent: recovered.recent,
+            queue,
+            listener: RwLock::default(),
+            failed: watch::Sender::new(None),
+            ended: watch::Sender::new(false),
+            committing: AtomicU64::new(0),
+            opened: Instant::now(),
+            clock: recovered.clock,
+            devices_max: options.limits.devices,
+            outbox: outbox.transpose()?,
+            health: options.health.clone(),
+            full: RwLock::default(),
+            runtime: tokio::runtime::Handle::try_current().ok(),
+        });
+        for user in recovered.trim {
+            shared.queue.trim(user);
+        }
+        let mut committer = Committer::new(shared.clone(), recovered.journal, &options);
+        // Whoever opens a store that is full is told so by its first answer.
+        committer.look_at_room();
+        committer.look_for_events();
+        let thread = thread::Builder::new().name("mesa-commit".into()).spawn(move || committer.run());
+        let thread = thread.map_err(|error| StoreError::Failed(format!("cannot start a thread: {error}").into()))?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
     async fn answer<T>(&self, answer: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
         match answer.await {
             Ok(result) => result,

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     failpoints::{self, Bug},
     health::Health,
-    message::DeviceId,
+    message::{DeviceId, UserId},
     store::{CommitListener, DeviceState, Durability, Limits, OutboxOptions, StoreError, UserState, clock::Clock},
 };
 
@@ -116,6 +116,19 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Lets the commit thread know of a log that was just marked as changed (`dirty`), or as one to be trimmed.
+    ///
+    /// To be called while the log is still locked. A caller that finds the mark relies on it and announces nothing: if the user
+    /// were not in the queue by then, a dispatch that comes later could be committed without what that caller has changed.
+    pub fn announce(&self, user: &UserId, dirty: bool, trim: bool) {
+        if dirty {
+            self.queue.dirty(user.clone());
+        }
+        if trim {
+            self.queue.trim(user.clone());
+        }
+    }
+
     /// Fails the store for good: refuses what waits and what comes, and has the server stop.
     pub fn fail(&self, error: StoreError) {
         if self.failed.borrow().is_some() {

@@ -171,7 +171,8 @@ const KNOWN: [Known; 17] = [
         "MOVED",
         true,
         Retry::Anew,
-        "this is a node of a Redis Cluster. Name its nodes as an array in the key `redis`",
+        "another node of the Redis Cluster has that slot. Name the nodes as an array in the key `redis`; where they are, this \
+         passes when the slot has moved",
     ),
     known("ASK", true, Retry::Same, "keys are moving between nodes of the Cluster. It passes when the slot has moved"),
     known(

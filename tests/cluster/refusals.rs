@@ -52,7 +52,7 @@ impl Refusing {
     }
 
     fn lines_with(&self, text: &str) -> usize {
-        let log = std::fs::read_to_string(self.stage.homes[0].path("log")).expect("a log");
+        let log = self.stage.homes[0].log_until_now(&self.stage.servers[0]);
         log.lines().filter(|line| line.contains(text)).count()
     }
 

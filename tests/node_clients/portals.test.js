@@ -147,7 +147,8 @@ overAll('a_portal_that_goes_in_order_leaves_the_pool', {}, async ({ server, port
 overAll('portals_go_on_when_the_server_was_started_anew', {}, async ({ server, connect, portal }) => {
   const [one, two] = [await portal(), await portal()];
   const port = server.wirePort;
-  const remembered = () => fs.readFileSync(path.join(server.storePath, 'portals.json'), 'utf8');
+  const file = path.join(server.storePath, 'portals.json');
+  const remembered = () => (fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : '');
   await eventually('both to be remembered', () => [one, two].every(({ made }) => remembered().includes(made.id)));
   await server.kill();
   await server.restart({ wire: { port } });

@@ -6,7 +6,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mesa::{
@@ -77,7 +77,14 @@ impl Somewhere {
             Where::One(redis) => config::Redis::One(redis.url()),
             Where::Spread(cluster) => config::Redis::Cluster(cluster.urls()),
         };
-        let link = Link::open(&redis, namespace.as_deref(), ahead_ms).unwrap();
+        // A start gives up after some seconds without an answer. An operator starts it again, and so does this.
+        let end = Instant::now() + REPLY_TIMEOUT;
+        let link = loop {
+            match Link::open(&redis, namespace.as_deref(), ahead_ms.clone()) {
+                Err(error) => assert!(Instant::now() < end, "{error}"),
+                Ok(link) => break link,
+            }
+        };
         open(link, RedisOptions { namespace, limits, sweep_pause: Duration::ZERO, ..RedisOptions::default() })
     }
 
@@ -89,9 +96,7 @@ impl Somewhere {
     pub fn line(&self) -> Box<dyn redis::ConnectionLike + Send> {
         match &self.redis {
             Where::One(redis) => Box::new(redis::Client::open(redis.url()).unwrap().get_connection().unwrap()),
-            Where::Spread(cluster) => {
-                Box::new(redis::cluster::ClusterClient::new(cluster.urls()).unwrap().get_connection().unwrap())
-            }
+            Where::Spread(cluster) => Box::new(cluster_client(cluster).get_connection().unwrap()),
         }
     }
 
@@ -247,6 +252,14 @@ async fn a_device_that_is_at_another_server_does_not_make_room() {
     assert_eq!(devices.iter().map(|one| one.device.as_str()).collect::<Vec<_>>(), ["laptop"]);
 }
 
+/// How long a test waits for Redis. The 500 ms that the crate has by default are too few on a busy machine.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+
+fn cluster_client(cluster: &Cluster) -> redis::cluster::ClusterClient {
+    let client = redis::cluster::ClusterClient::builder(cluster.urls());
+    client.connection_timeout(REPLY_TIMEOUT).response_timeout(REPLY_TIMEOUT).build().unwrap()
+}
+
 /// Lets something be done with the Redis itself; gives what it answers.
 pub async fn ask(place: &Somewhere, words: &[&str]) -> String {
     let mut command = redis::cmd(words[0]);
@@ -254,11 +267,14 @@ pub async fn ask(place: &Somewhere, words: &[&str]) -> String {
     let answer: Option<String> = match &place.redis {
         Where::One(redis) => {
             let client = redis::Client::open(redis.url()).unwrap();
-            command.query_async(&mut client.get_multiplexed_async_connection().await.unwrap()).await.unwrap()
+            let config = redis::AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(REPLY_TIMEOUT))
+                .set_response_timeout(Some(REPLY_TIMEOUT));
+            let mut line = client.get_multiplexed_async_connection_with_config(&config).await.unwrap();
+            command.query_async(&mut line).await.unwrap()
         }
         Where::Spread(cluster) => {
-            let client = redis::cluster::ClusterClient::new(cluster.urls()).unwrap();
-            command.query_async(&mut client.get_async_connection().await.unwrap()).await.unwrap()
+            command.query_async(&mut cluster_client(cluster).get_async_connection().await.unwrap()).await.unwrap()
         }
     };
     answer.unwrap_or_default()

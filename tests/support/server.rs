@@ -85,6 +85,15 @@ impl Home {
         }
     }
 
+    /// All that this server has logged until now. It writes its lines in its own time, but in order: when the line about a signal
+    /// is in the file, so are those before it.
+    pub fn log_until_now(&self, server: &Server) -> String {
+        let signals = |log: &str| log.matches("SIGUSR1 is ignored").count();
+        let before = signals(&fs::read_to_string(self.path("log")).unwrap_or_default());
+        server.signal(rustix::process::Signal::USR1);
+        self.log_once(|log| signals(log) > before)
+    }
+
     /// `wrapper… mesa serve …`, ready to be spawned. `wrapper` may be empty.
     pub fn command(&self, wrapper: &[&str]) -> Command {
         let binary = env!("CARGO_BIN_EXE_mesa");

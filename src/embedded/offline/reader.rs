@@ -1,7 +1,7 @@
 //! Everything in a store that nobody has open, read without changing anything and without taking anything for granted.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -13,7 +13,7 @@ use crate::embedded::{
     tables::{
         contract::Table,
         files::{INBOX, JOURNAL, LOG},
-        meta::SETTLED_KEY,
+        meta::{FORMAT, FORMAT_KEY, SETTLED_KEY},
         missing::Missing,
         schema::journal_number,
     },
@@ -115,6 +115,11 @@ impl Rest {
         RestPairs { pairs: self.tables.pairs(table, from), chunks }
     }
 
+    /// The keys of a table, in order.
+    pub fn keys(&self, table: Table) -> impl Iterator<Item = io::Result<Bytes>> {
+        self.tables.pairs(table, &[]).map(|pair| pair.map(|(key, _)| key))
+    }
+
     /// A value of a table other than the inboxes.
     pub fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>> {
         self.tables.get(table, key)
@@ -122,9 +127,10 @@ impl Rest {
 
     /// Visits the chunks to which no table leads: such that were let go, and such whose place is lost.
     pub fn chunks_without_place(&self, mut visit: impl FnMut(&Bytes)) -> io::Result<()> {
-        let mut known = HashSet::new();
+        let mut known = HashMap::new();
         for pair in self.tables.pairs(Table::Inbox, &[]) {
-            known.extend(Place::decode(&pair?.1));
+            let (key, place) = pair?;
+            known.extend(Place::decode(&place).map(|place| (place, key)));
         }
         for file in framing::numbered(&self.chunks.directory)? {
             let bytes = read_what_can_be(&self.chunks.directory.join(framing::name(file)))?;
@@ -133,7 +139,9 @@ impl Rest {
                 let Some(body) = framing::body(Kind::Chunk, &bytes[found..]) else { break };
                 let length = HEAD_BYTES + body.len();
                 let place = Place { file, at: found as u32, length: length as u32 };
-                if let Some((_, value)) = parts(body).filter(|_| !known.contains(&place)) {
+                // A damaged key may lead to a chunk of another key, and that chunk is not read through it.
+                let has_place = |key: &[u8]| known.get(&place).is_some_and(|known| *known == key);
+                if let Some((_, value)) = parts(body).filter(|(key, _)| !has_place(key)) {
                     visit(&Bytes::copy_from_slice(value));
                 }
                 at = found + length;
@@ -167,9 +175,14 @@ impl Rest {
         self.tables.end()
     }
 
-    /// See [`RawTables::lost`].
+    /// See [`RawTables::lost`]. Leaves out the table of what the store says of itself, whose keys look like ids of users.
     pub fn lost(&self) -> impl Iterator<Item = io::Result<(Bytes, Bytes)>> {
-        self.tables.lost()
+        let is_meta = |pairs: &[(Bytes, Bytes)]| pairs.iter().any(|(key, value)| key == FORMAT_KEY && value == FORMAT);
+        self.tables.lost().flat_map(move |page| match page {
+            Ok(pairs) if is_meta(&pairs) => Vec::new(),
+            Ok(pairs) => pairs.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        })
     }
 }
 

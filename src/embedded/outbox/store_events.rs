@@ -60,13 +60,10 @@ impl Committer {
             return Ok(());
         }
         self.shared.tell_expired(user, &expired);
-        let new = self.with(user, |log| {
+        self.with(user, |log| {
             log.reported_expired.extend(runs(&expired));
-            !std::mem::replace(&mut log.dirty, true)
+            self.shared.announce(user, !std::mem::replace(&mut log.dirty, true), false);
         })?;
-        if new {
-            self.shared.queue.dirty(user.clone());
-        }
         Ok(())
     }
 }

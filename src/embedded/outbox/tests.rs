@@ -10,7 +10,7 @@ use crate::{
         tables::memory::{self, Memory},
         tests::{intercept::Intercept, power_cut::Cut},
     },
-    store::Store,
+    store::{Note, Store},
 };
 
 fn options(events: u64, bytes: u64) -> Options {
@@ -283,4 +283,44 @@ async fn expired_entries_are_reported_once_over_many_short_lives() {
     };
     let told: Vec<_> = all(&outbox).iter().filter_map(expired).collect();
     assert_eq!(told, (1..LIVES).map(|seq| (seq, seq)).collect::<Vec<_>>());
+}
+
+/// A session that reports something of a user relies on the report of another session that is not in the queue yet, but has marked
+/// the log as changed. The first report is held up here behind its mark, by the outbox. What the second session reported
+/// has to be in the commit of a dispatch that comes after it: a client whose acknowledgement was taken may know of that dispatch.
+#[test]
+fn report_is_in_the_commit_of_a_later_dispatch_though_another_report_of_its_user_is_held_up() {
+    let tables = Memory::default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let store = embedded::Journal::open(Arc::new(tables.clone()), options(1000, 10 << 20)).unwrap();
+    let append = |user: &str| {
+        let payload = crate::message::Payload::encode(0, Some("1"), None).unwrap();
+        let recipients = vec![UserId::new(user).unwrap()];
+        runtime.block_on(store.append(crate::store::Append::new(payload, recipients))).unwrap()
+    };
+    append("bob");
+    let outbox = store.shared.outbox.clone().unwrap();
+    let seen = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    let copied = std::thread::scope(|scope| {
+        let held = outbox.inside.lock();
+        let first = scope.spawn(|| store.note(&bob(), Note { received: Some((1, 1)), ..Note::default() }));
+        // Nothing shows that it has come to the outbox. If it has not, this test finds nothing, and does not fail.
+        std::thread::sleep(Duration::from_millis(100));
+        let (done, reported) = std::sync::mpsc::channel();
+        let (store, append, tables) = (&store, &append, &tables);
+        let second = scope.spawn(move || {
+            store.note(&bob(), Note { seen: Some(seen), ..Note::default() });
+            _ = done.send(());
+            append("carol");
+            tables.copied()
+        });
+        // It need not return as long as the first does not.
+        _ = reported.recv_timeout(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
+        drop(held);
+        first.join().unwrap();
+        second.join().unwrap()
+    });
+    let after_kill = embedded::open(Arc::new(copied), Options::default()).unwrap();
+    assert_eq!(after_kill.state(&bob()).unwrap().seen, Some(seen));
 }

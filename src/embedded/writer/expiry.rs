@@ -97,21 +97,15 @@ impl Committer {
     /// asks again.
     fn tidy(&mut self, user: &UserId) -> Result<(), EngineError> {
         let (away, see, now_ms) = (self.away_before_ms(), self.see_before_ms(), self.shared.clock.now_ms());
-        let (changed, trim) = self.with(user, |log| {
+        self.with(user, |log| {
             let forgotten = log.cursors.any_away(away) && log.cursors.forget_away(away);
             let changed = log.cursors.see_attached(see, now_ms) || forgotten;
             let trim = forgotten && log.release();
             log.trimming |= trim;
             let note = changed && !log.dirty;
             log.dirty |= changed;
-            (note, trim)
+            self.shared.announce(user, note, trim);
         })?;
-        if changed {
-            self.shared.queue.dirty(user.clone());
-        }
-        if trim {
-            self.shared.queue.trim(user.clone());
-        }
         // What takes the place of entries is not to be forgotten when they are gone.
         self.sync_if_behind()?;
         if self.purge_if_due(user)? {

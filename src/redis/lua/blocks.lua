@@ -40,30 +40,34 @@ local function add(S, seq, bytes, expires)
   put_block(S, k + 1, seq, 1, bytes, expires)
 end
 
--- Sequences and sizes of a block's entries; remembered where `read_blocks` is there, for steps that change nothing.
+-- Sequences and sizes of a block's entries, remembered: steps that change nothing ask for several ranges of one block.
 local read_blocks
 local function sizes(S, log, k, first)
-  local known = read_blocks and read_blocks[k]
+  local known = read_blocks[k]
   if known then return known end
   known = {}
   each(log, first, last_of(S, k), function(seq, entry) known[#known + 1] = {seq, bytes_of(entry)} end)
-  if read_blocks then read_blocks[k] = known end
+  read_blocks[k] = known
   return known
 end
 
--- How many entries from..to there are, and their bytes.
+-- How many entries from..to there are, and their bytes. Of a block that is not wholly in the range, a step that changes something
+-- reads only the part that is: one that makes room for each of many messages reads the few entries that go.
 local function count(S, log, from, to)
   local n, b = 0, 0
   if from > to then return n, b end
   for k = math.max(block_of(S, from), 1), blocks(S) do
     local first, all, bytes = block(S, k)
+    local last = last_of(S, k)
     if first > to then break end
-    if from <= first and last_of(S, k) <= to then
+    if from <= first and last <= to then
       n, b = n + all, b + bytes
-    else
+    elseif read_blocks then
       for _, one in ipairs(sizes(S, log, k, first)) do
         if one[1] >= from and one[1] <= to then n, b = n + 1, b + one[2] end
       end
+    else
+      each(log, math.max(from, first), math.min(last, to), function(_, entry) n, b = n + 1, b + bytes_of(entry) end)
     end
   end
   return n, b

@@ -6,16 +6,19 @@ local SEQ_MAX = 9007199254740991
 local function bytes_of(entry) return #entry[2][6] end
 local function seq_of(entry) return tonumber(string.match(entry[1], '^%d+')) end
 
--- Calls `visit` with sequence and entry for each from..to that is there.
+-- Calls `visit` with sequence and entry for each from..to that is there, until it returns false. Redis copies each entry that is
+-- read, with its body, so the first reads are small: most visits that end early need one or two entries.
 local function each(log, from, to, visit)
+  local amount = 4
   while true do
-    local found = redis.call('XRANGE', log, id(from), id(to), 'COUNT', 128)
+    local found = redis.call('XRANGE', log, id(from), id(to), 'COUNT', amount)
     for _, entry in ipairs(found) do
       local seq = seq_of(entry)
       if visit(seq, entry) == false then return end
       from = seq + 1
     end
-    if #found < 128 then return end
+    if #found < amount then return end
+    amount = math.min(amount * 4, 128)
   end
 end
 

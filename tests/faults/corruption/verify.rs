@@ -187,20 +187,38 @@ fn inspect(sample: &Sample, home: &Home) -> Result<Inspected, String> {
         return Err(format!("inspect, asked twice, says two things: {:?}", inspection.damage()));
     }
     drop(inspection);
-    let saved = serve_salvaged(sample, home, &out, &shown.0)?;
+    if !shown.contradictions.is_empty() {
+        return Err(format!("inspect contradicts itself: {}", shown.contradictions.join("; ")));
+    }
+    let saved = serve_salvaged(sample, home, &out, &shown.shown)?;
     Ok(Inspected { told, saved, lost: all.saturating_sub(saved) })
 }
 
+/// The pending entries of each user.
 #[derive(Default)]
-struct Sequences(BTreeMap<String, Vec<u64>>);
+struct Sequences {
+    shown: BTreeMap<String, Vec<u64>>,
+    /// Entries of the user being visited.
+    given: Vec<u64>,
+    contradictions: Vec<String>,
+}
 
 impl Sink for Sequences {
-    fn entries(&mut self, _: &str, _: &[(u64, u32, Bytes)]) -> Result<(), StoreError> {
+    fn entries(&mut self, _: &str, entries: &[(u64, u32, Bytes)]) -> Result<(), StoreError> {
+        self.given.extend(entries.iter().map(|(seq, ..)| *seq));
         Ok(())
     }
 
     fn log(&mut self, facts: LogFacts) -> Result<(), StoreError> {
-        self.0.insert(facts.user, facts.pending.iter().map(|(seq, ..)| *seq).collect());
+        let (user, given) = (facts.user, std::mem::take(&mut self.given));
+        let pending: Vec<u64> = facts.pending.iter().map(|(seq, ..)| *seq).collect();
+        if given != pending {
+            self.contradictions.push(format!("{user}: the entries {given:?}, and in the log {pending:?}"));
+        }
+        if self.shown.last_key_value().is_some_and(|(last, _)| *last >= user) {
+            self.contradictions.push(format!("{user} is visited a second time, or not in the order of the ids"));
+        }
+        self.shown.insert(user, pending);
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use super::{
     Damage, Done, Ending, Facts, Sink,
     journal::{Journal, goes_on},
     now_s, open_error,
-    users::{Stop, Walk},
+    users::{Stop, Walk, invalid_keys},
 };
 use crate::{
     embedded::{
@@ -145,6 +145,8 @@ impl Inspection {
         }
         inspection.read_journal(synced);
         inspection.read_ids().map_err(told)?;
+        let invalid = invalid_keys(&inspection.rest).map_err(told)?;
+        inspection.tell_all(invalid);
         if !inspection.damage.is_empty() {
             inspection.look_for_the_lost().map_err(told)?;
         }

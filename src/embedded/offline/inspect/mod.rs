@@ -10,6 +10,8 @@
 mod findings;
 mod inspection;
 mod journal;
+#[cfg(test)]
+mod tests;
 mod user_log;
 mod users;
 

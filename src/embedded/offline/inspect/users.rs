@@ -11,8 +11,11 @@ use super::{
 };
 use crate::{
     embedded::{
-        offline::reader::RestPairs,
-        tables::schema::{Row, is_inbox_key_of},
+        offline::reader::{Rest, RestPairs},
+        tables::{
+            contract::Table,
+            schema::{Row, is_inbox_key_of},
+        },
         unreadable::Unreadable,
         user_log::lapses::Lapses,
         value_log::block::chunk_entries,
@@ -48,22 +51,35 @@ pub struct Walk<'a> {
     pub now_s: u32,
 }
 
+/// Finds the keys that are of no user. [`Walk`] skips them.
+pub fn invalid_keys(rest: &Rest) -> std::io::Result<Vec<Damage>> {
+    let mut invalid = Vec::new();
+    let tables = [(Table::Users, "users", "it is no user id"), (Table::Inbox, "inbox", "it is no key of a chunk")];
+    for (table, place, what) in tables {
+        let user = if table == Table::Inbox { inbox_user } else { user_of };
+        for key in rest.keys(table) {
+            let key = key?;
+            if user(&key).is_none() {
+                invalid.push(Damage { place, key: format!("{key:?}"), what: what.into(), user: None });
+            }
+        }
+    }
+    Ok(invalid)
+}
+
 /// The next pair cannot be read.
 struct Unread;
 
-/// Whose the next pair is. Passes over keys that are nobody's, and tells of them.
+/// Whose the next pair is. Skips keys that are of no user.
 fn first_user(
     pairs: &mut Peekable<RestPairs<'_>>,
     user: fn(&[u8]) -> Option<String>,
-    (place, what): (&'static str, &str),
-    told: &mut Vec<Damage>,
 ) -> Result<Option<String>, Unread> {
     while let Some(pair) = pairs.peek() {
         let Ok((key, _)) = pair else { return Err(Unread) };
         if let Some(user) = user(key) {
             return Ok(Some(user));
         }
-        told.push(Damage { place, key: format!("{key:?}"), what: what.into(), user: None });
         pairs.next();
     }
     Ok(None)
@@ -89,9 +105,9 @@ impl Walk<'_> {
 
     /// The next of whom anything is known.
     fn next_user(&mut self, after: Option<&str>) -> Result<Option<String>, Stop> {
-        let row = first_user(&mut self.rows, user_of, ("users", "it is no user id"), self.told);
+        let row = first_user(&mut self.rows, user_of);
         let row = row.map_err(|Unread| Stop::Read(self.failed()))?;
-        let chunk = first_user(&mut self.chunks, inbox_user, ("inbox", "it is no key of a chunk"), self.told);
+        let chunk = first_user(&mut self.chunks, inbox_user);
         let chunk = chunk.map_err(|Unread| Stop::Read(self.failed()))?;
         let from = match (after, self.only) {
             (Some(after), _) => std::ops::Bound::Excluded(after.to_owned()),
@@ -125,8 +141,12 @@ impl Walk<'_> {
             }
         }
         assembly.heard(self.lapses);
-        while self.chunks.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| is_inbox_key_of(key, user))) {
+        while self.chunks.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| is_within(key, user))) {
             let Some((key, value)) = self.chunks.next().transpose()? else { break };
+            if !is_inbox_key_of(&key, user) {
+                // To stop here would visit the user a second time, without the row, for the chunks that follow.
+                continue;
+            }
             if let Some(entries) = self.chunk(assembly.user(), settled, &key, &value) {
                 let kept = assembly.pass(Some(entries), self.now_s);
                 if wanted && !kept.is_empty() {
@@ -204,6 +224,13 @@ impl Walk<'_> {
 fn user_of(key: &[u8]) -> Option<String> {
     let id = std::str::from_utf8(key).ok()?;
     UserId::new(id).ok().map(|_| id.to_owned())
+}
+
+/// Tells whether a key, valid or not, is among the keys of a user's chunks.
+///
+/// No id contains a zero byte, so no valid key of another user is between them.
+fn is_within(key: &[u8], user: &str) -> bool {
+    key.strip_prefix(user.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
 }
 
 fn inbox_user(key: &[u8]) -> Option<String> {

@@ -5,11 +5,13 @@
 //! the format of sled 0.34, which is the last of its kind:
 //!
 //! - `segment`: the file is segments, a segment is messages, each with a checksum
+//! - `copies`: blocks of a segment that the disk wrote to a wrong place
 //! - `segment_log`: the messages of all segments in the order in which they were written, and where that order is broken
 //! - `page`: a message is a page of a tree, or a change to one
 //! - `trees`: trees as pairs in order, with the gaps that damage has left
 //! - `tail`: where the log ends while it is written
 
+mod copies;
 mod page;
 mod segment;
 mod segment_log;

@@ -4,14 +4,17 @@
 //! What is not: a segment that is broken off although later ones were written. The last one may be, by a crash.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File},
     io,
     os::unix::fs::FileExt,
     path::Path,
 };
 
-use super::segment::{self, End, HEADER_BYTES, Header, Kind, Message};
+use super::{
+    copies::Copies,
+    segment::{self, End, HEADER_BYTES, Header, Kind, Message},
+};
 use crate::embedded::tables::files::{CONF, DB, SEGMENT_BYTES};
 
 /// Sizes of segments that are believed.
@@ -32,6 +35,11 @@ pub struct Place {
 pub struct Page {
     pub base: Place,
     pub links: Vec<Place>,
+    /// How many of the links come before the first broken place behind `base`. What was lost there may be a later image of
+    /// the page, to which the others would belong.
+    pub certain: usize,
+    /// Broken places before `base`.
+    breaks: usize,
 }
 
 /// A part of the file that is not what was written there.
@@ -61,6 +69,10 @@ pub struct Log {
     pub goes_on: bool,
     /// Where sled takes it to end.
     pub end: u64,
+    /// Pages of which there are changes behind a broken place, and no image.
+    pub without_image: HashSet<u64>,
+    /// Broken places so far.
+    breaks: usize,
     file: File,
 }
 
@@ -76,6 +88,8 @@ pub struct Segments {
     file: File,
     pub size: usize,
     known: BTreeMap<u64, Segment>,
+    /// Segments behind all others that have messages and no header, by their place in the log. sled does not read them.
+    headless: BTreeMap<u64, Segment>,
     /// Everything up to this was written before the last segment was begun.
     stable: u64,
     broken: Vec<Broken>,
@@ -92,7 +106,8 @@ impl Segments {
         let length = file.metadata()?.len();
         // Segments before a snapshot may be in use for something else.
         let stable = snapshot(directory);
-        let mut segments = Self { file, size, known: BTreeMap::new(), stable, broken: Vec::new() };
+        let mut segments =
+            Self { file, size, known: BTreeMap::new(), headless: BTreeMap::new(), stable, broken: Vec::new() };
         let mut unknown = Vec::new();
         for at in (0..length).step_by(size) {
             let mut bytes = [0; HEADER_BYTES];
@@ -128,7 +143,10 @@ impl Segments {
                 let what = "the head of that part is not what was written";
                 self.broken.push(Broken { from: at, to: at + HEADER_BYTES as u64, what });
             }
-            // Begun when the machine went down, and never counted on.
+            // Begun when the machine went down, and never counted on; or its header is lost.
+            Some(lsn) if !self.known.contains_key(&lsn) => {
+                self.headless.entry(lsn).or_insert(Segment { at, header: false });
+            }
             Some(_) => {}
             None if bytes[..from].iter().any(|byte| *byte != 0) => {
                 let what = "nothing in it can be read";
@@ -195,9 +213,15 @@ impl Log {
             broken: std::mem::take(&mut segments.broken),
             goes_on: false,
             end,
+            without_image: HashSet::new(),
+            breaks: 0,
             file: segments.file.try_clone()?,
         };
-        for (lsn, segment) in &segments.known {
+        // Where a part of the file cannot be placed, any segment that is not there may be the one that was lost.
+        let (unplaced, mut expected) = (!log.broken.is_empty(), 0);
+        for (lsn, segment) in segments.known.iter().chain(segments.headless.range(end..)) {
+            log.breaks += usize::from(unplaced && *lsn != expected || *lsn >= end);
+            expected = lsn + size;
             if *lsn >= end {
                 log.goes_on = true;
                 if !behind {
@@ -206,10 +230,12 @@ impl Log {
             }
             let bytes = segments.read(segment.at)?;
             let number = lsn / size;
-            let mut at = HEADER_BYTES;
+            let (mut at, mut copies) = (HEADER_BYTES, Copies::default());
             loop {
                 let torn = segment::visit(&bytes, segments.size, at, number, |message| {
-                    log.take(&message, lsn + message.at as u64, segment.at);
+                    if !copies.is_copy(&bytes, &message) {
+                        log.take(&message, lsn + message.at as u64, segment.at);
+                    }
                 });
                 let End::At(torn) = torn else { break };
                 let is_end = lsn + torn as u64 >= end;
@@ -219,11 +245,13 @@ impl Log {
                     let to = next.unwrap_or(bytes.len().max(torn));
                     let what = "what stands there is not what was written";
                     log.broken.push(Broken { from: segment.at + torn as u64, to: segment.at + to as u64, what });
+                    log.breaks += 1;
                 }
                 match next {
                     Some(next) if !is_end || behind => at = next,
                     _ => break,
                 }
+                copies.begin(&bytes, at);
             }
         }
         Ok(log)
@@ -233,14 +261,24 @@ impl Log {
         let at = segment + (message.end - message.body.len()) as u64;
         let place = Place { lsn, at, length: message.body.len() };
         match message.kind {
-            Kind::Node => _ = self.pages.insert(message.page, Page { base: place, links: Vec::new() }),
-            Kind::Link => {
-                // Where the page itself is lost, so is what was changed of it.
-                if let Some(page) = self.pages.get_mut(&message.page) {
-                    page.links.push(place);
-                }
+            Kind::Node => {
+                let page = Page { base: place, links: Vec::new(), certain: 0, breaks: self.breaks };
+                self.pages.insert(message.page, page);
+                self.without_image.remove(&message.page);
             }
-            Kind::Free => _ = self.pages.remove(&message.page),
+            Kind::Link => match self.pages.get_mut(&message.page) {
+                Some(page) => {
+                    page.links.push(place);
+                    page.certain += usize::from(page.breaks == self.breaks);
+                }
+                // Where the page itself is lost, so is what was changed of it. Before the first broken place, the image was in
+                // a segment that is used again, and a later one follows.
+                None => self.without_image.extend((self.breaks > 0).then_some(message.page)),
+            },
+            Kind::Free => {
+                self.pages.remove(&message.page);
+                self.without_image.remove(&message.page);
+            }
             Kind::Names => self.names = Some(place),
             Kind::Canceled | Kind::Cap | Kind::Batch | Kind::Counter | Kind::Blob => {}
         }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
+    ops::Bound,
     path::Path,
 };
 
@@ -39,6 +40,9 @@ pub(in crate::embedded) struct RawTables {
     leaves: [Vec<Leaf>; 6],
     /// Pages that no tree leads to.
     lost: Vec<u64>,
+    /// Pages that do not end where the next one begins. If the log is broken behind such an image, a later one with other
+    /// bounds may be lost. Changes to that one cannot be decoded: the bounds decide which part of a key is stored.
+    outdated: HashSet<u64>,
     pub gaps: Vec<Gap>,
 }
 
@@ -59,12 +63,13 @@ impl RawTables {
             Some(place) => names(log.body(place)?).unwrap_or_default(),
             None => Vec::new(),
         };
-        let mut tables = Self { log, leaves: Default::default(), lost: Vec::new(), gaps: Vec::new() };
+        let mut tables =
+            Self { log, leaves: Default::default(), lost: Vec::new(), outdated: HashSet::new(), gaps: Vec::new() };
         let mut seen = HashSet::new();
         for (name, table) in TABLES {
             let root = roots.iter().find(|(known, _)| known == name.as_bytes()).map(|(_, page)| *page);
             if let Some(root) = root {
-                tables.leaves[table as usize] = tables.find_leaves(root, &mut seen)?;
+                tables.leaves[table as usize] = tables.find_leaves(vec![root], &mut seen)?;
             }
             // A table that was never made has no name yet; one that should be there is missed by whoever reads it.
             if root.is_some() {
@@ -73,10 +78,11 @@ impl RawTables {
         }
         let default = roots.iter().filter(|(name, _)| TABLES.iter().all(|(known, _)| name != known.as_bytes()));
         for (_, root) in default {
-            tables.find_leaves(*root, &mut seen)?;
+            tables.find_leaves(vec![*root], &mut seen)?;
         }
         tables.lost = tables.log.pages.keys().copied().filter(|page| !seen.contains(page)).collect();
         tables.lost.sort_unstable();
+        tables.find_leaves(tables.lost.clone(), &mut seen)?;
         Ok(tables)
     }
 
@@ -95,24 +101,33 @@ impl RawTables {
         self.log.end
     }
 
-    /// The pages with pairs of the tree that begins with `root`.
-    fn find_leaves(&self, root: u64, seen: &mut HashSet<u64>) -> io::Result<Vec<Leaf>> {
-        let (mut waiting, mut leaves) = (vec![root], Vec::new());
+    /// The pages with pairs to which `waiting`, the first page of a tree or pages of lost trees, lead.
+    fn find_leaves(&mut self, mut waiting: Vec<u64>, seen: &mut HashSet<u64>) -> io::Result<Vec<Leaf>> {
+        let (mut leaves, mut begins) = (Vec::new(), BTreeSet::new());
         while let Some(page) = waiting.pop() {
             let Some(node) = seen.insert(page).then(|| self.node(page)).transpose()?.flatten() else { continue };
             waiting.extend((node.next > 0).then_some(node.next));
             match node.data {
-                Data::Index(children) => waiting.extend(children.iter().map(|(_, page)| *page)),
-                Data::Leaf(_) => leaves.push((Leaf { lo: node.lo, hi: node.hi, page }, self.written(page))),
+                Data::Index(children) => {
+                    waiting.extend(children.iter().map(|(_, page)| *page));
+                    begins.extend(children.into_iter().map(|(lo, _)| lo));
+                }
+                Data::Leaf(_) => {
+                    begins.insert(node.lo.clone());
+                    leaves.push((Leaf { lo: node.lo, hi: node.hi, page }, self.written(page)));
+                }
             }
         }
+        let next = |leaf: &Leaf| begins.range::<Bytes, _>((Bound::Excluded(&leaf.lo), Bound::Unbounded)).next();
+        let outdated = leaves.iter().filter(|(leaf, _)| next(leaf).map_or(&b""[..], |next| next) != leaf.hi);
+        self.outdated.extend(outdated.map(|(leaf, _)| leaf.page));
         Ok(divide(leaves))
     }
 
     /// When a page was last written to: later ones are higher.
     fn written(&self, page: u64) -> u64 {
         let page = self.log.pages.get(&page);
-        page.map_or(0, |Page { base, links }| links.last().map_or(base.lsn, |link| link.lsn))
+        page.map_or(0, |Page { base, links, .. }| links.last().map_or(base.lsn, |link| link.lsn))
     }
 
     fn find_gaps(&mut self, table: Table) {
@@ -132,9 +147,12 @@ impl RawTables {
 
     /// A page with all changes to it; `None` where it cannot be read.
     fn node(&self, number: u64) -> io::Result<Option<Node>> {
-        let Some(Page { base, links }) = self.log.pages.get(&number) else { return Ok(None) };
+        let Some(Page { base, links, certain, .. }) = self.log.pages.get(&number) else { return Ok(None) };
         let Some((mut node, mut prefix)) = Node::decode(self.log.body(*base)?) else { return Ok(None) };
-        for link in links {
+        // A page without an image may have been split off any other.
+        let outdated = self.outdated.contains(&number) || !self.log.without_image.is_empty();
+        let uncertain = if outdated && matches!(node.data, Data::Leaf(_)) { links.len() - certain } else { 0 };
+        for link in &links[..links.len() - uncertain] {
             let Some((link, merging)) = Link::decode(self.log.body(*link)?) else { continue };
             prefix.merging_child = merging.unwrap_or(prefix.merging_child);
             node.apply(link, &prefix);
@@ -155,14 +173,15 @@ impl RawTables {
         Ok(first.filter(|(found, _)| found == key).map(|(_, value)| value))
     }
 
-    /// Pairs that no tree leads to any more, and of which it is not known in which table they were. Old ones are among
+    /// The pairs of each page to which no tree leads any more. It is not known in which table they were. Old ones are among
     /// them, of pages that had been taken over by others.
-    pub fn lost(&self) -> impl Iterator<Item = io::Result<(Bytes, Bytes)>> {
+    pub fn lost(&self) -> impl Iterator<Item = io::Result<Vec<(Bytes, Bytes)>>> {
         let pages = self.lost.iter().filter_map(|page| self.node(*page).transpose());
-        pages.flat_map(|node| match node {
-            Ok(Node { data: Data::Leaf(pairs), .. }) => pairs.into_iter().map(Ok).collect(),
-            Ok(_) => Vec::new(),
-            Err(error) => vec![Err(error)],
+        pages.map(|node| {
+            node.map(|node| match node.data {
+                Data::Leaf(pairs) => pairs,
+                Data::Index(_) => Vec::new(),
+            })
         })
     }
 }

@@ -1,0 +1,183 @@
+//! Inspection and salvage of stores whose tables have entries that belong to no user.
+
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use super::{Inspection, LogFacts, Sink};
+use crate::{
+    embedded::{
+        offline::salvage::salvage,
+        shared::Tuning,
+        tables::{
+            open::{DiskOptions, open},
+            schema::inbox_key,
+        },
+    },
+    message::{DeviceId, Payload, Seq, UserId},
+    store::{Append, Note, ReadLimit, Store, StoreError},
+};
+
+const USERS: [&str; 3] = ["a", "b", "c"];
+
+/// Messages to each user, of which a chunk of the inbox holds one or two.
+const MESSAGES: u64 = 12;
+const PAYLOAD_BYTES: usize = 40_000;
+
+/// The first entries, which every device of the user has acknowledged.
+const ACKNOWLEDGED: Seq = 3;
+
+fn user(id: &str) -> UserId {
+    UserId::new(id).unwrap()
+}
+
+fn options(path: &Path) -> DiskOptions {
+    DiskOptions { tuning: Tuning { settle_after: Duration::ZERO, ..Tuning::default() }, ..DiskOptions::new(path) }
+}
+
+/// A closed store in which every entry is in the inbox.
+async fn make(path: &Path) {
+    let store = open(options(path)).unwrap();
+    for n in 1..=MESSAGES {
+        let payload = Payload::encode(0, Some(&format!("\"{n}{}\"", "x".repeat(PAYLOAD_BYTES))), None).unwrap();
+        store.append(Append::new(payload, USERS.map(user).to_vec())).await.unwrap();
+        if n == ACKNOWLEDGED {
+            let phone = DeviceId::new("phone").unwrap();
+            for id in USERS.map(user) {
+                store.attach(&id, Some(&phone)).unwrap();
+                store.note(
+                    &id,
+                    Note { device: Some(phone.clone()), received: Some((1, ACKNOWLEDGED)), ..Note::default() },
+                );
+                store.detach(&id, Some(&phone));
+            }
+        }
+    }
+    let one = ReadLimit { entries: 1, bytes: 1 };
+    while USERS.iter().any(|id| store.recent(&user(id), MESSAGES - 1, one).is_some()) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    store.close().await.unwrap();
+}
+
+fn pending(store: &Arc<dyn Store>, id: &str) -> Vec<Seq> {
+    let all = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
+    store.read(&user(id), 0, all).unwrap().entries.iter().map(|entry| entry.seq).collect()
+}
+
+/// The users in the order in which they were visited, with the pending entries that were given out before.
+#[derive(Default)]
+struct Visited {
+    logs: Vec<LogFacts>,
+    entries: BTreeMap<String, Vec<Seq>>,
+}
+
+impl Sink for Visited {
+    fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
+        self.entries.entry(user.to_owned()).or_default().extend(entries.iter().map(|(seq, ..)| *seq));
+        Ok(())
+    }
+
+    fn log(&mut self, facts: LogFacts) -> Result<(), StoreError> {
+        self.logs.push(facts);
+        Ok(())
+    }
+}
+
+/// Changes the table that says where the chunks of the inboxes are.
+fn change_places(path: &Path, change: impl FnOnce(&sled::Tree)) {
+    let config = sled::Config::new().path(path.join("log")).segment_size(8 << 20);
+    let mut opened = config.open();
+    // A thread of sled's releases the lock of the store that was closed, a moment later.
+    for _ in 0..500 {
+        if opened.is_ok() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        opened = config.open();
+    }
+    let db = opened.unwrap();
+    change(&db.open_tree("places").unwrap());
+    db.flush().unwrap();
+}
+
+fn with_suffix(key: &[u8], suffix: &[u8]) -> Vec<u8> {
+    [key, suffix].concat()
+}
+
+// covers: G6
+#[tokio::test]
+async fn inspection_with_invalid_key_among_the_keys_of_a_user_visits_that_user_once() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("store");
+    make(&path).await;
+    let store = open(options(&path)).unwrap();
+    let wanted: BTreeMap<&str, Vec<Seq>> = USERS.iter().map(|id| (*id, pending(&store, id))).collect();
+    store.close().await.unwrap();
+    drop(store);
+    assert_eq!(wanted["b"], (ACKNOWLEDGED + 1..=MESSAGES).collect::<Vec<_>>());
+    change_places(&path, |places| {
+        // The key of a chunk in the middle was not decoded as it was written; the chunk itself is whole.
+        let keys: Vec<_> = places.scan_prefix(b"b\0").keys().map(Result::unwrap).collect();
+        assert!(keys.len() > 3, "{} chunks", keys.len());
+        let place = places.remove(&keys[2]).unwrap().unwrap();
+        places.insert(with_suffix(&keys[2], b"b\0\x01"), place).unwrap();
+        // Behind the last one, and between two users.
+        places.insert(with_suffix(&inbox_key("b", Seq::MAX), b"\0"), b"").unwrap();
+        places.insert(b"b0", b"").unwrap();
+    });
+    for only in [None, Some("b")] {
+        let mut inspection = Inspection::open(&path).unwrap();
+        let mut visited = Visited::default();
+        match only {
+            Some(id) => inspection.visit_one(id, &mut visited).unwrap(),
+            None => inspection.visit(&mut visited).unwrap(),
+        }
+        let names: Vec<_> = visited.logs.iter().map(|facts| facts.user.as_str()).collect();
+        assert_eq!(names, only.map_or(USERS.to_vec(), |id| vec![id]));
+        for facts in &visited.logs {
+            let shown: Vec<_> = facts.pending.iter().map(|(seq, ..)| *seq).collect();
+            assert_eq!(shown, wanted[facts.user.as_str()], "{}", facts.user);
+            assert_eq!(visited.entries[&facts.user], shown, "{}", facts.user);
+            let through: Vec<_> = facts.cursors.iter().map(|(_, received, _)| received.through()).collect();
+            assert_eq!(through, [ACKNOWLEDGED], "{}", facts.user);
+        }
+        let told = inspection.damage().iter().filter(|damage| damage.what.contains("no key of a chunk")).count();
+        assert!(told >= 2, "{:?}", inspection.damage());
+    }
+    let out = home.path().join("salvaged");
+    salvage(&mut Inspection::open(&path).unwrap(), &out).unwrap();
+    assert!(!fs::exists(home.path().join("salvaged.partial")).unwrap());
+    let salvaged = open(options(&out)).unwrap();
+    for id in USERS {
+        assert_eq!(pending(&salvaged, id), wanted[id], "{id}, salvaged");
+    }
+    salvaged.close().await.unwrap();
+}
+
+// covers: G6
+#[tokio::test]
+async fn inspection_of_tables_whose_names_are_lost_shows_every_user_with_cursors_and_none_else() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("store");
+    make(&path).await;
+    let db = path.join("log").join("db");
+    let mut bytes = fs::read(&db).unwrap();
+    // Every list of the names has this tree of sled's.
+    let tree = b"__sled__default";
+    let names: Vec<_> =
+        bytes.windows(tree.len()).enumerate().filter(|(_, name)| name == tree).map(|(at, _)| at).collect();
+    assert!(!names.is_empty());
+    names.iter().for_each(|at| bytes[*at] ^= 1);
+    fs::write(&db, bytes).unwrap();
+    let mut inspection = Inspection::open(&path).unwrap();
+    let mut visited = Visited::default();
+    inspection.visit(&mut visited).unwrap();
+    assert!(!inspection.is_whole());
+    let names: Vec<_> = visited.logs.iter().map(|facts| facts.user.as_str()).collect();
+    assert_eq!(names, USERS);
+    for facts in &visited.logs {
+        let shown: Vec<_> = facts.pending.iter().map(|(seq, ..)| *seq).collect();
+        assert_eq!(shown, (ACKNOWLEDGED + 1..=MESSAGES).collect::<Vec<_>>(), "{}", facts.user);
+    }
+}
