@@ -62,7 +62,7 @@ async function mesa() {
     port,
     sync: { enabled: true },
     authentication: { insecure: true },
-    wire: { port: redis },
+    redisProtocol: { port: redis },
     log: { level: 'error' },
   }));
   const child = run(process.argv[2], ['serve', '--config', file, '--store-path', path.join(DIRECTORY, 'store')]);

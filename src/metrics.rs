@@ -99,13 +99,13 @@ metrics! {
     /// Bytes of them.
     webhook_outbox_bytes: Gauge = "webhook_outbox_bytes",
     /// Connections that speak the Redis protocol.
-    wire_connections: Gauge = "wire_connections",
+    redis_protocol_connections: Gauge = "redis_protocol_connections",
     /// Commands of the Redis protocol.
-    wire_commands: Counter = "wire_commands",
+    redis_protocol_commands: Counter = "redis_protocol_commands",
     /// Those of them that were answered with an error, and what was no command at all.
-    wire_refused: Counter = "wire_commands_refused",
+    redis_protocol_commands_refused: Counter = "redis_protocol_commands_refused",
     /// Subscribers that were cut because they let too much pile up.
-    wire_cut: Counter = "wire_subscribers_cut",
+    redis_protocol_subscribers_cut: Counter = "redis_protocol_subscribers_cut",
     /// HTTP requests answered with success.
     http_succeeded: Counter = "http_requests_succeeded",
     /// HTTP requests answered with an error of the caller's.

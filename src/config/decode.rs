@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    AuthWebhook, Authentication, Config, Confirmation, Durability, Jwks, Jwt, Limits, LogFormat, Overflow, Redis, Sync,
-    Webhook, Wire,
+    AuthWebhook, Authentication, Config, Confirmation, Durability, Jwks, Jwt, Limits, LogFormat, Overflow, Redis,
+    RedisProtocol, Sync, Webhook,
     error::Problem,
     schema::{self, DAY_MS, Kind},
     settings::Settings,
@@ -44,7 +44,7 @@ pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<
     reader.field("api.ids", &mut config.api.ids, integer);
     reader.optional("origins", &mut config.origins, texts);
     reader.limits(&mut config.limits);
-    reader.wire(&mut config.wire);
+    reader.redis_protocol(&mut config.redis_protocol);
     reader.field("log.level", &mut config.log.level, text);
     reader.field("log.format", &mut config.log.format, log_format);
 }
@@ -214,13 +214,13 @@ impl Reader<'_> {
         jwt
     }
 
-    fn wire(&mut self, wire: &mut Wire) {
-        self.optional("wire.port", &mut wire.port, integer);
-        self.field("wire.host", &mut wire.host, text);
-        self.optional("wire.password", &mut wire.password, text);
-        self.field("wire.connections", &mut wire.connections, integer);
-        self.field("wire.commandBytes", &mut wire.command_bytes, integer);
-        self.field("wire.backlogBytes", &mut wire.backlog_bytes, integer);
+    fn redis_protocol(&mut self, section: &mut RedisProtocol) {
+        self.optional("redisProtocol.port", &mut section.port, integer);
+        self.field("redisProtocol.host", &mut section.host, text);
+        self.optional("redisProtocol.password", &mut section.password, text);
+        self.field("redisProtocol.connections", &mut section.connections, integer);
+        self.field("redisProtocol.commandBytes", &mut section.command_bytes, integer);
+        self.field("redisProtocol.backlogBytes", &mut section.backlog_bytes, integer);
     }
 
     fn limits(&mut self, limits: &mut Limits) {

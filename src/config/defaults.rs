@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Api, Authentication, Client, Config, Confirmation, Durability, Heartbeat, Limits, Log, LogFormat, Overflow, Portal,
-    Reconnect, Store, Sync, Wire,
+    Reconnect, RedisProtocol, Store, Sync,
 };
 
 impl Default for Config {
@@ -67,14 +67,14 @@ impl Default for Config {
                 unsent_bytes: 64 << 10,
                 write_timeout: Duration::from_secs(30),
             },
-            wire: Wire::default(),
+            redis_protocol: RedisProtocol::default(),
             log: Log { level: "info".into(), format: LogFormat::Text },
             dev: false,
         }
     }
 }
 
-impl Default for Wire {
+impl Default for RedisProtocol {
     fn default() -> Self {
         Self {
             port: None,

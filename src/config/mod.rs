@@ -78,8 +78,8 @@ pub struct Config {
     pub origins: Option<Vec<String>>,
     /// `limits.*`
     pub limits: Limits,
-    /// `wire.*`
-    pub wire: Wire,
+    /// `redisProtocol.*`
+    pub redis_protocol: RedisProtocol,
     /// `log.*`
     pub log: Log,
     /// Set by `--dev`, not by a key: unless `origins` names others, only web pages of this machine may connect. Default
@@ -291,10 +291,10 @@ impl std::fmt::Debug for Api {
     }
 }
 
-/// `wire.*`: the Redis protocol, for the Dispatchers and Portals of the stock package.
+/// `redisProtocol.*`: the Redis protocol, for the Dispatchers and Portals of the stock package.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Wire {
+pub struct RedisProtocol {
     /// Port on which it is spoken; 0 lets the system choose. `None` (default): it is not.
     pub port: Option<u16>,
     /// Address to listen on. Default `127.0.0.1`; any that others can reach needs a password.
@@ -309,9 +309,9 @@ pub struct Wire {
     pub backlog_bytes: usize,
 }
 
-impl std::fmt::Debug for Wire {
+impl std::fmt::Debug for RedisProtocol {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Wire").field("port", &self.port).field("host", &self.host).finish_non_exhaustive()
+        f.debug_struct("RedisProtocol").field("port", &self.port).field("host", &self.host).finish_non_exhaustive()
     }
 }
 

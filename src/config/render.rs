@@ -11,7 +11,7 @@ const MASK: &str = "********";
 
 impl Config {
     /// Every documented key with the value that holds, in the structure of the file; secrets (`api.keys`,
-    /// `authentication.jwt.secret`, `wire.password`, those of webhooks, what stands in the query of their addresses, and
+    /// `authentication.jwt.secret`, `redisProtocol.password`, those of webhooks, what stands in the query of their addresses, and
     /// `redis`) as `********`. With the secrets put back it loads again to the same configuration.
     #[must_use]
     pub fn effective(&self) -> Value {
@@ -58,13 +58,13 @@ impl Config {
             },
             "origins": self.origins,
             "limits": self.effective_limits(),
-            "wire": {
-                "port": self.wire.port,
-                "host": self.wire.host,
-                "password": self.wire.password.as_ref().map(|_| MASK),
-                "connections": self.wire.connections,
-                "commandBytes": self.wire.command_bytes,
-                "backlogBytes": self.wire.backlog_bytes,
+            "redisProtocol": {
+                "port": self.redis_protocol.port,
+                "host": self.redis_protocol.host,
+                "password": self.redis_protocol.password.as_ref().map(|_| MASK),
+                "connections": self.redis_protocol.connections,
+                "commandBytes": self.redis_protocol.command_bytes,
+                "backlogBytes": self.redis_protocol.backlog_bytes,
             },
             "log": {
                 "level": self.log.level,

@@ -2,7 +2,7 @@
 //!
 //! A Kubernetes Service named `mesa` gives every pod of its namespace `MESA_SERVICE_HOST`, `MESA_SERVICE_PORT`,
 //! `MESA_PORT=tcp://10.96.0.1:4000`, `MESA_PORT_4000_TCP` and variants. Docker's container links have the same names. Some of
-//! them collide with settings: `MESA_PORT` here, `MESA_WIRE_PORT` for a Service named `mesa-wire`. Only the value tells them
+//! them collide with settings: `MESA_PORT` here, `MESA_REDIS_PROTOCOL_PORT` for a Service named `mesa-redis-protocol`. Only the value tells them
 //! apart: no setting whose name ends in `_PORT` holds an address with a scheme.
 
 /// Schemes of the addresses in such variables.
@@ -68,7 +68,7 @@ mod tests {
             ("MESA_SERVICE_PORT_HTTP", "4000"),
             ("MESA_PORT", "tcp://10.96.0.1:4000"),
             ("MESA_PORT", "udp://[fd00::1]:4000"),
-            ("MESA_WIRE_PORT", "tcp://10.96.0.2:6379"),
+            ("MESA_REDIS_PROTOCOL_PORT", "tcp://10.96.0.2:6379"),
             ("MESA_PORT_4000_TCP", "tcp://10.96.0.1:4000"),
             ("MESA_PORT_4000_TCP_PROTO", "tcp"),
             ("MESA_PORT_4000_TCP_PORT", "4000"),

@@ -116,8 +116,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     pub(super) async fn serve(mut self) {
         let end = self.talk().await;
         if self.subscriber.is_cut() {
-            self.wire.metrics.wire_cut.inc();
-            tracing::warn!(peer = %self.subscriber.address, "a subscriber took too little and was cut (wire.backlogBytes)");
+            self.wire.metrics.redis_protocol_subscribers_cut.inc();
+            tracing::warn!(peer = %self.subscriber.address, "a subscriber took too little and was cut (redisProtocol.backlogBytes)");
         }
         // Before the socket: nothing more is to be left for a connection that is closing.
         self.unsubscribe_from_all();
@@ -174,7 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             match self.parser.next(&mut self.buffer) {
                 Ok(Some(words)) => {
                     self.speak_by = self.speak_by.filter(|_| !self.authenticated);
-                    self.wire.metrics.wire_commands.inc();
+                    self.wire.metrics.redis_protocol_commands.inc();
                     let heard = match command::read(words) {
                         Ok(command) => self.hear(command).await,
                         Err(why) => {
@@ -283,7 +283,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     pub(super) fn refuse(&mut self, why: &str) {
-        self.wire.metrics.wire_refused.inc();
+        self.wire.metrics.redis_protocol_commands_refused.inc();
         encode::error(self.batch.answer(), why);
     }
 
@@ -375,7 +375,7 @@ impl Wire {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        self.metrics.wire_connections.inc();
+        self.metrics.redis_protocol_connections.inc();
         let subscriber = Subscriber::new(number, address, self.bounds.backlog_bytes);
         // Also where the task is dropped.
         let _here = Here { wire: self.clone(), subscriber: subscriber.clone() };
@@ -391,7 +391,7 @@ struct Here {
 
 impl Drop for Here {
     fn drop(&mut self) {
-        self.wire.metrics.wire_connections.dec();
+        self.wire.metrics.redis_protocol_connections.dec();
         if let Some(portals) = &self.wire.portals {
             portals.close(self.subscriber.number);
         }

@@ -16,7 +16,7 @@ pub(super) fn text(wire: &Wire) -> String {
         format!("uptime_in_seconds:{}", wire.since.elapsed().as_secs()),
         String::new(),
         "# Clients".to_owned(),
-        format!("connected_clients:{}", wire.metrics.wire_connections.get()),
+        format!("connected_clients:{}", wire.metrics.redis_protocol_connections.get()),
         String::new(),
         "# Persistence".to_owned(),
         // A client that is told otherwise waits.

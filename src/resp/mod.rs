@@ -116,11 +116,11 @@ impl Wire {
         Arc::new(Self {
             metrics,
             names,
-            password: config.wire.password.as_deref().map(Password::new),
+            password: config.redis_protocol.password.as_deref().map(Password::new),
             guesses,
             bounds: Bounds {
-                command_bytes: config.wire.command_bytes,
-                backlog_bytes: config.wire.backlog_bytes,
+                command_bytes: config.redis_protocol.command_bytes,
+                backlog_bytes: config.redis_protocol.backlog_bytes,
                 recipients: config.limits.recipients,
                 authenticate_within: config.limits.header_timeout,
                 write_within: config.limits.write_timeout,

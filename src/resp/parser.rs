@@ -24,7 +24,7 @@ pub(super) enum Violation {
     NoEnd,
     #[error("Protocol error: a command may have at most {ARGUMENTS_MAX} arguments")]
     Arguments,
-    #[error("Protocol error: a command may have at most {0} bytes (wire.commandBytes)")]
+    #[error("Protocol error: a command may have at most {0} bytes (redisProtocol.commandBytes)")]
     TooLong(usize),
 }
 

@@ -261,7 +261,7 @@ impl Builder {
             }
         };
         // Before the store is opened, like the address: see there.
-        let wire = WirePort::bind(&self.config.wire)?;
+        let wire = WirePort::bind(&self.config.redis_protocol)?;
         let (opened, ids) = match self.store {
             Some(store) => ((store, None), None),
             None => {

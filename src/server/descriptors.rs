@@ -63,7 +63,8 @@ impl Descriptors {
             || config.portal.webhook.is_some()
             || config.authentication.jwt.as_ref().is_some_and(|jwt| jwt.jwks.is_some());
         let outbound = if calls { (asked + OUTBOUND_EXTRA).min(left / 4) } else { 0 };
-        let wire = if config.wire.port.is_some() { config.wire.connections.min(left / 4) } else { 0 };
+        let wire =
+            if config.redis_protocol.port.is_some() { config.redis_protocol.connections.min(left / 4) } else { 0 };
         let connections = (left - outbound - wire).min(config.limits.connections.saturating_add(HTTP_ONLY_MAX)).max(1);
         let http_only = HTTP_ONLY_MAX.min(connections / 4);
         Self {
@@ -90,7 +91,7 @@ mod tests {
         let few = Descriptors::of(usize::MAX, 24, &config);
         assert_eq!((few.connections, few.sockets), (18, 2));
         config.limits.connections = 100_000;
-        config.wire.port = Some(6379);
+        config.redis_protocol.port = Some(6379);
         config.authentication.webhook = Some(crate::config::AuthWebhook { concurrency: 64, ..Default::default() });
         let shared = Descriptors::of(1024, 24, &config);
         assert_eq!((shared.connections, shared.wire, shared.outbound), (602, 226, 64));

@@ -36,12 +36,12 @@ pub(super) struct WirePort {
 
 impl WirePort {
     /// Takes the port, if there is to be one.
-    pub(super) fn bind(config: &config::Wire) -> Result<Option<TcpListener>, ServerError> {
+    pub(super) fn bind(config: &config::RedisProtocol) -> Result<Option<TcpListener>, ServerError> {
         let Some(port) = config.port else { return Ok(None) };
         let host = if config.host == "localhost" { "127.0.0.1" } else { &config.host };
         let told = |error: std::io::Error| {
             let why = format!(
-                "wire.port {port} at {host}: {error}. Stop what uses it, a Redis mostly, or choose another wire.port"
+                "redisProtocol.port {port} at {host}: {error}. Stop what uses it, a Redis mostly, or choose another redisProtocol.port"
             );
             ServerError::Listen(std::io::Error::new(error.kind(), why))
         };
@@ -138,7 +138,7 @@ async fn accept(
             metrics.refused_connections.inc();
             if full.is_due() {
                 tracing::warn!(
-                    "a connection of the Redis protocol was refused: there are as many as wire.connections or the limit of \
+                    "a connection of the Redis protocol was refused: there are as many as redisProtocol.connections or the limit of \
                      open files allows"
                 );
             }

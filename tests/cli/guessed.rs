@@ -108,7 +108,7 @@ pub struct Redis(BufReader<TcpStream>);
 
 fn address_of(home: &Home) -> SocketAddr {
     let ready: Value = serde_json::from_str(&fs::read_to_string(home.path("ready")).unwrap()).unwrap();
-    ready["wire"].as_str().unwrap().parse().unwrap()
+    ready["redisProtocol"].as_str().unwrap().parse().unwrap()
 }
 
 impl Redis {
@@ -137,7 +137,7 @@ impl Redis {
 
 #[test]
 fn guessing_of_the_redis_password_is_limited_and_clients_behind_the_address_keep_working() {
-    let (home, began) = (Home::with("wire: { port: 0, password: 'open sesame at once' },"), Instant::now());
+    let (home, began) = (Home::with("redisProtocol: { port: 0, password: 'open sesame at once' },"), Instant::now());
     let server = home.start();
     let address = address_of(&home);
     let (answers, took) = all_at_once(move |n| Redis::connect(address).ask(&["AUTH", &format!("a-wrong-secret-{n}")]));

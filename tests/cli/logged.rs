@@ -37,7 +37,7 @@ const LINES_MAX: usize = 6;
 
 #[tokio::test]
 async fn strangers_cause_few_lines_and_their_number_is_logged() {
-    let home = Home::with("wire: { port: 0 },");
+    let home = Home::with("redisProtocol: { port: 0 },");
     let server = home.start();
     let lines = [
         "a client sent a frame that cannot be taken",

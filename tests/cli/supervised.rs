@@ -83,7 +83,7 @@ async fn task_that_panics_is_not_ready_by_name_and_starts_again() {
     ];
     let receiver = Receiver::start();
     let settings = format!(
-        "wire: {{ port: 0 }}, portal: {{ enabled: true, webhook: {{ url: '{}', secret: 'sixteen-bytes-xx', allowPrivate: \
+        "redisProtocol: {{ port: 0 }}, portal: {{ enabled: true, webhook: {{ url: '{}', secret: 'sixteen-bytes-xx', allowPrivate: \
          true, undeliveredAfter: 100 }} }},",
         receiver.url()
     );
@@ -102,7 +102,7 @@ async fn task_that_panics_is_not_ready_by_name_and_starts_again() {
     let mut alice = Socket::connect(server.address, "alice").await.expect("a session");
     while !matches!(alice.event().await.expect("a message"), Event::Message(_)) {}
     let ready: Value = serde_json::from_slice(&fs::read(home.path("ready")).expect("a file")).expect("JSON");
-    let address: SocketAddr = ready["wire"].as_str().expect("an address").parse().expect("an address");
+    let address: SocketAddr = ready["redisProtocol"].as_str().expect("an address").parse().expect("an address");
     let mut redis = TcpStream::connect(address).expect("a connection");
     redis.set_read_timeout(Some(PATIENCE)).expect("a socket");
     redis.write_all(b"*1\r\n$4\r\nPING\r\n").expect("sent");

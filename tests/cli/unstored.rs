@@ -75,7 +75,7 @@ fn dispatch_with_sync_off_says_that_nothing_was_stored() {
 
 #[test]
 fn message_of_a_dispatcher_that_is_dropped_is_logged_once_in_a_while() {
-    let mut home = Home::with("wire: { port: 0 },");
+    let mut home = Home::with("redisProtocol: { port: 0 },");
     home.set_variable("SYNC_ENABLED", "false");
     let server = home.start();
     let mut redis = Redis::of(&home);

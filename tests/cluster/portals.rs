@@ -78,11 +78,11 @@ fn heard_by(stock: &mut Stock) -> Vec<Vec<Heard>> {
 
 /// Two servers that speak the Redis protocol too, and where.
 fn stage() -> (Stage, [u16; 2]) {
-    let stage = Stage::with(2, &format!("{SETTINGS} portal: {{ enabled: true }}, wire: {{ port: 0 }},"));
+    let stage = Stage::with(2, &format!("{SETTINGS} portal: {{ enabled: true }}, redisProtocol: {{ port: 0 }},"));
     let port = |at: usize| {
         let text = std::fs::read(stage.homes[at].path("ready")).expect("what it said when it was ready");
         let ready: Value = serde_json::from_slice(&text).expect("JSON");
-        let address: SocketAddr = ready["wire"].as_str().expect("where").parse().expect("an address");
+        let address: SocketAddr = ready["redisProtocol"].as_str().expect("where").parse().expect("an address");
         address.port()
     };
     let ports = [port(0), port(1)];

@@ -47,7 +47,7 @@ fn descriptors(server: &Server) -> usize {
 
 #[test]
 fn crowd_of_silent_connections_leaves_the_store_its_files() {
-    let home = Home::with(&format!("{LIMITS} wire: {{ port: 0, connections: 1000 }},"));
+    let home = Home::with(&format!("{LIMITS} redisProtocol: {{ port: 0, connections: 1000 }},"));
     let Some(server) = start(&home, LIMIT) else { return };
     // Open before the crowd comes, and without a request so far.
     let mut before = Http::connect(server.address).expect("a connection");

@@ -73,7 +73,7 @@ fn send_until_cut(mut stream: TcpStream, piece: &[u8]) {
 }
 
 fn slow_readers_home() -> Home {
-    Home::with("limits: { writeTimeout: 1000, idleTimeout: 3600000 }, wire: { port: 0 },")
+    Home::with("limits: { writeTimeout: 1000, idleTimeout: 3600000 }, redisProtocol: { port: 0 },")
 }
 
 #[test]
@@ -109,5 +109,5 @@ fn redis_peer_that_reads_nothing_is_cut_at_write_timeout() {
 /// Where the server of `home` speaks the Redis protocol.
 pub fn redis_address(home: &Home) -> SocketAddr {
     let ready: Value = serde_json::from_str(&fs::read_to_string(home.path("ready")).expect("ready")).expect("JSON");
-    ready["wire"].as_str().expect("an address").parse().expect("an address")
+    ready["redisProtocol"].as_str().expect("an address").parse().expect("an address")
 }

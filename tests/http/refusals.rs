@@ -192,7 +192,7 @@ fn server_stops_in_time_while_a_refused_body_still_comes() {
 
 #[test]
 fn redis_error_reaches_a_peer_that_sends_its_command_first() {
-    let home = Home::with("wire: { port: 0 },");
+    let home = Home::with("redisProtocol: { port: 0 },");
     let server = home.start();
     let mut stream = connect(crate::deadlines::redis_address(&home));
     stream.write_all(format!("*2\r\n$4\r\nECHO\r\n${BODY_BYTES}\r\n").as_bytes()).expect("sent");

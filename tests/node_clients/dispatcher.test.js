@@ -9,14 +9,14 @@ const { KINDS, REDIS, dispatcher } = require('./lib/stock');
 const { range } = require('./lib/suite');
 const { eventually } = require('./lib/wait');
 
-const WIRE = { wire: { port: 0 } };
+const REDIS_PROTOCOL = { redisProtocol: { port: 0 } };
 const SYNC = { sync: { enabled: true } };
 
 /** Runs `scenario` for each stock package over each Redis client, with a server of its own. */
 function overAll(promise, config, scenario) {
   test(promise, { concurrency: KINDS.length }, async (t) => {
     await Promise.all(KINDS.map((kind) => t.test(kind, async (run) => {
-      const server = await start(run, { ...WIRE, ...config });
+      const server = await start(run, { ...REDIS_PROTOCOL, ...config });
       const connect = async (user) => {
         const peer = new Peer('stock158', server.url);
         run.after(() => peer.retire());
@@ -213,13 +213,13 @@ overAll('while_a_user_comes_and_goes_nothing_is_lost_and_nothing_doubled', {}, a
   assert.equal((await server.user('alice')).lastSequence, COUNT + 1, 'each is in the log once');
 });
 
-overAll('a_dispatcher_goes_on_when_the_server_was_started_anew', { wire: { port: 0 } }, async ({ server, dispatcher }) => {
+overAll('a_dispatcher_goes_on_when_the_server_was_started_anew', { redisProtocol: { port: 0 } }, async ({ server, dispatcher }) => {
   const { send, made } = dispatcher(SYNC);
   send(0, ['alice']);
   await waits(server, 'alice', 1);
-  const port = server.wirePort;
+  const port = server.redisProtocolPort;
   await server.kill();
-  await server.restart({ wire: { port } });
+  await server.restart({ redisProtocol: { port } });
   await eventually('it to be connected', () => made.redis.status === 'ready' && made.publisher.status === 'ready');
   send(1, ['alice']);
   await waits(server, 'alice', 2);
@@ -227,7 +227,7 @@ overAll('a_dispatcher_goes_on_when_the_server_was_started_anew', { wire: { port:
 });
 
 test('what_was_answered_is_there_after_a_kill', async (t) => {
-  const server = await start(t, WIRE);
+  const server = await start(t, REDIS_PROTOCOL);
   const redis = new REDIS.ioredis5(server.redis);
   redis.on('error', () => {});
   t.after(() => redis.disconnect());
@@ -246,9 +246,9 @@ test('what_was_answered_is_there_after_a_kill', async (t) => {
 
 for (const [name, Redis] of Object.entries(REDIS)) {
   test(`a_password_is_asked_for (${name})`, async (t) => {
-    const server = await start(t, { wire: { port: 0, password: 'open sesame' } });
+    const server = await start(t, { redisProtocol: { port: 0, password: 'open sesame' } });
     const client = (password) => {
-      const made = new Redis({ port: server.wirePort, password, retryStrategy: null, lazyConnect: true });
+      const made = new Redis({ port: server.redisProtocolPort, password, retryStrategy: null, lazyConnect: true });
       made.on('error', () => {});
       t.after(() => made.disconnect());
       return made;
@@ -259,7 +259,7 @@ for (const [name, Redis] of Object.entries(REDIS)) {
   });
 
   test(`commands_of_one_pipeline_are_answered_in_order (${name})`, async (t) => {
-    const server = await start(t, WIRE);
+    const server = await start(t, REDIS_PROTOCOL);
     const redis = new Redis(server.redis);
     t.after(() => redis.disconnect());
     const pipeline = redis.pipeline();

@@ -66,7 +66,7 @@ overAllClients('half_of_a_pair_in_a_type_arrives_as_it_was_sent', {}, async ({ s
 });
 
 test('half_of_a_pair_in_a_type_reaches_portals_as_it_was_sent', async (t) => {
-  const server = await start(t, { portal: { enabled: true }, wire: { port: 0 } });
+  const server = await start(t, { portal: { enabled: true }, redisProtocol: { port: 0 } });
   const events = await server.events('?all=true');
   const dispatcher = portal(t, 'stock158 over ioredis5', server.redis, { reportAllEvents: true });
   await eventually('the portal to be there', async () => /^mesa_portals 2$/m.test((await server.call('GET', '/metrics')).body));

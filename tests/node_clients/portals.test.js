@@ -13,7 +13,7 @@ const { KINDS, portal } = require('./lib/stock');
 const { range } = require('./lib/suite');
 const { Changes, eventually, within } = require('./lib/wait');
 
-const CONFIG = { wire: { port: 0 }, portal: { enabled: true } };
+const CONFIG = { redisProtocol: { port: 0 }, portal: { enabled: true } };
 const WITH_PORTAL = KINDS.filter((kind) => kind.startsWith('stock158'));
 
 function overAll(promise, config, scenario) {
@@ -146,12 +146,12 @@ overAll('a_portal_that_goes_in_order_leaves_the_pool', {}, async ({ server, port
 
 overAll('portals_go_on_when_the_server_was_started_anew', {}, async ({ server, connect, portal }) => {
   const [one, two] = [await portal(), await portal()];
-  const port = server.wirePort;
+  const port = server.redisProtocolPort;
   const file = path.join(server.storePath, 'portals.json');
   const remembered = () => (fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : '');
   await eventually('both to be remembered', () => [one, two].every(({ made }) => remembered().includes(made.id)));
   await server.kill();
-  await server.restart({ wire: { port } });
+  await server.restart({ redisProtocol: { port } });
   // They say nothing but that they listen again. What happens before they do waits for them.
   const alice = await connect('alice');
   for (const n of range(20)) say(alice, n);

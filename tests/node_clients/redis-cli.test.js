@@ -11,9 +11,9 @@ const installed = spawnSync('redis-cli', ['--version']).status === 0;
 if (!installed && process.env.CI) throw new Error('redis-cli is not installed: install redis-tools');
 
 test('redis_cli_shows_what_is_true', { skip: installed ? false : 'redis-cli is not installed' }, async (t) => {
-  const server = await start(t, { wire: { port: 0, password: 'open sesame' }, portal: { enabled: true } });
+  const server = await start(t, { redisProtocol: { port: 0, password: 'open sesame' }, portal: { enabled: true } });
   const cli = (...words) => {
-    const args = ['-p', String(server.wirePort), '-a', 'open sesame', '--no-auth-warning', ...words];
+    const args = ['-p', String(server.redisProtocolPort), '-a', 'open sesame', '--no-auth-warning', ...words];
     const { stdout, stderr } = spawnSync('redis-cli', args, { encoding: 'utf8', timeout: 15_000 });
     return (stdout + stderr).trim();
   };
@@ -34,6 +34,6 @@ test('redis_cli_shows_what_is_true', { skip: installed ? false : 'redis-cli is n
   assert.equal(cli('HDEL', 'undelivered_messages', 'bob'), '1');
   assert.equal(cli('HGET', 'undelivered_messages', 'bob'), '');
   assert.match(cli('FLUSHALL'), /^ERR unknown command 'FLUSHALL'/);
-  const wrong = spawnSync('redis-cli', ['-p', String(server.wirePort), 'PING'], { encoding: 'utf8' });
+  const wrong = spawnSync('redis-cli', ['-p', String(server.redisProtocolPort), 'PING'], { encoding: 'utf8' });
   assert.match(wrong.stdout + wrong.stderr, /NOAUTH Authentication required/);
 });

@@ -24,7 +24,7 @@ async fn what_is_no_command_closes_its_connection_and_no_other() {
         ("*99999999\r\n", "at most 1024 arguments"),
         ("*-5\r\n", "no number"),
         ("*1\r\n$9999999999999999999999\r\n", "no number"),
-        (&oversized, "wire.commandBytes"),
+        (&oversized, "redisProtocol.commandBytes"),
         ("*1\r\n$4\r\nPINGPONG", "does not end where it should"),
     ] {
         let mut bad = Redis::connect(&served).await;
@@ -41,7 +41,7 @@ async fn what_is_no_command_closes_its_connection_and_no_other() {
     let mut half = Redis::connect(&served).await;
     half.send(b"*3\r\n$7\r\nPUBLISH\r\n$2\r\nws\r\n$100\r\n{\"mess").await;
     drop(half);
-    served.metric("mesa_wire_connections 1").await;
+    served.metric("mesa_redis_protocol_connections 1").await;
     assert_eq!(good.ask(&["HLEN", "undelivered_messages"]).await, ":0");
 }
 
@@ -49,8 +49,8 @@ async fn what_is_no_command_closes_its_connection_and_no_other() {
 async fn without_the_password_nothing_is_told_and_nothing_done() {
     let served_within = async |header_timeout| {
         Served::start(move |config| {
-            config.wire.port = Some(0);
-            config.wire.password = Some("open sesame".into());
+            config.redis_protocol.port = Some(0);
+            config.redis_protocol.password = Some("open sesame".into());
             config.limits.header_timeout = header_timeout;
         })
         .await
@@ -99,8 +99,8 @@ async fn without_the_password_nothing_is_told_and_nothing_done() {
 #[tokio::test(flavor = "multi_thread")]
 async fn there_are_so_many_connections_and_no_more() {
     let served = Served::start(|config| {
-        config.wire.port = Some(0);
-        config.wire.connections = 2;
+        config.redis_protocol.port = Some(0);
+        config.redis_protocol.connections = 2;
     })
     .await;
     let (mut one, mut two) = (Redis::connect(&served).await, Redis::connect(&served).await);
@@ -108,7 +108,7 @@ async fn there_are_so_many_connections_and_no_more() {
     let mut third = Redis::connect(&served).await;
     assert_eq!(third.answer().await, None);
     drop(one);
-    served.metric("mesa_wire_connections 1").await;
+    served.metric("mesa_redis_protocol_connections 1").await;
     let again = timeout(PATIENCE, async {
         loop {
             let mut again = Redis::connect(&served).await;
@@ -124,8 +124,8 @@ async fn there_are_so_many_connections_and_no_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_that_does_not_read_is_cut_and_others_go_on() {
     let served = Served::start(|config| {
-        config.wire.port = Some(0);
-        config.wire.backlog_bytes = 256 << 10;
+        config.redis_protocol.port = Some(0);
+        config.redis_protocol.backlog_bytes = 256 << 10;
     })
     .await;
     let (mut slow, mut quick, mut says) =
@@ -144,7 +144,7 @@ async fn a_subscriber_that_does_not_read_is_cut_and_others_go_on() {
     cut.await.expect("it is cut");
     // What the system takes for a socket, some ten megabytes at most, and the backlog.
     assert!((4..500).contains(&heard), "{heard}");
-    served.metric("mesa_wire_subscribers_cut_total 1").await;
+    served.metric("mesa_redis_protocol_subscribers_cut_total 1").await;
     assert_eq!(says.ask(&["PUBLISH", "portal", "still here"]).await, ":1");
     // What the system had taken of it can still be read; then it ends.
     while slow.answer().await.is_some() {}

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 const FIELD: &str = "undelivered_messages";
 
 pub async fn server() -> Served {
-    Served::start(|config| config.wire.port = Some(0)).await
+    Served::start(|config| config.redis_protocol.port = Some(0)).await
 }
 
 pub fn published(n: usize, recipients: &str) -> String {
@@ -140,7 +140,7 @@ async fn who_comes_between_the_question_and_the_message_gets_it_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn for_whom_a_message_was_not_taken_does_not_count() {
     let served = Served::start(|config| {
-        config.wire.port = Some(0);
+        config.redis_protocol.port = Some(0);
         config.sync.max_messages = 2;
     })
     .await;
@@ -155,7 +155,7 @@ async fn for_whom_a_message_was_not_taken_does_not_count() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_done_is_refused_aloud() {
     let served = Served::start(|config| {
-        config.wire.port = Some(0);
+        config.redis_protocol.port = Some(0);
         config.sync.enabled = false;
         config.portal.enabled = false;
         config.limits.recipients = 2;
@@ -218,7 +218,7 @@ async fn a_server_that_stops_answers_what_was_said_and_ends_its_connections() {
 
 async fn server_with_sync_off() -> Served {
     Served::start(|config| {
-        config.wire.port = Some(0);
+        config.redis_protocol.port = Some(0);
         config.sync.enabled = false;
     })
     .await

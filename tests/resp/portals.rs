@@ -89,8 +89,8 @@ async fn every_portal_hears_everything_and_each_event_is_one_s_own() {
 async fn what_a_portal_did_not_take_before_it_was_cut_is_another_s() {
     const SAID: u64 = 1500;
     let served = Served::start(|config| {
-        config.wire.port = Some(0);
-        config.wire.backlog_bytes = 1 << 20;
+        config.redis_protocol.port = Some(0);
+        config.redis_protocol.backlog_bytes = 1 << 20;
         config.limits.frames_per_second = 1_000_000;
     })
     .await;
@@ -118,7 +118,7 @@ async fn what_a_portal_did_not_take_before_it_was_cut_is_another_s() {
         }
     }
     let _alice = timeout(PATIENCE, saying).await.unwrap().unwrap();
-    served.metric("mesa_wire_subscribers_cut_total 1").await;
+    served.metric("mesa_redis_protocol_subscribers_cut_total 1").await;
     // What the system had taken for the one that was cut. The last may be half an event.
     let mut taken = Vec::new();
     while let Some((id, n)) = stuck.heard().await {

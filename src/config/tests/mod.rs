@@ -165,7 +165,7 @@ fn another(key: &schema::Key, default: &Value) -> Option<Value> {
         // What is not set is false.
         Kind::Bool => (!default.as_bool().unwrap_or(false)).into(),
         // Unlike the other port.
-        Kind::Integer { .. } if key.name == "wire.port" => 6379.into(),
+        Kind::Integer { .. } if key.name == "redisProtocol.port" => 6379.into(),
         Kind::Millis { .. } if leaf(key.name) == "retryMax" => 2000.into(),
         Kind::Millis { .. } if leaf(key.name) == "maxStale" => 86_400_007.into(),
         Kind::Integer { min, .. } | Kind::Millis { min, .. } => (min + 7).into(),
@@ -179,7 +179,7 @@ fn another(key: &schema::Key, default: &Value) -> Option<Value> {
         },
         Kind::Text => match key.name {
             "host" => "127.0.0.1".into(),
-            "wire.host" => "::1".into(),
+            "redisProtocol.host" => "::1".into(),
             "path" => "/socket".into(),
             "log.level" => "debug".into(),
             name if leaf(name) == "url" => "https://example.org/another".into(),
@@ -234,7 +234,7 @@ fn every_key_is_read_and_printed() {
             load_text(&file_with(key, &value).to_string()).unwrap_or_else(|error| panic!("{}: {error}", key.name));
         let printed = loaded.config.effective();
         match key.name {
-            "wire.password" => assert_eq!(at(&printed, key.name), "********"),
+            "redisProtocol.password" => assert_eq!(at(&printed, key.name), "********"),
             name if leaf(name) == "secret" => assert_eq!(at(&printed, name), "********"),
             "api.keys" => assert_eq!(at(&printed, key.name), &serde_json::json!(["********"])),
             name => assert_eq!(at(&printed, name), &value, "{name}"),
@@ -287,7 +287,7 @@ fn what_is_printed_loads_again_once_the_secrets_are_put_back() {
         if let Some(webhook) = &config.portal.webhook {
             printed["portal"]["webhook"]["secret"] = webhook.secret.clone().into();
         }
-        printed["wire"]["password"] = config.wire.password.clone().into();
+        printed["redisProtocol"]["password"] = config.redis_protocol.password.clone().into();
         printed["api"]["keys"] = config.api.keys.clone().into();
         assert_eq!(load_text(&printed.to_string()).unwrap().config, config);
     }
@@ -307,10 +307,10 @@ fn merge_into(into: &mut Value, from: Value) {
 #[test]
 fn no_secret_is_printed_or_shown() {
     let secret = "a very secret secret of enough bytes";
-    let password = "a password of the wire";
+    let password = "a password of the Redis protocol";
     let text = format!(
         "{{ api: {{ keys: ['{API_KEY}'] }}, authentication: {{ jwt: {{ secret: '{secret}' }} }}, \
-         wire: {{ password: '{password}' }} }}"
+         redisProtocol: {{ password: '{password}' }} }}"
     );
     let loaded = load_text(&text).unwrap();
     let shown = format!("{loaded:?} {:?} {}", loaded.config, loaded.config.effective());

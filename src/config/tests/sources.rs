@@ -142,17 +142,17 @@ fn variables_of_a_kubernetes_service_are_ignored_and_explained_once() {
         ("MESA_PORT_4000_TCP_PROTO", "tcp"),
         ("MESA_PORT_4000_TCP_PORT", "4000"),
         ("MESA_PORT_4000_TCP_ADDR", "10.96.0.1"),
-        ("MESA_WIRE_PORT", "tcp://10.96.0.2:6379"),
+        ("MESA_REDIS_PROTOCOL_PORT", "tcp://10.96.0.2:6379"),
         ("REDIS_PORT", "tcp://10.96.0.3:6379"),
         ("REDIS_SERVICE_HOST", "10.96.0.3"),
     ];
     let loaded = load_with("{ port: 7 }", |sources| sources.env = env(&service)).unwrap();
-    assert_eq!((loaded.config.port, loaded.config.wire.port, loaded.config.redis), (7, None, None));
+    assert_eq!((loaded.config.port, loaded.config.redis_protocol.port, loaded.config.redis), (7, None, None));
     let of_links: Vec<_> = loaded.warnings.iter().filter(|warning| warning.contains("MESA_")).collect();
     let [warning] = of_links[..] else { panic!("{:?}", loaded.warnings) };
-    assert!(warning.starts_with("the environment variables MESA_PORT, MESA_WIRE_PORT, "), "{warning}");
+    assert!(warning.starts_with("the environment variables MESA_PORT, MESA_REDIS_PROTOCOL_PORT, "), "{warning}");
     assert!(warning.contains("and 4 more are ignored") && warning.contains("enableServiceLinks: false"), "{warning}");
-    assert!(warning.ends_with("makes MESA_PORT and MESA_WIRE_PORT usable as a setting"), "{warning}");
+    assert!(warning.ends_with("makes MESA_PORT and MESA_REDIS_PROTOCOL_PORT usable as a setting"), "{warning}");
 
     let loaded = load_with("{}", |sources| sources.env = env(&service[2..3])).unwrap();
     let one = loaded.warnings.iter().find(|warning| warning.contains("MESA_")).expect("a warning");

@@ -19,7 +19,7 @@ const PATH_BYTES_MAX: usize = 256;
 const NAMESPACE_CHARACTERS_MAX: usize = 64;
 /// Shortest and longest key of the API, in characters.
 const API_KEY_CHARACTERS: std::ops::RangeInclusive<usize> = 16..=512;
-/// Shortest `wire.password` where others can reach the port, in characters: below, it can be guessed.
+/// Shortest `redisProtocol.password` where others can reach the port, in characters: below, it can be guessed.
 const PASSWORD_CHARACTERS_MIN: usize = 16;
 /// Keys of the API: each costs time at every request.
 const API_KEYS_MAX: usize = 1000;
@@ -51,7 +51,7 @@ pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
     checks.sync(config);
     checks.api(config);
     checks.redis(config);
-    checks.wire(config);
+    checks.redis_protocol(config);
     checks.origins(config.origins.as_deref().unwrap_or_default());
     checks.log(&config.log.level);
     (checks.problems, checks.warnings)
@@ -103,9 +103,9 @@ impl Checks {
             ("portal.webhook.outboxEvents", portal.outbox_events),
             ("portal.webhook.outboxBytes", portal.outbox_bytes),
             ("authentication.webhook.concurrency", whole(asked.concurrency)),
-            ("wire.connections", whole(config.wire.connections)),
-            ("wire.commandBytes", whole(config.wire.command_bytes)),
-            ("wire.backlogBytes", whole(config.wire.backlog_bytes)),
+            ("redisProtocol.connections", whole(config.redis_protocol.connections)),
+            ("redisProtocol.commandBytes", whole(config.redis_protocol.command_bytes)),
+            ("redisProtocol.backlogBytes", whole(config.redis_protocol.backlog_bytes)),
         ];
         let leeway = config.authentication.jwt.as_ref().map_or(Duration::ZERO, |jwt| jwt.leeway);
         let durations = [
@@ -177,36 +177,42 @@ impl Checks {
         }
     }
 
-    fn wire(&mut self, config: &Config) {
-        let wire = &config.wire;
-        self.host("wire.host", &wire.host);
-        if wire.password.as_deref() == Some("") {
-            self.refuse(&["wire.password"], "wire.password must not be empty; remove it, or say null, to do without");
+    fn redis_protocol(&mut self, config: &Config) {
+        let section = &config.redis_protocol;
+        self.host("redisProtocol.host", &section.host);
+        if section.password.as_deref() == Some("") {
+            self.refuse(
+                &["redisProtocol.password"],
+                "redisProtocol.password must not be empty; remove it, or say null, to do without",
+            );
         }
-        let Some(port) = wire.port else { return };
-        if wire.backlog_bytes / 2 < config.limits.frame_bytes {
-            let (backlog, frame) = (wire.backlog_bytes, config.limits.frame_bytes);
-            self.refuse(&["wire.backlogBytes", "limits.frameBytes"], format!(
-                "wire.backlogBytes is {backlog} and must be twice limits.frameBytes ({frame}) at least: one large message of \
+        let Some(port) = section.port else { return };
+        if section.backlog_bytes / 2 < config.limits.frame_bytes {
+            let (backlog, frame) = (section.backlog_bytes, config.limits.frame_bytes);
+            self.refuse(&["redisProtocol.backlogBytes", "limits.frameBytes"], format!(
+                "redisProtocol.backlogBytes is {backlog} and must be twice limits.frameBytes ({frame}) at least: one large message of \
                  a client would cut every portal"
             ));
         }
         if port != 0 && port == config.port {
-            self.refuse(&["wire.port", "port"], format!("wire.port and port are both {port}; give each its own"));
+            self.refuse(
+                &["redisProtocol.port", "port"],
+                format!("redisProtocol.port and port are both {port}; give each its own"),
+            );
         }
-        if !is_loopback(&wire.host) && wire.password.is_none() {
-            let host = shown(&wire.host);
-            self.refuse(&["wire.password", "wire.host"], format!(
-                "wire.host {host} can be reached by others, who could send messages to everybody; set wire.password, or \
-                 wire.host to 127.0.0.1"
+        if !is_loopback(&section.host) && section.password.is_none() {
+            let host = shown(&section.host);
+            self.refuse(&["redisProtocol.password", "redisProtocol.host"], format!(
+                "redisProtocol.host {host} can be reached by others, who could send messages to everybody; set redisProtocol.password, or \
+                 redisProtocol.host to 127.0.0.1"
             ));
         }
-        let characters = wire.password.as_ref().map_or(0, |password| password.chars().count());
-        if !is_loopback(&wire.host) && (1..PASSWORD_CHARACTERS_MIN).contains(&characters) {
-            let host = shown(&wire.host);
-            self.refuse(&["wire.password", "wire.host"], format!(
-                "wire.password has {characters} characters, and wire.host {host} can be reached by others, who could guess \
-                 it; it must have at least {PASSWORD_CHARACTERS_MIN} (`openssl rand -hex 16` makes one), or set wire.host to \
+        let characters = section.password.as_ref().map_or(0, |password| password.chars().count());
+        if !is_loopback(&section.host) && (1..PASSWORD_CHARACTERS_MIN).contains(&characters) {
+            let host = shown(&section.host);
+            self.refuse(&["redisProtocol.password", "redisProtocol.host"], format!(
+                "redisProtocol.password has {characters} characters, and redisProtocol.host {host} can be reached by others, who could guess \
+                 it; it must have at least {PASSWORD_CHARACTERS_MIN} (`openssl rand -hex 16` makes one), or set redisProtocol.host to \
                  127.0.0.1"
             ));
         }

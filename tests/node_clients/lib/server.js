@@ -67,7 +67,7 @@ class Server {
       return end;
     });
     this.ended = undefined;
-    const { address, wire } = await eventually('the server to listen', () => {
+    const { address, redisProtocol } = await eventually('the server to listen', () => {
       if (this.ended) throw new Error(`the server ended at start-up: ${JSON.stringify(this.ended)}\n${this.log()}`);
       return fs.existsSync(file('ready')) && JSON.parse(fs.readFileSync(file('ready'), 'utf8'));
     }).catch((error) => {
@@ -76,7 +76,7 @@ class Server {
     });
     this.address = address;
     this.port = Number(address.slice(address.lastIndexOf(':') + 1));
-    this.wirePort = wire && Number(wire.slice(wire.lastIndexOf(':') + 1));
+    this.redisProtocolPort = redisProtocol && Number(redisProtocol.slice(redisProtocol.lastIndexOf(':') + 1));
     return this;
   }
 
@@ -90,8 +90,8 @@ class Server {
 
   /** What a stock service is given as its Redis. */
   get redis() {
-    const { password } = this.#config.wire;
-    return `redis://${password ? `:${password}@` : ''}127.0.0.1:${this.wirePort}`;
+    const { password } = this.#config.redisProtocol;
+    return `redis://${password ? `:${password}@` : ''}127.0.0.1:${this.redisProtocolPort}`;
   }
 
   /** What the server has written about its last run. */

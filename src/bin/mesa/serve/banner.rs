@@ -11,17 +11,17 @@ const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Prints them to standard output; to the log instead where that is for machines, unless a person tries things out and
 /// needs the key.
-pub fn print(loaded: &Loaded, address: SocketAddr, wire: Option<SocketAddr>, dev: bool) {
+pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<SocketAddr>, dev: bool) {
     let config = &loaded.config;
     if config.log.format == LogFormat::Json {
         let (store, users) = (store(config), users(&config.authentication));
-        let redis = wire.map(|wire| wire.to_string());
+        let redis = redis_protocol.map(|address| address.to_string());
         tracing::info!(%address, path = config.path, redis, sync = config.sync.enabled, store, users, "listening");
         if !dev {
             return;
         }
     }
-    let text = text(loaded, address, wire, dev.then(program).as_deref());
+    let text = text(loaded, address, redis_protocol, dev.then(program).as_deref());
     // A server whose standard output is closed, or whose reader stalls, serves all the same.
     let (done, printed) = mpsc::channel();
     let printing = thread::Builder::new().name("mesa-banner".into()).spawn(move || {
@@ -39,7 +39,7 @@ fn program() -> String {
 }
 
 /// With the lines to copy where the name of the `program` in them is given.
-fn text(loaded: &Loaded, address: SocketAddr, wire: Option<SocketAddr>, program: Option<&str>) -> String {
+fn text(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<SocketAddr>, program: Option<&str>) -> String {
     let config = &loaded.config;
     let mut lines = vec![
         format!("mesa {} listens on {address}", env!("CARGO_PKG_VERSION")),
@@ -49,9 +49,9 @@ fn text(loaded: &Loaded, address: SocketAddr, wire: Option<SocketAddr>, program:
         format!("  store      {}", store(config)),
         format!("  sync       {}", sync(config)),
     ];
-    if let Some(wire) = wire {
-        let password = if config.wire.password.is_some() { ", with the password" } else { "" };
-        lines.push(format!("  stock      redis://{wire} for Dispatchers and Portals{password}"));
+    if let Some(redis_protocol) = redis_protocol {
+        let password = if config.redis_protocol.password.is_some() { ", with the password" } else { "" };
+        lines.push(format!("  stock      redis://{redis_protocol} for Dispatchers and Portals{password}"));
     }
     if let Some(namespace) = &config.namespace {
         lines.push(format!("  namespace  {namespace}"));

@@ -49,10 +49,10 @@ async fn serve(args: &ServeArgs, loaded: Loaded) -> Result<(), Failure> {
     // And the address before the store: of two servers started by mistake, the second must not touch the first's.
     let listener = os::listen(&config.host, config.port)?;
     let server = Server::start(config, listener).await.map_err(Failure::because)?;
-    let (address, wire) = (server.local_addr(), server.wire_addr());
-    banner::print(&loaded, address, wire, args.dev);
+    let (address, redis_protocol) = (server.local_addr(), server.wire_addr());
+    banner::print(&loaded, address, redis_protocol, args.dev);
     if let Some(file) = &args.ready_file {
-        announce(file, address, wire, &loaded.config)?;
+        announce(file, address, redis_protocol, &loaded.config)?;
     }
     match shutdown {
         Some(shutdown) => server.run(shutdown).await,
@@ -88,10 +88,15 @@ fn sources(args: &ServeArgs) -> Sources {
 
 /// Tells a program that waits for it where the server listens. The file is there in full or not at all, and for this
 /// user alone: it has a key in it.
-fn announce(file: &Path, address: SocketAddr, wire: Option<SocketAddr>, config: &Config) -> Result<(), Failure> {
+fn announce(
+    file: &Path,
+    address: SocketAddr,
+    redis_protocol: Option<SocketAddr>,
+    config: &Config,
+) -> Result<(), Failure> {
     let ready = json!({
         "address": address.to_string(),
-        "wire": wire.map(|address| address.to_string()),
+        "redisProtocol": redis_protocol.map(|address| address.to_string()),
         "apiKey": config.api.keys.first(),
         // Where a wrapper was started, this is the server under it.
         "pid": std::process::id(),
@@ -148,7 +153,7 @@ mod tests {
         announce(&file, SocketAddr::from(([127, 0, 0, 1], 4000)), None, &config).unwrap();
         let text = std::fs::read_to_string(&file).unwrap();
         let expected = json!({
-            "address": "127.0.0.1:4000", "wire": null, "apiKey": "0123456789abcdef", "pid": std::process::id(),
+            "address": "127.0.0.1:4000", "redisProtocol": null, "apiKey": "0123456789abcdef", "pid": std::process::id(),
         });
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
     }
