@@ -161,7 +161,7 @@ mod tests {
     /// Programs are written against these, so what the README says of them holds.
     #[test]
     fn every_refusal_is_in_the_table_of_the_readme() {
-        let readme = include_str!("../../README.md");
+        let readme = include_str!("../guide/http-api.md");
         let why = || "x".to_owned();
         for error in [
             ApiError::NoKey,

@@ -1,6 +1,7 @@
 //! Where logs live: the contract every engine keeps, and the engines.
 //!
-//! `store` is the only place that names sled and bincode, and it knows no session, no socket and no JSON.
+//! `store` is the only place that names sled and bincode, and it knows no session and no socket. The store on Redis reads the
+//! JSON lists of the original; no other store looks into a message.
 //!
 //! One store, on one of two engines. Files in reading order:
 //!
