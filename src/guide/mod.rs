@@ -1,6 +1,6 @@
 //! The guide: how to run, use and operate the server, and how it works.
 //!
-//! The chapters are Markdown files beside this module. The Rust examples in them are run as tests.
+//! The chapters are Markdown files next to this module. The Rust examples in them are run as tests.
 //!
 //! | chapter | content |
 //! |---|---|
