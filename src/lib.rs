@@ -1,8 +1,9 @@
-//! A message server for users who come and go.
+//! A message server that delivers to users who go offline.
 //!
-//! A backend says "send this to Alice". Alice gets it: at once if she is there, in order and without a hole when she
-//! comes back, even if the machine lost power in between. One binary, one port, and nothing to run beside it: the log
-//! of every user is in an embedded store. Clients written for `@cryb/mesa` connect unchanged.
+//! A backend dispatches a message to user ids. With `sync.enabled`, online users receive it at once, and offline users
+//! receive it in order when they reconnect, also after a power cut. It is one binary with an embedded store. WebSocket and
+//! HTTP share one port; the Redis protocol for Dispatchers of the original Mesa (`@cryb/mesa`) has a port of its own, if it
+//! is configured. Clients of the original connect unchanged.
 //!
 //! It is a server to be run (`mesa serve`, see the README) and a library: a server in a program of yours, clients, and
 //! backends.
@@ -20,7 +21,8 @@
 //! # }
 //! ```
 //!
-//! The [`guide`] has a chapter for each task, with programs that run, and a table of [what stock calls it](guide::names).
+//! The [`guide`] has a chapter for each task, with examples that run as tests. [`guide::migration`] has a table of the
+//! original's names.
 //!
 //! Of other crates, the types of tokio (`TcpListener`), `serde_json` (`Value`, `Map`, `RawValue`) and http (`Request`) are part
 //! of this surface; beside them the trait `Stream` of the futures crates, which [`client::Client`] and [`portal::Portal`] are,
@@ -69,7 +71,8 @@
 //! # Invariants
 //!
 //! - No socket sees a synced message before the store has it as durably as configured.
-//! - A user's sequences are contiguous, never reused and never restarted.
+//! - A user's sequences are never reused. They rise by one, except over a gap that is reported: after a lossy restart, a
+//!   restore, or a failover of a Redis. (They start again only if a Redis is emptied while no server runs.)
 //! - A cursor only moves forward.
 //! - The hub never waits for a socket, and every queue has a named bound.
 //! - The hub knows no wire format, the store no session, and `http` decides nothing.

@@ -34,7 +34,7 @@ pub(super) enum ApiError {
     TooManyWrongKeys(Duration),
     #[error("this server has no API keys: add one under `api.keys` in its configuration")]
     NoKeys,
-    #[error("there is nothing here; see the README for what there is")]
+    #[error("there is nothing here; the chapter HTTP API of the guide lists what there is")]
     NotFound,
     #[error("nothing is known of this user: no message was ever sent to this id, and nobody connected with it")]
     UserUnknown,
@@ -158,10 +158,10 @@ impl IntoResponse for ApiError {
 mod tests {
     use super::*;
 
-    /// Programs are written against these, so what the README says of them holds.
+    /// Programs are written against these, so what the guide says of them holds.
     #[test]
-    fn every_refusal_is_in_the_table_of_the_readme() {
-        let readme = include_str!("../../README.md");
+    fn every_refusal_is_in_the_table_of_the_guide() {
+        let guide = include_str!("../guide/http-api.md");
         let why = || "x".to_owned();
         for error in [
             ApiError::NoKey,
@@ -198,8 +198,8 @@ mod tests {
             ApiError::Store(StoreError::Damaged("x".into())),
         ] {
             let (status, code) = error.row();
-            let row = readme.lines().find(|line| line.starts_with("| `") && line.contains(&format!("`{code}`")));
-            let row = row.unwrap_or_else(|| panic!("{code} is not in the README"));
+            let row = guide.lines().find(|line| line.starts_with("| `") && line.contains(&format!("`{code}`")));
+            let row = row.unwrap_or_else(|| panic!("{code} is not in the guide"));
             assert!(row.contains(&format!("| {} |", status.as_u16())), "{code} is {status}, but: {row}");
         }
     }

@@ -44,11 +44,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_refusal_is_in_the_table_of_the_readme() {
-        let readme = include_str!("../../README.md");
+    fn every_refusal_is_in_the_table_of_the_guide() {
+        let guide = include_str!("../guide/http-api.md");
         for status in [400, 403, 404, 405, 426, 431, 503] {
             let code = code(StatusCode::from_u16(status).unwrap());
-            let row = readme.lines().find(|line| line.starts_with("| `") && line.contains(&format!("`{code}`")));
+            let row = guide.lines().find(|line| line.starts_with("| `") && line.contains(&format!("`{code}`")));
             assert!(row.is_some_and(|row| row.contains(&format!("| {status} |"))), "{code}: {row:?}");
         }
     }

@@ -34,7 +34,7 @@ async fn users_lists_everybody_who_is_known_and_with_online_those_who_are_here()
     let online = asked(&server, &["users", "--online"]);
     assert!(online.contains("alice") && !online.contains("bob") && online.ends_with("1 user online\n"), "{online}");
 
-    // What the API says of them is what the README says.
+    // What the API says of them is what the guide says.
     for (query, expected) in [("", "alice bob"), ("?online=true", "alice"), ("?online=false", "bob")] {
         let page: Value = http.get(&format!("/v1/users{query}")).expect("a page");
         let users = page["users"].as_array().expect("users").iter().map(|user| user["id"].as_str().expect("an id"));

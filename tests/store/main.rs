@@ -11,6 +11,8 @@ mod disk;
 #[cfg(feature = "redis")]
 mod epoch;
 mod eviction;
+#[cfg(feature = "redis")]
+mod failover;
 mod lapses;
 mod large_logs;
 #[cfg(feature = "redis")]
