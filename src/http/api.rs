@@ -1,4 +1,4 @@
-//! State of the HTTP API, and its JSON responses.
+//! Holds the state of the HTTP API, and makes its JSON responses.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,29 +15,29 @@ use crate::{
     metrics::Metrics,
 };
 
-/// What the router needs.
+/// State that all handlers share.
 #[derive(Debug)]
 pub struct Api {
-    /// Who is asked.
+    /// Carries out the requests.
     pub hub: Arc<Hub>,
-    /// Who may ask.
+    /// Keys that backends authenticate with.
     pub keys: ApiKeys,
-    /// How often addresses have presented a wrong one.
+    /// Limits wrong keys per address.
     pub guesses: Arc<Guesses>,
-    /// Where requests are counted.
+    /// Counts requests.
     pub metrics: Arc<Metrics>,
-    /// How much may be asked at once.
+    /// Limits of a request's size and recipients.
     pub limits: Limits,
-    /// Only web pages of this machine are served.
+    /// Serves only web pages of this machine.
     pub local_only: bool,
 }
 
 pub(super) type State = axum::extract::State<Arc<Api>>;
 
-/// How long the body of a request may take to arrive; then it gets 408.
-pub(super) const BODY_TIME_MAX: Duration = Duration::from_secs(30);
+/// Time limit for the body of a request; then it gets 408.
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An answer in JSON.
+/// Makes a JSON response.
 pub(super) fn json(status: StatusCode, body: impl Into<Bytes>) -> Response {
     let mut response = (status, body.into()).into_response();
     let headers = response.headers_mut();

@@ -1,4 +1,4 @@
-//! Who may ask: whoever shows one of the configured keys.
+//! Authenticates backends by API key.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -12,7 +12,7 @@ use axum::{
 use super::{Api, error::ApiError};
 use crate::auth::Proof;
 
-/// The peer of a connection: its address, and whether it has presented a right key over this connection.
+/// Identifies the peer of a connection by address, and records whether it has presented a valid key.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     address: Option<IpAddr>,
@@ -20,15 +20,16 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// A peer that has presented nothing yet. `None` where the address is not known.
+    /// Creates a peer without a valid key yet. `None`: the address is not known.
     #[must_use]
     pub fn new(address: Option<IpAddr>) -> Self {
         Self { address, proof: Arc::default() }
     }
 }
 
-pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    // Put there by `Http::respond`.
+/// Lets a request pass only with a valid API key, and counts its response.
+pub(super) async fn require_api_key(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    // `Http::respond` inserts it.
     let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
     let response = match check(&api, &caller, request.headers()).await {
         Ok(()) => next.run(request).await,
@@ -38,6 +39,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
     response
 }
 
+/// Counts a response by its status.
 pub(super) fn count(api: &Api, status: StatusCode) {
     if status.is_success() {
         api.metrics.http_succeeded.inc();
@@ -48,13 +50,13 @@ pub(super) fn count(api: &Api, status: StatusCode) {
     }
 }
 
-/// Checks the key of a request. A wrong one is answered after a delay.
+/// Checks the API key of a request. A wrong key is answered after a delay.
 pub(super) async fn check(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<(), ApiError> {
     if api.keys.is_empty() {
         return Err(ApiError::NoKeys);
     }
-    let key = presented(headers)?;
-    // Over its limit, an address can still use the connections over which it has presented a right key.
+    let key = bearer_key(headers)?;
+    // An address over its limit can still use connections on which it has presented a valid key.
     if !caller.proof.is_given() {
         api.guesses.admit(caller.address).map_err(ApiError::TooManyWrongKeys)?;
     }
@@ -67,16 +69,16 @@ pub(super) async fn check(api: &Api, caller: &Caller, headers: &HeaderMap) -> Re
     Err(ApiError::WrongKey)
 }
 
-fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
+fn bearer_key(headers: &HeaderMap) -> Result<&str, ApiError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Err(ApiError::NoKey) };
     if values.next().is_some() {
-        return Err(ApiError::Authorization("is there more than once"));
+        return Err(ApiError::Authorization("was sent more than once"));
     }
-    let value = value.to_str().map_err(|_| ApiError::Authorization("has other characters than visible ASCII"))?;
+    let value = value.to_str().map_err(|_| ApiError::Authorization("has characters other than visible ASCII"))?;
     match value.trim().split_once(' ') {
         Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Ok(key.trim()),
         _ if value.trim().eq_ignore_ascii_case("bearer") => Err(ApiError::NoKey),
-        _ => Err(ApiError::Authorization("does not begin with `Bearer `")),
+        _ => Err(ApiError::Authorization("does not start with `Bearer `")),
     }
 }

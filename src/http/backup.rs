@@ -1,4 +1,4 @@
-//! `GET /v1/backup`: the whole store, as a file that `mesa restore` takes.
+//! Streams a backup of the whole store, in the format of `mesa restore`.
 
 use axum::{
     body::Body,
@@ -15,9 +15,9 @@ pub(super) async fn backup(FromState(api): State) -> Result<Response, ApiError> 
     if api.hub.has_far_logs() {
         return Err(ApiError::BackupElsewhere);
     }
-    let pieces = api.hub.backup().ok_or(ApiError::Busy("a backup is under way; wait until it is done"))?;
-    // An error ends the connection before the last chunk, so that a client takes what it has for no whole file.
-    let pieces = stream::unfold(pieces, |mut pieces| async { Some((pieces.next().await?, pieces)) });
+    let chunks = api.hub.backup().ok_or(ApiError::Busy("a backup is under way; wait until it is done"))?;
+    // An error closes the connection before the last chunk, so that a client sees that the file is incomplete.
+    let chunks = stream::unfold(chunks, |mut chunks| async { Some((chunks.next().await?, chunks)) });
     let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::CACHE_CONTROL, "no-store")];
-    Ok((headers, Body::from_stream(pieces)).into_response())
+    Ok((headers, Body::from_stream(chunks)).into_response())
 }

@@ -1,4 +1,4 @@
-//! Every refusal, in one table: status, code for programs, sentence for people.
+//! Defines every error of the API: HTTP status, code for programs, sentence for people.
 
 use std::time::Duration;
 
@@ -14,47 +14,48 @@ use crate::{
     message::{MessageError, UserIdError},
 };
 
-/// A cause that lasts fails every request.
+/// Limits log lines: a lasting cause fails every request.
 static FAILED: LogLimit = LogLimit::new();
 
-/// Why a request was not done.
+/// Says why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
-    #[error("an API key is needed: send `Authorization: Bearer KEY` with a key of `api.keys`")]
+    #[error("an API key is required: send `Authorization: Bearer KEY` with a key of `api.keys`")]
     NoKey,
-    #[error("the API key that was sent is none of this server's `api.keys`")]
+    #[error("the API key is not one of this server's `api.keys`: check the key that was sent")]
     WrongKey,
-    #[error("the header Authorization {0}; it must be there once, as `Authorization: Bearer KEY`")]
+    #[error("the header Authorization {0}; send it once, as `Authorization: Bearer KEY`")]
     Authorization(&'static str),
     #[error(
-        "too many wrong API keys came from this address: try again in {} s, with a key of `api.keys`. Connections that have \
-         shown one still work",
+                "too many wrong API keys from this address: retry in {} s, with a key of `api.keys`. Connections that have \
+                 presented a valid key still work",
         .0.as_secs().max(1)
     )]
     TooManyWrongKeys(Duration),
     #[error("this server has no API keys: add one under `api.keys` in its configuration")]
     NoKeys,
-    #[error("there is nothing here; the chapter HTTP API of the guide lists what there is")]
+    #[error("no such endpoint: check the path against the HTTP API chapter of the guide")]
     NotFound,
-    #[error("nothing is known of this user: no message was ever sent to this id, and nobody connected with it")]
+    #[error("unknown user: no message was ever sent to this id, and no client has connected with it; check the id")]
     UserUnknown,
-    #[error("this path does not take that method")]
+    #[error("this path does not support that method; the header Allow lists those that it does")]
     MethodNotAllowed,
-    #[error("the body has to be application/json, or application/x-ndjson for a stream")]
+    #[error("unsupported Content-Type: send application/json, or application/x-ndjson for a stream")]
     MediaType,
-    #[error("the body has the Content-Encoding `{0}`, and none is taken here: send it as it is")]
+    #[error("unsupported Content-Encoding `{0}`: send the body uncompressed")]
     Encoding(String),
-    #[error("a dispatch may have at most {0} bytes of JSON (limits.requestBytes)")]
+    #[error("a dispatch may have at most {0} bytes of JSON (limits.requestBytes); send a smaller one")]
     TooLarge(usize),
     #[error(
-        "it took too long: a body, or a line that was begun, has 30 seconds to come, and so has the answer. Try again"
+        "timed out: a body, or a line that has begun, must arrive within 30 s, and most requests are answered within 30 s. \
+                 Retry"
     )]
     TooSlow,
     #[error("the body could not be read: {0}")]
     Body(String),
-    #[error("this is not JSON: {0}")]
+    #[error("the body is not JSON: {0}")]
     BadJson(String),
-    #[error("this is not a dispatch: {0}")]
+    #[error("the body is not a dispatch: {0}")]
     Shape(String),
     #[error("{0}")]
     HalfPair(String),
@@ -66,22 +67,22 @@ pub(super) enum ApiError {
     Parameter(String),
     #[error("{0}")]
     Busy(&'static str),
-    #[error("the logs are in Redis, which makes its own backups: BGSAVE, or a copy of its append-only files")]
+    #[error("the logs are in Redis: back up Redis instead, with BGSAVE or a copy of its append-only files")]
     BackupElsewhere,
-    #[error("portals are off on this server: set portal.enabled in its configuration to true")]
+    #[error("portals are off on this server: set portal.enabled to true in its configuration")]
     NoPortals,
-    #[error("there are as many portals as there may be; close some that are not needed")]
+    #[error("too many portals are open on this server; close those that are not needed")]
     ManyPortals,
     #[error(
-        "o.ttl and o.collapse are for messages that are kept, and this server keeps none: sync is off. Set sync.enabled \
-         to true in its configuration, or leave them out"
+        "o.ttl and o.collapse need stored messages, and sync is off on this server: set sync.enabled to true in its \
+                 configuration, or omit them"
     )]
     SyncOff,
     #[error("{0}")]
     Message(#[from] MessageError),
     #[error("{0}")]
     User(#[from] UserIdError),
-    #[error("a dispatch may have at most {0} recipients (limits.recipients); send several")]
+    #[error("a dispatch may have at most {0} recipients (limits.recipients); split it")]
     Recipients(usize),
     #[error("{0}")]
     Store(#[from] StoreError),
@@ -123,7 +124,7 @@ impl ApiError {
         }
     }
 
-    /// Appends the refusal as JSON.
+    /// Appends the error as JSON.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         let body = json!({"error": {"code": self.row().1, "message": self.to_string()}});
         out.extend_from_slice(body.to_string().as_bytes());
@@ -136,7 +137,7 @@ impl IntoResponse for ApiError {
         if status.is_server_error()
             && let Some(suppressed) = FAILED.due(code)
         {
-            tracing::error!(error = %self, suppressed, "a request failed");
+            tracing::error!(error = %self, suppressed, "request failed");
         }
         let mut body = Vec::new();
         self.write(&mut body);
@@ -158,9 +159,9 @@ impl IntoResponse for ApiError {
 mod tests {
     use super::*;
 
-    /// Programs are written against these, so what the guide says of them holds.
+    /// Programs depend on status and code, so the documented table must be right.
     #[test]
-    fn every_refusal_is_in_the_table_of_the_guide() {
+    fn api_error_has_its_row_in_the_documented_table() {
         let guide = include_str!("../guide/http-api.md");
         let why = || "x".to_owned();
         for error in [
@@ -199,7 +200,7 @@ mod tests {
         ] {
             let (status, code) = error.row();
             let row = guide.lines().find(|line| line.starts_with("| `") && line.contains(&format!("`{code}`")));
-            let row = row.unwrap_or_else(|| panic!("{code} is not in the guide"));
+            let row = row.unwrap_or_else(|| panic!("{code} is not documented"));
             assert!(row.contains(&format!("| {} |", status.as_u16())), "{code} is {status}, but: {row}");
         }
     }

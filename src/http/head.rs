@@ -1,5 +1,6 @@
-//! Checks of a request's head that hold for every path, HTTP and WebSocket: what is ambiguous is refused rather than
-//! guessed, and where every token is believed (`--dev`, `authentication.insecure`) only pages of this machine are served.
+//! Checks the head of every request, HTTP and WebSocket. An ambiguous head is rejected rather than guessed.
+//!
+//! Where every token is accepted (`--dev`, `authentication.insecure`), only web pages of this machine are served.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,17 +11,17 @@ use axum::http::{
 
 use super::error::ApiError;
 
-/// Why a head is refused.
+/// Says why a head is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It is ambiguous, or not HTTP.
+    /// The head is ambiguous, or not HTTP.
     Malformed(&'static str),
-    /// It comes from another site.
+    /// The request comes from another site.
     Foreign(&'static str),
 }
 
 impl Refusal {
-    /// Status and sentence.
+    /// Returns the status and the sentence of the response.
     #[must_use]
     pub fn parts(self) -> (StatusCode, &'static str) {
         match self {
@@ -39,34 +40,38 @@ impl From<Refusal> for ApiError {
     }
 }
 
-/// Checks a head. `local_only`: refuses web pages of other machines, and names that may lead here from elsewhere.
+/// Checks a request's head.
+///
+/// `local_only` rejects web pages of other machines, and host names that DNS may resolve to this one from elsewhere.
 ///
 /// # Errors
-/// With the status and the sentence of the response.
+/// Returns the status and the sentence of the response.
 pub fn check<B>(request: &Request<B>, local_only: bool) -> Result<(), Refusal> {
     let headers = request.headers();
-    // Later versions name the host elsewhere, and their framing has no codings.
+    // HTTP/2 and later carry the host in `:authority`, and have no transfer codings.
     if request.version() <= Version::HTTP_11 {
         let host = host(headers)?;
         if host.is_none() && request.version() == Version::HTTP_11 {
-            return Err(Refusal::Malformed("a request of HTTP/1.1 needs a Host header"));
+            return Err(Refusal::Malformed("an HTTP/1.1 request needs a Host header; send one"));
         }
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
         if let Some(coding) = codings.next()
             && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
         {
-            return Err(Refusal::Malformed("the only Transfer-Encoding taken is chunked; send the body as it is"));
+            return Err(Refusal::Malformed(
+                "the only supported Transfer-Encoding is chunked; send the body uncompressed",
+            ));
         }
-        // Without a Host it is no browser that asks, in HTTP/1.0.
+        // An HTTP/1.0 request without a Host does not come from a browser.
         if local_only && host.is_some_and(|host| !is_local_host(host)) {
             return Err(Refusal::Foreign(
-                "with --dev or authentication.insecure the Host has to be localhost, an IP address or a name without a \
+                "with --dev or authentication.insecure the Host must be localhost, an IP address or a name without a \
                  dot; set `origins` to serve other names",
             ));
         }
     }
     if !is_escaped(request.uri().path()) {
-        return Err(Refusal::Malformed("in a path, % has to be followed by two hexadecimal digits"));
+        return Err(Refusal::Malformed("in a path, % must be followed by two hexadecimal digits"));
     }
     if local_only && headers.get_all(ORIGIN).iter().any(|origin| !is_local_origin(origin.as_bytes())) {
         return Err(Refusal::Foreign(
@@ -77,22 +82,22 @@ pub fn check<B>(request: &Request<B>, local_only: bool) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Checks that a query is text. A decoder would otherwise put U+FFFD where the query has other bytes.
+/// Checks that a query decodes to UTF-8. The query decoder would otherwise replace invalid bytes by U+FFFD.
 pub(super) fn check_query(query: Option<&str>) -> Result<(), ApiError> {
     let query = query.unwrap_or_default();
     if !query.contains('%') {
         return Ok(());
     }
     let Some(decoded) = decoded(query) else {
-        return Err(ApiError::Parameter("in a query, % has to be followed by two hexadecimal digits".into()));
+        return Err(ApiError::Parameter("in a query, % must be followed by two hexadecimal digits".into()));
     };
     match std::str::from_utf8(&decoded) {
         Ok(_) => Ok(()),
-        Err(_) => Err(ApiError::Parameter("a query has to be UTF-8, with its bytes escaped as %XX".into())),
+        Err(_) => Err(ApiError::Parameter("a query must be UTF-8, with its bytes escaped as %XX".into())),
     }
 }
 
-/// Decodes `%XX`. `None` where `%` is followed by something else.
+/// Decodes `%XX`. `None`: a `%` is not followed by two hexadecimal digits.
 pub(super) fn decoded(text: &str) -> Option<Vec<u8>> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
@@ -119,21 +124,21 @@ fn is_escaped(path: &str) -> bool {
     true
 }
 
-/// The one Host of a request, as it stands.
+/// Returns the only Host of a request, undecoded.
 fn host(headers: &HeaderMap) -> Result<Option<&[u8]>, Refusal> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next().map(axum::http::HeaderValue::as_bytes);
     if hosts.next().is_some() {
-        return Err(Refusal::Malformed("a request may have one Host header"));
+        return Err(Refusal::Malformed("a request may have only one Host header; send one"));
     }
     let is_legal = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
     if host.is_some_and(|host| !host.iter().all(is_legal)) {
-        return Err(Refusal::Malformed("the Host header has to be a name or an address, and a port if it is not 80"));
+        return Err(Refusal::Malformed("the Host header must be a name or an address, and a port if it is not 80"));
     }
     Ok(host)
 }
 
-/// The name in `name:port`, or the address in `[address]:port`.
+/// Returns the name in `name:port`, or the address in `[address]:port`.
 fn name(host: &[u8]) -> Option<&str> {
     let host = std::str::from_utf8(host).ok()?;
     let (name, rest) = match host.strip_prefix('[') {
@@ -152,15 +157,17 @@ fn is_localhost(name: &str) -> bool {
     })
 }
 
-/// Whether this Host cannot be a name that a stranger has made lead here (DNS rebinding). An address cannot, nor can a
-/// name without a dot, as services have in a network of containers.
+/// Tests that a Host is safe against DNS rebinding, where an attacker's name resolves to this machine.
+///
+/// An address is safe, and so is a name without a dot, as services have in a container network.
 fn is_local_host(host: &[u8]) -> bool {
     let Some(name) = name(host) else { return false };
     !name.is_empty() && (name.parse::<IpAddr>().is_ok() || is_localhost(name) || !name.contains('.'))
 }
 
-/// Whether a page is served by this machine. A page of a file, or in a sandbox, has the origin `null`, and any site can
-/// make one of the latter.
+/// Tests that a page was served by this machine.
+///
+/// A page from a file or in a sandbox has the origin `null`. Any site can make a sandboxed page, so `null` does not count.
 fn is_local_origin(origin: &[u8]) -> bool {
     let host = std::str::from_utf8(origin).ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
     host.and_then(|host| name(host.as_bytes())).is_some_and(|name| {
@@ -183,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn head_that_is_ambiguous_is_refused() {
+    fn ambiguous_head_is_rejected() {
         let host = ("host", "localhost:4000");
         assert_eq!(checked("/", &[host], false), Ok(()));
         assert_eq!(checked("/v1/users/%C3%a9", &[host, ("transfer-encoding", "Chunked")], false), Ok(()));
@@ -207,11 +214,11 @@ mod tests {
         let old = Request::builder().version(Version::HTTP_10).body(()).unwrap();
         assert_eq!((check(&old, false), check(&old, true)), (Ok(()), Ok(())), "HTTP/1.0 needs no Host");
         let new = Request::builder().version(Version::HTTP_2).body(()).unwrap();
-        assert_eq!(check(&new, true), Ok(()), "HTTP/2 has none");
+        assert_eq!(check(&new, true), Ok(()), "HTTP/2 has no Host");
     }
 
     #[test]
-    fn query_that_is_not_text_is_refused() {
+    fn query_that_is_not_utf8_is_rejected() {
         for good in [None, Some(""), Some("cursor=al%20ice%C3%A9&limit=1"), Some("a=b+c")] {
             assert!(check_query(good).is_ok(), "{good:?}");
         }
@@ -221,15 +228,15 @@ mod tests {
     }
 
     #[test]
-    fn development_server_serves_pages_of_this_machine_only() {
+    fn local_only_check_rejects_hosts_and_origins_of_other_machines() {
         let hosts =
             ["localhost", "LOCALHOST:4000", "127.0.0.1:4000", "[::1]:4000", "192.168.1.2", "mesa:4000", "a.localhost"];
         for host in hosts {
             assert_eq!(checked("/", &[("host", host)], true), Ok(()), "{host}");
         }
-        let strange =
+        let foreign =
             ["", "evil.example", "evil.example:4000", "127.0.0.1.evil.example", "localhost.evil.example", "a.b."];
-        for host in strange {
+        for host in foreign {
             assert_eq!(checked("/", &[("host", host)], true), Err(403), "{host}");
         }
         for host in ["evillocalhost.", ".localhost", "127.0.0.1:x"] {

@@ -1,4 +1,4 @@
-//! Alive, ready, counters: for whoever watches the server. Open to all, and tells nothing about users.
+//! Reports liveness, readiness and metrics to monitoring. Needs no key, and reveals nothing about users.
 
 use axum::{
     extract::State as FromState,
@@ -8,12 +8,12 @@ use axum::{
 
 use super::State;
 
-/// The process serves requests.
+/// `GET /healthz`: the process serves requests.
 pub(super) async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// Every part of the server is ready; otherwise one line for each that is not.
+/// `GET /readyz`: every part of the server is ready; otherwise 503 and one line for each part that is not.
 pub(super) async fn ready(FromState(api): State) -> Response {
     match api.hub.ready() {
         Ok(()) => "ready\n".into_response(),
@@ -24,7 +24,8 @@ pub(super) async fn ready(FromState(api): State) -> Response {
     }
 }
 
+/// `GET /metrics`: OpenMetrics text.
 pub(super) async fn metrics(FromState(api): State) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], api.metrics.encode()).into_response()
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], api.metrics.encode()).into_response()
 }

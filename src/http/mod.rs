@@ -1,14 +1,14 @@
-//! What backends ask. Decides nothing: it reads a request, asks the hub, and writes the answer.
+//! Serves the HTTP API for backends. It parses a request, calls the hub, and encodes the result; it decides nothing.
 //!
 //! - [`api`]: shared state, and JSON responses
-//! - [`auth`]: who may ask · [`head`]: what holds for the head of every request
-//! - [`dispatch`]: `POST /v1/dispatch`, one or a stream of them
+//! - [`auth`]: API keys · [`head`]: checks of the head of every request
+//! - [`dispatch`]: `POST /v1/dispatch`, one dispatch or an NDJSON stream
 //! - [`users`]: everything under `/v1/users`
 //! - [`backup`]: `GET /v1/backup`
 //! - [`sse`]: `GET /v1/events`
-//! - [`health`]: alive, ready, counters
-//! - [`parameters`]: which parameters a query may have, and what is wrong with one
-//! - [`error`]: every refusal, in one table · [`refusal`]: of what never comes here
+//! - [`health`]: liveness, readiness, metrics
+//! - [`parameters`]: names and errors of query parameters
+//! - [`error`]: every error response, in one table · [`refusal`]: the same body for requests that never reach the API
 
 mod api;
 mod auth;
@@ -36,37 +36,40 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 
 pub use self::api::Api;
-use self::api::{BODY_TIME_MAX, State, json};
+use self::api::{BODY_TIMEOUT, State, json};
 pub use auth::Caller;
 use error::ApiError;
 
-/// How long any other request may take to be answered; then it gets 408.
-const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+/// Time limit of any request but a dispatch or a stream; then it gets 408.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The HTTP API.
+/// Routes requests of the HTTP API.
 #[derive(Debug, Clone)]
 pub struct Http {
     api: Arc<Api>,
     router: Router,
-    /// The streams listen to it.
+    /// Becomes true at shutdown; streams of dispatches subscribe to it.
     stopping: Arc<watch::Sender<bool>>,
 }
 
 impl Http {
-    /// An API that asks and answers as told.
+    /// Creates the router with its state.
     #[must_use]
     pub fn new(api: Api) -> Self {
         let api = Arc::new(api);
         Self { router: router(api.clone()), api, stopping: Arc::default() }
     }
 
-    /// Ends what would not end by itself: streams of dispatches, once all that they have taken in is answered. (Streams of
-    /// events end with the hub: until the last client has gone there is something to tell.)
+    /// Ends streams of dispatches, once every dispatch that was read is answered.
+    ///
+    /// Event streams end with the hub instead: there are events until the last client has disconnected.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
     }
 
-    /// Answers one request. Dropping the future does not take back a dispatch that was taken in.
+    /// Answers one request.
+    ///
+    /// Dropping the future does not cancel a dispatch that the store has accepted.
     pub async fn respond<B>(&self, caller: &Caller, mut request: Request<B>) -> Response
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
@@ -75,7 +78,7 @@ impl Http {
         if let Err(refusal) = head::check(&request, self.api.local_only) {
             return self.refuse(ApiError::from(refusal));
         }
-        // Dispatches are nearly all there is, and routing was about a tenth of what one costs: they go the short way.
+        // Dispatches bypass the router: routing was about a tenth of the cost of one.
         if request.method() == Method::POST && request.uri().path() == dispatch::PATH {
             let response = match auth::check(&self.api, caller, request.headers()).await {
                 Ok(()) => match parameters::check(request.uri().query(), &[]) {
@@ -92,7 +95,7 @@ impl Http {
             return self.refuse(error);
         }
         request.extensions_mut().insert(caller.clone());
-        match tokio::time::timeout(REQUEST_TIME_MAX, self.router.clone().oneshot(request.map(Body::new))).await {
+        match tokio::time::timeout(REQUEST_TIMEOUT, self.router.clone().oneshot(request.map(Body::new))).await {
             Ok(Ok(response)) => response,
             Err(_) => ApiError::TooSlow.into_response(),
         }
@@ -106,9 +109,9 @@ impl Http {
 }
 
 fn router(api: Arc<Api>) -> Router {
-    let events = |api, asked, headers| std::future::ready(sse::events(api, asked, headers));
+    let events = |api, query, headers| std::future::ready(sse::events(api, query, headers));
     let guarded = Router::new()
-        // Its POST does not come here, see `respond`; the entry makes 405 and `Allow` for all other methods.
+        // `respond` handles its POST; this entry makes 405 and `Allow` for all other methods.
         .route(dispatch::PATH, post(|| async { ApiError::MethodNotAllowed }))
         .route("/v1/backup", get(backup::backup))
         .route("/v1/events", get(events))
@@ -117,9 +120,9 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v1/users/{id}/messages", get(users::messages).delete(users::clear))
         .route("/v1/users/{id}/disconnect", post(users::disconnect))
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
-        // The one below is asked first: what a path takes is told to those alone that have a key.
-        .route_layer(middleware::from_fn(parameters::guard))
-        .route_layer(middleware::from_fn_with_state(api.clone(), auth::guard));
+        // The layer below runs first: only a request with a valid key learns which parameters a path takes.
+        .route_layer(middleware::from_fn(parameters::reject_unknown))
+        .route_layer(middleware::from_fn_with_state(api.clone(), auth::require_api_key));
     Router::new()
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))

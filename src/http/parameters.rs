@@ -1,7 +1,6 @@
-//! Parameters of queries: which there are, and words for what is wrong with one.
+//! Checks the parameters of queries, and words the errors.
 //!
-//! A parameter that is not known is refused, because a request that ignored it would do something else: `?after=3` on a path
-//! that clears a log.
+//! An unknown parameter is rejected: a request that ignored it could do harm, such as `?after=3` on a path that clears a log.
 
 use axum::{
     extract::{MatchedPath, Request, rejection::QueryRejection},
@@ -13,26 +12,26 @@ use axum::{
 use super::{error::ApiError, head};
 use crate::logging::excerpt;
 
-/// The parameters of each route. A route that is not listed takes none.
+/// Lists the parameters of each route. A route that is not listed has none.
 const KNOWN: [(Method, &str, &[&str]); 3] = [
     (Method::GET, "/v1/events", &["all"]),
     (Method::GET, "/v1/users", &["online", "cursor", "limit"]),
     (Method::GET, "/v1/users/{id}/messages", &["after", "limit"]),
 ];
 
-/// Refuses a request whose query has a parameter that its route does not take.
-pub(super) async fn guard(request: Request, next: Next) -> Response {
+/// Rejects a request whose query has a parameter that its route does not have.
+pub(super) async fn reject_unknown(request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    // A HEAD is answered like a GET.
+    // HEAD has the parameters of GET.
     let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-    let known = KNOWN.iter().find(|(of, route, _)| of == method && *route == path);
+    let known = KNOWN.iter().find(|(known, route, _)| known == method && *route == path);
     match check(request.uri().query(), known.map_or(&[], |(_, _, names)| names)) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
 }
 
-/// Checks the names in a query.
+/// Checks the parameter names of a query.
 pub(super) fn check(query: Option<&str>, known: &[&str]) -> Result<(), ApiError> {
     let Some(query) = query else { return Ok(()) };
     head::check_query(Some(query))?;
@@ -45,7 +44,7 @@ pub(super) fn check(query: Option<&str>, known: &[&str]) -> Result<(), ApiError>
             return Err(ApiError::Parameter(unknown(&name, known)));
         };
         if seen.contains(name) {
-            return Err(ApiError::Parameter(format!("the parameter `{name}` is there twice; send it once")));
+            return Err(ApiError::Parameter(format!("the parameter `{name}` was sent twice; send it once")));
         }
         seen.push(name);
     }
@@ -56,16 +55,16 @@ fn unknown(name: &str, known: &[&str]) -> String {
     let wrong = if name.is_empty() {
         "the query has a parameter without a name".to_owned()
     } else {
-        format!("the parameter `{}` is not known here", excerpt(name))
+        format!("the parameter `{}` is unknown", excerpt(name))
     };
     let known: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
     match known.as_slice() {
-        [] => format!("{wrong}: leave it out, this request takes none"),
+        [] => format!("{wrong}: omit it, this request takes no parameters"),
         known => format!("{wrong}: this request takes {}", known.join(", ")),
     }
 }
 
-/// Rejects a query, with what would do.
+/// Turns a failed decode of a query into an error that states what is valid.
 pub(super) fn bad(rejection: &QueryRejection) -> ApiError {
     let text = rejection.body_text();
     ApiError::Parameter(reworded(text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text)))
@@ -88,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn query_with_an_unknown_name_is_refused_with_the_names_there_are() {
+    fn query_with_unknown_or_repeated_name_is_rejected_with_known_names() {
         let known = &["after", "limit"];
         for good in
             [None, Some(""), Some("&"), Some("after=1&limit=2"), Some("limit=2&"), Some("l%69mit=1"), Some("after")]
@@ -96,12 +95,12 @@ mod tests {
             assert!(check(good, known).is_ok(), "{good:?}");
         }
         for (bad, expected) in [
-            ("zz=1", "`zz` is not known here: this request takes `after`, `limit`"),
-            ("after=1&zz", "`zz` is not known here"),
-            ("%7az=1", "`zz` is not known here"),
-            ("After=1", "`After` is not known here"),
+            ("zz=1", "`zz` is unknown: this request takes `after`, `limit`"),
+            ("after=1&zz", "`zz` is unknown"),
+            ("%7az=1", "`zz` is unknown"),
+            ("After=1", "`After` is unknown"),
             ("=1", "a parameter without a name"),
-            ("after=1&after=2", "`after` is there twice"),
+            ("after=1&after=2", "`after` was sent twice"),
             ("%zz=1", "hexadecimal"),
             ("%ff=1", "UTF-8"),
         ] {
@@ -109,6 +108,6 @@ mod tests {
             assert!(error.contains(expected), "{bad}: {error}");
         }
         let long = check(Some(&"x".repeat(10_000)), &[]).expect_err("unknown").to_string();
-        assert!(long.len() < 300 && long.ends_with("this request takes none"), "{long}");
+        assert!(long.len() < 300 && long.ends_with("this request takes no parameters"), "{long}");
     }
 }

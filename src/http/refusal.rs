@@ -1,5 +1,5 @@
-//! Refusals of what never reaches the API, with the body of all other refusals: of a WebSocket, and of a request that hyper
-//! cannot read.
+//! Makes error responses for requests that never reach the API: a WebSocket upgrade, or a request that hyper cannot parse.
+//! Their body is that of all other error responses.
 
 use axum::{
     http::{HeaderName, HeaderValue, StatusCode},
@@ -7,13 +7,13 @@ use axum::{
 };
 use serde_json::json;
 
-/// A refusal in JSON. The status says which code it has.
+/// Makes an error response in JSON. The status determines the code.
 #[must_use]
 pub fn response(status: StatusCode, why: &str) -> Response {
     super::json(status, body(status, why))
 }
 
-/// The same with one more header.
+/// Makes an error response with one more header.
 #[must_use]
 pub fn with_header(status: StatusCode, why: &str, (name, value): (HeaderName, &'static str)) -> Response {
     let mut response = response(status, why);
@@ -21,7 +21,7 @@ pub fn with_header(status: StatusCode, why: &str, (name, value): (HeaderName, &'
     response
 }
 
-/// The body of a refusal.
+/// Encodes the body of an error response.
 #[must_use]
 pub fn body(status: StatusCode, why: &str) -> Vec<u8> {
     json!({"error": {"code": code(status), "message": why}}).to_string().into_bytes()
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_refusal_is_in_the_table_of_the_guide() {
+    fn refusal_has_its_row_in_the_documented_table() {
         let guide = include_str!("../guide/http-api.md");
         for status in [400, 403, 404, 405, 426, 431, 503] {
             let code = code(StatusCode::from_u16(status).unwrap());

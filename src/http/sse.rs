@@ -1,8 +1,8 @@
-//! `GET /v1/events`: what happens to clients, as server-sent events. The portal for a backend.
+//! Streams client events to a backend as server-sent events (`GET /v1/events`).
 //!
-//! `id: STREAM-NUMBER`, `data: {"type":…,"connection":…,"user":…,"message":…}`. A stream begins with an id alone, so that
-//! who loses it before the first event can resume as well. Where events are missing, and when a stream could not be
-//! resumed, `event: missed` says so; it has an id too, so that a connection that breaks before it does not lose it.
+//! An event is `id: STREAM-NUMBER` and `data: {"type":…,"connection":…,"user":…,"message":…}`. A stream begins with an id
+//! alone, so that a backend that loses the stream before the first event can resume too. `event: missed` reports missing
+//! events, and a stream that could not be resumed. It has an id too, so that a backend that loses it gets it again.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -22,22 +22,22 @@ use crate::{
     message::write_message,
 };
 
-/// Silence after which a comment is sent: a proxy in between must not take the stream for dead, and a peer that is gone
-/// shows by not acknowledging it.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Silence after which a comment is sent, so that proxies keep the stream open. A dead peer is found because it does not
+/// acknowledge the comment.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Events written in one piece, in bytes, about. More would only wait in another buffer.
-const PIECE_BYTES: usize = 64 << 10;
+/// Events written in one chunk, in bytes, approximately. More would only wait in another buffer.
+const CHUNK_BYTES_LIMIT: usize = 64 << 10;
 
-/// How soon a browser's client comes back, in milliseconds.
-const RETRY_MS: u32 = 1000;
+/// Delay after which a browser's client reconnects, in milliseconds.
+const RETRY_DELAY_MS: u32 = 1000;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Asked {
-    /// Everything, rather than a share of it.
+pub(super) struct EventParameters {
+    /// Sends all events, rather than a share of them.
     #[serde(default)]
     all: bool,
 }
@@ -45,67 +45,67 @@ pub(super) struct Asked {
 /// `GET /v1/events`
 pub(super) fn events(
     FromState(api): State,
-    asked: Result<Query<Asked>, QueryRejection>,
+    query: Result<Query<EventParameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let Query(asked) = asked.map_err(|rejection| parameters::bad(&rejection))?;
+    let Query(query) = query.map_err(|rejection| parameters::bad(&rejection))?;
     let portals = api.hub.portals().ok_or(ApiError::NoPortals)?;
-    let resumed = last(&headers)?.map(|(stream, number)| portals.resume(&stream, number));
+    let resumed = last_event_id(&headers)?.map(|(stream, number)| portals.resume(&stream, number));
     let portal = match resumed {
         Some(Some(portal)) => portal,
-        Some(None) => portals.join_behind_unknown(asked.all).ok_or(ApiError::ManyPortals)?,
-        None => portals.join(asked.all).ok_or(ApiError::ManyPortals)?,
+        Some(None) => portals.join_behind_unknown(query.all).ok_or(ApiError::ManyPortals)?,
+        None => portals.join(query.all).ok_or(ApiError::ManyPortals)?,
     };
-    let first = format!("retry: {RETRY_MS}\nid: {}-{}\n\n", portal.stream().as_str(), portal.number());
-    let open = Open { portal, over: api.hub.over(), first: Some(first.into_bytes()) };
-    let pieces = stream::unfold(open, |mut open| async {
-        let piece = open.piece().await?;
-        Some((Ok::<_, Infallible>(Bytes::from(piece)), open))
+    let first = format!("retry: {RETRY_DELAY_MS}\nid: {}-{}\n\n", portal.stream().as_str(), portal.number());
+    let events = EventStream { portal, over: api.hub.over(), first: Some(first.into_bytes()) };
+    let chunks = stream::unfold(events, |mut events| async {
+        let chunk = events.chunk().await?;
+        Some((Ok::<_, Infallible>(Bytes::from(chunk)), events))
     });
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-        // Some proxies would otherwise collect events before they pass them on.
+        // Without it some proxies buffer events.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
-    Ok((headers, Body::from_stream(pieces)).into_response())
+    Ok((headers, Body::from_stream(chunks)).into_response())
 }
 
-/// Where a client says it was.
-fn last(headers: &HeaderMap) -> Result<Option<(StreamId, u64)>, ApiError> {
+/// Parses the header `Last-Event-ID`: the position after which a backend resumes.
+fn last_event_id(headers: &HeaderMap) -> Result<Option<(StreamId, u64)>, ApiError> {
     let Some(value) = headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty()) else { return Ok(None) };
     let parts = value.to_str().ok().and_then(|text| text.rsplit_once('-'));
     match parts.map(|(stream, number)| (stream, number.parse())) {
         Some((stream, Ok(number))) => Ok(Some((StreamId::from_text(stream), number))),
-        _ => Err(ApiError::Parameter("Last-Event-ID is the id of an event of this server, STREAM-NUMBER".into())),
+        _ => Err(ApiError::Parameter("Last-Event-ID must be the id of an event of this server, STREAM-NUMBER".into())),
     }
 }
 
-/// A stream of events.
-struct Open {
+/// Encodes the events of one portal for its response body.
+struct EventStream {
     portal: Portal,
-    /// Nothing more will happen.
+    /// Becomes true when the hub has closed all connections: no more events follow.
     over: watch::Receiver<bool>,
     first: Option<Vec<u8>>,
 }
 
-impl Open {
-    /// What is to be written next; `None` at the end.
-    async fn piece(&mut self) -> Option<Vec<u8>> {
+impl EventStream {
+    /// Returns the next chunk; `None` at the end.
+    async fn chunk(&mut self) -> Option<Vec<u8>> {
         if let Some(first) = self.first.take() {
             return Some(first);
         }
         let taken = tokio::select! {
             biased;
-            // First: what has happened is told to the last.
-            taken = timeout(KEEP_ALIVE, self.portal.next()) => taken,
+            // First, so that all events are sent before the stream ends.
+            taken = timeout(KEEP_ALIVE_INTERVAL, self.portal.next()) => taken,
             _ = self.over.wait_for(|over| *over) => return None,
         };
         let Ok(taken) = taken else { return Some(b":\n\n".to_vec()) };
         let mut out = Vec::with_capacity(256);
         write(&mut out, self.portal.stream(), &taken?);
-        while out.len() < PIECE_BYTES {
+        while out.len() < CHUNK_BYTES_LIMIT {
             match self.portal.try_next() {
                 Some(taken) => write(&mut out, self.portal.stream(), &taken),
                 None => break,
@@ -122,7 +122,7 @@ fn write(out: &mut Vec<u8>, stream: &StreamId, taken: &Taken) {
             out.extend_from_slice(b"data: ");
             let from = out.len();
             write_told(out, told);
-            // Between values JSON may have line ends, which would end the field; within strings it has none.
+            // JSON may have line ends between values, which would end the field; within strings it has none.
             out[from..].iter_mut().filter(|byte| matches!(**byte, b'\r' | b'\n')).for_each(|byte| *byte = b' ');
         }
         Item::Missed(count) => {
@@ -166,17 +166,17 @@ mod tests {
     };
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_has_nothing_to_say_says_so() {
+    async fn idle_event_stream_sends_comments_until_hub_is_drained() {
         let pool = Portals::new(true, Bounds::default(), Arc::new(Metrics::new()));
         let over = watch::Sender::new(false);
-        let mut open = Open { portal: pool.join(false).unwrap(), over: over.subscribe(), first: None };
+        let mut events = EventStream { portal: pool.join(false).unwrap(), over: over.subscribe(), first: None };
         for _ in 0..3 {
             let began = tokio::time::Instant::now();
-            assert_eq!(open.piece().await.unwrap(), b":\n\n");
-            assert_eq!(began.elapsed().as_secs(), KEEP_ALIVE.as_secs());
+            assert_eq!(events.chunk().await.unwrap(), b":\n\n");
+            assert_eq!(began.elapsed().as_secs(), KEEP_ALIVE_INTERVAL.as_secs());
         }
         over.send_replace(true);
-        assert_eq!(open.piece().await, None);
+        assert_eq!(events.chunk().await, None);
     }
 
     fn written(what: Item) -> String {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_written_as_documented() {
+    fn event_is_encoded_as_documented() {
         assert_eq!(
             written(event(None, What::Connection)),
             "id: ab-3\ndata: {\"type\":\"connection\",\"connection\":\"7\"}\n\n"
@@ -209,14 +209,14 @@ mod tests {
     }
 
     #[test]
-    fn where_a_client_was_is_read_from_its_last_event() {
+    fn last_event_id_is_parsed_or_rejected() {
         let read = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(LAST_EVENT_ID, HeaderValue::from_str(value).unwrap());
-            last(&headers)
+            last_event_id(&headers)
         };
         assert!(matches!(read(""), Ok(None)));
-        assert!(matches!(last(&HeaderMap::new()), Ok(None)));
+        assert!(matches!(last_event_id(&HeaderMap::new()), Ok(None)));
         assert!(matches!(read("0123456789abcdef-17"), Ok(Some((stream, 17))) if stream.as_str() == "0123456789abcdef"));
         for wrong in ["17", "ab-", "ab-x", "ab--1x", "ab-99999999999999999999"] {
             assert!(read(wrong).is_err(), "{wrong}");

@@ -1,4 +1,4 @@
-//! Everything under `/v1/users`: who is known, what waits for whom.
+//! Serves `/v1/users`: users, their devices and pending messages.
 
 use axum::{
     extract::{Path, Query, State as FromState, rejection::PathRejection, rejection::QueryRejection},
@@ -15,8 +15,9 @@ use crate::{
     util::rfc3339,
 };
 
-/// What a page holds when nothing is said, and at most.
-const PAGE: usize = 100;
+/// Entries of a page if the request has no limit.
+const PAGE_DEFAULT: usize = 100;
+/// Entries of a page at most.
 const PAGE_MAX: usize = 1000;
 
 #[derive(Debug, Deserialize)]
@@ -54,14 +55,14 @@ fn parameters<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError>
 }
 
 fn page(limit: Option<usize>) -> Result<usize, ApiError> {
-    match limit.unwrap_or(PAGE) {
+    match limit.unwrap_or(PAGE_DEFAULT) {
         limit @ 1..=PAGE_MAX => Ok(limit),
-        limit => Err(ApiError::Parameter(format!("limit is {limit}; it has to be from 1 to {PAGE_MAX}"))),
+        limit => Err(ApiError::Parameter(format!("limit is {limit}; it must be from 1 to {PAGE_MAX}"))),
     }
 }
 
 fn report(report: &UserReport) -> Value {
-    let mut told = json!({
+    let mut body = json!({
         "id": report.user,
         "online": report.connections > 0,
         "connections": report.connections,
@@ -72,9 +73,9 @@ fn report(report: &UserReport) -> Value {
         "lastSequence": report.last_sequence,
     });
     if report.damaged {
-        told["damaged"] = true.into();
+        body["damaged"] = true.into();
     }
-    told
+    body
 }
 
 fn device(report: &DeviceReport) -> Value {
@@ -121,7 +122,7 @@ pub(super) async fn messages(
     let MessageParameters { after, limit } = parameters(query)?;
     let (user, limit) = (user(path)?, page(limit)?);
     let entries = api.hub.pending(&user, after, limit).await?;
-    // The bytes of a page are bounded too, so only an empty page is certain to be the last.
+    // A page is bounded in bytes too, so only an empty page is certain to be the last.
     let cursor = entries.last().map(|last| last.seq);
     let page = MessagePage { messages: entries.iter().filter_map(message).collect(), cursor };
     // Maps with string keys always have a JSON form.
@@ -129,9 +130,9 @@ pub(super) async fn messages(
     Ok(super::json(StatusCode::OK, body))
 }
 
-/// The message as a client reads it, with its place in the log as `s`.
+/// Returns the message as a client receives it, with its sequence as `s`.
 fn message(entry: &Entry) -> Option<Box<RawValue>> {
-    // It was one JSON object when it was taken in, and is that to the letter.
+    // A payload is one JSON object, byte for byte as the hub encoded it.
     let text = std::str::from_utf8(entry.payload.as_bytes()).ok()?.strip_suffix('}')?;
     RawValue::from_string(format!("{text},\"s\":{}}}", entry.seq)).ok()
 }
@@ -155,8 +156,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_is_bounded() {
-        assert_eq!(page(None).unwrap(), PAGE);
+    fn page_limit_out_of_range_is_rejected() {
+        assert_eq!(page(None).unwrap(), PAGE_DEFAULT);
         assert_eq!(page(Some(1000)).unwrap(), 1000);
         assert!(page(Some(0)).is_err() && page(Some(1001)).is_err());
     }

@@ -69,9 +69,9 @@ fn guessing_of_api_keys_is_limited_and_clients_behind_the_address_keep_working()
     http.send(&without).unwrap();
     let (status, body) = http.answer().unwrap();
     let missing = String::from_utf8(body).unwrap();
-    assert!(status == 401 && missing.contains("an API key is needed"), "{status} {missing}");
+    assert!(status == 401 && missing.contains("an API key is required"), "{status} {missing}");
     let (status, wrong) = ask(&mut http, "a-wrong-secret");
-    assert!(status == 401 && wrong.contains("none of this server's"), "{status} {wrong}");
+    assert!(status == 401 && wrong.contains("not one of this server's"), "{status} {wrong}");
 
     let (answers, took) = all_at_once(move |n| ask(&mut connect(), &format!("a-wrong-secret-{n}")));
     compared_at_most(answers.iter().filter(|(status, _)| *status == 401).count(), took);

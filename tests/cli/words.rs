@@ -134,7 +134,7 @@ fn address_of_the_api_is_taken_for_that_of_the_server() {
     }
     let wrong = mesa(&["users", "--url", &format!("http://{}", server.address), "--key", "0123456789abcdef-none"]);
     assert!(
-        said(&wrong).contains("none of this server's `api.keys`") && !said(&wrong).contains("is needed"),
+        said(&wrong).contains("not one of this server's `api.keys`") && !said(&wrong).contains("is required"),
         "{}",
         said(&wrong)
     );

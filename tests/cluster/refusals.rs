@@ -48,7 +48,7 @@ impl Refusing {
     }
 
     fn lines(&self) -> usize {
-        self.lines_with("a request failed")
+        self.lines_with("request failed")
     }
 
     fn lines_with(&self, text: &str) -> usize {

@@ -1,7 +1,7 @@
-//! Lines that go to the hub together, and what becomes of them.
+//! Groups lines of an NDJSON stream into batches that the hub dispatches together.
 
 use super::{
-    request::{Asked, Disconnect},
+    request::{Disconnect, DispatchRequest},
     response,
 };
 use crate::{
@@ -11,39 +11,40 @@ use crate::{
     hub::{Dispatch, Hub, Kept, Outcome, StoreError, Taken},
 };
 
-/// Lines of one batch. More would let others wait longer for their turn in the commit thread.
+/// Lines of one batch at most. Larger batches would delay other callers in the commit thread.
 const BATCH_LINES_MAX: usize = 512;
 
-/// Bytes of one batch's lines (one line at least).
+/// Bytes of one batch's lines at most; a batch takes at least one line.
 const BATCH_BYTES_MAX: usize = 256 << 10;
 
-/// What is to be done for one line.
+/// Describes what the hub does for one line.
 #[derive(Debug)]
 pub(super) enum Task {
-    /// A message for the log.
-    Keep(Kept),
-    /// One that passes the log by.
-    Pass(Dispatch),
+    /// Appends a message to logs.
+    Append(Kept),
+    /// Sends an unsynced message.
+    SendUnsynced(Dispatch),
     Disconnect(Disconnect),
-    /// Nothing but saying why.
-    Refuse(ApiError),
+    /// Answers with an error alone.
+    Reject(ApiError),
 }
 
 impl Task {
-    pub(super) fn new(asked: Result<Asked, ApiError>, hub: &Hub) -> Self {
-        match asked.and_then(|asked| asked.checked(hub)) {
-            Ok(Asked::Dispatch(dispatch)) => hub.keep(dispatch).map_or_else(Self::Pass, Self::Keep),
-            Ok(Asked::Disconnect(disconnect)) => Self::Disconnect(disconnect),
-            Err(error) => Self::Refuse(error),
+    pub(super) fn new(request: Result<DispatchRequest, ApiError>, hub: &Hub) -> Self {
+        match request.and_then(|request| request.checked(hub)) {
+            Ok(DispatchRequest::Dispatch(dispatch)) => hub.keep(dispatch).map_or_else(Self::SendUnsynced, Self::Append),
+            Ok(DispatchRequest::Disconnect(disconnect)) => Self::Disconnect(disconnect),
+            Err(error) => Self::Reject(error),
         }
     }
 }
 
-/// Lines in order. But for those that are refused anyway, all ask for the same kind of thing: so they are taken together
-/// or not at all, and what passes the log by does not pass what stands before it.
+/// Collects lines in order. Apart from rejected lines, all need the same kind of task.
+///
+/// So the hub accepts them together or not at all, and no unsynced message overtakes a line before it.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    /// For each line why it is refused; `None`: it is the next of `tasks`.
+    /// Holds for each line its error; `None`: its task is the next of `tasks`.
     lines: Vec<Option<ApiError>>,
     bytes: usize,
     tasks: Tasks,
@@ -52,9 +53,9 @@ pub(super) struct Batch {
 #[derive(Debug, Default)]
 enum Tasks {
     #[default]
-    Nothing,
-    Keep(Vec<Kept>),
-    Pass(Vec<Dispatch>),
+    Empty,
+    Append(Vec<Kept>),
+    SendUnsynced(Vec<Dispatch>),
     Disconnect(Disconnect),
 }
 
@@ -67,75 +68,75 @@ impl Batch {
         self.lines.len() >= BATCH_LINES_MAX || self.bytes >= BATCH_BYTES_MAX
     }
 
-    /// Takes in what is to be done for a line of so many bytes.
+    /// Adds the task of a line of `bytes` bytes.
     ///
     /// # Errors
-    /// With the task, where it cannot be done together with what is there.
-    #[expect(clippy::result_large_err, reason = "what is given back is what was given")]
+    /// Returns the task if this batch cannot hold it, because its kind differs.
+    #[expect(clippy::result_large_err, reason = "the error is the argument")]
     pub(super) fn push(&mut self, bytes: usize, task: Task) -> Result<(), Task> {
-        let mut refused = None;
+        let mut rejected = None;
         match (task, &mut self.tasks) {
-            (Task::Refuse(error), _) => refused = Some(error),
-            (Task::Keep(kept), Tasks::Keep(all)) => all.push(kept),
-            (Task::Pass(dispatch), Tasks::Pass(all)) => all.push(dispatch),
-            (Task::Keep(kept), tasks @ Tasks::Nothing) => *tasks = Tasks::Keep(vec![kept]),
-            (Task::Pass(dispatch), tasks @ Tasks::Nothing) => *tasks = Tasks::Pass(vec![dispatch]),
-            (Task::Disconnect(disconnect), tasks @ Tasks::Nothing) => *tasks = Tasks::Disconnect(disconnect),
+            (Task::Reject(error), _) => rejected = Some(error),
+            (Task::Append(dispatch), Tasks::Append(all)) => all.push(dispatch),
+            (Task::SendUnsynced(dispatch), Tasks::SendUnsynced(all)) => all.push(dispatch),
+            (Task::Append(dispatch), tasks @ Tasks::Empty) => *tasks = Tasks::Append(vec![dispatch]),
+            (Task::SendUnsynced(dispatch), tasks @ Tasks::Empty) => *tasks = Tasks::SendUnsynced(vec![dispatch]),
+            (Task::Disconnect(disconnect), tasks @ Tasks::Empty) => *tasks = Tasks::Disconnect(disconnect),
             (task, _) => return Err(task),
         }
-        self.lines.push(refused);
+        self.lines.push(rejected);
         self.bytes += bytes;
         Ok(())
     }
 
-    /// Does what the lines ask for. Nothing but waiting is done between the first poll and the last.
-    pub(super) async fn dispatch(self, hub: &Hub) -> Done {
+    /// Carries out the tasks of all lines. The first poll hands them to the hub; later polls only wait.
+    pub(super) async fn dispatch(self, hub: &Hub) -> BatchResult {
         let result = match self.tasks {
-            Tasks::Nothing => Ok(Told::Passed(Vec::new())),
-            Tasks::Keep(kept) => hub.append(kept).await.map(Told::Kept),
-            Tasks::Pass(dispatches) => hub.dispatch_all(dispatches).await.map(Told::Passed),
-            Tasks::Disconnect(disconnect) => Ok(Told::Passed(vec![disconnect.run(hub).await])),
+            Tasks::Empty => Ok(Outcomes::Ready(Vec::new())),
+            Tasks::Append(dispatches) => hub.append(dispatches).await.map(Outcomes::Committed),
+            Tasks::SendUnsynced(dispatches) => hub.dispatch_all(dispatches).await.map(Outcomes::Ready),
+            Tasks::Disconnect(disconnect) => Ok(Outcomes::Ready(vec![disconnect.run(hub).await])),
         };
-        Done { lines: self.lines, result }
+        BatchResult { lines: self.lines, result }
     }
 }
 
-/// A cause that lasts fails every batch.
+/// Limits log lines: a lasting cause fails every batch.
 static FAILED: LogLimit = LogLimit::new();
 
-/// A batch that was done, or could not be.
+/// Holds the result of a batch, or the error that failed it.
 #[derive(Debug)]
-pub(super) struct Done {
+pub(super) struct BatchResult {
     lines: Vec<Option<ApiError>>,
-    result: Result<Told, StoreError>,
+    result: Result<Outcomes, StoreError>,
 }
 
 #[derive(Debug)]
-enum Told {
-    Kept(Taken),
-    Passed(Vec<Outcome>),
+enum Outcomes {
+    Committed(Taken),
+    Ready(Vec<Outcome>),
 }
 
-impl Done {
-    /// What became of each line, one a line.
-    pub(super) fn answers(self, hub: &Hub) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.lines.len() * response::BYTES_USUAL);
+impl BatchResult {
+    /// Encodes the results of the lines, one a line.
+    pub(super) fn results(self, hub: &Hub) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.lines.len() * response::USUAL_BYTES);
         match self.result {
-            Ok(Told::Kept(taken)) if failpoints::once_in(Bug::AnswersSwapped, 20) => {
-                let mut outcomes: Vec<Outcome> = hub.outcomes(taken).collect();
+            Ok(Outcomes::Committed(batch)) if failpoints::once_in(Bug::AnswersSwapped, 20) => {
+                let mut outcomes: Vec<Outcome> = hub.outcomes(batch).collect();
                 outcomes.reverse();
                 write(self.lines, outcomes.into_iter(), &mut out);
             }
-            Ok(Told::Kept(taken)) => write(self.lines, hub.outcomes(taken), &mut out),
-            Ok(Told::Passed(outcomes)) => write(self.lines, outcomes.into_iter(), &mut out),
+            Ok(Outcomes::Committed(batch)) => write(self.lines, hub.outcomes(batch), &mut out),
+            Ok(Outcomes::Ready(outcomes)) => write(self.lines, outcomes.into_iter(), &mut out),
             Err(error) => {
                 if let Some(suppressed) = FAILED.due("stream") {
                     let lines = self.lines.len();
-                    tracing::error!(%error, lines, suppressed, "dispatches of a stream were not taken");
+                    tracing::error!(%error, lines, suppressed, "dispatches of a stream were rejected");
                 }
                 let error = ApiError::Store(error);
-                for refused in self.lines {
-                    refused.as_ref().unwrap_or(&error).write(&mut out);
+                for rejected in self.lines {
+                    rejected.as_ref().unwrap_or(&error).write(&mut out);
                     out.push(b'\n');
                 }
             }
@@ -145,8 +146,8 @@ impl Done {
 }
 
 fn write(lines: Vec<Option<ApiError>>, mut outcomes: impl Iterator<Item = Outcome>, out: &mut Vec<u8>) {
-    for refused in lines {
-        match refused {
+    for rejected in lines {
+        match rejected {
             Some(error) => error.write(out),
             None => response::write(&outcomes.next().expect("the hub has an outcome for each dispatch"), out),
         }

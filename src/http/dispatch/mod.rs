@@ -1,8 +1,8 @@
-//! `POST /v1/dispatch`: messages for some users, or for everyone.
+//! Serves `POST /v1/dispatch`: one dispatch, or an NDJSON stream of them.
 //!
-//! - `request`: from a JSON text to what is asked for
-//! - `response`: what became of it, as JSON text
-//! - `ndjson`, `batch`, `stream`: the same, many times over: a dispatch a line, a result a line
+//! - `request`: parses a dispatch
+//! - `response`: encodes its result
+//! - `ndjson`, `batch`, `stream`: the NDJSON form, with a dispatch a line and a result a line
 
 mod batch;
 mod ndjson;
@@ -25,9 +25,9 @@ use tokio::sync::watch;
 
 use super::{Api, error::ApiError};
 use crate::logging::{excerpt, network_error, sentence};
-use request::Asked;
+use request::DispatchRequest;
 
-/// Where dispatches are posted.
+/// Path of the endpoint.
 pub(super) const PATH: &str = "/v1/dispatch";
 
 pub(super) async fn dispatch<B>(
@@ -42,7 +42,7 @@ where
     check_encoding(request.headers())?;
     match form(request.headers())? {
         Form::One => one(api, request.into_body()).await,
-        Form::Lines => stream::open(api.clone(), stopping.subscribe(), request).await,
+        Form::Ndjson => stream::open(api.clone(), stopping.subscribe(), request).await,
     }
 }
 
@@ -52,39 +52,39 @@ where
     B::Error: Into<BoxError>,
 {
     let bytes_max = api.limits.request_bytes;
-    // A body that is here already sets no timer.
-    let body = tokio::time::timeout(super::BODY_TIME_MAX, Limited::new(body, bytes_max).collect()).await;
+    // A body that has arrived already sets no timer.
+    let body = tokio::time::timeout(super::BODY_TIMEOUT, Limited::new(body, bytes_max).collect()).await;
     let body = body.map_err(|_| ApiError::TooSlow)?.map_err(|error| {
-        if error.is::<LengthLimitError>() { ApiError::TooLarge(bytes_max) } else { ApiError::Body(unread(&*error)) }
+        if error.is::<LengthLimitError>() { ApiError::TooLarge(bytes_max) } else { ApiError::Body(body_error(&*error)) }
     })?;
     let outcome = match request::read(&body.to_bytes(), api.limits.recipients)?.checked(&api.hub)? {
-        Asked::Dispatch(dispatch) => api.hub.dispatch(dispatch).await?,
-        Asked::Disconnect(disconnect) => disconnect.run(&api.hub).await,
+        DispatchRequest::Dispatch(dispatch) => api.hub.dispatch(dispatch).await?,
+        DispatchRequest::Disconnect(disconnect) => disconnect.run(&api.hub).await,
     };
-    let mut text = Vec::with_capacity(response::BYTES_USUAL);
+    let mut text = Vec::with_capacity(response::USUAL_BYTES);
     response::write(&outcome, &mut text);
     Ok(super::json(StatusCode::OK, text))
 }
 
-/// Why a body could not be read, in words of HTTP.
-fn unread(error: &(dyn Error + 'static)) -> String {
-    tracing::debug!(error = %sentence(network_error(error)), "a body could not be read");
+/// Words why a body could not be read, in terms of HTTP.
+fn body_error(error: &(dyn Error + 'static)) -> String {
+    tracing::debug!(error = %sentence(network_error(error)), "request body could not be read");
     let mut cause = error;
     while let Some(below) = cause.source() {
         cause = below;
     }
     match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
         Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
-            "a chunk of it (Transfer-Encoding: chunked) does not begin with its length in hexadecimal and a line end, or does not \
-             end with one"
+                        "a chunk (Transfer-Encoding: chunked) does not begin with its length in hexadecimal and a line end, or does not \
+                         end with one. Check the encoding"
         }
-        Some(io::ErrorKind::TimedOut) => "it stopped coming. Send it again",
-        _ => "it ended before the length that was announced. Send it again",
+        Some(io::ErrorKind::TimedOut) => "the connection timed out. Retry",
+        _ => "it ended before its announced length. Retry",
     }
     .into()
 }
 
-/// Refuses a body that is compressed: it would be read as if it were not.
+/// Rejects a compressed body, which would otherwise be parsed as plain text.
 fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     let codings =
         headers.get_all(header::CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
@@ -95,22 +95,22 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-/// How dispatches are sent.
+/// Selects how the body holds dispatches.
 #[derive(Debug, PartialEq, Eq)]
 enum Form {
     One,
-    Lines,
+    Ndjson,
 }
 
-/// What the type of a body says, whatever its parameters; a body without a type is taken for JSON.
+/// Reads the form from the Content-Type, ignoring its parameters. A body without a type counts as JSON.
 fn form(headers: &HeaderMap) -> Result<Form, ApiError> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(Form::One) };
     let kind = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
     let is = |known: &str| kind.eq_ignore_ascii_case(known);
     match kind {
-        // The second is what curl says when it is told nothing.
+        // curl sends the second type by default.
         _ if is("application/json") || is("application/x-www-form-urlencoded") => Ok(Form::One),
-        _ if is("application/x-ndjson") => Ok(Form::Lines),
+        _ if is("application/x-ndjson") => Ok(Form::Ndjson),
         _ => Err(ApiError::MediaType),
     }
 }

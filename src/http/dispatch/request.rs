@@ -1,4 +1,4 @@
-//! From a JSON text to what is asked for. Borrows from the text where it can; the data of a message is never parsed.
+//! Parses a dispatch from JSON. Borrows from the text where it can, and never parses a message's data.
 
 use std::{borrow::Cow, fmt, marker::PhantomData, time::Duration};
 
@@ -15,16 +15,16 @@ use crate::{
     message::{CollapseKey, DispatchId, EVERYONE, JsonString, Options, Payload, Recipients, UserId, surrogates},
 };
 
-/// The opcode of internal events, and the only one there is.
+/// Opcode of internal events; [`DISCONNECT_CLIENT`] is the only one.
 const INTERNAL_EVENT: u64 = 5;
 const DISCONNECT_CLIENT: &str = "DISCONNECT_CLIENT";
 
-/// A dispatch as it is sent. `d` is taken over to the letter.
+/// Mirrors the JSON of a dispatch. `d` stays byte for byte as it was sent.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Sent<'a> {
+struct DispatchBody<'a> {
     #[serde(borrow)]
-    message: Object<SentMessage<'a>>,
+    message: Object<MessageBody<'a>>,
     #[serde(borrow)]
     recipients: Vec<JsonString<'a>>,
     #[serde(borrow, default)]
@@ -35,7 +35,7 @@ struct Sent<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SentMessage<'a> {
+struct MessageBody<'a> {
     #[serde(default)]
     op: u64,
     #[serde(borrow, default)]
@@ -46,7 +46,7 @@ struct SentMessage<'a> {
     o: Option<Object<Options>>,
 }
 
-/// What is read by its fields. Alone, the reader of those would take a list of their values as well.
+/// Deserializes `T` from a JSON object only. A derived `Deserialize` would accept an array of the field values too.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -67,15 +67,15 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// What a dispatch asks for.
+/// Distinguishes what a dispatch requests.
 #[derive(Debug)]
-pub(super) enum Asked {
+pub(super) enum DispatchRequest {
     Dispatch(Dispatch),
     Disconnect(Disconnect),
 }
 
-impl Asked {
-    /// Rejects what the hub as it is configured cannot do.
+impl DispatchRequest {
+    /// Rejects what the hub's configuration does not support.
     pub(super) fn checked(self, hub: &Hub) -> Result<Self, ApiError> {
         match &self {
             Self::Dispatch(dispatch) if !hub.keeps() && dispatch.is_for_logs_alone() => Err(ApiError::SyncOff),
@@ -84,96 +84,98 @@ impl Asked {
     }
 }
 
-/// Connections that are to go.
+/// Requests that connections of users be closed.
 #[derive(Debug)]
 pub(super) struct Disconnect {
     recipients: Recipients,
     excluding: Vec<UserId>,
-    refused: Vec<Rejected>,
+    rejected: Vec<Rejected>,
 }
 
 impl Disconnect {
     pub(super) async fn run(self, hub: &Hub) -> Outcome {
         let mut outcome = hub.disconnect(&self.recipients, &self.excluding).await;
-        outcome.recipients += self.refused.len();
-        outcome.rejected.extend(self.refused);
+        outcome.recipients += self.rejected.len();
+        outcome.rejected.extend(self.rejected);
         outcome
     }
 }
 
-/// Reads a dispatch. The caller bounds its length.
-pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<Asked, ApiError> {
+/// Parses a dispatch. The caller bounds its length.
+pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<DispatchRequest, ApiError> {
     let text = std::str::from_utf8(text).map_err(|error| ApiError::BadJson(utf8_error(&error)))?;
-    let Object(sent) = serde_json::from_str::<Object<Sent<'_>>>(text).map_err(|error| {
+    let Object(body) = serde_json::from_str::<Object<DispatchBody<'_>>>(text).map_err(|error| {
         if let Some(reason) = surrogates::reason(text) {
             return ApiError::HalfPair(reason);
         }
         let why = json_error(&error);
         if error.is_data() { ApiError::Shape(why) } else { ApiError::BadJson(why) }
     })?;
-    if sent.recipients.len() > recipients_max || sent.excluding.len() > recipients_max {
+    if body.recipients.len() > recipients_max || body.excluding.len() > recipients_max {
         return Err(ApiError::Recipients(recipients_max));
     }
     let is_everyone = |id: &JsonString<'_>| id.text() == Some(EVERYONE);
-    let mut refused = Vec::new();
-    let recipients = if sent.recipients.iter().any(is_everyone) {
-        if !sent.recipients.iter().all(is_everyone) {
-            // It would be kept for none of them, although they were named.
-            return refuse("`*` is everyone who is connected, and cannot stand beside user ids");
+    let mut rejected = Vec::new();
+    let recipients = if body.recipients.iter().any(is_everyone) {
+        if !body.recipients.iter().all(is_everyone) {
+            // As a broadcast it would be stored for none of them, although they were named.
+            return shape_error(
+                "`*` means all connected clients and cannot be combined with user ids; send two dispatches",
+            );
         }
         Recipients::Everyone
     } else {
-        Recipients::Users(users(sent.recipients, &mut refused))
+        Recipients::Users(users(body.recipients, &mut rejected))
     };
-    // Nobody has an id that is not one, so there is nobody to exclude by it.
-    let excluding = users(sent.excluding, &mut Vec::new());
-    let Object(SentMessage { op, d, t, o }) = sent.message;
+    // No user has an invalid id, so an invalid exclusion excludes no user.
+    let excluding = users(body.excluding, &mut Vec::new());
+    let Object(MessageBody { op, d, t, o }) = body.message;
     let options = o.map_or_else(Options::default, |o| o.0);
     if op == INTERNAL_EVENT {
-        return internal(t.as_ref().and_then(JsonString::text), sent.id.is_some(), &options)
-            .map(|()| Asked::Disconnect(Disconnect { recipients, excluding, refused }));
+        return check_internal_event(t.as_ref().and_then(JsonString::text), body.id.is_some(), &options)
+            .map(|()| DispatchRequest::Disconnect(Disconnect { recipients, excluding, rejected }));
     }
-    let keeps = options.sync && recipients != Recipients::Everyone;
-    if !keeps && (options.ttl.is_some() || options.collapse.is_some()) {
-        // Without a word it would look as if it had been heeded.
-        return refuse("o.ttl and o.collapse are for messages that are kept: not with sync: false, and not for `*`");
+    let is_stored = options.sync && recipients != Recipients::Everyone;
+    if !is_stored && (options.ttl.is_some() || options.collapse.is_some()) {
+        // Ignoring them would look as if they had taken effect.
+        return shape_error("o.ttl and o.collapse are for stored messages: omit them with sync: false, and for `*`");
     }
     let payload = Payload::with_type(op, d.map(RawValue::get), t.as_ref())?;
     let name = |error: crate::message::NameError| ApiError::Shape(error.to_string());
-    Ok(Asked::Dispatch(Dispatch {
+    Ok(DispatchRequest::Dispatch(Dispatch {
         payload,
         sync: options.sync,
         recipients,
         excluding,
         ttl: options.ttl.map(|seconds| Duration::from_secs(seconds.get().into())),
         collapse: options.collapse.as_deref().map(CollapseKey::new).transpose().map_err(name)?,
-        id: sent.id.as_deref().map(DispatchId::new).transpose().map_err(name)?,
-        refused,
+        id: body.id.as_deref().map(DispatchId::new).transpose().map_err(name)?,
+        refused: rejected,
     }))
 }
 
-/// Whether an internal event is one that there is.
-fn internal(kind: Option<&str>, has_id: bool, options: &Options) -> Result<(), ApiError> {
+/// Checks that an internal event is a known one.
+fn check_internal_event(kind: Option<&str>, has_id: bool, options: &Options) -> Result<(), ApiError> {
     if kind != Some(DISCONNECT_CLIENT) {
-        let why = format!("opcode 5 is for internal events, of which there is {DISCONNECT_CLIENT}");
+        let why = format!("opcode 5 is for internal events, and t must be {DISCONNECT_CLIENT}");
         return Err(ApiError::Shape(why));
     }
     if has_id || options.ttl.is_some() || options.collapse.is_some() {
-        return refuse("id, o.ttl and o.collapse are for messages; disconnecting again does no harm");
+        return shape_error("id, o.ttl and o.collapse are for messages: omit them; disconnecting twice does no harm");
     }
     Ok(())
 }
 
-fn refuse<T>(why: &str) -> Result<T, ApiError> {
+fn shape_error<T>(why: &str) -> Result<T, ApiError> {
     Err(ApiError::Shape(why.to_owned()))
 }
 
-fn users(ids: Vec<JsonString<'_>>, refused: &mut Vec<Rejected>) -> Vec<UserId> {
+fn users(ids: Vec<JsonString<'_>>, rejected: &mut Vec<Rejected>) -> Vec<UserId> {
     let mut users = Vec::with_capacity(ids.len());
     for id in ids {
         match id.text().map(UserId::new) {
             Some(Ok(user)) => users.push(user),
-            Some(Err(_)) | None => refused.push(Rejected::invalid(&id)),
+            Some(Err(_)) | None => rejected.push(Rejected::invalid(&id)),
         }
     }
     users
@@ -184,19 +186,19 @@ mod tests {
     use super::*;
     use crate::hub::Reason;
 
-    fn refusal(body: &str) -> String {
+    fn error(body: &str) -> String {
         read(body.as_bytes(), 3).expect_err(body).to_string()
     }
 
     fn dispatched(body: &str) -> Dispatch {
         match read(body.as_bytes(), 3).unwrap() {
-            Asked::Dispatch(dispatch) => dispatch,
-            Asked::Disconnect(_) => panic!("a dispatch"),
+            DispatchRequest::Dispatch(dispatch) => dispatch,
+            DispatchRequest::Disconnect(_) => panic!("a dispatch"),
         }
     }
 
     #[test]
-    fn a_dispatch_is_read_and_its_data_kept_to_the_letter() {
+    fn dispatch_is_parsed_with_its_data_unchanged() {
         let body = r#"{"message":{"op":0,"d":{"n": 1.0},"t":"T","o":{"sync":false}},"recipients":["a","b"],"excluding":["c"]}"#;
         let dispatch = dispatched(body);
         assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":{"n": 1.0},"t":"T"}"#);
@@ -209,20 +211,20 @@ mod tests {
     }
 
     #[test]
-    fn a_message_may_have_an_id_an_end_and_a_place_to_take() {
+    fn dispatch_with_id_ttl_and_collapse_is_parsed() {
         let body = r#"{"message":{"o":{"ttl":4294967295,"collapse":"score"}},"recipients":["a"],"id":"order-7"}"#;
         let dispatch = dispatched(body);
         assert_eq!(dispatch.ttl, Some(Duration::from_secs(u32::MAX.into())));
         assert_eq!(dispatch.collapse, Some(CollapseKey::new("score").unwrap()));
         assert_eq!(dispatch.id, Some(DispatchId::new("order-7").unwrap()));
-        // What is not kept can have an id all the same: a repeat of it is not sent twice.
+        // An unsynced message can have an id too: a retry of it is not sent twice.
         assert!(dispatched(r#"{"message":{"o":{"sync":false}},"recipients":["*"],"id":"x"}"#).id.is_some());
         let longest = format!(r#"{{"message":{{}},"recipients":[],"id":"{}"}}"#, "x".repeat(128));
         assert!(dispatched(&longest).id.is_some());
     }
 
     #[test]
-    fn an_id_that_is_none_is_rejected_and_the_others_are_served() {
+    fn invalid_recipient_is_rejected_and_others_are_accepted() {
         let dispatch = dispatched(r#"{"message":{},"recipients":["a","","b\u0000"]}"#);
         assert_eq!(dispatch.recipients, Recipients::Users(vec![UserId::new("a").unwrap()]));
         let reasons: Vec<_> = dispatch.refused.iter().map(|one| (&*one.user, one.reason.as_str())).collect();
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_says_why() {
+    fn invalid_dispatch_is_rejected_with_reason() {
         let disconnect = r#"{"message":{"op":5,"t":"DISCONNECT_CLIENT","o":{}},"recipients":[]}"#;
         for (body, why) in [
             ("", "not JSON"),
@@ -240,7 +242,7 @@ mod tests {
             (r#"{"message":{}}"#, "missing field `recipients`"),
             (r#"{"message":{},"recipients":"a"}"#, "expected a list, but found string \"a\""),
             (r#"{"message":{},"recipients":[1]}"#, "expected a string, but found 1"),
-            (r#"{"message":{},"recipients":["a","*"]}"#, "cannot stand beside"),
+            (r#"{"message":{},"recipients":["a","*"]}"#, "cannot be combined"),
             (r#"{"message":{},"recipients":[],"to":[]}"#, "unknown field `to`"),
             (r#"[{},["a"]]"#, "expected an object"),
             (r#"{"message":[0,1,"T"],"recipients":[]}"#, "expected an object"),
@@ -263,34 +265,34 @@ mod tests {
             (r#"{"message":{"o":{"ttl":4294967296}},"recipients":[]}"#, "not a dispatch"),
             (r#"{"message":{"o":{"collapse":""}},"recipients":[]}"#, "a collapse key has 1 to 64 characters"),
             (r#"{"message":{"o":{"collapse":7}},"recipients":[]}"#, "not a dispatch"),
-            (r#"{"message":{"o":{"ttl":1,"sync":false}},"recipients":["a"]}"#, "for messages that are kept"),
-            (r#"{"message":{"o":{"collapse":"k","sync":false}},"recipients":["a"]}"#, "for messages that are kept"),
-            (r#"{"message":{"o":{"ttl":1}},"recipients":["*"]}"#, "for messages that are kept"),
+            (r#"{"message":{"o":{"ttl":1,"sync":false}},"recipients":["a"]}"#, "for stored messages"),
+            (r#"{"message":{"o":{"collapse":"k","sync":false}},"recipients":["a"]}"#, "for stored messages"),
+            (r#"{"message":{"o":{"ttl":1}},"recipients":["*"]}"#, "for stored messages"),
             (r#"{"message":{},"recipients":["a","b","c","d"]}"#, "at most 3"),
             (r#"{"message":{},"recipients":[],"id":""}"#, "a dispatch id has 1 to 128 characters"),
             (r#"{"message":{},"recipients":[],"id":"a\u0000"}"#, "a dispatch id has 1 to 128 characters"),
             (r#"{"message":{},"recipients":[],"id":7}"#, "not a dispatch"),
             (r#"{"message":{},"recipients":[]} x"#, "not JSON"),
         ] {
-            let told = refusal(body);
-            assert!(told.contains(why), "{body}: {told}");
+            let error_text = error(body);
+            assert!(error_text.contains(why), "{body}: {error_text}");
         }
         for (body, what) in [
             (r#"{"message":{},"recipients":["a\ud83d"],"id":"x\ud83d"}"#, "id has"),
             (r#"{"message":{"d":"\ud83d","o":{"collapse":"\ude00"}},"recipients":["a"]}"#, "message.o.collapse has"),
             (r#"{"message":{},"recipients":["a"],"id":"x\ud83d"}"#, "id has"),
         ] {
-            let error = refusal(body);
+            let error = error(body);
             assert!(error.starts_with(what) && error.contains("half of a surrogate pair"), "{body}: {error}");
         }
         let long = format!(r#"{{"message":{{}},"recipients":[],"id":"{}"}}"#, "x".repeat(129));
-        assert!(refusal(&long).contains("a dispatch id has"));
+        assert!(error(&long).contains("a dispatch id has"));
         let deep = format!(r#"{{"message":{{"d":{}{}}},"recipients":[]}}"#, "[".repeat(5000), "]".repeat(5000));
-        assert!(refusal(&deep).contains("deep") || refusal(&deep).contains("recursion"));
+        assert!(error(&deep).contains("deep") || error(&deep).contains("recursion"));
     }
 
     #[test]
-    fn half_of_a_pair_is_kept_where_it_is_passed_on_and_rejected_in_a_recipient() {
+    fn unpaired_surrogate_is_forwarded_in_data_and_rejected_in_recipient() {
         let body = r#"{"message":{"d":{"x\ud83d":"\ude00"},"t":"T\ud83d"},"recipients":["a"]}"#;
         let expected = br#"{"op":0,"d":{"x\ud83d":"\ude00"},"t":"T\ud83d"}"#;
         assert_eq!(&dispatched(body).payload.as_bytes()[..], expected);
@@ -302,12 +304,12 @@ mod tests {
         assert_eq!(dispatch.refused, [Rejected { user: r#""b\ud83d""#.into(), reason: Reason::Cut }]);
         assert!(dispatch.ttl.is_some() && dispatch.id.is_some());
         let many = r#"{"message":{},"recipients":["\ud83d","\ud83d","\ud83d","\ud83d"]}"#;
-        assert!(refusal(many).contains("limits.recipients"));
+        assert!(error(many).contains("limits.recipients"));
     }
 
     #[test]
-    fn disconnecting_is_an_internal_event() {
+    fn disconnect_client_event_is_parsed_as_disconnect() {
         let body = r#"{"message":{"op":5,"d":{},"t":"DISCONNECT_CLIENT"},"recipients":["a"]}"#;
-        assert!(matches!(read(body.as_bytes(), 3), Ok(Asked::Disconnect(_))));
+        assert!(matches!(read(body.as_bytes(), 3), Ok(DispatchRequest::Disconnect(_))));
     }
 }

@@ -1,17 +1,17 @@
-//! What became of a dispatch, as JSON text.
+//! Encodes the result of a dispatch as JSON.
 
 use std::io::Write as _;
 
 use crate::hub::Outcome;
 
-/// Bytes of an answer where nothing was rejected.
-pub(super) const BYTES_USUAL: usize = 128;
+/// Size in bytes of a usual result, in which no recipient is rejected.
+pub(super) const USUAL_BYTES: usize = 128;
 
-/// Appends an answer, without the end of its line.
+/// Appends a result, without a line end.
 pub(super) fn write(outcome: &Outcome, out: &mut Vec<u8>) {
     let Outcome { recipients, online, offline, stored, .. } = outcome;
     // Writing to a Vec cannot fail, and a string always has a JSON form.
-    let infallible = "a Vec takes everything";
+    let infallible = "writing to a Vec cannot fail";
     let begun = write!(
         out,
         r#"{{"recipients":{recipients},"online":{online},"offline":{offline},"stored":{stored},"rejected":["#
@@ -37,11 +37,11 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_tells_recipient_by_recipient_what_was_not_taken() {
+    fn result_lists_each_rejected_recipient_with_reason() {
         let outcome = Outcome { recipients: 2, online: 1, offline: 1, stored: 2, ..Outcome::default() };
         let usual = r#"{"recipients":2,"online":1,"offline":1,"stored":2,"rejected":[],"duplicate":false}"#;
         assert_eq!(text(&outcome), usual);
-        assert!(usual.len() < BYTES_USUAL);
+        assert!(usual.len() < USUAL_BYTES);
         let rejected = vec![
             Rejected { user: "a\"b".into(), reason: Reason::Invalid },
             Rejected { user: "c".into(), reason: Reason::Quota },

@@ -1,11 +1,11 @@
-//! Dispatches, a line each, and their results, a line each and in order, for as long as both sides like.
+//! Serves an NDJSON stream: a dispatch a line, and a result a line in the same order, without a time limit.
 //!
-//! The answer is a body that works while it is read: it takes lines in, hands those that are at hand to the hub
-//! together, and while they are being made durable takes in more. So lines share commits, and nothing is taken in for a
-//! backend that does not read its answers, nor while the store's queue is full.
+//! The response body does the work while it is read. It reads lines, hands those at hand to the hub as one batch, and
+//! reads more while that batch commits. So lines share a group commit. Backpressure: nothing is read for a backend
+//! that does not read its results, nor while the store's queue is full.
 //!
-//! One batch of a stream is under way at a time, which is what keeps its lines in order however full the queue is. The
-//! next is made meanwhile, so that the store waits for nothing but to be handed it.
+//! One batch of a stream is in flight at a time, which keeps its lines in order even when the queue is full. The next
+//! batch is collected meanwhile, so that the store never waits for parsing.
 
 use std::{
     future::{pending, poll_fn},
@@ -29,21 +29,21 @@ use tokio::{
 };
 
 use super::{
-    batch::{Batch, Done, Task},
-    ndjson::{Line, Lines},
+    batch::{Batch, BatchResult, Task},
+    ndjson::{Line, LineSplitter},
     request,
 };
-use crate::http::{Api, BODY_TIME_MAX, error::ApiError};
+use crate::http::{Api, BODY_TIMEOUT, error::ApiError};
 
-/// How long the rest of a line that was begun may take to come. Between lines a stream may be idle for as long as it
-/// likes.
-const LINE_TIME_MAX: Duration = Duration::from_secs(30);
+/// Time limit for the rest of a line that has begun; then the line gets `too_slow` and the stream ends. Between lines
+/// a stream may be idle without limit.
+const LINE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For how long what comes is still read, and thrown away, when a stream is ended while its lines come: a connection
-/// that is closed with something unread takes back what was written to it last.
-const LINGER: Duration = Duration::from_millis(500);
+/// Time during which input is read and discarded after the server ends a stream. Closing a connection with unread
+/// input resets it, and the client may lose the last results.
+const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Answers a stream: at once, with a body that goes on for as long as lines come.
+/// Answers a stream at once, with a body that goes on as long as lines arrive.
 pub(super) async fn open<B>(
     api: Arc<Api>,
     stopping: watch::Receiver<bool>,
@@ -53,18 +53,18 @@ where
     B: HttpBody<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let waits = request.headers().contains_key(header::EXPECT);
-    let mut talk = Talk::new(api, stopping, request.into_body());
-    if waits {
-        // A backend that waits to be told to go on is told so when we read, and not after an answer has begun.
-        let piece = timeout(BODY_TIME_MAX, talk.piece()).await.map_err(|_| ApiError::TooSlow)?;
-        talk.take(piece);
+    let expects_continue = request.headers().contains_key(header::EXPECT);
+    let mut stream = NdjsonStream::new(api, stopping, request.into_body());
+    if expects_continue {
+        // Reading sends 100 Continue. That must happen before the response begins.
+        let chunk = timeout(BODY_TIMEOUT, stream.chunk()).await.map_err(|_| ApiError::TooSlow)?;
+        stream.accept(chunk);
     }
-    let answers = stream::unfold(talk, |mut talk| async {
-        let text = talk.answers().await?;
-        Some((Ok::<_, BoxError>(text), talk))
+    let results = stream::unfold(stream, |mut stream| async {
+        let text = stream.results().await?;
+        Some((Ok::<_, BoxError>(text), stream))
     });
-    let mut response = Response::new(Body::from_stream(answers));
+    let mut response = Response::new(Body::from_stream(results));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -72,40 +72,40 @@ where
     Ok(response)
 }
 
-/// A stream.
-struct Talk<B> {
+/// Holds the state of one stream.
+struct NdjsonStream<B> {
     api: Arc<Api>,
     body: Pin<Box<B>>,
-    lines: Lines,
-    /// Being collected.
+    lines: LineSplitter,
+    /// Batch that is being collected.
     next: Batch,
-    /// The line behind it, which has to wait for a batch of its own.
+    /// First line that did not fit into `next`.
     held: Option<(usize, Task)>,
-    under_way: UnderWay,
+    in_flight: InFlight,
     stopping: watch::Receiver<bool>,
-    /// By then the line that was begun has to be whole.
+    /// Deadline of the line that has begun.
     line_by: Option<Instant>,
-    /// Why nothing more is taken in, if nothing is.
-    over: Option<Over>,
+    /// Says why no more lines are read; `None`: they are.
+    end: Option<StreamEnd>,
 }
 
-/// The batch that was handed to the hub.
-enum UnderWay {
+/// Holds the batch that was handed to the hub.
+enum InFlight {
     Nothing,
-    Waiting(BoxFuture<'static, Done>),
-    Done(Done),
+    Waiting(BoxFuture<'static, BatchResult>),
+    Done(BatchResult),
 }
 
-/// Why a stream takes nothing more in.
+/// Says why no more lines are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Over {
-    /// The backend has said all, or is gone.
-    Said,
-    /// We end it.
-    Cut,
+enum StreamEnd {
+    /// The backend has ended its body, or the connection broke.
+    ByClient,
+    /// The server ends the stream: shutdown, or a line that timed out.
+    ByServer,
 }
 
-impl<B> Talk<B>
+impl<B> NdjsonStream<B>
 where
     B: HttpBody<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
@@ -113,66 +113,66 @@ where
     fn new(api: Arc<Api>, stopping: watch::Receiver<bool>, body: B) -> Self {
         Self {
             body: Box::pin(body),
-            lines: Lines::new(api.limits.request_bytes),
+            lines: LineSplitter::new(api.limits.request_bytes),
             next: Batch::default(),
             held: None,
-            under_way: UnderWay::Nothing,
+            in_flight: InFlight::Nothing,
             stopping,
             line_by: None,
-            over: None,
+            end: None,
             api,
         }
     }
 
-    /// The results of a batch, one a line; `None` when all is answered and nothing more comes.
-    async fn answers(&mut self) -> Option<Bytes> {
+    /// Returns the results of a batch, one a line; `None` when all are sent and no line follows.
+    async fn results(&mut self) -> Option<Bytes> {
         loop {
             self.collect();
-            self.set_off().await;
-            if let (UnderWay::Nothing, Some(over)) = (&self.under_way, self.over) {
-                if over == Over::Cut {
-                    _ = timeout(LINGER, self.pass_over()).await;
+            self.submit().await;
+            if let (InFlight::Nothing, Some(end)) = (&self.in_flight, self.end) {
+                if end == StreamEnd::ByServer {
+                    _ = timeout(LINGER_TIMEOUT, self.discard_body()).await;
                 }
                 return None;
             }
-            let room = self.held.is_none() && !self.next.is_full();
-            let hungry = self.over.is_none() && self.lines.is_hungry() && room;
+            let has_space = self.held.is_none() && !self.next.is_full();
+            let reads = self.end.is_none() && self.lines.needs_chunk() && has_space;
             let line_by = self.line_by;
             tokio::select! {
                 biased;
-                done = self.under_way.done() => {
-                    // First of all, so that the store has something to do meanwhile.
-                    self.set_off().await;
-                    // It waited for us, if for anybody.
+                done = self.in_flight.done() => {
+                    // First, so that the store has work while the results are encoded.
+                    self.submit().await;
+                    // The batch may have kept the line from being read, so its time starts anew.
                     self.line_by = None;
-                    return Some(done.answers(&self.api.hub).into());
+                    return Some(done.results(&self.api.hub).into());
                 }
-                piece = piece(&mut self.body), if hungry => self.take(piece),
-                () = stopped(&mut self.stopping), if self.over.is_none() => self.over = Some(Over::Cut),
-                () = until(line_by), if hungry => {
-                    self.add(0, Task::Refuse(ApiError::TooSlow));
-                    self.over = Some(Over::Cut);
+                chunk = chunk(&mut self.body), if reads => self.accept(chunk),
+                () = stopped(&mut self.stopping), if self.end.is_none() => self.end = Some(StreamEnd::ByServer),
+                () = until(line_by), if reads => {
+                    self.add(0, Task::Reject(ApiError::TooSlow));
+                    self.end = Some(StreamEnd::ByServer);
                 }
             }
         }
     }
 
-    /// Reads the lines that are at hand, as many as one batch has room for.
+    /// Parses lines at hand until the batch is full.
     fn collect(&mut self) {
         if let Some((bytes, task)) = self.held.take() {
             self.add(bytes, task);
         }
         while self.held.is_none() && !self.next.is_full() {
-            let (bytes, asked) = match self.lines.next() {
+            let (bytes, request) = match self.lines.next() {
                 None => break,
                 Some(Line::Whole(text)) => (text.len(), request::read(text, self.api.limits.recipients)),
                 Some(Line::TooLong) => (0, Err(ApiError::TooLarge(self.api.limits.request_bytes))),
             };
-            self.add(bytes, Task::new(asked, &self.api.hub));
+            self.add(bytes, Task::new(request, &self.api.hub));
             self.line_by = None;
         }
-        if self.lines.in_the_middle() {
-            self.line_by.get_or_insert_with(|| Instant::now() + LINE_TIME_MAX);
+        if self.lines.is_in_line() {
+            self.line_by.get_or_insert_with(|| Instant::now() + LINE_TIMEOUT);
         } else {
             self.line_by = None;
         }
@@ -182,76 +182,76 @@ where
         self.held = self.next.push(bytes, task).err().map(|task| (bytes, task));
     }
 
-    /// Hands what was collected to the hub, unless an earlier batch is there.
-    async fn set_off(&mut self) {
-        if self.next.is_empty() || !matches!(self.under_way, UnderWay::Nothing) {
+    /// Hands the collected batch to the hub, unless one is in flight.
+    async fn submit(&mut self) {
+        if self.next.is_empty() || !matches!(self.in_flight, InFlight::Nothing) {
             return;
         }
         let (batch, api) = (std::mem::take(&mut self.next), self.api.clone());
         let mut batch: BoxFuture<'static, _> = Box::pin(async move { batch.dispatch(&api.hub).await });
-        // Nothing is done before it is asked for once.
-        self.under_way = match poll_fn(|cx| Poll::Ready(batch.as_mut().poll(cx))).await {
-            Poll::Ready(done) => UnderWay::Done(done),
-            Poll::Pending => UnderWay::Waiting(batch),
+        // The first poll hands it over.
+        self.in_flight = match poll_fn(|cx| Poll::Ready(batch.as_mut().poll(cx))).await {
+            Poll::Ready(done) => InFlight::Done(done),
+            Poll::Pending => InFlight::Waiting(batch),
         };
     }
 
-    fn take(&mut self, piece: Option<Bytes>) {
-        match piece {
-            Some(piece) => self.lines.push(piece),
+    fn accept(&mut self, chunk: Option<Bytes>) {
+        match chunk {
+            Some(chunk) => self.lines.push(chunk),
             None => {
                 self.lines.end();
-                self.over = Some(Over::Said);
+                self.end = Some(StreamEnd::ByClient);
             }
         }
     }
 
-    async fn piece(&mut self) -> Option<Bytes> {
-        piece(&mut self.body).await
+    async fn chunk(&mut self) -> Option<Bytes> {
+        chunk(&mut self.body).await
     }
 
-    async fn pass_over(&mut self) {
-        while self.piece().await.is_some() {}
+    async fn discard_body(&mut self) {
+        while self.chunk().await.is_some() {}
     }
 }
 
-impl UnderWay {
-    /// Resolves when the batch is done, and then it is under way no more; never where there is none.
-    async fn done(&mut self) -> Done {
+impl InFlight {
+    /// Resolves when the batch in flight is done, and takes it; pending without one.
+    async fn done(&mut self) -> BatchResult {
         if let Self::Waiting(batch) = self {
             *self = Self::Done(batch.await);
         }
         match std::mem::replace(self, Self::Nothing) {
             Self::Done(done) => done,
-            // The first is what it was, and the second is done by now.
+            // No batch; a waiting one became `Done` above.
             Self::Nothing | Self::Waiting(_) => pending().await,
         }
     }
 }
 
-/// What comes next of a body; `None` where nothing does.
-async fn piece<B>(body: &mut Pin<Box<B>>) -> Option<Bytes>
+/// Reads the next data of a body; `None` at its end or on an error.
+async fn chunk<B>(body: &mut Pin<Box<B>>) -> Option<Bytes>
 where
     B: HttpBody<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
     loop {
         match body.frame().await? {
-            // Anything but data is of no interest here.
+            // Trailers are ignored.
             Ok(frame) => {
-                if let Ok(piece) = frame.into_data() {
-                    return Some(piece);
+                if let Ok(chunk) = frame.into_data() {
+                    return Some(chunk);
                 }
             }
             Err(error) => {
-                tracing::debug!(error = %error.into(), "a stream of dispatches broke off");
+                tracing::debug!(error = %error.into(), "stream of dispatches broke");
                 return None;
             }
         }
     }
 }
 
-/// Resolves when the server is to stop.
+/// Resolves when the server shuts down.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     _ = stopping.wait_for(|stopping| *stopping).await;
 }

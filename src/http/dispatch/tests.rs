@@ -1,4 +1,4 @@
-//! Streams over a hub and a store in memory, where time can be made to pass.
+//! Tests NDJSON streams with a hub and a store in memory, in paused time.
 
 use std::convert::Infallible;
 
@@ -39,16 +39,16 @@ fn http() -> (Http, Arc<dyn Store>) {
     (Http::new(Api { hub, keys, guesses: Arc::default(), metrics, limits, local_only: false }), store)
 }
 
-/// A stream that was opened: where its lines go, and its answers.
-struct Talking {
-    say: Option<mpsc::Sender<&'static str>>,
-    answers: axum::body::BodyDataStream,
-    heard: String,
+/// Holds an open stream: the sender of its lines, and its results.
+struct TestStream {
+    lines: Option<mpsc::Sender<&'static str>>,
+    results: axum::body::BodyDataStream,
+    buffer: String,
 }
 
-async fn open(http: &Http) -> Talking {
-    let (say, mut said) = mpsc::channel(1);
-    let pieces = stream::poll_fn(move |cx| said.poll_recv(cx));
+async fn open(http: &Http) -> TestStream {
+    let (lines, mut body) = mpsc::channel(1);
+    let pieces = stream::poll_fn(move |cx| body.poll_recv(cx));
     let frames =
         futures_util::StreamExt::map(pieces, |piece: &str| Ok::<_, Infallible>(Frame::data(Bytes::from(piece))));
     let request = Request::post(PATH)
@@ -59,80 +59,80 @@ async fn open(http: &Http) -> Talking {
         .unwrap();
     let response = http.respond(&Caller::default(), request).await;
     assert_eq!(response.status(), StatusCode::OK);
-    Talking { say: Some(say), answers: response.into_body().into_data_stream(), heard: String::new() }
+    TestStream { lines: Some(lines), results: response.into_body().into_data_stream(), buffer: String::new() }
 }
 
-impl Talking {
-    async fn say(&self, piece: &'static str) {
-        self.say.as_ref().unwrap().send(piece).await.unwrap();
+impl TestStream {
+    async fn send(&self, piece: &'static str) {
+        self.lines.as_ref().unwrap().send(piece).await.unwrap();
     }
 
-    /// The next answer; `None` at the end.
-    async fn hear(&mut self) -> Option<String> {
+    /// Returns the next result; `None` at the end.
+    async fn result(&mut self) -> Option<String> {
         loop {
-            if let Some((line, rest)) = self.heard.split_once('\n') {
+            if let Some((line, rest)) = self.buffer.split_once('\n') {
                 let line = line.to_owned();
-                self.heard = rest.to_owned();
+                self.buffer = rest.to_owned();
                 return Some(line);
             }
-            let piece = futures_util::StreamExt::next(&mut self.answers).await?.unwrap();
-            self.heard.push_str(std::str::from_utf8(&piece).unwrap());
+            let piece = futures_util::StreamExt::next(&mut self.results).await?.unwrap();
+            self.buffer.push_str(std::str::from_utf8(&piece).unwrap());
         }
     }
 }
 
 const TO_ALICE: &str = r#"{"message":{},"recipients":["alice"]}
 "#;
-const TAKEN: &str = r#"{"recipients":1,"online":0,"offline":1,"stored":1,"rejected":[],"duplicate":false}"#;
+const ACCEPTED: &str = r#"{"recipients":1,"online":0,"offline":1,"stored":1,"rejected":[],"duplicate":false}"#;
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_may_be_idle_and_a_line_that_was_begun_may_not() {
+async fn idle_stream_stays_open_and_partial_line_times_out() {
     let (http, _store) = http();
-    let mut talking = open(&http).await;
-    talking.say(TO_ALICE).await;
-    assert_eq!(talking.hear().await.unwrap(), TAKEN);
+    let mut stream = open(&http).await;
+    stream.send(TO_ALICE).await;
+    assert_eq!(stream.result().await.unwrap(), ACCEPTED);
     tokio::time::sleep(std::time::Duration::from_secs(3600)).await;
-    talking.say(TO_ALICE).await;
-    assert_eq!(talking.hear().await.unwrap(), TAKEN, "after an hour");
-    let (begun, behind) = TO_ALICE.split_at(9);
-    talking.say(begun).await;
-    tokio::time::timeout(std::time::Duration::from_secs(29), talking.hear()).await.unwrap_err();
-    talking.say(behind).await;
-    assert_eq!(talking.hear().await.unwrap(), TAKEN, "after half a minute in the middle of a line");
-    talking.say(begun).await;
-    let told = talking.hear().await.unwrap();
-    assert!(told.contains(r#""code":"too_slow""#), "{told}");
-    assert_eq!(talking.hear().await, None);
+    stream.send(TO_ALICE).await;
+    assert_eq!(stream.result().await.unwrap(), ACCEPTED, "after an hour");
+    let (head, tail) = TO_ALICE.split_at(9);
+    stream.send(head).await;
+    tokio::time::timeout(std::time::Duration::from_secs(29), stream.result()).await.unwrap_err();
+    stream.send(tail).await;
+    assert_eq!(stream.result().await.unwrap(), ACCEPTED, "after half a minute in the middle of a line");
+    stream.send(head).await;
+    let error = stream.result().await.unwrap();
+    assert!(error.contains(r#""code":"too_slow""#), "{error}");
+    assert_eq!(stream.result().await, None);
 }
 
 #[tokio::test]
-async fn a_stream_ends_with_the_server_when_what_it_took_in_is_answered() {
+async fn stream_ends_at_shutdown_after_all_lines_are_answered() {
     let (http, _store) = http();
-    let mut talking = open(&http).await;
-    talking.say(TO_ALICE).await;
-    assert_eq!(talking.hear().await.unwrap(), TAKEN);
+    let mut stream = open(&http).await;
+    stream.send(TO_ALICE).await;
+    assert_eq!(stream.result().await.unwrap(), ACCEPTED);
     http.stop();
-    assert_eq!(talking.hear().await, None);
+    assert_eq!(stream.result().await, None);
     let mut late = open(&http).await;
-    assert_eq!(late.hear().await, None, "one that was opened after that ends as well");
+    assert_eq!(late.result().await, None, "a stream opened after shutdown ends too");
 }
 
 #[tokio::test]
-async fn lines_of_a_store_that_is_closed_are_each_refused_and_the_stream_goes_on() {
+async fn lines_for_closed_store_are_each_rejected_and_stream_continues() {
     let (http, store) = http();
-    let mut talking = open(&http).await;
+    let mut stream = open(&http).await;
     store.close().await.unwrap();
-    talking.say("{\"message\":{},\"recipients\":[\"alice\"]}\n{}\n{\"message\":{},\"recipients\":[\"*\"]}\n").await;
-    let (first, second) = (talking.hear().await.unwrap(), talking.hear().await.unwrap());
+    stream.send("{\"message\":{},\"recipients\":[\"alice\"]}\n{}\n{\"message\":{},\"recipients\":[\"*\"]}\n").await;
+    let (first, second) = (stream.result().await.unwrap(), stream.result().await.unwrap());
     assert!(first.contains(r#""code":"shutting_down""#), "{first}");
     assert!(second.contains(r#""code":"bad_dispatch""#), "{second}");
-    assert_eq!(talking.hear().await.unwrap(), TAKEN.replace('1', "0"), "what is not kept needs no store");
-    talking.say.take();
-    assert_eq!(talking.hear().await, None);
+    assert_eq!(stream.result().await.unwrap(), ACCEPTED.replace('1', "0"), "a broadcast needs no store");
+    stream.lines.take();
+    assert_eq!(stream.result().await, None);
 }
 
 #[test]
-fn a_body_has_to_be_json() {
+fn content_type_selects_json_or_ndjson() {
     let form = |kind: &str| {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, kind.parse().unwrap());
@@ -141,6 +141,6 @@ fn a_body_has_to_be_json() {
     for json in ["application/json", "Application/JSON; charset=utf-8"] {
         assert_eq!(form(json), Some(Form::One));
     }
-    assert_eq!(form("application/x-ndjson; charset=utf-8"), Some(Form::Lines));
+    assert_eq!(form("application/x-ndjson; charset=utf-8"), Some(Form::Ndjson));
     assert!(form("text/plain").is_none() && form("").is_none());
 }
