@@ -1,4 +1,4 @@
-//! Values into types: the one place that knows which key is which field.
+//! Decodes settings into a [`Config`]. The only file that knows which key sets which field.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::{
     settings::Settings,
 };
 
-/// Writes what `settings` says into `config`. A value of a wrong form leaves the field as it was, and a problem.
+/// Writes `settings` into `config`. An invalid value adds a problem, and leaves its field unchanged.
 pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<Problem>) {
     let reader = &mut Reader { settings, problems };
     reader.field("host", &mut config.host, text);
@@ -54,18 +54,18 @@ struct Reader<'a> {
     problems: &'a mut Vec<Problem>,
 }
 
-/// Takes a value of the right form and within the bounds of `Kind`.
+/// Converts a value; `None` if its type is wrong or it is out of the bounds of `Kind`.
 type Convert<T> = fn(&Value, Kind) -> Option<T>;
 
 impl Reader<'_> {
-    /// A key that is always there: `null` is no value for it.
+    /// Reads a key that always has a value; `null` is an error.
     fn field<T>(&mut self, name: &'static str, field: &mut T, convert: Convert<T>) {
         if let Some(value) = self.value(name, convert) {
             *field = value;
         }
     }
 
-    /// A key that may be missing: `null` says so.
+    /// Reads a key that may be unset; `null` unsets it.
     fn optional<T>(&mut self, name: &'static str, field: &mut Option<T>, convert: Convert<T>) {
         if self.settings.has(name) {
             *field = self.value(name, convert);
@@ -74,15 +74,15 @@ impl Reader<'_> {
 
     fn value<T>(&mut self, name: &'static str, convert: Convert<T>) -> Option<T> {
         let entry = self.settings.get(name)?;
-        let key = schema::known(name);
+        let key = schema::expect_key(name);
         let value = convert(&entry.value, key.kind);
         if value.is_none() {
-            self.problems.push(Problem::about(&[name], schema::misfit(key, &entry.value)).from(&entry.origin));
+            self.problems.push(Problem::about(&[name], schema::invalid_value(key, &entry.value)).from(&entry.origin));
         }
         value
     }
 
-    /// Where the Redis is, in a build that can speak to one; in another the key is refused before it is read.
+    /// Reads `redis`. A build without the feature rejects the key elsewhere (`load`).
     fn redis(&mut self, redis: &mut Option<Redis>) {
         let Some(entry) = self.settings.get("redis").filter(|_| cfg!(feature = "redis")) else { return };
         let read = match &entry.value {
@@ -141,7 +141,7 @@ impl Reader<'_> {
         self.field("portal.webhook.outboxEvents", &mut read.outbox_events, integer);
         self.field("portal.webhook.outboxBytes", &mut read.outbox_bytes, integer);
         self.field("portal.webhook.allowPrivate", &mut read.allow_private, boolean);
-        // A secret alone is half of one: that its address is missing is said of the whole.
+        // With a secret alone, `validate` reports the missing URL.
         if self.settings.has("portal.webhook.url") || self.settings.has("portal.webhook.secret") {
             *webhook = Some(read);
         }
@@ -173,12 +173,12 @@ impl Reader<'_> {
         Some(read)
     }
 
-    /// A key that may be missing, and is empty then.
+    /// Reads a text that is empty if it is unset.
     fn text_or_none(&mut self, name: &'static str, field: &mut String) {
         self.unless_null(name, field, text);
     }
 
-    /// A key that may be missing, and keeps its default then.
+    /// Reads a key that keeps its default if it is unset.
     fn unless_null<T>(&mut self, name: &'static str, field: &mut T, convert: Convert<T>) {
         if self.settings.has(name) {
             self.field(name, field, convert);
@@ -208,9 +208,9 @@ impl Reader<'_> {
         self.optional("authentication.jwt.audience", &mut jwt.audience, text);
         self.optional("authentication.jwt.leeway", &mut leeway, millis);
         jwt.leeway = leeway.unwrap_or_default();
-        // A key says nothing about what it is used with, a secret only works with HMAC.
-        let unsaid = if jwt.secret.is_some() { vec!["HS256".to_owned()] } else { Vec::new() };
-        jwt.algorithms = algorithms.unwrap_or(unsaid);
+        // A secret works only with HMAC. For a public key there is no safe default.
+        let default = if jwt.secret.is_some() { vec!["HS256".to_owned()] } else { Vec::new() };
+        jwt.algorithms = algorithms.unwrap_or(default);
         jwt
     }
 
@@ -240,12 +240,12 @@ impl Reader<'_> {
     }
 }
 
-/// Whether anything under `authentication.jwt` is set.
+/// Reports whether a key under `authentication.jwt` is set.
 pub(super) fn has_jwt(settings: &Settings) -> bool {
     schema::KEYS.iter().any(|key| key.name.starts_with("authentication.jwt.") && settings.has(key.name))
 }
 
-/// Whether a webhook is to tell who clients are.
+/// Reports whether a webhook authenticates clients.
 pub(super) fn has_auth_webhook(settings: &Settings) -> bool {
     settings.has("authentication.webhook.url") || settings.has("authentication.webhook.secret")
 }
@@ -254,7 +254,7 @@ fn boolean(value: &Value, _: Kind) -> Option<bool> {
     value.as_bool()
 }
 
-/// A whole number within the bounds of its key. `1e3` is one.
+/// Converts a whole number within the bounds of its key. `1e3` counts as whole.
 fn whole(value: &Value, kind: Kind) -> Option<u64> {
     let (Kind::Integer { min, max } | Kind::Millis { min, max }) = kind else { return None };
     let number = value.as_u64().or_else(|| {

@@ -1,4 +1,4 @@
-//! What holds where nothing is said.
+//! Default values of the configuration.
 
 use std::time::Duration;
 

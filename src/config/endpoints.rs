@@ -1,4 +1,4 @@
-//! Whom the server asks and tells of its own accord: webhooks, and the keys that tokens are checked with.
+//! Settings of the endpoints that the server calls: the two webhooks and the JWKS.
 
 use std::{fmt, time::Duration};
 
@@ -7,35 +7,35 @@ use super::schema::WEBHOOK_EVENTS;
 /// `portal.webhook.*`
 #[derive(Clone, PartialEq, Eq)]
 pub struct Webhook {
-    /// Where events are posted.
+    /// URL to which events are posted.
     pub url: String,
-    /// What they are signed with.
+    /// Signing secret.
     pub secret: String,
-    /// Which are told. Default: all of `connection`, `authentication`, `message`, `disconnection`, `undelivered`,
-    /// `delivered`, `expired` and `dropped`.
+    /// Event types that are posted. Default: all of `connection`, `authentication`, `message`, `disconnection`,
+    /// `undelivered`, `delivered`, `expired` and `dropped`.
     pub events: Vec<String>,
-    /// A message that has waited for so long is told of as `undelivered`. Default 30 s.
+    /// A message pending for this long is reported as `undelivered`. Default 30 s.
     pub undelivered_after: Duration,
-    /// How long one request may take. Default 10 s.
+    /// Time for one request. Default 10 s.
     pub timeout: Duration,
-    /// Pause before the first repeat of a request; it doubles from one to the next. Default 1 s.
+    /// Delay before the first retry; it doubles with each further one. Default 1 s.
     pub retry_min: Duration,
-    /// Longest pause. Default 1 min.
+    /// Longest delay before a retry. Default 1 min.
     pub retry_max: Duration,
-    /// Events in one request at most. Default 100.
+    /// Events in one request. Default 100.
     pub max_events: usize,
-    /// Bytes of those, about, where there is more than one. Default 1 MiB.
+    /// Bytes of one request, approximately; a single event may be larger. Default 1 MiB.
     pub max_bytes: u64,
-    /// Events that wait at most; beyond that they are lost, counted and told of. Default 1 000 000.
+    /// Events stored in the outbox; further ones are dropped, counted and reported. Default 1 000 000.
     pub outbox_events: u64,
-    /// Bytes of those; likewise. Default 256 MiB.
+    /// Bytes of those events; beyond that further ones are dropped too. Default 256 MiB.
     pub outbox_bytes: u64,
-    /// Post also to private addresses, and without TLS. Default false.
+    /// Allow private addresses and `http`. Default false.
     pub allow_private: bool,
 }
 
 impl Default for Webhook {
-    /// Without an address.
+    /// Leaves the URL empty.
     fn default() -> Self {
         Self {
             url: String::new(),
@@ -54,7 +54,7 @@ impl Default for Webhook {
     }
 }
 
-/// Without the secret, and without what may be secret in the address.
+/// Omits the secret and the URL, which may contain one.
 impl fmt::Debug for Webhook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Webhook").field("events", &self.events).finish_non_exhaustive()
@@ -64,20 +64,20 @@ impl fmt::Debug for Webhook {
 /// `authentication.webhook.*`
 #[derive(Clone, PartialEq, Eq)]
 pub struct AuthWebhook {
-    /// Who is asked who a client is.
+    /// Endpoint of the backend that authenticates clients.
     pub url: String,
-    /// What the question is signed with, if it is.
+    /// Signing secret. `None`: requests are not signed.
     pub secret: Option<String>,
-    /// How long a question may take, with the wait for its turn. Default 5 s.
+    /// Time for one request, including the wait at the `concurrency` limit. Default 5 s.
     pub timeout: Duration,
-    /// Questions asked at the same time; more wait for their turn. Default 64.
+    /// Requests at the same time; further ones wait. Default 64.
     pub concurrency: usize,
-    /// Ask also at private addresses, and without TLS. Default false.
+    /// Allow private addresses and `http`. Default false.
     pub allow_private: bool,
 }
 
 impl Default for AuthWebhook {
-    /// Without an address.
+    /// Leaves the URL empty.
     fn default() -> Self {
         Self {
             url: String::new(),
@@ -89,7 +89,7 @@ impl Default for AuthWebhook {
     }
 }
 
-/// Without the secret, and without what may be secret in the address.
+/// Omits the secret and the URL, which may contain one.
 impl fmt::Debug for AuthWebhook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AuthWebhook").field("concurrency", &self.concurrency).finish_non_exhaustive()
@@ -99,22 +99,22 @@ impl fmt::Debug for AuthWebhook {
 /// `authentication.jwt.jwks.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Jwks {
-    /// Where the keys are.
+    /// URL of the key set.
     pub url: String,
-    /// Keys older than this are fetched anew, while those that are there go on to be used. Default 10 min.
+    /// Keys older than this are fetched again in the background, and used meanwhile. Default 10 min.
     pub refresh_interval: Duration,
-    /// Least time between two requests, whatever asks for them: an unknown key, too. Default 30 s.
+    /// Shortest time between two requests, also for an unknown key. Default 30 s.
     pub retry_interval: Duration,
-    /// Keys that could not be fetched anew for this long are not used any more. Default 24 h.
+    /// Keys older than this are not used. Default 24 h.
     pub max_stale: Duration,
-    /// How long one request may take. Default 5 s.
+    /// Time for one request. Default 5 s.
     pub timeout: Duration,
-    /// Fetch also from private addresses, and without TLS. Default false.
+    /// Allow private addresses and `http`. Default false.
     pub allow_private: bool,
 }
 
 impl Default for Jwks {
-    /// Without an address.
+    /// Leaves the URL empty.
     fn default() -> Self {
         Self {
             url: String::new(),

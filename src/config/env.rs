@@ -1,25 +1,26 @@
-//! The environment: texts, read by the form of the key that a variable sets.
+//! Reads settings from environment variables. The type of the key decides how a text is parsed.
 
 use serde_json::{Value, json};
 
 use super::{
-    error::{Problem, shown},
+    error::{Problem, excerpt},
     schema::{self, KEYS, Key, Kind},
     service_links,
     settings::Settings,
 };
 
-/// Unknown variables that are named one by one; the rest are counted in one warning.
+/// Unknown variables with a warning each. One further warning counts the rest.
 const UNKNOWN_NAMED_MAX: usize = 20;
 
-/// Begins the origin of a value that a variable set; the name of the variable follows.
+/// Prefix of the origin of a value from the environment. The name of the variable follows.
 pub(super) const ORIGIN: &str = "environment variable ";
 
-/// Variables under our prefix that are for the command line tools and the fault tests.
-const TOOLS: &[&str] = &["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_TOKEN", "MESA_FAILPOINT"];
+/// Variables with the prefix `MESA_` that belong to the commands and to the fault tests.
+const COMMAND_VARIABLES: &[&str] = &["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_TOKEN", "MESA_FAILPOINT"];
 
-/// Beginnings of variables that belong to the Mesa graphics library, which shares our prefix: a desktop that has some
-/// set must still be able to start a server.
+/// Prefixes of variables of the Mesa graphics library, which shares the prefix `MESA_`.
+///
+/// A desktop that sets some of them must not get warnings.
 const GRAPHICS: &[&str] = &[
     "MESA_BACK_BUFFER",
     "MESA_DEBUG",
@@ -36,14 +37,14 @@ const GRAPHICS: &[&str] = &[
     "MESA_VK",
 ];
 
-/// More of them, which begin as ours do.
+/// Further variables of that library, whose prefix is also one of our settings.
 const GRAPHICS_EXACT: &[&str] = &["MESA_LOG", "MESA_LOG_FILE", "MESA_LOG_PREFIX", "MESA_PROCESS_NAME"];
 
-/// Reads the settings of the environment.
+/// Reads settings from the environment.
 ///
 /// An empty variable counts as not set, because scripts and compose files commonly write it that way. An unknown variable
-/// with our prefix is a warning: the prefix is not ours alone, and other programs' variables must not stop a server.
-/// `not_utf8` names the variables whose value is no text: a setting among them is an error.
+/// with the prefix `MESA_` is a warning: other programs use the prefix too, and must not stop a server. `not_utf8` names
+/// variables whose value is not UTF-8. A setting among them is an error.
 pub(super) fn read(
     environment: &[(String, String)],
     not_utf8: &[String],
@@ -61,10 +62,10 @@ pub(super) fn read(
         if (key.is_some() || name.starts_with("MESA_"))
             && service_links::is_service_link(name, text.unwrap_or_default())
         {
-            ignored_settings.extend(key.map(|_| shown(name)));
-            links.push(shown(name));
+            ignored_settings.extend(key.map(|_| excerpt(name)));
+            links.push(excerpt(name));
         } else if let Some(key) = key {
-            let origin = format!("{ORIGIN}{}", shown(name));
+            let origin = format!("{ORIGIN}{}", excerpt(name));
             let Some(text) = text else {
                 problems.push(
                     Problem::about(&[key.name], "the value is not valid UTF-8. Set the variable to text, or unset it")
@@ -74,15 +75,17 @@ pub(super) fn read(
             };
             match parse(key, text) {
                 Some(value) => settings.set(key, value, &origin),
-                None => problems.push(Problem::about(&[key.name], schema::misfit(key, &text.into())).from(&origin)),
+                None => {
+                    problems.push(Problem::about(&[key.name], schema::invalid_value(key, &text.into())).from(&origin))
+                }
             }
-        } else if name.starts_with("MESA_") && !is_foreign(name) {
+        } else if name.starts_with("MESA_") && !is_of_other_program(name) {
             unknown += 1;
             if unknown <= UNKNOWN_NAMED_MAX {
                 let nearest = schema::nearest_env(name);
                 let nearest = nearest.map_or_else(String::new, |known| format!("; the nearest setting is {known}"));
                 warnings
-                    .push(format!("the environment variable {} is no setting and is ignored{nearest}", shown(name)));
+                    .push(format!("the environment variable {} is no setting and is ignored{nearest}", excerpt(name)));
             }
         }
     }
@@ -97,14 +100,13 @@ pub(super) fn read(
     settings
 }
 
-fn is_foreign(name: &str) -> bool {
-    TOOLS.contains(&name)
+fn is_of_other_program(name: &str) -> bool {
+    COMMAND_VARIABLES.contains(&name)
         || GRAPHICS_EXACT.contains(&name)
-        || GRAPHICS.iter().any(|beginning| name.starts_with(beginning))
+        || GRAPHICS.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// `text` as a value that `key` may hold; `None` when it is of another form. Bounds are checked later, for all sources
-/// alike.
+/// Parses a text as the type of `key`; `None` if it has another type. `decode` checks bounds, for all sources.
 pub(super) fn parse(key: &Key, text: &str) -> Option<Value> {
     let text = text.trim();
     match key.kind {

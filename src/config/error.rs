@@ -1,21 +1,22 @@
-//! What is wrong with a configuration: all of it at once, a sentence each.
+//! Errors of a configuration. All mistakes are reported at once, with one sentence each.
 
 use std::fmt;
 
-/// Everything that is wrong with a configuration. Displays as one problem a line, each naming the key, what it is, what
-/// it may be, and where it was set. Secrets are never shown.
+/// All mistakes of a configuration.
+///
+/// Displays one line per mistake: the origin, the key, its value and the accepted values. Never shows a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     problems: Vec<Problem>,
 }
 
 impl ConfigError {
-    /// `Err` with the problems, if there are any.
+    /// Returns `Err` if there is a problem.
     pub(super) fn from_problems(problems: Vec<Problem>) -> Result<(), Self> {
         if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
     }
 
-    /// Each problem as a sentence, in the order in which they were found. Never empty.
+    /// Returns one sentence per problem, in the order in which they were found. Never empty.
     pub fn problems(&self) -> impl ExactSizeIterator<Item = String> + '_ {
         self.problems.iter().map(ToString::to_string)
     }
@@ -35,12 +36,12 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// One thing that is wrong.
+/// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
-    /// The known keys it is about, the one to change first. Empty for what is no key at all.
+    /// Known keys that it concerns, the one to change first. Empty if it concerns no known key.
     pub about: Vec<&'static str>,
-    /// Where the value was set; put before the sentence.
+    /// Where the value was set. Displayed before the sentence.
     pub origin: Option<String>,
     /// The sentence, without a full stop.
     pub text: String,
@@ -70,13 +71,13 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Longest piece of what was written that is shown again, in characters.
-const SHOWN_CHARACTERS_MAX: usize = 60;
+/// Longest excerpt of user input in an error, in characters.
+const EXCERPT_CHARACTERS_MAX: usize = 60;
 
-/// What was written, fit for a line on a terminal: cut, and without control characters.
-pub(super) fn shown(text: &str) -> String {
-    let mut short: String = text.chars().take(SHOWN_CHARACTERS_MAX).flat_map(char::escape_debug).collect();
-    if text.chars().nth(SHOWN_CHARACTERS_MAX).is_some() {
+/// Returns user input for one line of a terminal: cut to 60 characters, control characters escaped.
+pub(super) fn excerpt(text: &str) -> String {
+    let mut short: String = text.chars().take(EXCERPT_CHARACTERS_MAX).flat_map(char::escape_debug).collect();
+    if text.chars().nth(EXCERPT_CHARACTERS_MAX).is_some() {
         short.push('…');
     }
     short

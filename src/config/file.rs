@@ -1,4 +1,4 @@
-//! The configuration file: JSON5, of bounded size and depth, no key twice.
+//! Reads the configuration file: JSON5 with bounded size and depth, and no key twice in one object.
 
 use std::{fmt, fs, io::Read as _, path::Path};
 
@@ -8,16 +8,15 @@ use serde::{
 };
 use serde_json::{Map, Number, Value};
 
-use super::error::{Problem, shown};
+use super::error::{Problem, excerpt};
 
-/// Largest configuration file, in bytes. No configuration is near it: it stops a wrong file from filling the memory.
+/// Largest configuration file, in bytes. Without the bound, a wrong file could fill the memory.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Deepest nesting in the file. The deepest key there is has three levels, and the JSON5 reader recurses without a
-/// bound of its own.
+/// Deepest nesting in the file. The JSON5 reader recurses without a bound of its own; the deepest key has four levels.
 const FILE_DEPTH_MAX: usize = 32;
 
-/// Reads the object in the file at `path`.
+/// Reads the file at `path`.
 pub(super) fn read(path: &Path) -> Result<Map<String, Value>, Problem> {
     let name = path.display().to_string();
     let bytes = read_bounded(path).map_err(|error| {
@@ -25,8 +24,7 @@ pub(super) fn read(path: &Path) -> Result<Map<String, Value>, Problem> {
             .from(&name)
     })?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
-        let text =
-            format!("a configuration file may have at most {FILE_BYTES_MAX} bytes; this is probably another file");
+        let text = format!("a configuration file may have at most {FILE_BYTES_MAX} bytes; name the right file");
         return Err(Problem::new(text).from(&name));
     }
     let text = String::from_utf8(bytes).map_err(|error| {
@@ -42,10 +40,10 @@ fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads the object in `text`.
+/// Parses a configuration.
 pub(super) fn parse(text: &str) -> Result<Map<String, Value>, Problem> {
     let Tree(value) = json5::from_str(text).map_err(|error| {
-        // Where the text ends too early, the reader gives the place of the innermost bracket that is open, or none.
+        // If the text ends too early, the reader names the innermost open bracket, or no position.
         let place = error.position().unwrap_or(json5::Position { line: 0, column: 0 });
         let what = match error.code().map(|code| code.to_string()) {
             Some(code) if code.starts_with("EOF") => "the text ends within what begins here".to_owned(),
@@ -58,12 +56,12 @@ pub(super) fn parse(text: &str) -> Result<Map<String, Value>, Problem> {
         Value::Object(map) => Ok(map),
         other => Err(Problem::new(format!(
             "the configuration must be an object, {{ … }}, but is {}",
-            super::schema::found(&other, false)
+            super::schema::describe(&other, false)
         ))),
     }
 }
 
-/// A value whose depth is bounded and whose objects have no key twice.
+/// A value with bounded depth, and no key twice in one object.
 struct Tree(Value);
 
 impl<'de> Deserialize<'de> for Tree {
@@ -72,7 +70,7 @@ impl<'de> Deserialize<'de> for Tree {
     }
 }
 
-/// Reads one value; holds how many levels it may still have.
+/// Reads one value. Holds the number of levels that it may still have.
 #[derive(Clone, Copy)]
 struct Level(usize);
 
@@ -143,7 +141,7 @@ impl<'de> Visitor<'de> for Level {
         while let Some(key) = entries.next_key::<String>()? {
             let value = entries.next_value_seed(inner)?;
             if map.contains_key(&key) {
-                return Err(A::Error::custom(format_args!("the key `{}` is in this object twice", shown(&key))));
+                return Err(A::Error::custom(format_args!("the key `{}` is in this object twice", excerpt(&key))));
             }
             map.insert(key, value);
         }

@@ -1,4 +1,4 @@
-//! From what was written to what holds: every source, in order, then one reading, then the check of the whole.
+//! Loads a [`Config`]: layers all sources, decodes the result, and validates it.
 
 use std::{fmt, path::PathBuf};
 
@@ -13,73 +13,75 @@ use super::{
     validate,
 };
 
-/// Where a configuration comes from. Each source holds over those named after it: `flags`, `env`, `file`, `dev`, and the
-/// defaults.
+/// Sources of a configuration, in order of precedence: `flags`, `env`, `file`, `dev`, and the defaults.
 #[derive(Clone, Default)]
 pub struct Sources {
     /// A JSON5 file of at most 1 MiB.
     pub file: Option<PathBuf>,
-    /// The environment, name and value. Unknown variables are ignored, with a warning if they begin with `MESA_`.
+    /// Environment variables, name and value. Unknown ones are ignored, with a warning if they begin with `MESA_`.
     pub env: Vec<(String, String)>,
-    /// Names of the environment variables whose value is not valid UTF-8. One that is a setting is an error; for others the
-    /// same holds as for `env`.
+    /// Names of environment variables whose value is not valid UTF-8. A setting among them is an error. For others the rule
+    /// of `env` applies.
     pub env_not_utf8: Vec<String>,
-    /// From the command line: the dotted key, the value, and the flag as it was typed (`--port`). A text is read as one
-    /// from the environment would be where the key holds something else.
+    /// Options of the command line: dotted key, value, and option as typed (`--port`). A text is parsed as from the
+    /// environment if the key has another type.
     pub flags: Vec<(String, Value, String)>,
-    /// `--store embedded`: sets a configured `redis` aside.
+    /// `--store embedded`: ignores a configured `redis`.
     pub embedded: bool,
-    /// `--dev`: a server to try things with, by this machine alone. Sync, reconnects and portals on, tokens are user ids (unless
-    /// JWTs are configured), a random API key where there is none, and no web pages but those of this machine (unless `origins`
-    /// is configured).
+    /// `--dev`: development settings.
+    ///
+    /// The server listens on 127.0.0.1. Sync, reconnects and portals are on. Tokens are user ids, unless JWTs or a webhook are
+    /// configured. An API key is generated, unless one is configured. Only web pages of this machine may connect, unless
+    /// `origins` is configured.
     pub dev: bool,
 }
 
-/// A configuration that was checked.
+/// A validated configuration.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Loaded {
-    /// What holds.
+    /// The effective settings.
     pub config: Config,
-    /// What is allowed and yet worth a line in the log, a sentence each.
+    /// Warnings for the log, one sentence each.
     pub warnings: Vec<String>,
-    /// The API key that was made up because `dev` is on and none is configured; it is in `config.api.keys` as well.
+    /// API key that was generated because `dev` is on and none is configured. `config.api.keys` has it too.
     pub generated_api_key: Option<String>,
-    /// The environment variables that set something, by name and in alphabetical order.
+    /// Names of the environment variables that set a key, in alphabetical order.
     pub variables: Vec<String>,
 }
 
-/// Without the key.
+/// Omits the generated key.
 impl fmt::Debug for Loaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loaded").field("config", &self.config).field("warnings", &self.warnings).finish_non_exhaustive()
     }
 }
 
-/// Reads all sources and checks what comes out.
+/// Loads a configuration from all sources, and validates it.
 ///
 /// # Errors
-/// All that is wrong, together: an unreadable file, unknown keys, values of a wrong form or out of bounds, and what
+/// All mistakes together: an unreadable file, unknown keys, values of a wrong type or out of bounds, and those that
 /// [`Config::validate`] finds.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let mut problems = Vec::new();
     let mut warnings = Vec::new();
 
     let settings = settings(sources, &mut problems, &mut warnings);
-    set_aside(&settings, sources.embedded, &mut problems, &mut warnings);
+    check_unsupported(&settings, sources.embedded, &mut problems, &mut warnings);
     let mut config = Config { dev: sources.dev, ..Config::default() };
     decode::read(&settings, &mut config, &mut problems);
     if sources.embedded {
-        // Set aside, whatever it says.
+        // The key is ignored, also with an invalid value.
         config.redis = None;
         problems.retain(|problem| problem.about[..] != ["redis"]);
     }
 
-    let generated_api_key = if sources.dev && config.api.keys.is_empty() { random_key(&mut problems) } else { None };
+    let generated_api_key =
+        if sources.dev && config.api.keys.is_empty() { generate_api_key(&mut problems) } else { None };
     config.api.keys.extend(generated_api_key.clone());
 
     let (found, more) = validate::check(&config);
-    // What is said of a key whose value could not be read would be said of its default.
+    // A key with an unreadable value has its default here. Problems with that default would be misleading.
     let unread: Vec<&str> = problems.iter().flat_map(|problem| problem.about.iter().copied()).collect();
     for mut problem in found {
         if !problem.about.iter().any(|key| unread.contains(key)) {
@@ -94,7 +96,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     Ok(Loaded { config, warnings, generated_api_key, variables: variables.into_iter().collect() })
 }
 
-/// All sources laid over each other.
+/// Layers all sources.
 fn settings(sources: &Sources, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) -> Settings {
     let mut explicit = Settings::default();
     if let Some(path) = &sources.file {
@@ -104,22 +106,22 @@ fn settings(sources: &Sources, problems: &mut Vec<Problem>, warnings: &mut Vec<S
         }
     }
     explicit.overlay(env::read(&sources.env, &sources.env_not_utf8, problems, warnings));
-    explicit.overlay(flags(&sources.flags, problems));
+    explicit.overlay(flag_settings(&sources.flags, problems));
 
-    let mut settings = if sources.dev { dev(&explicit) } else { Settings::default() };
+    let mut settings = if sources.dev { dev_defaults(&explicit) } else { Settings::default() };
     settings.overlay(explicit);
     settings
 }
 
-fn flags(flags: &[(String, Value, String)], problems: &mut Vec<Problem>) -> Settings {
+fn flag_settings(flags: &[(String, Value, String)], problems: &mut Vec<Problem>) -> Settings {
     let mut settings = Settings::default();
     for (name, value, flag) in flags {
         let Some(key) = schema::find(name) else {
-            problems.push(Problem::new(schema::unknown(name)).from(flag));
+            problems.push(Problem::new(schema::unknown_key(name)).from(flag));
             continue;
         };
         let value = match value {
-            // What cannot be read stays a text, and the reading says what is wrong with it.
+            // A text that cannot be parsed stays a text. `decode` reports it.
             Value::String(text) => env::parse(key, text).unwrap_or_else(|| value.clone()),
             other => other.clone(),
         };
@@ -128,10 +130,10 @@ fn flags(flags: &[(String, Value, String)], problems: &mut Vec<Problem>) -> Sett
     settings
 }
 
-/// The defaults that `--dev` changes; they stand below whatever was said.
-fn dev(explicit: &Settings) -> Settings {
+/// Returns the defaults that `--dev` changes. Every other source overrides them.
+fn dev_defaults(explicit: &Settings) -> Settings {
     let mut settings = Settings::default();
-    let mut set = |name, value: Value| settings.set(schema::known(name), value, "--dev");
+    let mut set = |name, value: Value| settings.set(schema::expect_key(name), value, "--dev");
     set("host", "127.0.0.1".into());
     set("sync.enabled", true.into());
     set("reconnect.enabled", true.into());
@@ -143,20 +145,20 @@ fn dev(explicit: &Settings) -> Settings {
     settings
 }
 
-/// Keys that are documented, and not for this program.
-fn set_aside(settings: &Settings, embedded: bool, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) {
+/// Reports documented keys that this program does not support.
+fn check_unsupported(settings: &Settings, embedded: bool, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) {
     for key in KEYS.iter().filter(|key| settings.has(key.name)) {
         let origin = settings.origin(key.name).unwrap_or_default();
         match key.kind {
             Kind::Redis if embedded => {
-                warnings.push(format!("redis ({origin}) is set aside: the embedded store keeps everything"));
+                warnings.push(format!("redis ({origin}) is ignored, because the embedded store was chosen"));
             }
             Kind::Redis if cfg!(feature = "redis") => {}
             Kind::Redis => problems.push(
                 Problem::about(
                     &[key.name],
-                    "redis is set, but this build works without Redis; remove it, or start with `--store embedded` to \
-                     set it aside and keep everything in the embedded store",
+                    "redis is set, but this build has no support for Redis; build with `--features redis`, remove the key, \
+                     or start with `--store embedded`, which ignores it",
                 )
                 .from(origin),
             ),
@@ -164,7 +166,7 @@ fn set_aside(settings: &Settings, embedded: bool, problems: &mut Vec<Problem>, w
                 Problem::about(
                     &[key.name],
                     format!(
-                        "{} belongs to the use as a library and means nothing to this program; remove it",
+                        "{} is only for use as a library, and has no effect in this program; remove it",
                         key.name
                     ),
                 )
@@ -175,13 +177,13 @@ fn set_aside(settings: &Settings, embedded: bool, problems: &mut Vec<Problem>, w
     }
 }
 
-/// 128 random bits in hexadecimal.
-fn random_key(problems: &mut Vec<Problem>) -> Option<String> {
+/// Generates an API key: 128 random bits in hexadecimal.
+fn generate_api_key(problems: &mut Vec<Problem>) -> Option<String> {
     let mut bytes = [0_u8; 16];
     match getrandom::fill(&mut bytes) {
         Ok(()) => Some(format!("{:032x}", u128::from_be_bytes(bytes))),
         Err(error) => {
-            let text = format!("no random API key could be made ({error}); set api.keys yourself");
+            let text = format!("no API key could be generated ({error}); set api.keys");
             problems.push(Problem::about(&["api.keys"], text));
             None
         }

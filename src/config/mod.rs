@@ -1,18 +1,19 @@
-//! What the server is told: the documented keys under their documented names, and ours beside them.
+//! Configuration of the server: the keys that the original documents, and further ones.
 //!
-//! A [`Config`] is built once, checked by [`Config::validate`], and trusted from then on. [`load`] builds it from what
-//! was written, each source over the one before: defaults, file, environment, command line. The steps, a file each:
+//! A [`Config`] is built once, checked by [`Config::validate`], and not checked again. [`load`] builds it from several
+//! sources. A later one overrides an earlier one: defaults, file, environment, command line. Files in reading order:
 //!
-//! - `schema`: the table of every key, with its environment variable, its form and its bounds
-//! - `file`, `env`: what one source says, as values under dotted keys
-//! - `service_links`: variables that Kubernetes and Docker inject, which are no settings
-//! - `settings`: one source over another, each value with where it came from
-//! - `decode`: values into the types below
-//! - `endpoints`: of those, whom the server asks and tells
-//! - `validate`: what must hold between them
-//! - `render`: the way back, for people to look at
+//! - `schema`: table of all keys, with environment variable, type and bounds
+//! - `file`, `env`: read one source into values under dotted keys
+//! - `service_links`: recognizes variables that Kubernetes and Docker inject
+//! - `settings`: layers of values, each with its origin
+//! - `decode`: converts settings to a [`Config`]
+//! - `endpoints`: settings of the webhooks and of JWKS
+//! - `redis`: parses the key `redis`
+//! - `validate`: checks a whole [`Config`]
+//! - `render`: converts a [`Config`] back to JSON, with secrets masked
 //!
-//! Durations are whole numbers of milliseconds wherever they are written, and [`Duration`]s in here.
+//! In files and variables a duration is a whole number of milliseconds; in a [`Config`] it is a [`Duration`].
 
 mod decode;
 mod defaults;
@@ -38,24 +39,24 @@ pub use error::ConfigError;
 pub use load::{Loaded, Sources, load};
 pub(crate) use validate::SECRET_BYTES_MIN;
 
-/// Everything a server needs to know before it starts.
+/// Settings of a server. They do not change while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Address to listen on. `0.0.0.0` unless told otherwise.
+    /// Address to listen on. Default `0.0.0.0`.
     pub host: String,
-    /// Port for WebSocket and HTTP. 0 lets the system choose. Default 4000.
+    /// Port for WebSocket and HTTP; 0 lets the system choose. Default 4000.
     pub port: u16,
-    /// Path at which `WebSockets` are accepted. Default `/`.
+    /// Path of the WebSocket. Default `/`.
     pub path: String,
-    /// Suffix that keeps several applications apart; part of what a store belongs to.
+    /// Namespace, which keeps applications apart. A store belongs to one namespace.
     pub namespace: Option<String>,
-    /// `redis`: the Redis that several servers share. Only in a build with `--features redis`; `None` (default): the
-    /// embedded store.
+    /// `redis`: the Redis that several servers share; needs a build with `--features redis`. `None` (default): the embedded
+    /// store.
     pub redis: Option<Redis>,
     /// `client.*`
     pub client: Client,
-    /// `options.storeMessages`: announces `store_messages`, upon which clients keep what they send and receive.
+    /// `options.storeMessages`: asks clients to keep what they send and receive. Default false.
     pub store_messages: bool,
     /// `sync.*`
     pub sync: Sync,
@@ -67,14 +68,15 @@ pub struct Config {
     pub reconnect: Reconnect,
     /// `authentication.*`
     pub authentication: Authentication,
-    /// `gracefullyExit`: on SIGTERM or SIGINT finish what was begun. Default true.
+    /// `gracefullyExit`: on SIGTERM or SIGINT, finish requests and close clients first. Default true.
     pub gracefully_exit: bool,
     /// `store.*`
     pub store: Store,
     /// `api.*`
     pub api: Api,
-    /// `origins`: which web pages may connect; `None` = any, and those of this machine where a token is believed (`dev`,
-    /// `authentication.insecure`). Compared with the `Origin` header exactly.
+    /// `origins`: origins of the web pages that may connect, compared exactly with the `Origin` header.
+    ///
+    /// `None` (default): any page, but only pages of this machine with `dev` or `authentication.insecure`.
     pub origins: Option<Vec<String>>,
     /// `limits.*`
     pub limits: Limits,
@@ -82,19 +84,18 @@ pub struct Config {
     pub redis_protocol: RedisProtocol,
     /// `log.*`
     pub log: Log,
-    /// Set by `--dev`, not by a key: unless `origins` names others, only web pages of this machine may connect. Default
-    /// false.
+    /// Set by `--dev`, not by a key: only web pages of this machine may connect, unless `origins` is set. Default false.
     pub dev: bool,
 }
 
 impl Config {
-    /// Whether only web pages of this machine may connect: where every token is believed, any page that a developer opens
-    /// could read the messages of every user.
+    /// Reports whether only web pages of this machine may connect.
+    ///
+    /// Without this rule, any page in a developer's browser could read every user's messages from an insecure server.
     pub(crate) fn is_local_only(&self) -> bool {
         let Authentication { jwt, webhook, insecure, insecure_public, .. } = &self.authentication;
-        // `insecurePublic` says that everyone may.
-        let is_believed = *insecure && !insecure_public && jwt.is_none() && webhook.is_none();
-        self.origins.is_none() && (self.dev || is_believed)
+        let accepts_any_token = *insecure && !insecure_public && jwt.is_none() && webhook.is_none();
+        self.origins.is_none() && (self.dev || accepts_any_token)
     }
 }
 
@@ -104,7 +105,7 @@ impl Config {
 pub struct Client {
     /// Close clients of another version with 1002. Default false.
     pub enforce_equal_versions: bool,
-    /// The version they must be of. Default 1.5.3, which is what `mesa-js-client` 1.4.8 announces.
+    /// Version that clients must announce. Default 1.5.3, which `mesa-js-client` 1.4.8 announces.
     pub version: String,
 }
 
@@ -112,43 +113,43 @@ pub struct Client {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Sync {
-    /// Keep messages for users who are away. Default false.
+    /// Store messages in users' logs, for delivery to offline users. Default false.
     pub enabled: bool,
-    /// Pause before each message that is redelivered after a connection. Default 0.
+    /// Delay before each message of the backlog. Default 0.
     pub redelivery_interval: Duration,
-    /// What counts as received.
+    /// When a message counts as acknowledged.
     pub confirmation: Confirmation,
-    /// Messages older than this are not shown to anybody any more. Zero (default): messages do not age.
+    /// Messages older than this expire. Zero (default): never.
     pub max_age: Duration,
-    /// Messages that wait for one user; what happens to one more, `overflow` says. Default 100 000.
+    /// Quota: pending messages of one user. Beyond it `overflow` applies. Default 100 000.
     pub max_messages: u64,
-    /// Bytes of those messages; likewise. Default 64 MiB.
+    /// Quota: bytes of one user's pending messages. Beyond it `overflow` applies. Default 64 MiB.
     pub max_bytes: u64,
-    /// What happens to a message for a user for whom as much waits as may.
+    /// What happens to a message beyond a quota.
     pub overflow: Overflow,
-    /// A device that was not here for this long is forgotten, unless it is all its user has. Zero: never. Default 30 days.
+    /// A device offline for this long is forgotten, unless it is its user's only one. Zero: never. Default 30 days.
     pub device_max_age: Duration,
-    /// Devices remembered for one user; with one more, the one that was away longest is forgotten. Default 16.
+    /// Devices of one user. One more replaces the device that was offline for longest. Default 16.
     pub max_devices: usize,
 }
 
-/// What happens to a message for a user for whom as much waits as may.
+/// What happens to a message beyond a user's quota.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overflow {
-    /// It is not taken for this user, and the answer to the dispatch says so.
+    /// It is rejected for this user. The result of the dispatch names the user and the reason.
     #[default]
     Reject,
-    /// The oldest go for it: counted, and told to clients that resume.
+    /// The oldest pending messages are evicted and counted. Clients that resume get a gap.
     DropOldest,
 }
 
-/// What counts as received.
+/// When a message counts as acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Confirmation {
-    /// The client has answered for it.
+    /// When the client has answered (op 11, or op 3).
     #[default]
     Receipt,
-    /// It was written to the socket: what stock does. Loses what was under way when a connection breaks.
+    /// When it is written to the socket, as in the original. A broken connection loses messages in flight.
     Write,
 }
 
@@ -156,11 +157,11 @@ pub enum Confirmation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Portal {
-    /// Tell backends what happens to clients and what they say. Default false.
+    /// Send client events to backends. Default false.
     pub enabled: bool,
-    /// To each portal in turn, rather than at random. Default true.
+    /// Send events to the portals in turn; `false`: to a random one. Default true.
     pub distribute_load: bool,
-    /// `portal.webhook.*`: tell a backend what happens; `None` without a URL.
+    /// `portal.webhook.*`; `None` with neither a URL nor a secret.
     pub webhook: Option<Webhook>,
 }
 
@@ -168,11 +169,11 @@ pub struct Portal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Heartbeat {
-    /// Ask silent clients whether they are there. Default false.
+    /// Send op 1 to clients, and close those that do not answer. Default false.
     pub enabled: bool,
-    /// How often. Default 10 s.
+    /// Interval between heartbeats. Default 10 s.
     pub interval: Duration,
-    /// Unanswered retries before the connection is closed. Default 3.
+    /// Unanswered retries; then the connection closes with 1001. Default 3.
     pub max_attempts: u32,
 }
 
@@ -180,9 +181,9 @@ pub struct Heartbeat {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reconnect {
-    /// Tell clients to come back by themselves. Default false.
+    /// Announce `interval` to clients, which then reconnect by themselves. Default false.
     pub enabled: bool,
-    /// How often they try. Default 5 s.
+    /// Delay between their attempts. Default 5 s.
     pub interval: Duration,
 }
 
@@ -192,21 +193,21 @@ pub struct Reconnect {
 pub struct Authentication {
     /// A connection that has not authenticated by then is closed with 1008. Default 10 s.
     pub timeout: Duration,
-    /// Unauthenticated clients get no `*` messages. Default false.
+    /// Unauthenticated clients receive no broadcasts. Default false.
     pub required: bool,
-    /// Answer with the user object rather than `{}`. Default true.
+    /// Op 22 carries the user object; `false`: `{}`. Default true.
     pub send_user_object: bool,
-    /// Close with 1008 on failure; otherwise the client may try again until the timeout. Default true.
+    /// Close with 1008 on failure; `false`: the client may retry until the timeout. Default true.
     pub disconnect_on_fail: bool,
-    /// Keep who is connected; needed by sync. Default true.
+    /// Keep a list of connected users; sync needs it. Default true.
     pub store_connected_users: bool,
-    /// `authentication.insecure`: the token *is* the user id. For development.
+    /// `authentication.insecure`: the token *is* the user id; for development. Default false.
     pub insecure: bool,
-    /// `authentication.insecurePublic`: yes, even on an address others can reach.
+    /// `authentication.insecurePublic`: allow `insecure` on any `host`. Default false.
     pub insecure_public: bool,
     /// `authentication.jwt.*`
     pub jwt: Option<Jwt>,
-    /// `authentication.webhook.*`: ask a backend; `None` without a URL.
+    /// `authentication.webhook.*`: a backend authenticates clients; `None` with neither a URL nor a secret.
     pub webhook: Option<AuthWebhook>,
 }
 
@@ -218,11 +219,11 @@ pub struct Jwt {
     pub secret: Option<String>,
     /// PEM file with a public key, for `RS*`, `PS*`, `ES*` and `EdDSA`.
     pub key_file: Option<PathBuf>,
-    /// `authentication.jwt.jwks.*`: public keys fetched from where they are published.
+    /// `authentication.jwt.jwks.*`: public keys that the server fetches from a URL.
     pub jwks: Option<Jwks>,
-    /// Which algorithms are accepted. Never taken from the token. Default HS256 with a secret; must be named with a key.
+    /// Accepted algorithms, never chosen by the token. Default HS256 with a secret; required with a key file or JWKS.
     pub algorithms: Vec<String>,
-    /// Claim that names the user. Default: `id`, then `sub`.
+    /// Claim with the user id. Default: `id`, then `sub`.
     pub id_claim: Option<String>,
     /// Claim whose object is merged into the user object sent to the client.
     pub user_claim: Option<String>,
@@ -230,7 +231,7 @@ pub struct Jwt {
     pub issuer: Option<String>,
     /// Required `aud`, if any.
     pub audience: Option<String>,
-    /// Allowed difference of clocks for `exp` and `nbf`. Default 0.
+    /// Allowed clock difference for `exp` and `nbf`. Default 0.
     pub leeway: Duration,
 }
 
@@ -251,24 +252,23 @@ pub struct Store {
     pub path: PathBuf,
     /// When a dispatch is answered.
     pub durability: Durability,
-    /// Memory for what is read again and again, in bytes: half of it for the newest messages, half for pages of the tables.
-    /// Default 64 MiB.
+    /// Bytes of cache: half for the newest messages, half for pages of the sled trees. Default 64 MiB.
     pub cache_bytes: u64,
-    /// Bytes of messages that wait in all; a dispatch beyond that gets 507. 0 (default): as many as the disk has room for.
+    /// Capacity: bytes of pending messages; a dispatch beyond it gets 507. 0 (default): as many as the disk has room for.
     pub max_bytes: u64,
-    /// Bytes that stay free on the disk: with less, a dispatch gets 507. Default 256 MiB.
+    /// Bytes that stay free on the disk; a dispatch that would not leave them gets 507. Default 256 MiB.
     pub min_free: u64,
 }
 
-/// When a dispatch is answered, and so what a crash may take back.
+/// When a dispatch is answered, and so what a crash may lose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
-    /// Once it would survive a power cut.
+    /// After the sync. Neither a crash nor a power cut loses it.
     #[default]
     Always,
-    /// At once, made durable at least this often: a power cut may take back that much, a killed process nothing.
+    /// Before the sync, which follows at least this often. A power cut may lose that much, a killed process nothing.
     Interval(Duration),
-    /// At once, made durable when the system sees fit.
+    /// Before the sync, which is left to the operating system.
     Never,
 }
 
@@ -276,12 +276,11 @@ pub enum Durability {
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Api {
-    /// Keys that backends show as `Authorization: Bearer KEY`. None: the HTTP API refuses everyone.
+    /// Keys that backends send as `Authorization: Bearer KEY`. Without any, the HTTP API rejects every request.
     pub keys: Vec<String>,
-    /// For how long the id of a dispatch is remembered: a repeat within that gets the first answer and is not sent again.
-    /// Default 10 minutes.
+    /// Deduplication window: a retry with the same idempotency id within it gets the first result. Default 10 minutes.
     pub id_window: Duration,
-    /// How many ids are remembered at most; beyond that the oldest is forgotten early. Default 1 000 000.
+    /// Idempotency ids that are remembered; beyond that the oldest is forgotten early. Default 1 000 000.
     pub ids: usize,
 }
 
@@ -291,21 +290,21 @@ impl std::fmt::Debug for Api {
     }
 }
 
-/// `redisProtocol.*`: the Redis protocol, for the Dispatchers and Portals of the stock package.
+/// `redisProtocol.*`: the port of the Redis protocol, for Dispatchers and Portals of the original.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RedisProtocol {
-    /// Port on which it is spoken; 0 lets the system choose. `None` (default): it is not.
+    /// Port; 0 lets the system choose. `None` (default): off.
     pub port: Option<u16>,
-    /// Address to listen on. Default `127.0.0.1`; any that others can reach needs a password.
+    /// Address to listen on; any but a loopback address needs a password. Default `127.0.0.1`.
     pub host: String,
-    /// What a connection has to show (`AUTH`) before it may say anything else; `None`: nothing.
+    /// Password that a connection must send (`AUTH`) first. `None` (default): no password.
     pub password: Option<String>,
-    /// Connections; one more is closed at once. Default 1 000.
+    /// Connections; one more closes at once. Default 1 000.
     pub connections: usize,
     /// Bytes of one command; a larger one closes its connection. Default 1 MiB.
     pub command_bytes: usize,
-    /// Bytes that wait for one subscriber; one that lets more pile up is cut, as in Redis. Default 8 MiB.
+    /// Bytes queued for one subscriber; one with more is disconnected, as in Redis. Default 8 MiB.
     pub backlog_bytes: usize,
 }
 
@@ -315,39 +314,39 @@ impl std::fmt::Debug for RedisProtocol {
     }
 }
 
-/// `limits.*`: each says what happens there.
+/// `limits.*`: bounds, each with its consequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// `WebSockets`; one more is answered with 503. A few connections more are for HTTP, and the limit of open files holds
-    /// where it is lower. Default 100 000.
+    /// WebSocket connections; one more gets 503. 16 further connections are for HTTP. A lower limit of open files applies
+    /// instead. Default 100 000.
     pub connections: usize,
-    /// Connections of one address; one more is closed at once. 0: no limit. Default 0.
+    /// Connections of one address; one more closes at once. 0 (default): no limit.
     pub connections_per_address: usize,
-    /// Time for the head of a request to arrive; then the connection is closed. Default 10 s.
+    /// Time for a request head to arrive; then the connection closes. Default 10 s.
     pub header_timeout: Duration,
-    /// Time for the next request to begin on a connection that is kept alive; then the connection is closed. Default 75 s,
-    /// longer than load balancers keep theirs (60 s).
+    /// Idle time of a keep-alive connection; then it closes. Default 75 s, above the usual 60 s of load balancers.
     pub idle_timeout: Duration,
     /// Bytes of one frame from a client; a larger one closes the connection with 1009. Default 64 KiB.
     pub frame_bytes: usize,
-    /// Frames a second from one client, averaged over ten seconds; more closes the connection with 1008. Fragments count;
-    /// answers to what the server sent (op 11, pongs, one op 3 for each message) do not. Default 100.
+    /// Frames per second from one client, averaged over 10 s; more closes the connection with 1008. Default 100.
+    ///
+    /// Fragments count. Answers to the server (op 11, pongs, one op 3 per message) do not.
     pub frames_per_second: u32,
-    /// Bytes of one HTTP request, or of one line of a stream; a larger one gets 413. Default 1 MiB.
+    /// Bytes of one HTTP body, or of one line of a stream; a larger one gets 413. Default 1 MiB.
     pub request_bytes: usize,
     /// Recipients of one dispatch; more gets 422. Default 10 000.
     pub recipients: usize,
-    /// Messages waiting to be committed; further dispatches wait for room. Default 10 000.
+    /// Messages queued for the commit thread; further dispatches wait (backpressure). Default 10 000.
     pub queue: usize,
-    /// Unsynced messages waiting for one slow connection; the oldest is dropped, and counted. Default 1 024.
+    /// Unsynced messages queued for one connection; one more drops the oldest, which is counted. Default 1 024.
     pub unsynced_messages: usize,
-    /// Bytes of those messages; likewise. Default 512 KiB.
+    /// Bytes of those messages; beyond that the oldest are dropped and counted. Default 512 KiB.
     pub unsynced_bytes: usize,
-    /// Bytes written to a connection and not yet taken by the client's side; no more is read from the log until they
-    /// are. Default 64 KiB.
+    /// Bytes written to a connection and not yet received by the client. Until it receives some, the server reads nothing
+    /// more from its log. Default 64 KiB.
     pub unsent_bytes: usize,
-    /// A connection, WebSocket or HTTP, that takes nothing of what was written for this long is closed; its messages stay. Default 30 s.
+    /// A connection (WebSocket or HTTP) that receives nothing for this long is cut; its entries stay pending. Default 30 s.
     pub write_timeout: Duration,
 }
 
@@ -355,18 +354,18 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Log {
-    /// A filter such as `info` or `mesa=debug`. Default `info`.
+    /// Filter, such as `info` or `mesa=debug`. Default `info`.
     pub level: String,
-    /// Lines for people or for machines.
+    /// Format of the lines. Default text.
     pub format: LogFormat,
 }
 
-/// Form of a log line.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }

@@ -1,46 +1,47 @@
-//! The key `redis`: where the Redis is that several servers share, in each of the forms that stock takes.
+//! Parses the key `redis`: the address of a shared Redis, in each form that the original accepts.
 
 use std::fmt::{self, Write as _};
 
 use serde_json::{Map, Value};
 
-/// Port of a Redis, and of a Sentinel, where none is named.
+/// Default port of a Redis.
 const PORT: u16 = 6379;
+/// Default port of a Sentinel.
 const SENTINEL_PORT: u16 = 26379;
 
-/// Where the Redis is.
+/// Address of a Redis.
 ///
-/// Over TLS the process's own provider of cryptography is used, where it has installed one for rustls, or else the one that is
-/// built in: an application that builds in several has to install one.
+/// TLS uses the crypto provider that the process has installed for rustls, or else the only one that is compiled in. An
+/// application that compiles in several has to install one.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Redis {
-    /// One, as a URL: `redis://user:password@host:port/database`, or `rediss://` over TLS.
+    /// One Redis, as a URL: `redis://user:password@host:port/database`, or `rediss://` with TLS.
     One(String),
-    /// A Redis Cluster: some of its nodes, as URLs.
+    /// A Redis Cluster: URLs of some of its nodes.
     Cluster(Vec<String>),
-    /// One that is looked up at its Sentinels.
+    /// A Redis whose address its Sentinels know.
     Sentinel {
         /// Host and port of each Sentinel.
         sentinels: Vec<(String, u16)>,
-        /// What they call it.
+        /// Name of the Redis at the Sentinels.
         name: String,
-        /// For the Redis itself.
+        /// User name at the Redis.
         username: Option<String>,
-        /// For the Redis itself.
+        /// Password of the Redis.
         password: Option<String>,
-        /// For the Sentinels.
+        /// Password of the Sentinels.
         sentinel_password: Option<String>,
-        /// Which database.
+        /// Number of the database.
         database: i64,
-        /// The Redis is spoken to over TLS.
+        /// Whether connections to the Redis use TLS.
         tls: bool,
-        /// So are the Sentinels.
+        /// Whether connections to the Sentinels use TLS.
         sentinel_tls: bool,
     },
 }
 
 impl Redis {
-    /// Hosts and ports, for people: nothing that is secret.
+    /// Returns hosts and ports for log lines, without secrets.
     #[must_use]
     pub fn addresses(&self) -> String {
         let of = |url: &String| {
@@ -53,14 +54,14 @@ impl Redis {
             Self::Cluster(urls) => urls.iter().map(of).collect::<Vec<_>>().join(", "),
             Self::Sentinel { sentinels, name, .. } => {
                 let all: Vec<_> = sentinels.iter().map(|(host, port)| format!("{host}:{port}")).collect();
-                format!("{name}, by {}", all.join(", "))
+                format!("{name}, from Sentinels {}", all.join(", "))
             }
         }
     }
 }
 
 impl fmt::Debug for Redis {
-    /// Without passwords.
+    /// Omits everything but the kind: a URL may have a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::One(_) => "Redis::One",
@@ -70,11 +71,13 @@ impl fmt::Debug for Redis {
     }
 }
 
-/// Reads the key: a URL or `host:port`; an object as ioredis takes it (`host`, `port`, `username`, `password`, `db`, or
-/// `sentinels` and `name`; `tls: {}` for TLS); or a list of either, which is a Cluster.
+/// Parses the value of the key `redis`.
+///
+/// It is a URL or `host:port`, or an object in the form of ioredis: `host`, `port`, `username`, `password`, `db`, or
+/// `sentinels` and `name`, with `tls: {}` for TLS. A list of either is a Redis Cluster.
 ///
 /// # Errors
-/// A sentence that says what is wrong, without showing what may be a secret.
+/// A sentence that names the mistake, without anything that may be a secret.
 pub fn parse(value: &Value) -> Result<Redis, String> {
     match value {
         Value::String(text) if text.contains(',') => {
@@ -97,7 +100,7 @@ pub fn parse(value: &Value) -> Result<Redis, String> {
     }
 }
 
-/// `REDIS_SENTINELS`: `host:port,host:port`, with the name that Sentinels give when nobody says another.
+/// Parses `REDIS_SENTINELS` (`host:port,host:port`). The name of the Redis is `mymaster`, the default of Sentinels.
 pub(super) fn parse_sentinels(text: &str) -> Result<Redis, String> {
     let sentinels: Vec<Value> = text.split(',').map(|one| Value::String(one.trim().to_owned())).collect();
     let object: Map<String, Value> = [("sentinels".to_owned(), Value::Array(sentinels))].into_iter().collect();
@@ -110,15 +113,15 @@ fn url(text: &str) -> Result<String, String> {
     }
     match text.split_once("://") {
         None => url(&format!("redis://{text}")),
-        Some(("rediss", rest)) if rest.contains('#') => Err(
-            "redis is a rediss:// URL with a #; certificates are always checked (SSL_CERT_FILE names those that are \
-                 trusted)"
-                .into(),
-        ),
+        Some(("rediss", rest)) if rest.contains('#') => {
+            Err("redis is a rediss:// URL with a #; remove it: certificates are always checked (SSL_CERT_FILE names \
+                 those that are trusted)"
+                .into())
+        }
         Some(("redis" | "rediss", rest))
             if rest.split_once('/').is_some_and(|(_, database)| !is_database(database)) =>
         {
-            Err("redis is a URL with something behind the host that is no number of a database; it must be like \
+            Err("redis is a URL whose path is not a database number; it must be like \
                  redis://user:password@host:6379/0"
                 .into())
         }
@@ -127,7 +130,7 @@ fn url(text: &str) -> Result<String, String> {
     }
 }
 
-/// What is behind the host of a URL, perhaps with a query.
+/// Reports whether the path of a URL, with or without a query, is a database number.
 fn is_database(text: &str) -> bool {
     let number = text.split(['?', '#']).next().unwrap_or_default();
     number.is_empty() || number.parse::<u32>().is_ok()
@@ -151,7 +154,7 @@ fn number(object: &Map<String, Value>, name: &str, default: u16) -> Result<u16, 
     number.and_then(|number| u16::try_from(number).ok()).ok_or(format!("redis.{name} must be a whole number to 65535"))
 }
 
-/// Whether there is TLS: `true`, or an object without anything in it, as for ioredis.
+/// Parses a TLS option: `true`, or an empty object as in ioredis.
 fn tls(object: &Map<String, Value>, name: &str) -> Result<bool, String> {
     match object.get(name) {
         None | Some(Value::Null | Value::Bool(false)) => Ok(false),
@@ -165,7 +168,7 @@ fn tls(object: &Map<String, Value>, name: &str) -> Result<bool, String> {
 
 fn known(object: &Map<String, Value>, names: &[&str]) -> Result<(), String> {
     match object.keys().find(|key| !names.contains(&key.as_str())) {
-        Some(unknown) => Err(format!("redis.{unknown} is not known; it may have {}", names.join(", "))),
+        Some(unknown) => Err(format!("redis.{unknown} is not a known key; the known ones are {}", names.join(", "))),
         None => Ok(()),
     }
 }
@@ -186,7 +189,7 @@ fn address(object: &Map<String, Value>) -> Result<String, String> {
     })
 }
 
-/// Percent-encodes what could end a part of a URL.
+/// Percent-encodes characters that could end a part of a URL.
 fn escape(part: &str) -> String {
     let mut escaped = String::new();
     for byte in part.bytes() {
@@ -242,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_form_that_stock_takes_is_read() {
+    fn redis_in_each_form_of_the_original_is_parsed() {
         let one = |text: &str| Ok(Redis::One(text.into()));
         assert_eq!(parse(&json!("redis://localhost:6379")), one("redis://localhost:6379"));
         assert_eq!(parse(&json!("cache:6380")), one("redis://cache:6380"));
@@ -262,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_said_without_showing_it() {
+    fn redis_of_invalid_form_is_rejected_without_its_secret() {
         for wrong in [
             json!(""),
             json!(7),
@@ -276,8 +279,8 @@ mod tests {
             json!({ "host": "h", "secret": "secret" }),
             json!({ "port": "secret" }),
         ] {
-            let told = parse(&wrong).unwrap_err();
-            assert!(told.starts_with("redis") && !told.contains("secret:") && !told.contains("secret@"), "{told}");
+            let error = parse(&wrong).unwrap_err();
+            assert!(error.starts_with("redis") && !error.contains("secret:") && !error.contains("secret@"), "{error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The way back: a configuration as the file that would say all of it.
+//! Converts a [`Config`] to JSON in the structure of the file, with secrets masked.
 
 use std::time::Duration;
 
@@ -6,13 +6,14 @@ use serde_json::{Map, Value, json};
 
 use super::{AuthWebhook, Config, Confirmation, Durability, Jwks, Jwt, LogFormat, Overflow, Webhook};
 
-/// Stands for a secret. Too short to be taken for one when it is read again.
+/// Replaces a secret. It is too short to be accepted as one when the output is loaded again.
 const MASK: &str = "********";
 
 impl Config {
-    /// Every documented key with the value that holds, in the structure of the file; secrets (`api.keys`,
-    /// `authentication.jwt.secret`, `redisProtocol.password`, those of webhooks, what stands in the query of their addresses, and
-    /// `redis`) as `********`. With the secrets put back it loads again to the same configuration.
+    /// Returns every documented key with its effective value, in the structure of the file.
+    ///
+    /// Secrets are `********`: `api.keys`, `authentication.jwt.secret`, `redisProtocol.password`, `redis`, the secrets of
+    /// webhooks, and the queries of their URLs. With the secrets put back, the result loads to the same configuration.
     #[must_use]
     pub fn effective(&self) -> Value {
         json!({
@@ -132,7 +133,7 @@ impl Config {
     }
 }
 
-/// Without JWTs all of it is null, which is how a file says "not set".
+/// Renders the JWT settings. Without JWTs every value is null, which means "not set" in a file.
 fn effective_jwt(jwt: Option<&Jwt>) -> Value {
     let names = ["secret", "keyFile", "algorithms", "idClaim", "userClaim", "issuer", "audience", "leeway"];
     let Some(jwt) = jwt else {
@@ -164,13 +165,13 @@ fn effective_jwks(jwks: Option<&Jwks>) -> Value {
     })
 }
 
-/// Without an address, the rest as it would be.
+/// Renders the webhook settings. Without a webhook, URL and secret are null, and the rest has its defaults.
 fn effective_webhook(webhook: Option<&Webhook>) -> Value {
     let unset = Webhook::default();
-    let (there, webhook) = (webhook.is_some(), webhook.unwrap_or(&unset));
+    let (is_set, webhook) = (webhook.is_some(), webhook.unwrap_or(&unset));
     json!({
-        "url": there.then(|| without_secrets(&webhook.url)),
-        "secret": there.then_some(MASK),
+        "url": is_set.then(|| without_secrets(&webhook.url)),
+        "secret": is_set.then_some(MASK),
         "events": webhook.events,
         "undeliveredAfter": millis(webhook.undelivered_after),
         "timeout": millis(webhook.timeout),
@@ -186,9 +187,9 @@ fn effective_webhook(webhook: Option<&Webhook>) -> Value {
 
 fn effective_auth_webhook(webhook: Option<&AuthWebhook>) -> Value {
     let unset = AuthWebhook::default();
-    let (there, webhook) = (webhook.is_some(), webhook.unwrap_or(&unset));
+    let (is_set, webhook) = (webhook.is_some(), webhook.unwrap_or(&unset));
     json!({
-        "url": there.then(|| without_secrets(&webhook.url)),
+        "url": is_set.then(|| without_secrets(&webhook.url)),
         "secret": webhook.secret.as_ref().map(|_| MASK),
         "timeout": millis(webhook.timeout),
         "concurrency": webhook.concurrency,
@@ -196,7 +197,7 @@ fn effective_auth_webhook(webhook: Option<&AuthWebhook>) -> Value {
     })
 }
 
-/// An address without its query, in which tokens are common.
+/// Masks the query of a URL, which often has a token.
 fn without_secrets(url: &str) -> String {
     match url.split_once('?') {
         Some((address, _)) => format!("{address}?{MASK}"),
@@ -204,7 +205,7 @@ fn without_secrets(url: &str) -> String {
     }
 }
 
-/// As the file has durations.
+/// Returns whole milliseconds.
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

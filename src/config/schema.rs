@@ -1,33 +1,33 @@
-//! The table of keys: their names, their environment variables, their form and their bounds.
+//! Table of all keys: name, environment variables, type and bounds.
 
 use std::fmt;
 
 use serde_json::Value;
 
-use super::error::shown;
+use super::error::excerpt;
 
-/// Longest of all intervals, in milliseconds.
+/// One day, in milliseconds: the longest interval.
 pub(super) const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// Longest time for which anything is kept, in milliseconds: ten years.
+/// Longest age, in milliseconds: ten years.
 const AGE_MS_MAX: u64 = 3652 * DAY_MS;
 
-/// More bytes than any disk has.
+/// Largest size on disk, in bytes: 1 PiB.
 const DISK_BYTES_MAX: u64 = 1 << 50;
 
 /// One key of the configuration.
 pub(super) struct Key {
-    /// Dotted, as documented.
+    /// Dotted name, as documented.
     pub name: &'static str,
     /// Environment variables that set it.
     pub env: &'static [&'static str],
-    /// What it may hold.
+    /// Type and bounds of its value.
     pub kind: Kind,
-    /// Never shown.
+    /// Whether its value is never shown.
     pub secret: bool,
 }
 
-/// What a key may hold.
+/// Type of a value, with its bounds.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Bool,
@@ -43,14 +43,14 @@ pub(super) enum Kind {
     Texts,
     Choice(&'static [&'static str]),
     Durability,
-    /// `redis`: any value, for a server with another store than this build has.
+    /// `redis`: any value, also in a build without support for Redis.
     Redis,
-    /// Means something only where the server is a library of the application.
+    /// Has an effect only where the server is a library of an application.
     Library,
 }
 
 impl fmt::Display for Kind {
-    /// What is expected, to be read after "must be".
+    /// Writes what is expected, to follow "must be".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bool => f.write_str("true or false"),
@@ -87,11 +87,11 @@ pub(super) const OVERFLOWS: &[&str] = &["reject", "dropOldest"];
 /// Names of [`super::LogFormat`].
 pub(super) const LOG_FORMATS: &[&str] = &["text", "json"];
 
-/// What `portal.webhook.events` may name.
+/// Events that `portal.webhook.events` may name.
 pub(super) const WEBHOOK_EVENTS: &[&str] =
     &["connection", "authentication", "message", "disconnection", "undelivered", "delivered", "expired", "dropped"];
 
-/// Every key. The environment names without `MESA_` are those of the stock gateway.
+/// All keys. Environment names without `MESA_` are those of the original's gateway.
 pub(super) const KEYS: &[Key] = &[
     key("host", &["MESA_HOST"], Kind::Text),
     key("port", &["MESA_PORT"], integer(0, 65_535)),
@@ -106,7 +106,7 @@ pub(super) const KEYS: &[Key] = &[
     key("sync.confirmation", &["MESA_SYNC_CONFIRMATION"], Kind::Choice(CONFIRMATIONS)),
     key("sync.maxAge", &["MESA_SYNC_MAX_AGE"], millis(0, AGE_MS_MAX)),
     key("sync.maxMessages", &["MESA_SYNC_MAX_MESSAGES"], integer(1, 1_000_000_000)),
-    // A bound under one message's size would refuse every large message.
+    // A quota below the size of one message would reject every large message.
     key("sync.maxBytes", &["MESA_SYNC_MAX_BYTES"], integer(64 << 10, DISK_BYTES_MAX)),
     key("sync.overflow", &["MESA_SYNC_OVERFLOW"], Kind::Choice(OVERFLOWS)),
     key("sync.deviceMaxAge", &["MESA_SYNC_DEVICE_MAX_AGE"], millis(0, AGE_MS_MAX)),
@@ -122,7 +122,7 @@ pub(super) const KEYS: &[Key] = &[
     key("portal.webhook.retryMax", &["MESA_WEBHOOK_RETRY_MAX"], millis(10, 60 * 60 * 1000)),
     key("portal.webhook.maxEvents", &["MESA_WEBHOOK_MAX_EVENTS"], integer(1, 10_000)),
     key("portal.webhook.maxBytes", &["MESA_WEBHOOK_MAX_BYTES"], integer(1 << 10, 64 << 20)),
-    // Each costs a little memory for as long as it waits.
+    // Each stored event costs some memory.
     key("portal.webhook.outboxEvents", &["MESA_WEBHOOK_OUTBOX_EVENTS"], integer(1, 100_000_000)),
     key("portal.webhook.outboxBytes", &["MESA_WEBHOOK_OUTBOX_BYTES"], integer(1 << 10, DISK_BYTES_MAX)),
     key("portal.webhook.allowPrivate", &["MESA_WEBHOOK_ALLOW_PRIVATE"], Kind::Bool),
@@ -165,7 +165,7 @@ pub(super) const KEYS: &[Key] = &[
     key("store.minFree", &["MESA_STORE_MIN_FREE"], integer(0, DISK_BYTES_MAX)),
     Key { secret: true, ..key("api.keys", &["MESA_API_KEYS"], Kind::Texts) },
     key("api.idWindow", &["MESA_API_ID_WINDOW"], millis(1000, 7 * DAY_MS)),
-    // Each costs memory for as long as it is remembered.
+    // Each remembered id costs memory.
     key("api.ids", &["MESA_API_IDS"], integer(1, 100_000_000)),
     key("origins", &["MESA_ORIGINS"], Kind::Texts),
     key("limits.connections", &["MESA_LIMITS_CONNECTIONS"], integer(1, 10_000_000)),
@@ -178,7 +178,7 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.recipients", &["MESA_LIMITS_RECIPIENTS"], integer(1, 1_000_000)),
     key("limits.queue", &["MESA_LIMITS_QUEUE"], integer(1, 1_000_000)),
     key("limits.unsyncedMessages", &["MESA_LIMITS_UNSYNCED_MESSAGES"], integer(1, 1_000_000)),
-    // A bound under one message's size would drop every large message.
+    // A limit below the size of one message would drop every large message.
     key("limits.unsyncedBytes", &["MESA_LIMITS_UNSYNCED_BYTES"], integer(64 << 10, 1 << 30)),
     key("limits.unsentBytes", &["MESA_LIMITS_UNSENT_BYTES"], integer(4 << 10, 1 << 30)),
     key("limits.writeTimeout", &["MESA_LIMITS_WRITE_TIMEOUT"], millis(1000, 60 * 60 * 1000)),
@@ -186,9 +186,10 @@ pub(super) const KEYS: &[Key] = &[
     key("redisProtocol.host", &["MESA_REDIS_PROTOCOL_HOST"], Kind::Text),
     Key { secret: true, ..key("redisProtocol.password", &["MESA_REDIS_PROTOCOL_PASSWORD"], Kind::Text) },
     key("redisProtocol.connections", &["MESA_REDIS_PROTOCOL_CONNECTIONS"], integer(1, 1_000_000)),
-    // A Dispatcher sends back what it was shown of an inbox, and one message: less would cut it off.
+    // A Dispatcher sends back the array of pending messages that it has read, and one more message. A lower limit would
+    // disconnect it.
     key("redisProtocol.commandBytes", &["MESA_REDIS_PROTOCOL_COMMAND_BYTES"], integer(512 << 10, 1 << 30)),
-    // A bound under one event's size would cut every subscriber.
+    // A limit below the size of one event would disconnect every subscriber.
     key("redisProtocol.backlogBytes", &["MESA_REDIS_PROTOCOL_BACKLOG_BYTES"], integer(128 << 10, 1 << 30)),
     key("log.level", &["MESA_LOG_LEVEL"], Kind::Text),
     key("log.format", &["MESA_LOG_FORMAT"], Kind::Choice(LOG_FORMATS)),
@@ -196,38 +197,38 @@ pub(super) const KEYS: &[Key] = &[
     key("beforeExit", &[], Kind::Library),
 ];
 
-/// The key of that name.
+/// Returns the key of that name.
 pub(super) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
-/// The key of that name, which must be one of the table.
-pub(super) fn known(name: &str) -> &'static Key {
-    // Names come from this module's own source; a test walks all of them.
+/// Returns the key of that name, which must be in the table.
+pub(super) fn expect_key(name: &str) -> &'static Key {
+    // Names come from the source of `config`; a test reads all of them.
     find(name).expect("a key of the table")
 }
 
-/// Whether `name` is a group of keys.
+/// Reports whether `name` is a group of keys.
 pub(super) fn is_section(name: &str) -> bool {
     sections().any(|section| section == name)
 }
 
-/// Every group, more than once.
+/// Lists all groups, some of them more than once.
 fn sections() -> impl Iterator<Item = &'static str> {
     KEYS.iter().flat_map(|key| key.name.match_indices('.').map(|(dot, _)| &key.name[..dot]))
 }
 
-/// The sentence about a key that does not exist.
-pub(super) fn unknown(name: &str) -> String {
+/// Returns the error for an unknown key.
+pub(super) fn unknown_key(name: &str) -> String {
     match nearest(name) {
-        Some(known) => format!("unknown key `{}`; the nearest known one is `{known}`", shown(name)),
-        None => format!("unknown key `{}`; remove it", shown(name)),
+        Some(known) => format!("unknown key `{}`; the nearest known one is `{known}`", excerpt(name)),
+        None => format!("unknown key `{}`; remove it", excerpt(name)),
     }
 }
 
-/// The known key or group that `name` was probably meant to be.
+/// Returns the known key or group nearest to a misspelt name.
 fn nearest(name: &str) -> Option<&'static str> {
-    // Comparing costs the product of the lengths, and no key is near this long.
+    // A comparison costs the product of the lengths. No key is nearly this long.
     if name.len() > 100 {
         return None;
     }
@@ -240,11 +241,12 @@ fn nearest(name: &str) -> Option<&'static str> {
         .map(|(_, candidate)| candidate)
 }
 
-/// How far two dotted names are apart; `None` when too far to be a slip.
+/// Returns the edit distance of two dotted names; `None` if it is too large for a misspelling.
 fn distance(name: &str, candidate: &str) -> Option<usize> {
     let (group, leaf) = name.rsplit_once('.').unwrap_or(("", name));
     let (candidate_group, candidate_leaf) = candidate.rsplit_once('.').unwrap_or(("", candidate));
-    // A common group would make any two of its keys look alike, and the right leaf in a wrong group is a slip as well.
+    // Within a group only the last words count, because the common group would make any two keys similar. The right
+    // word in a wrong group counts as a misspelling.
     let (slips, length) = if group == candidate_group {
         (strsim::osa_distance(leaf, candidate_leaf), leaf.len().max(candidate_leaf.len()))
     } else if leaf == candidate_leaf && leaf != "enabled" {
@@ -255,7 +257,7 @@ fn distance(name: &str, candidate: &str) -> Option<usize> {
     (slips * 3 <= length).then_some(slips)
 }
 
-/// The environment variable that `name` was probably meant to be.
+/// Returns the environment variable nearest to a misspelt name.
 pub(super) fn nearest_env(name: &str) -> Option<&'static str> {
     if name.len() > 100 {
         return None;
@@ -268,7 +270,7 @@ pub(super) fn nearest_env(name: &str) -> Option<&'static str> {
         .map(|(_, known)| known)
 }
 
-/// The event of a webhook that `name` was probably meant to be.
+/// Returns the webhook event nearest to a misspelt name.
 pub(super) fn nearest_event(name: &str) -> Option<&'static str> {
     if name.len() > 100 {
         return None;
@@ -278,27 +280,27 @@ pub(super) fn nearest_event(name: &str) -> Option<&'static str> {
     slips.filter(|(slips, known)| slips * 3 <= known.len()).min().map(|(_, known)| known)
 }
 
-/// What was found where something else was expected, to be read after "but is".
-pub(super) fn found(value: &Value, secret: bool) -> String {
+/// Describes an unexpected value, to follow "but is".
+pub(super) fn describe(value: &Value, secret: bool) -> String {
     match value {
         Value::Null => "null".into(),
         Value::Bool(_) | Value::Number(_) => value.to_string(),
         Value::String(text) if secret => format!("a string of {} characters", text.chars().count()),
-        Value::String(text) => format!("\"{}\"", shown(text)),
+        Value::String(text) => format!("\"{}\"", excerpt(text)),
         Value::Array(items) if items.iter().all(Value::is_string) => "a list of strings".into(),
         Value::Array(_) => "a list with other things than strings".into(),
         Value::Object(_) => "an object".into(),
     }
 }
 
-/// The sentence about a value that a key cannot hold.
-pub(super) fn misfit(key: &Key, value: &Value) -> String {
+/// Returns the error for a value of a wrong type or out of bounds.
+pub(super) fn invalid_value(key: &Key, value: &Value) -> String {
     let found = match value {
         Value::Object(map) if matches!(key.kind, Kind::Durability) => match map.get("interval") {
-            Some(interval) if map.len() == 1 => format!("{{ interval: {} }}", found(interval, key.secret)),
+            Some(interval) if map.len() == 1 => format!("{{ interval: {} }}", describe(interval, key.secret)),
             _ => "an object with other keys".into(),
         },
-        value => found(value, key.secret),
+        value => describe(value, key.secret),
     };
     format!("{} must be {}, but is {found}", key.name, key.kind)
 }

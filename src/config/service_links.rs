@@ -1,17 +1,17 @@
-//! Recognizes environment variables that Kubernetes and Docker inject to describe a neighbouring service.
+//! Recognizes environment variables that Kubernetes and Docker inject for other services.
 //!
 //! A Kubernetes Service named `mesa` gives every pod of its namespace `MESA_SERVICE_HOST`, `MESA_SERVICE_PORT`,
 //! `MESA_PORT=tcp://10.96.0.1:4000`, `MESA_PORT_4000_TCP` and variants. Docker's container links have the same names. Some of
-//! them collide with settings: `MESA_PORT` here, `MESA_REDIS_PROTOCOL_PORT` for a Service named `mesa-redis-protocol`. Only the value tells them
-//! apart: no setting whose name ends in `_PORT` holds an address with a scheme.
+//! them collide with settings: `MESA_PORT` here, `MESA_REDIS_PROTOCOL_PORT` for a Service named `mesa-redis-protocol`. Only the
+//! value distinguishes them: no setting whose name ends in `_PORT` has a value with a scheme.
 
-/// Schemes of the addresses in such variables.
+/// Schemes of the values of such variables.
 const SCHEMES: &[&str] = &["tcp://", "udp://", "sctp://"];
 
-/// Variables that one warning names; the rest are counted.
+/// Variables named in the warning. It counts the rest.
 const NAMED_MAX: usize = 4;
 
-/// Reports whether the variable was injected for a service rather than set for this program.
+/// Reports whether a variable was injected for a service, and not set for this program.
 pub(super) fn is_service_link(name: &str, value: &str) -> bool {
     if has_scheme(value) && name.ends_with("_PORT") {
         return true;
@@ -19,7 +19,7 @@ pub(super) fn is_service_link(name: &str, value: &str) -> bool {
     if name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_") {
         return true;
     }
-    // `_PORT_4000_TCP`, alone or with one word behind it.
+    // `_PORT_4000_TCP`, with or without one further word.
     name.match_indices("_PORT_").any(|(at, infix)| {
         let mut words = name[at + infix.len()..].split('_');
         let number =
@@ -34,7 +34,7 @@ fn has_scheme(value: &str) -> bool {
     SCHEMES.iter().any(|scheme| value.trim_start().starts_with(scheme))
 }
 
-/// Explains ignored service variables in one sentence. `settings` are those whose name is a setting's.
+/// Returns a warning about ignored service variables. `settings` are those that have the name of a setting.
 pub(super) fn warning(links: &[String], settings: &[String]) -> Option<String> {
     if links.is_empty() {
         return None;
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_variable_of_a_service_is_recognized() {
+    fn variable_of_a_service_is_recognized() {
         for (name, value) in [
             ("MESA_SERVICE_HOST", "10.96.0.1"),
             ("MESA_SERVICE_PORT", "4000"),

@@ -1,21 +1,21 @@
-//! Settings under their dotted keys, each with where it came from, and one source laid over another.
+//! Layers of settings: values under dotted keys, each with its origin.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
 use super::{
-    error::{Problem, shown},
+    error::{Problem, excerpt},
     schema::{self, Key},
 };
 
-/// A value and where it was set.
+/// A value with its origin: the place where it was set.
 pub(super) struct Entry {
     pub value: Value,
     pub origin: String,
 }
 
-/// What one source says, or several laid over each other.
+/// Settings of one source, or of several layers.
 #[derive(Default)]
 pub(super) struct Settings {
     entries: BTreeMap<&'static str, Entry>,
@@ -30,38 +30,38 @@ impl Settings {
         self.entries.get(name)
     }
 
-    /// Whether `name` is set, and to something.
+    /// Reports whether `name` is set to something other than null.
     pub fn has(&self, name: &str) -> bool {
         self.get(name).is_some_and(|entry| !entry.value.is_null())
     }
 
-    /// Where `name` was set.
+    /// Returns the place where `name` was set.
     pub fn origin(&self, name: &str) -> Option<&str> {
         self.get(name).map(|entry| entry.origin.as_str())
     }
 
-    /// Where each of the keys that are set was set.
+    /// Returns the origins of all keys that are set.
     pub fn origins(&self) -> impl Iterator<Item = &str> {
         self.entries.values().map(|entry| entry.origin.as_str())
     }
 
-    /// Lays `above` over this: where both speak, `above` holds. A list is one value and replaces the other.
+    /// Adds a layer that overrides this one. A list is one value, and replaces the other list.
     pub fn overlay(&mut self, above: Self) {
         self.entries.extend(above.entries);
     }
 
-    /// Takes in the objects of a file.
+    /// Adds the object of a file, with its groups as dotted keys.
     pub fn flatten(&mut self, map: Map<String, Value>, origin: &str, problems: &mut Vec<Problem>) {
         self.flatten_section("", map, origin, problems);
     }
 
-    /// Recurses as deep as the table of keys has groups.
+    /// Adds one group. The recursion is as deep as the groups in the table of keys.
     fn flatten_section(&mut self, section: &str, map: Map<String, Value>, origin: &str, problems: &mut Vec<Problem>) {
         for (word, value) in map {
             let name = if section.is_empty() { word.clone() } else { format!("{section}.{word}") };
             if word.contains('.') {
                 let text =
-                    format!("`{}` has a dot in it; write groups as objects: sync: {{ enabled: true }}", shown(&word));
+                    format!("`{}` has a dot in it; write groups as objects: sync: {{ enabled: true }}", excerpt(&word));
                 problems.push(Problem::new(text).from(origin));
             } else if let Some(key) = schema::find(&name) {
                 self.set(key, value, origin);
@@ -70,12 +70,12 @@ impl Settings {
                     Value::Object(map) => self.flatten_section(&name, map, origin, problems),
                     Value::Null => {}
                     other => {
-                        let found = schema::found(&other, true);
+                        let found = schema::describe(&other, true);
                         problems.push(Problem::new(format!("{name} must be an object, but is {found}")).from(origin));
                     }
                 }
             } else {
-                problems.push(Problem::new(schema::unknown(&name)).from(origin));
+                problems.push(Problem::new(schema::unknown_key(&name)).from(origin));
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::{said, support::server::Home};
 fn each_warning_is_logged_once() {
     let home = Home::with("store: { maxBytes: 1000000 },");
     let server = home.start();
-    let warnings = ["every token is believed", "one user who stays away can fill the store"];
+    let warnings = ["every token is accepted", "one offline user can fill the store"];
     let log = home.log_once(|log| warnings.iter().all(|warning| log.contains(warning)));
     for warning in warnings {
         assert_eq!(log.matches(warning).count(), 1, "{warning}:\n{log}");

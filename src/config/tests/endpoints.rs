@@ -1,8 +1,8 @@
-//! Webhooks and JWKS: what is refused, and what is said about it.
+//! Errors of the webhook and JWKS settings.
 
 use super::*;
 
-/// A configuration with `settings` for `portal.webhook` beside what it needs.
+/// Returns a configuration with `settings` in `portal.webhook`, next to a valid URL and secret.
 fn webhook(settings: &str) -> String {
     format!("{{ portal: {{ webhook: {{ url: 'https://example.org/', secret: '{SECRET}', {settings} }} }} }}")
 }
@@ -13,12 +13,12 @@ fn jwks(settings: &str) -> String {
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused_with_what_would_do() {
+fn endpoint_with_invalid_setting_is_rejected_with_a_hint() {
     assert!(load_text(&webhook("")).is_ok() && load_text(&jwks("")).is_ok());
     let cases = [
         (
             webhook("events: ['undeliverd']"),
-            "portal.webhook.events has \"undeliverd\", which is no event; the nearest known one is 'undelivered'",
+            "portal.webhook.events has \"undeliverd\", which is not an event; the nearest known one is 'undelivered'",
         ),
         (webhook("events: ['x']"), "it may have connection, authentication, message,"),
         (webhook("events: []"), "portal.webhook.events is empty"),
@@ -55,7 +55,7 @@ fn what_cannot_be_meant_is_refused_with_what_would_do() {
         ),
         (
             format!("{{ authentication: {{ webhook: {{ url: 'https://a.org/' }}, jwt: {{ secret: '{SECRET}' }} }} }}"),
-            "authentication has both jwt (or WS_KEY in the environment) and webhook; keep one of them",
+            "authentication has both jwt (or WS_KEY in the environment) and webhook; remove one of them",
         ),
         (
             jwks("maxStale: 1000"),
@@ -67,11 +67,11 @@ fn what_cannot_be_meant_is_refused_with_what_would_do() {
         ),
         (
             "{ authentication: { jwt: { jwks: { url: 'https://a.org/' } } } }".into(),
-            "algorithms must name what is accepted with a JWKS",
+            "algorithms must name the accepted algorithms with a JWKS",
         ),
         (
             "{ authentication: { jwt: { jwks: { url: 'https://a.org/' }, algorithms: ['HS256'] } } }".into(),
-            "has \"HS256\", which does not go with a JWKS",
+            "has \"HS256\", which does not work with a JWKS",
         ),
         (
             "{ authentication: { jwt: { jwks: { url: 'https://a.org/' }, keyFile: 'a', algorithms: ['ES256'] } } }"
@@ -90,7 +90,7 @@ fn what_cannot_be_meant_is_refused_with_what_would_do() {
 }
 
 #[test]
-fn a_private_receiver_is_taken_where_that_is_allowed() {
+fn endpoint_with_private_address_is_accepted_if_allowed() {
     let text = format!(
         "{{ portal: {{ webhook: {{ url: 'http://127.0.0.1:9/', secret: '{SECRET}', allowPrivate: true }} }},
            authentication: {{ webhook: {{ url: 'http://10.0.0.1/', allowPrivate: true }} }} }}"
@@ -100,7 +100,7 @@ fn a_private_receiver_is_taken_where_that_is_allowed() {
 }
 
 #[test]
-fn neither_the_secrets_of_webhooks_nor_their_queries_are_shown() {
+fn endpoint_secrets_and_queries_are_never_shown() {
     let text = format!(
         "{{ portal: {{ webhook: {{ url: 'https://example.org/?key=hidden', secret: '{SECRET}' }} }},
            authentication: {{ webhook: {{ url: 'https://example.org/?key=hidden', secret: '{SECRET}' }} }} }}"
@@ -113,7 +113,7 @@ fn neither_the_secrets_of_webhooks_nor_their_queries_are_shown() {
 }
 
 #[test]
-fn dev_does_not_believe_tokens_where_a_webhook_is_to_be_asked() {
+fn dev_with_authentication_webhook_is_not_insecure() {
     let text = "{ authentication: { webhook: { url: 'https://example.org/' } } }";
     let config = load_with(text, |sources| sources.dev = true).unwrap().config;
     assert!(!config.authentication.insecure);

@@ -1,14 +1,14 @@
-//! What is refused, and in which words.
+//! Error texts of invalid configurations.
 
 use serde_json::json;
 
 use super::*;
 
 #[test]
-fn every_rule_names_the_key_and_what_to_do() {
+fn invalid_value_is_an_error_with_key_and_hint() {
     let long = "x".repeat(300);
     let cases: &[(&str, &str)] = &[
-        // Wrong forms.
+        // Wrong types.
         ("{ port: '4000' }", "port must be a whole number from 0 to 65535, but is \"4000\""),
         ("{ port: -1 }", "port must be a whole number from 0 to 65535, but is -1"),
         ("{ port: 1.5 }", "port must be a whole number from 0 to 65535, but is 1.5"),
@@ -36,7 +36,7 @@ fn every_rule_names_the_key_and_what_to_do() {
         ("{ admin: {} }", "unknown key `admin`; remove it"),
         ("{ plumbing: { port: 1 } }", "unknown key `plumbing`; remove it"),
         ("{ sync: { maxMessage: 1 } }", "the nearest known one is `sync.maxMessages`"),
-        // What is kept at most.
+        // Bounds.
         ("{ sync: { maxAge: -1 } }", "sync.maxAge must be a whole number of milliseconds from 0 to"),
         ("{ sync: { maxMessages: 0 } }", "sync.maxMessages must be a whole number from 1 to"),
         ("{ sync: { maxBytes: 65535 } }", "sync.maxBytes must be a whole number from 65536 to"),
@@ -49,8 +49,8 @@ fn every_rule_names_the_key_and_what_to_do() {
         ("{ api: { ids: 0 } }", "api.ids must be a whole number from 1 to"),
         ("{ authentication: { somethingUnheardOf: 1 } }", "unknown key `authentication.somethingUnheardOf`; remove it"),
         ("{ 'sync.enabled': true }", "`sync.enabled` has a dot in it; write groups as objects"),
-        ("{ server: {} }", "server belongs to the use as a library"),
-        ("{ beforeExit: 'x' }", "beforeExit belongs to the use as a library"),
+        ("{ server: {} }", "server is only for use as a library"),
+        ("{ beforeExit: 'x' }", "beforeExit is only for use as a library"),
         // Rules.
         ("{ host: 'example.org' }", "host must be an IP address or localhost, but is \"example.org\""),
         ("{ path: 'ws' }", "path must start with '/', but is \"ws\""),
@@ -58,24 +58,27 @@ fn every_rule_names_the_key_and_what_to_do() {
         ("{ path: '/a#b' }", "path must be visible ASCII"),
         ("{ path: '/a b' }", "path must be visible ASCII"),
         ("{ path: '/é' }", "path must be visible ASCII"),
-        ("{ path: '/v1' }", "path must not be at or under /v1, where HTTP answers"),
+        ("{ path: '/v1' }", "path must not be at or under /v1, which the HTTP API uses"),
         ("{ path: '/v1/x' }", "path must not be at or under /v1"),
         ("{ path: '/healthz' }", "/healthz"),
         ("{ path: '/readyz' }", "/readyz"),
         ("{ path: '/metrics' }", "/metrics"),
-        ("{ redisProtocol: { port: 4000 } }", "redisProtocol.port and port are both 4000; give each its own"),
+        ("{ redisProtocol: { port: 4000 } }", "redisProtocol.port and port are both 4000; choose two ports"),
         (
             "{ redisProtocol: { port: 1 }, limits: { frameBytes: 16777216 } }",
-            "redisProtocol.backlogBytes is 8388608 and must be twice limits.frameBytes (16777216) at least",
+            "redisProtocol.backlogBytes is 8388608 and must be at least twice limits.frameBytes (16777216)",
         ),
         ("{ redisProtocol: { host: 'redis' } }", "redisProtocol.host must be an IP address or localhost"),
         ("{ redisProtocol: { password: '' } }", "redisProtocol.password must not be empty"),
-        ("{ redisProtocol: { port: 1, host: '0.0.0.0' } }", "redisProtocol.host 0.0.0.0 can be reached by others"),
+        (
+            "{ redisProtocol: { port: 1, host: '0.0.0.0' } }",
+            "redisProtocol.host 0.0.0.0 is reachable from other machines",
+        ),
         (
             "{ redisProtocol: { port: 1, host: '0.0.0.0', password: '1' } }",
             "redisProtocol.password has 1 characters, and redisProtocol.host 0.0.0.0",
         ),
-        ("{ redisProtocol: { port: 1, host: '::', password: 'fifteen letters' } }", "must have at least 16"),
+        ("{ redisProtocol: { port: 1, host: '::', password: 'fifteen letters' } }", "set one of at least 16"),
         ("{ redisProtocol: { backlogBytes: 1 } }", "redisProtocol.backlogBytes must be a whole number from 131072"),
         ("{ namespace: '' }", "namespace must have 1 to 64 characters"),
         ("{ namespace: 'a b' }", "letters, digits and any of _ . : -, but is \"a b\""),
@@ -93,7 +96,7 @@ fn every_rule_names_the_key_and_what_to_do() {
             "{ sync: { enabled: true }, host: '::1', authentication: { insecure: true, storeConnectedUsers: false } }",
             "sync.enabled needs authentication.storeConnectedUsers, which is false",
         ),
-        ("{ authentication: { insecure: true } }", "host 0.0.0.0 can be reached by others"),
+        ("{ authentication: { insecure: true } }", "host 0.0.0.0 is reachable from other machines"),
         ("{ authentication: { jwt: { issuer: 'a' } } }", "authentication.jwt needs a secret"),
         ("{ authentication: { jwt: { secret: '0123456789abcdef', keyFile: 'a' } } }", "both a secret (or WS_KEY"),
         (
@@ -102,23 +105,23 @@ fn every_rule_names_the_key_and_what_to_do() {
         ),
         (
             "{ authentication: { jwt: { keyFile: 'a' } } }",
-            "algorithms must name what is accepted with a keyFile: some of RS256",
+            "algorithms must name the accepted algorithms with a keyFile: some of RS256",
         ),
         (
             "{ authentication: { jwt: { keyFile: 'a', algorithms: ['HS256'] } } }",
-            "has \"HS256\", which does not go with a keyFile",
+            "has \"HS256\", which does not work with a keyFile",
         ),
         (
             "{ authentication: { jwt: { secret: '0123456789abcdef', algorithms: ['RS256'] } } }",
-            "\"RS256\", which does not go with a secret",
+            "\"RS256\", which does not work with a secret",
         ),
         (
             "{ authentication: { jwt: { secret: '0123456789abcdef', algorithms: ['none'] } } }",
-            "\"none\", which does not go",
+            "\"none\", which does not work",
         ),
         (
             "{ authentication: { jwt: { secret: '0123456789abcdef', algorithms: [] } } }",
-            "must name what is accepted with a secret",
+            "must name the accepted algorithms with a secret",
         ),
         (
             "{ authentication: { jwt: { secret: '0123456789abcdef', audience: '' } } }",
@@ -157,7 +160,7 @@ fn every_rule_names_the_key_and_what_to_do() {
 }
 
 #[test]
-fn what_is_at_the_bounds_is_accepted() {
+fn value_at_a_bound_is_accepted() {
     for text in [
         "{ port: 0 }",
         "{ port: 65535 }",
@@ -183,7 +186,7 @@ fn what_is_at_the_bounds_is_accepted() {
 }
 
 #[test]
-fn all_problems_are_told_together_and_say_where_they_are() {
+fn all_problems_are_reported_at_once_with_their_origins() {
     let error = load_with("{ prot: 1, heartbeat: { enabled: true, interval: 0 }, path: 'x' }", |sources| {
         sources.env = env(&[("MESA_HOST", "nowhere"), ("AUTH_REQUIRED", "?")]);
     })
@@ -197,7 +200,7 @@ fn all_problems_are_told_together_and_say_where_they_are() {
     assert_eq!(in_file, 3, "{text}");
 }
 
-/// What could not be read has its default, and nothing is said about that.
+/// A value that cannot be decoded is replaced by its default, which causes no further problem.
 #[test]
 fn one_mistake_is_one_problem() {
     let error = problems("{ sync: { enabled: true }, authentication: { jwt: { secret: 7 } } }");
@@ -206,7 +209,7 @@ fn one_mistake_is_one_problem() {
 }
 
 #[test]
-fn a_secret_is_never_in_an_error() {
+fn error_never_shows_a_secret() {
     let hidden = "hidden-one";
     for text in [
         json!({ "api": { "keys": [hidden] } }),
@@ -222,7 +225,7 @@ fn a_secret_is_never_in_an_error() {
 }
 
 #[test]
-fn a_mistake_in_the_text_has_line_and_column() {
+fn syntax_error_has_line_and_column() {
     let error = problems("{\n  port: 4000,\n  path '/'\n}");
     assert!(error.ends_with("line 3, column 8: this is not JSON5: expected colon."), "{error}");
     let error = problems("{\n  port: 4000,\n");
@@ -243,7 +246,7 @@ fn a_mistake_in_the_text_has_line_and_column() {
 }
 
 #[test]
-fn depth_and_size_are_bounded() {
+fn file_depth_and_size_are_bounded() {
     for (open, close) in [("[", "]"), ("{a:", "}")] {
         let deep = format!("{{ redis: {}1{} }}", open.repeat(100_000), close.repeat(100_000));
         let error = problems(&deep);
@@ -258,7 +261,7 @@ fn depth_and_size_are_bounded() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named() {
+fn unreadable_file_is_named_in_the_error() {
     let read = |path: &str| load(&Sources { file: Some(path.into()), ..Sources::default() }).unwrap_err().to_string();
     let error = read("/nonexistent/mesa.json5");
     assert!(
@@ -272,25 +275,25 @@ fn a_file_that_cannot_be_read_is_named() {
     assert!(error.contains("must be UTF-8 text, but byte 10 is not"), "{error}");
 }
 
-/// A program that builds a configuration field by field meets the same bounds.
+/// The bounds also apply to a configuration that a program builds field by field.
 #[test]
-fn a_configuration_made_by_hand_is_checked_too() {
-    let refused = |change: fn(&mut Config), expected: &str| {
+fn config_built_in_code_is_validated() {
+    let rejected = |change: fn(&mut Config), expected: &str| {
         let mut config = Config::default();
         change(&mut config);
         let error = config.validate().expect_err(expected).to_string();
         assert!(error.contains(expected), "{error}");
     };
-    refused(|config| config.limits.queue = 0, "limits.queue must be");
-    refused(|config| config.heartbeat.max_attempts = 1000, "heartbeat.maxAttempts must be");
-    refused(|config| config.store.cache_bytes = 0, "store.cacheBytes must be");
-    refused(|config| config.sync.max_bytes = 1, "sync.maxBytes must be");
-    refused(|config| config.sync.max_age = Duration::MAX, "sync.maxAge must be");
-    refused(|config| config.store.min_free = u64::MAX, "store.minFree must be");
-    refused(|config| config.api.id_window = Duration::ZERO, "api.idWindow must be");
-    refused(|config| config.limits.write_timeout = Duration::MAX, "limits.writeTimeout must be");
-    refused(|config| config.authentication.timeout = Duration::from_micros(1), "authentication.timeout must be");
-    refused(
+    rejected(|config| config.limits.queue = 0, "limits.queue must be");
+    rejected(|config| config.heartbeat.max_attempts = 1000, "heartbeat.maxAttempts must be");
+    rejected(|config| config.store.cache_bytes = 0, "store.cacheBytes must be");
+    rejected(|config| config.sync.max_bytes = 1, "sync.maxBytes must be");
+    rejected(|config| config.sync.max_age = Duration::MAX, "sync.maxAge must be");
+    rejected(|config| config.store.min_free = u64::MAX, "store.minFree must be");
+    rejected(|config| config.api.id_window = Duration::ZERO, "api.idWindow must be");
+    rejected(|config| config.limits.write_timeout = Duration::MAX, "limits.writeTimeout must be");
+    rejected(|config| config.authentication.timeout = Duration::from_micros(1), "authentication.timeout must be");
+    rejected(
         |config| config.store.durability = Durability::Interval(Duration::ZERO),
         "store.durability has an interval of 0",
     );
@@ -298,28 +301,28 @@ fn a_configuration_made_by_hand_is_checked_too() {
 }
 
 #[test]
-fn what_is_weak_is_warned_about() {
+fn weak_setting_causes_a_warning() {
     let warned = |text: &str, expected: &str| {
         let warnings = load_text(text).unwrap().warnings;
         assert!(warnings.iter().any(|warning| warning.contains(expected)), "{text} gave {warnings:?}");
     };
     warned("{ authentication: { jwt: { secret: '0123456789abcdef' } } }", "16 bytes; 32 or more are advised");
-    warned("{ host: '127.0.0.1', authentication: { insecure: true } }", "every token is believed");
-    warned("{ authentication: { insecure: true, insecurePublic: true } }", "can read anybody's messages");
-    warned("{ authentication: { insecure: true, jwt: { secret: '0123456789abcdef' } } }", "has no effect beside");
+    warned("{ host: '127.0.0.1', authentication: { insecure: true } }", "every token is accepted");
+    warned("{ authentication: { insecure: true, insecurePublic: true } }", "can read every user's messages");
+    warned("{ authentication: { insecure: true, jwt: { secret: '0123456789abcdef' } } }", "has no effect next to");
     let small = "{ sync: { enabled: true }, store: { maxBytes: 1000000 }, authentication: { insecure: true, \
                  insecurePublic: true } }";
-    warned(small, "one user who stays away can fill the store");
+    warned(small, "one offline user can fill the store");
     warned("{}", "api.keys is empty");
-    for way in ["authentication.jwt (secret", "WS_KEY", "keyFile", "jwks", "authentication.webhook", "--dev"] {
-        warned("{ sync: { enabled: true } }", way);
+    for method in ["authentication.jwt (secret", "WS_KEY", "keyFile", "jwks", "authentication.webhook", "--dev"] {
+        warned("{ sync: { enabled: true } }", method);
     }
     let quiet = json!({ "authentication": { "jwt": { "secret": SECRET } }, "api": { "keys": [API_KEY] } }).to_string();
     assert_eq!(load_text(&quiet).unwrap().warnings, Vec::<String>::new());
 }
 
 proptest::proptest! {
-    /// Whatever the file holds, it is read or refused.
+    /// Any text is parsed or rejected.
     #[test]
     fn no_text_panics(text in r#"[{}\[\]:,'"a-c0-9 \\/\*.xXuU+\-eENInft\n\u{2028}é]{0,60}"#) {
         let _ = file::parse(&text);

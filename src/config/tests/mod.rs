@@ -1,4 +1,4 @@
-//! What a configuration promises. Each table row names the key; `sources` are written as a person would write them.
+//! Tests of the configuration: every key, its default, its variable and its rendering.
 
 mod endpoints;
 mod errors;
@@ -16,7 +16,7 @@ fn load_text(text: &str) -> Result<Loaded, ConfigError> {
     load_with(text, |_| {})
 }
 
-/// Loads `text` as the file, with other sources beside it.
+/// Loads `text` as the file, together with other sources.
 fn load_with(text: &str, change: impl FnOnce(&mut Sources)) -> Result<Loaded, ConfigError> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
@@ -25,7 +25,7 @@ fn load_with(text: &str, change: impl FnOnce(&mut Sources)) -> Result<Loaded, Co
     load(&sources)
 }
 
-/// The problems of `text`, one a line.
+/// Returns the problems of `text`, one per line.
 fn problems(text: &str) -> String {
     load_text(text).map(|loaded| loaded.config).expect_err(text).to_string()
 }
@@ -34,17 +34,17 @@ fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The value at a dotted name.
+/// Returns the value at a dotted name.
 fn at<'a>(value: &'a Value, name: &str) -> &'a Value {
     name.split('.').fold(value, |value, word| value.get(word).unwrap_or_else(|| panic!("no {name}")))
 }
 
-/// `value` at a dotted name, as nested objects.
+/// Returns nested objects with `value` at a dotted name.
 fn nested(name: &str, value: Value) -> Value {
     name.rsplit('.').fold(value, |value, word| serde_json::json!({ word: value }))
 }
 
-/// The documented object, to the letter.
+/// The object in the documentation of the original, unchanged.
 const DOCUMENTED: &str = "{
   port: 4000,
   redis: 'redis://localhost:6379',            // cluster builds only
@@ -54,11 +54,11 @@ const DOCUMENTED: &str = "{
 
 /// A key for the HTTP API.
 const API_KEY: &str = "0123456789abcdef";
-/// A secret without a warning.
+/// A secret that is long enough to cause no warning.
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 #[test]
-fn the_documented_object_works_as_it_stands_once_redis_is_set_aside() {
+fn documented_object_loads_unchanged_without_redis() {
     let loaded = load_with(DOCUMENTED, |sources| {
         sources.embedded = true;
         sources.env = env(&[("WS_KEY", SECRET)]);
@@ -70,8 +70,8 @@ fn the_documented_object_works_as_it_stands_once_redis_is_set_aside() {
     assert!(loaded.warnings.iter().any(|warning| warning.contains("redis")), "{:?}", loaded.warnings);
 
     let loaded = load_with(DOCUMENTED, |sources| sources.embedded = true).unwrap();
-    let told = "sync.enabled needs a way to tell who a client is";
-    assert!(loaded.warnings.iter().any(|warning| warning.contains(told)), "{:?}", loaded.warnings);
+    let expected = "sync.enabled needs authentication";
+    assert!(loaded.warnings.iter().any(|warning| warning.contains(expected)), "{:?}", loaded.warnings);
 
     let loaded = load_with(DOCUMENTED, |sources| (sources.embedded, sources.dev) = (true, true)).unwrap();
     assert!(loaded.config.authentication.insecure);
@@ -87,17 +87,18 @@ fn the_documented_object_works_as_it_stands_once_redis_is_set_aside() {
 
 #[cfg(feature = "redis")]
 #[test]
-fn redis_is_taken_from_file_and_environment_and_never_shown() {
+fn redis_is_read_from_file_and_environment_and_never_shown() {
     let loaded = |name: &str, text: &str| load_with("{}", |sources| sources.env = env(&[(name, text)])).unwrap().config;
     let uri = loaded("REDIS_URI", "redis://u:sesame@h");
     assert!(uri.redis.is_some() && !format!("{uri:?}{}", uri.effective()).contains("sesame"));
     assert!(matches!(loaded("REDIS_SENTINELS", "a:1,b").redis, Some(crate::config::Redis::Sentinel { .. })));
-    for (redis, told) in [("''", "is empty"), ("{ hots: 'a' }", "redis.hots"), ("'http://u:sesame@h'", "must be a URL")]
+    for (redis, expected) in
+        [("''", "is empty"), ("{ hots: 'a' }", "redis.hots"), ("'http://u:sesame@h'", "must be a URL")]
     {
         let error = problems(&format!("{{ redis: {redis} }}"));
-        assert!(error.contains(told) && !error.contains("sesame"), "{error}");
+        assert!(error.contains(expected) && !error.contains("sesame"), "{error}");
     }
-    // What is to be told stands in the embedded store until it was.
+    // The outbox is in the embedded store.
     let webhook =
         "portal: { webhook: { url: 'https://a.example/', secret: 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw' } }";
     assert!(load_text(&format!("{{ {webhook} }}")).is_ok());
@@ -107,10 +108,10 @@ fn redis_is_taken_from_file_and_environment_and_never_shown() {
 
 #[cfg(not(feature = "redis"))]
 #[test]
-fn redis_is_refused_in_each_of_its_forms() {
+fn redis_in_each_form_is_rejected_without_the_feature() {
     for redis in ["'redis://a'", "{ host: 'a', anything: [1] }", "[{ host: 'a' }, { host: 'b' }]", "''"] {
         let error = problems(&format!("{{ redis: {redis} }}"));
-        assert!(error.contains("remove it, or start with `--store embedded`"), "{error}");
+        assert!(error.contains("or start with `--store embedded`"), "{error}");
     }
     for name in ["REDIS_URI", "REDIS_SENTINELS"] {
         let error = load_with("{}", |sources| sources.env = env(&[(name, "redis://u:password@h")])).unwrap_err();
@@ -121,7 +122,7 @@ fn redis_is_refused_in_each_of_its_forms() {
 }
 
 #[test]
-fn the_sample_says_the_defaults_and_every_key() {
+fn sample_file_has_every_key_with_its_default() {
     let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/data/mesa.json5")).unwrap();
     assert_eq!(load_text(&text).unwrap().config, Config::default());
     let sample = Value::Object(file::parse(&text).unwrap());
@@ -159,12 +160,11 @@ fn leaf(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(_, leaf)| leaf)
 }
 
-/// A value that is not the default, for each key that has a place in the types.
+/// Returns a value that is not the default, for each key that has a field.
 fn another(key: &schema::Key, default: &Value) -> Option<Value> {
     Some(match key.kind {
-        // What is not set is false.
         Kind::Bool => (!default.as_bool().unwrap_or(false)).into(),
-        // Unlike the other port.
+        // The two ports have to differ.
         Kind::Integer { .. } if key.name == "redisProtocol.port" => 6379.into(),
         Kind::Millis { .. } if leaf(key.name) == "retryMax" => 2000.into(),
         Kind::Millis { .. } if leaf(key.name) == "maxStale" => 86_400_007.into(),
@@ -190,7 +190,7 @@ fn another(key: &schema::Key, default: &Value) -> Option<Value> {
     })
 }
 
-/// A file in which `value` stands at `key`, with what it needs to be valid.
+/// Returns a file with `value` at `key`, and the other keys that it needs to be valid.
 fn file_with(key: &schema::Key, value: &Value) -> Value {
     let mut file = nested(key.name, value.clone());
     let jwt = file.pointer_mut("/authentication/jwt").and_then(Value::as_object_mut);
@@ -219,9 +219,9 @@ fn file_with(key: &schema::Key, value: &Value) -> Value {
     file
 }
 
-/// Each key alone: what is written is what holds, and it is what is printed.
+/// Tests each key alone: the value of the file is in effect, and is rendered.
 #[test]
-fn every_key_is_read_and_printed() {
+fn every_key_is_decoded_and_rendered() {
     let defaults = Config::default().effective();
     let mut read = 0;
     for key in KEYS {
@@ -246,7 +246,7 @@ fn every_key_is_read_and_printed() {
 }
 
 #[test]
-fn what_is_printed_has_every_key_and_no_other() {
+fn rendered_config_has_exactly_the_known_keys() {
     fn leaves(value: &Value, prefix: &str, into: &mut Vec<String>) {
         match value {
             Value::Object(map) => map.iter().for_each(|(word, value)| {
@@ -265,15 +265,15 @@ fn what_is_printed_has_every_key_and_no_other() {
 }
 
 #[test]
-fn what_is_printed_loads_again_once_the_secrets_are_put_back() {
+fn rendered_config_with_secrets_put_back_loads_unchanged() {
     let mut everything = Value::Object(serde_json::Map::new());
     let defaults = Config::default().effective();
-    // Of the ways to know a client there can be one.
+    // Only one authentication method can be configured.
     let others = ["authentication.jwt.keyFile", "authentication.jwt.jwks.", "authentication.webhook."];
     for key in KEYS.iter().filter(|key| !others.iter().any(|other| key.name.starts_with(other))) {
         let pointer = format!("/{}", key.name.replace('.', "/"));
         if let Some(value) = another(key, defaults.pointer(&pointer).unwrap_or(&Value::Null)) {
-            // Off, sync would be in the way.
+            // With sync on it has to be true.
             let value = if key.name == "authentication.storeConnectedUsers" { true.into() } else { value };
             merge_into(&mut everything, nested(key.name, value));
         }
@@ -305,7 +305,7 @@ fn merge_into(into: &mut Value, from: Value) {
 }
 
 #[test]
-fn no_secret_is_printed_or_shown() {
+fn rendered_config_has_no_secret() {
     let secret = "a very secret secret of enough bytes";
     let password = "a password of the Redis protocol";
     let text = format!(

@@ -1,4 +1,4 @@
-//! Where values come from, and which of them holds.
+//! Sources of the configuration, and their precedence.
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ fn flag(name: &str, value: impl Into<Value>, typed: &str) -> (String, Value, Str
 }
 
 #[test]
-fn the_command_line_holds_over_the_environment_over_the_file_over_dev_over_the_default() {
+fn later_source_overrides_an_earlier_one() {
     let everywhere = |change: fn(&mut Sources)| {
         load_with("{ port: 1, reconnect: { enabled: false } }", |sources| {
             sources.dev = true;
@@ -27,14 +27,14 @@ fn the_command_line_holds_over_the_environment_over_the_file_over_dev_over_the_d
         sources.env.clear();
     });
     assert_eq!(file.port, 1);
-    assert!(!file.reconnect.enabled, "the file holds over --dev");
+    assert!(!file.reconnect.enabled, "the file overrides --dev");
     let dev = everywhere(|sources| *sources = Sources { dev: true, ..Sources::default() });
     assert_eq!((dev.port, dev.reconnect.enabled, dev.host.as_str()), (4000, true, "127.0.0.1"));
     assert_eq!(load(&Sources::default()).unwrap().config, Config::default());
 }
 
 #[test]
-fn groups_merge_and_lists_replace() {
+fn groups_are_merged_and_lists_replaced() {
     let config = load_with("{ sync: { redeliveryInterval: 5 }, api: { keys: ['aaaaaaaaaaaaaaaa'] } }", |sources| {
         sources.env =
             env(&[("MESA_SYNC_CONFIRMATION", "write"), ("MESA_API_KEYS", "bbbbbbbbbbbbbbbb, cccccccccccccccc,")]);
@@ -46,7 +46,6 @@ fn groups_merge_and_lists_replace() {
     assert_eq!(config.api.keys, ["bbbbbbbbbbbbbbbb", "cccccccccccccccc"]);
 }
 
-/// Every variable of the table sets its key; the texts are those of a shell.
 #[test]
 fn every_environment_variable_is_read() {
     let defaults = Config::default().effective();
@@ -60,14 +59,14 @@ fn every_environment_variable_is_read() {
             Value::Object(_) => "250".to_owned(),
             other => other.to_string(),
         };
-        let mut beside = file_with(key, &Value::Null);
+        let mut other_keys = file_with(key, &Value::Null);
         if key.name == "authentication.jwt.keyFile" {
-            beside["authentication"]["jwt"]["secret"] = Value::Null;
+            other_keys["authentication"]["jwt"]["secret"] = Value::Null;
         }
-        let [name] = key.env else { panic!("{} has not one variable", key.name) };
+        let [name] = key.env else { panic!("{} needs exactly one variable", key.name) };
         let by_file = load_text(&file_with(key, &value).to_string()).unwrap().config;
-        let beside = beside.to_string();
-        let by_env = load_with(&beside, |sources| sources.env = env(&[(name, &text)]))
+        let other_keys = other_keys.to_string();
+        let by_env = load_with(&other_keys, |sources| sources.env = env(&[(name, &text)]))
             .unwrap_or_else(|error| panic!("{name}={text}: {error}"))
             .config;
         assert_eq!(by_env, by_file, "{name}={text}");
@@ -77,7 +76,7 @@ fn every_environment_variable_is_read() {
 }
 
 #[test]
-fn booleans_are_read_as_people_write_them() {
+fn boolean_variable_accepts_common_spellings() {
     for (text, value) in [
         ("true", true),
         ("1", true),
@@ -96,7 +95,7 @@ fn booleans_are_read_as_people_write_them() {
 }
 
 #[test]
-fn durability_has_three_forms_in_each_source() {
+fn durability_accepts_three_forms_in_each_source() {
     let forms = [
         ("'always'", "always", Durability::Always),
         ("'never'", "never", Durability::Never),
@@ -159,13 +158,13 @@ fn variables_of_a_kubernetes_service_are_ignored_and_explained_once() {
     assert!(one.starts_with("the environment variable MESA_PORT is ignored: Kubernetes sets it for "), "{one}");
     assert!(one.contains("removes it, and makes MESA_PORT usable"), "{one}");
 
-    // A mistake is still one.
+    // A URL is no service link, but an error.
     let error = load_with("{}", |sources| sources.env = env(&[("MESA_PORT", "http://10.96.0.1:4000")])).unwrap_err();
     assert!(error.to_string().contains("port must be a whole number"), "{error}");
 }
 
 #[test]
-fn variables_that_set_something_are_named() {
+fn loaded_names_the_variables_that_set_a_key() {
     let variables = [("MESA_PORT", "7"), ("SYNC_ENABLED", "true"), ("MESA_NAMESPACE", ""), ("MESA_PROT", "1")];
     let loaded = load_with("{}", |sources| sources.env = env(&variables)).unwrap();
     assert_eq!(loaded.variables, ["MESA_PORT", "SYNC_ENABLED"]);
@@ -177,18 +176,18 @@ fn variables_that_set_something_are_named() {
 }
 
 #[test]
-fn variables_of_other_programs_are_ignored_without_a_warning() {
+fn variable_of_another_program_is_ignored_without_a_warning() {
     let others = ["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_GL_VERSION_OVERRIDE", "MESA_LOG", "PATH", "SYNC"];
     let loaded = load_with("{}", |sources| sources.env = others.map(|name| (name.into(), "x".into())).into()).unwrap();
     assert_eq!(loaded.config, Config::default());
     assert!(!loaded.warnings.iter().any(|warning| warning.contains("environment")), "{:?}", loaded.warnings);
     let empty =
         load_with("{ port: 7 }", |sources| sources.env = env(&[("MESA_PORT", ""), ("MESA_NAMESPACE", "")])).unwrap();
-    assert_eq!((empty.config.port, empty.config.namespace), (7, None), "set to nothing is not set");
+    assert_eq!((empty.config.port, empty.config.namespace), (7, None), "an empty variable is not set");
 }
 
 #[test]
-fn a_flag_is_named_as_it_was_typed() {
+fn error_names_a_flag_as_typed() {
     let load_flags = |flags| load(&Sources { flags, ..Sources::default() });
     assert_eq!(load_flags(vec![flag("port", "4001", "--port")]).unwrap().config.port, 4001);
     let error = load_flags(vec![flag("port", 70_000, "--port"), flag("sync.enable", true, "--set sync.enable")]);
@@ -200,7 +199,7 @@ fn a_flag_is_named_as_it_was_typed() {
 }
 
 #[test]
-fn dev_is_for_this_machine_alone() {
+fn dev_listens_on_loopback_only() {
     let dev = |text: &str| load_with(text, |sources| sources.dev = true);
     let loaded = dev("{}").unwrap();
     let config = &loaded.config;
@@ -209,10 +208,10 @@ fn dev_is_for_this_machine_alone() {
     let key = loaded.generated_api_key.unwrap();
     assert!(key.len() == 32 && key.bytes().all(|byte| byte.is_ascii_hexdigit()), "{key}");
     assert_eq!(config.api.keys, std::slice::from_ref(&key));
-    assert_ne!(dev("{}").unwrap().generated_api_key.unwrap(), key, "made up anew each time");
+    assert_ne!(dev("{}").unwrap().generated_api_key.unwrap(), key, "generated anew each time");
 
     let error = dev("{ host: '0.0.0.0' }").unwrap_err().to_string();
-    assert!(error.contains("authentication.insecure believes every token, and host 0.0.0.0"), "{error}");
+    assert!(error.contains("authentication.insecure accepts every token, and host 0.0.0.0"), "{error}");
     assert!(dev("{ host: '0.0.0.0', authentication: { insecurePublic: true } }").is_ok());
 
     let jwt =
@@ -220,11 +219,11 @@ fn dev_is_for_this_machine_alone() {
     let jwt = jwt.unwrap();
     assert!(!jwt.config.authentication.insecure, "with JWTs no token is a user id");
     assert_eq!(jwt.generated_api_key, None);
-    assert_eq!(load_text("{}").unwrap().generated_api_key, None, "without dev nothing is made up");
+    assert_eq!(load_text("{}").unwrap().generated_api_key, None, "without dev no key is generated");
 }
 
 #[test]
-fn null_in_the_file_leaves_a_default_and_the_environment_its_say() {
+fn null_in_the_file_does_not_override_default_or_environment() {
     let loaded = load_with("{ namespace: null, origins: null, authentication: { jwt: null } }", |sources| {
         sources.env = env(&[("WS_KEY", SECRET), ("MESA_NAMESPACE", "a")]);
     })
@@ -235,7 +234,7 @@ fn null_in_the_file_leaves_a_default_and_the_environment_its_say() {
 }
 
 #[test]
-fn portals_are_read_and_on_where_one_tries_things_out() {
+fn portals_are_on_with_dev() {
     let loaded = load_text("{ portal: { enabled: true, distributeLoad: false } }").unwrap();
     assert_eq!(loaded.config.portal, Portal { enabled: true, distribute_load: false, webhook: None });
     assert!(!load_text("{}").unwrap().config.portal.enabled);

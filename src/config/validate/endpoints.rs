@@ -1,17 +1,17 @@
-//! What must hold of whom the server asks and tells: webhooks and JWKS.
+//! Validates the settings of webhooks and JWKS.
 
 use super::{Checks, SECRET_BYTES_MIN, millis};
 use crate::{
     config::{
         AuthWebhook, Config, Jwks, Webhook,
-        error::shown,
+        error::excerpt,
         schema::{WEBHOOK_EVENTS, nearest_event},
     },
     http_client::check_url,
 };
 
 impl Checks {
-    pub(super) fn outgoing(&mut self, config: &Config) {
+    pub(super) fn endpoints(&mut self, config: &Config) {
         if let Some(webhook) = &config.portal.webhook {
             self.webhook(config, webhook);
         }
@@ -27,7 +27,7 @@ impl Checks {
         self.url(["portal.webhook.url", "portal.webhook.allowPrivate"], &webhook.url, webhook.allow_private);
         self.signing_secret("portal.webhook.secret", &webhook.secret);
         if webhook.events.is_empty() {
-            self.refuse(
+            self.reject(
                 &["portal.webhook.events"],
                 format!(
                     "portal.webhook.events is empty; name some of {}, or remove portal.webhook.url",
@@ -40,22 +40,23 @@ impl Checks {
                 Some(nearest) => format!("the nearest known one is '{nearest}'"),
                 None => format!("it may have {}", WEBHOOK_EVENTS.join(", ")),
             };
-            self.refuse(
+            self.reject(
                 &["portal.webhook.events"],
-                format!("portal.webhook.events has \"{}\", which is no event; {hint}", shown(event)),
+                format!("portal.webhook.events has \"{}\", which is not an event; {hint}", excerpt(event)),
             );
         }
         if webhook.retry_min > webhook.retry_max {
             let (min, max) = (millis(webhook.retry_min), millis(webhook.retry_max));
-            self.refuse(
+            self.reject(
                 &["portal.webhook.retryMin", "portal.webhook.retryMax"],
                 format!("portal.webhook.retryMin is {min} ms and must not be more than retryMax, which is {max} ms"),
             );
         }
-        let kept = ["undelivered", "delivered", "expired", "dropped"];
-        if !config.sync.enabled && webhook.events.iter().all(|event| kept.contains(&event.as_str())) {
+        let needs_sync = ["undelivered", "delivered", "expired", "dropped"];
+        if !config.sync.enabled && webhook.events.iter().all(|event| needs_sync.contains(&event.as_str())) {
             self.warn(
-                "portal.webhook.events has only events of kept messages, and sync.enabled is false: there will be none",
+                "portal.webhook.events has only events of stored messages, and sync.enabled is false: there will be none; set \
+                 sync.enabled, or name other events",
             );
         }
     }
@@ -67,15 +68,16 @@ impl Checks {
             self.signing_secret("authentication.webhook.secret", secret);
         }
         if config.authentication.jwt.is_some() {
-            self.refuse(
+            self.reject(
                 &["authentication.webhook.url", "authentication.jwt.secret", "authentication.jwt.keyFile"],
-                "authentication has both jwt (or WS_KEY in the environment) and webhook; keep one of them",
+                "authentication has both jwt (or WS_KEY in the environment) and webhook; remove one of them",
             );
         }
         if webhook.timeout > config.authentication.timeout {
             let (webhook, all) = (millis(webhook.timeout), millis(config.authentication.timeout));
             self.warn(format!(
-                "authentication.webhook.timeout is {webhook} ms, and clients are sent away after authentication.timeout, {all} ms"
+                "authentication.webhook.timeout is {webhook} ms, but connections close after authentication.timeout, {all} ms; lower the \
+                 former"
             ));
         }
     }
@@ -85,11 +87,11 @@ impl Checks {
         self.url(keys, &jwks.url, jwks.allow_private);
         if jwks.max_stale < jwks.refresh_interval {
             let (stale, refresh) = (millis(jwks.max_stale), millis(jwks.refresh_interval));
-            self.refuse(
+            self.reject(
                 &["authentication.jwt.jwks.maxStale", "authentication.jwt.jwks.refreshInterval"],
                 format!(
                     "authentication.jwt.jwks.maxStale is {stale} ms and must not be less than refreshInterval, which is \
-                     {refresh} ms: the keys would be unusable before they are fetched anew"
+                     {refresh} ms: the keys would be unusable before they are fetched again"
                 ),
             );
         }
@@ -97,8 +99,8 @@ impl Checks {
 
     fn url(&mut self, keys: [&'static str; 2], url: &str, allow_private: bool) {
         if let Err(why) = check_url(url, allow_private) {
-            // Not shown: a path or a query may be secret.
-            self.refuse(&keys, format!("{} {why}", keys[0]));
+            // The URL is not shown: its path or query may be secret.
+            self.reject(&keys, format!("{} {why}", keys[0]));
         }
     }
 
@@ -107,9 +109,9 @@ impl Checks {
         if bytes < SECRET_BYTES_MIN {
             let what = if bytes == 0 { "is missing".to_owned() } else { format!("has {bytes} bytes") };
             let text = format!(
-                "{key} {what} and must have at least {SECRET_BYTES_MIN} bytes; `openssl rand -hex 32` makes one"
+                "{key} {what} and must have at least {SECRET_BYTES_MIN} bytes; `openssl rand -hex 32` generates one"
             );
-            self.refuse(&[key], text);
+            self.reject(&[key], text);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What must hold of a whole configuration, whoever wrote it: a file, or a program that built it field by field.
+//! Validates a whole [`Config`], loaded from sources or built by a program.
 
 mod endpoints;
 
@@ -6,48 +6,48 @@ use std::{net::IpAddr, time::Duration};
 
 use super::{
     Authentication, Config, ConfigError, Durability, Jwt,
-    error::{Problem, shown},
+    error::{Problem, excerpt},
     schema::{self, DAY_MS, Kind},
 };
 
-/// Paths below which HTTP answers, and no WebSocket may be. `/openapi.json` and `/admin` are kept for later.
+/// Paths of the HTTP API. The WebSocket cannot be at or below them. `/openapi.json` and `/admin` are reserved.
 const PATHS_RESERVED: &[&str] = &["/v1", "/healthz", "/readyz", "/metrics", "/openapi.json", "/admin"];
 
 /// Longest `path`, in bytes.
 const PATH_BYTES_MAX: usize = 256;
-/// Longest `namespace`, in characters; it is part of every stored key.
+/// Longest `namespace`, in characters. In Redis it is part of every key.
 const NAMESPACE_CHARACTERS_MAX: usize = 64;
-/// Shortest and longest key of the API, in characters.
+/// Shortest and longest API key, in characters.
 const API_KEY_CHARACTERS: std::ops::RangeInclusive<usize> = 16..=512;
-/// Shortest `redisProtocol.password` where others can reach the port, in characters: below, it can be guessed.
+/// Shortest `redisProtocol.password` on an address that is not loopback, in characters. A shorter one can be guessed.
 const PASSWORD_CHARACTERS_MIN: usize = 16;
-/// Keys of the API: each costs time at every request.
+/// Most API keys. Each costs time with every request.
 const API_KEYS_MAX: usize = 1000;
-/// Shortest secret that is accepted, in bytes: below, tokens can be forged by trying.
+/// Shortest secret that is accepted, in bytes. With a shorter one, tokens can be forged by brute force.
 pub(crate) const SECRET_BYTES_MIN: usize = 16;
-/// Shortest secret without a warning, in bytes: what HS256 asks for.
+/// Shortest secret without a warning, in bytes: the minimum of HS256.
 const SECRET_BYTES_ADVISED: usize = 32;
 
 impl Config {
-    /// Checks that the whole makes sense, and returns what is allowed and yet worth a line in the log.
+    /// Validates the configuration, and returns warnings for the log.
     ///
     /// # Errors
-    /// Everything that does not hold, each with key, value and bound.
+    /// All mistakes, each with key, value and bound.
     pub fn validate(&self) -> Result<Vec<String>, ConfigError> {
         let (problems, warnings) = check(self);
         ConfigError::from_problems(problems).map(|()| warnings)
     }
 }
 
-/// Problems and warnings.
+/// Returns problems and warnings.
 pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
     let mut checks = Checks::default();
     checks.bounds(config);
-    checks.listening(config);
+    checks.address(config);
     checks.names(config);
     checks.intervals(config);
     checks.authentication(config);
-    checks.outgoing(config);
+    checks.endpoints(config);
     checks.sync(config);
     checks.api(config);
     checks.redis(config);
@@ -64,7 +64,7 @@ struct Checks {
 }
 
 impl Checks {
-    fn refuse(&mut self, about: &[&'static str], text: impl Into<String>) {
+    fn reject(&mut self, about: &[&'static str], text: impl Into<String>) {
         self.problems.push(Problem::about(about, text));
     }
 
@@ -72,12 +72,12 @@ impl Checks {
         self.warnings.push(text.into());
     }
 
-    /// The bounds of the table of keys.
+    /// Checks the bounds in the table of keys.
     fn bounds(&mut self, config: &Config) {
         let limits = &config.limits;
         let whole = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         let portal = config.portal.webhook.clone().unwrap_or_default();
-        let asked = config.authentication.webhook.clone().unwrap_or_default();
+        let auth_webhook = config.authentication.webhook.clone().unwrap_or_default();
         let jwks = config.authentication.jwt.as_ref().and_then(|jwt| jwt.jwks.clone()).unwrap_or_default();
         let numbers = [
             ("sync.maxMessages", config.sync.max_messages),
@@ -102,7 +102,7 @@ impl Checks {
             ("portal.webhook.maxBytes", portal.max_bytes),
             ("portal.webhook.outboxEvents", portal.outbox_events),
             ("portal.webhook.outboxBytes", portal.outbox_bytes),
-            ("authentication.webhook.concurrency", whole(asked.concurrency)),
+            ("authentication.webhook.concurrency", whole(auth_webhook.concurrency)),
             ("redisProtocol.connections", whole(config.redis_protocol.connections)),
             ("redisProtocol.commandBytes", whole(config.redis_protocol.command_bytes)),
             ("redisProtocol.backlogBytes", whole(config.redis_protocol.backlog_bytes)),
@@ -124,7 +124,7 @@ impl Checks {
             ("portal.webhook.timeout", portal.timeout),
             ("portal.webhook.retryMin", portal.retry_min),
             ("portal.webhook.retryMax", portal.retry_max),
-            ("authentication.webhook.timeout", asked.timeout),
+            ("authentication.webhook.timeout", auth_webhook.timeout),
             ("authentication.jwt.jwks.refreshInterval", jwks.refresh_interval),
             ("authentication.jwt.jwks.retryInterval", jwks.retry_interval),
             ("authentication.jwt.jwks.maxStale", jwks.max_stale),
@@ -132,22 +132,22 @@ impl Checks {
         ];
         let durations = durations.map(|(name, duration)| (name, millis(duration)));
         for (name, number) in numbers.into_iter().chain(durations) {
-            let key = schema::known(name);
+            let key = schema::expect_key(name);
             if let Kind::Integer { min, max } | Kind::Millis { min, max } = key.kind
                 && !(min..=max).contains(&number)
             {
-                self.refuse(&[name], schema::misfit(key, &number.into()));
+                self.reject(&[name], schema::invalid_value(key, &number.into()));
             }
         }
         if let Durability::Interval(interval) = config.store.durability
             && !(1..=DAY_MS).contains(&millis(interval))
         {
             let text = format!("store.durability has an interval of {} ms; it must be 1 to {DAY_MS}", millis(interval));
-            self.refuse(&["store.durability"], text);
+            self.reject(&["store.durability"], text);
         }
     }
 
-    fn listening(&mut self, config: &Config) {
+    fn address(&mut self, config: &Config) {
         self.host("host", &config.host);
         let path = config.path.as_str();
         let wrong = if !path.starts_with('/') {
@@ -157,17 +157,19 @@ impl Checks {
         } else if path.contains(['?', '#']) || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
             Some("must be visible ASCII without spaces, '?' and '#'".to_owned())
         } else {
-            reserved(path).map(|reserved| format!("must not be at or under {reserved}, where HTTP answers"))
+            reserved(path).map(|reserved| {
+                format!("must not be at or under {reserved}, which the HTTP API uses; choose another path")
+            })
         };
         if let Some(wrong) = wrong {
-            self.refuse(&["path"], format!("path {wrong}, but is \"{}\"", shown(path)));
+            self.reject(&["path"], format!("path {wrong}, but is \"{}\"", excerpt(path)));
         }
     }
 
     fn host(&mut self, name: &'static str, host: &str) {
         if host != "localhost" && host.parse::<IpAddr>().is_err() {
-            let host = shown(host);
-            self.refuse(
+            let host = excerpt(host);
+            self.reject(
                 &[name],
                 format!(
                     "{name} must be an IP address or localhost, but is \"{host}\"; use 0.0.0.0 to listen on every \
@@ -181,39 +183,39 @@ impl Checks {
         let section = &config.redis_protocol;
         self.host("redisProtocol.host", &section.host);
         if section.password.as_deref() == Some("") {
-            self.refuse(
+            self.reject(
                 &["redisProtocol.password"],
-                "redisProtocol.password must not be empty; remove it, or say null, to do without",
+                "redisProtocol.password must not be empty; remove it, or set it to null, for no password",
             );
         }
         let Some(port) = section.port else { return };
         if section.backlog_bytes / 2 < config.limits.frame_bytes {
             let (backlog, frame) = (section.backlog_bytes, config.limits.frame_bytes);
-            self.refuse(&["redisProtocol.backlogBytes", "limits.frameBytes"], format!(
-                "redisProtocol.backlogBytes is {backlog} and must be twice limits.frameBytes ({frame}) at least: one large message of \
-                 a client would cut every portal"
+            self.reject(&["redisProtocol.backlogBytes", "limits.frameBytes"], format!(
+                "redisProtocol.backlogBytes is {backlog} and must be at least twice limits.frameBytes ({frame}): one large message of \
+                 a client would disconnect every portal"
             ));
         }
         if port != 0 && port == config.port {
-            self.refuse(
+            self.reject(
                 &["redisProtocol.port", "port"],
-                format!("redisProtocol.port and port are both {port}; give each its own"),
+                format!("redisProtocol.port and port are both {port}; choose two ports"),
             );
         }
         if !is_loopback(&section.host) && section.password.is_none() {
-            let host = shown(&section.host);
-            self.refuse(&["redisProtocol.password", "redisProtocol.host"], format!(
-                "redisProtocol.host {host} can be reached by others, who could send messages to everybody; set redisProtocol.password, or \
-                 redisProtocol.host to 127.0.0.1"
+            let host = excerpt(&section.host);
+            self.reject(&["redisProtocol.password", "redisProtocol.host"], format!(
+                "redisProtocol.host {host} is reachable from other machines, which could send messages to every user; set \
+                 redisProtocol.password, or redisProtocol.host to 127.0.0.1"
             ));
         }
         let characters = section.password.as_ref().map_or(0, |password| password.chars().count());
         if !is_loopback(&section.host) && (1..PASSWORD_CHARACTERS_MIN).contains(&characters) {
-            let host = shown(&section.host);
-            self.refuse(&["redisProtocol.password", "redisProtocol.host"], format!(
-                "redisProtocol.password has {characters} characters, and redisProtocol.host {host} can be reached by others, who could guess \
-                 it; it must have at least {PASSWORD_CHARACTERS_MIN} (`openssl rand -hex 16` makes one), or set redisProtocol.host to \
-                 127.0.0.1"
+            let host = excerpt(&section.host);
+            self.reject(&["redisProtocol.password", "redisProtocol.host"], format!(
+                "redisProtocol.password has {characters} characters, and redisProtocol.host {host} is reachable from other \
+                 machines, which could guess it; set one of at least {PASSWORD_CHARACTERS_MIN} (`openssl rand -hex 16` \
+                 generates one), or set redisProtocol.host to 127.0.0.1"
             ));
         }
     }
@@ -222,24 +224,24 @@ impl Checks {
         if let Some(namespace) = &config.namespace {
             let fits = |c: char| c.is_ascii_alphanumeric() || "_.:-".contains(c);
             if !(1..=NAMESPACE_CHARACTERS_MAX).contains(&namespace.chars().count()) || !namespace.chars().all(fits) {
-                self.refuse(&["namespace"], format!(
+                self.reject(&["namespace"], format!(
                     "namespace must have 1 to {NAMESPACE_CHARACTERS_MAX} characters, letters, digits and any of _ . : -, \
                      but is \"{}\"",
-                    shown(namespace)
+                    excerpt(namespace)
                 ));
             }
         }
         let version = config.client.version.as_str();
         if !(1..=64).contains(&version.len()) || !version.bytes().all(|byte| byte.is_ascii_graphic()) {
-            let version = shown(version);
-            self.refuse(
+            let version = excerpt(version);
+            self.reject(
                 &["client.version"],
                 format!("client.version must be 1 to 64 visible ASCII characters, as in 1.5.3, but is \"{version}\""),
             );
         }
         let path = config.store.path.to_string_lossy();
         if path.is_empty() || path.contains('\0') {
-            self.refuse(&["store.path"], "store.path must name a directory, as in data/store");
+            self.reject(&["store.path"], "store.path must name a directory, as in data/store");
         }
     }
 
@@ -252,7 +254,7 @@ impl Checks {
             if enabled && millis(interval) == 0 {
                 let [name, switch] = keys;
                 let text = format!("{name} is 0 ms while {switch} is on; it must be 1 to {DAY_MS} ms");
-                self.refuse(&[name, switch], text);
+                self.reject(&[name, switch], text);
             }
         }
     }
@@ -263,23 +265,23 @@ impl Checks {
         }
         let authentication = &config.authentication;
         if !authentication.store_connected_users {
-            self.refuse(
+            self.reject(
                 &["authentication.storeConnectedUsers", "sync.enabled"],
-                "sync.enabled needs authentication.storeConnectedUsers, which is false: without it nobody knows who is \
-                 away; set it to true, or sync.enabled to false",
+                "sync.enabled needs authentication.storeConnectedUsers, which is false: without it the server does not know \
+                 which users are offline; set it to true, or sync.enabled to false",
             );
         }
         if (1..config.sync.max_bytes).contains(&config.store.max_bytes) {
             self.warn(format!(
-                "store.maxBytes is {} and sync.maxBytes {}: one user who stays away can fill the store for all",
+                "store.maxBytes is {} and sync.maxBytes {}: one offline user can fill the store; raise the former, or lower the latter",
                 config.store.max_bytes, config.sync.max_bytes
             ));
         }
         if authentication.jwt.is_none() && authentication.webhook.is_none() && !authentication.insecure {
-            // A warning and no more: the documented object names no way either, because stock has it in code.
+            // Only a warning: the documented object names no authentication either, because the original has it in code.
             self.warn(
-                "sync.enabled needs a way to tell who a client is; set authentication.jwt (secret, which may be WS_KEY in \
-                 the environment, keyFile or jwks) or authentication.webhook, or, to try things out, start with --dev",
+                "sync.enabled needs authentication; set authentication.jwt (secret, which may be WS_KEY in the environment, \
+                 keyFile or jwks) or authentication.webhook, or start with --dev for development",
             );
         }
     }
@@ -293,26 +295,30 @@ impl Checks {
             self.insecure(config, authentication);
         }
         if authentication.jwt.is_none() && authentication.webhook.is_none() && !authentication.insecure {
-            self.warn("no authentication is configured: clients can connect, but none can say who it is");
+            self.warn(
+                "no authentication is configured: clients can connect, but not authenticate; set authentication.jwt or \
+                 authentication.webhook",
+            );
         }
     }
 
     fn insecure(&mut self, config: &Config, authentication: &Authentication) {
         if authentication.jwt.is_some() || authentication.webhook.is_some() {
-            let beside = if authentication.jwt.is_some() { "jwt" } else { "webhook" };
-            self.warn(format!("authentication.insecure has no effect beside authentication.{beside}; remove it"));
+            let other = if authentication.jwt.is_some() { "jwt" } else { "webhook" };
+            self.warn(format!("authentication.insecure has no effect next to authentication.{other}; remove it"));
         } else if is_loopback(&config.host) {
-            self.warn("authentication.insecure is on: every token is believed; for development only");
+            self.warn("authentication.insecure is on: every token is accepted; for development only");
         } else if authentication.insecure_public {
-            let host = shown(&config.host);
+            let host = excerpt(&config.host);
             self.warn(format!(
-                "authentication.insecure and insecurePublic are on: whoever reaches {host} can read anybody's messages"
+                "authentication.insecure and insecurePublic are on: every machine that reaches {host} can read every user's \
+                 messages"
             ));
         } else {
-            let host = shown(&config.host);
-            self.refuse(&["authentication.insecure", "host", "authentication.insecurePublic"], format!(
-                "authentication.insecure believes every token, and host {host} can be reached by others; set host to \
-                 127.0.0.1, or configure authentication.jwt, or say authentication.insecurePublic: true as well"
+            let host = excerpt(&config.host);
+            self.reject(&["authentication.insecure", "host", "authentication.insecurePublic"], format!(
+                "authentication.insecure accepts every token, and host {host} is reachable from other machines; set host to \
+                 127.0.0.1, configure authentication.jwt, or set authentication.insecurePublic: true as well"
             ));
         }
     }
@@ -322,30 +328,30 @@ impl Checks {
         const KEY_FILE: &str = "authentication.jwt.keyFile";
         const JWKS: &str = "authentication.jwt.jwks.url";
         match (&jwt.secret, &jwt.key_file, &jwt.jwks) {
-            (Some(_), Some(_), None) => self.refuse(
+            (Some(_), Some(_), None) => self.reject(
                 &[KEY_FILE, SECRET],
-                "authentication.jwt has both a secret (or WS_KEY in the environment) and a keyFile; keep one of them",
+                "authentication.jwt has both a secret (or WS_KEY in the environment) and a keyFile; remove one of them",
             ),
-            (Some(_), _, Some(_)) => self.refuse(
+            (Some(_), _, Some(_)) => self.reject(
                 &[JWKS, SECRET],
-                "authentication.jwt has both a secret (or WS_KEY in the environment) and jwks; keep one of them",
+                "authentication.jwt has both a secret (or WS_KEY in the environment) and jwks; remove one of them",
             ),
             (None, Some(_), Some(_)) => {
-                self.refuse(&[JWKS, KEY_FILE], "authentication.jwt has both a keyFile and jwks; keep one of them");
+                self.reject(&[JWKS, KEY_FILE], "authentication.jwt has both a keyFile and jwks; remove one of them");
             }
-            (None, None, None) => self.refuse(
+            (None, None, None) => self.reject(
                 &[SECRET, KEY_FILE],
-                "authentication.jwt needs a secret (or WS_KEY in the environment), a keyFile or jwks to check tokens with",
+                "authentication.jwt needs a secret (or WS_KEY in the environment), a keyFile or jwks to verify tokens",
             ),
             (Some(secret), None, None) => self.secret(secret),
             (None, Some(path), None) if path.as_os_str().is_empty() => {
-                self.refuse(&[KEY_FILE], "authentication.jwt.keyFile must name a PEM file with a public key");
+                self.reject(&[KEY_FILE], "authentication.jwt.keyFile must name a PEM file with a public key");
             }
             (None, Some(_), None) | (None, None, Some(_)) => {}
         }
-        // With several or none it is unknown which algorithms would fit.
-        let ways = [jwt.secret.is_some(), jwt.key_file.is_some(), jwt.jwks.is_some()];
-        if ways.into_iter().filter(|there| *there).count() == 1 {
+        // Which algorithms are possible depends on which one of the three is set.
+        let sources = [jwt.secret.is_some(), jwt.key_file.is_some(), jwt.jwks.is_some()];
+        if sources.into_iter().filter(|is_set| *is_set).count() == 1 {
             self.algorithms(jwt);
         }
         let texts = [
@@ -356,7 +362,7 @@ impl Checks {
         ];
         for (name, text) in texts {
             if text.as_deref() == Some("") {
-                self.refuse(&[name], format!("{name} must not be empty; remove it, or say null, to do without"));
+                self.reject(&[name], format!("{name} must not be empty; remove it, or set it to null"));
             }
         }
     }
@@ -364,16 +370,16 @@ impl Checks {
     fn secret(&mut self, secret: &str) {
         let bytes = secret.len();
         if bytes < SECRET_BYTES_MIN {
-            self.refuse(
+            self.reject(
                 &["authentication.jwt.secret"],
                 format!(
                     "authentication.jwt.secret has {bytes} bytes and must have at least {SECRET_BYTES_MIN}, better \
-                 {SECRET_BYTES_ADVISED}; `openssl rand -hex 32` makes one"
+                 {SECRET_BYTES_ADVISED}; `openssl rand -hex 32` generates one"
                 ),
             );
         } else if bytes < SECRET_BYTES_ADVISED {
             self.warn(format!(
-                "authentication.jwt.secret has {bytes} bytes; {SECRET_BYTES_ADVISED} or more are advised"
+                "authentication.jwt.secret has {bytes} bytes; {SECRET_BYTES_ADVISED} or more are advised (`openssl rand -hex 32`)"
             ));
         }
     }
@@ -382,32 +388,37 @@ impl Checks {
         const NAME: &str = "authentication.jwt.algorithms";
         const WITH_SECRET: &[&str] = &["HS256", "HS384", "HS512"];
         const WITH_KEY: &[&str] = &["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
-        let (fitting, kind) = match (&jwt.secret, &jwt.jwks) {
+        let (allowed, kind) = match (&jwt.secret, &jwt.jwks) {
             (Some(_), _) => (WITH_SECRET, "secret"),
             (None, Some(_)) => (WITH_KEY, "JWKS"),
             (None, None) => (WITH_KEY, "keyFile"),
         };
-        let fitting_names = fitting.join(", ");
+        let allowed_names = allowed.join(", ");
         if jwt.algorithms.is_empty() {
-            self.refuse(&[NAME], format!("{NAME} must name what is accepted with a {kind}: some of {fitting_names}"));
+            self.reject(
+                &[NAME],
+                format!("{NAME} must name the accepted algorithms with a {kind}: some of {allowed_names}"),
+            );
         }
         for algorithm in &jwt.algorithms {
-            if !fitting.contains(&algorithm.as_str()) {
-                let algorithm = shown(algorithm);
-                self.refuse(
+            if !allowed.contains(&algorithm.as_str()) {
+                let algorithm = excerpt(algorithm);
+                self.reject(
                     &[NAME],
-                    format!("{NAME} has \"{algorithm}\", which does not go with a {kind}; it may have {fitting_names}"),
+                    format!(
+                        "{NAME} has \"{algorithm}\", which does not work with a {kind}; it may have {allowed_names}"
+                    ),
                 );
             }
         }
     }
 
-    /// What the embedded store alone has.
+    /// Checks settings that need the embedded store.
     fn redis(&mut self, config: &Config) {
         if config.redis.is_some() && config.portal.webhook.is_some() {
-            self.refuse(
+            self.reject(
                 &["portal.webhook", "redis"],
-                "portal.webhook needs the embedded store, which keeps what is to be told; remove it, or redis",
+                "portal.webhook needs the embedded store, which has its outbox; remove portal.webhook, or redis",
             );
         }
     }
@@ -415,24 +426,28 @@ impl Checks {
     fn api(&mut self, config: &Config) {
         let keys = &config.api.keys;
         if keys.is_empty() {
-            self.warn("api.keys is empty: the HTTP API refuses everyone, and no backend can dispatch");
+            self.warn(
+                "api.keys is empty: the HTTP API rejects every request, and no backend can dispatch; set api.keys",
+            );
         }
         if keys.len() > API_KEYS_MAX {
-            self.refuse(&["api.keys"], format!("api.keys has {} keys; it may have {API_KEYS_MAX}", keys.len()));
+            self.reject(&["api.keys"], format!("api.keys has {} keys; it may have at most {API_KEYS_MAX}", keys.len()));
         }
         for (index, key) in keys.iter().enumerate() {
             let characters = key.chars().count();
-            let (least, most) = API_KEY_CHARACTERS.into_inner();
+            let (min, max) = API_KEY_CHARACTERS.into_inner();
             if !API_KEY_CHARACTERS.contains(&characters) {
-                self.refuse(&["api.keys"], format!(
-                    "api.keys[{index}] has {characters} characters and must have {least} to {most}; `openssl rand -hex 16` \
-                     makes one"
+                self.reject(&["api.keys"], format!(
+                    "api.keys[{index}] has {characters} characters and must have {min} to {max}; `openssl rand -hex 16` \
+                     generates one"
                 ));
             } else if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-                // It travels in an HTTP header, where nothing else arrives unharmed.
-                self.refuse(
+                // Keys are sent in an HTTP header, which transports no other characters safely.
+                self.reject(
                     &["api.keys"],
-                    format!("api.keys[{index}] must be visible ASCII without spaces; `openssl rand -hex 16` makes one"),
+                    format!(
+                        "api.keys[{index}] must be visible ASCII without spaces; `openssl rand -hex 16` generates one"
+                    ),
                 );
             }
         }
@@ -448,8 +463,8 @@ impl Checks {
                         && origin.bytes().all(|byte| byte.is_ascii_graphic() && !byte.is_ascii_uppercase())
                 });
             if !fits {
-                let origin = shown(origin);
-                self.refuse(&["origins"], format!(
+                let origin = excerpt(origin);
+                self.reject(&["origins"], format!(
                     "origins[{index}] must be an origin as browsers send it, like https://example.org or \
                      http://localhost:8080, in lower case and without a path, but is \"{origin}\"; leave origins out to \
                      allow any"
@@ -458,7 +473,7 @@ impl Checks {
         }
     }
 
-    /// A misspelt level would otherwise be taken for the name of a module, and log everything or nothing.
+    /// Checks the filter of the log. The logging crate takes a misspelt level for a module, and logs everything or nothing.
     fn log(&mut self, filter: &str) {
         const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
         let is_level = |text: &str| LEVELS.iter().any(|level| text.eq_ignore_ascii_case(level));
@@ -467,15 +482,15 @@ impl Checks {
             target != Some("") && is_level(level)
         };
         if filter.len() > 1024 || !filter.split(',').all(|directive| fits(directive.trim())) {
-            self.refuse(&["log.level"], format!(
+            self.reject(&["log.level"], format!(
                 "log.level must be off, error, warn, info, debug or trace, or a list like info,mesa=debug, but is \"{}\"",
-                shown(filter)
+                excerpt(filter)
             ));
         }
     }
 }
 
-/// The reserved path at or under which `path` is.
+/// Returns the reserved path at or below which `path` is.
 fn reserved(path: &str) -> Option<&'static str> {
     PATHS_RESERVED
         .iter()
@@ -483,7 +498,7 @@ fn reserved(path: &str) -> Option<&'static str> {
         .find(|reserved| path.strip_prefix(reserved).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
-/// Whether only this machine can reach `host`.
+/// Reports whether only this machine can reach `host`.
 fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
