@@ -91,7 +91,7 @@ impl Recipient<'_> {
 
 /// A portal that says whether it is ready.
 #[derive(Debug, Deserialize)]
-pub struct Ready<'a> {
+pub struct PortalAnnouncement<'a> {
     #[serde(borrow)]
     pub id: Cow<'a, str>,
     pub ready: bool,
@@ -99,12 +99,12 @@ pub struct Ready<'a> {
 
 /// What marks what we have said there ourselves: stock does not look at it.
 #[cfg(feature = "redis")]
-pub const OURS: &str = "mesa";
+pub const SENDER: &str = "mesa";
 
 /// A message as stock keeps and publishes it.
 #[cfg(feature = "redis")]
 #[derive(Debug, Deserialize)]
-pub struct StockMessage<'a> {
+pub struct MessageJson<'a> {
     #[serde(default)]
     pub op: u64,
     #[serde(borrow, default)]
@@ -112,21 +112,21 @@ pub struct StockMessage<'a> {
     #[serde(borrow, default)]
     pub t: Option<JsonString<'a>>,
     #[serde(default)]
-    pub o: Option<StockOptions>,
+    pub o: Option<MessageJsonOptions>,
 }
 
 #[cfg(feature = "redis")]
 #[derive(Debug, Deserialize)]
-pub struct StockOptions {
+pub struct MessageJsonOptions {
     #[serde(default)]
     pub sync: Option<bool>,
 }
 
 #[cfg(feature = "redis")]
 #[derive(Debug, Deserialize)]
-pub struct Published<'a> {
+pub struct PublishedDispatch<'a> {
     #[serde(borrow)]
-    pub message: StockMessage<'a>,
+    pub message: MessageJson<'a>,
     #[serde(borrow)]
     pub recipients: Vec<&'a RawValue>,
     #[serde(default)]
@@ -137,7 +137,7 @@ pub struct Published<'a> {
 
 #[cfg(feature = "redis")]
 #[derive(Debug, Serialize)]
-pub struct Publishing<'a> {
+pub struct OutgoingDispatch<'a> {
     pub message: &'a RawValue,
     pub recipients: Vec<&'a str>,
     pub from: &'static str,
@@ -146,7 +146,7 @@ pub struct Publishing<'a> {
 }
 
 #[cfg(feature = "redis")]
-impl<'a> StockMessage<'a> {
+impl<'a> MessageJson<'a> {
     /// Reads one.
     ///
     /// # Errors
@@ -166,7 +166,7 @@ impl<'a> StockMessage<'a> {
 
 /// A user id. Node services have numbers for it as well; what else they have is nobody, and the others are not to suffer for it.
 #[cfg(feature = "redis")]
-pub fn recipient(one: &RawValue) -> Option<String> {
+pub fn parse_recipient(one: &RawValue) -> Option<String> {
     match serde_json::from_str(one.get()).ok()? {
         Value::String(id) => Some(id),
         Value::Number(id) => id.as_u64().map(|id| id.to_string()),

@@ -28,12 +28,12 @@ const ALL: [(Name, &str, &str); 6] = [
 
 /// The names of one namespace.
 #[derive(Clone, Debug)]
-pub struct Names {
+pub struct Keyspace {
     /// `_NAMESPACE`, or nothing.
     suffix: String,
 }
 
-impl Names {
+impl Keyspace {
     pub fn new(namespace: Option<&str>) -> Self {
         Self { suffix: namespace.map(|namespace| format!("_{namespace}")).unwrap_or_default() }
     }
@@ -77,16 +77,16 @@ mod tests {
 
     #[test]
     fn a_name_is_known_with_its_namespace_and_no_other() {
-        let plain = Names::new(None);
+        let plain = Keyspace::new(None);
         assert_eq!(plain.find(b"ws"), Some(Name::Ws));
         assert_eq!(plain.find(b"connected_clients_count"), Some(Name::Count));
         assert_eq!(plain.find(b"ws_chat"), None);
-        let chat = Names::new(Some("chat"));
+        let chat = Keyspace::new(Some("chat"));
         assert_eq!(chat.find(b"connected_clients_chat"), Some(Name::Clients));
         for other in [&b"ws"[..], b"ws_", b"ws_chat_chat", b"_chat", b"", b"\xff_chat"] {
             assert_eq!(chat.find(other), None);
         }
-        for name in Names::keys() {
+        for name in Keyspace::keys() {
             assert_eq!(chat.find(chat.of(name).as_bytes()), Some(name));
         }
         assert!(chat.refusal(b"ws").contains("its namespace is chat"));

@@ -29,7 +29,7 @@ pub struct Message<'a> {
 #[cfg(feature = "redis")]
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Published<'a> {
+pub struct PublishedEvent<'a> {
     pub r#type: String,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub message: Option<Message<'a>>,

@@ -18,7 +18,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{State, error::ApiError, parameters};
 use crate::{
-    hub::portals::{Item, Portal, StreamId, Taken, Told, What},
+    hub::portals::{ClientEvent, ClientEventKind, Item, Portal, StreamId, Taken},
     message::write_message,
 };
 
@@ -134,12 +134,12 @@ fn write(out: &mut Vec<u8>, stream: &StreamId, taken: &Taken) {
     out.extend_from_slice(b"\n\n");
 }
 
-fn write_told(out: &mut Vec<u8>, told: &Told) {
-    let name = match &told.what {
-        What::Connection => "connection",
-        What::Authentication => "authentication",
-        What::Message { .. } => "message",
-        What::Disconnection => "disconnection",
+fn write_told(out: &mut Vec<u8>, told: &ClientEvent) {
+    let name = match &told.kind {
+        ClientEventKind::Connection => "connection",
+        ClientEventKind::Authentication => "authentication",
+        ClientEventKind::Message { .. } => "message",
+        ClientEventKind::Disconnection => "disconnection",
     };
     out.extend_from_slice(format!("{{\"type\":\"{name}\",\"connection\":\"{}\"", told.connection_name()).as_bytes());
     if let Some(user) = &told.user {
@@ -147,7 +147,7 @@ fn write_told(out: &mut Vec<u8>, told: &Told) {
         // A string always has a JSON form, and writing to a Vec cannot fail.
         serde_json::to_writer(&mut *out, user).expect("a string is JSON");
     }
-    if let What::Message { op, data, kind } = &told.what {
+    if let ClientEventKind::Message { op, data, kind } = &told.kind {
         out.extend_from_slice(b",\"message\":");
         write_message(out, *op, data.as_deref(), kind.as_ref());
     }
@@ -160,7 +160,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        hub::portals::{At, Bounds, Portals},
+        hub::portals::{Bounds, EventOrigin, Portals},
         message::UserId,
         metrics::Metrics,
     };
@@ -185,18 +185,19 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    fn event(user: Option<&str>, what: What) -> Item {
+    fn event(user: Option<&str>, what: ClientEventKind) -> Item {
         let user = user.map(|id| UserId::new(id).unwrap());
-        Item::Event(Arc::new(Told { connection: 7, at: At::Here, user, what }))
+        Item::Event(Arc::new(ClientEvent { connection: 7, origin: EventOrigin::Local, user, kind: what }))
     }
 
     #[test]
     fn event_is_encoded_as_documented() {
         assert_eq!(
-            written(event(None, What::Connection)),
+            written(event(None, ClientEventKind::Connection)),
             "id: ab-3\ndata: {\"type\":\"connection\",\"connection\":\"7\"}\n\n"
         );
-        let message = What::Message { op: 0, data: Some("{\n\r\n\"n\": 1}".into()), kind: Some("A\nB".into()) };
+        let message =
+            ClientEventKind::Message { op: 0, data: Some("{\n\r\n\"n\": 1}".into()), kind: Some("A\nB".into()) };
         assert_eq!(
             written(event(Some("al\"ice"), message)),
             "id: ab-3\ndata: {\"type\":\"message\",\

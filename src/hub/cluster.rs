@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 
 use super::{Hub, dispatch::Kept, mailbox::Leave};
 use crate::{
-    cluster::{Beside, FromBeside, Word},
+    cluster::{Broadcast, OriginalMessage, OriginalPresence},
     health::LogLimit,
     logging::excerpt,
     message::{Recipients, UserId},
@@ -35,38 +35,38 @@ impl Hub {
         let hears = Arc::new(move |word| {
             let Some(hub) = hub.upgrade() else { return };
             match word {
-                Word::Message { payload, recipients: Recipients::Everyone, excluding } => {
+                Broadcast::Message { payload, recipients: Recipients::Everyone, excluding } => {
                     _ = hub.to_everyone_here(&payload, &excluding);
                 }
-                Word::Message { payload, recipients: Recipients::Users(users), .. } => {
+                Broadcast::Message { payload, recipients: Recipients::Users(users), .. } => {
                     for user in users {
                         let (_, dropped) = hub.registry.put(&user, &payload);
                         hub.metrics.unsynced_dropped.inc_by(dropped);
                     }
                 }
-                Word::Leave { recipients, excluding } => _ = hub.disconnect_here(&recipients, &excluding),
+                Broadcast::Disconnect { recipients, excluding } => _ = hub.disconnect_here(&recipients, &excluding),
             }
         });
         let hub = Arc::downgrade(self);
-        let keeps = Arc::new(move |messages: Vec<FromBeside>| -> BoxFuture<'static, ()> {
+        let keeps = Arc::new(move |messages: Vec<OriginalMessage>| -> BoxFuture<'static, ()> {
             let (hub, end) = (hub.clone(), Instant::now() + KEEP_WITHIN);
             Box::pin(async move {
                 while let Some(hub) = hub.upgrade()
-                    && !hub.keep_from_beside(&messages, Instant::now() < end).await
+                    && !hub.store_original_messages(&messages, Instant::now() < end).await
                 {
                     drop(hub);
                     tokio::time::sleep(KEEP_AGAIN).await;
                 }
             })
         });
-        cluster.hear(hears, keeps);
+        cluster.subscribe(hears, keeps);
     }
 
     /// Keeps what servers of another make say to users of ours; where that cannot be done it is passed by the log to those who
     /// are here, which is all that those do. False: the store cannot be reached, and it is to be tried `again`.
-    async fn keep_from_beside(&self, messages: &[FromBeside], again: bool) -> bool {
+    async fn store_original_messages(&self, messages: &[OriginalMessage], again: bool) -> bool {
         let pass = || {
-            for FromBeside { payload, users, .. } in messages.iter().filter(|message| !message.late) {
+            for OriginalMessage { payload, users, .. } in messages.iter().filter(|message| !message.late) {
                 for user in users {
                     let (_, dropped) = self.registry.put(user, payload);
                     self.metrics.unsynced_dropped.inc_by(dropped);
@@ -77,7 +77,7 @@ impl Hub {
             pass();
             return true;
         }
-        let append = |message: &FromBeside| Append {
+        let append = |message: &OriginalMessage| Append {
             each_once: message.id.clone(),
             ..Append::new(message.payload.clone(), message.users.clone())
         };
@@ -106,22 +106,22 @@ impl Hub {
         true
     }
 
-    pub(super) fn tell_others(&self, word: impl FnOnce() -> Word) {
+    pub(super) fn tell_others(&self, word: impl FnOnce() -> Broadcast) {
         if let Some(cluster) = &self.cluster {
-            cluster.tell(word());
+            cluster.broadcast(word());
         }
     }
 
     pub(super) fn count_connections(&self) {
         if let Some(cluster) = &self.cluster {
-            cluster.count(self.registry.count());
+            cluster.set_connection_count(self.registry.count());
         }
     }
 
     /// Connections at the other servers in all, as they last said.
     pub(super) async fn all_elsewhere(&self) -> usize {
         match &self.cluster {
-            Some(cluster) => cluster.all_elsewhere().await,
+            Some(cluster) => cluster.remote_connection_count().await,
             None => 0,
         }
     }
@@ -133,16 +133,16 @@ impl Hub {
     /// When it cannot be found out who is there.
     pub(super) async fn look_beside(&self, kept: &mut Kept) -> Result<(), StoreError> {
         let Some(cluster) = &self.cluster else { return Ok(()) };
-        let found = cluster.beside(&kept.to.users).await.map_err(StoreError::Unreachable)?;
-        if found.iter().all(|one| *one == Beside::Not) {
+        let found = cluster.original_presence(&kept.to.users).await.map_err(StoreError::Unreachable)?;
+        if found.iter().all(|one| *one == OriginalPresence::Offline) {
             return Ok(());
         }
         for (user, beside) in std::mem::take(&mut kept.to.users).into_iter().zip(found) {
-            if beside != Beside::Not {
+            if beside != OriginalPresence::Offline {
                 kept.beside.push(user.clone());
             }
             // Who has only just come may not have been written down.
-            if beside == Beside::Alone && self.registry.connections(&user) == 0 {
+            if beside == OriginalPresence::Exclusive && self.registry.connections(&user) == 0 {
                 kept.to.only_beside += 1;
             } else {
                 kept.to.users.push(user);
@@ -164,7 +164,7 @@ impl Hub {
             let id = append.once.as_ref().map(|once| &once.id);
             let again = id.is_some_and(|id| !said.insert(id));
             if !again {
-                cluster.tell_beside(&append.payload, beside, id).await.map_err(StoreError::Unreachable)?;
+                cluster.publish_to_original(&append.payload, beside, id).await.map_err(StoreError::Unreachable)?;
             }
         }
         Ok(())
@@ -174,7 +174,7 @@ impl Hub {
     pub(super) async fn connections_of(&self, users: &[UserId]) -> Vec<usize> {
         let mut counts: Vec<usize> = users.iter().map(|user| self.registry.connections(user)).collect();
         if let (Some(cluster), false) = (&self.cluster, users.is_empty())
-            && let Some(elsewhere) = cluster.elsewhere(users).await
+            && let Some(elsewhere) = cluster.remote_connections(users).await
         {
             counts.iter_mut().zip(elsewhere).for_each(|(count, more)| *count += more);
         }
@@ -189,7 +189,7 @@ impl Hub {
         let away = users.iter().zip(&here).filter(|(_, here)| !**here);
         let others: Vec<UserId> = away.map(|(user, _)| user.clone()).collect();
         if !others.is_empty()
-            && let Some(elsewhere) = cluster.elsewhere(&others).await
+            && let Some(elsewhere) = cluster.remote_connections(&others).await
         {
             here.iter_mut().filter(|here| !**here).zip(elsewhere).for_each(|(here, count)| *here = count > 0);
         }
@@ -205,7 +205,7 @@ impl Hub {
     }
 
     pub(super) fn leave_elsewhere(&self, recipients: &Recipients, excluding: &[UserId]) {
-        self.tell_others(|| Word::Leave { recipients: recipients.clone(), excluding: excluding.to_vec() });
+        self.tell_others(|| Broadcast::Disconnect { recipients: recipients.clone(), excluding: excluding.to_vec() });
     }
 
     /// Tells connections of these users here to go; which of them, of those named, were here.

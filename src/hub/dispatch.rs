@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 
 use super::{Hub, mailbox::Mailbox};
 use crate::{
-    cluster::Word,
+    cluster::Broadcast,
     message::{CollapseKey, DispatchId, Payload, Recipients, UserId},
     middleware::SentTo,
     store::{Answered, Append, Appended, Once, Rejected, StoreError},
@@ -265,7 +265,7 @@ impl Hub {
     }
 
     async fn pass_by(&self, payload: &Payload, users: Option<&[UserId]>, excluding: &[UserId]) -> Outcome {
-        self.tell_others(|| Word::Message {
+        self.tell_others(|| Broadcast::Message {
             payload: payload.clone(),
             recipients: users.map_or(Recipients::Everyone, |users| Recipients::Users(users.to_vec())),
             excluding: excluding.to_vec(),

@@ -257,7 +257,7 @@ impl Hub {
     fn counts(&self, user: &UserId, sessions: usize) {
         self.presence.counts(user, sessions);
         if let Some(cluster) = &self.cluster {
-            cluster.here(user, sessions);
+            cluster.set_local_connections(user, sessions);
         }
     }
 

@@ -72,7 +72,7 @@ impl Hub {
     /// Users who are connected, in the order of their ids, those above `after`.
     pub async fn online(&self, after: Option<&UserId>, limit: usize) -> Vec<UserId> {
         if let Some(cluster) = &self.cluster
-            && let Some(users) = cluster.online(after, limit).await
+            && let Some(users) = cluster.online_page(after, limit).await
         {
             return users;
         }
@@ -88,13 +88,13 @@ impl Hub {
     /// Everybody who is connected to any of several servers, those of another make too, in no order; `None` where this is the
     /// only one, or the others cannot be asked.
     pub async fn everybody(&self) -> Option<Vec<UserId>> {
-        self.cluster.as_ref()?.everybody().await
+        self.cluster.as_ref()?.online_users().await
     }
 
     /// How many users are connected, to any server; to this one where the others cannot be asked.
     pub async fn everybody_count(&self) -> usize {
         match &self.cluster {
-            Some(cluster) => cluster.everybody_count().await.unwrap_or_else(|| self.online_count()),
+            Some(cluster) => cluster.online_user_count().await.unwrap_or_else(|| self.online_count()),
             None => self.online_count(),
         }
     }
@@ -103,7 +103,7 @@ impl Hub {
     pub async fn is_online(&self, user: &UserId) -> bool {
         match &self.cluster {
             _ if self.registry.connections(user) > 0 => true,
-            Some(cluster) => cluster.has(user).await.unwrap_or(false),
+            Some(cluster) => cluster.is_online(user).await.unwrap_or(false),
             None => false,
         }
     }
@@ -111,7 +111,7 @@ impl Hub {
     /// Connections to all servers; to this one where the others cannot be asked.
     pub async fn connections_anywhere(&self) -> usize {
         match &self.cluster {
-            Some(cluster) => cluster.connections().await.unwrap_or_else(|| self.connections()),
+            Some(cluster) => cluster.connection_count().await.unwrap_or_else(|| self.connections()),
             None => self.connections(),
         }
     }

@@ -6,18 +6,18 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use super::{
-    Link, LinkError, Told, broadcast,
+    Notification, RedisError, ServerLink, broadcast,
     original::{
-        channel::{self, may_have_stock},
-        ingest::FromStock,
+        channel::{self, original_supported},
+        ingest::OriginalIngest,
     },
     portals::portal_pool::Portals,
     presence::{self, Presence},
 };
 use crate::{
     cluster::{
-        Beside, Cluster, Hears, Keeps, Word,
-        portals::{FarPortals, NearPortals},
+        Broadcast, BroadcastHandler, Cluster, OriginalMessageSink, OriginalPresence,
+        portals::{LocalPortals, RemotePortals},
     },
     health::LogLimit,
     message::{DispatchId, Payload, Recipients, UserId},
@@ -37,20 +37,20 @@ const LEAVE: &[u8] = br#"{"op":5,"d":{},"t":"DISCONNECT_CLIENT"}"#;
 
 /// The other servers.
 #[derive(Debug)]
-pub struct Servers {
-    link: Arc<Link>,
+pub struct RedisBackplane {
+    link: Arc<ServerLink>,
     presence: Arc<Presence>,
-    words: mpsc::Sender<Word>,
+    words: mpsc::Sender<Broadcast>,
 }
 
-impl Servers {
+impl RedisBackplane {
     /// Begins to tell them who is here.
     #[must_use]
-    pub fn new(link: Arc<Link>) -> Arc<Self> {
+    pub fn new(link: Arc<ServerLink>) -> Arc<Self> {
         let (words, waiting) = mpsc::channel(WORDS_MAX);
         let presence = Presence::begin(&link);
         let beside = presence.clone();
-        link.keep("cluster_broadcast", waiting, move |link, waiting| {
+        link.spawn("cluster_broadcast", waiting, move |link, waiting| {
             Box::pin(keep_telling(link, beside.clone(), waiting))
         });
         Arc::new(Self { link, presence, words })
@@ -58,35 +58,36 @@ impl Servers {
 }
 
 /// Sends to the other servers what waits.
-async fn keep_telling(link: Weak<Link>, presence: Arc<Presence>, waiting: &mut mpsc::Receiver<Word>) {
+async fn keep_telling(link: Weak<ServerLink>, presence: Arc<Presence>, waiting: &mut mpsc::Receiver<Broadcast>) {
     let mut some = Vec::with_capacity(TOLD_MAX);
     while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
         let Some(link) = link.upgrade() else { return };
-        let channel = link.names().past();
-        let beside = presence.is_beside_stock();
+        let channel = link.keys().broadcast_channel();
+        let beside = presence.original_is_present();
         // Who is meant has to be found out first, or what need not be would overtake what does.
-        let meant = async |word: Word| {
-            let (Word::Message { recipients, excluding, .. } | Word::Leave { recipients, excluding }) = &word;
+        let meant = async |word: Broadcast| {
+            let (Broadcast::Message { recipients, excluding, .. } | Broadcast::Disconnect { recipients, excluding }) =
+                &word;
             let meant = if beside { Some(without(&link, recipients, excluding).await?) } else { None };
-            Ok::<_, LinkError>((word, meant))
+            Ok::<_, RedisError>((word, meant))
         };
         let meant = futures_util::future::join_all(some.drain(..).map(meant)).await;
-        let tell = async |meant: Result<(Word, Option<Recipients>), LinkError>| {
+        let tell = async |meant: Result<(Broadcast, Option<Recipients>), RedisError>| {
             let (word, meant) = meant?;
             let mut command = redis::cmd("PUBLISH");
             command.arg(&channel).arg(broadcast::encode(link.node(), &word));
-            let here = link.lines().ask::<redis::Value>(&command);
+            let here = link.client().query::<redis::Value>(&command);
             let Some(meant) = meant else { return here.await };
             let message = match &word {
-                Word::Message { payload, .. } => &payload.as_bytes()[..],
-                Word::Leave { .. } => LEAVE,
+                Broadcast::Message { payload, .. } => &payload.as_bytes()[..],
+                Broadcast::Disconnect { .. } => LEAVE,
             };
             channel::publish(&link, message, &meant).await?;
             here.await
         };
         // They share a line, which keeps their order.
         let told = futures_util::future::join_all(meant.into_iter().map(tell)).await;
-        link.untold.send_modify(|untold| *untold -= told.len());
+        link.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= told.len());
         if let Some(Err(error)) = told.into_iter().find(Result::is_err)
             && let Some(suppressed) = NOT_PASSED_ON.due("words")
         {
@@ -96,7 +97,7 @@ async fn keep_telling(link: Weak<Link>, presence: Arc<Presence>, waiting: &mut m
 }
 
 /// Stock knows nobody who is excluded: where somebody is, all others are named.
-async fn without(link: &Link, recipients: &Recipients, excluding: &[UserId]) -> Result<Recipients, LinkError> {
+async fn without(link: &ServerLink, recipients: &Recipients, excluding: &[UserId]) -> Result<Recipients, RedisError> {
     match recipients {
         Recipients::Everyone if excluding.is_empty() => Ok(Recipients::Everyone),
         Recipients::Everyone => {
@@ -109,29 +110,29 @@ async fn without(link: &Link, recipients: &Recipients, excluding: &[UserId]) -> 
     }
 }
 
-impl Cluster for Servers {
-    fn here(&self, user: &UserId, connections: usize) {
+impl Cluster for RedisBackplane {
+    fn set_local_connections(&self, user: &UserId, connections: usize) {
         self.presence.here(user, connections);
     }
 
-    fn count(&self, connections: usize) {
+    fn set_connection_count(&self, connections: usize) {
         self.presence.count(connections);
     }
 
-    fn elsewhere<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<usize>>> {
+    fn remote_connections<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<usize>>> {
         let (link, users) = (self.link.clone(), users.to_vec());
         let asking = async move { presence::elsewhere(&link, &users).await };
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
-    fn all_elsewhere(&self) -> BoxFuture<'_, usize> {
+    fn remote_connection_count(&self) -> BoxFuture<'_, usize> {
         let link = self.link.clone();
         let asking = async move { presence::all_elsewhere(&link).await };
         Box::pin(async move { self.link.run(asking).await.unwrap_or(0) })
     }
 
-    fn beside<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<Beside>, Arc<str>>> {
-        if !self.presence.is_beside_stock() {
+    fn original_presence<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<OriginalPresence>, Arc<str>>> {
+        if !self.presence.original_is_present() {
             return Box::pin(std::future::ready(Ok(Vec::new())));
         }
         let (link, users) = (self.link.clone(), users.to_vec());
@@ -139,7 +140,7 @@ impl Cluster for Servers {
         Box::pin(async move { self.link.run(asking).await.map_err(|error| error.to_string().into()) })
     }
 
-    fn tell_beside<'a>(
+    fn publish_to_original<'a>(
         &'a self,
         payload: &'a Payload,
         users: &'a [UserId],
@@ -156,24 +157,24 @@ impl Cluster for Servers {
         Box::pin(async move { self.link.run(telling).await.map_err(|error| error.to_string().into()) })
     }
 
-    fn online<'a>(&'a self, after: Option<&'a UserId>, limit: usize) -> BoxFuture<'a, Option<Vec<UserId>>> {
+    fn online_page<'a>(&'a self, after: Option<&'a UserId>, limit: usize) -> BoxFuture<'a, Option<Vec<UserId>>> {
         let (link, after) = (self.link.clone(), after.cloned());
         let asking = async move { presence::online(&link, after.as_ref(), limit).await };
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
-    fn everybody(&self) -> BoxFuture<'_, Option<Vec<UserId>>> {
+    fn online_users(&self) -> BoxFuture<'_, Option<Vec<UserId>>> {
         let link = self.link.clone();
         let asking = async move {
-            if may_have_stock(&link) { channel::everybody(&link).await } else { presence::everybody(&link).await }
+            if original_supported(&link) { channel::everybody(&link).await } else { presence::everybody(&link).await }
         };
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
-    fn everybody_count(&self) -> BoxFuture<'_, Option<usize>> {
+    fn online_user_count(&self) -> BoxFuture<'_, Option<usize>> {
         let link = self.link.clone();
         let asking = async move {
-            if may_have_stock(&link) {
+            if original_supported(&link) {
                 channel::everybody_count(&link).await
             } else {
                 presence::everybody_count(&link).await
@@ -182,11 +183,11 @@ impl Cluster for Servers {
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
-    fn has<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Option<bool>> {
+    fn is_online<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Option<bool>> {
         let (link, users) = (self.link.clone(), [user.clone()]);
         let asking = async move {
-            if may_have_stock(&link) {
-                Ok(channel::connected(&link, &users).await?.iter().any(|one| *one != Beside::Not))
+            if original_supported(&link) {
+                Ok(channel::connected(&link, &users).await?.iter().any(|one| *one != OriginalPresence::Offline))
             } else {
                 presence::has(&link, &users[0]).await
             }
@@ -194,35 +195,39 @@ impl Cluster for Servers {
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
-    fn connections(&self) -> BoxFuture<'_, Option<usize>> {
+    fn connection_count(&self) -> BoxFuture<'_, Option<usize>> {
         let link = self.link.clone();
         let asking = async move {
-            if may_have_stock(&link) { channel::connections(&link).await } else { presence::connections(&link).await }
+            if original_supported(&link) {
+                channel::connections(&link).await
+            } else {
+                presence::connections(&link).await
+            }
         };
         Box::pin(async move { self.link.run(asking).await.ok() })
     }
 
-    fn portals(&self, near: Weak<dyn NearPortals>) -> Arc<dyn FarPortals> {
+    fn join_portals(&self, near: Weak<dyn LocalPortals>) -> Arc<dyn RemotePortals> {
         Portals::begin(&self.link, near)
     }
 
-    fn tell(&self, word: Word) {
-        self.link.untold.send_modify(|untold| *untold += 1);
+    fn broadcast(&self, word: Broadcast) {
+        self.link.pending_publishes.send_modify(|pending_publishes| *pending_publishes += 1);
         if self.words.try_send(word).is_err() {
-            self.link.untold.send_modify(|untold| *untold -= 1);
+            self.link.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= 1);
             if let Some(suppressed) = NOT_PASSED_ON.due("queue") {
                 tracing::warn!(suppressed, "the queue for other servers is full: an unsynced message is not passed on");
             }
         }
     }
 
-    fn hear(&self, hears: Hears, keeps: Keeps) {
-        let (past, own) = (self.link.names().past(), self.link.node().to_owned());
-        let from_stock = may_have_stock(&self.link)
-            .then(|| FromStock::begin(&self.link, self.presence.clone(), hears.clone(), keeps));
+    fn subscribe(&self, hears: BroadcastHandler, keeps: OriginalMessageSink) {
+        let (past, own) = (self.link.keys().broadcast_channel(), self.link.node().to_owned());
+        let from_stock = original_supported(&self.link)
+            .then(|| OriginalIngest::begin(&self.link, self.presence.clone(), hears.clone(), keeps));
         let anew = from_stock.as_ref().map(|from_stock| from_stock.anew.clone());
         self.link.listen(Arc::new(move |told| match told {
-            Told::Said { channel, payload } if *channel == past => {
+            Notification::ChannelMessage { channel, payload } if *channel == past => {
                 if let Some(word) = broadcast::decode(payload, &own) {
                     hears(word);
                 }

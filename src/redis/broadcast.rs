@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cluster::Word,
+    cluster::Broadcast,
     message::{EVERYONE, Payload, Recipients, UserId},
 };
 
@@ -28,10 +28,10 @@ pub(super) fn users(names: &[String]) -> Vec<UserId> {
 }
 
 /// Writes it down.
-pub(super) fn encode(from: &str, word: &Word) -> Vec<u8> {
+pub(super) fn encode(from: &str, word: &Broadcast) -> Vec<u8> {
     let (recipients, excluding, payload) = match word {
-        Word::Message { payload, recipients, excluding } => (recipients, excluding, Some(payload)),
-        Word::Leave { recipients, excluding } => (recipients, excluding, None),
+        Broadcast::Message { payload, recipients, excluding } => (recipients, excluding, Some(payload)),
+        Broadcast::Disconnect { recipients, excluding } => (recipients, excluding, None),
     };
     let to = match recipients {
         Recipients::Everyone => vec![EVERYONE.to_owned()],
@@ -48,7 +48,7 @@ pub(super) fn encode(from: &str, word: &Word) -> Vec<u8> {
 }
 
 /// Reads it; nothing where it is not understood, or said by `own`.
-pub(super) fn decode(text: &[u8], own: &str) -> Option<Word> {
+pub(super) fn decode(text: &[u8], own: &str) -> Option<Broadcast> {
     let at = text.iter().position(|byte| *byte == b'\n')?;
     let Head { from, to, not, leave } = serde_json::from_slice(&text[..at]).ok()?;
     if from == own {
@@ -60,10 +60,10 @@ pub(super) fn decode(text: &[u8], own: &str) -> Option<Word> {
     };
     let excluding = users(&not);
     if leave {
-        return Some(Word::Leave { recipients, excluding });
+        return Some(Broadcast::Disconnect { recipients, excluding });
     }
     let payload = Payload::from_stored(bytes::Bytes::copy_from_slice(&text[at + 1..]));
-    Some(Word::Message { payload, recipients, excluding })
+    Some(Broadcast::Message { payload, recipients, excluding })
 }
 
 #[cfg(test)]
@@ -75,9 +75,17 @@ mod tests {
         let user = |id| UserId::new(id).unwrap();
         let payload = Payload::encode(0, Some("{\"a\":\n1}"), Some("T")).unwrap();
         for word in [
-            Word::Message { payload: payload.clone(), recipients: Recipients::Everyone, excluding: vec![user("a")] },
-            Word::Message { payload, recipients: Recipients::Users(vec![user("a b"), user("\"")]), excluding: vec![] },
-            Word::Leave { recipients: Recipients::Users(vec![user("*a")]), excluding: vec![] },
+            Broadcast::Message {
+                payload: payload.clone(),
+                recipients: Recipients::Everyone,
+                excluding: vec![user("a")],
+            },
+            Broadcast::Message {
+                payload,
+                recipients: Recipients::Users(vec![user("a b"), user("\"")]),
+                excluding: vec![],
+            },
+            Broadcast::Disconnect { recipients: Recipients::Users(vec![user("*a")]), excluding: vec![] },
         ] {
             let text = encode("1-a", &word);
             assert_eq!(decode(&text, "1-b"), Some(word));

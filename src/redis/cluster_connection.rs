@@ -19,16 +19,16 @@ use redis::{
 use super::outage::Outage;
 
 /// A reply that has not come by then does not come: the line is made anew.
-pub(super) const REPLY_PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long making a connection may take.
-pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long one command is sent again while slots move. For slots without a node all wait together (`outage`).
-const MOVING_PATIENCE: Duration = Duration::from_secs(3);
+const SLOT_MOVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Between two attempts.
-const ORDER_PAUSE: Duration = Duration::from_millis(25);
+const RESEND_DELAY: Duration = Duration::from_millis(25);
 
 /// Nodes that are remembered beside those in the configuration.
 const NODES_MAX: usize = 64;
@@ -39,7 +39,7 @@ type Address = (String, u16);
 /// The nodes that the configuration names, and those that were heard of since.
 pub(super) struct Nodes {
     named: Vec<ConnectionInfo>,
-    heard: Mutex<Vec<Address>>,
+    discovered: Mutex<Vec<Address>>,
     /// Counts attempts to listen, so that each goes to the next.
     turn: std::sync::atomic::AtomicUsize,
     outage: Outage,
@@ -51,14 +51,14 @@ impl Nodes {
         // Or a mistake in the addresses would be told with the first attempt only.
         ClusterClient::builder(named.clone()).build()?;
         let turn = std::sync::atomic::AtomicUsize::new(0);
-        Ok(Self { named, heard: Mutex::default(), turn, outage: Outage::default() })
+        Ok(Self { named, discovered: Mutex::default(), turn, outage: Outage::default() })
     }
 
     /// All of them, those that are named first. Whoever was heard of is spoken to as the first, with its password.
     fn all(&self) -> Vec<ConnectionInfo> {
         let mut all = self.named.clone();
         let Some(first) = self.named.first() else { return all };
-        for (host, port) in self.heard.lock().iter() {
+        for (host, port) in self.discovered.lock().iter() {
             if all.iter().all(|one| address(one).as_ref() != Some(&(host.clone(), *port))) {
                 let (host, port) = (host.clone(), *port);
                 let there = match first.addr().clone() {
@@ -75,24 +75,24 @@ impl Nodes {
 
     pub(super) async fn connect(&self) -> RedisResult<ClusterConnection> {
         let client = ClusterClient::builder(self.all())
-            .connection_timeout(CONNECT_PATIENCE)
-            .response_timeout(REPLY_PATIENCE)
+            .connection_timeout(CONNECT_TIMEOUT)
+            .response_timeout(REPLY_TIMEOUT)
             .retries(0)
             .build()?;
         let mut line = client.get_async_connection().await?;
         let slots = send(&mut line, self, redis::cmd("CLUSTER").arg("SLOTS")).await?;
-        *self.heard.lock() = addresses(&slots);
+        *self.discovered.lock() = addresses(&slots);
         Ok(line)
     }
 
     /// Listens at any of the nodes: what is published at one is heard at all.
-    pub(super) async fn listener(&self) -> RedisResult<PubSub> {
+    pub(super) async fn pubsub(&self) -> RedisResult<PubSub> {
         let all = self.all();
         let turn = self.turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut failed = None;
         for at in 0..all.len() {
             let listening = async { Client::open(all[(turn + at) % all.len()].clone())?.get_async_pubsub().await };
-            match tokio::time::timeout(CONNECT_PATIENCE / 2, listening).await {
+            match tokio::time::timeout(CONNECT_TIMEOUT / 2, listening).await {
                 Ok(Ok(listener)) => return Ok(listener),
                 Ok(Err(error)) => failed = Some(error),
                 Err(_) => {}
@@ -131,7 +131,7 @@ fn addresses(slots: &Value) -> Vec<Address> {
 }
 
 /// Asks every node that can be reached, for what each knows of itself alone.
-pub(super) async fn ask_each(line: &mut ClusterConnection, nodes: &Nodes, command: &Cmd) -> Vec<Value> {
+pub(super) async fn query_each_node(line: &mut ClusterConnection, nodes: &Nodes, command: &Cmd) -> Vec<Value> {
     let mut answers = Vec::new();
     for node in nodes.all() {
         let Some((host, port)) = address(&node) else { continue };
@@ -143,12 +143,12 @@ pub(super) async fn ask_each(line: &mut ClusterConnection, nodes: &Nodes, comman
 
 /// Sends a command to whoever has its keys, also while that changes.
 pub(super) async fn send(line: &mut ClusterConnection, nodes: &Nodes, command: &Cmd) -> RedisResult<Value> {
-    let end = Instant::now() + MOVING_PATIENCE;
-    let mut asked = None;
+    let end = Instant::now() + SLOT_MOVE_TIMEOUT;
+    let mut asking = None;
     loop {
-        let sent = match asked.take() {
+        let sent = match asking.take() {
             None => line.req_packed_command(command).await,
-            Some(node) => ask(line, command, node).await,
+            Some(node) => send_asking(line, command, node).await,
         };
         let error = match sent.and_then(Value::extract_error) {
             Ok(value) => {
@@ -173,20 +173,20 @@ pub(super) async fn send(line: &mut ClusterConnection, nodes: &Nodes, command: &
             return Err(error);
         }
         if error.kind() == ErrorKind::Server(ServerErrorKind::Ask) {
-            asked = error.redirect_node().and_then(|(node, _)| {
+            asking = error.redirect_node().and_then(|(node, _)| {
                 let (host, port) = node.rsplit_once(':')?;
                 Some((host.to_owned(), port.parse().ok()?))
             });
-            if asked.is_some() {
+            if asking.is_some() {
                 continue;
             }
         }
-        tokio::time::sleep(ORDER_PAUSE).await;
+        tokio::time::sleep(RESEND_DELAY).await;
     }
 }
 
 /// Asks the node to which a slot is just moving.
-async fn ask(line: &mut ClusterConnection, command: &Cmd, (host, port): (String, u16)) -> RedisResult<Value> {
+async fn send_asking(line: &mut ClusterConnection, command: &Cmd, (host, port): (String, u16)) -> RedisResult<Value> {
     let mut both = redis::pipe();
     both.cmd("ASKING").add_command(command.clone());
     let mut answers = line.route_pipeline(both, 0, 2, SingleNodeRoutingInfo::ByAddress { host, port }).await?;

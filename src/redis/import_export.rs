@@ -14,10 +14,10 @@ use serde_json::value::RawValue;
 
 use super::original::taken;
 use crate::{
-    compat::{dispatch::StockMessage, keyspace::Name},
+    compat::{dispatch::MessageJson, keyspace::Name},
     logging::{excerpt, json_error},
     message::{DispatchId, Payload, Seq, UserId},
-    redis::{Link, LinkError, Script, original::taken::TAKEN},
+    redis::{RedisError, Script, ServerLink, original::taken::TAKEN},
     store::{Append, Once, ReadLimit, Store, StoreError},
 };
 
@@ -49,7 +49,7 @@ pub struct Moved {
 pub enum MoveError {
     /// The Redis.
     #[error(transparent)]
-    Link(#[from] LinkError),
+    Link(#[from] RedisError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -93,12 +93,12 @@ static NAMES: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-fn undelivered(link: &Link) -> String {
-    link.names().stock(Name::Undelivered)
+fn undelivered(link: &ServerLink) -> String {
+    link.keys().original(Name::Undelivered)
 }
 
-async fn field(link: &Link, name: &str) -> Result<Option<String>, LinkError> {
-    link.lines().ask(redis::cmd("HGET").arg(undelivered(link)).arg(name)).await
+async fn field(link: &ServerLink, name: &str) -> Result<Option<String>, RedisError> {
+    link.client().query(redis::cmd("HGET").arg(undelivered(link)).arg(name)).await
 }
 
 fn sum(texts: &[&RawValue]) -> u32 {
@@ -116,11 +116,12 @@ fn list<'a>(user: &str, text: &'a str) -> Result<Vec<&'a RawValue>, MoveError> {
 ///
 /// # Errors
 /// See [`MoveError`].
-pub async fn import(link: &Arc<Link>, store: &dyn Store) -> Result<Moved, MoveError> {
+pub async fn import(link: &Arc<ServerLink>, store: &dyn Store) -> Result<Moved, MoveError> {
     let (mut moved, mut cursor) = (Moved::default(), String::from("0"));
     loop {
         let from = cursor.clone();
-        let page = on(link, move |link| async move { link.lines().run(&NAMES, &[undelivered(&link)], &[from]).await });
+        let page =
+            on(link, move |link| async move { link.client().run_script(&NAMES, &[undelivered(&link)], &[from]).await });
         let (next, names): (String, Vec<String>) = page.await?;
         for name in names {
             let asked = name.clone();
@@ -138,7 +139,7 @@ pub async fn import(link: &Arc<Link>, store: &dyn Store) -> Result<Moved, MoveEr
 
 /// What a field of the hash has: a user's list, or what one of our servers had taken of one and not all got into his log.
 async fn import_field(
-    link: &Arc<Link>,
+    link: &Arc<ServerLink>,
     store: &dyn Store,
     name: &str,
     text: &str,
@@ -194,7 +195,7 @@ impl Kind {
 
 /// Whether there was anything in the list.
 async fn import_list(
-    link: &Arc<Link>,
+    link: &Arc<ServerLink>,
     store: &dyn Store,
     id: &str,
     kind: Kind,
@@ -227,7 +228,7 @@ async fn import_list(
     messages[..had].iter().for_each(|text| beginning.update(text.get().as_bytes()));
     for (at, message) in messages.iter().enumerate().skip(had) {
         beginning.update(message.get().as_bytes());
-        let read = StockMessage::read(message.get());
+        let read = MessageJson::read(message.get());
         match read.and_then(|message| message.payload().map_err(|error| error.to_string())) {
             Ok(payload) => {
                 // Where the last run died before it could say how far it was: the place, and all up to it.
@@ -250,7 +251,7 @@ async fn import_list(
     }
     let now = format!("{} {}", messages.len(), sum(&messages));
     on(link, move |link| async move {
-        link.lines().ask::<()>(redis::cmd("HSET").arg(undelivered(&link)).arg(mark).arg(now)).await
+        link.client().query::<()>(redis::cmd("HSET").arg(undelivered(&link)).arg(mark).arg(now)).await
     })
     .await?;
     moved.messages += fresh;
@@ -316,7 +317,7 @@ pub fn origin(directory: &Path) -> io::Result<String> {
 ///
 /// # Errors
 /// See [`MoveError`].
-pub async fn export(store: &dyn Store, origin: &str, link: &Arc<Link>) -> Result<Moved, MoveError> {
+pub async fn export(store: &dyn Store, origin: &str, link: &Arc<ServerLink>) -> Result<Moved, MoveError> {
     let (mut moved, mut after) = (Moved::default(), None);
     loop {
         let users = store.users(after.as_ref(), USERS)?;
@@ -337,7 +338,7 @@ async fn export_user(
     pending: &[(Seq, Payload)],
     origin: &str,
     user: &UserId,
-    link: &Arc<Link>,
+    link: &Arc<ServerLink>,
     moved: &mut Moved,
 ) -> Result<(), MoveError> {
     let mark = format!("{OURS}mesa:exported:{origin}:{user}");
@@ -352,10 +353,10 @@ async fn export_user(
     let (added, last, id) = (texts.join(&b","[..]), last.to_string(), user.to_string());
     let count = texts.len();
     let tail = texts.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect::<Vec<_>>();
-    let adding = move |link: Arc<Link>| async move {
+    let adding = move |link: Arc<ServerLink>| async move {
         let (key, arguments) =
             ([undelivered(&link)], [id.as_bytes(), mark.as_bytes(), known.as_bytes(), last.as_bytes(), &added]);
-        let added: bool = link.lines().run(&ADD, &key, &arguments).await?;
+        let added: bool = link.client().run_script(&ADD, &key, &arguments).await?;
         Ok((added, field(&link, &id).await?.unwrap_or_default()))
     };
     let (added, there) = on(link, adding).await?;
@@ -369,10 +370,10 @@ async fn export_user(
 }
 
 /// Runs on the line's own threads.
-async fn on<T, F>(link: &Arc<Link>, work: impl FnOnce(Arc<Link>) -> F) -> Result<T, LinkError>
+async fn on<T, F>(link: &Arc<ServerLink>, work: impl FnOnce(Arc<ServerLink>) -> F) -> Result<T, RedisError>
 where
     T: Send + 'static,
-    F: Future<Output = Result<T, LinkError>> + Send + 'static,
+    F: Future<Output = Result<T, RedisError>> + Send + 'static,
 {
     link.run(work(link.clone())).await
 }

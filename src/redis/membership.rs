@@ -41,33 +41,33 @@ use std::{
 };
 
 use super::{
-    Link,
-    connection::{Lines, Script},
-    keys::Names,
-    link::Live,
-    refusal::LinkError,
+    ServerLink,
+    connection::{RedisClient, Script},
+    keys::Keys,
+    link::Membership,
+    refusal::RedisError,
 };
 
 /// How long a lease holds: a server that says nothing for that long is not there any more.
-pub(super) const LEASE: Duration = Duration::from_secs(10);
+pub(super) const LEASE_TTL: Duration = Duration::from_secs(10);
 
 /// How often it is renewed.
-const BEAT: Duration = Duration::from_secs(2);
+const RENEW_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Published on the channel for wake-ups when an epoch begins, so that other servers adopt it before their next beat. No user has
 /// this name.
 pub(super) const EPOCH_BEGINS: &str = "\0\u{2}";
 
-impl Live {
+impl Membership {
     /// The epoch as the steps compare it.
-    pub fn epoch(&self) -> String {
-        format!("{}/{}", self.birth, self.era)
+    pub fn epoch_id(&self) -> String {
+        format!("{}/{}", self.birth, self.epoch)
     }
 }
 
 pub(super) struct Joined {
     pub node: String,
-    pub live: Live,
+    pub membership: Membership,
     pub base_ms: u64,
 }
 
@@ -84,7 +84,7 @@ pub(super) struct Joined {
 /// went through; a server that has adopted none of so many begins one of its own.
 ///
 /// Nothing is known to have been forgotten by one that was started anew if it syncs every write and was not a replica before.
-static BEATS: LazyLock<Script> = LazyLock::new(|| {
+static RENEW: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
         local t = redis.call('TIME')
@@ -124,7 +124,7 @@ static BEATS: LazyLock<Script> = LazyLock::new(|| {
           era = math.max(era + 1, (tonumber(known) or 0) + 1, now)
           birth = birth or node .. '/' .. int(now)
           steps = 0
-          -- Servers that lived a moment ago have not had the time to renew their leases.
+          -- RedisBackplane that lived a moment ago have not had the time to renew their leases.
           for one in string.gmatch(ARGV[14], '[^,]+') do redis.call('ZADD', KEYS[1], 'GT', ends, one) end
           redis.call('PUBLISH', ARGV[3], node .. ARGV[15])
         end
@@ -140,24 +140,27 @@ static BEATS: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Renews the lease of `node`, adopts the epoch that is there or begins one; gives its name, what there is, and whether it was known.
-pub(super) async fn beat(
-    lines: &Lines,
-    names: &Names,
+pub(super) async fn renew(
+    lines: &RedisClient,
+    names: &Keys,
     node: &str,
-    known: &Live,
+    known: &Membership,
     (seen, grace): (u64, Duration),
-) -> Result<(String, Live, bool), LinkError> {
+) -> Result<(String, Membership, bool), RedisError> {
     type Answer = (u64, String, bool, Vec<String>, String, u64, u64, u64, String, u64, String);
-    let keeps = if lines.is_one() && keeps_everything(lines).await? { "1" } else { "0" };
-    let shards =
-        if lines.is_spread() && known.birth.is_empty() { histories(lines).await?.join(",") } else { String::new() };
+    let keeps = if lines.is_single_server() && keeps_everything(lines).await? { "1" } else { "0" };
+    let shards = if lines.is_redis_cluster() && known.birth.is_empty() {
+        histories(lines).await?.join(",")
+    } else {
+        String::new()
+    };
     // One that was emptied counts from the beginning.
-    let (lease, grace) = (LEASE.as_millis().to_string(), grace.as_millis().to_string());
-    let (channel, renewed) = (names.wake(), known.renewed.to_string());
-    let era = if known.birth.is_empty() { String::new() } else { known.era.to_string() };
-    let [base, steps, seen] = [known.base, known.steps, seen].map(|number| number.to_string());
-    let mut keys = vec![names.nodes(), names.era()];
-    keys.extend(node.starts_with(|first: char| first.is_ascii_digit()).then(|| names.at(node)));
+    let (lease, grace) = (LEASE_TTL.as_millis().to_string(), grace.as_millis().to_string());
+    let (channel, renewed) = (names.append_channel(), known.renewed.to_string());
+    let era = if known.birth.is_empty() { String::new() } else { known.epoch.to_string() };
+    let [base, steps, seen] = [known.base, known.appends, seen].map(|number| number.to_string());
+    let mut keys = vec![names.servers(), names.epoch()];
+    keys.extend(node.starts_with(|first: char| first.is_ascii_digit()).then(|| names.server_users(node)));
     let arguments: [&str; 15] = [
         node,
         &lease,
@@ -175,17 +178,17 @@ pub(super) async fn beat(
         &known.nodes,
         EPOCH_BEGINS,
     ];
-    let (now, node, new, nodes, birth, era, base, renewed, shards, steps, past): Answer =
-        lines.run(&BEATS, &keys, &arguments).await?;
+    let (now, node, new, nodes, birth, epoch, base, renewed, shards, steps, past): Answer =
+        lines.run_script(&RENEW, &keys, &arguments).await?;
     let (nodes, birth, shards, past) = (nodes.join(",").into(), birth.into(), shards.into(), past.into());
-    Ok((node, Live { nodes, asked_ms: now, birth, era, base, shards, steps, past, renewed }, !new))
+    Ok((node, Membership { nodes, as_of_ms: now, birth, epoch, base, shards, appends: steps, past, renewed }, !new))
 }
 
 /// What tells the history of each primary from others: as much of it as `lua/epoch.lua` looks at.
-async fn histories(lines: &Lines) -> Result<Vec<String>, LinkError> {
+async fn histories(lines: &RedisClient) -> Result<Vec<String>, RedisError> {
     let mut command = redis::cmd("INFO");
     command.arg("replication");
-    let said: Vec<String> = lines.ask_each(&command).await?;
+    let said: Vec<String> = lines.query_each_node(&command).await?;
     let primaries = said.iter().filter(|text| text.contains("role:master"));
     let history =
         |text: &String| text.lines().find_map(|line| Some(line.strip_prefix("master_replid:")?.get(..16)?.to_owned()));
@@ -193,48 +196,48 @@ async fn histories(lines: &Lines) -> Result<Vec<String>, LinkError> {
 }
 
 /// Whether the Redis syncs every write before it answers. Where it does not say, it does not.
-async fn keeps_everything(lines: &Lines) -> Result<bool, LinkError> {
+async fn keeps_everything(lines: &RedisClient) -> Result<bool, RedisError> {
     let mut command = redis::cmd("CONFIG");
     command.arg("GET").arg("append*");
-    match lines.ask::<std::collections::HashMap<String, String>>(&command).await {
+    match lines.query::<std::collections::HashMap<String, String>>(&command).await {
         Ok(said) => {
             let is = |name: &str, value: &str| said.get(name).is_some_and(|said| said == value);
             Ok(is("appendonly", "yes") && is("appendfsync", "always"))
         }
-        Err(LinkError::Refused(_)) => Ok(false),
+        Err(RedisError::Refused(_)) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
 /// Joins under a new name.
-pub(super) async fn join(lines: &Lines, names: &Names) -> Result<Joined, LinkError> {
+pub(super) async fn join(lines: &RedisClient, names: &Keys) -> Result<Joined, RedisError> {
     let mut random = [0_u8; 8];
-    getrandom::fill(&mut random).map_err(|error| LinkError::Refused(format!("no random number: {error}").into()))?;
+    getrandom::fill(&mut random).map_err(|error| RedisError::Refused(format!("no random number: {error}").into()))?;
     let name = format!("-{:016x}", u64::from_be_bytes(random));
-    let (node, live, _) = beat(lines, names, &name, &Live::default(), (0, Duration::ZERO)).await?;
-    let last: Option<u64> = lines.ask(redis::cmd("GET").arg(names.clock())).await?;
-    let base_ms = last.map_or(0, |last| last.saturating_sub(live.asked_ms));
-    Ok(Joined { node, live, base_ms })
+    let (node, membership, _) = renew(lines, names, &name, &Membership::default(), (0, Duration::ZERO)).await?;
+    let last: Option<u64> = lines.query(redis::cmd("GET").arg(names.test_clock())).await?;
+    let base_ms = last.map_or(0, |last| last.saturating_sub(membership.as_of_ms));
+    Ok(Joined { node, membership, base_ms })
 }
 
 /// Renews the lease for as long as the link is there.
-pub(super) async fn keep(link: Weak<Link>) {
+pub(super) async fn keep_renewing(link: Weak<ServerLink>) {
     let mut renewed = Instant::now();
-    let Some((sooner, lines)) = link.upgrade().map(|link| (link.beats_sooner.clone(), link.lines.clone())) else {
+    let Some((sooner, lines)) = link.upgrade().map(|link| (link.renew_now.clone(), link.client.clone())) else {
         return;
     };
     loop {
         tokio::select! {
-            () = tokio::time::sleep(BEAT) => {}
+            () = tokio::time::sleep(RENEW_INTERVAL) => {}
             () = sooner.notified() => {}
-            () = lines.broke() => {}
+            () = lines.connection_lost() => {}
         }
         let Some(link) = link.upgrade() else { return };
-        if renewed.elapsed() > LEASE / 2 {
+        if renewed.elapsed() > LEASE_TTL / 2 {
             // None of the others could renew his either: they have as long as this one to come back.
-            link.forgive();
+            link.start_grace_period();
         }
-        match link.beat().await {
+        match link.renew().await {
             Ok(()) => renewed = Instant::now(),
             Err(error) => tracing::debug!(%error, "the lease could not be renewed"),
         }
@@ -242,10 +245,10 @@ pub(super) async fn keep(link: Weak<Link>) {
 }
 
 /// Leaves a clock that was ahead to whoever comes next.
-pub(super) async fn leave(lines: &Lines, names: &Names, ahead_ms: u64) -> Result<(), LinkError> {
+pub(super) async fn leave(lines: &RedisClient, names: &Keys, ahead_ms: u64) -> Result<(), RedisError> {
     if ahead_ms == 0 {
         return Ok(());
     }
-    let (s, us): (u64, u64) = lines.ask(&redis::cmd("TIME")).await?;
-    lines.ask_though_full("SET", &names.clock(), &[&(s * 1000 + us / 1000 + ahead_ms).to_string()]).await
+    let (s, us): (u64, u64) = lines.query(&redis::cmd("TIME")).await?;
+    lines.query_when_full("SET", &names.test_clock(), &[&(s * 1000 + us / 1000 + ahead_ms).to_string()]).await
 }

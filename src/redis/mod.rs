@@ -13,7 +13,7 @@
 //! - `original`: interoperation with servers of the original
 //! - [`store`]: user logs on Redis, with the scripts in `lua/` · [`import_export`]: `mesa import` and `mesa export`
 //! - `broadcast`: what servers tell each other, as it is written
-//! - [`Servers`]: all of that as a [`Cluster`](crate::cluster::Cluster)
+//! - [`RedisBackplane`]: all of that as a [`Cluster`](crate::cluster::Cluster)
 //!
 //! The line has a small runtime of its own. So a caller that gives up leaves its request to come to its end, and one that
 //! may wait can do so on any thread.
@@ -52,28 +52,28 @@ use parking_lot::{Mutex, RwLock};
 use tokio::{sync::watch, task::JoinSet};
 
 pub use self::{
-    backplane::Servers,
+    backplane::RedisBackplane,
     connection::Script,
-    link::{Link, Listener, Live, Told},
-    refusal::LinkError,
+    link::{Listener, Membership, Notification, ServerLink},
+    refusal::RedisError,
 };
-use self::{connection::Lines, keys::Names};
+use self::{connection::RedisClient, keys::Keys};
 use crate::{
     config,
     health::{Health, supervise},
 };
 
 /// A Redis that cannot be reached for this long when a server starts is not waited for.
-const OPEN_PATIENCE: Duration = Duration::from_secs(5);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// For how long a server may not hear the others before it says that it is not ready: making the connection anew takes some
 /// hundred milliseconds.
-const DEAF_PATIENCE: Duration = Duration::from_secs(2);
+const RESUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// For how long a server that leaves goes on telling the others what has happened here.
-const TELL_PATIENCE: Duration = Duration::from_secs(1);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-impl Link {
+impl ServerLink {
     /// Connects, and joins the servers that are there. Blocks for five seconds at most.
     ///
     /// # Errors
@@ -82,22 +82,22 @@ impl Link {
         redis: &config::Redis,
         namespace: Option<&str>,
         ahead_ms: Arc<AtomicU64>,
-    ) -> Result<Arc<Self>, LinkError> {
+    ) -> Result<Arc<Self>, RedisError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("mesa-redis")
             .enable_all()
             .build()
-            .map_err(|error| LinkError::Refused(format!("a thread cannot be started: {error}").into()))?;
-        let (lines, names) = (Lines::new(redis)?, Names::new(namespace));
+            .map_err(|error| RedisError::Refused(format!("a thread cannot be started: {error}").into()))?;
+        let (client, keys) = (RedisClient::new(redis)?, Keys::new(namespace));
         let (done, opened) = mpsc::channel();
-        let until = Instant::now() + OPEN_PATIENCE;
+        let until = Instant::now() + OPEN_TIMEOUT;
         let joining = {
-            let (lines, names) = (lines.clone(), names.clone());
+            let (client, keys) = (client.clone(), keys.clone());
             async move {
                 loop {
-                    match membership::join(&lines, &names).await {
-                        Err(LinkError::Lost(_)) if Instant::now() < until => {
+                    match membership::join(&client, &keys).await {
+                        Err(RedisError::Unavailable(_)) if Instant::now() < until => {
                             tokio::time::sleep(Duration::from_millis(100)).await;
                         }
                         joined => {
@@ -109,7 +109,7 @@ impl Link {
             }
         };
         runtime.spawn(joining);
-        let joined = opened.recv().unwrap_or_else(|_| Err(LinkError::Lost("the attempt did not end".into())));
+        let joined = opened.recv().unwrap_or_else(|_| Err(RedisError::Unavailable("the attempt did not end".into())));
         let joined = match joined {
             Ok(joined) => joined,
             Err(error) => {
@@ -118,35 +118,35 @@ impl Link {
             }
         };
         let link = Arc::new(Self {
-            lines,
-            names,
+            client,
+            keys,
             node: joined.node,
-            live: RwLock::new(joined.live),
+            membership: RwLock::new(joined.membership),
             ahead_ms,
             base_ms: joined.base_ms,
-            came: Instant::now(),
+            opened: Instant::now(),
             health: Arc::default(),
             listeners: RwLock::default(),
             tasks: Mutex::default(),
-            buried: AtomicBool::new(false),
-            forgiving: Mutex::new(None),
-            beats_sooner: Arc::default(),
-            seen: AtomicU64::new(0),
-            beating: tokio::sync::Mutex::default(),
-            hears: watch::Sender::new(false),
-            deaf_since: Mutex::default(),
-            untold: Arc::default(),
-            left: watch::Sender::new(false),
+            reaped: AtomicBool::new(false),
+            grace_until: Mutex::new(None),
+            renew_now: Arc::default(),
+            highest_sequence: AtomicU64::new(0),
+            renewing: tokio::sync::Mutex::default(),
+            subscribed: watch::Sender::new(false),
+            unsubscribed_since: Mutex::default(),
+            pending_publishes: Arc::default(),
+            deregistered: watch::Sender::new(false),
             runtime: Some(runtime),
         });
-        link.keep("cluster_lease", (), |link, ()| Box::pin(membership::keep(link)));
-        link.keep("cluster_subscriber", (), |link, ()| Box::pin(notifications::listen(link)));
+        link.spawn("cluster_lease", (), |link, ()| Box::pin(membership::keep_renewing(link)));
+        link.spawn("cluster_subscriber", (), |link, ()| Box::pin(notifications::listen(link)));
         // Or what is said to the first who comes might not be heard.
-        let mut hears = link.hears.subscribe();
+        let mut hears = link.subscribed.subscribe();
         let left = until.saturating_duration_since(Instant::now());
         let heard = link.wait(async move {
             let waiting = tokio::time::timeout(left, hears.wait_for(|hears| *hears));
-            let silent = || LinkError::Lost("it does not let anybody subscribe".into());
+            let silent = || RedisError::Unavailable("it does not let anybody subscribe".into());
             waiting.await.map_err(|_| silent())?.map(|_| ()).map_err(|_| silent())
         });
         heard.map(|()| link)
@@ -156,7 +156,7 @@ impl Link {
     ///
     /// `part` names it in `/readyz`. It returns when what it works for is gone; after a panic it is started again with the same
     /// `state`.
-    pub fn keep<S: Send + 'static>(
+    pub fn spawn<S: Send + 'static>(
         self: &Arc<Self>,
         part: &'static str,
         state: S,
@@ -187,12 +187,12 @@ impl Link {
     /// As what is run, or when the line is closed.
     pub async fn run<T: Send + 'static>(
         &self,
-        work: impl Future<Output = Result<T, LinkError>> + Send + 'static,
-    ) -> Result<T, LinkError> {
-        let Some(runtime) = &self.runtime else { return Err(LinkError::Lost("the line is closed".into())) };
+        work: impl Future<Output = Result<T, RedisError>> + Send + 'static,
+    ) -> Result<T, RedisError> {
+        let Some(runtime) = &self.runtime else { return Err(RedisError::Unavailable("the line is closed".into())) };
         match runtime.spawn(work).await {
             Ok(result) => result,
-            Err(_) => Err(LinkError::Lost("the line was closed".into())),
+            Err(_) => Err(RedisError::Unavailable("the line was closed".into())),
         }
     }
 
@@ -200,17 +200,17 @@ impl Link {
     ///
     /// # Errors
     /// As what is run, or when the line is closed.
-    pub async fn run_while_wanted<T: Send + 'static>(
+    pub async fn run_cancellable<T: Send + 'static>(
         &self,
-        work: impl Future<Output = Result<T, LinkError>> + Send + 'static,
-    ) -> Result<T, LinkError> {
-        let Some(runtime) = &self.runtime else { return Err(LinkError::Lost("the line is closed".into())) };
+        work: impl Future<Output = Result<T, RedisError>> + Send + 'static,
+    ) -> Result<T, RedisError> {
+        let Some(runtime) = &self.runtime else { return Err(RedisError::Unavailable("the line is closed".into())) };
         // Aborts what it holds when it is dropped.
         let mut running = JoinSet::new();
         running.spawn_on(work, runtime.handle());
         match running.join_next().await {
             Some(Ok(result)) => result,
-            _ => Err(LinkError::Lost("the line was closed".into())),
+            _ => Err(RedisError::Unavailable("the line was closed".into())),
         }
     }
 
@@ -220,13 +220,13 @@ impl Link {
     /// As what is run.
     pub fn wait<T: Send + 'static>(
         &self,
-        work: impl Future<Output = Result<T, LinkError>> + Send + 'static,
-    ) -> Result<T, LinkError> {
+        work: impl Future<Output = Result<T, RedisError>> + Send + 'static,
+    ) -> Result<T, RedisError> {
         let (done, result) = mpsc::channel();
         if let Some(runtime) = &self.runtime {
             runtime.spawn(async move { _ = done.send(work.await) });
         }
-        result.recv().unwrap_or_else(|_| Err(LinkError::Lost("the line was closed".into())))
+        result.recv().unwrap_or_else(|_| Err(RedisError::Unavailable("the line was closed".into())))
     }
 
     /// Conditions of the server that this link belongs to.
@@ -235,13 +235,13 @@ impl Link {
     }
 
     /// The lines to send requests over.
-    pub fn lines(&self) -> &Lines {
-        &self.lines
+    pub fn client(&self) -> &RedisClient {
+        &self.client
     }
 
     /// What stands under which key.
-    pub fn names(&self) -> &Names {
-        &self.names
+    pub fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     /// What this server is called among the others: the time at which it came, and something of its own.
@@ -250,88 +250,89 @@ impl Link {
     }
 
     /// Which servers live.
-    pub fn live(&self) -> Live {
-        self.live.read().clone()
+    pub fn membership(&self) -> Membership {
+        self.membership.read().clone()
     }
 
     /// Renews the lease, and adopts the failover epoch that is there, or begins one.
     ///
     /// # Errors
     /// When the Redis cannot be asked.
-    pub async fn beat(&self) -> Result<(), LinkError> {
-        let turn = self.beating.lock().await;
-        self.beat_in_turn(&turn).await
+    pub async fn renew(&self) -> Result<(), RedisError> {
+        let turn = self.renewing.lock().await;
+        self.renew_locked(&turn).await
     }
 
     /// The same for a step that was refused in the epoch `used`: does nothing where another was adopted since.
     ///
     /// # Errors
-    /// As [`Link::beat`].
-    pub async fn adopt(&self, used: &str) -> Result<(), LinkError> {
-        let turn = self.beating.lock().await;
-        if self.live.read().epoch() == used { self.beat_in_turn(&turn).await } else { Ok(()) }
+    /// As [`ServerLink::renew`].
+    pub async fn adopt(&self, used: &str) -> Result<(), RedisError> {
+        let turn = self.renewing.lock().await;
+        if self.membership.read().epoch_id() == used { self.renew_locked(&turn).await } else { Ok(()) }
     }
 
-    async fn beat_in_turn(&self, _turn: &tokio::sync::MutexGuard<'_, ()>) -> Result<(), LinkError> {
-        let (before, grace) = (self.live(), if self.forgives() { membership::LEASE } else { Duration::ZERO });
-        let seen = (self.seen.load(Ordering::Relaxed), grace);
-        let (_, mut live, known) = membership::beat(&self.lines, &self.names, &self.node, &before, seen).await?;
-        let is_another = live.era != before.era || live.birth != before.birth;
-        let (era, base) = (live.era, live.base);
+    async fn renew_locked(&self, _turn: &tokio::sync::MutexGuard<'_, ()>) -> Result<(), RedisError> {
+        let (before, grace) =
+            (self.membership(), if self.in_grace_period() { membership::LEASE_TTL } else { Duration::ZERO });
+        let seen = (self.highest_sequence.load(Ordering::Relaxed), grace);
+        let (_, mut live, known) = membership::renew(&self.client, &self.keys, &self.node, &before, seen).await?;
+        let is_another = live.epoch != before.epoch || live.birth != before.birth;
+        let (epoch, base) = (live.epoch, live.base);
         {
-            let mut now = self.live.write();
+            let mut now = self.membership.write();
             if !is_another {
                 // An append may have been answered meanwhile.
-                live.steps = live.steps.max(now.steps);
+                live.appends = live.appends.max(now.appends);
             }
             *now = live;
         }
         if is_another {
             tracing::warn!(
-                era,
+                epoch,
                 base,
                 "Redis was emptied, or has taken over from another, or has come back: it may have lost messages, and sequences \
                  go on above base"
             );
         }
         if is_another || !known {
-            self.bury();
+            self.mark_reaped();
         }
         if is_another {
-            self.tell(&Told::Epoch);
+            self.notify(&Notification::EpochAdopted);
         }
         Ok(())
     }
 
     /// So many steps have appended in the epoch `used`.
-    pub fn saw_steps(&self, used: &str, steps: u64) {
-        let mut live = self.live.write();
-        if steps > live.steps && live.epoch() == used {
-            live.steps = steps;
+    pub fn record_appends(&self, used: &str, steps: u64) {
+        let mut live = self.membership.write();
+        if steps > live.appends && live.epoch_id() == used {
+            live.appends = steps;
         }
     }
 
     /// A log has come as far as this.
-    pub fn saw(&self, seq: u64) {
-        self.seen.fetch_max(seq, Ordering::Relaxed);
+    pub fn record_sequence(&self, seq: u64) {
+        self.highest_sequence.fetch_max(seq, Ordering::Relaxed);
     }
 
     /// For as long as a lease nobody is taken for dead.
-    fn forgive(&self) {
-        *self.forgiving.lock() = Some(Instant::now() + membership::LEASE);
+    fn start_grace_period(&self) {
+        *self.grace_until.lock() = Some(Instant::now() + membership::LEASE_TTL);
     }
 
-    fn forgives(&self) -> bool {
-        self.forgiving.lock().is_some_and(|until| Instant::now() < until)
+    fn in_grace_period(&self) -> bool {
+        self.grace_until.lock().is_some_and(|until| Instant::now() < until)
     }
 
-    fn bury(&self) {
-        self.buried.store(true, Ordering::Relaxed);
-        self.tell(&Told::Forgotten);
+    fn mark_reaped(&self) {
+        self.reaped.store(true, Ordering::Relaxed);
+        self.notify(&Notification::StateLost);
     }
 
-    fn was_buried(&self) -> bool {
-        self.buried.swap(false, Ordering::Relaxed)
+    fn take_reaped(&self) -> bool {
+        self.reaped.swap(false, Ordering::Relaxed)
     }
 
     /// Milliseconds by which the clock is ahead of that of the Redis.
@@ -340,8 +341,8 @@ impl Link {
     }
 
     /// Time since this server came, by the same clock.
-    pub fn steady(&self) -> Duration {
-        self.came.elapsed() + Duration::from_millis(self.ahead_ms.load(Ordering::Relaxed))
+    pub fn uptime(&self) -> Duration {
+        self.opened.elapsed() + Duration::from_millis(self.ahead_ms.load(Ordering::Relaxed))
     }
 
     /// From here on `listener` is told what other servers say.
@@ -349,20 +350,21 @@ impl Link {
         self.listeners.write().push(listener);
     }
 
-    fn tell(&self, told: &Told) {
+    fn notify(&self, notification: &Notification) {
         let listeners = self.listeners.read().clone();
-        listeners.iter().for_each(|listener| listener(told));
+        listeners.iter().for_each(|listener| listener(notification));
     }
 
     /// Why nothing can be asked for or heard now, and since when; `None` while all is well.
-    pub fn down(&self) -> Option<(Arc<str>, Duration)> {
-        let deaf = self.deaf_since.lock().map(|since| since.elapsed()).filter(|since| *since > DEAF_PATIENCE);
-        self.lines.down().or_else(|| Some(("what other servers say is not heard".into(), deaf?)))
+    pub fn unavailable_since(&self) -> Option<(Arc<str>, Duration)> {
+        let deaf =
+            self.unsubscribed_since.lock().map(|since| since.elapsed()).filter(|since| *since > RESUBSCRIBE_TIMEOUT);
+        self.client.unavailable_since().or_else(|| Some(("what other servers say is not heard".into(), deaf?)))
     }
 
-    fn set_hears(&self, hears: bool) {
-        self.hears.send_replace(hears);
-        *self.deaf_since.lock() = (!hears).then(Instant::now);
+    fn set_subscribed(&self, hears: bool) {
+        self.subscribed.send_replace(hears);
+        *self.unsubscribed_since.lock() = (!hears).then(Instant::now);
     }
 
     /// Leaves the servers: what has happened here is told to its end, and what it holds is not held any more. The second time
@@ -370,27 +372,31 @@ impl Link {
     ///
     /// # Errors
     /// When the Redis cannot be told; its lease ends by itself then.
-    pub async fn leave(self: &Arc<Self>) -> Result<(), LinkError> {
-        if self.left.send_replace(true) {
+    pub async fn leave(self: &Arc<Self>) -> Result<(), RedisError> {
+        if self.deregistered.send_replace(true) {
             return Ok(());
         }
-        let mut untold = self.untold.subscribe();
+        let mut pending_publishes = self.pending_publishes.subscribe();
         let told = async move {
-            _ = tokio::time::timeout(TELL_PATIENCE, untold.wait_for(|untold| *untold == 0)).await;
+            _ = tokio::time::timeout(
+                DRAIN_TIMEOUT,
+                pending_publishes.wait_for(|pending_publishes| *pending_publishes == 0),
+            )
+            .await;
             Ok(())
         };
         _ = self.run(told).await;
         self.tasks.lock().drain(..).for_each(|task| task.abort());
         let link = self.clone();
         self.run(async move {
-            membership::leave(&link.lines, &link.names, link.ahead_ms()).await?;
-            reaper::leave(&link).await
+            membership::leave(&link.client, &link.keys, link.ahead_ms()).await?;
+            reaper::deregister(&link).await
         })
         .await
     }
 }
 
-impl Drop for Link {
+impl Drop for ServerLink {
     fn drop(&mut self) {
         self.tasks.lock().drain(..).for_each(|task| task.abort());
         if let Some(runtime) = self.runtime.take() {
@@ -400,8 +406,8 @@ impl Drop for Link {
     }
 }
 
-impl fmt::Debug for Link {
+impl fmt::Debug for ServerLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("ServerLink").field("node", &self.node).finish_non_exhaustive()
     }
 }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use redis::{Arg, Cmd};
 
 /// How long requests wait for slots without a node, from when the first of them was refused. Later requests fail at once.
-pub(super) const OUTAGE_PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const OUTAGE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long an outage counts after a request was last refused: three renewals of the lease, which are refused in it too.
 const OUTAGE_TTL: Duration = Duration::from_secs(6);
@@ -55,7 +55,7 @@ impl Outage {
         if outage.tags.len() < TAGS_MAX {
             outage.tags.extend(tag.map(Tag::from));
         }
-        outage.began + OUTAGE_PATIENCE
+        outage.began + OUTAGE_TIMEOUT
     }
 }
 
@@ -89,15 +89,11 @@ mod tests {
     fn requests_of_one_outage_share_its_patience() {
         let (outage, now) = (Outage::default(), Instant::now());
         let until = outage.refused_at(Some(b"a"), now);
-        assert_eq!(until, now + OUTAGE_PATIENCE);
+        assert_eq!(until, now + OUTAGE_TIMEOUT);
         let later = now + OUTAGE_TTL;
         assert_eq!(outage.refused_at(Some(b"b"), later), until, "another slot, and long after");
         let another = later + OUTAGE_TTL + Duration::from_millis(1);
-        assert_eq!(
-            outage.refused_at(Some(b"a"), another),
-            another + OUTAGE_PATIENCE,
-            "nothing was refused for so long"
-        );
+        assert_eq!(outage.refused_at(Some(b"a"), another), another + OUTAGE_TIMEOUT, "nothing was refused for so long");
     }
 
     #[test]

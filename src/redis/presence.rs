@@ -21,16 +21,16 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
-    Link, Told,
+    Notification, ServerLink,
     broadcast::users,
     connection::Script,
     reaper::{self, tables},
-    refusal::LinkError,
+    refusal::RedisError,
 };
 use crate::{
     compat::keyspace::Name,
     message::UserId,
-    redis::original::channel::{may_have_stock, where_stock_reads},
+    redis::original::channel::{original_name, original_supported},
 };
 
 /// Users written down in one step.
@@ -49,7 +49,7 @@ const GONE_MAX: usize = 50_000;
 const PAGE: usize = 1000;
 
 /// After an attempt that failed.
-const RETRY_PAUSE: Duration = Duration::from_millis(250);
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// How often it is looked whether a server has died.
 const LOOK: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// with, 3 how it ends, 4 `connected_clients` ('' where there is no stock), 5 ours, then each user and how many connections. Gives
 /// who is connected in stock's eyes since this.
 ///
-/// `PERSIST` changes nothing; see [`Lines::ask_though_full`](super::Lines::ask_though_full).
+/// `PERSIST` changes nothing; see [`RedisClient::query_when_full`](super::RedisClient::query_when_full).
 ///
 /// The others' tables are named among the keys, here and below, because a slot of a Cluster may be moving: then a table that is
 /// not there any more looks as if nobody were at that server, unless the Cluster was told that it is needed.
@@ -138,12 +138,12 @@ struct Change {
 
 impl Presence {
     /// Begins to write it down.
-    pub(super) fn begin(link: &Arc<Link>) -> Arc<Self> {
+    pub(super) fn begin(link: &Arc<ServerLink>) -> Arc<Self> {
         let presence = Arc::new(Self::default());
-        link.keep("cluster_presence_writer", presence.clone(), |link, presence| {
+        link.spawn("cluster_presence_writer", presence.clone(), |link, presence| {
             Box::pin(keep_writing(link, presence.clone()))
         });
-        link.keep("cluster_presence_reader", presence.clone(), |link, presence| {
+        link.spawn("cluster_presence_reader", presence.clone(), |link, presence| {
             Box::pin(keep_looking(link, presence.clone()))
         });
         presence
@@ -168,7 +168,7 @@ impl Presence {
         self.changed.notify_one();
     }
 
-    pub(super) fn is_beside_stock(&self) -> bool {
+    pub(super) fn original_is_present(&self) -> bool {
         self.stock.load(Ordering::Relaxed)
     }
 
@@ -213,7 +213,7 @@ impl Presence {
         }
     }
 
-    async fn write(&self, link: &Link) -> Result<(), LinkError> {
+    async fn write(&self, link: &ServerLink) -> Result<(), RedisError> {
         loop {
             let batch = self.take();
             if batch.is_empty() {
@@ -225,23 +225,23 @@ impl Presence {
             }
         }
         let connections = self.connections.load(Ordering::Relaxed).to_string();
-        let keys = [link.names().counts(), link.names().nodes(), link.names().dead()];
-        let stock = where_stock_reads(link, Name::Count);
-        link.lines().run(&COUNT, &keys, &[link.node(), &connections, &stock]).await
+        let keys = [link.keys().connection_counts(), link.keys().servers(), link.keys().dead_servers()];
+        let stock = original_name(link, Name::Count);
+        link.client().run_script(&COUNT, &keys, &[link.node(), &connections, &stock]).await
     }
 
     /// Finds out whether stock is there, and takes away what servers have left that have died.
-    async fn look(&self, link: &Link) -> Result<(), LinkError> {
-        if !link.forgives() {
-            reaper::bury_the_dead(link).await?;
+    async fn look(&self, link: &ServerLink) -> Result<(), RedisError> {
+        if !link.in_grace_period() {
+            reaper::reap_dead_servers(link).await?;
         }
-        if may_have_stock(link) {
+        if original_supported(link) {
             self.stock.store(super::original::channel::is_there(link).await?, Ordering::Relaxed);
             super::original::channel::forget(link).await?;
         }
-        if link.was_buried() {
-            let asked = link.lines().ask(redis::cmd("HKEYS").arg(link.names().at(link.node()))).await;
-            let there: Vec<String> = asked.inspect_err(|_| link.bury())?;
+        if link.take_reaped() {
+            let asked = link.client().query(redis::cmd("HKEYS").arg(link.keys().server_users(link.node()))).await;
+            let there: Vec<String> = asked.inspect_err(|_| link.mark_reaped())?;
             self.say_all_again(users(&there));
         }
         Ok(())
@@ -266,43 +266,43 @@ impl Here {
     }
 }
 
-async fn write_batch(link: &Link, batch: &[Change]) -> Result<(), LinkError> {
-    let names = link.names();
-    let (begin, end) = names.at_parts();
-    let stock = where_stock_reads(link, Name::Clients);
-    let mut arguments = vec![link.node().to_owned(), begin, end, stock, names.ours()];
+async fn write_batch(link: &ServerLink, batch: &[Change]) -> Result<(), RedisError> {
+    let names = link.keys();
+    let (begin, end) = names.server_users_affixes();
+    let stock = original_name(link, Name::Clients);
+    let mut arguments = vec![link.node().to_owned(), begin, end, stock, names.original_users_added()];
     for Change { user, connections, .. } in batch {
         arguments.extend([user.to_string(), connections.to_string()]);
     }
-    let mut keys = vec![names.online(), names.nodes(), names.at(link.node()), names.dead()];
+    let mut keys = vec![names.online(), names.servers(), names.server_users(link.node()), names.dead_servers()];
     keys.extend(tables(link));
-    let came: Vec<String> = link.lines().run(&HERE, &keys, &arguments).await?;
+    let came: Vec<String> = link.client().run_script(&HERE, &keys, &arguments).await?;
     let mut came = users(&came);
-    if may_have_stock(link) {
+    if original_supported(link) {
         // Rather looked for twice.
         let may_have_come = batch.iter().filter(|change| change.is_unsure && change.connections > 0);
         came.extend(may_have_come.map(|change| change.user.clone()));
     }
     if !came.is_empty() {
-        link.tell(&Told::Came(came));
+        link.notify(&Notification::OriginalPresent(came));
     }
     Ok(())
 }
 
-async fn keep_writing(link: Weak<Link>, presence: Arc<Presence>) {
+async fn keep_writing(link: Weak<ServerLink>, presence: Arc<Presence>) {
     loop {
         presence.changed.notified().await;
         tokio::time::sleep(PAUSE).await;
         let Some(link) = link.upgrade() else { return };
         if let Err(error) = presence.write(&link).await {
             tracing::debug!(%error, "who is here is written down later");
-            tokio::time::sleep(RETRY_PAUSE).await;
+            tokio::time::sleep(RETRY_DELAY).await;
             presence.changed.notify_one();
         }
     }
 }
 
-async fn keep_looking(link: Weak<Link>, presence: Arc<Presence>) {
+async fn keep_looking(link: Weak<ServerLink>, presence: Arc<Presence>) {
     loop {
         {
             let Some(link) = link.upgrade() else { return };
@@ -334,38 +334,39 @@ static WHERE: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// For each of these users how many connections he has at other servers.
-pub(super) async fn elsewhere(link: &Link, users: &[UserId]) -> Result<Vec<usize>, LinkError> {
-    let (begin, end) = link.names().at_parts();
+pub(super) async fn elsewhere(link: &ServerLink, users: &[UserId]) -> Result<Vec<usize>, RedisError> {
+    let (begin, end) = link.keys().server_users_affixes();
     let mut found = Vec::with_capacity(users.len());
-    let mut keys = vec![link.names().nodes()];
+    let mut keys = vec![link.keys().servers()];
     keys.extend(tables(link));
     for some in users.chunks(BATCH_MAX) {
         let mut arguments = vec![link.node(), &begin, &end];
         arguments.extend(some.iter().map(UserId::as_str));
-        let counts: Vec<usize> = link.lines().run(&WHERE, &keys, &arguments).await?;
+        let counts: Vec<usize> = link.client().run_script(&WHERE, &keys, &arguments).await?;
         found.extend(counts);
     }
     Ok(found)
 }
 
 /// Connections at other servers in all, as they say.
-pub(super) async fn all_elsewhere(link: &Link) -> Result<usize, LinkError> {
-    let counts: HashMap<String, usize> = link.lines().ask(redis::cmd("HGETALL").arg(link.names().counts())).await?;
+pub(super) async fn all_elsewhere(link: &ServerLink) -> Result<usize, RedisError> {
+    let counts: HashMap<String, usize> =
+        link.client().query(redis::cmd("HGETALL").arg(link.keys().connection_counts())).await?;
     Ok(counts.iter().filter(|(node, _)| *node != link.node()).map(|(_, count)| count).sum())
 }
 
 /// Users who are online anywhere, those above `after`.
-pub(super) async fn online(link: &Link, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, LinkError> {
+pub(super) async fn online(link: &ServerLink, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, RedisError> {
     let from = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
     let mut command = redis::cmd("ZRANGEBYLEX");
-    command.arg(link.names().online()).arg(from).arg("+").arg("LIMIT").arg(0).arg(limit);
-    Ok(users(&link.lines().ask::<Vec<String>>(&command).await?))
+    command.arg(link.keys().online()).arg(from).arg("+").arg("LIMIT").arg(0).arg(limit);
+    Ok(users(&link.client().query::<Vec<String>>(&command).await?))
 }
 
 /// Everybody who is connected to any of ours.
 ///
 /// Read in pages, so that Redis has time for others in between. A user who comes or goes meanwhile may be among them or not.
-pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
+pub(super) async fn everybody(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
     let mut all: Vec<UserId> = Vec::new();
     loop {
         let page = online(link, all.last(), PAGE).await?;
@@ -377,18 +378,18 @@ pub(super) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
 }
 
 /// How many those are.
-pub(super) async fn everybody_count(link: &Link) -> Result<usize, LinkError> {
-    link.lines().ask(redis::cmd("ZCARD").arg(link.names().online())).await
+pub(super) async fn everybody_count(link: &ServerLink) -> Result<usize, RedisError> {
+    link.client().query(redis::cmd("ZCARD").arg(link.keys().online())).await
 }
 
 /// Whether this user is among them.
-pub(super) async fn has(link: &Link, user: &UserId) -> Result<bool, LinkError> {
-    let asked = redis::cmd("ZSCORE").arg(link.names().online()).arg(user.as_str()).to_owned();
-    Ok(link.lines().ask::<Option<String>>(&asked).await?.is_some())
+pub(super) async fn has(link: &ServerLink, user: &UserId) -> Result<bool, RedisError> {
+    let asked = redis::cmd("ZSCORE").arg(link.keys().online()).arg(user.as_str()).to_owned();
+    Ok(link.client().query::<Option<String>>(&asked).await?.is_some())
 }
 
 /// Connections to all of ours together.
-pub(super) async fn connections(link: &Link) -> Result<usize, LinkError> {
-    let counts: Vec<usize> = link.lines().ask(redis::cmd("HVALS").arg(link.names().counts())).await?;
+pub(super) async fn connections(link: &ServerLink) -> Result<usize, RedisError> {
+    let counts: Vec<usize> = link.client().query(redis::cmd("HVALS").arg(link.keys().connection_counts())).await?;
     Ok(counts.iter().sum())
 }

@@ -5,11 +5,11 @@
 //! it at a time; where he dies in the middle another goes on. A server that was taken for dead and renews its lease finds
 //! that it was not known, and says all it has again: then there is nothing to be taken away.
 //!
-//! `PERSIST` changes nothing; see [`Lines::ask_though_full`](super::Lines::ask_though_full).
+//! `PERSIST` changes nothing; see [`RedisClient::query_when_full`](super::RedisClient::query_when_full).
 
 use std::sync::LazyLock;
 
-use super::{Link, connection::Script, original::channel::where_stock_reads, refusal::LinkError};
+use super::{ServerLink, connection::Script, original::channel::original_name, refusal::RedisError};
 use crate::{compat::keyspace::Name, logging::excerpt};
 
 /// Users taken away in one step.
@@ -89,10 +89,10 @@ static STEPS: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Takes away what is there of all whose lease has ended.
-pub(super) async fn bury_the_dead(link: &Link) -> Result<(), LinkError> {
-    let keys = [link.names().nodes(), link.names().dead()];
+pub(super) async fn reap_dead_servers(link: &ServerLink) -> Result<(), RedisError> {
+    let keys = [link.keys().servers(), link.keys().dead_servers()];
     let claim = CLAIM_MS.to_string();
-    while let Some(node) = link.lines().run::<Option<String>>(&CLAIM, &keys, &[link.node(), &claim]).await? {
+    while let Some(node) = link.client().run_script::<Option<String>>(&CLAIM, &keys, &[link.node(), &claim]).await? {
         tracing::info!(node = %excerpt(&node), "another server is gone; whoever was there is not there any more");
         bury(link, &node).await?;
     }
@@ -100,24 +100,30 @@ pub(super) async fn bury_the_dead(link: &Link) -> Result<(), LinkError> {
 }
 
 /// This server leaves: nobody is here any more.
-pub(super) async fn leave(link: &Link) -> Result<(), LinkError> {
-    let keys = [link.names().nodes(), link.names().dead()];
-    link.lines().run::<()>(&LEAVE, &keys, &[link.node(), &CLAIM_MS.to_string()]).await?;
+pub(super) async fn deregister(link: &ServerLink) -> Result<(), RedisError> {
+    let keys = [link.keys().servers(), link.keys().dead_servers()];
+    link.client().run_script::<()>(&LEAVE, &keys, &[link.node(), &CLAIM_MS.to_string()]).await?;
     bury(link, link.node()).await
 }
 
-async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
-    super::portals::portal_pool::bury(link, node).await?;
-    let names = link.names();
-    let mut keys = vec![names.nodes(), names.dead(), names.online(), names.at(node), names.counts()];
+async fn bury(link: &ServerLink, node: &str) -> Result<(), RedisError> {
+    super::portals::portal_pool::remove_server(link, node).await?;
+    let names = link.keys();
+    let mut keys = vec![
+        names.servers(),
+        names.dead_servers(),
+        names.online(),
+        names.server_users(node),
+        names.connection_counts(),
+    ];
     keys.extend(tables(link));
-    let (begin, end) = names.at_parts();
-    let (connected, ours) = (where_stock_reads(link, Name::Clients), names.ours());
-    let connections = where_stock_reads(link, Name::Count);
+    let (begin, end) = names.server_users_affixes();
+    let (connected, ours) = (original_name(link, Name::Clients), names.original_users_added());
+    let connections = original_name(link, Name::Count);
     let (claim, count, mut at) = (CLAIM_MS.to_string(), STEP.to_string(), "0".to_owned());
     loop {
         let arguments = [node, &claim, &begin, &end, &at, &count, &connected, &ours, &connections];
-        match link.lines().run::<Option<String>>(&STEPS, &keys, &arguments).await? {
+        match link.client().run_script::<Option<String>>(&STEPS, &keys, &arguments).await? {
             Some(further) => at = further,
             None => return Ok(()),
         }
@@ -125,7 +131,7 @@ async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
 }
 
 /// The tables of the servers that live.
-pub(super) fn tables(link: &Link) -> Vec<String> {
-    let nodes = link.live().nodes;
-    nodes.split(',').filter(|node| !node.is_empty()).map(|node| link.names().at(node)).collect()
+pub(super) fn tables(link: &ServerLink) -> Vec<String> {
+    let nodes = link.membership().nodes;
+    nodes.split(',').filter(|node| !node.is_empty()).map(|node| link.keys().server_users(node)).collect()
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{ErrorKind, RedisError};
+use redis::ErrorKind;
 
 use crate::logging::network_error;
 
@@ -214,7 +214,7 @@ const KNOWN: [Known; 17] = [
 /// An answer of Redis that is an error.
 #[derive(Debug)]
 pub(super) struct Meaning {
-    pub error: LinkError,
+    pub error: RedisError,
     /// Redis itself has answered: the connection works, and what was asked was not done.
     pub answered: bool,
     pub retry: Retry,
@@ -289,9 +289,9 @@ impl Refusals {
 }
 
 /// Finds out what an error means.
-pub(super) fn meaning(error: &RedisError) -> Meaning {
+pub(super) fn meaning(error: &redis::RedisError) -> Meaning {
     let met = |error, retry| Meaning { error, answered: false, retry, is_of_all: false };
-    let lost = |text: String| met(LinkError::Lost(text.into()), Retry::Anew);
+    let lost = |text: String| met(RedisError::Unavailable(text.into()), Retry::Anew);
     let Some(code) = code(error) else {
         return match error.kind() {
             ErrorKind::MasterNameNotFoundBySentinel => lost(
@@ -300,7 +300,7 @@ pub(super) fn meaning(error: &RedisError) -> Meaning {
             ),
             ErrorKind::Io | ErrorKind::Parse | ErrorKind::ClusterConnectionNotFound => lost(network_error(error)),
             _ if error.is_unrecoverable_error() || error.is_timeout() => lost(network_error(error)),
-            _ => met(LinkError::Refused(network_error(error).into()), Retry::Same),
+            _ => met(RedisError::Refused(network_error(error).into()), Retry::Same),
         };
     };
     let detail = cut(error.detail().unwrap_or_default());
@@ -312,11 +312,11 @@ fn of_code(code: &str, detail: &str) -> Meaning {
     let answered = |error, retry| Meaning { error, answered: true, retry, is_of_all: false };
     let named = if detail.is_empty() { code.to_owned() } else { format!("{code}: {detail}") };
     if code == "OOM" || detail.contains("OOM command not allowed") {
-        return answered(LinkError::Full(format!("{FULL} ({named})").into()), Retry::Same);
+        return answered(RedisError::Full(format!("{FULL} ({named})").into()), Retry::Same);
     }
     let worded = WORDED.iter().find(|one| code == "ERR" && detail.starts_with(one.begins)).map(|one| &one.known);
     if worded.is_none() && (DAMAGE.contains(&code) || is_script_failure(code, detail)) {
-        return answered(LinkError::Damaged(named.into()), Retry::Same);
+        return answered(RedisError::Damaged(named.into()), Retry::Same);
     }
     let Some(known) = worded.or_else(|| KNOWN.iter().find(|known| known.code == code)) else {
         // Of what is not known nothing is assumed but that it says nothing about the data.
@@ -324,15 +324,15 @@ fn of_code(code: &str, detail: &str) -> Meaning {
             "Redis refuses a request ({named}). Look for that text in the documentation of Redis and in its log; the \
              request works again once its cause is mended"
         );
-        return answered(LinkError::Refused(text.into()), Retry::Same);
+        return answered(RedisError::Refused(text.into()), Retry::Same);
     };
     let named = if known.code == code { named } else { format!("{}: {named}", known.code) };
     let text = format!("{} ({named})", known.sentence).into();
-    let error = if known.passes { LinkError::Lost(text) } else { LinkError::Refused(text) };
+    let error = if known.passes { RedisError::Unavailable(text) } else { RedisError::Refused(text) };
     Meaning { is_of_all: REFUSING_ALL.contains(&known.code), ..answered(error, known.retry) }
 }
 
-fn code(error: &RedisError) -> Option<&str> {
+fn code(error: &redis::RedisError) -> Option<&str> {
     match error.kind() {
         ErrorKind::AuthenticationFailed => Some(WRONG_PASSWORD),
         _ => error.code(),
@@ -371,11 +371,11 @@ fn cut(detail: &str) -> &str {
 /// Why a request was not answered.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum LinkError {
+pub enum RedisError {
     /// The Redis cannot be reached, was lost before it answered, or takes nothing for now (it is busy, a replica, a primary
     /// without replicas, a Cluster that is being put in order): what was asked may have been done.
     #[error("Redis cannot be reached, or takes nothing for now: {0}")]
-    Lost(Arc<str>),
+    Unavailable(Arc<str>),
     /// It has no memory for more.
     #[error("Redis has no room: {0}")]
     Full(Arc<str>),
@@ -391,17 +391,21 @@ pub enum LinkError {
 mod tests {
     use super::*;
 
-    fn of(code: &str, detail: &str) -> LinkError {
+    fn of(code: &str, detail: &str) -> RedisError {
         of_code(code, cut(detail)).error
     }
 
     #[test]
     fn only_listed_codes_mean_damage() {
         for known in &KNOWN {
-            assert!(matches!(of(known.code, "why"), LinkError::Lost(_) | LinkError::Refused(_)), "{}", known.code);
+            assert!(
+                matches!(of(known.code, "why"), RedisError::Unavailable(_) | RedisError::Refused(_)),
+                "{}",
+                known.code
+            );
         }
         for code in ["ERR", "UNHEARDOF", "NOPROTO", "INPROG", "STALE", "NOGOODSLAVE", "MULTI", ""] {
-            assert!(matches!(of(code, "why"), LinkError::Refused(_)), "{code}");
+            assert!(matches!(of(code, "why"), RedisError::Refused(_)), "{code}");
         }
         for (code, detail) in [
             ("WRONGTYPE", "Operation against a key holding the wrong kind of value"),
@@ -410,13 +414,13 @@ mod tests {
             ("ERR", "Error running script (call to f_c0ffee): @user_script:12: WRONGTYPE Operation against"),
             ("ERR", "Error running script (call to f_c0ffee): @user_script:12: user_script:12: attempt to index"),
         ] {
-            assert!(matches!(of(code, detail), LinkError::Damaged(_)), "{code} {detail}");
+            assert!(matches!(of(code, detail), RedisError::Damaged(_)), "{code} {detail}");
         }
         for (code, detail) in [
             ("OOM", "command not allowed when used memory > 'maxmemory'."),
             ("ERR", "Error running script (call to f_c0ffee): @user_script:1: -OOM command not allowed when used"),
         ] {
-            assert!(matches!(of(code, detail), LinkError::Full(_)), "{code} {detail}");
+            assert!(matches!(of(code, detail), RedisError::Full(_)), "{code} {detail}");
         }
     }
 

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     compat::{
-        dispatch::Ready,
-        keyspace::{Name, Names},
+        dispatch::PortalAnnouncement,
+        keyspace::{Keyspace, Name},
     },
     hub::{Dispatch, StoreError},
     message::Recipients,
@@ -55,7 +55,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             },
             Command::Keys(pattern) => self.keys(&pattern),
             Command::Type(key) => {
-                let kind = self.wire.names.find(&key).map_or("none", Names::kind);
+                let kind = self.wire.names.find(&key).map_or("none", Keyspace::kind);
                 encode::simple(self.batch.answer(), kind);
             }
             Command::Get(key) => match self.wire.names.find(&key) {
@@ -166,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     /// A pattern is a name, with a star for whatever is left of it.
     fn keys(&mut self, pattern: &[u8]) {
-        let names: Vec<String> = Names::keys().map(|name| self.wire.names.of(name)).collect();
+        let names: Vec<String> = Keyspace::keys().map(|name| self.wire.names.of(name)).collect();
         let fits = |name: &&String| match pattern.strip_suffix(b"*") {
             Some(begin) => name.as_bytes().starts_with(begin),
             None => name.as_bytes() == pattern,
@@ -308,7 +308,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 }
             }
             Some(Name::Pool) => match payload::ready(text) {
-                Ok(Ready { id, ready }) => match self.portal(&id, ready) {
+                Ok(PortalAnnouncement { id, ready }) => match self.portal(&id, ready) {
                     Ok(_) => {
                         // This server is one that has heard it.
                         let heard = self.wire.channels.publish(channel, text) + 1;

@@ -48,9 +48,9 @@ use tokio::sync::watch;
 
 use crate::{
     auth::{Guesses, Password},
-    compat::keyspace::{Name, Names},
+    compat::keyspace::{Keyspace, Name},
     config::Config,
-    hub::{Hub, Outcome, portals::Told},
+    hub::{Hub, Outcome, portals::ClientEvent},
     logging::excerpt,
     metrics::Metrics,
 };
@@ -79,7 +79,7 @@ struct Bounds {
 pub struct Wire {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
-    names: Names,
+    names: Keyspace,
     password: Option<Password>,
     guesses: Arc<Guesses>,
     bounds: Bounds,
@@ -109,7 +109,7 @@ impl Wire {
         guesses: Arc<Guesses>,
         remembered: Vec<Announced>,
     ) -> Arc<Self> {
-        let names = Names::new(config.namespace.as_deref());
+        let names = Keyspace::new(config.namespace.as_deref());
         let channels = Arc::new(Channels::default());
         let pool = hub.portals().cloned();
         let portals = pool.map(|pool| StockPortals::new(pool, names.of(Name::Portal), channels.clone(), remembered));
@@ -190,7 +190,7 @@ impl Wire {
         }
     }
 
-    fn unsubscribe(&self, channel: &[u8], subscriber: &Subscriber, left: &[Arc<Told>]) {
+    fn unsubscribe(&self, channel: &[u8], subscriber: &Subscriber, left: &[Arc<ClientEvent>]) {
         self.channels.unsubscribe(channel, subscriber.number);
         if let Some(portals) = self.portals.as_ref().filter(|portals| portals.is_channel(channel)) {
             portals.unsubscribe(subscriber.number, left);

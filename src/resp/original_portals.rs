@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     compat::portal_event::{self, kind},
-    hub::portals::{self, SeatId, Told, Watch, What},
+    hub::portals::{self, ClientEvent, ClientEventKind, SeatId, Watch},
 };
 
 /// An id that is no portal's.
@@ -84,7 +84,7 @@ impl StockPortals {
     }
 
     /// A subscription has ended, with these events of its own not written.
-    pub(super) fn unsubscribe(&self, number: Number, left: &[Arc<Told>]) {
+    pub(super) fn unsubscribe(&self, number: Number, left: &[Arc<ClientEvent>]) {
         let gone = self.change(|roll| roll.unsubscribe(number, Instant::now()));
         if let Some(Subscribed { seat: Some(seat), .. }) = gone {
             self.pool.rise(seat);
@@ -149,13 +149,13 @@ impl StockPortals {
         result
     }
 
-    fn message(&self, told: &Told, id: &str) -> Bytes {
+    fn message(&self, told: &ClientEvent, id: &str) -> Bytes {
         subscriber_queue::message(&self.channel, &text(told, id))
     }
 }
 
 impl Watch for StockPortals {
-    fn told(&self, told: &Arc<Told>, turn: Option<SeatId>, again: bool) {
+    fn told(&self, told: &Arc<ClientEvent>, turn: Option<SeatId>, again: bool) {
         // Whose turn it is: number and ids. Known before the others are looked up, as they may come and go meanwhile.
         let chosen = turn.and_then(|seat| {
             let roll = self.roll.lock();
@@ -203,12 +203,12 @@ impl Watch for StockPortals {
 }
 
 /// An event as stock servers write it.
-fn text(told: &Told, id: &str) -> Vec<u8> {
-    let (name, message) = match &told.what {
-        What::Connection => (kind::CONNECTION, None),
-        What::Authentication => (kind::AUTHENTICATION, None),
-        What::Message { op, data, kind } => (kind::MESSAGE, Some((*op, data.as_deref(), kind.as_ref()))),
-        What::Disconnection => (kind::DISCONNECTION, None),
+fn text(told: &ClientEvent, id: &str) -> Vec<u8> {
+    let (name, message) = match &told.kind {
+        ClientEventKind::Connection => (kind::CONNECTION, None),
+        ClientEventKind::Authentication => (kind::AUTHENTICATION, None),
+        ClientEventKind::Message { op, data, kind } => (kind::MESSAGE, Some((*op, data.as_deref(), kind.as_ref()))),
+        ClientEventKind::Disconnection => (kind::DISCONNECTION, None),
     };
     portal_event::write(name, message, told.user.as_ref(), id)
 }

@@ -11,7 +11,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
-    compat::dispatch::{DISCONNECT_CLIENT, Envelope, INTERNAL_EVENT, Message, Options, Ready},
+    compat::dispatch::{DISCONNECT_CLIENT, Envelope, INTERNAL_EVENT, Message, Options, PortalAnnouncement},
     hub::{Dispatch, Reason, Rejected},
     logging::{json_error, utf8_error},
     message::{CollapseKey, EVERYONE, JsonString, NameError, Payload, Recipients, UserId, surrogates},
@@ -115,7 +115,7 @@ fn dispatch(message: &Message<'_>, recipients: Recipients) -> Result<Dispatch, S
 }
 
 /// Reads what was published to the channel on which portals come and go.
-pub(super) fn ready(text: &[u8]) -> Result<Ready<'_>, String> {
+pub(super) fn ready(text: &[u8]) -> Result<PortalAnnouncement<'_>, String> {
     object(utf8(text)?, "a portal")
 }
 

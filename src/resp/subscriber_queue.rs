@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{encode, portal_registry::Number};
-use crate::hub::portals::Told;
+use crate::hub::portals::ClientEvent;
 
 /// Pieces written at once, in bytes, about.
 const WRITE_BYTES: usize = 64 << 10;
@@ -37,7 +37,7 @@ struct Queue {
 struct Piece {
     bytes: Bytes,
     /// An event that was for this one alone: somebody else is to have it if it is not written.
-    own: Option<Arc<Told>>,
+    own: Option<Arc<ClientEvent>>,
 }
 
 /// What became of a piece.
@@ -57,7 +57,7 @@ impl Subscriber {
         Arc::new(Self { number, address, bytes_max, queue: Mutex::default(), changed: Notify::new() })
     }
 
-    pub(super) fn put(&self, bytes: Bytes, own: Option<Arc<Told>>) -> Put {
+    pub(super) fn put(&self, bytes: Bytes, own: Option<Arc<ClientEvent>>) -> Put {
         let put = {
             let mut queue = self.queue.lock();
             if queue.closed {
@@ -102,7 +102,7 @@ impl Subscriber {
     }
 
     /// The connection is gone: the events that were for it alone and were not written.
-    pub(super) fn close(&self) -> Vec<Arc<Told>> {
+    pub(super) fn close(&self) -> Vec<Arc<ClientEvent>> {
         let mut queue = self.queue.lock();
         queue.closed = true;
         queue.bytes = 0;
@@ -123,10 +123,15 @@ pub(super) fn message(channel: &[u8], text: &[u8]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::portals::{At, What};
+    use crate::hub::portals::{ClientEventKind, EventOrigin};
 
-    fn told() -> Arc<Told> {
-        Arc::new(Told { connection: 1, at: At::Here, user: None, what: What::Connection })
+    fn told() -> Arc<ClientEvent> {
+        Arc::new(ClientEvent {
+            connection: 1,
+            origin: EventOrigin::Local,
+            user: None,
+            kind: ClientEventKind::Connection,
+        })
     }
 
     #[test]

@@ -30,15 +30,16 @@ pub async fn export(args: &MoveArgs) -> Result<(), Failure> {
 }
 
 #[cfg(feature = "redis")]
-type Ends = (std::sync::Arc<dyn mesa::store::Store>, std::sync::Arc<mesa::redis::Link>);
+type Ends = (std::sync::Arc<dyn mesa::store::Store>, std::sync::Arc<mesa::redis::ServerLink>);
 
 #[cfg(feature = "redis")]
 fn open(args: &MoveArgs, work: Option<mesa::embedded::tables::unfinished::Work>) -> Result<Ends, Failure> {
     use std::time::Duration;
 
-    use mesa::{config::parse_redis, redis::Link, store::Limits};
+    use mesa::{config::parse_redis, redis::ServerLink, store::Limits};
     let redis = parse_redis(&serde_json::Value::String(args.redis.clone())).map_err(Failure::usage)?;
-    let link = Link::open(&redis, args.namespace.as_deref(), std::sync::Arc::default()).map_err(Failure::because)?;
+    let link =
+        ServerLink::open(&redis, args.namespace.as_deref(), std::sync::Arc::default()).map_err(Failure::because)?;
     // What waits there waits whatever a server would take.
     let limits = Limits {
         messages: u64::MAX,
@@ -58,7 +59,7 @@ fn open(args: &MoveArgs, work: Option<mesa::embedded::tables::unfinished::Work>)
 }
 
 #[cfg(feature = "redis")]
-async fn close(store: &dyn mesa::store::Store, link: &std::sync::Arc<mesa::redis::Link>) -> Result<(), Failure> {
+async fn close(store: &dyn mesa::store::Store, link: &std::sync::Arc<mesa::redis::ServerLink>) -> Result<(), Failure> {
     // A lease that is not given back ends by itself.
     _ = link.leave().await;
     store.close().await.map_err(Failure::because)

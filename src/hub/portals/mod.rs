@@ -42,10 +42,10 @@ use parking_lot::{Mutex, RwLock};
 pub use self::bounds::{Bounds, SeatId};
 use super::events::{ConnectionId, Event, Listener};
 use crate::{
-    cluster::portals::{FarPortals, Whose},
+    cluster::portals::{PortalTarget, RemotePortals},
     metrics::Metrics,
 };
-pub use event::{At, Told, What};
+pub use event::{ClientEvent, ClientEventKind, EventOrigin};
 use queue::Inbox;
 pub use queue::{Item, StreamId, Taken};
 use scheduler::{Member, Reach, Turns};
@@ -57,7 +57,7 @@ const SEAT: &str = "seat-";
 pub trait Watch: Send + Sync {
     /// An event, and the seat whose turn it is, if it is a seat's. `again`: it was that of another seat before, which is
     /// gone, so that who was told then is not to be told once more.
-    fn told(&self, told: &Arc<Told>, turn: Option<SeatId>, again: bool);
+    fn told(&self, told: &Arc<ClientEvent>, turn: Option<SeatId>, again: bool);
 }
 
 /// The pool.
@@ -77,9 +77,9 @@ pub struct Portals {
 }
 
 struct Far {
-    portals: Arc<dyn FarPortals>,
+    portals: Arc<dyn RemotePortals>,
     /// What is told here has happened at this server.
-    at: At,
+    at: EventOrigin,
     /// Somebody there is to be told everything.
     listen: AtomicBool,
 }
@@ -111,7 +111,7 @@ impl Portals {
     fn comes(&self, portal: &str, in_turn: bool) {
         self.metrics.portals.inc();
         if let (true, Some(far)) = (in_turn, self.far.get()) {
-            far.portals.comes(portal);
+            far.portals.add(portal);
         }
         self.change.get().inspect(|change| change(portal, true));
     }
@@ -119,7 +119,7 @@ impl Portals {
     fn goes(&self, portal: &str, in_turn: bool) {
         self.metrics.portals.dec();
         if let (true, Some(far)) = (in_turn, self.far.get()) {
-            far.portals.goes(portal);
+            far.portals.remove(portal);
         }
         self.change.get().inspect(|change| change(portal, false));
     }
@@ -254,25 +254,25 @@ impl Portals {
         let watching = self.watching.load(Ordering::Acquire) > 0;
         let mut any = !turns.members.is_empty() || watching;
         if let Some(far) = self.far.get() {
-            far.portals.set_watching(watching || turns.inboxes().any(|inbox| inbox.is_for_all()));
+            far.portals.set_wants_all(watching || turns.inboxes().any(|inbox| inbox.is_for_all()));
             any |= far.listen.load(Ordering::Acquire);
         }
         self.any.store(any, Ordering::Release);
     }
 
     /// Offers an event that somebody was given and has not taken to another one.
-    pub fn again(&self, told: &Arc<Told>) {
+    pub fn again(&self, told: &Arc<ClientEvent>) {
         self.metrics.portal_events_passed_on.inc();
         self.offer(told, true, Reach::RatherHere);
     }
 
     /// The same, for no other than those who are here.
-    fn again_here(&self, told: &Arc<Told>) {
+    fn again_here(&self, told: &Arc<ClientEvent>) {
         self.metrics.portal_events_passed_on.inc();
         self.offer(told, true, Reach::Here);
     }
 
-    fn offer(&self, told: &Arc<Told>, again: bool, reach: Reach) {
+    fn offer(&self, told: &Arc<ClientEvent>, again: bool, reach: Reach) {
         let far = self.far.get();
         let (mut seat, mut inbox_of, mut there) = (None, None, None);
         let dropped = {
@@ -295,11 +295,11 @@ impl Portals {
         self.metrics.portal_events_dropped.inc_by(dropped);
         if let Some(far) = far {
             if let Some(portal) = &there {
-                far.portals.tell(told, Whose::There(portal), again);
+                far.portals.publish(told, PortalTarget::Remote(portal), again);
             } else if !again && far.listen.load(Ordering::Acquire) {
                 let seat = seat.map(|seat| format!("{SEAT}{seat}"));
                 let here = seat.as_deref().or(inbox_of.as_ref().map(StreamId::as_str));
-                far.portals.tell(told, here.map_or(Whose::Nobodys, Whose::Here), false);
+                far.portals.publish(told, here.map_or(PortalTarget::Unassigned, PortalTarget::Local), false);
             }
         }
         if seat.is_some() || !again {
@@ -308,11 +308,11 @@ impl Portals {
     }
 
     /// Those who are told everything have it from here on; returns how many old events had to go for it.
-    fn put_for_all(&self, turns: &Turns, told: &Arc<Told>) -> u64 {
+    fn put_for_all(&self, turns: &Turns, told: &Arc<ClientEvent>) -> u64 {
         turns.inboxes().filter(|inbox| inbox.is_for_all()).map(|inbox| inbox.put(told.clone(), &self.bounds)).sum()
     }
 
-    fn tell_watch(&self, told: &Arc<Told>, seat: Option<SeatId>, again: bool) {
+    fn tell_watch(&self, told: &Arc<ClientEvent>, seat: Option<SeatId>, again: bool) {
         if seat.is_some() || self.watching.load(Ordering::Acquire) > 0 {
             let watch = self.watch.read().as_ref().and_then(Weak::upgrade);
             if let Some(watch) = watch {
@@ -353,7 +353,7 @@ impl Listener for Portals {
     fn event(&self, connection: ConnectionId, event: Event<'_>) {
         if self.any.load(Ordering::Acquire) {
             self.metrics.portal_events.inc();
-            let at = self.far.get().map_or(At::Here, |far| far.at.clone());
+            let at = self.far.get().map_or(EventOrigin::Local, |far| far.at.clone());
             self.offer(&Arc::new(event::told(connection, at, event)), false, Reach::Anywhere);
         }
     }

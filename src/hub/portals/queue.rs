@@ -14,7 +14,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Bounds, event::Told};
+use super::{Bounds, event::ClientEvent};
 
 /// Names an inbox: unlike any other, of this process and of those before it.
 #[derive(Clone, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub struct Taken {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     /// An event.
-    Event(Arc<Told>),
+    Event(Arc<ClientEvent>),
     /// Events that this portal should have had here and cannot have any more: dropped because it was too slow, or asked
     /// for too late. How many, if that is known.
     Missed(Option<u64>),
@@ -213,7 +213,7 @@ impl Inbox {
     }
 
     /// Puts in an event; returns how many old ones had to go for it.
-    pub(super) fn put(&self, told: Arc<Told>, bounds: &Bounds) -> u64 {
+    pub(super) fn put(&self, told: Arc<ClientEvent>, bounds: &Bounds) -> u64 {
         let dropped = {
             let mut state = self.state.lock();
             if state.waiting.is_empty() && state.there {
@@ -233,7 +233,7 @@ impl Inbox {
     }
 
     /// The oldest event that waits is given up, unless its reader is back: another portal gets it. Markers stay.
-    pub(super) fn give_up_oldest(&self) -> Option<Arc<Told>> {
+    pub(super) fn give_up_oldest(&self) -> Option<Arc<ClientEvent>> {
         let mut state = self.state.lock();
         if state.there { None } else { state.remove_oldest_event() }
     }
@@ -303,7 +303,7 @@ impl State {
         Some(one)
     }
 
-    fn remove_oldest_event(&mut self) -> Option<Arc<Told>> {
+    fn remove_oldest_event(&mut self) -> Option<Arc<ClientEvent>> {
         let at = self.waiting.iter().position(|one| one.item.is_event())?;
         let one = self.waiting.remove(at)?;
         self.discount(&one);

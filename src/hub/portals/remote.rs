@@ -5,15 +5,15 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use super::{At, Far, Portals, SEAT, SeatId, Told};
-use crate::cluster::{Cluster, portals::NearPortals};
+use super::{ClientEvent, EventOrigin, Far, Portals, SEAT, SeatId};
+use crate::cluster::{Cluster, portals::LocalPortals};
 
 impl Portals {
     /// From here on the portals here are among those of all servers. To be called before anybody comes, and once.
     pub fn stand_among(self: &Arc<Self>, cluster: &dyn Cluster) {
-        let near: Arc<dyn NearPortals> = self.clone();
-        let portals = cluster.portals(Arc::downgrade(&near) as Weak<dyn NearPortals>);
-        let at = At::Server(portals.server());
+        let near: Arc<dyn LocalPortals> = self.clone();
+        let portals = cluster.join_portals(Arc::downgrade(&near) as Weak<dyn LocalPortals>);
+        let at = EventOrigin::Server(portals.server());
         _ = self.far.set(Far { portals, at, listen: AtomicBool::new(false) });
     }
 
@@ -25,7 +25,7 @@ impl Portals {
 
     /// Gives an event to a portal that is here; false where it is not. Beside a seat all who watch are told, unless they have
     /// been.
-    fn give(&self, told: &Arc<Told>, portal: &str, again: bool) -> bool {
+    fn give(&self, told: &Arc<ClientEvent>, portal: &str, again: bool) -> bool {
         if let Some(seat) = portal.strip_prefix(SEAT).and_then(|seat| seat.parse::<SeatId>().ok()) {
             let sits = self.turns.lock().has_seat(seat);
             if sits {
@@ -43,8 +43,8 @@ impl Portals {
     }
 }
 
-impl NearPortals for Portals {
-    fn others(&self, in_turn: &[Arc<str>], listen: bool) {
+impl LocalPortals for Portals {
+    fn set_remote(&self, in_turn: &[Arc<str>], listen: bool) {
         {
             let mut turns = self.turns.lock();
             turns.set_far(in_turn);
@@ -56,7 +56,7 @@ impl NearPortals for Portals {
         self.pass_on_what_is_left();
     }
 
-    fn told(&self, told: Arc<Told>, portal: Option<&str>, again: bool) {
+    fn deliver(&self, told: Arc<ClientEvent>, portal: Option<&str>, again: bool) {
         if !again {
             let dropped = self.put_for_all(&self.turns.lock(), &told);
             self.metrics.portal_events_dropped.inc_by(dropped);

@@ -9,9 +9,9 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use super::{At, Bounds, Far, Item, Portal, Portals, SeatId, Taken, Told, Watch, What};
+use super::{Bounds, ClientEvent, ClientEventKind, EventOrigin, Far, Item, Portal, Portals, SeatId, Taken, Watch};
 use crate::{
-    cluster::portals::{FarPortals, NearPortals, Whose},
+    cluster::portals::{LocalPortals, PortalTarget, RemotePortals},
     hub::events::{Event, Listener, Said},
     metrics::Metrics,
 };
@@ -38,15 +38,15 @@ fn say(pool: &Portals, numbers: std::ops::Range<u64>) {
     }
 }
 
-fn number(told: &Told) -> u64 {
-    match &told.what {
-        What::Message { data: Some(data), .. } => data.parse().unwrap(),
+fn number(told: &ClientEvent) -> u64 {
+    match &told.kind {
+        ClientEventKind::Message { data: Some(data), .. } => data.parse().unwrap(),
         other => panic!("{other:?}"),
     }
 }
 
 /// The event that was taken; it is no marker.
-fn event(taken: Taken) -> Arc<Told> {
+fn event(taken: Taken) -> Arc<ClientEvent> {
     match taken.what {
         Item::Event(told) => told,
         Item::Missed(count) => panic!("a marker: {count:?}"),
@@ -158,7 +158,7 @@ fn one_that_comes_back_is_given_again_what_it_has_not_had() {
 
 #[test]
 fn what_is_kept_for_one_that_comes_back_is_bounded_in_bytes_too() {
-    let bounds = Bounds { bytes: 4 * size_of::<Told>(), kept: 1000, ..BOUNDS };
+    let bounds = Bounds { bytes: 4 * size_of::<ClientEvent>(), kept: 1000, ..BOUNDS };
     let pool = Portals::new(true, bounds, Arc::new(Metrics::new()));
     let mut portal = pool.join(false).unwrap();
     for n in 0..10 {
@@ -226,7 +226,7 @@ async fn a_portal_waits_until_something_happens() {
 struct Seen(Mutex<Vec<(u64, Option<SeatId>, bool)>>);
 
 impl Watch for Seen {
-    fn told(&self, told: &Arc<Told>, turn: Option<SeatId>, again: bool) {
+    fn told(&self, told: &Arc<ClientEvent>, turn: Option<SeatId>, again: bool) {
         self.0.lock().push((number(told), turn, again));
     }
 }
@@ -254,7 +254,7 @@ fn seats_take_turns_with_inboxes_and_who_watches_is_told_whose_turn_it_is() {
     let again = pool.seat().unwrap();
     pool.again(&Arc::new(super::event::told(
         1,
-        At::Here,
+        EventOrigin::Local,
         Event::Message { user: None, said: Said::new(0, Some("9"), None) },
     )));
     assert_eq!(seen.0.lock().last(), Some(&(9, Some(again), true)));
@@ -269,10 +269,13 @@ fn what_happens_is_kept_as_it_was_told() {
     pool.event(3, Event::Authentication { user: &alice });
     pool.event(3, Event::Message { user: Some(&alice), said: Said::new(30, None, Some("T")) });
     pool.event(3, Event::Disconnection { user: Some(&alice), code: 1000, reason: "" });
-    let told: Vec<Arc<Told>> = std::iter::from_fn(|| portal.try_next()).map(event).collect();
-    let whats: Vec<&What> = told.iter().map(|told| &told.what).collect();
-    let message = What::Message { op: 30, data: None, kind: Some("T".into()) };
-    assert_eq!(whats, [&What::Connection, &What::Authentication, &message, &What::Disconnection]);
+    let told: Vec<Arc<ClientEvent>> = std::iter::from_fn(|| portal.try_next()).map(event).collect();
+    let whats: Vec<&ClientEventKind> = told.iter().map(|told| &told.kind).collect();
+    let message = ClientEventKind::Message { op: 30, data: None, kind: Some("T".into()) };
+    assert_eq!(
+        whats,
+        [&ClientEventKind::Connection, &ClientEventKind::Authentication, &message, &ClientEventKind::Disconnection]
+    );
     let users: BTreeMap<bool, usize> = told.iter().fold(BTreeMap::new(), |mut count, told| {
         *count.entry(told.user.as_ref() == Some(&alice)).or_default() += 1;
         count
@@ -284,22 +287,22 @@ fn what_happens_is_kept_as_it_was_told() {
 #[derive(Default)]
 struct Line(Mutex<Vec<(u64, String, bool)>>);
 
-impl FarPortals for Line {
+impl RemotePortals for Line {
     fn server(&self) -> Arc<str> {
         "1-a".into()
     }
 
-    fn comes(&self, portal: &str) {
+    fn add(&self, portal: &str) {
         self.0.lock().push((0, format!("{portal} comes"), false));
     }
 
-    fn goes(&self, portal: &str) {
+    fn remove(&self, portal: &str) {
         self.0.lock().push((0, format!("{portal} goes"), false));
     }
 
-    fn set_watching(&self, _: bool) {}
+    fn set_wants_all(&self, _: bool) {}
 
-    fn tell(&self, told: &Arc<Told>, to: Whose<'_>, again: bool) {
+    fn publish(&self, told: &Arc<ClientEvent>, to: PortalTarget<'_>, again: bool) {
         self.0.lock().push((number(told), format!("{to:?}"), again));
     }
 }
@@ -307,7 +310,7 @@ impl FarPortals for Line {
 /// A pool among those of other servers.
 fn among() -> (Arc<Portals>, Arc<Line>) {
     let (pool, line) = (pool(true), Arc::new(Line::default()));
-    let far = Far { portals: line.clone(), at: At::Server("1-a".into()), listen: AtomicBool::new(false) };
+    let far = Far { portals: line.clone(), at: EventOrigin::Server("1-a".into()), listen: AtomicBool::new(false) };
     assert!(pool.far.set(far).is_ok());
     (pool, line)
 }
@@ -317,24 +320,24 @@ fn portals_elsewhere_have_their_turns_and_are_told_over_the_line() {
     let (pool, line) = among();
     let mut portal = pool.join(false).unwrap();
     let name = portal.stream().as_str().to_owned();
-    pool.others(&["far".into()], false);
+    pool.set_remote(&["far".into()], false);
     say(&pool, 0..4);
     let told = std::mem::take(&mut *line.0.lock());
     assert_eq!(told[0].1, format!("{name} comes"));
     let mut numbers: Vec<u64> = told[1..].iter().map(|told| told.0).chain(heard(&mut portal)).collect();
     numbers.sort_unstable();
     assert_eq!((told.len(), numbers), (3, vec![0, 1, 2, 3]));
-    assert!(told[1..].iter().all(|(_, to, again)| to == "There(\"far\")" && !again));
+    assert!(told[1..].iter().all(|(_, to, again)| to == "Remote(\"far\")" && !again));
     // Somebody there hears everything.
-    pool.others(&["far".into()], true);
+    pool.set_remote(&["far".into()], true);
     say(&pool, 4..6);
     let told = std::mem::take(&mut *line.0.lock());
     let to: Vec<&str> = told.iter().map(|told| told.1.as_str()).collect();
     assert_eq!(to.len(), 2);
-    assert!(to.contains(&format!("Here(\"{name}\")").as_str()) && to.contains(&"There(\"far\")"), "{to:?}");
+    assert!(to.contains(&format!("Local(\"{name}\")").as_str()) && to.contains(&"Remote(\"far\")"), "{to:?}");
     assert_eq!(heard(&mut portal).len(), 1);
     // The line is lost.
-    pool.others(&[], false);
+    pool.set_remote(&[], false);
     say(&pool, 6..8);
     assert_eq!((heard(&mut portal), line.0.lock().len()), (vec![6, 7], 0));
 }
@@ -347,18 +350,18 @@ fn what_is_told_from_elsewhere_reaches_whom_it_is_for_and_goes_on_once_where_he_
     let event = |n: u64| {
         let data = n.to_string();
         let said = Said::new(0, Some(&data), None);
-        Arc::new(super::event::told(1, At::Server("1-b".into()), Event::Message { user: None, said }))
+        Arc::new(super::event::told(1, EventOrigin::Server("1-b".into()), Event::Message { user: None, said }))
     };
-    NearPortals::told(&*pool, event(1), Some(&name), false);
-    NearPortals::told(&*pool, event(2), None, false);
-    NearPortals::told(&*pool, event(3), Some(&name), true);
+    LocalPortals::deliver(&*pool, event(1), Some(&name), false);
+    LocalPortals::deliver(&*pool, event(2), None, false);
+    LocalPortals::deliver(&*pool, event(3), Some(&name), true);
     assert_eq!((heard(&mut portal), heard(&mut all)), (vec![1, 3], vec![1, 2]));
     drop(portal);
-    pool.others(&["far".into()], false);
+    pool.set_remote(&["far".into()], false);
     line.0.lock().clear();
-    NearPortals::told(&*pool, event(4), Some(&name), false);
-    NearPortals::told(&*pool, event(5), Some(&name), true);
-    assert_eq!(*line.0.lock(), [(4, "There(\"far\")".to_owned(), true)]);
+    LocalPortals::deliver(&*pool, event(4), Some(&name), false);
+    LocalPortals::deliver(&*pool, event(5), Some(&name), true);
+    assert_eq!(*line.0.lock(), [(4, "Remote(\"far\")".to_owned(), true)]);
     assert_eq!(heard(&mut all), [4]);
 }
 

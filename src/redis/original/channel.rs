@@ -7,14 +7,14 @@ use std::{collections::HashSet, sync::LazyLock};
 use serde_json::value::RawValue;
 
 use crate::{
-    cluster::Beside,
+    cluster::OriginalPresence,
     compat::{
-        dispatch::{DISCONNECT_CLIENT, INTERNAL_EVENT, OURS, Published, Publishing, recipient},
+        dispatch::{DISCONNECT_CLIENT, INTERNAL_EVENT, OutgoingDispatch, PublishedDispatch, SENDER, parse_recipient},
         keyspace::Name,
     },
     logging::json_error,
     message::{DispatchId, EVERYONE, JsonString, Payload, Recipients, UserId},
-    redis::{Link, LinkError, broadcast::users, connection::Script},
+    redis::{RedisError, ServerLink, broadcast::users, connection::Script},
 };
 
 /// Users asked about in one step.
@@ -29,7 +29,7 @@ const REMEMBERED_MS: u64 = 60_000;
 
 /// Something stock has said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::redis) enum Said {
+pub(in crate::redis) enum OriginalPublish {
     /// A message for these, and whether it may be kept.
     Message { payload: Payload, recipients: Recipients, sync: bool },
     /// These are to go.
@@ -39,19 +39,19 @@ pub(in crate::redis) enum Said {
 }
 
 /// Reads what was published; nothing where it is ours, for nobody, or not understood.
-pub(in crate::redis) fn read(text: &[u8]) -> Option<Said> {
-    let Published { message, recipients, from, mark } = serde_json::from_slice(text)
+pub(in crate::redis) fn read(text: &[u8]) -> Option<OriginalPublish> {
+    let PublishedDispatch { message, recipients, from, mark } = serde_json::from_slice(text)
         .inspect_err(
             |error| tracing::warn!(error = %json_error(error), "something on stock's channel is not understood"),
         )
         .ok()?;
-    if from.as_deref() == Some(OURS) {
-        return mark.map(Said::Mark);
+    if from.as_deref() == Some(SENDER) {
+        return mark.map(OriginalPublish::Mark);
     }
     if recipients.is_empty() {
         return None;
     }
-    let recipients: Vec<String> = recipients.into_iter().filter_map(recipient).collect();
+    let recipients: Vec<String> = recipients.into_iter().filter_map(parse_recipient).collect();
     let recipients = if recipients.iter().any(|one| one == EVERYONE) {
         Recipients::Everyone
     } else {
@@ -59,14 +59,14 @@ pub(in crate::redis) fn read(text: &[u8]) -> Option<Said> {
     };
     if message.op == INTERNAL_EVENT {
         return (message.t.as_ref().and_then(JsonString::text) == Some(DISCONNECT_CLIENT))
-            .then_some(Said::Leave(recipients));
+            .then_some(OriginalPublish::Leave(recipients));
     }
     let payload = message
         .payload()
         .inspect_err(|error| tracing::warn!(%error, "a message on stock's channel cannot be sent to clients"))
         .ok()?;
     let sync = message.o.is_none_or(|options| options.sync.unwrap_or(true));
-    Some(Said::Message { payload, recipients, sync })
+    Some(OriginalPublish::Message { payload, recipients, sync })
 }
 
 /// Writes what stock is to send.
@@ -76,13 +76,17 @@ pub(in crate::redis) fn write(message: &[u8], recipients: &Recipients) -> Option
         Recipients::Everyone => vec![EVERYONE],
         Recipients::Users(users) => users.iter().map(UserId::as_str).collect(),
     };
-    serde_json::to_vec(&Publishing { message, recipients, from: OURS, mark: None }).ok()
+    serde_json::to_vec(&OutgoingDispatch { message, recipients, from: SENDER, mark: None }).ok()
 }
 
 /// Says it to stock.
-pub(in crate::redis) async fn publish(link: &Link, message: &[u8], recipients: &Recipients) -> Result<(), LinkError> {
+pub(in crate::redis) async fn publish(
+    link: &ServerLink,
+    message: &[u8],
+    recipients: &Recipients,
+) -> Result<(), RedisError> {
     let Some(text) = write(message, recipients) else { return Ok(()) };
-    link.lines().ask(redis::cmd("PUBLISH").arg(link.names().stock(Name::Ws)).arg(text)).await
+    link.client().query(redis::cmd("PUBLISH").arg(link.keys().original(Name::Ws)).arg(text)).await
 }
 
 /// KEYS: 1 the answer to a dispatch; ARGV: 1 a channel, 2 what to say there, unless that dispatch was answered.
@@ -92,29 +96,29 @@ static UNANSWERED: LazyLock<Script> = LazyLock::new(|| {
 
 /// Says it to stock unless it is that of a dispatch that was answered before.
 pub(in crate::redis) async fn publish_unanswered(
-    link: &Link,
+    link: &ServerLink,
     message: &[u8],
     recipients: &Recipients,
     id: &DispatchId,
-) -> Result<(), LinkError> {
+) -> Result<(), RedisError> {
     let Some(text) = write(message, recipients) else { return Ok(()) };
-    let arguments = [link.names().stock(Name::Ws).into_bytes(), text];
-    link.lines().run(&UNANSWERED, &[link.names().answer(id.as_str())], &arguments).await
+    let arguments = [link.keys().original(Name::Ws).into_bytes(), text];
+    link.client().run_script(&UNANSWERED, &[link.keys().dispatch_result(id.as_str())], &arguments).await
 }
 
 /// Says a mark where stock speaks: it is for nobody, and stock's servers do nothing with it.
-pub(super) async fn publish_mark(link: &Link, mark: &str) -> Result<(), LinkError> {
+pub(super) async fn publish_mark(link: &ServerLink, mark: &str) -> Result<(), RedisError> {
     let message = RawValue::from_string(r#"{"op":0,"t":"MARK"}"#.to_owned());
-    let message = message.map_err(|error| LinkError::Refused(error.to_string().into()))?;
-    let mark = Publishing { message: &message, recipients: Vec::new(), from: OURS, mark: Some(mark) };
-    let text = serde_json::to_vec(&mark).map_err(|error| LinkError::Refused(error.to_string().into()))?;
-    link.lines().ask(redis::cmd("PUBLISH").arg(link.names().stock(Name::Ws)).arg(text)).await
+    let message = message.map_err(|error| RedisError::Refused(error.to_string().into()))?;
+    let mark = OutgoingDispatch { message: &message, recipients: Vec::new(), from: SENDER, mark: Some(mark) };
+    let text = serde_json::to_vec(&mark).map_err(|error| RedisError::Refused(error.to_string().into()))?;
+    link.client().query(redis::cmd("PUBLISH").arg(link.keys().original(Name::Ws)).arg(text)).await
 }
 
 /// Whether a stock server listens.
-pub(in crate::redis) async fn is_there(link: &Link) -> Result<bool, LinkError> {
-    let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(link.names().stock(Name::Ws)).to_owned();
-    let (_, count): (String, u64) = link.lines().ask(&asked).await?;
+pub(in crate::redis) async fn is_there(link: &ServerLink) -> Result<bool, RedisError> {
+    let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(link.keys().original(Name::Ws)).to_owned();
+    let (_, count): (String, u64) = link.client().query(&asked).await?;
     Ok(count > 0)
 }
 
@@ -132,16 +136,19 @@ static CONNECTED: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// How these users are connected to stock.
-pub(in crate::redis) async fn connected(link: &Link, users: &[UserId]) -> Result<Vec<Beside>, LinkError> {
-    let keys = [link.names().stock(Name::Clients), link.names().ours()];
+pub(in crate::redis) async fn connected(
+    link: &ServerLink,
+    users: &[UserId],
+) -> Result<Vec<OriginalPresence>, RedisError> {
+    let keys = [link.keys().original(Name::Clients), link.keys().original_users_added()];
     let mut found = Vec::with_capacity(users.len());
     for some in users.chunks(ASKED_MAX) {
         let some: Vec<&str> = some.iter().map(UserId::as_str).collect();
-        let answer: Vec<u8> = link.lines().run(&CONNECTED, &keys, &some).await?;
+        let answer: Vec<u8> = link.client().run_script(&CONNECTED, &keys, &some).await?;
         found.extend(answer.into_iter().map(|one| match one {
-            0 => Beside::Not,
-            1 => Beside::Also,
-            _ => Beside::Alone,
+            0 => OriginalPresence::Offline,
+            1 => OriginalPresence::Possible,
+            _ => OriginalPresence::Exclusive,
         }));
     }
     Ok(found)
@@ -159,23 +166,23 @@ static FORGET: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Forgets whom we had put among the connected, of those who went long ago.
-pub(in crate::redis) async fn forget(link: &Link) -> Result<(), LinkError> {
-    let (keys, arguments) = ([link.names().ours()], [REMEMBERED_MS.to_string(), ASKED_MAX.to_string()]);
-    while link.lines().run::<usize>(&FORGET, &keys, &arguments).await? == ASKED_MAX {}
+pub(in crate::redis) async fn forget(link: &ServerLink) -> Result<(), RedisError> {
+    let (keys, arguments) = ([link.keys().original_users_added()], [REMEMBERED_MS.to_string(), ASKED_MAX.to_string()]);
+    while link.client().run_script::<usize>(&FORGET, &keys, &arguments).await? == ASKED_MAX {}
     Ok(())
 }
 
 /// Everybody who is connected, to whichever server.
 ///
 /// Read in pages, so that Redis has time for others in between. A user who comes or goes meanwhile may be among them or not.
-pub(in crate::redis) async fn everybody(link: &Link) -> Result<Vec<UserId>, LinkError> {
-    let connected = link.names().stock(Name::Clients);
+pub(in crate::redis) async fn everybody(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
+    let connected = link.keys().original(Name::Clients);
     // A page may repeat users of another one.
     let (mut all, mut cursor) = (HashSet::new(), 0_u64);
     loop {
         let mut command = redis::cmd("SSCAN");
         command.arg(&connected).arg(cursor).arg("COUNT").arg(PAGE);
-        let (next, page): (u64, Vec<String>) = link.lines().ask(&command).await?;
+        let (next, page): (u64, Vec<String>) = link.client().query(&command).await?;
         all.extend(users(&page));
         if next == 0 {
             return Ok(all.into_iter().collect());
@@ -185,24 +192,24 @@ pub(in crate::redis) async fn everybody(link: &Link) -> Result<Vec<UserId>, Link
 }
 
 /// How many those are.
-pub(in crate::redis) async fn everybody_count(link: &Link) -> Result<usize, LinkError> {
-    link.lines().ask(redis::cmd("SCARD").arg(link.names().stock(Name::Clients))).await
+pub(in crate::redis) async fn everybody_count(link: &ServerLink) -> Result<usize, RedisError> {
+    link.client().query(redis::cmd("SCARD").arg(link.keys().original(Name::Clients))).await
 }
 
 /// Connections, to all servers together. Stock may count below zero.
-pub(in crate::redis) async fn connections(link: &Link) -> Result<usize, LinkError> {
-    let count: Option<i64> = link.lines().ask(redis::cmd("GET").arg(link.names().stock(Name::Count))).await?;
+pub(in crate::redis) async fn connections(link: &ServerLink) -> Result<usize, RedisError> {
+    let count: Option<i64> = link.client().query(redis::cmd("GET").arg(link.keys().original(Name::Count))).await?;
     Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(0))
 }
 
 /// Stock connects to one Redis, and cannot speak to a Cluster: there, nothing is kept for it, and nothing heard of it.
-pub(in crate::redis) fn may_have_stock(link: &Link) -> bool {
-    !link.lines().is_spread()
+pub(in crate::redis) fn original_supported(link: &ServerLink) -> bool {
+    !link.client().is_redis_cluster()
 }
 
 /// What stock calls it; empty where there is none.
-pub(in crate::redis) fn where_stock_reads(link: &Link, name: Name) -> String {
-    if may_have_stock(link) { link.names().stock(name) } else { String::new() }
+pub(in crate::redis) fn original_name(link: &ServerLink, name: Name) -> String {
+    if original_supported(link) { link.keys().original(name) } else { String::new() }
 }
 
 #[cfg(test)]
@@ -215,10 +222,11 @@ mod tests {
         let payload = Payload::encode(0, Some("{\"n\":1.0}"), Some("T")).unwrap();
         let text = br#"{"message":{"op":0,"d":{"n":1.0},"t":"T","o":{"sync":false}},"recipients":["a","b"]}"#;
         let recipients = Recipients::Users(vec![user("a"), user("b")]);
-        let message = Said::Message { payload: payload.clone(), recipients: recipients.clone(), sync: false };
+        let message =
+            OriginalPublish::Message { payload: payload.clone(), recipients: recipients.clone(), sync: false };
         assert_eq!(read(text), Some(message));
         let text = br#"{"message":{"op":5,"d":{},"t":"DISCONNECT_CLIENT"},"recipients":["*"]}"#;
-        assert_eq!(read(text), Some(Said::Leave(Recipients::Everyone)));
+        assert_eq!(read(text), Some(OriginalPublish::Leave(Recipients::Everyone)));
         for nothing in
             [&br#"{"message":{"op":0},"recipients":[]}"#[..], b"{", b"{\"message\":{\"op\":1},\"recipients\":[\"a\"]}"]
         {
@@ -227,10 +235,10 @@ mod tests {
         // As a Node service may say it: ids that are numbers, and one that it had not.
         let text = br#"{"message":{"op":0,"d":{"n":1.0},"t":"T","o":{"sync":null}},"recipients":["a",7,null,-1,"b"]}"#;
         let recipients_read = Recipients::Users(vec![user("a"), user("7"), user("b")]);
-        let message = Said::Message { payload: payload.clone(), recipients: recipients_read, sync: true };
+        let message = OriginalPublish::Message { payload: payload.clone(), recipients: recipients_read, sync: true };
         assert_eq!(read(text), Some(message));
         let mark = br#"{"message":{"op":0,"t":"MARK"},"recipients":[],"from":"mesa","mark":"1-a-7"}"#;
-        assert_eq!(read(mark), Some(Said::Mark("1-a-7".into())));
+        assert_eq!(read(mark), Some(OriginalPublish::Mark("1-a-7".into())));
         let ours = write(payload.as_bytes(), &recipients).unwrap();
         assert_eq!(read(&ours), None);
         let expected = r#"{"message":{"op":0,"d":{"n":1.0},"t":"T"},"recipients":["a","b"],"from":"mesa"}"#;

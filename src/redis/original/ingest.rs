@@ -31,9 +31,9 @@ use tokio::{
 
 use super::channel;
 use crate::{
-    cluster::{FromBeside, Hears, Keeps, Word},
+    cluster::{Broadcast, BroadcastHandler, OriginalMessage, OriginalMessageSink},
     message::{DispatchId, Payload, Recipients, UserId},
-    redis::{Link, LinkError, Told, connection::Script, presence::Presence},
+    redis::{Notification, RedisError, ServerLink, connection::Script, presence::Presence},
 };
 
 /// Messages that wait to be kept, and bytes of them as stock has said them. What comes beyond that is lost, as with stock, and
@@ -69,8 +69,8 @@ struct Heard {
 }
 
 /// What is heard.
-pub(in crate::redis) struct FromStock {
-    hears: Hears,
+pub(in crate::redis) struct OriginalIngest {
+    hears: BroadcastHandler,
     waiting: mpsc::Sender<Heard>,
     waiting_bytes: Arc<AtomicUsize>,
     /// The last mark, and how many messages came since; nothing before the first.
@@ -79,47 +79,54 @@ pub(in crate::redis) struct FromStock {
     pub(in crate::redis) anew: Arc<Notify>,
 }
 
-impl FromStock {
+impl OriginalIngest {
     /// Begins to keep what is heard from here on.
-    pub(in crate::redis) fn begin(link: &Arc<Link>, presence: Arc<Presence>, hears: Hears, keeps: Keeps) -> Self {
+    pub(in crate::redis) fn begin(
+        link: &Arc<ServerLink>,
+        presence: Arc<Presence>,
+        hears: BroadcastHandler,
+        keeps: OriginalMessageSink,
+    ) -> Self {
         let (waiting, some) = mpsc::channel(WAITING_MAX);
         let anew = Arc::new(Notify::new());
         let again = anew.clone();
         let waiting_bytes: Arc<AtomicUsize> = Arc::default();
         let bytes = waiting_bytes.clone();
-        link.keep("cluster_original_messages", (some, Late::default()), move |link, (some, late)| {
+        link.spawn("cluster_original_messages", (some, Late::default()), move |link, (some, late)| {
             Box::pin(keep(link, presence.clone(), (some, bytes.clone()), late, keeps.clone()))
         });
-        link.keep("cluster_original_marks", (), move |link, ()| Box::pin(keep_marking(link, again.clone())));
+        link.spawn("cluster_original_marks", (), move |link, ()| Box::pin(keep_marking(link, again.clone())));
         Self { hears, waiting, waiting_bytes, place: Mutex::new(None), anew }
     }
 
     /// Takes in what is told. Never waits.
-    pub(in crate::redis) fn hear(&self, told: &Told) {
+    pub(in crate::redis) fn hear(&self, told: &Notification) {
         let payload = match told {
-            Told::Said { payload, .. } => payload,
-            Told::Gap => {
+            Notification::ChannelMessage { payload, .. } => payload,
+            Notification::Resync => {
                 *self.place.lock() = None;
                 return self.anew.notify_one();
             }
             _ => return,
         };
         let (said, told_bytes) = (channel::read(payload), payload.len());
-        if let Some(channel::Said::Mark(mark)) = said {
+        if let Some(channel::OriginalPublish::Mark(mark)) = said {
             *self.place.lock() = Some((mark, 0));
             return;
         }
         // Whatever it was: everybody counts it.
         let id = self.next();
         match said {
-            Some(channel::Said::Message { payload, recipients: Recipients::Users(users), sync: true }) => {
+            Some(channel::OriginalPublish::Message { payload, recipients: Recipients::Users(users), sync: true }) => {
                 self.put(Heard { payload, users, id, bytes: told_bytes });
             }
-            Some(channel::Said::Message { payload, recipients, .. }) => {
-                (self.hears)(Word::Message { payload, recipients, excluding: Vec::new() });
+            Some(channel::OriginalPublish::Message { payload, recipients, .. }) => {
+                (self.hears)(Broadcast::Message { payload, recipients, excluding: Vec::new() });
             }
-            Some(channel::Said::Leave(recipients)) => (self.hears)(Word::Leave { recipients, excluding: Vec::new() }),
-            Some(channel::Said::Mark(_)) | None => {}
+            Some(channel::OriginalPublish::Leave(recipients)) => {
+                (self.hears)(Broadcast::Disconnect { recipients, excluding: Vec::new() })
+            }
+            Some(channel::OriginalPublish::Mark(_)) | None => {}
         }
     }
 
@@ -141,7 +148,7 @@ impl FromStock {
 }
 
 /// Says marks for as long as the link is there.
-async fn keep_marking(link: Weak<Link>, anew: Arc<Notify>) {
+async fn keep_marking(link: Weak<ServerLink>, anew: Arc<Notify>) {
     static MARKS: AtomicU64 = AtomicU64::new(0);
     loop {
         {
@@ -224,7 +231,7 @@ impl Late {
     }
 
     /// Those that are also for one of these users, for him alone, in the order in which they were said.
-    fn of(&mut self, users: &[UserId]) -> Vec<FromBeside> {
+    fn of(&mut self, users: &[UserId]) -> Vec<OriginalMessage> {
         let asked: HashSet<UserId> = users.iter().filter(|user| self.users.contains_key(*user)).cloned().collect();
         let mut found = Vec::new();
         if asked.is_empty() {
@@ -249,17 +256,17 @@ impl Late {
     }
 }
 
-fn late(heard: &Heard, users: Vec<UserId>) -> FromBeside {
-    FromBeside { payload: heard.payload.clone(), users, id: heard.id.clone(), late: true }
+fn late(heard: &Heard, users: Vec<UserId>) -> OriginalMessage {
+    OriginalMessage { payload: heard.payload.clone(), users, id: heard.id.clone(), late: true }
 }
 
-/// Keeps what is heard.
+/// OriginalMessageSink what is heard.
 async fn keep(
-    link: Weak<Link>,
+    link: Weak<ServerLink>,
     presence: Arc<Presence>,
     (waiting, waiting_bytes): (&mut mpsc::Receiver<Heard>, Arc<AtomicUsize>),
     late: &mut Late,
-    keeps: Keeps,
+    keeps: OriginalMessageSink,
 ) {
     let mut some = Vec::with_capacity(KEPT_MAX);
     loop {
@@ -280,7 +287,7 @@ async fn keep(
                 late.put(Instant::now() + OTHERS_HAVE, heard);
             }
             if !here.is_empty() {
-                kept.push(FromBeside { payload, users: here, id, late: false });
+                kept.push(OriginalMessage { payload, users: here, id, late: false });
             }
         }
         if !kept.is_empty() {
@@ -290,7 +297,7 @@ async fn keep(
 }
 
 /// What others had time to keep and have not, for users of ours.
-async fn seen_to(link: &Link, late: &mut Late) -> Vec<FromBeside> {
+async fn seen_to(link: &ServerLink, late: &mut Late) -> Vec<OriginalMessage> {
     let due = late.due();
     if due.is_empty() {
         return Vec::new();
@@ -324,16 +331,16 @@ static UNMADE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-async fn unmade(link: &Link, heard: &[Heard]) -> Result<Vec<FromBeside>, LinkError> {
-    let names = link.names();
-    let look = async |heard: &Heard| -> Result<Option<FromBeside>, LinkError> {
+async fn unmade(link: &ServerLink, heard: &[Heard]) -> Result<Vec<OriginalMessage>, RedisError> {
+    let names = link.keys();
+    let look = async |heard: &Heard| -> Result<Option<OriginalMessage>, RedisError> {
         let Some(id) = &heard.id else { return Ok(None) };
         let mut unmade = Vec::new();
         for users in heard.users.chunks(LOOKED_MAX) {
-            let mut keys = vec![names.ours()];
-            keys.extend(users.iter().map(|user| names.copied(user.as_str(), id.as_str())));
+            let mut keys = vec![names.original_users_added()];
+            keys.extend(users.iter().map(|user| names.delivered_copy(user.as_str(), id.as_str())));
             let asked: Vec<&str> = users.iter().map(UserId::as_str).collect();
-            let answer: Vec<bool> = link.lines().run(&UNMADE, &keys, &asked).await?;
+            let answer: Vec<bool> = link.client().run_script(&UNMADE, &keys, &asked).await?;
             unmade.extend(users.iter().zip(answer).filter(|(_, is)| *is).map(|(user, _)| user.clone()));
         }
         Ok((!unmade.is_empty()).then(|| late(heard, unmade)))

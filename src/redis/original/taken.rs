@@ -10,11 +10,11 @@ use bytes::Bytes;
 
 use super::json_list::{ELEMENT_BYTES_MAX, Elements, Next};
 use crate::{
-    compat::{dispatch::StockMessage, keyspace::Name},
+    compat::{dispatch::MessageJson, keyspace::Name},
     health::LogLimit,
     logging::excerpt,
     message::{DispatchId, UserId},
-    redis::{Link, LinkError, Script, store::append::ITEMS_MAX},
+    redis::{RedisError, Script, ServerLink, store::append::ITEMS_MAX},
     store::Append,
 };
 
@@ -150,7 +150,7 @@ enum Then {
 
 /// A list that was taken.
 pub(in crate::redis) struct List<'a> {
-    link: &'a Link,
+    link: &'a ServerLink,
     user: &'a UserId,
     keys: [String; 4],
     /// As it stands in Redis.
@@ -166,36 +166,36 @@ pub(in crate::redis) struct List<'a> {
 }
 
 /// The keys of a user's lists: what the original has left, how far, the list that was taken, and what was put aside.
-fn keys(link: &Link, user: &str) -> [String; 4] {
-    let (at, list) = link.names().taken(user);
-    [link.names().stock(Name::Undelivered), at, list, link.names().aside(user)]
+fn keys(link: &ServerLink, user: &str) -> [String; 4] {
+    let (at, list) = link.keys().taken_list(user);
+    [link.keys().original(Name::Undelivered), at, list, link.keys().unsendable(user)]
 }
 
-fn random_name() -> Result<String, LinkError> {
+fn random_name() -> Result<String, RedisError> {
     let mut random = [0_u8; 8];
-    getrandom::fill(&mut random).map_err(|error| LinkError::Refused(format!("no random number: {error}").into()))?;
+    getrandom::fill(&mut random).map_err(|error| RedisError::Refused(format!("no random number: {error}").into()))?;
     Ok(format!("{:016x}", u64::from_be_bytes(random)))
 }
 
 impl<'a> List<'a> {
     /// Takes what the original has left for a user, or goes on with what was taken before; `None` where there is nothing.
     pub(in crate::redis) async fn take(
-        link: &'a Link,
+        link: &'a ServerLink,
         user: &'a UserId,
         bytes_max: u64,
-    ) -> Result<Option<Self>, LinkError> {
+    ) -> Result<Option<Self>, RedisError> {
         let keys = keys(link, user.as_str());
         let arguments = [user.as_str(), &format!("{TAKEN}{user}"), &random_name()?];
-        let taken: Option<(String, u64)> = link.lines().run(&TAKE, &keys[..3], &arguments).await?;
+        let taken: Option<(String, u64)> = link.client().run_script(&TAKE, &keys[..3], &arguments).await?;
         let Some((text, length)) = taken else { return Ok(None) };
-        let unread = || LinkError::Damaged(format!("how far {} was read is not understood: {text:?}", keys[2]).into());
+        let unread = || RedisError::Damaged(format!("how far {} was read is not understood: {text:?}", keys[2]).into());
         let at = At::parse(&text).ok_or_else(unread)?;
         let (given, from, elements) = ((at.place, at.offset), at.offset, Elements::new(at.offset > 0));
         Ok(Some(Self { link, user, keys, at, given, from, length, elements, bytes_max }))
     }
 
     /// Gives the next messages: those of one piece, and of more where a message is longer than that.
-    pub(in crate::redis) async fn next(&mut self) -> Result<Part, LinkError> {
+    pub(in crate::redis) async fn next(&mut self) -> Result<Part, RedisError> {
         loop {
             let part = self.sort();
             if part.then != Then::More || !part.left.is_empty() || !part.aside.is_empty() || part.long.is_some() {
@@ -203,7 +203,7 @@ impl<'a> List<'a> {
             }
             let mut command = redis::cmd("GETRANGE");
             command.arg(&self.keys[2]).arg(self.from).arg(self.from + PIECE_BYTES - 1);
-            let piece: Vec<u8> = self.link.lines().ask(&command).await?;
+            let piece: Vec<u8> = self.link.client().query(&command).await?;
             if piece.is_empty() {
                 return Ok(Part { then: Then::Broken, ..Part::default() });
             }
@@ -250,7 +250,7 @@ impl<'a> List<'a> {
     }
 
     /// Notes that a part is done with: all of it, or up to a message that has no room. True where there may be more.
-    pub(in crate::redis) async fn done(&mut self, part: &Part, stops: Option<&Left>) -> Result<bool, LinkError> {
+    pub(in crate::redis) async fn done(&mut self, part: &Part, stops: Option<&Left>) -> Result<bool, RedisError> {
         let then = if stops.is_some() { Then::More } else { part.then };
         let (place, offset) = stops.map_or(self.given, |left| left.at);
         let is_before = |at: &(u64, u64)| at.0 < place;
@@ -281,7 +281,7 @@ impl<'a> List<'a> {
             rest.as_bytes(),
             field.as_bytes(),
         ];
-        let is_first: bool = self.link.lines().run(&DONE, &self.keys, &arguments).await?;
+        let is_first: bool = self.link.client().run_script(&DONE, &self.keys, &arguments).await?;
         self.at = now;
         Ok(is_first && then == Then::More && stops.is_none())
     }
@@ -295,7 +295,7 @@ impl<'a> List<'a> {
 /// Reads an element of a list.
 fn read(text: &[u8], user: &UserId, name: &str, place: u64, bytes_max: u64) -> Result<Append, String> {
     let text = std::str::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())?;
-    let payload = StockMessage::read(text)?.payload().map_err(|error| error.to_string())?;
+    let payload = MessageJson::read(text)?.payload().map_err(|error| error.to_string())?;
     if payload.as_bytes().len() as u64 > bytes_max {
         return Err("it is larger than sync.maxBytes".to_owned());
     }
@@ -318,17 +318,17 @@ pub(in crate::redis) fn run(left: &[Left]) -> usize {
 }
 
 /// Whether a list was taken for a user and is not in the log yet.
-pub(super) async fn is_any(link: &Link, user: &UserId) -> Result<bool, LinkError> {
-    let (at, _) = link.names().taken(user.as_str());
-    link.lines().ask(redis::cmd("EXISTS").arg(at)).await
+pub(super) async fn is_any(link: &ServerLink, user: &UserId) -> Result<bool, RedisError> {
+    let (at, _) = link.keys().taken_list(user.as_str());
+    link.client().query(redis::cmd("EXISTS").arg(at)).await
 }
 
 /// The text of what was taken for a user and is not in a log yet; `None` where nothing was.
-pub(in crate::redis) async fn rest(link: &Link, user: &str) -> Result<Option<String>, LinkError> {
-    let (at, list) = link.names().taken(user);
-    let at: Option<String> = link.lines().ask(redis::cmd("GET").arg(at)).await?;
+pub(in crate::redis) async fn rest(link: &ServerLink, user: &str) -> Result<Option<String>, RedisError> {
+    let (at, list) = link.keys().taken_list(user);
+    let at: Option<String> = link.client().query(redis::cmd("GET").arg(at)).await?;
     let Some(at) = at.as_deref().and_then(At::parse) else { return Ok(None) };
-    let rest: String = link.lines().ask(redis::cmd("GETRANGE").arg(list).arg(at.offset).arg(-1)).await?;
+    let rest: String = link.client().query(redis::cmd("GETRANGE").arg(list).arg(at.offset).arg(-1)).await?;
     Ok(Some(if at.offset > 0 { format!("[{rest}") } else { rest }))
 }
 

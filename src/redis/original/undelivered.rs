@@ -21,7 +21,7 @@ use crate::{
     compat::keyspace::Name,
     logging::excerpt,
     message::UserId,
-    redis::{Link, LinkError, Script, original::taken::TAKEN, store::background::Shared},
+    redis::{RedisError, Script, ServerLink, original::taken::TAKEN, store::background::Shared},
 };
 
 /// Lists taken in one go: a process that leaves more all the time is not waited for.
@@ -97,7 +97,7 @@ pub(in crate::redis) async fn keep_taking(shared: Weak<Shared>, came: &mut mpsc:
 
 impl Shared {
     /// Puts what stock has left for a user into his log, as far as it has room.
-    pub(in crate::redis) async fn take_undelivered(&self, user: &UserId) -> Result<(), LinkError> {
+    pub(in crate::redis) async fn take_undelivered(&self, user: &UserId) -> Result<(), RedisError> {
         let (link, end) = (self.caller.link()?, Instant::now() + TAKE_TIMEOUT);
         for _ in 0..LISTS_MAX {
             match self.take_list(&link, user, end).await? {
@@ -116,15 +116,15 @@ impl Shared {
     }
 
     /// The same for those of these users for whom something is left.
-    async fn take_left(&self, users: &[UserId]) -> Result<(), LinkError> {
+    async fn take_left(&self, users: &[UserId]) -> Result<(), RedisError> {
         let link = self.caller.link()?;
-        let keys = [link.names().stock(Name::Undelivered)];
+        let keys = [link.keys().original(Name::Undelivered)];
         let users: Vec<&str> = users.iter().map(UserId::as_str).collect();
-        let left: Vec<String> = link.lines().run(&LEFT, &keys, &users).await?;
+        let left: Vec<String> = link.client().run_script(&LEFT, &keys, &users).await?;
         for user in left.iter().filter_map(|user| UserId::new(user).ok()) {
             match self.take_undelivered(&user).await {
                 // Somebody has to look at what there is of this user; the others are not to wait for that.
-                Err(LinkError::Damaged(why)) => {
+                Err(RedisError::Damaged(why)) => {
                     tracing::error!(user = %excerpt(user), %why, "what stock has left cannot be taken");
                 }
                 taken => taken?,
@@ -134,7 +134,7 @@ impl Shared {
     }
 
     /// The same for some of those of whom not all was taken: they may have room now.
-    pub(in crate::redis) async fn take_what_is_owed(&self) -> Result<(), LinkError> {
+    pub(in crate::redis) async fn take_what_is_owed(&self) -> Result<(), RedisError> {
         let some: Vec<UserId> = {
             let mut owed = self.owed.lock();
             let count = owed.len().min(OWED_AT_ONCE);
@@ -153,11 +153,11 @@ impl Shared {
         Ok(())
     }
 
-    async fn take_list(&self, link: &Link, user: &UserId, end: Instant) -> Result<Taken, LinkError> {
-        let keys = [link.names().stock(Name::Undelivered)];
+    async fn take_list(&self, link: &ServerLink, user: &UserId, end: Instant) -> Result<Taken, RedisError> {
+        let keys = [link.keys().original(Name::Undelivered)];
         let fields = [user.as_str(), &format!("{TAKEN}{user}")];
         // Asked for by themselves: a step with keys that are not there waits for as long as their slot of a Cluster moves.
-        let left: Vec<String> = link.lines().run(&LEFT, &keys, &fields).await?;
+        let left: Vec<String> = link.client().run_script(&LEFT, &keys, &fields).await?;
         if left.is_empty() && !taken::is_any(link, user).await? {
             return Ok(Taken::Nothing);
         }
@@ -177,7 +177,7 @@ impl Shared {
                     match made {
                         Ok(made) if made.seqs.iter().all(Result::is_ok) => {}
                         // Nor is there any in the Redis: who comes now is to have what he has, which makes some.
-                        Ok(_) | Err(LinkError::Full(_)) => stops = stops.or(Some(left)),
+                        Ok(_) | Err(RedisError::Full(_)) => stops = stops.or(Some(left)),
                         Err(error) => return Err(error),
                     }
                 }

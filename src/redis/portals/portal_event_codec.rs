@@ -4,51 +4,51 @@
 use std::sync::Arc;
 
 use crate::{
-    cluster::portals::{At, Told, What, Whose},
-    compat::portal_event::{Message, Published, kind},
+    cluster::portals::{ClientEvent, ClientEventKind, EventOrigin, PortalTarget},
+    compat::portal_event::{Message, PublishedEvent, kind},
     logging::json_error,
     message::{JsonString, UserId},
 };
 
 /// Something that was told.
 #[derive(Debug)]
-pub(in crate::redis) struct Heard {
-    pub told: Arc<Told>,
+pub(in crate::redis) struct ReceivedEvent {
+    pub event: Arc<ClientEvent>,
     /// Whose turn it is.
     pub portal: Option<String>,
     pub again: bool,
 }
 
 /// Writes it, as `server` tells it.
-pub(in crate::redis) fn write(told: &Told, to: Whose<'_>, server: &str, again: bool) -> Vec<u8> {
-    let (name, message) = match &told.what {
-        What::Connection => (kind::CONNECTION, None),
-        What::Authentication => (kind::AUTHENTICATION, None),
-        What::Message { op, data, kind } => {
+pub(in crate::redis) fn write(told: &ClientEvent, to: PortalTarget<'_>, server: &str, again: bool) -> Vec<u8> {
+    let (name, message) = match &told.kind {
+        ClientEventKind::Connection => (kind::CONNECTION, None),
+        ClientEventKind::Authentication => (kind::AUTHENTICATION, None),
+        ClientEventKind::Message { op, data, kind } => {
             // It was read as JSON.
             let d = data.as_deref().and_then(|data| serde_json::from_str(data).ok());
             (kind::MESSAGE, Some(Message { op: *op, d, t: kind.as_ref().map(JsonString::borrowed) }))
         }
-        What::Disconnection => (kind::DISCONNECTION, None),
+        ClientEventKind::Disconnection => (kind::DISCONNECTION, None),
     };
     let user = told.user.as_ref().and_then(|user| serde_json::value::to_raw_value(user.as_str()).ok());
-    let at = match &told.at {
-        At::Server(at) if **at == *server => None,
-        At::Server(at) => Some(at.to_string()),
-        At::Here => None,
-        At::Beside => Some(String::new()),
+    let at = match &told.origin {
+        EventOrigin::Server(at) if **at == *server => None,
+        EventOrigin::Server(at) => Some(at.to_string()),
+        EventOrigin::Local => None,
+        EventOrigin::Original => Some(String::new()),
     };
-    let published = Published {
+    let published = PublishedEvent {
         r#type: name.to_owned(),
         message,
         client_id: user.as_deref(),
         portal_id: match to {
-            Whose::Nobodys => String::new(),
-            Whose::Here(portal) => format!("{server}.{portal}"),
-            Whose::There(portal) => portal.to_owned(),
+            PortalTarget::Unassigned => String::new(),
+            PortalTarget::Local(portal) => format!("{server}.{portal}"),
+            PortalTarget::Remote(portal) => portal.to_owned(),
         },
         from: Some(server.to_owned()),
-        connection: (told.at != At::Beside).then_some(told.connection),
+        connection: (told.origin != EventOrigin::Original).then_some(told.connection),
         at,
         again,
     };
@@ -57,8 +57,8 @@ pub(in crate::redis) fn write(told: &Told, to: Whose<'_>, server: &str, again: b
 }
 
 /// Reads it; nothing where it is said by `own`, or not understood.
-pub(in crate::redis) fn read(text: &[u8], own: &str) -> Option<Heard> {
-    let said: Published<'_> = serde_json::from_slice(text)
+pub(in crate::redis) fn read(text: &[u8], own: &str) -> Option<ReceivedEvent> {
+    let said: PublishedEvent<'_> = serde_json::from_slice(text)
         .inspect_err(
             |error| tracing::warn!(error = %json_error(error), "something on the channel of events is not understood"),
         )
@@ -67,28 +67,28 @@ pub(in crate::redis) fn read(text: &[u8], own: &str) -> Option<Heard> {
         return None;
     }
     let what = match (said.r#type.as_str(), said.message) {
-        (kind::CONNECTION, _) => What::Connection,
-        (kind::AUTHENTICATION, _) => What::Authentication,
+        (kind::CONNECTION, _) => ClientEventKind::Connection,
+        (kind::AUTHENTICATION, _) => ClientEventKind::Authentication,
         (kind::MESSAGE, Some(Message { op, d, t })) => {
-            What::Message { op, data: d.map(|data| data.get().into()), kind: t.map(JsonString::into_owned) }
+            ClientEventKind::Message { op, data: d.map(|data| data.get().into()), kind: t.map(JsonString::into_owned) }
         }
-        (kind::DISCONNECTION, _) => What::Disconnection,
+        (kind::DISCONNECTION, _) => ClientEventKind::Disconnection,
         _ => return None,
     };
     let user = said.client_id.and_then(|id| serde_json::from_str::<String>(id.get()).ok());
     let at = match (said.at, said.from) {
-        (Some(at), _) if at.is_empty() => At::Beside,
-        (Some(at), _) | (None, Some(at)) => At::Server(at.into()),
-        (None, None) => At::Beside,
+        (Some(at), _) if at.is_empty() => EventOrigin::Original,
+        (Some(at), _) | (None, Some(at)) => EventOrigin::Server(at.into()),
+        (None, None) => EventOrigin::Original,
     };
-    let told = Told {
+    let told = ClientEvent {
         connection: said.connection.unwrap_or_default(),
-        at,
+        origin: at,
         user: user.and_then(|user| UserId::new(&user).ok()),
-        what,
+        kind: what,
     };
     let portal = (!said.portal_id.is_empty()).then_some(said.portal_id);
-    Some(Heard { told: Arc::new(told), portal, again: said.again })
+    Some(ReceivedEvent { event: Arc::new(told), portal, again: said.again })
 }
 
 #[cfg(test)]
@@ -97,26 +97,31 @@ mod tests {
 
     #[test]
     fn an_event_is_read_as_it_was_told_and_not_by_who_told_it() {
-        let what = What::Message {
+        let what = ClientEventKind::Message {
             op: 0,
             data: Some(r#"{"n": 1.0}"#.into()),
             kind: serde_json::from_str(r#""T\ud83d""#).ok(),
         };
-        let told = Told { connection: 7, at: At::Server("1-a".into()), user: UserId::new("a\"").ok(), what };
-        let text = write(&told, Whose::There("portal"), "1-a", true);
+        let told = ClientEvent {
+            connection: 7,
+            origin: EventOrigin::Server("1-a".into()),
+            user: UserId::new("a\"").ok(),
+            kind: what,
+        };
+        let text = write(&told, PortalTarget::Remote("portal"), "1-a", true);
         let expected = r#"{"type":"message","message":{"op":0,"d":{"n": 1.0},"t":"T\ud83d"},"clientId":"a\"","portalId":"portal","from":"1-a","connection":7,"again":true}"#;
         assert_eq!(String::from_utf8(text.clone()).unwrap(), expected);
         assert!(read(&text, "1-a").is_none());
         let heard = read(&text, "1-b").unwrap();
-        assert_eq!((&*heard.told, heard.portal.as_deref(), heard.again), (&told, Some("portal"), true));
+        assert_eq!((&*heard.event, heard.portal.as_deref(), heard.again), (&told, Some("portal"), true));
         // Passed on by another server it is still what it was.
-        let passed = write(&told, Whose::Here("x"), "1-b", true);
-        assert_eq!(*read(&passed, "1-c").unwrap().told, told);
+        let passed = write(&told, PortalTarget::Local("x"), "1-b", true);
+        assert_eq!(*read(&passed, "1-c").unwrap().event, told);
         let stock = read(br#"{"type":"disconnection","clientId":"a","portalId":"p"}"#, "1-a").unwrap();
-        assert_eq!((&stock.told.at, &stock.told.what), (&At::Beside, &What::Disconnection));
-        let passed = write(&stock.told, Whose::Nobodys, "1-b", false);
-        assert_eq!(*read(&passed, "1-c").unwrap().told, *stock.told);
+        assert_eq!((&stock.event.origin, &stock.event.kind), (&EventOrigin::Original, &ClientEventKind::Disconnection));
+        let passed = write(&stock.event, PortalTarget::Unassigned, "1-b", false);
+        assert_eq!(*read(&passed, "1-c").unwrap().event, *stock.event);
         assert!(read(b"{", "1-a").is_none() && read(br#"{"type":"x"}"#, "1-a").is_none());
-        assert_eq!(read(br#"{"type":"connection","clientId":7}"#, "1-a").unwrap().told.user, None);
+        assert_eq!(read(br#"{"type":"connection","clientId":7}"#, "1-a").unwrap().event.user, None);
     }
 }

@@ -17,12 +17,12 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::portal_event_codec::{self, Heard};
+use super::portal_event_codec::{self, ReceivedEvent};
 use crate::{
-    cluster::portals::{FarPortals, NearPortals, Told, Whose},
+    cluster::portals::{ClientEvent, LocalPortals, PortalTarget, RemotePortals},
     compat::keyspace::Name,
     logging::json_error,
-    redis::{Link, LinkError, Script, subscriber},
+    redis::{RedisError, Script, ServerLink, subscriber},
 };
 
 /// Events that wait to be told to other servers, and bytes of those, about. What comes beyond that is lost there, and the log
@@ -44,7 +44,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const HEARD_FOR: Duration = Duration::from_secs(5);
 
 /// After an attempt that failed.
-const RETRY_PAUSE: Duration = Duration::from_millis(250);
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// KEYS: 1 the pool, which is its channel too; ARGV: 1 what to do, 2 the portal, 3 what is said. Said once, as a stock server
 /// takes out somebody else where it hears of one that it does not know.
@@ -71,7 +71,7 @@ pub(in crate::redis) struct Portals {
     events: mpsc::Sender<Vec<u8>>,
     waiting_bytes: Arc<AtomicUsize>,
     /// How many those are, and what else waits to be told.
-    untold: Arc<watch::Sender<usize>>,
+    pending_publishes: Arc<watch::Sender<usize>>,
     /// Something could not be told, and the log says so.
     told_full: Arc<AtomicBool>,
     state: Mutex<State>,
@@ -140,13 +140,13 @@ fn of_ours(id: &str) -> Option<(&str, &str)> {
 
 impl Portals {
     /// Begins to tell and to hear.
-    pub(in crate::redis) fn begin(link: &Arc<Link>, near: Weak<dyn NearPortals>) -> Arc<Self> {
+    pub(in crate::redis) fn begin(link: &Arc<ServerLink>, near: Weak<dyn LocalPortals>) -> Arc<Self> {
         let (events, waiting) = mpsc::channel(EVENTS_MAX);
         let portals = Arc::new(Self {
             server: link.node().into(),
             events,
             waiting_bytes: Arc::default(),
-            untold: link.untold.clone(),
+            pending_publishes: link.pending_publishes.clone(),
             told_full: Arc::default(),
             state: Mutex::new(State { deaf: true, ..State::default() }),
             watching: AtomicBool::new(false),
@@ -155,17 +155,17 @@ impl Portals {
             look: Notify::new(),
         });
         let (bytes, full) = (portals.waiting_bytes.clone(), portals.told_full.clone());
-        link.keep("cluster_portal_events", waiting, move |link, waiting| {
+        link.spawn("cluster_portal_events", waiting, move |link, waiting| {
             Box::pin(keep_telling(link, waiting, bytes.clone(), full.clone()))
         });
-        link.keep("cluster_portal_writer", portals.clone(), |link, portals| {
+        link.spawn("cluster_portal_writer", portals.clone(), |link, portals| {
             Box::pin(keep_writing(link, portals.clone()))
         });
         let to = near.clone();
-        link.keep("cluster_portal_reader", portals.clone(), move |link, portals| {
+        link.spawn("cluster_portal_reader", portals.clone(), move |link, portals| {
             Box::pin(keep_looking(link, portals.clone(), to.clone()))
         });
-        link.keep("cluster_portal_subscriber", portals.clone(), move |link, portals| {
+        link.spawn("cluster_portal_subscriber", portals.clone(), move |link, portals| {
             Box::pin(keep_hearing(link, portals.clone(), near.clone()))
         });
         portals
@@ -186,28 +186,28 @@ impl Portals {
     }
 
     /// Gives on who there is elsewhere, if that has changed.
-    fn give(&self, link: &Link, near: &Weak<dyn NearPortals>) {
+    fn give(&self, link: &ServerLink, near: &Weak<dyn LocalPortals>) {
         let Some(near) = near.upgrade() else { return };
-        let live = link.live();
+        let live = link.membership();
         let mut given = self.given.lock();
         let now = self.state.lock().others(&live.nodes);
         if *given != now {
             *given = now;
-            near.others(&given.0, given.1);
+            near.set_remote(&given.0, given.1);
         }
     }
 
     /// Reads who is in the pool, and sets right what is said there of those that are here.
-    async fn look(&self, link: &Link, near: &Weak<dyn NearPortals>) -> Result<(), LinkError> {
-        let (names, lines) = (link.names(), link.lines());
-        let pool: Vec<String> = lines.ask(redis::cmd("SMEMBERS").arg(names.stock(Name::Pool))).await?;
-        let watching: Vec<String> = lines.ask(redis::cmd("SMEMBERS").arg(names.watching())).await?;
-        let stock_listens = if lines.is_spread() {
+    async fn look(&self, link: &ServerLink, near: &Weak<dyn LocalPortals>) -> Result<(), RedisError> {
+        let (names, lines) = (link.keys(), link.client());
+        let pool: Vec<String> = lines.query(redis::cmd("SMEMBERS").arg(names.original(Name::Pool))).await?;
+        let watching: Vec<String> = lines.query(redis::cmd("SMEMBERS").arg(names.event_subscribers())).await?;
+        let stock_listens = if lines.is_redis_cluster() {
             // In a Cluster that cannot be asked.
             true
         } else {
-            let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(names.stock(Name::Portal)).to_owned();
-            let (_, count): (String, u64) = lines.ask(&asked).await?;
+            let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(names.original(Name::Portal)).to_owned();
+            let (_, count): (String, u64) = lines.query(&asked).await?;
             count > 0
         };
         {
@@ -235,7 +235,7 @@ impl Portals {
         Ok(())
     }
 
-    async fn write(&self, link: &Link) -> Result<(), LinkError> {
+    async fn write(&self, link: &ServerLink) -> Result<(), RedisError> {
         loop {
             let wanted = self.watching.load(Ordering::Acquire);
             let (next, watching) = {
@@ -261,14 +261,14 @@ impl Portals {
     }
 
     /// Something was said by a stock server or another of ours.
-    fn hear(&self, payload: &[u8], near: &Weak<dyn NearPortals>) {
-        let (Some(Heard { told, portal, again }), Some(near)) =
+    fn hear(&self, payload: &[u8], near: &Weak<dyn LocalPortals>) {
+        let (Some(ReceivedEvent { event, portal, again }), Some(near)) =
             (portal_event_codec::read(payload, &self.server), near.upgrade())
         else {
             return;
         };
         let portal = portal.as_deref().and_then(of_ours).filter(|(server, _)| *server == &*self.server);
-        near.told(told, portal.map(|(_, portal)| portal), again);
+        near.deliver(event, portal.map(|(_, portal)| portal), again);
     }
 
     fn hear_of_portal(&self, payload: &[u8]) {
@@ -284,32 +284,35 @@ impl Portals {
     }
 }
 
-async fn change(link: &Link, portal: &str, here: bool) -> Result<(), LinkError> {
+async fn change(link: &ServerLink, portal: &str, here: bool) -> Result<(), RedisError> {
     let said = serde_json::json!({ "id": portal, "ready": here }).to_string();
     let arguments = [if here { "SADD" } else { "SREM" }, portal, &said];
-    link.lines().run(&CHANGE, &[link.names().stock(Name::Pool)], &arguments).await
+    link.client().run_script(&CHANGE, &[link.keys().original(Name::Pool)], &arguments).await
 }
 
-async fn watch(link: &Link, server: &str, watching: bool) -> Result<(), LinkError> {
-    let names = link.names();
+async fn watch(link: &ServerLink, server: &str, watching: bool) -> Result<(), RedisError> {
+    let names = link.keys();
     let command = if watching { "SADD" } else { "SREM" };
-    link.lines().ask::<redis::Value>(redis::cmd(command).arg(names.watching()).arg(server)).await?;
-    link.lines().ask::<redis::Value>(redis::cmd("PUBLISH").arg(names.watching()).arg(server)).await?;
+    link.client().query::<redis::Value>(redis::cmd(command).arg(names.event_subscribers()).arg(server)).await?;
+    link.client().query::<redis::Value>(redis::cmd("PUBLISH").arg(names.event_subscribers()).arg(server)).await?;
     Ok(())
 }
 
 /// Takes out the portals of a server that is gone. May be done again.
-pub(in crate::redis) async fn bury(link: &Link, node: &str) -> Result<(), LinkError> {
-    let pool = link.names().stock(Name::Pool);
-    let all: Vec<String> = link.lines().ask(redis::cmd("SMEMBERS").arg(pool)).await?;
+pub(in crate::redis) async fn remove_server(link: &ServerLink, node: &str) -> Result<(), RedisError> {
+    let pool = link.keys().original(Name::Pool);
+    let all: Vec<String> = link.client().query(redis::cmd("SMEMBERS").arg(pool)).await?;
     for portal in all.iter().filter(|id| of_ours(id).is_some_and(|(server, _)| server == node)) {
         change(link, portal, false).await?;
     }
-    link.lines().ask::<redis::Value>(redis::cmd("SREM").arg(link.names().watching()).arg(node)).await.map(|_| ())
+    link.client()
+        .query::<redis::Value>(redis::cmd("SREM").arg(link.keys().event_subscribers()).arg(node))
+        .await
+        .map(|_| ())
 }
 
 async fn keep_telling(
-    link: Weak<Link>,
+    link: Weak<ServerLink>,
     waiting: &mut mpsc::Receiver<Vec<u8>>,
     bytes: Arc<AtomicUsize>,
     told_full: Arc<AtomicBool>,
@@ -317,14 +320,15 @@ async fn keep_telling(
     let mut some = Vec::with_capacity(TOLD_MAX);
     while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
         let Some(link) = link.upgrade() else { return };
-        let channel = link.names().stock(Name::Portal);
+        let channel = link.keys().original(Name::Portal);
         // All of it at once: after a panic in between the rest does not wait any more either.
         bytes.fetch_sub(some.iter().map(Vec::len).sum(), Ordering::Relaxed);
-        let tell =
-            async |text: Vec<u8>| link.lines().ask::<redis::Value>(redis::cmd("PUBLISH").arg(&channel).arg(text)).await;
+        let tell = async |text: Vec<u8>| {
+            link.client().query::<redis::Value>(redis::cmd("PUBLISH").arg(&channel).arg(text)).await
+        };
         // They share a line, which keeps their order.
         let told = futures_util::future::join_all(some.drain(..).map(tell)).await;
-        link.untold.send_modify(|untold| *untold -= told.len());
+        link.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= told.len());
         match told.into_iter().find(Result::is_err) {
             None => told_full.store(false, Ordering::Relaxed),
             Some(Err(error)) if !told_full.swap(true, Ordering::Relaxed) => {
@@ -335,19 +339,19 @@ async fn keep_telling(
     }
 }
 
-async fn keep_writing(link: Weak<Link>, portals: Arc<Portals>) {
+async fn keep_writing(link: Weak<ServerLink>, portals: Arc<Portals>) {
     loop {
         portals.changed.notified().await;
         let Some(link) = link.upgrade() else { return };
         if let Err(error) = portals.write(&link).await {
             tracing::debug!(%error, "which portals are here is written down later");
-            tokio::time::sleep(RETRY_PAUSE).await;
+            tokio::time::sleep(RETRY_DELAY).await;
             portals.changed.notify_one();
         }
     }
 }
 
-async fn keep_looking(link: Weak<Link>, portals: Arc<Portals>, near: Weak<dyn NearPortals>) {
+async fn keep_looking(link: Weak<ServerLink>, portals: Arc<Portals>, near: Weak<dyn LocalPortals>) {
     loop {
         _ = tokio::time::timeout(LOOK, portals.look.notified()).await;
         let Some(link) = link.upgrade() else { return };
@@ -357,62 +361,62 @@ async fn keep_looking(link: Weak<Link>, portals: Arc<Portals>, near: Weak<dyn Ne
     }
 }
 
-async fn keep_hearing(link: Weak<Link>, portals: Arc<Portals>, near: Weak<dyn NearPortals>) {
+async fn keep_hearing(link: Weak<ServerLink>, portals: Arc<Portals>, near: Weak<dyn LocalPortals>) {
     let Some(here) = link.upgrade() else { return };
-    let channels = [here.names().stock(Name::Pool), here.names().watching()];
+    let channels = [here.keys().original(Name::Pool), here.keys().event_subscribers()];
     // By a pattern: among the subscribers of that channel are only stock's portals.
-    let events = here.names().stock(Name::Portal);
+    let events = here.keys().original(Name::Portal);
     drop(here);
     let (pool, said) = (&channels[0], &events);
-    subscriber::hear(link, &channels, &events, subscriber::SelfHeard::Elsewhere, |link, heard| {
+    subscriber::subscribe(link, &channels, &events, subscriber::Loopback::Other, |link, heard| {
         match heard {
-            subscriber::Heard::Begins => {
+            subscriber::SubscriptionEvent::Started => {
                 portals.state.lock().deaf = false;
                 portals.look.notify_one();
             }
-            subscriber::Heard::Lost => {
+            subscriber::SubscriptionEvent::Lost => {
                 portals.state.lock().deaf = true;
                 portals.give(link, &near);
             }
-            subscriber::Heard::Said(channel, payload) if channel == said => portals.hear(payload, &near),
-            subscriber::Heard::Said(channel, payload) if channel == pool => {
+            subscriber::SubscriptionEvent::Message(channel, payload) if channel == said => portals.hear(payload, &near),
+            subscriber::SubscriptionEvent::Message(channel, payload) if channel == pool => {
                 portals.hear_of_portal(payload);
                 portals.give(link, &near);
             }
-            subscriber::Heard::Said(..) => portals.look.notify_one(),
+            subscriber::SubscriptionEvent::Message(..) => portals.look.notify_one(),
         }
         false
     })
     .await;
 }
 
-impl FarPortals for Portals {
+impl RemotePortals for Portals {
     fn server(&self) -> Arc<str> {
         self.server.clone()
     }
 
-    fn comes(&self, portal: &str) {
+    fn add(&self, portal: &str) {
         self.mark(portal, true);
     }
 
-    fn goes(&self, portal: &str) {
+    fn remove(&self, portal: &str) {
         self.mark(portal, false);
     }
 
-    fn set_watching(&self, watching: bool) {
+    fn set_wants_all(&self, watching: bool) {
         if self.watching.swap(watching, Ordering::AcqRel) != watching {
             self.changed.notify_one();
         }
     }
 
-    fn tell(&self, told: &Arc<Told>, to: Whose<'_>, again: bool) {
-        let text = portal_event_codec::write(told, to, &self.server, again);
+    fn publish(&self, event: &Arc<ClientEvent>, to: PortalTarget<'_>, again: bool) {
+        let text = portal_event_codec::write(event, to, &self.server, again);
         let bytes = text.len();
         let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= EVENT_BYTES_MAX;
-        self.untold.send_modify(|untold| *untold += 1);
+        self.pending_publishes.send_modify(|pending_publishes| *pending_publishes += 1);
         if !fits || self.events.try_send(text).is_err() {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.untold.send_modify(|untold| *untold -= 1);
+            self.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= 1);
             if !self.told_full.swap(true, Ordering::Relaxed) {
                 tracing::warn!("too much waits to be told to portals elsewhere: some of it is lost");
             }

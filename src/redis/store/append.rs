@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     message::{Seq, UserId},
-    redis::LinkError,
+    redis::RedisError,
     store::{Answered, Append, Appended, Once, Reason, Rejected},
 };
 
@@ -58,7 +58,7 @@ struct Remembered {
 
 /// Appends that wait for their turn, and where their answer is awaited. Without any: whoever asks wants to know that all before
 /// it are done.
-pub(super) type Waiting = (Vec<Append>, oneshot::Sender<Result<Vec<Appended>, LinkError>>);
+pub(super) type Waiting = (Vec<Append>, oneshot::Sender<Result<Vec<Appended>, RedisError>>);
 
 /// Askers whose appends are made together.
 const TOGETHER_MAX: usize = 256;
@@ -90,8 +90,8 @@ pub(super) async fn keep_appending(shared: Weak<Shared>, queue: &mut mpsc::Recei
 impl Shared {
     /// See [`Store::append_all`](crate::store::Store::append_all); but for each append whether it was made, since what goes wrong
     /// with one need not concern the others.
-    pub(in crate::redis) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<Appended, LinkError>> {
-        let mut appended: Vec<Result<Appended, LinkError>> = vec![Ok(Appended::default()); appends.len()];
+    pub(in crate::redis) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<Appended, RedisError>> {
+        let mut appended: Vec<Result<Appended, RedisError>> = vec![Ok(Appended::default()); appends.len()];
         let mut copies: Vec<Copied> = Vec::new();
         for (at, append) in appends.iter().enumerate() {
             let Some(once) = &append.once else {
@@ -117,8 +117,8 @@ impl Shared {
     }
 
     /// Makes the copies, step by step, and puts down what they came to.
-    async fn make(&self, appends: &[Append], copies: Vec<Copied>, appended: &mut [Result<Appended, LinkError>]) {
-        let spread = self.caller.link().is_ok_and(|link| link.lines().is_spread());
+    async fn make(&self, appends: &[Append], copies: Vec<Copied>, appended: &mut [Result<Appended, RedisError>]) {
+        let spread = self.caller.link().is_ok_and(|link| link.client().is_redis_cluster());
         let mut rest = &copies[..];
         while !rest.is_empty() {
             let (mut count, mut bytes) = (0, 0);
@@ -146,8 +146,8 @@ impl Shared {
                     }
                 }
                 Err(error) => {
-                    if let (LinkError::Full(why), Ok(link)) = (&error, self.caller.link()) {
-                        *self.full.write() = Some((why.clone(), link.names().log(now[0].1.as_str())));
+                    if let (RedisError::Full(why), Ok(link)) = (&error, self.caller.link()) {
+                        *self.full.write() = Some((why.clone(), link.keys().log(now[0].1.as_str())));
                     }
                     now.iter().for_each(|(at, _)| appended[*at] = Err(error.clone()));
                 }
@@ -155,13 +155,13 @@ impl Shared {
         }
     }
 
-    async fn make_some(&self, appends: &[Append], copies: &[Copied]) -> Result<Vec<Made>, LinkError> {
+    async fn make_some(&self, appends: &[Append], copies: &[Copied]) -> Result<Vec<Made>, RedisError> {
         // What is to be said of them is said in the same step: receipts make room.
-        let steady = self.caller.link()?.steady();
+        let uptime = self.caller.link()?.uptime();
         let mut said: HashMap<&UserId, Report> = HashMap::new();
         for (_, user) in copies {
             if !said.contains_key(user)
-                && let Some(report) = self.locals.report(user, steady)
+                && let Some(report) = self.locals.report(user, uptime)
             {
                 said.insert(user, report);
             }
@@ -186,7 +186,7 @@ impl Shared {
         appends: &[Append],
         copies: &[Copied],
         said: &HashMap<&UserId, Report>,
-    ) -> Result<Vec<Made>, LinkError> {
+    ) -> Result<Vec<Made>, RedisError> {
         let link = self.caller.link()?;
         let (mut messages, mut items, mut keys): (Arguments, Arguments, Vec<String>) = Default::default();
         let (mut count, mut last, mut told) = (0_usize, None, HashSet::new());
@@ -206,24 +206,24 @@ impl Shared {
             // Once for each of them.
             let report = said.get(user).filter(|_| told.insert(user));
             items.extend([text(count), text(user), report.map(view).unwrap_or_default()]);
-            let names = link.names();
+            let names = link.keys();
             let (user, one) = (user.as_str(), append.once.is_some());
             let state = names.state(user);
             let done = match (id, one) {
                 // A key that is never there would have the step wait for as long as a slot of a Cluster moves.
                 ("", _) => state.clone(),
-                (id, true) => names.done(user, id),
-                (id, false) => names.copied(user, id),
+                (id, true) => names.dedup_entry(user, id),
+                (id, false) => names.delivered_copy(user, id),
             };
             keys.extend([state, names.log(user), done]);
         }
         let mut arguments = vec![text(count)];
         arguments.extend(messages);
         arguments.extend(items);
-        let epoch = link.live().epoch();
+        let epoch = link.membership().epoch_id();
         let mut answer = self.caller.step(&scripts::APPEND, keys, arguments).await?;
         if let Some(Value::Int(steps)) = answer.pop() {
-            link.saw_steps(&epoch, steps.unsigned_abs());
+            link.record_appends(&epoch, steps.unsigned_abs());
         }
         let made = |parts: &[Value]| {
             let (due, unknown) = (integer(parts, 2)?, integer(parts, 3)? == 1);
@@ -231,7 +231,7 @@ impl Shared {
                 0 => Err(Reason::Quota),
                 ..0 => Err(Reason::Damaged),
                 seq => {
-                    link.saw(seq.unsigned_abs());
+                    link.record_sequence(seq.unsigned_abs());
                     Ok(seq.unsigned_abs())
                 }
             };
@@ -240,17 +240,17 @@ impl Shared {
         answer.chunks(4).map(made).collect()
     }
 
-    async fn now_ms(&self) -> Result<u64, LinkError> {
+    async fn now_ms(&self) -> Result<u64, RedisError> {
         let link = self.caller.link()?;
-        let (seconds, micros): (u64, u64) = link.lines().ask(&redis::cmd("TIME")).await?;
+        let (seconds, micros): (u64, u64) = link.client().query(&redis::cmd("TIME")).await?;
         Ok(seconds * 1000 + micros / 1000 + link.ahead_ms())
     }
 
     /// The answer of an earlier append with the same id.
-    async fn answered(&self, once: &Once) -> Result<Option<Appended>, LinkError> {
+    async fn answered(&self, once: &Once) -> Result<Option<Appended>, RedisError> {
         let link = self.caller.link()?;
-        let key = link.names().answer(once.id.as_str());
-        let stored: Option<Vec<u8>> = link.lines().ask(redis::cmd("GET").arg(key)).await?;
+        let key = link.keys().dispatch_result(once.id.as_str());
+        let stored: Option<Vec<u8>> = link.client().query(redis::cmd("GET").arg(key)).await?;
         let Some(Ok(stored)) = stored.map(|stored| serde_json::from_slice::<Remembered>(&stored)) else {
             return Ok(None);
         };
@@ -276,7 +276,7 @@ impl Shared {
     }
 
     /// Remembers what is answered to an append that is done once.
-    async fn remember(&self, once: &Once, recipients: &[UserId], made: Appended) -> Result<Appended, LinkError> {
+    async fn remember(&self, once: &Once, recipients: &[UserId], made: Appended) -> Result<Appended, RedisError> {
         let taken = |at: usize| made.seqs.get(at).is_none_or(Result::is_ok);
         let count = |here: bool| once.online.iter().enumerate().filter(|(at, one)| **one == here && taken(*at)).count();
         let refused =
@@ -296,18 +296,18 @@ impl Shared {
             stored: Some(answered.stored),
             rejected: answered.rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect(),
         };
-        let stored = serde_json::to_string(&stored).map_err(|error| LinkError::Refused(error.to_string().into()))?;
+        let stored = serde_json::to_string(&stored).map_err(|error| RedisError::Refused(error.to_string().into()))?;
         let link = self.caller.link()?;
         let window_ms = self.caller.limits().ids_window.as_millis().clamp(1, 1 << 50).to_string();
         // What was taken is answered, also where it took the last room there was.
-        let (key, set) = (link.names().answer(once.id.as_str()), [&stored, "PX", &window_ms, "NX"]);
-        let first: Option<String> = link.lines().ask_though_full("SET", &key, &set).await?;
+        let (key, set) = (link.keys().dispatch_result(once.id.as_str()), [&stored, "PX", &window_ms, "NX"]);
+        let first: Option<String> = link.client().query_when_full("SET", &key, &set).await?;
         if first.is_none() {
             // Somebody else was asked for the same at the same time, and has answered.
             if let Some(answered) = self.answered(once).await? {
                 return Ok(answered);
             }
-            let () = link.lines().ask_though_full("SET", &key, &set[..3]).await?;
+            let () = link.client().query_when_full("SET", &key, &set[..3]).await?;
         }
         Ok(Appended { answered: Some(answered), ..made })
     }

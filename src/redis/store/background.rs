@@ -11,13 +11,13 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use super::{
-    script_client::Caller,
-    unflushed::{Locals, Report},
+    script_client::ScriptClient,
+    unflushed::{Report, UnflushedReports},
 };
 use crate::{
     logging::excerpt,
     message::{Seq, UserId},
-    redis::LinkError,
+    redis::RedisError,
     store::{CommitListener, Found, ReadLimit},
 };
 
@@ -35,8 +35,8 @@ const SWEPT_MAX: usize = 100;
 
 /// What the callers and the line's own tasks share.
 pub(in crate::redis) struct Shared {
-    pub(in crate::redis) caller: Caller,
-    pub(super) locals: Locals,
+    pub(in crate::redis) caller: ScriptClient,
+    pub(super) locals: UnflushedReports,
     /// Who has no room for all that stock has left for him.
     pub(in crate::redis) owed: Mutex<VecDeque<UserId>>,
     pub(super) dirty: Notify,
@@ -48,7 +48,7 @@ pub(in crate::redis) struct Shared {
 }
 
 /// Writes receipts down. One pass at a time: what comes meanwhile is in the next.
-pub(super) async fn keep_noting(shared: Weak<Shared>) {
+pub(super) async fn flush_reports(shared: Weak<Shared>) {
     loop {
         {
             let Some(shared) = shared.upgrade() else { return };
@@ -83,8 +83,8 @@ impl Shared {
     }
 
     /// Writes down what this server has to say of everybody.
-    pub(super) async fn note_all(&self) -> Result<(), LinkError> {
-        let reports = self.locals.reports(self.caller.link()?.steady());
+    pub(super) async fn note_all(&self) -> Result<(), RedisError> {
+        let reports = self.locals.reports(self.caller.link()?.uptime());
         // They share a line, and so go out together.
         let noting = reports.into_iter().map(|(user, report)| self.note(user, report));
         let mut noting = futures_util::stream::iter(noting).buffer_unordered(NOTES_AT_ONCE);
@@ -94,10 +94,10 @@ impl Shared {
         Ok(())
     }
 
-    pub(super) async fn note(&self, user: UserId, report: Report) -> Result<(), LinkError> {
+    pub(super) async fn note(&self, user: UserId, report: Report) -> Result<(), RedisError> {
         match self.caller.note(&user, &report).await {
             // Somebody has to look at this log; nobody else is to wait for that.
-            Err(LinkError::Damaged(why)) => {
+            Err(RedisError::Damaged(why)) => {
                 tracing::error!(user = %excerpt(&user), %why, "receipts of this user cannot be written down");
             }
             noted => {
@@ -112,21 +112,21 @@ impl Shared {
     }
 
     /// Writes down what this server has to say of one user, before something is asked about him.
-    pub(super) async fn settle(&self, user: &UserId) -> Result<(), LinkError> {
-        match self.locals.report(user, self.caller.link()?.steady()) {
+    pub(super) async fn settle(&self, user: &UserId) -> Result<(), RedisError> {
+        match self.locals.report(user, self.caller.link()?.uptime()) {
             Some(report) => self.note(user.clone(), report).await,
             None => Ok(()),
         }
     }
 
-    pub(super) async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, LinkError> {
-        let steady = self.caller.link()?.steady();
-        let mut report = self.locals.report(user, steady);
+    pub(super) async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, RedisError> {
+        let uptime = self.caller.link()?.uptime();
+        let mut report = self.locals.report(user, uptime);
         let (found, era) = loop {
             let known = self.locals.known(user);
             match self.caller.read(user, after, limit, report.as_ref(), &known).await? {
                 Some(found) => break found,
-                None => report = self.locals.whole(user, steady),
+                None => report = self.locals.whole(user, uptime),
             }
         };
         if let Some(report) = report {
@@ -142,12 +142,12 @@ impl Shared {
 
     /// Looks whether there is room again where an append found none: whoever sends nothing to one that says it is full must see
     /// that it is not any more.
-    pub(super) async fn look_for_room(&self) -> Result<(), LinkError> {
+    pub(super) async fn look_for_room(&self) -> Result<(), RedisError> {
         let Some((why, key)) = self.full.read().clone() else { return Ok(()) };
         // Refused without room like every command that may need some; and at the key of a log, which is no list, it does nothing.
-        let asked = self.caller.link()?.lines().ask::<redis::Value>(redis::cmd("LPUSHX").arg(key).arg("")).await;
+        let asked = self.caller.link()?.client().query::<redis::Value>(redis::cmd("LPUSHX").arg(key).arg("")).await;
         match asked {
-            Ok(_) | Err(LinkError::Damaged(_)) => {
+            Ok(_) | Err(RedisError::Damaged(_)) => {
                 // Unless it was found full once more meanwhile.
                 let mut full = self.full.write();
                 if full.as_ref().is_some_and(|(now, _)| Arc::ptr_eq(now, &why)) {
@@ -155,7 +155,7 @@ impl Shared {
                 }
                 Ok(())
             }
-            Err(LinkError::Full(_)) => Ok(()),
+            Err(RedisError::Full(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }

@@ -57,14 +57,14 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::{
-    background::{SWEEP_PAUSE, Shared, keep_noting, keep_sweeping},
-    script_client::{Caller, told},
-    unflushed::Locals,
+    background::{SWEEP_PAUSE, Shared, flush_reports, keep_sweeping},
+    script_client::{ScriptClient, told},
+    unflushed::UnflushedReports,
 };
 use crate::{
     health::Health,
     message::{DeviceId, Seq, UserId},
-    redis::{Link, LinkError, Told},
+    redis::{Notification, RedisError, ServerLink},
     store::{
         Append, Appended, Attached, CommitListener, Contents, Found, KnownUser, Limits, Loss, Missed, Note,
         PortableError, ReadLimit, Store, StoreError, UserState, fingerprint, gaps::Gone,
@@ -93,7 +93,7 @@ impl Default for RedisOptions {
 
 /// The store over a Redis.
 struct RedisStore {
-    link: Arc<Link>,
+    link: Arc<ServerLink>,
     shared: Arc<Shared>,
     namespace: u32,
     queue: mpsc::Sender<append::Waiting>,
@@ -101,11 +101,11 @@ struct RedisStore {
 
 /// Opens the store of a link's namespace.
 #[must_use]
-pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
+pub fn open(link: Arc<ServerLink>, options: RedisOptions) -> Arc<dyn Store> {
     let namespace = fingerprint(options.namespace.as_deref().unwrap_or_default());
     let shared = Arc::new(Shared {
-        caller: Caller::new(Arc::downgrade(&link), options.limits, namespace),
-        locals: Locals::default(),
+        caller: ScriptClient::new(Arc::downgrade(&link), options.limits, namespace),
+        locals: UnflushedReports::default(),
         owed: Mutex::default(),
         dirty: Notify::new(),
         listener: RwLock::default(),
@@ -116,37 +116,39 @@ pub fn open(link: Arc<Link>, options: RedisOptions) -> Arc<dyn Store> {
     let telling = Arc::downgrade(&shared);
     let (come, came) = mpsc::channel(super::original::undelivered::CAME_MAX);
     let taking = telling.clone();
-    link.keep("redis_undelivered", came, move |_, came| {
+    link.spawn("redis_undelivered", came, move |_, came| {
         Box::pin(super::original::undelivered::keep_taking(taking.clone(), came))
     });
     link.listen(Arc::new(move |told| {
         let Some(shared) = telling.upgrade() else { return };
         match told {
-            Told::Woken(users) => shared.woken(users),
-            Told::Gap | Told::Epoch => {
+            Notification::LogsAppended(users) => shared.woken(users),
+            Notification::Resync | Notification::EpochAdopted => {
                 if let Some(gap) = shared.gap.read().clone() {
                     gap();
                 }
             }
-            Told::Came(users) => {
+            Notification::OriginalPresent(users) => {
                 if come.try_send((Instant::now(), users.clone())).is_err() {
                     tracing::debug!("what stock has left meanwhile for who has come waits until he comes again");
                 }
             }
-            Told::Forgotten => {
+            Notification::StateLost => {
                 shared.locals.say_again();
                 shared.dirty.notify_one();
             }
-            Told::Said { .. } => {}
+            Notification::ChannelMessage { .. } => {}
         }
     }));
     let (noting, sweeping) = (Arc::downgrade(&shared), Arc::downgrade(&shared));
     let pause = options.sweep_pause.max(Duration::from_millis(20));
-    link.keep("redis_acknowledgements", (), move |_, ()| Box::pin(keep_noting(noting.clone())));
-    link.keep("redis_expiry", (), move |_, ()| Box::pin(keep_sweeping(sweeping.clone(), pause)));
+    link.spawn("redis_acknowledgements", (), move |_, ()| Box::pin(flush_reports(noting.clone())));
+    link.spawn("redis_expiry", (), move |_, ()| Box::pin(keep_sweeping(sweeping.clone(), pause)));
     let (queue, waiting) = mpsc::channel(options.queue.max(1));
     let appending = Arc::downgrade(&shared);
-    link.keep("redis_appends", waiting, move |_, waiting| Box::pin(append::keep_appending(appending.clone(), waiting)));
+    link.spawn("redis_appends", waiting, move |_, waiting| {
+        Box::pin(append::keep_appending(appending.clone(), waiting))
+    });
     Arc::new(RedisStore { link, shared, namespace, queue })
 }
 
@@ -156,8 +158,8 @@ impl RedisStore {
     }
 
     /// Appends behind all that waits.
-    async fn append_in_turn(&self, appends: Vec<Append>) -> Result<Vec<Appended>, LinkError> {
-        let closed = || LinkError::Lost("the line is closed".into());
+    async fn append_in_turn(&self, appends: Vec<Append>) -> Result<Vec<Appended>, RedisError> {
+        let closed = || RedisError::Unavailable("the line is closed".into());
         let (done, answer) = oneshot::channel();
         self.queue.send((appends, done)).await.map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
@@ -167,7 +169,7 @@ impl RedisStore {
     fn wait<T, F>(&self, work: impl FnOnce(Arc<Shared>) -> F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T, LinkError>> + Send + 'static,
+        F: Future<Output = Result<T, RedisError>> + Send + 'static,
     {
         self.link.wait(work(self.shared.clone())).map_err(told)
     }
@@ -206,7 +208,7 @@ impl Store for RedisStore {
 
     fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError> {
         self.check_open()?;
-        let report = self.shared.locals.attach(user, device, self.link.steady());
+        let report = self.shared.locals.attach(user, device, self.link.uptime());
         let (whose, which) = (user.clone(), device.cloned());
         let attached = self.wait(|shared| async move {
             shared.take_undelivered(&whose).await?;
@@ -227,7 +229,7 @@ impl Store for RedisStore {
     }
 
     fn detach(&self, user: &UserId, device: Option<&DeviceId>) {
-        self.shared.locals.detach(user, device, self.link.steady());
+        self.shared.locals.detach(user, device, self.link.uptime());
         self.shared.dirty.notify_one();
     }
 
@@ -250,7 +252,7 @@ impl Store for RedisStore {
     ) -> Option<BoxFuture<'static, Result<Found, StoreError>>> {
         let (link, shared, user) = (self.link.clone(), self.shared.clone(), user.clone());
         let reading = async move { shared.read(&user, after, limit).await };
-        Some(Box::pin(async move { link.run_while_wanted(reading).await.map_err(told) }))
+        Some(Box::pin(async move { link.run_cancellable(reading).await.map_err(told) }))
     }
 
     fn recent(&self, _user: &UserId, _after: Seq, _limit: ReadLimit) -> Option<Found> {
@@ -335,7 +337,7 @@ impl Store for RedisStore {
     }
 
     fn unreachable(&self) -> Option<Arc<str>> {
-        self.link.down().map(|(why, _)| why)
+        self.link.unavailable_since().map(|(why, _)| why)
     }
 
     fn health(&self) -> Arc<Health> {

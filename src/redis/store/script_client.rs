@@ -17,7 +17,7 @@ use super::{
 use crate::{
     logging::excerpt,
     message::{DeviceId, Payload, Seq, UserId},
-    redis::{Link, LinkError, Live},
+    redis::{Membership, RedisError, ServerLink},
     store::{
         Attached, DeviceState, Entry, Found, KnownUser, Limits, Overflow, ReadLimit, Received, StoreError, UserState,
     },
@@ -48,8 +48,8 @@ const BROKEN_PAUSE: Duration = Duration::from_secs(600);
 pub(super) type Arguments = Vec<Bytes>;
 
 /// Asks the script about logs.
-pub(in crate::redis) struct Caller {
-    link: Weak<Link>,
+pub(in crate::redis) struct ScriptClient {
+    link: Weak<ServerLink>,
     limits: Limits,
     namespace: u32,
 }
@@ -58,12 +58,12 @@ pub(super) fn text(value: impl ToString) -> Bytes {
     Bytes::from(value.to_string())
 }
 
-fn misread<T>(what: &str) -> Result<T, LinkError> {
-    Err(LinkError::Damaged(format!("what its script answered cannot be read: {what}").into()))
+fn misread<T>(what: &str) -> Result<T, RedisError> {
+    Err(RedisError::Damaged(format!("what its script answered cannot be read: {what}").into()))
 }
 
-impl Caller {
-    pub(super) fn new(link: Weak<Link>, limits: Limits, namespace: u32) -> Self {
+impl ScriptClient {
+    pub(super) fn new(link: Weak<ServerLink>, limits: Limits, namespace: u32) -> Self {
         Self { link, limits, namespace }
     }
 
@@ -71,19 +71,19 @@ impl Caller {
         &self.limits
     }
 
-    pub(in crate::redis) fn link(&self) -> Result<Arc<Link>, LinkError> {
-        self.link.upgrade().ok_or_else(|| LinkError::Lost("the line is closed".into()))
+    pub(in crate::redis) fn link(&self) -> Result<Arc<ServerLink>, RedisError> {
+        self.link.upgrade().ok_or_else(|| RedisError::Unavailable("the line is closed".into()))
     }
 
     /// The arguments that every step has, those of one step behind them.
-    fn arguments(&self, link: &Link, live: &Live, step: &Step, own: Arguments) -> Arguments {
+    fn arguments(&self, link: &ServerLink, live: &Membership, step: &Step, own: Arguments) -> Arguments {
         let limits = &self.limits;
         let millis = |duration: Option<Duration>| text(duration.map_or(0, |duration| duration.as_millis()));
         let mut arguments = vec![
             Bytes::from_static(step.name.as_bytes()),
             text(link.node()),
             text(&live.nodes),
-            text(live.asked_ms),
+            text(live.as_of_ms),
             text(link.ahead_ms()),
             text(limits.messages),
             text(limits.bytes),
@@ -93,10 +93,10 @@ impl Caller {
             text(limits.devices),
             millis(Some(limits.ids_window)),
             text(self.namespace),
-            text(link.names().wake()),
-            text(live.epoch()),
-            text(if link.lines().is_spread() { live.base } else { live.steps }),
-            if link.lines().is_spread() { text(&live.shards) } else { text(link.names().era()) },
+            text(link.keys().append_channel()),
+            text(live.epoch_id()),
+            text(if link.client().is_redis_cluster() { live.base } else { live.appends }),
+            if link.client().is_redis_cluster() { text(&live.shards) } else { text(link.keys().epoch()) },
         ];
         arguments.extend(own);
         arguments
@@ -108,39 +108,39 @@ impl Caller {
         step: &Step,
         own: Vec<String>,
         arguments: Arguments,
-    ) -> Result<Vec<Value>, LinkError> {
+    ) -> Result<Vec<Value>, RedisError> {
         let link = self.link()?;
-        let mut keys = if link.lines().is_spread() {
+        let mut keys = if link.client().is_redis_cluster() {
             vec![own[0].clone(), own[0].clone()]
         } else {
-            vec![link.names().known(), link.names().due()]
+            vec![link.keys().user_index(), link.keys().expiry_index()]
         };
         keys.extend(own);
         for _ in 0..ERAS_MAX {
-            let live = link.live();
+            let live = link.membership();
             let arguments = self.arguments(&link, &live, step, arguments.clone());
-            match link.lines().run(&step.script, &keys, &arguments).await? {
+            match link.client().run_script(&step.script, &keys, &arguments).await? {
                 Value::Array(values) => return Ok(values),
                 Value::BulkString(text) if text == b"devices" || text == b"apart" => return Ok(Vec::new()),
                 // Nothing was done: the failover epoch has to be adopted first.
-                Value::BulkString(text) if text == b"era" => link.adopt(&live.epoch()).await?,
+                Value::BulkString(text) if text == b"era" => link.adopt(&live.epoch_id()).await?,
                 other => return misread(&format!("{other:?}").chars().take(100).collect::<String>()),
             }
         }
-        Err(LinkError::Lost("it changes faster than it can be looked at".into()))
+        Err(RedisError::Unavailable("it changes faster than it can be looked at".into()))
     }
 
     /// The keys of a user's log.
-    fn keys(&self, user: &UserId) -> Result<Vec<String>, LinkError> {
+    fn keys(&self, user: &UserId) -> Result<Vec<String>, RedisError> {
         let link = self.link()?;
-        Ok(vec![link.names().state(user.as_str()), link.names().log(user.as_str())])
+        Ok(vec![link.keys().state(user.as_str()), link.keys().log(user.as_str())])
     }
 
     /// Where keys are spread, a step cannot write down that the user is known and when something is due. That is done here, and
     /// then said in his log: each step asks for it until it was.
-    pub(super) async fn listed(&self, user: &UserId, due: i64, unknown: bool) -> Result<(), LinkError> {
+    pub(super) async fn listed(&self, user: &UserId, due: i64, unknown: bool) -> Result<(), RedisError> {
         let link = self.link()?;
-        if !link.lines().is_spread() {
+        if !link.client().is_redis_cluster() {
             return Ok(());
         }
         let (mut due, mut unknown) = (due, unknown);
@@ -150,12 +150,12 @@ impl Caller {
             }
             if unknown {
                 let arguments = ["0", user.as_str()];
-                link.lines().ask_though_full::<()>("ZADD", &link.names().known(), &arguments).await?;
+                link.client().query_when_full::<()>("ZADD", &link.keys().user_index(), &arguments).await?;
             }
             if due > 0 {
                 // Not later than another server has said meanwhile.
                 let arguments = ["LT", &due.to_string(), user.as_str()];
-                link.lines().ask_though_full::<()>("ZADD", &link.names().due(), &arguments).await?;
+                link.client().query_when_full::<()>("ZADD", &link.keys().expiry_index(), &arguments).await?;
             }
             let answer = self.step(&scripts::LISTED, self.keys(user)?, vec![text(user), text(due), text(0)]).await?;
             (due, unknown) = (integer(&answer, 0)?, integer(&answer, 1)? == 1);
@@ -164,16 +164,16 @@ impl Caller {
     }
 
     /// Looks after a user; whether there is more that has become too old.
-    async fn look_after(&self, user: &UserId) -> Result<bool, LinkError> {
+    async fn look_after(&self, user: &UserId) -> Result<bool, RedisError> {
         let link = self.link()?;
         let answer = self.step(&scripts::SWEEP, self.keys(user)?, vec![text(user)]).await?;
         let (due, is_late) = (integer(&answer, 0)?.max(0), integer(&answer, 1)? == 1);
-        if link.lines().is_spread() {
-            let (list, at) = (link.names().due(), due.to_string());
+        if link.client().is_redis_cluster() {
+            let (list, at) = (link.keys().expiry_index(), due.to_string());
             if due > 0 {
-                link.lines().ask_though_full::<()>("ZADD", &list, &[&at, user.as_str()]).await?;
+                link.client().query_when_full::<()>("ZADD", &list, &[&at, user.as_str()]).await?;
             } else {
-                link.lines().ask::<()>(redis::cmd("ZREM").arg(&list).arg(user.as_str())).await?;
+                link.client().query::<()>(redis::cmd("ZREM").arg(&list).arg(user.as_str())).await?;
             }
             // Something earlier may have come while that was written.
             let answer = self.step(&scripts::LISTED, self.keys(user)?, vec![text(user), text(due), text(1)]).await?;
@@ -183,7 +183,7 @@ impl Caller {
     }
 
     /// True if the log has come into another failover epoch with it.
-    pub(super) async fn note(&self, user: &UserId, report: &Report) -> Result<bool, LinkError> {
+    pub(super) async fn note(&self, user: &UserId, report: &Report) -> Result<bool, RedisError> {
         let answer = self.step(&scripts::NOTE, self.keys(user)?, vec![view(report), text(user)]).await?;
         self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
         Ok(integer(&answer, 2)? == 1)
@@ -195,7 +195,7 @@ impl Caller {
         user: &UserId,
         device: Option<&DeviceId>,
         report: &Report,
-    ) -> Result<Option<(Attached, Era)>, LinkError> {
+    ) -> Result<Option<(Attached, Era)>, RedisError> {
         let arguments = vec![view(report), text(device.map_or("", DeviceId::as_str)), text(user)];
         let answer = self.step(&scripts::ATTACH, self.keys(user)?, arguments).await?;
         if answer.is_empty() {
@@ -204,11 +204,11 @@ impl Caller {
         self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
         let received = received(integer(&answer, 4)?, &answer[5..])?;
         let head = seq(&answer, 2)?;
-        self.link()?.saw(head);
+        self.link()?.record_sequence(head);
         Ok(Some((Attached { received, head }, era(&answer, 3)?)))
     }
 
-    pub(super) async fn clear(&self, user: &UserId) -> Result<u64, LinkError> {
+    pub(super) async fn clear(&self, user: &UserId) -> Result<u64, RedisError> {
         let answer = self.step(&scripts::CLEAR, self.keys(user)?, vec![text(user)]).await?;
         self.listed(user, integer(&answer, 1)?, integer(&answer, 2)? == 1).await?;
         seq(&answer, 0)
@@ -224,7 +224,7 @@ impl Caller {
         limit: ReadLimit,
         report: Option<&Report>,
         known: &Known,
-    ) -> Result<Option<(Found, Era)>, LinkError> {
+    ) -> Result<Option<(Found, Era)>, RedisError> {
         // What is beyond these is beyond what a number of Lua can say, and beyond any log.
         let most = |number: u64| text(number.min(1 << 50));
         let (mut entries, mut bytes, from, mut after, mut report) = (Vec::new(), 0, after, after, report);
@@ -260,7 +260,7 @@ impl Caller {
             }
             if is_all {
                 if through > from {
-                    self.link()?.saw(through);
+                    self.link()?.record_sequence(through);
                 }
                 return Ok(Some((Found { entries, through }, era)));
             }
@@ -269,7 +269,7 @@ impl Caller {
     }
 
     /// What is known of a user, and how many bytes wait for him.
-    pub(super) async fn state(&self, user: &UserId) -> Result<(UserState, u64), LinkError> {
+    pub(super) async fn state(&self, user: &UserId) -> Result<(UserState, u64), RedisError> {
         for _ in 0..SWEEPS_BEFORE_COUNTING_MAX {
             let (state, is_late) = self.states_now(std::slice::from_ref(user)).await?.swap_remove(0)?;
             if !is_late {
@@ -284,8 +284,8 @@ impl Caller {
     }
 
     /// What is known of each of these users; of one whose log is damaged, why.
-    pub(super) async fn states(&self, users: Vec<UserId>) -> Result<Vec<KnownUser>, LinkError> {
-        let together = if self.link()?.lines().is_spread() { 1 } else { STATES_TOGETHER };
+    pub(super) async fn states(&self, users: Vec<UserId>) -> Result<Vec<KnownUser>, RedisError> {
+        let together = if self.link()?.client().is_redis_cluster() { 1 } else { STATES_TOGETHER };
         let parts: Vec<Vec<UserId>> = users.chunks(together).map(<[UserId]>::to_vec).collect();
         let asked = parts.into_iter().map(|users| async move {
             let mut states = Vec::with_capacity(users.len());
@@ -296,14 +296,14 @@ impl Caller {
                 };
                 states.push((user.clone(), state.map_err(told)));
             }
-            Ok::<_, LinkError>(states)
+            Ok::<_, RedisError>(states)
         });
         let states: Vec<_> = futures_util::stream::iter(asked).buffered(STATES_AT_ONCE).try_collect().await?;
         Ok(states.into_iter().flatten().collect())
     }
 
     /// The same of so many that one step may ask for, and whether what is past was counted.
-    async fn states_now(&self, users: &[UserId]) -> Result<Vec<Result<(UserState, bool), LinkError>>, LinkError> {
+    async fn states_now(&self, users: &[UserId]) -> Result<Vec<Result<(UserState, bool), RedisError>>, RedisError> {
         let keys = users.iter().map(|user| self.keys(user)).collect::<Result<Vec<_>, _>>()?.concat();
         let answers = self.step(&scripts::STATE, keys, Vec::new()).await?;
         if answers.len() != users.len() {
@@ -317,16 +317,16 @@ impl Caller {
         &self,
         user: &UserId,
         device: Option<&DeviceId>,
-    ) -> Result<(Seq, Vec<(Seq, Seq, u8)>), LinkError> {
+    ) -> Result<(Seq, Vec<(Seq, Seq, u8)>), RedisError> {
         let arguments = vec![text(device.map_or("", DeviceId::as_str))];
         let answer = self.step(&scripts::MISSED, self.keys(user)?, arguments).await?;
         let gap =
             |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?, u8::try_from(seq(parts, 2)?).unwrap_or_default()));
-        Ok((seq(&answer, 0)?, answer[1..].chunks(3).map(gap).collect::<Result<_, LinkError>>()?))
+        Ok((seq(&answer, 0)?, answer[1..].chunks(3).map(gap).collect::<Result<_, RedisError>>()?))
     }
 
     /// Who has not received a sequence: devices, and `None` for clients without one.
-    pub(super) async fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, LinkError> {
+    pub(super) async fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, RedisError> {
         let answer = self.step(&scripts::LACKING, self.keys(user)?, vec![text(seq.min(1 << 50))]).await?;
         let name = |value: &Value| match value {
             Value::BulkString(name) if name.is_empty() => Ok(None),
@@ -340,34 +340,34 @@ impl Caller {
     }
 
     /// Known users above `after`, in order.
-    pub(super) async fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, LinkError> {
+    pub(super) async fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, RedisError> {
         let link = self.link()?;
         let from = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
         let mut command = redis::cmd("ZRANGEBYLEX");
-        command.arg(link.names().known()).arg(from).arg("+").arg("LIMIT").arg(0).arg(limit);
-        let users: Vec<String> = link.lines().ask(&command).await?;
+        command.arg(link.keys().user_index()).arg(from).arg("+").arg("LIMIT").arg(0).arg(limit);
+        let users: Vec<String> = link.client().query(&command).await?;
         Ok(users.iter().filter_map(|user| UserId::new(user).ok()).collect())
     }
 
     /// Looks after those of whom something has become too old: at most `limit` of them.
-    pub(super) async fn sweep(&self, limit: usize) -> Result<(), LinkError> {
+    pub(super) async fn sweep(&self, limit: usize) -> Result<(), RedisError> {
         let link = self.link()?;
-        let (seconds, _): (u64, u64) = link.lines().ask(&redis::cmd("TIME")).await?;
+        let (seconds, _): (u64, u64) = link.client().query(&redis::cmd("TIME")).await?;
         let now_s = seconds + link.ahead_ms() / 1000;
         let mut command = redis::cmd("ZRANGEBYSCORE");
-        command.arg(link.names().due()).arg("-inf").arg(now_s).arg("LIMIT").arg(0).arg(limit);
-        let users: Vec<String> = link.lines().ask(&command).await?;
+        command.arg(link.keys().expiry_index()).arg("-inf").arg(now_s).arg("LIMIT").arg(0).arg(limit);
+        let users: Vec<String> = link.client().query(&command).await?;
         for user in users.iter().filter_map(|user| UserId::new(user).ok()) {
             for _ in 0..SWEEPS_MAX {
                 match self.look_after(&user).await {
                     Ok(true) => {}
                     Ok(false) => break,
-                    Err(LinkError::Damaged(why)) => {
+                    Err(RedisError::Damaged(why)) => {
                         // The others are not to wait for somebody who has to look at this one.
                         tracing::error!(user = %excerpt(&user), %why, "what is stored of this user cannot be looked after");
                         let due = i64::try_from(now_s + BROKEN_PAUSE.as_secs()).unwrap_or(i64::MAX);
                         let later = [&due.to_string(), user.as_str()];
-                        link.lines().ask_though_full::<()>("ZADD", &link.names().due(), &later).await?;
+                        link.client().query_when_full::<()>("ZADD", &link.keys().expiry_index(), &later).await?;
                         break;
                     }
                     Err(error) => return Err(error),
@@ -411,7 +411,7 @@ pub(super) fn view(report: &Report) -> Bytes {
     Bytes::from(serde_json::to_vec(&view).expect("a view is JSON"))
 }
 
-fn entry(first: Value, rest: &mut impl Iterator<Item = Value>) -> Result<Entry, LinkError> {
+fn entry(first: Value, rest: &mut impl Iterator<Item = Value>) -> Result<Entry, RedisError> {
     let (
         Value::Int(seq),
         Some(Value::Int(namespace)),
@@ -431,10 +431,10 @@ fn entry(first: Value, rest: &mut impl Iterator<Item = Value>) -> Result<Entry, 
 }
 
 /// What is known of a user, and whether what is past was counted.
-fn state(answer: &Value) -> Result<(UserState, bool), LinkError> {
+fn state(answer: &Value) -> Result<(UserState, bool), RedisError> {
     let answer = match answer {
         Value::Array(answer) => answer,
-        Value::BulkString(why) => return Err(LinkError::Damaged(String::from_utf8_lossy(why).into())),
+        Value::BulkString(why) => return Err(RedisError::Damaged(String::from_utf8_lossy(why).into())),
         _ => return misread("a state"),
     };
     let (Some(Value::Array(islands)), Some(Value::Array(devices))) = (answer.get(3), answer.get(7)) else {
@@ -444,7 +444,7 @@ fn state(answer: &Value) -> Result<(UserState, bool), LinkError> {
         let Value::Array(parts) = value else { return misread("a device") };
         let Some(Value::BulkString(name)) = parts.first() else { return misread("a device") };
         let name = DeviceId::new(&String::from_utf8_lossy(name))
-            .map_err(|error| LinkError::Damaged(error.to_string().into()))?;
+            .map_err(|error| RedisError::Damaged(error.to_string().into()))?;
         Ok(DeviceState { device: name, pending: seq(parts, 1)?, seen: time(seq(parts, 2)?) })
     };
     let state = UserState {
@@ -460,34 +460,34 @@ fn state(answer: &Value) -> Result<(UserState, bool), LinkError> {
     Ok((state, integer(answer, 8)? == 1))
 }
 
-fn era(values: &[Value], at: usize) -> Result<Era, LinkError> {
+fn era(values: &[Value], at: usize) -> Result<Era, RedisError> {
     match values.get(at) {
         Some(Value::BulkString(era)) => Ok(String::from_utf8_lossy(era).into()),
         _ => misread("an era"),
     }
 }
 
-pub(super) fn integer(values: &[Value], at: usize) -> Result<i64, LinkError> {
+pub(super) fn integer(values: &[Value], at: usize) -> Result<i64, RedisError> {
     match values.get(at) {
         Some(Value::Int(number)) => Ok(*number),
         _ => misread("a number"),
     }
 }
 
-pub(super) fn seq(values: &[Value], at: usize) -> Result<u64, LinkError> {
+pub(super) fn seq(values: &[Value], at: usize) -> Result<u64, RedisError> {
     Ok(integer(values, at)?.unsigned_abs())
 }
 
-fn received(through: i64, islands: &[Value]) -> Result<Received, LinkError> {
+fn received(through: i64, islands: &[Value]) -> Result<Received, RedisError> {
     let island = |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?));
-    let islands = islands.chunks(2).map(island).collect::<Result<Vec<_>, LinkError>>()?;
+    let islands = islands.chunks(2).map(island).collect::<Result<Vec<_>, RedisError>>()?;
     Ok(Received::from_parts(through.unsigned_abs(), &islands))
 }
 
-pub(super) fn told(error: LinkError) -> StoreError {
+pub(super) fn told(error: RedisError) -> StoreError {
     match error {
-        LinkError::Full(why) => StoreError::Full(why),
-        LinkError::Lost(why) | LinkError::Refused(why) => StoreError::Unreachable(why),
-        LinkError::Damaged(why) => StoreError::Damaged(why),
+        RedisError::Full(why) => StoreError::Full(why),
+        RedisError::Unavailable(why) | RedisError::Refused(why) => StoreError::Unreachable(why),
+        RedisError::Damaged(why) => StoreError::Damaged(why),
     }
 }

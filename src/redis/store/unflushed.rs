@@ -86,7 +86,7 @@ pub(super) struct Report {
 
 /// All users of whom there is something to say, or who are here.
 #[derive(Debug, Default)]
-pub(super) struct Locals {
+pub(super) struct UnflushedReports {
     all: Mutex<All>,
     /// Counts all changes of all users: a user who leaves memory and comes back is not counted from the beginning.
     changes: AtomicU64,
@@ -124,7 +124,7 @@ fn name(device: Option<&DeviceId>) -> Name {
     device.map(|device| device.as_str().to_owned()).unwrap_or_default()
 }
 
-impl Locals {
+impl UnflushedReports {
     fn next(&self) -> u64 {
         self.changes.fetch_add(1, Ordering::Relaxed) + 1
     }
