@@ -13,7 +13,7 @@ use mesa::{
     config,
     message::{DeviceId, DispatchId},
     redis::{
-        Link,
+        ServerLink,
         store::{RedisOptions, open},
     },
     store::{Append, Limits, Note, Once, Reason, Store, StoreError},
@@ -80,7 +80,7 @@ impl Somewhere {
         // A start gives up after some seconds without an answer. An operator starts it again, and so does this.
         let end = Instant::now() + REPLY_TIMEOUT;
         let link = loop {
-            match Link::open(&redis, namespace.as_deref(), ahead_ms.clone()) {
+            match ServerLink::open(&redis, namespace.as_deref(), ahead_ms.clone()) {
                 Err(error) => assert!(Instant::now() < end, "{error}"),
                 Ok(link) => break link,
             }
