@@ -1,11 +1,12 @@
-//! Several servers as one: what they tell each other, and what they stand on.
+//! Contract between the servers of a cluster.
 //!
-//! - [`Cluster`]: the contract
-//! - [`portals`]: the part of it that is about portals
-//! - `redis`: over one Redis (only with `--features redis`)
+//! - [`Cluster`]: the trait
+//! - [`portals`]: the part of it for portals
+//! - `redis`: the implementation over one Redis (feature `redis`)
 //!
-//! Nothing that is promised is told this way: what is kept is in the log, and the log is asked. What is told may be lost
-//! with the line: messages that are never kept, and who is to go.
+//! Nothing durable travels this way: a log entry is read from the log. A broadcast may be lost with the connection.
+//! That affects
+//! unsynced messages and disconnect requests only.
 
 pub mod portals;
 
@@ -16,79 +17,86 @@ use futures_util::future::BoxFuture;
 use crate::message::{DispatchId, Payload, Recipients, UserId};
 use portals::{LocalPortals, RemotePortals};
 
-/// Something that every server is told.
+/// Carries a request to every server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Broadcast {
-    /// A message that passes the logs by.
+    /// A message that bypasses the logs.
     Message {
-        /// What is said.
+        /// The encoded message.
         payload: Payload,
-        /// Who it is for.
+        /// Its recipients.
         recipients: Recipients,
-        /// And who not.
+        /// Recipients that do not get it.
         excluding: Vec<UserId>,
     },
-    /// These are to go.
+    /// A request to close the connections of some users.
     Disconnect {
-        /// Who.
+        /// The users.
         recipients: Recipients,
-        /// And who not.
+        /// Users whose connections stay open.
         excluding: Vec<UserId>,
     },
 }
 
-/// Who is told what other servers say. Must not block.
+/// Handles broadcasts of other servers. Must not block.
 pub type BroadcastHandler = Arc<dyn Fn(Broadcast) + Send + Sync>;
 
-/// A message from a server of another make, for users of ours.
+/// A message from a server of the original Mesa (`@cryb/mesa`), for users of ours.
 #[derive(Clone, Debug)]
 pub struct OriginalMessage {
-    /// What is said.
+    /// The encoded message.
     pub payload: Payload,
-    /// Who it is for.
+    /// Its recipients.
     pub users: Vec<UserId>,
-    /// By which all of our servers that hear it know it; each of its users is to have it once. `None`: not known; what several
-    /// keep of it comes several times.
+    /// Identifies the message on every server of ours that receives it. Each recipient is to get it once. `None`:
+    /// unknown; what
+    /// several servers store is delivered several times.
     pub id: Option<DispatchId>,
-    /// Heard a while ago, and kept by nobody since. Where nothing is kept there is nothing to be done.
+    /// Received some time ago and stored by no server since. Where logs are disabled it is dropped.
     pub late: bool,
 }
 
-/// Who keeps messages that came from a server of another make: one after the other, and resolves when they are kept, which may
-/// take minutes where the store cannot be reached.
+/// Stores messages from servers of the original, in order. Resolves when they are stored, which may take minutes
+/// while
+/// the store is unreachable.
 pub type OriginalMessageSink = Arc<dyn Fn(Vec<OriginalMessage>) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// How a user is connected to servers of another make.
+/// Says how a user is connected to servers of the original.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OriginalPresence {
-    /// Not at all.
+    /// Not connected there.
     Offline,
-    /// Perhaps. He is taken to be connected, and may be so because he is, or was a moment ago, at one of ours.
+    /// Possibly connected there. The original lists the user, perhaps only because a server of ours added the entry.
     Possible,
-    /// He is, and was at none of ours.
+    /// Connected there, and not added by a server of ours.
     Exclusive,
 }
 
-/// The other servers, from the side of one.
+/// The other servers, as one server sees them.
 pub trait Cluster: Send + Sync + 'static {
-    /// So many connections of this user are here now. Never waits; of two calls the later holds.
+    /// Sets how many connections of this user this server has. Never waits. Of two calls the later one counts.
     fn set_local_connections(&self, user: &UserId, connections: usize);
 
-    /// So many connections are here now, whoever they are. Never waits.
+    /// Sets how many connections this server has in all. Never waits.
     fn set_connection_count(&self, connections: usize);
 
-    /// Connections of each of these users at the other servers; `None` where that cannot be found out now.
+    /// Counts the connections of each user at the other servers. `None` where they cannot be queried now.
     fn remote_connections<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<usize>>>;
 
-    /// Connections at the other servers in all; 0 where that cannot be found out now.
+    /// Counts all connections at the other servers. 0 where they cannot be queried now.
     fn remote_connection_count(&self) -> BoxFuture<'_, usize>;
 
-    /// How each of these users is connected to servers of another make (stock's): those who are have to be told there. Empty
-    /// where there are no such servers; where that cannot be found out now, a sentence that says why.
+    /// Looks up how each user is connected to servers of the original. Messages for connected ones must be published
+    /// there too. Empty
+    /// where the original has no server here.
+    ///
+    /// Fails with a sentence that says why where Redis cannot be queried now.
     fn original_presence<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<OriginalPresence>, Arc<str>>>;
 
-    /// Has servers of another make send a message to users of theirs; one with an id only where no dispatch with that id has
-    /// been answered. Where that could not be said, a sentence that says why.
+    /// Publishes a message to servers of the original. One with an id only if no dispatch with that id has been
+    /// answered.
+    ///
+    /// Fails with a sentence that says why where it was not published.
     fn publish_to_original<'a>(
         &'a self,
         payload: &'a Payload,
@@ -96,28 +104,29 @@ pub trait Cluster: Send + Sync + 'static {
         id: Option<&'a DispatchId>,
     ) -> BoxFuture<'a, Result<(), Arc<str>>>;
 
-    /// Users who are connected to any server, in the order of their ids, those above `after`; `None` where that cannot be
-    /// found out now.
+    /// Lists users who are online at any server of ours, in order of their ids, above `after`. `None` where they
+    /// cannot be queried now.
     fn online_page<'a>(&'a self, after: Option<&'a UserId>, limit: usize) -> BoxFuture<'a, Option<Vec<UserId>>>;
 
-    /// Everybody who is connected to any server, of another make too, in no order; `None` where that cannot be found out now.
+    /// Lists all online users, also those of the original's servers, in no order. `None` where they cannot be queried
+    /// now.
     fn online_users(&self) -> BoxFuture<'_, Option<Vec<UserId>>>;
 
-    /// How many those are.
+    /// Counts the users that [`Cluster::online_users`] lists.
     fn online_user_count(&self) -> BoxFuture<'_, Option<usize>>;
 
-    /// Whether a user is one of them.
+    /// Tells whether [`Cluster::online_users`] lists a user.
     fn is_online<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Option<bool>>;
 
-    /// Connections at all servers, of another make too; `None` where that cannot be found out now.
+    /// Counts connections at all servers, also the original's. `None` where they cannot be queried now.
     fn connection_count(&self) -> BoxFuture<'_, Option<usize>>;
 
-    /// From here on the portals here are among those of all servers. Called once.
+    /// Joins this server's portals to those of the cluster. Called once.
     fn join_portals(&self, near: Weak<dyn LocalPortals>) -> Arc<dyn RemotePortals>;
 
-    /// Tells every other server. Never waits; what cannot be told is lost, and counted in the log.
+    /// Sends a broadcast to every other server. Never waits. One that cannot be sent is lost, and logged.
     fn broadcast(&self, word: Broadcast);
 
-    /// Sets who is told what other servers say. Called once.
+    /// Sets the handlers of broadcasts and of the original's messages. Called once.
     fn subscribe(&self, hears: BroadcastHandler, keeps: OriginalMessageSink);
 }

@@ -1,59 +1,60 @@
-//! Portals at other servers: what is told to them, and what others tell to those that are here.
+//! Contract between the portals of the servers of a cluster.
 //!
-//! An event is told to whose turn it is and to each that hears everything, wherever they are. All of it may be lost with the
-//! line: events are told, not promised.
+//! An event goes to one portal in turn and to every portal that receives all events, on whichever server. Events may
+//! be lost
+//! with the connection.
 
 use std::{borrow::Cow, sync::Arc};
 
 use crate::message::{JsonString, UserId};
 
-/// Something that has happened to a client. Shared by all who are told of it.
+/// An event of a client. Shared by all portals that receive it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientEvent {
-    /// To whose connection, a number of the server it is at. Unlike any other for as long as that server's process lives.
+    /// Number of the connection on its server. Unique for the lifetime of that server's process.
     pub connection: u64,
-    /// Which server that is.
+    /// The server of that connection.
     pub origin: EventOrigin,
-    /// Whose connection that is, if that is known.
+    /// The user of that connection, if known.
     pub user: Option<UserId>,
-    /// What.
+    /// What happened.
     pub kind: ClientEventKind,
 }
 
-/// Where something has happened.
+/// Says where an event happened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum EventOrigin {
     /// At the only server there is.
     #[default]
     Local,
-    /// At the server of this name, of several.
+    /// At the server of this name, in a cluster.
     Server(Arc<str>),
-    /// At a server of another make, which has no names for connections.
+    /// At a server of the original, which has no names for connections.
     Original,
 }
 
-/// What has happened.
+/// Says what happened to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientEventKind {
-    /// It has connected.
+    /// The client connected.
     Connection,
-    /// It has shown who it is.
+    /// The client authenticated.
     Authentication,
-    /// It has said something.
+    /// The client sent a message.
     Message {
-        /// 0, or one above those of the protocol.
+        /// Opcode: 0, or one above those of the protocol.
         op: u64,
-        /// The data: JSON text.
+        /// Data, as JSON text.
         data: Option<Box<str>>,
-        /// The type.
+        /// Type of the message.
         kind: Option<JsonString<'static>>,
     },
-    /// It is gone.
+    /// The client disconnected.
     Disconnection,
 }
 
 impl ClientEvent {
-    /// The connection's name, unlike that of any other at any server; empty where a server of another make has it.
+    /// Returns a name of the connection that is unique in the cluster. Empty for connections of the original.
     #[must_use]
     pub fn connection_name(&self) -> Cow<'static, str> {
         match &self.origin {
@@ -63,7 +64,7 @@ impl ClientEvent {
         }
     }
 
-    /// Bytes of memory, about.
+    /// Returns the approximate size in memory, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let said = match &self.kind {
@@ -76,41 +77,46 @@ impl ClientEvent {
     }
 }
 
-/// The portals of other servers, from the side of one. Nothing here waits.
+/// The portals of other servers, as one server sees them. No method waits.
 pub trait RemotePortals: Send + Sync {
-    /// What this server is called among them.
+    /// Returns the name of this server in the cluster.
     fn server(&self) -> Arc<str>;
 
-    /// A portal that takes turns is here, under this name.
+    /// Adds a local portal that takes turns, under this name.
     fn add(&self, portal: &str);
 
-    /// It is not any more.
+    /// Removes it.
     fn remove(&self, portal: &str);
 
-    /// Whether somebody here is to be told everything.
+    /// Sets whether a portal of this server receives all events.
     fn set_wants_all(&self, watching: bool);
 
-    /// Tells the others of an event: it is for `to`, and for all who hear everything, unless it is told `again`, which they
-    /// have heard already. What cannot be told is lost, and counted in the log.
+    /// Publishes an event for `to` and for every portal that receives all events.
+    ///
+    /// `again`: it is a redispatch, which those that receive all events have received before. An event that cannot be
+    /// published is lost,
+    /// and logged.
     fn publish(&self, event: &Arc<ClientEvent>, to: PortalTarget<'_>, again: bool);
 }
 
-/// Whose an event is.
+/// Selects the portal that an event is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortalTarget<'a> {
     /// No portal takes turns.
     Unassigned,
-    /// That of a portal that is here.
+    /// A portal of this server.
     Local(&'a str),
-    /// That of one elsewhere, in the words of [`LocalPortals::others`].
+    /// A portal of another server, under a name from [`LocalPortals::set_remote`].
     Remote(&'a str),
 }
 
-/// The portals that are here, from the side of the others. Called on threads of the line's own: must not block.
+/// The portals of this server, as other servers see them. Called on threads of the Redis runtime, so it must not
+/// block.
 pub trait LocalPortals: Send + Sync {
-    /// Who takes turns elsewhere, and whether somebody there is to be told everything. Nobody, while the line is lost.
+    /// Sets which remote portals take turns, and whether a remote portal receives all events. Empty while the
+    /// connection is lost.
     fn set_remote(&self, in_turn: &[Arc<str>], listen: bool);
 
-    /// Something has happened elsewhere. It is for `portal`, if that is one of those that came here.
+    /// Delivers an event of another server. `portal` names the local portal that it is for, if there is one.
     fn deliver(&self, event: Arc<ClientEvent>, portal: Option<&str>, again: bool);
 }

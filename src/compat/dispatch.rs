@@ -16,7 +16,7 @@ use crate::{
     message::{Payload, surrogates},
 };
 
-/// The opcode of internal events, and the only one there is.
+/// Opcode of internal events. [`DISCONNECT_CLIENT`] is the only type.
 pub const INTERNAL_EVENT: u64 = 5;
 pub const DISCONNECT_CLIENT: &str = "DISCONNECT_CLIENT";
 
@@ -48,7 +48,7 @@ pub struct Options {
     pub collapse: Option<String>,
 }
 
-/// A user id. Node services have numbers for it as well; here ids are texts.
+/// A user id. Node services may send numbers; here ids are strings.
 pub enum Recipient<'a> {
     Text(Cow<'a, str>),
     Number(u64),
@@ -89,7 +89,7 @@ impl Recipient<'_> {
     }
 }
 
-/// A portal that says whether it is ready.
+/// A portal's announcement that it is ready, or no longer.
 #[derive(Debug, Deserialize)]
 pub struct PortalAnnouncement<'a> {
     #[serde(borrow)]
@@ -97,11 +97,11 @@ pub struct PortalAnnouncement<'a> {
     pub ready: bool,
 }
 
-/// What marks what we have said there ourselves: stock does not look at it.
+/// Value of `from` in messages that a server of ours publishes. The original ignores the field.
 #[cfg(feature = "redis")]
 pub const SENDER: &str = "mesa";
 
-/// A message as stock keeps and publishes it.
+/// A message as the original stores and publishes it.
 #[cfg(feature = "redis")]
 #[derive(Debug, Deserialize)]
 pub struct MessageJson<'a> {
@@ -147,24 +147,25 @@ pub struct OutgoingDispatch<'a> {
 
 #[cfg(feature = "redis")]
 impl<'a> MessageJson<'a> {
-    /// Reads one.
+    /// Parses a message.
     ///
     /// # Errors
-    /// Why it is none.
+    /// The reason why the text is not a message.
     pub fn read(text: &'a str) -> Result<Self, String> {
         serde_json::from_str(text).map_err(|error| surrogates::reason(text).unwrap_or_else(|| json_error(&error)))
     }
 
-    /// The text a client reads.
+    /// Encodes the message for clients.
     ///
     /// # Errors
-    /// Why it cannot be sent to one.
+    /// The reason why it cannot be sent to clients.
     pub fn payload(&self) -> Result<Payload, crate::message::MessageError> {
         Payload::with_type(self.op, self.d.map(RawValue::get), self.t.as_ref())
     }
 }
 
-/// A user id. Node services have numbers for it as well; what else they have is nobody, and the others are not to suffer for it.
+/// Reads a user id, which may be a number. Returns `None` for any other value, so that the other recipients still get
+/// the message.
 #[cfg(feature = "redis")]
 pub fn parse_recipient(one: &RawValue) -> Option<String> {
     match serde_json::from_str(one.get()).ok()? {

@@ -1,19 +1,19 @@
-//! The names under which stock keeps and says things, with the namespace behind them.
+//! Keys and channels of the original on Redis, with the suffix of the namespace.
 
-/// What a name stands for.
+/// A key or channel of the original.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Name {
-    /// The channel of dispatches.
+    /// Channel of dispatches.
     Ws,
-    /// The channel of what happens to clients.
+    /// Channel of client events.
     Portal,
-    /// The set of portals, and the channel on which they come and go.
+    /// Set of portals, and the channel of their announcements.
     Pool,
-    /// The set of users who are here.
+    /// Set of online users.
     Clients,
-    /// The number of connections.
+    /// Number of connections.
     Count,
-    /// What waits for users, a field for each.
+    /// Pending messages, a field for each user.
     Undelivered,
 }
 
@@ -26,10 +26,10 @@ const ALL: [(Name, &str, &str); 6] = [
     (Name::Undelivered, "undelivered_messages", "hash"),
 ];
 
-/// The names of one namespace.
+/// The keys and channels of one namespace.
 #[derive(Clone, Debug)]
 pub struct Keyspace {
-    /// `_NAMESPACE`, or nothing.
+    /// `_NAMESPACE`, or empty.
     suffix: String,
 }
 
@@ -38,29 +38,29 @@ impl Keyspace {
         Self { suffix: namespace.map(|namespace| format!("_{namespace}")).unwrap_or_default() }
     }
 
-    /// What that name stands for.
+    /// Finds what a full name stands for.
     pub fn find(&self, name: &[u8]) -> Option<Name> {
         let name = name.strip_suffix(self.suffix.as_bytes())?;
         ALL.iter().find(|(_, known, _)| known.as_bytes() == name).map(|(known, _, _)| *known)
     }
 
-    /// The whole name.
+    /// Returns the full name.
     pub fn of(&self, name: Name) -> String {
         let base = ALL.iter().find(|(known, _, _)| *known == name).map_or("", |(_, base, _)| base);
         format!("{base}{}", self.suffix)
     }
 
-    /// Those of them that are keys.
+    /// Lists the names that are keys.
     pub fn keys() -> impl Iterator<Item = Name> {
         ALL.iter().filter(|(_, _, kind)| *kind != "none").map(|(name, _, _)| *name)
     }
 
-    /// The kind of value under that name, in the words of Redis.
+    /// Returns the type of the value, as Redis names it.
     pub fn kind(name: Name) -> &'static str {
         ALL.iter().find(|(known, _, _)| *known == name).map_or("none", |(_, _, kind)| kind)
     }
 
-    /// Why a name that is none of these is refused: mostly the namespace is another one.
+    /// Explains why a name is rejected. Mostly the namespace differs.
     pub fn refusal(&self, name: &[u8]) -> String {
         let name: String = String::from_utf8_lossy(name).chars().take(100).collect();
         let namespace = match self.suffix.strip_prefix('_') {

@@ -33,15 +33,15 @@ pub struct PublishedEvent<'a> {
     pub r#type: String,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub message: Option<Message<'a>>,
-    /// A string, mostly: a stock server takes what its authentication says.
+    /// Mostly a string: servers of the original use what their authentication returns.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub client_id: Option<&'a RawValue>,
     #[serde(default)]
     pub portal_id: String,
-    /// Which of our servers says it.
+    /// The server of ours that published the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// Where it has happened, if not there: our server's name, or nothing for one of stock's.
+    /// Where it happened, if not at `from`: the name of a server of ours, or empty for the original.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,7 +53,7 @@ pub struct PublishedEvent<'a> {
 /// Opcode, data and type of a client's message.
 pub type MessageFields<'a> = (u64, Option<&'a str>, Option<&'a JsonString<'a>>);
 
-/// Writes an event as servers of the original do.
+/// Encodes an event as servers of the original do.
 pub fn write(kind: &str, message: Option<MessageFields<'_>>, user: Option<&UserId>, portal: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(160);
     out.extend_from_slice(format!("{{\"type\":\"{kind}\"").as_bytes());

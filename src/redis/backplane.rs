@@ -1,4 +1,4 @@
-//! The other servers, over the Redis that they share.
+//! [`Cluster`] over one Redis.
 
 use std::sync::{Arc, Weak};
 
@@ -23,19 +23,19 @@ use crate::{
     message::{DispatchId, Payload, Recipients, UserId},
 };
 
-/// Words that wait to be told. What is said beyond that is lost: it is worth something now or not at all.
+/// Broadcasts that may wait to be published. One more is lost, and logged: it is worth something now or not at all.
 const WORDS_MAX: usize = 4096;
 
-/// Words told in one go.
+/// Broadcasts published in one batch.
 const TOLD_MAX: usize = 64;
 
-/// A Redis that is away makes one such line for each message.
+/// While Redis is unreachable, every message would cause such a line.
 static NOT_PASSED_ON: LogLimit = LogLimit::new();
 
-/// What stock sends to who is to go.
+/// What the original sends to clients that it disconnects.
 const LEAVE: &[u8] = br#"{"op":5,"d":{},"t":"DISCONNECT_CLIENT"}"#;
 
-/// The other servers.
+/// [`Cluster`] over one Redis.
 #[derive(Debug)]
 pub struct RedisBackplane {
     link: Arc<ServerLink>,
@@ -44,7 +44,7 @@ pub struct RedisBackplane {
 }
 
 impl RedisBackplane {
-    /// Begins to tell them who is here.
+    /// Starts the tasks that publish broadcasts and presence.
     #[must_use]
     pub fn new(link: Arc<ServerLink>) -> Arc<Self> {
         let (words, waiting) = mpsc::channel(WORDS_MAX);
@@ -57,14 +57,14 @@ impl RedisBackplane {
     }
 }
 
-/// Sends to the other servers what waits.
+/// Publishes queued broadcasts.
 async fn keep_telling(link: Weak<ServerLink>, presence: Arc<Presence>, waiting: &mut mpsc::Receiver<Broadcast>) {
     let mut some = Vec::with_capacity(TOLD_MAX);
     while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
         let Some(link) = link.upgrade() else { return };
         let channel = link.keys().broadcast_channel();
         let beside = presence.original_is_present();
-        // Who is meant has to be found out first, or what need not be would overtake what does.
+        // Resolves the recipients first. Otherwise broadcasts without that step would overtake those with it.
         let meant = async |word: Broadcast| {
             let (Broadcast::Message { recipients, excluding, .. } | Broadcast::Disconnect { recipients, excluding }) =
                 &word;
@@ -85,7 +85,7 @@ async fn keep_telling(link: Weak<ServerLink>, presence: Arc<Presence>, waiting: 
             channel::publish(&link, message, &meant).await?;
             here.await
         };
-        // They share a line, which keeps their order.
+        // They share a connection, which keeps their order.
         let told = futures_util::future::join_all(meant.into_iter().map(tell)).await;
         link.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= told.len());
         if let Some(Err(error)) = told.into_iter().find(Result::is_err)
@@ -96,7 +96,8 @@ async fn keep_telling(link: Weak<ServerLink>, presence: Arc<Presence>, waiting: 
     }
 }
 
-/// Stock knows nobody who is excluded: where somebody is, all others are named.
+/// Resolves the recipients for the original, which knows no exclusions. With exclusions all remaining users are
+/// named.
 async fn without(link: &ServerLink, recipients: &Recipients, excluding: &[UserId]) -> Result<Recipients, RedisError> {
     match recipients {
         Recipients::Everyone if excluding.is_empty() => Ok(Recipients::Everyone),
@@ -238,7 +239,7 @@ impl Cluster for RedisBackplane {
                 }
             }
         }));
-        // A mark that was said before this may not have been heard.
+        // A marker that was published before this may have been missed.
         if let Some(anew) = anew {
             anew.notify_one();
         }

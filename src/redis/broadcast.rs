@@ -1,4 +1,4 @@
-//! What servers tell each other, as it crosses the channel: a line of JSON, and behind it the message to the letter.
+//! Codec of broadcasts between servers: a line of JSON, then the encoded message, byte for byte.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::{
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {
-    /// Which server says it.
+    /// Name of the sending server.
     from: String,
     to: Vec<String>,
     #[serde(default)]
@@ -22,12 +22,12 @@ fn names(users: &[UserId]) -> Vec<String> {
     users.iter().map(ToString::to_string).collect()
 }
 
-/// Users as they stand in the Redis: what is no user id there is passed over.
+/// Parses user ids read from Redis. Skips what is not a user id.
 pub(super) fn users(names: &[String]) -> Vec<UserId> {
     names.iter().filter_map(|name| UserId::new(name).ok()).collect()
 }
 
-/// Writes it down.
+/// Encodes a broadcast.
 pub(super) fn encode(from: &str, word: &Broadcast) -> Vec<u8> {
     let (recipients, excluding, payload) = match word {
         Broadcast::Message { payload, recipients, excluding } => (recipients, excluding, Some(payload)),
@@ -47,7 +47,7 @@ pub(super) fn encode(from: &str, word: &Broadcast) -> Vec<u8> {
     text
 }
 
-/// Reads it; nothing where it is not understood, or said by `own`.
+/// Decodes a broadcast. `None` if it is malformed or from `own`.
 pub(super) fn decode(text: &[u8], own: &str) -> Option<Broadcast> {
     let at = text.iter().position(|byte| *byte == b'\n')?;
     let Head { from, to, not, leave } = serde_json::from_slice(&text[..at]).ok()?;

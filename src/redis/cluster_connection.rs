@@ -1,8 +1,9 @@
-//! A Redis Cluster: where its nodes are, and how a command finds the one that has its keys.
+//! A Redis Cluster: its nodes, and routing of commands to them.
 //!
-//! The client library does not say a command a second time here: after an error of the socket nobody knows whether it was
-//! done, and an append that is done twice is a message that comes twice. Said again is only what a node has refused for
-//! reasons of its own, where nothing was done.
+//! The client library's own retries are off. After a socket error it is unknown whether a command was done, and an
+//! append that is
+//! done twice is a message delivered twice. A command is resent only after an error with which a node has certainly
+//! not done it.
 
 use std::time::{Duration, Instant};
 
@@ -18,29 +19,30 @@ use redis::{
 
 use super::outage::Outage;
 
-/// A reply that has not come by then does not come: the line is made anew.
+/// How long to wait for a reply. Then the client reconnects.
 pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long making a connection may take.
+/// How long connecting may take.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long one command is sent again while slots move. For slots without a node all wait together (`outage`).
+/// How long one command is resent while slots move. For slots without a node all requests share one deadline
+/// (`outage`).
 const SLOT_MOVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Between two attempts.
+/// Delay between two attempts.
 const RESEND_DELAY: Duration = Duration::from_millis(25);
 
-/// Nodes that are remembered beside those in the configuration.
+/// Discovered nodes that are remembered in addition to the configured ones.
 const NODES_MAX: usize = 64;
 
 /// Host and port.
 type Address = (String, u16);
 
-/// The nodes that the configuration names, and those that were heard of since.
+/// The configured nodes, and those discovered since.
 pub(super) struct Nodes {
     named: Vec<ConnectionInfo>,
     discovered: Mutex<Vec<Address>>,
-    /// Counts attempts to listen, so that each goes to the next.
+    /// Counts attempts to subscribe, so that each starts at the next node.
     turn: std::sync::atomic::AtomicUsize,
     outage: Outage,
 }
@@ -48,13 +50,13 @@ pub(super) struct Nodes {
 impl Nodes {
     pub(super) fn new(urls: &[String]) -> RedisResult<Self> {
         let named = urls.iter().map(|url| url.as_str().into_connection_info()).collect::<RedisResult<Vec<_>>>()?;
-        // Or a mistake in the addresses would be told with the first attempt only.
+        // Reports a mistake in the addresses now, and not with the first attempt.
         ClusterClient::builder(named.clone()).build()?;
         let turn = std::sync::atomic::AtomicUsize::new(0);
         Ok(Self { named, discovered: Mutex::default(), turn, outage: Outage::default() })
     }
 
-    /// All of them, those that are named first. Whoever was heard of is spoken to as the first, with its password.
+    /// Returns all nodes, configured ones first. Discovered nodes use the credentials of the first configured one.
     fn all(&self) -> Vec<ConnectionInfo> {
         let mut all = self.named.clone();
         let Some(first) = self.named.first() else { return all };
@@ -85,7 +87,7 @@ impl Nodes {
         Ok(line)
     }
 
-    /// Listens at any of the nodes: what is published at one is heard at all.
+    /// Opens a connection for subscriptions at any node: the nodes forward what is published to each other.
     pub(super) async fn pubsub(&self) -> RedisResult<PubSub> {
         let all = self.all();
         let turn = self.turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -109,7 +111,7 @@ fn address(node: &ConnectionInfo) -> Option<Address> {
     }
 }
 
-/// Who is named in an answer to CLUSTER SLOTS.
+/// Reads the nodes from a reply to CLUSTER SLOTS.
 fn addresses(slots: &Value) -> Vec<Address> {
     let mut found = Vec::new();
     let Value::Array(slots) = slots else { return found };
@@ -130,7 +132,7 @@ fn addresses(slots: &Value) -> Vec<Address> {
     found
 }
 
-/// Asks every node that can be reached, for what each knows of itself alone.
+/// Sends a command to every reachable node, about the node itself.
 pub(super) async fn query_each_node(line: &mut ClusterConnection, nodes: &Nodes, command: &Cmd) -> Vec<Value> {
     let mut answers = Vec::new();
     for node in nodes.all() {
@@ -141,7 +143,7 @@ pub(super) async fn query_each_node(line: &mut ClusterConnection, nodes: &Nodes,
     answers
 }
 
-/// Sends a command to whoever has its keys, also while that changes.
+/// Sends a command to the node of its keys, also while slots move or have no node.
 pub(super) async fn send(line: &mut ClusterConnection, nodes: &Nodes, command: &Cmd) -> RedisResult<Value> {
     let end = Instant::now() + SLOT_MOVE_TIMEOUT;
     let mut asking = None;
@@ -157,7 +159,7 @@ pub(super) async fn send(line: &mut ClusterConnection, nodes: &Nodes, command: &
             }
             Err(error) => error,
         };
-        // None of these has done anything.
+        // With none of these errors has the node done anything.
         let end = match error.kind() {
             ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::TryAgain) => end,
             ErrorKind::ClusterConnectionNotFound
@@ -185,7 +187,7 @@ pub(super) async fn send(line: &mut ClusterConnection, nodes: &Nodes, command: &
     }
 }
 
-/// Asks the node to which a slot is just moving.
+/// Sends a command to the node to which a slot is moving.
 async fn send_asking(line: &mut ClusterConnection, command: &Cmd, (host, port): (String, u16)) -> RedisResult<Value> {
     let mut both = redis::pipe();
     both.cmd("ASKING").add_command(command.clone());

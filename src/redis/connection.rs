@@ -1,8 +1,8 @@
-//! The line to a Redis: one connection that many requests share, made again when it is lost.
+//! A client with one multiplexed connection to Redis that reconnects.
 //!
-//! Replies are matched to requests by the client library, which keeps them in order of sending and drops a reply nobody
-//! waits for any more. A connection on which anything but a plain answer has happened (an error of the socket, a reply that
-//! did not come in time) is not used again.
+//! The client library matches replies to requests by their order, and drops a reply that no caller waits for. A
+//! connection with a
+//! socket error or a missed reply deadline is not used again.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -26,19 +26,19 @@ use super::{
 };
 use crate::{config, health::LogLimit, logging::network_error};
 
-/// After an attempt that failed nobody tries again for this long: all who ask are told the same.
+/// How long callers get the error of the last failed attempt before another attempt is made.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// The same where Redis has refused the connection, which takes a person to change.
+/// The same where Redis has refused the connection, which needs a change by an operator.
 const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// A line that is made anew again and again is logged once per interval, and so is the end of that and of a refusal.
+/// Limits reconnects, recoveries and ends of refusals to one log line each per interval.
 static LOG_LIMIT: LogLimit = LogLimit::new();
 
-/// What is said of a script that the Redis does not know.
+/// Error code of Redis for a script that it does not have.
 const NO_SCRIPT: &str = "NOSCRIPT";
 
-/// Lua that the Redis runs as one step.
+/// A Lua script that Redis runs as one step.
 #[derive(Debug)]
 pub struct Script {
     code: &'static str,
@@ -46,16 +46,16 @@ pub struct Script {
 }
 
 impl Script {
-    /// Takes the code; nothing is sent before it is run.
+    /// Creates a script from its source. Nothing is sent before its first run.
     #[must_use]
     pub fn new(code: &'static str) -> Self {
         Self { code, hash: LazyLock::new(Box::new(|| redis::Script::new(code).get_hash().to_owned())) }
     }
 }
 
-/// KEYS: 1 that of the command; ARGV: 1 the command, what comes behind its key.
+/// KEYS: 1 the command's key; ARGV: 1 the command, then its arguments after the key.
 ///
-/// A script whose first write takes no room may then do others although there is none.
+/// A script whose first write needs no memory may write although `maxmemory` is reached.
 static WHEN_FULL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -78,26 +78,27 @@ enum Target {
 #[derive(Default)]
 struct State {
     connection: Option<(u64, Connection)>,
-    /// Counts the lines there were.
+    /// Counts the connections that were made.
     connections_made: u64,
-    /// The last line has answered, and no attempt to make another has failed since. The next attempt need not wait then, and
-    /// says what is wrong now.
+    /// The last connection has answered, and no attempt to reconnect has failed since. The next attempt then does not
+    /// wait, and reports
+    /// the current cause.
     has_answered: bool,
     failed: Option<(Instant, RedisError)>,
     unavailable_since: Option<Instant>,
     refusals: Refusals,
 }
 
-/// The lines to one Redis. Cloning shares them.
+/// A client of one Redis. Clones share its connection.
 #[derive(Clone)]
 pub struct RedisClient {
     target: Arc<Target>,
     state: Arc<Mutex<State>>,
-    /// One at a time connects.
+    /// Serializes attempts to connect.
     connect_lock: Arc<tokio::sync::Mutex<()>>,
-    /// Which line it is by now.
+    /// Number of the current connection.
     current: Arc<watch::Sender<u64>>,
-    /// Notified when a line breaks.
+    /// Notified when a connection breaks.
     lost: Arc<Notify>,
 }
 
@@ -146,24 +147,24 @@ impl RedisClient {
         Ok(Self { target: Arc::new(target), state, connect_lock, current, lost })
     }
 
-    /// Whether keys are spread over slots, so that a step can touch one user's only.
+    /// Tells whether keys are spread over slots, so that a step can touch the keys of one user only.
     pub fn is_redis_cluster(&self) -> bool {
         matches!(&*self.target, Target::Cluster(..))
     }
 
-    /// Whether it is always the same Redis that is asked, and not one that others have chosen.
+    /// Tells whether the address always leads to the same Redis, which no Sentinel or Cluster chooses.
     pub(super) fn is_single_server(&self) -> bool {
         matches!(&*self.target, Target::Single(..))
     }
 
-    /// Which line it is by now: changes whenever the line is made anew, perhaps to another Redis.
+    /// Returns the number of the current connection. It changes with every reconnect, perhaps to another Redis.
     pub(super) fn connection_number(&self) -> watch::Receiver<u64> {
         self.current.subscribe()
     }
 
-    /// Waits until a line breaks, and until another may be made.
+    /// Waits until a connection breaks and another attempt is allowed.
     ///
-    /// Only a new connection finds out why: a server whose password has changed closes those that it has.
+    /// Only a new connection shows the cause: a Redis whose password has changed closes existing ones.
     pub(super) async fn connection_lost(&self) {
         self.lost.notified().await;
         tokio::time::sleep(RETRY_DELAY).await;
@@ -172,7 +173,7 @@ impl RedisClient {
     pub(super) fn unavailable_since(&self) -> Option<(Arc<str>, Duration)> {
         let state = self.state.lock();
         let Some(since) = state.unavailable_since else { return state.refusals.current(Instant::now()) };
-        // A connection that was made anew has not been answered yet: what Redis refused over the one before still counts.
+        // A new connection has not answered yet. What Redis refused over the one before still counts.
         let refused = || Some(state.refusals.current(Instant::now())?.0);
         let why = match &state.failed {
             Some((_, error)) => error.to_string().into(),
@@ -181,7 +182,8 @@ impl RedisClient {
         Some((why, since.elapsed()))
     }
 
-    /// A connection that only listens. Not made again by itself: whoever listens has to know that he missed something.
+    /// Opens a connection for subscriptions. It does not reconnect by itself: the caller must know that messages were
+    /// missed.
     pub(super) async fn pubsub(&self) -> Result<redis::aio::PubSub, RedisError> {
         let connecting = async {
             match &*self.target {
@@ -196,20 +198,20 @@ impl RedisClient {
         }
     }
 
-    /// Asks, and resolves with the reply.
+    /// Sends a command and returns the reply.
     ///
     /// # Errors
-    /// When none came; see [`RedisError`].
+    /// When there was no reply; see [`RedisError`].
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
         let (number, line) = self.connection().await?;
         let value = self.send(number, line, command).await?;
         FromRedisValue::from_redis_value(value).map_err(unexpected_reply)
     }
 
-    /// Asks every Redis that there is behind this line, for what each knows of itself alone; those that answer.
+    /// Sends a command to every node, about the node itself. Returns the replies of those that answer.
     ///
     /// # Errors
-    /// When none does.
+    /// When no node answers.
     pub(super) async fn query_each_node<T: FromRedisValue>(&self, command: &Cmd) -> Result<Vec<T>, RedisError> {
         let answers = match (self.connection().await?, &*self.target) {
             ((_, Connection::Cluster(mut line)), Target::Cluster(nodes)) => {
@@ -225,7 +227,7 @@ impl RedisClient {
         read.map_err(unexpected_reply)
     }
 
-    /// Runs a script with these keys and arguments, and resolves with what it gives.
+    /// Runs a script with these keys and arguments, and returns its result.
     ///
     /// # Errors
     /// As [`RedisClient::query`].
@@ -244,8 +246,9 @@ impl RedisClient {
         };
         let (number, line) = self.connection().await?;
         let value = match self.send(number, line.clone(), &command("EVALSHA", script.hash.as_str())).await {
-            // A Redis that was started anew, or has taken over, knows none; nothing was done. With its whole text it goes to
-            // the one that the keys lead to, and is known there from then on.
+            // A Redis that restarted or took over has no scripts; nothing was done. The full source goes to the node
+            // that the keys lead to, which
+            // then has it.
             Err(RedisError::Refused(why)) if &*why == NO_SCRIPT => {
                 self.send(number, line, &command("EVAL", script.code)).await?
             }
@@ -254,8 +257,11 @@ impl RedisClient {
         FromRedisValue::from_redis_value(value).map_err(unexpected_reply)
     }
 
-    /// The same with one command on one key, which is done even where there is no room (`maxmemory`). Only for what takes as good as
-    /// none and has to go on, so that those who wait can come and make room. Scripts of that kind begin with the same `PERSIST`.
+    /// Sends a command on one key that is done even if `maxmemory` is reached.
+    ///
+    /// Only for writes that need next to no memory and that must go on, so that acknowledgements can free memory.
+    /// Scripts of that kind
+    /// begin with the same `PERSIST`.
     ///
     /// # Errors
     /// As [`RedisClient::query`].
@@ -290,13 +296,15 @@ impl RedisClient {
         }
         let meaning = meaning(&error);
         if let (true, RedisError::Unavailable(why) | RedisError::Refused(why)) = (meaning.answered, &meaning.error) {
-            // Of a Cluster one node may refuse everything while others answer.
+            // One node of a Redis Cluster may refuse everything while others answer.
             let is_of_all = meaning.is_of_all && !self.is_redis_cluster();
             self.state.lock().refusals.refused(request_name(command), why.clone(), is_of_all, began, Instant::now());
         }
-        // The line to a Cluster finds lost nodes again by itself, and knows those that are there better than whoever
-        // begins anew; only one that does not answer is never given up by it. One that is there and takes no writes may
-        // be so for long, and is not to be asked anew each time, unless there is somebody who knows a better one.
+        // The connection to a Redis Cluster finds lost nodes again by itself, and knows the present ones better than
+        // a new connection
+        // would. It never gives up a node that does not answer, so a timeout reconnects. A single Redis that takes no
+        // writes may stay so for
+        // long, so it is reconnected only if a Sentinel may know a better one.
         let anew = match (&*self.target, meaning.retry) {
             (Target::Cluster(..), _) => error.is_timeout(),
             (Target::Single(..), retry) => retry == Retry::Anew,
@@ -311,14 +319,16 @@ impl RedisClient {
         Err(meaning.error)
     }
 
-    /// Finds out why Redis has closed a connection. Only a new one is told: after a change of the password, for example.
+    /// Finds out why Redis has closed a connection. Only a new connection shows it, for example after a change of the
+    /// password.
     async fn why_closed(&self) -> Option<RedisError> {
         self.connection().await.err().filter(|why| matches!(why, RedisError::Refused(_)))
     }
 
-    /// A refusal ends when the same request is answered, one of all requests and a lost line when any is.
+    /// Records a reply. A refusal ends when the same request is answered; a refusal of everything or a lost
+    /// connection with any reply.
     ///
-    /// Other requests may succeed all the time: a Redis without its replicas refuses writes, and answers reads.
+    /// Other requests may succeed all the time: a Redis without its replicas refuses writes and answers reads.
     fn answered(&self, number: u64, command: &Cmd, sent: Instant) {
         let mut state = self.state.lock();
         let accepts = state.refusals.answered(|| request_name(command), sent);
@@ -343,7 +353,8 @@ impl RedisClient {
         if state.connection.as_ref().is_none_or(|(made, _)| *made != number) {
             return;
         }
-        // A Redis that refuses is there: that counts until the same request is answered, over whatever connection.
+        // A Redis that refuses can be reached. The refusal counts until the same request is answered over any
+        // connection.
         if !meaning.answered {
             state.unavailable_since.get_or_insert_with(Instant::now);
         }
@@ -415,8 +426,9 @@ impl RedisClient {
     }
 }
 
-/// Returns a line that is of use, or why it is of none: a Redis that asks for a password says so to the first request alone, and
-/// may close the connection under it without its code.
+/// Returns the connection if it can be used. A Redis that requires a password reports that to the first request only,
+/// and may close the
+/// connection without its code.
 async fn check_usable(mut line: MultiplexedConnection) -> Result<Connection, redis::RedisError> {
     match line.req_packed_command(&redis::cmd("PING")).await.and_then(Value::extract_error) {
         Err(error) if meaning(&error).ends_connection() => Err(error),
@@ -424,12 +436,12 @@ async fn check_usable(mut line: MultiplexedConnection) -> Result<Connection, red
     }
 }
 
-/// How long all are answered with the error of the last attempt.
+/// Returns how long callers get the error of the last attempt.
 fn retry_delay(error: &RedisError) -> Duration {
     if matches!(error, RedisError::Refused(_)) { REFUSED_RETRY_DELAY } else { RETRY_DELAY }
 }
 
-/// What names a request: its command, or the script that it runs.
+/// Returns the name of a request: its command, or the hash of its script.
 fn request_name(command: &Cmd) -> Vec<u8> {
     let mut words = command.args_iter().filter_map(|word| match word {
         Arg::Simple(word) => Some(word),
@@ -441,7 +453,7 @@ fn request_name(command: &Cmd) -> Vec<u8> {
     }
 }
 
-/// The answer has not the form that was expected: it says nothing about the data.
+/// Reports a reply of an unexpected type. That does not mean damaged data.
 fn unexpected_reply(error: redis::ParsingError) -> RedisError {
     RedisError::Refused(format!("what it answered cannot be read: {error}").into())
 }

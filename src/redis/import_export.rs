@@ -1,7 +1,8 @@
-//! Moving messages that wait between a stock set-up (`undelivered_messages`) and a store of ours, in either direction.
+//! Moves pending messages between the original's `undelivered_messages` and a store of ours, in either direction.
 //!
-//! Both can be repeated, and go on where they were stopped: how far each user has been moved stands beside his messages, in
-//! fields of the same hash that stock does not look at. Nothing is taken away where it comes from.
+//! Both commands can be repeated, and resume where they stopped: how far each user was moved is stored in fields of
+//! the same hash that the
+//! original ignores. Nothing is removed from the source.
 
 use std::{
     fs, io,
@@ -21,7 +22,7 @@ use crate::{
     store::{Append, Once, ReadLimit, Store, StoreError},
 };
 
-/// What a field that is none of a user's begins with: ids have no control characters.
+/// Prefix of fields that are no user's: user ids contain no control characters.
 const OURS: char = '\0';
 
 /// Entries read at once.
@@ -30,47 +31,48 @@ const PAGE: ReadLimit = ReadLimit { entries: 1000, bytes: 4 << 20 };
 /// Users listed at once.
 const USERS: usize = 200;
 
-/// What was moved.
+/// Counts what was moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// Users who have messages waiting.
+    /// Users with pending messages.
     pub users: u64,
-    /// Messages moved now, each read again where it went.
+    /// Messages moved by this run, each read back from the target.
     pub messages: u64,
     /// Messages that an earlier run had moved.
     pub known: u64,
-    /// Messages that cannot be moved; the log says which, and why.
+    /// Messages that cannot be moved; the log names each, with the reason.
     pub refused: u64,
 }
 
-/// Why not all was moved. What was moved stays, and the next run goes on from there.
+/// Why not all was moved. What was moved stays, and the next run resumes from there.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MoveError {
-    /// The Redis.
+    /// Redis failed.
     #[error(transparent)]
     Link(#[from] RedisError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What a user has there is no list of messages.
+    /// The user's field is not a list of messages.
     #[error("what waits for {user:?} in Redis is not understood: {why}. Look at it, and say it again")]
     NotUnderstood {
-        /// Whose.
+        /// The user.
         user: String,
-        /// Why not.
+        /// The parser's reason.
         why: String,
     },
-    /// What was read again is not what was written.
+    /// What was read back is not what was written.
     #[error("what was written for {user:?} is not what is read there now; is somebody else writing? Say it again")]
     Differs {
-        /// Whose.
+        /// The user.
         user: String,
     },
 }
 
-/// ARGV: 1 the user, 2 the field that says how far he was moved, 3 what it has to say now, 4 what it is to say, 5 messages, with
-/// commas between. Gives false where somebody else has moved him meanwhile.
+/// ARGV: 1 the user, 2 the field of the user's position, 3 its expected and 4 its new value, 5 messages separated by
+/// commas. Returns 0 where
+/// another process has moved this user meanwhile.
 static ADD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "if (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[3] then return 0 end
@@ -83,8 +85,7 @@ static ADD: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// ARGV: 1 where the scan goes on. Gives where it goes on next, and names of fields. Their texts together may be more than
-/// there is memory for.
+/// ARGV: 1 scan cursor. Returns the next cursor, and names of fields. Their values together may exceed the memory.
 static NAMES: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local page, names = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', 100), {}
@@ -112,7 +113,7 @@ fn list<'a>(user: &str, text: &'a str) -> Result<Vec<&'a RawValue>, MoveError> {
         .map_err(|error| MoveError::NotUnderstood { user: user.to_owned(), why: json_error(&error) })
 }
 
-/// Brings what waits in a stock set-up into a store.
+/// Imports the original's pending messages into a store.
 ///
 /// # Errors
 /// See [`MoveError`].
@@ -137,7 +138,7 @@ pub async fn import(link: &Arc<ServerLink>, store: &dyn Store) -> Result<Moved, 
     }
 }
 
-/// What a field of the hash has: a user's list, or what one of our servers had taken of one and not all got into his log.
+/// Imports a field of the hash: a user's list, or a taken list that is not completely in the log.
 async fn import_field(
     link: &Arc<ServerLink>,
     store: &dyn Store,
@@ -148,7 +149,7 @@ async fn import_field(
     let ask = async |name: String| on(link, move |link| async move { field(&link, &name).await }).await;
     let rest = async |user: String| on(link, move |link| async move { taken::rest(&link, &user).await }).await;
     let some = if let Some(user) = name.strip_prefix(TAKEN) {
-        // With his list, before it, where he has one.
+        // It is imported with the user's list, before it, if there is one.
         if ask(user.to_owned()).await?.is_some() {
             return Ok(());
         }
@@ -172,12 +173,12 @@ async fn import_field(
     Ok(())
 }
 
-/// A list that was taken stands behind the name it was taken under.
+/// Returns a taken list without the name in front of it.
 fn after_name(taken: &str) -> &str {
     taken.split_once('\n').map_or(taken, |(_, list)| list)
 }
 
-/// Which of a user's lists: each has its own mark of how far it was moved.
+/// Selects one of a user's lists. Each has its own position.
 #[derive(Clone, Copy)]
 enum Kind {
     Left,
@@ -193,7 +194,7 @@ impl Kind {
     }
 }
 
-/// Whether there was anything in the list.
+/// Imports a list. Returns whether it had messages.
 async fn import_list(
     link: &Arc<ServerLink>,
     store: &dyn Store,
@@ -213,7 +214,7 @@ async fn import_list(
         let mark = mark.clone();
         on(link, move |link| async move { field(&link, &mark).await }).await?.unwrap_or_default()
     };
-    // Stock only ever adds behind what is there: if that has changed it is another list.
+    // The original only appends. A changed beginning means another list.
     let had =
         known.split_once(' ').and_then(|(count, of)| Some((count.parse::<usize>().ok()?, of.parse::<u32>().ok()?)));
     let had = had.filter(|(count, of)| messages.get(..*count).is_some_and(|first| sum(first) == *of));
@@ -231,7 +232,8 @@ async fn import_list(
         let read = MessageJson::read(message.get());
         match read.and_then(|message| message.payload().map_err(|error| error.to_string())) {
             Ok(payload) => {
-                // Where the last run died before it could say how far it was: the place, and all up to it.
+                // An earlier run may have died before it stored its position. So the id is the place and a checksum
+                // of all up to it.
                 let id = DispatchId::new(&format!("import-{at}-{:08x}", beginning.clone().finalize()));
                 let id = id.expect("a few letters and digits");
                 let once = Some(Once { id, online: vec![false], refused: Vec::new() });
@@ -259,7 +261,7 @@ async fn import_list(
     Ok(!messages.is_empty())
 }
 
-/// Appends messages to a user's log, and reads again those that are new there: how many.
+/// Appends messages to a user's log, and reads the new ones back. Returns how many they are.
 async fn write(store: &dyn Store, user: &UserId, appends: Vec<Append>) -> Result<u64, MoveError> {
     let payloads: Vec<Payload> = appends.iter().map(|append| append.payload.clone()).collect();
     let before = store.state(user)?.head;
@@ -276,7 +278,7 @@ async fn write(store: &dyn Store, user: &UserId, appends: Vec<Append>) -> Result
     Ok(fresh.len() as u64)
 }
 
-/// Everything of a user's log above `after` that somebody has not received.
+/// Reads the pending entries of a user above `after`.
 fn read_all(store: &dyn Store, user: &UserId, after: Seq) -> Result<Vec<(Seq, Payload)>, StoreError> {
     let received = store.state(user)?.received;
     let (mut all, mut after) = (Vec::new(), after);
@@ -289,11 +291,12 @@ fn read_all(store: &dyn Store, user: &UserId, after: Seq) -> Result<Vec<(Seq, Pa
     }
 }
 
-/// What tells the store in `directory` from every other, those among them that stood or will stand in the same place: a file
-/// beside the store's own, made when it is first asked for, and on disk when this returns.
+/// Returns a random id of the store in `directory`, also different from earlier and later stores there. It is kept in
+/// a file of its own,
+/// which is created at the first call and is on disk when this returns.
 ///
 /// # Errors
-/// When that file cannot be read or written.
+/// When the file cannot be read or written.
 pub fn origin(directory: &Path) -> io::Result<String> {
     let (path, half) = (directory.join("origin"), directory.join("origin.new"));
     match fs::read_to_string(&path) {
@@ -312,8 +315,9 @@ pub fn origin(directory: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Brings what waits in a store into a stock set-up, behind what waits there. [`origin`] tells this store from others: how far a
-/// user was moved is known for each.
+/// Exports a store's pending messages to the original, behind those that are pending there. [`origin`] identifies the
+/// store: the
+/// position of each user is stored for each origin.
 ///
 /// # Errors
 /// See [`MoveError`].
@@ -369,7 +373,7 @@ async fn export_user(
     Ok(())
 }
 
-/// Runs on the line's own threads.
+/// Runs `work` on the Redis runtime.
 async fn on<T, F>(link: &Arc<ServerLink>, work: impl FnOnce(Arc<ServerLink>) -> F) -> Result<T, RedisError>
 where
     T: Send + 'static,

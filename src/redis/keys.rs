@@ -1,9 +1,10 @@
-//! What stands in the Redis under which key. Every name ends in the suffix of the namespace, as stock's do; keys of one user
-//! share a hash tag, so that they are in one slot of a Cluster.
+//! Key schema on Redis. Every name ends in the suffix of the namespace, as the original's do. Keys of one user share
+//! a hash tag, so that
+//! they are in one slot of a Redis Cluster.
 
 use crate::compat::keyspace::{self, Name};
 
-/// What a namespace calls things.
+/// The keys and channels of one namespace.
 #[derive(Clone, Debug)]
 pub struct Keys {
     original: keyspace::Keyspace,
@@ -11,7 +12,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Keys with the suffix of this namespace.
+    /// Builds keys with the suffix of this namespace.
     #[must_use]
     pub fn new(namespace: Option<&str>) -> Self {
         Self {
@@ -20,7 +21,7 @@ impl Keys {
         }
     }
 
-    /// What stock calls it, in this namespace.
+    /// Returns a key or channel of the original.
     #[must_use]
     pub fn original(&self, name: Name) -> String {
         self.original.of(name)
@@ -34,137 +35,139 @@ impl Keys {
         format!("mesa:{what}:{{{}}}{}", tag(user), self.suffix)
     }
 
-    /// Where a user's log stands: head, cursors, gaps.
+    /// State of a user's log: head, cursors, gaps.
     #[must_use]
     pub fn state(&self, user: &str) -> String {
         self.of_user("state", user)
     }
 
-    /// A user's messages.
+    /// Stream of a user's entries.
     #[must_use]
     pub fn log(&self, user: &str) -> String {
         self.of_user("log", user)
     }
 
-    /// What a dispatch with an id came to for one user. Ids end as they like: the namespace stands before them.
+    /// Result of a dispatch with an id for one user. The id is last and may end in any text, so the namespace is in
+    /// front.
     #[must_use]
     pub fn dedup_entry(&self, user: &str, id: &str) -> String {
         format!("mesa:done{}:{{{}}}:{id}", self.suffix, tag(user))
     }
 
-    /// That a user has his copy of a message that several servers know of.
+    /// Marks that a user has a copy of a message that several servers receive.
     #[must_use]
     pub fn delivered_copy(&self, user: &str, id: &str) -> String {
         format!("mesa:copied{}:{{{}}}:{id}", self.suffix, tag(user))
     }
 
-    /// What was answered to a dispatch with an id. No namespace has a `/` in it.
+    /// Result of a dispatch with an id. Namespaces contain no `/`.
     #[must_use]
     pub fn dispatch_result(&self, id: &str) -> String {
         format!("mesa:answer{}/{id}", self.suffix)
     }
 
-    /// Every user something is kept of, in order.
+    /// Index of all users with a log, in order.
     #[must_use]
     pub fn user_index(&self) -> String {
         self.of("mesa:known")
     }
 
-    /// When somebody has to look after a user although nothing happens.
+    /// Index of users by the time of their next expiry.
     #[must_use]
     pub fn expiry_index(&self) -> String {
         self.of("mesa:due")
     }
 
-    /// The servers, and until when each lease holds.
+    /// Servers, each with the end of its lease.
     #[must_use]
     pub fn servers(&self) -> String {
         self.of("mesa:{here}:nodes")
     }
 
-    /// What this Redis was when a server last looked.
+    /// The failover epoch.
     #[must_use]
     pub fn epoch(&self) -> String {
         self.of("mesa:{here}:era")
     }
 
-    /// Who is here, in order.
+    /// Online users, in order.
     #[must_use]
     pub fn online(&self) -> String {
         self.of("mesa:{here}:online")
     }
 
-    /// Whom we have put among those whom stock takes to be connected: 0, or since when he is not there any more.
+    /// Users that servers of ours have added to the original's `connected_clients`: 0, or since when the user is
+    /// offline.
     #[must_use]
     pub fn original_users_added(&self) -> String {
         self.of("mesa:{here}:ours")
     }
 
-    /// RedisBackplane that have died, and until when somebody is taking away what each has left.
+    /// Dead servers, each with the end of the current reaper's claim.
     #[must_use]
     pub fn dead_servers(&self) -> String {
         self.of("mesa:{here}:dead")
     }
 
-    /// Who is connected to one server, and how often.
+    /// Users of one server, each with the number of connections.
     #[must_use]
     pub fn server_users(&self, node: &str) -> String {
         let (begin, end) = self.server_users_affixes();
         format!("{begin}{node}{end}")
     }
 
-    /// What stands before and behind the server's name in that.
+    /// Returns what surrounds the server's name in [`Keys::server_users`].
     #[must_use]
     pub fn server_users_affixes(&self) -> (String, String) {
         ("mesa:{here}:at:".to_owned(), self.suffix.clone())
     }
 
-    /// How many connections each server has.
+    /// Number of connections of each server.
     #[must_use]
     pub fn connection_counts(&self) -> String {
         self.of("mesa:{here}:counts")
     }
 
-    /// The servers at which somebody is to be told everything that happens, and the channel on which they come and go.
+    /// Servers with a portal that receives all events, and the channel of their announcements.
     #[must_use]
     pub fn event_subscribers(&self) -> String {
         self.of("mesa:watching")
     }
 
-    /// How far a list was read that was taken from what the original has left for a user, and the list: in the slot of
-    /// [`Keys::stock`]`(Name::Undelivered)`, where a Cluster has slots.
+    /// Position in a list taken from the original's pending messages, and the list. Both are in the slot of
+    /// [`Keys::original`]`(Name::Undelivered)` in a Redis Cluster.
     #[must_use]
     pub fn taken_list(&self, user: &str) -> (String, String) {
         let hash = self.original(Name::Undelivered);
         (format!("mesa:{{{hash}}}:taken-at:{user}"), format!("mesa:{{{hash}}}:taken:{user}"))
     }
 
-    /// What the original has left for a user and no client can be sent: in the same slot.
+    /// Pending messages of the original that cannot be sent to clients, in the same slot.
     #[must_use]
     pub fn unsendable(&self, user: &str) -> String {
         format!("mesa:{{{}}}:aside:{user}", self.original(Name::Undelivered))
     }
 
-    /// How late it was when a server with a clock of its own has left: only tests have one.
+    /// Time at which a server with a test clock has left. For tests.
     #[must_use]
     pub fn test_clock(&self) -> String {
         self.of("mesa:clock")
     }
 
-    /// The channel on which it is said who has more.
+    /// Channel that names users with new entries.
     #[must_use]
     pub fn append_channel(&self) -> String {
         self.of("mesa:wake")
     }
 
-    /// The channel for what is never kept, and for who is to go.
+    /// Channel for unsynced messages and disconnect requests.
     #[must_use]
     pub fn broadcast_channel(&self) -> String {
         self.of("mesa:past")
     }
 }
 
-/// An id between braces: what is in it must not end them.
+/// Escapes an id for a hash tag: braces in it must not end the tag.
 fn tag(user: &str) -> String {
     let mut tag = String::with_capacity(user.len());
     for each in user.chars() {

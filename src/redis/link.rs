@@ -1,4 +1,4 @@
-//! State of one server's place at a Redis.
+//! State of one server's membership in a cluster on Redis.
 
 use std::{
     sync::{
@@ -18,88 +18,90 @@ use tokio::{
 use super::{connection::RedisClient, keys::Keys};
 use crate::{health::Health, message::UserId};
 
-/// Who is told what other servers say: on the line's own threads, so it must not block.
+/// Handles notifications. Called on threads of the Redis runtime, so it must not block.
 pub type Listener = Arc<dyn Fn(&Notification) + Send + Sync>;
 
-/// A server's place at a Redis.
+/// One server's place in a cluster on Redis.
 pub struct ServerLink {
     pub(super) client: RedisClient,
     pub(super) keys: Keys,
     pub(super) node: String,
     pub(super) membership: RwLock<Membership>,
-    /// Milliseconds by which the clock is ahead: for tests.
+    /// Milliseconds by which the clock is ahead. For tests.
     pub(super) ahead_ms: Arc<AtomicU64>,
-    /// What an earlier opening with such a clock has left.
+    /// How far ahead the clock of an earlier test run was.
     pub(super) base_ms: u64,
     pub(super) opened: Instant,
-    /// Conditions of the server that this link belongs to.
+    /// Health conditions of this server.
     pub(super) health: Arc<Health>,
     pub(super) listeners: RwLock<Vec<Listener>>,
     pub(super) tasks: Mutex<Vec<AbortHandle>>,
-    /// Another server has taken this one for dead, or the Redis may have forgotten something: what was said of who is here
-    /// has to be said again.
+    /// Another server has removed this server's state, or Redis may have lost it: presence must be written again.
     pub(super) reaped: AtomicBool,
-    /// Until then nobody is taken for dead whose lease has ended while nobody could renew his.
+    /// Until then no server is taken for dead: its lease may have ended while no server could renew one.
     pub(super) grace_until: Mutex<Option<Instant>>,
-    /// Another server has begun a failover epoch.
+    /// Notified when another server has begun a failover epoch.
     pub(super) renew_now: Arc<Notify>,
-    /// The highest sequence that was given out or read here.
+    /// Highest sequence that was assigned or read on this server.
     pub(super) highest_sequence: AtomicU64,
-    /// One renews the lease at a time, or the later answer might be of the earlier time.
+    /// Serializes renewals. Otherwise the later reply might be of the earlier time.
     pub(super) renewing: tokio::sync::Mutex<()>,
-    /// Whether this server hears what others say.
+    /// Whether this server is subscribed to the channels.
     pub(super) subscribed: watch::Sender<bool>,
     pub(super) unsubscribed_since: Mutex<Option<Instant>>,
-    /// What waits to be told to others, or is on its way.
+    /// Publishes that are queued or in flight.
     pub(super) pending_publishes: Arc<watch::Sender<usize>>,
-    /// Set once this server is not one of them any more.
+    /// Set when this server has left the cluster.
     pub(super) deregistered: watch::Sender<bool>,
     pub(super) runtime: Option<Runtime>,
 }
 
-/// Which servers live, when that was asked, and what the Redis was then.
+/// The live servers as of a point in time, and the failover epoch of the Redis then.
 #[derive(Clone, Debug, Default)]
 pub struct Membership {
-    /// Their names, with commas between.
+    /// Names of the live servers, separated by commas.
     pub nodes: Arc<str>,
-    /// Milliseconds of the Redis's clock.
+    /// When they were listed, in milliseconds of the Redis clock.
     pub as_of_ms: u64,
-    /// What tells this Redis from one that was emptied since.
+    /// Distinguishes this Redis from one that was emptied since.
     pub birth: Arc<str>,
     /// The failover epoch.
     pub epoch: u64,
-    /// Where logs begin that it does not have: 0, or above all that was given out before it was emptied.
+    /// Sequence behind which logs begin that this Redis does not have. 0, or above every sequence assigned before it
+    /// was emptied.
     pub base: u64,
-    /// In a Cluster, the histories of those that were its shards at its birth: what others do not have, they may have forgotten.
+    /// In a Redis Cluster, replication ids of the shards it had at its birth. Another shard may have lost data.
     pub shards: Arc<str>,
-    /// How many steps have appended in this epoch, as far as this server has seen.
+    /// Append steps in this epoch, as far as this server has seen.
     pub appends: u64,
-    /// The epochs before, with commas between.
+    /// Earlier epochs, separated by commas.
     pub(super) past: Arc<str>,
-    /// How often leases were renewed there.
+    /// How often leases were renewed on this Redis.
     pub(super) renewed: u64,
 }
 
-/// Something another server has said.
+/// Something that other servers, or this server's own renewal, have reported.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Notification {
-    /// The logs of these users have more.
+    /// The logs of these users have new entries.
     LogsAppended(Vec<UserId>),
-    /// For a while nothing was heard: any log may have more.
+    /// Notifications may have been missed: any log may have new entries.
     Resync,
-    /// From now on these users of this server are connected in stock's eyes; what was left for them before may not be seen
-    /// by anybody. Not said by others, but by whoever has written it down here.
+    /// The original now lists these users of this server as online. Its servers may have stored messages for them
+    /// just before. Reported
+    /// by this server's own presence writer.
     OriginalPresent(Vec<UserId>),
-    /// This server was taken for dead, or the Redis may have forgotten something: who is here is to be said again.
+    /// Another server has removed this server's state, or Redis may have lost it. Holds and devices must be reported
+    /// again.
     StateLost,
     /// Another failover epoch was adopted: every session reads its log again.
     EpochAdopted,
-    /// Something on a channel that is not about logs.
+    /// A message on a channel that is not about logs.
     ChannelMessage {
-        /// Which, as it is called in this namespace.
+        /// The channel, with the suffix of the namespace.
         channel: String,
-        /// What.
+        /// The payload.
         payload: Vec<u8>,
     },
 }

@@ -1,39 +1,47 @@
-//! Which servers live: each has a lease, and renews it well before it ends.
+//! Leases of servers, and the failover epoch.
 //!
-//! With that it looks whether the Redis is still what it was, and keeps the *failover epoch*.
+//! Each server renews its lease well before it ends. With each renewal it checks whether Redis may have lost data.
 //!
 //! # The failover epoch
 //!
-//! A Redis that was emptied, that came back with less than it had, or that has taken over from another may have forgotten what it
-//! has acknowledged. The epoch stands in the Redis and changes whenever that may have happened. The invariant:
+//! A Redis that was emptied, came back with less data, or took over from another may have lost acknowledged writes.
+//! The epoch is stored in
+//! Redis and changes whenever that may have happened. The invariant:
 //!
-//! - Every step on a log checks the epoch that its server has adopted, in its own script, together with what it reads and writes
-//!   (`lua/check_epoch.lua`). A step that finds no epoch, another one, another replication history, or fewer appends than its server has
-//!   seen does nothing; the server adopts the epoch that is there, or begins one, and takes the step again. So no session reads
-//!   and no client acknowledges across an epoch that its server has not adopted.
-//! - An epoch has a *base*: above the time of day in ms, the base before it, and every sequence that the beginning server has seen.
-//!   A log enters the epoch with the first step that writes to it, and goes on behind the base, with a gap `lost`. It begins
-//!   with base 0 only where no server knows of an epoch before.
-//! - When a server adopts an epoch, each of its sessions reads its log again, and the logs of connected users enter it, so that
+//! - Every step on a log compares the epoch that its server has adopted, in the script that reads and writes
+//!   (`lua/check_epoch.lua`). It does nothing if it finds no epoch, another one, another replication id, or fewer
+//! appends than its
+//!   server has seen. The server then adopts the stored epoch or begins one, and repeats the step. So no session
+//! reads and no client
+//!   acknowledges across an epoch that its server has not adopted.
+//! - An epoch has a *base*: above the time of day in ms, the previous base, and every sequence that the beginning
+//!   server has seen.
+//!   A log enters the epoch with the first step that writes to it. It continues behind the base, with a gap `lost`. The base is 0
+//!   only if no server knows of an earlier epoch.
+//! - When a server adopts an epoch, each of its sessions reads its log again. The logs of connected users enter the
+//!   epoch, so that
 //!   their clients learn of the gap at once.
-//! - An epoch knows those that its data went through (`past`). A server that stands on one which is not among them, or that has
-//!   seen more of the same one, begins a new one. Its sessions may have read what is not here, while a server that knew less went on
-//!   appending; so the epoch that it found counts as `suspect`, and what is pending in a log that comes from it gets new sequences
-//!   above the base (`renumber` in `lua/epoch.lua`).
+//! - An epoch lists those that its data went through (`past`). A server begins a new one if its own is not in that list, or if it
+//!   has seen more of the same one. Its sessions may have read what Redis lost, while a server that knew less went on
+//! appending. So
+//!   the epoch that it found counts as `suspect`: pending entries of a log from it get new sequences above the base
+//!   (`renumber` in `lua/epoch.lua`).
 //!
-//! A script of a Redis Cluster reads one slot. There the epoch of a log is the replication history of its shard.
+//! A script in a Redis Cluster reads one slot. There the epoch of a log is the replication id of its shard.
 //!
 //! # The name of a log
 //!
-//! In each epoch a log has a name: the epoch, and when the log began or came into it (`lua/check_epoch.lua`). It stands in the log with those
-//! it had before, and every session knows it. So no session reads or acknowledges in another log than the one it knows:
+//! In each epoch a log has a name: the epoch, and when the log began or entered it (`lua/check_epoch.lua`). The log
+//! stores its name and
+//! its earlier ones, and every session knows it. So no session reads or acknowledges in another log than the one it
+//! knows:
 //!
-//! - Sessions that know a log which is no longer there have what is pending renumbered, unless the log began above all that they have
-//!   seen (`rejoin` in `lua/epoch.lua`). The same happens where an older copy was put back: its head is below what a session has seen,
-//!   or it knows of fewer reports than the server has made.
-//! - A log without a state is not new where its stream has entries, or on a single Redis where its user is in the list of known users.
-//!   It goes on above the time of day.
-//! - A stream with another number of entries than its state says is counted anew (`lua/mend.lua`).
+//! - If sessions know a log that no longer exists, pending entries are renumbered, unless the log began above all that they have
+//!   seen (`rejoin` in `lua/epoch.lua`). The same happens where an older copy was restored: its head is below what a session has
+//!   seen, or it knows of fewer reports than the server has made.
+//! - A log without a state is not new if its stream has entries, or on a single Redis if its user is in the user index. It
+//!   continues above the time of day.
+//! - A stream with another number of entries than its state says is counted again (`lua/mend.lua`).
 
 use std::{
     sync::{LazyLock, Weak},
@@ -48,18 +56,19 @@ use super::{
     refusal::RedisError,
 };
 
-/// How long a lease holds: a server that says nothing for that long is not there any more.
+/// How long a lease is valid after its renewal. Then the server counts as dead.
 pub(super) const LEASE_TTL: Duration = Duration::from_secs(10);
 
-/// How often it is renewed.
+/// How often a lease is renewed.
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Published on the channel for wake-ups when an epoch begins, so that other servers adopt it before their next beat. No user has
-/// this name.
+/// Published on the append channel when an epoch begins, so that other servers adopt it before their next renewal. No
+/// user id has this
+/// form.
 pub(super) const EPOCH_BEGINS: &str = "\0\u{2}";
 
 impl Membership {
-    /// The epoch as the steps compare it.
+    /// Returns the epoch in the form that the steps compare.
     pub fn epoch_id(&self) -> String {
         format!("{}/{}", self.birth, self.epoch)
     }
@@ -71,19 +80,24 @@ pub(super) struct Joined {
     pub base_ms: u64,
 }
 
-/// KEYS: 1 nodes, 2 the epoch, 3 this node's table once it has a name; ARGV: 1 a name that begins with the time when it is given out,
-/// or one that was; 2 the lease in ms; 3 the channel where its own name is said; 4 the birth that is known ('' = none), 5 how often
-/// leases had been renewed then; 6 whether this Redis forgets nothing when it is started anew ('1'), 7 for how many ms after its end
-/// a lease still counts; 8 the shards there are, if this is its birth; of the epoch that is known 9 its name ('' = none), 10 its
-/// base, 11 its steps, 12 those before it; 13 the highest sequence that is known; 14 the servers that are known; 15 what is published behind the
-/// node's name when an epoch begins. Gives the time,
-/// the name, whether it is new or its lease had ended, who lives, and the epoch.
+/// KEYS: 1 servers, 2 the epoch, 3 this server's table once it has a name.
 ///
-/// An epoch begins 2 000 000 above all bases and sequences that are known, at least; and above those that logs whose state was gone
-/// were given (`lost`, see `lua/epoch.lua`). 32 epochs are remembered as those that the data
-/// went through; a server that has adopted none of so many begins one of its own.
+/// ARGV: 1 this server's name, or the part that follows the time in a new name; 2 lease in ms; 3 append channel; of
+/// the known epoch: 4 birth
+/// ('' = none), 5 renewals; 6 '1' if this Redis loses nothing in a restart; 7 ms for which an ended lease still
+/// counts;
+/// 8 shards, if this is the birth; of the known epoch: 9 its number ('' = none), 10 base, 11 append steps, 12 earlier
+/// epochs; 13 highest
+/// known sequence; 14 known servers; 15 what is published behind the server's name when an epoch begins.
 ///
-/// Nothing is known to have been forgotten by one that was started anew if it syncs every write and was not a replica before.
+/// Returns the time, the name, whether it is new or its lease had ended, the live servers, and the epoch.
+///
+/// An epoch begins at least 2 000 000 above all known bases and sequences, and above those that logs without a state
+/// were given
+/// (`lost`, see `lua/epoch.lua`). 32 past epochs are remembered. A server that has adopted none of them begins a new
+/// one.
+///
+/// A restarted Redis counts as having lost nothing if it syncs every write and was not a replica before.
 static RENEW: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -117,21 +131,22 @@ static RENEW: LazyLock<Script> = LazyLock::new(|| {
             for _ = 32, count - 1 do list = string.gsub(list, '^%d+,', '') end
             return list
           end
-          -- A server that knew less may have appended meanwhile. With another history none did: it would have begun an epoch.
+          -- A server that knew less may have appended meanwhile. With another replication id none did: it would have
+          -- begun an epoch.
           if is_other or has_gone_back and not forgot then suspect = add(suspect, here[3]) end
           past = add(add(past, here[3] or ''), ARGV[12] .. ',' .. known)
           if birth or known ~= '' then base = math.max(now, math.max(base, ARGV[10], ARGV[13], here[11] or 0) + 2000000) end
           era = math.max(era + 1, (tonumber(known) or 0) + 1, now)
           birth = birth or node .. '/' .. int(now)
           steps = 0
-          -- RedisBackplane that lived a moment ago have not had the time to renew their leases.
+          -- Servers that lived a moment ago have not had the time to renew their leases.
           for one in string.gmatch(ARGV[14], '[^,]+') do redis.call('ZADD', KEYS[1], 'GT', ends, one) end
           redis.call('PUBLISH', ARGV[3], node .. ARGV[15])
         end
         local shards = here[1] and here[7] or ARGV[4] == '' and ARGV[8] or ''
         redis.call('HSET', KEYS[2], 'birth', birth, 'history', history, 'era', int(era), 'base', int(base), 'kept', ARGV[6],
           'renewed', renewed + 1, 'shards', shards, 'steps', int(steps), 'past', past, 'suspect', suspect)
-        -- With nobody in it: a table that is not there has scripts wait while its slot moves.
+        -- A field without a user: scripts wait for a missing table while its slot moves.
         if KEYS[3] then redis.call('HSET', KEYS[3], '', 0) end
         redis.call('PUBLISH', ARGV[3], node)
         local lives = redis.call('ZRANGEBYSCORE', KEYS[1], int(now - ARGV[7]), '+inf')
@@ -139,7 +154,9 @@ static RENEW: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Renews the lease of `node`, adopts the epoch that is there or begins one; gives its name, what there is, and whether it was known.
+/// Renews the lease of `node`, and adopts the stored epoch or begins one. Returns its name, the membership, and
+/// whether the lease was
+/// still valid.
 pub(super) async fn renew(
     lines: &RedisClient,
     names: &Keys,
@@ -154,7 +171,7 @@ pub(super) async fn renew(
     } else {
         String::new()
     };
-    // One that was emptied counts from the beginning.
+    // A Redis that was emptied counts from the beginning.
     let (lease, grace) = (LEASE_TTL.as_millis().to_string(), grace.as_millis().to_string());
     let (channel, renewed) = (names.append_channel(), known.renewed.to_string());
     let era = if known.birth.is_empty() { String::new() } else { known.epoch.to_string() };
@@ -184,7 +201,7 @@ pub(super) async fn renew(
     Ok((node, Membership { nodes, as_of_ms: now, birth, epoch, base, shards, appends: steps, past, renewed }, !new))
 }
 
-/// What tells the history of each primary from others: as much of it as `lua/epoch.lua` looks at.
+/// Returns the replication id of each primary, as much of it as `lua/check_epoch.lua` compares.
 async fn histories(lines: &RedisClient) -> Result<Vec<String>, RedisError> {
     let mut command = redis::cmd("INFO");
     command.arg("replication");
@@ -195,7 +212,7 @@ async fn histories(lines: &RedisClient) -> Result<Vec<String>, RedisError> {
     Ok(primaries.filter_map(history).collect())
 }
 
-/// Whether the Redis syncs every write before it answers. Where it does not say, it does not.
+/// Tells whether Redis syncs every write before it replies. False where it does not say.
 async fn keeps_everything(lines: &RedisClient) -> Result<bool, RedisError> {
     let mut command = redis::cmd("CONFIG");
     command.arg("GET").arg("append*");
@@ -220,7 +237,7 @@ pub(super) async fn join(lines: &RedisClient, names: &Keys) -> Result<Joined, Re
     Ok(Joined { node, membership, base_ms })
 }
 
-/// Renews the lease for as long as the link is there.
+/// Renews the lease until the link is dropped.
 pub(super) async fn keep_renewing(link: Weak<ServerLink>) {
     let mut renewed = Instant::now();
     let Some((sooner, lines)) = link.upgrade().map(|link| (link.renew_now.clone(), link.client.clone())) else {
@@ -234,7 +251,7 @@ pub(super) async fn keep_renewing(link: Weak<ServerLink>) {
         }
         let Some(link) = link.upgrade() else { return };
         if renewed.elapsed() > LEASE_TTL / 2 {
-            // None of the others could renew his either: they have as long as this one to come back.
+            // No other server could renew its lease either. Each has as long as this one to come back.
             link.start_grace_period();
         }
         match link.renew().await {
@@ -244,7 +261,7 @@ pub(super) async fn keep_renewing(link: Weak<ServerLink>) {
     }
 }
 
-/// Leaves a clock that was ahead to whoever comes next.
+/// Stores how far a test clock was ahead, for the next server.
 pub(super) async fn leave(lines: &RedisClient, names: &Keys, ahead_ms: u64) -> Result<(), RedisError> {
     if ahead_ms == 0 {
         return Ok(());

@@ -1,22 +1,19 @@
-//! One Redis that several servers share: the line to it, and what they tell each other over it.
+//! Everything on Redis: connection, membership, user logs, presence, portals and interoperation with the original.
 //!
-//! - `connection`: a connection that is made again when it is lost, and never takes one reply for another
-//! - `refusal`: what an error of Redis means
-//! - `cluster_connection`: the nodes of a Redis Cluster, and how a command finds its own; `outage`: since when some of them are missing
-//! - `link`: state of one server
-//! - `keys`: what stands in the Redis under which key
-//! - `membership`: which servers live, and whether the Redis may have forgotten something
-//! - `notifications`: what other servers say; `subscriber`: a connection that listens, made again when it is lost
-//! - `portals`: which portals there are, and what is sent to them
-//! - `presence`: who is connected to which server
-//! - `reaper`: takes away what servers have left that have died
+//! - `connection`: a shared connection that reconnects, and never matches a reply to another request
+//! - `refusal`: classifies errors of Redis
+//! - `cluster_connection`: nodes of a Redis Cluster and routing; `outage`: since when some of them are missing
+//! - `link`: state of one server · `keys`: key schema
+//! - `membership`: leases and the failover epoch · `reaper`: removes the state of dead servers
+//! - `subscriber`: a subscription that reconnects · `notifications`: handles what it delivers · `broadcast`: its codec
+//! - `presence`: which users are connected to which server · `portals`: the shared portal pool and its events
 //! - `original`: interoperation with servers of the original
-//! - [`store`]: user logs on Redis, with the scripts in `lua/` · [`import_export`]: `mesa import` and `mesa export`
-//! - `broadcast`: what servers tell each other, as it is written
-//! - [`RedisBackplane`]: all of that as a [`Cluster`](crate::cluster::Cluster)
+//! - [`store`]: user logs, with the scripts in `lua/` · [`import_export`]: `mesa import` and `mesa export`
+//! - [`RedisBackplane`]: implements [`Cluster`](crate::cluster::Cluster) with all of that
 //!
-//! The line has a small runtime of its own. So a caller that gives up leaves its request to come to its end, and one that
-//! may wait can do so on any thread.
+//! The connection has a runtime of its own with one thread. So a request is completed even if its caller gives up,
+//! and a caller that
+//! may block can do so on any thread.
 
 mod backplane;
 mod broadcast;
@@ -63,21 +60,20 @@ use crate::{
     health::{Health, supervise},
 };
 
-/// A Redis that cannot be reached for this long when a server starts is not waited for.
+/// How long a starting server waits for a Redis that cannot be reached. Then it fails.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// For how long a server may not hear the others before it says that it is not ready: making the connection anew takes some
-/// hundred milliseconds.
+/// How long a server may be unsubscribed before it is not ready. Resubscribing takes some hundred milliseconds.
 const RESUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// For how long a server that leaves goes on telling the others what has happened here.
+/// How long a stopping server waits until what it has queued for other servers is published.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl ServerLink {
-    /// Connects, and joins the servers that are there. Blocks for five seconds at most.
+    /// Connects and joins the other servers. Blocks for 5 s at most.
     ///
     /// # Errors
-    /// When the Redis cannot be reached, or is none that can be used.
+    /// When Redis cannot be reached or used.
     pub fn open(
         redis: &config::Redis,
         namespace: Option<&str>,
@@ -141,7 +137,7 @@ impl ServerLink {
         });
         link.spawn("cluster_lease", (), |link, ()| Box::pin(membership::keep_renewing(link)));
         link.spawn("cluster_subscriber", (), |link, ()| Box::pin(notifications::listen(link)));
-        // Or what is said to the first who comes might not be heard.
+        // The server must be subscribed before the first client connects, or it could miss broadcasts for it.
         let mut hears = link.subscribed.subscribe();
         let left = until.saturating_duration_since(Instant::now());
         let heard = link.wait(async move {
@@ -152,10 +148,10 @@ impl ServerLink {
         heard.map(|()| link)
     }
 
-    /// Runs a task for as long as this is one of the servers.
+    /// Spawns a task that runs until this server deregisters.
     ///
-    /// `part` names it in `/readyz`. It returns when what it works for is gone; after a panic it is started again with the same
-    /// `state`.
+    /// `part` names it in `/readyz`. The task returns when what it works for is gone. After a panic it restarts with
+    /// the same `state`.
     pub fn spawn<S: Send + 'static>(
         self: &Arc<Self>,
         part: &'static str,
@@ -181,10 +177,10 @@ impl ServerLink {
         self.tasks.lock().push(runtime.spawn(supervised).abort_handle());
     }
 
-    /// Runs to its end, whether or not somebody still waits for it; resolves with what it gives.
+    /// Runs `work` to its end, even if the caller stops waiting, and returns its result.
     ///
     /// # Errors
-    /// As what is run, or when the line is closed.
+    /// Those of `work`, or when the connection is closed.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, RedisError>> + Send + 'static,
@@ -196,16 +192,17 @@ impl ServerLink {
         }
     }
 
-    /// The same, for what changes nothing that somebody has to know of: it ends when nobody waits for it any more.
+    /// Runs `work`, and cancels it when the caller stops waiting. Only for reads: a cancelled write may have been
+    /// done.
     ///
     /// # Errors
-    /// As what is run, or when the line is closed.
+    /// Those of `work`, or when the connection is closed.
     pub async fn run_cancellable<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, RedisError>> + Send + 'static,
     ) -> Result<T, RedisError> {
         let Some(runtime) = &self.runtime else { return Err(RedisError::Unavailable("the line is closed".into())) };
-        // Aborts what it holds when it is dropped.
+        // Aborts its tasks when dropped.
         let mut running = JoinSet::new();
         running.spawn_on(work, runtime.handle());
         match running.join_next().await {
@@ -214,10 +211,10 @@ impl ServerLink {
         }
     }
 
-    /// The same, for a thread that may wait. Not from a task of the line's own.
+    /// Runs `work` and blocks until it ends. Must not be called from a task of this runtime.
     ///
     /// # Errors
-    /// As what is run.
+    /// Those of `work`.
     pub fn wait<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, RedisError>> + Send + 'static,
@@ -229,41 +226,41 @@ impl ServerLink {
         result.recv().unwrap_or_else(|_| Err(RedisError::Unavailable("the line was closed".into())))
     }
 
-    /// Conditions of the server that this link belongs to.
+    /// Returns the health conditions of this server.
     pub fn health(&self) -> &Arc<Health> {
         &self.health
     }
 
-    /// The lines to send requests over.
+    /// Returns the client that sends requests.
     pub fn client(&self) -> &RedisClient {
         &self.client
     }
 
-    /// What stands under which key.
+    /// Returns the key schema.
     pub fn keys(&self) -> &Keys {
         &self.keys
     }
 
-    /// What this server is called among the others: the time at which it came, and something of its own.
+    /// Returns the name of this server: the time when it joined, and a random number.
     pub fn node(&self) -> &str {
         &self.node
     }
 
-    /// Which servers live.
+    /// Returns the live servers and the failover epoch, as last seen.
     pub fn membership(&self) -> Membership {
         self.membership.read().clone()
     }
 
-    /// Renews the lease, and adopts the failover epoch that is there, or begins one.
+    /// Renews the lease, and adopts the failover epoch of the Redis or begins one.
     ///
     /// # Errors
-    /// When the Redis cannot be asked.
+    /// When Redis cannot be queried.
     pub async fn renew(&self) -> Result<(), RedisError> {
         let turn = self.renewing.lock().await;
         self.renew_locked(&turn).await
     }
 
-    /// The same for a step that was refused in the epoch `used`: does nothing where another was adopted since.
+    /// Renews after a step was rejected in the epoch `used`. Does nothing if another epoch was adopted since.
     ///
     /// # Errors
     /// As [`ServerLink::renew`].
@@ -304,7 +301,7 @@ impl ServerLink {
         Ok(())
     }
 
-    /// So many steps have appended in the epoch `used`.
+    /// Records how many append steps the epoch `used` has seen.
     pub fn record_appends(&self, used: &str, steps: u64) {
         let mut live = self.membership.write();
         if steps > live.appends && live.epoch_id() == used {
@@ -312,12 +309,12 @@ impl ServerLink {
         }
     }
 
-    /// A log has come as far as this.
+    /// Records the highest sequence of a log that this server has seen.
     pub fn record_sequence(&self, seq: u64) {
         self.highest_sequence.fetch_max(seq, Ordering::Relaxed);
     }
 
-    /// For as long as a lease nobody is taken for dead.
+    /// For one lease period no server is taken for dead.
     fn start_grace_period(&self) {
         *self.grace_until.lock() = Some(Instant::now() + membership::LEASE_TTL);
     }
@@ -335,17 +332,17 @@ impl ServerLink {
         self.reaped.swap(false, Ordering::Relaxed)
     }
 
-    /// Milliseconds by which the clock is ahead of that of the Redis.
+    /// Returns by how many milliseconds the (test) clock is ahead of that of Redis.
     pub fn ahead_ms(&self) -> u64 {
         self.base_ms + self.ahead_ms.load(Ordering::Relaxed)
     }
 
-    /// Time since this server came, by the same clock.
+    /// Returns the time since this server joined, by the same clock.
     pub fn uptime(&self) -> Duration {
         self.opened.elapsed() + Duration::from_millis(self.ahead_ms.load(Ordering::Relaxed))
     }
 
-    /// From here on `listener` is told what other servers say.
+    /// Adds a listener of notifications.
     pub fn listen(&self, listener: Listener) {
         self.listeners.write().push(listener);
     }
@@ -355,7 +352,7 @@ impl ServerLink {
         listeners.iter().for_each(|listener| listener(notification));
     }
 
-    /// Why nothing can be asked for or heard now, and since when; `None` while all is well.
+    /// Returns why Redis cannot be used now, and since when. `None` while it can.
     pub fn unavailable_since(&self) -> Option<(Arc<str>, Duration)> {
         let deaf =
             self.unsubscribed_since.lock().map(|since| since.elapsed()).filter(|since| *since > RESUBSCRIBE_TIMEOUT);
@@ -367,11 +364,10 @@ impl ServerLink {
         *self.unsubscribed_since.lock() = (!hears).then(Instant::now);
     }
 
-    /// Leaves the servers: what has happened here is told to its end, and what it holds is not held any more. The second time
-    /// does nothing.
+    /// Leaves the cluster: publishes what is queued, then removes this server's state. A second call does nothing.
     ///
     /// # Errors
-    /// When the Redis cannot be told; its lease ends by itself then.
+    /// When Redis cannot be reached. The lease then ends by itself.
     pub async fn leave(self: &Arc<Self>) -> Result<(), RedisError> {
         if self.deregistered.send_replace(true) {
             return Ok(());

@@ -1,7 +1,7 @@
-//! What other servers say: who has more, and what passes the logs by.
+//! Handles what the subscription delivers: users with new entries, and broadcasts.
 //!
-//! Nothing that has to arrive is said here. Where the line is lost, whoever listens is told that he may have missed
-//! something ([`Notification::Resync`]), and asks.
+//! Nothing durable depends on it. After the connection was lost, listeners get [`Notification::Resync`] and read the
+//! logs again.
 
 use std::{
     sync::Weak,
@@ -18,17 +18,18 @@ use super::{
 };
 use crate::{compat::keyspace::Name, message::UserId};
 
-/// The nodes of a Cluster pass on to each other what is said, and lose it where their own connections break, without a word. So there
-/// every session looks into its log this often, whatever was heard.
+/// How often every session reads its log in a Redis Cluster, whatever was received. The nodes forward what is
+/// published to each other, and
+/// lose it without notice where their own connections break.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Listens for as long as the link is there.
+/// Subscribes until the link is dropped.
 pub(super) async fn listen(link: Weak<ServerLink>) {
     let Some(here) = link.upgrade() else { return };
     let (channels, stock) = ([here.keys.append_channel(), here.keys.broadcast_channel()], here.keys.original(Name::Ws));
     let (node, wake) = (here.node.clone(), here.keys.append_channel());
     drop(here);
-    // By a pattern, which has nothing special in it: among the subscribers of that channel are only stock's.
+    // Subscribes with a pattern that has no wildcards. So NUMSUB of that channel counts only servers of the original.
     let until = Mutex::new(Instant::now() + RESYNC_INTERVAL);
     subscriber::subscribe(link, &channels, &stock, Loopback::Own, |link, heard| {
         let own = match heard {
@@ -66,14 +67,15 @@ pub(super) async fn listen(link: Weak<ServerLink>) {
     .await;
 }
 
-/// Who was woken by another server than this one; nobody, where it is not understood.
+/// Parses the users with new entries. `None` if the message is from this server or malformed.
 fn woken(payload: &[u8], node: &str) -> Option<Vec<UserId>> {
     let mut parts = std::str::from_utf8(payload).ok()?.split('\0');
     (parts.next()? != node).then(|| parts.filter_map(|user| UserId::new(user).ok()).collect())
 }
 
-/// Whether this is the name of a server that this one does not know yet. It asks at once who lives, since steps on logs wait for
-/// those that it knows.
+/// Tells whether this is the name of a server that is not known yet. Then the lease is renewed at once to list the
+/// live servers, because
+/// steps on logs wait for the reports of known ones.
 fn is_new(link: &ServerLink, payload: &[u8]) -> bool {
     !payload.contains(&0) && !link.membership().nodes.split(',').any(|node| node.as_bytes() == payload)
 }

@@ -1,4 +1,4 @@
-//! When parts of a Redis Cluster stopped serving their slots: all requests together wait for them once.
+//! When parts of a Redis Cluster stopped serving their slots. All requests share one deadline for that.
 
 use std::{
     collections::HashSet,
@@ -17,17 +17,17 @@ const OUTAGE_TTL: Duration = Duration::from_secs(6);
 /// Hash tags of refused requests that are remembered. Where there are more, an answer to one of those does not end the outage.
 const TAGS_MAX: usize = 1024;
 
-/// What decides to which slot a key belongs.
+/// The part of a key that selects its slot.
 type Tag = Box<[u8]>;
 
-/// The outage there is, if there is one.
+/// The current outage, if any.
 #[derive(Default)]
 pub(super) struct Outage(Mutex<Option<Since>>);
 
 struct Since {
     began: Instant,
     last: Instant,
-    /// Those of refused requests.
+    /// Hash tags of refused requests.
     tags: HashSet<Tag>,
 }
 
@@ -66,7 +66,7 @@ fn tag(command: &Cmd) -> Option<&[u8]> {
         _ => &[],
     });
     let key = match words.next()? {
-        // A hash or a text, and the number of keys.
+        // The hash or source of the script, and the number of keys.
         b"EVALSHA" | b"EVAL" => words.nth(2)?,
         _ => words.next()?,
     };

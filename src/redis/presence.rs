@@ -1,12 +1,16 @@
-//! Who is connected to which server.
+//! Presence: which users are connected to which server.
 //!
-//! Each server keeps a table of its users; who is in any of them is online. A server that dies leaves its table behind, and
-//! whichever other finds that its lease has ended takes it away (`burial`).
+//! Each server keeps a table of its users. A user in any table is online. A dead server leaves its table behind, and
+//! another server
+//! removes it when the lease has ended (`reaper`).
 //!
-//! Stock's own names for the same (`connected_clients`, and how many there are) are written in the same step, so that they
-//! never say anything else. Those in `connected_clients` may be stock's or ours, and a user stays among them for a while
-//! when he has gone: until his server has written it down, or, where it has died, until another has found that. So it is
-//! noted too whom we have put there, and when he went. Who is connected and is not among those is stock's alone.
+//! The original's keys for the same (`connected_clients`, `connected_clients_count`) are written in the same step, so
+//! that they always
+//! agree. An entry in `connected_clients` may be the original's or ours. Ours stays for a while after the user has
+//! gone: until
+//! its server has written that, or until another server has noticed that its server died. So the users that we added
+//! are recorded
+//! too, with the time when they went offline. A listed user without such a record is connected to the original only.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -33,37 +37,44 @@ use crate::{
     redis::original::channel::{original_name, original_supported},
 };
 
-/// Users written down in one step.
+/// Users written in one step.
 const BATCH_MAX: usize = 200;
 
-/// What changes within this time is written down together.
+/// Changes within this delay are written together.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Who has gone counts as being here for this long: whoever has seen him here may have something on its way.
+/// Grace period during which a disconnected user still counts as connected: other servers may have messages in
+/// flight.
 const STILL_HERE: Duration = Duration::from_secs(15);
 
-/// Of those, so many; beyond that the first who went is forgotten. Another look, after a while, is had at him anyway.
+/// Users in the grace period. With one more the earliest leaves it. Servers check for undelivered copies later
+/// anyway.
 const GONE_MAX: usize = 50_000;
 
-/// Users read of a list in one step.
+/// Users read in one step.
 const PAGE: usize = 1000;
 
-/// After an attempt that failed.
+/// Delay after a failed attempt.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// How often it is looked whether a server has died.
+/// How often dead servers and servers of the original are looked for.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// KEYS: 1 online, 2 nodes, 3 this node's table, 4 the dead, then tables of others; ARGV: 1 this node, 2 what a table's name begins
-/// with, 3 how it ends, 4 `connected_clients` ('' where there is no stock), 5 ours, then each user and how many connections. Gives
-/// who is connected in stock's eyes since this.
+/// KEYS: 1 online users, 2 servers, 3 this server's table, 4 dead servers, then tables of other servers; ARGV: 1 this
+/// server,
+/// 2 prefix and 3 suffix of a table's name, 4 `connected_clients` ('' without the original), 5 users that we added
+/// there, then
+/// each user and its number of connections. Returns the users that are new in `connected_clients`.
 ///
-/// `PERSIST` changes nothing; see [`RedisClient::query_when_full`](super::RedisClient::query_when_full).
+/// `PERSIST` changes nothing; see [`RedisClient::query_when_full`](super::connection::RedisClient::query_when_full).
 ///
-/// The others' tables are named among the keys, here and below, because a slot of a Cluster may be moving: then a table that is
-/// not there any more looks as if nobody were at that server, unless the Cluster was told that it is needed.
+/// The other tables are among the keys, here and below, because a slot may be moving in a Redis Cluster. Then a table
+/// that has moved
+/// reads as empty, unless the key was named.
 ///
-/// A server that was taken for dead, and does not know it yet, writes what will have to be taken away unless it comes back.
+/// A server that was taken for dead and does not know it yet adds itself to the dead servers. What it writes is then
+/// removed
+/// unless it comes back.
 static HERE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -95,8 +106,9 @@ static HERE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// KEYS: 1 counts, 2 nodes, 3 the dead; ARGV: 1 this node, 2 how many it has, 3 `connected_clients_count` ('' where there is no
-/// stock).
+/// KEYS: 1 connection counts, 2 servers, 3 dead servers; ARGV: 1 this server, 2 its number of connections, 3
+/// `connected_clients_count`
+/// ('' without the original).
 static COUNT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -107,29 +119,29 @@ static COUNT: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// What this server has to say of who is here.
+/// Users and connections of this server, and what of them is not written to Redis yet.
 #[derive(Debug, Default)]
 pub struct Presence {
     here: Mutex<Here>,
     changed: Notify,
     connections: AtomicUsize,
-    /// A stock server listens.
+    /// A server of the original is subscribed.
     stock: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Here {
     users: HashMap<UserId, usize>,
-    /// Who was here until a moment ago, and since when he is not; and the same in the order in which they went.
+    /// Users in the grace period, with when they went offline, and the same in that order.
     gone: HashMap<UserId, Instant>,
     went: VecDeque<(Instant, UserId)>,
-    /// Not written down yet.
+    /// Changes that are not written yet.
     dirty: HashMap<UserId, usize>,
-    /// Those of them who may be, by a step whose answer was lost: with it what it said of who has come.
+    /// Those of them that may be written, by a step whose reply was lost. With it the list of new users was lost.
     unsure: HashSet<UserId>,
 }
 
-/// What is to be written down of a user.
+/// A change that is to be written.
 struct Change {
     user: UserId,
     connections: usize,
@@ -137,7 +149,7 @@ struct Change {
 }
 
 impl Presence {
-    /// Begins to write it down.
+    /// Starts the tasks that write and read presence.
     pub(super) fn begin(link: &Arc<ServerLink>) -> Arc<Self> {
         let presence = Arc::new(Self::default());
         link.spawn("cluster_presence_writer", presence.clone(), |link, presence| {
@@ -172,7 +184,7 @@ impl Presence {
         self.stock.load(Ordering::Relaxed)
     }
 
-    /// Those of these users who are here, or were until a moment ago; and the others.
+    /// Splits users into those that are or were recently connected to this server, and the others.
     pub(super) fn of_here(&self, users: Vec<UserId>) -> (Vec<UserId>, Vec<UserId>) {
         let here = self.here.lock();
         let is_here = |user: &UserId| {
@@ -181,7 +193,7 @@ impl Presence {
         users.into_iter().partition(is_here)
     }
 
-    /// All of it is to be written down again; `there` is who is written down now.
+    /// Marks all users to be written again. `there` are the users in this server's table now.
     fn say_all_again(&self, there: Vec<UserId>) {
         let mut here = self.here.lock();
         let Here { users, dirty, .. } = &mut *here;
@@ -208,7 +220,7 @@ impl Presence {
         let Here { dirty, unsure, .. } = &mut *self.here.lock();
         for Change { user, connections, .. } in batch {
             unsure.insert(user.clone());
-            // What has been said since holds.
+            // A later change counts.
             dirty.entry(user).or_insert(connections);
         }
     }
@@ -230,7 +242,7 @@ impl Presence {
         link.client().run_script(&COUNT, &keys, &[link.node(), &connections, &stock]).await
     }
 
-    /// Finds out whether stock is there, and takes away what servers have left that have died.
+    /// Looks for servers of the original, and removes the state of dead servers.
     async fn look(&self, link: &ServerLink) -> Result<(), RedisError> {
         if !link.in_grace_period() {
             reaper::reap_dead_servers(link).await?;
@@ -256,7 +268,7 @@ impl Here {
             && (self.went.len() >= GONE_MAX || since.elapsed() >= STILL_HERE)
         {
             let Some((since, user)) = self.went.pop_front() else { return };
-            // He may have come and gone once more.
+            // The user may have connected and disconnected once more.
             if self.gone.get(&user) == Some(&since) {
                 self.gone.remove(&user);
             }
@@ -279,7 +291,7 @@ async fn write_batch(link: &ServerLink, batch: &[Change]) -> Result<(), RedisErr
     let came: Vec<String> = link.client().run_script(&HERE, &keys, &arguments).await?;
     let mut came = users(&came);
     if original_supported(link) {
-        // Rather looked for twice.
+        // Importing twice does no harm.
         let may_have_come = batch.iter().filter(|change| change.is_unsure && change.connections > 0);
         came.extend(may_have_come.map(|change| change.user.clone()));
     }
@@ -314,8 +326,9 @@ async fn keep_looking(link: Weak<ServerLink>, presence: Arc<Presence>) {
     }
 }
 
-/// KEYS: 1 nodes, then tables; ARGV: 1 this node, 2 and 3 as above, then users. Gives for each how many connections he has
-/// elsewhere.
+/// KEYS: 1 servers, then tables; ARGV: 1 this server, 2 and 3 as above, then users. Returns the number of connections
+/// of each user at
+/// other servers.
 static WHERE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t, counts = redis.call('TIME'), {}
@@ -333,7 +346,7 @@ static WHERE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// For each of these users how many connections he has at other servers.
+/// Counts the connections of each user at other servers.
 pub(super) async fn elsewhere(link: &ServerLink, users: &[UserId]) -> Result<Vec<usize>, RedisError> {
     let (begin, end) = link.keys().server_users_affixes();
     let mut found = Vec::with_capacity(users.len());
@@ -348,14 +361,14 @@ pub(super) async fn elsewhere(link: &ServerLink, users: &[UserId]) -> Result<Vec
     Ok(found)
 }
 
-/// Connections at other servers in all, as they say.
+/// Counts all connections at other servers.
 pub(super) async fn all_elsewhere(link: &ServerLink) -> Result<usize, RedisError> {
     let counts: HashMap<String, usize> =
         link.client().query(redis::cmd("HGETALL").arg(link.keys().connection_counts())).await?;
     Ok(counts.iter().filter(|(node, _)| *node != link.node()).map(|(_, count)| count).sum())
 }
 
-/// Users who are online anywhere, those above `after`.
+/// Lists users who are online at any server, above `after`.
 pub(super) async fn online(link: &ServerLink, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, RedisError> {
     let from = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
     let mut command = redis::cmd("ZRANGEBYLEX");
@@ -363,9 +376,10 @@ pub(super) async fn online(link: &ServerLink, after: Option<&UserId>, limit: usi
     Ok(users(&link.client().query::<Vec<String>>(&command).await?))
 }
 
-/// Everybody who is connected to any of ours.
+/// Lists all users who are online at a server of ours.
 ///
-/// Read in pages, so that Redis has time for others in between. A user who comes or goes meanwhile may be among them or not.
+/// Reads pages, so that Redis serves others in between. A user who connects or disconnects meanwhile may be in the
+/// list or not.
 pub(super) async fn everybody(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
     let mut all: Vec<UserId> = Vec::new();
     loop {
@@ -377,18 +391,18 @@ pub(super) async fn everybody(link: &ServerLink) -> Result<Vec<UserId>, RedisErr
     }
 }
 
-/// How many those are.
+/// Counts the users that are online.
 pub(super) async fn everybody_count(link: &ServerLink) -> Result<usize, RedisError> {
     link.client().query(redis::cmd("ZCARD").arg(link.keys().online())).await
 }
 
-/// Whether this user is among them.
+/// Tells whether a user is online.
 pub(super) async fn has(link: &ServerLink, user: &UserId) -> Result<bool, RedisError> {
     let asked = redis::cmd("ZSCORE").arg(link.keys().online()).arg(user.as_str()).to_owned();
     Ok(link.client().query::<Option<String>>(&asked).await?.is_some())
 }
 
-/// Connections to all of ours together.
+/// Counts the connections at all servers of ours.
 pub(super) async fn connections(link: &ServerLink) -> Result<usize, RedisError> {
     let counts: Vec<usize> = link.client().query(redis::cmd("HVALS").arg(link.keys().connection_counts())).await?;
     Ok(counts.iter().sum())

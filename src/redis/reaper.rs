@@ -1,28 +1,29 @@
-//! Takes away what servers have left that have died, or that leave.
+//! Removes the state of servers that left or died.
 //!
-//! A server whose lease has ended is no longer one of the servers, but one of the dead, in one step; what is in its table is
-//! taken away in steps that are short, however many users it had. Whoever does that says so for a while, so that one does
-//! it at a time; where he dies in the middle another goes on. A server that was taken for dead and renews its lease finds
-//! that it was not known, and says all it has again: then there is nothing to be taken away.
+//! A server whose lease has ended moves from the servers to the dead servers, in one step. Its table is deleted in
+//! batches of 200
+//! users. One server claims a dead server for 5 s at a time; if it dies, another resumes. A server that was taken for
+//! dead and
+//! renews its lease finds that its lease was gone, and writes its state again. The removal then stops.
 //!
-//! `PERSIST` changes nothing; see [`RedisClient::query_when_full`](super::RedisClient::query_when_full).
+//! `PERSIST` changes nothing; see [`RedisClient::query_when_full`](super::connection::RedisClient::query_when_full).
 
 use std::sync::LazyLock;
 
 use super::{ServerLink, connection::Script, original::channel::original_name, refusal::RedisError};
 use crate::{compat::keyspace::Name, logging::excerpt};
 
-/// Users taken away in one step.
+/// Users removed in one step.
 const STEP: usize = 200;
 
-/// Whoever takes something away has this long, in ms, from one step to the next, before another goes on in his place.
+/// How long a claim lasts from one step to the next, in ms. Then another server resumes.
 const CLAIM_MS: u64 = 5000;
 
-/// KEYS: 1 nodes, 2 the dead; ARGV: 1 this node, 2 for how long it says that it is at it. Gives one of the dead with whom nobody
-/// is busy.
+/// KEYS: 1 servers, 2 dead servers; ARGV: 1 this server, 2 length of the claim in ms. Returns a dead server that no
+/// server claims.
 ///
-/// One that has no name is always there and never given out: where a slot of a Cluster is moving, a key that is not there is
-/// taken to be on its way.
+/// An entry without a name always stays in the set. In a slot that is moving, a missing key would be taken for one on
+/// its way.
 static CLAIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -42,7 +43,8 @@ static CLAIM: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// KEYS: 1 nodes, 2 the dead; ARGV: 1 this node, 2 as above. It is one of the dead from here on, and this is at it.
+/// KEYS: 1 servers, 2 dead servers; ARGV: 1 this server, 2 as above. Moves this server to the dead ones and claims
+/// it.
 static LEAVE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -52,9 +54,13 @@ static LEAVE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// KEYS: 1 nodes, 2 the dead, 3 online, 4 the dead node's table, 5 counts, then tables of others; ARGV: 1 the dead node, 2 as above,
-/// 3 what a table's name begins with, 4 how it ends, 5 where in the table, 6 how many, 7 `connected_clients` ('' where there is no
-/// stock), 8 ours, 9 `connected_clients_count`. Gives where to go on; nothing when there is nothing more to be done, or the node is back.
+/// KEYS: 1 servers, 2 dead servers, 3 online users, 4 the dead server's table, 5 connection counts, then tables of
+/// other servers;
+/// ARGV: 1 the dead server, 2 as above, 3 prefix and 4 suffix of a table's name, 5 scan cursor in the table, 6 batch
+/// size,
+/// 7 `connected_clients` ('' without the original), 8 users that we added there, 9 `connected_clients_count`.
+///
+/// Returns the next scan cursor. Returns nothing when all is removed, or the server is back.
 static STEPS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -88,7 +94,7 @@ static STEPS: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Takes away what is there of all whose lease has ended.
+/// Removes the state of all servers whose lease has ended.
 pub(super) async fn reap_dead_servers(link: &ServerLink) -> Result<(), RedisError> {
     let keys = [link.keys().servers(), link.keys().dead_servers()];
     let claim = CLAIM_MS.to_string();
@@ -99,7 +105,7 @@ pub(super) async fn reap_dead_servers(link: &ServerLink) -> Result<(), RedisErro
     Ok(())
 }
 
-/// This server leaves: nobody is here any more.
+/// Removes the state of this server.
 pub(super) async fn deregister(link: &ServerLink) -> Result<(), RedisError> {
     let keys = [link.keys().servers(), link.keys().dead_servers()];
     link.client().run_script::<()>(&LEAVE, &keys, &[link.node(), &CLAIM_MS.to_string()]).await?;
@@ -130,7 +136,7 @@ async fn bury(link: &ServerLink, node: &str) -> Result<(), RedisError> {
     }
 }
 
-/// The tables of the servers that live.
+/// Returns the tables of the live servers.
 pub(super) fn tables(link: &ServerLink) -> Vec<String> {
     let nodes = link.membership().nodes;
     nodes.split(',').filter(|node| !node.is_empty()).map(|node| link.keys().server_users(node)).collect()

@@ -1,6 +1,6 @@
-//! What an error of Redis means: the connection is lost, Redis refuses, has no memory left, or the data is damaged.
+//! Classifies errors of Redis: unavailable, full, refused, damaged.
 //!
-//! Also which requests Redis refuses now, for `/readyz`.
+//! Also tracks which requests Redis refuses now, for `/readyz`.
 
 use std::{
     sync::Arc,
@@ -11,50 +11,50 @@ use redis::ErrorKind;
 
 use crate::logging::network_error;
 
-/// The code with which our scripts say that what is stored is not what they have written.
+/// Code with which our scripts report that a stored value does not have the form they wrote.
 const DAMAGED: &str = "DAMAGED";
 
-/// The codes that mean damage. No other code does, whether it is known here or not.
+/// Codes that mean damage. No other code does, known or not.
 const DAMAGE: [&str; 2] = [DAMAGED, "WRONGTYPE"];
 
-/// The code of an authentication that failed while connecting, which the client library reports without one.
+/// Code of a failed authentication while connecting. The client library reports it without one.
 const WRONG_PASSWORD: &str = "WRONGPASS";
 
-/// How Redis 7 says `NOPERM` where a script runs the command.
+/// Text of Redis 7 for `NOPERM` within a script.
 const NO_PERMISSION_IN_SCRIPT: &str = "The user executing the script can't ";
 
-/// What to do where Redis has no memory left.
+/// What to do when Redis has no memory left.
 const FULL: &str = "its memory limit is reached. Raise its setting `maxmemory`, or let pending messages be acknowledged, \
                     expire or be cleared";
 
-/// Bytes of an error's text that are repeated in answers and in the log.
+/// Bytes of an error's text that are repeated in responses and in the log.
 const DETAIL_BYTES_MAX: usize = 300;
 
-/// What is known of a code.
+/// A known error code.
 struct Known {
     code: &'static str,
     /// What is wrong, and what to do.
     sentence: &'static str,
-    /// It passes without a change of configuration: a start waits for that.
+    /// It passes without a change of configuration, so a starting server waits.
     passes: bool,
     retry: Retry,
 }
 
 /// A cause that Redis reports with the code `ERR` and a text of its own.
 struct Worded {
-    /// What the text begins with.
+    /// Start of the text.
     begins: &'static str,
     known: Known,
 }
 
-/// Over which connection a refused request is sent again.
+/// Selects the connection over which a refused request is resent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Retry {
-    /// Over the same one.
+    /// The same one.
     Same,
-    /// Over a new one where Sentinels name the Redis: they may know a better one.
+    /// A new one if Sentinels name the Redis: they may know a better one.
     Sentinel,
-    /// Over a new one.
+    /// A new one.
     Anew,
 }
 
@@ -66,7 +66,7 @@ const fn worded(begins: &'static str, known: Known) -> Worded {
     Worded { begins, known }
 }
 
-/// Names of codes that Redis does not send for these causes: the text is one of `ERR`.
+/// Causes without a code of their own: the code is `ERR`, and the text tells.
 const WORDED: [Worded; 7] = [
     worded("Protocol error: unauthenticated", NOAUTH),
     worded(
@@ -126,7 +126,7 @@ const NOAUTH: Known = known(
     "Redis asks for a password. Set it in the key `redis` (redis://:PASSWORD@HOST)",
 );
 
-/// Codes with which Redis refuses whatever is asked: an answer to any request ends them.
+/// Codes with which Redis refuses every request: a reply to any request ends the refusal.
 const REFUSING_ALL: [&str; 6] = ["BUSY", "LOADING", "UNKILLABLE", "NOAUTH", WRONG_PASSWORD, "DENIED"];
 
 const KNOWN: [Known; 17] = [
@@ -211,11 +211,11 @@ const KNOWN: [Known; 17] = [
     known("UNKILLABLE", true, Retry::Same, "Redis runs a script that cannot be stopped. Wait for it, or restart Redis"),
 ];
 
-/// An answer of Redis that is an error.
+/// Classification of an error.
 #[derive(Debug)]
 pub(super) struct Meaning {
     pub error: RedisError,
-    /// Redis itself has answered: the connection works, and what was asked was not done.
+    /// Redis itself has replied: the connection works, and the request was not done.
     pub answered: bool,
     pub retry: Retry,
     /// Redis refuses every request in the same way.
@@ -223,31 +223,32 @@ pub(super) struct Meaning {
 }
 
 impl Meaning {
-    /// Whether a connection over which this came is of no use for any request.
+    /// Tells whether a connection with this error is of no use for any request.
     pub(super) fn ends_connection(&self) -> bool {
         !self.answered || self.retry == Retry::Anew
     }
 }
 
-/// How long a refusal counts after it was last heard: three renewals of the lease, so that what refuses those counts all
-/// the time.
+/// How long a refusal counts after its last occurrence: three renewals of the lease, so that a refused renewal counts
+/// all the time.
 const REFUSAL_TTL: Duration = Duration::from_secs(6);
 
-/// Requests whose refusal is remembered: more than there are scripts and commands here. One more replaces the oldest.
+/// Refused requests that are remembered: more than there are scripts and commands. With one more the oldest is
+/// dropped.
 const REFUSALS_MAX: usize = 64;
 
 /// The requests that Redis refuses now.
 #[derive(Default)]
 pub(super) struct Refusals {
     refused: Vec<Refusal>,
-    /// When the last request was sent that was answered. A refusal of all requests that was met before is over.
+    /// When the last answered request was sent. A refusal of all requests that was met earlier is over.
     answered: Option<Instant>,
 }
 
 struct Refusal {
     request: Vec<u8>,
     why: Arc<str>,
-    /// Everything was refused, not this request alone.
+    /// Every request was refused, not only this one.
     is_of_all: bool,
     sent: Instant,
     since: Instant,
@@ -255,7 +256,7 @@ struct Refusal {
 }
 
 impl Refusals {
-    /// Notes that a request was refused which was sent at `sent`.
+    /// Records that a request sent at `sent` was refused.
     pub(super) fn refused(&mut self, request: Vec<u8>, why: Arc<str>, is_of_all: bool, sent: Instant, now: Instant) {
         if is_of_all && self.answered.is_some_and(|answered| answered > sent) {
             return;
@@ -269,7 +270,7 @@ impl Refusals {
         self.refused.push(Refusal { request, why, is_of_all, sent, since, last: now });
     }
 
-    /// Notes that a request was answered which was sent at `sent`. Returns whether nothing is refused from here on that was.
+    /// Records that a request sent at `sent` was answered. Returns true if this ended the last refusal.
     pub(super) fn answered(&mut self, request: impl FnOnce() -> Vec<u8>, sent: Instant) -> bool {
         self.answered = self.answered.max(Some(sent));
         if self.refused.is_empty() {
@@ -280,7 +281,7 @@ impl Refusals {
         self.refused.is_empty()
     }
 
-    /// Why a request was refused last, and since when requests have been.
+    /// Returns the last refusal's reason, and since when requests have been refused.
     pub(super) fn current(&self, now: Instant) -> Option<(Arc<str>, Duration)> {
         let mut current = self.refused.iter().filter(|one| now.saturating_duration_since(one.last) < REFUSAL_TTL);
         let since = current.clone().map(|one| one.since).min()?;
@@ -288,7 +289,7 @@ impl Refusals {
     }
 }
 
-/// Finds out what an error means.
+/// Classifies an error.
 pub(super) fn meaning(error: &redis::RedisError) -> Meaning {
     let met = |error, retry| Meaning { error, answered: false, retry, is_of_all: false };
     let lost = |text: String| met(RedisError::Unavailable(text.into()), Retry::Anew);
@@ -319,7 +320,7 @@ fn of_code(code: &str, detail: &str) -> Meaning {
         return answered(RedisError::Damaged(named.into()), Retry::Same);
     }
     let Some(known) = worded.or_else(|| KNOWN.iter().find(|known| known.code == code)) else {
-        // Of what is not known nothing is assumed but that it says nothing about the data.
+        // An unknown code is assumed to say nothing about the data.
         let text = format!(
             "Redis refuses a request ({named}). Look for that text in the documentation of Redis and in its log; the \
              request works again once its cause is mended"
@@ -339,8 +340,9 @@ fn code(error: &redis::RedisError) -> Option<&str> {
     }
 }
 
-/// The code of an error that a command within a script has had. Redis 7 reports a missing permission without its code, and
-/// Redis below 7 wraps every error: `ERR Error running script (…): @user_script:12: NOPERM …`.
+/// Extracts the code of an error that a command within a script has met. Redis 7 reports a missing permission without
+/// its code. Redis
+/// below 7 wraps every error: `ERR Error running script (…): @user_script:12: NOPERM …`.
 fn within_script<'a>(code: &'a str, detail: &'a str) -> (&'a str, &'a str) {
     if detail.starts_with(NO_PERMISSION_IN_SCRIPT) {
         return ("NOPERM", detail);
@@ -353,12 +355,13 @@ fn within_script<'a>(code: &'a str, detail: &'a str) -> (&'a str, &'a str) {
     }
 }
 
-/// Lua itself has failed in one of our scripts: what they read does not have the form that they write.
+/// Tells whether Lua itself failed in one of our scripts: a stored value does not have the form that the scripts
+/// write.
 fn is_script_failure(code: &str, detail: &str) -> bool {
     code == "ERR" && (detail.starts_with("user_script:") || detail.starts_with("Error running script"))
 }
 
-/// The text without what Redis adds about the script, and bounded.
+/// Cuts off what Redis appends about the script, and limits the length.
 fn cut(detail: &str) -> &str {
     let detail = detail.split_once(" script: ").map_or(detail, |(detail, _)| detail).trim();
     let mut end = detail.len().min(DETAIL_BYTES_MAX);
@@ -368,21 +371,23 @@ fn cut(detail: &str) -> &str {
     &detail[..end]
 }
 
-/// Why a request was not answered.
+/// Why a request failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedisError {
-    /// The Redis cannot be reached, was lost before it answered, or takes nothing for now (it is busy, a replica, a primary
-    /// without replicas, a Cluster that is being put in order): what was asked may have been done.
+    /// Redis cannot be reached, the connection was lost before the reply, or Redis takes no requests for now (it is
+    /// busy, a replica, a primary
+    /// without replicas, or a Redis Cluster under repair). The request may have been done.
     #[error("Redis cannot be reached, or takes nothing for now: {0}")]
     Unavailable(Arc<str>),
-    /// It has no memory for more.
+    /// Redis has no memory for more.
     #[error("Redis has no room: {0}")]
     Full(Arc<str>),
-    /// It refuses until a person changes something: a password, permissions, an address. Says nothing about the data.
+    /// Redis refuses until an operator changes something: a password, permissions, an address. Says nothing about the
+    /// data.
     #[error("Redis refuses: {0}")]
     Refused(Arc<str>),
-    /// What is stored is not what was written.
+    /// A stored value does not have the form that it was written in.
     #[error("what is stored in Redis is damaged: {0}")]
     Damaged(Arc<str>),
 }

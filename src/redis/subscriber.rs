@@ -1,9 +1,10 @@
-//! A connection that listens, made again when it is lost.
+//! A subscription that reconnects.
 //!
-//! That it stands proves nothing: the Redis at its other end may be one that nobody speaks to any more, because another
-//! has taken over. So each server hears itself: with every renewal of its lease it says its name where all listen, and one
-//! that does not hear its own name any more listens anew. It does so too whenever the line for requests was made anew, so that
-//! both lead to the same Redis. Where that is the one there was, as it mostly is, nothing is missed by it: see [`hand_over`].
+//! An open socket may lead to a demoted primary. So each server publishes its own name when it renews its lease, and
+//! resubscribes if
+//! it has not received it for 6 s. It also resubscribes when the connection for requests was remade, so that both
+//! lead to the same
+//! Redis. Mostly that is the Redis there was; then nothing is missed: see [`hand_over`].
 
 use std::{
     sync::{
@@ -18,55 +19,56 @@ use redis::aio::{PubSubSink, PubSubStream};
 
 use super::{RedisError, ServerLink, refusal::meaning};
 
-/// Between attempts to listen again.
+/// Delay between attempts to subscribe.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// After silence of this long the line is tried, and has as long to answer.
+/// After silence of this length a ping is sent, which has as long to be answered. Then the subscription is lost.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Who has not heard his own name for this long does not hear the others either: three renewals of the lease.
+/// How long a server may not receive its own name: three renewals of the lease. Then it resubscribes.
 const LOOPBACK_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// How long it may take until all channels are subscribed to.
+/// How long subscribing to all channels may take.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long it may take until a call is heard by each of two who listen to the same Redis.
+/// How long the marker may take to arrive at both subscriptions. Then the new one counts as having missed messages.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is heard on some channels.
+/// An event of a subscription.
 pub(super) enum SubscriptionEvent<'a> {
-    /// From here on it is heard; what was said before may have been missed.
+    /// The subscription is active. Earlier messages may have been missed.
     Started,
-    /// Something is said, on a channel.
+    /// A message: channel and payload.
     Message(&'a str, &'a [u8]),
-    /// Nothing is heard for now.
+    /// The subscription is lost for now.
     Lost,
 }
 
-/// Where this server hears its own beats, and so learns that it hears the others too.
+/// Says which subscription receives this server's own name, and so proves that messages arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loopback {
-    /// Among what is listened to, on the first of the channels.
+    /// This one, on the first of its channels.
     Own,
-    /// By the other listener: when that begins anew, so does this.
+    /// Another one. When that resubscribes, so does this one.
     Other,
 }
 
-/// A connection, subscribed.
+/// A subscribed connection.
 struct Subscription {
     sink: PubSubSink,
     messages: PubSubStream,
 }
 
-/// Why it is not listened to any more.
+/// Why a subscription ended.
 enum End {
     Lost,
-    /// The line for requests was made anew: that one may lead elsewhere now.
+    /// The connection for requests was remade and may lead to another Redis.
     Reconnected,
     Stopped,
 }
 
-/// Tells `on` what is said on these channels, for as long as the link is there; that says whether it was this server's own beat.
+/// Passes what is published on these channels to `on`, until the link is dropped. `on` returns whether it was this
+/// server's own name.
 pub(super) async fn subscribe(
     link: Weak<ServerLink>,
     channels: &[String],
@@ -81,7 +83,7 @@ pub(super) async fn subscribe(
     loop {
         let Some(here) = link.upgrade() else { return };
         let subscription = match replacement.take() {
-            // What was made anew while it began is seen below.
+            // A reconnect during the hand-over is noticed below.
             Some(subscription) => Ok(subscription),
             None => {
                 made.mark_unchanged();
@@ -143,7 +145,7 @@ async fn listen(
         let message = match tokio::time::timeout(PING_TIMEOUT, subscription.messages.next()).await {
             Ok(Some(message)) => message,
             Ok(None) => return End::Lost,
-            // Nobody says anything, or nothing arrives any more.
+            // Nothing was published, or the connection is dead.
             Err(_) => match tokio::time::timeout(PING_TIMEOUT, subscription.sink.ping::<redis::Value>()).await {
                 Ok(Ok(_)) => continue,
                 _ => return End::Lost,
@@ -157,11 +159,16 @@ async fn listen(
     End::Lost
 }
 
-/// Listens anew, such that nothing is missed and nothing heard twice: while both listen, something is called that nobody else
-/// calls. Up to there the old one is listened to, and from there on the new one. `None` where the old one does not hear it:
-/// it may lead elsewhere, and then nobody knows what was missed.
+/// Replaces a subscription such that nothing is missed or received twice.
 ///
-/// All that is said on one Redis is heard by all in one order; in a Cluster, or of a Redis and its replica, that is not so.
+/// While both are subscribed a unique marker is published. The old subscription is read up to the marker, the new one
+/// from it
+/// on. `None` where the marker does not arrive at the old one: that may lead to another Redis, so messages may have
+/// been missed.
+///
+/// Every subscriber of one Redis receives all messages in one order. Subscribers in a Redis Cluster, or of a Redis
+/// and its replica, do
+/// not.
 async fn hand_over(
     link: &Arc<ServerLink>,
     old: &mut Subscription,
@@ -171,7 +178,7 @@ async fn hand_over(
 ) -> Option<Subscription> {
     static CALLS: AtomicU64 = AtomicU64::new(0);
     let mut new = open(link, channels, pattern).await.ok()?;
-    // For others it reads as a wake-up for nobody: no user is called that.
+    // Other servers read the marker as new entries of no user: no user id has this form.
     let call = format!("{}\0\u{1}{}", link.node(), CALLS.fetch_add(1, Ordering::Relaxed));
     link.client.query::<redis::Value>(redis::cmd("PUBLISH").arg(&channels[0]).arg(&call)).await.ok()?;
     let is_call = |channel: &str, payload: &[u8]| channel == channels[0] && payload == call.as_bytes();
@@ -184,7 +191,7 @@ async fn hand_over(
             }
             _ = on(link, SubscriptionEvent::Message(channel, payload));
         }
-        // What comes before it was heard by the old one.
+        // The old subscription has received what comes before it.
         loop {
             let Some(message) = new.messages.next().await else { return false };
             if is_call(message.get_channel_name(), message.get_payload_bytes()) {

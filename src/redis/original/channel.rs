@@ -1,6 +1,7 @@
-//! What stock's servers and Dispatchers say to each other, on the channel that they call `ws`.
+//! The original's channel `ws`, on which its servers and Dispatchers publish.
 //!
-//! Whoever of ours listens there does so by a pattern, and so is not counted among its subscribers: those are stock's.
+//! Servers of ours subscribe with a pattern, which NUMSUB does not count. So its subscribers are servers of the
+//! original.
 
 use std::{collections::HashSet, sync::LazyLock};
 
@@ -17,28 +18,28 @@ use crate::{
     redis::{RedisError, ServerLink, broadcast::users, connection::Script},
 };
 
-/// Users asked about in one step.
+/// Users queried in one step.
 const ASKED_MAX: usize = 500;
 
-/// Users read of a set in one step.
+/// Users read in one step.
 const PAGE: usize = 1000;
 
-/// For how long, in ms, it is remembered whom we had put among the connected: longer than anything takes that was begun on
-/// the strength of that.
+/// How long users that we added to the connected ones are remembered, in ms. That is longer than any operation that
+/// relies on it.
 const REMEMBERED_MS: u64 = 60_000;
 
-/// Something stock has said.
+/// Something that was published on the channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::redis) enum OriginalPublish {
-    /// A message for these, and whether it may be kept.
+    /// A message, and whether it may be stored.
     Message { payload: Payload, recipients: Recipients, sync: bool },
-    /// These are to go.
+    /// Connections of these users are to be closed.
     Leave(Recipients),
-    /// One of ours has said this, so that all of ours can count from there.
+    /// A marker of a server of ours, from which all of ours count messages.
     Mark(String),
 }
 
-/// Reads what was published; nothing where it is ours, for nobody, or not understood.
+/// Decodes a publish. `None` if it is ours, has no recipients, or is malformed.
 pub(in crate::redis) fn read(text: &[u8]) -> Option<OriginalPublish> {
     let PublishedDispatch { message, recipients, from, mark } = serde_json::from_slice(text)
         .inspect_err(
@@ -69,7 +70,7 @@ pub(in crate::redis) fn read(text: &[u8]) -> Option<OriginalPublish> {
     Some(OriginalPublish::Message { payload, recipients, sync })
 }
 
-/// Writes what stock is to send.
+/// Encodes a publish for the original.
 pub(in crate::redis) fn write(message: &[u8], recipients: &Recipients) -> Option<Vec<u8>> {
     let message: &RawValue = serde_json::from_slice(message).ok()?;
     let recipients = match recipients {
@@ -79,7 +80,7 @@ pub(in crate::redis) fn write(message: &[u8], recipients: &Recipients) -> Option
     serde_json::to_vec(&OutgoingDispatch { message, recipients, from: SENDER, mark: None }).ok()
 }
 
-/// Says it to stock.
+/// Publishes a message to the original.
 pub(in crate::redis) async fn publish(
     link: &ServerLink,
     message: &[u8],
@@ -89,12 +90,12 @@ pub(in crate::redis) async fn publish(
     link.client().query(redis::cmd("PUBLISH").arg(link.keys().original(Name::Ws)).arg(text)).await
 }
 
-/// KEYS: 1 the answer to a dispatch; ARGV: 1 a channel, 2 what to say there, unless that dispatch was answered.
+/// KEYS: 1 result of a dispatch; ARGV: 1 channel, 2 message. Publishes unless the dispatch has a result.
 static UNANSWERED: LazyLock<Script> = LazyLock::new(|| {
     Script::new("if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('PUBLISH', ARGV[1], ARGV[2]) end")
 });
 
-/// Says it to stock unless it is that of a dispatch that was answered before.
+/// Publishes a message to the original unless its dispatch was answered before.
 pub(in crate::redis) async fn publish_unanswered(
     link: &ServerLink,
     message: &[u8],
@@ -106,7 +107,7 @@ pub(in crate::redis) async fn publish_unanswered(
     link.client().run_script(&UNANSWERED, &[link.keys().dispatch_result(id.as_str())], &arguments).await
 }
 
-/// Says a mark where stock speaks: it is for nobody, and stock's servers do nothing with it.
+/// Publishes a marker. It has no recipients, so the original's servers ignore it.
 pub(super) async fn publish_mark(link: &ServerLink, mark: &str) -> Result<(), RedisError> {
     let message = RawValue::from_string(r#"{"op":0,"t":"MARK"}"#.to_owned());
     let message = message.map_err(|error| RedisError::Refused(error.to_string().into()))?;
@@ -115,15 +116,16 @@ pub(super) async fn publish_mark(link: &ServerLink, mark: &str) -> Result<(), Re
     link.client().query(redis::cmd("PUBLISH").arg(link.keys().original(Name::Ws)).arg(text)).await
 }
 
-/// Whether a stock server listens.
+/// Tells whether a server of the original is subscribed.
 pub(in crate::redis) async fn is_there(link: &ServerLink) -> Result<bool, RedisError> {
     let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(link.keys().original(Name::Ws)).to_owned();
     let (_, count): (String, u64) = link.client().query(&asked).await?;
     Ok(count > 0)
 }
 
-/// KEYS: 1 `connected_clients`, 2 ours; ARGV: users. Gives for each 0: not connected; 1: connected, and perhaps because of us; 2:
-/// connected to stock alone.
+/// KEYS: 1 `connected_clients`, 2 users that we added there; ARGV: users. Returns for each 0: not connected; 1:
+/// connected, perhaps because we
+/// added the user; 2: connected to the original only.
 static CONNECTED: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local found = {}
@@ -135,7 +137,7 @@ static CONNECTED: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// How these users are connected to stock.
+/// Looks up how users are connected to the original.
 pub(in crate::redis) async fn connected(
     link: &ServerLink,
     users: &[UserId],
@@ -154,7 +156,8 @@ pub(in crate::redis) async fn connected(
     Ok(found)
 }
 
-/// KEYS: 1 ours; ARGV: 1 for how long who has gone is remembered, in ms, 2 how many are forgotten at most. Gives how many were.
+/// KEYS: 1 users that we added; ARGV: 1 ms for which offline ones are remembered, 2 how many are removed at most.
+/// Returns how many were.
 static FORGET: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
@@ -165,19 +168,20 @@ static FORGET: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Forgets whom we had put among the connected, of those who went long ago.
+/// Removes the records of users that we added and that went offline more than a minute ago.
 pub(in crate::redis) async fn forget(link: &ServerLink) -> Result<(), RedisError> {
     let (keys, arguments) = ([link.keys().original_users_added()], [REMEMBERED_MS.to_string(), ASKED_MAX.to_string()]);
     while link.client().run_script::<usize>(&FORGET, &keys, &arguments).await? == ASKED_MAX {}
     Ok(())
 }
 
-/// Everybody who is connected, to whichever server.
+/// Lists all online users, whichever server they are connected to.
 ///
-/// Read in pages, so that Redis has time for others in between. A user who comes or goes meanwhile may be among them or not.
+/// Reads pages, so that Redis serves others in between. A user who connects or disconnects meanwhile may be in the
+/// list or not.
 pub(in crate::redis) async fn everybody(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
     let connected = link.keys().original(Name::Clients);
-    // A page may repeat users of another one.
+    // Pages may repeat users.
     let (mut all, mut cursor) = (HashSet::new(), 0_u64);
     loop {
         let mut command = redis::cmd("SSCAN");
@@ -191,23 +195,24 @@ pub(in crate::redis) async fn everybody(link: &ServerLink) -> Result<Vec<UserId>
     }
 }
 
-/// How many those are.
+/// Counts those users.
 pub(in crate::redis) async fn everybody_count(link: &ServerLink) -> Result<usize, RedisError> {
     link.client().query(redis::cmd("SCARD").arg(link.keys().original(Name::Clients))).await
 }
 
-/// Connections, to all servers together. Stock may count below zero.
+/// Counts the connections to all servers. The original's counter may fall below zero, which counts as 0.
 pub(in crate::redis) async fn connections(link: &ServerLink) -> Result<usize, RedisError> {
     let count: Option<i64> = link.client().query(redis::cmd("GET").arg(link.keys().original(Name::Count))).await?;
     Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(0))
 }
 
-/// Stock connects to one Redis, and cannot speak to a Cluster: there, nothing is kept for it, and nothing heard of it.
+/// Tells whether the original can use this Redis. It does not support Redis Cluster, so nothing is written or read
+/// for it there.
 pub(in crate::redis) fn original_supported(link: &ServerLink) -> bool {
     !link.client().is_redis_cluster()
 }
 
-/// What stock calls it; empty where there is none.
+/// Returns a key or channel of the original; empty where it cannot use this Redis.
 pub(in crate::redis) fn original_name(link: &ServerLink, name: Name) -> String {
     if original_supported(link) { link.keys().original(name) } else { String::new() }
 }
@@ -232,7 +237,7 @@ mod tests {
         {
             assert_eq!(read(nothing), None);
         }
-        // As a Node service may say it: ids that are numbers, and one that it had not.
+        // As a Node service may send it: ids that are numbers, and values that are no ids.
         let text = br#"{"message":{"op":0,"d":{"n":1.0},"t":"T","o":{"sync":null}},"recipients":["a",7,null,-1,"b"]}"#;
         let recipients_read = Recipients::Users(vec![user("a"), user("7"), user("b")]);
         let message = OriginalPublish::Message { payload: payload.clone(), recipients: recipients_read, sync: true };

@@ -1,16 +1,19 @@
-//! What stock's servers and Dispatchers say to users of ours: each message is kept once for each of them, whichever of our
-//! servers is there to do it.
+//! Stores messages that the original's servers and Dispatchers publish for users of ours, once for each user.
 //!
-//! All of our servers hear the same on stock's channel, in the same order, and none can know whether another that has a user
-//! still lives. So a message has an identity on which all agree: each server says a mark there every second, and a message is
-//! the so-many-th behind the last mark. Under that identity every server keeps it for users whom it has, or had until a moment
-//! ago, at once; and, after a while, for users of ours whose copy nobody has made. Each copy is made once ([`Append::each_once`]).
+//! All servers of ours receive the same messages on the original's channel, in one order. None knows whether another
+//! one is still
+//! alive. So each message gets an identity on which they agree: every server publishes a marker once a second, and a
+//! message is the n-th
+//! one after the last marker. Under that identity a server stores it at once for its own users, also recently
+//! disconnected ones. A second
+//! later it stores it for users of ours that have no copy yet. Each copy is made once ([`Append::each_once`]).
 //!
-//! A server that begins to listen, also anew, does not know identities until it hears a mark. What it hears before that it keeps
-//! for its own users without one: rather twice than not at all.
+//! A server that has just subscribed knows no identities until it receives a marker. Until then it stores messages
+//! for its own users without
+//! one: a duplicate is better than a loss.
 //!
-//! Who comes from another server is first given what that may not have kept, and so has everything in the order in which it
-//! was said.
+//! A user who comes from another server first gets what that one may not have stored. So the user's order is that of
+//! publication.
 //!
 //! [`Append::each_once`]: crate::store::Append::each_once
 
@@ -36,51 +39,51 @@ use crate::{
     redis::{Notification, RedisError, ServerLink, connection::Script, presence::Presence},
 };
 
-/// Messages that wait to be kept, and bytes of them as stock has said them. What comes beyond that is lost, as with stock, and
-/// the log says so.
+/// Messages that may wait to be stored, and their bytes as published. One more is lost, as with the original, and
+/// logged.
 const WAITING_MAX: usize = 8192;
 const WAITING_BYTES_MAX: usize = 64 << 20;
 
-/// Messages kept in one go.
+/// Messages stored in one batch.
 const KEPT_MAX: usize = 64;
 
-/// How long another server has to keep a message for its users, before others look whether it has.
+/// How long another server has to store a message for its users before the others check.
 const OTHERS_HAVE: Duration = Duration::from_secs(1);
 
-/// Messages that wait for that, copies of them, and bytes. With one more, the first is looked at now.
+/// Messages that wait for that check, their copies, and their bytes. With one more the first is checked now.
 const LATE_MAX: usize = 8192;
 const LATE_COPIES_MAX: usize = 500_000;
 const LATE_BYTES_MAX: usize = 64 << 20;
 
-/// Copies looked for in one step.
+/// Copies checked in one step.
 const LOOKED_MAX: usize = 500;
 
-/// Between two marks of one server.
+/// How often each server publishes a marker.
 const MARK: Duration = Duration::from_secs(1);
 
-/// A message, and everybody it is for.
+/// A message and its recipients.
 #[derive(Debug)]
 struct Heard {
     payload: Payload,
     users: Vec<UserId>,
     id: Option<DispatchId>,
-    /// What it takes among those that wait, in bytes.
+    /// Bytes that it counts in the queue.
     bytes: usize,
 }
 
-/// What is heard.
+/// Receives what the original publishes.
 pub(in crate::redis) struct OriginalIngest {
     hears: BroadcastHandler,
     waiting: mpsc::Sender<Heard>,
     waiting_bytes: Arc<AtomicUsize>,
-    /// The last mark, and how many messages came since; nothing before the first.
+    /// The last marker, and the number of messages since. `None` before the first one.
     place: Mutex<Option<(String, u64)>>,
-    /// It was begun to listen anew.
+    /// Notified after a resubscription: a marker is published at once.
     pub(in crate::redis) anew: Arc<Notify>,
 }
 
 impl OriginalIngest {
-    /// Begins to keep what is heard from here on.
+    /// Starts the tasks that store messages and publish markers.
     pub(in crate::redis) fn begin(
         link: &Arc<ServerLink>,
         presence: Arc<Presence>,
@@ -99,7 +102,7 @@ impl OriginalIngest {
         Self { hears, waiting, waiting_bytes, place: Mutex::new(None), anew }
     }
 
-    /// Takes in what is told. Never waits.
+    /// Handles a notification. Never waits.
     pub(in crate::redis) fn hear(&self, told: &Notification) {
         let payload = match told {
             Notification::ChannelMessage { payload, .. } => payload,
@@ -114,7 +117,7 @@ impl OriginalIngest {
             *self.place.lock() = Some((mark, 0));
             return;
         }
-        // Whatever it was: everybody counts it.
+        // Every server counts every publish.
         let id = self.next();
         match said {
             Some(channel::OriginalPublish::Message { payload, recipients: Recipients::Users(users), sync: true }) => {
@@ -147,7 +150,7 @@ impl OriginalIngest {
     }
 }
 
-/// Says marks for as long as the link is there.
+/// Publishes markers until the link is dropped.
 async fn keep_marking(link: Weak<ServerLink>, anew: Arc<Notify>) {
     static MARKS: AtomicU64 = AtomicU64::new(0);
     loop {
@@ -162,15 +165,15 @@ async fn keep_marking(link: Weak<ServerLink>, anew: Arc<Notify>) {
     }
 }
 
-/// Messages whose users may have been seen to by others.
+/// Messages whose recipients other servers may have served.
 #[derive(Default)]
 struct Late {
     messages: VecDeque<(Instant, Heard)>,
-    /// In how many of them each user is.
+    /// Number of messages for each user.
     users: HashMap<UserId, usize>,
-    /// All of these together.
+    /// Recipients of all messages together.
     copies: usize,
-    /// Of the messages.
+    /// Bytes of all messages together.
     bytes: usize,
 }
 
@@ -180,13 +183,13 @@ impl Late {
         self.messages.push_back((due, heard));
     }
 
-    /// Before all others.
+    /// Puts a message in front.
     fn put_back(&mut self, due: Instant, heard: Heard) {
         self.remember(&heard);
         self.messages.push_front((due, heard));
     }
 
-    /// The first, which is forgotten here.
+    /// Removes the first message.
     fn pop(&mut self) -> Option<Heard> {
         let (_, heard) = self.messages.pop_front()?;
         self.bytes = self.bytes.saturating_sub(heard.bytes);
@@ -218,7 +221,7 @@ impl Late {
         }
     }
 
-    /// Those that others have had time for, and those that are too many.
+    /// Removes messages whose delay is over, and those above the limits.
     fn due(&mut self) -> Vec<Heard> {
         let (mut due, now) = (Vec::new(), Instant::now());
         while due.len() < KEPT_MAX
@@ -230,7 +233,7 @@ impl Late {
         due
     }
 
-    /// Those that are also for one of these users, for him alone, in the order in which they were said.
+    /// Removes these users from all messages. Returns their messages for them alone, in order.
     fn of(&mut self, users: &[UserId]) -> Vec<OriginalMessage> {
         let asked: HashSet<UserId> = users.iter().filter(|user| self.users.contains_key(*user)).cloned().collect();
         let mut found = Vec::new();
@@ -260,7 +263,7 @@ fn late(heard: &Heard, users: Vec<UserId>) -> OriginalMessage {
     OriginalMessage { payload: heard.payload.clone(), users, id: heard.id.clone(), late: true }
 }
 
-/// OriginalMessageSink what is heard.
+/// Stores what was received.
 async fn keep(
     link: Weak<ServerLink>,
     presence: Arc<Presence>,
@@ -277,7 +280,7 @@ async fn keep(
         let Some(link) = link.upgrade() else { return };
         let mut kept = seen_to(&link, late).await;
         drop(link);
-        // All of it at once: after a panic in between the rest does not wait any more either.
+        // Counted down in one step, so that a panic in between leaves nothing counted.
         waiting_bytes.fetch_sub(some.iter().map(|heard| heard.bytes).sum(), Ordering::Relaxed);
         for Heard { payload, users, id, bytes } in some.drain(..) {
             let (here, elsewhere) = presence.of_here(users);
@@ -296,7 +299,7 @@ async fn keep(
     }
 }
 
-/// What others had time to keep and have not, for users of ours.
+/// Returns messages without a copy for users of ours, after other servers had time to store them.
 async fn seen_to(link: &ServerLink, late: &mut Late) -> Vec<OriginalMessage> {
     let due = late.due();
     if due.is_empty() {
@@ -306,11 +309,11 @@ async fn seen_to(link: &ServerLink, late: &mut Late) -> Vec<OriginalMessage> {
         Ok(unmade) => unmade,
         Err(error) => {
             tracing::debug!(%error, "it is looked later whether what stock said was kept");
-            // In their order, and before what comes behind them.
+            // In their order, and in front of later ones.
             for heard in due.into_iter().rev() {
                 late.put_back(Instant::now() + OTHERS_HAVE, heard);
             }
-            // Too many cannot be kept while nobody can be asked.
+            // Above the limits messages cannot be kept while Redis is unreachable.
             while late.are_too_many() && late.pop().is_some() {
                 tracing::warn!("stock says more than can be kept: a message of its may be lost");
             }
@@ -319,7 +322,8 @@ async fn seen_to(link: &ServerLink, late: &mut Late) -> Vec<OriginalMessage> {
     }
 }
 
-/// KEYS: 1 ours, then what tells of a copy, one for each; ARGV: users, likewise. Gives 1 for who is ours and has no copy.
+/// KEYS: 1 users that we added, then the record of each copy; ARGV: users, likewise. Returns 1 for each user of ours
+/// without a copy.
 static UNMADE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local unmade = {}
@@ -345,7 +349,7 @@ async fn unmade(link: &ServerLink, heard: &[Heard]) -> Result<Vec<OriginalMessag
         }
         Ok((!unmade.is_empty()).then(|| late(heard, unmade)))
     };
-    // They share a line, and so go out together.
+    // They share a connection, and so are sent together.
     let found = futures_util::future::try_join_all(heard.iter().map(look)).await?;
     Ok(found.into_iter().flatten().collect())
 }

@@ -1,70 +1,71 @@
-//! Splits a JSON array into the texts of its elements, from pieces of its text: no more than a piece and an
-//! element are held.
+//! Splits a JSON array into the texts of its elements, from pieces of its text. Holds no more than a piece and an
+//! element.
 //!
-//! Of an element that is longer than [`ELEMENT_BYTES_MAX`] only its place is given.
+//! Of an element longer than [`ELEMENT_BYTES_MAX`] only its position is returned.
 
 use std::ops::Range;
 
-/// Bytes of an element's text that are held. A message that a client can be sent is 16 times shorter; the rest may be spaces
-/// and options of the original.
+/// Bytes of an element's text that are held. Messages that can be sent to clients are 16 times shorter; the rest may
+/// be spaces and options
+/// of the original.
 pub(super) const ELEMENT_BYTES_MAX: usize = 1 << 20;
 
 /// A reader of one array.
 #[derive(Debug, Default)]
 pub(in crate::redis) struct Elements {
-    /// Text that is not given out yet.
+    /// Text that was not returned yet.
     text: Vec<u8>,
-    /// Bytes at its beginning that were given out. They are removed with the next piece.
+    /// Bytes at its start that were returned. They are removed with the next piece.
     given: usize,
-    /// How far it was looked at: all between is part of an element that has not ended.
+    /// How far it was scanned. What lies between belongs to an element that has not ended.
     looked: usize,
-    /// Bytes that were passed over and belong to no element that was given out: the opening bracket, and spaces.
+    /// Bytes skipped that belong to no returned element: the opening bracket, and spaces.
     passed: u64,
-    /// Bytes of the element in the text that are not held any more, because it is too long.
+    /// Bytes of the current element that are no longer held, because it is too long.
     dropped: u64,
     /// The opening bracket was read.
     inside: bool,
     /// The closing bracket was read.
     ended: bool,
-    /// Brackets and braces that are open within the element.
+    /// Open brackets and braces within the element.
     depth: usize,
     in_string: bool,
     escaped: bool,
 }
 
-/// What stands next in the text.
+/// The next part of the text.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::redis) enum Next {
     /// An element, as a range of [`Elements::text`].
     Element {
         text: Range<usize>,
-        /// Bytes of the array that it takes, with what separates it from the next one.
+        /// Bytes of the array that it takes, with its separator.
         bytes: u64,
     },
     /// An element that is too long to be held.
     Long {
         /// Bytes before it that belong to no element.
         before: u64,
-        /// Its own.
+        /// Its length in bytes.
         length: u64,
-        /// Bytes of the array that it takes, with those before it and what separates it from the next one.
+        /// Bytes of the array that it takes, with those before it and its separator.
         bytes: u64,
     },
-    /// Nothing until there is more text.
+    /// More text is needed.
     More,
-    /// The array has ended; behind it there are spaces at most.
+    /// The array has ended, with at most spaces after it.
     End,
-    /// From here on it is no array of elements.
+    /// From here on it is not an array.
     Broken,
 }
 
 impl Elements {
-    /// Begins to read. `inside`: what comes was preceded by the opening bracket and some elements.
+    /// Starts a reader. `inside`: the opening bracket and some elements were read before.
     pub(in crate::redis) fn new(inside: bool) -> Self {
         Self { inside, ..Self::default() }
     }
 
-    /// Takes the next piece of the text. Ranges that were given before mean nothing from here on.
+    /// Adds a piece of the text. Ranges that were returned before are no longer valid.
     pub(in crate::redis) fn push(&mut self, piece: &[u8]) {
         self.text.drain(..self.given);
         self.looked -= self.given;
@@ -88,7 +89,7 @@ impl Elements {
         &self.text
     }
 
-    /// Gives what stands next.
+    /// Returns the next part.
     pub(in crate::redis) fn next(&mut self) -> Next {
         if !self.inside && !self.ended {
             let spaces = self.text[self.given..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
@@ -122,7 +123,7 @@ impl Elements {
                     }
                     let is_empty = self.text[element.clone()].iter().all(u8::is_ascii_whitespace);
                     if is_empty && !self.ended {
-                        // The comma stays, so that it is seen what is wrong.
+                        // The comma stays, so that the rest shows what is wrong.
                         self.looked = element.start;
                         return Next::Broken;
                     }
@@ -150,14 +151,14 @@ impl Elements {
         }
     }
 
-    /// How many spaces the element that is being read has in front, of what stands before `end`.
+    /// Counts the leading spaces of the current element, up to `end`.
     fn spaces(&self, end: usize) -> usize {
-        // Of one that was dropped they were passed over before.
+        // Those of a dropped element were skipped before.
         let element = if self.dropped > 0 { &[] } else { &self.text[self.given..end] };
         element.iter().take_while(|byte| byte.is_ascii_whitespace()).count()
     }
 
-    /// Bytes before what stands next that belong to no element.
+    /// Bytes before the next part that belong to no element.
     pub(in crate::redis) fn before(&self) -> u64 {
         self.passed + self.spaces(self.text.len()) as u64
     }

@@ -1,8 +1,10 @@
-//! A list of the original that was taken out of `undelivered_messages`: two keys of its own, read in pieces.
+//! A list of the original taken from `undelivered_messages`: two keys of its own, read in pieces.
 //!
-//! A field of a hash can only be read whole. So the list is moved to a key whose text can be read in pieces, in the step that
-//! takes it. The second key says how far it was read: `NAME PLACE OFFSET`. A message is `NAME` and its place in the list, so it
-//! has the same id however often it is tried.
+//! A hash field can only be read whole. So the step that takes a list moves it to a key that can be read in pieces.
+//! The second key stores
+//! the position: `NAME PLACE OFFSET`. A message is identified by `NAME` and its place in the list, so its id is the
+//! same in every
+//! attempt.
 
 use std::sync::LazyLock;
 
@@ -18,24 +20,26 @@ use crate::{
     store::Append,
 };
 
-/// What a field begins with into which one of our servers has taken what stock had left (`undelivered`).
+/// Prefix of the hash fields in which earlier servers of ours stored a taken list.
 pub(in crate::redis) const TAKEN: &str = "\0mesa:taken:";
 
-/// A list may hold many messages that cannot be sent: one line in an interval, with how many were put aside since the last.
+/// A list may hold many messages that cannot be sent: one log line per interval, with how many were set aside since
+/// the last.
 static ASIDE: LogLimit = LogLimit::new();
 
-/// Bytes of a list that are read at once. What was read and is not in a log yet is no more than this and one message
-/// ([`ELEMENT_BYTES_MAX`]).
+/// Bytes of a list that are read at once. So no more than this and one message ([`ELEMENT_BYTES_MAX`]) is read and
+/// not appended yet.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// Bytes of what is appended together (one message at least): never more than is appended in one step.
+/// Bytes that are appended together (one message at least). Never more than one append step takes.
 const RUN_BYTES_MAX: usize = 1 << 20;
 
-/// KEYS: 1 what the original has left, 2 how far, 3 the list; ARGV: 1 the user, 2 the field with which our servers say that
-/// something was taken, 3 a name. Gives how far the list was read, and its length; false where there is none.
+/// KEYS: 1 the original's pending messages, 2 position, 3 the taken list; ARGV: 1 the user, 2 the field that marks a
+/// taken list, 3 a new name.
+/// Returns the position and the length of the list; false where there is none.
 ///
-/// Older servers of ours keep the list itself in that field, as `NAME\nLIST` or `NAME+PLACE\nLIST`; for them an empty one
-/// stands there.
+/// Earlier servers of ours stored the list itself in that field, as `NAME\nLIST` or `NAME+PLACE\nLIST`. For them the
+/// field holds an empty list.
 static TAKE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -62,12 +66,13 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// KEYS as above, and 4 what is put aside; ARGV: 1 how far it was read, 2 how far it is now ('' = to its end), 3 and 4 the first
-/// and last byte of a message that is put aside ('' = none), 5 texts that are put aside behind that ('' = none), 6 from which
-/// byte on all the rest is too ('' = nothing is), 7 the field that says that something was taken. Does nothing where another server has
-/// read on.
+/// KEYS as above, and 4 the messages set aside; ARGV: 1 old and 2 new position ('' = the end), 3 first and 4 last
+/// byte of a message to set
+/// aside ('' = none), 5 texts to set aside after it ('' = none), 6 byte from which all the rest is set aside ('' =
+/// none),
+/// 7 the field that marks a taken list. Does nothing where another server has moved the position.
 ///
-/// What is put aside is appended to a key of its own, in pieces: a field of a hash would be written anew each time.
+/// Messages are set aside by appending to a key, in pieces. A hash field would be rewritten each time.
 static DONE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -97,7 +102,7 @@ static DONE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// How far a list was read.
+/// Position in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct At {
     name: String,
@@ -119,53 +124,54 @@ impl At {
 
 /// A message of the list.
 pub(in crate::redis) struct Left {
-    /// How far the list was read when it was before this message.
+    /// Position before this message.
     at: (u64, u64),
-    /// How it gets into its user's log.
+    /// Its append to the user's log.
     pub append: Append,
 }
 
-/// What of a list is to be done with next.
+/// The next part of a list.
 #[derive(Default)]
 pub(in crate::redis) struct Part {
-    /// Messages in their order.
+    /// Messages in order.
     pub left: Vec<Left>,
-    /// First and last byte of a message that is too long to be read. It comes before the others: it has ended in the last piece.
+    /// First and last byte of a message that is too long to be read. It precedes the others: it ended in the last
+    /// piece.
     long: Option<(u64, u64)>,
-    /// What cannot be sent to a client, and how far the list was read when it was before that.
+    /// Messages that cannot be sent to a client, each with the position before it.
     aside: Vec<((u64, u64), Bytes)>,
-    /// What comes behind them.
+    /// What follows this part.
     then: Then,
 }
 
-/// What comes behind a part of a list.
+/// Says what follows a part of a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Then {
     #[default]
     More,
     End,
-    /// It is no list from there on.
+    /// From there on it is not a list.
     Broken,
 }
 
-/// A list that was taken.
+/// A taken list.
 pub(in crate::redis) struct List<'a> {
     link: &'a ServerLink,
     user: &'a UserId,
     keys: [String; 4],
-    /// As it stands in Redis.
+    /// The position stored in Redis.
     at: At,
-    /// How far it was given out.
+    /// The position up to which parts were returned.
     given: (u64, u64),
-    /// From where the next piece is read.
+    /// Offset of the next piece.
     from: u64,
     length: u64,
     elements: Elements,
-    /// Bytes of a message that are too many.
+    /// Maximum size of a message, in bytes.
     bytes_max: u64,
 }
 
-/// The keys of a user's lists: what the original has left, how far, the list that was taken, and what was put aside.
+/// Returns the keys for a user: the original's pending messages, position, taken list, messages set aside.
 fn keys(link: &ServerLink, user: &str) -> [String; 4] {
     let (at, list) = link.keys().taken_list(user);
     [link.keys().original(Name::Undelivered), at, list, link.keys().unsendable(user)]
@@ -178,7 +184,8 @@ fn random_name() -> Result<String, RedisError> {
 }
 
 impl<'a> List<'a> {
-    /// Takes what the original has left for a user, or goes on with what was taken before; `None` where there is nothing.
+    /// Takes the original's pending messages of a user, or resumes with a list taken before. `None` where there are
+    /// none.
     pub(in crate::redis) async fn take(
         link: &'a ServerLink,
         user: &'a UserId,
@@ -194,7 +201,7 @@ impl<'a> List<'a> {
         Ok(Some(Self { link, user, keys, at, given, from, length, elements, bytes_max }))
     }
 
-    /// Gives the next messages: those of one piece, and of more where a message is longer than that.
+    /// Returns the next messages: those of one piece, and of more pieces where a message is longer.
     pub(in crate::redis) async fn next(&mut self) -> Result<Part, RedisError> {
         loop {
             let part = self.sort();
@@ -212,7 +219,7 @@ impl<'a> List<'a> {
         }
     }
 
-    /// Sorts all that is at hand.
+    /// Sorts the elements at hand into messages and those to set aside.
     fn sort(&mut self) -> Part {
         let mut part = Part::default();
         loop {
@@ -241,7 +248,7 @@ impl<'a> List<'a> {
         }
     }
 
-    /// Logs that a message is put aside.
+    /// Logs that a message is set aside.
     fn put_aside(&self, error: &str) {
         if let Some(suppressed) = ASIDE.due("message") {
             let (user, key) = (excerpt(self.user), excerpt(&self.keys[3]));
@@ -249,7 +256,8 @@ impl<'a> List<'a> {
         }
     }
 
-    /// Notes that a part is done with: all of it, or up to a message that has no room. True where there may be more.
+    /// Records a part as done, up to a message that has no room if there is one. Returns true if the list may have
+    /// more.
     pub(in crate::redis) async fn done(&mut self, part: &Part, stops: Option<&Left>) -> Result<bool, RedisError> {
         let then = if stops.is_some() { Then::More } else { part.then };
         let (place, offset) = stops.map_or(self.given, |left| left.at);
@@ -268,7 +276,7 @@ impl<'a> List<'a> {
         let (before, text, field) = (self.at.text(), now.text(), format!("{TAKEN}{}", self.user));
         let [from, to] =
             part.long.map_or([const { String::new() }; 2], |(from, to)| [from, to].map(|at| at.to_string()));
-        // From what is no message on: a line of its own begins with it.
+        // What is not a list starts with its first wrong byte.
         let rest = if then == Then::Broken { (offset + self.elements.before()).to_string() } else { String::new() };
         let text = if then == Then::More { text.as_str() } else { "" };
         let aside = aside.join(&b'\n');
@@ -286,7 +294,7 @@ impl<'a> List<'a> {
         Ok(is_first && then == Then::More && stops.is_none())
     }
 
-    /// Bytes of the list from a message on.
+    /// Counts the bytes of the list from a message on.
     pub(super) fn bytes_from(&self, left: &Left) -> u64 {
         self.length.saturating_sub(left.at.1)
     }
@@ -303,8 +311,9 @@ fn read(text: &[u8], user: &UserId, name: &str, place: u64, bytes_max: u64) -> R
     Ok(Append { each_once: Some(id), ..Append::new(payload, vec![user.clone()]) })
 }
 
-/// How many of these can be appended together, so that where one has no room no other behind it has: none that is smaller comes
-/// behind a larger one, and all of them go into one step.
+/// Counts the messages that can be appended together such that, if one has no room, none after it has. No message
+/// follows a larger one,
+/// and all go into one step.
 pub(in crate::redis) fn run(left: &[Left]) -> usize {
     let (mut count, mut bytes, mut last) = (0, 0, 0);
     for size in left.iter().take(ITEMS_MAX).map(|left| left.append.payload.as_bytes().len()) {
@@ -317,13 +326,13 @@ pub(in crate::redis) fn run(left: &[Left]) -> usize {
     count
 }
 
-/// Whether a list was taken for a user and is not in the log yet.
+/// Tells whether a list was taken for a user and is not in the log yet.
 pub(super) async fn is_any(link: &ServerLink, user: &UserId) -> Result<bool, RedisError> {
     let (at, _) = link.keys().taken_list(user.as_str());
     link.client().query(redis::cmd("EXISTS").arg(at)).await
 }
 
-/// The text of what was taken for a user and is not in a log yet; `None` where nothing was.
+/// Returns the text of a taken list that is not in a log yet. `None` where there is none.
 pub(in crate::redis) async fn rest(link: &ServerLink, user: &str) -> Result<Option<String>, RedisError> {
     let (at, list) = link.keys().taken_list(user);
     let at: Option<String> = link.client().query(redis::cmd("GET").arg(at)).await?;

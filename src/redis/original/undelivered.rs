@@ -1,12 +1,16 @@
-//! What a stock process has left for a user (`undelivered_messages`): taken in one step, and put into his log.
+//! Imports what a process of the original has stored for a user in `undelivered_messages`.
 //!
-//! Taken means moved to keys of our own, under a name that is new each time; a message is gone from there only when it is in
-//! the log. So whoever dies in between leaves it to the next, and nothing comes twice. What has no room in the log stays taken,
-//! with all that is behind it, and is tried again as the user makes room; what cannot be sent to a client, or is larger than all
-//! the room there is for one, is put aside under a key of its own, for people to look at. See `taken`.
+//! One step moves the list to keys of our own, under a new name each time. A message is removed from there only when
+//! it is in the log. So if
+//! a server dies in between, another one resumes, and nothing is delivered twice. A message without room in the log
+//! stays taken, with all
+//! that follow it, and is retried as the user frees quota. A message that cannot be sent to a client, or exceeds
+//! `sync.maxBytes`, is set
+//! aside under a key of its own, for an operator. See `taken`.
 //!
-//! A stock process sees that a user is away, and leaves it for him a moment later. Meanwhile he may have come, and nobody would
-//! look until he comes again: so it is looked once more when he is connected in stock's eyes too, and once more after that.
+//! A process of the original sees that a user is offline, and stores the message a moment later. If the user connects
+//! in between, no server
+//! would look until the next login. So two more looks follow after the original lists the user as online.
 
 use std::{
     collections::VecDeque,
@@ -24,28 +28,29 @@ use crate::{
     redis::{RedisError, Script, ServerLink, original::taken::TAKEN, store::background::Shared},
 };
 
-/// Lists taken in one go: a process that leaves more all the time is not waited for.
+/// Lists imported in one go, in case a process keeps storing more.
 const LISTS_MAX: usize = 16;
 
-/// For so long lists of one user are taken in one go. A client that comes waits for that, and `authentication.timeout` is five
-/// times as long by default. The rest follows while the session runs.
+/// How long lists of one user are imported in one go. A connecting client waits for that; the default of
+/// `authentication.timeout` is five
+/// times as long. The rest follows during the session.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Users of whom not all was taken that was left for them, and for whom it is tried again. For one more it is tried when that
-/// user comes the next time.
+/// Users whose import is incomplete and retried. For one more it is retried at the next login.
 const OWED_MAX: usize = 10_000;
 
-/// Of those, tried in one go.
+/// Of those, retried in one go.
 const OWED_AT_ONCE: usize = 32;
 
-/// Batches of users who have come that may wait. For those of one more it is looked when they come the next time.
+/// Batches of newly connected users that may wait. Those of one more are looked at when they connect again.
 pub(in crate::redis) const CAME_MAX: usize = 1024;
 
-/// So long after they have come it is looked what stock has left for them meanwhile: most of it is there then, and then the
-/// rest, where a stock process is slow.
+/// Delays after a user has connected until the original's hash is read again. Most messages are there by the first;
+/// the second is for a
+/// slow process.
 const LOOK_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
 
-/// KEYS: 1 what the original has left; ARGV: fields. Gives those that are there.
+/// KEYS: 1 the original's pending messages; ARGV: fields. Returns those that exist.
 static LEFT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local left = {}
@@ -56,9 +61,9 @@ static LEFT: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Takes what was left for users while they came.
+/// Imports what was stored for users while they connected.
 pub(in crate::redis) async fn keep_taking(shared: Weak<Shared>, came: &mut mpsc::Receiver<(Instant, Vec<UserId>)>) {
-    // Those of whom each look comes next, in the order in which they came.
+    // Users for each of the looks, in the order in which they connected.
     let mut waiting: [VecDeque<(Instant, Vec<UserId>)>; LOOK_AFTER.len()] = Default::default();
     loop {
         let due = |(look, waiting): (usize, &VecDeque<(Instant, _)>)| Some(waiting.front()?.0 + LOOK_AFTER[look]);
@@ -81,7 +86,7 @@ pub(in crate::redis) async fn keep_taking(shared: Weak<Shared>, came: &mut mpsc:
                 let Some(shared) = shared.upgrade() else { return };
                 let (next, when) = match shared.take_left(&users).await {
                     Ok(()) => (look + 1, when),
-                    // When Redis is there again nobody else would look.
+                    // No other server would look once Redis is back.
                     Err(error) => {
                         tracing::debug!(%error, "what stock has left is taken later");
                         (LOOK_AFTER.len() - 1, Instant::now())
@@ -96,7 +101,7 @@ pub(in crate::redis) async fn keep_taking(shared: Weak<Shared>, came: &mut mpsc:
 }
 
 impl Shared {
-    /// Puts what stock has left for a user into his log, as far as it has room.
+    /// Imports the original's pending messages of a user, as far as the log has room.
     pub(in crate::redis) async fn take_undelivered(&self, user: &UserId) -> Result<(), RedisError> {
         let (link, end) = (self.caller.link()?, Instant::now() + TAKE_TIMEOUT);
         for _ in 0..LISTS_MAX {
@@ -115,7 +120,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The same for those of these users for whom something is left.
+    /// Imports the pending messages of those of these users that have any.
     async fn take_left(&self, users: &[UserId]) -> Result<(), RedisError> {
         let link = self.caller.link()?;
         let keys = [link.keys().original(Name::Undelivered)];
@@ -123,7 +128,7 @@ impl Shared {
         let left: Vec<String> = link.client().run_script(&LEFT, &keys, &users).await?;
         for user in left.iter().filter_map(|user| UserId::new(user).ok()) {
             match self.take_undelivered(&user).await {
-                // Somebody has to look at what there is of this user; the others are not to wait for that.
+                // An operator must repair this user's list. Other users do not wait for that.
                 Err(RedisError::Damaged(why)) => {
                     tracing::error!(user = %excerpt(user), %why, "what stock has left cannot be taken");
                 }
@@ -133,7 +138,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The same for some of those of whom not all was taken: they may have room now.
+    /// Retries incomplete imports, whose users may have room now.
     pub(in crate::redis) async fn take_what_is_owed(&self) -> Result<(), RedisError> {
         let some: Vec<UserId> = {
             let mut owed = self.owed.lock();
@@ -143,7 +148,7 @@ impl Shared {
         let mut some = some.into_iter();
         while let Some(user) = some.next() {
             if let Err(error) = self.take_undelivered(&user).await {
-                // Behind the others: what is wrong may be this user's alone.
+                // At the end of the queue: the cause may concern this user alone.
                 let mut owed = self.owed.lock();
                 owed.extend(some);
                 owed.push_back(user);
@@ -156,7 +161,7 @@ impl Shared {
     async fn take_list(&self, link: &ServerLink, user: &UserId, end: Instant) -> Result<Taken, RedisError> {
         let keys = [link.keys().original(Name::Undelivered)];
         let fields = [user.as_str(), &format!("{TAKEN}{user}")];
-        // Asked for by themselves: a step with keys that are not there waits for as long as their slot of a Cluster moves.
+        // A query of its own: in a Redis Cluster a step waits for missing keys while their slot moves.
         let left: Vec<String> = link.client().run_script(&LEFT, &keys, &fields).await?;
         if left.is_empty() && !taken::is_any(link, user).await? {
             return Ok(Taken::Nothing);
@@ -166,7 +171,7 @@ impl Shared {
         };
         loop {
             let part = list.next().await?;
-            // The first that has no room: what is behind it waits too, or it would come before it.
+            // The first message without room. Later ones wait too, or they would overtake it.
             let mut stops = None;
             let mut rest = &part.left[..];
             while stops.is_none() && !rest.is_empty() {
@@ -176,7 +181,8 @@ impl Shared {
                 for (left, made) in now.iter().zip(made) {
                     match made {
                         Ok(made) if made.seqs.iter().all(Result::is_ok) => {}
-                        // Nor is there any in the Redis: who comes now is to have what he has, which makes some.
+                        // Redis itself may be full. The user must still be able to connect, since acknowledgements
+                        // free memory.
                         Ok(_) | Err(RedisError::Full(_)) => stops = stops.or(Some(left)),
                         Err(error) => return Err(error),
                     }
@@ -199,10 +205,10 @@ impl Shared {
 }
 
 enum Taken {
-    /// There is nothing.
+    /// There is no list.
     Nothing,
-    /// A list, all of it.
+    /// A complete list was imported.
     All,
-    /// Not all of one: there is no room, or it takes too long.
+    /// A list was imported in part: the log has no room, or it took too long.
     Some,
 }

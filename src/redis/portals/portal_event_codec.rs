@@ -1,5 +1,4 @@
-//! What has happened to a client, as stock's servers tell portals of it: with some words of ours behind it, which stock does
-//! not look at.
+//! Codec of portal events: the JSON of the original, with fields of ours that the original ignores.
 
 use std::sync::Arc;
 
@@ -10,16 +9,16 @@ use crate::{
     message::{JsonString, UserId},
 };
 
-/// Something that was told.
+/// An event that was received.
 #[derive(Debug)]
 pub(in crate::redis) struct ReceivedEvent {
     pub event: Arc<ClientEvent>,
-    /// Whose turn it is.
+    /// The portal that it is for.
     pub portal: Option<String>,
     pub again: bool,
 }
 
-/// Writes it, as `server` tells it.
+/// Encodes an event as published by `server`.
 pub(in crate::redis) fn write(told: &ClientEvent, to: PortalTarget<'_>, server: &str, again: bool) -> Vec<u8> {
     let (name, message) = match &told.kind {
         ClientEventKind::Connection => (kind::CONNECTION, None),
@@ -56,7 +55,7 @@ pub(in crate::redis) fn write(told: &ClientEvent, to: PortalTarget<'_>, server: 
     serde_json::to_vec(&published).expect("an event is JSON")
 }
 
-/// Reads it; nothing where it is said by `own`, or not understood.
+/// Decodes an event. `None` if it is malformed or from `own`.
 pub(in crate::redis) fn read(text: &[u8], own: &str) -> Option<ReceivedEvent> {
     let said: PublishedEvent<'_> = serde_json::from_slice(text)
         .inspect_err(
@@ -114,7 +113,7 @@ mod tests {
         assert!(read(&text, "1-a").is_none());
         let heard = read(&text, "1-b").unwrap();
         assert_eq!((&*heard.event, heard.portal.as_deref(), heard.again), (&told, Some("portal"), true));
-        // Passed on by another server it is still what it was.
+        // Published again by another server, it is the same event.
         let passed = write(&told, PortalTarget::Local("x"), "1-b", true);
         assert_eq!(*read(&passed, "1-c").unwrap().event, told);
         let stock = read(br#"{"type":"disconnection","clientId":"a","portalId":"p"}"#, "1-a").unwrap();

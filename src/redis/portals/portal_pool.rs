@@ -1,8 +1,10 @@
-//! Portals of all servers, stock's among them: the pool of them that stock knows, and what is told to them.
+//! The pool of portals of all servers, also the original's, and events that are published to it.
 //!
-//! In stock's pool (`available_portals_pool`) a portal of ours is called `SERVER.PORTAL`, so whoever reads that knows where it
-//! is, and whose it was when the server has died. An event goes over stock's channel (`portal`), as stock's own do; what we
-//! have said there ourselves is passed over, as it was told here before.
+//! In the original's pool (`available_portals_pool`) a portal of ours is called `SERVER.PORTAL`. The name says where
+//! the portal is, and whose
+//! it was when the server has died. Events go over the original's channel (`portal`). A server skips its own events
+//! there, as it has
+//! dispatched them to its own portals before.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,29 +27,29 @@ use crate::{
     redis::{RedisError, Script, ServerLink, subscriber},
 };
 
-/// Events that wait to be told to other servers, and bytes of those, about. What comes beyond that is lost there, and the log
-/// says so.
+/// Events that may wait to be published, and their approximate bytes. One more is lost for other servers, and logged.
 const EVENTS_MAX: usize = 8192;
 const EVENT_BYTES_MAX: usize = 8 << 20;
 
-/// Events told in one go.
+/// Events published in one batch.
 const TOLD_MAX: usize = 64;
 
-/// Portals elsewhere that are known. Those beyond that have no turns of what happens here.
+/// Remote portals that are known. More get no turns for events of this server.
 const FAR_MAX: usize = 1024;
 
-/// How often it is looked who is in the pool, whatever was heard.
+/// How often the pool is read, whatever was received.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What was heard of a portal holds for so long against what stands in the pool: a stock portal says that it is there
-/// before it writes that down.
+/// How long an announcement counts more than the pool: a portal of the original announces itself before it adds
+/// itself to the pool.
 const HEARD_FOR: Duration = Duration::from_secs(5);
 
-/// After an attempt that failed.
+/// Delay after a failed attempt.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// KEYS: 1 the pool, which is its channel too; ARGV: 1 what to do, 2 the portal, 3 what is said. Said once, as a stock server
-/// takes out somebody else where it hears of one that it does not know.
+/// KEYS: 1 the pool, also its channel; ARGV: 1 SADD or SREM, 2 the portal, 3 the announcement. Announced only if the
+/// pool
+/// changed: a server of the original that hears of an unknown portal leaving removes another one.
 static CHANGE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -57,7 +59,7 @@ static CHANGE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// What stock says when a portal comes or goes.
+/// The original's announcement of a portal.
 #[derive(Debug, Deserialize)]
 struct Ready {
     id: String,
@@ -70,15 +72,14 @@ pub(in crate::redis) struct Portals {
     server: Arc<str>,
     events: mpsc::Sender<Vec<u8>>,
     waiting_bytes: Arc<AtomicUsize>,
-    /// How many those are, and what else waits to be told.
+    /// Publishes of the link that are queued or in flight, these events among them.
     pending_publishes: Arc<watch::Sender<usize>>,
-    /// Something could not be told, and the log says so.
+    /// An event was lost, and logged. Cleared when publishing works again.
     told_full: Arc<AtomicBool>,
     state: Mutex<State>,
-    /// Somebody here is to be told everything. Said under locks of who says it, so it takes none.
+    /// A portal of this server receives all events. Set under locks of the caller, so it takes none.
     watching: AtomicBool,
-    /// What was last given on: who takes turns elsewhere, and whether somebody there listens. Held while it is given on, so
-    /// that what is given last is what holds.
+    /// What [`LocalPortals::set_remote`] was last called with. Locked during the call, so that the last call counts.
     given: Mutex<(Vec<Arc<str>>, bool)>,
     changed: Notify,
     look: Notify,
@@ -86,25 +87,25 @@ pub(in crate::redis) struct Portals {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Portals that take turns here.
+    /// Portals of this server that take turns.
     here: HashSet<String>,
-    /// Not written down yet: whether it is here.
+    /// Changes that are not written yet: whether the portal is present.
     dirty: HashMap<String, bool>,
     watching_written: Option<bool>,
-    /// What stood in the pool when it was looked at, of other servers.
+    /// Portals of other servers in the pool, as last read.
     pool: HashSet<Arc<str>>,
-    /// What was heard since: whether it is there.
+    /// Announcements since: whether the portal is present.
     heard: HashMap<Arc<str>, (bool, Instant)>,
-    /// Others are to be told everything.
+    /// A portal of another server receives all events.
     others_watch: bool,
-    /// Somebody has subscribed to stock's channel.
+    /// The original's channel has a subscriber.
     stock_listens: bool,
-    /// Nothing is heard for now.
+    /// The subscription is lost for now.
     deaf: bool,
 }
 
 impl State {
-    /// Who takes turns elsewhere, and whether somebody there is to be told everything.
+    /// Returns the remote portals that take turns, and whether a remote portal receives all events.
     fn others(&mut self, live: &str) -> (Vec<Arc<str>>, bool) {
         if self.deaf {
             return (Vec::new(), false);
@@ -119,7 +120,7 @@ impl State {
             (None, None) => self.stock_listens,
         };
         let mut all: Vec<Arc<str>> = all.filter(lives).cloned().collect();
-        // Each of stock's may have been made to hear everything.
+        // Any portal of the original may be configured to receive all events.
         let listen = self.others_watch || all.iter().any(|id| of_ours(id).is_none());
         all.sort_unstable();
         all.truncate(FAR_MAX);
@@ -127,7 +128,7 @@ impl State {
     }
 }
 
-/// The server and its portal, if it is called as ours are.
+/// Splits the name of a portal of ours into server and portal.
 fn of_ours(id: &str) -> Option<(&str, &str)> {
     let (server, portal) = id.split_once('.')?;
     let (time, random) = server.split_once('-')?;
@@ -139,7 +140,7 @@ fn of_ours(id: &str) -> Option<(&str, &str)> {
 }
 
 impl Portals {
-    /// Begins to tell and to hear.
+    /// Starts the tasks that publish, write, read and subscribe.
     pub(in crate::redis) fn begin(link: &Arc<ServerLink>, near: Weak<dyn LocalPortals>) -> Arc<Self> {
         let (events, waiting) = mpsc::channel(EVENTS_MAX);
         let portals = Arc::new(Self {
@@ -185,7 +186,7 @@ impl Portals {
         self.changed.notify_one();
     }
 
-    /// Gives on who there is elsewhere, if that has changed.
+    /// Reports the remote portals if they have changed.
     fn give(&self, link: &ServerLink, near: &Weak<dyn LocalPortals>) {
         let Some(near) = near.upgrade() else { return };
         let live = link.membership();
@@ -197,13 +198,13 @@ impl Portals {
         }
     }
 
-    /// Reads who is in the pool, and sets right what is said there of those that are here.
+    /// Reads the pool, and marks differences of this server's entries to be written.
     async fn look(&self, link: &ServerLink, near: &Weak<dyn LocalPortals>) -> Result<(), RedisError> {
         let (names, lines) = (link.keys(), link.client());
         let pool: Vec<String> = lines.query(redis::cmd("SMEMBERS").arg(names.original(Name::Pool))).await?;
         let watching: Vec<String> = lines.query(redis::cmd("SMEMBERS").arg(names.event_subscribers())).await?;
         let stock_listens = if lines.is_redis_cluster() {
-            // In a Cluster that cannot be asked.
+            // In a Redis Cluster this cannot be queried.
             true
         } else {
             let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(names.original(Name::Portal)).to_owned();
@@ -247,7 +248,7 @@ impl Portals {
             };
             if let Some((portal, here)) = next {
                 if let Err(error) = change(link, &portal, here).await {
-                    // What has been said since holds.
+                    // A later change counts.
                     self.state.lock().dirty.entry(portal).or_insert(here);
                     return Err(error);
                 }
@@ -260,7 +261,7 @@ impl Portals {
         }
     }
 
-    /// Something was said by a stock server or another of ours.
+    /// Delivers an event of another server.
     fn hear(&self, payload: &[u8], near: &Weak<dyn LocalPortals>) {
         let (Some(ReceivedEvent { event, portal, again }), Some(near)) =
             (portal_event_codec::read(payload, &self.server), near.upgrade())
@@ -298,7 +299,7 @@ async fn watch(link: &ServerLink, server: &str, watching: bool) -> Result<(), Re
     Ok(())
 }
 
-/// Takes out the portals of a server that is gone. May be done again.
+/// Removes the portals of a dead server. Idempotent.
 pub(in crate::redis) async fn remove_server(link: &ServerLink, node: &str) -> Result<(), RedisError> {
     let pool = link.keys().original(Name::Pool);
     let all: Vec<String> = link.client().query(redis::cmd("SMEMBERS").arg(pool)).await?;
@@ -321,12 +322,12 @@ async fn keep_telling(
     while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
         let Some(link) = link.upgrade() else { return };
         let channel = link.keys().original(Name::Portal);
-        // All of it at once: after a panic in between the rest does not wait any more either.
+        // Counted down in one step, so that a panic in between leaves nothing counted.
         bytes.fetch_sub(some.iter().map(Vec::len).sum(), Ordering::Relaxed);
         let tell = async |text: Vec<u8>| {
             link.client().query::<redis::Value>(redis::cmd("PUBLISH").arg(&channel).arg(text)).await
         };
-        // They share a line, which keeps their order.
+        // They share a connection, which keeps their order.
         let told = futures_util::future::join_all(some.drain(..).map(tell)).await;
         link.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= told.len());
         match told.into_iter().find(Result::is_err) {
@@ -364,7 +365,7 @@ async fn keep_looking(link: Weak<ServerLink>, portals: Arc<Portals>, near: Weak<
 async fn keep_hearing(link: Weak<ServerLink>, portals: Arc<Portals>, near: Weak<dyn LocalPortals>) {
     let Some(here) = link.upgrade() else { return };
     let channels = [here.keys().original(Name::Pool), here.keys().event_subscribers()];
-    // By a pattern: among the subscribers of that channel are only stock's portals.
+    // Subscribes with a pattern, so that NUMSUB of that channel counts only the original's portals.
     let events = here.keys().original(Name::Portal);
     drop(here);
     let (pool, said) = (&channels[0], &events);

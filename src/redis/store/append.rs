@@ -1,4 +1,4 @@
-//! Appends: in steps of so many copies, and once where they have an id.
+//! Appends: split into steps of bounded size, and idempotent if they have an id.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,19 +22,19 @@ use crate::{
     store::{Answered, Append, Appended, Once, Reason, Rejected},
 };
 
-/// Copies that one step makes at most, so that no other waits for long.
+/// Entries that one step appends at most, so that no other client of Redis waits long.
 pub const ITEMS_MAX: usize = 500;
 
-/// Bytes of payload of one step (one copy at least).
+/// Bytes of payload of one step (one entry at least).
 const STEP_BYTES_MAX: usize = 4 << 20;
 
-/// For how long it is remembered who has his copy: see [`Append::each_once`].
+/// How long it is remembered that a user has a copy: see [`Append::each_once`].
 const COPIED_FOR: Duration = Duration::from_secs(600);
 
-/// One copy: which message, for whom.
+/// One entry to append: index of the message, and its user.
 type Copied = (usize, UserId);
 
-/// What a copy came to.
+/// Result of one entry.
 #[derive(Clone, Copy, Debug)]
 struct Made {
     seq: Result<Seq, Reason>,
@@ -43,28 +43,26 @@ struct Made {
     unknown: bool,
 }
 
-/// An answer, as it is remembered.
+/// Result of a dispatch as stored for retries.
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
     at_ms: u64,
     recipients: u32,
     online: u32,
     offline: u32,
-    /// `None` in what a server without this field has remembered.
+    /// `None` if stored by a server without this field.
     #[serde(default)]
     stored: Option<u32>,
     rejected: Vec<(String, u8)>,
 }
 
-/// Appends that wait for their turn, and where their answer is awaited. Without any: whoever asks wants to know that all before
-/// it are done.
+/// Queued appends and the channel for their results. An empty list waits for all appends before it.
 pub(super) type Waiting = (Vec<Append>, oneshot::Sender<Result<Vec<Appended>, RedisError>>);
 
-/// Askers whose appends are made together.
+/// Callers whose appends are made together.
 const TOGETHER_MAX: usize = 256;
 
-/// Makes appends in the order in which they are asked for: all that wait together, and one lot after the other, so that none
-/// overtakes another.
+/// Makes appends in the order of the queue, one batch after the other, so that none overtakes another.
 pub(super) async fn keep_appending(shared: Weak<Shared>, queue: &mut mpsc::Receiver<Waiting>) {
     let mut waiting: Vec<Waiting> = Vec::with_capacity(TOGETHER_MAX);
     while queue.recv_many(&mut waiting, TOGETHER_MAX).await > 0 {
@@ -81,15 +79,16 @@ pub(super) async fn keep_appending(shared: Weak<Shared>, queue: &mut mpsc::Recei
         let mut made = shared.append_all(all).await.into_iter();
         for (count, done) in asked {
             let theirs: Vec<_> = made.by_ref().take(count).collect();
-            // Whoever asked may be gone.
+            // The caller may have stopped waiting.
             _ = done.send(theirs.into_iter().collect());
         }
     }
 }
 
 impl Shared {
-    /// See [`Store::append_all`](crate::store::Store::append_all); but for each append whether it was made, since what goes wrong
-    /// with one need not concern the others.
+    /// Makes appends like [`Store::append_all`](crate::store::Store::append_all), with a result for each: an error of
+    /// one need not concern
+    /// the others.
     pub(in crate::redis) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<Appended, RedisError>> {
         let mut appended: Vec<Result<Appended, RedisError>> = vec![Ok(Appended::default()); appends.len()];
         let mut copies: Vec<Copied> = Vec::new();
@@ -98,7 +97,7 @@ impl Shared {
                 copies.extend(append.recipients.iter().map(|user| (at, user.clone())));
                 continue;
             };
-            // What was asked for before it comes first.
+            // Earlier appends come first.
             self.make(&appends, std::mem::take(&mut copies), &mut appended).await;
             match self.answered(once).await {
                 Ok(None) => {
@@ -116,7 +115,7 @@ impl Shared {
         appended
     }
 
-    /// Makes the copies, step by step, and puts down what they came to.
+    /// Appends entries step by step, and records their results.
     async fn make(&self, appends: &[Append], copies: Vec<Copied>, appended: &mut [Result<Appended, RedisError>]) {
         let spread = self.caller.link().is_ok_and(|link| link.client().is_redis_cluster());
         let mut rest = &copies[..];
@@ -132,7 +131,7 @@ impl Shared {
             let (now, later) = rest.split_at(count);
             rest = later;
             let made = self.make_some(appends, now).await;
-            // Whoever was given something is to look, also where nobody knows whether it was.
+            // Sessions of these users look for entries, also where it is unknown whether the step was done.
             let mut woken: Vec<UserId> = now.iter().map(|(_, user)| user.clone()).collect();
             woken.sort_unstable();
             woken.dedup();
@@ -156,7 +155,7 @@ impl Shared {
     }
 
     async fn make_some(&self, appends: &[Append], copies: &[Copied]) -> Result<Vec<Made>, RedisError> {
-        // What is to be said of them is said in the same step: receipts make room.
+        // Reports of these users go with the same step: acknowledgements free quota.
         let uptime = self.caller.link()?.uptime();
         let mut said: HashMap<&UserId, Report> = HashMap::new();
         for (_, user) in copies {
@@ -168,7 +167,7 @@ impl Shared {
         }
         let made = self.step(appends, copies, &said).await?;
         for ((_, user), made) in copies.iter().zip(&made) {
-            // What cannot be read takes note of nothing; that is told where notes are written down.
+            // A damaged log stores no report. The flush of reports logs that.
             if made.seq != Err(Reason::Damaged)
                 && let Some(report) = said.remove(user)
             {
@@ -197,20 +196,20 @@ impl Shared {
             if last != Some(*at) {
                 (count, last) = (count + 1, Some(*at));
                 messages.push(append.payload.as_bytes().clone());
-                // Less than a millisecond would be none.
+                // 0 would mean no TTL.
                 messages.push(text(append.ttl.map_or(0, |ttl| ttl.as_millis().clamp(1, 1 << 50))));
                 messages.push(text(append.collapse.as_ref().map_or("", |key| key.as_str())));
                 messages.push(text(id));
                 messages.push(text(if append.once.is_some() { 0 } else { COPIED_FOR.as_millis() }));
             }
-            // Once for each of them.
+            // Once for each user.
             let report = said.get(user).filter(|_| told.insert(user));
             items.extend([text(count), text(user), report.map(view).unwrap_or_default()]);
             let names = link.keys();
             let (user, one) = (user.as_str(), append.once.is_some());
             let state = names.state(user);
             let done = match (id, one) {
-                // A key that is never there would have the step wait for as long as a slot of a Cluster moves.
+                // In a Redis Cluster a step waits for a missing key while its slot moves.
                 ("", _) => state.clone(),
                 (id, true) => names.dedup_entry(user, id),
                 (id, false) => names.delivered_copy(user, id),
@@ -246,7 +245,7 @@ impl Shared {
         Ok(seconds * 1000 + micros / 1000 + link.ahead_ms())
     }
 
-    /// The answer of an earlier append with the same id.
+    /// Returns the stored result of an earlier append with the same id.
     async fn answered(&self, once: &Once) -> Result<Option<Appended>, RedisError> {
         let link = self.caller.link()?;
         let key = link.keys().dispatch_result(once.id.as_str());
@@ -263,7 +262,7 @@ impl Shared {
             recipients: stored.recipients,
             online: stored.online,
             offline: stored.offline,
-            // Most dispatches with an id are stored for everyone they count.
+            // Most dispatches with an id are stored for every recipient they count.
             stored: stored.stored.unwrap_or_else(|| stored.online.saturating_add(stored.offline)),
             rejected: rejected
                 .map(|(user, reason)| Rejected {
@@ -275,7 +274,7 @@ impl Shared {
         Ok(Some(Appended { answered: Some(answered), duplicate: true, ..Appended::default() }))
     }
 
-    /// Remembers what is answered to an append that is done once.
+    /// Stores the result of an append with an id.
     async fn remember(&self, once: &Once, recipients: &[UserId], made: Appended) -> Result<Appended, RedisError> {
         let taken = |at: usize| made.seqs.get(at).is_none_or(Result::is_ok);
         let count = |here: bool| once.online.iter().enumerate().filter(|(at, one)| **one == here && taken(*at)).count();
@@ -299,11 +298,11 @@ impl Shared {
         let stored = serde_json::to_string(&stored).map_err(|error| RedisError::Refused(error.to_string().into()))?;
         let link = self.caller.link()?;
         let window_ms = self.caller.limits().ids_window.as_millis().clamp(1, 1 << 50).to_string();
-        // What was taken is answered, also where it took the last room there was.
+        // Accepted entries are answered even if they used up the memory.
         let (key, set) = (link.keys().dispatch_result(once.id.as_str()), [&stored, "PX", &window_ms, "NX"]);
         let first: Option<String> = link.client().query_when_full("SET", &key, &set).await?;
         if first.is_none() {
-            // Somebody else was asked for the same at the same time, and has answered.
+            // Another server got the same dispatch at the same time and answered first.
             if let Some(answered) = self.answered(once).await? {
                 return Ok(answered);
             }

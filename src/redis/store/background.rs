@@ -1,4 +1,4 @@
-//! State of the store on Redis, and its background tasks.
+//! Shared state of the store on Redis, and its background tasks.
 
 use std::{
     collections::VecDeque,
@@ -21,33 +21,33 @@ use crate::{
     store::{CommitListener, Found, ReadLimit},
 };
 
-/// How long a receipt may wait before it is written down.
+/// How long an acknowledgement may wait before it is written.
 const NOTE_PAUSE: Duration = Duration::from_millis(20);
 
-/// Users whose receipts are on their way at once. More would make the last of them wait for longer than a reply is waited for.
+/// Reports in flight at once. With more the last one would exceed the reply timeout.
 const NOTES_AT_ONCE: usize = 256;
 
-/// Between two looks for users of whom something has become too old.
+/// How often due users are expired.
 pub(super) const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
-/// Users looked after in one go.
+/// Users expired in one pass.
 const SWEPT_MAX: usize = 100;
 
-/// What the callers and the line's own tasks share.
+/// State shared by callers and background tasks.
 pub(in crate::redis) struct Shared {
     pub(in crate::redis) caller: ScriptClient,
     pub(super) locals: UnflushedReports,
-    /// Who has no room for all that stock has left for him.
+    /// Users whose log has no room for all that the original has stored for them.
     pub(in crate::redis) owed: Mutex<VecDeque<UserId>>,
     pub(super) dirty: Notify,
     pub(super) listener: RwLock<Option<CommitListener>>,
     pub(super) gap: RwLock<Option<Arc<dyn Fn() + Send + Sync>>>,
-    /// Why an append was refused for want of room, and the key whose Redis had none.
+    /// Why an append was rejected for lack of memory, and the key that it was for.
     pub(super) full: RwLock<Option<(Arc<str>, String)>>,
     pub(super) closed: RwLock<bool>,
 }
 
-/// Writes receipts down. One pass at a time: what comes meanwhile is in the next.
+/// Writes reports. One pass at a time: later changes go with the next one.
 pub(super) async fn flush_reports(shared: Weak<Shared>) {
     loop {
         {
@@ -82,10 +82,10 @@ impl Shared {
         }
     }
 
-    /// Writes down what this server has to say of everybody.
+    /// Writes the reports of all users.
     pub(super) async fn note_all(&self) -> Result<(), RedisError> {
         let reports = self.locals.reports(self.caller.link()?.uptime());
-        // They share a line, and so go out together.
+        // They share a connection, and so are sent together.
         let noting = reports.into_iter().map(|(user, report)| self.note(user, report));
         let mut noting = futures_util::stream::iter(noting).buffer_unordered(NOTES_AT_ONCE);
         while let Some(noted) = noting.next().await {
@@ -96,7 +96,7 @@ impl Shared {
 
     pub(super) async fn note(&self, user: UserId, report: Report) -> Result<(), RedisError> {
         match self.caller.note(&user, &report).await {
-            // Somebody has to look at this log; nobody else is to wait for that.
+            // An operator must repair this log. Other users do not wait for that.
             Err(RedisError::Damaged(why)) => {
                 tracing::error!(user = %excerpt(&user), %why, "receipts of this user cannot be written down");
             }
@@ -111,7 +111,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Writes down what this server has to say of one user, before something is asked about him.
+    /// Writes the report of one user, before a query about that user.
     pub(super) async fn settle(&self, user: &UserId) -> Result<(), RedisError> {
         match self.locals.report(user, self.caller.link()?.uptime()) {
             Some(report) => self.note(user.clone(), report).await,
@@ -132,7 +132,7 @@ impl Shared {
         if let Some(report) = report {
             self.locals.said(user, &report);
         }
-        // Beyond the head a caller may ask for anything.
+        // A caller may read from any sequence above the head.
         let top = if found.through > after { found.through } else { 0 };
         if self.locals.entered(user, era, top) {
             self.dirty.notify_one();
@@ -140,15 +140,17 @@ impl Shared {
         Ok(found)
     }
 
-    /// Looks whether there is room again where an append found none: whoever sends nothing to one that says it is full must see
-    /// that it is not any more.
+    /// Checks whether Redis has memory again after an append was rejected. Otherwise a backend that sends nothing to
+    /// a full server would
+    /// never see it recover.
     pub(super) async fn look_for_room(&self) -> Result<(), RedisError> {
         let Some((why, key)) = self.full.read().clone() else { return Ok(()) };
-        // Refused without room like every command that may need some; and at the key of a log, which is no list, it does nothing.
+        // Rejected without memory like every command that may need some. The key is a stream and no list, so the
+        // command changes nothing.
         let asked = self.caller.link()?.client().query::<redis::Value>(redis::cmd("LPUSHX").arg(key).arg("")).await;
         match asked {
             Ok(_) | Err(RedisError::Damaged(_)) => {
-                // Unless it was found full once more meanwhile.
+                // Unless another append was rejected meanwhile.
                 let mut full = self.full.write();
                 if full.as_ref().is_some_and(|(now, _)| Arc::ptr_eq(now, &why)) {
                     *full = None;

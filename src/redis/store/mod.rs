@@ -1,44 +1,51 @@
-//! Logs in a Redis that several servers share: the same contract, as far as that Redis keeps what it has acknowledged.
+//! User logs on a Redis that several servers share. The contract is that of [`Store`], with the durability of that
+//! Redis.
 //!
-//! Every step on a log is one script (`steps`), which Redis runs as a whole or not at all; a log is two keys of one slot.
-//! Nothing of a log is kept here but what this server has still to say of it ([`unflushed`]): receipts and who holds what,
-//! which go to Redis within some 20 ms, and in any case before the next question about that user.
+//! Every step on a log is one script, which Redis runs completely or not at all. A log is two keys in one slot. In
+//! memory is only what this
+//! server has yet to report ([`unflushed`]): acknowledgements and holds. They are written within about 20 ms, and
+//! before any query about
+//! that user.
 //!
-//! - `scripts`: the scripts, of the parts in `lua/`
-//! - `script_client`: what they are asked, and what their answers mean
-//! - `unflushed`: what this server has still to say
-//! - `undelivered`: what the original has left for a user; `taken`: one list of it, and `json_list`: its elements
-//! - [`super::import_export`]: what waits in a stock set-up, into a store, and back
-//! - `append`: appends, also those that are done once
+//! - `scripts`: the scripts, made of the parts in `lua/`
+//! - `script_client`: arguments and replies of the scripts
+//! - `unflushed`: reports that are not written yet
+//! - `append`: appends, also idempotent ones · `background`: shared state and background tasks
 //!
-//! # What is not the same
+//! # Differences from the embedded store
 //!
-//! - *Durability* is that of the Redis (`appendfsync`, replicas); `store.durability` means nothing here.
-//! - *Sequences* rise by more than one where the Redis may have lost some (a failover, a restart, being emptied): the gap is
-//!   [`Loss::Lost`]. Every step checks the failover epoch before it reads or writes (`lua/check_epoch.lua`); what an epoch is, and the
-//!   invariant, stand in `redis/membership.rs`.
-//! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] copies; beyond that, and in a
-//!   Redis Cluster, where users are in different slots, an append is several steps, and what a crash or a lost line leaves
-//!   of it may be some of its recipients. Under an id ([`Once`](crate::store::Once)) it can be asked for again, and reaches each once.
-//! - [`Limits::ids`], [`Limits::store_bytes`] and [`Limits::free_bytes`] mean nothing: Redis has `maxmemory`, and what it refuses
-//!   is [`StoreError::Full`].
+//! - *Durability* is that of Redis (`appendfsync`, replicas). `store.durability` has no effect.
+//! - *Sequences* rise by more than one where Redis may have lost some (a failover, a restart, an emptied Redis). The
+//!   gap has the reason
+//!   [`Loss::Lost`]. Every step checks the failover epoch (`lua/check_epoch.lua`); `redis/membership.rs` states the invariant.
+//! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] entries. Larger ones are
+//!   several steps, and in a
+//!   Redis Cluster each entry is its own, because users are in different slots. After a crash or a lost connection only some
+//!   recipients may have the message. With an id ([`Once`](crate::store::Once)) it can be retried, and reaches each
+//! recipient once.
+//! - [`Limits::ids`], [`Limits::store_bytes`] and [`Limits::free_bytes`] have no effect. Redis has `maxmemory`; what
+//!   it rejects is
+//!   [`StoreError::Full`].
 //! - A message is stored once for each recipient.
-//! - [`Store::recent`] has nothing: every read asks Redis. [`Store::backup`] refuses: Redis makes its own.
-//! - There is no [`Store::outbox`]: events of webhooks need the embedded store.
+//! - [`Store::recent`] returns nothing: every read queries Redis. [`Store::backup`] fails: Redis makes its own backups.
+//! - There is no [`Store::outbox`]: webhook events need the embedded store.
 //!
-//! # What a step may cost
+//! # Cost of a step
 //!
-//! Redis does one thing at a time: what takes long keeps everybody waiting. So the state of a log says for *blocks* of up to 512
-//! entries or 256 kB (and one entry) how many there are, how large, and when the first expires, and only the blocks at the ends of
-//! a range are read to measure it: two for each range of a cursor, each once in a step, however many cursors there are. A read
-//! fetches what it gives back and about as much again, and ends a step after 1024 entries or 1 MB; what is past goes in
-//! steps of as many. Where more is to be done the next step goes on (`calls`), and others have their turn in between. Only room for
-//! a message that is larger than many is made in one step, in runs.
+//! Redis runs one step at a time, so a long one blocks every client. The state of a log lists *blocks* of up to 512
+//! entries or 256 KiB (and
+//! one entry): how many entries, how many bytes, and when the first expires. To measure a range, a step reads only
+//! the blocks at its ends:
+//! two for each range of a cursor, each once per step, however many cursors there are. A read fetches what it returns
+//! and about as
+//! much again, and ends a step after 1024 entries or 1 MiB. Expiry has the same bound. The next step resumes
+//! (`script_client`), and Redis serves others in between. Only eviction for one message is always one step.
 //!
-//! # Without room
+//! # Without memory
 //!
-//! What Redis refuses for want of `maxmemory` is an append. All other steps are done nevertheless, since they are what makes room; a
-//! script may do that whose first write takes none.
+//! What Redis rejects for lack of `maxmemory` is an append. All other steps are done, since they free memory. A
+//! script may write
+//! then if its first write needs no memory.
 
 pub(super) mod append;
 pub(super) mod background;
@@ -71,16 +78,16 @@ use crate::{
     },
 };
 
-/// How a store over Redis is to behave.
+/// Options of a store on Redis.
 #[derive(Clone, Debug)]
 pub struct RedisOptions {
-    /// A store belongs to one namespace for good; as the link's.
+    /// The namespace, which must be that of the link. A store belongs to one namespace for good.
     pub namespace: Option<String>,
-    /// What is kept at most.
+    /// Limits of a user's log.
     pub limits: Limits,
-    /// Appends that may wait for their turn; one more waits outside.
+    /// Appends that may be queued. Further callers wait.
     pub queue: usize,
-    /// How often a few users are looked at who have something that expires. For tests.
+    /// How often due users are expired. For tests.
     #[doc(hidden)]
     pub sweep_pause: Duration,
 }
@@ -91,7 +98,7 @@ impl Default for RedisOptions {
     }
 }
 
-/// The store over a Redis.
+/// A store on Redis.
 struct RedisStore {
     link: Arc<ServerLink>,
     shared: Arc<Shared>,
@@ -99,7 +106,7 @@ struct RedisStore {
     queue: mpsc::Sender<append::Waiting>,
 }
 
-/// Opens the store of a link's namespace.
+/// Opens the store in the namespace of a link.
 #[must_use]
 pub fn open(link: Arc<ServerLink>, options: RedisOptions) -> Arc<dyn Store> {
     let namespace = fingerprint(options.namespace.as_deref().unwrap_or_default());
@@ -157,7 +164,7 @@ impl RedisStore {
         if *self.shared.closed.read() { Err(StoreError::Closed) } else { Ok(()) }
     }
 
-    /// Appends behind all that waits.
+    /// Appends after all that is queued.
     async fn append_in_turn(&self, appends: Vec<Append>) -> Result<Vec<Appended>, RedisError> {
         let closed = || RedisError::Unavailable("the line is closed".into());
         let (done, answer) = oneshot::channel();
@@ -165,7 +172,7 @@ impl RedisStore {
         answer.await.map_err(|_| closed())?
     }
 
-    /// Asks on a thread that may wait.
+    /// Runs `work` and blocks the calling thread until it ends.
     fn wait<T, F>(&self, work: impl FnOnce(Arc<Shared>) -> F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -328,7 +335,7 @@ impl Store for RedisStore {
     }
 
     fn failure(&self) -> BoxFuture<'_, StoreError> {
-        // A Redis that is away comes back; until then what is asked is refused.
+        // An unreachable Redis comes back. Until then each operation fails.
         Box::pin(std::future::pending())
     }
 
@@ -362,11 +369,11 @@ impl Store for RedisStore {
             if std::mem::replace(&mut *self.shared.closed.write(), true) {
                 return Err(StoreError::Closed);
             }
-            // In turn: behind all that was taken.
+            // After all that is queued.
             _ = self.append_in_turn(Vec::new()).await;
             let shared = self.shared.clone();
             let closing = async move { shared.note_all().await };
-            // What cannot be written down repeats messages, and loses none.
+            // Reports that are not written repeat messages, and lose none.
             if let Err(error) = self.link.run(closing).await {
                 tracing::warn!(%error, "the last receipts could not be written down");
             }

@@ -1,4 +1,4 @@
-//! What the script is asked, and what its answers mean.
+//! Calls the scripts: encodes arguments and decodes replies.
 
 use std::{
     sync::{Arc, Weak},
@@ -23,31 +23,31 @@ use crate::{
     },
 };
 
-/// How often a step is taken again because the failover epoch has changed meanwhile. Then it fails as one that cannot be reached.
+/// How often a step is repeated because the failover epoch has changed meanwhile. Then it fails as unavailable.
 const ERAS_MAX: usize = 4;
 
-/// How often lists are written again because something earlier has become due meanwhile.
+/// How often the indexes are written again because an earlier expiry was added meanwhile.
 const LISTED_MAX: usize = 4;
 
-/// Steps that look after one user before others have their turn. What is past and is not gone then is shown to nobody.
+/// Expiry steps for one user in one pass. What has expired and is not removed by then is still not delivered.
 const SWEEPS_MAX: usize = 16;
 
-/// Such steps before a user's messages are counted. Beyond that what is past is counted too.
+/// Expiry steps before a user's messages are counted. Beyond that the count includes expired ones.
 const SWEEPS_BEFORE_COUNTING_MAX: usize = 256;
 
-/// Logs that one step gives the state of. Of each it may read a few blocks, so that others have their turn after some.
+/// Logs that one step returns the state of. Each may need a few block reads, so more would block Redis for long.
 const STATES_TOGETHER: usize = 20;
 
-/// Such steps that are asked for at once: Redis takes what one connection asks together before it turns to another.
+/// Such steps in flight at once: Redis processes all that one connection has sent before it turns to another.
 const STATES_AT_ONCE: usize = 4;
 
-/// When a user is looked after again whose log cannot be read.
+/// Delay until the next expiry of a user whose log is damaged.
 const BROKEN_PAUSE: Duration = Duration::from_secs(600);
 
-/// Arguments of a step: text and bytes, one after the other.
+/// Arguments of a step.
 pub(super) type Arguments = Vec<Bytes>;
 
-/// Asks the script about logs.
+/// Calls scripts on logs.
 pub(in crate::redis) struct ScriptClient {
     link: Weak<ServerLink>,
     limits: Limits,
@@ -75,7 +75,7 @@ impl ScriptClient {
         self.link.upgrade().ok_or_else(|| RedisError::Unavailable("the line is closed".into()))
     }
 
-    /// The arguments that every step has, those of one step behind them.
+    /// Builds the arguments that every step has, followed by the step's own.
     fn arguments(&self, link: &ServerLink, live: &Membership, step: &Step, own: Arguments) -> Arguments {
         let limits = &self.limits;
         let millis = |duration: Option<Duration>| text(duration.map_or(0, |duration| duration.as_millis()));
@@ -102,7 +102,7 @@ impl ScriptClient {
         arguments
     }
 
-    /// Takes a step on some logs; `own` are the keys of the step.
+    /// Runs a step on some logs; `own` are the step's keys.
     pub(super) async fn step(
         &self,
         step: &Step,
@@ -122,7 +122,7 @@ impl ScriptClient {
             match link.client().run_script(&step.script, &keys, &arguments).await? {
                 Value::Array(values) => return Ok(values),
                 Value::BulkString(text) if text == b"devices" || text == b"apart" => return Ok(Vec::new()),
-                // Nothing was done: the failover epoch has to be adopted first.
+                // Nothing was done: the failover epoch must be adopted first.
                 Value::BulkString(text) if text == b"era" => link.adopt(&live.epoch_id()).await?,
                 other => return misread(&format!("{other:?}").chars().take(100).collect::<String>()),
             }
@@ -130,14 +130,15 @@ impl ScriptClient {
         Err(RedisError::Unavailable("it changes faster than it can be looked at".into()))
     }
 
-    /// The keys of a user's log.
+    /// Returns the keys of a user's log.
     fn keys(&self, user: &UserId) -> Result<Vec<String>, RedisError> {
         let link = self.link()?;
         Ok(vec![link.keys().state(user.as_str()), link.keys().log(user.as_str())])
     }
 
-    /// Where keys are spread, a step cannot write down that the user is known and when something is due. That is done here, and
-    /// then said in his log: each step asks for it until it was.
+    /// Updates the user index and the expiry index in a Redis Cluster, where a step cannot. Then it confirms that in
+    /// the log: each step asks for
+    /// it until then.
     pub(super) async fn listed(&self, user: &UserId, due: i64, unknown: bool) -> Result<(), RedisError> {
         let link = self.link()?;
         if !link.client().is_redis_cluster() {
@@ -153,7 +154,7 @@ impl ScriptClient {
                 link.client().query_when_full::<()>("ZADD", &link.keys().user_index(), &arguments).await?;
             }
             if due > 0 {
-                // Not later than another server has said meanwhile.
+                // Not later than another server has written meanwhile.
                 let arguments = ["LT", &due.to_string(), user.as_str()];
                 link.client().query_when_full::<()>("ZADD", &link.keys().expiry_index(), &arguments).await?;
             }
@@ -163,7 +164,7 @@ impl ScriptClient {
         Ok(())
     }
 
-    /// Looks after a user; whether there is more that has become too old.
+    /// Expires entries and devices of a user. Returns whether there is more to expire.
     async fn look_after(&self, user: &UserId) -> Result<bool, RedisError> {
         let link = self.link()?;
         let answer = self.step(&scripts::SWEEP, self.keys(user)?, vec![text(user)]).await?;
@@ -175,21 +176,21 @@ impl ScriptClient {
             } else {
                 link.client().query::<()>(redis::cmd("ZREM").arg(&list).arg(user.as_str())).await?;
             }
-            // Something earlier may have come while that was written.
+            // Something earlier may have been added meanwhile.
             let answer = self.step(&scripts::LISTED, self.keys(user)?, vec![text(user), text(due), text(1)]).await?;
             self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
         }
         Ok(is_late)
     }
 
-    /// True if the log has come into another failover epoch with it.
+    /// Writes a report. Returns true if the log entered another failover epoch with it.
     pub(super) async fn note(&self, user: &UserId, report: &Report) -> Result<bool, RedisError> {
         let answer = self.step(&scripts::NOTE, self.keys(user)?, vec![view(report), text(user)]).await?;
         self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
         Ok(integer(&answer, 2)? == 1)
     }
 
-    /// `None` where there are too many devices.
+    /// Attaches a session. `None` where the user has too many devices.
     pub(super) async fn attach(
         &self,
         user: &UserId,
@@ -225,7 +226,7 @@ impl ScriptClient {
         report: Option<&Report>,
         known: &Known,
     ) -> Result<Option<(Found, Era)>, RedisError> {
-        // What is beyond these is beyond what a number of Lua can say, and beyond any log.
+        // Larger numbers exceed those of Lua, and any log.
         let most = |number: u64| text(number.min(1 << 50));
         let (mut entries, mut bytes, from, mut after, mut report) = (Vec::new(), 0, after, after, report);
         let mut known = known.clone();
@@ -250,7 +251,7 @@ impl ScriptClient {
                 return Ok(None);
             }
             let (through, era) = (seq(&answer, 0)?, era(&answer, 1)?);
-            // Each step looks at so much only, so that others have their turn.
+            // Each step has a bound, so that Redis serves others in between.
             let is_all = integer(&answer, 2)? == 0;
             let mut answer = answer.into_iter().skip(5);
             while let Some(first) = answer.next() {
@@ -268,7 +269,7 @@ impl ScriptClient {
         }
     }
 
-    /// What is known of a user, and how many bytes wait for him.
+    /// Returns the state of a user, and the bytes that are pending.
     pub(super) async fn state(&self, user: &UserId) -> Result<(UserState, u64), RedisError> {
         for _ in 0..SWEEPS_BEFORE_COUNTING_MAX {
             let (state, is_late) = self.states_now(std::slice::from_ref(user)).await?.swap_remove(0)?;
@@ -283,7 +284,7 @@ impl ScriptClient {
         Ok((state, bytes))
     }
 
-    /// What is known of each of these users; of one whose log is damaged, why.
+    /// Returns the state of each user, or why it cannot be read.
     pub(super) async fn states(&self, users: Vec<UserId>) -> Result<Vec<KnownUser>, RedisError> {
         let together = if self.link()?.client().is_redis_cluster() { 1 } else { STATES_TOGETHER };
         let parts: Vec<Vec<UserId>> = users.chunks(together).map(<[UserId]>::to_vec).collect();
@@ -302,7 +303,7 @@ impl ScriptClient {
         Ok(states.into_iter().flatten().collect())
     }
 
-    /// The same of so many that one step may ask for, and whether what is past was counted.
+    /// Returns the states that one step may read, and for each whether expired entries were counted.
     async fn states_now(&self, users: &[UserId]) -> Result<Vec<Result<(UserState, bool), RedisError>>, RedisError> {
         let keys = users.iter().map(|user| self.keys(user)).collect::<Result<Vec<_>, _>>()?.concat();
         let answers = self.step(&scripts::STATE, keys, Vec::new()).await?;
@@ -312,7 +313,7 @@ impl ScriptClient {
         Ok(answers.iter().map(state).collect())
     }
 
-    /// Up to where a cursor has received or nothing is there any more, and the gaps with their reasons.
+    /// Returns up to where a cursor has received entries or they are gone, and the gaps with their reasons.
     pub(super) async fn missed(
         &self,
         user: &UserId,
@@ -325,7 +326,7 @@ impl ScriptClient {
         Ok((seq(&answer, 0)?, answer[1..].chunks(3).map(gap).collect::<Result<_, RedisError>>()?))
     }
 
-    /// Who has not received a sequence: devices, and `None` for clients without one.
+    /// Returns the devices that have not received a sequence; `None` is the cursor of clients without a device.
     pub(super) async fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, RedisError> {
         let answer = self.step(&scripts::LACKING, self.keys(user)?, vec![text(seq.min(1 << 50))]).await?;
         let name = |value: &Value| match value {
@@ -339,7 +340,7 @@ impl ScriptClient {
         answer.iter().map(name).collect()
     }
 
-    /// Known users above `after`, in order.
+    /// Lists users with a log above `after`, in order.
     pub(super) async fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, RedisError> {
         let link = self.link()?;
         let from = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
@@ -349,7 +350,7 @@ impl ScriptClient {
         Ok(users.iter().filter_map(|user| UserId::new(user).ok()).collect())
     }
 
-    /// Looks after those of whom something has become too old: at most `limit` of them.
+    /// Expires entries of at most `limit` due users.
     pub(super) async fn sweep(&self, limit: usize) -> Result<(), RedisError> {
         let link = self.link()?;
         let (seconds, _): (u64, u64) = link.client().query(&redis::cmd("TIME")).await?;
@@ -363,7 +364,7 @@ impl ScriptClient {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(RedisError::Damaged(why)) => {
-                        // The others are not to wait for somebody who has to look at this one.
+                        // An operator must repair this log. Other users do not wait for that.
                         tracing::error!(user = %excerpt(&user), %why, "what is stored of this user cannot be looked after");
                         let due = i64::try_from(now_s + BROKEN_PAUSE.as_secs()).unwrap_or(i64::MAX);
                         let later = [&due.to_string(), user.as_str()];
@@ -378,7 +379,7 @@ impl ScriptClient {
     }
 }
 
-/// What this server says of a user, as the script reads it.
+/// A report in the form that the scripts read (`lua/session_report.lua`).
 #[derive(Serialize)]
 struct View<'a> {
     n: u64,
@@ -394,7 +395,7 @@ struct View<'a> {
 
 pub(super) fn view(report: &Report) -> Bytes {
     let seq = |seq: Seq| seq.min(1 << 50);
-    // A little at least, so that of one who left and one who comes in the same step it is known who was here last.
+    // At least 1 µs, so that of a device that left and one that came in the same step the later one is known.
     let ago = |ago: &Duration| (ago.as_micros().max(1) as f64) / 1000.0;
     let view = View {
         n: report.changes,
@@ -407,7 +408,7 @@ pub(super) fn view(report: &Report) -> Bytes {
         left: report.left.iter().map(|(device, since)| (device.as_str(), ago(since))).collect(),
         had: report.received.iter().map(|(device, from, to)| (device.as_str(), seq(*from), seq(*to))).collect(),
     };
-    // Of numbers and texts, which always have a JSON form.
+    // Numbers and strings always have a JSON form.
     Bytes::from(serde_json::to_vec(&view).expect("a view is JSON"))
 }
 
@@ -422,7 +423,7 @@ fn entry(first: Value, rest: &mut impl Iterator<Item = Value>) -> Result<Entry, 
         return misread("an entry");
     };
     Ok(Entry {
-        // It is told as it was stored, and compared before the socket.
+        // The namespace is returned as stored. The session compares it before it writes to the socket.
         namespace: u32::try_from(namespace).unwrap_or_default(),
         owner: Bytes::from(owner),
         seq: seq.unsigned_abs(),
@@ -430,7 +431,7 @@ fn entry(first: Value, rest: &mut impl Iterator<Item = Value>) -> Result<Entry, 
     })
 }
 
-/// What is known of a user, and whether what is past was counted.
+/// Decodes the state of a user, and whether expired entries were counted.
 fn state(answer: &Value) -> Result<(UserState, bool), RedisError> {
     let answer = match answer {
         Value::Array(answer) => answer,

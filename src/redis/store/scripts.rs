@@ -1,13 +1,14 @@
-//! The steps on a log: one script each, of those parts of `lua/` that it needs. Redis makes every function of a script anew each
-//! time it runs, which for all of them took longer than most steps do.
+//! The scripts, one for each step, each made of the parts of `lua/` that it needs. Redis creates all functions of a
+//! script at every run; for
+//! all parts together that took longer than most steps.
 
 use std::sync::LazyLock;
 
 use crate::redis::Script;
 
-/// A step.
+/// A step on logs.
 pub(super) struct Step {
-    /// What the script is told that it is, for who watches what Redis is asked.
+    /// Name of the step, for operators who watch commands with MONITOR.
     pub name: &'static str,
     pub script: LazyLock<Script>,
 }
@@ -23,57 +24,57 @@ macro_rules! step {
 }
 
 step!(
-    /// Makes copies of messages.
+    /// Appends entries.
     APPEND, "append",
     ["prelude", "check_epoch", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "evict", "mend", "epoch", "session_report", "append"]
 );
 step!(
-    /// Takes note of what a server says of a user.
+    /// Writes a report.
     NOTE, "note",
     ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "mend", "epoch", "session_report", "report"]
 );
 step!(
-    /// A session comes.
+    /// Attaches a session.
     ATTACH, "attach",
     ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "mend", "epoch", "session_report", "attach"]
 );
 step!(
-    /// Everything goes.
+    /// Clears a log.
     CLEAR, "clear",
     ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "clear"]
 );
 step!(
-    /// Some entries, for who has nothing to say.
+    /// Reads entries, without a report.
     READ, "read",
     ["prelude", "check_epoch", "cursors", "holds", "entries", "without_report", "read"]
 );
 step!(
-    /// Takes note, and some entries.
+    /// Writes a report and reads entries.
     NOTE_AND_READ, "read",
     ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "mend", "epoch", "session_report", "with_report", "read"]
 );
 step!(
-    /// What is known of a user.
+    /// Returns the state of users.
     STATE, "state",
     ["prelude", "check_epoch", "cursors", "holds", "entries", "blocks", "user_state"]
 );
 step!(
-    /// Why something is not there.
+    /// Explains gaps.
     MISSED, "missed",
     ["prelude", "check_epoch", "cursors", "explain_gaps"]
 );
 step!(
-    /// Who has not received a sequence.
+    /// Returns cursors that have not received a sequence.
     LACKING, "lacking",
     ["prelude", "check_epoch", "cursors", "unreceived_by"]
 );
 step!(
-    /// Looks after what has become too old.
+    /// Expires entries and devices.
     SWEEP, "sweep",
     ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "expire"]
 );
 step!(
-    /// The caller has written down that a user is known, and when something is due.
+    /// Confirms that the indexes were written.
     LISTED, "listed",
     ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "mark_indexed"]
 );

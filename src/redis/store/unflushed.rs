@@ -1,10 +1,12 @@
-//! What this server has still to say of each user: what was received, what its sessions hold, which devices are here.
+//! Reports that are not written to Redis yet: acknowledgements, holds and devices of each user on this server.
 //!
-//! All of it may be said twice. What is held and who is here is said whole each time, with a count that rises, so that
-//! what was said before and arrives later changes nothing; and what was received only grows.
+//! Reports are idempotent. Holds and devices are versioned snapshots, so that an older report that arrives later
+//! changes nothing.
+//! Acknowledgements only grow.
 //!
-//! A Redis that has taken over from another may have forgotten what it was told. So what the sessions that are here have
-//! received is remembered for as long as they are, and said once more when a log turns out to be in another era.
+//! A Redis that took over may have lost reports. So acknowledgements of attached sessions are remembered, and
+//! reported again when a log turns
+//! out to be in another epoch.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,88 +21,89 @@ use crate::{
     store::{Attached, Note, Received, clock::millis},
 };
 
-/// Ranges of one user that wait to be written down. One more and the oldest is forgotten, which repeats those messages.
+/// Acknowledged ranges of one user that may wait. With one more the oldest is dropped, which repeats those messages.
 const RANGES_MAX: usize = 256;
 
-/// Devices of one user that have left without that being written down. For one more the first of them counts as having left
-/// when it was last seen.
+/// Devices of one user that left and wait to be reported. With one more the first counts as last seen at its last
+/// report.
 const LEFT_MAX: usize = 64;
 
-/// Users of whom something waits to be written down, because Redis is away. Beyond that it is forgotten of those who go and have
-/// received nothing; then their device is taken to be here for as long as this server is.
+/// Users that may wait while Redis is unreachable. Beyond that, users who disconnect without acknowledgements are
+/// dropped; their
+/// device then counts as attached for the lifetime of this server.
 const UNSAID_MAX: usize = 100_000;
 
-/// Of which time a log is: another one means that what was said of it may be forgotten.
+/// Name of a log in its epoch. Another name means that reports may have been lost.
 pub(super) type Era = Box<str>;
 
 /// How sessions of this server know a log.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
-    /// Its name; '' where there are no sessions.
+    /// Its name; empty without sessions.
     pub era: Era,
-    /// The highest sequence that they have seen.
+    /// Highest sequence that they have seen.
     pub top: Seq,
-    /// The last change that Redis has answered that it knows.
+    /// Last change that Redis has confirmed.
     pub said: u64,
 }
 
-/// Whose cursor: "" is the one that clients without a device share.
+/// Device of a cursor; empty for the one that clients without a device share.
 type Name = String;
 
 #[derive(Debug, Default)]
 struct Local {
-    /// The last change.
+    /// Number of the last change.
     changes: u64,
-    /// Up to this Redis knows.
+    /// Last change that Redis has confirmed.
     said: u64,
     hold: Option<Seq>,
     here: HashMap<Name, u32>,
-    /// What the cursors of those have received.
+    /// Acknowledgements of those cursors.
     had: HashMap<Name, Received>,
-    /// The epoch in which sessions here know the log.
+    /// Name of the log that sessions know.
     era: Era,
-    /// The highest sequence that they have seen.
+    /// Highest sequence that they have seen.
     top: Seq,
     seen_ms: u64,
-    /// With the change, and when that was, since this server came.
+    /// Devices that left: number of the change, device, and uptime at that time.
     left: Vec<(u64, Name, Duration)>,
-    /// With the change that brought it.
+    /// Acknowledged ranges, each with the number of its change.
     received: Vec<(u64, Name, Seq, Seq)>,
 }
 
-/// What is to be written down of one user, as it stands.
+/// A report of one user.
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     pub changes: u64,
-    /// Up to here Redis has answered that it knows them.
+    /// Last change that Redis has confirmed.
     pub said: u64,
     pub era: Era,
     pub top: Seq,
     pub hold: Option<Seq>,
     pub here: Vec<Name>,
     pub seen_ms: u64,
-    /// With how long ago that was.
+    /// Devices that left, each with how long ago.
     pub left: Vec<(Name, Duration)>,
     pub received: Vec<(Name, Seq, Seq)>,
 }
 
-/// All users of whom there is something to say, or who are here.
+/// Users with unwritten changes or with sessions.
 #[derive(Debug, Default)]
 pub(super) struct UnflushedReports {
     all: Mutex<All>,
-    /// Counts all changes of all users: a user who leaves memory and comes back is not counted from the beginning.
+    /// Counts changes of all users: a user who leaves memory and comes back does not start again.
     changes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct All {
     users: HashMap<UserId, Local, foldhash::fast::RandomState>,
-    /// Of whom there is something to say.
+    /// Users with unwritten changes.
     dirty: HashSet<UserId, foldhash::fast::RandomState>,
 }
 
 impl All {
-    /// The one of this user, about to change.
+    /// Returns a user's entry to change, and marks it as dirty.
     fn changing(&mut self, user: &UserId) -> &mut Local {
         if !self.dirty.contains(user) {
             self.dirty.insert(user.clone());
@@ -108,7 +111,7 @@ impl All {
         self.users.entry(user.clone()).or_default()
     }
 
-    /// Forgets a user of whom nothing has to be known any more.
+    /// Removes what is no longer needed about a user.
     fn settle(&mut self, user: &UserId) {
         let Some(local) = self.users.get(user) else { return };
         if local.said >= local.changes {
@@ -129,7 +132,7 @@ impl UnflushedReports {
         self.changes.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Takes note; true if there is something to be written down.
+    /// Records a report of a session. Returns true if there is something to write.
     pub(super) fn note(&self, user: &UserId, note: Note) -> bool {
         let mut all = self.all.lock();
         let local = all.changing(user);
@@ -155,7 +158,7 @@ impl UnflushedReports {
         changed
     }
 
-    /// A session comes; what is to be said with that.
+    /// Records an attached session. Returns the report that goes with it.
     pub(super) fn attach(&self, user: &UserId, device: Option<&DeviceId>, now: Duration) -> Report {
         let mut all = self.all.lock();
         let local = all.changing(user);
@@ -188,7 +191,7 @@ impl UnflushedReports {
         }
     }
 
-    /// Redis has forgotten who is here, or may have: of everybody who is it is to be said again.
+    /// Marks all users with sessions to be reported again, because Redis may have lost their reports.
     pub(super) fn say_again(&self) {
         let All { users, dirty } = &mut *self.all.lock();
         for (user, local) in users.iter_mut().filter(|(_, local)| local.hold.is_some() || !local.here.is_empty()) {
@@ -197,7 +200,7 @@ impl UnflushedReports {
         }
     }
 
-    /// A session has come, and what its cursor has received is known.
+    /// Records what the cursor of an attached session has acknowledged.
     pub(super) fn attached(&self, user: &UserId, device: Option<&DeviceId>, attached: &Attached, era: Era) {
         self.entered(user, era, attached.head);
         let mut all = self.all.lock();
@@ -209,8 +212,9 @@ impl UnflushedReports {
         }
     }
 
-    /// Notes the epoch of a user's log, and that it was read up to `top`. True if it was another before: then receipts are
-    /// reported again. A log that is not there has no epoch, and is no other than before.
+    /// Records the name of a user's log, and that it was read up to `top`. Returns true if the name has changed: then
+    /// acknowledgements are
+    /// reported again. A log that does not exist has no name and is no change.
     pub(super) fn entered(&self, user: &UserId, era: Era, top: Seq) -> bool {
         let All { users, dirty } = &mut *self.all.lock();
         let Some(local) = users.get_mut(user) else { return false };
@@ -227,32 +231,32 @@ impl UnflushedReports {
         true
     }
 
-    /// How sessions here know the log of a user.
+    /// Returns how sessions of this server know the log of a user.
     pub(super) fn known(&self, user: &UserId) -> Known {
         let all = self.all.lock();
         let known = all.users.get(user).map(|local| Known { era: local.era.clone(), top: local.top, said: local.said });
         known.unwrap_or_default()
     }
 
-    /// Reports all that is known of a user with sessions here, also what was reported before.
+    /// Returns a complete report of a user with sessions here, including what was reported before.
     pub(super) fn whole(&self, user: &UserId, now: Duration) -> Option<Report> {
         self.all.lock().users.get(user).map(|local| local.report(now))
     }
 
-    /// What is to be said of one user, if there is anything.
+    /// Returns the report of a user, if there is anything to report.
     pub(super) fn report(&self, user: &UserId, now: Duration) -> Option<Report> {
         let all = self.all.lock();
         all.users.get(user).filter(|local| local.said < local.changes).map(|local| local.report(now))
     }
 
-    /// What is to be said of everybody.
+    /// Returns the reports of all users.
     pub(super) fn reports(&self, now: Duration) -> Vec<(UserId, Report)> {
         let all = self.all.lock();
         let dirty = all.dirty.iter().filter_map(|user| Some((user, all.users.get(user)?)));
         dirty.map(|(user, local)| (user.clone(), local.report(now))).collect()
     }
 
-    /// Redis knows what `report` says.
+    /// Records that Redis has stored `report`.
     pub(super) fn said(&self, user: &UserId, report: &Report) {
         let mut all = self.all.lock();
         let Some(local) = all.users.get_mut(user) else { return };
@@ -270,7 +274,7 @@ impl Local {
             && from <= high.saturating_add(1)
             && *low <= to.saturating_add(1)
         {
-            // A range that grows counts as new: what was said of it before was less.
+            // A range that grows counts as a new change: less of it was reported before.
             (*change, *low, *high) = (changes, from.min(*low), to.max(*high));
             return;
         }
@@ -303,7 +307,7 @@ fn ranges(received: &Received) -> impl Iterator<Item = (Seq, Seq)> {
     std::iter::once((1, received.through())).filter(|(_, to)| *to > 0).chain(received.islands().iter().copied())
 }
 
-/// Milliseconds of the Unix epoch as a time; 0 is none.
+/// Converts milliseconds since the Unix epoch; 0 is `None`.
 pub(super) fn time(ms: u64) -> Option<SystemTime> {
     (ms > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
 }
