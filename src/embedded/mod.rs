@@ -120,7 +120,7 @@ impl Store for Journal {
         let noted = self.shared.index.with(user, |log| {
             let Noted { dirty, trim, new } = take_note(log, &note, self.shared.index.now());
             // Before the commit thread learns of the receipt.
-            self.shared.tell_delivered(user, note.device.as_ref(), new);
+            self.shared.record_delivered(user, note.device.as_ref(), new);
             self.shared.announce(user, dirty, trim);
         });
         // Not noted is repeated later, and nothing worse; whoever reads this user's log is told what is wrong.
@@ -264,7 +264,7 @@ impl Journal {
         let mut committer = Committer::new(shared.clone(), recovered.journal, &options);
         // Whoever opens a store that is full is told so by its first answer.
         committer.look_at_room();
-        committer.look_for_events();
+        committer.refresh_outbox_space();
         let thread = thread::Builder::new().name("mesa-commit".into()).spawn(move || committer.run());
         let thread = thread.map_err(|error| StoreError::Failed(format!("cannot start a thread: {error}").into()))?;
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })

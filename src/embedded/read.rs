@@ -6,7 +6,7 @@ use super::{
     shared::{Shared, state},
     tables::{
         contract::{EngineError, Table},
-        schema::journal_key,
+        schema::wal_key,
     },
     user_log::{Log, Slot, is_past},
     wal::record::entry_at,
@@ -209,7 +209,7 @@ impl Shared {
     pub(super) fn record(&self, number: u64) -> Result<Option<Bytes>, StoreError> {
         match self.recent.get(number) {
             Some(record) => Ok(Some(record)),
-            None => self.engine.get(Table::Journal, &journal_key(number)).map_err(failed),
+            None => self.engine.get(Table::Wal, &wal_key(number)).map_err(failed),
         }
     }
 

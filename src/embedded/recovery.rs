@@ -16,9 +16,7 @@ use super::{
     shared::Options,
     tables::{
         contract::{Engine, EngineError, Table},
-        schema::{
-            Ids as IdChunk, Row, StoredCursor, StoredId, inbox_key, is_inbox_key_of, journal_key, journal_number,
-        },
+        schema::{Ids as IdChunk, Row, StoredCursor, StoredId, is_log_key_of, log_key, wal_key, wal_number},
     },
     user_log::{
         Log, Slot,
@@ -33,8 +31,8 @@ use super::{
 };
 use crate::{
     embedded::tables::meta::{
-        CLOCK_KEY, FORMAT, FORMAT_KEY, FULL_LAPSES_KEY, LAPSE_RECORD_KEY, LAPSES_KEY, NAMESPACE_KEY, OPEN_ALWAYS,
-        OPEN_KEY, OPEN_LOSSY, SETTLED_KEY,
+        CLOCK_KEY, FLUSHED_KEY, FORMAT, FORMAT_KEY, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTART_RECORD_KEY,
+        LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_ALWAYS, OPEN_KEY, OPEN_LOSSY,
     },
     failpoints::{self, Bug},
     message::{CollapseKey, DeviceId, Seq, UserId},
@@ -67,10 +65,10 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     let failed = StoreError::from;
     check_format(&*engine).map_err(failed)??;
     check_namespace(&*engine, namespace).map_err(failed)??;
-    let settled = engine.get(Table::Meta, SETTLED_KEY).map_err(failed)?.and_then(|bytes| journal_number(&bytes));
+    let settled = engine.get(Table::Meta, FLUSHED_KEY).map_err(failed)?.and_then(|bytes| wal_number(&bytes));
     let settled = settled.unwrap_or(0);
     let written = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(settled);
-    if let Some(marked) = engine.marked().map_err(failed)?.filter(|marked| *marked > written) {
+    if let Some(marked) = engine.synced_watermark().map_err(failed)?.filter(|marked| *marked > written) {
         let told = format!(
             "its journal ends with record {written}, but record {marked} was written and synced: the file `log/db` is \
              damaged, or is an older one. Restore a backup, or look at what is left with `mesa inspect`; to go on with \
@@ -97,7 +95,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     };
     let (mut damage, recent) = (None, Recent::new(options.recent_bytes));
     engine
-        .scan(Table::Journal, &[], &mut |key, value| match replay.record(key, &value) {
+        .scan(Table::Wal, &[], &mut |key, value| match replay.record(key, &value) {
             Ok(number) => {
                 recent.push(number, value);
                 true
@@ -157,25 +155,25 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
 }
 
 fn last_record(engine: &dyn Engine) -> Result<Option<u64>, EngineError> {
-    Ok(engine.floor(Table::Journal, &[0xFF; 9])?.and_then(|(key, _)| journal_number(&key)))
+    Ok(engine.last_at_or_before(Table::Wal, &[0xFF; 9])?.and_then(|(key, _)| wal_number(&key)))
 }
 
 /// Removes records that are settled: they were to be removed when the power went.
 fn drop_settled(engine: &dyn Engine, settled: u64) -> Result<(), EngineError> {
     let mut done = Vec::new();
-    engine.scan(Table::Journal, &[], &mut |key, _| {
-        let is_settled = journal_number(key).is_some_and(|number| number <= settled);
+    engine.scan(Table::Wal, &[], &mut |key, _| {
+        let is_settled = wal_number(key).is_some_and(|number| number <= settled);
         done.extend(is_settled.then(|| key.to_vec()));
         is_settled
     })?;
-    done.iter().try_for_each(|key| engine.remove(Table::Journal, key))
+    done.iter().try_for_each(|key| engine.remove(Table::Wal, key))
 }
 
 /// Removes the last records where they say that their commit goes on and it does not: it was never answered, and is
 /// kept whole or not at all. From the highest down, so that what a crash leaves is found the next time.
 fn drop_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
     let failed = StoreError::from;
-    while let Some((key, value)) = engine.floor(Table::Journal, &[0xFF; 9]).map_err(failed)? {
+    while let Some((key, value)) = engine.last_at_or_before(Table::Wal, &[0xFF; 9]).map_err(failed)? {
         let Ok(mut reader) = RecordReader::new(&value) else { return Ok(()) };
         let mut goes_on = false;
         while let Some(item) = reader.next_item() {
@@ -186,8 +184,8 @@ fn drop_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
         if !goes_on {
             return Ok(());
         }
-        let Some(number) = journal_number(&key) else { return Ok(()) };
-        engine.take_back(number).map_err(failed)?;
+        let Some(number) = wal_number(&key) else { return Ok(()) };
+        engine.rollback_last(number).map_err(failed)?;
     }
     Ok(())
 }
@@ -233,14 +231,14 @@ fn inbox_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
 /// in them is still in the journal. Left where they are, they would lie across those written next time.
 fn forget_unfinished(engine: &dyn Engine, user: &str, settled: Seq) -> Result<(), EngineError> {
     let mut unfinished = Vec::new();
-    engine.scan(Table::Inbox, &inbox_key(user, settled + 1), &mut |key, _| {
-        let ours = is_inbox_key_of(key, user);
+    engine.scan(Table::Log, &log_key(user, settled + 1), &mut |key, _| {
+        let ours = is_log_key_of(key, user);
         if ours {
             unfinished.push(key.to_vec());
         }
         ours
     })?;
-    unfinished.iter().try_for_each(|key| engine.remove(Table::Inbox, key))
+    unfinished.iter().try_for_each(|key| engine.remove(Table::Log, key))
 }
 
 fn check_format(engine: &dyn Engine) -> Result<Result<(), StoreError>, EngineError> {
@@ -278,22 +276,22 @@ fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(Laps
     let number = |key: &[u8]| -> Result<Option<u32>, EngineError> {
         Ok(engine.get(Table::Meta, key)?.and_then(|bytes| Some(u32::from_be_bytes(bytes[..].try_into().ok()?))))
     };
-    let mut count = number(LAPSES_KEY)?.unwrap_or(0);
+    let mut count = number(LOSSY_RESTARTS_KEY)?.unwrap_or(0);
     let lossy = engine.get(Table::Meta, OPEN_KEY)?.is_some_and(|open| open == OPEN_LOSSY);
     if lossy {
         count += 1;
-        engine.put(Table::Meta, LAPSES_KEY, &count.to_be_bytes())?;
+        engine.put(Table::Meta, LOSSY_RESTARTS_KEY, &count.to_be_bytes())?;
         tracing::warn!("the store was not closed, and some of what was answered may be gone; sequences leave a gap");
     }
     // A store that was restored, or written by an earlier version, does not say.
-    let full = number(FULL_LAPSES_KEY)?;
+    let full = number(FULL_LOSSY_RESTARTS_KEY)?;
     if full.is_none() {
-        engine.put(Table::Meta, FULL_LAPSES_KEY, &count.to_be_bytes())?;
+        engine.put(Table::Meta, FULL_LOSSY_RESTARTS_KEY, &count.to_be_bytes())?;
     }
-    let known = engine.get(Table::Meta, LAPSE_RECORD_KEY)?.and_then(|bytes| journal_number(&bytes));
+    let known = engine.get(Table::Meta, LOSSY_RESTART_RECORD_KEY)?.and_then(|bytes| wal_number(&bytes));
     let lapse_record = known.filter(|_| !lossy).unwrap_or(last);
     if known != Some(lapse_record) {
-        engine.put(Table::Meta, LAPSE_RECORD_KEY, &journal_key(lapse_record))?;
+        engine.put(Table::Meta, LOSSY_RESTART_RECORD_KEY, &wal_key(lapse_record))?;
     }
     let open = if durability == Durability::Always { OPEN_ALWAYS } else { OPEN_LOSSY };
     engine.put(Table::Meta, OPEN_KEY, open)?;
@@ -346,7 +344,7 @@ struct Message<'a> {
 impl Replay {
     /// Takes in a record; returns its number.
     fn record(&mut self, key: &[u8], value: &[u8]) -> Result<u64, StoreError> {
-        let number = journal_number(key);
+        let number = wal_number(key);
         let number =
             number.ok_or_else(|| StoreError::Damaged(format!("{key:?} is no key of a journal record").into()))?;
         let damaged =

@@ -307,12 +307,12 @@ async fn a_user_of_whom_not_all_can_be_read_hides_nobody_else_in_the_list() {
     let payload = Payload::encode(0, None, Some("T")).unwrap();
     hub.dispatch(Dispatch::new(payload, Recipients::Users(vec![alice(), bob.clone()]))).await.unwrap();
     let settled = async {
-        while tables.chunks_of("alice") == 0 || tables.chunks_of("bob") == 0 {
+        while tables.blocks_of("alice") == 0 || tables.blocks_of("bob") == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         // Until then it is read from memory.
         while hub.pending(&alice(), 0, 10).await.is_ok() {
-            _ = tables.damage_inbox("alice");
+            _ = tables.damage_block("alice");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };

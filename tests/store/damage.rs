@@ -21,7 +21,7 @@ async fn others_are_served(store: &dyn Store, tables: &Memory, n: u64) {
     in_the_inbox(store, "b").await;
     assert_eq!(read(store, "b", seq - 1), [(seq, n)]);
     receive(store, "b", 1, seq);
-    until("the other's chunks to go", || tables.chunks_of("b") == 0).await;
+    until("the other's chunks to go", || tables.blocks_of("b") == 0).await;
     assert!(store.failure().now_or_never().is_none(), "the store goes on");
 }
 
@@ -41,7 +41,7 @@ async fn a_damaged_chunk_harms_its_user_and_nobody_else() {
             store.append(Append { ttl, ..Append::new(message(n), vec![user("a")]) }).await.unwrap();
             in_the_inbox(&*store, "a").await;
         }
-        assert!(tables.damage_inbox("a"));
+        assert!(tables.damage_block("a"));
         let error = store.read(&user("a"), 0, ALL).unwrap_err();
         assert!(told(&error), "{error}");
         others_are_served(&*store, &tables, 1).await;
@@ -54,7 +54,7 @@ async fn a_damaged_chunk_harms_its_user_and_nobody_else() {
         }
         others_are_served(&*store, &tables, 2).await;
         store.clear(&user("a")).await.unwrap();
-        until("the damage to be cleared with the rest", || tables.chunks_of("a") == 0).await;
+        until("the damage to be cleared with the rest", || tables.blocks_of("a") == 0).await;
         let seq = append(&*store, 13, &["a"]).await.unwrap()[0];
         assert_eq!(read(&*store, "a", 0), [(seq, 13)], "from then on the user is served again");
         store.close().await.unwrap();
@@ -67,9 +67,9 @@ async fn a_damaged_chunk_that_everybody_has_received_goes_with_the_rest() {
     let store = Place::Memory(tables.clone()).open(AT_ONCE);
     let last: Seq = append(&*store, 1, &["a"]).await.unwrap()[0];
     in_the_inbox(&*store, "a").await;
-    assert!(tables.damage_inbox("a"));
+    assert!(tables.damage_block("a"));
     receive(&*store, "a", 1, last);
-    until("it to go", || tables.chunks_of("a") == 0).await;
+    until("it to go", || tables.blocks_of("a") == 0).await;
     assert_eq!(read(&*store, "a", 0), []);
 }
 

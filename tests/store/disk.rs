@@ -14,7 +14,7 @@ use bytes::Bytes;
 use mesa::{
     embedded::{
         Tuning,
-        offline::inspect::{Inspection, LogFacts, Sink},
+        offline::inspect::{InspectSink, Inspection, LogFacts},
         tables::{DiskOptions, open},
     },
     message::{Payload, Seq},
@@ -419,7 +419,7 @@ async fn a_synced_commit_that_lost_its_end_is_refused_and_inspect_tells_why() {
 /// Takes what is found and keeps nothing.
 pub struct Unread;
 
-impl Sink for Unread {
+impl InspectSink for Unread {
     fn entries(&mut self, _: &str, _: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
         Ok(())
     }

@@ -104,7 +104,7 @@ async fn a_device_that_stays_away_is_forgotten_and_what_only_it_held_goes() {
         until("the phone to be forgotten", || devices(&*store, "a") == ["laptop"]).await;
         assert_eq!((read(&*store, "a", 0), store.state(&user("a")).unwrap().pending), (vec![], 0));
         if let Place::Memory(tables) = &place {
-            until("its chunks to go", || tables.chunks_of("a") == 0).await;
+            until("its chunks to go", || tables.blocks_of("a") == 0).await;
         }
         let store = again(store, &place, AT_ONCE, &opening).await;
         assert_eq!((devices(&*store, "a"), read(&*store, "a", 0)), (vec!["laptop".to_owned()], vec![]));
@@ -192,7 +192,7 @@ async fn what_has_expired_leaves_the_store_although_nobody_comes() {
         later(&opening, 2);
         until("all of it to be taken out", || store.state(&user("gone")).unwrap().pending == 0).await;
         if let Place::Memory(tables) = &place {
-            until("its chunks to go", || tables.chunks_of("gone") == 0 && tables.chunks_of("a") == 1).await;
+            until("its chunks to go", || tables.blocks_of("gone") == 0 && tables.blocks_of("a") == 1).await;
         }
         let store = again(store, &place, AT_ONCE, &opening).await;
         assert_eq!((read(&*store, "a", 0), read(&*store, "gone", 0)), (vec![(4, 4)], vec![]));

@@ -5,7 +5,7 @@ use crate::{args::MoveArgs, error::Failure};
 /// Brings what waits in Redis into a store.
 #[cfg(feature = "redis")]
 pub async fn import(args: &MoveArgs) -> Result<(), Failure> {
-    let (store, link) = open(args, Some(mesa::embedded::tables::unfinished::Work::Import))?;
+    let (store, link) = open(args, Some(mesa::embedded::tables::unfinished::Operation::Import))?;
     let moved = mesa::redis::import_export::import(&link, &*store).await;
     close(&*store, &link).await?;
     if moved.is_ok() {
@@ -33,7 +33,7 @@ pub async fn export(args: &MoveArgs) -> Result<(), Failure> {
 type Ends = (std::sync::Arc<dyn mesa::store::Store>, std::sync::Arc<mesa::redis::ServerLink>);
 
 #[cfg(feature = "redis")]
-fn open(args: &MoveArgs, work: Option<mesa::embedded::tables::unfinished::Work>) -> Result<Ends, Failure> {
+fn open(args: &MoveArgs, operation: Option<mesa::embedded::tables::unfinished::Operation>) -> Result<Ends, Failure> {
     use std::time::Duration;
 
     use mesa::{config::parse_redis, redis::ServerLink, store::Limits};
@@ -52,7 +52,7 @@ fn open(args: &MoveArgs, work: Option<mesa::embedded::tables::unfinished::Work>)
     let options = mesa::embedded::tables::DiskOptions {
         namespace,
         limits,
-        work,
+        operation,
         ..mesa::embedded::tables::DiskOptions::new(&args.store_path)
     };
     Ok((mesa::embedded::tables::open(options).map_err(|error| Failure::unopened(error, ""))?, link))

@@ -11,7 +11,7 @@ use mesa::{
     embedded::{
         backup::format::Contents,
         offline::{
-            inspect::{Damage, Inspection, LogFacts, Sink},
+            inspect::{Damage, InspectSink, Inspection, LogFacts},
             salvage::salvage,
         },
     },
@@ -85,7 +85,7 @@ struct Found {
     shown: Vec<LogFacts>,
 }
 
-impl Sink for Found {
+impl InspectSink for Found {
     fn entries(&mut self, _: &str, _: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
         Ok(())
     }

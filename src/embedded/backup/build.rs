@@ -10,13 +10,13 @@ use bytes::Bytes;
 use super::format::{Contents, parts};
 use crate::{
     embedded::{
-        offline::inspect::{LogFacts, Sink},
+        offline::inspect::{InspectSink, LogFacts},
         tables::{
             contract::{Engine, EngineError, Table},
-            meta::{CLOCK_KEY, CLOSED, FORMAT, FORMAT_KEY, LAPSES_KEY, NAMESPACE_KEY, OPEN_KEY, SETTLED_KEY},
-            schema::{Row, StoredId, StoredLog, inbox_key, journal_key},
+            meta::{CLOCK_KEY, CLOSED, FLUSHED_KEY, FORMAT, FORMAT_KEY, LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_KEY},
+            schema::{Row, StoredId, StoredLog, log_key, wal_key},
             sled::Disk,
-            unfinished::{self, Work},
+            unfinished::{self, Operation},
         },
         value_log::block::Chunk,
     },
@@ -26,7 +26,7 @@ use crate::{
 
 /// What came after a backup, or is lost at the end of a damaged log, was seen by somebody: every log goes on this many
 /// lapses further, about a million messages, so that none of their sequences is given out again.
-pub(in crate::embedded) const LAPSES: u32 = 16;
+pub(in crate::embedded) const LOSSY_RESTARTS_ADDED: u32 = 16;
 
 /// A store being made.
 pub(in crate::embedded) struct Build {
@@ -46,7 +46,7 @@ pub(super) fn failed(error: EngineError) -> StoreError {
 }
 
 impl Build {
-    pub(in crate::embedded) fn begin(out: &Path, namespace: &str, work: Work) -> Result<Self, StoreError> {
+    pub(in crate::embedded) fn begin(out: &Path, namespace: &str, operation: Operation) -> Result<Self, StoreError> {
         let refuse = |reason: String| StoreError::Open { path: out.to_owned(), reason };
         let taken = match fs::read_dir(out) {
             Ok(mut files) => files.next().map(|_| "is not empty"),
@@ -62,7 +62,7 @@ impl Build {
             let told = format!("{} is there, perhaps from an earlier time: remove it", partial.display());
             return Err(refuse(told));
         }
-        let engine = crate::embedded::tables::open::create(&partial, work)?;
+        let engine = crate::embedded::tables::open::create(&partial, operation)?;
         engine.put(Table::Meta, FORMAT_KEY, FORMAT).map_err(failed)?;
         engine.put(Table::Meta, NAMESPACE_KEY, namespace.as_bytes()).map_err(failed)?;
         Ok(Self {
@@ -84,7 +84,7 @@ impl Build {
     pub(in crate::embedded) fn ids(&mut self, ids: Vec<StoredId>) -> Result<(), StoreError> {
         for chunk in crate::embedded::writer::dedup::chunks(self.namespace, ids) {
             self.ids += 1;
-            self.put(Table::Ids, &journal_key(self.ids), &chunk.encode())?;
+            self.put(Table::Ids, &wal_key(self.ids), &chunk.encode())?;
         }
         Ok(())
     }
@@ -110,10 +110,10 @@ impl Build {
     }
 
     pub(in crate::embedded) fn finish(mut self, lapses: u32, clock_ms: u64) -> Result<Contents, StoreError> {
-        self.put(Table::Meta, LAPSES_KEY, &lapses.to_be_bytes())?;
+        self.put(Table::Meta, LOSSY_RESTARTS_KEY, &lapses.to_be_bytes())?;
         self.put(Table::Meta, CLOCK_KEY, &clock_ms.to_be_bytes())?;
         // The keys of ids are numbers of records: the journal goes on behind them.
-        self.put(Table::Meta, SETTLED_KEY, &journal_key(self.ids))?;
+        self.put(Table::Meta, FLUSHED_KEY, &wal_key(self.ids))?;
         self.put(Table::Meta, OPEN_KEY, CLOSED)?;
         self.engine.checkpoint().map_err(failed)?;
         let told = |error: std::io::Error| StoreError::Open { path: self.out.clone(), reason: error.to_string() };
@@ -128,13 +128,13 @@ impl Build {
     }
 }
 
-impl Sink for Build {
+impl InspectSink for Build {
     fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
         for part in parts(entries) {
             let first = part[0].0;
             let entries = part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, &payload[..])).collect();
             let chunk = Chunk::V2 { namespace: self.namespace, user, entries }.encode();
-            self.put(Table::Inbox, &inbox_key(user, first), &chunk)?;
+            self.put(Table::Log, &log_key(user, first), &chunk)?;
             // A payload has at most 64 KiB.
             self.open.extend(part.iter().map(|(seq, expires_s, payload)| (*seq, payload.len() as u32, *expires_s)));
         }

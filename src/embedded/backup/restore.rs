@@ -12,11 +12,11 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    build::{Build, LAPSES},
+    build::{Build, LOSSY_RESTARTS_ADDED},
     format::{Block, Contents, PortableError, Reader},
 };
 use crate::{
-    embedded::{offline::inspect::Sink, tables::unfinished::Work},
+    embedded::{offline::inspect::InspectSink, tables::unfinished::Operation},
     store::StoreError,
 };
 
@@ -37,7 +37,7 @@ pub fn restore(file: &Path, directory: &Path) -> Result<Contents, PortableError>
         };
         PortableError::Place { path: directory.to_owned(), reason }
     };
-    let mut build = Build::begin(directory, &namespace, Work::Restore).map_err(place)?;
+    let mut build = Build::begin(directory, &namespace, Operation::Restore).map_err(place)?;
     while let Some(block) = reader.next()? {
         match block {
             Block::Entries { user, entries } => {
@@ -51,5 +51,5 @@ pub fn restore(file: &Path, directory: &Path) -> Result<Contents, PortableError>
         }
         .map_err(place)?;
     }
-    build.finish(lapses.saturating_add(LAPSES), at_ms).map_err(place)
+    build.finish(lapses.saturating_add(LOSSY_RESTARTS_ADDED), at_ms).map_err(place)
 }

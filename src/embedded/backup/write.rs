@@ -162,7 +162,7 @@ impl Shared {
     /// Ids of dispatches: those in the journal first, so that what is moved out of it meanwhile is found in the table.
     fn back_up_ids(&self, writer: &mut Writer<&mut dyn Write>) -> Result<(), PortableError> {
         let (mut rejected, mut ended) = (Vec::new(), Ok(()));
-        let scanned = self.engine.scan(Table::Journal, &[], &mut |_, value| {
+        let scanned = self.engine.scan(Table::Wal, &[], &mut |_, value| {
             let found = ids_in(&value, &mut rejected);
             ended = found.and_then(|ids| self.write_ids(ids, writer));
             ended.is_ok()

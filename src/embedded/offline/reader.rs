@@ -12,10 +12,10 @@ use super::sled_file::{Broken, Gap, Pairs, RawTables};
 use crate::embedded::{
     tables::{
         contract::Table,
-        files::{INBOX, JOURNAL, LOG},
-        meta::{FORMAT, FORMAT_KEY, SETTLED_KEY},
+        files::{LOG, VALUE_LOG, WAL},
+        meta::{FLUSHED_KEY, FORMAT, FORMAT_KEY},
         missing::Missing,
-        schema::journal_number,
+        schema::wal_number,
     },
     value_log::{
         file::{Place, no_place, parts, value_of},
@@ -39,7 +39,7 @@ pub(in crate::embedded) struct Unreadable {
 
 /// All that is in the files.
 #[derive(Debug)]
-pub(in crate::embedded) struct Rest {
+pub(in crate::embedded) struct OfflineReader {
     tables: RawTables,
     /// Records that are needed, by their numbers.
     records: BTreeMap<u64, Bytes>,
@@ -49,20 +49,20 @@ pub(in crate::embedded) struct Rest {
     unreadable: Vec<Unreadable>,
 }
 
-impl Rest {
+impl OfflineReader {
     /// Reads the store in `directory`; of sled's file up to where sled takes it to end, or, with `behind`, all that can be
     /// read.
     pub fn open(directory: &Path, behind: bool) -> io::Result<Self> {
         let tables = RawTables::open(&directory.join(LOG), behind)?;
-        let settled = settled_in(&tables)?;
+        let settled = flushed_through(&tables)?;
         let mut rest = Self {
             tables,
             records: BTreeMap::new(),
             synced: 0,
-            chunks: Chunks { directory: directory.join(INBOX) },
+            chunks: Chunks { directory: directory.join(VALUE_LOG) },
             unreadable: Vec::new(),
         };
-        rest.read_records(&directory.join(JOURNAL), settled)?;
+        rest.read_records(&directory.join(WAL), settled)?;
         Ok(rest)
     }
 
@@ -73,7 +73,7 @@ impl Rest {
             while at < bytes.len() {
                 let Some(record) = record_at(&bytes, at) else {
                     let next = framing::find(Kind::Record, &bytes, at + 1).unwrap_or(bytes.len());
-                    let file = format!("{JOURNAL}/{}", framing::name(first));
+                    let file = format!("{WAL}/{}", framing::name(first));
                     self.unreadable.push(Unreadable { file, from: at as u64, to: next as u64 });
                     at = next;
                     continue;
@@ -100,7 +100,7 @@ impl Rest {
 
     /// Up to this record nothing is needed of the journal.
     pub fn settled(&self) -> io::Result<u64> {
-        settled_in(&self.tables)
+        flushed_through(&self.tables)
     }
 
     /// Parts of the journal's files in which nothing can be read.
@@ -110,9 +110,9 @@ impl Rest {
 
     /// The pairs of a table from `from` on, in order; of an inbox, of chunks that cannot be read why. The journal is
     /// none of these.
-    pub fn pairs(&self, table: Table, from: &[u8]) -> RestPairs<'_> {
-        let chunks = (table == Table::Inbox).then_some(&self.chunks);
-        RestPairs { pairs: self.tables.pairs(table, from), chunks }
+    pub fn pairs(&self, table: Table, from: &[u8]) -> TablePairs<'_> {
+        let chunks = (table == Table::Log).then_some(&self.chunks);
+        TablePairs { pairs: self.tables.pairs(table, from), chunks }
     }
 
     /// The keys of a table, in order.
@@ -128,7 +128,7 @@ impl Rest {
     /// Visits the chunks to which no table leads: such that were let go, and such whose place is lost.
     pub fn chunks_without_place(&self, mut visit: impl FnMut(&Bytes)) -> io::Result<()> {
         let mut known = HashMap::new();
-        for pair in self.tables.pairs(Table::Inbox, &[]) {
+        for pair in self.tables.pairs(Table::Log, &[]) {
             let (key, place) = pair?;
             known.extend(Place::decode(&place).map(|place| (place, key)));
         }
@@ -187,8 +187,8 @@ impl Rest {
 }
 
 /// Up to which record the tables of sled's file say that the journal is not needed.
-pub(in crate::embedded) fn settled_in(tables: &RawTables) -> io::Result<u64> {
-    Ok(tables.get(Table::Meta, SETTLED_KEY)?.and_then(|value| journal_number(&value)).unwrap_or(0))
+pub(in crate::embedded) fn flushed_through(tables: &RawTables) -> io::Result<u64> {
+    Ok(tables.get(Table::Meta, FLUSHED_KEY)?.and_then(|value| wal_number(&value)).unwrap_or(0))
 }
 
 /// A file, with zeros where the disk does not give it back.
@@ -228,13 +228,13 @@ impl Chunks {
     }
 }
 
-/// See [`Rest::pairs`].
-pub(in crate::embedded) struct RestPairs<'a> {
+/// See [`OfflineReader::pairs`].
+pub(in crate::embedded) struct TablePairs<'a> {
     pairs: Pairs<'a>,
     chunks: Option<&'a Chunks>,
 }
 
-impl Iterator for RestPairs<'_> {
+impl Iterator for TablePairs<'_> {
     type Item = io::Result<(Bytes, Bytes)>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -9,12 +9,12 @@ use std::{fs, io, path::Path};
 
 use super::sled_file::{RawTables, Segments, TABLES};
 use crate::embedded::tables::{
-    directory::Locked,
+    directory::StoreDir,
     files::DB,
     refusal::{why, why_of_sled},
-    sled::{abandon, end},
+    sled::{close_sled, discard_sled},
     sled_error,
-    watermark::Mark,
+    watermark::WatermarkFile,
 };
 
 /// Whether that is what has become of a log.
@@ -23,7 +23,11 @@ pub fn is_due(log: &Path) -> io::Result<bool> {
 }
 
 /// Makes it anew, with `open` for what opens sled in a directory.
-pub fn rebuild(locked: &Locked, path: &Path, open: impl FnOnce(&Path) -> sled::Result<sled::Db>) -> Result<(), String> {
+pub fn rebuild(
+    locked: &StoreDir,
+    path: &Path,
+    open: impl FnOnce(&Path) -> sled::Result<sled::Db>,
+) -> Result<(), String> {
     let told = |error: io::Error| why("its tables cannot be written anew", &sled_error::restored(error));
     let tables = RawTables::open(&locked.log(), false).map_err(told)?;
     if let Some(broken) = tables.broken().first() {
@@ -34,10 +38,10 @@ pub fn rebuild(locked: &Locked, path: &Path, open: impl FnOnce(&Path) -> sled::R
     }
     let making = locked.making().map_err(told)?;
     let db = open(&making).map_err(|error| why_of_sled(&error))?;
-    fill(&db, &tables).inspect_err(|_| abandon(&db)).map_err(told)?;
-    end(db, &making).map_err(told)?;
+    fill(&db, &tables).inspect_err(|_| discard_sled(&db)).map_err(told)?;
+    close_sled(db, &making).map_err(told)?;
     // It knows where the old log ended.
-    Mark::forget_end(path).map_err(told)?;
+    WatermarkFile::forget_end(path).map_err(told)?;
     locked.rebuilt(&making).map_err(told)?;
     tracing::warn!(
         "a power cut had left the tables such that they could not be opened: they were written anew, with all there was"
@@ -104,7 +108,7 @@ mod tests {
             let log = path.join("log");
             match step {
                 "rebuilt" => {
-                    let locked = Locked::new(&path).unwrap();
+                    let locked = StoreDir::new(&path).unwrap();
                     let opened = |path: &Path| {
                         sled::Config::new()
                             .path(path)

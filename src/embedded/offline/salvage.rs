@@ -5,11 +5,11 @@ use std::path::Path;
 use crate::{
     embedded::{
         backup::{
-            build::{Build, LAPSES},
+            build::{Build, LOSSY_RESTARTS_ADDED},
             format::Contents,
         },
         offline::inspect::Inspection,
-        tables::{meta::FORMAT, schema::StoredId, unfinished::Work},
+        tables::{meta::FORMAT, schema::StoredId, unfinished::Operation},
     },
     store::StoreError,
 };
@@ -29,11 +29,11 @@ pub fn salvage(inspection: &mut Inspection, out: &Path) -> Result<Contents, Stor
         return Err(StoreError::Incompatible(told));
     }
     let namespace = inspection.facts().namespace.clone().unwrap_or_default();
-    let mut build = Build::begin(out, &namespace, Work::Salvage)?;
+    let mut build = Build::begin(out, &namespace, Operation::Salvage)?;
     let ids: Vec<StoredId> = inspection.ids().iter().map(|done| done.0.clone()).collect();
     ids.chunks(64).try_for_each(|part| build.ids(part.to_vec()))?;
     inspection.visit(&mut build)?;
     let known = inspection.facts().lapses;
-    let lapses = if inspection.is_whole() { known } else { known.saturating_add(LAPSES) };
+    let lapses = if inspection.is_whole() { known } else { known.saturating_add(LOSSY_RESTARTS_ADDED) };
     build.finish(lapses, 0)
 }

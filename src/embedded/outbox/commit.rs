@@ -330,7 +330,7 @@ impl Committer {
     }
 
     /// Finds out how much the outbox may take, before anything is put in.
-    pub(in crate::embedded) fn look_for_events(&mut self) {
+    pub(in crate::embedded) fn refresh_outbox_space(&mut self) {
         if let (Some(outbox), Some(space)) = (self.shared.outbox.clone(), self.space_for_events()) {
             outbox.inside.lock().find_space(space);
         }
@@ -350,7 +350,7 @@ impl Committer {
     }
 
     /// At the end of the store: what waits for space on the disk is not kept, but for its count.
-    pub(in crate::embedded) fn give_up_events(&mut self) -> Result<(), EngineError> {
+    pub(in crate::embedded) fn discard_waiting_events(&mut self) -> Result<(), EngineError> {
         let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
         let mut inside = outbox.inside.lock();
         if !inside.lose_waiting() {

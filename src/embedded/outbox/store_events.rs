@@ -15,7 +15,7 @@ impl Shared {
     }
 
     /// A client has received what was not received before on its device: this range, both ends included.
-    pub(in crate::embedded) fn tell_delivered(
+    pub(in crate::embedded) fn record_delivered(
         &self,
         user: &UserId,
         device: Option<&DeviceId>,
@@ -29,14 +29,14 @@ impl Shared {
     }
 
     /// These went for newer ones; `count` of them had not been received.
-    pub(in crate::embedded) fn tell_dropped(&self, user: &UserId, from: Seq, to: Seq, count: u64) {
+    pub(in crate::embedded) fn record_dropped(&self, user: &UserId, from: Seq, to: Seq, count: u64) {
         if let Some(outbox) = self.outbox_for(EventKind::Dropped).filter(|_| count > 0) {
             outbox.put(OutboxEvent::Dropped { user: user.as_str().to_owned(), from, to, count });
         }
     }
 
     /// These, rising, were too old, and had not been received by everybody.
-    pub(in crate::embedded) fn tell_expired(&self, user: &UserId, seqs: &[Seq]) {
+    pub(in crate::embedded) fn record_expired(&self, user: &UserId, seqs: &[Seq]) {
         let Some(outbox) = self.outbox_for(EventKind::Expired) else { return };
         for (from, to) in runs(seqs) {
             outbox.put(OutboxEvent::Expired { user: user.as_str().to_owned(), from, to });
@@ -59,7 +59,7 @@ impl Committer {
         if expired.is_empty() || self.shared.outbox_for(EventKind::Expired).is_none() {
             return Ok(());
         }
-        self.shared.tell_expired(user, &expired);
+        self.shared.record_expired(user, &expired);
         self.with(user, |log| {
             log.reported_expired.extend(runs(&expired));
             self.shared.announce(user, !std::mem::replace(&mut log.dirty, true), false);

@@ -4,15 +4,15 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{embedded::tables::schema::journal_key, logging::system_error, store::StoreError};
+use crate::{embedded::tables::schema::wal_key, logging::system_error, store::StoreError};
 
 /// The tables. In each, keys are ordered as bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
-    /// Record number → record.
-    Journal,
-    /// User and first sequence → chunk.
-    Inbox,
+    /// Write-ahead log: record number → record.
+    Wal,
+    /// User and first sequence → block of entries.
+    Log,
     /// User → row.
     Users,
     /// Facts about the store itself.
@@ -168,13 +168,13 @@ pub trait Engine: Send + Sync + 'static {
     /// Removes a value, if it is there.
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError>;
     /// Takes back the last record of the journal, which nobody was answered for: as if it had never been put. Lasts.
-    fn take_back(&self, number: u64) -> Result<(), EngineError>;
+    fn rollback_last(&self, number: u64) -> Result<(), EngineError>;
     /// Reads a value.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
     /// Visits the pairs from `from` on, in order, until `visit` returns false.
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError>;
     /// The pair with the highest key at or below `key`.
-    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError>;
+    fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError>;
     /// Hands what was put into the other tables to the system: a killed process does not take that back.
     fn flush(&self) -> Result<(), EngineError>;
     /// Makes the journal survive a power cut, up to its last record.
@@ -189,16 +189,16 @@ pub trait Engine: Send + Sync + 'static {
         self.scan(table, from, &mut |key, _| visit(key))
     }
 
-    /// The key that [`floor`](Self::floor) would find, if nothing is removed meanwhile.
-    fn floor_key(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        Ok(self.floor(table, key)?.map(|(key, _)| key))
+    /// The key that [`last_at_or_before`](Self::last_at_or_before) would find, if nothing is removed meanwhile.
+    fn last_key_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.last_at_or_before(table, key)?.map(|(key, _)| key))
     }
 
     /// Visits these records of the journal, whose numbers rise, until `visit` returns false; with `None` one that is not
     /// there (any more). One that is not what was written is given as empty.
     fn records(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> Result<(), EngineError> {
         for number in numbers {
-            let record = self.get(Table::Journal, &journal_key(*number))?;
+            let record = self.get(Table::Wal, &wal_key(*number))?;
             if !visit(*number, record.as_deref()) {
                 break;
             }
@@ -212,7 +212,7 @@ pub trait Engine: Send + Sync + 'static {
     }
 
     /// Gives back room that nothing needs, a little of it; true if there is more to do at once.
-    fn tidy(&self, _copying: Copying) -> Result<bool, EngineError> {
+    fn collect_garbage(&self, _copying: Copying) -> Result<bool, EngineError> {
         Ok(false)
     }
 
@@ -223,7 +223,7 @@ pub trait Engine: Send + Sync + 'static {
     }
 
     /// Bytes that have to be free where the tables are, so that [`reserve`](Self::reserve) sets so many aside.
-    fn journal_wants(&self, _bytes: u64) -> u64 {
+    fn wal_bytes_required(&self, _bytes: u64) -> u64 {
         0
     }
 
@@ -243,7 +243,7 @@ pub trait Engine: Send + Sync + 'static {
     }
 
     /// The highest record that is known to have been synced, apart from what the journal itself has.
-    fn marked(&self) -> Result<Option<u64>, EngineError> {
+    fn synced_watermark(&self) -> Result<Option<u64>, EngineError> {
         Ok(None)
     }
 }

@@ -22,12 +22,12 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 const READ_BYTES: usize = 1 << 20;
 
 /// A directory that is ours until this is dropped.
-pub(in crate::embedded) struct Locked {
+pub(in crate::embedded) struct StoreDir {
     path: PathBuf,
     lock: File,
 }
 
-impl Drop for Locked {
+impl Drop for StoreDir {
     /// Said rather than left to the end of the handle: a process that is being started at this moment has a copy of it until it
     /// has become another program.
     fn drop(&mut self) {
@@ -38,7 +38,7 @@ impl Drop for Locked {
 /// Bytes of the lock file that are written over at most: a process id has ten.
 const LOCK_BYTES_MAX: u64 = 32;
 
-impl Locked {
+impl StoreDir {
     /// Makes the directory if it is not there, readable by its owner alone, and locks it.
     pub(in crate::embedded) fn new(path: &Path) -> Result<Self, StoreError> {
         let refuse = |reason: String| StoreError::Open { path: path.to_owned(), reason };
@@ -224,11 +224,11 @@ mod tests {
     #[test]
     fn a_directory_is_free_once_it_is_let_go_whoever_has_a_copy_of_the_handle() {
         let home = tempfile::tempdir().unwrap();
-        let locked = Locked::new(home.path()).unwrap();
+        let locked = StoreDir::new(home.path()).unwrap();
         let copy = locked.lock.try_clone().unwrap();
-        assert!(matches!(Locked::new(home.path()), Err(StoreError::InUse { .. })));
+        assert!(matches!(StoreDir::new(home.path()), Err(StoreError::InUse { .. })));
         drop(locked);
-        Locked::new(home.path()).unwrap();
+        StoreDir::new(home.path()).unwrap();
         drop(copy);
     }
 }

@@ -6,11 +6,11 @@ pub(in crate::embedded) const LOG: &str = "log";
 pub(in crate::embedded) const DB: &str = "db";
 pub(in crate::embedded) const CONF: &str = "conf";
 /// How far all was synced.
-pub(in crate::embedded) const MARK: &str = "mark";
+pub(in crate::embedded) const WATERMARK: &str = "mark";
 /// The journal's files.
-pub(in crate::embedded) const JOURNAL: &str = "journal";
+pub(in crate::embedded) const WAL: &str = "journal";
 /// The files of inboxes.
-pub(in crate::embedded) const INBOX: &str = "inbox";
+pub(in crate::embedded) const VALUE_LOG: &str = "inbox";
 /// The lock against other processes.
 pub(in crate::embedded) const LOCK: &str = "lock";
 /// The tables while they are made.

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    files::{DB, INBOX, JOURNAL, LOCK, LOG, MAKING, PORTALS, REBUILT, UNFINISHED},
-    watermark::Marked,
+    files::{DB, LOCK, LOG, MAKING, PORTALS, REBUILT, UNFINISHED, VALUE_LOG, WAL},
+    watermark::SyncWatermark,
 };
 use crate::store::StoreError;
 
@@ -74,8 +74,8 @@ fn is_store(path: &Path) -> bool {
     let has = |names: &&[&str]| path.join(names.iter().collect::<PathBuf>()).exists();
     // Others may have a file of the name `mark`, or one of the directories.
     OF_STORES.iter().any(has)
-        || Marked::read(path).is_some()
-        || [JOURNAL, INBOX].iter().all(|name| path.join(name).is_dir())
+        || SyncWatermark::read(path).is_some()
+        || [WAL, VALUE_LOG].iter().all(|name| path.join(name).is_dir())
 }
 
 /// Whether a lock is ours: empty, or with the id of a process.
@@ -96,7 +96,7 @@ pub(in crate::embedded) fn is_empty(directory: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedded::tables::{DiskOptions, files::MARK, open};
+    use crate::embedded::tables::{DiskOptions, files::WATERMARK, open};
 
     #[test]
     fn empty_log_that_a_power_cut_left_is_no_foreign_file_and_another_log_is() {
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn foreign_file_with_a_name_of_ours_is_left_as_it_is() {
         for (name, text) in
-            [(MARK, "x"), (MARK, "a longer text, of more than 28 bytes"), (LOCK, "x"), (LOCK, "12 monkeys")]
+            [(WATERMARK, "x"), (WATERMARK, "a longer text, of more than 28 bytes"), (LOCK, "x"), (LOCK, "12 monkeys")]
         {
             let directory = tempfile::tempdir().unwrap();
             fs::write(directory.path().join(name), text).unwrap();
@@ -136,7 +136,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         drop(open(DiskOptions::new(directory.path())).unwrap());
         let left = tempfile::tempdir().unwrap();
-        fs::copy(directory.path().join(MARK), left.path().join(MARK)).unwrap();
+        fs::copy(directory.path().join(WATERMARK), left.path().join(WATERMARK)).unwrap();
         let refused = open(DiskOptions::new(left.path())).map(drop).unwrap_err().to_string();
         assert!(refused.contains("`log/db` is missing") && !refused.contains("os error"), "{refused}");
     }

@@ -10,7 +10,7 @@ use crate::{
     embedded::{
         self,
         shared::Options,
-        tables::schema::{is_inbox_key_of, journal_key},
+        tables::schema::{is_log_key_of, wal_key},
     },
     store::{Store, StoreError},
 };
@@ -35,16 +35,16 @@ impl Memory {
     /// How many chunks the inbox of this user has.
     #[doc(hidden)]
     #[must_use]
-    pub fn chunks_of(&self, user: &str) -> usize {
-        self.table(Table::Inbox).read().keys().filter(|key| is_inbox_key_of(key, user)).count()
+    pub fn blocks_of(&self, user: &str) -> usize {
+        self.table(Table::Log).read().keys().filter(|key| is_log_key_of(key, user)).count()
     }
 
     /// Writes garbage over the first chunk of this user's inbox; false if there is none.
     #[doc(hidden)]
     #[must_use]
-    pub fn damage_inbox(&self, user: &str) -> bool {
-        let mut pairs = self.table(Table::Inbox).write();
-        damage(pairs.iter_mut().find(|(key, _)| is_inbox_key_of(key, user)).map(|(_, value)| value))
+    pub fn damage_block(&self, user: &str) -> bool {
+        let mut pairs = self.table(Table::Log).write();
+        damage(pairs.iter_mut().find(|(key, _)| is_log_key_of(key, user)).map(|(_, value)| value))
     }
 
     /// Writes garbage over this user's row; false if there is none.
@@ -70,8 +70,8 @@ impl Engine for Memory {
         Ok(())
     }
 
-    fn take_back(&self, number: u64) -> Result<(), EngineError> {
-        self.remove(Table::Journal, &journal_key(number))
+    fn rollback_last(&self, number: u64) -> Result<(), EngineError> {
+        self.remove(Table::Wal, &wal_key(number))
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
@@ -85,7 +85,7 @@ impl Engine for Memory {
         Ok(())
     }
 
-    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+    fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
         let pairs = self.table(table).read();
         let mut range = pairs.range::<[u8], _>((Bound::Unbounded, Bound::Included(key)));
         Ok(range.next_back().map(|(key, value)| (Bytes::copy_from_slice(key), value.clone())))

@@ -7,15 +7,15 @@
 use std::{fs, io, path::Path};
 
 use super::{
-    files::{DB, INBOX, JOURNAL, LOG},
-    watermark::Mark,
+    files::{DB, LOG, VALUE_LOG, WAL},
+    watermark::WatermarkFile,
 };
 use crate::embedded::{
     offline::sled_file::RawTables,
     tables::{
         contract::Table,
-        meta::{FORMAT, FORMAT_KEY, SETTLED_KEY},
-        schema::{journal_key, journal_number},
+        meta::{FLUSHED_KEY, FORMAT, FORMAT_KEY},
+        schema::{wal_key, wal_number},
     },
     value_log::file::ChunkFiles,
     wal::{layout::Broken, segment::RecordFiles},
@@ -28,25 +28,25 @@ const FORMER: [&[u8]; 2] = [b"mesa-1", b"mesa-2"];
 const TABLES: [&str; 2] = ["journal", "inbox"];
 
 /// Whether the store that these are of is such a one.
-pub fn is_former(tables: &RawTables) -> io::Result<bool> {
+pub fn is_old_format(tables: &RawTables) -> io::Result<bool> {
     let format = tables.get(Table::Meta, FORMAT_KEY)?;
     Ok(format.is_some_and(|format| FORMER.contains(&&format[..])))
 }
 
 /// Brings over what has to be.
-pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
+pub fn migrate(db: &sled::Db, path: &Path) -> io::Result<()> {
     let meta = db.open_tree("meta")?;
     let format = meta.get(FORMAT_KEY)?;
     if format.is_some_and(|format| FORMER.contains(&&format[..])) {
         tracing::info!("the store is of an earlier version: its journal and its inboxes are brought over into files");
-        for directory in [JOURNAL, INBOX] {
+        for directory in [WAL, VALUE_LOG] {
             match fs::remove_dir_all(path.join(directory)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
         let [journal, inbox] = TABLES.map(|name| db.open_tree(name));
-        let records = match RecordFiles::open(&path.join(JOURNAL), 0, 0) {
+        let records = match RecordFiles::open(&path.join(WAL), 0, 0) {
             Ok(records) => records,
             Err(Broken::Io(error)) => return Err(error),
             Err(Broken::Damage(_)) => unreachable!("there are no files yet"),
@@ -54,13 +54,12 @@ pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
         let mut first = None;
         for pair in &journal? {
             let (key, value) = pair?;
-            let number =
-                journal_number(&key).ok_or_else(|| io::Error::other("a record of the journal has no number"))?;
+            let number = wal_number(&key).ok_or_else(|| io::Error::other("a record of the journal has no number"))?;
             first = first.or(Some(number));
             records.append(number, &value)?;
         }
         records.sync(fs::File::sync_data)?;
-        let chunks = ChunkFiles::open(&path.join(INBOX), [].into_iter())?;
+        let chunks = ChunkFiles::open(&path.join(VALUE_LOG), [].into_iter())?;
         let places = db.open_tree("places")?;
         places.clear()?;
         for pair in &inbox? {
@@ -69,13 +68,13 @@ pub fn bring_over(db: &sled::Db, path: &Path) -> io::Result<()> {
         }
         chunks.sync()?;
         // The first versions did not write down what was settled.
-        let settled = meta.get(SETTLED_KEY)?.and_then(|value| journal_number(&value)).unwrap_or(0);
+        let settled = meta.get(FLUSHED_KEY)?.and_then(|value| wal_number(&value)).unwrap_or(0);
         if let Some(first) = first.filter(|first| *first > settled + 1) {
-            meta.insert(SETTLED_KEY, &journal_key(first - 1))?;
+            meta.insert(FLUSHED_KEY, &wal_key(first - 1))?;
         }
         sync(db, path)?;
         // As at a first start: a store of this format has all its parts.
-        Mark::open(path)?;
+        WatermarkFile::open(path)?;
         fs::File::open(path)?.sync_all()?;
         meta.insert(FORMAT_KEY, FORMAT)?;
         sync(db, path)?;
@@ -128,8 +127,8 @@ mod tests {
         let db =
             sled::Config::new().path(path.join("log")).segment_size(super::super::files::SEGMENT_BYTES).open().unwrap();
         for (name, table) in [
-            ("journal", Table::Journal),
-            ("inbox", Table::Inbox),
+            ("journal", Table::Wal),
+            ("inbox", Table::Log),
             ("users", Table::Users),
             ("meta", Table::Meta),
             ("ids", Table::Ids),
@@ -173,7 +172,7 @@ mod tests {
             |settle_after| Options { tuning: Tuning { settle_after, ..Tuning::default() }, ..Options::default() };
         let store = memory::open(&tables, tuned(Duration::ZERO)).unwrap();
         append(&store, 30).await;
-        while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
+        while tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         store.close().await.unwrap();

@@ -11,7 +11,7 @@
 
 use std::{fmt, fs, io, path::Path};
 
-use super::files::{DB, INBOX, JOURNAL, LOG, MARK};
+use super::files::{DB, LOG, VALUE_LOG, WAL, WATERMARK};
 use crate::embedded::{
     offline::sled_file::RawTables,
     tables::{
@@ -55,8 +55,8 @@ impl Missing {
         if length(&path.join(LOG).join(DB))? > 0 {
             return Ok(None);
         }
-        let mut written = length(&path.join(MARK))?;
-        for directory in [JOURNAL, INBOX].map(|name| path.join(name)) {
+        let mut written = length(&path.join(WATERMARK))?;
+        for directory in [WAL, VALUE_LOG].map(|name| path.join(name)) {
             for number in framing::numbered(&directory)? {
                 written += length(&directory.join(framing::name(number)))?;
             }
@@ -68,9 +68,9 @@ impl Missing {
     pub fn name(self) -> &'static str {
         match self {
             Self::Tables => "log/db",
-            Self::Mark => MARK,
-            Self::Journal => JOURNAL,
-            Self::Inbox => INBOX,
+            Self::Mark => WATERMARK,
+            Self::Journal => WAL,
+            Self::Inbox => VALUE_LOG,
         }
     }
 

@@ -15,28 +15,28 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
-    directory::Locked,
-    files::{DB, INBOX, JOURNAL, SEGMENT_BYTES},
+    directory::StoreDir,
+    files::{DB, SEGMENT_BYTES, VALUE_LOG, WAL},
     foreign::is_empty,
     migrate,
     missing::Missing,
     refusal::{self, why, why_of_sled},
-    sled::{Disk, Tidying, Trees, abandon, end},
+    sled::{Disk, Tidying, Trees, close_sled, discard_sled},
     sled_error,
     space::{Ballast, Dropped, Runway},
-    unfinished::{self, Work},
-    watermark::{Mark, Marked},
+    unfinished::{self, Operation},
+    watermark::{SyncWatermark, WatermarkFile},
 };
 use crate::{
     embedded::{
         self,
         offline::{
-            reader::settled_in,
+            reader::flushed_through,
             rebuild,
             sled_file::{self, RawTables, TABLES, Tail},
         },
         shared::Options,
-        tables::{contract::Table, meta::SETTLED_KEY, schema::journal_number},
+        tables::{contract::Table, meta::FLUSHED_KEY, schema::wal_number},
         value_log::file::{ChunkFiles, Place},
         wal::{layout::Broken, replay::Survey, segment::RecordFiles},
     },
@@ -82,7 +82,7 @@ pub struct DiskOptions {
     pub ahead_ms: Arc<AtomicU64>,
     /// What opens it to make or change it as a whole. The directory is marked until [`unfinished::end`] is called.
     #[doc(hidden)]
-    pub work: Option<Work>,
+    pub operation: Option<Operation>,
 }
 
 impl DiskOptions {
@@ -101,7 +101,7 @@ impl DiskOptions {
             sync: None,
             tuning: embedded::shared::Tuning::default(),
             ahead_ms: Arc::default(),
-            work: None,
+            operation: None,
         }
     }
 }
@@ -127,16 +127,16 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
 }
 
 /// Makes the tables of a new store, which is marked until [`unfinished::end`] is called.
-pub(in crate::embedded) fn create(path: &Path, work: Work) -> Result<Disk, StoreError> {
-    open_engine(&DiskOptions { work: Some(work), ..DiskOptions::new(path) })
+pub(in crate::embedded) fn create(path: &Path, operation: Operation) -> Result<Disk, StoreError> {
+    open_engine(&DiskOptions { operation: Some(operation), ..DiskOptions::new(path) })
 }
 
 fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
-    let locked = Locked::new(&options.path)?;
-    unfinished::check(&options.path, options.work)?;
-    if let Some(work) = options.work {
-        unfinished::begin(&options.path, work).map_err(|error| refuse(why("cannot mark it", &error)))?;
+    let locked = StoreDir::new(&options.path)?;
+    unfinished::check(&options.path, options.operation)?;
+    if let Some(operation) = options.operation {
+        unfinished::begin(&options.path, operation).map_err(|error| refuse(why("cannot mark it", &error)))?;
     }
     let log = locked.log();
     let unreadable = |error: std::io::Error| refuse(why("its file `log/db` cannot be read", &error));
@@ -168,24 +168,24 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
         opened => opened,
     }
     .map_err(|error| refuse(why_of_sled(&error)))?;
-    set_up(db.clone(), locked, surveyed, options).inspect_err(|_| abandon(&db))
+    set_up(db.clone(), locked, surveyed, options).inspect_err(|_| discard_sled(&db))
 }
 
 /// Everything around sled, once it is open. `surveyed` is what was seen of the journal before.
-fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &DiskOptions) -> Result<Disk, StoreError> {
+fn set_up(db: sled::Db, locked: StoreDir, surveyed: Option<Survey>, options: &DiskOptions) -> Result<Disk, StoreError> {
     let path = &options.path;
     let refuse = |reason: String| StoreError::Open { path: path.clone(), reason };
     let log = locked.log();
     // First of all: its newest snapshot is to last before anything that sled has done because of it.
     locked.sync_names().map_err(|error| refuse(why("cannot sync it", &error)))?;
-    migrate::bring_over(&db, path)
+    migrate::migrate(&db, path)
         .map_err(|error| refuse(why("cannot bring it over from its earlier version", &sled_error::restored(error))))?;
     let tree = |table| {
         let (name, _) = TABLES.iter().find(|(_, named)| *named == table).expect("every table of sled's has a name");
         db.open_tree(name).map_err(|error| refuse(why_of_sled(&error)))
     };
     let trees = Trees {
-        places: tree(Table::Inbox)?,
+        places: tree(Table::Log)?,
         users: tree(Table::Users)?,
         meta: tree(Table::Meta)?,
         ids: tree(Table::Ids)?,
@@ -203,10 +203,10 @@ fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &Disk
         tracing::warn!(%error, "cannot make the ballast: this store may not open on a full disk");
     }
     runway.extend(&file).map_err(|error| refuse(why("its file `log/db`", &error)))?;
-    let settled = trees.meta.get(SETTLED_KEY).map_err(|error| refuse(why_of_sled(&error)))?;
-    let settled = settled.and_then(|value| journal_number(&value)).unwrap_or(0);
-    let marked = Marked::read(path).unwrap_or_default();
-    let journal = path.join(JOURNAL);
+    let settled = trees.meta.get(FLUSHED_KEY).map_err(|error| refuse(why_of_sled(&error)))?;
+    let settled = settled.and_then(|value| wal_number(&value)).unwrap_or(0);
+    let marked = SyncWatermark::read(path).unwrap_or_default();
+    let journal = path.join(WAL);
     let records = match surveyed.filter(|surveyed| surveyed.settled == settled) {
         Some(surveyed) => RecordFiles::take_over(&journal, surveyed).map_err(Broken::Io),
         None => RecordFiles::open(&journal, settled, marked.record),
@@ -215,9 +215,9 @@ fn set_up(db: sled::Db, locked: Locked, surveyed: Option<Survey>, options: &Disk
     let places: sled::Result<Vec<_>> = trees.places.iter().values().collect();
     let places = places.map_err(|error| refuse(why_of_sled(&error)))?;
     let places = places.iter().filter_map(|place| Place::decode(place));
-    let chunks = ChunkFiles::open(&path.join(INBOX), places);
+    let chunks = ChunkFiles::open(&path.join(VALUE_LOG), places);
     let chunks = chunks.map_err(|error| refuse(why("its directory `inbox`", &error)))?;
-    let mark = Mark::open(path).map_err(|error| refuse(why("its file `mark`", &error)))?;
+    let mark = WatermarkFile::open(path).map_err(|error| refuse(why("its file `mark`", &error)))?;
     let tail = Tail::find(&log).map_err(|error| refuse(why("its file `log/db`", &error)))?;
     locked.sync().map_err(|error| refuse(why("cannot sync it", &error)))?;
     Ok(Disk {
@@ -249,11 +249,11 @@ fn broken_journal(path: &Path, broken: Broken) -> StoreError {
 
 /// Makes sled's files. It writes the smallest of them, `conf`, in two steps and never syncs it, and refuses for ever a
 /// store where the second is missing: so they are made aside, and have their name only when they are whole and synced.
-fn make_log(locked: &Locked, options: &DiskOptions) -> Result<(), String> {
+fn make_log(locked: &StoreDir, options: &DiskOptions) -> Result<(), String> {
     let cannot = |error: std::io::Error| why("cannot make its directory `log`", &error);
     let making = locked.making().map_err(cannot)?;
     let db = open_sled(&making, options.cache_bytes).map_err(|error| why_of_sled(&error))?;
-    end(db, &making).map_err(cannot)?;
+    close_sled(db, &making).map_err(cannot)?;
     locked.made(&making).map_err(cannot)
 }
 
@@ -269,7 +269,7 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
 /// Looks at all files before sled does: sled would pass over what it cannot read, and write over what lies behind. Returns
 /// what was seen of the journal, if it has files of its own.
 fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<Survey>, StoreError> {
-    if Marked::is_foreign(path) {
+    if SyncWatermark::is_foreign(path) {
         return Err(damaged(path, "its file `mark` is not what was written"));
     }
     let unread = |error: std::io::Error| StoreError::Open {
@@ -279,9 +279,9 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<Survey>, StoreError>
     if let Some(missing) = Missing::tables(path).map_err(unread)? {
         return Err(damaged(path, missing));
     }
-    let (marked, length) = (Marked::read(path).unwrap_or_default(), db_bytes(log));
+    let (marked, length) = (SyncWatermark::read(path).unwrap_or_default(), db_bytes(log));
     if marked.was_longer_than(length) {
-        let Marked { length: synced, .. } = marked;
+        let SyncWatermark { length: synced, .. } = marked;
         let told = format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced");
         return Err(damaged(path, told));
     }
@@ -291,16 +291,16 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<Survey>, StoreError>
     let mut settled = 0;
     if length > 0 {
         let tables = RawTables::open(log, false).map_err(unread)?;
-        if migrate::is_former(&tables).map_err(unread)? {
+        if migrate::is_old_format(&tables).map_err(unread)? {
             // Its journal is in there.
             return Ok(None);
         }
         if let Some(missing) = Missing::beside(path, &tables).map_err(unread)? {
             return Err(damaged(path, missing));
         }
-        settled = settled_in(&tables).map_err(unread)?;
+        settled = flushed_through(&tables).map_err(unread)?;
     }
-    let checked = RecordFiles::check(&path.join(JOURNAL), settled, marked.record);
+    let checked = RecordFiles::check(&path.join(WAL), settled, marked.record);
     checked.map(Some).map_err(|broken| broken_journal(path, broken))
 }
 

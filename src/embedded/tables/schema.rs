@@ -133,17 +133,17 @@ impl Row {
 }
 
 /// Key of a journal record.
-pub fn journal_key(number: u64) -> [u8; 8] {
+pub fn wal_key(number: u64) -> [u8; 8] {
     number.to_be_bytes()
 }
 
 /// The record number of a key.
-pub fn journal_number(key: &[u8]) -> Option<u64> {
+pub fn wal_number(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.try_into().ok()?))
 }
 
 /// Key of an inbox chunk. Ids have no control characters, so a NUL ends them: no key of one user is among another's.
-pub fn inbox_key(user: &str, first: Seq) -> Vec<u8> {
+pub fn log_key(user: &str, first: Seq) -> Vec<u8> {
     let mut key = Vec::with_capacity(user.len() + 9);
     key.extend_from_slice(user.as_bytes());
     key.push(0);
@@ -152,6 +152,6 @@ pub fn inbox_key(user: &str, first: Seq) -> Vec<u8> {
 }
 
 /// Whether a key of the inbox is this user's.
-pub fn is_inbox_key_of(key: &[u8], user: &str) -> bool {
+pub fn is_log_key_of(key: &[u8], user: &str) -> bool {
     key.len() == user.len() + 9 && key.starts_with(user.as_bytes()) && key[user.len()] == 0
 }

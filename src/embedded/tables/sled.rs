@@ -26,15 +26,15 @@ use parking_lot::Mutex;
 
 use super::{
     contract::{Cause, Copying, Engine, EngineError, Table, TableSpace},
-    directory::Locked,
+    directory::StoreDir,
     files::DB,
     space::{Runway, Written},
-    watermark::Mark,
+    watermark::WatermarkFile,
 };
 use crate::{
     embedded::{
         offline::sled_file::Tail,
-        tables::schema::{journal_key, journal_number},
+        tables::schema::{wal_key, wal_number},
         value_log::{
             compaction::Step,
             file::{ChunkFiles, Found, Place, no_place},
@@ -59,7 +59,7 @@ pub struct Disk {
     /// Our own handle of the file sled appends to.
     pub(super) file: File,
     /// How far all of it went when it was last synced.
-    pub(super) mark: Mark,
+    pub(super) mark: WatermarkFile,
     /// How far sled's file goes. Only the commit thread asks.
     pub(super) tail: Mutex<Tail>,
     /// Space set aside for it. Likewise.
@@ -73,7 +73,7 @@ pub struct Disk {
     /// Calls instead of syncing, in tests.
     pub(super) sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
     /// Held until everything above is closed.
-    pub(super) _locked: Locked,
+    pub(super) _locked: StoreDir,
 }
 
 /// The tables that sled has.
@@ -95,8 +95,8 @@ impl Disk {
     /// What sled has of a table; the journal is none of that.
     fn tree(&self, table: Table) -> &sled::Tree {
         match table {
-            Table::Journal => unreachable!("the journal has files of its own"),
-            Table::Inbox => &self.trees.places,
+            Table::Wal => unreachable!("the journal has files of its own"),
+            Table::Log => &self.trees.places,
             Table::Users => &self.trees.users,
             Table::Meta => &self.trees.meta,
             Table::Ids => &self.trees.ids,
@@ -230,14 +230,14 @@ impl Disk {
 
 /// Leaves sled standing as it is, with its threads and its lock. At its end it syncs its file and panics where that
 /// fails; and after a failure there is nothing more to be had from it.
-pub(in crate::embedded) fn abandon(db: &sled::Db) {
+pub(in crate::embedded) fn discard_sled(db: &sled::Db) {
     Box::leak(Box::new(db.clone()));
 }
 
 /// Ends the sled that has its files in `log`, with everything durable that it has, or leaves it standing where that fails.
-pub(in crate::embedded) fn end(db: sled::Db, log: &Path) -> std::io::Result<()> {
+pub(in crate::embedded) fn close_sled(db: sled::Db, log: &Path) -> std::io::Result<()> {
     let synced = db.flush().map_err(super::sled_error::of).and_then(|_| File::open(log.join(DB))?.sync_all());
-    synced.inspect_err(|_| abandon(&db))?;
+    synced.inspect_err(|_| discard_sled(&db))?;
     // It syncs once more, and nothing was written since; a disk that fails just then is met here.
     catch_unwind(AssertUnwindSafe(|| drop(db))).map_err(|_| std::io::Error::other("sled could not sync its file"))
 }
@@ -253,7 +253,7 @@ fn unread(error: sled::Error) -> EngineError {
 impl Drop for Disk {
     fn drop(&mut self) {
         if self.failed.load(Ordering::Relaxed) || self.file.sync_all().is_err() {
-            abandon(&self.db);
+            discard_sled(&self.db);
         }
     }
 }
@@ -261,33 +261,33 @@ impl Drop for Disk {
 impl Engine for Disk {
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
         match table {
-            Table::Journal => {
-                let number = journal_number(key).ok_or_else(|| EngineError::new("a record without a number"))?;
+            Table::Wal => {
+                let number = wal_number(key).ok_or_else(|| EngineError::new("a record without a number"))?;
                 self.records.append(number, value).map_err(|error| self.refused(error))
             }
-            Table::Inbox => self.put_chunk(key, value),
+            Table::Log => self.put_chunk(key, value),
             _ => self.insert(self.tree(table), key, value).map(drop),
         }
     }
 
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
         match table {
-            Table::Journal => {
-                let number = journal_number(key).ok_or_else(|| EngineError::new("a record without a number"))?;
+            Table::Wal => {
+                let number = wal_number(key).ok_or_else(|| EngineError::new("a record without a number"))?;
                 self.records.remove(number);
                 Ok(())
             }
-            Table::Inbox => self.remove_chunk(key),
+            Table::Log => self.remove_chunk(key),
             _ => self.take(self.tree(table), key).map(drop),
         }
     }
 
-    fn take_back(&self, number: u64) -> Result<(), EngineError> {
+    fn rollback_last(&self, number: u64) -> Result<(), EngineError> {
         self.records.take_back(number).map_err(|error| self.failed(error))
     }
 
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
-        if table != Table::Inbox {
+        if table != Table::Log {
             return pairs.iter().try_for_each(|(key, value)| self.put(table, key, value));
         }
         let pairs: Vec<_> = pairs.iter().map(|(key, value)| (&key[..], &value[..])).collect();
@@ -295,27 +295,27 @@ impl Engine for Disk {
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        if table == Table::Journal {
-            let record = journal_number(key).map(|number| self.records.get(number)).transpose();
+        if table == Table::Wal {
+            let record = wal_number(key).map(|number| self.records.get(number)).transpose();
             return Ok(record?.flatten());
         }
         let value = self.tree(table).get(key).map_err(unread)?;
         match value {
-            Some(place) if table == Table::Inbox => self.chunk(key, &place),
+            Some(place) if table == Table::Log => self.chunk(key, &place),
             value => Ok(value.map(Bytes::from_owner)),
         }
     }
 
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
-        if table == Table::Journal {
-            let from = if from.is_empty() { Some(0) } else { journal_number(from) };
+        if table == Table::Wal {
+            let from = if from.is_empty() { Some(0) } else { wal_number(from) };
             let mut next = from.ok_or_else(|| EngineError::new("records are looked at by number"))?;
             // The first may go meanwhile.
             while let Some((first, last)) = self.records.ends().filter(|(_, last)| *last >= next) {
                 next = next.max(first);
                 // One that is not there any more was settled meanwhile.
                 let value = self.records.get(next)?;
-                if value.is_some_and(|value| !visit(&journal_key(next), value)) || next == last {
+                if value.is_some_and(|value| !visit(&wal_key(next), value)) || next == last {
                     break;
                 }
                 next += 1;
@@ -325,7 +325,7 @@ impl Engine for Disk {
         for pair in self.tree(table).range(from..) {
             // An iterator that failed stays failed: what follows would be a silent hole.
             let (key, value) = pair.map_err(unread)?;
-            let value = if table == Table::Inbox { self.chunk(&key, &value)? } else { Some(Bytes::from_owner(value)) };
+            let value = if table == Table::Log { self.chunk(&key, &value)? } else { Some(Bytes::from_owner(value)) };
             if value.is_some_and(|value| !visit(&key, value)) {
                 break;
             }
@@ -334,7 +334,7 @@ impl Engine for Disk {
     }
 
     fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {
-        if table == Table::Journal {
+        if table == Table::Wal {
             return self.scan(table, from, &mut |key, _| visit(key));
         }
         for key in self.tree(table).range(from..).keys() {
@@ -345,16 +345,16 @@ impl Engine for Disk {
         Ok(())
     }
 
-    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
-        if table == Table::Journal {
+    fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+        if table == Table::Wal {
             let Some((_, last)) = self.records.ends() else { return Ok(None) };
-            let wanted = journal_number(key).unwrap_or(u64::MAX).min(last);
+            let wanted = wal_number(key).unwrap_or(u64::MAX).min(last);
             let value = self.records.get(wanted)?;
-            return Ok(value.map(|value| (Bytes::copy_from_slice(&journal_key(wanted)), value)));
+            return Ok(value.map(|value| (Bytes::copy_from_slice(&wal_key(wanted)), value)));
         }
         for pair in self.tree(table).range(..=key).rev() {
             let (key, value) = pair.map_err(unread)?;
-            let value = if table == Table::Inbox { self.chunk(&key, &value)? } else { Some(Bytes::from_owner(value)) };
+            let value = if table == Table::Log { self.chunk(&key, &value)? } else { Some(Bytes::from_owner(value)) };
             if let Some(value) = value {
                 return Ok(Some((Bytes::from_owner(key), value)));
             }
@@ -362,9 +362,9 @@ impl Engine for Disk {
         Ok(None)
     }
 
-    fn floor_key(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        if table == Table::Journal {
-            return Ok(self.floor(table, key)?.map(|(key, _)| key));
+    fn last_key_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        if table == Table::Wal {
+            return Ok(self.last_at_or_before(table, key)?.map(|(key, _)| key));
         }
         let pair = self.tree(table).range(..=key).next_back().transpose().map_err(unread)?;
         Ok(pair.map(|(key, _)| Bytes::from_owner(key)))
@@ -398,7 +398,7 @@ impl Engine for Disk {
         Ok(())
     }
 
-    fn tidy(&self, copying: Copying) -> Result<bool, EngineError> {
+    fn collect_garbage(&self, copying: Copying) -> Result<bool, EngineError> {
         if copying != Copying::No {
             let under_way = self.tidying.lock().compaction.take();
             if under_way.is_none() && copying == Copying::Eager && !self.chunks.dead().is_empty() {
@@ -429,7 +429,7 @@ impl Engine for Disk {
         self.records.reserve(number, bytes).map_err(|error| self.refused(error))
     }
 
-    fn journal_wants(&self, bytes: u64) -> u64 {
+    fn wal_bytes_required(&self, bytes: u64) -> u64 {
         self.records.wants(bytes)
     }
 
@@ -456,7 +456,7 @@ impl Engine for Disk {
         Ok(tail.left())
     }
 
-    fn marked(&self) -> Result<Option<u64>, EngineError> {
+    fn synced_watermark(&self) -> Result<Option<u64>, EngineError> {
         Ok(self.mark.record())
     }
 }

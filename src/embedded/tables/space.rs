@@ -268,7 +268,7 @@ mod tests {
     use crate::embedded::tables::{
         contract::{Engine, Table},
         open::create,
-        unfinished::Work,
+        unfinished::Operation,
     };
 
     #[test]
@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn file_of_sled_has_its_blocks_before_sled_writes_them_whatever_is_put_without_a_look() {
         let home = tempfile::tempdir().unwrap();
-        let disk = create(&home.path().join("store"), Work::Restore).unwrap();
+        let disk = create(&home.path().join("store"), Operation::Restore).unwrap();
         if !allocate(&disk.file, 0, 1).unwrap() {
             return;
         }

@@ -11,12 +11,12 @@ use std::{
     path::Path,
 };
 
-use super::{directory::Locked, files::UNFINISHED as NAME, refusal};
+use super::{directory::StoreDir, files::UNFINISHED as NAME, refusal};
 use crate::store::StoreError;
 
 /// What makes or changes a store as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub enum Operation {
     /// `mesa restore`.
     Restore,
     /// `mesa inspect --salvage`.
@@ -25,7 +25,7 @@ pub enum Work {
     Import,
 }
 
-impl Work {
+impl Operation {
     const ALL: [Self; 3] = [Self::Restore, Self::Salvage, Self::Import];
 
     fn command(self) -> &'static str {
@@ -70,28 +70,28 @@ pub fn found(path: &Path) -> io::Result<Option<String>> {
              again, or remove that file, to use what is there"
         )
     };
-    Ok(Some(work_of(&text).map_or_else(unknown, Work::how_to_go_on)))
+    Ok(Some(operation_of(&text).map_or_else(unknown, Operation::how_to_go_on)))
 }
 
-fn work_of(text: &str) -> Option<Work> {
+fn operation_of(text: &str) -> Option<Operation> {
     let command = text.lines().next()?;
-    Work::ALL.into_iter().find(|work| work.command() == command)
+    Operation::ALL.into_iter().find(|operation| operation.command() == command)
 }
 
 /// Refuses a directory in which something was not finished, but to that which does not finish elsewhere: an import goes on.
-pub fn check(path: &Path, work: Option<Work>) -> Result<(), StoreError> {
+pub fn check(path: &Path, operation: Option<Operation>) -> Result<(), StoreError> {
     let refuse = |reason: String| StoreError::Open { path: path.to_owned(), reason };
     let unread = |error: io::Error| refuse(refusal::why(&format!("its file `{NAME}` cannot be read"), &error));
     let Some(why) = found(path).map_err(unread)? else { return Ok(()) };
     let text = fs::read_to_string(path.join(NAME)).map_err(unread)?;
-    let goes_on = work.is_some_and(|work| !work.starts_over() && work_of(&text) == Some(work));
+    let goes_on = operation.is_some_and(|operation| !operation.starts_over() && operation_of(&text) == Some(operation));
     if goes_on { Ok(()) } else { Err(refuse(why)) }
 }
 
 /// Marks a directory. Durable on return.
-pub fn begin(path: &Path, work: Work) -> io::Result<()> {
+pub fn begin(path: &Path, operation: Operation) -> io::Result<()> {
     let mut file = File::create(path.join(NAME))?;
-    writeln!(file, "{}\nThis store is not finished: {}.", work.command(), work.how_to_go_on())?;
+    writeln!(file, "{}\nThis store is not finished: {}.", operation.command(), operation.how_to_go_on())?;
     file.sync_all()?;
     File::open(path)?.sync_all()
 }
@@ -107,11 +107,11 @@ pub fn end(path: &Path) -> io::Result<()> {
 /// Removes a directory that an earlier run has left unfinished, if a new run starts over. False where it is none of those.
 pub fn remove_remains(path: &Path) -> Result<bool, StoreError> {
     let text = fs::read_to_string(path.join(NAME)).unwrap_or_default();
-    if !work_of(&text).is_some_and(Work::starts_over) {
+    if !operation_of(&text).is_some_and(Operation::starts_over) {
         return Ok(false);
     }
     // Whoever makes it at this moment has the lock.
-    let _locked = Locked::new(path)?;
+    let _locked = StoreDir::new(path)?;
     let failed = |error: io::Error| StoreError::Open {
         path: path.to_owned(),
         reason: refusal::why("what an earlier run has left there cannot be removed", &error),
@@ -141,14 +141,14 @@ mod tests {
     async fn store_with_a_marker_is_refused_with_how_to_go_on() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("store");
-        let opened = |work| open(DiskOptions { work, ..DiskOptions::new(&path) });
+        let opened = |operation| open(DiskOptions { operation, ..DiskOptions::new(&path) });
         opened(None).unwrap().close().await.unwrap();
-        for work in Work::ALL {
-            begin(&path, work).unwrap();
+        for operation in Operation::ALL {
+            begin(&path, operation).unwrap();
             let refused = opened(None).err().unwrap().to_string();
-            assert!(refused.contains(&format!("Run `{}` again", work.command())), "{refused}");
-            let other = if work == Work::Import { Work::Restore } else { Work::Import };
-            assert!(opened(Some(other)).is_err(), "{other:?} in what {work:?} has left");
+            assert!(refused.contains(&format!("Run `{}` again", operation.command())), "{refused}");
+            let other = if operation == Operation::Import { Operation::Restore } else { Operation::Import };
+            assert!(opened(Some(other)).is_err(), "{other:?} in what {operation:?} has left");
             let inspection = Inspection::open(&path).unwrap();
             assert!(
                 inspection.damage().iter().any(|damage| refused.contains(&damage.what)),
@@ -168,7 +168,7 @@ mod tests {
     async fn import_that_was_interrupted_goes_on() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("store");
-        let importing = || open(DiskOptions { work: Some(Work::Import), ..DiskOptions::new(&path) }).unwrap();
+        let importing = || open(DiskOptions { operation: Some(Operation::Import), ..DiskOptions::new(&path) }).unwrap();
         importing().close().await.unwrap();
         assert!(open(DiskOptions::new(&path)).is_err(), "nothing has said that it is finished");
         let store = importing();

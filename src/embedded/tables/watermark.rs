@@ -13,14 +13,14 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::files::{MARK, SEGMENT_BYTES};
+use super::files::{SEGMENT_BYTES, WATERMARK};
 
 /// Three numbers and a checksum.
 const BYTES: usize = 28;
 
 /// What the file says. What it does not say is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::embedded) struct Marked {
+pub(in crate::embedded) struct SyncWatermark {
     /// The last record of the journal that somebody was answered for.
     pub record: u64,
     /// How long the file of the log was.
@@ -29,15 +29,15 @@ pub(in crate::embedded) struct Marked {
     pub end: u64,
 }
 
-impl Marked {
+impl SyncWatermark {
     /// Reads the file in a store's directory; `None` where there is none that is whole.
     pub fn read(directory: &Path) -> Option<Self> {
-        Self::decode(&fs::read(directory.join(MARK)).ok()?)
+        Self::decode(&fs::read(directory.join(WATERMARK)).ok()?)
     }
 
     /// Whether what is in the file was never written by any of ours. One that is merely not whole may be torn.
     pub fn is_foreign(directory: &Path) -> bool {
-        fs::metadata(directory.join(MARK)).is_ok_and(|mark| mark.len() > BYTES as u64)
+        fs::metadata(directory.join(WATERMARK)).is_ok_and(|mark| mark.len() > BYTES as u64)
     }
 
     /// Whether the file, which has `length` bytes, was longer when it was last synced, and not made shorter by sled:
@@ -69,15 +69,16 @@ impl Marked {
 }
 
 /// The file, open.
-pub(in crate::embedded) struct Mark {
+pub(in crate::embedded) struct WatermarkFile {
     file: File,
-    says: Mutex<Marked>,
+    says: Mutex<SyncWatermark>,
 }
 
-impl Mark {
+impl WatermarkFile {
     pub fn open(directory: &Path) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(directory.join(MARK))?;
-        Ok(Self { file, says: Mutex::new(Marked::read(directory).unwrap_or_default()) })
+        let file =
+            File::options().read(true).write(true).create(true).truncate(false).open(directory.join(WATERMARK))?;
+        Ok(Self { file, says: Mutex::new(SyncWatermark::read(directory).unwrap_or_default()) })
     }
 
     /// Forgets where the log ended, for good: there is to be another.
@@ -95,7 +96,7 @@ impl Mark {
         self.write(|says| (says.length, says.end) = (length, end))
     }
 
-    fn write(&self, change: impl FnOnce(&mut Marked)) -> io::Result<()> {
+    fn write(&self, change: impl FnOnce(&mut SyncWatermark)) -> io::Result<()> {
         let mut says = self.says.lock();
         change(&mut says);
         self.file.write_all_at(&says.encode(), 0)
@@ -113,22 +114,25 @@ mod tests {
     #[test]
     fn a_file_that_sled_has_cut_is_not_taken_for_a_damaged_one() {
         let segments = |count: u64| count * SEGMENT_BYTES as u64;
-        let marked = Marked { length: segments(7), ..Marked::default() };
+        let marked = SyncWatermark { length: segments(7), ..SyncWatermark::default() };
         assert!(!marked.was_longer_than(segments(7)) && !marked.was_longer_than(segments(6)));
         assert!(marked.was_longer_than(segments(6) + 1));
     }
 
     #[test]
     fn what_is_not_whole_says_nothing_and_what_earlier_versions_wrote_is_read() {
-        let marked = Marked { record: 7, length: 1 << 30, end: 300 };
+        let marked = SyncWatermark { record: 7, length: 1 << 30, end: 300 };
         let bytes = marked.encode();
-        assert_eq!(Marked::decode(&bytes), Some(marked));
+        assert_eq!(SyncWatermark::decode(&bytes), Some(marked));
         for at in 0..BYTES {
             let mut torn = bytes;
             torn[at] ^= 1;
-            assert_eq!(Marked::decode(&torn), None);
-            assert!(at == 8 || Marked::decode(&bytes[..at]).is_none());
+            assert_eq!(SyncWatermark::decode(&torn), None);
+            assert!(at == 8 || SyncWatermark::decode(&bytes[..at]).is_none());
         }
-        assert_eq!(Marked::decode(&9_u64.to_be_bytes()), Some(Marked { record: 9, ..Marked::default() }));
+        assert_eq!(
+            SyncWatermark::decode(&9_u64.to_be_bytes()),
+            Some(SyncWatermark { record: 9, ..SyncWatermark::default() })
+        );
     }
 }

@@ -43,7 +43,7 @@ impl Intercept for Counting {
     }
 
     fn on_read(&self, table: Table, value: &Bytes) {
-        if table == Table::Inbox {
+        if table == Table::Log {
             self.read.fetch_add(value.len() as u64, Ordering::Relaxed);
         }
     }
@@ -95,7 +95,7 @@ async fn users_and_pending_bytes_are_counted_without_reading_messages() {
     store.note(&user("a"), Note { received: Some((1, Seq::MAX)), ..Note::default() });
     let state = store.state(&user("a")).unwrap();
     assert_eq!((state.pending, state.pending_bytes), (0, 0));
-    until("trimming", || tables.tables.chunks_of("a") == 0).await;
+    until("trimming", || tables.tables.blocks_of("a") == 0).await;
     assert_eq!(tables.take(), 0, "bytes of an inbox were read to remove it");
     store.close().await.unwrap();
 }

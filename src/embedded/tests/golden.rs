@@ -6,9 +6,7 @@ use bytes::Bytes;
 
 use crate::embedded::{
     encoding::format,
-    tables::schema::{
-        Ids, Row, StoredCursor, StoredId, StoredLog, inbox_key, is_inbox_key_of, journal_key, journal_number,
-    },
+    tables::schema::{Ids, Row, StoredCursor, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number},
     value_log::block::Chunk,
     wal::record::{Item, RecordReader, RecordWriter, entry_at},
 };
@@ -118,15 +116,15 @@ fn an_entry_is_read_without_the_rest_and_with_its_stamp() {
 
 #[test]
 fn keys_sort_by_user_and_then_by_sequence_and_never_mix_users() {
-    let keys = [inbox_key("a", 1), inbox_key("a", 256), inbox_key("a b", 1), inbox_key("ab", 1)];
+    let keys = [log_key("a", 1), log_key("a", 256), log_key("a b", 1), log_key("ab", 1)];
     assert!(keys.is_sorted());
     for (at, user) in ["a", "a", "a b", "ab"].into_iter().enumerate() {
         for other in ["a", "a b", "ab", "b", ""] {
-            assert_eq!(is_inbox_key_of(&keys[at], other), user == other);
+            assert_eq!(is_log_key_of(&keys[at], other), user == other);
         }
     }
-    assert_eq!(journal_number(&journal_key(77)), Some(77));
-    assert_eq!(journal_number(b"short"), None);
+    assert_eq!(wal_number(&wal_key(77)), Some(77));
+    assert_eq!(wal_number(b"short"), None);
 }
 
 proptest! {

@@ -19,8 +19,8 @@ pub(in crate::embedded) trait Intercept: Send + Sync + 'static {
         self.tables().remove(table, key)
     }
 
-    fn on_take_back(&self, number: u64) -> Result<(), EngineError> {
-        self.tables().take_back(number)
+    fn on_rollback_last(&self, number: u64) -> Result<(), EngineError> {
+        self.tables().rollback_last(number)
     }
 
     fn on_replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
@@ -72,8 +72,8 @@ impl<T: Intercept> Engine for T {
         self.on_remove(table, key)
     }
 
-    fn take_back(&self, number: u64) -> Result<(), EngineError> {
-        self.on_take_back(number)
+    fn rollback_last(&self, number: u64) -> Result<(), EngineError> {
+        self.on_rollback_last(number)
     }
 
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
@@ -97,14 +97,14 @@ impl<T: Intercept> Engine for T {
         self.tables().keys(table, from, visit)
     }
 
-    fn floor(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
-        let pair = self.tables().floor(table, key)?;
+    fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+        let pair = self.tables().last_at_or_before(table, key)?;
         pair.iter().for_each(|(_, value)| self.on_read(table, value));
         Ok(pair)
     }
 
-    fn floor_key(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.tables().floor_key(table, key)
+    fn last_key_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.tables().last_key_at_or_before(table, key)
     }
 
     fn flush(&self) -> Result<(), EngineError> {

@@ -19,7 +19,7 @@ use crate::{
         tables::{
             contract::{Engine, EngineError, Table},
             memory::Memory,
-            schema::journal_key,
+            schema::wal_key,
         },
     },
     message::{DispatchId, Payload, Seq, UserId},
@@ -69,11 +69,11 @@ impl Cut {
         self.write()?;
         let mut written = self.written.lock();
         let change = Change { table, key: key.to_vec(), value: value.map(<[u8]>::to_vec) };
-        if table == Table::Journal {
+        if table == Table::Wal {
             written.journal.push(change);
         } else {
             // What replaces a value that is there lasts before it is led to.
-            if table == Table::Inbox && value.is_some() && self.tables.get(table, key)?.is_none() {
+            if table == Table::Log && value.is_some() && self.tables.get(table, key)?.is_none() {
                 let at = written.rest.len();
                 written.chunks.push((at, key.to_vec()));
             }
@@ -131,8 +131,8 @@ impl Intercept for Cut {
         self.change(table, key, None)
     }
 
-    fn on_take_back(&self, number: u64) -> Result<(), EngineError> {
-        self.change(Table::Journal, &journal_key(number), None)?;
+    fn on_rollback_last(&self, number: u64) -> Result<(), EngineError> {
+        self.change(Table::Wal, &wal_key(number), None)?;
         let mut written = self.written.lock();
         written.journal_lasts = written.journal.len();
         Ok(())
@@ -210,7 +210,7 @@ async fn append(store: &dyn Store, count: usize) -> [Seq; 2] {
 
 /// Waits until all of the journal is settled, or the power has gone: what is cut does not depend on how fast that is.
 async fn settled_or_cut(cut: &Cut) {
-    let is_settled = || cut.tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_none();
+    let is_settled = || cut.tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_none();
     let waited = tokio::time::timeout(Duration::from_secs(60), async {
         while cut.left.load(Ordering::SeqCst) >= 0 && !is_settled() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -252,7 +252,7 @@ async fn cut_after(writes: i64) -> bool {
     drop(store);
     let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
     let settled = async {
-        while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
+        while tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
@@ -339,7 +339,7 @@ async fn what_a_commit_replaces_stays_until_that_commit_is_written() {
         for collapse in [None, key(), None] {
             store.append(Append { collapse, ..Append::new(payload(), vec![user(0)]) }).await.unwrap();
         }
-        while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
+        while tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         store.close().await.unwrap();
@@ -381,7 +381,7 @@ async fn ids_outlive_a_settling_that_was_cut_and_made_again() {
         let cut = Cut::new(&tables, writes);
         if let Ok(store) = embedded::open(cut.clone(), tuning(Duration::ZERO)) {
             for _ in 0..100 {
-                if tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_none() {
+                if tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_none() {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -390,7 +390,7 @@ async fn ids_outlive_a_settling_that_was_cut_and_made_again() {
         }
         let tables = cut.left_of(before);
         let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
-        while tables.floor(Table::Journal, &[0xFF; 8]).unwrap().is_some() {
+        while tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         store.close().await.unwrap();

@@ -80,10 +80,10 @@ impl Intercept for Scarce {
     }
 
     fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        if table == Table::Inbox || table == Table::Journal && self.journal {
+        if table == Table::Log || table == Table::Wal && self.journal {
             self.write()?;
         }
-        if !matches!(table, Table::Journal | Table::Inbox) {
+        if !matches!(table, Table::Wal | Table::Log) {
             let bytes = (key.len() + value.len()) as u64;
             self.step_most.fetch_max(self.step.fetch_add(bytes, Ordering::SeqCst) + bytes, Ordering::SeqCst);
         }
@@ -176,7 +176,7 @@ async fn hold(left: i64, refused: i64, journal: bool) -> usize {
     let store = embedded::open(tables.clone(), options()).unwrap();
     let mut refusals = 0;
     let sent = work(&store, &mut refusals).await;
-    until("everything to be settled", || tables.floor(Table::Journal, &[0xFF; 9]).unwrap().is_none()).await;
+    until("everything to be settled", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
     // The store looks at its space at an interval, so it may count as full a moment longer.
     until("space for all", || store.full().is_none()).await;
     assert!(store.health().reports().is_empty(), "{:?}", store.health().reports());
@@ -266,7 +266,7 @@ async fn reservation_of_unsettled_messages_is_counted_until_they_are_settled_or_
     drop(store);
     // And what is settled is on the disk.
     let store = open(Tuning { settle_after: Duration::ZERO, ..Tuning::default() });
-    until("everything to be settled", || tables.floor(Table::Journal, &[0xFF; 9]).unwrap().is_none()).await;
+    until("everything to be settled", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
     store.append(append(7, 100)).await.unwrap();
 }
 
@@ -443,7 +443,7 @@ async fn ids_are_put_into_their_table_in_steps_with_a_look_at_the_space_before_e
     store.close().await.unwrap();
     drop(store);
     let store = open(Duration::ZERO);
-    until("everything to be settled", || tables.floor(Table::Journal, &[0xFF; 9]).unwrap().is_none()).await;
+    until("everything to be settled", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
     store.close().await.unwrap();
     tables.check_steps();
     let mut ids = 0;

@@ -26,7 +26,7 @@ use crate::{
     embedded::{
         tables::{
             contract::{Cause, Copying},
-            files::INBOX,
+            files::VALUE_LOG,
             space::Spares,
         },
         unreadable::Unreadable,
@@ -82,7 +82,7 @@ impl Place {
 impl Place {
     /// Names its file, in the store's directory.
     fn file(self) -> String {
-        format!("{INBOX}/{}", framing::name(self.file))
+        format!("{VALUE_LOG}/{}", framing::name(self.file))
     }
 
     /// Its file is not there.

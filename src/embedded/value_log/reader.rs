@@ -7,7 +7,7 @@ use crate::{
         shared::Shared,
         tables::{
             contract::Table,
-            schema::{inbox_key, is_inbox_key_of},
+            schema::{is_log_key_of, log_key},
         },
         value_log::block::Chunk,
     },
@@ -64,12 +64,12 @@ impl Shared {
         let failed = StoreError::from;
         let id = user.as_str();
         // The chunk that begins at or before the first wanted entry may hold it.
-        let wanted = inbox_key(id, after + 1);
-        let floor = self.engine.floor_key(Table::Inbox, &wanted).map_err(failed)?;
-        let from = floor.filter(|key| is_inbox_key_of(key, id)).map_or(wanted, |key| key.to_vec());
+        let wanted = log_key(id, after + 1);
+        let floor = self.engine.last_key_at_or_before(Table::Log, &wanted).map_err(failed)?;
+        let from = floor.filter(|key| is_log_key_of(key, id)).map_or(wanted, |key| key.to_vec());
         let (mut last, mut all, mut damage) = (after, true, None);
-        let scanned = self.engine.scan(Table::Inbox, &from, &mut |key, value| {
-            if !is_inbox_key_of(key, id) {
+        let scanned = self.engine.scan(Table::Log, &from, &mut |key, value| {
+            if !is_log_key_of(key, id) {
                 return false;
             }
             let (namespace, owner, entries) = match Chunk::decode(&value) {

@@ -187,7 +187,7 @@ impl Committer {
             return Ok(0);
         }
         let Some((from, to, entries)) = self.drop_oldest(user, bytes)? else { return Ok(0) };
-        self.shared.tell_dropped(user, from, to, entries);
+        self.shared.record_dropped(user, from, to, entries);
         commit.push(&self.shared, &Item::Gone { user: user.as_str(), from, to, loss: Loss::Quota as u8 });
         Ok(entries)
     }

@@ -23,7 +23,7 @@ use crate::{
         shared::{Options, Shared},
         tables::{
             contract::{Cause, EngineError, Table},
-            schema::journal_key,
+            schema::wal_key,
         },
         user_log::{Log, lapses::RESERVE},
         wal::record::{Item, RECORD_BYTES, RecordWriter},
@@ -237,12 +237,12 @@ impl Committer {
         for (at, (number, record)) in commit.records.iter().enumerate() {
             if failpoints::once_in(Bug::LostRecord, 50) {
                 let nothing = RecordWriter::new(self.shared.namespace, self.shared.clock.now_ms()).finish();
-                engine.put(Table::Journal, &journal_key(*number), &nothing)?;
+                engine.put(Table::Wal, &wal_key(*number), &nothing)?;
                 continue;
             }
-            if let Err(error) = engine.put(Table::Journal, &journal_key(*number), record) {
+            if let Err(error) = engine.put(Table::Wal, &wal_key(*number), record) {
                 if error.is_transient() {
-                    commit.records[..at].iter().rev().try_for_each(|(number, _)| engine.take_back(*number))?;
+                    commit.records[..at].iter().rev().try_for_each(|(number, _)| engine.rollback_last(*number))?;
                 }
                 return Err(error);
             }

@@ -18,8 +18,8 @@ use crate::{
     embedded::{
         tables::{
             contract::{Cause, EngineError, Table, TableSpace},
-            meta::{CLOCK_KEY, SETTLED_KEY},
-            schema::{StoredId, inbox_key, is_inbox_key_of, journal_key},
+            meta::{CLOCK_KEY, FLUSHED_KEY},
+            schema::{StoredId, is_log_key_of, log_key, wal_key},
         },
         user_log::{Tally, earlier, is_past},
         value_log::block::{CHUNK_BYTES, Chunk, chunk_entries},
@@ -229,7 +229,7 @@ impl Committer {
     fn put_settled(&self, records: usize) -> Result<(), EngineError> {
         let Some(last) = records.checked_sub(1).and_then(|at| self.records.get(at)) else { return Ok(()) };
         self.shared.engine.put(Table::Meta, CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;
-        self.shared.engine.put(Table::Meta, SETTLED_KEY, &journal_key(last.number))
+        self.shared.engine.put(Table::Meta, FLUSHED_KEY, &wal_key(last.number))
     }
 
     /// Chunks of ids that a repeat may still come for, the last first.
@@ -242,7 +242,7 @@ impl Committer {
         ids.retain(|id| self.ids.is_young(id.at_ms, now_ms) && self.ids.knows(&id.id));
         let youngest_ms = ids.iter().map(|id| id.at_ms).max().unwrap_or(0);
         let chunks = dedup::chunks(self.shared.namespace, ids).into_iter().enumerate().map(|(at, chunk)| {
-            let mut key = journal_key(number).to_vec();
+            let mut key = wal_key(number).to_vec();
             key.extend((at as u32).to_be_bytes());
             (key, StoredIds { chunk, youngest_ms })
         });
@@ -266,7 +266,7 @@ impl Committer {
     fn remove_oldest(&mut self) -> Result<(), EngineError> {
         let Some(record) = self.records.pop_front() else { return Ok(()) };
         self.journal_bytes -= record.bytes;
-        self.shared.engine.remove(Table::Journal, &journal_key(record.number))?;
+        self.shared.engine.remove(Table::Wal, &wal_key(record.number))?;
         self.shared.recent.forget_before(record.number + 1);
         Ok(())
     }
@@ -336,7 +336,7 @@ impl Committer {
             let entries = chunk.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
             let value = Chunk::V2 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
             self.chunks_behind.set(true);
-            self.shared.engine.put(Table::Inbox, &inbox_key(user.as_str(), first.seq), &value)?;
+            self.shared.engine.put(Table::Log, &log_key(user.as_str(), first.seq), &value)?;
             *done = chunk[count - 1].seq;
             // From here on readers ask the inbox, which has them.
             self.with(user, |log| {
@@ -359,7 +359,7 @@ impl Committer {
             log.settled
         })?;
         let (gone, left) = self.count_released(user)?;
-        gone.iter().try_for_each(|key| self.shared.engine.remove(Table::Inbox, key))?;
+        gone.iter().try_for_each(|key| self.shared.engine.remove(Table::Log, key))?;
         self.with(user, |log| {
             log.chunks &= left || log.settled > settled;
             log.damaged &= left;
@@ -374,17 +374,17 @@ impl Committer {
             self.with(user, |log| (log.released(), log.settled, log.counted, log.gone.clone()))?;
         let (mut gone, mut left) = (Vec::new(), false);
         let mut sizes = Vec::new();
-        let from = inbox_key(user.as_str(), 0);
+        let from = log_key(user.as_str(), 0);
         if released >= settled {
             // All of the inbox was released: there is no need to look into it.
-            self.shared.engine.keys(Table::Inbox, &from, &mut |key| {
-                let ours = is_inbox_key_of(key, user.as_str());
+            self.shared.engine.keys(Table::Log, &from, &mut |key| {
+                let ours = is_log_key_of(key, user.as_str());
                 gone.extend(ours.then(|| key.to_vec()));
                 ours
             })?;
         } else {
-            self.shared.engine.scan(Table::Inbox, &from, &mut |key, value| {
-                if !is_inbox_key_of(key, user.as_str()) {
+            self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
+                if !is_log_key_of(key, user.as_str()) {
                     return false;
                 }
                 let entries = match chunk_entries(&value) {

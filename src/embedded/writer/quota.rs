@@ -14,7 +14,7 @@ use crate::{
     embedded::{
         tables::{
             contract::{EngineError, Table, TableSpace},
-            schema::{inbox_key, is_inbox_key_of},
+            schema::{is_log_key_of, log_key},
         },
         user_log::{Log, Tally, earlier, is_past},
         value_log::block::{Chunk, chunk_entries},
@@ -180,7 +180,7 @@ impl Committer {
         if tables < TableSpace::Enough {
             return Some("the disk is full: it has no space for the tables".into());
         }
-        let wanted = self.shared.engine.journal_wants(NOTES_BYTES + self.room.refused.journal);
+        let wanted = self.shared.engine.wal_bytes_required(NOTES_BYTES + self.room.refused.journal);
         (free < wanted)
             .then(|| format!("the disk has {free} bytes left, and the next file of the journal takes {wanted}"))
     }
@@ -234,11 +234,11 @@ impl Committer {
         let (released, gone, mut keyed) =
             self.with(user, |log| (log.released(), log.gone.clone(), log.settled_keys()))?;
         let (mut tally, mut expires_s) = (Tally::default(), 0);
-        let mut from = inbox_key(user.as_str(), 0);
+        let mut from = log_key(user.as_str(), 0);
         loop {
             let mut chunks = Vec::new();
-            self.shared.engine.scan(Table::Inbox, &from, &mut |key, value| {
-                let ours = is_inbox_key_of(key, user.as_str());
+            self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
+                let ours = is_log_key_of(key, user.as_str());
                 if ours {
                     chunks.push((key.to_vec(), value));
                 }
@@ -283,12 +283,12 @@ impl Committer {
             }
             if !replaced.is_empty() {
                 // First, because this may be refused, and repeated.
-                self.shared.engine.replace(Table::Inbox, &replaced)?;
+                self.shared.engine.replace(Table::Log, &replaced)?;
             }
-            removed.into_iter().try_for_each(|key| self.shared.engine.remove(Table::Inbox, key))?;
+            removed.into_iter().try_for_each(|key| self.shared.engine.remove(Table::Log, key))?;
             if clean && !expired.is_empty() {
                 self.with(user, |log| expired.retain(|seq| !log.cursors.contain(*seq)))?;
-                self.shared.tell_expired(user, &expired);
+                self.shared.record_expired(user, &expired);
             }
         }
         self.with(user, |log| {
@@ -343,12 +343,12 @@ impl Committer {
     /// The entries of the first chunk of a user's inbox that still counts: sequence and bytes.
     fn front(&self, user: &UserId) -> Result<Option<Vec<(Seq, u64)>>, EngineError> {
         let (counted, gone, purged) = self.with(user, |log| (log.counted, log.gone.clone(), log.purged))?;
-        let wanted = inbox_key(user.as_str(), counted + 1);
-        let floor = self.shared.engine.floor(Table::Inbox, &wanted)?;
-        let from = floor.filter(|(key, _)| is_inbox_key_of(key, user.as_str())).map_or(wanted, |(key, _)| key.to_vec());
+        let wanted = log_key(user.as_str(), counted + 1);
+        let floor = self.shared.engine.last_at_or_before(Table::Log, &wanted)?;
+        let from = floor.filter(|(key, _)| is_log_key_of(key, user.as_str())).map_or(wanted, |(key, _)| key.to_vec());
         let mut front = None;
-        self.shared.engine.scan(Table::Inbox, &from, &mut |key, value| {
-            if !is_inbox_key_of(key, user.as_str()) {
+        self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
+            if !is_log_key_of(key, user.as_str()) {
                 return false;
             }
             // What cannot be read cannot be dropped one by one; it is told to whoever reads it.

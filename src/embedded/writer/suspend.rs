@@ -171,7 +171,7 @@ impl Committer {
                 true => Copying::Usual,
                 false => Copying::No,
             };
-            match self.shared.engine.tidy(copying) {
+            match self.shared.engine.collect_garbage(copying) {
                 Ok(more) => {
                     self.tidying = more;
                     // What was put into the tables counts before the next step.
@@ -300,7 +300,7 @@ impl Committer {
             return self.sync_if_behind();
         }
         self.write_outbox()?;
-        self.give_up_events()?;
+        self.discard_waiting_events()?;
         let engine = &self.shared.engine;
         engine.checkpoint()?;
         engine.put(Table::Meta, CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use mesa::{
-    embedded::offline::inspect::{Inspection, LogFacts, Sink},
+    embedded::offline::inspect::{InspectSink, Inspection, LogFacts},
     store::StoreError,
 };
 use serde::Deserialize;
@@ -203,7 +203,7 @@ struct Sequences {
     contradictions: Vec<String>,
 }
 
-impl Sink for Sequences {
+impl InspectSink for Sequences {
     fn entries(&mut self, _: &str, entries: &[(u64, u32, Bytes)]) -> Result<(), StoreError> {
         self.given.extend(entries.iter().map(|(seq, ..)| *seq));
         Ok(())

@@ -80,8 +80,8 @@ pub struct Facts {
 
 /// A user's log without its entries, as it would be stored. For those who store it.
 #[derive(Clone, Debug)]
-pub struct Stored(pub(in crate::embedded) StoredLog);
+pub struct StoredUser(pub(in crate::embedded) StoredLog);
 
 /// A dispatch that was done once. For those who store it.
 #[derive(Clone, Debug)]
-pub struct Done(pub(in crate::embedded) StoredId);
+pub struct DedupEntry(pub(in crate::embedded) StoredId);

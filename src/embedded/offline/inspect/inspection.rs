@@ -9,23 +9,23 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Damage, Done, Ending, Facts, Sink,
+    Damage, DedupEntry, Ending, Facts, InspectSink,
     journal::{Journal, goes_on},
     now_s, open_error,
     users::{Stop, Walk, invalid_keys},
 };
 use crate::{
     embedded::{
-        offline::{reader::Rest, sled_file::Gap},
+        offline::{reader::OfflineReader, sled_file::Gap},
         other_format::{is_newer_format, other_format},
         tables::{
             contract::Table,
-            files::{CONF, DB, LOCK, LOG, MARK, REBUILT, UNFINISHED},
-            meta::{CLOSED, FORMAT, FULL_LAPSES_KEY, OPEN_KEY},
+            files::{CONF, DB, LOCK, LOG, REBUILT, UNFINISHED, WATERMARK},
+            meta::{CLOSED, FORMAT, FULL_LOSSY_RESTARTS_KEY, OPEN_KEY},
             missing::Missing,
-            schema::{Ids, Row, journal_key},
+            schema::{Ids, Row, wal_key},
             unfinished,
-            watermark::Marked,
+            watermark::SyncWatermark,
         },
         user_log::lapses::Lapses,
         value_log::block::chunk_entries,
@@ -44,10 +44,10 @@ const LOST_BYTES_MAX: usize = 512 << 20;
 /// A store that nobody has open.
 pub struct Inspection {
     path: PathBuf,
-    rest: Rest,
+    rest: OfflineReader,
     facts: Facts,
     journal: Journal,
-    ids: Vec<Done>,
+    ids: Vec<DedupEntry>,
     /// Entries that no table leads to any more: user, sequence.
     lost: BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
     lost_bytes: usize,
@@ -80,15 +80,15 @@ impl Inspection {
             Err(_) if no_tables.is_some() => 0,
             file => file.map_err(told)?.len(),
         };
-        let mut rest = Rest::open(path, false).map_err(told)?;
-        let marked = Marked::read(path);
+        let mut rest = OfflineReader::open(path, false).map_err(told)?;
+        let marked = SyncWatermark::read(path);
         let said = marked.unwrap_or_default();
-        let Marked { length, end, .. } = said;
+        let SyncWatermark { length, end, .. } = said;
         let cut = said.was_longer_than(file_bytes) || end > rest.end();
         let seems = rest.end();
         if cut && rest.goes_on() {
             // What was synced is not all there, so the place where the log seems to end is not its end.
-            rest = Rest::open(path, true).map_err(told)?;
+            rest = OfflineReader::open(path, true).map_err(told)?;
         }
         let synced = said.record.max(rest.synced());
         let mut inspection = Self {
@@ -126,8 +126,8 @@ impl Inspection {
         if let Some(why) = unfinished::found(path).map_err(told)? {
             inspection.tell(UNFINISHED, String::new(), why);
         }
-        if Marked::is_foreign(path) {
-            inspection.tell(MARK, String::new(), "it is not what was written");
+        if SyncWatermark::is_foreign(path) {
+            inspection.tell(WATERMARK, String::new(), "it is not what was written");
         }
         if !conf_is_whole(&log) {
             let what = "it is not what was written, and no server starts with it. It is written anew where there is none: \
@@ -179,7 +179,7 @@ impl Inspection {
 
     /// Dispatches that were done once, oldest first.
     #[must_use]
-    pub fn ids(&self) -> &[Done] {
+    pub fn ids(&self) -> &[DedupEntry] {
         &self.ids
     }
 
@@ -211,8 +211,8 @@ impl Inspection {
         let gaps = self.rest.gaps();
         for Gap { table, from, to } in gaps {
             let (place, range) = match table {
-                Table::Journal => ("journal", range(&from, &to, &record)),
-                Table::Inbox => ("inbox", range(&from, &to, &owner)),
+                Table::Wal => ("journal", range(&from, &to, &record)),
+                Table::Log => ("inbox", range(&from, &to, &owner)),
                 Table::Users => ("users", range(&from, &to, &owner)),
                 Table::Meta => ("meta", range(&from, &to, &owner)),
                 Table::Ids => ("ids", range(&from, &to, &record)),
@@ -324,11 +324,11 @@ impl Inspection {
         }
         for (key, value) in found {
             match Ids::decode(&value) {
-                Ok(Ids::V1 { ids, .. }) => self.ids.extend(ids.into_iter().map(Done)),
+                Ok(Ids::V1 { ids, .. }) => self.ids.extend(ids.into_iter().map(DedupEntry)),
                 Err(error) => self.tell("ids", format!("{key:?}"), error),
             }
         }
-        self.ids.extend(std::mem::take(&mut self.journal.ids).into_iter().map(Done));
+        self.ids.extend(std::mem::take(&mut self.journal.ids).into_iter().map(DedupEntry));
         self.facts.ids = self.ids.len() as u64;
         Ok(())
     }
@@ -368,7 +368,7 @@ impl Inspection {
     ///
     /// # Errors
     /// When the file cannot be read, or the sink does not want more.
-    pub fn visit(&mut self, sink: &mut dyn Sink) -> Result<(), StoreError> {
+    pub fn visit(&mut self, sink: &mut dyn InspectSink) -> Result<(), StoreError> {
         self.visit_some(sink, None)
     }
 
@@ -376,19 +376,20 @@ impl Inspection {
     ///
     /// # Errors
     /// As there.
-    pub fn visit_one(&mut self, user: &str, sink: &mut dyn Sink) -> Result<(), StoreError> {
+    pub fn visit_one(&mut self, user: &str, sink: &mut dyn InspectSink) -> Result<(), StoreError> {
         self.visit_some(sink, Some(user))
     }
 
-    fn visit_some(&mut self, sink: &mut dyn Sink, only: Option<&str>) -> Result<(), StoreError> {
+    fn visit_some(&mut self, sink: &mut dyn InspectSink, only: Option<&str>) -> Result<(), StoreError> {
         let from = only.unwrap_or_default().as_bytes();
-        let full = self.rest.get(Table::Meta, FULL_LAPSES_KEY).map_err(|error| open_error(&self.path, error))?;
+        let full =
+            self.rest.get(Table::Meta, FULL_LOSSY_RESTARTS_KEY).map_err(|error| open_error(&self.path, error))?;
         let full =
             full.and_then(|full| Some(u32::from_be_bytes(full[..].try_into().ok()?))).unwrap_or(self.facts.lapses);
         let mut told = Vec::new();
         let mut walk = Walk {
             rows: self.rest.pairs(Table::Users, from).peekable(),
-            chunks: self.rest.pairs(Table::Inbox, from).peekable(),
+            chunks: self.rest.pairs(Table::Log, from).peekable(),
             journal: &self.journal,
             lost: &self.lost,
             lost_rows: &self.lost_rows,
@@ -450,7 +451,7 @@ fn range(from: &[u8], to: &[u8], name: &dyn Fn(&[u8]) -> String) -> String {
 
 fn record(key: &[u8]) -> String {
     // Keys between pages are cut off where they differ.
-    let mut whole = journal_key(0);
+    let mut whole = wal_key(0);
     let length = key.len().min(8);
     whole[..length].copy_from_slice(&key[..length]);
     format!("record {}", u64::from_be_bytes(whole))

@@ -14,7 +14,7 @@ use crate::{
 
 /// What a record says of a user.
 #[derive(Clone, Debug)]
-pub enum Said {
+pub enum WalEntry {
     Entry { seq: Seq, expires_s: u32, payload: Bytes, collapse: String },
     Received { through: Seq, islands: Vec<(Seq, Seq)> },
     Seen(u64),
@@ -27,7 +27,7 @@ pub enum Said {
 #[derive(Debug, Default)]
 pub struct Journal {
     /// Of each user, in the order in which it was said.
-    pub users: BTreeMap<String, Vec<Said>>,
+    pub users: BTreeMap<String, Vec<WalEntry>>,
     /// Dispatches that were done once.
     pub ids: Vec<StoredId>,
     rejected: Vec<(String, u8)>,
@@ -70,13 +70,13 @@ impl Journal {
                 Item::To { user, seq } => {
                     let (payload, expires_s, collapse) =
                         message.clone().ok_or_else(|| (Some(read), format!("a stamp without a message at {at}")))?;
-                    (user, Said::Entry { seq, expires_s, payload, collapse })
+                    (user, WalEntry::Entry { seq, expires_s, payload, collapse })
                 }
-                Item::Received { user, through, islands } => (user, Said::Received { through, islands }),
-                Item::Seen { user, at_ms } => (user, Said::Seen(at_ms)),
-                Item::Cursor { user, device, cursor } => (user, Said::Cursor { device: device.to_owned(), cursor }),
-                Item::Forgotten { user, device } => (user, Said::Forgotten { device: device.to_owned() }),
-                Item::Gone { user, from, to, loss } => (user, Said::Gone { from, to, loss }),
+                Item::Received { user, through, islands } => (user, WalEntry::Received { through, islands }),
+                Item::Seen { user, at_ms } => (user, WalEntry::Seen(at_ms)),
+                Item::Cursor { user, device, cursor } => (user, WalEntry::Cursor { device: device.to_owned(), cursor }),
+                Item::Forgotten { user, device } => (user, WalEntry::Forgotten { device: device.to_owned() }),
+                Item::Gone { user, from, to, loss } => (user, WalEntry::Gone { from, to, loss }),
                 Item::Rejected { user, reason } => {
                     self.rejected.push((user.to_owned(), reason));
                     continue;

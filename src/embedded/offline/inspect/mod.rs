@@ -23,12 +23,12 @@ use std::{
 
 use bytes::Bytes;
 
-pub use self::findings::{Damage, Done, Ending, Facts, Stored};
+pub use self::findings::{Damage, DedupEntry, Ending, Facts, StoredUser};
 pub use self::{inspection::Inspection, user_log::LogFacts};
 use crate::{message::Seq, store::StoreError};
 
 /// Who takes what is found, one user after the other in the order of their ids.
-pub trait Sink {
+pub trait InspectSink {
     /// Entries that somebody has not received yet, in order, each with when it expires (seconds of the Unix epoch,
     /// 0 = never). May come in several parts.
     ///

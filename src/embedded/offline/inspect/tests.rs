@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::{Inspection, LogFacts, Sink};
+use super::{InspectSink, Inspection, LogFacts};
 use crate::{
     embedded::{
         offline::salvage::salvage,
         shared::Tuning,
         tables::{
             open::{DiskOptions, open},
-            schema::inbox_key,
+            schema::log_key,
         },
     },
     message::{DeviceId, Payload, Seq, UserId},
@@ -72,7 +72,7 @@ struct Visited {
     entries: BTreeMap<String, Vec<Seq>>,
 }
 
-impl Sink for Visited {
+impl InspectSink for Visited {
     fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
         self.entries.entry(user.to_owned()).or_default().extend(entries.iter().map(|(seq, ..)| *seq));
         Ok(())
@@ -123,7 +123,7 @@ async fn inspection_with_invalid_key_among_the_keys_of_a_user_visits_that_user_o
         let place = places.remove(&keys[2]).unwrap().unwrap();
         places.insert(with_suffix(&keys[2], b"b\0\x01"), place).unwrap();
         // Behind the last one, and between two users.
-        places.insert(with_suffix(&inbox_key("b", Seq::MAX), b"\0"), b"").unwrap();
+        places.insert(with_suffix(&log_key("b", Seq::MAX), b"\0"), b"").unwrap();
         places.insert(b"b0", b"").unwrap();
     });
     for only in [None, Some("b")] {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, btree_map::Entry};
 
 use bytes::Bytes;
 
-use super::{Damage, Stored, journal::Said};
+use super::{Damage, StoredUser, journal::WalEntry};
 use crate::{
     embedded::{
         tables::schema::{Row, StoredCursor, StoredLog},
@@ -34,7 +34,7 @@ pub struct LogFacts {
     /// Ranges that somebody has not received and that are not there, for no reason that is remembered.
     pub missing: Vec<(Seq, Seq)>,
     /// For those who store it.
-    pub stored: Stored,
+    pub stored: StoredUser,
 }
 
 impl LogFacts {
@@ -97,9 +97,9 @@ impl Assembly {
     }
 
     /// What a record says. With `all`, also entries that the row says are in the inbox: it may have lost them.
-    pub fn hear(&mut self, said: Said, all: bool) {
+    pub fn hear(&mut self, said: WalEntry, all: bool) {
         match said {
-            Said::Entry { seq, expires_s, payload, collapse } => {
+            WalEntry::Entry { seq, expires_s, payload, collapse } => {
                 self.first.get_or_insert(seq);
                 // Sequences rise by one but where a lapse was passed over, of which the row may know nothing.
                 let skipped = seq.saturating_sub(self.log.head + 1);
@@ -114,12 +114,12 @@ impl Assembly {
                     self.keys.insert(collapse, seq);
                 }
             }
-            Said::Received { through, islands } => {
+            WalEntry::Received { through, islands } => {
                 let cursor = self.log.shared.get_or_insert_default();
                 receive(cursor, through, &islands);
             }
-            Said::Seen(at_ms) => self.log.seen_ms = self.log.seen_ms.max(at_ms),
-            Said::Cursor { device, cursor } => {
+            WalEntry::Seen(at_ms) => self.log.seen_ms = self.log.seen_ms.max(at_ms),
+            WalEntry::Cursor { device, cursor } => {
                 let begins_anew = self.stale.take_if(|stale| *stale == device).is_some();
                 let known = self.cursor(device);
                 if begins_anew {
@@ -128,14 +128,14 @@ impl Assembly {
                 receive(known, cursor.through, &cursor.islands);
                 known.seen_ms = known.seen_ms.max(cursor.seen_ms);
             }
-            Said::Forgotten { device } if device.is_empty() => {
+            WalEntry::Forgotten { device } if device.is_empty() => {
                 if self.log.devices.is_empty() {
                     self.stale = Some(device);
                 } else {
                     self.log.shared = None;
                 }
             }
-            Said::Forgotten { device } => {
+            WalEntry::Forgotten { device } => {
                 // The last one stays: a log without any would have nobody to keep anything for.
                 if self.log.shared.is_some() || self.log.devices.len() > 1 {
                     self.log.devices.retain(|(name, _)| *name != device);
@@ -143,7 +143,7 @@ impl Assembly {
                     self.stale = Some(device);
                 }
             }
-            Said::Gone { from, to, loss } => self.gone.push(missed(from, to, loss)),
+            WalEntry::Gone { from, to, loss } => self.gone.push(missed(from, to, loss)),
         }
     }
 
@@ -274,7 +274,7 @@ impl Assembly {
             pending: self.pending,
             expired: self.expired,
             missing,
-            stored: Stored(self.log),
+            stored: StoredUser(self.log),
         }
     }
 }

@@ -5,16 +5,16 @@ use std::{collections::BTreeMap, iter::Peekable};
 use bytes::Bytes;
 
 use super::{
-    Damage, LogFacts, Sink,
+    Damage, InspectSink, LogFacts,
     journal::Journal,
     user_log::{Assembly, damage},
 };
 use crate::{
     embedded::{
-        offline::reader::{Rest, RestPairs},
+        offline::reader::{OfflineReader, TablePairs},
         tables::{
             contract::Table,
-            schema::{Row, is_inbox_key_of},
+            schema::{Row, is_log_key_of},
         },
         unreadable::Unreadable,
         user_log::lapses::Lapses,
@@ -38,8 +38,8 @@ impl From<std::io::Error> for Stop {
 
 /// Going through all users.
 pub struct Walk<'a> {
-    pub rows: Peekable<RestPairs<'a>>,
-    pub chunks: Peekable<RestPairs<'a>>,
+    pub rows: Peekable<TablePairs<'a>>,
+    pub chunks: Peekable<TablePairs<'a>>,
     pub journal: &'a Journal,
     pub lost: &'a BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
     pub lost_rows: &'a BTreeMap<String, Row>,
@@ -52,11 +52,11 @@ pub struct Walk<'a> {
 }
 
 /// Finds the keys that are of no user. [`Walk`] skips them.
-pub fn invalid_keys(rest: &Rest) -> std::io::Result<Vec<Damage>> {
+pub fn invalid_keys(rest: &OfflineReader) -> std::io::Result<Vec<Damage>> {
     let mut invalid = Vec::new();
-    let tables = [(Table::Users, "users", "it is no user id"), (Table::Inbox, "inbox", "it is no key of a chunk")];
+    let tables = [(Table::Users, "users", "it is no user id"), (Table::Log, "inbox", "it is no key of a chunk")];
     for (table, place, what) in tables {
-        let user = if table == Table::Inbox { inbox_user } else { user_of };
+        let user = if table == Table::Log { inbox_user } else { user_of };
         for key in rest.keys(table) {
             let key = key?;
             if user(&key).is_none() {
@@ -72,7 +72,7 @@ struct Unread;
 
 /// Whose the next pair is. Skips keys that are of no user.
 fn first_user(
-    pairs: &mut Peekable<RestPairs<'_>>,
+    pairs: &mut Peekable<TablePairs<'_>>,
     user: fn(&[u8]) -> Option<String>,
 ) -> Result<Option<String>, Unread> {
     while let Some(pair) = pairs.peek() {
@@ -87,7 +87,7 @@ fn first_user(
 
 impl Walk<'_> {
     /// Everybody, or `only` one.
-    pub fn all(&mut self, sink: &mut dyn Sink) -> Result<(), Stop> {
+    pub fn all(&mut self, sink: &mut dyn InspectSink) -> Result<(), Stop> {
         let mut after: Option<String> = None;
         while let Some(user) = self.next_user(after.as_deref())? {
             if self.only.is_some_and(|only| *only < *user) {
@@ -126,7 +126,7 @@ impl Walk<'_> {
         error.unwrap_or_else(|| std::io::ErrorKind::Other.into())
     }
 
-    fn user(&mut self, user: &str, sink: &mut dyn Sink) -> Result<LogFacts, Stop> {
+    fn user(&mut self, user: &str, sink: &mut dyn InspectSink) -> Result<LogFacts, Stop> {
         let wanted = self.only.is_none_or(|only| only == user);
         let row = self.row(user)?;
         let settled = row.as_ref().map_or(0, Row::settled);
@@ -143,7 +143,7 @@ impl Walk<'_> {
         assembly.heard(self.lapses);
         while self.chunks.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| is_within(key, user))) {
             let Some((key, value)) = self.chunks.next().transpose()? else { break };
-            if !is_inbox_key_of(&key, user) {
+            if !is_log_key_of(&key, user) {
                 // To stop here would visit the user a second time, without the row, for the chunks that follow.
                 continue;
             }
@@ -235,5 +235,5 @@ fn is_within(key: &[u8], user: &str) -> bool {
 
 fn inbox_user(key: &[u8]) -> Option<String> {
     let at = key.len().checked_sub(9)?;
-    user_of(&key[..at]).filter(|user| is_inbox_key_of(key, user))
+    user_of(&key[..at]).filter(|user| is_log_key_of(key, user))
 }

@@ -104,7 +104,7 @@ fn what_is_read_without_sled_is_what_sled_reads() {
         assert_eq!(mine, theirs, "seed {seed}");
         assert!(mine.iter().all(|pairs| !pairs.is_empty()));
         let (from, _) = &mine[0][mine[0].len() / 2];
-        let tail: Pairs = tables.pairs(Table::Inbox, from).map(Result::unwrap).collect();
+        let tail: Pairs = tables.pairs(Table::Log, from).map(Result::unwrap).collect();
         assert_eq!(tail, mine[0][mine[0].len() / 2..]);
     }
 }

@@ -48,7 +48,7 @@ pub(in crate::embedded) struct RawTables {
 
 /// Those that sled has, by their names there. Of an inbox it has where the chunks are.
 pub(in crate::embedded) const TABLES: [(&str, Table); 5] = [
-    ("places", Table::Inbox),
+    ("places", Table::Log),
     ("users", Table::Users),
     ("meta", Table::Meta),
     ("ids", Table::Ids),
