@@ -4,9 +4,8 @@
 //! - [`portals`]: the part of it for portals
 //! - `redis`: the implementation over one Redis (feature `redis`)
 //!
-//! Nothing durable travels this way: a log entry is read from the log. A broadcast may be lost with the connection.
-//! That affects
-//! unsynced messages and disconnect requests only.
+//! Nothing durable travels this way: a log entry is read from the log. A broadcast may be lost with the connection. That
+//! affects unsynced messages and disconnect requests only.
 
 pub mod portals;
 
@@ -48,17 +47,15 @@ pub struct OriginalMessage {
     pub payload: Payload,
     /// Its recipients.
     pub users: Vec<UserId>,
-    /// Identifies the message on every server of ours that receives it. Each recipient is to get it once. `None`:
-    /// unknown; what
-    /// several servers store is delivered several times.
+    /// Identifies the message on every server of ours that receives it. Each recipient is to get it once. `None`: unknown;
+    /// what several servers store is delivered several times.
     pub id: Option<DispatchId>,
     /// Received some time ago and stored by no server since. Where logs are disabled it is dropped.
     pub late: bool,
 }
 
-/// Stores messages from servers of the original, in order. Resolves when they are stored, which may take minutes
-/// while
-/// the store is unreachable.
+/// Stores messages from servers of the original, in order. Resolves when they are stored, which may take minutes while the
+/// store is unreachable.
 pub type OriginalMessageSink = Arc<dyn Fn(Vec<OriginalMessage>) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// Says how a user is connected to servers of the original.
@@ -86,15 +83,13 @@ pub trait Cluster: Send + Sync + 'static {
     /// Counts all connections at the other servers. 0 where they cannot be queried now.
     fn remote_connection_count(&self) -> BoxFuture<'_, usize>;
 
-    /// Looks up how each user is connected to servers of the original. Messages for connected ones must be published
-    /// there too. Empty
-    /// where the original has no server here.
+    /// Looks up how each user is connected to servers of the original. Messages for connected ones must be published there
+    /// too. Empty where the original has no server here.
     ///
     /// Fails with a sentence that says why where Redis cannot be queried now.
     fn original_presence<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<OriginalPresence>, Arc<str>>>;
 
-    /// Publishes a message to servers of the original. One with an id only if no dispatch with that id has been
-    /// answered.
+    /// Publishes a message to servers of the original. One with an id only if no dispatch with that id has been answered.
     ///
     /// Fails with a sentence that says why where it was not published.
     fn publish_to_original<'a>(
@@ -104,12 +99,11 @@ pub trait Cluster: Send + Sync + 'static {
         id: Option<&'a DispatchId>,
     ) -> BoxFuture<'a, Result<(), Arc<str>>>;
 
-    /// Lists users who are online at any server of ours, in order of their ids, above `after`. `None` where they
-    /// cannot be queried now.
+    /// Lists users who are online at any server of ours, in order of their ids, above `after`. `None` where they cannot be
+    /// queried now.
     fn online_page<'a>(&'a self, after: Option<&'a UserId>, limit: usize) -> BoxFuture<'a, Option<Vec<UserId>>>;
 
-    /// Lists all online users, also those of the original's servers, in no order. `None` where they cannot be queried
-    /// now.
+    /// Lists all online users, also those of the original's servers, in no order. `None` where they cannot be queried now.
     fn online_users(&self) -> BoxFuture<'_, Option<Vec<UserId>>>;
 
     /// Counts the users that [`Cluster::online_users`] lists.

@@ -1,7 +1,6 @@
 //! Contract between the portals of the servers of a cluster.
 //!
-//! An event goes to one portal in turn and to every portal that receives all events, on whichever server. Events may
-//! be lost
+//! An event goes to one portal in turn and to every portal that receives all events, on whichever server. Events may be lost
 //! with the connection.
 
 use std::{borrow::Cow, sync::Arc};
@@ -94,8 +93,7 @@ pub trait RemotePortals: Send + Sync {
     /// Publishes an event for `to` and for every portal that receives all events.
     ///
     /// `again`: it is a redispatch, which those that receive all events have received before. An event that cannot be
-    /// published is lost,
-    /// and logged.
+    /// published is lost, and logged.
     fn publish(&self, event: &Arc<ClientEvent>, to: PortalTarget<'_>, again: bool);
 }
 
@@ -110,11 +108,10 @@ pub enum PortalTarget<'a> {
     Remote(&'a str),
 }
 
-/// The portals of this server, as other servers see them. Called on threads of the Redis runtime, so it must not
-/// block.
+/// The portals of this server, as other servers see them. Called on threads of the Redis runtime, so it must not block.
 pub trait LocalPortals: Send + Sync {
-    /// Sets which remote portals take turns, and whether a remote portal receives all events. Empty while the
-    /// connection is lost.
+    /// Sets which remote portals take turns, and whether a remote portal receives all events. Empty while the connection is
+    /// lost.
     fn set_remote(&self, in_turn: &[Arc<str>], listen: bool);
 
     /// Delivers an event of another server. `portal` names the local portal that it is for, if there is one.

@@ -164,8 +164,8 @@ impl<'a> MessageJson<'a> {
     }
 }
 
-/// Reads a user id, which may be a number. Returns `None` for any other value, so that the other recipients still get
-/// the message.
+/// Reads a user id, which may be a number. Returns `None` for any other value, so that the other recipients still get the
+/// message.
 #[cfg(feature = "redis")]
 pub fn parse_recipient(one: &RawValue) -> Option<String> {
     match serde_json::from_str(one.get()).ok()? {

@@ -96,8 +96,7 @@ async fn keep_telling(link: Weak<ServerLink>, presence: Arc<Presence>, waiting: 
     }
 }
 
-/// Resolves the recipients for the original, which knows no exclusions. With exclusions all remaining users are
-/// named.
+/// Resolves the recipients for the original, which knows no exclusions. With exclusions all remaining users are named.
 async fn without(link: &ServerLink, recipients: &Recipients, excluding: &[UserId]) -> Result<Recipients, RedisError> {
     match recipients {
         Recipients::Everyone if excluding.is_empty() => Ok(Recipients::Everyone),

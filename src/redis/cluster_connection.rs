@@ -1,8 +1,7 @@
 //! A Redis Cluster: its nodes, and routing of commands to them.
 //!
-//! The client library's own retries are off. After a socket error it is unknown whether a command was done, and an
-//! append that is
-//! done twice is a message delivered twice. A command is resent only after an error with which a node has certainly
+//! The client library's own retries are off. After a socket error it is unknown whether a command was done, and an append
+//! that is done twice is a message delivered twice. A command is resent only after an error with which a node has certainly
 //! not done it.
 
 use std::time::{Duration, Instant};
@@ -25,8 +24,7 @@ pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long connecting may take.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long one command is resent while slots move. For slots without a node all requests share one deadline
-/// (`outage`).
+/// How long one command is resent while slots move. For slots without a node all requests share one deadline (`outage`).
 const SLOT_MOVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Delay between two attempts.

@@ -1,8 +1,7 @@
 //! A client with one multiplexed connection to Redis that reconnects.
 //!
-//! The client library matches replies to requests by their order, and drops a reply that no caller waits for. A
-//! connection with a
-//! socket error or a missed reply deadline is not used again.
+//! The client library matches replies to requests by their order, and drops a reply that no caller waits for. A connection
+//! with a socket error or a missed reply deadline is not used again.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -80,9 +79,8 @@ struct State {
     connection: Option<(u64, Connection)>,
     /// Counts the connections that were made.
     connections_made: u64,
-    /// The last connection has answered, and no attempt to reconnect has failed since. The next attempt then does not
-    /// wait, and reports
-    /// the current cause.
+    /// The last connection has answered, and no attempt to reconnect has failed since. The next attempt then does not wait,
+    /// and reports the current cause.
     has_answered: bool,
     failed: Option<(Instant, RedisError)>,
     unavailable_since: Option<Instant>,
@@ -182,8 +180,7 @@ impl RedisClient {
         Some((why, since.elapsed()))
     }
 
-    /// Opens a connection for subscriptions. It does not reconnect by itself: the caller must know that messages were
-    /// missed.
+    /// Opens a connection for subscriptions. It does not reconnect by itself: the caller must know that messages were missed.
     pub(super) async fn pubsub(&self) -> Result<redis::aio::PubSub, RedisError> {
         let connecting = async {
             match &*self.target {
@@ -246,9 +243,8 @@ impl RedisClient {
         };
         let (number, line) = self.connection().await?;
         let value = match self.send(number, line.clone(), &command("EVALSHA", script.hash.as_str())).await {
-            // A Redis that restarted or took over has no scripts; nothing was done. The full source goes to the node
-            // that the keys lead to, which
-            // then has it.
+            // A Redis that restarted or took over has no scripts; nothing was done. The full source goes to the node that the
+            // keys lead to, which then has it.
             Err(RedisError::Refused(why)) if &*why == NO_SCRIPT => {
                 self.send(number, line, &command("EVAL", script.code)).await?
             }
@@ -259,9 +255,8 @@ impl RedisClient {
 
     /// Sends a command on one key that is done even if `maxmemory` is reached.
     ///
-    /// Only for writes that need next to no memory and that must go on, so that acknowledgements can free memory.
-    /// Scripts of that kind
-    /// begin with the same `PERSIST`.
+    /// Only for writes that need next to no memory and that must go on, so that acknowledgements can free memory. Scripts of
+    /// that kind begin with the same `PERSIST`.
     ///
     /// # Errors
     /// As [`RedisClient::query`].
@@ -300,11 +295,9 @@ impl RedisClient {
             let is_of_all = meaning.is_of_all && !self.is_redis_cluster();
             self.state.lock().refusals.refused(request_name(command), why.clone(), is_of_all, began, Instant::now());
         }
-        // The connection to a Redis Cluster finds lost nodes again by itself, and knows the present ones better than
-        // a new connection
-        // would. It never gives up a node that does not answer, so a timeout reconnects. A single Redis that takes no
-        // writes may stay so for
-        // long, so it is reconnected only if a Sentinel may know a better one.
+        // The connection to a Redis Cluster finds lost nodes again by itself, and knows the present ones better than a new
+        // connection would. It never gives up a node that does not answer, so a timeout reconnects. A single Redis that takes
+        // no writes may stay so for long, so it is reconnected only if a Sentinel may know a better one.
         let anew = match (&*self.target, meaning.retry) {
             (Target::Cluster(..), _) => error.is_timeout(),
             (Target::Single(..), retry) => retry == Retry::Anew,
@@ -325,8 +318,8 @@ impl RedisClient {
         self.connection().await.err().filter(|why| matches!(why, RedisError::Refused(_)))
     }
 
-    /// Records a reply. A refusal ends when the same request is answered; a refusal of everything or a lost
-    /// connection with any reply.
+    /// Records a reply. A refusal ends when the same request is answered; a refusal of everything or a lost connection with
+    /// any reply.
     ///
     /// Other requests may succeed all the time: a Redis without its replicas refuses writes and answers reads.
     fn answered(&self, number: u64, command: &Cmd, sent: Instant) {
@@ -353,8 +346,7 @@ impl RedisClient {
         if state.connection.as_ref().is_none_or(|(made, _)| *made != number) {
             return;
         }
-        // A Redis that refuses can be reached. The refusal counts until the same request is answered over any
-        // connection.
+        // A Redis that refuses can be reached. The refusal counts until the same request is answered over any connection.
         if !meaning.answered {
             state.unavailable_since.get_or_insert_with(Instant::now);
         }
@@ -426,9 +418,8 @@ impl RedisClient {
     }
 }
 
-/// Returns the connection if it can be used. A Redis that requires a password reports that to the first request only,
-/// and may close the
-/// connection without its code.
+/// Returns the connection if it can be used. A Redis that requires a password reports that to the first request only, and may
+/// close the connection without its code.
 async fn check_usable(mut line: MultiplexedConnection) -> Result<Connection, redis::RedisError> {
     match line.req_packed_command(&redis::cmd("PING")).await.and_then(Value::extract_error) {
         Err(error) if meaning(&error).ends_connection() => Err(error),

@@ -1,8 +1,7 @@
 //! Moves pending messages between the original's `undelivered_messages` and a store of ours, in either direction.
 //!
-//! Both commands can be repeated, and resume where they stopped: how far each user was moved is stored in fields of
-//! the same hash that the
-//! original ignores. Nothing is removed from the source.
+//! Both commands can be repeated, and resume where they stopped: how far each user was moved is stored in fields of the same
+//! hash that the original ignores. Nothing is removed from the source.
 
 use std::{
     fs, io,
@@ -70,9 +69,8 @@ pub enum MoveError {
     },
 }
 
-/// ARGV: 1 the user, 2 the field of the user's position, 3 its expected and 4 its new value, 5 messages separated by
-/// commas. Returns 0 where
-/// another process has moved this user meanwhile.
+/// ARGV: 1 the user, 2 the field of the user's position, 3 its expected and 4 its new value, 5 messages separated by commas.
+/// Returns 0 where another process has moved this user meanwhile.
 static ADD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "if (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[3] then return 0 end
@@ -232,8 +230,8 @@ async fn import_list(
         let read = MessageJson::read(message.get());
         match read.and_then(|message| message.payload().map_err(|error| error.to_string())) {
             Ok(payload) => {
-                // An earlier run may have died before it stored its position. So the id is the place and a checksum
-                // of all up to it.
+                // An earlier run may have died before it stored its position. So the id is the place and a checksum of all up
+                // to it.
                 let id = DispatchId::new(&format!("import-{at}-{:08x}", beginning.clone().finalize()));
                 let id = id.expect("a few letters and digits");
                 let once = Some(Once { id, online: vec![false], refused: Vec::new() });
@@ -291,9 +289,8 @@ fn read_all(store: &dyn Store, user: &UserId, after: Seq) -> Result<Vec<(Seq, Pa
     }
 }
 
-/// Returns a random id of the store in `directory`, also different from earlier and later stores there. It is kept in
-/// a file of its own,
-/// which is created at the first call and is on disk when this returns.
+/// Returns a random id of the store in `directory`, also different from earlier and later stores there. It is kept in a file
+/// of its own, which is created at the first call and is on disk when this returns.
 ///
 /// # Errors
 /// When the file cannot be read or written.
@@ -315,9 +312,8 @@ pub fn origin(directory: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Exports a store's pending messages to the original, behind those that are pending there. [`origin`] identifies the
-/// store: the
-/// position of each user is stored for each origin.
+/// Exports a store's pending messages to the original, behind those that are pending there. [`origin`] identifies the store:
+/// the position of each user is stored for each origin.
 ///
 /// # Errors
 /// See [`MoveError`].

@@ -1,6 +1,5 @@
-//! Key schema on Redis. Every name ends in the suffix of the namespace, as the original's do. Keys of one user share
-//! a hash tag, so that
-//! they are in one slot of a Redis Cluster.
+//! Key schema on Redis. Every name ends in the suffix of the namespace, as the original's do. Keys of one user share a hash
+//! tag, so that they are in one slot of a Redis Cluster.
 
 use crate::compat::keyspace::{self, Name};
 
@@ -47,8 +46,7 @@ impl Keys {
         self.of_user("log", user)
     }
 
-    /// Result of a dispatch with an id for one user. The id is last and may end in any text, so the namespace is in
-    /// front.
+    /// Result of a dispatch with an id for one user. The id is last and may end in any text, so the namespace is in front.
     #[must_use]
     pub fn dedup_entry(&self, user: &str, id: &str) -> String {
         format!("mesa:done{}:{{{}}}:{id}", self.suffix, tag(user))
@@ -96,8 +94,7 @@ impl Keys {
         self.of("mesa:{here}:online")
     }
 
-    /// Users that servers of ours have added to the original's `connected_clients`: 0, or since when the user is
-    /// offline.
+    /// Users that servers of ours have added to the original's `connected_clients`: 0, or since when the user is offline.
     #[must_use]
     pub fn original_users_added(&self) -> String {
         self.of("mesa:{here}:ours")

@@ -67,8 +67,8 @@ pub struct Membership {
     pub birth: Arc<str>,
     /// The failover epoch.
     pub epoch: u64,
-    /// Sequence behind which logs begin that this Redis does not have. 0, or above every sequence assigned before it
-    /// was emptied.
+    /// Sequence behind which logs begin that this Redis does not have. 0, or above every sequence assigned before it was
+    /// emptied.
     pub base: u64,
     /// In a Redis Cluster, replication ids of the shards it had at its birth. Another shard may have lost data.
     pub shards: Arc<str>,
@@ -88,12 +88,10 @@ pub enum Notification {
     LogsAppended(Vec<UserId>),
     /// Notifications may have been missed: any log may have new entries.
     Resync,
-    /// The original now lists these users of this server as online. Its servers may have stored messages for them
-    /// just before. Reported
-    /// by this server's own presence writer.
+    /// The original now lists these users of this server as online. Its servers may have stored messages for them just
+    /// before. Reported by this server's own presence writer.
     OriginalPresent(Vec<UserId>),
-    /// Another server has removed this server's state, or Redis may have lost it. Holds and devices must be reported
-    /// again.
+    /// Another server has removed this server's state, or Redis may have lost it. Holds and devices must be reported again.
     StateLost,
     /// Another failover epoch was adopted: every session reads its log again.
     EpochAdopted,

@@ -4,41 +4,34 @@
 //!
 //! # The failover epoch
 //!
-//! A Redis that was emptied, came back with less data, or took over from another may have lost acknowledged writes.
-//! The epoch is stored in
-//! Redis and changes whenever that may have happened. The invariant:
+//! A Redis that was emptied, came back with less data, or took over from another may have lost acknowledged writes. The epoch
+//! is stored in Redis and changes whenever that may have happened. The invariant:
 //!
 //! - Every step on a log compares the epoch that its server has adopted, in the script that reads and writes
-//!   (`lua/check_epoch.lua`). It does nothing if it finds no epoch, another one, another replication id, or fewer
-//! appends than its
-//!   server has seen. The server then adopts the stored epoch or begins one, and repeats the step. So no session
-//! reads and no client
-//!   acknowledges across an epoch that its server has not adopted.
-//! - An epoch has a *base*: above the time of day in ms, the previous base, and every sequence that the beginning
-//!   server has seen.
-//!   A log enters the epoch with the first step that writes to it. It continues behind the base, with a gap `lost`. The base is 0
-//!   only if no server knows of an earlier epoch.
-//! - When a server adopts an epoch, each of its sessions reads its log again. The logs of connected users enter the
-//!   epoch, so that
-//!   their clients learn of the gap at once.
-//! - An epoch lists those that its data went through (`past`). A server begins a new one if its own is not in that list, or if it
-//!   has seen more of the same one. Its sessions may have read what Redis lost, while a server that knew less went on
-//! appending. So
-//!   the epoch that it found counts as `suspect`: pending entries of a log from it get new sequences above the base
-//!   (`renumber` in `lua/epoch.lua`).
+//!   (`lua/check_epoch.lua`). It does nothing if it finds no epoch, another one, another replication id, or fewer appends
+//!   than its server has seen. The server then adopts the stored epoch or begins one, and repeats the step. So no session
+//!   reads and no client acknowledges across an epoch that its server has not adopted.
+//! - An epoch has a *base*: above the time of day in ms, the previous base, and every sequence that the beginning server has
+//!   seen. A log enters the epoch with the first step that writes to it. It continues behind the base, with a gap `lost`. The
+//!   base is 0 only if no server knows of an earlier epoch.
+//! - When a server adopts an epoch, each of its sessions reads its log again. The logs of connected users enter the epoch, so
+//!   that their clients learn of the gap at once.
+//! - An epoch lists those that its data went through (`past`). A server begins a new one if its own is not in that list, or
+//!   if it has seen more of the same one. Its sessions may have read what Redis lost, while a server that knew less went on
+//!   appending. So the epoch that it found counts as `suspect`: pending entries of a log from it get new sequences above the
+//!   base (`renumber` in `lua/epoch.lua`).
 //!
 //! A script in a Redis Cluster reads one slot. There the epoch of a log is the replication id of its shard.
 //!
 //! # The name of a log
 //!
-//! In each epoch a log has a name: the epoch, and when the log began or entered it (`lua/check_epoch.lua`). The log
-//! stores its name and
-//! its earlier ones, and every session knows it. So no session reads or acknowledges in another log than the one it
-//! knows:
+//! In each epoch a log has a name: the epoch, and when the log began or entered it (`lua/check_epoch.lua`). The log stores
+//! its name and its earlier ones, and every session knows it. So no session reads or acknowledges in another log than the one
+//! it knows:
 //!
-//! - If sessions know a log that no longer exists, pending entries are renumbered, unless the log began above all that they have
-//!   seen (`rejoin` in `lua/epoch.lua`). The same happens where an older copy was restored: its head is below what a session has
-//!   seen, or it knows of fewer reports than the server has made.
+//! - If sessions know a log that no longer exists, pending entries are renumbered, unless the log began above all that they
+//!   have seen (`rejoin` in `lua/epoch.lua`). The same happens where an older copy was restored: its head is below what a
+//!   session has seen, or it knows of fewer reports than the server has made.
 //! - A log without a state is not new if its stream has entries, or on a single Redis if its user is in the user index. It
 //!   continues above the time of day.
 //! - A stream with another number of entries than its state says is counted again (`lua/mend.lua`).
@@ -62,9 +55,8 @@ pub(super) const LEASE_TTL: Duration = Duration::from_secs(10);
 /// How often a lease is renewed.
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Published on the append channel when an epoch begins, so that other servers adopt it before their next renewal. No
-/// user id has this
-/// form.
+/// Published on the append channel when an epoch begins, so that other servers adopt it before their next renewal. No user id
+/// has this form.
 pub(super) const EPOCH_BEGINS: &str = "\0\u{2}";
 
 impl Membership {
@@ -82,19 +74,16 @@ pub(super) struct Joined {
 
 /// KEYS: 1 servers, 2 the epoch, 3 this server's table once it has a name.
 ///
-/// ARGV: 1 this server's name, or the part that follows the time in a new name; 2 lease in ms; 3 append channel; of
-/// the known epoch: 4 birth
-/// ('' = none), 5 renewals; 6 '1' if this Redis loses nothing in a restart; 7 ms for which an ended lease still
-/// counts;
-/// 8 shards, if this is the birth; of the known epoch: 9 its number ('' = none), 10 base, 11 append steps, 12 earlier
-/// epochs; 13 highest
-/// known sequence; 14 known servers; 15 what is published behind the server's name when an epoch begins.
+/// ARGV: 1 this server's name, or the part that follows the time in a new name; 2 lease in ms; 3 append channel; of the known
+/// epoch: 4 birth ('' = none), 5 renewals; 6 '1' if this Redis loses nothing in a restart; 7 ms for which an ended lease
+/// still counts; 8 shards, if this is the birth; of the known epoch: 9 its number ('' = none), 10 base, 11 append steps, 12
+/// earlier epochs; 13 highest known sequence; 14 known servers; 15 what is published behind the server's name when an epoch
+/// begins.
 ///
 /// Returns the time, the name, whether it is new or its lease had ended, the live servers, and the epoch.
 ///
-/// An epoch begins at least 2 000 000 above all known bases and sequences, and above those that logs without a state
-/// were given
-/// (`lost`, see `lua/epoch.lua`). 32 past epochs are remembered. A server that has adopted none of them begins a new
+/// An epoch begins at least 2 000 000 above all known bases and sequences, and above those that logs without a state were
+/// given (`lost`, see `lua/epoch.lua`). 32 past epochs are remembered. A server that has adopted none of them begins a new
 /// one.
 ///
 /// A restarted Redis counts as having lost nothing if it syncs every write and was not a replica before.
@@ -131,8 +120,8 @@ static RENEW: LazyLock<Script> = LazyLock::new(|| {
             for _ = 32, count - 1 do list = string.gsub(list, '^%d+,', '') end
             return list
           end
-          -- A server that knew less may have appended meanwhile. With another replication id none did: it would have
-          -- begun an epoch.
+          -- A server that knew less may have appended meanwhile. With another replication id none did: it would have begun an
+          -- epoch.
           if is_other or has_gone_back and not forgot then suspect = add(suspect, here[3]) end
           past = add(add(past, here[3] or ''), ARGV[12] .. ',' .. known)
           if birth or known ~= '' then base = math.max(now, math.max(base, ARGV[10], ARGV[13], here[11] or 0) + 2000000) end
@@ -154,9 +143,8 @@ static RENEW: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Renews the lease of `node`, and adopts the stored epoch or begins one. Returns its name, the membership, and
-/// whether the lease was
-/// still valid.
+/// Renews the lease of `node`, and adopts the stored epoch or begins one. Returns its name, the membership, and whether the
+/// lease was still valid.
 pub(super) async fn renew(
     lines: &RedisClient,
     names: &Keys,

@@ -11,9 +11,8 @@
 //! - [`store`]: user logs, with the scripts in `lua/` · [`import_export`]: `mesa import` and `mesa export`
 //! - [`RedisBackplane`]: implements [`Cluster`](crate::cluster::Cluster) with all of that
 //!
-//! The connection has a runtime of its own with one thread. So a request is completed even if its caller gives up,
-//! and a caller that
-//! may block can do so on any thread.
+//! The connection has a runtime of its own with one thread. So a request is completed even if its caller gives up, and a
+//! caller that may block can do so on any thread.
 
 mod backplane;
 mod broadcast;
@@ -150,8 +149,8 @@ impl ServerLink {
 
     /// Spawns a task that runs until this server deregisters.
     ///
-    /// `part` names it in `/readyz`. The task returns when what it works for is gone. After a panic it restarts with
-    /// the same `state`.
+    /// `part` names it in `/readyz`. The task returns when what it works for is gone. After a panic it restarts with the same
+    /// `state`.
     pub fn spawn<S: Send + 'static>(
         self: &Arc<Self>,
         part: &'static str,
@@ -192,8 +191,7 @@ impl ServerLink {
         }
     }
 
-    /// Runs `work`, and cancels it when the caller stops waiting. Only for reads: a cancelled write may have been
-    /// done.
+    /// Runs `work`, and cancels it when the caller stops waiting. Only for reads: a cancelled write may have been done.
     ///
     /// # Errors
     /// Those of `work`, or when the connection is closed.

@@ -1,7 +1,7 @@
 //! Handles what the subscription delivers: users with new entries, and broadcasts.
 //!
-//! Nothing durable depends on it. After the connection was lost, listeners get [`Notification::Resync`] and read the
-//! logs again.
+//! Nothing durable depends on it. After the connection was lost, listeners get [`Notification::Resync`] and read the logs
+//! again.
 
 use std::{
     sync::Weak,
@@ -18,9 +18,8 @@ use super::{
 };
 use crate::{compat::keyspace::Name, message::UserId};
 
-/// How often every session reads its log in a Redis Cluster, whatever was received. The nodes forward what is
-/// published to each other, and
-/// lose it without notice where their own connections break.
+/// How often every session reads its log in a Redis Cluster, whatever was received. The nodes forward what is published to
+/// each other, and lose it without notice where their own connections break.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Subscribes until the link is dropped.
@@ -73,9 +72,8 @@ fn woken(payload: &[u8], node: &str) -> Option<Vec<UserId>> {
     (parts.next()? != node).then(|| parts.filter_map(|user| UserId::new(user).ok()).collect())
 }
 
-/// Tells whether this is the name of a server that is not known yet. Then the lease is renewed at once to list the
-/// live servers, because
-/// steps on logs wait for the reports of known ones.
+/// Tells whether this is the name of a server that is not known yet. Then the lease is renewed at once to list the live
+/// servers, because steps on logs wait for the reports of known ones.
 fn is_new(link: &ServerLink, payload: &[u8]) -> bool {
     !payload.contains(&0) && !link.membership().nodes.split(',').any(|node| node.as_bytes() == payload)
 }

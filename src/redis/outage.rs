@@ -14,7 +14,8 @@ pub(super) const OUTAGE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an outage counts after a request was last refused: three renewals of the lease, which are refused in it too.
 const OUTAGE_TTL: Duration = Duration::from_secs(6);
 
-/// Hash tags of refused requests that are remembered. Where there are more, an answer to one of those does not end the outage.
+/// Hash tags of refused requests that are remembered. Where there are more, an answer to one of those does not end the
+/// outage.
 const TAGS_MAX: usize = 1024;
 
 /// The part of a key that selects its slot.

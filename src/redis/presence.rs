@@ -1,16 +1,13 @@
 //! Presence: which users are connected to which server.
 //!
-//! Each server keeps a table of its users. A user in any table is online. A dead server leaves its table behind, and
-//! another server
-//! removes it when the lease has ended (`reaper`).
+//! Each server keeps a table of its users. A user in any table is online. A dead server leaves its table behind, and another
+//! server removes it when the lease has ended (`reaper`).
 //!
-//! The original's keys for the same (`connected_clients`, `connected_clients_count`) are written in the same step, so
-//! that they always
-//! agree. An entry in `connected_clients` may be the original's or ours. Ours stays for a while after the user has
-//! gone: until
-//! its server has written that, or until another server has noticed that its server died. So the users that we added
-//! are recorded
-//! too, with the time when they went offline. A listed user without such a record is connected to the original only.
+//! The original's keys for the same (`connected_clients`, `connected_clients_count`) are written in the same step, so that
+//! they always agree. An entry in `connected_clients` may be the original's or ours. Ours stays for a while after the user
+//! has gone: until its server has written that, or until another server has noticed that its server died. So the users that
+//! we added are recorded too, with the time when they went offline. A listed user without such a record is connected to the
+//! original only.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -43,12 +40,10 @@ const BATCH_MAX: usize = 200;
 /// Changes within this delay are written together.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Grace period during which a disconnected user still counts as connected: other servers may have messages in
-/// flight.
+/// Grace period during which a disconnected user still counts as connected: other servers may have messages in flight.
 const STILL_HERE: Duration = Duration::from_secs(15);
 
-/// Users in the grace period. With one more the earliest leaves it. Servers check for undelivered copies later
-/// anyway.
+/// Users in the grace period. With one more the earliest leaves it. Servers check for undelivered copies later anyway.
 const GONE_MAX: usize = 50_000;
 
 /// Users read in one step.
@@ -60,20 +55,16 @@ const RETRY_DELAY: Duration = Duration::from_millis(250);
 /// How often dead servers and servers of the original are looked for.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// KEYS: 1 online users, 2 servers, 3 this server's table, 4 dead servers, then tables of other servers; ARGV: 1 this
-/// server,
-/// 2 prefix and 3 suffix of a table's name, 4 `connected_clients` ('' without the original), 5 users that we added
-/// there, then
-/// each user and its number of connections. Returns the users that are new in `connected_clients`.
+/// KEYS: 1 online users, 2 servers, 3 this server's table, 4 dead servers, then tables of other servers; ARGV: 1 this server,
+/// 2 prefix and 3 suffix of a table's name, 4 `connected_clients` ('' without the original), 5 users that we added there,
+/// then each user and its number of connections. Returns the users that are new in `connected_clients`.
 ///
 /// `PERSIST` changes nothing; see [`RedisClient::query_when_full`](super::connection::RedisClient::query_when_full).
 ///
-/// The other tables are among the keys, here and below, because a slot may be moving in a Redis Cluster. Then a table
-/// that has moved
-/// reads as empty, unless the key was named.
+/// The other tables are among the keys, here and below, because a slot may be moving in a Redis Cluster. Then a table that
+/// has moved reads as empty, unless the key was named.
 ///
-/// A server that was taken for dead and does not know it yet adds itself to the dead servers. What it writes is then
-/// removed
+/// A server that was taken for dead and does not know it yet adds itself to the dead servers. What it writes is then removed
 /// unless it comes back.
 static HERE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -107,8 +98,7 @@ static HERE: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// KEYS: 1 connection counts, 2 servers, 3 dead servers; ARGV: 1 this server, 2 its number of connections, 3
-/// `connected_clients_count`
-/// ('' without the original).
+/// `connected_clients_count` ('' without the original).
 static COUNT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -326,9 +316,8 @@ async fn keep_looking(link: Weak<ServerLink>, presence: Arc<Presence>) {
     }
 }
 
-/// KEYS: 1 servers, then tables; ARGV: 1 this server, 2 and 3 as above, then users. Returns the number of connections
-/// of each user at
-/// other servers.
+/// KEYS: 1 servers, then tables; ARGV: 1 this server, 2 and 3 as above, then users. Returns the number of connections of each
+/// user at other servers.
 static WHERE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t, counts = redis.call('TIME'), {}
@@ -378,8 +367,8 @@ pub(super) async fn online(link: &ServerLink, after: Option<&UserId>, limit: usi
 
 /// Lists all users who are online at a server of ours.
 ///
-/// Reads pages, so that Redis serves others in between. A user who connects or disconnects meanwhile may be in the
-/// list or not.
+/// Reads pages, so that Redis serves others in between. A user who connects or disconnects meanwhile may be in the list or
+/// not.
 pub(super) async fn everybody(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
     let mut all: Vec<UserId> = Vec::new();
     loop {

@@ -1,10 +1,8 @@
 //! Removes the state of servers that left or died.
 //!
-//! A server whose lease has ended moves from the servers to the dead servers, in one step. Its table is deleted in
-//! batches of 200
-//! users. One server claims a dead server for 5 s at a time; if it dies, another resumes. A server that was taken for
-//! dead and
-//! renews its lease finds that its lease was gone, and writes its state again. The removal then stops.
+//! A server whose lease has ended moves from the servers to the dead servers, in one step. Its table is deleted in batches of
+//! 200 users. One server claims a dead server for 5 s at a time; if it dies, another resumes. A server that was taken for
+//! dead and renews its lease finds that its lease was gone, and writes its state again. The removal then stops.
 //!
 //! `PERSIST` changes nothing; see [`RedisClient::query_when_full`](super::connection::RedisClient::query_when_full).
 
@@ -19,11 +17,11 @@ const STEP: usize = 200;
 /// How long a claim lasts from one step to the next, in ms. Then another server resumes.
 const CLAIM_MS: u64 = 5000;
 
-/// KEYS: 1 servers, 2 dead servers; ARGV: 1 this server, 2 length of the claim in ms. Returns a dead server that no
-/// server claims.
+/// KEYS: 1 servers, 2 dead servers; ARGV: 1 this server, 2 length of the claim in ms. Returns a dead server that no server
+/// claims.
 ///
-/// An entry without a name always stays in the set. In a slot that is moving, a missing key would be taken for one on
-/// its way.
+/// An entry without a name always stays in the set. In a slot that is moving, a missing key would be taken for one on its
+/// way.
 static CLAIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -43,8 +41,7 @@ static CLAIM: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// KEYS: 1 servers, 2 dead servers; ARGV: 1 this server, 2 as above. Moves this server to the dead ones and claims
-/// it.
+/// KEYS: 1 servers, 2 dead servers; ARGV: 1 this server, 2 as above. Moves this server to the dead ones and claims it.
 static LEAVE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -54,11 +51,9 @@ static LEAVE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// KEYS: 1 servers, 2 dead servers, 3 online users, 4 the dead server's table, 5 connection counts, then tables of
-/// other servers;
-/// ARGV: 1 the dead server, 2 as above, 3 prefix and 4 suffix of a table's name, 5 scan cursor in the table, 6 batch
-/// size,
-/// 7 `connected_clients` ('' without the original), 8 users that we added there, 9 `connected_clients_count`.
+/// KEYS: 1 servers, 2 dead servers, 3 online users, 4 the dead server's table, 5 connection counts, then tables of other
+/// servers; ARGV: 1 the dead server, 2 as above, 3 prefix and 4 suffix of a table's name, 5 scan cursor in the table, 6 batch
+/// size, 7 `connected_clients` ('' without the original), 8 users that we added there, 9 `connected_clients_count`.
 ///
 /// Returns the next scan cursor. Returns nothing when all is removed, or the server is back.
 static STEPS: LazyLock<Script> = LazyLock::new(|| {

@@ -229,12 +229,11 @@ impl Meaning {
     }
 }
 
-/// How long a refusal counts after its last occurrence: three renewals of the lease, so that a refused renewal counts
-/// all the time.
+/// How long a refusal counts after its last occurrence: three renewals of the lease, so that a refused renewal counts all the
+/// time.
 const REFUSAL_TTL: Duration = Duration::from_secs(6);
 
-/// Refused requests that are remembered: more than there are scripts and commands. With one more the oldest is
-/// dropped.
+/// Refused requests that are remembered: more than there are scripts and commands. With one more the oldest is dropped.
 const REFUSALS_MAX: usize = 64;
 
 /// The requests that Redis refuses now.
@@ -340,9 +339,8 @@ fn code(error: &redis::RedisError) -> Option<&str> {
     }
 }
 
-/// Extracts the code of an error that a command within a script has met. Redis 7 reports a missing permission without
-/// its code. Redis
-/// below 7 wraps every error: `ERR Error running script (…): @user_script:12: NOPERM …`.
+/// Extracts the code of an error that a command within a script has met. Redis 7 reports a missing permission without its
+/// code. Redis below 7 wraps every error: `ERR Error running script (…): @user_script:12: NOPERM …`.
 fn within_script<'a>(code: &'a str, detail: &'a str) -> (&'a str, &'a str) {
     if detail.starts_with(NO_PERMISSION_IN_SCRIPT) {
         return ("NOPERM", detail);
@@ -355,8 +353,7 @@ fn within_script<'a>(code: &'a str, detail: &'a str) -> (&'a str, &'a str) {
     }
 }
 
-/// Tells whether Lua itself failed in one of our scripts: a stored value does not have the form that the scripts
-/// write.
+/// Tells whether Lua itself failed in one of our scripts: a stored value does not have the form that the scripts write.
 fn is_script_failure(code: &str, detail: &str) -> bool {
     code == "ERR" && (detail.starts_with("user_script:") || detail.starts_with("Error running script"))
 }
@@ -375,16 +372,14 @@ fn cut(detail: &str) -> &str {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedisError {
-    /// Redis cannot be reached, the connection was lost before the reply, or Redis takes no requests for now (it is
-    /// busy, a replica, a primary
-    /// without replicas, or a Redis Cluster under repair). The request may have been done.
+    /// Redis cannot be reached, the connection was lost before the reply, or Redis takes no requests for now (it is busy, a
+    /// replica, a primary without replicas, or a Redis Cluster under repair). The request may have been done.
     #[error("Redis cannot be reached, or takes nothing for now: {0}")]
     Unavailable(Arc<str>),
     /// Redis has no memory for more.
     #[error("Redis has no room: {0}")]
     Full(Arc<str>),
-    /// Redis refuses until an operator changes something: a password, permissions, an address. Says nothing about the
-    /// data.
+    /// Redis refuses until an operator changes something: a password, permissions, an address. Says nothing about the data.
     #[error("Redis refuses: {0}")]
     Refused(Arc<str>),
     /// A stored value does not have the form that it was written in.

@@ -1,10 +1,8 @@
 //! A subscription that reconnects.
 //!
 //! An open socket may lead to a demoted primary. So each server publishes its own name when it renews its lease, and
-//! resubscribes if
-//! it has not received it for 6 s. It also resubscribes when the connection for requests was remade, so that both
-//! lead to the same
-//! Redis. Mostly that is the Redis there was; then nothing is missed: see [`hand_over`].
+//! resubscribes if it has not received it for 6 s. It also resubscribes when the connection for requests was remade, so that
+//! both lead to the same Redis. Mostly that is the Redis there was; then nothing is missed: see [`hand_over`].
 
 use std::{
     sync::{
@@ -67,8 +65,8 @@ enum End {
     Stopped,
 }
 
-/// Passes what is published on these channels to `on`, until the link is dropped. `on` returns whether it was this
-/// server's own name.
+/// Passes what is published on these channels to `on`, until the link is dropped. `on` returns whether it was this server's
+/// own name.
 pub(super) async fn subscribe(
     link: Weak<ServerLink>,
     channels: &[String],
@@ -161,14 +159,12 @@ async fn listen(
 
 /// Replaces a subscription such that nothing is missed or received twice.
 ///
-/// While both are subscribed a unique marker is published. The old subscription is read up to the marker, the new one
-/// from it
-/// on. `None` where the marker does not arrive at the old one: that may lead to another Redis, so messages may have
-/// been missed.
+/// While both are subscribed a unique marker is published. The old subscription is read up to the marker, the new one from it
+/// on. `None` where the marker does not arrive at the old one: that may lead to another Redis, so messages may have been
+/// missed.
 ///
-/// Every subscriber of one Redis receives all messages in one order. Subscribers in a Redis Cluster, or of a Redis
-/// and its replica, do
-/// not.
+/// Every subscriber of one Redis receives all messages in one order. Subscribers in a Redis Cluster, or of a Redis and its
+/// replica, do not.
 async fn hand_over(
     link: &Arc<ServerLink>,
     old: &mut Subscription,

@@ -1,7 +1,6 @@
 //! The original's channel `ws`, on which its servers and Dispatchers publish.
 //!
-//! Servers of ours subscribe with a pattern, which NUMSUB does not count. So its subscribers are servers of the
-//! original.
+//! Servers of ours subscribe with a pattern, which NUMSUB does not count. So its subscribers are servers of the original.
 
 use std::{collections::HashSet, sync::LazyLock};
 
@@ -24,8 +23,8 @@ const ASKED_MAX: usize = 500;
 /// Users read in one step.
 const PAGE: usize = 1000;
 
-/// How long users that we added to the connected ones are remembered, in ms. That is longer than any operation that
-/// relies on it.
+/// How long users that we added to the connected ones are remembered, in ms. That is longer than any operation that relies on
+/// it.
 const REMEMBERED_MS: u64 = 60_000;
 
 /// Something that was published on the channel.
@@ -123,9 +122,8 @@ pub(in crate::redis) async fn is_there(link: &ServerLink) -> Result<bool, RedisE
     Ok(count > 0)
 }
 
-/// KEYS: 1 `connected_clients`, 2 users that we added there; ARGV: users. Returns for each 0: not connected; 1:
-/// connected, perhaps because we
-/// added the user; 2: connected to the original only.
+/// KEYS: 1 `connected_clients`, 2 users that we added there; ARGV: users. Returns for each 0: not connected; 1: connected,
+/// perhaps because we added the user; 2: connected to the original only.
 static CONNECTED: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local found = {}
@@ -156,8 +154,8 @@ pub(in crate::redis) async fn connected(
     Ok(found)
 }
 
-/// KEYS: 1 users that we added; ARGV: 1 ms for which offline ones are remembered, 2 how many are removed at most.
-/// Returns how many were.
+/// KEYS: 1 users that we added; ARGV: 1 ms for which offline ones are remembered, 2 how many are removed at most. Returns how
+/// many were.
 static FORGET: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
@@ -177,8 +175,8 @@ pub(in crate::redis) async fn forget(link: &ServerLink) -> Result<(), RedisError
 
 /// Lists all online users, whichever server they are connected to.
 ///
-/// Reads pages, so that Redis serves others in between. A user who connects or disconnects meanwhile may be in the
-/// list or not.
+/// Reads pages, so that Redis serves others in between. A user who connects or disconnects meanwhile may be in the list or
+/// not.
 pub(in crate::redis) async fn everybody(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
     let connected = link.keys().original(Name::Clients);
     // Pages may repeat users.
@@ -206,8 +204,8 @@ pub(in crate::redis) async fn connections(link: &ServerLink) -> Result<usize, Re
     Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(0))
 }
 
-/// Tells whether the original can use this Redis. It does not support Redis Cluster, so nothing is written or read
-/// for it there.
+/// Tells whether the original can use this Redis. It does not support Redis Cluster, so nothing is written or read for it
+/// there.
 pub(in crate::redis) fn original_supported(link: &ServerLink) -> bool {
     !link.client().is_redis_cluster()
 }

@@ -1,16 +1,13 @@
 //! Stores messages that the original's servers and Dispatchers publish for users of ours, once for each user.
 //!
-//! All servers of ours receive the same messages on the original's channel, in one order. None knows whether another
-//! one is still
-//! alive. So each message gets an identity on which they agree: every server publishes a marker once a second, and a
-//! message is the n-th
-//! one after the last marker. Under that identity a server stores it at once for its own users, also recently
-//! disconnected ones. A second
-//! later it stores it for users of ours that have no copy yet. Each copy is made once ([`Append::each_once`]).
+//! All servers of ours receive the same messages on the original's channel, in one order. None knows whether another one is
+//! still alive. So each message gets an identity on which they agree: every server publishes a marker once a second, and a
+//! message is the n-th one after the last marker. Under that identity a server stores it at once for its own users, also
+//! recently disconnected ones. A second later it stores it for users of ours that have no copy yet. Each copy is made once
+//! ([`Append::each_once`]).
 //!
-//! A server that has just subscribed knows no identities until it receives a marker. Until then it stores messages
-//! for its own users without
-//! one: a duplicate is better than a loss.
+//! A server that has just subscribed knows no identities until it receives a marker. Until then it stores messages for its
+//! own users without one: a duplicate is better than a loss.
 //!
 //! A user who comes from another server first gets what that one may not have stored. So the user's order is that of
 //! publication.
@@ -39,8 +36,7 @@ use crate::{
     redis::{Notification, RedisError, ServerLink, connection::Script, presence::Presence},
 };
 
-/// Messages that may wait to be stored, and their bytes as published. One more is lost, as with the original, and
-/// logged.
+/// Messages that may wait to be stored, and their bytes as published. One more is lost, as with the original, and logged.
 const WAITING_MAX: usize = 8192;
 const WAITING_BYTES_MAX: usize = 64 << 20;
 
@@ -322,8 +318,8 @@ async fn seen_to(link: &ServerLink, late: &mut Late) -> Vec<OriginalMessage> {
     }
 }
 
-/// KEYS: 1 users that we added, then the record of each copy; ARGV: users, likewise. Returns 1 for each user of ours
-/// without a copy.
+/// KEYS: 1 users that we added, then the record of each copy; ARGV: users, likewise. Returns 1 for each user of ours without
+/// a copy.
 static UNMADE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local unmade = {}

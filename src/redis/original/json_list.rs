@@ -1,13 +1,11 @@
-//! Splits a JSON array into the texts of its elements, from pieces of its text. Holds no more than a piece and an
-//! element.
+//! Splits a JSON array into the texts of its elements, from pieces of its text. Holds no more than a piece and an element.
 //!
 //! Of an element longer than [`ELEMENT_BYTES_MAX`] only its position is returned.
 
 use std::ops::Range;
 
-/// Bytes of an element's text that are held. Messages that can be sent to clients are 16 times shorter; the rest may
-/// be spaces and options
-/// of the original.
+/// Bytes of an element's text that are held. Messages that can be sent to clients are 16 times shorter; the rest may be
+/// spaces and options of the original.
 pub(super) const ELEMENT_BYTES_MAX: usize = 1 << 20;
 
 /// A reader of one array.

@@ -1,10 +1,8 @@
 //! A list of the original taken from `undelivered_messages`: two keys of its own, read in pieces.
 //!
-//! A hash field can only be read whole. So the step that takes a list moves it to a key that can be read in pieces.
-//! The second key stores
-//! the position: `NAME PLACE OFFSET`. A message is identified by `NAME` and its place in the list, so its id is the
-//! same in every
-//! attempt.
+//! A hash field can only be read whole. So the step that takes a list moves it to a key that can be read in pieces. The
+//! second key stores the position: `NAME PLACE OFFSET`. A message is identified by `NAME` and its place in the list, so its
+//! id is the same in every attempt.
 
 use std::sync::LazyLock;
 
@@ -23,23 +21,21 @@ use crate::{
 /// Prefix of the hash fields in which earlier servers of ours stored a taken list.
 pub(in crate::redis) const TAKEN: &str = "\0mesa:taken:";
 
-/// A list may hold many messages that cannot be sent: one log line per interval, with how many were set aside since
-/// the last.
+/// A list may hold many messages that cannot be sent: one log line per interval, with how many were set aside since the last.
 static ASIDE: LogLimit = LogLimit::new();
 
-/// Bytes of a list that are read at once. So no more than this and one message ([`ELEMENT_BYTES_MAX`]) is read and
-/// not appended yet.
+/// Bytes of a list that are read at once. So no more than this and one message ([`ELEMENT_BYTES_MAX`]) is read and not
+/// appended yet.
 const PIECE_BYTES: u64 = 1 << 20;
 
 /// Bytes that are appended together (one message at least). Never more than one append step takes.
 const RUN_BYTES_MAX: usize = 1 << 20;
 
-/// KEYS: 1 the original's pending messages, 2 position, 3 the taken list; ARGV: 1 the user, 2 the field that marks a
-/// taken list, 3 a new name.
-/// Returns the position and the length of the list; false where there is none.
+/// KEYS: 1 the original's pending messages, 2 position, 3 the taken list; ARGV: 1 the user, 2 the field that marks a taken
+/// list, 3 a new name. Returns the position and the length of the list; false where there is none.
 ///
-/// Earlier servers of ours stored the list itself in that field, as `NAME\nLIST` or `NAME+PLACE\nLIST`. For them the
-/// field holds an empty list.
+/// Earlier servers of ours stored the list itself in that field, as `NAME\nLIST` or `NAME+PLACE\nLIST`. For them the field
+/// holds an empty list.
 static TAKE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -66,11 +62,9 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// KEYS as above, and 4 the messages set aside; ARGV: 1 old and 2 new position ('' = the end), 3 first and 4 last
-/// byte of a message to set
-/// aside ('' = none), 5 texts to set aside after it ('' = none), 6 byte from which all the rest is set aside ('' =
-/// none),
-/// 7 the field that marks a taken list. Does nothing where another server has moved the position.
+/// KEYS as above, and 4 the messages set aside; ARGV: 1 old and 2 new position ('' = the end), 3 first and 4 last byte of a
+/// message to set aside ('' = none), 5 texts to set aside after it ('' = none), 6 byte from which all the rest is set aside
+/// ('' = none), 7 the field that marks a taken list. Does nothing where another server has moved the position.
 ///
 /// Messages are set aside by appending to a key, in pieces. A hash field would be rewritten each time.
 static DONE: LazyLock<Script> = LazyLock::new(|| {
@@ -135,8 +129,7 @@ pub(in crate::redis) struct Left {
 pub(in crate::redis) struct Part {
     /// Messages in order.
     pub left: Vec<Left>,
-    /// First and last byte of a message that is too long to be read. It precedes the others: it ended in the last
-    /// piece.
+    /// First and last byte of a message that is too long to be read. It precedes the others: it ended in the last piece.
     long: Option<(u64, u64)>,
     /// Messages that cannot be sent to a client, each with the position before it.
     aside: Vec<((u64, u64), Bytes)>,
@@ -184,8 +177,7 @@ fn random_name() -> Result<String, RedisError> {
 }
 
 impl<'a> List<'a> {
-    /// Takes the original's pending messages of a user, or resumes with a list taken before. `None` where there are
-    /// none.
+    /// Takes the original's pending messages of a user, or resumes with a list taken before. `None` where there are none.
     pub(in crate::redis) async fn take(
         link: &'a ServerLink,
         user: &'a UserId,
@@ -256,8 +248,7 @@ impl<'a> List<'a> {
         }
     }
 
-    /// Records a part as done, up to a message that has no room if there is one. Returns true if the list may have
-    /// more.
+    /// Records a part as done, up to a message that has no room if there is one. Returns true if the list may have more.
     pub(in crate::redis) async fn done(&mut self, part: &Part, stops: Option<&Left>) -> Result<bool, RedisError> {
         let then = if stops.is_some() { Then::More } else { part.then };
         let (place, offset) = stops.map_or(self.given, |left| left.at);
@@ -311,9 +302,8 @@ fn read(text: &[u8], user: &UserId, name: &str, place: u64, bytes_max: u64) -> R
     Ok(Append { each_once: Some(id), ..Append::new(payload, vec![user.clone()]) })
 }
 
-/// Counts the messages that can be appended together such that, if one has no room, none after it has. No message
-/// follows a larger one,
-/// and all go into one step.
+/// Counts the messages that can be appended together such that, if one has no room, none after it has. No message follows a
+/// larger one, and all go into one step.
 pub(in crate::redis) fn run(left: &[Left]) -> usize {
     let (mut count, mut bytes, mut last) = (0, 0, 0);
     for size in left.iter().take(ITEMS_MAX).map(|left| left.append.payload.as_bytes().len()) {

@@ -1,16 +1,12 @@
 //! Imports what a process of the original has stored for a user in `undelivered_messages`.
 //!
-//! One step moves the list to keys of our own, under a new name each time. A message is removed from there only when
-//! it is in the log. So if
-//! a server dies in between, another one resumes, and nothing is delivered twice. A message without room in the log
-//! stays taken, with all
-//! that follow it, and is retried as the user frees quota. A message that cannot be sent to a client, or exceeds
-//! `sync.maxBytes`, is set
-//! aside under a key of its own, for an operator. See `taken`.
+//! One step moves the list to keys of our own, under a new name each time. A message is removed from there only when it is in
+//! the log. So if a server dies in between, another one resumes, and nothing is delivered twice. A message without room in
+//! the log stays taken, with all that follow it, and is retried as the user frees quota. A message that cannot be sent to a
+//! client, or exceeds `sync.maxBytes`, is set aside under a key of its own, for an operator. See `taken`.
 //!
-//! A process of the original sees that a user is offline, and stores the message a moment later. If the user connects
-//! in between, no server
-//! would look until the next login. So two more looks follow after the original lists the user as online.
+//! A process of the original sees that a user is offline, and stores the message a moment later. If the user connects in
+//! between, no server would look until the next login. So two more looks follow after the original lists the user as online.
 
 use std::{
     collections::VecDeque,
@@ -32,8 +28,7 @@ use crate::{
 const LISTS_MAX: usize = 16;
 
 /// How long lists of one user are imported in one go. A connecting client waits for that; the default of
-/// `authentication.timeout` is five
-/// times as long. The rest follows during the session.
+/// `authentication.timeout` is five times as long. The rest follows during the session.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Users whose import is incomplete and retried. For one more it is retried at the next login.
@@ -45,9 +40,8 @@ const OWED_AT_ONCE: usize = 32;
 /// Batches of newly connected users that may wait. Those of one more are looked at when they connect again.
 pub(in crate::redis) const CAME_MAX: usize = 1024;
 
-/// Delays after a user has connected until the original's hash is read again. Most messages are there by the first;
-/// the second is for a
-/// slow process.
+/// Delays after a user has connected until the original's hash is read again. Most messages are there by the first; the
+/// second is for a slow process.
 const LOOK_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
 
 /// KEYS: 1 the original's pending messages; ARGV: fields. Returns those that exist.
@@ -181,8 +175,8 @@ impl Shared {
                 for (left, made) in now.iter().zip(made) {
                     match made {
                         Ok(made) if made.seqs.iter().all(Result::is_ok) => {}
-                        // Redis itself may be full. The user must still be able to connect, since acknowledgements
-                        // free memory.
+                        // Redis itself may be full. The user must still be able to connect, since acknowledgements free
+                        // memory.
                         Ok(_) | Err(RedisError::Full(_)) => stops = stops.or(Some(left)),
                         Err(error) => return Err(error),
                     }

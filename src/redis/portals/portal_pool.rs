@@ -1,10 +1,8 @@
 //! The pool of portals of all servers, also the original's, and events that are published to it.
 //!
-//! In the original's pool (`available_portals_pool`) a portal of ours is called `SERVER.PORTAL`. The name says where
-//! the portal is, and whose
-//! it was when the server has died. Events go over the original's channel (`portal`). A server skips its own events
-//! there, as it has
-//! dispatched them to its own portals before.
+//! In the original's pool (`available_portals_pool`) a portal of ours is called `SERVER.PORTAL`. The name says where the
+//! portal is, and whose it was when the server has died. Events go over the original's channel (`portal`). A server skips its
+//! own events there, as it has dispatched them to its own portals before.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -40,15 +38,14 @@ const FAR_MAX: usize = 1024;
 /// How often the pool is read, whatever was received.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long an announcement counts more than the pool: a portal of the original announces itself before it adds
-/// itself to the pool.
+/// How long an announcement counts more than the pool: a portal of the original announces itself before it adds itself to the
+/// pool.
 const HEARD_FOR: Duration = Duration::from_secs(5);
 
 /// Delay after a failed attempt.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// KEYS: 1 the pool, also its channel; ARGV: 1 SADD or SREM, 2 the portal, 3 the announcement. Announced only if the
-/// pool
+/// KEYS: 1 the pool, also its channel; ARGV: 1 SADD or SREM, 2 the portal, 3 the announcement. Announced only if the pool
 /// changed: a server of the original that hears of an unknown portal leaving removes another one.
 static CHANGE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(

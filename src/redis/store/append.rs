@@ -86,9 +86,8 @@ pub(super) async fn keep_appending(shared: Weak<Shared>, queue: &mut mpsc::Recei
 }
 
 impl Shared {
-    /// Makes appends like [`Store::append_all`](crate::store::Store::append_all), with a result for each: an error of
-    /// one need not concern
-    /// the others.
+    /// Makes appends like [`Store::append_all`](crate::store::Store::append_all), with a result for each: an error of one
+    /// need not concern the others.
     pub(in crate::redis) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<Appended, RedisError>> {
         let mut appended: Vec<Result<Appended, RedisError>> = vec![Ok(Appended::default()); appends.len()];
         let mut copies: Vec<Copied> = Vec::new();

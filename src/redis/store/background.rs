@@ -140,13 +140,12 @@ impl Shared {
         Ok(found)
     }
 
-    /// Checks whether Redis has memory again after an append was rejected. Otherwise a backend that sends nothing to
-    /// a full server would
-    /// never see it recover.
+    /// Checks whether Redis has memory again after an append was rejected. Otherwise a backend that sends nothing to a full
+    /// server would never see it recover.
     pub(super) async fn look_for_room(&self) -> Result<(), RedisError> {
         let Some((why, key)) = self.full.read().clone() else { return Ok(()) };
-        // Rejected without memory like every command that may need some. The key is a stream and no list, so the
-        // command changes nothing.
+        // Rejected without memory like every command that may need some. The key is a stream and no list, so the command
+        // changes nothing.
         let asked = self.caller.link()?.client().query::<redis::Value>(redis::cmd("LPUSHX").arg(key).arg("")).await;
         match asked {
             Ok(_) | Err(RedisError::Damaged(_)) => {

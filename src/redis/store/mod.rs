@@ -1,11 +1,8 @@
-//! User logs on a Redis that several servers share. The contract is that of [`Store`], with the durability of that
-//! Redis.
+//! User logs on a Redis that several servers share. The contract is that of [`Store`], with the durability of that Redis.
 //!
-//! Every step on a log is one script, which Redis runs completely or not at all. A log is two keys in one slot. In
-//! memory is only what this
-//! server has yet to report ([`unflushed`]): acknowledgements and holds. They are written within about 20 ms, and
-//! before any query about
-//! that user.
+//! Every step on a log is one script, which Redis runs completely or not at all. A log is two keys in one slot. In memory is
+//! only what this server has yet to report ([`unflushed`]): acknowledgements and holds. They are written within about 20 ms,
+//! and before any query about that user.
 //!
 //! - `scripts`: the scripts, made of the parts in `lua/`
 //! - `script_client`: arguments and replies of the scripts
@@ -15,37 +12,32 @@
 //! # Differences from the embedded store
 //!
 //! - *Durability* is that of Redis (`appendfsync`, replicas). `store.durability` has no effect.
-//! - *Sequences* rise by more than one where Redis may have lost some (a failover, a restart, an emptied Redis). The
-//!   gap has the reason
-//!   [`Loss::Lost`]. Every step checks the failover epoch (`lua/check_epoch.lua`); `redis/membership.rs` states the invariant.
-//! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] entries. Larger ones are
-//!   several steps, and in a
-//!   Redis Cluster each entry is its own, because users are in different slots. After a crash or a lost connection only some
-//!   recipients may have the message. With an id ([`Once`](crate::store::Once)) it can be retried, and reaches each
-//! recipient once.
-//! - [`Limits::ids`], [`Limits::store_bytes`] and [`Limits::free_bytes`] have no effect. Redis has `maxmemory`; what
-//!   it rejects is
-//!   [`StoreError::Full`].
+//! - *Sequences* rise by more than one where Redis may have lost some (a failover, a restart, an emptied Redis). The gap has
+//!   the reason [`Loss::Lost`]. Every step checks the failover epoch (`lua/check_epoch.lua`); `redis/membership.rs` states
+//!   the invariant.
+//! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] entries. Larger ones are several
+//!   steps, and in a Redis Cluster each entry is its own, because users are in different slots. After a crash or a lost
+//!   connection only some recipients may have the message. With an id ([`Once`](crate::store::Once)) it can be retried, and
+//!   reaches each recipient once.
+//! - [`Limits::ids`], [`Limits::store_bytes`] and [`Limits::free_bytes`] have no effect. Redis has `maxmemory`; what it
+//!   rejects is [`StoreError::Full`].
 //! - A message is stored once for each recipient.
 //! - [`Store::recent`] returns nothing: every read queries Redis. [`Store::backup`] fails: Redis makes its own backups.
 //! - There is no [`Store::outbox`]: webhook events need the embedded store.
 //!
 //! # Cost of a step
 //!
-//! Redis runs one step at a time, so a long one blocks every client. The state of a log lists *blocks* of up to 512
-//! entries or 256 KiB (and
-//! one entry): how many entries, how many bytes, and when the first expires. To measure a range, a step reads only
-//! the blocks at its ends:
-//! two for each range of a cursor, each once per step, however many cursors there are. A read fetches what it returns
-//! and about as
-//! much again, and ends a step after 1024 entries or 1 MiB. Expiry has the same bound. The next step resumes
-//! (`script_client`), and Redis serves others in between. Only eviction for one message is always one step.
+//! Redis runs one step at a time, so a long one blocks every client. The state of a log lists *blocks* of up to 512 entries
+//! or 256 KiB (and one entry): how many entries, how many bytes, and when the first expires. To measure a range, a step reads
+//! only the blocks at its ends: two for each range of a cursor, each once per step, however many cursors there are. A read
+//! fetches what it returns and about as much again, and ends a step after 1024 entries or 1 MiB. Expiry has the same bound.
+//! The next step resumes (`script_client`), and Redis serves others in between. Only eviction for one message is always one
+//! step.
 //!
 //! # Without memory
 //!
-//! What Redis rejects for lack of `maxmemory` is an append. All other steps are done, since they free memory. A
-//! script may write
-//! then if its first write needs no memory.
+//! What Redis rejects for lack of `maxmemory` is an append. All other steps are done, since they free memory. A script may
+//! write then if its first write needs no memory.
 
 pub(super) mod append;
 pub(super) mod background;

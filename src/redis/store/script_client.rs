@@ -136,9 +136,8 @@ impl ScriptClient {
         Ok(vec![link.keys().state(user.as_str()), link.keys().log(user.as_str())])
     }
 
-    /// Updates the user index and the expiry index in a Redis Cluster, where a step cannot. Then it confirms that in
-    /// the log: each step asks for
-    /// it until then.
+    /// Updates the user index and the expiry index in a Redis Cluster, where a step cannot. Then it confirms that in the log:
+    /// each step asks for it until then.
     pub(super) async fn listed(&self, user: &UserId, due: i64, unknown: bool) -> Result<(), RedisError> {
         let link = self.link()?;
         if !link.client().is_redis_cluster() {

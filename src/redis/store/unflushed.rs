@@ -1,12 +1,10 @@
 //! Reports that are not written to Redis yet: acknowledgements, holds and devices of each user on this server.
 //!
-//! Reports are idempotent. Holds and devices are versioned snapshots, so that an older report that arrives later
-//! changes nothing.
-//! Acknowledgements only grow.
+//! Reports are idempotent. Holds and devices are versioned snapshots, so that an older report that arrives later changes
+//! nothing. Acknowledgements only grow.
 //!
-//! A Redis that took over may have lost reports. So acknowledgements of attached sessions are remembered, and
-//! reported again when a log turns
-//! out to be in another epoch.
+//! A Redis that took over may have lost reports. So acknowledgements of attached sessions are remembered, and reported again
+//! when a log turns out to be in another epoch.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,13 +22,11 @@ use crate::{
 /// Acknowledged ranges of one user that may wait. With one more the oldest is dropped, which repeats those messages.
 const RANGES_MAX: usize = 256;
 
-/// Devices of one user that left and wait to be reported. With one more the first counts as last seen at its last
-/// report.
+/// Devices of one user that left and wait to be reported. With one more the first counts as last seen at its last report.
 const LEFT_MAX: usize = 64;
 
-/// Users that may wait while Redis is unreachable. Beyond that, users who disconnect without acknowledgements are
-/// dropped; their
-/// device then counts as attached for the lifetime of this server.
+/// Users that may wait while Redis is unreachable. Beyond that, users who disconnect without acknowledgements are dropped;
+/// their device then counts as attached for the lifetime of this server.
 const UNSAID_MAX: usize = 100_000;
 
 /// Name of a log in its epoch. Another name means that reports may have been lost.
@@ -213,8 +209,7 @@ impl UnflushedReports {
     }
 
     /// Records the name of a user's log, and that it was read up to `top`. Returns true if the name has changed: then
-    /// acknowledgements are
-    /// reported again. A log that does not exist has no name and is no change.
+    /// acknowledgements are reported again. A log that does not exist has no name and is no change.
     pub(super) fn entered(&self, user: &UserId, era: Era, top: Seq) -> bool {
         let All { users, dirty } = &mut *self.all.lock();
         let Some(local) = users.get_mut(user) else { return false };
