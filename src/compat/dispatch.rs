@@ -61,7 +61,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Recipient<'a> {
             type Value = Recipient<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a user id, which is a string or a whole number")
+                f.write_str("a user id, which is a string or an integer")
             }
 
             fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_known_with_its_namespace_and_no_other() {
+    fn find_accepts_only_names_with_the_namespace() {
         let plain = Keyspace::new(None);
         assert_eq!(plain.find(b"ws"), Some(Name::Ws));
         assert_eq!(plain.find(b"connected_clients_count"), Some(Name::Count));

@@ -91,7 +91,7 @@ async fn keep_telling(link: Weak<ServerLink>, presence: Arc<Presence>, waiting: 
         if let Some(Err(error)) = told.into_iter().find(Result::is_err)
             && let Some(suppressed) = NOT_PASSED_ON.due("words")
         {
-            tracing::warn!(%error, suppressed, "other servers were not told something that is not kept");
+            tracing::warn!(%error, suppressed, "a broadcast to other servers failed and is lost");
         }
     }
 }
@@ -216,7 +216,7 @@ impl Cluster for RedisBackplane {
         if self.words.try_send(word).is_err() {
             self.link.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= 1);
             if let Some(suppressed) = NOT_PASSED_ON.due("queue") {
-                tracing::warn!(suppressed, "the queue for other servers is full: an unsynced message is not passed on");
+                tracing::warn!(suppressed, "the queue of broadcasts is full: a broadcast to other servers is lost");
             }
         }
     }

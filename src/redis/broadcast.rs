@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_is_read_as_it_was_said_and_not_by_who_said_it() {
+    fn broadcast_decodes_as_encoded_except_at_its_sender() {
         let user = |id| UserId::new(id).unwrap();
         let payload = Payload::encode(0, Some("{\"a\":\n1}"), Some("T")).unwrap();
         for word in [

@@ -103,7 +103,7 @@ pub struct RedisClient {
 impl RedisClient {
     pub(super) fn new(redis: &config::Redis) -> Result<Self, RedisError> {
         let wrong = |error: redis::RedisError| {
-            RedisError::Refused(format!("its address cannot be used: {}", network_error(&error)).into())
+            RedisError::Refused(format!("invalid address: {}", network_error(&error)).into())
         };
         let target = match redis {
             config::Redis::One(url) => Target::Single(Box::new(Client::open(url.as_str()).map_err(wrong)?)),
@@ -333,10 +333,10 @@ impl RedisClient {
         }
         drop(state);
         if is_back && let Some(suppressed) = LOG_LIMIT.due("back") {
-            tracing::info!(suppressed, "Redis is there again");
+            tracing::info!(suppressed, "Redis is available again");
         }
         if accepts && let Some(suppressed) = LOG_LIMIT.due("accepts") {
-            tracing::info!(suppressed, "Redis accepts again what it has refused");
+            tracing::info!(suppressed, "Redis accepts again the requests that it refused");
         }
     }
 
@@ -358,7 +358,7 @@ impl RedisClient {
                 self.lost.notify_one();
             }
             if let Some(suppressed) = LOG_LIMIT.due("line") {
-                tracing::warn!(error = %why, suppressed, "the line to Redis is made anew");
+                tracing::warn!(error = %why, suppressed, "the connection to Redis failed; reconnecting");
             }
         }
     }
@@ -446,5 +446,5 @@ fn request_name(command: &Cmd) -> Vec<u8> {
 
 /// Reports a reply of an unexpected type. That does not mean damaged data.
 fn unexpected_reply(error: redis::ParsingError) -> RedisError {
-    RedisError::Refused(format!("what it answered cannot be read: {error}").into())
+    RedisError::Refused(format!("unexpected reply: {error}").into())
 }

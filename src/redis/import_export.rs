@@ -54,7 +54,9 @@ pub enum MoveError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The user's field is not a list of messages.
-    #[error("what waits for {user:?} in Redis is not understood: {why}. Look at it, and say it again")]
+    #[error(
+        "the pending messages of {user:?} in Redis are malformed: {why}. Repair or remove them, and run the command again"
+    )]
     NotUnderstood {
         /// The user.
         user: String,
@@ -62,7 +64,9 @@ pub enum MoveError {
         why: String,
     },
     /// What was read back is not what was written.
-    #[error("what was written for {user:?} is not what is read there now; is somebody else writing? Say it again")]
+    #[error(
+        "the messages read back for {user:?} differ from those written. Stop other writers, and run the command again"
+    )]
     Differs {
         /// The user.
         user: String,
@@ -203,7 +207,7 @@ async fn import_list(
 ) -> Result<bool, MoveError> {
     let messages = list(id, text)?;
     let Ok(user) = UserId::new(id) else {
-        tracing::warn!(user = %excerpt(id), messages = messages.len(), "this is no user id here: his messages stay in Redis");
+        tracing::warn!(user = %excerpt(id), messages = messages.len(), "not a valid user id: its messages are not imported and stay in Redis");
         moved.refused += messages.len() as u64;
         return Ok(false);
     };
@@ -239,7 +243,7 @@ async fn import_list(
                 appends.push(Append { once, ..Append::new(payload, vec![user.clone()]) });
             }
             Err(error) => {
-                tracing::warn!(user = %excerpt(&user), at, %error, "a message cannot be sent to a client: it stays in Redis");
+                tracing::warn!(user = %excerpt(&user), at, %error, "a message cannot be sent to clients: it is not imported and stays in Redis");
                 moved.refused += 1;
             }
         }
@@ -265,7 +269,10 @@ async fn write(store: &dyn Store, user: &UserId, appends: Vec<Append>) -> Result
     let before = store.state(user)?.head;
     let made = store.append_all(appends).await?;
     if made.iter().any(|one| one.answered.as_ref().is_some_and(|answered| !answered.rejected.is_empty())) {
-        return Err(StoreError::Full(format!("no more messages are taken for {user:?}").into()).into());
+        return Err(StoreError::Full(
+            format!("the store rejects messages of {user:?}. Check its limits, and run the command again").into(),
+        )
+        .into());
     }
     let fresh: Vec<&Payload> =
         made.iter().zip(&payloads).filter(|(one, _)| !one.duplicate).map(|(_, payload)| payload).collect();

@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_user_and_no_namespace_has_the_key_of_another() {
+    fn keys_of_different_users_and_namespaces_differ() {
         let (none, shop) = (Keys::new(None), Keys::new(Some("shop")));
         assert_eq!(shop.original(Name::Clients), "connected_clients_shop");
         let users = ["a", "}", "{", "%7D", "a}b", "a}_shop", "a_shop"];

@@ -244,7 +244,7 @@ pub(super) async fn keep_renewing(link: Weak<ServerLink>) {
         }
         match link.renew().await {
             Ok(()) => renewed = Instant::now(),
-            Err(error) => tracing::debug!(%error, "the lease could not be renewed"),
+            Err(error) => tracing::debug!(%error, "the lease was not renewed; it is retried"),
         }
     }
 }

@@ -83,7 +83,7 @@ impl ServerLink {
             .thread_name("mesa-redis")
             .enable_all()
             .build()
-            .map_err(|error| RedisError::Refused(format!("a thread cannot be started: {error}").into()))?;
+            .map_err(|error| RedisError::Refused(format!("starting a thread failed: {error}").into()))?;
         let (client, keys) = (RedisClient::new(redis)?, Keys::new(namespace));
         let (done, opened) = mpsc::channel();
         let until = Instant::now() + OPEN_TIMEOUT;
@@ -104,7 +104,7 @@ impl ServerLink {
             }
         };
         runtime.spawn(joining);
-        let joined = opened.recv().unwrap_or_else(|_| Err(RedisError::Unavailable("the attempt did not end".into())));
+        let joined = opened.recv().unwrap_or_else(|_| Err(RedisError::Unavailable("joining did not end".into())));
         let joined = match joined {
             Ok(joined) => joined,
             Err(error) => {
@@ -141,7 +141,7 @@ impl ServerLink {
         let left = until.saturating_duration_since(Instant::now());
         let heard = link.wait(async move {
             let waiting = tokio::time::timeout(left, hears.wait_for(|hears| *hears));
-            let silent = || RedisError::Unavailable("it does not let anybody subscribe".into());
+            let silent = || RedisError::Unavailable("subscribing took too long".into());
             waiting.await.map_err(|_| silent())?.map(|_| ()).map_err(|_| silent())
         });
         heard.map(|()| link)
@@ -184,10 +184,12 @@ impl ServerLink {
         &self,
         work: impl Future<Output = Result<T, RedisError>> + Send + 'static,
     ) -> Result<T, RedisError> {
-        let Some(runtime) = &self.runtime else { return Err(RedisError::Unavailable("the line is closed".into())) };
+        let Some(runtime) = &self.runtime else {
+            return Err(RedisError::Unavailable("the connection is closed".into()));
+        };
         match runtime.spawn(work).await {
             Ok(result) => result,
-            Err(_) => Err(RedisError::Unavailable("the line was closed".into())),
+            Err(_) => Err(RedisError::Unavailable("the connection was closed".into())),
         }
     }
 
@@ -199,13 +201,15 @@ impl ServerLink {
         &self,
         work: impl Future<Output = Result<T, RedisError>> + Send + 'static,
     ) -> Result<T, RedisError> {
-        let Some(runtime) = &self.runtime else { return Err(RedisError::Unavailable("the line is closed".into())) };
+        let Some(runtime) = &self.runtime else {
+            return Err(RedisError::Unavailable("the connection is closed".into()));
+        };
         // Aborts its tasks when dropped.
         let mut running = JoinSet::new();
         running.spawn_on(work, runtime.handle());
         match running.join_next().await {
             Some(Ok(result)) => result,
-            _ => Err(RedisError::Unavailable("the line was closed".into())),
+            _ => Err(RedisError::Unavailable("the connection was closed".into())),
         }
     }
 
@@ -221,7 +225,7 @@ impl ServerLink {
         if let Some(runtime) = &self.runtime {
             runtime.spawn(async move { _ = done.send(work.await) });
         }
-        result.recv().unwrap_or_else(|_| Err(RedisError::Unavailable("the line was closed".into())))
+        result.recv().unwrap_or_else(|_| Err(RedisError::Unavailable("the connection was closed".into())))
     }
 
     /// Returns the health conditions of this server.
@@ -286,8 +290,8 @@ impl ServerLink {
             tracing::warn!(
                 epoch,
                 base,
-                "Redis was emptied, or has taken over from another, or has come back: it may have lost messages, and sequences \
-                 go on above base"
+                "Redis was emptied, restarted or failed over: it may have lost messages, and sequences \
+                 continue above base"
             );
         }
         if is_another || !known {
@@ -354,7 +358,7 @@ impl ServerLink {
     pub fn unavailable_since(&self) -> Option<(Arc<str>, Duration)> {
         let deaf =
             self.unsubscribed_since.lock().map(|since| since.elapsed()).filter(|since| *since > RESUBSCRIBE_TIMEOUT);
-        self.client.unavailable_since().or_else(|| Some(("what other servers say is not heard".into(), deaf?)))
+        self.client.unavailable_since().or_else(|| Some(("not subscribed to other servers' messages".into(), deaf?)))
     }
 
     fn set_subscribed(&self, hears: bool) {

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_one_outage_share_its_patience() {
+    fn requests_of_one_outage_share_its_deadline() {
         let (outage, now) = (Outage::default(), Instant::now());
         let until = outage.refused_at(Some(b"a"), now);
         assert_eq!(until, now + OUTAGE_TIMEOUT);

@@ -297,7 +297,7 @@ async fn keep_writing(link: Weak<ServerLink>, presence: Arc<Presence>) {
         tokio::time::sleep(PAUSE).await;
         let Some(link) = link.upgrade() else { return };
         if let Err(error) = presence.write(&link).await {
-            tracing::debug!(%error, "who is here is written down later");
+            tracing::debug!(%error, "presence is written later");
             tokio::time::sleep(RETRY_DELAY).await;
             presence.changed.notify_one();
         }
@@ -309,7 +309,7 @@ async fn keep_looking(link: Weak<ServerLink>, presence: Arc<Presence>) {
         {
             let Some(link) = link.upgrade() else { return };
             if let Err(error) = presence.look(&link).await {
-                tracing::debug!(%error, "it was not looked who is there");
+                tracing::debug!(%error, "dead servers and servers of the original were not looked for; it is retried");
             }
         }
         tokio::time::sleep(LOOK).await;

@@ -94,7 +94,7 @@ pub(super) async fn reap_dead_servers(link: &ServerLink) -> Result<(), RedisErro
     let keys = [link.keys().servers(), link.keys().dead_servers()];
     let claim = CLAIM_MS.to_string();
     while let Some(node) = link.client().run_script::<Option<String>>(&CLAIM, &keys, &[link.node(), &claim]).await? {
-        tracing::info!(node = %excerpt(&node), "another server is gone; whoever was there is not there any more");
+        tracing::info!(node = %excerpt(&node), "another server left or died: its users and connections are removed");
         bury(link, &node).await?;
     }
     Ok(())

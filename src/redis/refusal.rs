@@ -374,16 +374,16 @@ fn cut(detail: &str) -> &str {
 pub enum RedisError {
     /// Redis cannot be reached, the connection was lost before the reply, or Redis takes no requests for now (it is busy, a
     /// replica, a primary without replicas, or a Redis Cluster under repair). The request may have been done.
-    #[error("Redis cannot be reached, or takes nothing for now: {0}")]
+    #[error("Redis is unavailable: {0}")]
     Unavailable(Arc<str>),
     /// Redis has no memory for more.
-    #[error("Redis has no room: {0}")]
+    #[error("Redis has no memory left: {0}")]
     Full(Arc<str>),
     /// Redis refuses until an operator changes something: a password, permissions, an address. Says nothing about the data.
     #[error("Redis refuses: {0}")]
     Refused(Arc<str>),
     /// A stored value does not have the form that it was written in.
-    #[error("what is stored in Redis is damaged: {0}")]
+    #[error("data in Redis is damaged: {0}")]
     Damaged(Arc<str>),
 }
 

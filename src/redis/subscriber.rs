@@ -111,7 +111,7 @@ pub(super) async fn subscribe(
                 }
                 _ = on(&here, SubscriptionEvent::Lost);
             }
-            Err(error) => tracing::debug!(%error, "what other servers say is not heard for now"),
+            Err(error) => tracing::debug!(%error, "the subscription failed; it is retried"),
         }
         tokio::time::sleep(RETRY_DELAY).await;
     }

@@ -81,8 +81,8 @@ async fn list_of_messages_that_cannot_be_sent_is_logged_once_in_an_interval() {
     let list = format!("[{}]", vec![r#"{"t":5}"#; 200].join(","));
     assert_eq!(redis(&stage, &["HSET", "undelivered_messages", "alice", &list]), "1");
     let _alice = stage.client(0, "alice").await;
-    until("all to be put aside", async || redis(&stage, &["KEYS", "*:aside:alice"]).contains("aside:alice")).await;
-    let log = stage.homes[0].log_once(|log| log.contains("it is put aside"));
-    let lines = log.lines().filter(|line| line.contains("it is put aside")).count();
+    until("all to be set aside", async || redis(&stage, &["KEYS", "*:aside:alice"]).contains("aside:alice")).await;
+    let log = stage.homes[0].log_once(|log| log.contains("it is set aside"));
+    let lines = log.lines().filter(|line| line.contains("it is set aside")).count();
     assert!((1..=2).contains(&lines), "{lines} lines");
 }

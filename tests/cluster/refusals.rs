@@ -66,7 +66,7 @@ impl Refusing {
         };
         // A connection that was killed is reported as lost first.
         until("the answer to say why", async || refused().await.contains(code)).await;
-        // "Redis is there again" may follow a request that timed out before the refusals began, on a busy machine.
+        // "Redis is available again" may follow a request that timed out before the refusals began, on a busy machine.
         let recovered = self.lines_with("accepts again");
         for _ in 0..REFUSED {
             // Where Redis refuses writes alone, this read is answered. That is no end of the refusal.

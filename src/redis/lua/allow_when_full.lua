@@ -1,3 +1,3 @@
--- This step has to be taken where there is no room too, or nobody could make any. A script whose first write takes no room (this
--- one does nothing) is not refused the others.
+-- This step must run without memory too, or no client could free any. Redis allows the writes of a script whose first write
+-- needs no memory (this one changes nothing).
 redis.call('PERSIST', K[3])

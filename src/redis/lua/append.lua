@@ -1,10 +1,10 @@
--- Appends an entry, and gives its sequence.
+-- Appends an entry to the stream and returns its sequence.
 local function put(S, log, ...)
   local seq = S.head + 1
   local added = redis.pcall('XADD', log, id(seq), ...)
   if type(added) == 'table' then
     if not string.find(added.err, 'equal or smaller', 1, true) then error(added) end
-    -- The state is older than the stream, whose entries above it were deleted.
+    -- The state is older than the stream, whose later entries were deleted.
     local about = redis.call('XINFO', 'STREAM', log)
     for at = 1, #about, 2 do
       if about[at] == 'last-generated-id' then S.head = tonumber(string.match(about[at + 1], '^%d+')) end
@@ -17,24 +17,25 @@ local function put(S, log, ...)
   return seq
 end
 
--- One more entry; its sequence (0 = no room, -1 = what is there cannot be continued), and how many others went for it.
-local function keep(S, log, user, payload, ttl, key)
-  local lives = ttl
-  if AGE > 0 then lives = lives > 0 and math.min(lives, AGE) or AGE end
-  -- Rounded up: nothing goes before its time.
-  local expires = lives > 0 and math.max(math.floor((NOW + 999 + lives) / 1000), 1) or 0
+-- Appends one entry within the quota. Returns its sequence (0 = no room, -1 = the log is damaged), and how many pending
+-- entries were evicted for it.
+local function append_entry(S, log, user, payload, ttl, key)
+  local lifetime = ttl
+  if AGE > 0 then lifetime = lifetime > 0 and math.min(lifetime, AGE) or AGE end
+  -- Rounded up: nothing expires early.
+  local expires = lifetime > 0 and math.max(math.floor((NOW + 999 + lifetime) / 1000), 1) or 0
   local replaced
   if key ~= '' then
     for _, known in ipairs(S.keys) do
-      if known[1] == key and not is_past(known[3]) and not everybody_has(S, known[2]) then replaced = known[2] end
+      if known[1] == key and not is_expired(known[3]) and not all_have(S, known[2]) then replaced = known[2] end
     end
   end
   local dropped = 0
-  if not replaced and not fits(S, #payload) then dropped = make_room(S, log, #payload) end
+  if not replaced and not fits(S, #payload) then dropped = evict(S, log, #payload) end
   if not replaced and not fits(S, #payload) then return 0, dropped end
   if replaced then
-    lose(S, log, replaced, COLLAPSED)
-    release(S, log)
+    remove_entry(S, log, replaced, COLLAPSED)
+    trim(S, log)
   end
   local seq = put(S, log, 'n', A[13], 'u', user, 'p', payload, 'e', int(expires))
   add(S, seq, #payload, expires)
@@ -46,19 +47,19 @@ local function keep(S, log, user, payload, ttl, key)
   return seq, dropped
 end
 
--- 18 how many messages; each: payload, time to live in ms (0 = none), key, id ('' = none), for how many ms that is known (0 = as
--- ids of dispatches are); then each item: message, user, the view ('' = nothing is to be said). Answers for each item: the sequence
--- (0 = no room, -1 = what is there of this user cannot be read), how many were dropped, and what is owed of lists; at the end how
--- many steps have appended in this epoch (0 in a Cluster).
+-- ARGV: 18 number of messages; each: payload, TTL in ms (0 = none), collapse key, id ('' = none), ms for which the id is
+-- remembered (0 = the window of dispatch ids); then each item: message, user, report ('' = none). Returns for each item:
+-- sequence (0 = no room, -1 = the user's log is damaged), entries evicted, and index updates (`index_updates`); at the end
+-- the append steps in this epoch (0 in a Redis Cluster).
 local at, messages = 19, {}
 for n = 1, tonumber(A[18]) do
   messages[n] = {A[at], tonumber(A[at + 1]), A[at + 2], A[at + 3], tonumber(A[at + 4])}
   at = at + 5
 end
--- Each log is opened once and saved at the end, however many copies are for it.
-local answer, woken, open, opened, damaged = {}, {}, {}, {}, {}
+-- Each log is loaded once and saved at the end, however many entries it gets.
+local answer, notified, open, opened, damaged = {}, {}, {}, {}, {}
 
--- Appends one item. Gives its sequence, and how many entries were dropped.
+-- Appends one item. Returns its sequence, and how many entries were evicted.
 local function append(n, message, user, view)
   local state, log, done = K[n * 3], K[n * 3 + 1], K[n * 3 + 2]
   local once = message[4]
@@ -70,29 +71,29 @@ local function append(n, message, user, view)
   if not S then
     S = load(state)
     if not (is_done and view == '') then
-      look(S)
+      drop_stale_reports(S)
       if view ~= '' then
-        take_view(S, log, view, user)
+        apply_report(S, log, view, user)
       else
         enter(S, log, user)
-        release(S, log)
+        trim(S, log)
       end
       open[state] = S
       opened[#opened + 1] = {state, user, n}
     end
   end
   if is_done then return before.seq, 0 end
-  local seq, dropped = keep(S, log, user, message[1], message[2], message[3])
-  if seq > 0 and woken[#woken] ~= user then woken[#woken + 1] = user end
-  -- Who had no room may have some when it is asked for again.
+  local seq, dropped = append_entry(S, log, user, message[1], message[2], message[3])
+  if seq > 0 and notified[#notified] ~= user then notified[#notified + 1] = user end
+  -- A recipient without room may have some in a retry, so only success is stored.
   if once ~= '' and seq > 0 then
     redis.call('SET', done, cmsgpack.pack({at = NOW, seq = seq}), 'PX', int(window))
   end
   return seq, dropped
 end
 
--- Runs a part of the step for one user. Damage to what is stored of that user fails that part alone. Lua itself fails where what
--- is stored does not have the form that it was written in.
+-- Runs a part of the step for one user. A damaged log fails that part alone. An error of Lua itself also means damage: a
+-- stored value does not have the form that it was written in.
 local function guarded(part, ...)
   local whole, first, second = pcall(part, ...)
   if whole then return first, second end
@@ -121,10 +122,10 @@ for _, one in ipairs(opened) do
   if not damaged[state] then due, unknown = guarded(save, state, open[state], user) end
   if due then answer[n * 4 - 1], answer[n * 4] = due, unknown else damaged[state] = true end
 end
--- A state that was not saved knows of none of its entries.
+-- A state that was not saved has none of its new entries.
 for n, state in ipairs(states) do
   if damaged[state] then answer[n * 4 - 3], answer[n * 4 - 2] = -1, 0 end
 end
-if #woken > 0 then redis.call('PUBLISH', A[14], NODE .. '\0' .. table.concat(woken, '\0')) end
-answer[#answer + 1] = TOGETHER and redis.call('HINCRBY', A[17], 'steps', 1) or 0
+if #notified > 0 then redis.call('PUBLISH', A[14], NODE .. '\0' .. table.concat(notified, '\0')) end
+answer[#answer + 1] = SINGLE_REDIS and redis.call('HINCRBY', A[17], 'steps', 1) or 0
 return answer

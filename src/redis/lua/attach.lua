@@ -1,10 +1,10 @@
--- 18 the view, 19 the device ('' = the cursor that clients without one share), 20 the user.
+-- ARGV: 18 report, 19 device ('' = the cursor that clients without one share), 20 user.
 local S = load(K[3])
-take_view(S, K[4], A[18], A[20])
+apply_report(S, K[4], A[18], A[20])
 local device = A[19]
 local c = cursor(S, device)
 if not c then
-  c = {t = through(S), i = {}, s = 0}
+  c = {t = lowest_cursor(S), i = {}, s = 0}
   if device == '' then
     S.sh = c
   else
@@ -26,7 +26,7 @@ if not c then
   end
 end
 c.s = NOW
-release(S, K[4])
+trim(S, K[4])
 local moved, unknown = save(K[3], S, A[20])
 local answer = {moved, unknown, S.head, S.era, c.t}
 for _, r in ipairs(c.i) do

@@ -1,11 +1,10 @@
--- Blocks: of some entries that follow each other, how many there are, their bytes, and when the first of them expires or
--- something earlier (0 = never). An entry cannot be measured without being read whole, so this is what tells how much there
--- is; at the ends of a range a block is read, which is no more than so many entries, or bytes and one entry.
--- A record: first sequence (or less), entries, bytes, seconds.
+-- Blocks: for runs of entries, how many there are, their bytes, and when the first expires or something earlier (0 = never).
+-- An entry's size is known only by reading it whole. So blocks measure a range, and only the blocks at its ends are read: no
+-- more than 512 entries, or 256 KiB and one entry. A record: first sequence (or less), entries, bytes, seconds.
 local BLOCK_MAX, BLOCK_BYTES_MAX = 512, 256 * 1024
 local RECORD, RECORD_BYTES = '<dI2dI4', 22
 
--- What is said of later seconds than this is this, which is earlier: cut off they would be long past.
+-- Later times are stored as this one, which is earlier. Truncated they would have expired long ago.
 local SECONDS_MAX = 4294967295
 
 local function blocks(S) return #S.bl / RECORD_BYTES end
@@ -17,7 +16,7 @@ local function put_block(S, k, first, n, b, expires)
   S.bl = string.sub(S.bl, 1, (k - 1) * RECORD_BYTES) .. record .. string.sub(S.bl, k * RECORD_BYTES + 1)
 end
 
--- Where a sequence is or would be; 0 = before the first.
+-- Finds the block of a sequence; 0 = before the first.
 local function block_of(S, seq)
   local low, high = 0, blocks(S)
   while low < high do
@@ -27,7 +26,7 @@ local function block_of(S, seq)
   return low
 end
 
--- The last entry of all has come.
+-- Counts a new last entry.
 local function add(S, seq, bytes, expires)
   S.n, S.b, S.exp = S.n + 1, S.b + bytes, earlier(S.exp, expires)
   local k = blocks(S)
@@ -40,19 +39,19 @@ local function add(S, seq, bytes, expires)
   put_block(S, k + 1, seq, 1, bytes, expires)
 end
 
--- Sequences and sizes of a block's entries, remembered: steps that change nothing ask for several ranges of one block.
-local read_blocks
+-- Returns sequences and sizes of a block's entries, cached: steps that change nothing read several ranges of one block.
+local block_cache
 local function sizes(S, log, k, first)
-  local known = read_blocks[k]
+  local known = block_cache[k]
   if known then return known end
   known = {}
   each(log, first, last_of(S, k), function(seq, entry) known[#known + 1] = {seq, bytes_of(entry)} end)
-  read_blocks[k] = known
+  block_cache[k] = known
   return known
 end
 
--- How many entries from..to there are, and their bytes. Of a block that is not wholly in the range, a step that changes something
--- reads only the part that is: one that makes room for each of many messages reads the few entries that go.
+-- Counts the entries from..to and their bytes. In a block that is only partly in the range, a step that changes something
+-- reads only that part: one that evicts for each of many messages reads the few evicted entries.
 local function count(S, log, from, to)
   local n, b = 0, 0
   if from > to then return n, b end
@@ -62,7 +61,7 @@ local function count(S, log, from, to)
     if first > to then break end
     if from <= first and last <= to then
       n, b = n + all, b + bytes
-    elseif read_blocks then
+    elseif block_cache then
       for _, one in ipairs(sizes(S, log, k, first)) do
         if one[1] >= from and one[1] <= to then n, b = n + 1, b + one[2] end
       end
@@ -73,8 +72,8 @@ local function count(S, log, from, to)
   return n, b
 end
 
--- How many entries are not in `c`, and their bytes; what is past and has not gone yet among them.
-local function waiting(S, log, c)
+-- Counts the entries that are not in `c` and their bytes, including expired ones that are not removed yet.
+local function pending(S, log, c)
   local n, b = S.n, S.b
   for _, r in ipairs(ranges(c)) do
     local had, bytes = count(S, log, r[1], math.min(r[2], S.head))

@@ -1,4 +1,4 @@
--- What somebody has received: all up to t, and islands i beyond it.
+-- A cursor: acknowledged sequences, as a prefix up to t and out-of-order ranges i.
 
 local function has(c, seq)
   if seq <= c.t then return true end
@@ -11,23 +11,23 @@ end
 local function insert(c, from, to)
   if from < 1 then from = 1 end
   if from > to or to <= c.t then return end
-  local kept = {}
+  local merged = {}
   for _, r in ipairs(c.i) do
     if r[1] <= to + 1 and from <= r[2] + 1 then
       from, to = math.min(from, r[1]), math.max(to, r[2])
     else
-      kept[#kept + 1] = r
+      merged[#merged + 1] = r
     end
   end
   if from <= c.t + 1 then
     c.t = to
   else
     local at = 1
-    while kept[at] and kept[at][1] < from do at = at + 1 end
-    table.insert(kept, at, {from, to})
-    if #kept > ISLANDS_MAX then table.remove(kept, 1) end
+    while merged[at] and merged[at][1] < from do at = at + 1 end
+    table.insert(merged, at, {from, to})
+    if #merged > RANGES_MAX then table.remove(merged, 1) end
   end
-  c.i = kept
+  c.i = merged
 end
 
 local function ranges(c)
@@ -38,7 +38,7 @@ end
 
 -- The state of a log.
 
--- Whether an error is about what is stored. Any other (no permission, for example) is about Redis, and says nothing about it.
+-- Tells whether an error is about a stored value. Any other (for example no permission) is about Redis.
 local function is_damage(error)
   local text = type(error) == 'table' and error.err or tostring(error)
   return string.find(text, 'DAMAGED', 1, true) or string.find(text, 'WRONGTYPE', 1, true)
@@ -65,24 +65,24 @@ local function cursors(S)
   return all
 end
 
-local function through(S)
+local function lowest_cursor(S)
   local low
   for _, c in ipairs(cursors(S)) do low = math.min(low or c.t, c.t) end
   return low
 end
 
-local function everybody_has(S, seq)
+local function all_have(S, seq)
   for _, c in ipairs(cursors(S)) do
     if not has(c, seq) then return false end
   end
   return true
 end
 
-local function everybody_receives(S, from, to)
+local function mark_received_by_all(S, from, to)
   for _, c in ipairs(cursors(S)) do insert(c, from, to) end
 end
 
-local function common(S)
+local function received_by_all(S)
   local both
   for _, c in ipairs(cursors(S)) do
     if not both then
@@ -98,11 +98,11 @@ local function common(S)
   return both
 end
 
--- This log comes from that epoch too.
-local function account_for(S, era)
+-- Records an earlier name of the log.
+local function add_earlier_name(S, era)
   S.past = S.past or {}
   S.past[#S.past + 1] = era
-  if #S.past > PAST_MAX then table.remove(S.past, 1) end
+  if #S.past > EARLIER_NAMES_MAX then table.remove(S.past, 1) end
 end
 
 local function cursor(S, device)

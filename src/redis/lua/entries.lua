@@ -1,13 +1,12 @@
--- Entries.
+-- Entries of the stream.
 
--- No sequence is larger: the largest whole number of Lua.
+-- Largest sequence: the largest integer of Lua.
 local SEQ_MAX = 9007199254740991
 
 local function bytes_of(entry) return #entry[2][6] end
 local function seq_of(entry) return tonumber(string.match(entry[1], '^%d+')) end
 
--- Calls `visit` with sequence and entry for each from..to that is there, until it returns false. Redis copies each entry that is
--- read, with its body, so the first reads are small: most visits that end early need one or two entries.
+-- Calls `visit` with sequence and entry for each existing one from..to.
 local function each(log, from, to, visit)
   local amount = 4
   while true do

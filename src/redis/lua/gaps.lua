@@ -1,5 +1,5 @@
--- What was gone before stays gone for the reason it had.
-local function gone(S, from, to, loss)
+-- Adds a gap. Parts that were gaps before keep their reason.
+local function add_gap(S, from, to, loss)
   local out = {}
   local function put(a, b, why)
     if a > b then return end
@@ -16,7 +16,7 @@ local function gone(S, from, to, loss)
   S.gone = out
 end
 
-local function lose(S, log, seq, loss)
+local function remove_entry(S, log, seq, loss)
   each(log, seq, seq, function(_, entry)
     local k = block_of(S, seq)
     local first, n, b, expires = block(S, k)
@@ -25,22 +25,22 @@ local function lose(S, log, seq, loss)
     redis.call('XDEL', log, id(seq))
   end)
   forget_keys(S, function(key) return key[2] == seq end)
-  gone(S, seq, seq, loss)
-  if seq <= through(S) + 1 then everybody_receives(S, 1, seq) end
+  add_gap(S, seq, seq, loss)
+  if seq <= lowest_cursor(S) + 1 then mark_received_by_all(S, 1, seq) end
 end
 
--- Some of what is past goes; where there is more, S.exp is past still.
+-- Removes some expired entries. If there are more, S.exp still lies in the past.
 local function drop_expired(S, log)
-  if not is_past(S.exp) then return end
+  if not is_expired(S.exp) then return end
   local ids, past, looked, read, next_one, k = {}, {}, 0, 0, 0, 1
   while k <= blocks(S) do
     local first, n, b, expires = block(S, k)
-    if is_past(expires) and looked < LOOKED_MAX and read < LOOKED_BYTES_MAX then
+    if is_expired(expires) and looked < SCAN_ENTRIES_MAX and read < SCAN_BYTES_MAX then
       expires = 0
       each(log, first, last_of(S, k), function(seq, entry)
         local at, bytes = tonumber(entry[2][8]), bytes_of(entry)
         looked, read = looked + 1, read + bytes
-        if is_past(at) then
+        if is_expired(at) then
           ids[#ids + 1] = id(seq)
           past[id(seq)] = true
           n, b, S.n, S.b = n - 1, b - bytes, S.n - 1, S.b - bytes

@@ -1,16 +1,15 @@
--- What the sessions of each node hold. Of a node that has begun before the list of those that live was asked for, and
--- is not on it, nobody is here any more; nor of one that has not said it again in time since this log has come into
--- another era, before which it may have said otherwise.
+-- Drops stale reports: those of a server that began before the caller's list of live servers and is not on it; and those that
+-- were not repeated in time since this log entered another epoch, for which they may no longer be true.
 
-local function look(S)
-  local since = S.at and NOW > S.at + SAY_AGAIN
+local function drop_stale_reports(S)
+  local since = S.at and NOW > S.at + REPORT_TIMEOUT_MS
   for node, view in pairs(S.views) do
     local is_dead = not LIVE[node] and tonumber(string.match(node, '^%d+')) <= ASKED
     if is_dead or since and view.e ~= S.era then S.views[node] = nil end
   end
 end
 
-local function hold(S)
+local function lowest_hold(S)
   local low
   for _, view in pairs(S.views) do
     if view.h >= 0 then low = math.min(low or view.h, view.h) end
@@ -27,10 +26,10 @@ local function is_attached(S, device)
   return false
 end
 
--- Whether a server that lives has not yet reported what its sessions hold since this log came into its epoch. For so long nothing
--- is trimmed because all cursors have received it: a session of that server may have yet to read it.
-local function awaits(S)
-  if not S.at or NOW < S.at or NOW > S.at + SAY_AGAIN then return false end
+-- Tells whether a live server has not yet reported its holds since this log entered its epoch. Until then nothing is trimmed
+-- because all cursors have received it: a session of that server may have yet to read it.
+local function awaits_reports(S)
+  if not S.at or NOW < S.at or NOW > S.at + REPORT_TIMEOUT_MS then return false end
   for node in pairs(LIVE) do
     local view = S.views[node]
     if not view or view.e ~= S.era then return true end

@@ -1,5 +1,5 @@
--- 18 the user: where keys are spread, he is written down, and 19 when something is due (-1 = as before), 20 whether exactly then or
--- then at the latest. Gives what is owed since.
+-- Confirms in a Redis Cluster that the indexes were written. ARGV: 18 user, 19 next expiry (-1 = unchanged), 20 '1' = exactly
+-- then, else then at the latest. Returns index updates since.
 local S, new = load(K[3])
 if new then return {-1, 0} end
 local at = tonumber(A[19])

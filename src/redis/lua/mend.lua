@@ -1,19 +1,19 @@
--- A stream that is not what the state of its log says. A person has deleted, trimmed or replaced one of the two keys, or Redis has
--- (`maxmemory-policy`), or it refused a step half-way.
+-- Repairs a log whose stream is not what its state says. An operator has deleted, trimmed or replaced one of the two keys, or
+-- Redis has (`maxmemory-policy`), or it rejected a step half-way.
 
--- These sequences may have had entries that are not there any more. Only those are a gap that some cursor has not received.
+-- Adds a gap for sequences whose entries may be lost, where some cursor has not received them.
 local function forget_lost(S, from, to)
   local first = from
-  for _, r in ipairs(ranges(common(S))) do
-    if r[1] > from then gone(S, from, math.min(r[1] - 1, to), LOST) end
+  for _, r in ipairs(ranges(received_by_all(S))) do
+    if r[1] > from then add_gap(S, from, math.min(r[1] - 1, to), LOST) end
     from = math.max(from, r[2] + 1)
   end
-  if from <= to then gone(S, from, to, LOST) end
-  if first <= through(S) + 1 then everybody_receives(S, 1, to) end
+  if from <= to then add_gap(S, from, to, LOST) end
+  if first <= lowest_cursor(S) + 1 then mark_received_by_all(S, 1, to) end
 end
 
--- Makes the state say what is in the stream; nothing where both have as many entries. It reads the whole stream, which is
--- no more than a user's quota, and happens once for each such change.
+-- Counts the stream again where its number of entries differs from the state. That reads the whole stream, which is at most a
+-- user's quota, and happens once for each such change.
 local function mend(S, log)
   if redis.call('XLEN', log) == S.n then return end
   local holes, next_one, is_there, last_known = {}, S.rel + 1, {}, S.head
@@ -24,7 +24,7 @@ local function mend(S, log)
     if not entry[2][6] or not expires then error({err = 'DAMAGED an entry of ' .. log .. ' cannot be read'}) end
     if seq > next_one then holes[#holes + 1] = {next_one, seq - 1} end
     next_one = seq + 1
-    -- Appended without a state that knows of it. It may have been delivered, so it counts.
+    -- Appended without this state. It may have been delivered, so it counts.
     S.head = math.max(S.head, seq)
     add(S, seq, bytes_of(entry), expires)
     if is_there[seq] == false then is_there[seq] = true end
@@ -33,5 +33,5 @@ local function mend(S, log)
   for at = math.max(#holes - REASONS_MAX + 1, 1), #holes do forget_lost(S, holes[at][1], holes[at][2]) end
   forget_keys(S, function(key) return not is_there[key[2]] end)
   S.at = NOW
-  release(S, log)
+  trim(S, log)
 end

@@ -1,9 +1,8 @@
--- What a server says of a user, as JSON: n its count of changes, h what it holds (-1 = nothing), d the devices that are here, seen
--- when the user was (ms, 0 = not), left devices that have gone, each with how long ago (ms), had what was received: each device,
--- from, to.
--- e is the name by which its sessions know the log ('' = not at all), m the highest sequence that they have seen, w the last of its
--- changes that was written down. The log comes into the current epoch first. True if that has moved its head.
-local function take_view(S, log, text, user)
+-- Applies a server's report on a user, as JSON: n number of its last change, h its hold (-1 = none), d attached devices, seen
+-- when the user was seen (ms, 0 = never), left devices that left, each with how long ago (ms), had acknowledged ranges:
+-- device, from, to. e is the name by which its sessions know the log ('' = not at all), m the highest sequence that they have
+-- seen, w the last change that was stored. The log enters the current epoch first. Returns true if that has moved its head.
+local function apply_report(S, log, text, user)
   local view, head = cjson.decode(text), S.head
   enter(S, log, user)
   rejoin(S, log, view.e, view.m, view.w)
@@ -17,10 +16,10 @@ local function take_view(S, log, text, user)
   end
   for _, had in ipairs(view.had) do
     local c = cursor(S, had[1])
-    -- What is said a second time may be about a cursor that has begun anew since.
+    -- A repeated report may be about a cursor that was created again since.
     if c and newer then insert(c, had[2], math.min(had[3], S.head)) end
   end
-  look(S)
-  release(S, log)
+  drop_stale_reports(S)
+  trim(S, log)
   return S.head ~= head
 end

@@ -1,5 +1,5 @@
--- All entries up to `to` go.
-local function cut(S, log, to)
+-- Removes all entries up to `to`.
+local function trim_through(S, log, to)
   local k = 1
   while k <= blocks(S) and last_of(S, k) <= to do
     local _, n, b = block(S, k)
@@ -21,22 +21,22 @@ local function cut(S, log, to)
   end
 end
 
-local function forget_keys(S, gone)
-  local kept = {}
+local function forget_keys(S, matches)
+  local remaining = {}
   for _, key in ipairs(S.keys) do
-    if not gone(key) then kept[#kept + 1] = key end
+    if not matches(key) then remaining[#remaining + 1] = key end
   end
-  S.keys = kept
+  S.keys = remaining
 end
 
--- `at_once`: also what servers may have yet to report that they hold (`awaits`).
-local function release(S, log, at_once)
-  if not at_once and awaits(S) then return end
-  local low = through(S)
-  local held = hold(S)
+-- Removes entries that no cursor and no session needs. `at_once`: without waiting for reports of servers (`awaits_reports`).
+local function trim(S, log, at_once)
+  if not at_once and awaits_reports(S) then return end
+  local low = lowest_cursor(S)
+  local held = lowest_hold(S)
   if held then low = math.min(low, held) end
   if low <= S.rel then return end
-  if S.n > 0 then cut(S, log, low) end
+  if S.n > 0 then trim_through(S, log, low) end
   S.rel = low
   forget_keys(S, function(key) return key[2] <= low end)
 end

@@ -1,4 +1,4 @@
--- 18 a sequence: who has not received it.
+-- ARGV: 18 sequence. Returns the cursors that have not received it.
 local S, answer = load(K[3]), {}
 if S.sh and not has(S.sh, tonumber(A[18])) then answer[1] = '' end
 for _, d in ipairs(S.dv) do

@@ -1,22 +1,22 @@
--- What is known of a log; the last says that what is past is among what was counted.
+-- Returns the state of a log. The last value tells whether expired entries were counted.
 local function state_of(key, log)
   local S, new = load(key)
-  look(S)
-  read_blocks = {}
-  local both = common(S)
-  local n, b = waiting(S, log, both)
+  drop_stale_reports(S)
+  block_cache = {}
+  local both = received_by_all(S)
+  local n, b = pending(S, log, both)
   local islands = {}
   for _, r in ipairs(both.i) do
     islands[#islands + 1] = r[1]
     islands[#islands + 1] = r[2]
   end
   local devices = {}
-  for _, d in ipairs(S.dv) do devices[#devices + 1] = {d[1], (waiting(S, log, d[2])), math.floor(d[2].s)} end
-  local is_late = is_past(S.exp) and 1 or 0
+  for _, d in ipairs(S.dv) do devices[#devices + 1] = {d[1], (pending(S, log, d[2])), math.floor(d[2].s)} end
+  local is_late = is_expired(S.exp) and 1 or 0
   return {new and 0 or 1, S.head, both.t, islands, n, b, math.floor(S.seen), devices, is_late}
 end
 
--- The same of each of these logs; of one that is damaged why.
+-- Returns the state of each log, or the reason why it is damaged.
 local answer = {}
 for n = 3, #K, 2 do
   local whole, found = pcall(state_of, K[n], K[n + 1])

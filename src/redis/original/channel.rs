@@ -42,7 +42,7 @@ pub(in crate::redis) enum OriginalPublish {
 pub(in crate::redis) fn read(text: &[u8]) -> Option<OriginalPublish> {
     let PublishedDispatch { message, recipients, from, mark } = serde_json::from_slice(text)
         .inspect_err(
-            |error| tracing::warn!(error = %json_error(error), "something on stock's channel is not understood"),
+            |error| tracing::warn!(error = %json_error(error), "a message on the original's channel is malformed and ignored"),
         )
         .ok()?;
     if from.as_deref() == Some(SENDER) {
@@ -63,7 +63,7 @@ pub(in crate::redis) fn read(text: &[u8]) -> Option<OriginalPublish> {
     }
     let payload = message
         .payload()
-        .inspect_err(|error| tracing::warn!(%error, "a message on stock's channel cannot be sent to clients"))
+        .inspect_err(|error| tracing::warn!(%error, "a message on the original's channel cannot be sent to clients and is ignored"))
         .ok()?;
     let sync = message.o.is_none_or(|options| options.sync.unwrap_or(true));
     Some(OriginalPublish::Message { payload, recipients, sync })
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stock_publishes_is_read_and_what_we_publish_is_not() {
+    fn read_decodes_publishes_of_the_original_and_skips_ours() {
         let user = |id| UserId::new(id).unwrap();
         let payload = Payload::encode(0, Some("{\"n\":1.0}"), Some("T")).unwrap();
         let text = br#"{"message":{"op":0,"d":{"n":1.0},"t":"T","o":{"sync":false}},"recipients":["a","b"]}"#;

@@ -134,7 +134,7 @@ impl OriginalIngest {
         let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= WAITING_BYTES_MAX;
         if !fits || self.waiting.try_send(heard).is_err() {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            tracing::warn!("stock says more than can be kept: a message of its is lost");
+            tracing::warn!("the queue of messages from the original is full: a message is lost");
         }
     }
 
@@ -154,7 +154,7 @@ async fn keep_marking(link: Weak<ServerLink>, anew: Arc<Notify>) {
             let Some(link) = link.upgrade() else { return };
             let mark = format!("{}-{}", link.node(), MARKS.fetch_add(1, Ordering::Relaxed));
             if let Err(error) = channel::publish_mark(&link, &mark).await {
-                tracing::debug!(%error, "no mark was said where stock speaks");
+                tracing::debug!(%error, "no marker was published on the original's channel");
             }
         }
         _ = tokio::time::timeout(MARK, anew.notified()).await;
@@ -304,14 +304,14 @@ async fn seen_to(link: &ServerLink, late: &mut Late) -> Vec<OriginalMessage> {
     match unmade(link, &due).await {
         Ok(unmade) => unmade,
         Err(error) => {
-            tracing::debug!(%error, "it is looked later whether what stock said was kept");
+            tracing::debug!(%error, "copies of messages from the original are checked later");
             // In their order, and in front of later ones.
             for heard in due.into_iter().rev() {
                 late.put_back(Instant::now() + OTHERS_HAVE, heard);
             }
             // Above the limits messages cannot be kept while Redis is unreachable.
             while late.are_too_many() && late.pop().is_some() {
-                tracing::warn!("stock says more than can be kept: a message of its may be lost");
+                tracing::warn!("too many messages from the original wait for a check: a message may be lost");
             }
             Vec::new()
         }
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_others_are_given_time_for_is_bounded_in_bytes_and_what_is_taken_out_counts_no_more() {
+    async fn late_messages_are_bounded_in_bytes_and_removed_ones_do_not_count() {
         let (mut late, due) = (Late::default(), Instant::now() + OTHERS_HAVE);
         for n in 0..64 {
             late.put(due, heard(n, &["alice", "bob"], 1 << 20));

@@ -187,7 +187,7 @@ impl<'a> List<'a> {
         let arguments = [user.as_str(), &format!("{TAKEN}{user}"), &random_name()?];
         let taken: Option<(String, u64)> = link.client().run_script(&TAKE, &keys[..3], &arguments).await?;
         let Some((text, length)) = taken else { return Ok(None) };
-        let unread = || RedisError::Damaged(format!("how far {} was read is not understood: {text:?}", keys[2]).into());
+        let unread = || RedisError::Damaged(format!("the position in {} is malformed: {text:?}", keys[2]).into());
         let at = At::parse(&text).ok_or_else(unread)?;
         let (given, from, elements) = ((at.place, at.offset), at.offset, Elements::new(at.offset > 0));
         Ok(Some(Self { link, user, keys, at, given, from, length, elements, bytes_max }))
@@ -244,7 +244,7 @@ impl<'a> List<'a> {
     fn put_aside(&self, error: &str) {
         if let Some(suppressed) = ASIDE.due("message") {
             let (user, key) = (excerpt(self.user), excerpt(&self.keys[3]));
-            tracing::error!(%user, %error, %key, suppressed, "a message that the original has left cannot be sent to a client: it is put aside under this key of Redis");
+            tracing::error!(%user, %error, %key, suppressed, "a pending message of the original cannot be sent to clients: it is set aside under this key of Redis. Inspect the key");
         }
     }
 
@@ -262,7 +262,7 @@ impl<'a> List<'a> {
             && let Some(suppressed) = ASIDE.due("list")
         {
             let (user, key) = (excerpt(self.user), excerpt(&self.keys[3]));
-            tracing::error!(%user, place, %key, suppressed, "what the original has left for this user is no list of messages from there on: it is put aside under this key of Redis");
+            tracing::error!(%user, place, %key, suppressed, "the original's pending messages of this user are malformed from there on: the rest is set aside under this key of Redis. Inspect the key");
         }
         let (before, text, field) = (self.at.text(), now.text(), format!("{TAKEN}{}", self.user));
         let [from, to] =

@@ -69,7 +69,7 @@ pub(in crate::redis) async fn keep_taking(shared: Weak<Shared>, came: &mut mpsc:
         };
         match more {
             Some(Some(come)) if waiting[0].len() < CAME_MAX => waiting[0].push_back(come),
-            Some(Some(_)) => tracing::debug!("what stock has left for who has come waits until he comes again"),
+            Some(Some(_)) => tracing::debug!("pending messages of the original wait until the user connects again"),
             Some(None) => return,
             None => {}
         }
@@ -82,7 +82,7 @@ pub(in crate::redis) async fn keep_taking(shared: Weak<Shared>, came: &mut mpsc:
                     Ok(()) => (look + 1, when),
                     // No other server would look once Redis is back.
                     Err(error) => {
-                        tracing::debug!(%error, "what stock has left is taken later");
+                        tracing::debug!(%error, "pending messages of the original are imported later");
                         (LOOK_AFTER.len() - 1, Instant::now())
                     }
                 };
@@ -124,7 +124,7 @@ impl Shared {
             match self.take_undelivered(&user).await {
                 // An operator must repair this user's list. Other users do not wait for that.
                 Err(RedisError::Damaged(why)) => {
-                    tracing::error!(user = %excerpt(user), %why, "what stock has left cannot be taken");
+                    tracing::error!(user = %excerpt(user), %why, "pending messages of the original cannot be imported: repair the user's keys");
                 }
                 taken => taken?,
             }
@@ -184,7 +184,7 @@ impl Shared {
             }
             if let Some(stops) = stops {
                 let bytes = list.bytes_from(stops);
-                tracing::warn!(user = %excerpt(user), bytes, "this user has no room for all that the original has left; it stays until there is some");
+                tracing::warn!(user = %excerpt(user), bytes, "the user's quota has no room for all pending messages of the original; the rest stays in Redis until there is room");
                 list.done(&part, Some(stops)).await?;
                 return Ok(Taken::Some);
             }

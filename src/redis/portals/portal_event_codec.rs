@@ -59,7 +59,7 @@ pub(in crate::redis) fn write(told: &ClientEvent, to: PortalTarget<'_>, server: 
 pub(in crate::redis) fn read(text: &[u8], own: &str) -> Option<ReceivedEvent> {
     let said: PublishedEvent<'_> = serde_json::from_slice(text)
         .inspect_err(
-            |error| tracing::warn!(error = %json_error(error), "something on the channel of events is not understood"),
+            |error| tracing::warn!(error = %json_error(error), "a message on the channel of portal events is malformed and ignored"),
         )
         .ok()?;
     if said.from.as_deref() == Some(own) {
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_read_as_it_was_told_and_not_by_who_told_it() {
+    fn event_decodes_as_encoded_except_at_its_sender() {
         let what = ClientEventKind::Message {
             op: 0,
             data: Some(r#"{"n": 1.0}"#.into()),

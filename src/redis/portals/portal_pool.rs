@@ -271,7 +271,7 @@ impl Portals {
 
     fn hear_of_portal(&self, payload: &[u8]) {
         let Ok(Ready { id, ready }) = serde_json::from_slice::<Ready>(payload).inspect_err(
-            |error| tracing::warn!(error = %json_error(error), "something on the channel of stock's portals is not understood"),
+            |error| tracing::warn!(error = %json_error(error), "a message on the channel of portals is malformed and ignored"),
         ) else {
             return;
         };
@@ -330,7 +330,7 @@ async fn keep_telling(
         match told.into_iter().find(Result::is_err) {
             None => told_full.store(false, Ordering::Relaxed),
             Some(Err(error)) if !told_full.swap(true, Ordering::Relaxed) => {
-                tracing::warn!(%error, "portals elsewhere were not told what has happened");
+                tracing::warn!(%error, "portal events to other servers failed and are lost");
             }
             Some(_) => {}
         }
@@ -342,7 +342,7 @@ async fn keep_writing(link: Weak<ServerLink>, portals: Arc<Portals>) {
         portals.changed.notified().await;
         let Some(link) = link.upgrade() else { return };
         if let Err(error) = portals.write(&link).await {
-            tracing::debug!(%error, "which portals are here is written down later");
+            tracing::debug!(%error, "local portals are written later");
             tokio::time::sleep(RETRY_DELAY).await;
             portals.changed.notify_one();
         }
@@ -354,7 +354,7 @@ async fn keep_looking(link: Weak<ServerLink>, portals: Arc<Portals>, near: Weak<
         _ = tokio::time::timeout(LOOK, portals.look.notified()).await;
         let Some(link) = link.upgrade() else { return };
         if let Err(error) = portals.look(&link, &near).await {
-            tracing::debug!(%error, "it was not looked which portals there are");
+            tracing::debug!(%error, "the portal pool was not read; it is retried");
         }
     }
 }
@@ -416,7 +416,7 @@ impl RemotePortals for Portals {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= 1);
             if !self.told_full.swap(true, Ordering::Relaxed) {
-                tracing::warn!("too much waits to be told to portals elsewhere: some of it is lost");
+                tracing::warn!("the queue of portal events to other servers is full: events are lost");
             }
         }
     }
@@ -427,7 +427,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_portal_of_ours_is_known_by_its_name_and_stocks_is_not() {
+    fn of_ours_recognizes_only_names_of_our_portals() {
         let server = "1764057612345-0123456789abcdef";
         assert_eq!(of_ours(&format!("{server}.seat-1")), Some((server, "seat-1")));
         for stock in ["3b241101-e2bb-4255-8caf-4136c566a962", "1-2.3", "", ".", "a-0123456789abcdef.x"] {

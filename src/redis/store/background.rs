@@ -57,7 +57,7 @@ pub(super) async fn flush_reports(shared: Weak<Shared>) {
         tokio::time::sleep(NOTE_PAUSE).await;
         let Some(shared) = shared.upgrade() else { return };
         if let Err(error) = shared.note_all().await {
-            tracing::debug!(%error, "receipts wait until Redis is there again");
+            tracing::debug!(%error, "acknowledgements wait until Redis is available again");
             tokio::time::sleep(Duration::from_millis(200)).await;
             shared.dirty.notify_one();
         }
@@ -70,7 +70,7 @@ pub(super) async fn keep_sweeping(shared: Weak<Shared>, pause: Duration) {
         let Some(shared) = shared.upgrade() else { return };
         let swept = shared.caller.sweep(SWEPT_MAX).await;
         if let Err(error) = swept.and(shared.look_for_room().await).and(shared.take_what_is_owed().await) {
-            tracing::debug!(%error, "nothing was looked after");
+            tracing::debug!(%error, "no logs were expired; it is retried");
         }
     }
 }
@@ -98,7 +98,7 @@ impl Shared {
         match self.caller.note(&user, &report).await {
             // An operator must repair this log. Other users do not wait for that.
             Err(RedisError::Damaged(why)) => {
-                tracing::error!(user = %excerpt(&user), %why, "receipts of this user cannot be written down");
+                tracing::error!(user = %excerpt(&user), %why, "the log of this user is damaged: acknowledgements are dropped. Repair or delete its keys");
             }
             noted => {
                 // Its clients learn of the gap.

@@ -129,7 +129,7 @@ pub fn open(link: Arc<ServerLink>, options: RedisOptions) -> Arc<dyn Store> {
             }
             Notification::OriginalPresent(users) => {
                 if come.try_send((Instant::now(), users.clone())).is_err() {
-                    tracing::debug!("what stock has left meanwhile for who has come waits until he comes again");
+                    tracing::debug!("pending messages of the original wait until the user connects again");
                 }
             }
             Notification::StateLost => {
@@ -158,7 +158,7 @@ impl RedisStore {
 
     /// Appends after all that is queued.
     async fn append_in_turn(&self, appends: Vec<Append>) -> Result<Vec<Appended>, RedisError> {
-        let closed = || RedisError::Unavailable("the line is closed".into());
+        let closed = || RedisError::Unavailable("the connection is closed".into());
         let (done, answer) = oneshot::channel();
         self.queue.send((appends, done)).await.map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
@@ -367,10 +367,10 @@ impl Store for RedisStore {
             let closing = async move { shared.note_all().await };
             // Reports that are not written repeat messages, and lose none.
             if let Err(error) = self.link.run(closing).await {
-                tracing::warn!(%error, "the last receipts could not be written down");
+                tracing::warn!(%error, "the last acknowledgements were not written: their messages are delivered again");
             }
             if let Err(error) = self.link.leave().await {
-                tracing::warn!(%error, "the others could not be told that this server leaves");
+                tracing::warn!(%error, "this server did not deregister: its lease ends by itself");
             }
             Ok(())
         })

@@ -59,7 +59,7 @@ pub(super) fn text(value: impl ToString) -> Bytes {
 }
 
 fn misread<T>(what: &str) -> Result<T, RedisError> {
-    Err(RedisError::Damaged(format!("what its script answered cannot be read: {what}").into()))
+    Err(RedisError::Damaged(format!("unexpected reply of a script: {what}").into()))
 }
 
 impl ScriptClient {
@@ -72,7 +72,7 @@ impl ScriptClient {
     }
 
     pub(in crate::redis) fn link(&self) -> Result<Arc<ServerLink>, RedisError> {
-        self.link.upgrade().ok_or_else(|| RedisError::Unavailable("the line is closed".into()))
+        self.link.upgrade().ok_or_else(|| RedisError::Unavailable("the connection is closed".into()))
     }
 
     /// Builds the arguments that every step has, followed by the step's own.
@@ -127,7 +127,7 @@ impl ScriptClient {
                 other => return misread(&format!("{other:?}").chars().take(100).collect::<String>()),
             }
         }
-        Err(RedisError::Unavailable("it changes faster than it can be looked at".into()))
+        Err(RedisError::Unavailable("the failover epoch changes too fast".into()))
     }
 
     /// Returns the keys of a user's log.
@@ -364,7 +364,7 @@ impl ScriptClient {
                     Ok(false) => break,
                     Err(RedisError::Damaged(why)) => {
                         // An operator must repair this log. Other users do not wait for that.
-                        tracing::error!(user = %excerpt(&user), %why, "what is stored of this user cannot be looked after");
+                        tracing::error!(user = %excerpt(&user), %why, "the log of this user is damaged: nothing expires in it. Repair or delete its keys");
                         let due = i64::try_from(now_s + BROKEN_PAUSE.as_secs()).unwrap_or(i64::MAX);
                         let later = [&due.to_string(), user.as_str()];
                         link.client().query_when_full::<()>("ZADD", &link.keys().expiry_index(), &later).await?;
