@@ -28,7 +28,7 @@
 //! of this surface; beside them the trait `Stream` of the futures crates, which [`client::Client`] and [`portal::Portal`] are,
 //! and `axum::Router`, which [`server::Builder::attach`] gives. Futures need a tokio runtime.
 //!
-//! # The tour
+//! # Modules
 //!
 //! In reading order; each module says in its first lines what is in its files.
 //!
@@ -55,18 +55,21 @@
 //! | [`client`] | the Rust client |
 //! | [`dispatcher`], [`portal`] | a backend's side of the HTTP API |
 //!
-//! The path of a message, one function a step: [`http`] takes it in and makes its [`Payload`](message::Payload), the
-//! JSON text every recipient will read; [`Hub::dispatch`](hub::Hub::dispatch) hands it to
-//! [`Store::append`](store::Store::append); the commit thread gives it a sequence in every recipient's log, writes one
-//! record for all that was waiting, makes it durable, answers, and wakes the recipients' sessions;
-//! [`Session::poll_batch`](hub::Session::poll_batch) reads on from its cursor; the connection's task writes all that is
-//! ready in one call, and behind it asks (op 1) whether it arrived; the client's answer (op 11) moves the cursor.
+//! Path of a message:
 //!
-//! # The one idea
+//! 1. [`http`] accepts it and encodes its [`Payload`](message::Payload), the JSON text that every recipient receives.
+//! 2. [`Hub::dispatch`](hub::Hub::dispatch) passes it to [`Store::append`](store::Store::append).
+//! 3. The commit thread assigns a sequence in each recipient's log. It writes one record for all queued appends (group
+//!    commit), syncs it, answers, and wakes the recipients' sessions.
+//! 4. [`Session::poll_batch`](hub::Session::poll_batch) reads from its cursor on.
+//! 5. The connection's task writes all ready frames in one call, followed by op 1.
+//! 6. The client's answer (op 11) moves the cursor.
 //!
-//! *The log is the queue.* Everything synced is delivered from the log, so that being offline means that nobody reads,
-//! coming back means reading on, being slow means reading late, and a half-open connection is a cursor that does not
-//! move. There is no second path for users who are online, and no queue per client that could grow.
+//! # Design
+//!
+//! *The log is the queue.* Every synced message is appended to its recipients' logs, and delivered from there. A session is
+//! a cursor on its user's log. An offline user has no session, a slow client's cursor moves late, and a half-open
+//! connection's cursor does not move. Online users have no second path, and no client has a queue that could grow.
 //!
 //! # Invariants
 //!
@@ -76,18 +79,18 @@
 //! - A cursor only moves forward.
 //! - The hub never waits for a socket, and every queue has a named bound.
 //! - The hub knows no wire format, the store no session, and `http` decides nothing.
-//! - What came from a peer is returned as an error; what came from us is asserted.
-//! - The last step before a socket compares the stamp of an entry with the session it is for.
+//! - Wrong input from a peer is an error. Our own state is asserted.
+//! - Before a socket, the session compares the owner of each entry with its own user.
 //! - Imports point one way, without circles between files, and each foreign crate has one home: sled in
 //!   [`embedded::tables`] and [`embedded::offline`], bincode in [`embedded`], redis in `redis`, tungstenite in [`server`] and
 //!   [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`http_client`], [`dispatcher`] and [`portal`], clap in the
 //!   binary. `tests/architecture` checks this.
 //!
-//! # What a crash may take back
+//! # What a crash may lose
 //!
-//! Nothing that was answered, with [`Durability::Always`](config::Durability::Always). Receipts are written with the
-//! next commit, at most some 20 ms later: a process killed within that time sends those messages once more. Events for
-//! webhooks reach their outbox in the same time: what happened in the last 20 ms may be told to nobody.
+//! With [`Durability::Always`](config::Durability::Always) nothing that was answered. Acknowledgements are written with the
+//! next commit, at most some 20 ms later. If the process dies before, those messages are delivered again. Webhook events
+//! reach their outbox in the same time. If the process dies before, the events of the last 20 ms are lost.
 
 pub mod auth;
 pub mod client;

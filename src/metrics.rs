@@ -1,4 +1,4 @@
-//! The counters, each named once. None has a label with anything a user chose: their number does not grow.
+//! Metrics of the server, each named once. No label has anything that a user chose, so their number is constant.
 
 use prometheus_client::{
     encoding::text::encode,
@@ -8,7 +8,7 @@ use prometheus_client::{
 
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal,)+) => {
-        /// What the server counts. Shared by all of it; counting is one atomic addition.
+        /// All metrics of one server. Counting is one atomic addition.
         #[derive(Debug, Default)]
         pub struct Metrics {
             registry: Registry,
@@ -16,14 +16,14 @@ macro_rules! metrics {
         }
 
         impl Metrics {
-            /// All at zero.
+            /// Creates metrics at zero.
             #[cfg(test)]
             #[must_use]
             pub fn new() -> Self {
                 Self::with(Counter::default())
             }
 
-            /// All at zero but what others count: restarted tasks, in [`Health`](crate::health::Health), and dropped log lines.
+            /// Creates metrics at zero, with the counters of [`Health`](crate::health::Health) and of the log.
             #[must_use]
             pub fn with(task_restarts: Counter) -> Self {
                 let mut metrics = Self {
@@ -40,91 +40,90 @@ macro_rules! metrics {
 }
 
 metrics! {
-    /// WebSocket connections that are open.
+    /// Open WebSocket connections.
     connections: Gauge = "connections",
-    /// WebSocket connections ever taken.
+    /// WebSocket connections accepted since the start.
     connections_total: Counter = "connections_taken",
-    /// Connections that are authenticated.
+    /// Authenticated connections.
     sessions: Gauge = "sessions",
-    /// Connections refused or cut for a limit, a bad request or a broken rule.
+    /// Connections rejected or cut because of a limit, a bad request or a broken rule.
     refused_connections: Counter = "connections_refused",
-    /// HTTP connections without a request that were closed because another connection needed their place.
+    /// Idle HTTP connections closed in favour of new connections.
     evicted_connections: Counter = "connections_evicted",
-    /// Authentications that failed or timed out.
+    /// Failed authentications, timeouts included.
     authentication_failures: Counter = "authentication_failures",
-    /// API keys, and passwords of the Redis protocol, that were wrong.
+    /// Wrong API keys, and wrong passwords of the Redis protocol.
     wrong_secrets: Counter = "wrong_secrets",
-    /// Frames from clients that could not be taken.
+    /// Frames from clients that break the protocol.
     malformed_frames: Counter = "malformed_frames",
     /// Messages from clients.
     messages_received: Counter = "messages_received",
-    /// Messages from clients that a middleware refused.
+    /// Messages from clients rejected by middleware.
     messages_refused: Counter = "messages_refused",
-    /// Dispatches taken in.
+    /// Accepted dispatches.
     dispatches: Counter = "dispatches",
     /// Entries appended to logs, one per recipient.
     messages_appended: Counter = "messages_appended",
-    /// Entries that were not appended because the user had as much pending as is allowed.
+    /// Entries rejected because of a user quota.
     messages_rejected: Counter = "messages_rejected",
-    /// Entries dropped for newer ones because the user had as much pending as is allowed.
+    /// Pending entries evicted for newer ones because of a user quota.
     messages_dropped: Counter = "messages_dropped",
-    /// Messages for offline users that were dropped because sync is off, one per user.
+    /// Messages for offline users dropped because sync is off, one per user.
     sync_off_dropped: Counter = "messages_dropped_sync_off",
     /// Messages written to clients.
     deliveries: Counter = "deliveries",
-    /// Those of them that were owed when the client connected.
+    /// Messages written to clients that were pending when the client connected.
     redeliveries: Counter = "redeliveries",
-    /// Receipts from clients that confirmed something.
+    /// Acknowledgements from clients that moved a cursor.
     receipts: Counter = "receipts",
-    /// Unsynced messages dropped because a connection was too slow for them.
+    /// Unsynced messages dropped for slow connections.
     unsynced_dropped: Counter = "unsynced_dropped",
-    /// Entries stopped before a socket because their stamp named somebody else. Anything but zero is a bug.
+    /// Entries stopped before a socket because they have another owner. Anything but zero is a bug.
     foreign_entries: Counter = "foreign_entries",
-    /// Portals that are there.
+    /// Connected portals.
     portals: Gauge = "portals",
-    /// Things that happened to clients while somebody wanted to be told.
+    /// Client events for portals.
     portal_events: Counter = "portal_events",
-    /// Events that a portal had not taken when it went, and that went on to another.
+    /// Client events passed to another portal because theirs had left.
     portal_events_passed_on: Counter = "portal_events_passed_on",
-    /// Events dropped because portals were too slow or did not come back.
+    /// Client events dropped because portals were too slow or did not reconnect.
     portal_events_dropped: Counter = "portal_events_dropped",
-    /// Events that the receiver of the webhook has taken.
+    /// Webhook events accepted by the backend.
     webhook_sent: Counter = "webhook_events_sent",
-    /// Requests to the receiver of the webhook that it did not take, or that did not reach it.
+    /// Webhook requests that failed or were rejected by the backend.
     webhook_failures: Counter = "webhook_requests_failed",
-    /// Events lost because the outbox of the webhook was full.
+    /// Webhook events dropped because the outbox was full.
     webhook_lost: Counter = "webhook_events_lost",
-    /// Events in the outbox of the webhook.
+    /// Events in the webhook outbox.
     webhook_outbox_events: Gauge = "webhook_outbox_events",
-    /// Bytes of them.
+    /// Bytes in the webhook outbox.
     webhook_outbox_bytes: Gauge = "webhook_outbox_bytes",
-    /// Connections that speak the Redis protocol.
+    /// Open connections of the Redis protocol.
     redis_protocol_connections: Gauge = "redis_protocol_connections",
     /// Commands of the Redis protocol.
     redis_protocol_commands: Counter = "redis_protocol_commands",
-    /// Those of them that were answered with an error, and what was no command at all.
+    /// Commands of the Redis protocol answered with an error, and input that is not a command.
     redis_protocol_commands_refused: Counter = "redis_protocol_commands_refused",
-    /// Subscribers that were cut because they let too much pile up.
+    /// Slow subscribers of the Redis protocol that were disconnected.
     redis_protocol_subscribers_cut: Counter = "redis_protocol_subscribers_cut",
     /// HTTP requests answered with success.
     http_succeeded: Counter = "http_requests_succeeded",
-    /// HTTP requests answered with an error of the caller's.
+    /// HTTP requests answered with a client error (4xx, except 408).
     http_refused: Counter = "http_requests_refused",
-    /// HTTP requests answered with an error of ours.
+    /// HTTP requests answered with a server error (5xx, and 408).
     http_failed: Counter = "http_requests_failed",
-    /// Tasks of the server that ended unexpectedly and were started again.
+    /// Tasks that ended unexpectedly and were restarted.
     task_restarts: Counter = "task_restarts",
-    /// Log lines that were dropped: they came faster than they were read, or could not be written.
+    /// Log lines dropped because they could not be written in time.
     log_lines_dropped: Counter = "log_lines_dropped",
 }
 
 impl Metrics {
-    /// All of them in the text form of Prometheus.
+    /// Encodes all metrics as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
         let mut text = String::new();
-        // Writing to a String cannot fail.
-        encode(&mut text, &self.registry).expect("a String takes everything");
+        encode(&mut text, &self.registry).expect("writing to a String cannot fail");
         text
     }
 }
@@ -135,15 +134,15 @@ mod tests {
 
     use super::*;
 
-    /// Metrics that a text names, and which [`Metrics::encode`] has no line for. `mesa_x_…` stands for several.
+    /// Returns the metrics in a text that [`Metrics::encode`] does not have. `mesa_x_…` stands for several.
     fn misnamed(text: &str, encoded: &str) -> Vec<String> {
         let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
         let named = words.filter(|word| word.starts_with("mesa_") && *word != "mesa_version");
-        let is_there = |word: &str| {
+        let is_encoded = |word: &str| {
             let end = if word.ends_with('_') { "" } else { " " };
             encoded.lines().any(|line| line.starts_with(&format!("{word}{end}")))
         };
-        named.filter(|word| !is_there(word)).map(str::to_owned).collect()
+        named.filter(|word| !is_encoded(word)).map(str::to_owned).collect()
     }
 
     fn check_names(path: &Path, encoded: &str, wrong: &mut Vec<String>) {
@@ -157,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn metric_named_in_a_text_is_in_the_answer_under_that_name() {
+    fn metric_named_in_a_text_is_encoded_under_that_name() {
         let encoded = Metrics::new().encode();
         let mut wrong = Vec::new();
         for path in ["src", "README.md"] {
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn every_counter_is_in_the_text_under_its_name() {
+    fn encoded_metrics_have_names_values_and_help() {
         let metrics = Metrics::new();
         metrics.dispatches.inc();
         metrics.connections.set(3);

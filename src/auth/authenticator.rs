@@ -88,7 +88,7 @@ pub(super) fn token(data: &Map<String, Value>) -> Result<&str, AuthError> {
 
 /// A JSON object, and its text where it has half of a surrogate pair; with `id` in place of its own.
 pub(super) fn user_object(text: &str, id: &UserId) -> Option<(Map<String, Value>, Option<String>)> {
-    let mut user: Map<String, Value> = serde_json::from_str(&surrogates::mend(text)).ok()?;
+    let mut user: Map<String, Value> = serde_json::from_str(&surrogates::replace_halves(text)).ok()?;
     user.insert("id".into(), id.as_str().into());
     if !surrogates::has_half(text) {
         return Some((user, None));

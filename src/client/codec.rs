@@ -116,7 +116,9 @@ pub(super) fn decode(text: &str) -> Result<Incoming, ClientError> {
         }
         opcode::AUTHENTICATED => {
             // A user object may have a text with half of a surrogate pair, which a Rust text cannot hold.
-            Incoming::Authenticated(serde_json::from_str(&surrogates::mend(data)).map_err(|error| unreadable(&error))?)
+            Incoming::Authenticated(
+                serde_json::from_str(&surrogates::replace_halves(data)).map_err(|error| unreadable(&error))?,
+            )
         }
         opcode::RESUMED => {
             let ResumedData { first, last, missed } = serde_json::from_str(data).map_err(|error| unreadable(&error))?;

@@ -16,7 +16,15 @@ const UNKNOWN_NAMED_MAX: usize = 20;
 pub(super) const ORIGIN: &str = "environment variable ";
 
 /// Variables with the prefix `MESA_` that belong to the commands and to the fault tests.
-const COMMAND_VARIABLES: &[&str] = &["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_TOKEN", "MESA_FAILPOINT"];
+const COMMAND_VARIABLES: &[&str] = &[
+    "MESA_CONFIG",
+    "MESA_URL",
+    "MESA_API_KEY",
+    "MESA_TOKEN",
+    "MESA_FAILPOINT",
+    "MESA_FAILPOINT_PANIC",
+    "MESA_FAILPOINT_PANIC_WHILE",
+];
 
 /// Prefixes of variables of the Mesa graphics library, which shares the prefix `MESA_`.
 ///

@@ -63,7 +63,7 @@ use self::{
     },
 };
 use crate::{
-    failpoints::{self, Bug},
+    failpoints::{self, Failpoint},
     health::Health,
     logging::excerpt,
     message::{DeviceId, Seq, UserId},
@@ -310,7 +310,7 @@ fn take_note(log: &mut Log, note: &Note, now: u32) -> Noted {
         let had = log.cursors.get(note.device.as_ref()).map_or(0, |cursor| cursor.received.through());
         changed |= log.cursors.receive(note.device.as_ref(), from, to);
         new = changed.then_some((from.max(had + 1), to));
-        if failpoints::is(Bug::DeviceShares) {
+        if failpoints::enabled(Failpoint::SharedCursor) {
             log.cursors.all_receive(from, to);
         }
     }

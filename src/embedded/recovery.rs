@@ -34,7 +34,7 @@ use crate::{
         CLOCK_KEY, FLUSHED_KEY, FORMAT, FORMAT_KEY, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTART_RECORD_KEY,
         LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_ALWAYS, OPEN_KEY, OPEN_LOSSY,
     },
-    failpoints::{self, Bug},
+    failpoints::{self, Failpoint},
     message::{CollapseKey, DeviceId, Seq, UserId},
     store::{Durability, Loss, Reason, Rejected, StoreError, clock::Clock, fingerprint},
 };
@@ -119,7 +119,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     }
     let mut ids = Ids::new(&options.limits);
     let id_chunks = read_ids(&*engine, replay.namespace, &mut ids, clock.now_ms())?;
-    for once in replay.once.into_iter().filter(|_| !failpoints::is(Bug::ForgetIds)) {
+    for once in replay.once.into_iter().filter(|_| !failpoints::enabled(Failpoint::LostIds)) {
         // Where it was stored already, the journal may have lost a part of what was rejected under it.
         if ids.knows(&once.id) {
             continue;
@@ -142,7 +142,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
             engine.put(Table::Users, user.as_str().as_bytes(), &row.encode()).map_err(failed)?;
         }
         log.trimming = log.release() && log.counted < log.released();
-        if failpoints::is(Bug::SequenceReuse) && log.last_slot().is_none() {
+        if failpoints::enabled(Failpoint::SequenceReuse) && log.last_slot().is_none() {
             log.head = log.head.saturating_sub(2);
             log.assigned = log.head;
         }

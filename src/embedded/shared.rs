@@ -16,7 +16,7 @@ use super::{
     writer::queue::Queue,
 };
 use crate::{
-    failpoints::{self, Bug},
+    failpoints::{self, Failpoint},
     health::Health,
     message::{DeviceId, UserId},
     store::{CommitListener, DeviceState, Durability, Limits, OutboxOptions, StoreError, UserState, clock::Clock},
@@ -78,7 +78,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            settle_after: if failpoints::is(Bug::SettleSoon) {
+            settle_after: if failpoints::enabled(Failpoint::EarlyFlush) {
                 Duration::from_millis(100)
             } else {
                 Duration::from_secs(10)
@@ -139,7 +139,7 @@ impl Shared {
         self.failed.send_replace(Some(error.clone()));
         // The log last: nothing about it keeps anybody waiting.
         tracing::error!(%error, "the commit thread has stopped");
-        self.health.mark("commit_thread", reason.into());
+        self.health.not_ready_logged("commit_thread", reason.into());
     }
 }
 

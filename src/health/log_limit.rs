@@ -1,4 +1,4 @@
-//! A limit for log lines that one cause can repeat without end.
+//! Rate limit for log lines that one cause can repeat without end.
 
 use std::{
     collections::BTreeMap,
@@ -7,23 +7,23 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Shortest time between two lines about the same thing.
+/// Shortest time between two lines about the same subject.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Lets one line about each thing through in [`LOG_INTERVAL`], and counts the others.
+/// Allows one line per subject and [`LOG_INTERVAL`], and counts the suppressed ones.
 pub struct LogLimit {
-    /// When the last line was written, and how many were suppressed since. Bounded by the number of names in the code: a name
-    /// is a constant, never text of a peer.
+    /// Time of the last line, and number of suppressed ones since. Subjects are constants of the code, never text of a
+    /// peer, so the map is bounded.
     last: Mutex<BTreeMap<&'static str, (Instant, u64)>>,
 }
 
 impl LogLimit {
-    /// Creates a limit that has seen no line.
+    /// Creates a limit without any line.
     pub const fn new() -> Self {
         Self { last: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Returns how many lines were suppressed since the last one, or `None` where this one is to be suppressed too.
+    /// Returns the number of lines suppressed since the last one, or `None` if this one must be suppressed.
     pub fn due(&self, about: &'static str) -> Option<u64> {
         self.due_at(about, Instant::now())
     }
@@ -44,9 +44,10 @@ impl LogLimit {
     }
 }
 
-/// Logs what a peer has done: a line at INFO once in an interval, with the number of those in between, which are logged at DEBUG.
+/// Logs an event that a peer caused: at most one line at INFO per interval, with the number of suppressed ones.
 ///
-/// Begins with a [`LogLimit`] of the line's own; then as `tracing::info!`.
+/// Suppressed lines are logged at DEBUG. The first argument is a [`LogLimit`] for this line only. The others are those of
+/// `tracing::info!`.
 macro_rules! info_seldom {
     ($limit:expr, $($line:tt)+) => {
         match $limit.due("") {
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn repeated_line_is_written_once_in_an_interval_with_the_number_of_the_others() {
+    fn repeated_line_is_due_once_per_interval_with_the_suppressed_count() {
         let (limit, start) = (LogLimit::new(), Instant::now());
         assert_eq!(limit.due_at("a", start), Some(0));
         assert_eq!(limit.due_at("b", start), Some(0));

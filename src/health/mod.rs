@@ -1,6 +1,6 @@
 //! Health of the server: named parts, each ready or not ready with a reason.
 //!
-//! The owner of a part reports its condition here. `GET /readyz` answers 503 and names every part that is not ready. One
+//! The owner of a part reports its state here. `GET /readyz` answers 503 and names every part that is not ready. One
 //! `Health` belongs to one server: the store creates it ([`Store::health`](crate::store::Store::health)), because the store
 //! is opened first. [`LogLimit`] is for log lines that one cause can repeat without end.
 
@@ -24,15 +24,15 @@ pub use supervisor::supervise;
 /// Shortest time between two ERROR lines about one part. A part that flaps is logged once per interval.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Conditions of the parts of one server.
+/// State of the parts of one server.
 #[derive(Default)]
 pub struct Health {
-    /// Bounded by the number of names in the code: a part is a constant, never text of a peer.
+    /// Names are constants of the code, never text of a peer, so the map is bounded.
     parts: Mutex<BTreeMap<&'static str, Part>>,
     restarts: Counter,
 }
 
-/// Condition of one part.
+/// State of one part.
 struct Part {
     /// `None` while the part is ready.
     reason: Option<Arc<str>>,
@@ -40,7 +40,7 @@ struct Part {
     since: Instant,
     /// When the last ERROR line about it was written.
     logged: Option<Instant>,
-    /// The log names it as not ready; the line that it is ready again is due.
+    /// Whether the log reports it as not ready, so that a line "ready again" must follow.
     announced: bool,
 }
 
@@ -49,14 +49,14 @@ struct Part {
 pub struct NotReady {
     /// Name of the part.
     pub part: &'static str,
-    /// A sentence that says what is wrong and what to do.
+    /// A sentence with the cause and the remedy.
     pub reason: Arc<str>,
-    /// For how long it has not been ready.
+    /// Time since it became not ready.
     pub since: Duration,
 }
 
 impl Health {
-    /// Marks a part as not ready, with a sentence for a person.
+    /// Marks a part as not ready, with a sentence for operators.
     ///
     /// Writes an ERROR line when the part was ready before. A repeated call replaces the reason and keeps the time.
     pub fn not_ready(&self, part: &'static str, reason: impl Into<Arc<str>>) {
@@ -78,8 +78,8 @@ impl Health {
         }
     }
 
-    /// Marks a part as not ready, for one who has written the ERROR line already.
-    pub fn mark(&self, part: &'static str, reason: Arc<str>) {
+    /// Marks a part as not ready without an ERROR line, which the caller has written already.
+    pub fn not_ready_logged(&self, part: &'static str, reason: Arc<str>) {
         let now = Instant::now();
         let mut parts = self.parts.lock();
         let known = parts.entry(part).or_insert_with(|| Part::new(now));
@@ -91,7 +91,7 @@ impl Health {
 
     /// Marks a part as ready.
     ///
-    /// Writes an INFO line when the log names the part as not ready.
+    /// Writes an INFO line if the log reports the part as not ready.
     pub fn ready(&self, part: &'static str) {
         let lasted = {
             let mut parts = self.parts.lock();
@@ -114,7 +114,7 @@ impl Health {
         }
     }
 
-    /// Whether a part is known not to be ready.
+    /// Reports whether a part is not ready.
     pub fn is_not_ready(&self, part: &'static str) -> bool {
         self.parts.lock().get(part).is_some_and(|known| known.reason.is_some())
     }
@@ -142,7 +142,7 @@ impl Part {
 }
 
 impl fmt::Display for NotReady {
-    /// Writes one line: a reason may quote another program.
+    /// Writes one line. Line ends in a reason, which may quote another program, become spaces.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} (for {} s)", self.part, self.reason.replace(['\r', '\n'], " "), self.since.as_secs())
     }

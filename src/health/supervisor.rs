@@ -1,7 +1,7 @@
-//! Supervision of the tasks that run for as long as the server.
+//! Supervises the tasks that run as long as the server.
 //!
-//! None of them ends while the server runs. One that returns or panics all the same is an ERROR line, is not ready in
-//! `/readyz` under its name, and is started again after a pause. Without supervision its work would stop without a sign.
+//! No such task should end while the server runs. If one returns or panics, the supervisor writes an ERROR line, marks the
+//! task as not ready in `/readyz`, and restarts it after a delay. Without supervision its work would stop unnoticed.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -14,25 +14,26 @@ use futures_util::{FutureExt, future::BoxFuture};
 use super::Health;
 use crate::{failpoints, logging::panic_text};
 
-/// Pause before a task is started again. It doubles with each time, up to the maximum.
+/// Shortest delay before a restart. It doubles with each further restart, up to the maximum.
 const RESTART_DELAY_MIN: Duration = Duration::from_millis(100);
+/// Longest delay before a restart.
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(10);
 
-/// A task that has run for so long is ready again.
-const READY_AFTER: Duration = Duration::from_secs(1);
+/// Time after which a restarted task counts as ready.
+const READY_DELAY: Duration = Duration::from_secs(1);
 
-/// A task that has run for so long is started again after the shortest pause.
-const DELAY_RESET_AFTER: Duration = Duration::from_secs(60);
+/// Running time after which the next restart has the shortest delay again.
+const BACKOFF_RESET_DELAY: Duration = Duration::from_secs(60);
 
-/// Runs a task until it is over, and starts it again whenever it ends before that.
+/// Runs a task, and restarts it whenever it ends before the server stops.
 ///
-/// `part` names it in `/readyz`. `state` outlives the runs; what a run has taken out of it is lost if that run panics.
-/// `is_over` says whether the task was to end. Dropping the future ends the task.
+/// `part` is its name in `/readyz`. `state` is passed from run to run. What a run has moved out of it is lost if the run
+/// panics. `should_end` reports whether the task was meant to end. Dropping the future ends the task.
 pub async fn supervise<S: Send>(
     health: Arc<Health>,
     part: &'static str,
     mut state: S,
-    is_over: impl Fn() -> bool + Send,
+    should_end: impl Fn() -> bool + Send,
     mut run: impl for<'a> FnMut(&'a mut S) -> BoxFuture<'a, ()> + Send,
 ) {
     let mut delay = RESTART_DELAY_MIN;
@@ -40,7 +41,7 @@ pub async fn supervise<S: Send>(
         let began = Instant::now();
         let ended = {
             let mut running = Box::pin(AssertUnwindSafe(failpoints::until_panic(part, run(&mut state))).catch_unwind());
-            match tokio::time::timeout(READY_AFTER, &mut running).await {
+            match tokio::time::timeout(READY_DELAY, &mut running).await {
                 Ok(ended) => ended,
                 Err(_) => {
                     health.ready(part);
@@ -48,27 +49,35 @@ pub async fn supervise<S: Send>(
                 }
             }
         };
-        if is_over() {
+        if should_end() {
             return;
         }
-        if began.elapsed() >= DELAY_RESET_AFTER {
+        if began.elapsed() >= BACKOFF_RESET_DELAY {
             delay = RESTART_DELAY_MIN;
         }
         let why = match &ended {
             Ok(()) => "it returned".into(),
             Err(panic) => format!("it panicked: {}", panic_text(panic.as_ref())),
         };
-        health.restarts(part, &why, delay);
+        health.report_restart(part, &why, delay);
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(RESTART_DELAY_MAX);
     }
 }
 
 impl Health {
-    /// Notes that a task has ended and is started again after `delay`.
-    fn restarts(&self, part: &'static str, why: &str, delay: Duration) {
-        tracing::error!(part, why, ?delay, "a task of the server ended unexpectedly and is started again");
-        self.mark(part, format!("this task ended unexpectedly ({why}) and is started again; please report it").into());
+    /// Reports that a task has ended, and is restarted after `delay`.
+    fn report_restart(&self, part: &'static str, why: &str, delay: Duration) {
+        tracing::error!(
+            part,
+            why,
+            ?delay,
+            "a task of the server ended unexpectedly and is restarted; please report it"
+        );
+        self.not_ready_logged(
+            part,
+            format!("this task ended unexpectedly ({why}) and is restarted; please report it").into(),
+        );
         self.restarts.inc();
     }
 }
@@ -80,14 +89,14 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn task_that_ends_unexpectedly_is_not_ready_and_starts_again_with_its_state() {
+    async fn task_that_ends_unexpectedly_is_not_ready_and_restarts_with_its_state() {
         let (health, over) = (Arc::<Health>::default(), Arc::<AtomicBool>::default());
-        let is_over = over.clone();
+        let should_end = over.clone();
         let supervised = supervise(
             health.clone(),
             "task",
             0,
-            move || is_over.load(Ordering::Relaxed),
+            move || should_end.load(Ordering::Relaxed),
             |runs| {
                 Box::pin(async move {
                     *runs += 1;
@@ -111,7 +120,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn task_that_was_to_end_is_not_started_again() {
+    async fn task_that_was_meant_to_end_is_not_restarted() {
         let health = Arc::<Health>::default();
         supervise(health.clone(), "task", (), || true, |()| Box::pin(async {})).await;
         supervise(health.clone(), "task", (), || true, |()| Box::pin(async { panic!("on purpose") })).await;

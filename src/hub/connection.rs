@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 
 use super::{
     Attach, Hub, Session,
-    events::{ConnectionId, Event, Said},
+    events::{ConnectionId, Event, InboundMessage},
     mailbox::Mailbox,
     on_disk_thread,
 };
@@ -126,7 +126,7 @@ impl Connected {
     }
 
     /// The client has said something that is for the application. Who listens is told, unless a middleware is against it.
-    pub fn said(&self, said: Said<'_>) -> Verdict {
+    pub fn said(&self, said: InboundMessage<'_>) -> Verdict {
         let hub = &self.hub;
         let verdict = if hub.middleware.any() { hub.middleware.judge(&said, &self.client()) } else { Verdict::Pass };
         if verdict == Verdict::Pass {

@@ -15,7 +15,7 @@ use std::{
 use parking_lot::RwLock;
 
 pub use super::registry::ConnectionId;
-pub use crate::message::Said;
+pub use crate::message::InboundMessage;
 use crate::message::UserId;
 
 /// Something that has happened to a client. Borrowed: a listener copies what it keeps.
@@ -33,7 +33,7 @@ pub enum Event<'a> {
         /// Who it is, if that is known.
         user: Option<&'a UserId>,
         /// What it said.
-        said: Said<'a>,
+        said: InboundMessage<'a>,
     },
     /// It is gone.
     Disconnection {
@@ -129,11 +129,11 @@ mod tests {
         let unheard = hub.connect();
         hub.listen(written.clone());
         let mut connected = hub.connect();
-        connected.said(Said::new(0, Some("1"), None));
+        connected.said(InboundMessage::new(0, Some("1"), None));
         let attach = Attach { should_sync: true, after: None, device: None };
         let alice = UserId::new("alice").unwrap();
         let session = connected.attach(alice.clone(), attach.clone(), Instant::now()).unwrap();
-        connected.said(Said::new(0, Some("2"), None));
+        connected.said(InboundMessage::new(0, Some("2"), None));
         drop(session);
         drop(connected.attach(alice, attach, Instant::now()).unwrap());
         connected.ends(1000, "");

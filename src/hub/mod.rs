@@ -38,7 +38,7 @@ use tokio::sync::{Semaphore, watch};
 pub use self::{
     connection::Connected,
     dispatch::{Dispatch, Kept, Outcome, Taken},
-    events::{ConnectionId, Event, Listener, Said},
+    events::{ConnectionId, Event, InboundMessage, Listener},
     mailbox::{Leave, MailboxBounds, Signals},
     queries::{DeviceReport, UserReport},
     session::{Attach, Batch, Mark, Resumed, Session},

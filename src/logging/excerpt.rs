@@ -1,36 +1,36 @@
-//! Excerpts of text from peers: every log field that quotes a peer is one.
+//! Excerpts of text from peers, for log lines and errors. Every log field that quotes a peer is an excerpt.
 //!
-//! A peer decides how long its text is and what is in it. Uncut, one frame of a stranger is a log line of 65 kB; unescaped,
-//! it forges lines and steers a terminal.
+//! The text of a peer may be long, and may have any character. Without truncation one frame is a log line of 65 kB. Without
+//! escapes it can forge lines and control a terminal.
 
 use std::fmt::{self, Display, Write};
 
-use super::steers::steers;
+use super::control_chars::is_control;
 
 /// Longest excerpt of a peer's text, in characters. The rest is replaced by `…`.
 const EXCERPT_MAX: usize = 64;
 
-/// Longest sentence that may quote a peer somewhere in it, in characters. The rest is replaced by `…`.
+/// Longest error text that may quote a peer, in characters. The rest is replaced by `…`.
 const SENTENCE_MAX: usize = 400;
 
-/// Returns the beginning of a peer's text, on one line and without control characters.
+/// Truncates a peer's text to 64 characters, on one line, with control characters escaped.
 pub fn excerpt(text: impl Display) -> String {
     cut(text, EXCERPT_MAX)
 }
 
-/// Returns the beginning of an error whose text may quote a peer: one of an application's middleware, for example.
+/// Truncates an error text that may quote a peer to 400 characters, on one line, with control characters escaped.
 pub fn sentence(error: impl Display) -> String {
     cut(error, SENTENCE_MAX)
 }
 
 fn cut(text: impl Display, max: usize) -> String {
     let mut cut = Cut::new(max);
-    // An error means that the rest was cut.
+    // An error means that the rest was truncated.
     _ = write!(cut, "{text}");
     cut.text
 }
 
-/// Takes so many characters, then `…`, and then refuses what follows.
+/// Writer that accepts `left` characters, then appends `…` and fails.
 struct Cut {
     text: String,
     left: usize,
@@ -50,7 +50,7 @@ impl Write for Cut {
                 return Err(fmt::Error);
             }
             self.left -= 1;
-            if steers(character) {
+            if is_control(character) {
                 self.text.extend(character.escape_unicode());
             } else {
                 self.text.push(character);

@@ -1,16 +1,16 @@
-//! Words for errors of the JSON reader, for people who know JSON and no Rust.
+//! Rewords errors of serde_json in terms of JSON, for readers who do not know Rust types.
 
 use std::fmt::{self, Write as _};
 
 use super::excerpt::{excerpt, sentence};
 
-/// Characters kept of each end of the reader's text. In between stands what a peer sent, which may be megabytes long.
+/// Characters of each end of an error text. Its middle quotes the peer, and may be megabytes long.
 const END_MAX: usize = 256;
 
-/// Returns why JSON from a peer was rejected: the reason in words of JSON, with excerpts of what it quotes, and the position.
+/// Returns why JSON from a peer was rejected: the reason in terms of JSON, with excerpts, and the position.
 pub fn json_error(error: &serde_json::Error) -> String {
     let mut ends = Ends::default();
-    // Never fails.
+    // `Ends` never fails.
     _ = write!(ends, "{error}");
     let text = ends.text();
     if error.line() == 0 {
@@ -20,7 +20,7 @@ pub fn json_error(error: &serde_json::Error) -> String {
     reworded(text.strip_suffix(&position).unwrap_or(&text)) + &position
 }
 
-/// Returns where bytes stop being UTF-8.
+/// Returns the position of the first byte that is not UTF-8.
 pub fn utf8_error(error: &std::str::Utf8Error) -> String {
     format!("byte {} is not UTF-8", error.valid_up_to() + 1)
 }
@@ -48,7 +48,7 @@ fn reworded(reason: &str) -> String {
     let value = value.map(value_found).or_else(|| found.strip_prefix("invalid length ").map(excerpt));
     match value {
         Some(value) => format!("expected {}, but found {value}", value_expected(expected)),
-        // An unknown name, with those that there are.
+        // An unknown name, followed by the known ones.
         None => format!("{}, expected {}", excerpt(found), sentence(expected)),
     }
 }
@@ -60,7 +60,7 @@ fn value_found(found: &str) -> String {
         ("map", _) => "an object".into(),
         ("sequence", _) => "a list".into(),
         ("unit value" | "Option value", _) => "null".into(),
-        // `null` and `string "…"` are words of JSON.
+        // `null` and `string "…"` are terms of JSON already.
         (found, _) => excerpt(found),
     }
 }
@@ -88,7 +88,7 @@ fn value_expected(expected: &str) -> String {
     format!("a whole number from {least} to {most}")
 }
 
-/// Keeps the two ends of a text.
+/// Writer that stores the two ends of a text.
 #[derive(Default)]
 struct Ends {
     head: String,
@@ -113,7 +113,7 @@ impl fmt::Write for Ends {
                 continue;
             }
             self.tail.push(character);
-            // Characters have up to four bytes; cut rarely, so that it costs little.
+            // A character has up to four bytes. Rare truncation keeps the cost low.
             if self.tail.len() > 16 * END_MAX {
                 let mut from = self.tail.len() - 4 * END_MAX;
                 while !self.tail.is_char_boundary(from) {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn json_error_has_words_of_json() {
+    fn json_error_uses_terms_of_json() {
         let whole = "expected a whole number from 0 to 4294967295, but found";
         assert_eq!(error::<u32>("\"x\""), format!("{whole} string \"x\" at line 1 column 3"));
         assert_eq!(error::<u32>("-1"), format!("{whole} -1 at line 1 column 2"));
@@ -164,9 +164,9 @@ mod tests {
         for text in
             ["nul", "tru", "{\"a\":fals}", "{a:1}", "[1", "\"\\u12", "{", "-", "1e999", "\"\\ud83d\"", "[1,]", "01"]
         {
-            let told = error::<serde_json::Value>(text);
+            let reason = error::<serde_json::Value>(text);
             for term in ["ident", "EOF", "parsing", "lone", "unit", "hex escape"] {
-                assert!(!told.contains(term), "{text}: {told}");
+                assert!(!reason.contains(term), "{text}: {reason}");
             }
         }
         let deep = "[".repeat(200);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn json_error_keeps_the_position_and_cuts_what_it_quotes() {
+    fn json_error_has_the_position_and_truncated_quotes() {
         let long = error::<u32>(&format!("\"{}\"", "x".repeat(65_536)));
         assert!(long.starts_with("expected a whole number from 0 to 4294967295, but found string \"xxx"), "{long}");
         assert!(long.ends_with("x… at line 1 column 65538") && long.chars().count() < 200, "{long}");

@@ -1,21 +1,24 @@
-//! What every log line goes through: `excerpt` cuts what peers sent, `json_error` words errors of the JSON reader, `network_error`
-//! those of connections, `system_error` those of the system, `steers` knows the characters that a terminal obeys, `writer` keeps
-//! lines from holding anything up.
+//! Texts of log lines, and their writer.
+//!
+//! - `excerpt`: truncates and escapes text from peers
+//! - `json_error`, `network_error`, `system_error`: reword errors for operators
+//! - `control_chars`: characters that control a terminal
+//! - `writer`: writes lines without blocking their caller
 
+mod control_chars;
 mod excerpt;
 mod json_error;
 mod network_error;
-mod steers;
 mod system_error;
 mod writer;
 
 use std::any::Any;
 
 pub use self::{
+    control_chars::is_control,
     excerpt::{excerpt, sentence},
     json_error::{json_error, utf8_error},
     network_error::network_error,
-    steers::steers,
     system_error::system_error,
     writer::{LogWriter, dropped_lines},
 };

@@ -1,10 +1,10 @@
-//! Words for errors of connections, for people who do not know the numbers of the system.
+//! Rewords errors of connections, without numbers of the operating system.
 
 use std::{error::Error, io};
 
 use super::system_error::without_number;
 
-/// Returns what went wrong with a connection: the cause at the bottom, which the layers above repeat, in plain words.
+/// Returns the root cause of a connection error in plain words. The layers above only repeat it.
 pub fn network_error(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
     while let Some(below) = cause.source() {
@@ -19,9 +19,9 @@ pub fn network_error(error: &(dyn Error + 'static)) -> String {
     }
 }
 
-/// What libraries make of the same errors where they keep only a text.
+/// Rewords an error of which a library kept only the text.
 fn of_text(text: &str) -> String {
-    // A record of TLS begins with its type, and an answer in plain text does not.
+    // A TLS record begins with its content type. A plain-text response does not.
     if text.contains("InvalidContentType") {
         return "the other side does not speak TLS on this port".into();
     }
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn error_of_a_connection_is_told_without_numbers_of_the_system() {
+    fn network_error_has_no_number_of_the_system() {
         for (number, expected) in [
             (111, "connection refused"),
             (104, "connection reset by the other side"),

@@ -1,14 +1,14 @@
-//! Words for errors of the system, for people who do not know its numbers.
+//! Rewords errors of the operating system, without their numbers.
 
 use std::io;
 
-/// Returns what the system says, without its number, to be part of a sentence.
+/// Returns the text of a system error without its number, in lower case, as part of a sentence.
 pub fn system_error(error: &io::Error) -> String {
     let text = error.to_string();
     let words = without_number(&text);
     let mut letters = words.chars();
     match letters.next() {
-        // A name in capitals stays one.
+        // A name in capitals is unchanged.
         Some(first) if letters.as_str().starts_with(char::is_lowercase) => {
             first.to_lowercase().chain(letters).collect()
         }
@@ -16,7 +16,7 @@ pub fn system_error(error: &io::Error) -> String {
     }
 }
 
-/// Removes the number that Rust appends to the system's words.
+/// Removes the number that Rust appends to the text of the system.
 pub(super) fn without_number(text: &str) -> &str {
     match text.rsplit_once(" (os error ") {
         Some((words, number)) if number.ends_with(')') => words,
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn error_of_the_system_is_told_without_its_number() {
+    fn system_error_has_no_number() {
         for (number, expected) in
             [(28, "no space left on device"), (5, "input/output error"), (24, "too many open files")]
         {

@@ -1,10 +1,10 @@
-//! The names that backends and clients give to things: short texts, checked once and cheap to clone.
+//! Ids that backends and clients choose: short texts, validated once, cheap to clone.
 
 use std::{fmt, sync::Arc};
 
-/// Why a text is no name of that kind.
+/// Reason why a text is not a valid id of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what} has 1 to {characters_max} characters and no control characters")]
+#[error("{what} must have 1 to {characters_max} characters and no control characters")]
 pub struct NameError {
     what: &'static str,
     characters_max: usize,
@@ -25,15 +25,15 @@ macro_rules! names {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Checks `name` and takes a copy of it.
+            /// Validates and copies `name`.
             ///
             /// # Errors
-            /// When it is empty, too long, or has a control character.
+            /// If it is empty, too long, or has a control character.
             pub fn new(name: &str) -> Result<Self, NameError> {
                 check(name, concat!("a ", $what), $max).map(Self)
             }
 
-            /// The name as text.
+            /// Returns the id as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -55,11 +55,11 @@ macro_rules! names {
 }
 
 names! {
-    /// One of a user's devices, as the client names it: what it has received is counted apart from the others.
+    /// Name of one of a user's devices, chosen by the client. Each device has its own cursor.
     DeviceId: "device", DEVICE_CHARACTERS_MAX = 64;
-    /// What a backend calls a dispatch, so that saying it again is not doing it again.
+    /// Idempotency id of a dispatch, chosen by the backend. A retry with the same id returns the first result.
     DispatchId: "dispatch id", DISPATCH_ID_CHARACTERS_MAX = 128;
-    /// What a message is about: a newer one of the same key takes the place of one that is still pending.
+    /// Collapse key of a message: a newer message with the same key replaces a pending one.
     CollapseKey: "collapse key", COLLAPSE_KEY_CHARACTERS_MAX = 64;
 }
 
@@ -68,11 +68,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_counted_in_characters_and_has_none_that_are_not_seen() {
+    fn id_is_bounded_in_characters_and_has_no_control_characters() {
         assert!(DeviceId::new(&"é".repeat(64)).is_ok());
         for name in ["", &"x".repeat(65), "a\0", "a\nb"] {
-            let told = DeviceId::new(name).unwrap_err().to_string();
-            assert_eq!(told, "a device has 1 to 64 characters and no control characters");
+            let error = DeviceId::new(name).unwrap_err().to_string();
+            assert_eq!(error, "a device must have 1 to 64 characters and no control characters");
         }
         assert_eq!(DispatchId::new("order-7").unwrap().as_str(), "order-7");
     }

@@ -1,7 +1,7 @@
-//! A string of a peer's JSON that is passed on, also where it is no text.
+//! A JSON string of a peer that is forwarded unchanged, also if it is not valid Unicode.
 //!
-//! `"\ud83d"` is JSON, and no Rust text can hold it (see [`surrogates`]). Such a string stays JSON, so that it leaves the
-//! server as it came. Whatever needs a text asks for one, and gets none or one with U+FFFD.
+//! `"\ud83d"` is valid JSON, but no Rust string can hold it (see [`surrogates`]). Such a string stays JSON, so that the server
+//! forwards it unchanged. Code that needs a text gets none, or one with U+FFFD.
 
 use std::borrow::Cow;
 
@@ -13,75 +13,75 @@ use serde_json::{Number, value::RawValue};
 
 use super::surrogates;
 
-/// A string of JSON: a text, or JSON where half of a surrogate pair keeps it from being one.
+/// A JSON string: decoded, or as raw JSON if it has half of a surrogate pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JsonString<'a> {
-    /// What the string says.
+    /// The decoded string.
     Text(Cow<'a, str>),
-    /// The string as JSON, with its quotation marks: it has half of a surrogate pair.
-    Cut(Cow<'a, str>),
+    /// Raw JSON with quotation marks, because the string has half of a surrogate pair.
+    Raw(Cow<'a, str>),
 }
 
 impl JsonString<'_> {
-    /// The text, where it is one.
+    /// Returns the text, if the string is valid Unicode.
     #[must_use]
     pub fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
-            Self::Cut(_) => None,
+            Self::Raw(_) => None,
         }
     }
 
-    /// The JSON, where it is no text.
+    /// Returns the raw JSON, if the string is not valid Unicode.
     #[must_use]
-    pub fn cut(&self) -> Option<&str> {
+    pub fn raw(&self) -> Option<&str> {
         match self {
             Self::Text(_) => None,
-            Self::Cut(json) => Some(json),
+            Self::Raw(json) => Some(json),
         }
     }
 
-    /// The text, with U+FFFD in place of each half.
+    /// Returns the text, with U+FFFD in place of each half of a surrogate pair.
     #[must_use]
     pub fn lossy(&self) -> Cow<'_, str> {
         match self {
             Self::Text(text) => Cow::Borrowed(text),
-            // It is JSON, which its halves alone kept from being read.
-            Self::Cut(json) => Cow::Owned(serde_json::from_str(&surrogates::mend(json)).unwrap_or_default()),
+            // The string is valid JSON. Only its halves prevented decoding.
+            Self::Raw(json) => Cow::Owned(serde_json::from_str(&surrogates::replace_halves(json)).unwrap_or_default()),
         }
     }
 
-    /// Appends it as JSON.
+    /// Appends the string as JSON.
     pub fn write(&self, out: &mut Vec<u8>) {
         match self {
             // A string always has a JSON form, and writing to a Vec cannot fail.
             Self::Text(text) => serde_json::to_writer(out, text).expect("a string is JSON"),
-            Self::Cut(json) => out.extend_from_slice(json.as_bytes()),
+            Self::Raw(json) => out.extend_from_slice(json.as_bytes()),
         }
     }
 
-    /// Bytes of memory that it takes.
+    /// Returns its size in memory, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let (Self::Text(text) | Self::Cut(text)) = self;
+        let (Self::Text(text) | Self::Raw(text)) = self;
         text.len()
     }
 
-    /// A copy that borrows nothing.
+    /// Converts it to a string that borrows nothing.
     #[must_use]
     pub fn into_owned(self) -> JsonString<'static> {
         match self {
             Self::Text(text) => JsonString::Text(text.into_owned().into()),
-            Self::Cut(json) => JsonString::Cut(json.into_owned().into()),
+            Self::Raw(json) => JsonString::Raw(json.into_owned().into()),
         }
     }
 
-    /// The same, without a copy.
+    /// Returns the same string without a copy.
     #[must_use]
     pub fn borrowed(&self) -> JsonString<'_> {
         match self {
             Self::Text(text) => JsonString::Text(Cow::Borrowed(text)),
-            Self::Cut(json) => JsonString::Cut(Cow::Borrowed(json)),
+            Self::Raw(json) => JsonString::Raw(Cow::Borrowed(json)),
         }
     }
 }
@@ -96,7 +96,7 @@ impl Serialize for JsonString<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Text(text) => serializer.serialize_str(text),
-            Self::Cut(json) => match serde_json::from_str::<&RawValue>(json) {
+            Self::Raw(json) => match serde_json::from_str::<&RawValue>(json) {
                 Ok(raw) => raw.serialize(serializer),
                 Err(_) => serializer.serialize_str(&self.lossy()),
             },
@@ -106,20 +106,20 @@ impl Serialize for JsonString<'_> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for JsonString<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Raw, for no other reader of serde_json takes halves and rejects control characters.
+        // Only `RawValue` of serde_json accepts halves and rejects control characters.
         let json = <&RawValue>::deserialize(deserializer)?.get();
         let inside = json.strip_prefix('"').and_then(|json| json.strip_suffix('"'));
         let inside = inside.ok_or_else(|| D::Error::invalid_type(unexpected(json), &"a string"))?;
         if !inside.contains('\\') {
             return Ok(Self::from(inside));
         }
-        // It was read as JSON a moment ago, so only halves keep it from being read again.
+        // The string is valid JSON, so decoding fails only because of halves.
         let text = serde_json::from_str::<String>(json);
-        Ok(text.map_or(Self::Cut(json.into()), |text| Self::Text(text.into())))
+        Ok(text.map_or(Self::Raw(json.into()), |text| Self::Text(text.into())))
     }
 }
 
-/// What JSON is that is no string.
+/// Describes JSON that is not a string.
 fn unexpected(json: &str) -> Unexpected<'_> {
     match (json.as_bytes().first(), serde_json::from_str::<Number>(json)) {
         (Some(b'{'), _) => Unexpected::Map,
@@ -134,8 +134,8 @@ fn unexpected(json: &str) -> Unexpected<'_> {
     }
 }
 
-/// As much of the JSON of a string as fits into so many bytes, with its quotation marks.
-pub fn cut_to(json: &str, bytes_max: usize) -> Cow<'_, str> {
+/// Truncates the JSON of a string to `bytes_max` bytes, quotation marks included, without splitting an escape.
+pub fn truncate(json: &str, bytes_max: usize) -> Cow<'_, str> {
     if json.len() <= bytes_max {
         return Cow::Borrowed(json);
     }
@@ -154,14 +154,14 @@ pub fn cut_to(json: &str, bytes_max: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}\"", &json[..end]))
 }
 
-/// Reads a string as a text, with U+FFFD in place of each half of a surrogate pair: for readers that need no more.
+/// Deserializes a string, with U+FFFD in place of each half of a surrogate pair.
 ///
-/// Also from a stream, and from a value that was read before: what programs do with answers that they keep.
+/// Also works with a reader, and with a `serde_json::Value`, from which programs may deserialize a stored response.
 pub fn lossy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     text_of(&Box::<RawValue>::deserialize(deserializer)?)
 }
 
-/// The same, where there may be none.
+/// Deserializes an optional string like [`lossy`].
 pub fn lossy_option<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Option::<Box<RawValue>>::deserialize(deserializer)?.map(|json| text_of(&json)).transpose()
 }
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn string_with_half_of_a_pair_is_written_as_it_came() {
+    fn string_with_half_of_a_pair_is_written_unchanged() {
         for (json, text) in [
             (r#""""#, Some("")),
             (r#""A\"\n\u0041""#, Some("A\"\nA")),
@@ -191,7 +191,7 @@ mod tests {
         ] {
             let string = read(json);
             assert_eq!(string.text(), text, "{json}");
-            assert_eq!(string.cut().is_none(), text.is_some(), "{json}");
+            assert_eq!(string.raw().is_none(), text.is_some(), "{json}");
             assert_eq!(
                 serde_json::to_string(&string).unwrap(),
                 text.map_or_else(|| json.into(), |text| format!("{text:?}"))
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_string_is_none() {
+    fn json_other_than_a_string_is_rejected() {
         for (json, why) in [
             ("7", "integer `7`, expected a string"),
             ("-7", "integer `-7`, expected a string"),
@@ -222,22 +222,22 @@ mod tests {
     }
 
     #[test]
-    fn json_that_is_cut_to_a_length_stays_json() {
+    fn truncated_string_stays_valid_json() {
         let json = r#""é\ud83d\n\ude00x""#;
         for bytes_max in 2..20 {
-            let short = cut_to(json, bytes_max);
+            let short = truncate(json, bytes_max);
             assert!(
                 short.len() <= bytes_max && surrogates::entries(&format!("{{\"s\":{short}}}")).is_some(),
                 "{short}"
             );
         }
-        assert_eq!((cut_to(json, 12), cut_to(json, 10)), (r#""é\ud83d\n""#.into(), r#""é\ud83d""#.into()));
-        assert_eq!(cut_to(json, json.len()), json);
+        assert_eq!((truncate(json, 12), truncate(json, 10)), (r#""é\ud83d\n""#.into(), r#""é\ud83d""#.into()));
+        assert_eq!(truncate(json, json.len()), json);
     }
 
     proptest! {
         #[test]
-        fn string_says_the_same_after_it_was_written(units in prop::collection::vec(prop::sample::select(vec![0x41_u16, 0xe9, 0xd83d, 0xde00, 0x5c, 0x22, 0xa]), 0..12)) {
+        fn written_string_reads_back_equal(units in prop::collection::vec(prop::sample::select(vec![0x41_u16, 0xe9, 0xd83d, 0xde00, 0x5c, 0x22, 0xa]), 0..12)) {
             let escapes = units.iter().map(|unit| format!("\\u{unit:04x}")).collect::<Vec<_>>().concat();
             let json = format!("\"{escapes}\"");
             let string = read(&json);
@@ -245,7 +245,7 @@ mod tests {
             string.write(&mut written);
             let written = String::from_utf8(written).unwrap();
             prop_assert_eq!(&read(&written), &string);
-            prop_assert_eq!(string.cut().is_some(), surrogates::has_half(&json));
+            prop_assert_eq!(string.raw().is_some(), surrogates::has_half(&json));
             prop_assert_eq!(string.lossy(), String::from_utf16_lossy(&units));
         }
     }

@@ -1,6 +1,8 @@
-//! The words everything else is built from: who a message is for, what it says, and how large it may be.
+//! Messages, their recipients, ids and bounds: the types that all other modules use.
 //!
-//! This module knows JSON (a message *is* a JSON text) but no socket, no store and no other module of the crate.
+//! The module handles JSON, because a message is a JSON text. It knows no socket and no store, and imports no other module of
+//! the crate. Files: `ids` (device, idempotency id, collapse key), `json_string` and `surrogates` (JSON strings that are not
+//! valid Unicode).
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
@@ -18,39 +20,39 @@ pub use ids::{
 };
 pub use json_string::JsonString;
 
-/// Position of an entry in one user's log. The first is 1; 0 stands for "before the first".
+/// Sequence: the position of an entry in its user's log. The first is 1; 0 means "before the first".
 ///
-/// Rises by one for every synced message of that user, survives restarts and trims, and is never handed out twice.
+/// It rises by one per entry, except over a reported gap. It survives restarts and trims, and is never reused.
 pub type Seq = u64;
 
 /// Longest user id, in bytes of UTF-8.
 pub const USER_ID_BYTES_MAX: usize = 256;
 
-/// Largest JSON text of one message (`op`, `d` and `t` together), in bytes. A larger one is refused at dispatch.
+/// Largest JSON text of one message (`op`, `d` and `t` together), in bytes. A larger one is rejected at dispatch.
 ///
-/// A stored record holds at least one whole message, and the store must not be given values much larger than this
-/// (see `store`), so this is a property of the format and not a setting.
+/// This is a property of the store's format, and not a setting: a record holds at least one whole message.
 pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 
-/// Deepest nesting of arrays and objects in a message. Deeper ones are refused: recursive parsers, ours and those of
-/// the clients, would run out of stack.
+/// Deepest nesting of arrays and objects in a message.
+///
+/// A deeper message is rejected, because recursive parsers of server and clients could overflow their stack.
 pub const JSON_DEPTH_MAX: usize = 100;
 
-/// Highest opcode the protocol keeps for itself; applications may use those above it, and 0.
+/// Highest opcode that the protocol reserves. Applications may use higher ones, and 0.
 pub const OPCODE_RESERVED_MAX: u64 = 22;
 
-/// What stands for every connected client among recipients.
+/// Recipient that means every connected client: a broadcast.
 pub const EVERYONE: &str = "*";
 
-/// A user's name: 1 to [`USER_ID_BYTES_MAX`] bytes of UTF-8 without control characters. Cheap to clone.
+/// User id: 1 to [`USER_ID_BYTES_MAX`] bytes of UTF-8 without control characters. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(Arc<str>);
 
 impl UserId {
-    /// Checks `id` and takes a copy of it.
+    /// Validates and copies `id`.
     ///
     /// # Errors
-    /// When it is empty, too long, or has a control character.
+    /// If it is empty, `*`, too long, or has a control character.
     pub fn new(id: &str) -> Result<Self, UserIdError> {
         if id.is_empty() {
             return Err(UserIdError::Empty);
@@ -67,7 +69,7 @@ impl UserId {
         Ok(Self(id.into()))
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -77,7 +79,7 @@ impl UserId {
 impl std::str::FromStr for UserId {
     type Err = UserIdError;
 
-    /// As [`UserId::new`].
+    /// Same as [`UserId::new`].
     fn from_str(id: &str) -> Result<Self, UserIdError> {
         Self::new(id)
     }
@@ -107,57 +109,56 @@ impl Serialize for UserId {
     }
 }
 
-/// Why a text is no user id.
+/// Reason why a text is not a user id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UserIdError {
-    /// Nothing was given.
+    /// The text is empty.
     #[error("a user id must not be empty")]
     Empty,
-    /// More bytes than a key of the store has room for.
+    /// The text is longer than a key of the store may be.
     #[error("a user id may have at most {USER_ID_BYTES_MAX} bytes; this one has {bytes}")]
     TooLong {
-        /// Its length.
+        /// Its length in bytes.
         bytes: usize,
     },
-    /// Stands for every connected client, so nobody could be called that.
-    #[error("`*` stands for everyone and is no user id")]
+    /// The text is `*`, which means every connected client.
+    #[error("`*` means every connected client and is not a user id")]
     Everyone,
-    /// Control characters would let an id break out of a log line.
+    /// The text has a control character, which could forge a log line.
     #[error("a user id must not contain control characters")]
     ControlCharacter,
 }
 
-/// What a backend says: the object under `message` in a dispatch.
+/// A message of a backend: the object `message` in a dispatch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Message {
-    /// 0 for an application's message, 5 for an internal event, above [`OPCODE_RESERVED_MAX`] as the application likes.
+    /// Opcode: 0, or above [`OPCODE_RESERVED_MAX`]. The protocol uses the others; 5 is an internal event.
     #[serde(default)]
     pub op: u64,
-    /// The data: any JSON value, kept to the letter.
+    /// Data: any JSON value, delivered unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub d: Option<Box<RawValue>>,
-    /// The type, by which applications tell messages apart.
+    /// Type, by which applications distinguish messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub t: Option<String>,
-    /// How it is to be delivered; never sent to a client.
+    /// Delivery options; never sent to a client.
     #[serde(default, skip_serializing_if = "Options::is_default")]
     pub o: Options,
 }
 
-/// How a message is to be delivered.
+/// Delivery options of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct Options {
-    /// `false`: sent to who is there and never kept. Default `true`.
+    /// `false`: unsynced, so sent only to online users and never stored. Default `true`.
     pub sync: bool,
-    /// Seconds for which the message is kept for those who have not received it. Default: as long as the server keeps
-    /// messages at all.
+    /// Seconds until a pending message expires. Default: `sync.maxAge` of the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<std::num::NonZeroU32>,
-    /// What the message is about: it takes the place of a pending one with the same key. See [`CollapseKey`].
+    /// Collapse key: the message replaces a pending one with the same key. See [`CollapseKey`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collapse: Option<String>,
 }
@@ -175,10 +176,10 @@ impl Options {
 }
 
 impl Message {
-    /// An application's message: opcode 0.
+    /// Creates a message with opcode 0.
     ///
     /// # Errors
-    /// When `data` cannot be written as JSON.
+    /// If `data` cannot be serialized to JSON.
     pub fn new(kind: &str, data: &impl Serialize) -> Result<Self, serde_json::Error> {
         Ok(Self {
             op: 0,
@@ -188,14 +189,14 @@ impl Message {
         })
     }
 
-    /// The same, for who is there alone: never kept.
+    /// Makes it unsynced: sent only to online users, never stored.
     #[must_use]
     pub fn unsynced(mut self) -> Self {
         self.o.sync = false;
         self
     }
 
-    /// The same, kept for so long at most: whole seconds, rounded up, 136 years at most.
+    /// Sets its time to live: rounded up to whole seconds, at most 136 years.
     #[must_use]
     pub fn ttl(mut self, ttl: std::time::Duration) -> Self {
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
@@ -203,63 +204,65 @@ impl Message {
         self
     }
 
-    /// The same, taking the place of a pending one with this key.
+    /// Sets its collapse key: it replaces a pending message with the same key.
     #[must_use]
     pub fn collapse(mut self, key: &CollapseKey) -> Self {
         self.o.collapse = Some(key.as_str().to_owned());
         self
     }
 
-    /// The text clients will read.
+    /// Encodes the JSON text that clients receive.
     ///
     /// # Errors
-    /// When the opcode belongs to the protocol, or the message is too large or too deep.
+    /// If the opcode belongs to the protocol, or the message is too large or too deep.
     pub fn payload(&self) -> Result<Payload, MessageError> {
         Payload::encode(self.op, self.d.as_deref().map(RawValue::get), self.t.as_deref())
     }
 }
 
-/// Why a message is refused.
+/// Reason why a message is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MessageError {
-    /// A client would take it for a frame of the protocol.
+    /// The opcode is reserved: clients would read the message as a frame of the protocol.
     #[error("opcode {op} belongs to the protocol; use 0, or one above {OPCODE_RESERVED_MAX}")]
     Opcode {
-        /// What was given.
+        /// The opcode.
         op: u64,
     },
-    /// See [`PAYLOAD_BYTES_MAX`].
+    /// The JSON is larger than [`PAYLOAD_BYTES_MAX`].
     #[error(
         "a message may have at most {PAYLOAD_BYTES_MAX} bytes of JSON; this one has {bytes}. Send a reference instead"
     )]
     TooLarge {
-        /// Its size.
+        /// Its size in bytes.
         bytes: usize,
     },
-    /// See [`JSON_DEPTH_MAX`].
-    #[error("a message may be nested at most {JSON_DEPTH_MAX} deep")]
+    /// The nesting is deeper than [`JSON_DEPTH_MAX`].
+    #[error("a message may have at most {JSON_DEPTH_MAX} nesting levels; flatten it")]
     TooDeep,
 }
 
-/// The JSON text of a message as a client reads it, `{"op":0,"d":…,"t":…}`: made once at dispatch, stored, and copied
-/// to every recipient. Cheap to clone. Always one object, and never with an `s`: that belongs to a delivery.
+/// JSON text of a message as a client receives it: `{"op":0,"d":…,"t":…}`.
+///
+/// It is encoded once at dispatch, stored, and shared by all recipients. Cheap to clone. Always one object, and never with
+/// `s`, which differs between deliveries.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Payload(Bytes);
 
 impl Payload {
-    /// Writes the text. `data` must be JSON text already; it is taken over to the letter.
+    /// Encodes a message. `data` must be JSON; it is copied unchanged.
     ///
     /// # Errors
-    /// When the opcode belongs to the protocol, or the message is too large or too deep.
+    /// If the opcode belongs to the protocol, or the message is too large or too deep.
     pub fn encode(op: u64, data: Option<&str>, kind: Option<&str>) -> Result<Self, MessageError> {
         Self::with_type(op, data, kind.map(JsonString::from).as_ref())
     }
 
-    /// The same with a type that may have half of a surrogate pair.
+    /// Encodes a message whose type may have half of a surrogate pair.
     ///
     /// # Errors
-    /// As [`encode`](Self::encode).
+    /// Same as [`encode`](Self::encode).
     pub fn with_type(op: u64, data: Option<&str>, kind: Option<&JsonString<'_>>) -> Result<Self, MessageError> {
         if op != 0 && op <= OPCODE_RESERVED_MAX {
             return Err(MessageError::Opcode { op });
@@ -279,20 +282,20 @@ impl Payload {
         Ok(Self(text.into()))
     }
 
-    /// Takes back what [`Payload::as_bytes`] gave: for stores, which trust what they wrote.
+    /// Restores a payload from stored bytes of [`Payload::as_bytes`], without validation.
     #[must_use]
     pub fn from_stored(bytes: Bytes) -> Self {
         Self(bytes)
     }
 
-    /// The JSON text.
+    /// Returns the JSON text.
     #[must_use]
     pub fn as_text(&self) -> &str {
-        // It was written from text, and a store gives back what it was given.
+        // The bytes were encoded from text, and stores do not change them.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// The JSON text, as UTF-8.
+    /// Returns the JSON text as UTF-8.
     #[doc(hidden)]
     #[must_use]
     pub fn as_bytes(&self) -> &Bytes {
@@ -300,7 +303,7 @@ impl Payload {
     }
 }
 
-/// Appends a message as JSON text: `{"op":0,"d":…,"t":…}`. `data` must be JSON text already; it is taken over to the letter.
+/// Appends a message as JSON: `{"op":0,"d":…,"t":…}`. `data` must be JSON; it is copied unchanged.
 pub fn write_message(out: &mut Vec<u8>, op: u64, data: Option<&str>, kind: Option<&JsonString<'_>>) {
     out.extend_from_slice(b"{\"op\":");
     out.extend_from_slice(op.to_string().as_bytes());
@@ -321,43 +324,43 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// A message from a client, as it stood in its frame. At most `limits.frameBytes` in all.
+/// A message from a client. Its frame has at most `limits.frameBytes`.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub struct Said<'a> {
-    /// 0, or one above those of the protocol.
+pub struct InboundMessage<'a> {
+    /// Opcode: 0, or above [`OPCODE_RESERVED_MAX`].
     pub op: u64,
-    /// The data: JSON text.
+    /// Data, as JSON.
     pub data: Option<&'a str>,
-    /// The type, with U+FFFD in place of each half of a surrogate pair.
+    /// Type, with U+FFFD in place of each half of a surrogate pair.
     pub kind: Option<&'a str>,
-    /// The type as JSON, where it has such halves: it is passed on as it came.
+    /// Type as raw JSON, if it has such halves. It is forwarded unchanged.
     pub kind_json: Option<&'a str>,
 }
 
-impl<'a> Said<'a> {
-    /// A message, for whoever tells of one.
+impl<'a> InboundMessage<'a> {
+    /// Creates a message whose type is valid Unicode.
     #[doc(hidden)]
     #[must_use]
     pub fn new(op: u64, data: Option<&'a str>, kind: Option<&'a str>) -> Self {
         Self { op, data, kind, kind_json: None }
     }
 
-    /// The type as it came.
+    /// Returns the type as the client sent it.
     #[doc(hidden)]
     #[must_use]
     pub fn json_kind(&self) -> Option<JsonString<'a>> {
-        self.kind_json.map(|json| JsonString::Cut(json.into())).or_else(|| self.kind.map(JsonString::from))
+        self.kind_json.map(|json| JsonString::Raw(json.into())).or_else(|| self.kind.map(JsonString::from))
     }
 }
 
-/// Who a dispatch is for.
+/// Recipients of a dispatch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Recipients {
-    /// `*`: every connected client; never kept for those who are not.
+    /// `*`: every connected client (a broadcast). Never stored for offline users.
     Everyone,
-    /// These users, each once.
+    /// These users. Each receives the message once.
     Users(Vec<UserId>),
 }
 
@@ -385,7 +388,7 @@ impl From<&[UserId]> for Recipients {
     }
 }
 
-/// How deep arrays and objects nest in a JSON text (0 for a scalar). Does not check that the text is JSON.
+/// Returns the nesting depth of arrays and objects in a JSON text, 0 for a scalar. Does not validate the text.
 #[must_use]
 pub fn json_depth(text: &str) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
@@ -417,7 +420,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_id_is_refused_when_it_could_not_be_a_key() {
+    fn user_id_that_is_empty_too_long_or_reserved_is_rejected() {
         assert_eq!(UserId::new(""), Err(UserIdError::Empty));
         assert_eq!(UserId::new("*"), Err(UserIdError::Everyone));
         assert_eq!(UserId::new(&"é".repeat(129)), Err(UserIdError::TooLong { bytes: 258 }));
@@ -430,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_keeps_the_data_to_the_letter() {
+    fn payload_has_unchanged_data() {
         let text = |op, d, t| String::from_utf8(Payload::encode(op, d, t).unwrap().as_bytes().to_vec()).unwrap();
         assert_eq!(text(0, Some("{}"), Some("X")), r#"{"op":0,"d":{},"t":"X"}"#);
         assert_eq!(text(0, None, None), r#"{"op":0}"#);
@@ -439,14 +442,14 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_never_wears_an_opcode_of_the_protocol() {
+    fn payload_with_reserved_opcode_is_rejected() {
         for op in 1..=22 {
             assert_eq!(Payload::encode(op, None, None), Err(MessageError::Opcode { op }));
         }
     }
 
     #[test]
-    fn a_payload_is_bounded_in_size_and_depth() {
+    fn payload_is_bounded_in_size_and_depth() {
         let fits = format!("\"{}\"", "x".repeat(PAYLOAD_BYTES_MAX - 15));
         assert_eq!(Payload::encode(0, Some(&fits), None).unwrap().as_bytes().len(), PAYLOAD_BYTES_MAX);
         let over = format!("\"{}\"", "x".repeat(PAYLOAD_BYTES_MAX - 14));
@@ -457,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn brackets_in_strings_do_not_nest() {
+    fn json_depth_ignores_brackets_in_strings() {
         assert_eq!(json_depth(r#"{"a":"[[[[\"[[","b":[1]}"#), 2);
         assert_eq!(json_depth("7"), 0);
     }

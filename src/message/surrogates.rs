@@ -1,49 +1,50 @@
-//! Halves of surrogate pairs in JSON texts: `"\ud83d"`, which JavaScript writes for the first half of an emoji.
+//! Halves of surrogate pairs (lone surrogates) in JSON, such as `"\ud83d"`, which JavaScript writes for half of an emoji.
 //!
-//! RFC 8259 allows them, and JavaScript reads them; a Rust text cannot hold them. Data that is only passed on is kept as raw
-//! JSON, with its halves. Where text is needed, that one value is rejected, and [`reason`] names it. Where values are needed
-//! and none of them decides anything, [`mend`] puts U+FFFD in place of each half, as UTF-8 encoders do.
+//! RFC 8259 allows them, and JavaScript reads them, but a Rust string cannot hold them. Three rules:
+//!
+//! - Data that is only forwarded stays raw JSON, with its halves.
+//! - A value that is needed as text is rejected. [`reason`] names it.
+//! - In values that decide nothing, [`replace_halves`] replaces each half by U+FFFD, as UTF-8 encoders do.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
 use serde_json::{Value, value::RawValue};
 
-/// Bytes of an escape: `\ud83d`. Its replacement has as many, so that places in a mended text are those of the original.
+/// Bytes of an escape such as `\ud83d`. The replacement has as many, so that offsets do not change.
 pub(super) const ESCAPE_BYTES: usize = 6;
 
 const REPLACEMENT: &str = "\\ufffd";
 
-/// Fields in which a half does no harm: they are passed on as JSON, or each id in them is rejected by itself.
-const PASSED_OVER: [&str; 4] = ["d", "t", "recipients", "excluding"];
+/// Fields that may have halves: they are forwarded as JSON, or each id in them is rejected by itself.
+const IGNORED_FIELDS: [&str; 4] = ["d", "t", "recipients", "excluding"];
 
-/// Longest path that [`reason`] repeats: `message.o.collapse` has 18 bytes.
+/// Longest path that [`reason`] quotes, in bytes. `message.o.collapse` has 18.
 const PATH_BYTES_MAX: usize = 64;
 
-/// Whether a JSON text has half of a surrogate pair.
+/// Reports whether a JSON text has half of a surrogate pair.
 pub fn has_half(text: &str) -> bool {
     halves(text).next().is_some()
 }
 
-/// The text with U+FFFD in place of each half; of the same length.
-pub fn mend(text: &str) -> Cow<'_, str> {
-    let mut mended = Cow::Borrowed(text);
+/// Replaces each half by U+FFFD, without changing the length.
+pub fn replace_halves(text: &str) -> Cow<'_, str> {
+    let mut replaced = Cow::Borrowed(text);
     for at in halves(text) {
-        mended.to_mut().replace_range(at..at + ESCAPE_BYTES, REPLACEMENT);
+        replaced.to_mut().replace_range(at..at + ESCAPE_BYTES, REPLACEMENT);
     }
-    mended
+    replaced
 }
 
-/// Says which value of a text has half of a surrogate pair; `None` if none has, or if it is not JSON.
+/// Names the value that has half of a surrogate pair; `None` if none has, or if the text is not JSON.
 ///
-/// For texts that could not be read: it reads the whole text again. The values of some fields are not looked at, as they need no
-/// text: see [`PASSED_OVER`].
+/// For texts that could not be decoded: it scans the whole text again. It skips the values of [`IGNORED_FIELDS`].
 pub fn reason(text: &str) -> Option<String> {
-    // A reader that decodes no string.
+    // `RawValue` validates without decoding strings.
     serde_json::from_str::<&RawValue>(text).ok()?;
-    // Of each object or list that is open: the name of the field that is being read.
+    // For each open object or list: the name of the current field.
     let mut open: Vec<Option<&str>> = Vec::new();
-    // How many were open when the value of such a field began.
-    let mut passed_over: Option<usize> = None;
+    // Number of open objects and lists at the begin of an ignored value.
+    let mut ignored_at: Option<usize> = None;
     let (mut last, mut rest) = ("", text);
     while let Some(at) = rest.find(['{', '[', '}', ']', ':', ',', '"']) {
         let token = rest.as_bytes()[at];
@@ -52,39 +53,39 @@ pub fn reason(text: &str) -> Option<String> {
             b'{' | b'[' => open.push(None),
             b'}' | b']' => _ = open.pop(),
             b':' => {
-                passed_over = passed_over.or(PASSED_OVER.contains(&last).then_some(open.len()));
+                ignored_at = ignored_at.or(IGNORED_FIELDS.contains(&last).then_some(open.len()));
                 open.last_mut().into_iter().for_each(|field| *field = Some(last));
             }
             b',' => open.last_mut().into_iter().for_each(|field| *field = None),
             _ => {
                 let end = end_of_string(rest)?;
                 (last, rest) = (&rest[..end], &rest[end + 1..]);
-                if passed_over.is_none() && has_half(last) {
+                if ignored_at.is_none() && has_half(last) {
                     let path = open.into_iter().flatten().collect::<Vec<_>>().join(".");
-                    // The names of fields are the peer's. Those that are needed as text are short.
+                    // Field names come from the peer. Those that are needed as text are short.
                     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._".contains(&byte);
                     let is_plain = (1..=PATH_BYTES_MAX).contains(&path.len()) && path.bytes().all(is_name);
-                    return Some(cut_in_two(if is_plain { &path } else { "a text" }));
+                    return Some(half_pair_error(if is_plain { &path } else { "a text" }));
                 }
             }
         }
-        if passed_over.is_some_and(|depth| open.len() < depth || (open.len() == depth && token == b',')) {
-            passed_over = None;
+        if ignored_at.is_some_and(|depth| open.len() < depth || (open.len() == depth && token == b',')) {
+            ignored_at = None;
         }
     }
     None
 }
 
-/// Says that this value has half of a surrogate pair.
-pub fn cut_in_two(what: &str) -> String {
+/// Returns the error for a value with half of a surrogate pair.
+pub fn half_pair_error(what: &str) -> String {
     format!("{what} has half of a surrogate pair (a character that was cut in two), so it is no text")
 }
 
-/// The entries of a JSON object: their names, mended, and their values as they stand; `None` if it is no object.
+/// Returns the entries of a JSON object: names with halves replaced, values unchanged. `None` if it is no object.
 pub fn entries(text: &str) -> Option<BTreeMap<String, &str>> {
-    let mended = mend(text);
-    let entries: BTreeMap<String, &RawValue> = serde_json::from_str(&mended).ok()?;
-    let start = mended.as_ptr() as usize;
+    let replaced = replace_halves(text);
+    let entries: BTreeMap<String, &RawValue> = serde_json::from_str(&replaced).ok()?;
+    let start = replaced.as_ptr() as usize;
     let original = entries.into_iter().map(|(name, value)| {
         let at = value.get().as_ptr() as usize - start;
         (name, &text[at..at + value.get().len()])
@@ -92,13 +93,13 @@ pub fn entries(text: &str) -> Option<BTreeMap<String, &str>> {
     Some(original.collect())
 }
 
-/// A JSON object with these names, and JSON texts for values.
+/// Builds a JSON object of names and raw JSON values.
 pub fn object<'a>(entries: impl IntoIterator<Item = (String, &'a str)>) -> String {
     let entries = entries.into_iter().map(|(name, value)| format!("{}:{value}", Value::from(name)));
     format!("{{{}}}", entries.collect::<Vec<_>>().join(","))
 }
 
-/// Where the halves stand. Backslashes stand only in strings, so nothing else of the text has to be understood.
+/// Returns the offsets of all halves. Backslashes occur only in strings, so no other syntax matters.
 fn halves(text: &str) -> impl Iterator<Item = usize> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -117,13 +118,13 @@ fn halves(text: &str) -> impl Iterator<Item = usize> + '_ {
     })
 }
 
-/// The code unit of an escape like `\ud83d`, if one stands there.
+/// Returns the code unit of the escape at an offset, if there is one.
 fn unit(text: &str, at: usize) -> Option<u32> {
     let digits = text.get(at..at + ESCAPE_BYTES)?.strip_prefix("\\u")?;
     digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u32::from_str_radix(digits, 16).ok())?
 }
 
-/// Where the quotation mark stands that ends a string.
+/// Returns the offset of the closing quotation mark of a string.
 fn end_of_string(text: &str) -> Option<usize> {
     let mut bytes = text.bytes().enumerate();
     while let Some((at, byte)) = bytes.next() {
@@ -143,12 +144,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_of_a_pair_is_found_and_a_whole_one_is_not() {
+    fn has_half_finds_half_of_a_pair_and_no_whole_pair() {
         for whole in [r#""\ud83d\ude00""#, r#""\uD83D\uDE00""#, r#""\\ud83d""#, r#""\u0041""#, r#""\\\\ud83d""#, "7"] {
             assert!(!has_half(whole), "{whole}");
-            assert_eq!(mend(whole), whole);
+            assert_eq!(replace_halves(whole), whole);
         }
-        for (half, mended) in [
+        for (half, replaced) in [
             (r#""\ud83d""#, r#""\ufffd""#),
             (r#""a\uDE00b""#, r#""a\ufffdb""#),
             (r#""\ud83d\ud83d\ude00""#, r#""\ufffd\ud83d\ude00""#),
@@ -157,12 +158,12 @@ mod tests {
             (r#""\ud83d\u0041""#, r#""\ufffd\u0041""#),
         ] {
             assert!(has_half(half), "{half}");
-            assert_eq!(mend(half), mended);
+            assert_eq!(replace_halves(half), replaced);
         }
     }
 
     #[test]
-    fn reason_names_the_value_and_passes_over_what_is_passed_on() {
+    fn reason_names_the_value_and_skips_forwarded_fields() {
         let path = |text: &str| reason(text).map(|reason| reason.split_once(" has half").unwrap().0.to_owned());
         let text = r#"{"message":{"op":0,"d":["\ud83d"],"t":"a\ud83d","o":{"collapse":"\ude00"}},"recipients":[]}"#;
         assert_eq!(path(text).unwrap(), "message.o.collapse");
@@ -173,12 +174,16 @@ mod tests {
         assert_eq!(path(r#"{"op":0,"d":{"x":{"y":"\ud83d"}}}"#), None);
         assert_eq!(path(r#"{"op":0,"t":"T"}"#), None);
         for name in ["x".repeat(65), "\u{202e}".to_owned()] {
-            assert_eq!(path(&format!(r#"{{"{name}":"\ud83d"}}"#)).unwrap(), "a text", "nothing of a peer is repeated");
+            assert_eq!(
+                path(&format!(r#"{{"{name}":"\ud83d"}}"#)).unwrap(),
+                "a text",
+                "unusual names of a peer are not quoted"
+            );
         }
     }
 
     #[test]
-    fn entries_are_those_of_the_original() {
+    fn entries_have_unchanged_values() {
         let text = r#" {"token":"t\ud83d","x\ud83d":[1, {"y":"\ude00"}],"n":1.0}"#;
         let expected = [("n", "1.0"), ("token", r#""t\ud83d""#), ("x\u{fffd}", r#"[1, {"y":"\ude00"}]"#)];
         assert!(entries(text).unwrap().iter().map(|(name, value)| (name.as_str(), *value)).eq(expected));
@@ -187,18 +192,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn mended_json_is_read_and_has_the_same_length(units in prop::collection::vec(prop::sample::select(vec![0x41_u16, 0xd83d, 0xde00, 0x5c, 0x22]), 0..12)) {
+        fn text_with_replaced_halves_decodes_and_keeps_its_length(units in prop::collection::vec(prop::sample::select(vec![0x41_u16, 0xd83d, 0xde00, 0x5c, 0x22]), 0..12)) {
             let escapes = units.iter().map(|unit| format!("\\u{unit:04x}")).collect::<Vec<_>>().concat();
             let text = format!("\"{escapes}\"");
-            let mended = mend(&text);
-            prop_assert_eq!(mended.len(), text.len());
-            prop_assert_eq!(serde_json::from_str::<String>(&mended).unwrap(), String::from_utf16_lossy(&units));
+            let replaced = replace_halves(&text);
+            prop_assert_eq!(replaced.len(), text.len());
+            prop_assert_eq!(serde_json::from_str::<String>(&replaced).unwrap(), String::from_utf16_lossy(&units));
             prop_assert_eq!(has_half(&text), serde_json::from_str::<String>(&text).is_err());
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in r#"[\\u"d8{\[:,é\]}]*"#) {
-            _ = (has_half(&text), mend(&text), reason(&text), entries(&text));
+        fn arbitrary_text_does_not_panic(text in r#"[\\u"d8{\[:,é\]}]*"#) {
+            _ = (has_half(&text), replace_halves(&text), reason(&text), entries(&text));
         }
     }
 }

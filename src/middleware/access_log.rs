@@ -10,7 +10,7 @@ use std::{
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
-use super::{Client, Middleware, MiddlewareResult, Said, Verdict};
+use super::{Client, InboundMessage, Middleware, MiddlewareResult, Verdict};
 use crate::{
     logging::{excerpt, sentence},
     message::{Seq, UserId},
@@ -66,7 +66,7 @@ impl Middleware for AccessLog {
         Ok(())
     }
 
-    fn on_message_received(&self, _: &Said<'_>, client: &Client<'_>) -> MiddlewareResult<Verdict> {
+    fn on_message_received(&self, _: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Verdict> {
         if let Some(open) = self.open.lock().get_mut(&client.connection) {
             open.said += 1;
         }

@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use mesa::{
-//!     middleware::{Client, Middleware, MiddlewareResult, Said, Verdict},
+//!     middleware::{Client, Middleware, MiddlewareResult, InboundMessage, Verdict},
 //!     server::Server,
 //! };
 //!
@@ -13,7 +13,7 @@
 //! struct KnownTypes;
 //!
 //! impl Middleware for KnownTypes {
-//!     fn on_message_received(&self, said: &Said<'_>, _: &Client<'_>) -> MiddlewareResult<Verdict> {
+//!     fn on_message_received(&self, said: &InboundMessage<'_>, _: &Client<'_>) -> MiddlewareResult<Verdict> {
 //!         let known = matches!(said.kind, Some("CHAT" | "TYPING"));
 //!         Ok(if known { Verdict::Pass } else { Verdict::Refuse })
 //!     }
@@ -38,7 +38,7 @@ use std::{
 };
 
 pub use self::{access_log::AccessLog, rate_limit::RateLimit};
-pub use crate::message::Said;
+pub use crate::message::InboundMessage;
 use crate::{
     logging::{panic_text, sentence},
     message::{Payload, Seq, UserId},
@@ -161,7 +161,7 @@ pub trait Middleware: Send + Sync + 'static {
     ///
     /// # Errors
     /// As the middleware likes; see [`MiddlewareResult`].
-    fn on_message_received(&self, said: &Said<'_>, client: &Client<'_>) -> MiddlewareResult<Verdict> {
+    fn on_message_received(&self, said: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Verdict> {
         _ = (said, client);
         Ok(Verdict::Pass)
     }
@@ -208,7 +208,7 @@ impl Chain {
     }
 
     /// What becomes of a message.
-    pub fn judge(&self, said: &Said<'_>, client: &Client<'_>) -> Verdict {
+    pub fn judge(&self, said: &InboundMessage<'_>, client: &Client<'_>) -> Verdict {
         for one in self.all() {
             match self.contained(Some(client), || one.on_message_received(said, client)) {
                 None | Some(Verdict::Pass) => {}

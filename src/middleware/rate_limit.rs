@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Instant};
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
-use super::{Client, Middleware, MiddlewareResult, Said, Verdict};
+use super::{Client, InboundMessage, Middleware, MiddlewareResult, Verdict};
 use crate::message::UserId;
 
 /// Buckets there are before it is looked at first whether some are full again, and so say nothing.
@@ -84,7 +84,7 @@ impl RateLimit {
 }
 
 impl Middleware for RateLimit {
-    fn on_message_received(&self, _: &Said<'_>, client: &Client<'_>) -> MiddlewareResult<Verdict> {
+    fn on_message_received(&self, _: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Verdict> {
         let whose = client.user.map_or(Whose::Connection(client.connection), |user| Whose::User(user.clone()));
         Ok(if self.spend(whose, Instant::now()) { Verdict::Pass } else { self.beyond })
     }

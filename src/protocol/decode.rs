@@ -158,7 +158,7 @@ fn authentication(data: Option<&RawValue>) -> Result<Authentication, FrameError>
     let raw = data.ok_or_else(no_object)?.get();
     let (mut data, cut) = match serde_json::from_str::<Map<String, Value>>(raw) {
         Ok(data) => (data, false),
-        Err(_) => (serde_json::from_str(&surrogates::mend(raw)).map_err(|_| no_object())?, true),
+        Err(_) => (serde_json::from_str(&surrogates::replace_halves(raw)).map_err(|_| no_object())?, true),
     };
     let entries = if cut { surrogates::entries(raw) } else { None };
     let is_cut = |name| entries.as_ref().and_then(|all| all.get(name)).is_some_and(|value| surrogates::has_half(value));
@@ -258,7 +258,7 @@ mod tests {
         let text = r#"{"op":0,"d":{"x":"\ud83d"},"t":"T\ude00"}"#;
         let ClientFrame::Dispatch(sent) = decode(text).unwrap() else { panic!("a message") };
         assert_eq!(sent.data.unwrap().get(), r#"{"x":"\ud83d"}"#);
-        assert_eq!(sent.kind.unwrap().cut(), Some(r#""T\ude00""#));
+        assert_eq!(sent.kind.unwrap().raw(), Some(r#""T\ude00""#));
         let text = r#"{"op":2,"d":{"token":"t","after":3,"name":"a\ud83d","device":"phone","shouldSync":false}}"#;
         let ClientFrame::Authentication(sent) = decode(text).unwrap() else { panic!("an authentication") };
         assert_eq!((sent.after, sent.should_sync, sent.token_is_cut), (Some(3), false, false));

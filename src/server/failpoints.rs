@@ -3,20 +3,20 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::{
-    failpoints::{Bug, once_in},
+    failpoints::{Failpoint, one_in},
     hub::Entry,
 };
 
 /// Where a bug is planted, some batches are not as they should be. All others are as they were.
 pub(super) fn mix_up(mut entries: Vec<Entry>) -> Vec<Entry> {
     static LAST: Mutex<Option<Entry>> = Mutex::new(None);
-    if entries.len() > 1 && once_in(Bug::Reorder, 20) {
+    if entries.len() > 1 && one_in(Failpoint::Reorder, 20) {
         let payload = entries[0].payload.clone();
         entries[0].payload = entries[1].payload.clone();
         entries[1].payload = payload;
     }
     if let Some(first) = entries.first_mut()
-        && once_in(Bug::Foreign, 10)
+        && one_in(Failpoint::ForeignEntry, 10)
     {
         let other = LAST.lock().unwrap_or_else(PoisonError::into_inner).replace(first.clone());
         if let Some(other) = other.filter(|other| other.owner != first.owner) {

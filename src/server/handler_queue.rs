@@ -24,7 +24,7 @@ use super::{
 use crate::{
     auth::Identity,
     failpoints,
-    hub::{ConnectionId, Event, Listener, Said},
+    hub::{ConnectionId, Event, InboundMessage, Listener},
     logging::{excerpt, panic_text, sentence},
     middleware::Client,
 };
@@ -116,7 +116,7 @@ fn told(event: Event<'_>) -> Told {
     match event {
         Event::Connection => Told::Connection,
         Event::Authentication { .. } => Told::Authentication,
-        Event::Message { said: Said { op, data, kind, .. }, .. } => Told::Message(Received {
+        Event::Message { said: InboundMessage { op, data, kind, .. }, .. } => Told::Message(Received {
             op,
             kind: kind.map(str::to_owned),
             // It was cut out of a text that was read as JSON a moment ago.

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     auth::{AuthError, Identity},
     health::{LogLimit, info_seldom},
-    hub::{Attach, Said, StoreError},
+    hub::{Attach, InboundMessage, StoreError},
     logging::{panic_text, sentence},
     message::JsonString,
     middleware::Verdict,
@@ -170,7 +170,10 @@ impl Connection {
         let data = message.data.map(RawValue::get);
         let kind = message.kind.as_ref().map(JsonString::lossy);
         let kind_json = message.kind.as_ref().and_then(JsonString::cut);
-        match self.connected.said(Said { kind_json, ..Said::new(message.op, data, kind.as_deref()) }) {
+        match self
+            .connected
+            .said(InboundMessage { kind_json, ..InboundMessage::new(message.op, data, kind.as_deref()) })
+        {
             Verdict::Disconnect => {
                 self.shared.metrics.messages_refused.inc();
                 return Err(End::Close(CloseCode::Policy, "too much was said"));

@@ -1,6 +1,6 @@
 //! Recipients for whom a message was not taken, and why.
 
-use crate::message::{JsonString, json_string::cut_to};
+use crate::message::{JsonString, json_string::truncate};
 
 /// A recipient for whom a message was not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Rejected {
     pub fn invalid(id: &JsonString<'_>) -> Self {
         match id {
             JsonString::Text(text) => Self::new(text, Reason::Invalid),
-            JsonString::Cut(json) => Self { user: cut_to(json, REJECTED_BYTES_MAX).into(), reason: Reason::Cut },
+            JsonString::Raw(json) => Self { user: truncate(json, REJECTED_BYTES_MAX).into(), reason: Reason::Cut },
         }
     }
 

@@ -1,8 +1,8 @@
-//! Dates as text: RFC 3339, in UTC, to the millisecond.
+//! Formats times as RFC 3339: UTC, with milliseconds.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// `2026-11-24T01:02:03.004Z`. A time before 1970 is shown as its beginning.
+/// Formats a time, as in `2026-11-24T01:02:03.004Z`. A time before 1970 is formatted as its begin.
 pub fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
@@ -11,10 +11,10 @@ pub fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
 }
 
-/// Year, month and day of a day counted from 1970-01-01.
+/// Returns year, month and day of a number of days since 1970-01-01.
 fn date(mut days: u64) -> (u64, u64, u64) {
     let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    // Whole cycles of the calendar first, so that no date takes long.
+    // Skips whole cycles of 400 years, so that the loop stays short.
     let mut year = 1970 + days / 146_097 * 400;
     days %= 146_097;
     while days >= 365 + u64::from(leap(year)) {
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_those_of_the_calendar() {
+    fn time_is_formatted_with_its_calendar_date() {
         for (seconds, text) in [
             (0, "1970-01-01T00:00:00.000Z"),
             (951_782_399, "2000-02-28T23:59:59.000Z"),

@@ -120,7 +120,7 @@ fn what(event: &OutboxEvent) -> What<'_> {
             What::Message { connection, user: user.as_deref(), message }
         }
         OutboxEvent::CutMessage { connection, user, op, data, kind_json } => {
-            let kind = JsonString::Cut(kind_json.into());
+            let kind = JsonString::Raw(kind_json.into());
             let message = Message { op: *op, d: data.as_deref().and_then(raw), t: Some(kind) };
             What::Message { connection, user: user.as_deref(), message }
         }

@@ -26,8 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 fn home(settings: &str, parts: &[&str]) -> (Home, PathBuf) {
     let mut home = Home::with(settings);
     let file = home.path("panic");
-    home.set_variable("PLANTED_PANIC", &parts.join(","));
-    home.set_variable("PLANTED_PANIC_WHILE", file.to_str().expect("a path of the test's"));
+    home.set_variable("MESA_FAILPOINT_PANIC", &parts.join(","));
+    home.set_variable("MESA_FAILPOINT_PANIC_WHILE", file.to_str().expect("a path of the test's"));
     (home, file)
 }
 
@@ -143,7 +143,7 @@ fn fetching_of_token_keys_that_panics_is_not_ready_and_is_repeated() {
 /// Dispatches to users of whom one is connected; returns the status, and how that one's connection ended.
 async fn dispatch_that_ends_the_server(part: &str, users: usize) -> (u16, Value, String) {
     let mut home = Home::new();
-    home.set_variable("PLANTED_PANIC", part);
+    home.set_variable("MESA_FAILPOINT_PANIC", part);
     let server = home.start();
     let mut user = Socket::connect(server.address, "alice").await.expect("a session");
     let address = server.address;
@@ -162,10 +162,10 @@ async fn dispatch_that_ends_the_server(part: &str, users: usize) -> (u16, Value,
     assert_eq!(process.wait(PATIENCE).code(), Some(1), "{}", home.log());
     let log = fs::read_to_string(home.path("log")).expect("a log");
     assert!(log.lines().any(|line| line.contains("ERROR") && line.contains("the commit thread has stopped")), "{log}");
-    assert!(log.contains("panicked at") && log.contains(&format!("planted in {part}")), "{log}");
+    assert!(log.contains("panicked at") && log.contains(&format!("failpoint in {part}")), "{log}");
     assert!(log.lines().last().is_some_and(|line| line.starts_with("mesa: ")), "{log}");
     // What was answered with 200 is there.
-    home.set_variable("PLANTED_PANIC", "");
+    home.set_variable("MESA_FAILPOINT_PANIC", "");
     let server = home.start();
     let (_, pending) = Http::connect(server.address)
         .expect("a connection")

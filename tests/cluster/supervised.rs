@@ -31,8 +31,8 @@ async fn task_of_the_cluster_that_panics_is_not_ready_by_name_and_starts_again()
     let settings = format!("redis: '{}', portal: {{ enabled: true }},", redis.url());
     let mut homes: Vec<Home> = (0..2).map(|_| Home::with(&settings)).collect();
     let file = homes[0].path("panic");
-    homes[0].set_variable("PLANTED_PANIC", &PARTS.join(","));
-    homes[0].set_variable("PLANTED_PANIC_WHILE", file.to_str().expect("a path of the test's"));
+    homes[0].set_variable("MESA_FAILPOINT_PANIC", &PARTS.join(","));
+    homes[0].set_variable("MESA_FAILPOINT_PANIC_WHILE", file.to_str().expect("a path of the test's"));
     let servers: Vec<Server> = homes.iter().map(Home::start).collect();
     let stage = Stage { redis: Some(redis), homes, servers };
     let readiness = async || {

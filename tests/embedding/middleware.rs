@@ -10,7 +10,7 @@ use std::{
 use mesa::{
     client::Connection,
     message::{Payload, Recipients, Seq, UserId},
-    middleware::{AccessLog, Client, Middleware, MiddlewareResult, RateLimit, Said, SentTo, Verdict},
+    middleware::{AccessLog, Client, InboundMessage, Middleware, MiddlewareResult, RateLimit, SentTo, Verdict},
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -64,7 +64,7 @@ impl Middleware for Writes {
         self.told(format!("sent {} {to:?}", message.as_text()))
     }
 
-    fn on_message_received(&self, said: &Said<'_>, client: &Client<'_>) -> MiddlewareResult<Verdict> {
+    fn on_message_received(&self, said: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Verdict> {
         self.told(format!("received {} {} {}", who(client), said.kind.unwrap_or("-"), said.data.unwrap_or("-")))?;
         Ok(match said.kind {
             Some("REFUSED") => Verdict::Refuse,

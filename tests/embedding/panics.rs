@@ -13,7 +13,7 @@ use mesa::client::Connection;
 use crate::server::{Served, diary, within};
 
 const TEST: &str = "panics::connection_whose_event_panics_gets_later_events_to_its_handlers";
-const FILE: &str = "PLANTED_PANIC_WHILE";
+const FILE: &str = "MESA_FAILPOINT_PANIC_WHILE";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connection_whose_event_panics_gets_later_events_to_its_handlers() {
@@ -23,7 +23,7 @@ async fn connection_whose_event_panics_gets_later_events_to_its_handlers() {
         let file = home.path().join("panic");
         std::fs::write(&file, "").unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", TEST, "--nocapture"]).env("PLANTED_PANIC", "handlers").env(FILE, file);
+        command.args(["--exact", TEST, "--nocapture"]).env("MESA_FAILPOINT_PANIC", "handlers").env(FILE, file);
         let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && text.contains("1 passed"), "{text}");

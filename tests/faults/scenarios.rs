@@ -14,17 +14,17 @@ pub const NAMES: &[&str] = &["kills", "interval", "power", "soak"];
 /// Bugs that can be planted, and the form that has to find each.
 const PLANTED: &[(&str, &str)] = &[
     ("NoSync", "power"),
-    ("EarlyAnswer", "power"),
+    ("EarlyResponse", "power"),
     ("LostRecord", "kills"),
-    ("Foreign", "kills"),
+    ("ForeignEntry", "kills"),
     ("Reorder", "kills"),
-    ("ReceiptTooFar", "kills"),
-    ("Repeat", "kills"),
+    ("AckTooFar", "kills"),
+    ("LostAck", "kills"),
     ("SequenceReuse", "kills"),
-    ("ForgetIds", "kills"),
-    ("DeviceShares", "kills"),
-    ("HoleUntold", "kills"),
-    ("AnswersSwapped", "kills"),
+    ("LostIds", "kills"),
+    ("SharedCursor", "kills"),
+    ("UnreportedGap", "kills"),
+    ("SwappedResults", "kills"),
 ];
 
 /// Faults within which a planted bug has to be found.
@@ -102,7 +102,7 @@ pub fn settling(amount: Option<&str>) -> ExitCode {
     let faults = amount.map_or(40, |amount| amount.parse().expect("a number"));
     let results = ["kills", "power"].map(|name| {
         let (form, ..) = form(name);
-        let form = Form { planted: Some("SettleSoon"), work_ms: 0..=600, progress: amount.is_some(), ..form };
+        let form = Form { planted: Some("EarlyFlush"), work_ms: 0..=600, progress: amount.is_some(), ..form };
         run(&form, Until::Faults(faults))
     });
     conclude(&results)

@@ -210,7 +210,7 @@ impl Jwks {
     /// What can be used of a published key; one that cannot does not spoil the others.
     fn key(&self, text: &RawValue) -> Option<Key> {
         // Half of a surrogate pair in what is said beside the key does no harm, and its id only selects among the keys.
-        let jwk: Jwk = serde_json::from_str(&surrogates::mend(text.get())).ok()?;
+        let jwk: Jwk = serde_json::from_str(&surrogates::replace_halves(text.get())).ok()?;
         let common = &jwk.common;
         let for_signatures = common.public_key_use.as_ref().is_none_or(|what| *what == PublicKeyUse::Signature)
             && common.key_operations.as_ref().is_none_or(|all| all.contains(&KeyOperations::Verify));

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write as _},
 };
 
-use mesa::logging::steers;
+use mesa::logging::is_control;
 use serde::Serialize;
 
 /// Writes a line, or several, to standard output at once. What would steer the terminal is escaped.
@@ -48,7 +48,7 @@ pub fn printable(text: &str) -> String {
 fn escaped(text: &str, kept: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
-        if steers(character) && !kept.contains(character) {
+        if is_control(character) && !kept.contains(character) {
             // Writing to a String cannot fail.
             _ = write!(safe, "{}", character.escape_unicode());
         } else {
@@ -62,7 +62,7 @@ fn escaped(text: &str, kept: &str) -> String {
 fn json_escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
-        if steers(character) && !matches!(character, '\n' | '\r' | '\t') {
+        if is_control(character) && !matches!(character, '\n' | '\r' | '\t') {
             let mut units = [0; 2];
             // Writing to a String cannot fail.
             character.encode_utf16(&mut units).iter().for_each(|unit| _ = write!(safe, "\\u{unit:04x}"));

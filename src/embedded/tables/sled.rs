@@ -41,7 +41,7 @@ use crate::{
         },
         wal::segment::RecordFiles,
     },
-    failpoints::{self, Bug},
+    failpoints::{self, Failpoint},
 };
 
 /// Shortest time between two checkpoints that are made for want of room alone.
@@ -203,7 +203,7 @@ impl Disk {
 
     fn sync_records(&self) -> std::io::Result<()> {
         let synced = self.records.sync(|file| match &self.sync {
-            _ if failpoints::is(Bug::NoSync) => Ok(()),
+            _ if failpoints::enabled(Failpoint::NoSync) => Ok(()),
             Some(sync) => sync(),
             None => file.sync_data(),
         })?;

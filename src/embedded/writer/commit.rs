@@ -28,7 +28,7 @@ use crate::{
         user_log::{Log, lapses::RESERVE},
         wal::record::{Item, RECORD_BYTES, RecordWriter},
     },
-    failpoints::{self, Bug},
+    failpoints::{self, Failpoint},
     logging::panic_text,
     message::UserId,
     store::{Append, Durability, StoreError},
@@ -228,14 +228,14 @@ impl Committer {
             // All that was asked for had been done before.
             return Ok(());
         }
-        if failpoints::is(Bug::EarlyAnswer) {
+        if failpoints::enabled(Failpoint::EarlyResponse) {
             commit.answers.drain(..).for_each(Answer::give);
         }
         // Before what it tells of: what a crash leaves of that was told.
         self.write_outbox()?;
         let engine = &self.shared.engine;
         for (at, (number, record)) in commit.records.iter().enumerate() {
-            if failpoints::once_in(Bug::LostRecord, 50) {
+            if failpoints::one_in(Failpoint::LostRecord, 50) {
                 let nothing = RecordWriter::new(self.shared.namespace, self.shared.clock.now_ms()).finish();
                 engine.put(Table::Wal, &wal_key(*number), &nothing)?;
                 continue;

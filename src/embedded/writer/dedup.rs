@@ -11,7 +11,7 @@ use std::{
 use crate::{
     embedded::tables::schema::{Ids as Chunk, StoredId},
     embedded::wal::record::Item,
-    failpoints::{self, Bug},
+    failpoints::{self, Failpoint},
     message::DispatchId,
     store::{Answered, Limits, Reason, Rejected},
 };
@@ -92,7 +92,7 @@ impl Ids {
 
     /// Takes back a stored chunk. Of an id that was stored in parts the last part comes last.
     pub fn load(&mut self, ids: &[StoredId], now_ms: u64) {
-        for stored in ids.iter().filter(|_| !failpoints::is(Bug::ForgetIds)) {
+        for stored in ids.iter().filter(|_| !failpoints::enabled(Failpoint::LostIds)) {
             if !self.is_young(stored.at_ms, now_ms) {
                 continue;
             }

@@ -5,7 +5,7 @@ use super::{
     response,
 };
 use crate::{
-    failpoints::{self, Bug},
+    failpoints::{self, Failpoint},
     health::LogLimit,
     http::error::ApiError,
     hub::{Dispatch, Hub, Kept, Outcome, StoreError, Taken},
@@ -122,7 +122,7 @@ impl BatchResult {
     pub(super) fn results(self, hub: &Hub) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.lines.len() * response::USUAL_BYTES);
         match self.result {
-            Ok(Outcomes::Committed(batch)) if failpoints::once_in(Bug::AnswersSwapped, 20) => {
+            Ok(Outcomes::Committed(batch)) if failpoints::one_in(Failpoint::SwappedResults, 20) => {
                 let mut outcomes: Vec<Outcome> = hub.outcomes(batch).collect();
                 outcomes.reverse();
                 write(self.lines, outcomes.into_iter(), &mut out);

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{Bounds, ClientEvent, ClientEventKind, EventOrigin, Far, Item, Portal, Portals, SeatId, Taken, Watch};
 use crate::{
     cluster::portals::{LocalPortals, PortalTarget, RemotePortals},
-    hub::events::{Event, Listener, Said},
+    hub::events::{Event, Listener, InboundMessage},
     metrics::Metrics,
 };
 
@@ -33,7 +33,7 @@ fn pool(in_turn: bool) -> Arc<Portals> {
 fn say(pool: &Portals, numbers: std::ops::Range<u64>) {
     for number in numbers {
         let data = number.to_string();
-        let said = Said::new(0, Some(&data), None);
+        let said = InboundMessage::new(0, Some(&data), None);
         pool.event(1, Event::Message { user: None, said });
     }
 }
@@ -255,7 +255,7 @@ fn seats_take_turns_with_inboxes_and_who_watches_is_told_whose_turn_it_is() {
     pool.again(&Arc::new(super::event::told(
         1,
         EventOrigin::Local,
-        Event::Message { user: None, said: Said::new(0, Some("9"), None) },
+        Event::Message { user: None, said: InboundMessage::new(0, Some("9"), None) },
     )));
     assert_eq!(seen.0.lock().last(), Some(&(9, Some(again), true)));
 }
@@ -267,7 +267,7 @@ fn what_happens_is_kept_as_it_was_told() {
     let alice = crate::message::UserId::new("alice").unwrap();
     pool.event(3, Event::Connection);
     pool.event(3, Event::Authentication { user: &alice });
-    pool.event(3, Event::Message { user: Some(&alice), said: Said::new(30, None, Some("T")) });
+    pool.event(3, Event::Message { user: Some(&alice), said: InboundMessage::new(30, None, Some("T")) });
     pool.event(3, Event::Disconnection { user: Some(&alice), code: 1000, reason: "" });
     let told: Vec<Arc<ClientEvent>> = std::iter::from_fn(|| portal.try_next()).map(event).collect();
     let whats: Vec<&ClientEventKind> = told.iter().map(|told| &told.kind).collect();
@@ -349,7 +349,7 @@ fn what_is_told_from_elsewhere_reaches_whom_it_is_for_and_goes_on_once_where_he_
     let name = portal.stream().as_str().to_owned();
     let event = |n: u64| {
         let data = n.to_string();
-        let said = Said::new(0, Some(&data), None);
+        let said = InboundMessage::new(0, Some(&data), None);
         Arc::new(super::event::told(1, EventOrigin::Server("1-b".into()), Event::Message { user: None, said }))
     };
     LocalPortals::deliver(&*pool, event(1), Some(&name), false);

@@ -24,7 +24,7 @@ pub use self::cursor::Mark;
 use self::cursor::{Cursor, Range};
 use super::{Hub, events::ConnectionId, mailbox::Mailbox, registry::Seat};
 use crate::{
-    failpoints::{self, Bug},
+    failpoints::{self, Failpoint},
     logging::excerpt,
     message::{DeviceId, Seq, UserId},
     store::{Entry, Found, Missed, ReadLimit, Received, StoreError},
@@ -298,7 +298,7 @@ impl Session {
     /// When the entry is not this user's: nothing of it may reach the socket.
     pub fn accept(&mut self, entry: &Entry, now: Instant) -> Result<Option<u64>, Foreign> {
         let ours = entry.namespace == self.hub.store.namespace() && entry.owner == self.user.as_str().as_bytes();
-        if !ours && !failpoints::is(Bug::Foreign) {
+        if !ours && !failpoints::enabled(Failpoint::ForeignEntry) {
             self.hub.metrics.foreign_entries.inc();
             tracing::error!(user = %excerpt(&self.user), seq = entry.seq, "an entry of another user was stopped before the socket");
             return Err(Foreign);
@@ -349,10 +349,10 @@ impl Session {
         let confirmed = log.cursor.confirm(mark);
         for range in confirmed.into_iter().flatten() {
             self.hub.metrics.receipts.inc();
-            if failpoints::once_in(Bug::Repeat, 4) {
+            if failpoints::one_in(Failpoint::LostAck, 4) {
                 continue;
             }
-            let range = if failpoints::is(Bug::ReceiptTooFar) { (range.0, range.1 + 1) } else { range };
+            let range = if failpoints::enabled(Failpoint::AckTooFar) { (range.0, range.1 + 1) } else { range };
             self.hub.received(&self.user, self.device.as_ref(), range);
         }
     }
@@ -408,7 +408,8 @@ impl LogCursor {
         let next = self.cursor.after(Range::Live) + 1;
         let until = resuming.found.front().map_or(resuming.through, |entry| entry.seq - 1);
         if next <= until {
-            let missed = if failpoints::is(Bug::HoleUntold) { Vec::new() } else { ready!(missed(next, until))? };
+            let missed =
+                if failpoints::enabled(Failpoint::UnreportedGap) { Vec::new() } else { ready!(missed(next, until))? };
             self.cursor.advance(until);
             resuming.told = true;
             let Resuming { first, last, .. } = *resuming;

@@ -1,6 +1,6 @@
-//! Characters that a terminal or a reader's eye obeys rather than shows.
+//! Characters that control a terminal or the direction of text instead of being displayed.
 
-/// Unicode's format characters (general category Cf): invisible, and some of them reverse the direction of writing.
+/// Unicode's format characters (general category Cf). They are invisible, and some reverse the direction of text.
 const FORMAT: &[(char, char)] = &[
     ('\u{ad}', '\u{ad}'),
     ('\u{600}', '\u{605}'),
@@ -11,7 +11,7 @@ const FORMAT: &[(char, char)] = &[
     ('\u{8e2}', '\u{8e2}'),
     ('\u{180e}', '\u{180e}'),
     ('\u{200b}', '\u{200f}'),
-    // With the line and paragraph separators before them.
+    // Includes the line and paragraph separators, U+2028 and U+2029.
     ('\u{2028}', '\u{202e}'),
     ('\u{2060}', '\u{206f}'),
     ('\u{feff}', '\u{feff}'),
@@ -24,9 +24,9 @@ const FORMAT: &[(char, char)] = &[
     ('\u{e0000}', '\u{e007f}'),
 ];
 
-/// Reports control characters (C0, DEL, C1), line separators, and format characters.
+/// Reports whether a character is a control character (C0, DEL, C1), a line separator or a format character.
 #[must_use]
-pub fn steers(character: char) -> bool {
+pub fn is_control(character: char) -> bool {
     if character.is_ascii() {
         return character.is_ascii_control();
     }
@@ -38,16 +38,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steering_characters_are_recognized_and_others_are_not() {
+    fn is_control_finds_control_and_format_characters_only() {
         for character in
             ['\0', '\n', '\u{1b}', '\u{7f}', '\u{85}', '\u{9b}', '\u{ad}', '\u{61c}', '\u{200b}', '\u{200f}']
                 .into_iter()
                 .chain(['\u{2028}', '\u{202e}', '\u{2066}', '\u{2069}', '\u{feff}', '\u{e0041}'])
         {
-            assert!(steers(character), "{character:?}");
+            assert!(is_control(character), "{character:?}");
         }
         for character in "a ~ü名🙂\u{301}\u{fe0f}\u{a0}\u{3000}".chars() {
-            assert!(!steers(character), "{character:?}");
+            assert!(!is_control(character), "{character:?}");
         }
     }
 }
