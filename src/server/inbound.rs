@@ -169,7 +169,7 @@ impl Connection {
         }
         let data = message.data.map(RawValue::get);
         let kind = message.kind.as_ref().map(JsonString::lossy);
-        let kind_json = message.kind.as_ref().and_then(JsonString::cut);
+        let kind_json = message.kind.as_ref().and_then(JsonString::raw);
         match self
             .connected
             .said(InboundMessage { kind_json, ..InboundMessage::new(message.op, data, kind.as_deref()) })
