@@ -19,12 +19,12 @@ fn who_was_not_taken_is_not_said_to_be_kept() {
     let dispatch = |to| mesa(&["dispatch", "--url", &url, "--to", to]);
     let taken = dispatch("alice");
     assert!(taken.status.success(), "{}", said(&taken));
-    assert_eq!(said(&taken), "1 recipient: 0 online, 1 offline (kept until they come)\n");
+    assert_eq!(said(&taken), "1 recipient: 0 online, 1 offline (stored)\n");
     let none = dispatch("alice");
-    assert_eq!(said(&none), "1 recipient, taken for none\nalice: not taken (quota)\n");
+    assert_eq!(said(&none), "1 recipient, accepted for none\nalice: rejected (quota)\n");
     assert_eq!(none.status.code(), Some(1));
     let some = dispatch("alice,bob");
-    let expected = "2 recipients, taken for 1: 0 online, 1 offline (kept until they come)\nalice: not taken (quota)\n";
+    let expected = "2 recipients, accepted for 1: 0 online, 1 offline (stored)\nalice: rejected (quota)\n";
     assert_eq!(said(&some), expected);
 }
 

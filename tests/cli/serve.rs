@@ -54,7 +54,7 @@ fn config_check_reads_the_environment_as_serve_does() {
     );
     let fine = check("MESA_PORT", "4001");
     assert!(
-        fine.status.success() && said(&fine).contains("is fine together with MESA_PORT of the environment"),
+        fine.status.success() && said(&fine).contains("is valid together with MESA_PORT of the environment"),
         "{}",
         said(&fine)
     );

@@ -56,8 +56,8 @@ async fn one_user_is_shown_with_dates() {
     let expires = shown.split(", expires ").nth(1).expect("it has a time to live").lines().next().expect("a date");
     assert!(expires.starts_with("20") && expires.ends_with('Z'), "{shown}");
     let all = said(&mesa(&["inspect", text(&home.store())]));
-    let lapses = all.lines().find(|line| line.starts_with("lapses ")).expect("a line of them");
-    assert!(lapses.contains("gap"), "{lapses}");
+    let lossy = all.lines().find(|line| line.starts_with("lossy restarts ")).expect("a line of them");
+    assert!(lossy.contains("gap"), "{lossy}");
 
     // Nobody was here meanwhile, so a server on the same store says the same.
     let server = home.start();

@@ -70,7 +70,7 @@ fn dispatch_with_sync_off_says_that_nothing_was_stored() {
     let results: Vec<Value> =
         String::from_utf8_lossy(&streamed.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((&results[0]["stored"], &results[1]["error"]["code"]), (&json!(0), &json!("sync_off")), "{results:?}");
-    assert!(said(&streamed).contains("1 not stored for who is offline"), "{}", said(&streamed));
+    assert!(said(&streamed).contains("1 not stored for offline users"), "{}", said(&streamed));
 }
 
 #[test]

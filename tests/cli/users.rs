@@ -29,7 +29,7 @@ async fn users_lists_everybody_who_is_known_and_with_online_those_who_are_here()
 
     let all = asked(&server, &["users"]);
     assert!(all.contains("alice") && all.contains("online, 1 connection"), "{all}");
-    assert!(all.contains("bob") && all.contains("away, 1 message waiting"), "{all}");
+    assert!(all.contains("bob") && all.contains("offline, 1 message pending"), "{all}");
     assert!(all.ends_with("2 users\n"), "{all}");
     let online = asked(&server, &["users", "--online"]);
     assert!(online.contains("alice") && !online.contains("bob") && online.ends_with("1 user online\n"), "{online}");

@@ -53,7 +53,7 @@ fn what_waits_in_a_stock_set_up_is_brought_over_and_back_and_nothing_twice() {
     redis(&to, &["HSET", "undelivered_messages_shop", "bob", &left(1000..=1001)]);
     let export = || said(&mesa(&["export", &there, "--namespace", "shop", "--store-path", store]));
     assert!(export().starts_with("2 users, 315 messages in Redis"));
-    assert!(export().starts_with("2 users, 0 messages in Redis, each read again there; 315 had been moved before"));
+    assert!(export().starts_with("2 users, 0 messages copied to Redis, and verified; 315 copied before"));
     let get = |user: &str| numbers(&redis(&to, &["HGET", "undelivered_messages_shop", user]));
     assert_eq!(get("alice"), (1..=310).collect::<Vec<_>>());
     assert_eq!(get("bob"), [1000, 1001, 1, 2, 7, 8, 9]);

@@ -1,4 +1,4 @@
-//! `mesa config`: what is wrong with a file, and what holds.
+//! `mesa config`: checks a configuration, or prints the effective one.
 
 use mesa::config::{ConfigError, Sources, load};
 
@@ -9,7 +9,7 @@ use crate::{
     output,
 };
 
-/// Runs one of the two.
+/// Runs a subcommand.
 pub fn run(command: &ConfigCommand) -> Result<(), Failure> {
     match command {
         ConfigCommand::Check(args) => check(args),
@@ -19,7 +19,7 @@ pub fn run(command: &ConfigCommand) -> Result<(), Failure> {
 
 fn check(args: &ConfigCheckArgs) -> Result<(), Failure> {
     let embedded = args.store == Some(StoreKind::Embedded);
-    // With the environment, because `serve` reads it too: what is checked is what would run.
+    // `serve` reads the environment too, so a check without it would be incomplete.
     let sources = Sources { embedded, ..env::sources(Some(args.file.clone())) };
     match load(&sources) {
         Ok(loaded) => {
@@ -27,15 +27,15 @@ fn check(args: &ConfigCheckArgs) -> Result<(), Failure> {
                 [] => String::new(),
                 variables => format!(" together with {} of the environment", variables.join(", ")),
             };
-            output::line(&format!("{} is fine{together}", args.file.display()))?;
+            output::line(&format!("{} is valid{together}", args.file.display()))?;
             for warning in loaded.warnings {
-                output::line(&format!("but note: {warning}"))?;
+                output::line(&format!("warning: {warning}"))?;
             }
             Ok(())
         }
         Err(error) => {
             output::remark(&error.to_string());
-            Err(Failure::Told)
+            Err(Failure::Reported)
         }
     }
 }
@@ -46,12 +46,12 @@ fn print(args: &ConfigPrintArgs) -> Result<(), Failure> {
     sources.embedded = args.store == Some(StoreKind::Embedded);
     let loaded = load(&sources).map_err(|error| unusable(&error))?;
     for warning in &loaded.warnings {
-        output::remark(&format!("note: {warning}"));
+        output::remark(&format!("warning: {warning}"));
     }
     Ok(output::json_text(&loaded.config.effective())?)
 }
 
-/// The end of a command whose configuration cannot be used.
+/// Returns the failure of a command with an invalid configuration.
 pub fn unusable(error: &ConfigError) -> Failure {
     let problems = error.to_string().replace('\n', "\n  ");
     Failure::listed(format!("the configuration cannot be used:\n  {problems}"))

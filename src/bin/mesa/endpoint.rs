@@ -1,4 +1,4 @@
-//! Finding a server: addresses and keys, from flags and environment.
+//! Address and key of a server, from options and environment.
 
 use mesa::{dispatcher::Dispatcher, message::UserId};
 
@@ -7,36 +7,37 @@ use crate::{args::ApiArgs, env::variable, error::Failure};
 const WEBSOCKET_DEFAULT: &str = "ws://127.0.0.1:4000/";
 const HTTP_DEFAULT: &str = "http://127.0.0.1:4000";
 
-/// The API that was named, and the key to it.
+/// Returns a client of the HTTP API, with URL and key from options or environment.
 pub fn dispatcher(args: &ApiArgs) -> Result<Dispatcher, Failure> {
-    let Some(key) = typed_or_set(args.key.as_deref(), "MESA_API_KEY")? else {
+    let Some(key) = option_or_variable(args.key.as_deref(), "MESA_API_KEY")? else {
         return Err(Failure::usage(
-            "an API key is needed: set MESA_API_KEY (or give --key) to one of the server's api.keys; `mesa serve --dev` \
+            "an API key is required: set MESA_API_KEY (or give --key) to one of the server's api.keys; `mesa serve --dev` \
              prints one",
         ));
     };
-    let url = typed_or_set(args.url.as_deref(), "MESA_URL")?.unwrap_or_else(|| HTTP_DEFAULT.into());
+    let url = option_or_variable(args.url.as_deref(), "MESA_URL")?.unwrap_or_else(|| HTTP_DEFAULT.into());
     Dispatcher::new(&http(&url), &key).map_err(Failure::usage)
 }
 
-/// Where to connect as a client.
+/// Returns the WebSocket URL.
 pub fn websocket_url(flag: Option<&str>) -> Result<String, Failure> {
-    let url = typed_or_set(flag, "MESA_URL")?;
+    let url = option_or_variable(flag, "MESA_URL")?;
     Ok(url.map_or_else(|| WEBSOCKET_DEFAULT.into(), |url| websocket(&url)))
 }
 
-/// Returns what was typed, or else the value of a variable.
-pub fn typed_or_set(typed: Option<&str>, name: &str) -> Result<Option<String>, Failure> {
+/// Returns the value of an option, or else of a variable.
+pub fn option_or_variable(typed: Option<&str>, name: &str) -> Result<Option<String>, Failure> {
     typed.map_or_else(|| variable(name), |typed| Ok(Some(typed.to_owned())))
 }
 
-/// A user id that was typed.
+/// Parses a user id of the command line.
 pub fn user(id: &str) -> Result<UserId, Failure> {
     UserId::new(id).map_err(|error| Failure::usage(format!("\"{}\": {error}", id.escape_debug())))
 }
 
-/// WebSocket and API share a port, and one `MESA_URL` names both: a client's address is turned into the API's. The API
-/// does not lie under the WebSocket's path.
+/// Converts the URL of a WebSocket to that of the API.
+///
+/// Both share a port, so that one `MESA_URL` is enough. The API is not below the WebSocket's path.
 fn http(url: &str) -> String {
     for (client, api) in [("ws://", "http://"), ("wss://", "https://")] {
         if let Some(rest) = url.strip_prefix(client) {
@@ -47,7 +48,7 @@ fn http(url: &str) -> String {
     url.to_owned()
 }
 
-/// And the other way round. `/v1` is where the API is, and no WebSocket.
+/// Converts the URL of the API to that of a WebSocket, which is never at `/v1`.
 fn websocket(url: &str) -> String {
     for (api, client) in [("http://", "ws://"), ("https://", "wss://")] {
         if let Some(rest) = url.strip_prefix(api) {
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_address_serves_clients_and_backends() {
+    fn url_of_one_kind_is_converted_to_the_other() {
         assert_eq!(http("ws://127.0.0.1:4000/socket?x=1"), "http://127.0.0.1:4000");
         assert_eq!(http("wss://example.org"), "https://example.org");
         assert_eq!(http("http://example.org/prefix"), "http://example.org/prefix");
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_id_that_cannot_be_is_a_mistake_of_typing() {
+    fn invalid_user_id_is_a_usage_error() {
         assert!(matches!(user(""), Err(Failure::Usage(_))));
         assert_eq!(user("alice").unwrap().as_str(), "alice");
     }

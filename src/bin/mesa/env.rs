@@ -1,4 +1,4 @@
-//! The environment, read in one place.
+//! Reads the environment. No other file of the command line does.
 
 use std::{env, path::PathBuf};
 
@@ -6,20 +6,20 @@ use mesa::config::Sources;
 
 use crate::error::Failure;
 
-/// Variables of the commands that are no settings of a server.
-const OF_COMMANDS: &[&str] = &["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_TOKEN"];
+/// Variables of the commands. They are not settings of a server.
+const COMMAND_VARIABLES: &[&str] = &["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_TOKEN"];
 
-/// Returns the value of a variable; `None` when it is not set or empty.
+/// Returns the value of a variable; `None` if it is unset or empty.
 ///
 /// # Errors
-/// When the value is not valid UTF-8: ignoring it would use another value than the one that was set.
+/// If the value is not valid UTF-8. Ignoring it would use a value that the user did not set.
 pub fn variable(name: &str) -> Result<Option<String>, Failure> {
     match env::var(name) {
         Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
         Err(env::VarError::NotPresent) => Ok(None),
-        Err(env::VarError::NotUnicode(_)) => {
-            Err(Failure::usage(format!("environment variable {name}: the value is not valid UTF-8")))
-        }
+        Err(env::VarError::NotUnicode(_)) => Err(Failure::usage(format!(
+            "environment variable {name}: the value is not valid UTF-8. Set it to text, or unset it"
+        ))),
     }
 }
 
@@ -28,18 +28,18 @@ pub fn is_set(name: &str) -> bool {
     env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 
-/// The configuration file that was named, by flag or by variable.
+/// Returns the configuration file, from an option or from `MESA_CONFIG`.
 pub fn config_file(flag: Option<&PathBuf>) -> Option<PathBuf> {
     flag.cloned().or_else(|| env::var_os("MESA_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from))
 }
 
-/// Where settings come from, before flags: a file, and the environment.
+/// Returns the sources of a configuration: a file and the environment.
 pub fn sources(file: Option<PathBuf>) -> Sources {
     let mut sources = Sources { file, ..Sources::default() };
     for (name, value) in env::vars_os() {
-        // A name that is not UTF-8 is no setting's, with or without the replacement.
+        // No setting has a name that is not UTF-8, so the replacement does no harm.
         let name = name.to_string_lossy().into_owned();
-        if OF_COMMANDS.contains(&name.as_str()) {
+        if COMMAND_VARIABLES.contains(&name.as_str()) {
             continue;
         }
         match value.into_string() {

@@ -1,4 +1,4 @@
-//! How a command ends when it does not end well.
+//! Failures of commands, and their exit codes.
 
 use std::{fmt::Display, io};
 
@@ -6,32 +6,33 @@ use mesa::store::StoreError;
 
 use crate::output::printable;
 
-/// Why a command failed, and with which exit code.
+/// Reason why a command failed. It decides the exit code.
 #[derive(Debug)]
 pub enum Failure {
-    /// It was tried and did not work: 1.
+    /// The command failed: exit code 1.
     Failed(String),
-    /// What was asked for makes no sense: 2.
+    /// The arguments are wrong: exit code 2.
     Usage(String),
-    /// It did not work, and all there is to say has been said: 1.
+    /// The command failed, and has printed the reason already: exit code 1.
     Told,
-    /// Nobody reads what is printed any more, which is how `… | head` ends a command: 0.
+    /// The reader of standard output has gone, as in `… | head`: exit code 0.
     PipeClosed,
 }
 
 impl Failure {
-    /// It did not work, for this reason: one line, whatever of it came from a server.
+    /// Creates a failure with a reason on one line. Text of a server in it is escaped.
     pub fn because(reason: impl Display) -> Self {
         Self::Failed(printable(&reason.to_string()))
     }
 
-    /// It did not work, for reasons of our own, a line each.
+    /// Creates a failure with several of our own reasons, one per line.
     pub fn listed(reasons: impl Display) -> Self {
         Self::Failed(reasons.to_string())
     }
 
-    /// A store cannot be opened by a command that is no server: it can only wait for the one that has it. `instead` is what
-    /// else may be done, behind "Stop it first".
+    /// Creates the failure of a command that could not open a store.
+    ///
+    /// `instead` is an alternative that follows "Stop it first".
     pub fn unopened(error: StoreError, instead: &str) -> Self {
         match error {
             StoreError::InUse { path, holder } => {
@@ -41,14 +42,14 @@ impl Failure {
         }
     }
 
-    /// What was typed makes no sense.
+    /// Creates a failure because of wrong arguments.
     pub fn usage(reason: impl Display) -> Self {
         Self::Usage(printable(&reason.to_string()))
     }
 }
 
 impl From<io::Error> for Failure {
-    /// Of writing to standard output; whoever has another error says with what it happened.
+    /// Converts an error of writing to standard output. Other errors need a text with their subject.
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::PipeClosed,

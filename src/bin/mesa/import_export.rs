@@ -1,8 +1,8 @@
-//! `mesa import` and `mesa export`: what waits in a stock set-up, into a store, and back.
+//! `mesa import` and `mesa export`: copy pending messages from a Redis of the original into a store, and back.
 
 use crate::{args::MoveArgs, error::Failure};
 
-/// Brings what waits in Redis into a store.
+/// Copies pending messages from Redis into a store.
 #[cfg(feature = "redis")]
 pub async fn import(args: &MoveArgs) -> Result<(), Failure> {
     let (store, link) = open(args, Some(mesa::embedded::tables::unfinished::Operation::Import))?;
@@ -12,21 +12,24 @@ pub async fn import(args: &MoveArgs) -> Result<(), Failure> {
         let cannot = |error| Failure::because(format!("{}: {error}", args.store_path.display()));
         mesa::embedded::tables::unfinished::end(&args.store_path).map_err(cannot)?;
     }
-    told(moved, &format!("in {}", args.store_path.display()))
+    report(moved, &args.store_path.display().to_string())
 }
 
-/// Brings what waits in a store into Redis.
+/// Copies pending messages from a store into Redis.
 #[cfg(feature = "redis")]
 pub async fn export(args: &MoveArgs) -> Result<(), Failure> {
     if !args.store_path.exists() {
-        return Err(Failure::because(format!("there is no store at {}", args.store_path.display())));
+        return Err(Failure::because(format!(
+            "there is no store at {}. Name its directory with --store-path",
+            args.store_path.display()
+        )));
     }
     let (store, link) = open(args, None)?;
     let origin = mesa::redis::import_export::origin(&args.store_path)
         .map_err(|error| Failure::because(format!("{}: {error}", args.store_path.display())))?;
     let moved = mesa::redis::import_export::export(&*store, &origin, &link).await;
     close(&*store, &link).await?;
-    told(moved, "in Redis")
+    report(moved, "Redis")
 }
 
 #[cfg(feature = "redis")]
@@ -40,7 +43,7 @@ fn open(args: &MoveArgs, operation: Option<mesa::embedded::tables::unfinished::O
     let redis = parse_redis(&serde_json::Value::String(args.redis.clone())).map_err(Failure::usage)?;
     let link =
         ServerLink::open(&redis, args.namespace.as_deref(), std::sync::Arc::default()).map_err(Failure::because)?;
-    // What waits there waits whatever a server would take.
+    // Quotas and expiry of a server do not apply to messages that are pending already.
     let limits = Limits {
         messages: u64::MAX,
         bytes: u64::MAX >> 1,
@@ -60,13 +63,13 @@ fn open(args: &MoveArgs, operation: Option<mesa::embedded::tables::unfinished::O
 
 #[cfg(feature = "redis")]
 async fn close(store: &dyn mesa::store::Store, link: &std::sync::Arc<mesa::redis::ServerLink>) -> Result<(), Failure> {
-    // A lease that is not given back ends by itself.
+    // If the lease cannot be released, it expires by itself.
     _ = link.leave().await;
     store.close().await.map_err(Failure::because)
 }
 
 #[cfg(feature = "redis")]
-fn told(
+fn report(
     moved: Result<mesa::redis::import_export::Moved, mesa::redis::import_export::MoveError>,
     place: &str,
 ) -> Result<(), Failure> {
@@ -74,26 +77,26 @@ fn told(
 
     let moved = moved.map_err(Failure::because)?;
     let (users, messages) = (count(moved.users, "user"), count(moved.messages, "message"));
-    let known = if moved.known > 0 { format!("; {} had been moved before", moved.known) } else { String::new() };
-    line(&format!("{users}, {messages} {place}, each read again there{known}"))?;
+    let known = if moved.known > 0 { format!("; {} copied before", moved.known) } else { String::new() };
+    line(&format!("{users}, {messages} copied to {place}, and verified{known}"))?;
     if moved.refused > 0 {
-        remark(&format!("mesa: {} could not be moved, and stays where it was", count(moved.refused, "message")));
-        return Err(Failure::Told);
+        remark(&format!("mesa: {} could not be copied, and stays at its source", count(moved.refused, "message")));
+        return Err(Failure::Reported);
     }
     Ok(())
 }
 
 #[cfg(not(feature = "redis"))]
-const WITHOUT: &str = "this build cannot speak to Redis; build it with `cargo build --release --features redis`";
+const NO_REDIS: &str = "this build has no support for Redis; build one with `cargo build --release --features redis`";
 
-/// Says what it takes.
+/// Fails: this build has no support for Redis.
 #[cfg(not(feature = "redis"))]
 pub fn import(_: &MoveArgs) -> std::future::Ready<Result<(), Failure>> {
-    std::future::ready(Err(Failure::because(WITHOUT)))
+    std::future::ready(Err(Failure::because(NO_REDIS)))
 }
 
-/// Says what it takes.
+/// Fails: this build has no support for Redis.
 #[cfg(not(feature = "redis"))]
 pub fn export(_: &MoveArgs) -> std::future::Ready<Result<(), Failure>> {
-    std::future::ready(Err(Failure::because(WITHOUT)))
+    std::future::ready(Err(Failure::because(NO_REDIS)))
 }

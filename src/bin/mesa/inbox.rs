@@ -1,4 +1,4 @@
-//! `mesa inbox`: what waits for a user.
+//! `mesa inbox`: shows or clears the pending messages of a user.
 
 use mesa::{
     dispatcher::{Dispatcher, PendingMessage},
@@ -12,10 +12,10 @@ use crate::{
     output::{self, count, printable},
 };
 
-/// Messages asked for at a time.
+/// Messages per request.
 const PAGE: usize = 100;
 
-/// Shows or clears it.
+/// Runs the command.
 pub async fn run(args: &InboxArgs) -> Result<(), Failure> {
     let user = endpoint::user(&args.user)?;
     let dispatcher = endpoint::dispatcher(&args.api)?;
@@ -46,26 +46,26 @@ async fn show(args: &InboxArgs, dispatcher: &Dispatcher, user: &UserId) -> Resul
         }
         left = left.saturating_sub(page.messages.len());
         match page.messages.last() {
-            // A page that does not lead on would be asked for again and again.
+            // A page without progress would be requested forever.
             Some(last) if last.s > after => after = last.s,
             _ => break,
         }
     }
     if !args.json {
-        output::remark(&rest(dispatcher, user, args.limit - left, after).await?);
+        output::remark(&summary(dispatcher, user, args.limit - left, after).await?);
     }
     Ok(())
 }
 
-/// Whether that was all.
-async fn rest(dispatcher: &Dispatcher, user: &UserId, shown: usize, after: u64) -> Result<String, Failure> {
+/// Returns how many of the pending messages were shown.
+async fn summary(dispatcher: &Dispatcher, user: &UserId, shown: usize, after: u64) -> Result<String, Failure> {
     let shown = u64::try_from(shown).unwrap_or(u64::MAX);
     let pending = dispatcher.user(user).await.map_err(Failure::because)?.pending;
     Ok(match (shown, pending) {
-        (0, 0) => format!("nothing waits for {user}"),
-        (shown, pending) if shown >= pending => format!("{} waiting", count(pending, "message")),
+        (0, 0) => format!("no pending messages of {user}"),
+        (shown, pending) if shown >= pending => format!("{} pending", count(pending, "message")),
         (shown, pending) => {
-            format!("{shown} of {} waiting; go on with --after {after}", count(pending, "message"))
+            format!("{shown} of {} pending; continue with --after {after}", count(pending, "message"))
         }
     })
 }
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_one_line_whatever_the_message_says() {
+    fn row_of_any_message_is_one_line() {
         let message = serde_json::from_str("{\"s\":7,\"op\":0,\"d\":{\n},\"t\":\"A\\u001b\"}").unwrap();
         assert_eq!(row(&message), "     7  A\\u{1b} {\\u{a}}");
     }

@@ -1,4 +1,4 @@
-//! `mesa inspect`: what is in a store that no server has open.
+//! `mesa inspect`: reads a store that no server has open.
 
 use std::{
     fmt::Write as _,
@@ -27,16 +27,15 @@ use crate::{
     output::{self, count, printable},
 };
 
-/// What to do about a store in use where its server is not to be stopped.
-const INSTEAD_OF_STOPPING: &str =
-    ", or look at a copy: `mesa backup` makes a file of a running server's store, and `mesa restore` a store of that";
+/// Alternative to stopping the server of a store in use.
+const INSTEAD_OF_STOPPING: &str = ", or inspect a copy: `mesa backup` saves a running server's store in a file, `mesa restore` creates a store from it";
 
-/// Looks, prints, and fails if something is damaged.
+/// Prints the content of a store. Fails if something is damaged.
 pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     let mut inspection =
         Inspection::open(&args.directory).map_err(|error| Failure::unopened(error, INSTEAD_OF_STOPPING))?;
     if let Some(out) = &args.salvage {
-        return save(&mut inspection, out, args);
+        return write_salvaged(&mut inspection, out, args);
     }
     let mut found = Found { wanted: args.limit, all: args.json && args.user.is_none(), ..Found::default() };
     let visited = match &args.user {
@@ -50,13 +49,13 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
         print(&inspection, &found, args)?;
     }
     if args.user.is_some() && found.users == 0 {
-        return Err(Failure::because("nothing is stored of this user"));
+        return Err(Failure::because("the store has nothing of this user"));
     }
-    if inspection.is_whole() { Ok(()) } else { Err(Failure::Told) }
+    if inspection.is_whole() { Ok(()) } else { Err(Failure::Reported) }
 }
 
-/// Writes what can be read to a new store. That is success also for a damaged store; what is lost is listed.
-fn save(inspection: &mut Inspection, out: &Path, args: &InspectArgs) -> Result<(), Failure> {
+/// Writes everything readable to a new store, and lists what is lost. Succeeds also with a damaged store.
+fn write_salvaged(inspection: &mut Inspection, out: &Path, args: &InspectArgs) -> Result<(), Failure> {
     let saved = salvage(inspection, out).map_err(Failure::because)?;
     if args.json {
         let Contents { users, entries, bytes } = saved;
@@ -68,12 +67,12 @@ fn save(inspection: &mut Inspection, out: &Path, args: &InspectArgs) -> Result<(
     output::line(&format!("saved {users}, {entries} ({} bytes) to {}", saved.bytes, out.display()))?;
     print_damage(inspection);
     if !inspection.is_whole() {
-        output::remark("every log goes on behind a gap, so that no sequence that may be lost is given out again");
+        output::remark("every log continues after a gap, so that no lost sequence is assigned again");
     }
     Ok(())
 }
 
-/// What is kept of what is found: totals, and as many users as are to be shown.
+/// Totals of a store, and the users to be shown.
 #[derive(Default)]
 struct Found {
     wanted: usize,
@@ -111,13 +110,13 @@ fn print_json(inspection: &Inspection, found: &Found, args: &InspectArgs) -> Res
             "format": facts.format,
             "namespace": facts.namespace,
             "ending": facts.ending.as_str(),
-            "lapses": facts.lapses,
+            "lossyRestarts": facts.lapses,
             "records": facts.records.map_or(0, |(_, _, count)| count),
             "firstRecord": facts.records.map(|(first, ..)| first),
             "lastRecord": facts.records.map(|(_, last, _)| last),
-            "settledRecord": facts.settled,
+            "flushedRecord": facts.settled,
             "syncedRecord": facts.marked,
-            "journalBytes": facts.journal_bytes,
+            "walBytes": facts.journal_bytes,
             "fileBytes": facts.file_bytes,
             "ids": facts.ids,
             "users": found.users,
@@ -145,11 +144,11 @@ fn user_json(facts: &LogFacts, detail: bool) -> Value {
         json!({
             "device": if device.is_empty() { None } else { Some(device) },
             "through": received.through(),
-            "islands": received.islands(),
+            "ranges": received.islands(),
             "seenMs": seen_ms,
         })
     });
-    let gone =
+    let gaps =
         facts.gone.iter().map(|gone| json!({ "from": gone.from, "to": gone.to, "reason": gone.reason.as_str() }));
     let mut user = json!({
         "id": facts.user,
@@ -160,7 +159,7 @@ fn user_json(facts: &LogFacts, detail: bool) -> Value {
         "expired": facts.expired,
         "seenMs": facts.seen_ms,
         "cursors": cursors.collect::<Vec<_>>(),
-        "gone": gone.collect::<Vec<_>>(),
+        "gaps": gaps.collect::<Vec<_>>(),
         "missing": facts.missing,
     });
     if detail {
@@ -181,14 +180,14 @@ fn print(inspection: &Inspection, found: &Found, args: &InspectArgs) -> Result<(
 
 fn print_damage(inspection: &Inspection) {
     for damage in inspection.damage() {
-        output::remark(&format!("damaged: {}", told(damage)));
+        output::remark(&format!("damaged: {}", describe(damage)));
     }
     if inspection.untold() > 0 {
-        output::remark(&format!("damaged: and {} more of the kind", inspection.untold()));
+        output::remark(&format!("damaged: and {} more", inspection.untold()));
     }
 }
 
-fn told(damage: &Damage) -> String {
+fn describe(damage: &Damage) -> String {
     let whose = damage.user.as_ref().map_or_else(String::new, |user| format!("user {user:?}, "));
     printable(&format!("{whose}{damage}"))
 }
@@ -200,7 +199,7 @@ fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
         Some((first, last, number)) => {
             format!("{} ({first} to {last}), {} bytes", count(number, "record"), facts.journal_bytes)
         }
-        None => format!("empty; all up to record {} is in the inboxes", facts.settled),
+        None => format!("empty; everything up to record {} is flushed", facts.settled),
     };
     let damage = inspection.damage().len() as u64 + inspection.untold();
     let lines = [
@@ -210,15 +209,15 @@ fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
         ("format", facts.format.clone().unwrap_or_else(unknown)),
         ("namespace", facts.namespace.as_ref().map_or_else(unknown, |name| format!("{name:?}"))),
         ("end", facts.ending.as_str().to_owned()),
-        ("lapses", format!("{} (restarts that may have lost sequences: logs leave a gap there)", facts.lapses)),
-        ("journal", records),
+        ("lossy restarts", format!("{} (they may have lost sequences; each leaves a gap in the logs)", facts.lapses)),
+        ("wal", records),
         ("synced", facts.marked.map_or_else(unknown, |record| format!("up to record {record}"))),
         ("dispatch ids", facts.ids.to_string()),
         ("files", format!("{} bytes", facts.file_bytes)),
         ("damage", if damage == 0 { "none".into() } else { count(damage, "place") }),
     ];
     for (name, value) in lines {
-        output::line(&printable(&format!("{name:<13} {value}")))?;
+        output::line(&printable(&format!("{name:<14} {value}")))?;
     }
     if found.users > 0 {
         output::line("")?;
@@ -235,30 +234,30 @@ fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
     }
     let more = found.users.saturating_sub(found.shown.len() as u64);
     if more > 0 {
-        output::remark(&format!("{} more; --limit shows more, --json all", count(more, "user")));
+        output::remark(&format!("{} more; raise --limit, or use --json for all", count(more, "user")));
     }
     Ok(())
 }
 
 fn print_user(user: &LogFacts, limit: usize) -> Result<(), Failure> {
-    output::line(&format!("user          {}", printable(&user.user)))?;
-    output::line(&format!("head          {}", user.head))?;
-    output::line(&format!("last seen     {}", seen(user.seen_ms)))?;
+    output::line(&format!("user           {}", printable(&user.user)))?;
+    output::line(&format!("head           {}", user.head))?;
+    output::line(&format!("last seen      {}", seen(user.seen_ms)))?;
     for (device, received, seen_ms) in &user.cursors {
         let name = if device.is_empty() { "without a device".to_owned() } else { format!("device {device:?}") };
-        let islands = ranges(received.islands().iter().copied());
-        let islands = if islands.is_empty() { String::new() } else { format!(", and {islands}") };
+        let further = ranges(received.islands().iter().copied());
+        let further = if further.is_empty() { String::new() } else { format!(", and {further}") };
         let (through, seen) = (received.through(), seen(*seen_ms));
-        output::line(&printable(&format!("received      {name}: up to {through}{islands}; last seen {seen}")))?;
+        output::line(&printable(&format!("acknowledged   {name}: up to {through}{further}; last seen {seen}")))?;
     }
     for gone in &user.gone {
-        output::line(&format!("gone          {}: {}", ranges([(gone.from, gone.to)]), gone.reason.as_str()))?;
+        output::line(&format!("gap            {}: {}", ranges([(gone.from, gone.to)]), gone.reason.as_str()))?;
     }
     if !user.missing.is_empty() {
-        output::line(&format!("not there     {}", ranges(user.missing.iter().copied())))?;
+        output::line(&format!("missing        {}", ranges(user.missing.iter().copied())))?;
     }
     let (pending, bytes) = (user.pending.len() as u64, user.pending_bytes());
-    output::line(&format!("pending       {} ({bytes} bytes)", count(pending, "message")))?;
+    output::line(&format!("pending        {} ({bytes} bytes)", count(pending, "message")))?;
     for (seq, bytes, expires_s) in user.pending.iter().take(limit) {
         let at = Duration::from_secs(u64::from(*expires_s));
         let expires = if at.is_zero() { String::new() } else { format!(", expires {}", date(at)) };
@@ -266,7 +265,7 @@ fn print_user(user: &LogFacts, limit: usize) -> Result<(), Failure> {
     }
     let more = pending.saturating_sub(limit as u64);
     if more > 0 {
-        output::remark(&format!("{} more; --limit shows more", count(more, "message")));
+        output::remark(&format!("{} more; raise --limit", count(more, "message")));
     }
     Ok(())
 }
@@ -281,12 +280,12 @@ fn ranges(ranges: impl IntoIterator<Item = (Seq, Seq)>) -> String {
     text
 }
 
-/// When a user or a device was here.
+/// Formats the time when a user or device was last online.
 fn seen(at_ms: u64) -> String {
     if at_ms == 0 { "never".into() } else { date(Duration::from_millis(at_ms)) }
 }
 
-/// As the server writes it; no date where the number is beyond all of them, as it may be in a damaged store.
+/// Formats a time like the server; "unknown" if it is out of range, as may happen in a damaged store.
 fn date(since_1970: Duration) -> String {
     UNIX_EPOCH.checked_add(since_1970).map_or_else(|| "unknown".into(), rfc3339)
 }
@@ -296,13 +295,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_told_as_people_say_them() {
+    fn ranges_are_formatted_as_a_list() {
         assert_eq!(ranges([(1, 3), (5, 5)]), "1 to 3, 5");
         assert_eq!(ranges([]), "");
     }
 
     #[test]
-    fn times_are_dates_however_damaged() {
+    fn time_of_any_value_is_formatted() {
         assert_eq!([seen(0), seen(1_795_954_465_000)], ["never", "2026-11-29T12:14:25.000Z"]);
         assert!(!seen(u64::MAX).is_empty());
     }

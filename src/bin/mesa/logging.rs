@@ -1,4 +1,4 @@
-//! Where log lines go: to standard error, for people or for machines.
+//! Sets up the log on standard error, as text or JSON.
 
 use std::{
     fs::File,
@@ -17,29 +17,31 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{env, error::Failure, output};
 
-/// How long the end of the program waits until all lines are written. A reader that stalls keeps it no longer.
+/// Longest wait for log lines at the end of the program. A stalled reader delays it no longer.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The same for a panic that aborts the process.
+/// Longest wait for log lines after a panic that aborts the process.
 const ABORT_FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 
 static WRITER: OnceLock<LogWriter> = OnceLock::new();
 
-/// Sets the log up for the rest of the program. Once.
+/// Sets up the log for the rest of the program. Called once.
 ///
-/// From here on standard error belongs to the log: a panic is a line of it, and nothing waits for its reader.
+/// From then on, standard error belongs to the log. A panic becomes a log line, and no code waits for the reader.
 pub fn start(log: &Log) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(&log.level)
         .map_err(|error| Failure::because(format!("log.level \"{}\" cannot be used: {error}", log.level)))?;
     let unusable = |error: io::Error| Failure::because(format!("the log cannot be set up: {error}"));
-    // A handle of its own: the one of the standard library has a lock, which would be held while a write waits.
+    // A separate handle: the standard library locks its own while a write blocks.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned().map_err(unusable)?);
     let coloured = io::stderr().is_terminal() && !env::is_set("NO_COLOR");
     let writer = LogWriter::start(out).map_err(unusable)?;
-    let to = writer.clone();
-    // What the subscriber itself says about its writer goes to `eprintln!`, which panics where that cannot be written.
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || to.clone()).log_internal_errors(false);
+    let output = writer.clone();
+    // The subscriber would report errors of its writer with `eprintln!`, which panics if standard error fails.
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(move || output.clone())
+        .log_internal_errors(false);
     let started = match log.format {
         LogFormat::Text => lines.with_ansi(coloured).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
@@ -57,11 +59,11 @@ pub fn flush() {
     }
 }
 
-/// Says why the program ends: as its last line on standard error.
-pub fn complain(reason: &str) {
+/// Prints why the program ends, as its last line on standard error.
+pub fn report_failure(reason: &str) {
     match WRITER.get() {
-        Some(writer) => writer.last_line(output::complaint(reason).as_bytes()),
-        None => output::remark(&output::complaint(reason)),
+        Some(writer) => writer.last_line(output::failure_line(reason).as_bytes()),
+        None => output::remark(&output::failure_line(reason)),
     }
 }
 
@@ -74,7 +76,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     let backtrace = std::backtrace::Backtrace::capture();
     let backtrace = (backtrace.status() == std::backtrace::BacktraceStatus::Captured).then(|| backtrace.to_string());
     tracing::error!(thread = name, backtrace, "thread panicked at {place}: {text}");
-    // The standard library says so of a panic after which it aborts the process: this line is the last.
+    // With this text the standard library aborts the process. No later line can be written.
     if text.starts_with("panic in a ") {
         flush_before_abort();
     }

@@ -1,6 +1,6 @@
-//! The command line: reads what was typed, runs one command, and turns its end into an exit code.
+//! The command line: parses the arguments, runs one command, and returns its exit code.
 //!
-//! This is the library's first outside user: it sees nothing but its public names.
+//! It uses only public names of the library.
 
 mod args;
 mod backup;
@@ -27,20 +27,20 @@ use std::{future::Future, process::ExitCode};
 use args::{Cli, Command};
 use error::Failure;
 
-/// Connections come and go all day, in sizes that repeat: what mimalloc is made for.
+/// Connections open and close constantly, with allocations of few sizes. mimalloc is fast with that pattern.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let code = match run(args::parse()) {
         Ok(()) | Err(Failure::PipeClosed) => ExitCode::SUCCESS,
-        Err(Failure::Told) => ExitCode::from(1),
+        Err(Failure::Reported) => ExitCode::from(1),
         Err(Failure::Failed(reason)) => {
-            logging::complain(&reason);
+            logging::report_failure(&reason);
             ExitCode::from(1)
         }
         Err(Failure::Usage(reason)) => {
-            logging::complain(&reason);
+            logging::report_failure(&reason);
             ExitCode::from(2)
         }
     };
@@ -66,7 +66,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-/// Runs a command that talks to a server: one thread does.
+/// Runs an asynchronous command on one thread.
 fn wait_for(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! What the system has to grant a server: open files, an address, and word of when to stop.
+//! Services of the operating system: limit of open files, listening socket, signals.
 
 use std::{
     future::Future,
@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{error::Failure, logging};
 
-/// Raises the limit of open files as far as the system allows. The server limits its connections to what it gets.
+/// Raises the limit of open files as far as the system allows. The server limits its connections to the result.
 pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum
@@ -25,19 +25,19 @@ pub fn raise_file_limit() {
     }
 }
 
-/// Listens at `host`, which is an address or `localhost`.
+/// Listens on `host`, which is an IP address or `localhost`.
 pub fn listen(host: &str, port: u16) -> Result<TcpListener, Failure> {
     let ip = match host {
         "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        other => other
-            .parse()
-            .map_err(|_| Failure::because(format!("host \"{}\" is no IP address", other.escape_debug())))?,
+        other => other.parse().map_err(|_| {
+            Failure::because(format!("host \"{}\" is not an IP address; set one, or localhost", other.escape_debug()))
+        })?,
     };
-    server::bind(SocketAddr::new(ip, port)).map_err(|error| Failure::because(refusal(&error, host, port)))
+    server::bind(SocketAddr::new(ip, port)).map_err(|error| Failure::because(bind_error(&error, host, port)))
 }
 
-/// Why a server cannot listen, and what to do.
-fn refusal(error: &io::Error, host: &str, port: u16) -> String {
+/// Returns why a server cannot listen, with a remedy.
+fn bind_error(error: &io::Error, host: &str, port: u16) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => format!(
             "port {port} at {host} is in use, perhaps by another mesa: stop that one, or choose another port with --port"
@@ -54,12 +54,12 @@ fn refusal(error: &io::Error, host: &str, port: u16) -> String {
     }
 }
 
-/// Takes over SIGTERM and SIGINT. The future ends with the first of them; the second ends the program where it stands.
+/// Handles SIGTERM and SIGINT. The future ends with the first one. The second one ends the process at once.
 pub fn shutdown() -> io::Result<impl Future<Output = ()> + Send> {
     let mut signals = Signals::new()?;
     Ok(async move {
         let (name, _) = signals.next().await;
-        tracing::info!("stopping after {name}; another one stops at once");
+        tracing::info!("stopping after {name}; a second signal stops at once");
         tokio::spawn(async move {
             let (name, exit_code) = signals.next().await;
             tracing::warn!("stopped at once after a second signal, {name}");
@@ -69,12 +69,12 @@ pub fn shutdown() -> io::Result<impl Future<Output = ()> + Send> {
     })
 }
 
-/// Ignores the signals with which operators have other servers read their configuration, open their logs again or say how they are.
+/// Ignores SIGHUP, SIGUSR1 and SIGUSR2, which make other servers reload, reopen logs or report their state.
 ///
-/// By default each of them would end the server without a line in the log.
+/// By default each of them would end the process without a log line.
 pub fn ignore_reload_signals() -> io::Result<()> {
-    const CONFIGURATION: &str = "a changed configuration is read when the server is started again";
-    const NOTHING: &str = "the server does nothing at this signal";
+    const CONFIGURATION: &str = "a changed configuration takes effect at the next start";
+    const NOTHING: &str = "this signal has no effect";
     let kinds = [
         ("SIGHUP", SignalKind::hangup(), CONFIGURATION),
         ("SIGUSR1", SignalKind::user_defined1(), NOTHING),
@@ -91,31 +91,31 @@ pub fn ignore_reload_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Ignores the signal of a write beyond the largest size that a file of this process may have (`RLIMIT_FSIZE`).
+/// Ignores SIGXFSZ, the signal of a write beyond the largest allowed file size (`RLIMIT_FSIZE`).
 ///
-/// By default it ends the server without a line in the log. Ignored, the write fails: a line of the log is dropped and counted,
-/// and to the store it is a full disk.
+/// By default it ends the process without a log line. When it is ignored, the write fails: a log line is dropped and counted,
+/// and the store handles it as a full disk.
 pub fn ignore_file_size_signal() -> io::Result<()> {
-    // Taken over, and never received: a line of the log about it may be what causes the next.
+    // The handler logs nothing: a log line could cause the next signal.
     signal(SignalKind::from_raw(Signals::FILE_SIZE)).map(drop)
 }
 
-/// SIGTERM and SIGINT.
+/// Receiver of SIGTERM and SIGINT.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    /// SIGXFSZ.
+    /// Number of SIGXFSZ.
     const FILE_SIZE: i32 = rustix::process::Signal::XFSZ.as_raw();
 
-    /// From now on these signals no longer end the program by themselves.
+    /// Installs the handlers. From then on these signals do not end the process by themselves.
     pub fn new() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// The next one: its name, and the exit code of a program that it ends.
+    /// Waits for the next signal. Returns its name, and the exit code of a process that it ends.
     pub async fn next(&mut self) -> (&'static str, i32) {
         tokio::select! {
             _ = self.terminate.recv() => ("SIGTERM", 128 + 15),
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_port_in_use_is_said_with_a_way_out() {
+    async fn port_in_use_is_an_error_with_a_remedy() {
         let first = listen("127.0.0.1", 0).unwrap();
         let port = first.local_addr().unwrap().port();
         let Err(Failure::Failed(reason)) = listen("127.0.0.1", port) else { panic!("listened twice") };
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_of_another_machine_is_said_with_a_way_out() {
+    async fn address_of_another_machine_is_an_error_with_a_remedy() {
         let Err(Failure::Failed(reason)) = listen("192.0.2.1", 0) else { panic!("listened elsewhere") };
         assert!(reason.contains("0.0.0.0"), "{reason}");
     }

@@ -1,4 +1,4 @@
-//! Writing to people and to scripts.
+//! Output to terminals and scripts.
 
 use std::{
     fmt::Write as _,
@@ -8,7 +8,7 @@ use std::{
 use mesa::logging::is_control;
 use serde::Serialize;
 
-/// Writes a line, or several, to standard output at once. What would steer the terminal is escaped.
+/// Writes one or more lines to standard output. Characters that control a terminal are escaped.
 pub fn line(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(escaped(text, "\n").as_bytes())?;
@@ -16,39 +16,40 @@ pub fn line(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// One JSON object on a line of standard output.
+/// Writes a JSON value on one line of standard output.
 pub fn json(value: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_string(value).map_err(io::Error::other)?;
-    // Between values JSON may have line ends, which would end the line; within strings it has none.
+    // JSON may have line ends between values, but not within strings.
     line(&json_escaped(&text.replace(['\n', '\r', '\t'], " ")))
 }
 
-/// A JSON text with line ends, for people.
+/// Writes an indented JSON value.
 pub fn json_text(value: &impl Serialize) -> io::Result<()> {
     line(&json_escaped(&serde_json::to_string_pretty(value).map_err(io::Error::other)?))
 }
 
-/// A remark on standard error, where it is in nobody's way. If nobody reads that either, so be it.
+/// Writes a remark to standard error. Errors are ignored.
 pub fn remark(text: &str) {
     _ = writeln!(io::stderr().lock(), "{}", escaped(text, "\n"));
 }
 
-/// Why a command failed, as it is printed.
-pub fn complaint(reason: &str) -> String {
+/// Returns the line that reports the failure of a command.
+pub fn failure_line(reason: &str) -> String {
     format!("mesa: {reason}")
 }
 
-/// `text` on one line and without anything a terminal would obey: what comes from elsewhere must not move the cursor,
-/// change colours or forge a line.
+/// Escapes all characters that control a terminal, line ends included.
+///
+/// Text from a peer must not move the cursor, change colours or forge a line.
 pub fn printable(text: &str) -> String {
     escaped(text, "")
 }
 
-/// Escapes what a terminal would obey, but for the characters in `kept`.
-fn escaped(text: &str, kept: &str) -> String {
+/// Escapes characters that control a terminal, except those in `allowed`.
+fn escaped(text: &str, allowed: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
-        if is_control(character) && !kept.contains(character) {
+        if is_control(character) && !allowed.contains(character) {
             // Writing to a String cannot fail.
             _ = write!(safe, "{}", character.escape_unicode());
         } else {
@@ -58,7 +59,7 @@ fn escaped(text: &str, kept: &str) -> String {
     safe
 }
 
-/// Escapes it as JSON does: in a JSON text such characters stand in strings alone, but for line ends and tabs.
+/// Escapes characters that control a terminal in a JSON text. Except line ends and tabs, they occur only in strings.
 fn json_escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
@@ -73,7 +74,7 @@ fn json_escaped(text: &str) -> String {
     safe
 }
 
-/// `1 message`, `2 messages`.
+/// Formats a number with its noun: `1 message`, `2 messages`.
 pub fn count(number: u64, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_from_elsewhere_cannot_steer_a_terminal() {
+    fn printable_text_cannot_control_a_terminal() {
         assert_eq!(printable("a\u{1b}[31m\nb\u{9b}\u{202e}"), "a\\u{1b}[31m\\u{a}b\\u{9b}\\u{202e}");
         assert_eq!(printable("Grüße, 名前 🙂"), "Grüße, 名前 🙂");
     }
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_agree_with_their_nouns() {
+    fn count_uses_singular_and_plural() {
         assert_eq!([count(0, "user"), count(1, "user"), count(2, "user")], ["0 users", "1 user", "2 users"]);
     }
 }

@@ -1,4 +1,4 @@
-//! `mesa restore`: a store made of a backup.
+//! `mesa restore`: creates a store from a backup.
 
 use mesa::embedded::backup::{format::PortableError, restore::restore};
 
@@ -8,11 +8,11 @@ use crate::{
     output::{self, count},
 };
 
-/// Verifies the file, and makes the store.
+/// Verifies the backup, and creates the store.
 pub fn run(args: &RestoreArgs) -> Result<(), Failure> {
     let contents = restore(&args.file, &args.store_path);
     let contents = contents.map_err(|error| match error {
-        // The backup is not at fault.
+        // The directory is the cause, not the backup.
         PortableError::Place { .. } => Failure::because(error),
         error => Failure::because(format!("{}: {error}", args.file.display())),
     })?;

@@ -1,4 +1,4 @@
-//! `mesa token`: a JWT that the server takes.
+//! `mesa token`: signs a JWT for a user.
 
 use std::time::Duration;
 
@@ -7,43 +7,43 @@ use serde_json::{Map, Value};
 
 use crate::{args::TokenArgs, config, endpoint, env, error::Failure, output};
 
-/// What signs.
+/// Secret, algorithm and claims of a token.
 struct Signer {
     secret: String,
     algorithm: String,
-    /// Claims the server insists on.
+    /// Claims that the server requires.
     claims: Map<String, Value>,
 }
 
-/// Prints it.
+/// Prints a token.
 pub fn run(args: &TokenArgs) -> Result<(), Failure> {
     let id = endpoint::user(&args.id)?;
     let ttl = args.ttl.as_deref().map(duration).transpose()?;
-    let asked_for = claims(&args.claims)?;
+    let further = claims(&args.claims)?;
     let signer = match &args.secret {
         Some(secret) => Signer { secret: secret.clone(), algorithm: "HS256".into(), claims: Map::new() },
         None => configured(args, id.as_str())?,
     };
     let mut claims = signer.claims;
-    claims.extend(asked_for);
+    claims.extend(further);
     let token = issue(&signer.secret, &signer.algorithm, &id, ttl, claims).map_err(Failure::because)?;
     Ok(output::line(&token)?)
 }
 
-/// As the server that is configured by this file and environment would have it.
+/// Returns the signer that matches the configuration of a server.
 fn configured(args: &TokenArgs, id: &str) -> Result<Signer, Failure> {
     let file = env::config_file(args.config.as_ref());
-    // The environment alone is enough, if it has the secret.
+    // If the environment has the secret, no file is needed.
     if file.is_none() && !env::is_set("WS_KEY") {
         return Err(Failure::usage(
-            "a secret is needed: name the server's configuration with --config, or set WS_KEY (or give --secret)",
+            "a secret is required: name the server's configuration with --config, or set WS_KEY (or give --secret)",
         ));
     }
     let jwt = load(&env::sources(file)).map_err(|error| config::unusable(&error))?.config.authentication.jwt;
     let Some((secret, jwt)) = jwt.and_then(|jwt| Some((jwt.secret.clone()?, jwt))) else {
         return Err(Failure::because(
-            "this configuration has no authentication.jwt.secret: without a shared secret, tokens are made by whoever \
-             holds the private key",
+            "this configuration has no authentication.jwt.secret: without a shared secret, only the owner of the \
+             private key can sign tokens",
         ));
     };
     let needed = [
@@ -59,7 +59,7 @@ fn configured(args: &TokenArgs, id: &str) -> Result<Signer, Failure> {
     })
 }
 
-/// `NAME=VALUE`, the value as JSON where it is JSON.
+/// Parses `NAME=VALUE` arguments. A value that is JSON is used as JSON, any other as text.
 fn claims(typed: &[String]) -> Result<Map<String, Value>, Failure> {
     let mut claims = Map::new();
     for claim in typed {
@@ -77,9 +77,9 @@ fn claims(typed: &[String]) -> Result<Map<String, Value>, Failure> {
     Ok(claims)
 }
 
-/// `90s`, `15m`, `1h`, `7d`.
+/// Parses a duration such as `90s`, `15m`, `1h` or `7d`.
 fn duration(text: &str) -> Result<Duration, Failure> {
-    let refused = || {
+    let invalid = || {
         let shown = text.escape_debug();
         Failure::usage(format!("--ttl \"{shown}\" must be a number with its unit: 90s, 15m, 1h or 7d"))
     };
@@ -88,11 +88,11 @@ fn duration(text: &str) -> Result<Duration, Failure> {
         Some('m') => (60, text.strip_suffix('m')),
         Some('h') => (60 * 60, text.strip_suffix('h')),
         Some('d') => (24 * 60 * 60, text.strip_suffix('d')),
-        _ => return Err(refused()),
+        _ => return Err(invalid()),
     };
     let number: u64 =
-        seconds.and_then(|number| number.parse().ok()).filter(|number| *number > 0).ok_or_else(refused)?;
-    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(refused)
+        seconds.and_then(|number| number.parse().ok()).filter(|number| *number > 0).ok_or_else(invalid)?;
+    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(invalid)
 }
 
 #[cfg(test)]
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_needs_a_unit() {
+    fn duration_needs_a_unit() {
         for (text, seconds) in [("90s", 90), ("15m", 900), ("1h", 3600), ("7d", 604_800)] {
             assert_eq!(duration(text).unwrap(), Duration::from_secs(seconds), "{text}");
         }
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_is_json_where_it_can_be() {
+    fn claim_value_is_json_if_it_parses() {
         let typed: Vec<String> = ["role=admin", "level=3", "tags=[1]", "empty=", "a=b=c"].map(String::from).to_vec();
         let expected = serde_json::json!({ "role": "admin", "level": 3, "tags": [1], "empty": "", "a": "b=c" });
         assert_eq!(Value::Object(claims(&typed).unwrap()), expected);

@@ -1,4 +1,4 @@
-//! `mesa users`: who the server knows, page by page; or one of them.
+//! `mesa users`: lists the users of a server, or shows one.
 
 use mesa::dispatcher::{Dispatcher, User};
 
@@ -9,7 +9,7 @@ use crate::{
     output::{self, count, printable},
 };
 
-/// Prints them all.
+/// Runs the command.
 pub async fn run(args: &UsersArgs) -> Result<(), Failure> {
     let dispatcher = endpoint::dispatcher(&args.api)?;
     if let Some(id) = &args.user {
@@ -27,7 +27,7 @@ pub async fn run(args: &UsersArgs) -> Result<(), Failure> {
             }
             total += 1;
         }
-        // A cursor that does not move would page for ever.
+        // A cursor that does not move would loop forever.
         if page.cursor.is_none() || page.cursor == cursor {
             break;
         }
@@ -50,15 +50,15 @@ async fn show(dispatcher: &Dispatcher, id: &str, json: bool) -> Result<(), Failu
     Ok(())
 }
 
-/// One user, with his devices.
+/// Returns the lines about one user, with devices.
 fn details(user: &User) -> Vec<String> {
     let mut lines = vec![row(user)];
     let seen = user.last_seen.as_str().map_or_else(|| "never seen".into(), |at| format!("last seen {}", printable(at)));
     lines.push(format!("  last message {}, {seen}", user.last_sequence));
     lines.extend(user.devices.iter().map(|device| {
         let seen = device.last_seen.as_str().map(|at| format!(", last seen {}", printable(at)));
-        let waiting = format!("{} waiting", count(device.pending, "message"));
-        format!("  {:<22} {waiting}{}", printable(&device.device), seen.unwrap_or_default())
+        let pending = format!("{} pending", count(device.pending, "message"));
+        format!("  {:<22} {pending}{}", printable(&device.device), seen.unwrap_or_default())
     }));
     lines
 }
@@ -66,16 +66,16 @@ fn details(user: &User) -> Vec<String> {
 fn row(user: &User) -> String {
     let presence = match user.connections {
         0 if user.online => "online".into(),
-        0 => "away".into(),
+        0 => "offline".into(),
         connections => format!("online, {}", count(connections, "connection")),
     };
-    let waiting = if user.pending == 0 {
+    let pending = if user.pending == 0 {
         String::new()
     } else {
-        format!(", {} waiting ({} bytes)", count(user.pending, "message"), user.pending_bytes)
+        format!(", {} pending ({} bytes)", count(user.pending, "message"), user.pending_bytes)
     };
-    let damaged = if user.damaged { ", damaged: not all of it can be read" } else { "" };
-    format!("{:<24} {presence}{waiting}{damaged}", printable(&user.id))
+    let damaged = if user.damaged { ", damaged: some entries cannot be read" } else { "" };
+    format!("{:<24} {presence}{pending}{damaged}", printable(&user.id))
 }
 
 #[cfg(test)]
@@ -83,24 +83,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_says_who_is_here_and_what_waits() {
+    fn row_has_presence_and_pending_messages() {
         let user = |json| serde_json::from_str(json).unwrap();
-        let here = user(r#"{"id":"alice","online":true,"connections":2,"pending":0}"#);
-        assert_eq!(row(&here), "alice                    online, 2 connections");
-        let away = user(r#"{"id":"bob","online":false,"pending":1,"pendingBytes":30}"#);
-        assert_eq!(row(&away), "bob                      away, 1 message waiting (30 bytes)");
+        let online = user(r#"{"id":"alice","online":true,"connections":2,"pending":0}"#);
+        assert_eq!(row(&online), "alice                    online, 2 connections");
+        let offline = user(r#"{"id":"bob","online":false,"pending":1,"pendingBytes":30}"#);
+        assert_eq!(row(&offline), "bob                      offline, 1 message pending (30 bytes)");
     }
 
     #[test]
-    fn one_user_is_shown_with_devices() {
+    fn details_have_one_line_per_device() {
         let user = r#"{"id":"alice","online":false,"pending":2,"pendingBytes":60,"lastSequence":9,
             "lastSeen":"2026-11-24T10:00:00.000Z","devices":[{"device":"phone-1","pending":2,"lastSeen":null}]}"#;
         assert_eq!(
             details(&serde_json::from_str(user).unwrap()),
             [
-                "alice                    away, 2 messages waiting (60 bytes)",
+                "alice                    offline, 2 messages pending (60 bytes)",
                 "  last message 9, last seen 2026-11-24T10:00:00.000Z",
-                "  phone-1                2 messages waiting",
+                "  phone-1                2 messages pending",
             ]
         );
     }

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{Bounds, ClientEvent, ClientEventKind, EventOrigin, Far, Item, Portal, Portals, SeatId, Taken, Watch};
 use crate::{
     cluster::portals::{LocalPortals, PortalTarget, RemotePortals},
-    hub::events::{Event, Listener, InboundMessage},
+    hub::events::{Event, InboundMessage, Listener},
     metrics::Metrics,
 };
 

@@ -1,8 +1,8 @@
-//! What can be typed, as it was typed. The only place that names clap; what it means is made of it in each command.
+//! Arguments of the command line, as clap parses them. Each command interprets its own.
 //!
-//! The comments on commands and flags are the help that people read, so they are written for a terminal.
+//! Doc comments on commands and options are the text of `--help`. Only this module uses clap.
 #![allow(clippy::doc_markdown, rustdoc::bare_urls, reason = "backticks and angle brackets would be shown as they are")]
-#![allow(clippy::struct_excessive_bools, reason = "each is a flag that was typed or not")]
+#![allow(clippy::struct_excessive_bools, reason = "each is an option without a value")]
 
 use std::{num::NonZeroU32, path::PathBuf};
 
@@ -13,18 +13,18 @@ pub use store::{BackupArgs, InspectArgs, MoveArgs, RestoreArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  it worked
-  1  it did not; the reason is on standard error
-  2  what was typed makes no sense";
+  0  success
+  1  failure; the reason is on standard error
+  2  wrong arguments";
 
 const AFTER: &str = "\
 Try it, in three terminals:
   mesa serve --dev
   mesa connect --as alice
   mesa dispatch --to alice --type GREETING '{\"text\":\"Hello\"}'
-with the key that serve printed in MESA_API_KEY.
+Set MESA_API_KEY to the key that serve prints.
 
-Or watch what it promises:
+Or watch a demonstration:
   mesa demo
 
 Environment:
@@ -32,13 +32,14 @@ Environment:
   MESA_URL      the server, for connect, dispatch, users, inbox and backup
   MESA_API_KEY  key for dispatch, users, inbox and backup
   MESA_TOKEN    token for connect
-  Settings have variables too, MESA_PORT for example; `mesa config print` shows what holds.
+  Settings have variables too, MESA_PORT for example; `mesa config print` shows
+  the effective ones.
 ";
 
-/// A message server for users who come and go.
+/// A message server that delivers to users who go offline
 ///
-/// A backend dispatches a message to user ids. A user who is there gets it at once; a user who is not gets it, in order,
-/// on coming back. The server needs nothing beside itself.
+/// A backend dispatches a message to user ids. Online users receive it at once. Offline users receive it in order when they
+/// reconnect. The server needs no other service.
 #[derive(Debug, Parser)]
 #[command(name = "mesa", version, arg_required_else_help = true, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Each command has examples: mesa help COMMAND", after_long_help = format!("{AFTER}\n{EXIT_CODES}"))]
@@ -60,31 +61,31 @@ pub enum Command {
     Inspect(InspectArgs),
     Backup(BackupArgs),
     Restore(RestoreArgs),
-    /// Bring what waits in a stock set-up's Redis into a store
+    /// Copy pending messages from a Redis of the original Mesa into a store
     ///
-    /// Needs a build with --features redis, and a store that no server has open. Nothing is taken away in Redis: stop what
-    /// writes there first. Said again, it goes on where it was stopped, and brings nothing twice.
+    /// The original is @cryb/mesa. Needs a build with --features redis, and a store that no server has open. Stop everything
+    /// that writes to the Redis first. Nothing is removed there. When run again, the command continues, and copies no message
+    /// twice.
     Import(MoveArgs),
-    /// Bring what waits in a store into a stock set-up's Redis
+    /// Copy pending messages from a store into a Redis of the original Mesa
     ///
-    /// The same the other way round: behind what waits there for each user, and nothing twice. The store keeps what it has.
-    /// Times to live, devices and sequences are nothing that stock knows.
+    /// Appends them to the messages that are pending there, and copies no message twice. The store is not changed. The
+    /// original has no times to live, devices and sequences, so they are not copied.
     Export(MoveArgs),
 }
 
 /// Run the server
 ///
-/// Settings come from these flags, then the environment, then the file, then the defaults. The server prints where it
-/// listens and how to reach it; its log goes to standard error. SIGTERM or SIGINT stops it once what was begun is done,
-/// a second one at once.
+/// An option overrides the environment, the environment the file, and the file the defaults. The server prints its address;
+/// its log goes to standard error. SIGTERM or SIGINT stops it after the requests in progress, a second one at once.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
-  mesa serve --dev                      to try things, for this machine only
+  mesa serve --dev                      for development, on this machine only
   mesa serve --config mesa.json5        with a file; see mesa config check
   MESA_PORT=8080 mesa serve --config mesa.json5
-  mesa serve --config stock.json5 --store embedded
-                                        the file names a Redis; do without
+  mesa serve --config original.json5 --store embedded
+                                        ignores the redis of the file
 
 {EXIT_CODES}
   130, 143  a second signal (SIGINT, SIGTERM) stopped it at once"))]
@@ -92,8 +93,8 @@ pub struct ServeArgs {
     /// Configuration file, JSON5 [env: MESA_CONFIG]
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// For trying things out: this machine only; sync, portals and reconnects on; tokens are user ids; an API key is made up
-    /// and printed
+    /// Development settings: this machine only; sync, portals and reconnects on; tokens are user ids; generates and prints an
+    /// API key
     #[arg(long)]
     pub dev: bool,
     /// Port for WebSocket and HTTP; 0 lets the system choose
@@ -102,13 +103,13 @@ pub struct ServeArgs {
     /// Address to listen on
     #[arg(long, value_name = "ADDRESS")]
     pub host: Option<String>,
-    /// Path at which WebSockets are accepted
+    /// Path of the WebSocket
     #[arg(long)]
     pub path: Option<String>,
-    /// Keeps several applications apart
+    /// Namespace, which keeps applications apart
     #[arg(long)]
     pub namespace: Option<String>,
-    /// Which store; `embedded` sets a configured redis aside
+    /// Which store; `embedded` ignores a configured redis
     #[arg(long, value_enum, value_name = "STORE")]
     pub store: Option<StoreKind>,
     /// Directory of the embedded store
@@ -117,7 +118,7 @@ pub struct ServeArgs {
     /// What to log: error, warn, info, debug, trace, or a filter such as mesa=debug
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
-    /// Log lines for people or for machines
+    /// Format of log lines
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
     /// Once listening, write address, process id and an API key to this file, as JSON
@@ -127,62 +128,64 @@ pub struct ServeArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StoreKind {
-    /// On this machine, needing nothing else
+    /// Store on this machine, without a Redis
     Embedded,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people
+    /// Text for people
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
-/// Watch the server keep its promises
+/// Show offline delivery, a network failure and a killed server
 ///
-/// Starts a server of its own on a free port with a temporary store, and plays a story: Alice gets a message, goes away,
-/// comes back to what she missed, loses her network without a word, and has the server killed under her. Everything it
-/// prints it has checked. Takes a few seconds and leaves nothing behind.
+/// Starts its own server on a free port with a temporary store, and plays a scenario. Alice receives a message, goes offline,
+/// and receives the missed messages when she reconnects. Then her network fails without a close, and the server is killed.
+/// Every line is checked before it is printed. Takes a few seconds, and removes everything.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
   mesa demo
-  mesa demo --fast    without the pauses that let a reader follow
+  mesa demo --fast    without pauses
 
 {EXIT_CODES}"))]
 pub struct DemoArgs {
-    /// Without pauses for the reader
+    /// Without pauses between lines
     #[arg(long)]
     pub fast: bool,
 }
 
-/// Be a user: print what arrives, send what is typed
+/// Connect as a user: print messages, send typed lines
 ///
-/// A line that is a JSON object with `op`, `t` or `d` is sent as it is; any other is sent as text, as
-/// {"op":0,"d":{"text":LINE},"t":"TEXT"}. One that begins with a brace and is not JSON is not sent. The server passes it to
-/// a portal and the webhook, where there are any; use `mesa dispatch` to reach another user. /quit or Ctrl-C leaves, the end of the input does not. When the
-/// connection is lost it is made again, as often as it takes, unless the server said that there is no use.
+/// A line that is a JSON object with `op`, `t` or `d` is sent as it is. Any other line is sent as text:
+/// {"op":0,"d":{"text":LINE},"t":"TEXT"}. A line that begins with a brace and is not JSON is not sent. The server passes
+/// client messages to portals and the webhook; use `mesa dispatch` to reach another user.
 ///
-/// What was printed counts as received once the next message is asked for, so nothing is lost if this program dies, and a
-/// message may be printed twice then.
+/// /quit or Ctrl-C ends the command; the end of the input does not. After a lost connection it reconnects, unless the close
+/// code excludes it.
+///
+/// A message is acknowledged after it was printed. If the command is killed, no message is lost, and the last one may be
+/// printed again on the next run.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
   mesa connect --as alice                  user ids as tokens (serve --dev)
   MESA_TOKEN=$(mesa token --id alice --config mesa.json5) mesa connect
-                                           a server that takes JWTs
-  mesa connect --as alice --no-sync        forget what was missed
+                                           a server with JWTs
+  mesa connect --as alice --no-sync        discards the backlog
   mesa connect --as alice --device phone-1
-                                           with a place in the log of its own
-  mesa connect --as alice --after 41       resume behind message 41
-  mesa connect --as alice --json | jq .d   one JSON object a line
+                                           a device with its own cursor
+  mesa connect --as alice --after 41       resumes after sequence 41
+  mesa connect --as alice --json | jq .d   one JSON object per line
   echo '{{\"t\":\"TYPING\",\"d\":{{}}}}' | mesa connect --as alice
-                                           sends that and goes on reading
+                                           sends that, and stays connected
 
 {EXIT_CODES}"))]
 pub struct ConnectArgs {
-    /// User id, for servers that take the token for one (serve --dev)
+    /// User id, for servers that use it as the token (serve --dev)
     #[arg(long = "as", value_name = "USER", conflicts_with = "token")]
     pub user: Option<String>,
     /// Token to authenticate with [env: MESA_TOKEN, which does not show in the list of processes]
@@ -191,82 +194,81 @@ pub struct ConnectArgs {
     /// The server [env: MESA_URL] [default: ws://127.0.0.1:4000/]
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
-    /// Forget what was missed; it counts as received
+    /// Discard the backlog; it counts as acknowledged
     #[arg(long)]
     pub no_sync: bool,
-    /// Resume behind this sequence of the user's log, 0 for all there is; what is not there any more is said
+    /// Resume after this sequence of the user's log, 0 for everything; gaps are printed
     #[arg(long, value_name = "N", conflicts_with = "no_sync", value_parser = whole)]
     pub after: Option<u64>,
-    /// The device this is: what it has received, the user's other devices still get
+    /// Name of this device, which has its own cursor in the user's log
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,
-    /// End when the connection does
+    /// End when the connection ends
     #[arg(long)]
     pub once: bool,
-    /// One JSON object a line, as the server sent it
+    /// One JSON object per line, as the server sent it
     #[arg(long)]
     pub json: bool,
 }
 
-/// Send a message to users
+/// Dispatch a message to users
 ///
-/// Returns once every copy that is to be kept is on disk. Fails if the message was not taken for some recipient, and says
-/// for whom and why.
+/// Returns when every synced entry is on disk. Fails if a recipient was rejected, and prints the recipient and the reason.
 ///
-/// With --ndjson many dispatches are sent, one JSON object a line as the HTTP API takes them. They go over one request and
-/// share syncs. What was not taken is told line by line, and at the end how many were.
+/// With --ndjson it sends many dispatches, one JSON object per line in the format of the HTTP API. They share one request and
+/// group commits. Rejected dispatches are reported line by line, with a count at the end.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
   mesa dispatch --to alice --type GREETING '{{\"text\":\"Hello\"}}'
   mesa dispatch --to alice,bob --type TYPING --no-sync '{{}}'
-                                                not kept for who is away
+                                                not stored for offline users
   mesa dispatch --to '*' --excluding bob --type NEWS '{{}}'
                                                 every connected client but bob
   generate | mesa dispatch --to alice --type REPORT -
                                                 data from standard input
   mesa dispatch --to alice --type SCORE --collapse score --ttl 3600 '[2,1]'
-                                                in the place of an older score,
-                                                and for an hour at most
+                                                replaces a pending score,
+                                                expires after an hour
   mesa dispatch --to alice --type PAID --id order-7 '{{}}'
-                                                once, however often it is said
-  mesa dispatch --ndjson dispatches.ndjson      a file of them
-  generate | mesa dispatch --ndjson --json      as they come, with each result
+                                                a retry is not sent again
+  mesa dispatch --ndjson dispatches.ndjson      many, from a file
+  generate | mesa dispatch --ndjson --json      from a program; prints results
 
 {EXIT_CODES}"))]
 pub struct DispatchArgs {
     /// User ids, separated by commas; '*' for every connected client
     #[arg(long, value_name = "USERS", required_unless_present = "ndjson", value_delimiter = ',')]
     pub to: Vec<String>,
-    /// User ids that are left out
+    /// User ids to leave out
     #[arg(long, value_name = "USERS", value_delimiter = ',')]
     pub excluding: Vec<String>,
-    /// Type of the message, by which applications tell messages apart
+    /// Type of the message
     #[arg(long = "type", short, value_name = "TYPE")]
     pub kind: Option<String>,
-    /// Opcode: 0, or one above 22 as the application likes
+    /// Opcode: 0, or above 22
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole)]
     pub op: u64,
-    /// Not kept for who is away
+    /// Not stored for offline users
     #[arg(long)]
     pub no_sync: bool,
-    /// Kept for this long at most
+    /// Expires after this time
     #[arg(long, value_name = "SECONDS", conflicts_with = "no_sync", value_parser = seconds)]
     pub ttl: Option<NonZeroU32>,
-    /// What it is about: it takes the place of a message with the same key that still waits
+    /// Collapse key: replaces a pending message with the same key
     #[arg(long, value_name = "KEY", conflicts_with = "no_sync")]
     pub collapse: Option<String>,
-    /// Name of this dispatch: said again with the same name, it is not sent again
+    /// Idempotency id: a retry with the same id is not sent again
     #[arg(long, value_name = "ID")]
     pub id: Option<String>,
-    /// Send the dispatches in this file, one JSON object a line; - or nothing reads them from standard input
+    /// Send the dispatches in this file, one JSON object per line; - or no name reads standard input
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-", conflicts_with_all = [
         "to", "excluding", "kind", "op", "no_sync", "ttl", "collapse", "id", "data",
     ])]
     pub ndjson: Option<PathBuf>,
     #[command(flatten)]
     pub api: ApiArgs,
-    /// Print the server's answer as JSON
+    /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
     /// The data, as JSON; - reads it from standard input
@@ -274,81 +276,79 @@ pub struct DispatchArgs {
     pub data: String,
 }
 
-/// Where the API is, and the key to it.
+/// URL and key of the HTTP API.
 #[derive(Debug, Args)]
 pub struct ApiArgs {
     /// The server [env: MESA_URL] [default: http://127.0.0.1:4000]
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
-    /// Key of the API [env: MESA_API_KEY, which does not show in the list of processes]
+    /// API key [env: MESA_API_KEY, which does not show in the list of processes]
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
 }
 
 /// List users, or show one
 ///
-/// Everybody the server knows, here or away, or those who are connected now; or what it knows of one, with each of his
-/// devices.
+/// Lists all known users, or the online ones. For one user, shows the devices too.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
   mesa users
   mesa users --online
-  mesa users alice                with devices, and what waits for each
+  mesa users alice                with devices and their pending counts
   mesa users --json | jq -r 'select(.pending > 0) | .id'
-                                  who has messages waiting
+                                  users with pending messages
 
 {EXIT_CODES}"))]
 pub struct UsersArgs {
     /// User id
     #[arg(value_name = "USER", conflicts_with = "online")]
     pub user: Option<String>,
-    /// Only those who are connected
+    /// Only online users
     #[arg(long)]
     pub online: bool,
-    /// One JSON object a line
+    /// One JSON object per line
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub api: ApiArgs,
 }
 
-/// Show what waits for a user, or clear it
+/// Show or clear the pending messages of a user
 ///
-/// Looking takes nothing away: the messages still wait.
+/// Shown messages stay pending, unless --clear is given.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
   mesa inbox alice
   mesa inbox alice --after 40 --limit 10
   mesa inbox alice --json | jq .d
-  mesa inbox alice --clear    all of it counts as received, for good
+  mesa inbox alice --clear    counts everything as acknowledged, for good
 
 {EXIT_CODES}"))]
 pub struct InboxArgs {
     /// User id
     #[arg(value_name = "USER")]
     pub user: String,
-    /// Count all that waits as received
+    /// Count all pending messages as acknowledged
     #[arg(long, conflicts_with_all = ["after", "limit"])]
     pub clear: bool,
     /// Only messages with a sequence above this
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole)]
     pub after: u64,
-    /// At most this many
+    /// Most messages to show
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = count)]
     pub limit: usize,
-    /// JSON, one object a line
+    /// One JSON object per line
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub api: ApiArgs,
 }
 
-/// Make a token for a user
+/// Sign a token for a user
 ///
-/// Signs a JWT that a server with the same secret takes. For trying things out and for scripts; an application makes its
-/// users' tokens itself.
+/// Signs a JWT for a server with the same secret, for tests and scripts. An application signs the tokens of its users itself.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -364,18 +364,18 @@ pub struct TokenArgs {
     /// The shared secret [env: WS_KEY, which does not show in the list of processes]
     #[arg(long, value_name = "SECRET", conflicts_with = "config")]
     pub secret: Option<String>,
-    /// Take the secret, and what else a token needs, from this file [env: MESA_CONFIG]
+    /// Configuration file with the secret and required claims [env: MESA_CONFIG]
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// How long it holds: 90s, 15m, 1h, 7d; without, for ever
+    /// Time until it expires: 90s, 15m, 1h, 7d; default: never
     #[arg(long, value_name = "TIME")]
     pub ttl: Option<String>,
-    /// A further claim; the value is read as JSON where it is JSON, else as text
+    /// Further claim; a value that is JSON is used as JSON, any other as text
     #[arg(long = "claim", value_name = "NAME=VALUE")]
     pub claims: Vec<String>,
 }
 
-/// Check a configuration, or show the one that holds
+/// Check a configuration, or print the effective one
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true, after_long_help = format!("\
 Examples:
@@ -394,27 +394,26 @@ pub enum ConfigCommand {
     Print(ConfigPrintArgs),
 }
 
-/// Check a file, and name all that is wrong with it
+/// Check a file, and report every mistake
 ///
-/// Reads the file and the environment as serve does, and starts nothing. A variable that sets something is named: it holds
-/// over the file.
+/// Reads file and environment as serve does, and starts nothing. Names the variables that override the file.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
   mesa config check mesa.json5
-  mesa config check stock.json5 --store embedded    as serve would take it
+  mesa config check original.json5 --store embedded    as serve reads it
 
 {EXIT_CODES}"))]
 pub struct ConfigCheckArgs {
     /// Configuration file, JSON5
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Which store; `embedded` sets a configured redis aside
+    /// Which store; `embedded` ignores a configured redis
     #[arg(long, value_enum, value_name = "STORE")]
     pub store: Option<StoreKind>,
 }
 
-/// Print what holds, from file, environment and defaults, as JSON with secrets masked
+/// Print the effective configuration as JSON, with secrets masked
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -427,22 +426,22 @@ pub struct ConfigPrintArgs {
     /// Configuration file, JSON5 [env: MESA_CONFIG]
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// As `mesa serve --dev` would have it
+    /// With the settings of `mesa serve --dev`
     #[arg(long)]
     pub dev: bool,
-    /// Which store; `embedded` sets a configured redis aside
+    /// Which store; `embedded` ignores a configured redis
     #[arg(long, value_enum, value_name = "STORE")]
     pub store: Option<StoreKind>,
 }
 
-/// Reads the command line. Prints help or says what is wrong, and leaves, where there is nothing to do.
+/// Parses the command line. Prints help or an error, and exits, if there is no command to run.
 pub fn parse() -> Cli {
     Cli::parse()
 }
 
-/// What a command line would be read as; for those that cannot be, the exit code and what would be printed.
+/// Parses words in a test. For an error, returns the exit code and the output.
 #[cfg(test)]
-pub fn typed(words: &[&str]) -> Result<Command, (i32, String)> {
+pub fn parse_words(words: &[&str]) -> Result<Command, (i32, String)> {
     let words = std::iter::once(&"mesa").chain(words);
     Cli::try_parse_from(words).map(|cli| cli.command).map_err(|error| (error.exit_code(), error.to_string()))
 }

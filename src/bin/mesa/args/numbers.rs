@@ -1,12 +1,12 @@
-//! Reads the numbers of a command line. Errors say what would do.
+//! Parses numbers of the command line. Errors name the accepted values.
 
 use std::num::NonZeroU32;
 
-/// For how long a message is kept.
+/// Parses a time to live.
 pub(super) fn seconds(typed: &str) -> Result<NonZeroU32, String> {
-    typed.parse().map_err(|_| {
-        format!("give a number of seconds from 1 to {}; without --ttl it is kept until it is received", u32::MAX)
-    })
+    typed
+        .parse()
+        .map_err(|_| format!("give a number of seconds from 1 to {}; without --ttl it does not expire", u32::MAX))
 }
 
 pub(super) fn port(typed: &str) -> Result<u16, String> {

@@ -6,25 +6,25 @@ use clap::Args;
 
 use super::{ApiArgs, EXIT_CODES, numbers::count};
 
-/// Look at a store that no server has open, and save what is left of a damaged one
+/// Inspect a store that no server has open, and save what is readable of a damaged one
 ///
-/// Changes nothing in the directory. Says what is there and what is damaged, and fails if anything is.
+/// Changes nothing in the directory. Prints the content and every damaged place, and fails if there is one.
 ///
-/// With --salvage, all that can be read is written to a new directory, of which a server can be started: each user's
-/// messages with the sequences they had, and what each has received. What is lost leaves a gap, and is listed.
+/// With --salvage, writes everything readable to a new store: each user's messages with their sequences, and the cursors.
+/// What is lost leaves a gap, and is listed.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
   mesa inspect data/store
-  mesa inspect data/store --user alice          one user, message by message
+  mesa inspect data/store --user alice          one user, with each sequence
   mesa inspect data/store --json | jq -r 'select(.pending > 0) | .id'
-                                                who has messages waiting
-  mesa inspect data/store --salvage data/saved  what can be read, anew
+                                                users with pending messages
+  mesa inspect data/store --salvage data/saved  everything readable
 
 Exit codes:
-  0  the store is whole; with --salvage: all that can be read was written, also of a damaged store
-  1  something is damaged, or it could not be read (with --salvage: or written); standard error says what
-  2  what was typed makes no sense"))]
+  0  the store is whole; with --salvage: everything readable was written, also of a damaged store
+  1  something is damaged, or could not be read or written; standard error has the details
+  2  wrong arguments"))]
 pub struct InspectArgs {
     /// Directory of the store
     #[arg(value_name = "DIR")]
@@ -32,21 +32,21 @@ pub struct InspectArgs {
     /// Only this user, in detail
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
-    /// At most this many users, or messages of one
+    /// Most users to show, or messages of one user
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = count)]
     pub limit: usize,
-    /// JSON, one object a line: the store first, then each user, then each damage
+    /// One JSON object per line: the store, each user, each damaged place
     #[arg(long)]
     pub json: bool,
-    /// Write what can be read to a new store in this directory, which must not exist, or be empty
+    /// Write everything readable to a new store in this directory, which must not exist, or be empty
     #[arg(long, value_name = "OUT", conflicts_with_all = ["user", "limit"])]
     pub salvage: Option<PathBuf>,
 }
 
-/// Make a backup of a running server's store
+/// Back up the store of a running server
 ///
-/// Everything that was answered before it begins is in it, and no user's messages have a hole. The server goes on
-/// meanwhile. The file has its name only once it is whole, verified and on disk.
+/// The backup has everything that was answered before it began, and complete logs. The server serves requests meanwhile. The
+/// file gets its name when it is complete, verified and synced.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -55,17 +55,17 @@ Examples:
 
 {EXIT_CODES}"))]
 pub struct BackupArgs {
-    /// Where to; must not exist
+    /// File of the backup; must not exist
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     #[command(flatten)]
     pub api: ApiArgs,
 }
 
-/// Make a store of a backup
+/// Create a store from a backup
 ///
-/// The whole file is verified first. Every user's log goes on behind a gap of about a million, so that no sequence that
-/// was given out after the backup is given out again.
+/// Verifies the whole file first. Every log skips about a million sequences, so that no sequence assigned after the backup is
+/// assigned again.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -74,7 +74,7 @@ Examples:
 
 {EXIT_CODES}"))]
 pub struct RestoreArgs {
-    /// The backup
+    /// File of the backup
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Directory of the store; must not exist, or be empty
@@ -82,7 +82,7 @@ pub struct RestoreArgs {
     pub store_path: PathBuf,
 }
 
-/// What is moved, and where.
+/// Arguments of import and export.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -92,10 +92,10 @@ Examples:
 
 {EXIT_CODES}"))]
 pub struct MoveArgs {
-    /// The Redis: redis://user:password@host:port/database
+    /// URL of the Redis: redis://user:password@host:port/database
     #[arg(value_name = "URL")]
     pub redis: String,
-    /// Namespace, of the set-up and of the store
+    /// Namespace, in the Redis and of the store
     #[arg(long, value_name = "NAME")]
     pub namespace: Option<String>,
     /// Directory of the store

@@ -1,10 +1,10 @@
-//! Command lines as people type them, and what they are read as.
+//! Tests of the arguments: examples in the help, and wrong arguments.
 
 use clap::CommandFactory as _;
 
 use super::*;
 
-/// Every command, by the words that lead to it.
+/// All commands, each as a list of words.
 const COMMANDS: &[&[&str]] = &[
     &["serve"],
     &["demo"],
@@ -24,7 +24,7 @@ const COMMANDS: &[&[&str]] = &[
 ];
 
 #[test]
-fn the_definition_holds_together() {
+fn command_definition_is_consistent() {
     Cli::command().debug_assert();
 }
 
@@ -36,9 +36,9 @@ fn every_command_is_in_the_table_of_commands() {
 }
 
 #[test]
-fn every_command_teaches_with_examples_and_exit_codes() {
+fn help_of_every_command_has_examples_and_exit_codes() {
     for path in COMMANDS {
-        let (code, help) = typed(&[path, &["--help"][..]].concat()).unwrap_err();
+        let (code, help) = parse_words(&[path, &["--help"][..]].concat()).unwrap_err();
         assert_eq!(code, 0, "{path:?}");
         let example = format!("  mesa {}", path.join(" "));
         assert!(help.contains("Examples:") && help.contains(&example), "{path:?}\n{help}");
@@ -46,29 +46,29 @@ fn every_command_teaches_with_examples_and_exit_codes() {
     }
 }
 
-/// Examples go stale unless somebody types them: every example line of every help is read here.
+/// Parses every example of every help, so that none is outdated.
 #[test]
-fn every_example_can_be_typed() {
+fn every_example_is_parsed() {
     let mut examples = 0;
     for path in COMMANDS {
-        let (_, help) = typed(&[path, &["--help"][..]].concat()).unwrap_err();
+        let (_, help) = parse_words(&[path, &["--help"][..]].concat()).unwrap_err();
         let section = help.split("Examples:").nth(1).unwrap().split("Exit codes:").next().unwrap();
         assert!(section.lines().all(|line| line.chars().count() < 80), "too wide for a terminal:\n{section}");
         for line in section.lines().filter_map(command_in) {
             let words = shell_words(&line);
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            assert!(typed(&words).is_ok(), "{path:?}: {line:?} is read as {words:?}: {:?}", typed(&words));
+            assert!(parse_words(&words).is_ok(), "{path:?}: {line:?} is read as {words:?}: {:?}", parse_words(&words));
             examples += 1;
         }
     }
     assert_eq!(examples, 53, "an example was added, or is no longer found");
 }
 
-/// The command in an example line, without the variables before it and the pipe or the remark after it.
+/// Returns the command in an example line, without variables before it and a pipe or remark after it.
 fn command_in(line: &str) -> Option<String> {
     let line = line.strip_prefix("  ")?;
     let from = if line.starts_with("mesa ") { 0 } else { line.rfind(" mesa ")? + 1 };
-    // A remark stands apart by spaces.
+    // Two spaces separate a remark.
     if line.trim_start().len() < line.len() || line[..from].contains("  ") {
         return None;
     }
@@ -77,7 +77,7 @@ fn command_in(line: &str) -> Option<String> {
     Some(command[..end].trim().to_owned())
 }
 
-/// Words as a shell splits them, as far as the examples need it.
+/// Splits a line into words like a shell, as far as the examples need it.
 fn shell_words(line: &str) -> Vec<String> {
     let mut words = vec![];
     let mut word: Option<String> = None;
@@ -97,7 +97,7 @@ fn shell_words(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_makes_no_sense_ends_with_two() {
+fn wrong_arguments_exit_with_2() {
     for line in [
         "",
         "unknown",
@@ -123,16 +123,16 @@ fn what_makes_no_sense_ends_with_two() {
         "config check",
     ] {
         let words: Vec<&str> = line.split_whitespace().collect();
-        assert_eq!(typed(&words).unwrap_err().0, 2, "{line:?}");
+        assert_eq!(parse_words(&words).unwrap_err().0, 2, "{line:?}");
     }
 }
 
 #[test]
-fn users_are_separated_by_commas() {
+fn recipients_are_separated_by_commas() {
     let Ok(Command::Dispatch(args)) =
-        typed(&["dispatch", "--to", "alice,bob", "--to", "carol", "--excluding", "dave,eve"])
+        parse_words(&["dispatch", "--to", "alice,bob", "--to", "carol", "--excluding", "dave,eve"])
     else {
-        panic!("refused")
+        panic!("rejected")
     };
     assert_eq!(args.to, ["alice", "bob", "carol"]);
     assert_eq!(args.excluding, ["dave", "eve"]);
@@ -140,19 +140,19 @@ fn users_are_separated_by_commas() {
 }
 
 #[test]
-fn a_stream_comes_from_a_file_or_from_standard_input() {
+fn ndjson_reads_a_file_or_standard_input() {
     for (words, file) in [
         (&["dispatch", "--ndjson"][..], "-"),
         (&["dispatch", "--ndjson", "-"], "-"),
         (&["dispatch", "--ndjson", "a b", "--json"], "a b"),
     ] {
-        let Ok(Command::Dispatch(args)) = typed(words) else { panic!("refused: {words:?}") };
+        let Ok(Command::Dispatch(args)) = parse_words(words) else { panic!("rejected: {words:?}") };
         assert_eq!(args.ndjson.as_deref(), Some(std::path::Path::new(file)));
     }
 }
 
 #[test]
-fn a_dash_is_data_and_no_flag() {
-    let Ok(Command::Dispatch(args)) = typed(&["dispatch", "--to", "*", "-"]) else { panic!("refused") };
+fn dash_is_data_and_not_an_option() {
+    let Ok(Command::Dispatch(args)) = parse_words(&["dispatch", "--to", "*", "-"]) else { panic!("rejected") };
     assert_eq!((args.to, args.data.as_str()), (vec!["*".to_owned()], "-"));
 }

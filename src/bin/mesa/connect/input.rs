@@ -1,4 +1,4 @@
-//! What a person typed, as what is to be sent.
+//! Parses a typed line into a frame.
 
 use std::collections::BTreeMap;
 
@@ -7,48 +7,48 @@ use serde_json::{
     value::{RawValue, to_raw_value},
 };
 
-/// A line that was typed.
+/// A typed line.
 #[derive(Debug)]
 pub enum Typed {
-    /// An empty one.
+    /// An empty line.
     Nothing,
-    /// `/quit`
+    /// The command `/quit`.
     Quit,
-    /// Something to send.
+    /// A frame to send.
     Frame { op: u64, kind: Option<String>, data: Box<RawValue> },
 }
 
 const FORM: &str = "a frame looks like {\"op\":0,\"d\":{},\"t\":\"TYPE\"}";
 
 impl Typed {
-    /// Reads a line. What begins with a brace is meant as JSON: where it is none, that is said and nothing sent.
+    /// Parses a line. A line that begins with a brace must be JSON.
     pub fn read(line: &str) -> Result<Self, String> {
         let line = line.trim();
         match line {
             "" => Ok(Self::Nothing),
             "/quit" => Ok(Self::Quit),
             json if json.starts_with('{') => object(json),
-            text => words(text),
+            text => text_frame(text),
         }
     }
 }
 
-/// A message with what was typed as its text.
-fn words(text: &str) -> Result<Typed, String> {
+/// Creates a message with the line as its text.
+fn text_frame(text: &str) -> Result<Typed, String> {
     let data = to_raw_value(&json!({ "text": text })).map_err(|error| error.to_string())?;
     Ok(Typed::Frame { op: 0, kind: Some("TEXT".into()), data })
 }
 
-/// A frame, if it has anything of one; else it is text like any other.
+/// Parses a JSON object. One without `op`, `t` and `d` is sent as text.
 fn object(text: &str) -> Result<Typed, String> {
     let read = serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(text);
-    let mut fields = read.map_err(|error| format!("this begins with a brace and is not JSON ({error}); {FORM}"))?;
+    let mut fields = read.map_err(|error| format!("the line begins with a brace but is not JSON ({error}); {FORM}"))?;
     let found = ["op", "t", "d"].map(|name| fields.remove(name));
     if found.iter().all(Option::is_none) {
-        return words(text);
+        return text_frame(text);
     }
     if let Some(other) = fields.keys().next() {
-        return Err(format!("a frame has op, d and t, and no \"{other}\"; {FORM}"));
+        return Err(format!("a frame has only op, d and t, not \"{other}\"; {FORM}"));
     }
     let [op, kind, data] = found.map(|field| field.filter(|field| field.get() != "null"));
     let op =
@@ -67,12 +67,12 @@ mod tests {
         match Typed::read(line) {
             Ok(Typed::Frame { op, kind, data }) => format!("{op} {} {data}", kind.unwrap_or_default()),
             Ok(other) => format!("{other:?}"),
-            Err(_) => "refused".into(),
+            Err(_) => "rejected".into(),
         }
     }
 
     #[test]
-    fn a_line_is_a_frame_a_text_or_a_wish() {
+    fn line_is_parsed_as_frame_text_or_command() {
         for (line, expected) in [
             ("", "Nothing"),
             ("  ", "Nothing"),
@@ -87,12 +87,12 @@ mod tests {
             (r#"{"text":"hi"}"#, r#"0 TEXT {"text":"{\"text\":\"hi\"}"}"#),
             (r#"["op"]"#, r#"0 TEXT {"text":"[\"op\"]"}"#),
             (r#"{"op":null,"t":null}"#, "0  {}"),
-            (r#"{"op":-1}"#, "refused"),
-            (r#"{"op":1.5}"#, "refused"),
-            (r#"{"t":7}"#, "refused"),
-            (r#"{"op":0,"o":{}}"#, "refused"),
-            (r#"{"text":"hi""#, "refused"),
-            (r#"{"op":0"#, "refused"),
+            (r#"{"op":-1}"#, "rejected"),
+            (r#"{"op":1.5}"#, "rejected"),
+            (r#"{"t":7}"#, "rejected"),
+            (r#"{"op":0,"o":{}}"#, "rejected"),
+            (r#"{"text":"hi""#, "rejected"),
+            (r#"{"op":0"#, "rejected"),
         ] {
             assert_eq!(read(line), expected, "{line:?}");
         }

@@ -1,4 +1,4 @@
-//! `mesa connect`: a user at a terminal. Prints what arrives, sends what is typed, and comes back when it loses the server.
+//! `mesa connect`: connects as a user. Prints messages, sends typed lines, and reconnects.
 
 mod input;
 
@@ -23,60 +23,61 @@ use crate::{
 };
 use input::Typed;
 
-/// How long to wait before connecting again, unless the server says otherwise.
+/// Delay before a reconnect, unless the server announces another one.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Lines that were typed and not sent yet; more wait in the terminal or the pipe.
+/// Lines that are read ahead. Further ones stay in the terminal or pipe.
 const LINES_MAX: usize = 16;
 
-/// How long what was printed may wait to be confirmed after a resume: each confirmation is a frame, and a server takes only
-/// so many a second.
-const CONFIRM_WITHIN: Duration = Duration::from_millis(100);
+/// Longest time between printing a message and acknowledging it (op 3), after a resume.
+///
+/// Each acknowledgement is a frame, and a server limits frames per second.
+const ACK_DELAY: Duration = Duration::from_millis(100);
 
-/// Where a client that resumes has come to.
+/// Position of a client that resumes.
 #[derive(Debug)]
 struct Progress {
-    /// The last message that was printed.
+    /// Sequence of the last printed message.
     after: Seq,
-    /// By then it is to be confirmed, if it is not.
-    confirm_by: Option<Instant>,
+    /// When it must be acknowledged; `None` if it is.
+    ack_by: Option<Instant>,
 }
 
 /// How a connection ended.
 enum End {
-    /// The person left.
+    /// The user ended the command.
     Quit,
-    /// The connection did.
+    /// The connection closed.
     Closed { code: u16, reason: String },
 }
 
-/// Connects, and stays.
+/// Runs the command until the user ends it or a reconnect is excluded.
 pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
     let typed = args.user.as_deref().or(args.token.as_deref());
-    let Some(token) = endpoint::typed_or_set(typed, "MESA_TOKEN")? else {
+    let Some(token) = endpoint::option_or_variable(typed, "MESA_TOKEN")? else {
         return Err(Failure::usage(
-            "who is this? Give --as USER for a server that takes user ids (serve --dev), else set MESA_TOKEN (or give \
-             --token); `mesa token` makes one",
+            "a token is required: give --as USER for a server that takes user ids (serve --dev), else set MESA_TOKEN (or \
+             give --token); `mesa token` generates one",
         ));
     };
     let url = endpoint::websocket_url(args.url.as_deref())?;
     let device = args.device.as_deref().map(DeviceId::new).transpose().map_err(Failure::usage)?;
-    let mut progress = args.after.map(|after| Progress { after, confirm_by: None });
-    let mut lines = Lines::read();
+    let mut progress = args.after.map(|after| Progress { after, ack_by: None });
+    let mut lines = InputLines::start();
     let mut interval = RECONNECT_INTERVAL;
     let mut connected_before = false;
     loop {
-        // What is missed between two connections was not meant by --no-sync.
+        // `--no-sync` discards the backlog of the first connection only.
         let should_sync = connected_before || !args.no_sync;
         let after = progress.as_ref().map(|progress| progress.after);
         let mut options = client::Options::default().should_sync(should_sync);
         (options.after, options.device) = (after, device.clone());
-        let lost = match enter(&url, &token, &options).await {
+        let lost = match connect(&url, &token, &options).await {
             Ok(mut client) => {
                 connected_before = true;
                 interval = client.hello().reconnect_interval.unwrap_or(interval);
-                let end = stay(&mut client, &mut lines, progress.as_mut(), args.json).await;
-                // A server that is about to go may have named another interval meanwhile.
+                let end = exchange(&mut client, &mut lines, progress.as_mut(), args.json).await;
+                // A server that shuts down may have announced another interval meanwhile.
                 interval = client.hello().reconnect_interval.unwrap_or(interval);
                 match end? {
                     End::Quit => {
@@ -84,7 +85,7 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
                         return Ok(());
                     }
                     End::Closed { code: 1000, .. } => {
-                        remark("* the server asked this client to go");
+                        remark("* the server closed the connection with 1000");
                         return Ok(());
                     }
                     End::Closed { code, reason } => {
@@ -99,8 +100,8 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
             Err(error) if connected_before && !args.once && error.may_pass() => error,
             Err(error) => return Err(Failure::because(error)),
         };
-        let pause = jittered(interval);
-        remark(&format!("* {}; again in {:.1} s", printable(&lost.to_string()), pause.as_secs_f64()));
+        let pause = jitter(interval);
+        remark(&format!("* {}; reconnecting in {:.1} s", printable(&lost.to_string()), pause.as_secs_f64()));
         if !lines.wait(pause).await {
             return Ok(());
         }
@@ -108,51 +109,51 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
 }
 
 /// Connects and authenticates.
-async fn enter(url: &str, token: &str, options: &client::Options) -> Result<Connection, ClientError> {
+async fn connect(url: &str, token: &str, options: &client::Options) -> Result<Connection, ClientError> {
     let mut client = Connection::connect(url).await?;
     let user = client.authenticate_with(client::token(token), options).await?;
-    let who = user.get("id").and_then(|id| id.as_str()).map(|id| format!(" as {}", printable(id)));
-    // A query may have a secret in it; an address with a user name does not connect.
+    let id = user.get("id").and_then(|id| id.as_str()).map(|id| format!(" as {}", printable(id)));
+    // The query may have a secret. A URL with a user name is rejected before.
     let address = url.split(['?', '#']).next().unwrap_or_default();
-    remark(&format!("* connected to {address}{}; type to send, /quit to leave", who.unwrap_or_default()));
+    remark(&format!("* connected to {address}{}; type to send, /quit to end", id.unwrap_or_default()));
     Ok(client)
 }
 
-/// Prints and sends until one side has had enough.
-async fn stay(
+/// Prints messages and sends typed lines until the user or the server ends the connection.
+async fn exchange(
     client: &mut Connection,
-    lines: &mut Lines,
+    lines: &mut InputLines,
     mut progress: Option<&mut Progress>,
     json: bool,
 ) -> Result<End, Failure> {
     loop {
-        let confirm_by = progress.as_ref().and_then(|progress| progress.confirm_by);
+        let ack_by = progress.as_ref().and_then(|progress| progress.ack_by);
         tokio::select! {
-            () = until(confirm_by) => if let Some(progress) = &mut progress {
-                progress.confirm_by = None;
+            () = sleep_until_optional(ack_by) => if let Some(progress) = &mut progress {
+                progress.ack_by = None;
                 client.confirm(progress.after).await.map_err(Failure::because)?;
             },
             event = client.next() => match event.map_err(Failure::because)? {
                 ConnectionEvent::Message { op, data, kind, position } => {
-                    // Printed before the next one is asked for, which is what confirms it.
-                    let message = Shown { op, d: &data, t: kind.as_deref(), s: position };
-                    if json { output::json(&message)? } else { output::line(&message.pretty())? }
+                    // Printed before `next`, which acknowledges it.
+                    let message = PrintedMessage { op, d: &data, t: kind.as_deref(), s: position };
+                    if json { output::json(&message)? } else { output::line(&message.to_text())? }
                     if let (Some(progress), Some(seq)) = (&mut progress, position) {
                         progress.after = seq;
-                        progress.confirm_by.get_or_insert_with(|| Instant::now() + CONFIRM_WITHIN);
+                        progress.ack_by.get_or_insert_with(|| Instant::now() + ACK_DELAY);
                     }
                 }
                 ConnectionEvent::Resumed { first, last, missed } if json => {
                     let data = to_raw_value(&json!({ "first": first, "last": last, "missed": missed }));
-                    output::json(&Shown { op: 13, d: &data.map_err(Failure::because)?, t: None, s: None })?;
+                    output::json(&PrintedMessage { op: 13, d: &data.map_err(Failure::because)?, t: None, s: None })?;
                 }
-                ConnectionEvent::Resumed { first, last, missed } => remark(&resumed(first, last, missed.as_ref())),
+                ConnectionEvent::Resumed { first, last, missed } => remark(&describe_resume(first, last, missed.as_ref())),
                 ConnectionEvent::Closed { code, reason } => return Ok(End::Closed { code, reason }),
             },
             line = lines.next() => match Typed::read(&line) {
                 Ok(Typed::Nothing) => {}
                 Ok(Typed::Quit) => {
-                    if let Some(Progress { after, confirm_by: Some(_) }) = &progress {
+                    if let Some(Progress { after, ack_by: Some(_) }) = &progress {
                         client.confirm(*after).await.map_err(Failure::because)?;
                     }
                     return Ok(End::Quit);
@@ -168,31 +169,31 @@ async fn stay(
     }
 }
 
-/// What a client that resumes is told, for people.
-fn resumed(first: Seq, last: Seq, missed: Option<&Missed>) -> String {
-    let there = if first > last {
-        format!("* nothing is there; the last message was #{last}")
+/// Describes the result of a resume.
+fn describe_resume(first: Seq, last: Seq, missed: Option<&Missed>) -> String {
+    let available = if first > last {
+        format!("* no messages pending; the last one was #{last}")
     } else {
-        format!("* messages #{first} to #{last} are there")
+        format!("* messages #{first} to #{last} pending")
     };
     match missed {
-        None => there,
+        None => available,
         Some(missed) => {
-            format!("{there}; #{} to #{} are not any more ({})", missed.from, missed.to, printable(&missed.reason))
+            format!("{available}; gap: #{} to #{} ({})", missed.from, missed.to, printable(&missed.reason))
         }
     }
 }
 
-async fn until(instant: Option<Instant>) {
+async fn sleep_until_optional(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
     }
 }
 
-/// A message on its way to standard output.
+/// A message for standard output.
 #[derive(Serialize)]
-struct Shown<'a> {
+struct PrintedMessage<'a> {
     op: u64,
     d: &'a RawValue,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -201,9 +202,9 @@ struct Shown<'a> {
     s: Option<u64>,
 }
 
-impl Shown<'_> {
-    /// For people: `#3` where it is the third of those that were missed.
-    fn pretty(&self) -> String {
+impl PrintedMessage<'_> {
+    /// Formats it as text. `#3` is its position: the sequence after a resume, else its place in the backlog.
+    fn to_text(&self) -> String {
         let mut parts = Vec::new();
         parts.extend(self.s.map(|position| format!("#{position}")));
         parts.extend((self.op != 0).then(|| format!("op {}", self.op)));
@@ -213,16 +214,17 @@ impl Shown<'_> {
     }
 }
 
-/// Standard input, line by line.
-struct Lines {
-    /// `None` once it has ended; the connection goes on without.
+/// Lines of standard input.
+struct InputLines {
+    /// `None` after the end of the input. The connection stays open.
     source: Option<mpsc::Receiver<String>>,
 }
 
-impl Lines {
-    /// Begins to read. On a thread of its own: a read from a terminal cannot be called off, and the program must be able
-    /// to end while one is under way.
-    fn read() -> Self {
+impl InputLines {
+    /// Starts to read on a separate thread.
+    ///
+    /// A read from a terminal cannot be cancelled, and the program must be able to end during one.
+    fn start() -> Self {
         let (sender, source) = mpsc::channel(LINES_MAX);
         std::thread::spawn(move || {
             for line in std::io::stdin().lock().lines() {
@@ -235,7 +237,7 @@ impl Lines {
         Self { source: Some(source) }
     }
 
-    /// The next line; never, after the last.
+    /// Returns the next line. Never returns after the last one.
     async fn next(&mut self) -> String {
         if let Some(source) = &mut self.source {
             if let Some(line) = source.recv().await {
@@ -246,7 +248,7 @@ impl Lines {
         std::future::pending().await
     }
 
-    /// Waits to connect again; `false` when the person would rather leave.
+    /// Waits before a reconnect; `false` if the user ends the command meanwhile.
     async fn wait(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         loop {
@@ -255,15 +257,15 @@ impl Lines {
                 line = self.next() => match Typed::read(&line) {
                     Ok(Typed::Quit) => return false,
                     Ok(Typed::Nothing) => {}
-                    _ => remark("* not connected just now, so not sent"),
+                    _ => remark("* not sent: not connected"),
                 },
             }
         }
     }
 }
 
-/// Up to a fifth more or less, so that clients that were lost together do not all come back together.
-fn jittered(interval: Duration) -> Duration {
+/// Changes a delay by up to 20 % at random, so that clients do not reconnect all at once.
+fn jitter(interval: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or(u32::MAX / 2);
     interval.mul_f64(0.8 + 0.4 * f64::from(random) / f64::from(u32::MAX))
 }
@@ -273,40 +275,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_shown_on_one_line() {
+    fn message_as_text_is_one_line() {
         let data = RawValue::from_string("{\"n\":\n1}".into()).unwrap();
-        let shown = |op, t, s| Shown { op, d: &data, t, s }.pretty();
+        let shown = |op, t, s| PrintedMessage { op, d: &data, t, s }.to_text();
         assert_eq!(shown(0, Some("NEWS"), Some(3)), "#3 NEWS {\"n\":\\u{a}1}");
         assert_eq!(shown(100, None, None), "op 100 {\"n\":\\u{a}1}");
     }
 
     #[test]
-    fn as_json_a_message_is_what_the_server_sent() {
+    fn message_as_json_is_what_the_server_sent() {
         let data = RawValue::from_string("{\"n\":1.0}".into()).unwrap();
-        let shown = Shown { op: 0, d: &data, t: Some("NEWS"), s: Some(3) };
+        let shown = PrintedMessage { op: 0, d: &data, t: Some("NEWS"), s: Some(3) };
         assert_eq!(serde_json::to_string(&shown).unwrap(), r#"{"op":0,"d":{"n":1.0},"t":"NEWS","s":3}"#);
     }
 
     #[test]
-    fn a_resume_says_what_is_there_and_what_is_not() {
+    fn resume_is_described_with_range_and_gap() {
         let missed = serde_json::from_str(r#"{"from":12,"to":40,"reason":"quota"}"#).unwrap();
-        assert_eq!(resumed(1, 57, None), "* messages #1 to #57 are there");
-        assert_eq!(
-            resumed(41, 57, Some(&missed)),
-            "* messages #41 to #57 are there; #12 to #40 are not any more (quota)"
-        );
-        assert_eq!(resumed(58, 57, None), "* nothing is there; the last message was #57");
+        assert_eq!(describe_resume(1, 57, None), "* messages #1 to #57 pending");
+        assert_eq!(describe_resume(41, 57, Some(&missed)), "* messages #41 to #57 pending; gap: #12 to #40 (quota)");
+        assert_eq!(describe_resume(58, 57, None), "* no messages pending; the last one was #57");
     }
 
     #[test]
-    fn clients_do_not_come_back_all_at_once() {
-        let pauses: Vec<_> = (0..100).map(|_| jittered(RECONNECT_INTERVAL)).collect();
+    fn jitter_varies_a_delay_by_a_fifth() {
+        let pauses: Vec<_> = (0..100).map(|_| jitter(RECONNECT_INTERVAL)).collect();
         assert!(pauses.iter().all(|pause| (4.0..=6.0).contains(&pause.as_secs_f64())), "{pauses:?}");
         assert!(pauses.iter().any(|pause| pause != &pauses[0]));
     }
 
     #[test]
-    fn a_refusal_is_not_tried_again_and_an_absence_is() {
+    fn transient_error_is_retried_and_a_rejection_is_not() {
         let refused = |code| ClientError::Refused { code, reason: String::new() };
         assert!(!refused(1008).may_pass());
         assert!(refused(1013).may_pass());

@@ -1,4 +1,4 @@
-//! Who writes to Alice: numbered messages, each answered before the next is sent.
+//! Backend of the demo: dispatches numbered messages to Alice, one after the other.
 
 use mesa::{
     dispatcher::{DispatchResult, Dispatcher},
@@ -6,44 +6,44 @@ use mesa::{
 };
 use serde_json::json;
 
-use super::{server::Reach, tracker::Ledger};
+use super::{server::Endpoint, tracker::Tracker};
 use crate::error::Failure;
 
-/// A backend that writes to one user.
+/// A backend that dispatches to one user.
 pub struct Backend {
     dispatcher: Dispatcher,
     alice: UserId,
 }
 
 impl Backend {
-    /// Of a server that runs.
-    pub fn new(reach: &Reach) -> Result<Self, Failure> {
-        let dispatcher = Dispatcher::new(&format!("http://{}", reach.address), &reach.api_key);
+    /// Creates a backend of a running server.
+    pub fn new(endpoint: &Endpoint) -> Result<Self, Failure> {
+        let dispatcher = Dispatcher::new(&format!("http://{}", endpoint.address), &endpoint.api_key);
         Ok(Self {
             dispatcher: dispatcher.map_err(Failure::because)?,
             alice: UserId::new("alice").map_err(Failure::because)?,
         })
     }
 
-    /// Sends the next `count` messages; each must be taken, and find Alice there or not as the server should know.
-    pub async fn send(&self, ledger: &mut Ledger, count: u64, online: bool) -> Result<(), Failure> {
+    /// Dispatches the next `count` messages. Each must be accepted, with Alice online or offline as expected.
+    pub async fn send(&self, tracker: &mut Tracker, count: u64, online: bool) -> Result<(), Failure> {
         for _ in 0..count {
-            let n = ledger.sent + 1;
+            let n = tracker.sent + 1;
             let message = Message::new("GREETING", &json!({ "n": n })).map_err(Failure::because)?;
             let recipients = Recipients::Users(vec![self.alice.clone()]);
             let result = self.dispatcher.dispatch(&message, &recipients, &[]).await.map_err(Failure::because)?;
-            ledger.sent = n;
+            tracker.sent = n;
             check(&result, online).map_err(|wrong| Failure::because(format!("message {n}: {wrong}")))?;
         }
         Ok(())
     }
 
-    /// How many messages the server still owes her.
+    /// Returns the number of Alice's pending messages.
     pub async fn pending(&self) -> Result<u64, Failure> {
         Ok(self.dispatcher.user(&self.alice).await.map_err(Failure::because)?.pending)
     }
 
-    /// Whether the server takes her for connected.
+    /// Reports whether Alice is online.
     pub async fn online(&self) -> Result<bool, Failure> {
         Ok(self.dispatcher.user(&self.alice).await.map_err(Failure::because)?.online)
     }
@@ -51,7 +51,7 @@ impl Backend {
 
 fn check(result: &DispatchResult, online: bool) -> Result<(), String> {
     if let Some(rejected) = result.rejected.first() {
-        return Err(format!("the server did not take it ({})", rejected.reason));
+        return Err(format!("the server rejected it ({})", rejected.reason));
     }
     let expected = if online { (1, 1, 0) } else { (1, 0, 1) };
     let found = (result.recipients, result.online, result.offline);

@@ -1,5 +1,6 @@
-//! A network between Alice and the server that can go away without a word: a TCP proxy that stops forwarding and keeps
-//! its sockets open. Neither side is told anything, as when a phone loses its signal.
+//! TCP proxy between Alice and the server that can fail silently.
+//!
+//! It then stops forwarding, and keeps its sockets open. Neither side receives a close, as when a phone loses its signal.
 
 use std::{io, net::SocketAddr};
 
@@ -9,55 +10,55 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// A way to the server. Closed when dropped.
-pub struct Network {
+/// A proxy for one connection. It closes when it is dropped.
+pub struct FlakyProxy {
     address: SocketAddr,
-    dead: watch::Sender<bool>,
-    carrier: JoinHandle<()>,
+    failed: watch::Sender<bool>,
+    task: JoinHandle<()>,
 }
 
-impl Network {
-    /// A way to `server`, for one connection.
-    pub async fn to(server: SocketAddr) -> io::Result<Self> {
+impl FlakyProxy {
+    /// Starts a proxy to `server`, for one connection.
+    pub async fn start(server: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let (dead, died) = watch::channel(false);
-        let carrier = tokio::spawn(async move {
-            // If either side cannot be had, dropping the other tells it so.
+        let (failed, failure) = watch::channel(false);
+        let task = tokio::spawn(async move {
+            // If one side cannot connect, dropping the other closes it.
             if let Ok((near, _)) = listener.accept().await
                 && let Ok(far) = TcpStream::connect(server).await
             {
-                carry(near, far, died).await;
+                forward(near, far, failure).await;
             }
         });
-        Ok(Self { address, dead, carrier })
+        Ok(Self { address, failed, task })
     }
 
-    /// Where to connect to get through.
+    /// Returns the address of the proxy.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From now on nothing gets through, and nobody is told.
-    pub fn die(&self) {
-        self.dead.send_replace(true);
+    /// Stops forwarding without closing a socket.
+    pub fn fail(&self) {
+        self.failed.send_replace(true);
     }
 }
 
-impl Drop for Network {
+impl Drop for FlakyProxy {
     fn drop(&mut self) {
-        self.carrier.abort();
+        self.task.abort();
     }
 }
 
-async fn carry(mut near: TcpStream, mut far: TcpStream, mut died: watch::Receiver<bool>) {
-    let dead = tokio::select! {
-        // Over when both sides have ended; what went wrong is theirs to see.
+async fn forward(mut near: TcpStream, mut far: TcpStream, mut failure: watch::Receiver<bool>) {
+    let failed = tokio::select! {
+        // Ends when both sides have closed. They see errors themselves.
         _ = tokio::io::copy_bidirectional(&mut near, &mut far) => false,
-        dead = died.wait_for(|dead| *dead) => dead.is_ok(),
+        failed = failure.wait_for(|failed| *failed) => failed.is_ok(),
     };
-    if dead {
-        // Both sockets stay open, held by this task, until the network is taken down.
+    if failed {
+        // This task holds both sockets open until the proxy is dropped.
         std::future::pending::<()>().await;
     }
 }
@@ -71,16 +72,16 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_network_that_died_closes_nothing() {
+    async fn failed_proxy_keeps_its_sockets_open() {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let network = Network::to(listener.local_addr().unwrap()).await.unwrap();
-        let mut near = TcpStream::connect(network.address()).await.unwrap();
+        let proxy = FlakyProxy::start(listener.local_addr().unwrap()).await.unwrap();
+        let mut near = TcpStream::connect(proxy.address()).await.unwrap();
         let (mut far, _) = listener.accept().await.unwrap();
         let mut byte = [0];
         far.write_all(b"a").await.unwrap();
         assert_eq!(near.read(&mut byte).await.unwrap(), 1);
 
-        network.die();
+        proxy.fail();
         tokio::time::sleep(Duration::from_millis(20)).await;
         far.write_all(b"b").await.unwrap();
         let silence = tokio::time::timeout(Duration::from_millis(100), near.read(&mut byte)).await;

@@ -1,7 +1,7 @@
-//! `mesa demo`: the promises, kept before your eyes.
+//! `mesa demo`: plays a scenario that shows the guarantees, and checks each step.
 //!
-//! Reading order: [`scenario`] is what happens; [`server`] the server it happens to, [`flaky_proxy`] what lies between,
-//! [`client`] the user, [`backend`] who writes to her, [`tracker`] what was sent and what arrived, [`narrator`] the printing.
+//! Files in reading order: [`scenario`] (the steps), [`server`] (child process), [`flaky_proxy`] (network that fails),
+//! [`client`] (Alice), [`backend`] (dispatches to her), [`tracker`] (sent and received messages), [`narrator`] (output).
 
 mod backend;
 mod client;
@@ -14,38 +14,38 @@ mod tracker;
 use std::time::Duration;
 
 use crate::{args::DemoArgs, error::Failure, os::Signals, output};
-use narrator::Stage;
+use narrator::Narrator;
 use server::Server;
-use tracker::Ledger;
+use tracker::Tracker;
 
-/// The whole story takes a few seconds; one that takes this long has got stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time for the whole demo, which normally takes a few seconds.
+const DEMO_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Plays it, and clears up whatever happens.
+/// Plays the scenario, and removes the server and its store in any case.
 pub async fn run(args: &DemoArgs) -> Result<(), Failure> {
-    // Before there is anything to clear up: from here on a signal leads through the clearing up.
+    // Before the server exists: from here on a signal also leads to its removal.
     let mut signals = Signals::new().map_err(Failure::because)?;
-    let stage = Stage::new(args.fast);
-    let mut ledger = Ledger::default();
+    let narrator = Narrator::new(args.fast);
+    let mut tracker = Tracker::default();
     let mut server = Server::new()?;
     let played = tokio::select! {
-        played = tokio::time::timeout(PATIENCE, scenario::play(&stage, &mut server, &mut ledger)) => {
-            played.unwrap_or_else(|_| Err(Failure::because(format!("the story got stuck for {} s", PATIENCE.as_secs()))))
+        played = tokio::time::timeout(DEMO_TIMEOUT, scenario::play(&narrator, &mut server, &mut tracker)) => {
+            played.unwrap_or_else(|_| Err(Failure::because(format!("the demo did not finish within {} s", DEMO_TIMEOUT.as_secs()))))
         }
-        (name, _) = signals.next() => Err(Failure::because(format!("called off by {name}"))),
+        (name, _) = signals.next() => Err(Failure::because(format!("stopped by {name}"))),
     };
-    let account = played.as_ref().err().map(|_| server.last_words());
-    // Its own trouble must not hide that of the story.
-    let cleared = server.clear_up().await;
+    let log_tail = played.as_ref().err().map(|_| server.log_tail());
+    // A failure of the removal must not hide one of the scenario.
+    let removed = server.remove().await;
     match played {
         Ok(()) => {
-            Stage::summary(&ledger)?;
-            cleared
+            Narrator::summary(&tracker)?;
+            removed
         }
         Err(Failure::Failed(reason)) => {
-            output::remark(&format!("\n{}", ledger.arrived_of_sent()));
-            if let Some(words) = account.filter(|words| !words.is_empty()) {
-                output::remark(&format!("The server's last words:\n{words}"));
+            output::remark(&format!("\n{}", tracker.arrived_of_sent()));
+            if let Some(lines) = log_tail.filter(|lines| !lines.is_empty()) {
+                output::remark(&format!("Last lines of the server's log:\n{lines}"));
             }
             Err(Failure::Failed(reason))
         }

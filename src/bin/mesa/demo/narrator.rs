@@ -1,45 +1,45 @@
-//! Who says what, at a pace a reader can follow.
+//! Output of the demo, at a pace that a reader can follow.
 
 use std::{
     io::{self, IsTerminal},
     time::Duration,
 };
 
-use super::tracker::Ledger;
+use super::tracker::Tracker;
 use crate::output;
 
-/// Between two lines, for a reader.
-const PAUSE: Duration = Duration::from_millis(250);
+/// Delay between two lines.
+const LINE_DELAY: Duration = Duration::from_millis(250);
 
-/// Where the story is told.
-pub struct Stage {
-    pause: Duration,
+/// Printer of the demo.
+pub struct Narrator {
+    delay: Duration,
 }
 
-impl Stage {
-    /// Without pauses where nobody reads along.
+impl Narrator {
+    /// Creates a printer, without delays if `fast` or if standard output is no terminal.
     pub fn new(fast: bool) -> Self {
-        Self { pause: if fast || !io::stdout().is_terminal() { Duration::ZERO } else { PAUSE } }
+        Self { delay: if fast || !io::stdout().is_terminal() { Duration::ZERO } else { LINE_DELAY } }
     }
 
-    /// A new scene.
+    /// Prints the title of a scene.
     pub fn scene(number: usize, title: &str) -> io::Result<()> {
         output::line(&format!("\n{number}. {title}"))
     }
 
-    /// What one of them did or saw.
-    pub async fn tell(&self, who: &str, what: &str) -> io::Result<()> {
-        output::line(&format!("   {who:<8} {what}"))?;
-        tokio::time::sleep(self.pause).await;
+    /// Prints what an actor did or received.
+    pub async fn tell(&self, actor: &str, event: &str) -> io::Result<()> {
+        output::line(&format!("   {actor:<8} {event}"))?;
+        tokio::time::sleep(self.delay).await;
         Ok(())
     }
 
-    /// How it ended.
-    pub fn summary(ledger: &Ledger) -> io::Result<()> {
-        output::line(&format!("\n{}, in order", ledger.arrived_of_sent()))?;
-        if ledger.repeats > 0 {
-            let repeats = output::count(ledger.repeats, "message");
-            output::line(&format!("({repeats} came once more: sent, and not confirmed before the connection broke)"))?;
+    /// Prints the result.
+    pub fn summary(tracker: &Tracker) -> io::Result<()> {
+        output::line(&format!("\n{}, in order", tracker.arrived_of_sent()))?;
+        if tracker.repeats > 0 {
+            let repeats = output::count(tracker.repeats, "message");
+            output::line(&format!("({repeats} repeated: sent, but not acknowledged before the connection broke)"))?;
         }
         Ok(())
     }

@@ -1,87 +1,91 @@
-//! What happens, scene by scene. Each line is printed after what it says was checked.
+//! Scenario of the demo. Each line is printed after its content was checked.
 
-use super::{backend::Backend, client::Alice, flaky_proxy::Network, narrator::Stage, server::Server, tracker::Ledger};
+use super::{
+    backend::Backend, client::Alice, flaky_proxy::FlakyProxy, narrator::Narrator, server::Server, tracker::Tracker,
+};
 use crate::{
     error::Failure,
     output::{count, line},
 };
 
-/// Messages while Alice is away.
+/// Messages while Alice is offline.
 const MISSED: u64 = 3;
-/// Messages into a connection that is dead without anybody knowing.
-const INTO_THE_VOID: u64 = 5;
+/// Messages to a connection that is dead without a close.
+const TO_DEAD_CONNECTION: u64 = 5;
 /// Messages just before the server is killed.
 const BEFORE_THE_KILL: u64 = 4;
 
-/// Plays it to the end, or to where a promise is broken.
-pub async fn play(stage: &Stage, server: &mut Server, ledger: &mut Ledger) -> Result<(), Failure> {
-    line("A user comes and goes, the network fails, the server dies: does every message arrive?")?;
-    let reach = server.start().await?;
-    let backend = Backend::new(&reach)?;
-    stage.tell("Server", &format!("listens on {}, its store in a temporary directory", reach.address)).await?;
+/// Plays the scenario to its end, or to the first broken guarantee.
+pub async fn play(narrator: &Narrator, server: &mut Server, tracker: &mut Tracker) -> Result<(), Failure> {
+    line("A user goes offline, the network fails, the server is killed: does every message arrive?")?;
+    let endpoint = server.start().await?;
+    let backend = Backend::new(&endpoint)?;
+    narrator.tell("Server", &format!("listens on {}, its store in a temporary directory", endpoint.address)).await?;
 
-    Stage::scene(1, "Alice is there")?;
-    let mut alice = Alice::connect(reach.address).await?;
-    stage.tell("Alice", "connects").await?;
-    backend.send(ledger, 1, true).await?;
-    stage.tell("Backend", "sends 1 message; the server answers: kept, 1 online").await?;
-    let seen = alice.read(ledger, false).await?;
-    saw(stage, &seen).await?;
-    alice.stay_until_confirmed(&backend).await?;
+    Narrator::scene(1, "Alice is online")?;
+    let mut alice = Alice::connect(endpoint.address).await?;
+    narrator.tell("Alice", "connects").await?;
+    backend.send(tracker, 1, true).await?;
+    narrator.tell("Backend", "sends 1 message; the server answers: stored, 1 online").await?;
+    let seen = alice.read(tracker, false).await?;
+    print_received(narrator, &seen).await?;
+    alice.stay_until_acknowledged(&backend).await?;
     alice.leave(&backend).await?;
 
-    Stage::scene(2, "Alice goes away, and comes back")?;
-    stage.tell("Alice", "leaves").await?;
-    backend.send(ledger, MISSED, false).await?;
-    stage.tell("Backend", &format!("sends {}; the server answers: kept, 1 offline", count(MISSED, "message"))).await?;
-    let mut alice = Alice::connect(reach.address).await?;
-    stage.tell("Alice", "connects again").await?;
-    let seen = alice.read(ledger, true).await?;
-    saw(stage, &seen).await?;
-    alice.stay_until_confirmed(&backend).await?;
+    Narrator::scene(2, "Alice goes offline, and reconnects")?;
+    narrator.tell("Alice", "disconnects").await?;
+    backend.send(tracker, MISSED, false).await?;
+    narrator
+        .tell("Backend", &format!("sends {}; the server answers: stored, 1 offline", count(MISSED, "message")))
+        .await?;
+    let mut alice = Alice::connect(endpoint.address).await?;
+    narrator.tell("Alice", "connects again").await?;
+    let seen = alice.read(tracker, true).await?;
+    print_received(narrator, &seen).await?;
+    alice.stay_until_acknowledged(&backend).await?;
     alice.leave(&backend).await?;
 
-    Stage::scene(3, "Alice loses her network without a word")?;
-    let network = Network::to(reach.address).await.map_err(Failure::because)?;
+    Narrator::scene(3, "Alice's network fails without a close")?;
+    let network = FlakyProxy::start(endpoint.address).await.map_err(Failure::because)?;
     let mut lost = Alice::connect(network.address()).await?;
-    stage.tell("Alice", "connects, through a network that is about to fail").await?;
-    backend.send(ledger, 1, true).await?;
-    let seen = lost.read(ledger, false).await?;
-    saw(stage, &seen).await?;
-    lost.stay_until_confirmed(&backend).await?;
-    network.die();
-    stage.tell("Network", "carries nothing any more, and closes nothing: nobody is told").await?;
-    backend.send(ledger, INTO_THE_VOID, true).await?;
-    let sent = count(INTO_THE_VOID, "message");
-    stage.tell("Backend", &format!("sends {sent}; the server still believes her online, and keeps them")).await?;
-    let mut alice = Alice::connect(reach.address).await?;
-    stage.tell("Alice", "finds another network and connects; her old connection still hangs there").await?;
-    let seen = alice.read(ledger, true).await?;
-    saw(stage, &seen).await?;
-    alice.stay_until_confirmed(&backend).await?;
+    narrator.tell("Alice", "connects through a network that is about to fail").await?;
+    backend.send(tracker, 1, true).await?;
+    let seen = lost.read(tracker, false).await?;
+    print_received(narrator, &seen).await?;
+    lost.stay_until_acknowledged(&backend).await?;
+    network.fail();
+    narrator.tell("Network", "forwards nothing any more, and closes no connection").await?;
+    backend.send(tracker, TO_DEAD_CONNECTION, true).await?;
+    let sent = count(TO_DEAD_CONNECTION, "message");
+    narrator.tell("Backend", &format!("sends {sent}; for the server she is still online, and it stores them")).await?;
+    let mut alice = Alice::connect(endpoint.address).await?;
+    narrator.tell("Alice", "connects through another network; her old connection still exists").await?;
+    let seen = alice.read(tracker, true).await?;
+    print_received(narrator, &seen).await?;
+    alice.stay_until_acknowledged(&backend).await?;
 
-    Stage::scene(4, "The server is killed")?;
-    backend.send(ledger, BEFORE_THE_KILL, true).await?;
+    Narrator::scene(4, "The server is killed")?;
+    backend.send(tracker, BEFORE_THE_KILL, true).await?;
     let sent = count(BEFORE_THE_KILL, "message");
-    stage.tell("Backend", &format!("sends {sent}; each is answered, and Alice has not read them yet")).await?;
+    narrator.tell("Backend", &format!("sends {sent}; each is answered, and Alice has not received them yet")).await?;
     server.kill().await?;
-    stage.tell("Server", "is killed (SIGKILL), with no time to write anything down").await?;
-    // What lies unread in her socket is gone with the connection: it was never hers.
+    narrator.tell("Server", "is killed (SIGKILL), without a chance to write anything").await?;
+    // Unread bytes in her socket are discarded with the connection.
     drop((alice, lost, network));
-    let reach = server.start().await?;
-    let backend = Backend::new(&reach)?;
-    stage.tell("Server", &format!("starts again on the same store, listens on {}", reach.address)).await?;
-    let mut alice = Alice::connect(reach.address).await?;
-    stage.tell("Alice", "connects").await?;
-    let seen = alice.read(ledger, true).await?;
-    saw(stage, &seen).await?;
-    alice.stay_until_confirmed(&backend).await?;
+    let endpoint = server.start().await?;
+    let backend = Backend::new(&endpoint)?;
+    narrator.tell("Server", &format!("starts again on the same store, listens on {}", endpoint.address)).await?;
+    let mut alice = Alice::connect(endpoint.address).await?;
+    narrator.tell("Alice", "connects").await?;
+    let seen = alice.read(tracker, true).await?;
+    print_received(narrator, &seen).await?;
+    alice.stay_until_acknowledged(&backend).await?;
     alice.leave(&backend).await
 }
 
-async fn saw(stage: &Stage, seen: &[String]) -> Result<(), Failure> {
+async fn print_received(narrator: &Narrator, seen: &[String]) -> Result<(), Failure> {
     for message in seen {
-        stage.tell("Alice", &format!("gets {message}")).await?;
+        narrator.tell("Alice", &format!("receives {message}")).await?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! A server of the demonstration's own: this same program as a child, on a free port, with a temporary store that
-//! outlives it when it is killed.
+//! Server of the demo: this program as a child process, on a free port, with a temporary store.
+//!
+//! The store survives when the server is killed.
 
 use std::{
     env, fs,
@@ -18,48 +19,48 @@ use tokio::{
 
 use crate::error::Failure;
 
-/// How long a server may take to start.
+/// Longest time for the server to start.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Between two looks at whether it has.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Interval between two checks whether it has started.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What a child needs of the environment. Not the rest: somebody's settings are not part of the story.
-const PASSED_ON: &[&str] = &["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "RUST_BACKTRACE"];
+/// Variables that the child inherits. Settings in the environment must not affect the demo.
+const ENV_ALLOWED: &[&str] = &["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "RUST_BACKTRACE"];
 
-/// Lines of its log that are shown when something went wrong.
-const LAST_WORDS: usize = 20;
+/// Lines of its log that are shown after a failure.
+const LOG_TAIL_LINES: usize = 20;
 
-/// A server that can be killed and started again on the same store.
+/// A server that can be killed and restarted on the same store.
 pub struct Server {
-    /// Store and log; removed in the end.
+    /// Directory of store and log.
     directory: TempDir,
     child: Option<Child>,
 }
 
-/// How to reach a server that runs.
+/// Address and key of a running server.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Reach {
-    /// Where it listens.
+pub struct Endpoint {
+    /// Address of WebSocket and API.
     pub address: SocketAddr,
-    /// Key of its API.
+    /// API key.
     pub api_key: String,
 }
 
 impl Server {
-    /// Nothing runs yet.
+    /// Creates the directory, without starting the server.
     pub fn new() -> Result<Self, Failure> {
         let directory = tempfile::Builder::new().prefix("mesa-demo-").tempdir();
         let directory =
-            directory.map_err(|error| Failure::because(format!("no temporary directory could be made: {error}")))?;
+            directory.map_err(|error| Failure::because(format!("no temporary directory could be created: {error}")))?;
         Ok(Self { directory, child: None })
     }
 
-    /// Starts it, and waits until it listens.
-    pub async fn start(&mut self) -> Result<Reach, Failure> {
+    /// Starts the server, and waits until it listens.
+    pub async fn start(&mut self) -> Result<Endpoint, Failure> {
         let ready = self.file("ready.json");
-        // What an earlier start wrote would be taken for this one's.
+        // The file of an earlier start would have the wrong address.
         _ = fs::remove_file(&ready);
         let child =
             self.spawn(&ready).map_err(|error| Failure::because(format!("no server could be started: {error}")))?;
@@ -67,8 +68,9 @@ impl Server {
         let until = Instant::now() + START_TIMEOUT;
         loop {
             if let Ok(text) = fs::read(&ready) {
-                return serde_json::from_slice(&text)
-                    .map_err(|error| Failure::because(format!("the server says unclearly where it listens: {error}")));
+                return serde_json::from_slice(&text).map_err(|error| {
+                    Failure::because(format!("the ready file of the server cannot be parsed: {error}"))
+                });
             }
             if let Ok(Some(status)) = child.try_wait() {
                 return Err(Failure::because(format!("the server ended before it listened ({status})")));
@@ -79,7 +81,7 @@ impl Server {
                     START_TIMEOUT.as_secs()
                 )));
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -91,17 +93,17 @@ impl Server {
             .arg("--ready-file")
             .arg(ready)
             .env_clear()
-            .envs(PASSED_ON.iter().filter_map(|name| Some((*name, env::var_os(name)?))))
+            .envs(ENV_ALLOWED.iter().filter_map(|name| Some((*name, env::var_os(name)?))))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
-            // A Ctrl-C at the terminal is for the demonstration, which then ends its server itself.
+            // Ctrl-C must reach only the demo, which then ends its server itself.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
     }
 
-    /// Kills it where it stands (SIGKILL): it can neither finish nor write down anything.
+    /// Kills the server with SIGKILL, so that it cannot write anything more.
     pub async fn kill(&mut self) -> Result<(), Failure> {
         if let Some(mut child) = self.child.take() {
             child.kill().await.map_err(|error| Failure::because(format!("the server could not be killed: {error}")))?;
@@ -109,16 +111,16 @@ impl Server {
         Ok(())
     }
 
-    /// The end of its log.
-    pub fn last_words(&self) -> String {
+    /// Returns the last lines of its log.
+    pub fn log_tail(&self) -> String {
         let log = fs::read(self.file("server.log")).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
+        lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
     }
 
-    /// Leaves nothing behind.
-    pub async fn clear_up(mut self) -> Result<(), Failure> {
+    /// Kills the server, and removes its directory.
+    pub async fn remove(mut self) -> Result<(), Failure> {
         let killed = self.kill().await;
         let path = self.directory.path().to_owned();
         let removed = self.directory.close();

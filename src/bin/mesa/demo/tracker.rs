@@ -1,30 +1,30 @@
-//! What was sent and what arrived. Messages are numbered from 1, as they are sent.
+//! Tracks sent and received messages. They are numbered from 1 in the order of sending.
 
-/// The account of one run.
+/// Counts of one run.
 #[derive(Debug, Default)]
-pub struct Ledger {
-    /// Dispatches that were answered.
+pub struct Tracker {
+    /// Answered dispatches.
     pub sent: u64,
-    /// The highest number that arrived; all below it have.
+    /// Highest number that has arrived. All lower ones have arrived too.
     pub arrived: u64,
-    /// Arrivals of what had arrived before. Allowed only of what was not confirmed when a connection broke.
+    /// Repeated arrivals. Allowed only for messages without an acknowledgement when a connection broke.
     pub repeats: u64,
 }
 
-/// What an arrival was.
+/// Kind of an arrival.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// The next one.
+    /// The next message.
     New,
-    /// One that had been here before.
+    /// A message that had arrived before.
     Repeat,
 }
 
-impl Ledger {
-    /// Writes down that number `n` arrived.
+impl Tracker {
+    /// Records the arrival of number `n`.
     ///
     /// # Errors
-    /// When that leaves a gap or was never sent: in words.
+    /// If it leaves a gap, or was never sent.
     pub fn arrive(&mut self, n: u64) -> Result<Arrival, String> {
         let expected = self.arrived + 1;
         if n == 0 || n > self.sent {
@@ -41,7 +41,7 @@ impl Ledger {
         Ok(Arrival::New)
     }
 
-    /// `13 of 13 messages arrived`
+    /// Formats the counts: `13 of 13 messages arrived`.
     pub fn arrived_of_sent(&self) -> String {
         format!("{} of {} arrived", self.arrived, crate::output::count(self.sent, "message"))
     }
@@ -52,14 +52,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gap_is_found_and_a_repeat_is_counted() {
-        let mut ledger = Ledger { sent: 4, ..Ledger::default() };
-        assert_eq!(ledger.arrive(1), Ok(Arrival::New));
-        assert_eq!(ledger.arrive(2), Ok(Arrival::New));
-        assert_eq!(ledger.arrive(1), Ok(Arrival::Repeat));
-        assert!(ledger.arrive(4).unwrap_err().contains("message 3 was due"));
-        assert!(ledger.arrive(5).is_err());
-        assert!(ledger.arrive(0).is_err());
-        assert_eq!((ledger.arrived_of_sent().as_str(), ledger.repeats), ("2 of 4 messages arrived", 1));
+    fn tracker_finds_gaps_and_counts_repeats() {
+        let mut tracker = Tracker { sent: 4, ..Tracker::default() };
+        assert_eq!(tracker.arrive(1), Ok(Arrival::New));
+        assert_eq!(tracker.arrive(2), Ok(Arrival::New));
+        assert_eq!(tracker.arrive(1), Ok(Arrival::Repeat));
+        assert!(tracker.arrive(4).unwrap_err().contains("message 3 was due"));
+        assert!(tracker.arrive(5).is_err());
+        assert!(tracker.arrive(0).is_err());
+        assert_eq!((tracker.arrived_of_sent().as_str(), tracker.repeats), ("2 of 4 messages arrived", 1));
     }
 }

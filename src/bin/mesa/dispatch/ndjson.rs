@@ -1,4 +1,4 @@
-//! `mesa dispatch --ndjson`: dispatches that stand in a file or come from a program, a line each.
+//! `mesa dispatch --ndjson`: sends dispatches of a file or of standard input, one per line, over one stream.
 
 use std::{
     cell::Cell,
@@ -16,25 +16,25 @@ use crate::{
     output::{self, printable},
 };
 
-/// Bytes read at once.
+/// Bytes per read.
 const PIECE_BYTES: usize = 32 << 10;
 
-/// Pieces that were read and wait to be sent.
+/// Pieces that are read ahead.
 const PIECES_MAX: usize = 2;
 
-/// How many of the dispatches it went well for, and how many not.
+/// Counts of results.
 #[derive(Debug, Default)]
 struct Tally {
     answered: u64,
     duplicates: u64,
-    /// Not taken for some recipient.
-    partly: u64,
+    /// Accepted, but rejected for some recipient.
+    partial: u64,
     refused: u64,
-    /// For offline users, and stored for none of them.
+    /// For offline users, but stored for none of them.
     unstored: u64,
 }
 
-/// Sends all of them.
+/// Sends all lines, and prints the results.
 pub async fn run(dispatcher: &Dispatcher, file: &Path, json: bool) -> Result<(), Failure> {
     let source: Box<dyn Read + Send> = if file == Path::new("-") {
         Box::new(io::stdin())
@@ -45,13 +45,13 @@ pub async fn run(dispatcher: &Dispatcher, file: &Path, json: bool) -> Result<(),
     let (lines, answers) = dispatcher.stream().await.map_err(Failure::because)?;
     let counter = Counter::default();
     let sending = send(read(source), lines, &counter);
-    let telling = tell(answers, json);
-    tokio::pin!(sending, telling);
-    // Results tell how it ends; what cannot be read or sent matters only where they do not.
+    let printing = print(answers, json);
+    tokio::pin!(sending, printing);
+    // The results report how the stream ended. An error of reading or sending matters only without one.
     let (tally, sent) = tokio::select! {
         biased;
-        sent = &mut sending => (telling.await?, Some(sent)),
-        tally = &mut telling => (tally?, None),
+        sent = &mut sending => (printing.await?, Some(sent)),
+        tally = &mut printing => (tally?, None),
     };
     output::remark(&tally.to_string());
     match sent {
@@ -59,15 +59,15 @@ pub async fn run(dispatcher: &Dispatcher, file: &Path, json: bool) -> Result<(),
         Some(Ok(())) if tally.answered == counter.lines() => {}
         _ => {
             return Err(Failure::because(
-                "the server ended the stream before it had answered every line; what stands behind the last result may \
-                 or may not have been taken",
+                "the server ended the stream before it had answered every line; lines after the last result may have been \
+                 accepted. Send them again: lines with an id are not duplicated",
             ));
         }
     }
-    if tally.partly + tally.refused == 0 { Ok(()) } else { Err(Failure::Told) }
+    if tally.partial + tally.refused == 0 { Ok(()) } else { Err(Failure::Reported) }
 }
 
-/// Reads on a thread of its own: a read from a pipe cannot be called off.
+/// Reads on a separate thread, because a read from a pipe cannot be cancelled.
 fn read(mut source: Box<dyn Read + Send>) -> mpsc::Receiver<io::Result<Vec<u8>>> {
     let (sender, pieces) = mpsc::channel(PIECES_MAX);
     std::thread::spawn(move || {
@@ -94,21 +94,21 @@ async fn send(mut pieces: mpsc::Receiver<io::Result<Vec<u8>>>, mut lines: Lines,
         let piece = piece?;
         counter.count(&piece);
         if lines.send_text(piece).await.is_err() {
-            // Why, the results tell.
+            // The results have the reason.
             break;
         }
     }
     Ok(())
 }
 
-async fn tell(mut answers: Answers, json: bool) -> Result<Tally, Failure> {
+async fn print(mut answers: Answers, json: bool) -> Result<Tally, Failure> {
     let mut tally = Tally::default();
     while let Some(result) = answers.next().await.map_err(Failure::because)? {
         tally.add(&result);
         match &result {
             Ok(result) if json => output::json(result)?,
             Err(refusal) if json => output::json(&json!({ "error": refusal }))?,
-            result => troubles(tally.answered, result).iter().try_for_each(|line| output::line(line))?,
+            result => problems(tally.answered, result).iter().try_for_each(|line| output::line(line))?,
         }
     }
     Ok(tally)
@@ -120,7 +120,7 @@ impl Tally {
         match result {
             Ok(result) => {
                 self.duplicates += u64::from(result.duplicate);
-                self.partly += u64::from(!result.rejected.is_empty());
+                self.partial += u64::from(!result.rejected.is_empty());
                 self.unstored += u64::from(result.offline > 0 && result.stored == 0);
             }
             Err(_) => self.refused += 1,
@@ -130,12 +130,12 @@ impl Tally {
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {} taken", count_of_dispatches(self.answered), self.answered - self.refused)?;
+        write!(f, "{}: {} accepted", count_of_dispatches(self.answered), self.answered - self.refused)?;
         for (number, what) in [
-            (self.duplicates, "sent before and not again"),
-            (self.partly, "not for every recipient"),
-            (self.refused, "refused"),
-            (self.unstored, "not stored for who is offline (sync: false, or sync is off)"),
+            (self.duplicates, "duplicate"),
+            (self.partial, "rejected for some recipient"),
+            (self.refused, "rejected"),
+            (self.unstored, "not stored for offline users (sync: false, or sync is off)"),
         ] {
             if number > 0 {
                 write!(f, ", {number} {what}")?;
@@ -149,23 +149,23 @@ fn count_of_dispatches(number: u64) -> String {
     if number == 1 { "1 dispatch".into() } else { format!("{number} dispatches") }
 }
 
-/// What did not go well with the dispatch of that number, for people.
-fn troubles(number: u64, result: &Result<DispatchResult, Refusal>) -> Vec<String> {
+/// Describes the problems of the dispatch with that number.
+fn problems(number: u64, result: &Result<DispatchResult, Refusal>) -> Vec<String> {
     match result {
         Ok(result) => result
             .rejected
             .iter()
-            .map(|no| format!("dispatch {number}: {}: not taken ({})", printable(&no.user), printable(&no.reason)))
+            .map(|each| format!("dispatch {number}: {}: rejected ({})", printable(&each.user), printable(&each.reason)))
             .collect(),
         Err(refusal) => vec![format!("dispatch {number}: {}", printable(&refusal.to_string()))],
     }
 }
 
-/// Counts the lines that get an answer, which are those with something in them, however they are cut.
+/// Counts the lines that get a result: those that are not blank. Pieces may split them.
 #[derive(Debug, Default)]
 struct Counter {
     lines: Cell<u64>,
-    /// There is something in the line that was begun.
+    /// Whether the current line has a character other than white space.
     begun: Cell<bool>,
 }
 
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_that_get_an_answer_are_counted_however_they_are_cut() {
+    fn counter_counts_lines_across_pieces() {
         let counter = Counter::default();
         for piece in ["{}\n\n", " ", "\r\n{", "}", "\n{}"] {
             counter.count(piece.as_bytes());
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_go_well_is_told_by_its_number() {
+    fn problem_is_described_with_its_number() {
         let mut tally = Tally::default();
         let rejected =
             r#"{"recipients":2,"online":0,"offline":1,"stored":1,"rejected":[{"user":"c","reason":"quota"}]}"#;
@@ -210,14 +210,14 @@ mod tests {
             Ok(serde_json::from_str(rejected).unwrap()),
             Err(serde_json::from_str(r#"{"code":"bad_json","message":"this is not JSON"}"#).unwrap()),
         ];
-        let mut told = Vec::new();
+        let mut lines = Vec::new();
         for result in &results {
             tally.add(result);
-            told.extend(troubles(tally.answered, result));
+            lines.extend(problems(tally.answered, result));
         }
-        assert_eq!(told, ["dispatch 3: c: not taken (quota)", "dispatch 4: refused (bad_json): this is not JSON"]);
-        let expected = "4 dispatches: 3 taken, 1 sent before and not again, 1 not for every recipient, 1 refused, \
-                        1 not stored for who is offline (sync: false, or sync is off)";
+        assert_eq!(lines, ["dispatch 3: c: rejected (quota)", "dispatch 4: refused (bad_json): this is not JSON"]);
+        let expected = "4 dispatches: 3 accepted, 1 duplicate, 1 rejected for some recipient, 1 rejected, \
+                        1 not stored for offline users (sync: false, or sync is off)";
         assert_eq!(tally.to_string(), expected);
     }
 }

@@ -1,4 +1,4 @@
-//! The few lines a person wants after starting a server: what it does, and how to reach it.
+//! Prints what a started server does, and how to reach it.
 
 use std::{net::SocketAddr, path::absolute, sync::mpsc, thread, time::Duration};
 
@@ -6,11 +6,12 @@ use mesa::config::{Authentication, Config, Durability, Loaded, LogFormat};
 
 use crate::output;
 
-/// How long the start waits for the reader of standard output.
+/// Longest wait for the reader of standard output at the start.
 const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Prints them to standard output; to the log instead where that is for machines, unless a person tries things out and
-/// needs the key.
+/// Prints the banner to standard output.
+///
+/// With `log.format: 'json'` it is a log line instead. With `--dev` both are written, because the user needs the API key.
 pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<SocketAddr>, dev: bool) {
     let config = &loaded.config;
     if config.log.format == LogFormat::Json {
@@ -22,7 +23,7 @@ pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<Socket
         }
     }
     let text = text(loaded, address, redis_protocol, dev.then(program).as_deref());
-    // A server whose standard output is closed, or whose reader stalls, serves all the same.
+    // A closed standard output or a stalled reader must not stop the server.
     let (done, printed) = mpsc::channel();
     let printing = thread::Builder::new().name("mesa-banner".into()).spawn(move || {
         _ = output::line(&text);
@@ -33,12 +34,12 @@ pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<Socket
     }
 }
 
-/// What this server was started as, so that the lines to copy can be copied.
+/// Returns the name of this program as it was started, for the commands to copy.
 fn program() -> String {
     std::env::args().next().filter(|name| !name.contains(char::is_whitespace)).unwrap_or_else(|| "mesa".into())
 }
 
-/// With the lines to copy where the name of the `program` in them is given.
+/// Formats the banner, with commands to copy if `program` has a name.
 fn text(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<SocketAddr>, program: Option<&str>) -> String {
     let config = &loaded.config;
     let mut lines = vec![
@@ -51,7 +52,7 @@ fn text(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<SocketAddr>
     ];
     if let Some(redis_protocol) = redis_protocol {
         let password = if config.redis_protocol.password.is_some() { ", with the password" } else { "" };
-        lines.push(format!("  stock      redis://{redis_protocol} for Dispatchers and Portals{password}"));
+        lines.push(format!("  original   redis://{redis_protocol} for Dispatchers and Portals{password}"));
     }
     if let Some(namespace) = &config.namespace {
         lines.push(format!("  namespace  {namespace}"));
@@ -64,7 +65,7 @@ fn text(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<SocketAddr>
 
 fn backends(config: &Config) -> String {
     match config.api.keys.len() {
-        0 => "(closed: set api.keys to let backends in)".into(),
+        0 => "(closed: set api.keys to allow backends)".into(),
         1 => "(1 key)".into(),
         keys => format!("({keys} keys)"),
     }
@@ -73,55 +74,56 @@ fn backends(config: &Config) -> String {
 fn users(authentication: &Authentication) -> String {
     let Authentication { jwt, webhook, insecure, .. } = authentication;
     if let Some(jwt) = jwt {
-        let published = if jwt.jwks.is_some() { ", checked with published keys" } else { "" };
-        format!("show a JWT ({}){published}", jwt.algorithms.join(", "))
+        let published = if jwt.jwks.is_some() { ", verified with a JWKS" } else { "" };
+        format!("authenticate with a JWT ({}){published}", jwt.algorithms.join(", "))
     } else if webhook.is_some() {
-        "are who authentication.webhook says".into()
+        "are authenticated by authentication.webhook".into()
     } else if *insecure {
-        "show their id as token, and are believed: for trying things only".into()
+        "use their id as token, without verification: for development only".into()
     } else {
-        "cannot authenticate: set authentication.jwt or authentication.webhook, or start with --dev to try things"
+        "cannot authenticate: set authentication.jwt or authentication.webhook, or start with --dev for development"
             .into()
     }
 }
 
 fn store(config: &Config) -> String {
     if let Some(redis) = &config.redis {
-        return format!("Redis at {}; what is answered is as safe as that keeps it", redis.addresses());
+        return format!("Redis at {}; its persistence decides what a crash may lose", redis.addresses());
     }
     let path = absolute(&config.store.path).unwrap_or_else(|_| config.store.path.clone());
     let durability = match config.store.durability {
-        Durability::Always => "a dispatch is answered once it would survive a power cut".into(),
+        Durability::Always => "a dispatch is answered after the sync, and survives a power cut".into(),
         Durability::Interval(interval) => {
-            format!("a dispatch is answered at once; a power cut may take back {} ms", interval.as_millis())
+            format!("a dispatch is answered before the sync; a power cut may lose the last {} ms", interval.as_millis())
         }
-        Durability::Never => "a dispatch is answered at once; a power cut may take it back".into(),
+        Durability::Never => "a dispatch is answered before the sync; a power cut may lose it".into(),
     };
     format!("{}; {durability}", path.display())
 }
 
 fn sync(config: &Config) -> &'static str {
     if config.sync.enabled {
-        "on: messages wait for users who are away"
+        "on: messages for offline users are stored"
     } else {
-        "off: who is away misses what is sent; set sync.enabled to keep it"
+        "off: messages for offline users are dropped; set sync.enabled to store them"
     }
 }
 
-/// Two lines to copy into another terminal.
+/// Returns commands to copy into another terminal.
 fn try_it(loaded: &Loaded, address: SocketAddr, program: &str) -> Vec<String> {
     let config = &loaded.config;
-    let usual = address.port() == Config::default().port && config.path == "/" && reaches_loopback(address);
-    let url =
-        |scheme: &str, path: &str| if usual { String::new() } else { format!(" --url {scheme}://{address}{path}") };
+    let is_default = address.port() == Config::default().port && config.path == "/" && reaches_loopback(address);
+    let url = |scheme: &str, path: &str| {
+        if is_default { String::new() } else { format!(" --url {scheme}://{address}{path}") }
+    };
     let key = loaded.generated_api_key.as_deref().unwrap_or("ONE-OF-YOUR-API-KEYS");
-    let who = if config.authentication.insecure { "--as alice" } else { "--token TOKEN" };
+    let identity = if config.authentication.insecure { "--as alice" } else { "--token TOKEN" };
     vec![
         String::new(),
         format!("  API key    {key}"),
         String::new(),
         "Try it in other terminals:".into(),
-        format!("  {program} connect {who}{}", url("ws", &config.path)),
+        format!("  {program} connect {identity}{}", url("ws", &config.path)),
         format!(
             "  MESA_API_KEY={key} {program} dispatch{} --to alice --type GREETING '{{\"text\":\"Hello\"}}'",
             url("http", "")
@@ -129,7 +131,7 @@ fn try_it(loaded: &Loaded, address: SocketAddr, program: &str) -> Vec<String> {
     ]
 }
 
-/// Whether the usual address of the other commands reaches this one.
+/// Reports whether the default address of the other commands reaches this server.
 fn reaches_loopback(address: SocketAddr) -> bool {
     address.is_ipv4() && (address.ip().is_loopback() || address.ip().is_unspecified())
 }
@@ -140,46 +142,46 @@ mod tests {
 
     use super::*;
 
-    fn shown(port: u16) -> String {
+    fn dev_banner(port: u16) -> String {
         let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs nothing");
         text(&loaded, SocketAddr::from(([127, 0, 0, 1], port)), None, Some("mesa"))
     }
 
     #[test]
-    fn a_server_that_speaks_the_redis_protocol_says_where() {
+    fn banner_has_the_address_of_the_redis_protocol() {
         let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs nothing");
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let text = text(&loaded, address(4000), Some(address(6379)), None);
-        assert!(text.contains("\n  stock      redis://127.0.0.1:6379 for Dispatchers and Portals"), "{text}");
+        assert!(text.contains("\n  original   redis://127.0.0.1:6379 for Dispatchers and Portals"), "{text}");
     }
 
     #[test]
-    fn each_way_to_tell_who_a_client_is_is_named() {
+    fn banner_names_the_authentication_method() {
         let url = || ("authentication.webhook.url".to_owned(), "https://example.org/who".into(), "a test".to_owned());
         let jwks =
             || ("authentication.jwt.jwks.url".to_owned(), "https://example.org/keys".into(), "a test".to_owned());
         let algorithms = || ("authentication.jwt.algorithms".to_owned(), "RS256".into(), "a test".to_owned());
         for (flags, expected) in [
-            (vec![url()], "are who authentication.webhook says"),
-            (vec![jwks(), algorithms()], "show a JWT (RS256), checked with published keys"),
+            (vec![url()], "are authenticated by authentication.webhook"),
+            (vec![jwks(), algorithms()], "authenticate with a JWT (RS256), verified with a JWKS"),
             (vec![], "cannot authenticate: set authentication.jwt or authentication.webhook"),
         ] {
-            let loaded = load(&Sources { flags, ..Sources::default() }).expect("it holds");
+            let loaded = load(&Sources { flags, ..Sources::default() }).expect("a valid configuration");
             let text = text(&loaded, SocketAddr::from(([127, 0, 0, 1], 4000)), None, None);
             assert!(text.contains(&format!("\n  users      {expected}")), "{text}");
         }
     }
 
     #[test]
-    fn a_server_for_trying_shows_lines_to_copy() {
-        let text = shown(4000);
+    fn dev_banner_has_commands_to_copy() {
+        let text = dev_banner(4000);
         assert!(text.contains("\n  mesa connect --as alice\n"), "{text}");
         assert!(text.contains("mesa dispatch --to alice"), "{text}");
     }
 
     #[test]
-    fn lines_to_copy_name_the_port_where_it_is_not_the_usual() {
-        let text = shown(4001);
+    fn commands_to_copy_have_the_port_if_it_is_not_the_default() {
+        let text = dev_banner(4001);
         assert!(text.contains("mesa connect --as alice --url ws://127.0.0.1:4001/"), "{text}");
         assert!(text.contains("mesa dispatch --url http://127.0.0.1:4001 --to alice"), "{text}");
     }

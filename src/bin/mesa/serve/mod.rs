@@ -1,4 +1,4 @@
-//! `mesa serve`: from what was typed to a running server, and its orderly end.
+//! `mesa serve`: runs a server until a signal stops it.
 
 mod banner;
 
@@ -17,42 +17,42 @@ use crate::{
     logging, os,
 };
 
-/// What may still be at work in the background once the server has stopped gets this long.
-const LEFTOVERS: Duration = Duration::from_secs(1);
+/// Longest wait for background tasks after the server has stopped.
+const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Runs a server until it is told to stop.
+/// Runs a server until a signal stops it.
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let loaded = load(&sources(args)).map_err(|error| config::unusable(&error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::because(format!("cannot start: {error}")))?;
-    // Before the first line of the log, whose file may be as large as it may get.
+    // Before the first log line: the file of the log may have reached its largest size already.
     runtime.block_on(async { os::ignore_file_size_signal() }).map_err(Failure::because)?;
     logging::start(&loaded.config.log)?;
-    // What the configuration itself is warned of, the server says when it is put together.
-    let of_the_server = loaded.config.validate().map_err(|error| config::unusable(&error))?;
-    for warning in loaded.warnings.iter().filter(|warning| !of_the_server.contains(warning)) {
+    // The server logs the warnings of `validate` itself.
+    let logged_by_server = loaded.config.validate().map_err(|error| config::unusable(&error))?;
+    for warning in loaded.warnings.iter().filter(|warning| !logged_by_server.contains(warning)) {
         tracing::warn!("{warning}");
     }
     os::raise_file_limit();
     let served = runtime.block_on(serve(args, loaded));
-    runtime.shutdown_timeout(LEFTOVERS);
+    runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
     served
 }
 
 async fn serve(args: &ServeArgs, loaded: Loaded) -> Result<(), Failure> {
     let config = loaded.config.clone();
     os::ignore_reload_signals().map_err(Failure::because)?;
-    // Before anything is opened, so that a signal during a long start is not met by the default: the end, at once.
+    // Before anything is opened. Otherwise a signal during a long start would end the process at once.
     let shutdown = if config.gracefully_exit { Some(os::shutdown().map_err(Failure::because)?) } else { None };
-    // And the address before the store: of two servers started by mistake, the second must not touch the first's.
+    // The address before the store: a second server started by mistake must not touch the store of the first.
     let listener = os::listen(&config.host, config.port)?;
     let server = Server::start(config, listener).await.map_err(Failure::because)?;
     let (address, redis_protocol) = (server.local_addr(), server.wire_addr());
     banner::print(&loaded, address, redis_protocol, args.dev);
     if let Some(file) = &args.ready_file {
-        announce(file, address, redis_protocol, &loaded.config)?;
+        write_ready_file(file, address, redis_protocol, &loaded.config)?;
     }
     match shutdown {
         Some(shutdown) => server.run(shutdown).await,
@@ -63,7 +63,7 @@ async fn serve(args: &ServeArgs, loaded: Loaded) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What was typed, as settings.
+/// Returns the sources of the configuration, with the options of the command line.
 fn sources(args: &ServeArgs) -> Sources {
     let mut sources = env::sources(env::config_file(args.config.as_ref()));
     let mut flag = |key: &str, value: Option<Value>, flag: &str| {
@@ -86,9 +86,10 @@ fn sources(args: &ServeArgs) -> Sources {
     sources
 }
 
-/// Tells a program that waits for it where the server listens. The file is there in full or not at all, and for this
-/// user alone: it has a key in it.
-fn announce(
+/// Writes the ready file for the program that started the server.
+///
+/// It is written atomically, and readable only by its owner, because it has an API key.
+fn write_ready_file(
     file: &Path,
     address: SocketAddr,
     redis_protocol: Option<SocketAddr>,
@@ -98,14 +99,14 @@ fn announce(
         "address": address.to_string(),
         "redisProtocol": redis_protocol.map(|address| address.to_string()),
         "apiKey": config.api.keys.first(),
-        // Where a wrapper was started, this is the server under it.
+        // A caller that started a wrapper needs the id of the server itself.
         "pid": std::process::id(),
     });
     let written = || {
         let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut draft = tempfile::NamedTempFile::new_in(directory)?;
-        draft.write_all(ready.to_string().as_bytes())?;
-        draft.persist(file).map_err(|error| error.error)?;
+        let mut temporary = tempfile::NamedTempFile::new_in(directory)?;
+        temporary.write_all(ready.to_string().as_bytes())?;
+        temporary.persist(file).map_err(|error| error.error)?;
         Ok::<_, std::io::Error>(())
     };
     written().map_err(|error| Failure::because(format!("cannot write {}: {error}", file.display())))
@@ -114,13 +115,15 @@ fn announce(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::{Command, typed};
+    use crate::args::{Command, parse_words};
 
     #[test]
-    fn each_flag_is_a_setting_that_names_itself() {
+    fn option_becomes_a_setting_with_its_name_as_origin() {
         let words = "serve --port 0 --host ::1 --path /socket --namespace chat --store embedded --store-path /tmp/s \
                      --log-level debug --log-format json --config /etc/mesa.json5";
-        let Ok(Command::Serve(args)) = typed(&words.split_whitespace().collect::<Vec<_>>()) else { panic!("refused") };
+        let Ok(Command::Serve(args)) = parse_words(&words.split_whitespace().collect::<Vec<_>>()) else {
+            panic!("rejected")
+        };
         let sources = sources(&args);
         let expected = [
             ("port", json!(0), "--port"),
@@ -138,19 +141,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_typed_is_not_set() {
-        let Ok(Command::Serve(args)) = typed(&["serve", "--dev"]) else { panic!("refused") };
+    fn option_that_is_not_given_sets_nothing() {
+        let Ok(Command::Serve(args)) = parse_words(&["serve", "--dev"]) else { panic!("rejected") };
         let sources = sources(&args);
         assert!(sources.flags.is_empty() && sources.dev && !sources.embedded);
     }
 
     #[test]
-    fn who_waits_for_the_server_finds_address_and_key() {
+    fn ready_file_has_address_and_key() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("ready");
         let mut config = Config::default();
         config.api.keys.push("0123456789abcdef".into());
-        announce(&file, SocketAddr::from(([127, 0, 0, 1], 4000)), None, &config).unwrap();
+        write_ready_file(&file, SocketAddr::from(([127, 0, 0, 1], 4000)), None, &config).unwrap();
         let text = std::fs::read_to_string(&file).unwrap();
         let expected = json!({
             "address": "127.0.0.1:4000", "redisProtocol": null, "apiKey": "0123456789abcdef", "pid": std::process::id(),
