@@ -25,8 +25,8 @@
 //! original's names.
 //!
 //! Of other crates, the types of tokio (`TcpListener`), `serde_json` (`Value`, `Map`, `RawValue`) and http (`Request`) are part
-//! of this surface; beside them the trait `Stream` of the futures crates, which [`client::Client`] and [`portal::Portal`] are,
-//! and `axum::Router`, which [`server::Builder::attach`] gives. Futures need a tokio runtime.
+//! of this interface; also the trait `Stream` of the futures crates, which [`client::Client`] and [`portal::Portal`] implement,
+//! and `axum::Router`, which [`server::Builder::attach`] returns. Futures need a tokio runtime.
 //!
 //! # Modules
 //!

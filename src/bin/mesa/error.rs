@@ -14,7 +14,7 @@ pub enum Failure {
     /// The arguments are wrong: exit code 2.
     Usage(String),
     /// The command failed, and has printed the reason already: exit code 1.
-    Told,
+    Reported,
     /// The reader of standard output has gone, as in `… | head`: exit code 0.
     PipeClosed,
 }

@@ -148,8 +148,7 @@ fn user_json(facts: &LogFacts, detail: bool) -> Value {
             "seenMs": seen_ms,
         })
     });
-    let gaps =
-        facts.gone.iter().map(|gone| json!({ "from": gone.from, "to": gone.to, "reason": gone.reason.as_str() }));
+    let gaps = facts.gone.iter().map(|gap| json!({ "from": gap.from, "to": gap.to, "reason": gap.reason.as_str() }));
     let mut user = json!({
         "id": facts.user,
         "head": facts.head,
@@ -250,8 +249,8 @@ fn print_user(user: &LogFacts, limit: usize) -> Result<(), Failure> {
         let (through, seen) = (received.through(), seen(*seen_ms));
         output::line(&printable(&format!("acknowledged   {name}: up to {through}{further}; last seen {seen}")))?;
     }
-    for gone in &user.gone {
-        output::line(&format!("gap            {}: {}", ranges([(gone.from, gone.to)]), gone.reason.as_str()))?;
+    for gap in &user.gone {
+        output::line(&format!("gap            {}: {}", ranges([(gap.from, gap.to)]), gap.reason.as_str()))?;
     }
     if !user.missing.is_empty() {
         output::line(&format!("missing        {}", ranges(user.missing.iter().copied())))?;

@@ -134,14 +134,13 @@ fn sample_file_has_every_key_with_its_default() {
     }
 }
 
-/// The tables of keys in the guide: a key, its default, what it does.
 #[test]
-fn the_guide_says_the_defaults() {
+fn guide_has_every_key_with_its_default() {
     let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/guide/configuration.md")).unwrap();
     let (defaults, mut rows) = (Config::default().effective(), 0);
     let mut of_keys = false;
     for row in text.lines().filter(|line| {
-        // Other tables name what is called like a key.
+        // Other tables have first cells with the name of a key too.
         of_keys = line.starts_with('|') && (of_keys || line.starts_with("| key | default |"));
         of_keys && line.starts_with("| `")
     }) {

@@ -36,7 +36,7 @@ Environment:
   the effective ones.
 ";
 
-/// A message server that delivers to users who go offline
+/// A message server that delivers also to offline users
 ///
 /// A backend dispatches a message to user ids. Online users receive it at once. Offline users receive it in order when they
 /// reconnect. The server needs no other service.

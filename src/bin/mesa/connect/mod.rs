@@ -306,9 +306,9 @@ mod tests {
 
     #[test]
     fn transient_error_is_retried_and_a_rejection_is_not() {
-        let refused = |code| ClientError::Refused { code, reason: String::new() };
-        assert!(!refused(1008).may_pass());
-        assert!(refused(1013).may_pass());
+        let rejected = |code| ClientError::Refused { code, reason: String::new() };
+        assert!(!rejected(1008).may_pass());
+        assert!(rejected(1013).may_pass());
         assert!(ClientError::Unreachable { address: "a:1".into(), reason: "connection refused".into() }.may_pass());
     }
 }

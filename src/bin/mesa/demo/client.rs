@@ -1,4 +1,4 @@
-//! Client of the demo: Alice, who checks every message that she receives.
+//! Client of the demo: Alice. She checks every message that she receives.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -24,12 +24,13 @@ const PIECES_MAX: usize = 2;
 
 /// Counts of results.
 #[derive(Debug, Default)]
-struct Tally {
+struct ResultCounts {
     answered: u64,
     duplicates: u64,
     /// Accepted, but rejected for some recipient.
     partial: u64,
-    refused: u64,
+    /// Rejected as a whole.
+    rejected: u64,
     /// For offline users, but stored for none of them.
     unstored: u64,
 }
@@ -48,15 +49,15 @@ pub async fn run(dispatcher: &Dispatcher, file: &Path, json: bool) -> Result<(),
     let printing = print(answers, json);
     tokio::pin!(sending, printing);
     // The results report how the stream ended. An error of reading or sending matters only without one.
-    let (tally, sent) = tokio::select! {
+    let (counts, sent) = tokio::select! {
         biased;
         sent = &mut sending => (printing.await?, Some(sent)),
-        tally = &mut printing => (tally?, None),
+        counts = &mut printing => (counts?, None),
     };
-    output::remark(&tally.to_string());
+    output::remark(&counts.to_string());
     match sent {
         Some(Err(error)) => return Err(Failure::because(format!("cannot read {}: {error}", file.display()))),
-        Some(Ok(())) if tally.answered == counter.lines() => {}
+        Some(Ok(())) if counts.answered == counter.lines() => {}
         _ => {
             return Err(Failure::because(
                 "the server ended the stream before it had answered every line; lines after the last result may have been \
@@ -64,7 +65,7 @@ pub async fn run(dispatcher: &Dispatcher, file: &Path, json: bool) -> Result<(),
             ));
         }
     }
-    if tally.partial + tally.refused == 0 { Ok(()) } else { Err(Failure::Reported) }
+    if counts.partial + counts.rejected == 0 { Ok(()) } else { Err(Failure::Reported) }
 }
 
 /// Reads on a separate thread, because a read from a pipe cannot be cancelled.
@@ -101,20 +102,20 @@ async fn send(mut pieces: mpsc::Receiver<io::Result<Vec<u8>>>, mut lines: Lines,
     Ok(())
 }
 
-async fn print(mut answers: Answers, json: bool) -> Result<Tally, Failure> {
-    let mut tally = Tally::default();
+async fn print(mut answers: Answers, json: bool) -> Result<ResultCounts, Failure> {
+    let mut counts = ResultCounts::default();
     while let Some(result) = answers.next().await.map_err(Failure::because)? {
-        tally.add(&result);
+        counts.add(&result);
         match &result {
             Ok(result) if json => output::json(result)?,
-            Err(refusal) if json => output::json(&json!({ "error": refusal }))?,
-            result => problems(tally.answered, result).iter().try_for_each(|line| output::line(line))?,
+            Err(error) if json => output::json(&json!({ "error": error }))?,
+            result => problems(counts.answered, result).iter().try_for_each(|line| output::line(line))?,
         }
     }
-    Ok(tally)
+    Ok(counts)
 }
 
-impl Tally {
+impl ResultCounts {
     fn add(&mut self, result: &Result<DispatchResult, Refusal>) {
         self.answered += 1;
         match result {
@@ -123,18 +124,18 @@ impl Tally {
                 self.partial += u64::from(!result.rejected.is_empty());
                 self.unstored += u64::from(result.offline > 0 && result.stored == 0);
             }
-            Err(_) => self.refused += 1,
+            Err(_) => self.rejected += 1,
         }
     }
 }
 
-impl std::fmt::Display for Tally {
+impl std::fmt::Display for ResultCounts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {} accepted", count_of_dispatches(self.answered), self.answered - self.refused)?;
+        write!(f, "{}: {} accepted", count_of_dispatches(self.answered), self.answered - self.rejected)?;
         for (number, what) in [
             (self.duplicates, "duplicate"),
             (self.partial, "rejected for some recipient"),
-            (self.refused, "rejected"),
+            (self.rejected, "rejected"),
             (self.unstored, "not stored for offline users (sync: false, or sync is off)"),
         ] {
             if number > 0 {
@@ -157,7 +158,7 @@ fn problems(number: u64, result: &Result<DispatchResult, Refusal>) -> Vec<String
             .iter()
             .map(|each| format!("dispatch {number}: {}: rejected ({})", printable(&each.user), printable(&each.reason)))
             .collect(),
-        Err(refusal) => vec![format!("dispatch {number}: {}", printable(&refusal.to_string()))],
+        Err(error) => vec![format!("dispatch {number}: {}", printable(&error.to_string()))],
     }
 }
 
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn problem_is_described_with_its_number() {
-        let mut tally = Tally::default();
+        let mut counts = ResultCounts::default();
         let rejected =
             r#"{"recipients":2,"online":0,"offline":1,"stored":1,"rejected":[{"user":"c","reason":"quota"}]}"#;
         let results = [
@@ -212,12 +213,12 @@ mod tests {
         ];
         let mut lines = Vec::new();
         for result in &results {
-            tally.add(result);
-            lines.extend(problems(tally.answered, result));
+            counts.add(result);
+            lines.extend(problems(counts.answered, result));
         }
         assert_eq!(lines, ["dispatch 3: c: rejected (quota)", "dispatch 4: refused (bad_json): this is not JSON"]);
         let expected = "4 dispatches: 3 accepted, 1 duplicate, 1 rejected for some recipient, 1 rejected, \
                         1 not stored for offline users (sync: false, or sync is off)";
-        assert_eq!(tally.to_string(), expected);
+        assert_eq!(counts.to_string(), expected);
     }
 }

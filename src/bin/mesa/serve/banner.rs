@@ -157,7 +157,9 @@ mod tests {
 
     #[test]
     fn banner_names_the_authentication_method() {
-        let url = || ("authentication.webhook.url".to_owned(), "https://example.org/who".into(), "a test".to_owned());
+        let url = || {
+            ("authentication.webhook.url".to_owned(), "https://example.org/authenticate".into(), "a test".to_owned())
+        };
         let jwks =
             || ("authentication.jwt.jwks.url".to_owned(), "https://example.org/keys".into(), "a test".to_owned());
         let algorithms = || ("authentication.jwt.algorithms".to_owned(), "RS256".into(), "a test".to_owned());
