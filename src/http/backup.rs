@@ -12,7 +12,7 @@ use super::{State, error::ApiError};
 
 /// `GET /v1/backup`
 pub(super) async fn backup(FromState(api): State) -> Result<Response, ApiError> {
-    if api.hub.has_far_logs() {
+    if api.hub.has_remote_logs() {
         return Err(ApiError::BackupElsewhere);
     }
     let chunks = api.hub.backup().ok_or(ApiError::Busy("a backup is under way; wait until it is done"))?;

@@ -18,7 +18,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{State, error::ApiError, parameters};
 use crate::{
-    hub::portals::{ClientEvent, ClientEventKind, Item, Portal, StreamId, Taken},
+    hub::portals::{ClientEvent, ClientEventKind, Item, Portal, StreamId, TakenItem},
     message::write_message,
 };
 
@@ -53,11 +53,11 @@ pub(super) fn events(
     let resumed = last_event_id(&headers)?.map(|(stream, number)| portals.resume(&stream, number));
     let portal = match resumed {
         Some(Some(portal)) => portal,
-        Some(None) => portals.join_behind_unknown(query.all).ok_or(ApiError::ManyPortals)?,
+        Some(None) => portals.join_after_unknown(query.all).ok_or(ApiError::ManyPortals)?,
         None => portals.join(query.all).ok_or(ApiError::ManyPortals)?,
     };
     let first = format!("retry: {RETRY_DELAY_MS}\nid: {}-{}\n\n", portal.stream().as_str(), portal.number());
-    let events = EventStream { portal, over: api.hub.over(), first: Some(first.into_bytes()) };
+    let events = EventStream { portal, over: api.hub.drained(), first: Some(first.into_bytes()) };
     let chunks = stream::unfold(events, |mut events| async {
         let chunk = events.chunk().await?;
         Some((Ok::<_, Infallible>(Bytes::from(chunk)), events))
@@ -115,9 +115,9 @@ impl EventStream {
     }
 }
 
-fn write(out: &mut Vec<u8>, stream: &StreamId, taken: &Taken) {
+fn write(out: &mut Vec<u8>, stream: &StreamId, taken: &TakenItem) {
     out.extend_from_slice(format!("id: {}-{}\n", stream.as_str(), taken.number).as_bytes());
-    match &taken.what {
+    match &taken.item {
         Item::Event(told) => {
             out.extend_from_slice(b"data: ");
             let from = out.len();
@@ -181,7 +181,7 @@ mod tests {
 
     fn written(what: Item) -> String {
         let mut out = Vec::new();
-        write(&mut out, &StreamId::from_text("ab"), &Taken { number: 3, what });
+        write(&mut out, &StreamId::from_text("ab"), &TakenItem { number: 3, item: what });
         String::from_utf8(out).unwrap()
     }
 

@@ -1,4 +1,4 @@
-//! A backup of the store, as it is read by whoever asked for it.
+//! Backup of the store, streamed to a client of the API.
 
 use std::{
     io::{self, Write},
@@ -10,110 +10,114 @@ use tokio::{runtime::Handle, sync::mpsc, time::timeout};
 
 use super::Hub;
 
-/// Pieces that wait for a slow reader.
-const PIECES_MAX: usize = 4;
+/// Chunks queued for a slow reader.
+const CHUNKS_MAX: usize = 4;
 
-/// Bytes of a piece.
-const PIECE_BYTES: usize = 128 << 10;
+/// Size of a chunk, in bytes.
+const CHUNK_BYTES: usize = 128 << 10;
 
-/// A reader that takes nothing for this long is given up, so that another may begin.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A reader that takes no chunk for this long is dropped, so that another backup may begin.
+const READER_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Hub {
-    /// Whether the logs are not this server's, which can make no backup of them then.
+    /// Reports whether the logs are stored elsewhere, so that this server cannot back them up.
     #[must_use]
-    pub fn has_far_logs(&self) -> bool {
+    pub fn has_remote_logs(&self) -> bool {
         self.store.is_far()
     }
 
-    /// Begins a backup; `None` while another is under way. Ends early when nobody reads it any more.
+    /// Starts a backup; `None` while another is running. It stops early when its reader is dropped.
     #[must_use]
     pub fn backup(&self) -> Option<Backup> {
-        let turn = self.backups.clone().try_acquire_owned().ok()?;
-        let (pieces, reader) = mpsc::channel(PIECES_MAX);
+        let permit = self.backups.clone().try_acquire_owned().ok()?;
+        let (chunks, reader) = mpsc::channel(CHUNKS_MAX);
         let (store, runtime) = (self.store.clone(), Handle::current());
         tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            let mut out = Pieces { open: Vec::new(), to: pieces, runtime };
+            let _permit = permit;
+            let mut out = ChunkWriter { buffer: Vec::new(), to: chunks, runtime };
             match store.backup(&mut out).and_then(|contents| Ok(out.flush().map(|()| contents)?)) {
                 Ok(contents) => {
-                    // That it was read to its end is of no concern here.
-                    _ = out.send(Piece::End);
-                    tracing::info!(contents.users, contents.entries, contents.bytes, "backed up");
+                    // The backup is complete, whether or not the reader takes the end.
+                    _ = out.send(Item::End);
+                    tracing::info!(contents.users, contents.entries, contents.bytes, "backup complete");
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a backup ended early");
+                    tracing::warn!(%error, "the backup is incomplete; start it again");
                 }
             }
         });
-        Some(Backup { pieces: reader, over: false })
+        Some(Backup { chunks: reader, ended: false })
     }
 }
 
-/// A backup, as it is read.
+/// A running backup, as a stream of chunks.
 #[derive(Debug)]
 pub struct Backup {
-    pieces: mpsc::Receiver<Piece>,
-    over: bool,
+    chunks: mpsc::Receiver<Item>,
+    ended: bool,
 }
 
 impl Backup {
-    /// The next bytes. An error comes last, where the backup has ended early; `None` after the end.
+    /// Returns the next chunk, and `None` after the end. A backup that stopped early ends with an error.
     pub async fn next(&mut self) -> Option<io::Result<Bytes>> {
-        if self.over {
+        if self.ended {
             return None;
         }
-        match self.pieces.recv().await {
-            Some(Piece::Bytes(bytes)) => return Some(Ok(bytes)),
-            Some(Piece::End) => self.over = true,
+        match self.chunks.recv().await {
+            Some(Item::Bytes(bytes)) => return Some(Ok(bytes)),
+            Some(Item::End) => self.ended = true,
             None => {
-                self.over = true;
-                return Some(Err(io::Error::other("the backup has ended early; the log of the server says why")));
+                self.ended = true;
+                return Some(Err(io::Error::other(
+                    "the backup is incomplete: the server's log names the cause; start it again",
+                )));
             }
         }
         None
     }
 }
 
-/// What is sent to whoever reads a backup.
+/// An item of the stream.
 #[derive(Debug)]
-enum Piece {
+enum Item {
     Bytes(Bytes),
-    /// It is whole.
+    /// The backup is complete.
     End,
 }
 
-/// What is written goes to a reader, piece by piece.
-struct Pieces {
-    open: Vec<u8>,
-    to: mpsc::Sender<Piece>,
+/// Cuts the written bytes into chunks and sends them to the reader.
+struct ChunkWriter {
+    buffer: Vec<u8>,
+    to: mpsc::Sender<Item>,
     runtime: Handle,
 }
 
-impl Pieces {
-    fn send(&self, piece: Piece) -> io::Result<()> {
-        match self.runtime.block_on(timeout(PATIENCE, self.to.send(piece))) {
+impl ChunkWriter {
+    fn send(&self, chunk: Item) -> io::Result<()> {
+        match self.runtime.block_on(timeout(READER_TIMEOUT, self.to.send(chunk))) {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "whoever asked for it is gone")),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "whoever asked for it does not read")),
+            Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the reader of the backup is gone")),
+            Err(_) => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the reader of the backup has taken nothing for 60 s"))
+            }
         }
     }
 }
 
-impl Write for Pieces {
+impl Write for ChunkWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.open.extend_from_slice(bytes);
-        if self.open.len() >= PIECE_BYTES {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= CHUNK_BYTES {
             self.flush()?;
         }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.open.is_empty() {
+        if self.buffer.is_empty() {
             return Ok(());
         }
-        let piece = Bytes::from(std::mem::take(&mut self.open));
-        self.send(Piece::Bytes(piece))
+        let chunk = Bytes::from(std::mem::take(&mut self.buffer));
+        self.send(Item::Bytes(chunk))
     }
 }

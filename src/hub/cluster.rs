@@ -1,4 +1,4 @@
-//! The other servers, where there are any: what is said to them and heard from them, and who is there.
+//! Communication with other servers: broadcasts, presence, and messages from and to servers of the original.
 
 use std::{
     collections::HashSet,
@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 
-use super::{Hub, dispatch::Kept, mailbox::Leave};
+use super::{Hub, dispatch::PreparedDispatch, mailbox::CloseReason};
 use crate::{
     cluster::{Broadcast, OriginalMessage, OriginalPresence},
     health::LogLimit,
@@ -17,26 +17,27 @@ use crate::{
     store::{Append, StoreError},
 };
 
-/// What servers of another make say is kept within this time, or not at all: a store does not know for much longer which copies
-/// it has (`Append::each_once`), and would make them again.
-const KEEP_WITHIN: Duration = Duration::from_secs(300);
+/// Time within which messages of the original's servers are stored. After that they are sent unsynced.
+///
+/// A store remembers little longer which entries it has (`Append::each_once`); a later attempt could store them twice.
+const STORE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A cause that lasts fails every message of another server.
+/// A lasting cause fails every message from the original's servers, so this warning is rate-limited.
 static NOT_STORED: LogLimit = LogLimit::new();
 
-/// Between two attempts at that.
-const KEEP_AGAIN: Duration = Duration::from_millis(250);
+/// Delay between two attempts to store them.
+const STORE_RETRY_DELAY: Duration = Duration::from_millis(250);
 
 impl Hub {
-    /// From here on does what other servers say.
-    pub(super) fn hear_others(self: &Arc<Self>) {
+    /// Subscribes to broadcasts of other servers.
+    pub(super) fn subscribe_to_cluster(self: &Arc<Self>) {
         let Some(cluster) = &self.cluster else { return };
         let hub = Arc::downgrade(self);
-        let hears = Arc::new(move |word| {
+        let on_broadcast = Arc::new(move |word| {
             let Some(hub) = hub.upgrade() else { return };
             match word {
                 Broadcast::Message { payload, recipients: Recipients::Everyone, excluding } => {
-                    _ = hub.to_everyone_here(&payload, &excluding);
+                    _ = hub.broadcast_local(&payload, &excluding);
                 }
                 Broadcast::Message { payload, recipients: Recipients::Users(users), .. } => {
                     for user in users {
@@ -44,28 +45,29 @@ impl Hub {
                         hub.metrics.unsynced_dropped.inc_by(dropped);
                     }
                 }
-                Broadcast::Disconnect { recipients, excluding } => _ = hub.disconnect_here(&recipients, &excluding),
+                Broadcast::Disconnect { recipients, excluding } => _ = hub.disconnect_local(&recipients, &excluding),
             }
         });
         let hub = Arc::downgrade(self);
-        let keeps = Arc::new(move |messages: Vec<OriginalMessage>| -> BoxFuture<'static, ()> {
-            let (hub, end) = (hub.clone(), Instant::now() + KEEP_WITHIN);
+        let on_messages = Arc::new(move |messages: Vec<OriginalMessage>| -> BoxFuture<'static, ()> {
+            let (hub, deadline) = (hub.clone(), Instant::now() + STORE_TIMEOUT);
             Box::pin(async move {
                 while let Some(hub) = hub.upgrade()
-                    && !hub.store_original_messages(&messages, Instant::now() < end).await
+                    && !hub.store_from_original(&messages, Instant::now() < deadline).await
                 {
                     drop(hub);
-                    tokio::time::sleep(KEEP_AGAIN).await;
+                    tokio::time::sleep(STORE_RETRY_DELAY).await;
                 }
             })
         });
-        cluster.subscribe(hears, keeps);
+        cluster.subscribe(on_broadcast, on_messages);
     }
 
-    /// Keeps what servers of another make say to users of ours; where that cannot be done it is passed by the log to those who
-    /// are here, which is all that those do. False: the store cannot be reached, and it is to be tried `again`.
-    async fn store_original_messages(&self, messages: &[OriginalMessage], again: bool) -> bool {
-        let pass = || {
+    /// Stores messages from servers of the original; false if the store is unreachable and a `retry` is wanted.
+    ///
+    /// If they cannot be stored, they are sent unsynced to online users, as the original does.
+    async fn store_from_original(&self, messages: &[OriginalMessage], retry: bool) -> bool {
+        let send_unsynced = || {
             for OriginalMessage { payload, users, .. } in messages.iter().filter(|message| !message.late) {
                 for user in users {
                     let (_, dropped) = self.registry.put(user, payload);
@@ -74,7 +76,7 @@ impl Hub {
             }
         };
         if self.settings.sync.is_none() {
-            pass();
+            send_unsynced();
             return true;
         }
         let append = |message: &OriginalMessage| Append {
@@ -84,148 +86,161 @@ impl Hub {
         match self.store.append_all(messages.iter().map(append).collect()).await {
             Ok(appended) => {
                 for (message, appended) in messages.iter().zip(appended) {
-                    let refused = message.users.iter().zip(&appended.seqs).filter(|(_, seq)| seq.is_err());
-                    // Nobody waits for an answer: this is the only place where it can be said.
-                    refused.for_each(
-                        |(user, _)| tracing::warn!(user = %excerpt(user), "what stock has said is not kept: the user has no room"),
-                    );
+                    let rejected = message.users.iter().zip(&appended.seqs).filter(|(_, seq)| seq.is_err());
+                    // No caller receives a result, so the log is the only place to report it.
+                    rejected.for_each(|(user, _)| {
+                        tracing::warn!(user = %excerpt(user), "a message from the original's servers is not stored: the user's quota is reached");
+                    });
                 }
             }
-            // It may have been kept: sent past the log it could come twice, and to who is away not at all.
-            Err(StoreError::Unreachable(error)) if again => {
-                tracing::debug!(%error, "what stock has said is kept later");
+            // The append may have been committed. Sent unsynced the message could arrive twice, and offline users would miss it.
+            Err(StoreError::Unreachable(error)) if retry => {
+                tracing::debug!(%error, "storing messages from the original's servers is retried");
                 return false;
             }
             Err(error) => {
-                if let Some(suppressed) = NOT_STORED.due("stock") {
-                    tracing::warn!(%error, suppressed, "a message from the original's servers is sent and not stored");
+                if let Some(suppressed) = NOT_STORED.due("original") {
+                    tracing::warn!(%error, suppressed, "a message from the original's servers is sent to online users and not stored");
                 }
-                pass();
+                send_unsynced();
             }
         }
         true
     }
 
-    pub(super) fn tell_others(&self, word: impl FnOnce() -> Broadcast) {
+    pub(super) fn broadcast_to_servers(&self, word: impl FnOnce() -> Broadcast) {
         if let Some(cluster) = &self.cluster {
             cluster.broadcast(word());
         }
     }
 
-    pub(super) fn count_connections(&self) {
+    pub(super) fn publish_connection_count(&self) {
         if let Some(cluster) = &self.cluster {
             cluster.set_connection_count(self.registry.count());
         }
     }
 
-    /// Connections at the other servers in all, as they last said.
-    pub(super) async fn all_elsewhere(&self) -> usize {
+    /// Returns the number of connections at other servers, as last published.
+    pub(super) async fn remote_connection_count(&self) -> usize {
         match &self.cluster {
             Some(cluster) => cluster.remote_connection_count().await,
             None => 0,
         }
     }
 
-    /// Takes out of what is to be kept those who are at servers of another make alone, and notes who has to be told of there.
-    /// Who may be connected because of us is both kept and told: he may have gone, or his server, and nobody has noted it yet.
+    /// Removes recipients connected only to servers of the original, and records for whom those servers have to send.
+    ///
+    /// A recipient who may be connected to both is handled both ways: the client or its server may be gone unnoticed.
     ///
     /// # Errors
-    /// When it cannot be found out who is there.
-    pub(super) async fn look_beside(&self, kept: &mut Kept) -> Result<(), StoreError> {
+    /// When presence cannot be read.
+    pub(super) async fn split_original_recipients(&self, prepared: &mut PreparedDispatch) -> Result<(), StoreError> {
         let Some(cluster) = &self.cluster else { return Ok(()) };
-        let found = cluster.original_presence(&kept.to.users).await.map_err(StoreError::Unreachable)?;
+        let found = cluster.original_presence(&prepared.context.users).await.map_err(StoreError::Unreachable)?;
         if found.iter().all(|one| *one == OriginalPresence::Offline) {
             return Ok(());
         }
-        for (user, beside) in std::mem::take(&mut kept.to.users).into_iter().zip(found) {
+        for (user, beside) in std::mem::take(&mut prepared.context.users).into_iter().zip(found) {
             if beside != OriginalPresence::Offline {
-                kept.beside.push(user.clone());
+                prepared.original_recipients.push(user.clone());
             }
-            // Who has only just come may not have been written down.
+            // A session that has just begun may not be in the shared presence yet.
             if beside == OriginalPresence::Exclusive && self.registry.connections(&user) == 0 {
-                kept.to.only_beside += 1;
+                prepared.context.original_only += 1;
             } else {
-                kept.to.users.push(user);
+                prepared.context.users.push(user);
             }
         }
-        kept.append.recipients.clone_from(&kept.to.users);
+        prepared.append.recipients.clone_from(&prepared.context.users);
         Ok(())
     }
 
-    /// Tells servers of another make of what is for users of theirs. Before it is kept here: what is answered has been told, and
-    /// what could not be kept may be told once more when it is said again.
+    /// Publishes messages to servers of the original for their users.
+    ///
+    /// This happens before the commit: what is answered has been published. A dispatch that fails afterwards may be published
+    /// once more when it is retried.
     ///
     /// # Errors
-    /// When that cannot be said.
-    pub(super) async fn tell_beside(&self, kept: &[Kept]) -> Result<(), StoreError> {
+    /// When they cannot be published.
+    pub(super) async fn publish_to_original(&self, prepared: &[PreparedDispatch]) -> Result<(), StoreError> {
         let Some(cluster) = &self.cluster else { return Ok(()) };
-        let mut said = HashSet::new();
-        for Kept { append, beside, .. } in kept.iter().filter(|kept| !kept.beside.is_empty()) {
+        let mut published = HashSet::new();
+        for PreparedDispatch { append, original_recipients, .. } in
+            prepared.iter().filter(|one| !one.original_recipients.is_empty())
+        {
             let id = append.once.as_ref().map(|once| &once.id);
-            let again = id.is_some_and(|id| !said.insert(id));
-            if !again {
-                cluster.publish_to_original(&append.payload, beside, id).await.map_err(StoreError::Unreachable)?;
+            let repeated = id.is_some_and(|id| !published.insert(id));
+            if !repeated {
+                cluster
+                    .publish_to_original(&append.payload, original_recipients, id)
+                    .await
+                    .map_err(StoreError::Unreachable)?;
             }
         }
         Ok(())
     }
 
-    /// Connections of each of these users, at all servers; at this one alone where the others cannot be asked.
+    /// Returns each user's number of connections at all servers; only local ones if the others cannot be queried.
     pub(super) async fn connections_of(&self, users: &[UserId]) -> Vec<usize> {
         let mut counts: Vec<usize> = users.iter().map(|user| self.registry.connections(user)).collect();
         if let (Some(cluster), false) = (&self.cluster, users.is_empty())
-            && let Some(elsewhere) = cluster.remote_connections(users).await
+            && let Some(remote) = cluster.remote_connections(users).await
         {
-            counts.iter_mut().zip(elsewhere).for_each(|(count, more)| *count += more);
+            counts.iter_mut().zip(remote).for_each(|(count, more)| *count += more);
         }
         counts
     }
 
-    /// Which of these users are here, at any server; at this one alone where the others cannot be asked. Those who are at this one
-    /// nobody else is asked about.
-    pub(super) async fn who_is_here(&self, users: &[UserId]) -> Vec<bool> {
-        let mut here: Vec<bool> = users.iter().map(|user| self.registry.connections(user) > 0).collect();
-        let Some(cluster) = &self.cluster else { return here };
-        let away = users.iter().zip(&here).filter(|(_, here)| !**here);
-        let others: Vec<UserId> = away.map(|(user, _)| user.clone()).collect();
+    /// Returns which users are online at any server; only local presence if the others cannot be queried.
+    ///
+    /// The other servers are queried only about users without a local session.
+    pub(super) async fn online_flags(&self, users: &[UserId]) -> Vec<bool> {
+        let mut online: Vec<bool> = users.iter().map(|user| self.registry.connections(user) > 0).collect();
+        let Some(cluster) = &self.cluster else { return online };
+        let offline = users.iter().zip(&online).filter(|(_, online)| !**online);
+        let others: Vec<UserId> = offline.map(|(user, _)| user.clone()).collect();
         if !others.is_empty()
-            && let Some(elsewhere) = cluster.remote_connections(&others).await
+            && let Some(remote) = cluster.remote_connections(&others).await
         {
-            here.iter_mut().filter(|here| !**here).zip(elsewhere).for_each(|(here, count)| *here = count > 0);
+            online.iter_mut().filter(|online| !**online).zip(remote).for_each(|(online, count)| *online = count > 0);
         }
-        here
+        online
     }
 
-    /// Tells connections of these users to go, at every server.
-    pub(super) async fn who_will_leave(&self, recipients: &Recipients, excluding: &[UserId]) -> Option<Vec<bool>> {
+    /// Returns which recipients of a disconnect are online at any server; `None` for a broadcast or a single server.
+    pub(super) async fn online_flags_of(&self, recipients: &Recipients, excluding: &[UserId]) -> Option<Vec<bool>> {
         self.cluster.as_ref()?;
         let Recipients::Users(users) = recipients else { return None };
-        let users = super::dispatch::without(users.clone(), excluding);
-        Some(self.who_is_here(&users).await)
+        let users = super::dispatch::deduplicate(users.clone(), excluding);
+        Some(self.online_flags(&users).await)
     }
 
-    pub(super) fn leave_elsewhere(&self, recipients: &Recipients, excluding: &[UserId]) {
-        self.tell_others(|| Broadcast::Disconnect { recipients: recipients.clone(), excluding: excluding.to_vec() });
+    pub(super) fn disconnect_remote(&self, recipients: &Recipients, excluding: &[UserId]) {
+        self.broadcast_to_servers(|| Broadcast::Disconnect {
+            recipients: recipients.clone(),
+            excluding: excluding.to_vec(),
+        });
     }
 
-    /// Tells connections of these users here to go; which of them, of those named, were here.
-    pub(super) fn disconnect_here(&self, recipients: &Recipients, excluding: &[UserId]) -> (usize, usize) {
+    /// Closes local connections of these users; returns the number of recipients and of those that were online here.
+    pub(super) fn disconnect_local(&self, recipients: &Recipients, excluding: &[UserId]) -> (usize, usize) {
         match recipients {
             Recipients::Everyone => {
-                let mut spared = self.registry.connections_of_users(excluding);
-                spared.sort_unstable();
-                let mut told = 0;
-                self.registry.everyone(|id, mailbox| {
-                    if spared.binary_search(&id).is_err() {
-                        mailbox.leave(Leave::Asked);
-                        told += 1;
+                let mut excluded = self.registry.connections_of_users(excluding);
+                excluded.sort_unstable();
+                let mut closed = 0;
+                self.registry.for_each_connection(|id, mailbox| {
+                    if excluded.binary_search(&id).is_err() {
+                        mailbox.close(CloseReason::Requested);
+                        closed += 1;
                     }
                 });
-                (told, told)
+                (closed, closed)
             }
             Recipients::Users(users) => {
-                let users = super::dispatch::without(users.clone(), excluding);
-                let online = users.iter().filter(|user| self.registry.leave(user, Leave::Asked) > 0).count();
+                let users = super::dispatch::deduplicate(users.clone(), excluding);
+                let online =
+                    users.iter().filter(|user| self.registry.close_user(user, CloseReason::Requested) > 0).count();
                 (users.len(), online)
             }
         }

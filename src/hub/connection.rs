@@ -1,4 +1,4 @@
-//! A connection as the hub has it, from before anybody knows whose it is: what is left for it, and what is told about it.
+//! A connection as the hub sees it, from before its authentication: its mailbox and the events it causes.
 
 use std::{
     error::Error,
@@ -14,7 +14,7 @@ use super::{
     Attach, Hub, Session,
     events::{ConnectionId, Event, InboundMessage},
     mailbox::Mailbox,
-    on_disk_thread,
+    run_blocking,
 };
 use crate::{
     message::UserId,
@@ -22,55 +22,62 @@ use crate::{
     store::StoreError,
 };
 
-/// The close code of a connection that ended without one.
-const WITHOUT_A_WORD: u16 = 1006;
+/// Close code of a connection that ended without a close frame.
+const ABNORMAL_CLOSURE: u16 = 1006;
 
-/// The mailbox of a connection that is registered with the hub. Dropping it takes the connection out.
+/// A connection registered with the hub. Dropping it unregisters the connection.
 #[derive(Debug)]
-pub struct Connected {
+pub struct ConnectionHandle {
     pub(super) hub: Arc<Hub>,
     pub(super) id: ConnectionId,
     pub(super) mailbox: Arc<Mailbox>,
-    /// Where it comes from, if that is known.
+    /// The client's IP address, if it is known.
     pub(super) address: Option<IpAddr>,
-    /// Who the client has first shown to be.
+    /// The user as whom the client first authenticated.
     pub(super) user: OnceLock<UserId>,
-    /// How it ends.
-    pub(super) end: Option<(u16, Box<str>)>,
+    /// Close code and reason.
+    pub(super) close: Option<(u16, Box<str>)>,
 }
 
 impl Hub {
-    /// Registers a connection: from here on it can be told things.
+    /// Registers a connection without an address.
     #[cfg(test)]
     #[must_use]
-    pub fn connect(self: &Arc<Self>) -> Connected {
+    pub fn connect(self: &Arc<Self>) -> ConnectionHandle {
         self.connect_from(None, |_| ())
     }
 
-    /// Registers a connection, from an address: from here on it can be told things. `named` learns what the connection is called before anybody is told of it.
+    /// Registers a connection; from then on the hub can send to it and close it.
+    ///
+    /// `on_id` receives the connection's id before any listener is notified of it.
     #[must_use]
-    pub fn connect_from(self: &Arc<Self>, address: Option<IpAddr>, named: impl FnOnce(ConnectionId)) -> Connected {
+    pub fn connect_from(
+        self: &Arc<Self>,
+        address: Option<IpAddr>,
+        on_id: impl FnOnce(ConnectionId),
+    ) -> ConnectionHandle {
         let (id, mailbox) = self.registry.enter(self.settings.mailbox);
-        named(id);
-        let connected = Connected { hub: self.clone(), id, mailbox, address, user: OnceLock::new(), end: None };
+        on_id(id);
+        let connected =
+            ConnectionHandle { hub: self.clone(), id, mailbox, address, user: OnceLock::new(), close: None };
         self.middleware.each(Some(&connected.client()), |one| one.on_connection(&connected.client()));
-        self.listeners.tell(id, Event::Connection);
-        self.count_connections();
+        self.listeners.notify(id, Event::Connection);
+        self.publish_connection_count();
         connected
     }
 }
 
-impl Connected {
-    /// What the hub leaves for this connection.
+impl ConnectionHandle {
+    /// Returns the mailbox of this connection.
     #[must_use]
     pub fn mailbox(&self) -> &Mailbox {
         &self.mailbox
     }
 
-    /// Attaches the connection to a user. What was pending is owed from here on, unless `how` says otherwise.
+    /// Attaches the connection to a user. Pending entries become its backlog, unless `how` says otherwise.
     ///
     /// # Errors
-    /// When the user's log cannot be read, or he has too many devices here.
+    /// When the user's log cannot be read, or the user has too many devices here.
     #[cfg(test)]
     pub fn attach(&self, user: UserId, how: Attach, now: Instant) -> Result<Session, StoreError> {
         let session = self.hub.attach(self.id, self.mailbox.clone(), user, how, now)?;
@@ -78,10 +85,11 @@ impl Connected {
         Ok(session)
     }
 
-    /// The same without waiting, where the log is on the other side of a network. Once it has resolved, tell it to
-    /// [`Connected::attached`].
+    /// Attaches the connection to a user without blocking, also where the log is behind a network.
+    ///
+    /// Once the future has resolved, pass the session to [`ConnectionHandle::attached`].
     #[must_use]
-    pub fn attach_later(
+    pub fn attach_without_blocking(
         &self,
         user: UserId,
         how: Attach,
@@ -89,54 +97,55 @@ impl Connected {
     ) -> BoxFuture<'static, Result<Session, StoreError>> {
         let (hub, id, mailbox) = (self.hub.clone(), self.id, self.mailbox.clone());
         if hub.store.is_far() {
-            // Who is gone before it ends drops the session that came of it.
-            return Box::pin(on_disk_thread(move || hub.attach(id, mailbox, user, how, now)));
+            // A caller that drops the future drops the resulting session too.
+            return Box::pin(run_blocking(move || hub.attach(id, mailbox, user, how, now)));
         }
         Box::pin(std::future::ready(hub.attach(id, mailbox, user, how, now)))
     }
 
-    /// From here on this connection is its user's.
+    /// Marks the connection as authenticated as its session's user, and notifies the listeners.
     pub fn attached(&self, session: &Session) {
         self.mailbox.set_authenticated();
         if self.user.set(session.user().clone()).is_ok() {
             let (middleware, client) = (&self.hub.middleware, self.client());
             middleware.each(Some(&client), |one| one.on_authenticated(&client));
-            if let (true, Some(owed)) = (middleware.any(), session.owed()) {
-                let told = |one: &dyn Middleware| one.on_redeliver_undeliverable_messages(owed.clone(), &client);
-                middleware.each(Some(&client), told);
+            if let (true, Some(backlog)) = (middleware.any(), session.backlog()) {
+                let redeliver =
+                    |one: &dyn Middleware| one.on_redeliver_undeliverable_messages(backlog.clone(), &client);
+                middleware.each(Some(&client), redeliver);
             }
-            self.hub.listeners.tell(self.id, Event::Authentication { user: session.user() });
+            self.hub.listeners.notify(self.id, Event::Authentication { user: session.user() });
         }
     }
 
-    /// What the connection is called.
+    /// Returns the connection's id.
     #[must_use]
     pub fn id(&self) -> ConnectionId {
         self.id
     }
 
-    /// How it ends: what is told when it is dropped.
-    pub fn ends(&mut self, code: u16, reason: &str) {
-        self.end = Some((code, reason.into()));
+    /// Sets the close code and reason that listeners receive when the connection is dropped.
+    pub fn set_close(&mut self, code: u16, reason: &str) {
+        self.close = Some((code, reason.into()));
     }
 
-    /// Whether the client is to be listened to now: everybody who is told has room for another message.
+    /// Ready when every listener has room for another message, so that the client's next frame may be read.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.hub.listeners.poll_ready(self.id, cx)
     }
 
-    /// The client has said something that is for the application. Who listens is told, unless a middleware is against it.
-    pub fn said(&self, said: InboundMessage<'_>) -> Verdict {
+    /// Passes an application message from the client to the listeners, unless a middleware rejects it.
+    pub fn receive(&self, said: InboundMessage<'_>) -> Verdict {
         let hub = &self.hub;
         let verdict = if hub.middleware.any() { hub.middleware.judge(&said, &self.client()) } else { Verdict::Pass };
         if verdict == Verdict::Pass {
-            hub.listeners.tell(self.id, Event::Message { user: self.user.get(), said });
+            hub.listeners.notify(self.id, Event::Message { user: self.user.get(), said });
         }
         verdict
     }
 
-    /// Something went wrong with it.
-    pub fn failed(&self, error: &(dyn Error + 'static)) {
+    /// Reports an error on this connection to the middleware.
+    pub fn report_error(&self, error: &(dyn Error + 'static)) {
         self.hub.middleware.error(error, Some(&self.client()));
     }
 
@@ -145,13 +154,13 @@ impl Connected {
     }
 }
 
-impl Drop for Connected {
+impl Drop for ConnectionHandle {
     fn drop(&mut self) {
         self.hub.registry.exit(self.id);
-        self.hub.count_connections();
-        let (code, reason) = self.end.as_ref().map_or((WITHOUT_A_WORD, ""), |(code, reason)| (*code, reason));
+        self.hub.publish_connection_count();
+        let (code, reason) = self.close.as_ref().map_or((ABNORMAL_CLOSURE, ""), |(code, reason)| (*code, reason));
         let client = self.client();
         self.hub.middleware.each(Some(&client), |one| one.on_disconnection(&client, code, reason));
-        self.hub.listeners.tell(self.id, Event::Disconnection { user: self.user.get(), code, reason });
+        self.hub.listeners.notify(self.id, Event::Disconnection { user: self.user.get(), code, reason });
     }
 }

@@ -1,4 +1,4 @@
-//! The path of a message from a backend: into the log first, and from there, or past it, to who is here.
+//! Dispatch: appends synced messages to the recipients' logs, and fans unsynced messages out to online users.
 
 use std::time::Duration;
 
@@ -12,29 +12,29 @@ use crate::{
     store::{Answered, Append, Appended, Once, Rejected, StoreError},
 };
 
-/// A message on its way, checked by whoever took it in.
+/// A message to send, validated by the API that received it.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
-    /// What is said.
+    /// The message.
     pub payload: Payload,
-    /// Whether it may be kept for those who are away (`o.sync`). Has no effect while sync is off, or for everyone.
+    /// Whether it is stored for recipients (`o.sync`). Has no effect while sync is off, or for a broadcast.
     pub sync: bool,
-    /// Who it is for.
+    /// The recipients.
     pub recipients: Recipients,
-    /// And who not.
+    /// Users who do not receive it even if they are recipients.
     pub excluding: Vec<UserId>,
-    /// For how long it is kept (`o.ttl`). `None`: as long as anything is.
+    /// How long it is stored (`o.ttl`). `None`: until the store's own limits expire it.
     pub ttl: Option<Duration>,
-    /// What it takes the place of (`o.collapse`).
+    /// Collapse key (`o.collapse`): replaces a pending message with the same key.
     pub collapse: Option<CollapseKey>,
-    /// A repeat with the same id is not sent again, and gets the first answer.
+    /// Idempotency id: a retry with the same id is not sent again, and returns the first result.
     pub id: Option<DispatchId>,
-    /// Recipients for whom it was refused already.
-    pub refused: Vec<Rejected>,
+    /// Recipients that were rejected before the hub received the dispatch.
+    pub rejected: Vec<Rejected>,
 }
 
 impl Dispatch {
-    /// A synced message for some users, without anything special.
+    /// Creates a synced message without further options.
     #[must_use]
     pub fn new(payload: Payload, recipients: Recipients) -> Self {
         Self {
@@ -45,165 +45,171 @@ impl Dispatch {
             ttl: None,
             collapse: None,
             id: None,
-            refused: Vec::new(),
+            rejected: Vec::new(),
         }
     }
 
     /// Reports options that only a stored message can follow. With sync off such a dispatch is rejected.
     #[must_use]
-    pub fn is_for_logs_alone(&self) -> bool {
+    pub fn requires_storage(&self) -> bool {
         self.ttl.is_some() || self.collapse.is_some()
     }
 }
 
-/// What became of a dispatch.
+/// Result of a dispatch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Outcome {
-    /// Users it was for, without those excluded and with those refused; for everyone: connections.
+    /// Recipients without excluded users and with rejected ones. For a broadcast: connections.
     pub recipients: usize,
-    /// Those of them who are here and for whom it was taken.
+    /// Accepted recipients that are online.
     pub online: usize,
-    /// Those who are not, and for whom it was taken.
+    /// Accepted recipients that are offline.
     pub offline: usize,
-    /// Logs it was appended to: 0 with sync off, for unsynced messages and for everyone.
+    /// Logs it was appended to: 0 with sync off, for unsynced messages and for broadcasts.
     pub stored: usize,
-    /// Those for whom it was not taken, and why.
+    /// Rejected recipients, each with the reason.
     pub rejected: Vec<Rejected>,
-    /// This is the answer to an earlier dispatch with the same id.
+    /// Whether this is the stored result of an earlier dispatch with the same id.
     pub duplicate: bool,
 }
 
 impl Hub {
-    /// Sends a message; resolves once every synced copy is durable. Dropping the future after its first poll does not
-    /// call the message back.
+    /// Sends a message; resolves once every synced entry is durable.
+    ///
+    /// Dropping the future after its first poll does not cancel the dispatch.
     ///
     /// # Errors
-    /// When the store takes nothing; then nobody was sent anything, but for users of servers of another make.
+    /// When the store accepts nothing. Then no user received anything, except users of servers of the original.
     pub async fn dispatch(&self, dispatch: Dispatch) -> Result<Outcome, StoreError> {
         let mut outcomes = self.dispatch_all(vec![dispatch]).await?;
         Ok(outcomes.pop().unwrap_or_default())
     }
 
-    /// Sends messages one after the other; those that are kept share a commit. Resolves with one outcome for each, in
-    /// order, once every synced copy is durable.
+    /// Sends messages in order; synced ones share a commit. Resolves with one outcome each, in order.
     ///
-    /// What passes the log by is sent when all that stands before it is durable.
+    /// It resolves once every synced entry is durable. An unsynced message is sent when everything before it is durable.
     ///
     /// # Errors
-    /// When the store takes nothing more; what stands before that may have been sent.
+    /// When the store accepts no more. Messages before the failed one may have been sent.
     pub async fn dispatch_all(&self, dispatches: Vec<Dispatch>) -> Result<Vec<Outcome>, StoreError> {
         let mut outcomes = Vec::with_capacity(dispatches.len());
-        let mut kept = Vec::new();
+        let mut prepared = Vec::new();
         for dispatch in dispatches {
-            match self.keep(dispatch) {
-                Ok(keep) => kept.push(keep),
-                Err(past) => {
-                    outcomes.extend(self.outcomes(self.append(std::mem::take(&mut kept)).await?));
+            match self.prepare(dispatch) {
+                Ok(one) => prepared.push(one),
+                Err(unsynced) => {
+                    outcomes.extend(self.outcomes(self.commit(std::mem::take(&mut prepared)).await?));
                     self.metrics.dispatches.inc();
-                    outcomes.push(self.send_past(past).await?);
+                    outcomes.push(self.send_unsynced(unsynced).await?);
                 }
             }
         }
-        outcomes.extend(self.outcomes(self.append(kept).await?));
+        outcomes.extend(self.outcomes(self.commit(prepared).await?));
         Ok(outcomes)
     }
 
-    /// What is to be appended for a dispatch; one that passes the log by is given back.
+    /// Prepares a synced dispatch for the store; returns an unsynced one to the caller.
     ///
-    /// This, [`Hub::append`] and [`Hub::outcomes`] are the steps of [`Hub::dispatch_all`], for who has something else to
-    /// do between them.
+    /// This, [`Hub::commit`] and [`Hub::outcomes`] are the steps of [`Hub::dispatch_all`], for callers that have other work
+    /// between them.
     ///
     /// # Errors
-    /// With the dispatch, where it is not to be kept.
-    #[expect(clippy::result_large_err, reason = "what is given back is what was given")]
-    pub fn keep(&self, dispatch: Dispatch) -> Result<Kept, Dispatch> {
+    /// With the dispatch, if it is not to be stored.
+    #[expect(clippy::result_large_err, reason = "the error is the argument")]
+    pub fn prepare(&self, dispatch: Dispatch) -> Result<PreparedDispatch, Dispatch> {
         if !dispatch.sync || self.settings.sync.is_none() {
             return Err(dispatch);
         }
         let Recipients::Users(users) = dispatch.recipients else { return Err(dispatch) };
-        let recipients = without(users, &dispatch.excluding);
+        let recipients = deduplicate(users, &dispatch.excluding);
         let online = |users: &[UserId]| users.iter().map(|user| self.registry.connections(user) > 0).collect();
-        let (mut refused, mut once) = (dispatch.refused, None);
+        let (mut rejected, mut once) = (dispatch.rejected, None);
         if let Some(id) = dispatch.id {
-            once = Some(Once { id, online: online(&recipients), refused: std::mem::take(&mut refused) });
+            once = Some(Once { id, online: online(&recipients), refused: std::mem::take(&mut rejected) });
         }
         let Dispatch { payload, ttl, collapse, .. } = dispatch;
-        let said = self.middleware.any().then(|| payload.clone());
-        let to = To { users: recipients.clone(), refused, said, online: None, only_beside: 0 };
+        let observed = self.middleware.any().then(|| payload.clone());
+        let context = OutcomeContext { users: recipients.clone(), rejected, observed, online: None, original_only: 0 };
         self.metrics.dispatches.inc();
         let append = Append { ttl, collapse, once, ..Append::new(payload, recipients) };
-        Ok(Kept { append, to, beside: Vec::new() })
+        Ok(PreparedDispatch { append, context, original_recipients: Vec::new() })
     }
 
-    /// Appends one after the other, all in one commit; resolves when all of it is durable. Nothing but waiting is done
-    /// in between.
+    /// Appends prepared dispatches in order, in one commit; resolves when all of them are durable.
+    ///
+    /// After its first poll the future only waits.
     ///
     /// # Errors
-    /// When nothing of it was taken.
-    pub async fn append(&self, kept: Vec<Kept>) -> Result<Taken, StoreError> {
-        if kept.is_empty() {
-            return Ok(Taken::default());
+    /// When the store accepted none of them.
+    pub async fn commit(&self, prepared: Vec<PreparedDispatch>) -> Result<CommittedBatch, StoreError> {
+        if prepared.is_empty() {
+            return Ok(CommittedBatch::default());
         }
-        let mut kept = kept;
+        let mut prepared = prepared;
         if self.cluster.is_some() {
-            // What is to be answered the same every time is found out before.
-            for one in &mut kept {
-                self.look_beside(one).await?;
+            // An idempotent result must be the same for every retry, so presence is determined before the commit.
+            for one in &mut prepared {
+                self.split_original_recipients(one).await?;
                 if let Some(once) = &mut one.append.once {
-                    once.online = self.who_is_here(&one.to.users).await;
-                    one.to.online = Some(once.online.clone());
-                    once.online.extend(std::iter::repeat_n(true, one.to.only_beside));
+                    once.online = self.online_flags(&one.context.users).await;
+                    one.context.online = Some(once.online.clone());
+                    once.online.extend(std::iter::repeat_n(true, one.context.original_only));
                 }
             }
         }
-        self.tell_beside(&kept).await?;
-        let (appends, mut told): (Vec<_>, Vec<_>) = kept.into_iter().map(|kept| (kept.append, kept.to)).unzip();
-        let unknown = told.iter_mut().filter(|one| one.online.is_none());
-        let asking = join_all(unknown.map(async |one| one.online = Some(self.who_is_here(&one.users).await)));
+        self.publish_to_original(&prepared).await?;
+        let (appends, mut contexts): (Vec<_>, Vec<_>) =
+            prepared.into_iter().map(|one| (one.append, one.context)).unzip();
+        let unknown = contexts.iter_mut().filter(|one| one.online.is_none());
+        let querying = join_all(unknown.map(async |one| one.online = Some(self.online_flags(&one.users).await)));
         let appending = self.store.append_all(appends);
         let appended = if self.cluster.is_some() {
-            // Both at once: each is a way to Redis and back.
-            tokio::join!(appending, asking).0?
+            // Concurrently: each is one round trip to Redis.
+            tokio::join!(appending, querying).0?
         } else {
             let appended = appending.await?;
-            asking.await;
+            querying.await;
             appended
         };
-        Ok(Taken { appended, told })
+        Ok(CommittedBatch { appended, contexts })
     }
 
-    /// What became of messages that were kept, in order.
-    pub fn outcomes(&self, taken: Taken) -> impl Iterator<Item = Outcome> {
-        let told = taken.told.into_iter();
-        taken.appended.into_iter().zip(told).map(|(appended, to)| self.outcome(appended, to))
+    /// Returns the outcomes of committed dispatches, in order.
+    pub fn outcomes(&self, committed: CommittedBatch) -> impl Iterator<Item = Outcome> {
+        committed
+            .appended
+            .into_iter()
+            .zip(committed.contexts)
+            .map(|(appended, context)| self.outcome(appended, context))
     }
 
-    fn outcome(&self, appended: Appended, to: To) -> Outcome {
-        let To { users, refused, said, online, only_beside } = to;
+    fn outcome(&self, appended: Appended, context: OutcomeContext) -> Outcome {
+        let OutcomeContext { users, rejected, observed, online, original_only } = context;
         let online = online.unwrap_or_default();
-        if let (Some(payload), false) = (said, appended.duplicate) {
+        if let (Some(payload), false) = (observed, appended.duplicate) {
             let with_presence = users.iter().zip(&online).zip(&appended.seqs);
-            let taken = with_presence.filter(|(_, seq)| seq.is_ok()).map(|((user, here), _)| (user.clone(), *here));
-            self.tell_sent(&payload, taken.collect());
+            let accepted =
+                with_presence.filter(|(_, seq)| seq.is_ok()).map(|((user, online), _)| (user.clone(), *online));
+            self.report_sent(&payload, accepted.collect());
         }
-        let taken = appended.seqs.iter().filter(|seq| seq.is_ok()).count() as u64;
-        self.metrics.messages_appended.inc_by(taken);
-        self.metrics.messages_rejected.inc_by(appended.seqs.len() as u64 - taken);
+        let accepted = appended.seqs.iter().filter(|seq| seq.is_ok()).count() as u64;
+        self.metrics.messages_appended.inc_by(accepted);
+        self.metrics.messages_rejected.inc_by(appended.seqs.len() as u64 - accepted);
         self.metrics.messages_dropped.inc_by(appended.dropped);
         if let Some(answered) = appended.answered {
-            return answered_before(answered, appended.duplicate);
+            return stored_outcome(answered, appended.duplicate);
         }
         let mut outcome = Outcome {
-            recipients: users.len() + refused.len() + only_beside,
-            online: only_beside,
-            rejected: refused,
+            recipients: users.len() + rejected.len() + original_only,
+            online: original_only,
+            rejected,
             ..Outcome::default()
         };
-        for ((user, here), seq) in users.iter().zip(&online).zip(appended.seqs) {
+        for ((user, is_online), seq) in users.iter().zip(&online).zip(appended.seqs) {
             outcome.stored += usize::from(seq.is_ok());
             match seq {
-                Ok(_) if *here => outcome.online += 1,
+                Ok(_) if *is_online => outcome.online += 1,
                 Ok(_) => outcome.offline += 1,
                 Err(reason) => outcome.rejected.push(Rejected { user: user.as_str().into(), reason }),
             }
@@ -211,36 +217,38 @@ impl Hub {
         outcome
     }
 
-    /// To those who are here, past the log. One with an id is written down first: it is sent once at most.
-    async fn send_past(&self, dispatch: Dispatch) -> Result<Outcome, StoreError> {
-        let Dispatch { payload, sync, recipients, excluding, id, refused, .. } = dispatch;
-        // Only a message that asked to be kept is lost by not being kept.
+    /// Sends an unsynced message to online recipients.
+    ///
+    /// One with an idempotency id is stored first, without entries, so that it is sent once at most.
+    async fn send_unsynced(&self, dispatch: Dispatch) -> Result<Outcome, StoreError> {
+        let Dispatch { payload, sync, recipients, excluding, id, rejected, .. } = dispatch;
+        // Only a synced message is lost by not being stored.
         let drops = sync && self.settings.sync.is_none();
         let users = match recipients {
             Recipients::Everyone => None,
-            Recipients::Users(users) => Some(without(users, &excluding)),
+            Recipients::Users(users) => Some(deduplicate(users, &excluding)),
         };
         if let Some(id) = id {
             let online = match &users {
-                Some(users) => self.who_is_here(users).await,
+                Some(users) => self.online_flags(users).await,
                 None => {
-                    let mut online = vec![true; self.all_elsewhere().await];
-                    self.each_welcome(&excluding, |_| online.push(true));
+                    let mut online = vec![true; self.remote_connection_count().await];
+                    self.for_each_broadcast_target(&excluding, |_| online.push(true));
                     online
                 }
             };
-            let once = Some(Once { id, online, refused });
+            let once = Some(Once { id, online, refused: rejected });
             let appended = self.store.append(Append { once, ..Append::new(payload.clone(), Vec::new()) }).await?;
             if !appended.duplicate {
-                let outcome = self.pass_by(&payload, users.as_deref(), &excluding).await;
+                let outcome = self.fan_out_unsynced(&payload, users.as_deref(), &excluding).await;
                 self.count_dropped(drops, &outcome);
             }
-            return Ok(answered_before(appended.answered.unwrap_or_default(), appended.duplicate));
+            return Ok(stored_outcome(appended.answered.unwrap_or_default(), appended.duplicate));
         }
-        let mut outcome = self.pass_by(&payload, users.as_deref(), &excluding).await;
+        let mut outcome = self.fan_out_unsynced(&payload, users.as_deref(), &excluding).await;
         self.count_dropped(drops, &outcome);
-        outcome.recipients += refused.len();
-        outcome.rejected = refused;
+        outcome.recipients += rejected.len();
+        outcome.rejected = rejected;
         Ok(outcome)
     }
 
@@ -250,128 +258,130 @@ impl Hub {
         }
     }
 
-    /// Tells the middleware of a message that was kept for `users`, each with whether he is here, at any server.
-    fn tell_sent(&self, payload: &Payload, users: Vec<(UserId, bool)>) {
-        let (mut here, mut away) = (Vec::new(), Vec::new());
+    /// Reports a stored message to the middleware. Each user comes with whether any server has a connection of theirs.
+    fn report_sent(&self, payload: &Payload, users: Vec<(UserId, bool)>) {
+        let (mut online_users, mut offline_users) = (Vec::new(), Vec::new());
         for (user, online) in users {
-            if online { here.push(user) } else { away.push(user) }
+            if online { online_users.push(user) } else { offline_users.push(user) }
         }
-        if !here.is_empty() {
-            self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&here)));
+        if !online_users.is_empty() {
+            self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&online_users)));
         }
-        if !away.is_empty() {
-            self.middleware.each(None, |one| one.on_undeliverable_message_sent(payload, &away));
+        if !offline_users.is_empty() {
+            self.middleware.each(None, |one| one.on_undeliverable_message_sent(payload, &offline_users));
         }
     }
 
-    async fn pass_by(&self, payload: &Payload, users: Option<&[UserId]>, excluding: &[UserId]) -> Outcome {
-        self.tell_others(|| Broadcast::Message {
+    async fn fan_out_unsynced(&self, payload: &Payload, users: Option<&[UserId]>, excluding: &[UserId]) -> Outcome {
+        self.broadcast_to_servers(|| Broadcast::Message {
             payload: payload.clone(),
             recipients: users.map_or(Recipients::Everyone, |users| Recipients::Users(users.to_vec())),
             excluding: excluding.to_vec(),
         });
         match users {
-            Some(users) => self.to_users(payload, users).await,
+            Some(users) => self.send_unsynced_to(payload, users).await,
             None => {
-                let told = self.to_everyone_here(payload, excluding) + self.all_elsewhere().await;
-                if told > 0 {
-                    self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Everyone(told)));
+                let sent = self.broadcast_local(payload, excluding) + self.remote_connection_count().await;
+                if sent > 0 {
+                    self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Everyone(sent)));
                 }
-                Outcome { recipients: told, online: told, ..Outcome::default() }
+                Outcome { recipients: sent, online: sent, ..Outcome::default() }
             }
         }
     }
 
-    /// Tells connections of these users to go (close code 1000), at every server.
+    /// Closes the connections of these users at every server (close code 1000).
     pub async fn disconnect(&self, recipients: &Recipients, excluding: &[UserId]) -> Outcome {
-        let online = self.who_will_leave(recipients, excluding).await;
-        self.leave_elsewhere(recipients, excluding);
-        let (recipients_here, online_here) = self.disconnect_here(recipients, excluding);
+        let online = self.online_flags_of(recipients, excluding).await;
+        self.disconnect_remote(recipients, excluding);
+        let (local_recipients, local_online) = self.disconnect_local(recipients, excluding);
         match (recipients, online) {
             (Recipients::Everyone, _) => {
-                let told = recipients_here + self.all_elsewhere().await;
-                Outcome { recipients: told, online: told, ..Outcome::default() }
+                let closed = local_recipients + self.remote_connection_count().await;
+                Outcome { recipients: closed, online: closed, ..Outcome::default() }
             }
             (Recipients::Users(_), online) => {
-                let count = online.map_or(online_here, |online| online.into_iter().filter(|one| *one).count());
-                let (recipients, online, offline) = (recipients_here, count, recipients_here - count);
+                let count = online.map_or(local_online, |online| online.into_iter().filter(|one| *one).count());
+                let (recipients, online, offline) = (local_recipients, count, local_recipients - count);
                 Outcome { recipients, online, offline, ..Outcome::default() }
             }
         }
     }
 
-    /// To every connection that is here, and never kept: stock's `*`. Returns how many those are.
-    pub(super) fn to_everyone_here(&self, payload: &Payload, excluding: &[UserId]) -> usize {
-        let (mut told, mut dropped) = (0, 0);
-        self.each_welcome(excluding, |mailbox| {
-            told += 1;
+    /// Sends a broadcast to every local connection; returns their number. Broadcasts are never stored.
+    pub(super) fn broadcast_local(&self, payload: &Payload, excluding: &[UserId]) -> usize {
+        let (mut sent, mut dropped) = (0, 0);
+        self.for_each_broadcast_target(excluding, |mailbox| {
+            sent += 1;
             dropped += mailbox.put(payload);
         });
         self.metrics.unsynced_dropped.inc_by(dropped);
-        told
+        sent
     }
 
-    /// Visits the mailboxes of connections that get what is for everyone.
-    fn each_welcome(&self, excluding: &[UserId], mut visit: impl FnMut(&Mailbox)) {
-        let mut spared = self.registry.connections_of_users(excluding);
-        spared.sort_unstable();
-        self.registry.everyone(|id, mailbox| {
-            let welcome = mailbox.is_authenticated() || !self.settings.authentication_required;
-            if welcome && spared.binary_search(&id).is_err() {
+    /// Visits the mailboxes of local connections that receive broadcasts.
+    fn for_each_broadcast_target(&self, excluding: &[UserId], mut visit: impl FnMut(&Mailbox)) {
+        let mut excluded = self.registry.connections_of_users(excluding);
+        excluded.sort_unstable();
+        self.registry.for_each_connection(|id, mailbox| {
+            let allowed = mailbox.is_authenticated() || !self.settings.authentication_required;
+            if allowed && excluded.binary_search(&id).is_err() {
                 visit(mailbox);
             }
         });
     }
 
-    /// To those of `users` who are here, past the log. Who is there is asked first: a message that makes them leave counts.
-    async fn to_users(&self, payload: &Payload, users: &[UserId]) -> Outcome {
-        let online = self.who_is_here(users).await;
-        let (watched, mut here) = (self.middleware.any(), Vec::new());
-        for (user, is_here) in users.iter().zip(&online) {
+    /// Sends an unsynced message to those of `users` who are online.
+    ///
+    /// Presence is read first: a user counts as online even if the message makes the client disconnect.
+    async fn send_unsynced_to(&self, payload: &Payload, users: &[UserId]) -> Outcome {
+        let online = self.online_flags(users).await;
+        let (observed, mut receivers) = (self.middleware.any(), Vec::new());
+        for (user, is_online) in users.iter().zip(&online) {
             let (_, dropped) = self.registry.put(user, payload);
             self.metrics.unsynced_dropped.inc_by(dropped);
-            if watched && *is_here {
-                here.push(user.clone());
+            if observed && *is_online {
+                receivers.push(user.clone());
             }
         }
-        if !here.is_empty() {
-            self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&here)));
+        if !receivers.is_empty() {
+            self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&receivers)));
         }
-        let online = online.into_iter().filter(|is_here| *is_here).count();
+        let online = online.into_iter().filter(|is_online| *is_online).count();
         Outcome { recipients: users.len(), online, offline: users.len() - online, ..Outcome::default() }
     }
 }
 
-/// A dispatch on its way to the store, and what its answer needs.
+/// A dispatch ready for the store, with what its outcome needs.
 #[derive(Debug)]
-pub struct Kept {
+pub struct PreparedDispatch {
     pub(super) append: Append,
-    pub(super) to: To,
-    /// Who is to be told by servers of another make.
-    pub(super) beside: Vec<UserId>,
+    pub(super) context: OutcomeContext,
+    /// Recipients to whom servers of the original have to send it.
+    pub(super) original_recipients: Vec<UserId>,
 }
 
-/// What the answer to a dispatch needs.
+/// What the outcome of a dispatch needs.
 #[derive(Debug)]
-pub(super) struct To {
+pub(super) struct OutcomeContext {
     pub(super) users: Vec<UserId>,
-    refused: Vec<Rejected>,
-    /// Where there is middleware to be told.
-    said: Option<Payload>,
-    /// Which of the users are here, at any server; `None` before they were asked for.
+    rejected: Vec<Rejected>,
+    /// The message, if a middleware is installed that receives it.
+    observed: Option<Payload>,
+    /// Which users are online at any server; `None` until presence was read.
     online: Option<Vec<bool>>,
-    /// How many more are at servers of another make and at none of ours: nothing is kept for them here.
-    pub(super) only_beside: usize,
+    /// Users connected only to servers of the original. Nothing is stored for them here.
+    pub(super) original_only: usize,
 }
 
-/// Dispatches that the store has taken.
+/// Dispatches that the store has committed.
 #[derive(Debug, Default)]
-pub struct Taken {
+pub struct CommittedBatch {
     appended: Vec<Appended>,
-    told: Vec<To>,
+    contexts: Vec<OutcomeContext>,
 }
 
-fn answered_before(answered: Answered, duplicate: bool) -> Outcome {
+fn stored_outcome(answered: Answered, duplicate: bool) -> Outcome {
     Outcome {
         recipients: answered.recipients as usize,
         online: answered.online as usize,
@@ -382,10 +392,10 @@ fn answered_before(answered: Answered, duplicate: bool) -> Outcome {
     }
 }
 
-/// Each user once, in the order given, without those excluded.
-pub(super) fn without(mut users: Vec<UserId>, excluding: &[UserId]) -> Vec<UserId> {
+/// Removes duplicates and excluded users; the order is unchanged.
+pub(super) fn deduplicate(mut users: Vec<UserId>, excluding: &[UserId]) -> Vec<UserId> {
     if users.len() == 1 {
-        // The common case, without a set.
+        // The common case, without allocating a set.
         users.retain(|user| !excluding.contains(user));
         return users;
     }
@@ -399,10 +409,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_recipient_counts_once_and_the_excluded_not_at_all() {
+    fn recipients_with_repeats_and_exclusions_are_unique_and_in_order() {
         let ids = |text: &str| text.split_whitespace().map(|id| UserId::new(id).unwrap()).collect::<Vec<_>>();
-        assert_eq!(without(ids("b a b c a"), &ids("c")), ids("b a"));
-        assert_eq!(without(ids("a"), &ids("a b")), ids(""));
-        assert_eq!(without(ids("a"), &[]), ids("a"));
+        assert_eq!(deduplicate(ids("b a b c a"), &ids("c")), ids("b a"));
+        assert_eq!(deduplicate(ids("a"), &ids("a b")), ids(""));
+        assert_eq!(deduplicate(ids("a"), &[]), ids("a"));
     }
 }

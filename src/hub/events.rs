@@ -1,7 +1,7 @@
-//! What happens to clients, told to whoever listens: portals, webhooks, handlers of who embeds the server.
+//! Client events, passed to every listener: portals, webhooks, and handlers of an embedding program.
 //!
-//! Of one connection everything is told in order: that it came, who it turned out to be, what it said, that it went.
-//! Between connections there is no order. Nothing is told twice, and nothing of what came before a listener did.
+//! Events of one connection arrive in order: connection, authentication, messages, disconnection. Between connections
+//! there is no order. No event is passed twice. A listener receives nothing that happened before it was added.
 
 use std::{
     fmt,
@@ -18,49 +18,53 @@ pub use super::registry::ConnectionId;
 pub use crate::message::InboundMessage;
 use crate::message::UserId;
 
-/// Something that has happened to a client. Borrowed: a listener copies what it keeps.
+/// An event of one client. Borrowed: a listener copies what it stores.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// It has connected, and nobody knows yet who it is.
+    /// The client has connected and is not authenticated yet.
     Connection,
-    /// It has shown who it is.
+    /// The client has authenticated.
     Authentication {
-        /// Who it is.
+        /// The user.
         user: &'a UserId,
     },
-    /// It has said something: a message of its application (opcode 0 or above those of the protocol).
+    /// The client has sent an application message (opcode 0, or above those of the protocol).
     Message {
-        /// Who it is, if that is known.
+        /// The user, if the client is authenticated.
         user: Option<&'a UserId>,
-        /// What it said.
+        /// The message.
         said: InboundMessage<'a>,
     },
-    /// It is gone.
+    /// The client has disconnected.
     Disconnection {
-        /// Who it was, if that was known.
+        /// The user, if the client was authenticated.
         user: Option<&'a UserId>,
-        /// The close code: the client's own where it closed, ours where we did, 1006 where nobody said anything.
+        /// The close code: the client's if it closed, ours if the server closed, 1006 without a close frame.
         code: u16,
-        /// In the words of who closed; often empty.
+        /// The reason from the close frame; often empty.
         reason: &'a str,
     },
 }
 
-/// Who is told. Called on the connection's own task, so it must not wait for anything: whoever has more to do puts it into a
-/// bounded queue of his own and says what happens when that is full.
+/// Receives client events.
+///
+/// Called on the connection's own task, so it must not wait. A listener with more work puts it into a bounded queue and
+/// defines what happens when that is full.
 pub trait Listener: Send + Sync {
-    /// Something has happened to the client on `connection`.
+    /// Receives an event of the client on `connection`.
     fn event(&self, connection: ConnectionId, event: Event<'_>);
 
-    /// Whether there is room for another message from this connection. While there is none the client is not listened to,
-    /// so that what it says waits on its own side; the waker is to be woken when there is room again. Always, by default.
+    /// Ready when the listener has room for another message from this connection; by default always.
+    ///
+    /// While it is pending the server reads nothing from the client, so backpressure reaches the client's socket. The
+    /// listener wakes the waker when it has room again.
     fn poll_ready(&self, connection: ConnectionId, cx: &mut Context<'_>) -> Poll<()> {
         _ = (connection, cx);
         Poll::Ready(())
     }
 }
 
-/// All who listen. Costs a look at a flag as long as there are none.
+/// All listeners. Without any, an event costs one atomic load.
 #[derive(Default)]
 pub(super) struct Listeners {
     any: AtomicBool,
@@ -73,7 +77,7 @@ impl Listeners {
         self.any.store(true, Ordering::Release);
     }
 
-    pub(super) fn tell(&self, connection: ConnectionId, event: Event<'_>) {
+    pub(super) fn notify(&self, connection: ConnectionId, event: Event<'_>) {
         if self.any.load(Ordering::Acquire) {
             self.all.read().iter().for_each(|listener| listener.event(connection, event));
         }
@@ -113,32 +117,32 @@ mod tests {
 
     impl Listener for Written {
         fn event(&self, _: ConnectionId, event: Event<'_>) {
-            let told = match event {
+            let text = match event {
                 Event::Connection => "connection".to_owned(),
                 Event::Authentication { user } => format!("authentication {user}"),
                 Event::Message { user, said } => format!("{user:?} says {:?}", said.data),
                 Event::Disconnection { user, code, .. } => format!("{user:?} goes {code}"),
             };
-            self.0.lock().push(told);
+            self.0.lock().push(text);
         }
     }
 
     #[tokio::test]
-    async fn of_a_connection_everything_is_told_once_and_in_order() {
+    async fn events_of_a_connection_arrive_once_and_in_order() {
         let (hub, written) = (hub(Duration::ZERO), Arc::new(Written::default()));
-        let unheard = hub.connect();
+        let earlier = hub.connect();
         hub.listen(written.clone());
         let mut connected = hub.connect();
-        connected.said(InboundMessage::new(0, Some("1"), None));
+        connected.receive(InboundMessage::new(0, Some("1"), None));
         let attach = Attach { should_sync: true, after: None, device: None };
         let alice = UserId::new("alice").unwrap();
         let session = connected.attach(alice.clone(), attach.clone(), Instant::now()).unwrap();
-        connected.said(InboundMessage::new(0, Some("2"), None));
+        connected.receive(InboundMessage::new(0, Some("2"), None));
         drop(session);
         drop(connected.attach(alice, attach, Instant::now()).unwrap());
-        connected.ends(1000, "");
+        connected.set_close(1000, "");
         drop(connected);
-        drop(unheard);
+        drop(earlier);
         let expected = [
             "connection",
             "None says Some(\"1\")",

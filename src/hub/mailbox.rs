@@ -1,4 +1,4 @@
-//! What the hub leaves for a connection to pick up: signals, and the unsynced messages that pass the log by.
+//! Mailbox of a connection: signals from the hub, and unsynced messages, which bypass the log.
 
 use std::{
     collections::VecDeque,
@@ -13,34 +13,35 @@ use crate::message::Payload;
 
 const LOG: u8 = 1;
 const UNSYNCED: u8 = 2;
-const LEAVE: u8 = 4;
+const CLOSE: u8 = 4;
 
-/// Why a connection is told to go.
+/// Why the server closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leave {
-    /// A backend asked for it (`DISCONNECT_CLIENT`).
-    Asked,
-    /// The program the server is part of asked for it, with this close code.
-    With(u16),
+pub enum CloseReason {
+    /// A backend requested it (`DISCONNECT_CLIENT`).
+    Requested,
+    /// The embedding program requested it, with this close code.
+    WithCode(u16),
     /// The server is shutting down.
     Shutdown,
-    /// The store has failed: nothing can be promised any more.
-    Failed,
+    /// The store has failed, so no guarantee can be given any more.
+    StoreFailed,
 }
 
-/// What happened since the last look.
+/// Signals since the last poll.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Signals {
-    /// The user's log may have more.
+    /// The user's log may have more entries.
     pub log: bool,
-    /// Unsynced messages are waiting.
+    /// There are unsynced messages in the mailbox.
     pub unsynced: bool,
-    /// The connection is to go.
-    pub leave: Option<Leave>,
+    /// The connection is to be closed.
+    pub close: Option<CloseReason>,
 }
 
-/// How much a mailbox holds. At either bound the oldest message is dropped and counted: unsynced messages are those
-/// whose loss costs nothing, and memory must not depend on how slowly somebody reads.
+/// Bounds of a mailbox. At either bound the oldest message is dropped and counted.
+///
+/// Unsynced messages are those whose loss is acceptable, and memory must not depend on how slowly a client reads.
 #[derive(Clone, Copy, Debug)]
 pub struct MailboxBounds {
     /// Messages.
@@ -49,21 +50,21 @@ pub struct MailboxBounds {
     pub bytes: usize,
 }
 
-/// One per connection. The hub puts in and never waits; the connection's task takes out.
+/// Mailbox of one connection. The hub puts in and never waits; the connection's task takes out.
 #[derive(Debug)]
 pub struct Mailbox {
     bounds: MailboxBounds,
     signals: AtomicU8,
     waker: AtomicWaker,
     authenticated: AtomicBool,
-    inside: Mutex<Inside>,
+    state: Mutex<MailboxState>,
 }
 
 #[derive(Debug, Default)]
-struct Inside {
+struct MailboxState {
     unsynced: VecDeque<Payload>,
     unsynced_bytes: usize,
-    leave: Option<Leave>,
+    close: Option<CloseReason>,
 }
 
 impl Mailbox {
@@ -73,7 +74,7 @@ impl Mailbox {
             signals: AtomicU8::new(0),
             waker: AtomicWaker::new(),
             authenticated: AtomicBool::new(false),
-            inside: Mutex::default(),
+            state: Mutex::default(),
         }
     }
 
@@ -85,27 +86,27 @@ impl Mailbox {
         self.authenticated.store(true, Ordering::Relaxed);
     }
 
-    /// The user's log has more.
+    /// Signals that the user's log has more entries.
     pub(super) fn log_has_more(&self) {
         self.signal(LOG);
     }
 
-    /// Tells the connection to go. The first reason stands.
-    pub(super) fn leave(&self, why: Leave) {
-        self.inside.lock().leave.get_or_insert(why);
-        self.signal(LEAVE);
+    /// Requests the connection to close. The first reason stands.
+    pub(super) fn close(&self, why: CloseReason) {
+        self.state.lock().close.get_or_insert(why);
+        self.signal(CLOSE);
     }
 
-    /// Puts in an unsynced message; returns how many old ones had to go for it.
+    /// Puts in an unsynced message; returns the number of older messages dropped for it.
     pub(super) fn put(&self, payload: &Payload) -> u64 {
         let mut dropped = 0;
         {
-            let mut inside = self.inside.lock();
-            inside.unsynced_bytes += payload.as_bytes().len();
-            inside.unsynced.push_back(payload.clone());
-            while inside.unsynced.len() > self.bounds.messages || inside.unsynced_bytes > self.bounds.bytes {
-                let Some(oldest) = inside.unsynced.pop_front() else { break };
-                inside.unsynced_bytes -= oldest.as_bytes().len();
+            let mut state = self.state.lock();
+            state.unsynced_bytes += payload.as_bytes().len();
+            state.unsynced.push_back(payload.clone());
+            while state.unsynced.len() > self.bounds.messages || state.unsynced_bytes > self.bounds.bytes {
+                let Some(oldest) = state.unsynced.pop_front() else { break };
+                state.unsynced_bytes -= oldest.as_bytes().len();
                 dropped += 1;
             }
         }
@@ -115,26 +116,26 @@ impl Mailbox {
 
     /// Takes the oldest unsynced message.
     pub fn take(&self) -> Option<Payload> {
-        let mut inside = self.inside.lock();
-        let oldest = inside.unsynced.pop_front();
+        let mut state = self.state.lock();
+        let oldest = state.unsynced.pop_front();
         match &oldest {
-            Some(payload) => inside.unsynced_bytes -= payload.as_bytes().len(),
-            // An idle connection keeps no memory for messages it does not have.
-            None => inside.unsynced = VecDeque::new(),
+            Some(payload) => state.unsynced_bytes -= payload.as_bytes().len(),
+            // An idle connection holds no memory for an empty queue.
+            None => state.unsynced = VecDeque::new(),
         }
         oldest
     }
 
-    /// Resolves with what happened since the last call. One task may wait at a time.
+    /// Resolves with the signals since the last call. One task may wait at a time.
     pub fn poll_signals(&self, cx: &mut Context<'_>) -> Poll<Signals> {
-        // Registered first: whatever is signalled from here on wakes the task, whether or not it finds something now.
+        // Registered first: a signal from here on wakes the task, whether or not the swap below finds one.
         self.waker.register(cx.waker());
         let signals = self.signals.swap(0, Ordering::AcqRel);
         if signals == 0 {
             return Poll::Pending;
         }
-        let leave = if signals & LEAVE == 0 { None } else { self.inside.lock().leave };
-        Poll::Ready(Signals { log: signals & LOG != 0, unsynced: signals & UNSYNCED != 0, leave })
+        let close = if signals & CLOSE == 0 { None } else { self.state.lock().close };
+        Poll::Ready(Signals { log: signals & LOG != 0, unsynced: signals & UNSYNCED != 0, close })
     }
 
     fn signal(&self, signal: u8) {
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_connection_loses_the_oldest_unsynced_message_and_it_is_counted() {
+    fn mailbox_beyond_its_message_bound_drops_the_oldest_and_counts_it() {
         let mailbox = mailbox(2, 1_000);
         assert_eq!([1, 2, 3].map(|n| mailbox.put(&payload(&n.to_string()))), [0, 0, 1]);
         assert_eq!(mailbox.take(), Some(payload("2")));
@@ -168,23 +169,23 @@ mod tests {
     }
 
     #[test]
-    fn unsynced_messages_are_bounded_in_bytes_too() {
+    fn mailbox_beyond_its_byte_bound_drops_the_oldest() {
         let mailbox = mailbox(100, 40);
         let dropped: u64 = (0..10).map(|_| mailbox.put(&payload("\"0123456789\""))).sum();
         assert_eq!(dropped, 9);
         assert!(mailbox.take().is_some() && mailbox.take().is_none());
-        assert_eq!(mailbox.inside.lock().unsynced_bytes, 0);
+        assert_eq!(mailbox.state.lock().unsynced_bytes, 0);
     }
 
     #[test]
-    fn signals_are_told_once_and_the_first_reason_to_leave_stands() {
+    fn signals_are_returned_once_and_the_first_close_reason_stands() {
         let mailbox = mailbox(1, 100);
         let mut cx = Context::from_waker(Waker::noop());
         assert!(mailbox.poll_signals(&mut cx).is_pending());
         mailbox.log_has_more();
-        mailbox.leave(Leave::Shutdown);
-        mailbox.leave(Leave::Asked);
-        let all = Signals { log: true, unsynced: false, leave: Some(Leave::Shutdown) };
+        mailbox.close(CloseReason::Shutdown);
+        mailbox.close(CloseReason::Requested);
+        let all = Signals { log: true, unsynced: false, close: Some(CloseReason::Shutdown) };
         assert_eq!(mailbox.poll_signals(&mut cx), Poll::Ready(all));
         assert!(mailbox.poll_signals(&mut cx).is_pending());
     }

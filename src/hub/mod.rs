@@ -1,16 +1,16 @@
-//! Who is here and what they have had. Knows no socket and no wire format, and never waits for a socket.
+//! ConnectionHandle clients and their sessions. The hub knows no socket and no wire format, and never waits for a socket.
 //!
-//! - [`dispatch`](Hub::dispatch): the path of a message from a backend
-//! - [`mailbox`]: what the hub leaves for a connection to pick up
+//! - [`dispatch`](Hub::dispatch): sends a backend's message to its recipients
+//! - [`mailbox`]: signals and unsynced messages for one connection
 //! - [`registry`]: every connection, and the sessions of every user
-//! - [`connection`]: a connection, from before anybody knows whose it is, and what is told about it
+//! - [`connection`]: one connection, from before its authentication, and the events it causes
 //! - [`session`]: a cursor on a user's log
-//! - [`presence`]: which users are here, in order
-//! - [`queries`]: what can be asked about users
-//! - [`cluster`]: the other servers, if there are any
-//! - [`events`]: what happens to clients, told to whoever listens
-//! - [`portals`]: the backends that are told, each event to one of them
-//! - [`backup`](Hub::backup): the whole store, piece by piece
+//! - [`presence`]: online users, ordered by id
+//! - [`queries`]: read-only queries about users, and readiness
+//! - [`cluster`]: other servers, if there are any
+//! - [`events`]: client events, passed to every listener
+//! - [`portals`]: backends that receive client events, each event at one of them
+//! - [`backup`](Hub::backup): the whole store, as a stream of chunks
 
 mod backup;
 mod cluster;
@@ -36,12 +36,12 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, watch};
 
 pub use self::{
-    connection::Connected,
-    dispatch::{Dispatch, Kept, Outcome, Taken},
+    connection::ConnectionHandle,
+    dispatch::{CommittedBatch, Dispatch, Outcome, PreparedDispatch},
     events::{ConnectionId, Event, InboundMessage, Listener},
-    mailbox::{Leave, MailboxBounds, Signals},
+    mailbox::{CloseReason, MailboxBounds, Signals},
     queries::{DeviceReport, UserReport},
-    session::{Attach, Batch, Mark, Resumed, Session},
+    session::{Attach, Batch, Resumed, SentPosition, Session},
 };
 pub use crate::store::{
     Entry, EventKind, Kept as KeptEvent, Missed, Outbox, OutboxEvent, OutboxOptions, ReadLimit, Reason, Rejected,
@@ -57,50 +57,51 @@ use crate::{
 use events::Listeners;
 use portals::{Bounds, Portals};
 use presence::Presence;
-use registry::{Registry, Seat};
+use registry::{Registry, SessionEntry};
 
-/// Reads that may wait for the disk at the same time: the budget of all replays together. Sessions beyond that wait their
-/// turn, one batch each, first come first served; who is at the head of his log reads from memory and never waits here. A
-/// thousand users coming back at once must not take every thread from those who are being sent something new. (On two
-/// cores, beside twenty replays, a live message took 1.4 ms longer with four, 0.5 with two and 0.5 with one; the replays
-/// got 456, 427 and 295 MB a second: `cargo bench --bench fairness`.)
+/// Cold reads of all sessions together that may wait for the disk at the same time.
+///
+/// Further sessions queue for one batch each, first come, first served. A session at the head of its log reads from memory
+/// and never queues here. A thousand users reconnecting at once must not take every thread from live delivery. Measured
+/// on two cores beside twenty replays, with 4, 2 and 1 reads: a live message took 1.4, 0.5 and 0.5 ms longer, and the
+/// replays got 456, 427 and 295 MB/s (`cargo bench --bench fairness`).
 const COLD_READS_MAX: usize = 2;
 
-/// The same where the log is on the other side of a network: waiting for that costs a thread and no disk.
-const FAR_READS_MAX: usize = 64;
+/// The same limit for logs behind a network, where waiting costs a thread and no disk.
+const REMOTE_READS_MAX: usize = 64;
 
-/// How the hub is to behave.
+/// Settings of the hub.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Keep messages for users who are away; `None`: sync is off.
+    /// Store messages for offline users; `None`: sync is off.
     pub sync: Option<SyncSettings>,
-    /// Connections that are not authenticated get no message for everyone.
+    /// Send broadcasts to authenticated connections only.
     pub authentication_required: bool,
-    /// Write down when users come and go.
+    /// Record when users connect and disconnect.
     pub store_connected_users: bool,
-    /// What waits for one slow connection.
+    /// Bounds of each connection's mailbox.
     pub mailbox: MailboxBounds,
-    /// Who is told what happens to clients; `None`: no portals.
+    /// Distribution of client events to portals; `None`: no portals.
     pub portals: Option<PortalSettings>,
 }
 
-/// How portals are told what happens to clients.
+/// How client events are distributed to portals.
 #[derive(Clone, Copy, Debug)]
 pub struct PortalSettings {
-    /// Each in turn, rather than at random.
-    pub in_turn: bool,
-    /// How much is held for them.
+    /// Round robin, rather than at random.
+    pub round_robin: bool,
+    /// Bounds of their queues.
     pub bounds: Bounds,
 }
 
-/// How messages are kept.
+/// How stored messages are redelivered.
 #[derive(Clone, Copy, Debug)]
 pub struct SyncSettings {
-    /// Pause between the messages owed to a user who comes back. Zero: none.
+    /// Interval between backlog entries of a session. Zero: no pacing.
     pub redelivery_interval: Duration,
 }
 
-/// Everything that is shared between connections.
+/// State that all connections share.
 pub struct Hub {
     settings: Settings,
     store: Arc<dyn Store>,
@@ -111,26 +112,19 @@ pub struct Hub {
     listeners: Listeners,
     middleware: Arc<Chain>,
     portals: Option<Arc<Portals>>,
-    /// Who else is told of commits.
+    /// A second listener for commits, after the registry.
     appended: Arc<OnceLock<CommitListener>>,
     cold_reads: Arc<Semaphore>,
-    /// One at a time.
+    /// One backup at a time.
     backups: Arc<Semaphore>,
-    /// Nothing more will happen to clients.
-    over: watch::Sender<bool>,
+    /// Whether the last client event has passed.
+    drained: watch::Sender<bool>,
 }
 
 impl Hub {
-    /// A hub over `store`, whose commits it listens to from here on.
+    /// Creates a hub over `store` and listens to its commits; with `cluster`, as one of several servers.
     #[must_use]
-    #[cfg(test)]
-    pub fn new(settings: Settings, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Self::among(settings, store, metrics, None)
-    }
-
-    /// The same, as one of several servers.
-    #[must_use]
-    pub fn among(
+    pub fn new(
         settings: Settings,
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
@@ -138,22 +132,23 @@ impl Hub {
     ) -> Arc<Self> {
         let registry = Arc::new(Registry::new());
         let appended: Arc<OnceLock<CommitListener>> = Arc::default();
-        let (listening, also) = (registry.clone(), appended.clone());
+        let (sessions, second) = (registry.clone(), appended.clone());
         store.on_commit(Arc::new(move |users| {
-            users.iter().for_each(|user| listening.wake(user));
-            if let Some(also) = also.get() {
-                also(users);
+            users.iter().for_each(|user| sessions.wake(user));
+            if let Some(second) = second.get() {
+                second(users);
             }
         }));
-        let gaps = registry.clone();
-        store.on_gap(Arc::new(move || gaps.everyone(|_, mailbox| mailbox.log_has_more())));
-        let cold_reads = Arc::new(Semaphore::new(if store.is_far() { FAR_READS_MAX } else { COLD_READS_MAX }));
+        let resync = registry.clone();
+        store.on_gap(Arc::new(move || resync.for_each_connection(|_, mailbox| mailbox.log_has_more())));
+        let cold_reads = Arc::new(Semaphore::new(if store.is_far() { REMOTE_READS_MAX } else { COLD_READS_MAX }));
         let backups = Arc::new(Semaphore::new(1));
         let (presence, listeners, middleware) = (Presence::default(), Listeners::default(), Arc::default());
-        let portals = settings.portals.map(|told| Portals::new(told.in_turn, told.bounds, metrics.clone()));
+        let portals =
+            settings.portals.map(|portals| Portals::new(portals.round_robin, portals.bounds, metrics.clone()));
         if let Some(portals) = &portals {
             if let Some(cluster) = &cluster {
-                portals.stand_among(&**cluster);
+                portals.join_cluster(&**cluster);
             }
             listeners.add(portals.clone());
         }
@@ -170,13 +165,13 @@ impl Hub {
             appended,
             cold_reads,
             backups,
-            over: watch::Sender::new(false),
+            drained: watch::Sender::new(false),
         });
-        hub.hear_others();
+        hub.subscribe_to_cluster();
         hub
     }
 
-    /// Sets the middleware; before anything happens, and once.
+    /// Sets the middleware. To be called once, before the first connection.
     pub fn install(&self, middleware: Vec<Arc<dyn Middleware>>) {
         self.middleware.set(middleware);
         if let (true, Some(portals)) = (self.middleware.any(), &self.portals) {
@@ -187,102 +182,109 @@ impl Hub {
         }
     }
 
-    /// The middleware.
+    /// Returns the middleware.
     #[must_use]
     pub fn middleware(&self) -> &Chain {
         &self.middleware
     }
 
-    /// Leaves an unsynced message for one connection; false if it is gone. A message too many drops the oldest.
+    /// Puts an unsynced message into one connection's mailbox; false if the connection is gone.
+    ///
+    /// At the mailbox's bounds the oldest message is dropped.
     pub fn send_to_connection(&self, connection: ConnectionId, payload: &Payload) -> bool {
         let Some(mailbox) = self.registry.mailbox(connection) else { return false };
         self.metrics.unsynced_dropped.inc_by(mailbox.put(payload));
         true
     }
 
-    /// Tells one connection to go; false if it is gone.
-    pub fn leave_connection(&self, connection: ConnectionId, why: Leave) -> bool {
+    /// Requests one connection to close; false if it is gone.
+    pub fn close_connection(&self, connection: ConnectionId, why: CloseReason) -> bool {
         self.registry.mailbox(connection).is_some_and(|mailbox| {
-            mailbox.leave(why);
+            mailbox.close(why);
             true
         })
     }
 
-    /// From here on `listener` is told what happens to clients. For as long as there is a hub.
+    /// Adds a listener for client events, for the lifetime of the hub.
     pub fn listen(&self, listener: Arc<dyn Listener>) {
         self.listeners.add(listener);
     }
 
-    /// The pool of portals; `None` where there are to be none.
+    /// Returns the pool of portals; `None` if portals are disabled.
     #[must_use]
     pub fn portals(&self) -> Option<&Arc<Portals>> {
         self.portals.as_ref()
     }
 
-    /// From here on `listener` is told which users have new messages in their logs, on the thread that commits them: it must
-    /// not wait for anything. Only the first that is set is told.
+    /// Sets a listener for users whose logs have new entries. Only the first one set is called.
+    ///
+    /// It is called on the commit thread, so it must not wait.
     pub fn on_appended(&self, listener: impl Fn(&[UserId]) + Send + Sync + 'static) {
         _ = self.appended.set(Arc::new(listener));
     }
 
-    /// Whether messages are kept for users who are away.
+    /// Reports whether messages are stored for offline users.
     #[must_use]
-    pub fn keeps(&self) -> bool {
+    pub fn is_sync_enabled(&self) -> bool {
         self.settings.sync.is_some()
     }
 
-    /// Connections in all, authenticated or not.
+    /// Returns the number of connections, authenticated or not.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.registry.count()
     }
 
-    /// Says that nothing more will happen to clients: the last of them has gone. Who is told of them comes to an end too.
-    pub fn finish(&self) {
-        self.over.send_replace(true);
+    /// Marks the end of client events: the last connection is gone. Receivers of [`Hub::drained`] end too.
+    pub fn mark_drained(&self) {
+        self.drained.send_replace(true);
     }
 
-    /// Becomes true when nothing more will happen to clients, and all that has happened has been told.
+    /// Becomes true once no more client events will happen and all of them have been passed on.
     #[must_use]
-    pub fn over(&self) -> watch::Receiver<bool> {
-        self.over.subscribe()
+    pub fn drained(&self) -> watch::Receiver<bool> {
+        self.drained.subscribe()
     }
 
-    /// Tells every connection to go.
-    pub fn everyone_leave(&self, why: Leave) {
-        self.registry.everyone(|_, mailbox| mailbox.leave(why));
+    /// Requests every connection to close.
+    pub fn close_all(&self, why: CloseReason) {
+        self.registry.for_each_connection(|_, mailbox| mailbox.close(why));
     }
 
-    /// So many sessions of this user are here now. Under the lock of the registry, so that of two the later one holds.
-    fn counts(&self, user: &UserId, sessions: usize) {
-        self.presence.counts(user, sessions);
+    /// Records a user's number of local sessions. Called under the registry's lock, so that the later count holds.
+    fn set_session_count(&self, user: &UserId, sessions: usize) {
+        self.presence.set_session_count(user, sessions);
         if let Some(cluster) = &self.cluster {
             cluster.set_local_connections(user, sessions);
         }
     }
 
-    /// A session is over. Called when it is dropped.
-    fn end(&self, user: &UserId, seat: &Seat) {
+    /// Ends a session. Called when it is dropped.
+    fn end_session(&self, user: &UserId, entry: &SessionEntry) {
         self.metrics.sessions.dec();
-        self.registry.rise(user, seat.connection, |sessions| self.counts(user, sessions));
-        self.seen(user);
+        self.registry.unregister(user, entry.connection, |sessions| self.set_session_count(user, sessions));
+        self.record_seen(user);
     }
 
-    fn seen(&self, user: &UserId) {
+    fn record_seen(&self, user: &UserId) {
         if self.settings.store_connected_users {
             let seen = Some(SystemTime::now());
-            self.registry.with_hold(user, |hold| self.store.note(user, Note { hold, seen, ..Note::default() }));
+            self.registry.with_lowest_position(user, |lowest| {
+                self.store.note(user, Note { hold: lowest, seen, ..Note::default() })
+            });
         }
     }
 
-    /// A client has received `range` of `user`'s log, both ends included.
-    fn received(&self, user: &UserId, device: Option<&DeviceId>, range: (Seq, Seq)) {
+    /// Records that a client has received `range` of `user`'s log, both ends included.
+    fn record_received(&self, user: &UserId, device: Option<&DeviceId>, range: (Seq, Seq)) {
         let (received, device) = (Some(range), device.cloned());
-        self.registry.with_hold(user, |hold| self.store.note(user, Note { device, received, hold, seen: None }));
+        self.registry.with_lowest_position(user, |lowest| {
+            self.store.note(user, Note { device, received, hold: lowest, seen: None })
+        });
     }
 
-    /// Finds out why something is not there, where that has to wait for a network.
-    fn missed(
+    /// Finds the reasons for missing sequences, where that waits for a network.
+    fn explain_gaps(
         &self,
         user: UserId,
         device: Option<DeviceId>,
@@ -290,21 +292,21 @@ impl Hub {
         to: Seq,
     ) -> BoxFuture<'static, Result<Vec<Missed>, StoreError>> {
         let store = self.store.clone();
-        Box::pin(on_disk_thread(move || store.missed(&user, device.as_ref(), from, to)))
+        Box::pin(run_blocking(move || store.missed(&user, device.as_ref(), from, to)))
     }
 
-    /// Reads from the log where that may have to wait for a disk.
+    /// Reads from the log where that may wait for a disk or a network.
     fn read(&self, user: UserId, after: Seq, limit: ReadLimit) -> BoxFuture<'static, Result<Found, StoreError>> {
-        let (store, turn) = (self.store.clone(), self.cold_reads.clone());
+        let (store, permits) = (self.store.clone(), self.cold_reads.clone());
         Box::pin(async move {
-            // Never closed, so a permit always comes.
-            let turn = turn.acquire_owned().await.expect("the semaphore is never closed");
+            // The semaphore is never closed, so a permit always comes.
+            let permit = permits.acquire_owned().await.expect("the semaphore is never closed");
             if let Some(reading) = store.read_far(&user, after, limit) {
                 return reading.await;
             }
-            on_disk_thread(move || {
-                // Given back when the disk is done, also if nobody waits for it any more.
-                let _turn = turn;
+            run_blocking(move || {
+                // Released when the disk is done, also if the caller has dropped the future.
+                let _permit = permit;
                 store.read(&user, after, limit)
             })
             .await
@@ -312,20 +314,22 @@ impl Hub {
     }
 }
 
-/// A hub over a store in memory, for tests of who speaks for one.
+/// Creates a hub over a store in memory, for tests of modules that use one.
 #[cfg(test)]
 pub(crate) fn for_test(metrics: Arc<Metrics>) -> Arc<Hub> {
-    tests::over(metrics, Duration::ZERO)
+    tests::hub_with_metrics(metrics, Duration::ZERO)
 }
 
-/// Runs what may wait for a disk away from the event loop.
-async fn on_disk_thread<T: Send + 'static>(
+/// Runs blocking store access away from the event loop.
+async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        // Cancelled only when the runtime stops; a panic below is our fault and ends as a failed read, not as a hang.
-        Err(error) => Err(StoreError::Damaged(format!("a read did not end: {error}").into())),
+        // Cancelled only when the runtime stops. A panic in `work` ends as a failed read, not as a hang.
+        Err(error) => {
+            Err(StoreError::Damaged(format!("a task that reads the store panicked or was cancelled: {error}").into()))
+        }
     }
 }
 

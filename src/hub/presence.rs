@@ -1,7 +1,7 @@
-//! Which users are here, in the order of their ids, so that they can be listed page by page.
+//! Online users, ordered by id, so that they can be listed page by page.
 //!
-//! Lives in memory alone: after a crash nobody is here until he comes back, and that is the truth. When somebody was
-//! last seen is kept by the store.
+//! In memory only: after a crash no user is online until the client reconnects. The store records when a user was last
+//! seen.
 
 use std::{collections::BTreeSet, ops::Bound};
 
@@ -13,8 +13,8 @@ use crate::message::UserId;
 pub(super) struct Presence(Mutex<BTreeSet<UserId>>);
 
 impl Presence {
-    /// So many sessions of this user are here now.
-    pub(super) fn counts(&self, user: &UserId, sessions: usize) {
+    /// Records the number of sessions that a user has on this server.
+    pub(super) fn set_session_count(&self, user: &UserId, sessions: usize) {
         match sessions {
             0 => _ = self.0.lock().remove(user.as_str()),
             1 => _ = self.0.lock().insert(user.clone()),
@@ -26,7 +26,7 @@ impl Presence {
         self.0.lock().len()
     }
 
-    /// At most `limit` users above `after`.
+    /// Returns at most `limit` users above `after`.
     pub(super) fn page(&self, after: Option<&UserId>, limit: usize) -> Vec<UserId> {
         let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_str()));
         self.0.lock().range::<str, _>((from, Bound::Unbounded)).take(limit).cloned().collect()
@@ -38,11 +38,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_follow_each_other_without_hole_or_repeat() {
+    fn pages_in_sequence_list_each_user_once() {
         let presence = Presence::default();
         let ids: Vec<UserId> = (0..10).map(|n| UserId::new(&format!("u{n}")).unwrap()).collect();
-        ids.iter().rev().for_each(|id| presence.counts(id, 1));
-        presence.counts(&ids[4], 0);
+        ids.iter().rev().for_each(|id| presence.set_session_count(id, 1));
+        presence.set_session_count(&ids[4], 0);
         let (mut seen, mut after) = (Vec::new(), None);
         loop {
             let page = presence.page(after.as_ref(), 4);

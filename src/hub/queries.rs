@@ -1,56 +1,56 @@
-//! What can be asked about users.
+//! Read-only queries about users, and readiness.
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use super::{Hub, on_disk_thread};
+use super::{Hub, run_blocking};
 use crate::{
     health::{Health, NotReady},
     message::{DeviceId, Seq, UserId},
     store::{DeviceState, Entry, KnownUser, ReadLimit, StoreError, UserState},
 };
 
-/// Bytes of payload one page of pending messages holds at most (one message at least).
+/// Bytes of payload in one page of pending messages (one message at least).
 const PAGE_BYTES_MAX: usize = 4 << 20;
 
-/// A commit that takes longer than this is told to whoever asks whether the server is ready.
-const COMMIT_STALL: Duration = Duration::from_secs(10);
+/// Age of a running commit, 10 s, beyond which the server reports itself as not ready.
+const COMMIT_STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is known of a user.
+/// State of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UserReport {
-    /// Who.
+    /// The user.
     pub user: UserId,
-    /// Whether anything was ever sent to this user, or he was ever here.
+    /// Whether the user ever received a message or connected.
     pub known: bool,
-    /// Connections that are authenticated as this user now.
+    /// Current connections authenticated as this user.
     pub connections: usize,
-    /// When the user last connected or disconnected, as far as that was written down.
+    /// When the user last connected or disconnected, if that was recorded.
     pub last_seen: Option<SystemTime>,
-    /// Devices with a cursor of their own, those that came first first.
+    /// Devices with a cursor of their own, in the order of their first connection.
     pub devices: Vec<DeviceReport>,
-    /// Messages not received yet.
+    /// Pending messages.
     pub pending: u64,
-    /// Bytes of those messages. Counted without reading them, so while they are received out of order an estimate.
+    /// Bytes of pending messages. Estimated without reading them while acknowledgements are out of order.
     pub pending_bytes: u64,
     /// Sequence of the user's last message; 0 if there was none.
     pub last_sequence: Seq,
-    /// Some of what is stored of the user cannot be read; what is said here is what can.
+    /// Whether some stored data of the user cannot be read. The other fields then cover what can be read.
     pub damaged: bool,
 }
 
-/// What is known of a device.
+/// State of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceReport {
-    /// Its name.
+    /// The device.
     pub device: DeviceId,
-    /// Messages it has not received yet.
+    /// Messages it has not acknowledged.
     pub pending: u64,
-    /// When it last connected or disconnected, as far as that was written down.
+    /// When it last connected or disconnected, if that was recorded.
     pub last_seen: Option<SystemTime>,
 }
 
@@ -69,7 +69,7 @@ impl Hub {
         }
     }
 
-    /// Users who are connected, in the order of their ids, those above `after`.
+    /// Returns online users above `after`, in the order of their ids.
     pub async fn online(&self, after: Option<&UserId>, limit: usize) -> Vec<UserId> {
         if let Some(cluster) = &self.cluster
             && let Some(users) = cluster.online_page(after, limit).await
@@ -79,27 +79,28 @@ impl Hub {
         self.presence.page(after, limit)
     }
 
-    /// How many users are connected to this server.
+    /// Returns the number of users connected to this server.
     #[must_use]
     pub fn online_count(&self) -> usize {
         self.presence.count()
     }
 
-    /// Everybody who is connected to any of several servers, those of another make too, in no order; `None` where this is the
-    /// only one, or the others cannot be asked.
-    pub async fn everybody(&self) -> Option<Vec<UserId>> {
+    /// Returns the users connected to any server, those of the original too, in no order.
+    ///
+    /// `None` if this is the only server, or the others cannot be queried.
+    pub async fn all_online_users(&self) -> Option<Vec<UserId>> {
         self.cluster.as_ref()?.online_users().await
     }
 
-    /// How many users are connected, to any server; to this one where the others cannot be asked.
-    pub async fn everybody_count(&self) -> usize {
+    /// Returns the number of users connected to any server; to this one if the others cannot be queried.
+    pub async fn all_online_count(&self) -> usize {
         match &self.cluster {
             Some(cluster) => cluster.online_user_count().await.unwrap_or_else(|| self.online_count()),
             None => self.online_count(),
         }
     }
 
-    /// Whether a user is connected, to any server; to this one where the others cannot be asked.
+    /// Reports whether a user is connected to any server; to this one if the others cannot be queried.
     pub async fn is_online(&self, user: &UserId) -> bool {
         match &self.cluster {
             _ if self.registry.connections(user) > 0 => true,
@@ -108,15 +109,15 @@ impl Hub {
         }
     }
 
-    /// Connections to all servers; to this one where the others cannot be asked.
-    pub async fn connections_anywhere(&self) -> usize {
+    /// Returns the number of connections at all servers; at this one if the others cannot be queried.
+    pub async fn all_connections(&self) -> usize {
         match &self.cluster {
             Some(cluster) => cluster.connection_count().await.unwrap_or_else(|| self.connections()),
             None => self.connections(),
         }
     }
 
-    /// Known users in the order of their ids, those above `after`, each with how many messages wait for him.
+    /// Returns known users above `after`, in the order of their ids, each with the number of pending messages.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -126,18 +127,18 @@ impl Hub {
         limit: usize,
     ) -> Result<Vec<(UserId, u64)>, StoreError> {
         let (store, after) = (self.store.clone(), after.cloned());
-        let users = on_disk_thread(move || store.users(after.as_ref(), limit)).await?;
+        let users = run_blocking(move || store.users(after.as_ref(), limit)).await?;
         Ok(users.into_iter().map(|(user, state)| (user, state.map_or(0, |state| state.pending))).collect())
     }
 
-    /// The oldest of what waits for a user, within a limit, without taking it. Asks the disk only for what is not at hand.
+    /// Returns a user's oldest pending messages within a limit. Reads the disk only for messages that are not in memory.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub async fn oldest_pending(&self, user: &UserId, limit: ReadLimit) -> Result<Vec<Entry>, StoreError> {
         let state = if self.store.is_far() {
             let (store, user) = (self.store.clone(), user.clone());
-            on_disk_thread(move || store.state(&user)).await?
+            run_blocking(move || store.state(&user)).await?
         } else {
             self.store.state(user)?
         };
@@ -149,20 +150,20 @@ impl Hub {
             Some(found) => found.entries,
             None => {
                 let (store, user) = (self.store.clone(), user.clone());
-                on_disk_thread(move || store.read(&user, after, limit)).await?.entries
+                run_blocking(move || store.read(&user, after, limit)).await?.entries
             }
         };
         entries.retain(|entry| !state.received.contains(entry.seq));
         Ok(entries)
     }
 
-    /// Known users in the order of their ids, those above `after`; one of whom not all can be read is among them.
+    /// Returns known users above `after`, in the order of their ids. Partly unreadable users are included.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub async fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserReport>, StoreError> {
         let (store, after) = (self.store.clone(), after.cloned());
-        let users = on_disk_thread(move || store.users(after.as_ref(), limit)).await?;
+        let users = run_blocking(move || store.users(after.as_ref(), limit)).await?;
         let users: Vec<_> = users.into_iter().map(readable).collect::<Result<_, _>>()?;
         let ids: Vec<UserId> = users.iter().map(|(user, _)| user.clone()).collect();
         let connections = self.connections_of(&ids).await.into_iter();
@@ -171,31 +172,31 @@ impl Hub {
         Ok(users.into_iter().zip(connections).map(report).collect())
     }
 
-    /// What is known of each of these users, in the same order; one of whom not all can be read is among them.
+    /// Returns the state of each of these users, in the same order. Partly unreadable users are included.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub async fn users_of(&self, ids: Vec<UserId>) -> Result<Vec<UserReport>, StoreError> {
         let (store, asked) = (self.store.clone(), ids.clone());
         let states =
-            on_disk_thread(move || store.states(asked)?.into_iter().map(readable).collect::<Result<Vec<_>, _>>());
+            run_blocking(move || store.states(asked)?.into_iter().map(readable).collect::<Result<Vec<_>, _>>());
         let states = states.await?;
         let connections = self.connections_of(&ids).await;
         let report = |((user, state), connections)| Self::report(user, connections, &state);
         Ok(states.into_iter().zip(connections).map(report).collect())
     }
 
-    /// What is known of one user; all zero for one never heard of.
+    /// Returns the state of one user; all zero for an unknown user.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub async fn user(&self, user: &UserId) -> Result<UserReport, StoreError> {
         let (store, id) = (self.store.clone(), user.clone());
-        let state = on_disk_thread(move || {
+        let state = run_blocking(move || {
             let mut state = store.state(&id)?;
             match store.pending_bytes(&id) {
                 Ok(bytes) => state.pending_bytes = bytes,
-                // What the state says is what can be known.
+                // The state covers what can be read.
                 Err(StoreError::Damaged(_)) => state.damaged = true,
                 Err(error) => return Err(error),
             }
@@ -205,20 +206,20 @@ impl Hub {
         Ok(Self::report(user.clone(), self.connections_to(user).await, &state))
     }
 
-    /// Connections of one user, to any server; to this one where the others cannot be asked.
+    /// Returns a user's number of connections at any server; at this one if the others cannot be queried.
     pub async fn connections_to(&self, user: &UserId) -> usize {
         self.connections_of(std::slice::from_ref(user)).await.first().copied().unwrap_or(0)
     }
 
-    /// A user's pending messages above `after`, without taking them.
+    /// Returns a user's pending messages above `after`.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub async fn pending(&self, user: &UserId, after: Seq, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let (store, user) = (self.store.clone(), user.clone());
-        on_disk_thread(move || {
+        run_blocking(move || {
             let limit = ReadLimit { entries: limit, bytes: PAGE_BYTES_MAX };
-            // What another session still holds may be received already; it is not pending.
+            // Entries retained for another session may be acknowledged already. They are not pending.
             let received = store.state(&user)?.received;
             let mut entries = store.read(&user, after.max(received.through()), limit)?.entries;
             entries.retain(|entry| !received.contains(entry.seq));
@@ -227,39 +228,39 @@ impl Hub {
         .await
     }
 
-    /// Counts all that a user has as received; resolves with how many messages that were, once that is durable.
+    /// Acknowledges all messages of a user; resolves with their number once that is durable.
     ///
     /// # Errors
-    /// When the store takes nothing.
+    /// When the store accepts nothing.
     pub async fn clear(&self, user: &UserId) -> Result<u64, StoreError> {
         let (store, id) = (self.store.clone(), user.clone());
-        if !on_disk_thread(move || store.state(&id)).await?.known {
-            // Clearing what nobody ever had must not make it somebody's.
+        if !run_blocking(move || store.state(&id)).await?.known {
+            // Clearing an unknown user must not make the user known.
             return Ok(0);
         }
         self.store.clear(user).await
     }
 
-    /// Conditions of the server's parts.
+    /// Returns the conditions of the server's components.
     #[must_use]
     pub fn health(&self) -> Arc<Health> {
         self.store.health()
     }
 
-    /// Whether every part of the server is ready: dispatches are taken.
+    /// Reports whether every component is ready, so that dispatches are accepted.
     ///
     /// # Errors
-    /// Every part that is not ready, with its reason.
+    /// Every component that is not ready, with its reason.
     pub fn ready(&self) -> Result<(), Vec<NotReady>> {
         let health = self.store.health();
-        // Conditions that are asked for. Others are reported by the parts themselves.
+        // Conditions that are polled. Components report other conditions themselves.
         let unreachable = self.store.unreachable().map(|why| format!("the store cannot be reached: {why}"));
         health.set("store_connection", unreachable.map(Into::into));
-        // Where it is the disk, the store has reported that.
+        // A full disk has been reported by the store.
         let full = self.store.full().filter(|_| !health.is_not_ready("disk_full"));
         let full = full.map(|why| format!("the store is full: {why}"));
         health.set("store_capacity", full.map(Into::into));
-        let stalled = self.store.stalled().filter(|age| *age > COMMIT_STALL);
+        let stalled = self.store.stalled().filter(|age| *age > COMMIT_STALL_TIMEOUT);
         let stalled = stalled.map(|age| format!("a commit has been waiting for the disk for {} s", age.as_secs()));
         health.set("commit", stalled.map(Into::into));
         let reports = health.reports();
@@ -267,7 +268,7 @@ impl Hub {
     }
 }
 
-/// A user of a list. What cannot be read of one concerns that user alone.
+/// Turns damage of one listed user into a flag, so that it does not fail the whole list.
 fn readable((user, state): KnownUser) -> Result<(UserId, UserState), StoreError> {
     match state {
         Ok(state) => Ok((user, state)),

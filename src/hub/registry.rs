@@ -1,4 +1,4 @@
-//! Who is here: every connection, and the sessions of every user.
+//! Registry of every connection and the sessions of every user.
 
 use std::{
     collections::HashMap,
@@ -12,34 +12,36 @@ use std::{
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
-use super::mailbox::{Leave, Mailbox, MailboxBounds};
+use super::mailbox::{CloseReason, Mailbox, MailboxBounds};
 use crate::message::{Payload, Seq, UserId};
 
-/// Shards of each map: enough that two threads seldom meet, few enough to walk.
+/// Shards of each map: enough that two threads seldom contend, few enough to iterate over.
 const SHARDS: usize = 64;
 
-/// Names a connection for as long as the process lives.
+/// Id of a connection, unique in this process.
 pub type ConnectionId = u64;
 
 type Shard<K, V> = Mutex<HashMap<K, V, RandomState>>;
 
-/// Locks are taken one at a time and held only for a look-up and a push. What is called from under them (mailboxes,
-/// presence, a note to the store) takes locks of its own, and never one of these.
+/// All connections and sessions, in sharded maps.
+///
+/// One lock is held at a time, and only for a look-up and a push. Code called under it (mailboxes, presence, reports to
+/// the store) takes locks of its own, and never one of these.
 #[derive(Debug)]
 pub struct Registry {
     hasher: RandomState,
     connections: Vec<Shard<ConnectionId, Arc<Mailbox>>>,
-    users: Vec<Shard<UserId, Vec<Arc<Seat>>>>,
+    users: Vec<Shard<UserId, Vec<Arc<SessionEntry>>>>,
     next: AtomicU64,
     count: AtomicUsize,
 }
 
-/// What others may see of a session: its mailbox and how far it has read.
+/// A session as other tasks see it: its mailbox and position.
 #[derive(Debug)]
-pub struct Seat {
+pub struct SessionEntry {
     pub(super) connection: ConnectionId,
     pub(super) mailbox: Arc<Mailbox>,
-    /// The session needs nothing up to and including this any more; the store may trim that far.
+    /// The session needs nothing up to and including this sequence, so the store may trim that far.
     pub(super) position: AtomicU64,
 }
 
@@ -58,11 +60,11 @@ impl Registry {
         &self.connections[id as usize % SHARDS]
     }
 
-    fn users_of(&self, user: &UserId) -> &Shard<UserId, Vec<Arc<Seat>>> {
+    fn users_of(&self, user: &UserId) -> &Shard<UserId, Vec<Arc<SessionEntry>>> {
         &self.users[self.hasher.hash_one(user) as usize % SHARDS]
     }
 
-    /// Connections in all, authenticated or not.
+    /// Returns the number of connections, authenticated or not.
     pub(super) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
@@ -81,77 +83,81 @@ impl Registry {
         }
     }
 
-    /// What is left for a connection, if it is here.
+    /// Returns the mailbox of a connection, if it is registered.
     pub(super) fn mailbox(&self, id: ConnectionId) -> Option<Arc<Mailbox>> {
         self.connections_of(id).lock().get(&id).cloned()
     }
 
-    /// Seats a session, and tells how many the user has now. Until its position is set it holds the whole log.
-    pub(super) fn sit(
+    /// Registers a session, and passes the user's number of sessions to `count`.
+    ///
+    /// Until its position is set it retains the whole log.
+    pub(super) fn register(
         &self,
         user: &UserId,
         connection: ConnectionId,
         mailbox: Arc<Mailbox>,
         count: impl FnOnce(usize),
-    ) -> Arc<Seat> {
-        let seat = Arc::new(Seat { connection, mailbox, position: AtomicU64::new(0) });
+    ) -> Arc<SessionEntry> {
+        let session = Arc::new(SessionEntry { connection, mailbox, position: AtomicU64::new(0) });
         let mut shard = self.users_of(user).lock();
-        let seats = shard.entry(user.clone()).or_default();
-        seats.push(seat.clone());
-        count(seats.len());
-        seat
+        let sessions = shard.entry(user.clone()).or_default();
+        sessions.push(session.clone());
+        count(sessions.len());
+        session
     }
 
-    /// Frees a seat, and tells how many the user has now.
-    pub(super) fn rise(&self, user: &UserId, connection: ConnectionId, count: impl FnOnce(usize)) {
+    /// Unregisters a session, and passes the user's number of sessions to `count`.
+    pub(super) fn unregister(&self, user: &UserId, connection: ConnectionId, count: impl FnOnce(usize)) {
         let mut shard = self.users_of(user).lock();
-        let Some(seats) = shard.get_mut(user) else { return };
-        seats.retain(|seat| seat.connection != connection);
-        let left = seats.len();
-        if left == 0 {
+        let Some(sessions) = shard.get_mut(user) else { return };
+        sessions.retain(|session| session.connection != connection);
+        let remaining = sessions.len();
+        if remaining == 0 {
             shard.remove(user);
         }
-        count(left);
+        count(remaining);
     }
 
-    /// Calls `tell` with the lowest position among a user's sessions; `None` if there are none. Under the lock, so
-    /// that of two who tell at once the later one tells what is true later.
-    pub(super) fn with_hold(&self, user: &UserId, tell: impl FnOnce(Option<Seq>)) {
+    /// Calls `report` with the lowest position among a user's sessions; `None` if there are none.
+    ///
+    /// Called under the lock, so that of two concurrent reports the later one is the more recent.
+    pub(super) fn with_lowest_position(&self, user: &UserId, report: impl FnOnce(Option<Seq>)) {
         let shard = self.users_of(user).lock();
-        let seats = shard.get(user).map_or(&[][..], Vec::as_slice);
-        tell(seats.iter().map(|seat| seat.position.load(Ordering::Acquire)).min());
+        let sessions = shard.get(user).map_or(&[][..], Vec::as_slice);
+        report(sessions.iter().map(|session| session.position.load(Ordering::Acquire)).min());
     }
 
-    /// Connections of a user now.
+    /// Returns a user's number of connections.
     pub(super) fn connections(&self, user: &UserId) -> usize {
         self.users_of(user).lock().get(user).map_or(0, Vec::len)
     }
 
-    /// Tells a user's sessions that the log has more.
+    /// Signals a user's sessions that the log has more.
     pub(super) fn wake(&self, user: &UserId) {
-        if let Some(seats) = self.users_of(user).lock().get(user) {
-            seats.iter().for_each(|seat| seat.mailbox.log_has_more());
+        if let Some(sessions) = self.users_of(user).lock().get(user) {
+            sessions.iter().for_each(|session| session.mailbox.log_has_more());
         }
     }
 
-    /// Puts an unsynced message into the mailboxes of a user's connections; returns how many connections got it and
-    /// how many older messages were dropped for it.
+    /// Puts an unsynced message into the mailboxes of a user's connections.
+    ///
+    /// Returns the number of connections, and of older messages dropped for it.
     pub(super) fn put(&self, user: &UserId, payload: &Payload) -> (usize, u64) {
         let shard = self.users_of(user).lock();
-        let Some(seats) = shard.get(user) else { return (0, 0) };
-        (seats.len(), seats.iter().map(|seat| seat.mailbox.put(payload)).sum())
+        let Some(sessions) = shard.get(user) else { return (0, 0) };
+        (sessions.len(), sessions.iter().map(|session| session.mailbox.put(payload)).sum())
     }
 
-    /// Tells a user's connections to go; returns how many there are.
-    pub(super) fn leave(&self, user: &UserId, why: Leave) -> usize {
+    /// Requests a user's connections to close; returns their number.
+    pub(super) fn close_user(&self, user: &UserId, why: CloseReason) -> usize {
         let shard = self.users_of(user).lock();
-        let Some(seats) = shard.get(user) else { return 0 };
-        seats.iter().for_each(|seat| seat.mailbox.leave(why));
-        seats.len()
+        let Some(sessions) = shard.get(user) else { return 0 };
+        sessions.iter().for_each(|session| session.mailbox.close(why));
+        sessions.len()
     }
 
-    /// Calls `visit` for every connection; no lock is held for longer than a shard of them.
-    pub(super) fn everyone(&self, mut visit: impl FnMut(ConnectionId, &Mailbox)) {
+    /// Calls `visit` for every connection. A lock is held for one shard at a time.
+    pub(super) fn for_each_connection(&self, mut visit: impl FnMut(ConnectionId, &Mailbox)) {
         for shard in &self.connections {
             for (id, mailbox) in shard.lock().iter() {
                 visit(*id, mailbox);
@@ -159,11 +165,14 @@ impl Registry {
         }
     }
 
-    /// Connections that belong to one of these users.
+    /// Returns the connections of these users.
     pub(super) fn connections_of_users(&self, users: &[UserId]) -> Vec<ConnectionId> {
         let of = |user| {
             let shard = self.users_of(user).lock();
-            shard.get(user).map(|seats| seats.iter().map(|seat| seat.connection).collect()).unwrap_or_default()
+            shard
+                .get(user)
+                .map(|sessions| sessions.iter().map(|session| session.connection).collect())
+                .unwrap_or_default()
         };
         users.iter().flat_map(|user| -> Vec<ConnectionId> { of(user) }).collect()
     }

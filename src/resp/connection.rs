@@ -99,7 +99,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         Self {
             parser: Parser::new(bytes_max),
             speak_by: (!authenticated).then(|| Instant::now() + wire.bounds.authenticate_within),
-            over: wire.hub.over(),
+            over: wire.hub.drained(),
             wire,
             stream,
             subscriber,

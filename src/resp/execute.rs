@@ -60,7 +60,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             }
             Command::Get(key) => match self.wire.names.find(&key) {
                 Some(Name::Count) => {
-                    let count = self.wire.hub.connections_anywhere().await.to_string();
+                    let count = self.wire.hub.all_connections().await.to_string();
                     encode::bulk(self.batch.answer(), count.as_bytes());
                 }
                 _ => encode::nil(self.batch.answer()),
@@ -68,7 +68,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             Command::SetMembers(key) => self.members(&key).await,
             Command::SetCount(key) => {
                 let count = match self.wire.names.find(&key) {
-                    Some(Name::Clients) => self.wire.hub.everybody_count().await,
+                    Some(Name::Clients) => self.wire.hub.all_online_count().await,
                     Some(Name::Pool) => self.wire.portals.as_ref().map_or(0, |portals| portals.ids().len()),
                     _ => 0,
                 };
@@ -260,8 +260,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             return self.refuse("ERR this is no user id: it has 1 to 256 bytes of UTF-8, without control characters");
         };
         match payload::kept(list, user) {
-            Ok(dispatch) if !self.wire.hub.keeps() && dispatch.is_for_logs_alone() => self.refuse(SYNC_OFF),
-            Ok(dispatch) if !self.wire.hub.keeps() && dispatch.sync => self.send_or_drop(dispatch).await,
+            Ok(dispatch) if !self.wire.hub.is_sync_enabled() && dispatch.requires_storage() => self.refuse(SYNC_OFF),
+            Ok(dispatch) if !self.wire.hub.is_sync_enabled() && dispatch.sync => self.send_or_drop(dispatch).await,
             Ok(dispatch) => self.dispatch(vec![dispatch], list.len()).await,
             Err(why) => self.refuse(&format!("ERR {why}")),
         }
@@ -289,7 +289,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             Some(Name::Ws) => {
                 match payload::published(text, self.wire.bounds.recipients) {
                     Ok(Published::Dispatches(dispatches))
-                        if !self.wire.hub.keeps() && dispatches.iter().any(Dispatch::is_for_logs_alone) =>
+                        if !self.wire.hub.is_sync_enabled() && dispatches.iter().any(Dispatch::requires_storage) =>
                     {
                         self.refuse(SYNC_OFF);
                     }
@@ -329,7 +329,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     /// Messages from one command, and its answer: for how many they were taken.
     async fn dispatch(&mut self, mut dispatches: Vec<Dispatch>, bytes: usize) {
         if let [only] = &dispatches[..]
-            && only.refused.is_empty()
+            && only.rejected.is_empty()
             && matches!(&only.recipients, Recipients::Users(users) if users.is_empty())
         {
             // A Dispatcher publishes also where all are away.
@@ -342,14 +342,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 Recipients::Users(users) => users.clone(),
                 Recipients::Everyone => Vec::new(),
             };
-            match self.wire.hub.keep(dispatch) {
+            match self.wire.hub.prepare(dispatch) {
                 Ok(kept) => return self.batch.keep(kept, &users, bytes),
                 Err(past) => dispatches.push(past),
             }
         }
         // What passes the log by does not pass what was said before it.
         self.settle().await;
-        let keeps = self.wire.hub.keeps();
+        let keeps = self.wire.hub.is_sync_enabled();
         let kept = |dispatch: &Dispatch| keeps && dispatch.sync && dispatch.recipients != Recipients::Everyone;
         let kept: Vec<bool> = dispatches.iter().map(kept).collect();
         let drops: Vec<bool> = dispatches.iter().map(|dispatch| !keeps && dispatch.sync).collect();

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     compat::portal_event::{self, kind},
-    hub::portals::{self, ClientEvent, ClientEventKind, SeatId, Watch},
+    hub::portals::{self, ClientEvent, ClientEventKind, ConsumerId, EventForwarder},
 };
 
 /// An id that is no portal's.
@@ -43,13 +43,13 @@ impl StockPortals {
     ) -> Arc<Self> {
         if !remembered.is_empty() {
             // They come back in a moment.
-            pool.keep_a_place();
+            pool.reserve_queue();
         }
         let announced = watch::Sender::new(remembered.clone());
         let roll = Mutex::new(Roll::remembered(remembered, Instant::now()));
         let portals = Arc::new(Self { pool, channel: channel.into(), channels, roll, announced });
-        let watch: Arc<dyn Watch> = portals.clone();
-        portals.pool.set_watch(Arc::downgrade(&watch));
+        let watch: Arc<dyn EventForwarder> = portals.clone();
+        portals.pool.set_forwarder(Arc::downgrade(&watch));
         portals
     }
 
@@ -65,7 +65,7 @@ impl StockPortals {
     /// The ids in the pool: those that were announced here, and those at other servers.
     pub(super) fn ids(&self) -> Vec<String> {
         let mut ids: Vec<String> = self.roll.lock().ids().map(|announced| announced.id.clone()).collect();
-        ids.extend(self.pool.elsewhere().iter().map(ToString::to_string));
+        ids.extend(self.pool.remote_names().iter().map(ToString::to_string));
         ids
     }
 
@@ -87,11 +87,11 @@ impl StockPortals {
     pub(super) fn unsubscribe(&self, number: Number, left: &[Arc<ClientEvent>]) {
         let gone = self.change(|roll| roll.unsubscribe(number, Instant::now()));
         if let Some(Subscribed { seat: Some(seat), .. }) = gone {
-            self.pool.rise(seat);
+            self.pool.remove_consumer(seat);
             // It may be its network alone that is gone.
-            self.pool.keep_a_place();
+            self.pool.reserve_queue();
         }
-        left.iter().for_each(|told| self.pool.again(told));
+        left.iter().for_each(|told| self.pool.redispatch(told));
     }
 
     /// A connection is closed.
@@ -108,7 +108,7 @@ impl StockPortals {
     pub(super) fn has_room(&self, number: Number, room: bool) {
         let seat = self.roll.lock().subscribed.iter().find(|one| one.number == number).and_then(|one| one.seat);
         if let Some(seat) = seat {
-            self.pool.seat_has_room(seat, room);
+            self.pool.set_consumer_capacity(seat, room);
         }
     }
 
@@ -121,18 +121,18 @@ impl StockPortals {
             for one in &mut roll.subscribed {
                 match (one.ids.is_empty(), one.seat) {
                     (false, None) => {
-                        one.seat = self.pool.seat();
+                        one.seat = self.pool.add_consumer();
                         seated |= one.seat.is_some();
                     }
                     (true, Some(seat)) => {
-                        self.pool.rise(seat);
+                        self.pool.remove_consumer(seat);
                         one.seat = None;
                     }
                     _ => {}
                 }
             }
             // Under the lock, so that what is told last is what holds.
-            self.pool.set_watching(roll.subscribed.len());
+            self.pool.set_observers(roll.subscribed.len());
             self.announced.send_if_modified(|old| {
                 let changed = !roll.ids().eq(old.iter());
                 if changed {
@@ -144,7 +144,7 @@ impl StockPortals {
         };
         if seated {
             // Not under the lock: what was kept comes back to `told`, which takes it.
-            self.pool.pass_on_what_is_left();
+            self.pool.redistribute_orphans();
         }
         result
     }
@@ -154,8 +154,8 @@ impl StockPortals {
     }
 }
 
-impl Watch for StockPortals {
-    fn told(&self, told: &Arc<ClientEvent>, turn: Option<SeatId>, again: bool) {
+impl EventForwarder for StockPortals {
+    fn forward(&self, told: &Arc<ClientEvent>, turn: Option<ConsumerId>, again: bool) {
         // Whose turn it is: number and ids. Known before the others are looked up, as they may come and go meanwhile.
         let chosen = turn.and_then(|seat| {
             let roll = self.roll.lock();
@@ -196,8 +196,8 @@ impl Watch for StockPortals {
         }
         if let (Some(seat), Put::Refused) = (turn, put) {
             // It has gone between its turn and now. It is taken out of the line first, so that this comes to an end.
-            self.pool.rise(seat);
-            self.pool.again(told);
+            self.pool.remove_consumer(seat);
+            self.pool.redispatch(told);
         }
     }
 }

@@ -59,7 +59,7 @@ pub(super) fn published(text: &[u8], recipients_max: usize) -> Result<Published,
         dispatches.push(Dispatch { excluding: users.clone(), ..everyone });
     }
     if !everyone || !users.is_empty() {
-        dispatches.push(Dispatch { refused, ..dispatch(&message, Recipients::Users(users))? });
+        dispatches.push(Dispatch { rejected: refused, ..dispatch(&message, Recipients::Users(users))? });
     }
     Ok(Published::Dispatches(dispatches))
 }
@@ -182,7 +182,7 @@ mod tests {
         assert!(!dispatch.sync);
         assert_eq!(dispatch.recipients, Recipients::Users(ids("a 7")));
         let [dispatch] = &dispatches(r#"{"message":{},"recipients":["a","\u0000"]}"#)[..] else { panic!("one") };
-        assert!(dispatch.sync && dispatch.refused.len() == 1);
+        assert!(dispatch.sync && dispatch.rejected.len() == 1);
         assert!(
             matches!(&dispatches(r#"{"message":{},"recipients":[]}"#)[..], [one] if one.recipients == Recipients::Users(vec![]))
         );
@@ -198,7 +198,7 @@ mod tests {
         let [dispatch] = &dispatches(text)[..] else { panic!("one") };
         assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":"\ud83d","t":"T\ude00"}"#);
         assert_eq!(dispatch.recipients, Recipients::Users(ids("a 7")));
-        assert_eq!(dispatch.refused, [Rejected { user: r#""\ud83d""#.into(), reason: Reason::Cut }]);
+        assert_eq!(dispatch.rejected, [Rejected { user: r#""\ud83d""#.into(), reason: Reason::Cut }]);
         let text = r#"{"message":{"t":"\ud83d","o":{"collapse":"\ud83d"}},"recipients":["\ud83d"]}"#;
         let error = published(text.as_bytes(), 4).unwrap_err();
         assert!(error.starts_with("o.collapse has half of a surrogate pair"), "{error}");

@@ -11,7 +11,7 @@ use foldhash::fast::RandomState;
 use super::{Wire, encode};
 use crate::{
     health::LogLimit,
-    hub::{Kept, StoreError},
+    hub::{PreparedDispatch, StoreError},
     message::UserId,
 };
 
@@ -25,7 +25,7 @@ const BYTES_MAX: usize = 256 << 10;
 pub(super) struct Batch {
     /// Answers that are there.
     done: BytesMut,
-    kept: Vec<Kept>,
+    kept: Vec<PreparedDispatch>,
     /// For each message the answers that were ready behind it.
     behind: Vec<BytesMut>,
     bytes: usize,
@@ -41,7 +41,12 @@ impl Batch {
         self.behind.last_mut().unwrap_or(&mut self.done)
     }
 
-    pub(super) fn keep<'a>(&mut self, kept: Kept, users: impl IntoIterator<Item = &'a UserId>, bytes: usize) {
+    pub(super) fn keep<'a>(
+        &mut self,
+        kept: PreparedDispatch,
+        users: impl IntoIterator<Item = &'a UserId>,
+        bytes: usize,
+    ) {
         self.ready_bytes += self.answer().len();
         self.kept.push(kept);
         self.behind.push(BytesMut::new());
@@ -73,7 +78,7 @@ impl Batch {
         let behind = std::mem::take(&mut self.behind).into_iter();
         self.bytes = 0;
         self.users.clear();
-        match wire.hub.append(kept).await {
+        match wire.hub.commit(kept).await {
             Ok(taken) => {
                 for (outcome, ready) in wire.hub.outcomes(taken).zip(behind) {
                     encode::integer(&mut self.done, wire.taken_for(&outcome));

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::hub::portals::SeatId;
+use crate::hub::portals::ConsumerId;
 
 /// Ids in all. Beyond that those that were announced first are forgotten, of those that have no connection.
 const IDS_MAX: usize = 256;
@@ -64,7 +64,7 @@ pub(super) struct Subscribed {
     /// Whose it is, or may be.
     pub ids: Vec<String>,
     /// Its place in the pool; kept by who has the roll.
-    pub seat: Option<SeatId>,
+    pub seat: Option<ConsumerId>,
 }
 
 #[derive(Debug, Default)]

@@ -70,10 +70,10 @@ pub(super) async fn who_waits(hub: &Hub, out: &mut BytesMut, count_only: bool) -
 /// Writes the users who are here.
 pub(super) async fn who_is_here(hub: &Hub, out: &mut BytesMut) {
     let too_many = "ERR there are too many of them for one answer; `mesa users` has pages, SCARD counts them";
-    if hub.everybody_count().await > NAMED_MAX {
+    if hub.all_online_count().await > NAMED_MAX {
         return encode::error(out, too_many);
     }
-    if let Some(users) = hub.everybody().await {
+    if let Some(users) = hub.all_online_users().await {
         return write_users(out, &users);
     }
     let (mut users, mut after) = (Vec::new(), None);

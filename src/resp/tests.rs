@@ -64,7 +64,7 @@ async fn a_connection_ends_when_the_server_stops_and_what_was_said_is_answered()
     peer.write_all(b"*1\r\n$4\r\nPING\r\n").await.unwrap();
     let mut answer = [0; 7];
     peer.read_exact(&mut answer).await.unwrap();
-    hub.finish();
+    hub.mark_drained();
     served.await.unwrap();
     assert_eq!((&answer, peer.read(&mut [0; 1]).await.unwrap()), (b"+PONG\r\n", 0));
 }

@@ -57,7 +57,7 @@ impl Connection {
             End::Gone => {
                 last.closed = true;
                 if let Some(goodbye) = self.goodbye.take() {
-                    self.connected.ends(goodbye.0, &goodbye.1);
+                    self.connected.set_close(goodbye.0, &goodbye.1);
                 }
             }
             End::Told(code) => self.closes(code, ""),
@@ -75,7 +75,7 @@ impl Connection {
     }
 
     fn closes(&mut self, code: u16, reason: &str) {
-        self.connected.ends(code, reason);
+        self.connected.set_close(code, reason);
         self.socket.push_close(code, reason);
     }
 

@@ -20,7 +20,7 @@ use tokio::time::Sleep;
 use super::{context::Shared, frame_rate::FrameBudget, heartbeat::Heartbeat, peer::Arrival, socket::Socket};
 use crate::{
     auth::{AuthError, Identity},
-    hub::{Attach, Connected, Leave, Session, Signals, StoreError},
+    hub::{Attach, CloseReason, ConnectionHandle, Session, Signals, StoreError},
     protocol::close_code::CloseCode,
 };
 
@@ -72,7 +72,7 @@ pub(super) struct Connection {
     pub socket: Socket,
     /// Taken out first at the end: nothing more is to be left for a connection that is closing.
     pub session: Option<Session>,
-    pub connected: Connected,
+    pub connected: ConnectionHandle,
     pub heartbeat: Heartbeat,
     pub authenticating: Option<Authenticating>,
     pub attaching: Option<Attaching>,
@@ -184,11 +184,11 @@ impl Connection {
     }
 
     fn heed(&mut self, signals: Signals) -> Result<(), End> {
-        match signals.leave {
-            Some(Leave::With(code)) => return Err(End::Told(code)),
-            Some(Leave::Asked) => return Err(End::close(CloseCode::Normal)),
-            Some(Leave::Shutdown) => return Err(End::Stopping),
-            Some(Leave::Failed) => return Err(End::close(CloseCode::Internal)),
+        match signals.close {
+            Some(CloseReason::WithCode(code)) => return Err(End::Told(code)),
+            Some(CloseReason::Requested) => return Err(End::close(CloseCode::Normal)),
+            Some(CloseReason::Shutdown) => return Err(End::Stopping),
+            Some(CloseReason::StoreFailed) => return Err(End::close(CloseCode::Internal)),
             None => {}
         }
         self.unsynced |= signals.unsynced;

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Weak, time::Duration};
 
 use crate::{
-    hub::{Dispatch, Hub, Leave, Outcome, StoreError, UserReport},
+    hub::{CloseReason, Dispatch, Hub, Outcome, StoreError, UserReport},
     message::{CollapseKey, DispatchId, Message, MessageError, NameError, Payload, Recipients, UserId},
     protocol::opcode,
 };
@@ -127,7 +127,7 @@ impl Handle {
             id,
             ..Dispatch::new(message.payload()?, recipients)
         };
-        if !hub.keeps() && dispatch.is_for_logs_alone() {
+        if !hub.is_sync_enabled() && dispatch.requires_storage() {
             return Err(SendError::SyncOff);
         }
         Ok(hub.dispatch(dispatch).await?)
@@ -180,8 +180,8 @@ impl Handle {
         self.hub.upgrade().is_some_and(|hub| hub.send_to_connection(connection, payload))
     }
 
-    pub(super) fn leave_connection(&self, connection: u64, code: u16) -> bool {
-        self.hub.upgrade().is_some_and(|hub| hub.leave_connection(connection, Leave::With(code)))
+    pub(super) fn close_connection(&self, connection: u64, code: u16) -> bool {
+        self.hub.upgrade().is_some_and(|hub| hub.close_connection(connection, CloseReason::WithCode(code)))
     }
 
     fn hub(&self) -> Result<std::sync::Arc<Hub>, SendError> {

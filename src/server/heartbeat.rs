@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::hub::Mark;
+use crate::hub::SentPosition;
 
 /// Least time between two receipts asked of one client. The first message after a pause is confirmed at once; a busy
 /// client answers twenty times a second, whatever it receives.
@@ -38,14 +38,14 @@ pub(super) enum Proof {
     /// The client is connected, and nothing else.
     Alive,
     /// The client has received everything up to this mark.
-    Received(Mark),
+    Received(SentPosition),
     /// The client has received op 22, so its application can register its message handler.
     Authenticated,
 }
 
 impl Proof {
-    fn of(unconfirmed: Option<Mark>) -> Self {
-        unconfirmed.map_or(Self::Alive, Self::Received)
+    fn of(unacknowledged: Option<SentPosition>) -> Self {
+        unacknowledged.map_or(Self::Alive, Self::Received)
     }
 }
 
@@ -80,7 +80,7 @@ struct Pings {
     /// The number of the last ping that was answered; 0 for none.
     answered: u64,
     /// What the answer to the last ping would prove.
-    unanswered: Option<Option<Mark>>,
+    unanswered: Option<Option<SentPosition>>,
     /// A pong came since the client's silence began.
     heard: bool,
     /// The client is confirmed by pongs.
@@ -104,20 +104,20 @@ impl Heartbeat {
         }
     }
 
-    /// What is to be sent now; `unconfirmed` is what a receipt would prove.
-    pub(super) fn ask(&mut self, now: Instant, unconfirmed: Option<Mark>) -> Ask {
+    /// What is to be sent now; `unacknowledged` is what a receipt would prove.
+    pub(super) fn ask(&mut self, now: Instant, unacknowledged: Option<SentPosition>) -> Ask {
         let mut ask = Ask::default();
         if !self.waits_for_answer() {
-            let receipt = unconfirmed.is_some() && now >= self.pause_until;
+            let receipt = unacknowledged.is_some() && now >= self.pause_until;
             if receipt || (self.enabled && now >= self.next_beat) {
                 (self.tries, self.asked) = (0, now);
                 self.pause_until = now + RECEIPT_PAUSE;
                 self.next_beat = now + self.interval;
                 if self.pings.trusted {
-                    ask.ping = Some(self.pings.next(unconfirmed));
+                    ask.ping = Some(self.pings.next(unacknowledged));
                 } else {
                     (self.heard, self.pings.heard) = (false, false);
-                    self.questions.push_back(Proof::of(unconfirmed));
+                    self.questions.push_back(Proof::of(unacknowledged));
                     ask.heartbeat = Some(None);
                 }
             }
@@ -129,7 +129,7 @@ impl Heartbeat {
         self.asked = now;
         if self.enabled && std::mem::take(&mut self.heard) && self.questions.len() < QUESTIONS_MAX {
             // It answered something since, so this is no retry; what it has not answered yet stays in its place.
-            self.questions.push_back(Proof::of(unconfirmed));
+            self.questions.push_back(Proof::of(unacknowledged));
             ask.heartbeat = Some(None);
             return ask;
         }
@@ -152,12 +152,12 @@ impl Heartbeat {
                 ask.give_up = true;
                 return ask;
             }
-            self.questions.push_back(Proof::of(unconfirmed));
+            self.questions.push_back(Proof::of(unacknowledged));
             ask.heartbeat = Some(Some((self.tries, self.max_attempts)));
         }
         // Either way of answering will do from one who has not answered op 1 yet.
         if !self.answers {
-            ask.ping = Some(self.pings.next(unconfirmed));
+            ask.ping = Some(self.pings.next(unacknowledged));
         }
         ask
     }
@@ -198,7 +198,7 @@ impl Heartbeat {
     }
 
     /// A pong came: what it proves. One with a payload that is not our last ping's proves nothing.
-    pub(super) fn pong(&mut self, payload: &[u8]) -> Option<Mark> {
+    pub(super) fn pong(&mut self, payload: &[u8]) -> Option<SentPosition> {
         let number = self.pings.number_of(payload)?;
         self.pings.answered = self.pings.answered.max(number);
         if number != self.pings.count {
@@ -210,11 +210,11 @@ impl Heartbeat {
     }
 
     /// When [`Heartbeat::ask`] has to be called next, if nothing else happens.
-    pub(super) fn deadline(&self, unconfirmed: Option<Mark>) -> Option<Instant> {
+    pub(super) fn deadline(&self, unacknowledged: Option<SentPosition>) -> Option<Instant> {
         if self.waits_for_answer() {
             return (self.enabled || !self.answers).then(|| self.asked + self.interval);
         }
-        let receipt = unconfirmed.map(|_| self.pause_until);
+        let receipt = unacknowledged.map(|_| self.pause_until);
         let beat = self.enabled.then_some(self.next_beat);
         match (receipt, beat) {
             (Some(receipt), Some(beat)) => Some(receipt.min(beat)),
@@ -228,7 +228,7 @@ impl Heartbeat {
 }
 
 impl Pings {
-    fn next(&mut self, mark: Option<Mark>) -> [u8; 16] {
+    fn next(&mut self, mark: Option<SentPosition>) -> [u8; 16] {
         self.count += 1;
         self.unanswered = Some(mark);
         self.payload()
@@ -255,9 +255,9 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    const MARK: Option<Mark> = Some(Mark::NONE);
+    const MARK: Option<SentPosition> = Some(SentPosition::NONE);
 
-    const RECEIVED: Option<Proof> = Some(Proof::Received(Mark::NONE));
+    const RECEIVED: Option<Proof> = Some(Proof::Received(SentPosition::NONE));
 
     fn heartbeat(enabled: bool) -> (Heartbeat, Instant) {
         let now = Instant::now();
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn an_answer_is_never_taken_for_that_of_a_later_question() {
         let (mut beat, now) = heartbeat(true);
-        let later = Some(Mark::for_test(9));
+        let later = Some(SentPosition::for_test(9));
         beat.ask(now, MARK);
         assert_eq!(beat.ask(now + SECOND, MARK).heartbeat, Some(Some((1, 2))));
         assert_eq!(beat.answered(now + SECOND), RECEIVED);

@@ -84,7 +84,7 @@ impl Connection {
                 Poll::Ready(Inbound::Refused(code, reason)) => {
                     self.shared.metrics.malformed_frames.inc();
                     info_seldom!(BROKEN, code = code.code(), reason, "a client broke the WebSocket protocol");
-                    self.connected.failed(&Broken(reason));
+                    self.connected.report_error(&Broken(reason));
                     return Err(End::Close(code, reason));
                 }
             }
@@ -114,7 +114,7 @@ impl Connection {
         let frame = decode::decode(text).map_err(|error| {
             self.shared.metrics.malformed_frames.inc();
             info_seldom!(NOT_TAKEN, %error, "a client sent a frame that cannot be taken");
-            self.connected.failed(&error);
+            self.connected.report_error(&error);
             End::Close(error.close_code(), error.reason())
         })?;
         self.charge(&frame, now)?;
@@ -125,7 +125,7 @@ impl Connection {
                 self.authenticate(authentication)?;
             }
             ClientFrame::Receipt { s } => {
-                if !self.session.as_mut().is_some_and(|session| session.confirm_through(s)) {
+                if !self.session.as_mut().is_some_and(|session| session.acknowledge_through(s)) {
                     return Err(End::Close(CloseCode::Policy, "receipts are for clients that resume (after)"));
                 }
             }
@@ -147,7 +147,7 @@ impl Connection {
                 self.take_answer(now);
                 true
             }
-            ClientFrame::Receipt { s } => self.session.as_mut().is_some_and(|session| session.confirm_through(s)),
+            ClientFrame::Receipt { s } => self.session.as_mut().is_some_and(|session| session.acknowledge_through(s)),
             // What it says behind that would be heard as somebody whom nobody lets in any more.
             ClientFrame::Authentication(_) => false,
             ClientFrame::Heartbeat => true,
@@ -172,7 +172,7 @@ impl Connection {
         let kind_json = message.kind.as_ref().and_then(JsonString::raw);
         match self
             .connected
-            .said(InboundMessage { kind_json, ..InboundMessage::new(message.op, data, kind.as_deref()) })
+            .receive(InboundMessage { kind_json, ..InboundMessage::new(message.op, data, kind.as_deref()) })
         {
             Verdict::Disconnect => {
                 self.shared.metrics.messages_refused.inc();
@@ -199,9 +199,9 @@ impl Connection {
         self.confirm(mark);
     }
 
-    fn confirm(&mut self, mark: Option<crate::hub::Mark>) {
+    fn confirm(&mut self, mark: Option<crate::hub::SentPosition>) {
         if let (Some(mark), Some(session)) = (mark, &mut self.session) {
-            session.confirm(mark);
+            session.acknowledge(mark);
         }
     }
 
@@ -248,7 +248,7 @@ impl Connection {
                         if let Some(suppressed) = UNAVAILABLE.due("authenticator") {
                             tracing::warn!(error = %sentence(&error), suppressed, "authentication failed");
                         }
-                        self.connected.failed(&error);
+                        self.connected.report_error(&error);
                     }
                     AuthError::Refused(_) => {
                         info_seldom!(REFUSED, error = %sentence(&error), "authentication failed");
@@ -290,7 +290,7 @@ impl Connection {
             calls.identified(self.connected.id(), &identity);
         }
         let resumes = how.after.is_some();
-        let session = self.connected.attach_later(identity.id, how, now);
+        let session = self.connected.attach_without_blocking(identity.id, how, now);
         self.attaching = Some(Attaching { session, frame, resumes, expires });
         Ok(())
     }
@@ -326,7 +326,7 @@ impl Connection {
                 if let Some(suppressed) = UNAVAILABLE.due("log") {
                     tracing::error!(%error, suppressed, "a user's log could not be opened");
                 }
-                self.connected.failed(&error);
+                self.connected.report_error(&error);
                 Err(End::close(CloseCode::Internal))
             }
         }

@@ -79,7 +79,7 @@ impl Connection {
                     }
                 }
                 Poll::Ready(Ok(Batch::Resumed(resumed))) => self.push_resumed(&resumed),
-                Poll::Ready(Ok(Batch::At(due))) => {
+                Poll::Ready(Ok(Batch::WaitUntil(due))) => {
                     self.paced_until = Some(due);
                     return Ok(());
                 }
@@ -87,7 +87,7 @@ impl Connection {
                     if let Some(suppressed) = UNREAD.due("log") {
                         tracing::error!(%error, suppressed, "a log could not be read");
                     }
-                    self.connected.failed(&error);
+                    self.connected.report_error(&error);
                     return Err(End::close(CloseCode::Internal));
                 }
             }
@@ -131,9 +131,9 @@ impl Connection {
     }
 
     /// What a receipt would prove now; nothing where being written counts as received.
-    pub(super) fn wants_receipt(&self) -> Option<crate::hub::Mark> {
+    pub(super) fn wants_receipt(&self) -> Option<crate::hub::SentPosition> {
         match self.shared.config.sync.confirmation {
-            Confirmation::Receipt => self.session.as_ref().and_then(Session::unconfirmed),
+            Confirmation::Receipt => self.session.as_ref().and_then(Session::unacknowledged),
             Confirmation::Write => None,
         }
     }
@@ -169,9 +169,9 @@ impl Connection {
     fn confirm_written(&mut self) {
         if self.shared.config.sync.confirmation == Confirmation::Write
             && let Some(session) = &mut self.session
-            && let Some(mark) = session.unconfirmed()
+            && let Some(mark) = session.unacknowledged()
         {
-            session.confirm(mark);
+            session.acknowledge(mark);
         }
     }
 }

@@ -203,7 +203,7 @@ impl Peer {
         if !matches!(code, 1000..=1003 | 1007..=1013 | 3000..=4999) {
             return Err(CloseCodeError { code });
         }
-        Ok(self.0.handle.leave_connection(self.0.connection, code))
+        Ok(self.0.handle.close_connection(self.0.connection, code))
     }
 }
 

@@ -63,7 +63,7 @@ impl Assembled {
         (wire, ids, descriptors): (Option<TcpListener>, Option<PortalIds>, Descriptors),
     ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::with(store.health().restarted()));
-        let hub = Hub::among(settings(&config), store.clone(), metrics.clone(), cluster);
+        let hub = Hub::new(settings(&config), store.clone(), metrics.clone(), cluster);
         let guesses = Arc::new(Guesses::default());
         let http = Http::new(Api {
             hub: hub.clone(),

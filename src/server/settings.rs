@@ -92,8 +92,8 @@ pub(super) fn limits(config: &Config) -> Limits {
 
 pub(super) fn settings(config: &Config) -> Settings {
     let redelivery_interval = config.sync.redelivery_interval;
-    let bounds = portals::Bounds { patience: config.limits.write_timeout, ..portals::Bounds::default() };
-    let portals = PortalSettings { in_turn: config.portal.distribute_load, bounds };
+    let bounds = portals::Bounds { stall_timeout: config.limits.write_timeout, ..portals::Bounds::default() };
+    let portals = PortalSettings { round_robin: config.portal.distribute_load, bounds };
     Settings {
         sync: config.sync.enabled.then_some(SyncSettings { redelivery_interval }),
         authentication_required: config.authentication.required,

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::{connection_limit::Slots, context::Shared, resp_listener::Open};
-use crate::hub::{Leave, Store, StoreError};
+use crate::hub::{CloseReason, Store, StoreError};
 
 /// How long handlers may take over what has happened to clients by the end.
 pub(super) const HANDLERS_MAX: Duration = Duration::from_secs(2);
@@ -47,12 +47,12 @@ pub(super) async fn stop(
     if let Some(wire) = wire {
         wire.closed().await;
     }
-    let why = if failed.is_some() { Leave::Failed } else { Leave::Shutdown };
+    let why = if failed.is_some() { CloseReason::StoreFailed } else { CloseReason::Shutdown };
     let drained = timeout(DRAIN_MAX, async {
         let clients = timeout(CLIENTS_MAX, async {
             // A connection that was being upgraded when we began may register only now: it is told as well.
             loop {
-                hub.everyone_leave(why);
+                hub.close_all(why);
                 if timeout(LOOK, shared.sockets.all_free()).await.is_ok() {
                     break;
                 }
@@ -60,10 +60,10 @@ pub(super) async fn stop(
         });
         // Who is still here then is cut by its own bound, and nobody is told of it.
         _ = clients.await;
-        hub.finish();
+        hub.mark_drained();
         // What was half a request when we began may have been one to be let in.
         while timeout(LOOK, slots.all_free()).await.is_err() {
-            hub.everyone_leave(why);
+            hub.close_all(why);
         }
         if let Some(slots) = wire_slots {
             slots.all_free().await;

@@ -302,6 +302,6 @@ fn backup_of_a_damaged_store_ends_as_a_broken_transfer() {
     assert!(!made.status.success() && !out.exists(), "{}", said(&made));
     // The next one is not held up.
     assert!(Http::connect(server.address).expect("a connection").call("GET", "/v1/backup", "").is_err());
-    home.log_once(|log| log.contains("a backup ended early"));
+    home.log_once(|log| log.contains("the backup is incomplete"));
     stop(server);
 }

@@ -8,7 +8,7 @@ use crate::{
     failpoints::{self, Failpoint},
     health::LogLimit,
     http::error::ApiError,
-    hub::{Dispatch, Hub, Kept, Outcome, StoreError, Taken},
+    hub::{CommittedBatch, Dispatch, Hub, Outcome, PreparedDispatch, StoreError},
 };
 
 /// Lines of one batch at most. Larger batches would delay other callers in the commit thread.
@@ -21,7 +21,7 @@ const BATCH_BYTES_MAX: usize = 256 << 10;
 #[derive(Debug)]
 pub(super) enum Task {
     /// Appends a message to logs.
-    Append(Kept),
+    Append(PreparedDispatch),
     /// Sends an unsynced message.
     SendUnsynced(Dispatch),
     Disconnect(Disconnect),
@@ -32,7 +32,9 @@ pub(super) enum Task {
 impl Task {
     pub(super) fn new(request: Result<DispatchRequest, ApiError>, hub: &Hub) -> Self {
         match request.and_then(|request| request.checked(hub)) {
-            Ok(DispatchRequest::Dispatch(dispatch)) => hub.keep(dispatch).map_or_else(Self::SendUnsynced, Self::Append),
+            Ok(DispatchRequest::Dispatch(dispatch)) => {
+                hub.prepare(dispatch).map_or_else(Self::SendUnsynced, Self::Append)
+            }
             Ok(DispatchRequest::Disconnect(disconnect)) => Self::Disconnect(disconnect),
             Err(error) => Self::Reject(error),
         }
@@ -54,7 +56,7 @@ pub(super) struct Batch {
 enum Tasks {
     #[default]
     Empty,
-    Append(Vec<Kept>),
+    Append(Vec<PreparedDispatch>),
     SendUnsynced(Vec<Dispatch>),
     Disconnect(Disconnect),
 }
@@ -93,7 +95,7 @@ impl Batch {
     pub(super) async fn dispatch(self, hub: &Hub) -> BatchResult {
         let result = match self.tasks {
             Tasks::Empty => Ok(Outcomes::Ready(Vec::new())),
-            Tasks::Append(dispatches) => hub.append(dispatches).await.map(Outcomes::Committed),
+            Tasks::Append(dispatches) => hub.commit(dispatches).await.map(Outcomes::Committed),
             Tasks::SendUnsynced(dispatches) => hub.dispatch_all(dispatches).await.map(Outcomes::Ready),
             Tasks::Disconnect(disconnect) => Ok(Outcomes::Ready(vec![disconnect.run(hub).await])),
         };
@@ -113,7 +115,7 @@ pub(super) struct BatchResult {
 
 #[derive(Debug)]
 enum Outcomes {
-    Committed(Taken),
+    Committed(CommittedBatch),
     Ready(Vec<Outcome>),
 }
 

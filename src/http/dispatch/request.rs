@@ -78,7 +78,7 @@ impl DispatchRequest {
     /// Rejects what the hub's configuration does not support.
     pub(super) fn checked(self, hub: &Hub) -> Result<Self, ApiError> {
         match &self {
-            Self::Dispatch(dispatch) if !hub.keeps() && dispatch.is_for_logs_alone() => Err(ApiError::SyncOff),
+            Self::Dispatch(dispatch) if !hub.is_sync_enabled() && dispatch.requires_storage() => Err(ApiError::SyncOff),
             _ => Ok(self),
         }
     }
@@ -150,7 +150,7 @@ pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<DispatchRequest
         ttl: options.ttl.map(|seconds| Duration::from_secs(seconds.get().into())),
         collapse: options.collapse.as_deref().map(CollapseKey::new).transpose().map_err(name)?,
         id: body.id.as_deref().map(DispatchId::new).transpose().map_err(name)?,
-        refused: rejected,
+        rejected,
     }))
 }
 
@@ -202,7 +202,7 @@ mod tests {
         let body = r#"{"message":{"op":0,"d":{"n": 1.0},"t":"T","o":{"sync":false}},"recipients":["a","b"],"excluding":["c"]}"#;
         let dispatch = dispatched(body);
         assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":{"n": 1.0},"t":"T"}"#);
-        assert!(!dispatch.sync && dispatch.refused.is_empty());
+        assert!(!dispatch.sync && dispatch.rejected.is_empty());
         assert_eq!(dispatch.excluding, [UserId::new("c").unwrap()]);
         let dispatch = dispatched(r#"{"message":{},"recipients":["*"]}"#);
         assert!(dispatch.sync && dispatch.recipients == Recipients::Everyone);
@@ -227,7 +227,7 @@ mod tests {
     fn invalid_recipient_is_rejected_and_others_are_accepted() {
         let dispatch = dispatched(r#"{"message":{},"recipients":["a","","b\u0000"]}"#);
         assert_eq!(dispatch.recipients, Recipients::Users(vec![UserId::new("a").unwrap()]));
-        let reasons: Vec<_> = dispatch.refused.iter().map(|one| (&*one.user, one.reason.as_str())).collect();
+        let reasons: Vec<_> = dispatch.rejected.iter().map(|one| (&*one.user, one.reason.as_str())).collect();
         assert_eq!(reasons, [("", "invalid"), ("b\0", "invalid")]);
     }
 
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":"\ud83d"}"#);
         assert_eq!(dispatch.recipients, Recipients::Users(vec![UserId::new("a").unwrap()]));
         assert_eq!(dispatch.excluding, [UserId::new("c").unwrap()]);
-        assert_eq!(dispatch.refused, [Rejected { user: r#""b\ud83d""#.into(), reason: Reason::Cut }]);
+        assert_eq!(dispatch.rejected, [Rejected { user: r#""b\ud83d""#.into(), reason: Reason::Cut }]);
         assert!(dispatch.ttl.is_some() && dispatch.id.is_some());
         let many = r#"{"message":{},"recipients":["\ud83d","\ud83d","\ud83d","\ud83d"]}"#;
         assert!(error(many).contains("limits.recipients"));

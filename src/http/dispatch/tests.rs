@@ -33,7 +33,7 @@ fn http() -> (Http, Arc<dyn Store>) {
         portals: None,
     };
     let metrics = Arc::new(Metrics::new());
-    let hub = Hub::new(settings, store.clone(), metrics.clone());
+    let hub = Hub::new(settings, store.clone(), metrics.clone(), None);
     let keys = ApiKeys::new(&config::Api { keys: vec![KEY.into()], ..config::Api::default() });
     let limits = config::Limits { request_bytes: 1024, recipients: 3, ..Config::default().limits };
     (Http::new(Api { hub, keys, guesses: Arc::default(), metrics, limits, local_only: false }), store)

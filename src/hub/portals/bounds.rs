@@ -1,23 +1,22 @@
-//! Bounds of the portals.
+//! Bounds of the portal queues.
 
 use std::time::Duration;
 
-/// How much the pool holds for portals. None of it grows with the number of clients.
+/// Bounds of the pool. None of them grows with the number of clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Portals. Those that may still come back are forgotten early for one more; where all are there it is refused.
+    /// Portals. At this limit a new portal replaces a disconnected one that could still resume; if none is, it is rejected.
     pub portals: usize,
-    /// Events that wait in one inbox; beyond that see above.
+    /// Events in one queue. Beyond it events go to other portals, or the oldest are dropped.
     pub events: usize,
-    /// Bytes of those events; likewise. And bytes of those that it took last.
+    /// Bytes of those events, with the same consequence; also the limit for bytes of retained events.
     pub bytes: usize,
-    /// Events that a portal took last and may ask for again, in no more than `bytes`; where it asks for more it is told how
-    /// many are missing.
-    pub kept: usize,
-    /// For how long a portal that has gone may come back to its inbox.
-    pub resume_for: Duration,
-    /// A portal that has taken nothing of what waits for it for this long is taken for dead.
-    pub patience: Duration,
+    /// TakenItem events that are retained for a resume, within `bytes`. A portal that needs more receives a marker instead.
+    pub retained: usize,
+    /// Time within which a disconnected portal may resume its queue.
+    pub resume_timeout: Duration,
+    /// A portal that takes none of its queued events for this long counts as dead.
+    pub stall_timeout: Duration,
 }
 
 impl Default for Bounds {
@@ -26,12 +25,12 @@ impl Default for Bounds {
             portals: 1024,
             events: 8192,
             bytes: 8 << 20,
-            kept: 1024,
-            resume_for: Duration::from_secs(60),
-            patience: Duration::from_secs(30),
+            retained: 1024,
+            resume_timeout: Duration::from_secs(60),
+            stall_timeout: Duration::from_secs(30),
         }
     }
 }
 
-/// A portal without an inbox: whoever [`Portals::seat`]s it passes events on himself.
-pub type SeatId = u64;
+/// Id of a consumer without a queue: an [`EventForwarder`](super::EventForwarder) delivers its events.
+pub type ConsumerId = u64;

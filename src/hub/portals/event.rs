@@ -1,19 +1,19 @@
-//! An event that is kept until somebody takes it.
+//! Owned copy of a client event, for the queues.
 
 use super::super::events::{ConnectionId, Event};
 pub use crate::cluster::portals::{ClientEvent, ClientEventKind, EventOrigin};
 use crate::message::JsonString;
 
-/// Takes a copy of what is told.
-pub(super) fn told(connection: ConnectionId, at: EventOrigin, event: Event<'_>) -> ClientEvent {
-    let (user, what) = match event {
+/// Copies a hub event.
+pub(super) fn copy(connection: ConnectionId, origin: EventOrigin, event: Event<'_>) -> ClientEvent {
+    let (user, kind) = match event {
         Event::Connection => (None, ClientEventKind::Connection),
         Event::Authentication { user } => (Some(user), ClientEventKind::Authentication),
         Event::Message { user, said } => {
-            let kind = said.json_kind().map(JsonString::into_owned);
-            (user, ClientEventKind::Message { op: said.op, data: said.data.map(Into::into), kind })
+            let message_type = said.json_kind().map(JsonString::into_owned);
+            (user, ClientEventKind::Message { op: said.op, data: said.data.map(Into::into), kind: message_type })
         }
         Event::Disconnection { user, .. } => (user, ClientEventKind::Disconnection),
     };
-    ClientEvent { connection, origin: at, user: user.cloned(), kind: what }
+    ClientEvent { connection, origin, user: user.cloned(), kind }
 }

@@ -1,24 +1,24 @@
-//! The pool of portals: backends that are told what happens to clients.
+//! Pool of portals: backends that receive client events.
 //!
-//! Every event goes to exactly one portal, in turn or at random, and to each that asked for all of them. The pool never
-//! waits for a portal: what one has not taken yet stands in an inbox of bounded size.
+//! Each event goes to exactly one portal, round robin or at random, and to every portal that requested all events. The
+//! pool never waits for a portal: its events stand in a bounded queue until it takes them.
 //!
 //! - `bounds`: bounds of queues and times
-//! - `event`: an event that is kept until somebody takes it
-//! - `queue`: what waits for one portal, and what it took last
-//! - `scheduler`: whose turn it is
-//! - `remote`: portals of other servers, and what is told to those that are here by others
+//! - `event`: owned copy of a client event
+//! - `queue`: queued events of one portal, and those it took last
+//! - `scheduler`: chooses the portal for an event
+//! - `remote`: portals at other servers, and their events for portals here
 //!
-//! # Who is slow, and who dies
+//! # Slow and dead portals
 //!
-//! - While an inbox is full, events go to portals that have room. Where none has, the oldest event of the inbox whose turn
-//!   it is is dropped, and its portal told how many were. A portal is not cut for being slow: what it holds up is not more
-//!   than its inbox, and a new connection would not make it faster.
-//! - One that takes nothing at all for [`Bounds::patience`] is taken for dead. So is one whose connection ends. What it had
-//!   not taken goes on to the others.
-//! - One that comes back within [`Bounds::resume_for`] goes on where it was: what was written to its old connection and
-//!   may have been lost on the way is repeated to it, as far as [`Bounds::kept`] reaches. Where no other portal is there,
-//!   what happens meanwhile waits for it.
+//! - While a queue is full, its events go to portals with capacity. If all are full, the chosen queue drops its oldest
+//!   event, and its portal receives a marker with the number. A slow portal is not disconnected: it can hold up no more
+//!   than its queue, and a new connection would not make it faster.
+//! - A portal that takes nothing for [`Bounds::stall_timeout`] counts as dead, and so does one whose connection ends. Its
+//!   queued events go to the other portals.
+//! - A portal that returns within [`Bounds::resume_timeout`] resumes its queue. Events that may have been lost with the
+//!   old connection are repeated, as far as [`Bounds::retained`] reaches. Without other portals its queue collects the
+//!   events of the meantime.
 
 mod bounds;
 mod event;
@@ -39,310 +39,321 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 
-pub use self::bounds::{Bounds, SeatId};
+pub use self::bounds::{Bounds, ConsumerId};
 use super::events::{ConnectionId, Event, Listener};
 use crate::{
     cluster::portals::{PortalTarget, RemotePortals},
     metrics::Metrics,
 };
 pub use event::{ClientEvent, ClientEventKind, EventOrigin};
-use queue::Inbox;
-pub use queue::{Item, StreamId, Taken};
-use scheduler::{Member, Reach, Turns};
+use queue::PortalQueue;
+pub use queue::{Item, StreamId, TakenItem};
+use scheduler::{Consumer, Scheduler, Scope};
 
-/// What the name of a seat begins with.
-const SEAT: &str = "seat-";
+/// Prefix of the name that a forwarded consumer has among the servers of a cluster.
+const FORWARDED_PREFIX: &str = "seat-";
 
-/// Whoever passes events on himself. Called on the task of the connection that an event is about: must not wait.
-pub trait Watch: Send + Sync {
-    /// An event, and the seat whose turn it is, if it is a seat's. `again`: it was that of another seat before, which is
-    /// gone, so that who was told then is not to be told once more.
-    fn told(&self, told: &Arc<ClientEvent>, turn: Option<SeatId>, again: bool);
+/// Forwards events to consumers without a queue.
+///
+/// Called on the task of the connection that caused the event, so it must not wait.
+pub trait EventForwarder: Send + Sync {
+    /// Forwards an event, to `consumer` if it was chosen.
+    ///
+    /// `redispatched`: another consumer was chosen before and is gone, so observers of all events have it already.
+    fn forward(&self, event: &Arc<ClientEvent>, consumer: Option<ConsumerId>, redispatched: bool);
 }
 
-/// The pool.
+/// The pool of portals.
 pub struct Portals {
     bounds: Bounds,
     metrics: Arc<Metrics>,
-    /// Somebody may want to be told something.
-    any: AtomicBool,
-    turns: Mutex<Turns>,
-    watch: RwLock<Option<Weak<dyn Watch>>>,
-    /// How many are told about everything by `watch`.
-    watching: AtomicUsize,
-    /// Told who comes and goes.
+    /// Whether any portal or observer may want events.
+    active: AtomicBool,
+    scheduler: Mutex<Scheduler>,
+    forwarder: RwLock<Option<Weak<dyn EventForwarder>>>,
+    /// Number of observers that `forwarder` sends every event.
+    observers: AtomicUsize,
+    /// Called when a portal joins or leaves.
     change: OnceLock<Change>,
-    /// Portals of other servers, where there are any.
-    far: OnceLock<Far>,
+    /// Portals at other servers; unset without a cluster.
+    remote: OnceLock<RemotePool>,
 }
 
-struct Far {
+struct RemotePool {
     portals: Arc<dyn RemotePortals>,
-    /// What is told here has happened at this server.
-    at: EventOrigin,
-    /// Somebody there is to be told everything.
-    listen: AtomicBool,
+    /// This server, as the origin of events from here.
+    origin: EventOrigin,
+    /// Whether an observer at another server wants every event.
+    observed: AtomicBool,
 }
 
-/// Told that the portal of this name has come (true) or gone.
+/// Called with a portal's name, and true when it joins or false when it leaves.
 pub type Change = Box<dyn Fn(&str, bool) + Send + Sync>;
 
 impl Portals {
-    /// An empty pool. `in_turn`: each portal after the other, rather than at random (`portal.distributeLoad`).
+    /// Creates an empty pool: round robin if `round_robin`, else at random (`portal.distributeLoad`).
     #[must_use]
-    pub fn new(in_turn: bool, bounds: Bounds, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(round_robin: bool, bounds: Bounds, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             bounds,
             metrics,
-            any: AtomicBool::new(false),
-            turns: Mutex::new(Turns::new(in_turn)),
-            watch: RwLock::default(),
-            watching: AtomicUsize::new(0),
+            active: AtomicBool::new(false),
+            scheduler: Mutex::new(Scheduler::new(round_robin)),
+            forwarder: RwLock::default(),
+            observers: AtomicUsize::new(0),
             change: OnceLock::new(),
-            far: OnceLock::new(),
+            remote: OnceLock::new(),
         })
     }
 
-    /// From here on `change` is told who comes and goes. The first one counts. Called without a lock.
+    /// Sets the callback for joining and leaving portals, called without a lock. Only the first one set is used.
     pub fn on_change(&self, change: Change) {
         _ = self.change.set(change);
     }
 
-    fn comes(&self, portal: &str, in_turn: bool) {
+    fn report_join(&self, portal: &str, chosen: bool) {
         self.metrics.portals.inc();
-        if let (true, Some(far)) = (in_turn, self.far.get()) {
-            far.portals.add(portal);
+        if let (true, Some(remote_pool)) = (chosen, self.remote.get()) {
+            remote_pool.portals.add(portal);
         }
         self.change.get().inspect(|change| change(portal, true));
     }
 
-    fn goes(&self, portal: &str, in_turn: bool) {
+    fn report_leave(&self, portal: &str, chosen: bool) {
         self.metrics.portals.dec();
-        if let (true, Some(far)) = (in_turn, self.far.get()) {
-            far.portals.remove(portal);
+        if let (true, Some(remote_pool)) = (chosen, self.remote.get()) {
+            remote_pool.portals.remove(portal);
         }
         self.change.get().inspect(|change| change(portal, false));
     }
 
-    /// A portal comes. `all`: it is to be told about everything, and takes no turns.
+    /// Adds a portal with a queue; `None` at the limit of portals.
+    ///
+    /// `all`: it receives every event, and is never chosen for one.
     #[must_use]
     pub fn join(self: &Arc<Self>, all: bool) -> Option<Portal> {
-        let inbox = Inbox::new(all);
-        let (reader, _) = inbox.sit(None);
+        let queue = PortalQueue::new(all);
+        let (reader, _) = queue.connect(None);
         {
-            let mut turns = self.turns.lock();
-            self.make_room(&mut turns)?;
-            turns.members.push(Member::Inbox(inbox.clone()));
-            self.look_whether_any(&turns);
+            let mut scheduler = self.scheduler.lock();
+            self.ensure_capacity(&mut scheduler)?;
+            scheduler.consumers.push(Consumer::Queue(queue.clone()));
+            self.refresh_active(&scheduler);
         }
-        self.comes(inbox.stream().as_str(), !all);
+        self.report_join(queue.stream().as_str(), !all);
         if !all {
-            self.pass_on_what_is_left();
+            self.redistribute_orphans();
         }
-        Some(Portal { pool: self.clone(), reader, inbox })
+        Some(Portal { pool: self.clone(), reader, queue })
     }
 
-    /// The same for a portal that names a stream which is not known any more: a marker comes before all events.
+    /// Adds a portal that named an unknown stream: a marker of missing events precedes all events.
     #[must_use]
-    pub fn join_behind_unknown(self: &Arc<Self>, all: bool) -> Option<Portal> {
+    pub fn join_after_unknown(self: &Arc<Self>, all: bool) -> Option<Portal> {
         let portal = self.join(all)?;
-        portal.inbox.put_unknown_missed();
+        portal.queue.push_unknown_missed();
         Some(portal)
     }
 
-    /// A portal comes back to its inbox, having had everything up to `number`. `None`: that inbox is not there any more.
+    /// Resumes a portal's queue after event `number`. `None`: the queue does not exist any more.
     ///
-    /// Whoever still reads from it reads no further.
+    /// A previous reader of the queue is ended.
     #[must_use]
     pub fn resume(self: &Arc<Self>, stream: &StreamId, number: u64) -> Option<Portal> {
-        let inbox = {
-            let turns = self.turns.lock();
-            let mut inboxes = turns.inboxes();
-            inboxes.find(|inbox| inbox.stream() == stream)?.clone()
+        let queue = {
+            let scheduler = self.scheduler.lock();
+            let mut queues = scheduler.queues();
+            queues.find(|queue| queue.stream() == stream)?.clone()
         };
-        let (reader, was_there) = inbox.sit(Some(number));
-        if !was_there {
-            self.comes(inbox.stream().as_str(), !inbox.is_for_all());
+        let (reader, was_connected) = queue.connect(Some(number));
+        if !was_connected {
+            self.report_join(queue.stream().as_str(), !queue.is_for_all());
         }
-        Some(Portal { pool: self.clone(), reader, inbox })
+        Some(Portal { pool: self.clone(), reader, queue })
     }
 
-    /// A portal that `watch` passes events on to takes turns from here on.
+    /// Adds a consumer without a queue; `None` at the limit of portals.
     #[must_use]
-    pub fn seat(&self) -> Option<SeatId> {
-        let seat = {
-            let mut turns = self.turns.lock();
-            self.make_room(&mut turns)?;
-            self.any.store(true, Ordering::Release);
-            turns.seat()
+    pub fn add_consumer(&self) -> Option<ConsumerId> {
+        let consumer = {
+            let mut scheduler = self.scheduler.lock();
+            self.ensure_capacity(&mut scheduler)?;
+            self.active.store(true, Ordering::Release);
+            scheduler.add_consumer()
         };
-        self.comes(&format!("{SEAT}{seat}"), true);
-        Some(seat)
+        self.report_join(&format!("{FORWARDED_PREFIX}{consumer}"), true);
+        Some(consumer)
     }
 
-    /// It takes turns no more.
-    pub fn rise(&self, seat: SeatId) {
-        let rose = {
-            let mut turns = self.turns.lock();
-            let rose = turns.rise(seat);
-            self.look_whether_any(&turns);
-            rose
+    /// Removes a consumer without a queue.
+    pub fn remove_consumer(&self, consumer: ConsumerId) {
+        let removed = {
+            let mut scheduler = self.scheduler.lock();
+            let removed = scheduler.remove_consumer(consumer);
+            self.refresh_active(&scheduler);
+            removed
         };
-        if rose {
-            self.goes(&format!("{SEAT}{seat}"), true);
+        if removed {
+            self.report_leave(&format!("{FORWARDED_PREFIX}{consumer}"), true);
         }
     }
 
-    /// Says whether a seat has room for more; one that has none is passed over while others have some.
-    pub fn seat_has_room(&self, seat: SeatId, room: bool) {
-        self.turns.lock().set_room(seat, room);
+    /// Sets whether a consumer has capacity. One without is skipped while others have some.
+    pub fn set_consumer_capacity(&self, consumer: ConsumerId, has_capacity: bool) {
+        self.scheduler.lock().set_capacity(consumer, has_capacity);
     }
 
-    /// Sets who passes events on to seats, for as long as he is there.
-    pub fn set_watch(&self, watch: Weak<dyn Watch>) {
-        *self.watch.write() = Some(watch);
+    /// Sets the forwarder for consumers without a queue.
+    pub fn set_forwarder(&self, forwarder: Weak<dyn EventForwarder>) {
+        *self.forwarder.write() = Some(forwarder);
     }
 
-    /// How many of those that `watch` passes events on to want to be told about everything.
-    pub fn set_watching(&self, watching: usize) {
-        let turns = self.turns.lock();
-        self.watching.store(watching, Ordering::Release);
-        self.look_whether_any(&turns);
+    /// Sets the number of observers that the forwarder sends every event.
+    pub fn set_observers(&self, observers: usize) {
+        let scheduler = self.scheduler.lock();
+        self.observers.store(observers, Ordering::Release);
+        self.refresh_active(&scheduler);
     }
 
-    /// Portals that are there.
+    /// Returns the number of connected portals.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.turns.lock().members.iter().filter(|member| member.is_there()).count()
+        self.scheduler.lock().consumers.iter().filter(|consumer| consumer.is_connected()).count()
     }
 
-    /// Takes out who is dead or does not come back, as of `now`. To be called every second or so.
+    /// Removes dead portals, and queues that were not resumed, as of `now`. To be called about every second.
     pub fn sweep(&self, now: Instant) {
-        if !self.any.load(Ordering::Acquire) {
+        if !self.active.load(Ordering::Acquire) {
             return;
         }
-        let stuck: Vec<Arc<Inbox>> = {
-            let turns = self.turns.lock();
-            turns.inboxes().filter(|inbox| inbox.is_stuck(now, self.bounds.patience)).cloned().collect()
+        let stalled: Vec<Arc<PortalQueue>> = {
+            let scheduler = self.scheduler.lock();
+            scheduler.queues().filter(|queue| queue.is_stalled(now, self.bounds.stall_timeout)).cloned().collect()
         };
-        for inbox in &stuck {
-            if inbox.send_away(now) {
-                self.goes(inbox.stream().as_str(), !inbox.is_for_all());
-                tracing::warn!("a portal took nothing for {:?} and is taken out", self.bounds.patience);
+        for queue in &stalled {
+            if queue.end_reader(now) {
+                self.report_leave(queue.stream().as_str(), !queue.is_for_all());
+                tracing::warn!(
+                    "a portal took none of its events for {:?} and is disconnected; it can resume its queue",
+                    self.bounds.stall_timeout
+                );
             }
         }
-        self.pass_on_what_is_left();
-        let forgotten = {
-            let mut turns = self.turns.lock();
-            let forgotten = turns.forget(now, self.bounds.resume_for);
-            self.look_whether_any(&turns);
-            forgotten
+        self.redistribute_orphans();
+        let lost = {
+            let mut scheduler = self.scheduler.lock();
+            let lost = scheduler.remove_expired(now, self.bounds.resume_timeout);
+            self.refresh_active(&scheduler);
+            lost
         };
-        self.metrics.portal_events_dropped.inc_by(forgotten);
+        self.metrics.portal_events_dropped.inc_by(lost);
     }
 
-    /// Makes room for one more, at the cost of one that may not come back; `None` if all are there.
-    fn make_room(&self, turns: &mut Turns) -> Option<()> {
-        if turns.near() >= self.bounds.portals {
-            let lost = turns.forget_one()?;
+    /// Ensures capacity for one more portal by removing a disconnected one; `None` if all are connected.
+    fn ensure_capacity(&self, scheduler: &mut Scheduler) -> Option<()> {
+        if scheduler.local_count() >= self.bounds.portals {
+            let lost = scheduler.remove_one_disconnected()?;
             self.metrics.portal_events_dropped.inc_by(lost);
         }
         Some(())
     }
 
-    fn look_whether_any(&self, turns: &Turns) {
-        let watching = self.watching.load(Ordering::Acquire) > 0;
-        let mut any = !turns.members.is_empty() || watching;
-        if let Some(far) = self.far.get() {
-            far.portals.set_wants_all(watching || turns.inboxes().any(|inbox| inbox.is_for_all()));
-            any |= far.listen.load(Ordering::Acquire);
+    fn refresh_active(&self, scheduler: &Scheduler) {
+        let observed = self.observers.load(Ordering::Acquire) > 0;
+        let mut active = !scheduler.consumers.is_empty() || observed;
+        if let Some(remote_pool) = self.remote.get() {
+            remote_pool.portals.set_wants_all(observed || scheduler.queues().any(|queue| queue.is_for_all()));
+            active |= remote_pool.observed.load(Ordering::Acquire);
         }
-        self.any.store(any, Ordering::Release);
+        self.active.store(active, Ordering::Release);
     }
 
-    /// Offers an event that somebody was given and has not taken to another one.
-    pub fn again(&self, told: &Arc<ClientEvent>) {
+    /// Dispatches an event that its portal did not take to another portal.
+    pub fn redispatch(&self, event: &Arc<ClientEvent>) {
         self.metrics.portal_events_passed_on.inc();
-        self.offer(told, true, Reach::RatherHere);
+        self.dispatch(event, true, Scope::PreferLocal);
     }
 
-    /// The same, for no other than those who are here.
-    fn again_here(&self, told: &Arc<ClientEvent>) {
+    /// Dispatches such an event to a portal at this server only.
+    fn redispatch_locally(&self, event: &Arc<ClientEvent>) {
         self.metrics.portal_events_passed_on.inc();
-        self.offer(told, true, Reach::Here);
+        self.dispatch(event, true, Scope::LocalOnly);
     }
 
-    fn offer(&self, told: &Arc<ClientEvent>, again: bool, reach: Reach) {
-        let far = self.far.get();
-        let (mut seat, mut inbox_of, mut there) = (None, None, None);
+    fn dispatch(&self, event: &Arc<ClientEvent>, redispatched: bool, scope: Scope) {
+        let remote_pool = self.remote.get();
+        let (mut consumer, mut queue_id, mut remote) = (None, None, None);
         let dropped = {
-            let mut turns = self.turns.lock();
+            let mut scheduler = self.scheduler.lock();
             let mut dropped = 0;
-            if !again {
-                dropped += self.put_for_all(&turns, told);
+            if !redispatched {
+                dropped += self.queue_for_all(&scheduler, event);
             }
-            match turns.choose(told.bytes(), &self.bounds, reach) {
-                Some(Member::Seat { id, .. }) => seat = Some(*id),
-                Some(Member::Inbox(inbox)) => {
-                    dropped += inbox.put(told.clone(), &self.bounds);
-                    inbox_of = far.is_some().then(|| inbox.stream().clone());
+            match scheduler.choose(event.bytes(), &self.bounds, scope) {
+                Some(Consumer::Forwarded { id, .. }) => consumer = Some(*id),
+                Some(Consumer::Queue(queue)) => {
+                    dropped += queue.push(event.clone(), &self.bounds);
+                    queue_id = remote_pool.is_some().then(|| queue.stream().clone());
                 }
-                Some(Member::Far(portal)) => there = Some(portal.clone()),
-                None => dropped += u64::from(again),
+                Some(Consumer::Remote(portal)) => remote = Some(portal.clone()),
+                None => dropped += u64::from(redispatched),
             }
             dropped
         };
         self.metrics.portal_events_dropped.inc_by(dropped);
-        if let Some(far) = far {
-            if let Some(portal) = &there {
-                far.portals.publish(told, PortalTarget::Remote(portal), again);
-            } else if !again && far.listen.load(Ordering::Acquire) {
-                let seat = seat.map(|seat| format!("{SEAT}{seat}"));
-                let here = seat.as_deref().or(inbox_of.as_ref().map(StreamId::as_str));
-                far.portals.publish(told, here.map_or(PortalTarget::Unassigned, PortalTarget::Local), false);
+        if let Some(remote_pool) = remote_pool {
+            if let Some(portal) = &remote {
+                remote_pool.portals.publish(event, PortalTarget::Remote(portal), redispatched);
+            } else if !redispatched && remote_pool.observed.load(Ordering::Acquire) {
+                let forwarded = consumer.map(|consumer| format!("{FORWARDED_PREFIX}{consumer}"));
+                let local = forwarded.as_deref().or(queue_id.as_ref().map(StreamId::as_str));
+                remote_pool.portals.publish(event, local.map_or(PortalTarget::Unassigned, PortalTarget::Local), false);
             }
         }
-        if seat.is_some() || !again {
-            self.tell_watch(told, seat, again);
+        if consumer.is_some() || !redispatched {
+            self.forward(event, consumer, redispatched);
         }
     }
 
-    /// Those who are told everything have it from here on; returns how many old events had to go for it.
-    fn put_for_all(&self, turns: &Turns, told: &Arc<ClientEvent>) -> u64 {
-        turns.inboxes().filter(|inbox| inbox.is_for_all()).map(|inbox| inbox.put(told.clone(), &self.bounds)).sum()
+    /// Queues an event for every portal that receives all; returns the number of events dropped for it.
+    fn queue_for_all(&self, scheduler: &Scheduler, event: &Arc<ClientEvent>) -> u64 {
+        scheduler.queues().filter(|queue| queue.is_for_all()).map(|queue| queue.push(event.clone(), &self.bounds)).sum()
     }
 
-    fn tell_watch(&self, told: &Arc<ClientEvent>, seat: Option<SeatId>, again: bool) {
-        if seat.is_some() || self.watching.load(Ordering::Acquire) > 0 {
-            let watch = self.watch.read().as_ref().and_then(Weak::upgrade);
-            if let Some(watch) = watch {
-                watch.told(told, seat, again);
+    fn forward(&self, event: &Arc<ClientEvent>, consumer: Option<ConsumerId>, redispatched: bool) {
+        if consumer.is_some() || self.observers.load(Ordering::Acquire) > 0 {
+            let forwarder = self.forwarder.read().as_ref().and_then(Weak::upgrade);
+            if let Some(forwarder) = forwarder {
+                forwarder.forward(event, consumer, redispatched);
             }
         }
     }
 
-    /// What happens while nobody is there to be told waits for whoever comes within [`Bounds::resume_for`].
-    pub fn keep_a_place(&self) {
-        let mut turns = self.turns.lock();
-        if !turns.somebody_takes_turns() && turns.near() < self.bounds.portals {
-            turns.members.push(Member::Inbox(Inbox::new(false)));
-            self.any.store(true, Ordering::Release);
+    /// Reserves a queue for the next portal, so that events are stored while no portal is connected.
+    ///
+    /// A portal that joins within [`Bounds::resume_timeout`] receives them.
+    pub fn reserve_queue(&self) {
+        let mut scheduler = self.scheduler.lock();
+        if !scheduler.any_choosable() && scheduler.local_count() < self.bounds.portals {
+            scheduler.consumers.push(Consumer::Queue(PortalQueue::new(false)));
+            self.active.store(true, Ordering::Release);
         }
     }
 
-    /// What waits for portals that are away goes on to those that are there, as much as they have room for. The rest
-    /// waits for the next sweep.
-    pub fn pass_on_what_is_left(&self) {
+    /// Moves events of disconnected portals to connected ones, as far as these have capacity.
+    ///
+    /// The next [`Portals::sweep`] moves more.
+    pub fn redistribute_orphans(&self) {
         loop {
-            let told = {
-                let turns = self.turns.lock();
-                let away = turns.inboxes().filter(|inbox| !inbox.has_reader() && !inbox.is_for_all());
-                let left = away.filter_map(|inbox| Some((inbox.oldest_bytes()?, inbox)));
-                let mut fits = left.filter(|(bytes, _)| turns.somebody_has_room(*bytes, &self.bounds));
-                fits.find_map(|(_, inbox)| inbox.give_up_oldest())
+            let event = {
+                let scheduler = self.scheduler.lock();
+                let orphaned = scheduler.queues().filter(|queue| !queue.has_reader() && !queue.is_for_all());
+                let left = orphaned.filter_map(|queue| Some((queue.oldest_bytes()?, queue)));
+                let mut fits = left.filter(|(bytes, _)| scheduler.any_ready(*bytes, &self.bounds));
+                fits.find_map(|(_, queue)| queue.take_orphan())
             };
-            match told {
-                Some(told) => self.again(&told),
+            match event {
+                Some(event) => self.redispatch(&event),
                 None => return,
             }
         }
@@ -351,10 +362,10 @@ impl Portals {
 
 impl Listener for Portals {
     fn event(&self, connection: ConnectionId, event: Event<'_>) {
-        if self.any.load(Ordering::Acquire) {
+        if self.active.load(Ordering::Acquire) {
             self.metrics.portal_events.inc();
-            let at = self.far.get().map_or(EventOrigin::Local, |far| far.at.clone());
-            self.offer(&Arc::new(event::told(connection, at, event)), false, Reach::Anywhere);
+            let origin = self.remote.get().map_or(EventOrigin::Local, |remote_pool| remote_pool.origin.clone());
+            self.dispatch(&Arc::new(event::copy(connection, origin, event)), false, Scope::Anywhere);
         }
     }
 }
@@ -365,45 +376,46 @@ impl fmt::Debug for Portals {
     }
 }
 
-/// A portal that reads from its inbox. Dropping it takes it out of the pool; its inbox stays for a while.
+/// A reader of a portal's queue. Dropping it disconnects the portal; the queue stays for [`Bounds::resume_timeout`].
 #[derive(Debug)]
 pub struct Portal {
     pool: Arc<Portals>,
-    inbox: Arc<Inbox>,
+    queue: Arc<PortalQueue>,
     reader: u64,
 }
 
 impl Portal {
-    /// What names the inbox to [`Portals::resume`].
+    /// Returns the id with which [`Portals::resume`] finds the queue.
     #[must_use]
     pub fn stream(&self) -> &StreamId {
-        self.inbox.stream()
+        self.queue.stream()
     }
 
-    /// The number of the event that it took last, or has said to have had; 0 before the first.
+    /// Returns the number of the last event that was taken or acknowledged at resume; 0 before the first.
     #[must_use]
     pub fn number(&self) -> u64 {
-        self.inbox.number()
+        self.queue.number()
     }
 
-    /// The next event or marker; `None` when another reader has come for this inbox, or the pool has taken the portal out. Nothing
-    /// is lost where the future is dropped.
-    pub async fn next(&mut self) -> Option<Taken> {
-        self.inbox.next(self.reader, &self.pool.bounds).await
+    /// Returns the next event or marker; `None` when another reader has resumed the queue, or the portal was removed.
+    ///
+    /// Cancel safe: dropping the future loses no event.
+    pub async fn next(&mut self) -> Option<TakenItem> {
+        self.queue.next(self.reader, &self.pool.bounds).await
     }
 
-    /// The next event or marker, if one waits.
+    /// Returns the next event or marker, if there is one.
     #[must_use]
-    pub fn try_next(&mut self) -> Option<Taken> {
-        self.inbox.try_next(self.reader, &self.pool.bounds).flatten()
+    pub fn try_next(&mut self) -> Option<TakenItem> {
+        self.queue.try_next(self.reader, &self.pool.bounds).flatten()
     }
 }
 
 impl Drop for Portal {
     fn drop(&mut self) {
-        if self.inbox.stand_up(self.reader, Instant::now()) {
-            self.pool.goes(self.inbox.stream().as_str(), !self.inbox.is_for_all());
-            self.pool.pass_on_what_is_left();
+        if self.queue.disconnect(self.reader, Instant::now()) {
+            self.pool.report_leave(self.queue.stream().as_str(), !self.queue.is_for_all());
+            self.pool.redistribute_orphans();
         }
     }
 }

@@ -1,8 +1,8 @@
-//! What waits for one portal, and what it took last.
+//! Bounded, resumable event queue of one portal.
 //!
-//! Events get their numbers when they are taken: 1, 2, 3 … whatever was dropped or went to others before. A marker that
-//! events are missing is one of them, with a number of its own. So a portal that comes back and names the last number it
-//! has had is given what follows, markers too, as long as that is kept.
+//! Events are numbered when they are taken: 1, 2, 3 …, whatever was dropped or moved to other portals before. A marker of
+//! missing events has a number of its own. A portal that resumes after a number receives what follows, markers too, as
+//! far as it is retained.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use super::{Bounds, event::ClientEvent};
 
-/// Names an inbox: unlike any other, of this process and of those before it.
+/// Id of a queue, unique among this process and earlier ones.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StreamId(Box<str>);
 
@@ -24,19 +24,19 @@ impl StreamId {
     fn random() -> Self {
         let mut bytes = [0_u8; 8];
         if getrandom::fill(&mut bytes).is_err() {
-            // It has to be unlike others, and need not be secret: the time will do.
+            // It has to be unique but not secret, so the time is a sufficient fallback.
             bytes = (std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64)).to_be_bytes();
         }
         Self(format!("{:016x}", u64::from_be_bytes(bytes)).into())
     }
 
-    /// Takes back what [`StreamId::as_str`] gave.
+    /// Parses what [`StreamId::as_str`] returned.
     #[must_use]
     pub fn from_text(text: &str) -> Self {
         Self(text.into())
     }
 
-    /// Sixteen hexadecimal digits.
+    /// Returns the id: sixteen hexadecimal digits.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -49,29 +49,28 @@ impl fmt::Debug for StreamId {
     }
 }
 
-/// An event or a marker, taken.
+/// An event or marker taken from a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Taken {
-    /// Its number in this inbox.
+pub struct TakenItem {
+    /// Its number in this queue.
     pub number: u64,
-    /// What was taken.
-    pub what: Item,
+    /// The event or marker.
+    pub item: Item,
 }
 
-/// One of the things that a portal is sent.
+/// An item of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     /// An event.
     Event(Arc<ClientEvent>),
-    /// Events that this portal should have had here and cannot have any more: dropped because it was too slow, or asked
-    /// for too late. How many, if that is known.
+    /// Events were dropped because the portal was too slow, or are not retained any more. Their number, if it is known.
     Missed(Option<u64>),
 }
 
 impl Item {
     fn bytes(&self) -> usize {
         match self {
-            Self::Event(told) => told.bytes(),
+            Self::Event(event) => event.bytes(),
             Self::Missed(_) => 0,
         }
     }
@@ -81,7 +80,7 @@ impl Item {
     }
 }
 
-pub(super) struct Inbox {
+pub(super) struct PortalQueue {
     stream: StreamId,
     all: bool,
     state: Mutex<State>,
@@ -90,26 +89,26 @@ pub(super) struct Inbox {
 
 struct State {
     /// Not taken yet.
-    waiting: VecDeque<Numbered>,
-    /// Of those: events, and their bytes. Markers are not counted: each stands in place of at least one event.
-    waiting_events: usize,
-    waiting_bytes: usize,
-    /// Taken last; the last of it has the number `number`.
+    queued: VecDeque<Numbered>,
+    /// Events in `queued`, and their bytes. Markers are not counted: each replaces at least one event.
+    queued_events: usize,
+    queued_bytes: usize,
+    /// Taken last, and retained for a resume. The last item has the number `number`.
     taken: VecDeque<Numbered>,
     taken_bytes: usize,
     number: u64,
-    /// The number of the last marker that is not kept in `taken` any more. A portal that resumes before it cannot be told
-    /// how many events are missing.
-    uncounted: u64,
-    /// Who may read: the last who sat down.
+    /// Number of the last marker that is not retained. For a portal that resumes before it the number of missing events is
+    /// unknown.
+    last_dropped_marker: u64,
+    /// Id of the reader that may take items: the one connected last.
     reader: u64,
-    /// He is there.
-    there: bool,
-    /// Since when he has taken nothing of what waits; since when he is away.
+    /// Whether that reader is connected.
+    connected: bool,
+    /// When the reader last took an item while others were queued, or when it disconnected.
     since: Instant,
 }
 
-/// An item, and how many numbers it takes: its own, and those of what was taken before and is not kept any more.
+/// An item, and how many numbers it covers: its own, and those of items that were taken before and are not retained.
 struct Numbered {
     item: Item,
     numbers: u64,
@@ -121,18 +120,18 @@ impl Numbered {
     }
 }
 
-impl Inbox {
+impl PortalQueue {
     pub(super) fn new(all: bool) -> Arc<Self> {
         let state = State {
-            waiting: VecDeque::new(),
-            waiting_events: 0,
-            waiting_bytes: 0,
+            queued: VecDeque::new(),
+            queued_events: 0,
+            queued_bytes: 0,
             taken: VecDeque::new(),
             taken_bytes: 0,
             number: 0,
-            uncounted: 0,
+            last_dropped_marker: 0,
             reader: 0,
-            there: false,
+            connected: false,
             since: Instant::now(),
         };
         Arc::new(Self { stream: StreamId::random(), all, state: Mutex::new(state), changed: Notify::new() })
@@ -151,121 +150,122 @@ impl Inbox {
     }
 
     pub(super) fn has_reader(&self) -> bool {
-        self.state.lock().there
+        self.state.lock().connected
     }
 
-    /// Whether so many bytes more need nothing to go for them.
-    pub(super) fn has_room(&self, bytes: usize, bounds: &Bounds) -> bool {
+    /// Reports whether an event of `bytes` fits without dropping another.
+    pub(super) fn has_capacity(&self, bytes: usize, bounds: &Bounds) -> bool {
         let state = self.state.lock();
-        state.waiting_events < bounds.events && state.waiting_bytes + bytes <= bounds.bytes
+        state.queued_events < bounds.events && state.queued_bytes + bytes <= bounds.bytes
     }
 
-    /// A reader sits down, and who was there before reads no further. He has had everything up to a number, if he says so.
-    /// Also whether somebody was there.
-    pub(super) fn sit(&self, had: Option<u64>) -> (u64, bool) {
+    /// Connects a reader and ends the previous one; returns its id, and whether there was a previous one.
+    ///
+    /// `acknowledged`: the number of the last event that the reader has received, if it resumes.
+    pub(super) fn connect(&self, acknowledged: Option<u64>) -> (u64, bool) {
         let mut state = self.state.lock();
         state.reader += 1;
-        let was_there = std::mem::replace(&mut state.there, true);
+        let was_connected = std::mem::replace(&mut state.connected, true);
         state.since = Instant::now();
-        if let Some(had) = had {
-            state.go_back_to(had);
+        if let Some(acknowledged) = acknowledged {
+            state.rewind_to(acknowledged);
         }
         let reader = state.reader;
         drop(state);
         self.changed.notify_waiters();
-        (reader, was_there)
+        (reader, was_connected)
     }
 
-    /// A reader goes; false if he was not the one who may read.
-    pub(super) fn stand_up(&self, reader: u64, now: Instant) -> bool {
+    /// Disconnects a reader; false if it was not the current one.
+    pub(super) fn disconnect(&self, reader: u64, now: Instant) -> bool {
         let mut state = self.state.lock();
-        let was = state.there && state.reader == reader;
+        let was = state.connected && state.reader == reader;
         if was {
-            state.there = false;
+            state.connected = false;
             state.since = now;
         }
         was
     }
 
-    /// Ends whoever reads; false if nobody does.
-    pub(super) fn send_away(&self, now: Instant) -> bool {
+    /// Ends the current reader; false if there is none.
+    pub(super) fn end_reader(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
-        let was = state.there;
+        let was = state.connected;
         state.reader += 1;
-        state.there = false;
+        state.connected = false;
         state.since = now;
         drop(state);
         self.changed.notify_waiters();
         was
     }
 
-    /// Whether its reader has taken nothing of what waits for so long.
-    pub(super) fn is_stuck(&self, now: Instant, patience: Duration) -> bool {
+    /// Reports whether the reader has taken nothing of a non-empty queue for longer than `timeout`.
+    pub(super) fn is_stalled(&self, now: Instant, timeout: Duration) -> bool {
         let state = self.state.lock();
-        state.there && !state.waiting.is_empty() && now.saturating_duration_since(state.since) > patience
+        state.connected && !state.queued.is_empty() && now.saturating_duration_since(state.since) > timeout
     }
 
-    /// Whether nobody has come back for so long; then how many events are lost with it.
-    pub(super) fn is_abandoned(&self, now: Instant, after: Duration) -> Option<u64> {
+    /// Returns the number of lost events if no reader has returned for longer than `timeout`, else `None`.
+    pub(super) fn events_if_expired(&self, now: Instant, timeout: Duration) -> Option<u64> {
         let state = self.state.lock();
-        let abandoned = !state.there && now.saturating_duration_since(state.since) > after;
-        abandoned.then_some(state.waiting_events as u64)
+        let expired = !state.connected && now.saturating_duration_since(state.since) > timeout;
+        expired.then_some(state.queued_events as u64)
     }
 
-    /// Puts in an event; returns how many old ones had to go for it.
-    pub(super) fn put(&self, told: Arc<ClientEvent>, bounds: &Bounds) -> u64 {
+    /// Queues an event; returns the number of older events dropped for it.
+    pub(super) fn push(&self, event: Arc<ClientEvent>, bounds: &Bounds) -> u64 {
         let dropped = {
             let mut state = self.state.lock();
-            if state.waiting.is_empty() && state.there {
+            if state.queued.is_empty() && state.connected {
                 state.since = Instant::now();
             }
-            state.push_back(Item::Event(told));
+            state.push_back(Item::Event(event));
             state.drop_oldest(bounds)
         };
         self.changed.notify_waiters();
         dropped
     }
 
-    /// Puts a marker before all that waits: events are missing, and their number is not known.
-    pub(super) fn put_unknown_missed(&self) {
+    /// Puts a marker of an unknown number of missing events before all queued items.
+    pub(super) fn push_unknown_missed(&self) {
         self.state.lock().push_front(Numbered::one(Item::Missed(None)));
         self.changed.notify_waiters();
     }
 
-    /// The oldest event that waits is given up, unless its reader is back: another portal gets it. Markers stay.
-    pub(super) fn give_up_oldest(&self) -> Option<Arc<ClientEvent>> {
+    /// Removes the oldest queued event for another portal, unless a reader is connected. Markers stay.
+    pub(super) fn take_orphan(&self) -> Option<Arc<ClientEvent>> {
         let mut state = self.state.lock();
-        if state.there { None } else { state.remove_oldest_event() }
+        if state.connected { None } else { state.remove_oldest_event() }
     }
 
-    /// Events that wait.
-    pub(super) fn waiting(&self) -> u64 {
-        self.state.lock().waiting_events as u64
+    /// Returns the number of queued events.
+    pub(super) fn queued_count(&self) -> u64 {
+        self.state.lock().queued_events as u64
     }
 
-    /// Bytes of the oldest event that waits.
+    /// Returns the size of the oldest queued event, in bytes.
     pub(super) fn oldest_bytes(&self) -> Option<usize> {
         let state = self.state.lock();
-        state.waiting.iter().find(|one| one.item.is_event()).map(|one| one.item.bytes())
+        state.queued.iter().find(|one| one.item.is_event()).map(|one| one.item.bytes())
     }
 
-    /// The next event or marker for a reader; `None` where there is none yet, `Some(None)` where he may not read any more.
-    pub(super) fn try_next(&self, reader: u64, bounds: &Bounds) -> Option<Option<Taken>> {
+    /// Takes the next item; `None` if there is none yet, `Some(None)` if the reader was replaced or ended.
+    pub(super) fn try_next(&self, reader: u64, bounds: &Bounds) -> Option<Option<TakenItem>> {
         let mut state = self.state.lock();
-        if state.reader != reader || !state.there {
+        if state.reader != reader || !state.connected {
             return Some(None);
         }
         let next = state.pop_front()?;
-        let what = next.item.clone();
+        let item = next.item.clone();
         state.since = Instant::now();
-        state.keep_taken(next, bounds);
-        Some(Some(Taken { number: state.number, what }))
+        state.retain_taken(next, bounds);
+        Some(Some(TakenItem { number: state.number, item }))
     }
 
-    pub(super) async fn next(&self, reader: u64, bounds: &Bounds) -> Option<Taken> {
+    pub(super) async fn next(&self, reader: u64, bounds: &Bounds) -> Option<TakenItem> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
-            // Before looking, so that what happens between looking and waiting is not missed.
+            // Enabled before the queue is read, so that no notification in between is missed.
             changed.as_mut().enable();
             if let Some(next) = self.try_next(reader, bounds) {
                 return next;
@@ -276,48 +276,49 @@ impl Inbox {
 }
 
 impl State {
-    fn count(&mut self, one: &Numbered) {
-        self.waiting_events += usize::from(one.item.is_event());
-        self.waiting_bytes += one.item.bytes();
+    fn add_size(&mut self, one: &Numbered) {
+        self.queued_events += usize::from(one.item.is_event());
+        self.queued_bytes += one.item.bytes();
     }
 
-    fn discount(&mut self, one: &Numbered) {
-        self.waiting_events -= usize::from(one.item.is_event());
-        self.waiting_bytes -= one.item.bytes();
+    fn subtract_size(&mut self, one: &Numbered) {
+        self.queued_events -= usize::from(one.item.is_event());
+        self.queued_bytes -= one.item.bytes();
     }
 
     fn push_back(&mut self, item: Item) {
         let one = Numbered::one(item);
-        self.count(&one);
-        self.waiting.push_back(one);
+        self.add_size(&one);
+        self.queued.push_back(one);
     }
 
     fn push_front(&mut self, one: Numbered) {
-        self.count(&one);
-        self.waiting.push_front(one);
+        self.add_size(&one);
+        self.queued.push_front(one);
     }
 
     fn pop_front(&mut self) -> Option<Numbered> {
-        let one = self.waiting.pop_front()?;
-        self.discount(&one);
+        let one = self.queued.pop_front()?;
+        self.subtract_size(&one);
         Some(one)
     }
 
     fn remove_oldest_event(&mut self) -> Option<Arc<ClientEvent>> {
-        let at = self.waiting.iter().position(|one| one.item.is_event())?;
-        let one = self.waiting.remove(at)?;
-        self.discount(&one);
+        let at = self.queued.iter().position(|one| one.item.is_event())?;
+        let one = self.queued.remove(at)?;
+        self.subtract_size(&one);
         match one.item {
-            Item::Event(told) => Some(told),
+            Item::Event(event) => Some(event),
             Item::Missed(_) => None,
         }
     }
 
-    /// Drops old events until the others are within the bounds, and puts a marker in their place. Markers on the way are
-    /// added to it. Returns how many events were dropped.
+    /// Drops the oldest events until the queue is within its bounds, and puts one marker in their place.
+    ///
+    /// Markers among them are merged into it. Returns the number of dropped events.
     fn drop_oldest(&mut self, bounds: &Bounds) -> u64 {
         let (mut dropped, mut missed) = (0, Some(0));
-        while self.waiting_events > bounds.events || (self.waiting_bytes > bounds.bytes && self.waiting_events > 1) {
+        while self.queued_events > bounds.events || (self.queued_bytes > bounds.bytes && self.queued_events > 1) {
             let Some(oldest) = self.pop_front() else { break };
             let count = match oldest.item {
                 Item::Event(_) => {
@@ -334,29 +335,30 @@ impl State {
         dropped
     }
 
-    /// Gives the next number, and keeps what was taken as far as the bounds allow.
-    fn keep_taken(&mut self, next: Numbered, bounds: &Bounds) {
+    /// Assigns the next number, and retains the taken item as far as the bounds allow.
+    fn retain_taken(&mut self, next: Numbered, bounds: &Bounds) {
         self.number += next.numbers;
         self.taken_bytes += next.item.bytes();
         self.taken.push_back(next);
-        while self.taken.len() > bounds.kept || self.taken_bytes > bounds.bytes {
+        while self.taken.len() > bounds.retained || self.taken_bytes > bounds.bytes {
             let Some(oldest) = self.taken.pop_front() else { break };
             self.taken_bytes -= oldest.item.bytes();
             if !oldest.item.is_event() {
-                self.uncounted = self.number - self.taken.iter().map(|one| one.numbers).sum::<u64>();
+                self.last_dropped_marker = self.number - self.taken.iter().map(|one| one.numbers).sum::<u64>();
             }
         }
     }
 
-    /// What was taken after `had` waits again. In place of what is not kept any more comes a marker, which takes all of
-    /// its numbers.
-    fn go_back_to(&mut self, had: u64) {
-        while self.number > had {
+    /// Queues again what was taken after `acknowledged`.
+    ///
+    /// A marker replaces items that are not retained, and covers all of their numbers.
+    fn rewind_to(&mut self, acknowledged: u64) {
+        while self.number > acknowledged {
             let Some(last) = self.taken.pop_back() else {
-                let numbers = self.number - had;
-                let count = (self.uncounted <= had).then_some(numbers);
+                let numbers = self.number - acknowledged;
+                let count = (self.last_dropped_marker <= acknowledged).then_some(numbers);
                 self.push_front(Numbered { item: Item::Missed(count), numbers });
-                self.number = had;
+                self.number = acknowledged;
                 break;
             };
             self.taken_bytes -= last.item.bytes();
@@ -366,8 +368,8 @@ impl State {
     }
 }
 
-impl fmt::Debug for Inbox {
+impl fmt::Debug for PortalQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inbox").field("stream", &self.stream).field("all", &self.all).finish_non_exhaustive()
+        f.debug_struct("PortalQueue").field("stream", &self.stream).field("all", &self.all).finish_non_exhaustive()
     }
 }

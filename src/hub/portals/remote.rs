@@ -1,77 +1,79 @@
-//! Portals of other servers, and what is told to those that are here by others.
+//! Portals at other servers, and their events for portals here.
 
 use std::sync::{
     Arc, Weak,
     atomic::{AtomicBool, Ordering},
 };
 
-use super::{ClientEvent, EventOrigin, Far, Portals, SEAT, SeatId};
+use super::{ClientEvent, ConsumerId, EventOrigin, FORWARDED_PREFIX, Portals, RemotePool};
 use crate::cluster::{Cluster, portals::LocalPortals};
 
 impl Portals {
-    /// From here on the portals here are among those of all servers. To be called before anybody comes, and once.
-    pub fn stand_among(self: &Arc<Self>, cluster: &dyn Cluster) {
-        let near: Arc<dyn LocalPortals> = self.clone();
-        let portals = cluster.join_portals(Arc::downgrade(&near) as Weak<dyn LocalPortals>);
-        let at = EventOrigin::Server(portals.server());
-        _ = self.far.set(Far { portals, at, listen: AtomicBool::new(false) });
+    /// Connects the pool to those of other servers. To be called once, before the first portal joins.
+    pub fn join_cluster(self: &Arc<Self>, cluster: &dyn Cluster) {
+        let local: Arc<dyn LocalPortals> = self.clone();
+        let portals = cluster.join_portals(Arc::downgrade(&local) as Weak<dyn LocalPortals>);
+        let origin = EventOrigin::Server(portals.server());
+        _ = self.remote.set(RemotePool { portals, origin, observed: AtomicBool::new(false) });
     }
 
-    /// Portals that take turns at other servers, as they are called among all of them.
+    /// Returns the names of portals at other servers that are chosen for events.
     #[must_use]
-    pub fn elsewhere(&self) -> Vec<Arc<str>> {
-        self.turns.lock().far().cloned().collect()
+    pub fn remote_names(&self) -> Vec<Arc<str>> {
+        self.scheduler.lock().remote().cloned().collect()
     }
 
-    /// Gives an event to a portal that is here; false where it is not. Beside a seat all who watch are told, unless they have
-    /// been.
-    fn give(&self, told: &Arc<ClientEvent>, portal: &str, again: bool) -> bool {
-        if let Some(seat) = portal.strip_prefix(SEAT).and_then(|seat| seat.parse::<SeatId>().ok()) {
-            let sits = self.turns.lock().has_seat(seat);
-            if sits {
-                self.tell_watch(told, Some(seat), again);
+    /// Delivers an event to a portal at this server; false if the portal is gone.
+    ///
+    /// Delivery to a forwarded consumer also reaches observers of all events, unless the event was redispatched.
+    fn deliver_local(&self, event: &Arc<ClientEvent>, portal: &str, redispatched: bool) -> bool {
+        if let Some(consumer) = portal.strip_prefix(FORWARDED_PREFIX).and_then(|id| id.parse::<ConsumerId>().ok()) {
+            let found = self.scheduler.lock().has_forwarded(consumer);
+            if found {
+                self.forward(event, Some(consumer), redispatched);
             }
-            return sits;
+            return found;
         }
-        let turns = self.turns.lock();
-        let Some(inbox) = turns.inboxes().find(|inbox| inbox.stream().as_str() == portal && inbox.has_reader()) else {
+        let scheduler = self.scheduler.lock();
+        let Some(queue) = scheduler.queues().find(|queue| queue.stream().as_str() == portal && queue.has_reader())
+        else {
             return false;
         };
-        let dropped = inbox.put(told.clone(), &self.bounds);
+        let dropped = queue.push(event.clone(), &self.bounds);
         self.metrics.portal_events_dropped.inc_by(dropped);
         true
     }
 }
 
 impl LocalPortals for Portals {
-    fn set_remote(&self, in_turn: &[Arc<str>], listen: bool) {
+    fn set_remote(&self, portals: &[Arc<str>], observed: bool) {
         {
-            let mut turns = self.turns.lock();
-            turns.set_far(in_turn);
-            if let Some(far) = self.far.get() {
-                far.listen.store(listen, Ordering::Release);
+            let mut scheduler = self.scheduler.lock();
+            scheduler.set_remote(portals);
+            if let Some(remote_pool) = self.remote.get() {
+                remote_pool.observed.store(observed, Ordering::Release);
             }
-            self.look_whether_any(&turns);
+            self.refresh_active(&scheduler);
         }
-        self.pass_on_what_is_left();
+        self.redistribute_orphans();
     }
 
-    fn deliver(&self, told: Arc<ClientEvent>, portal: Option<&str>, again: bool) {
-        if !again {
-            let dropped = self.put_for_all(&self.turns.lock(), &told);
+    fn deliver(&self, event: Arc<ClientEvent>, portal: Option<&str>, redispatched: bool) {
+        if !redispatched {
+            let dropped = self.queue_for_all(&self.scheduler.lock(), &event);
             self.metrics.portal_events_dropped.inc_by(dropped);
         }
-        let given = portal.is_none_or(|portal| self.give(&told, portal, again));
-        let beside_a_seat = given && portal.is_some_and(|portal| portal.starts_with(SEAT));
-        if !(again || beside_a_seat) {
-            self.tell_watch(&told, None, false);
+        let delivered = portal.is_none_or(|portal| self.deliver_local(&event, portal, redispatched));
+        let forwarded = delivered && portal.is_some_and(|portal| portal.starts_with(FORWARDED_PREFIX));
+        if !(redispatched || forwarded) {
+            self.forward(&event, None, false);
         }
-        match (given, again) {
+        match (delivered, redispatched) {
             (true, _) => {}
-            // It has gone meanwhile.
-            (false, false) => self.again(&told),
-            // For the second time: between servers that are wrong about each other it must come to an end.
-            (false, true) => self.again_here(&told),
+            // The portal is gone.
+            (false, false) => self.redispatch(&event),
+            // Redispatched for the second time: between servers with outdated views of each other this must end.
+            (false, true) => self.redispatch_locally(&event),
         }
     }
 }

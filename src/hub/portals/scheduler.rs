@@ -1,206 +1,214 @@
-//! Whose turn it is.
+//! Chooses the portal that receives an event.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{Bounds, SeatId, queue::Inbox};
+use super::{Bounds, ConsumerId, queue::PortalQueue};
 
-/// One of those who take turns, or are told everything.
+/// A consumer of events: chosen one by one, or receiving all.
 #[derive(Debug)]
-pub(super) enum Member {
-    Inbox(Arc<Inbox>),
-    Seat {
-        id: SeatId,
-        room: bool,
+pub(super) enum Consumer {
+    Queue(Arc<PortalQueue>),
+    /// Without a queue: the forwarder delivers its events.
+    Forwarded {
+        id: ConsumerId,
+        has_capacity: bool,
     },
     /// At another server.
-    Far(Arc<str>),
+    Remote(Arc<str>),
 }
 
-/// How well a member is placed to be given an event.
+/// How suitable a consumer is for an event; the least value is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
-    /// There, and it has room.
+enum Readiness {
+    /// Connected, with capacity.
     Ready,
-    /// At another server, where somebody here would do as well.
-    Far,
-    /// There, and an older event has to go for this one.
+    /// At another server, while a consumer here would do as well.
+    Remote,
+    /// Connected, but an older event has to be dropped for this one.
     Full,
-    /// Not there; it may come back.
-    Away,
+    /// Disconnected; the portal may resume.
+    Disconnected,
 }
 
-/// How far an event may go.
+/// Which consumers may receive an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reach {
-    /// To all alike.
+pub(super) enum Scope {
+    /// All consumers, without preference.
     Anywhere,
-    /// To other servers where nobody here has room.
-    RatherHere,
-    /// Not to other servers: it came from one.
-    Here,
+    /// Other servers only if no consumer here has capacity.
+    PreferLocal,
+    /// Consumers here only: the event came from another server.
+    LocalOnly,
 }
 
 #[derive(Debug)]
-pub(super) struct Turns {
-    pub(super) members: Vec<Member>,
-    in_turn: bool,
-    /// Whose turn it was last.
+pub(super) struct Scheduler {
+    pub(super) consumers: Vec<Consumer>,
+    round_robin: bool,
+    /// Index of the consumer chosen last.
     last: usize,
-    seats: SeatId,
-    chance: u64,
+    /// Id of the consumer without a queue that was added last.
+    last_id: ConsumerId,
+    random_state: u64,
 }
 
-impl Member {
-    pub(super) fn is_there(&self) -> bool {
+impl Consumer {
+    pub(super) fn is_connected(&self) -> bool {
         match self {
-            Self::Inbox(inbox) => inbox.has_reader(),
-            Self::Seat { .. } => true,
-            Self::Far(_) => false,
+            Self::Queue(queue) => queue.has_reader(),
+            Self::Forwarded { .. } => true,
+            Self::Remote(_) => false,
         }
     }
 
-    pub(super) fn is_far(&self) -> bool {
-        matches!(self, Self::Far(_))
+    pub(super) fn is_remote(&self) -> bool {
+        matches!(self, Self::Remote(_))
     }
 
-    /// `None`: it takes no turns.
-    fn rank(&self, bytes: usize, bounds: &Bounds, reach: Reach) -> Option<Rank> {
+    /// Returns the readiness for an event of `bytes`; `None` if the consumer is never chosen.
+    fn readiness(&self, bytes: usize, bounds: &Bounds, scope: Scope) -> Option<Readiness> {
         match self {
-            Self::Far(_) => match reach {
-                Reach::Anywhere => Some(Rank::Ready),
-                Reach::RatherHere => Some(Rank::Far),
-                Reach::Here => None,
+            Self::Remote(_) => match scope {
+                Scope::Anywhere => Some(Readiness::Ready),
+                Scope::PreferLocal => Some(Readiness::Remote),
+                Scope::LocalOnly => None,
             },
-            Self::Inbox(inbox) if inbox.is_for_all() => None,
-            Self::Inbox(inbox) if !inbox.has_reader() => Some(Rank::Away),
-            Self::Inbox(inbox) => Some(if inbox.has_room(bytes, bounds) { Rank::Ready } else { Rank::Full }),
-            Self::Seat { room, .. } => Some(if *room { Rank::Ready } else { Rank::Full }),
+            Self::Queue(queue) if queue.is_for_all() => None,
+            Self::Queue(queue) if !queue.has_reader() => Some(Readiness::Disconnected),
+            Self::Queue(queue) => {
+                Some(if queue.has_capacity(bytes, bounds) { Readiness::Ready } else { Readiness::Full })
+            }
+            Self::Forwarded { has_capacity, .. } => {
+                Some(if *has_capacity { Readiness::Ready } else { Readiness::Full })
+            }
         }
     }
 }
 
-impl Turns {
-    pub(super) fn new(in_turn: bool) -> Self {
-        // Chance need not be secret.
-        let chance = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
-        Self { members: Vec::new(), in_turn, last: 0, seats: 0, chance }
+impl Scheduler {
+    pub(super) fn new(round_robin: bool) -> Self {
+        // The seed need not be secret.
+        let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
+        Self { consumers: Vec::new(), round_robin, last: 0, last_id: 0, random_state: seed }
     }
 
-    pub(super) fn inboxes(&self) -> impl Iterator<Item = &Arc<Inbox>> {
-        self.members.iter().filter_map(|member| match member {
-            Member::Inbox(inbox) => Some(inbox),
-            Member::Seat { .. } | Member::Far(_) => None,
+    pub(super) fn queues(&self) -> impl Iterator<Item = &Arc<PortalQueue>> {
+        self.consumers.iter().filter_map(|consumer| match consumer {
+            Consumer::Queue(queue) => Some(queue),
+            Consumer::Forwarded { .. } | Consumer::Remote(_) => None,
         })
     }
 
-    /// Those that are here, or may come back.
-    pub(super) fn near(&self) -> usize {
-        self.members.iter().filter(|member| !member.is_far()).count()
+    /// Returns the number of consumers here, connected or not.
+    pub(super) fn local_count(&self) -> usize {
+        self.consumers.iter().filter(|consumer| !consumer.is_remote()).count()
     }
 
-    pub(super) fn far(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.members.iter().filter_map(|member| match member {
-            Member::Far(portal) => Some(portal),
+    pub(super) fn remote(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.consumers.iter().filter_map(|consumer| match consumer {
+            Consumer::Remote(portal) => Some(portal),
             _ => None,
         })
     }
 
-    /// These are at other servers, and no others.
-    pub(super) fn set_far(&mut self, portals: &[Arc<str>]) {
-        self.members.retain(|member| !matches!(member, Member::Far(portal) if !portals.contains(portal)));
+    /// Sets the consumers at other servers.
+    pub(super) fn set_remote(&mut self, portals: &[Arc<str>]) {
+        self.consumers.retain(|consumer| !matches!(consumer, Consumer::Remote(portal) if !portals.contains(portal)));
         for portal in portals {
-            if !self.far().any(|known| known == portal) {
-                self.members.push(Member::Far(portal.clone()));
+            if !self.remote().any(|known| known == portal) {
+                self.consumers.push(Consumer::Remote(portal.clone()));
             }
         }
     }
 
-    pub(super) fn has_seat(&self, seat: SeatId) -> bool {
-        self.members.iter().any(|member| matches!(member, Member::Seat { id, .. } if *id == seat))
+    pub(super) fn has_forwarded(&self, wanted: ConsumerId) -> bool {
+        self.consumers.iter().any(|consumer| matches!(consumer, Consumer::Forwarded { id, .. } if *id == wanted))
     }
 
-    pub(super) fn seat(&mut self) -> SeatId {
-        self.seats += 1;
-        self.members.push(Member::Seat { id: self.seats, room: true });
-        self.seats
+    pub(super) fn add_consumer(&mut self) -> ConsumerId {
+        self.last_id += 1;
+        self.consumers.push(Consumer::Forwarded { id: self.last_id, has_capacity: true });
+        self.last_id
     }
 
-    /// False if there was no such seat.
-    pub(super) fn rise(&mut self, seat: SeatId) -> bool {
-        let before = self.members.len();
-        self.members.retain(|member| !matches!(member, Member::Seat { id, .. } if *id == seat));
-        self.members.len() < before
+    /// Removes a consumer without a queue; false if there was none of this id.
+    pub(super) fn remove_consumer(&mut self, removed: ConsumerId) -> bool {
+        let before = self.consumers.len();
+        self.consumers.retain(|consumer| !matches!(consumer, Consumer::Forwarded { id, .. } if *id == removed));
+        self.consumers.len() < before
     }
 
-    pub(super) fn set_room(&mut self, seat: SeatId, has: bool) {
-        for member in &mut self.members {
-            if let Member::Seat { id, room } = member
-                && *id == seat
+    pub(super) fn set_capacity(&mut self, changed: ConsumerId, has: bool) {
+        for consumer in &mut self.consumers {
+            if let Consumer::Forwarded { id, has_capacity } = consumer
+                && *id == changed
             {
-                *room = has;
+                *has_capacity = has;
             }
         }
     }
 
-    /// Somebody takes turns, or may come back to it.
-    pub(super) fn somebody_takes_turns(&self) -> bool {
-        self.members.iter().any(|member| !matches!(member, Member::Inbox(inbox) if inbox.is_for_all()))
+    /// Reports whether any consumer can be chosen for an event, connected or not.
+    pub(super) fn any_choosable(&self) -> bool {
+        self.consumers.iter().any(|consumer| !matches!(consumer, Consumer::Queue(queue) if queue.is_for_all()))
     }
 
-    pub(super) fn somebody_has_room(&self, bytes: usize, bounds: &Bounds) -> bool {
-        self.members.iter().any(|member| member.rank(bytes, bounds, Reach::Anywhere) == Some(Rank::Ready))
+    pub(super) fn any_ready(&self, bytes: usize, bounds: &Bounds) -> bool {
+        self.consumers
+            .iter()
+            .any(|consumer| consumer.readiness(bytes, bounds, Scope::Anywhere) == Some(Readiness::Ready))
     }
 
-    /// Forgets who does not come back; returns how many events are lost with that.
-    pub(super) fn forget(&mut self, now: Instant, after: Duration) -> u64 {
+    /// Removes queues that were not resumed within `timeout`; returns the number of events lost with them.
+    pub(super) fn remove_expired(&mut self, now: Instant, timeout: Duration) -> u64 {
         let mut lost = 0;
-        self.members.retain(|member| match member {
-            Member::Inbox(inbox) => match inbox.is_abandoned(now, after) {
-                Some(waiting) => {
-                    lost += waiting;
+        self.consumers.retain(|consumer| match consumer {
+            Consumer::Queue(queue) => match queue.events_if_expired(now, timeout) {
+                Some(queued) => {
+                    lost += queued;
                     false
                 }
                 None => true,
             },
-            Member::Seat { .. } | Member::Far(_) => true,
+            Consumer::Forwarded { .. } | Consumer::Remote(_) => true,
         });
         lost
     }
 
-    /// Forgets the first of those that are away, and returns how many events are lost with that; `None` if none is.
-    pub(super) fn forget_one(&mut self) -> Option<u64> {
-        let is_away = |member: &Member| matches!(member, Member::Inbox(inbox) if !inbox.has_reader());
-        let at = self.members.iter().position(is_away)?;
-        match self.members.remove(at) {
-            Member::Inbox(inbox) => Some(inbox.waiting()),
-            Member::Seat { .. } | Member::Far(_) => None,
+    /// Removes the first disconnected queue; returns the number of events lost with it, `None` if there is none.
+    pub(super) fn remove_one_disconnected(&mut self) -> Option<u64> {
+        let is_disconnected = |consumer: &Consumer| matches!(consumer, Consumer::Queue(queue) if !queue.has_reader());
+        let at = self.consumers.iter().position(is_disconnected)?;
+        match self.consumers.remove(at) {
+            Consumer::Queue(queue) => Some(queue.queued_count()),
+            Consumer::Forwarded { .. } | Consumer::Remote(_) => None,
         }
     }
 
-    /// Who is to have an event of so many bytes: one of those that are placed best.
-    pub(super) fn choose(&mut self, bytes: usize, bounds: &Bounds, reach: Reach) -> Option<&Member> {
-        let best = self.members.iter().filter_map(|member| member.rank(bytes, bounds, reach)).min()?;
-        let is_best = |member: &Member| member.rank(bytes, bounds, reach) == Some(best);
-        let at = if self.in_turn {
-            let behind = self.members.iter().skip(self.last + 1).position(is_best).map(|at| self.last + 1 + at);
-            behind.or_else(|| self.members.iter().position(is_best))?
+    /// Chooses a consumer for an event of `bytes`, among those of the best readiness.
+    pub(super) fn choose(&mut self, bytes: usize, bounds: &Bounds, scope: Scope) -> Option<&Consumer> {
+        let best = self.consumers.iter().filter_map(|consumer| consumer.readiness(bytes, bounds, scope)).min()?;
+        let is_best = |consumer: &Consumer| consumer.readiness(bytes, bounds, scope) == Some(best);
+        let at = if self.round_robin {
+            let next = self.consumers.iter().skip(self.last + 1).position(is_best).map(|at| self.last + 1 + at);
+            next.or_else(|| self.consumers.iter().position(is_best))?
         } else {
-            let count = self.members.iter().filter(|member| is_best(member)).count();
-            let skipped = self.chance(count);
-            let mut all = self.members.iter().enumerate().filter(|(_, member)| is_best(member));
+            let count = self.consumers.iter().filter(|consumer| is_best(consumer)).count();
+            let skipped = self.random_below(count);
+            let mut all = self.consumers.iter().enumerate().filter(|(_, consumer)| is_best(consumer));
             all.nth(skipped)?.0
         };
         self.last = at;
-        Some(&self.members[at])
+        Some(&self.consumers[at])
     }
 
-    /// A number below `count`, or 0.
-    fn chance(&mut self, count: usize) -> usize {
-        self.chance = self.chance.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.chance;
+    /// Returns a pseudorandom number below `count`, or 0.
+    fn random_below(&mut self, count: usize) -> usize {
+        self.random_state = self.random_state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.random_state;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         (mixed ^ (mixed >> 31)) as usize % count.max(1)

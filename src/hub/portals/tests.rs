@@ -9,7 +9,10 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use super::{Bounds, ClientEvent, ClientEventKind, EventOrigin, Far, Item, Portal, Portals, SeatId, Taken, Watch};
+use super::{
+    Bounds, ClientEvent, ClientEventKind, ConsumerId, EventForwarder, EventOrigin, Item, Portal, Portals, RemotePool,
+    TakenItem,
+};
 use crate::{
     cluster::portals::{LocalPortals, PortalTarget, RemotePortals},
     hub::events::{Event, InboundMessage, Listener},
@@ -20,17 +23,17 @@ const BOUNDS: Bounds = Bounds {
     portals: 5,
     events: 4,
     bytes: 1 << 20,
-    kept: 3,
-    resume_for: Duration::from_secs(60),
-    patience: Duration::from_secs(30),
+    retained: 3,
+    resume_timeout: Duration::from_secs(60),
+    stall_timeout: Duration::from_secs(30),
 };
 
 fn pool(in_turn: bool) -> Arc<Portals> {
     Portals::new(in_turn, BOUNDS, Arc::new(Metrics::new()))
 }
 
-/// Clients say the numbers of a range.
-fn say(pool: &Portals, numbers: std::ops::Range<u64>) {
+/// Sends the numbers of a range as client messages.
+fn send(pool: &Portals, numbers: std::ops::Range<u64>) {
     for number in numbers {
         let data = number.to_string();
         let said = InboundMessage::new(0, Some(&data), None);
@@ -38,65 +41,65 @@ fn say(pool: &Portals, numbers: std::ops::Range<u64>) {
     }
 }
 
-fn number(told: &ClientEvent) -> u64 {
-    match &told.kind {
+fn number(event: &ClientEvent) -> u64 {
+    match &event.kind {
         ClientEventKind::Message { data: Some(data), .. } => data.parse().unwrap(),
         other => panic!("{other:?}"),
     }
 }
 
-/// The event that was taken; it is no marker.
-fn event(taken: Taken) -> Arc<ClientEvent> {
-    match taken.what {
-        Item::Event(told) => told,
+/// Returns the event of an item that is not a marker.
+fn event(taken: TakenItem) -> Arc<ClientEvent> {
+    match taken.item {
+        Item::Event(event) => event,
         Item::Missed(count) => panic!("a marker: {count:?}"),
     }
 }
 
-/// What a portal is told now: the numbers that were said.
-fn heard(portal: &mut Portal) -> Vec<u64> {
+/// Takes all queued events; returns the numbers that clients sent.
+fn take_numbers(portal: &mut Portal) -> Vec<u64> {
     std::iter::from_fn(|| portal.try_next()).map(|taken| number(&event(taken))).collect()
 }
 
-/// The numbers of the events themselves, and how many were missed before each.
+/// Takes all queued items; returns the number of each event, and how many events are missing before it.
 fn numbered(portal: &mut Portal) -> Vec<(u64, u64)> {
     let (mut missed, mut all) = (0, Vec::new());
     for taken in std::iter::from_fn(|| portal.try_next()) {
-        match taken.what {
-            Item::Missed(count) => missed += count.expect("it is known"),
+        match taken.item {
+            Item::Missed(count) => missed += count.expect("a known number of missing events"),
             Item::Event(_) => all.push((taken.number, std::mem::take(&mut missed))),
         }
     }
-    assert_eq!(missed, 0, "a marker has an event behind it");
+    assert_eq!(missed, 0, "an event follows a marker");
     all
 }
 
 #[test]
-fn each_event_goes_to_one_portal_in_turn_and_to_all_who_want_all() {
+fn event_goes_to_one_portal_round_robin_and_to_each_that_requested_all() {
     let pool = pool(true);
-    say(&pool, 100..101);
+    send(&pool, 100..101);
     let (mut one, mut all, mut two) = (pool.join(false).unwrap(), pool.join(true).unwrap(), pool.join(false).unwrap());
-    say(&pool, 0..4);
-    let mut shared = [heard(&mut one), heard(&mut two)];
+    send(&pool, 0..4);
+    let mut shared = [take_numbers(&mut one), take_numbers(&mut two)];
     shared.sort();
     assert_eq!(shared, [[0, 2], [1, 3]]);
-    assert_eq!(heard(&mut all), [0, 1, 2, 3], "and nothing of what came before it did");
+    assert_eq!(take_numbers(&mut all), [0, 1, 2, 3], "and none that happened before it joined");
     drop(two);
     drop(one);
-    say(&pool, 4..6);
-    assert_eq!(heard(&mut all), [4, 5]);
+    send(&pool, 4..6);
+    assert_eq!(take_numbers(&mut all), [4, 5]);
 }
 
 #[test]
-fn at_random_every_portal_has_its_share() {
+fn random_selection_uses_every_portal() {
     let pool = pool(false);
     let _all = pool.join(true).unwrap();
     let mut portals: Vec<Portal> = (0..3).map(|_| pool.join(false).unwrap()).collect();
     let mut share = [0; 3];
     for n in 0..900 {
-        say(&pool, n..n + 1);
+        send(&pool, n..n + 1);
         for (at, portal) in portals.iter_mut().enumerate() {
-            share[at] += heard(portal).len();
+            share[at] += take_numbers(portal).len();
         }
     }
     assert_eq!(share.iter().sum::<usize>(), 900);
@@ -104,29 +107,29 @@ fn at_random_every_portal_has_its_share() {
 }
 
 #[test]
-fn a_full_portal_is_passed_over_and_where_all_are_full_the_oldest_go_and_it_is_told() {
+fn full_portal_is_skipped_and_full_pool_drops_the_oldest_with_a_marker() {
     let pool = pool(true);
     let (mut slow, mut quick) = (pool.join(false).unwrap(), pool.join(false).unwrap());
     let mut quickly = Vec::new();
     for n in 0..20 {
-        say(&pool, n..n + 1);
-        quickly.extend(heard(&mut quick));
+        send(&pool, n..n + 1);
+        quickly.extend(take_numbers(&mut quick));
     }
-    assert_eq!(quickly.len(), 16, "all but the four that the slow one has room for");
+    assert_eq!(quickly.len(), 16, "all but the four that fit into the slow portal's queue");
     assert_eq!(pool.metrics.portal_events_dropped.get(), 0);
-    say(&pool, 20..26);
+    send(&pool, 20..26);
     assert_eq!(pool.metrics.portal_events_dropped.get(), 2);
     assert_eq!(numbered(&mut slow).iter().chain(&numbered(&mut quick)).map(|(_, missed)| missed).sum::<u64>(), 2);
 }
 
 #[test]
-fn what_a_portal_had_not_taken_goes_on_to_the_others_when_it_goes() {
+fn disconnected_portal_passes_its_queued_events_to_others() {
     let pool = pool(true);
     let (mut one, mut two) = (pool.join(false).unwrap(), pool.join(false).unwrap());
-    say(&pool, 0..4);
+    send(&pool, 0..4);
     let first = number(&event(two.try_next().unwrap()));
     drop(two);
-    let mut rest = heard(&mut one);
+    let mut rest = take_numbers(&mut one);
     rest.push(first);
     rest.sort_unstable();
     assert_eq!(rest, [0, 1, 2, 3]);
@@ -135,63 +138,63 @@ fn what_a_portal_had_not_taken_goes_on_to_the_others_when_it_goes() {
 }
 
 #[test]
-fn one_that_comes_back_is_given_again_what_it_has_not_had() {
+fn resumed_portal_receives_what_it_has_not_acknowledged() {
     let pool = pool(true);
     let (mut portal, mut other) = (pool.join(false).unwrap(), pool.join(true).unwrap());
-    say(&pool, 0..3);
+    send(&pool, 0..3);
     let stream = portal.stream().clone();
-    assert_eq!([heard(&mut portal), heard(&mut other)], [[0, 1, 2], [0, 1, 2]]);
+    assert_eq!([take_numbers(&mut portal), take_numbers(&mut other)], [[0, 1, 2], [0, 1, 2]]);
     drop(portal);
-    // Nobody else takes turns, so this waits for it.
-    say(&pool, 3..5);
+    // No other portal is chosen for events, so these stay in its queue.
+    send(&pool, 3..5);
     let mut portal = pool.resume(&stream, 1).unwrap();
     assert_eq!(numbered(&mut portal), [(2, 0), (3, 0), (4, 0), (5, 0)]);
-    // It names one that is not kept any more.
-    let mut again = pool.resume(&stream, 1).unwrap();
-    assert!(portal.try_next().is_none(), "only the last to come reads");
-    assert_eq!(numbered(&mut again), [(3, 1), (4, 0), (5, 0)]);
-    assert_eq!(heard(&mut other), [3, 4]);
-    // It claims to have had what was never sent.
+    // It names a number that is not retained any more.
+    let mut resumed = pool.resume(&stream, 1).unwrap();
+    assert!(portal.try_next().is_none(), "only the last reader to connect takes items");
+    assert_eq!(numbered(&mut resumed), [(3, 1), (4, 0), (5, 0)]);
+    assert_eq!(take_numbers(&mut other), [3, 4]);
+    // It acknowledges a number that was never sent.
     assert_eq!(numbered(&mut pool.resume(&stream, 99).unwrap()), []);
-    assert_eq!(pool.metrics.portals.get(), 1, "both of its readers are gone by now, but not the other portal");
+    assert_eq!(pool.metrics.portals.get(), 1, "both of its readers are gone, but not the other portal");
 }
 
 #[test]
-fn what_is_kept_for_one_that_comes_back_is_bounded_in_bytes_too() {
-    let bounds = Bounds { bytes: 4 * size_of::<ClientEvent>(), kept: 1000, ..BOUNDS };
+fn retained_events_are_bounded_in_bytes() {
+    let bounds = Bounds { bytes: 4 * size_of::<ClientEvent>(), retained: 1000, ..BOUNDS };
     let pool = Portals::new(true, bounds, Arc::new(Metrics::new()));
     let mut portal = pool.join(false).unwrap();
     for n in 0..10 {
-        say(&pool, n..n + 1);
-        assert_eq!(heard(&mut portal), [n]);
+        send(&pool, n..n + 1);
+        assert_eq!(take_numbers(&mut portal), [n]);
     }
     let stream = portal.stream().clone();
     assert_eq!(numbered(&mut pool.resume(&stream, 0).unwrap()), [(8, 7), (9, 0), (10, 0)]);
 }
 
 #[test]
-fn what_waits_for_one_that_is_away_goes_to_the_next_that_comes() {
+fn events_of_disconnected_portal_go_to_the_next_that_joins() {
     let pool = pool(true);
     drop(pool.join(false).unwrap());
-    say(&pool, 0..3);
-    assert_eq!(heard(&mut pool.join(false).unwrap()), [0, 1, 2]);
+    send(&pool, 0..3);
+    assert_eq!(take_numbers(&mut pool.join(false).unwrap()), [0, 1, 2]);
 }
 
 #[test]
-fn one_that_takes_nothing_is_taken_for_dead_and_one_that_stays_away_is_forgotten() {
+fn stalled_portal_is_disconnected_and_unresumed_queue_is_removed() {
     let pool = pool(true);
     let (dead, mut other) = (pool.join(false).unwrap(), pool.join(false).unwrap());
     let stream = dead.stream().clone();
-    say(&pool, 0..4);
+    send(&pool, 0..4);
     let now = Instant::now();
-    assert_eq!(heard(&mut other).len(), 2);
-    pool.sweep(now + BOUNDS.patience / 2);
+    assert_eq!(take_numbers(&mut other).len(), 2);
+    pool.sweep(now + BOUNDS.stall_timeout / 2);
     assert_eq!(pool.count(), 2);
-    pool.sweep(now + BOUNDS.patience * 2);
-    assert_eq!((pool.count(), heard(&mut other).len()), (1, 2));
-    pool.sweep(now + BOUNDS.patience * 2 + BOUNDS.resume_for / 2);
+    pool.sweep(now + BOUNDS.stall_timeout * 2);
+    assert_eq!((pool.count(), take_numbers(&mut other).len()), (1, 2));
+    pool.sweep(now + BOUNDS.stall_timeout * 2 + BOUNDS.resume_timeout / 2);
     assert!(pool.resume(&stream, 0).is_some());
-    pool.sweep(now + BOUNDS.patience * 2 + BOUNDS.resume_for * 2);
+    pool.sweep(now + BOUNDS.stall_timeout * 2 + BOUNDS.resume_timeout * 2);
     assert!(pool.resume(&stream, 0).is_none());
     assert_eq!(pool.metrics.portals.get(), 1);
     drop(dead);
@@ -199,69 +202,69 @@ fn one_that_takes_nothing_is_taken_for_dead_and_one_that_stays_away_is_forgotten
 }
 
 #[test]
-fn there_are_so_many_portals_and_no_more() {
+fn portal_beyond_the_limit_is_rejected_or_replaces_a_disconnected_one() {
     let pool = pool(true);
     let all: Vec<Portal> = std::iter::from_fn(|| pool.join(false)).collect();
     assert_eq!(all.len(), BOUNDS.portals);
-    assert!(pool.seat().is_none());
+    assert!(pool.add_consumer().is_none());
     let stream = all[0].stream().clone();
     drop(all);
     assert!(pool.resume(&stream, 0).is_some());
-    assert!(pool.seat().is_some(), "one that is away is forgotten for it");
+    assert!(pool.add_consumer().is_some(), "a disconnected one is removed for it");
     assert!(pool.resume(&stream, 0).is_none());
 }
 
 #[tokio::test]
-async fn a_portal_waits_until_something_happens() {
+async fn portal_waits_until_an_event_happens() {
     let pool = pool(true);
     let mut portal = pool.join(false).unwrap();
-    let (told, ()) = tokio::join!(timeout(Duration::from_secs(5), portal.next()), async { say(&pool, 7..8) });
-    assert_eq!(number(&event(told.unwrap().unwrap())), 7);
+    let (taken, ()) = tokio::join!(timeout(Duration::from_secs(5), portal.next()), async { send(&pool, 7..8) });
+    assert_eq!(number(&event(taken.unwrap().unwrap())), 7);
     let stream = portal.stream().clone();
     let (ended, _new) = tokio::join!(timeout(Duration::from_secs(5), portal.next()), async { pool.resume(&stream, 1) });
     assert_eq!(ended.unwrap(), None);
 }
 
 #[derive(Default)]
-struct Seen(Mutex<Vec<(u64, Option<SeatId>, bool)>>);
+struct Recorded(Mutex<Vec<(u64, Option<ConsumerId>, bool)>>);
 
-impl Watch for Seen {
-    fn told(&self, told: &Arc<ClientEvent>, turn: Option<SeatId>, again: bool) {
-        self.0.lock().push((number(told), turn, again));
+impl EventForwarder for Recorded {
+    fn forward(&self, event: &Arc<ClientEvent>, consumer: Option<ConsumerId>, redispatched: bool) {
+        self.0.lock().push((number(event), consumer, redispatched));
     }
 }
 
 #[test]
-fn seats_take_turns_with_inboxes_and_who_watches_is_told_whose_turn_it_is() {
-    let (pool, seen) = (pool(true), Arc::new(Seen::default()));
-    let watch: Arc<dyn Watch> = seen.clone();
-    pool.set_watch(Arc::downgrade(&watch));
-    let (seat, mut portal) = (pool.seat().unwrap(), pool.join(false).unwrap());
-    say(&pool, 0..4);
-    let turns = std::mem::take(&mut *seen.0.lock());
-    assert!(turns.iter().all(|(_, turn, again)| *turn == Some(seat) && !again));
-    let mut numbers: Vec<u64> = turns.iter().map(|turn| turn.0).chain(heard(&mut portal)).collect();
+fn forwarded_consumers_alternate_with_queues_and_observers_receive_every_event() {
+    let (pool, recorded) = (pool(true), Arc::new(Recorded::default()));
+    let forwarder: Arc<dyn EventForwarder> = recorded.clone();
+    pool.set_forwarder(Arc::downgrade(&forwarder));
+    let (consumer, mut portal) = (pool.add_consumer().unwrap(), pool.join(false).unwrap());
+    send(&pool, 0..4);
+    let forwarded = std::mem::take(&mut *recorded.0.lock());
+    assert!(forwarded.iter().all(|(_, chosen, redispatched)| *chosen == Some(consumer) && !redispatched));
+    let mut numbers: Vec<u64> = forwarded.iter().map(|event| event.0).chain(take_numbers(&mut portal)).collect();
     numbers.sort_unstable();
-    assert_eq!((turns.len(), numbers), (2, vec![0, 1, 2, 3]));
-    pool.seat_has_room(seat, false);
-    say(&pool, 4..6);
-    assert_eq!(heard(&mut portal), [4, 5]);
-    pool.set_watching(1);
-    pool.rise(seat);
-    say(&pool, 6..7);
-    assert_eq!(*seen.0.lock(), [(6, None, false)]);
+    assert_eq!((forwarded.len(), numbers), (2, vec![0, 1, 2, 3]));
+    pool.set_consumer_capacity(consumer, false);
+    send(&pool, 4..6);
+    assert_eq!(take_numbers(&mut portal), [4, 5]);
+    pool.set_observers(1);
+    pool.remove_consumer(consumer);
+    send(&pool, 6..7);
+    assert_eq!(*recorded.0.lock(), [(6, None, false)]);
     drop(portal);
-    let again = pool.seat().unwrap();
-    pool.again(&Arc::new(super::event::told(
+    let replacement = pool.add_consumer().unwrap();
+    pool.redispatch(&Arc::new(super::event::copy(
         1,
         EventOrigin::Local,
         Event::Message { user: None, said: InboundMessage::new(0, Some("9"), None) },
     )));
-    assert_eq!(seen.0.lock().last(), Some(&(9, Some(again), true)));
+    assert_eq!(recorded.0.lock().last(), Some(&(9, Some(replacement), true)));
 }
 
 #[test]
-fn what_happens_is_kept_as_it_was_told() {
+fn queued_event_equals_the_client_event() {
     let pool = pool(true);
     let mut portal = pool.join(false).unwrap();
     let alice = crate::message::UserId::new("alice").unwrap();
@@ -269,25 +272,25 @@ fn what_happens_is_kept_as_it_was_told() {
     pool.event(3, Event::Authentication { user: &alice });
     pool.event(3, Event::Message { user: Some(&alice), said: InboundMessage::new(30, None, Some("T")) });
     pool.event(3, Event::Disconnection { user: Some(&alice), code: 1000, reason: "" });
-    let told: Vec<Arc<ClientEvent>> = std::iter::from_fn(|| portal.try_next()).map(event).collect();
-    let whats: Vec<&ClientEventKind> = told.iter().map(|told| &told.kind).collect();
+    let events: Vec<Arc<ClientEvent>> = std::iter::from_fn(|| portal.try_next()).map(event).collect();
+    let whats: Vec<&ClientEventKind> = events.iter().map(|event| &event.kind).collect();
     let message = ClientEventKind::Message { op: 30, data: None, kind: Some("T".into()) };
     assert_eq!(
         whats,
         [&ClientEventKind::Connection, &ClientEventKind::Authentication, &message, &ClientEventKind::Disconnection]
     );
-    let users: BTreeMap<bool, usize> = told.iter().fold(BTreeMap::new(), |mut count, told| {
-        *count.entry(told.user.as_ref() == Some(&alice)).or_default() += 1;
+    let users: BTreeMap<bool, usize> = events.iter().fold(BTreeMap::new(), |mut count, event| {
+        *count.entry(event.user.as_ref() == Some(&alice)).or_default() += 1;
         count
     });
     assert_eq!(users, BTreeMap::from([(false, 1), (true, 3)]));
-    assert!(told.iter().all(|told| told.connection == 3));
+    assert!(events.iter().all(|event| event.connection == 3));
 }
 
 #[derive(Default)]
-struct Line(Mutex<Vec<(u64, String, bool)>>);
+struct RecordedCalls(Mutex<Vec<(u64, String, bool)>>);
 
-impl RemotePortals for Line {
+impl RemotePortals for RecordedCalls {
     fn server(&self) -> Arc<str> {
         "1-a".into()
     }
@@ -302,85 +305,89 @@ impl RemotePortals for Line {
 
     fn set_wants_all(&self, _: bool) {}
 
-    fn publish(&self, told: &Arc<ClientEvent>, to: PortalTarget<'_>, again: bool) {
-        self.0.lock().push((number(told), format!("{to:?}"), again));
+    fn publish(&self, event: &Arc<ClientEvent>, to: PortalTarget<'_>, redispatched: bool) {
+        self.0.lock().push((number(event), format!("{to:?}"), redispatched));
     }
 }
 
-/// A pool among those of other servers.
-fn among() -> (Arc<Portals>, Arc<Line>) {
-    let (pool, line) = (pool(true), Arc::new(Line::default()));
-    let far = Far { portals: line.clone(), at: EventOrigin::Server("1-a".into()), listen: AtomicBool::new(false) };
-    assert!(pool.far.set(far).is_ok());
-    (pool, line)
+/// Creates a pool in a cluster.
+fn clustered() -> (Arc<Portals>, Arc<RecordedCalls>) {
+    let (pool, calls) = (pool(true), Arc::new(RecordedCalls::default()));
+    let remote = RemotePool {
+        portals: calls.clone(),
+        origin: EventOrigin::Server("1-a".into()),
+        observed: AtomicBool::new(false),
+    };
+    assert!(pool.remote.set(remote).is_ok());
+    (pool, calls)
 }
 
 #[test]
-fn portals_elsewhere_have_their_turns_and_are_told_over_the_line() {
-    let (pool, line) = among();
+fn remote_portals_are_chosen_and_receive_events_through_the_cluster() {
+    let (pool, calls) = clustered();
     let mut portal = pool.join(false).unwrap();
     let name = portal.stream().as_str().to_owned();
     pool.set_remote(&["far".into()], false);
-    say(&pool, 0..4);
-    let told = std::mem::take(&mut *line.0.lock());
-    assert_eq!(told[0].1, format!("{name} comes"));
-    let mut numbers: Vec<u64> = told[1..].iter().map(|told| told.0).chain(heard(&mut portal)).collect();
+    send(&pool, 0..4);
+    let calls_made = std::mem::take(&mut *calls.0.lock());
+    assert_eq!(calls_made[0].1, format!("{name} comes"));
+    let mut numbers: Vec<u64> = calls_made[1..].iter().map(|call| call.0).chain(take_numbers(&mut portal)).collect();
     numbers.sort_unstable();
-    assert_eq!((told.len(), numbers), (3, vec![0, 1, 2, 3]));
-    assert!(told[1..].iter().all(|(_, to, again)| to == "Remote(\"far\")" && !again));
-    // Somebody there hears everything.
+    assert_eq!((calls_made.len(), numbers), (3, vec![0, 1, 2, 3]));
+    assert!(calls_made[1..].iter().all(|(_, to, redispatched)| to == "Remote(\"far\")" && !redispatched));
+    // An observer there receives every event.
     pool.set_remote(&["far".into()], true);
-    say(&pool, 4..6);
-    let told = std::mem::take(&mut *line.0.lock());
-    let to: Vec<&str> = told.iter().map(|told| told.1.as_str()).collect();
+    send(&pool, 4..6);
+    let calls_made = std::mem::take(&mut *calls.0.lock());
+    let to: Vec<&str> = calls_made.iter().map(|call| call.1.as_str()).collect();
     assert_eq!(to.len(), 2);
     assert!(to.contains(&format!("Local(\"{name}\")").as_str()) && to.contains(&"Remote(\"far\")"), "{to:?}");
-    assert_eq!(heard(&mut portal).len(), 1);
-    // The line is lost.
+    assert_eq!(take_numbers(&mut portal).len(), 1);
+    // The connection to the other server is lost.
     pool.set_remote(&[], false);
-    say(&pool, 6..8);
-    assert_eq!((heard(&mut portal), line.0.lock().len()), (vec![6, 7], 0));
+    send(&pool, 6..8);
+    assert_eq!((take_numbers(&mut portal), calls.0.lock().len()), (vec![6, 7], 0));
 }
 
 #[test]
-fn what_is_told_from_elsewhere_reaches_whom_it_is_for_and_goes_on_once_where_he_has_gone() {
-    let (pool, line) = among();
+fn remote_event_for_a_gone_portal_is_redispatched_once() {
+    let (pool, calls) = clustered();
     let (mut portal, mut all) = (pool.join(false).unwrap(), pool.join(true).unwrap());
     let name = portal.stream().as_str().to_owned();
     let event = |n: u64| {
         let data = n.to_string();
         let said = InboundMessage::new(0, Some(&data), None);
-        Arc::new(super::event::told(1, EventOrigin::Server("1-b".into()), Event::Message { user: None, said }))
+        Arc::new(super::event::copy(1, EventOrigin::Server("1-b".into()), Event::Message { user: None, said }))
     };
     LocalPortals::deliver(&*pool, event(1), Some(&name), false);
     LocalPortals::deliver(&*pool, event(2), None, false);
     LocalPortals::deliver(&*pool, event(3), Some(&name), true);
-    assert_eq!((heard(&mut portal), heard(&mut all)), (vec![1, 3], vec![1, 2]));
+    assert_eq!((take_numbers(&mut portal), take_numbers(&mut all)), (vec![1, 3], vec![1, 2]));
     drop(portal);
     pool.set_remote(&["far".into()], false);
-    line.0.lock().clear();
+    calls.0.lock().clear();
     LocalPortals::deliver(&*pool, event(4), Some(&name), false);
     LocalPortals::deliver(&*pool, event(5), Some(&name), true);
-    assert_eq!(*line.0.lock(), [(4, "Remote(\"far\")".to_owned(), true)]);
-    assert_eq!(heard(&mut all), [4]);
+    assert_eq!(*calls.0.lock(), [(4, "Remote(\"far\")".to_owned(), true)]);
+    assert_eq!(take_numbers(&mut all), [4]);
 }
 
 #[test]
 fn portal_that_resumes_anywhere_is_sent_a_marker_for_each_jump() {
     let (mut exact, mut unknown) = (0, 0);
     for seed in 0..300_u64 {
-        let (pool, mut chance) = (pool(true), seed);
+        let (pool, mut random) = (pool(true), seed);
         let mut next = |below: u64| {
-            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (chance >> 33) % below
+            random = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % below
         };
         let mut portal = pool.join(false).unwrap();
-        // What was said; the id of the last that the client received; the number that it expects next, if that is known.
-        let (mut said, mut had, mut expected, mut is_known) = (0, 0, 0, true);
+        // Numbers sent; the last number that the client received; the number that it expects next, if that is known.
+        let (mut sent, mut acknowledged, mut expected, mut is_known) = (0, 0, 0, true);
         for round in 0..20 {
             let more = next(7) + 1;
-            say(&pool, said..said + more);
-            said += more;
+            send(&pool, sent..sent + more);
+            sent += more;
             // The server writes some, and the client receives some of those before the connection breaks.
             let (written, received) = if round < 19 { (next(9), next(9)) } else { (u64::MAX, u64::MAX) };
             for at in 0..written {
@@ -388,24 +395,24 @@ fn portal_that_resumes_anywhere_is_sent_a_marker_for_each_jump() {
                 if at >= received {
                     continue;
                 }
-                assert!(taken.number > had, "{} after {had}", taken.number);
-                had = taken.number;
-                match taken.what {
+                assert!(taken.number > acknowledged, "{} after {acknowledged}", taken.number);
+                acknowledged = taken.number;
+                match taken.item {
                     Item::Missed(Some(count)) => expected += count,
                     Item::Missed(None) => is_known = false,
-                    Item::Event(told) if is_known => {
-                        assert_eq!(number(&told), expected, "seed {seed}");
+                    Item::Event(event) if is_known => {
+                        assert_eq!(number(&event), expected, "seed {seed}");
                         (expected, exact) = (expected + 1, exact + 1);
                     }
-                    Item::Event(told) => {
-                        assert!(number(&told) >= expected, "seed {seed}");
-                        (expected, is_known, unknown) = (number(&told) + 1, true, unknown + 1);
+                    Item::Event(event) => {
+                        assert!(number(&event) >= expected, "seed {seed}");
+                        (expected, is_known, unknown) = (number(&event) + 1, true, unknown + 1);
                     }
                 }
             }
-            portal = pool.resume(&portal.stream().clone(), had).unwrap();
+            portal = pool.resume(&portal.stream().clone(), acknowledged).unwrap();
         }
-        assert_eq!((expected, is_known), (said, true));
+        assert_eq!((expected, is_known), (sent, true));
     }
     assert!(exact > 0 && unknown > 0, "{exact} {unknown}");
 }

@@ -2,106 +2,106 @@
 
 use crate::message::Seq;
 
-/// How far a session has written to its socket: a receipt for this mark covers all of it.
+/// Position up to which a session has written to its socket. An acknowledgement of it covers everything before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mark {
-    pub(super) owed: Seq,
+pub struct SentPosition {
+    pub(super) backlog: Seq,
     pub(super) live: Seq,
 }
 
 #[cfg(test)]
-impl Mark {
-    pub(crate) const NONE: Self = Self { owed: 0, live: 0 };
+impl SentPosition {
+    pub(crate) const NONE: Self = Self { backlog: 0, live: 0 };
 
     pub(crate) fn for_test(seq: Seq) -> Self {
-        Self { owed: seq, live: seq }
+        Self { backlog: seq, live: seq }
     }
 }
 
-/// The cursor alone, without log or clock, so that its rules can be tested as tables.
+/// The cursor without log and clock, so that its rules can be tested as tables.
 #[derive(Clone, Debug)]
 pub(super) struct Cursor {
-    /// The head of the log at that moment.
-    pub(super) owed_end: Seq,
+    /// Head of the log at attach: the last sequence of the backlog.
+    pub(super) backlog_end: Seq,
     /// Read up to here.
-    pub(super) read: Mark,
-    /// Confirmed up to here.
-    confirmed: Mark,
-    /// Owed entries delivered so far: the `s` of the last one.
+    pub(super) read: SentPosition,
+    /// Acknowledged up to here.
+    acknowledged: SentPosition,
+    /// Backlog entries delivered so far: the `s` of the last one.
     position: u64,
     pub(super) paced: bool,
 }
 
-/// Which range to read next.
+/// The range to read next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Range {
-    Owed,
+    Backlog,
     Live,
 }
 
 impl Cursor {
-    pub(super) fn new(base: Seq, owed_end: Seq, paced: bool) -> Self {
-        let start = Mark { owed: base, live: owed_end };
-        Self { owed_end, read: start, confirmed: start, position: 0, paced }
+    pub(super) fn new(base: Seq, backlog_end: Seq, paced: bool) -> Self {
+        let start = SentPosition { backlog: base, live: backlog_end };
+        Self { backlog_end, read: start, acknowledged: start, position: 0, paced }
     }
 
-    pub(super) fn owes(&self) -> bool {
-        self.read.owed < self.owed_end
+    pub(super) fn has_backlog(&self) -> bool {
+        self.read.backlog < self.backlog_end
     }
 
-    /// Where to read on in a range.
+    /// Returns the position after which to read in a range.
     pub(super) fn after(&self, range: Range) -> Seq {
         match range {
-            Range::Owed => self.read.owed,
+            Range::Backlog => self.read.backlog,
             Range::Live => self.read.live,
         }
     }
 
-    /// Moves over an entry that was read from `range`; returns its position in the redelivery if it was owed.
+    /// Moves past an entry; returns its redelivery number, counted from 1, if it is a backlog entry.
     pub(super) fn advance(&mut self, seq: Seq) -> Option<u64> {
-        if seq <= self.owed_end {
-            debug_assert!(seq > self.read.owed, "a cursor only moves forward");
-            self.read.owed = seq;
+        if seq <= self.backlog_end {
+            debug_assert!(seq > self.read.backlog, "a backlog cursor only moves forward");
+            self.read.backlog = seq;
             self.position += 1;
             Some(self.position)
         } else {
             debug_assert!(seq > self.read.live, "a cursor only moves forward");
-            // Reading on past the end of what was owed means that nothing of it is left.
+            // Reading past the end of the backlog means that nothing of it is left.
             if !self.paced {
-                self.read.owed = self.owed_end;
+                self.read.backlog = self.backlog_end;
             }
             self.read.live = seq;
             None
         }
     }
 
-    /// Moves over owed entries that were received before the session began.
-    pub(super) fn pass(&mut self, seq: Seq) {
-        debug_assert!(seq <= self.owed_end, "only of what was owed was anything received before");
-        self.read.owed = self.read.owed.max(seq);
+    /// Skips backlog entries that were acknowledged before the session began.
+    pub(super) fn skip_acknowledged(&mut self, seq: Seq) {
+        debug_assert!(seq <= self.backlog_end, "only backlog entries can be acknowledged before attach");
+        self.read.backlog = self.read.backlog.max(seq);
     }
 
-    /// The log has nothing more in the owed range: what is left of it was received before, or cleared.
-    pub(super) fn nothing_owed(&mut self) {
-        self.read.owed = self.owed_end;
+    /// Ends the backlog: the rest of it was acknowledged before, or cleared.
+    pub(super) fn end_backlog(&mut self) {
+        self.read.backlog = self.backlog_end;
     }
 
-    /// Nothing up to here is needed any more.
+    /// Returns the sequence up to which the session needs nothing any more.
     pub(super) fn needed_after(&self) -> Seq {
-        if self.owes() { self.read.owed } else { self.read.live }
+        if self.has_backlog() { self.read.backlog } else { self.read.live }
     }
 
-    pub(super) fn unconfirmed(&self) -> Option<Mark> {
-        (self.read != self.confirmed).then_some(self.read)
+    pub(super) fn unacknowledged(&self) -> Option<SentPosition> {
+        (self.read != self.acknowledged).then_some(self.read)
     }
 
-    /// Takes a receipt; returns what it newly confirms: ranges with both ends included, at most one of each kind.
-    pub(super) fn confirm(&mut self, mark: Mark) -> [Option<(Seq, Seq)>; 2] {
-        let mark = Mark { owed: mark.owed.min(self.read.owed), live: mark.live.min(self.read.live) };
-        let owed = (mark.owed > self.confirmed.owed).then(|| (self.confirmed.owed + 1, mark.owed));
-        let live = (mark.live > self.confirmed.live).then(|| (self.confirmed.live + 1, mark.live));
-        self.confirmed.owed = self.confirmed.owed.max(mark.owed);
-        self.confirmed.live = self.confirmed.live.max(mark.live);
-        [owed, live]
+    /// Records an acknowledgement; returns the ranges it newly covers, both ends included, at most one per range kind.
+    pub(super) fn acknowledge(&mut self, upto: SentPosition) -> [Option<(Seq, Seq)>; 2] {
+        let upto = SentPosition { backlog: upto.backlog.min(self.read.backlog), live: upto.live.min(self.read.live) };
+        let backlog = (upto.backlog > self.acknowledged.backlog).then(|| (self.acknowledged.backlog + 1, upto.backlog));
+        let live = (upto.live > self.acknowledged.live).then(|| (self.acknowledged.live + 1, upto.live));
+        self.acknowledged.backlog = self.acknowledged.backlog.max(upto.backlog);
+        self.acknowledged.live = self.acknowledged.live.max(upto.live);
+        [backlog, live]
     }
 }

@@ -1,11 +1,11 @@
-//! A session: one connection's attachment to its user's log, which is nothing but a cursor on it.
+//! A session: one connection's attachment to its user's log. It is a cursor on that log.
 //!
-//! There are two ranges. What was *owed* when the session began is numbered from one and may be paced
-//! (`sync.redeliveryInterval`); what comes after is *live*. Without pacing the live range waits for the owed one, and
-//! the two are one in strict order; with pacing live entries pass, and [`Received`](crate::store::Received) remembers
-//! the hole they leave.
+//! There are two ranges. The *backlog* is what was pending at attach. It is numbered from one and may be paced
+//! (`sync.redeliveryInterval`). Later entries are *live*. Without pacing the backlog is sent first, so both ranges are in
+//! strict order. With pacing live entries may overtake the backlog, and [`Received`](crate::store::Received) tracks the
+//! gap.
 //!
-//! Being slow, being away and being half-open are not cases here: they are a cursor that moves late or not at all.
+//! A slow, an offline and a half-open client need no cases of their own: their cursor moves late or not at all.
 
 mod cursor;
 
@@ -20,9 +20,9 @@ use std::{
 
 use futures_util::future::BoxFuture;
 
-pub use self::cursor::Mark;
+pub use self::cursor::SentPosition;
 use self::cursor::{Cursor, Range};
-use super::{Hub, events::ConnectionId, mailbox::Mailbox, registry::Seat};
+use super::{Hub, events::ConnectionId, mailbox::Mailbox, registry::SessionEntry};
 use crate::{
     failpoints::{self, Failpoint},
     logging::excerpt,
@@ -30,25 +30,25 @@ use crate::{
     store::{Entry, Found, Missed, ReadLimit, Received, StoreError},
 };
 
-/// Entries read from the log in one go; the bytes are bounded by the caller.
+/// Entries per read from the log. The caller bounds the bytes.
 const READ_ENTRIES_MAX: usize = 256;
 
-/// After a log could not be reached it is left alone for this long.
-const READ_AGAIN: Duration = Duration::from_millis(250);
+/// Delay before the next read of a log that could not be reached.
+const READ_RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// How a session begins.
+/// How a connection attaches to its user.
 #[derive(Clone, Debug)]
 pub struct Attach {
-    /// False: all that is pending counts as received (`shouldSync`).
+    /// False: everything pending counts as acknowledged (`shouldSync`).
     pub should_sync: bool,
-    /// The client resumes behind this sequence, is told every sequence and every gap, and confirms by itself.
+    /// The client resumes after this sequence: it receives every sequence and every gap, and acknowledges explicitly.
     pub after: Option<Seq>,
-    /// Whose cursor it goes by; `None`: the one that all clients without a device share.
+    /// The device whose cursor is used; `None`: the cursor that all clients without a device share.
     pub device: Option<DeviceId>,
 }
 
 impl Default for Attach {
-    /// As a stock client comes.
+    /// The way a client of the original attaches.
     fn default() -> Self {
         Self { should_sync: true, after: None, device: None }
     }
@@ -56,70 +56,70 @@ impl Default for Attach {
 
 type Reading = BoxFuture<'static, Result<Found, StoreError>>;
 
-/// What a client that resumes is told about the log.
+/// The range of the log for a resuming client, and the gaps in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resumed {
-    /// The first sequence above the one it named that is still there; one more than `last` if none is.
+    /// First available sequence after the one the client named; `last + 1` if there is none.
     pub first: Seq,
-    /// The last sequence of the log when it came.
+    /// Last sequence of the log at attach.
     pub last: Seq,
-    /// What is not there any more of what it has not been told of yet, in order.
+    /// Gaps that have not been reported to the client yet, in order.
     pub missed: Vec<Missed>,
 }
 
-/// What the log has for the socket now.
+/// What the session has for the socket now.
 #[derive(Debug)]
 pub enum Batch {
-    /// Write these, each through [`Session::accept`].
+    /// Entries to write, each through [`Session::accept`].
     Entries(Vec<Entry>),
-    /// Write this. Once at the beginning, and again wherever something is missing; only to a client that resumes.
+    /// To be written to a resuming client: once at the beginning, and again at every gap.
     Resumed(Resumed),
-    /// Nothing until then.
-    At(Instant),
-    /// Nothing until the mailbox says that the log has more.
+    /// Nothing before this time.
+    WaitUntil(Instant),
+    /// Nothing until the mailbox signals that the log has more.
     Idle,
 }
 
-/// An entry turned up that belongs to somebody else. Never expected; the connection must be closed.
+/// An entry belongs to another user. Never expected; the connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the log returned an entry that does not belong to this session's user")]
 pub struct Foreign;
 
-/// One connection's attachment to its user. Dropping it detaches.
+/// A connection's attachment to its user. Dropping it detaches.
 pub struct Session {
     hub: Arc<Hub>,
     user: UserId,
     device: Option<DeviceId>,
-    seat: Arc<Seat>,
+    entry: Arc<SessionEntry>,
     log: Option<LogCursor>,
 }
 
-/// The part of a session that exists when sync is on.
+/// The part of a session that exists while sync is on.
 struct LogCursor {
     cursor: Cursor,
-    /// What the user had received when the session began: of what was owed, this is passed over.
-    had: Received,
+    /// What the device had acknowledged at attach. The backlog skips it.
+    acknowledged_before: Received,
     pace: Duration,
-    /// When the next owed entry may go; only with pacing.
+    /// When the next backlog entry may be sent; only with pacing.
     due: Instant,
-    /// The log may have something in the live range.
+    /// Whether the log may have more entries in the live range.
     more: bool,
     reading: Option<(Range, Reading)>,
-    /// It is being found out why something is not there.
+    /// A pending look-up of gap reasons.
     explaining: Option<BoxFuture<'static, Result<Vec<Missed>, StoreError>>>,
-    /// Of a client that resumes.
+    /// State of a resuming client.
     resuming: Option<Resuming>,
 }
 
-/// What a client that resumes has still to be told of the last read.
+/// Entries read for a resuming client and not sent yet.
 struct Resuming {
-    /// It was told where the log begins.
-    told: bool,
+    /// Whether the first [`Resumed`] was sent.
+    announced: bool,
     first: Seq,
     last: Seq,
-    /// Not written yet.
+    /// Read and not written yet.
     found: VecDeque<Entry>,
-    /// Up to here the last read has looked.
+    /// Last sequence that a read has covered.
     through: Seq,
 }
 
@@ -132,27 +132,28 @@ impl Hub {
         how: Attach,
         now: Instant,
     ) -> Result<Session, StoreError> {
-        // Seated first, asked for the state second: a commit in between wakes the session rather than be missed.
-        let seat = self.registry.sit(&user, connection, mailbox, |sessions| self.counts(&user, sessions));
-        let session = match Session::begin(self.clone(), user.clone(), seat.clone(), how, now) {
+        // Registered before the state is read, so that a commit in between wakes the session.
+        let entry =
+            self.registry.register(&user, connection, mailbox, |sessions| self.set_session_count(&user, sessions));
+        let session = match Session::begin(self.clone(), user.clone(), entry.clone(), how, now) {
             Ok(session) => session,
             Err(error) => {
-                self.registry.rise(&user, connection, |sessions| self.counts(&user, sessions));
+                self.registry.unregister(&user, connection, |sessions| self.set_session_count(&user, sessions));
                 return Err(error);
             }
         };
         self.metrics.sessions.inc();
-        self.seen(&user);
+        self.record_seen(&user);
         Ok(session)
     }
 }
 
 impl Session {
-    /// Seats the user and finds out what is owed.
+    /// Registers the session with the store and determines its backlog.
     pub(super) fn begin(
         hub: Arc<Hub>,
         user: UserId,
-        seat: Arc<Seat>,
+        entry: Arc<SessionEntry>,
         how: Attach,
         now: Instant,
     ) -> Result<Self, StoreError> {
@@ -161,30 +162,30 @@ impl Session {
             None => None,
             Some(sync) => {
                 let state = hub.store.attach(&user, device.as_ref())?;
-                // A sequence the log has not reached was given out by another store: it says nothing about this one.
+                // A sequence above the head was assigned by another store, so it is ignored.
                 let after = after.map(|after| if after > state.head { state.received.through() } else { after });
                 let base = match after {
                     _ if !should_sync => state.head,
                     Some(after) => after,
                     None => state.received.through(),
                 };
-                seat.position.store(base, Ordering::Release);
+                entry.position.store(base, Ordering::Release);
                 if !should_sync || after.is_some() {
-                    hub.received(&user, device.as_ref(), (1, base));
+                    hub.record_received(&user, device.as_ref(), (1, base));
                 }
                 let resuming = after.map(|_| Resuming {
-                    told: false,
+                    announced: false,
                     first: base + 1,
                     last: state.head,
                     found: VecDeque::new(),
                     through: base,
                 });
-                // Who resumes gets everything in one order, and sets his own pace by what he confirms.
+                // A resuming client gets everything in one order, and sets the pace by its acknowledgements.
                 let paced = resuming.is_none() && !sync.redelivery_interval.is_zero();
-                let owed_end = if resuming.is_some() { base } else { state.head };
+                let backlog_end = if resuming.is_some() { base } else { state.head };
                 Some(LogCursor {
-                    cursor: Cursor::new(base, owed_end, paced),
-                    had: state.received,
+                    cursor: Cursor::new(base, backlog_end, paced),
+                    acknowledged_before: state.received,
                     pace: sync.redelivery_interval,
                     due: now,
                     more: true,
@@ -194,34 +195,35 @@ impl Session {
                 })
             }
         };
-        Ok(Self { hub, user, device, seat, log })
+        Ok(Self { hub, user, device, entry, log })
     }
 
-    /// Whose session this is.
+    /// Returns the user of this session.
     #[must_use]
     pub fn user(&self) -> &UserId {
         &self.user
     }
 
-    /// What is owed to who has just come: sequences of the user's log. `None`: nothing.
-    pub(super) fn owed(&self) -> Option<RangeInclusive<Seq>> {
+    /// Returns the backlog as sequences of the user's log; `None` if it is empty.
+    pub(super) fn backlog(&self) -> Option<RangeInclusive<Seq>> {
         let log = self.log.as_ref()?;
         let (after, last) = match &log.resuming {
             Some(resuming) => (resuming.through, resuming.last),
-            None => (log.cursor.read.owed, log.cursor.owed_end),
+            None => (log.cursor.read.backlog, log.cursor.backlog_end),
         };
         (after < last).then(|| after + 1..=last)
     }
 
-    /// The mailbox said that the log has more.
+    /// Records the mailbox's signal that the log has more.
     pub fn log_has_more(&mut self) {
         if let Some(log) = &mut self.log {
             log.more = true;
         }
     }
 
-    /// What is to be written next, at most `bytes` of payload (one entry at least). A disk may have to be asked: that
-    /// is why this can be pending.
+    /// Returns what to write next, at most `bytes` of payload (one entry at least).
+    ///
+    /// Pending while the entries have to be read from a disk or a network.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -230,60 +232,63 @@ impl Session {
         loop {
             let (hub, user, device) = (&self.hub, &self.user, self.device.as_ref());
             let mut explaining = log.explaining.take();
-            let missed = |from, to| {
+            let explain = |from, to| {
                 if !hub.store.is_far() {
                     return Poll::Ready(hub.store.missed(user, device, from, to));
                 }
-                explaining.get_or_insert_with(|| hub.missed(user.clone(), device.cloned(), from, to)).as_mut().poll(cx)
+                explaining
+                    .get_or_insert_with(|| hub.explain_gaps(user.clone(), device.cloned(), from, to))
+                    .as_mut()
+                    .poll(cx)
             };
-            let told = match log.next_of_resumed(missed) {
-                Poll::Ready(Err(StoreError::Unreachable(_))) => return Poll::Ready(Ok(log.again(now))),
-                Poll::Ready(told) => told?,
+            let resumed = match log.next_for_resuming(explain) {
+                Poll::Ready(Err(StoreError::Unreachable(_))) => return Poll::Ready(Ok(log.retry_later(now))),
+                Poll::Ready(resumed) => resumed?,
                 Poll::Pending => {
                     log.explaining = explaining;
                     return Poll::Pending;
                 }
             };
-            if let Some(batch) = told {
-                self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
+            if let Some(batch) = resumed {
+                self.entry.position.store(log.cursor.needed_after(), Ordering::Release);
                 return Poll::Ready(Ok(batch));
             }
             if let Some((range, reading)) = &mut log.reading {
                 let (range, found) = (*range, ready!(reading.as_mut().poll(cx)));
                 log.reading = None;
                 if let Err(StoreError::Unreachable(_)) = &found {
-                    return Poll::Ready(Ok(log.again(now)));
+                    return Poll::Ready(Ok(log.retry_later(now)));
                 }
-                if let Some(entries) = log.settle(range, found?) {
+                if let Some(entries) = log.apply_read(range, found?) {
                     return Poll::Ready(Ok(Batch::Entries(entries)));
                 }
-                self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
+                self.entry.position.store(log.cursor.needed_after(), Ordering::Release);
                 continue;
             }
-            let owes = log.cursor.owes();
-            let paced = owes && log.cursor.paced;
-            let range = match (owes, log.more) {
+            let has_backlog = log.cursor.has_backlog();
+            let paced = has_backlog && log.cursor.paced;
+            let range = match (has_backlog, log.more) {
                 (true, true) if paced => Range::Live,
-                (true, _) if !paced || log.due <= now => Range::Owed,
-                (true, _) => return Poll::Ready(Ok(Batch::At(log.due))),
+                (true, _) if !paced || log.due <= now => Range::Backlog,
+                (true, _) => return Poll::Ready(Ok(Batch::WaitUntil(log.due))),
                 (false, true) => Range::Live,
                 (false, false) => return Poll::Ready(Ok(Batch::Idle)),
             };
             let limit = match range {
-                Range::Owed if paced => ReadLimit { entries: 1, bytes },
+                Range::Backlog if paced => ReadLimit { entries: 1, bytes },
                 _ => ReadLimit { entries: READ_ENTRIES_MAX, bytes },
             };
-            // Cleared before the read: what is committed from here on signals again.
+            // Cleared before the read, so that later commits signal again.
             if range == Range::Live || !paced {
                 log.more = false;
             }
             let after = log.cursor.after(range);
             match self.hub.store.recent(&self.user, after, limit) {
                 Some(found) => {
-                    if let Some(entries) = log.settle(range, found) {
+                    if let Some(entries) = log.apply_read(range, found) {
                         return Poll::Ready(Ok(Batch::Entries(entries)));
                     }
-                    self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
+                    self.entry.position.store(log.cursor.needed_after(), Ordering::Release);
                 }
                 None => {
                     log.reading = Some((range, self.hub.read(self.user.clone(), after, limit)));
@@ -292,29 +297,29 @@ impl Session {
         }
     }
 
-    /// Checks an entry and moves the cursor over it; returns its position in the redelivery, if it is one.
+    /// Checks an entry's owner and moves the cursor past it; returns the position to send, if there is one.
     ///
     /// # Errors
-    /// When the entry is not this user's: nothing of it may reach the socket.
+    /// When the entry belongs to another user. Then nothing of it may reach the socket.
     pub fn accept(&mut self, entry: &Entry, now: Instant) -> Result<Option<u64>, Foreign> {
         let ours = entry.namespace == self.hub.store.namespace() && entry.owner == self.user.as_str().as_bytes();
         if !ours && !failpoints::enabled(Failpoint::ForeignEntry) {
             self.hub.metrics.foreign_entries.inc();
-            tracing::error!(user = %excerpt(&self.user), seq = entry.seq, "an entry of another user was stopped before the socket");
+            tracing::error!(user = %excerpt(&self.user), seq = entry.seq, "an entry of another user was not sent; the connection is closed");
             return Err(Foreign);
         }
         let Some(log) = &mut self.log else { return Err(Foreign) };
         let position = log.cursor.advance(entry.seq);
-        let owed = match &log.resuming {
+        let is_backlog = match &log.resuming {
             Some(resuming) => entry.seq <= resuming.last,
             None => position.is_some(),
         };
-        if owed {
+        if is_backlog {
             log.due = now + log.pace;
             self.hub.metrics.redeliveries.inc();
         }
-        self.seat.position.store(log.cursor.needed_after(), Ordering::Release);
-        // Who resumes is told the place in the log, whether it was owed or not.
+        self.entry.position.store(log.cursor.needed_after(), Ordering::Release);
+        // A resuming client receives the sequence of every entry, backlog or live.
         Ok(if log.resuming.is_some() { Some(entry.seq) } else { position })
     }
 
@@ -325,98 +330,99 @@ impl Session {
         }
     }
 
-    /// How far this session has written and the client has not confirmed; `None` when all is confirmed.
+    /// Returns the position that is written and not acknowledged; `None` if everything is acknowledged.
     ///
-    /// A client that resumes is never asked: it confirms by [`Session::confirm_through`].
+    /// Always `None` for a resuming client: it acknowledges with [`Session::acknowledge_through`].
     #[must_use]
-    pub fn unconfirmed(&self) -> Option<Mark> {
-        self.log.as_ref().filter(|log| log.resuming.is_none())?.cursor.unconfirmed()
+    pub fn unacknowledged(&self) -> Option<SentPosition> {
+        self.log.as_ref().filter(|log| log.resuming.is_none())?.cursor.unacknowledged()
     }
 
-    /// The application of a client that resumes has had everything up to `seq`; of that, what was written counts. False
-    /// where the client does not resume: then it is not for it to say.
-    pub fn confirm_through(&mut self, seq: Seq) -> bool {
+    /// Records a resuming client's acknowledgement of everything up to `seq`, as far as it was written.
+    ///
+    /// False if the client does not resume: then it cannot acknowledge this way.
+    pub fn acknowledge_through(&mut self, seq: Seq) -> bool {
         let resumes = self.log.as_ref().is_some_and(|log| log.resuming.is_some());
         if resumes {
-            self.confirm(Mark { owed: seq, live: seq });
+            self.acknowledge(SentPosition { backlog: seq, live: seq });
         }
         resumes
     }
 
-    /// The client has received everything up to `mark`.
-    pub fn confirm(&mut self, mark: Mark) {
+    /// Records that the client has received everything up to `position`.
+    pub fn acknowledge(&mut self, position: SentPosition) {
         let Some(log) = &mut self.log else { return };
-        let confirmed = log.cursor.confirm(mark);
-        for range in confirmed.into_iter().flatten() {
+        let acknowledged = log.cursor.acknowledge(position);
+        for range in acknowledged.into_iter().flatten() {
             self.hub.metrics.receipts.inc();
             if failpoints::one_in(Failpoint::LostAck, 4) {
                 continue;
             }
             let range = if failpoints::enabled(Failpoint::AckTooFar) { (range.0, range.1 + 1) } else { range };
-            self.hub.received(&self.user, self.device.as_ref(), range);
+            self.hub.record_received(&self.user, self.device.as_ref(), range);
         }
     }
 }
 
 impl LogCursor {
-    /// The log cannot be reached: the client stays, and it is read again a little later.
-    fn again(&mut self, now: Instant) -> Batch {
+    /// Schedules another read of a log that cannot be reached. The client stays connected.
+    fn retry_later(&mut self, now: Instant) -> Batch {
         self.more = true;
-        Batch::At(now + READ_AGAIN)
+        Batch::WaitUntil(now + READ_RETRY_DELAY)
     }
 
-    /// Takes what was read; `None` if there is nothing to write and the next step has to be chosen anew.
-    fn settle(&mut self, range: Range, found: Found) -> Option<Vec<Entry>> {
+    /// Processes the result of a read; `None` if there is nothing to write and the next step has to be chosen anew.
+    fn apply_read(&mut self, range: Range, found: Found) -> Option<Vec<Entry>> {
         if let Some(resuming) = &mut self.resuming {
-            // A read that got anywhere may have stopped at its limit.
+            // A read that made progress may have stopped at its limit.
             self.more |= found.through > resuming.through;
             resuming.through = resuming.through.max(found.through);
             resuming.found.extend(found.entries);
-            if !resuming.told {
+            if !resuming.announced {
                 resuming.first = resuming.found.front().map_or(resuming.through + 1, |entry| entry.seq);
             }
             return None;
         }
         let mut entries = found.entries;
-        let paced_owed = range == Range::Owed && self.cursor.paced;
-        if paced_owed {
-            // A paced read must not run on into the live range, which has a cursor of its own.
-            entries.retain(|entry| entry.seq <= self.cursor.owed_end);
+        let paced_backlog = range == Range::Backlog && self.cursor.paced;
+        if paced_backlog {
+            // A paced read must not run on into the live range, which has its own position.
+            entries.retain(|entry| entry.seq <= self.cursor.backlog_end);
         }
         let Some(last) = entries.last().map(|entry| entry.seq) else {
-            if range == Range::Owed {
-                self.cursor.nothing_owed();
+            if range == Range::Backlog {
+                self.cursor.end_backlog();
             }
             return None;
         };
-        // A read that returned something may have stopped at its limit.
-        self.more |= !paced_owed;
-        entries.retain(|entry| entry.seq > self.cursor.owed_end || !self.had.contains(entry.seq));
+        // A read that returned entries may have stopped at its limit.
+        self.more |= !paced_backlog;
+        entries.retain(|entry| entry.seq > self.cursor.backlog_end || !self.acknowledged_before.contains(entry.seq));
         if entries.is_empty() {
-            self.cursor.pass(last);
+            self.cursor.skip_acknowledged(last);
             return None;
         }
         Some(entries)
     }
 
-    /// What a client that resumes is to be told next of what has been read: entries without a hole, or a hole.
-    fn next_of_resumed(
+    /// Returns the next batch for a resuming client: consecutive entries, or a gap.
+    fn next_for_resuming(
         &mut self,
-        missed: impl FnOnce(Seq, Seq) -> Poll<Result<Vec<Missed>, StoreError>>,
+        explain: impl FnOnce(Seq, Seq) -> Poll<Result<Vec<Missed>, StoreError>>,
     ) -> Poll<Result<Option<Batch>, StoreError>> {
         let Some(resuming) = &mut self.resuming else { return Poll::Ready(Ok(None)) };
         let next = self.cursor.after(Range::Live) + 1;
         let until = resuming.found.front().map_or(resuming.through, |entry| entry.seq - 1);
         if next <= until {
             let missed =
-                if failpoints::enabled(Failpoint::UnreportedGap) { Vec::new() } else { ready!(missed(next, until))? };
+                if failpoints::enabled(Failpoint::UnreportedGap) { Vec::new() } else { ready!(explain(next, until))? };
             self.cursor.advance(until);
-            resuming.told = true;
+            resuming.announced = true;
             let Resuming { first, last, .. } = *resuming;
             return Poll::Ready(Ok(Some(Batch::Resumed(Resumed { first, last, missed }))));
         }
-        if !resuming.told && (!resuming.found.is_empty() || resuming.through >= resuming.last) {
-            resuming.told = true;
+        if !resuming.announced && (!resuming.found.is_empty() || resuming.through >= resuming.last) {
+            resuming.announced = true;
             let Resuming { first, last, .. } = *resuming;
             return Poll::Ready(Ok(Some(Batch::Resumed(Resumed { first, last, missed: Vec::new() }))));
         }
@@ -433,7 +439,7 @@ impl Drop for Session {
         if self.log.is_some() {
             self.hub.store.detach(&self.user, self.device.as_ref());
         }
-        self.hub.end(&self.user, &self.seat);
+        self.hub.end_session(&self.user, &self.entry);
     }
 }
 
