@@ -116,11 +116,11 @@ pub trait Cluster: Send + Sync + 'static {
     fn connection_count(&self) -> BoxFuture<'_, Option<usize>>;
 
     /// Joins this server's portals to those of the cluster. Called once.
-    fn join_portals(&self, near: Weak<dyn LocalPortals>) -> Arc<dyn RemotePortals>;
+    fn join_portals(&self, local: Weak<dyn LocalPortals>) -> Arc<dyn RemotePortals>;
 
     /// Sends a broadcast to every other server. Never waits. One that cannot be sent is lost, and logged.
-    fn broadcast(&self, word: Broadcast);
+    fn broadcast(&self, broadcast: Broadcast);
 
     /// Sets the handlers of broadcasts and of the original's messages. Called once.
-    fn subscribe(&self, hears: BroadcastHandler, keeps: OriginalMessageSink);
+    fn subscribe(&self, on_broadcast: BroadcastHandler, sink: OriginalMessageSink);
 }

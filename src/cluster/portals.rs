@@ -66,13 +66,13 @@ impl ClientEvent {
     /// Returns the approximate size in memory, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let said = match &self.kind {
+        let content = match &self.kind {
             ClientEventKind::Message { data, kind, .. } => {
                 data.as_deref().map_or(0, str::len) + kind.as_ref().map_or(0, JsonString::bytes)
             }
             _ => 0,
         };
-        size_of::<Self>() + said
+        size_of::<Self>() + content
     }
 }
 
@@ -88,7 +88,7 @@ pub trait RemotePortals: Send + Sync {
     fn remove(&self, portal: &str);
 
     /// Sets whether a portal of this server receives all events.
-    fn set_wants_all(&self, watching: bool);
+    fn set_wants_all(&self, wants_all: bool);
 
     /// Publishes an event for `to` and for every portal that receives all events.
     ///
@@ -112,7 +112,7 @@ pub enum PortalTarget<'a> {
 pub trait LocalPortals: Send + Sync {
     /// Sets which remote portals take turns, and whether a remote portal receives all events. Empty while the connection is
     /// lost.
-    fn set_remote(&self, in_turn: &[Arc<str>], listen: bool);
+    fn set_remote(&self, in_turn: &[Arc<str>], wants_all: bool);
 
     /// Delivers an event of another server. `portal` names the local portal that it is for, if there is one.
     fn deliver(&self, event: Arc<ClientEvent>, portal: Option<&str>, again: bool);

@@ -18,7 +18,7 @@ struct Head {
     leave: bool,
 }
 
-fn names(users: &[UserId]) -> Vec<String> {
+fn ids(users: &[UserId]) -> Vec<String> {
     users.iter().map(ToString::to_string).collect()
 }
 
@@ -28,16 +28,16 @@ pub(super) fn users(names: &[String]) -> Vec<UserId> {
 }
 
 /// Encodes a broadcast.
-pub(super) fn encode(from: &str, word: &Broadcast) -> Vec<u8> {
-    let (recipients, excluding, payload) = match word {
+pub(super) fn encode(from: &str, broadcast: &Broadcast) -> Vec<u8> {
+    let (recipients, excluding, payload) = match broadcast {
         Broadcast::Message { payload, recipients, excluding } => (recipients, excluding, Some(payload)),
         Broadcast::Disconnect { recipients, excluding } => (recipients, excluding, None),
     };
     let to = match recipients {
         Recipients::Everyone => vec![EVERYONE.to_owned()],
-        Recipients::Users(users) => names(users),
+        Recipients::Users(users) => ids(users),
     };
-    let head = Head { from: from.to_owned(), to, not: names(excluding), leave: payload.is_none() };
+    let head = Head { from: from.to_owned(), to, not: ids(excluding), leave: payload.is_none() };
     // Strings and lists of them always have a JSON form.
     let mut text = serde_json::to_vec(&head).expect("a head is JSON");
     text.push(b'\n');
@@ -74,7 +74,7 @@ mod tests {
     fn broadcast_decodes_as_encoded_except_at_its_sender() {
         let user = |id| UserId::new(id).unwrap();
         let payload = Payload::encode(0, Some("{\"a\":\n1}"), Some("T")).unwrap();
-        for word in [
+        for broadcast in [
             Broadcast::Message {
                 payload: payload.clone(),
                 recipients: Recipients::Everyone,
@@ -87,8 +87,8 @@ mod tests {
             },
             Broadcast::Disconnect { recipients: Recipients::Users(vec![user("*a")]), excluding: vec![] },
         ] {
-            let text = encode("1-a", &word);
-            assert_eq!(decode(&text, "1-b"), Some(word));
+            let text = encode("1-a", &broadcast);
+            assert_eq!(decode(&text, "1-b"), Some(broadcast));
             assert_eq!(decode(&text, "1-a"), None);
         }
         assert_eq!(decode(b"{\n", "1-a"), None);

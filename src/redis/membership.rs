@@ -146,33 +146,33 @@ static RENEW: LazyLock<Script> = LazyLock::new(|| {
 /// Renews the lease of `node`, and adopts the stored epoch or begins one. Returns its name, the membership, and whether the
 /// lease was still valid.
 pub(super) async fn renew(
-    lines: &RedisClient,
-    names: &Keys,
+    client: &RedisClient,
+    keyspace: &Keys,
     node: &str,
     known: &Membership,
     (seen, grace): (u64, Duration),
 ) -> Result<(String, Membership, bool), RedisError> {
     type Answer = (u64, String, bool, Vec<String>, String, u64, u64, u64, String, u64, String);
-    let keeps = if lines.is_single_server() && keeps_everything(lines).await? { "1" } else { "0" };
-    let shards = if lines.is_redis_cluster() && known.birth.is_empty() {
-        histories(lines).await?.join(",")
+    let durable = if client.is_single_server() && syncs_every_write(client).await? { "1" } else { "0" };
+    let shards = if client.is_redis_cluster() && known.birth.is_empty() {
+        histories(client).await?.join(",")
     } else {
         String::new()
     };
     // A Redis that was emptied counts from the beginning.
     let (lease, grace) = (LEASE_TTL.as_millis().to_string(), grace.as_millis().to_string());
-    let (channel, renewed) = (names.append_channel(), known.renewed.to_string());
+    let (channel, renewed) = (keyspace.append_channel(), known.renewed.to_string());
     let era = if known.birth.is_empty() { String::new() } else { known.epoch.to_string() };
     let [base, steps, seen] = [known.base, known.appends, seen].map(|number| number.to_string());
-    let mut keys = vec![names.servers(), names.epoch()];
-    keys.extend(node.starts_with(|first: char| first.is_ascii_digit()).then(|| names.server_users(node)));
+    let mut keys = vec![keyspace.servers(), keyspace.epoch()];
+    keys.extend(node.starts_with(|first: char| first.is_ascii_digit()).then(|| keyspace.server_users(node)));
     let arguments: [&str; 15] = [
         node,
         &lease,
         &channel,
         &known.birth,
         &renewed,
-        keeps,
+        durable,
         &grace,
         &shards,
         &era,
@@ -184,29 +184,29 @@ pub(super) async fn renew(
         EPOCH_BEGINS,
     ];
     let (now, node, new, nodes, birth, epoch, base, renewed, shards, steps, past): Answer =
-        lines.run_script(&RENEW, &keys, &arguments).await?;
+        client.run_script(&RENEW, &keys, &arguments).await?;
     let (nodes, birth, shards, past) = (nodes.join(",").into(), birth.into(), shards.into(), past.into());
     Ok((node, Membership { nodes, as_of_ms: now, birth, epoch, base, shards, appends: steps, past, renewed }, !new))
 }
 
 /// Returns the replication id of each primary, as much of it as `lua/check_epoch.lua` compares.
-async fn histories(lines: &RedisClient) -> Result<Vec<String>, RedisError> {
+async fn histories(client: &RedisClient) -> Result<Vec<String>, RedisError> {
     let mut command = redis::cmd("INFO");
     command.arg("replication");
-    let said: Vec<String> = lines.query_each_node(&command).await?;
-    let primaries = said.iter().filter(|text| text.contains("role:master"));
+    let replies: Vec<String> = client.query_each_node(&command).await?;
+    let primaries = replies.iter().filter(|text| text.contains("role:master"));
     let history =
         |text: &String| text.lines().find_map(|line| Some(line.strip_prefix("master_replid:")?.get(..16)?.to_owned()));
     Ok(primaries.filter_map(history).collect())
 }
 
 /// Tells whether Redis syncs every write before it replies. False where it does not say.
-async fn keeps_everything(lines: &RedisClient) -> Result<bool, RedisError> {
+async fn syncs_every_write(client: &RedisClient) -> Result<bool, RedisError> {
     let mut command = redis::cmd("CONFIG");
     command.arg("GET").arg("append*");
-    match lines.query::<std::collections::HashMap<String, String>>(&command).await {
-        Ok(said) => {
-            let is = |name: &str, value: &str| said.get(name).is_some_and(|said| said == value);
+    match client.query::<std::collections::HashMap<String, String>>(&command).await {
+        Ok(settings) => {
+            let is = |name: &str, value: &str| settings.get(name).is_some_and(|setting| setting == value);
             Ok(is("appendonly", "yes") && is("appendfsync", "always"))
         }
         Err(RedisError::Refused(_)) => Ok(false),
@@ -215,12 +215,12 @@ async fn keeps_everything(lines: &RedisClient) -> Result<bool, RedisError> {
 }
 
 /// Joins under a new name.
-pub(super) async fn join(lines: &RedisClient, names: &Keys) -> Result<Joined, RedisError> {
+pub(super) async fn join(client: &RedisClient, keyspace: &Keys) -> Result<Joined, RedisError> {
     let mut random = [0_u8; 8];
     getrandom::fill(&mut random).map_err(|error| RedisError::Refused(format!("no random number: {error}").into()))?;
     let name = format!("-{:016x}", u64::from_be_bytes(random));
-    let (node, membership, _) = renew(lines, names, &name, &Membership::default(), (0, Duration::ZERO)).await?;
-    let last: Option<u64> = lines.query(redis::cmd("GET").arg(names.test_clock())).await?;
+    let (node, membership, _) = renew(client, keyspace, &name, &Membership::default(), (0, Duration::ZERO)).await?;
+    let last: Option<u64> = client.query(redis::cmd("GET").arg(keyspace.test_clock())).await?;
     let base_ms = last.map_or(0, |last| last.saturating_sub(membership.as_of_ms));
     Ok(Joined { node, membership, base_ms })
 }
@@ -228,14 +228,14 @@ pub(super) async fn join(lines: &RedisClient, names: &Keys) -> Result<Joined, Re
 /// Renews the lease until the link is dropped.
 pub(super) async fn keep_renewing(link: Weak<ServerLink>) {
     let mut renewed = Instant::now();
-    let Some((sooner, lines)) = link.upgrade().map(|link| (link.renew_now.clone(), link.client.clone())) else {
+    let Some((sooner, client)) = link.upgrade().map(|link| (link.renew_now.clone(), link.client.clone())) else {
         return;
     };
     loop {
         tokio::select! {
             () = tokio::time::sleep(RENEW_INTERVAL) => {}
             () = sooner.notified() => {}
-            () = lines.connection_lost() => {}
+            () = client.connection_lost() => {}
         }
         let Some(link) = link.upgrade() else { return };
         if renewed.elapsed() > LEASE_TTL / 2 {
@@ -250,10 +250,10 @@ pub(super) async fn keep_renewing(link: Weak<ServerLink>) {
 }
 
 /// Stores how far a test clock was ahead, for the next server.
-pub(super) async fn leave(lines: &RedisClient, names: &Keys, ahead_ms: u64) -> Result<(), RedisError> {
+pub(super) async fn leave(client: &RedisClient, keyspace: &Keys, ahead_ms: u64) -> Result<(), RedisError> {
     if ahead_ms == 0 {
         return Ok(());
     }
-    let (s, us): (u64, u64) = lines.query(&redis::cmd("TIME")).await?;
-    lines.query_when_full("SET", &names.test_clock(), &[&(s * 1000 + us / 1000 + ahead_ms).to_string()]).await
+    let (s, us): (u64, u64) = client.query(&redis::cmd("TIME")).await?;
+    client.query_when_full("SET", &keyspace.test_clock(), &[&(s * 1000 + us / 1000 + ahead_ms).to_string()]).await
 }

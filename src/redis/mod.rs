@@ -375,7 +375,7 @@ impl ServerLink {
             return Ok(());
         }
         let mut pending_publishes = self.pending_publishes.subscribe();
-        let told = async move {
+        let drained = async move {
             _ = tokio::time::timeout(
                 DRAIN_TIMEOUT,
                 pending_publishes.wait_for(|pending_publishes| *pending_publishes == 0),
@@ -383,7 +383,7 @@ impl ServerLink {
             .await;
             Ok(())
         };
-        _ = self.run(told).await;
+        _ = self.run(drained).await;
         self.tasks.lock().drain(..).for_each(|task| task.abort());
         let link = self.clone();
         self.run(async move {

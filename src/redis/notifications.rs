@@ -25,28 +25,31 @@ const RESYNC_INTERVAL: Duration = Duration::from_secs(60);
 /// Subscribes until the link is dropped.
 pub(super) async fn listen(link: Weak<ServerLink>) {
     let Some(here) = link.upgrade() else { return };
-    let (channels, stock) = ([here.keys.append_channel(), here.keys.broadcast_channel()], here.keys.original(Name::Ws));
-    let (node, wake) = (here.node.clone(), here.keys.append_channel());
+    let (channels, original) =
+        ([here.keys.append_channel(), here.keys.broadcast_channel()], here.keys.original(Name::Ws));
+    let (node, append_channel) = (here.node.clone(), here.keys.append_channel());
     drop(here);
     // Subscribes with a pattern that has no wildcards. So NUMSUB of that channel counts only servers of the original.
     let until = Mutex::new(Instant::now() + RESYNC_INTERVAL);
-    subscriber::subscribe(link, &channels, &stock, Loopback::Own, |link, heard| {
-        let own = match heard {
+    subscriber::subscribe(link, &channels, &original, Loopback::Own, |link, event| {
+        let own = match event {
             SubscriptionEvent::Started => {
                 link.set_subscribed(true);
                 link.notify(&Notification::Resync);
                 return true;
             }
-            SubscriptionEvent::Message(channel, payload) if channel == wake => match woken(payload, &node) {
-                Some(users) => {
-                    if payload.ends_with(EPOCH_BEGINS.as_bytes()) || is_new(link, payload) {
-                        link.renew_now.notify_one();
+            SubscriptionEvent::Message(channel, payload) if channel == append_channel => {
+                match users_with_entries(payload, &node) {
+                    Some(users) => {
+                        if payload.ends_with(EPOCH_BEGINS.as_bytes()) || is_unknown_server(link, payload) {
+                            link.renew_now.notify_one();
+                        }
+                        link.notify(&Notification::LogsAppended(users));
+                        false
                     }
-                    link.notify(&Notification::LogsAppended(users));
-                    false
+                    None => true,
                 }
-                None => true,
-            },
+            }
             SubscriptionEvent::Message(channel, payload) => {
                 link.notify(&Notification::ChannelMessage { channel: channel.to_owned(), payload: payload.to_vec() });
                 false
@@ -67,13 +70,13 @@ pub(super) async fn listen(link: Weak<ServerLink>) {
 }
 
 /// Parses the users with new entries. `None` if the message is from this server or malformed.
-fn woken(payload: &[u8], node: &str) -> Option<Vec<UserId>> {
+fn users_with_entries(payload: &[u8], node: &str) -> Option<Vec<UserId>> {
     let mut parts = std::str::from_utf8(payload).ok()?.split('\0');
     (parts.next()? != node).then(|| parts.filter_map(|user| UserId::new(user).ok()).collect())
 }
 
 /// Tells whether this is the name of a server that is not known yet. Then the lease is renewed at once to list the live
 /// servers, because steps on logs wait for the reports of known ones.
-fn is_new(link: &ServerLink, payload: &[u8]) -> bool {
+fn is_unknown_server(link: &ServerLink, payload: &[u8]) -> bool {
     !payload.contains(&0) && !link.membership().nodes.split(',').any(|node| node.as_bytes() == payload)
 }

@@ -38,22 +38,22 @@ use crate::{
 const BATCH_MAX: usize = 200;
 
 /// Changes within this delay are written together.
-const PAUSE: Duration = Duration::from_millis(5);
+const WRITE_DELAY: Duration = Duration::from_millis(5);
 
 /// Grace period during which a disconnected user still counts as connected: other servers may have messages in flight.
-const STILL_HERE: Duration = Duration::from_secs(15);
+const GRACE_PERIOD_TTL: Duration = Duration::from_secs(15);
 
 /// Users in the grace period. With one more the earliest leaves it. Servers check for undelivered copies later anyway.
-const GONE_MAX: usize = 50_000;
+const GRACE_USERS_MAX: usize = 50_000;
 
 /// Users read in one step.
-const PAGE: usize = 1000;
+const PAGE_MAX: usize = 1000;
 
 /// Delay after a failed attempt.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// How often dead servers and servers of the original are looked for.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// KEYS: 1 online users, 2 servers, 3 this server's table, 4 dead servers, then tables of other servers; ARGV: 1 this server,
 /// 2 prefix and 3 suffix of a table's name, 4 `connected_clients` ('' without the original), 5 users that we added there,
@@ -66,7 +66,7 @@ const LOOK: Duration = Duration::from_secs(1);
 ///
 /// A server that was taken for dead and does not know it yet adds itself to the dead servers. What it writes is then removed
 /// unless it comes back.
-static HERE: LazyLock<Script> = LazyLock::new(|| {
+static SET_CONNECTIONS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
         local t, came = redis.call('TIME'), {}
@@ -99,7 +99,7 @@ static HERE: LazyLock<Script> = LazyLock::new(|| {
 
 /// KEYS: 1 connection counts, 2 servers, 3 dead servers; ARGV: 1 this server, 2 its number of connections, 3
 /// `connected_clients_count` ('' without the original).
-static COUNT: LazyLock<Script> = LazyLock::new(|| {
+static SET_COUNT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
         local more = ARGV[2] - tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0)
@@ -112,19 +112,19 @@ static COUNT: LazyLock<Script> = LazyLock::new(|| {
 /// Users and connections of this server, and what of them is not written to Redis yet.
 #[derive(Debug, Default)]
 pub struct Presence {
-    here: Mutex<Here>,
+    state: Mutex<State>,
     changed: Notify,
     connections: AtomicUsize,
     /// A server of the original is subscribed.
-    stock: AtomicBool,
+    original_present: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct Here {
+struct State {
     users: HashMap<UserId, usize>,
     /// Users in the grace period, with when they went offline, and the same in that order.
     gone: HashMap<UserId, Instant>,
-    went: VecDeque<(Instant, UserId)>,
+    gone_in_order: VecDeque<(Instant, UserId)>,
     /// Changes that are not written yet.
     dirty: HashMap<UserId, usize>,
     /// Those of them that may be written, by a step whose reply was lost. With it the list of new users was lost.
@@ -143,50 +143,51 @@ impl Presence {
     pub(super) fn begin(link: &Arc<ServerLink>) -> Arc<Self> {
         let presence = Arc::new(Self::default());
         link.spawn("cluster_presence_writer", presence.clone(), |link, presence| {
-            Box::pin(keep_writing(link, presence.clone()))
+            Box::pin(write_changes(link, presence.clone()))
         });
         link.spawn("cluster_presence_reader", presence.clone(), |link, presence| {
-            Box::pin(keep_looking(link, presence.clone()))
+            Box::pin(poll_redis(link, presence.clone()))
         });
         presence
     }
 
-    pub(super) fn here(&self, user: &UserId, connections: usize) {
+    pub(super) fn set_connections(&self, user: &UserId, connections: usize) {
         {
-            let mut here = self.here.lock();
+            let mut state = self.state.lock();
             if connections == 0 {
-                here.goes(user);
+                state.start_grace(user);
             } else {
-                here.gone.remove(user);
-                here.users.insert(user.clone(), connections);
+                state.gone.remove(user);
+                state.users.insert(user.clone(), connections);
             }
-            here.dirty.insert(user.clone(), connections);
+            state.dirty.insert(user.clone(), connections);
         }
         self.changed.notify_one();
     }
 
-    pub(super) fn count(&self, connections: usize) {
+    pub(super) fn set_connection_count(&self, connections: usize) {
         self.connections.store(connections, Ordering::Relaxed);
         self.changed.notify_one();
     }
 
     pub(super) fn original_is_present(&self) -> bool {
-        self.stock.load(Ordering::Relaxed)
+        self.original_present.load(Ordering::Relaxed)
     }
 
     /// Splits users into those that are or were recently connected to this server, and the others.
-    pub(super) fn of_here(&self, users: Vec<UserId>) -> (Vec<UserId>, Vec<UserId>) {
-        let here = self.here.lock();
+    pub(super) fn split_local(&self, users: Vec<UserId>) -> (Vec<UserId>, Vec<UserId>) {
+        let state = self.state.lock();
         let is_here = |user: &UserId| {
-            here.users.contains_key(user) || here.gone.get(user).is_some_and(|since| since.elapsed() < STILL_HERE)
+            state.users.contains_key(user)
+                || state.gone.get(user).is_some_and(|since| since.elapsed() < GRACE_PERIOD_TTL)
         };
         users.into_iter().partition(is_here)
     }
 
     /// Marks all users to be written again. `there` are the users in this server's table now.
-    fn say_all_again(&self, there: Vec<UserId>) {
-        let mut here = self.here.lock();
-        let Here { users, dirty, .. } = &mut *here;
+    fn mark_all_dirty(&self, there: Vec<UserId>) {
+        let mut state = self.state.lock();
+        let State { users, dirty, .. } = &mut *state;
         for (user, count) in users.iter() {
             dirty.entry(user.clone()).or_insert(*count);
         }
@@ -195,19 +196,19 @@ impl Presence {
                 dirty.entry(user).or_insert(0);
             }
         }
-        drop(here);
+        drop(state);
         self.changed.notify_one();
     }
 
     fn take(&self) -> Vec<Change> {
-        let Here { dirty, unsure, .. } = &mut *self.here.lock();
+        let State { dirty, unsure, .. } = &mut *self.state.lock();
         let batch: Vec<_> = dirty.keys().take(BATCH_MAX).cloned().collect();
         let batch = batch.into_iter().filter_map(|user| dirty.remove_entry(&user));
         batch.map(|(user, connections)| Change { is_unsure: unsure.remove(&user), user, connections }).collect()
     }
 
     fn give_back(&self, batch: Vec<Change>) {
-        let Here { dirty, unsure, .. } = &mut *self.here.lock();
+        let State { dirty, unsure, .. } = &mut *self.state.lock();
         for Change { user, connections, .. } in batch {
             unsure.insert(user.clone());
             // A later change counts.
@@ -228,73 +229,73 @@ impl Presence {
         }
         let connections = self.connections.load(Ordering::Relaxed).to_string();
         let keys = [link.keys().connection_counts(), link.keys().servers(), link.keys().dead_servers()];
-        let stock = original_name(link, Name::Count);
-        link.client().run_script(&COUNT, &keys, &[link.node(), &connections, &stock]).await
+        let original = original_name(link, Name::Count);
+        link.client().run_script(&SET_COUNT, &keys, &[link.node(), &connections, &original]).await
     }
 
     /// Looks for servers of the original, and removes the state of dead servers.
-    async fn look(&self, link: &ServerLink) -> Result<(), RedisError> {
+    async fn poll(&self, link: &ServerLink) -> Result<(), RedisError> {
         if !link.in_grace_period() {
             reaper::reap_dead_servers(link).await?;
         }
         if original_supported(link) {
-            self.stock.store(super::original::channel::is_there(link).await?, Ordering::Relaxed);
-            super::original::channel::forget(link).await?;
+            self.original_present.store(super::original::channel::has_subscriber(link).await?, Ordering::Relaxed);
+            super::original::channel::forget_offline(link).await?;
         }
         if link.take_reaped() {
-            let asked = link.client().query(redis::cmd("HKEYS").arg(link.keys().server_users(link.node()))).await;
-            let there: Vec<String> = asked.inspect_err(|_| link.mark_reaped())?;
-            self.say_all_again(users(&there));
+            let table = link.client().query(redis::cmd("HKEYS").arg(link.keys().server_users(link.node()))).await;
+            let there: Vec<String> = table.inspect_err(|_| link.mark_reaped())?;
+            self.mark_all_dirty(users(&there));
         }
         Ok(())
     }
 }
 
-impl Here {
-    fn goes(&mut self, user: &UserId) {
+impl State {
+    fn start_grace(&mut self, user: &UserId) {
         self.users.remove(user);
         let now = Instant::now();
-        while let Some((since, _)) = self.went.front()
-            && (self.went.len() >= GONE_MAX || since.elapsed() >= STILL_HERE)
+        while let Some((since, _)) = self.gone_in_order.front()
+            && (self.gone_in_order.len() >= GRACE_USERS_MAX || since.elapsed() >= GRACE_PERIOD_TTL)
         {
-            let Some((since, user)) = self.went.pop_front() else { return };
+            let Some((since, user)) = self.gone_in_order.pop_front() else { return };
             // The user may have connected and disconnected once more.
             if self.gone.get(&user) == Some(&since) {
                 self.gone.remove(&user);
             }
         }
         self.gone.insert(user.clone(), now);
-        self.went.push_back((now, user.clone()));
+        self.gone_in_order.push_back((now, user.clone()));
     }
 }
 
 async fn write_batch(link: &ServerLink, batch: &[Change]) -> Result<(), RedisError> {
     let names = link.keys();
     let (begin, end) = names.server_users_affixes();
-    let stock = original_name(link, Name::Clients);
-    let mut arguments = vec![link.node().to_owned(), begin, end, stock, names.original_users_added()];
+    let original = original_name(link, Name::Clients);
+    let mut arguments = vec![link.node().to_owned(), begin, end, original, names.original_users_added()];
     for Change { user, connections, .. } in batch {
         arguments.extend([user.to_string(), connections.to_string()]);
     }
     let mut keys = vec![names.online(), names.servers(), names.server_users(link.node()), names.dead_servers()];
     keys.extend(tables(link));
-    let came: Vec<String> = link.client().run_script(&HERE, &keys, &arguments).await?;
-    let mut came = users(&came);
+    let added: Vec<String> = link.client().run_script(&SET_CONNECTIONS, &keys, &arguments).await?;
+    let mut added = users(&added);
     if original_supported(link) {
         // Importing twice does no harm.
-        let may_have_come = batch.iter().filter(|change| change.is_unsure && change.connections > 0);
-        came.extend(may_have_come.map(|change| change.user.clone()));
+        let may_be_added = batch.iter().filter(|change| change.is_unsure && change.connections > 0);
+        added.extend(may_be_added.map(|change| change.user.clone()));
     }
-    if !came.is_empty() {
-        link.notify(&Notification::OriginalPresent(came));
+    if !added.is_empty() {
+        link.notify(&Notification::OriginalPresent(added));
     }
     Ok(())
 }
 
-async fn keep_writing(link: Weak<ServerLink>, presence: Arc<Presence>) {
+async fn write_changes(link: Weak<ServerLink>, presence: Arc<Presence>) {
     loop {
         presence.changed.notified().await;
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(WRITE_DELAY).await;
         let Some(link) = link.upgrade() else { return };
         if let Err(error) = presence.write(&link).await {
             tracing::debug!(%error, "presence is written later");
@@ -304,21 +305,21 @@ async fn keep_writing(link: Weak<ServerLink>, presence: Arc<Presence>) {
     }
 }
 
-async fn keep_looking(link: Weak<ServerLink>, presence: Arc<Presence>) {
+async fn poll_redis(link: Weak<ServerLink>, presence: Arc<Presence>) {
     loop {
         {
             let Some(link) = link.upgrade() else { return };
-            if let Err(error) = presence.look(&link).await {
+            if let Err(error) = presence.poll(&link).await {
                 tracing::debug!(%error, "dead servers and servers of the original were not looked for; it is retried");
             }
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// KEYS: 1 servers, then tables; ARGV: 1 this server, 2 and 3 as above, then users. Returns the number of connections of each
 /// user at other servers.
-static WHERE: LazyLock<Script> = LazyLock::new(|| {
+static REMOTE_CONNECTIONS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t, counts = redis.call('TIME'), {}
         local now = string.format('%.0f', t[1] * 1000)
@@ -336,7 +337,7 @@ static WHERE: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Counts the connections of each user at other servers.
-pub(super) async fn elsewhere(link: &ServerLink, users: &[UserId]) -> Result<Vec<usize>, RedisError> {
+pub(super) async fn remote_connections(link: &ServerLink, users: &[UserId]) -> Result<Vec<usize>, RedisError> {
     let (begin, end) = link.keys().server_users_affixes();
     let mut found = Vec::with_capacity(users.len());
     let mut keys = vec![link.keys().servers()];
@@ -344,21 +345,25 @@ pub(super) async fn elsewhere(link: &ServerLink, users: &[UserId]) -> Result<Vec
     for some in users.chunks(BATCH_MAX) {
         let mut arguments = vec![link.node(), &begin, &end];
         arguments.extend(some.iter().map(UserId::as_str));
-        let counts: Vec<usize> = link.client().run_script(&WHERE, &keys, &arguments).await?;
+        let counts: Vec<usize> = link.client().run_script(&REMOTE_CONNECTIONS, &keys, &arguments).await?;
         found.extend(counts);
     }
     Ok(found)
 }
 
 /// Counts all connections at other servers.
-pub(super) async fn all_elsewhere(link: &ServerLink) -> Result<usize, RedisError> {
+pub(super) async fn remote_connection_count(link: &ServerLink) -> Result<usize, RedisError> {
     let counts: HashMap<String, usize> =
         link.client().query(redis::cmd("HGETALL").arg(link.keys().connection_counts())).await?;
     Ok(counts.iter().filter(|(node, _)| *node != link.node()).map(|(_, count)| count).sum())
 }
 
 /// Lists users who are online at any server, above `after`.
-pub(super) async fn online(link: &ServerLink, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, RedisError> {
+pub(super) async fn online_page(
+    link: &ServerLink,
+    after: Option<&UserId>,
+    limit: usize,
+) -> Result<Vec<UserId>, RedisError> {
     let from = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
     let mut command = redis::cmd("ZRANGEBYLEX");
     command.arg(link.keys().online()).arg(from).arg("+").arg("LIMIT").arg(0).arg(limit);
@@ -369,10 +374,10 @@ pub(super) async fn online(link: &ServerLink, after: Option<&UserId>, limit: usi
 ///
 /// Reads pages, so that Redis serves others in between. A user who connects or disconnects meanwhile may be in the list or
 /// not.
-pub(super) async fn everybody(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
+pub(super) async fn online_users(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
     let mut all: Vec<UserId> = Vec::new();
     loop {
-        let page = online(link, all.last(), PAGE).await?;
+        let page = online_page(link, all.last(), PAGE_MAX).await?;
         if page.is_empty() {
             return Ok(all);
         }
@@ -381,18 +386,18 @@ pub(super) async fn everybody(link: &ServerLink) -> Result<Vec<UserId>, RedisErr
 }
 
 /// Counts the users that are online.
-pub(super) async fn everybody_count(link: &ServerLink) -> Result<usize, RedisError> {
+pub(super) async fn online_user_count(link: &ServerLink) -> Result<usize, RedisError> {
     link.client().query(redis::cmd("ZCARD").arg(link.keys().online())).await
 }
 
 /// Tells whether a user is online.
-pub(super) async fn has(link: &ServerLink, user: &UserId) -> Result<bool, RedisError> {
-    let asked = redis::cmd("ZSCORE").arg(link.keys().online()).arg(user.as_str()).to_owned();
-    Ok(link.client().query::<Option<String>>(&asked).await?.is_some())
+pub(super) async fn is_online(link: &ServerLink, user: &UserId) -> Result<bool, RedisError> {
+    let command = redis::cmd("ZSCORE").arg(link.keys().online()).arg(user.as_str()).to_owned();
+    Ok(link.client().query::<Option<String>>(&command).await?.is_some())
 }
 
 /// Counts the connections at all servers of ours.
-pub(super) async fn connections(link: &ServerLink) -> Result<usize, RedisError> {
+pub(super) async fn connection_count(link: &ServerLink) -> Result<usize, RedisError> {
     let counts: Vec<usize> = link.client().query(redis::cmd("HVALS").arg(link.keys().connection_counts())).await?;
     Ok(counts.iter().sum())
 }

@@ -12,10 +12,10 @@ use super::{ServerLink, connection::Script, original::channel::original_name, re
 use crate::{compat::keyspace::Name, logging::excerpt};
 
 /// Users removed in one step.
-const STEP: usize = 200;
+const BATCH_MAX: usize = 200;
 
 /// How long a claim lasts from one step to the next, in ms. Then another server resumes.
-const CLAIM_MS: u64 = 5000;
+const CLAIM_TTL_MS: u64 = 5000;
 
 /// KEYS: 1 servers, 2 dead servers; ARGV: 1 this server, 2 length of the claim in ms. Returns a dead server that no server
 /// claims.
@@ -42,7 +42,7 @@ static CLAIM: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// KEYS: 1 servers, 2 dead servers; ARGV: 1 this server, 2 as above. Moves this server to the dead ones and claims it.
-static LEAVE: LazyLock<Script> = LazyLock::new(|| {
+static DEREGISTER: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
         local t = redis.call('TIME')
@@ -56,7 +56,7 @@ static LEAVE: LazyLock<Script> = LazyLock::new(|| {
 /// size, 7 `connected_clients` ('' without the original), 8 users that we added there, 9 `connected_clients_count`.
 ///
 /// Returns the next scan cursor. Returns nothing when all is removed, or the server is back.
-static STEPS: LazyLock<Script> = LazyLock::new(|| {
+static REMOVE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
         local t, node = redis.call('TIME'), ARGV[1]
@@ -92,10 +92,10 @@ static STEPS: LazyLock<Script> = LazyLock::new(|| {
 /// Removes the state of all servers whose lease has ended.
 pub(super) async fn reap_dead_servers(link: &ServerLink) -> Result<(), RedisError> {
     let keys = [link.keys().servers(), link.keys().dead_servers()];
-    let claim = CLAIM_MS.to_string();
+    let claim = CLAIM_TTL_MS.to_string();
     while let Some(node) = link.client().run_script::<Option<String>>(&CLAIM, &keys, &[link.node(), &claim]).await? {
         tracing::info!(node = %excerpt(&node), "another server left or died: its users and connections are removed");
-        bury(link, &node).await?;
+        remove_state(link, &node).await?;
     }
     Ok(())
 }
@@ -103,11 +103,11 @@ pub(super) async fn reap_dead_servers(link: &ServerLink) -> Result<(), RedisErro
 /// Removes the state of this server.
 pub(super) async fn deregister(link: &ServerLink) -> Result<(), RedisError> {
     let keys = [link.keys().servers(), link.keys().dead_servers()];
-    link.client().run_script::<()>(&LEAVE, &keys, &[link.node(), &CLAIM_MS.to_string()]).await?;
-    bury(link, link.node()).await
+    link.client().run_script::<()>(&DEREGISTER, &keys, &[link.node(), &CLAIM_TTL_MS.to_string()]).await?;
+    remove_state(link, link.node()).await
 }
 
-async fn bury(link: &ServerLink, node: &str) -> Result<(), RedisError> {
+async fn remove_state(link: &ServerLink, node: &str) -> Result<(), RedisError> {
     super::portals::portal_pool::remove_server(link, node).await?;
     let names = link.keys();
     let mut keys = vec![
@@ -121,10 +121,10 @@ async fn bury(link: &ServerLink, node: &str) -> Result<(), RedisError> {
     let (begin, end) = names.server_users_affixes();
     let (connected, ours) = (original_name(link, Name::Clients), names.original_users_added());
     let connections = original_name(link, Name::Count);
-    let (claim, count, mut at) = (CLAIM_MS.to_string(), STEP.to_string(), "0".to_owned());
+    let (claim, count, mut at) = (CLAIM_TTL_MS.to_string(), BATCH_MAX.to_string(), "0".to_owned());
     loop {
         let arguments = [node, &claim, &begin, &end, &at, &count, &connected, &ours, &connections];
-        match link.client().run_script::<Option<String>>(&STEPS, &keys, &arguments).await? {
+        match link.client().run_script::<Option<String>>(&REMOVE, &keys, &arguments).await? {
             Some(further) => at = further,
             None => return Ok(()),
         }

@@ -18,14 +18,14 @@ use crate::{
 };
 
 /// Users queried in one step.
-const ASKED_MAX: usize = 500;
+const QUERIED_MAX: usize = 500;
 
 /// Users read in one step.
-const PAGE: usize = 1000;
+const PAGE_MAX: usize = 1000;
 
 /// How long users that we added to the connected ones are remembered, in ms. That is longer than any operation that relies on
 /// it.
-const REMEMBERED_MS: u64 = 60_000;
+const OFFLINE_TTL_MS: u64 = 60_000;
 
 /// Something that was published on the channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,13 +33,13 @@ pub(in crate::redis) enum OriginalPublish {
     /// A message, and whether it may be stored.
     Message { payload: Payload, recipients: Recipients, sync: bool },
     /// Connections of these users are to be closed.
-    Leave(Recipients),
+    Disconnect(Recipients),
     /// A marker of a server of ours, from which all of ours count messages.
     Mark(String),
 }
 
 /// Decodes a publish. `None` if it is ours, has no recipients, or is malformed.
-pub(in crate::redis) fn read(text: &[u8]) -> Option<OriginalPublish> {
+pub(in crate::redis) fn decode(text: &[u8]) -> Option<OriginalPublish> {
     let PublishedDispatch { message, recipients, from, mark } = serde_json::from_slice(text)
         .inspect_err(
             |error| tracing::warn!(error = %json_error(error), "a message on the original's channel is malformed and ignored"),
@@ -59,7 +59,7 @@ pub(in crate::redis) fn read(text: &[u8]) -> Option<OriginalPublish> {
     };
     if message.op == INTERNAL_EVENT {
         return (message.t.as_ref().and_then(JsonString::text) == Some(DISCONNECT_CLIENT))
-            .then_some(OriginalPublish::Leave(recipients));
+            .then_some(OriginalPublish::Disconnect(recipients));
     }
     let payload = message
         .payload()
@@ -70,7 +70,7 @@ pub(in crate::redis) fn read(text: &[u8]) -> Option<OriginalPublish> {
 }
 
 /// Encodes a publish for the original.
-pub(in crate::redis) fn write(message: &[u8], recipients: &Recipients) -> Option<Vec<u8>> {
+pub(in crate::redis) fn encode(message: &[u8], recipients: &Recipients) -> Option<Vec<u8>> {
     let message: &RawValue = serde_json::from_slice(message).ok()?;
     let recipients = match recipients {
         Recipients::Everyone => vec![EVERYONE],
@@ -85,7 +85,7 @@ pub(in crate::redis) async fn publish(
     message: &[u8],
     recipients: &Recipients,
 ) -> Result<(), RedisError> {
-    let Some(text) = write(message, recipients) else { return Ok(()) };
+    let Some(text) = encode(message, recipients) else { return Ok(()) };
     link.client().query(redis::cmd("PUBLISH").arg(link.keys().original(Name::Ws)).arg(text)).await
 }
 
@@ -101,7 +101,7 @@ pub(in crate::redis) async fn publish_unanswered(
     recipients: &Recipients,
     id: &DispatchId,
 ) -> Result<(), RedisError> {
-    let Some(text) = write(message, recipients) else { return Ok(()) };
+    let Some(text) = encode(message, recipients) else { return Ok(()) };
     let arguments = [link.keys().original(Name::Ws).into_bytes(), text];
     link.client().run_script(&UNANSWERED, &[link.keys().dispatch_result(id.as_str())], &arguments).await
 }
@@ -116,9 +116,9 @@ pub(super) async fn publish_mark(link: &ServerLink, mark: &str) -> Result<(), Re
 }
 
 /// Tells whether a server of the original is subscribed.
-pub(in crate::redis) async fn is_there(link: &ServerLink) -> Result<bool, RedisError> {
-    let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(link.keys().original(Name::Ws)).to_owned();
-    let (_, count): (String, u64) = link.client().query(&asked).await?;
+pub(in crate::redis) async fn has_subscriber(link: &ServerLink) -> Result<bool, RedisError> {
+    let command = redis::cmd("PUBSUB").arg("NUMSUB").arg(link.keys().original(Name::Ws)).to_owned();
+    let (_, count): (String, u64) = link.client().query(&command).await?;
     Ok(count > 0)
 }
 
@@ -142,7 +142,7 @@ pub(in crate::redis) async fn connected(
 ) -> Result<Vec<OriginalPresence>, RedisError> {
     let keys = [link.keys().original(Name::Clients), link.keys().original_users_added()];
     let mut found = Vec::with_capacity(users.len());
-    for some in users.chunks(ASKED_MAX) {
+    for some in users.chunks(QUERIED_MAX) {
         let some: Vec<&str> = some.iter().map(UserId::as_str).collect();
         let answer: Vec<u8> = link.client().run_script(&CONNECTED, &keys, &some).await?;
         found.extend(answer.into_iter().map(|one| match one {
@@ -167,9 +167,10 @@ static FORGET: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Removes the records of users that we added and that went offline more than a minute ago.
-pub(in crate::redis) async fn forget(link: &ServerLink) -> Result<(), RedisError> {
-    let (keys, arguments) = ([link.keys().original_users_added()], [REMEMBERED_MS.to_string(), ASKED_MAX.to_string()]);
-    while link.client().run_script::<usize>(&FORGET, &keys, &arguments).await? == ASKED_MAX {}
+pub(in crate::redis) async fn forget_offline(link: &ServerLink) -> Result<(), RedisError> {
+    let (keys, arguments) =
+        ([link.keys().original_users_added()], [OFFLINE_TTL_MS.to_string(), QUERIED_MAX.to_string()]);
+    while link.client().run_script::<usize>(&FORGET, &keys, &arguments).await? == QUERIED_MAX {}
     Ok(())
 }
 
@@ -177,13 +178,13 @@ pub(in crate::redis) async fn forget(link: &ServerLink) -> Result<(), RedisError
 ///
 /// Reads pages, so that Redis serves others in between. A user who connects or disconnects meanwhile may be in the list or
 /// not.
-pub(in crate::redis) async fn everybody(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
+pub(in crate::redis) async fn online_users(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
     let connected = link.keys().original(Name::Clients);
     // Pages may repeat users.
     let (mut all, mut cursor) = (HashSet::new(), 0_u64);
     loop {
         let mut command = redis::cmd("SSCAN");
-        command.arg(&connected).arg(cursor).arg("COUNT").arg(PAGE);
+        command.arg(&connected).arg(cursor).arg("COUNT").arg(PAGE_MAX);
         let (next, page): (u64, Vec<String>) = link.client().query(&command).await?;
         all.extend(users(&page));
         if next == 0 {
@@ -194,12 +195,12 @@ pub(in crate::redis) async fn everybody(link: &ServerLink) -> Result<Vec<UserId>
 }
 
 /// Counts those users.
-pub(in crate::redis) async fn everybody_count(link: &ServerLink) -> Result<usize, RedisError> {
+pub(in crate::redis) async fn online_user_count(link: &ServerLink) -> Result<usize, RedisError> {
     link.client().query(redis::cmd("SCARD").arg(link.keys().original(Name::Clients))).await
 }
 
 /// Counts the connections to all servers. The original's counter may fall below zero, which counts as 0.
-pub(in crate::redis) async fn connections(link: &ServerLink) -> Result<usize, RedisError> {
+pub(in crate::redis) async fn connection_count(link: &ServerLink) -> Result<usize, RedisError> {
     let count: Option<i64> = link.client().query(redis::cmd("GET").arg(link.keys().original(Name::Count))).await?;
     Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(0))
 }
@@ -227,23 +228,23 @@ mod tests {
         let recipients = Recipients::Users(vec![user("a"), user("b")]);
         let message =
             OriginalPublish::Message { payload: payload.clone(), recipients: recipients.clone(), sync: false };
-        assert_eq!(read(text), Some(message));
+        assert_eq!(decode(text), Some(message));
         let text = br#"{"message":{"op":5,"d":{},"t":"DISCONNECT_CLIENT"},"recipients":["*"]}"#;
-        assert_eq!(read(text), Some(OriginalPublish::Leave(Recipients::Everyone)));
+        assert_eq!(decode(text), Some(OriginalPublish::Disconnect(Recipients::Everyone)));
         for nothing in
             [&br#"{"message":{"op":0},"recipients":[]}"#[..], b"{", b"{\"message\":{\"op\":1},\"recipients\":[\"a\"]}"]
         {
-            assert_eq!(read(nothing), None);
+            assert_eq!(decode(nothing), None);
         }
         // As a Node service may send it: ids that are numbers, and values that are no ids.
         let text = br#"{"message":{"op":0,"d":{"n":1.0},"t":"T","o":{"sync":null}},"recipients":["a",7,null,-1,"b"]}"#;
         let recipients_read = Recipients::Users(vec![user("a"), user("7"), user("b")]);
         let message = OriginalPublish::Message { payload: payload.clone(), recipients: recipients_read, sync: true };
-        assert_eq!(read(text), Some(message));
+        assert_eq!(decode(text), Some(message));
         let mark = br#"{"message":{"op":0,"t":"MARK"},"recipients":[],"from":"mesa","mark":"1-a-7"}"#;
-        assert_eq!(read(mark), Some(OriginalPublish::Mark("1-a-7".into())));
-        let ours = write(payload.as_bytes(), &recipients).unwrap();
-        assert_eq!(read(&ours), None);
+        assert_eq!(decode(mark), Some(OriginalPublish::Mark("1-a-7".into())));
+        let ours = encode(payload.as_bytes(), &recipients).unwrap();
+        assert_eq!(decode(&ours), None);
         let expected = r#"{"message":{"op":0,"d":{"n":1.0},"t":"T"},"recipients":["a","b"],"from":"mesa"}"#;
         assert_eq!(String::from_utf8(ours).unwrap(), expected);
     }

@@ -37,14 +37,14 @@ use crate::{
 };
 
 /// Messages that may wait to be stored, and their bytes as published. One more is lost, as with the original, and logged.
-const WAITING_MAX: usize = 8192;
-const WAITING_BYTES_MAX: usize = 64 << 20;
+const QUEUE_MAX: usize = 8192;
+const QUEUE_BYTES_MAX: usize = 64 << 20;
 
 /// Messages stored in one batch.
-const KEPT_MAX: usize = 64;
+const BATCH_MAX: usize = 64;
 
 /// How long another server has to store a message for its users before the others check.
-const OTHERS_HAVE: Duration = Duration::from_secs(1);
+const CHECK_DELAY: Duration = Duration::from_secs(1);
 
 /// Messages that wait for that check, their copies, and their bytes. With one more the first is checked now.
 const LATE_MAX: usize = 8192;
@@ -52,14 +52,14 @@ const LATE_COPIES_MAX: usize = 500_000;
 const LATE_BYTES_MAX: usize = 64 << 20;
 
 /// Copies checked in one step.
-const LOOKED_MAX: usize = 500;
+const CHECKED_MAX: usize = 500;
 
 /// How often each server publishes a marker.
-const MARK: Duration = Duration::from_secs(1);
+const MARKER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A message and its recipients.
 #[derive(Debug)]
-struct Heard {
+struct QueuedMessage {
     payload: Payload,
     users: Vec<UserId>,
     id: Option<DispatchId>,
@@ -69,13 +69,13 @@ struct Heard {
 
 /// Receives what the original publishes.
 pub(in crate::redis) struct OriginalIngest {
-    hears: BroadcastHandler,
-    waiting: mpsc::Sender<Heard>,
+    on_broadcast: BroadcastHandler,
+    waiting: mpsc::Sender<QueuedMessage>,
     waiting_bytes: Arc<AtomicUsize>,
     /// The last marker, and the number of messages since. `None` before the first one.
-    place: Mutex<Option<(String, u64)>>,
+    position: Mutex<Option<(String, u64)>>,
     /// Notified after a resubscription: a marker is published at once.
-    pub(in crate::redis) anew: Arc<Notify>,
+    pub(in crate::redis) resubscribed: Arc<Notify>,
 }
 
 impl OriginalIngest {
@@ -83,71 +83,71 @@ impl OriginalIngest {
     pub(in crate::redis) fn begin(
         link: &Arc<ServerLink>,
         presence: Arc<Presence>,
-        hears: BroadcastHandler,
-        keeps: OriginalMessageSink,
+        on_broadcast: BroadcastHandler,
+        sink: OriginalMessageSink,
     ) -> Self {
-        let (waiting, some) = mpsc::channel(WAITING_MAX);
-        let anew = Arc::new(Notify::new());
-        let again = anew.clone();
+        let (waiting, some) = mpsc::channel(QUEUE_MAX);
+        let resubscribed = Arc::new(Notify::new());
+        let again = resubscribed.clone();
         let waiting_bytes: Arc<AtomicUsize> = Arc::default();
         let bytes = waiting_bytes.clone();
         link.spawn("cluster_original_messages", (some, Late::default()), move |link, (some, late)| {
-            Box::pin(keep(link, presence.clone(), (some, bytes.clone()), late, keeps.clone()))
+            Box::pin(store_queued(link, presence.clone(), (some, bytes.clone()), late, sink.clone()))
         });
-        link.spawn("cluster_original_marks", (), move |link, ()| Box::pin(keep_marking(link, again.clone())));
-        Self { hears, waiting, waiting_bytes, place: Mutex::new(None), anew }
+        link.spawn("cluster_original_marks", (), move |link, ()| Box::pin(publish_markers(link, again.clone())));
+        Self { on_broadcast, waiting, waiting_bytes, position: Mutex::new(None), resubscribed }
     }
 
     /// Handles a notification. Never waits.
-    pub(in crate::redis) fn hear(&self, told: &Notification) {
-        let payload = match told {
+    pub(in crate::redis) fn handle(&self, notification: &Notification) {
+        let payload = match notification {
             Notification::ChannelMessage { payload, .. } => payload,
             Notification::Resync => {
-                *self.place.lock() = None;
-                return self.anew.notify_one();
+                *self.position.lock() = None;
+                return self.resubscribed.notify_one();
             }
             _ => return,
         };
-        let (said, told_bytes) = (channel::read(payload), payload.len());
-        if let Some(channel::OriginalPublish::Mark(mark)) = said {
-            *self.place.lock() = Some((mark, 0));
+        let (publish, size) = (channel::decode(payload), payload.len());
+        if let Some(channel::OriginalPublish::Mark(mark)) = publish {
+            *self.position.lock() = Some((mark, 0));
             return;
         }
         // Every server counts every publish.
         let id = self.next();
-        match said {
+        match publish {
             Some(channel::OriginalPublish::Message { payload, recipients: Recipients::Users(users), sync: true }) => {
-                self.put(Heard { payload, users, id, bytes: told_bytes });
+                self.put(QueuedMessage { payload, users, id, bytes: size });
             }
             Some(channel::OriginalPublish::Message { payload, recipients, .. }) => {
-                (self.hears)(Broadcast::Message { payload, recipients, excluding: Vec::new() });
+                (self.on_broadcast)(Broadcast::Message { payload, recipients, excluding: Vec::new() });
             }
-            Some(channel::OriginalPublish::Leave(recipients)) => {
-                (self.hears)(Broadcast::Disconnect { recipients, excluding: Vec::new() })
+            Some(channel::OriginalPublish::Disconnect(recipients)) => {
+                (self.on_broadcast)(Broadcast::Disconnect { recipients, excluding: Vec::new() })
             }
             Some(channel::OriginalPublish::Mark(_)) | None => {}
         }
     }
 
-    fn put(&self, heard: Heard) {
-        let bytes = heard.bytes;
-        let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= WAITING_BYTES_MAX;
-        if !fits || self.waiting.try_send(heard).is_err() {
+    fn put(&self, message: QueuedMessage) {
+        let bytes = message.bytes;
+        let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= QUEUE_BYTES_MAX;
+        if !fits || self.waiting.try_send(message).is_err() {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             tracing::warn!("the queue of messages from the original is full: a message is lost");
         }
     }
 
     fn next(&self) -> Option<DispatchId> {
-        let mut place = self.place.lock();
-        let (mark, count) = place.as_mut()?;
+        let mut position = self.position.lock();
+        let (mark, count) = position.as_mut()?;
         *count += 1;
         DispatchId::new(&format!("stock-{mark}-{count}")).ok()
     }
 }
 
 /// Publishes markers until the link is dropped.
-async fn keep_marking(link: Weak<ServerLink>, anew: Arc<Notify>) {
+async fn publish_markers(link: Weak<ServerLink>, resubscribed: Arc<Notify>) {
     static MARKS: AtomicU64 = AtomicU64::new(0);
     loop {
         {
@@ -157,14 +157,14 @@ async fn keep_marking(link: Weak<ServerLink>, anew: Arc<Notify>) {
                 tracing::debug!(%error, "no marker was published on the original's channel");
             }
         }
-        _ = tokio::time::timeout(MARK, anew.notified()).await;
+        _ = tokio::time::timeout(MARKER_INTERVAL, resubscribed.notified()).await;
     }
 }
 
 /// Messages whose recipients other servers may have served.
 #[derive(Default)]
 struct Late {
-    messages: VecDeque<(Instant, Heard)>,
+    messages: VecDeque<(Instant, QueuedMessage)>,
     /// Number of messages for each user.
     users: HashMap<UserId, usize>,
     /// Recipients of all messages together.
@@ -174,30 +174,30 @@ struct Late {
 }
 
 impl Late {
-    fn put(&mut self, due: Instant, heard: Heard) {
-        self.remember(&heard);
-        self.messages.push_back((due, heard));
+    fn put(&mut self, due: Instant, message: QueuedMessage) {
+        self.remember(&message);
+        self.messages.push_back((due, message));
     }
 
     /// Puts a message in front.
-    fn put_back(&mut self, due: Instant, heard: Heard) {
-        self.remember(&heard);
-        self.messages.push_front((due, heard));
+    fn put_back(&mut self, due: Instant, message: QueuedMessage) {
+        self.remember(&message);
+        self.messages.push_front((due, message));
     }
 
     /// Removes the first message.
-    fn pop(&mut self) -> Option<Heard> {
-        let (_, heard) = self.messages.pop_front()?;
-        self.bytes = self.bytes.saturating_sub(heard.bytes);
-        self.forget(&heard.users);
-        Some(heard)
+    fn pop(&mut self) -> Option<QueuedMessage> {
+        let (_, message) = self.messages.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(message.bytes);
+        self.forget(&message.users);
+        Some(message)
     }
 
     fn are_too_many(&self) -> bool {
         self.messages.len() > LATE_MAX || self.copies > LATE_COPIES_MAX || self.bytes > LATE_BYTES_MAX
     }
 
-    fn remember(&mut self, Heard { users, bytes, .. }: &Heard) {
+    fn remember(&mut self, QueuedMessage { users, bytes, .. }: &QueuedMessage) {
         self.bytes += bytes;
         self.copies += users.len();
         for user in users {
@@ -218,13 +218,13 @@ impl Late {
     }
 
     /// Removes messages whose delay is over, and those above the limits.
-    fn due(&mut self) -> Vec<Heard> {
+    fn due(&mut self) -> Vec<QueuedMessage> {
         let (mut due, now) = (Vec::new(), Instant::now());
-        while due.len() < KEPT_MAX
+        while due.len() < BATCH_MAX
             && (self.are_too_many() || self.messages.front().is_some_and(|(when, _)| *when <= now))
-            && let Some(heard) = self.pop()
+            && let Some(message) = self.pop()
         {
-            due.push(heard);
+            due.push(message);
         }
         due
     }
@@ -237,17 +237,18 @@ impl Late {
             return found;
         }
         let mut messages = std::mem::take(&mut self.messages);
-        for (_, heard) in &mut messages {
-            let (theirs, others) = std::mem::take(&mut heard.users).into_iter().partition(|user| asked.contains(user));
-            heard.users = others;
+        for (_, message) in &mut messages {
+            let (theirs, others) =
+                std::mem::take(&mut message.users).into_iter().partition(|user| asked.contains(user));
+            message.users = others;
             self.forget(&theirs);
             if !theirs.is_empty() {
-                found.push(late(heard, theirs));
+                found.push(late(message, theirs));
             }
         }
-        messages.retain(|(_, heard)| {
-            let stays = !heard.users.is_empty();
-            self.bytes = self.bytes.saturating_sub(if stays { 0 } else { heard.bytes });
+        messages.retain(|(_, message)| {
+            let stays = !message.users.is_empty();
+            self.bytes = self.bytes.saturating_sub(if stays { 0 } else { message.bytes });
             stays
         });
         self.messages = messages;
@@ -255,59 +256,59 @@ impl Late {
     }
 }
 
-fn late(heard: &Heard, users: Vec<UserId>) -> OriginalMessage {
-    OriginalMessage { payload: heard.payload.clone(), users, id: heard.id.clone(), late: true }
+fn late(message: &QueuedMessage, users: Vec<UserId>) -> OriginalMessage {
+    OriginalMessage { payload: message.payload.clone(), users, id: message.id.clone(), late: true }
 }
 
 /// Stores what was received.
-async fn keep(
+async fn store_queued(
     link: Weak<ServerLink>,
     presence: Arc<Presence>,
-    (waiting, waiting_bytes): (&mut mpsc::Receiver<Heard>, Arc<AtomicUsize>),
+    (waiting, waiting_bytes): (&mut mpsc::Receiver<QueuedMessage>, Arc<AtomicUsize>),
     late: &mut Late,
-    keeps: OriginalMessageSink,
+    sink: OriginalMessageSink,
 ) {
-    let mut some = Vec::with_capacity(KEPT_MAX);
+    let mut some = Vec::with_capacity(BATCH_MAX);
     loop {
-        let due = late.messages.front().map_or_else(|| Instant::now() + OTHERS_HAVE, |(due, _)| *due);
-        if let Ok(0) = tokio::time::timeout_at(due, waiting.recv_many(&mut some, KEPT_MAX)).await {
+        let due = late.messages.front().map_or_else(|| Instant::now() + CHECK_DELAY, |(due, _)| *due);
+        if let Ok(0) = tokio::time::timeout_at(due, waiting.recv_many(&mut some, BATCH_MAX)).await {
             return;
         }
         let Some(link) = link.upgrade() else { return };
-        let mut kept = seen_to(&link, late).await;
+        let mut to_store = due_without_copy(&link, late).await;
         drop(link);
         // Counted down in one step, so that a panic in between leaves nothing counted.
-        waiting_bytes.fetch_sub(some.iter().map(|heard| heard.bytes).sum(), Ordering::Relaxed);
-        for Heard { payload, users, id, bytes } in some.drain(..) {
-            let (here, elsewhere) = presence.of_here(users);
-            kept.extend(late.of(&here));
-            if let (false, Some(_)) = (elsewhere.is_empty(), &id) {
-                let heard = Heard { payload: payload.clone(), users: elsewhere, id: id.clone(), bytes };
-                late.put(Instant::now() + OTHERS_HAVE, heard);
+        waiting_bytes.fetch_sub(some.iter().map(|message| message.bytes).sum(), Ordering::Relaxed);
+        for QueuedMessage { payload, users, id, bytes } in some.drain(..) {
+            let (local, remote) = presence.split_local(users);
+            to_store.extend(late.of(&local));
+            if let (false, Some(_)) = (remote.is_empty(), &id) {
+                let message = QueuedMessage { payload: payload.clone(), users: remote, id: id.clone(), bytes };
+                late.put(Instant::now() + CHECK_DELAY, message);
             }
-            if !here.is_empty() {
-                kept.push(OriginalMessage { payload, users: here, id, late: false });
+            if !local.is_empty() {
+                to_store.push(OriginalMessage { payload, users: local, id, late: false });
             }
         }
-        if !kept.is_empty() {
-            keeps(kept).await;
+        if !to_store.is_empty() {
+            sink(to_store).await;
         }
     }
 }
 
 /// Returns messages without a copy for users of ours, after other servers had time to store them.
-async fn seen_to(link: &ServerLink, late: &mut Late) -> Vec<OriginalMessage> {
+async fn due_without_copy(link: &ServerLink, late: &mut Late) -> Vec<OriginalMessage> {
     let due = late.due();
     if due.is_empty() {
         return Vec::new();
     }
-    match unmade(link, &due).await {
-        Ok(unmade) => unmade,
+    match without_copy(link, &due).await {
+        Ok(without_copy) => without_copy,
         Err(error) => {
             tracing::debug!(%error, "copies of messages from the original are checked later");
             // In their order, and in front of later ones.
-            for heard in due.into_iter().rev() {
-                late.put_back(Instant::now() + OTHERS_HAVE, heard);
+            for message in due.into_iter().rev() {
+                late.put_back(Instant::now() + CHECK_DELAY, message);
             }
             // Above the limits messages cannot be kept while Redis is unreachable.
             while late.are_too_many() && late.pop().is_some() {
@@ -320,33 +321,33 @@ async fn seen_to(link: &ServerLink, late: &mut Late) -> Vec<OriginalMessage> {
 
 /// KEYS: 1 users that we added, then the record of each copy; ARGV: users, likewise. Returns 1 for each user of ours without
 /// a copy.
-static UNMADE: LazyLock<Script> = LazyLock::new(|| {
+static WITHOUT_COPY: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local unmade = {}
+        "local without_copy = {}
         for at, user in ipairs(ARGV) do
           local is = redis.call('ZSCORE', KEYS[1], user) and redis.call('EXISTS', KEYS[at + 1]) == 0
-          unmade[at] = is and 1 or 0
+          without_copy[at] = is and 1 or 0
         end
-        return unmade",
+        return without_copy",
     )
 });
 
-async fn unmade(link: &ServerLink, heard: &[Heard]) -> Result<Vec<OriginalMessage>, RedisError> {
+async fn without_copy(link: &ServerLink, message: &[QueuedMessage]) -> Result<Vec<OriginalMessage>, RedisError> {
     let names = link.keys();
-    let look = async |heard: &Heard| -> Result<Option<OriginalMessage>, RedisError> {
-        let Some(id) = &heard.id else { return Ok(None) };
-        let mut unmade = Vec::new();
-        for users in heard.users.chunks(LOOKED_MAX) {
+    let look = async |message: &QueuedMessage| -> Result<Option<OriginalMessage>, RedisError> {
+        let Some(id) = &message.id else { return Ok(None) };
+        let mut without_copy = Vec::new();
+        for users in message.users.chunks(CHECKED_MAX) {
             let mut keys = vec![names.original_users_added()];
             keys.extend(users.iter().map(|user| names.delivered_copy(user.as_str(), id.as_str())));
             let asked: Vec<&str> = users.iter().map(UserId::as_str).collect();
-            let answer: Vec<bool> = link.client().run_script(&UNMADE, &keys, &asked).await?;
-            unmade.extend(users.iter().zip(answer).filter(|(_, is)| *is).map(|(user, _)| user.clone()));
+            let answer: Vec<bool> = link.client().run_script(&WITHOUT_COPY, &keys, &asked).await?;
+            without_copy.extend(users.iter().zip(answer).filter(|(_, is)| *is).map(|(user, _)| user.clone()));
         }
-        Ok((!unmade.is_empty()).then(|| late(heard, unmade)))
+        Ok((!without_copy.is_empty()).then(|| late(message, without_copy)))
     };
     // They share a connection, and so are sent together.
-    let found = futures_util::future::try_join_all(heard.iter().map(look)).await?;
+    let found = futures_util::future::try_join_all(message.iter().map(look)).await?;
     Ok(found.into_iter().flatten().collect())
 }
 
@@ -354,19 +355,19 @@ async fn unmade(link: &ServerLink, heard: &[Heard]) -> Result<Vec<OriginalMessag
 mod tests {
     use super::*;
 
-    fn heard(n: usize, users: &[&str], bytes: usize) -> Heard {
+    fn message(n: usize, users: &[&str], bytes: usize) -> QueuedMessage {
         let users = users.iter().map(|user| UserId::new(user).unwrap()).collect();
-        Heard { payload: Payload::encode(0, Some(&n.to_string()), None).unwrap(), users, id: None, bytes }
+        QueuedMessage { payload: Payload::encode(0, Some(&n.to_string()), None).unwrap(), users, id: None, bytes }
     }
 
     #[tokio::test(start_paused = true)]
     async fn late_messages_are_bounded_in_bytes_and_removed_ones_do_not_count() {
-        let (mut late, due) = (Late::default(), Instant::now() + OTHERS_HAVE);
+        let (mut late, due) = (Late::default(), Instant::now() + CHECK_DELAY);
         for n in 0..64 {
-            late.put(due, heard(n, &["alice", "bob"], 1 << 20));
+            late.put(due, message(n, &["alice", "bob"], 1 << 20));
         }
         assert!(late.due().is_empty());
-        late.put(due, heard(64, &["bob"], 1 << 20));
+        late.put(due, message(64, &["bob"], 1 << 20));
         assert_eq!(late.due().len(), 1, "the first is looked at now");
         let user = |id| UserId::new(id).unwrap();
         assert_eq!((late.of(&[user("alice")]).len(), late.bytes), (63, 64 << 20), "bob's are there still");

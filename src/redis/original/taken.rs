@@ -22,14 +22,14 @@ use crate::{
 pub(in crate::redis) const TAKEN: &str = "\0mesa:taken:";
 
 /// A list may hold many messages that cannot be sent: one log line per interval, with how many were set aside since the last.
-static ASIDE: LogLimit = LogLimit::new();
+static LOG_LIMIT: LogLimit = LogLimit::new();
 
 /// Bytes of a list that are read at once. So no more than this and one message ([`ELEMENT_BYTES_MAX`]) is read and not
 /// appended yet.
 const PIECE_BYTES: u64 = 1 << 20;
 
 /// Bytes that are appended together (one message at least). Never more than one append step takes.
-const RUN_BYTES_MAX: usize = 1 << 20;
+const APPEND_BYTES_MAX: usize = 1 << 20;
 
 /// KEYS: 1 the original's pending messages, 2 position, 3 the taken list; ARGV: 1 the user, 2 the field that marks a taken
 /// list, 3 a new name. Returns the position and the length of the list; false where there is none.
@@ -67,7 +67,7 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
 /// ('' = none), 7 the field that marks a taken list. Does nothing where another server has moved the position.
 ///
 /// Messages are set aside by appending to a key, in pieces. A hash field would be rewritten each time.
-static DONE: LazyLock<Script> = LazyLock::new(|| {
+static ADVANCE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
         if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
@@ -98,13 +98,13 @@ static DONE: LazyLock<Script> = LazyLock::new(|| {
 
 /// Position in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct At {
+struct Position {
     name: String,
     place: u64,
     offset: u64,
 }
 
-impl At {
+impl Position {
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
         let (name, place, offset) = (words.next()?.to_owned(), words.next()?, words.next()?);
@@ -117,7 +117,7 @@ impl At {
 }
 
 /// A message of the list.
-pub(in crate::redis) struct Left {
+pub(in crate::redis) struct ListMessage {
     /// Position before this message.
     at: (u64, u64),
     /// Its append to the user's log.
@@ -128,11 +128,11 @@ pub(in crate::redis) struct Left {
 #[derive(Default)]
 pub(in crate::redis) struct Part {
     /// Messages in order.
-    pub left: Vec<Left>,
+    pub messages: Vec<ListMessage>,
     /// First and last byte of a message that is too long to be read. It precedes the others: it ended in the last piece.
     long: Option<(u64, u64)>,
     /// Messages that cannot be sent to a client, each with the position before it.
-    aside: Vec<((u64, u64), Bytes)>,
+    unsendable: Vec<((u64, u64), Bytes)>,
     /// What follows this part.
     then: Then,
 }
@@ -153,7 +153,7 @@ pub(in crate::redis) struct List<'a> {
     user: &'a UserId,
     keys: [String; 4],
     /// The position stored in Redis.
-    at: At,
+    at: Position,
     /// The position up to which parts were returned.
     given: (u64, u64),
     /// Offset of the next piece.
@@ -188,7 +188,7 @@ impl<'a> List<'a> {
         let taken: Option<(String, u64)> = link.client().run_script(&TAKE, &keys[..3], &arguments).await?;
         let Some((text, length)) = taken else { return Ok(None) };
         let unread = || RedisError::Damaged(format!("the position in {} is malformed: {text:?}", keys[2]).into());
-        let at = At::parse(&text).ok_or_else(unread)?;
+        let at = Position::parse(&text).ok_or_else(unread)?;
         let (given, from, elements) = ((at.place, at.offset), at.offset, Elements::new(at.offset > 0));
         Ok(Some(Self { link, user, keys, at, given, from, length, elements, bytes_max }))
     }
@@ -197,7 +197,11 @@ impl<'a> List<'a> {
     pub(in crate::redis) async fn next(&mut self) -> Result<Part, RedisError> {
         loop {
             let part = self.sort();
-            if part.then != Then::More || !part.left.is_empty() || !part.aside.is_empty() || part.long.is_some() {
+            if part.then != Then::More
+                || !part.messages.is_empty()
+                || !part.unsendable.is_empty()
+                || part.long.is_some()
+            {
                 return Ok(part);
             }
             let mut command = redis::cmd("GETRANGE");
@@ -219,7 +223,7 @@ impl<'a> List<'a> {
                 Next::Element { text, bytes } => (text, bytes),
                 Next::Long { before, length, bytes } => {
                     let (place, offset) = self.given;
-                    self.put_aside(&format!("it is longer than {ELEMENT_BYTES_MAX} bytes"));
+                    self.log_set_aside(&format!("it is longer than {ELEMENT_BYTES_MAX} bytes"));
                     part.long = Some((offset + before, offset + before + length - 1));
                     self.given = (place + 1, offset + bytes);
                     continue;
@@ -230,10 +234,10 @@ impl<'a> List<'a> {
             };
             let (at, text) = (self.given, &self.elements.text()[text]);
             match read(text, self.user, &self.at.name, at.0, self.bytes_max) {
-                Ok(append) => part.left.push(Left { at, append }),
+                Ok(append) => part.messages.push(ListMessage { at, append }),
                 Err(error) => {
-                    self.put_aside(&error);
-                    part.aside.push((at, Bytes::copy_from_slice(text.trim_ascii())));
+                    self.log_set_aside(&error);
+                    part.unsendable.push((at, Bytes::copy_from_slice(text.trim_ascii())));
                 }
             }
             self.given = (at.0 + 1, at.1 + bytes);
@@ -241,25 +245,30 @@ impl<'a> List<'a> {
     }
 
     /// Logs that a message is set aside.
-    fn put_aside(&self, error: &str) {
-        if let Some(suppressed) = ASIDE.due("message") {
+    fn log_set_aside(&self, error: &str) {
+        if let Some(suppressed) = LOG_LIMIT.due("message") {
             let (user, key) = (excerpt(self.user), excerpt(&self.keys[3]));
             tracing::error!(%user, %error, %key, suppressed, "a pending message of the original cannot be sent to clients: it is set aside under this key of Redis. Inspect the key");
         }
     }
 
     /// Records a part as done, up to a message that has no room if there is one. Returns true if the list may have more.
-    pub(in crate::redis) async fn done(&mut self, part: &Part, stops: Option<&Left>) -> Result<bool, RedisError> {
-        let then = if stops.is_some() { Then::More } else { part.then };
-        let (place, offset) = stops.map_or(self.given, |left| left.at);
+    pub(in crate::redis) async fn advance(
+        &mut self,
+        part: &Part,
+        first_without_room: Option<&ListMessage>,
+    ) -> Result<bool, RedisError> {
+        let then = if first_without_room.is_some() { Then::More } else { part.then };
+        let (place, offset) = first_without_room.map_or(self.given, |left| left.at);
         let is_before = |at: &(u64, u64)| at.0 < place;
-        let aside: Vec<&[u8]> = part.aside.iter().filter(|(at, _)| is_before(at)).map(|(_, text)| &text[..]).collect();
-        let now = At { name: self.at.name.clone(), place, offset };
+        let aside: Vec<&[u8]> =
+            part.unsendable.iter().filter(|(at, _)| is_before(at)).map(|(_, text)| &text[..]).collect();
+        let now = Position { name: self.at.name.clone(), place, offset };
         if then == Then::More && now == self.at {
-            return Ok(stops.is_none());
+            return Ok(first_without_room.is_none());
         }
         if then == Then::Broken
-            && let Some(suppressed) = ASIDE.due("list")
+            && let Some(suppressed) = LOG_LIMIT.due("list")
         {
             let (user, key) = (excerpt(self.user), excerpt(&self.keys[3]));
             tracing::error!(%user, place, %key, suppressed, "the original's pending messages of this user are malformed from there on: the rest is set aside under this key of Redis. Inspect the key");
@@ -280,13 +289,13 @@ impl<'a> List<'a> {
             rest.as_bytes(),
             field.as_bytes(),
         ];
-        let is_first: bool = self.link.client().run_script(&DONE, &self.keys, &arguments).await?;
+        let is_first: bool = self.link.client().run_script(&ADVANCE, &self.keys, &arguments).await?;
         self.at = now;
-        Ok(is_first && then == Then::More && stops.is_none())
+        Ok(is_first && then == Then::More && first_without_room.is_none())
     }
 
     /// Counts the bytes of the list from a message on.
-    pub(super) fn bytes_from(&self, left: &Left) -> u64 {
+    pub(super) fn bytes_from(&self, left: &ListMessage) -> u64 {
         self.length.saturating_sub(left.at.1)
     }
 }
@@ -304,11 +313,11 @@ fn read(text: &[u8], user: &UserId, name: &str, place: u64, bytes_max: u64) -> R
 
 /// Counts the messages that can be appended together such that, if one has no room, none after it has. No message follows a
 /// larger one, and all go into one step.
-pub(in crate::redis) fn run(left: &[Left]) -> usize {
+pub(in crate::redis) fn appendable_together(left: &[ListMessage]) -> usize {
     let (mut count, mut bytes, mut last) = (0, 0, 0);
     for size in left.iter().take(ITEMS_MAX).map(|left| left.append.payload.as_bytes().len()) {
         bytes += size;
-        if count > 0 && (size < last || bytes > RUN_BYTES_MAX) {
+        if count > 0 && (size < last || bytes > APPEND_BYTES_MAX) {
             break;
         }
         (count, last) = (count + 1, size);
@@ -317,7 +326,7 @@ pub(in crate::redis) fn run(left: &[Left]) -> usize {
 }
 
 /// Tells whether a list was taken for a user and is not in the log yet.
-pub(super) async fn is_any(link: &ServerLink, user: &UserId) -> Result<bool, RedisError> {
+pub(super) async fn exists(link: &ServerLink, user: &UserId) -> Result<bool, RedisError> {
     let (at, _) = link.keys().taken_list(user.as_str());
     link.client().query(redis::cmd("EXISTS").arg(at)).await
 }
@@ -326,7 +335,7 @@ pub(super) async fn is_any(link: &ServerLink, user: &UserId) -> Result<bool, Red
 pub(in crate::redis) async fn rest(link: &ServerLink, user: &str) -> Result<Option<String>, RedisError> {
     let (at, list) = link.keys().taken_list(user);
     let at: Option<String> = link.client().query(redis::cmd("GET").arg(at)).await?;
-    let Some(at) = at.as_deref().and_then(At::parse) else { return Ok(None) };
+    let Some(at) = at.as_deref().and_then(Position::parse) else { return Ok(None) };
     let rest: String = link.client().query(redis::cmd("GETRANGE").arg(list).arg(at.offset).arg(-1)).await?;
     Ok(Some(if at.offset > 0 { format!("[{rest}") } else { rest }))
 }
@@ -336,13 +345,13 @@ mod tests {
     use super::*;
 
     /// Ids of the messages, places of what is put aside, and how far each message is.
-    fn sorted(name: &str, (place, offset): (u64, u64), list: &str, bytes_max: u64) -> (Vec<Left>, Vec<u64>) {
+    fn sort_list(name: &str, (place, offset): (u64, u64), list: &str, bytes_max: u64) -> (Vec<ListMessage>, Vec<u64>) {
         let (user, mut elements) = (UserId::new("bob").unwrap(), Elements::new(offset > 0));
         elements.push(&list.as_bytes()[offset as usize..]);
         let (mut left, mut aside, mut at) = (Vec::new(), Vec::new(), (place, offset));
         while let Next::Element { text, bytes } = elements.next() {
             match read(&elements.text()[text], &user, name, at.0, bytes_max) {
-                Ok(append) => left.push(Left { at, append }),
+                Ok(append) => left.push(ListMessage { at, append }),
                 Err(_) => aside.push(at.0),
             }
             at = (at.0 + 1, at.1 + bytes);
@@ -350,25 +359,29 @@ mod tests {
         (left, aside)
     }
 
-    fn ids(left: &[Left]) -> Vec<String> {
+    fn ids(left: &[ListMessage]) -> Vec<String> {
         left.iter().map(|left| left.append.each_once.as_ref().unwrap().as_str().to_owned()).collect()
     }
 
     #[test]
     fn message_has_the_same_id_wherever_its_list_is_read_from() {
         let list = r#"[{"op":0,"d":1},{"op":1},{"op":0,"d":333},{"op":0,"d":22}]"#;
-        let (left, aside) = sorted("ab", (0, 0), list, 1000);
+        let (left, aside) = sort_list("ab", (0, 0), list, 1000);
         assert_eq!((ids(&left), aside), (["stock-ab-0", "stock-ab-2", "stock-ab-3"].map(Into::into).into(), vec![1]));
-        let (rest, aside) = sorted("ab", left[1].at, list, 1000);
+        let (rest, aside) = sort_list("ab", left[1].at, list, 1000);
         assert_eq!((ids(&rest), aside), (["stock-ab-2", "stock-ab-3"].map(Into::into).into(), vec![]));
-        assert_eq!((run(&left), run(&left[2..])), (2, 1), "a smaller one behind a larger one is not of the same step");
-        assert_eq!(sorted("ab", (0, 0), list, 15).0.len(), 2, "what is larger than all the room is put aside");
+        assert_eq!(
+            (appendable_together(&left), appendable_together(&left[2..])),
+            (2, 1),
+            "a smaller one behind a larger one is not of the same step"
+        );
+        assert_eq!(sort_list("ab", (0, 0), list, 15).0.len(), 2, "what is larger than all the room is put aside");
     }
 
     #[test]
     fn place_in_a_list_is_read_as_it_was_written() {
-        let at = At { name: "c0ffee".into(), place: 3, offset: 70_000_000 };
-        assert_eq!(At::parse(&at.text()), Some(at));
-        assert!(["", "c0ffee", "c0ffee 3", "c0ffee x 1"].iter().all(|text| At::parse(text).is_none()));
+        let at = Position { name: "c0ffee".into(), place: 3, offset: 70_000_000 };
+        assert_eq!(Position::parse(&at.text()), Some(at));
+        assert!(["", "c0ffee", "c0ffee 3", "c0ffee x 1"].iter().all(|text| Position::parse(text).is_none()));
     }
 }

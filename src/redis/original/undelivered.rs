@@ -16,7 +16,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::taken::{self, List, run};
+use super::taken::{self, List, appendable_together};
 use crate::{
     compat::keyspace::Name,
     logging::excerpt,
@@ -32,20 +32,20 @@ const LISTS_MAX: usize = 16;
 const TAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Users whose import is incomplete and retried. For one more it is retried at the next login.
-const OWED_MAX: usize = 10_000;
+const INCOMPLETE_MAX: usize = 10_000;
 
 /// Of those, retried in one go.
-const OWED_AT_ONCE: usize = 32;
+const RETRIES_MAX: usize = 32;
 
 /// Batches of newly connected users that may wait. Those of one more are looked at when they connect again.
-pub(in crate::redis) const CAME_MAX: usize = 1024;
+pub(in crate::redis) const CONNECTED_MAX: usize = 1024;
 
 /// Delays after a user has connected until the original's hash is read again. Most messages are there by the first; the
 /// second is for a slow process.
-const LOOK_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
+const LOOK_DELAYS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
 
 /// KEYS: 1 the original's pending messages; ARGV: fields. Returns those that exist.
-static LEFT: LazyLock<Script> = LazyLock::new(|| {
+static EXISTING_FIELDS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local left = {}
         for _, user in ipairs(ARGV) do
@@ -56,37 +56,40 @@ static LEFT: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Imports what was stored for users while they connected.
-pub(in crate::redis) async fn keep_taking(shared: Weak<Shared>, came: &mut mpsc::Receiver<(Instant, Vec<UserId>)>) {
+pub(in crate::redis) async fn import_on_connect(
+    shared: Weak<Shared>,
+    connected: &mut mpsc::Receiver<(Instant, Vec<UserId>)>,
+) {
     // Users for each of the looks, in the order in which they connected.
-    let mut waiting: [VecDeque<(Instant, Vec<UserId>)>; LOOK_AFTER.len()] = Default::default();
+    let mut waiting: [VecDeque<(Instant, Vec<UserId>)>; LOOK_DELAYS.len()] = Default::default();
     loop {
-        let due = |(look, waiting): (usize, &VecDeque<(Instant, _)>)| Some(waiting.front()?.0 + LOOK_AFTER[look]);
+        let due = |(look, waiting): (usize, &VecDeque<(Instant, _)>)| Some(waiting.front()?.0 + LOOK_DELAYS[look]);
         let next = waiting.iter().enumerate().filter_map(due).min();
         let more = if let Some(next) = next {
-            tokio::time::timeout_at(next.into(), came.recv()).await.ok()
+            tokio::time::timeout_at(next.into(), connected.recv()).await.ok()
         } else {
-            Some(came.recv().await)
+            Some(connected.recv().await)
         };
         match more {
-            Some(Some(come)) if waiting[0].len() < CAME_MAX => waiting[0].push_back(come),
+            Some(Some(come)) if waiting[0].len() < CONNECTED_MAX => waiting[0].push_back(come),
             Some(Some(_)) => tracing::debug!("pending messages of the original wait until the user connects again"),
             Some(None) => return,
             None => {}
         }
-        for look in 0..LOOK_AFTER.len() {
-            while waiting[look].front().is_some_and(|(when, _)| when.elapsed() >= LOOK_AFTER[look])
+        for look in 0..LOOK_DELAYS.len() {
+            while waiting[look].front().is_some_and(|(when, _)| when.elapsed() >= LOOK_DELAYS[look])
                 && let Some((when, users)) = waiting[look].pop_front()
             {
                 let Some(shared) = shared.upgrade() else { return };
-                let (next, when) = match shared.take_left(&users).await {
+                let (next, when) = match shared.import_pending(&users).await {
                     Ok(()) => (look + 1, when),
                     // No other server would look once Redis is back.
                     Err(error) => {
                         tracing::debug!(%error, "pending messages of the original are imported later");
-                        (LOOK_AFTER.len() - 1, Instant::now())
+                        (LOOK_DELAYS.len() - 1, Instant::now())
                     }
                 };
-                if let Some(next) = waiting.get_mut(next).filter(|next| next.len() < CAME_MAX) {
+                if let Some(next) = waiting.get_mut(next).filter(|next| next.len() < CONNECTED_MAX) {
                     next.push_back((when, users));
                 }
             }
@@ -96,16 +99,16 @@ pub(in crate::redis) async fn keep_taking(shared: Weak<Shared>, came: &mut mpsc:
 
 impl Shared {
     /// Imports the original's pending messages of a user, as far as the log has room.
-    pub(in crate::redis) async fn take_undelivered(&self, user: &UserId) -> Result<(), RedisError> {
+    pub(in crate::redis) async fn import_undelivered(&self, user: &UserId) -> Result<(), RedisError> {
         let (link, end) = (self.caller.link()?, Instant::now() + TAKE_TIMEOUT);
         for _ in 0..LISTS_MAX {
-            match self.take_list(&link, user, end).await? {
-                Taken::Nothing => return Ok(()),
-                Taken::All => {}
-                Taken::Some => {
-                    let mut owed = self.owed.lock();
-                    if owed.len() < OWED_MAX && !owed.contains(user) {
-                        owed.push_back(user.clone());
+            match self.import_list(&link, user, end).await? {
+                ImportResult::NoList => return Ok(()),
+                ImportResult::Complete => {}
+                ImportResult::Partial => {
+                    let mut incomplete = self.incomplete.lock();
+                    if incomplete.len() < INCOMPLETE_MAX && !incomplete.contains(user) {
+                        incomplete.push_back(user.clone());
                     }
                     return Ok(());
                 }
@@ -115,94 +118,94 @@ impl Shared {
     }
 
     /// Imports the pending messages of those of these users that have any.
-    async fn take_left(&self, users: &[UserId]) -> Result<(), RedisError> {
+    async fn import_pending(&self, users: &[UserId]) -> Result<(), RedisError> {
         let link = self.caller.link()?;
         let keys = [link.keys().original(Name::Undelivered)];
         let users: Vec<&str> = users.iter().map(UserId::as_str).collect();
-        let left: Vec<String> = link.client().run_script(&LEFT, &keys, &users).await?;
-        for user in left.iter().filter_map(|user| UserId::new(user).ok()) {
-            match self.take_undelivered(&user).await {
+        let fields: Vec<String> = link.client().run_script(&EXISTING_FIELDS, &keys, &users).await?;
+        for user in fields.iter().filter_map(|user| UserId::new(user).ok()) {
+            match self.import_undelivered(&user).await {
                 // An operator must repair this user's list. Other users do not wait for that.
                 Err(RedisError::Damaged(why)) => {
                     tracing::error!(user = %excerpt(user), %why, "pending messages of the original cannot be imported: repair the user's keys");
                 }
-                taken => taken?,
+                imported => imported?,
             }
         }
         Ok(())
     }
 
     /// Retries incomplete imports, whose users may have room now.
-    pub(in crate::redis) async fn take_what_is_owed(&self) -> Result<(), RedisError> {
+    pub(in crate::redis) async fn retry_incomplete_imports(&self) -> Result<(), RedisError> {
         let some: Vec<UserId> = {
-            let mut owed = self.owed.lock();
-            let count = owed.len().min(OWED_AT_ONCE);
-            owed.drain(..count).collect()
+            let mut incomplete = self.incomplete.lock();
+            let count = incomplete.len().min(RETRIES_MAX);
+            incomplete.drain(..count).collect()
         };
         let mut some = some.into_iter();
         while let Some(user) = some.next() {
-            if let Err(error) = self.take_undelivered(&user).await {
+            if let Err(error) = self.import_undelivered(&user).await {
                 // At the end of the queue: the cause may concern this user alone.
-                let mut owed = self.owed.lock();
-                owed.extend(some);
-                owed.push_back(user);
+                let mut incomplete = self.incomplete.lock();
+                incomplete.extend(some);
+                incomplete.push_back(user);
                 return Err(error);
             }
         }
         Ok(())
     }
 
-    async fn take_list(&self, link: &ServerLink, user: &UserId, end: Instant) -> Result<Taken, RedisError> {
+    async fn import_list(&self, link: &ServerLink, user: &UserId, end: Instant) -> Result<ImportResult, RedisError> {
         let keys = [link.keys().original(Name::Undelivered)];
         let fields = [user.as_str(), &format!("{TAKEN}{user}")];
         // A query of its own: in a Redis Cluster a step waits for missing keys while their slot moves.
-        let left: Vec<String> = link.client().run_script(&LEFT, &keys, &fields).await?;
-        if left.is_empty() && !taken::is_any(link, user).await? {
-            return Ok(Taken::Nothing);
+        let fields: Vec<String> = link.client().run_script(&EXISTING_FIELDS, &keys, &fields).await?;
+        if fields.is_empty() && !taken::exists(link, user).await? {
+            return Ok(ImportResult::NoList);
         }
         let Some(mut list) = List::take(link, user, self.caller.limits().bytes).await? else {
-            return Ok(Taken::Nothing);
+            return Ok(ImportResult::NoList);
         };
         loop {
             let part = list.next().await?;
             // The first message without room. Later ones wait too, or they would overtake it.
-            let mut stops = None;
-            let mut rest = &part.left[..];
-            while stops.is_none() && !rest.is_empty() {
-                let (now, later) = rest.split_at(run(rest));
+            let mut first_without_room = None;
+            let mut rest = &part.messages[..];
+            while first_without_room.is_none() && !rest.is_empty() {
+                let (now, later) = rest.split_at(appendable_together(rest));
                 rest = later;
-                let made = self.append_all(now.iter().map(|left| left.append.clone()).collect()).await;
-                for (left, made) in now.iter().zip(made) {
+                let made = self.append_all(now.iter().map(|message| message.append.clone()).collect()).await;
+                for (message, made) in now.iter().zip(made) {
                     match made {
                         Ok(made) if made.seqs.iter().all(Result::is_ok) => {}
                         // Redis itself may be full. The user must still be able to connect, since acknowledgements free
                         // memory.
-                        Ok(_) | Err(RedisError::Full(_)) => stops = stops.or(Some(left)),
+                        Ok(_) | Err(RedisError::Full(_)) => first_without_room = first_without_room.or(Some(message)),
                         Err(error) => return Err(error),
                     }
                 }
             }
-            if let Some(stops) = stops {
-                let bytes = list.bytes_from(stops);
+            if let Some(first_without_room) = first_without_room {
+                let bytes = list.bytes_from(first_without_room);
                 tracing::warn!(user = %excerpt(user), bytes, "the user's quota has no room for all pending messages of the original; the rest stays in Redis until there is room");
-                list.done(&part, Some(stops)).await?;
-                return Ok(Taken::Some);
+                list.advance(&part, Some(first_without_room)).await?;
+                return Ok(ImportResult::Partial);
             }
-            if !list.done(&part, None).await? {
-                return Ok(Taken::All);
+            if !list.advance(&part, None).await? {
+                return Ok(ImportResult::Complete);
             }
             if Instant::now() >= end {
-                return Ok(Taken::Some);
+                return Ok(ImportResult::Partial);
             }
         }
     }
 }
 
-enum Taken {
+enum ImportResult {
     /// There is no list.
-    Nothing,
+    NoList,
     /// A complete list was imported.
-    All,
+    Complete,
     /// A list was imported in part: the log has no room, or it took too long.
-    Some,
+    Partial,
 }

@@ -19,8 +19,8 @@ pub(in crate::redis) struct ReceivedEvent {
 }
 
 /// Encodes an event as published by `server`.
-pub(in crate::redis) fn write(told: &ClientEvent, to: PortalTarget<'_>, server: &str, again: bool) -> Vec<u8> {
-    let (name, message) = match &told.kind {
+pub(in crate::redis) fn encode(event: &ClientEvent, to: PortalTarget<'_>, server: &str, again: bool) -> Vec<u8> {
+    let (name, message) = match &event.kind {
         ClientEventKind::Connection => (kind::CONNECTION, None),
         ClientEventKind::Authentication => (kind::AUTHENTICATION, None),
         ClientEventKind::Message { op, data, kind } => {
@@ -30,8 +30,8 @@ pub(in crate::redis) fn write(told: &ClientEvent, to: PortalTarget<'_>, server: 
         }
         ClientEventKind::Disconnection => (kind::DISCONNECTION, None),
     };
-    let user = told.user.as_ref().and_then(|user| serde_json::value::to_raw_value(user.as_str()).ok());
-    let at = match &told.origin {
+    let user = event.user.as_ref().and_then(|user| serde_json::value::to_raw_value(user.as_str()).ok());
+    let at = match &event.origin {
         EventOrigin::Server(at) if **at == *server => None,
         EventOrigin::Server(at) => Some(at.to_string()),
         EventOrigin::Local => None,
@@ -47,7 +47,7 @@ pub(in crate::redis) fn write(told: &ClientEvent, to: PortalTarget<'_>, server: 
             PortalTarget::Remote(portal) => portal.to_owned(),
         },
         from: Some(server.to_owned()),
-        connection: (told.origin != EventOrigin::Original).then_some(told.connection),
+        connection: (event.origin != EventOrigin::Original).then_some(event.connection),
         at,
         again,
     };
@@ -56,16 +56,16 @@ pub(in crate::redis) fn write(told: &ClientEvent, to: PortalTarget<'_>, server: 
 }
 
 /// Decodes an event. `None` if it is malformed or from `own`.
-pub(in crate::redis) fn read(text: &[u8], own: &str) -> Option<ReceivedEvent> {
-    let said: PublishedEvent<'_> = serde_json::from_slice(text)
+pub(in crate::redis) fn decode(text: &[u8], own: &str) -> Option<ReceivedEvent> {
+    let published: PublishedEvent<'_> = serde_json::from_slice(text)
         .inspect_err(
             |error| tracing::warn!(error = %json_error(error), "a message on the channel of portal events is malformed and ignored"),
         )
         .ok()?;
-    if said.from.as_deref() == Some(own) {
+    if published.from.as_deref() == Some(own) {
         return None;
     }
-    let what = match (said.r#type.as_str(), said.message) {
+    let kind = match (published.r#type.as_str(), published.message) {
         (kind::CONNECTION, _) => ClientEventKind::Connection,
         (kind::AUTHENTICATION, _) => ClientEventKind::Authentication,
         (kind::MESSAGE, Some(Message { op, d, t })) => {
@@ -74,20 +74,20 @@ pub(in crate::redis) fn read(text: &[u8], own: &str) -> Option<ReceivedEvent> {
         (kind::DISCONNECTION, _) => ClientEventKind::Disconnection,
         _ => return None,
     };
-    let user = said.client_id.and_then(|id| serde_json::from_str::<String>(id.get()).ok());
-    let at = match (said.at, said.from) {
+    let user = published.client_id.and_then(|id| serde_json::from_str::<String>(id.get()).ok());
+    let at = match (published.at, published.from) {
         (Some(at), _) if at.is_empty() => EventOrigin::Original,
         (Some(at), _) | (None, Some(at)) => EventOrigin::Server(at.into()),
         (None, None) => EventOrigin::Original,
     };
-    let told = ClientEvent {
-        connection: said.connection.unwrap_or_default(),
+    let event = ClientEvent {
+        connection: published.connection.unwrap_or_default(),
         origin: at,
         user: user.and_then(|user| UserId::new(&user).ok()),
-        kind: what,
+        kind,
     };
-    let portal = (!said.portal_id.is_empty()).then_some(said.portal_id);
-    Some(ReceivedEvent { event: Arc::new(told), portal, again: said.again })
+    let portal = (!published.portal_id.is_empty()).then_some(published.portal_id);
+    Some(ReceivedEvent { event: Arc::new(event), portal, again: published.again })
 }
 
 #[cfg(test)]
@@ -96,31 +96,34 @@ mod tests {
 
     #[test]
     fn event_decodes_as_encoded_except_at_its_sender() {
-        let what = ClientEventKind::Message {
+        let kind = ClientEventKind::Message {
             op: 0,
             data: Some(r#"{"n": 1.0}"#.into()),
             kind: serde_json::from_str(r#""T\ud83d""#).ok(),
         };
-        let told = ClientEvent {
+        let event = ClientEvent {
             connection: 7,
             origin: EventOrigin::Server("1-a".into()),
             user: UserId::new("a\"").ok(),
-            kind: what,
+            kind,
         };
-        let text = write(&told, PortalTarget::Remote("portal"), "1-a", true);
+        let text = encode(&event, PortalTarget::Remote("portal"), "1-a", true);
         let expected = r#"{"type":"message","message":{"op":0,"d":{"n": 1.0},"t":"T\ud83d"},"clientId":"a\"","portalId":"portal","from":"1-a","connection":7,"again":true}"#;
         assert_eq!(String::from_utf8(text.clone()).unwrap(), expected);
-        assert!(read(&text, "1-a").is_none());
-        let heard = read(&text, "1-b").unwrap();
-        assert_eq!((&*heard.event, heard.portal.as_deref(), heard.again), (&told, Some("portal"), true));
+        assert!(decode(&text, "1-a").is_none());
+        let heard = decode(&text, "1-b").unwrap();
+        assert_eq!((&*heard.event, heard.portal.as_deref(), heard.again), (&event, Some("portal"), true));
         // Published again by another server, it is the same event.
-        let passed = write(&told, PortalTarget::Local("x"), "1-b", true);
-        assert_eq!(*read(&passed, "1-c").unwrap().event, told);
-        let stock = read(br#"{"type":"disconnection","clientId":"a","portalId":"p"}"#, "1-a").unwrap();
-        assert_eq!((&stock.event.origin, &stock.event.kind), (&EventOrigin::Original, &ClientEventKind::Disconnection));
-        let passed = write(&stock.event, PortalTarget::Unassigned, "1-b", false);
-        assert_eq!(*read(&passed, "1-c").unwrap().event, *stock.event);
-        assert!(read(b"{", "1-a").is_none() && read(br#"{"type":"x"}"#, "1-a").is_none());
-        assert_eq!(read(br#"{"type":"connection","clientId":7}"#, "1-a").unwrap().event.user, None);
+        let passed = encode(&event, PortalTarget::Local("x"), "1-b", true);
+        assert_eq!(*decode(&passed, "1-c").unwrap().event, event);
+        let original = decode(br#"{"type":"disconnection","clientId":"a","portalId":"p"}"#, "1-a").unwrap();
+        assert_eq!(
+            (&original.event.origin, &original.event.kind),
+            (&EventOrigin::Original, &ClientEventKind::Disconnection)
+        );
+        let passed = encode(&original.event, PortalTarget::Unassigned, "1-b", false);
+        assert_eq!(*decode(&passed, "1-c").unwrap().event, *original.event);
+        assert!(decode(b"{", "1-a").is_none() && decode(br#"{"type":"x"}"#, "1-a").is_none());
+        assert_eq!(decode(br#"{"type":"connection","clientId":7}"#, "1-a").unwrap().event.user, None);
     }
 }

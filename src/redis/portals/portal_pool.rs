@@ -26,21 +26,21 @@ use crate::{
 };
 
 /// Events that may wait to be published, and their approximate bytes. One more is lost for other servers, and logged.
-const EVENTS_MAX: usize = 8192;
-const EVENT_BYTES_MAX: usize = 8 << 20;
+const QUEUE_MAX: usize = 8192;
+const QUEUE_BYTES_MAX: usize = 8 << 20;
 
 /// Events published in one batch.
-const TOLD_MAX: usize = 64;
+const BATCH_MAX: usize = 64;
 
 /// Remote portals that are known. More get no turns for events of this server.
-const FAR_MAX: usize = 1024;
+const REMOTE_MAX: usize = 1024;
 
 /// How often the pool is read, whatever was received.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long an announcement counts more than the pool: a portal of the original announces itself before it adds itself to the
 /// pool.
-const HEARD_FOR: Duration = Duration::from_secs(5);
+const ANNOUNCEMENT_TTL: Duration = Duration::from_secs(5);
 
 /// Delay after a failed attempt.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
@@ -58,7 +58,7 @@ static CHANGE: LazyLock<Script> = LazyLock::new(|| {
 
 /// The original's announcement of a portal.
 #[derive(Debug, Deserialize)]
-struct Ready {
+struct PortalAnnouncement {
     id: String,
     ready: bool,
 }
@@ -72,55 +72,55 @@ pub(in crate::redis) struct Portals {
     /// Publishes of the link that are queued or in flight, these events among them.
     pending_publishes: Arc<watch::Sender<usize>>,
     /// An event was lost, and logged. Cleared when publishing works again.
-    told_full: Arc<AtomicBool>,
+    loss_logged: Arc<AtomicBool>,
     state: Mutex<State>,
     /// A portal of this server receives all events. Set under locks of the caller, so it takes none.
-    watching: AtomicBool,
+    wants_all: AtomicBool,
     /// What [`LocalPortals::set_remote`] was last called with. Locked during the call, so that the last call counts.
-    given: Mutex<(Vec<Arc<str>>, bool)>,
+    reported: Mutex<(Vec<Arc<str>>, bool)>,
     changed: Notify,
-    look: Notify,
+    poll_now: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// Portals of this server that take turns.
-    here: HashSet<String>,
+    local: HashSet<String>,
     /// Changes that are not written yet: whether the portal is present.
     dirty: HashMap<String, bool>,
-    watching_written: Option<bool>,
+    wants_all_written: Option<bool>,
     /// Portals of other servers in the pool, as last read.
     pool: HashSet<Arc<str>>,
     /// Announcements since: whether the portal is present.
-    heard: HashMap<Arc<str>, (bool, Instant)>,
+    announced: HashMap<Arc<str>, (bool, Instant)>,
     /// A portal of another server receives all events.
-    others_watch: bool,
+    remote_wants_all: bool,
     /// The original's channel has a subscriber.
-    stock_listens: bool,
+    original_listens: bool,
     /// The subscription is lost for now.
-    deaf: bool,
+    unsubscribed: bool,
 }
 
 impl State {
     /// Returns the remote portals that take turns, and whether a remote portal receives all events.
-    fn others(&mut self, live: &str) -> (Vec<Arc<str>>, bool) {
-        if self.deaf {
+    fn remote(&mut self, live: &str) -> (Vec<Arc<str>>, bool) {
+        if self.unsubscribed {
             return (Vec::new(), false);
         }
         let now = Instant::now();
-        self.heard.retain(|_, (_, at)| now.saturating_duration_since(*at) < HEARD_FOR);
-        let new = self.heard.iter().filter(|(id, (there, _))| *there && !self.pool.contains(*id));
+        self.announced.retain(|_, (_, at)| now.saturating_duration_since(*at) < ANNOUNCEMENT_TTL);
+        let new = self.announced.iter().filter(|(id, (there, _))| *there && !self.pool.contains(*id));
         let all = self.pool.iter().chain(new.map(|(id, _)| id));
-        let lives = |id: &&Arc<str>| match (self.heard.get(*id), of_ours(id)) {
+        let lives = |id: &&Arc<str>| match (self.announced.get(*id), of_ours(id)) {
             (Some((there, _)), _) => *there,
             (None, Some((server, _))) => live.split(',').any(|node| node == server),
-            (None, None) => self.stock_listens,
+            (None, None) => self.original_listens,
         };
         let mut all: Vec<Arc<str>> = all.filter(lives).cloned().collect();
         // Any portal of the original may be configured to receive all events.
-        let listen = self.others_watch || all.iter().any(|id| of_ours(id).is_none());
+        let listen = self.remote_wants_all || all.iter().any(|id| of_ours(id).is_none());
         all.sort_unstable();
-        all.truncate(FAR_MAX);
+        all.truncate(REMOTE_MAX);
         (all, listen)
     }
 }
@@ -138,45 +138,45 @@ fn of_ours(id: &str) -> Option<(&str, &str)> {
 
 impl Portals {
     /// Starts the tasks that publish, write, read and subscribe.
-    pub(in crate::redis) fn begin(link: &Arc<ServerLink>, near: Weak<dyn LocalPortals>) -> Arc<Self> {
-        let (events, waiting) = mpsc::channel(EVENTS_MAX);
+    pub(in crate::redis) fn begin(link: &Arc<ServerLink>, local: Weak<dyn LocalPortals>) -> Arc<Self> {
+        let (events, queue) = mpsc::channel(QUEUE_MAX);
         let portals = Arc::new(Self {
             server: link.node().into(),
             events,
             waiting_bytes: Arc::default(),
             pending_publishes: link.pending_publishes.clone(),
-            told_full: Arc::default(),
-            state: Mutex::new(State { deaf: true, ..State::default() }),
-            watching: AtomicBool::new(false),
-            given: Mutex::default(),
+            loss_logged: Arc::default(),
+            state: Mutex::new(State { unsubscribed: true, ..State::default() }),
+            wants_all: AtomicBool::new(false),
+            reported: Mutex::default(),
             changed: Notify::new(),
-            look: Notify::new(),
+            poll_now: Notify::new(),
         });
-        let (bytes, full) = (portals.waiting_bytes.clone(), portals.told_full.clone());
-        link.spawn("cluster_portal_events", waiting, move |link, waiting| {
-            Box::pin(keep_telling(link, waiting, bytes.clone(), full.clone()))
+        let (bytes, full) = (portals.waiting_bytes.clone(), portals.loss_logged.clone());
+        link.spawn("cluster_portal_events", queue, move |link, queue| {
+            Box::pin(publish_events(link, queue, bytes.clone(), full.clone()))
         });
         link.spawn("cluster_portal_writer", portals.clone(), |link, portals| {
-            Box::pin(keep_writing(link, portals.clone()))
+            Box::pin(write_changes(link, portals.clone()))
         });
-        let to = near.clone();
+        let to = local.clone();
         link.spawn("cluster_portal_reader", portals.clone(), move |link, portals| {
-            Box::pin(keep_looking(link, portals.clone(), to.clone()))
+            Box::pin(poll_redis(link, portals.clone(), to.clone()))
         });
         link.spawn("cluster_portal_subscriber", portals.clone(), move |link, portals| {
-            Box::pin(keep_hearing(link, portals.clone(), near.clone()))
+            Box::pin(handle_subscription(link, portals.clone(), local.clone()))
         });
         portals
     }
 
-    fn mark(&self, portal: &str, here: bool) {
+    fn set_local(&self, portal: &str, here: bool) {
         {
             let mut state = self.state.lock();
             let name = format!("{}.{portal}", self.server);
             if here {
-                state.here.insert(name.clone());
+                state.local.insert(name.clone());
             } else {
-                state.here.remove(&name);
+                state.local.remove(&name);
             }
             state.dirty.insert(name, here);
         }
@@ -184,74 +184,74 @@ impl Portals {
     }
 
     /// Reports the remote portals if they have changed.
-    fn give(&self, link: &ServerLink, near: &Weak<dyn LocalPortals>) {
-        let Some(near) = near.upgrade() else { return };
+    fn report_remote(&self, link: &ServerLink, local: &Weak<dyn LocalPortals>) {
+        let Some(local) = local.upgrade() else { return };
         let live = link.membership();
-        let mut given = self.given.lock();
-        let now = self.state.lock().others(&live.nodes);
-        if *given != now {
-            *given = now;
-            near.set_remote(&given.0, given.1);
+        let mut reported = self.reported.lock();
+        let now = self.state.lock().remote(&live.nodes);
+        if *reported != now {
+            *reported = now;
+            local.set_remote(&reported.0, reported.1);
         }
     }
 
     /// Reads the pool, and marks differences of this server's entries to be written.
-    async fn look(&self, link: &ServerLink, near: &Weak<dyn LocalPortals>) -> Result<(), RedisError> {
+    async fn poll(&self, link: &ServerLink, local: &Weak<dyn LocalPortals>) -> Result<(), RedisError> {
         let (names, lines) = (link.keys(), link.client());
         let pool: Vec<String> = lines.query(redis::cmd("SMEMBERS").arg(names.original(Name::Pool))).await?;
         let watching: Vec<String> = lines.query(redis::cmd("SMEMBERS").arg(names.event_subscribers())).await?;
-        let stock_listens = if lines.is_redis_cluster() {
+        let original_listens = if lines.is_redis_cluster() {
             // In a Redis Cluster this cannot be queried.
             true
         } else {
-            let asked = redis::cmd("PUBSUB").arg("NUMSUB").arg(names.original(Name::Portal)).to_owned();
-            let (_, count): (String, u64) = lines.query(&asked).await?;
+            let command = redis::cmd("PUBSUB").arg("NUMSUB").arg(names.original(Name::Portal)).to_owned();
+            let (_, count): (String, u64) = lines.query(&command).await?;
             count > 0
         };
         {
             let mut state = self.state.lock();
             let own = |id: &str| of_ours(id).is_some_and(|(server, _)| server == &*self.server);
             let (mine, others): (Vec<String>, Vec<String>) = pool.into_iter().partition(|id| own(id));
-            let State { here, dirty, .. } = &mut *state;
-            for gone in mine.iter().filter(|id| !here.contains(*id)) {
+            let State { local, dirty, .. } = &mut *state;
+            for gone in mine.iter().filter(|id| !local.contains(*id)) {
                 dirty.entry(gone.clone()).or_insert(false);
             }
-            for missing in here.iter().filter(|id| !mine.contains(id)) {
+            for missing in local.iter().filter(|id| !mine.contains(id)) {
                 dirty.entry(missing.clone()).or_insert(true);
             }
-            if watching.iter().any(|server| *server == *self.server) != self.watching.load(Ordering::Acquire) {
-                state.watching_written = None;
+            if watching.iter().any(|server| *server == *self.server) != self.wants_all.load(Ordering::Acquire) {
+                state.wants_all_written = None;
             }
             state.pool = others.into_iter().map(Into::into).collect();
-            state.others_watch = watching.iter().any(|server| *server != *self.server);
-            state.stock_listens = stock_listens;
-            if !state.dirty.is_empty() || state.watching_written.is_none() {
+            state.remote_wants_all = watching.iter().any(|server| *server != *self.server);
+            state.original_listens = original_listens;
+            if !state.dirty.is_empty() || state.wants_all_written.is_none() {
                 self.changed.notify_one();
             }
         }
-        self.give(link, near);
+        self.report_remote(link, local);
         Ok(())
     }
 
     async fn write(&self, link: &ServerLink) -> Result<(), RedisError> {
         loop {
-            let wanted = self.watching.load(Ordering::Acquire);
+            let wanted = self.wants_all.load(Ordering::Acquire);
             let (next, watching) = {
                 let mut state = self.state.lock();
                 let name = state.dirty.keys().next().cloned();
                 let next = name.and_then(|name| state.dirty.remove_entry(&name));
-                let watching = (state.watching_written != Some(wanted)).then_some(wanted);
+                let watching = (state.wants_all_written != Some(wanted)).then_some(wanted);
                 (next, watching)
             };
             if let Some((portal, here)) = next {
-                if let Err(error) = change(link, &portal, here).await {
+                if let Err(error) = change_pool(link, &portal, here).await {
                     // A later change counts.
                     self.state.lock().dirty.entry(portal).or_insert(here);
                     return Err(error);
                 }
             } else if let Some(watching) = watching {
-                watch(link, &self.server, watching).await?;
-                self.state.lock().watching_written = Some(watching);
+                write_wants_all(link, &self.server, watching).await?;
+                self.state.lock().wants_all_written = Some(watching);
             } else {
                 return Ok(());
             }
@@ -259,36 +259,36 @@ impl Portals {
     }
 
     /// Delivers an event of another server.
-    fn hear(&self, payload: &[u8], near: &Weak<dyn LocalPortals>) {
-        let (Some(ReceivedEvent { event, portal, again }), Some(near)) =
-            (portal_event_codec::read(payload, &self.server), near.upgrade())
+    fn receive_event(&self, payload: &[u8], local: &Weak<dyn LocalPortals>) {
+        let (Some(ReceivedEvent { event, portal, again }), Some(local)) =
+            (portal_event_codec::decode(payload, &self.server), local.upgrade())
         else {
             return;
         };
         let portal = portal.as_deref().and_then(of_ours).filter(|(server, _)| *server == &*self.server);
-        near.deliver(event, portal.map(|(_, portal)| portal), again);
+        local.deliver(event, portal.map(|(_, portal)| portal), again);
     }
 
-    fn hear_of_portal(&self, payload: &[u8]) {
-        let Ok(Ready { id, ready }) = serde_json::from_slice::<Ready>(payload).inspect_err(
+    fn receive_announcement(&self, payload: &[u8]) {
+        let Ok(PortalAnnouncement { id, ready }) = serde_json::from_slice::<PortalAnnouncement>(payload).inspect_err(
             |error| tracing::warn!(error = %json_error(error), "a message on the channel of portals is malformed and ignored"),
         ) else {
             return;
         };
         let mut state = self.state.lock();
-        if of_ours(&id).is_none_or(|(server, _)| server != &*self.server) && state.heard.len() < FAR_MAX {
-            state.heard.insert(id.into(), (ready, Instant::now()));
+        if of_ours(&id).is_none_or(|(server, _)| server != &*self.server) && state.announced.len() < REMOTE_MAX {
+            state.announced.insert(id.into(), (ready, Instant::now()));
         }
     }
 }
 
-async fn change(link: &ServerLink, portal: &str, here: bool) -> Result<(), RedisError> {
-    let said = serde_json::json!({ "id": portal, "ready": here }).to_string();
-    let arguments = [if here { "SADD" } else { "SREM" }, portal, &said];
+async fn change_pool(link: &ServerLink, portal: &str, here: bool) -> Result<(), RedisError> {
+    let announcement = serde_json::json!({ "id": portal, "ready": here }).to_string();
+    let arguments = [if here { "SADD" } else { "SREM" }, portal, &announcement];
     link.client().run_script(&CHANGE, &[link.keys().original(Name::Pool)], &arguments).await
 }
 
-async fn watch(link: &ServerLink, server: &str, watching: bool) -> Result<(), RedisError> {
+async fn write_wants_all(link: &ServerLink, server: &str, watching: bool) -> Result<(), RedisError> {
     let names = link.keys();
     let command = if watching { "SADD" } else { "SREM" };
     link.client().query::<redis::Value>(redis::cmd(command).arg(names.event_subscribers()).arg(server)).await?;
@@ -301,7 +301,7 @@ pub(in crate::redis) async fn remove_server(link: &ServerLink, node: &str) -> Re
     let pool = link.keys().original(Name::Pool);
     let all: Vec<String> = link.client().query(redis::cmd("SMEMBERS").arg(pool)).await?;
     for portal in all.iter().filter(|id| of_ours(id).is_some_and(|(server, _)| server == node)) {
-        change(link, portal, false).await?;
+        change_pool(link, portal, false).await?;
     }
     link.client()
         .query::<redis::Value>(redis::cmd("SREM").arg(link.keys().event_subscribers()).arg(node))
@@ -309,27 +309,27 @@ pub(in crate::redis) async fn remove_server(link: &ServerLink, node: &str) -> Re
         .map(|_| ())
 }
 
-async fn keep_telling(
+async fn publish_events(
     link: Weak<ServerLink>,
-    waiting: &mut mpsc::Receiver<Vec<u8>>,
+    queue: &mut mpsc::Receiver<Vec<u8>>,
     bytes: Arc<AtomicUsize>,
-    told_full: Arc<AtomicBool>,
+    loss_logged: Arc<AtomicBool>,
 ) {
-    let mut some = Vec::with_capacity(TOLD_MAX);
-    while waiting.recv_many(&mut some, TOLD_MAX).await > 0 {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
         let Some(link) = link.upgrade() else { return };
         let channel = link.keys().original(Name::Portal);
         // Counted down in one step, so that a panic in between leaves nothing counted.
-        bytes.fetch_sub(some.iter().map(Vec::len).sum(), Ordering::Relaxed);
+        bytes.fetch_sub(batch.iter().map(Vec::len).sum(), Ordering::Relaxed);
         let tell = async |text: Vec<u8>| {
             link.client().query::<redis::Value>(redis::cmd("PUBLISH").arg(&channel).arg(text)).await
         };
         // They share a connection, which keeps their order.
-        let told = futures_util::future::join_all(some.drain(..).map(tell)).await;
-        link.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= told.len());
-        match told.into_iter().find(Result::is_err) {
-            None => told_full.store(false, Ordering::Relaxed),
-            Some(Err(error)) if !told_full.swap(true, Ordering::Relaxed) => {
+        let published = futures_util::future::join_all(batch.drain(..).map(tell)).await;
+        link.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= published.len());
+        match published.into_iter().find(Result::is_err) {
+            None => loss_logged.store(false, Ordering::Relaxed),
+            Some(Err(error)) if !loss_logged.swap(true, Ordering::Relaxed) => {
                 tracing::warn!(%error, "portal events to other servers failed and are lost");
             }
             Some(_) => {}
@@ -337,7 +337,7 @@ async fn keep_telling(
     }
 }
 
-async fn keep_writing(link: Weak<ServerLink>, portals: Arc<Portals>) {
+async fn write_changes(link: Weak<ServerLink>, portals: Arc<Portals>) {
     loop {
         portals.changed.notified().await;
         let Some(link) = link.upgrade() else { return };
@@ -349,39 +349,41 @@ async fn keep_writing(link: Weak<ServerLink>, portals: Arc<Portals>) {
     }
 }
 
-async fn keep_looking(link: Weak<ServerLink>, portals: Arc<Portals>, near: Weak<dyn LocalPortals>) {
+async fn poll_redis(link: Weak<ServerLink>, portals: Arc<Portals>, local: Weak<dyn LocalPortals>) {
     loop {
-        _ = tokio::time::timeout(LOOK, portals.look.notified()).await;
+        _ = tokio::time::timeout(POLL_INTERVAL, portals.poll_now.notified()).await;
         let Some(link) = link.upgrade() else { return };
-        if let Err(error) = portals.look(&link, &near).await {
+        if let Err(error) = portals.poll(&link, &local).await {
             tracing::debug!(%error, "the portal pool was not read; it is retried");
         }
     }
 }
 
-async fn keep_hearing(link: Weak<ServerLink>, portals: Arc<Portals>, near: Weak<dyn LocalPortals>) {
+async fn handle_subscription(link: Weak<ServerLink>, portals: Arc<Portals>, local: Weak<dyn LocalPortals>) {
     let Some(here) = link.upgrade() else { return };
     let channels = [here.keys().original(Name::Pool), here.keys().event_subscribers()];
     // Subscribes with a pattern, so that NUMSUB of that channel counts only the original's portals.
     let events = here.keys().original(Name::Portal);
     drop(here);
-    let (pool, said) = (&channels[0], &events);
+    let (pool, event_channel) = (&channels[0], &events);
     subscriber::subscribe(link, &channels, &events, subscriber::Loopback::Other, |link, heard| {
         match heard {
             subscriber::SubscriptionEvent::Started => {
-                portals.state.lock().deaf = false;
-                portals.look.notify_one();
+                portals.state.lock().unsubscribed = false;
+                portals.poll_now.notify_one();
             }
             subscriber::SubscriptionEvent::Lost => {
-                portals.state.lock().deaf = true;
-                portals.give(link, &near);
+                portals.state.lock().unsubscribed = true;
+                portals.report_remote(link, &local);
             }
-            subscriber::SubscriptionEvent::Message(channel, payload) if channel == said => portals.hear(payload, &near),
+            subscriber::SubscriptionEvent::Message(channel, payload) if channel == event_channel => {
+                portals.receive_event(payload, &local)
+            }
             subscriber::SubscriptionEvent::Message(channel, payload) if channel == pool => {
-                portals.hear_of_portal(payload);
-                portals.give(link, &near);
+                portals.receive_announcement(payload);
+                portals.report_remote(link, &local);
             }
-            subscriber::SubscriptionEvent::Message(..) => portals.look.notify_one(),
+            subscriber::SubscriptionEvent::Message(..) => portals.poll_now.notify_one(),
         }
         false
     })
@@ -394,28 +396,28 @@ impl RemotePortals for Portals {
     }
 
     fn add(&self, portal: &str) {
-        self.mark(portal, true);
+        self.set_local(portal, true);
     }
 
     fn remove(&self, portal: &str) {
-        self.mark(portal, false);
+        self.set_local(portal, false);
     }
 
     fn set_wants_all(&self, watching: bool) {
-        if self.watching.swap(watching, Ordering::AcqRel) != watching {
+        if self.wants_all.swap(watching, Ordering::AcqRel) != watching {
             self.changed.notify_one();
         }
     }
 
     fn publish(&self, event: &Arc<ClientEvent>, to: PortalTarget<'_>, again: bool) {
-        let text = portal_event_codec::write(event, to, &self.server, again);
+        let text = portal_event_codec::encode(event, to, &self.server, again);
         let bytes = text.len();
-        let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= EVENT_BYTES_MAX;
+        let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= QUEUE_BYTES_MAX;
         self.pending_publishes.send_modify(|pending_publishes| *pending_publishes += 1);
         if !fits || self.events.try_send(text).is_err() {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= 1);
-            if !self.told_full.swap(true, Ordering::Relaxed) {
+            if !self.loss_logged.swap(true, Ordering::Relaxed) {
                 tracing::warn!("the queue of portal events to other servers is full: events are lost");
             }
         }
@@ -430,8 +432,8 @@ mod tests {
     fn of_ours_recognizes_only_names_of_our_portals() {
         let server = "1764057612345-0123456789abcdef";
         assert_eq!(of_ours(&format!("{server}.seat-1")), Some((server, "seat-1")));
-        for stock in ["3b241101-e2bb-4255-8caf-4136c566a962", "1-2.3", "", ".", "a-0123456789abcdef.x"] {
-            assert_eq!(of_ours(stock), None);
+        for original in ["3b241101-e2bb-4255-8caf-4136c566a962", "1-2.3", "", ".", "a-0123456789abcdef.x"] {
+            assert_eq!(of_ours(original), None);
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     background::Shared,
-    script_client::{Arguments, integer, text, view},
+    script_client::{Arguments, encode_report, integer, text},
     scripts,
     unflushed::Report,
 };
@@ -29,23 +29,23 @@ pub const ITEMS_MAX: usize = 500;
 const STEP_BYTES_MAX: usize = 4 << 20;
 
 /// How long it is remembered that a user has a copy: see [`Append::each_once`].
-const COPIED_FOR: Duration = Duration::from_secs(600);
+const COPY_TTL: Duration = Duration::from_secs(600);
 
 /// One entry to append: index of the message, and its user.
-type Copied = (usize, UserId);
+type EntryToAppend = (usize, UserId);
 
 /// Result of one entry.
 #[derive(Clone, Copy, Debug)]
-struct Made {
+struct AppendedEntry {
     seq: Result<Seq, Reason>,
     dropped: u64,
     due: i64,
-    unknown: bool,
+    not_indexed: bool,
 }
 
 /// Result of a dispatch as stored for retries.
 #[derive(Debug, Serialize, Deserialize)]
-struct Remembered {
+struct StoredResult {
     at_ms: u64,
     recipients: u32,
     online: u32,
@@ -57,15 +57,15 @@ struct Remembered {
 }
 
 /// Queued appends and the channel for their results. An empty list waits for all appends before it.
-pub(super) type Waiting = (Vec<Append>, oneshot::Sender<Result<Vec<Appended>, RedisError>>);
+pub(super) type QueuedAppends = (Vec<Append>, oneshot::Sender<Result<Vec<Appended>, RedisError>>);
 
 /// Callers whose appends are made together.
-const TOGETHER_MAX: usize = 256;
+const BATCH_MAX: usize = 256;
 
 /// Makes appends in the order of the queue, one batch after the other, so that none overtakes another.
-pub(super) async fn keep_appending(shared: Weak<Shared>, queue: &mut mpsc::Receiver<Waiting>) {
-    let mut waiting: Vec<Waiting> = Vec::with_capacity(TOGETHER_MAX);
-    while queue.recv_many(&mut waiting, TOGETHER_MAX).await > 0 {
+pub(super) async fn run_appends(shared: Weak<Shared>, queue: &mut mpsc::Receiver<QueuedAppends>) {
+    let mut waiting: Vec<QueuedAppends> = Vec::with_capacity(BATCH_MAX);
+    while queue.recv_many(&mut waiting, BATCH_MAX).await > 0 {
         let Some(shared) = shared.upgrade() else { return };
         let mut all = Vec::with_capacity(waiting.len());
         let asked: Vec<_> = waiting
@@ -90,47 +90,52 @@ impl Shared {
     /// need not concern the others.
     pub(in crate::redis) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<Appended, RedisError>> {
         let mut appended: Vec<Result<Appended, RedisError>> = vec![Ok(Appended::default()); appends.len()];
-        let mut copies: Vec<Copied> = Vec::new();
+        let mut copies: Vec<EntryToAppend> = Vec::new();
         for (at, append) in appends.iter().enumerate() {
             let Some(once) = &append.once else {
                 copies.extend(append.recipients.iter().map(|user| (at, user.clone())));
                 continue;
             };
             // Earlier appends come first.
-            self.make(&appends, std::mem::take(&mut copies), &mut appended).await;
-            match self.answered(once).await {
+            self.append_entries(&appends, std::mem::take(&mut copies), &mut appended).await;
+            match self.stored_result(once).await {
                 Ok(None) => {
                     let copies = append.recipients.iter().map(|user| (at, user.clone())).collect();
-                    self.make(&appends, copies, &mut appended).await;
+                    self.append_entries(&appends, copies, &mut appended).await;
                     if let Ok(made) = &mut appended[at] {
-                        appended[at] = self.remember(once, &append.recipients, std::mem::take(made)).await;
+                        appended[at] = self.store_result(once, &append.recipients, std::mem::take(made)).await;
                     }
                 }
                 Ok(Some(answered)) => appended[at] = Ok(answered),
                 Err(error) => appended[at] = Err(error),
             }
         }
-        self.make(&appends, copies, &mut appended).await;
+        self.append_entries(&appends, copies, &mut appended).await;
         appended
     }
 
     /// Appends entries step by step, and records their results.
-    async fn make(&self, appends: &[Append], copies: Vec<Copied>, appended: &mut [Result<Appended, RedisError>]) {
-        let spread = self.caller.link().is_ok_and(|link| link.client().is_redis_cluster());
+    async fn append_entries(
+        &self,
+        appends: &[Append],
+        copies: Vec<EntryToAppend>,
+        appended: &mut [Result<Appended, RedisError>],
+    ) {
+        let is_cluster = self.caller.link().is_ok_and(|link| link.client().is_redis_cluster());
         let mut rest = &copies[..];
         while !rest.is_empty() {
             let (mut count, mut bytes) = (0, 0);
             for (at, _) in rest {
                 let size = appends[*at].payload.as_bytes().len();
-                if count > 0 && (spread || count >= ITEMS_MAX || bytes + size > STEP_BYTES_MAX) {
+                if count > 0 && (is_cluster || count >= ITEMS_MAX || bytes + size > STEP_BYTES_MAX) {
                     break;
                 }
                 (count, bytes) = (count + 1, bytes + size);
             }
             let (now, later) = rest.split_at(count);
             rest = later;
-            let made = self.make_some(appends, now).await;
-            // Sessions of these users look for entries, also where it is unknown whether the step was done.
+            let made = self.append_batch(appends, now).await;
+            // Sessions of these users look for entries, also where it is not_indexed whether the step was done.
             let mut woken: Vec<UserId> = now.iter().map(|(_, user)| user.clone()).collect();
             woken.sort_unstable();
             woken.dedup();
@@ -153,28 +158,32 @@ impl Shared {
         }
     }
 
-    async fn make_some(&self, appends: &[Append], copies: &[Copied]) -> Result<Vec<Made>, RedisError> {
+    async fn append_batch(
+        &self,
+        appends: &[Append],
+        copies: &[EntryToAppend],
+    ) -> Result<Vec<AppendedEntry>, RedisError> {
         // Reports of these users go with the same step: acknowledgements free quota.
         let uptime = self.caller.link()?.uptime();
-        let mut said: HashMap<&UserId, Report> = HashMap::new();
+        let mut reports: HashMap<&UserId, Report> = HashMap::new();
         for (_, user) in copies {
-            if !said.contains_key(user)
+            if !reports.contains_key(user)
                 && let Some(report) = self.locals.report(user, uptime)
             {
-                said.insert(user, report);
+                reports.insert(user, report);
             }
         }
-        let made = self.step(appends, copies, &said).await?;
+        let made = self.step(appends, copies, &reports).await?;
         for ((_, user), made) in copies.iter().zip(&made) {
             // A damaged log stores no report. The flush of reports logs that.
             if made.seq != Err(Reason::Damaged)
-                && let Some(report) = said.remove(user)
+                && let Some(report) = reports.remove(user)
             {
-                self.locals.said(user, &report);
+                self.locals.mark_flushed(user, &report);
             }
         }
         for ((_, user), made) in copies.iter().zip(&made) {
-            self.caller.listed(user, made.due, made.unknown).await?;
+            self.caller.update_indexes(user, made.due, made.not_indexed).await?;
         }
         Ok(made)
     }
@@ -182,12 +191,12 @@ impl Shared {
     async fn step(
         &self,
         appends: &[Append],
-        copies: &[Copied],
-        said: &HashMap<&UserId, Report>,
-    ) -> Result<Vec<Made>, RedisError> {
+        copies: &[EntryToAppend],
+        reports: &HashMap<&UserId, Report>,
+    ) -> Result<Vec<AppendedEntry>, RedisError> {
         let link = self.caller.link()?;
         let (mut messages, mut items, mut keys): (Arguments, Arguments, Vec<String>) = Default::default();
-        let (mut count, mut last, mut told) = (0_usize, None, HashSet::new());
+        let (mut count, mut last, mut reported) = (0_usize, None, HashSet::new());
         for (at, user) in copies {
             let append = &appends[*at];
             let id =
@@ -199,11 +208,11 @@ impl Shared {
                 messages.push(text(append.ttl.map_or(0, |ttl| ttl.as_millis().clamp(1, 1 << 50))));
                 messages.push(text(append.collapse.as_ref().map_or("", |key| key.as_str())));
                 messages.push(text(id));
-                messages.push(text(if append.once.is_some() { 0 } else { COPIED_FOR.as_millis() }));
+                messages.push(text(if append.once.is_some() { 0 } else { COPY_TTL.as_millis() }));
             }
             // Once for each user.
-            let report = said.get(user).filter(|_| told.insert(user));
-            items.extend([text(count), text(user), report.map(view).unwrap_or_default()]);
+            let report = reports.get(user).filter(|_| reported.insert(user));
+            items.extend([text(count), text(user), report.map(encode_report).unwrap_or_default()]);
             let names = link.keys();
             let (user, one) = (user.as_str(), append.once.is_some());
             let state = names.state(user);
@@ -224,7 +233,7 @@ impl Shared {
             link.record_appends(&epoch, steps.unsigned_abs());
         }
         let made = |parts: &[Value]| {
-            let (due, unknown) = (integer(parts, 2)?, integer(parts, 3)? == 1);
+            let (due, not_indexed) = (integer(parts, 2)?, integer(parts, 3)? == 1);
             let seq = match integer(parts, 0)? {
                 0 => Err(Reason::Quota),
                 ..0 => Err(Reason::Damaged),
@@ -233,7 +242,7 @@ impl Shared {
                     Ok(seq.unsigned_abs())
                 }
             };
-            Ok(Made { seq, dropped: integer(parts, 1)?.unsigned_abs(), due, unknown })
+            Ok(AppendedEntry { seq, dropped: integer(parts, 1)?.unsigned_abs(), due, not_indexed })
         };
         answer.chunks(4).map(made).collect()
     }
@@ -245,11 +254,11 @@ impl Shared {
     }
 
     /// Returns the stored result of an earlier append with the same id.
-    async fn answered(&self, once: &Once) -> Result<Option<Appended>, RedisError> {
+    async fn stored_result(&self, once: &Once) -> Result<Option<Appended>, RedisError> {
         let link = self.caller.link()?;
         let key = link.keys().dispatch_result(once.id.as_str());
         let stored: Option<Vec<u8>> = link.client().query(redis::cmd("GET").arg(key)).await?;
-        let Some(Ok(stored)) = stored.map(|stored| serde_json::from_slice::<Remembered>(&stored)) else {
+        let Some(Ok(stored)) = stored.map(|stored| serde_json::from_slice::<StoredResult>(&stored)) else {
             return Ok(None);
         };
         let window_ms = u64::try_from(self.caller.limits().ids_window.as_millis()).unwrap_or(u64::MAX);
@@ -274,19 +283,20 @@ impl Shared {
     }
 
     /// Stores the result of an append with an id.
-    async fn remember(&self, once: &Once, recipients: &[UserId], made: Appended) -> Result<Appended, RedisError> {
-        let taken = |at: usize| made.seqs.get(at).is_none_or(Result::is_ok);
-        let count = |here: bool| once.online.iter().enumerate().filter(|(at, one)| **one == here && taken(*at)).count();
-        let refused =
+    async fn store_result(&self, once: &Once, recipients: &[UserId], made: Appended) -> Result<Appended, RedisError> {
+        let accepted = |at: usize| made.seqs.get(at).is_none_or(Result::is_ok);
+        let count =
+            |online: bool| once.online.iter().enumerate().filter(|(at, one)| **one == online && accepted(*at)).count();
+        let rejected =
             recipients.iter().zip(&made.seqs).filter_map(|(user, seq)| Some(Rejected::new(user.as_str(), seq.err()?)));
         let answered = Answered {
             recipients: (once.online.len() + once.refused.len()) as u32,
             online: count(true) as u32,
             offline: count(false) as u32,
             stored: made.seqs.iter().filter(|seq| seq.is_ok()).count() as u32,
-            rejected: once.refused.iter().map(|one| Rejected::new(&one.user, one.reason)).chain(refused).collect(),
+            rejected: once.refused.iter().map(|one| Rejected::new(&one.user, one.reason)).chain(rejected).collect(),
         };
-        let stored = Remembered {
+        let stored = StoredResult {
             at_ms: self.now_ms().await?,
             recipients: answered.recipients,
             online: answered.online,
@@ -302,7 +312,7 @@ impl Shared {
         let first: Option<String> = link.client().query_when_full("SET", &key, &set).await?;
         if first.is_none() {
             // Another server got the same dispatch at the same time and answered first.
-            if let Some(answered) = self.answered(once).await? {
+            if let Some(answered) = self.stored_result(once).await? {
                 return Ok(answered);
             }
             let () = link.client().query_when_full("SET", &key, &set[..3]).await?;

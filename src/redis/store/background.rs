@@ -22,26 +22,26 @@ use crate::{
 };
 
 /// How long an acknowledgement may wait before it is written.
-const NOTE_PAUSE: Duration = Duration::from_millis(20);
+const REPORT_DELAY: Duration = Duration::from_millis(20);
 
 /// Reports in flight at once. With more the last one would exceed the reply timeout.
-const NOTES_AT_ONCE: usize = 256;
+const REPORTS_IN_FLIGHT_MAX: usize = 256;
 
 /// How often due users are expired.
-pub(super) const SWEEP_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Users expired in one pass.
-const SWEPT_MAX: usize = 100;
+const EXPIRED_USERS_MAX: usize = 100;
 
 /// State shared by callers and background tasks.
 pub(in crate::redis) struct Shared {
     pub(in crate::redis) caller: ScriptClient,
     pub(super) locals: UnflushedReports,
     /// Users whose log has no room for all that the original has stored for them.
-    pub(in crate::redis) owed: Mutex<VecDeque<UserId>>,
+    pub(in crate::redis) incomplete: Mutex<VecDeque<UserId>>,
     pub(super) dirty: Notify,
     pub(super) listener: RwLock<Option<CommitListener>>,
-    pub(super) gap: RwLock<Option<Arc<dyn Fn() + Send + Sync>>>,
+    pub(super) resync: RwLock<Option<Arc<dyn Fn() + Send + Sync>>>,
     /// Why an append was rejected for lack of memory, and the key that it was for.
     pub(super) full: RwLock<Option<(Arc<str>, String)>>,
     pub(super) closed: RwLock<bool>,
@@ -54,9 +54,9 @@ pub(super) async fn flush_reports(shared: Weak<Shared>) {
             let Some(shared) = shared.upgrade() else { return };
             _ = tokio::time::timeout(Duration::from_secs(1), shared.dirty.notified()).await;
         }
-        tokio::time::sleep(NOTE_PAUSE).await;
+        tokio::time::sleep(REPORT_DELAY).await;
         let Some(shared) = shared.upgrade() else { return };
-        if let Err(error) = shared.note_all().await {
+        if let Err(error) = shared.flush_all().await {
             tracing::debug!(%error, "acknowledgements wait until Redis is available again");
             tokio::time::sleep(Duration::from_millis(200)).await;
             shared.dirty.notify_one();
@@ -64,12 +64,12 @@ pub(super) async fn flush_reports(shared: Weak<Shared>) {
     }
 }
 
-pub(super) async fn keep_sweeping(shared: Weak<Shared>, pause: Duration) {
+pub(super) async fn expire_due_users(shared: Weak<Shared>, interval: Duration) {
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(interval).await;
         let Some(shared) = shared.upgrade() else { return };
-        let swept = shared.caller.sweep(SWEPT_MAX).await;
-        if let Err(error) = swept.and(shared.look_for_room().await).and(shared.take_what_is_owed().await) {
+        let expired = shared.caller.expire_due(EXPIRED_USERS_MAX).await;
+        if let Err(error) = expired.and(shared.recheck_memory().await).and(shared.retry_incomplete_imports().await) {
             tracing::debug!(%error, "no logs were expired; it is retried");
         }
     }
@@ -83,38 +83,38 @@ impl Shared {
     }
 
     /// Writes the reports of all users.
-    pub(super) async fn note_all(&self) -> Result<(), RedisError> {
+    pub(super) async fn flush_all(&self) -> Result<(), RedisError> {
         let reports = self.locals.reports(self.caller.link()?.uptime());
         // They share a connection, and so are sent together.
-        let noting = reports.into_iter().map(|(user, report)| self.note(user, report));
-        let mut noting = futures_util::stream::iter(noting).buffer_unordered(NOTES_AT_ONCE);
-        while let Some(noted) = noting.next().await {
-            noted?;
+        let writes = reports.into_iter().map(|(user, report)| self.flush_report(user, report));
+        let mut writes = futures_util::stream::iter(writes).buffer_unordered(REPORTS_IN_FLIGHT_MAX);
+        while let Some(written) = writes.next().await {
+            written?;
         }
         Ok(())
     }
 
-    pub(super) async fn note(&self, user: UserId, report: Report) -> Result<(), RedisError> {
-        match self.caller.note(&user, &report).await {
+    pub(super) async fn flush_report(&self, user: UserId, report: Report) -> Result<(), RedisError> {
+        match self.caller.report(&user, &report).await {
             // An operator must repair this log. Other users do not wait for that.
             Err(RedisError::Damaged(why)) => {
                 tracing::error!(user = %excerpt(&user), %why, "the log of this user is damaged: acknowledgements are dropped. Repair or delete its keys");
             }
-            noted => {
+            written => {
                 // Its clients learn of the gap.
-                if noted? {
+                if written? {
                     self.woken(std::slice::from_ref(&user));
                 }
             }
         }
-        self.locals.said(&user, &report);
+        self.locals.mark_flushed(&user, &report);
         Ok(())
     }
 
     /// Writes the report of one user, before a query about that user.
-    pub(super) async fn settle(&self, user: &UserId) -> Result<(), RedisError> {
+    pub(super) async fn flush_user(&self, user: &UserId) -> Result<(), RedisError> {
         match self.locals.report(user, self.caller.link()?.uptime()) {
-            Some(report) => self.note(user.clone(), report).await,
+            Some(report) => self.flush_report(user.clone(), report).await,
             None => Ok(()),
         }
     }
@@ -126,15 +126,15 @@ impl Shared {
             let known = self.locals.known(user);
             match self.caller.read(user, after, limit, report.as_ref(), &known).await? {
                 Some(found) => break found,
-                None => report = self.locals.whole(user, uptime),
+                None => report = self.locals.complete_report(user, uptime),
             }
         };
         if let Some(report) = report {
-            self.locals.said(user, &report);
+            self.locals.mark_flushed(user, &report);
         }
         // A caller may read from any sequence above the head.
         let top = if found.through > after { found.through } else { 0 };
-        if self.locals.entered(user, era, top) {
+        if self.locals.set_log(user, era, top) {
             self.dirty.notify_one();
         }
         Ok(found)
@@ -142,7 +142,7 @@ impl Shared {
 
     /// Checks whether Redis has memory again after an append was rejected. Otherwise a backend that sends nothing to a full
     /// server would never see it recover.
-    pub(super) async fn look_for_room(&self) -> Result<(), RedisError> {
+    pub(super) async fn recheck_memory(&self) -> Result<(), RedisError> {
         let Some((why, key)) = self.full.read().clone() else { return Ok(()) };
         // Rejected without memory like every command that may need some. The key is a stream and no list, so the command
         // changes nothing.

@@ -56,8 +56,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::{
-    background::{SWEEP_PAUSE, Shared, flush_reports, keep_sweeping},
-    script_client::{ScriptClient, told},
+    background::{EXPIRY_INTERVAL, Shared, expire_due_users, flush_reports},
+    script_client::{ScriptClient, store_error},
     unflushed::UnflushedReports,
 };
 use crate::{
@@ -86,7 +86,7 @@ pub struct RedisOptions {
 
 impl Default for RedisOptions {
     fn default() -> Self {
-        Self { namespace: None, limits: Limits::default(), queue: 10_000, sweep_pause: SWEEP_PAUSE }
+        Self { namespace: None, limits: Limits::default(), queue: 10_000, sweep_pause: EXPIRY_INTERVAL }
     }
 }
 
@@ -95,7 +95,7 @@ struct RedisStore {
     link: Arc<ServerLink>,
     shared: Arc<Shared>,
     namespace: u32,
-    queue: mpsc::Sender<append::Waiting>,
+    queue: mpsc::Sender<append::QueuedAppends>,
 }
 
 /// Opens the store in the namespace of a link.
@@ -105,49 +105,47 @@ pub fn open(link: Arc<ServerLink>, options: RedisOptions) -> Arc<dyn Store> {
     let shared = Arc::new(Shared {
         caller: ScriptClient::new(Arc::downgrade(&link), options.limits, namespace),
         locals: UnflushedReports::default(),
-        owed: Mutex::default(),
+        incomplete: Mutex::default(),
         dirty: Notify::new(),
         listener: RwLock::default(),
-        gap: RwLock::default(),
+        resync: RwLock::default(),
         full: RwLock::default(),
         closed: RwLock::new(false),
     });
-    let telling = Arc::downgrade(&shared);
-    let (come, came) = mpsc::channel(super::original::undelivered::CAME_MAX);
-    let taking = telling.clone();
-    link.spawn("redis_undelivered", came, move |_, came| {
-        Box::pin(super::original::undelivered::keep_taking(taking.clone(), came))
+    let weak = Arc::downgrade(&shared);
+    let (connected, waiting) = mpsc::channel(super::original::undelivered::CONNECTED_MAX);
+    let importing = weak.clone();
+    link.spawn("redis_undelivered", waiting, move |_, connected| {
+        Box::pin(super::original::undelivered::import_on_connect(importing.clone(), connected))
     });
-    link.listen(Arc::new(move |told| {
-        let Some(shared) = telling.upgrade() else { return };
-        match told {
+    link.listen(Arc::new(move |notification| {
+        let Some(shared) = weak.upgrade() else { return };
+        match notification {
             Notification::LogsAppended(users) => shared.woken(users),
             Notification::Resync | Notification::EpochAdopted => {
-                if let Some(gap) = shared.gap.read().clone() {
-                    gap();
+                if let Some(resync) = shared.resync.read().clone() {
+                    resync();
                 }
             }
             Notification::OriginalPresent(users) => {
-                if come.try_send((Instant::now(), users.clone())).is_err() {
+                if connected.try_send((Instant::now(), users.clone())).is_err() {
                     tracing::debug!("pending messages of the original wait until the user connects again");
                 }
             }
             Notification::StateLost => {
-                shared.locals.say_again();
+                shared.locals.mark_all_dirty();
                 shared.dirty.notify_one();
             }
             Notification::ChannelMessage { .. } => {}
         }
     }));
-    let (noting, sweeping) = (Arc::downgrade(&shared), Arc::downgrade(&shared));
-    let pause = options.sweep_pause.max(Duration::from_millis(20));
-    link.spawn("redis_acknowledgements", (), move |_, ()| Box::pin(flush_reports(noting.clone())));
-    link.spawn("redis_expiry", (), move |_, ()| Box::pin(keep_sweeping(sweeping.clone(), pause)));
+    let (reporting, expiring) = (Arc::downgrade(&shared), Arc::downgrade(&shared));
+    let interval = options.sweep_pause.max(Duration::from_millis(20));
+    link.spawn("redis_acknowledgements", (), move |_, ()| Box::pin(flush_reports(reporting.clone())));
+    link.spawn("redis_expiry", (), move |_, ()| Box::pin(expire_due_users(expiring.clone(), interval)));
     let (queue, waiting) = mpsc::channel(options.queue.max(1));
     let appending = Arc::downgrade(&shared);
-    link.spawn("redis_appends", waiting, move |_, waiting| {
-        Box::pin(append::keep_appending(appending.clone(), waiting))
-    });
+    link.spawn("redis_appends", waiting, move |_, waiting| Box::pin(append::run_appends(appending.clone(), waiting)));
     Arc::new(RedisStore { link, shared, namespace, queue })
 }
 
@@ -170,7 +168,7 @@ impl RedisStore {
         T: Send + 'static,
         F: Future<Output = Result<T, RedisError>> + Send + 'static,
     {
-        self.link.wait(work(self.shared.clone())).map_err(told)
+        self.link.wait(work(self.shared.clone())).map_err(store_error)
     }
 }
 
@@ -189,7 +187,7 @@ impl Store for RedisStore {
             if appended.is_ok() && self.shared.full.read().is_some() {
                 *self.shared.full.write() = None;
             }
-            appended.map_err(told)
+            appended.map_err(store_error)
         })
     }
 
@@ -198,23 +196,23 @@ impl Store for RedisStore {
         Box::pin(async move {
             self.check_open()?;
             let clearing = async move {
-                shared.settle(&user).await?;
+                shared.flush_user(&user).await?;
                 shared.caller.clear(&user).await
             };
-            self.link.run(clearing).await.map_err(told)
+            self.link.run(clearing).await.map_err(store_error)
         })
     }
 
     fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError> {
         self.check_open()?;
         let report = self.shared.locals.attach(user, device, self.link.uptime());
-        let (whose, which) = (user.clone(), device.cloned());
+        let (owner, device_id) = (user.clone(), device.cloned());
         let attached = self.wait(|shared| async move {
-            shared.take_undelivered(&whose).await?;
-            let attached = shared.caller.attach(&whose, which.as_ref(), &report).await?;
-            shared.locals.said(&whose, &report);
+            shared.import_undelivered(&owner).await?;
+            let attached = shared.caller.attach(&owner, device_id.as_ref(), &report).await?;
+            shared.locals.mark_flushed(&owner, &report);
             Ok(attached.map(|(attached, era)| {
-                shared.locals.attached(&whose, which.as_ref(), &attached, era);
+                shared.locals.set_acknowledged(&owner, device_id.as_ref(), &attached, era);
                 shared.dirty.notify_one();
                 attached
             }))
@@ -251,7 +249,7 @@ impl Store for RedisStore {
     ) -> Option<BoxFuture<'static, Result<Found, StoreError>>> {
         let (link, shared, user) = (self.link.clone(), self.shared.clone(), user.clone());
         let reading = async move { shared.read(&user, after, limit).await };
-        Some(Box::pin(async move { link.run_cancellable(reading).await.map_err(told) }))
+        Some(Box::pin(async move { link.run_cancellable(reading).await.map_err(store_error) }))
     }
 
     fn recent(&self, _user: &UserId, _after: Seq, _limit: ReadLimit) -> Option<Found> {
@@ -261,8 +259,8 @@ impl Store for RedisStore {
     fn missed(&self, user: &UserId, device: Option<&DeviceId>, from: Seq, to: Seq) -> Result<Vec<Missed>, StoreError> {
         let (user, device) = (user.clone(), device.cloned());
         let (received, gone) = self.wait(|shared| async move {
-            shared.settle(&user).await?;
-            shared.caller.missed(&user, device.as_ref()).await
+            shared.flush_user(&user).await?;
+            shared.caller.gaps(&user, device.as_ref()).await
         })?;
         let mut missed = Vec::new();
         for (from, to, reason) in Gone::from_stored(&gone).explain(from, to) {
@@ -282,15 +280,15 @@ impl Store for RedisStore {
     fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
         let user = user.clone();
         self.wait(|shared| async move {
-            shared.settle(&user).await?;
-            shared.caller.lacking(&user, seq).await
+            shared.flush_user(&user).await?;
+            shared.caller.unreceived_by(&user, seq).await
         })
     }
 
     fn state(&self, user: &UserId) -> Result<UserState, StoreError> {
         let user = user.clone();
         self.wait(|shared| async move {
-            shared.settle(&user).await?;
+            shared.flush_user(&user).await?;
             Ok(shared.caller.state(&user).await?.0)
         })
     }
@@ -298,7 +296,7 @@ impl Store for RedisStore {
     fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {
         let user = user.clone();
         self.wait(|shared| async move {
-            shared.settle(&user).await?;
+            shared.flush_user(&user).await?;
             Ok(shared.caller.state(&user).await?.1)
         })
     }
@@ -306,14 +304,14 @@ impl Store for RedisStore {
     fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<KnownUser>, StoreError> {
         let after = after.cloned();
         self.wait(|shared| async move {
-            shared.note_all().await?;
+            shared.flush_all().await?;
             shared.caller.states(shared.caller.users(after.as_ref(), limit).await?).await
         })
     }
 
     fn states(&self, users: Vec<UserId>) -> Result<Vec<KnownUser>, StoreError> {
         self.wait(|shared| async move {
-            shared.note_all().await?;
+            shared.flush_all().await?;
             shared.caller.states(users).await
         })
     }
@@ -323,7 +321,7 @@ impl Store for RedisStore {
     }
 
     fn on_gap(&self, listener: Arc<dyn Fn() + Send + Sync>) {
-        *self.shared.gap.write() = Some(listener);
+        *self.shared.resync.write() = Some(listener);
     }
 
     fn failure(&self) -> BoxFuture<'_, StoreError> {
@@ -364,7 +362,7 @@ impl Store for RedisStore {
             // After all that is queued.
             _ = self.append_in_turn(Vec::new()).await;
             let shared = self.shared.clone();
-            let closing = async move { shared.note_all().await };
+            let closing = async move { shared.flush_all().await };
             // Reports that are not written repeat messages, and lose none.
             if let Err(error) = self.link.run(closing).await {
                 tracing::warn!(%error, "the last acknowledgements were not written: their messages are delivered again");

@@ -11,7 +11,7 @@ use redis::Value;
 use serde::Serialize;
 
 use super::{
-    scripts::{self, Step},
+    scripts::{self, LuaScript},
     unflushed::{Era, Known, Report, time},
 };
 use crate::{
@@ -24,25 +24,25 @@ use crate::{
 };
 
 /// How often a step is repeated because the failover epoch has changed meanwhile. Then it fails as unavailable.
-const ERAS_MAX: usize = 4;
+const EPOCH_RETRIES_MAX: usize = 4;
 
 /// How often the indexes are written again because an earlier expiry was added meanwhile.
-const LISTED_MAX: usize = 4;
+const INDEX_RETRIES_MAX: usize = 4;
 
 /// Expiry steps for one user in one pass. What has expired and is not removed by then is still not delivered.
-const SWEEPS_MAX: usize = 16;
+const EXPIRE_STEPS_MAX: usize = 16;
 
 /// Expiry steps before a user's messages are counted. Beyond that the count includes expired ones.
-const SWEEPS_BEFORE_COUNTING_MAX: usize = 256;
+const EXPIRE_STEPS_BEFORE_COUNT_MAX: usize = 256;
 
 /// Logs that one step returns the state of. Each may need a few block reads, so more would block Redis for long.
-const STATES_TOGETHER: usize = 20;
+const STATES_PER_STEP_MAX: usize = 20;
 
 /// Such steps in flight at once: Redis processes all that one connection has sent before it turns to another.
-const STATES_AT_ONCE: usize = 4;
+const STATE_STEPS_IN_FLIGHT_MAX: usize = 4;
 
 /// Delay until the next expiry of a user whose log is damaged.
-const BROKEN_PAUSE: Duration = Duration::from_secs(600);
+const DAMAGED_RETRY_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Arguments of a step.
 pub(super) type Arguments = Vec<Bytes>;
@@ -58,7 +58,7 @@ pub(super) fn text(value: impl ToString) -> Bytes {
     Bytes::from(value.to_string())
 }
 
-fn misread<T>(what: &str) -> Result<T, RedisError> {
+fn unexpected_reply<T>(what: &str) -> Result<T, RedisError> {
     Err(RedisError::Damaged(format!("unexpected reply of a script: {what}").into()))
 }
 
@@ -76,7 +76,7 @@ impl ScriptClient {
     }
 
     /// Builds the arguments that every step has, followed by the step's own.
-    fn arguments(&self, link: &ServerLink, live: &Membership, step: &Step, own: Arguments) -> Arguments {
+    fn arguments(&self, link: &ServerLink, live: &Membership, step: &LuaScript, own: Arguments) -> Arguments {
         let limits = &self.limits;
         let millis = |duration: Option<Duration>| text(duration.map_or(0, |duration| duration.as_millis()));
         let mut arguments = vec![
@@ -105,7 +105,7 @@ impl ScriptClient {
     /// Runs a step on some logs; `own` are the step's keys.
     pub(super) async fn step(
         &self,
-        step: &Step,
+        step: &LuaScript,
         own: Vec<String>,
         arguments: Arguments,
     ) -> Result<Vec<Value>, RedisError> {
@@ -116,7 +116,7 @@ impl ScriptClient {
             vec![link.keys().user_index(), link.keys().expiry_index()]
         };
         keys.extend(own);
-        for _ in 0..ERAS_MAX {
+        for _ in 0..EPOCH_RETRIES_MAX {
             let live = link.membership();
             let arguments = self.arguments(&link, &live, step, arguments.clone());
             match link.client().run_script(&step.script, &keys, &arguments).await? {
@@ -124,7 +124,7 @@ impl ScriptClient {
                 Value::BulkString(text) if text == b"devices" || text == b"apart" => return Ok(Vec::new()),
                 // Nothing was done: the failover epoch must be adopted first.
                 Value::BulkString(text) if text == b"era" => link.adopt(&live.epoch_id()).await?,
-                other => return misread(&format!("{other:?}").chars().take(100).collect::<String>()),
+                other => return unexpected_reply(&format!("{other:?}").chars().take(100).collect::<String>()),
             }
         }
         Err(RedisError::Unavailable("the failover epoch changes too fast".into()))
@@ -138,17 +138,17 @@ impl ScriptClient {
 
     /// Updates the user index and the expiry index in a Redis Cluster, where a step cannot. Then it confirms that in the log:
     /// each step asks for it until then.
-    pub(super) async fn listed(&self, user: &UserId, due: i64, unknown: bool) -> Result<(), RedisError> {
+    pub(super) async fn update_indexes(&self, user: &UserId, due: i64, not_indexed: bool) -> Result<(), RedisError> {
         let link = self.link()?;
         if !link.client().is_redis_cluster() {
             return Ok(());
         }
-        let (mut due, mut unknown) = (due, unknown);
-        for _ in 0..LISTED_MAX {
-            if due < 0 && !unknown {
+        let (mut due, mut not_indexed) = (due, not_indexed);
+        for _ in 0..INDEX_RETRIES_MAX {
+            if due < 0 && !not_indexed {
                 break;
             }
-            if unknown {
+            if not_indexed {
                 let arguments = ["0", user.as_str()];
                 link.client().query_when_full::<()>("ZADD", &link.keys().user_index(), &arguments).await?;
             }
@@ -157,17 +157,18 @@ impl ScriptClient {
                 let arguments = ["LT", &due.to_string(), user.as_str()];
                 link.client().query_when_full::<()>("ZADD", &link.keys().expiry_index(), &arguments).await?;
             }
-            let answer = self.step(&scripts::LISTED, self.keys(user)?, vec![text(user), text(due), text(0)]).await?;
-            (due, unknown) = (integer(&answer, 0)?, integer(&answer, 1)? == 1);
+            let answer =
+                self.step(&scripts::MARK_INDEXED, self.keys(user)?, vec![text(user), text(due), text(0)]).await?;
+            (due, not_indexed) = (integer(&answer, 0)?, integer(&answer, 1)? == 1);
         }
         Ok(())
     }
 
     /// Expires entries and devices of a user. Returns whether there is more to expire.
-    async fn look_after(&self, user: &UserId) -> Result<bool, RedisError> {
+    async fn expire_user(&self, user: &UserId) -> Result<bool, RedisError> {
         let link = self.link()?;
-        let answer = self.step(&scripts::SWEEP, self.keys(user)?, vec![text(user)]).await?;
-        let (due, is_late) = (integer(&answer, 0)?.max(0), integer(&answer, 1)? == 1);
+        let answer = self.step(&scripts::EXPIRE, self.keys(user)?, vec![text(user)]).await?;
+        let (due, has_expired) = (integer(&answer, 0)?.max(0), integer(&answer, 1)? == 1);
         if link.client().is_redis_cluster() {
             let (list, at) = (link.keys().expiry_index(), due.to_string());
             if due > 0 {
@@ -176,16 +177,17 @@ impl ScriptClient {
                 link.client().query::<()>(redis::cmd("ZREM").arg(&list).arg(user.as_str())).await?;
             }
             // Something earlier may have been added meanwhile.
-            let answer = self.step(&scripts::LISTED, self.keys(user)?, vec![text(user), text(due), text(1)]).await?;
-            self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
+            let answer =
+                self.step(&scripts::MARK_INDEXED, self.keys(user)?, vec![text(user), text(due), text(1)]).await?;
+            self.update_indexes(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
         }
-        Ok(is_late)
+        Ok(has_expired)
     }
 
     /// Writes a report. Returns true if the log entered another failover epoch with it.
-    pub(super) async fn note(&self, user: &UserId, report: &Report) -> Result<bool, RedisError> {
-        let answer = self.step(&scripts::NOTE, self.keys(user)?, vec![view(report), text(user)]).await?;
-        self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
+    pub(super) async fn report(&self, user: &UserId, report: &Report) -> Result<bool, RedisError> {
+        let answer = self.step(&scripts::REPORT, self.keys(user)?, vec![encode_report(report), text(user)]).await?;
+        self.update_indexes(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
         Ok(integer(&answer, 2)? == 1)
     }
 
@@ -196,12 +198,12 @@ impl ScriptClient {
         device: Option<&DeviceId>,
         report: &Report,
     ) -> Result<Option<(Attached, Era)>, RedisError> {
-        let arguments = vec![view(report), text(device.map_or("", DeviceId::as_str)), text(user)];
+        let arguments = vec![encode_report(report), text(device.map_or("", DeviceId::as_str)), text(user)];
         let answer = self.step(&scripts::ATTACH, self.keys(user)?, arguments).await?;
         if answer.is_empty() {
             return Ok(None);
         }
-        self.listed(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
+        self.update_indexes(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
         let received = received(integer(&answer, 4)?, &answer[5..])?;
         let head = seq(&answer, 2)?;
         self.link()?.record_sequence(head);
@@ -210,7 +212,7 @@ impl ScriptClient {
 
     pub(super) async fn clear(&self, user: &UserId) -> Result<u64, RedisError> {
         let answer = self.step(&scripts::CLEAR, self.keys(user)?, vec![text(user)]).await?;
-        self.listed(user, integer(&answer, 1)?, integer(&answer, 2)? == 1).await?;
+        self.update_indexes(user, integer(&answer, 1)?, integer(&answer, 2)? == 1).await?;
         seq(&answer, 0)
     }
 
@@ -226,23 +228,23 @@ impl ScriptClient {
         known: &Known,
     ) -> Result<Option<(Found, Era)>, RedisError> {
         // Larger numbers exceed those of Lua, and any log.
-        let most = |number: u64| text(number.min(1 << 50));
+        let capped = |number: u64| text(number.min(1 << 50));
         let (mut entries, mut bytes, from, mut after, mut report) = (Vec::new(), 0, after, after, report);
         let mut known = known.clone();
         loop {
-            let had = [entries.len() as u64, bytes];
+            let returned = [entries.len() as u64, bytes];
             let mut arguments: Arguments =
-                [after, limit.entries as u64, limit.bytes as u64].into_iter().chain(had).map(most).collect();
+                [after, limit.entries as u64, limit.bytes as u64].into_iter().chain(returned).map(capped).collect();
             let answer = match report.take() {
                 Some(report) => {
-                    arguments.extend([view(report), text(user)]);
-                    let answer = self.step(&scripts::NOTE_AND_READ, self.keys(user)?, arguments).await?;
-                    self.listed(user, integer(&answer, 3)?, integer(&answer, 4)? == 1).await?;
-                    known = Known { era: era(&answer, 1)?, top: 0, said: report.changes };
+                    arguments.extend([encode_report(report), text(user)]);
+                    let answer = self.step(&scripts::REPORT_AND_READ, self.keys(user)?, arguments).await?;
+                    self.update_indexes(user, integer(&answer, 3)?, integer(&answer, 4)? == 1).await?;
+                    known = Known { era: era(&answer, 1)?, top: 0, flushed: report.changes };
                     answer
                 }
                 None => {
-                    arguments.extend([text(&known.era), most(known.top), text(known.said)]);
+                    arguments.extend([text(&known.era), capped(known.top), text(known.flushed)]);
                     self.step(&scripts::READ, self.keys(user)?, arguments).await?
                 }
             };
@@ -270,13 +272,13 @@ impl ScriptClient {
 
     /// Returns the state of a user, and the bytes that are pending.
     pub(super) async fn state(&self, user: &UserId) -> Result<(UserState, u64), RedisError> {
-        for _ in 0..SWEEPS_BEFORE_COUNTING_MAX {
-            let (state, is_late) = self.states_now(std::slice::from_ref(user)).await?.swap_remove(0)?;
-            if !is_late {
+        for _ in 0..EXPIRE_STEPS_BEFORE_COUNT_MAX {
+            let (state, has_expired) = self.states_now(std::slice::from_ref(user)).await?.swap_remove(0)?;
+            if !has_expired {
                 let bytes = state.pending_bytes;
                 return Ok((state, bytes));
             }
-            self.look_after(user).await?;
+            self.expire_user(user).await?;
         }
         let (state, _) = self.states_now(std::slice::from_ref(user)).await?.swap_remove(0)?;
         let bytes = state.pending_bytes;
@@ -285,7 +287,7 @@ impl ScriptClient {
 
     /// Returns the state of each user, or why it cannot be read.
     pub(super) async fn states(&self, users: Vec<UserId>) -> Result<Vec<KnownUser>, RedisError> {
-        let together = if self.link()?.client().is_redis_cluster() { 1 } else { STATES_TOGETHER };
+        let together = if self.link()?.client().is_redis_cluster() { 1 } else { STATES_PER_STEP_MAX };
         let parts: Vec<Vec<UserId>> = users.chunks(together).map(<[UserId]>::to_vec).collect();
         let asked = parts.into_iter().map(|users| async move {
             let mut states = Vec::with_capacity(users.len());
@@ -294,11 +296,12 @@ impl ScriptClient {
                     Ok((_, true)) => self.state(user).await.map(|(state, _)| state),
                     state => state.map(|(state, _)| state),
                 };
-                states.push((user.clone(), state.map_err(told)));
+                states.push((user.clone(), state.map_err(store_error)));
             }
             Ok::<_, RedisError>(states)
         });
-        let states: Vec<_> = futures_util::stream::iter(asked).buffered(STATES_AT_ONCE).try_collect().await?;
+        let states: Vec<_> =
+            futures_util::stream::iter(asked).buffered(STATE_STEPS_IN_FLIGHT_MAX).try_collect().await?;
         Ok(states.into_iter().flatten().collect())
     }
 
@@ -307,34 +310,34 @@ impl ScriptClient {
         let keys = users.iter().map(|user| self.keys(user)).collect::<Result<Vec<_>, _>>()?.concat();
         let answers = self.step(&scripts::STATE, keys, Vec::new()).await?;
         if answers.len() != users.len() {
-            return misread("states");
+            return unexpected_reply("states");
         }
         Ok(answers.iter().map(state).collect())
     }
 
     /// Returns up to where a cursor has received entries or they are gone, and the gaps with their reasons.
-    pub(super) async fn missed(
+    pub(super) async fn gaps(
         &self,
         user: &UserId,
         device: Option<&DeviceId>,
     ) -> Result<(Seq, Vec<(Seq, Seq, u8)>), RedisError> {
         let arguments = vec![text(device.map_or("", DeviceId::as_str))];
-        let answer = self.step(&scripts::MISSED, self.keys(user)?, arguments).await?;
+        let answer = self.step(&scripts::EXPLAIN_GAPS, self.keys(user)?, arguments).await?;
         let gap =
             |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?, u8::try_from(seq(parts, 2)?).unwrap_or_default()));
         Ok((seq(&answer, 0)?, answer[1..].chunks(3).map(gap).collect::<Result<_, RedisError>>()?))
     }
 
     /// Returns the devices that have not received a sequence; `None` is the cursor of clients without a device.
-    pub(super) async fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, RedisError> {
-        let answer = self.step(&scripts::LACKING, self.keys(user)?, vec![text(seq.min(1 << 50))]).await?;
+    pub(super) async fn unreceived_by(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, RedisError> {
+        let answer = self.step(&scripts::UNRECEIVED_BY, self.keys(user)?, vec![text(seq.min(1 << 50))]).await?;
         let name = |value: &Value| match value {
             Value::BulkString(name) if name.is_empty() => Ok(None),
             Value::BulkString(name) => match DeviceId::new(&String::from_utf8_lossy(name)) {
                 Ok(name) => Ok(Some(name)),
-                Err(error) => misread(&error.to_string()),
+                Err(error) => unexpected_reply(&error.to_string()),
             },
-            _ => misread("a device"),
+            _ => unexpected_reply("a device"),
         };
         answer.iter().map(name).collect()
     }
@@ -350,7 +353,7 @@ impl ScriptClient {
     }
 
     /// Expires entries of at most `limit` due users.
-    pub(super) async fn sweep(&self, limit: usize) -> Result<(), RedisError> {
+    pub(super) async fn expire_due(&self, limit: usize) -> Result<(), RedisError> {
         let link = self.link()?;
         let (seconds, _): (u64, u64) = link.client().query(&redis::cmd("TIME")).await?;
         let now_s = seconds + link.ahead_ms() / 1000;
@@ -358,14 +361,14 @@ impl ScriptClient {
         command.arg(link.keys().expiry_index()).arg("-inf").arg(now_s).arg("LIMIT").arg(0).arg(limit);
         let users: Vec<String> = link.client().query(&command).await?;
         for user in users.iter().filter_map(|user| UserId::new(user).ok()) {
-            for _ in 0..SWEEPS_MAX {
-                match self.look_after(&user).await {
+            for _ in 0..EXPIRE_STEPS_MAX {
+                match self.expire_user(&user).await {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(RedisError::Damaged(why)) => {
                         // An operator must repair this log. Other users do not wait for that.
                         tracing::error!(user = %excerpt(&user), %why, "the log of this user is damaged: nothing expires in it. Repair or delete its keys");
-                        let due = i64::try_from(now_s + BROKEN_PAUSE.as_secs()).unwrap_or(i64::MAX);
+                        let due = i64::try_from(now_s + DAMAGED_RETRY_INTERVAL.as_secs()).unwrap_or(i64::MAX);
                         let later = [&due.to_string(), user.as_str()];
                         link.client().query_when_full::<()>("ZADD", &link.keys().expiry_index(), &later).await?;
                         break;
@@ -380,7 +383,7 @@ impl ScriptClient {
 
 /// A report in the form that the scripts read (`lua/session_report.lua`).
 #[derive(Serialize)]
-struct View<'a> {
+struct ReportJson<'a> {
     n: u64,
     e: &'a str,
     m: Seq,
@@ -392,23 +395,23 @@ struct View<'a> {
     had: Vec<(&'a str, Seq, Seq)>,
 }
 
-pub(super) fn view(report: &Report) -> Bytes {
+pub(super) fn encode_report(report: &Report) -> Bytes {
     let seq = |seq: Seq| seq.min(1 << 50);
     // At least 1 µs, so that of a device that left and one that came in the same step the later one is known.
     let ago = |ago: &Duration| (ago.as_micros().max(1) as f64) / 1000.0;
-    let view = View {
+    let json = ReportJson {
         n: report.changes,
         e: &report.era,
         m: seq(report.top),
-        w: report.said,
+        w: report.flushed,
         h: report.hold.map_or(-1, |hold| seq(hold).cast_signed()),
-        d: &report.here,
+        d: &report.attached,
         seen: report.seen_ms,
         left: report.left.iter().map(|(device, since)| (device.as_str(), ago(since))).collect(),
         had: report.received.iter().map(|(device, from, to)| (device.as_str(), seq(*from), seq(*to))).collect(),
     };
     // Numbers and strings always have a JSON form.
-    Bytes::from(serde_json::to_vec(&view).expect("a view is JSON"))
+    Bytes::from(serde_json::to_vec(&json).expect("a report is JSON"))
 }
 
 fn entry(first: Value, rest: &mut impl Iterator<Item = Value>) -> Result<Entry, RedisError> {
@@ -419,7 +422,7 @@ fn entry(first: Value, rest: &mut impl Iterator<Item = Value>) -> Result<Entry, 
         Some(Value::BulkString(payload)),
     ) = (first, rest.next(), rest.next(), rest.next())
     else {
-        return misread("an entry");
+        return unexpected_reply("an entry");
     };
     Ok(Entry {
         // The namespace is returned as stored. The session compares it before it writes to the socket.
@@ -435,14 +438,14 @@ fn state(answer: &Value) -> Result<(UserState, bool), RedisError> {
     let answer = match answer {
         Value::Array(answer) => answer,
         Value::BulkString(why) => return Err(RedisError::Damaged(String::from_utf8_lossy(why).into())),
-        _ => return misread("a state"),
+        _ => return unexpected_reply("a state"),
     };
     let (Some(Value::Array(islands)), Some(Value::Array(devices))) = (answer.get(3), answer.get(7)) else {
-        return misread("a state");
+        return unexpected_reply("a state");
     };
     let device = |value: &Value| {
-        let Value::Array(parts) = value else { return misread("a device") };
-        let Some(Value::BulkString(name)) = parts.first() else { return misread("a device") };
+        let Value::Array(parts) = value else { return unexpected_reply("a device") };
+        let Some(Value::BulkString(name)) = parts.first() else { return unexpected_reply("a device") };
         let name = DeviceId::new(&String::from_utf8_lossy(name))
             .map_err(|error| RedisError::Damaged(error.to_string().into()))?;
         Ok(DeviceState { device: name, pending: seq(parts, 1)?, seen: time(seq(parts, 2)?) })
@@ -463,14 +466,14 @@ fn state(answer: &Value) -> Result<(UserState, bool), RedisError> {
 fn era(values: &[Value], at: usize) -> Result<Era, RedisError> {
     match values.get(at) {
         Some(Value::BulkString(era)) => Ok(String::from_utf8_lossy(era).into()),
-        _ => misread("an era"),
+        _ => unexpected_reply("an era"),
     }
 }
 
 pub(super) fn integer(values: &[Value], at: usize) -> Result<i64, RedisError> {
     match values.get(at) {
         Some(Value::Int(number)) => Ok(*number),
-        _ => misread("a number"),
+        _ => unexpected_reply("a number"),
     }
 }
 
@@ -484,7 +487,7 @@ fn received(through: i64, islands: &[Value]) -> Result<Received, RedisError> {
     Ok(Received::from_parts(through.unsigned_abs(), &islands))
 }
 
-pub(super) fn told(error: RedisError) -> StoreError {
+pub(super) fn store_error(error: RedisError) -> StoreError {
     match error {
         RedisError::Full(why) => StoreError::Full(why),
         RedisError::Unavailable(why) | RedisError::Refused(why) => StoreError::Unreachable(why),

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use crate::redis::Script;
 
 /// A step on logs.
-pub(super) struct Step {
+pub(super) struct LuaScript {
     /// Name of the step, for operators who watch commands with MONITOR.
     pub name: &'static str,
     pub script: LazyLock<Script>,
@@ -15,7 +15,7 @@ pub(super) struct Step {
 macro_rules! step {
     ($(#[$doc:meta])* $step:ident, $name:literal, [$($part:literal),+]) => {
         $(#[$doc])*
-        pub(super) static $step: Step = Step {
+        pub(super) static $step: LuaScript = LuaScript {
             name: $name,
             script: LazyLock::new(|| Script::new(concat!($(include_str!(concat!("../lua/", $part, ".lua")), "\n"),+))),
         };
@@ -29,7 +29,7 @@ step!(
 );
 step!(
     /// Writes a report.
-    NOTE, "note",
+    REPORT, "report",
     ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "mend", "epoch", "session_report", "report"]
 );
 step!(
@@ -49,7 +49,7 @@ step!(
 );
 step!(
     /// Writes a report and reads entries.
-    NOTE_AND_READ, "read",
+    REPORT_AND_READ, "read",
     ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "mend", "epoch", "session_report", "with_report", "read"]
 );
 step!(
@@ -59,21 +59,21 @@ step!(
 );
 step!(
     /// Explains gaps.
-    MISSED, "missed",
+    EXPLAIN_GAPS, "explain_gaps",
     ["prelude", "check_epoch", "cursors", "explain_gaps"]
 );
 step!(
     /// Returns cursors that have not received a sequence.
-    LACKING, "lacking",
+    UNRECEIVED_BY, "unreceived_by",
     ["prelude", "check_epoch", "cursors", "unreceived_by"]
 );
 step!(
     /// Expires entries and devices.
-    SWEEP, "sweep",
+    EXPIRE, "expire",
     ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "expire"]
 );
 step!(
     /// Confirms that the indexes were written.
-    LISTED, "listed",
+    MARK_INDEXED, "mark_indexed",
     ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "mark_indexed"]
 );

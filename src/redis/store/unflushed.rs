@@ -27,7 +27,7 @@ const LEFT_MAX: usize = 64;
 
 /// Users that may wait while Redis is unreachable. Beyond that, users who disconnect without acknowledgements are dropped;
 /// their device then counts as attached for the lifetime of this server.
-const UNSAID_MAX: usize = 100_000;
+const DIRTY_USERS_MAX: usize = 100_000;
 
 /// Name of a log in its epoch. Another name means that reports may have been lost.
 pub(super) type Era = Box<str>;
@@ -40,22 +40,22 @@ pub(super) struct Known {
     /// Highest sequence that they have seen.
     pub top: Seq,
     /// Last change that Redis has confirmed.
-    pub said: u64,
+    pub flushed: u64,
 }
 
 /// Device of a cursor; empty for the one that clients without a device share.
 type Name = String;
 
 #[derive(Debug, Default)]
-struct Local {
+struct UserReport {
     /// Number of the last change.
     changes: u64,
     /// Last change that Redis has confirmed.
-    said: u64,
+    flushed: u64,
     hold: Option<Seq>,
-    here: HashMap<Name, u32>,
+    attached: HashMap<Name, u32>,
     /// Acknowledgements of those cursors.
-    had: HashMap<Name, Received>,
+    acknowledged: HashMap<Name, Received>,
     /// Name of the log that sessions know.
     era: Era,
     /// Highest sequence that they have seen.
@@ -72,11 +72,11 @@ struct Local {
 pub(super) struct Report {
     pub changes: u64,
     /// Last change that Redis has confirmed.
-    pub said: u64,
+    pub flushed: u64,
     pub era: Era,
     pub top: Seq,
     pub hold: Option<Seq>,
-    pub here: Vec<Name>,
+    pub attached: Vec<Name>,
     pub seen_ms: u64,
     /// Devices that left, each with how long ago.
     pub left: Vec<(Name, Duration)>,
@@ -86,21 +86,21 @@ pub(super) struct Report {
 /// Users with unwritten changes or with sessions.
 #[derive(Debug, Default)]
 pub(super) struct UnflushedReports {
-    all: Mutex<All>,
+    state: Mutex<State>,
     /// Counts changes of all users: a user who leaves memory and comes back does not start again.
     changes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct All {
-    users: HashMap<UserId, Local, foldhash::fast::RandomState>,
+struct State {
+    users: HashMap<UserId, UserReport, foldhash::fast::RandomState>,
     /// Users with unwritten changes.
     dirty: HashSet<UserId, foldhash::fast::RandomState>,
 }
 
-impl All {
+impl State {
     /// Returns a user's entry to change, and marks it as dirty.
-    fn changing(&mut self, user: &UserId) -> &mut Local {
+    fn changing(&mut self, user: &UserId) -> &mut UserReport {
         if !self.dirty.contains(user) {
             self.dirty.insert(user.clone());
         }
@@ -108,9 +108,9 @@ impl All {
     }
 
     /// Removes what is no longer needed about a user.
-    fn settle(&mut self, user: &UserId) {
+    fn forget_idle(&mut self, user: &UserId) {
         let Some(local) = self.users.get(user) else { return };
-        if local.said >= local.changes {
+        if local.flushed >= local.changes {
             self.dirty.remove(user);
         }
         if local.is_idle() {
@@ -130,14 +130,14 @@ impl UnflushedReports {
 
     /// Records a report of a session. Returns true if there is something to write.
     pub(super) fn note(&self, user: &UserId, note: Note) -> bool {
-        let mut all = self.all.lock();
+        let mut all = self.state.lock();
         let local = all.changing(user);
         let before = local.changes;
         if let Some((from, to)) = note.received.filter(|(from, to)| from <= to) {
             local.changes = self.next();
             let name = name(note.device.as_ref());
-            if let Some(had) = local.had.get_mut(&name) {
-                had.insert(from, to);
+            if let Some(acknowledged) = local.acknowledged.get_mut(&name) {
+                acknowledged.insert(from, to);
             }
             local.receive(name, from, to);
         }
@@ -150,29 +150,29 @@ impl UnflushedReports {
             local.hold = note.hold;
         }
         let changed = local.changes > before;
-        all.settle(user);
+        all.forget_idle(user);
         changed
     }
 
     /// Records an attached session. Returns the report that goes with it.
     pub(super) fn attach(&self, user: &UserId, device: Option<&DeviceId>, now: Duration) -> Report {
-        let mut all = self.all.lock();
+        let mut all = self.state.lock();
         let local = all.changing(user);
         local.changes = self.next();
-        *local.here.entry(name(device)).or_default() += 1;
+        *local.attached.entry(name(device)).or_default() += 1;
         local.report(now)
     }
 
     pub(super) fn detach(&self, user: &UserId, device: Option<&DeviceId>, now: Duration) {
-        let mut all = self.all.lock();
-        let crowded = all.dirty.len() > UNSAID_MAX;
+        let mut all = self.state.lock();
+        let is_full = all.dirty.len() > DIRTY_USERS_MAX;
         let (local, name) = (all.changing(user), name(device));
         local.changes = self.next();
-        if let Some(count) = local.here.get_mut(&name) {
+        if let Some(count) = local.attached.get_mut(&name) {
             *count -= 1;
             if *count == 0 {
-                local.here.remove(&name);
-                local.had.remove(&name);
+                local.attached.remove(&name);
+                local.acknowledged.remove(&name);
             }
         }
         let changes = local.changes;
@@ -181,37 +181,37 @@ impl UnflushedReports {
             local.left.remove(0);
         }
         local.left.push((changes, name, now));
-        if crowded && local.here.is_empty() && local.received.is_empty() {
+        if is_full && local.attached.is_empty() && local.received.is_empty() {
             all.users.remove(user);
             all.dirty.remove(user);
         }
     }
 
     /// Marks all users with sessions to be reported again, because Redis may have lost their reports.
-    pub(super) fn say_again(&self) {
-        let All { users, dirty } = &mut *self.all.lock();
-        for (user, local) in users.iter_mut().filter(|(_, local)| local.hold.is_some() || !local.here.is_empty()) {
+    pub(super) fn mark_all_dirty(&self) {
+        let State { users, dirty } = &mut *self.state.lock();
+        for (user, local) in users.iter_mut().filter(|(_, local)| local.hold.is_some() || !local.attached.is_empty()) {
             local.changes = self.next();
             dirty.insert(user.clone());
         }
     }
 
     /// Records what the cursor of an attached session has acknowledged.
-    pub(super) fn attached(&self, user: &UserId, device: Option<&DeviceId>, attached: &Attached, era: Era) {
-        self.entered(user, era, attached.head);
-        let mut all = self.all.lock();
+    pub(super) fn set_acknowledged(&self, user: &UserId, device: Option<&DeviceId>, attached: &Attached, era: Era) {
+        self.set_log(user, era, attached.head);
+        let mut all = self.state.lock();
         let Some(local) = all.users.get_mut(user) else { return };
         let name = name(device);
-        if local.here.contains_key(&name) {
-            let had = local.had.entry(name).or_default();
-            ranges(&attached.received).for_each(|(from, to)| _ = had.insert(from, to));
+        if local.attached.contains_key(&name) {
+            let acknowledged = local.acknowledged.entry(name).or_default();
+            ranges(&attached.received).for_each(|(from, to)| _ = acknowledged.insert(from, to));
         }
     }
 
     /// Records the name of a user's log, and that it was read up to `top`. Returns true if the name has changed: then
     /// acknowledgements are reported again. A log that does not exist has no name and is no change.
-    pub(super) fn entered(&self, user: &UserId, era: Era, top: Seq) -> bool {
-        let All { users, dirty } = &mut *self.all.lock();
+    pub(super) fn set_log(&self, user: &UserId, era: Era, top: Seq) -> bool {
+        let State { users, dirty } = &mut *self.state.lock();
         let Some(local) = users.get_mut(user) else { return false };
         local.top = local.top.max(top);
         if era.is_empty() || local.era == era || std::mem::replace(&mut local.era, era).is_empty() {
@@ -219,50 +219,51 @@ impl UnflushedReports {
         }
         local.changes = self.next();
         dirty.insert(user.clone());
-        for (name, had) in std::mem::take(&mut local.had) {
-            ranges(&had).for_each(|(from, to)| local.receive(name.clone(), from, to));
-            local.had.insert(name, had);
+        for (name, acknowledged) in std::mem::take(&mut local.acknowledged) {
+            ranges(&acknowledged).for_each(|(from, to)| local.receive(name.clone(), from, to));
+            local.acknowledged.insert(name, acknowledged);
         }
         true
     }
 
     /// Returns how sessions of this server know the log of a user.
     pub(super) fn known(&self, user: &UserId) -> Known {
-        let all = self.all.lock();
-        let known = all.users.get(user).map(|local| Known { era: local.era.clone(), top: local.top, said: local.said });
+        let all = self.state.lock();
+        let known =
+            all.users.get(user).map(|local| Known { era: local.era.clone(), top: local.top, flushed: local.flushed });
         known.unwrap_or_default()
     }
 
     /// Returns a complete report of a user with sessions here, including what was reported before.
-    pub(super) fn whole(&self, user: &UserId, now: Duration) -> Option<Report> {
-        self.all.lock().users.get(user).map(|local| local.report(now))
+    pub(super) fn complete_report(&self, user: &UserId, now: Duration) -> Option<Report> {
+        self.state.lock().users.get(user).map(|local| local.report(now))
     }
 
     /// Returns the report of a user, if there is anything to report.
     pub(super) fn report(&self, user: &UserId, now: Duration) -> Option<Report> {
-        let all = self.all.lock();
-        all.users.get(user).filter(|local| local.said < local.changes).map(|local| local.report(now))
+        let all = self.state.lock();
+        all.users.get(user).filter(|local| local.flushed < local.changes).map(|local| local.report(now))
     }
 
     /// Returns the reports of all users.
     pub(super) fn reports(&self, now: Duration) -> Vec<(UserId, Report)> {
-        let all = self.all.lock();
+        let all = self.state.lock();
         let dirty = all.dirty.iter().filter_map(|user| Some((user, all.users.get(user)?)));
         dirty.map(|(user, local)| (user.clone(), local.report(now))).collect()
     }
 
     /// Records that Redis has stored `report`.
-    pub(super) fn said(&self, user: &UserId, report: &Report) {
-        let mut all = self.all.lock();
+    pub(super) fn mark_flushed(&self, user: &UserId, report: &Report) {
+        let mut all = self.state.lock();
         let Some(local) = all.users.get_mut(user) else { return };
-        local.said = local.said.max(report.changes);
+        local.flushed = local.flushed.max(report.changes);
         local.left.retain(|(change, ..)| *change > report.changes);
         local.received.retain(|(change, ..)| *change > report.changes);
-        all.settle(user);
+        all.forget_idle(user);
     }
 }
 
-impl Local {
+impl UserReport {
     fn receive(&mut self, name: Name, from: Seq, to: Seq) {
         let changes = self.changes;
         if let Some((change, _, low, high)) = self.received.iter_mut().rev().find(|(_, whose, ..)| *whose == name)
@@ -280,17 +281,17 @@ impl Local {
     }
 
     fn is_idle(&self) -> bool {
-        self.said >= self.changes && self.hold.is_none() && self.here.is_empty()
+        self.flushed >= self.changes && self.hold.is_none() && self.attached.is_empty()
     }
 
     fn report(&self, now: Duration) -> Report {
         Report {
             changes: self.changes,
-            said: self.said,
+            flushed: self.flushed,
             era: self.era.clone(),
             top: self.top,
             hold: self.hold,
-            here: self.here.keys().cloned().collect(),
+            attached: self.attached.keys().cloned().collect(),
             seen_ms: self.seen_ms,
             left: self.left.iter().map(|(_, name, at)| (name.clone(), now.saturating_sub(*at))).collect(),
             received: self.received.iter().map(|(_, name, from, to)| (name.clone(), *from, *to)).collect(),
