@@ -1,8 +1,8 @@
-//! What an HTTP connection is doing, and which one is closed when a new connection finds no place.
+//! Tracks what each HTTP connection is doing, and evicts one when a new connection finds no permit.
 //!
-//! Eviction closes a connection that waits for its peer, and never a WebSocket. Order: connections that only discard a
-//! refused body; those that never sent a whole request; those without a valid API key that are idle, or do not read their
-//! response; idle ones with a key. A request with a key that is being answered is never cut.
+//! Eviction closes a connection that waits for its peer, and never a WebSocket. The order is: connections that only discard
+//! a rejected body; those that never sent a whole request; those without a valid API key that are idle, or do not read
+//! their response; idle ones with a key. A request with a key that is being answered is never cut.
 
 use std::{
     collections::BTreeMap,
@@ -17,27 +17,27 @@ use std::{
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
-/// Rank in the order of eviction of a connection without a valid API key that has sent a whole request.
+/// Eviction rank of a connection without a valid API key that has sent a whole request.
 const RANK_WITHOUT_KEY: u8 = 2;
 
-/// Rank of an idle connection with a valid API key: the last.
+/// Eviction rank of an idle connection with a valid API key: the last.
 const RANK_KEYED: u8 = 3;
 
-/// What a connection is doing.
+/// Activity of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Phase {
-    /// Accepted, and the peer has sent nothing.
+    /// Accepted; the peer has sent nothing.
     New,
     /// The head of a request has begun to arrive.
     Head,
     /// A request is being answered.
     Busy,
-    /// The whole response is in the hands of hyper. The connection becomes idle once all of it is written.
+    /// The whole response has been passed to hyper. The connection becomes idle once all of it is written.
     Answered,
-    /// Kept alive, and nothing of the next request has arrived.
+    /// Kept alive; nothing of the next request has arrived.
     Idle,
-    /// Closing: the response is sent, and what the peer still sends is discarded.
+    /// Closing: the response is sent, and further bytes from the peer are discarded.
     Lingering,
 }
 
@@ -45,19 +45,19 @@ impl Phase {
     const ALL: [Self; 6] = [Self::New, Self::Head, Self::Busy, Self::Answered, Self::Idle, Self::Lingering];
 }
 
-/// What the task, the response and the evictor of one connection know in common.
+/// State that the task, the response and the evictor of one connection share.
 #[derive(Debug)]
 pub(super) struct Activity {
     phase: AtomicU8,
-    /// When the connection became idle, in milliseconds of this process.
+    /// When the connection became idle, in milliseconds since the process started.
     idle_since: AtomicU64,
-    /// A request on this connection had a valid API key.
+    /// Whether a request on this connection had a valid API key.
     keyed: AtomicBool,
-    /// The peer takes nothing of what was written.
+    /// Whether the peer takes nothing of what was written.
     stalled: AtomicBool,
-    /// Another connection gets this one's place.
+    /// Whether the connection is evicted for another one.
     evicted: AtomicBool,
-    /// The server stops.
+    /// Whether the server stops.
     stopping: AtomicBool,
     waker: AtomicWaker,
 }
@@ -98,7 +98,7 @@ impl Activity {
         self.stalled.store(stalled, Ordering::Release);
     }
 
-    /// The server stops: a connection that lingers must not hold it up.
+    /// Marks that the server stops, so that lingering connections end sooner.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.waker.wake();
@@ -108,7 +108,7 @@ impl Activity {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// True if the connection has to give up its place. Otherwise the task is woken when it has to.
+    /// Returns true if the connection is evicted; otherwise the task is woken when it is.
     pub(super) fn poll_evicted(&self, cx: &mut Context<'_>) -> bool {
         if self.evicted.load(Ordering::Acquire) {
             return true;
@@ -122,7 +122,7 @@ impl Activity {
         self.waker.wake();
     }
 
-    /// Position in the order of eviction, the first to go first; `None`: not to be evicted.
+    /// Returns the position in the order of eviction, the lowest first; `None`: never evicted.
     fn rank(&self) -> Option<(u8, u64)> {
         if self.evicted.load(Ordering::Acquire) {
             return None;
@@ -147,18 +147,18 @@ fn millis(now: Instant) -> u64 {
     now.saturating_duration_since(*BEGIN).as_millis() as u64
 }
 
-/// The HTTP connections of a listener, in the order in which they came. `WebSockets` are not among them.
+/// HTTP connections of a listener, in the order of their arrival. `WebSockets` are not among them.
 #[derive(Debug, Default)]
 pub(super) struct Activities(Mutex<Open>);
 
 #[derive(Debug, Default)]
 struct Open {
-    /// Connections that came while few places were left sort first: what was there before keeps its place.
+    /// Connections that came while few permits were left sort first, so that earlier ones stay connected.
     connections: BTreeMap<(bool, u64), Arc<Activity>>,
     next: u64,
 }
 
-/// A connection's entry, for as long as it speaks HTTP.
+/// Entry of a connection, for as long as it speaks HTTP.
 pub(super) struct Entry {
     all: Arc<Activities>,
     key: (bool, u64),
@@ -166,7 +166,7 @@ pub(super) struct Entry {
 }
 
 impl Activities {
-    /// Adds a connection. `crowded`: few places were left when it came, so it is evicted before those that came earlier.
+    /// MiddlewareFactory a connection. `crowded`: few permits were left when it came, so it is evicted before earlier ones.
     pub(super) fn enter(self: &Arc<Self>, crowded: bool) -> Entry {
         let activity = Arc::new(Activity::new());
         let mut open = self.0.lock();
@@ -176,13 +176,15 @@ impl Activities {
         Entry { all: self.clone(), key, activity }
     }
 
-    /// Tells one waiting connection to close; false if there is none.
+    /// Evicts one connection; false if there is none to evict.
     pub(super) fn evict(&self) -> bool {
         self.evict_below(u8::MAX)
     }
 
-    /// Does the same, and spares every connection with a valid API key: for a lack of descriptors that does not end with
-    /// one connection, and would close those of all backends in turn.
+    /// Evicts one connection without a valid API key.
+    ///
+    /// For a lack of descriptors that evicting one connection does not end. It would otherwise close those of all backends in
+    /// turn.
     pub(super) fn evict_without_key(&self) -> bool {
         self.evict_below(RANK_KEYED)
     }
@@ -195,7 +197,7 @@ impl Activities {
             if first.is_none_or(|(lowest, _)| rank < lowest) {
                 first = Some((rank, activity));
             }
-            // None comes before one that never sent a request, except those that linger, and these are few.
+            // No candidate ranks before one that never sent a request, except lingering ones, and these are few.
             if rank.0 <= 1 {
                 break;
             }
@@ -217,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn eviction_takes_the_connection_that_matters_least() {
+    fn eviction_closes_the_connection_of_the_lowest_rank() {
         let all = Arc::new(Activities::default());
         assert!(!all.evict());
         let began = Instant::now();

@@ -1,4 +1,4 @@
-//! How a server is put together by the program it is part of.
+//! Builds a server for the program that embeds it.
 
 use std::{fmt, future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -10,13 +10,13 @@ use super::{
     Server, ServerError, bind,
     descriptors::Descriptors,
     handle::Handle,
-    handler::{All, Called, Handler, OnAuthentication, OnConnection, OnDisconnection, OnMessage},
+    handler::{DynHandler, Handler, OnAuthentication, OnConnection, OnDisconnection, OnMessage, WholeHandler},
     open_store,
-    peer::{Peer, Received},
-    portal_id_file::PortalIds,
-    resp_listener::WirePort,
+    peer::{Peer, ReceivedMessage},
+    portal_id_file::PortalIdFile,
+    resp_listener::RespListener,
     router::Attached,
-    runtime::{Adds, Assembled, BeforeExit},
+    runtime::{BeforeExit, MiddlewareFactory, Runtime},
 };
 use crate::{
     auth::{self, AuthError, Authenticator, Identity},
@@ -25,35 +25,36 @@ use crate::{
     middleware::Middleware,
 };
 
-/// Puts a server together. Nothing is opened or bound before [`Builder::start`] or [`Builder::attach`].
+/// Builder of a server. It opens and binds nothing before [`Builder::start`] or [`Builder::attach`].
 #[must_use = "a builder does nothing until it is started"]
 #[derive(Default)]
 pub struct Builder {
     config: Config,
     listener: Option<TcpListener>,
     authenticator: Option<Arc<dyn Authenticator>>,
-    handlers: Vec<Arc<dyn Called>>,
-    middleware: Vec<Adds>,
+    handlers: Vec<Arc<dyn DynHandler>>,
+    middleware: Vec<MiddlewareFactory>,
     before_exit: Option<BeforeExit>,
     store: Option<Arc<dyn Store>>,
 }
 
 impl Server {
-    /// Puts a server together.
+    /// Returns a builder with the default configuration.
     pub fn builder() -> Builder {
         Builder::default()
     }
 }
 
 impl Builder {
-    /// The documented options, all at once: stock's keys and ours. Default: [`Config::default`]. From a file, environment or
-    /// a JSON5 text by [`config::load`](crate::config::load).
+    /// Sets the whole configuration: the original's keys and ours. Default: [`Config::default`].
+    ///
+    /// [`config::load`](crate::config::load) reads one from a file, the environment or a JSON5 text.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
         self
     }
 
-    /// Changes what is configured so far.
+    /// Changes the configuration set so far.
     ///
     /// ```
     /// # use mesa::server::Server;
@@ -68,27 +69,30 @@ impl Builder {
         self
     }
 
-    /// The directory of the store: `store.path`. One process at a time may have it open.
+    /// Sets the directory of the store (`store.path`). Only one process at a time can open it.
     pub fn store_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.config.store.path = path.into();
         self
     }
 
-    /// Listens on this socket, whatever `host` and `port` say. [`bind`] makes one with room for a rush.
+    /// Listens on this socket instead of `host` and `port`. [`bind`] makes one with a large backlog.
     pub fn listener(mut self, listener: TcpListener) -> Self {
         self.listener = Some(listener);
         self
     }
 
-    /// Finds out who clients are in a way of your own, whatever `authentication.*` says about tokens. Its other keys
-    /// (`timeout`, `required`, `disconnectOnFail` …) hold as always.
+    /// Authenticates clients with your own implementation instead of the token settings of `authentication.*`.
+    ///
+    /// The other keys (`timeout`, `required`, `disconnectOnFail` …) stay in effect.
     pub fn authenticator(mut self, authenticator: impl Authenticator) -> Self {
         self.authenticator = Some(Arc::new(authenticator));
         self
     }
 
-    /// The same by a closure: it gets what the client passed (stock's `data`) and says who that is. A panic in it
-    /// lets nobody in.
+    /// Authenticates clients with a closure.
+    ///
+    /// It receives what the client sent (the original's `data`) and returns the identity. If it panics, the client is not
+    /// authenticated.
     ///
     /// ```
     /// # use mesa::{auth::{AuthError, Identity}, message::UserId, server::Server};
@@ -108,13 +112,13 @@ impl Builder {
         self.authenticator(Closure(authenticate))
     }
 
-    /// Adds a handler of what happens to clients. Several are called in the order in which they were added.
+    /// MiddlewareFactory a handler of client events. Several are called in the order in which they were added.
     pub fn handler(mut self, handler: impl Handler) -> Self {
-        self.handlers.push(Arc::new(All(handler)));
+        self.handlers.push(Arc::new(WholeHandler(handler)));
         self
     }
 
-    /// Adds a handler of one event, as [`Handler::connection`].
+    /// MiddlewareFactory a handler of connections, see [`Handler::connection`].
     pub fn on_connection<F, R>(mut self, call: F) -> Self
     where
         F: Fn(Peer) -> R + Send + Sync + 'static,
@@ -124,7 +128,7 @@ impl Builder {
         self
     }
 
-    /// Adds a handler of one event, as [`Handler::authentication`].
+    /// MiddlewareFactory a handler of authentications, see [`Handler::authentication`].
     pub fn on_authentication<F, R>(mut self, call: F) -> Self
     where
         F: Fn(Peer) -> R + Send + Sync + 'static,
@@ -134,17 +138,17 @@ impl Builder {
         self
     }
 
-    /// Adds a handler of one event, as [`Handler::message`].
+    /// MiddlewareFactory a handler of messages, see [`Handler::message`].
     pub fn on_message<F, R>(mut self, call: F) -> Self
     where
-        F: Fn(Peer, Received) -> R + Send + Sync + 'static,
+        F: Fn(Peer, ReceivedMessage) -> R + Send + Sync + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
         self.handlers.push(Arc::new(OnMessage(call)));
         self
     }
 
-    /// Adds a handler of one event, as [`Handler::disconnection`].
+    /// MiddlewareFactory a handler of disconnections, see [`Handler::disconnection`].
     pub fn on_disconnection<F, R>(mut self, call: F) -> Self
     where
         F: Fn(Peer, u16, String) -> R + Send + Sync + 'static,
@@ -154,20 +158,22 @@ impl Builder {
         self
     }
 
-    /// Adds middleware: stock's `server.use`. Several are called in the order in which they were added.
+    /// MiddlewareFactory middleware: the original's `server.use`. Several are called in the order in which they were added.
     pub fn middleware(self, middleware: impl Middleware) -> Self {
         self.middleware_with(|_| middleware)
     }
 
-    /// The same for middleware that has something to do with the server itself, as stock hands it over: to send something,
-    /// or to disconnect somebody. Called once, when the server is put together.
+    /// MiddlewareFactory middleware that needs the server itself, to send messages or to disconnect clients.
+    ///
+    /// `make` is called once, while the server is built.
     pub fn middleware_with<M: Middleware>(mut self, make: impl FnOnce(&Handle) -> M + Send + 'static) -> Self {
         self.middleware.push(Box::new(|handle| Arc::new(make(handle))));
         self
     }
 
-    /// What is done when the server is told to stop, before it does: it still serves, so that there can be a last word to
-    /// clients. Has five seconds; then, or if it panics, the server stops all the same. Not called when the store has failed.
+    /// Sets what runs when the server is asked to stop, before it stops serving. It can still send to clients.
+    ///
+    /// After 5 s, or if it panics, the server stops all the same. It is not called when the store has failed.
     pub fn before_exit<F, R>(mut self, call: F) -> Self
     where
         F: FnOnce() -> R + Send + 'static,
@@ -177,20 +183,21 @@ impl Builder {
         self
     }
 
-    /// Serves from a store that is open already, instead of `store.path`.
+    /// Uses a store that is open already, instead of `store.path`.
     #[doc(hidden)]
     pub fn store(mut self, store: Arc<dyn Store>) -> Self {
         self.store = Some(store);
         self
     }
 
-    /// Checks the configuration, opens the store and listens. Serving begins with [`Server::run`]; who connects before that
-    /// waits. What the configuration allows and should not be overlooked is logged.
+    /// Validates the configuration, opens the store and binds the listener.
+    ///
+    /// Serving begins with [`Server::run`]; clients that connect earlier wait. Risky settings are logged as warnings.
     ///
     /// # Errors
-    /// When the configuration does not hold, the address cannot be listened on, or authentication or store cannot be set up.
+    /// When the configuration is invalid, the address cannot be bound, or authentication or store cannot be set up.
     pub async fn start(mut self) -> Result<Server, ServerError> {
-        // The address before the store: of two servers started by mistake, the second must not touch the first's.
+        // The address before the store: of two servers started by mistake, the second must not touch the store of the first.
         let listener = match self.listener.take() {
             Some(listener) => listener,
             None => bind(address(&self.config).await?)?,
@@ -199,12 +206,13 @@ impl Builder {
         Ok(Server { listener, address, parts: self.assemble().await? })
     }
 
-    /// As [`Builder::start`], without a listener: the routes are for a router of yours, and the rest is run beside it.
-    /// `host`, `port`, `limits.headerTimeout`, `limits.idleTimeout` and [`Builder::listener`] have no effect then, and `limits.connectionsPerAddress`
-    /// takes all clients for one address unless the router is served with connect info.
+    /// Builds a server without a listener: its routes are for your router, and the rest runs beside it.
     ///
-    /// The routes are `path` for the WebSocket, and `/v1/…`, `/healthz`, `/readyz` and `/metrics`. With a `path` of `/`, as it
-    /// is by default, the router they are merged into can have no `/` of its own.
+    /// `host`, `port`, `limits.headerTimeout`, `limits.idleTimeout` and [`Builder::listener`] have no effect then. Unless the
+    /// router is served with connect info, `limits.connectionsPerAddress` counts all clients as one address.
+    ///
+    /// The routes are `path` for the WebSocket, and `/v1/…`, `/healthz`, `/readyz` and `/metrics`. With the default `path` of
+    /// `/`, the router they are merged into can have no route `/` of its own.
     ///
     /// ```
     /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -227,15 +235,15 @@ impl Builder {
     /// ```
     ///
     /// # Errors
-    /// When the configuration does not hold, or authentication or store cannot be set up.
+    /// When the configuration is invalid, or authentication or store cannot be set up.
     pub async fn attach(self) -> Result<(axum::Router, Attached), ServerError> {
         Ok(super::router::attach(self.assemble().await?))
     }
 
-    async fn assemble(mut self) -> Result<Assembled, ServerError> {
+    async fn assemble(mut self) -> Result<Runtime, ServerError> {
         let mut checked = self.config.clone();
         if self.authenticator.is_some() {
-            // There is a way to tell who a client is, and none of the configured ones has any effect.
+            // The configured token settings have no effect, so validation must not require any.
             let authentication = &mut checked.authentication;
             (authentication.jwt, authentication.webhook) = (None, None);
             (authentication.insecure, authentication.insecure_public) = (true, true);
@@ -247,7 +255,7 @@ impl Builder {
         }
         let descriptors = Descriptors::divide(&self.config);
         if self.authenticator.is_some() {
-            // Nor does it open the server to this machine's pages alone.
+            // The embedder's authenticator is in effect, so the restriction of `insecure` to local pages must not apply.
             self.config.authentication.insecure = false;
         }
         let authenticator = match self.authenticator {
@@ -260,23 +268,23 @@ impl Builder {
                 auth::from_config(&authentication)?
             }
         };
-        // Before the store is opened, like the address: see there.
-        let wire = WirePort::bind(&self.config.redis_protocol)?;
+        // Before the store is opened, like the address above.
+        let wire = RespListener::bind(&self.config.redis_protocol)?;
         let (opened, ids) = match self.store {
             Some(store) => ((store, None), None),
             None => {
-                // Beside a store over Redis there is no directory to remember anything in.
+                // A store on Redis has no directory to persist portal ids in.
                 let on_disk = self.config.redis.is_none();
-                let ids = on_disk.then(|| PortalIds::in_store(&self.config.store.path));
+                let ids = on_disk.then(|| PortalIdFile::in_store(&self.config.store.path));
                 (open_store(&self.config).await?, ids)
             }
         };
         let Self { config, handlers, middleware, before_exit, .. } = self;
-        Assembled::new(config, opened, authenticator, handlers, middleware, before_exit, (wire, ids, descriptors))
+        Runtime::new(config, opened, authenticator, handlers, middleware, before_exit, (wire, ids, descriptors))
     }
 }
 
-/// The first address that `host` and `port` stand for.
+/// Resolves `host` and `port` to their first address.
 async fn address(config: &Config) -> io::Result<SocketAddr> {
     let host = config.host.trim_start_matches('[').trim_end_matches(']');
     let mut found = lookup_host((host, config.port)).await?;

@@ -1,5 +1,5 @@
-//! How a connection ends: the session first, so that nothing more is left for it, then the socket. Where the server stops
-//! it is the other way round.
+//! Closes a connection: detaches the session, then the socket. On shutdown the order is reversed, so that late
+//! acknowledgements count.
 
 use std::{
     future::poll_fn,
@@ -16,110 +16,115 @@ use crate::{
     protocol::close_code::CloseCode,
 };
 
-/// A client can do so as often as it connects.
-static CUT: LogLimit = LogLimit::new();
+/// A client can break the protocol as often as it connects, so the log line is rate-limited.
+static STALLED: LogLimit = LogLimit::new();
 
-/// How long a peer has to take our close frame and to answer it.
-const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// Time for the peer to take our close frame and to answer it. Then the connection is dropped.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Frames of a peer that are read while waiting for its close frame; what follows is discarded unread.
-const LAST_FRAMES_MAX: usize = 1024;
+/// Frames of a peer that are read while waiting for its close frame. Later ones are discarded unread.
+const CLOSING_FRAMES_MAX: usize = 1024;
 
-/// What a peer says until it closes too.
-struct LastWords {
-    /// How much it was.
+/// What the peer sends until it closes too.
+struct ClosingState {
+    /// Frames read so far.
     frames: usize,
-    /// They are taken, and not read past.
-    heard: bool,
-    /// It has closed too, or the connection is broken: nothing more comes.
+    /// Frames are counted, and none is read beyond the limit.
+    accepts: bool,
+    /// The peer has closed too, or the connection is broken.
     closed: bool,
     /// Bytes that may still be discarded.
     bytes_left: usize,
 }
 
 impl Connection {
-    /// Detaches the session, says why, and closes the socket within [`FAREWELL_MAX`].
+    /// Detaches the session, sends the close frame, and closes the socket within [`CLOSE_TIMEOUT`].
     ///
-    /// A client whose server stops cannot know before our close frame has reached it: what it has said to the application
-    /// by then is still taken, and what it confirms counts: so its session ends last. Everybody else is no longer heard.
+    /// On shutdown a client cannot know of it before our close frame has arrived. Until then its application messages are
+    /// accepted and its acknowledgements count, so its session ends last. Frames of other clients are not read any more.
     ///
-    /// Bytes that [`linger`](super::socket::Socket::linger) may still discard, if the peer may be sending.
-    pub(super) async fn farewell(&mut self, end: End) -> Option<usize> {
+    /// Returns the bytes that [`linger`](super::socket::Socket::linger) may still discard, if the peer may be sending.
+    pub(super) async fn close(&mut self, end: End) -> Option<usize> {
         if !matches!(end, End::Stopping) {
             drop(self.session.take());
         }
-        let mut last = LastWords { frames: 0, heard: false, closed: false, bytes_left: LINGER_BYTES_MAX };
+        let mut state = ClosingState { frames: 0, accepts: false, closed: false, bytes_left: LINGER_BYTES_MAX };
         match end {
-            End::Stuck => {
-                info_seldom!(CUT, "a client took nothing for too long and was cut; what it was owed stays in its log");
+            End::Stalled => {
+                info_seldom!(
+                    STALLED,
+                    "a client took no data within limits.writeTimeout and was disconnected; its pending messages stay in the log"
+                );
                 return None;
             }
             End::Gone => {
-                last.closed = true;
-                if let Some(goodbye) = self.goodbye.take() {
-                    self.connected.set_close(goodbye.0, &goodbye.1);
+                state.closed = true;
+                if let Some(peer_close) = self.peer_close.take() {
+                    self.connected.set_close(peer_close.0, &peer_close.1);
                 }
             }
-            End::Told(code) => self.closes(code, ""),
-            End::Close(code, reason) => self.closes(code.code(), reason),
+            End::Requested(code) => self.push_close(code, ""),
+            End::Close(code, reason) => self.push_close(code.code(), reason),
             End::Stopping => {
-                self.closes(CloseCode::GoingAway.code(), CloseCode::GoingAway.reason());
-                // What was said behind an authentication is to be heard as him who it lets in, and it lets in nobody now.
-                last.heard = self.authenticating.is_none() && self.attaching.is_none();
+                self.push_close(CloseCode::GoingAway.code(), CloseCode::GoingAway.reason());
+                // Frames after an authentication belong to the user it admits, and it admits none now.
+                state.accepts = self.authenticating.is_none() && self.attaching.is_none();
             }
         }
-        // Whoever does not take part in the farewell is cut: there is nothing left to lose here.
-        let over = tokio::time::timeout(FAREWELL_MAX, poll_fn(|cx| self.poll_farewell(cx, &mut last))).await;
+        // A peer that does not take part in the closing handshake is disconnected: nothing can be lost here any more.
+        let closed = tokio::time::timeout(CLOSE_TIMEOUT, poll_fn(|cx| self.poll_close_handshake(cx, &mut state))).await;
         drop(self.session.take());
-        (over.is_ok() && !last.closed).then_some(last.bytes_left)
+        (closed.is_ok() && !state.closed).then_some(state.bytes_left)
     }
 
-    fn closes(&mut self, code: u16, reason: &str) {
+    fn push_close(&mut self, code: u16, reason: &str) {
         self.connected.set_close(code, reason);
         self.socket.push_close(code, reason);
     }
 
-    fn poll_farewell(&mut self, cx: &mut Context<'_>, last: &mut LastWords) -> Poll<()> {
+    fn poll_close_handshake(&mut self, cx: &mut Context<'_>, state: &mut ClosingState) -> Poll<()> {
         if let Poll::Ready(Err(_)) = self.socket.poll_write_out(cx).1 {
-            last.closed = true;
+            state.closed = true;
             return Poll::Ready(());
         }
-        // Also while the close frame cannot be written: the peer may be blocked on what it is sending itself.
-        self.hear_out(cx, last);
-        if last.frames < LAST_FRAMES_MAX {
-            // Reading a ping may have left a pong behind.
+        // Also while the close frame cannot be written: the peer may be blocked on its own sending.
+        self.read_remaining(cx, state);
+        if state.frames < CLOSING_FRAMES_MAX {
+            // Reading a ping may have put a pong into the buffer.
             if let Poll::Ready(Err(_)) = self.socket.poll_write_out(cx).1 {
-                last.closed = true;
+                state.closed = true;
                 return Poll::Ready(());
             }
             return Poll::Pending;
         }
-        last.closed |= self.socket.poll_discard(cx, &mut last.bytes_left).is_ready();
-        // Reading may have left an answer to the peer's own close frame.
+        state.closed |= self.socket.poll_discard(cx, &mut state.bytes_left).is_ready();
+        // Reading may have put an answer to the peer's close frame into the buffer.
         if self.socket.poll_write_out(cx).1.is_pending() {
             return Poll::Pending;
         }
         self.socket.poll_shutdown(cx).map(|_| ())
     }
 
-    /// Reads what the peer still says, until nothing more is there or it was enough.
-    fn hear_out(&mut self, cx: &mut Context<'_>, last: &mut LastWords) {
-        while last.frames < LAST_FRAMES_MAX {
-            // As ever, it waits where it is until there is room for it.
-            if last.heard && self.connected.poll_ready(cx).is_pending() {
+    /// Reads frames from the peer until nothing more arrives or a limit is reached.
+    fn read_remaining(&mut self, cx: &mut Context<'_>, state: &mut ClosingState) {
+        while state.frames < CLOSING_FRAMES_MAX {
+            // As before shutdown, a message waits in the socket until the listeners have room.
+            if state.accepts && self.connected.poll_ready(cx).is_pending() {
                 return;
             }
-            let Poll::Ready(said) = self.socket.poll_inbound(cx) else { return };
-            last.frames += 1;
-            match said {
-                Inbound::Closed(goodbye) => {
-                    last.closed |= goodbye.is_some();
-                    last.frames = LAST_FRAMES_MAX;
+            let Poll::Ready(inbound) = self.socket.poll_inbound(cx) else { return };
+            state.frames += 1;
+            match inbound {
+                Inbound::Closed(peer_close) => {
+                    state.closed |= peer_close.is_some();
+                    state.frames = CLOSING_FRAMES_MAX;
                 }
-                Inbound::Refused(..) => last.frames = LAST_FRAMES_MAX,
-                Inbound::Fragments(count) => last.frames += count as usize,
-                Inbound::Text(text) if last.heard => last.heard = self.hear_last(text.as_str(), Instant::now()),
-                Inbound::Pong(payload) if last.heard => self.arrived(&payload),
+                Inbound::Violation(..) => state.frames = CLOSING_FRAMES_MAX,
+                Inbound::Fragments(count) => state.frames += count as usize,
+                Inbound::Text(text) if state.accepts => {
+                    state.accepts = self.handle_last_frame(text.as_str(), Instant::now())
+                }
+                Inbound::Pong(payload) if state.accepts => self.handle_pong(&payload),
                 Inbound::Text(_) | Inbound::Ping | Inbound::Pong(_) => {}
             }
         }

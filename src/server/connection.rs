@@ -1,8 +1,8 @@
-//! The life of one WebSocket connection: one task, which waits for whatever comes next (a frame, a signal from the
-//! hub, room in the socket, a deadline) and never for one thing alone.
+//! One task per WebSocket connection. It waits for all of its inputs at once: frames, signals from the hub, a writable
+//! socket, deadlines.
 //!
-//! The steps it takes are in files of their own: [`inbound`](super::inbound) what a client may say,
-//! [`outbound`](super::outbound) what is written and when, [`farewell`](super::closing) how it ends.
+//! Its steps are in files of their own: [`inbound`](super::inbound) reads frames, [`outbound`](super::outbound) writes
+//! them, [`closing`](super::closing) ends the connection.
 
 use std::{
     fmt,
@@ -17,30 +17,30 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::time::Sleep;
 
-use super::{context::Shared, frame_rate::FrameBudget, heartbeat::Heartbeat, peer::Arrival, socket::Socket};
+use super::{context::Shared, frame_rate::FrameRateLimiter, heartbeat::Heartbeat, peer::HandshakeInfo, socket::Socket};
 use crate::{
     auth::{AuthError, Identity},
     hub::{Attach, CloseReason, ConnectionHandle, Session, Signals, StoreError},
     protocol::close_code::CloseCode,
 };
 
-/// Rounds a connection may go before it lets others have the thread. A client that reads fast and is owed much would
-/// otherwise keep one for as long as its backlog lasts.
+/// Rounds per wake-up, before the task yields the thread. Otherwise a fast client with a long backlog would occupy a
+/// thread until the backlog is sent.
 const ROUNDS_MAX: usize = 8;
 
 /// Why a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The peer closed, or is gone: there is nobody to tell.
+    /// The peer closed, or is gone: no close frame is sent.
     Gone,
-    /// We close, and say this.
+    /// The server closes with this code and reason.
     Close(CloseCode, &'static str),
-    /// We close because the server stops: nothing is wrong with the client, and what it says until it hears of that counts.
+    /// The server is shutting down. Messages that the client sends until it learns of that still count.
     Stopping,
-    /// We close with a code of the program that the server is part of.
-    Told(u16),
-    /// The peer takes nothing of what was written: it would not take a close frame either.
-    Stuck,
+    /// The embedding program closes with this code.
+    Requested(u16),
+    /// The peer takes nothing of what was written, so it would not take a close frame either.
+    Stalled,
 }
 
 impl End {
@@ -49,20 +49,20 @@ impl End {
     }
 }
 
-/// An authentication under way.
+/// An authentication in progress.
 pub(super) struct Authenticating {
     pub checking: BoxFuture<'static, Result<Identity, AuthError>>,
     pub how: Attach,
 }
 
-/// A client that has shown who it is, on its way to its log.
+/// An authenticated client whose session is being attached.
 pub(super) struct Attaching {
     pub session: BoxFuture<'static, Result<Session, StoreError>>,
-    /// What it is answered.
+    /// The answer to the authentication.
     pub frame: String,
-    /// It resumes (`after`), so its deliveries are not held back.
+    /// Whether it resumes (`after`); then its deliveries are not held back.
     pub resumes: bool,
-    /// When what it showed stops being true.
+    /// When its identity expires.
     pub expires: Option<SystemTime>,
 }
 
@@ -70,43 +70,43 @@ pub(super) struct Attaching {
 pub(super) struct Connection {
     pub shared: Arc<Shared>,
     pub socket: Socket,
-    /// Taken out first at the end: nothing more is to be left for a connection that is closing.
+    /// Detached first when closing, so that the hub puts nothing more into the mailbox.
     pub session: Option<Session>,
     pub connected: ConnectionHandle,
     pub heartbeat: Heartbeat,
     pub authenticating: Option<Authenticating>,
     pub attaching: Option<Attaching>,
-    /// By then the client has authenticated, or is closed; `None` once it has.
+    /// Deadline of the authentication, after which the connection is closed; `None` once authenticated.
     pub authenticate_by: Option<Instant>,
-    /// When what the client showed stops being true.
+    /// When the client's identity expires.
     pub expires: Option<SystemTime>,
-    pub budget: FrameBudget,
-    /// Unsynced messages are waiting in the mailbox.
+    pub frame_rate: FrameRateLimiter,
+    /// Whether unsynced messages are in the mailbox.
     pub unsynced: bool,
-    /// Until then every delivery is held back, unless op 1 is answered before (see [`hold`](super::hold)).
+    /// Until then deliveries are held back, unless op 1 is answered before (see [`hold`](super::hold)).
     pub held_until: Option<Instant>,
-    /// When the next entry is due, if the session is waiting for that.
+    /// When the next entry is due, if the session is paced.
     pub paced_until: Option<Instant>,
-    /// Since when the socket has taken nothing of what is waiting.
-    pub stuck_since: Option<Instant>,
-    /// What the peer said when it closed, if it did.
-    pub goodbye: Option<Box<(u16, String)>>,
+    /// Since when the socket has taken nothing of the write buffer.
+    pub stalled_since: Option<Instant>,
+    /// Code and reason of the peer's close frame.
+    pub peer_close: Option<Box<(u16, String)>>,
     timer: Timer,
 }
 
 impl Connection {
-    /// Greets a new client and serves it until it goes or has to go.
+    /// Sends the first frame to a new client and serves it until the connection ends.
     ///
-    /// Built here and boxed, so that the task holds a pointer and not several places for a connection to be in.
+    /// The connection is boxed here, so that the task holds a pointer instead of several copies of its state.
     pub(super) fn serve(
         shared: Arc<Shared>,
         socket: Socket,
         from: Option<SocketAddr>,
-        arrival: Option<Arrival>,
+        handshake: Option<HandshakeInfo>,
     ) -> impl Future<Output = ()> + Send {
         let connected = shared.hub.connect_from(from.map(|from| from.ip()), |id| {
-            if let (Some(calls), Some(arrival)) = (&shared.calls, arrival) {
-                calls.arrives(id, arrival);
+            if let (Some(runner), Some(handshake)) = (&shared.runner, handshake) {
+                runner.add_peer(id, handshake);
             }
         });
         let now = Instant::now();
@@ -114,9 +114,9 @@ impl Connection {
         let nonce = shared.nonce();
         let heartbeat = Heartbeat::new(heart.enabled, heart.interval, heart.max_attempts, nonce, now);
         let mut connection = Box::new(Self {
-            // Where nobody can authenticate nobody is sent away for not having done so.
+            // Without an authenticator the missing authentication must not close the connection.
             authenticate_by: shared.authenticator.is_some().then(|| now + shared.config.authentication.timeout),
-            budget: FrameBudget::new(shared.config.limits.frames_per_second, now),
+            frame_rate: FrameRateLimiter::new(shared.config.limits.frames_per_second, now),
             shared,
             socket,
             session: None,
@@ -128,18 +128,18 @@ impl Connection {
             unsynced: false,
             held_until: None,
             paced_until: None,
-            stuck_since: None,
-            goodbye: None,
+            stalled_since: None,
+            peer_close: None,
             timer: Timer::default(),
         });
         connection.shared.metrics.connections_total.inc();
         connection.shared.metrics.connections.inc();
-        connection.greet();
+        connection.push_hello();
         async move {
             let end = poll_fn(|cx| connection.poll_end(cx)).await;
             connection.shared.metrics.connections.dec();
-            if let Some(bytes_left) = connection.farewell(end).await {
-                // The rest is dropped here: the connection has ended for everyone but its peer.
+            if let Some(bytes_left) = connection.close(end).await {
+                // Everything else is dropped here: the connection has ended, except for its peer.
                 connection.into_socket().linger(bytes_left).await;
             }
         }
@@ -153,7 +153,7 @@ impl Connection {
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         for _ in 0..ROUNDS_MAX {
             let now = Instant::now();
-            match self.round(cx, now) {
+            match self.poll_once(cx, now) {
                 Err(end) => return Poll::Ready(end),
                 Ok(true) => continue,
                 Ok(false) => {}
@@ -166,26 +166,26 @@ impl Connection {
         Poll::Pending
     }
 
-    /// One round; true if there may be more to do at once.
-    fn round(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+    /// Runs all steps once; true if there may be more to do at once.
+    fn poll_once(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         if let Poll::Ready(signals) = self.connected.mailbox().poll_signals(cx) {
-            self.heed(signals)?;
+            self.apply_signals(signals)?;
         }
         self.check_deadlines(now)?;
         self.release_if_due(now);
         let mut busy = self.poll_inbound(cx, now)?;
-        // Behind the frames, because one of them may just have begun it, and nobody has asked it to wake us yet.
+        // After the frames: one of them may just have started it, and its waker is not registered yet.
         busy |= self.poll_authentication(cx, now)?;
-        busy |= self.poll_attaching(cx, now)?;
-        self.fill(cx, now)?;
-        self.ask(now)?;
+        busy |= self.poll_attach(cx, now)?;
+        self.fill_buffer(cx, now)?;
+        self.send_heartbeat(now)?;
         busy |= self.poll_write(cx, now)?;
         Ok(busy)
     }
 
-    fn heed(&mut self, signals: Signals) -> Result<(), End> {
+    fn apply_signals(&mut self, signals: Signals) -> Result<(), End> {
         match signals.close {
-            Some(CloseReason::WithCode(code)) => return Err(End::Told(code)),
+            Some(CloseReason::WithCode(code)) => return Err(End::Requested(code)),
             Some(CloseReason::Requested) => return Err(End::close(CloseCode::Normal)),
             Some(CloseReason::Shutdown) => return Err(End::Stopping),
             Some(CloseReason::StoreFailed) => return Err(End::close(CloseCode::Internal)),
@@ -206,22 +206,25 @@ impl Connection {
         if self.expires.is_some_and(|at| at <= SystemTime::now()) {
             return Err(End::Close(CloseCode::Policy, "the token has expired"));
         }
-        if self.stuck_since.is_some_and(|since| since + self.shared.config.limits.write_timeout <= now) {
-            return Err(End::Stuck);
+        if self.stalled_since.is_some_and(|since| since + self.shared.config.limits.write_timeout <= now) {
+            return Err(End::Stalled);
         }
         Ok(())
     }
 
-    /// When something has to be done although nothing has happened.
+    /// Returns the next deadline at which the task has to run without another event.
     fn deadline(&self) -> Option<Instant> {
-        let stuck = self.stuck_since.map(|since| since + self.shared.config.limits.write_timeout);
-        // The clock of the calendar may be set; looking again once a minute bounds what that can do.
+        let stalled = self.stalled_since.map(|since| since + self.shared.config.limits.write_timeout);
+        // The wall clock may be set, so it is checked at least once a minute.
         let expires = self.expires.map(|at| {
             let left = at.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
             Instant::now() + left.min(Duration::from_secs(60)) + Duration::from_millis(1)
         });
-        let heartbeat = self.heartbeat.deadline(self.wants_receipt());
-        [self.authenticate_by, expires, stuck, self.held_until, self.paced_until, heartbeat].into_iter().flatten().min()
+        let heartbeat = self.heartbeat.deadline(self.position_to_acknowledge());
+        [self.authenticate_by, expires, stalled, self.held_until, self.paced_until, heartbeat]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
@@ -231,14 +234,14 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// One timer for all deadlines of a connection, made when the first is needed.
+/// Timer for all deadlines of a connection, created when the first is needed.
 #[derive(Default)]
 struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Timer {
-    /// True if `deadline` has passed; otherwise the task is woken when it has.
+    /// Returns true if `deadline` has passed; otherwise the task is woken then.
     fn poll_elapsed(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> bool {
         let Some(deadline) = deadline.map(tokio::time::Instant::from_std) else { return false };
         match &mut self.sleep {

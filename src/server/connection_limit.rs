@@ -1,4 +1,4 @@
-//! Who has a place: connections counted in all and per address, and the way to wait until the last has gone.
+//! Limits connections in total and per address, and waits until the last one has closed.
 
 use std::{
     collections::HashMap,
@@ -12,104 +12,105 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, futures::Notified};
 
-/// The places of a server.
-pub(super) struct Slots {
+/// Limiter of the connections of a server.
+pub(super) struct ConnectionLimiter {
     connections_max: usize,
-    /// 0: no bound.
+    /// 0: unlimited.
     per_address_max: usize,
-    taken: AtomicUsize,
-    /// Only kept where there is a bound.
+    in_use: AtomicUsize,
+    /// Counts per address; only used with a limit per address.
     addresses: Mutex<HashMap<IpAddr, usize>>,
-    freed: Notify,
+    released: Notify,
 }
 
-/// One connection's place, from the first byte of HTTP to the last of the WebSocket. Free again when the last clone
-/// is dropped.
+/// Permit for one connection, from the first byte of HTTP to the last of the WebSocket.
+///
+/// Released when its last clone is dropped.
 #[derive(Clone)]
-pub(super) struct Slot {
-    /// Never read: the place is given back by its drop.
-    _place: Arc<Place>,
+pub(super) struct Permit {
+    /// Never read: its drop releases the permit.
+    _inner: Arc<PermitInner>,
 }
 
-struct Place {
-    slots: Arc<Slots>,
+struct PermitInner {
+    limiter: Arc<ConnectionLimiter>,
     address: IpAddr,
 }
 
-/// Why there is no place.
+/// Why no permit is available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// All places are taken.
+    /// The limit of connections is reached.
     All,
-    /// This address has as many as it may have.
+    /// The limit of this address is reached.
     Address,
 }
 
-impl Slots {
+impl ConnectionLimiter {
     pub(super) fn new(connections_max: usize, per_address_max: usize) -> Arc<Self> {
         Arc::new(Self {
             connections_max,
             per_address_max,
-            taken: AtomicUsize::new(0),
+            in_use: AtomicUsize::new(0),
             addresses: Mutex::default(),
-            freed: Notify::new(),
+            released: Notify::new(),
         })
     }
 
-    /// Takes a place for a connection from `address`.
-    pub(super) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Slot, Full> {
-        if self.taken.fetch_add(1, Ordering::AcqRel) >= self.connections_max {
-            self.taken.fetch_sub(1, Ordering::AcqRel);
+    /// Acquires a permit for a connection from `address`.
+    pub(super) fn acquire(self: &Arc<Self>, address: IpAddr) -> Result<Permit, Full> {
+        if self.in_use.fetch_add(1, Ordering::AcqRel) >= self.connections_max {
+            self.in_use.fetch_sub(1, Ordering::AcqRel);
             return Err(Full::All);
         }
         if self.per_address_max > 0 {
             let mut addresses = self.addresses.lock();
-            let taken = addresses.entry(address).or_insert(0);
-            if *taken >= self.per_address_max {
+            let in_use = addresses.entry(address).or_insert(0);
+            if *in_use >= self.per_address_max {
                 drop(addresses);
-                self.taken.fetch_sub(1, Ordering::AcqRel);
+                self.in_use.fetch_sub(1, Ordering::AcqRel);
                 return Err(Full::Address);
             }
-            *taken += 1;
+            *in_use += 1;
         }
-        Ok(Slot { _place: Arc::new(Place { slots: self.clone(), address }) })
+        Ok(Permit { _inner: Arc::new(PermitInner { limiter: self.clone(), address }) })
     }
 
-    /// Places that are taken.
-    pub(super) fn taken(&self) -> usize {
-        self.taken.load(Ordering::Acquire)
+    /// Returns the number of permits in use.
+    pub(super) fn in_use(&self) -> usize {
+        self.in_use.load(Ordering::Acquire)
     }
 
-    /// Resolves when a place becomes free after this call.
-    pub(super) fn freed(&self) -> Notified<'_> {
-        self.freed.notified()
+    /// Resolves when a permit is released after this call.
+    pub(super) fn released(&self) -> Notified<'_> {
+        self.released.notified()
     }
 
-    /// Resolves when every place is free.
-    pub(super) async fn all_free(&self) {
+    /// Resolves when no permit is in use.
+    pub(super) async fn all_released(&self) {
         loop {
-            let freed = self.freed.notified();
-            if self.taken.load(Ordering::Acquire) == 0 {
+            let released = self.released.notified();
+            if self.in_use.load(Ordering::Acquire) == 0 {
                 return;
             }
-            freed.await;
+            released.await;
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for PermitInner {
     fn drop(&mut self) {
-        if self.slots.per_address_max > 0 {
-            let mut addresses = self.slots.addresses.lock();
-            if let Some(taken) = addresses.get_mut(&self.address) {
-                *taken -= 1;
-                if *taken == 0 {
+        if self.limiter.per_address_max > 0 {
+            let mut addresses = self.limiter.addresses.lock();
+            if let Some(in_use) = addresses.get_mut(&self.address) {
+                *in_use -= 1;
+                if *in_use == 0 {
                     addresses.remove(&self.address);
                 }
             }
         }
-        self.slots.taken.fetch_sub(1, Ordering::AcqRel);
-        self.slots.freed.notify_waiters();
+        self.limiter.in_use.fetch_sub(1, Ordering::AcqRel);
+        self.limiter.released.notify_waiters();
     }
 }
 
@@ -118,20 +119,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_place_is_free_again_when_its_last_holder_is_gone() {
-        let slots = Slots::new(3, 2);
+    async fn permit_is_released_when_its_last_clone_is_dropped() {
+        let limiter = ConnectionLimiter::new(3, 2);
         let [one, two] = ["10.0.0.1", "10.0.0.2"].map(|address| address.parse::<IpAddr>().unwrap());
-        let (first, second) = (slots.take(one).unwrap(), slots.take(one).unwrap());
-        assert_eq!(slots.take(one).err(), Some(Full::Address), "two of one address at most");
-        let third = slots.take(two).unwrap();
-        assert_eq!(slots.take(two).err(), Some(Full::All), "three in all at most");
+        let (first, second) = (limiter.acquire(one).unwrap(), limiter.acquire(one).unwrap());
+        assert_eq!(limiter.acquire(one).err(), Some(Full::Address), "two of one address at most");
+        let third = limiter.acquire(two).unwrap();
+        assert_eq!(limiter.acquire(two).err(), Some(Full::All), "three in all at most");
         let held = first.clone();
         drop(first);
-        assert_eq!((slots.take(two).err(), slots.taken()), (Some(Full::All), 3));
+        assert_eq!((limiter.acquire(two).err(), limiter.in_use()), (Some(Full::All), 3));
         drop(held);
-        drop(slots.take(one).unwrap());
+        drop(limiter.acquire(one).unwrap());
         drop((second, third));
-        slots.all_free().await;
-        assert!(slots.addresses.lock().is_empty());
+        limiter.all_released().await;
+        assert!(limiter.addresses.lock().is_empty());
     }
 }

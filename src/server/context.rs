@@ -1,11 +1,11 @@
-//! What all connections of a server have in common.
+//! State that all connections of a server share.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{connection_limit::Slots, handler_queue::Calls};
+use super::{connection_limit::ConnectionLimiter, handler_queue::HandlerRunner};
 use crate::{
     auth::Authenticator,
     config::Config,
@@ -18,13 +18,14 @@ pub(super) struct Shared {
     pub config: Config,
     pub hub: Arc<Hub>,
     pub metrics: Arc<Metrics>,
-    /// `None`: nobody can authenticate.
+    /// `None`: no authentication is configured.
     pub authenticator: Option<Arc<dyn Authenticator>>,
-    /// The handlers of the program that this server is part of, if it has any.
-    pub calls: Option<Arc<Calls>>,
-    /// The places of `WebSockets`: fewer than those of connections, so that HTTP requests find one. The server also waits here
-    /// until the last WebSocket has gone.
-    pub sockets: Arc<Slots>,
+    /// Handlers of the embedding program, if it has any.
+    pub runner: Option<Arc<HandlerRunner>>,
+    /// Limiter of `WebSockets`. Its limit is lower than that of connections, so that HTTP requests find a permit.
+    ///
+    /// The server also waits here until the last WebSocket has closed.
+    pub sockets: Arc<ConnectionLimiter>,
     /// The first frame of every connection.
     pub hello: Arc<str>,
     nonces: AtomicU64,
@@ -36,7 +37,7 @@ impl Shared {
         hub: Arc<Hub>,
         metrics: Arc<Metrics>,
         authenticator: Option<Arc<dyn Authenticator>>,
-        calls: Option<Arc<Calls>>,
+        runner: Option<Arc<HandlerRunner>>,
         sockets_max: usize,
     ) -> Self {
         let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -48,13 +49,13 @@ impl Shared {
             store_messages: config.store_messages,
             sends_user_object: config.authentication.send_user_object,
         });
-        // A nonce need not be secret, only unlike what a client or a gateway makes up by itself: the time will do.
+        // A nonce need not be secret, only unlike what a client or a gateway makes up, so the time is sufficient.
         let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
-        let sockets = Slots::new(sockets_max, 0);
-        Self { config, hub, metrics, authenticator, calls, sockets, hello: hello.into(), nonces: AtomicU64::new(seed) }
+        let sockets = ConnectionLimiter::new(sockets_max, 0);
+        Self { config, hub, metrics, authenticator, runner, sockets, hello: hello.into(), nonces: AtomicU64::new(seed) }
     }
 
-    /// A number no other connection of this process has.
+    /// Returns a number that is unique among the connections of this process.
     pub(super) fn nonce(&self) -> u64 {
         self.nonces.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed)
     }

@@ -1,7 +1,7 @@
-//! How many connections of each kind fit into the open files that the system grants the process.
+//! Divides the open-file limit of the process among the kinds of connections.
 //!
-//! The store and the process come first: what they may need is set aside, and connections get what is left. Otherwise a
-//! crowd of connections takes the last descriptor, and the store cannot open the file it has to write.
+//! The store and the process come first: their share is reserved, and connections get the rest. Otherwise a flood of
+//! connections takes the last descriptor, and the store cannot open the file it has to write.
 
 use std::fs;
 
@@ -9,38 +9,39 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::config::Config;
 
-/// Descriptors set aside for the store (it keeps some 50 files open), for temporary files and for the runtime. Where few
-/// descriptors are left it is a third of them.
+/// Descriptors reserved for the store (it keeps some 50 files open), temporary files and the runtime.
+///
+/// With a low open-file limit it is a third of that limit.
 const RESERVE_MAX: usize = 96;
 
-/// Places that `WebSockets` leave free: `/healthz`, `/metrics` and dispatches find a server that is full of them.
+/// Connections that `WebSockets` cannot use: `/healthz`, `/metrics` and dispatches stay possible on a server full of them.
 const HTTP_ONLY_MAX: usize = 16;
 
-/// Lookups of names, the requests of a webhook and of a JWKS, each with a connection that is kept for the next.
+/// Name look-ups and requests to a webhook and for a JWKS, each with a kept-alive connection.
 const OUTBOUND_EXTRA: usize = 12;
 
-/// What is assumed to be open where the system does not tell.
-const OPEN_GUESS: usize = 32;
+/// Number of open files assumed where the system does not report it.
+const OPEN_FILES_ASSUMED: usize = 32;
 
-/// What may be connected at the same time.
+/// Limits of concurrent connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Descriptors {
     /// Connections for HTTP and `WebSockets`.
     pub connections: usize,
-    /// Of those, `WebSockets`.
+    /// `WebSockets` among them.
     pub sockets: usize,
     /// Connections of the Redis protocol.
     pub wire: usize,
-    /// Questions to the authentication webhook.
+    /// Concurrent requests to the authentication webhook.
     pub outbound: usize,
 }
 
 impl Descriptors {
-    /// Divides what the system grants now. Says so if it is less than what is configured.
+    /// Divides the system's current limit, and logs if the result is below the configuration.
     pub(super) fn divide(config: &Config) -> Self {
         let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
         let open = ["/proc/self/fd", "/dev/fd"].iter().find_map(|path| Some(fs::read_dir(path).ok()?.count()));
-        let granted = Self::of(limit.unwrap_or(usize::MAX), open.unwrap_or(OPEN_GUESS), config);
+        let granted = Self::of(limit.unwrap_or(usize::MAX), open.unwrap_or(OPEN_FILES_ASSUMED), config);
         let wanted = config.limits.connections;
         if let (Some(limit), true) = (limit, granted.sockets < wanted) {
             let Self { connections, sockets, .. } = granted;

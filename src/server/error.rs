@@ -8,10 +8,10 @@ use crate::{auth, config::ConfigError, http_client::UrlError, hub::StoreError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
-    /// The configuration contradicts itself.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The authentication cannot be set up: a key file is missing or is no key, mostly.
+    /// The authentication cannot be set up; most often a key file is missing or invalid.
     #[error(transparent)]
     Auth(#[from] auth::AuthSetupError),
     /// The store cannot be opened, or has failed while the server ran.
@@ -20,7 +20,7 @@ pub enum ServerError {
     /// The webhook cannot be set up.
     #[error("portal.webhook: its address {0}")]
     Webhook(#[from] UrlError),
-    /// The listener has gone wrong.
+    /// The listener has failed.
     #[error("cannot listen: {0}")]
     Listen(#[from] io::Error),
 }

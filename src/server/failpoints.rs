@@ -1,4 +1,4 @@
-//! The planted bugs of delivery (see [`failpoints`](crate::failpoints)).
+//! Failpoints of the delivery path (see [`failpoints`](crate::failpoints)).
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,7 +7,7 @@ use crate::{
     hub::Entry,
 };
 
-/// Where a bug is planted, some batches are not as they should be. All others are as they were.
+/// Damages some batches if a failpoint of delivery is enabled; otherwise returns them unchanged.
 pub(super) fn mix_up(mut entries: Vec<Entry>) -> Vec<Entry> {
     static LAST: Mutex<Option<Entry>> = Mutex::new(None);
     if entries.len() > 1 && one_in(Failpoint::Reorder, 20) {

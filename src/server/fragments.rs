@@ -1,13 +1,13 @@
 //! Counts the fragments among the frames of a peer, and finds its close frame.
 //!
-//! tungstenite joins the fragments of a message and reports only the whole message. A peer that never ends one could send
-//! fragments for ever, empty ones above all, and no limit would apply to them. So the bytes are read here too: each frame
-//! without the FIN bit is counted. Every other frame is a message or a control frame, which tungstenite reports; but of a close
-//! frame it sees the header alone, see [`close_frame`](super::close_frame).
+//! tungstenite joins the fragments of a message and reports only the whole message. A peer could send fragments of one
+//! message for ever, empty ones above all, and no limit would apply. So the bytes are parsed here too, and each frame
+//! without the FIN bit is counted. tungstenite reports every other frame, as a message or a control frame. Of a close frame
+//! it sees the header alone, see [`close_frame`](super::close_frame).
 
 use super::close_frame::{CloseFrame, MASK_BYTES};
 
-/// Fragments of one message; one more closes the connection with 1008. The limits on bytes do not bound empty ones.
+/// Fragments of one message; one more closes the connection with 1008. Byte limits do not bound empty fragments.
 pub(super) const FRAGMENTS_PER_MESSAGE_MAX: u32 = 1024;
 
 /// Bytes of a frame header without its mask: two, and up to eight for the length.
@@ -18,29 +18,29 @@ const MASKED: u8 = 0x80;
 const LENGTH: u8 = 0x7f;
 const CLOSE: u8 = 8;
 
-/// Longest body of a control frame.
+/// Longest body of a control frame, in bytes.
 const CONTROL_BYTES_MAX: u8 = 125;
 
-/// Opcodes from here on are of control frames, which may stand between the fragments of a message.
+/// First opcode of control frames, which may stand between the fragments of a message.
 const CONTROL: u8 = 8;
 
-/// Where a peer's stream of frames stands.
+/// Parser state of a peer's stream of frames.
 #[derive(Debug, Default)]
 pub(super) struct Fragments {
     head: [u8; HEAD_BYTES_MAX],
     head_len: usize,
-    /// Bytes of mask and payload that are still to come of the last frame.
+    /// Bytes of mask and payload of the current frame that are still to come.
     body_left: u64,
-    /// Fragments of the message that is not complete yet.
+    /// Fragments of the incomplete message.
     in_message: u32,
     /// Fragments that were not reported yet.
     unreported: u32,
-    /// The close frame, once it has begun: nothing of what comes from there on is a frame.
+    /// The close frame, once it has begun. No later bytes are frames.
     close: Option<Box<CloseFrame>>,
 }
 
 impl Fragments {
-    /// Reads on in the stream of frames. The number of bytes up to the body of a close frame: those are for tungstenite.
+    /// Parses more of the stream; returns the number of bytes before the body of a close frame, which are for tungstenite.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> usize {
         let all = bytes.len();
         while let Some(byte) = bytes.first() {
@@ -64,27 +64,27 @@ impl Fragments {
         all
     }
 
-    /// The close frame, when all of it has come.
+    /// Returns the close frame, once all of it has arrived.
     pub(super) fn close(&self) -> Option<&CloseFrame> {
         self.close.as_deref().filter(|close| close.is_complete())
     }
 
-    /// Fragments since the last call, to be charged like frames.
+    /// Returns the fragments since the last call, to be charged like frames.
     pub(super) fn take(&mut self) -> u32 {
         std::mem::take(&mut self.unreported)
     }
 
-    /// Whether [`Fragments::take`] would return any.
+    /// Reports whether [`Fragments::take`] would return any.
     pub(super) fn any(&self) -> bool {
         self.unreported > 0
     }
 
-    /// Whether a message has more than [`FRAGMENTS_PER_MESSAGE_MAX`].
+    /// Reports whether a message has more than [`FRAGMENTS_PER_MESSAGE_MAX`].
     pub(super) fn too_many(&self) -> bool {
         self.in_message > FRAGMENTS_PER_MESSAGE_MAX
     }
 
-    /// Bytes of the length behind the first two.
+    /// Returns the number of length bytes after the first two.
     fn length_bytes(&self) -> usize {
         match self.head[1] & LENGTH {
             126 => 2,
@@ -99,14 +99,14 @@ impl Fragments {
             bytes => self.head[2..2 + bytes].iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
         };
         let mask = if self.head[1] & MASKED == 0 { 0 } else { MASK_BYTES as u64 };
-        // What is wrong with a header of a close frame is for tungstenite to see.
+        // tungstenite reports an illegal header of a close frame.
         if let Ok(length @ 0..=CONTROL_BYTES_MAX) = u8::try_from(length)
             && self.head[0] == FIN | CLOSE
             && mask > 0
         {
             self.close = Some(Box::new(CloseFrame::new(length)));
         }
-        // A length that large is refused before this matters.
+        // A length that large is rejected before this matters.
         self.body_left = length.saturating_add(mask);
         self.head_len = 0;
         if self.head[0] & FIN == 0 {
@@ -166,12 +166,12 @@ mod tests {
             let mut fragments = Fragments::default();
             let read: usize = stream.chunks(cut).map(|piece| fragments.read(piece)).sum();
             assert_eq!((read, fragments.any()), (passed, false), "{cut}");
-            assert_eq!(fragments.close().unwrap().said(), Ok(Some((1000, String::new()))), "{cut}");
+            assert_eq!(fragments.close().unwrap().parse(), Ok(Some((1000, String::new()))), "{cut}");
         }
-        // A length of two bytes where one would do.
+        // A length of two bytes where one is sufficient.
         let mut fragments = Fragments::default();
         assert_eq!(fragments.read(&[FIN | CLOSE, MASKED | 0x7e, 0, 1, 0, 0, 0, 0, 7]), 4);
-        assert!(fragments.close().unwrap().said().is_err());
+        assert!(fragments.close().unwrap().parse().is_err());
         for other in [
             &[CLOSE, MASKED][..],
             &[FIN | CLOSE, 0],
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_of_a_complete_message_are_forgotten_and_control_frames_complete_none() {
+    fn fragment_count_is_reset_by_a_complete_message_and_not_by_control_frames() {
         let mut fragments = Fragments::default();
         for _ in 0..FRAGMENTS_PER_MESSAGE_MAX {
             fragments.read(&frame(0, 0));

@@ -1,16 +1,16 @@
-//! How many frames a client may send.
+//! Limits the rate of frames from a client.
 //!
-//! An answer to what the server has sent is free: one op 3 for each message written to a client that resumes, one op 11
-//! for each op 1, one pong for each ping. Further ones are charged like any frame.
+//! Answers to frames of the server are free: one op 3 for each message written to a resuming client, one op 11 for each op
+//! 1, one pong for each ping. Further ones are charged like any frame.
 
 use std::time::Instant;
 
-/// A client may save up this many seconds of its rate: catching up after a pause is no flood.
+/// Burst in seconds of the rate. A client that catches up after a pause is no flood.
 const BURST_SECONDS: f32 = 10.0;
 
-/// A token bucket.
+/// Token bucket of one connection.
 #[derive(Debug)]
-pub(super) struct FrameBudget {
+pub(super) struct FrameRateLimiter {
     per_second: f32,
     left: f32,
     at: Instant,
@@ -18,13 +18,13 @@ pub(super) struct FrameBudget {
     acknowledgements: u32,
 }
 
-impl FrameBudget {
+impl FrameRateLimiter {
     pub(super) fn new(frames_per_second: u32, now: Instant) -> Self {
         let per_second = frames_per_second as f32;
         Self { per_second, left: per_second * BURST_SECONDS, at: now, acknowledgements: 0 }
     }
 
-    /// Takes `frames` off the budget; false if there are not so many left.
+    /// Takes `frames` tokens; false if there are not so many left.
     pub(super) fn spend(&mut self, frames: u32, now: Instant) -> bool {
         let earned = now.saturating_duration_since(self.at).as_secs_f32() * self.per_second;
         self.left = (self.left + earned).min(self.per_second * BURST_SECONDS) - frames as f32;
@@ -32,12 +32,12 @@ impl FrameBudget {
         self.left >= 0.0
     }
 
-    /// Makes one more acknowledgement free: something was written that a client may acknowledge.
+    /// Makes one more acknowledgement free, for a message that was written.
     pub(super) fn expect_acknowledgement(&mut self) {
         self.acknowledgements = self.acknowledgements.saturating_add(1);
     }
 
-    /// Takes an acknowledgement; false if none is free, so that it has to be charged.
+    /// Uses a free acknowledgement; false if there is none, so that the frame has to be charged.
     pub(super) fn take_acknowledgement(&mut self) -> bool {
         let free = self.acknowledgements > 0;
         self.acknowledgements -= u32::from(free);
@@ -52,19 +52,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_may_catch_up_but_not_flood() {
+    fn burst_within_ten_seconds_of_the_rate_is_allowed_and_more_is_not() {
         let now = Instant::now();
-        let mut budget = FrameBudget::new(10, now);
-        assert!((0..100).all(|_| budget.spend(1, now)));
-        assert!(!budget.spend(1, now));
+        let mut limiter = FrameRateLimiter::new(10, now);
+        assert!((0..100).all(|_| limiter.spend(1, now)));
+        assert!(!limiter.spend(1, now));
         let later = now + Duration::from_secs(1);
-        assert_eq!((0..20).filter(|_| budget.spend(1, later)).count(), 9);
+        assert_eq!((0..20).filter(|_| limiter.spend(1, later)).count(), 9);
     }
 
     #[test]
-    fn acknowledgements_are_free_once_for_each_message() {
-        let mut budget = FrameBudget::new(1, Instant::now());
-        (0..3).for_each(|_| budget.expect_acknowledgement());
-        assert_eq!((0..5).filter(|_| budget.take_acknowledgement()).count(), 3);
+    fn acknowledgement_is_free_once_per_written_message() {
+        let mut limiter = FrameRateLimiter::new(1, Instant::now());
+        (0..3).for_each(|_| limiter.expect_acknowledgement());
+        assert_eq!((0..5).filter(|_| limiter.take_acknowledgement()).count(), 3);
     }
 }

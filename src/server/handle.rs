@@ -1,4 +1,4 @@
-//! What the program that a server is part of can do with it while it runs.
+//! Controls a running server from the program that embeds it.
 
 use std::{fmt, sync::Weak, time::Duration};
 
@@ -8,37 +8,37 @@ use crate::{
     protocol::opcode,
 };
 
-/// The only internal event there is.
+/// Type of the only internal event.
 const DISCONNECT_CLIENT: &str = "DISCONNECT_CLIENT";
 
-/// Why a message was not sent. Nobody has got anything of it.
+/// Why a message was not sent. No recipient received anything.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// It is too large, too deep, or wears an opcode of the protocol.
+    /// It is too large, too deep, or has an opcode of the protocol.
     #[error(transparent)]
     Message(#[from] MessageError),
-    /// Something in its options, or its name, is longer than it may be.
+    /// An option, or its type, is longer than allowed.
     #[error(transparent)]
     Name(#[from] NameError),
     /// More recipients than `limits.recipients`.
     #[error("{given} recipients are more than the {max} that limits.recipients allows; send it in parts")]
     Recipients {
-        /// How many there were.
+        /// Number of recipients.
         given: usize,
-        /// How many there may be.
+        /// The limit.
         max: usize,
     },
-    /// It has a `ttl` or a `collapse` key, which are for messages that are kept, and sync is off.
+    /// It has a `ttl` or a `collapse` key, which need a stored message, and sync is off.
     #[error(
         "ttl and collapse are for messages that are kept, and this server keeps none: sync is off. Set sync.enabled, or \
          leave them out"
     )]
     SyncOff,
-    /// It makes no sense as it is: a sentence that says why.
+    /// The combination of options is contradictory; the sentence says why.
     #[error("{0}")]
     Senseless(&'static str),
-    /// The store takes nothing: it is full, or has failed.
+    /// The store accepts nothing: it is full, or has failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The server has stopped.
@@ -46,8 +46,9 @@ pub enum SendError {
     Stopped,
 }
 
-/// A server that is running, or about to run, in this process. Cheap to clone. Does not keep the server: once that has
-/// stopped, every call says so.
+/// Handle of a server in this process. Cheap to clone.
+///
+/// It does not keep the server alive: once that has stopped, every call returns an error.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) hub: Weak<Hub>,
@@ -55,15 +56,16 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Sends a message, as a backend's `POST /v1/dispatch` does: to these users (or [`Recipients::Everyone`], who is
-    /// connected now) without those excluded. Resolves once every copy that is kept is as durable as configured
-    /// (`store.durability`): with the default, those survive a crash and a power cut. Dropping the future after its first
-    /// poll does not call the message back. A message with opcode 5 and type `DISCONNECT_CLIENT` disconnects its recipients.
+    /// Sends a message, as a backend's `POST /v1/dispatch` does, to users or a broadcast to [`Recipients::Everyone`].
     ///
-    /// [`Outcome::rejected`] names those for whom it was not taken.
+    /// Excluded users do not receive it. It resolves once every stored entry is as durable as configured
+    /// (`store.durability`). By default entries survive a crash and a power cut.
+    ///
+    /// Dropping the future after its first poll does not cancel the message. A message with opcode 5 and type
+    /// `DISCONNECT_CLIENT` disconnects its recipients. [`Outcome::rejected`] names the rejected recipients.
     ///
     /// # Errors
-    /// When nothing of it was taken.
+    /// When no part of it was accepted.
     pub async fn send(
         &self,
         message: &Message,
@@ -73,11 +75,13 @@ impl Handle {
         self.dispatch(message, recipients.into(), excluding, None).await
     }
 
-    /// The same, once: a repeat with this id within `api.idWindow` is not sent again and gets the first outcome, with
-    /// [`Outcome::duplicate`]. Remembered over a crash like the message itself.
+    /// Sends a message with an idempotency id.
+    ///
+    /// A retry with this id within `api.idWindow` is not sent again and returns the first outcome, with
+    /// [`Outcome::duplicate`]. The id is as durable as the message.
     ///
     /// # Errors
-    /// When nothing of it was taken.
+    /// When no part of it was accepted.
     pub async fn send_once(
         &self,
         id: DispatchId,
@@ -133,8 +137,9 @@ impl Handle {
         Ok(hub.dispatch(dispatch).await?)
     }
 
-    /// Closes all connections of these users with 1000: published clients do not come back after it by themselves, unless
-    /// they are told to reconnect. What waits for the users stays.
+    /// Closes all connections of these users with 1000. Their pending messages stay.
+    ///
+    /// Published clients do not reconnect after 1000, unless they are configured to.
     ///
     /// # Errors
     /// When the server has stopped.
@@ -146,13 +151,13 @@ impl Handle {
         Ok(self.hub()?.disconnect(&recipients.into(), excluding).await)
     }
 
-    /// Connections in all, authenticated or not. 0 once the server has stopped.
+    /// Returns the number of connections, authenticated or not; 0 once the server has stopped.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.hub.upgrade().map_or(0, |hub| hub.connections())
     }
 
-    /// Users who are connected now, in the order of their ids, those above `after`: a page of at most `limit`.
+    /// Returns a page of at most `limit` online users above `after`, in the order of their ids.
     pub async fn online(&self, after: Option<&UserId>, limit: usize) -> Vec<UserId> {
         match self.hub.upgrade() {
             Some(hub) => hub.online(after, limit).await,
@@ -160,7 +165,7 @@ impl Handle {
         }
     }
 
-    /// What is known of a user: connections, devices, what waits, the last sequence. Asks the disk.
+    /// Returns a user's connections, devices, pending messages and last sequence. Reads the disk.
     ///
     /// # Errors
     /// When the store cannot be read, or the server has stopped.
@@ -168,10 +173,10 @@ impl Handle {
         Ok(self.hub()?.user(user).await?)
     }
 
-    /// Counts all that waits for a user as received; resolves, once that is durable, with how many messages that were.
+    /// Acknowledges all pending messages of a user; resolves with their number once that is durable.
     ///
     /// # Errors
-    /// When the store takes nothing, or the server has stopped.
+    /// When the store accepts nothing, or the server has stopped.
     pub async fn clear(&self, user: &UserId) -> Result<u64, SendError> {
         Ok(self.hub()?.clear(user).await?)
     }

@@ -1,21 +1,22 @@
-//! What a program does when something happens to clients: a trait with a method for each event, and closures for one each.
+//! Handlers of client events: a trait with a method for each event, and a closure type for each.
 
 use std::future::Future;
 
 use futures_util::future::BoxFuture;
 
-use super::peer::{Peer, Received, Told};
+use super::peer::{HandlerEvent, Peer, ReceivedMessage};
 
-/// What a program does when something happens to a client. Every method does nothing by default: write those you need, as
-/// `async fn`.
+/// Handles client events in the embedding program.
+///
+/// Every method does nothing by default: implement those you need, as `async fn`.
 ///
 /// ```
-/// use mesa::{message::Message, server::{Handler, Peer, Received}};
+/// use mesa::{message::Message, server::{Handler, Peer, ReceivedMessage}};
 ///
 /// struct Echo;
 ///
 /// impl Handler for Echo {
-///     async fn message(&self, client: Peer, message: Received) {
+///     async fn message(&self, client: Peer, message: ReceivedMessage) {
 ///         if let Ok(answer) = Message::new("ECHO", &message.data) {
 ///             _ = client.send(&answer).await;
 ///         }
@@ -23,98 +24,97 @@ use super::peer::{Peer, Received, Told};
 /// }
 /// ```
 ///
-/// **Order.** Of one connection everything is told in order, one call after the other: the next begins when the last has
-/// ended. Calls of different connections run side by side. Several handlers are called in the order in which they were
-/// given, each for itself.
+/// **Order.** Events of one connection are handled in order: a call begins when the previous one has ended. Calls for
+/// different connections run concurrently. Several handlers are called in the order in which they were added.
 ///
-/// **The bound.** For each connection at most 32 messages (or 256 KiB of them) wait for a handler; while there are that many
-/// the client is not read from, so that what it says waits on its own side. With heartbeats on, a handler that takes longer
-/// over its messages than the heartbeat is patient loses the connection: leave long work to a task of your own.
+/// **Backpressure.** For each connection at most 32 messages (or 256 KiB of them) are queued for a handler. While the queue
+/// is full the server reads nothing from the client. With heartbeats on, a handler that takes longer than the heartbeat
+/// timeout loses the connection, so spawn a task for long work.
 ///
-/// **A panic** ends that one call. It is written to the log and told to the middleware; connection, server and later calls
-/// go on.
+/// **Panics** end one call. They are logged and reported to the middleware. Connection, server and later calls go on.
 ///
-/// Nothing of this is kept: what a client said is lost in a crash if no handler has dealt with it, and the client does not
-/// know. Where that matters let the client repeat what was not answered.
+/// **Durability.** Nothing of this is stored. A message from a client is lost in a crash if no handler has processed it, and
+/// the client does not know. Where that matters, let the client retry what was not answered.
 pub trait Handler: Send + Sync + 'static {
-    /// A client has connected; nobody knows yet who it is.
+    /// Handles a new connection; the client is not authenticated yet.
     fn connection(&self, client: Peer) -> impl Future<Output = ()> + Send {
         _ = client;
         async {}
     }
 
-    /// A client has shown who it is: [`Peer::user`].
+    /// Handles the authentication of a client: [`Peer::user`].
     fn authentication(&self, client: Peer) -> impl Future<Output = ()> + Send {
         _ = client;
         async {}
     }
 
-    /// A client has said something: a message of its application.
-    fn message(&self, client: Peer, message: Received) -> impl Future<Output = ()> + Send {
+    /// Handles an application message from a client.
+    fn message(&self, client: Peer, message: ReceivedMessage) -> impl Future<Output = ()> + Send {
         _ = (client, message);
         async {}
     }
 
-    /// A client is gone, with this close code (1006: without a word) and in the words of who closed. Comes after everything
-    /// else, and once.
+    /// Handles the end of a connection, with its close code (1006: no close frame) and reason. The last event, once.
     fn disconnection(&self, client: Peer, code: u16, reason: String) -> impl Future<Output = ()> + Send {
         _ = (client, code, reason);
         async {}
     }
 }
 
-/// A handler that several kinds of can stand side by side.
-pub(super) trait Called: Send + Sync {
-    /// `None` where there is nothing to do.
-    fn call(&self, client: Peer, told: Told) -> Option<BoxFuture<'_, ()>>;
+/// Object-safe form of a handler, so that several types can be stored together.
+pub(super) trait DynHandler: Send + Sync {
+    /// Returns the call; `None` if the handler does not handle this event.
+    fn call(&self, client: Peer, event: HandlerEvent) -> Option<BoxFuture<'_, ()>>;
 }
 
 /// A handler of every event.
-pub(super) struct All<H>(pub H);
+pub(super) struct WholeHandler<H>(pub H);
 
-impl<H: Handler> Called for All<H> {
-    fn call(&self, client: Peer, told: Told) -> Option<BoxFuture<'_, ()>> {
-        Some(match told {
-            Told::Connection => Box::pin(self.0.connection(client)),
-            Told::Authentication => Box::pin(self.0.authentication(client)),
-            Told::Message(message) => Box::pin(self.0.message(client, message)),
-            Told::Disconnection(code, reason) => Box::pin(self.0.disconnection(client, code, reason.into())),
+impl<H: Handler> DynHandler for WholeHandler<H> {
+    fn call(&self, client: Peer, event: HandlerEvent) -> Option<BoxFuture<'_, ()>> {
+        Some(match event {
+            HandlerEvent::Connection => Box::pin(self.0.connection(client)),
+            HandlerEvent::Authentication => Box::pin(self.0.authentication(client)),
+            HandlerEvent::Message(message) => Box::pin(self.0.message(client, message)),
+            HandlerEvent::Disconnection(code, reason) => Box::pin(self.0.disconnection(client, code, reason.into())),
         })
     }
 }
 
 pub(super) struct OnConnection<F>(pub F);
 
-impl<F: Fn(Peer) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> Called for OnConnection<F> {
-    fn call(&self, client: Peer, told: Told) -> Option<BoxFuture<'_, ()>> {
-        matches!(told, Told::Connection).then(|| Box::pin((self.0)(client)) as _)
+impl<F: Fn(Peer) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> DynHandler for OnConnection<F> {
+    fn call(&self, client: Peer, event: HandlerEvent) -> Option<BoxFuture<'_, ()>> {
+        matches!(event, HandlerEvent::Connection).then(|| Box::pin((self.0)(client)) as _)
     }
 }
 
 pub(super) struct OnAuthentication<F>(pub F);
 
-impl<F: Fn(Peer) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> Called for OnAuthentication<F> {
-    fn call(&self, client: Peer, told: Told) -> Option<BoxFuture<'_, ()>> {
-        matches!(told, Told::Authentication).then(|| Box::pin((self.0)(client)) as _)
+impl<F: Fn(Peer) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> DynHandler for OnAuthentication<F> {
+    fn call(&self, client: Peer, event: HandlerEvent) -> Option<BoxFuture<'_, ()>> {
+        matches!(event, HandlerEvent::Authentication).then(|| Box::pin((self.0)(client)) as _)
     }
 }
 
 pub(super) struct OnMessage<F>(pub F);
 
-impl<F: Fn(Peer, Received) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> Called for OnMessage<F> {
-    fn call(&self, client: Peer, told: Told) -> Option<BoxFuture<'_, ()>> {
-        let Told::Message(message) = told else { return None };
+impl<F: Fn(Peer, ReceivedMessage) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> DynHandler
+    for OnMessage<F>
+{
+    fn call(&self, client: Peer, event: HandlerEvent) -> Option<BoxFuture<'_, ()>> {
+        let HandlerEvent::Message(message) = event else { return None };
         Some(Box::pin((self.0)(client, message)))
     }
 }
 
 pub(super) struct OnDisconnection<F>(pub F);
 
-impl<F: Fn(Peer, u16, String) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> Called
+impl<F: Fn(Peer, u16, String) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> DynHandler
     for OnDisconnection<F>
 {
-    fn call(&self, client: Peer, told: Told) -> Option<BoxFuture<'_, ()>> {
-        let Told::Disconnection(code, reason) = told else { return None };
+    fn call(&self, client: Peer, event: HandlerEvent) -> Option<BoxFuture<'_, ()>> {
+        let HandlerEvent::Disconnection(code, reason) = event else { return None };
         Some(Box::pin((self.0)(client, code, reason.into())))
     }
 }

@@ -1,5 +1,4 @@
-//! From what happens to a client to the calls of handlers: a bounded queue for each connection, and a task for as long as
-//! there is something in it.
+//! Queues events for handlers: a bounded queue for each connection, and a task while it is not empty.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,8 +17,8 @@ use tokio::sync::Notify;
 
 use super::{
     handle::Handle,
-    handler::Called,
-    peer::{Arrival, Peer, Received, Told},
+    handler::DynHandler,
+    peer::{HandlerEvent, HandshakeInfo, Peer, ReceivedMessage},
 };
 use crate::{
     auth::Identity,
@@ -29,21 +28,21 @@ use crate::{
     middleware::Client,
 };
 
-/// Parts of the map of connections, so that two threads seldom meet at one lock.
+/// Shards of the map of connections, so that two threads seldom contend for a lock.
 const SHARDS: usize = 16;
 
 /// The handlers of a server, and the queues in front of them.
-pub(super) struct Calls {
-    handlers: Vec<Arc<dyn Called>>,
+pub(super) struct HandlerRunner {
+    handlers: Vec<Arc<dyn DynHandler>>,
     handle: OnceLock<Handle>,
     peers: [Mutex<HashMap<ConnectionId, Peer>>; SHARDS],
-    /// Queues that a task is at.
+    /// Queues that a task is processing.
     running: AtomicUsize,
     done: Notify,
 }
 
-impl Calls {
-    pub(super) fn new(handlers: Vec<Arc<dyn Called>>) -> Arc<Self> {
+impl HandlerRunner {
+    pub(super) fn new(handlers: Vec<Arc<dyn DynHandler>>) -> Arc<Self> {
         Arc::new(Self {
             handlers,
             handle: OnceLock::new(),
@@ -53,25 +52,25 @@ impl Calls {
         })
     }
 
-    /// The server there is to talk to; told once, before anybody connects.
-    pub(super) fn belong_to(&self, handle: Handle) {
+    /// Sets the server's handle; once, before the first connection.
+    pub(super) fn set_handle(&self, handle: Handle) {
         _ = self.handle.set(handle);
     }
 
-    /// A connection is about to be told of.
-    pub(super) fn arrives(&self, connection: ConnectionId, arrival: Arrival) {
+    /// Records the handshake of a connection whose event follows.
+    pub(super) fn add_peer(&self, connection: ConnectionId, handshake: HandshakeInfo) {
         let Some(handle) = self.handle.get().cloned() else { return };
-        self.shard(connection).lock().insert(connection, Peer::new(connection, handle, arrival));
+        self.shard(connection).lock().insert(connection, Peer::new(connection, handle, handshake));
     }
 
-    /// A client has shown who it is, and that is about to be told.
-    pub(super) fn identified(&self, connection: ConnectionId, identity: &Identity) {
+    /// Records the identity of a client whose authentication event follows.
+    pub(super) fn set_pending_identity(&self, connection: ConnectionId, identity: &Identity) {
         if let Some(peer) = self.peer(connection) {
-            peer.identified(identity);
+            peer.set_pending_identity(identity);
         }
     }
 
-    /// Resolves when no handler runs and nothing waits for one.
+    /// Resolves when no handler runs and no event is queued.
     pub(super) async fn idle(&self) {
         loop {
             let done = self.done.notified();
@@ -91,111 +90,111 @@ impl Calls {
     }
 }
 
-/// What the hub calls.
-pub(super) struct Telling(pub Arc<Calls>);
+/// Listener of the hub that queues events for the handlers.
+pub(super) struct HubListener(pub Arc<HandlerRunner>);
 
-impl Listener for Telling {
+impl Listener for HubListener {
     fn event(&self, connection: ConnectionId, event: Event<'_>) {
-        let gone = matches!(event, Event::Disconnection { .. });
+        let is_last = matches!(event, Event::Disconnection { .. });
         let shard = self.0.shard(connection);
-        let peer = if gone { shard.lock().remove(&connection) } else { shard.lock().get(&connection).cloned() };
+        let peer = if is_last { shard.lock().remove(&connection) } else { shard.lock().get(&connection).cloned() };
         if let Some(peer) = peer {
-            push(&self.0, peer, told(event));
+            push(&self.0, peer, handler_event(event));
         }
     }
 
     fn poll_ready(&self, connection: ConnectionId, cx: &mut Context<'_>) -> Poll<()> {
         let Some(peer) = self.0.peer(connection) else { return Poll::Ready(()) };
-        // Registered first: whoever makes room from here on wakes the connection.
+        // Registered first, so that any later release of capacity wakes the connection.
         peer.0.room.register(cx.waker());
         if peer.0.queue.lock().is_full() { Poll::Pending } else { Poll::Ready(()) }
     }
 }
 
-fn told(event: Event<'_>) -> Told {
+fn handler_event(event: Event<'_>) -> HandlerEvent {
     match event {
-        Event::Connection => Told::Connection,
-        Event::Authentication { .. } => Told::Authentication,
-        Event::Message { said: InboundMessage { op, data, kind, .. }, .. } => Told::Message(Received {
+        Event::Connection => HandlerEvent::Connection,
+        Event::Authentication { .. } => HandlerEvent::Authentication,
+        Event::Message { said: InboundMessage { op, data, kind, .. }, .. } => HandlerEvent::Message(ReceivedMessage {
             op,
             kind: kind.map(str::to_owned),
-            // It was cut out of a text that was read as JSON a moment ago.
+            // It was cut out of a text that has just been parsed as JSON.
             data: data.and_then(|data| RawValue::from_string(data.to_owned()).ok()),
         }),
-        Event::Disconnection { code, reason, .. } => Told::Disconnection(code, reason.into()),
+        Event::Disconnection { code, reason, .. } => HandlerEvent::Disconnection(code, reason.into()),
     }
 }
 
-fn bytes(told: &Told) -> Option<usize> {
-    let Told::Message(message) = told else { return None };
+fn bytes(event: &HandlerEvent) -> Option<usize> {
+    let HandlerEvent::Message(message) = event else { return None };
     Some(message.data.as_ref().map_or(0, |data| data.get().len()) + message.kind.as_ref().map_or(0, String::len))
 }
 
-/// Puts something behind what waits already, and has a task look after it.
-fn push(calls: &Arc<Calls>, peer: Peer, told: Told) {
+/// Queues an event, and starts a task for the queue if there is none.
+fn push(runner: &Arc<HandlerRunner>, peer: Peer, event: HandlerEvent) {
     {
         let mut queue = peer.0.queue.lock();
-        if let Some(bytes) = bytes(&told) {
+        if let Some(bytes) = bytes(&event) {
             (queue.messages, queue.bytes) = (queue.messages + 1, queue.bytes + bytes);
         }
-        queue.waiting.push_back(told);
+        queue.events.push_back(event);
         if std::mem::replace(&mut queue.running, true) {
             return;
         }
     }
-    calls.running.fetch_add(1, Ordering::AcqRel);
-    let calls = calls.clone();
+    runner.running.fetch_add(1, Ordering::AcqRel);
+    let runner = runner.clone();
     tokio::spawn(async move {
-        while let Some(told) = next(&peer) {
-            // What handlers do is caught there. A panic of our own must not keep the connection from what comes next.
+        while let Some(event) = next(&peer) {
+            // Panics of handlers are caught in `call`. A panic of our own must not block the connection's later events.
             let calling = AssertUnwindSafe(async {
                 failpoints::panic_at("handlers");
-                if matches!(told, Told::Authentication) {
-                    peer.introduce();
+                if matches!(event, HandlerEvent::Authentication) {
+                    peer.set_identity();
                 }
-                for handler in &calls.handlers {
-                    call(handler.as_ref(), &peer, told.clone()).await;
+                for handler in &runner.handlers {
+                    call(handler.as_ref(), &peer, event.clone()).await;
                 }
             });
             if let Err(panic) = calling.catch_unwind().await {
                 let (connection, why) = (peer.connection(), panic_text(panic.as_ref()));
                 tracing::error!(connection, why, "an event of a connection did not reach every handler");
             }
-            forget(&peer, &told);
+            release(&peer, &event);
         }
-        if calls.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-            calls.done.notify_waiters();
+        if runner.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            runner.done.notify_waiters();
         }
     });
 }
 
-/// What comes next; `None` if nothing does, and then nobody is at it any more.
-fn next(peer: &Peer) -> Option<Told> {
+/// Takes the next event; `None` ends the task for this queue.
+fn next(peer: &Peer) -> Option<HandlerEvent> {
     let mut queue = peer.0.queue.lock();
-    let next = queue.waiting.pop_front();
+    let next = queue.events.pop_front();
     if next.is_none() {
         queue.running = false;
-        // An idle connection keeps no memory for what it does not have.
-        queue.waiting = VecDeque::new();
+        // An idle connection holds no memory for an empty queue.
+        queue.events = VecDeque::new();
     }
     next
 }
 
-/// A message has been dealt with: there is room for another.
-fn forget(peer: &Peer, told: &Told) {
-    let Some(bytes) = bytes(told) else { return };
-    let made_room = {
+/// Releases the capacity of a handled message.
+fn release(peer: &Peer, event: &HandlerEvent) {
+    let Some(bytes) = bytes(event) else { return };
+    let has_room = {
         let mut queue = peer.0.queue.lock();
         let was_full = queue.is_full();
         (queue.messages, queue.bytes) = (queue.messages - 1, queue.bytes - bytes);
         was_full && !queue.is_full()
     };
-    if made_room {
+    if has_room {
         peer.0.room.wake();
     }
 }
 
-/// What is told to the middleware of a handler that panicked.
+/// Error that the middleware receives for a handler that panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("a handler of {name} panicked: {why}")]
 struct Panicked {
@@ -203,12 +202,12 @@ struct Panicked {
     why: String,
 }
 
-/// One call, whose panic is its own.
-async fn call(handler: &dyn Called, peer: &Peer, told: Told) {
-    let name = told.name();
-    // What a handler left half done stays its own: it is called again with the next event, and knows what it does then.
+/// Runs one call; a panic ends it alone.
+async fn call(handler: &dyn DynHandler, peer: &Peer, event: HandlerEvent) {
+    let name = event.name();
+    // The handler owns its state, and is called again with the next event.
     let called = AssertUnwindSafe(async {
-        if let Some(call) = handler.call(peer.clone(), told) {
+        if let Some(call) = handler.call(peer.clone(), event) {
             call.await;
         }
     });

@@ -1,10 +1,10 @@
-//! One question and one answer for two purposes: op 1 asks "are you there", and, because a client answers in order,
-//! its op 11 proves that everything written before the question has arrived.
+//! One question for liveness and acknowledgements: op 1 asks whether the client is alive. Because a client answers in
+//! order, its op 11 also proves that everything written before the question has arrived.
 //!
-//! WebSocket pings come second, for clients that never answer op 1: some gateways answer pings themselves, so a pong
-//! counts only after such a client has been silent for as long as the heartbeat is patient.
+//! WebSocket pings are the fallback for clients that never answer op 1. Some gateways answer pings themselves, so a pong
+//! counts only after such a client has been silent for the whole heartbeat timeout.
 //!
-//! No socket and no clock here: time is handed in, and what is to be sent is handed out.
+//! No socket and no clock here: the time is an argument, and what to send is a return value.
 
 use std::{
     collections::VecDeque,
@@ -13,23 +13,25 @@ use std::{
 
 use crate::hub::SentPosition;
 
-/// Least time between two receipts asked of one client. The first message after a pause is confirmed at once; a busy
-/// client answers twenty times a second, whatever it receives.
-const RECEIPT_PAUSE: Duration = Duration::from_millis(50);
+/// Minimum interval between acknowledgements requested from one client, 50 ms.
+///
+/// The first message after a pause is acknowledged at once. A busy client answers 20 times per second, however much it
+/// receives.
+const ACK_REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Questions a client may leave unanswered although it answers others. A stock client leaves none; one that
-/// leaves more is given up like one that is silent.
+/// Questions that a client may leave unanswered although it answers others. A client of the original leaves none. One
+/// that leaves more is disconnected like a silent one.
 const QUESTIONS_MAX: usize = 64;
 
-/// What is to be sent now.
+/// What to send now.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Ask {
-    /// Op 1; on a retry with the number of tries and their bound.
+    /// Op 1; on a retry with the number of attempts and their limit.
     pub heartbeat: Option<Option<(u32, u32)>>,
     /// A WebSocket ping with this payload.
     pub ping: Option<[u8; 16]>,
-    /// The client has been silent for too long: close.
-    pub give_up: bool,
+    /// The client has been silent for too long: close the connection.
+    pub timed_out: bool,
 }
 
 /// What the answer to an op 1 proves.
@@ -37,7 +39,7 @@ pub(super) struct Ask {
 pub(super) enum Proof {
     /// The client is connected, and nothing else.
     Alive,
-    /// The client has received everything up to this mark.
+    /// The client has received everything up to this position.
     Received(SentPosition),
     /// The client has received op 22, so its application can register its message handler.
     Authenticated,
@@ -52,50 +54,51 @@ impl Proof {
 /// The heartbeat of one connection.
 #[derive(Debug)]
 pub(super) struct Heartbeat {
-    /// Ask even when there is nothing to confirm, and give up on who does not answer.
+    /// Whether to ask without anything to acknowledge, and to disconnect clients that do not answer.
     enabled: bool,
     interval: Duration,
-    max_attempts: u32,
-    /// What each unanswered op 1 would prove, oldest first, for answers come in order: none may be forgotten, or an
-    /// answer would be taken for that of a later one. At most [`QUESTIONS_MAX`].
+    attempts_max: u32,
+    /// What each unanswered op 1 would prove, oldest first: answers come in order. At most [`QUESTIONS_MAX`].
+    ///
+    /// None may be dropped, or an answer would be matched with a later question.
     questions: VecDeque<Proof>,
-    /// When the last question was asked.
+    /// When the last question was sent.
     asked: Instant,
-    tries: u32,
-    /// Some op 1 was answered since the last was sent.
+    attempts: u32,
+    /// Whether some op 1 was answered since the last one was sent.
     heard: bool,
-    /// Not before this is the next receipt asked for.
+    /// Earliest time of the next question for an acknowledgement.
     pause_until: Instant,
     next_beat: Instant,
-    /// Some op 1 was answered: then pongs prove nothing that its next answer would not.
+    /// Whether some op 1 was ever answered. Then pongs prove nothing beyond its next answer.
     answers: bool,
     pings: Pings,
 }
 
 #[derive(Debug)]
 struct Pings {
-    /// Tells this connection's pings from any other's.
+    /// Distinguishes this connection's pings from those of others.
     nonce: u64,
     count: u64,
-    /// The number of the last ping that was answered; 0 for none.
+    /// Number of the last ping that was answered; 0 for none.
     answered: u64,
     /// What the answer to the last ping would prove.
     unanswered: Option<Option<SentPosition>>,
-    /// A pong came since the client's silence began.
+    /// Whether a pong came since the client's silence began.
     heard: bool,
-    /// The client is confirmed by pongs.
+    /// Whether the client proves its liveness by pongs.
     trusted: bool,
 }
 
 impl Heartbeat {
-    pub(super) fn new(enabled: bool, interval: Duration, max_attempts: u32, nonce: u64, now: Instant) -> Self {
+    pub(super) fn new(enabled: bool, interval: Duration, attempts_max: u32, nonce: u64, now: Instant) -> Self {
         Self {
             enabled,
             interval,
-            max_attempts,
+            attempts_max,
             questions: VecDeque::new(),
             asked: now,
-            tries: 0,
+            attempts: 0,
             heard: false,
             pause_until: now,
             next_beat: now + interval,
@@ -104,14 +107,14 @@ impl Heartbeat {
         }
     }
 
-    /// What is to be sent now; `unacknowledged` is what a receipt would prove.
+    /// Returns what to send now; `unacknowledged` is the position that an answer would acknowledge.
     pub(super) fn ask(&mut self, now: Instant, unacknowledged: Option<SentPosition>) -> Ask {
         let mut ask = Ask::default();
         if !self.waits_for_answer() {
             let receipt = unacknowledged.is_some() && now >= self.pause_until;
             if receipt || (self.enabled && now >= self.next_beat) {
-                (self.tries, self.asked) = (0, now);
-                self.pause_until = now + RECEIPT_PAUSE;
+                (self.attempts, self.asked) = (0, now);
+                self.pause_until = now + ACK_REQUEST_INTERVAL;
                 self.next_beat = now + self.interval;
                 if self.pings.trusted {
                     ask.ping = Some(self.pings.next(unacknowledged));
@@ -128,34 +131,34 @@ impl Heartbeat {
         }
         self.asked = now;
         if self.enabled && std::mem::take(&mut self.heard) && self.questions.len() < QUESTIONS_MAX {
-            // It answered something since, so this is no retry; what it has not answered yet stays in its place.
+            // The client answered something since, so this is no retry. Its unanswered questions stay queued.
             self.questions.push_back(Proof::of(unacknowledged));
             ask.heartbeat = Some(None);
             return ask;
         }
-        self.tries += 1;
-        if self.tries > self.max_attempts {
+        self.attempts += 1;
+        if self.attempts > self.attempts_max {
             if self.pings.heard && !self.answers && !self.pings.trusted {
                 self.pings.trusted = true;
                 self.questions.clear();
-                self.tries = 0;
+                self.attempts = 0;
             } else if self.enabled {
-                ask.give_up = true;
+                ask.timed_out = true;
                 return ask;
             } else {
-                // Without heartbeats nobody is sent away for silence; his messages stay in the log.
-                self.tries = self.max_attempts;
+                // Without heartbeats a silent client is not disconnected; its messages stay in the log.
+                self.attempts = self.attempts_max;
             }
         }
         if self.enabled && !self.pings.trusted {
             if self.questions.len() >= QUESTIONS_MAX {
-                ask.give_up = true;
+                ask.timed_out = true;
                 return ask;
             }
             self.questions.push_back(Proof::of(unacknowledged));
-            ask.heartbeat = Some(Some((self.tries, self.max_attempts)));
+            ask.heartbeat = Some(Some((self.attempts, self.attempts_max)));
         }
-        // Either way of answering will do from one who has not answered op 1 yet.
+        // A client that has not answered op 1 yet may answer either way.
         if !self.answers {
             ask.ping = Some(self.pings.next(unacknowledged));
         }
@@ -164,10 +167,10 @@ impl Heartbeat {
 
     /// Records the op 1 that follows op 22; [`Heartbeat::answered`] returns [`Proof::Authenticated`] for its answer.
     ///
-    /// It does not delay the first receipt question: a client may disconnect right after its backlog.
+    /// It does not delay the first question for an acknowledgement: a client may disconnect right after its backlog.
     pub(super) fn ask_authenticated(&mut self, now: Instant) {
         if !self.waits_for_answer() {
-            (self.tries, self.asked) = (0, now);
+            (self.attempts, self.asked) = (0, now);
             (self.heard, self.pings.heard) = (false, false);
         }
         self.next_beat = now + self.interval;
@@ -179,37 +182,37 @@ impl Heartbeat {
         let proof = self.questions.pop_front()?;
         self.answers = true;
         self.heard = true;
-        (self.tries, self.asked) = (0, now);
+        (self.attempts, self.asked) = (0, now);
         if proof == Proof::Authenticated && self.questions.is_empty() {
-            // Every client is asked this once; most then stay idle and need no queue.
+            // Every client is asked this once. Most then stay idle and need no queue.
             self.questions = VecDeque::new();
         }
         Some(proof)
     }
 
-    /// Whether an op 1 is unanswered, so that an op 11 would be its answer.
+    /// Reports whether an op 1 is unanswered, so that an op 11 would be its answer.
     pub(super) fn expects_answer(&self) -> bool {
         !self.questions.is_empty()
     }
 
-    /// Whether a pong with this payload would be the answer to a ping, even a late one.
+    /// Reports whether a pong with this payload would answer a ping, even late.
     pub(super) fn expects_pong(&self, payload: &[u8]) -> bool {
         self.pings.number_of(payload).is_some_and(|number| number > self.pings.answered)
     }
 
-    /// A pong came: what it proves. One with a payload that is not our last ping's proves nothing.
+    /// Takes a pong and returns what it proves. Only the payload of our last ping proves anything.
     pub(super) fn pong(&mut self, payload: &[u8]) -> Option<SentPosition> {
         let number = self.pings.number_of(payload)?;
         self.pings.answered = self.pings.answered.max(number);
         if number != self.pings.count {
             return None;
         }
-        let mark = self.pings.unanswered.take()?;
+        let position = self.pings.unanswered.take()?;
         self.pings.heard = true;
-        if self.pings.trusted { mark } else { None }
+        if self.pings.trusted { position } else { None }
     }
 
-    /// When [`Heartbeat::ask`] has to be called next, if nothing else happens.
+    /// Returns when [`Heartbeat::ask`] has to be called next without another event.
     pub(super) fn deadline(&self, unacknowledged: Option<SentPosition>) -> Option<Instant> {
         if self.waits_for_answer() {
             return (self.enabled || !self.answers).then(|| self.asked + self.interval);
@@ -228,13 +231,13 @@ impl Heartbeat {
 }
 
 impl Pings {
-    fn next(&mut self, mark: Option<SentPosition>) -> [u8; 16] {
+    fn next(&mut self, position: Option<SentPosition>) -> [u8; 16] {
         self.count += 1;
-        self.unanswered = Some(mark);
+        self.unanswered = Some(position);
         self.payload()
     }
 
-    /// Which ping a pong answers; `None` if it is not one of this connection's.
+    /// Returns the ping that a pong answers; `None` if it is not one of this connection's.
     fn number_of(&self, payload: &[u8]) -> Option<u64> {
         let (nonce, number) = payload.split_at_checked(8)?;
         let number = u64::from_be_bytes(number.try_into().ok()?);
@@ -265,18 +268,18 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_confirmed_at_once_and_the_next_after_a_pause() {
+    fn first_acknowledgement_is_requested_at_once_and_the_next_after_an_interval() {
         let (mut beat, now) = heartbeat(false);
         assert_eq!(beat.ask(now, MARK).heartbeat, Some(None));
         assert_eq!(beat.ask(now, MARK), Ask::default(), "at most one question is unanswered");
         assert_eq!(beat.answered(now), RECEIVED);
         assert_eq!(beat.ask(now, MARK), Ask::default());
-        assert_eq!(beat.deadline(MARK), Some(now + RECEIPT_PAUSE));
-        assert_eq!(beat.ask(now + RECEIPT_PAUSE, MARK).heartbeat, Some(None));
+        assert_eq!(beat.deadline(MARK), Some(now + ACK_REQUEST_INTERVAL));
+        assert_eq!(beat.ask(now + ACK_REQUEST_INTERVAL, MARK).heartbeat, Some(None));
     }
 
     #[test]
-    fn an_answer_nobody_asked_for_proves_nothing() {
+    fn answer_without_a_question_proves_nothing() {
         let (mut beat, now) = heartbeat(true);
         assert_eq!(beat.answered(now), None);
         assert_eq!(beat.pong(&[0; 16]), None);
@@ -287,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_client_is_asked_every_interval_and_not_sooner() {
+    fn idle_client_is_asked_once_per_interval() {
         let (mut beat, now) = heartbeat(true);
         assert_eq!(beat.ask(now, None), Ask::default());
         assert_eq!(beat.deadline(None), Some(now + SECOND));
@@ -295,52 +298,52 @@ mod tests {
         beat.answered(now + SECOND);
         assert_eq!(beat.deadline(None), Some(now + 2 * SECOND));
         let (idle, _) = heartbeat(false);
-        assert_eq!(idle.deadline(None), None, "without heartbeats an idle connection needs no timer");
+        assert_eq!(idle.deadline(None), None, "an idle connection without heartbeats needs no timer");
     }
 
     #[test]
-    fn a_silent_client_is_asked_again_and_then_given_up() {
+    fn silent_client_is_asked_again_and_then_disconnected() {
         let (mut beat, now) = heartbeat(true);
         beat.ask(now + SECOND, None);
         assert_eq!(beat.ask(now + 2 * SECOND, None).heartbeat, Some(Some((1, 2))));
         assert_eq!(beat.ask(now + 3 * SECOND, None).heartbeat, Some(Some((2, 2))));
-        assert!(beat.ask(now + 4 * SECOND, None).give_up);
+        assert!(beat.ask(now + 4 * SECOND, None).timed_out);
     }
 
     #[test]
-    fn a_late_answer_starts_the_patience_anew() {
+    fn late_answer_resets_the_attempts() {
         let (mut beat, now) = heartbeat(true);
         beat.ask(now + SECOND, None);
         beat.ask(now + 2 * SECOND, None);
         beat.answered(now + 3 * SECOND);
-        assert!(!beat.ask(now + 4 * SECOND, None).give_up);
+        assert!(!beat.ask(now + 4 * SECOND, None).timed_out);
         beat.answered(now + 4 * SECOND);
         beat.answered(now + 4 * SECOND);
         assert!(beat.questions.is_empty());
     }
 
     #[test]
-    fn an_answer_is_never_taken_for_that_of_a_later_question() {
+    fn answer_is_matched_with_its_question_in_order() {
         let (mut beat, now) = heartbeat(true);
         let later = Some(SentPosition::for_test(9));
         beat.ask(now, MARK);
         assert_eq!(beat.ask(now + SECOND, MARK).heartbeat, Some(Some((1, 2))));
         assert_eq!(beat.answered(now + SECOND), RECEIVED);
-        // One of two is answered: the client is there, and asked anew, not once more.
+        // One of two is answered: the client is alive, and asked anew, not as a retry.
         assert_eq!(beat.ask(now + 2 * SECOND, later).heartbeat, Some(None));
         assert_eq!(beat.answered(now + 2 * SECOND), RECEIVED, "the answer to the retry");
         assert_eq!(beat.answered(now + 2 * SECOND), later.map(Proof::Received));
     }
 
     #[test]
-    fn a_client_that_leaves_questions_unanswered_does_not_fill_memory() {
+    fn client_with_unanswered_questions_is_disconnected_at_the_limit() {
         let (mut beat, mut now) = heartbeat(true);
         for _ in 0..1000 {
             now += SECOND;
-            if beat.ask(now, None).give_up {
+            if beat.ask(now, None).timed_out {
                 return;
             }
-            if beat.tries > 0 {
+            if beat.attempts > 0 {
                 beat.answered(now);
             }
             assert!(beat.questions.len() <= QUESTIONS_MAX);
@@ -356,11 +359,11 @@ mod tests {
             let mut at = now;
             for _ in 0..2 {
                 at += SECOND;
-                let ping = beat.ask(at, MARK).ping.expect("a ping goes beside the question");
+                let ping = beat.ask(at, MARK).ping.expect("a ping accompanies the question");
                 assert_eq!(beat.pong(&ping), None, "not yet trusted");
             }
             at += SECOND;
-            let ping = beat.ask(at, MARK).ping.expect("from here on it is asked by ping");
+            let ping = beat.ask(at, MARK).ping.expect("from here on a ping asks");
             assert_eq!(beat.pong(&ping), MARK);
             assert_eq!(beat.pong(&ping), None);
         }
@@ -393,7 +396,7 @@ mod tests {
             at += SECOND;
             assert_eq!(beat.ask(at, MARK).ping, None);
         }
-        assert!(beat.ask(at + SECOND, MARK).give_up);
+        assert!(beat.ask(at + SECOND, MARK).timed_out);
     }
 
     #[test]
@@ -414,7 +417,7 @@ mod tests {
             assert_eq!(beat.answered(now), Some(Proof::Authenticated));
             assert_eq!(beat.questions.capacity(), 0);
             // Only the heartbeat before it does.
-            let due = if enabled { now + RECEIPT_PAUSE } else { now };
+            let due = if enabled { now + ACK_REQUEST_INTERVAL } else { now };
             assert_eq!(beat.ask(due, MARK).heartbeat, Some(None));
             assert_eq!(beat.answered(due), RECEIVED);
         }

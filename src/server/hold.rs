@@ -1,22 +1,22 @@
-//! Holds back every delivery of a new session until shortly after the client has answered the op 1 that follows op 22.
+//! Holds back the deliveries of a new session until shortly after the client has answered the op 1 that follows op 22.
 //!
 //! Op 22 and the first message may arrive in one TCP read. A client in Node then handles both before the continuation of
 //! `await client.authenticate(…)` runs, so an application that registers its message handler there loses that message.
 //!
-//! Nothing is copied while deliveries are held: synced messages stay in the log, unsynced ones in the bounded mailbox.
+//! Nothing is copied meanwhile: synced messages stay in the log, unsynced ones in the bounded mailbox.
 
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use crate::protocol::encode;
 
-/// Longest time deliveries are held back; then they start without an answer. For clients that never answer op 1.
+/// Longest time for which deliveries are held back. Then they start without an answer, for clients that never answer op 1.
 const HOLD_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How long deliveries are held back after the answer, within [`HOLD_TIMEOUT`].
+/// Delay of the deliveries after the answer, within [`HOLD_TIMEOUT`].
 ///
-/// The client library answers at once. An application that registers its handler a moment later, in a timer or after reading
-/// a file, received the messages of the original server, which asks its Redis for them first.
+/// The client library answers at once. An application may register its handler a moment later, in a timer or after reading
+/// a file. With the original server it received the messages, because that server queries its Redis first.
 const HANDLER_DELAY: Duration = Duration::from_millis(10);
 
 impl Connection {
@@ -27,12 +27,12 @@ impl Connection {
         self.held_until = Some(now + HOLD_TIMEOUT);
     }
 
-    /// The client has answered: the deliveries start a moment later.
+    /// Schedules the deliveries after the client's answer.
     pub(super) fn release_soon(&mut self, now: Instant) {
         self.held_until = self.held_until.map(|until| until.min(now + HANDLER_DELAY));
     }
 
-    /// Starts the deliveries that were held back; the pause before the first paced message begins here.
+    /// Starts the deliveries. The interval before the first paced entry begins here.
     fn release(&mut self, now: Instant) {
         if self.held_until.take().is_some()
             && let Some(session) = &mut self.session
@@ -41,7 +41,7 @@ impl Connection {
         }
     }
 
-    /// Starts the deliveries once their time has come.
+    /// Starts the deliveries once they are due.
     pub(super) fn release_if_due(&mut self, now: Instant) {
         if self.held_until.is_some_and(|until| until <= now) {
             self.release(now);

@@ -1,12 +1,12 @@
 //! The socket below hyper, with every deadline of an HTTP connection in one place.
 //!
-//! - read: `limits.headerTimeout` for the head of a request that has begun, and for the first one; `limits.idleTimeout`
+//! - read: `limits.headerTimeout` for the head of the first request, and of each one that has begun; `limits.idleTimeout`
 //!   between requests
-//! - write: `limits.writeTimeout` without a byte taken by the peer's side, for every response and stream
-//! - close: what the peer still sends is discarded for a bounded time, because a socket that is closed with unread bytes
-//!   resets the connection, and the peer then loses the response (RFC 9112, 9.6)
+//! - write: `limits.writeTimeout` without a byte taken by the peer, for every response and stream
+//! - close: bytes that the peer still sends are discarded for a bounded time. A socket closed with unread bytes resets the
+//!   connection, and the peer then loses the response (RFC 9112, 9.6).
 //!
-//! A timer is set when a wait begins, and not moved for each request: one that fires early is set again.
+//! A timer is set when a wait begins, and not moved for each request. One that fires early is set again.
 
 use std::{
     io,
@@ -33,19 +33,19 @@ use crate::config::Limits;
 /// A closing connection ends when its peer has sent nothing for this long.
 const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// And after this time in any case; a peer that still sends is reset then.
+/// Longest time for which a connection may be closing; then a peer that still sends is reset.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same while the server stops: less than it gives all connections to finish.
+/// The same limit while the server stops: less than the time all connections get to finish.
 const LINGER_STOPPING_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Bytes discarded while closing; a peer that sends more is reset.
 const LINGER_BYTES_MAX: usize = 128 << 20;
 
-/// Bytes discarded by one read.
+/// Bytes discarded per read.
 const DISCARD_BYTES: usize = 16 << 10;
 
-/// Reads in one go before other connections get the thread.
+/// Reads per wake-up, before the task yields the thread.
 const DISCARDS_MAX: usize = 16;
 
 /// The socket of an HTTP connection.
@@ -55,16 +55,16 @@ pub(super) struct HttpIo {
     head_timeout: Duration,
     idle_timeout: Duration,
     write_timeout: Duration,
-    /// By then the next bytes, or the whole head, must have arrived.
+    /// Deadline for the next bytes, or for the whole head.
     read_by: Instant,
     read_timer: Timer,
-    /// By then the peer must take something; `None` while nothing waits.
+    /// Deadline for the peer to take bytes; `None` while nothing is pending.
     write_by: Option<Instant>,
     write_timer: Timer,
     closing: Option<Closing>,
-    /// A refusal that is written instead of a bare one of hyper's, and how much of it is written.
+    /// An error response that replaces hyper's bare one, and how much of it is written.
     refusal: Option<(Vec<u8>, usize)>,
-    /// The peer has closed its side, or a deadline has passed: there is nothing to linger for.
+    /// The peer has closed its side, or a deadline has passed: the connection need not linger.
     over: bool,
 }
 
@@ -92,12 +92,12 @@ impl HttpIo {
         }
     }
 
-    /// The socket, when the connection has become a WebSocket.
+    /// Returns the socket, once the connection has become a WebSocket.
     pub(super) fn into_stream(self) -> TcpStream {
         self.stream
     }
 
-    /// Bytes have arrived.
+    /// Records that bytes have arrived.
     fn received(&mut self) {
         match self.activity.phase() {
             // The deadline of the first head counts from the start of the connection.
@@ -110,7 +110,9 @@ impl HttpIo {
         }
     }
 
-    /// A response is written. hyper looks for the next request only once it is woken: by bytes, by eviction, or by the timer.
+    /// Records that a response is written.
+    ///
+    /// hyper looks for the next request only once it is woken: by bytes, by eviction, or by the timer.
     fn become_idle(&mut self, cx: &mut Context<'_>) {
         let now = Instant::now();
         self.read_by = now + self.idle_timeout;
@@ -121,12 +123,12 @@ impl HttpIo {
         }
     }
 
-    /// Nothing is there to be read: how long may that last?
+    /// Returns the deadline while there is nothing to read.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.activity.phase() {
             // Bodies and streams have their own deadlines.
             Phase::Busy => return Poll::Pending,
-            // The rest of the response is not written yet: that has a deadline of its own.
+            // The rest of the response is not written yet, and that has a deadline of its own.
             Phase::Answered => return Poll::Pending,
             Phase::New | Phase::Head | Phase::Idle | Phase::Lingering => {}
         }
@@ -137,7 +139,7 @@ impl HttpIo {
         Poll::Pending
     }
 
-    /// Discards what the peer still sends. Ready when it has closed, or has had its time.
+    /// Discards what the peer still sends; ready when the peer has closed, or its time is over.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
         let mut closing = self.closing.unwrap_or_else(|| {
@@ -218,7 +220,7 @@ impl HttpIo {
         }
     }
 
-    /// Writes the refusal; ready when all of it is written.
+    /// Writes the error response; ready when all of it is written.
     fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some((refusal, written)) = self.refusal.take() {
             let taken = self.poll_take(cx, &refusal[written..]);
@@ -240,7 +242,7 @@ impl HttpIo {
 
 impl AsyncWrite for HttpIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        // What is written while a request is answered is its response.
+        // Bytes written while a request is answered are its response.
         if self.refusal.is_none()
             && self.activity.phase() != Phase::Busy
             && let Some(at) = unreadable::find(bytes)
@@ -253,7 +255,7 @@ impl AsyncWrite for HttpIo {
         if self.refusal.is_none() {
             return self.poll_take(cx, bytes);
         }
-        // hyper brings the same bytes again until all of it is written.
+        // hyper passes the same bytes again until all of them are written.
         self.poll_refusal(cx).map_ok(|()| bytes.len())
     }
 
@@ -269,8 +271,8 @@ impl AsyncWrite for HttpIo {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.closing.is_none() {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-            // Where nothing has arrived nothing was answered. An idle connection lingers too: hyper may have looked for the
-            // rest of a refused body just before.
+            // If nothing has arrived, nothing was answered. An idle connection lingers too: hyper may have looked for the rest of
+            // a rejected body just before.
             if self.over || self.activity.phase() == Phase::New {
                 return Poll::Ready(Ok(()));
             }
@@ -279,22 +281,21 @@ impl AsyncWrite for HttpIo {
     }
 }
 
-/// A timer that is made when it is first needed, and kept.
+/// A timer that is created when it is first needed, and reused.
 #[derive(Default)]
 struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
-    /// Has the task woken by `by`, or earlier.
+    /// Wakes the task at `by` or earlier.
     fn wake_by(&mut self, cx: &mut Context<'_>, by: Instant) {
-        // One that is armed for an earlier time wakes the same task, which then sets it again: nothing to do for most
-        // requests.
+        // A timer set for an earlier time wakes the same task, which then sets it again. Most requests need no change.
         let is_armed = |sleep: &Pin<Box<Sleep>>| !sleep.is_elapsed() && sleep.deadline() <= by;
         if !self.0.as_ref().is_some_and(is_armed) && self.poll_passed(cx, by) {
             cx.waker().wake_by_ref();
         }
     }
 
-    /// True if `by` has passed; otherwise the task is woken then, or earlier.
+    /// Returns true if `by` has passed; otherwise the task is woken then, or earlier.
     fn poll_passed(&mut self, cx: &mut Context<'_>, by: Instant) -> bool {
         let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(by)));
         if sleep.deadline() > by {
@@ -310,7 +311,7 @@ impl Timer {
     }
 }
 
-/// The body of a response, whose end is noticed.
+/// The body of a response, which reports its end.
 pub(super) struct Answer {
     body: Body,
     activity: Arc<Activity>,

@@ -1,4 +1,4 @@
-//! What a client may say, and what is done about it.
+//! Reads frames from a client and acts on them.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -28,60 +28,60 @@ use crate::{
     },
 };
 
-/// A part that is away fails the authentication of every client.
+/// An unreachable component fails the authentication of every client, so the log line is rate-limited.
 static UNAVAILABLE: LogLimit = LogLimit::new();
 
-/// What a stranger can do as often as it connects. One line each says that it happens, and how often.
+/// An unauthenticated client can cause these as often as it connects, so each is logged rarely, with a count.
 static BROKEN: LogLimit = LogLimit::new();
-static NOT_TAKEN: LogLimit = LogLimit::new();
-static REFUSED: LogLimit = LogLimit::new();
+static INVALID_FRAME: LogLimit = LogLimit::new();
+static REJECTED: LogLimit = LogLimit::new();
 
-/// Frames taken from one client before others have their turn.
+/// Frames read from one client before the task yields.
 const FRAMES_PER_ROUND_MAX: usize = 32;
 
-/// Bytes a client may let pile up of what it must be answered (pongs) before we stop listening to it.
-pub(super) const UNSENT_WHILE_LISTENING_MAX: usize = 128 << 10;
+/// Bytes of unwritten answers (pongs) to a client; above that no frame is read from it.
+pub(super) const UNSENT_WHILE_READING_MAX: usize = 128 << 10;
 
-/// The type of the frame in which a client tells its version.
+/// Type of the frame in which a client sends its version.
 const CLIENT_VERSION: &str = "CLIENT_VERSION";
 
-/// What is told to the middleware of a client that broke the WebSocket protocol.
+/// Error that the middleware receives for a client that broke the WebSocket protocol.
 #[derive(Debug, thiserror::Error)]
 #[error("a client broke the WebSocket protocol: {0}")]
 struct Broken(&'static str);
 
 impl Connection {
-    /// Takes what the client said; true if there may be more.
+    /// Reads frames from the client; true if there may be more.
     pub(super) fn poll_inbound(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         for _ in 0..FRAMES_PER_ROUND_MAX {
-            // While it is being found out who the client is, what it says behind that waits: it is to be heard as him.
+            // Frames after an authentication wait for its result: they belong to the user it admits.
             if self.authenticating.is_some()
                 || self.attaching.is_some()
-                || self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX
+                || self.socket.unsent() > UNSENT_WHILE_READING_MAX
             {
                 return Ok(false);
             }
-            // Who is told what clients say may have no room for more: then it waits where it is.
+            // The listeners may have no room for another message; then it waits in the socket.
             if self.connected.poll_ready(cx).is_pending() {
                 return Ok(false);
             }
             match self.socket.poll_inbound(cx) {
                 Poll::Pending => return Ok(false),
-                Poll::Ready(Inbound::Text(text)) => self.hear(text.as_str(), now)?,
+                Poll::Ready(Inbound::Text(text)) => self.handle_frame(text.as_str(), now)?,
                 Poll::Ready(Inbound::Pong(payload)) => {
                     if !self.heartbeat.expects_pong(&payload) {
                         self.spend(1, now)?;
                     }
-                    self.arrived(&payload);
+                    self.handle_pong(&payload);
                 }
-                // It has been answered already; it counts like any frame.
+                // It has been answered already, and counts like any frame.
                 Poll::Ready(Inbound::Ping) => self.spend(1, now)?,
                 Poll::Ready(Inbound::Fragments(count)) => self.spend(count, now)?,
-                Poll::Ready(Inbound::Closed(goodbye)) => {
-                    self.goodbye = goodbye;
+                Poll::Ready(Inbound::Closed(peer_close)) => {
+                    self.peer_close = peer_close;
                     return Err(End::Gone);
                 }
-                Poll::Ready(Inbound::Refused(code, reason)) => {
+                Poll::Ready(Inbound::Violation(code, reason)) => {
                     self.shared.metrics.malformed_frames.inc();
                     info_seldom!(BROKEN, code = code.code(), reason, "a client broke the WebSocket protocol");
                     self.connected.report_error(&Broken(reason));
@@ -93,33 +93,33 @@ impl Connection {
     }
 
     fn spend(&mut self, frames: u32, now: Instant) -> Result<(), End> {
-        if self.budget.spend(frames, now) {
+        if self.frame_rate.spend(frames, now) {
             return Ok(());
         }
         self.shared.metrics.refused_connections.inc();
         Err(End::Close(CloseCode::Policy, "too many frames"))
     }
 
-    /// Charges a frame, unless it is an answer to something that was sent to the client.
+    /// Charges a frame to the rate limit, unless it answers a frame of the server.
     fn charge(&mut self, frame: &ClientFrame<'_>, now: Instant) -> Result<(), End> {
-        let answer = match frame {
+        let is_answer = match frame {
             ClientFrame::HeartbeatAck => self.heartbeat.expects_answer(),
-            ClientFrame::Receipt { .. } => self.budget.take_acknowledgement(),
+            ClientFrame::Receipt { .. } => self.frame_rate.take_acknowledgement(),
             _ => false,
         };
-        if answer { Ok(()) } else { self.spend(1, now) }
+        if is_answer { Ok(()) } else { self.spend(1, now) }
     }
 
-    fn hear(&mut self, text: &str, now: Instant) -> Result<(), End> {
+    fn handle_frame(&mut self, text: &str, now: Instant) -> Result<(), End> {
         let frame = decode::decode(text).map_err(|error| {
             self.shared.metrics.malformed_frames.inc();
-            info_seldom!(NOT_TAKEN, %error, "a client sent a frame that cannot be taken");
+            info_seldom!(INVALID_FRAME, %error, "a client sent a frame that cannot be taken");
             self.connected.report_error(&error);
             End::Close(error.close_code(), error.reason())
         })?;
         self.charge(&frame, now)?;
         match frame {
-            ClientFrame::HeartbeatAck => self.take_answer(now),
+            ClientFrame::HeartbeatAck => self.handle_heartbeat_ack(now),
             ClientFrame::Heartbeat => self.push(encode::HEARTBEAT_ACK),
             ClientFrame::Authentication(authentication) => {
                 self.authenticate(authentication)?;
@@ -129,33 +129,34 @@ impl Connection {
                     return Err(End::Close(CloseCode::Policy, "receipts are for clients that resume (after)"));
                 }
             }
-            ClientFrame::Dispatch(message) => self.take(message)?,
+            ClientFrame::Dispatch(message) => self.handle_message(message)?,
         }
         Ok(())
     }
 
-    /// Hears a client that has been told to go, but may not know yet: what it says to the application is still taken, and
-    /// what it confirms; everything else is too late. False: nothing more is to be heard.
-    pub(super) fn hear_last(&mut self, text: &str, now: Instant) -> bool {
+    /// Reads frames of a client after the close frame was written: application messages and acknowledgements still count.
+    ///
+    /// All other frames are ignored. False: no more frames are to be read.
+    pub(super) fn handle_last_frame(&mut self, text: &str, now: Instant) -> bool {
         let Ok(frame) = decode::decode(text) else { return false };
         if self.charge(&frame, now).is_err() {
             return false;
         }
         match frame {
-            ClientFrame::Dispatch(message) => self.take(message).is_ok(),
+            ClientFrame::Dispatch(message) => self.handle_message(message).is_ok(),
             ClientFrame::HeartbeatAck => {
-                self.take_answer(now);
+                self.handle_heartbeat_ack(now);
                 true
             }
             ClientFrame::Receipt { s } => self.session.as_mut().is_some_and(|session| session.acknowledge_through(s)),
-            // What it says behind that would be heard as somebody whom nobody lets in any more.
+            // Frames after an authentication belong to the user it admits, and it admits none now.
             ClientFrame::Authentication(_) => false,
             ClientFrame::Heartbeat => true,
         }
     }
 
-    /// Takes what a client says to the application.
-    fn take(&mut self, message: ClientMessage<'_>) -> Result<(), End> {
+    /// Passes an application message on.
+    fn handle_message(&mut self, message: ClientMessage<'_>) -> Result<(), End> {
         self.shared.metrics.messages_received.inc();
         let client = &self.shared.config.client;
         if client.enforce_equal_versions && message.kind.as_ref().and_then(JsonString::text) == Some(CLIENT_VERSION) {
@@ -176,7 +177,7 @@ impl Connection {
         {
             Verdict::Disconnect => {
                 self.shared.metrics.messages_refused.inc();
-                return Err(End::Close(CloseCode::Policy, "too much was said"));
+                return Err(End::Close(CloseCode::Policy, "too many messages"));
             }
             Verdict::Refuse => _ = self.shared.metrics.messages_refused.inc(),
             Verdict::Pass => {}
@@ -184,24 +185,24 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes an op 11: acknowledges what it proves to be received, or starts the deliveries.
-    fn take_answer(&mut self, now: Instant) {
+    /// Handles an op 11: acknowledges what it proves, or starts the deliveries.
+    fn handle_heartbeat_ack(&mut self, now: Instant) {
         match self.heartbeat.answered(now) {
-            Some(Proof::Received(mark)) => self.confirm(Some(mark)),
+            Some(Proof::Received(position)) => self.acknowledge(Some(position)),
             Some(Proof::Authenticated) => self.release_soon(now),
             Some(Proof::Alive) | None => {}
         }
     }
 
-    /// A pong came: what was written before its ping has arrived.
-    pub(super) fn arrived(&mut self, payload: &[u8]) {
-        let mark = self.heartbeat.pong(payload);
-        self.confirm(mark);
+    /// Handles a pong: what was written before its ping has arrived.
+    pub(super) fn handle_pong(&mut self, payload: &[u8]) {
+        let position = self.heartbeat.pong(payload);
+        self.acknowledge(position);
     }
 
-    fn confirm(&mut self, mark: Option<crate::hub::SentPosition>) {
-        if let (Some(mark), Some(session)) = (mark, &mut self.session) {
-            session.acknowledge(mark);
+    fn acknowledge(&mut self, position: Option<crate::hub::SentPosition>) {
+        if let (Some(position), Some(session)) = (position, &mut self.session) {
+            session.acknowledge(position);
         }
     }
 
@@ -210,12 +211,12 @@ impl Connection {
         let how = Attach { should_sync, after, device };
         let Some(authenticator) = self.shared.authenticator.clone() else {
             tracing::debug!("a client tried to authenticate, but no authentication is configured");
-            return self.refuse();
+            return self.reject_authentication();
         };
         if token_is_cut {
             let error = "the token has half of a surrogate pair (a character that was cut in two), so it is no text";
-            info_seldom!(REFUSED, error, "authentication failed");
-            return self.refuse();
+            info_seldom!(REJECTED, error, "authentication failed");
+            return self.reject_authentication();
         }
         let checking = async move {
             let asked = async {
@@ -224,7 +225,7 @@ impl Connection {
                     None => authenticator.authenticate(&data).await,
                 }
             };
-            // Its panic is its own, and authenticates no client.
+            // A panic of the authenticator is its own, and authenticates no client.
             let checked = AssertUnwindSafe(asked).catch_unwind().await;
             checked.unwrap_or_else(|panic| {
                 Err(AuthError::Unavailable(format!("the authenticator panicked: {}", panic_text(panic.as_ref()))))
@@ -234,14 +235,14 @@ impl Connection {
         Ok(())
     }
 
-    /// Goes on with an authentication under way; true if it came to its end, so that there is more to hear.
+    /// Polls an authentication in progress; true if it has ended, so that more frames can be read.
     pub(super) fn poll_authentication(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let Some(authenticating) = &mut self.authenticating else { return Ok(false) };
         let Poll::Ready(result) = authenticating.checking.as_mut().poll(cx) else { return Ok(false) };
         let how = authenticating.how.clone();
         self.authenticating = None;
         match result {
-            Ok(identity) => self.welcome(identity, how, now),
+            Ok(identity) => self.attach(identity, how, now),
             Err(error) => {
                 match &error {
                     AuthError::Unavailable(_) => {
@@ -251,16 +252,16 @@ impl Connection {
                         self.connected.report_error(&error);
                     }
                     AuthError::Refused(_) => {
-                        info_seldom!(REFUSED, error = %sentence(&error), "authentication failed");
+                        info_seldom!(REJECTED, error = %sentence(&error), "authentication failed");
                     }
                 }
-                self.refuse()
+                self.reject_authentication()
             }
         }
         .map(|()| true)
     }
 
-    fn refuse(&mut self) -> Result<(), End> {
+    fn reject_authentication(&mut self) -> Result<(), End> {
         self.shared.metrics.authentication_failures.inc();
         if self.shared.config.authentication.disconnect_on_fail {
             return Err(End::Close(CloseCode::Policy, "authentication failed"));
@@ -268,12 +269,12 @@ impl Connection {
         Ok(())
     }
 
-    fn welcome(&mut self, identity: Identity, how: Attach, now: Instant) -> Result<(), End> {
+    fn attach(&mut self, identity: Identity, how: Attach, now: Instant) -> Result<(), End> {
         if identity.expires.is_some_and(|at| at <= SystemTime::now()) {
-            return self.refuse();
+            return self.reject_authentication();
         }
         if let Some(session) = &self.session {
-            // Showing a newer token keeps a session alive; becoming somebody else takes a new connection.
+            // A newer token extends the session. Another user needs a new connection.
             if *session.user() != identity.id {
                 return Err(End::Close(CloseCode::Policy, "this connection belongs to another user"));
             }
@@ -286,8 +287,8 @@ impl Connection {
             _ => encode::authenticated(sends_user.then_some(&identity.user)),
         };
         let expires = identity.expires;
-        if let Some(calls) = &self.shared.calls {
-            calls.identified(self.connected.id(), &identity);
+        if let Some(runner) = &self.shared.runner {
+            runner.set_pending_identity(self.connected.id(), &identity);
         }
         let resumes = how.after.is_some();
         let session = self.connected.attach_without_blocking(identity.id, how, now);
@@ -295,8 +296,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Goes on with taking a user's place; true if it came to its end, so that there is more to hear.
-    pub(super) fn poll_attaching(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+    /// Polls an attach in progress; true if it has ended, so that more frames can be read.
+    pub(super) fn poll_attach(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let Some(attaching) = &mut self.attaching else { return Ok(false) };
         let Poll::Ready(attached) = attaching.session.as_mut().poll(cx) else { return Ok(false) };
         let Some(Attaching { frame, resumes, expires, .. }) = self.attaching.take() else { return Ok(false) };

@@ -1,4 +1,4 @@
-//! Taking connections in: one port for HTTP and WebSocket.
+//! Accepts connections on one port for HTTP and WebSocket.
 
 use std::{
     convert::Infallible,
@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     activity::{Activities, Activity, Entry, Phase},
-    connection_limit::{Full, Slot, Slots},
+    connection_limit::{ConnectionLimiter, Full, Permit},
     context::Shared,
     http_io::{Answer, HttpIo},
     is_stopped, stopped,
@@ -36,71 +36,73 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Pause after the system refused a connection (out of file descriptors, mostly), doubled up to a second.
-const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
-const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// First delay after a failed accept (most often no descriptor is free), doubled up to 1 s.
+const ACCEPT_RETRY_DELAY_MIN: Duration = Duration::from_millis(5);
+const ACCEPT_RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
 
-/// Connections the system keeps for us until we accept them: a thousand clients coming back at once must not be sent
-/// away for a second. The system may have a lower bound of its own.
+/// Backlog of connections that the system accepts for us. Of a thousand clients reconnecting at once none must be delayed by
+/// a second. The system may have a lower limit of its own.
 const BACKLOG: u32 = 4096;
 
-/// Connections beyond the first three quarters, at most so many, are evicted before those that came earlier: a crowd does
-/// not push out what was there before it.
+/// Most permits of the crowded range, which starts after three quarters of all permits.
+///
+/// Connections in it are evicted before earlier ones, so that a flood does not push out established connections.
 const CROWD_MAX: usize = 256;
 
-/// How long a new connection waits for the place of an evicted one; then it is refused.
+/// How long a new connection waits for the permit of an evicted one; then it is rejected.
 const EVICTION_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Of refused connections one line is logged in this time.
+/// At most one log line about rejected connections per this interval.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Bytes of a body that hyper discards after an early response without closing the connection.
 const SHORT_BODY_BYTES: u64 = 4 << 10;
 
-/// What the peer's side has not acknowledged for this long ends the connection: a stream to a peer that has lost its
-/// network, or that reads nothing.
+/// Unacknowledged TCP data older than this ends the connection: a stream to a peer that has lost its network, or reads
+/// nothing.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A peer that was not heard of for this long is asked whether it is there, and taken for gone after a minute without a
-/// word: a stream of dispatches may be idle for ever, and its peer may have lost its network without one.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+/// Idle time after which TCP keepalive probes a peer. Without an answer the connection ends a minute later.
+///
+/// A stream of dispatches may be idle for ever, and its peer may have lost its network silently.
+const KEEPALIVE_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TRIES: u32 = 3;
 
-/// Listens on an address, with room for a rush.
+/// Listens on an address, with a large backlog.
 ///
 /// # Errors
-/// When the address is in use, not ours, or not allowed.
+/// When the address is in use, not of this machine, or not allowed.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Clients of a server that was just stopped linger in the system's tables; the port is free all the same.
+    // Connections of a server that just stopped linger in the system's tables; the port is free all the same.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// The places of a listener's connections, and who has them.
-pub(super) struct Places {
-    pub slots: Arc<Slots>,
+/// Permits of a listener's connections, and the connections that hold them.
+pub(super) struct Admission {
+    pub limiter: Arc<ConnectionLimiter>,
     activities: Arc<Activities>,
     /// Connections above this count are evicted first.
     crowded_above: usize,
 }
 
-impl Places {
+impl Admission {
     pub(super) fn new(connections: usize, per_address: usize) -> Self {
         let crowded_above = connections - (connections / 4).min(CROWD_MAX);
-        Self { slots: Slots::new(connections, per_address), activities: Arc::default(), crowded_above }
+        Self { limiter: ConnectionLimiter::new(connections, per_address), activities: Arc::default(), crowded_above }
     }
 
-    /// A place for a new connection. Where there is none, a connection that waits for its peer gives up its own.
-    async fn take(&self, address: IpAddr, metrics: &Metrics) -> Result<(Slot, Entry), Full> {
-        let give_up = Instant::now() + EVICTION_TIMEOUT;
+    /// Acquires a permit for a new connection, if necessary from a connection that waits for its peer.
+    async fn admit(&self, address: IpAddr, metrics: &Metrics) -> Result<(Permit, Entry), Full> {
+        let deadline = Instant::now() + EVICTION_TIMEOUT;
         loop {
-            let freed = self.slots.freed();
-            match self.slots.take(address) {
-                Ok(slot) => return Ok((slot, self.activities.enter(self.slots.taken() > self.crowded_above))),
+            let released = self.limiter.released();
+            match self.limiter.acquire(address) {
+                Ok(permit) => return Ok((permit, self.activities.enter(self.limiter.in_use() > self.crowded_above))),
                 Err(Full::Address) => return Err(Full::Address),
                 Err(Full::All) => {}
             }
@@ -108,39 +110,39 @@ impl Places {
                 return Err(Full::All);
             }
             metrics.evicted_connections.inc();
-            timeout_at(give_up, freed).await.map_err(|_| Full::All)?;
+            timeout_at(deadline, released).await.map_err(|_| Full::All)?;
         }
     }
 }
 
-/// Accepts connections until `stop` says so.
+/// Accepts connections until `stop` is set.
 pub(super) async fn accept(
     listener: TcpListener,
     shared: Arc<Shared>,
     http: Http,
-    places: Arc<Places>,
+    admission: Arc<Admission>,
     stop: watch::Receiver<bool>,
 ) {
     let (health, stopping) = (shared.hub.health(), stop.clone());
     let is_over = move || is_stopped(&stopping);
-    let state = (Door::new(listener), shared, http, places);
-    supervise(health, "accept_loop", state, is_over, |(door, shared, http, places)| {
-        Box::pin(accept_from(door, shared, http, places, stop.clone()))
+    let state = (Acceptor::new(listener), shared, http, admission);
+    supervise(health, "accept_loop", state, is_over, |(acceptor, shared, http, admission)| {
+        Box::pin(accept_from(acceptor, shared, http, admission, stop.clone()))
     })
     .await;
 }
 
 async fn accept_from(
-    door: &mut Door,
+    acceptor: &mut Acceptor,
     shared: &Arc<Shared>,
     http: &Http,
-    places: &Places,
+    admission: &Admission,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut full = Seldom::default();
+    let mut full = LogInterval::default();
     loop {
         let accepted = tokio::select! {
-            accepted = door.next() => accepted,
+            accepted = acceptor.next() => accepted,
             () = stopped(&mut stop) => {
                 http.stop();
                 return;
@@ -149,38 +151,38 @@ async fn accept_from(
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of descriptors, mostly, although places are limited: another part of the process has taken them.
-                if places.activities.evict_without_key() {
+                // Most often no descriptor is free although permits are limited: another part of the process has taken them.
+                if admission.activities.evict_without_key() {
                     shared.metrics.evicted_connections.inc();
                 }
-                door.pause(&error).await;
+                acceptor.pause(&error).await;
                 continue;
             }
         };
-        match places.take(peer.ip(), &shared.metrics).await {
-            Ok((slot, entry)) => {
-                tokio::spawn(serve(stream, peer, shared.clone(), http.clone(), (slot, entry), stop.clone()));
+        match admission.admit(peer.ip(), &shared.metrics).await {
+            Ok((permit, entry)) => {
+                tokio::spawn(serve(stream, peer, shared.clone(), http.clone(), (permit, entry), stop.clone()));
             }
             Err(why) => {
                 shared.metrics.refused_connections.inc();
                 match why {
                     Full::All if full.is_due() => tracing::warn!(
-                        "a connection was refused: there are as many as limits.connections or the limit of open files \
+                        "a connection was rejected: there are as many as limits.connections or the limit of open files \
                          allows; raise them, or see mesa_connections_refused_total for how often this happens"
                     ),
                     Full::All => {}
-                    Full::Address => tracing::debug!("a connection was refused: limits.connectionsPerAddress"),
+                    Full::Address => tracing::debug!("a connection was rejected: limits.connectionsPerAddress"),
                 }
             }
         }
     }
 }
 
-/// Lets one line in [`LOG_INTERVAL`] through.
+/// Limits log lines to one per [`LOG_INTERVAL`].
 #[derive(Default)]
-pub(super) struct Seldom(Option<Instant>);
+pub(super) struct LogInterval(Option<Instant>);
 
-impl Seldom {
+impl LogInterval {
     pub(super) fn is_due(&mut self) -> bool {
         let due = self.0.is_none_or(|last| last.elapsed() > LOG_INTERVAL);
         if due {
@@ -190,52 +192,54 @@ impl Seldom {
     }
 }
 
-/// Peers that come and go make the system refuse connections again and again.
-static NO_MORE: LogLimit = LogLimit::new();
+/// Peers that come and go make accept fail again and again, so the log line is rate-limited.
+static ACCEPT_FAILED: LogLimit = LogLimit::new();
 
-/// A listener that goes on after what goes wrong with a single connection.
-pub(super) struct Door {
+/// A listener that continues after errors of a single connection.
+pub(super) struct Acceptor {
     listener: TcpListener,
     pause: Duration,
 }
 
-impl Door {
+impl Acceptor {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, pause: ACCEPT_PAUSE_MIN }
+        Self { listener, pause: ACCEPT_RETRY_DELAY_MIN }
     }
 
-    /// The next connection, made ready for short answers and for peers who lose their network. On an error of the system
-    /// the caller has to [`pause`](Self::pause).
+    /// Accepts the next connection and sets its TCP options. After an error of the system the caller has to
+    /// [`pause`](Self::pause).
     pub(super) async fn next(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    self.pause = ACCEPT_PAUSE_MIN;
+                    self.pause = ACCEPT_RETRY_DELAY_MIN;
                     prepare(&stream);
                     return Ok((stream, peer));
                 }
-                Err(error) if is_of_the_peer(&error) => {}
+                Err(error) if is_caused_by_peer(&error) => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Waits, because the system gives no connections; longer each time, up to a second.
+    /// Delays the next accept after an error of the system, longer each time, up to 1 s.
     pub(super) async fn pause(&mut self, error: &io::Error) {
         let pause = self.pause;
-        if let Some(suppressed) = NO_MORE.due("accept") {
-            tracing::error!(%error, suppressed, "the system gives no more connections; trying again in {pause:?}");
+        if let Some(suppressed) = ACCEPT_FAILED.due("accept") {
+            tracing::error!(%error, suppressed, "accepting connections failed; next attempt in {pause:?}");
         }
         tokio::time::sleep(pause).await;
-        self.pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
+        self.pause = (pause * 2).min(ACCEPT_RETRY_DELAY_MAX);
     }
 }
 
 fn prepare(stream: &TcpStream) {
-    // An answer is one write, and a backend waits for it.
+    // A response is one write, and a backend waits for it.
     _ = stream.set_nodelay(true);
-    let keepalive =
-        TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_TRIES);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE_TIMEOUT)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_TRIES);
     let socket = SockRef::from(stream);
     _ = socket.set_tcp_keepalive(&keepalive);
     #[cfg(target_os = "linux")]
@@ -244,8 +248,8 @@ fn prepare(stream: &TcpStream) {
     }
 }
 
-/// The peer was gone before we looked: nothing is wrong with us.
-fn is_of_the_peer(error: &io::Error) -> bool {
+/// Reports whether the peer was gone before the accept: such an error concerns no other connection.
+fn is_caused_by_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
@@ -256,7 +260,7 @@ async fn serve(
     peer: SocketAddr,
     shared: Arc<Shared>,
     http: Http,
-    (slot, entry): (Slot, Entry),
+    (permit, entry): (Permit, Entry),
     mut stop: watch::Receiver<bool>,
 ) {
     let activity = &entry.activity;
@@ -266,7 +270,7 @@ async fn serve(
         activity.enter(Phase::Busy);
         let upgrade = request.extensions().get::<OnUpgrade>().cloned();
         let response = if ws_upgrade::is_asked_for(request.headers()) {
-            self::upgrade(&shared, &slot, peer, request)
+            self::upgrade(&shared, &permit, peer, request)
         } else {
             respond(&http, &caller, activity, request).await
         };
@@ -276,7 +280,7 @@ async fn serve(
         Ok::<_, Infallible>(response.map(|body| Answer::new(body, activity.clone())))
     });
     let io = HttpIo::new(stream, activity.clone(), &shared.config.limits);
-    // In a block: of a connection that has failed nothing may be left that `refused` waits for.
+    // In a block: of a failed connection nothing may be left that `refused` waits for.
     let result = {
         let connection = http1::Builder::new()
             // The socket has all deadlines, see `http_io`.
@@ -289,7 +293,7 @@ async fn serve(
         tokio::select! {
             result = connection.as_mut() => result,
             () = stopped(&mut stop) => {
-                // What was begun is answered; nothing new is taken.
+                // A request that has begun is answered; no further one is accepted.
                 activity.stop();
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -299,7 +303,7 @@ async fn serve(
     if let Err(error) = result {
         tracing::debug!(%peer, %error, "an HTTP connection ended");
     }
-    // hyper gives up a connection that was asked for an upgrade without closing it, also where that was refused.
+    // hyper gives up a connection with an upgrade request without closing it, also if that was rejected.
     let refused = refused.lock().take();
     if let Some(refused) = refused
         && let Ok(upgraded) = refused.await
@@ -316,21 +320,21 @@ async fn respond(http: &Http, caller: &Caller, activity: &Activity, request: Req
     if api && response.status().is_success() {
         activity.has_key();
     }
-    // hyper reads the rest of a short body and keeps the connection; here it closes, and the peer should know.
-    if long && is_answered_early(response.status()) {
+    // hyper reads the rest of a short body and keeps the connection. Here it closes, and the peer should know.
+    if long && may_be_early(response.status()) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-/// Whether a response of this status may come before its request is read to the end.
-fn is_answered_early(status: StatusCode) -> bool {
+/// Reports whether a response of this status may be sent before its request is read to the end.
+fn may_be_early(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 401 | 403 | 404 | 405 | 408 | 413 | 415 | 429)
 }
 
-fn upgrade(shared: &Arc<Shared>, slot: &Slot, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+fn upgrade(shared: &Arc<Shared>, permit: &Permit, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
     if request.uri().path() == shared.config.path {
-        return ws_upgrade::answer(shared, request, Some(peer), slot.clone());
+        return ws_upgrade::answer(shared, request, Some(peer), permit.clone());
     }
     shared.metrics.refused_connections.inc();
     refusal::response(

@@ -1,18 +1,18 @@
-//! The server: builds everything else, listens, and stops in order.
+//! The server: builds all components, listens, and stops in order.
 //!
-//! - [`builder`], [`runtime`]: how it is put together, and run; [`router`]: as part of somebody's router
+//! - [`builder`]: builds a server · [`runtime`]: runs its components · [`router`]: mounts it in an axum router
 //! - `settings`: opens the store, converts the configuration · `error`: errors · `stop`: the stop signal
 //! - [`context`]: state that all connections share · [`frame_rate`]: token bucket of a connection
-//! - [`handler`]: what a program does when something happens to clients, and [`handler_queue`], which calls it
-//! - [`peer`]: a client as that program sees it; [`handle`]: the server as it sees it
-//! - [`listener`]: taking connections in, HTTP and WebSocket on one port
-//! - [`connection_limit`]: places counted · [`descriptors`]: how many there are · [`activity`]: which connection gives up its own
-//! - [`http_io`]: the deadlines of an HTTP connection, and how it closes · [`unreadable`]: refusals of hyper's own
-//! - [`ws_upgrade`]: from an HTTP request to a WebSocket
-//! - [`socket`]: the WebSocket itself; [`fragments`] and [`close_frame`] see what its library does not report
-//! - [`connection`]: the life of a connection, with its steps in [`inbound`], [`outbound`] and [`closing`]
-//! - [`resp_listener`]: the port of the Redis protocol, with [`portal_id_file`], what it remembers
-//! - [`heartbeat`]: the one question and answer behind liveness and receipts
+//! - [`handler`]: the embedding program's handlers of client events · [`handler_queue`]: the queue in front of them
+//! - [`peer`]: a client, for the embedding program · [`handle`]: the server, for the embedding program
+//! - [`listener`]: accepts connections, HTTP and WebSocket on one port
+//! - [`connection_limit`]: connection permits · [`descriptors`]: their number · [`activity`]: which connection is evicted
+//! - [`http_io`]: deadlines and closing of an HTTP connection · [`unreadable`]: error responses of hyper itself
+//! - [`ws_upgrade`]: upgrades an HTTP request to a WebSocket
+//! - [`socket`]: the WebSocket itself; [`fragments`] and [`close_frame`] parse what its library does not report
+//! - [`connection`]: the task of a connection, with its steps in [`inbound`], [`outbound`] and [`closing`]
+//! - [`resp_listener`]: the port of the Redis protocol · [`portal_id_file`]: the portals it persists
+//! - [`heartbeat`]: one question and answer for liveness and acknowledgements
 //! - [`hold`]: holds back deliveries until the client has answered the op 1 that follows op 22
 //! - [`shutdown`]: the order in which everything stops
 
@@ -59,7 +59,7 @@ pub use self::{
     handle::{Handle, SendError},
     handler::Handler,
     listener::bind,
-    peer::{CloseCodeError, Peer, Received},
+    peer::{CloseCodeError, Peer, ReceivedMessage},
     router::Attached,
 };
 use self::{
@@ -68,59 +68,60 @@ use self::{
 };
 use crate::config::Config;
 pub use crate::hub::{DeviceReport, Outcome, Reason, Rejected, StoreError, UserReport};
-use listener::Places;
-use runtime::Assembled;
+use listener::Admission;
+use runtime::Runtime;
 
 /// A server that has opened its store, listens, and is ready to serve.
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    parts: Assembled,
+    parts: Runtime,
 }
 
 impl Server {
-    /// Opens the store and builds a server that will listen on `listener`, as configured and without handlers of its own.
+    /// Opens the store and creates a server on `listener`, as configured and without handlers.
     ///
     /// # Errors
-    /// When the configuration does not hold, or authentication or store cannot be set up.
+    /// When the configuration is invalid, or authentication or store cannot be set up.
     pub async fn start(config: Config, listener: TcpListener) -> Result<Self, ServerError> {
         Self::builder().config(config).listener(listener).start().await
     }
 
-    /// Where the server listens.
+    /// Returns the address on which the server listens.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// What can be done with the server while it runs, and before.
+    /// Returns a handle to control the server while it runs, and before.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.parts.handle()
     }
 
-    /// Where the server speaks the Redis protocol; `None`: nowhere.
+    /// Returns the address of the Redis protocol; `None` if it is disabled.
     #[must_use]
     pub fn wire_addr(&self) -> Option<SocketAddr> {
         self.parts.wire.as_ref().map(|wire| wire.address)
     }
 
-    /// Serves until `shutdown` resolves, then stops in order: nothing new is taken, requests under way are answered, clients
-    /// are told (1001) and heard until they know, portals are told of the last of them, handlers come to their end, the
-    /// store is closed. Takes at most twelve seconds for that, and five more where there is something to do before it
-    /// ([`Builder::before_exit`]).
+    /// Serves until `shutdown` resolves, then stops in order.
+    ///
+    /// It accepts no new connections and answers requests in progress. Clients are closed with 1001, and their messages count
+    /// until they know. Portals receive the last events, handlers finish, and the store is closed. This takes 12 s at most,
+    /// and 5 s more with [`Builder::before_exit`].
     ///
     /// # Errors
-    /// When the store fails while serving: clients are told (1011), and nothing more is promised.
+    /// When the store fails while serving. Clients are closed with 1011, and no guarantee holds any more.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
         let Self { listener, parts, .. } = self;
         let per_address = parts.shared.config.limits.connections_per_address;
-        let places = Arc::new(Places::new(parts.descriptors.connections, per_address));
-        let slots = places.slots.clone();
+        let admission = Arc::new(Admission::new(parts.descriptors.connections, per_address));
+        let limiter = admission.limiter.clone();
         let (stop, stopped) = watch::channel(false);
         let (shared, http) = (parts.shared.clone(), parts.http.clone());
-        let accepting = tokio::spawn(listener::accept(listener, shared, http, places, stopped));
-        parts.run(shutdown, &slots, &stop, accepting).await
+        let accepting = tokio::spawn(listener::accept(listener, shared, http, admission, stopped));
+        parts.run(shutdown, &limiter, &stop, accepting).await
     }
 }
 

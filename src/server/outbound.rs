@@ -1,7 +1,7 @@
-//! What is written to a client and when: the greeting, unsynced messages, entries of the log, the heartbeat.
+//! Writes to a client: the first frame, unsynced messages, log entries, the heartbeat.
 //!
-//! Everything goes into one buffer and from there to the socket in one call. Nothing is put in while more than
-//! `limits.unsentBytes` are waiting there, so a client that reads slowly is simply read for slowly.
+//! Everything goes into one buffer and from there to the socket in one call. While more than `limits.unsentBytes` are in
+//! the buffer nothing is added, so a slow client makes the server read its log slowly.
 
 use std::{
     task::{Context, Poll},
@@ -11,7 +11,7 @@ use std::{
 use super::{
     connection::{Connection, End},
     failpoints::mix_up,
-    inbound::UNSENT_WHILE_LISTENING_MAX,
+    inbound::UNSENT_WHILE_READING_MAX,
 };
 use crate::{
     config::Confirmation,
@@ -21,17 +21,17 @@ use crate::{
     protocol::{close_code::CloseCode, encode},
 };
 
-/// A log that is damaged fails each connection of its user.
-static UNREAD: LogLimit = LogLimit::new();
+/// A damaged log fails each connection of its user, so the log line is rate-limited.
+static UNREADABLE: LogLimit = LogLimit::new();
 
 impl Connection {
-    /// The first frame.
-    pub(super) fn greet(&mut self) {
+    /// Writes the first frame.
+    pub(super) fn push_hello(&mut self) {
         let hello = self.shared.hello.clone();
         self.push(&hello);
     }
 
-    /// Puts a ready frame into the buffer.
+    /// Puts an encoded frame into the buffer.
     pub(super) fn push(&mut self, text: &str) {
         self.socket.push_text(text.len(), |out| out.extend_from_slice(text.as_bytes()));
     }
@@ -42,8 +42,8 @@ impl Connection {
         self.shared.metrics.deliveries.inc();
     }
 
-    /// Fills the buffer with what is to be delivered, unless deliveries are held back.
-    pub(super) fn fill(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
+    /// Fills the buffer with deliveries, unless they are held back.
+    pub(super) fn fill_buffer(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
         if self.held_until.is_some() {
             return Ok(());
         }
@@ -51,13 +51,13 @@ impl Connection {
         self.fill_from_log(cx, now)
     }
 
-    fn room(&self) -> Option<usize> {
-        let room = self.shared.config.limits.unsent_bytes.saturating_sub(self.socket.unsent());
-        (room > 0).then_some(room)
+    fn space(&self) -> Option<usize> {
+        let space = self.shared.config.limits.unsent_bytes.saturating_sub(self.socket.unsent());
+        (space > 0).then_some(space)
     }
 
     fn fill_unsynced(&mut self) {
-        // Half of the room at most: what is only worth something now must not keep out what was promised.
+        // At most half of the space: unsynced messages must not delay stored ones.
         let half = self.shared.config.limits.unsent_bytes / 2;
         while self.unsynced && self.socket.unsent() <= half {
             match self.connected.mailbox().take() {
@@ -69,9 +69,9 @@ impl Connection {
 
     fn fill_from_log(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
         self.paced_until = None;
-        while let Some(room) = self.room() {
+        while let Some(space) = self.space() {
             let Some(session) = &mut self.session else { return Ok(()) };
-            match session.poll_batch(cx, now, room) {
+            match session.poll_batch(cx, now, space) {
                 Poll::Pending | Poll::Ready(Ok(Batch::Idle)) => return Ok(()),
                 Poll::Ready(Ok(Batch::Entries(entries))) => {
                     for entry in &mix_up(entries) {
@@ -84,7 +84,7 @@ impl Connection {
                     return Ok(());
                 }
                 Poll::Ready(Err(error)) => {
-                    if let Some(suppressed) = UNREAD.due("log") {
+                    if let Some(suppressed) = UNREADABLE.due("log") {
                         tracing::error!(%error, suppressed, "a log could not be read");
                     }
                     self.connected.report_error(&error);
@@ -99,14 +99,14 @@ impl Connection {
         let Some(session) = &mut self.session else { return Ok(()) };
         let position = session.accept(entry, now).map_err(|_| End::close(CloseCode::Internal))?;
         self.push_delivery(&entry.payload, position);
-        self.budget.expect_acknowledgement();
+        self.frame_rate.expect_acknowledgement();
         Ok(())
     }
 
-    /// Tells a client that resumes what there is, and what is not there any more: each range in a frame of its own.
+    /// Sends a resuming client the range of its log and the gaps in it, each gap in a frame of its own.
     fn push_resumed(&mut self, resumed: &Resumed) {
         let Resumed { first, last, missed } = resumed;
-        self.budget.expect_acknowledgement();
+        self.frame_rate.expect_acknowledgement();
         if missed.is_empty() {
             self.push(&encode::resumed(*first, *last, None));
         }
@@ -115,10 +115,10 @@ impl Connection {
         }
     }
 
-    /// Asks what the heartbeat wants to know.
-    pub(super) fn ask(&mut self, now: Instant) -> Result<(), End> {
-        let ask = self.heartbeat.ask(now, self.wants_receipt());
-        if ask.give_up {
+    /// Sends the questions of the heartbeat.
+    pub(super) fn send_heartbeat(&mut self, now: Instant) -> Result<(), End> {
+        let ask = self.heartbeat.ask(now, self.position_to_acknowledge());
+        if ask.timed_out {
             return Err(End::Close(CloseCode::GoingAway, "the heartbeat was not answered"));
         }
         if let Some(retry) = ask.heartbeat {
@@ -130,48 +130,48 @@ impl Connection {
         Ok(())
     }
 
-    /// What a receipt would prove now; nothing where being written counts as received.
-    pub(super) fn wants_receipt(&self) -> Option<crate::hub::SentPosition> {
+    /// Returns the position that an acknowledgement would cover; `None` if written counts as acknowledged.
+    pub(super) fn position_to_acknowledge(&self) -> Option<crate::hub::SentPosition> {
         match self.shared.config.sync.confirmation {
             Confirmation::Receipt => self.session.as_ref().and_then(Session::unacknowledged),
             Confirmation::Write => None,
         }
     }
 
-    /// Hands the buffer to the system; true if it became empty, so that it can be filled again.
+    /// Writes the buffer to the socket; true if it became empty, so that it can be filled again.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         if self.socket.unsent() == 0 {
-            self.confirm_written();
+            self.acknowledge_written();
             return Ok(false);
         }
-        // Of what was not done for want of room, all can be done now: filling, and listening.
+        // Filling and reading may have stopped for lack of space; both can continue now.
         let unsynced = self.unsynced && self.held_until.is_none();
-        let full = self.room().is_none() || unsynced || self.socket.unsent() > UNSENT_WHILE_LISTENING_MAX;
-        let (went, done) = self.socket.poll_write_out(cx);
+        let full = self.space().is_none() || unsynced || self.socket.unsent() > UNSENT_WHILE_READING_MAX;
+        let (written, done) = self.socket.poll_write_out(cx);
         match done {
             Poll::Ready(Ok(())) => {
-                self.stuck_since = None;
-                self.confirm_written();
-                // Where there was room before, everything there was to write is in what has just been written.
+                self.stalled_since = None;
+                self.acknowledge_written();
+                // If there was space before, all deliveries have just been written.
                 Ok(full)
             }
             Poll::Ready(Err(_)) => Err(End::Gone),
             Poll::Pending => {
-                if went > 0 || self.stuck_since.is_none() {
-                    self.stuck_since = Some(now);
+                if written > 0 || self.stalled_since.is_none() {
+                    self.stalled_since = Some(now);
                 }
                 Ok(false)
             }
         }
     }
 
-    /// Where being written counts as received, takes note of it.
-    fn confirm_written(&mut self) {
+    /// Acknowledges everything written, if written counts as acknowledged.
+    fn acknowledge_written(&mut self) {
         if self.shared.config.sync.confirmation == Confirmation::Write
             && let Some(session) = &mut self.session
-            && let Some(mark) = session.unacknowledged()
+            && let Some(position) = session.unacknowledged()
         {
-            session.acknowledge(mark);
+            session.acknowledge(position);
         }
     }
 }

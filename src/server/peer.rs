@@ -1,4 +1,4 @@
-//! A client as the program sees it that the server is part of.
+//! A client, as the embedding program sees it.
 
 use std::{collections::VecDeque, fmt, net::SocketAddr, sync::Arc};
 
@@ -15,25 +15,25 @@ use crate::{
     message::{Message, UserId},
 };
 
-/// Messages of one connection that wait for the handlers. With so many the client is not listened to.
+/// Messages of one connection queued for the handlers. At this limit the server reads nothing from the client.
 pub(super) const MESSAGES_MAX: usize = 32;
 
-/// Bytes of those messages; likewise. One message more may be over it.
+/// Bytes of those messages, with the same consequence. One message more may exceed it.
 pub(super) const BYTES_MAX: usize = 256 << 10;
 
-/// What a connection comes with.
-pub(super) struct Arrival {
+/// Address and request of a new connection.
+pub(super) struct HandshakeInfo {
     pub address: Option<SocketAddr>,
     pub request: Request<()>,
 }
 
-impl Arrival {
-    pub(super) fn new<B>(address: Option<SocketAddr>, asked: &Request<B>) -> Self {
+impl HandshakeInfo {
+    pub(super) fn new<B>(address: Option<SocketAddr>, source: &Request<B>) -> Self {
         let mut request = Request::new(());
-        *request.method_mut() = asked.method().clone();
-        *request.uri_mut() = asked.uri().clone();
-        *request.version_mut() = asked.version();
-        *request.headers_mut() = asked.headers().clone();
+        *request.method_mut() = source.method().clone();
+        *request.uri_mut() = source.uri().clone();
+        *request.version_mut() = source.version();
+        *request.headers_mut() = source.headers().clone();
         Self { address, request }
     }
 }
@@ -41,112 +41,114 @@ impl Arrival {
 /// A message from a client.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Received {
-    /// 0, or above those of the protocol (23 and up).
+pub struct ReceivedMessage {
+    /// 0, or an opcode above those of the protocol (23 and up).
     pub op: u64,
-    /// The type, by which applications tell messages apart. With U+FFFD in place of each half of a surrogate pair.
+    /// The type. U+FFFD replaces each half of a surrogate pair.
     pub kind: Option<String>,
-    /// The data: JSON text as it stood; `None` where there was none.
+    /// The data as JSON text, unchanged; `None` if there was none.
     pub data: Option<Box<RawValue>>,
 }
 
-impl Received {
-    /// The type, or the empty text: for `match`.
+impl ReceivedMessage {
+    /// Returns the type, or the empty text: for `match`.
     #[must_use]
     pub fn kind(&self) -> &str {
         self.kind.as_deref().unwrap_or_default()
     }
 
-    /// The data as a type of yours. What a client says is whatever it likes to say: expect the error.
+    /// Parses the data as a type of yours. Clients can send anything, so expect the error.
     ///
     /// # Errors
-    /// When it has another form.
+    /// When the data has another form.
     pub fn read<'a, T: Deserialize<'a>>(&'a self) -> serde_json::Result<T> {
         serde_json::from_str(self.data.as_deref().map_or("null", RawValue::get))
     }
 }
 
-/// A close code that may not stand in a close frame.
+/// A close code that is not allowed in a close frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{code} is no close code for a connection to end with; use 1000, or 3000 to 4999 for reasons of your own")]
+#[error("{code} is not allowed as a close code; use 1000, or 3000 to 4999 for reasons of your own")]
 pub struct CloseCodeError {
     code: u16,
 }
 
-/// One client of this server: a connection, and once it has shown who it is, its user. Cheap to clone, and harmless to
-/// keep after the connection has gone.
+/// One client of this server: a connection, and once authenticated, its user.
+///
+/// Cheap to clone. It may outlive the connection.
 #[derive(Clone)]
 pub struct Peer(pub(super) Arc<State>);
 
-/// Who a client is, and its user object.
+/// User and user object of a client.
 type Known = (UserId, Arc<Map<String, Value>>);
 
 pub(super) struct State {
     pub connection: u64,
     pub handle: Handle,
-    pub arrival: Arrival,
+    pub handshake: HandshakeInfo,
     pub identity: RwLock<Option<Known>>,
-    /// Who the client will be once the handlers have heard of what it said before.
-    pub coming: Mutex<Option<Known>>,
+    /// Identity that takes effect once the handlers have received all earlier messages.
+    pub pending: Mutex<Option<Known>>,
     pub queue: Mutex<Queue>,
     /// Woken when the queue has room again.
     pub room: AtomicWaker,
 }
 
 impl Peer {
-    pub(super) fn new(connection: u64, handle: Handle, arrival: Arrival) -> Self {
+    pub(super) fn new(connection: u64, handle: Handle, handshake: HandshakeInfo) -> Self {
         Self(Arc::new(State {
             connection,
             handle,
-            arrival,
+            handshake,
             identity: RwLock::default(),
-            coming: Mutex::default(),
+            pending: Mutex::default(),
             queue: Mutex::default(),
             room: AtomicWaker::new(),
         }))
     }
 
-    pub(super) fn identified(&self, identity: &Identity) {
-        *self.0.coming.lock() = Some((identity.id.clone(), Arc::new(identity.user.clone())));
+    pub(super) fn set_pending_identity(&self, identity: &Identity) {
+        *self.0.pending.lock() = Some((identity.id.clone(), Arc::new(identity.user.clone())));
     }
 
-    /// The handlers are about to be told who it is.
-    pub(super) fn introduce(&self) {
-        if let Some(known) = self.0.coming.lock().take() {
+    /// Sets the identity, right before the handlers receive the authentication.
+    pub(super) fn set_identity(&self) {
+        if let Some(known) = self.0.pending.lock().take() {
             *self.0.identity.write() = Some(known);
         }
     }
 
-    /// Names the connection for as long as the process lives.
+    /// Returns the id of the connection, unique in this process.
     #[must_use]
     pub fn connection(&self) -> u64 {
         self.0.connection
     }
 
-    /// The server it is connected to.
+    /// Returns the handle of the server.
     #[must_use]
     pub fn server(&self) -> &Handle {
         &self.0.handle
     }
 
-    /// Who it is, once it has shown that and the handlers have been told: what it said before is nobody's.
+    /// Returns the user, once authenticated and the handlers know. Earlier messages belong to no user.
     #[must_use]
     pub fn user(&self) -> Option<UserId> {
         self.0.identity.read().as_ref().map(|(user, _)| user.clone())
     }
 
-    /// Its user object, as authentication or [`Peer::update_user`] has set it; empty before.
+    /// Returns the user object, as authentication or [`Peer::update_user`] has set it; empty before.
     #[must_use]
     pub fn user_object(&self) -> Arc<Map<String, Value>> {
         self.0.identity.read().as_ref().map(|(_, object)| object.clone()).unwrap_or_default()
     }
 
-    /// Sets the user object that [`Peer::user_object`] gives from here on, on this connection. The client is not told, as
-    /// with stock, and nothing of it is kept when the connection ends. Who the user *is* cannot change: that takes a new
+    /// Sets the user object that [`Peer::user_object`] returns, for this connection.
+    ///
+    /// As with the original, the client is not notified, and it is not stored. The user's id cannot change without a new
     /// connection.
     ///
     /// # Errors
-    /// When it has not authenticated.
+    /// When the client has not authenticated.
     pub fn update_user(&self, object: Map<String, Value>) -> Result<(), SendError> {
         match &mut *self.0.identity.write() {
             Some((_, current)) => {
@@ -157,20 +159,21 @@ impl Peer {
         }
     }
 
-    /// Where it connected from, where that is known: in a router of yours, when it is served with connect info.
+    /// Returns the client's address, if known. A router of yours must be served with connect info for that.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
-        self.0.arrival.address
+        self.0.handshake.address
     }
 
-    /// The request it connected with: address, headers.
+    /// Returns the request of the connection: address, headers.
     #[must_use]
     pub fn request(&self) -> &http::Request<()> {
-        &self.0.arrival.request
+        &self.0.handshake.request
     }
 
-    /// Sends a message to this client's *user*, as [`Handle::send`]: on all his connections, and kept if he is gone by the
-    /// time it gets there. A client that has not authenticated has no log; it gets the message as by [`Peer::send_here`].
+    /// Sends a message to this client's *user*, as [`Handle::send`]: to all connections, and stored if the user is offline.
+    ///
+    /// A client that has not authenticated has no log; it receives the message as by [`Peer::send_here`].
     ///
     /// # Errors
     /// As [`Handle::send`].
@@ -185,20 +188,22 @@ impl Peer {
         Ok(outcome)
     }
 
-    /// Sends a message over this connection alone, past the log: never kept, and dropped (counted, the oldest first) where
-    /// the client reads more slowly than that. False if the connection is gone already.
+    /// Sends an unsynced message over this connection alone; false if the connection is gone.
+    ///
+    /// It is never stored. If the client reads too slowly, the oldest such message is dropped and counted.
     ///
     /// # Errors
-    /// When the message is too large, too deep, or wears an opcode of the protocol.
+    /// When the message is too large, too deep, or has an opcode of the protocol.
     pub fn send_here(&self, message: &Message) -> Result<bool, SendError> {
         Ok(self.0.handle.send_to_connection(self.0.connection, &message.payload()?))
     }
 
-    /// Closes the connection with this code: 1000 to 1003, 1007 to 1013, or 3000 to 4999. What waits for its user stays.
-    /// False if it is gone already.
+    /// Closes the connection with this code: 1000 to 1003, 1007 to 1013, or 3000 to 4999; false if it is gone.
+    ///
+    /// The user's pending messages stay.
     ///
     /// # Errors
-    /// When a connection may not be closed with this code.
+    /// When this code is not allowed.
     pub fn disconnect(&self, code: u16) -> Result<bool, CloseCodeError> {
         if !matches!(code, 1000..=1003 | 1007..=1013 | 3000..=4999) {
             return Err(CloseCodeError { code });
@@ -214,16 +219,16 @@ impl fmt::Debug for Peer {
     }
 }
 
-/// What is told to a handler.
+/// An event for a handler.
 #[derive(Clone, Debug)]
-pub(super) enum Told {
+pub(super) enum HandlerEvent {
     Connection,
     Authentication,
-    Message(Received),
+    Message(ReceivedMessage),
     Disconnection(u16, Box<str>),
 }
 
-impl Told {
+impl HandlerEvent {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Connection => "connection",
@@ -234,13 +239,13 @@ impl Told {
     }
 }
 
-/// What waits for the handlers of one connection.
+/// Queued events of one connection.
 #[derive(Default)]
 pub(super) struct Queue {
-    pub(super) waiting: VecDeque<Told>,
+    pub(super) events: VecDeque<HandlerEvent>,
     pub(super) messages: usize,
     pub(super) bytes: usize,
-    /// A task is at it.
+    /// Whether a task is processing the queue.
     pub(super) running: bool,
 }
 

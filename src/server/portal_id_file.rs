@@ -1,7 +1,7 @@
-//! The stock portals that are in the pool, in a small file beside the store: a portal says only once in its life that it is
-//! there, and the server may be started anew in between.
+//! Persists the ids of the original's portals in a small file in the store's directory.
 //!
-//! Nothing hangs on it but that. Where the file cannot be read or written the log says so, and the server goes on.
+//! A portal announces itself only once in its life, and the server may restart in between. Nothing else depends on the
+//! file: if it cannot be read or written, that is logged, and the server goes on.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::stopped;
 use crate::resp::Announced;
 
-/// Largest file that is read: some times what all ids there may be take.
+/// Largest file that is read, in bytes: several times the size of all possible ids.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,18 +24,18 @@ struct Line {
     address: IpAddr,
 }
 
-/// The file.
-pub(super) struct PortalIds {
+/// The file of portal ids.
+pub(super) struct PortalIdFile {
     path: PathBuf,
 }
 
-impl PortalIds {
-    /// The file in the directory of a store, which is ours alone.
+impl PortalIdFile {
+    /// Returns the file in the directory of a store, which only this process uses.
     pub(super) fn in_store(directory: &Path) -> Self {
         Self { path: directory.join("portals.json") }
     }
 
-    /// Who was in the pool.
+    /// Reads the portals of the previous run.
     pub(super) fn read(&self) -> Vec<Announced> {
         let read = || {
             let mut text = String::new();
@@ -48,15 +48,19 @@ impl PortalIds {
                 let error: std::io::Error = error;
                 if error.kind() != ErrorKind::NotFound {
                     let path = self.path.display();
-                    tracing::warn!(%path, %error, "cannot read which portals there were; start stock portals anew");
+                    tracing::warn!(%path, %error, "the portal ids of the last run cannot be read; restart the portals of the original");
                 }
                 Vec::new()
             }
         }
     }
 
-    /// Writes down who is in the pool, whenever that changes, until `stop` says so.
-    pub(super) async fn keep(&self, announced: &mut watch::Receiver<Vec<Announced>>, mut stop: watch::Receiver<bool>) {
+    /// Writes the portals whenever they change, until `stop` is set.
+    pub(super) async fn persist(
+        &self,
+        announced: &mut watch::Receiver<Vec<Announced>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
         let path = std::sync::Arc::new(self.path.clone());
         loop {
             let more = tokio::select! {
@@ -69,10 +73,10 @@ impl PortalIds {
             }
             let now = announced.borrow_and_update().clone();
             let to = path.clone();
-            // It ends with the runtime, or has said what went wrong.
+            // The task ends with the runtime, or has logged its error.
             _ = tokio::task::spawn_blocking(move || {
                 if let Err(error) = write(&to, now) {
-                    tracing::warn!(path = %to.display(), %error, "cannot write down which portals there are");
+                    tracing::warn!(path = %to.display(), %error, "portal ids cannot be written; after a restart of the server, restart the portals of the original");
                 }
             })
             .await;
@@ -80,7 +84,7 @@ impl PortalIds {
     }
 }
 
-/// The file is there in full or as it was.
+/// Replaces the file atomically.
 fn write(path: &Path, announced: Vec<Announced>) -> std::io::Result<()> {
     let lines: Vec<Line> = announced.into_iter().map(|Announced { id, address }| Line { id, address }).collect();
     let mut draft = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
@@ -95,17 +99,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_was_in_the_pool_is_known_to_the_next_process() {
+    async fn portal_ids_are_read_by_the_next_process() {
         let directory = tempfile::tempdir().unwrap();
-        let ids = || PortalIds::in_store(directory.path());
+        let ids = || PortalIdFile::in_store(directory.path());
         assert_eq!(ids().read(), []);
         let one = Announced { id: "one\n".into(), address: [10, 0, 0, 1].into() };
-        let (told, stop) = (watch::Sender::new(Vec::new()), watch::Sender::new(false));
-        let (mut announced, stopped) = (told.subscribe(), stop.subscribe());
+        let (portals, stop) = (watch::Sender::new(Vec::new()), watch::Sender::new(false));
+        let (mut announced, stopped) = (portals.subscribe(), stop.subscribe());
         let kept = ids();
-        let keeping = tokio::spawn(async move { kept.keep(&mut announced, stopped).await });
-        told.send_replace(vec![one.clone()]);
-        // What was said before is written all the same.
+        let keeping = tokio::spawn(async move { kept.persist(&mut announced, stopped).await });
+        portals.send_replace(vec![one.clone()]);
+        // An earlier change is written all the same.
         stop.send_replace(true);
         keeping.await.unwrap();
         assert_eq!(ids().read(), [one]);

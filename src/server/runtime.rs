@@ -1,4 +1,4 @@
-//! Everything of a server but how clients get to it: put together, watched, and ended.
+//! All components of a server except its listener: built, supervised, and stopped.
 
 use std::{
     future::Future,
@@ -11,13 +11,13 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
     Handle, Opened, ServerError,
-    connection_limit::Slots,
+    connection_limit::ConnectionLimiter,
     context::Shared,
     descriptors::Descriptors,
-    handler::Called,
-    handler_queue::{Calls, Telling},
-    portal_id_file::PortalIds,
-    resp_listener::WirePort,
+    handler::DynHandler,
+    handler_queue::{HandlerRunner, HubListener},
+    portal_id_file::PortalIdFile,
+    resp_listener::RespListener,
     settings, shutdown,
 };
 use crate::{
@@ -32,35 +32,35 @@ use crate::{
     webhook::Webhook,
 };
 
-/// What is done before a server stops.
+/// Runs before a server stops.
 pub(super) type BeforeExit = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
 
-/// Makes a middleware for the server there is to be.
-pub(super) type Adds = Box<dyn FnOnce(&Handle) -> Arc<dyn Middleware> + Send>;
+/// Creates a middleware for a server.
+pub(super) type MiddlewareFactory = Box<dyn FnOnce(&Handle) -> Arc<dyn Middleware> + Send>;
 
-/// How long what is to be done before the end may take.
-const BEFORE_EXIT_MAX: Duration = Duration::from_secs(5);
+/// Time for the `before_exit` function; then the server stops all the same.
+const BEFORE_EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Everything of a server but how clients get to it.
-pub(super) struct Assembled {
+/// All components of a server except its listener.
+pub(super) struct Runtime {
     pub(super) shared: Arc<Shared>,
     pub(super) store: Arc<dyn Store>,
     pub(super) http: Http,
     pub(super) before_exit: Option<BeforeExit>,
     pub(super) webhook: Option<Webhook>,
-    pub(super) wire: Option<WirePort>,
+    pub(super) wire: Option<RespListener>,
     pub(super) descriptors: Descriptors,
 }
 
-impl Assembled {
+impl Runtime {
     pub(super) fn new(
         config: Config,
         (store, cluster): Opened,
         authenticator: Option<Arc<dyn Authenticator>>,
-        handlers: Vec<Arc<dyn Called>>,
-        middleware: Vec<Adds>,
+        handlers: Vec<Arc<dyn DynHandler>>,
+        middleware: Vec<MiddlewareFactory>,
         before_exit: Option<BeforeExit>,
-        (wire, ids, descriptors): (Option<TcpListener>, Option<PortalIds>, Descriptors),
+        (wire, ids, descriptors): (Option<TcpListener>, Option<PortalIdFile>, Descriptors),
     ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::with(store.health().restarted()));
         let hub = Hub::new(settings(&config), store.clone(), metrics.clone(), cluster);
@@ -82,21 +82,21 @@ impl Assembled {
         let wire = match wire {
             None => None,
             Some(listener) => {
-                let remembered = ids.as_ref().map(PortalIds::read).unwrap_or_default();
+                let remembered = ids.as_ref().map(PortalIdFile::read).unwrap_or_default();
                 let wire = Wire::new(&config, hub.clone(), metrics.clone(), guesses, remembered);
-                Some(WirePort::new(listener, descriptors.wire, wire, metrics.clone(), ids)?)
+                Some(RespListener::new(listener, descriptors.wire, wire, metrics.clone(), ids)?)
             }
         };
-        let calls = (!handlers.is_empty()).then(|| Calls::new(handlers));
-        if let Some(calls) = &calls {
-            hub.listen(Arc::new(Telling(calls.clone())));
+        let runner = (!handlers.is_empty()).then(|| HandlerRunner::new(handlers));
+        if let Some(runner) = &runner {
+            hub.listen(Arc::new(HubListener(runner.clone())));
         }
-        let shared = Arc::new(Shared::new(config, hub, metrics, authenticator, calls, descriptors.sockets));
+        let shared = Arc::new(Shared::new(config, hub, metrics, authenticator, runner, descriptors.sockets));
         let parts = Self { shared, store, http, before_exit, webhook, wire, descriptors };
         let handle = parts.handle();
         parts.shared.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
-        if let Some(calls) = &parts.shared.calls {
-            calls.belong_to(handle);
+        if let Some(runner) = &parts.shared.runner {
+            runner.set_handle(handle);
         }
         Ok(parts)
     }
@@ -105,56 +105,56 @@ impl Assembled {
         Handle { hub: Arc::downgrade(&self.shared.hub), recipients_max: self.shared.config.limits.recipients }
     }
 
-    /// Watches over it until the end, and ends it.
+    /// Supervises the components until the end, and stops them.
     pub(super) async fn run(
         self,
         shutdown: impl Future<Output = ()> + Send,
-        slots: &Slots,
+        limiter: &ConnectionLimiter,
         stop: &watch::Sender<bool>,
         accepting: JoinHandle<()>,
     ) -> Result<(), ServerError> {
         let Self { shared, store, before_exit, webhook, wire, .. } = self;
-        let speaking = wire.as_ref().map(|wire| wire.wire.clone());
+        let resp = wire.as_ref().map(|wire| wire.wire.clone());
         let health = shared.hub.health();
         let wire = wire.map(|wire| wire.open(&health, stop.subscribe()));
-        let telling = webhook.map(|webhook| webhook.start(&health));
+        let webhook_tasks = webhook.map(|webhook| webhook.start(&health));
         let (hub, authenticator) = (shared.hub.clone(), shared.authenticator.clone());
-        let watching = tokio::spawn(supervise(
+        let maintenance = tokio::spawn(supervise(
             health,
             "upkeep",
             (),
             || false,
-            move |()| Box::pin(look_around(hub.clone(), speaking.clone(), authenticator.clone())),
+            move |()| Box::pin(run_maintenance(hub.clone(), resp.clone(), authenticator.clone())),
         ));
         let mut failed = tokio::select! {
             () = shutdown => None,
             error = store.failure() => Some(error),
         };
         if let (None, Some(before_exit)) = (&failed, before_exit) {
-            // A task of its own, so that a panic in it is its own.
-            let last = timeout(BEFORE_EXIT_MAX, tokio::spawn(async { before_exit().await }));
+            // A task of its own, so that its panic is isolated.
+            let last = timeout(BEFORE_EXIT_TIMEOUT, tokio::spawn(async { before_exit().await }));
             failed = tokio::select! {
                 done = last => {
                     match done {
                         Ok(Ok(())) => {}
-                        Ok(Err(panic)) => tracing::error!("what was to be done before the end did not end: {panic}"),
-                        Err(_) => tracing::warn!("what was to be done before the end took too long; stopping all the same"),
+                        Ok(Err(panic)) => tracing::error!("the before_exit function panicked: {panic}"),
+                        Err(_) => tracing::warn!("the before_exit function took more than 5 s; the server stops without it"),
                     }
                     None
                 }
                 error = store.failure() => Some(error),
             };
         }
-        watching.abort();
-        let stopped = shutdown::stop(&shared, &store, slots, stop, accepting, wire, failed).await;
-        // Last: clients that went are in the outbox now, for the next start.
-        drop(telling);
+        maintenance.abort();
+        let stopped = shutdown::stop(&shared, &store, limiter, stop, accepting, wire, failed).await;
+        // Last: the final disconnections are in the outbox now, for the next start.
+        drop(webhook_tasks);
         stopped.map_err(ServerError::from)
     }
 }
 
-/// Removes portals that are gone, and asks once a second for the conditions that nobody reports.
-async fn look_around(hub: Arc<Hub>, wire: Option<Arc<Wire>>, authenticator: Option<Arc<dyn Authenticator>>) {
+/// Removes dead portals, and polls the health conditions that no component reports, once per second.
+async fn run_maintenance(hub: Arc<Hub>, wire: Option<Arc<Wire>>, authenticator: Option<Arc<dyn Authenticator>>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if let Some(portals) = hub.portals() {
@@ -166,7 +166,7 @@ async fn look_around(hub: Arc<Hub>, wire: Option<Arc<Wire>>, authenticator: Opti
         if let Some(authenticator) = &authenticator {
             hub.health().set("authentication", authenticator.failed_task().map(Into::into));
         }
-        // Conditions that change are logged there.
+        // Changed conditions are logged by this call.
         _ = hub.ready();
     }
 }

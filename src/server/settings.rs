@@ -1,4 +1,4 @@
-//! Opens the store that is configured, and converts the configuration.
+//! Opens the configured store, and converts the configuration.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,11 +11,12 @@ use crate::{
     webhook,
 };
 
-/// What is opened for a server: its store, and the other servers where it shares that with any.
+/// An opened store, and the other servers if it is shared.
 pub(super) type Opened = (Arc<dyn Store>, Option<Arc<dyn Cluster>>);
 
-/// Opens the store that is configured: on disk, or over Redis, among other servers. Replays a journal, or waits for a
-/// network: not for the event loop.
+/// Opens the configured store: embedded, or on Redis with other servers.
+///
+/// It replays a write-ahead log or waits for a network, so it must not run on the event loop.
 pub(super) async fn open_store(config: &Config) -> Result<Opened, StoreError> {
     if let Some(redis) = config.redis.clone() {
         return open_redis(config, redis).await;
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_configured_by_default_is_what_the_store_does_by_default() {
+    fn default_configuration_equals_the_store_defaults() {
         assert_eq!(limits(&Config::default()), Limits::default());
     }
 }

@@ -1,36 +1,36 @@
-//! The order in which everything stops: nothing new is taken; requests under way are answered; clients are told, and heard
-//! until they know; who is told of clients has heard of the last of them; the store is closed at the end, when nobody can
-//! ask it for anything any more.
+//! Order of shutdown. No new connections are accepted, and requests in progress are answered. Clients are closed, and their
+//! messages count until they know. Listeners of client events receive the last of them. The store is closed last, when no
+//! component can use it any more.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
-use super::{connection_limit::Slots, context::Shared, resp_listener::Open};
+use super::{connection_limit::ConnectionLimiter, context::Shared, resp_listener::RunningListener};
 use crate::hub::{CloseReason, Store, StoreError};
 
-/// How long handlers may take over what has happened to clients by the end.
-pub(super) const HANDLERS_MAX: Duration = Duration::from_secs(2);
+/// Time for handlers to finish the last client events.
+pub(super) const HANDLERS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long clients have to go: one that takes no part in its farewell is cut before that.
-const CLIENTS_MAX: Duration = Duration::from_secs(3);
+/// Time for clients to close. A client that takes no part in the closing handshake is disconnected before that.
+const CLIENTS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long clients, requests under way and those who are told of clients have to finish, in all.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// Time for clients, requests in progress and listeners of client events to finish, in total.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often whoever is here by then is told.
-const LOOK: Duration = Duration::from_millis(200);
+/// Interval at which all remaining connections are asked to close.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long the store has to write what it was given.
-const CLOSE_MAX: Duration = Duration::from_secs(4);
+/// Time for the store to write what it has accepted.
+const STORE_CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
 
 pub(super) async fn stop(
     shared: &Shared,
     store: &Arc<dyn Store>,
-    slots: &Slots,
+    limiter: &ConnectionLimiter,
     stop: &watch::Sender<bool>,
     accepting: JoinHandle<()>,
-    wire: Option<Open>,
+    wire: Option<RunningListener>,
     failed: Option<StoreError>,
 ) -> Result<(), StoreError> {
     let hub = &shared.hub;
@@ -39,49 +39,52 @@ pub(super) async fn stop(
     } else {
         tracing::info!(connections = hub.connections(), "stopping");
     }
-    // Ends the accept loop, which drops the listener, and lets HTTP connections end after their answer.
+    // Ends the accept loop, which drops the listener, and ends HTTP connections after their response.
     stop.send_replace(true);
-    // It may have panicked; there is nothing to do about that here but to go on stopping.
+    // The task may have panicked; shutdown continues all the same.
     _ = accepting.await;
-    let wire_slots = wire.as_ref().map(|wire| wire.slots.clone());
+    let wire_limiter = wire.as_ref().map(|wire| wire.limiter.clone());
     if let Some(wire) = wire {
         wire.closed().await;
     }
     let why = if failed.is_some() { CloseReason::StoreFailed } else { CloseReason::Shutdown };
-    let drained = timeout(DRAIN_MAX, async {
-        let clients = timeout(CLIENTS_MAX, async {
-            // A connection that was being upgraded when we began may register only now: it is told as well.
+    let drained = timeout(DRAIN_TIMEOUT, async {
+        let clients = timeout(CLIENTS_TIMEOUT, async {
+            // A connection that was upgrading when shutdown began may register only now; it is closed as well.
             loop {
                 hub.close_all(why);
-                if timeout(LOOK, shared.sockets.all_free()).await.is_ok() {
+                if timeout(RECHECK_INTERVAL, shared.sockets.all_released()).await.is_ok() {
                     break;
                 }
             }
         });
-        // Who is still here then is cut by its own bound, and nobody is told of it.
+        // Remaining connections are cut by their own timeouts, and their listeners receive no events.
         _ = clients.await;
         hub.mark_drained();
-        // What was half a request when we began may have been one to be let in.
-        while timeout(LOOK, slots.all_free()).await.is_err() {
+        // A connection with half a request at the beginning may have become a WebSocket.
+        while timeout(RECHECK_INTERVAL, limiter.all_released()).await.is_err() {
             hub.close_all(why);
         }
-        if let Some(slots) = wire_slots {
-            slots.all_free().await;
+        if let Some(limiter) = wire_limiter {
+            limiter.all_released().await;
         }
     });
     if drained.await.is_err() {
-        tracing::warn!(connections = hub.connections(), "some clients did not take part in the farewell");
+        tracing::warn!(
+            connections = hub.connections(),
+            "some clients did not complete the closing handshake and were disconnected"
+        );
     }
-    if let Some(calls) = &shared.calls
-        && timeout(HANDLERS_MAX, calls.idle()).await.is_err()
+    if let Some(runner) = &shared.runner
+        && timeout(HANDLERS_TIMEOUT, runner.idle()).await.is_err()
     {
-        tracing::warn!("handlers were still at work when the server stopped");
+        tracing::warn!("handlers were still running when the server stopped; their last events may be lost");
     }
     if let Some(error) = failed {
         return Err(error);
     }
-    match timeout(CLOSE_MAX, store.close()).await {
+    match timeout(STORE_CLOSE_TIMEOUT, store.close()).await {
         Ok(result) => result,
-        Err(_) => Err(StoreError::Failed("closing took too long".into())),
+        Err(_) => Err(StoreError::Failed("closing the store took more than 4 s".into())),
     }
 }

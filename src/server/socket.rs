@@ -1,9 +1,9 @@
-//! A WebSocket over TCP with buffers that shrink: the only place of the server that names tungstenite.
+//! A WebSocket over TCP with buffers that shrink: the only file of the server that names tungstenite.
 //!
-//! tungstenite reads, checks and answers control frames; what it writes goes into the same buffer as the frames we
-//! write ourselves, and that buffer alone is written to the socket, in one call for all that is ready. A frame of
-//! ours is a header and a text that was made when the message was dispatched. The buffer is given back when it is
-//! empty, so that an idle connection costs what it costs and not what its busiest moment did.
+//! tungstenite reads, checks and answers control frames. Its output goes into the same buffer as the frames we write
+//! ourselves, and that buffer is written to the socket in one call. A frame of ours is a header and a text that was encoded
+//! at dispatch. The buffer is released when it is empty, so that an idle connection does not cost what its busiest
+//! moment did.
 
 use std::{
     future::poll_fn,
@@ -38,53 +38,54 @@ use tokio_tungstenite::{
 use super::fragments::Fragments;
 use crate::protocol::close_code::CloseCode;
 
-/// What tungstenite reads from the socket at once. Clients say little; a larger frame is read in several goes.
+/// Read buffer of tungstenite, in bytes. Clients send little; a larger frame takes several reads.
 const READ_BUFFER_BYTES: usize = 512;
 
-/// Capacity an empty write buffer may keep: enough for a heartbeat or a lone message.
-const KEPT_BYTES_MAX: usize = 512;
+/// Capacity an empty write buffer may retain: enough for a heartbeat or a lone message.
+const IDLE_CAPACITY_MAX: usize = 512;
 
-/// What the kernel takes from us beyond what is on its way: a question must not stand behind megabytes that a slow
-/// client will need minutes for.
+/// Unsent bytes in the kernel beyond those in flight. A heartbeat must not queue behind megabytes that a slow client needs
+/// minutes for.
 #[cfg(target_os = "linux")]
 const KERNEL_UNSENT_BYTES: u32 = 128 << 10;
 
-/// How long the kernel may go without an answer from the peer's for what was written, before it gives the connection
-/// up. Closes half-open connections that have something to read.
+/// How long the kernel waits for an acknowledgement of written bytes before it drops the connection.
+///
+/// Closes half-open connections that have something to read.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a peer that was sent a close frame may go on sending; then the connection is reset.
+/// How long a peer may go on sending after our close frame; then the connection is reset.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How much it may send in that time; then the connection is reset. Twice the largest `limits.frameBytes`.
+/// Bytes it may send in that time; then the connection is reset. Twice the largest `limits.frameBytes`.
 pub(super) const LINGER_BYTES_MAX: usize = 32 << 20;
 
-/// How much of that is read at once.
+/// Bytes of that per read.
 const DISCARD_BYTES: usize = 8 << 10;
 
-/// What stands for the code of a close frame that has none.
+/// Stands for the code of a close frame that has none.
 const NO_CODE: u16 = 1005;
 
-/// What a peer said.
+/// An event read from a peer.
 #[derive(Debug)]
 pub(super) enum Inbound {
     Text(Utf8Bytes),
-    /// The answer is in the write buffer by the time the next thing is heard.
+    /// A ping. The pong is in the write buffer by the time the next event is read.
     Ping,
     Pong(Bytes),
-    /// The peer closed and said this, or the connection is gone without a word.
+    /// The peer closed with this code and reason, or the connection is gone without a close frame.
     Closed(Option<Box<(u16, String)>>),
-    /// So many frames that are no whole message yet; to be charged, and then there may be more.
+    /// Fragments of an incomplete message, to be charged; then there may be more.
     Fragments(u32),
     /// The peer broke the protocol: close with this code and reason.
-    Refused(CloseCode, &'static str),
+    Violation(CloseCode, &'static str),
 }
 
-/// What a WebSocket runs over.
-pub(super) enum Line {
+/// The byte stream under a WebSocket.
+pub(super) enum Transport {
     /// A socket of our own listener.
     Tcp(TcpStream),
-    /// Whatever the router we are part of was served over: options of the socket are up to who opened it.
+    /// A stream of the embedding program's router. Its socket options are the embedder's.
     Foreign(Box<TokioIo<Upgraded>>),
 }
 
@@ -92,11 +93,11 @@ pub(super) enum Line {
 pub(super) struct Socket(WebSocketStream<Pipe>);
 
 impl Socket {
-    /// Takes over an upgraded connection; `early` is what the peer sent right behind its request.
-    pub(super) async fn upgraded(line: Line, mut early: Vec<u8>, frame_bytes_max: usize) -> Self {
-        if let Line::Tcp(stream) = &line {
+    /// Takes over an upgraded connection; `early` are bytes the peer sent right after its request.
+    pub(super) async fn upgraded(transport: Transport, mut early: Vec<u8>, frame_bytes_max: usize) -> Self {
+        if let Transport::Tcp(stream) = &transport {
             let options = socket2::SockRef::from(stream);
-            // Both are improvements where the system has them; without them timeouts of ours do the same later.
+            // Improvements where the system supports them. Otherwise our own timeouts do the same later.
             _ = options.set_tcp_nodelay(true);
             #[cfg(target_os = "linux")]
             {
@@ -111,31 +112,31 @@ impl Socket {
             .max_frame_size(Some(frame_bytes_max));
         let mut fragments = Fragments::default();
         early.truncate(fragments.read(&early));
-        let pipe = Pipe { line, out: Vec::new(), written: 0, fragments, heard_close: false };
+        let pipe = Pipe { transport, out: Vec::new(), written: 0, fragments, close_reported: false };
         Self(WebSocketStream::from_partially_read(pipe, early, Role::Server, Some(config)).await)
     }
 
-    /// The next thing the peer said.
+    /// Reads the next event from the peer.
     pub(super) fn poll_inbound(&mut self, cx: &mut Context<'_>) -> Poll<Inbound> {
-        let Poll::Ready(said) = Pin::new(&mut self.0).poll_next(cx) else { return self.poll_fragments() };
-        Poll::Ready(match said {
+        let Poll::Ready(next) = Pin::new(&mut self.0).poll_next(cx) else { return self.poll_fragments() };
+        Poll::Ready(match next {
             Some(Ok(Message::Text(text))) => Inbound::Text(text),
-            Some(Ok(Message::Binary(_))) => Inbound::Refused(CloseCode::Binary, CloseCode::Binary.reason()),
+            Some(Ok(Message::Binary(_))) => Inbound::Violation(CloseCode::Binary, CloseCode::Binary.reason()),
             Some(Ok(Message::Ping(_) | Message::Frame(_))) => Inbound::Ping,
             Some(Ok(Message::Pong(payload))) => Inbound::Pong(payload),
             // A close frame ends in the pipe.
             Some(Ok(Message::Close(_))) | None => Inbound::Closed(None),
             Some(Err(error)) => {
-                refusal(&error).map_or(Inbound::Closed(None), |(code, reason)| Inbound::Refused(code, reason))
+                refusal(&error).map_or(Inbound::Closed(None), |(code, reason)| Inbound::Violation(code, reason))
             }
         })
     }
 
-    /// What the pipe has counted; it reads nothing more before that was asked for.
+    /// Returns what the pipe has counted; it reads nothing more before this call.
     fn poll_fragments(&mut self) -> Poll<Inbound> {
         let fragments = &mut self.0.get_mut().fragments;
         if fragments.too_many() {
-            return Poll::Ready(Inbound::Refused(CloseCode::Policy, "too many fragments of one message"));
+            return Poll::Ready(Inbound::Violation(CloseCode::Policy, "too many fragments of one message"));
         }
         match fragments.take() {
             0 => self.poll_close(),
@@ -143,29 +144,28 @@ impl Socket {
         }
     }
 
-    /// The close frame of the peer, once; from there on the connection is closed.
+    /// Returns the close frame of the peer, once. From then on the connection is closed.
     fn poll_close(&mut self) -> Poll<Inbound> {
         let pipe = self.0.get_mut();
         let Some(close) = pipe.fragments.close() else { return Poll::Pending };
-        if std::mem::replace(&mut pipe.heard_close, true) {
+        if std::mem::replace(&mut pipe.close_reported, true) {
             return Poll::Ready(Inbound::Closed(None));
         }
-        Poll::Ready(match close.said() {
-            Ok(goodbye) => {
+        Poll::Ready(match close.parse() {
+            Ok(peer_close) => {
                 // The answer, unless this is one.
                 let frame =
-                    goodbye.clone().map(|(code, reason)| CloseFrame { code: code.into(), reason: reason.into() });
+                    peer_close.clone().map(|(code, reason)| CloseFrame { code: code.into(), reason: reason.into() });
                 self.push(Message::Close(frame));
-                Inbound::Closed(Some(Box::new(goodbye.unwrap_or((NO_CODE, String::new())))))
+                Inbound::Closed(Some(Box::new(peer_close.unwrap_or((NO_CODE, String::new())))))
             }
-            Err((code, reason)) => Inbound::Refused(code, reason),
+            Err((code, reason)) => Inbound::Violation(code, reason),
         })
     }
 
     /// Reads and discards what the peer still sends, until it closes, 3 s have passed, or `bytes_left` have come.
     ///
-    /// A socket that is closed with unread data resets the connection: the peer may then lose the close frame that was sent
-    /// to it, and see 1006.
+    /// A socket closed with unread data resets the connection. The peer may then lose our close frame and see 1006.
     pub(super) async fn linger(mut self, mut bytes_left: usize) {
         _ = tokio::time::timeout(LINGER_TIMEOUT, poll_fn(|cx| self.poll_discard(cx, &mut bytes_left))).await;
     }
@@ -175,7 +175,7 @@ impl Socket {
         let mut buffer = [MaybeUninit::uninit(); DISCARD_BYTES];
         while *bytes_left > 0 {
             let mut buffer = ReadBuf::uninit(&mut buffer);
-            match ready!(self.0.get_mut().line.poll_read(cx, &mut buffer)) {
+            match ready!(self.0.get_mut().transport.poll_read(cx, &mut buffer)) {
                 Ok(()) if !buffer.filled().is_empty() => {
                     *bytes_left = bytes_left.saturating_sub(buffer.filled().len());
                 }
@@ -208,55 +208,55 @@ impl Socket {
     }
 
     fn push(&mut self, message: Message) {
-        // The pipe below takes everything at once, so this cannot block; it can fail only once the closing handshake
-        // has begun, and then there is nobody to tell.
+        // The pipe below takes everything at once, so this cannot block. It fails only after the closing handshake has
+        // begun, and then no peer needs it.
         _ = Pin::new(&mut self.0).start_send(message);
     }
 
-    /// Bytes that are waiting to be taken by the system.
+    /// Returns the number of bytes that the system has not taken yet.
     pub(super) fn unsent(&self) -> usize {
         let pipe = self.0.get_ref();
         pipe.out.len() - pipe.written
     }
 
-    /// Writes what is waiting; ready when all of it is written. The number tells how much went this time.
+    /// Writes the buffer; ready when all of it is written. The number is that of the bytes written by this call.
     pub(super) fn poll_write_out(&mut self, cx: &mut Context<'_>) -> (usize, Poll<io::Result<()>>) {
         let pipe = self.0.get_mut();
-        let mut went = 0;
+        let mut sent = 0;
         while pipe.written < pipe.out.len() {
-            match pipe.line.poll_write(cx, &pipe.out[pipe.written..]) {
-                Poll::Pending => return (went, Poll::Pending),
-                Poll::Ready(Ok(0)) => return (went, Poll::Ready(Err(io::ErrorKind::WriteZero.into()))),
+            match pipe.transport.poll_write(cx, &pipe.out[pipe.written..]) {
+                Poll::Pending => return (sent, Poll::Pending),
+                Poll::Ready(Ok(0)) => return (sent, Poll::Ready(Err(io::ErrorKind::WriteZero.into()))),
                 Poll::Ready(Ok(bytes)) => {
                     pipe.written += bytes;
-                    went += bytes;
+                    sent += bytes;
                 }
-                Poll::Ready(Err(error)) => return (went, Poll::Ready(Err(error))),
+                Poll::Ready(Err(error)) => return (sent, Poll::Ready(Err(error))),
             }
         }
         pipe.written = 0;
         pipe.out.clear();
-        if pipe.out.capacity() > KEPT_BYTES_MAX {
+        if pipe.out.capacity() > IDLE_CAPACITY_MAX {
             pipe.out = Vec::new();
         }
-        (went, Poll::Ready(Ok(())))
+        (sent, Poll::Ready(Ok(())))
     }
 
-    /// Tells the peer's system that nothing more comes.
+    /// Shuts down the sending side of the socket.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0.get_mut().line {
-            Line::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Line::Foreign(upgraded) => Pin::new(upgraded.as_mut()).poll_shutdown(cx),
+        match &mut self.0.get_mut().transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Foreign(upgraded) => Pin::new(upgraded.as_mut()).poll_shutdown(cx),
         }
     }
 }
 
-/// What a server answers to the key of an upgrade request.
+/// Computes the `Sec-WebSocket-Accept` header for the key of an upgrade request.
 pub(super) fn accept_key(key: &str) -> String {
     derive_accept_key(key.as_bytes())
 }
 
-/// Which close code and reason a failed read deserves; `None` when the connection is simply gone.
+/// Returns close code and reason for a failed read; `None` if the connection is simply gone.
 fn refusal(error: &Error) -> Option<(CloseCode, &'static str)> {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => {
@@ -268,7 +268,7 @@ fn refusal(error: &Error) -> Option<(CloseCode, &'static str)> {
     }
 }
 
-/// Which rule of RFC 6455 a peer broke; `None` when the connection is simply gone.
+/// Returns which rule of RFC 6455 a peer broke; `None` if the connection is simply gone.
 fn violation(error: &ProtocolError) -> Option<&'static str> {
     Some(match error {
         ProtocolError::ResetWithoutClosingHandshake
@@ -287,7 +287,7 @@ fn violation(error: &ProtocolError) -> Option<&'static str> {
     })
 }
 
-impl Line {
+impl Transport {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -299,7 +299,7 @@ impl Line {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Foreign(upgraded) => match Pin::new(upgraded.as_mut()).poll_write(cx, bytes) {
-                // What is underneath may keep what it took until it is told to let go of it.
+                // The stream below may hold what it took until it is flushed.
                 Poll::Ready(Ok(taken)) => {
                     _ = Pin::new(upgraded.as_mut()).poll_flush(cx)?;
                     Poll::Ready(Ok(taken))
@@ -312,28 +312,28 @@ impl Line {
 
 /// The stream as tungstenite sees it: reads pass through, writes only fill the buffer.
 struct Pipe {
-    line: Line,
+    transport: Transport,
     out: Vec<u8>,
     /// How much of `out` the system has taken.
     written: usize,
     fragments: Fragments,
-    /// The close frame of the peer was reported.
-    heard_close: bool,
+    /// Whether the close frame of the peer was reported.
+    close_reported: bool,
 }
 
 impl AsyncRead for Pipe {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            // Nothing is read before these are charged. tungstenite would read on for as long as only fragments come.
+            // Fragments are charged before more is read. tungstenite would read on as long as only fragments come.
             if self.fragments.any() || self.fragments.too_many() || self.fragments.close().is_some() {
                 return Poll::Pending;
             }
             let before = buf.filled().len();
-            ready!(self.line.poll_read(cx, buf))?;
+            ready!(self.transport.poll_read(cx, buf))?;
             let read = buf.filled().len() - before;
             let passed = self.fragments.read(&buf.filled()[before..]);
             buf.set_filled(before + passed);
-            // Nothing at all is the end of the stream; a part of a close frame is not.
+            // No bytes at all are the end of the stream; a part of a close frame is not.
             if passed > 0 || read == 0 {
                 return Poll::Ready(Ok(()));
             }

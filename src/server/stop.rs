@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-/// Whether the server is to stop, or is gone.
+/// Reports whether the server is to stop, or is gone.
 pub(super) fn is_stopped(stop: &watch::Receiver<bool>) -> bool {
     *stop.borrow() || stop.has_changed().is_err()
 }

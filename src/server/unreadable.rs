@@ -1,7 +1,7 @@
-//! Gives the refusals that hyper writes by itself the body of all others.
+//! Gives error responses that hyper writes by itself the same body as all others.
 //!
-//! hyper answers a head that it cannot read with a status and no body, and passes it to no service. Its bytes are found
-//! where they are written, at the end of a write: hyper closes the connection behind them.
+//! hyper answers a head that it cannot parse with a status and no body, and passes it to no service. Such a response is
+//! recognized in the output, at the end of a write: hyper closes the connection after it.
 
 use http::StatusCode;
 
@@ -10,13 +10,13 @@ use crate::http::refusal;
 /// Bytes of the head of a request; a longer one gets 431.
 pub(super) const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// Longest refusal of hyper's: a status line and three short headers, with room for more.
+/// Longest bare response of hyper, in bytes: a status line and three short headers, with some margin.
 const REFUSAL_BYTES_MAX: usize = 512;
 
 const HEAD_END: &[u8] = b"\r\n\r\n";
 const NO_BODY: &str = "content-length: 0\r\n";
 
-/// Where such a refusal begins in what is written, if it ends there.
+/// Returns where such a response begins in the output, if the output ends with one.
 pub(super) fn find(bytes: &[u8]) -> Option<usize> {
     if !bytes.ends_with(HEAD_END) {
         return None;
@@ -27,7 +27,7 @@ pub(super) fn find(bytes: &[u8]) -> Option<usize> {
     status(&bytes[at..]).map(|_| at)
 }
 
-/// The refusal with a body.
+/// Returns the response with a body.
 pub(super) fn with_body(bytes: &[u8]) -> Option<Vec<u8>> {
     let status = status(bytes)?;
     let why = match status {
@@ -43,10 +43,10 @@ pub(super) fn with_body(bytes: &[u8]) -> Option<Vec<u8>> {
     Some([head.as_bytes(), &body].concat())
 }
 
-/// The status of a head without a body that hyper refuses with.
+/// Returns the status of a head without a body with which hyper rejects a request.
 fn status(bytes: &[u8]) -> Option<StatusCode> {
     let head = std::str::from_utf8(bytes).ok()?;
-    // Whole lines, so that nothing else looks like it.
+    // Whole lines, so that no other response matches.
     let (line, headers) = head.split_once("\r\n")?;
     let status = line.split(' ').nth(1)?.parse().ok()?;
     let is_bare = headers.starts_with(NO_BODY) || headers.contains(&format!("\r\n{NO_BODY}"));
@@ -60,7 +60,7 @@ mod tests {
     const BARE: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\ndate: x\r\n\r\n";
 
     #[test]
-    fn refusal_of_hyper_is_found_behind_other_responses() {
+    fn bare_response_of_hyper_is_found_after_other_responses() {
         for before in
             ["", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"]
         {
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_gets_a_body_of_its_length() {
+    fn bare_response_gets_a_body_of_its_length() {
         for (status, code) in [("400 Bad Request", "bad_request"), ("431 Too Large", "head_too_large")] {
             let bare = BARE.replace("400 Bad Request", status);
             let whole = String::from_utf8(with_body(bare.as_bytes()).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! From an HTTP request to a WebSocket: what is checked, and what is answered.
+//! Upgrades an HTTP request to a WebSocket.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -12,40 +12,44 @@ use hyper_util::rt::TokioIo;
 
 use super::{
     connection::Connection,
-    connection_limit::Slot,
+    connection_limit::Permit,
     context::Shared,
     http_io::HttpIo,
-    peer::Arrival,
-    socket::{self, Line, Socket},
+    peer::HandshakeInfo,
+    socket::{self, Socket, Transport},
 };
 use crate::http::{
     head::{self, Refusal},
     refusal,
 };
 
-/// Answers an upgrade request for the WebSocket path and starts the connection's task behind the answer.
+/// Answers an upgrade request for the WebSocket path and starts the connection's task after the response.
 pub(super) fn answer<B>(
     shared: &Arc<Shared>,
     request: Request<B>,
     from: Option<SocketAddr>,
-    slot: Slot,
+    permit: Permit,
 ) -> Response<Body> {
     let checked = head::check(&request, shared.config.is_local_only())
         .map_err(Refusal::parts)
         .and_then(|()| check(request.method(), request.version(), request.headers(), shared.config.origins.as_deref()));
     let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
-    let granted = checked.and_then(|key| match shared.sockets.take(address) {
-        Ok(place) => Ok((key, place)),
-        Err(_) => {
-            Err((StatusCode::SERVICE_UNAVAILABLE, "there are as many WebSockets as there may be; try again later"))
-        }
+    let granted = checked.and_then(|key| match shared.sockets.acquire(address) {
+        Ok(socket_permit) => Ok((key, socket_permit)),
+        Err(_) => Err((StatusCode::SERVICE_UNAVAILABLE, "the limit of WebSockets is reached; try again later")),
     });
     match granted {
-        Ok((key, place)) => {
+        Ok((key, socket_permit)) => {
             let accept = socket::accept_key(&key);
             let subprotocol = subprotocol(request.headers());
-            let arrival = shared.calls.is_some().then(|| Arrival::new(from, &request));
-            tokio::spawn(take_over(shared.clone(), hyper::upgrade::on(request), from, arrival, (slot, place)));
+            let handshake = shared.runner.is_some().then(|| HandshakeInfo::new(from, &request));
+            tokio::spawn(take_over(
+                shared.clone(),
+                hyper::upgrade::on(request),
+                from,
+                handshake,
+                (permit, socket_permit),
+            ));
             let response = Response::builder()
                 .status(StatusCode::SWITCHING_PROTOCOLS)
                 .header(header::UPGRADE, "websocket")
@@ -72,12 +76,12 @@ pub(super) fn answer<B>(
     }
 }
 
-/// Whether a request asks for an upgrade at all.
+/// Reports whether a request asks for an upgrade.
 pub(super) fn is_asked_for(headers: &HeaderMap) -> bool {
     has_token(headers, header::UPGRADE, "websocket")
 }
 
-/// The key of a proper upgrade request, or why it is none.
+/// Returns the key of a valid upgrade request, or why it is invalid.
 fn check(
     method: &Method,
     version: Version,
@@ -102,7 +106,7 @@ fn check(
         return Err((StatusCode::UPGRADE_REQUIRED, "Sec-WebSocket-Version must be 13"));
     }
     if let (Some(origins), Some(origin)) = (origins, headers.get(header::ORIGIN)) {
-        // Compared to the letter: what looks alike is another site. Programs that are no browser send none.
+        // An exact comparison: a similar origin is another site. Programs other than browsers send none.
         if !origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()) {
             return Err((StatusCode::FORBIDDEN, "this origin may not connect; see `origins`"));
         }
@@ -114,9 +118,9 @@ fn check(
     }
 }
 
-/// The subprotocol that is agreed on: the first that the client offers, as with the original.
+/// Selects the subprotocol: the first that the client offers, as the original does.
 ///
-/// A client that offers some and is answered with none ends the connection.
+/// A client that offers some and gets none closes the connection.
 fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
     let offers = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
     let mut offers = offers.filter_map(|offers| offers.to_str().ok()).flat_map(|offers| offers.split(','));
@@ -126,7 +130,7 @@ fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_str(first).ok()
 }
 
-/// Whether a text is 16 bytes in base64.
+/// Reports whether a text is 16 bytes in base64.
 fn is_key(text: &str) -> bool {
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     text.len() == 24 && text.strip_suffix("==").is_some_and(|digits| digits.bytes().all(is_legal))
@@ -140,26 +144,26 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
         .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
 }
 
-/// Waits for the answer to be on its way, takes the socket over and serves it.
+/// Waits until the response is written, takes the socket over and serves it.
 async fn take_over(
     shared: Arc<Shared>,
     upgrade: OnUpgrade,
     from: Option<SocketAddr>,
-    arrival: Option<Arrival>,
-    slots: (Slot, Slot),
+    handshake: Option<HandshakeInfo>,
+    permits: (Permit, Permit),
 ) {
     let Ok(upgraded) = upgrade.await else { return };
-    // From our own listener it is a plain socket. In somebody's router it may be anything.
-    let (line, early) = match upgraded.downcast::<TokioIo<HttpIo>>() {
-        // Copied, because the original shares hyper's 8 KiB read buffer and would keep it for as long as we live.
-        Ok(parts) => (Line::Tcp(parts.io.into_inner().into_stream()), parts.read_buf.to_vec()),
-        Err(upgraded) => (Line::Foreign(Box::new(TokioIo::new(upgraded))), Vec::new()),
+    // From our own listener it is a TCP socket. In another program's router it may be anything.
+    let (transport, early) = match upgraded.downcast::<TokioIo<HttpIo>>() {
+        // Copied, because the buffer passed on shares hyper's 8 KiB read buffer and would keep it for the whole connection.
+        Ok(parts) => (Transport::Tcp(parts.io.into_inner().into_stream()), parts.read_buf.to_vec()),
+        Err(upgraded) => (Transport::Foreign(Box::new(TokioIo::new(upgraded))), Vec::new()),
     };
-    let socket = Socket::upgraded(line, early, shared.config.limits.frame_bytes).await;
+    let socket = Socket::upgraded(transport, early, shared.config.limits.frame_bytes).await;
     // A task of its own, as small as the connection: this one is as large as the upgrade.
     tokio::spawn(async move {
-        Connection::serve(shared, socket, from, arrival).await;
-        drop(slots);
+        Connection::serve(shared, socket, from, handshake).await;
+        drop(permits);
     });
 }
 
@@ -189,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_request_is_checked_before_it_is_believed() {
+    fn invalid_upgrade_request_is_rejected() {
         assert_eq!(status(&[], None), None);
         assert_eq!(status(&[("connection", Some("close"))], None), Some(400));
         assert_eq!(status(&[("sec-websocket-version", Some("8"))], None), Some(426));
@@ -216,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn origins_are_compared_to_the_letter() {
+    fn origin_is_compared_exactly() {
         let origins = ["https://good.com".to_owned()];
         let with = |origin| status(&[("origin", Some(origin))], Some(&origins));
         assert_eq!(with("https://good.com"), None);

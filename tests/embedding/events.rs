@@ -12,7 +12,7 @@ use mesa::{
     auth::{AuthError, Identity},
     client::{Connection, token},
     message::{Message, Recipients},
-    server::{Handler, Peer, Received, SendError, ServerError},
+    server::{Handler, Peer, ReceivedMessage, SendError, ServerError},
 };
 use serde_json::{Map, Value, json};
 use tokio::sync::{Notify, mpsc::UnboundedSender};
@@ -44,7 +44,7 @@ impl Handler for Written {
         self.write(format!("{} is let in as {}", name(&client), Value::Object((*client.user_object()).clone())));
     }
 
-    async fn message(&self, client: Peer, message: Received) {
+    async fn message(&self, client: Peer, message: ReceivedMessage) {
         let n: Value = message.read().expect("JSON");
         self.write(format!("{} says {} {n}", name(&client), message.kind()));
     }
