@@ -1,4 +1,4 @@
-//! What a store stands on: ordered tables of small values, written in order.
+//! The trait `Engine`: the ordered tables that the store writes to.
 
 use std::{io, sync::Arc};
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{embedded::tables::schema::wal_key, logging::system_error, store::StoreError};
 
-/// The tables. In each, keys are ordered as bytes.
+/// Names a table. Keys are ordered as bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
     /// Write-ahead log: record number → record.
@@ -15,54 +15,55 @@ pub enum Table {
     Log,
     /// User → row.
     Users,
-    /// Facts about the store itself.
+    /// Properties of the store itself.
     Meta,
-    /// Record number → ids of appends that were done once.
+    /// Record number → idempotency ids and their results.
     Ids,
-    /// What is to be told to the outside world.
+    /// Webhook events that no backend has taken yet.
     Outbox,
 }
 
-/// Why an engine did not do what was asked. It decides what becomes of the store.
+/// Classifies an engine error. The class decides whether the store goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The disk is full (ENOSPC, EDQUOT, EFBIG). Nothing of the call counts, and it may be repeated.
+    /// The disk is full (ENOSPC, EDQUOT, EFBIG). The call had no effect and may be retried.
     NoSpace,
-    /// The system has no file descriptors or memory left (EMFILE, ENFILE, ENOMEM). Likewise.
+    /// The system has no file descriptors or memory left (EMFILE, ENFILE, ENOMEM). The call had no effect and may be retried.
     Exhausted,
     /// A write or a sync failed, and its outcome is unknown; or a read failed.
     Failed,
 }
 
-/// An engine did not do what was asked.
+/// Reports a failed engine call.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct EngineError {
-    /// What decides how the store goes on.
+    /// Decides whether the store goes on.
     pub cause: Cause,
-    /// A sentence.
+    /// The reason, as a sentence.
     pub what: Arc<str>,
 }
 
 impl EngineError {
-    /// An error after which nothing is promised. To be used for every failed sync, whatever its number.
+    /// Makes a final error. Use it for every failed sync, whatever its error number.
     pub fn new(error: impl std::fmt::Display) -> Self {
         Self { cause: Cause::Failed, what: error.to_string().into() }
     }
 
-    /// The disk is full.
+    /// Makes the error of a full disk.
     pub fn no_space(what: impl Into<Arc<str>>) -> Self {
         Self { cause: Cause::NoSpace, what: what.into() }
     }
 
-    /// Whether nothing of the call counts, so that the caller may repeat it.
+    /// Returns whether the call had no effect, so that the caller may retry it.
     pub fn is_transient(&self) -> bool {
         self.cause != Cause::Failed
     }
 }
 
-/// Classifies the error of a call of which nothing counts when it fails: an open, a read, an append that is repeated at the
-/// same place.
+/// Classifies the error of a call that has no effect when it fails.
+///
+/// Such calls are an open, a read, and an append that is retried at the same offset.
 impl From<io::Error> for EngineError {
     fn from(error: io::Error) -> Self {
         let (cause, said) = (Cause::of(&error), system_error(&error));
@@ -79,13 +80,13 @@ impl From<io::Error> for EngineError {
     }
 }
 
-/// Whether a file is as large as the system lets any file of this process be.
+/// Returns whether a file has reached the size limit of this process (EFBIG).
 pub fn is_file_limit(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::FBIG.raw_os_error())
 }
 
 impl Cause {
-    /// By the number that the system gave.
+    /// Classifies an error by its error number.
     pub fn of(error: &io::Error) -> Self {
         use rustix::io::Errno;
         const NO_SPACE: [Errno; 3] = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG];
@@ -109,7 +110,7 @@ impl From<EngineError> for StoreError {
     }
 }
 
-/// What a caller of the index makes of its error on the commit thread.
+/// Converts an error of the log cache on the commit thread.
 impl From<StoreError> for EngineError {
     fn from(error: StoreError) -> Self {
         match error {
@@ -121,81 +122,88 @@ impl From<StoreError> for EngineError {
     }
 }
 
-/// How much may be put into the tables other than the journal and the inboxes' values, without meeting a full disk.
+/// States how much may be written to sled without meeting a full disk.
+///
+/// The WAL and the value log are not part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TableSpace {
     /// Nothing.
     None,
     /// Removals, and single rows.
     Little,
-    /// As much as a step writes.
+    /// As much as one step writes.
     Enough,
 }
 
-/// Whether what is needed may be written anew, so that what is dead around it can go.
+/// States how eagerly compaction copies live blocks to reclaim dead ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Copying {
     /// Not now.
     No,
-    /// Where most of all is dead.
+    /// Copy when most of the value log is dead.
     Usual,
-    /// Where some of a file is dead: the disk has too little space for what is to be stored.
+    /// Copy when part of a file is dead: the disk has too little space for new entries.
     Eager,
 }
 
 /// Ordered tables of small values.
 ///
 /// # Contract
-/// - *One writer.* Only the commit thread puts, removes and syncs; anybody reads.
-/// - *A killed process* takes back nothing of the journal and of inboxes' values, and of the other tables nothing that was
-///   put before the last flush.
-/// - *A power cut* leaves of the journal all that was synced, and any prefix of what was put behind that. It leaves of the
-///   other tables a prefix of what was put and removed, over all of them, with all up to the last checkpoint. What is new
-///   in an inbox may be there by its key and unreadable, unless a barrier stood behind it; what replaces a value never is.
-/// - *Between* the journal and the other tables there is no order but by barriers and checkpoints: so what counts on the
-///   journal or on a new value of an inbox is put behind a barrier, and what the other tables make superfluous in the
-///   journal is removed from it behind a checkpoint.
-/// - The journal is put in the order of its numbers, without a gap, and removed from its beginning.
-/// - A failed write or sync is final, and the caller asks for nothing more; but where the cause is not [`Cause::Failed`],
-///   nothing of it counts, and the caller may repeat it.
-/// - Tables other than the journal and the inboxes' values are written only while [`table_space`](Self::table_space) allows
-///   it: their writes never fail for want of space.
-/// - A value of an inbox that is not what was written is given as one that is no chunk and says why
-///   ([`Unreadable`](crate::embedded::unreadable::Unreadable)): it concerns one user. A record is given as empty.
+/// In this contract, *the tables* are all tables but [`Table::Wal`] and the values of [`Table::Log`].
+///
+/// - *One writer.* Only the commit thread puts, removes and syncs. Any thread reads.
+/// - *A killed process* loses nothing of the WAL and the value log. It loses nothing that was put into the tables before
+///   the last flush.
+/// - *A power cut* keeps all of the WAL that was synced, and any prefix of the records after that.
+///   It keeps a prefix of the puts and removals, in order over all tables, and at least those up to the last checkpoint.
+///   A new block of the log may exist by its key and be unreadable, unless a barrier followed it. A block that replaces
+///   another one is always readable.
+/// - *Order* between the WAL and the tables exists only through barriers and checkpoints. A put that relies on the WAL or
+///   on a new block follows a barrier. A WAL record that the tables make superfluous is removed after a checkpoint.
+/// - WAL records are put in the order of their numbers, without a gap, and removed from the beginning.
+/// - A failed write or sync with [`Cause::Failed`] is final: the caller makes no further call. With any other cause the
+///   call had no effect, and the caller may retry it.
+/// - The tables are written only while [`table_space`](Self::table_space) allows it, so their writes never fail for lack
+///   of space.
+/// - A damaged block is returned as a value that does not decode and that states the reason
+///   ([`Unreadable`](crate::embedded::unreadable::Unreadable)). It affects one user. A damaged record is returned empty.
 pub trait Engine: Send + Sync + 'static {
-    /// Sets a value, which is at most [`VALUE_BYTES_MAX`](crate::embedded::tables::schema::VALUE_BYTES_MAX) long.
+    /// Sets a value of at most [`VALUE_BYTES_MAX`](crate::embedded::tables::schema::VALUE_BYTES_MAX) bytes.
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
-    /// Removes a value, if it is there.
+    /// Removes a value, if it exists.
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError>;
-    /// Takes back the last record of the journal, which nobody was answered for: as if it had never been put. Lasts.
+    /// Removes the last WAL record, as if it had never been put. Durable on return.
+    ///
+    /// No dispatch in that record has been answered.
     fn rollback_last(&self, number: u64) -> Result<(), EngineError>;
     /// Reads a value.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
     /// Visits the pairs from `from` on, in order, until `visit` returns false.
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError>;
-    /// The pair with the highest key at or below `key`.
+    /// Returns the pair with the highest key at or below `key`.
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError>;
-    /// Hands what was put into the other tables to the system: a killed process does not take that back.
+    /// Hands all writes of the tables to the system, so that a killed process does not lose them.
     fn flush(&self) -> Result<(), EngineError>;
-    /// Makes the journal survive a power cut, up to its last record.
+    /// Makes the WAL durable against a power cut, up to its last record.
     fn sync(&self) -> Result<(), EngineError>;
-    /// Makes the journal and the inboxes' values survive a power cut.
+    /// Makes the WAL and the value log durable against a power cut.
     fn barrier(&self) -> Result<(), EngineError>;
-    /// Makes all of it survive a power cut.
+    /// Makes everything durable against a power cut.
     fn checkpoint(&self) -> Result<(), EngineError>;
 
-    /// Visits the keys from `from` on, in order, until `visit` returns false, without reading what they lead to.
+    /// Visits the keys from `from` on, in order, until `visit` returns false. Reads no values.
     fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {
         self.scan(table, from, &mut |key, _| visit(key))
     }
 
-    /// The key that [`last_at_or_before`](Self::last_at_or_before) would find, if nothing is removed meanwhile.
+    /// Returns the key that [`last_at_or_before`](Self::last_at_or_before) finds, if nothing is removed meanwhile.
     fn last_key_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         Ok(self.last_at_or_before(table, key)?.map(|(key, _)| key))
     }
 
-    /// Visits these records of the journal, whose numbers rise, until `visit` returns false; with `None` one that is not
-    /// there (any more). One that is not what was written is given as empty.
+    /// Visits these WAL records, whose numbers rise, until `visit` returns false.
+    ///
+    /// A missing record is passed as `None`, a damaged one as empty.
     fn records(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> Result<(), EngineError> {
         for number in numbers {
             let record = self.get(Table::Wal, &wal_key(*number))?;
@@ -206,43 +214,44 @@ pub trait Engine: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Sets values that replace others, in one go.
+    /// Replaces values in one batch.
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
         pairs.iter().try_for_each(|(key, value)| self.put(table, key, value))
     }
 
-    /// Gives back room that nothing needs, a little of it; true if there is more to do at once.
+    /// Reclaims a little unused space. Returns true if there is more to do at once.
     fn collect_garbage(&self, _copying: Copying) -> Result<bool, EngineError> {
         Ok(false)
     }
 
-    /// Sets space aside in the journal for records of `bytes` in all, of which `number` is the first, so that they do not
-    /// meet a full disk.
+    /// Preallocates WAL space for records of `bytes` in total, so that they do not meet a full disk.
+    ///
+    /// `number` is the first of these records.
     fn reserve(&self, _number: u64, _bytes: u64) -> Result<(), EngineError> {
         Ok(())
     }
 
-    /// Bytes that have to be free where the tables are, so that [`reserve`](Self::reserve) sets so many aside.
+    /// Returns the free disk bytes that [`reserve`](Self::reserve) needs to preallocate `bytes`.
     fn wal_bytes_required(&self, _bytes: u64) -> u64 {
         0
     }
 
-    /// Sets space aside for the tables other than the journal and the inboxes' values; how much there is.
+    /// Preallocates space for the tables, and returns how much may be written.
     fn table_space(&self) -> Result<TableSpace, EngineError> {
         Ok(TableSpace::Enough)
     }
 
-    /// Bytes that may be put into the tables other than the journal and the inboxes' values before their file grows.
+    /// Returns the bytes that may be put into the tables before their file grows.
     fn table_slack(&self) -> Result<u64, EngineError> {
         Ok(0)
     }
 
-    /// Bytes that are free where the tables are, if they are on a disk.
+    /// Returns the free bytes of the disk that holds the store; `None` in memory.
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {
         Ok(None)
     }
 
-    /// The highest record that is known to have been synced, apart from what the journal itself has.
+    /// Returns the highest WAL record that the sync watermark states as synced.
     fn synced_watermark(&self) -> Result<Option<u64>, EngineError> {
         Ok(None)
     }

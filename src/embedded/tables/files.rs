@@ -1,29 +1,29 @@
 //! Names of the files in a store directory, and the segment size of sled.
 
-/// What sled has: the tables.
+/// Directory of sled: the tables.
 pub(in crate::embedded) const LOG: &str = "log";
-/// sled's file, in there, and its settings.
+/// sled's data file in that directory, and its settings.
 pub(in crate::embedded) const DB: &str = "db";
 pub(in crate::embedded) const CONF: &str = "conf";
-/// How far all was synced.
+/// The sync watermark.
 pub(in crate::embedded) const WATERMARK: &str = "mark";
-/// The journal's files.
+/// Directory of the write-ahead log.
 pub(in crate::embedded) const WAL: &str = "journal";
-/// The files of inboxes.
+/// Directory of the value log.
 pub(in crate::embedded) const VALUE_LOG: &str = "inbox";
-/// The lock against other processes.
+/// Lock file against other processes.
 pub(in crate::embedded) const LOCK: &str = "lock";
-/// The tables while they are made.
+/// Directory of sled while it is created.
 pub(super) const MAKING: &str = "making";
-/// Tables that are whole and are to take the place of those there are.
+/// Complete tables that are about to replace the current ones.
 pub(in crate::embedded) const REBUILT: &str = "rebuilt";
-/// The marker of a store that is made or changed as a whole.
+/// Marker of a store that a restore, a salvage or an import has not finished.
 pub(in crate::embedded) const UNFINISHED: &str = "unfinished";
-/// A file that is removed where the disk is full.
+/// File that is removed to open the store on a full disk.
 pub(super) const BALLAST: &str = "ballast";
-/// What was in the way and is not deleted.
+/// Directory of files that were moved away and not deleted.
 pub(super) const SET_ASIDE: &str = "set-aside";
-/// The portals of a server, which writes that file itself.
+/// The portal ids of a server, which writes this file itself.
 pub(super) const PORTALS: &str = "portals.json";
-/// sled's own segments. They cannot be changed once a store exists.
+/// Segment size of sled. It cannot change once a store exists.
 pub(in crate::embedded) const SEGMENT_BYTES: usize = 8 << 20;

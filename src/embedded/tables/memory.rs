@@ -1,4 +1,4 @@
-//! Tables in memory, for tests: the same store over them keeps every promise but that of surviving the process.
+//! Tables in memory, for tests. A store on them keeps every guarantee except durability.
 
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
@@ -17,7 +17,7 @@ use crate::{
 
 type Pairs = BTreeMap<Vec<u8>, Bytes>;
 
-/// Tables in memory. Cloning shares them, so that a store can be opened on them again.
+/// Holds tables in memory. Clones share them, so that a test can open a store on them again.
 #[derive(Clone, Default)]
 pub struct Memory(Arc<[RwLock<Pairs>; 6]>);
 
@@ -26,20 +26,20 @@ impl Memory {
         &self.0[table as usize]
     }
 
-    /// Tables of their own with the same in them.
+    /// Copies the tables.
     #[cfg(test)]
     pub(in crate::embedded) fn copied(&self) -> Self {
         Self(Arc::new(std::array::from_fn(|at| RwLock::new(self.0[at].read().clone()))))
     }
 
-    /// How many chunks the inbox of this user has.
+    /// Counts the blocks of this user's log.
     #[doc(hidden)]
     #[must_use]
     pub fn blocks_of(&self, user: &str) -> usize {
         self.table(Table::Log).read().keys().filter(|key| is_log_key_of(key, user)).count()
     }
 
-    /// Writes garbage over the first chunk of this user's inbox; false if there is none.
+    /// Overwrites the first block of this user's log with garbage. Returns false if there is none.
     #[doc(hidden)]
     #[must_use]
     pub fn damage_block(&self, user: &str) -> bool {
@@ -47,7 +47,7 @@ impl Memory {
         damage(pairs.iter_mut().find(|(key, _)| is_log_key_of(key, user)).map(|(_, value)| value))
     }
 
-    /// Writes garbage over this user's row; false if there is none.
+    /// Overwrites this user's row with garbage. Returns false if there is none.
     #[doc(hidden)]
     #[must_use]
     pub fn damage_row(&self, user: &str) -> bool {

@@ -1,8 +1,7 @@
-//! Stores as earlier versions wrote them (`mesa-1`, `mesa-2`), with the journal and the inboxes in sled too: both are brought
-//! over into files when such a store is opened.
+//! Migrates stores of earlier formats (`mesa-1`, `mesa-2`), which hold the WAL and the entries in sled.
 //!
-//! A crash in the middle leaves the store as it was, and something that is thrown away the next time: the version is
-//! written last, and what was brought over is removed from sled behind that.
+//! Opening such a store moves both into files. A crash in the middle leaves the store as it was, with files that the next
+//! migration discards: the new format is written last, and sled's copies are removed after that.
 
 use std::{fs, io, path::Path};
 
@@ -21,23 +20,23 @@ use crate::embedded::{
     wal::{layout::Broken, segment::RecordFiles},
 };
 
-/// Versions of such stores.
-const FORMER: [&[u8]; 2] = [b"mesa-1", b"mesa-2"];
+/// Formats that are migrated.
+const OLD_FORMATS: [&[u8]; 2] = [b"mesa-1", b"mesa-2"];
 
-/// What sled called the tables that it does not have any more.
-const TABLES: [&str; 2] = ["journal", "inbox"];
+/// Names of the trees that sled no longer holds.
+const OLD_TREES: [&str; 2] = ["journal", "inbox"];
 
-/// Whether the store that these are of is such a one.
+/// Returns whether these tables have an earlier format.
 pub fn is_old_format(tables: &RawTables) -> io::Result<bool> {
     let format = tables.get(Table::Meta, FORMAT_KEY)?;
-    Ok(format.is_some_and(|format| FORMER.contains(&&format[..])))
+    Ok(format.is_some_and(|format| OLD_FORMATS.contains(&&format[..])))
 }
 
-/// Brings over what has to be.
+/// Migrates the store if its format is an earlier one.
 pub fn migrate(db: &sled::Db, path: &Path) -> io::Result<()> {
     let meta = db.open_tree("meta")?;
     let format = meta.get(FORMAT_KEY)?;
-    if format.is_some_and(|format| FORMER.contains(&&format[..])) {
+    if format.is_some_and(|format| OLD_FORMATS.contains(&&format[..])) {
         tracing::info!("the store is of an earlier version: its journal and its inboxes are brought over into files");
         for directory in [WAL, VALUE_LOG] {
             match fs::remove_dir_all(path.join(directory)) {
@@ -45,7 +44,7 @@ pub fn migrate(db: &sled::Db, path: &Path) -> io::Result<()> {
                 _ => {}
             }
         }
-        let [journal, inbox] = TABLES.map(|name| db.open_tree(name));
+        let [journal, inbox] = OLD_TREES.map(|name| db.open_tree(name));
         let records = match RecordFiles::open(&path.join(WAL), 0, 0) {
             Ok(records) => records,
             Err(Broken::Io(error)) => return Err(error),
@@ -67,19 +66,19 @@ pub fn migrate(db: &sled::Db, path: &Path) -> io::Result<()> {
             places.insert(&key, &chunks.append(&key, &value)?.encode())?;
         }
         chunks.sync()?;
-        // The first versions did not write down what was settled.
+        // The first versions did not store the number of the last flushed record.
         let settled = meta.get(FLUSHED_KEY)?.and_then(|value| wal_number(&value)).unwrap_or(0);
         if let Some(first) = first.filter(|first| *first > settled + 1) {
             meta.insert(FLUSHED_KEY, &wal_key(first - 1))?;
         }
         sync(db, path)?;
-        // As at a first start: a store of this format has all its parts.
+        // A store of the new format has all its parts, as after a first start.
         WatermarkFile::open(path)?;
         fs::File::open(path)?.sync_all()?;
         meta.insert(FORMAT_KEY, FORMAT)?;
         sync(db, path)?;
     }
-    for name in TABLES {
+    for name in OLD_TREES {
         if db.tree_names().iter().any(|known| known == name.as_bytes()) {
             db.open_tree(name)?.clear()?;
         }
@@ -122,8 +121,8 @@ mod tests {
         }
     }
 
-    /// As it was written before: the same tables, all of them in sled.
-    fn write_as_before(tables: &Memory, path: &std::path::Path) {
+    /// Writes a store in the earlier format: the same tables, all of them in sled.
+    fn write_old_format(tables: &Memory, path: &std::path::Path) {
         let db =
             sled::Config::new().path(path.join("log")).segment_size(super::super::files::SEGMENT_BYTES).open().unwrap();
         for (name, table) in [
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn store_of_a_newer_version_is_refused_with_what_to_use() {
+    async fn store_of_newer_version_is_rejected_with_version_to_use() {
         let home = tempfile::tempdir().unwrap();
         let store = open(DiskOptions::new(home.path())).unwrap();
         append(&store, 1).await;
@@ -166,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_store_of_before_is_opened_with_all_that_is_in_it() {
+    async fn store_of_earlier_format_opens_with_all_entries() {
         let tables = Memory::default();
         let tuned =
             |settle_after| Options { tuning: Tuning { settle_after, ..Tuning::default() }, ..Options::default() };
@@ -186,7 +185,7 @@ mod tests {
         let before = users.each_ref().map(|user| seqs(&store, user));
         store.close().await.unwrap();
         let home = tempfile::tempdir().unwrap();
-        write_as_before(&tables, home.path());
+        write_old_format(&tables, home.path());
         for _ in 0..2 {
             let store = open(DiskOptions::new(home.path())).unwrap();
             assert_eq!(users.each_ref().map(|user| seqs(&store, user)), before);

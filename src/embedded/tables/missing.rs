@@ -1,13 +1,13 @@
-//! Finds parts of a store that are not there: in a copy that was not finished, or where files were moved or deleted.
+//! Detects missing parts of a store: of an incomplete copy, or after files were moved or deleted.
 //!
-//! A first start makes the parts one after the other, and a power cut may end it between any two. So a part is missing
-//! only where something was written that comes after it:
+//! A first start creates the parts one after the other, and a power cut may end it between any two. So a part counts as
+//! missing only if something was written that comes after it:
 //!
-//! - `log/db` is durable before anything is written into the others.
-//! - `mark`, `journal` and `inbox` are durable before the tables have their format.
+//! - `log/db` is durable before anything is written into the other parts.
+//! - `mark`, `journal` and `inbox` are durable before the table `meta` has the format.
 //!
-//! Files within `journal` and `inbox` are not looked at here: the journal is checked against `mark`, and a chunk that
-//! cannot be read concerns one user.
+//! Files within `journal` and `inbox` are not checked here: the WAL is checked against the sync watermark, and an
+//! unreadable block affects one user.
 
 use std::{fmt, fs, io, path::Path};
 
@@ -21,10 +21,10 @@ use crate::embedded::{
     value_log::framing,
 };
 
-/// A part of a store that is not there.
+/// Names a missing part of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::embedded) enum Missing {
-    /// The file of the tables.
+    /// sled's file.
     Tables,
     Mark,
     Journal,
@@ -32,9 +32,9 @@ pub(in crate::embedded) enum Missing {
 }
 
 impl Missing {
-    /// Finds the first part that is missing beside the tables.
+    /// Finds the first missing part, other than the tables.
     pub fn beside(path: &Path, tables: &RawTables) -> io::Result<Option<Self>> {
-        // Stores of earlier versions have everything in their tables.
+        // Stores of earlier versions have everything in sled.
         if tables.get(Table::Meta, FORMAT_KEY)?.is_none_or(|format| &format[..] != FORMAT) {
             return Ok(None);
         }
@@ -46,7 +46,7 @@ impl Missing {
         Ok(None)
     }
 
-    /// Finds out whether the tables are missing, with which everything begins.
+    /// Detects that sled's file is missing although other parts were written.
     pub fn tables(path: &Path) -> io::Result<Option<Self>> {
         let length = |file: &Path| match fs::metadata(file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
@@ -64,7 +64,7 @@ impl Missing {
         Ok((written > 0).then_some(Self::Tables))
     }
 
-    /// Its name in the store's directory.
+    /// Returns the name of the part in the store's directory.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tables => "log/db",
@@ -74,7 +74,7 @@ impl Missing {
         }
     }
 
-    /// How to use what is there. Without the mark nothing is known to be lost, and nothing is known to be whole.
+    /// Describes how to use the remaining parts. Without the watermark no loss is known, nor that nothing was lost.
     fn how_to_go_on(self) -> &'static str {
         match self {
             Self::Mark => "; if that file alone was lost, make an empty one in its place",

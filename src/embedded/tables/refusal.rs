@@ -1,4 +1,4 @@
-//! Says why a store is not opened, and what a person can do about it.
+//! Error messages for a store that does not open. Each ends with what to do next.
 
 use std::io;
 
@@ -8,28 +8,30 @@ use crate::{
     logging::system_error,
 };
 
-/// More than opening a store takes: two segments of the tables' file, a snapshot, and a block for each small file.
+/// Upper bound, in MiB, of the space that opening a store takes.
+///
+/// That is two segments of sled's file, a snapshot, and a block for each small file.
 const OPENING_MIB: u64 = 24;
 
-/// What could not be made, read or written, and the system's reason.
+/// Describes what could not be created, read or written, with the system's reason.
 pub fn why(what: &str, error: &io::Error) -> String {
-    let said = system_error(error);
+    let reason = system_error(error);
     match Cause::of(error) {
         Cause::NoSpace if is_file_limit(error) => format!(
-            "files may not be as large as the store needs them: {what}: {said}. Raise the limit (`ulimit -f`), then start again"
+            "files may not be as large as the store needs them: {what}: {reason}. Raise the limit (`ulimit -f`), then start again"
         ),
         Cause::NoSpace => format!(
-            "the disk is full, and to open the store takes some space: {what}: {said}. Free {OPENING_MIB} MiB, then start again"
+            "the disk is full, and to open the store takes some space: {what}: {reason}. Free {OPENING_MIB} MiB, then start again"
         ),
         Cause::Exhausted => format!(
-            "the system has no file descriptors or no memory left: {what}: {said}. Stop something else or raise the limit \
+            "the system has no file descriptors or no memory left: {what}: {reason}. Stop something else or raise the limit \
              (`ulimit -n`), then start again"
         ),
-        Cause::Failed => format!("{what}: {said}. Check the disk, then start again"),
+        Cause::Failed => format!("{what}: {reason}. Check the disk, then start again"),
     }
 }
 
-/// The same of sled.
+/// Describes an error of sled in the same way.
 pub fn why_of_sled(error: &sled::Error) -> String {
     match sled_error::of_the_system(error) {
         Some(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -40,7 +42,7 @@ pub fn why_of_sled(error: &sled::Error) -> String {
     }
 }
 
-/// Tells how much space has to be freed for `what`.
+/// Describes how much space must be freed for `what`.
 pub fn no_space(what: &str, wanted: u64, free: u64) -> String {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     format!(
@@ -56,18 +58,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusal_ends_with_what_to_do() {
+    fn error_message_ends_with_what_to_do() {
         let errors = [28, 27, 24, 5].map(io::Error::from_raw_os_error);
         for error in &errors {
-            for told in [why("its file `mark`", error), why_of_sled(&sled::Error::Io(io::Error::from_raw_os_error(28)))]
+            for message in
+                [why("its file `mark`", error), why_of_sled(&sled::Error::Io(io::Error::from_raw_os_error(28)))]
             {
-                assert!(told.ends_with(", then start again") && !told.contains("os error"), "{told}");
+                assert!(message.ends_with(", then start again") && !message.contains("os error"), "{message}");
             }
         }
         let lock = format!("could not acquire lock on \"db\": {:?}", io::Error::from_raw_os_error(11));
-        let told = why_of_sled(&sled::Error::Io(io::Error::other(lock)));
-        assert!(told.starts_with("another process has its file `log/db`"), "{told}");
-        let told = no_space("its file `log/db`", (16 << 20) + 1, 3 << 20);
-        assert!(told.contains("17 MiB") && told.contains("3 are free") && told.contains("Free 14 MiB more"), "{told}");
+        let message = why_of_sled(&sled::Error::Io(io::Error::other(lock)));
+        assert!(message.starts_with("another process has its file `log/db`"), "{message}");
+        let message = no_space("its file `log/db`", (16 << 20) + 1, 3 << 20);
+        assert!(
+            message.contains("17 MiB") && message.contains("3 are free") && message.contains("Free 14 MiB more"),
+            "{message}"
+        );
     }
 }

@@ -10,95 +10,97 @@ use crate::{
     message::Seq,
 };
 
-/// Largest value an engine is given. sled keeps values above a share of its segment in files that it never syncs; with
-/// segments of 8 MiB, and sixteen values to a leaf, this stays far below that share.
+/// Largest value that is put into an engine, in bytes.
+///
+/// sled stores values above a share of its segment in files that it never syncs. With segments of 8 MiB and sixteen values
+/// per leaf, this limit stays far below that share.
 pub const VALUE_BYTES_MAX: usize = 96 << 10;
 
-/// What a cursor has received, and when who it belongs to was seen.
+/// Stores a cursor and when its device was last seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct StoredCursor {
-    /// Everything up to this was received.
+    /// Everything up to this sequence is acknowledged.
     pub through: Seq,
-    /// What was received beyond that, both ends included.
+    /// Ranges acknowledged out of order, both ends included.
     pub islands: Vec<(Seq, Seq)>,
     /// In milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
 }
 
-/// What is kept of a user beside the entries.
+/// Stores a user's log without its entries. Variants are versions.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Row {
-    /// The first version: one cursor, and nothing ever gone but what was received.
+    /// The first version: one cursor, and no gaps.
     V1 {
-        /// Last sequence handed out.
+        /// Last sequence assigned.
         head: Seq,
-        /// Everything up to this was received.
+        /// Everything up to this sequence is acknowledged.
         through: Seq,
-        /// What was received beyond that, both ends included.
+        /// Ranges acknowledged out of order, both ends included.
         islands: Vec<(Seq, Seq)>,
-        /// Entries up to this are in the inbox, those above it in the journal.
+        /// Entries up to this sequence are flushed to the value log; later ones are in the WAL.
         settled: Seq,
-        /// When the user was seen, in milliseconds of the Unix epoch; 0 = never.
+        /// When the user was last seen, in milliseconds of the Unix epoch; 0 = never.
         seen_ms: u64,
-        /// How many lapses of the store `head` takes into account (see `recovery`).
+        /// Number of lossy restarts that `head` includes (see `recovery`).
         lapses: u32,
     },
-    /// All that is kept of a log beside its entries.
+    /// The current version.
     V2(StoredLog),
 }
 
-/// All that is kept of a log beside its entries.
+/// Stores a user's log without its entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct StoredLog {
-    /// Last sequence handed out.
+    /// Last sequence assigned.
     pub head: Seq,
-    /// Entries up to this are in the inbox, those above it in the journal.
+    /// Entries up to this sequence are flushed to the value log; later ones are in the WAL.
     pub settled: Seq,
-    /// How many lapses of the store `head` takes into account (see `recovery`).
+    /// Number of lossy restarts that `head` includes (see `recovery`).
     pub lapses: u32,
-    /// When the user was seen, in milliseconds of the Unix epoch; 0 = never.
+    /// When the user was last seen, in milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
     /// The cursor that clients without a device share, if there is one.
     pub shared: Option<StoredCursor>,
     /// Devices and their cursors.
     pub devices: Vec<(String, StoredCursor)>,
-    /// Ranges that are gone, rising, both ends included, each with a [`Loss`](crate::store::Loss).
+    /// Gaps, rising, both ends included, each with a reason: [`Loss`](crate::store::Loss).
     pub gone: Vec<(Seq, Seq, u8)>,
-    /// Keys of pending entries: with their sequence, their bytes of payload, and when they expire (0 = never).
+    /// Collapse keys of pending entries: key, sequence, bytes of payload, expiry in seconds of the Unix epoch (0 = never).
     pub keys: Vec<(String, Seq, u32, u32)>,
-    /// Entries in the inbox that are still needed, and their bytes of payload, without those up to `counted`.
+    /// Number of flushed entries that are pending, and their bytes of payload. Excludes entries up to `counted`.
     pub inbox: (u64, u64),
-    /// Up to here entries of the inbox are not counted any more.
+    /// Flushed entries up to this sequence are no longer counted.
     pub counted: Seq,
-    /// When the first entry in the inbox expires, in seconds of the Unix epoch; 0 = none does.
+    /// When the first flushed entry expires, in seconds of the Unix epoch; 0 = none expires.
     pub expires_s: u32,
 }
 
-/// Ids of appends that were done once, moved out of the journal when it was settled.
+/// Stores idempotency ids, moved here from the WAL by a flush.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Ids {
     /// The only version so far.
     V1 {
         /// Fingerprint of the namespace.
         namespace: u32,
-        /// In the order in which they were done.
+        /// In the order of their dispatches.
         ids: Vec<StoredId>,
     },
 }
 
-/// What was answered under an id.
+/// Stores the first result of a dispatch with an idempotency id.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct StoredId {
     /// The id.
     pub id: String,
-    /// When it was done, in milliseconds of the Unix epoch.
+    /// When the dispatch was committed, in milliseconds of the Unix epoch.
     pub at_ms: u64,
     pub recipients: u32,
     pub online: u32,
     pub offline: u32,
-    /// For whom it was not taken.
+    /// Recipients that were rejected, each with a reason.
     pub rejected: Vec<(String, u8)>,
-    /// That is a part of them: the same id follows with more.
+    /// The list of rejected recipients continues in the next value with the same id.
     pub more: bool,
 }
 
@@ -123,7 +125,7 @@ impl Row {
         Ok(bincode::decode_from_slice(bytes, format())?.0)
     }
 
-    /// Up to this sequence the inbox is counted on.
+    /// Returns the sequence up to which entries are flushed to the value log.
     pub fn settled(&self) -> Seq {
         match self {
             Self::V1 { settled, .. } => *settled,
@@ -132,17 +134,19 @@ impl Row {
     }
 }
 
-/// Key of a journal record.
+/// Encodes the key of a WAL record.
 pub fn wal_key(number: u64) -> [u8; 8] {
     number.to_be_bytes()
 }
 
-/// The record number of a key.
+/// Decodes the record number of a key.
 pub fn wal_number(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.try_into().ok()?))
 }
 
-/// Key of an inbox chunk. Ids have no control characters, so a NUL ends them: no key of one user is among another's.
+/// Encodes the key of a block of entries.
+///
+/// A NUL ends the user id. Ids contain no control characters, so the keys of two users never interleave.
 pub fn log_key(user: &str, first: Seq) -> Vec<u8> {
     let mut key = Vec::with_capacity(user.len() + 9);
     key.extend_from_slice(user.as_bytes());
@@ -151,7 +155,7 @@ pub fn log_key(user: &str, first: Seq) -> Vec<u8> {
     key
 }
 
-/// Whether a key of the inbox is this user's.
+/// Returns whether a block key belongs to this user.
 pub fn is_log_key_of(key: &[u8], user: &str) -> bool {
     key.len() == user.len() + 9 && key.starts_with(user.as_bytes()) && key[user.len()] == 0
 }

@@ -1,23 +1,23 @@
-//! Says in a sentence what sled says in terms of its own.
+//! Converts errors of sled to sentences and system errors.
 //!
-//! sled hands out copies of the first error that it met, and a copy has the system's error only as text for programmers
-//! (`Os { code: 28, kind: StorageFull, .. }`). After a failed write sled takes nothing more until it is opened again,
-//! whatever the reason: a full disk ends the store here, and does not suspend it. That is why space is set aside.
+//! sled returns copies of the first error that it met. A copy holds the system's error only as debug text
+//! (`Os { code: 28, kind: StorageFull, .. }`). After a failed write sled accepts no write until it is opened again,
+//! whatever the reason. So a full disk stops the store here, instead of suspending it. That is why space is preallocated.
 
 use std::io;
 
 use crate::{embedded::tables::contract::Cause, logging::system_error};
 
-/// What stands in a copy before the number of the system's error, at its beginning or behind words of sled.
+/// Text before the system's error number in a copy, at its beginning or after words of sled.
 const COPIED: &str = "Os { code: ";
 
-/// The system's error, if that is what sled met.
+/// Returns the system's error, if there is one.
 pub fn of_the_system(error: &sled::Error) -> Option<io::Error> {
     let sled::Error::Io(error) = error else { return None };
     number(error).map(io::Error::from_raw_os_error)
 }
 
-/// The same of an error that has come through sled's.
+/// Restores the system's error of an I/O error that sled returned.
 pub fn restored(error: io::Error) -> io::Error {
     match number(&error) {
         Some(number) if error.raw_os_error().is_none() => io::Error::from_raw_os_error(number),
@@ -30,12 +30,12 @@ fn number(error: &io::Error) -> Option<i32> {
     error.raw_os_error().or_else(copied)
 }
 
-/// The same as an error of ours, which may be repeated in no case.
+/// Converts an error of sled to an I/O error that is never retried.
 pub fn of(error: sled::Error) -> io::Error {
     io::Error::other(sentence(&error))
 }
 
-/// A sentence without its full stop, for one that goes on with what to do.
+/// Describes an error in a sentence without full stop; callers append what to do.
 pub fn sentence(error: &sled::Error) -> String {
     if let Some(error) = of_the_system(error) {
         return match Cause::of(&error) {

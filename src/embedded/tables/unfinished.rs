@@ -1,9 +1,8 @@
-//! Marks a store's directory while it is made or changed as a whole: by a restore, a salvage or an import.
+//! Marks a store's directory while a restore, a salvage or an import writes it.
 //!
-//! The marker is a small file in the directory. It is written and synced before anything else, and removed when all the
-//! rest is synced. While it is there the store is refused, because it would show a part of its messages as if it were
-//! all of them. Tables that are rebuilt or brought over from an earlier version need none: they take their place in one
-//! step, and an interruption leaves what was there before.
+//! The marker is a small file. It is written and synced before anything else, and removed after everything else is synced.
+//! While it exists the store does not open, because it would show a part of its messages as if they were all of them.
+//! Tables that are rebuilt or migrated need no marker: they are replaced in one step, so an interruption leaves the old ones.
 
 use std::{
     fs::{self, File},
@@ -14,7 +13,7 @@ use std::{
 use super::{directory::StoreDir, files::UNFINISHED as NAME, refusal};
 use crate::store::StoreError;
 
-/// What makes or changes a store as a whole.
+/// Names an operation that creates or changes a whole store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// `mesa restore`.
@@ -36,12 +35,12 @@ impl Operation {
         }
     }
 
-    /// Whether a second run starts from nothing, rather than going on in the same directory.
+    /// Returns whether a second run starts anew, rather than resuming in the same directory.
     fn starts_over(self) -> bool {
         !matches!(self, Self::Import)
     }
 
-    /// How to go on from a directory in which this did not finish.
+    /// Describes how to go on when the operation did not finish.
     fn how_to_go_on(self) -> String {
         let command = self.command();
         if self.starts_over() {
@@ -58,7 +57,7 @@ impl Operation {
     }
 }
 
-/// Why a directory is not to be used, if something in it was not finished.
+/// Returns why a directory must not be used, if an operation in it did not finish.
 pub fn found(path: &Path) -> io::Result<Option<String>> {
     let text = match fs::read_to_string(path.join(NAME)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -78,7 +77,7 @@ fn operation_of(text: &str) -> Option<Operation> {
     Operation::ALL.into_iter().find(|operation| operation.command() == command)
 }
 
-/// Refuses a directory in which something was not finished, but to that which does not finish elsewhere: an import goes on.
+/// Rejects a directory with an unfinished operation, unless the same operation can resume it (an import).
 pub fn check(path: &Path, operation: Option<Operation>) -> Result<(), StoreError> {
     let refuse = |reason: String| StoreError::Open { path: path.to_owned(), reason };
     let unread = |error: io::Error| refuse(refusal::why(&format!("its file `{NAME}` cannot be read"), &error));
@@ -88,7 +87,7 @@ pub fn check(path: &Path, operation: Option<Operation>) -> Result<(), StoreError
     if goes_on { Ok(()) } else { Err(refuse(why)) }
 }
 
-/// Marks a directory. Durable on return.
+/// Writes the marker. Durable on return.
 pub fn begin(path: &Path, operation: Operation) -> io::Result<()> {
     let mut file = File::create(path.join(NAME))?;
     writeln!(file, "{}\nThis store is not finished: {}.", operation.command(), operation.how_to_go_on())?;
@@ -96,7 +95,7 @@ pub fn begin(path: &Path, operation: Operation) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Removes the marker: all the rest is synced. Durable on return.
+/// Removes the marker, after everything else is synced. Durable on return.
 pub fn end(path: &Path) -> io::Result<()> {
     match fs::remove_file(path.join(NAME)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -104,19 +103,21 @@ pub fn end(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a directory that an earlier run has left unfinished, if a new run starts over. False where it is none of those.
+/// Removes a directory that an earlier run left unfinished, if a new run starts anew.
+///
+/// Returns false if the directory has no such marker.
 pub fn remove_remains(path: &Path) -> Result<bool, StoreError> {
     let text = fs::read_to_string(path.join(NAME)).unwrap_or_default();
     if !operation_of(&text).is_some_and(Operation::starts_over) {
         return Ok(false);
     }
-    // Whoever makes it at this moment has the lock.
-    let _locked = StoreDir::new(path)?;
+    // A process that is still writing the directory holds the lock.
+    let _lock = StoreDir::new(path)?;
     let failed = |error: io::Error| StoreError::Open {
         path: path.to_owned(),
         reason: refusal::why("what an earlier run has left there cannot be removed", &error),
     };
-    // The marker last: what an interruption leaves is still known to be remains.
+    // The marker goes last, so that an interruption leaves a directory that is still marked.
     for file in fs::read_dir(path).map_err(failed)? {
         let file = file.map_err(failed)?;
         if file.path().is_dir() {
@@ -157,7 +158,7 @@ mod tests {
             );
             end(&path).unwrap();
         }
-        // Cut off while it was written.
+        // A torn write of the marker.
         fs::write(path.join(NAME), "").unwrap();
         assert!(opened(None).is_err());
         end(&path).unwrap();
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn import_that_was_interrupted_goes_on() {
+    async fn interrupted_import_resumes() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("store");
         let importing = || open(DiskOptions { operation: Some(Operation::Import), ..DiskOptions::new(&path) }).unwrap();

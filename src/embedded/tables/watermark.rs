@@ -1,8 +1,8 @@
-//! A small file beside the log: how far it went when it was last synced.
+//! The sync watermark: a small file that states how far the WAL and sled's log were synced.
 //!
-//! sled takes a damaged log for one that ends where the damage begins, and one that is older for one that never went on.
-//! This tells otherwise. It is written after each sync and never synced itself, so a crash leaves one that says too
-//! little, and never one that says too much. One that is not whole says nothing.
+//! sled treats a damaged log as one that ends where the damage begins, and an older log as complete. The watermark detects
+//! both. It is written after each sync and never synced itself. So a crash may leave a watermark that is too low, never one
+//! that is too high. An incomplete watermark is ignored.
 
 use std::{
     fs::{self, File},
@@ -15,33 +15,34 @@ use parking_lot::Mutex;
 
 use super::files::{SEGMENT_BYTES, WATERMARK};
 
-/// Three numbers and a checksum.
+/// Size of the file: three numbers and a checksum.
 const BYTES: usize = 28;
 
-/// What the file says. What it does not say is 0.
+/// Holds the values of the file. A value that the file does not state is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::embedded) struct SyncWatermark {
-    /// The last record of the journal that somebody was answered for.
+    /// The last WAL record that was synced.
     pub record: u64,
-    /// How long the file of the log was.
+    /// Length of sled's file in bytes.
     pub length: u64,
-    /// Where the log ended.
+    /// Position at which sled's log ended.
     pub end: u64,
 }
 
 impl SyncWatermark {
-    /// Reads the file in a store's directory; `None` where there is none that is whole.
+    /// Reads the file in a store's directory. Returns `None` if it is missing or incomplete.
     pub fn read(directory: &Path) -> Option<Self> {
         Self::decode(&fs::read(directory.join(WATERMARK)).ok()?)
     }
 
-    /// Whether what is in the file was never written by any of ours. One that is merely not whole may be torn.
+    /// Returns whether no version of mesa can have written the file. A shorter file may be a torn write.
     pub fn is_foreign(directory: &Path) -> bool {
         fs::metadata(directory.join(WATERMARK)).is_ok_and(|mark| mark.len() > BYTES as u64)
     }
 
-    /// Whether the file, which has `length` bytes, was longer when it was last synced, and not made shorter by sled:
-    /// that cuts off segments at the end when nothing is in them any more, and whole ones.
+    /// Returns whether sled's file, now of `length` bytes, lost bytes since it was last synced.
+    ///
+    /// sled itself truncates the file by whole segments that are empty.
     pub fn was_longer_than(&self, length: u64) -> bool {
         length < self.length && !length.is_multiple_of(SEGMENT_BYTES as u64)
     }
@@ -49,7 +50,7 @@ impl SyncWatermark {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         if bytes.len() == 8 {
-            // As earlier versions wrote it.
+            // Format of earlier versions.
             return Some(Self { record: number(0)?, ..Self::default() });
         }
         let (numbers, crc) = bytes.split_last_chunk::<4>()?;
@@ -68,20 +69,20 @@ impl SyncWatermark {
     }
 }
 
-/// The file, open.
+/// Writes the watermark file.
 pub(in crate::embedded) struct WatermarkFile {
     file: File,
-    says: Mutex<SyncWatermark>,
+    values: Mutex<SyncWatermark>,
 }
 
 impl WatermarkFile {
     pub fn open(directory: &Path) -> io::Result<Self> {
         let file =
             File::options().read(true).write(true).create(true).truncate(false).open(directory.join(WATERMARK))?;
-        Ok(Self { file, says: Mutex::new(SyncWatermark::read(directory).unwrap_or_default()) })
+        Ok(Self { file, values: Mutex::new(SyncWatermark::read(directory).unwrap_or_default()) })
     }
 
-    /// Forgets where the log ended, for good: there is to be another.
+    /// Clears the end of sled's log, durably, before another log replaces it.
     pub fn forget_end(directory: &Path) -> io::Result<()> {
         let mark = Self::open(directory)?;
         mark.set_end(0, 0)?;
@@ -89,21 +90,21 @@ impl WatermarkFile {
     }
 
     pub fn set_record(&self, record: u64) -> io::Result<()> {
-        self.write(|says| says.record = record)
+        self.write(|values| values.record = record)
     }
 
     pub fn set_end(&self, length: u64, end: u64) -> io::Result<()> {
-        self.write(|says| (says.length, says.end) = (length, end))
+        self.write(|values| (values.length, values.end) = (length, end))
     }
 
     fn write(&self, change: impl FnOnce(&mut SyncWatermark)) -> io::Result<()> {
-        let mut says = self.says.lock();
-        change(&mut says);
-        self.file.write_all_at(&says.encode(), 0)
+        let mut values = self.values.lock();
+        change(&mut values);
+        self.file.write_all_at(&values.encode(), 0)
     }
 
     pub fn record(&self) -> Option<u64> {
-        Some(self.says.lock().record).filter(|record| *record > 0)
+        Some(self.values.lock().record).filter(|record| *record > 0)
     }
 }
 
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_sled_has_cut_is_not_taken_for_a_damaged_one() {
+    fn file_truncated_by_sled_is_not_damage() {
         let segments = |count: u64| count * SEGMENT_BYTES as u64;
         let marked = SyncWatermark { length: segments(7), ..SyncWatermark::default() };
         assert!(!marked.was_longer_than(segments(7)) && !marked.was_longer_than(segments(6)));
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_whole_says_nothing_and_what_earlier_versions_wrote_is_read() {
+    fn incomplete_watermark_is_ignored_and_earlier_format_is_read() {
         let marked = SyncWatermark { record: 7, length: 1 << 30, end: 300 };
         let bytes = marked.encode();
         assert_eq!(SyncWatermark::decode(&bytes), Some(marked));
