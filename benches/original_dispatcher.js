@@ -1,5 +1,5 @@
 'use strict';
-// The driver of the benchmark `wire`: `node wire.js MESA`. Prints a table of medians.
+// Driver of the benchmark `original_dispatcher`: `node original_dispatcher.js MESA`. Prints a table of medians.
 
 const { execFileSync, spawn } = require('node:child_process');
 const fs = require('node:fs');

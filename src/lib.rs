@@ -1,4 +1,4 @@
-//! A message server that delivers to users who go offline.
+//! A message server that delivers also to offline users.
 //!
 //! A backend dispatches a message to user ids. With `sync.enabled`, online users receive it at once, and offline users
 //! receive it in order when they reconnect, also after a power cut. It is one binary with an embedded store. WebSocket and
@@ -30,7 +30,7 @@
 //!
 //! # Modules
 //!
-//! In reading order; each module says in its first lines what is in its files.
+//! In reading order. The first lines of each module describe its files.
 //!
 //! | module | contents |
 //! |---|---|

@@ -101,7 +101,7 @@ impl Server {
 
     /// Returns the address of the Redis protocol; `None` if it is disabled.
     #[must_use]
-    pub fn wire_addr(&self) -> Option<SocketAddr> {
+    pub fn redis_protocol_addr(&self) -> Option<SocketAddr> {
         self.parts.wire.as_ref().map(|wire| wire.address)
     }
 

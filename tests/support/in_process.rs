@@ -58,7 +58,7 @@ impl Served {
     async fn over(config: Config, store: TempDir) -> Self {
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let server = Server::start(config.clone(), listener).await.unwrap();
-        let (address, wire) = (server.local_addr(), server.wire_addr());
+        let (address, wire) = (server.local_addr(), server.redis_protocol_addr());
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(async move {
             server.run(async { _ = stopped.await }).await.unwrap();

@@ -16,8 +16,9 @@ pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<Socket
     let config = &loaded.config;
     if config.log.format == LogFormat::Json {
         let (store, users) = (store(config), users(&config.authentication));
-        let redis = redis_protocol.map(|address| address.to_string());
-        tracing::info!(%address, path = config.path, redis, sync = config.sync.enabled, store, users, "listening");
+        let redis_protocol = redis_protocol.map(|address| address.to_string());
+        let sync = config.sync.enabled;
+        tracing::info!(%address, path = config.path, redis_protocol, sync, store, users, "listening");
         if !dev {
             return;
         }

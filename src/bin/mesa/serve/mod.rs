@@ -49,7 +49,7 @@ async fn serve(args: &ServeArgs, loaded: Loaded) -> Result<(), Failure> {
     // The address before the store: a second server started by mistake must not touch the store of the first.
     let listener = os::listen(&config.host, config.port)?;
     let server = Server::start(config, listener).await.map_err(Failure::because)?;
-    let (address, redis_protocol) = (server.local_addr(), server.wire_addr());
+    let (address, redis_protocol) = (server.local_addr(), server.redis_protocol_addr());
     banner::print(&loaded, address, redis_protocol, args.dev);
     if let Some(file) = &args.ready_file {
         write_ready_file(file, address, redis_protocol, &loaded.config)?;
