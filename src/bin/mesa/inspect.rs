@@ -28,7 +28,8 @@ use crate::{
 };
 
 /// Alternative to stopping the server of a store in use.
-const INSTEAD_OF_STOPPING: &str = ", or inspect a copy: `mesa backup` saves a running server's store in a file, `mesa restore` creates a store from it";
+const INSTEAD_OF_STOPPING: &str = ", or inspect a copy: `mesa backup` saves a running server's store in a file, \
+                                    `mesa restore` creates a store from it";
 
 /// Prints the content of a store. Fails if something is damaged.
 pub fn run(args: &InspectArgs) -> Result<(), Failure> {

@@ -76,8 +76,8 @@ impl Checks {
         if webhook.timeout > config.authentication.timeout {
             let (webhook, all) = (millis(webhook.timeout), millis(config.authentication.timeout));
             self.warn(format!(
-                "authentication.webhook.timeout is {webhook} ms, but connections close after authentication.timeout, {all} ms; lower the \
-                 former"
+                "authentication.webhook.timeout is {webhook} ms, but connections close after authentication.timeout, \
+                 {all} ms; lower the former"
             ));
         }
     }

@@ -191,8 +191,8 @@ impl Checks {
         if section.backlog_bytes / 2 < config.limits.frame_bytes {
             let (backlog, frame) = (section.backlog_bytes, config.limits.frame_bytes);
             self.reject(&["redisProtocol.backlogBytes", "limits.frameBytes"], format!(
-                "redisProtocol.backlogBytes is {backlog} and must be at least twice limits.frameBytes ({frame}): one large message of \
-                 a client would disconnect every portal"
+                "redisProtocol.backlogBytes is {backlog} and must be at least twice limits.frameBytes ({frame}): one large \
+                 message of a client would disconnect every portal"
             ));
         }
         if port != 0 && port == config.port {
@@ -272,7 +272,8 @@ impl Checks {
         }
         if (1..config.sync.max_bytes).contains(&config.store.max_bytes) {
             self.warn(format!(
-                "store.maxBytes is {} and sync.maxBytes {}: one offline user can fill the store; raise the former, or lower the latter",
+                "store.maxBytes is {} and sync.maxBytes {}: one offline user can fill the store; raise the former, \
+                 or lower the latter",
                 config.store.max_bytes, config.sync.max_bytes
             ));
         }

@@ -30,7 +30,8 @@ pub async fn run(args: &DemoArgs) -> Result<(), Failure> {
     let mut server = Server::new()?;
     let played = tokio::select! {
         played = tokio::time::timeout(DEMO_TIMEOUT, scenario::play(&narrator, &mut server, &mut tracker)) => {
-            played.unwrap_or_else(|_| Err(Failure::because(format!("the demo did not finish within {} s", DEMO_TIMEOUT.as_secs()))))
+            let seconds = DEMO_TIMEOUT.as_secs();
+            played.unwrap_or_else(|_| Err(Failure::because(format!("the demo did not finish within {seconds} s"))))
         }
         (name, _) = signals.next() => Err(Failure::because(format!("stopped by {name}"))),
     };
