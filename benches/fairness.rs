@@ -45,7 +45,7 @@ fn reader(n: usize) -> UserId {
 fn prepared() -> TempDir {
     let directory = tempfile::tempdir().expect("a directory");
     let runtime = support::runtime();
-    let tuning = Tuning { settle_after: Duration::ZERO, ..Tuning::default() };
+    let tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
     let limits = Limits { messages: 2 * BACKLOG as u64, ..Limits::default() };
     let options = DiskOptions { tuning, limits, ..DiskOptions::new(directory.path()) };
     let store = runtime.block_on(async { open(options) }).expect("a store");

@@ -59,9 +59,9 @@ fn appending(c: &mut Criterion) {
 }
 
 /// What is pending in the journal, or in inboxes: a hundred messages for each of a thousand users, by turns.
-fn read_from(runtime: &Runtime, path: &Path, settle_after: Duration, cache_bytes: u64) -> Arc<dyn Store> {
+fn read_from(runtime: &Runtime, path: &Path, flush_delay: Duration, cache_bytes: u64) -> Arc<dyn Store> {
     runtime.block_on(async {
-        let tuning = Tuning { settle_after, ..Tuning::default() };
+        let tuning = Tuning { flush_delay, ..Tuning::default() };
         let store = open(DiskOptions { tuning, cache_bytes, ..options(path) }).expect("a store");
         if store.state(&user(0)).expect("a state").head == 0 {
             for _ in 0..100 {
@@ -110,7 +110,7 @@ fn reading(c: &mut Criterion) {
     read("1_entry_of_one_of_1000_users_from_inboxes", &*store, 50, 1, USERS);
     drop(store);
     let directory = tempfile::tempdir().expect("a directory");
-    let tuning = Tuning { settle_after: never, ..Tuning::default() };
+    let tuning = Tuning { flush_delay: never, ..Tuning::default() };
     let store = runtime.block_on(async {
         let store = open(DiskOptions { tuning, cache_bytes: 1 << 20, ..options(directory.path()) }).expect("a store");
         for _ in 0..4000 {
@@ -166,11 +166,11 @@ fn trimming(c: &mut Criterion) {
 const PENDING: usize = 100_000;
 
 /// A store with that much pending for so many users, as a kill leaves it.
-fn killed(runtime: &Runtime, users: usize, settle_after: Duration) -> TempDir {
+fn killed(runtime: &Runtime, users: usize, flush_delay: Duration) -> TempDir {
     let (directory, image) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
-    let settles = settle_after.is_zero();
+    let settles = flush_delay.is_zero();
     let store = runtime.block_on(async {
-        let tuning = Tuning { settle_after, ..Tuning::default() };
+        let tuning = Tuning { flush_delay, ..Tuning::default() };
         let store = open(DiskOptions { tuning, ..options(directory.path()) }).expect("a store");
         for first in (0..PENDING).step_by(1000) {
             let append = |n: usize| Append::new(payload(), vec![user(n % users)]);
@@ -207,8 +207,8 @@ fn opening(c: &mut Criterion) {
     let mut group = c.benchmark_group("store_open");
     group.sample_size(10);
     for users in [1, 100] {
-        for (place, settle_after) in [("journal", Duration::from_secs(3600)), ("inboxes", Duration::ZERO)] {
-            let image = killed(&runtime, users, settle_after);
+        for (place, flush_delay) in [("journal", Duration::from_secs(3600)), ("inboxes", Duration::ZERO)] {
+            let image = killed(&runtime, users, flush_delay);
             group.bench_function(format!("after_a_kill_100000_pending_of_{users}_in_{place}"), |b| {
                 b.iter_custom(|rounds| {
                     let mut took = Duration::ZERO;

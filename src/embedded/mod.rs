@@ -55,7 +55,7 @@ use self::{
     outbox::Outbox,
     shared::{Shared, state},
     tables::contract::Engine,
-    user_log::Log,
+    user_log::UserLog,
     writer::{
         cost::Cost,
         queue::{Op, Queue},
@@ -98,7 +98,7 @@ impl Store for Journal {
                 return Ok(vec![Appended::default(); appends.len()]);
             }
             if appends.iter().all(|append| append.once.is_none()) {
-                self.shared.check_room()?;
+                self.shared.check_capacity()?;
             }
             let (done, answer) = oneshot::channel();
             let cost = Cost::of(&appends);
@@ -117,8 +117,8 @@ impl Store for Journal {
     }
 
     fn note(&self, user: &UserId, note: Note) {
-        let noted = self.shared.index.with(user, |log| {
-            let Noted { dirty, trim, new } = take_note(log, &note, self.shared.index.now());
+        let noted = self.shared.logs.with(user, |log| {
+            let ReportEffect { dirty, trim, new } = apply_report(log, &note, self.shared.logs.now());
             // Before the commit thread learns of the receipt.
             self.shared.record_delivered(user, note.device.as_ref(), new);
             self.shared.announce(user, dirty, trim);
@@ -130,8 +130,8 @@ impl Store for Journal {
     }
 
     fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError> {
-        let (now, now_ms) = (self.shared.index.now(), self.shared.clock.now_ms());
-        self.shared.index.with(user, |log| {
+        let (now, now_ms) = (self.shared.logs.now(), self.shared.clock.now_ms());
+        self.shared.logs.with(user, |log| {
             log.touched = now;
             let received = log.cursors.attach(device, self.shared.devices_max, now_ms)?;
             let dirty = !std::mem::replace(&mut log.dirty, true);
@@ -146,7 +146,7 @@ impl Store for Journal {
     fn detach(&self, user: &UserId, device: Option<&DeviceId>) {
         let now_ms = self.shared.clock.now_ms();
         // A log that was attached to could be read then; if it cannot be now, nothing is lost but when it was.
-        _ = self.shared.index.with(user, |log| {
+        _ = self.shared.logs.with(user, |log| {
             log.cursors.detach(device, now_ms);
             self.shared.announce(user, !std::mem::replace(&mut log.dirty, true), false);
         });
@@ -157,7 +157,7 @@ impl Store for Journal {
     }
 
     fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found> {
-        self.shared.recent(user, after, limit)
+        self.shared.read_cached(user, after, limit)
     }
 
     fn missed(&self, user: &UserId, device: Option<&DeviceId>, from: Seq, to: Seq) -> Result<Vec<Missed>, StoreError> {
@@ -169,7 +169,7 @@ impl Store for Journal {
     }
 
     fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
-        self.shared.index.with(user, |log| log.cursors.lacking(seq))
+        self.shared.logs.with(user, |log| log.cursors.lacking(seq))
     }
 
     fn health(&self) -> Arc<Health> {
@@ -182,7 +182,7 @@ impl Store for Journal {
 
     fn state(&self, user: &UserId) -> Result<UserState, StoreError> {
         let now_s = self.shared.clock.now_s();
-        self.shared.index.with(user, |log| state(log, now_s))
+        self.shared.logs.with(user, |log| state(log, now_s))
     }
 
     fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {
@@ -221,7 +221,7 @@ impl Store for Journal {
         Box::pin(async move {
             let (done, answer) = oneshot::channel();
             self.shared.queue.close(done)?;
-            // Taken before the wait: if a disk hangs, whoever gives up waiting must not wait again in our drop.
+            // Batch before the wait: if a disk hangs, whoever gives up waiting must not wait again in our drop.
             let thread = self.thread.lock().take();
             self.answer(answer).await?;
             if let Some(thread) = thread {
@@ -243,8 +243,8 @@ impl Journal {
         let shared = Arc::new(Shared {
             engine,
             namespace: fingerprint(&namespace),
-            index: recovered.index,
-            recent: recovered.recent,
+            logs: recovered.logs,
+            record_cache: recovered.record_cache,
             queue,
             listener: RwLock::default(),
             failed: watch::Sender::new(None),
@@ -263,7 +263,7 @@ impl Journal {
         }
         let mut committer = Committer::new(shared.clone(), recovered.journal, &options);
         // Whoever opens a store that is full is told so by its first answer.
-        committer.look_at_room();
+        committer.refresh_capacity();
         committer.refresh_outbox_space();
         let thread = thread::Builder::new().name("mesa-commit".into()).spawn(move || committer.run());
         let thread = thread.map_err(|error| StoreError::Failed(format!("cannot start a thread: {error}").into()))?;
@@ -294,14 +294,14 @@ impl Drop for Journal {
 }
 
 /// What the commit thread is to be told of a note.
-struct Noted {
+struct ReportEffect {
     dirty: bool,
     trim: bool,
     /// What was received for the first time on its device, from the first new one on.
     new: Option<(Seq, Seq)>,
 }
 
-fn take_note(log: &mut Log, note: &Note, now: u32) -> Noted {
+fn apply_report(log: &mut UserLog, note: &Note, now: u32) -> ReportEffect {
     log.touched = now;
     let (mut changed, mut new) = (false, None);
     if let Some((from, to)) = note.received {
@@ -323,5 +323,5 @@ fn take_note(log: &mut Log, note: &Note, now: u32) -> Noted {
     log.trimming |= trim;
     let dirty = changed && !log.dirty;
     log.dirty |= changed;
-    Noted { dirty, trim, new }
+    ReportEffect { dirty, trim, new }
 }

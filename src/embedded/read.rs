@@ -8,7 +8,7 @@ use super::{
         contract::{EngineError, Table},
         schema::wal_key,
     },
-    user_log::{Log, Slot, is_past},
+    user_log::{UserLog, WalSlot, is_expired},
     wal::record::entry_at,
 };
 use crate::{
@@ -29,7 +29,7 @@ struct Plan {
     from: Seq,
     /// Up to this the inbox has to be asked, if above `from`.
     settled: Seq,
-    slots: Vec<Slot>,
+    slots: Vec<WalSlot>,
     /// Entries in the inbox that are not to be shown.
     hidden: Vec<(Seq, Seq)>,
     gone: Gone,
@@ -38,11 +38,11 @@ struct Plan {
     through: Seq,
 }
 
-fn plan(log: &mut Log, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -> Plan {
+fn plan(log: &mut UserLog, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -> Plan {
     log.touched = now;
     let mut through = log.head.max(after);
     let from = after.max(log.released());
-    let settled = if log.chunks { log.settled } else { 0 };
+    let settled = if log.has_blocks { log.flushed } else { 0 };
     let (mut slots, mut bytes) = (Vec::new(), 0);
     // While entries are being settled they are in both places; the inbox counts from the moment it is said to.
     for slot in log.slots_after(from.max(settled)) {
@@ -51,7 +51,7 @@ fn plan(log: &mut Log, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -> Pl
             through = slot.seq - 1;
             break;
         }
-        if log.shows(slot.seq) && !is_past(slot.expires_s, now_s) {
+        if log.is_visible(slot.seq) && !is_expired(slot.expires_s, now_s) {
             slots.push(*slot);
         } else {
             bytes -= slot.bytes as usize;
@@ -62,7 +62,7 @@ fn plan(log: &mut Log, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -> Pl
         // What everybody has received and nobody holds is released, but for a hold that came late.
         let front = (received.through() > log.released()).then_some((1, received.through()));
         let hidden = front.into_iter().chain(received.islands().iter().copied());
-        (hidden.map(|(from, to)| (from, to.min(hold))).collect(), log.gone.clone())
+        (hidden.map(|(from, to)| (from, to.min(hold))).collect(), log.gaps.clone())
     } else {
         (Vec::new(), Gone::default())
     };
@@ -74,7 +74,7 @@ fn failed(error: EngineError) -> StoreError {
 }
 
 /// The records in which slots are, rising.
-fn records_of(slots: &[Slot]) -> Vec<u64> {
+fn records_of(slots: &[WalSlot]) -> Vec<u64> {
     let mut numbers: Vec<u64> = slots.iter().map(|slot| slot.record).collect();
     numbers.dedup();
     numbers
@@ -82,14 +82,14 @@ fn records_of(slots: &[Slot]) -> Vec<u64> {
 
 impl Shared {
     /// See [`Store::recent`](crate::store::Store::recent).
-    pub(super) fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found> {
-        let (now, now_s) = (self.index.now(), self.clock.now_s());
-        let plan = self.index.with_loaded(user, |log| plan(log, after, limit, now, now_s))?;
+    pub(super) fn read_cached(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found> {
+        let (now, now_s) = (self.logs.now(), self.clock.now_s());
+        let plan = self.logs.with_loaded(user, |log| plan(log, after, limit, now, now_s))?;
         if plan.from < plan.settled {
             return None;
         }
         let numbers = records_of(&plan.slots);
-        let kept = self.recent.newest_of(&numbers);
+        let kept = self.record_cache.newest_of(&numbers);
         if kept.len() < numbers.len() {
             return None;
         }
@@ -105,8 +105,8 @@ impl Shared {
     /// See [`Store::read`](crate::store::Store::read).
     pub(super) fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError> {
         for _ in 0..RETRIES_MAX {
-            let (now, now_s) = (self.index.now(), self.clock.now_s());
-            let plan = self.index.with(user, |log| plan(log, after, limit, now, now_s))?;
+            let (now, now_s) = (self.logs.now(), self.clock.now_s());
+            let plan = self.logs.with(user, |log| plan(log, after, limit, now, now_s))?;
             if let Some(found) = self.follow(user, &plan, limit)? {
                 return Ok(found);
             }
@@ -140,11 +140,11 @@ impl Shared {
     pub(super) fn read_slots(
         &self,
         user: &UserId,
-        slots: &[Slot],
-        visit: &mut dyn FnMut(&Slot, Entry),
+        slots: &[WalSlot],
+        visit: &mut dyn FnMut(&WalSlot, Entry),
     ) -> Result<bool, StoreError> {
         let numbers = records_of(slots);
-        let kept = self.recent.newest_of(&numbers);
+        let kept = self.record_cache.newest_of(&numbers);
         let (elsewhere, at_hand) = numbers.split_at(numbers.len() - kept.len());
         let (mut slots, mut there, mut wrong) = (slots.iter().peekable(), true, None);
         if !elsewhere.is_empty() {
@@ -189,10 +189,10 @@ impl Shared {
         entries: &mut Vec<Entry>,
         bytes: &mut usize,
     ) -> Result<bool, StoreError> {
-        self.read_inbox(user, plan.from, plan.settled, &mut |found| {
+        self.read_value_log(user, plan.from, plan.settled, &mut |found| {
             let hidden = plan.hidden.iter().any(|(from, to)| (*from..=*to).contains(&found.seq))
                 || plan.gone.hides(found.seq)
-                || is_past(found.expires_s, plan.now_s);
+                || is_expired(found.expires_s, plan.now_s);
             if hidden {
                 return true;
             }
@@ -207,7 +207,7 @@ impl Shared {
 
     /// A journal record, from memory or from its table; `None` if it has been settled.
     pub(super) fn record(&self, number: u64) -> Result<Option<Bytes>, StoreError> {
-        match self.recent.get(number) {
+        match self.record_cache.get(number) {
             Some(record) => Ok(Some(record)),
             None => self.engine.get(Table::Wal, &wal_key(number)).map_err(failed),
         }
@@ -217,7 +217,7 @@ impl Shared {
     fn entry(
         &self,
         user: &UserId,
-        slot: &Slot,
+        slot: &WalSlot,
         record: &[u8],
         keep: impl Fn(&[u8]) -> Bytes,
     ) -> Result<Entry, StoreError> {
@@ -234,7 +234,7 @@ impl Shared {
     /// See [`Store::pending_bytes`](crate::store::Store::pending_bytes).
     pub(super) fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {
         let now_s = self.clock.now_s();
-        let (known, exact) = self.index.look(user, |log| {
+        let (known, exact) = self.logs.look(user, |log| {
             let (received, pending) = log.pending(log.head, now_s);
             (pending.bytes, log.counts_exactly(&received, now_s))
         })?;
@@ -250,7 +250,7 @@ impl Shared {
             let read = entries.iter().map(|entry| entry.payload.as_bytes().len()).sum();
             let Some(rest) = left.checked_sub(read) else { return Ok(known) };
             left = rest;
-            let received = self.index.with(user, |log| log.cursors.received())?;
+            let received = self.logs.with(user, |log| log.cursors.received())?;
             let pending = entries.iter().filter(|entry| !received.contains(entry.seq));
             total += pending.map(|entry| entry.payload.as_bytes().len() as u64).sum::<u64>();
         }
@@ -273,7 +273,7 @@ impl Shared {
             self.engine.scan(Table::Users, &from, visit).map_err(failed)?;
         }
         let now_s = self.clock.now_s();
-        let known = |user: UserId| match self.index.look(&user, |log| state(log, now_s)) {
+        let known = |user: UserId| match self.logs.look(&user, |log| state(log, now_s)) {
             Err(error) if !matches!(error, StoreError::Damaged(_)) => Err(error),
             state => Ok((user, state)),
         };
@@ -288,10 +288,10 @@ impl Shared {
         from: Seq,
         to: Seq,
     ) -> Result<Vec<Missed>, StoreError> {
-        self.index.with(user, |log| {
+        self.logs.with(user, |log| {
             let received = log.cursors.get(device).map(|cursor| cursor.received.through()).unwrap_or_default();
             let mut missed = Vec::new();
-            for (from, to, reason) in log.gone.explain(from, to) {
+            for (from, to, reason) in log.gaps.explain(from, to) {
                 match reason {
                     Some(reason) => missed.push(Missed { from, to, reason }),
                     None => {

@@ -1,6 +1,6 @@
 //! Opening: reads what the tables say about themselves, and replays the journal into the index.
 //!
-//! # Lapses
+//! # LossyRestarts
 //!
 //! Where appends are answered before they are durable, an unclean end counts as a *lapse*: see [`lapses`](super::user_log::lapses).
 //! With [`Durability::Always`] there are none.
@@ -16,18 +16,18 @@ use super::{
     shared::Options,
     tables::{
         contract::{Engine, EngineError, Table},
-        schema::{Ids as IdChunk, Row, StoredCursor, StoredId, is_log_key_of, log_key, wal_key, wal_number},
+        schema::{Ids as IdBlock, Row, StoredCursor, StoredId, is_log_key_of, log_key, wal_key, wal_number},
     },
     user_log::{
-        Log, Slot,
-        cache::Index,
-        lapses::{Lapses, RESERVE},
+        UserLog, WalSlot,
+        cache::LogCache,
+        lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE},
     },
     wal::{
-        cache::Recent,
+        cache::RecordCache,
         record::{Header, Item, RecordReader},
     },
-    writer::dedup::{Ids, answered, once_found},
+    writer::dedup::{DedupTable, answered, once_found},
 };
 use crate::{
     embedded::tables::meta::{
@@ -41,11 +41,11 @@ use crate::{
 
 /// What opening has found.
 pub(super) struct Recovered {
-    pub index: Index,
+    pub logs: LogCache,
     pub clock: Clock,
     pub journal: RecoveredJournal,
     /// The newest records: those who were there come back soon.
-    pub recent: Recent,
+    pub record_cache: RecordCache,
     /// Users of whose inboxes it has to be found out what is left.
     pub trim: Vec<UserId>,
 }
@@ -54,7 +54,7 @@ pub(super) struct Recovered {
 pub(super) struct RecoveredJournal {
     pub records: VecDeque<RecordInfo>,
     pub next_record: u64,
-    pub ids: Ids,
+    pub dedup: DedupTable,
     /// Where ids are stored, oldest first, with the time of the youngest.
     pub id_chunks: VecDeque<(Vec<u8>, u64)>,
     /// Bytes of payload in all inboxes, as far as rows tell.
@@ -93,11 +93,11 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         once: Vec::new(),
         last_ms: clock_ms.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?))).unwrap_or(0),
     };
-    let (mut damage, recent) = (None, Recent::new(options.recent_bytes));
+    let (mut damage, record_cache) = (None, RecordCache::new(options.record_cache_bytes));
     engine
         .scan(Table::Wal, &[], &mut |key, value| match replay.record(key, &value) {
             Ok(number) => {
-                recent.push(number, value);
+                record_cache.push(number, value);
                 true
             }
             Err(error) => {
@@ -117,7 +117,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         let age = Duration::from_millis(clock.now_ms().saturating_sub(*written_ms));
         record.committed = replay.now.checked_sub(age).unwrap_or(replay.now);
     }
-    let mut ids = Ids::new(&options.limits);
+    let mut ids = DedupTable::new(&options.limits);
     let id_chunks = read_ids(&*engine, replay.namespace, &mut ids, clock.now_ms())?;
     for once in replay.once.into_iter().filter(|_| !failpoints::enabled(Failpoint::LostIds)) {
         // Where it was stored already, the journal may have lost a part of what was rejected under it.
@@ -126,14 +126,14 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         }
         ids.insert(&once.id, once.at_ms, answered(&once), clock.now_ms());
     }
-    let index = Index::new(engine.clone(), lapses);
+    let logs = LogCache::new(engine.clone(), lapses);
     let mut trim = Vec::new();
     for (user, replayed) in replay.logs {
         let known = replayed.known(lapses);
         let Replayed { mut log, appended, .. } = replayed;
-        forget_unfinished(&*engine, user.as_str(), log.settled).map_err(failed)?;
+        forget_unfinished(&*engine, user.as_str(), log.flushed).map_err(failed)?;
         if appended <= lapse_record {
-            log.pass_lapses(lapses, known);
+            log.skip_lossy_restarts(lapses, known);
         }
         if log.row_lapses.is_none() {
             // The power went before his row was written, or he would not be found among the users.
@@ -147,11 +147,11 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
             log.assigned = log.head;
         }
         trim.extend(log.trimming.then(|| user.clone()));
-        index.insert(user, log);
+        logs.insert(user, log);
     }
     let inbox_bytes = inbox_bytes(&*engine).map_err(failed)?;
     let journal = RecoveredJournal { records: replay.records, next_record: last + 1, ids, id_chunks, inbox_bytes };
-    Ok(Recovered { index, clock, journal, recent, trim })
+    Ok(Recovered { logs, clock, journal, record_cache, trim })
 }
 
 fn last_record(engine: &dyn Engine) -> Result<Option<u64>, EngineError> {
@@ -193,18 +193,18 @@ fn drop_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
 fn read_ids(
     engine: &dyn Engine,
     namespace: u32,
-    ids: &mut Ids,
+    ids: &mut DedupTable,
     now_ms: u64,
 ) -> Result<VecDeque<(Vec<u8>, u64)>, StoreError> {
     let mut chunks = VecDeque::new();
     let mut damage = None;
-    let read = engine.scan(Table::Ids, &[], &mut |key, value| match IdChunk::decode(&value) {
-        Ok(IdChunk::V1 { namespace: stored, ids: found }) if stored == namespace => {
+    let read = engine.scan(Table::Ids, &[], &mut |key, value| match IdBlock::decode(&value) {
+        Ok(IdBlock::V1 { namespace: stored, ids: found }) if stored == namespace => {
             ids.load(&found, now_ms);
             chunks.push_back((key.to_vec(), found.iter().map(|id| id.at_ms).max().unwrap_or(0)));
             true
         }
-        Ok(IdChunk::V1 { .. }) => {
+        Ok(IdBlock::V1 { .. }) => {
             damage = Some("dispatch ids of another namespace".to_owned());
             false
         }
@@ -231,14 +231,14 @@ fn inbox_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
 /// in them is still in the journal. Left where they are, they would lie across those written next time.
 fn forget_unfinished(engine: &dyn Engine, user: &str, settled: Seq) -> Result<(), EngineError> {
     let mut unfinished = Vec::new();
-    engine.scan(Table::Log, &log_key(user, settled + 1), &mut |key, _| {
+    engine.scan(Table::UserLog, &log_key(user, settled + 1), &mut |key, _| {
         let ours = is_log_key_of(key, user);
         if ours {
             unfinished.push(key.to_vec());
         }
         ours
     })?;
-    unfinished.iter().try_for_each(|key| engine.remove(Table::Log, key))
+    unfinished.iter().try_for_each(|key| engine.remove(Table::UserLog, key))
 }
 
 fn check_format(engine: &dyn Engine) -> Result<Result<(), StoreError>, EngineError> {
@@ -272,7 +272,7 @@ fn check_namespace(engine: &dyn Engine, namespace: &str) -> Result<Result<(), St
 
 /// Counts a lapse where the last time ended in one, and writes down that the store is open. Durable on return. Returns
 /// the lapses, and the last record before the last of them; `last`: the last record there is.
-fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(Lapses, u64), EngineError> {
+fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(LossyRestarts, u64), EngineError> {
     let number = |key: &[u8]| -> Result<Option<u32>, EngineError> {
         Ok(engine.get(Table::Meta, key)?.and_then(|bytes| Some(u32::from_be_bytes(bytes[..].try_into().ok()?))))
     };
@@ -296,7 +296,7 @@ fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(Laps
     let open = if durability == Durability::Always { OPEN_ALWAYS } else { OPEN_LOSSY };
     engine.put(Table::Meta, OPEN_KEY, open)?;
     engine.checkpoint()?;
-    Ok((Lapses { count, full: full.unwrap_or(count) }, lapse_record))
+    Ok((LossyRestarts { count, full: full.unwrap_or(count) }, lapse_record))
 }
 
 /// The journal being read.
@@ -317,7 +317,7 @@ struct Replay {
 
 /// A log that the journal says something about.
 struct Replayed {
-    log: Log,
+    log: UserLog,
     /// The first entry that the journal has of it.
     first: Option<Seq>,
     /// The last record with an entry of it; 0 = there is none.
@@ -326,9 +326,9 @@ struct Replayed {
 
 impl Replayed {
     /// How many lapses its row takes into account, if it has one.
-    fn known(&self, lapses: Lapses) -> Option<u32> {
+    fn known(&self, lapses: LossyRestarts) -> Option<u32> {
         // The row of a log that has passed those that count one by one may be lost.
-        let passed = self.first.is_some_and(|first| first > RESERVE * u64::from(lapses.full));
+        let passed = self.first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(lapses.full));
         self.log.row_lapses.or(passed.then_some(lapses.full))
     }
 }
@@ -372,7 +372,7 @@ impl Replay {
                 Item::To { user, seq } => {
                     let message = message.as_ref().ok_or_else(|| damaged(&"a stamp without a message"))?;
                     let Message { at: message_at, bytes, expires_s, collapse } = *message;
-                    let slot = Slot { seq, record: number, message_at, stamp_at: at, bytes, expires_s };
+                    let slot = WalSlot { seq, record: number, message_at, stamp_at: at, bytes, expires_s };
                     // A key that is none was never one of ours: nothing takes the place of that entry.
                     let key = if collapse.is_empty() { None } else { CollapseKey::new(collapse).ok() };
                     let replayed = self.replayed(user, number)?;
@@ -402,7 +402,7 @@ impl Replay {
                     match loss {
                         // It was reported; that it has expired is known by its own date.
                         Loss::Expired => log.remove_slots(from, to),
-                        loss => log.lose(from, to, loss),
+                        loss => log.drop_range(from, to, loss),
                     }
                 }
                 Item::Rejected { user, reason } => {
@@ -420,7 +420,7 @@ impl Replay {
         Ok(number)
     }
 
-    fn log(&mut self, user: &str, record: u64) -> Result<&mut Log, StoreError> {
+    fn log(&mut self, user: &str, record: u64) -> Result<&mut UserLog, StoreError> {
         Ok(&mut self.replayed(user, record)?.log)
     }
 
@@ -432,7 +432,7 @@ impl Replay {
             let id = UserId::new(user).map_err(|error| damaged(&error))?;
             let row = self.engine.get(Table::Users, user.as_bytes()).map_err(StoreError::from)?;
             let row = row.map(|bytes| Row::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
-            self.logs.insert(id, Replayed { log: Log::as_stored(row), first: None, appended: 0 });
+            self.logs.insert(id, Replayed { log: UserLog::as_stored(row), first: None, appended: 0 });
         }
         let replayed = self.logs.get_mut(user).ok_or_else(|| StoreError::Damaged("a log went missing".into()))?;
         replayed.log.last_record = record;
@@ -444,14 +444,14 @@ fn device_of(name: &str) -> Result<Option<DeviceId>, crate::message::NameError> 
     if name.is_empty() { Ok(None) } else { DeviceId::new(name).map(Some) }
 }
 
-impl Log {
+impl UserLog {
     /// Takes in an entry the journal still has. The row may know of it already: rows are written before the records
     /// they replace are removed.
-    fn replay(&mut self, slot: Slot, key: Option<CollapseKey>) {
+    fn replay(&mut self, slot: WalSlot, key: Option<CollapseKey>) {
         // Sequences rise by one but where a lapse was passed over, of which the row may know nothing.
         let skipped = slot.seq.saturating_sub(self.head + 1);
-        if skipped > 0 && skipped.is_multiple_of(RESERVE) {
-            self.pass_to(slot.seq - 1);
+        if skipped > 0 && skipped.is_multiple_of(SEQUENCE_RESERVE) {
+            self.skip_to(slot.seq - 1);
         }
         self.head = self.head.max(slot.seq);
         self.assigned = self.head;

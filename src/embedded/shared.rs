@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use super::{
     outbox::Outbox,
     tables::contract::Engine,
-    user_log::{Log, cache::Index, cursors::Cursor},
-    wal::cache::Recent,
+    user_log::{UserLog, cache::LogCache, cursors::Cursor},
+    wal::cache::RecordCache,
     writer::queue::Queue,
 };
 use crate::{
@@ -34,7 +34,7 @@ pub struct Options {
     /// What is kept at most.
     pub limits: Limits,
     /// Memory for the newest records of the journal, in bytes.
-    pub recent_bytes: usize,
+    pub record_cache_bytes: usize,
     /// What is to be told to the outside world, if anything is.
     pub outbox: Option<OutboxOptions>,
     /// Where the store reports its condition. Default: one of its own.
@@ -53,7 +53,7 @@ impl Default for Options {
             durability: Durability::Always,
             queue: 10_000,
             limits: Limits::default(),
-            recent_bytes: 32 << 20,
+            record_cache_bytes: 32 << 20,
             outbox: None,
             health: Arc::default(),
             tuning: Tuning::default(),
@@ -66,26 +66,26 @@ impl Default for Options {
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
     /// Records older than this are settled: most of what is online is confirmed long before, and never is.
-    pub settle_after: Duration,
+    pub flush_delay: Duration,
     /// A journal larger than this is settled from its old end: bounds the time to open.
-    pub journal_bytes_max: usize,
+    pub wal_bytes_max: usize,
     /// Logs unused for this many seconds may leave memory.
     pub idle_seconds: u32,
     /// How often a few users are looked at who have something that expires.
-    pub sweep_pause: Duration,
+    pub expiry_interval: Duration,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            settle_after: if failpoints::enabled(Failpoint::EarlyFlush) {
+            flush_delay: if failpoints::enabled(Failpoint::EarlyFlush) {
                 Duration::from_millis(100)
             } else {
                 Duration::from_secs(10)
             },
-            journal_bytes_max: 64 << 20,
+            wal_bytes_max: 64 << 20,
             idle_seconds: super::user_log::cache::IDLE_SECONDS,
-            sweep_pause: Duration::from_secs(1),
+            expiry_interval: Duration::from_secs(1),
         }
     }
 }
@@ -94,8 +94,8 @@ impl Default for Tuning {
 pub(super) struct Shared {
     pub engine: Arc<dyn Engine>,
     pub namespace: u32,
-    pub index: Index,
-    pub recent: Recent,
+    pub logs: LogCache,
+    pub record_cache: RecordCache,
     pub queue: Arc<Queue>,
     pub listener: RwLock<Option<CommitListener>>,
     pub failed: watch::Sender<Option<StoreError>>,
@@ -143,12 +143,12 @@ impl Shared {
     }
 }
 
-pub(super) fn state(log: &mut Log, now_s: u32) -> UserState {
+pub(super) fn state(log: &mut UserLog, now_s: u32) -> UserState {
     let time = |ms: u64| (ms > 0).then(|| UNIX_EPOCH + Duration::from_millis(ms));
     let (received, pending) = log.pending(log.head, now_s);
     let device = |(device, cursor): &(DeviceId, Cursor)| DeviceState {
         device: device.clone(),
-        pending: log.waiting(&cursor.received, log.head, now_s).entries,
+        pending: log.pending_for(&cursor.received, log.head, now_s).entries,
         seen: time(cursor.seen_ms),
     };
     UserState {

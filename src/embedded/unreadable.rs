@@ -56,14 +56,14 @@ impl From<DecodeError> for Unreadable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedded::{tables::schema::Row, value_log::block::Chunk};
+    use crate::embedded::{tables::schema::Row, value_log::block::Block};
 
     #[test]
     fn value_that_stands_for_an_unreadable_one_is_none_of_the_stored_and_says_why() {
         let why = Unreadable::new("its file is missing");
-        assert_eq!(Chunk::decode(&why.to_value()).unwrap_err(), why);
+        assert_eq!(Block::decode(&why.to_value()).unwrap_err(), why);
         assert_eq!(Unreadable::of_value(&why.to_value()), Some(why));
-        let chunk = Chunk::V2 { namespace: 1, user: "a", entries: vec![(1, 0, b"x")] }.encode();
+        let chunk = Block::V2 { namespace: 1, user: "a", entries: vec![(1, 0, b"x")] }.encode();
         assert_eq!(Unreadable::of_value(&chunk), None);
     }
 

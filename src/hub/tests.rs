@@ -299,7 +299,7 @@ async fn broadcast_with_an_id_counts_the_same_connections() {
 #[tokio::test]
 async fn damaged_user_does_not_hide_others_in_the_list() {
     let (tables, mut options) = (Memory::default(), Options::default());
-    options.tuning = Tuning { settle_after: Duration::ZERO, ..Tuning::default() };
+    options.tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
     let hub = hub_over(memory::open(&tables, options).unwrap(), Arc::new(Metrics::new()), SLOW);
     let bob = UserId::new("bob").unwrap();
     let payload = Payload::encode(0, None, Some("T")).unwrap();

@@ -256,7 +256,7 @@ fn backup_of_a_damaged_store_ends_as_a_broken_transfer() {
     // Two thirds of a mebibyte: the damage lies behind the pieces that were sent.
     const DISPATCHES: usize = 200;
     let home = Home::new();
-    let tuning = Tuning { settle_after: Duration::ZERO, ..Tuning::default() };
+    let tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let needle = |n: usize| format!("message {n:03} ");
     let inbox = || {

@@ -89,7 +89,7 @@ async fn refusing_a_message_does_not_make_the_store_look_emptier() {
     let place = Place::Memory(mesa::embedded::tables::memory::Memory::default());
     let limits = Limits { bytes: 100 << 10, store_bytes: Some(1 << 20), ..Limits::default() };
     let opening = opening(limits);
-    let store = place.open_with(Tuning { sweep_pause: HOUR, ..AT_ONCE }, &opening);
+    let store = place.open_with(Tuning { expiry_interval: HOUR, ..AT_ONCE }, &opening);
     let to = |id: &str, bytes| Append::new(sized(1, bytes), vec![user(id)]);
     put(&*store, Append { ttl: Some(HOUR), ..to("a", 30_000) }).await;
     put(&*store, to("a", 60_000)).await;

@@ -346,7 +346,7 @@ async fn rounds_of_fill_and_drain_never_take_three_times_the_backlog() {
     let (rounds, mib): (usize, usize) = (number("MESA_ROUNDS", 4), number("MESA_BACKLOG_MIB", 20));
     let backlog = mib << 20;
     // What has waited for a while is settled, as it is where users are away: a second stands for ten.
-    let tuning = Tuning { settle_after: Duration::from_secs(1), ..Tuning::default() };
+    let tuning = Tuning { flush_delay: Duration::from_secs(1), ..Tuning::default() };
     for bytes in [256, 8_000] {
         let sizes = fill_and_drain(tuning, rounds, backlog, bytes).await;
         let (last, most) = (*sizes.last().unwrap(), *sizes.iter().max().unwrap());

@@ -47,7 +47,7 @@ async fn what_has_expired_makes_room_once() {
         }
         in_the_inbox(&*store, "a").await;
         // Nobody takes it out before.
-        let tuning = Tuning { sweep_pause: HOUR, ..NEVER };
+        let tuning = Tuning { expiry_interval: HOUR, ..NEVER };
         let store = again(store, &place, tuning, &opening).await;
         later(&opening, 2);
         store.append(sized(5, 360)).await.unwrap();

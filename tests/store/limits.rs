@@ -17,7 +17,7 @@ use crate::support::{ALL, AT_ONCE, NEVER, Opening, Place, append, message, read,
 pub const HOUR: Duration = Duration::from_secs(3600);
 
 /// Settles only what is too much.
-pub const PRESSED: Tuning = Tuning { journal_bytes_max: 64 << 20, ..NEVER };
+pub const PRESSED: Tuning = Tuning { wal_bytes_max: 64 << 20, ..NEVER };
 
 pub fn opening(limits: Limits) -> Opening {
     // The disk of whoever runs the tests may be fuller than the default wants.
@@ -292,7 +292,7 @@ async fn what_was_received_is_not_counted_among_those_that_were_dropped() {
             let opening = opening(FIVE);
             let place = place.another();
             let store = place.open_with(tuning, &opening);
-            fill(&*store, 1..=5, tuning.settle_after.is_zero()).await;
+            fill(&*store, 1..=5, tuning.flush_delay.is_zero()).await;
             receive(&*store, "a", 2, 3);
             let large = put(&*store, Append::new(sized(6, 9 * SIZE), vec![user("a")])).await;
             assert_eq!((large.seqs, large.dropped), (vec![Ok(6)], 2), "the first and the fourth");
@@ -317,7 +317,7 @@ async fn a_message_too_many_is_refused_and_taken_when_something_was_received() {
             for n in 1..=5 {
                 assert_eq!(send(n, SIZE).await, Ok(n));
             }
-            if tuning.settle_after.is_zero() {
+            if tuning.flush_delay.is_zero() {
                 in_the_inbox(&*store, "a").await;
             }
             assert_eq!(send(6, SIZE).await, Err(Reason::Quota), "six are too many");
@@ -371,7 +371,7 @@ async fn what_was_received_and_is_held_for_another_session_is_not_taken_from_it(
             let store = place.open_with(tuning, &opening);
             let base = store.state(&user("a")).unwrap().head;
             put(&*store, with_key(1, "state", "a")).await;
-            if tuning.settle_after.is_zero() {
+            if tuning.flush_delay.is_zero() {
                 in_the_inbox(&*store, "a").await;
             }
             store.note(&user("a"), Note { received: Some((1, base + 1)), hold: Some(base), ..Note::default() });
@@ -405,7 +405,7 @@ async fn an_id_is_answered_as_it_was_the_first_time_for_as_long_as_its_window() 
             let told: Vec<_> = answered.rejected.iter().map(|one| (&*one.user, one.reason)).collect();
             assert_eq!(told, [("not a user", Reason::Invalid), ("full", Reason::Quota)]);
             for round in 0..3 {
-                if tuning.settle_after.is_zero() {
+                if tuning.flush_delay.is_zero() {
                     in_the_inbox(&*store, "a").await;
                 }
                 // Now there would be room, and nobody is there.
@@ -432,7 +432,7 @@ async fn an_id_is_answered_as_it_was_the_first_time_for_as_long_as_its_window() 
 async fn an_answer_with_very_many_rejected_is_the_same_after_its_records_were_settled_apart() {
     let place = Place::Memory(mesa::embedded::tables::memory::Memory::default());
     let opening = opening(Limits { ids_window: 10 * HOUR, ..Limits::default() });
-    let tuning = Tuning { journal_bytes_max: 150 << 10, ..NEVER };
+    let tuning = Tuning { wal_bytes_max: 150 << 10, ..NEVER };
     let store = place.open_with(tuning, &opening);
     let refused: Vec<_> = (0..2000)
         .map(|n| Rejected { user: format!("{n}{}", "x".repeat(96)).into(), reason: Reason::Invalid })

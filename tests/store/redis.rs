@@ -85,7 +85,7 @@ impl Somewhere {
                 Ok(link) => break link,
             }
         };
-        open(link, RedisOptions { namespace, limits, sweep_pause: Duration::ZERO, ..RedisOptions::default() })
+        open(link, RedisOptions { namespace, limits, expiry_interval: Duration::ZERO, ..RedisOptions::default() })
     }
 
     pub fn server(&self) -> Arc<dyn Store> {

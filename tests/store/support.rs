@@ -24,11 +24,11 @@ pub const ALL: ReadLimit = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
 
 /// Settles everything as soon as it is committed.
 pub const AT_ONCE: Tuning =
-    Tuning { settle_after: Duration::ZERO, journal_bytes_max: 64 << 20, idle_seconds: 0, sweep_pause: Duration::ZERO };
+    Tuning { flush_delay: Duration::ZERO, wal_bytes_max: 64 << 20, idle_seconds: 0, expiry_interval: Duration::ZERO };
 
 /// Settles nothing for as long as a test lasts.
 pub const NEVER: Tuning =
-    Tuning { settle_after: Duration::from_secs(3600), journal_bytes_max: usize::MAX, idle_seconds: 3600, ..AT_ONCE };
+    Tuning { flush_delay: Duration::from_secs(3600), wal_bytes_max: usize::MAX, idle_seconds: 3600, ..AT_ONCE };
 
 /// What a store is opened with. Cloning shares the clock.
 #[derive(Clone, Default)]

@@ -18,7 +18,7 @@ use crate::{
             sled::Disk,
             unfinished::{self, Operation},
         },
-        value_log::block::Chunk,
+        value_log::block::Block,
     },
     message::Seq,
     store::{StoreError, fingerprint, gaps::Gone},
@@ -94,15 +94,15 @@ impl Build {
         let cursors = log.shared.iter().chain(log.devices.iter().map(|(_, cursor)| cursor));
         let through = cursors.map(|cursor| cursor.through).min().unwrap_or(0);
         let open = std::mem::take(&mut self.open);
-        let gone = Gone::from_stored(&log.gone);
+        let gone = Gone::from_stored(&log.gaps);
         let waiting = || open.iter().filter(|(seq, ..)| *seq > through && !gone.hides(*seq));
         log.head = log.head.max(open.last().map_or(0, |(seq, ..)| *seq));
-        log.settled = log.head;
+        log.flushed = log.head;
         log.counted = through;
-        log.inbox = (waiting().count() as u64, waiting().map(|(_, bytes, _)| u64::from(*bytes)).sum());
+        log.block_usage = (waiting().count() as u64, waiting().map(|(_, bytes, _)| u64::from(*bytes)).sum());
         log.expires_s = waiting().map(|(.., at)| *at).filter(|at| *at > 0).min().unwrap_or(0);
         log.keys.retain(|(_, seq, ..)| open.binary_search_by_key(seq, |(seq, ..)| *seq).is_ok());
-        log.gone = gone.stored();
+        log.gaps = gone.stored();
         self.contents.users += 1;
         self.contents.entries += open.len() as u64;
         self.contents.bytes += open.iter().map(|(_, bytes, _)| u64::from(*bytes)).sum::<u64>();
@@ -133,7 +133,7 @@ impl InspectSink for Build {
         for part in parts(entries) {
             let first = part[0].0;
             let entries = part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, &payload[..])).collect();
-            let chunk = Chunk::V2 { namespace: self.namespace, user, entries }.encode();
+            let chunk = Block::V2 { namespace: self.namespace, user, entries }.encode();
             self.put(Table::Log, &log_key(user, first), &chunk)?;
             // A payload has at most 64 KiB.
             self.open.extend(part.iter().map(|(seq, expires_s, payload)| (*seq, payload.len() as u32, *expires_s)));

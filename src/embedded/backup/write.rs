@@ -42,7 +42,7 @@ impl Shared {
     pub(in crate::embedded) fn backup(&self, out: &mut dyn Write) -> Result<Contents, PortableError> {
         let namespace = self.engine.get(Table::Meta, NAMESPACE_KEY).map_err(|error| told(&StoreError::from(error)))?;
         let namespace = String::from_utf8_lossy(&namespace.unwrap_or_default()).into_owned();
-        let mut writer = Writer::begin(out, namespace, self.index.lapses().count, self.clock.now_ms())?;
+        let mut writer = Writer::begin(out, namespace, self.logs.lapses().count, self.clock.now_ms())?;
         match self.back_up_all(&mut writer) {
             Ok(()) => Ok(writer.end()?),
             Err(PortableError::Failed(why)) => {
@@ -101,8 +101,8 @@ impl Shared {
 
     /// A user's log without its entries. One that is not in memory is not taken there: a backup asks for everybody.
     fn stored_log(&self, user: &UserId) -> Result<StoredLog, StoreError> {
-        let lapses = self.index.lapses();
-        if let Some(row) = self.index.with_loaded(user, |log| log.row(lapses.count)) {
+        let lapses = self.logs.lapses();
+        if let Some(row) = self.logs.with_loaded(user, |log| log.row(lapses.count)) {
             return Ok(row.into_stored());
         }
         let row = self.engine.get(Table::Users, user.as_str().as_bytes());
@@ -114,8 +114,8 @@ impl Shared {
     /// Entries above `after`, in order and up to `head`, and how far that has looked.
     fn backup_page(&self, user: &UserId, after: Seq, head: Seq) -> Result<(Entries, Seq), StoreError> {
         for _ in 0..RETRIES_MAX {
-            let (from, settled, slots) = self.index.with(user, |log| {
-                let (from, settled) = (after.max(log.released()), if log.chunks { log.settled } else { 0 });
+            let (from, settled, slots) = self.logs.with(user, |log| {
+                let (from, settled) = (after.max(log.released()), if log.has_blocks { log.flushed } else { 0 });
                 let slots = log.slots_after(from.max(settled)).take_while(|slot| slot.seq <= head);
                 let mut bytes = 0;
                 let fits = |slot: &&Slot| {
@@ -147,7 +147,7 @@ impl Shared {
     /// Entries in the inbox above `from` and up to `to`, and how far that has looked.
     fn backup_inbox(&self, user: &UserId, from: Seq, to: Seq) -> Result<(Entries, Seq), StoreError> {
         let (mut entries, mut bytes) = (Entries::new(), 0);
-        let all = self.read_inbox(user, from, to, &mut |found| {
+        let all = self.read_value_log(user, from, to, &mut |found| {
             if bytes > PAGE_BYTES {
                 return false;
             }
@@ -230,7 +230,7 @@ fn cut(log: &mut StoredLog, head: Seq) {
     };
     log.shared.iter_mut().chain(log.devices.iter_mut().map(|(_, cursor)| cursor)).for_each(cut_cursor);
     log.head = head;
-    log.gone.retain_mut(|(from, to, _)| {
+    log.gaps.retain_mut(|(from, to, _)| {
         *to = (*to).min(head);
         *from <= *to
     });

@@ -18,7 +18,7 @@ use crate::embedded::{
         schema::wal_number,
     },
     value_log::{
-        file::{Place, no_place, parts, value_of},
+        file::{BlockLocation, no_place, parts, value_of},
         framing::{self, HEAD_BYTES, Kind},
     },
     wal::layout::record_at,
@@ -130,15 +130,15 @@ impl OfflineReader {
         let mut known = HashMap::new();
         for pair in self.tables.pairs(Table::Log, &[]) {
             let (key, place) = pair?;
-            known.extend(Place::decode(&place).map(|place| (place, key)));
+            known.extend(BlockLocation::decode(&place).map(|place| (place, key)));
         }
         for file in framing::numbered(&self.chunks.directory)? {
             let bytes = read_what_can_be(&self.chunks.directory.join(framing::name(file)))?;
             let mut at = 0;
-            while let Some(found) = framing::find(Kind::Chunk, &bytes, at) {
-                let Some(body) = framing::body(Kind::Chunk, &bytes[found..]) else { break };
+            while let Some(found) = framing::find(Kind::Block, &bytes, at) {
+                let Some(body) = framing::body(Kind::Block, &bytes[found..]) else { break };
                 let length = HEAD_BYTES + body.len();
-                let place = Place { file, at: found as u32, length: length as u32 };
+                let place = BlockLocation { file, at: found as u32, length: length as u32 };
                 // A damaged key may lead to a chunk of another key, and that chunk is not read through it.
                 let has_place = |key: &[u8]| known.get(&place).is_some_and(|known| *known == key);
                 if let Some((_, value)) = parts(body).filter(|(key, _)| !has_place(key)) {
@@ -213,7 +213,7 @@ struct Chunks {
 impl Chunks {
     /// The chunk of a key, or why it cannot be read.
     fn chunk(&self, key: &[u8], place: &[u8]) -> io::Result<Bytes> {
-        let Some(place) = Place::decode(place) else { return Ok(no_place().to_value()) };
+        let Some(place) = BlockLocation::decode(place) else { return Ok(no_place().to_value()) };
         let file = match fs::File::open(self.directory.join(framing::name(place.file))) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(place.missing().to_value()),
             file => file?,

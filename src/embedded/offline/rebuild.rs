@@ -91,8 +91,8 @@ mod tests {
     async fn what_was_written_anew_is_what_was_there_wherever_the_power_goes() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("store");
-        let tuned = |settle_after| DiskOptions {
-            tuning: Tuning { settle_after, ..Tuning::default() },
+        let tuned = |flush_delay| DiskOptions {
+            tuning: Tuning { flush_delay, ..Tuning::default() },
             ..DiskOptions::new(&path)
         };
         let store = open(tuned(Duration::ZERO)).unwrap();

@@ -313,14 +313,14 @@ impl Committer {
         let Some(mut work) = outbox.work(space) else { return Ok(false) };
         outbox.write(&mut work)?;
         // What was found of the disk holds no longer.
-        self.look_again();
+        self.forget_disk_state();
         // That something was removed is not worth a sync: losing that repeats it.
         if !work.batches.is_empty() || work.lost.is_some() {
             match self.durability {
                 Durability::Always => self.shared.engine.checkpoint()?,
                 Durability::Interval(_) | Durability::Never => {
                     self.shared.engine.flush()?;
-                    (self.outbox_behind, self.unsynced) = (true, self.unsynced + 1);
+                    (self.outbox_unsynced, self.unsynced) = (true, self.unsynced + 1);
                 }
             }
         }

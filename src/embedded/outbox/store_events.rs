@@ -55,12 +55,12 @@ impl Committer {
     /// The journal has the entries until it is settled. So that no restart reports them again, a following commit
     /// writes that they were reported; a crash before that repeats the event.
     pub(in crate::embedded) fn drop_expired(&self, user: &UserId, now_s: u32) -> Result<(), EngineError> {
-        let expired = self.with(user, |log| log.drop_expired(now_s))?;
+        let expired = self.with_log(user, |log| log.drop_expired(now_s))?;
         if expired.is_empty() || self.shared.outbox_for(EventKind::Expired).is_none() {
             return Ok(());
         }
         self.shared.record_expired(user, &expired);
-        self.with(user, |log| {
+        self.with_log(user, |log| {
             log.reported_expired.extend(runs(&expired));
             self.shared.announce(user, !std::mem::replace(&mut log.dirty, true), false);
         })?;

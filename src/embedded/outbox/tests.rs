@@ -263,7 +263,7 @@ async fn expired_entries_are_reported_once_over_many_short_lives() {
     let tables = Memory::default();
     let mut opening = options(1000, 10 << 20);
     // Nothing is settled: the journal has all entries, whether they have expired or not.
-    opening.tuning = Tuning { settle_after: Duration::from_secs(3600), ..Tuning::default() };
+    opening.tuning = Tuning { flush_delay: Duration::from_secs(3600), ..Tuning::default() };
     // With one message allowed, each that comes has it looked whether the one before has expired.
     opening.limits = Limits { messages: 1, ..Limits::default() };
     const LIVES: u64 = 9;

@@ -3,24 +3,24 @@
 use std::io;
 
 use super::{contract::EngineError, sled::Disk, sled_error};
-use crate::embedded::value_log::{compaction::Step, file::Place};
+use crate::embedded::value_log::{compaction::CompactionStep, file::BlockLocation};
 
 /// Block locations that are updated in one step. Table space is checked before each step.
 const STEP_PLACES: usize = 1024;
 
 impl Disk {
     /// Runs one step. Returns the next step, if there is one.
-    pub(in crate::embedded) fn compact(&self, step: Step) -> Result<Option<Step>, EngineError> {
-        let location_of = |key: &[u8]| -> io::Result<Option<Place>> {
+    pub(in crate::embedded) fn compact(&self, step: CompactionStep) -> Result<Option<CompactionStep>, EngineError> {
+        let location_of = |key: &[u8]| -> io::Result<Option<BlockLocation>> {
             let place = self.trees.places.get(key).map_err(sled_error::of)?;
-            Ok(place.and_then(|place| Place::decode(&place)))
+            Ok(place.and_then(|place| BlockLocation::decode(&place)))
         };
         let (file, mut moved) = match step {
-            Step::More(compaction) => {
+            CompactionStep::More(compaction) => {
                 let step = compaction.step(&self.chunks, |key, place| Ok(location_of(key)? == Some(place)));
                 return step.map(Some).map_err(|error| self.refused(error));
             }
-            Step::Copied { file, moved } => (file, moved),
+            CompactionStep::Copied { file, moved } => (file, moved),
         };
         for (key, from, to) in moved.drain(moved.len().saturating_sub(STEP_PLACES)..) {
             if location_of(&key).map_err(|error| self.failed(error))? == Some(from) {
@@ -30,7 +30,7 @@ impl Disk {
             }
         }
         if !moved.is_empty() {
-            return Ok(Some(Step::Copied { file, moved }));
+            return Ok(Some(CompactionStep::Copied { file, moved }));
         }
         self.chunks.compacted(file);
         Ok(None)

@@ -16,8 +16,8 @@ use crate::embedded::{
         meta::{FLUSHED_KEY, FORMAT, FORMAT_KEY},
         schema::{wal_key, wal_number},
     },
-    value_log::file::ChunkFiles,
-    wal::{layout::Broken, segment::RecordFiles},
+    value_log::file::ValueLog,
+    wal::{layout::OpenError, segment::WalFiles},
 };
 
 /// Formats that are migrated.
@@ -45,10 +45,10 @@ pub fn migrate(db: &sled::Db, path: &Path) -> io::Result<()> {
             }
         }
         let [journal, inbox] = OLD_TREES.map(|name| db.open_tree(name));
-        let records = match RecordFiles::open(&path.join(WAL), 0, 0) {
+        let records = match WalFiles::open(&path.join(WAL), 0, 0) {
             Ok(records) => records,
-            Err(Broken::Io(error)) => return Err(error),
-            Err(Broken::Damage(_)) => unreachable!("there are no files yet"),
+            Err(OpenError::Io(error)) => return Err(error),
+            Err(OpenError::Damage(_)) => unreachable!("there are no files yet"),
         };
         let mut first = None;
         for pair in &journal? {
@@ -58,7 +58,7 @@ pub fn migrate(db: &sled::Db, path: &Path) -> io::Result<()> {
             records.append(number, &value)?;
         }
         records.sync(fs::File::sync_data)?;
-        let chunks = ChunkFiles::open(&path.join(VALUE_LOG), [].into_iter())?;
+        let chunks = ValueLog::open(&path.join(VALUE_LOG), [].into_iter())?;
         let places = db.open_tree("places")?;
         places.clear()?;
         for pair in &inbox? {
@@ -167,8 +167,7 @@ mod tests {
     #[tokio::test]
     async fn store_of_earlier_format_opens_with_all_entries() {
         let tables = Memory::default();
-        let tuned =
-            |settle_after| Options { tuning: Tuning { settle_after, ..Tuning::default() }, ..Options::default() };
+        let tuned = |flush_delay| Options { tuning: Tuning { flush_delay, ..Tuning::default() }, ..Options::default() };
         let store = memory::open(&tables, tuned(Duration::ZERO)).unwrap();
         append(&store, 30).await;
         while tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_some() {

@@ -37,8 +37,8 @@ use crate::{
         },
         shared::Options,
         tables::{contract::Table, meta::FLUSHED_KEY, schema::wal_number},
-        value_log::file::{ChunkFiles, Place},
-        wal::{layout::Broken, replay::Survey, segment::RecordFiles},
+        value_log::file::{BlockLocation, ValueLog},
+        wal::{layout::OpenError, replay::WalScan, segment::WalFiles},
     },
     health::Health,
     store::{Durability, Limits, OutboxOptions, Store, StoreError},
@@ -117,7 +117,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
         durability: options.durability,
         queue: options.queue,
         limits: options.limits,
-        recent_bytes: usize::try_from(options.cache_bytes / 2).unwrap_or(usize::MAX),
+        record_cache_bytes: usize::try_from(options.cache_bytes / 2).unwrap_or(usize::MAX),
         outbox: options.outbox,
         health: options.health,
         tuning: options.tuning,
@@ -172,7 +172,12 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
 }
 
 /// Everything around sled, once it is open. `surveyed` is what was seen of the journal before.
-fn set_up(db: sled::Db, locked: StoreDir, surveyed: Option<Survey>, options: &DiskOptions) -> Result<Disk, StoreError> {
+fn set_up(
+    db: sled::Db,
+    locked: StoreDir,
+    surveyed: Option<WalScan>,
+    options: &DiskOptions,
+) -> Result<Disk, StoreError> {
     let path = &options.path;
     let refuse = |reason: String| StoreError::Open { path: path.clone(), reason };
     let log = locked.log();
@@ -208,14 +213,14 @@ fn set_up(db: sled::Db, locked: StoreDir, surveyed: Option<Survey>, options: &Di
     let marked = SyncWatermark::read(path).unwrap_or_default();
     let journal = path.join(WAL);
     let records = match surveyed.filter(|surveyed| surveyed.settled == settled) {
-        Some(surveyed) => RecordFiles::take_over(&journal, surveyed).map_err(Broken::Io),
-        None => RecordFiles::open(&journal, settled, marked.record),
+        Some(surveyed) => WalFiles::take_over(&journal, surveyed).map_err(OpenError::Io),
+        None => WalFiles::open(&journal, settled, marked.record),
     };
     let records = records.map_err(|broken| broken_journal(path, broken))?;
     let places: sled::Result<Vec<_>> = trees.places.iter().values().collect();
     let places = places.map_err(|error| refuse(why_of_sled(&error)))?;
-    let places = places.iter().filter_map(|place| Place::decode(place));
-    let chunks = ChunkFiles::open(&path.join(VALUE_LOG), places);
+    let places = places.iter().filter_map(|place| BlockLocation::decode(place));
+    let chunks = ValueLog::open(&path.join(VALUE_LOG), places);
     let chunks = chunks.map_err(|error| refuse(why("its directory `inbox`", &error)))?;
     let mark = WatermarkFile::open(path).map_err(|error| refuse(why("its file `mark`", &error)))?;
     let tail = Tail::find(&log).map_err(|error| refuse(why("its file `log/db`", &error)))?;
@@ -237,10 +242,10 @@ fn set_up(db: sled::Db, locked: StoreDir, surveyed: Option<Survey>, options: &Di
     })
 }
 
-fn broken_journal(path: &Path, broken: Broken) -> StoreError {
+fn broken_journal(path: &Path, broken: OpenError) -> StoreError {
     match broken {
-        Broken::Damage(broken) => damaged(path, broken),
-        Broken::Io(error) => {
+        OpenError::Damage(broken) => damaged(path, broken),
+        OpenError::Io(error) => {
             let reason = why("its directory `journal`", &error);
             StoreError::Open { path: path.to_owned(), reason }
         }
@@ -268,7 +273,7 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
 
 /// Looks at all files before sled does: sled would pass over what it cannot read, and write over what lies behind. Returns
 /// what was seen of the journal, if it has files of its own.
-fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<Survey>, StoreError> {
+fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<WalScan>, StoreError> {
     if SyncWatermark::is_foreign(path) {
         return Err(damaged(path, "its file `mark` is not what was written"));
     }
@@ -300,7 +305,7 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<Survey>, StoreError>
         }
         settled = flushed_through(&tables).map_err(unread)?;
     }
-    let checked = RecordFiles::check(&path.join(WAL), settled, marked.record);
+    let checked = WalFiles::check(&path.join(WAL), settled, marked.record);
     checked.map(Some).map_err(|broken| broken_journal(path, broken))
 }
 

@@ -36,10 +36,10 @@ use crate::{
         offline::sled_file::Tail,
         tables::schema::{wal_key, wal_number},
         value_log::{
-            compaction::Step,
-            file::{ChunkFiles, Found, Place, no_place},
+            compaction::CompactionStep,
+            file::{BlockLocation, BlockRead, ValueLog, no_place},
         },
-        wal::segment::RecordFiles,
+        wal::segment::WalFiles,
     },
     failpoints::{self, Failpoint},
 };
@@ -54,8 +54,8 @@ const MOVES_MAX: usize = 8;
 pub struct Disk {
     pub(super) db: sled::Db,
     pub(in crate::embedded) trees: Trees,
-    pub(super) records: RecordFiles,
-    pub(in crate::embedded) chunks: ChunkFiles,
+    pub(super) records: WalFiles,
+    pub(in crate::embedded) chunks: ValueLog,
     /// Our own handle of the file sled appends to.
     pub(super) file: File,
     /// How far all of it went when it was last synced.
@@ -87,7 +87,7 @@ pub(in crate::embedded) struct Trees {
 }
 
 pub(super) struct Tidying {
-    pub(super) compaction: Option<Step>,
+    pub(super) compaction: Option<CompactionStep>,
     pub(super) checkpoint: Instant,
 }
 
@@ -146,15 +146,15 @@ impl Disk {
 
     /// The chunk that is at a place, or why that is not what was written; `None` where the key is gone.
     fn chunk(&self, key: &[u8], place: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let Some(mut place) = Place::decode(place) else { return Ok(Some(no_place().to_value())) };
+        let Some(mut place) = BlockLocation::decode(place) else { return Ok(Some(no_place().to_value())) };
         for _ in 0..MOVES_MAX {
             match self.chunks.read(place, key)? {
-                Found::Chunk(value) => return Ok(Some(value)),
-                Found::Damaged(why) => return Ok(Some(why.to_value())),
-                Found::Gone => {
+                BlockRead::Block(value) => return Ok(Some(value)),
+                BlockRead::Damaged(why) => return Ok(Some(why.to_value())),
+                BlockRead::Missing => {
                     // It was moved or removed since the table was asked.
                     let Some(now) = self.trees.places.get(key).map_err(unread)? else { return Ok(None) };
-                    let Some(now) = Place::decode(&now) else { return Ok(Some(no_place().to_value())) };
+                    let Some(now) = BlockLocation::decode(&now) else { return Ok(Some(no_place().to_value())) };
                     if now == place {
                         break;
                     }
@@ -189,15 +189,21 @@ impl Disk {
         pairs.iter().zip(places).try_for_each(|((key, _), place)| self.set_place(key, place))
     }
 
-    pub(super) fn set_place(&self, key: &[u8], place: Place) -> Result<(), EngineError> {
+    pub(super) fn set_place(&self, key: &[u8], place: BlockLocation) -> Result<(), EngineError> {
         let before = self.insert(&self.trees.places, key, &place.encode())?;
-        before.and_then(|before| Place::decode(&before)).into_iter().for_each(|before| self.chunks.release(before));
+        before
+            .and_then(|before| BlockLocation::decode(&before))
+            .into_iter()
+            .for_each(|before| self.chunks.release(before));
         Ok(())
     }
 
     fn remove_chunk(&self, key: &[u8]) -> Result<(), EngineError> {
         let before = self.take(&self.trees.places, key)?;
-        before.and_then(|before| Place::decode(&before)).into_iter().for_each(|before| self.chunks.release(before));
+        before
+            .and_then(|before| BlockLocation::decode(&before))
+            .into_iter()
+            .for_each(|before| self.chunks.release(before));
         Ok(())
     }
 
@@ -405,7 +411,7 @@ impl Engine for Disk {
                 // Before the next file is copied: that takes space.
                 self.checkpoint()?;
             }
-            if let Some(step) = under_way.or_else(|| Step::begin(&self.chunks, copying)) {
+            if let Some(step) = under_way.or_else(|| CompactionStep::begin(&self.chunks, copying)) {
                 let next = self.compact(step)?;
                 self.tidying.lock().compaction = next;
                 return Ok(true);

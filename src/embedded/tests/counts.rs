@@ -65,7 +65,7 @@ async fn until(what: &str, done: impl Fn() -> bool) {
 
 /// A store in which each of these users has `count` messages, all of them in the inbox; and the bytes of one message.
 async fn filled(tables: &Counting, users: &[&str], count: usize) -> (Arc<dyn Store>, u64) {
-    let tuning = Tuning { settle_after: Duration::ZERO, ..Tuning::default() };
+    let tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
     let store = embedded::open(Arc::new(tables.clone()), Options { tuning, ..Options::default() }).unwrap();
     let payload = Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(SIZE))), Some("N")).unwrap();
     let bytes = payload.as_bytes().len() as u64;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::embedded::{
     encoding::format,
     tables::schema::{Ids, Row, StoredCursor, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number},
-    value_log::block::Chunk,
+    value_log::block::Block,
     wal::record::{Item, RecordReader, RecordWriter, entry_at},
 };
 
@@ -22,7 +22,7 @@ fn record() -> Vec<u8> {
 }
 
 fn chunk() -> Vec<u8> {
-    Chunk::V1 { namespace: 7, user: "alice", entries: vec![(5, br#"{"op":0}"#), (6, br#"{"op":0,"d":2}"#)] }.encode()
+    Block::V1 { namespace: 7, user: "alice", entries: vec![(5, br#"{"op":0}"#), (6, br#"{"op":0,"d":2}"#)] }.encode()
 }
 
 fn row() -> Row {
@@ -48,7 +48,7 @@ fn record_with_everything() -> Vec<u8> {
 }
 
 fn chunk_v2() -> Vec<u8> {
-    Chunk::V2 { namespace: 7, user: "alice", entries: vec![(5, 0, br#"{"op":0}"#), (6, 1_700_000_060, b"{}")] }.encode()
+    Block::V2 { namespace: 7, user: "alice", entries: vec![(5, 0, br#"{"op":0}"#), (6, 1_700_000_060, b"{}")] }.encode()
 }
 
 fn row_v2() -> Row {

@@ -169,8 +169,8 @@ const RECEIVED: Seq = 14;
 
 const USERS: [&str; 2] = ["a", "b"];
 
-fn tuning(settle_after: Duration) -> Options {
-    let tuning = Tuning { settle_after, ..Tuning::default() };
+fn tuning(flush_delay: Duration) -> Options {
+    let tuning = Tuning { flush_delay, ..Tuning::default() };
     Options { tuning, ..Options::default() }
 }
 
@@ -302,8 +302,8 @@ async fn batch_cut_after(writes: i64) -> bool {
     }
     let failed = cut.left.load(Ordering::SeqCst) < 0;
     let tables = cut.left_of(Memory::default());
-    for settle_after in [Duration::from_secs(3600), Duration::ZERO] {
-        let store = crate::embedded::tables::memory::open(&tables, tuning(settle_after)).unwrap();
+    for flush_delay in [Duration::from_secs(3600), Duration::ZERO] {
+        let store = crate::embedded::tables::memory::open(&tables, tuning(flush_delay)).unwrap();
         let there = [0, 1].map(|at| sequences(&*store, at, 0).len() as u64);
         assert!(there == [0, 0] || there == [BATCH, BATCH], "{there:?}, cut after {writes}");
         assert!(there == [BATCH, BATCH] || !answered, "cut after {writes}");
@@ -331,7 +331,7 @@ async fn a_commit_of_several_records_is_kept_whole_or_not_at_all_and_so_are_its_
 async fn what_a_commit_replaces_stays_until_that_commit_is_written() {
     use crate::{message::CollapseKey, store::Limits};
     let limits = Limits { messages: 3, free_bytes: 0, ..Limits::default() };
-    let with = |settle_after| Options { limits, ..tuning(settle_after) };
+    let with = |flush_delay| Options { limits, ..tuning(flush_delay) };
     let key = || Some(CollapseKey::new("k").unwrap());
     for writes in 0..40 {
         let tables = Memory::default();

@@ -171,7 +171,7 @@ async fn work(store: &Arc<dyn Store>, refusals: &mut usize) -> Vec<Vec<(u64, boo
 
 async fn hold(left: i64, refused: i64, journal: bool) -> usize {
     let tables = Scarce::new(left, refused, journal);
-    let tuning = Tuning { settle_after: Duration::from_millis(1), journal_bytes_max: 20_000, ..Tuning::default() };
+    let tuning = Tuning { flush_delay: Duration::from_millis(1), wal_bytes_max: 20_000, ..Tuning::default() };
     let options = || Options { tuning, ..Options::default() };
     let store = embedded::open(tables.clone(), options()).unwrap();
     let mut refusals = 0;
@@ -241,7 +241,7 @@ async fn commit_that_meets_a_full_disk_is_written_when_there_is_space_and_lost_n
 #[tokio::test]
 async fn reservation_of_unsettled_messages_is_counted_until_they_are_settled_or_received() {
     let tables = Scarce::new(i64::MAX, 0, false);
-    let never = Tuning { settle_after: Duration::from_secs(3600), ..Tuning::default() };
+    let never = Tuning { flush_delay: Duration::from_secs(3600), ..Tuning::default() };
     let limits = Limits { free_bytes: 8 << 20, ..Limits::default() };
     let open = |tuning| embedded::open(tables.clone(), Options { limits, tuning, ..Options::default() }).unwrap();
     // A hundred copies of 3 kB, and not a hundred more.
@@ -265,7 +265,7 @@ async fn reservation_of_unsettled_messages_is_counted_until_they_are_settled_or_
     store.close().await.unwrap();
     drop(store);
     // And what is settled is on the disk.
-    let store = open(Tuning { settle_after: Duration::ZERO, ..Tuning::default() });
+    let store = open(Tuning { flush_delay: Duration::ZERO, ..Tuning::default() });
     until("everything to be settled", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
     store.append(append(7, 100)).await.unwrap();
 }
@@ -427,8 +427,8 @@ async fn events_that_waited_for_space_are_written_in_steps_with_a_look_at_the_sp
 async fn ids_are_put_into_their_table_in_steps_with_a_look_at_the_space_before_each() {
     const IDS: usize = 30_000;
     let tables = Scarce::new(i64::MAX, 0, false);
-    let open = |settle_after| {
-        let tuning = Tuning { settle_after, ..Tuning::default() };
+    let open = |flush_delay| {
+        let tuning = Tuning { flush_delay, ..Tuning::default() };
         embedded::open(tables.clone(), Options { tuning, ..Options::default() }).unwrap()
     };
     let store = open(Duration::from_secs(3600));

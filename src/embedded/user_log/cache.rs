@@ -13,7 +13,7 @@ use std::{
 use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{Log, Tally, lapses::Lapses};
+use super::{Usage, UserLog, lossy_restarts::LossyRestarts};
 use crate::{
     embedded::{
         tables::{
@@ -32,19 +32,19 @@ const SHARDS: usize = 64;
 /// A log that has been of no use for this many seconds, and has nothing that is not in the tables, leaves memory.
 pub const IDLE_SECONDS: u32 = 60;
 
-type Shard = HashMap<UserId, Log, RandomState>;
+type Shard = HashMap<UserId, UserLog, RandomState>;
 
 /// The logs in memory.
-pub struct Index {
+pub struct LogCache {
     engine: Arc<dyn Engine>,
     hasher: RandomState,
     shards: Vec<Mutex<Shard>>,
-    lapses: Lapses,
+    lapses: LossyRestarts,
     opened: Instant,
     /// What the entries that are not in inboxes yet will take there: bytes on the disk, and of payload. Counted at each change
     /// of a log, whoever makes it.
     reserved: AtomicU64,
-    unsettled: AtomicU64,
+    unflushed: AtomicU64,
 }
 
 fn damaged(user: &UserId, why: &str) -> String {
@@ -54,8 +54,8 @@ fn damaged(user: &UserId, why: &str) -> String {
     )
 }
 
-impl Index {
-    pub fn new(engine: Arc<dyn Engine>, lapses: Lapses) -> Self {
+impl LogCache {
+    pub fn new(engine: Arc<dyn Engine>, lapses: LossyRestarts) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self {
             engine,
@@ -64,7 +64,7 @@ impl Index {
             lapses,
             opened: Instant::now(),
             reserved: AtomicU64::new(0),
-            unsettled: AtomicU64::new(0),
+            unflushed: AtomicU64::new(0),
         }
     }
 
@@ -74,30 +74,30 @@ impl Index {
     }
 
     /// Bytes of payload of those.
-    pub fn unsettled(&self) -> u64 {
-        self.unsettled.load(Ordering::Relaxed)
+    pub fn unflushed(&self) -> u64 {
+        self.unflushed.load(Ordering::Relaxed)
     }
 
     /// Works on a log, and counts what that changes.
-    fn work<T>(&self, user: &UserId, log: &mut Log, work: impl FnOnce(&mut Log) -> T) -> T {
-        let before = log.unsettled();
+    fn work<T>(&self, user: &UserId, log: &mut UserLog, work: impl FnOnce(&mut UserLog) -> T) -> T {
+        let before = log.unflushed();
         let result = work(log);
-        let after = log.unsettled();
+        let after = log.unflushed();
         if before != after {
             self.count(user, before, after);
         }
         result
     }
 
-    fn count(&self, user: &UserId, before: Tally, after: Tally) {
-        let cost = |tally: Tally| Cost::of_entries(user, tally.entries, tally.bytes);
+    fn count(&self, user: &UserId, before: Usage, after: Usage) {
+        let cost = |usage: Usage| Cost::of_entries(user, usage.entries, usage.bytes);
         // Each thread takes off only what was added under the same lock, so neither goes below zero.
         self.reserved.fetch_add(cost(after).wrapping_sub(cost(before)), Ordering::Relaxed);
-        self.unsettled.fetch_add(after.bytes.wrapping_sub(before.bytes), Ordering::Relaxed);
+        self.unflushed.fetch_add(after.bytes.wrapping_sub(before.bytes), Ordering::Relaxed);
     }
 
     /// How many times a crash may have taken back sequences.
-    pub fn lapses(&self) -> Lapses {
+    pub fn lapses(&self) -> LossyRestarts {
         self.lapses
     }
 
@@ -111,7 +111,7 @@ impl Index {
     }
 
     /// Works on a user's log, which is loaded if it has to be.
-    pub fn with<T>(&self, user: &UserId, work: impl FnOnce(&mut Log) -> T) -> Result<T, StoreError> {
+    pub fn with<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Result<T, StoreError> {
         let mut shard = self.shard(user);
         if let Some(log) = shard.get_mut(user) {
             return Ok(self.work(user, log, work));
@@ -123,7 +123,7 @@ impl Index {
     }
 
     /// Looks at a user's log, without keeping it in memory where it is not: for lists of many users.
-    pub fn look<T>(&self, user: &UserId, work: impl FnOnce(&mut Log) -> T) -> Result<T, StoreError> {
+    pub fn look<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Result<T, StoreError> {
         let mut shard = self.shard(user);
         match shard.get_mut(user) {
             Some(log) => Ok(self.work(user, log, work)),
@@ -131,23 +131,23 @@ impl Index {
         }
     }
 
-    fn load(&self, user: &UserId) -> Result<Log, StoreError> {
+    fn load(&self, user: &UserId) -> Result<UserLog, StoreError> {
         let row = self.engine.get(Table::Users, user.as_str().as_bytes()).map_err(StoreError::from)?;
         let row = row.map(|bytes| Row::decode(&bytes)).transpose();
         let row = row.map_err(|error| StoreError::Damaged(damaged(user, &error.to_string()).into()))?;
-        let mut log = Log::from_row(row, self.lapses);
+        let mut log = UserLog::from_row(row, self.lapses);
         log.touched = self.now();
         Ok(log)
     }
 
     /// Works on a user's log if it is in memory.
-    pub fn with_loaded<T>(&self, user: &UserId, work: impl FnOnce(&mut Log) -> T) -> Option<T> {
+    pub fn with_loaded<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Option<T> {
         self.shard(user).get_mut(user).map(|log| self.work(user, log, work))
     }
 
     /// Takes in a log that recovery has put together.
-    pub fn insert(&self, user: UserId, log: Log) {
-        self.count(&user, Tally::default(), log.unsettled());
+    pub fn insert(&self, user: UserId, log: UserLog) {
+        self.count(&user, Usage::default(), log.unflushed());
         self.shard(&user).insert(user, log);
     }
 

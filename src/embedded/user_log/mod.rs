@@ -2,13 +2,13 @@
 
 pub(super) mod cache;
 pub(super) mod cursors;
-pub(super) mod lapses;
+pub(super) mod lossy_restarts;
 
 use std::collections::VecDeque;
 
 use self::{
     cursors::Cursors,
-    lapses::{Lapses, RESERVE},
+    lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE},
 };
 use super::tables::schema::{Row, StoredCursor, StoredLog};
 use crate::{
@@ -22,7 +22,7 @@ pub const KEYS_MAX: usize = 64;
 
 /// Where an entry is while it is in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot {
+pub struct WalSlot {
     pub seq: Seq,
     pub record: u64,
     /// Offsets in the record: of the message, and of the stamp that says whose it is.
@@ -36,18 +36,18 @@ pub struct Slot {
 
 /// Entries, and their bytes of payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct Usage {
     pub entries: u64,
     pub bytes: u64,
 }
 
-impl Tally {
+impl Usage {
     pub fn add(&mut self, bytes: u64) {
         self.entries += 1;
         self.bytes += bytes;
     }
 
-    /// After a crash a tally may be a little off; it never goes below nothing.
+    /// After a crash a usage may be a little off; it never goes below nothing.
     pub fn subtract(&mut self, bytes: u64) {
         self.entries = self.entries.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
@@ -56,7 +56,7 @@ impl Tally {
 
 /// A pending entry that a newer one of the same key takes the place of.
 #[derive(Clone, Debug)]
-pub struct Keyed {
+pub struct CollapseEntry {
     pub key: CollapseKey,
     pub seq: Seq,
     pub bytes: u32,
@@ -65,7 +65,7 @@ pub struct Keyed {
 
 /// A user's log.
 #[derive(Debug, Default)]
-pub struct Log {
+pub struct UserLog {
     /// Last sequence given out by the commit thread, visible or not.
     pub assigned: Seq,
     /// Last visible sequence.
@@ -76,27 +76,27 @@ pub struct Log {
     /// Nothing up to this is needed any more. Never goes back: a hold that comes late brings nothing back.
     released: Seq,
     /// Entries up to this are in the inbox, those above it in the journal.
-    pub settled: Seq,
+    pub flushed: Seq,
     /// The inbox may have chunks of this user.
-    pub chunks: bool,
+    pub has_blocks: bool,
     /// The commit thread was asked to trim those chunks.
     pub trimming: bool,
     /// What the inbox has, without entries up to `counted` and without those that are gone.
-    pub inbox: Tally,
+    pub block_usage: Usage,
     /// Up to here entries of the inbox are not counted any more.
     pub counted: Seq,
     /// When the first entry in the inbox expires, in seconds of the Unix epoch; 0 = none does.
-    pub inbox_expires_s: u32,
+    pub blocks_expire_s: u32,
     /// When the inbox was last gone through entry by entry, in seconds of the Unix epoch.
-    pub purged: Option<u32>,
+    pub scanned_s: Option<u32>,
     /// Entries in the journal, rising. Those above `head` are not to be shown yet.
-    slots: VecDeque<Slot>,
+    slots: VecDeque<WalSlot>,
     slot_bytes: u64,
     /// No entry in the journal expires before this, in seconds of the Unix epoch; 0 = none does.
     slots_expire_s: u32,
-    pub gone: Gone,
+    pub gaps: Gone,
     /// Rising by sequence. Most users have none.
-    keys: Vec<Keyed>,
+    keys: Vec<CollapseEntry>,
     /// When the user was seen, in milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
     /// Receipts or presence are not in the journal yet.
@@ -115,11 +115,11 @@ pub struct Log {
     pub damaged: bool,
 }
 
-impl Log {
+impl UserLog {
     /// What a row says, moved on over the lapses it does not take into account.
-    pub fn from_row(row: Option<Row>, lapses: Lapses) -> Self {
+    pub fn from_row(row: Option<Row>, lapses: LossyRestarts) -> Self {
         let mut log = Self::as_stored(row);
-        log.pass_lapses(lapses, log.row_lapses);
+        log.skip_lossy_restarts(lapses, log.row_lapses);
         log.released = log.cursors.through();
         log
     }
@@ -131,16 +131,16 @@ impl Log {
             let stored = row.into_stored();
             log.head = stored.head;
             log.cursors = Cursors::from_stored(&stored);
-            log.settled = stored.settled;
-            log.chunks = stored.settled > 0;
+            log.flushed = stored.settled;
+            log.has_blocks = stored.settled > 0;
             log.seen_ms = stored.seen_ms;
             log.row_lapses = Some(stored.lapses);
-            log.gone = Gone::from_stored(&stored.gone);
-            (log.inbox.entries, log.inbox.bytes) = stored.inbox;
+            log.gaps = Gone::from_stored(&stored.gone);
+            (log.block_usage.entries, log.block_usage.bytes) = stored.inbox;
             log.counted = stored.counted;
-            log.inbox_expires_s = stored.expires_s;
+            log.blocks_expire_s = stored.expires_s;
             let keyed = |(key, seq, bytes, expires_s): (String, Seq, u32, u32)| {
-                Some(Keyed { key: CollapseKey::new(&key).ok()?, seq, bytes, expires_s })
+                Some(CollapseEntry { key: CollapseKey::new(&key).ok()?, seq, bytes, expires_s })
             };
             log.keys = stored.keys.into_iter().filter_map(keyed).collect();
         }
@@ -154,14 +154,14 @@ impl Log {
         let (head, lapses) = self.passed.unwrap_or((self.head, lapses));
         let mut stored = StoredLog {
             head,
-            settled: self.settled,
+            settled: self.flushed,
             lapses,
             seen_ms: self.seen_ms,
-            gone: self.gone.stored(),
-            keys: self.keys.iter().map(Keyed::stored).collect(),
-            inbox: (self.inbox.entries, self.inbox.bytes),
+            gone: self.gaps.stored(),
+            keys: self.keys.iter().map(CollapseEntry::stored).collect(),
+            inbox: (self.block_usage.entries, self.block_usage.bytes),
             counted: self.counted,
-            expires_s: self.inbox_expires_s,
+            expires_s: self.blocks_expire_s,
             ..StoredLog::default()
         };
         self.cursors.store_in(&mut stored);
@@ -174,7 +174,7 @@ impl Log {
     }
 
     /// Whether a read shows this entry: somebody has not received it, or another session may not have read it yet.
-    pub fn shows(&self, seq: Seq) -> bool {
+    pub fn is_visible(&self, seq: Seq) -> bool {
         self.hold.is_some_and(|hold| seq > hold) || !self.cursors.contain(seq)
     }
 
@@ -192,11 +192,11 @@ impl Log {
             self.slots_expire_s = 0;
             self.keys.shrink_to_fit();
         }
-        self.chunks && !self.trimming && released > 0
+        self.has_blocks && !self.trimming && released > 0
     }
 
     /// The same where what everybody has had to make room up to `to`, although somebody holds it.
-    pub fn let_go(&mut self, to: Seq) -> bool {
+    pub fn release_held(&mut self, to: Seq) -> bool {
         self.released = self.released.max(to.min(self.cursors.through()));
         self.release()
     }
@@ -209,7 +209,7 @@ impl Log {
     }
 
     /// Takes in an entry that is being committed, or that was.
-    pub fn push(&mut self, slot: Slot, key: Option<CollapseKey>) {
+    pub fn push(&mut self, slot: WalSlot, key: Option<CollapseKey>) {
         if slot.expires_s > 0 {
             self.slots_expire_s = earlier(self.slots_expire_s, slot.expires_s);
         }
@@ -220,8 +220,8 @@ impl Log {
             if self.keys.len() >= KEYS_MAX {
                 self.keys.remove(0);
             }
-            let Slot { seq, bytes, expires_s, .. } = slot;
-            self.keys.push(Keyed { key, seq, bytes, expires_s });
+            let WalSlot { seq, bytes, expires_s, .. } = slot;
+            self.keys.push(CollapseEntry { key, seq, bytes, expires_s });
         }
     }
 
@@ -233,17 +233,17 @@ impl Log {
     }
 
     /// The visible slots above `after`.
-    pub fn slots_after(&self, after: Seq) -> impl Iterator<Item = &Slot> {
+    pub fn slots_after(&self, after: Seq) -> impl Iterator<Item = &WalSlot> {
         let start = self.slots.partition_point(|slot| slot.seq <= after);
         self.slots.range(start..).take_while(|slot| slot.seq <= self.head)
     }
 
-    pub fn slot(&self, seq: Seq) -> Option<&Slot> {
+    pub fn slot(&self, seq: Seq) -> Option<&WalSlot> {
         self.slots.binary_search_by_key(&seq, |slot| slot.seq).ok().map(|at| &self.slots[at])
     }
 
     /// The last slot, visible or not.
-    pub fn last_slot(&self) -> Option<&Slot> {
+    pub fn last_slot(&self) -> Option<&WalSlot> {
         self.slots.back()
     }
 
@@ -253,36 +253,39 @@ impl Log {
     }
 
     /// What is in the journal alone.
-    pub fn unsettled(&self) -> Tally {
-        Tally { entries: self.slots.len() as u64, bytes: self.slot_bytes }
+    pub fn unflushed(&self) -> Usage {
+        Usage { entries: self.slots.len() as u64, bytes: self.slot_bytes }
     }
 
     /// What is kept for this user, visible or not. Entries that were received out of order count until those before
     /// them are.
-    pub fn kept(&self) -> Tally {
-        Tally { entries: self.slots.len() as u64 + self.inbox.entries, bytes: self.slot_bytes + self.inbox.bytes }
+    pub fn usage(&self) -> Usage {
+        Usage {
+            entries: self.slots.len() as u64 + self.block_usage.entries,
+            bytes: self.slot_bytes + self.block_usage.bytes,
+        }
     }
 
     /// Whether one more entry of so many bytes is within the limits.
     pub fn fits(&self, bytes: u64, limits: &Limits) -> bool {
-        let kept = self.kept();
-        kept.entries < limits.messages && kept.bytes + bytes <= limits.bytes
+        let usage = self.usage();
+        usage.entries < limits.messages && usage.bytes + bytes <= limits.bytes
     }
 
     /// The pending entry with this key.
-    pub fn keyed(&self, key: &CollapseKey, now_s: u32) -> Option<&Keyed> {
-        let pending = |keyed: &Keyed| !self.cursors.contain(keyed.seq) && !is_past(keyed.expires_s, now_s);
+    pub fn pending_with_key(&self, key: &CollapseKey, now_s: u32) -> Option<&CollapseEntry> {
+        let pending = |keyed: &CollapseEntry| !self.cursors.contain(keyed.seq) && !is_expired(keyed.expires_s, now_s);
         self.keys.iter().find(|keyed| keyed.key == *key && pending(keyed))
     }
 
     /// Takes `from..=to` out: they are gone, for this reason. What of it is in the inbox is hidden from here on, and
-    /// is to be taken out of the tally by whoever knows its size.
-    pub fn lose(&mut self, from: Seq, to: Seq, loss: Loss) {
+    /// is to be taken out of the usage by whoever knows its size.
+    pub fn drop_range(&mut self, from: Seq, to: Seq, loss: Loss) {
         if from > to {
             return;
         }
         self.remove_slots(from, to);
-        self.gone.insert(from, to, loss);
+        self.gaps.insert(from, to, loss);
         if from <= self.cursors.through() + 1 {
             self.cursors.all_receive(1, to);
         }
@@ -301,9 +304,9 @@ impl Log {
     pub fn collapse(&mut self, seq: Seq) {
         let bytes = self.keys.iter().find(|keyed| keyed.seq == seq).map_or(0, |keyed| keyed.bytes);
         if self.slot(seq).is_none() && seq > self.counted {
-            self.inbox.subtract(u64::from(bytes));
+            self.block_usage.subtract(u64::from(bytes));
         }
-        self.lose(seq, seq, Loss::Collapsed);
+        self.drop_range(seq, seq, Loss::Collapsed);
     }
 
     /// Lets go of entries in the journal that have expired; they stay there until it is settled, and are not shown. Returns
@@ -316,7 +319,7 @@ impl Log {
         let mut dropped = Vec::new();
         self.slots.retain(|slot| {
             // What is not visible yet is about to be.
-            let keep = slot.seq > head || !is_past(slot.expires_s, now_s);
+            let keep = slot.seq > head || !is_expired(slot.expires_s, now_s);
             if keep {
                 bytes += u64::from(slot.bytes);
                 next = if slot.expires_s > 0 { earlier(next, slot.expires_s) } else { next };
@@ -326,26 +329,26 @@ impl Log {
             keep
         });
         (self.slot_bytes, self.slots_expire_s) = (bytes, next);
-        self.forget_keys(&dropped);
+        self.remove_keys(&dropped);
         dropped.retain(|seq| !self.cursors.contain(*seq));
         dropped
     }
 
     /// Entries in the inbox that have a key.
-    pub fn settled_keys(&self) -> Vec<Seq> {
-        self.keys.iter().map(|keyed| keyed.seq).filter(|seq| *seq <= self.settled).collect()
+    pub fn flushed_keys(&self) -> Vec<Seq> {
+        self.keys.iter().map(|keyed| keyed.seq).filter(|seq| *seq <= self.flushed).collect()
     }
 
     /// These entries are not there any more: nothing takes their place.
-    pub fn forget_keys(&mut self, seqs: &[Seq]) {
+    pub fn remove_keys(&mut self, seqs: &[Seq]) {
         self.keys.retain(|keyed| !seqs.contains(&keyed.seq));
     }
 
     /// Entries in the journal up to `settled` are in the inbox now.
-    pub fn settle(&mut self, settled: Seq) {
-        self.settled = self.settled.max(settled);
-        self.chunks = true;
-        self.pop_slots(self.settled);
+    pub fn set_flushed(&mut self, flushed: Seq) {
+        self.flushed = self.flushed.max(flushed);
+        self.has_blocks = true;
+        self.pop_slots(self.flushed);
     }
 
     /// Nothing in memory that is not in the tables: the log can be loaded again when it is needed.
@@ -361,39 +364,39 @@ impl Log {
     }
 
     /// What all cursors have received, and the pending entries up to `head`.
-    pub fn pending(&self, head: Seq, now_s: u32) -> (Received, Tally) {
+    pub fn pending(&self, head: Seq, now_s: u32) -> (Received, Usage) {
         let received = self.cursors.received();
-        let pending = self.waiting(&received, head, now_s);
+        let pending = self.pending_for(&received, head, now_s);
         (received, pending)
     }
 
     /// Counts the entries up to `head` that are not in `received`, without reading any.
     ///
-    /// Bytes in the inbox are an estimate where the tally still has entries that were received: see
-    /// [`Log::counts_exactly`].
-    pub fn waiting(&self, received: &Received, head: Seq, now_s: u32) -> Tally {
+    /// Bytes in the inbox are an estimate where the usage still has entries that were received: see
+    /// [`UserLog::counts_exactly`].
+    pub fn pending_for(&self, received: &Received, head: Seq, now_s: u32) -> Usage {
         let waiting =
-            |slot: &&Slot| slot.seq <= head && !received.contains(slot.seq) && !is_past(slot.expires_s, now_s);
-        let mut tally = Tally::default();
-        self.slots.iter().filter(waiting).for_each(|slot| tally.add(u64::from(slot.bytes)));
-        if self.chunks && self.inbox.entries > 0 {
+            |slot: &&WalSlot| slot.seq <= head && !received.contains(slot.seq) && !is_expired(slot.expires_s, now_s);
+        let mut usage = Usage::default();
+        self.slots.iter().filter(waiting).for_each(|slot| usage.add(u64::from(slot.bytes)));
+        if self.has_blocks && self.block_usage.entries > 0 {
             // What was received beyond a hole is still counted in the inbox, and what is gone there still lies in its range.
-            let entries = self.inbox.entries.min(received.missing(self.settled));
-            let bytes = u128::from(self.inbox.bytes) * u128::from(entries) / u128::from(self.inbox.entries);
-            tally.entries += entries;
+            let entries = self.block_usage.entries.min(received.missing(self.flushed));
+            let bytes = u128::from(self.block_usage.bytes) * u128::from(entries) / u128::from(self.block_usage.entries);
+            usage.entries += entries;
             // At most `inbox.bytes`.
-            tally.bytes += bytes as u64;
+            usage.bytes += bytes as u64;
         }
-        tally
+        usage
     }
 
-    /// Whether the tally of the inbox has exactly what all cursors together lack, so that its bytes are no estimate.
+    /// Whether the usage of the inbox has exactly what all cursors together lack, so that its bytes are no estimate.
     pub fn counts_exactly(&self, received: &Received, now_s: u32) -> bool {
-        let received_beyond = received.islands().iter().any(|(from, _)| *from <= self.settled);
+        let received_beyond = received.islands().iter().any(|(from, _)| *from <= self.flushed);
         // Stores of the first version had entries without their bytes.
-        let uncounted = self.inbox.entries > 0 && self.inbox.bytes == 0;
+        let uncounted = self.block_usage.entries > 0 && self.block_usage.bytes == 0;
         let settled = received.through() <= self.counted && !received_beyond && !uncounted;
-        !self.chunks || settled && !is_past(self.inbox_expires_s, now_s)
+        !self.has_blocks || settled && !is_expired(self.blocks_expire_s, now_s)
     }
 }
 
@@ -425,14 +428,14 @@ impl Row {
     }
 }
 
-impl Keyed {
+impl CollapseEntry {
     fn stored(&self) -> (String, Seq, u32, u32) {
         (self.key.as_str().to_owned(), self.seq, self.bytes, self.expires_s)
     }
 }
 
 /// Whether a time, 0 = never, has come.
-pub fn is_past(expires_s: u32, now_s: u32) -> bool {
+pub fn is_expired(expires_s: u32, now_s: u32) -> bool {
     expires_s > 0 && expires_s <= now_s
 }
 
@@ -447,23 +450,23 @@ pub fn earlier(one: u32, other: u32) -> u32 {
 #[cfg(test)]
 mod tests;
 
-impl Log {
+impl UserLog {
     /// Passes over everything that lapses may have taken back. `known`: the lapses its row takes into account.
-    pub fn pass_lapses(&mut self, lapses: Lapses, known: Option<u32>) {
+    pub fn skip_lossy_restarts(&mut self, lapses: LossyRestarts, known: Option<u32>) {
         let due = lapses.due(known, self.head);
         if due > 0 {
             self.passed = Some((self.head, known.unwrap_or(0)));
-            self.pass_to(self.head + RESERVE * u64::from(due));
+            self.skip_to(self.head + SEQUENCE_RESERVE * u64::from(due));
         }
         self.assigned = self.head;
     }
 
     /// Passes over the sequences up to `to`. Nothing is stored at them, so every cursor counts them as received.
-    pub fn pass_to(&mut self, to: Seq) {
+    pub fn skip_to(&mut self, to: Seq) {
         let from = self.head + 1;
         // One more range may push out one that still hides an entry in the inbox; then only the reason is lost.
-        if !self.gone.is_full() {
-            self.gone.insert(from, to, Loss::Restart);
+        if !self.gaps.is_full() {
+            self.gaps.insert(from, to, Loss::Restart);
         }
         self.cursors.all_receive(from, to);
         (self.head, self.assigned) = (to, to);

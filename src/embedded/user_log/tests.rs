@@ -1,16 +1,16 @@
 use super::*;
 
-fn log(count: Seq) -> Log {
-    let mut log = Log::default();
+fn log(count: Seq) -> UserLog {
+    let mut log = UserLog::default();
     for seq in 1..=count {
-        log.push(Slot { seq, record: 1, message_at: 0, stamp_at: 0, bytes: 10, expires_s: 0 }, None);
+        log.push(WalSlot { seq, record: 1, message_at: 0, stamp_at: 0, bytes: 10, expires_s: 0 }, None);
         log.publish(seq, 1);
     }
     log
 }
 
-fn shown(log: &Log, after: Seq) -> Vec<Seq> {
-    log.slots_after(after).map(|slot| slot.seq).filter(|seq| log.shows(*seq)).collect()
+fn shown(log: &UserLog, after: Seq) -> Vec<Seq> {
+    log.slots_after(after).map(|slot| slot.seq).filter(|seq| log.is_visible(*seq)).collect()
 }
 
 #[test]
@@ -23,7 +23,7 @@ fn what_was_received_goes_unless_it_is_held() {
     log.hold = None;
     log.release();
     assert_eq!(shown(&log, 0), [5]);
-    assert_eq!(log.kept(), Tally { entries: 1, bytes: 10 });
+    assert_eq!(log.usage(), Usage { entries: 1, bytes: 10 });
 }
 
 #[test]
@@ -39,18 +39,18 @@ fn islands_are_shown_only_to_those_who_may_not_have_them() {
 #[test]
 fn what_is_not_committed_yet_is_counted_and_not_shown() {
     let mut log = log(2);
-    log.push(Slot { seq: 3, record: 2, message_at: 0, stamp_at: 0, bytes: 10, expires_s: 0 }, None);
+    log.push(WalSlot { seq: 3, record: 2, message_at: 0, stamp_at: 0, bytes: 10, expires_s: 0 }, None);
     assert_eq!(shown(&log, 0), [1, 2]);
-    assert_eq!(log.kept().entries, 3);
+    assert_eq!(log.usage().entries, 3);
 }
 
 #[test]
 fn what_is_lost_at_the_front_counts_as_received_and_in_the_middle_it_leaves_a_gap() {
     let mut log = log(5);
-    log.lose(3, 3, Loss::Collapsed);
+    log.drop_range(3, 3, Loss::Collapsed);
     assert_eq!((shown(&log, 0), log.cursors.through()), (vec![1, 2, 4, 5], 0));
-    log.lose(1, 2, Loss::Quota);
+    log.drop_range(1, 2, Loss::Quota);
     log.release();
     assert_eq!((shown(&log, 0), log.released()), (vec![4, 5], 2));
-    assert_eq!(log.kept(), Tally { entries: 2, bytes: 20 });
+    assert_eq!(log.usage(), Usage { entries: 2, bytes: 20 });
 }

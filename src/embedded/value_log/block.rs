@@ -10,14 +10,14 @@ use crate::{
 };
 
 /// An inbox chunk is closed when it would pass this.
-pub const CHUNK_BYTES: usize = 48 << 10;
+pub const BLOCK_BYTES_MAX: usize = 48 << 10;
 
 /// Sequence, when it expires in seconds of the Unix epoch (0 = never), and payload.
-pub type ChunkEntry<'a> = (Seq, u32, &'a [u8]);
+pub type BlockEntry<'a> = (Seq, u32, &'a [u8]);
 
 /// Consecutive entries of one user, with their stamp.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
-pub enum Chunk<'a> {
+pub enum Block<'a> {
     /// The first version: nothing in it expires.
     V1 {
         /// Fingerprint of the namespace.
@@ -34,18 +34,18 @@ pub enum Chunk<'a> {
         /// Whose entries these are.
         user: &'a str,
         /// Rising by sequence.
-        entries: Vec<ChunkEntry<'a>>,
+        entries: Vec<BlockEntry<'a>>,
     },
 }
 
-impl<'a> Chunk<'a> {
+impl<'a> Block<'a> {
     /// The fingerprint of the namespace, whose entries these are, and they.
-    pub fn parts(self) -> (u32, &'a str, Vec<ChunkEntry<'a>>) {
+    pub fn parts(self) -> (u32, &'a str, Vec<BlockEntry<'a>>) {
         match self {
-            Chunk::V1 { namespace, user, entries } => {
+            Block::V1 { namespace, user, entries } => {
                 (namespace, user, entries.into_iter().map(|(seq, payload)| (seq, 0, payload)).collect())
             }
-            Chunk::V2 { namespace, user, entries } => (namespace, user, entries),
+            Block::V2 { namespace, user, entries } => (namespace, user, entries),
         }
     }
 
@@ -63,8 +63,8 @@ impl<'a> Chunk<'a> {
 }
 
 /// Reads the entries of a chunk, and when each expires.
-pub fn chunk_entries(bytes: &Bytes) -> Result<Vec<(Entry, u32)>, Unreadable> {
-    let (namespace, user, entries) = Chunk::decode(bytes)?.parts();
+pub fn block_entries(bytes: &Bytes) -> Result<Vec<(Entry, u32)>, Unreadable> {
+    let (namespace, user, entries) = Block::decode(bytes)?.parts();
     let owner = bytes.slice_ref(user.as_bytes());
     let entry = |(seq, expires_s, payload): (Seq, u32, &[u8])| {
         let payload = Payload::from_stored(bytes.slice_ref(payload));

@@ -7,7 +7,7 @@
 use std::io;
 
 use super::{
-    file::{ChunkFiles, Place, parts},
+    file::{BlockLocation, ValueLog, parts},
     framing::{self, HEAD_BYTES, Kind, read_at},
 };
 use crate::embedded::tables::contract::Copying;
@@ -22,21 +22,21 @@ pub struct Compaction {
     /// What was looked at.
     at: u64,
     /// Keys, where their chunks were, and where copies of them are.
-    moved: Vec<(Vec<u8>, Place, Place)>,
+    moved: Vec<(Vec<u8>, BlockLocation, BlockLocation)>,
 }
 
 /// What a step came to.
 #[derive(Debug)]
-pub enum Step {
+pub enum CompactionStep {
     /// There is more to be copied.
     More(Compaction),
     /// All is copied and synced: for each of these the table is to be told, where it still leads to the first place.
-    Copied { file: u64, moved: Vec<(Vec<u8>, Place, Place)> },
+    Copied { file: u64, moved: Vec<(Vec<u8>, BlockLocation, BlockLocation)> },
 }
 
-impl Step {
+impl CompactionStep {
     /// Begins with the emptiest file, if there is need to.
-    pub fn begin(files: &ChunkFiles, copying: Copying) -> Option<Self> {
+    pub fn begin(files: &ValueLog, copying: Copying) -> Option<Self> {
         Some(Self::More(Compaction { file: files.emptiest(copying)?, at: 0, moved: Vec::new() }))
     }
 }
@@ -45,12 +45,12 @@ impl Compaction {
     /// Copies what `is_alive` of the next part of the file. Where that fails nothing is led to the copies that were made.
     pub fn step(
         mut self,
-        files: &ChunkFiles,
-        is_alive: impl FnMut(&[u8], Place) -> io::Result<bool>,
-    ) -> io::Result<Step> {
+        files: &ValueLog,
+        is_alive: impl FnMut(&[u8], BlockLocation) -> io::Result<bool>,
+    ) -> io::Result<CompactionStep> {
         match self.copy(files, is_alive) {
-            Ok(true) => Ok(Step::More(self)),
-            Ok(false) => Ok(Step::Copied { file: self.file, moved: self.moved }),
+            Ok(true) => Ok(CompactionStep::More(self)),
+            Ok(false) => Ok(CompactionStep::Copied { file: self.file, moved: self.moved }),
             Err(error) => {
                 self.moved.iter().for_each(|(_, _, copy)| files.release(*copy));
                 Err(error)
@@ -61,8 +61,8 @@ impl Compaction {
     /// False if that was the last part.
     fn copy(
         &mut self,
-        files: &ChunkFiles,
-        mut is_alive: impl FnMut(&[u8], Place) -> io::Result<bool>,
+        files: &ValueLog,
+        mut is_alive: impl FnMut(&[u8], BlockLocation) -> io::Result<bool>,
     ) -> io::Result<bool> {
         let Some(file) = files.file(self.file)? else {
             self.moved.drain(..).for_each(|(_, _, copy)| files.release(copy));
@@ -73,8 +73,8 @@ impl Compaction {
         let bytes = read_at(&file, self.at, STEP_BYTES).unwrap_or_default();
         let mut at = 0;
         while at < bytes.len() {
-            let Some(body) = framing::body(Kind::Chunk, &bytes[at..]) else {
-                match framing::find(Kind::Chunk, &bytes, at + 1) {
+            let Some(body) = framing::body(Kind::Block, &bytes[at..]) else {
+                match framing::find(Kind::Block, &bytes, at + 1) {
                     // What cannot be read stays where it is, and the file with it if the table leads there.
                     Some(next) => at = next,
                     None => break,
@@ -82,7 +82,7 @@ impl Compaction {
                 continue;
             };
             let length = HEAD_BYTES + body.len();
-            let place = Place { file: self.file, at: (self.at + at as u64) as u32, length: length as u32 };
+            let place = BlockLocation { file: self.file, at: (self.at + at as u64) as u32, length: length as u32 };
             if let Some((key, value)) = parts(body)
                 && is_alive(key, place)?
             {

@@ -55,14 +55,14 @@ const HANDLES_MAX: usize = 32;
 
 /// Where a chunk is. Its bytes are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct BlockLocation {
     pub file: u64,
     pub at: u32,
     /// Bytes of the whole frame.
     pub length: u32,
 }
 
-impl Place {
+impl BlockLocation {
     pub fn encode(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.file.to_be_bytes());
@@ -79,7 +79,7 @@ impl Place {
     }
 }
 
-impl Place {
+impl BlockLocation {
     /// Names its file, in the store's directory.
     fn file(self) -> String {
         format!("{VALUE_LOG}/{}", framing::name(self.file))
@@ -116,17 +116,17 @@ pub fn no_place() -> Unreadable {
 
 /// What is at a place.
 #[derive(Clone, Debug)]
-pub enum Found {
+pub enum BlockRead {
     /// The chunk.
-    Chunk(Bytes),
+    Block(Bytes),
     /// Not the chunk of that key as it was written, and why.
     Damaged(Unreadable),
     /// There is no such file (any more).
-    Gone,
+    Missing,
 }
 
 #[derive(Debug)]
-struct ChunkFile {
+struct ValueLogFile {
     length: u64,
     /// Bytes of frames that the table leads to.
     alive: u64,
@@ -135,8 +135,8 @@ struct ChunkFile {
 }
 
 #[derive(Debug, Default)]
-struct Inside {
-    files: BTreeMap<u64, ChunkFile>,
+struct State {
+    files: BTreeMap<u64, ValueLogFile>,
     /// The one that is written to, if one was begun.
     current: Option<(u64, Arc<File>)>,
     next: u64,
@@ -144,7 +144,7 @@ struct Inside {
     dirty: bool,
 }
 
-impl Inside {
+impl State {
     fn is_current(&self, number: u64) -> bool {
         self.current.as_ref().is_some_and(|(current, _)| *current == number)
     }
@@ -152,20 +152,20 @@ impl Inside {
 
 /// The files, of which a few are open.
 #[derive(Debug)]
-pub struct ChunkFiles {
+pub struct ValueLog {
     directory: PathBuf,
     /// The directory, open: to sync names takes no descriptor then.
     names: File,
-    inside: RwLock<Inside>,
+    state: RwLock<State>,
     handles: Mutex<VecDeque<(u64, Arc<File>)>>,
     /// Closed where a file has to be read and the process has no descriptors left.
     spares: Spares,
 }
 
-impl ChunkFiles {
+impl ValueLog {
     /// Opens the files in `directory`, which is made if it is not there. `places` are all that the table leads to; a file
     /// to which none leads is removed.
-    pub fn open(directory: &Path, places: impl Iterator<Item = Place>) -> io::Result<Self> {
+    pub fn open(directory: &Path, places: impl Iterator<Item = BlockLocation>) -> io::Result<Self> {
         make_directory(directory)?;
         let (mut alive, mut next) = (BTreeMap::<u64, u64>::new(), 1);
         for place in places {
@@ -184,12 +184,12 @@ impl ChunkFiles {
             // What was not synced by who wrote it is now.
             file.sync_data()?;
             let length = file.metadata()?.len();
-            files.insert(number, ChunkFile { length, alive, stuck: false });
+            files.insert(number, ValueLogFile { length, alive, stuck: false });
         }
-        let inside = RwLock::new(Inside { files, current: None, next, dirty: false });
+        let state = RwLock::new(State { files, current: None, next, dirty: false });
         let names = File::open(directory)?;
         let spares = Spares::default();
-        let files = Self { directory: directory.to_owned(), names, inside, handles: Mutex::default(), spares };
+        let files = Self { directory: directory.to_owned(), names, state, handles: Mutex::default(), spares };
         // Now, while there are descriptors enough. On a full disk there may be none, until something has to be written.
         match files.begin_file() {
             Err(error) if Cause::of(&error) == Cause::Failed => return Err(error),
@@ -199,11 +199,11 @@ impl ChunkFiles {
     }
 
     /// Writes a chunk. The system has it then. Where the disk is full nothing of it counts, and the caller may repeat it.
-    pub fn append(&self, key: &[u8], value: &[u8]) -> io::Result<Place> {
+    pub fn append(&self, key: &[u8], value: &[u8]) -> io::Result<BlockLocation> {
         // A key is a user id and a number.
-        let bytes = framing::encode(Kind::Chunk, &[&(key.len() as u16).to_be_bytes(), key, value]);
-        let current = self.inside.read().current.clone();
-        let length = |number: u64| self.inside.read().files.get(&number).map_or(0, |file| file.length);
+        let bytes = framing::encode(Kind::Block, &[&(key.len() as u16).to_be_bytes(), key, value]);
+        let current = self.state.read().current.clone();
+        let length = |number: u64| self.state.read().files.get(&number).map_or(0, |file| file.length);
         let (number, file) = match current {
             Some((number, file)) if length(number) < FILE_BYTES => (number, file),
             Some(full) => match self.begin_file() {
@@ -213,12 +213,12 @@ impl ChunkFiles {
             },
             None => self.begin_file()?,
         };
-        let mut inside = self.inside.write();
-        inside.dirty = true;
+        let mut state = self.state.write();
+        state.dirty = true;
         let known =
-            inside.files.get_mut(&number).ok_or_else(|| io::Error::other("the file that is written to is gone"))?;
+            state.files.get_mut(&number).ok_or_else(|| io::Error::other("the file that is written to is gone"))?;
         file.write_all_at(&bytes, known.length)?;
-        let place = Place { file: number, at: known.length as u32, length: bytes.len() as u32 };
+        let place = BlockLocation { file: number, at: known.length as u32, length: bytes.len() as u32 };
         known.length += bytes.len() as u64;
         known.alive += bytes.len() as u64;
         Ok(place)
@@ -227,8 +227,8 @@ impl ChunkFiles {
     /// Without the lock, but for a moment: readers need not wait for a disk, and nobody else writes.
     fn begin_file(&self) -> io::Result<(u64, Arc<File>)> {
         let (number, last) = {
-            let inside = self.inside.read();
-            (inside.next, inside.current.clone())
+            let state = self.state.read();
+            (state.next, state.current.clone())
         };
         let file = Arc::new(framing::create(&self.directory, &framing::name(number))?);
         // What cannot be synced may be gone: that is never repeated.
@@ -236,53 +236,53 @@ impl ChunkFiles {
         if let Some((_, last)) = last {
             last.sync_data().map_err(io::Error::other)?;
         }
-        let mut inside = self.inside.write();
-        inside.files.insert(number, ChunkFile { length: 0, alive: 0, stuck: false });
-        inside.next = number + 1;
-        inside.current = Some((number, file.clone()));
-        inside.dirty = false;
+        let mut state = self.state.write();
+        state.files.insert(number, ValueLogFile { length: 0, alive: 0, stuck: false });
+        state.next = number + 1;
+        state.current = Some((number, file.clone()));
+        state.dirty = false;
         Ok((number, file))
     }
 
     /// Makes all chunks last.
     pub fn sync(&self) -> io::Result<()> {
         let file = {
-            let inside = self.inside.read();
-            match &inside.current {
-                Some((_, file)) if inside.dirty => file.clone(),
+            let state = self.state.read();
+            match &state.current {
+                Some((_, file)) if state.dirty => file.clone(),
                 _ => return Ok(()),
             }
         };
         // Without the lock, as above.
         file.sync_data()?;
-        self.inside.write().dirty = false;
+        self.state.write().dirty = false;
         Ok(())
     }
 
     /// Reads the chunk of a key. What the disk does not give back is damaged: it concerns one user.
-    pub fn read(&self, place: Place, key: &[u8]) -> io::Result<Found> {
-        let Some(file) = self.file(place.file)? else { return Ok(Found::Gone) };
+    pub fn read(&self, place: BlockLocation, key: &[u8]) -> io::Result<BlockRead> {
+        let Some(file) = self.file(place.file)? else { return Ok(BlockRead::Missing) };
         let bytes = match read_at(&file, u64::from(place.at), place.length as usize) {
             Ok(bytes) => bytes,
             Err(error) if Cause::of(&error) == Cause::Exhausted => return Err(error),
             Err(error) => {
-                return Ok(Found::Damaged(place.unread(&error)));
+                return Ok(BlockRead::Damaged(place.unread(&error)));
             }
         };
         Ok(match value_of(&bytes, key) {
-            Some(from) => Found::Chunk(Bytes::from(bytes).slice(from..)),
-            None => Found::Damaged(place.unlike(bytes.len())),
+            Some(from) => BlockRead::Block(Bytes::from(bytes).slice(from..)),
+            None => BlockRead::Damaged(place.unlike(bytes.len())),
         })
     }
 
     /// A file, open for reading; `None` if there is no such file.
     pub fn file(&self, number: u64) -> io::Result<Option<Arc<File>>> {
         {
-            let inside = self.inside.read();
-            if let Some((_, file)) = inside.current.as_ref().filter(|(current, _)| *current == number) {
+            let state = self.state.read();
+            if let Some((_, file)) = state.current.as_ref().filter(|(current, _)| *current == number) {
                 return Ok(Some(file.clone()));
             }
-            if !inside.files.contains_key(&number) {
+            if !state.files.contains_key(&number) {
                 return Ok(None);
             }
         }
@@ -316,16 +316,16 @@ impl ChunkFiles {
     }
 
     /// The table does not lead there any more.
-    pub fn release(&self, place: Place) {
-        if let Some(file) = self.inside.write().files.get_mut(&place.file) {
+    pub fn release(&self, place: BlockLocation) {
+        if let Some(file) = self.state.write().files.get_mut(&place.file) {
             file.alive = file.alive.saturating_sub(u64::from(place.length));
         }
     }
 
     /// Files of which nothing is alive, and which are not written to.
     pub fn dead(&self) -> Vec<u64> {
-        let inside = self.inside.read();
-        let dead = inside.files.iter().filter(|(number, file)| file.alive == 0 && !inside.is_current(**number));
+        let state = self.state.read();
+        let dead = state.files.iter().filter(|(number, file)| file.alive == 0 && !state.is_current(**number));
         dead.map(|(number, _)| *number).collect()
     }
 
@@ -339,7 +339,7 @@ impl ChunkFiles {
                 }
                 _ => {}
             }
-            self.inside.write().files.remove(number);
+            self.state.write().files.remove(number);
             self.handles.lock().retain(|(known, _)| known != number);
         }
     }
@@ -347,8 +347,8 @@ impl ChunkFiles {
     /// Goes on in a new file where nothing is alive any more in the one that is written to, so that that can go.
     pub fn leave_empty(&self) -> io::Result<()> {
         let is_empty = {
-            let inside = self.inside.read();
-            let current = inside.current.as_ref().and_then(|(number, _)| inside.files.get(number));
+            let state = self.state.read();
+            let current = state.current.as_ref().and_then(|(number, _)| state.files.get(number));
             current.is_some_and(|file| file.alive == 0 && file.length > 0)
         };
         match if is_empty { self.begin_file().map(drop) } else { Ok(()) } {
@@ -360,18 +360,18 @@ impl ChunkFiles {
 
     /// The file with the smallest part alive, if too much of all of them is dead, or eagerly of this one.
     pub fn emptiest(&self, copying: Copying) -> Option<u64> {
-        let inside = self.inside.read();
+        let state = self.state.read();
         // What is about to go, or cannot be moved, does not count.
-        let files = || inside.files.values().filter(|file| file.alive > 0 && !file.stuck);
-        let sum = |of: fn(&ChunkFile) -> u64| files().map(of).sum::<u64>();
+        let files = || state.files.values().filter(|file| file.alive > 0 && !file.stuck);
+        let sum = |of: fn(&ValueLogFile) -> u64| files().map(of).sum::<u64>();
         let (length, alive) = (sum(|file| file.length), sum(|file| file.alive));
         let sealed = || {
-            let files = inside.files.iter();
-            files.filter(|(number, file)| !inside.is_current(**number) && file.alive > 0 && !file.stuck)
+            let files = state.files.iter();
+            files.filter(|(number, file)| !state.is_current(**number) && file.alive > 0 && !file.stuck)
         };
         let emptiest = || sealed().min_by_key(|(_, file)| file.alive * 1000 / file.length.max(1));
         if copying == Copying::Eager {
-            let worth = |file: &ChunkFile| file.length.saturating_sub(file.alive) >= file.length / EAGER_SHARE;
+            let worth = |file: &ValueLogFile| file.length.saturating_sub(file.alive) >= file.length / EAGER_SHARE;
             return emptiest().filter(|(_, file)| worth(file)).map(|(number, _)| *number);
         }
         if length - alive.min(length) <= alive.max(DEAD_BYTES_LEFT) {
@@ -384,7 +384,7 @@ impl ChunkFiles {
 
     /// All of this file that can be read is elsewhere now.
     pub fn compacted(&self, number: u64) {
-        if let Some(file) = self.inside.write().files.get_mut(&number) {
+        if let Some(file) = self.state.write().files.get_mut(&number) {
             file.stuck = file.alive > 0;
         }
     }
@@ -392,7 +392,7 @@ impl ChunkFiles {
 
 /// Where in a frame the chunk of this key begins; `None` if it is not its frame.
 pub fn value_of(bytes: &[u8], key: &[u8]) -> Option<usize> {
-    let (found, value) = parts(framing::body(Kind::Chunk, bytes)?)?;
+    let (found, value) = parts(framing::body(Kind::Block, bytes)?)?;
     (found == key).then(|| framing::HEAD_BYTES + 2 + found.len()).filter(|from| from + value.len() == bytes.len())
 }
 
@@ -406,9 +406,9 @@ pub fn parts(body: &[u8]) -> Option<(&[u8], &[u8])> {
 mod tests {
     use super::*;
 
-    fn read(files: &ChunkFiles, place: Place, key: &[u8]) -> Option<Vec<u8>> {
+    fn read(files: &ValueLog, place: BlockLocation, key: &[u8]) -> Option<Vec<u8>> {
         match files.read(place, key).unwrap() {
-            Found::Chunk(value) => Some(value.to_vec()),
+            BlockRead::Block(value) => Some(value.to_vec()),
             _ => None,
         }
     }
@@ -416,7 +416,7 @@ mod tests {
     #[test]
     fn a_chunk_is_read_by_its_key_alone_and_a_file_goes_when_nothing_in_it_is_needed() {
         let home = tempfile::tempdir().unwrap();
-        let files = ChunkFiles::open(home.path(), [].into_iter()).unwrap();
+        let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
         let big = vec![7; FILE_BYTES as usize / 10];
         let places: Vec<_> = (0..25_u8).map(|n| files.append(&[n], &big).unwrap()).collect();
         files.sync().unwrap();
@@ -426,9 +426,9 @@ mod tests {
         places.iter().filter(|place| place.file == 1).for_each(|place| files.release(*place));
         assert_eq!(files.dead(), [1]);
         files.remove(&[1]);
-        assert!(matches!(files.read(places[3], &[3]).unwrap(), Found::Gone));
+        assert!(matches!(files.read(places[3], &[3]).unwrap(), BlockRead::Missing));
         drop(files);
-        let files = ChunkFiles::open(home.path(), places.iter().copied().filter(|place| place.file == 3)).unwrap();
+        let files = ValueLog::open(home.path(), places.iter().copied().filter(|place| place.file == 3)).unwrap();
         assert_eq!(framing::numbered(home.path()).unwrap(), [3, 4], "nothing leads to the others");
         assert_eq!(files.append(b"new", b"value").unwrap().file, 4, "what was there is not gone on with");
         assert_eq!(read(&files, places[24], &[24]), Some(big));
@@ -439,7 +439,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let mut places = Vec::new();
         for n in 0..=SMALL_FILES_MAX as u8 + 1 {
-            let files = ChunkFiles::open(home.path(), places.iter().copied()).unwrap();
+            let files = ValueLog::open(home.path(), places.iter().copied()).unwrap();
             assert_eq!(files.emptiest(Copying::Usual), (n as usize > SMALL_FILES_MAX).then_some(1), "{n}");
             places.push(files.append(&[n], &vec![n; 100 + usize::from(n)]).unwrap());
         }
@@ -448,7 +448,7 @@ mod tests {
     #[test]
     fn file_of_which_an_eighth_is_dead_is_named_where_the_disk_has_no_space() {
         let home = tempfile::tempdir().unwrap();
-        let files = ChunkFiles::open(home.path(), [].into_iter()).unwrap();
+        let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
         let places: Vec<_> = (0..60_u8).map(|n| files.append(&[n], &vec![7; 500_000]).unwrap()).collect();
         let of = |file| places.iter().filter(move |place| place.file == file);
         assert_eq!(files.emptiest(Copying::Eager), None);
@@ -465,7 +465,7 @@ mod tests {
     #[test]
     fn the_emptiest_file_is_named_when_more_is_dead_than_alive() {
         let home = tempfile::tempdir().unwrap();
-        let files = ChunkFiles::open(home.path(), [].into_iter()).unwrap();
+        let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
         let places: Vec<_> = (0..60_u8).map(|n| files.append(&[n], &vec![7; 1_000_000]).unwrap()).collect();
         let last_of = |file| places.iter().rposition(|place| place.file == file);
         let mut released = 0;
@@ -483,7 +483,7 @@ mod tests {
             files.emptiest(Copying::Usual).is_some_and(|other| other != 3),
             "what cannot be moved is not tried again"
         );
-        assert_eq!(Place::decode(&places[9].encode()), Some(places[9]));
-        assert_eq!(Place::decode(&places[9].encode()[1..]), None);
+        assert_eq!(BlockLocation::decode(&places[9].encode()), Some(places[9]));
+        assert_eq!(BlockLocation::decode(&places[9].encode()[1..]), None);
     }
 }

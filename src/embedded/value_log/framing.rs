@@ -16,14 +16,14 @@ pub enum Kind {
     /// A record of the journal.
     Record,
     /// A chunk of an inbox.
-    Chunk,
+    Block,
 }
 
 impl Kind {
     const fn magic(self) -> [u8; 4] {
         match self {
             Self::Record => [0xF7, b'm', b'r', 1],
-            Self::Chunk => [0xF7, b'm', b'c', 1],
+            Self::Block => [0xF7, b'm', b'c', 1],
         }
     }
 }
@@ -134,7 +134,7 @@ mod tests {
     fn a_frame_is_read_as_it_was_written_or_not_at_all() {
         let bytes = encode(Kind::Record, &[b"two ", b"parts"]);
         assert_eq!(body(Kind::Record, &bytes), Some(&b"two parts"[..]));
-        assert_eq!(body(Kind::Chunk, &bytes), None);
+        assert_eq!(body(Kind::Block, &bytes), None);
         for at in 0..bytes.len() {
             for bit in 0..8 {
                 let mut flipped = bytes.clone();

@@ -9,14 +9,14 @@ use crate::{
             contract::Table,
             schema::{is_log_key_of, log_key},
         },
-        value_log::block::Chunk,
+        value_log::block::Block,
     },
     message::{Payload, Seq, UserId},
     store::{Entry, StoreError},
 };
 
 /// An entry as it stands in a chunk.
-pub(in crate::embedded) struct InboxEntry<'a> {
+pub(in crate::embedded) struct StoredEntry<'a> {
     pub seq: Seq,
     /// When it expires, in seconds of the Unix epoch; 0 = never.
     pub expires_s: u32,
@@ -28,7 +28,7 @@ pub(in crate::embedded) struct InboxEntry<'a> {
     chunk: &'a Bytes,
 }
 
-impl InboxEntry<'_> {
+impl StoredEntry<'_> {
     /// Its payload, which keeps the whole chunk in memory.
     pub fn payload(&self) -> Bytes {
         self.chunk.slice_ref(self.payload)
@@ -54,25 +54,25 @@ fn damaged(user: &UserId, last: Seq, why: &str) -> String {
 impl Shared {
     /// Visits the entries of a user's inbox above `after` and up to `to`, rising, until `visit` returns false; false if it
     /// did.
-    pub(in crate::embedded) fn read_inbox(
+    pub(in crate::embedded) fn read_value_log(
         &self,
         user: &UserId,
         after: Seq,
         to: Seq,
-        visit: &mut dyn FnMut(InboxEntry<'_>) -> bool,
+        visit: &mut dyn FnMut(StoredEntry<'_>) -> bool,
     ) -> Result<bool, StoreError> {
         let failed = StoreError::from;
         let id = user.as_str();
         // The chunk that begins at or before the first wanted entry may hold it.
         let wanted = log_key(id, after + 1);
-        let floor = self.engine.last_key_at_or_before(Table::Log, &wanted).map_err(failed)?;
+        let floor = self.engine.last_key_at_or_before(Table::UserLog, &wanted).map_err(failed)?;
         let from = floor.filter(|key| is_log_key_of(key, id)).map_or(wanted, |key| key.to_vec());
         let (mut last, mut all, mut damage) = (after, true, None);
-        let scanned = self.engine.scan(Table::Log, &from, &mut |key, value| {
+        let scanned = self.engine.scan(Table::UserLog, &from, &mut |key, value| {
             if !is_log_key_of(key, id) {
                 return false;
             }
-            let (namespace, owner, entries) = match Chunk::decode(&value) {
+            let (namespace, owner, entries) = match Block::decode(&value) {
                 Ok(chunk) => chunk.parts(),
                 Err(error) => {
                     damage = Some(damaged(user, last, &error.to_string()));
@@ -89,7 +89,7 @@ impl Shared {
                     continue;
                 }
                 let found =
-                    InboxEntry { seq, expires_s, bytes: payload.len(), namespace, owner, payload, chunk: &value };
+                    StoredEntry { seq, expires_s, bytes: payload.len(), namespace, owner, payload, chunk: &value };
                 if !visit(found) {
                     all = false;
                     return false;
@@ -101,7 +101,7 @@ impl Shared {
         scanned.map_err(failed)?;
         let Some(damage) = damage else { return Ok(all) };
         // A list of users marks this one from now on, until what is damaged is cleared.
-        self.index.with_loaded(user, |log| log.damaged = true);
+        self.logs.with_loaded(user, |log| log.damaged = true);
         Err(StoreError::Damaged(damage.into()))
     }
 }

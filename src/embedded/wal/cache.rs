@@ -11,21 +11,21 @@ const RECORD_COST: usize = 64;
 
 /// Consecutive records, ending with the newest.
 #[derive(Debug)]
-pub struct Recent {
+pub struct RecordCache {
     /// Memory for records, in bytes. Those that are beyond it are read from their table.
     bytes_max: usize,
-    inside: RwLock<Inside>,
+    state: RwLock<State>,
 }
 
 #[derive(Debug, Default)]
-struct Inside {
+struct State {
     first: u64,
     records: VecDeque<Bytes>,
     /// What they cost.
     bytes: usize,
 }
 
-impl Inside {
+impl State {
     fn pop(&mut self) -> bool {
         let Some(oldest) = self.records.pop_front() else { return false };
         self.bytes -= cost(&oldest);
@@ -38,28 +38,28 @@ fn cost(record: &Bytes) -> usize {
     record.len() + RECORD_COST
 }
 
-impl Recent {
+impl RecordCache {
     /// None yet, and never more than so many bytes of them.
     pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, inside: RwLock::default() }
+        Self { bytes_max, state: RwLock::default() }
     }
 
     /// Adds the next record, which should have no room to grow in: that is not counted.
     pub fn push(&self, number: u64, record: Bytes) {
-        let mut inside = self.inside.write();
-        if inside.records.is_empty() {
-            inside.first = number;
+        let mut state = self.state.write();
+        if state.records.is_empty() {
+            state.first = number;
         }
-        assert_eq!(number, inside.first + inside.records.len() as u64, "records are numbered without a gap");
-        inside.bytes += cost(&record);
-        inside.records.push_back(record);
-        while inside.bytes > self.bytes_max && inside.pop() {}
+        assert_eq!(number, state.first + state.records.len() as u64, "records are numbered without a gap");
+        state.bytes += cost(&record);
+        state.records.push_back(record);
+        while state.bytes > self.bytes_max && state.pop() {}
     }
 
     /// Lets go of everything before `number`, which has been settled.
     pub fn forget_before(&self, number: u64) {
-        let mut inside = self.inside.write();
-        while inside.first < number && inside.pop() {}
+        let mut state = self.state.write();
+        while state.first < number && state.pop() {}
     }
 
     /// A record, if it is kept.
@@ -69,15 +69,15 @@ impl Recent {
 
     /// Those of these records, whose numbers rise, that are kept: they are the last ones of them.
     pub fn newest_of(&self, numbers: &[u64]) -> Vec<Bytes> {
-        let inside = self.inside.read();
-        let end = inside.first + inside.records.len() as u64;
-        let from = numbers.partition_point(|number| *number < inside.first);
+        let state = self.state.read();
+        let end = state.first + state.records.len() as u64;
+        let from = numbers.partition_point(|number| *number < state.first);
         let kept = &numbers[from..];
         if kept.last().is_none_or(|last| *last >= end) {
             return Vec::new();
         }
         // It is within what is kept, which is in memory.
-        kept.iter().map(|number| inside.records[(number - inside.first) as usize].clone()).collect()
+        kept.iter().map(|number| state.records[(number - state.first) as usize].clone()).collect()
     }
 }
 
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn the_oldest_records_go_first() {
-        let recent = Recent::new(4 * (1000 + RECORD_COST));
+        let recent = RecordCache::new(4 * (1000 + RECORD_COST));
         let record = |number: u64| Bytes::from(vec![number as u8; 1000]);
         (10..16).for_each(|number| recent.push(number, record(number)));
         assert!(recent.get(11).is_none() && recent.get(12).is_some() && recent.get(15).is_some());

@@ -26,7 +26,7 @@ pub fn record_at(bytes: &[u8], at: usize) -> Option<Record<'_>> {
 
 /// Where a record is.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct RecordLocation {
     /// The first record of its file.
     pub file: u64,
     pub at: u32,
@@ -34,7 +34,7 @@ pub struct Place {
     pub length: u32,
 }
 
-impl Place {
+impl RecordLocation {
     /// Where its frame ends.
     pub fn end(self) -> u32 {
         self.at + self.length
@@ -42,7 +42,7 @@ impl Place {
 }
 
 #[derive(Debug)]
-pub struct RecordFile {
+pub struct Segment {
     pub first: u64,
     pub file: Arc<File>,
     pub length: u64,
@@ -51,19 +51,19 @@ pub struct RecordFile {
 }
 
 #[derive(Debug, Default)]
-pub struct Inside {
+pub struct State {
     /// Oldest first. The last is written to.
-    pub files: VecDeque<RecordFile>,
+    pub files: VecDeque<Segment>,
     /// Of record `first` and those behind it.
-    pub(super) places: VecDeque<Place>,
+    pub(super) places: VecDeque<RecordLocation>,
     pub(super) first: u64,
     /// All up to this are synced.
     pub synced: u64,
 }
 
-impl Inside {
+impl State {
     /// Where a record is, and its file.
-    pub fn place(&self, number: u64) -> Option<(&RecordFile, Place)> {
+    pub fn place(&self, number: u64) -> Option<(&Segment, RecordLocation)> {
         let at = number.checked_sub(self.first)?;
         let place = *self.places.get(usize::try_from(at).ok()?)?;
         // They are named by their first records, and there are never many.
@@ -76,7 +76,7 @@ impl Inside {
 }
 
 /// What opening came to.
-pub type Opened<T> = Result<T, Broken>;
+pub type Opened<T> = Result<T, OpenError>;
 
 pub(super) fn place_of(directory: &Path, first: u64) -> String {
     let own = directory.file_name().unwrap_or_default().to_string_lossy();
@@ -85,7 +85,7 @@ pub(super) fn place_of(directory: &Path, first: u64) -> String {
 
 /// Part of a file that cannot be what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BrokenRecord {
+pub struct DamagedRecord {
     /// Which file, in the store's directory.
     pub file: String,
     /// Where in it.
@@ -96,7 +96,7 @@ pub struct BrokenRecord {
     pub synced: u64,
 }
 
-impl std::fmt::Display for BrokenRecord {
+impl std::fmt::Display for DamagedRecord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { file, at, number, synced } = self;
         write!(
@@ -108,14 +108,14 @@ impl std::fmt::Display for BrokenRecord {
 
 /// Why the files cannot be used.
 #[derive(Debug)]
-pub enum Broken {
+pub enum OpenError {
     /// They are not what was written.
-    Damage(BrokenRecord),
+    Damage(DamagedRecord),
     /// They cannot be read or written.
     Io(io::Error),
 }
 
-impl From<io::Error> for Broken {
+impl From<io::Error> for OpenError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }

@@ -5,8 +5,8 @@ use std::{fs::File, io, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    layout::{Place, record_at},
-    segment::RecordFiles,
+    layout::{RecordLocation, record_at},
+    segment::WalFiles,
 };
 use crate::embedded::value_log::framing::{fill, read_at};
 
@@ -20,13 +20,13 @@ const HOLE_BYTES_MAX: u32 = 4 << 10;
 struct Run<'a> {
     file: Arc<File>,
     numbers: &'a [u64],
-    places: Vec<Place>,
+    places: Vec<RecordLocation>,
 }
 
-impl RecordFiles {
+impl WalFiles {
     /// Reads a record; `None` if it is not there (any more), and empty, which is no record, if it is not what was written.
     pub fn get(&self, number: u64) -> io::Result<Option<Bytes>> {
-        let found = self.inside.read().place(number).map(|(file, place)| (file.file.clone(), place));
+        let found = self.state.read().place(number).map(|(file, place)| (file.file.clone(), place));
         let Some((file, place)) = found else { return Ok(None) };
         let bytes = read_at(&file, u64::from(place.at), place.length as usize)?;
         Ok(Some(match value_of(&bytes, number) {
@@ -61,17 +61,17 @@ impl RecordFiles {
     /// The first of these records, and as many behind it as are to be read with it. Their file is open, and is read also if
     /// it is removed meanwhile.
     fn run<'a>(&self, numbers: &'a [u64]) -> Option<Run<'a>> {
-        let inside = self.inside.read();
-        let (file, first) = inside.place(*numbers.first()?)?;
+        let state = self.state.read();
+        let (file, first) = state.place(*numbers.first()?)?;
         let mut places = vec![first];
         let mut end = first.end();
         for number in &numbers[1..] {
-            let near = |place: &Place| {
+            let near = |place: &RecordLocation| {
                 place.file == first.file
                     && place.at.saturating_sub(end) <= HOLE_BYTES_MAX
                     && place.end() - first.at <= RUN_BYTES_MAX
             };
-            let Some(place) = inside.place(*number).map(|(_, place)| place).filter(near) else { break };
+            let Some(place) = state.place(*number).map(|(_, place)| place).filter(near) else { break };
             places.push(place);
             end = place.end();
         }
@@ -133,7 +133,7 @@ fn value_of(frame: &[u8], number: u64) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn read(files: &RecordFiles, numbers: &[u64]) -> Vec<(u64, Option<usize>)> {
+    fn read(files: &WalFiles, numbers: &[u64]) -> Vec<(u64, Option<usize>)> {
         let mut found = Vec::new();
         let visit = &mut |number: u64, record: Option<&[u8]>| {
             assert_eq!(record.map(<[u8]>::to_vec), files.get(number).unwrap().map(|record| record.to_vec()));
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn records_are_read_together_and_a_damaged_one_is_no_other_record() {
         let home = tempfile::tempdir().unwrap();
-        let files = RecordFiles::open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        let files = WalFiles::open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
         let length = |number: u64| [100, 3000, 70_000, 9_000, 500][number as usize % 5];
         // Several files' worth.
         let numbers: Vec<u64> = (1..=1200).collect();
@@ -166,7 +166,7 @@ mod tests {
             [(9, None), (10, None), whole(&11), whole(&1200), (1201, None)]
         );
         // Records 14 to 16 are read with one call.
-        let place = files.inside.read().place(15).unwrap().1;
+        let place = files.state.read().place(15).unwrap().1;
         let path = std::fs::read_dir(home.path()).unwrap().map(|file| file.unwrap().path()).min().unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[place.at as usize + 50] ^= 1;

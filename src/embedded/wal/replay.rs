@@ -6,15 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use super::layout::{Broken, BrokenRecord, Inside, Opened, Place, Record, RecordFile, place_of, record_at};
+use super::layout::{DamagedRecord, OpenError, Opened, Record, RecordLocation, Segment, State, place_of, record_at};
 use crate::embedded::value_log::framing::{self, Kind, read_at};
 
 /// What files hold, as far as it hangs together.
 #[derive(Debug)]
-pub struct Survey {
+pub struct WalScan {
     /// What is up to this record was not asked for.
     pub settled: u64,
-    pub(super) inside: Inside,
+    pub(super) state: State,
     /// Files of which nothing is needed.
     pub(super) done: Vec<u64>,
     /// Where the last file is to end, if there is something behind that.
@@ -59,17 +59,17 @@ fn synced_behind(bytes: &[u8], mut at: usize) -> u64 {
     synced
 }
 
-pub(super) fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
+pub(super) fn scan(directory: &Path, settled: u64, marked: u64) -> Opened<WalScan> {
     let (mut numbers, mut empty) = (Vec::new(), Vec::new());
     for first in framing::numbered(directory)? {
         // One that was emptied says nothing by its name.
         let length = fs::metadata(directory.join(framing::name(first)))?.len();
         if length > 0 { numbers.push(first) } else { empty.push(first) }
     }
-    let inside = Inside { first: settled + 1, ..Inside::default() };
-    let mut survey = Survey { settled, inside, done: empty, cut: None };
+    let state = State { first: settled + 1, ..State::default() };
+    let mut survey = WalScan { settled, state, done: empty, cut: None };
     // The first place that cannot be read, and what lies behind it.
-    let mut broken: Option<BrokenRecord> = None;
+    let mut broken: Option<DamagedRecord> = None;
     let mut synced = marked;
     for (at, first) in numbers.iter().copied().enumerate() {
         if numbers.get(at + 1).is_some_and(|next| *next <= settled + 1) {
@@ -85,10 +85,10 @@ pub(super) fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Surv
             survey.done.push(first);
             continue;
         }
-        let inside = &mut survey.inside;
-        let next = inside.first + inside.places.len() as u64;
-        let here = |at: u64, number| BrokenRecord { file: place_of(directory, first), at, number, synced: 0 };
-        if first > next || first != next && !inside.places.is_empty() {
+        let state = &mut survey.state;
+        let next = state.first + state.places.len() as u64;
+        let here = |at: u64, number| DamagedRecord { file: place_of(directory, first), at, number, synced: 0 };
+        if first > next || first != next && !state.places.is_empty() {
             // A file between the last and this one is not there, or this one is not what follows.
             broken = Some(here(0, next));
             synced = synced.max(synced_behind(&bytes, 0));
@@ -98,7 +98,7 @@ pub(super) fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Surv
         let mut places = Vec::new();
         let mut see = |record: &Record<'_>, at: usize| {
             if record.number > settled {
-                places.push(Place { file: first, at: at as u32, length: (record.end - at) as u32 });
+                places.push(RecordLocation { file: first, at: at as u32, length: (record.end - at) as u32 });
             }
         };
         let (mut end, mut next) = visit(&bytes, 0, first, &mut see);
@@ -119,14 +119,14 @@ pub(super) fn survey(directory: &Path, settled: u64, marked: u64) -> Opened<Surv
             survey.cut = None;
             continue;
         }
-        inside.places.extend(places);
-        inside.files.push_back(RecordFile { first, file: Arc::new(file), length, allocated: length });
+        state.places.extend(places);
+        state.files.push_back(Segment { first, file: Arc::new(file), length, allocated: length });
     }
-    let last = survey.inside.last().unwrap_or(0).max(settled);
+    let last = survey.state.last().unwrap_or(0).max(settled);
     if synced > last {
         let file = numbers.last().map_or_else(|| place_of(directory, last + 1), |first| place_of(directory, *first));
-        let ends = BrokenRecord { file, at: 0, number: last + 1, synced };
-        return Err(Broken::Damage(BrokenRecord { synced, ..broken.unwrap_or(ends) }));
+        let ends = DamagedRecord { file, at: 0, number: last + 1, synced };
+        return Err(OpenError::Damage(DamagedRecord { synced, ..broken.unwrap_or(ends) }));
     }
     Ok(survey)
 }

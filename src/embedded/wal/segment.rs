@@ -20,8 +20,8 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    layout::{Inside, Opened, Place, RecordFile},
-    replay::{Survey, survey},
+    layout::{Opened, RecordLocation, Segment, State},
+    replay::{WalScan, scan},
     spare::{NAME, Spare},
 };
 use crate::embedded::{
@@ -40,33 +40,33 @@ const FRAME_BYTES: u64 = HEAD_BYTES as u64 + 16;
 
 /// The files, open.
 #[derive(Debug)]
-pub struct RecordFiles {
+pub struct WalFiles {
     pub directory: PathBuf,
     /// The directory, open: to sync names takes no descriptor then.
     pub names: File,
-    pub inside: RwLock<Inside>,
+    pub state: RwLock<State>,
     /// The file that is begun next, if it is open.
     pub spare: Mutex<Spare>,
 }
 
-impl RecordFiles {
+impl WalFiles {
     /// Whether what is in `directory` is what was written: all behind record `settled` that was ever synced is there.
     /// Changes nothing.
-    pub fn check(directory: &Path, settled: u64, marked: u64) -> Opened<Survey> {
-        survey(directory, settled, marked)
+    pub fn check(directory: &Path, settled: u64, marked: u64) -> Opened<WalScan> {
+        scan(directory, settled, marked)
     }
 
     /// Opens the files in `directory`, which is made if it is not there. What is up to record `settled` is not needed;
     /// what a crash has left behind the last whole record is cut off.
     pub fn open(directory: &Path, settled: u64, marked: u64) -> Opened<Self> {
-        Ok(Self::take_over(directory, survey(directory, settled, marked)?)?)
+        Ok(Self::take_over(directory, scan(directory, settled, marked)?)?)
     }
 
     /// The same, of what was looked at before. Nobody has written there since.
-    pub fn take_over(directory: &Path, survey: Survey) -> io::Result<Self> {
+    pub fn take_over(directory: &Path, survey: WalScan) -> io::Result<Self> {
         make_directory(directory)?;
         let names = File::open(directory)?;
-        let Survey { settled, mut inside, done, cut } = survey;
+        let WalScan { settled, mut state, done, cut } = survey;
         for first in &done {
             fs::remove_file(directory.join(framing::name(*first)))?;
         }
@@ -74,32 +74,32 @@ impl RecordFiles {
             // One that came back would say by its name that the one before it ends where it does not any more.
             names.sync_all()?;
         }
-        if let (Some(cut), Some(last)) = (cut, inside.files.back()) {
+        if let (Some(cut), Some(last)) = (cut, state.files.back()) {
             last.file.set_len(cut)?;
             last.file.sync_data()?;
         }
-        if let Some(last) = inside.files.back_mut() {
+        if let Some(last) = state.files.back_mut() {
             last.length = cut.unwrap_or(last.length);
             // What was not synced by who wrote it is now.
             last.file.sync_data()?;
         }
-        inside.synced = inside.last().unwrap_or(0).max(settled);
+        state.synced = state.last().unwrap_or(0).max(settled);
         // Now, while there are descriptors enough.
         let spare = Mutex::new(Spare::new(directory));
-        Ok(Self { directory: directory.to_owned(), names, inside: RwLock::new(inside), spare })
+        Ok(Self { directory: directory.to_owned(), names, state: RwLock::new(state), spare })
     }
 
     /// Writes the record behind the last. The system has it then. Where the disk is full nothing of it counts, and the
     /// caller may repeat it.
     pub fn append(&self, number: u64, value: &[u8]) -> io::Result<()> {
         self.begin_file_if_full(number, value.len() as u64)?;
-        let mut inside = self.inside.write();
-        let next = inside.last().map_or(number, |last| last + 1);
+        let mut state = self.state.write();
+        let next = state.last().map_or(number, |last| last + 1);
         if number != next {
             return Err(io::Error::other(format!("record {number} does not follow, {next} would")));
         }
-        let bytes = framing::encode(Kind::Record, &[&number.to_be_bytes(), &inside.synced.to_be_bytes(), value]);
-        let file = inside.files.back_mut().ok_or_else(|| io::Error::other("there is no file to write to"))?;
+        let bytes = framing::encode(Kind::Record, &[&number.to_be_bytes(), &state.synced.to_be_bytes(), value]);
+        let file = state.files.back_mut().ok_or_else(|| io::Error::other("there is no file to write to"))?;
         if let Err(error) = file.file.write_all_at(&bytes, file.length) {
             if Cause::of(&error) != Cause::Failed {
                 // A part of it may be there. What is written next may be shorter.
@@ -108,47 +108,47 @@ impl RecordFiles {
             }
             return Err(error);
         }
-        let place = Place { file: file.first, at: file.length as u32, length: bytes.len() as u32 };
+        let place = RecordLocation { file: file.first, at: file.length as u32, length: bytes.len() as u32 };
         file.length += bytes.len() as u64;
-        if inside.places.is_empty() {
-            inside.first = number;
+        if state.places.is_empty() {
+            state.first = number;
         }
-        inside.places.push_back(place);
+        state.places.push_back(place);
         Ok(())
     }
 
     /// Makes all records last, and returns the last that does. `sync` syncs a file.
     pub fn sync(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<u64> {
         let (file, last) = {
-            let inside = self.inside.read();
-            match (inside.files.back(), inside.last()) {
-                (Some(file), Some(last)) if last > inside.synced => (file.file.clone(), last),
-                _ => return Ok(inside.synced),
+            let state = self.state.read();
+            match (state.files.back(), state.last()) {
+                (Some(file), Some(last)) if last > state.synced => (file.file.clone(), last),
+                _ => return Ok(state.synced),
             }
         };
         // Without the lock, as above.
         sync(&file)?;
-        self.inside.write().synced = last;
+        self.state.write().synced = last;
         Ok(last)
     }
 
     /// Numbers of the first and the last record.
     pub fn ends(&self) -> Option<(u64, u64)> {
-        let inside = self.inside.read();
-        Some((inside.first, inside.last()?))
+        let state = self.state.read();
+        Some((state.first, state.last()?))
     }
 
     /// Removes the first record.
     pub fn remove(&self, number: u64) {
-        let mut inside = self.inside.write();
-        if inside.places.is_empty() || number != inside.first {
+        let mut state = self.state.write();
+        if state.places.is_empty() || number != state.first {
             return;
         }
-        inside.places.pop_front();
-        inside.first += 1;
+        state.places.pop_front();
+        state.first += 1;
         // The last file stays: it is written to.
-        while inside.files.get(1).is_some_and(|next| next.first <= inside.first) {
-            let Some(done) = inside.files.pop_front() else { break };
+        while state.files.get(1).is_some_and(|next| next.first <= state.first) {
+            let Some(done) = state.files.pop_front() else { break };
             if let Err(error) = fs::remove_file(self.directory.join(framing::name(done.first))) {
                 // Nothing is needed of it: the next start removes it.
                 tracing::warn!(%error, file = %framing::name(done.first), "cannot remove a file of the journal");
@@ -158,18 +158,18 @@ impl RecordFiles {
 
     /// Takes back the last record, which was never synced for anybody: nothing is left of it. Only before others read.
     pub fn take_back(&self, number: u64) -> io::Result<()> {
-        let mut inside = self.inside.write();
-        if inside.last() != Some(number) {
+        let mut state = self.state.write();
+        if state.last() != Some(number) {
             return Ok(());
         }
-        let Some(place) = inside.places.pop_back() else { return Ok(()) };
-        inside.synced = inside.synced.min(number - 1);
-        while inside.files.back().is_some_and(|file| file.first > place.file) {
-            let Some(emptied) = inside.files.pop_back() else { break };
+        let Some(place) = state.places.pop_back() else { return Ok(()) };
+        state.synced = state.synced.min(number - 1);
+        while state.files.back().is_some_and(|file| file.first > place.file) {
+            let Some(emptied) = state.files.pop_back() else { break };
             fs::remove_file(self.directory.join(framing::name(emptied.first)))?;
             self.names.sync_all()?;
         }
-        let Some(file) = inside.files.back_mut() else { return Ok(()) };
+        let Some(file) = state.files.back_mut() else { return Ok(()) };
         file.file.set_len(u64::from(place.at))?;
         file.file.sync_data()?;
         (file.length, file.allocated) = (u64::from(place.at), u64::from(place.at));
@@ -177,7 +177,7 @@ impl RecordFiles {
     }
 }
 
-impl RecordFiles {
+impl WalFiles {
     /// Opens the file that is begun next, if it is not open. To be called now and then.
     pub fn prepare(&self) {
         self.spare.lock().prepare(&self.directory);
@@ -188,7 +188,7 @@ impl RecordFiles {
     /// # Errors
     /// When there is none, or no file and no descriptor for one. Nothing has changed then.
     pub fn reserve(&self, number: u64, bytes: u64) -> io::Result<()> {
-        let is_full = match self.inside.read().files.back() {
+        let is_full = match self.state.read().files.back() {
             Some(last) if last.length < FILE_BYTES && last.length + bytes <= last.allocated => return Ok(()),
             last => last.is_none_or(|last| last.length >= FILE_BYTES),
         };
@@ -196,8 +196,8 @@ impl RecordFiles {
             self.begin_file(number)?;
         }
         let (file, length, allocated) = {
-            let inside = self.inside.read();
-            let last = inside.files.back().ok_or_else(|| io::Error::other("there is no file to write to"))?;
+            let state = self.state.read();
+            let last = state.files.back().ok_or_else(|| io::Error::other("there is no file to write to"))?;
             (last.file.clone(), last.length, last.allocated)
         };
         let mut end = length + bytes;
@@ -210,7 +210,7 @@ impl RecordFiles {
         } else {
             allocate(&file, length, end)?;
         }
-        if let Some(last) = self.inside.write().files.back_mut() {
+        if let Some(last) = self.state.write().files.back_mut() {
             last.allocated = end;
         }
         Ok(())
@@ -218,7 +218,7 @@ impl RecordFiles {
 
     /// Bytes of the disk that records of `bytes` in all take besides what is set aside.
     pub fn wants(&self, bytes: u64) -> u64 {
-        match self.inside.read().files.back() {
+        match self.state.read().files.back() {
             None => FILE_BYTES.max(bytes),
             // Where no file can be begun it goes on with the last.
             Some(last) => (last.length + bytes).saturating_sub(last.allocated.max(last.length)),
@@ -228,19 +228,19 @@ impl RecordFiles {
     /// Begins a new file for a record of `bytes`, where there is none or the last is long enough and has no space set
     /// aside for it.
     pub(super) fn begin_file_if_full(&self, number: u64, bytes: u64) -> io::Result<()> {
-        let inside = self.inside.read();
-        let goes_on = inside
+        let state = self.state.read();
+        let goes_on = state
             .files
             .back()
             .is_some_and(|last| last.length < FILE_BYTES || last.length + bytes + FRAME_BYTES <= last.allocated);
-        drop(inside);
+        drop(state);
         if goes_on { Ok(()) } else { self.begin_file(number) }
     }
 
     /// Begins a new file, if that can be done, or goes on with the last. Without the lock: readers need not wait for a disk,
     /// and nobody else writes.
     fn begin_file(&self, number: u64) -> io::Result<()> {
-        let last = self.inside.read().files.back().map(|file| (file.file.clone(), file.length));
+        let last = self.state.read().files.back().map(|file| (file.file.clone(), file.length));
         let file = match self.open_next(number) {
             Err(error) if Cause::of(&error) != Cause::Failed => {
                 return if last.is_some_and(|(_, length)| length < FILE_BYTES_MAX) { Ok(()) } else { Err(error) };
@@ -249,9 +249,9 @@ impl RecordFiles {
         };
         self.names.sync_all().map_err(io::Error::other)?;
         let synced = last.map(|(file, _)| file.sync_data()).transpose().map_err(io::Error::other)?.map(|()| number - 1);
-        let mut inside = self.inside.write();
-        inside.synced = inside.synced.max(synced.unwrap_or(0));
-        inside.files.push_back(RecordFile { first: number, file, length: 0, allocated: FILE_BYTES });
+        let mut state = self.state.write();
+        state.synced = state.synced.max(synced.unwrap_or(0));
+        state.files.push_back(Segment { first: number, file, length: 0, allocated: FILE_BYTES });
         Ok(())
     }
 
@@ -273,20 +273,20 @@ impl RecordFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedded::wal::layout::Broken;
+    use crate::embedded::wal::layout::OpenError;
 
-    fn open(path: &Path, settled: u64, marked: u64) -> Opened<RecordFiles> {
-        RecordFiles::check(path, settled, marked)?;
-        RecordFiles::open(path, settled, marked)
+    fn open(path: &Path, settled: u64, marked: u64) -> Opened<WalFiles> {
+        WalFiles::check(path, settled, marked)?;
+        WalFiles::open(path, settled, marked)
     }
 
-    fn numbers(files: &RecordFiles) -> Vec<u64> {
+    fn numbers(files: &WalFiles) -> Vec<u64> {
         let (first, last) = files.ends().unwrap_or((1, 0));
         let value = |number| files.get(number).unwrap().unwrap();
         (first..=last).inspect(|number| assert_eq!(value(*number)[..8], number.to_be_bytes())).collect()
     }
 
-    fn append(files: &RecordFiles, numbers: std::ops::RangeInclusive<u64>, bytes: usize) {
+    fn append(files: &WalFiles, numbers: std::ops::RangeInclusive<u64>, bytes: usize) {
         for number in numbers {
             let mut value = number.to_be_bytes().to_vec();
             value.resize(bytes.max(8), 7);
@@ -294,7 +294,7 @@ mod tests {
         }
     }
 
-    fn sync(files: &RecordFiles) {
+    fn sync(files: &WalFiles) {
         _ = files.sync(File::sync_data).unwrap();
     }
 
@@ -305,11 +305,11 @@ mod tests {
         fs::write(&path, bytes).unwrap();
     }
 
-    fn told(opened: Opened<RecordFiles>) -> Option<u64> {
+    fn told(opened: Opened<WalFiles>) -> Option<u64> {
         match opened {
             Ok(_) => None,
-            Err(Broken::Damage(broken)) => Some(broken.number),
-            Err(Broken::Io(error)) => panic!("{error}"),
+            Err(OpenError::Damage(broken)) => Some(broken.number),
+            Err(OpenError::Io(error)) => panic!("{error}"),
         }
     }
 

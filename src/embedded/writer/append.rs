@@ -10,7 +10,7 @@ use crate::{
             contract::EngineError,
             schema::{StoredCursor, VALUE_BYTES_MAX},
         },
-        user_log::{Log, Slot},
+        user_log::{UserLog, WalSlot},
         wal::record::{Item, RECORD_BYTES},
     },
     logging::excerpt,
@@ -21,19 +21,19 @@ use crate::{
     },
 };
 
-/// Room a record keeps for what is said of one recipient: a stamp, and what went for it.
+/// Capacity a record keeps for what is said of one recipient: a stamp, and what went for it.
 const STAMP_BYTES_MAX: usize = 3 * (USER_ID_BYTES_MAX + 32);
 
-/// Room for the options of a message.
+/// Capacity for the options of a message.
 const OPTIONS_BYTES_MAX: usize = 4 * COLLAPSE_KEY_CHARACTERS_MAX + 16;
 
-/// Room for one rejected user.
+/// Capacity for one rejected user.
 const REJECTION_BYTES_MAX: usize = REJECTED_BYTES_MAX + 16;
 
-/// Room for an id with its answer.
+/// Capacity for an id with its answer.
 const ONCE_BYTES_MAX: usize = 600;
 
-/// Room for one cursor, with as many islands as there can be.
+/// Capacity for one cursor, with as many islands as there can be.
 const CURSOR_BYTES_MAX: usize = USER_ID_BYTES_MAX + 700;
 
 /// An append under way.
@@ -60,7 +60,7 @@ impl Committer {
     pub(super) fn add_append(&mut self, commit: &mut Commit, append: Append) -> Result<Appended, EngineError> {
         let now_ms = self.shared.clock.now_ms();
         if let Some(once) = &append.once
-            && let Some(answered) = self.ids.get(&once.id, now_ms)
+            && let Some(answered) = self.dedup.get(&once.id, now_ms)
         {
             return Ok(Appended { answered: Some(answered.clone()), duplicate: true, ..Appended::default() });
         }
@@ -86,7 +86,7 @@ impl Committer {
         let bytes = message.append.payload.as_bytes().len();
         let mut tried = false;
         let (seq, replaced) = loop {
-            let step = self.try_with(user, |log| self.step(log, message, commit.number));
+            let step = self.try_with_log(user, |log| self.step(log, message, commit.number));
             match step {
                 Ok(Step::Given(seq, replaced)) => break (seq, replaced),
                 // Before anything else of this commit is in it: a row must not know of what may never be written.
@@ -133,15 +133,15 @@ impl Committer {
         let record = commit.number;
         // A payload has at most 64 KiB.
         let bytes = bytes as u32;
-        let slot = Slot { seq, record, message_at: at, stamp_at, bytes, expires_s: message.expires_s };
-        let trim = self.with(user, |log| {
+        let slot = WalSlot { seq, record, message_at: at, stamp_at, bytes, expires_s: message.expires_s };
+        let trim = self.with_log(user, |log| {
             let trim = replaced.is_some_and(|replaced| {
                 log.collapse(replaced);
                 log.release()
             });
             log.trimming |= trim;
             log.push(slot, message.append.collapse.clone());
-            if log.gone.is_full() {
+            if log.gaps.is_full() {
                 commit.tidy.push(user.clone());
             }
             trim
@@ -153,16 +153,16 @@ impl Committer {
         Ok(Ok(seq))
     }
 
-    fn step(&self, log: &mut Log, message: &Message<'_>, record: u64) -> Step {
-        if log.row_lapses != Some(self.shared.index.lapses().count) {
+    fn step(&self, log: &mut UserLog, message: &Message<'_>, record: u64) -> Step {
+        if log.row_lapses != Some(self.shared.logs.lapses().count) {
             // From here on the row says that something may have been appended.
             log.passed = None;
             return Step::NeedsRow;
         }
         // One more gap could make it forget one that still hides something in the inbox: until that has been gone through,
         // what is older stays beside what is newer.
-        let key = message.append.collapse.as_ref().filter(|_| !log.gone.is_full());
-        let replaced = key.and_then(|key| log.keyed(key, message.now_s)).map(|keyed| keyed.seq);
+        let key = message.append.collapse.as_ref().filter(|_| !log.gaps.is_full());
+        let replaced = key.and_then(|key| log.pending_with_key(key, message.now_s)).map(|keyed| keyed.seq);
         // What takes the place of another needs no more room than that had, but for bytes.
         if !log.fits(message.append.payload.as_bytes().len() as u64, &self.limits) && replaced.is_none() {
             return Step::NeedsRoom;
@@ -174,19 +174,19 @@ impl Committer {
 
     /// Makes room for a message of so many bytes, where that can be done; returns how many entries went for it.
     fn make_room(&self, commit: &mut Commit, user: &UserId, bytes: u64) -> Result<u64, EngineError> {
-        if self.with(user, |log| log.chunks && log.counted < log.released())? {
+        if self.with_log(user, |log| log.has_blocks && log.counted < log.released())? {
             // What has been received meanwhile still counts until then.
             self.count_released(user)?;
         }
         if self.purge_is_due(user)? {
             // Counted now, and taken out when what this commit replaces is not needed any more.
-            self.go_through(user, false)?;
+            self.scan_blocks(user, false)?;
             commit.tidy.push(user.clone());
         }
         if self.limits.overflow == Overflow::Reject {
             return Ok(0);
         }
-        let Some((from, to, entries)) = self.drop_oldest(user, bytes)? else { return Ok(0) };
+        let Some((from, to, entries)) = self.evict_oldest(user, bytes)? else { return Ok(0) };
         self.shared.record_dropped(user, from, to, entries);
         commit.push(&self.shared, &Item::Gone { user: user.as_str(), from, to, loss: Loss::Quota as u8 });
         Ok(entries)
@@ -223,20 +223,20 @@ impl Committer {
         let Answered { recipients, online, .. } = answered;
         let offline = dedup::offline_to_store(&answered);
         commit.push(&self.shared, &Item::Once { id: once.id.as_str(), recipients, online, offline });
-        self.ids.insert(once.id.as_str(), now_ms, answered.clone(), now_ms);
+        self.dedup.insert(once.id.as_str(), now_ms, answered.clone(), now_ms);
         answered
     }
 
     pub(super) fn add_clear(&self, commit: &mut Commit, user: &UserId) -> Result<u64, EngineError> {
         let now_s = self.shared.clock.now_s();
-        let (cleared, gone, trim) = self.with(user, |log| {
+        let (cleared, gone, trim) = self.with_log(user, |log| {
             // Also what this very commit has given out: it came before.
             let cleared = log.pending(log.assigned, now_s).1.entries;
             let from = log.cursors.through() + 1;
             let gone = (from <= log.assigned).then_some((from, log.assigned));
             if let Some((from, to)) = gone {
                 log.cursors.all_receive(1, to);
-                log.gone.insert(from, to, Loss::Cleared);
+                log.gaps.insert(from, to, Loss::Cleared);
             }
             let trim = log.release();
             log.trimming |= trim;
@@ -274,7 +274,7 @@ impl Committer {
 
     /// Writes down what a user's cursors have received and when he was seen, as it stands now.
     fn add_note(&self, commit: &mut Commit, user: &UserId) -> Result<(), EngineError> {
-        let new = match self.try_with(user, |log| log.row_lapses.is_none()) {
+        let new = match self.try_with_log(user, |log| log.row_lapses.is_none()) {
             // Only a log that was never loaded can turn out to be damaged, and that has nothing to note.
             Err(StoreError::Damaged(_)) => return Ok(()),
             new => new?,
@@ -282,7 +282,7 @@ impl Committer {
         if new {
             self.put_row(user)?;
         }
-        let (changes, expired, at_ms) = self.with(user, |log| {
+        let (changes, expired, at_ms) = self.with_log(user, |log| {
             log.dirty = false;
             (log.cursors.take_changes(), std::mem::take(&mut log.reported_expired), log.seen_ms)
         })?;
@@ -309,7 +309,7 @@ impl Committer {
             commit.push(&self.shared, &Item::Seen { user: user.as_str(), at_ms });
         }
         let number = commit.number;
-        self.with(user, |log| log.last_record = number)
+        self.with_log(user, |log| log.last_record = number)
     }
 }
 

@@ -13,9 +13,9 @@ use std::{
 };
 
 use super::{
-    answer::{Answer, Answers, Done},
-    queue::{Op, Taken},
-    state::{Commit, Committer, Room, Suspended, Sweep},
+    queue::{Batch, Op},
+    reply::{Replies, Reply, ReplySender},
+    state::{Capacity, Commit, Committer, ExpiryScan, Suspended},
 };
 use crate::{
     embedded::{
@@ -25,7 +25,7 @@ use crate::{
             contract::{Cause, EngineError, Table},
             schema::wal_key,
         },
-        user_log::{Log, lapses::RESERVE},
+        user_log::{UserLog, lossy_restarts::SEQUENCE_RESERVE},
         wal::record::{Item, RECORD_BYTES, RecordWriter},
     },
     failpoints::{self, Failpoint},
@@ -55,18 +55,18 @@ impl Committer {
             durability: options.durability,
             tuning: options.tuning,
             limits: options.limits,
-            ids: recovered.ids,
-            room: Room::new(recovered.inbox_bytes),
-            sweep: Sweep::new(recovered.id_chunks),
-            journal_bytes: recovered.records.iter().map(|record| record.bytes).sum(),
+            dedup: recovered.dedup,
+            capacity: Capacity::new(recovered.inbox_bytes),
+            expiry: ExpiryScan::new(recovered.id_chunks),
+            wal_bytes: recovered.records.iter().map(|record| record.bytes).sum(),
             records: recovered.records,
-            settling: None,
+            flush: None,
             next_record: recovered.next_record,
             unsynced: 0,
-            behind: false,
-            chunks_behind: Cell::new(false),
-            outbox_behind: false,
-            tidying: false,
+            wal_unsynced: false,
+            blocks_unsynced: Cell::new(false),
+            outbox_unsynced: false,
+            has_garbage: false,
             suspended: Suspended::default(),
             synced: now,
             evicted: now,
@@ -88,7 +88,7 @@ impl Committer {
 
     fn serve(&mut self) -> Result<(), EngineError> {
         loop {
-            let mut taken = self.shared.queue.take(LINGER, self.patience());
+            let mut taken = self.shared.queue.take(LINGER, self.wait_timeout());
             if let Some(StoreError::Failed(why)) = &*self.shared.failed.borrow() {
                 // Users were not told of a commit: see `publish`.
                 return Err(EngineError::new(why));
@@ -116,19 +116,19 @@ impl Committer {
             }
             self.sync_if_due(idle)?;
             self.work()?;
-            self.look_at_room_if_due();
+            self.refresh_capacity_if_due();
             if self.evicted.elapsed() > Duration::from_secs(u64::from(self.tuning.idle_seconds / 2)) {
                 self.evicted = Instant::now();
                 let first = self.records.front().map_or(self.next_record, |record| record.number);
-                self.shared.index.evict(first, self.tuning.idle_seconds);
+                self.shared.logs.evict(first, self.tuning.idle_seconds);
             }
         }
     }
 
-    fn patience(&self) -> Duration {
+    fn wait_timeout(&self) -> Duration {
         let retry = self.retry_delay();
         match self.durability {
-            _ if self.tidying || retry.is_none() && self.has_old_records() => Duration::ZERO,
+            _ if self.has_garbage || retry.is_none() && self.flush_is_due() => Duration::ZERO,
             Durability::Interval(interval) if self.unsynced > 0 => {
                 interval.saturating_sub(self.synced.elapsed()).min(retry.unwrap_or(IDLE))
             }
@@ -137,7 +137,7 @@ impl Committer {
     }
 
     /// Commits what was taken; on an error everybody in it has been refused.
-    pub(in crate::embedded) fn commit(&mut self, taken: Taken) -> Result<(), EngineError> {
+    pub(in crate::embedded) fn commit(&mut self, taken: Batch) -> Result<(), EngineError> {
         if !taken.ops.is_empty() {
             failpoints::panic_at("commit_thread");
         }
@@ -150,9 +150,9 @@ impl Committer {
             entries: Vec::new(),
             first_entries: false,
             tidy: Vec::new(),
-            answers: Vec::new(),
+            replies: Vec::new(),
             bytes: 0,
-            promised: false,
+            has_replies: false,
         };
         let mut ops = taken.ops.into_iter();
         let added = ops
@@ -166,8 +166,8 @@ impl Committer {
             Ok(Err(error)) => self.keep_stuck(commit, error),
             Err(error) => {
                 let refusal = StoreError::Failed(error.what.clone());
-                commit.refuse(&refusal);
-                ops.for_each(|op| op.refuse(&refusal));
+                commit.reject(&refusal);
+                ops.for_each(|op| op.reject(&refusal));
                 // What is in memory is not what is in the journal: whatever the cause, this cannot be repeated.
                 Err(EngineError { cause: Cause::Failed, ..error })
             }
@@ -187,7 +187,7 @@ impl Committer {
                 // What was done before is answered as it was.
                 let now_ms = self.shared.clock.now_ms();
                 let known =
-                    |append: &Append| append.once.as_ref().is_some_and(|one| self.ids.get(&one.id, now_ms).is_some());
+                    |append: &Append| append.once.as_ref().is_some_and(|one| self.dedup.get(&one.id, now_ms).is_some());
                 if !appends.iter().all(known)
                     && let Err(full) = self.admit(commit, &cost)?
                 {
@@ -195,11 +195,12 @@ impl Committer {
                     return Ok(());
                 }
                 let made = appends.into_iter().map(|append| self.add_append(commit, append)).collect();
-                commit.promise(made, done, Answer::Append)
+                commit.push_reply(made, done, Reply::Append)
             }
             Op::Clear { user, done } => {
                 // One that cannot be read cannot be cleared, and is nobody else's concern.
-                if let Err(error @ (StoreError::Damaged(_) | StoreError::Unreachable(_))) = self.try_with(&user, |_| ())
+                if let Err(error @ (StoreError::Damaged(_) | StoreError::Unreachable(_))) =
+                    self.try_with_log(&user, |_| ())
                 {
                     _ = done.send(Err(error));
                     return Ok(());
@@ -209,7 +210,7 @@ impl Committer {
                     return Ok(());
                 }
                 let made = self.add_clear(commit, &user);
-                commit.promise(made, done, Answer::Clear)
+                commit.push_reply(made, done, Reply::Clear)
             }
             // Closing is always the last thing in the queue, and was taken out before.
             Op::Close { .. } => unreachable!("nothing is taken behind a close"),
@@ -223,13 +224,14 @@ impl Committer {
     pub(in crate::embedded) fn write(&mut self, commit: &mut Commit) -> Result<(), EngineError> {
         commit.finish_record();
         // Receipts alone are not worth a sync: losing them repeats messages and loses none.
-        commit.promised |= commit.answers.iter().any(|answer| matches!(answer, Answer::Append(..) | Answer::Clear(..)));
+        commit.has_replies |=
+            commit.replies.iter().any(|answer| matches!(answer, Reply::Append(..) | Reply::Clear(..)));
         if commit.records.is_empty() {
             // All that was asked for had been done before.
             return Ok(());
         }
         if failpoints::enabled(Failpoint::EarlyResponse) {
-            commit.answers.drain(..).for_each(Answer::give);
+            commit.replies.drain(..).for_each(Reply::send);
         }
         // Before what it tells of: what a crash leaves of that was told.
         self.write_outbox()?;
@@ -247,13 +249,13 @@ impl Committer {
                 return Err(error);
             }
         }
-        self.behind = true;
-        self.unsynced += commit.entries.len().max(commit.answers.len()) as u64;
+        self.wal_unsynced = true;
+        self.unsynced += commit.entries.len().max(commit.replies.len()) as u64;
         match self.durability {
-            Durability::Always if commit.promised => self.sync(),
+            Durability::Always if commit.has_replies => self.sync(),
             Durability::Always => Ok(()),
             // Sequences are set aside for this many: no more may be at risk.
-            _ if self.unsynced >= RESERVE => self.sync(),
+            _ if self.unsynced >= SEQUENCE_RESERVE => self.sync(),
             // That a log was given sequences since the last lapse is not to be taken back: see `lapses`.
             _ if commit.first_entries => self.sync(),
             _ => self.sync_if_due(false),
@@ -263,25 +265,25 @@ impl Committer {
     fn sync_if_due(&mut self, idle: bool) -> Result<(), EngineError> {
         match self.durability {
             // Receipts wait for the next message, but not for ever.
-            Durability::Always if idle && self.synced.elapsed() >= IDLE => self.sync_if_behind(),
+            Durability::Always if idle && self.synced.elapsed() >= IDLE => self.sync_if_unsynced(),
             Durability::Interval(interval) if self.unsynced > 0 && self.synced.elapsed() >= interval => self.sync(),
             _ => Ok(()),
         }
     }
 
     /// What is not in the journal for good must not be counted on by what is put elsewhere.
-    pub(super) fn sync_if_behind(&mut self) -> Result<(), EngineError> {
-        if self.behind { self.sync() } else { Ok(()) }
+    pub(super) fn sync_if_unsynced(&mut self) -> Result<(), EngineError> {
+        if self.wal_unsynced { self.sync() } else { Ok(()) }
     }
 
     /// Syncs all that was written to the journal, and what was put into the outbox with it.
     fn sync(&mut self) -> Result<(), EngineError> {
-        if std::mem::take(&mut self.outbox_behind) {
+        if std::mem::take(&mut self.outbox_unsynced) {
             self.shared.engine.checkpoint()?;
         } else {
             self.shared.engine.sync()?;
         }
-        self.behind = false;
+        self.wal_unsynced = false;
         self.unsynced = 0;
         self.synced = Instant::now();
         Ok(())
@@ -292,19 +294,19 @@ impl Committer {
         let committed = Instant::now();
         let last = commit.records.last().map_or(0, |(number, _)| *number);
         for (number, record) in commit.records {
-            self.journal_bytes += record.len();
+            self.wal_bytes += record.len();
             let goes_on = number != last;
             self.records.push_back(RecordInfo { number, bytes: record.len(), committed, goes_on });
             self.next_record = number + 1;
             // Without the room it had to grow in, which may be many times its length.
-            self.shared.recent.push(number, Bytes::from(record.into_boxed_slice()));
+            self.shared.record_cache.push(number, Bytes::from(record.into_boxed_slice()));
         }
-        let now = self.shared.index.now();
-        let told = commit.answers.len() + commit.entries.len();
+        let now = self.shared.logs.now();
+        let told = commit.replies.len() + commit.entries.len();
         let mut users: Vec<UserId> = Vec::with_capacity(commit.entries.len());
         for (user, seq, record) in commit.entries {
             // It was loaded when the sequence was given out, and a log with a sequence under way is never evicted.
-            let shown = self.shared.index.with_loaded(&user, |log| {
+            let shown = self.shared.logs.with_loaded(&user, |log| {
                 log.touched = now;
                 log.publish(seq, record);
             });
@@ -313,7 +315,7 @@ impl Committer {
         }
         users.sort_unstable();
         users.dedup();
-        let answers = Answers(commit.answers);
+        let replies = Replies(commit.replies);
         let listener = self.shared.listener.read().clone();
         let shared = self.shared.clone();
         let tell = move || {
@@ -324,7 +326,7 @@ impl Committer {
                     listener(&users);
                 }
             }));
-            drop(answers);
+            drop(replies);
             if let Err(panic) = told {
                 // Sessions were not woken, and would deliver late or never: clients come back to the next server.
                 let why = format!("sessions were not woken after a commit: {}", panic_text(panic.as_ref()));
@@ -340,20 +342,20 @@ impl Committer {
     }
 
     /// Works on a user's log.
-    pub(in crate::embedded) fn with<T>(
+    pub(in crate::embedded) fn with_log<T>(
         &self,
         user: &UserId,
-        work: impl FnOnce(&mut Log) -> T,
+        work: impl FnOnce(&mut UserLog) -> T,
     ) -> Result<T, EngineError> {
-        Ok(self.try_with(user, work)?)
+        Ok(self.try_with_log(user, work)?)
     }
 
     /// The same, telling a log that cannot be read from a table that cannot.
-    pub(super) fn try_with<T>(&self, user: &UserId, work: impl FnOnce(&mut Log) -> T) -> Result<T, StoreError> {
-        self.shared.index.with(user, |log| {
-            let before = log.inbox.bytes;
+    pub(super) fn try_with_log<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Result<T, StoreError> {
+        self.shared.logs.with(user, |log| {
+            let before = log.block_usage.bytes;
             let result = work(log);
-            self.room.changed(before, log.inbox.bytes);
+            self.capacity.changed(before, log.block_usage.bytes);
             result
         })
     }
@@ -361,15 +363,15 @@ impl Committer {
 
 impl Commit {
     /// Keeps the answer until the commit is durable; where it could not be made, refuses at once.
-    fn promise<T>(
+    fn push_reply<T>(
         &mut self,
         made: Result<T, EngineError>,
-        done: Done<T>,
-        answer: fn(Done<T>, T) -> Answer,
+        done: ReplySender<T>,
+        answer: fn(ReplySender<T>, T) -> Reply,
     ) -> Result<(), EngineError> {
         match made {
             Ok(made) => {
-                self.answers.push(answer(done, made));
+                self.replies.push(answer(done, made));
                 Ok(())
             }
             Err(error) => {
@@ -379,9 +381,9 @@ impl Commit {
         }
     }
 
-    /// Answers everybody that it was not done.
-    pub(in crate::embedded) fn refuse(&mut self, error: &StoreError) {
-        self.answers.drain(..).for_each(|answer| answer.refuse(error));
+    /// Replies everybody that it was not done.
+    pub(in crate::embedded) fn reject(&mut self, error: &StoreError) {
+        self.replies.drain(..).for_each(|answer| answer.reject(error));
     }
 
     /// Bytes of all its records, with what they take in a file.

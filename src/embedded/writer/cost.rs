@@ -22,11 +22,11 @@ const ONCE_BYTES: u64 = 1024;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
     /// Bytes of records, in the journal.
-    pub journal: u64,
+    pub wal: u64,
     /// Bytes of payload, once for each recipient.
     pub payload: u64,
     /// Bytes on the disk when all of it has been settled.
-    pub settled: u64,
+    pub flushed: u64,
 }
 
 impl Cost {
@@ -43,9 +43,9 @@ impl Cost {
                 // Each recipient may be refused.
                 stamps += ONCE_BYTES + refused + ids + count * STAMP_BYTES;
             }
-            cost.journal += stamps + (1 + stamps / STAMPS_BYTES) * (bytes + RECORD_BYTES);
+            cost.wal += stamps + (1 + stamps / STAMPS_BYTES) * (bytes + RECORD_BYTES);
             cost.payload += bytes * count;
-            cost.settled += (bytes + ENTRY_BYTES) * count + 3 * ids;
+            cost.flushed += (bytes + ENTRY_BYTES) * count + 3 * ids;
         }
         cost
     }

@@ -1,4 +1,4 @@
-//! Ids of appends that were done once: what was answered to each, for as long as a repeat may come.
+//! DedupTable of appends that were done once: what was answered to each, for as long as a repeat may come.
 //!
 //! They are written in the commit they belong to, moved to a table of their own when the journal is settled, and read
 //! back from both when the store is opened. Only the commit thread asks, so that of two with the same id one is first.
@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    embedded::tables::schema::{Ids as Chunk, StoredId},
+    embedded::tables::schema::{Ids as IdBlock, StoredId},
     embedded::wal::record::Item,
     failpoints::{self, Failpoint},
     message::DispatchId,
@@ -31,7 +31,7 @@ struct Known {
 
 /// The ids that are remembered.
 #[derive(Debug)]
-pub struct Ids {
+pub struct DedupTable {
     window_ms: u64,
     max: usize,
     /// Two hashes with keys nobody else has make a name of 128 bits: no two ids share one, whoever chooses them.
@@ -43,7 +43,7 @@ pub struct Ids {
     parts: HashMap<String, Vec<Rejected>>,
 }
 
-impl Ids {
+impl DedupTable {
     pub fn new(limits: &Limits) -> Self {
         Self {
             window_ms: u64::try_from(limits.ids_window.as_millis()).unwrap_or(u64::MAX),
@@ -165,14 +165,14 @@ pub fn answered(stored: &StoredId) -> Answered {
 }
 
 /// Makes chunks of ids, none too large for a table: one with very many rejected users is stored in parts.
-pub fn chunks(namespace: u32, ids: Vec<StoredId>) -> Vec<Chunk> {
+pub fn chunks(namespace: u32, ids: Vec<StoredId>) -> Vec<IdBlock> {
     let (mut chunks, mut open, mut bytes) = (Vec::new(), Vec::new(), 0);
     let mut put = |part: StoredId| {
         bytes += part.id.len() + 32 + part.rejected.iter().map(|(user, _)| user.len() + 8).sum::<usize>();
         open.push(part);
         if bytes > CHUNK_BYTES {
             bytes = 0;
-            chunks.push(Chunk::V1 { namespace, ids: std::mem::take(&mut open) });
+            chunks.push(IdBlock::V1 { namespace, ids: std::mem::take(&mut open) });
         }
     };
     for mut id in ids {
@@ -184,7 +184,7 @@ pub fn chunks(namespace: u32, ids: Vec<StoredId>) -> Vec<Chunk> {
         put(id);
     }
     if !open.is_empty() {
-        chunks.push(Chunk::V1 { namespace, ids: open });
+        chunks.push(IdBlock::V1 { namespace, ids: open });
     }
     chunks
 }
@@ -212,8 +212,8 @@ mod tests {
 
     use super::*;
 
-    fn ids(max: usize) -> Ids {
-        Ids::new(&Limits { ids: max, ids_window: Duration::from_millis(100), ..Limits::default() })
+    fn ids(max: usize) -> DedupTable {
+        DedupTable::new(&Limits { ids: max, ids_window: Duration::from_millis(100), ..Limits::default() })
     }
 
     fn id(name: &str) -> DispatchId {
@@ -248,7 +248,7 @@ mod tests {
         assert!(chunks.len() > 1 && chunks.iter().all(|chunk| chunk.encode().len() < 64 << 10));
         let mut ids = ids(10);
         for chunk in chunks {
-            let Chunk::V1 { ids: parts, .. } = chunk;
+            let IdBlock::V1 { ids: parts, .. } = chunk;
             ids.load(&parts, 1);
         }
         assert_eq!(ids.get(&id("a"), 1).unwrap().rejected, rejected);

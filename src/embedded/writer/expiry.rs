@@ -3,14 +3,14 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use super::state::{Committer, Sweep};
+use super::state::{Committer, ExpiryScan};
 use crate::{
     embedded::{
         tables::{
             contract::{EngineError, Table},
             schema::{Row, StoredLog},
         },
-        user_log::is_past,
+        user_log::is_expired,
     },
     message::UserId,
 };
@@ -18,7 +18,7 @@ use crate::{
 /// Rows looked at each time: a million users are gone through in about an hour.
 const ROWS: usize = 256;
 
-impl Sweep {
+impl ExpiryScan {
     pub(in crate::embedded) fn new(id_chunks: VecDeque<(Vec<u8>, u64)>) -> Self {
         Self { next: Vec::new(), swept: Instant::now(), id_chunks }
     }
@@ -31,15 +31,15 @@ impl Sweep {
 
 impl Committer {
     /// Looks at a few rows, if it is time.
-    pub(in crate::embedded) fn sweep(&mut self) -> Result<(), EngineError> {
-        if self.sweep.swept.elapsed() < self.tuning.sweep_pause {
+    pub(in crate::embedded) fn expire(&mut self) -> Result<(), EngineError> {
+        if self.expiry.swept.elapsed() < self.tuning.expiry_interval {
             return Ok(());
         }
-        self.sweep.swept = Instant::now();
+        self.expiry.swept = Instant::now();
         self.forget_ids()?;
         let (mut users, mut alone, mut next) = (Vec::new(), Vec::new(), Vec::new());
         let mut seen = 0;
-        self.shared.engine.scan(Table::Users, &self.sweep.next, &mut |key, value| {
+        self.shared.engine.scan(Table::Users, &self.expiry.next, &mut |key, value| {
             seen += 1;
             if seen > ROWS {
                 next = key.to_vec();
@@ -57,8 +57,8 @@ impl Committer {
             }
             true
         })?;
-        self.sweep.next = next;
-        let attached = |user: &UserId| self.shared.index.with_loaded(user, |log| log.cursors.any_attached());
+        self.expiry.next = next;
+        let attached = |user: &UserId| self.shared.logs.with_loaded(user, |log| log.cursors.any_attached());
         users.extend(alone.into_iter().filter(|user| attached(user).unwrap_or(false)));
         users.iter().try_for_each(|user| self.tidy(user))
     }
@@ -81,7 +81,7 @@ impl Committer {
     fn is_due(&self, stored: &StoredLog) -> bool {
         let before = self.see_before_ms();
         let mut cursors = stored.shared.iter().chain(stored.devices.iter().map(|(_, cursor)| cursor));
-        is_past(stored.expires_s, self.shared.clock.now_s())
+        is_expired(stored.expires_s, self.shared.clock.now_s())
             || stored.devices.len() + usize::from(stored.shared.is_some()) > 1
                 && cursors.any(|cursor| cursor.seen_ms < before)
     }
@@ -97,7 +97,7 @@ impl Committer {
     /// asks again.
     fn tidy(&mut self, user: &UserId) -> Result<(), EngineError> {
         let (away, see, now_ms) = (self.away_before_ms(), self.see_before_ms(), self.shared.clock.now_ms());
-        self.with(user, |log| {
+        self.with_log(user, |log| {
             let forgotten = log.cursors.any_away(away) && log.cursors.forget_away(away);
             let changed = log.cursors.see_attached(see, now_ms) || forgotten;
             let trim = forgotten && log.release();
@@ -107,7 +107,7 @@ impl Committer {
             self.shared.announce(user, note, trim);
         })?;
         // What takes the place of entries is not to be forgotten when they are gone.
-        self.sync_if_behind()?;
+        self.sync_if_unsynced()?;
         if self.purge_if_due(user)? {
             // Or the next sweep would find the same.
             self.put_row(user)?;
@@ -117,13 +117,13 @@ impl Committer {
 
     fn forget_ids(&mut self) -> Result<(), EngineError> {
         let now_ms = self.shared.clock.now_ms();
-        self.ids.forget(now_ms);
-        while let Some((key, youngest_ms)) = self.sweep.id_chunks.front() {
-            if self.ids.is_young(*youngest_ms, now_ms) {
+        self.dedup.forget(now_ms);
+        while let Some((key, youngest_ms)) = self.expiry.id_chunks.front() {
+            if self.dedup.is_young(*youngest_ms, now_ms) {
                 break;
             }
             self.shared.engine.remove(Table::Ids, key)?;
-            self.sweep.id_chunks.pop_front();
+            self.expiry.id_chunks.pop_front();
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::{
     dedup::{self, once_found},
-    state::{Committer, Pending, Settling, StoredIds},
+    state::{Committer, Flush, Pending, StoredIds},
 };
 use crate::{
     embedded::{
@@ -21,8 +21,8 @@ use crate::{
             meta::{CLOCK_KEY, FLUSHED_KEY},
             schema::{StoredId, is_log_key_of, log_key, wal_key},
         },
-        user_log::{Tally, earlier, is_past},
-        value_log::block::{CHUNK_BYTES, Chunk, chunk_entries},
+        user_log::{Usage, earlier, is_expired},
+        value_log::block::{BLOCK_BYTES_MAX, Chunk, block_entries},
         wal::record::{Header, Item, RecordReader},
     },
     logging::excerpt,
@@ -42,85 +42,85 @@ const HURRIED_STEP: Duration = Duration::from_millis(50);
 /// Times its bound at which the journal is in that state.
 const HURRY_FACTOR: usize = 3;
 
-/// Chunks of ids put in one step, of [`CHUNK_BYTES`] each. Before each step the tables' space is looked at.
+/// Chunks of ids put in one step, of [`BLOCK_BYTES_MAX`] each. Before each step the tables' space is looked at.
 const ID_CHUNKS_STEP: usize = 16;
 
 impl Committer {
     /// Whether the journal has something to settle now.
-    pub(super) fn has_old_records(&self) -> bool {
-        self.settling.is_some()
+    pub(super) fn flush_is_due(&self) -> bool {
+        self.flush.is_some()
             || self.records.front().is_some_and(|oldest| {
-                oldest.committed.elapsed() >= self.tuning.settle_after || self.journal_bytes > self.journal_bytes_max()
+                oldest.committed.elapsed() >= self.tuning.flush_delay || self.wal_bytes > self.wal_bytes_max()
             })
     }
 
     /// Takes one step of settling, if there is anything to settle.
-    pub(in crate::embedded) fn settle(&mut self) -> Result<(), EngineError> {
-        if !self.has_old_records() {
+    pub(in crate::embedded) fn flush_step(&mut self) -> Result<(), EngineError> {
+        if !self.flush_is_due() {
             return Ok(());
         }
-        let hurry = self.journal_bytes / HURRY_FACTOR > self.journal_bytes_max();
+        let hurry = self.wal_bytes / HURRY_FACTOR > self.wal_bytes_max();
         let until = Instant::now() + if hurry { HURRIED_STEP } else { STEP };
-        let mut settling = self.settling.take().unwrap_or_else(|| self.choose());
-        let done = self.settle_until(until, &mut settling);
+        let mut flush = self.flush.take().unwrap_or_else(|| self.select_records());
+        let done = self.flush_until(until, &mut flush);
         if !matches!(done, Ok(true)) {
             // Also where it failed: it goes on there if it is repeated.
-            self.settling = Some(settling);
+            self.flush = Some(flush);
         }
         done.map(drop)
     }
 
     /// True if all of it is settled. On an error nothing is left out.
-    fn settle_until(&mut self, until: Instant, settling: &mut Settling) -> Result<bool, EngineError> {
+    fn flush_until(&mut self, until: Instant, flush: &mut Flush) -> Result<bool, EngineError> {
         while Instant::now() < until {
             if self.table_space() < TableSpace::Enough {
                 return Err(EngineError::no_space("the disk is full: it has no space for the tables"));
             }
-            if settling.gathered < settling.records {
-                self.gather(settling)?;
-                if settling.gathered == settling.records {
-                    settling.left = settling.users.drain().collect();
+            if flush.read < flush.records {
+                self.read_record(flush)?;
+                if flush.read == flush.records {
+                    flush.left = flush.users.drain().collect();
                     // Or a chunk could outlive the record it was made of, where answers do not wait for the disk.
-                    self.sync_if_behind()?;
+                    self.sync_if_unsynced()?;
                 }
-            } else if let Some(user) = settling.left.pop() {
-                if let Some(mut entries) = settling.pending.remove(&user)
-                    && let Err(error) = self.settle_entries(&user, &mut entries)
+            } else if let Some(user) = flush.left.pop() {
+                if let Some(mut entries) = flush.pending.remove(&user)
+                    && let Err(error) = self.flush_entries(&user, &mut entries)
                 {
-                    settling.pending.insert(user.clone(), entries);
-                    settling.left.push(user);
+                    flush.pending.insert(user.clone(), entries);
+                    flush.left.push(user);
                     return Err(error);
                 }
-                settling.rows.push(user);
-            } else if !settling.moved {
+                flush.rows.push(user);
+            } else if !flush.moved {
                 // Rows count on the chunks, and on all that the journal says.
                 self.shared.engine.barrier()?;
-                self.chunks_behind.set(false);
-                settling.moved = true;
-            } else if let Some(user) = settling.rows.pop() {
+                self.blocks_unsynced.set(false);
+                flush.moved = true;
+            } else if let Some(user) = flush.rows.pop() {
                 if self.durability != Durability::Always {
                     // A row says how the log is now: more than the barrier has seen, where answers do not wait.
-                    self.sync_if_behind()?;
+                    self.sync_if_unsynced()?;
                 }
-                self.settle_row(&user)?;
-            } else if settling.removed < settling.records {
-                if settling.removed == 0 {
-                    if settling.id_chunks.is_none() {
-                        settling.id_chunks = Some(self.cut_ids(std::mem::take(&mut settling.ids)));
+                self.flush_row(&user)?;
+            } else if flush.removed < flush.records {
+                if flush.removed == 0 {
+                    if flush.id_chunks.is_none() {
+                        flush.id_chunks = Some(self.cut_ids(std::mem::take(&mut flush.ids)));
                     }
-                    if let Some(chunks) = &mut settling.id_chunks
+                    if let Some(chunks) = &mut flush.id_chunks
                         && !chunks.is_empty()
                     {
                         self.put_ids(chunks)?;
                         continue;
                     }
-                    self.put_settled(settling.records)?;
+                    self.put_settled(flush.records)?;
                     // What expired on the way is told before the records that had it go.
                     self.write_outbox()?;
                     self.shared.engine.checkpoint()?;
                 }
                 self.remove_oldest()?;
-                settling.removed += 1;
+                flush.removed += 1;
             } else {
                 return Ok(true);
             }
@@ -129,15 +129,15 @@ impl Committer {
     }
 
     /// The records to be settled next: those that are old enough, or too many.
-    fn choose(&self) -> Settling {
+    fn select_records(&self) -> Flush {
         let now = Instant::now();
-        let bytes_max = self.journal_bytes_max();
-        let mut over = self.journal_bytes.saturating_sub(bytes_max);
+        let bytes_max = self.wal_bytes_max();
+        let mut over = self.wal_bytes.saturating_sub(bytes_max);
         // A quarter more than has to go, so that the next batch is not a single record.
         over = if over > 0 { over + bytes_max / 4 } else { 0 };
         let (mut records, mut bytes, mut goes_on) = (0, 0, false);
         for record in &self.records {
-            let old = now.duration_since(record.committed) >= self.tuning.settle_after;
+            let old = now.duration_since(record.committed) >= self.tuning.flush_delay;
             // A commit is settled as a whole: what it says of an id may stand in several of its records.
             if !goes_on && (records > 0 && bytes + record.bytes > BATCH_BYTES_MAX || !old && over == 0) {
                 break;
@@ -147,30 +147,30 @@ impl Committer {
             bytes += record.bytes;
             over = over.saturating_sub(record.bytes);
         }
-        Settling { records, ..Settling::default() }
+        Flush { records, ..Flush::default() }
     }
 
     /// Reads the next record of those chosen.
-    fn gather(&self, settling: &mut Settling) -> Result<(), EngineError> {
-        let number = self.records[settling.gathered].number;
+    fn read_record(&self, flush: &mut Flush) -> Result<(), EngineError> {
+        let number = self.records[flush.read].number;
         let value = self.shared.record(number)?;
         let value = value.ok_or_else(|| EngineError::new(format!("journal record {number} is missing")))?;
-        settling.gathered += 1;
+        flush.read += 1;
         // Half of a record is never gathered again.
-        let gathered = self.gather_record(number, &value, settling);
+        let gathered = self.collect_record(number, &value, flush);
         gathered.map_err(|error| EngineError { cause: Cause::Failed, ..error })
     }
 
     /// Moves a user's entries to the inbox. On an error `entries` are those that are left.
-    fn settle_entries(&mut self, user: &UserId, entries: &mut Vec<Pending>) -> Result<(), EngineError> {
+    fn flush_entries(&mut self, user: &UserId, entries: &mut Vec<Pending>) -> Result<(), EngineError> {
         let Some(last) = entries.last().map(|entry| entry.seq) else { return Ok(()) };
         let now_s = self.shared.clock.now_s();
         self.drop_expired(user, now_s)?;
         // What has been received, replaced or dropped since they were gathered has no slot any more.
         let there: Vec<bool> =
-            self.with(user, |log| entries.iter().map(|entry| log.slot(entry.seq).is_some()).collect())?;
+            self.with_log(user, |log| entries.iter().map(|entry| log.slot(entry.seq).is_some()).collect())?;
         let there = entries.iter().zip(there).filter(|(_, there)| *there).map(|(entry, _)| entry);
-        let kept: Vec<_> = there.filter(|entry| !is_past(entry.expires_s, now_s)).collect();
+        let kept: Vec<_> = there.filter(|entry| !is_expired(entry.expires_s, now_s)).collect();
         if !kept.is_empty() {
             self.check_margin()?;
         }
@@ -181,17 +181,17 @@ impl Committer {
             return Err(error);
         }
         let past: Vec<_> =
-            entries.iter().filter(|entry| is_past(entry.expires_s, now_s)).map(|entry| entry.seq).collect();
-        self.with(user, |log| {
-            log.forget_keys(&past);
-            log.settle(last);
+            entries.iter().filter(|entry| is_expired(entry.expires_s, now_s)).map(|entry| entry.seq).collect();
+        self.with_log(user, |log| {
+            log.remove_keys(&past);
+            log.set_flushed(last);
         })
     }
 
     /// Writes down where a user's log stands.
-    fn settle_row(&self, user: &UserId) -> Result<(), EngineError> {
+    fn flush_row(&self, user: &UserId) -> Result<(), EngineError> {
         self.put_row(user)?;
-        let trim = self.with(user, |log| {
+        let trim = self.with_log(user, |log| {
             let trim = log.release();
             log.trimming |= trim;
             trim
@@ -205,19 +205,19 @@ impl Committer {
     /// Writes the row of a user of whom the journal says nothing: of others it is written when that is settled.
     pub(super) fn put_row_if_alone(&self, user: &UserId) -> Result<(), EngineError> {
         let first = self.records.front().map_or(self.next_record, |record| record.number);
-        if self.with(user, |log| log.last_record < first && !log.dirty && log.assigned == log.head)? {
+        if self.with_log(user, |log| log.last_record < first && !log.dirty && log.assigned == log.head)? {
             self.put_row(user)?;
         }
         Ok(())
     }
 
     pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
-        if self.chunks_behind.replace(false) {
+        if self.blocks_unsynced.replace(false) {
             // It may count on one of them.
             self.shared.engine.barrier()?;
         }
-        let lapses = self.shared.index.lapses().count;
-        let row = self.with(user, |log| {
+        let lapses = self.shared.logs.lapses().count;
+        let row = self.with_log(user, |log| {
             let row = log.row(lapses);
             log.row_lapses = Some(row.lapses());
             row
@@ -239,7 +239,7 @@ impl Committer {
         // that are gone is not written over.
         let number = first.number;
         let now_ms = self.shared.clock.now_ms();
-        ids.retain(|id| self.ids.is_young(id.at_ms, now_ms) && self.ids.knows(&id.id));
+        ids.retain(|id| self.dedup.is_young(id.at_ms, now_ms) && self.dedup.knows(&id.id));
         let youngest_ms = ids.iter().map(|id| id.at_ms).max().unwrap_or(0);
         let chunks = dedup::chunks(self.shared.namespace, ids).into_iter().enumerate().map(|(at, chunk)| {
             let mut key = wal_key(number).to_vec();
@@ -256,22 +256,22 @@ impl Committer {
         for _ in 0..ID_CHUNKS_STEP {
             let Some((key, StoredIds { chunk, youngest_ms })) = chunks.pop() else { return Ok(()) };
             self.shared.engine.put(Table::Ids, &key, &chunk.encode())?;
-            self.sweep.remember(key, youngest_ms);
+            self.expiry.remember(key, youngest_ms);
         }
-        self.look_again();
+        self.forget_disk_state();
         Ok(())
     }
 
     /// Removes the oldest record: everything it says is said elsewhere.
     fn remove_oldest(&mut self) -> Result<(), EngineError> {
         let Some(record) = self.records.pop_front() else { return Ok(()) };
-        self.journal_bytes -= record.bytes;
+        self.wal_bytes -= record.bytes;
         self.shared.engine.remove(Table::Wal, &wal_key(record.number))?;
-        self.shared.recent.forget_before(record.number + 1);
+        self.shared.record_cache.forget_before(record.number + 1);
         Ok(())
     }
 
-    fn gather_record(&self, number: u64, value: &Bytes, settling: &mut Settling) -> Result<(), EngineError> {
+    fn collect_record(&self, number: u64, value: &Bytes, flush: &mut Flush) -> Result<(), EngineError> {
         let damaged = |error: &dyn std::fmt::Display| EngineError::new(format!("journal record {number}: {error}"));
         let mut reader = RecordReader::new(value).map_err(|error| damaged(&error))?;
         let Header::V1 { at_ms, .. } = reader.header;
@@ -285,11 +285,11 @@ impl Committer {
                 }
                 Item::Rejected { user, reason } => {
                     let reason = Reason::from_stored(reason).unwrap_or(Reason::Invalid);
-                    settling.rejected.push(Rejected { user: user.into(), reason });
+                    flush.rejected.push(Rejected { user: user.into(), reason });
                     continue;
                 }
                 Item::Once { .. } => {
-                    settling.ids.extend(once_found(&item, at_ms, &std::mem::take(&mut settling.rejected)));
+                    flush.ids.extend(once_found(&item, at_ms, &std::mem::take(&mut flush.rejected)));
                     continue;
                 }
                 Item::More => continue,
@@ -300,22 +300,22 @@ impl Committer {
                 | Item::Forgotten { user, .. }
                 | Item::Gone { user, .. } => user,
             };
-            let user = match settling.users.get(user) {
+            let user = match flush.users.get(user) {
                 Some(user) => user.clone(),
                 None => {
                     let user = UserId::new(user).map_err(|error| damaged(&error))?;
-                    settling.users.insert(user.clone());
+                    flush.users.insert(user.clone());
                     user
                 }
             };
             if let Item::To { seq, .. } = item {
-                let expires_s = self.with(&user, |log| {
-                    let slot = log.slot(seq).filter(|slot| slot.record == number && seq > log.settled);
+                let expires_s = self.with_log(&user, |log| {
+                    let slot = log.slot(seq).filter(|slot| slot.record == number && seq > log.flushed);
                     slot.map(|slot| slot.expires_s)
                 })?;
                 if let Some(expires_s) = expires_s {
                     let payload = value.slice_ref(message);
-                    settling.pending.entry(user).or_default().push(Pending { seq, expires_s, payload });
+                    flush.pending.entry(user).or_default().push(Pending { seq, expires_s, payload });
                 }
             }
         }
@@ -329,65 +329,65 @@ impl Committer {
             let mut bytes = 0;
             let fits = |entry: &&&Pending| {
                 bytes += entry.payload.len() + 16;
-                bytes <= CHUNK_BYTES
+                bytes <= BLOCK_BYTES_MAX
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (chunk, after) = rest.split_at(count);
             let entries = chunk.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
-            let value = Chunk::V2 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
-            self.chunks_behind.set(true);
-            self.shared.engine.put(Table::Log, &log_key(user.as_str(), first.seq), &value)?;
+            let value = Block::V2 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
+            self.blocks_unsynced.set(true);
+            self.shared.engine.put(Table::UserLog, &log_key(user.as_str(), first.seq), &value)?;
             *done = chunk[count - 1].seq;
             // From here on readers ask the inbox, which has them.
-            self.with(user, |log| {
+            self.with_log(user, |log| {
                 for entry in chunk {
-                    log.inbox.add(entry.payload.len() as u64);
-                    log.inbox_expires_s = earlier(log.inbox_expires_s, entry.expires_s);
+                    log.block_usage.add(entry.payload.len() as u64);
+                    log.blocks_expire_s = earlier(log.blocks_expire_s, entry.expires_s);
                 }
-                log.settle(*done);
+                log.set_flushed(*done);
             })?;
             rest = after;
         }
         Ok(())
     }
 
-    /// Removes the chunks of a user's inbox in which everything has been released, and takes them off its tally. Not in
+    /// Removes the chunks of a user's inbox in which everything has been released, and takes them off its usage. Not in
     /// the middle of a commit: what that releases is needed until it is written.
     pub(in crate::embedded) fn trim(&self, user: &UserId) -> Result<(), EngineError> {
-        let settled = self.with(user, |log| {
+        let settled = self.with_log(user, |log| {
             log.trimming = false;
-            log.settled
+            log.flushed
         })?;
         let (gone, left) = self.count_released(user)?;
-        gone.iter().try_for_each(|key| self.shared.engine.remove(Table::Log, key))?;
-        self.with(user, |log| {
-            log.chunks &= left || log.settled > settled;
+        gone.iter().try_for_each(|key| self.shared.engine.remove(Table::UserLog, key))?;
+        self.with_log(user, |log| {
+            log.has_blocks &= left || log.flushed > settled;
             log.damaged &= left;
         })?;
         self.put_row_if_alone(user)
     }
 
-    /// Takes what has been released off the tally of a user's inbox; returns the keys of the chunks in which
+    /// Takes what has been released off the usage of a user's inbox; returns the keys of the chunks in which
     /// nothing else is, and whether there are others.
     pub(super) fn count_released(&self, user: &UserId) -> Result<(Vec<Vec<u8>>, bool), EngineError> {
         let (released, settled, counted, hidden) =
-            self.with(user, |log| (log.released(), log.settled, log.counted, log.gone.clone()))?;
+            self.with_log(user, |log| (log.released(), log.flushed, log.counted, log.gaps.clone()))?;
         let (mut gone, mut left) = (Vec::new(), false);
         let mut sizes = Vec::new();
         let from = log_key(user.as_str(), 0);
         if released >= settled {
             // All of the inbox was released: there is no need to look into it.
-            self.shared.engine.keys(Table::Log, &from, &mut |key| {
+            self.shared.engine.keys(Table::UserLog, &from, &mut |key| {
                 let ours = is_log_key_of(key, user.as_str());
                 gone.extend(ours.then(|| key.to_vec()));
                 ours
             })?;
         } else {
-            self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
+            self.shared.engine.scan(Table::UserLog, &from, &mut |key, value| {
                 if !is_log_key_of(key, user.as_str()) {
                     return false;
                 }
-                let entries = match chunk_entries(&value) {
+                let entries = match block_entries(&value) {
                     Ok(entries) => entries,
                     Err(error) => {
                         tracing::error!(user = %excerpt(user), %error, "a chunk of this user's inbox cannot be read: it is left as it is");
@@ -406,12 +406,12 @@ impl Committer {
                 true
             })?;
         }
-        self.with(user, |log| {
-            if released >= settled && log.settled == settled {
-                log.inbox = Tally::default();
-                log.inbox_expires_s = 0;
+        self.with_log(user, |log| {
+            if released >= settled && log.flushed == settled {
+                log.block_usage = Usage::default();
+                log.blocks_expire_s = 0;
             } else {
-                sizes.iter().for_each(|bytes| log.inbox.subtract(*bytes));
+                sizes.iter().for_each(|bytes| log.block_usage.subtract(*bytes));
             }
             log.counted = log.counted.max(released);
         })?;

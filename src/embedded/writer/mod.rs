@@ -7,7 +7,6 @@
 //! - `quota`, `expiry`: quotas and capacity, removal by TTL and age
 //! - `cost`, `suspend`: disk space that appends need, and work that waits for space
 
-pub(super) mod answer;
 pub(super) mod append;
 pub(super) mod commit;
 pub(super) mod cost;
@@ -16,5 +15,6 @@ pub(super) mod expiry;
 pub(super) mod flush;
 pub(super) mod queue;
 pub(super) mod quota;
+pub(super) mod reply;
 pub(super) mod state;
 pub(super) mod suspend;

@@ -42,12 +42,12 @@ pub enum Op {
 /// whoever comes then waits; notes are coalesced by user, so there are never more than users with sessions.
 pub struct Queue {
     room: Semaphore,
-    inside: Mutex<Inside>,
+    state: Mutex<State>,
     ready: Condvar,
 }
 
 #[derive(Default)]
-struct Inside {
+struct State {
     ops: VecDeque<Op>,
     /// Users whose receipts or presence changed.
     dirty: Vec<UserId>,
@@ -62,7 +62,7 @@ struct Inside {
 
 /// What the commit thread takes at once.
 #[derive(Default)]
-pub struct Taken {
+pub struct Batch {
     pub ops: Vec<Op>,
     pub dirty: Vec<UserId>,
     pub trim: Vec<UserId>,
@@ -71,29 +71,29 @@ pub struct Taken {
 impl Queue {
     pub fn new(room: usize) -> Arc<Self> {
         let room = Semaphore::new(room.clamp(1, Semaphore::MAX_PERMITS));
-        Arc::new(Self { room, inside: Mutex::default(), ready: Condvar::new() })
+        Arc::new(Self { room, state: Mutex::default(), ready: Condvar::new() })
     }
 
     /// Puts in an op, waiting for room first.
     pub async fn put(&self, op: Op) -> Result<(), StoreError> {
         match self.room.acquire().await {
             Ok(permit) => permit.forget(),
-            Err(_) => return Err(self.inside.lock().closed.clone().unwrap_or(StoreError::Closed)),
+            Err(_) => return Err(self.state.lock().closed.clone().unwrap_or(StoreError::Closed)),
         }
         self.push(op)
     }
 
     fn push(&self, op: Op) -> Result<(), StoreError> {
-        let mut inside = self.inside.lock();
-        if let Some(error) = &inside.closed {
+        let mut state = self.state.lock();
+        if let Some(error) = &state.closed {
             return Err(error.clone());
         }
         if matches!(op, Op::Close { .. }) {
-            inside.closed = Some(StoreError::Closed);
+            state.closed = Some(StoreError::Closed);
             self.room.close();
         }
-        inside.ops.push_back(op);
-        self.wake(&mut inside);
+        state.ops.push_back(op);
+        self.wake(&mut state);
         Ok(())
     }
 
@@ -103,65 +103,65 @@ impl Queue {
     }
 
     pub fn dirty(&self, user: UserId) {
-        let mut inside = self.inside.lock();
+        let mut state = self.state.lock();
         // The first note starts the lingering; those that join it need not wake anybody.
-        let first = inside.dirty.is_empty() && inside.trim.is_empty();
-        inside.dirty.push(user);
+        let first = state.dirty.is_empty() && state.trim.is_empty();
+        state.dirty.push(user);
         if first {
-            self.wake(&mut inside);
+            self.wake(&mut state);
         }
     }
 
     pub fn trim(&self, user: UserId) {
-        let mut inside = self.inside.lock();
-        let first = inside.dirty.is_empty() && inside.trim.is_empty();
-        inside.trim.push(user);
+        let mut state = self.state.lock();
+        let first = state.dirty.is_empty() && state.trim.is_empty();
+        state.trim.push(user);
         if first {
-            self.wake(&mut inside);
+            self.wake(&mut state);
         }
     }
 
     /// The outbox has something to write.
     pub fn nudge(&self) {
-        let mut inside = self.inside.lock();
-        if !std::mem::replace(&mut inside.nudged, true) {
-            self.wake(&mut inside);
+        let mut state = self.state.lock();
+        if !std::mem::replace(&mut state.nudged, true) {
+            self.wake(&mut state);
         }
     }
 
-    fn wake(&self, inside: &mut Inside) {
-        if std::mem::take(&mut inside.waiting) {
+    fn wake(&self, state: &mut State) {
+        if std::mem::take(&mut state.waiting) {
             self.ready.notify_one();
         }
     }
 
     /// Takes what waits. Ops end the waiting at once; notes alone wait up to `linger` for company; after `idle` without
     /// anything it returns empty-handed.
-    pub fn take(&self, linger: Duration, idle: Duration) -> Taken {
-        let mut inside = self.inside.lock();
+    pub fn take(&self, linger: Duration, idle: Duration) -> Batch {
+        let mut state = self.state.lock();
         let start = Instant::now();
-        while inside.ops.is_empty() {
-            let notes = inside.nudged || !inside.dirty.is_empty() || !inside.trim.is_empty();
+        while state.ops.is_empty() {
+            let notes = state.nudged || !state.dirty.is_empty() || !state.trim.is_empty();
             let patience = if notes { linger.min(idle) } else { idle };
             let left = patience.saturating_sub(start.elapsed());
             if left.is_zero() {
                 break;
             }
-            inside.waiting = true;
-            self.ready.wait_for(&mut inside, left);
+            state.waiting = true;
+            self.ready.wait_for(&mut state, left);
         }
-        (inside.waiting, inside.nudged) = (false, false);
+        (state.waiting, state.nudged) = (false, false);
         let mut taken =
-            Taken { ops: Vec::new(), dirty: std::mem::take(&mut inside.dirty), trim: std::mem::take(&mut inside.trim) };
+            Batch { ops: Vec::new(), dirty: std::mem::take(&mut state.dirty), trim: std::mem::take(&mut state.trim) };
         let mut bytes: u64 = 0;
         while taken.ops.len() < COMMIT_APPENDS_MAX && bytes < COMMIT_BYTES_MAX {
-            let Some(op) = inside.ops.pop_front() else { break };
+            let Some(op) = state.ops.pop_front() else { break };
             if let Op::Append { cost, .. } = &op {
-                bytes += cost.journal;
+                bytes += cost.wal;
             }
             taken.ops.push(op);
         }
-        drop(inside);
+        drop(state);
         self.room.add_permits(taken.ops.iter().filter(|op| !matches!(op, Op::Close { .. })).count());
         taken
     }
@@ -169,18 +169,18 @@ impl Queue {
     /// Takes nothing more, and refuses what waits.
     pub fn fail(&self, error: &StoreError) {
         let ops = {
-            let mut inside = self.inside.lock();
-            inside.closed = Some(error.clone());
+            let mut state = self.state.lock();
+            state.closed = Some(error.clone());
             self.room.close();
-            std::mem::take(&mut inside.ops)
+            std::mem::take(&mut state.ops)
         };
-        ops.into_iter().for_each(|op| op.refuse(error));
+        ops.into_iter().for_each(|op| op.reject(error));
     }
 }
 
 impl Op {
-    /// Answers that it was not done. Whoever asked may be gone.
-    pub fn refuse(self, error: &StoreError) {
+    /// Replies that it was not done. Whoever asked may be gone.
+    pub fn reject(self, error: &StoreError) {
         match self {
             Self::Append { done, .. } => _ = done.send(Err(error.clone())),
             Self::Clear { done, .. } => _ = done.send(Err(error.clone())),

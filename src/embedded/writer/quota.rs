@@ -1,4 +1,4 @@
-//! Room: whether the store as a whole has any, and making some in one user's log.
+//! Capacity: whether the store as a whole has any, and making some in one user's log.
 
 use std::{
     cell::Cell,
@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     cost::Cost,
-    state::{Commit, Committer, NOTES_BYTES, Room},
+    state::{Capacity, Commit, Committer, NOTES_BYTES},
 };
 use crate::{
     embedded::{
@@ -16,8 +16,8 @@ use crate::{
             contract::{EngineError, Table, TableSpace},
             schema::{is_log_key_of, log_key},
         },
-        user_log::{Log, Tally, earlier, is_past},
-        value_log::block::{Chunk, chunk_entries},
+        user_log::{Usage, UserLog, earlier, is_expired},
+        value_log::block::{Chunk, block_entries},
     },
     logging::excerpt,
     message::{Seq, UserId},
@@ -44,13 +44,13 @@ const PURGE_CHUNKS: usize = 16;
 /// is larger is refused alone.
 const ORDINARY_BYTES_MAX: u64 = 128 << 10;
 
-impl Room {
+impl Capacity {
     pub(in crate::embedded) fn new(inbox_bytes: u64) -> Self {
         let (inbox_bytes, is_scarce) = (Cell::new(inbox_bytes), Cell::new(false));
         Self { inbox_bytes, looked: Instant::now(), is_scarce, refused: Cost::default() }
     }
 
-    /// The tally of one inbox has changed.
+    /// The usage of one inbox has changed.
     pub(in crate::embedded) fn changed(&self, before: u64, after: u64) {
         let bytes = self.inbox_bytes.get();
         self.inbox_bytes.set((bytes + after).saturating_sub(before));
@@ -68,22 +68,22 @@ impl Room {
 
 impl Committer {
     /// Finds out now and then whether there is room for more.
-    pub(super) fn look_at_room_if_due(&mut self) {
-        if self.room.looked.elapsed() >= LOOK {
-            self.look_at_room();
+    pub(super) fn refresh_capacity_if_due(&mut self) {
+        if self.capacity.looked.elapsed() >= LOOK {
+            self.refresh_capacity();
         }
     }
 
     /// Finds out whether there is room for more, and reports it.
-    pub(in crate::embedded) fn look_at_room(&mut self) {
-        self.room.looked = Instant::now();
+    pub(in crate::embedded) fn refresh_capacity(&mut self) {
+        self.capacity.looked = Instant::now();
         let free = self.disk_free();
         let tables = self.table_space();
         let disk =
             self.why_suspended().or_else(|| self.why_none_fits(tables, free?)).or_else(|| self.why_scarce(free?));
         let store = self.why_too_much();
         if disk.is_none() && store.is_none() {
-            self.room.refused = Cost::default();
+            self.capacity.refused = Cost::default();
         }
         let disk: Option<Arc<str>> = disk.map(Into::into);
         *self.shared.full.write() = disk.clone().or_else(|| store.map(Into::into));
@@ -94,23 +94,23 @@ impl Committer {
     /// engine, and for later by the entries themselves, which are counted until they have been settled.
     ///
     /// # Errors
-    /// Outside: of the engine, for good. Inside: the refusal.
+    /// Outside: of the engine, for good. State: the refusal.
     pub(in crate::embedded) fn admit(
         &mut self,
         commit: &Commit,
         cost: &Cost,
     ) -> Result<Result<(), StoreError>, EngineError> {
-        let refused = self.shared.check_room().err().or_else(|| self.why_not(cost));
+        let refused = self.shared.check_capacity().err().or_else(|| self.why_not(cost));
         if let Some(refused) = refused {
             return Ok(Err(refused));
         }
-        let bytes = commit.all_bytes() + cost.journal + NOTES_BYTES;
+        let bytes = commit.all_bytes() + cost.wal + NOTES_BYTES;
         let reserved = self.shared.engine.reserve(self.next_record, bytes);
         match reserved {
             Err(error) if !error.is_transient() => return Err(error),
             Err(error) => {
-                if cost.settled <= ORDINARY_BYTES_MAX {
-                    self.room.refused = *cost;
+                if cost.flushed <= ORDINARY_BYTES_MAX {
+                    self.capacity.refused = *cost;
                 }
                 let refused = Ok(Err(StoreError::from(error.clone())));
                 return self.suspend(error).and(refused);
@@ -136,21 +136,21 @@ impl Committer {
                 cost.payload
             )
         } else {
-            let (free, reserved) = (self.disk_free()?, self.shared.index.reserved());
+            let (free, reserved) = (self.disk_free()?, self.shared.logs.reserved());
             let least = self.limits.free_bytes;
-            if free >= least.saturating_add(reserved).saturating_add(cost.settled) {
+            if free >= least.saturating_add(reserved).saturating_add(cost.flushed) {
                 return None;
             }
             format!(
                 "this would take {} bytes on the disk for all its recipients together; {free} bytes are left, {least} of \
                  them are to stay free (store.minFree), and {reserved} are set aside for messages that were taken before",
-                cost.settled
+                cost.flushed
             )
         };
-        if cost.settled <= ORDINARY_BYTES_MAX {
-            self.room.refused = *cost;
-            self.look_at_room();
-            if let Err(full) = self.shared.check_room() {
+        if cost.flushed <= ORDINARY_BYTES_MAX {
+            self.capacity.refused = *cost;
+            self.refresh_capacity();
+            if let Err(full) = self.shared.check_capacity() {
                 return Some(full);
             }
         }
@@ -159,19 +159,19 @@ impl Committer {
 
     /// Bytes of payload that are pending.
     fn kept(&self) -> u64 {
-        self.room.inbox_bytes.get() + self.shared.index.unsettled()
+        self.capacity.inbox_bytes.get() + self.shared.logs.unflushed()
     }
 
     /// How large the journal may grow before it is settled although it is young. What is in it counts as pending, though
     /// most of it may have been received: where the store as a whole has little room left, that is found out in time.
-    pub(in crate::embedded) fn journal_bytes_max(&self) -> usize {
-        let left = self.limits.store_bytes.map_or(u64::MAX, |max| max.saturating_sub(self.room.inbox_bytes.get()));
-        self.tuning.journal_bytes_max.min(usize::try_from(left / JOURNAL_SHARE).unwrap_or(usize::MAX))
+    pub(in crate::embedded) fn wal_bytes_max(&self) -> usize {
+        let left = self.limits.store_bytes.map_or(u64::MAX, |max| max.saturating_sub(self.capacity.inbox_bytes.get()));
+        self.tuning.wal_bytes_max.min(usize::try_from(left / JOURNAL_SHARE).unwrap_or(usize::MAX))
     }
 
     fn why_too_much(&self) -> Option<String> {
         let (kept, most) = (self.kept(), self.limits.store_bytes?);
-        let is_full = kept >= most || kept.saturating_add(self.room.refused.payload) > most;
+        let is_full = kept >= most || kept.saturating_add(self.capacity.refused.payload) > most;
         is_full.then(|| format!("{kept} bytes are pending, and {most} are allowed (store.maxBytes)"))
     }
 
@@ -180,16 +180,16 @@ impl Committer {
         if tables < TableSpace::Enough {
             return Some("the disk is full: it has no space for the tables".into());
         }
-        let wanted = self.shared.engine.wal_bytes_required(NOTES_BYTES + self.room.refused.journal);
+        let wanted = self.shared.engine.wal_bytes_required(NOTES_BYTES + self.capacity.refused.wal);
         (free < wanted)
             .then(|| format!("the disk has {free} bytes left, and the next file of the journal takes {wanted}"))
     }
 
     /// Whether the disk, which has so many bytes left, has too little for what is to be stored there.
     fn why_scarce(&self, free: u64) -> Option<String> {
-        let (reserved, least) = (self.shared.index.reserved(), self.limits.free_bytes);
+        let (reserved, least) = (self.shared.logs.reserved(), self.limits.free_bytes);
         let left = free.saturating_sub(reserved);
-        self.room.is_scarce(left, least.saturating_add(self.room.refused.settled)).then(|| {
+        self.capacity.is_scarce(left, least.saturating_add(self.capacity.refused.flushed)).then(|| {
             format!(
                 "the disk has {free} bytes left, {reserved} of them set aside for messages that were taken, and {least} are \
                  to stay free (store.minFree), a little more where it was full; {} bytes are pending",
@@ -207,37 +207,37 @@ impl Committer {
         Ok(due)
     }
 
-    /// Whether going through a user's inbox may make room: some of it has expired, or the tally may be off.
+    /// Whether going through a user's inbox may make room: some of it has expired, or the usage may be off.
     pub(super) fn purge_is_due(&self, user: &UserId) -> Result<bool, EngineError> {
         let now_s = self.shared.clock.now_s();
         self.drop_expired(user, now_s)?;
-        self.with(user, |log| {
-            let rested = log.purged.is_none_or(|purged| now_s.saturating_sub(purged) >= PURGE_PAUSE_S);
-            // After a crash the tally may be a little too high.
-            let stale = is_past(log.inbox_expires_s, now_s) || log.purged.is_none();
-            log.chunks && stale && rested
+        self.with_log(user, |log| {
+            let rested = log.scanned_s.is_none_or(|scanned_s| now_s.saturating_sub(scanned_s) >= PURGE_PAUSE_S);
+            // After a crash the usage may be a little too high.
+            let stale = is_expired(log.blocks_expire_s, now_s) || log.scanned_s.is_none();
+            log.has_blocks && stale && rested
         })
     }
 
     /// Takes out of a user's inbox what is released, gone or expired, and counts what is left. Not in the middle of a
     /// commit: what that replaces is needed until it is written.
     pub(super) fn purge(&self, user: &UserId) -> Result<(), EngineError> {
-        self.go_through(user, true)?;
-        self.with(user, |log| log.gone.make_room())?;
+        self.scan_blocks(user, true)?;
+        self.with_log(user, |log| log.gaps.make_room())?;
         self.put_row_if_alone(user)
     }
 
     /// Goes through a user's inbox entry by entry and counts what is needed of it; `clean`: and takes out the rest. Each
     /// chunk stays under its key, so that every state in between can be read.
-    pub(in crate::embedded) fn go_through(&self, user: &UserId, clean: bool) -> Result<(), EngineError> {
+    pub(in crate::embedded) fn scan_blocks(&self, user: &UserId, clean: bool) -> Result<(), EngineError> {
         let now_s = self.shared.clock.now_s();
         let (released, gone, mut keyed) =
-            self.with(user, |log| (log.released(), log.gone.clone(), log.settled_keys()))?;
-        let (mut tally, mut expires_s) = (Tally::default(), 0);
+            self.with_log(user, |log| (log.released(), log.gaps.clone(), log.flushed_keys()))?;
+        let (mut usage, mut expires_s) = (Usage::default(), 0);
         let mut from = log_key(user.as_str(), 0);
         loop {
             let mut chunks = Vec::new();
-            self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
+            self.shared.engine.scan(Table::UserLog, &from, &mut |key, value| {
                 let ours = is_log_key_of(key, user.as_str());
                 if ours {
                     chunks.push((key.to_vec(), value));
@@ -249,7 +249,7 @@ impl Committer {
             from.push(0);
             let (mut replaced, mut removed, mut expired) = (Vec::new(), Vec::new(), Vec::new());
             for (key, value) in &chunks {
-                let entries = match chunk_entries(value) {
+                let entries = match block_entries(value) {
                     Ok(entries) => entries,
                     Err(error) => {
                         tracing::error!(user = %excerpt(user), %error, "a chunk of this user's inbox cannot be read: it is left as it is");
@@ -258,16 +258,17 @@ impl Committer {
                 };
                 let whole = entries.len();
                 let wanted = |seq: Seq| seq > released && !gone.hides(seq);
-                let past = entries.iter().filter(|(entry, expires_s)| wanted(entry.seq) && is_past(*expires_s, now_s));
+                let past =
+                    entries.iter().filter(|(entry, expires_s)| wanted(entry.seq) && is_expired(*expires_s, now_s));
                 expired.extend(past.map(|(entry, _)| entry.seq));
                 let kept: Vec<_> = entries
                     .iter()
-                    .filter(|(entry, expires_s)| wanted(entry.seq) && !is_past(*expires_s, now_s))
+                    .filter(|(entry, expires_s)| wanted(entry.seq) && !is_expired(*expires_s, now_s))
                     .map(|(entry, expires_s)| (entry.seq, *expires_s, &entry.payload.as_bytes()[..]))
                     .collect();
                 for (seq, at_s, payload) in &kept {
                     keyed.retain(|keyed| keyed != seq);
-                    tally.add(payload.len() as u64);
+                    usage.add(payload.len() as u64);
                     expires_s = earlier(expires_s, *at_s);
                 }
                 if !clean {
@@ -277,58 +278,58 @@ impl Committer {
                     removed.push(key);
                 } else if kept.len() < whole {
                     let chunk =
-                        Chunk::V2 { namespace: self.shared.namespace, user: user.as_str(), entries: kept }.encode();
+                        Block::V2 { namespace: self.shared.namespace, user: user.as_str(), entries: kept }.encode();
                     replaced.push((key.clone(), chunk));
                 }
             }
             if !replaced.is_empty() {
                 // First, because this may be refused, and repeated.
-                self.shared.engine.replace(Table::Log, &replaced)?;
+                self.shared.engine.replace(Table::UserLog, &replaced)?;
             }
-            removed.into_iter().try_for_each(|key| self.shared.engine.remove(Table::Log, key))?;
+            removed.into_iter().try_for_each(|key| self.shared.engine.remove(Table::UserLog, key))?;
             if clean && !expired.is_empty() {
-                self.with(user, |log| expired.retain(|seq| !log.cursors.contain(*seq)))?;
+                self.with_log(user, |log| expired.retain(|seq| !log.cursors.contain(*seq)))?;
                 self.shared.record_expired(user, &expired);
             }
         }
-        self.with(user, |log| {
-            log.inbox = tally;
+        self.with_log(user, |log| {
+            log.block_usage = usage;
             log.counted = released;
-            log.inbox_expires_s = expires_s;
-            log.purged = Some(now_s);
-            log.forget_keys(&keyed);
+            log.blocks_expire_s = expires_s;
+            log.scanned_s = Some(now_s);
+            log.remove_keys(&keyed);
         })
     }
 
     /// Drops a user's oldest entries until one more of `bytes` bytes fits. What was dropped: the range, and how many
     /// entries of it somebody had not received.
-    pub(in crate::embedded) fn drop_oldest(
+    pub(in crate::embedded) fn evict_oldest(
         &self,
         user: &UserId,
         bytes: u64,
     ) -> Result<Option<(Seq, Seq, u64)>, EngineError> {
         let limits = &self.limits;
-        let (first, mut dropped) = (self.with(user, |log| log.cursors.through() + 1)?, 0);
+        let (first, mut dropped) = (self.with_log(user, |log| log.cursors.through() + 1)?, 0);
         let mut last = 0;
-        while self.with(user, |log| log.inbox.entries > 0 && !log.fits(bytes, limits))? {
+        while self.with_log(user, |log| log.block_usage.entries > 0 && !log.fits(bytes, limits))? {
             let front = self.front(user)?;
-            self.with(user, |log| match front {
+            self.with_log(user, |log| match front {
                 Some(front) => last = last.max(drop_front(log, &front, bytes, limits, &mut dropped)),
-                // The tally was off: there is nothing.
-                None => log.inbox = Tally::default(),
+                // The usage was off: there is nothing.
+                None => log.block_usage = Usage::default(),
             })?;
         }
-        self.with(user, |log| {
+        self.with_log(user, |log| {
             if last >= first {
-                log.lose(first, last, Loss::Quota);
+                log.drop_range(first, last, Loss::Quota);
             }
             // What had been received beyond what is dropped goes with it; and so does what everybody has and somebody holds.
-            let mut trim = log.let_go(last);
+            let mut trim = log.release_held(last);
             while !log.fits(bytes, limits) {
                 let Some(oldest) = log.oldest_slot() else { break };
                 dropped += u64::from(!log.cursors.contain(oldest));
                 // One that everybody has may be there because it is held.
-                log.lose(oldest.min(log.cursors.through() + 1), oldest, Loss::Quota);
+                log.drop_range(oldest.min(log.cursors.through() + 1), oldest, Loss::Quota);
                 last = oldest;
                 trim |= log.release();
             }
@@ -342,21 +343,21 @@ impl Committer {
 
     /// The entries of the first chunk of a user's inbox that still counts: sequence and bytes.
     fn front(&self, user: &UserId) -> Result<Option<Vec<(Seq, u64)>>, EngineError> {
-        let (counted, gone, purged) = self.with(user, |log| (log.counted, log.gone.clone(), log.purged))?;
+        let (counted, gone, scanned_s) = self.with_log(user, |log| (log.counted, log.gaps.clone(), log.scanned_s))?;
         let wanted = log_key(user.as_str(), counted + 1);
-        let floor = self.shared.engine.last_at_or_before(Table::Log, &wanted)?;
+        let floor = self.shared.engine.last_at_or_before(Table::UserLog, &wanted)?;
         let from = floor.filter(|(key, _)| is_log_key_of(key, user.as_str())).map_or(wanted, |(key, _)| key.to_vec());
         let mut front = None;
-        self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
+        self.shared.engine.scan(Table::UserLog, &from, &mut |key, value| {
             if !is_log_key_of(key, user.as_str()) {
                 return false;
             }
             // What cannot be read cannot be dropped one by one; it is told to whoever reads it.
-            let entries = chunk_entries(&value).unwrap_or_default();
+            let entries = block_entries(&value).unwrap_or_default();
             let entries = entries
                 .iter()
                 // What had expired when it was last gone through is not counted.
-                .filter(|(_, expires_s)| purged.is_none_or(|purged| !is_past(*expires_s, purged)))
+                .filter(|(_, expires_s)| scanned_s.is_none_or(|scanned_s| !is_expired(*expires_s, scanned_s)))
                 .map(|(entry, _)| (entry.seq, entry.payload.as_bytes().len() as u64));
             let counting: Vec<_> = entries.filter(|(seq, _)| *seq > counted && !gone.hides(*seq)).collect();
             front = (!counting.is_empty()).then_some(counting);
@@ -366,14 +367,14 @@ impl Committer {
     }
 }
 
-/// Takes entries off the tally, from the front, until it fits; returns the last one.
-fn drop_front(log: &mut Log, front: &[(Seq, u64)], bytes: u64, limits: &Limits, dropped: &mut u64) -> Seq {
+/// Takes entries off the usage, from the front, until it fits; returns the last one.
+fn drop_front(log: &mut UserLog, front: &[(Seq, u64)], bytes: u64, limits: &Limits, dropped: &mut u64) -> Seq {
     let mut last = 0;
     for &(seq, size) in front {
         if log.fits(bytes, limits) {
             break;
         }
-        log.inbox.subtract(size);
+        log.block_usage.subtract(size);
         log.counted = seq;
         *dropped += u64::from(!log.cursors.contain(seq));
         last = seq;
@@ -383,7 +384,7 @@ fn drop_front(log: &mut Log, front: &[(Seq, u64)], bytes: u64, limits: &Limits, 
 
 impl crate::embedded::shared::Shared {
     /// Why nothing is taken for now, if nothing is.
-    pub(in crate::embedded) fn check_room(&self) -> Result<(), StoreError> {
+    pub(in crate::embedded) fn check_capacity(&self) -> Result<(), StoreError> {
         self.full.read().clone().map_or(Ok(()), |why| Err(StoreError::Full(why)))
     }
 }
@@ -394,9 +395,9 @@ mod tests {
 
     #[test]
     fn a_disk_that_was_full_has_room_again_when_it_has_a_little_more_than_the_least() {
-        let room = Room::new(0);
+        let room = Capacity::new(0);
         let scarce = [1600, 1599, 1600, 1699, 1700, 1600, 1599].map(|free| room.is_scarce(free, 1600));
         assert_eq!(scarce, [false, true, true, true, false, false, true]);
-        assert!([0, 0].iter().all(|free| !Room::new(0).is_scarce(*free, 0)), "nothing has to stay free");
+        assert!([0, 0].iter().all(|free| !Capacity::new(0).is_scarce(*free, 0)), "nothing has to stay free");
     }
 }

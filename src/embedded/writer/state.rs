@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{answer::Answer, cost::Cost, dedup::Ids};
+use super::{cost::Cost, dedup::DedupTable, reply::Reply};
 use crate::{
     embedded::{
         recovery::RecordInfo,
@@ -30,25 +30,25 @@ pub(in crate::embedded) struct Committer {
     pub(in crate::embedded) durability: Durability,
     pub(in crate::embedded) tuning: Tuning,
     pub(in crate::embedded) limits: Limits,
-    pub(in crate::embedded) ids: Ids,
-    pub(in crate::embedded) room: Room,
-    pub(in crate::embedded) sweep: Sweep,
+    pub(in crate::embedded) dedup: DedupTable,
+    pub(in crate::embedded) capacity: Capacity,
+    pub(in crate::embedded) expiry: ExpiryScan,
     /// Records in the journal, oldest first, numbered without a gap.
     pub(in crate::embedded) records: VecDeque<RecordInfo>,
-    pub(in crate::embedded) journal_bytes: usize,
+    pub(in crate::embedded) wal_bytes: usize,
     /// Records that are being settled, if any are.
-    pub(in crate::embedded) settling: Option<Settling>,
+    pub(in crate::embedded) flush: Option<Flush>,
     pub(in crate::embedded) next_record: u64,
     /// Appends that were answered and are not synced yet: only where that is allowed.
     pub(in crate::embedded) unsynced: u64,
     /// Something was written to the journal and is not synced yet.
-    pub(super) behind: bool,
+    pub(super) wal_unsynced: bool,
     /// Chunks were put that no barrier stands behind yet.
-    pub(super) chunks_behind: Cell<bool>,
+    pub(super) blocks_unsynced: Cell<bool>,
     /// Something was put into the outbox that is not synced yet, as that is allowed.
-    pub(in crate::embedded) outbox_behind: bool,
+    pub(in crate::embedded) outbox_unsynced: bool,
     /// There is more room to be given back.
-    pub(in crate::embedded) tidying: bool,
+    pub(in crate::embedded) has_garbage: bool,
     /// What waits for space.
     pub(in crate::embedded) suspended: Suspended,
     pub(super) synced: Instant,
@@ -64,13 +64,13 @@ pub(in crate::embedded) struct Commit {
     pub(in crate::embedded) entries: Vec<(UserId, Seq, u64)>,
     /// Some log in it has no entry yet since the last lapse.
     pub(super) first_entries: bool,
-    /// Users whose inboxes are to be purged once it is written.
+    /// Users whose inboxes are to be scanned_s once it is written.
     pub(in crate::embedded) tidy: Vec<UserId>,
-    pub(super) answers: Vec<Answer>,
+    pub(super) replies: Vec<Reply>,
     /// Bytes of the records that are finished.
     pub(super) bytes: u64,
     /// Its answers promise that it lasts.
-    pub(super) promised: bool,
+    pub(super) has_replies: bool,
 }
 
 /// Ids that are put into their table as one value.
@@ -82,11 +82,11 @@ pub(super) struct StoredIds {
 
 /// Records that are being settled together.
 #[derive(Default)]
-pub(in crate::embedded) struct Settling {
+pub(in crate::embedded) struct Flush {
     /// How many of the oldest records.
     pub(super) records: usize,
     /// How many of those have been read.
-    pub(super) gathered: usize,
+    pub(super) read: usize,
     /// How many have been removed.
     pub(super) removed: usize,
     /// Users who are mentioned, while records are read.
@@ -113,7 +113,7 @@ pub(super) struct Pending {
 }
 
 /// What the commit thread knows of the store's room.
-pub(in crate::embedded) struct Room {
+pub(in crate::embedded) struct Capacity {
     /// Bytes of payload in all inboxes.
     pub(super) inbox_bytes: Cell<u64>,
     pub(super) looked: Instant,
@@ -139,19 +139,19 @@ pub(in crate::embedded) struct Suspended {
     pub(super) dirty: Vec<UserId>,
     /// Users whose inboxes are to be trimmed behind that. Likewise.
     pub(super) trim: Vec<UserId>,
-    pub(super) looked: Option<Look>,
+    pub(super) looked: Option<DiskState>,
 }
 
 /// What was found of the disk.
 #[derive(Clone, Copy)]
-pub(super) struct Look {
+pub(super) struct DiskState {
     pub(super) at: Instant,
     pub(super) tables: TableSpace,
     pub(super) free: Option<u64>,
 }
 
 /// Where the sweep stands.
-pub(in crate::embedded) struct Sweep {
+pub(in crate::embedded) struct ExpiryScan {
     /// The first row to look at next.
     pub(super) next: Vec<u8>,
     pub(super) swept: Instant,

@@ -10,8 +10,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    queue::Taken,
-    state::{Commit, Committer, Look, Suspended},
+    queue::Batch,
+    state::{Commit, Committer, DiskState, Suspended},
 };
 use crate::{
     embedded::tables::{
@@ -70,7 +70,7 @@ impl Committer {
         self.suspended.why = Some(error);
         self.suspended.retry = Some(Instant::now() + RETRY_INTERVAL);
         // The sooner it is reported, and dispatches are refused.
-        self.look_at_room();
+        self.refresh_capacity();
         Ok(())
     }
 
@@ -78,7 +78,7 @@ impl Committer {
     fn resume(&mut self) {
         if self.suspended.stuck.is_none() && self.suspended.why.take().is_some() {
             tracing::info!("work of the store goes on");
-            self.look_at_room();
+            self.refresh_capacity();
         }
     }
 
@@ -86,7 +86,7 @@ impl Committer {
         self.suspended.retry.is_none_or(|retry| retry <= Instant::now())
     }
 
-    fn look(&mut self) -> Look {
+    fn look(&mut self) -> DiskState {
         let now = Instant::now();
         if let Some(look) = self.suspended.looked.filter(|look| now - look.at < LOOK_INTERVAL) {
             return look;
@@ -94,7 +94,7 @@ impl Committer {
         let engine = &self.shared.engine;
         // Where it cannot be asked, the tables get nothing, and the bounds of the disk are not known.
         let tables = engine.table_space().unwrap_or(TableSpace::None);
-        let look = Look { at: now, tables, free: engine.disk_free().unwrap_or(None) };
+        let look = DiskState { at: now, tables, free: engine.disk_free().unwrap_or(None) };
         self.suspended.looked = Some(look);
         look
     }
@@ -105,7 +105,7 @@ impl Committer {
     }
 
     /// What was found of the disk is found anew.
-    pub(in crate::embedded) fn look_again(&mut self) {
+    pub(in crate::embedded) fn forget_disk_state(&mut self) {
         self.suspended.looked = None;
     }
 
@@ -113,7 +113,7 @@ impl Committer {
     pub(in crate::embedded) fn spare_space(&mut self) -> u64 {
         let Some(free) = self.disk_free() else { return u64::MAX };
         let least = self.limits.free_bytes.max(MARGIN_BYTES);
-        free.saturating_sub(least).saturating_sub(self.shared.index.reserved())
+        free.saturating_sub(least).saturating_sub(self.shared.logs.reserved())
     }
 
     /// How much may be put into the tables.
@@ -148,9 +148,9 @@ impl Committer {
 
     /// Settles, gives back room and sweeps, as far as there is space for that.
     pub(in crate::embedded) fn work(&mut self) -> Result<(), EngineError> {
-        if self.has_old_records() {
+        if self.flush_is_due() {
             if self.may_work()? {
-                let settled = self.settle();
+                let settled = self.flush_step();
                 // What was set aside for these entries is on the disk now.
                 self.suspended.looked = None;
                 match settled {
@@ -164,7 +164,7 @@ impl Committer {
                 Err(error) => self.suspend(error)?,
             }
         }
-        self.tidying = false;
+        self.has_garbage = false;
         if self.table_space() >= TableSpace::Little {
             let copying = match self.suspended.why.is_none() && self.check_margin().is_ok() {
                 true if self.spare_space() < EAGER_BYTES => Copying::Eager,
@@ -173,7 +173,7 @@ impl Committer {
             };
             match self.shared.engine.collect_garbage(copying) {
                 Ok(more) => {
-                    self.tidying = more;
+                    self.has_garbage = more;
                     // What was put into the tables counts before the next step.
                     self.suspended.looked = self.suspended.looked.filter(|_| !more);
                 }
@@ -182,7 +182,7 @@ impl Committer {
         }
         if self.suspended.why.is_none()
             && self.table_space() == TableSpace::Enough
-            && let Err(error) = self.sweep()
+            && let Err(error) = self.expire()
         {
             self.suspend(error)?;
         }
@@ -212,7 +212,7 @@ impl Committer {
         } else {
             StoreError::Failed(error.what.clone())
         };
-        commit.refuse(&refusal);
+        commit.reject(&refusal);
         if error.is_transient() {
             self.suspended.stuck = Some(commit);
         }
@@ -220,10 +220,10 @@ impl Committer {
     }
 
     /// Whether ops may be committed; what was left adds itself to what was taken. Otherwise all of it is refused or waits.
-    pub(super) fn may_commit(&mut self, taken: &mut Taken) -> Result<bool, EngineError> {
+    pub(super) fn may_commit(&mut self, taken: &mut Batch) -> Result<bool, EngineError> {
         if self.retry_stuck()? {
             let full = StoreError::Full(self.why_suspended().unwrap_or_default().into());
-            taken.ops.drain(..).for_each(|op| op.refuse(&full));
+            taken.ops.drain(..).for_each(|op| op.reject(&full));
             self.suspended.dirty.append(&mut taken.dirty);
             return Ok(false);
         }
@@ -264,10 +264,10 @@ impl Committer {
             self.suspended.trim.append(&mut users);
             return Ok(());
         }
-        self.sync_if_behind()?;
+        self.sync_if_unsynced()?;
         for user in users {
             if let Err(error) = self.trim(&user) {
-                self.with(&user, |log| log.trimming = true)?;
+                self.with_log(&user, |log| log.trimming = true)?;
                 self.suspended.trim.push(user);
                 self.suspend(error)?;
             }
@@ -283,7 +283,7 @@ impl Committer {
             return Ok(());
         }
         // What takes the place of entries is not to be forgotten when they are gone.
-        self.sync_if_behind()?;
+        self.sync_if_unsynced()?;
         for user in users {
             if let Err(error) = self.purge(&user) {
                 self.suspend(error)?;
@@ -297,7 +297,7 @@ impl Committer {
         self.give_up()?;
         if self.table_space() < TableSpace::Little {
             tracing::warn!("the disk is full: the store is left as after a crash");
-            return self.sync_if_behind();
+            return self.sync_if_unsynced();
         }
         self.write_outbox()?;
         self.discard_waiting_events()?;
@@ -311,7 +311,7 @@ impl Committer {
     /// At the end of the store: what could not be written is not kept.
     fn give_up(&mut self) -> Result<(), EngineError> {
         self.suspended.retry = None;
-        let mut taken = Taken::default();
+        let mut taken = Batch::default();
         if self.may_commit(&mut taken)? {
             self.commit(taken)?;
         }

@@ -81,12 +81,12 @@ pub struct RedisOptions {
     pub queue: usize,
     /// How often due users are expired. For tests.
     #[doc(hidden)]
-    pub sweep_pause: Duration,
+    pub expiry_interval: Duration,
 }
 
 impl Default for RedisOptions {
     fn default() -> Self {
-        Self { namespace: None, limits: Limits::default(), queue: 10_000, sweep_pause: EXPIRY_INTERVAL }
+        Self { namespace: None, limits: Limits::default(), queue: 10_000, expiry_interval: EXPIRY_INTERVAL }
     }
 }
 
@@ -140,7 +140,7 @@ pub fn open(link: Arc<ServerLink>, options: RedisOptions) -> Arc<dyn Store> {
         }
     }));
     let (reporting, expiring) = (Arc::downgrade(&shared), Arc::downgrade(&shared));
-    let interval = options.sweep_pause.max(Duration::from_millis(20));
+    let interval = options.expiry_interval.max(Duration::from_millis(20));
     link.spawn("redis_acknowledgements", (), move |_, ()| Box::pin(flush_reports(reporting.clone())));
     link.spawn("redis_expiry", (), move |_, ()| Box::pin(expire_due_users(expiring.clone(), interval)));
     let (queue, waiting) = mpsc::channel(options.queue.max(1));

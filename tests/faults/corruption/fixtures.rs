@@ -36,13 +36,13 @@ pub struct Sample {
 }
 
 const AT_ONCE: Tuning = Tuning {
-    settle_after: Duration::ZERO,
-    journal_bytes_max: 64 << 20,
+    flush_delay: Duration::ZERO,
+    wal_bytes_max: 64 << 20,
     idle_seconds: 1,
-    sweep_pause: Duration::from_secs(9),
+    expiry_interval: Duration::from_secs(9),
 };
 const NEVER: Tuning =
-    Tuning { settle_after: Duration::from_secs(3600), journal_bytes_max: usize::MAX, idle_seconds: 3600, ..AT_ONCE };
+    Tuning { flush_delay: Duration::from_secs(3600), wal_bytes_max: usize::MAX, idle_seconds: 3600, ..AT_ONCE };
 
 impl Sample {
     /// One whose entries are in the journal, one that was not closed and has them in inboxes, and one that is several

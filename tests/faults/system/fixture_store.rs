@@ -47,14 +47,14 @@ impl Prepared {
         let (work, image) = (directory.path().join("work"), directory.path().join("image"));
         let mut made = Self { directory, logs: BTreeMap::new() };
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let at_once = Tuning { settle_after: Duration::ZERO, ..Tuning::default() };
+        let at_once = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
         let store = open(DiskOptions { tuning: at_once, ..DiskOptions::new(&work) }).expect("a store");
         made.append(&runtime, &store);
         wait_until_settled(&store);
         runtime.block_on(store.close()).expect("closed");
         drop(store);
 
-        let never = Tuning { settle_after: Duration::from_secs(3600), ..Tuning::default() };
+        let never = Tuning { flush_delay: Duration::from_secs(3600), ..Tuning::default() };
         let store = open(DiskOptions { tuning: never, ..DiskOptions::new(&work) }).expect("a store");
         made.append(&runtime, &store);
         let reader = UserId::new(READER).expect("a user id");

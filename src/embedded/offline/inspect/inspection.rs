@@ -27,8 +27,8 @@ use crate::{
             unfinished,
             watermark::SyncWatermark,
         },
-        user_log::lapses::Lapses,
-        value_log::block::chunk_entries,
+        user_log::lossy_restarts::LossyRestarts,
+        value_log::block::block_entries,
     },
     logging::system_error,
     message::{Seq, UserId},
@@ -345,7 +345,7 @@ impl Inspection {
         let (mut over, ours) = (0, self.namespace());
         let Self { rest, lost, lost_bytes, .. } = self;
         rest.chunks_without_place(|value| {
-            let Ok(entries) = chunk_entries(value) else { return };
+            let Ok(entries) = block_entries(value) else { return };
             for (entry, expires_s) in entries.into_iter().filter(|(entry, _)| entry.namespace == ours) {
                 let Ok(user) = std::str::from_utf8(&entry.owner) else { continue };
                 if *lost_bytes > LOST_BYTES_MAX {
@@ -394,7 +394,7 @@ impl Inspection {
             lost: &self.lost,
             lost_rows: &self.lost_rows,
             namespace: self.namespace(),
-            lapses: Lapses { count: self.facts.lapses, full },
+            lapses: LossyRestarts { count: self.facts.lapses, full },
             damaged: !self.damage.is_empty(),
             only,
             told: &mut told,

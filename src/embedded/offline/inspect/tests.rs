@@ -32,7 +32,7 @@ fn user(id: &str) -> UserId {
 }
 
 fn options(path: &Path) -> DiskOptions {
-    DiskOptions { tuning: Tuning { settle_after: Duration::ZERO, ..Tuning::default() }, ..DiskOptions::new(path) }
+    DiskOptions { tuning: Tuning { flush_delay: Duration::ZERO, ..Tuning::default() }, ..DiskOptions::new(path) }
 }
 
 /// A closed store in which every entry is in the inbox.

@@ -8,7 +8,7 @@ use super::{Damage, StoredUser, journal::WalEntry};
 use crate::{
     embedded::{
         tables::schema::{Row, StoredCursor, StoredLog},
-        user_log::lapses::{Lapses, RESERVE},
+        user_log::lossy_restarts::{LossyRestarts, RESERVE},
     },
     message::Seq,
     store::{Loss, Missed, Received},
@@ -172,7 +172,7 @@ impl Assembly {
     }
 
     /// All has been heard: moves on past the lapses of the store that the row does not take into account.
-    pub fn heard(&mut self, lapses: Lapses) {
+    pub fn heard(&mut self, lapses: LossyRestarts) {
         let passed = self.first.is_some_and(|first| first > RESERVE * u64::from(lapses.full));
         let due = lapses.due(self.known.or(passed.then_some(lapses.full)), self.log.head);
         if due > 0 {

@@ -17,8 +17,8 @@ use crate::{
             schema::{Row, is_log_key_of},
         },
         unreadable::Unreadable,
-        user_log::lapses::Lapses,
-        value_log::block::chunk_entries,
+        user_log::lossy_restarts::LossyRestarts,
+        value_log::block::block_entries,
     },
     message::{Seq, UserId},
     store::StoreError,
@@ -44,7 +44,7 @@ pub struct Walk<'a> {
     pub lost: &'a BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
     pub lost_rows: &'a BTreeMap<String, Row>,
     pub namespace: u32,
-    pub lapses: Lapses,
+    pub lapses: LossyRestarts,
     pub damaged: bool,
     pub only: Option<&'a str>,
     pub told: &'a mut Vec<Damage>,
@@ -193,7 +193,7 @@ impl Walk<'_> {
     fn chunk(&mut self, user: &str, settled: Seq, key: &Bytes, value: &Bytes) -> Option<Vec<(Seq, u32, Bytes)>> {
         let first = key.last_chunk().map_or(0, |first| u64::from_be_bytes(*first));
         let place = || format!("the chunk from {first} on");
-        let entries = match chunk_entries(value) {
+        let entries = match block_entries(value) {
             Ok(entries) => entries,
             // One that nothing counts on yet: it was being written when the power went, and the journal has all of it.
             Err(_)

@@ -1,0 +1,40 @@
+//! Replies to what a commit was asked for.
+
+use tokio::sync::oneshot;
+
+use crate::store::{Appended, StoreError};
+
+/// Where an answer of this kind is awaited.
+pub(in crate::embedded) type ReplySender<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// An answer to one request of a commit.
+pub(in crate::embedded) enum Reply {
+    Append(ReplySender<Vec<Appended>>, Vec<Appended>),
+    Clear(ReplySender<u64>, u64),
+}
+
+/// Replies of a commit that is durable. They are given when this is dropped, also by a runtime that stops.
+pub(in crate::embedded) struct Replies(pub Vec<Reply>);
+
+impl Drop for Replies {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(Reply::send);
+    }
+}
+
+impl Reply {
+    /// Whoever asked may be gone.
+    pub(in crate::embedded) fn send(self) {
+        match self {
+            Self::Append(done, appended) => _ = done.send(Ok(appended)),
+            Self::Clear(done, cleared) => _ = done.send(Ok(cleared)),
+        }
+    }
+
+    pub(in crate::embedded) fn reject(self, error: &StoreError) {
+        match self {
+            Self::Append(done, _) => _ = done.send(Err(error.clone())),
+            Self::Clear(done, _) => _ = done.send(Err(error.clone())),
+        }
+    }
+}
