@@ -117,14 +117,14 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         let age = Duration::from_millis(clock.now_ms().saturating_sub(*written_ms));
         record.committed = replay.now.checked_sub(age).unwrap_or(replay.now);
     }
-    let mut ids = DedupTable::new(&options.limits);
-    let id_chunks = read_ids(&*engine, replay.namespace, &mut ids, clock.now_ms())?;
+    let mut dedup = DedupTable::new(&options.limits);
+    let id_chunks = read_ids(&*engine, replay.namespace, &mut dedup, clock.now_ms())?;
     for once in replay.once.into_iter().filter(|_| !failpoints::enabled(Failpoint::LostIds)) {
         // Where it was stored already, the journal may have lost a part of what was rejected under it.
-        if ids.knows(&once.id) {
+        if dedup.knows(&once.id) {
             continue;
         }
-        ids.insert(&once.id, once.at_ms, answered(&once), clock.now_ms());
+        dedup.insert(&once.id, once.at_ms, answered(&once), clock.now_ms());
     }
     let logs = LogCache::new(engine.clone(), lapses);
     let mut trim = Vec::new();
@@ -150,7 +150,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         logs.insert(user, log);
     }
     let inbox_bytes = inbox_bytes(&*engine).map_err(failed)?;
-    let journal = RecoveredJournal { records: replay.records, next_record: last + 1, ids, id_chunks, inbox_bytes };
+    let journal = RecoveredJournal { records: replay.records, next_record: last + 1, dedup, id_chunks, inbox_bytes };
     Ok(Recovered { logs, clock, journal, record_cache, trim })
 }
 
@@ -231,14 +231,14 @@ fn inbox_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
 /// in them is still in the journal. Left where they are, they would lie across those written next time.
 fn forget_unfinished(engine: &dyn Engine, user: &str, settled: Seq) -> Result<(), EngineError> {
     let mut unfinished = Vec::new();
-    engine.scan(Table::UserLog, &log_key(user, settled + 1), &mut |key, _| {
+    engine.scan(Table::Log, &log_key(user, settled + 1), &mut |key, _| {
         let ours = is_log_key_of(key, user);
         if ours {
             unfinished.push(key.to_vec());
         }
         ours
     })?;
-    unfinished.iter().try_for_each(|key| engine.remove(Table::UserLog, key))
+    unfinished.iter().try_for_each(|key| engine.remove(Table::Log, key))
 }
 
 fn check_format(engine: &dyn Engine) -> Result<Result<(), StoreError>, EngineError> {
@@ -455,7 +455,7 @@ impl UserLog {
         }
         self.head = self.head.max(slot.seq);
         self.assigned = self.head;
-        let last = self.last_slot().map_or(self.settled, |last| last.seq);
+        let last = self.last_slot().map_or(self.flushed, |last| last.seq);
         if slot.seq > last {
             self.push(slot, key);
         }

@@ -13,7 +13,7 @@ pub use crate::store::{Contents, PortableError};
 use crate::{
     embedded::{
         tables::schema::{StoredId, StoredLog},
-        value_log::block::BLOCK_BYTES_MAX,
+        value_log::block,
     },
     message::Seq,
 };
@@ -128,7 +128,7 @@ pub(in crate::embedded) fn parts(entries: &[(Seq, u32, Bytes)]) -> impl Iterator
         let mut bytes = 0;
         let fits = |(.., payload): &&(Seq, u32, Bytes)| {
             bytes += payload.len() + 16;
-            bytes <= BLOCK_BYTES_MAX
+            bytes <= block::BLOCK_BYTES_MAX
         };
         let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
         let (part, after) = rest.split_at(count);

@@ -17,7 +17,7 @@ use crate::{
             meta::NAMESPACE_KEY,
             schema::{Ids, Row, StoredCursor, StoredId, StoredLog},
         },
-        user_log::{Log, Slot},
+        user_log::{UserLog, WalSlot},
         wal::record::{Header, Item, RecordReader},
         writer::dedup,
     },
@@ -108,7 +108,7 @@ impl Shared {
         let row = self.engine.get(Table::Users, user.as_str().as_bytes());
         let row = row.map_err(StoreError::from)?.map(|bytes| Row::decode(&bytes)).transpose();
         let row = row.map_err(|error| StoreError::Damaged(format!("the row of user {user:?}: {error}").into()))?;
-        Ok(Log::from_row(row, lapses).row(lapses.count).into_stored())
+        Ok(UserLog::from_row(row, lapses).row(lapses.count).into_stored())
     }
 
     /// Entries above `after`, in order and up to `head`, and how far that has looked.
@@ -118,7 +118,7 @@ impl Shared {
                 let (from, settled) = (after.max(log.released()), if log.has_blocks { log.flushed } else { 0 });
                 let slots = log.slots_after(from.max(settled)).take_while(|slot| slot.seq <= head);
                 let mut bytes = 0;
-                let fits = |slot: &&Slot| {
+                let fits = |slot: &&WalSlot| {
                     bytes += slot.bytes as usize;
                     bytes <= PAGE_BYTES || bytes == slot.bytes as usize
                 };
@@ -136,7 +136,7 @@ impl Shared {
     }
 
     /// `None` if some of it has moved to the inbox meanwhile.
-    fn backup_slots(&self, user: &UserId, slots: &[Slot]) -> Result<Option<Entries>, StoreError> {
+    fn backup_slots(&self, user: &UserId, slots: &[WalSlot]) -> Result<Option<Entries>, StoreError> {
         let mut entries = Vec::with_capacity(slots.len());
         let there = self.read_slots(user, slots, &mut |slot, entry| {
             entries.push((entry.seq, slot.expires_s, entry.payload.as_bytes().clone()));
@@ -230,7 +230,7 @@ fn cut(log: &mut StoredLog, head: Seq) {
     };
     log.shared.iter_mut().chain(log.devices.iter_mut().map(|(_, cursor)| cursor)).for_each(cut_cursor);
     log.head = head;
-    log.gaps.retain_mut(|(from, to, _)| {
+    log.gone.retain_mut(|(from, to, _)| {
         *to = (*to).min(head);
         *from <= *to
     });

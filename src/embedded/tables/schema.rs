@@ -129,7 +129,7 @@ impl Row {
     pub fn settled(&self) -> Seq {
         match self {
             Self::V1 { settled, .. } => *settled,
-            Self::V2(log) => log.flushed,
+            Self::V2(log) => log.settled,
         }
     }
 }

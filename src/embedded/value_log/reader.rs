@@ -65,10 +65,10 @@ impl Shared {
         let id = user.as_str();
         // The chunk that begins at or before the first wanted entry may hold it.
         let wanted = log_key(id, after + 1);
-        let floor = self.engine.last_key_at_or_before(Table::UserLog, &wanted).map_err(failed)?;
+        let floor = self.engine.last_key_at_or_before(Table::Log, &wanted).map_err(failed)?;
         let from = floor.filter(|key| is_log_key_of(key, id)).map_or(wanted, |key| key.to_vec());
         let (mut last, mut all, mut damage) = (after, true, None);
-        let scanned = self.engine.scan(Table::UserLog, &from, &mut |key, value| {
+        let scanned = self.engine.scan(Table::Log, &from, &mut |key, value| {
             if !is_log_key_of(key, id) {
                 return false;
             }

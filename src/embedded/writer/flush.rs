@@ -22,7 +22,7 @@ use crate::{
             schema::{StoredId, is_log_key_of, log_key, wal_key},
         },
         user_log::{Usage, earlier, is_expired},
-        value_log::block::{BLOCK_BYTES_MAX, Chunk, block_entries},
+        value_log::block::{BLOCK_BYTES_MAX, Block, block_entries},
         wal::record::{Header, Item, RecordReader},
     },
     logging::excerpt,
@@ -336,7 +336,7 @@ impl Committer {
             let entries = chunk.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
             let value = Block::V2 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
             self.blocks_unsynced.set(true);
-            self.shared.engine.put(Table::UserLog, &log_key(user.as_str(), first.seq), &value)?;
+            self.shared.engine.put(Table::Log, &log_key(user.as_str(), first.seq), &value)?;
             *done = chunk[count - 1].seq;
             // From here on readers ask the inbox, which has them.
             self.with_log(user, |log| {
@@ -359,7 +359,7 @@ impl Committer {
             log.flushed
         })?;
         let (gone, left) = self.count_released(user)?;
-        gone.iter().try_for_each(|key| self.shared.engine.remove(Table::UserLog, key))?;
+        gone.iter().try_for_each(|key| self.shared.engine.remove(Table::Log, key))?;
         self.with_log(user, |log| {
             log.has_blocks &= left || log.flushed > settled;
             log.damaged &= left;
@@ -377,13 +377,13 @@ impl Committer {
         let from = log_key(user.as_str(), 0);
         if released >= settled {
             // All of the inbox was released: there is no need to look into it.
-            self.shared.engine.keys(Table::UserLog, &from, &mut |key| {
+            self.shared.engine.keys(Table::Log, &from, &mut |key| {
                 let ours = is_log_key_of(key, user.as_str());
                 gone.extend(ours.then(|| key.to_vec()));
                 ours
             })?;
         } else {
-            self.shared.engine.scan(Table::UserLog, &from, &mut |key, value| {
+            self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
                 if !is_log_key_of(key, user.as_str()) {
                     return false;
                 }

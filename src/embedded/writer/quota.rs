@@ -17,7 +17,7 @@ use crate::{
             schema::{is_log_key_of, log_key},
         },
         user_log::{Usage, UserLog, earlier, is_expired},
-        value_log::block::{Chunk, block_entries},
+        value_log::block::{Block, block_entries},
     },
     logging::excerpt,
     message::{Seq, UserId},
@@ -237,7 +237,7 @@ impl Committer {
         let mut from = log_key(user.as_str(), 0);
         loop {
             let mut chunks = Vec::new();
-            self.shared.engine.scan(Table::UserLog, &from, &mut |key, value| {
+            self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
                 let ours = is_log_key_of(key, user.as_str());
                 if ours {
                     chunks.push((key.to_vec(), value));
@@ -284,9 +284,9 @@ impl Committer {
             }
             if !replaced.is_empty() {
                 // First, because this may be refused, and repeated.
-                self.shared.engine.replace(Table::UserLog, &replaced)?;
+                self.shared.engine.replace(Table::Log, &replaced)?;
             }
-            removed.into_iter().try_for_each(|key| self.shared.engine.remove(Table::UserLog, key))?;
+            removed.into_iter().try_for_each(|key| self.shared.engine.remove(Table::Log, key))?;
             if clean && !expired.is_empty() {
                 self.with_log(user, |log| expired.retain(|seq| !log.cursors.contain(*seq)))?;
                 self.shared.record_expired(user, &expired);
@@ -345,10 +345,10 @@ impl Committer {
     fn front(&self, user: &UserId) -> Result<Option<Vec<(Seq, u64)>>, EngineError> {
         let (counted, gone, scanned_s) = self.with_log(user, |log| (log.counted, log.gaps.clone(), log.scanned_s))?;
         let wanted = log_key(user.as_str(), counted + 1);
-        let floor = self.shared.engine.last_at_or_before(Table::UserLog, &wanted)?;
+        let floor = self.shared.engine.last_at_or_before(Table::Log, &wanted)?;
         let from = floor.filter(|(key, _)| is_log_key_of(key, user.as_str())).map_or(wanted, |(key, _)| key.to_vec());
         let mut front = None;
-        self.shared.engine.scan(Table::UserLog, &from, &mut |key, value| {
+        self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
             if !is_log_key_of(key, user.as_str()) {
                 return false;
             }

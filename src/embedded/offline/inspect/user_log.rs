@@ -8,7 +8,7 @@ use super::{Damage, StoredUser, journal::WalEntry};
 use crate::{
     embedded::{
         tables::schema::{Row, StoredCursor, StoredLog},
-        user_log::lossy_restarts::{LossyRestarts, RESERVE},
+        user_log::lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE},
     },
     message::Seq,
     store::{Loss, Missed, Received},
@@ -103,7 +103,7 @@ impl Assembly {
                 self.first.get_or_insert(seq);
                 // Sequences rise by one but where a lapse was passed over, of which the row may know nothing.
                 let skipped = seq.saturating_sub(self.log.head + 1);
-                if skipped > 0 && skipped.is_multiple_of(RESERVE) {
+                if skipped > 0 && skipped.is_multiple_of(SEQUENCE_RESERVE) {
                     self.pass_to(seq - 1);
                 }
                 self.log.head = self.log.head.max(seq);
@@ -173,10 +173,10 @@ impl Assembly {
 
     /// All has been heard: moves on past the lapses of the store that the row does not take into account.
     pub fn heard(&mut self, lapses: LossyRestarts) {
-        let passed = self.first.is_some_and(|first| first > RESERVE * u64::from(lapses.full));
+        let passed = self.first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(lapses.full));
         let due = lapses.due(self.known.or(passed.then_some(lapses.full)), self.log.head);
         if due > 0 {
-            self.pass_to(self.log.head + u64::from(due) * RESERVE);
+            self.pass_to(self.log.head + u64::from(due) * SEQUENCE_RESERVE);
         }
         self.log.lapses = lapses.count;
     }
