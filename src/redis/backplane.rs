@@ -76,7 +76,7 @@ async fn publish_broadcasts(link: Weak<ServerLink>, presence: Arc<Presence>, que
         let publish = async |resolved: Result<(Broadcast, Option<Recipients>), RedisError>| {
             let (broadcast, resolved) = resolved?;
             let mut command = redis::cmd("PUBLISH");
-            command.arg(&channel).arg(broadcast::encode(link.node(), &broadcast));
+            command.arg(&channel).arg(broadcast::encode(link.server_name(), &broadcast));
             let ours = link.client().query::<redis::Value>(&command);
             let Some(resolved) = resolved else { return ours.await };
             let message = match &broadcast {
@@ -231,7 +231,7 @@ impl Cluster for RedisBackplane {
     }
 
     fn subscribe(&self, on_broadcast: BroadcastHandler, sink: OriginalMessageSink) {
-        let (channel_name, own) = (self.link.keys().broadcast_channel(), self.link.node().to_owned());
+        let (channel_name, own) = (self.link.keys().broadcast_channel(), self.link.server_name().to_owned());
         let ingest = original_supported(&self.link)
             .then(|| OriginalIngest::begin(&self.link, self.presence.clone(), on_broadcast.clone(), sink));
         let resubscribed = ingest.as_ref().map(|ingest| ingest.resubscribed.clone());

@@ -22,13 +22,13 @@ use crate::{
 };
 
 /// Prefix of fields that are no user's: user ids contain no control characters.
-const OURS: char = '\0';
+const OWN_FIELD_PREFIX: char = '\0';
 
 /// Entries read at once.
-const PAGE: ReadLimit = ReadLimit { entries: 1000, bytes: 4 << 20 };
+const PAGE_LIMIT: ReadLimit = ReadLimit { entries: 1000, bytes: 4 << 20 };
 
 /// Users listed at once.
-const USERS: usize = 200;
+const USERS_MAX: usize = 200;
 
 /// Counts what was moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub enum MoveError {
     #[error(
         "the pending messages of {user:?} in Redis are malformed: {why}. Repair or remove them, and run the command again"
     )]
-    NotUnderstood {
+    Malformed {
         /// The user.
         user: String,
         /// The parser's reason.
@@ -75,7 +75,7 @@ pub enum MoveError {
 
 /// ARGV: 1 the user, 2 the field of the user's position, 3 its expected and 4 its new value, 5 messages separated by commas.
 /// Returns 0 where another process has moved this user meanwhile.
-static ADD: LazyLock<Script> = LazyLock::new(|| {
+static APPEND_TO_LIST: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "if (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[3] then return 0 end
         local there = redis.call('HGET', KEYS[1], ARGV[1]) or '[]'
@@ -88,7 +88,7 @@ static ADD: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// ARGV: 1 scan cursor. Returns the next cursor, and names of fields. Their values together may exceed the memory.
-static NAMES: LazyLock<Script> = LazyLock::new(|| {
+static FIELD_NAMES: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local page, names = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', 100), {}
         for at = 1, #page[2], 2 do names[#names + 1] = page[2][at] end
@@ -111,8 +111,7 @@ fn sum(texts: &[&RawValue]) -> u32 {
 }
 
 fn list<'a>(user: &str, text: &'a str) -> Result<Vec<&'a RawValue>, MoveError> {
-    serde_json::from_str(text)
-        .map_err(|error| MoveError::NotUnderstood { user: user.to_owned(), why: json_error(&error) })
+    serde_json::from_str(text).map_err(|error| MoveError::Malformed { user: user.to_owned(), why: json_error(&error) })
 }
 
 /// Imports the original's pending messages into a store.
@@ -123,13 +122,14 @@ pub async fn import(link: &Arc<ServerLink>, store: &dyn Store) -> Result<Moved, 
     let (mut moved, mut cursor) = (Moved::default(), String::from("0"));
     loop {
         let from = cursor.clone();
-        let page =
-            on(link, move |link| async move { link.client().run_script(&NAMES, &[undelivered(&link)], &[from]).await });
+        let page = run_on(link, move |link| async move {
+            link.client().run_script(&FIELD_NAMES, &[undelivered(&link)], &[from]).await
+        });
         let (next, names): (String, Vec<String>) = page.await?;
         for name in names {
-            let asked = name.clone();
+            let field_name = name.clone();
             // A server may have taken it since.
-            if let Some(text) = on(link, move |link| async move { field(&link, &asked).await }).await? {
+            if let Some(text) = run_on(link, move |link| async move { field(&link, &field_name).await }).await? {
                 import_field(link, store, &name, &text, &mut moved).await?;
             }
         }
@@ -148,8 +148,8 @@ async fn import_field(
     text: &str,
     moved: &mut Moved,
 ) -> Result<(), MoveError> {
-    let ask = async |name: String| on(link, move |link| async move { field(&link, &name).await }).await;
-    let rest = async |user: String| on(link, move |link| async move { taken::rest(&link, &user).await }).await;
+    let ask = async |name: String| run_on(link, move |link| async move { field(&link, &name).await }).await;
+    let rest = async |user: String| run_on(link, move |link| async move { taken::rest(&link, &user).await }).await;
     let some = if let Some(user) = name.strip_prefix(TAKEN) {
         // It is imported with the user's list, before it, if there is one.
         if ask(user.to_owned()).await?.is_some() {
@@ -157,8 +157,8 @@ async fn import_field(
         }
         let rest = rest(user.to_owned()).await?;
         let text = rest.as_deref().unwrap_or_else(|| after_name(text));
-        import_list(link, store, user, Kind::Taken, text, moved).await?
-    } else if name.starts_with(OURS) {
+        import_list(link, store, user, ListKind::Taken, text, moved).await?
+    } else if name.starts_with(OWN_FIELD_PREFIX) {
         false
     } else {
         let taken = match rest(name.to_owned()).await? {
@@ -166,10 +166,10 @@ async fn import_field(
             None => ask(format!("{TAKEN}{name}")).await?.map(|taken| after_name(&taken).to_owned()),
         };
         let before = match taken {
-            Some(taken) => import_list(link, store, name, Kind::Taken, &taken, moved).await?,
+            Some(taken) => import_list(link, store, name, ListKind::Taken, &taken, moved).await?,
             None => false,
         };
-        import_list(link, store, name, Kind::Left, text, moved).await? || before
+        import_list(link, store, name, ListKind::Pending, text, moved).await? || before
     };
     moved.users += u64::from(some);
     Ok(())
@@ -182,15 +182,15 @@ fn after_name(taken: &str) -> &str {
 
 /// Selects one of a user's lists. Each has its own position.
 #[derive(Clone, Copy)]
-enum Kind {
-    Left,
+enum ListKind {
+    Pending,
     Taken,
 }
 
-impl Kind {
+impl ListKind {
     fn name(self) -> &'static str {
         match self {
-            Self::Left => "imported",
+            Self::Pending => "imported",
             Self::Taken => "imported-taken",
         }
     }
@@ -201,7 +201,7 @@ async fn import_list(
     link: &Arc<ServerLink>,
     store: &dyn Store,
     id: &str,
-    kind: Kind,
+    kind: ListKind,
     text: &str,
     moved: &mut Moved,
 ) -> Result<bool, MoveError> {
@@ -211,25 +211,25 @@ async fn import_list(
         moved.refused += messages.len() as u64;
         return Ok(false);
     };
-    let mark = format!("{OURS}mesa:{}:{id}", kind.name());
+    let position_field = format!("{OWN_FIELD_PREFIX}mesa:{}:{id}", kind.name());
     let known = {
-        let mark = mark.clone();
-        on(link, move |link| async move { field(&link, &mark).await }).await?.unwrap_or_default()
+        let position_field = position_field.clone();
+        run_on(link, move |link| async move { field(&link, &position_field).await }).await?.unwrap_or_default()
     };
     // The original only appends. A changed beginning means another list.
-    let had =
+    let imported =
         known.split_once(' ').and_then(|(count, of)| Some((count.parse::<usize>().ok()?, of.parse::<u32>().ok()?)));
-    let had = had.filter(|(count, of)| messages.get(..*count).is_some_and(|first| sum(first) == *of));
-    let had = had.map_or(0, |(count, _)| count);
+    let imported = imported.filter(|(count, of)| messages.get(..*count).is_some_and(|first| sum(first) == *of));
+    let imported = imported.map_or(0, |(count, _)| count);
     let (mut appends, mut bytes): (Vec<Append>, usize) = (Vec::new(), 0);
-    let (mut fresh, mut known) = (0, had as u64);
+    let (mut fresh, mut known) = (0, imported as u64);
     let mut beginning = crc32fast::Hasher::new();
     beginning.update(id.as_bytes());
-    if matches!(kind, Kind::Taken) {
+    if matches!(kind, ListKind::Taken) {
         beginning.update(kind.name().as_bytes());
     }
-    messages[..had].iter().for_each(|text| beginning.update(text.get().as_bytes()));
-    for (at, message) in messages.iter().enumerate().skip(had) {
+    messages[..imported].iter().for_each(|text| beginning.update(text.get().as_bytes()));
+    for (at, message) in messages.iter().enumerate().skip(imported) {
         beginning.update(message.get().as_bytes());
         let read = MessageJson::read(message.get());
         match read.and_then(|message| message.payload().map_err(|error| error.to_string())) {
@@ -247,15 +247,15 @@ async fn import_list(
                 moved.refused += 1;
             }
         }
-        if appends.len() >= PAGE.entries || bytes >= PAGE.bytes || at + 1 == messages.len() {
+        if appends.len() >= PAGE_LIMIT.entries || bytes >= PAGE_LIMIT.bytes || at + 1 == messages.len() {
             let all = appends.len() as u64;
             let new = write(store, &user, std::mem::take(&mut appends)).await?;
             (bytes, fresh, known) = (0, fresh + new, known + all - new);
         }
     }
     let now = format!("{} {}", messages.len(), sum(&messages));
-    on(link, move |link| async move {
-        link.client().query::<()>(redis::cmd("HSET").arg(undelivered(&link)).arg(mark).arg(now)).await
+    run_on(link, move |link| async move {
+        link.client().query::<()>(redis::cmd("HSET").arg(undelivered(&link)).arg(position_field).arg(now)).await
     })
     .await?;
     moved.messages += fresh;
@@ -288,7 +288,7 @@ fn read_all(store: &dyn Store, user: &UserId, after: Seq) -> Result<Vec<(Seq, Pa
     let received = store.state(user)?.received;
     let (mut all, mut after) = (Vec::new(), after);
     loop {
-        let found = store.read(user, after, PAGE)?;
+        let found = store.read(user, after, PAGE_LIMIT)?;
         let Some(last) = found.entries.last().map(|entry| entry.seq) else { return Ok(all) };
         after = last;
         let pending = found.entries.into_iter().filter(|entry| !received.contains(entry.seq));
@@ -327,7 +327,7 @@ pub fn origin(directory: &Path) -> io::Result<String> {
 pub async fn export(store: &dyn Store, origin: &str, link: &Arc<ServerLink>) -> Result<Moved, MoveError> {
     let (mut moved, mut after) = (Moved::default(), None);
     loop {
-        let users = store.users(after.as_ref(), USERS)?;
+        let users = store.users(after.as_ref(), USERS_MAX)?;
         let Some((last, _)) = users.last() else { return Ok(moved) };
         after = Some(last.clone());
         for (user, state) in users {
@@ -348,12 +348,12 @@ async fn export_user(
     link: &Arc<ServerLink>,
     moved: &mut Moved,
 ) -> Result<(), MoveError> {
-    let mark = format!("{OURS}mesa:exported:{origin}:{user}");
-    let asked = mark.clone();
-    let known = on(link, move |link| async move { field(&link, &asked).await }).await?.unwrap_or_default();
-    let had: Seq = known.parse().unwrap_or(0);
+    let position_field = format!("{OWN_FIELD_PREFIX}mesa:exported:{origin}:{user}");
+    let field_name = position_field.clone();
+    let known = run_on(link, move |link| async move { field(&link, &field_name).await }).await?.unwrap_or_default();
+    let exported: Seq = known.parse().unwrap_or(0);
     let texts: Vec<&[u8]> =
-        pending.iter().filter(|(seq, _)| *seq > had).map(|(_, payload)| &payload.as_bytes()[..]).collect();
+        pending.iter().filter(|(seq, _)| *seq > exported).map(|(_, payload)| &payload.as_bytes()[..]).collect();
     moved.users += u64::from(!pending.is_empty());
     moved.known += (pending.len() - texts.len()) as u64;
     let Some((last, _)) = pending.last().filter(|_| !texts.is_empty()) else { return Ok(()) };
@@ -361,12 +361,14 @@ async fn export_user(
     let count = texts.len();
     let tail = texts.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect::<Vec<_>>();
     let adding = move |link: Arc<ServerLink>| async move {
-        let (key, arguments) =
-            ([undelivered(&link)], [id.as_bytes(), mark.as_bytes(), known.as_bytes(), last.as_bytes(), &added]);
-        let added: bool = link.client().run_script(&ADD, &key, &arguments).await?;
+        let (key, arguments) = (
+            [undelivered(&link)],
+            [id.as_bytes(), position_field.as_bytes(), known.as_bytes(), last.as_bytes(), &added],
+        );
+        let added: bool = link.client().run_script(&APPEND_TO_LIST, &key, &arguments).await?;
         Ok((added, field(&link, &id).await?.unwrap_or_default()))
     };
-    let (added, there) = on(link, adding).await?;
+    let (added, there) = run_on(link, adding).await?;
     let there = list(user.as_str(), &there)?;
     let behind = there.len().checked_sub(count).map(|at| &there[at..]).unwrap_or_default();
     if !added || !behind.iter().map(|text| text.get()).eq(tail.iter().map(String::as_str)) {
@@ -377,7 +379,7 @@ async fn export_user(
 }
 
 /// Runs `work` on the Redis runtime.
-async fn on<T, F>(link: &Arc<ServerLink>, work: impl FnOnce(Arc<ServerLink>) -> F) -> Result<T, RedisError>
+async fn run_on<T, F>(link: &Arc<ServerLink>, work: impl FnOnce(Arc<ServerLink>) -> F) -> Result<T, RedisError>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, RedisError>> + Send + 'static,

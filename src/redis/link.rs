@@ -25,7 +25,7 @@ pub type Listener = Arc<dyn Fn(&Notification) + Send + Sync>;
 pub struct ServerLink {
     pub(super) client: RedisClient,
     pub(super) keys: Keys,
-    pub(super) node: String,
+    pub(super) server_name: String,
     pub(super) membership: RwLock<Membership>,
     /// Milliseconds by which the clock is ahead. For tests.
     pub(super) ahead_ms: Arc<AtomicU64>,
@@ -60,7 +60,7 @@ pub struct ServerLink {
 #[derive(Clone, Debug, Default)]
 pub struct Membership {
     /// Names of the live servers, separated by commas.
-    pub nodes: Arc<str>,
+    pub servers: Arc<str>,
     /// When they were listed, in milliseconds of the Redis clock.
     pub as_of_ms: u64,
     /// Distinguishes this Redis from one that was emptied since.

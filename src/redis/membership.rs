@@ -67,7 +67,7 @@ impl Membership {
 }
 
 pub(super) struct Joined {
-    pub node: String,
+    pub server_name: String,
     pub membership: Membership,
     pub base_ms: u64,
 }
@@ -180,13 +180,17 @@ pub(super) async fn renew(
         &steps,
         &known.past,
         &seen,
-        &known.nodes,
+        &known.servers,
         EPOCH_BEGINS,
     ];
     let (now, node, new, nodes, birth, epoch, base, renewed, shards, steps, past): Answer =
         client.run_script(&RENEW, &keys, &arguments).await?;
     let (nodes, birth, shards, past) = (nodes.join(",").into(), birth.into(), shards.into(), past.into());
-    Ok((node, Membership { nodes, as_of_ms: now, birth, epoch, base, shards, appends: steps, past, renewed }, !new))
+    Ok((
+        node,
+        Membership { servers: nodes, as_of_ms: now, birth, epoch, base, shards, appends: steps, past, renewed },
+        !new,
+    ))
 }
 
 /// Returns the replication id of each primary, as much of it as `lua/check_epoch.lua` compares.
@@ -222,7 +226,7 @@ pub(super) async fn join(client: &RedisClient, keyspace: &Keys) -> Result<Joined
     let (node, membership, _) = renew(client, keyspace, &name, &Membership::default(), (0, Duration::ZERO)).await?;
     let last: Option<u64> = client.query(redis::cmd("GET").arg(keyspace.test_clock())).await?;
     let base_ms = last.map_or(0, |last| last.saturating_sub(membership.as_of_ms));
-    Ok(Joined { node, membership, base_ms })
+    Ok(Joined { server_name: node, membership, base_ms })
 }
 
 /// Renews the lease until the link is dropped.

@@ -115,7 +115,7 @@ impl ServerLink {
         let link = Arc::new(Self {
             client,
             keys,
-            node: joined.node,
+            server_name: joined.server_name,
             membership: RwLock::new(joined.membership),
             ahead_ms,
             base_ms: joined.base_ms,
@@ -137,14 +137,14 @@ impl ServerLink {
         link.spawn("cluster_lease", (), |link, ()| Box::pin(membership::keep_renewing(link)));
         link.spawn("cluster_subscriber", (), |link, ()| Box::pin(notifications::listen(link)));
         // The server must be subscribed before the first client connects, or it could miss broadcasts for it.
-        let mut hears = link.subscribed.subscribe();
+        let mut subscribed = link.subscribed.subscribe();
         let left = until.saturating_duration_since(Instant::now());
-        let heard = link.wait(async move {
-            let waiting = tokio::time::timeout(left, hears.wait_for(|hears| *hears));
-            let silent = || RedisError::Unavailable("subscribing took too long".into());
-            waiting.await.map_err(|_| silent())?.map(|_| ()).map_err(|_| silent())
+        let subscribed_in_time = link.wait(async move {
+            let waiting = tokio::time::timeout(left, subscribed.wait_for(|subscribed| *subscribed));
+            let timed_out = || RedisError::Unavailable("subscribing took too long".into());
+            waiting.await.map_err(|_| timed_out())?.map(|_| ()).map_err(|_| timed_out())
         });
-        heard.map(|()| link)
+        subscribed_in_time.map(|()| link)
     }
 
     /// Spawns a task that runs until this server deregisters.
@@ -244,8 +244,8 @@ impl ServerLink {
     }
 
     /// Returns the name of this server: the time when it joined, and a random number.
-    pub fn node(&self) -> &str {
-        &self.node
+    pub fn server_name(&self) -> &str {
+        &self.server_name
     }
 
     /// Returns the live servers and the failover epoch, as last seen.
@@ -275,18 +275,19 @@ impl ServerLink {
         let (before, grace) =
             (self.membership(), if self.in_grace_period() { membership::LEASE_TTL } else { Duration::ZERO });
         let seen = (self.highest_sequence.load(Ordering::Relaxed), grace);
-        let (_, mut live, known) = membership::renew(&self.client, &self.keys, &self.node, &before, seen).await?;
-        let is_another = live.epoch != before.epoch || live.birth != before.birth;
-        let (epoch, base) = (live.epoch, live.base);
+        let (_, mut current, was_valid) =
+            membership::renew(&self.client, &self.keys, &self.server_name, &before, seen).await?;
+        let has_changed = current.epoch != before.epoch || current.birth != before.birth;
+        let (epoch, base) = (current.epoch, current.base);
         {
             let mut now = self.membership.write();
-            if !is_another {
+            if !has_changed {
                 // An append may have been answered meanwhile.
-                live.appends = live.appends.max(now.appends);
+                current.appends = current.appends.max(now.appends);
             }
-            *now = live;
+            *now = current;
         }
-        if is_another {
+        if has_changed {
             tracing::warn!(
                 epoch,
                 base,
@@ -294,10 +295,10 @@ impl ServerLink {
                  continue above base"
             );
         }
-        if is_another || !known {
+        if has_changed || !was_valid {
             self.mark_reaped();
         }
-        if is_another {
+        if has_changed {
             self.notify(&Notification::EpochAdopted);
         }
         Ok(())
@@ -305,9 +306,9 @@ impl ServerLink {
 
     /// Records how many append steps the epoch `used` has seen.
     pub fn record_appends(&self, used: &str, steps: u64) {
-        let mut live = self.membership.write();
-        if steps > live.appends && live.epoch_id() == used {
-            live.appends = steps;
+        let mut current = self.membership.write();
+        if steps > current.appends && current.epoch_id() == used {
+            current.appends = steps;
         }
     }
 
@@ -356,14 +357,16 @@ impl ServerLink {
 
     /// Returns why Redis cannot be used now, and since when. `None` while it can.
     pub fn unavailable_since(&self) -> Option<(Arc<str>, Duration)> {
-        let deaf =
+        let unsubscribed =
             self.unsubscribed_since.lock().map(|since| since.elapsed()).filter(|since| *since > RESUBSCRIBE_TIMEOUT);
-        self.client.unavailable_since().or_else(|| Some(("not subscribed to other servers' messages".into(), deaf?)))
+        self.client
+            .unavailable_since()
+            .or_else(|| Some(("not subscribed to other servers' messages".into(), unsubscribed?)))
     }
 
-    fn set_subscribed(&self, hears: bool) {
-        self.subscribed.send_replace(hears);
-        *self.unsubscribed_since.lock() = (!hears).then(Instant::now);
+    fn set_subscribed(&self, subscribed: bool) {
+        self.subscribed.send_replace(subscribed);
+        *self.unsubscribed_since.lock() = (!subscribed).then(Instant::now);
     }
 
     /// Leaves the cluster: publishes what is queued, then removes this server's state. A second call does nothing.
@@ -406,6 +409,6 @@ impl Drop for ServerLink {
 
 impl fmt::Debug for ServerLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerLink").field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("ServerLink").field("server", &self.server_name).finish_non_exhaustive()
     }
 }

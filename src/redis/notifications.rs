@@ -24,11 +24,11 @@ const RESYNC_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Subscribes until the link is dropped.
 pub(super) async fn listen(link: Weak<ServerLink>) {
-    let Some(here) = link.upgrade() else { return };
+    let Some(link_now) = link.upgrade() else { return };
     let (channels, original) =
-        ([here.keys.append_channel(), here.keys.broadcast_channel()], here.keys.original(Name::Ws));
-    let (node, append_channel) = (here.node.clone(), here.keys.append_channel());
-    drop(here);
+        ([link_now.keys.append_channel(), link_now.keys.broadcast_channel()], link_now.keys.original(Name::Ws));
+    let (node, append_channel) = (link_now.server_name.clone(), link_now.keys.append_channel());
+    drop(link_now);
     // Subscribes with a pattern that has no wildcards. So NUMSUB of that channel counts only servers of the original.
     let until = Mutex::new(Instant::now() + RESYNC_INTERVAL);
     subscriber::subscribe(link, &channels, &original, Loopback::Own, |link, event| {
@@ -78,5 +78,5 @@ fn users_with_entries(payload: &[u8], node: &str) -> Option<Vec<UserId>> {
 /// Tells whether this is the name of a server that is not known yet. Then the lease is renewed at once to list the live
 /// servers, because steps on logs wait for the reports of known ones.
 fn is_unknown_server(link: &ServerLink, payload: &[u8]) -> bool {
-    !payload.contains(&0) && !link.membership().nodes.split(',').any(|node| node.as_bytes() == payload)
+    !payload.contains(&0) && !link.membership().servers.split(',').any(|node| node.as_bytes() == payload)
 }

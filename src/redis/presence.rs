@@ -184,14 +184,14 @@ impl Presence {
         users.into_iter().partition(is_here)
     }
 
-    /// Marks all users to be written again. `there` are the users in this server's table now.
-    fn mark_all_dirty(&self, there: Vec<UserId>) {
+    /// Marks all users to be written again. `written` are the users in this server's table now.
+    fn mark_all_dirty(&self, written: Vec<UserId>) {
         let mut state = self.state.lock();
         let State { users, dirty, .. } = &mut *state;
         for (user, count) in users.iter() {
             dirty.entry(user.clone()).or_insert(*count);
         }
-        for user in there {
+        for user in written {
             if !users.contains_key(&user) {
                 dirty.entry(user).or_insert(0);
             }
@@ -230,7 +230,7 @@ impl Presence {
         let connections = self.connections.load(Ordering::Relaxed).to_string();
         let keys = [link.keys().connection_counts(), link.keys().servers(), link.keys().dead_servers()];
         let original = original_name(link, Name::Count);
-        link.client().run_script(&SET_COUNT, &keys, &[link.node(), &connections, &original]).await
+        link.client().run_script(&SET_COUNT, &keys, &[link.server_name(), &connections, &original]).await
     }
 
     /// Looks for servers of the original, and removes the state of dead servers.
@@ -243,9 +243,10 @@ impl Presence {
             super::original::channel::forget_offline(link).await?;
         }
         if link.take_reaped() {
-            let table = link.client().query(redis::cmd("HKEYS").arg(link.keys().server_users(link.node()))).await;
-            let there: Vec<String> = table.inspect_err(|_| link.mark_reaped())?;
-            self.mark_all_dirty(users(&there));
+            let table =
+                link.client().query(redis::cmd("HKEYS").arg(link.keys().server_users(link.server_name()))).await;
+            let written: Vec<String> = table.inspect_err(|_| link.mark_reaped())?;
+            self.mark_all_dirty(users(&written));
         }
         Ok(())
     }
@@ -270,14 +271,15 @@ impl State {
 }
 
 async fn write_batch(link: &ServerLink, batch: &[Change]) -> Result<(), RedisError> {
-    let names = link.keys();
-    let (begin, end) = names.server_users_affixes();
+    let schema = link.keys();
+    let (begin, end) = schema.server_users_affixes();
     let original = original_name(link, Name::Clients);
-    let mut arguments = vec![link.node().to_owned(), begin, end, original, names.original_users_added()];
+    let mut arguments = vec![link.server_name().to_owned(), begin, end, original, schema.original_users_added()];
     for Change { user, connections, .. } in batch {
         arguments.extend([user.to_string(), connections.to_string()]);
     }
-    let mut keys = vec![names.online(), names.servers(), names.server_users(link.node()), names.dead_servers()];
+    let mut keys =
+        vec![schema.online(), schema.servers(), schema.server_users(link.server_name()), schema.dead_servers()];
     keys.extend(tables(link));
     let added: Vec<String> = link.client().run_script(&SET_CONNECTIONS, &keys, &arguments).await?;
     let mut added = users(&added);
@@ -343,7 +345,7 @@ pub(super) async fn remote_connections(link: &ServerLink, users: &[UserId]) -> R
     let mut keys = vec![link.keys().servers()];
     keys.extend(tables(link));
     for some in users.chunks(BATCH_MAX) {
-        let mut arguments = vec![link.node(), &begin, &end];
+        let mut arguments = vec![link.server_name(), &begin, &end];
         arguments.extend(some.iter().map(UserId::as_str));
         let counts: Vec<usize> = link.client().run_script(&REMOTE_CONNECTIONS, &keys, &arguments).await?;
         found.extend(counts);
@@ -355,7 +357,7 @@ pub(super) async fn remote_connections(link: &ServerLink, users: &[UserId]) -> R
 pub(super) async fn remote_connection_count(link: &ServerLink) -> Result<usize, RedisError> {
     let counts: HashMap<String, usize> =
         link.client().query(redis::cmd("HGETALL").arg(link.keys().connection_counts())).await?;
-    Ok(counts.iter().filter(|(node, _)| *node != link.node()).map(|(_, count)| count).sum())
+    Ok(counts.iter().filter(|(node, _)| *node != link.server_name()).map(|(_, count)| count).sum())
 }
 
 /// Lists users who are online at any server, above `after`.

@@ -93,7 +93,9 @@ static REMOVE: LazyLock<Script> = LazyLock::new(|| {
 pub(super) async fn reap_dead_servers(link: &ServerLink) -> Result<(), RedisError> {
     let keys = [link.keys().servers(), link.keys().dead_servers()];
     let claim = CLAIM_TTL_MS.to_string();
-    while let Some(node) = link.client().run_script::<Option<String>>(&CLAIM, &keys, &[link.node(), &claim]).await? {
+    while let Some(node) =
+        link.client().run_script::<Option<String>>(&CLAIM, &keys, &[link.server_name(), &claim]).await?
+    {
         tracing::info!(node = %excerpt(&node), "another server left or died: its users and connections are removed");
         remove_state(link, &node).await?;
     }
@@ -103,23 +105,23 @@ pub(super) async fn reap_dead_servers(link: &ServerLink) -> Result<(), RedisErro
 /// Removes the state of this server.
 pub(super) async fn deregister(link: &ServerLink) -> Result<(), RedisError> {
     let keys = [link.keys().servers(), link.keys().dead_servers()];
-    link.client().run_script::<()>(&DEREGISTER, &keys, &[link.node(), &CLAIM_TTL_MS.to_string()]).await?;
-    remove_state(link, link.node()).await
+    link.client().run_script::<()>(&DEREGISTER, &keys, &[link.server_name(), &CLAIM_TTL_MS.to_string()]).await?;
+    remove_state(link, link.server_name()).await
 }
 
 async fn remove_state(link: &ServerLink, node: &str) -> Result<(), RedisError> {
     super::portals::portal_pool::remove_server(link, node).await?;
-    let names = link.keys();
+    let schema = link.keys();
     let mut keys = vec![
-        names.servers(),
-        names.dead_servers(),
-        names.online(),
-        names.server_users(node),
-        names.connection_counts(),
+        schema.servers(),
+        schema.dead_servers(),
+        schema.online(),
+        schema.server_users(node),
+        schema.connection_counts(),
     ];
     keys.extend(tables(link));
-    let (begin, end) = names.server_users_affixes();
-    let (connected, ours) = (original_name(link, Name::Clients), names.original_users_added());
+    let (begin, end) = schema.server_users_affixes();
+    let (connected, ours) = (original_name(link, Name::Clients), schema.original_users_added());
     let connections = original_name(link, Name::Count);
     let (claim, count, mut at) = (CLAIM_TTL_MS.to_string(), BATCH_MAX.to_string(), "0".to_owned());
     loop {
@@ -133,6 +135,6 @@ async fn remove_state(link: &ServerLink, node: &str) -> Result<(), RedisError> {
 
 /// Returns the tables of the live servers.
 pub(super) fn tables(link: &ServerLink) -> Vec<String> {
-    let nodes = link.membership().nodes;
-    nodes.split(',').filter(|node| !node.is_empty()).map(|node| link.keys().server_users(node)).collect()
+    let servers = link.membership().servers;
+    servers.split(',').filter(|node| !node.is_empty()).map(|node| link.keys().server_users(node)).collect()
 }

@@ -74,42 +74,42 @@ pub(super) async fn subscribe(
     loopback: Loopback,
     on: impl Fn(&Arc<ServerLink>, SubscriptionEvent<'_>) -> bool,
 ) {
-    let Some(here) = link.upgrade() else { return };
-    let (mut made, mut hears) = (here.client.connection_number(), here.subscribed.subscribe());
-    drop(here);
+    let Some(link_now) = link.upgrade() else { return };
+    let (mut connection, mut other) = (link_now.client.connection_number(), link_now.subscribed.subscribe());
+    drop(link_now);
     let mut replacement = None;
     loop {
-        let Some(here) = link.upgrade() else { return };
+        let Some(link_now) = link.upgrade() else { return };
         let subscription = match replacement.take() {
             // A reconnect during the hand-over is noticed below.
             Some(subscription) => Ok(subscription),
             None => {
-                made.mark_unchanged();
-                hears.mark_unchanged();
-                open(&here, channels, pattern).await.inspect(|_| _ = on(&here, SubscriptionEvent::Started))
+                connection.mark_unchanged();
+                other.mark_unchanged();
+                open(&link_now, channels, pattern).await.inspect(|_| _ = on(&link_now, SubscriptionEvent::Started))
             }
         };
-        drop(here);
+        drop(link_now);
         match subscription {
             Ok(mut subscription) => {
                 let listening = listen(&link, &mut subscription, loopback, &on);
                 let end = tokio::select! {
                     end = listening => end,
-                    _ = made.changed() => End::Reconnected,
-                    _ = hears.changed(), if loopback == Loopback::Other => End::Lost,
+                    _ = connection.changed() => End::Reconnected,
+                    _ = other.changed(), if loopback == Loopback::Other => End::Lost,
                 };
-                let Some(here) = link.upgrade() else { return };
+                let Some(link_now) = link.upgrade() else { return };
                 match end {
                     End::Stopped => return,
-                    End::Reconnected if loopback == Loopback::Own && here.client.is_single_server() => {
-                        replacement = hand_over(&here, &mut subscription, channels, pattern, &on).await;
+                    End::Reconnected if loopback == Loopback::Own && link_now.client.is_single_server() => {
+                        replacement = hand_over(&link_now, &mut subscription, channels, pattern, &on).await;
                     }
                     End::Reconnected | End::Lost => {}
                 }
                 if replacement.is_some() {
                     continue;
                 }
-                _ = on(&here, SubscriptionEvent::Lost);
+                _ = on(&link_now, SubscriptionEvent::Lost);
             }
             Err(error) => tracing::debug!(%error, "the subscription failed; it is retried"),
         }
@@ -118,13 +118,13 @@ pub(super) async fn subscribe(
 }
 
 async fn open(link: &ServerLink, channels: &[String], pattern: &str) -> Result<Subscription, RedisError> {
-    let lost = |error: redis::RedisError| meaning(&error).error;
+    let classify = |error: redis::RedisError| meaning(&error).error;
     let subscribing = async {
         let mut listener = link.client.pubsub().await?;
         for channel in channels {
-            listener.subscribe(channel).await.map_err(lost)?;
+            listener.subscribe(channel).await.map_err(classify)?;
         }
-        listener.psubscribe(pattern).await.map_err(lost)?;
+        listener.psubscribe(pattern).await.map_err(classify)?;
         let (sink, messages) = listener.split();
         Ok(Subscription { sink, messages })
     };
@@ -138,8 +138,8 @@ async fn listen(
     loopback: Loopback,
     on: &impl Fn(&Arc<ServerLink>, SubscriptionEvent<'_>) -> bool,
 ) -> End {
-    let mut heard = Instant::now();
-    while loopback == Loopback::Other || heard.elapsed() < LOOPBACK_TIMEOUT {
+    let mut last_own = Instant::now();
+    while loopback == Loopback::Other || last_own.elapsed() < LOOPBACK_TIMEOUT {
         let message = match tokio::time::timeout(PING_TIMEOUT, subscription.messages.next()).await {
             Ok(Some(message)) => message,
             Ok(None) => return End::Lost,
@@ -149,9 +149,9 @@ async fn listen(
                 _ => return End::Lost,
             },
         };
-        let Some(here) = link.upgrade() else { return End::Stopped };
-        if on(&here, SubscriptionEvent::Message(message.get_channel_name(), message.get_payload_bytes())) {
-            heard = Instant::now();
+        let Some(link_now) = link.upgrade() else { return End::Stopped };
+        if on(&link_now, SubscriptionEvent::Message(message.get_channel_name(), message.get_payload_bytes())) {
+            last_own = Instant::now();
         }
     }
     End::Lost
@@ -172,17 +172,17 @@ async fn hand_over(
     pattern: &str,
     on: &impl Fn(&Arc<ServerLink>, SubscriptionEvent<'_>) -> bool,
 ) -> Option<Subscription> {
-    static CALLS: AtomicU64 = AtomicU64::new(0);
+    static MARKERS: AtomicU64 = AtomicU64::new(0);
     let mut new = open(link, channels, pattern).await.ok()?;
     // Other servers read the marker as new entries of no user: no user id has this form.
-    let call = format!("{}\0\u{1}{}", link.node(), CALLS.fetch_add(1, Ordering::Relaxed));
-    link.client.query::<redis::Value>(redis::cmd("PUBLISH").arg(&channels[0]).arg(&call)).await.ok()?;
-    let is_call = |channel: &str, payload: &[u8]| channel == channels[0] && payload == call.as_bytes();
-    let called = async {
+    let marker = format!("{}\0\u{1}{}", link.server_name(), MARKERS.fetch_add(1, Ordering::Relaxed));
+    link.client.query::<redis::Value>(redis::cmd("PUBLISH").arg(&channels[0]).arg(&marker)).await.ok()?;
+    let is_marker = |channel: &str, payload: &[u8]| channel == channels[0] && payload == marker.as_bytes();
+    let switched = async {
         loop {
             let Some(message) = old.messages.next().await else { return false };
             let (channel, payload) = (message.get_channel_name(), message.get_payload_bytes());
-            if is_call(channel, payload) {
+            if is_marker(channel, payload) {
                 break;
             }
             _ = on(link, SubscriptionEvent::Message(channel, payload));
@@ -190,10 +190,10 @@ async fn hand_over(
         // The old subscription has received what comes before it.
         loop {
             let Some(message) = new.messages.next().await else { return false };
-            if is_call(message.get_channel_name(), message.get_payload_bytes()) {
+            if is_marker(message.get_channel_name(), message.get_payload_bytes()) {
                 return true;
             }
         }
     };
-    tokio::time::timeout(HAND_OVER_TIMEOUT, called).await.is_ok_and(|heard| heard).then_some(new)
+    tokio::time::timeout(HAND_OVER_TIMEOUT, switched).await.is_ok_and(|arrived| arrived).then_some(new)
 }

@@ -152,7 +152,7 @@ async fn publish_markers(link: Weak<ServerLink>, resubscribed: Arc<Notify>) {
     loop {
         {
             let Some(link) = link.upgrade() else { return };
-            let mark = format!("{}-{}", link.node(), MARKS.fetch_add(1, Ordering::Relaxed));
+            let mark = format!("{}-{}", link.server_name(), MARKS.fetch_add(1, Ordering::Relaxed));
             if let Err(error) = channel::publish_mark(&link, &mark).await {
                 tracing::debug!(%error, "no marker was published on the original's channel");
             }

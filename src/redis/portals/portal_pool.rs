@@ -109,19 +109,19 @@ impl State {
         }
         let now = Instant::now();
         self.announced.retain(|_, (_, at)| now.saturating_duration_since(*at) < ANNOUNCEMENT_TTL);
-        let new = self.announced.iter().filter(|(id, (there, _))| *there && !self.pool.contains(*id));
-        let all = self.pool.iter().chain(new.map(|(id, _)| id));
-        let lives = |id: &&Arc<str>| match (self.announced.get(*id), of_ours(id)) {
-            (Some((there, _)), _) => *there,
+        let announced = self.announced.iter().filter(|(id, (is_present, _))| *is_present && !self.pool.contains(*id));
+        let all = self.pool.iter().chain(announced.map(|(id, _)| id));
+        let is_active = |id: &&Arc<str>| match (self.announced.get(*id), of_ours(id)) {
+            (Some((is_present, _)), _) => *is_present,
             (None, Some((server, _))) => live.split(',').any(|node| node == server),
             (None, None) => self.original_listens,
         };
-        let mut all: Vec<Arc<str>> = all.filter(lives).cloned().collect();
+        let mut all: Vec<Arc<str>> = all.filter(is_active).cloned().collect();
         // Any portal of the original may be configured to receive all events.
-        let listen = self.remote_wants_all || all.iter().any(|id| of_ours(id).is_none());
+        let wants_all = self.remote_wants_all || all.iter().any(|id| of_ours(id).is_none());
         all.sort_unstable();
         all.truncate(REMOTE_MAX);
-        (all, listen)
+        (all, wants_all)
     }
 }
 
@@ -141,7 +141,7 @@ impl Portals {
     pub(in crate::redis) fn begin(link: &Arc<ServerLink>, local: Weak<dyn LocalPortals>) -> Arc<Self> {
         let (events, queue) = mpsc::channel(QUEUE_MAX);
         let portals = Arc::new(Self {
-            server: link.node().into(),
+            server: link.server_name().into(),
             events,
             waiting_bytes: Arc::default(),
             pending_publishes: link.pending_publishes.clone(),
@@ -169,16 +169,16 @@ impl Portals {
         portals
     }
 
-    fn set_local(&self, portal: &str, here: bool) {
+    fn set_local(&self, portal: &str, is_present: bool) {
         {
             let mut state = self.state.lock();
             let name = format!("{}.{portal}", self.server);
-            if here {
+            if is_present {
                 state.local.insert(name.clone());
             } else {
                 state.local.remove(&name);
             }
-            state.dirty.insert(name, here);
+            state.dirty.insert(name, is_present);
         }
         self.changed.notify_one();
     }
@@ -188,7 +188,7 @@ impl Portals {
         let Some(local) = local.upgrade() else { return };
         let live = link.membership();
         let mut reported = self.reported.lock();
-        let now = self.state.lock().remote(&live.nodes);
+        let now = self.state.lock().remote(&live.servers);
         if *reported != now {
             *reported = now;
             local.set_remote(&reported.0, reported.1);
@@ -197,15 +197,15 @@ impl Portals {
 
     /// Reads the pool, and marks differences of this server's entries to be written.
     async fn poll(&self, link: &ServerLink, local: &Weak<dyn LocalPortals>) -> Result<(), RedisError> {
-        let (names, lines) = (link.keys(), link.client());
-        let pool: Vec<String> = lines.query(redis::cmd("SMEMBERS").arg(names.original(Name::Pool))).await?;
-        let watching: Vec<String> = lines.query(redis::cmd("SMEMBERS").arg(names.event_subscribers())).await?;
-        let original_listens = if lines.is_redis_cluster() {
+        let (keys, client) = (link.keys(), link.client());
+        let pool: Vec<String> = client.query(redis::cmd("SMEMBERS").arg(keys.original(Name::Pool))).await?;
+        let wanting_all: Vec<String> = client.query(redis::cmd("SMEMBERS").arg(keys.event_subscribers())).await?;
+        let original_listens = if client.is_redis_cluster() {
             // In a Redis Cluster this cannot be queried.
             true
         } else {
-            let command = redis::cmd("PUBSUB").arg("NUMSUB").arg(names.original(Name::Portal)).to_owned();
-            let (_, count): (String, u64) = lines.query(&command).await?;
+            let command = redis::cmd("PUBSUB").arg("NUMSUB").arg(keys.original(Name::Portal)).to_owned();
+            let (_, count): (String, u64) = client.query(&command).await?;
             count > 0
         };
         {
@@ -213,17 +213,17 @@ impl Portals {
             let own = |id: &str| of_ours(id).is_some_and(|(server, _)| server == &*self.server);
             let (mine, others): (Vec<String>, Vec<String>) = pool.into_iter().partition(|id| own(id));
             let State { local, dirty, .. } = &mut *state;
-            for gone in mine.iter().filter(|id| !local.contains(*id)) {
-                dirty.entry(gone.clone()).or_insert(false);
+            for removed in mine.iter().filter(|id| !local.contains(*id)) {
+                dirty.entry(removed.clone()).or_insert(false);
             }
             for missing in local.iter().filter(|id| !mine.contains(id)) {
                 dirty.entry(missing.clone()).or_insert(true);
             }
-            if watching.iter().any(|server| *server == *self.server) != self.wants_all.load(Ordering::Acquire) {
+            if wanting_all.iter().any(|server| *server == *self.server) != self.wants_all.load(Ordering::Acquire) {
                 state.wants_all_written = None;
             }
             state.pool = others.into_iter().map(Into::into).collect();
-            state.remote_wants_all = watching.iter().any(|server| *server != *self.server);
+            state.remote_wants_all = wanting_all.iter().any(|server| *server != *self.server);
             state.original_listens = original_listens;
             if !state.dirty.is_empty() || state.wants_all_written.is_none() {
                 self.changed.notify_one();
@@ -236,22 +236,22 @@ impl Portals {
     async fn write(&self, link: &ServerLink) -> Result<(), RedisError> {
         loop {
             let wanted = self.wants_all.load(Ordering::Acquire);
-            let (next, watching) = {
+            let (next, wants_all) = {
                 let mut state = self.state.lock();
                 let name = state.dirty.keys().next().cloned();
                 let next = name.and_then(|name| state.dirty.remove_entry(&name));
-                let watching = (state.wants_all_written != Some(wanted)).then_some(wanted);
-                (next, watching)
+                let wants_all = (state.wants_all_written != Some(wanted)).then_some(wanted);
+                (next, wants_all)
             };
-            if let Some((portal, here)) = next {
-                if let Err(error) = change_pool(link, &portal, here).await {
+            if let Some((portal, is_present)) = next {
+                if let Err(error) = change_pool(link, &portal, is_present).await {
                     // A later change counts.
-                    self.state.lock().dirty.entry(portal).or_insert(here);
+                    self.state.lock().dirty.entry(portal).or_insert(is_present);
                     return Err(error);
                 }
-            } else if let Some(watching) = watching {
-                write_wants_all(link, &self.server, watching).await?;
-                self.state.lock().wants_all_written = Some(watching);
+            } else if let Some(wants_all) = wants_all {
+                write_wants_all(link, &self.server, wants_all).await?;
+                self.state.lock().wants_all_written = Some(wants_all);
             } else {
                 return Ok(());
             }
@@ -282,17 +282,17 @@ impl Portals {
     }
 }
 
-async fn change_pool(link: &ServerLink, portal: &str, here: bool) -> Result<(), RedisError> {
-    let announcement = serde_json::json!({ "id": portal, "ready": here }).to_string();
-    let arguments = [if here { "SADD" } else { "SREM" }, portal, &announcement];
+async fn change_pool(link: &ServerLink, portal: &str, is_present: bool) -> Result<(), RedisError> {
+    let announcement = serde_json::json!({ "id": portal, "ready": is_present }).to_string();
+    let arguments = [if is_present { "SADD" } else { "SREM" }, portal, &announcement];
     link.client().run_script(&CHANGE, &[link.keys().original(Name::Pool)], &arguments).await
 }
 
-async fn write_wants_all(link: &ServerLink, server: &str, watching: bool) -> Result<(), RedisError> {
-    let names = link.keys();
-    let command = if watching { "SADD" } else { "SREM" };
-    link.client().query::<redis::Value>(redis::cmd(command).arg(names.event_subscribers()).arg(server)).await?;
-    link.client().query::<redis::Value>(redis::cmd("PUBLISH").arg(names.event_subscribers()).arg(server)).await?;
+async fn write_wants_all(link: &ServerLink, server: &str, wants_all: bool) -> Result<(), RedisError> {
+    let keys = link.keys();
+    let command = if wants_all { "SADD" } else { "SREM" };
+    link.client().query::<redis::Value>(redis::cmd(command).arg(keys.event_subscribers()).arg(server)).await?;
+    link.client().query::<redis::Value>(redis::cmd("PUBLISH").arg(keys.event_subscribers()).arg(server)).await?;
     Ok(())
 }
 
@@ -360,11 +360,11 @@ async fn poll_redis(link: Weak<ServerLink>, portals: Arc<Portals>, local: Weak<d
 }
 
 async fn handle_subscription(link: Weak<ServerLink>, portals: Arc<Portals>, local: Weak<dyn LocalPortals>) {
-    let Some(here) = link.upgrade() else { return };
-    let channels = [here.keys().original(Name::Pool), here.keys().event_subscribers()];
+    let Some(link_now) = link.upgrade() else { return };
+    let channels = [link_now.keys().original(Name::Pool), link_now.keys().event_subscribers()];
     // Subscribes with a pattern, so that NUMSUB of that channel counts only the original's portals.
-    let events = here.keys().original(Name::Portal);
-    drop(here);
+    let events = link_now.keys().original(Name::Portal);
+    drop(link_now);
     let (pool, event_channel) = (&channels[0], &events);
     subscriber::subscribe(link, &channels, &events, subscriber::Loopback::Other, |link, heard| {
         match heard {
@@ -403,8 +403,8 @@ impl RemotePortals for Portals {
         self.set_local(portal, false);
     }
 
-    fn set_wants_all(&self, watching: bool) {
-        if self.wants_all.swap(watching, Ordering::AcqRel) != watching {
+    fn set_wants_all(&self, wants_all: bool) {
+        if self.wants_all.swap(wants_all, Ordering::AcqRel) != wants_all {
             self.changed.notify_one();
         }
     }

@@ -122,7 +122,7 @@ impl Shared {
     pub(super) async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, RedisError> {
         let uptime = self.caller.link()?.uptime();
         let mut report = self.locals.report(user, uptime);
-        let (found, era) = loop {
+        let (found, log_name) = loop {
             let known = self.locals.known(user);
             match self.caller.read(user, after, limit, report.as_ref(), &known).await? {
                 Some(found) => break found,
@@ -134,7 +134,7 @@ impl Shared {
         }
         // A caller may read from any sequence above the head.
         let top = if found.through > after { found.through } else { 0 };
-        if self.locals.set_log(user, era, top) {
+        if self.locals.set_log(user, log_name, top) {
             self.dirty.notify_one();
         }
         Ok(found)

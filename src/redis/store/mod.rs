@@ -211,8 +211,8 @@ impl Store for RedisStore {
             shared.import_undelivered(&owner).await?;
             let attached = shared.caller.attach(&owner, device_id.as_ref(), &report).await?;
             shared.locals.mark_flushed(&owner, &report);
-            Ok(attached.map(|(attached, era)| {
-                shared.locals.set_acknowledged(&owner, device_id.as_ref(), &attached, era);
+            Ok(attached.map(|(attached, log_name)| {
+                shared.locals.set_acknowledged(&owner, device_id.as_ref(), &attached, log_name);
                 shared.dirty.notify_one();
                 attached
             }))

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{
     scripts::{self, LuaScript},
-    unflushed::{Era, Known, Report, time},
+    unflushed::{Known, LogName, Report, time},
 };
 use crate::{
     logging::excerpt,
@@ -76,14 +76,14 @@ impl ScriptClient {
     }
 
     /// Builds the arguments that every step has, followed by the step's own.
-    fn arguments(&self, link: &ServerLink, live: &Membership, step: &LuaScript, own: Arguments) -> Arguments {
+    fn arguments(&self, link: &ServerLink, membership: &Membership, step: &LuaScript, own: Arguments) -> Arguments {
         let limits = &self.limits;
         let millis = |duration: Option<Duration>| text(duration.map_or(0, |duration| duration.as_millis()));
         let mut arguments = vec![
             Bytes::from_static(step.name.as_bytes()),
-            text(link.node()),
-            text(&live.nodes),
-            text(live.as_of_ms),
+            text(link.server_name()),
+            text(&membership.servers),
+            text(membership.as_of_ms),
             text(link.ahead_ms()),
             text(limits.messages),
             text(limits.bytes),
@@ -94,9 +94,9 @@ impl ScriptClient {
             millis(Some(limits.ids_window)),
             text(self.namespace),
             text(link.keys().append_channel()),
-            text(live.epoch_id()),
-            text(if link.client().is_redis_cluster() { live.base } else { live.appends }),
-            if link.client().is_redis_cluster() { text(&live.shards) } else { text(link.keys().epoch()) },
+            text(membership.epoch_id()),
+            text(if link.client().is_redis_cluster() { membership.base } else { membership.appends }),
+            if link.client().is_redis_cluster() { text(&membership.shards) } else { text(link.keys().epoch()) },
         ];
         arguments.extend(own);
         arguments
@@ -117,13 +117,13 @@ impl ScriptClient {
         };
         keys.extend(own);
         for _ in 0..EPOCH_RETRIES_MAX {
-            let live = link.membership();
-            let arguments = self.arguments(&link, &live, step, arguments.clone());
+            let membership = link.membership();
+            let arguments = self.arguments(&link, &membership, step, arguments.clone());
             match link.client().run_script(&step.script, &keys, &arguments).await? {
                 Value::Array(values) => return Ok(values),
                 Value::BulkString(text) if text == b"devices" || text == b"apart" => return Ok(Vec::new()),
                 // Nothing was done: the failover epoch must be adopted first.
-                Value::BulkString(text) if text == b"era" => link.adopt(&live.epoch_id()).await?,
+                Value::BulkString(text) if text == b"era" => link.adopt(&membership.epoch_id()).await?,
                 other => return unexpected_reply(&format!("{other:?}").chars().take(100).collect::<String>()),
             }
         }
@@ -197,7 +197,7 @@ impl ScriptClient {
         user: &UserId,
         device: Option<&DeviceId>,
         report: &Report,
-    ) -> Result<Option<(Attached, Era)>, RedisError> {
+    ) -> Result<Option<(Attached, LogName)>, RedisError> {
         let arguments = vec![encode_report(report), text(device.map_or("", DeviceId::as_str)), text(user)];
         let answer = self.step(&scripts::ATTACH, self.keys(user)?, arguments).await?;
         if answer.is_empty() {
@@ -207,7 +207,7 @@ impl ScriptClient {
         let received = received(integer(&answer, 4)?, &answer[5..])?;
         let head = seq(&answer, 2)?;
         self.link()?.record_sequence(head);
-        Ok(Some((Attached { received, head }, era(&answer, 3)?)))
+        Ok(Some((Attached { received, head }, log_name(&answer, 3)?)))
     }
 
     pub(super) async fn clear(&self, user: &UserId) -> Result<u64, RedisError> {
@@ -226,7 +226,7 @@ impl ScriptClient {
         limit: ReadLimit,
         report: Option<&Report>,
         known: &Known,
-    ) -> Result<Option<(Found, Era)>, RedisError> {
+    ) -> Result<Option<(Found, LogName)>, RedisError> {
         // Larger numbers exceed those of Lua, and any log.
         let capped = |number: u64| text(number.min(1 << 50));
         let (mut entries, mut bytes, from, mut after, mut report) = (Vec::new(), 0, after, after, report);
@@ -240,18 +240,18 @@ impl ScriptClient {
                     arguments.extend([encode_report(report), text(user)]);
                     let answer = self.step(&scripts::REPORT_AND_READ, self.keys(user)?, arguments).await?;
                     self.update_indexes(user, integer(&answer, 3)?, integer(&answer, 4)? == 1).await?;
-                    known = Known { era: era(&answer, 1)?, top: 0, flushed: report.changes };
+                    known = Known { log_name: log_name(&answer, 1)?, top: 0, flushed: report.changes };
                     answer
                 }
                 None => {
-                    arguments.extend([text(&known.era), capped(known.top), text(known.flushed)]);
+                    arguments.extend([text(&known.log_name), capped(known.top), text(known.flushed)]);
                     self.step(&scripts::READ, self.keys(user)?, arguments).await?
                 }
             };
             if answer.is_empty() {
                 return Ok(None);
             }
-            let (through, era) = (seq(&answer, 0)?, era(&answer, 1)?);
+            let (through, log_name) = (seq(&answer, 0)?, log_name(&answer, 1)?);
             // Each step has a bound, so that Redis serves others in between.
             let is_all = integer(&answer, 2)? == 0;
             let mut answer = answer.into_iter().skip(5);
@@ -264,7 +264,7 @@ impl ScriptClient {
                 if through > from {
                     self.link()?.record_sequence(through);
                 }
-                return Ok(Some((Found { entries, through }, era)));
+                return Ok(Some((Found { entries, through }, log_name)));
             }
             after = through;
         }
@@ -401,7 +401,7 @@ pub(super) fn encode_report(report: &Report) -> Bytes {
     let ago = |ago: &Duration| (ago.as_micros().max(1) as f64) / 1000.0;
     let json = ReportJson {
         n: report.changes,
-        e: &report.era,
+        e: &report.log_name,
         m: seq(report.top),
         w: report.flushed,
         h: report.hold.map_or(-1, |hold| seq(hold).cast_signed()),
@@ -463,10 +463,10 @@ fn state(answer: &Value) -> Result<(UserState, bool), RedisError> {
     Ok((state, integer(answer, 8)? == 1))
 }
 
-fn era(values: &[Value], at: usize) -> Result<Era, RedisError> {
+fn log_name(values: &[Value], at: usize) -> Result<LogName, RedisError> {
     match values.get(at) {
-        Some(Value::BulkString(era)) => Ok(String::from_utf8_lossy(era).into()),
-        _ => unexpected_reply("an era"),
+        Some(Value::BulkString(log_name)) => Ok(String::from_utf8_lossy(log_name).into()),
+        _ => unexpected_reply("a log name"),
     }
 }
 

@@ -30,13 +30,13 @@ const LEFT_MAX: usize = 64;
 const DIRTY_USERS_MAX: usize = 100_000;
 
 /// Name of a log in its epoch. Another name means that reports may have been lost.
-pub(super) type Era = Box<str>;
+pub(super) type LogName = Box<str>;
 
 /// How sessions of this server know a log.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     /// Its name; empty without sessions.
-    pub era: Era,
+    pub log_name: LogName,
     /// Highest sequence that they have seen.
     pub top: Seq,
     /// Last change that Redis has confirmed.
@@ -57,7 +57,7 @@ struct UserReport {
     /// Acknowledgements of those cursors.
     acknowledged: HashMap<Name, Received>,
     /// Name of the log that sessions know.
-    era: Era,
+    log_name: LogName,
     /// Highest sequence that they have seen.
     top: Seq,
     seen_ms: u64,
@@ -73,7 +73,7 @@ pub(super) struct Report {
     pub changes: u64,
     /// Last change that Redis has confirmed.
     pub flushed: u64,
-    pub era: Era,
+    pub log_name: LogName,
     pub top: Seq,
     pub hold: Option<Seq>,
     pub attached: Vec<Name>,
@@ -197,8 +197,14 @@ impl UnflushedReports {
     }
 
     /// Records what the cursor of an attached session has acknowledged.
-    pub(super) fn set_acknowledged(&self, user: &UserId, device: Option<&DeviceId>, attached: &Attached, era: Era) {
-        self.set_log(user, era, attached.head);
+    pub(super) fn set_acknowledged(
+        &self,
+        user: &UserId,
+        device: Option<&DeviceId>,
+        attached: &Attached,
+        log_name: LogName,
+    ) {
+        self.set_log(user, log_name, attached.head);
         let mut all = self.state.lock();
         let Some(local) = all.users.get_mut(user) else { return };
         let name = name(device);
@@ -210,11 +216,14 @@ impl UnflushedReports {
 
     /// Records the name of a user's log, and that it was read up to `top`. Returns true if the name has changed: then
     /// acknowledgements are reported again. A log that does not exist has no name and is no change.
-    pub(super) fn set_log(&self, user: &UserId, era: Era, top: Seq) -> bool {
+    pub(super) fn set_log(&self, user: &UserId, log_name: LogName, top: Seq) -> bool {
         let State { users, dirty } = &mut *self.state.lock();
         let Some(local) = users.get_mut(user) else { return false };
         local.top = local.top.max(top);
-        if era.is_empty() || local.era == era || std::mem::replace(&mut local.era, era).is_empty() {
+        if log_name.is_empty()
+            || local.log_name == log_name
+            || std::mem::replace(&mut local.log_name, log_name).is_empty()
+        {
             return false;
         }
         local.changes = self.next();
@@ -229,8 +238,11 @@ impl UnflushedReports {
     /// Returns how sessions of this server know the log of a user.
     pub(super) fn known(&self, user: &UserId) -> Known {
         let all = self.state.lock();
-        let known =
-            all.users.get(user).map(|local| Known { era: local.era.clone(), top: local.top, flushed: local.flushed });
+        let known = all.users.get(user).map(|local| Known {
+            log_name: local.log_name.clone(),
+            top: local.top,
+            flushed: local.flushed,
+        });
         known.unwrap_or_default()
     }
 
@@ -288,7 +300,7 @@ impl UserReport {
         Report {
             changes: self.changes,
             flushed: self.flushed,
-            era: self.era.clone(),
+            log_name: self.log_name.clone(),
             top: self.top,
             hold: self.hold,
             attached: self.attached.keys().cloned().collect(),
