@@ -45,7 +45,7 @@ end
 -- not enough: a log may have had more entries since than milliseconds have passed.
 local function above_lost(to)
   if not SINGLE_REDIS then return to end
-  to = math.max(to, tonumber(redis.call('HGET', A[17], 'lost') or 0) + SEQUENCE_RESERVE)
+  to = math.max(to, tonumber(redis.call('HGET', A[17], 'lost') or 0) + LOST_GAP_MIN)
   redis.call('HSET', A[17], 'lost', int(to))
   return to
 end
@@ -60,11 +60,11 @@ local function enter(S, log, user)
   local is_lost = not era and (S.head > 0 or SINGLE_REDIS and redis.call('ZSCORE', K[1], user))
   local from, to = S.head + 1, BASE
   -- Sequences of an epoch in between may be lost. It began at this distance behind the same head.
-  if era or is_lost then to = math.max(S.head + SEQUENCE_RESERVE, BASE) end
+  if era or is_lost then to = math.max(S.head + LOST_GAP_MIN, BASE) end
   -- A shard has no base. One that joined later may have had this log, and have come back without it.
   if not SINGLE_REDIS and (era or not string.find(A[17], ERA, 1, true)) then to = math.max(to, math.floor(NOW)) end
   -- The log may have come as far as this in its epoch.
-  if is_lost then to = above_lost(math.max(to, BASE + SEQUENCE_RESERVE, math.floor(NOW))) end
+  if is_lost then to = above_lost(math.max(to, BASE + LOST_GAP_MIN, math.floor(NOW))) end
   -- A log that does not exist may have been lost if the epoch is young.
   if era or is_lost or BASE > 0 and NOW < BEGAN + REPORT_TIMEOUT_MS then S.at = NOW end
   if era then add_earlier_name(S, era) else S.low = to end
@@ -90,5 +90,5 @@ local function rejoin(S, log, known, seen, reported)
   elseif seen <= (S.low or 0) then
     return
   end
-  renumber(S, log, above_lost(math.max(S.head + SEQUENCE_RESERVE, seen + SEQUENCE_RESERVE, BASE, math.floor(NOW))))
+  renumber(S, log, above_lost(math.max(S.head + LOST_GAP_MIN, seen + LOST_GAP_MIN, BASE, math.floor(NOW))))
 end

@@ -7,8 +7,8 @@
 -- ARGV: 1 step, 2 this server, 3 live servers (a,b,c), 4 when those were listed (ms), 5 milliseconds by which the clock is
 -- ahead (tests), 6 messages and 7 bytes of one user, 8 maximum age in ms (0 = none), 9 overflow (drop or reject), 10 device
 -- age in ms (0 = none), 11 devices, 12 window of dispatch ids in ms, 13 fingerprint of the namespace, 14 append channel, 15
--- the epoch that the caller has adopted, 16 append steps in it that the caller has seen; in a Redis Cluster the base of the
--- epoch, 17 key of the epoch; in a Redis Cluster replication ids of its first shards. Arguments of the step begin at 18.
+-- the epoch that the caller has adopted, 16 append steps in it that the caller has seen (in a Redis Cluster the base of the
+-- epoch), 17 key of the epoch (in a Redis Cluster replication ids of its first shards). Arguments of the step begin at 18.
 --
 -- KEYS: 1 user index, 2 expiry index; the step's from 3. In a Redis Cluster the first three are the same, and the caller
 -- writes the indexes from the results.
@@ -24,7 +24,7 @@ local SCAN_ENTRIES_MAX, SCAN_BYTES_MAX = 1024, 1024 * 1024
 local QUOTA, COLLAPSED, CLEARED, LOST = 1, 3, 2, 5
 
 -- Distance behind its head at which a log continues after it may have lost assigned sequences, at least.
-local SEQUENCE_RESERVE = 1000000
+local LOST_GAP_MIN = 1000000
 
 -- Earlier names that a log remembers.
 local EARLIER_NAMES_MAX = 16
