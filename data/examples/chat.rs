@@ -64,7 +64,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .configure(|config| (config.sync.enabled, config.reconnect.enabled) = (true, true))
         .authenticate(|data| async move {
             let name = data.get("token").and_then(|token| token.as_str()).unwrap_or_default();
-            UserId::new(name).map(Identity::new).map_err(|error| AuthError::Refused(error.to_string()))
+            UserId::new(name).map(Identity::new).map_err(|error| AuthError::Rejected(error.to_string()))
         })
         .middleware(RateLimit::new(5.0, 20))
         .handler(Room::default())

@@ -1,4 +1,4 @@
-//! Who a backend is: the keys of the HTTP API, and the password of the Redis protocol.
+//! Checks API keys, and the password of the Redis protocol.
 
 use std::fmt;
 
@@ -7,49 +7,50 @@ use subtle::{Choice, ConstantTimeEq as _};
 
 use crate::config;
 
-/// The configured API keys, as digests: all of one length, so that comparing takes the same time whatever is shown.
+/// Holds the API keys as digests. Digests have one length, so a comparison takes the same time for every key.
 #[derive(Clone)]
 pub struct ApiKeys {
     digests: Vec<Vec<u8>>,
 }
 
 impl ApiKeys {
-    /// Takes the keys over.
+    /// Digests the configured keys.
     #[must_use]
     pub fn new(api: &config::Api) -> Self {
         Self { digests: api.keys.iter().map(|key| digest(key.as_bytes())).collect() }
     }
 
-    /// Whether there are none: then nobody is let in.
+    /// Tests that no key is configured. Then every request is rejected.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.digests.is_empty()
     }
 
-    /// Whether `presented` is one of the keys. Takes the same time for every text of one length: each key is compared,
-    /// to its end, also after one that fits. Without keys it is always false.
+    /// Tests that `presented` is one of the keys. Without keys it is always false.
+    ///
+    /// Takes the same time for all texts of one length: every key is compared to its end, even after a match.
     #[must_use]
     pub fn check(&self, presented: &str) -> bool {
         let presented = digest(presented.as_bytes());
-        let fits = |found: Choice, key: &Vec<u8>| found | key.ct_eq(&presented);
-        self.digests.iter().fold(Choice::from(0), fits).into()
+        let compare = |found: Choice, key: &Vec<u8>| found | key.ct_eq(&presented);
+        self.digests.iter().fold(Choice::from(0), compare).into()
     }
 }
 
-/// A password that a connection has to show, as a digest.
+/// Holds a connection's password as a digest.
 #[derive(Clone)]
 pub struct Password {
     digest: Vec<u8>,
 }
 
 impl Password {
-    /// Takes it over.
+    /// Digests the configured password.
     #[must_use]
     pub fn new(password: &str) -> Self {
         Self { digest: digest(password.as_bytes()) }
     }
 
-    /// Whether that is it. Takes the same time for everything of one length.
+    /// Tests that `presented` is the password. Takes the same time for all inputs of one length.
     #[must_use]
     pub fn check(&self, presented: &[u8]) -> bool {
         self.digest.ct_eq(&digest(presented)).into()
@@ -68,8 +69,9 @@ impl fmt::Debug for ApiKeys {
     }
 }
 
-/// SHA-256. The crate that checks tokens has it at hand; one more for this alone would be one to keep up with.
+/// Computes SHA-256 with the crate that verifies tokens, to avoid another dependency.
 fn digest(bytes: &[u8]) -> Vec<u8> {
-    // Its signature is for implementations that may lack a hash; this one has all three.
-    (aws_lc::DEFAULT_PROVIDER.key_utils.compute_digest)(bytes, ThumbprintHash::SHA256).expect("SHA-256 takes any bytes")
+    // The result is optional for providers that lack a hash; this one has SHA-256.
+    (aws_lc::DEFAULT_PROVIDER.key_utils.compute_digest)(bytes, ThumbprintHash::SHA256)
+        .expect("the provider has SHA-256")
 }

@@ -1,4 +1,4 @@
-//! Authentication: the trait, its errors, and the identity of a client.
+//! Defines the trait of authenticators, its errors, and the identity of a client.
 
 use std::time::SystemTime;
 
@@ -7,25 +7,25 @@ use serde_json::{Map, Value};
 
 use crate::message::{UserId, surrogates};
 
-/// Longest token that is looked at, in bytes; a longer one is refused before anything is done with it.
+/// Length limit of a token in bytes. A longer one is rejected before it is parsed.
 pub const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
-/// What a client showed is accepted, and this is who it is.
+/// Identifies an authenticated client.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Identity {
-    /// Whose messages the connection will get.
+    /// User whose messages the connection gets.
     pub id: UserId,
-    /// What the client is sent as its user object, when that is configured: a JSON object.
+    /// JSON object that the client is sent as its user object, if that is configured.
     pub user: Map<String, Value>,
-    /// When this stops being true; the connection is closed then.
+    /// Time at which the authentication expires; then the connection closes.
     pub expires: Option<SystemTime>,
-    /// The user object as JSON text, where `user` cannot hold it: it has half of a surrogate pair. Sent in its place.
+    /// The user object as JSON, sent in place of `user` if it has an unpaired surrogate, which `user` cannot hold.
     pub(crate) user_text: Option<String>,
 }
 
 impl Identity {
-    /// This user, with `{"id": …}` for a user object and without an end.
+    /// Creates an identity with the user object `{"id": …}` that does not expire.
     #[must_use]
     pub fn new(id: UserId) -> Self {
         let user = Map::from_iter([("id".to_owned(), Value::from(id.as_str()))]);
@@ -33,28 +33,29 @@ impl Identity {
     }
 }
 
-/// Why a client is not let in. Written to the log; the client learns no more than that it failed.
+/// Says why authentication failed. Written to the log; the client only learns that it failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
-    /// What was shown does not hold.
+    /// The credentials are invalid.
     #[error("{0}")]
-    Refused(String),
-    /// It could not be checked just now.
+    Rejected(String),
+    /// The credentials could not be checked, for example because the webhook is unreachable.
     #[error("could not check: {0}")]
     Unavailable(String),
 }
 
-/// Finds out who a client is.
+/// Authenticates clients.
 pub trait Authenticator: Send + Sync + 'static {
-    /// `data` is the `d` of the client's authentication frame, a JSON object as the application passed it.
+    /// Authenticates a client. `data` is the `d` of its authentication frame: a JSON object that the application passed.
     ///
-    /// The future may be dropped when the connection goes away or its time is up.
+    /// The future may be dropped when the connection closes or `limits` time it out.
     fn authenticate<'a>(&'a self, data: &'a Map<String, Value>) -> BoxFuture<'a, Result<Identity, AuthError>>;
 
-    /// As [`authenticate`](Self::authenticate), called instead where a text in the data has half of a surrogate pair: a
-    /// character that JavaScript has cut in two. `data` has U+FFFD in its place, so that two such texts may look alike; `text`
-    /// is the data as JSON, as it was sent. A token that was cut so is refused before.
+    /// Authenticates data in which a string has an unpaired surrogate: a character that JavaScript has cut in two.
+    ///
+    /// Called in place of [`authenticate`](Self::authenticate). `data` has U+FFFD in place of the surrogate, so two different
+    /// strings may become equal. `text` is the data as JSON, as it was sent. A token with one is rejected before.
     fn authenticate_text<'a>(
         &'a self,
         data: &'a Map<String, Value>,
@@ -64,29 +65,29 @@ pub trait Authenticator: Send + Sync + 'static {
         self.authenticate(data)
     }
 
-    /// Why a task behind this authenticator failed when it last ran, if it did: for `/readyz`.
+    /// Returns why a task of this authenticator last failed, for `/readyz`.
     #[doc(hidden)]
     fn failed_task(&self) -> Option<String> {
         None
     }
 }
 
-/// Why clients cannot be authenticated as configured: a sentence that says what to change.
+/// Says why an authenticator cannot be created, and what to change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct AuthSetupError(pub(super) String);
 
-/// The token in what the client passed.
+/// Returns the token in the client's data.
 pub(super) fn token(data: &Map<String, Value>) -> Result<&str, AuthError> {
-    let token = data.get("token").ok_or_else(|| refused("there is no token"))?;
-    let token = token.as_str().ok_or_else(|| refused("the token is not a string"))?;
+    let token = data.get("token").ok_or_else(|| rejected("the data has no token"))?;
+    let token = token.as_str().ok_or_else(|| rejected("the token is not a string"))?;
     if token.len() > TOKEN_BYTES_MAX {
-        return Err(refused(format!("the token has {} bytes and may have {TOKEN_BYTES_MAX}", token.len())));
+        return Err(rejected(format!("the token has {} bytes, above the limit of {TOKEN_BYTES_MAX}", token.len())));
     }
     Ok(token)
 }
 
-/// A JSON object, and its text where it has half of a surrogate pair; with `id` in place of its own.
+/// Parses a user object and sets its `id`. Also returns its JSON if it has an unpaired surrogate.
 pub(super) fn user_object(text: &str, id: &UserId) -> Option<(Map<String, Value>, Option<String>)> {
     let mut user: Map<String, Value> = serde_json::from_str(&surrogates::replace_halves(text)).ok()?;
     user.insert("id".into(), id.as_str().into());
@@ -100,6 +101,6 @@ pub(super) fn user_object(text: &str, id: &UserId) -> Option<(Map<String, Value>
     Some((user, Some(text)))
 }
 
-pub(super) fn refused(reason: impl Into<String>) -> AuthError {
-    AuthError::Refused(reason.into())
+pub(super) fn rejected(reason: impl Into<String>) -> AuthError {
+    AuthError::Rejected(reason.into())
 }

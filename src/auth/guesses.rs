@@ -1,13 +1,13 @@
-//! Limits guessing of API keys and passwords, per network address.
+//! Limits guesses of API keys and passwords, per network address.
 //!
-//! A wrong secret is answered after a delay that grows with the number of recent ones from the same address. Of an address with
-//! too many different wrong secrets no more are compared until some time has passed. A connection that has presented a right
-//! one is exempt. Right secrets are never delayed.
+//! A wrong secret is answered after a delay that grows with the number of recent ones from the same address. Above a limit of
+//! different wrong secrets, secrets from the address are not compared until some time has passed. A connection that has
+//! presented a right secret is exempt. Right secrets are never delayed.
 //!
-//! That could lock out clients that share an address with a guesser, behind a proxy above all. To compare a secret is to tell
-//! whether it is right, at once: a right one cannot be let through without a limit unless guesses have none. Only its height
-//! can be chosen. An address that presents no right secret has no client to lock out, and its limit is low. Where one came
-//! within the last hour the limit is higher: only a flood locks clients out then, and 20 guesses a second find no key of 16
+//! The limit may lock out clients that share an address with a guesser, for example behind a proxy. It cannot be avoided:
+//! comparing a secret reveals whether it is right, so exempting right secrets would remove the limit. Only its height can
+//! be chosen. An address without a right secret has no client to lock out, and its limit is low. If a right one came within
+//! the last hour, the limit is higher. Then only a flood locks clients out, and 20 guesses per second find no key of 16
 //! random characters.
 
 use std::{
@@ -19,44 +19,44 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// How many different wrong secrets an address may present.
+/// Bounds the different wrong secrets of an address.
 #[derive(Debug)]
 struct Limit {
-    /// At once. Above this its secrets are not compared.
+    /// Wrong secrets at one time. Above it, secrets of the address are not compared.
     wrong_max: u32,
-    /// One is forgotten after each of these intervals.
+    /// Interval after which one wrong secret is forgotten.
     forget_interval: Duration,
 }
 
-/// For an address that has presented no right secret lately.
+/// Limit of an address without a right secret within [`PROVEN_TTL`].
 const UNPROVEN: Limit = Limit { wrong_max: 20, forget_interval: Duration::from_secs(1) };
 
-/// For one that has.
+/// Limit of an address with one.
 const PROVEN: Limit = Limit { wrong_max: 100, forget_interval: Duration::from_millis(50) };
 
-/// How long an address counts as proven after it has presented a right secret.
+/// Time for which an address counts as proven after a right secret.
 const PROVEN_TTL: Duration = Duration::from_secs(60 * 60);
 
-/// A connection that goes on presenting a right secret has its address counted as proven again this often at most.
+/// Minimum interval at which a connection renews the proof of its address.
 const PROOF_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Addresses without wrong secrets are forgotten this often at most.
+/// Minimum interval of removing addresses without wrong secrets.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Delay of the answer to the first wrong secret; doubled for each further one.
+/// Delay of the reply to the first wrong secret; doubled for each further one.
 const DELAY_MIN: Duration = Duration::from_millis(100);
 
-/// Longest delay of an answer.
+/// Maximum delay of a reply.
 const DELAY_MAX: Duration = Duration::from_secs(2);
 
-/// Addresses that are remembered. When the table is full and none can be forgotten, an arbitrary one is replaced.
+/// Addresses in the table. If none can be removed from a full table, an arbitrary one is replaced.
 const ADDRESSES_MAX: usize = 10_000;
 
-/// Wrong secrets remembered per address. A backend that is configured with a wrong key and repeats it is no guesser, and
-/// does not use up the limit of others behind its address.
+/// Wrong secrets remembered per address. A backend that repeats one wrong key is not guessing, and does not use up the limit
+/// of others at its address.
 const REPEATS_MAX: usize = 4;
 
-/// Wrong secrets are reported in the log this often at most.
+/// Minimum interval of log lines about wrong secrets.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Counts wrong secrets per address.
@@ -64,21 +64,21 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Guesses {
     addresses: Mutex<Addresses>,
     report: Mutex<Report>,
-    /// Its keys are random, so that fingerprints say nothing about secrets.
+    /// Randomly keyed, so that fingerprints reveal nothing about secrets.
     hasher: RandomState,
 }
 
-/// What one connection has proven: when its address was last counted as proven for that.
+/// Records when a connection last proved its address.
 #[derive(Debug, Default)]
 pub struct Proof(Mutex<Option<Instant>>);
 
 impl Proof {
-    /// Whether the connection has presented a right secret.
+    /// Tests that the connection has presented a right secret.
     pub fn is_given(&self) -> bool {
         self.0.lock().is_some()
     }
 
-    /// True if the address is to be counted as proven: again while the connection lasts, and not for each request.
+    /// Renews the proof. True if [`PROOF_INTERVAL`] has passed, so that the address must be recorded again.
     fn renew(&self, now: Instant) -> bool {
         let mut last = self.0.lock();
         let is_due = last.is_none_or(|last| now.saturating_duration_since(last) >= PROOF_INTERVAL);
@@ -95,16 +95,16 @@ struct Addresses {
     swept: Option<Instant>,
 }
 
-/// What came from one address.
+/// Counts the secrets of one address.
 #[derive(Debug)]
 struct Address {
-    /// When it last presented a right secret, to within [`PROOF_INTERVAL`].
+    /// Time of the last right secret, to within [`PROOF_INTERVAL`].
     proven: Option<Instant>,
-    /// How many wrong ones count now.
+    /// Number of wrong secrets that count now.
     count: u32,
-    /// When one was last forgotten, or the first counted.
+    /// Time at which one was last forgotten, or the first was counted.
     since: Instant,
-    /// Fingerprints of the latest ones.
+    /// Fingerprints of the latest wrong secrets.
     latest: [u64; REPEATS_MAX],
 }
 
@@ -120,7 +120,7 @@ impl Address {
         self.proven.is_some_and(|at| now.saturating_duration_since(at) < PROVEN_TTL)
     }
 
-    /// Forgets wrong secrets that are old enough, and returns the limit of the others.
+    /// Forgets wrong secrets whose interval has passed, and returns the limit for the rest.
     fn forget(&mut self, now: Instant) -> &'static Limit {
         let limit = if self.is_proven(now) { &PROVEN } else { &UNPROVEN };
         let intervals = now.saturating_duration_since(self.since).as_millis() / limit.forget_interval.as_millis();
@@ -133,22 +133,22 @@ impl Address {
 }
 
 impl Guesses {
-    /// Admits a secret to be compared.
+    /// Admits a secret to comparison.
     ///
     /// An unknown address (`None`) is always admitted.
     ///
     /// # Errors
-    /// With the time after which the address may try again, if it has presented too many wrong ones.
+    /// Returns the time after which to retry, if the address is above its limit.
     pub fn admit(&self, address: Option<IpAddr>) -> Result<(), Duration> {
         self.admit_at(address, Instant::now())
     }
 
-    /// Remembers that an address has presented a right secret, over a connection with this proof.
+    /// Records a right secret of an address, over the connection with this proof.
     pub fn right(&self, address: Option<IpAddr>, proof: &Proof) {
         self.right_at(address, proof, Instant::now());
     }
 
-    /// Counts a wrong secret, reports it in the log, and returns how long to delay the answer.
+    /// Counts a wrong secret, logs it, and returns the delay of the reply.
     pub fn wrong(&self, address: Option<IpAddr>, secret: &[u8]) -> Duration {
         let now = Instant::now();
         self.report(address, now);
@@ -170,7 +170,7 @@ impl Guesses {
         let Some(address) = address else { return };
         let mut addresses = self.addresses.lock();
         let known = addresses.entry(network(address), now);
-        // What was presented until now is forgotten as before.
+        // Earlier secrets are forgotten under the old limit.
         known.forget(now);
         known.proven = Some(now);
     }
@@ -206,13 +206,13 @@ impl Guesses {
 impl Addresses {
     fn entry(&mut self, address: IpAddr, now: Instant) -> &mut Address {
         if self.known.len() >= ADDRESSES_MAX && !self.known.contains_key(&address) {
-            self.make_room(now);
+            self.remove_address(now);
         }
         self.known.entry(address).or_insert(Address { proven: None, count: 0, since: now, latest: [0; REPEATS_MAX] })
     }
 
-    fn make_room(&mut self, now: Instant) {
-        // Going through all of them at every new address would be a cost of its own.
+    fn remove_address(&mut self, now: Instant) {
+        // A scan for every new address would be too costly.
         if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP_INTERVAL) {
             self.swept = Some(now);
             self.known.retain(|_, known| {
@@ -221,7 +221,7 @@ impl Addresses {
             });
         }
         if self.known.len() >= ADDRESSES_MAX {
-            // Those that are proven are few, and go last.
+            // Proven addresses are few, and are replaced last.
             let unproven = self.known.iter().find(|(_, known)| !known.is_proven(now));
             let any = unproven.or_else(|| self.known.iter().next()).map(|(address, _)| *address);
             any.and_then(|address| self.known.remove(&address));
@@ -229,7 +229,7 @@ impl Addresses {
     }
 }
 
-/// The network that counts as one address: an IPv6 host commonly has a whole /64 to itself.
+/// Returns the network that counts as one address: an IPv6 host commonly has a whole /64.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn guesser_is_delayed_more_and_more_and_then_not_compared() {
+    fn wrong_secrets_are_delayed_and_then_not_compared() {
         let (guesses, now) = (Guesses::default(), Instant::now());
         let delays: Vec<_> = (0..7).map(|n| guess(&guesses, HOME, n, now).as_millis()).collect();
         assert_eq!(delays, [100, 200, 400, 800, 1600, 2000, 2000]);
@@ -261,14 +261,14 @@ mod tests {
         (7..1000).for_each(|n| _ = guess(&guesses, HOME, n, now));
         assert_eq!(guesses.admit_at(HOME, now), Err(UNPROVEN.forget_interval));
         let other = Some("10.0.0.1".parse().unwrap());
-        assert_eq!(guesses.admit_at(other, now), Ok(()), "another address is not concerned");
+        assert_eq!(guesses.admit_at(other, now), Ok(()), "another address is not limited");
         let later = now + UNPROVEN.forget_interval;
         assert_eq!(guesses.admit_at(HOME, later), Ok(()), "one more after each interval");
         guess(&guesses, HOME, 1000, later);
         assert_eq!(guesses.admit_at(HOME, later), Err(UNPROVEN.forget_interval));
     }
 
-    /// How many of so many guesses a second are compared in a minute, and how often another client is refused.
+    /// Returns how many of a minute's guesses are compared, and how often another client is rejected.
     fn minute(guesses: &Guesses, began: Instant, per_second: u32) -> (usize, usize) {
         let (mut compared, mut refused) = (0, 0);
         for n in 0..60 * per_second {
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn address_with_a_right_secret_is_locked_out_by_a_flood_alone() {
+    fn proven_address_is_locked_out_only_by_flood() {
         let (guesses, now) = (Guesses::default(), Instant::now());
         let (compared, refused) = minute(&guesses, now, 4);
         assert!((60..90).contains(&compared) && refused > 100, "{compared} {refused}");
@@ -292,12 +292,12 @@ mod tests {
         assert_eq!(minute(&guesses, now, 4), (240, 0));
         let now = now + Duration::from_secs(60);
         let (compared, refused) = minute(&guesses, now, 1000);
-        // Over the limit 20 a second and no more, however fast they come.
+        // Above the limit 20 per second are compared, whatever the rate.
         assert!((1000..60 * 20 + 110).contains(&compared) && refused > 10_000, "{compared} {refused}");
         let later = now + PROVEN_TTL;
         assert_eq!(guesses.admit_at(HOME, later), Ok(()));
         (0..20).for_each(|n| _ = guess(&guesses, HOME, n, later));
-        assert_eq!(guesses.admit_at(HOME, later), Err(UNPROVEN.forget_interval), "not for ever");
+        assert_eq!(guesses.admit_at(HOME, later), Err(UNPROVEN.forget_interval), "the proof expires");
     }
 
     #[test]
@@ -311,9 +311,9 @@ mod tests {
         assert_eq!(guess(&guesses, HOME, 7, later), DELAY_MIN);
     }
 
-    /// A backend may keep one connection for days.
+    /// Covers a backend that keeps one connection for days.
     #[test]
-    fn address_stays_proven_while_a_connection_presents_right_secrets() {
+    fn address_stays_proven_while_connection_presents_right_secrets() {
         let (guesses, began, proof) = (Guesses::default(), Instant::now(), Proof::default());
         let later = began + 3 * PROVEN_TTL;
         let mut now = began;
@@ -332,10 +332,10 @@ mod tests {
         guesses.right_at(HOME, &Proof::default(), now);
         (0..3 * ADDRESSES_MAX).for_each(|n| _ = guess(&guesses, address(n), n, now));
         assert_eq!(guesses.addresses.lock().known.len(), ADDRESSES_MAX);
-        assert!(guesses.addresses.lock().known.contains_key(&HOME.unwrap()), "proven addresses go last");
+        assert!(guesses.addresses.lock().known.contains_key(&HOME.unwrap()), "proven addresses are replaced last");
         let later = now + UNPROVEN.forget_interval;
         guess(&guesses, address(usize::MAX >> 33), 0, later);
-        assert_eq!(guesses.addresses.lock().known.len(), 2, "what no longer counts is forgotten");
+        assert_eq!(guesses.addresses.lock().known.len(), 2, "addresses without wrong secrets are removed");
     }
 
     #[test]

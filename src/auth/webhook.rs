@@ -1,4 +1,4 @@
-//! A backend says who a client is: what the client sent is posted to it.
+//! Authenticates clients by a request to a backend.
 
 use std::{
     fmt,
@@ -10,80 +10,80 @@ use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::{AuthError, AuthSetupError, Authenticator, Identity, refused, user_object};
+use super::{AuthError, AuthSetupError, Authenticator, Identity, rejected, user_object};
 use crate::{
     config,
-    http_client::{Outgoing, signing},
+    http_client::{HttpClient, signing},
     message::{UserId, surrogates},
 };
 
-/// Longest answer, in bytes.
-const ANSWER_BYTES_MAX: usize = 64 << 10;
+/// Size limit of a response, in bytes.
+const RESPONSE_BYTES_MAX: usize = 64 << 10;
 
-/// Asks a backend. The question is the `d` of the client's authentication as JSON, signed if there is a secret; the answer
-/// is `{"id":"alice","user":{…},"expires":1700000000}`, of which only `id` has to be there, with a status of success. 401
-/// and 403 say no. Whatever else comes, or that nothing does, says that it could not be found out.
+/// Posts the client's authentication data to a backend.
+///
+/// The body is the `d` of the authentication frame as JSON, signed if a secret is configured. A response of success is
+/// `{"id":"alice","user":{…},"expires":1700000000}`, of which only `id` is required. 401 and 403 reject the client. Any other
+/// response, or none, means that authentication is unavailable.
 pub struct Webhook {
-    outgoing: Outgoing,
+    http: HttpClient,
     secret: Option<String>,
     timeout: Duration,
-    /// Who finds none left waits for his turn, and no longer than for an answer.
-    turns: Semaphore,
+    /// Bounds the concurrent requests. Waiting for a permit counts towards the timeout.
+    permits: Semaphore,
 }
 
-/// What a backend says.
+/// Mirrors the JSON of a response.
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct IdentityResponse<'a> {
     #[serde(borrow)]
     id: &'a RawValue,
     #[serde(borrow, default)]
     user: Option<&'a RawValue>,
-    /// Seconds since 1970.
+    /// Time of expiry in seconds since 1970.
     #[serde(default)]
     expires: Option<f64>,
 }
 
 impl Webhook {
-    /// Sets it up; asks nothing yet.
+    /// Creates the client, without a request yet.
     ///
     /// # Errors
-    /// When the address is refused, or the system's certificates cannot be used.
+    /// Fails if the URL is rejected, or the system's certificates cannot be loaded.
     pub fn new(webhook: &config::AuthWebhook) -> Result<Self, AuthSetupError> {
-        let outgoing = Outgoing::new(&webhook.url, webhook.timeout, webhook.allow_private);
+        let http = HttpClient::new(&webhook.url, webhook.timeout, webhook.allow_private);
         Ok(Self {
-            outgoing: outgoing.map_err(|why| AuthSetupError(format!("authentication.webhook.url {why}")))?,
+            http: http.map_err(|why| AuthSetupError(format!("authentication.webhook.url {why}")))?,
             secret: webhook.secret.clone(),
             timeout: webhook.timeout,
-            turns: Semaphore::new(webhook.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
+            permits: Semaphore::new(webhook.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
         })
     }
 
-    async fn ask_in_time(&self, body: Vec<u8>) -> Result<Identity, AuthError> {
-        let asked = timeout(self.timeout, self.ask(body)).await;
+    async fn request_in_time(&self, body: Vec<u8>) -> Result<Identity, AuthError> {
+        let result = timeout(self.timeout, self.request(body)).await;
         let late = || unavailable(&format!("did not answer within {} ms", self.timeout.as_millis()));
-        asked.unwrap_or_else(|_| Err(late()))
+        result.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn ask(&self, body: Vec<u8>) -> Result<Identity, AuthError> {
-        // Never closed, so a turn always comes.
-        let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
+    async fn request(&self, body: Vec<u8>) -> Result<Identity, AuthError> {
+        let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
         let headers = self.secret.as_ref().map(|secret| signing::headers(secret, &body));
         let headers = headers.as_ref().map_or(&[][..], |headers| &headers[..]);
-        let answer = self.outgoing.ask(body, headers, ANSWER_BYTES_MAX).await;
-        let answer = answer.map_err(|error| AuthError::Unavailable(error.to_string()))?;
-        match answer.status {
-            200..300 => identity(&answer.body, SystemTime::now()),
-            300..=399 => Err(unavailable(&format!("answers {}, and redirections are not followed", answer.status))),
-            401 | 403 => Err(refused("the webhook says no")),
-            status => Err(unavailable(&format!("answers {status}"))),
+        let response = self.http.post_json(body, headers, RESPONSE_BYTES_MAX).await;
+        let response = response.map_err(|error| AuthError::Unavailable(error.to_string()))?;
+        match response.status {
+            200..300 => identity(&response.body, SystemTime::now()),
+            300..=399 => Err(unavailable(&format!("answered {}, and redirects are not followed", response.status))),
+            401 | 403 => Err(rejected("the webhook rejected the client")),
+            status => Err(unavailable(&format!("answered {status}"))),
         }
     }
 }
 
 impl Authenticator for Webhook {
     fn authenticate<'a>(&'a self, data: &'a Map<String, Value>) -> BoxFuture<'a, Result<Identity, AuthError>> {
-        // A map of JSON values is JSON.
-        Box::pin(self.ask_in_time(serde_json::to_vec(data).expect("JSON")))
+        Box::pin(self.request_in_time(serde_json::to_vec(data).expect("JSON")))
     }
 
     fn authenticate_text<'a>(
@@ -91,48 +91,50 @@ impl Authenticator for Webhook {
         _: &'a Map<String, Value>,
         text: &'a str,
     ) -> BoxFuture<'a, Result<Identity, AuthError>> {
-        Box::pin(self.ask_in_time(text.as_bytes().to_vec()))
+        Box::pin(self.request_in_time(text.as_bytes().to_vec()))
     }
 }
 
 impl fmt::Debug for Webhook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Webhook").field("outgoing", &self.outgoing).finish_non_exhaustive()
+        f.debug_struct("Webhook").field("http", &self.http).finish_non_exhaustive()
     }
 }
 
 fn identity(body: &[u8], now: SystemTime) -> Result<Identity, AuthError> {
     if body.trim_ascii_start().first() != Some(&b'{') {
-        // A list of the same things would be taken for it below.
-        return Err(unavailable("answers what is no {id, user?, expires?}"));
+        // Serde would accept an array of the field values too.
+        return Err(unavailable("did not answer with {id, user?, expires?}"));
     }
-    let answer = serde_json::from_slice::<Answer<'_>>(body);
-    // What stands in it is not repeated: it may be about the client.
-    let Answer { id, user, expires } = answer.map_err(|error| {
+    let answer = serde_json::from_slice::<IdentityResponse<'_>>(body);
+    // The error does not quote the response, which may be about the client.
+    let IdentityResponse { id, user, expires } = answer.map_err(|error| {
         let (line, column) = (error.line(), error.column());
-        unavailable(&format!("answers what is no {{id, user?, expires?}} (line {line}, column {column})"))
+        unavailable(&format!("did not answer with {{id, user?, expires?}} (line {line}, column {column})"))
     })?;
     if surrogates::has_half(id.get()) {
-        return Err(unavailable("names a user whose id has half of a surrogate pair, so it is no text"));
+        return Err(unavailable("answered with an id that has half of a surrogate pair"));
     }
-    // It was read as JSON a moment ago.
+    // It was parsed as JSON above.
     let id = match serde_json::from_str(id.get()).unwrap_or_default() {
         Value::String(id) => UserId::new(&id),
-        // Not what was read as a float: large numbers are rounded there, and two users would be one.
+        // A float is rejected: large numbers are rounded, and two users would become one.
         Value::Number(id) if id.is_u64() || id.is_i64() => UserId::new(&id.to_string()),
-        _ => return Err(unavailable("names a user whose id is neither a string nor a whole number")),
+        _ => return Err(unavailable("answered with an id that is neither a string nor a whole number")),
     };
-    let id = id.map_err(|error| unavailable(&format!("names a user whose id cannot be: {error}")))?;
+    let id = id.map_err(|error| unavailable(&format!("answered with an invalid id: {error}")))?;
     let expires = expires.map(|seconds| {
         let since = Duration::try_from_secs_f64(seconds).ok();
-        since.and_then(|since| UNIX_EPOCH.checked_add(since)).ok_or_else(|| unavailable("names an end that is no time"))
+        since
+            .and_then(|since| UNIX_EPOCH.checked_add(since))
+            .ok_or_else(|| unavailable("answered with `expires` that is not a time"))
     });
     let expires = expires.transpose()?;
     if expires.is_some_and(|expires| expires <= now) {
-        return Err(refused("what the webhook says has expired"));
+        return Err(rejected("the webhook's answer has expired (expires)"));
     }
     let user = user_object(user.map_or("{}", RawValue::get), &id);
-    let (user, user_text) = user.ok_or_else(|| unavailable("answers what is no {id, user?, expires?}"))?;
+    let (user, user_text) = user.ok_or_else(|| unavailable("did not answer with {id, user?, expires?}"))?;
     Ok(Identity { id, user, expires, user_text })
 }
 

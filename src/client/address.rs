@@ -1,8 +1,8 @@
-//! Addresses as they may be shown: a URL may carry a password.
+//! Hides credentials in URLs that are logged or shown.
 
-/// Returns `url` on one line, with `…` for a user name and password.
+/// Returns `url` on one line, with `…` in place of user name and password.
 ///
-/// Texts that are no URL are shown too, when they are rejected. So everything up to the last `@` counts as secret.
+/// Rejected texts that are not URLs are shown too, so everything up to the last `@` counts as secret.
 pub(crate) fn without_userinfo(url: &str) -> String {
     let from = url.find("://").map_or(0, |at| at + "://".len());
     match url[from..].rfind('@') {

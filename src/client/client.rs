@@ -1,4 +1,4 @@
-//! A client that comes back by itself: what a program holds of it. The rest is a task of its own, in `driver`.
+//! Defines [`Client`], the handle of a reconnecting client. Its background task is in `driver`.
 
 use std::{
     fmt,
@@ -22,65 +22,66 @@ use super::{
 };
 use crate::protocol::opcode;
 
-/// Events that wait for the program. With so many nothing more is read from the server, where messages wait as well as here.
+/// Events that are queued for the program. When the queue is full, nothing more is read from the server.
 const EVENTS_MAX: usize = 64;
 
-/// Messages that wait to be sent, most of them while the client is away. One more is refused.
+/// Messages that are queued to be sent, most of them while the client is offline. One more is rejected.
 const UNSENT_MAX: usize = 1024;
 
-/// Bytes of those messages; likewise.
+/// Bytes of those messages; more are rejected.
 const UNSENT_BYTES_MAX: usize = 4 << 20;
 
-/// Longest pause between two attempts to connect, unless the server's interval is longer.
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Default maximum delay between two attempts to connect, unless the server's interval is longer.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(30);
 
-/// Requests to the task that wait for it; it takes them at once unless it is in the middle of connecting.
+/// Requests that are queued for the task. It handles them at once, except while it is authenticating.
 const CONTROLS_MAX: usize = 4;
 
-/// How a client comes back.
+/// Configures how a client reconnects.
 #[must_use = "a builder does nothing until it connects"]
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
     url: String,
     interval: Option<Duration>,
-    pause_max: Duration,
+    reconnect_delay_max: Duration,
 }
 
 impl ClientBuilder {
-    /// Comes back after about this long, whatever the server announces, and also if it announces nothing.
+    /// Sets the delay before reconnecting, in place of the server's interval, and also if the server has none.
     pub fn reconnect_interval(mut self, interval: Duration) -> Self {
         self.interval = Some(interval);
         self
     }
 
-    /// The longest pause between two attempts: each is twice as long as the one before it, up to this. Default 30 s. The
-    /// interval itself is never cut.
-    pub fn pause_max(mut self, pause: Duration) -> Self {
-        self.pause_max = pause;
+    /// Sets the maximum delay between two attempts. Default 30 s. The delay doubles with each attempt up to this maximum, which
+    /// never shortens the interval itself.
+    pub fn reconnect_delay_max(mut self, pause: Duration) -> Self {
+        self.reconnect_delay_max = pause;
         self
     }
 
-    /// Connects for the first time, within ten seconds.
+    /// Connects for the first time, within 10 s.
     ///
     /// # Errors
-    /// When that does not succeed: only who was connected once comes back by himself.
+    /// Fails if that does not succeed: a client reconnects only after a first connection.
     pub async fn connect(self) -> Result<Client, ClientError> {
         let connection = Connection::connect(&self.url).await?;
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
         let (sends, sends_out) = mpsc::channel(UNSENT_MAX);
         let (controls, controls_out) = mpsc::channel(CONTROLS_MAX);
         let progress = Arc::new(Progress::default());
-        let ways = (self.url, self.interval, self.pause_max);
-        let task = Task::new(ways, events_in, sends_out, controls_out, progress.clone());
+        let settings = (self.url, self.interval, self.reconnect_delay_max);
+        let task = Task::new(settings, events_in, sends_out, controls_out, progress.clone());
         tokio::spawn(task.run(connection));
-        Ok(Client { events, sender: Sender { sends, progress }, controls, at_it: false })
+        Ok(Client { events, sender: Sender { sends, progress }, controls, has_event: false })
     }
 }
 
-/// A client that comes back by itself when its connection breaks or the server goes away and says that it will be back:
-/// after the interval that the server announces (`reconnect.interval`), or [`ClientBuilder::reconnect_interval`]. If neither
-/// names one it does not come back, as with stock. Pauses vary by half in both directions, so that a thousand clients do not
-/// come back at once, and double from one failed attempt to the next, up to [`ClientBuilder::pause_max`].
+/// A client that reconnects after its connection broke or the server closed it with a code that allows a return.
+///
+/// The delay is the server's `reconnect.interval`, or [`ClientBuilder::reconnect_interval`]. Without either it does not
+/// reconnect, like the original. Delays vary by half in both directions, so that a thousand clients do not reconnect at once.
+/// They double after each failed attempt, up to [`ClientBuilder::reconnect_delay_max`].
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), mesa::client::ClientError> {
@@ -98,20 +99,19 @@ impl ClientBuilder {
 /// # }
 /// ```
 ///
-/// It is a [`Stream`] of [`Event`]s (the trait of the `futures` crates). After the last event it has ended.
+/// It is a [`Stream`] of [`Event`]s (the trait of the `futures` crates), which ends after the last event.
 ///
-/// **Done with an event** is who asks for the next one. Messages are confirmed to the server only then, so finish with a
-/// message before you call [`Client::next`] again: who dies before that gets it once more. Up to 64 events are read ahead and
-/// not confirmed. Who does not call `next` for longer than the server's heartbeat is patient is taken for gone, unless he
-/// resumes.
+/// **Acknowledgement.** Calling [`Client::next`] acknowledges the event before it. So finish with a message before the next
+/// call: a program that dies before gets the message again. Up to 64 events are read ahead and not acknowledged. A program
+/// that does not call `next` for longer than the heartbeat's timeout is disconnected, unless it resumes.
 ///
-/// **Resuming** ([`Options::after`]): the client keeps count of the sequences, names the last one it has handed out whenever it
-/// comes back, and confirms what the program is done with (opcode 3, every 50 ms at most). So nothing is lost or repeated over
-/// broken connections and a killed server. Over an end of this program the count is yours to keep: [`Delivery::position`] of
-/// the last message you were done with, as `after` of the next start.
-///
-/// **Sending**: what is sent while the client is away is kept in memory (1 024 messages or 4 MiB; more is refused) and goes
-/// when it is back and let in. There is no receipt for it: what was under way when a connection broke may be lost.
+/// **Resuming** ([`Options::after`]). The client counts the sequences, and sends the last one that it has returned whenever it
+/// reconnects. It acknowledges finished messages by op 3, at most every 50 ms. So no message is lost or repeated over broken
+/// connections and a killed server. A program that ends must store the count itself: [`Delivery::position`] of the last
+/// finished message is `after` of the next start.
+/// **Sending.** Messages sent while the client is offline are queued in memory: 1,024 messages or 4 MiB, then
+/// [`ClientError::Full`]. They are sent after the client has reconnected and authenticated. They are not acknowledged: a
+/// message in flight may be lost when a connection breaks.
 ///
 /// Dropping it closes the connection. It needs a tokio runtime.
 ///
@@ -120,30 +120,31 @@ pub struct Client {
     events: mpsc::Receiver<Event>,
     sender: Sender,
     controls: mpsc::Sender<Control>,
-    /// The program was handed an event and has not asked for the next.
-    at_it: bool,
+    /// The program has received an event and has not called `next` since.
+    has_event: bool,
 }
 
 impl Client {
-    /// For the server at `ws://HOST[:PORT][/PATH]`.
+    /// Configures a client of the server at `ws://HOST[:PORT][/PATH]`.
     pub fn builder(url: &str) -> ClientBuilder {
-        ClientBuilder { url: url.to_owned(), interval: None, pause_max: PAUSE_MAX }
+        ClientBuilder { url: url.to_owned(), interval: None, reconnect_delay_max: RECONNECT_DELAY_MAX }
     }
 
-    /// Connects to `ws://HOST[:PORT][/PATH]`, within ten seconds.
+    /// Connects to `ws://HOST[:PORT][/PATH]`, within 10 s.
     ///
     /// # Errors
-    /// When the address makes no sense, nobody answers there, or who does is no such server.
+    /// Fails if the address is invalid, the server is unreachable, or it does not speak the protocol.
     pub async fn connect(url: &str) -> Result<Self, ClientError> {
         Self::builder(url).connect().await
     }
 
-    /// Says who this is, now and whenever the client comes back; returns the user object. `credentials` is whatever the
-    /// server's way of authentication asks for, most often [`token`](super::token). If the connection breaks meanwhile, this
-    /// goes on with the next one.
+    /// Authenticates, now and after each reconnect, and returns the user object.
+    ///
+    /// `credentials` is what the server's authenticator expects, most often [`token`](super::token). If the connection breaks
+    /// meanwhile, the call continues on the next one.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] when the server says no, for good.
+    /// Returns [`ClientError::Refused`] if the server rejects the credentials for good.
     pub async fn authenticate(
         &mut self,
         credentials: Map<String, Value>,
@@ -152,7 +153,7 @@ impl Client {
         self.authenticate_by(move || std::future::ready(credentials.clone()), options).await
     }
 
-    /// The same with credentials that are asked for at every connection: for tokens that expire.
+    /// Authenticates with credentials that are made for each connection, for tokens that expire.
     ///
     /// # Errors
     /// As [`Client::authenticate`].
@@ -167,47 +168,48 @@ impl Client {
     {
         let (answer, answered) = oneshot::channel();
         let credentials: Credentials = Box::new(move || Box::pin(credentials()));
-        let asked = self.controls.send(Control::Authenticate { credentials, options, answer }).await;
-        asked.map_err(|_| gone())?;
+        let sent = self.controls.send(Control::Authenticate { credentials, options, answer }).await;
+        sent.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
 
-    /// What happens next; `None` when the client is gone for good. Safe to drop half-way, as in `select!`.
+    /// Returns the next event; `None` when the client has ended. Cancel-safe, as in `select!`.
     pub async fn next(&mut self) -> Option<Event> {
         StreamExt::next(self).await
     }
 
-    /// Sends an application's message: opcode 0. Returns at once; while the client is away the message waits.
+    /// Queues an application's message (opcode 0) and returns at once.
     ///
     /// # Errors
-    /// When the data has no JSON form, as much waits as may, or the client is gone for good.
+    /// Fails if the data cannot be serialized, the queue is full, or the client has ended.
     pub fn send(&self, kind: &str, data: &impl Serialize) -> Result<(), ClientError> {
         self.sender.send(kind, data)
     }
 
-    /// What sends from elsewhere, while [`Client::next`] waits.
+    /// Returns a handle that sends messages while [`Client::next`] waits.
     #[must_use]
     pub fn sender(&self) -> Sender {
         self.sender.clone()
     }
 
-    /// Goes, and does not come back: sends what waits, confirms what was handed out, says goodbye. Takes a second at most;
-    /// what could not be sent by then is lost. A client that is away can do none of it: the server learns at the next start
-    /// what was dealt with, from [`Options::after`].
+    /// Disconnects for good: sends queued messages, acknowledges finished ones, and closes the connection.
+    ///
+    /// Takes 1 s at most; messages not sent by then are lost. An offline client can do none of this; the server learns
+    /// what was finished from [`Options::after`] of the next start.
     pub async fn disconnect(mut self) {
-        self.is_done();
+        self.mark_done();
         let (done, closed) = oneshot::channel();
         if self.controls.send(Control::Disconnect(done)).await.is_ok() {
-            // The events that are still to be read are not: the task must not wait for them.
+            // Nothing reads the remaining events, and the task must not wait for that.
             self.events.close();
             _ = closed.await;
         }
     }
 
-    fn is_done(&mut self) {
-        if std::mem::take(&mut self.at_it) {
+    fn mark_done(&mut self) {
+        if std::mem::take(&mut self.has_event) {
             self.sender.progress.done.fetch_add(1, Ordering::AcqRel);
-            self.sender.progress.risen.notify_one();
+            self.sender.progress.done_changed.notify_one();
         }
     }
 }
@@ -216,9 +218,9 @@ impl Stream for Client {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.is_done();
+        self.mark_done();
         let event = self.events.poll_recv(cx);
-        self.at_it = matches!(event, Poll::Ready(Some(_)));
+        self.has_event = matches!(event, Poll::Ready(Some(_)));
         event
     }
 }
@@ -237,10 +239,10 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Sends an application's message, as [`Client::send`].
+    /// Queues an application's message, like [`Client::send`].
     ///
     /// # Errors
-    /// When the data has no JSON form, as much waits as may, or the client is gone for good.
+    /// Fails if the data cannot be serialized, the queue is full, or the client has ended.
     pub fn send(&self, kind: &str, data: &impl Serialize) -> Result<(), ClientError> {
         let data = to_raw_value(data).map_err(|error| ClientError::Data(error.to_string()))?;
         let text = codec::encode(opcode::DISPATCH, &data, Some(kind));

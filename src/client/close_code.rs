@@ -1,36 +1,37 @@
-//! Close codes: what each means, and whether to come back after it.
+//! Explains close codes, and says whether to reconnect.
 
 use crate::protocol::close_code::CloseCode;
 
-/// Not sent by anyone: the connection ended without a word, as when a network or a server goes away.
+/// Stands for a connection that broke without a close frame, as when a network or a server fails. Never sent.
 pub const LOST: u16 = 1006;
 
-/// Not sent by anyone: the connection was closed without a code.
+/// Stands for a close frame without a code. Never sent.
 pub const NO_CODE: u16 = 1005;
 
-/// What a code means, as a sentence without its full stop.
+/// Returns what a code means, as a sentence without its full stop.
 #[must_use]
 pub fn meaning(code: u16) -> &'static str {
     match code {
-        1000 => "the server asked this client to go",
+        1000 => "the server disconnected this client",
         1001 => "the server is shutting down",
-        1002 => "this client speaks another version than the server asks for",
-        1003 => "the server takes text frames only",
-        NO_CODE => "the server closed the connection without saying why",
+        1002 => "this client has another protocol version than the server requires",
+        1003 => "the server accepts text frames only",
+        NO_CODE => "the server closed the connection without a code",
         LOST => "the connection was lost",
-        1007 => "the server could not read what was sent",
-        1008 => "the server refused: the authentication failed or took too long, or a limit was passed",
-        1009 => "what was sent is larger than the server takes",
-        1011 => "the server had a fault of its own",
+        1007 => "the server could not parse a frame",
+        1008 => "the server rejected the client: authentication failed or timed out, or a limit was exceeded",
+        1009 => "a frame is larger than the server accepts",
+        1011 => "the server had an internal error",
         1012 => "the server is restarting",
-        1013 => "the server is too busy just now",
+        1013 => "the server is too busy",
         _ => "the server closed the connection",
     }
 }
 
-/// Whether connecting again, after the usual pause, may help: as the server's own table has it. A connection that was
-/// lost, or closed with a code of somebody in between, is worth another try.
+/// Tests whether reconnecting after the usual delay may succeed.
+///
+/// True for a lost connection, and for unknown codes, which a proxy may have sent.
 #[must_use]
-pub fn comes_back(code: u16) -> bool {
-    CloseCode::from_code(code).is_none_or(CloseCode::should_return)
+pub fn should_reconnect(code: u16) -> bool {
+    CloseCode::from_code(code).is_none_or(CloseCode::should_reconnect)
 }

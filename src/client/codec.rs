@@ -1,4 +1,4 @@
-//! The client's half of the wire: what it writes, and what it makes of what it reads.
+//! Encodes frames to the server and decodes frames from it.
 
 use std::time::Duration;
 
@@ -12,27 +12,27 @@ use crate::{
     protocol::opcode,
 };
 
-/// What the server says first.
+/// Holds the server's greeting (opcode 10).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Hello {
-    /// How often the server asks a silent client whether it is there, if it does.
+    /// Interval after which the server sends a heartbeat to a silent client, if it does.
     pub heartbeat_interval: Option<Duration>,
-    /// How long to wait before connecting again, if the server wishes clients to.
+    /// Delay before reconnecting, if the server wants clients to reconnect.
     pub reconnect_interval: Option<Duration>,
-    /// How long the server waits for an authentication.
+    /// Time limit for authentication.
     pub authentication_timeout: Option<Duration>,
-    /// `enforce_equal_versions`, `store_messages`, `sends_user_object`.
+    /// Rules of the server: `enforce_equal_versions`, `store_messages`, `sends_user_object`.
     pub rules: Vec<String>,
 }
 
-/// What was read.
+/// Holds a decoded frame, or the end of the connection.
 #[derive(Debug)]
 pub(super) enum Incoming {
     Hello(Hello),
     Authenticated(Map<String, Value>),
-    /// A heartbeat, which is a question for a receipt.
-    ReceiptWanted,
+    /// A heartbeat, which the client must acknowledge.
+    Heartbeat,
     Message {
         op: u64,
         data: Box<RawValue>,
@@ -48,7 +48,7 @@ pub(super) enum Incoming {
 }
 
 #[derive(Serialize)]
-struct Outgoing<'a> {
+struct OutgoingFrame<'a> {
     op: u64,
     d: &'a RawValue,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,7 +66,7 @@ struct Frame<'a> {
     s: Option<u64>,
 }
 
-/// The wire's names: milliseconds, and left out where they do not apply.
+/// Mirrors the greeting's data: durations in milliseconds, absent where they do not apply.
 #[derive(Deserialize)]
 struct HelloData {
     c_heartbeat_interval: Option<u64>,
@@ -83,28 +83,28 @@ struct ResumedData {
     missed: Option<Missed>,
 }
 
-/// A frame as text.
+/// Encodes a frame.
 pub(super) fn encode(op: u64, data: &RawValue, kind: Option<&str>) -> String {
     // Numbers, strings and JSON text always have a JSON form.
-    serde_json::to_string(&Outgoing { op, d: data, t: kind }).expect("a frame is JSON")
+    serde_json::to_string(&OutgoingFrame { op, d: data, t: kind }).expect("a frame is JSON")
 }
 
-/// "I have got everything up to here."
-pub(super) fn receipt() -> String {
+/// Encodes an acknowledgement of everything received so far (opcode 11).
+pub(super) fn heartbeat_ack() -> String {
     format!("{{\"op\":{},\"d\":{{}}}}", opcode::HEARTBEAT_ACK)
 }
 
-/// "My application has had everything up to here."
-pub(super) fn confirm(seq: Seq) -> String {
-    format!("{{\"op\":{},\"d\":{{\"s\":{seq}}}}}", opcode::RECEIPT)
+/// Encodes an acknowledgement of all entries up to a sequence (opcode 3).
+pub(super) fn acknowledge(seq: Seq) -> String {
+    format!("{{\"op\":{},\"d\":{{\"s\":{seq}}}}}", opcode::ACK)
 }
 
-/// Reads a frame of the server.
+/// Decodes a frame of the server.
 pub(super) fn decode(text: &str) -> Result<Incoming, ClientError> {
     let frame: Frame<'_> = serde_json::from_str(text).map_err(|error| unreadable(&error))?;
     let data = frame.d.map_or("null", RawValue::get);
     Ok(match frame.op {
-        opcode::HEARTBEAT => Incoming::ReceiptWanted,
+        opcode::HEARTBEAT => Incoming::Heartbeat,
         opcode::HELLO => {
             let hello: HelloData = serde_json::from_str(data).map_err(|error| unreadable(&error))?;
             Incoming::Hello(Hello {
@@ -115,7 +115,7 @@ pub(super) fn decode(text: &str) -> Result<Incoming, ClientError> {
             })
         }
         opcode::AUTHENTICATED => {
-            // A user object may have a text with half of a surrogate pair, which a Rust text cannot hold.
+            // A user object may have an unpaired surrogate, which a Rust string cannot hold.
             Incoming::Authenticated(
                 serde_json::from_str(&surrogates::replace_halves(data)).map_err(|error| unreadable(&error))?,
             )
@@ -126,7 +126,7 @@ pub(super) fn decode(text: &str) -> Result<Incoming, ClientError> {
         }
         op => Incoming::Message {
             op,
-            // It was cut out of a text that was read as JSON a moment ago.
+            // A slice of text that was parsed as JSON above.
             data: frame.d.map_or_else(null, RawValue::to_owned),
             kind: frame.t,
             position: frame.s,
@@ -139,5 +139,5 @@ fn null() -> Box<RawValue> {
 }
 
 fn unreadable(error: &serde_json::Error) -> ClientError {
-    ClientError::Protocol(format!("a frame cannot be read ({})", json_error(error)))
+    ClientError::Protocol(format!("a frame cannot be parsed ({})", json_error(error)))
 }

@@ -1,4 +1,4 @@
-//! From an address to a WebSocket: the only place that opens one.
+//! Opens WebSocket connections; nothing else in the client does.
 
 use std::time::Duration;
 
@@ -13,52 +13,52 @@ use tokio_tungstenite::{
 use super::{ClientError, address::without_userinfo};
 use crate::{logging::network_error, message::PAYLOAD_BYTES_MAX};
 
-/// How long the connection and the handshake may take together.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// Time limit for TCP connection and handshake together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Read and write buffers: a program may hold thousands of clients, each of which says little.
+/// Size of the read and write buffers in bytes. Small, because a program may hold thousands of quiet clients.
 const BUFFER_BYTES: usize = 4 * 1024;
 
-/// Largest frame taken from the server: the largest message, and room for the greeting's or user object's extras.
+/// Size limit of a frame from the server: the largest message, with space for a greeting or user object.
 const FRAME_BYTES_MAX: usize = 4 * PAYLOAD_BYTES_MAX;
 
-/// Bytes that may wait to be sent. The server refuses single frames long before this.
+/// Bytes that may be queued to be sent. The server rejects single frames far below this.
 const UNSENT_BYTES_MAX: usize = 1024 * 1024;
 
-/// Where to dial.
+/// Holds a parsed address.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Target {
     host: String,
     port: u16,
-    /// What to ask for in the handshake.
+    /// URL of the handshake.
     request: String,
 }
 
 impl Target {
-    /// Reads `ws://HOST[:PORT][/PATH]`.
+    /// Parses `ws://HOST[:PORT][/PATH]`.
     pub(super) fn parse(url: &str) -> Result<Self, ClientError> {
-        let refuse = |why: &str| Err(ClientError::Address(format!("\"{}\" {why}", without_userinfo(url))));
+        let reject = |why: &str| Err(ClientError::Address(format!("\"{}\" {why}", without_userinfo(url))));
         let Ok(uri) = url.parse::<Uri>() else {
-            return refuse("is no address; it should look like ws://127.0.0.1:4000/");
+            return reject("is not an address; it must look like ws://127.0.0.1:4000/");
         };
         match uri.scheme_str().map(str::to_ascii_lowercase).as_deref() {
             Some("ws") => {}
             Some("wss") => {
-                return refuse(
-                    "asks for TLS, which this client does not speak yet: run a local TLS proxy (stunnel, socat) and \
+                return reject(
+                    "requires TLS, which this client does not support yet: run a local TLS proxy (stunnel, socat) and \
                      connect to that by ws://",
                 );
             }
-            _ => return refuse("must begin with ws://, as in ws://127.0.0.1:4000/"),
+            _ => return reject("must start with ws://, as in ws://127.0.0.1:4000/"),
         }
         let Some(authority) = uri.authority().filter(|authority| !authority.host().is_empty()) else {
-            return refuse("names no host; it should look like ws://127.0.0.1:4000/");
+            return reject("has no host; it must look like ws://127.0.0.1:4000/");
         };
         if authority.as_str().contains('@') {
-            return refuse("has a user name in it; who connects is said by the token, not by the address");
+            return reject("has a user name; remove it, and authenticate by a token");
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        // An IPv6 address stands in brackets where a port may follow, and without them everywhere else.
+        // An IPv6 address has brackets only where a port may follow.
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let request = format!("ws://{authority}{path}");
         Ok(Self { host, port: authority.port_u16().unwrap_or(80), request })
@@ -73,22 +73,22 @@ impl Target {
     }
 }
 
-/// Connects and shakes hands.
-pub(super) async fn dial(url: &str) -> Result<WebSocketStream<TcpStream>, ClientError> {
+/// Opens a connection and does the WebSocket handshake.
+pub(super) async fn open(url: &str) -> Result<WebSocketStream<TcpStream>, ClientError> {
     let target = Target::parse(url)?;
-    let dialled = tokio::time::timeout(TIMEOUT, shake_hands(&target)).await;
-    dialled.unwrap_or_else(|_| {
-        let reason = format!("no answer within {} s", TIMEOUT.as_secs());
+    let opened = tokio::time::timeout(CONNECT_TIMEOUT, handshake(&target)).await;
+    opened.unwrap_or_else(|_| {
+        let reason = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
         Err(ClientError::Unreachable { address: target.address(), reason })
     })
 }
 
-async fn shake_hands(target: &Target) -> Result<WebSocketStream<TcpStream>, ClientError> {
+async fn handshake(target: &Target) -> Result<WebSocketStream<TcpStream>, ClientError> {
     let unreachable = |error| ClientError::Unreachable { address: target.address(), reason: network_error(&error) };
     let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(unreachable)?;
-    // Receipts and typed lines are small and wanted at once.
+    // Acknowledgements and typed lines are small, and must not be delayed.
     stream.set_nodelay(true).map_err(unreachable)?;
-    // A network that went away without a word is found out in a minute, even while there is nothing to send.
+    // Detects a silently failed network within a minute, even while there is nothing to send.
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)).with_retries(3);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(unreachable)?;
@@ -103,7 +103,7 @@ async fn shake_hands(target: &Target) -> Result<WebSocketStream<TcpStream>, Clie
         Err(WsError::Io(error)) => Err(unreachable(error)),
         Err(error) => {
             let reason = match error {
-                WsError::Http(response) => format!("it says {}", response.status()),
+                WsError::Http(response) => format!("it answered {}", response.status()),
                 other => other.to_string(),
             };
             Err(ClientError::Handshake { address: target.address(), reason })

@@ -1,15 +1,13 @@
-//! One connection to a server, which does not come back by itself.
+//! Defines [`Connection`], one connection to a server without reconnecting.
 //!
-//! **What a receipt says.** The server asks "have you got everything up to here?" (opcode 1), and the answer (opcode 11)
-//! lets it forget those messages. [`Connection::next`] answers only when it is called *again* after handing out the message
-//! before the question: whoever takes a message and dies before asking for the next one is sent it once more. So finish
-//! with a message (write it down, if it matters) before calling `next`, and do call it: a client that stops calling is
-//! taken for gone.
+//! **Acknowledgement.** The server's heartbeat (opcode 1) asks whether everything so far was received, and the answer
+//! (opcode 11) lets it remove those messages. [`Connection::next`] answers only when it is called *again* after the
+//! message before the heartbeat. So a program that dies with a message in hand gets it again. Finish with a message before
+//! the next call, and do call it: a client that stops calling is disconnected.
 //!
-//! **Resuming.** A program that writes down itself how far it has come asks to resume ([`Options::after`]): every message
-//! then carries its sequence in the user's log, [`ConnectionEvent::Resumed`] says what is there and what is not any more, and it is
-//! [`Connection::confirm`] that lets the server forget.
-
+//! **Resuming.** A program that stores its own position resumes ([`Options::after`]). Every message then carries its sequence
+//! in the user's log, and [`ConnectionEvent::Resumed`] reports the state of the log. [`Connection::acknowledge`] lets the server
+//! remove messages.
 use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
@@ -33,48 +31,48 @@ use super::{
 };
 use crate::{message::Seq, protocol::opcode};
 
-/// Messages that are kept while the server has not answered the authentication yet; it should send none by then.
-pub(super) const EARLY_MESSAGES_MAX: usize = 1024;
+/// Frames that are queued before the answer to an authentication; the server should send none by then.
+pub(super) const EARLY_FRAMES_MAX: usize = 1024;
 
-/// How long the first frame may take to come.
+/// Time limit for the greeting.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long an authentication may take: longer than a server waits by default, so that its own word comes first.
+/// Time limit for an authentication: longer than a server's default, so that its own close reason arrives first.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the server has to say goodbye as well.
+/// Time limit for the closing handshake.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The version of the protocol that is announced to servers which insist on one.
+/// Protocol version that is announced to servers that require one.
 const VERSION: &str = "1.5.3";
 
-/// One connection to a server.
+/// A connection to a server.
 #[derive(Debug)]
 pub struct Connection {
     socket: WebSocketStream<TcpStream>,
     hello: Hello,
-    /// What came before it was asked for, in order; at most [`EARLY_MESSAGES_MAX`].
+    /// Frames that arrived before they were asked for, in order; at most [`EARLY_FRAMES_MAX`].
     early: VecDeque<Incoming>,
-    /// Receipts that are due. Counted, not sent at once, so that a dropped `next` loses none.
-    receipts_due: usize,
-    /// Something was handed to the socket and may still lie in its buffer.
+    /// Acknowledgements (opcode 11) that are due. They are counted, so that a cancelled `next` loses none.
+    acks_due: usize,
+    /// The socket's buffer may hold unsent data.
     unflushed: bool,
-    /// How it ended.
+    /// Close code and reason.
     closed: Option<(u16, String)>,
 }
 
 impl Connection {
-    /// Connects to `ws://HOST[:PORT][/PATH]` and waits for the server's first word.
+    /// Connects to `ws://HOST[:PORT][/PATH]` and waits for the server's greeting.
     ///
     /// # Errors
-    /// When the address makes no sense, nobody answers there within ten seconds, or who does is no such server.
+    /// Fails if the address is invalid, the server is unreachable within 10 s, or it does not speak the protocol.
     pub async fn connect(url: &str) -> Result<Self, ClientError> {
-        let socket = connect::dial(url).await?;
+        let socket = connect::open(url).await?;
         let mut client = Self {
             socket,
             hello: Hello::default(),
             early: VecDeque::new(),
-            receipts_due: 0,
+            acks_due: 0,
             unflushed: false,
             closed: None,
         };
@@ -83,7 +81,7 @@ impl Connection {
             Ok(Err(error)) => return Err(error),
             Ok(Ok(Incoming::Hello(hello))) => client.hello = hello,
             Ok(Ok(Incoming::Closed(code, reason))) => return Err(ClientError::Refused { code, reason }),
-            Ok(Ok(_)) => return Err(ClientError::Protocol("it did not begin with a greeting".into())),
+            Ok(Ok(_)) => return Err(ClientError::Protocol("its first frame is not a greeting".into())),
         }
         if client.hello.rules.iter().any(|rule| rule == "enforce_equal_versions") {
             client.send("CLIENT_VERSION", &Map::from_iter([("v".to_owned(), Value::from(VERSION))])).await?;
@@ -91,20 +89,20 @@ impl Connection {
         Ok(client)
     }
 
-    /// What the server said first: how long to wait before coming back, and its rules.
+    /// Returns the latest greeting: the delay before reconnecting, and the server's rules.
     #[must_use]
     pub fn hello(&self) -> &Hello {
         &self.hello
     }
 
-    /// Says who this is, and returns the user object (empty if the server keeps that to itself).
+    /// Authenticates, and returns the user object (empty if the server does not send it).
     ///
-    /// `data` is whatever the server's way of authentication asks for, most often [`token`](super::token). With `should_sync` false the
-    /// server forgets what this user has missed.
+    /// `data` is what the server's authenticator expects, most often [`token`](super::token). `should_sync` false acknowledges
+    /// all pending messages of the user.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] when the server closes the connection, which is how it says no, and
-    /// [`ClientError::Silent`] when it says nothing for thirty seconds.
+    /// Returns [`ClientError::Refused`] if the server closes the connection, which rejects the client, and
+    /// [`ClientError::Silent`] without an answer for 30 s.
     pub async fn authenticate(
         &mut self,
         data: Map<String, Value>,
@@ -113,7 +111,7 @@ impl Connection {
         self.authenticate_with(data, &Options { should_sync, ..Options::default() }).await
     }
 
-    /// The same, with all that a client can ask for.
+    /// Authenticates with all options.
     ///
     /// # Errors
     /// As [`Connection::authenticate`].
@@ -126,26 +124,26 @@ impl Connection {
         data.extend(options.after.map(|after| ("after".into(), after.into())));
         data.extend(options.device.as_ref().map(|device| ("device".into(), device.as_str().into())));
         self.send_frame(opcode::AUTHENTICATION, None, &data).await?;
-        match tokio::time::timeout(AUTHENTICATION_TIMEOUT, self.acknowledged()).await {
+        match tokio::time::timeout(AUTHENTICATION_TIMEOUT, self.authenticated()).await {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::Silent { waited: AUTHENTICATION_TIMEOUT, waiting_for: "authentication" }),
         }
     }
 
     /// Waits for the answer to an authentication.
-    async fn acknowledged(&mut self) -> Result<Map<String, Value>, ClientError> {
+    async fn authenticated(&mut self) -> Result<Map<String, Value>, ClientError> {
         loop {
-            self.settle_receipts().await?;
+            self.send_acks().await?;
             match self.incoming().await? {
                 Incoming::Authenticated(user) => return Ok(user),
                 Incoming::Closed(code, reason) => return Err(ClientError::Refused { code, reason }),
                 Incoming::Hello(hello) => self.hello = hello,
-                // Nothing was received before it, so there is nothing the application would have to take first.
-                Incoming::ReceiptWanted if self.early.is_empty() => self.receipts_due += 1,
+                // No message came before it, so the application has nothing to finish first.
+                Incoming::Heartbeat if self.early.is_empty() => self.acks_due += 1,
                 early => {
-                    if self.early.len() == EARLY_MESSAGES_MAX {
+                    if self.early.len() == EARLY_FRAMES_MAX {
                         return Err(ClientError::Protocol(format!(
-                            "it sent more than {EARLY_MESSAGES_MAX} frames before it answered the authentication"
+                            "it sent more than {EARLY_FRAMES_MAX} frames before the answer to the authentication"
                         )));
                     }
                     self.early.push_back(early);
@@ -154,15 +152,15 @@ impl Connection {
         }
     }
 
-    /// The next message, or how the connection ended. Also confirms what was handed out before: see the module.
+    /// Returns the next event, and acknowledges messages returned before: see the module.
     ///
-    /// Safe to drop half-way, as in `select!`: nothing is lost.
+    /// Cancel-safe, as in `select!`.
     ///
     /// # Errors
-    /// When the server sends what is no frame of the protocol; the connection is of no use then.
+    /// Fails if the server violates the protocol; the connection is unusable then.
     pub async fn next(&mut self) -> Result<ConnectionEvent, ClientError> {
         loop {
-            self.settle_receipts().await?;
+            self.send_acks().await?;
             let incoming = match self.early.pop_front() {
                 Some(early) => early,
                 None => self.incoming().await?,
@@ -171,33 +169,33 @@ impl Connection {
                 Incoming::Message { op, data, kind, position } => {
                     return Ok(ConnectionEvent::Message { op, data, kind, position });
                 }
-                Incoming::ReceiptWanted => self.receipts_due += 1,
+                Incoming::Heartbeat => self.acks_due += 1,
                 Incoming::Closed(code, reason) => return Ok(ConnectionEvent::Closed { code, reason }),
                 Incoming::Resumed { first, last, missed } => {
                     return Ok(ConnectionEvent::Resumed { first, last, missed });
                 }
-                // A server that is about to go may name another interval.
+                // A server that shuts down may announce another interval.
                 Incoming::Hello(hello) => self.hello = hello,
                 Incoming::Authenticated(_) => {}
             }
         }
     }
 
-    /// Sends an application's message: opcode 0.
+    /// Sends an application's message (opcode 0).
     ///
     /// # Errors
-    /// When the data has no JSON form. A connection that breaks meanwhile is not an error here: [`Connection::next`] tells.
+    /// Fails if the data cannot be serialized. A connection that breaks is no error here: [`Connection::next`] reports it.
     pub async fn send(&mut self, kind: &str, data: &impl Serialize) -> Result<(), ClientError> {
         self.send_frame(opcode::DISPATCH, Some(kind), data).await
     }
 
-    /// Lets the server forget everything up to a sequence of the user's log. For clients that resume; others confirm by
+    /// Acknowledges all entries up to a sequence of the user's log. For clients that resume; others acknowledge by
     /// [`Connection::next`].
     ///
     /// # Errors
     /// As [`Connection::send`].
-    pub async fn confirm(&mut self, seq: Seq) -> Result<(), ClientError> {
-        self.write(codec::confirm(seq)).await?;
+    pub async fn acknowledge(&mut self, seq: Seq) -> Result<(), ClientError> {
+        self.write(codec::acknowledge(seq)).await?;
         self.flush().await
     }
 
@@ -211,38 +209,38 @@ impl Connection {
         self.flush().await
     }
 
-    /// Says goodbye, and waits a moment for the server to do the same. What was not read stays with the server.
+    /// Closes the connection, and waits up to 1 s for the server's close frame. Unread messages stay pending.
     pub async fn close(mut self) {
-        let farewell = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        let goodbye = async {
-            if self.socket.close(Some(farewell)).await.is_ok() {
+        let close_frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        let closing = async {
+            if self.socket.close(Some(close_frame)).await.is_ok() {
                 while let Some(Ok(_)) = self.socket.next().await {}
             }
         };
-        // Whether the server answers or not, the socket is gone after this.
-        _ = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
+        // The socket is dropped after this, with or without an answer.
+        _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
     }
 
-    /// Sends the receipts that are due. May be dropped half-way: what was not handed over stays due.
-    async fn settle_receipts(&mut self) -> Result<(), ClientError> {
-        while self.receipts_due > 0 {
-            self.write(codec::receipt()).await?;
-            self.receipts_due -= 1;
+    /// Sends the acknowledgements that are due. Cancel-safe: those not result to the socket stay due.
+    async fn send_acks(&mut self) -> Result<(), ClientError> {
+        while self.acks_due > 0 {
+            self.write(codec::heartbeat_ack()).await?;
+            self.acks_due -= 1;
         }
         self.flush().await
     }
 
-    /// Hands a text to the socket, without a point at which dropping would leave it half handed over.
+    /// Hands a text to the socket. Cancel-safe: it is result over completely or not at all.
     async fn write(&mut self, text: String) -> Result<(), ClientError> {
         if self.closed.is_some() {
             return Ok(());
         }
-        let mut handed = poll_fn(|context| self.socket.poll_ready_unpin(context)).await;
-        if handed.is_ok() {
-            handed = self.socket.start_send_unpin(tungstenite::Message::text(text));
+        let mut result = poll_fn(|context| self.socket.poll_ready_unpin(context)).await;
+        if result.is_ok() {
+            result = self.socket.start_send_unpin(tungstenite::Message::text(text));
             self.unflushed = true;
         }
-        handed.or_else(|error| self.write_failed(error))
+        result.or_else(|error| self.write_failed(error))
     }
 
     async fn flush(&mut self) -> Result<(), ClientError> {
@@ -254,8 +252,8 @@ impl Connection {
         flushed.or_else(|error| self.write_failed(error))
     }
 
-    /// A write that fails because the connection is over is no error of its own: what the server said before it went
-    /// can still be read, and reading tells of the end.
+    /// Ignores a write error of an ended connection. Frames that the server sent before can still be read, and reading
+    /// reports the end.
     #[expect(clippy::unused_self, reason = "reads as a step of the connection")]
     fn write_failed(&self, error: WsError) -> Result<(), ClientError> {
         match error {
@@ -264,39 +262,39 @@ impl Connection {
         }
     }
 
-    /// Sends what waits and, where `listen` says so, hears what comes. `None`: what waited is sent, or nothing of interest
-    /// came. Safe to drop half-way.
+    /// Sends buffered data and, if `listen`, reads a frame. `None`: the data is sent, or the frame is of no interest.
+    /// Cancel-safe.
     pub(super) async fn step(&mut self, listen: bool) -> Result<Option<Incoming>, ClientError> {
         if listen && let Some(early) = self.early.pop_front() {
             return Ok(Some(early));
         }
-        self.take_step(listen).await
+        self.poll_step(listen).await
     }
 
-    /// Puts a text behind what waits to be sent, without waiting for that.
+    /// Buffers a text to be sent, without waiting for that.
     pub(super) async fn post(&mut self, text: String) -> Result<(), ClientError> {
         self.write(text).await
     }
 
-    /// Whether what was posted is still waiting to be sent.
+    /// Tests that buffered data is not sent yet.
     pub(super) fn is_sending(&self) -> bool {
         self.unflushed && self.closed.is_none()
     }
 
-    pub(super) fn take_hello(&mut self, hello: Hello) {
+    pub(super) fn set_hello(&mut self, hello: Hello) {
         self.hello = hello;
     }
 
-    /// Reads one frame, passing over what WebSocket keeps for itself.
+    /// Reads one frame, skipping control frames of WebSocket.
     async fn incoming(&mut self) -> Result<Incoming, ClientError> {
         loop {
-            if let Some(incoming) = self.take_step(true).await? {
+            if let Some(incoming) = self.poll_step(true).await? {
                 return Ok(incoming);
             }
         }
     }
 
-    async fn take_step(&mut self, listen: bool) -> Result<Option<Incoming>, ClientError> {
+    async fn poll_step(&mut self, listen: bool) -> Result<Option<Incoming>, ClientError> {
         if let Some((code, reason)) = &self.closed {
             return Ok(Some(Incoming::Closed(*code, reason.clone())));
         }
@@ -313,15 +311,15 @@ impl Connection {
             Some(Ok(tungstenite::Message::Binary(_))) => {
                 return Err(ClientError::Protocol("it sent a binary frame".into()));
             }
-            Some(Ok(tungstenite::Message::Close(farewell))) => {
-                self.closed = Some(match farewell {
+            Some(Ok(tungstenite::Message::Close(close_frame))) => {
+                self.closed = Some(match close_frame {
                     Some(frame) => (frame.code.into(), frame.reason.as_str().to_owned()),
                     None => (close_code::NO_CODE, String::new()),
                 });
-                // The answer to a goodbye waits for a flush, and the server waits for the answer.
+                // The server waits for our close frame, which a flush sends.
                 _ = tokio::time::timeout(CLOSE_TIMEOUT, self.socket.flush()).await;
             }
-            // Pings are answered by the WebSocket layer itself.
+            // The WebSocket layer answers pings.
             Some(Ok(_)) => {}
             Some(Err(WsError::Capacity(error))) => {
                 return Err(ClientError::Protocol(format!("it sent a frame that is too large: {error}")));

@@ -1,5 +1,5 @@
-//! The task behind a client that comes back: it connects, authenticates, passes on what comes, sends what is to be sent, and
-//! confirms what the program is done with.
+//! Drives a reconnecting client in a background task: connects, authenticates, forwards events, sends messages, and
+//! acknowledges what the program has finished.
 
 use std::{
     collections::VecDeque,
@@ -25,67 +25,66 @@ use super::{
 };
 use crate::message::Seq;
 
-/// How long what the program is done with may wait to be confirmed after a resume: each confirmation is a frame, and a server
-/// takes only so many a second.
-const CONFIRM_WITHIN: Duration = Duration::from_millis(50);
+/// Maximum delay of an acknowledgement by op 3. Each is a frame, and servers limit the frames per second.
+const ACK_DELAY: Duration = Duration::from_millis(50);
 
-/// Bytes of messages that are handed to the socket together.
+/// Bytes of messages that are delivered to the socket together, approximately.
 const SEND_BYTES: usize = 64 << 10;
 
-/// How long a farewell may take in all.
-const FAREWELL_MAX: Duration = Duration::from_secs(1);
+/// Time limit for sending queued messages and closing.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 type Answer = oneshot::Sender<Result<Map<String, Value>, ClientError>>;
 
-/// What a program asks of the task.
+/// A request of the program to the task.
 pub(super) enum Control {
     Authenticate { credentials: Credentials, options: Options, answer: Answer },
     Disconnect(oneshot::Sender<()>),
 }
 
-/// Why a connection is not served any more.
-enum End {
-    /// The program has gone, or wants to go; it may wait to be told.
-    Left(Option<oneshot::Sender<()>>),
-    /// The connection ended so.
+/// Says why a connection is no longer served.
+enum ServeEnd {
+    /// The program has dropped the client, or calls `disconnect` and waits for the sender.
+    ByProgram(Option<oneshot::Sender<()>>),
+    /// The server closed the connection, or it broke.
     Closed(u16, String),
-    /// It was of no use.
+    /// The connection cannot be used.
     Failed(ClientError),
 }
 
 pub(super) struct Task {
     url: String,
-    /// Rather than what the server announces.
+    /// Delay before reconnecting, in place of the server's interval.
     interval: Option<Duration>,
-    pause_max: Duration,
-    // In this order, so that nothing can be sent any more once the last event has been read.
+    reconnect_delay_max: Duration,
+    // Fields are dropped in this order, so that sending fails once the last event was read.
     sends: mpsc::Receiver<String>,
     controls: mpsc::Receiver<Control>,
     events: mpsc::Sender<Event>,
     progress: Arc<Progress>,
-    /// How to be let in, once the program has said that.
+    /// Set once the program has authenticated.
     credentials: Option<(Credentials, Options)>,
-    /// Waits for the first authentication.
+    /// Receives the result of the program's authentication.
     answer: Option<Answer>,
-    /// Events that were handed to the program, done or not.
-    handed: u64,
-    /// `handed` at the last message of this connection; 0 before the first. Other events delay no op 11.
+    /// Number of events delivered to the program, finished or not.
+    delivered: u64,
+    /// `delivered` at the last message of this connection; 0 before the first. Other events do not delay op 11.
     last_message: u64,
-    /// Receipts (op 11) that are due when the program is done with so many events.
-    receipts: VecDeque<u64>,
-    /// Messages of a log: when the program is done with so many events it is done with that sequence.
-    unconfirmed: VecDeque<(u64, Seq)>,
-    /// Done with, and not confirmed yet: up to which sequence, and by when.
-    confirm: Option<(Seq, Instant)>,
-    /// On this connection it was told where the log begins and ends.
+    /// Acknowledgements by op 11, each due when the program has finished this many events.
+    acks_due: VecDeque<u64>,
+    /// Entries not acknowledged by op 3: how many events must be finished before, and the sequence.
+    unacknowledged: VecDeque<(u64, Seq)>,
+    /// Next acknowledgement by op 3: up to which sequence, and at what time.
+    ack: Option<(Seq, Instant)>,
+    /// The server has reported the state of the log on this connection.
     resumed: bool,
-    /// Attempts since it was last let in.
+    /// Attempts since the last successful authentication.
     attempts: u32,
 }
 
 impl Task {
     pub(super) fn new(
-        (url, interval, pause_max): (String, Option<Duration>, Duration),
+        (url, interval, reconnect_delay_max): (String, Option<Duration>, Duration),
         events: mpsc::Sender<Event>,
         sends: mpsc::Receiver<String>,
         controls: mpsc::Receiver<Control>,
@@ -94,74 +93,74 @@ impl Task {
         Self {
             url,
             interval,
-            pause_max,
+            reconnect_delay_max,
             events,
             sends,
             controls,
             progress,
             credentials: None,
             answer: None,
-            handed: 0,
+            delivered: 0,
             last_message: 0,
-            receipts: VecDeque::new(),
-            unconfirmed: VecDeque::new(),
-            confirm: None,
+            acks_due: VecDeque::new(),
+            unacknowledged: VecDeque::new(),
+            ack: None,
             resumed: false,
             attempts: 0,
         }
     }
 
-    /// Until the program has gone, or the server will not have it any more.
+    /// Runs until the program drops the client, or reconnecting is of no use.
     pub(super) async fn run(mut self, mut connection: Connection) {
         let mut first = true;
         loop {
             let connected = Event::Connected { is_initial_connection: first, is_automatic_reconnection: !first };
             first = false;
-            let end = match self.hand(connected).await {
+            let end = match self.deliver(connected).await {
                 Ok(()) => self.serve(&mut connection).await,
                 Err(end) => end,
             };
             let interval = self.interval.or(connection.hello().reconnect_interval);
-            let (code, reason, may_pass) = match end {
-                End::Left(done) => {
-                    self.farewell(connection).await;
+            let (code, reason, is_transient) = match end {
+                ServeEnd::ByProgram(done) => {
+                    self.close(connection).await;
                     done.map(|done| done.send(()));
                     return;
                 }
-                End::Closed(code, reason) => (code, reason, close_code::comes_back(code)),
-                End::Failed(error) => (close_code::LOST, error.to_string(), error.may_pass()),
+                ServeEnd::Closed(code, reason) => (code, reason, close_code::should_reconnect(code)),
+                ServeEnd::Failed(error) => (close_code::LOST, error.to_string(), error.is_transient()),
             };
-            // Nothing can be confirmed to a connection that is gone; the next one asks for itself.
-            self.receipts.clear();
-            let back = interval.filter(|_| may_pass);
-            let told = Event::Disconnected { code, reason: reason.clone(), will_reconnect: back.is_some() };
-            let left = self.hand(told).await.is_err();
-            let Some(interval) = back.filter(|_| !left) else {
+            // Acknowledgements belong to one connection; the next has its own heartbeats.
+            self.acks_due.clear();
+            let reconnect = interval.filter(|_| is_transient);
+            let event = Event::Disconnected { code, reason: reason.clone(), will_reconnect: reconnect.is_some() };
+            let left = self.deliver(event).await.is_err();
+            let Some(interval) = reconnect.filter(|_| !left) else {
                 self.answer.take().map(|answer| answer.send(Err(ClientError::Refused { code, reason })));
                 return;
             };
-            match self.come_back(interval).await {
+            match self.reconnect(interval).await {
                 Some(next) => connection = next,
                 None => return,
             }
         }
     }
 
-    /// Connects again, however often it takes; `None` if the program has gone meanwhile, or there is no use in it.
-    async fn come_back(&mut self, interval: Duration) -> Option<Connection> {
+    /// Reconnects, with retries; `None` if the program has dropped the client, or an error is permanent.
+    async fn reconnect(&mut self, interval: Duration) -> Option<Connection> {
         loop {
-            let pause = pause(interval, self.attempts, self.pause_max);
+            let backoff = backoff(interval, self.attempts, self.reconnect_delay_max);
             self.attempts = self.attempts.saturating_add(1);
-            tracing::debug!(url = self.url, ?pause, "connecting again");
+            tracing::debug!(url = self.url, ?backoff, "reconnecting");
             let url = self.url.clone();
-            let dialled = async {
-                tokio::time::sleep(pause).await;
+            let attempt = async {
+                tokio::time::sleep(backoff).await;
                 Connection::connect(&url).await
             };
-            tokio::pin!(dialled);
-            let dialled = loop {
+            tokio::pin!(attempt);
+            let attempt = loop {
                 tokio::select! {
-                    dialled = &mut dialled => break dialled,
+                    attempt = &mut attempt => break attempt,
                     () = self.events.closed() => return None,
                     control = self.controls.recv() => match control {
                         Some(Control::Authenticate { credentials, options, answer }) => {
@@ -176,30 +175,30 @@ impl Task {
                     },
                 }
             };
-            match dialled {
+            match attempt {
                 Ok(connection) => return Some(connection),
-                Err(error) if error.may_pass() => tracing::debug!(%error, "not yet"),
+                Err(error) if error.is_transient() => tracing::debug!(%error, "reconnect failed; retrying"),
                 Err(error) => {
                     let (code, reason) = match &error {
                         ClientError::Refused { code, reason } => (*code, reason.clone()),
                         other => (close_code::LOST, other.to_string()),
                     };
                     self.answer.take().map(|answer| answer.send(Err(error)));
-                    _ = self.hand(Event::Disconnected { code, reason, will_reconnect: false }).await;
+                    _ = self.deliver(Event::Disconnected { code, reason, will_reconnect: false }).await;
                     return None;
                 }
             }
         }
     }
 
-    /// Passes everything on, both ways, until the connection or the program is gone.
-    async fn serve(&mut self, connection: &mut Connection) -> End {
+    /// Serves a connection until it or the program ends.
+    async fn serve(&mut self, connection: &mut Connection) -> ServeEnd {
         match self.try_serve(connection).await {
             Ok(end) | Err(end) => end,
         }
     }
 
-    async fn try_serve(&mut self, connection: &mut Connection) -> Result<End, End> {
+    async fn try_serve(&mut self, connection: &mut Connection) -> Result<ServeEnd, ServeEnd> {
         self.resumed = false;
         self.last_message = 0;
         if self.credentials.is_some() {
@@ -207,58 +206,58 @@ impl Task {
         } else {
             self.attempts = 0;
         }
-        let mut room = None;
+        let mut permit = None;
         loop {
-            self.settle(connection).await?;
-            let confirm_by = self.confirm.map(|(_, by)| by);
+            self.send_acks(connection).await?;
+            let ack_at = self.ack.map(|(_, by)| by);
             tokio::select! {
                 biased;
-                () = self.events.closed() => return Ok(End::Left(None)),
+                () = self.events.closed() => return Ok(ServeEnd::ByProgram(None)),
                 control = self.controls.recv() => match control {
                     Some(Control::Authenticate { credentials, options, answer }) => {
                         self.credentials = Some((credentials, options));
                         self.answer = Some(answer);
                         self.authenticate(connection).await?;
                     }
-                    Some(Control::Disconnect(done)) => return Ok(End::Left(Some(done))),
-                    None => return Ok(End::Left(None)),
+                    Some(Control::Disconnect(done)) => return Ok(ServeEnd::ByProgram(Some(done))),
+                    None => return Ok(ServeEnd::ByProgram(None)),
                 },
-                () = self.progress.risen.notified() => {}
-                () = until(confirm_by) => self.confirm(connection).await?,
+                () = self.progress.done_changed.notified() => {}
+                () = until(ack_at) => self.acknowledge(connection).await?,
                 text = self.sends.recv(), if !connection.is_sending() => match text {
                     Some(text) => self.send(connection, text).await?,
-                    // The program holds nothing of the client any more.
-                    None => return Ok(End::Left(None)),
+                    // The program has dropped the client and all senders.
+                    None => return Ok(ServeEnd::ByProgram(None)),
                 },
-                permit = self.events.clone().reserve_owned(), if room.is_none() => room = permit.ok(),
-                heard = connection.step(room.is_some()), if room.is_some() || connection.is_sending() => {
-                    if let Some(heard) = heard.map_err(End::Failed)?
-                        && let Some(event) = self.hear(connection, heard)?
-                        && let Some(room) = room.take()
+                reserved = self.events.clone().reserve_owned(), if permit.is_none() => permit = reserved.ok(),
+                incoming = connection.step(permit.is_some()), if permit.is_some() || connection.is_sending() => {
+                    if let Some(incoming) = incoming.map_err(ServeEnd::Failed)?
+                        && let Some(event) = self.handle(connection, incoming)?
+                        && let Some(permit) = permit.take()
                     {
-                        room.send(event);
-                        self.handed += 1;
+                        permit.send(event);
+                        self.delivered += 1;
                     }
                 }
             }
         }
     }
 
-    /// What a frame is to the program.
-    fn hear(&mut self, connection: &mut Connection, heard: Incoming) -> Result<Option<Event>, End> {
-        Ok(match heard {
+    /// Turns a frame into an event for the program, if it is one.
+    fn handle(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<Option<Event>, ServeEnd> {
+        Ok(match incoming {
             Incoming::Message { op, data, kind, position } => {
                 if let (Some(seq), Some((_, options))) = (position, &mut self.credentials)
                     && let Some(after) = &mut options.after
                 {
                     if seq <= *after {
-                        // It was handed out on an earlier connection already.
+                        // A duplicate of a message that an earlier connection delivered.
                         return Ok(None);
                     }
                     *after = seq;
-                    self.unconfirmed.push_back((self.handed + 1, seq));
+                    self.unacknowledged.push_back((self.delivered + 1, seq));
                 }
-                self.last_message = self.handed + 1;
+                self.last_message = self.delivered + 1;
                 Some(Event::Message(Delivery { op, kind, data, position }))
             }
             Incoming::Resumed { first, last, missed } => {
@@ -266,29 +265,32 @@ impl Task {
                     && let Some(after) = &mut options.after
                 {
                     if !std::mem::replace(&mut self.resumed, true) && last < *after {
-                        // The log has never been where we are: it is another one, and its sequences say nothing about what
-                        // was dealt with in the one before it.
-                        tracing::warn!(after, last, "the server has another store than before");
+                        // The log never reached our position, so it is another log, and its sequences are unrelated.
+                        tracing::warn!(
+                            after,
+                            last,
+                            "the server's log is not the one of the last connection; resuming from its beginning"
+                        );
                         *after = first.saturating_sub(1);
-                        self.unconfirmed.clear();
-                        self.confirm = None;
+                        self.unacknowledged.clear();
+                        self.ack = None;
                     }
-                    // What will never come is behind us as well.
+                    // A gap counts as received.
                     *after = (*after).max(missed.as_ref().map_or(0, |missed| missed.to));
                 }
                 Some(Event::Resumed { first, last, missed })
             }
-            Incoming::ReceiptWanted => {
-                // Who resumes confirms by himself: this asks no more than whether he is there.
-                self.receipts.push_back(if self.resumes() { 0 } else { self.last_message });
+            Incoming::Heartbeat => {
+                // A client that resumes acknowledges by op 3, so op 11 only shows that it is alive.
+                self.acks_due.push_back(if self.resumes() { 0 } else { self.last_message });
                 None
             }
             Incoming::Hello(hello) => {
-                connection.take_hello(hello);
+                connection.set_hello(hello);
                 None
             }
             Incoming::Authenticated(_) => None,
-            Incoming::Closed(code, reason) => return Err(End::Closed(code, reason)),
+            Incoming::Closed(code, reason) => return Err(ServeEnd::Closed(code, reason)),
         })
     }
 
@@ -296,48 +298,48 @@ impl Task {
         self.credentials.as_ref().is_some_and(|(_, options)| options.after.is_some())
     }
 
-    /// Answers the questions whose time has come, and takes note of what can be confirmed.
-    async fn settle(&mut self, connection: &mut Connection) -> Result<(), End> {
+    /// Sends due acknowledgements by op 11, and schedules one by op 3.
+    async fn send_acks(&mut self, connection: &mut Connection) -> Result<(), ServeEnd> {
         let done = self.progress.done.load(Ordering::Acquire);
-        while self.receipts.front().is_some_and(|due| *due <= done) {
-            self.receipts.pop_front();
-            connection.post(codec::receipt()).await.map_err(End::Failed)?;
+        while self.acks_due.front().is_some_and(|due| *due <= done) {
+            self.acks_due.pop_front();
+            connection.post(codec::heartbeat_ack()).await.map_err(ServeEnd::Failed)?;
         }
-        while let Some((_, seq)) = self.unconfirmed.front().copied().filter(|(due, _)| *due <= done) {
-            self.unconfirmed.pop_front();
-            let by = self.confirm.map_or_else(|| Instant::now() + CONFIRM_WITHIN, |(_, by)| by);
-            self.confirm = Some((seq, by));
+        while let Some((_, seq)) = self.unacknowledged.front().copied().filter(|(due, _)| *due <= done) {
+            self.unacknowledged.pop_front();
+            let by = self.ack.map_or_else(|| Instant::now() + ACK_DELAY, |(_, by)| by);
+            self.ack = Some((seq, by));
         }
         Ok(())
     }
 
-    async fn confirm(&mut self, connection: &mut Connection) -> Result<(), End> {
-        match self.confirm.take() {
-            Some((seq, _)) => connection.post(codec::confirm(seq)).await.map_err(End::Failed),
+    async fn acknowledge(&mut self, connection: &mut Connection) -> Result<(), ServeEnd> {
+        match self.ack.take() {
+            Some((seq, _)) => connection.post(codec::acknowledge(seq)).await.map_err(ServeEnd::Failed),
             None => Ok(()),
         }
     }
 
-    /// Sends a message, and what waits behind it as far as that is not much.
-    async fn send(&mut self, connection: &mut Connection, mut text: String) -> Result<(), End> {
+    /// Sends a message, and queued ones up to about [`SEND_BYTES`].
+    async fn send(&mut self, connection: &mut Connection, mut text: String) -> Result<(), ServeEnd> {
         let mut sent = 0;
         loop {
             sent += text.len();
             self.progress.unsent_bytes.fetch_sub(text.len(), Ordering::AcqRel);
-            connection.post(text).await.map_err(End::Failed)?;
+            connection.post(text).await.map_err(ServeEnd::Failed)?;
             match self.sends.try_recv() {
                 Ok(next) if sent < SEND_BYTES => text = next,
                 Ok(next) => {
-                    // One message more than is much.
+                    // This message was already taken from the queue.
                     self.progress.unsent_bytes.fetch_sub(next.len(), Ordering::AcqRel);
-                    return connection.post(next).await.map_err(End::Failed);
+                    return connection.post(next).await.map_err(ServeEnd::Failed);
                 }
                 Err(_) => return Ok(()),
             }
         }
     }
 
-    async fn authenticate(&mut self, connection: &mut Connection) -> Result<(), End> {
+    async fn authenticate(&mut self, connection: &mut Connection) -> Result<(), ServeEnd> {
         let Some((credentials, options)) = &mut self.credentials else { return Ok(()) };
         let authenticated = async {
             let data = credentials().await;
@@ -345,49 +347,49 @@ impl Task {
         };
         let authenticated = tokio::select! {
             authenticated = authenticated => authenticated,
-            () = self.events.closed() => return Err(End::Left(None)),
+            () = self.events.closed() => return Err(ServeEnd::ByProgram(None)),
         };
         match authenticated {
             Ok(user) => {
                 self.attempts = 0;
                 if options.after.is_some() {
-                    // What was not wanted has been passed over; what comes from here on is.
+                    // The option applies once: later messages are wanted.
                     options.should_sync = true;
                 }
-                let told = Event::Authenticated { user: user.clone() };
+                let event = Event::Authenticated { user: user.clone() };
                 self.answer.take().map(|answer| answer.send(Ok(user)));
-                self.hand(told).await
+                self.deliver(event).await
             }
-            Err(ClientError::Refused { code, reason }) => Err(End::Closed(code, reason)),
-            Err(error) => Err(End::Failed(error)),
+            Err(ClientError::Refused { code, reason }) => Err(ServeEnd::Closed(code, reason)),
+            Err(error) => Err(ServeEnd::Failed(error)),
         }
     }
 
-    /// Hands an event to the program, however long it takes to have room for it.
-    async fn hand(&mut self, event: Event) -> Result<(), End> {
+    /// Delivers an event to the program, waiting for space in its queue.
+    async fn deliver(&mut self, event: Event) -> Result<(), ServeEnd> {
         if self.answer.is_some() && self.events.capacity() == 0 {
-            // The program waits to be let in and reads nothing meanwhile: it must not wait for itself.
+            // The program waits in `authenticate` and reads no events meanwhile: waiting here would be a deadlock.
             return Ok(());
         }
-        self.events.send(event).await.map_err(|_| End::Left(None))?;
-        self.handed += 1;
+        self.events.send(event).await.map_err(|_| ServeEnd::ByProgram(None))?;
+        self.delivered += 1;
         Ok(())
     }
 
-    /// The last words: what was sent before, and what the program is done with.
-    async fn farewell(&mut self, mut connection: Connection) {
-        let last_words = async {
+    /// Sends queued messages and acknowledgements, then closes the connection.
+    async fn close(&mut self, mut connection: Connection) {
+        let closing = async {
             while let Ok(text) = self.sends.try_recv() {
                 connection.post(text).await?;
             }
-            if self.settle(&mut connection).await.is_ok() {
-                _ = self.confirm(&mut connection).await;
+            if self.send_acks(&mut connection).await.is_ok() {
+                _ = self.acknowledge(&mut connection).await;
             }
             connection.close().await;
             Ok::<_, ClientError>(())
         };
-        // Whether the server answers or not, the client is gone after this.
-        _ = tokio::time::timeout(FAREWELL_MAX, last_words).await;
+        // The client ends after this, with or without an answer.
+        _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
     }
 }
 
@@ -398,28 +400,28 @@ async fn until(when: Option<Instant>) {
     }
 }
 
-/// How long to wait before the next attempt: half to one and a half times what `attempts` make of the interval.
-fn pause(interval: Duration, attempts: u32, pause_max: Duration) -> Duration {
-    let longest = pause_max.max(interval);
+/// Returns the delay before the next attempt: half to one and a half times the interval, doubled for each attempt.
+fn backoff(interval: Duration, attempts: u32, delay_max: Duration) -> Duration {
+    let longest = delay_max.max(interval);
     let base = interval.saturating_mul(1 << attempts.min(16)).min(longest);
     let mut bytes = [0_u8; 4];
-    // Where there is no chance to be had, all wait equally long.
+    // Without randomness all clients wait equally long.
     let share =
         getrandom::fill(&mut bytes).map_or(0.5, |()| f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX));
     base.mul_f64(0.5 + share)
 }
 
-/// What it takes to be let in, made anew for every connection.
+/// Makes the data of an authentication anew for each connection.
 pub(super) type Credentials = Box<dyn Fn() -> BoxFuture<'static, Map<String, Value>> + Send + Sync>;
 
-/// What a program and the task share.
+/// Shares counters between the program and the task.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Events the program is done with.
+    /// Events that the program has finished.
     pub done: AtomicU64,
-    /// Told whenever that rises.
-    pub risen: Notify,
-    /// Bytes that wait to be sent.
+    /// Notified when `done` rises.
+    pub done_changed: Notify,
+    /// Bytes of queued messages.
     pub unsent_bytes: AtomicUsize,
 }
 
@@ -428,15 +430,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_their_bound_and_vary() {
+    fn backoff_doubles_up_to_bound_with_jitter() {
         let (second, cap) = (Duration::from_secs(1), Duration::from_secs(30));
         for (attempts, base) in [(0, 1), (1, 2), (2, 4), (4, 16), (5, 30), (1_000_000, 30)] {
-            let pauses: Vec<Duration> = (0..64).map(|_| pause(second, attempts, cap)).collect();
+            let delays: Vec<Duration> = (0..64).map(|_| backoff(second, attempts, cap)).collect();
             let (low, high) = (second * base / 2, second * base * 3 / 2);
-            assert!(pauses.iter().all(|pause| (low..=high).contains(pause)), "{attempts}: {pauses:?}");
-            assert!(pauses.iter().any(|pause| *pause != pauses[0]), "{attempts}");
+            assert!(delays.iter().all(|backoff| (low..=high).contains(backoff)), "{attempts}: {delays:?}");
+            assert!(delays.iter().any(|backoff| *backoff != delays[0]), "{attempts}");
         }
-        // An interval of the server's is not cut.
-        assert!(pause(Duration::from_secs(60), 3, cap) >= Duration::from_secs(30));
+        // The server's interval is not shortened.
+        assert!(backoff(Duration::from_secs(60), 3, cap) >= Duration::from_secs(30));
     }
 }

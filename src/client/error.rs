@@ -1,4 +1,4 @@
-//! What can go wrong on the client's side, in sentences that say what to do.
+//! Defines the errors of a client, as sentences that say what to do.
 
 use std::time::Duration;
 
@@ -7,72 +7,74 @@ use tokio_tungstenite::tungstenite::Error as WsError;
 use super::close_code;
 use crate::logging::network_error;
 
-/// Why a client cannot go on.
+/// Says why a client cannot continue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// The address is none, or not one that is spoken here.
+    /// The address is invalid or unsupported.
     #[error("{0}")]
     Address(String),
-    /// Nobody answers there.
+    /// No connection to the server is possible.
     #[error("cannot connect to {address}: {reason}. Is the server running there?")]
     Unreachable {
-        /// Where: host and port.
+        /// Host and port.
         address: String,
-        /// In the system's words.
+        /// Cause as reported by the system.
         reason: String,
     },
-    /// Somebody answers, and will not have a WebSocket.
+    /// The server rejected the WebSocket handshake.
     #[error(
         "{address} answers, but not as a WebSocket server: {reason}. Check the path in the address, and the server's \
          `path` and `origins`"
     )]
     Handshake {
-        /// Where: host and port.
+        /// Host and port.
         address: String,
-        /// What it said.
+        /// Response of the server.
         reason: String,
     },
-    /// The server closed the connection where an answer was due.
-    #[error("{}{}", closed(*.code), in_its_words(.reason))]
+    /// The server closed the connection in place of an answer, for example to reject an authentication.
+    #[error("{}{}", closed(*.code), quoted(.reason))]
     Refused {
-        /// See [`close_code`].
+        /// Close code, see [`close_code`].
         code: u16,
-        /// In the server's words; often empty.
+        /// Reason that the server sent; often empty.
         reason: String,
     },
-    /// The server says nothing.
+    /// The server did not answer in time.
     #[error(
         "the server sent no {waiting_for} for {} s; check that the address is that of a mesa server, and its log",
         waited.as_secs()
     )]
     Silent {
-        /// How long.
+        /// Time limit.
         waited: Duration,
-        /// What was due.
+        /// Frame that was expected.
         waiting_for: &'static str,
     },
-    /// The server does not keep to the protocol.
-    #[error("the server does not speak the protocol: {0}. Is it a mesa server, and of a version this client knows?")]
+    /// The server violated the protocol.
+    #[error(
+        "the server violated the protocol: {0}. Check that it is a mesa server of a version that this client supports"
+    )]
     Protocol(String),
-    /// What was to be sent cannot be.
-    #[error("this cannot be sent: {0}")]
+    /// A message cannot be serialized or sent.
+    #[error("the message cannot be sent: {0}")]
     Data(String),
-    /// As much waits to be sent as may.
-    #[error("as much waits to be sent as may: the client is away, or the server slow; send it again later")]
+    /// The queue of messages to send is full.
+    #[error("the queue of messages to send is full: the client is offline, or the server slow; retry later")]
     Full,
-    /// The client has gone for good.
-    #[error("the client has gone for good; its last event says why")]
+    /// The client has ended.
+    #[error("the client has disconnected for good; its last event has the reason")]
     Gone,
 }
 
 impl ClientError {
-    /// Whether another try may find the server well again.
+    /// Tests whether a retry may succeed.
     #[must_use]
-    pub fn may_pass(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Handshake { .. } | Self::Silent { .. } | Self::Full => true,
-            Self::Refused { code, .. } => close_code::comes_back(*code),
+            Self::Refused { code, .. } => close_code::should_reconnect(*code),
             Self::Address(_) | Self::Protocol(_) | Self::Data(_) | Self::Gone => false,
         }
     }
@@ -80,22 +82,22 @@ impl ClientError {
 
 fn closed(code: u16) -> String {
     match code {
-        // Nobody said these.
+        // These codes are never sent.
         close_code::LOST | close_code::NO_CODE => close_code::meaning(code).into(),
         _ => format!("the connection was closed ({code}): {}", close_code::meaning(code)),
     }
 }
 
-fn in_its_words(reason: &str) -> String {
+fn quoted(reason: &str) -> String {
     if reason.is_empty() { String::new() } else { format!(" (\"{}\")", reason.escape_debug()) }
 }
 
-/// How a connection was lost, for people.
+/// Words how a connection was lost.
 pub(super) fn lost(error: &WsError) -> String {
     match error {
         WsError::Io(error) => network_error(error),
         WsError::Protocol(tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {
-            "the other side ended it without a word".into()
+            "the server closed it without a close frame".into()
         }
         other => other.to_string(),
     }

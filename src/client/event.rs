@@ -1,156 +1,155 @@
-//! What comes from a server over one connection, and what is asked of it.
+//! Defines the events of a connection and a client, and the options of an authentication.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::message::{DeviceId, Seq};
 
-/// What comes over one [`Connection`](super::Connection).
+/// Reports what a [`Connection`](super::Connection) received.
 #[derive(Clone, Debug)]
 pub enum ConnectionEvent {
     /// A message.
     Message {
-        /// 0, or the application's own.
+        /// Opcode: 0, or one of the application.
         op: u64,
-        /// The data, to the letter; `null` when there was none.
+        /// Data, byte for byte as sent; `null` if there was none.
         data: Box<RawValue>,
-        /// The type, by which applications tell messages apart.
+        /// Type that distinguishes messages of the application.
         kind: Option<String>,
-        /// For a message that was kept: its place among those redelivered after this connection, from 1. For a client
-        /// that asked to resume (`after`): its place in the user's log.
+        /// For a synced message: its position among those redelivered on this connection, from 1. For a client that resumes
+        /// (`after`): its sequence in the user's log.
         position: Option<u64>,
     },
-    /// To a client that resumes, before the messages it is about: what there is, and what is not there any more. Comes
-    /// once for every gap.
+    /// The state of the log, sent to a client that resumes. Precedes the messages it describes, and is sent for each gap.
     Resumed {
-        /// The first sequence that is still there.
+        /// First sequence in the log.
         first: Seq,
-        /// The last there was when this was said; `first - 1` where nothing is there.
+        /// Last sequence when this was sent; `first - 1` if the log is empty.
         last: Seq,
-        /// What it asked for and will not get.
+        /// Requested sequences that are missing from the log.
         missed: Option<Missed>,
     },
-    /// The connection is over; every further call gives the same.
+    /// The connection has ended; every further call returns the same.
     Closed {
-        /// As the server said it, or [`close_code::LOST`](super::close_code::LOST) if it said nothing. See [`close_code`](super::close_code).
+        /// Close code of the server, or [`close_code::LOST`](super::close_code::LOST) without one. See [`close_code`](super::close_code).
         code: u16,
-        /// In the server's words, or what went wrong on the way.
+        /// Reason that the server sent, or the cause of a lost connection.
         reason: String,
     },
 }
 
-/// What happens to a [`Client`](super::Client).
+/// Reports what happens to a [`Client`](super::Client).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// It has connected, for the first time or again. Where it knows how to authenticate, it does so next by itself.
+    /// The client has connected. If it has credentials, it authenticates next.
     Connected {
-        /// This is the client's first connection: stock's `isInitialConnection`.
+        /// True for the first connection: `isInitialConnection` of the original.
         is_initial_connection: bool,
-        /// It has come back by itself: stock's `isAutomaticReconnection`.
+        /// True for a reconnect: `isAutomaticReconnection` of the original.
         is_automatic_reconnection: bool,
     },
-    /// It was let in. The user object, which is empty where the server keeps that to itself.
+    /// The client has authenticated.
     Authenticated {
-        /// As the server sent it.
+        /// User object as the server sent it; empty if the server does not send it.
         user: Map<String, Value>,
     },
     /// A message.
     Message(Delivery),
-    /// To a client that resumes, before the messages it is about: what there is, and what is not there any more. Once after
-    /// every connection, and again for every gap.
+    /// The state of the log, sent to a client that resumes. Precedes the messages it describes: once after each reconnect, and
+    /// again for each gap.
     Resumed {
-        /// The first sequence that is still there.
+        /// First sequence in the log.
         first: Seq,
-        /// The last there was when this was said; `first - 1` where nothing is there.
+        /// Last sequence when this was sent; `first - 1` if the log is empty.
         last: Seq,
-        /// What it asked for and will not get.
+        /// Requested sequences that are missing from the log.
         missed: Option<Missed>,
     },
-    /// The connection is gone.
+    /// The connection has ended.
     Disconnected {
-        /// As the server said it, or [`close_code::LOST`](super::close_code::LOST) if it said nothing.
+        /// Close code of the server, or [`close_code::LOST`](super::close_code::LOST) without one.
         code: u16,
-        /// In the server's words, or what went wrong on the way.
+        /// Reason that the server sent, or the cause of a lost connection.
         reason: String,
-        /// It is going to connect again by itself: stock's `willAttemptReconnect`. If not, this is the last event.
+        /// The client will reconnect: `willAttemptReconnect` of the original. If false, this is the last event.
         will_reconnect: bool,
     },
 }
 
-/// A message, as a [`Client`](super::Client) gets it.
+/// Holds a message that a [`Client`](super::Client) received.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Delivery {
-    /// 0, or the application's own.
+    /// Opcode: 0, or one of the application.
     pub op: u64,
-    /// The type, by which applications tell messages apart.
+    /// Type that distinguishes messages of the application.
     pub kind: Option<String>,
-    /// The data: JSON text to the letter; `null` when there was none.
+    /// Data as JSON, byte for byte as sent; `null` if there was none.
     pub data: Box<RawValue>,
-    /// For a message that was kept: its place among those redelivered after this connection, from 1. For a client that
-    /// resumes (`after`): its sequence in the user's log.
+    /// For a synced message: its position among those redelivered on this connection, from 1. For a client that resumes
+    /// (`after`): its sequence in the user's log.
     pub position: Option<u64>,
 }
 
 impl Delivery {
-    /// The type, or the empty text: for `match`.
+    /// Returns the type, or an empty string, for use in `match`.
     #[must_use]
     pub fn kind(&self) -> &str {
         self.kind.as_deref().unwrap_or_default()
     }
 
-    /// The data as a type of yours.
+    /// Deserializes the data.
     ///
     /// # Errors
-    /// When it has another form.
+    /// Fails if the data does not match the type.
     pub fn read<'a, T: Deserialize<'a>>(&'a self) -> serde_json::Result<T> {
         serde_json::from_str(self.data.get())
     }
 }
 
-/// Messages that will not come any more, both ends included.
+/// Describes a gap: sequences missing from the log, both ends included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Missed {
-    /// The first sequence.
+    /// First sequence.
     pub from: Seq,
-    /// The last.
+    /// Last sequence.
     pub to: Seq,
-    /// Why, as one word for programs: `quota`, `expired`, `cleared` and others.
+    /// Gap reason, for programs: `quota`, `expired`, `cleared` and others.
     pub reason: String,
 }
 
-/// What a client wants beside being let in.
+/// Configures an authentication.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// Whether it wants what it missed; `false` counts all of it as received. Default true.
+    /// Requests the pending messages; `false` acknowledges all of them instead. Default true.
     pub should_sync: bool,
-    /// To resume: the last sequence that was dealt with, 0 for none. Write it down with what you have done with the message,
-    /// and name it when the program starts again: then nothing is lost and nothing comes twice. A [`Client`](super::Client)
-    /// keeps count for as long as it lives.
+    /// Resumes after this sequence: the last one that was finished, 0 for none. Store it together with the effect of the
+    /// message, and pass it at the next start; then no message is lost or repeated. A [`Client`](super::Client) counts on
+    /// while it runs.
     pub after: Option<Seq>,
-    /// The device it is on, for a place in the log of its own.
+    /// Device of the client, which has its own cursor in the log.
     pub device: Option<DeviceId>,
 }
 
 impl Options {
-    /// Whether it wants what it missed: [`Options::should_sync`].
+    /// Sets [`Options::should_sync`].
     #[must_use]
     pub fn should_sync(mut self, should_sync: bool) -> Self {
         self.should_sync = should_sync;
         self
     }
 
-    /// Resumes behind a sequence, 0 for the beginning: [`Options::after`].
+    /// Sets [`Options::after`]: resumes after a sequence, 0 for the beginning.
     #[must_use]
     pub fn after(mut self, after: Seq) -> Self {
         self.after = Some(after);
         self
     }
 
-    /// On a device with a place in the log of its own: [`Options::device`].
+    /// Sets [`Options::device`].
     #[must_use]
     pub fn device(mut self, device: DeviceId) -> Self {
         self.device = Some(device);
@@ -164,7 +163,7 @@ impl Default for Options {
     }
 }
 
-/// What to pass to [`Connection::authenticate`](super::Connection::authenticate) where all that is asked for is a token.
+/// Makes the data of [`Connection::authenticate`](super::Connection::authenticate) for authentication by a token.
 #[must_use]
 pub fn token(token: &str) -> Map<String, Value> {
     Map::from_iter([("token".to_owned(), token.into())])

@@ -1,8 +1,8 @@
-//! Clients: programs that connect to a server.
+//! Connects to a server as a client.
 //!
-//! - [`Client`]: comes back by itself, resumes, and keeps what is to be sent meanwhile
-//! - [`Connection`]: one connection; it does not come back by itself. [`close_code::comes_back`] and [`Hello::reconnect_interval`]
-//!   say whether and when to connect again.
+//! - [`Client`]: reconnects by itself, resumes, and queues what is sent while it is offline
+//! - [`Connection`]: one connection without reconnecting. [`close_code::should_reconnect`] and
+//!   [`Hello::reconnect_interval`] say whether and when to connect again.
 
 mod address;
 #[expect(clippy::module_inception, reason = "the file is named after the type that it defines")]

@@ -1,4 +1,4 @@
-//! The client against a server made of a list of frames, and its half of the wire.
+//! Tests the client against a scripted server, and its encoding of frames.
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ use tokio_tungstenite::{
 use super::{connect::Target, connection::EARLY_MESSAGES_MAX, *};
 use crate::message::DeviceId;
 
-/// Long for a machine, short for a person.
+/// Time limit of a step: long for a machine, short for a person.
 const SOON: Duration = Duration::from_secs(5);
-/// How long nothing has to happen to be called silence.
+/// Time without a frame that counts as silence.
 const A_MOMENT: Duration = Duration::from_millis(100);
 
 const HELLO: &str = r#"{"op":10,"d":{"c_reconnect_interval":2500,"c_authentication_timeout":10000,"rules":[]}}"#;
 
-/// The other end of a client's connection.
+/// The server's end of a connection.
 struct Peer(WebSocketStream<TcpStream>);
 
 impl Peer {
@@ -34,7 +34,7 @@ impl Peer {
         self.0.send(Message::text(text)).await.unwrap();
     }
 
-    /// The next text from the client.
+    /// Returns the next text from the client.
     async fn read(&mut self) -> String {
         match timeout(SOON, self.0.next()).await.expect("in time").expect("not closed").unwrap() {
             Message::Text(text) => text.as_str().to_owned(),
@@ -52,7 +52,7 @@ impl Peer {
     }
 }
 
-/// A client and the other end, where `first` is what the server says first.
+/// Connects a client to a server whose first frame is `first`.
 async fn connected(first: &str) -> (Result<Connection, ClientError>, Peer) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("ws://{}/", listener.local_addr().unwrap());
@@ -66,7 +66,7 @@ async fn connected(first: &str) -> (Result<Connection, ClientError>, Peer) {
     tokio::join!(Connection::connect(&url), peer)
 }
 
-/// The same, after the client was let in.
+/// Connects and authenticates a client.
 async fn authenticated() -> (Connection, Peer) {
     let (client, mut peer) = connected(HELLO).await;
     let mut client = client.unwrap();
@@ -79,7 +79,7 @@ async fn authenticated() -> (Connection, Peer) {
     (client, peer)
 }
 
-/// The next event as one text.
+/// Returns the next event as text.
 async fn next(client: &mut Connection) -> String {
     match timeout(SOON, client.next()).await.expect("in time").unwrap() {
         ConnectionEvent::Message { op, data, kind, position } => format!("{op} {data} {kind:?} {position:?}"),
@@ -92,7 +92,7 @@ async fn next(client: &mut Connection) -> String {
 }
 
 #[tokio::test]
-async fn the_greeting_is_kept() {
+async fn greeting_is_available_after_connect() {
     let (client, _peer) = connected(HELLO).await;
     let hello = client.unwrap().hello().clone();
     assert_eq!(hello.reconnect_interval, Some(Duration::from_millis(2500)));
@@ -101,20 +101,20 @@ async fn the_greeting_is_kept() {
 }
 
 #[tokio::test]
-async fn who_does_not_greet_is_no_server_of_ours() {
+async fn connect_without_greeting_fails() {
     let (client, _peer) = connected(r#"{"op":0,"d":{}}"#).await;
     assert!(matches!(client, Err(ClientError::Protocol(_))), "{client:?}");
 }
 
 #[tokio::test]
-async fn the_version_is_announced_to_servers_that_insist() {
+async fn version_is_announced_if_server_enforces_it() {
     let (client, mut peer) = connected(r#"{"op":10,"d":{"rules":["enforce_equal_versions"]}}"#).await;
     client.unwrap();
     assert_eq!(peer.read().await, r#"{"op":0,"d":{"v":"1.5.3"},"t":"CLIENT_VERSION"}"#);
 }
 
 #[tokio::test]
-async fn an_authentication_carries_what_the_application_passed() {
+async fn authentication_carries_data_and_options() {
     let (client, mut peer) = connected(HELLO).await;
     let mut client = client.unwrap();
     let mut data = token("alice");
@@ -130,7 +130,7 @@ async fn an_authentication_carries_what_the_application_passed() {
 }
 
 #[tokio::test]
-async fn who_resumes_says_where_from_and_confirms_by_hand() {
+async fn resuming_client_sends_position_and_acknowledges_explicitly() {
     let (client, mut peer) = connected(HELLO).await;
     let mut client = client.unwrap();
     let device = Some(DeviceId::new("phone-1").unwrap());
@@ -152,12 +152,12 @@ async fn who_resumes_says_where_from_and_confirms_by_hand() {
     assert_eq!(next(&mut client).await, "resumed 41-57 12-40 quota");
     assert_eq!(next(&mut client).await, "0 1 None Some(41)");
     assert_eq!(next(&mut client).await, "resumed 42-57 ");
-    client.confirm(41).await.unwrap();
+    client.acknowledge(41).await.unwrap();
     assert_eq!(peer.read().await, r#"{"op":3,"d":{"s":41}}"#);
 }
 
 #[tokio::test]
-async fn a_refusal_says_what_the_code_means() {
+async fn rejection_explains_close_code() {
     let (client, mut peer) = connected(HELLO).await;
     let mut client = client.unwrap();
     let server = async {
@@ -179,23 +179,23 @@ async fn messages_keep_order_data_and_position() {
     assert_eq!(next(&mut client).await, "100 null None None");
 }
 
-/// A receipt lets the server forget: it must not be sent while the application may still die with the message in hand.
+/// An acknowledgement lets the server remove the message, so it must wait until the application has finished.
 #[tokio::test]
-async fn a_receipt_waits_until_the_message_before_it_was_taken() {
+async fn heartbeat_is_acknowledged_after_message_before_it_is_finished() {
     let (mut client, mut peer) = authenticated().await;
     peer.send(r#"{"op":0,"d":1}"#).await;
     peer.send(r#"{"op":1,"d":{}}"#).await;
     assert_eq!(next(&mut client).await, "0 1 None None");
-    assert!(peer.is_silent().await, "confirmed what the application had only just been given");
+    assert!(peer.is_silent().await, "acknowledged a message that the application has not finished");
 
     peer.send(r#"{"op":0,"d":2}"#).await;
     assert_eq!(next(&mut client).await, "0 2 None None");
     assert_eq!(peer.read().await, r#"{"op":11,"d":{}}"#);
 }
 
-/// The server holds deliveries back until then.
+/// The server withholds deliveries until then.
 #[tokio::test]
-async fn op_1_after_op_22_is_answered_before_the_program_takes_an_event() {
+async fn heartbeat_after_authenticated_is_acknowledged_before_events_are_read() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("ws://{}/", listener.local_addr().unwrap());
     let server = async {
@@ -213,7 +213,7 @@ async fn op_1_after_op_22_is_answered_before_the_program_takes_an_event() {
         client
     };
     let (mut client, mut peer) = tokio::join!(program, server);
-    // One that follows a message still waits for the program.
+    // A heartbeat after a message still waits for the program.
     peer.send(r#"{"op":0,"d":1}"#).await;
     peer.send(r#"{"op":1,"d":{}}"#).await;
     assert!(peer.is_silent().await);
@@ -223,12 +223,12 @@ async fn op_1_after_op_22_is_answered_before_the_program_takes_an_event() {
 }
 
 #[tokio::test]
-async fn each_heartbeat_is_answered_once_and_a_dropped_wait_loses_none() {
+async fn cancelled_next_loses_no_heartbeat_ack() {
     let (mut client, mut peer) = authenticated().await;
     for _ in 0..3 {
         peer.send(r#"{"op":1,"d":{"tries":1,"max":3}}"#).await;
     }
-    // Dropped again and again, as in a `select!` with another branch that is busy.
+    // Cancelled repeatedly, as by another branch of a `select!`.
     for _ in 0..20 {
         _ = timeout(Duration::from_millis(5), client.next()).await;
     }
@@ -239,7 +239,7 @@ async fn each_heartbeat_is_answered_once_and_a_dropped_wait_loses_none() {
 }
 
 #[tokio::test]
-async fn what_comes_before_the_acknowledgement_is_handed_out_after_it_in_order() {
+async fn frames_before_authenticated_are_returned_after_it_in_order() {
     let (client, mut peer) = connected(HELLO).await;
     let mut client = client.unwrap();
     let server = async {
@@ -250,14 +250,14 @@ async fn what_comes_before_the_acknowledgement_is_handed_out_after_it_in_order()
     };
     let (user, ()) = tokio::join!(client.authenticate(token("alice"), true), server);
     user.unwrap();
-    assert!(peer.is_silent().await, "confirmed what nobody had taken");
+    assert!(peer.is_silent().await, "acknowledged an unread message");
     assert_eq!(next(&mut client).await, "0 1 None None");
     assert_eq!(next(&mut client).await, "0 2 None None");
     assert_eq!(peer.read().await, r#"{"op":11,"d":{}}"#);
 }
 
 #[tokio::test]
-async fn a_server_cannot_fill_the_memory_before_the_acknowledgement() {
+async fn frames_before_authenticated_are_bounded() {
     let (client, mut peer) = connected(HELLO).await;
     let mut client = client.unwrap();
     let server = async {
@@ -270,7 +270,7 @@ async fn a_server_cannot_fill_the_memory_before_the_acknowledgement() {
 }
 
 #[tokio::test]
-async fn another_greeting_changes_the_interval() {
+async fn later_greeting_changes_interval() {
     let (mut client, mut peer) = authenticated().await;
     peer.send(r#"{"op":10,"d":{"c_reconnect_interval":60000,"rules":[]}}"#).await;
     peer.send(r#"{"op":0,"d":1}"#).await;
@@ -279,7 +279,7 @@ async fn another_greeting_changes_the_interval() {
 }
 
 #[tokio::test]
-async fn an_end_stays_an_end() {
+async fn closed_event_is_repeated() {
     let (mut client, mut peer) = authenticated().await;
     peer.send(r#"{"op":0,"d":1}"#).await;
     peer.close(1012, "back soon").await;
@@ -288,18 +288,18 @@ async fn an_end_stays_an_end() {
         assert_eq!(next(&mut client).await, "closed 1012 back soon");
         client.send("LATE", &json!({})).await.unwrap();
     }
-    assert!(close_code::comes_back(1012));
+    assert!(close_code::should_reconnect(1012));
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_is_an_end_without_a_word() {
+async fn broken_connection_is_reported_as_lost() {
     let (mut client, peer) = authenticated().await;
     drop(peer);
     assert!(next(&mut client).await.starts_with("closed 1006 "));
 }
 
 #[tokio::test]
-async fn a_frame_that_is_none_is_an_error() {
+async fn malformed_frame_is_an_error() {
     for frame in ["", "no JSON", "[]", r#"{"d":{}}"#, r#"{"op":"0"}"#, r#"{"op":10,"d":7}"#] {
         let (mut client, mut peer) = authenticated().await;
         peer.send(frame).await;
@@ -309,7 +309,7 @@ async fn a_frame_that_is_none_is_an_error() {
 }
 
 #[tokio::test]
-async fn closing_says_goodbye() {
+async fn close_sends_close_frame() {
     let (client, mut peer) = authenticated().await;
     let server = async { timeout(SOON, peer.0.next()).await.expect("in time") };
     let ((), goodbye) = tokio::join!(client.close(), server);
@@ -317,7 +317,7 @@ async fn closing_says_goodbye() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_said_with_a_question() {
+async fn unreachable_server_is_reported_with_advice() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -326,15 +326,15 @@ async fn nobody_there_is_said_with_a_question() {
 }
 
 #[test]
-fn frames_are_written_as_servers_read_them() {
+fn frames_are_encoded_as_documented() {
     let data = to_raw_value(&json!({ "n": 1 })).unwrap();
     assert_eq!(codec::encode(0, &data, Some("A\"B")), r#"{"op":0,"d":{"n":1},"t":"A\"B"}"#);
     assert_eq!(codec::encode(3, &data, None), r#"{"op":3,"d":{"n":1}}"#);
-    assert_eq!(codec::receipt(), r#"{"op":11,"d":{}}"#);
+    assert_eq!(codec::heartbeat_ack(), r#"{"op":11,"d":{}}"#);
 }
 
 #[test]
-fn an_address_names_scheme_host_port_and_path() {
+fn address_is_parsed_or_rejected_with_reason() {
     for url in ["ws://127.0.0.1:4000/", "ws://localhost", "ws://[::1]:4000/socket?x=1", "WS://example.org/"] {
         assert!(Target::parse(url).is_ok(), "{url}");
     }
@@ -352,7 +352,7 @@ fn an_address_names_scheme_host_port_and_path() {
 }
 
 #[test]
-fn each_code_has_a_meaning_and_says_whether_to_come_back() {
+fn close_codes_have_meaning_and_reconnect_rule() {
     for (code, back) in [
         (1000, false),
         (1001, true),
@@ -368,7 +368,7 @@ fn each_code_has_a_meaning_and_says_whether_to_come_back() {
         (1013, true),
         (4000, true),
     ] {
-        assert_eq!(close_code::comes_back(code), back, "{code}");
+        assert_eq!(close_code::should_reconnect(code), back, "{code}");
         assert!(!close_code::meaning(code).is_empty() && !close_code::meaning(code).ends_with('.'), "{code}");
     }
 }

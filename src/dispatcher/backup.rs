@@ -1,4 +1,4 @@
-//! Fetching a backup.
+//! Fetches a backup.
 
 use std::{io, time::Duration};
 
@@ -7,26 +7,27 @@ use tokio::time::timeout;
 
 use super::{DispatchError, Dispatcher, TIMEOUT};
 
-/// How long a backup may take in all.
+/// Time limit of a backup.
 const BACKUP_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 impl Dispatcher {
-    /// Fetches a backup of the server's store, and hands it to `write` piece by piece. Whether it is whole is to be
-    /// asked of what was written: see [`portable::verify`](crate::embedded::backup::format::verify).
+    /// Fetches a backup of the server's store, and passes it to `write` in chunks.
+    ///
+    /// Check the written file for completeness with [`portable::verify`](crate::embedded::backup::format::verify).
     ///
     /// # Errors
-    /// When the server refuses, falls silent, or `write` fails.
+    /// Fails if the server rejects the request, a chunk takes longer than 30 s, or `write` fails.
     pub async fn backup(&self, mut write: impl FnMut(&[u8]) -> io::Result<()>) -> Result<(), DispatchError> {
         let request = self.request(Method::GET, self.url(&["backup"])?).timeout(BACKUP_TIMEOUT);
-        let mut response = request.send().await.map_err(|error| self.failed(&error))?;
+        let mut response = request.send().await.map_err(|error| self.network_error(&error))?;
         if !response.status().is_success() {
-            return Err(self.refused(response).await);
+            return Err(self.rejection(response).await);
         }
         loop {
-            let piece = timeout(TIMEOUT, response.chunk()).await;
-            let piece = piece.map_err(|_| DispatchError::Silent { url: self.shown(), waited: TIMEOUT })?;
-            let Some(piece) = piece.map_err(|error| self.failed(&error))? else { return Ok(()) };
-            write(&piece).map_err(|error| DispatchError::NotWritten(error.to_string()))?;
+            let chunk = timeout(TIMEOUT, response.chunk()).await;
+            let chunk = chunk.map_err(|_| DispatchError::Silent { url: self.origin(), waited: TIMEOUT })?;
+            let Some(chunk) = chunk.map_err(|error| self.network_error(&error))? else { return Ok(()) };
+            write(&chunk).map_err(|error| DispatchError::NotWritten(error.to_string()))?;
         }
     }
 }

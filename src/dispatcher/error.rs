@@ -1,80 +1,81 @@
-//! What can go wrong between a backend and the server, in sentences that say what to do.
+//! Defines the errors of API calls, as sentences that say what to do.
 
 use std::time::Duration;
 
-/// Why a call was not answered, or not with a yes.
+/// Says why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DispatchError {
-    /// Not an address of an API.
-    #[error("\"{0}\" is no address of a server; it should look like http://127.0.0.1:4000, without a user name")]
+    /// The URL is not that of an API.
+    #[error("\"{0}\" is not a server's address; it must look like http://127.0.0.1:4000, without a user name")]
     Address(String),
-    /// A key that cannot stand in a header.
+    /// The key cannot be sent in a header.
     #[error("the API key must be visible ASCII without spaces, and not empty")]
     Key,
-    /// This machine cannot make HTTP calls.
-    #[error("HTTP cannot be set up here: {0}")]
+    /// The HTTP client cannot be created.
+    #[error("the HTTP client cannot be created: {0}")]
     Setup(String),
-    /// The message has no JSON form.
+    /// The message cannot be serialized.
     #[error("the message cannot be sent: {0}")]
     Message(String),
-    /// A user id that a path cannot hold.
-    #[error("the user \"{0}\" cannot be named in an address; dispatching to this user works, asking does not")]
+    /// A user id that cannot be in a path.
+    #[error("the user \"{0}\" cannot be in the path of a URL: only dispatches can name this user")]
     Unaddressable(String),
-    /// Nobody answers there.
+    /// No connection to the server is possible.
     #[error("cannot connect to {url}: {reason}. Is the server running at {url}?")]
     Unreachable {
-        /// Where.
+        /// Origin of the server's URL.
         url: String,
-        /// In the system's words.
+        /// Cause as reported by the system.
         reason: String,
     },
-    /// It took too long. What was sent may have been taken.
-    #[error("{url} did not answer within {} s; what was sent may have been taken all the same", waited.as_secs())]
+    /// The call timed out. The server may have accepted the request.
+    #[error("{url} did not answer within {} s; the request may have been accepted. Retry with an id", waited.as_secs())]
     Silent {
-        /// Where.
+        /// Origin of the server's URL.
         url: String,
-        /// How long.
+        /// Time limit.
         waited: Duration,
     },
-    /// The connection broke meanwhile. What was sent may have been taken.
-    #[error("the connection to {url} broke: {reason}; what was sent may have been taken all the same")]
+    /// The connection broke. The server may have accepted the request.
+    #[error("the connection to {url} broke: {reason}; the request may have been accepted. Retry with an id")]
     Broken {
-        /// Where.
+        /// Origin of the server's URL.
         url: String,
-        /// In the system's words.
+        /// Cause as reported by the system.
         reason: String,
     },
-    /// The server says no, and why.
-    #[error("the server refuses ({code}): {message}{hint}")]
+    /// The server rejected the request.
+    #[error("the server rejected the request ({code}): {message}{hint}")]
     Refused {
-        /// The HTTP status.
+        /// HTTP status.
         status: u16,
-        /// For programs.
+        /// Code for programs.
         code: String,
-        /// For people.
+        /// Sentence for people.
         message: String,
-        /// What to do about it, where the status alone says so.
+        /// Advice that follows from the status alone.
         hint: &'static str,
     },
-    /// What was received could not be written.
-    #[error("what was received cannot be written: {0}")]
+    /// Received data could not be written.
+    #[error("received data cannot be written: {0}")]
     NotWritten(String),
-    /// Somebody answers, but not as a server of ours does.
-    #[error("{url} does not answer as a mesa server: {what}. Check the address")]
+    /// The response is not that of a mesa server.
+    #[error("{url} is not a mesa server: {what}. Check the address")]
     Strange {
-        /// Where.
+        /// Origin of the server's URL.
         url: String,
-        /// How so.
+        /// Difference to a valid response.
         what: String,
     },
 }
 
 impl DispatchError {
-    /// Whether the same may succeed a little later: nobody was reached, no answer came, or the server was stopping (503), full
-    /// (507) or asked for patience (429). What was sent may have been taken all the same, but for the last three.
+    /// Tests whether a retry may succeed: no connection, no response, or status 429, 503 or 507.
+    ///
+    /// Only those statuses mean that the request was not accepted.
     #[must_use]
-    pub fn may_pass(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Silent { .. } | Self::Broken { .. } => true,
             Self::Refused { status, .. } => matches!(status, 429 | 503 | 507),

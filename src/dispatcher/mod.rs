@@ -1,4 +1,4 @@
-//! A backend's side: the HTTP API, as a client of it.
+//! Calls the HTTP API of a server, for backends.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -12,15 +12,14 @@
 //! # }
 //! ```
 //!
-//! A dispatch that returned `Ok` is kept by the server as durably as it is configured, but for those recipients that
-//! the result names as rejected. One that returned an error may or may not have been taken: sent again, it may arrive
-//! twice, unless it has an id ([`Dispatch::id`]). How long a message is kept, and what it takes the place of, stands in
-//! the message itself ([`Options`](crate::message::Options)).
+//! A dispatch that returned `Ok` is stored as durably as the server is configured, except for rejected recipients in the
+//! result. After an error the dispatch may have been accepted. Sent again it may arrive twice, unless it has an id
+//! ([`Dispatch::id`]). Expiry and collapsing are set in the message itself ([`Options`](crate::message::Options)).
 //!
-//! A dispatcher that is to repeat what may have failed for now gives ids by itself: [`Dispatcher::retrying`].
+//! [`Dispatcher::retrying`] retries temporary failures, and makes ids by itself.
 //!
-//! Many dispatches go best over a stream ([`Dispatcher::dispatch_all`], [`Dispatcher::stream`]): they share syncs, and
-//! no call waits for the one before it.
+//! Many dispatches are fastest over a stream ([`Dispatcher::dispatch_all`], [`Dispatcher::stream`]): they share group commits,
+//! and do not wait for each other.
 
 mod backoff;
 mod backup;
@@ -44,69 +43,69 @@ use crate::{
     protocol::opcode,
 };
 
-pub(crate) use backoff::jittered;
+pub(crate) use backoff::jitter;
 pub use error::DispatchError;
-pub use ndjson::{Answers, Lines};
+pub use ndjson::{DispatchWriter, ResultReader};
 pub use response::{Cleared, Device, DispatchResult, Messages, PendingMessage, Refusal, Rejected, User, Users};
 use retry::Attempts;
 pub use retry::Retry;
 
-/// How long a connection may take.
+/// Time limit for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a call may take in all: a commit may have to wait for others, but not this long.
+/// Time limit of a call. A commit may have to wait for others, but not this long.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Longest answer that is read: a page of a thousand of the largest messages would be more, so pages are smaller.
-const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Size limit of a response in bytes. The server keeps pages smaller.
+const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Calls the API of one server. Cheap to clone; keeps its connections.
+/// Calls the API of one server. Cheap to clone; reuses connections.
 #[derive(Clone)]
 pub struct Dispatcher {
     http: reqwest::Client,
-    /// Ends without a slash.
+    /// URL of the server, without a slash at its end.
     base: Url,
     key: String,
     retry: Option<Retry>,
 }
 
-/// Without the key.
+/// Omits the key.
 impl std::fmt::Debug for Dispatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Dispatcher").field("base", &self.base.as_str()).finish_non_exhaustive()
     }
 }
 
-/// One dispatch.
+/// Holds a dispatch.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Dispatch {
-    /// What is said.
+    /// Message to send.
     pub message: Message,
-    /// Who it is for.
+    /// Recipients.
     pub recipients: Recipients,
-    /// And who not.
+    /// Users who do not get it.
     pub excluding: Vec<UserId>,
-    /// Names it, so that it can be said again when it is not known whether it was taken: within the server's
-    /// `api.idWindow` a repeat gets the first result, with [`DispatchResult::duplicate`], and is not sent again.
+    /// Idempotency id. Within the server's `api.idWindow` a retry returns the first result, with
+    /// [`DispatchResult::duplicate`], and is not sent again.
     pub id: Option<DispatchId>,
 }
 
 impl Dispatch {
-    /// A message for some users, without anything special.
+    /// Creates a dispatch without exclusions and id.
     #[must_use]
     pub fn new(message: Message, recipients: Recipients) -> Self {
         Self { message, recipients, excluding: Vec::new(), id: None }
     }
 
-    /// Not for these.
+    /// Sets [`Dispatch::excluding`].
     #[must_use]
     pub fn excluding(mut self, users: Vec<UserId>) -> Self {
         self.excluding = users;
         self
     }
 
-    /// Named, so that it can be said again: [`Dispatch::id`].
+    /// Sets [`Dispatch::id`].
     #[must_use]
     pub fn id(mut self, id: DispatchId) -> Self {
         self.id = Some(id);
@@ -118,7 +117,7 @@ impl Dispatch {
     }
 }
 
-/// The body of a dispatch.
+/// Mirrors the JSON of a dispatch.
 #[derive(Serialize)]
 struct DispatchBody<'a> {
     message: &'a Message,
@@ -143,7 +142,7 @@ fn body(
     serde_json::to_vec(&body).map_err(|error| DispatchError::Message(error.to_string()))
 }
 
-/// Recipients as the API has them.
+/// Serializes recipients.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Names<'a> {
@@ -152,14 +151,14 @@ enum Names<'a> {
 }
 
 impl Dispatcher {
-    /// For the server at `url` (`http://HOST[:PORT]`, also `https://`, with or without the `/v1` of its API), with a key of
-    /// its `api.keys`. Does not connect.
+    /// Creates a dispatcher for the server at `url` (`http://HOST[:PORT]`, also `https://`, with or without `/v1`), with a key
+    /// of its `api.keys`. Does not connect.
     ///
     /// # Errors
-    /// When `url` is no such address, or the key could not stand in a header.
+    /// Fails if `url` is not such an address, or the key cannot be in a header.
     pub fn new(url: &str, api_key: &str) -> Result<Self, DispatchError> {
         let named = |base: &Url| {
-            // With a user name there would be two ways to authenticate in one request.
+            // A user name would be a second authentication in the request.
             matches!(base.scheme(), "http" | "https")
                 && base.has_host()
                 && base.username().is_empty()
@@ -167,7 +166,7 @@ impl Dispatcher {
         };
         let base = Url::parse(url).ok().filter(named);
         let mut base = base.ok_or_else(|| DispatchError::Address(without_userinfo(url)))?;
-        // Where the API is, as the server prints it. Each call adds it.
+        // The server prints its address with `/v1`, which each call adds.
         if let Some(server) = base.path().trim_end_matches('/').strip_suffix("/v1").map(str::to_owned) {
             base.set_path(&server);
         }
@@ -177,22 +176,22 @@ impl Dispatcher {
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT)
-            // The key must not follow to wherever an answer points, nor go through a proxy nobody thought of.
+            // The key must reach neither the target of a redirect nor a proxy.
             .redirect(redirect::Policy::none())
             .no_proxy();
         if base.scheme() == "http" {
-            // Without this, a machine that has no certificates installed could not even speak plain HTTP.
+            // Otherwise even plain HTTP would need installed certificates.
             builder = builder.tls_certs_only([]);
         }
         let http = builder.build().map_err(|error| DispatchError::Setup(network_error(&error)))?;
         Ok(Self { http, base, key: api_key.to_owned(), retry: None })
     }
 
-    /// Sends a message, and returns once every copy that is to be kept is durable. Look at
+    /// Sends a message, and returns once every stored entry is durable. Check
     /// [`DispatchResult::rejected`].
     ///
     /// # Errors
-    /// When the server cannot be reached, or takes nothing of it.
+    /// Fails if the server cannot be reached, or rejects the dispatch as a whole.
     pub async fn dispatch(
         &self,
         message: &Message,
@@ -202,10 +201,10 @@ impl Dispatcher {
         self.post(message, recipients, excluding, None).await
     }
 
-    /// The same, with all that can be said of a dispatch.
+    /// Sends a dispatch, like [`Dispatcher::dispatch`].
     ///
     /// # Errors
-    /// When the server cannot be reached, or takes nothing of it.
+    /// Fails if the server cannot be reached, or rejects the dispatch as a whole.
     pub async fn send(&self, dispatch: &Dispatch) -> Result<DispatchResult, DispatchError> {
         let Dispatch { message, recipients, excluding, id } = dispatch;
         self.post(message, recipients, excluding, id.as_ref()).await
@@ -218,8 +217,8 @@ impl Dispatcher {
         excluding: &[UserId],
         id: Option<&DispatchId>,
     ) -> Result<DispatchResult, DispatchError> {
-        let made = if id.is_none() { self.made_id(message)? } else { None };
-        let body = body(message, recipients, excluding, id.or(made.as_ref()))?;
+        let generated = if id.is_none() { self.generated_id(message)? } else { None };
+        let body = body(message, recipients, excluding, id.or(generated.as_ref()))?;
         let url = self.url(&["dispatch"])?;
         let mut attempts = self.attempts();
         loop {
@@ -231,25 +230,24 @@ impl Dispatcher {
         }
     }
 
-    /// The id that a dispatch gets which has none and may be repeated. Internal events need none: repeating one does no harm.
-    fn made_id(&self, message: &Message) -> Result<Option<DispatchId>, DispatchError> {
+    /// Makes an id for a dispatch that may be retried. Internal events need none: they are idempotent.
+    fn generated_id(&self, message: &Message) -> Result<Option<DispatchId>, DispatchError> {
         let wanted = self.retry.is_some() && message.op != opcode::INTERNAL;
         wanted.then(retry::random_id).transpose()
     }
 
-    /// What the server knows of a user.
+    /// Gets a user.
     ///
     /// # Errors
-    /// When the server cannot be reached, or refuses.
+    /// Fails if the server cannot be reached, or rejects the request.
     pub async fn user(&self, id: &UserId) -> Result<User, DispatchError> {
         self.call(self.request(Method::GET, self.user_url(id, None)?)).await
     }
 
-    /// A page of the users the server knows: with `online` those of them who are connected, without it everybody. Go on with
-    /// the page's cursor, if it has one.
+    /// Gets a page of users: all, or with `online` those that are online. Pass the page's cursor to get the next one.
     ///
     /// # Errors
-    /// When the server cannot be reached, or refuses.
+    /// Fails if the server cannot be reached, or rejects the request.
     pub async fn users(
         &self,
         online: bool,
@@ -259,7 +257,7 @@ impl Dispatcher {
         let mut url = self.url(&["users"])?;
         {
             let mut query = url.query_pairs_mut();
-            // `online=false` would be those who are away.
+            // `online=false` would list offline users.
             if online {
                 query.append_pair("online", "true");
             }
@@ -270,17 +268,17 @@ impl Dispatcher {
                 query.append_pair("limit", &limit.to_string());
             }
         }
-        // Without a pair there would be a question mark and nothing behind it.
+        // Removes the question mark of an empty query.
         if url.query() == Some("") {
             url.set_query(None);
         }
         self.call(self.request(Method::GET, url)).await
     }
 
-    /// What waits for a user with a sequence above `after`, without taking it.
+    /// Gets pending messages of a user with a sequence above `after`, without acknowledging them.
     ///
     /// # Errors
-    /// When the server cannot be reached, or refuses.
+    /// Fails if the server cannot be reached, or rejects the request.
     pub async fn messages(&self, id: &UserId, after: Seq, limit: Option<usize>) -> Result<Messages, DispatchError> {
         let mut url = self.user_url(id, Some("messages"))?;
         url.query_pairs_mut().append_pair("after", &after.to_string());
@@ -290,18 +288,18 @@ impl Dispatcher {
         self.call(self.request(Method::GET, url)).await
     }
 
-    /// Counts all that waits for a user as received.
+    /// Acknowledges all pending messages of a user.
     ///
     /// # Errors
-    /// When the server cannot be reached, or refuses.
+    /// Fails if the server cannot be reached, or rejects the request.
     pub async fn clear(&self, id: &UserId) -> Result<Cleared, DispatchError> {
         self.call(self.request(Method::DELETE, self.user_url(id, Some("messages"))?)).await
     }
 
-    /// Tells all connections of a user to go, for good (close code 1000).
+    /// Closes all connections of a user, with code 1000: clients do not reconnect.
     ///
     /// # Errors
-    /// When the server cannot be reached, or refuses.
+    /// Fails if the server cannot be reached, or rejects the request.
     pub async fn disconnect(&self, id: &UserId) -> Result<(), DispatchError> {
         let request = self.request(Method::POST, self.user_url(id, Some("disconnect"))?);
         self.answer(request).await.map(drop)
@@ -320,8 +318,8 @@ impl Dispatcher {
     }
 
     fn user_url(&self, id: &UserId, what: Option<&str>) -> Result<Url, DispatchError> {
-        // In a path these two mean "here" and "one up", however they are written: clearing the messages of a user
-        // named `..` must not become a call to another address.
+        // In a path these are relative steps, even if escaped: clearing the messages of a user named `..` must not
+        // become a call to another endpoint.
         if matches!(id.as_str(), "." | "..") {
             return Err(DispatchError::Unaddressable(id.to_string()));
         }
@@ -337,49 +335,51 @@ impl Dispatcher {
     async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, DispatchError> {
         let body = self.answer(request).await?;
         serde_json::from_slice(&body)
-            .map_err(|error| self.strange(&format!("its answer cannot be read ({})", json_error(&error))))
+            .map_err(|error| self.invalid_response(&format!("its response cannot be parsed ({})", json_error(&error))))
     }
 
-    /// The body of a successful answer.
+    /// Returns the body of a successful response.
     async fn answer(&self, request: RequestBuilder) -> Result<Vec<u8>, DispatchError> {
-        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        let response = request.send().await.map_err(|error| self.network_error(&error))?;
         if response.status().is_success() {
             return self.body(response).await;
         }
-        Err(self.refused(response).await)
+        Err(self.rejection(response).await)
     }
 
-    /// Why the server says no.
-    async fn refused(&self, response: Response) -> DispatchError {
+    /// Reads an error response.
+    async fn rejection(&self, response: Response) -> DispatchError {
         let status = response.status();
         let body = match self.body(response).await {
             Ok(body) => body,
             Err(error) => return error,
         };
-        match serde_json::from_slice::<response::Refused>(&body) {
-            Ok(refused) => DispatchError::Refused {
+        match serde_json::from_slice::<response::ErrorResponse>(&body) {
+            Ok(response) => DispatchError::Refused {
                 status: status.as_u16(),
-                hint: hint(status, &refused.error),
-                code: refused.error.code,
-                message: refused.error.message,
+                hint: hint(status, &response.error),
+                code: response.error.code,
+                message: response.error.message,
             },
-            Err(_) => self.strange(&format!("it answers {status} without saying why")),
+            Err(_) => self.invalid_response(&format!("it answered {status} without an error body")),
         }
     }
 
     async fn body(&self, mut response: Response) -> Result<Vec<u8>, DispatchError> {
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.failed(&error))? {
-            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(self.strange(&format!("its answer has more than {} MiB", ANSWER_BYTES_MAX >> 20)));
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.network_error(&error))? {
+            if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
+                return Err(
+                    self.invalid_response(&format!("its response has more than {} MiB", RESPONSE_BYTES_MAX >> 20))
+                );
             }
             body.extend_from_slice(&chunk);
         }
         Ok(body)
     }
 
-    fn failed(&self, error: &reqwest::Error) -> DispatchError {
-        let url = self.shown();
+    fn network_error(&self, error: &reqwest::Error) -> DispatchError {
+        let url = self.origin();
         if error.is_connect() {
             DispatchError::Unreachable { url, reason: network_error(error) }
         } else if error.is_timeout() {
@@ -389,44 +389,44 @@ impl Dispatcher {
         }
     }
 
-    fn strange(&self, what: &str) -> DispatchError {
-        DispatchError::Strange { url: self.shown(), what: what.to_owned() }
+    fn invalid_response(&self, what: &str) -> DispatchError {
+        DispatchError::Strange { url: self.origin(), what: what.to_owned() }
     }
 
-    /// The address without what may be secret in it.
-    fn shown(&self) -> String {
+    /// Returns the origin of the URL, without parts that may be secret.
+    fn origin(&self) -> String {
         self.base.origin().ascii_serialization()
     }
 }
 
 impl Dispatcher {
-    /// This dispatcher, repeating what may have failed for now. Without it each call is one attempt.
+    /// Enables retries of temporary failures. Without it each call is one attempt.
     #[must_use]
     pub fn retrying(self, retry: Retry) -> Self {
         Self { retry: Some(retry), ..self }
     }
 
-    /// Attempts of one thing to do.
+    /// Starts the attempts of one call.
     fn attempts(&self) -> Attempts {
         Attempts {
             retry: self.retry,
-            end: self.retry.map(|retry| Instant::now() + retry.within),
-            pause: self.retry.map_or(Duration::ZERO, |retry| retry.pause),
+            end: self.retry.map(|retry| Instant::now() + retry.timeout),
+            delay: self.retry.map_or(Duration::ZERO, |retry| retry.delay),
         }
     }
 }
 
-/// What to do about a status, beyond what the server says itself.
+/// Returns advice for a status, in addition to the server's sentence.
 fn hint(status: StatusCode, refusal: &Refusal) -> &'static str {
     match status {
-        // These end with what to do as it is.
+        // Their sentences end with advice already.
         _ if matches!(&*refusal.code, "unreachable" | "store_failed") => "",
         _ if refusal.message.contains("api.keys") => "",
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             ". Check the API key: it must be one of the server's api.keys"
         }
-        StatusCode::INSUFFICIENT_STORAGE => ". It takes messages again by itself once there is room",
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => ". Try again in a moment",
+        StatusCode::INSUFFICIENT_STORAGE => ". The server accepts messages again once it has space",
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => ". Retry in a moment",
         _ => "",
     }
 }

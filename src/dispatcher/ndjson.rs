@@ -1,4 +1,4 @@
-//! Many dispatches over one request: a line each, and a result for each, in order, while both go on.
+//! Sends many dispatches over one NDJSON stream: a line each, and a result for each in the same order.
 
 use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
@@ -6,32 +6,31 @@ use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use reqwest::{Body, Method, Response};
 
-use super::{ANSWER_BYTES_MAX, Dispatch, DispatchError, DispatchResult, Dispatcher, Refusal, TIMEOUT, response};
+use super::{Dispatch, DispatchError, DispatchResult, Dispatcher, RESPONSE_BYTES_MAX, Refusal, TIMEOUT, response};
 use crate::logging::json_error;
 
-/// Pieces that were handed over and wait for the connection to take them.
-const PIECES_MAX: usize = 2;
+/// Chunks that are queued for the connection.
+const CHUNKS_MAX: usize = 2;
 
-/// Bytes of lines that are handed over together.
-const PIECE_BYTES: usize = 32 << 10;
+/// Bytes of lines that are sent as one chunk, approximately.
+const CHUNK_BYTES: usize = 32 << 10;
 
-/// Lines for which room is made before they are there.
+/// Lines for which memory is reserved in advance.
 const LINES_EXPECTED_MAX: usize = 1 << 16;
 
-/// A stream is meant to stay open; this is only so that it has an end.
-const STREAM_TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Time limit of a stream. Streams stay open, so it is only a formal bound.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Dispatcher {
-    /// Sends messages in the order given, and returns what became of each, in that order: those that were refused do not
-    /// hold up the others.
+    /// Sends dispatches in order, and returns their results in that order. Rejected ones do not delay the others.
     ///
-    /// Where this dispatcher repeats ([`Dispatcher::retrying`]), all of them are held in memory, and what had no result when
-    /// a stream broke is sent again over the next one; a stream that gave results counts as a success, after which the
-    /// pauses, but not the time, begin anew.
     ///
+    /// With retries ([`Dispatcher::retrying`]), all dispatches are held in memory. Those without a result when a stream breaks
+    /// are sent again on the next one. A stream that returned results resets the delay between attempts, but not the time
+    /// limit.
     /// # Errors
-    /// When the server cannot be reached, ends the stream early, or says nothing for thirty seconds. What was sent may
-    /// have been taken all the same; with ids it can be said again.
+    /// Fails if the server cannot be reached, ends the stream early, or sends nothing for 30 s. Dispatches without a result may
+    /// have been accepted; with ids they can be retried.
     pub async fn dispatch_all(
         &self,
         dispatches: impl IntoIterator<Item = Dispatch, IntoIter: Send> + Send,
@@ -44,7 +43,7 @@ impl Dispatcher {
         let mut lines = Vec::with_capacity(dispatches.size_hint().0.min(LINES_EXPECTED_MAX));
         for mut dispatch in dispatches {
             if dispatch.id.is_none() {
-                dispatch.id = self.made_id(&dispatch.message)?;
+                dispatch.id = self.generated_id(&dispatch.message)?;
             }
             lines.push(dispatch.body()?);
         }
@@ -55,77 +54,78 @@ impl Dispatcher {
                 return Ok(results);
             };
             if results.len() > done {
-                attempts.went_on();
+                attempts.reset_delay();
             }
             attempts.wait_after(error).await?;
         }
     }
 
-    /// Sends lines over one stream and adds what became of each, as far as that was learnt.
+    /// Sends lines over one stream, and appends the results that arrive.
     async fn dispatch_each(
         &self,
         bodies: impl Iterator<Item = Result<Vec<u8>, DispatchError>> + Send,
         results: &mut Vec<Result<DispatchResult, Refusal>>,
     ) -> Result<(), DispatchError> {
-        let (mut lines, mut answers) = self.stream().await?;
+        let (mut lines, mut reader) = self.stream().await?;
         let before = results.len();
         let send = async move {
-            let (mut sent, mut piece) = (0_usize, Vec::new());
+            let (mut sent, mut chunk) = (0_usize, Vec::new());
             for body in bodies {
-                piece.extend(body?);
-                piece.push(b'\n');
+                chunk.extend(body?);
+                chunk.push(b'\n');
                 sent += 1;
-                if piece.len() >= PIECE_BYTES {
-                    lines.send_text(std::mem::take(&mut piece)).await?;
+                if chunk.len() >= CHUNK_BYTES {
+                    lines.send_json(std::mem::take(&mut chunk)).await?;
                 }
             }
-            if !piece.is_empty() {
-                lines.send_text(piece).await?;
+            if !chunk.is_empty() {
+                lines.send_json(chunk).await?;
             }
             Ok(sent)
         };
         let receive = async {
             loop {
-                match tokio::time::timeout(TIMEOUT, answers.next()).await {
-                    Err(_) => return Err(DispatchError::Silent { url: self.shown(), waited: TIMEOUT }),
+                match tokio::time::timeout(TIMEOUT, reader.next()).await {
+                    Err(_) => return Err(DispatchError::Silent { url: self.origin(), waited: TIMEOUT }),
                     Ok(Err(error)) => return Err(error),
                     Ok(Ok(None)) => return Ok(()),
                     Ok(Ok(Some(result))) => results.push(result),
                 }
             }
         };
-        // Both at once: the server takes no more lines in than it can get rid of results.
+        // Concurrently: the server reads no more lines while results are not read.
         let (sent, received) = tokio::join!(send, receive);
-        // Where the stream broke, the answers say why; that nothing more can be sent is only what follows.
+        // The reader's error has the cause; a failed write only follows from it.
         received?;
         let (sent, got): (usize, usize) = (sent?, results.len() - before);
         if got == sent {
             return Ok(());
         }
         let reason = format!("the stream ended after {got} of {sent} results");
-        Err(DispatchError::Broken { url: self.shown(), reason })
+        Err(DispatchError::Broken { url: self.origin(), reason })
     }
 
-    /// Opens a stream: where lines are sent, and where their results come from. Both have to be used at once, from two
-    /// tasks or with a `select!`: while results are not taken, the server takes no more lines.
+    /// Opens a stream, and returns the writer of dispatches and the reader of results.
+    ///
+    /// Use both concurrently, from two tasks or with `select!`: while results are not read, the server reads no more lines.
     ///
     /// # Errors
-    /// When the server cannot be reached, or refuses.
-    pub async fn stream(&self) -> Result<(Lines, Answers), DispatchError> {
-        let (pieces, body) = Channel::<Bytes, Infallible>::new(PIECES_MAX);
-        let request = self.request(Method::POST, self.url(&["dispatch"])?).timeout(STREAM_TIME_MAX);
+    /// Fails if the server cannot be reached, or rejects the request.
+    pub async fn stream(&self) -> Result<(DispatchWriter, ResultReader), DispatchError> {
+        let (chunks, body) = Channel::<Bytes, Infallible>::new(CHUNKS_MAX);
+        let request = self.request(Method::POST, self.url(&["dispatch"])?).timeout(STREAM_TIMEOUT);
         let request = request.header("content-type", "application/x-ndjson").body(Body::wrap(body));
-        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        let response = request.send().await.map_err(|error| self.network_error(&error))?;
         if !response.status().is_success() {
-            return Err(self.refused(response).await);
+            return Err(self.rejection(response).await);
         }
-        let answers = Answers { dispatcher: self.clone(), response, begun: Vec::new(), lines: VecDeque::new() };
-        Ok((Lines { pieces, url: self.shown() }, answers))
+        let reader = ResultReader { dispatcher: self.clone(), response, partial: Vec::new(), lines: VecDeque::new() };
+        Ok((DispatchWriter { chunks, url: self.origin() }, reader))
     }
 }
 
 impl Dispatcher {
-    /// Asks for an answer that has no end: for portals.
+    /// Opens a response without an end, for portals.
     pub(crate) async fn open(
         &self,
         path: &[&str],
@@ -136,74 +136,76 @@ impl Dispatcher {
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        let mut request = self.request(Method::GET, url).timeout(STREAM_TIME_MAX);
+        let mut request = self.request(Method::GET, url).timeout(STREAM_TIMEOUT);
         if let Some((name, value)) = header {
             request = request.header(name, value);
         }
         let sending = tokio::time::timeout(TIMEOUT, request.send()).await;
-        let silent = |_| DispatchError::Silent { url: self.shown(), waited: TIMEOUT };
-        let response = sending.map_err(silent)?.map_err(|error| self.failed(&error))?;
-        if response.status().is_success() { Ok(response) } else { Err(self.refused(response).await) }
+        let silent = |_| DispatchError::Silent { url: self.origin(), waited: TIMEOUT };
+        let response = sending.map_err(silent)?.map_err(|error| self.network_error(&error))?;
+        if response.status().is_success() { Ok(response) } else { Err(self.rejection(response).await) }
     }
 }
 
-/// Where the lines of a stream are sent. Dropping it says that this was all; the results go on until the last.
-pub struct Lines {
-    pieces: Sender<Bytes, Infallible>,
+/// Writes dispatches to a stream. Dropping it ends the dispatches; the remaining results still arrive.
+pub struct DispatchWriter {
+    chunks: Sender<Bytes, Infallible>,
     url: String,
 }
 
-impl Lines {
-    /// Sends one.
+impl DispatchWriter {
+    /// Sends a dispatch.
     ///
     /// # Errors
-    /// When it has no JSON form, or the stream is over: the answers tell why.
+    /// Fails if it cannot be serialized, or the stream has ended: the reader has the cause.
     pub async fn send(&mut self, dispatch: &Dispatch) -> Result<(), DispatchError> {
         let mut line = dispatch.body()?;
         line.push(b'\n');
-        self.send_text(line).await
+        self.send_json(line).await
     }
 
-    /// Sends what is lines already, cut wherever it may be.
+    /// Sends JSON lines as they are; a chunk may end anywhere.
     ///
     /// # Errors
-    /// When the stream is over: the answers tell why.
-    pub async fn send_text(&mut self, text: Vec<u8>) -> Result<(), DispatchError> {
-        let sent = self.pieces.send_data(text.into()).await;
-        sent.map_err(|_| DispatchError::Broken { url: self.url.clone(), reason: "the stream is over".into() })
+    /// Fails if the stream has ended: the reader has the cause.
+    pub async fn send_json(&mut self, text: Vec<u8>) -> Result<(), DispatchError> {
+        let sent = self.chunks.send_data(text.into()).await;
+        sent.map_err(|_| DispatchError::Broken { url: self.url.clone(), reason: "the stream has ended".into() })
     }
 }
 
-impl std::fmt::Debug for Lines {
+impl std::fmt::Debug for DispatchWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lines").field("url", &self.url).finish_non_exhaustive()
+        f.debug_struct("DispatchWriter").field("url", &self.url).finish_non_exhaustive()
     }
 }
 
-/// Where the results of a stream come from, in the order of the lines.
+/// Reads the results of a stream, in the order of the dispatches.
 #[derive(Debug)]
-pub struct Answers {
+pub struct ResultReader {
     dispatcher: Dispatcher,
     response: Response,
-    /// What there is of a line that is not whole yet.
-    begun: Vec<u8>,
-    /// What is whole and was not taken.
+    /// Start of an incomplete line.
+    partial: Vec<u8>,
+    /// Complete lines that were not returned yet.
     lines: VecDeque<Vec<u8>>,
 }
 
-impl Answers {
-    /// What became of the next line; `None` after the last. Safe to drop half-way, as in `select!`: nothing is lost.
+impl ResultReader {
+    /// Returns the next result; `None` after the last. Cancel-safe, as in `select!`.
     ///
     /// # Errors
-    /// When the connection breaks, or what comes is no answer.
+    /// Fails if the connection breaks, or a line is not a result.
     pub async fn next(&mut self) -> Result<Option<Result<DispatchResult, Refusal>>, DispatchError> {
         let Some(line) = self.next_line().await? else { return Ok(None) };
         if let Ok(result) = serde_json::from_slice(&line) {
             return Ok(Some(Ok(result)));
         }
-        match serde_json::from_slice::<response::Refused>(&line) {
-            Ok(refused) => Ok(Some(Err(refused.error))),
-            Err(error) => Err(self.dispatcher.strange(&format!("its answer cannot be read ({})", json_error(&error)))),
+        match serde_json::from_slice::<response::ErrorResponse>(&line) {
+            Ok(response) => Ok(Some(Err(response.error))),
+            Err(error) => {
+                Err(self.dispatcher.invalid_response(&format!("a result cannot be parsed ({})", json_error(&error))))
+            }
         }
     }
 
@@ -212,22 +214,23 @@ impl Answers {
             if let Some(line) = self.lines.pop_front() {
                 return Ok(Some(line));
             }
-            let Some(piece) = self.response.chunk().await.map_err(|error| self.dispatcher.failed(&error))? else {
-                if self.begun.is_empty() {
+            let Some(chunk) = self.response.chunk().await.map_err(|error| self.dispatcher.network_error(&error))?
+            else {
+                if self.partial.is_empty() {
                     return Ok(None);
                 }
-                return Err(self.dispatcher.strange("its last answer is not whole"));
+                return Err(self.dispatcher.invalid_response("the last result is incomplete"));
             };
-            let mut parts = piece.split(|byte| *byte == b'\n');
-            // There is always one part, if an empty one.
-            self.begun.extend_from_slice(parts.next().unwrap_or_default());
+            let mut parts = chunk.split(|byte| *byte == b'\n');
+            // `split` always yields a first part.
+            self.partial.extend_from_slice(parts.next().unwrap_or_default());
             for part in parts {
-                self.lines.push_back(std::mem::replace(&mut self.begun, part.to_vec()));
+                self.lines.push_back(std::mem::replace(&mut self.partial, part.to_vec()));
             }
-            if self.begun.len() > ANSWER_BYTES_MAX {
+            if self.partial.len() > RESPONSE_BYTES_MAX {
                 return Err(self
                     .dispatcher
-                    .strange(&format!("its answer has more than {} MiB", ANSWER_BYTES_MAX >> 20)));
+                    .invalid_response(&format!("a result has more than {} MiB", RESPONSE_BYTES_MAX >> 20)));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The answers of the API. What a newer server adds is passed over.
+//! Mirrors the responses of the API. Fields that a newer server adds are ignored.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -8,142 +8,141 @@ use crate::message::{
     json_string::{lossy, lossy_option},
 };
 
-/// What became of a dispatch.
+/// Holds the result of a dispatch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DispatchResult {
-    /// Users it was for, without those excluded; for everyone: connections.
+    /// Recipients without the excluded ones; for `*`: connections.
     pub recipients: u64,
-    /// Those of them who are here.
+    /// Online recipients.
     pub online: u64,
-    /// Those who are not.
+    /// Offline recipients.
     pub offline: u64,
-    /// Logs it was appended to. 0 with sync off, for unsynced messages and for everyone: what was for those who are offline
-    /// was dropped then.
+    /// Logs that the message was appended to. 0 with sync off, and for unsynced messages: offline users do not get those.
     #[serde(default)]
     pub stored: u64,
-    /// Those for whom it was not taken, and why.
+    /// Rejected recipients, with reasons.
     #[serde(default)]
     pub rejected: Vec<Rejected>,
-    /// The same dispatch had been taken before, and was not taken again.
+    /// The id was seen before: this is the first result, and nothing was sent again.
     #[serde(default)]
     pub duplicate: bool,
 }
 
-/// A recipient for whom a message was not taken.
+/// Describes a rejected recipient.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Rejected {
-    /// Who, as the dispatch says; with U+FFFD in place of each half of a surrogate pair.
+    /// Recipient as in the dispatch, with U+FFFD in place of unpaired surrogates.
     #[serde(deserialize_with = "lossy")]
     pub user: String,
-    /// Why, as one word for programs.
+    /// Reason, for programs.
     pub reason: String,
 }
 
-/// What is known of a user.
+/// Describes a user.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct User {
-    /// Who.
+    /// User id.
     #[serde(alias = "user")]
     pub id: String,
-    /// Whether there is a connection.
+    /// True if the user has a connection.
     pub online: bool,
-    /// How many.
+    /// Number of connections.
     #[serde(default)]
     pub connections: u64,
-    /// Devices with a place in the log of their own.
+    /// Devices, each with a cursor of its own.
     #[serde(default)]
     pub devices: Vec<Device>,
-    /// When the user last came or went, as the server writes times; `null` for never.
+    /// Time of the last connect or disconnect, in RFC 3339; `null` for never.
     #[serde(default)]
     pub last_seen: serde_json::Value,
-    /// Messages not received yet.
+    /// Number of pending messages.
     pub pending: u64,
-    /// Bytes of those messages.
+    /// Bytes of the pending messages.
     #[serde(default)]
     pub pending_bytes: u64,
     /// Sequence of the user's last message; 0 if there was none.
     #[serde(default)]
     pub last_sequence: Seq,
-    /// Some of what is stored of the user cannot be read.
+    /// Some of the user's stored data is unreadable.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub damaged: bool,
 }
 
-/// One of a user's devices.
+/// Describes a device of a user.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Device {
-    /// As its client names it.
+    /// Name that the client gave it.
     pub device: String,
-    /// Messages it has not received yet.
+    /// Number of messages it has not acknowledged.
     pub pending: u64,
-    /// When it last came or went, as the server writes times; `null` for never.
+    /// Time of the last connect or disconnect, in RFC 3339; `null` for never.
     #[serde(default)]
     pub last_seen: serde_json::Value,
 }
 
-/// A page of users.
+/// Holds a page of users.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Users {
-    /// In the order of their ids.
+    /// Users in the order of their ids.
     pub users: Vec<User>,
-    /// Where the next page begins; `None` after the last.
+    /// Cursor of the next page; `None` after the last.
     pub cursor: Option<String>,
 }
 
-/// A page of what waits for a user.
+/// Holds a page of pending messages.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Messages {
-    /// In order.
+    /// Messages in the order of the log.
     pub messages: Vec<PendingMessage>,
 }
 
-/// A message that waits.
+/// Holds a pending message.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct PendingMessage {
-    /// Its sequence in the user's log.
+    /// Sequence in the user's log.
     #[serde(alias = "seq", alias = "sequence")]
     pub s: Seq,
-    /// 0, or the application's own.
+    /// Opcode: 0, or one of the application.
     pub op: u64,
-    /// The data, to the letter.
+    /// Data, byte for byte as sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub d: Option<Box<RawValue>>,
-    /// The type.
+    /// Type of the message.
     #[serde(default, deserialize_with = "lossy_option", skip_serializing_if = "Option::is_none")]
     pub t: Option<String>,
 }
 
-/// What a clearing did.
+/// Holds the result of clearing a user's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Cleared {
-    /// Messages that waited until then.
+    /// Number of messages that were pending.
     pub cleared: u64,
 }
 
-/// An answer that is no.
+/// Mirrors an error response.
 #[derive(Deserialize)]
-pub(super) struct Refused {
+pub(super) struct ErrorResponse {
     pub error: Refusal,
 }
 
-/// Why the server did not do what was asked.
+/// Holds the error of a rejected request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("refused ({code}): {message}")]
+#[error("rejected ({code}): {message}")]
 #[non_exhaustive]
 pub struct Refusal {
-    /// For programs.
+    /// Code for programs.
     pub code: String,
-    /// For people.
+    /// Sentence for people.
     pub message: String,
 }
 
@@ -153,9 +152,9 @@ mod tests {
 
     use super::*;
 
-    /// Programs keep answers in logs and caches of their own.
+    /// Covers programs that store results in their own logs and caches.
     #[test]
-    fn answer_is_read_from_text_streams_and_values_alike() {
+    fn result_is_deserialized_from_text_stream_and_value() {
         let text = r#"{"recipients":1,"online":0,"offline":1,"rejected":[{"user":"a\n","reason":"invalid"}]}"#;
         let result: DispatchResult = from_str(text).unwrap();
         assert_eq!(result.rejected[0].user, "a\n");

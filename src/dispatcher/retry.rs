@@ -1,63 +1,62 @@
-//! Saying a dispatch again when it is not known whether it was taken: once it has an id, that is not doing it again.
+//! Retries dispatches that may have failed temporarily. An id makes a retry idempotent.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{DispatchError, backoff::jittered};
+use super::{DispatchError, backoff::jitter};
 use crate::message::DispatchId;
 
-/// How a [`Dispatcher`](super::Dispatcher) repeats what may have failed for now: where nobody could be reached, no answer came, the connection
-/// broke, the server was stopping (503), full (507) or asked for patience (429).
+/// Configures how a [`Dispatcher`](super::Dispatcher) retries temporary failures: no connection, no response, a broken connection,
+/// or status 503 (stopping or busy), 507 (full) or 429 (too many requests).
 ///
-/// Dispatches without an id get one at random, so that a repeat of what was taken all the same is not sent again; its result
-/// has `duplicate` set. That holds for as long as the server remembers ids (`api.idWindow`, ten minutes by default), over its
-/// crashes too; so `within` has to be shorter.
+/// Dispatches without an id get a random one. A retry of an accepted dispatch returns its first result with `duplicate` set,
+/// as long as the server remembers the id (`api.idWindow`, 10 min by default), also over crashes. So `timeout` must be shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Retry {
-    /// No attempt begins later than this after the first. Each takes 30 s at most. Default 60 s.
-    pub within: Duration,
-    /// The pause before the second attempt; it doubles from one to the next. Default 200 ms.
-    pub pause: Duration,
-    /// The longest pause. Default 5 s.
-    pub pause_max: Duration,
+    /// Time after the first attempt within which others begin. Each takes 30 s at most. Default 60 s.
+    pub timeout: Duration,
+    /// Delay before the second attempt; it doubles with each attempt. Default 200 ms.
+    pub delay: Duration,
+    /// Maximum delay. Default 5 s.
+    pub delay_max: Duration,
 }
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { within: Duration::from_secs(60), pause: Duration::from_millis(200), pause_max: Duration::from_secs(5) }
+        Self { timeout: Duration::from_secs(60), delay: Duration::from_millis(200), delay_max: Duration::from_secs(5) }
     }
 }
 
-/// What is left of the attempts.
+/// Tracks the attempts of one call.
 pub(super) struct Attempts {
     pub(super) retry: Option<Retry>,
     pub(super) end: Option<Instant>,
-    pub(super) pause: Duration,
+    pub(super) delay: Duration,
 }
 
 impl Attempts {
-    /// Waits for the next attempt after one that failed so; gives the error back if it was the last.
+    /// Waits for the next attempt after an error; returns the error if no attempt remains.
     pub(super) async fn wait_after(&mut self, error: DispatchError) -> Result<(), DispatchError> {
         let (Some(retry), Some(end)) = (self.retry, self.end) else { return Err(error) };
-        let pause = jittered(self.pause);
-        if !error.may_pass() || Instant::now() + pause > end {
+        let delay = jitter(self.delay);
+        if !error.is_transient() || Instant::now() + delay > end {
             return Err(error);
         }
-        tracing::debug!(%error, ?pause, "trying again");
-        tokio::time::sleep(pause).await;
-        self.pause = (self.pause * 2).min(retry.pause_max);
+        tracing::debug!(%error, ?delay, "retrying");
+        tokio::time::sleep(delay).await;
+        self.delay = (self.delay * 2).min(retry.delay_max);
         Ok(())
     }
 
-    /// There was some progress: the pauses begin anew.
-    pub(super) fn went_on(&mut self) {
-        self.pause = self.retry.map_or(Duration::ZERO, |retry| retry.pause);
+    /// Resets the delay after some progress.
+    pub(super) fn reset_delay(&mut self) {
+        self.delay = self.retry.map_or(Duration::ZERO, |retry| retry.delay);
     }
 }
 
-/// An id that no other dispatch has.
+/// Makes a random id.
 pub(super) fn random_id() -> Result<DispatchId, DispatchError> {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes).map_err(|error| DispatchError::Setup(format!("no random numbers: {error}")))?;

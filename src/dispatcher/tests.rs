@@ -1,4 +1,4 @@
-//! The dispatcher against a responder that gives one answer to whatever it is asked.
+//! Tests the dispatcher against a responder with a single response.
 
 use serde_json::json;
 use tokio::{
@@ -11,21 +11,21 @@ use super::*;
 
 const KEY: &str = "0123456789abcdef";
 
-/// What was asked: the first line, the head, and the body.
-struct Asked {
+/// Holds a request: first line, head and body.
+struct ReceivedRequest {
     line: String,
     head: String,
     body: String,
 }
 
 /// Answers one request with `status` and `body`.
-async fn responder(status: &str, body: &str) -> (String, JoinHandle<Asked>) {
+async fn responder(status: &str, body: &str) -> (String, JoinHandle<ReceivedRequest>) {
     let length = body.len();
     respond(format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")).await
 }
 
 /// Answers one request with these bytes.
-async fn respond(answer: String) -> (String, JoinHandle<Asked>) {
+async fn respond(answer: String) -> (String, JoinHandle<ReceivedRequest>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let task = tokio::spawn(async move {
@@ -44,13 +44,13 @@ async fn respond(answer: String) -> (String, JoinHandle<Asked>) {
     (url, task)
 }
 
-/// The request, once all of it is there.
-fn complete(text: &str) -> Option<Asked> {
+/// Parses the request, once it is complete.
+fn complete(text: &str) -> Option<ReceivedRequest> {
     let (head, body) = text.split_once("\r\n\r\n")?;
     let head = head.to_lowercase();
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
     let line = text.lines().next().unwrap_or_default().to_owned();
-    (body.len() >= length).then(|| Asked { line, head, body: body.to_owned() })
+    (body.len() >= length).then(|| ReceivedRequest { line, head, body: body.to_owned() })
 }
 
 fn dispatcher(url: &str) -> Dispatcher {
@@ -62,7 +62,7 @@ fn id(id: &str) -> UserId {
 }
 
 #[tokio::test]
-async fn a_dispatch_is_asked_for_as_documented() {
+async fn dispatch_sends_documented_request() {
     let answer = json!({ "recipients": 3, "online": 1, "offline": 1, "stored": 2, "duplicate": false,
         "rejected": [{ "user": "c", "reason": "quota" }], "addedLater": 1 });
     let (url, asked) = responder("200 OK", &answer.to_string()).await;
@@ -85,7 +85,7 @@ async fn a_dispatch_is_asked_for_as_documented() {
 }
 
 #[tokio::test]
-async fn everyone_is_a_star() {
+async fn broadcast_recipient_is_star() {
     let (url, asked) = responder("200 OK", r#"{"recipients":0,"online":0,"offline":0}"#).await;
     let message = Message::new("X", &json!({})).unwrap();
     dispatcher(&url).dispatch(&message, &Recipients::Everyone, &[]).await.unwrap();
@@ -94,7 +94,7 @@ async fn everyone_is_a_star() {
 }
 
 #[tokio::test]
-async fn every_call_has_its_address() {
+async fn each_call_uses_its_endpoint() {
     let user = r#"{"id":"a/b c","online":true,"connections":1,"pending":2,"pendingBytes":30,"lastSequence":7}"#;
     let (url, asked) = responder("200 OK", user).await;
     let user = dispatcher(&url).user(&id("a/b c")).await.unwrap();
@@ -124,9 +124,9 @@ async fn every_call_has_its_address() {
     assert_eq!(asked.await.unwrap().line, "POST /v1/users/a/disconnect HTTP/1.1");
 }
 
-/// In a path `..` climbs: it must not be sent, however well it is encoded.
+/// In a path `..` is a relative step, however it is escaped, so it must not be sent.
 #[tokio::test]
-async fn a_user_named_like_a_step_in_a_path_is_not_asked_for() {
+async fn user_named_like_relative_path_is_rejected() {
     for name in [".", ".."] {
         let error = dispatcher("http://127.0.0.1:9").clear(&id(name)).await.unwrap_err();
         assert_eq!(error, DispatchError::Unaddressable(name.into()));
@@ -135,7 +135,7 @@ async fn a_user_named_like_a_step_in_a_path_is_not_asked_for() {
 }
 
 #[tokio::test]
-async fn a_refusal_carries_the_servers_words_and_a_hint() {
+async fn rejection_carries_server_message_and_hint() {
     let body = r#"{"error":{"code":"unauthorized","message":"no such key"}}"#;
     let (url, _asked) = responder("401 Unauthorized", body).await;
     let error = dispatcher(&url).user(&id("a")).await.unwrap_err();
@@ -145,7 +145,7 @@ async fn a_refusal_carries_the_servers_words_and_a_hint() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_said_with_a_question() {
+async fn unreachable_server_is_reported_with_advice() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
@@ -154,12 +154,12 @@ async fn nobody_there_is_said_with_a_question() {
 }
 
 #[tokio::test]
-async fn who_answers_otherwise_is_no_server_of_ours() {
+async fn response_of_other_server_is_invalid() {
     for (status, body) in [
         ("200 OK", "<html>"),
         ("200 OK", ""),
         ("502 Bad Gateway", "<html>"),
-        // The key must not follow.
+        // The key must not be sent to the redirect's target.
         ("302 Found\r\nlocation: http://127.0.0.1:9/", ""),
     ] {
         let (url, _asked) = responder(status, body).await;
@@ -169,8 +169,8 @@ async fn who_answers_otherwise_is_no_server_of_ours() {
 }
 
 #[tokio::test]
-async fn an_answer_without_end_is_not_read_to_its_end() {
-    let body = " ".repeat(ANSWER_BYTES_MAX + 1);
+async fn endless_response_is_bounded() {
+    let body = " ".repeat(RESPONSE_BYTES_MAX + 1);
     let (url, asked) = responder("200 OK", &body).await;
     let error = dispatcher(&url).user(&id("a")).await.unwrap_err();
     assert!(error.to_string().contains("16 MiB"), "{error}");
@@ -178,15 +178,15 @@ async fn an_answer_without_end_is_not_read_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_leaves_it_open_what_happened() {
+async fn broken_connection_reports_possible_acceptance() {
     let (url, _asked) = respond("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{".into()).await;
     let error = dispatcher(&url).user(&id("a")).await.unwrap_err();
     assert!(matches!(error, DispatchError::Broken { .. }), "{error:?}");
-    assert!(error.to_string().contains("may have been taken"), "{error}");
+    assert!(error.to_string().contains("may have been accepted"), "{error}");
 }
 
 #[test]
-fn an_address_or_key_that_cannot_be_is_said_at_once() {
+fn invalid_address_or_key_is_rejected_at_construction() {
     for url in ["", "127.0.0.1:4000", "ws://127.0.0.1:4000", "http://", "http://me:secret@127.0.0.1:4000"] {
         let error = Dispatcher::new(url, KEY).unwrap_err();
         assert!(matches!(error, DispatchError::Address(_)) && !error.to_string().contains("secret"), "{url}: {error}");
@@ -198,7 +198,7 @@ fn an_address_or_key_that_cannot_be_is_said_at_once() {
 }
 
 #[test]
-fn a_prefix_in_the_address_is_kept_and_the_key_is_not_shown() {
+fn path_prefix_is_kept_and_key_is_hidden() {
     let bases = ["http://example.org/prefix", "http://example.org/prefix/", "http://example.org/prefix/v1"];
     for base in bases.into_iter().chain(["http://example.org/prefix/v1/"]) {
         let dispatcher = dispatcher(base);

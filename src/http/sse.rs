@@ -118,10 +118,10 @@ impl EventStream {
 fn write(out: &mut Vec<u8>, stream: &StreamId, taken: &TakenItem) {
     out.extend_from_slice(format!("id: {}-{}\n", stream.as_str(), taken.number).as_bytes());
     match &taken.item {
-        Item::Event(told) => {
+        Item::Event(event) => {
             out.extend_from_slice(b"data: ");
             let from = out.len();
-            write_told(out, told);
+            write_event(out, event);
             // JSON may have line ends between values, which would end the field; within strings it has none.
             out[from..].iter_mut().filter(|byte| matches!(**byte, b'\r' | b'\n')).for_each(|byte| *byte = b' ');
         }
@@ -134,20 +134,20 @@ fn write(out: &mut Vec<u8>, stream: &StreamId, taken: &TakenItem) {
     out.extend_from_slice(b"\n\n");
 }
 
-fn write_told(out: &mut Vec<u8>, told: &ClientEvent) {
-    let name = match &told.kind {
+fn write_event(out: &mut Vec<u8>, event: &ClientEvent) {
+    let name = match &event.kind {
         ClientEventKind::Connection => "connection",
         ClientEventKind::Authentication => "authentication",
         ClientEventKind::Message { .. } => "message",
         ClientEventKind::Disconnection => "disconnection",
     };
-    out.extend_from_slice(format!("{{\"type\":\"{name}\",\"connection\":\"{}\"", told.connection_name()).as_bytes());
-    if let Some(user) = &told.user {
+    out.extend_from_slice(format!("{{\"type\":\"{name}\",\"connection\":\"{}\"", event.connection_name()).as_bytes());
+    if let Some(user) = &event.user {
         out.extend_from_slice(b",\"user\":");
         // A string always has a JSON form, and writing to a Vec cannot fail.
         serde_json::to_writer(&mut *out, user).expect("a string is JSON");
     }
-    if let ClientEventKind::Message { op, data, kind } = &told.kind {
+    if let ClientEventKind::Message { op, data, kind } = &event.kind {
         out.extend_from_slice(b",\"message\":");
         write_message(out, *op, data.as_deref(), kind.as_ref());
     }

@@ -1,11 +1,11 @@
-//! Requests the server makes of its own accord: webhooks, and the keys that tokens are checked with.
+//! Sends HTTP requests of the server: webhooks, and fetches of published keys.
 //!
-//! Where they go was configured, but who answers there may be anybody. So no redirect is followed and no proxy used, time
-//! and answer are bounded, and private addresses are refused unless they are allowed: what counts is the address that
-//! is connected to, after the name was looked up, so that a name which changes its mind gains nothing.
+//! The configured host may be under control of a third party (SSRF). So redirects are not followed, proxies are not used,
+//! and time and response size are bounded. Private addresses are rejected unless allowed. The check is made on the
+//! resolved address that is connected to, so a name that changes its address cannot bypass it.
 //!
-//! - [`private_ip`]: which addresses are private
-//! - [`signing`]: how a request shows that it is ours
+//! - [`private_ip`]: classifies private addresses
+//! - [`signing`]: signs requests
 
 pub mod private_ip;
 #[cfg(test)]
@@ -25,160 +25,160 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::logging::network_error;
 
-/// Longest URL, in bytes.
+/// Length limit of a URL, in bytes.
 pub const URL_BYTES_MAX: usize = 2048;
 
-/// Of an answer whose content does not matter so much is read, so that its connection can be used again.
+/// Bytes of an unused response body that are read, so that the connection can be reused.
 const DISCARDED_BYTES_MAX: usize = 64 << 10;
 
-/// And for so long.
-const DISCARDING_MAX: Duration = Duration::from_secs(1);
+/// Time limit for reading an unused response body.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Longest that `Retry-After` is heeded.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
+/// Maximum delay that `Retry-After` can cause.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// Names looked up at the same time for one address. A lookup cannot be called back, and takes a thread for as long as the
-/// system lets it: whoever gave up waiting must not leave one more behind each time.
+/// Concurrent DNS lookups of one client. A lookup cannot be cancelled and occupies a thread until the system ends it.
+/// Without the limit each timed-out request would leave another thread behind.
 const LOOKUPS_MAX: usize = 4;
 
-/// Connections that nobody uses are kept for so long: less than most servers keep theirs.
-const IDLE_MAX: Duration = Duration::from_secs(4);
+/// Time after which an idle connection is closed: less than most servers keep theirs.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Why a URL cannot be asked: the end of a sentence that begins with what it is for.
+/// Says why a URL is rejected, as the end of a sentence that begins with its configuration key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UrlError(String);
 
-/// Checks what can be known of a URL without asking anybody.
+/// Checks a URL without a lookup.
 ///
 /// # Errors
-/// When it is no `https` URL of a public host (with `allow_private`: no `http` or `https` URL), or has a user name, a
-/// password or a fragment in it.
+/// Fails unless it is an `https` URL of a public host (with `allow_private`: any `http` or `https` URL). Fails if it has a
+/// user name, a password or a fragment.
 pub fn check_url(url: &str, allow_private: bool) -> Result<(), UrlError> {
     parse(url, allow_private).map(drop)
 }
 
 fn parse(url: &str, allow_private: bool) -> Result<Url, UrlError> {
-    let refuse = |text: &str| Err(UrlError(text.to_owned()));
+    let reject = |text: &str| Err(UrlError(text.to_owned()));
     if url.len() > URL_BYTES_MAX {
         return Err(UrlError(format!("may have at most {URL_BYTES_MAX} bytes")));
     }
-    let Ok(url) = Url::parse(url) else { return refuse("must be a URL, as in https://example.org/hooks") };
+    let Ok(url) = Url::parse(url) else { return reject("must be a URL, as in https://example.org/hooks") };
     match url.scheme() {
         "https" => {}
         "http" if allow_private => {}
-        "http" => return refuse("must begin with https://; plain http:// is for private networks (allowPrivate)"),
-        _ => return refuse("must begin with https://"),
+        "http" => return reject("must start with https://; plain http:// is for private networks (allowPrivate)"),
+        _ => return reject("must start with https://"),
     }
     if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
-        return refuse("must not have a user name, a password or a fragment in it");
+        return reject("must not have a user name, a password or a fragment");
     }
-    // The parser has turned every way of writing an address, such as 0x7f.1, into the plain one.
-    let Some(host) = url.host_str() else { return refuse("must name a host") };
+    // The parser has normalized all spellings of an address, such as 0x7f.1.
+    let Some(host) = url.host_str() else { return reject("must name a host") };
     let literal = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
     let local = host.trim_end_matches('.');
     let local = local == "localhost" || local.ends_with(".localhost");
     if !allow_private && (local || literal.is_some_and(private_ip::is_private)) {
-        return refuse("names a private address, which is refused unless allowPrivate is true");
+        return reject("names a private address; set allowPrivate to true to allow it");
     }
     Ok(url)
 }
 
-/// One address that is asked again and again. Cheap to clone; keeps its connections.
+/// Sends requests to one URL. Cheap to clone; reuses connections.
 #[derive(Clone)]
-pub struct Outgoing {
+pub struct HttpClient {
     http: reqwest::Client,
     url: Url,
     timeout: Duration,
 }
 
-/// What came back.
+/// Holds a response.
 #[derive(Clone, Debug)]
-pub struct Answer {
-    /// The status.
+pub struct HttpResponse {
+    /// HTTP status.
     pub status: u16,
-    /// For how long it asked to be left alone; at most an hour.
+    /// Requested delay before a retry; at most 1 h.
     pub retry_after: Option<Duration>,
-    /// The body, where it was asked for.
+    /// Body; empty after [`HttpClient::post`].
     pub body: Vec<u8>,
 }
 
-impl Answer {
-    /// Whether the status is one of success.
+impl HttpResponse {
+    /// Tests for a status of 200 to 299.
     #[must_use]
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 }
 
-/// Why there is no answer.
+/// Says why there is no response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum OutgoingError {
-    /// Nobody is there, or nobody who may be asked.
+pub enum HttpError {
+    /// No connection was possible, or none is allowed.
     #[error("{host} cannot be reached: {reason}")]
     Unreachable {
-        /// Whom was asked.
+        /// Origin of the URL.
         host: String,
-        /// What the system says.
+        /// Cause as reported by the system.
         reason: String,
     },
-    /// It took too long.
+    /// The request timed out.
     #[error("{host} did not answer within {} ms", waited.as_millis())]
     Silent {
-        /// Whom was asked.
+        /// Origin of the URL.
         host: String,
-        /// How long was waited in all.
+        /// Time limit of the request.
         waited: Duration,
     },
-    /// The connection broke in the middle.
-    #[error("the answer of {host} broke off: {reason}")]
+    /// The connection broke within the response.
+    #[error("the response of {host} broke off: {reason}")]
     Broken {
-        /// Whom was asked.
+        /// Origin of the URL.
         host: String,
-        /// What the system says.
+        /// Cause as reported by the system.
         reason: String,
     },
-    /// The answer was too long.
-    #[error("the answer of {host} has more than {bytes} bytes")]
+    /// The response was too large.
+    #[error("the response of {host} has more than {bytes} bytes")]
     TooLarge {
-        /// Whom was asked.
+        /// Origin of the URL.
         host: String,
-        /// How many there may be.
+        /// Limit in bytes.
         bytes: usize,
     },
 }
 
-impl Outgoing {
-    /// Asks `url`, each time for `timeout` at most, from looking its name up to the end of the answer. Does not connect.
+impl HttpClient {
+    /// Creates a client of `url`, without a connection yet. `timeout` covers a request from DNS lookup to the response's end.
     ///
     /// # Errors
-    /// When the URL is refused (see [`check_url`]), or the system's certificates cannot be used.
+    /// Fails if the URL is rejected (see [`check_url`]), or the system's certificates cannot be loaded.
     pub fn new(url: &str, timeout: Duration, allow_private: bool) -> Result<Self, UrlError> {
         let url = parse(url, allow_private)?;
         let mut builder = reqwest::Client::builder()
             .timeout(timeout)
             .redirect(redirect::Policy::none())
-            // A proxy would look names up itself, and connect to wherever that leads.
+            // A proxy would resolve names itself, and bypass the check of addresses.
             .no_proxy()
-            .pool_idle_timeout(IDLE_MAX)
+            .pool_idle_timeout(IDLE_TIMEOUT)
             .user_agent(concat!("mesa/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(Guard::new(allow_private)));
+            .dns_resolver(Arc::new(PublicResolver::new(allow_private)));
         if url.scheme() == "http" {
-            // Without this, a machine that has no certificates installed could not even speak plain HTTP.
+            // Otherwise even plain HTTP would need installed certificates.
             builder = builder.tls_certs_only([]);
         }
-        let http = builder.build().map_err(|error| UrlError(format!("cannot be asked: {}", network_error(&error))))?;
+        let http = builder.build().map_err(|error| UrlError(format!("cannot be used: {}", network_error(&error))))?;
         Ok(Self { http, url, timeout })
     }
 
-    /// Posts JSON. The body of the answer is of no interest.
+    /// Posts JSON, and discards the body of the response.
     ///
     /// # Errors
-    /// When nothing answers with a status.
-    pub async fn post(&self, body: Vec<u8>, headers: &[(&'static str, String)]) -> Result<Answer, OutgoingError> {
+    /// Fails if no status is received.
+    pub async fn post(&self, body: Vec<u8>, headers: &[(&'static str, String)]) -> Result<HttpResponse, HttpError> {
         let mut response = self.send(Method::POST, Some(body), headers).await?;
-        let mut answer = answer(&response);
+        let mut result = status_of(&response);
         let mut read = 0;
         let discard = async {
             while let Ok(Some(chunk)) = response.chunk().await {
@@ -188,31 +188,31 @@ impl Outgoing {
                 }
             }
         };
-        // The status was the answer. What does not end in time, or at all, costs its connection.
-        _ = timeout(DISCARDING_MAX, discard).await;
-        answer.body = Vec::new();
-        Ok(answer)
+        // A body that does not end in time costs only its connection.
+        _ = timeout(DISCARD_TIMEOUT, discard).await;
+        result.body = Vec::new();
+        Ok(result)
     }
 
-    /// Posts JSON, and reads an answer of at most `bytes_max`.
+    /// Posts JSON, and reads a response of at most `bytes_max`.
     ///
     /// # Errors
-    /// When nothing answers, or not with a whole answer of that size.
-    pub async fn ask(
+    /// Fails if no complete response of that size is received.
+    pub async fn post_json(
         &self,
         body: Vec<u8>,
         headers: &[(&'static str, String)],
         bytes_max: usize,
-    ) -> Result<Answer, OutgoingError> {
+    ) -> Result<HttpResponse, HttpError> {
         let response = self.send(Method::POST, Some(body), headers).await?;
         self.read(response, bytes_max).await
     }
 
-    /// Gets what is there, of at most `bytes_max`.
+    /// Gets the URL, and reads a response of at most `bytes_max`.
     ///
     /// # Errors
-    /// When nothing answers, or not with a whole answer of that size.
-    pub async fn get(&self, bytes_max: usize) -> Result<Answer, OutgoingError> {
+    /// Fails if no complete response of that size is received.
+    pub async fn get(&self, bytes_max: usize) -> Result<HttpResponse, HttpError> {
         let response = self.send(Method::GET, None, &[]).await?;
         self.read(response, bytes_max).await
     }
@@ -222,7 +222,7 @@ impl Outgoing {
         method: Method,
         body: Option<Vec<u8>>,
         headers: &[(&'static str, String)],
-    ) -> Result<Response, OutgoingError> {
+    ) -> Result<Response, HttpError> {
         let mut request = self.http.request(method, self.url.clone()).header("accept", "application/json");
         for (name, value) in headers {
             request = request.header(*name, value);
@@ -230,88 +230,90 @@ impl Outgoing {
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body);
         }
-        request.send().await.map_err(|error| self.failed(&error))
+        request.send().await.map_err(|error| self.error(&error))
     }
 
-    async fn read(&self, mut response: Response, bytes_max: usize) -> Result<Answer, OutgoingError> {
-        let mut answer = answer(&response);
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.failed(&error))? {
-            if answer.body.len() + chunk.len() > bytes_max {
-                return Err(OutgoingError::TooLarge { host: self.host(), bytes: bytes_max });
+    async fn read(&self, mut response: Response, bytes_max: usize) -> Result<HttpResponse, HttpError> {
+        let mut result = status_of(&response);
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.error(&error))? {
+            if result.body.len() + chunk.len() > bytes_max {
+                return Err(HttpError::TooLarge { host: self.host(), bytes: bytes_max });
             }
-            answer.body.extend_from_slice(&chunk);
+            result.body.extend_from_slice(&chunk);
         }
-        Ok(answer)
+        Ok(result)
     }
 
-    fn failed(&self, error: &reqwest::Error) -> OutgoingError {
+    fn error(&self, error: &reqwest::Error) -> HttpError {
         let host = self.host();
         if error.is_timeout() {
-            OutgoingError::Silent { host, waited: self.timeout }
+            HttpError::Silent { host, waited: self.timeout }
         } else if error.is_connect() {
-            OutgoingError::Unreachable { host, reason: network_error(error) }
+            HttpError::Unreachable { host, reason: network_error(error) }
         } else {
-            OutgoingError::Broken { host, reason: network_error(error) }
+            HttpError::Broken { host, reason: network_error(error) }
         }
     }
 
-    /// The address without what may be secret in it.
+    /// Returns the origin of the URL, without parts that may be secret.
     fn host(&self) -> String {
         self.url.origin().ascii_serialization()
     }
 }
 
-impl std::fmt::Debug for Outgoing {
+impl std::fmt::Debug for HttpClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Outgoing").field("host", &self.host()).finish_non_exhaustive()
+        f.debug_struct("HttpClient").field("host", &self.host()).finish_non_exhaustive()
     }
 }
 
-fn answer(response: &Response) -> Answer {
+/// Reads the status of a response, and leaves the body out.
+fn status_of(response: &Response) -> HttpResponse {
     let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    Answer {
+    HttpResponse {
         status: response.status().as_u16(),
-        retry_after: retry_after.map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX)),
+        retry_after: retry_after.map(|seconds| Duration::from_secs(seconds).min(RETRY_DELAY_MAX)),
         body: Vec::new(),
     }
 }
 
-/// Looks names up, and gives out only addresses that may be connected to.
-struct Guard {
+/// Resolves names to addresses that may be connected to.
+struct PublicResolver {
     allow_private: bool,
     lookups: Arc<Semaphore>,
 }
 
-impl Guard {
+impl PublicResolver {
     fn new(allow_private: bool) -> Self {
         Self { allow_private, lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)) }
     }
 }
 
-impl Resolve for Guard {
+impl Resolve for PublicResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (allow_private, lookups) = (self.allow_private, self.lookups.clone());
         Box::pin(async move {
-            let turn = lookups.acquire_owned().await?;
-            // Of its own, so that the turn is given back when the lookup has ended, and not when nobody waits for it.
-            let looking = tokio::spawn(async move {
-                let _turn = turn;
+            let permit = lookups.acquire_owned().await?;
+            // A task of its own, which holds the permit until the lookup ends even if the request is dropped.
+            let lookup = tokio::spawn(async move {
+                let _permit = permit;
                 let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
                 Ok::<Vec<SocketAddr>, io::Error>(found.collect())
             });
-            let allowed = allowed(looking.await??, allow_private)?;
+            let allowed = allowed(lookup.await??, allow_private)?;
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })
     }
 }
 
+/// Filters private addresses out. Fails if no other remains.
 fn allowed(found: Vec<SocketAddr>, allow_private: bool) -> Result<Vec<SocketAddr>, io::Error> {
-    let refused = found.iter().map(SocketAddr::ip).find(|address| !allow_private && private_ip::is_private(*address));
+    let rejected = found.iter().map(SocketAddr::ip).find(|address| !allow_private && private_ip::is_private(*address));
     let allowed: Vec<_> =
         found.into_iter().filter(|found| allow_private || !private_ip::is_private(found.ip())).collect();
-    match refused {
+    match rejected {
         Some(address) if allowed.is_empty() => {
-            Err(io::Error::other(format!("its address {address} is private, and allowPrivate is not set")))
+            Err(io::Error::other(format!("its address {address} is private; set allowPrivate to true to allow it")))
         }
         _ => Ok(allowed),
     }
@@ -322,7 +324,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_that_cannot_be_meant_are_refused() {
+    fn invalid_or_private_url_is_rejected() {
         for url in [
             "https://example.org/hooks?x=1",
             "https://93.184.215.14/",
@@ -333,8 +335,8 @@ mod tests {
         for (url, expected) in [
             ("", "must be a URL"),
             ("example.org", "must be a URL"),
-            ("ftp://example.org/", "must begin with https://"),
-            ("file:///etc/passwd", "must begin with https://"),
+            ("ftp://example.org/", "must start with https://"),
+            ("file:///etc/passwd", "must start with https://"),
             ("http://example.org/", "plain http://"),
             ("https://me:secret@example.org/", "user name"),
             ("https://example.org/#here", "fragment"),
@@ -360,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_a_name_leads_to_only_public_addresses_are_used() {
+    fn resolved_private_addresses_are_filtered() {
         let at = |text: &str| SocketAddr::new(text.parse().unwrap(), 0);
         let both = vec![at("10.0.0.1"), at("93.184.215.14"), at("::1")];
         assert_eq!(allowed(both.clone(), false).unwrap(), [at("93.184.215.14")]);
@@ -371,22 +373,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_leads_home_is_not_followed_there() {
-        // Whatever the file of hosts calls this machine: the name passes the check of the URL, its address does not.
-        let guard = Guard::new(false);
-        let refused = guard.resolve("localhost".parse().unwrap()).await.err().expect("a refusal").to_string();
-        assert!(refused.contains("is private"), "{refused}");
-        assert!(Guard::new(true).resolve("localhost".parse().unwrap()).await.is_ok());
+    async fn name_of_private_address_is_not_connected_to() {
+        // The name passes the check of the URL, but its address is rejected.
+        let resolver = PublicResolver::new(false);
+        let rejected = resolver.resolve("localhost".parse().unwrap()).await.err().expect("a rejection").to_string();
+        assert!(rejected.contains("is private"), "{rejected}");
+        assert!(PublicResolver::new(true).resolve("localhost".parse().unwrap()).await.is_ok());
 
-        // And as a request: nobody is connected to.
+        // The same in a request: no connection is made.
         let receiver = receiver::Receiver::start();
-        let mut outgoing = Outgoing::new("https://example.org/", Duration::from_secs(5), false).unwrap();
-        outgoing.url = format!("http://localhost:{}/", receiver.address.port()).parse().unwrap();
-        let error = outgoing.get(1000).await.unwrap_err().to_string();
+        let mut client = HttpClient::new("https://example.org/", Duration::from_secs(5), false).unwrap();
+        client.url = format!("http://localhost:{}/", receiver.address.port()).parse().unwrap();
+        let error = client.get(1000).await.unwrap_err().to_string();
         assert!(error.contains("cannot be reached") && error.contains("is private"), "{error}");
         assert_eq!(receiver.connections(), 0);
-        let mut allowed = Outgoing::new("http://localhost/", Duration::from_secs(5), true).unwrap();
-        allowed.url = outgoing.url;
+        let mut allowed = HttpClient::new("http://localhost/", Duration::from_secs(5), true).unwrap();
+        allowed.url = client.url;
         assert_eq!(allowed.get(1000).await.unwrap().status, 200);
     }
 }

@@ -1,19 +1,19 @@
-//! Which addresses are private: those that are not out in the internet for everybody to reach.
+//! Classifies addresses as private or public.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// An IPv4 network: its address, and how many bits of it count.
+/// IPv4 network: address and prefix length.
 type Net4 = ([u8; 4], u32);
-/// An IPv6 network, by the first four of its eight groups.
+/// IPv6 network: the first four groups of the address, and prefix length.
 type Net6 = ([u16; 4], u32);
 
-/// What IANA has set aside for special purposes, and multicast.
+/// Networks that IANA has reserved for special purposes, and multicast.
 const PRIVATE_V4: &[Net4] = &[
     ([0, 0, 0, 0], 8),       // this host
     ([10, 0, 0, 0], 8),      // private
-    ([100, 64, 0, 0], 10),   // shared by the customers of a provider
+    ([100, 64, 0, 0], 10),   // shared (carrier-grade NAT)
     ([127, 0, 0, 0], 8),     // loopback
-    ([169, 254, 0, 0], 16),  // link-local; here clouds answer what a machine may know of itself
+    ([169, 254, 0, 0], 16),  // link-local, with the metadata services of clouds
     ([172, 16, 0, 0], 12),   // private
     ([192, 0, 0, 0], 24),    // protocol assignments
     ([192, 0, 2, 0], 24),    // documentation
@@ -26,18 +26,19 @@ const PRIVATE_V4: &[Net4] = &[
     ([240, 0, 0, 0], 4),     // reserved, and broadcast
 ];
 
-/// What is public of IPv6: all that is given out so far.
+/// Public IPv6 networks: the only range allocated so far.
 const PUBLIC_V6: Net6 = ([0x2000, 0, 0, 0], 3);
 
-/// And what of that is not.
+/// Exceptions within the public range.
 const PRIVATE_V6: &[Net6] = &[
     ([0x2001, 0, 0, 0], 23),     // protocol assignments, among them Teredo
     ([0x2001, 0xdb8, 0, 0], 32), // documentation
     ([0x3fff, 0, 0, 0], 20),     // documentation
 ];
 
-/// Whether nobody outside could be meant by this address: private, loopback, link-local, or set aside for something
-/// else. Of an IPv6 address that has an IPv4 address in it (mapped, translated by NAT64, 6to4) that one counts.
+/// Tests that an address is private, loopback, link-local or reserved.
+///
+/// For an IPv6 address that embeds an IPv4 address (mapped, NAT64, 6to4), the IPv4 address is tested.
 #[must_use]
 pub fn is_private(address: IpAddr) -> bool {
     match address {
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn private_addresses_are_told_from_public_ones_at_the_edges_of_each_range() {
+    fn addresses_are_classified_at_range_boundaries() {
         for private in [
             "0.0.0.0",
             "0.255.255.255",

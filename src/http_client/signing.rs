@@ -1,4 +1,4 @@
-//! How a request shows that it is ours: HMAC-SHA256, with a secret that both sides have, over the time and the body.
+//! Signs requests: HMAC-SHA256 with a shared secret, over the time and the body.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,16 +10,16 @@ pub const TIMESTAMP_HEADER: &str = "mesa-timestamp";
 /// Header with the signature: `v1=` and 64 hexadecimal digits in lower case.
 pub const SIGNATURE_HEADER: &str = "mesa-signature";
 
-/// The two headers for a body that is sent now.
+/// Makes both headers for a body that is sent now.
 #[must_use]
 pub fn headers(secret: &str, body: &[u8]) -> [(&'static str, String); 2] {
-    // Before 1970 a clock is wrong, and receivers will say so.
+    // A clock before 1970 is wrong, and receivers will reject the timestamp.
     let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).to_string();
     let signature = sign(secret, &timestamp, body);
     [(TIMESTAMP_HEADER, timestamp), (SIGNATURE_HEADER, signature)]
 }
 
-/// The signature over the timestamp as it stands in its header, a full stop, and the body.
+/// Signs the timestamp as in its header, a full stop, and the body.
 #[must_use]
 pub fn sign(secret: &str, timestamp: &str, body: &[u8]) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
@@ -40,9 +40,9 @@ pub fn sign(secret: &str, timestamp: &str, body: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// From `printf '1700000000.{"events":[]}' | openssl dgst -sha256 -hmac 0123456789abcdef`.
+    /// Compares with `printf '1700000000.{"events":[]}' | openssl dgst -sha256 -hmac 0123456789abcdef`.
     #[test]
-    fn the_signature_is_what_other_tools_make_of_the_same() {
+    fn signature_equals_that_of_openssl() {
         let expected = "v1=1f1c43683e76ee83b09613ab56fa5bdd3ce55f3ee41db00a92e22eea0376899e";
         assert_eq!(sign("0123456789abcdef", "1700000000", br#"{"events":[]}"#), expected);
         assert_ne!(sign("0123456789abcdee", "1700000000", br#"{"events":[]}"#), expected);

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     message::UserId,
-    middleware::{Client, Middleware, Verdict},
+    middleware::{Client, Decision, Middleware},
     store::StoreError,
 };
 
@@ -135,13 +135,13 @@ impl ConnectionHandle {
     }
 
     /// Passes an application message from the client to the listeners, unless a middleware rejects it.
-    pub fn receive(&self, said: InboundMessage<'_>) -> Verdict {
+    pub fn receive(&self, said: InboundMessage<'_>) -> Decision {
         let hub = &self.hub;
-        let verdict = if hub.middleware.any() { hub.middleware.judge(&said, &self.client()) } else { Verdict::Pass };
-        if verdict == Verdict::Pass {
+        let decision = if hub.middleware.any() { hub.middleware.filter(&said, &self.client()) } else { Decision::Pass };
+        if decision == Decision::Pass {
             hub.listeners.notify(self.id, Event::Message { user: self.user.get(), said });
         }
-        verdict
+        decision
     }
 
     /// Reports an error on this connection to the middleware.

@@ -44,8 +44,8 @@ pub use self::{
     session::{Attach, Batch, Resumed, SentPosition, Session},
 };
 pub use crate::store::{
-    Entry, EventKind, Kept as KeptEvent, Missed, Outbox, OutboxEvent, OutboxOptions, ReadLimit, Reason, Rejected,
-    Store, StoreError,
+    Entry, EventKind, Missed, Outbox, OutboxEvent, OutboxOptions, QueuedEvent, ReadLimit, Reason, Rejected, Store,
+    StoreError,
 };
 use crate::{
     cluster::Cluster,

@@ -1,4 +1,4 @@
-//! A line in the log for everything that happens to clients.
+//! Logs a line for each event of a client.
 
 use std::{
     collections::HashMap,
@@ -10,17 +10,16 @@ use std::{
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
-use super::{Client, InboundMessage, Middleware, MiddlewareResult, Verdict};
+use super::{Client, Decision, InboundMessage, Middleware, MiddlewareResult};
 use crate::{
     logging::{excerpt, sentence},
     message::{Seq, UserId},
 };
 
-/// Writes what happens to clients to the log (`tracing`, target `mesa::access`, level `info`): who comes from where, who
-/// that turns out to be, what he is owed, when he goes, after how long and after how many messages. Never what was said, and
-/// never a token.
+/// Writes events of clients to the log (`tracing`, target `mesa::access`, level `info`): connections with address and user, the
+/// backlog, and disconnections with duration and number of messages. Never content of messages, and never a token.
 ///
-/// Keeps some fifty bytes for each connection, for as long as it lasts.
+/// Uses about 50 bytes per open connection.
 #[derive(Debug, Default)]
 pub struct AccessLog {
     open: Mutex<HashMap<u64, Open, RandomState>>,
@@ -29,13 +28,13 @@ pub struct AccessLog {
 #[derive(Debug)]
 struct Open {
     since: Instant,
-    said: u64,
+    messages: u64,
 }
 
 const TARGET: &str = "mesa::access";
 
 impl AccessLog {
-    /// A log that has seen nobody yet.
+    /// Creates an access log.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -48,7 +47,7 @@ fn shown(user: Option<&UserId>) -> String {
 
 impl Middleware for AccessLog {
     fn on_connection(&self, client: &Client<'_>) -> MiddlewareResult {
-        self.open.lock().insert(client.connection, Open { since: Instant::now(), said: 0 });
+        self.open.lock().insert(client.connection, Open { since: Instant::now(), messages: 0 });
         let address = client.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
         tracing::info!(target: TARGET, connection = client.connection, address, "connected");
         Ok(())
@@ -59,25 +58,29 @@ impl Middleware for AccessLog {
         Ok(())
     }
 
-    fn on_redeliver_undeliverable_messages(&self, owed: RangeInclusive<Seq>, client: &Client<'_>) -> MiddlewareResult {
-        let (first, last) = owed.into_inner();
+    fn on_redeliver_undeliverable_messages(
+        &self,
+        backlog: RangeInclusive<Seq>,
+        client: &Client<'_>,
+    ) -> MiddlewareResult {
+        let (first, last) = backlog.into_inner();
         let (connection, user) = (client.connection, shown(client.user));
-        tracing::info!(target: TARGET, connection, user, first, last, "is owed messages");
+        tracing::info!(target: TARGET, connection, user, first, last, "has a backlog");
         Ok(())
     }
 
-    fn on_message_received(&self, _: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Verdict> {
+    fn on_message_received(&self, _: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Decision> {
         if let Some(open) = self.open.lock().get_mut(&client.connection) {
-            open.said += 1;
+            open.messages += 1;
         }
-        Ok(Verdict::Pass)
+        Ok(Decision::Pass)
     }
 
     fn on_disconnection(&self, client: &Client<'_>, code: u16, reason: &str) -> MiddlewareResult {
         let open = self.open.lock().remove(&client.connection);
-        let (lasted, messages) = open.map_or((Duration::ZERO, 0), |open| (open.since.elapsed(), open.said));
+        let (lasted, messages) = open.map_or((Duration::ZERO, 0), |open| (open.since.elapsed(), open.messages));
         let (connection, user, seconds) = (client.connection, shown(client.user), lasted.as_secs_f32());
-        // What a client says when it goes is its own text: nothing in it may look like another line.
+        // A client's close reason is its own text, and must not look like another log line.
         let reason = excerpt(reason);
         tracing::info!(target: TARGET, connection, user, code, reason, seconds, messages, "disconnected");
         Ok(())

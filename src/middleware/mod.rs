@@ -1,21 +1,21 @@
-//! Middleware: what is called on the way of everything that happens in a server, in the order in which it was added.
+//! Defines middleware: hooks that a server calls for each event, in the order in which they were added.
 //!
-//! The trait has a method for each of stock's handlers, under the names that Rust would give them. Two that are of use as
-//! they are: [`AccessLog`] and [`RateLimit`].
+//! The trait has a method for each handler of the original Mesa (`@cryb/mesa`), named in Rust's style. Two implementations are
+//! ready to use: [`AccessLog`] and [`RateLimit`].
 //!
 //! ```
 //! use mesa::{
-//!     middleware::{Client, Middleware, MiddlewareResult, InboundMessage, Verdict},
+//!     middleware::{Client, Middleware, MiddlewareResult, InboundMessage, Decision},
 //!     server::Server,
 //! };
 //!
-//! /// Clients may say only what is known.
+//! /// Accepts only messages of known types.
 //! struct KnownTypes;
 //!
 //! impl Middleware for KnownTypes {
-//!     fn on_message_received(&self, said: &InboundMessage<'_>, _: &Client<'_>) -> MiddlewareResult<Verdict> {
-//!         let known = matches!(said.kind, Some("CHAT" | "TYPING"));
-//!         Ok(if known { Verdict::Pass } else { Verdict::Refuse })
+//!     fn on_message_received(&self, message: &InboundMessage<'_>, _: &Client<'_>) -> MiddlewareResult<Decision> {
+//!         let known = matches!(message.kind, Some("CHAT" | "TYPING"));
+//!         Ok(if known { Decision::Pass } else { Decision::Reject })
 //!     }
 //! }
 //!
@@ -23,7 +23,7 @@
 //! # _ = builder;
 //! ```
 //!
-//! A server without middleware pays for it with the look at a flag.
+//! Without middleware the cost is one flag test per event.
 
 mod access_log;
 mod rate_limit;
@@ -44,184 +44,189 @@ use crate::{
     message::{Payload, Seq, UserId},
 };
 
-/// What a middleware returns. An error is logged and told to [`Middleware::on_error`] of all; it changes nothing else.
+/// Result of a middleware. An error is logged and passed to [`Middleware::on_error`] of all; it has no other effect.
 pub type MiddlewareResult<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// A client, as far as middleware is concerned.
+/// Describes a client to middleware.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Client<'a> {
-    /// Names its connection for as long as the process lives.
+    /// Id of the connection, unique within a process.
     pub connection: u64,
-    /// Where it connected from, where that is known.
+    /// Address of the peer, if known.
     pub address: Option<IpAddr>,
-    /// Who it is, once it has shown that.
+    /// User, once authenticated.
     pub user: Option<&'a UserId>,
 }
 
-/// Who a message went to.
+/// Describes the recipients of a message.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum SentTo<'a> {
-    /// Users who are connected here.
+    /// Users who are connected to this server.
     Users(&'a [UserId]),
-    /// Everyone who is connected: that many connections.
+    /// All connected clients: their number.
     Everyone(usize),
 }
 
-/// What becomes of a message from a client.
+/// Decides what happens to a message from a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Verdict {
-    /// It goes on: to the next middleware, to handlers, portals and webhooks.
+pub enum Decision {
+    /// Forwards it to the next middleware, then to handlers, portals and webhooks.
     #[default]
     Pass,
-    /// It is dropped, and nobody is told of it; the client does not learn that.
-    Refuse,
-    /// It is dropped, and the connection closed with 1008.
+    /// Drops it silently; the client gets no error.
+    Reject,
+    /// Drops it, and closes the connection with 1008.
     Disconnect,
 }
 
-/// What is called when something happens. Every method does nothing by default.
+/// Observes and filters events of a server. Every method does nothing by default.
 ///
-/// Called in the order in which middleware was added, on the task where the thing happens, which waits for it: so a method
-/// must not block. Whoever has to wait for something hands it to a task of his own.
+/// Methods are called in the order in which middleware was added, on the task of the event, which waits. So a method must not
+/// block; move work that waits to a task of its own.
 ///
-/// A panic or an error in one method ends that one call. It is logged and told to [`on_error`](Middleware::on_error) of all
-/// (where a panic is only logged); the next middleware is called, and the thing goes on. What was counted or kept in a
-/// middleware is in memory, and gone with the process.
+/// A panic or an error ends only that call. It is logged and passed to [`on_error`](Middleware::on_error) of all; a panic in
+/// `on_error` itself is only logged. The next middleware is called, and the event goes on. State of a middleware is in
+/// memory, and lost with the process.
 pub trait Middleware: Send + Sync + 'static {
-    /// Stock's `onConnection`: a client has connected.
+    /// Called when a client has connected: `onConnection` of the original.
     ///
     /// # Errors
-    /// As the middleware likes; see [`MiddlewareResult`].
+    /// Any error of the middleware; see [`MiddlewareResult`].
     fn on_connection(&self, client: &Client<'_>) -> MiddlewareResult {
         _ = client;
         Ok(())
     }
 
-    /// Stock's `onDisconnection`: it is gone, with this close code (1006: without a word).
+    /// Called when a client has disconnected, with its close code (1006: no close frame): `onDisconnection` of the original.
     ///
     /// # Errors
-    /// As the middleware likes; see [`MiddlewareResult`].
+    /// Any error of the middleware; see [`MiddlewareResult`].
     fn on_disconnection(&self, client: &Client<'_>, code: u16, reason: &str) -> MiddlewareResult {
         _ = (client, code, reason);
         Ok(())
     }
 
-    /// Stock's `onPortalJoin`: a portal has come, or come back.
+    /// Called when a portal has connected, again or for the first time: `onPortalJoin` of the original.
     ///
     /// # Errors
-    /// As the middleware likes; see [`MiddlewareResult`].
+    /// Any error of the middleware; see [`MiddlewareResult`].
     fn on_portal_join(&self, portal: &str) -> MiddlewareResult {
         _ = portal;
         Ok(())
     }
 
-    /// Stock's `onPortalLeave`: it has gone.
+    /// Called when a portal has disconnected: `onPortalLeave` of the original.
     ///
     /// # Errors
-    /// As the middleware likes; see [`MiddlewareResult`].
+    /// Any error of the middleware; see [`MiddlewareResult`].
     fn on_portal_leave(&self, portal: &str) -> MiddlewareResult {
         _ = portal;
         Ok(())
     }
 
-    /// Stock's `onUndeliverableMessageSent`: a message is for users who are not here, and is kept for them. By now it is as
-    /// durable as configured.
+    /// Called when a message was stored for offline users, as durably as configured: `onUndeliverableMessageSent` of the
+    /// original.
     ///
     /// # Errors
-    /// As the middleware likes; see [`MiddlewareResult`].
+    /// Any error of the middleware; see [`MiddlewareResult`].
     fn on_undeliverable_message_sent(&self, message: &Payload, users: &[UserId]) -> MiddlewareResult {
         _ = (message, users);
         Ok(())
     }
 
-    /// Stock's `onRedeliverUndeliverableMessages`: a client has come that is owed messages, those with these sequences in its
-    /// user's log. What of them has expired, or was received out of order before, does not come.
+    /// Called when a client attaches with a backlog: `onRedeliverUndeliverableMessages` of the original. `backlog` has the
+    /// sequences. Entries in it that have expired, or were acknowledged out of order, are not sent.
     ///
     /// # Errors
-    /// As the middleware likes; see [`MiddlewareResult`].
-    fn on_redeliver_undeliverable_messages(&self, owed: RangeInclusive<Seq>, client: &Client<'_>) -> MiddlewareResult {
-        _ = (owed, client);
+    /// Any error of the middleware; see [`MiddlewareResult`].
+    fn on_redeliver_undeliverable_messages(
+        &self,
+        backlog: RangeInclusive<Seq>,
+        client: &Client<'_>,
+    ) -> MiddlewareResult {
+        _ = (backlog, client);
         Ok(())
     }
 
-    /// Stock's `onMessageSent`: a message goes to clients that are here. If it is kept, it is as durable as configured by now.
+    /// Called when a message is sent to online clients: `onMessageSent` of the original. A synced message is as durable as
+    /// configured by then.
     ///
     /// # Errors
-    /// As the middleware likes; see [`MiddlewareResult`].
+    /// Any error of the middleware; see [`MiddlewareResult`].
     fn on_message_sent(&self, message: &Payload, to: SentTo<'_>) -> MiddlewareResult {
         _ = (message, to);
         Ok(())
     }
 
-    /// Stock's `onMessageReceived`: a client has said something. Comes before handlers, portals and webhooks, and decides
-    /// whether they are told. The first that does not let it pass has the last word; one that fails lets it pass.
+    /// Called when a client has sent a message: `onMessageReceived` of the original. Decides whether handlers, portals and
+    /// webhooks get it. The first decision other than `Pass` counts; a failed call counts as `Pass`.
     ///
     /// # Errors
-    /// As the middleware likes; see [`MiddlewareResult`].
-    fn on_message_received(&self, said: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Verdict> {
-        _ = (said, client);
-        Ok(Verdict::Pass)
+    /// Any error of the middleware; see [`MiddlewareResult`].
+    fn on_message_received(&self, message: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Decision> {
+        _ = (message, client);
+        Ok(Decision::Pass)
     }
 
-    /// Stock's `onAuthenticated`: a client has shown who it is.
+    /// Called when a client has authenticated: `onAuthenticated` of the original.
     ///
     /// # Errors
-    /// As the middleware likes; see [`MiddlewareResult`].
+    /// Any error of the middleware; see [`MiddlewareResult`].
     fn on_authenticated(&self, client: &Client<'_>) -> MiddlewareResult {
         _ = client;
         Ok(())
     }
 
-    /// Stock's `onError`: something went wrong, with a client where one is named: a frame that cannot be read, an
-    /// authentication that could not be checked, a log that could not be opened or read, a handler that panicked, a
-    /// middleware that failed.
+    /// Called on an error, with the client if it concerns one: `onError` of the original. Errors are: an invalid frame, an
+    /// authentication that could not be checked, a log that could not be opened or read, a panic of a handler, and a failed
+    /// middleware.
     fn on_error(&self, error: &(dyn Error + 'static), client: Option<&Client<'_>>) {
         _ = (error, client);
     }
 }
 
-/// All middleware of a server; set once, before anything happens.
+/// Holds all middleware of a server; set once, before the first event.
 #[derive(Default)]
 pub struct Chain(OnceLock<Vec<Arc<dyn Middleware>>>);
 
 impl Chain {
-    /// Sets what is called. The first time counts.
+    /// Sets the middleware. Only the first call has an effect.
     pub fn set(&self, all: Vec<Arc<dyn Middleware>>) {
         if !all.is_empty() {
             _ = self.0.set(all);
         }
     }
 
-    /// Whether there is any.
+    /// Tests that there is any middleware.
     pub fn any(&self) -> bool {
         self.0.get().is_some()
     }
 
-    /// Calls each. `client`: whom it is about.
+    /// Calls each middleware. `client`: the client that the event concerns.
     pub fn each(&self, client: Option<&Client<'_>>, call: impl Fn(&dyn Middleware) -> MiddlewareResult) {
         for one in self.all() {
-            self.contained(client, || call(one.as_ref()));
+            self.call_caught(client, || call(one.as_ref()));
         }
     }
 
-    /// What becomes of a message.
-    pub fn judge(&self, said: &InboundMessage<'_>, client: &Client<'_>) -> Verdict {
+    /// Decides about a message from a client.
+    pub fn filter(&self, message: &InboundMessage<'_>, client: &Client<'_>) -> Decision {
         for one in self.all() {
-            match self.contained(Some(client), || one.on_message_received(said, client)) {
-                None | Some(Verdict::Pass) => {}
-                Some(verdict) => return verdict,
+            match self.call_caught(Some(client), || one.on_message_received(message, client)) {
+                None | Some(Decision::Pass) => {}
+                Some(decision) => return decision,
             }
         }
-        Verdict::Pass
+        Decision::Pass
     }
 
-    /// Tells all that something went wrong.
+    /// Calls [`Middleware::on_error`] of each middleware.
     pub fn error(&self, error: &(dyn Error + 'static), client: Option<&Client<'_>>) {
         for one in self.all() {
-            // What a middleware keeps is its own affair after a panic in it.
+            // Unwind safety: the middleware is responsible for its own state after a panic.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| one.on_error(error, client))) {
                 tracing::error!("a middleware panicked in on_error: {}", sentence(panic_text(panic.as_ref())));
             }
@@ -232,7 +237,7 @@ impl Chain {
         self.0.get().map_or(&[], Vec::as_slice)
     }
 
-    fn contained<T>(&self, client: Option<&Client<'_>>, call: impl FnOnce() -> MiddlewareResult<T>) -> Option<T> {
+    fn call_caught<T>(&self, client: Option<&Client<'_>>, call: impl FnOnce() -> MiddlewareResult<T>) -> Option<T> {
         let error = match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(done)) => return Some(done),
             Ok(Err(error)) => error,
@@ -249,7 +254,7 @@ impl Chain {
 }
 
 impl<'a> Client<'a> {
-    /// A client, for whoever tells of one.
+    /// Creates the description of a client.
     #[doc(hidden)]
     #[must_use]
     pub fn new(connection: u64, address: Option<IpAddr>, user: Option<&'a UserId>) -> Self {

@@ -1,78 +1,78 @@
-//! Events that a portal reads.
+//! Defines the events of a portal.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{dispatcher::DispatchError, message::json_string::lossy_option};
 
-/// What happened to a client.
+/// Reports what happened to a client.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// It has connected, and nobody knows yet who it is.
+    /// The client has connected, and is not authenticated yet.
     Connection {
-        /// Names its connection for as long as the server's process lives.
+        /// Id of the connection, unique within a process of the server.
         connection: String,
     },
-    /// It has shown who it is.
+    /// The client has authenticated.
     Authentication {
-        /// As above.
+        /// Id of the connection.
         connection: String,
-        /// Who.
+        /// User id.
         user: String,
     },
-    /// It has said something.
+    /// The client has sent a message.
     Message {
-        /// As above.
+        /// Id of the connection.
         connection: String,
-        /// Who it is, if that is known.
+        /// User id, if the client has authenticated.
         user: Option<String>,
-        /// What it said.
+        /// The message.
         message: Message,
     },
-    /// It is gone.
+    /// The client has disconnected.
     Disconnection {
-        /// As above.
+        /// Id of the connection.
         connection: String,
-        /// Who it was, if that was known.
+        /// User id, if the client had authenticated.
         user: Option<String>,
     },
-    /// Events that this portal should have had, and that will not come: it was too slow, or away for too long.
+    /// Events for this portal are lost: it was too slow, or disconnected for too long.
     Missed {
-        /// How many, if that is known.
+        /// Number of lost events, if known.
         count: Option<u64>,
     },
 }
 
-/// A message from a client.
+/// Holds a message from a client.
 #[derive(Clone, Debug, Deserialize)]
 #[non_exhaustive]
 pub struct Message {
-    /// 0, or above those of the protocol (23 and up).
+    /// Opcode: 0, or one of the application (23 and above).
     pub op: u64,
-    /// The type, by which applications tell messages apart.
+    /// Type that distinguishes messages of the application.
     #[serde(rename = "t", default, deserialize_with = "lossy_option")]
     pub kind: Option<String>,
-    /// The data: JSON text; `None` where there was none.
+    /// Data as JSON; `None` if there was none.
     #[serde(rename = "d", default)]
     pub data: Option<Box<RawValue>>,
 }
 
 impl Message {
-    /// The type, or the empty text: for `match`.
+    /// Returns the type, or an empty string, for use in `match`.
     #[must_use]
     pub fn kind(&self) -> &str {
         self.kind.as_deref().unwrap_or_default()
     }
 
-    /// The data as a type of yours. What a client says is whatever it likes to say: expect the error.
+    /// Deserializes the data. Clients can send any data, so handle the error.
     ///
     /// # Errors
-    /// When it has another form.
+    /// Fails if the data does not match the type.
     pub fn read<'a, T: Deserialize<'a>>(&'a self) -> serde_json::Result<T> {
         serde_json::from_str(self.data.as_deref().map_or("null", RawValue::get))
     }
 }
 
-/// What is handed to the program: an event and its id, or why there are no more.
-pub(super) type Handed = Result<(Event, Option<String>), DispatchError>;
+/// Holds an event and its id, or the error that ends the portal.
+pub(super) type PortalItem = Result<(Event, Option<String>), DispatchError>;

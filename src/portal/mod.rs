@@ -1,4 +1,4 @@
-//! A portal: a backend that is told what happens to clients and what they say, over `GET /v1/events`.
+//! Receives client events as a portal, over `GET /v1/events`.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -7,20 +7,20 @@
 //! let mut portal = Portal::builder("http://127.0.0.1:4000", "the API key").connect().await?;
 //! while let Some(event) = portal.next().await {
 //!     if let Event::Message { user: Some(user), message, .. } = event? {
-//!         println!("{user} says {}", message.kind());
+//!         println!("{user} sent {}", message.kind());
 //!     }
 //! }
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The server has to be told to serve portals (`portal.enabled`). Each event goes to one portal in turn
-//! (`portal.distributeLoad`), or at random, and to each that asked for all of them ([`PortalBuilder::all`]): stock's
-//! `reportAllEvents`.
+//! The server must have portals enabled (`portal.enabled`). Each event goes to one portal, in turn
+//! (`portal.distributeLoad`) or at random, and to each portal that requests all events ([`PortalBuilder::all`]):
+//! `reportAllEvents` of the original.
 //!
-//! - `event`: events
-//! - `reader`: the task that reads, comes back, and names where it was
-//! - `sse`: server-sent events, byte by byte
+//! - `event`: event types
+//! - `reader`: the background task that reads, reconnects and resumes
+//! - `sse`: parses server-sent events
 
 mod event;
 mod reader;
@@ -36,19 +36,19 @@ use std::{
 use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
 
-use self::event::Handed;
+use self::event::PortalItem;
 pub use self::event::{Event, Message};
 use crate::dispatcher::{DispatchError, Dispatcher};
-use reader::Reading;
+use reader::Reader;
 
-/// Events that wait for the program. With so many nothing more is read; then they wait in the server, in an inbox with a
-/// bound of its own.
+/// Events that are queued for the program. When the queue is full, nothing more is read; then events wait in the server,
+/// in a bounded queue.
 const EVENTS_MAX: usize = 256;
 
-/// Longest pause between two attempts.
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Default maximum delay between two attempts to connect.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(30);
 
-/// How a portal is connected.
+/// Configures a portal.
 #[must_use = "a builder does nothing until it connects"]
 #[derive(Clone)]
 pub struct PortalBuilder {
@@ -56,77 +56,79 @@ pub struct PortalBuilder {
     key: String,
     all: bool,
     after: Option<String>,
-    pause_max: Duration,
+    reconnect_delay_max: Duration,
 }
 
 impl PortalBuilder {
-    /// Asks for every event, rather than for a share of them.
+    /// Requests all events, rather than a share of them.
     pub fn all(mut self) -> Self {
         self.all = true;
         self
     }
 
-    /// Goes on behind an event that an earlier portal has had ([`Portal::last_event_id`]): of one that was here less than a
-    /// minute ago what it had not taken is still there, and up to 1 024 of what it took. If it is not, an
+    /// Resumes after an event of an earlier portal ([`Portal::last_event_id`]).
+    ///
+    /// For 1 min after that portal disconnected, the server has its unread events and up to 1,024 of the read ones. Later, an
     /// [`Event::Missed`] without a count comes first.
     pub fn after(mut self, event_id: &str) -> Self {
         self.after = Some(event_id.to_owned());
         self
     }
 
-    /// The longest pause between two attempts to come back. Default 30 s. They begin at about a second, or what the server
-    /// says, and double.
-    pub fn pause_max(mut self, pause: Duration) -> Self {
-        self.pause_max = pause;
+    /// Sets the maximum delay between two attempts to reconnect. Default 30 s. The first delay is about 1 s, or the server's
+    /// `retry`, and doubles with each attempt.
+    pub fn reconnect_delay_max(mut self, delay: Duration) -> Self {
+        self.reconnect_delay_max = delay;
         self
     }
 
     /// Connects for the first time.
     ///
     /// # Errors
-    /// When the server cannot be reached, or refuses: no such key, or it serves no portals.
+    /// Fails if the server cannot be reached, or rejects the request: wrong key, or portals are off.
     pub async fn connect(self) -> Result<Portal, DispatchError> {
         let dispatcher = Dispatcher::new(&self.url, &self.key)?;
-        let reading = Reading::new(dispatcher, self.all, self.after, self.pause_max);
-        let response = reading.open().await?;
+        let reader = Reader::new(dispatcher, self.all, self.after, self.reconnect_delay_max);
+        let response = reader.open().await?;
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
-        tokio::spawn(reading.run(response, events_in));
+        tokio::spawn(reader.run(response, events_in));
         Ok(Portal { events, last: None })
     }
 }
 
-/// Without the key.
+/// Omits the key.
 impl fmt::Debug for PortalBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PortalBuilder").field("url", &self.url).field("all", &self.all).finish_non_exhaustive()
     }
 }
 
-/// A portal that is connected, and comes back when it is not: it names the last event it has read, and the server goes on
-/// behind it. So nothing is lost or repeated over a broken connection; over a server that was restarted, what had happened
-/// meanwhile is lost, which an [`Event::Missed`] tells.
+/// A portal that reconnects and resumes after the last event it has read.
 ///
-/// It is a [`Stream`] (the trait of the `futures` crates) of events. An error is the last thing that comes: the server refuses
-/// this portal for good. Up to 256 events are read ahead; they are lost with the process unless the next one goes on from
-/// [`Portal::last_event_id`] within a minute. Dropping it ends the connection; what it has not taken goes to other portals.
+/// No event is lost or repeated over a broken connection. While the server restarts, events are lost, which an
+/// [`Event::Missed`] reports.
+///
+/// It is a [`Stream`] (the trait of the `futures` crates) of events. An error is its last item: the server rejects this portal
+/// for good. Up to 256 events are read ahead. They are lost with the process, unless the next one resumes from
+/// [`Portal::last_event_id`] within 1 min. Dropping a portal closes the connection; its unread events go to other portals.
 pub struct Portal {
-    events: mpsc::Receiver<Handed>,
+    events: mpsc::Receiver<PortalItem>,
     last: Option<String>,
 }
 
 impl Portal {
-    /// For the server at `url` (`http://HOST[:PORT]`, also `https://`), with a key of its `api.keys`.
+    /// Configures a portal of the server at `url` (`http://HOST[:PORT]`, also `https://`), with a key of its `api.keys`.
     pub fn builder(url: &str, api_key: &str) -> PortalBuilder {
         let (url, key) = (url.to_owned(), api_key.to_owned());
-        PortalBuilder { url, key, all: false, after: None, pause_max: PAUSE_MAX }
+        PortalBuilder { url, key, all: false, after: None, reconnect_delay_max: RECONNECT_DELAY_MAX }
     }
 
-    /// The next event; `None` after an error. Safe to drop half-way, as in `select!`.
+    /// Returns the next event; `None` after an error. Cancel-safe, as in `select!`.
     pub async fn next(&mut self) -> Option<Result<Event, DispatchError>> {
         StreamExt::next(self).await
     }
 
-    /// Names the event that was handed out last, for [`PortalBuilder::after`].
+    /// Returns the id of the last returned event, for [`PortalBuilder::after`].
     #[must_use]
     pub fn last_event_id(&self) -> Option<&str> {
         self.last.as_deref()
@@ -137,8 +139,8 @@ impl Stream for Portal {
     type Item = Result<Event, DispatchError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.events.poll_recv(cx).map(|handed| {
-            Some(handed?.map(|(event, id)| {
+        self.events.poll_recv(cx).map(|item| {
+            Some(item?.map(|(event, id)| {
                 self.last = id.or_else(|| self.last.take());
                 event
             }))

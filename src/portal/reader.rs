@@ -1,4 +1,4 @@
-//! The task that reads events, comes back when it has lost the server, and names where it was.
+//! Reads events in a background task, reconnects and resumes.
 
 use std::time::Duration;
 
@@ -7,23 +7,23 @@ use serde::Deserialize;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    Event, Handed, Message,
-    sse::{Parser, Sent},
+    Event, Message, PortalItem,
+    sse::{Parser, SseEvent},
 };
 use crate::{
-    dispatcher::{DispatchError, Dispatcher, jittered},
+    dispatcher::{DispatchError, Dispatcher, jitter},
     logging::sentence,
 };
 
-/// A server says something every 15 s; one that is silent for so long is gone.
-const SILENCE_MAX: Duration = Duration::from_secs(45);
+/// Silence after which the connection counts as broken: a server sends at least a comment every 15 s.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// The first pause before coming back, unless the server says another.
-const PAUSE: Duration = Duration::from_secs(1);
+/// First delay before reconnecting, unless the server sends another.
+const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
-/// An event as it is written.
+/// Mirrors the JSON of an event.
 #[derive(Deserialize)]
-struct Told {
+struct EventData {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
@@ -36,31 +36,31 @@ struct Told {
     count: Option<u64>,
 }
 
-/// A portal's reading of events.
-pub(super) struct Reading {
+/// Reads the events of a portal.
+pub(super) struct Reader {
     dispatcher: Dispatcher,
     all: bool,
-    /// The id of the last event that was handed on, or that the stream began with.
+    /// Id of the last event that was forwarded, or that began the stream.
     last: Option<String>,
-    pause: Duration,
-    pause_max: Duration,
+    delay: Duration,
+    reconnect_delay_max: Duration,
     attempts: u32,
 }
 
-impl Reading {
-    pub(super) fn new(dispatcher: Dispatcher, all: bool, last: Option<String>, pause_max: Duration) -> Self {
-        Self { dispatcher, all, last, pause: PAUSE, pause_max, attempts: 0 }
+impl Reader {
+    pub(super) fn new(dispatcher: Dispatcher, all: bool, last: Option<String>, reconnect_delay_max: Duration) -> Self {
+        Self { dispatcher, all, last, delay: RECONNECT_DELAY, reconnect_delay_max, attempts: 0 }
     }
 
-    /// Asks for events, behind the last one.
+    /// Opens a stream of events, after the last one.
     pub(super) async fn open(&self) -> Result<Response, DispatchError> {
         let query = if self.all { &[("all", "true")][..] } else { &[] };
         let header = self.last.as_deref().map(|last| ("last-event-id", last));
         self.dispatcher.open(&["events"], query, header).await
     }
 
-    /// Hands on what comes, for as long as somebody wants it.
-    pub(super) async fn run(mut self, mut response: Response, events: mpsc::Sender<Handed>) {
+    /// Forwards events until the program drops the portal.
+    pub(super) async fn run(mut self, mut response: Response, events: mpsc::Sender<PortalItem>) {
         loop {
             let lost = tokio::select! {
                 read = self.read(response, &events) => match read {
@@ -69,9 +69,9 @@ impl Reading {
                 },
                 () = events.closed() => return,
             };
-            tracing::debug!(%lost, "a portal has lost the server");
+            tracing::debug!(%lost, "portal lost its connection; reconnecting");
             response = tokio::select! {
-                came_back = self.come_back() => match came_back {
+                reconnected = self.reconnect() => match reconnected {
                     Ok(response) => response,
                     Err(error) => {
                         _ = events.send(Err(error)).await;
@@ -83,67 +83,68 @@ impl Reading {
         }
     }
 
-    async fn come_back(&mut self) -> Result<Response, DispatchError> {
+    async fn reconnect(&mut self) -> Result<Response, DispatchError> {
         loop {
-            let base = self.pause.saturating_mul(1 << self.attempts.min(16)).min(self.pause_max.max(self.pause));
+            let base =
+                self.delay.saturating_mul(1 << self.attempts.min(16)).min(self.reconnect_delay_max.max(self.delay));
             self.attempts = self.attempts.saturating_add(1);
-            tokio::time::sleep(jittered(base)).await;
+            tokio::time::sleep(jitter(base)).await;
             match self.open().await {
                 Ok(response) => return Ok(response),
-                Err(error) if error.may_pass() => tracing::debug!(%error, "not yet"),
+                Err(error) if error.is_transient() => tracing::debug!(%error, "reconnect failed; retrying"),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Reads to the end of a stream, and gives why it ended; `None` where nobody wants more.
-    async fn read(&mut self, mut response: Response, events: &mpsc::Sender<Handed>) -> Option<String> {
-        let (mut parser, mut sent) = (Parser::default(), Vec::new());
+    /// Reads a stream to its end, and returns why it ended; `None` if the program has dropped the portal.
+    async fn read(&mut self, mut response: Response, events: &mpsc::Sender<PortalItem>) -> Option<String> {
+        let (mut parser, mut parsed) = (Parser::default(), Vec::new());
         loop {
-            let piece = match timeout(SILENCE_MAX, response.chunk()).await {
-                Ok(Ok(Some(piece))) => piece,
+            let chunk = match timeout(SILENCE_TIMEOUT, response.chunk()).await {
+                Ok(Ok(Some(chunk))) => chunk,
                 Ok(Ok(None)) => return Some("the stream ended".into()),
                 Ok(Err(error)) => return Some(error.to_string()),
                 Err(_) => return Some("the server is silent".into()),
             };
             self.attempts = 0;
-            if parser.take(&piece, &mut sent).is_err() {
-                return Some("it is no stream of events".into());
+            if parser.push(&chunk, &mut parsed).is_err() {
+                return Some("the response is not a stream of events".into());
             }
-            for sent in sent.drain(..) {
-                let handed = self.note(sent);
-                if let Some(handed) = handed {
-                    events.send(Ok(handed)).await.ok()?;
+            for event in parsed.drain(..) {
+                let item = self.convert(event);
+                if let Some(item) = item {
+                    events.send(Ok(item)).await.ok()?;
                 }
             }
         }
     }
 
-    /// Takes note of what an event says of the stream; gives it if it says something to the program.
-    fn note(&mut self, sent: Sent) -> Option<(Event, Option<String>)> {
-        if let Some(retry) = sent.retry {
-            self.pause = Duration::from_millis(retry).clamp(Duration::from_millis(10), self.pause_max);
+    /// Applies an event's id and retry delay, and converts it to one for the program if it has data.
+    fn convert(&mut self, sse: SseEvent) -> Option<(Event, Option<String>)> {
+        if let Some(retry) = sse.retry {
+            self.delay = Duration::from_millis(retry).clamp(Duration::from_millis(10), self.reconnect_delay_max);
         }
-        if sent.id.is_some() {
-            self.last.clone_from(&sent.id);
+        if sse.id.is_some() {
+            self.last.clone_from(&sse.id);
         }
-        let told: Told = match serde_json::from_str(&sent.data?) {
-            Ok(told) => told,
+        let data: EventData = match serde_json::from_str(&sse.data?) {
+            Ok(data) => data,
             Err(error) => {
-                tracing::warn!(error = %sentence(&error), "an event cannot be read, and is passed over");
+                tracing::warn!(error = %sentence(&error), "skipping an event that cannot be parsed");
                 return None;
             }
         };
-        let Told { connection, user, .. } = told;
-        let event = match (told.kind.as_str(), user, told.message) {
+        let EventData { connection, user, .. } = data;
+        let event = match (data.kind.as_str(), user, data.message) {
             ("connection", ..) => Event::Connection { connection },
             ("authentication", Some(user), _) => Event::Authentication { connection, user },
             ("message", user, Some(message)) => Event::Message { connection, user, message },
             ("disconnection", user, _) => Event::Disconnection { connection, user },
-            ("missed", ..) => Event::Missed { count: told.count },
-            // A newer server may tell of more.
+            ("missed", ..) => Event::Missed { count: data.count },
+            // A newer server may send other types.
             _ => return None,
         };
-        Some((event, sent.id))
+        Some((event, sse.id))
     }
 }

@@ -1,59 +1,59 @@
-//! Server-sent events, out of the pieces of an answer.
+//! Parses server-sent events from the chunks of a response.
 
 use std::mem;
 
-/// Bytes of one event, or of one line; a server of ours sends a tenth of it at most.
+/// Size limit of an event and of a line, in bytes. The server's events have a tenth of it at most.
 const EVENT_BYTES_MAX: usize = 1 << 20;
 
-/// One event, as it stood.
+/// Holds a parsed event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sent {
-    /// The id that holds from here on, if one was named.
+pub(super) struct SseEvent {
+    /// New last event id, if there is one.
     pub id: Option<String>,
-    /// Its name; empty for none.
+    /// Name; empty if absent.
     pub name: String,
-    /// Its data; `None` where there was no such line, and then it is no event but an id alone.
+    /// Data; `None` without a data line, when it is only an id.
     pub data: Option<String>,
-    /// How long to wait before coming back, in milliseconds, if that was said.
+    /// Delay before reconnecting in milliseconds, if there is one.
     pub retry: Option<u64>,
 }
 
-/// It is no stream of events: it is longer than an event may be, or no text.
+/// Reports that the input is not a stream of events: an event is too long, or not UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Broken;
+pub(super) struct InvalidStream;
 
-/// Takes pieces, and gives events.
+/// Splits chunks into events.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
     line: Vec<u8>,
-    /// The last byte was the first of two that may end a line.
+    /// The last byte was CR, so a following LF belongs to the same line end.
     after_cr: bool,
-    event: Sent,
+    event: SseEvent,
 }
 
 impl Parser {
-    /// Takes a piece; adds the events that end in it.
-    pub(super) fn take(&mut self, piece: &[u8], events: &mut Vec<Sent>) -> Result<(), Broken> {
-        for &byte in piece {
+    /// Parses a chunk, and appends the events that end in it.
+    pub(super) fn push(&mut self, chunk: &[u8], events: &mut Vec<SseEvent>) -> Result<(), InvalidStream> {
+        for &byte in chunk {
             let second_of_two = mem::take(&mut self.after_cr) && byte == b'\n';
             match byte {
                 _ if second_of_two => {}
                 b'\r' | b'\n' => {
                     self.after_cr = byte == b'\r';
-                    let line = String::from_utf8(mem::take(&mut self.line)).map_err(|_| Broken)?;
+                    let line = String::from_utf8(mem::take(&mut self.line)).map_err(|_| InvalidStream)?;
                     self.end_line(&line, events)?;
                 }
-                _ if self.line.len() == EVENT_BYTES_MAX => return Err(Broken),
+                _ if self.line.len() == EVENT_BYTES_MAX => return Err(InvalidStream),
                 _ => self.line.push(byte),
             }
         }
         Ok(())
     }
 
-    fn end_line(&mut self, line: &str, events: &mut Vec<Sent>) -> Result<(), Broken> {
+    fn end_line(&mut self, line: &str, events: &mut Vec<SseEvent>) -> Result<(), InvalidStream> {
         if line.is_empty() {
             let event = mem::take(&mut self.event);
-            if event != Sent::default() {
+            if event != SseEvent::default() {
                 events.push(event);
             }
             return Ok(());
@@ -63,7 +63,7 @@ impl Parser {
         match field {
             "data" => match &mut self.event.data {
                 None => self.event.data = Some(value.to_owned()),
-                Some(data) if data.len() + value.len() > EVENT_BYTES_MAX => return Err(Broken),
+                Some(data) if data.len() + value.len() > EVENT_BYTES_MAX => return Err(InvalidStream),
                 Some(data) => {
                     data.push('\n');
                     data.push_str(value);
@@ -72,7 +72,7 @@ impl Parser {
             "event" => value.clone_into(&mut self.event.name),
             "id" => self.event.id = Some(value.to_owned()),
             "retry" => self.event.retry = value.parse().ok(),
-            // A comment, or something newer.
+            // A comment, or a field of a newer version.
             _ => {}
         }
         Ok(())
@@ -83,17 +83,17 @@ impl Parser {
 mod tests {
     use super::*;
 
-    fn parsed(text: &[u8], piece: usize) -> Vec<Sent> {
+    fn parsed(text: &[u8], chunk: usize) -> Vec<SseEvent> {
         let (mut parser, mut events) = (Parser::default(), Vec::new());
-        text.chunks(piece).for_each(|piece| parser.take(piece, &mut events).unwrap());
+        text.chunks(chunk).for_each(|chunk| parser.push(chunk, &mut events).unwrap());
         events
     }
 
     #[test]
-    fn events_are_read_however_they_are_cut() {
+    fn chunk_boundaries_do_not_change_events() {
         let text = "retry: 1000\nid: ab-0\n\n:\n\nid: ab-1\r\ndata: {\"a\":\"é\"}\r\n\r\nevent: missed\rdata:1\rdata: 2\r\r\
                     data\n\nid: ab-2\ndata: not whole";
-        let sent = |id: Option<&str>, name: &str, data: Option<&str>, retry| Sent {
+        let sent = |id: Option<&str>, name: &str, data: Option<&str>, retry| SseEvent {
             id: id.map(Into::into),
             name: name.into(),
             data: data.map(Into::into),
@@ -105,18 +105,18 @@ mod tests {
             sent(None, "missed", Some("1\n2"), None),
             sent(None, "", Some(""), None),
         ];
-        for piece in 1..text.len() {
-            assert_eq!(parsed(text.as_bytes(), piece), expected, "in pieces of {piece}");
+        for chunk in 1..text.len() {
+            assert_eq!(parsed(text.as_bytes(), chunk), expected, "in chunks of {chunk}");
         }
     }
 
     #[test]
-    fn what_has_no_end_is_not_kept() {
+    fn endless_line_or_event_is_rejected() {
         let (mut parser, mut events) = (Parser::default(), Vec::new());
         let line = vec![b'x'; EVENT_BYTES_MAX + 1];
-        assert_eq!(parser.take(&line, &mut events), Err(Broken));
+        assert_eq!(parser.push(&line, &mut events), Err(InvalidStream));
         let (mut parser, line) = (Parser::default(), format!("data: {}\n", "x".repeat(100_000)));
-        assert!((0..20).any(|_| parser.take(line.as_bytes(), &mut events).is_err()));
-        assert_eq!(Parser::default().take(b"data: \xff\n", &mut events), Err(Broken));
+        assert!((0..20).any(|_| parser.push(line.as_bytes(), &mut events).is_err()));
+        assert_eq!(Parser::default().push(b"data: \xff\n", &mut events), Err(InvalidStream));
     }
 }

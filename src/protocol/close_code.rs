@@ -1,31 +1,31 @@
-//! The numbers a connection ends with: one table, which says for each whether the client should come back.
+//! Defines close codes in one table, with whether a client should reconnect.
 
-/// Why we close a connection.
+/// Says why the server closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseCode {
-    /// A backend asked for it.
+    /// A backend disconnected the user.
     Normal,
-    /// The server is stopping, or the client seemed to be gone.
+    /// The server is shutting down, or the client did not respond.
     GoingAway,
-    /// The client's version differs, or it broke the WebSocket protocol.
+    /// The client's protocol version differs, or it violated the WebSocket protocol.
     Version,
-    /// A binary frame: there are none in this protocol.
+    /// The client sent a binary frame; the protocol has none.
     Binary,
-    /// Not JSON, or not even text.
+    /// A frame is not JSON, or not UTF-8.
     NotJson,
-    /// Authentication failed or timed out, or a rule was broken.
+    /// Authentication failed or timed out, or a rule was violated.
     Policy,
     /// A frame was too large.
     TooLarge,
-    /// Our fault.
+    /// The server had an internal error.
     Internal,
-    /// The server is being started anew.
+    /// The server is restarting.
     Restart,
-    /// The server has more to do than it can.
+    /// The server is overloaded.
     TooBusy,
 }
 
-/// Code, reason in the close frame (at most 123 bytes), whether the client should come back.
+/// Lists for each variant its code, its reason (at most 123 bytes), and whether the client should reconnect.
 const TABLE: [(CloseCode, u16, &str, bool); 10] = [
     (CloseCode::Normal, 1000, "disconnected by the backend", false),
     (CloseCode::GoingAway, 1001, "the server is going away", true),
@@ -40,38 +40,38 @@ const TABLE: [(CloseCode, u16, &str, bool); 10] = [
 ];
 
 impl CloseCode {
-    /// All of them, in the order of their numbers.
+    /// Iterates over all codes in the order of their numbers.
     #[cfg(test)]
     pub fn all() -> impl Iterator<Item = Self> {
         TABLE.iter().map(|row| row.0)
     }
 
-    /// The code with this number.
+    /// Returns the variant of a number.
     #[must_use]
     pub fn from_code(code: u16) -> Option<Self> {
         TABLE.iter().find(|row| row.1 == code).map(|row| row.0)
     }
 
     fn row(self) -> &'static (Self, u16, &'static str, bool) {
-        // The table is in the order of the variants, which a test holds.
+        // A test checks that the table has the order of the variants.
         &TABLE[self as usize]
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub fn code(self) -> u16 {
         self.row().1
     }
 
-    /// What the close frame says.
+    /// Returns the default reason of the close frame.
     #[must_use]
     pub fn reason(self) -> &'static str {
         self.row().2
     }
 
-    /// Whether a client closed with this does well to connect again by itself.
+    /// Tests whether a client should reconnect after this code.
     #[must_use]
-    pub fn should_return(self) -> bool {
+    pub fn should_reconnect(self) -> bool {
         self.row().3
     }
 }
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_in_the_order_of_the_variants_and_fits_a_close_frame() {
+    fn table_has_order_of_variants_and_fits_close_frame() {
         for (at, (code, number, reason, _)) in TABLE.iter().enumerate() {
             assert_eq!(*code as usize, at);
             assert_eq!(CloseCode::from_code(*number), Some(*code));
@@ -91,8 +91,8 @@ mod tests {
     }
 
     #[test]
-    fn a_client_comes_back_when_the_fault_is_not_its_own() {
-        let back: Vec<u16> = CloseCode::all().filter(|code| code.should_return()).map(CloseCode::code).collect();
+    fn clients_reconnect_after_server_side_closes() {
+        let back: Vec<u16> = CloseCode::all().filter(|code| code.should_reconnect()).map(CloseCode::code).collect();
         assert_eq!(back, [1001, 1011, 1012, 1013]);
     }
 }

@@ -1,4 +1,4 @@
-//! Text from a client to a frame. Refuses and never panics; borrows where it can.
+//! Decodes frames of a client. Rejects invalid text, never panics, and borrows where it can.
 
 use std::collections::BTreeMap;
 
@@ -11,82 +11,81 @@ use crate::{
     message::{DeviceId, JSON_DEPTH_MAX, JsonString, OPCODE_RESERVED_MAX, Seq, json_depth, surrogates},
 };
 
-/// What a client said.
+/// Holds a decoded frame of a client.
 #[derive(Debug)]
 pub enum ClientFrame<'a> {
     /// An application's message.
     Dispatch(ClientMessage<'a>),
-    /// The client asks whether we are there.
+    /// A heartbeat of the client, which the server acknowledges.
     Heartbeat,
-    /// The answer to our heartbeat.
+    /// The acknowledgement of the server's heartbeat.
     HeartbeatAck,
-    /// Who the client is.
+    /// An authentication.
     Authentication(Authentication),
-    /// Its application has had everything up to this sequence of the user's log. From clients that resume.
-    Receipt {
-        /// The last it has had; 0 for nothing.
+    /// An acknowledgement up to a sequence of the user's log, from clients that resume.
+    Ack {
+        /// Last acknowledged sequence; 0 for none.
         s: Seq,
     },
 }
 
-/// A message from a client.
+/// Holds a message from a client.
 #[derive(Debug)]
 pub struct ClientMessage<'a> {
-    /// 0, or one above those of the protocol.
+    /// Opcode: 0, or one above those of the protocol.
     pub op: u64,
-    /// The data, as it stood.
+    /// Data, byte for byte as sent.
     pub data: Option<&'a RawValue>,
-    /// The type.
+    /// Type of the message.
     pub kind: Option<JsonString<'a>>,
 }
 
-/// What a client shows to say who it is.
+/// Holds the data of an authentication.
 #[derive(Debug)]
 pub struct Authentication {
-    /// As the application passed it, without what stands in the fields below.
+    /// Data that the application passed, without the fields below.
     pub data: Map<String, Value>,
-    /// The same as JSON text, where `data` could not hold it: it has halves of surrogate pairs, in whose place `data` has
-    /// U+FFFD.
+    /// The same as JSON, if a string has an unpaired surrogate; `data` has U+FFFD in its place.
     pub text: Option<String>,
-    /// The token is one of the texts with such a half. It is no token then.
+    /// The token has an unpaired surrogate, so it is invalid.
     pub token_is_cut: bool,
-    /// Whether it wants what it missed (`shouldSync`). Default true.
+    /// The client wants pending messages (`shouldSync`). Default true.
     pub should_sync: bool,
-    /// It resumes: the last sequence of the user's log that its application has had (`after`), 0 for none.
+    /// Last sequence that the client has finished (`after`), 0 for none. Set if the client resumes.
     pub after: Option<Seq>,
-    /// Which of the user's devices it is on (`device`).
+    /// Device of the client (`device`).
     pub device: Option<DeviceId>,
 }
 
-/// Why a text is no frame.
+/// Says why a text is not a frame.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// Not JSON.
+    /// The text is not JSON.
     #[error("not JSON: {0}")]
     NotJson(serde_json::Error),
-    /// JSON, but of another shape.
+    /// The JSON has another structure.
     #[error("not a frame: {0}")]
     Shape(String),
-    /// A text with half of a surrogate pair, where that does harm.
+    /// A string has an unpaired surrogate where none is allowed.
     #[error("{0}")]
     HalfPair(String),
-    /// See [`JSON_DEPTH_MAX`].
+    /// The JSON is nested deeper than [`JSON_DEPTH_MAX`].
     #[error("nested deeper than {JSON_DEPTH_MAX}")]
     TooDeep,
-    /// One that a client does not send.
+    /// Clients do not send this opcode.
     #[error("opcode {0} is not for clients")]
     Opcode(u64),
-    /// The data of an authentication is no object, or something in it is not what it has to be.
+    /// The data of an authentication is invalid.
     #[error("{0}")]
     Authentication(&'static str),
-    /// A receipt that does not say what was received.
-    #[error("a receipt looks like {{\"op\":3,\"d\":{{\"s\":41}}}}, with a whole number from 0 up")]
-    Receipt,
+    /// An acknowledgement has no sequence.
+    #[error("an acknowledgement must look like {{\"op\":3,\"d\":{{\"s\":41}}}}, with a whole number from 0 up")]
+    Ack,
 }
 
 impl FrameError {
-    /// What the connection is closed with.
+    /// Returns the close code for this error.
     #[must_use]
     pub fn close_code(&self) -> CloseCode {
         match self {
@@ -96,11 +95,11 @@ impl FrameError {
             | Self::TooDeep
             | Self::Opcode(_)
             | Self::Authentication(_)
-            | Self::Receipt => CloseCode::Policy,
+            | Self::Ack => CloseCode::Policy,
         }
     }
 
-    /// The reason in the close frame: one for each cause, without anything of what the client sent.
+    /// Returns the reason of the close frame: fixed for each cause, without content of the frame.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
@@ -110,7 +109,7 @@ impl FrameError {
             Self::TooDeep => "nested too deeply",
             Self::Opcode(_) => "this opcode is not for clients",
             Self::Authentication(reason) => reason,
-            Self::Receipt => "op 3 needs a whole number from 0 up in d.s",
+            Self::Ack => "op 3 needs a whole number from 0 up in d.s",
         }
     }
 }
@@ -124,10 +123,10 @@ struct Shape<'a> {
     t: Option<JsonString<'a>>,
 }
 
-/// Reads one frame. The caller bounds the length of `text`.
+/// Decodes a frame. The caller bounds the length of `text`.
 ///
 /// # Errors
-/// When it is not JSON, has another shape, or is not for a client to say.
+/// Fails if it is not JSON, has another structure, or has an opcode that clients do not send.
 pub fn decode(text: &str) -> Result<ClientFrame<'_>, FrameError> {
     if json_depth(text) > JSON_DEPTH_MAX {
         return Err(FrameError::TooDeep);
@@ -136,7 +135,7 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, FrameError> {
         Category::Data => FrameError::Shape(json_error(&error)),
         _ => surrogates::reason(text).map_or(FrameError::NotJson(error), FrameError::HalfPair),
     })?;
-    // The reader of fields would take a list of them as well.
+    // Serde would accept an array of the field values too.
     if text.trim_start().starts_with('[') {
         return Err(FrameError::Shape("a list".to_owned()));
     }
@@ -144,7 +143,7 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, FrameError> {
         opcode::HEARTBEAT_ACK => Ok(ClientFrame::HeartbeatAck),
         opcode::HEARTBEAT => Ok(ClientFrame::Heartbeat),
         opcode::AUTHENTICATION => authentication(shape.d).map(ClientFrame::Authentication),
-        opcode::RECEIPT => receipt(shape.d),
+        opcode::ACK => ack(shape.d),
         op if op == opcode::DISPATCH || op > OPCODE_RESERVED_MAX => {
             Ok(ClientFrame::Dispatch(ClientMessage { op, data: shape.d, kind: shape.t }))
         }
@@ -153,8 +152,8 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, FrameError> {
 }
 
 fn authentication(data: Option<&RawValue>) -> Result<Authentication, FrameError> {
-    let refuse = FrameError::Authentication;
-    let no_object = || refuse("the data of an authentication must be an object");
+    let reject = FrameError::Authentication;
+    let no_object = || reject("the data of an authentication must be an object");
     let raw = data.ok_or_else(no_object)?.get();
     let (mut data, cut) = match serde_json::from_str::<Map<String, Value>>(raw) {
         Ok(data) => (data, false),
@@ -165,36 +164,36 @@ fn authentication(data: Option<&RawValue>) -> Result<Authentication, FrameError>
     let should_sync = match data.remove("shouldSync") {
         None => true,
         Some(Value::Bool(should_sync)) => should_sync,
-        Some(_) => return Err(refuse("shouldSync must be true or false")),
+        Some(_) => return Err(reject("shouldSync must be true or false")),
     };
     let after =
-        data.remove("after").map(|after| after.as_u64().ok_or(refuse("after must be a whole number from 0 up")));
+        data.remove("after").map(|after| after.as_u64().ok_or(reject("after must be a whole number from 0 up")));
     let after = after.transpose()?;
-    // Applications of stock clients may say something of their own here (what kind of device it is, and at length): only
-    // one that resumes is held to what a device of ours is called.
+    // Applications of the original may have a `device` of their own, in any form. So it must be a valid device id only if the
+    // client resumes.
     let device = data.get("device").filter(|_| !is_cut("device")).and_then(Value::as_str);
     let device = device.and_then(|name| DeviceId::new(name).ok());
     if device.is_none() && after.is_some() && data.contains_key("device") {
-        return Err(refuse("device must be a text of 1 to 64 characters, without control characters or half a pair"));
+        return Err(reject("device must be a text of 1 to 64 characters, without control characters or half a pair"));
     }
     if device.is_some() {
         data.remove("device");
     }
     let token_is_cut = is_cut("token");
-    let kept = |entries: BTreeMap<String, _>| entries.into_iter().filter(|(name, _)| data.contains_key(name));
-    let text = entries.map(|entries| surrogates::object(kept(entries)));
+    let remaining = |entries: BTreeMap<String, _>| entries.into_iter().filter(|(name, _)| data.contains_key(name));
+    let text = entries.map(|entries| surrogates::object(remaining(entries)));
     Ok(Authentication { data, text, token_is_cut, should_sync, after, device })
 }
 
-fn receipt(data: Option<&RawValue>) -> Result<ClientFrame<'static>, FrameError> {
+fn ack(data: Option<&RawValue>) -> Result<ClientFrame<'static>, FrameError> {
     #[derive(Deserialize)]
     struct Received {
         s: Seq,
     }
-    // As above, a list of its fields is no object.
-    let object = data.map(RawValue::get).filter(|data| data.starts_with('{')).ok_or(FrameError::Receipt)?;
-    let Received { s } = serde_json::from_str(object).map_err(|_| FrameError::Receipt)?;
-    Ok(ClientFrame::Receipt { s })
+    // As above, an array of the field values must be rejected.
+    let object = data.map(RawValue::get).filter(|data| data.starts_with('{')).ok_or(FrameError::Ack)?;
+    let Received { s } = serde_json::from_str(object).map_err(|_| FrameError::Ack)?;
+    Ok(ClientFrame::Ack { s })
 }
 
 #[cfg(test)]
@@ -204,44 +203,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stock_clients_say_is_understood() {
-        let ClientFrame::Authentication(said) = decode(r#"{"op":2,"d":{"token":"alice","shouldSync":false}}"#).unwrap()
+    fn frames_of_original_clients_are_decoded() {
+        let ClientFrame::Authentication(frame) =
+            decode(r#"{"op":2,"d":{"token":"alice","shouldSync":false}}"#).unwrap()
         else {
             panic!("an authentication")
         };
-        assert!(!said.should_sync && said.data["token"] == "alice");
-        assert_eq!((said.after, said.device), (None, None));
+        assert!(!frame.should_sync && frame.data["token"] == "alice");
+        assert_eq!((frame.after, frame.device), (None, None));
         assert!(matches!(decode(r#"{"op":11,"d":{}}"#), Ok(ClientFrame::HeartbeatAck)));
         assert!(matches!(decode(r#"{"op":1}"#), Ok(ClientFrame::Heartbeat)));
-        let ClientFrame::Dispatch(said) = decode(r#"{"op":0,"d":{"v":"1.5.3"},"t":"CLIENT_VERSION"}"#).unwrap() else {
+        let ClientFrame::Dispatch(frame) = decode(r#"{"op":0,"d":{"v":"1.5.3"},"t":"CLIENT_VERSION"}"#).unwrap() else {
             panic!("a message")
         };
-        assert_eq!((said.data.unwrap().get(), said.kind.unwrap().text()), (r#"{"v":"1.5.3"}"#, Some("CLIENT_VERSION")));
+        assert_eq!(
+            (frame.data.unwrap().get(), frame.kind.unwrap().text()),
+            (r#"{"v":"1.5.3"}"#, Some("CLIENT_VERSION"))
+        );
         assert!(decode(r#"{"t":"T","d":[1,"x"],"op":0,"s":4,"o":{"sync":true},"more":null}"#).is_ok());
         assert!(decode(r#"{"op":99,"t":null}"#).is_ok());
     }
 
     #[test]
-    fn what_a_client_that_resumes_says_is_understood() {
+    fn frames_of_resuming_client_are_decoded() {
         let text = r#"{"op":2,"d":{"token":"alice","after":41,"device":"phone-1","shouldSync":true,"more":[1]}}"#;
-        let ClientFrame::Authentication(said) = decode(text).unwrap() else { panic!("an authentication") };
-        assert_eq!((said.after, said.device), (Some(41), Some(DeviceId::new("phone-1").unwrap())));
-        // Who checks the token need not know of ours.
-        assert_eq!(Value::Object(said.data), serde_json::json!({"token": "alice", "more": [1]}));
-        let ClientFrame::Authentication(said) = decode(r#"{"op":2,"d":{"after":0}}"#).unwrap() else {
+        let ClientFrame::Authentication(frame) = decode(text).unwrap() else { panic!("an authentication") };
+        assert_eq!((frame.after, frame.device), (Some(41), Some(DeviceId::new("phone-1").unwrap())));
+        // The authenticator does not get the server's own fields.
+        assert_eq!(Value::Object(frame.data), serde_json::json!({"token": "alice", "more": [1]}));
+        let ClientFrame::Authentication(frame) = decode(r#"{"op":2,"d":{"after":0}}"#).unwrap() else {
             panic!("an authentication")
         };
-        assert_eq!(said.after, Some(0));
+        assert_eq!(frame.after, Some(0));
         let text = r#"{"op":2,"d":{"token":"alice","device":{"os":"an application's own"}}}"#;
-        let ClientFrame::Authentication(said) = decode(text).unwrap() else { panic!("an authentication") };
-        assert!(said.device.is_none() && said.data["device"]["os"] == "an application's own");
-        assert!(matches!(decode(r#"{"op":3,"d":{"s":41}}"#), Ok(ClientFrame::Receipt { s: 41 })));
-        assert!(matches!(decode(r#"{"op":3,"d":{"s":0,"more":1}}"#), Ok(ClientFrame::Receipt { s: 0 })));
+        let ClientFrame::Authentication(frame) = decode(text).unwrap() else { panic!("an authentication") };
+        assert!(frame.device.is_none() && frame.data["device"]["os"] == "an application's own");
+        assert!(matches!(decode(r#"{"op":3,"d":{"s":41}}"#), Ok(ClientFrame::Ack { s: 41 })));
+        assert!(matches!(decode(r#"{"op":3,"d":{"s":0,"more":1}}"#), Ok(ClientFrame::Ack { s: 0 })));
     }
 
-    /// `data/protocol/malformed.txt`: a close code, a tab, and a frame that must end with it, as a JSON string.
+    /// Reads `data/protocol/malformed.txt`: a close code, a tab, and a frame that must cause it, as a JSON string.
     #[test]
-    fn a_malformed_frame_is_refused_with_its_code() {
+    fn malformed_frame_is_rejected_with_its_close_code() {
         let table = include_str!("../../data/protocol/malformed.txt");
         let rows: Vec<&str> = table.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
         assert!(rows.len() >= 40);
@@ -254,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_a_pair_in_what_is_passed_on_is_kept() {
+    fn unpaired_surrogate_in_forwarded_text_is_kept() {
         let text = r#"{"op":0,"d":{"x":"\ud83d"},"t":"T\ude00"}"#;
         let ClientFrame::Dispatch(sent) = decode(text).unwrap() else { panic!("a message") };
         assert_eq!(sent.data.unwrap().get(), r#"{"x":"\ud83d"}"#);
@@ -264,7 +267,7 @@ mod tests {
         assert_eq!((sent.after, sent.should_sync, sent.token_is_cut), (Some(3), false, false));
         assert_eq!(sent.text.unwrap(), r#"{"name":"a\ud83d","token":"t"}"#);
         assert_eq!(Value::Object(sent.data), serde_json::json!({"token": "t", "name": "a\u{fffd}"}));
-        // Without `after` the device is the application's own.
+        // Without `after` the device belongs to the application.
         let text = r#"{"op":2,"d":{"token":"t\ud83d","device":"\ude00"}}"#;
         let ClientFrame::Authentication(sent) = decode(text).unwrap() else { panic!("an authentication") };
         assert!(sent.token_is_cut && sent.device.is_none() && sent.text.unwrap().contains(r#""device":"\ude00""#));
@@ -275,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_a_pair_in_what_must_be_text_is_the_reason() {
+    fn unpaired_surrogate_in_other_text_is_rejected() {
         let refused = decode(r#"{"op":0,"d":"\ud83d","t":"a\ude00","\ude00":1}"#).unwrap_err();
         assert!(refused.to_string().starts_with("a text has half of a surrogate pair"), "{refused}");
         assert_eq!(
@@ -285,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_has_a_reason_that_fits_a_close_frame() {
+    fn each_error_has_reason_that_fits_close_frame() {
         let frames = ["{", "{}", r#"{"op":5}"#, r#"{"op":2}"#, r#"{"op":3}"#, r#"{"op":0,"\ud83d":1}"#];
         let reasons: Vec<&str> = frames.iter().map(|frame| decode(frame).unwrap_err().reason()).collect();
         assert!(reasons.iter().all(|reason| (1..=123).contains(&reason.len())), "{reasons:?}");
@@ -293,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_is_refused_before_it_is_parsed() {
+    fn deep_nesting_is_rejected_before_parsing() {
         for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
             let text = format!("{{\"op\":0,\"d\":{}1{}}}", open.repeat(200_000), close.repeat(200_000));
             assert!(matches!(decode(&text), Err(FrameError::TooDeep)));
@@ -302,12 +305,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic(text in ".*") {
+        fn arbitrary_text_causes_no_panic(text in ".*") {
             _ = decode(&text);
         }
 
         #[test]
-        fn no_damage_makes_it_panic(at in 0_usize..64, with in any::<char>(), cut in 0_usize..64) {
+        fn damaged_frame_causes_no_panic(at in 0_usize..64, with in any::<char>(), cut in 0_usize..64) {
             let mut text: Vec<char> = r#"{"op":2,"d":{"token":"alice","shouldSync":true},"t":"\u0041"}"#.chars().collect();
             let at = at.min(text.len() - 1);
             text[at] = with;

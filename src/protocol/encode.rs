@@ -1,4 +1,4 @@
-//! Text for a client. A message's own text was made when it was dispatched; here it gets at most a position.
+//! Encodes frames for clients. A message is encoded when it is dispatched; here it gets at most a position.
 
 use std::borrow::Cow;
 
@@ -6,24 +6,24 @@ use serde_json::{Map, Value, json};
 
 use crate::message::{Payload, Seq};
 
-/// The answer to a client's own heartbeat.
+/// Acknowledges a client's heartbeat.
 pub const HEARTBEAT_ACK: &str = r#"{"op":11,"d":{}}"#;
 
 const HEARTBEAT: &str = r#"{"op":1,"d":{}}"#;
 
-/// Digits of the largest `u64`.
+/// Number of digits of the largest `u64`.
 const DIGITS_MAX: usize = 20;
 
-/// What the first frame of a connection says.
+/// Configures the greeting, the first frame of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct Hello {
-    /// In milliseconds; only where heartbeats are on.
+    /// Heartbeat interval in milliseconds, if heartbeats are on.
     pub heartbeat_interval_ms: Option<u64>,
-    /// In milliseconds; only where reconnects are on.
+    /// Delay before reconnecting in milliseconds, if reconnecting is on.
     pub reconnect_interval_ms: Option<u64>,
-    /// In milliseconds.
+    /// Time limit for authentication in milliseconds.
     pub authentication_timeout_ms: Option<u64>,
-    /// Rule `enforce_equal_versions`: the client is to tell its version.
+    /// Rule `enforce_equal_versions`: the client must send its version.
     pub enforce_equal_versions: bool,
     /// Rule `store_messages`.
     pub store_messages: bool,
@@ -31,7 +31,7 @@ pub struct Hello {
     pub sends_user_object: bool,
 }
 
-/// The first frame. `rules` is always there: clients look into it without asking.
+/// Encodes the greeting. `rules` is always present, because clients read it unconditionally.
 #[must_use]
 pub fn hello(hello: &Hello) -> String {
     let mut fields = Vec::new();
@@ -51,20 +51,20 @@ pub fn hello(hello: &Hello) -> String {
     format!("{{\"op\":10,\"d\":{{{}}}}}", fields.join(","))
 }
 
-/// The client is who it said; with its user object where that is configured.
+/// Encodes the success of an authentication, with the user object if it is configured.
 #[must_use]
 pub fn authenticated(user: Option<&Map<String, Value>>) -> String {
     authenticated_text(&user.map_or_else(|| json!({}), |user| Value::Object(user.clone())).to_string())
 }
 
-/// The same with the JSON text of a user object.
+/// Encodes the success of an authentication with a user object as JSON.
 #[must_use]
 pub fn authenticated_text(user: &str) -> String {
     format!("{{\"op\":22,\"d\":{user}}}")
 }
 
-/// Op 13, for a client that resumes: the log goes from `first` to `last`, and of what it asked for the range `missed` is
-/// not there any more (both ends included), for that reason.
+/// Encodes op 13 for clients that resume: the log has `first` to `last`. The requested range `missed` (both ends included)
+/// is missing, with a gap reason.
 #[must_use]
 pub fn resumed(first: Seq, last: Seq, missed: Option<(Seq, Seq, &str)>) -> String {
     let missed = missed.map(|(from, to, reason)| json!({"from": from, "to": to, "reason": reason}));
@@ -72,7 +72,7 @@ pub fn resumed(first: Seq, last: Seq, missed: Option<(Seq, Seq, &str)>) -> Strin
     format!("{{\"op\":13,\"d\":{{\"first\":{first},\"last\":{last},\"missed\":{missed}}}}}")
 }
 
-/// Op 1; on a retry with the number of tries and their bound.
+/// Encodes a heartbeat (op 1); a repeated one with the number of attempts and their limit.
 #[must_use]
 pub fn heartbeat(retry: Option<(u32, u32)>) -> Cow<'static, str> {
     match retry {
@@ -81,13 +81,13 @@ pub fn heartbeat(retry: Option<(u32, u32)>) -> Cow<'static, str> {
     }
 }
 
-/// Appends a message as a client reads it, with its position in a redelivery if it has one.
+/// Appends a message for a client, with its position in a redelivery if it has one.
 pub fn delivery(payload: &Payload, position: Option<u64>, out: &mut Vec<u8>) {
     let text = payload.as_bytes();
     match position {
         None => out.extend_from_slice(text),
         Some(position) => {
-            // A payload is one object, so what ends it is its last byte.
+            // A payload is one object, so its last byte ends it.
             out.extend_from_slice(&text[..text.len() - 1]);
             out.extend_from_slice(b",\"s\":");
             let mut digits = [0; DIGITS_MAX];
@@ -97,7 +97,7 @@ pub fn delivery(payload: &Payload, position: Option<u64>, out: &mut Vec<u8>) {
     }
 }
 
-/// Bytes that [`delivery`] appends.
+/// Counts the bytes that [`delivery`] appends.
 #[must_use]
 pub fn delivery_len(payload: &Payload, position: Option<u64>) -> usize {
     let digits = |position: u64| position.checked_ilog10().unwrap_or(0) as usize + 1;
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_are_always_an_array() {
+    fn greeting_always_has_rules_array() {
         assert_eq!(hello(&Hello::default()), r#"{"op":10,"d":{"rules":[]}}"#);
         let all = Hello {
             heartbeat_interval_ms: Some(10_000),
@@ -140,9 +140,9 @@ mod tests {
         assert_eq!(hello(&all), text);
     }
 
-    /// `data/protocol/stock-exchange.txt` was recorded from a stock server; what it says, we say, byte for byte.
+    /// Compares with `data/protocol/stock-exchange.txt`, recorded from a server of the original, byte for byte.
     #[test]
-    fn a_client_reads_what_it_would_read_from_stock() {
+    fn frames_equal_those_of_original() {
         let recorded = include_str!("../../data/protocol/stock-exchange.txt");
         let from_server: Vec<&str> = recorded.lines().filter_map(|line| line.strip_prefix("server ")).collect();
         let user = json!({"id": "alice"});
@@ -160,23 +160,23 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_tells_its_number() {
+    fn repeated_heartbeat_carries_attempt_number() {
         assert_eq!(heartbeat(None), r#"{"op":1,"d":{}}"#);
         assert_eq!(heartbeat(Some((2, 3))), r#"{"op":1,"d":{"tries":2,"max":3}}"#);
         assert_eq!(authenticated(None), r#"{"op":22,"d":{}}"#);
     }
 
     #[test]
-    fn who_resumes_is_told_what_is_there_and_what_is_not() {
+    fn resumed_frame_carries_range_and_gap() {
         assert_eq!(resumed(1, 57, None), r#"{"op":13,"d":{"first":1,"last":57,"missed":null}}"#);
-        let told: Value = serde_json::from_str(&resumed(41, 57, Some((12, 40, "quota")))).unwrap();
+        let frame: Value = serde_json::from_str(&resumed(41, 57, Some((12, 40, "quota")))).unwrap();
         let missed = json!({"from": 12, "to": 40, "reason": "quota"});
-        assert_eq!(told, json!({"op": 13, "d": {"first": 41, "last": 57, "missed": missed}}));
+        assert_eq!(frame, json!({"op": 13, "d": {"first": 41, "last": 57, "missed": missed}}));
     }
 
     proptest! {
         #[test]
-        fn a_delivery_is_the_message_with_its_position(position in prop::option::of(any::<u64>()), text in ".*") {
+        fn delivery_is_message_with_position(position in prop::option::of(any::<u64>()), text in ".*") {
             let data = serde_json::to_string(&text).unwrap();
             let payload = Payload::encode(0, Some(&data), Some("T")).unwrap();
             let mut out = Vec::new();

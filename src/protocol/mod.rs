@@ -1,8 +1,8 @@
-//! What crosses the wire, as text: frames, opcodes and close codes. Knows no socket.
+//! Encodes and decodes the text of WebSocket frames. Knows no socket.
 //!
-//! - [`opcode`]: the numbers a frame begins with
-//! - [`close_code`]: the numbers a connection ends with
-//! - [`decode`]: text from a client to [`ClientFrame`](decode::ClientFrame), which refuses and never panics
+//! - [`opcode`]: opcodes of frames
+//! - [`close_code`]: close codes of connections
+//! - [`decode`]: text from a client to [`ClientFrame`](decode::ClientFrame); rejects invalid text and never panics
 //! - [`encode`]: text for a client
 
 pub mod close_code;

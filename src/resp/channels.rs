@@ -1,4 +1,4 @@
-//! Who has subscribed to what.
+//! Maps channels to their subscribers.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -7,14 +7,14 @@ use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 
 use super::{
-    portal_registry::Number,
+    portal_registry::ConnectionNumber,
     subscriber_queue::{self, Subscriber},
 };
 
-/// Channels of one connection; one more closes it. Stock has two at most.
+/// Channels of one connection at most; one more closes it. The original needs two.
 pub(super) const CHANNELS_MAX: usize = 64;
 
-/// Longest name of a channel, in bytes.
+/// Length limit of a channel's name, in bytes.
 pub(super) const NAME_BYTES_MAX: usize = 256;
 
 #[derive(Debug, Default)]
@@ -22,12 +22,12 @@ pub(super) struct Channels(RwLock<HashMap<Bytes, Vec<Arc<Subscriber>>, RandomSta
 
 impl Channels {
     pub(super) fn subscribe(&self, channel: Bytes, subscriber: &Arc<Subscriber>) {
-        // A copy: what it is cut from is as large as what was read with it.
+        // Copied, because `channel` is a slice of a whole read buffer and would keep it alive.
         let channel = Bytes::copy_from_slice(&channel);
         self.0.write().entry(channel).or_default().push(subscriber.clone());
     }
 
-    pub(super) fn unsubscribe(&self, channel: &[u8], number: Number) {
+    pub(super) fn unsubscribe(&self, channel: &[u8], number: ConnectionNumber) {
         let mut channels = self.0.write();
         if let Some(subscribers) = channels.get_mut(channel) {
             subscribers.retain(|one| one.number != number);
@@ -37,17 +37,17 @@ impl Channels {
         }
     }
 
-    /// Those who have subscribed to a channel.
+    /// Returns the subscribers of a channel.
     pub(super) fn subscribers(&self, channel: &[u8]) -> Vec<Arc<Subscriber>> {
         self.0.read().get(channel).cloned().unwrap_or_default()
     }
 
-    /// Tells everybody on a channel; returns how many that are.
+    /// Sends a message to all subscribers of a channel, and returns their number.
     pub(super) fn publish(&self, channel: &[u8], text: &[u8]) -> usize {
         let channels = self.0.read();
         let Some(subscribers) = channels.get(channel) else { return 0 };
         let message = subscriber_queue::message(channel, text);
-        subscribers.iter().for_each(|one| _ = one.put(message.clone(), None));
+        subscribers.iter().for_each(|one| _ = one.push(message.clone(), None));
         subscribers.len()
     }
 }

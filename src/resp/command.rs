@@ -1,48 +1,48 @@
-//! The table of commands.
+//! Defines the table of commands.
 
 use bytes::Bytes;
 
-use super::parser::Words;
+use super::parser::Arguments;
 
-/// A command whose name is known and which has as many arguments as it takes.
+/// Holds a known command with a valid number of arguments.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Command {
     Ping(Option<Bytes>),
     Echo(Bytes),
     Quit,
-    /// The password; a user name before it is passed over, as there is but one.
+    /// Password. A user name before it is ignored, because there is only one user.
     Auth(Bytes),
     Select(Bytes),
     Info,
-    Client(Words),
-    Help(Words),
+    Client(Arguments),
+    Help(Arguments),
     Keys(Bytes),
     Type(Bytes),
     Get(Bytes),
     SetMembers(Bytes),
     SetCount(Bytes),
     SetHas(Bytes, Bytes),
-    SetAdd(Bytes, Words),
-    SetRemove(Bytes, Words),
+    SetAdd(Bytes, Arguments),
+    SetRemove(Bytes, Arguments),
     HashGet(Bytes, Bytes),
     HashHas(Bytes, Bytes),
     HashKeys(Bytes),
     HashCount(Bytes),
     HashSet(Bytes, Bytes, Bytes),
-    HashDelete(Bytes, Words),
+    HashDelete(Bytes, Arguments),
     Publish(Bytes, Bytes),
-    Subscribe(Words),
-    /// From all, where none is named.
-    Unsubscribe(Words),
+    Subscribe(Arguments),
+    /// Unsubscribes from all channels if none is named.
+    Unsubscribe(Arguments),
 }
 
-/// Names of commands, how many arguments they take at least and at most, and how they are read.
+/// Describes a command: name, fewest and most arguments, and how they are read.
 type Row = (&'static str, usize, usize, fn(Args) -> Command);
 
-/// More than a command can have.
+/// Stands for any number of arguments.
 const ANY: usize = usize::MAX;
 
-/// The arguments of a command, of which there are enough.
+/// Iterates over the arguments of a command, whose number is checked already.
 struct Args(std::vec::IntoIter<Bytes>);
 
 impl Args {
@@ -50,7 +50,7 @@ impl Args {
         self.0.next().unwrap_or_default()
     }
 
-    fn rest(self) -> Words {
+    fn rest(self) -> Arguments {
         self.0.collect()
     }
 }
@@ -83,17 +83,19 @@ const TABLE: &[Row] = &[
     ("unsubscribe", 0, ANY, |args| Command::Unsubscribe(args.rest())),
 ];
 
-/// How many commands there are.
+/// Number of commands.
 pub(super) const COUNT: usize = TABLE.len();
 
-/// Reads a command; the refusal is an answer to it.
-pub(super) fn read(words: Words) -> Result<Command, String> {
+/// Parses a command. The error is its reply.
+pub(super) fn read(words: Arguments) -> Result<Command, String> {
     let mut words = words.into_iter();
     let name = words.next().unwrap_or_default();
     let row = TABLE.iter().find(|(known, ..)| known.as_bytes().eq_ignore_ascii_case(&name));
     let Some((name, least, most, read)) = row else {
         let name: String = String::from_utf8_lossy(&name).chars().take(64).collect();
-        return Err(format!("ERR unknown command '{name}': this is no Redis, but as much of one as @cryb/mesa needs"));
+        return Err(format!(
+            "ERR unknown command '{name}': this server supports only the commands that @cryb/mesa uses"
+        ));
     };
     if !(*least..=*most).contains(&words.len()) {
         return Err(format!("ERR wrong number of arguments for '{name}' command"));
@@ -102,13 +104,13 @@ pub(super) fn read(words: Words) -> Result<Command, String> {
 }
 
 impl Command {
-    /// Whether a connection that has subscribed to something may say it.
-    pub(super) fn is_for_subscribers(&self) -> bool {
+    /// Tests that a subscribed connection may send this command.
+    pub(super) fn allowed_while_subscribed(&self) -> bool {
         matches!(self, Self::Ping(_) | Self::Quit | Self::Subscribe(_) | Self::Unsubscribe(_))
     }
 
-    /// Whether a connection that has not shown the password may say it.
-    pub(super) fn is_for_strangers(&self) -> bool {
+    /// Tests that an unauthenticated connection may send this command.
+    pub(super) fn allowed_before_auth(&self) -> bool {
         matches!(self, Self::Auth(_) | Self::Quit)
     }
 }
@@ -117,25 +119,25 @@ impl Command {
 mod tests {
     use super::*;
 
-    fn said(text: &str) -> Result<Command, String> {
+    fn parse(text: &str) -> Result<Command, String> {
         read(text.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect())
     }
 
     #[test]
-    fn a_command_is_known_by_its_name_however_it_is_written() {
-        assert_eq!(said("PiNg"), Ok(Command::Ping(None)));
-        assert_eq!(said("hset k f v"), Ok(Command::HashSet("k".into(), "f".into(), "v".into())));
-        assert_eq!(said("SADD k a b"), Ok(Command::SetAdd("k".into(), vec!["a".into(), "b".into()])));
-        assert_eq!(said("AUTH default secret"), Ok(Command::Auth("secret".into())));
-        assert_eq!(said("AUTH secret"), Ok(Command::Auth("secret".into())));
+    fn command_name_is_case_insensitive() {
+        assert_eq!(parse("PiNg"), Ok(Command::Ping(None)));
+        assert_eq!(parse("hset k f v"), Ok(Command::HashSet("k".into(), "f".into(), "v".into())));
+        assert_eq!(parse("SADD k a b"), Ok(Command::SetAdd("k".into(), vec!["a".into(), "b".into()])));
+        assert_eq!(parse("AUTH default secret"), Ok(Command::Auth("secret".into())));
+        assert_eq!(parse("AUTH secret"), Ok(Command::Auth("secret".into())));
     }
 
     #[test]
-    fn what_is_no_command_or_has_not_the_arguments_it_takes_is_refused() {
-        assert!(said("FLUSHALL").unwrap_err().starts_with("ERR unknown command 'FLUSHALL'"));
-        assert!(said("").unwrap_err().starts_with("ERR unknown command ''"));
+    fn unknown_command_or_wrong_argument_count_is_rejected() {
+        assert!(parse("FLUSHALL").unwrap_err().starts_with("ERR unknown command 'FLUSHALL'"));
+        assert!(parse("").unwrap_err().starts_with("ERR unknown command ''"));
         for text in ["get", "get a b", "hset k f", "hset k f v f v", "publish a", "subscribe", "auth a b c"] {
-            assert!(said(text).unwrap_err().starts_with("ERR wrong number of arguments for '"), "{text}");
+            assert!(parse(text).unwrap_err().starts_with("ERR wrong number of arguments for '"), "{text}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The life of a connection: it says commands, one behind the other, and is answered in that order.
+//! Runs a connection: executes its commands one at a time, and replies in their order.
 //!
-//! While what it has said is done nothing more is read from it: a peer that says more than can be done waits in its socket,
-//! and no queue grows.
+//! Nothing is read while commands are being executed. Backpressure: a peer that sends faster waits in its socket, and no
+//! queue grows.
 
 use std::{
     net::IpAddr,
@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Wire,
+    RespServer,
     command::{self, Command},
     encode,
     parser::{Parser, Violation},
@@ -30,30 +30,30 @@ use crate::{
     health::{LogLimit, info_seldom},
 };
 
-/// A stranger can do so as often as it connects.
+/// Limits log lines: an unauthenticated peer can violate the protocol on every connection.
 static VIOLATED: LogLimit = LogLimit::new();
 
-/// How long the rest of a command that was begun may take to come. Between commands a connection may be idle for as long
-/// as it likes.
-const COMMAND_TIME_MAX: Duration = Duration::from_secs(30);
+/// Time limit for the rest of a command that has begun; then the connection closes. Between commands a connection may
+/// be idle without limit.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes of a command before the password was shown.
-const STRANGER_BYTES_MAX: usize = 4 << 10;
+/// Size limit of a command before authentication, in bytes.
+const UNAUTHENTICATED_BYTES_MAX: usize = 4 << 10;
 
-/// Wrong passwords; one more closes the connection.
+/// Wrong passwords of one connection; one more closes it.
 const WRONG_PASSWORDS_MAX: usize = 10;
 
-/// Bytes read in one go, about.
+/// Bytes of one read, approximately.
 const READ_BYTES: usize = 16 << 10;
 
-/// Answers are written when there are so many bytes of them, also while more commands are at hand.
-const ANSWERS_BYTES: usize = 64 << 10;
+/// Bytes of replies above which they are written, even if more commands are buffered.
+const REPLY_BYTES_LIMIT: usize = 64 << 10;
 
-/// How long the peer's side may take to be told that the connection ends.
+/// Time limit for shutting down the sending side.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A connection that is closed with unread bytes is reset, and its peer loses the last reply. So what a refused peer still
-/// sends is discarded until it is silent for this long, or for [`LINGER_TIMEOUT`], or while the server stops, for
+/// Closing a connection with unread input resets it, and the peer loses the last reply. So input of a rejected peer is
+/// discarded until it is silent for this long, or for [`LINGER_TIMEOUT`] in all. While the server stops, the limit is
 /// [`SHUTDOWN_TIMEOUT`].
 const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -61,46 +61,46 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes discarded while closing; a peer that sends more is reset.
 const LINGER_BYTES_MAX: usize = 128 << 20;
 
-/// Why a connection ends.
+/// Says why a connection ends.
 #[derive(Debug)]
-pub(super) enum End {
-    /// The peer is gone, or takes nothing.
-    Gone,
-    /// It has said that it goes, and was answered.
+pub(super) enum SessionEnd {
+    /// The peer has disconnected, or a write made no progress.
+    Disconnected,
+    /// The peer sent QUIT, or the server stops.
     Quit,
-    /// We close it, once it has read why.
-    Refused,
+    /// The server closes the connection, after it has sent an error.
+    Rejected,
 }
 
 pub(super) struct Connection<S> {
-    pub(super) wire: Arc<Wire>,
+    pub(super) server: Arc<RespServer>,
     stream: S,
     pub(super) subscriber: Arc<Subscriber>,
-    /// Nothing more will happen.
+    /// Becomes true when the hub has closed all connections.
     over: watch::Receiver<bool>,
     parser: Parser,
     buffer: BytesMut,
     pub(super) batch: Batch,
-    /// Has shown the password, or need not.
+    /// The peer has sent the right password, or none is configured.
     pub(super) authenticated: bool,
     proof: Proof,
     pub(super) wrong_passwords: usize,
-    /// What it calls itself.
+    /// Name that the peer set with CLIENT SETNAME.
     pub(super) name: Option<Bytes>,
     pub(super) channels: Vec<Bytes>,
-    /// By then the password has to be shown, or the command that was begun has to be whole.
-    speak_by: Option<Instant>,
+    /// Deadline for authentication, or for the rest of a command that has begun.
+    deadline: Option<Instant>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
-    pub(super) fn new(wire: Arc<Wire>, stream: S, subscriber: Arc<Subscriber>) -> Self {
-        let authenticated = wire.password.is_none();
-        let bytes_max = if authenticated { wire.bounds.command_bytes } else { STRANGER_BYTES_MAX };
+    pub(super) fn new(server: Arc<RespServer>, stream: S, subscriber: Arc<Subscriber>) -> Self {
+        let authenticated = server.password.is_none();
+        let bytes_max = if authenticated { server.bounds.command_bytes } else { UNAUTHENTICATED_BYTES_MAX };
         Self {
             parser: Parser::new(bytes_max),
-            speak_by: (!authenticated).then(|| Instant::now() + wire.bounds.authenticate_within),
-            over: wire.hub.drained(),
-            wire,
+            deadline: (!authenticated).then(|| Instant::now() + server.bounds.authenticate_timeout),
+            over: server.hub.drained(),
+            server,
             stream,
             subscriber,
             buffer: BytesMut::new(),
@@ -114,17 +114,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     pub(super) async fn serve(mut self) {
-        let end = self.talk().await;
+        let end = self.run_session().await;
         if self.subscriber.is_cut() {
-            self.wire.metrics.redis_protocol_subscribers_cut.inc();
-            tracing::warn!(peer = %self.subscriber.address, "a subscriber took too little and was cut (redisProtocol.backlogBytes)");
+            self.server.metrics.redis_protocol_subscribers_cut.inc();
+            tracing::warn!(peer = %self.subscriber.address, "slow subscriber was disconnected: its queue is above redisProtocol.backlogBytes");
         }
-        // Before the socket: nothing more is to be left for a connection that is closing.
+        // Before the socket is closed, so that no more events are queued for it.
         self.unsubscribe_from_all();
         match end {
-            End::Gone => {}
-            End::Quit => _ = timeout(SHUTDOWN_TIMEOUT, self.stream.shutdown()).await,
-            End::Refused => {
+            SessionEnd::Disconnected => {}
+            SessionEnd::Quit => _ = timeout(SHUTDOWN_TIMEOUT, self.stream.shutdown()).await,
+            SessionEnd::Rejected => {
                 let mut over = self.over.clone();
                 let stopping = async {
                     _ = over.wait_for(|over| *over).await;
@@ -150,195 +150,195 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
     }
 
-    /// Until there is nothing more to say.
-    async fn talk(&mut self) -> End {
+    /// Executes commands until the connection ends.
+    async fn run_session(&mut self) -> SessionEnd {
         loop {
-            let heard = self.hear_all().await;
-            self.settle().await;
+            let result = self.execute_buffered().await;
+            self.commit().await;
             if let Err(end) = self.write().await {
                 return end;
             }
-            match heard {
+            match result {
                 Ok(()) => {}
                 Err(end) => return end,
             }
-            if let Err(end) = self.listen().await {
+            if let Err(end) = self.wait_for_input().await {
                 return end;
             }
         }
     }
 
-    /// Does what was said, as far as it has come.
-    async fn hear_all(&mut self) -> Result<(), End> {
+    /// Executes all whole commands in the buffer.
+    async fn execute_buffered(&mut self) -> Result<(), SessionEnd> {
         loop {
             match self.parser.next(&mut self.buffer) {
                 Ok(Some(words)) => {
-                    self.speak_by = self.speak_by.filter(|_| !self.authenticated);
-                    self.wire.metrics.redis_protocol_commands.inc();
-                    let heard = match command::read(words) {
-                        Ok(command) => self.hear(command).await,
+                    self.deadline = self.deadline.filter(|_| !self.authenticated);
+                    self.server.metrics.redis_protocol_commands.inc();
+                    let result = match command::read(words) {
+                        Ok(command) => self.execute(command).await,
                         Err(why) => {
-                            self.refuse(&why);
+                            self.reject(&why);
                             Ok(())
                         }
                     };
-                    heard?;
+                    result?;
                 }
                 Ok(None) => break,
-                Err(violation) => return self.violated(&violation),
+                Err(violation) => return self.reject_violation(&violation),
             }
             if self.batch.is_full() {
-                self.settle().await;
+                self.commit().await;
             }
-            if self.batch.answer_bytes() > ANSWERS_BYTES {
-                self.settle().await;
+            if self.batch.reply_bytes() > REPLY_BYTES_LIMIT {
+                self.commit().await;
                 self.write().await?;
             }
         }
         if self.authenticated {
-            let middle = self.parser.in_the_middle(&self.buffer);
-            self.speak_by = middle.then(|| self.speak_by.unwrap_or_else(|| Instant::now() + COMMAND_TIME_MAX));
+            let is_partial = self.parser.is_in_command(&self.buffer);
+            self.deadline = is_partial.then(|| self.deadline.unwrap_or_else(|| Instant::now() + COMMAND_TIMEOUT));
         }
         Ok(())
     }
 
-    fn violated(&mut self, violation: &Violation) -> Result<(), End> {
-        info_seldom!(VIOLATED, peer = %self.subscriber.address, %violation, "a peer does not speak the Redis protocol");
-        self.refuse(&format!("ERR {violation}"));
-        Err(End::Refused)
+    fn reject_violation(&mut self, violation: &Violation) -> Result<(), SessionEnd> {
+        info_seldom!(VIOLATED, peer = %self.subscriber.address, %violation, "peer violated the Redis protocol; check what connects to this port");
+        self.reject(&format!("ERR {violation}"));
+        Err(SessionEnd::Rejected)
     }
 
-    /// Waits for what has to be done next: something was said, or there is something to tell.
-    async fn listen(&mut self) -> Result<(), End> {
-        // Longer words are given their room at once, and not by doubling.
-        self.buffer.reserve(self.parser.wants(&self.buffer).clamp(READ_BYTES, 1 << 20));
-        let speak_by = self.speak_by;
+    /// Waits for input, for events to write, or for the deadline.
+    async fn wait_for_input(&mut self) -> Result<(), SessionEnd> {
+        // Reserves space for a long argument at once, rather than by doubling.
+        self.buffer.reserve(self.parser.bytes_needed(&self.buffer).clamp(READ_BYTES, 1 << 20));
+        let deadline = self.deadline;
         loop {
             if !self.subscriber.is_empty() {
                 self.write().await?;
             }
             if self.subscriber.is_cut() {
-                return Err(End::Gone);
+                return Err(SessionEnd::Disconnected);
             }
             tokio::select! {
                 read = self.stream.read_buf(&mut self.buffer) => {
-                    return if read.is_ok_and(|read| read > 0) { Ok(()) } else { Err(End::Gone) };
+                    return if read.is_ok_and(|read| read > 0) { Ok(()) } else { Err(SessionEnd::Disconnected) };
                 }
                 () = self.subscriber.changed.notified() => continue,
                 _ = self.over.wait_for(|over| *over) => {
                     if self.subscriber.is_empty() {
-                        return Err(End::Quit);
+                        return Err(SessionEnd::Quit);
                     }
                     continue;
                 }
-                () = until(speak_by) => {}
+                () = until(deadline) => {}
             }
-            return self.violated_slowly().await;
+            return self.reject_timeout().await;
         }
     }
 
-    async fn violated_slowly(&mut self) -> Result<(), End> {
-        self.refuse(if self.authenticated {
+    async fn reject_timeout(&mut self) -> Result<(), SessionEnd> {
+        self.reject(if self.authenticated {
             "ERR Protocol error: the rest of a command took too long"
         } else {
             "NOAUTH Authentication required."
         });
         self.write().await?;
-        Err(End::Refused)
+        Err(SessionEnd::Rejected)
     }
 
-    /// Writes the answers that are there, and what there is to tell.
-    async fn write(&mut self) -> Result<(), End> {
+    /// Writes ready replies, then queued events.
+    async fn write(&mut self) -> Result<(), SessionEnd> {
         loop {
-            let mut out = self.batch.take_answers();
-            let has_room_again = self.subscriber.take(&mut out);
-            if has_room_again && let Some(portals) = &self.wire.portals {
-                portals.has_room(self.subscriber.number, true);
+            let mut out = self.batch.take_replies();
+            let has_space_again = self.subscriber.take(&mut out);
+            if has_space_again && let Some(portals) = &self.server.portals {
+                portals.set_has_space(self.subscriber.number, true);
             }
             if out.is_empty() {
                 return Ok(());
             }
             let mut rest = &out[..];
             while !rest.is_empty() {
-                let Self { stream, subscriber, wire, .. } = self;
-                let mut writing = pin!(timeout(wire.bounds.write_within, stream.write(rest)));
+                let Self { stream, subscriber, server, .. } = self;
+                let mut writing = pin!(timeout(server.bounds.write_timeout, stream.write(rest)));
                 let written = loop {
                     tokio::select! {
                         biased;
                         written = writing.as_mut() => break written,
-                        // It may be cut while it takes nothing.
-                        () = subscriber.changed.notified() => if subscriber.is_cut() { return Err(End::Gone) },
+                        // The subscriber may exceed its bound while a write makes no progress.
+                        () = subscriber.changed.notified() => if subscriber.is_cut() { return Err(SessionEnd::Disconnected) },
                     }
                 };
                 match written {
                     Ok(Ok(written)) if written > 0 => rest = &rest[written..],
-                    _ => return Err(End::Gone),
+                    _ => return Err(SessionEnd::Disconnected),
                 }
             }
         }
     }
 
-    pub(super) async fn settle(&mut self) {
-        self.batch.settle(&self.wire).await;
+    pub(super) async fn commit(&mut self) {
+        self.batch.commit(&self.server).await;
     }
 
-    pub(super) fn refuse(&mut self, why: &str) {
-        self.wire.metrics.redis_protocol_commands_refused.inc();
-        encode::error(self.batch.answer(), why);
+    pub(super) fn reject(&mut self, why: &str) {
+        self.server.metrics.redis_protocol_commands_refused.inc();
+        encode::error(self.batch.reply(), why);
     }
 
-    /// The password was shown.
-    pub(super) fn let_in(&mut self) {
+    /// Marks the connection as authenticated, and lifts the limits of an unauthenticated one.
+    pub(super) fn mark_authenticated(&mut self) {
         self.authenticated = true;
         self.count_as_proven();
-        self.speak_by = None;
-        self.parser.set_bytes_max(self.wire.bounds.command_bytes);
+        self.deadline = None;
+        self.parser.set_bytes_max(self.server.bounds.command_bytes);
     }
 
-    /// Counts the address as proven: at the password, and while the connection is used.
+    /// Counts the address as proven: when the password is right, and while the connection is used.
     fn count_as_proven(&self) {
-        if self.wire.password.is_some() {
-            self.wire.guesses.right(Some(self.subscriber.address), &self.proof);
+        if self.server.password.is_some() {
+            self.server.guesses.right(Some(self.subscriber.address), &self.proof);
         }
     }
 
-    /// Refuses a password without comparing it, where too many wrong ones came from this address.
-    pub(super) fn admit_password(&mut self) -> Result<(), End> {
-        // A connection that has presented the right one before is exempt.
+    /// Rejects a password without comparing it, if too many wrong ones came from this address.
+    pub(super) fn admit_password(&mut self) -> Result<(), SessionEnd> {
+        // A connection that has authenticated before is exempt.
         if self.authenticated {
             return Ok(());
         }
-        self.wire.guesses.admit(Some(self.subscriber.address)).map_err(|wait| {
+        self.server.guesses.admit(Some(self.subscriber.address)).map_err(|wait| {
             let seconds = wait.as_secs().max(1);
-            self.refuse(&format!("ERR too many wrong passwords came from this address: try again in {seconds} s"));
-            End::Refused
+            self.reject(&format!("ERR too many wrong passwords came from this address: retry in {seconds} s"));
+            SessionEnd::Rejected
         })
     }
 
-    /// Answers a wrong password after a delay.
-    pub(super) async fn wrong_password(&mut self, password: &[u8]) -> Result<(), End> {
+    /// Replies to a wrong password after a delay.
+    pub(super) async fn wrong_password(&mut self, password: &[u8]) -> Result<(), SessionEnd> {
         self.wrong_passwords += 1;
-        self.wire.metrics.wrong_secrets.inc();
-        let delay = self.wire.guesses.wrong(Some(self.subscriber.address), password);
-        // What was asked before must not wait for it.
-        self.settle().await;
+        self.server.metrics.wrong_secrets.inc();
+        let delay = self.server.guesses.wrong(Some(self.subscriber.address), password);
+        // Earlier commands must not wait for the delay.
+        self.commit().await;
         self.write().await?;
         tokio::time::sleep(delay).await;
-        self.refuse("WRONGPASS invalid username-password pair or user is disabled.");
-        if self.wrong_passwords > WRONG_PASSWORDS_MAX { Err(End::Refused) } else { Ok(()) }
+        self.reject("WRONGPASS invalid username-password pair or user is disabled.");
+        if self.wrong_passwords > WRONG_PASSWORDS_MAX { Err(SessionEnd::Rejected) } else { Ok(()) }
     }
 
-    /// Whether it may say that.
-    pub(super) fn may(&mut self, command: &Command) -> bool {
-        if !self.authenticated && !command.is_for_strangers() {
-            self.refuse("NOAUTH Authentication required.");
+    /// Rejects a command that the connection's state does not allow. True if it is allowed.
+    pub(super) fn check_allowed(&mut self, command: &Command) -> bool {
+        if !self.authenticated && !command.allowed_before_auth() {
+            self.reject("NOAUTH Authentication required.");
             return false;
         }
         if self.authenticated {
             self.count_as_proven();
         }
-        if !self.channels.is_empty() && !command.is_for_subscribers() {
-            self.refuse("ERR only SUBSCRIBE, UNSUBSCRIBE, PING and QUIT are allowed in this context");
+        if !self.channels.is_empty() && !command.allowed_while_subscribed() {
+            self.reject("ERR only SUBSCRIBE, UNSUBSCRIBE, PING and QUIT are allowed in this context");
             return false;
         }
         true
@@ -347,14 +347,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
 impl<S> Connection<S> {
     fn unsubscribe_from_all(&mut self) {
-        let left = self.subscriber.close();
+        let unwritten = self.subscriber.close();
         for channel in std::mem::take(&mut self.channels) {
-            self.wire.unsubscribe(&channel, &self.subscriber, &left);
+            self.server.unsubscribe(&channel, &self.subscriber, &unwritten);
         }
     }
 }
 
-/// Also where the task is dropped.
+/// Unsubscribes, also when the task is dropped.
 impl<S> Drop for Connection<S> {
     fn drop(&mut self) {
         self.unsubscribe_from_all();
@@ -368,8 +368,8 @@ async fn until(instant: Option<Instant>) {
     }
 }
 
-impl Wire {
-    /// Serves a connection until it ends, or until the hub has nothing more to tell and what it has said by then is answered.
+impl RespServer {
+    /// Serves a connection until it ends, or until the hub is drained and all commands received by then are answered.
     pub async fn serve<S>(self: Arc<Self>, stream: S, address: IpAddr)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -377,22 +377,22 @@ impl Wire {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         self.metrics.redis_protocol_connections.inc();
         let subscriber = Subscriber::new(number, address, self.bounds.backlog_bytes);
-        // Also where the task is dropped.
-        let _here = Here { wire: self.clone(), subscriber: subscriber.clone() };
+        // Runs when the task is dropped, too.
+        let _guard = ConnectionGuard { server: self.clone(), subscriber: subscriber.clone() };
         Connection::new(self, stream, subscriber).serve().await;
     }
 }
 
-/// A connection that is there.
-struct Here {
-    wire: Arc<Wire>,
+/// Uncounts a connection and closes its portal when dropped.
+struct ConnectionGuard {
+    server: Arc<RespServer>,
     subscriber: Arc<Subscriber>,
 }
 
-impl Drop for Here {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.wire.metrics.redis_protocol_connections.dec();
-        if let Some(portals) = &self.wire.portals {
+        self.server.metrics.redis_protocol_connections.dec();
+        if let Some(portals) = &self.server.portals {
             portals.close(self.subscriber.number);
         }
     }

@@ -1,19 +1,19 @@
-//! From answers to bytes.
+//! Encodes RESP replies.
 
 use bytes::{BufMut as _, BytesMut};
 
-/// What was said is fine.
+/// Encodes success.
 pub(super) fn ok(out: &mut BytesMut) {
     out.put_slice(b"+OK\r\n");
 }
 
-/// A word of the protocol.
+/// Encodes a simple string, which must have no line ends.
 pub(super) fn simple(out: &mut BytesMut, word: &str) {
     debug_assert!(!word.contains(['\r', '\n']));
     out.put_slice(format!("+{word}\r\n").as_bytes());
 }
 
-/// A refusal, which begins with a code in capitals. One line, whatever is in it.
+/// Encodes an error, which begins with a code in capitals. Control characters become spaces, so it stays one line.
 pub(super) fn error(out: &mut BytesMut, text: &str) {
     out.put_u8(b'-');
     out.extend(text.bytes().map(|byte| if byte.is_ascii_control() { b' ' } else { byte }));
@@ -31,12 +31,12 @@ pub(super) fn bulk(out: &mut BytesMut, bytes: &[u8]) {
     out.put_slice(b"\r\n");
 }
 
-/// There is no such thing.
+/// Encodes an absent value.
 pub(super) fn nil(out: &mut BytesMut) {
     out.put_slice(b"$-1\r\n");
 }
 
-/// So many answers follow.
+/// Encodes the head of an array; its `length` elements follow.
 pub(super) fn array(out: &mut BytesMut, length: usize) {
     out.put_slice(format!("*{length}\r\n").as_bytes());
 }
@@ -52,13 +52,13 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_as_redis_writes_them() {
+    fn replies_are_encoded_like_redis() {
         assert_eq!(written(ok), "+OK\r\n");
         assert_eq!(written(|out| simple(out, "PONG")), "+PONG\r\n");
         assert_eq!(written(|out| integer(out, 12)), ":12\r\n");
         assert_eq!(written(|out| bulk(out, b"a\r\nb")), "$4\r\na\r\nb\r\n");
         assert_eq!(written(nil), "$-1\r\n");
         assert_eq!(written(|out| array(out, 2)), "*2\r\n");
-        assert_eq!(written(|out| error(out, "ERR a\r\n+OK\u{1b}")), "-ERR a  +OK \r\n", "it cannot be two answers");
+        assert_eq!(written(|out| error(out, "ERR a\r\n+OK\u{1b}")), "-ERR a  +OK \r\n", "it stays one reply");
     }
 }

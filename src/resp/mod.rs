@@ -1,25 +1,27 @@
-//! Redis without Redis: as much of its protocol as the Dispatchers and Portals of the stock package speak, over the hub.
+//! Serves the part of the Redis protocol (RESP2) that Dispatchers and Portals of the original Mesa (`@cryb/mesa`) use.
 //!
-//! They live inside Node services and are not ours to change. With this they point their `redis://` address here, and
-//! nothing else.
+//! They run inside Node services and cannot be changed. To use this server, their `redis://` address is set to it; nothing
+//! else changes.
 //!
-//! - [`parser`]: from bytes to commands · [`encode`]: from answers to bytes
-//! - [`connection`]: the life of a connection, one command after the other
+//! - [`parser`]: bytes to commands · [`encode`]: replies to bytes
+//! - [`connection`]: one connection, a command at a time
 //! - [`command`]: the table of commands · [`execute`]: what each does
-//! - [`payload`]: what a Dispatcher says, read
-//! - [`pipeline`]: messages that share a commit, and the answers that wait for it
-//! - [`channels`], [`subscriber_queue`]: who has subscribed to what, and what waits for him
-//! - [`original_portals`], [`portal_registry`]: stock portals, and which of them is which connection
-//! - [`queries`], [`info`]: what can be looked at
+//! - [`payload`]: parses the JSON that a Dispatcher sends
+//! - [`pipeline`]: pipelined commands that share a group commit
+//! - [`channels`], [`subscriber_queue`]: subscriptions, and a bounded output queue for each
+//! - [`original_portals`], [`portal_registry`]: portals of the original, and which connection belongs to which
+//! - [`queries`], [`info`]: read-only commands
 //!
-//! # Nothing lost, nothing twice
+//! # No loss, no duplicates
 //!
-//! A stock Dispatcher asks for each recipient whether he is here (`SISMEMBER`), appends the message to what waits for those
-//! who are not (`HGET`, then `HSET` of all that and one more), and publishes it for the others. Between the question and the
-//! rest a user may come or go. That makes no difference here: both the append and what is published go through the user's
-//! log, which delivers to who is here and keeps for who is not. A recipient is in one of the two and never in both, so that
-//! nothing is doubled. And of what `HSET` brings only the last message is new: taking that one alone makes two Dispatchers
-//! who read the same list before either wrote harmless, as well as what was delivered since it was read.
+//! The original's Dispatcher asks for each recipient whether the user is online (`SISMEMBER`). For an offline user it
+//! appends the message to the list of pending messages: `HGET`, then `HSET` of that list and one more. For the others it
+//! publishes the message. In between, a user may connect or disconnect.
+//!
+//! That is harmless here. Both `HSET` and `PUBLISH` append to the user's log, which delivers to online users and stores
+//! for offline ones. A recipient gets the message by one of the two and never by both, so there are no duplicates. Only
+//! the last message of an `HSET` list is new, and only that one is appended. So two Dispatchers that read the same list
+//! before either wrote do no harm, nor does a delivery since the read.
 
 mod channels;
 mod command;
@@ -55,28 +57,28 @@ use crate::{
     metrics::Metrics,
 };
 use channels::Channels;
-use original_portals::StockPortals;
-pub use portal_registry::Announced;
+use original_portals::OriginalPortals;
+pub use portal_registry::AnnouncedPortal;
 use subscriber_queue::Subscriber;
 
-/// How much a connection may ask for, and how long it may take.
+/// Limits sizes and times of a connection.
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
-    /// Bytes of a command; a larger one closes the connection.
+    /// Size of a command in bytes; a larger one closes the connection.
     command_bytes: usize,
-    /// Bytes that wait for a subscriber; one that lets more pile up is cut.
+    /// Bytes queued for a subscriber; one that exceeds them is disconnected.
     backlog_bytes: usize,
-    /// Recipients of a dispatch; one with more is refused.
+    /// Recipients of a dispatch; one with more is rejected.
     recipients: usize,
-    /// How long a connection may take to show the password; then it is closed.
-    authenticate_within: Duration,
-    /// A connection that takes nothing of its answers for so long is closed.
-    write_within: Duration,
+    /// Time limit for authentication; then the connection closes.
+    authenticate_timeout: Duration,
+    /// Time limit of a write without progress; then the connection closes.
+    write_timeout: Duration,
 }
 
-/// What all connections have in common.
+/// Serves RESP connections; holds what they share.
 #[derive(Debug)]
-pub struct Wire {
+pub struct RespServer {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     names: Keyspace,
@@ -84,35 +86,37 @@ pub struct Wire {
     guesses: Arc<Guesses>,
     bounds: Bounds,
     channels: Arc<Channels>,
-    portals: Option<Arc<StockPortals>>,
+    portals: Option<Arc<OriginalPortals>>,
     numbers: AtomicU64,
     since: Instant,
-    /// When it was last said in the log that a message was refused for somebody.
-    refused_told: Mutex<Option<Instant>>,
-    /// When the log last reported messages that were dropped because sync is off.
-    unstored_reported: Mutex<Option<Instant>>,
+    /// Time of the last log line about a rejected recipient.
+    rejection_logged: Mutex<Option<Instant>>,
+    /// Time of the last log line about messages dropped because sync is off.
+    unstored_logged: Mutex<Option<Instant>>,
 }
 
-/// Refusals are said in the log this often at most: what makes them may go on for days.
-const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(10);
+/// Minimum interval of log lines about rejected recipients: their cause may last for days.
+const REJECTION_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Dropped messages are reported in the log this often at most: with sync off a Dispatcher may drop some all day.
-const UNSTORED_REPORT_INTERVAL: Duration = Duration::from_secs(300);
+/// Minimum interval of log lines about dropped messages: with sync off a Dispatcher may drop some all day.
+const UNSTORED_LOG_INTERVAL: Duration = Duration::from_secs(300);
 
-impl Wire {
-    /// Speaks for `hub`. `guesses` counts wrong passwords. `remembered`: the portals that were in the pool when an earlier process stopped.
+impl RespServer {
+    /// Creates the server. `guesses` counts wrong passwords.
+    ///
+    /// `remembered` holds the portals that were in the pool when an earlier process stopped.
     #[must_use]
     pub fn new(
         config: &Config,
         hub: Arc<Hub>,
         metrics: Arc<Metrics>,
         guesses: Arc<Guesses>,
-        remembered: Vec<Announced>,
+        remembered: Vec<AnnouncedPortal>,
     ) -> Arc<Self> {
         let names = Keyspace::new(config.namespace.as_deref());
         let channels = Arc::new(Channels::default());
         let pool = hub.portals().cloned();
-        let portals = pool.map(|pool| StockPortals::new(pool, names.of(Name::Portal), channels.clone(), remembered));
+        let portals = pool.map(|pool| OriginalPortals::new(pool, names.of(Name::Portal), channels.clone(), remembered));
         Arc::new(Self {
             metrics,
             names,
@@ -122,58 +126,61 @@ impl Wire {
                 command_bytes: config.redis_protocol.command_bytes,
                 backlog_bytes: config.redis_protocol.backlog_bytes,
                 recipients: config.limits.recipients,
-                authenticate_within: config.limits.header_timeout,
-                write_within: config.limits.write_timeout,
+                authenticate_timeout: config.limits.header_timeout,
+                write_timeout: config.limits.write_timeout,
             },
             channels,
             portals,
             numbers: AtomicU64::new(1),
             since: Instant::now(),
-            refused_told: Mutex::default(),
-            unstored_reported: Mutex::default(),
+            rejection_logged: Mutex::default(),
+            unstored_logged: Mutex::default(),
             hub,
         })
     }
 
-    /// To be called every second or so.
+    /// Expires portals that have not returned. Call it about once per second.
     pub fn sweep(&self, now: Instant) {
         if let Some(portals) = &self.portals {
             portals.sweep(now);
         }
     }
 
-    /// The portals in the pool, whenever they change: what to give to [`Wire::new`] next time. A stock portal says only once
-    /// that it is there. `None` where there are to be no portals.
+    /// Watches the list of portals in the pool; `None` if portals are off.
+    ///
+    /// The list is what the next process passes to [`RespServer::new`], because a portal of the original announces itself
+    /// only once.
     #[must_use]
-    pub fn announced(&self) -> Option<watch::Receiver<Vec<Announced>>> {
+    pub fn announced(&self) -> Option<watch::Receiver<Vec<AnnouncedPortal>>> {
         self.portals.as_ref().map(|portals| portals.announced())
     }
 
-    /// For how many a message was taken: of those it was for, all but those for whom it was refused. A Dispatcher has no ear
-    /// for the difference, so it is also said in the log.
-    fn taken_for(&self, outcome: &Outcome) -> u64 {
-        if let Some(refused) = outcome.rejected.first() {
-            let mut told = self.refused_told.lock();
-            if told.is_none_or(|told| told.elapsed() > REFUSED_TOLD_EVERY) {
-                *told = Some(Instant::now());
-                let (user, reason) = (excerpt(&refused.user), refused.reason.as_str());
+    /// Counts the recipients for which a message was accepted.
+    ///
+    /// A Dispatcher ignores the count, so rejections are logged too.
+    fn accepted_count(&self, outcome: &Outcome) -> u64 {
+        if let Some(rejected) = outcome.rejected.first() {
+            let mut logged = self.rejection_logged.lock();
+            if logged.is_none_or(|at| at.elapsed() > REJECTION_LOG_INTERVAL) {
+                *logged = Some(Instant::now());
+                let (user, reason) = (excerpt(&rejected.user), rejected.reason.as_str());
                 tracing::warn!(
                     user,
                     reason,
-                    "a message of a Dispatcher was not taken for a user; see mesa_messages_rejected_total"
+                    "a message of a Dispatcher was rejected for a user; see mesa_messages_rejected_total"
                 );
             }
         }
         outcome.recipients.saturating_sub(outcome.rejected.len()) as u64
     }
 
-    /// Reports in the log that messages for offline users were dropped because sync is off, at most once per interval.
+    /// Logs that messages for offline users were dropped because sync is off, at most once per interval.
     ///
-    /// A Dispatcher only learns how many users were online, which it takes for success.
+    /// A Dispatcher only learns how many users were online, and takes that for success.
     fn report_unstored(&self, offline: usize) {
-        let mut reported = self.unstored_reported.lock();
-        if offline > 0 && reported.is_none_or(|at| at.elapsed() > UNSTORED_REPORT_INTERVAL) {
-            *reported = Some(Instant::now());
+        let mut logged = self.unstored_logged.lock();
+        if offline > 0 && logged.is_none_or(|at| at.elapsed() > UNSTORED_LOG_INTERVAL) {
+            *logged = Some(Instant::now());
             tracing::warn!(
                 offline,
                 "a message of a Dispatcher was dropped for offline users: sync.enabled is off; see \
@@ -190,10 +197,10 @@ impl Wire {
         }
     }
 
-    fn unsubscribe(&self, channel: &[u8], subscriber: &Subscriber, left: &[Arc<ClientEvent>]) {
+    fn unsubscribe(&self, channel: &[u8], subscriber: &Subscriber, unwritten: &[Arc<ClientEvent>]) {
         self.channels.unsubscribe(channel, subscriber.number);
         if let Some(portals) = self.portals.as_ref().filter(|portals| portals.is_channel(channel)) {
-            portals.unsubscribe(subscriber.number, left);
+            portals.unsubscribe(subscriber.number, unwritten);
         }
     }
 }

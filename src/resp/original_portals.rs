@@ -1,8 +1,8 @@
-//! Stock portals: the pool of them, and what they are told.
+//! Delivers client events to portals of the original.
 //!
-//! All of them subscribe to one channel, and read all that is said there. A portal takes what stands under its own id, or
-//! everything where it was made to report all events. So each event is said to all of them once, under the id of the one
-//! whose turn it is, as Redis and stock would.
+//! All of them subscribe to one channel and receive every event on it. A portal handles the events under its own id, or all
+//! events if it was configured so. So each event is published once, under the id of the portal whose turn it is, as in the
+//! original on Redis.
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
@@ -12,49 +12,49 @@ use tokio::sync::watch;
 
 use super::{
     channels::Channels,
-    portal_registry::{Announced, Number, Roll, Subscribed},
-    subscriber_queue::{self, Put, Subscriber},
+    portal_registry::{AnnouncedPortal, ConnectionNumber, PortalRegistry, Subscription},
+    subscriber_queue::{self, PushResult, Subscriber},
 };
 use crate::{
     compat::portal_event::{self, kind},
     hub::portals::{self, ClientEvent, ClientEventKind, ConsumerId, EventForwarder},
 };
 
-/// An id that is no portal's.
-const NOBODY: &str = "";
+/// Id that no portal has.
+const NO_PORTAL: &str = "";
 
 #[derive(Debug)]
-pub(super) struct StockPortals {
+pub(super) struct OriginalPortals {
     pool: Arc<portals::Portals>,
     /// The channel they subscribe to.
     channel: Bytes,
     channels: Arc<Channels>,
-    roll: Mutex<Roll>,
-    /// The ids, whenever they have changed.
-    announced: watch::Sender<Vec<Announced>>,
+    registry: Mutex<PortalRegistry>,
+    /// Portals in the pool; sends each change.
+    announced: watch::Sender<Vec<AnnouncedPortal>>,
 }
 
-impl StockPortals {
+impl OriginalPortals {
     pub(super) fn new(
         pool: Arc<portals::Portals>,
         channel: String,
         channels: Arc<Channels>,
-        remembered: Vec<Announced>,
+        remembered: Vec<AnnouncedPortal>,
     ) -> Arc<Self> {
         if !remembered.is_empty() {
-            // They come back in a moment.
+            // Their portals will reconnect shortly.
             pool.reserve_queue();
         }
         let announced = watch::Sender::new(remembered.clone());
-        let roll = Mutex::new(Roll::remembered(remembered, Instant::now()));
-        let portals = Arc::new(Self { pool, channel: channel.into(), channels, roll, announced });
+        let registry = Mutex::new(PortalRegistry::remembered(remembered, Instant::now()));
+        let portals = Arc::new(Self { pool, channel: channel.into(), channels, registry, announced });
         let watch: Arc<dyn EventForwarder> = portals.clone();
         portals.pool.set_forwarder(Arc::downgrade(&watch));
         portals
     }
 
-    /// What has to be remembered over a restart.
-    pub(super) fn announced(&self) -> watch::Receiver<Vec<Announced>> {
+    /// Watches the portals that must be remembered over a restart.
+    pub(super) fn announced(&self) -> watch::Receiver<Vec<AnnouncedPortal>> {
         self.announced.subscribe()
     }
 
@@ -62,67 +62,67 @@ impl StockPortals {
         self.channel == channel
     }
 
-    /// The ids in the pool: those that were announced here, and those at other servers.
+    /// Returns the ids in the pool: those announced here, and those of other servers.
     pub(super) fn ids(&self) -> Vec<String> {
-        let mut ids: Vec<String> = self.roll.lock().ids().map(|announced| announced.id.clone()).collect();
+        let mut ids: Vec<String> = self.registry.lock().ids().map(|announced| announced.id.clone()).collect();
         ids.extend(self.pool.remote_names().iter().map(ToString::to_string));
         ids
     }
 
-    /// A portal says that it is there. True if it was not known.
-    pub(super) fn announce(&self, id: &str, number: Number, address: IpAddr) -> bool {
-        self.change(|roll| roll.announce(id, number, address, Instant::now()))
+    /// Adds a portal. True if it was unknown.
+    pub(super) fn announce(&self, id: &str, number: ConnectionNumber, address: IpAddr) -> bool {
+        self.change(|registry| registry.announce(id, number, address, Instant::now()))
     }
 
-    /// A portal says that it goes. True if it was known.
+    /// Removes a portal. True if it was known.
     pub(super) fn leave(&self, id: &str) -> bool {
-        self.change(|roll| roll.leave(id, Instant::now()))
+        self.change(|registry| registry.leave(id, Instant::now()))
     }
 
     pub(super) fn subscribe(&self, subscriber: &Subscriber) {
-        self.change(|roll| roll.subscribe(subscriber.number, subscriber.address, Instant::now()));
+        self.change(|registry| registry.subscribe(subscriber.number, subscriber.address, Instant::now()));
     }
 
-    /// A subscription has ended, with these events of its own not written.
-    pub(super) fn unsubscribe(&self, number: Number, left: &[Arc<ClientEvent>]) {
-        let gone = self.change(|roll| roll.unsubscribe(number, Instant::now()));
-        if let Some(Subscribed { seat: Some(seat), .. }) = gone {
+    /// Ends a subscription, and redispatches its unwritten events.
+    pub(super) fn unsubscribe(&self, number: ConnectionNumber, unwritten: &[Arc<ClientEvent>]) {
+        let removed = self.change(|registry| registry.unsubscribe(number, Instant::now()));
+        if let Some(Subscription { seat: Some(seat), .. }) = removed {
             self.pool.remove_consumer(seat);
-            // It may be its network alone that is gone.
+            // Only its network may have failed.
             self.pool.reserve_queue();
         }
-        left.iter().for_each(|told| self.pool.redispatch(told));
+        unwritten.iter().for_each(|event| self.pool.redispatch(event));
     }
 
-    /// A connection is closed.
-    pub(super) fn close(&self, number: Number) {
-        self.change(|roll| roll.close(number, Instant::now()));
+    /// Removes a closed connection.
+    pub(super) fn close(&self, number: ConnectionNumber) {
+        self.change(|registry| registry.close(number, Instant::now()));
     }
 
-    /// To be called every second or so.
+    /// Binds subscriptions and expires ids whose time is over. Call it about once per second.
     pub(super) fn sweep(&self, now: Instant) {
-        self.change(|roll| roll.sweep(now));
+        self.change(|registry| registry.sweep(now));
     }
 
-    /// Whether a subscriber has room for more.
-    pub(super) fn has_room(&self, number: Number, room: bool) {
-        let seat = self.roll.lock().subscribed.iter().find(|one| one.number == number).and_then(|one| one.seat);
+    /// Records whether a subscriber's queue has space.
+    pub(super) fn set_has_space(&self, number: ConnectionNumber, has_space: bool) {
+        let seat = self.registry.lock().subscriptions.iter().find(|one| one.number == number).and_then(|one| one.seat);
         if let Some(seat) = seat {
-            self.pool.set_consumer_capacity(seat, room);
+            self.pool.set_consumer_capacity(seat, has_space);
         }
     }
 
-    /// Changes the roll; from then on those take turns who are bound to an id.
-    fn change<T>(&self, change: impl FnOnce(&mut Roll) -> T) -> T {
-        let mut seated = false;
+    /// Changes the registry. Afterwards, the subscriptions bound to an id take turns.
+    fn change<T>(&self, change: impl FnOnce(&mut PortalRegistry) -> T) -> T {
+        let mut added = false;
         let result = {
-            let mut roll = self.roll.lock();
-            let result = change(&mut roll);
-            for one in &mut roll.subscribed {
+            let mut registry = self.registry.lock();
+            let result = change(&mut registry);
+            for one in &mut registry.subscriptions {
                 match (one.ids.is_empty(), one.seat) {
                     (false, None) => {
                         one.seat = self.pool.add_consumer();
-                        seated |= one.seat.is_some();
+                        added |= one.seat.is_some();
                     }
                     (true, Some(seat)) => {
                         self.pool.remove_consumer(seat);
@@ -131,84 +131,86 @@ impl StockPortals {
                     _ => {}
                 }
             }
-            // Under the lock, so that what is told last is what holds.
-            self.pool.set_observers(roll.subscribed.len());
+            // Under the lock, so that the pool and the watcher get changes in order.
+            self.pool.set_observers(registry.subscriptions.len());
             self.announced.send_if_modified(|old| {
-                let changed = !roll.ids().eq(old.iter());
+                let changed = !registry.ids().eq(old.iter());
                 if changed {
-                    *old = roll.ids().cloned().collect();
+                    *old = registry.ids().cloned().collect();
                 }
                 changed
             });
             result
         };
-        if seated {
-            // Not under the lock: what was kept comes back to `told`, which takes it.
+        if added {
+            // Outside the lock: queued events come back through `EventForwarder::forward`, which takes it.
             self.pool.redistribute_orphans();
         }
         result
     }
 
-    fn message(&self, told: &ClientEvent, id: &str) -> Bytes {
-        subscriber_queue::message(&self.channel, &text(told, id))
+    fn message(&self, event: &ClientEvent, id: &str) -> Bytes {
+        subscriber_queue::message(&self.channel, &text(event, id))
     }
 }
 
-impl EventForwarder for StockPortals {
-    fn forward(&self, told: &Arc<ClientEvent>, turn: Option<ConsumerId>, again: bool) {
-        // Whose turn it is: number and ids. Known before the others are looked up, as they may come and go meanwhile.
+impl EventForwarder for OriginalPortals {
+    fn forward(&self, event: &Arc<ClientEvent>, turn: Option<ConsumerId>, again: bool) {
+        // Number and ids of the chosen subscription. Looked up before the subscribers, which may change meanwhile.
         let chosen = turn.and_then(|seat| {
-            let roll = self.roll.lock();
-            let one = roll.subscribed.iter().find(|one| one.seat == Some(seat))?;
+            let registry = self.registry.lock();
+            let one = registry.subscriptions.iter().find(|one| one.seat == Some(seat))?;
             Some((one.number, one.ids.clone()))
         });
         let subscribers = self.channels.subscribers(&self.channel);
-        let mut put = Put::Refused;
+        let mut result = PushResult::Closed;
         match &chosen {
             Some((number, ids)) => {
-                let its = subscribers.iter().find(|one| one.number == *number);
-                let common = if let [id] = &ids[..] { id.as_str() } else { NOBODY };
-                let message = self.message(told, common);
-                if let Some(its) = its {
-                    put = match &ids[..] {
-                        [_] => its.put(message.clone(), Some(told.clone())),
+                let subscriber = subscribers.iter().find(|one| one.number == *number);
+                let common = if let [id] = &ids[..] { id.as_str() } else { NO_PORTAL };
+                let message = self.message(event, common);
+                if let Some(subscriber) = subscriber {
+                    result = match &ids[..] {
+                        [_] => subscriber.push(message.clone(), Some(event.clone())),
                         ids => {
                             let each = ids.iter().enumerate();
-                            // Given up as a whole, so only one of them stands for it.
-                            let own = |at: usize| (at + 1 == ids.len()).then(|| told.clone());
-                            each.map(|(at, id)| its.put(self.message(told, id), own(at))).last().unwrap_or(Put::Refused)
+                            // The event is redispatched as a whole, so only one copy carries it.
+                            let own = |at: usize| (at + 1 == ids.len()).then(|| event.clone());
+                            each.map(|(at, id)| subscriber.push(self.message(event, id), own(at)))
+                                .last()
+                                .unwrap_or(PushResult::Closed)
                         }
                     };
                 }
                 if !again {
                     let others = subscribers.iter().filter(|one| one.number != *number);
-                    others.for_each(|one| _ = one.put(message.clone(), None));
+                    others.for_each(|one| _ = one.push(message.clone(), None));
                 }
-                if put == Put::Crowded {
-                    self.has_room(*number, false);
+                if result == PushResult::Crowded {
+                    self.set_has_space(*number, false);
                 }
             }
             None if !again => {
-                let message = self.message(told, NOBODY);
-                subscribers.iter().for_each(|one| _ = one.put(message.clone(), None));
+                let message = self.message(event, NO_PORTAL);
+                subscribers.iter().for_each(|one| _ = one.push(message.clone(), None));
             }
             None => {}
         }
-        if let (Some(seat), Put::Refused) = (turn, put) {
-            // It has gone between its turn and now. It is taken out of the line first, so that this comes to an end.
+        if let (Some(seat), PushResult::Closed) = (turn, result) {
+            // The subscriber disconnected after it was chosen. Removing it first makes the redispatch terminate.
             self.pool.remove_consumer(seat);
-            self.pool.redispatch(told);
+            self.pool.redispatch(event);
         }
     }
 }
 
-/// An event as stock servers write it.
-fn text(told: &ClientEvent, id: &str) -> Vec<u8> {
-    let (name, message) = match &told.kind {
+/// Encodes an event like servers of the original.
+fn text(event: &ClientEvent, id: &str) -> Vec<u8> {
+    let (name, message) = match &event.kind {
         ClientEventKind::Connection => (kind::CONNECTION, None),
         ClientEventKind::Authentication => (kind::AUTHENTICATION, None),
         ClientEventKind::Message { op, data, kind } => (kind::MESSAGE, Some((*op, data.as_deref(), kind.as_ref()))),
         ClientEventKind::Disconnection => (kind::DISCONNECTION, None),
     };
-    portal_event::write(name, message, told.user.as_ref(), id)
+    portal_event::write(name, message, event.user.as_ref(), id)
 }

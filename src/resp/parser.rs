@@ -1,87 +1,87 @@
-//! From bytes to commands: RESP2, as clients write it, arrays of bulk strings and nothing else.
+//! Parses RESP2 commands: arrays of bulk strings only.
 //!
-//! Commands in one line, as one would type them into a bare socket, are not taken. A web page can make a browser send
-//! lines to a port of this machine, and must not be able to say anything by that.
+//! Inline commands are rejected. A web page can make a browser send lines to a port of this machine, and must not be able
+//! to execute a command that way.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-/// Arguments of one command. A larger one closes its connection.
+/// Arguments of one command, its name included. More close the connection.
 const ARGUMENTS_MAX: u64 = 1024;
 
-/// Longest line that announces a number. Numbers themselves are bounded far below.
+/// Length limit of a line that holds a number, in bytes.
 const LINE_BYTES_MAX: usize = 32;
 
-/// What a peer has said that is no RESP, or more than it may say. Its connection is closed.
+/// Describes a violation of the protocol or of a limit. The connection closes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Violation {
     #[error("Protocol error: expected '*', got '{0}'")]
     NoArray(char),
     #[error("Protocol error: expected '$', got '{0}'")]
     NoBulk(char),
-    #[error("Protocol error: this is no number")]
+    #[error("Protocol error: invalid number")]
     NoNumber,
-    #[error("Protocol error: an argument does not end where it should")]
+    #[error("Protocol error: an argument is not followed by a line end")]
     NoEnd,
     #[error("Protocol error: a command may have at most {ARGUMENTS_MAX} arguments")]
-    Arguments,
+    TooManyArguments,
     #[error("Protocol error: a command may have at most {0} bytes (redisProtocol.commandBytes)")]
     TooLong(usize),
 }
 
-/// A command: its name and its arguments. Never empty.
-pub(super) type Words = Vec<Bytes>;
+/// Holds a command: its name and its arguments. Never empty.
+pub(super) type Arguments = Vec<Bytes>;
 
-/// Cuts what comes into commands. Looks at no byte twice, however it comes.
+/// Splits input into commands. Scans each byte once, however the input is split.
 #[derive(Debug)]
 pub(super) struct Parser {
     bytes_max: usize,
-    at: At,
-    words: Words,
-    /// Words that are still to come.
+    state: State,
+    arguments: Arguments,
+    /// Arguments that are still to come.
     left: u64,
-    /// Bytes of the words so far.
+    /// Bytes of the announced arguments so far.
     bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum At {
-    /// A command begins.
+enum State {
+    /// At the start of a command.
     Begin,
-    /// The length of a word.
+    /// At the length of an argument.
     Length,
-    /// A word of so many bytes.
-    Word(usize),
+    /// Within an argument of this many bytes.
+    Argument(usize),
 }
 
 impl Parser {
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, at: At::Begin, words: Vec::new(), left: 0, bytes: 0 }
+        Self { bytes_max, state: State::Begin, arguments: Vec::new(), left: 0, bytes: 0 }
     }
 
-    /// From now on commands may have so many bytes.
+    /// Sets the size limit of commands, in bytes.
     pub(super) fn set_bytes_max(&mut self, bytes_max: usize) {
         self.bytes_max = bytes_max;
     }
 
-    /// A command has begun to come, and is not whole; `buffer` is what is left to look at.
-    pub(super) fn in_the_middle(&self, buffer: &BytesMut) -> bool {
-        !matches!(self.at, At::Begin) || !buffer.is_empty()
+    /// Tests that a command has begun and is not complete. `buffer` holds the unparsed input.
+    pub(super) fn is_in_command(&self, buffer: &BytesMut) -> bool {
+        !matches!(self.state, State::Begin) || !buffer.is_empty()
     }
 
-    /// The next command of what has come; `None` when more has to come first.
-    pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Words>, Violation> {
+    /// Returns the next command; `None` when more input is needed.
+    pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Arguments>, Violation> {
         loop {
-            match self.at {
-                At::Begin => {
+            match self.state {
+                State::Begin => {
                     let Some(number) = line(buffer, b'*', Violation::NoArray)? else { return Ok(None) };
-                    // Nothing, in two spellings.
+                    // An empty and a null array are both no command.
                     let Some(count) = number.filter(|count| *count > 0) else { continue };
                     if count > ARGUMENTS_MAX {
-                        return Err(Violation::Arguments);
+                        return Err(Violation::TooManyArguments);
                     }
-                    (self.left, self.bytes, self.at) = (count, 0, At::Length);
+                    (self.left, self.bytes, self.state) = (count, 0, State::Length);
                 }
-                At::Length => {
+                State::Length => {
                     let Some(number) = line(buffer, b'$', Violation::NoBulk)? else { return Ok(None) };
                     let length = number.ok_or(Violation::NoNumber)?;
                     let length = usize::try_from(length).map_err(|_| Violation::TooLong(self.bytes_max))?;
@@ -89,38 +89,38 @@ impl Parser {
                         return Err(Violation::TooLong(self.bytes_max));
                     }
                     self.bytes += length;
-                    self.at = At::Word(length);
+                    self.state = State::Argument(length);
                 }
-                At::Word(length) => {
+                State::Argument(length) => {
                     if buffer.len() < length + 2 {
                         return Ok(None);
                     }
-                    let word = buffer.split_to(length).freeze();
+                    let argument = buffer.split_to(length).freeze();
                     if &buffer[..2] != b"\r\n" {
                         return Err(Violation::NoEnd);
                     }
                     buffer.advance(2);
-                    self.words.push(word);
+                    self.arguments.push(argument);
                     self.left -= 1;
-                    self.at = if self.left == 0 { At::Begin } else { At::Length };
+                    self.state = if self.left == 0 { State::Begin } else { State::Length };
                     if self.left == 0 {
-                        return Ok(Some(std::mem::take(&mut self.words)));
+                        return Ok(Some(std::mem::take(&mut self.arguments)));
                     }
                 }
             }
         }
     }
 
-    /// Bytes that have to come before it is worth looking again, about.
-    pub(super) fn wants(&self, buffer: &BytesMut) -> usize {
-        match self.at {
-            At::Word(length) => (length + 2).saturating_sub(buffer.len()),
-            At::Begin | At::Length => 0,
+    /// Returns how many bytes must arrive before parsing can go on, approximately.
+    pub(super) fn bytes_needed(&self, buffer: &BytesMut) -> usize {
+        match self.state {
+            State::Argument(length) => (length + 2).saturating_sub(buffer.len()),
+            State::Begin | State::Length => 0,
         }
     }
 }
 
-/// A line that announces a number: `Some(None)` for -1, and `None` when it is not whole.
+/// Parses a line that holds a number: `Some(None)` for -1, and `None` when the line is incomplete.
 fn line(buffer: &mut BytesMut, sign: u8, wrong: fn(char) -> Violation) -> Result<Option<Option<u64>>, Violation> {
     let Some(first) = buffer.first() else { return Ok(None) };
     if *first != sign {
@@ -136,7 +136,7 @@ fn line(buffer: &mut BytesMut, sign: u8, wrong: fn(char) -> Violation) -> Result
     if digits == b"-1" {
         return Ok(Some(None));
     }
-    // Without this, a sign would be taken for part of a number.
+    // `parse` would accept a leading sign.
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(Violation::NoNumber);
     }
@@ -150,14 +150,14 @@ mod tests {
 
     use super::*;
 
-    /// What comes out when `pieces` come in.
-    fn cut<'a>(
+    /// Returns the commands in an input that arrives in `chunks`.
+    fn split<'a>(
         bytes_max: usize,
-        pieces: impl IntoIterator<Item = &'a [u8]>,
+        chunks: impl IntoIterator<Item = &'a [u8]>,
     ) -> (Vec<Vec<String>>, Option<Violation>, bool) {
         let (mut parser, mut buffer, mut found) = (Parser::new(bytes_max), BytesMut::new(), Vec::new());
-        for piece in pieces {
-            buffer.extend_from_slice(piece);
+        for chunk in chunks {
+            buffer.extend_from_slice(chunk);
             loop {
                 match parser.next(&mut buffer) {
                     Ok(Some(words)) => {
@@ -168,7 +168,7 @@ mod tests {
                 }
             }
         }
-        let middle = parser.in_the_middle(&buffer);
+        let middle = parser.is_in_command(&buffer);
         (found, None, middle)
     }
 
@@ -186,17 +186,17 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_arrays_of_strings_one_behind_the_other() {
+    fn arrays_of_bulk_strings_are_parsed_in_order() {
         let text =
             b"*1\r\n$4\r\nPING\r\n*2\r\n$4\r\nECHO\r\n$0\r\n\r\n*0\r\n*-1\r\n*2\r\n$1\r\na\r\n$4\r\n\r\n\r\n\r\n";
-        assert_eq!(cut(100, [&text[..]]), (words(&[&["PING"], &["ECHO", ""], &["a", "\r\n\r\n"]]), None, false));
-        assert_eq!(cut(100, [&text[..10]]), (vec![], None, true));
-        assert_eq!(cut(100, [&b"*"[..]]), (vec![], None, true));
-        assert_eq!(cut(100, [&b""[..]]), (vec![], None, false));
+        assert_eq!(split(100, [&text[..]]), (words(&[&["PING"], &["ECHO", ""], &["a", "\r\n\r\n"]]), None, false));
+        assert_eq!(split(100, [&text[..10]]), (vec![], None, true));
+        assert_eq!(split(100, [&b"*"[..]]), (vec![], None, true));
+        assert_eq!(split(100, [&b""[..]]), (vec![], None, false));
     }
 
     #[test]
-    fn what_is_no_command_is_refused_at_its_first_wrong_byte() {
+    fn invalid_input_is_rejected_at_its_first_wrong_byte() {
         use Violation::*;
         for (text, violation) in [
             ("GET / HTTP/1.1\r\n", NoArray('G')),
@@ -210,8 +210,8 @@ mod tests {
             ("*-2\r\n", NoNumber),
             ("*99999999999999999999999999\r\n", NoNumber),
             (&format!("*{}", "1".repeat(40)), NoNumber),
-            ("*1025\r\n", Arguments),
-            ("*18446744073709551615\r\n", Arguments),
+            ("*1025\r\n", TooManyArguments),
+            ("*18446744073709551615\r\n", TooManyArguments),
             ("*1\r\n:4\r\n", NoBulk(':')),
             ("*1\r\n\u{1b}", NoBulk('?')),
             ("*1\r\n$-1\r\n", NoNumber),
@@ -223,42 +223,42 @@ mod tests {
         ] {
             let text =
                 if text.starts_with("*2\r\n$60") { format!("{text}{}xx", "x".repeat(60)) } else { text.to_owned() };
-            assert_eq!(cut(100, [text.as_bytes()]), (vec![], Some(violation), true), "{text:?}");
+            assert_eq!(split(100, [text.as_bytes()]), (vec![], Some(violation), true), "{text:?}");
         }
         let both = format!("*2\r\n$60\r\n{}\r\n$41\r\n", "x".repeat(60));
-        assert_eq!(cut(100, [both.as_bytes()]).1, Some(TooLong(100)), "its words together");
+        assert_eq!(split(100, [both.as_bytes()]).1, Some(TooLong(100)), "the limit is for all arguments together");
     }
 
     #[test]
-    fn what_is_announced_takes_no_memory_before_it_comes() {
+    fn announced_sizes_allocate_nothing() {
         let mut parser = Parser::new(usize::MAX / 2);
         let mut buffer = BytesMut::from(&b"*1024\r\n$4000000000000000000\r\nab"[..]);
         assert_eq!(parser.next(&mut buffer), Ok(None));
-        assert!(buffer.capacity() < 1024 && parser.words.capacity() < 8);
+        assert!(buffer.capacity() < 1024 && parser.arguments.capacity() < 8);
     }
 
     proptest! {
-        /// However commands are cut on their way, they are the same.
+        /// Checks that the commands do not depend on how the input is split.
         #[test]
-        fn where_commands_are_cut_makes_no_difference(
+        fn chunk_boundaries_do_not_change_commands(
             commands in prop::collection::vec(prop::collection::vec("[a-c\\r\\n*$0-9]{0,12}", 1..5), 0..6),
             cuts in prop::collection::vec(0_usize..9, 0..60),
         ) {
             let text = encode(&commands);
-            let (mut pieces, mut rest) = (Vec::new(), &text[..]);
-            for cut in cuts {
-                let (piece, after) = rest.split_at(cut.min(rest.len()));
-                pieces.push(piece);
+            let (mut chunks, mut rest) = (Vec::new(), &text[..]);
+            for at in cuts {
+                let (chunk, after) = rest.split_at(at.min(rest.len()));
+                chunks.push(chunk);
                 rest = after;
             }
-            pieces.push(rest);
-            prop_assert_eq!(cut(100, pieces), (commands, None, false));
+            chunks.push(rest);
+            prop_assert_eq!(split(100, chunks), (commands, None, false));
         }
 
-        /// Whatever comes, there is an end to it and no panic.
+        /// Checks that parsing random input terminates without a panic.
         #[test]
-        fn noise_is_taken_or_refused(noise in prop::collection::vec(prop::sample::select(&b"*$-1029\r\nab\xff"[..]), 0..200)) {
-            let (found, violation, _) = cut(50, [&noise[..]]);
+        fn random_input_is_parsed_or_rejected(noise in prop::collection::vec(prop::sample::select(&b"*$-1029\r\nab\xff"[..]), 0..200)) {
+            let (found, violation, _) = split(50, [&noise[..]]);
             prop_assert!(found.len() < 50);
             prop_assert!(violation.is_none_or(|violation| violation.to_string().starts_with("Protocol error: ")));
         }

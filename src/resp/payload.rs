@@ -1,6 +1,6 @@
-//! What a Dispatcher says: JSON texts, as stock writes them, to what is to be done.
+//! Parses the JSON that a Dispatcher sends.
 //!
-//! Stock reads them field by field and passes over what it does not know; so does this.
+//! Unknown fields are ignored, as in the original.
 
 use std::{fmt, time::Duration};
 
@@ -17,25 +17,23 @@ use crate::{
     message::{CollapseKey, EVERYONE, JsonString, NameError, Payload, Recipients, UserId, surrogates},
 };
 
-/// What was published to the channel of dispatches.
+/// Distinguishes what was published to the channel of dispatches.
 #[derive(Debug)]
 pub(super) enum Published {
-    /// One message. Two dispatches where it is for everyone and for somebody by name: to those it must not be lost.
+    /// One message. Two dispatches if it is for `*` and for named users, whose copies must be stored.
     Dispatches(Vec<Dispatch>),
-    /// Connections of these users are to go.
+    /// Closes the connections of these users.
     Disconnect(Recipients),
 }
 
-/// Reads what was published to the channel of dispatches.
-pub(super) fn published(text: &[u8], recipients_max: usize) -> Result<Published, String> {
+/// Parses what was published to the channel of dispatches.
+pub(super) fn parse_publish(text: &[u8], recipients_max: usize) -> Result<Published, String> {
     let text = utf8(text)?;
-    let mut refused = Vec::new();
+    let mut rejected = Vec::new();
     let Envelope { message, recipients } =
-        object(text, "a dispatch").or_else(|error| with_halves(text, &mut refused).ok_or(error))?;
-    if recipients.len() + refused.len() > recipients_max {
-        return Err(format!(
-            "a dispatch may have at most {recipients_max} recipients (limits.recipients); send several"
-        ));
+        object(text, "a dispatch").or_else(|error| parse_with_unpaired_surrogates(text, &mut rejected).ok_or(error))?;
+    if recipients.len() + rejected.len() > recipients_max {
+        return Err(format!("a dispatch may have at most {recipients_max} recipients (limits.recipients); split it"));
     }
     let message: Message<'_> = object(message.get(), "a message")?;
     let (mut users, mut everyone) = (Vec::new(), false);
@@ -44,12 +42,12 @@ pub(super) fn published(text: &[u8], recipients_max: usize) -> Result<Published,
         match UserId::new(&id) {
             Ok(user) => users.push(user),
             Err(_) if id == EVERYONE => everyone = true,
-            Err(_) => refused.push(Rejected::new(&id, Reason::Invalid)),
+            Err(_) => rejected.push(Rejected::new(&id, Reason::Invalid)),
         }
     }
     if message.op == INTERNAL_EVENT {
         if message.t.as_ref().and_then(JsonString::text) != Some(DISCONNECT_CLIENT) {
-            return Err(format!("opcode 5 is for internal events, of which there is {DISCONNECT_CLIENT}"));
+            return Err(format!("opcode 5 is for internal events, and t must be {DISCONNECT_CLIENT}"));
         }
         return Ok(Published::Disconnect(if everyone { Recipients::Everyone } else { Recipients::Users(users) }));
     }
@@ -59,14 +57,14 @@ pub(super) fn published(text: &[u8], recipients_max: usize) -> Result<Published,
         dispatches.push(Dispatch { excluding: users.clone(), ..everyone });
     }
     if !everyone || !users.is_empty() {
-        dispatches.push(Dispatch { rejected: refused, ..dispatch(&message, Recipients::Users(users))? });
+        dispatches.push(Dispatch { rejected, ..dispatch(&message, Recipients::Users(users))? });
     }
     Ok(Published::Dispatches(dispatches))
 }
 
-/// Reads a dispatch with recipients that have half of a surrogate pair: those are rejected, the others are not.
+/// Parses a dispatch in which some recipients have an unpaired surrogate, and rejects only those.
 #[cold]
-fn with_halves<'a>(text: &'a str, refused: &mut Vec<Rejected>) -> Option<Envelope<'a>> {
+fn parse_with_unpaired_surrogates<'a>(text: &'a str, rejected: &mut Vec<Rejected>) -> Option<Envelope<'a>> {
     #[derive(Deserialize)]
     struct Raw<'a> {
         #[serde(borrow)]
@@ -78,7 +76,7 @@ fn with_halves<'a>(text: &'a str, refused: &mut Vec<Rejected>) -> Option<Envelop
     let mut texts = Vec::with_capacity(recipients.len());
     for recipient in recipients {
         if surrogates::has_half(recipient.get()) {
-            refused.push(Rejected::invalid(&serde_json::from_str(recipient.get()).ok()?));
+            rejected.push(Rejected::invalid(&serde_json::from_str(recipient.get()).ok()?));
         } else {
             texts.push(serde_json::from_str(recipient.get()).ok()?);
         }
@@ -86,13 +84,14 @@ fn with_halves<'a>(text: &'a str, refused: &mut Vec<Rejected>) -> Option<Envelop
     Some(Envelope { message, recipients: texts })
 }
 
-/// Reads what a Dispatcher puts into a user's field: the messages that it was shown there, and one more at the end. That
-/// one is what it has to say; the others are here already.
-pub(super) fn kept(text: &[u8], user: UserId) -> Result<Dispatch, String> {
+/// Parses what a Dispatcher writes to a user's hash field: the pending messages that it read there, and one more at the end.
+///
+/// Only the last is new; the log has the others.
+pub(super) fn parse_hset_value(text: &[u8], user: UserId) -> Result<Dispatch, String> {
     let text = utf8(text)?;
-    let Last(last) =
-        serde_json::from_str(text).map_err(|error| format!("this is no list of messages: {}", json_error(&error)))?;
-    let last = last.ok_or("an empty list adds nothing; HDEL removes what waits for a user")?;
+    let Last(last) = serde_json::from_str(text)
+        .map_err(|error| format!("the value is not a list of messages: {}", json_error(&error)))?;
+    let last = last.ok_or("an empty list appends nothing; to remove a user's pending messages, use HDEL")?;
     dispatch(&object(last.get(), "a message")?, Recipients::Users(vec![user]))
 }
 
@@ -102,8 +101,8 @@ fn dispatch(message: &Message<'_>, recipients: Recipients) -> Result<Dispatch, S
     let Some(Options { sync, ttl, collapse }) = o else { return Ok(Dispatch::new(payload, recipients)) };
     let sync = sync.unwrap_or(true);
     if (ttl.is_some() || collapse.is_some()) && (!sync || recipients == Recipients::Everyone) {
-        // Without a word it would look as if it had been heeded.
-        return Err("o.ttl and o.collapse are for messages that are kept: not with sync: false, and not for `*`".into());
+        // Ignoring them would look as if they had taken effect.
+        return Err("o.ttl and o.collapse are for stored messages: omit them with sync: false, and for `*`".into());
     }
     let collapse = collapse.as_deref().map(CollapseKey::new).transpose();
     Ok(Dispatch {
@@ -114,26 +113,26 @@ fn dispatch(message: &Message<'_>, recipients: Recipients) -> Result<Dispatch, S
     })
 }
 
-/// Reads what was published to the channel on which portals come and go.
-pub(super) fn ready(text: &[u8]) -> Result<PortalAnnouncement<'_>, String> {
+/// Parses what a portal publishes to the pool's channel: its id, and whether it is ready.
+pub(super) fn parse_portal_announcement(text: &[u8]) -> Result<PortalAnnouncement<'_>, String> {
     object(utf8(text)?, "a portal")
 }
 
 fn utf8(text: &[u8]) -> Result<&str, String> {
-    std::str::from_utf8(text).map_err(|error| format!("this is not JSON: {}", utf8_error(&error)))
+    std::str::from_utf8(text).map_err(|error| format!("the text is not JSON: {}", utf8_error(&error)))
 }
 
-/// What is read by its fields. Alone, the reader of those would take a list of their values as well.
+/// Deserializes `T` from a JSON object only. A derived `Deserialize` would accept an array of the field values too.
 fn object<'a, T: Deserialize<'a>>(text: &'a str, what: &str) -> Result<T, String> {
     if !text.trim_start().starts_with('{') {
-        return Err(format!("this is not {what}: expected an object"));
+        return Err(format!("the text is not {what}: expected an object"));
     }
     serde_json::from_str(text).map_err(|error| {
-        surrogates::reason(text).unwrap_or_else(|| format!("this is not {what}: {}", json_error(&error)))
+        surrogates::reason(text).unwrap_or_else(|| format!("the text is not {what}: {}", json_error(&error)))
     })
 }
 
-/// The last of a list, of which the others are read and forgotten.
+/// Deserializes a list, and keeps only its last element.
 struct Last<'a>(Option<&'a RawValue>);
 
 impl<'de> Deserialize<'de> for Last<'de> {
@@ -167,14 +166,14 @@ mod tests {
     }
 
     fn dispatches(text: &str) -> Vec<Dispatch> {
-        match published(text.as_bytes(), 4).unwrap_or_else(|error| panic!("{text}: {error}")) {
+        match parse_publish(text.as_bytes(), 4).unwrap_or_else(|error| panic!("{text}: {error}")) {
             Published::Dispatches(dispatches) => dispatches,
             other @ Published::Disconnect(_) => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn what_a_dispatcher_publishes_is_read_as_it_writes_it() {
+    fn published_dispatch_is_parsed_as_the_original_sends_it() {
         let text =
             r#"{"message":{"op":0,"d":{"n": 1},"t":"T","o":{"sync":false,"more":1},"s":3},"recipients":["a",7]}"#;
         let [dispatch] = &dispatches(text)[..] else { panic!("one") };
@@ -186,34 +185,37 @@ mod tests {
         assert!(
             matches!(&dispatches(r#"{"message":{},"recipients":[]}"#)[..], [one] if one.recipients == Recipients::Users(vec![]))
         );
-        let kept = r#"{"message":{"o":{"ttl":5,"collapse":"k"}},"recipients":["a"]}"#;
-        let [dispatch] = &dispatches(kept)[..] else { panic!("one") };
+        let stored = r#"{"message":{"o":{"ttl":5,"collapse":"k"}},"recipients":["a"]}"#;
+        let [dispatch] = &dispatches(stored)[..] else { panic!("one") };
         assert_eq!(dispatch.ttl, Some(Duration::from_secs(5)));
         assert_eq!(dispatch.collapse, Some(CollapseKey::new("k").unwrap()));
     }
 
     #[test]
-    fn half_of_a_pair_is_kept_in_data_and_rejected_where_text_is_needed() {
+    fn unpaired_surrogate_is_forwarded_in_data_and_rejected_elsewhere() {
         let text = r#"{"message":{"d":"\ud83d","t":"T\ude00"},"recipients":["a","\ud83d",7]}"#;
         let [dispatch] = &dispatches(text)[..] else { panic!("one") };
         assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":"\ud83d","t":"T\ude00"}"#);
         assert_eq!(dispatch.recipients, Recipients::Users(ids("a 7")));
         assert_eq!(dispatch.rejected, [Rejected { user: r#""\ud83d""#.into(), reason: Reason::Cut }]);
         let text = r#"{"message":{"t":"\ud83d","o":{"collapse":"\ud83d"}},"recipients":["\ud83d"]}"#;
-        let error = published(text.as_bytes(), 4).unwrap_err();
+        let error = parse_publish(text.as_bytes(), 4).unwrap_err();
         assert!(error.starts_with("o.collapse has half of a surrogate pair"), "{error}");
         let user = UserId::new("a").unwrap();
         let list = r#"[{"t":"\ud83d"},{"d":{"x":"\ud83d"}}]"#;
         assert_eq!(
-            &kept(list.as_bytes(), user.clone()).unwrap().payload.as_bytes()[..],
+            &parse_hset_value(list.as_bytes(), user.clone()).unwrap().payload.as_bytes()[..],
             br#"{"op":0,"d":{"x":"\ud83d"}}"#
         );
-        assert_eq!(&kept(br#"[{"t":"\ud83d"}]"#, user).unwrap().payload.as_bytes()[..], br#"{"op":0,"t":"\ud83d"}"#);
-        assert!(ready(br#"{"id":"\ud83d","ready":true}"#).unwrap_err().starts_with("id has half"));
+        assert_eq!(
+            &parse_hset_value(br#"[{"t":"\ud83d"}]"#, user).unwrap().payload.as_bytes()[..],
+            br#"{"op":0,"t":"\ud83d"}"#
+        );
+        assert!(parse_portal_announcement(br#"{"id":"\ud83d","ready":true}"#).unwrap_err().starts_with("id has half"));
     }
 
     #[test]
-    fn who_is_named_beside_everyone_gets_it_once_and_kept() {
+    fn user_named_with_broadcast_gets_one_stored_message() {
         let [everyone, named] = &dispatches(r#"{"message":{"t":"T"},"recipients":["*","a"]}"#)[..] else {
             panic!("two")
         };
@@ -224,45 +226,45 @@ mod tests {
     }
 
     #[test]
-    fn an_event_of_a_dispatcher_disconnects() {
+    fn disconnect_client_event_is_parsed_as_disconnect() {
         let event = |recipients| {
             format!(r#"{{"message":{{"op":5,"d":{{}},"t":"DISCONNECT_CLIENT"}},"recipients":{recipients}}}"#)
         };
-        for (recipients, who) in [(r#"["a"]"#, Recipients::Users(ids("a"))), (r#"["*"]"#, Recipients::Everyone)] {
-            let read = published(event(recipients).as_bytes(), 4).unwrap();
-            assert!(matches!(read, Published::Disconnect(read) if read == who), "{recipients}");
+        for (recipients, expected) in [(r#"["a"]"#, Recipients::Users(ids("a"))), (r#"["*"]"#, Recipients::Everyone)] {
+            let read = parse_publish(event(recipients).as_bytes(), 4).unwrap();
+            assert!(matches!(read, Published::Disconnect(read) if read == expected), "{recipients}");
         }
     }
 
     #[test]
-    fn what_is_added_to_a_field_is_its_last_message() {
-        let kept = |text: &str| kept(text.as_bytes(), UserId::new("a").unwrap());
-        let dispatch = kept(r#" [ {"op":0,"d":1}, {"op":0,"d":{"a":[1,2]},"t":"T"} ] "#).unwrap();
+    fn hset_value_yields_its_last_message() {
+        let parse = |text: &str| parse_hset_value(text.as_bytes(), UserId::new("a").unwrap());
+        let dispatch = parse(r#" [ {"op":0,"d":1}, {"op":0,"d":{"a":[1,2]},"t":"T"} ] "#).unwrap();
         assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":{"a":[1,2]},"t":"T"}"#);
         assert_eq!(dispatch.recipients, Recipients::Users(ids("a")));
-        assert!(!kept(r#"[{"o":{"sync":false}}]"#).unwrap().sync);
+        assert!(!parse(r#"[{"o":{"sync":false}}]"#).unwrap().sync);
         for (text, why) in [
             ("[]", "HDEL"),
-            ("", "no list"),
-            ("{}", "no list"),
-            ("[{}", "no list"),
+            ("", "not a list"),
+            ("{}", "not a list"),
+            ("[{}", "not a list"),
             ("[1]", "expected an object"),
             ("[[0]]", "expected an object"),
             (r#"[{"op":5,"t":"DISCONNECT_CLIENT"}]"#, "belongs to the protocol"),
         ] {
-            let error = kept(text).unwrap_err();
+            let error = parse(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         }
     }
 
     #[test]
-    fn what_is_refused_says_why() {
+    fn invalid_publish_is_rejected_with_reason() {
         let deep = format!(r#"{{"message":{{"d":{}{}}},"recipients":[]}}"#, "[".repeat(5000), "]".repeat(5000));
         for (text, why) in [
             ("", "expected an object"),
             ("nonsense", "expected an object"),
             ("[]", "expected an object"),
-            ("{", "this is not a dispatch: the text ends"),
+            ("{", "the text is not a dispatch: the text ends"),
             ("{}", "missing field `message`"),
             (r#"{"message":{}}"#, "missing field `recipients`"),
             (r#"{"message":[],"recipients":[]}"#, "not a message: expected an object"),
@@ -280,20 +282,20 @@ mod tests {
             ),
             (r#"{"message":{},"recipients":[-1]}"#, "expected a user id"),
             (r#"{"message":{},"recipients":[1,2,3,4,5]}"#, "at most 4"),
-            (r#"{"message":{"o":{"ttl":1,"sync":false}},"recipients":["a"]}"#, "messages that are kept"),
-            (r#"{"message":{"o":{"collapse":"k"}},"recipients":["*"]}"#, "messages that are kept"),
+            (r#"{"message":{"o":{"ttl":1,"sync":false}},"recipients":["a"]}"#, "for stored messages"),
+            (r#"{"message":{"o":{"collapse":"k"}},"recipients":["*"]}"#, "for stored messages"),
             (r#"{"message":{"o":{"collapse":""}},"recipients":["a"]}"#, "a collapse key has"),
             (&deep, "deep"),
         ] {
-            let error = published(text.as_bytes(), 4).unwrap_err();
+            let error = parse_publish(text.as_bytes(), 4).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         }
     }
 
     #[test]
-    fn a_portal_says_whether_it_is_ready() {
-        let told = ready(br#"{"id":"x","ready":true,"more":1}"#).unwrap();
-        assert_eq!((&*told.id, told.ready), ("x", true));
-        assert!(ready(b"[\"x\",true]").is_err() && ready(br#"{"id":"x"}"#).is_err());
+    fn portal_announcement_is_parsed() {
+        let announcement = parse_portal_announcement(br#"{"id":"x","ready":true,"more":1}"#).unwrap();
+        assert_eq!((&*announcement.id, announcement.ready), ("x", true));
+        assert!(parse_portal_announcement(b"[\"x\",true]").is_err() && ready(br#"{"id":"x"}"#).is_err());
     }
 }

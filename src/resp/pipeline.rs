@@ -1,117 +1,118 @@
-//! Messages that share a commit, and the answers that wait for it.
+//! Batches pipelined messages into one commit, and holds their replies back until it is durable.
 //!
-//! Commands are answered in order. What does not depend on the log is answered at once, behind the answers that wait; what
-//! does waits until they are there.
+//! Replies keep the order of their commands. A command that does not depend on the log executes at once; its reply is queued
+//! after the pending ones.
 
 use std::collections::HashSet;
 
 use bytes::BytesMut;
 use foldhash::fast::RandomState;
 
-use super::{Wire, encode};
+use super::{RespServer, encode};
 use crate::{
     health::LogLimit,
     hub::{PreparedDispatch, StoreError},
     message::UserId,
 };
 
-/// Messages of one batch. More would let others wait longer for their turn in the commit thread.
+/// Messages of one batch at most. Larger batches would delay other callers in the commit thread.
 const MESSAGES_MAX: usize = 512;
 
-/// Bytes of the commands of one batch (one at least).
+/// Bytes of the commands of one batch at most; a batch takes at least one command.
 const BYTES_MAX: usize = 256 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    /// Answers that are there.
-    done: BytesMut,
-    kept: Vec<PreparedDispatch>,
-    /// For each message the answers that were ready behind it.
-    behind: Vec<BytesMut>,
+    /// Replies that can be sent.
+    ready: BytesMut,
+    dispatches: Vec<PreparedDispatch>,
+    /// Holds for each message the replies that follow its own.
+    following: Vec<BytesMut>,
     bytes: usize,
-    /// Bytes of the answers that are ready, but for those behind the last message.
-    ready_bytes: usize,
-    /// Whose logs the messages go to.
+    /// Bytes of the ready replies, except those after the last message.
+    reply_bytes: usize,
+    /// Recipients of the messages.
     users: HashSet<UserId, RandomState>,
 }
 
 impl Batch {
-    /// Where the next answer goes, if it is there.
-    pub(super) fn answer(&mut self) -> &mut BytesMut {
-        self.behind.last_mut().unwrap_or(&mut self.done)
+    /// Returns the buffer for the next reply that is known already.
+    pub(super) fn reply(&mut self) -> &mut BytesMut {
+        self.following.last_mut().unwrap_or(&mut self.ready)
     }
 
-    pub(super) fn keep<'a>(
+    pub(super) fn push<'a>(
         &mut self,
-        kept: PreparedDispatch,
+        dispatch: PreparedDispatch,
         users: impl IntoIterator<Item = &'a UserId>,
         bytes: usize,
     ) {
-        self.ready_bytes += self.answer().len();
-        self.kept.push(kept);
-        self.behind.push(BytesMut::new());
+        self.reply_bytes += self.reply().len();
+        self.dispatches.push(dispatch);
+        self.following.push(BytesMut::new());
         self.bytes += bytes;
         self.users.extend(users.into_iter().cloned());
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.kept.len() >= MESSAGES_MAX || self.bytes >= BYTES_MAX
+        self.dispatches.len() >= MESSAGES_MAX || self.bytes >= BYTES_MAX
     }
 
-    /// Bytes of the answers that are ready, whether or not they wait for others.
-    pub(super) fn answer_bytes(&mut self) -> usize {
-        self.ready_bytes + self.answer().len()
+    /// Counts the bytes of all known replies, ready or held back.
+    pub(super) fn reply_bytes(&mut self) -> usize {
+        self.reply_bytes + self.reply().len()
     }
 
-    /// Whether a message for this user waits.
-    pub(super) fn concerns(&self, user: &UserId) -> bool {
+    /// Tests for an uncommitted message to this user.
+    pub(super) fn has_user(&self, user: &UserId) -> bool {
         self.users.contains(user)
     }
 
-    /// Appends what waits, and answers for it once it is durable.
-    pub(super) async fn settle(&mut self, wire: &Wire) {
-        if self.kept.is_empty() {
+    /// Commits the batch, and makes its replies ready once it is durable.
+    pub(super) async fn commit(&mut self, server: &RespServer) {
+        if self.dispatches.is_empty() {
             return;
         }
-        self.ready_bytes = 0;
-        let kept = std::mem::take(&mut self.kept);
-        let behind = std::mem::take(&mut self.behind).into_iter();
+        self.reply_bytes = 0;
+        let dispatches = std::mem::take(&mut self.dispatches);
+        let following = std::mem::take(&mut self.following).into_iter();
         self.bytes = 0;
         self.users.clear();
-        match wire.hub.commit(kept).await {
-            Ok(taken) => {
-                for (outcome, ready) in wire.hub.outcomes(taken).zip(behind) {
-                    encode::integer(&mut self.done, wire.taken_for(&outcome));
-                    self.done.unsplit(ready);
+        match server.hub.commit(dispatches).await {
+            Ok(batch) => {
+                for (outcome, replies) in server.hub.outcomes(batch).zip(following) {
+                    encode::integer(&mut self.ready, server.accepted_count(&outcome));
+                    self.ready.unsplit(replies);
                 }
             }
             Err(error) => {
                 log_failure(&error);
-                for ready in behind {
-                    not_taken(&mut self.done, &error);
-                    self.done.unsplit(ready);
+                for replies in following {
+                    write_store_error(&mut self.ready, &error);
+                    self.ready.unsplit(replies);
                 }
             }
         }
     }
 
-    /// The answers that are there.
-    pub(super) fn take_answers(&mut self) -> BytesMut {
-        debug_assert!(self.kept.is_empty(), "answers that are there stand behind some that are not");
-        self.done.split()
+    /// Takes the replies that can be sent.
+    pub(super) fn take_replies(&mut self) -> BytesMut {
+        debug_assert!(self.dispatches.is_empty(), "a reply was taken before an earlier one was ready");
+        self.ready.split()
     }
 }
 
-/// A cause that lasts fails every message.
+/// Limits log lines: a lasting cause fails every message.
 static FAILED: LogLimit = LogLimit::new();
 
-/// Logs that messages of a Dispatcher were not taken, once per interval.
+/// Logs that messages of a Dispatcher were rejected, once per interval.
 pub(super) fn log_failure(error: &StoreError) {
     if let Some(suppressed) = FAILED.due("dispatcher") {
-        tracing::error!(%error, suppressed, "messages of a Dispatcher were not taken");
+        tracing::error!(%error, suppressed, "messages of a Dispatcher were rejected");
     }
 }
 
-pub(super) fn not_taken(out: &mut BytesMut, error: &StoreError) {
+/// Encodes a store error.
+pub(super) fn write_store_error(out: &mut BytesMut, error: &StoreError) {
     encode::error(out, &format!("ERR {error}"));
 }

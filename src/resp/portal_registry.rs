@@ -1,14 +1,13 @@
-//! Which portal is which connection.
+//! Matches ids of original portals to connections.
 //!
-//! A stock Portal has three connections and tells nobody that they belong together: on one it puts its id into the pool,
-//! on another it publishes that it is ready, on the third it subscribes. It says its id once, when it is made; when its
-//! connections break, or the server starts anew, it only subscribes again. And it takes an event for its own by the id
-//! alone.
+//! A Portal of the original has three connections, and nothing shows that they belong together. One puts its id into the
+//! pool, one publishes that it is ready, and one subscribes. It announces its id once, when it is created. When its connections
+//! break, or the server restarts, it only subscribes again. It recognizes its events by the id alone.
 //!
-//! So ids are bound to subscriptions here. One that announces itself is bound to the subscription of the same address that
-//! came behind it, which is how the three connections are made. A subscription that nobody announces belongs to an id
-//! that was announced before, on a connection that is gone. Where there are several such ids it cannot be known which;
-//! then it has all of them, and an event for it is told under each: a Portal takes the one that is its own.
+//! So ids are bound to subscriptions here. An announced id is bound to the next subscription from the same address, which
+//! is how a Portal opens its connections. A subscription without an announcement belongs to an id that was announced before,
+//! on a closed connection. If several such ids are possible, the subscription is bound to all of them. An event for it is
+//! then sent under each, and the Portal takes the one with its own id.
 
 use std::{
     net::IpAddr,
@@ -17,77 +16,77 @@ use std::{
 
 use crate::hub::portals::ConsumerId;
 
-/// Ids in all. Beyond that those that were announced first are forgotten, of those that have no connection.
+/// Ids in total. Above it, the oldest announced id without a connection is removed.
 const IDS_MAX: usize = 256;
 
-/// Ids that one subscription may have.
-const IDS_OF_ONE_MAX: usize = 32;
+/// Ids that one subscription may be bound to.
+const IDS_PER_SUBSCRIPTION_MAX: usize = 32;
 
-/// How long a subscription waits for its Portal to announce itself, before it is taken for one that came back.
-const ANNOUNCED_WITHIN: Duration = Duration::from_secs(1);
+/// Time in which a new Portal announces itself; after it, a subscription counts as one that returned.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long an id is kept of which no connection is left.
-const RETURN_WITHIN: Duration = Duration::from_secs(60);
+/// Time after which an id without connections is removed.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Longest id, in bytes. Stock has 36.
+/// Length limit of an id, in bytes. Ids of the original have 36.
 pub(super) const ID_BYTES_MAX: usize = 256;
 
-/// Names a connection; those that come later have higher numbers.
-pub(super) type Number = u64;
+/// Identifies a connection; later connections have higher numbers.
+pub(super) type ConnectionNumber = u64;
 
-/// An id, and from where it was announced: what has to be remembered over a restart.
+/// Holds a portal's id and address, which must be remembered over a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announced {
-    /// What the portal calls itself.
+pub struct AnnouncedPortal {
+    /// Id that the portal announced.
     pub id: String,
-    /// Where it is.
+    /// Address of its connection.
     pub address: IpAddr,
 }
 
 #[derive(Debug)]
 struct Id {
-    announced: Announced,
-    /// The connections on which it was announced, as far as they are open.
-    by: Vec<Number>,
-    /// The first of them.
-    first: Number,
-    /// Since when it has no connection and no subscription.
-    gone: Option<Instant>,
+    announced: AnnouncedPortal,
+    /// Open connections on which it was announced.
+    by: Vec<ConnectionNumber>,
+    /// Lowest number of them.
+    first: ConnectionNumber,
+    /// Time since which it has no connection and no subscription.
+    absent_since: Option<Instant>,
 }
 
-/// A subscription to what happens.
+/// Describes a subscription to the channel of events.
 #[derive(Debug)]
-pub(super) struct Subscribed {
-    pub number: Number,
+pub(super) struct Subscription {
+    pub number: ConnectionNumber,
     address: IpAddr,
     since: Instant,
-    /// Whose it is, or may be.
+    /// Ids it is bound to; several if it is uncertain which is right.
     pub ids: Vec<String>,
-    /// Its place in the pool; kept by who has the roll.
+    /// Its consumer in the pool; maintained by the owner of the registry.
     pub seat: Option<ConsumerId>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Roll {
+pub(super) struct PortalRegistry {
     ids: Vec<Id>,
-    pub(super) subscribed: Vec<Subscribed>,
+    pub(super) subscriptions: Vec<Subscription>,
 }
 
-impl Roll {
-    /// As it was before a restart.
-    pub(super) fn remembered(announced: Vec<Announced>, now: Instant) -> Self {
-        let id = |announced| Id { announced, by: Vec::new(), first: 0, gone: Some(now) };
-        let sound = announced.into_iter().filter(|one| (1..=ID_BYTES_MAX).contains(&one.id.len())).take(IDS_MAX);
-        Self { ids: sound.map(id).collect(), subscribed: Vec::new() }
+impl PortalRegistry {
+    /// Restores the registry of an earlier process.
+    pub(super) fn remembered(announced: Vec<AnnouncedPortal>, now: Instant) -> Self {
+        let id = |announced| Id { announced, by: Vec::new(), first: 0, absent_since: Some(now) };
+        let valid = announced.into_iter().filter(|one| (1..=ID_BYTES_MAX).contains(&one.id.len())).take(IDS_MAX);
+        Self { ids: valid.map(id).collect(), subscriptions: Vec::new() }
     }
 
-    /// Those who are in the pool.
-    pub(super) fn ids(&self) -> impl Iterator<Item = &Announced> {
+    /// Iterates over the portals in the pool.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &AnnouncedPortal> {
         self.ids.iter().map(|id| &id.announced)
     }
 
-    /// A portal says that it is there. True if it was not known.
-    pub(super) fn announce(&mut self, id: &str, number: Number, address: IpAddr, now: Instant) -> bool {
+    /// Adds an announced portal. True if it was unknown.
+    pub(super) fn announce(&mut self, id: &str, number: ConnectionNumber, address: IpAddr, now: Instant) -> bool {
         let known = self.ids.iter_mut().find(|known| known.announced.id == id);
         let new = known.is_none();
         match known {
@@ -102,15 +101,15 @@ impl Roll {
                     let oldest = self.ids.iter().position(|id| id.by.is_empty()).unwrap_or(0);
                     self.ids.remove(oldest);
                 }
-                let announced = Announced { id: id.to_owned(), address };
-                self.ids.push(Id { announced, by: vec![number], first: number, gone: None });
+                let announced = AnnouncedPortal { id: id.to_owned(), address };
+                self.ids.push(Id { announced, by: vec![number], first: number, absent_since: None });
             }
         }
         self.bind(now);
         new
     }
 
-    /// A portal says that it goes. True if it was known.
+    /// Removes a portal. True if it was known.
     pub(super) fn leave(&mut self, id: &str, now: Instant) -> bool {
         let before = self.ids.len();
         self.ids.retain(|known| known.announced.id != id);
@@ -118,84 +117,85 @@ impl Roll {
         self.ids.len() < before
     }
 
-    pub(super) fn subscribe(&mut self, number: Number, address: IpAddr, now: Instant) {
-        self.subscribed.push(Subscribed { number, address, since: now, ids: Vec::new(), seat: None });
+    pub(super) fn subscribe(&mut self, number: ConnectionNumber, address: IpAddr, now: Instant) {
+        self.subscriptions.push(Subscription { number, address, since: now, ids: Vec::new(), seat: None });
         self.bind(now);
     }
 
-    /// A subscription is over: what there was of it.
-    pub(super) fn unsubscribe(&mut self, number: Number, now: Instant) -> Option<Subscribed> {
-        let at = self.subscribed.iter().position(|one| one.number == number)?;
-        let gone = self.subscribed.remove(at);
+    /// Removes a subscription, and returns it.
+    pub(super) fn unsubscribe(&mut self, number: ConnectionNumber, now: Instant) -> Option<Subscription> {
+        let at = self.subscriptions.iter().position(|one| one.number == number)?;
+        let removed = self.subscriptions.remove(at);
         self.bind(now);
-        Some(gone)
+        Some(removed)
     }
 
-    /// A connection is closed.
-    pub(super) fn close(&mut self, number: Number, now: Instant) {
+    /// Removes a closed connection from all ids.
+    pub(super) fn close(&mut self, number: ConnectionNumber, now: Instant) {
         self.ids.iter_mut().for_each(|id| id.by.retain(|by| *by != number));
         self.bind(now);
     }
 
-    /// Binds those that have waited long enough, and forgets ids that do not come back. True if some were.
+    /// Binds subscriptions that have waited for [`ANNOUNCE_TIMEOUT`], and removes expired ids. True if any were removed.
     pub(super) fn sweep(&mut self, now: Instant) -> bool {
         self.bind(now);
         let before = self.ids.len();
-        self.ids.retain(|id| id.gone.is_none_or(|gone| now.saturating_duration_since(gone) <= RETURN_WITHIN));
+        self.ids
+            .retain(|id| id.absent_since.is_none_or(|since| now.saturating_duration_since(since) <= RETURN_TIMEOUT));
         self.ids.len() < before
     }
 
     fn bind(&mut self, now: Instant) {
         let known = |id: &String| self.ids.iter().any(|known| known.announced.id == *id);
-        self.subscribed.iter_mut().for_each(|one| one.ids.retain(known));
+        self.subscriptions.iter_mut().for_each(|one| one.ids.retain(known));
         self.bind_announced();
         self.bind_returned(now);
         for id in &mut self.ids {
-            let bound = self.subscribed.iter().any(|one| one.ids.contains(&id.announced.id));
-            let gone = id.by.is_empty() && !bound;
-            id.gone = if gone { id.gone.or(Some(now)) } else { None };
+            let bound = self.subscriptions.iter().any(|one| one.ids.contains(&id.announced.id));
+            let is_absent = id.by.is_empty() && !bound;
+            id.absent_since = if is_absent { id.absent_since.or(Some(now)) } else { None };
         }
     }
 
-    /// Each id that has a connection gets a subscription of its address: one that is nobody's, or else one of an id that
-    /// has no connection.
+    /// Binds each id with a connection to a subscription from its address: an unbound one, or one of an id without a
+    /// connection.
     fn bind_announced(&mut self) {
         let mut announced: Vec<usize> = (0..self.ids.len()).filter(|at| !self.ids[*at].by.is_empty()).collect();
         announced.sort_by_key(|at| self.ids[*at].first);
         for at in announced {
             let Id { announced, first, .. } = &self.ids[at];
-            if self.subscribed.iter().any(|one| one.ids == [announced.id.clone()]) {
+            if self.subscriptions.iter().any(|one| one.ids == [announced.id.clone()]) {
                 continue;
             }
             let is_announced =
                 |id: &String| self.ids.iter().any(|known| known.announced.id == *id && !known.by.is_empty());
-            let free = self.subscribed.iter().enumerate().filter(|(_, one)| {
+            let free = self.subscriptions.iter().enumerate().filter(|(_, one)| {
                 one.address == announced.address && !(one.ids.len() == 1 && is_announced(&one.ids[0]))
             });
-            // One that is nobody's first, then the one that came soonest behind the announcement's connection.
+            // Unbound ones first, then the next after the connection of the announcement.
             let best =
                 free.min_by_key(|(_, one)| (!one.ids.is_empty(), one.number < *first, one.number.abs_diff(*first)));
             let (best, id) = (best.map(|(at, _)| at), announced.id.clone());
             if let Some(best) = best {
-                self.subscribed[best].ids = vec![id];
+                self.subscriptions[best].ids = vec![id];
             }
         }
     }
 
-    /// A subscription that is nobody's may be that of any id of its address that has no connection and no subscription.
+    /// Binds an unbound subscription to all ids of its address without a connection and a subscription.
     fn bind_returned(&mut self, now: Instant) {
-        let alone = |one: &Subscribed| one.ids.len() == 1;
+        let alone = |one: &Subscription| one.ids.len() == 1;
         let bound: Vec<String> =
-            self.subscribed.iter().filter(|one| alone(one)).map(|one| one.ids[0].clone()).collect();
-        let returned: Vec<Announced> = self
+            self.subscriptions.iter().filter(|one| alone(one)).map(|one| one.ids[0].clone()).collect();
+        let returned: Vec<AnnouncedPortal> = self
             .ids
             .iter()
             .filter(|id| id.by.is_empty() && !bound.contains(&id.announced.id))
             .map(|id| id.announced.clone())
             .collect();
-        for one in self.subscribed.iter_mut().filter(|one| !alone(one)) {
-            if now.saturating_duration_since(one.since) >= ANNOUNCED_WITHIN {
-                let its = returned.iter().rev().filter(|id| id.address == one.address).take(IDS_OF_ONE_MAX);
+        for one in self.subscriptions.iter_mut().filter(|one| !alone(one)) {
+            if now.saturating_duration_since(one.since) >= ANNOUNCE_TIMEOUT {
+                let its = returned.iter().rev().filter(|id| id.address == one.address).take(IDS_PER_SUBSCRIPTION_MAX);
                 one.ids = its.map(|id| id.id.clone()).collect();
             }
         }
@@ -206,115 +206,115 @@ impl Roll {
 mod tests {
     use super::*;
 
-    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-    const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 
-    fn bound(roll: &Roll) -> Vec<(Number, Vec<&str>)> {
-        roll.subscribed.iter().map(|one| (one.number, one.ids.iter().map(String::as_str).collect())).collect()
+    fn bound(registry: &PortalRegistry) -> Vec<(ConnectionNumber, Vec<&str>)> {
+        registry.subscriptions.iter().map(|one| (one.number, one.ids.iter().map(String::as_str).collect())).collect()
     }
 
-    /// A portal, as it comes: its connections are `first`, the next and the one after that, which subscribes.
-    fn comes(roll: &mut Roll, id: &str, first: Number, address: IpAddr, now: Instant) {
-        roll.subscribe(first + 2, address, now);
-        roll.announce(id, first + 1, address, now);
-        roll.announce(id, first, address, now);
-    }
-
-    #[test]
-    fn a_portal_is_bound_to_its_own_subscription_in_whatever_order_it_speaks() {
-        let now = Instant::now();
-        let mut roll = Roll::default();
-        roll.subscribe(6, HERE, now);
-        roll.announce("two", 5, HERE, now);
-        assert_eq!(bound(&roll), [(6, vec!["two"])]);
-        roll.announce("one", 2, HERE, now);
-        roll.announce("one", 1, HERE, now);
-        assert_eq!(bound(&roll), [(6, vec!["two"])], "one has none yet");
-        roll.subscribe(3, HERE, now);
-        roll.announce("two", 4, HERE, now);
-        comes(&mut roll, "far", 7, THERE, now);
-        assert_eq!(bound(&roll), [(6, vec!["two"]), (3, vec!["one"]), (9, vec!["far"])]);
+    /// Adds a portal with three connections: `first`, the next, and the one after that, which subscribes.
+    fn add_portal(registry: &mut PortalRegistry, id: &str, first: ConnectionNumber, address: IpAddr, now: Instant) {
+        registry.subscribe(first + 2, address, now);
+        registry.announce(id, first + 1, address, now);
+        registry.announce(id, first, address, now);
     }
 
     #[test]
-    fn a_portal_that_says_so_goes_and_one_whose_connections_end_is_bound_no_more() {
+    fn portal_is_bound_to_its_own_subscription_in_any_order() {
         let now = Instant::now();
-        let mut roll = Roll::default();
-        comes(&mut roll, "one", 1, HERE, now);
-        assert!(roll.leave("one", now) && !roll.leave("one", now));
-        assert_eq!(bound(&roll), [(3, vec![])]);
-        assert_eq!(roll.unsubscribe(3, now).unwrap().ids, [""; 0]);
-        comes(&mut roll, "two", 4, HERE, now);
+        let mut registry = PortalRegistry::default();
+        registry.subscribe(6, LOCAL, now);
+        registry.announce("two", 5, LOCAL, now);
+        assert_eq!(bound(&registry), [(6, vec!["two"])]);
+        registry.announce("one", 2, LOCAL, now);
+        registry.announce("one", 1, LOCAL, now);
+        assert_eq!(bound(&registry), [(6, vec!["two"])], "one has no subscription yet");
+        registry.subscribe(3, LOCAL, now);
+        registry.announce("two", 4, LOCAL, now);
+        add_portal(&mut registry, "other", 7, OTHER, now);
+        assert_eq!(bound(&registry), [(6, vec!["two"]), (3, vec!["one"]), (9, vec!["other"])]);
+    }
+
+    #[test]
+    fn portal_that_leaves_or_disconnects_is_unbound() {
+        let now = Instant::now();
+        let mut registry = PortalRegistry::default();
+        add_portal(&mut registry, "one", 1, LOCAL, now);
+        assert!(registry.leave("one", now) && !registry.leave("one", now));
+        assert_eq!(bound(&registry), [(3, vec![])]);
+        assert_eq!(registry.unsubscribe(3, now).unwrap().ids, [""; 0]);
+        add_portal(&mut registry, "two", 4, LOCAL, now);
         for number in [4, 5] {
-            roll.close(number, now);
+            registry.close(number, now);
         }
-        assert_eq!(bound(&roll)[0], (6, vec!["two"]), "it still listens");
-        assert_eq!(roll.unsubscribe(6, now).unwrap().ids, ["two"]);
-        assert!(!roll.sweep(now + RETURN_WITHIN) && roll.sweep(now + RETURN_WITHIN * 2));
-        assert_eq!(roll.ids().count(), 0);
+        assert_eq!(bound(&registry)[0], (6, vec!["two"]), "it still subscribes");
+        assert_eq!(registry.unsubscribe(6, now).unwrap().ids, ["two"]);
+        assert!(!registry.sweep(now + RETURN_TIMEOUT) && registry.sweep(now + RETURN_TIMEOUT * 2));
+        assert_eq!(registry.ids().count(), 0);
     }
 
     #[test]
-    fn a_subscription_that_returns_is_that_of_the_portal_that_was_lost() {
+    fn returning_subscription_is_bound_to_lost_portal() {
         let now = Instant::now();
-        let mut roll = Roll::remembered(vec![Announced { id: "one".into(), address: HERE }], now);
-        roll.subscribe(1, HERE, now);
-        roll.subscribe(2, THERE, now);
-        assert_eq!(bound(&roll), [(1, vec![]), (2, vec![])], "it may be a new one");
-        assert!(!roll.sweep(now + ANNOUNCED_WITHIN));
-        assert_eq!(bound(&roll), [(1, vec!["one"]), (2, vec![])]);
-        assert!(!roll.sweep(now + RETURN_WITHIN * 9), "it is there");
-        // A new one, whose subscription was taken for that of the old one.
-        let mut roll = Roll::remembered(vec![Announced { id: "one".into(), address: HERE }], now);
-        roll.subscribe(3, HERE, now);
-        roll.sweep(now + ANNOUNCED_WITHIN);
-        roll.announce("new", 1, HERE, now + ANNOUNCED_WITHIN);
-        assert_eq!(bound(&roll), [(3, vec!["new"])]);
+        let mut registry = PortalRegistry::remembered(vec![AnnouncedPortal { id: "one".into(), address: LOCAL }], now);
+        registry.subscribe(1, LOCAL, now);
+        registry.subscribe(2, OTHER, now);
+        assert_eq!(bound(&registry), [(1, vec![]), (2, vec![])], "it may be a new portal");
+        assert!(!registry.sweep(now + ANNOUNCE_TIMEOUT));
+        assert_eq!(bound(&registry), [(1, vec!["one"]), (2, vec![])]);
+        assert!(!registry.sweep(now + RETURN_TIMEOUT * 9), "it is bound");
+        // A new portal, whose subscription was bound to the old id.
+        let mut registry = PortalRegistry::remembered(vec![AnnouncedPortal { id: "one".into(), address: LOCAL }], now);
+        registry.subscribe(3, LOCAL, now);
+        registry.sweep(now + ANNOUNCE_TIMEOUT);
+        registry.announce("new", 1, LOCAL, now + ANNOUNCE_TIMEOUT);
+        assert_eq!(bound(&registry), [(3, vec!["new"])]);
     }
 
     #[test]
-    fn where_it_cannot_be_known_which_it_is_a_subscription_has_all_that_it_may_be() {
+    fn ambiguous_subscription_is_bound_to_all_possible_ids() {
         let now = Instant::now();
-        let ids = ["one", "two"].map(|id| Announced { id: id.into(), address: HERE });
-        let mut roll = Roll::remembered(ids.to_vec(), now);
-        roll.subscribe(1, HERE, now);
-        roll.subscribe(2, HERE, now);
-        roll.sweep(now + ANNOUNCED_WITHIN);
-        assert_eq!(bound(&roll), [(1, vec!["two", "one"]), (2, vec!["two", "one"])]);
-        // One of them says who it is, and so who the other is.
-        roll.announce("one", 3, HERE, now + ANNOUNCED_WITHIN);
-        let mut now_bound = bound(&roll);
+        let ids = ["one", "two"].map(|id| AnnouncedPortal { id: id.into(), address: LOCAL });
+        let mut registry = PortalRegistry::remembered(ids.to_vec(), now);
+        registry.subscribe(1, LOCAL, now);
+        registry.subscribe(2, LOCAL, now);
+        registry.sweep(now + ANNOUNCE_TIMEOUT);
+        assert_eq!(bound(&registry), [(1, vec!["two", "one"]), (2, vec!["two", "one"])]);
+        // An announcement of one identifies the other too.
+        registry.announce("one", 3, LOCAL, now + ANNOUNCE_TIMEOUT);
+        let mut now_bound = bound(&registry);
         now_bound.sort();
         assert_eq!(now_bound.iter().map(|(_, ids)| ids.len()).collect::<Vec<_>>(), [1, 1]);
     }
 
     #[test]
-    fn of_two_that_were_mistaken_for_each_other_the_one_that_lives_is_bound_to_what_lives() {
+    fn swapped_portals_are_rebound_when_one_disconnects() {
         let now = Instant::now();
-        let mut roll = Roll::default();
-        // Their connections came all mixed: each is taken for the other.
-        roll.announce("one", 1, HERE, now);
-        roll.announce("two", 2, HERE, now);
-        roll.subscribe(3, HERE, now);
-        roll.subscribe(4, HERE, now);
-        assert_eq!(bound(&roll), [(3, vec!["one"]), (4, vec!["two"])]);
-        // In truth the first subscription was that of the second, which dies.
-        roll.close(2, now);
-        roll.unsubscribe(3, now);
-        assert_eq!(bound(&roll), [(4, vec!["one"])]);
+        let mut registry = PortalRegistry::default();
+        // Interleaved connections: each is taken for the other.
+        registry.announce("one", 1, LOCAL, now);
+        registry.announce("two", 2, LOCAL, now);
+        registry.subscribe(3, LOCAL, now);
+        registry.subscribe(4, LOCAL, now);
+        assert_eq!(bound(&registry), [(3, vec!["one"]), (4, vec!["two"])]);
+        // In fact the first subscription was that of the second portal, which disconnects.
+        registry.close(2, now);
+        registry.unsubscribe(3, now);
+        assert_eq!(bound(&registry), [(4, vec!["one"])]);
     }
 
     #[test]
-    fn there_are_so_many_ids_and_no_more() {
+    fn ids_are_bounded_in_total_and_per_subscription() {
         let now = Instant::now();
-        let mut roll = Roll::default();
+        let mut registry = PortalRegistry::default();
         for n in 0..IDS_MAX as u64 + 10 {
-            roll.announce(&n.to_string(), n, HERE, now);
-            roll.close(n, now);
+            registry.announce(&n.to_string(), n, LOCAL, now);
+            registry.close(n, now);
         }
-        assert_eq!(roll.ids().count(), IDS_MAX);
-        roll.subscribe(9999, HERE, now);
-        roll.sweep(now + ANNOUNCED_WITHIN);
-        assert_eq!(roll.subscribed[0].ids.len(), IDS_OF_ONE_MAX);
+        assert_eq!(registry.ids().count(), IDS_MAX);
+        registry.subscribe(9999, LOCAL, now);
+        registry.sweep(now + ANNOUNCE_TIMEOUT);
+        assert_eq!(registry.subscriptions[0].ids.len(), IDS_PER_SUBSCRIPTION_MAX);
     }
 }

@@ -1,4 +1,4 @@
-//! What can be looked at: who is here, and what waits for whom.
+//! Answers read-only commands: online users, and pending messages.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
@@ -8,21 +8,21 @@ use crate::{
     message::UserId,
 };
 
-/// Of what waits for a user so much is shown, the oldest of it, and one message at least. A Dispatcher sends all of what it
-/// is shown back again.
-const SHOWN_BYTES_MAX: usize = 64 << 10;
-const SHOWN_MESSAGES_MAX: usize = 1000;
+/// Bytes of a user's pending messages in one reply: the oldest, and at least one. A Dispatcher sends all of them back.
+const PENDING_BYTES_MAX: usize = 64 << 10;
+/// Messages in one reply.
+const PENDING_MESSAGES_MAX: usize = 1000;
 
-/// Users who are named in one answer. Where there are more it is refused: half of them would look like all.
-const NAMED_MAX: usize = 100_000;
+/// Users in one reply. With more users the command fails: a partial list would look complete.
+const USERS_MAX: usize = 100_000;
 
-/// Users looked at in one go.
-const PAGE: usize = 1000;
+/// Users read in one step.
+const PAGE_USERS: usize = 1000;
 
-/// What waits for a user, as the list of messages that stock keeps; `None` if nothing does.
-pub(super) async fn waiting(hub: &Hub, user: &[u8]) -> Result<Option<Bytes>, StoreError> {
+/// Returns the pending messages of a user as a JSON list, like the original; `None` if there are none.
+pub(super) async fn pending(hub: &Hub, user: &[u8]) -> Result<Option<Bytes>, StoreError> {
     let Some(user) = user_id(user) else { return Ok(None) };
-    let limit = ReadLimit { entries: SHOWN_MESSAGES_MAX, bytes: SHOWN_BYTES_MAX };
+    let limit = ReadLimit { entries: PENDING_MESSAGES_MAX, bytes: PENDING_BYTES_MAX };
     let entries = hub.oldest_pending(&user, limit).await?;
     if entries.is_empty() {
         return Ok(None);
@@ -40,26 +40,26 @@ pub(super) async fn waiting(hub: &Hub, user: &[u8]) -> Result<Option<Bytes>, Sto
     Ok(Some(list.freeze()))
 }
 
-/// Writes the users for whom something waits, or how many they are.
-pub(super) async fn who_waits(hub: &Hub, out: &mut BytesMut, count_only: bool) -> Result<(), StoreError> {
-    let (mut waiting, mut names, mut after) = (0_usize, Vec::new(), None);
+/// Encodes the users with pending messages, or their number.
+pub(super) async fn users_with_pending(hub: &Hub, out: &mut BytesMut, count_only: bool) -> Result<(), StoreError> {
+    let (mut count, mut names, mut after) = (0_usize, Vec::new(), None);
     loop {
-        let page = hub.pending_of_users(after.as_ref(), PAGE).await?;
+        let page = hub.pending_of_users(after.as_ref(), PAGE_USERS).await?;
         let Some((last, _)) = page.last() else { break };
         after = Some(last.clone());
         for (user, _) in page.into_iter().filter(|(_, pending)| *pending > 0) {
-            waiting += 1;
-            if !count_only && names.len() <= NAMED_MAX {
+            count += 1;
+            if !count_only && names.len() <= USERS_MAX {
                 names.push(user);
             }
         }
     }
     if count_only {
-        encode::integer(out, waiting as u64);
-    } else if names.len() > NAMED_MAX {
+        encode::integer(out, count as u64);
+    } else if names.len() > USERS_MAX {
         encode::error(
             out,
-            &format!("ERR there are {waiting} of them, too many for one answer; `mesa users` has pages"),
+            &format!("ERR {count} users are too many for one reply: list them by page with `mesa users`"),
         );
     } else {
         write_users(out, &names);
@@ -67,10 +67,11 @@ pub(super) async fn who_waits(hub: &Hub, out: &mut BytesMut, count_only: bool) -
     Ok(())
 }
 
-/// Writes the users who are here.
-pub(super) async fn who_is_here(hub: &Hub, out: &mut BytesMut) {
-    let too_many = "ERR there are too many of them for one answer; `mesa users` has pages, SCARD counts them";
-    if hub.all_online_count().await > NAMED_MAX {
+/// Encodes the online users.
+pub(super) async fn online_users(hub: &Hub, out: &mut BytesMut) {
+    let too_many =
+        "ERR too many users are online for one reply: list them by page with `mesa users`, or count them with SCARD";
+    if hub.all_online_count().await > USERS_MAX {
         return encode::error(out, too_many);
     }
     if let Some(users) = hub.all_online_users().await {
@@ -78,26 +79,26 @@ pub(super) async fn who_is_here(hub: &Hub, out: &mut BytesMut) {
     }
     let (mut users, mut after) = (Vec::new(), None);
     loop {
-        // Page by page, so that nobody who comes or goes has to wait for all of it.
-        let page = hub.online(after.as_ref(), PAGE).await;
+        // By page, so that connecting users do not wait for the whole list.
+        let page = hub.online(after.as_ref(), PAGE_USERS).await;
         let Some(last) = page.last() else { break };
         after = Some(last.clone());
         users.extend(page);
-        if users.len() > NAMED_MAX {
+        if users.len() > USERS_MAX {
             return encode::error(out, too_many);
         }
     }
     write_users(out, &users);
 }
 
-pub(super) async fn is_here(hub: &Hub, user: &[u8]) -> bool {
+pub(super) async fn is_online(hub: &Hub, user: &[u8]) -> bool {
     match user_id(user) {
         Some(user) => hub.is_online(&user).await,
         None => false,
     }
 }
 
-/// The user of that name, if it is one that anybody can have.
+/// Parses a user id; `None` if it is invalid.
 pub(super) fn user_id(name: &[u8]) -> Option<UserId> {
     UserId::new(std::str::from_utf8(name).ok()?).ok()
 }

@@ -1,5 +1,6 @@
-//! What waits for a connection that subscribes: pieces to be written, up to a bound. One that lets more pile up is cut, as
-//! in Redis: it is told nothing wrong, and comes back by itself.
+//! Queues output for a subscribed connection, up to a bound in bytes.
+//!
+//! A subscriber that exceeds the bound is disconnected, as in Redis. It gets no error, and reconnects by itself.
 
 use std::{collections::VecDeque, net::IpAddr, sync::Arc};
 
@@ -7,16 +8,16 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{encode, portal_registry::Number};
+use super::{encode, portal_registry::ConnectionNumber};
 use crate::hub::portals::ClientEvent;
 
-/// Pieces written at once, in bytes, about.
+/// Bytes of one write, approximately.
 const WRITE_BYTES: usize = 64 << 10;
 
-/// A connection, as those see it who have something to tell it.
+/// Represents a connection to those that publish to it.
 #[derive(Debug)]
 pub(super) struct Subscriber {
-    pub number: Number,
+    pub number: ConnectionNumber,
     pub address: IpAddr,
     bytes_max: usize,
     queue: Mutex<Queue>,
@@ -25,92 +26,92 @@ pub(super) struct Subscriber {
 
 #[derive(Debug, Default)]
 struct Queue {
-    pieces: VecDeque<Piece>,
+    messages: VecDeque<QueuedMessage>,
     bytes: usize,
-    /// More than half of what may wait did, and it is not yet written.
+    /// More than half of the bound is queued, which [`Subscriber::take`] has not yet reported as over.
     crowded: bool,
-    /// It was over the bound, or is gone: it takes nothing more.
+    /// It exceeded the bound, or is closed: nothing more is accepted.
     closed: bool,
 }
 
 #[derive(Debug)]
-struct Piece {
+struct QueuedMessage {
     bytes: Bytes,
-    /// An event that was for this one alone: somebody else is to have it if it is not written.
+    /// Event that only this subscriber handles; another must get it if it is not written.
     own: Option<Arc<ClientEvent>>,
 }
 
-/// What became of a piece.
+/// Reports whether a message was queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Put {
-    Fits,
-    /// It fits, and from here on others should be preferred.
+pub(super) enum PushResult {
+    Queued,
+    /// It was queued, and other subscribers should be preferred from now on.
     Crowded,
-    /// It was taken, and was too much.
+    /// It exceeds the bound, so the subscriber is disconnected.
     Cut,
-    /// Nothing is taken any more.
-    Refused,
+    /// The queue is closed.
+    Closed,
 }
 
 impl Subscriber {
-    pub(super) fn new(number: Number, address: IpAddr, bytes_max: usize) -> Arc<Self> {
+    pub(super) fn new(number: ConnectionNumber, address: IpAddr, bytes_max: usize) -> Arc<Self> {
         Arc::new(Self { number, address, bytes_max, queue: Mutex::default(), changed: Notify::new() })
     }
 
-    pub(super) fn put(&self, bytes: Bytes, own: Option<Arc<ClientEvent>>) -> Put {
-        let put = {
+    pub(super) fn push(&self, bytes: Bytes, own: Option<Arc<ClientEvent>>) -> PushResult {
+        let result = {
             let mut queue = self.queue.lock();
             if queue.closed {
-                return Put::Refused;
+                return PushResult::Closed;
             }
             queue.bytes += bytes.len();
-            queue.pieces.push_back(Piece { bytes, own });
+            queue.messages.push_back(QueuedMessage { bytes, own });
             if queue.bytes > self.bytes_max {
                 queue.closed = true;
-                Put::Cut
+                PushResult::Cut
             } else if queue.bytes > self.bytes_max / 2 {
                 queue.crowded = true;
-                Put::Crowded
+                PushResult::Crowded
             } else {
-                Put::Fits
+                PushResult::Queued
             }
         };
         self.changed.notify_one();
-        put
+        result
     }
 
-    /// What is to be written next, as much as is written at once. True if there is room again where there was little.
+    /// Moves output of one write to `out`. True if a crowded queue has space again.
     pub(super) fn take(&self, out: &mut BytesMut) -> bool {
         let mut queue = self.queue.lock();
         while out.len() < WRITE_BYTES && !queue.closed {
-            let Some(piece) = queue.pieces.pop_front() else { break };
-            queue.bytes -= piece.bytes.len();
-            out.put_slice(&piece.bytes);
+            let Some(message) = queue.messages.pop_front() else { break };
+            queue.bytes -= message.bytes.len();
+            out.put_slice(&message.bytes);
         }
-        let again = queue.crowded && queue.bytes <= self.bytes_max / 2;
-        queue.crowded &= !again;
-        again
+        let has_space_again = queue.crowded && queue.bytes <= self.bytes_max / 2;
+        queue.crowded &= !has_space_again;
+        has_space_again
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.lock().pieces.is_empty()
+        self.queue.lock().messages.is_empty()
     }
 
-    /// Whether it let more pile up than may.
+    /// Tests that the bound was exceeded.
     pub(super) fn is_cut(&self) -> bool {
         self.queue.lock().closed
     }
 
-    /// The connection is gone: the events that were for it alone and were not written.
+    /// Closes the queue, and returns the unwritten events that only this subscriber would have handled.
     pub(super) fn close(&self) -> Vec<Arc<ClientEvent>> {
         let mut queue = self.queue.lock();
         queue.closed = true;
         queue.bytes = 0;
-        std::mem::take(&mut queue.pieces).into_iter().filter_map(|piece| piece.own).collect()
+        std::mem::take(&mut queue.messages).into_iter().filter_map(|message| message.own).collect()
     }
 }
 
-/// A message on a channel, as a subscriber reads it.
+/// Encodes a message on a channel for subscribers.
 pub(super) fn message(channel: &[u8], text: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(channel.len() + text.len() + 48);
     encode::array(&mut out, 3);
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
     use crate::hub::portals::{ClientEventKind, EventOrigin};
 
-    fn told() -> Arc<ClientEvent> {
+    fn event() -> Arc<ClientEvent> {
         Arc::new(ClientEvent {
             connection: 1,
             origin: EventOrigin::Local,
@@ -135,16 +136,17 @@ mod tests {
     }
 
     #[test]
-    fn one_that_lets_too_much_pile_up_is_cut_and_what_was_its_own_goes_to_others() {
+    fn subscriber_above_bound_is_cut_and_returns_its_events() {
         let subscriber = Subscriber::new(1, [127, 0, 0, 1].into(), 100);
-        let piece = || Bytes::from(vec![b'x'; 30]);
-        assert_eq!(subscriber.put(piece(), Some(told())), Put::Fits);
-        assert_eq!(subscriber.put(piece(), None), Put::Crowded);
+        let message = || Bytes::from(vec![b'x'; 30]);
+        assert_eq!(subscriber.push(message(), Some(event())), PushResult::Queued);
+        assert_eq!(subscriber.push(message(), None), PushResult::Crowded);
         let mut out = BytesMut::new();
         assert!(subscriber.take(&mut out));
         assert_eq!((out.len(), subscriber.is_empty()), (60, true));
-        for put in [Put::Fits, Put::Crowded, Put::Crowded, Put::Cut, Put::Refused] {
-            assert_eq!(subscriber.put(piece(), Some(told())), put);
+        for push in [PushResult::Queued, PushResult::Crowded, PushResult::Crowded, PushResult::Cut, PushResult::Closed]
+        {
+            assert_eq!(subscriber.push(message(), Some(event())), push);
         }
         assert!(subscriber.is_cut());
         assert_eq!(subscriber.close().len(), 4);
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_as_redis_writes_it() {
+    fn channel_message_is_encoded_like_redis() {
         assert_eq!(message(b"ws", b"{}"), "*3\r\n$7\r\nmessage\r\n$2\r\nws\r\n$2\r\n{}\r\n");
     }
 }

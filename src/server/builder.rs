@@ -99,7 +99,7 @@ impl Builder {
     /// let builder = Server::builder().authenticate(|data| async move {
     ///     match data.get("token").and_then(|token| token.as_str()) {
     ///         Some("open sesame") => Ok(Identity::new(UserId::new("ali-baba").expect("a user id"))),
-    ///         _ => Err(AuthError::Refused("no such token".into())),
+    ///         _ => Err(AuthError::Rejected("no such token".into())),
     ///     }
     /// });
     /// # _ = builder;

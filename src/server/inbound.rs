@@ -20,7 +20,7 @@ use crate::{
     hub::{Attach, InboundMessage, StoreError},
     logging::{panic_text, sentence},
     message::JsonString,
-    middleware::Verdict,
+    middleware::Decision,
     protocol::{
         close_code::CloseCode,
         decode::{self, Authentication, ClientFrame, ClientMessage},
@@ -104,7 +104,7 @@ impl Connection {
     fn charge(&mut self, frame: &ClientFrame<'_>, now: Instant) -> Result<(), End> {
         let is_answer = match frame {
             ClientFrame::HeartbeatAck => self.heartbeat.expects_answer(),
-            ClientFrame::Receipt { .. } => self.frame_rate.take_acknowledgement(),
+            ClientFrame::Ack { .. } => self.frame_rate.take_acknowledgement(),
             _ => false,
         };
         if is_answer { Ok(()) } else { self.spend(1, now) }
@@ -124,7 +124,7 @@ impl Connection {
             ClientFrame::Authentication(authentication) => {
                 self.authenticate(authentication)?;
             }
-            ClientFrame::Receipt { s } => {
+            ClientFrame::Ack { s } => {
                 if !self.session.as_mut().is_some_and(|session| session.acknowledge_through(s)) {
                     return Err(End::Close(CloseCode::Policy, "receipts are for clients that resume (after)"));
                 }
@@ -148,7 +148,7 @@ impl Connection {
                 self.handle_heartbeat_ack(now);
                 true
             }
-            ClientFrame::Receipt { s } => self.session.as_mut().is_some_and(|session| session.acknowledge_through(s)),
+            ClientFrame::Ack { s } => self.session.as_mut().is_some_and(|session| session.acknowledge_through(s)),
             // Frames after an authentication belong to the user it admits, and it admits none now.
             ClientFrame::Authentication(_) => false,
             ClientFrame::Heartbeat => true,
@@ -175,12 +175,12 @@ impl Connection {
             .connected
             .receive(InboundMessage { kind_json, ..InboundMessage::new(message.op, data, kind.as_deref()) })
         {
-            Verdict::Disconnect => {
+            Decision::Disconnect => {
                 self.shared.metrics.messages_refused.inc();
                 return Err(End::Close(CloseCode::Policy, "too many messages"));
             }
-            Verdict::Refuse => _ = self.shared.metrics.messages_refused.inc(),
-            Verdict::Pass => {}
+            Decision::Reject => _ = self.shared.metrics.messages_refused.inc(),
+            Decision::Pass => {}
         }
         Ok(())
     }
@@ -251,7 +251,7 @@ impl Connection {
                         }
                         self.connected.report_error(&error);
                     }
-                    AuthError::Refused(_) => {
+                    AuthError::Rejected(_) => {
                         info_seldom!(REJECTED, error = %sentence(&error), "authentication failed");
                     }
                 }

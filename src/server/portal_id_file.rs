@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::stopped;
-use crate::resp::Announced;
+use crate::resp::AnnouncedPortal;
 
 /// Largest file that is read, in bytes: several times the size of all possible ids.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -36,14 +36,14 @@ impl PortalIdFile {
     }
 
     /// Reads the portals of the previous run.
-    pub(super) fn read(&self) -> Vec<Announced> {
+    pub(super) fn read(&self) -> Vec<AnnouncedPortal> {
         let read = || {
             let mut text = String::new();
             std::fs::File::open(&self.path)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
             Ok(serde_json::from_str::<Vec<Line>>(&text)?)
         };
         match read() {
-            Ok(lines) => lines.into_iter().map(|Line { id, address }| Announced { id, address }).collect(),
+            Ok(lines) => lines.into_iter().map(|Line { id, address }| AnnouncedPortal { id, address }).collect(),
             Err(error) => {
                 let error: std::io::Error = error;
                 if error.kind() != ErrorKind::NotFound {
@@ -58,7 +58,7 @@ impl PortalIdFile {
     /// Writes the portals whenever they change, until `stop` is set.
     pub(super) async fn persist(
         &self,
-        announced: &mut watch::Receiver<Vec<Announced>>,
+        announced: &mut watch::Receiver<Vec<AnnouncedPortal>>,
         mut stop: watch::Receiver<bool>,
     ) {
         let path = std::sync::Arc::new(self.path.clone());
@@ -85,8 +85,8 @@ impl PortalIdFile {
 }
 
 /// Replaces the file atomically.
-fn write(path: &Path, announced: Vec<Announced>) -> std::io::Result<()> {
-    let lines: Vec<Line> = announced.into_iter().map(|Announced { id, address }| Line { id, address }).collect();
+fn write(path: &Path, announced: Vec<AnnouncedPortal>) -> std::io::Result<()> {
+    let lines: Vec<Line> = announced.into_iter().map(|AnnouncedPortal { id, address }| Line { id, address }).collect();
     let mut draft = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
     draft.write_all(&serde_json::to_vec(&lines)?)?;
     draft.as_file().sync_data()?;
@@ -103,7 +103,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let ids = || PortalIdFile::in_store(directory.path());
         assert_eq!(ids().read(), []);
-        let one = Announced { id: "one\n".into(), address: [10, 0, 0, 1].into() };
+        let one = AnnouncedPortal { id: "one\n".into(), address: [10, 0, 0, 1].into() };
         let (portals, stop) = (watch::Sender::new(Vec::new()), watch::Sender::new(false));
         let (mut announced, stopped) = (portals.subscribe(), stop.subscribe());
         let kept = ids();

@@ -17,7 +17,7 @@ use crate::{
     config,
     health::{Health, supervise},
     metrics::Metrics,
-    resp::{Announced, Wire},
+    resp::{AnnouncedPortal, RespServer},
 };
 
 /// Time for writing the portal ids when the server stops.
@@ -27,7 +27,7 @@ const PERSIST_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct RespListener {
     listener: TcpListener,
     pub(super) address: SocketAddr,
-    pub(super) wire: Arc<Wire>,
+    pub(super) wire: Arc<RespServer>,
     limiter: Arc<ConnectionLimiter>,
     metrics: Arc<Metrics>,
     /// File of portal ids; `None`: they are not persisted.
@@ -53,7 +53,7 @@ impl RespListener {
     pub(super) fn new(
         listener: TcpListener,
         connections: usize,
-        wire: Arc<Wire>,
+        wire: Arc<RespServer>,
         metrics: Arc<Metrics>,
         ids: Option<PortalIdFile>,
     ) -> Result<Self, ServerError> {
@@ -109,7 +109,7 @@ impl RunningListener {
 
 /// Writes the portal ids until `stop` is set.
 fn persist(
-    (ids, announced): &mut (PortalIdFile, watch::Receiver<Vec<Announced>>),
+    (ids, announced): &mut (PortalIdFile, watch::Receiver<Vec<AnnouncedPortal>>),
     stop: watch::Receiver<bool>,
 ) -> BoxFuture<'_, ()> {
     Box::pin(ids.persist(announced, stop))
@@ -117,7 +117,7 @@ fn persist(
 
 async fn accept(
     acceptor: &mut Acceptor,
-    wire: &Arc<Wire>,
+    wire: &Arc<RespServer>,
     limiter: &Arc<ConnectionLimiter>,
     metrics: &Metrics,
     mut stop: watch::Receiver<bool>,

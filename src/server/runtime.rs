@@ -28,7 +28,7 @@ use crate::{
     hub::{Hub, Store},
     metrics::Metrics,
     middleware::Middleware,
-    resp::Wire,
+    resp::RespServer,
     webhook::Webhook,
 };
 
@@ -83,7 +83,7 @@ impl Runtime {
             None => None,
             Some(listener) => {
                 let remembered = ids.as_ref().map(PortalIdFile::read).unwrap_or_default();
-                let wire = Wire::new(&config, hub.clone(), metrics.clone(), guesses, remembered);
+                let wire = RespServer::new(&config, hub.clone(), metrics.clone(), guesses, remembered);
                 Some(RespListener::new(listener, descriptors.wire, wire, metrics.clone(), ids)?)
             }
         };
@@ -154,7 +154,7 @@ impl Runtime {
 }
 
 /// Removes dead portals, and polls the health conditions that no component reports, once per second.
-async fn run_maintenance(hub: Arc<Hub>, wire: Option<Arc<Wire>>, authenticator: Option<Arc<dyn Authenticator>>) {
+async fn run_maintenance(hub: Arc<Hub>, wire: Option<Arc<RespServer>>, authenticator: Option<Arc<dyn Authenticator>>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if let Some(portals) = hub.portals() {

@@ -1,12 +1,12 @@
-//! What a user has received: everything up to a point, and islands beyond it.
+//! Defines the set of acknowledged sequences: a prefix, and a few ranges above it.
 
 use crate::message::Seq;
 
-/// Islands remembered beyond [`Received::through`]. One more and the lowest is forgotten, which repeats those
-/// messages and loses none. They arise only when old messages are paced while new ones pass them.
+/// Ranges remembered above [`Received::through`]. One more removes the lowest, which repeats those messages and loses none.
+/// Ranges arise only when live entries overtake a paced backlog.
 pub const ISLANDS_MAX: usize = 16;
 
-/// A set of sequences: all up to `through`, and at most [`ISLANDS_MAX`] ranges above it. It only grows.
+/// Holds acknowledged sequences: all up to `through`, and at most [`ISLANDS_MAX`] ranges above it. It only grows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Received {
     through: Seq,
@@ -15,7 +15,7 @@ pub struct Received {
 }
 
 impl Received {
-    /// Takes back what [`Received::through`] and [`Received::islands`] gave.
+    /// Restores a set from [`Received::through`] and [`Received::islands`].
     #[must_use]
     pub fn from_parts(through: Seq, islands: &[(Seq, Seq)]) -> Self {
         let mut received = Self { through, islands: Vec::new() };
@@ -25,25 +25,25 @@ impl Received {
         received
     }
 
-    /// Everything up to and including this has been received.
+    /// Returns the end of the prefix: everything up to and including it is acknowledged.
     #[must_use]
     pub fn through(&self) -> Seq {
         self.through
     }
 
-    /// What has been received beyond [`Received::through`]: sorted ranges, both ends included.
+    /// Returns the acknowledged ranges above [`Received::through`]: sorted, both ends included.
     #[must_use]
     pub fn islands(&self) -> &[(Seq, Seq)] {
         &self.islands
     }
 
-    /// Whether `seq` has been received.
+    /// Tests that `seq` is acknowledged.
     #[must_use]
     pub fn contains(&self, seq: Seq) -> bool {
         seq <= self.through || self.islands.iter().any(|&(from, to)| (from..=to).contains(&seq))
     }
 
-    /// How many of `1..=head` are missing.
+    /// Counts the sequences of `1..=head` that are not acknowledged.
     #[must_use]
     pub fn missing(&self, head: Seq) -> u64 {
         let islands: u64 =
@@ -51,7 +51,7 @@ impl Received {
         head.saturating_sub(self.through).saturating_sub(islands)
     }
 
-    /// What is in both. Where that would be more islands than are remembered, the lowest are left out.
+    /// Returns the sequences that are in both sets. Above [`ISLANDS_MAX`] ranges, the lowest are omitted.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         let ranges =
@@ -75,7 +75,7 @@ impl Received {
             return false;
         }
         let (mut from, mut to) = (from, to);
-        // Swallow every island that touches the new range, then see whether the range touches the beginning.
+        // Merge all ranges that touch the new one, then test whether it touches the prefix.
         self.islands.retain(|&(low, high)| {
             let touches = low <= to.saturating_add(1) && from <= high.saturating_add(1);
             if touches {
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_in_any_order_join() {
+    fn ranges_join_in_any_order() {
         let mut received = Received::default();
         assert!(received.insert(5, 7));
         assert!(received.insert(9, 9));
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn forgetting_an_island_repeats_and_loses_nothing() {
+    fn range_above_limit_removes_the_lowest() {
         let mut received = Received::default();
         for at in 1..=(ISLANDS_MAX as u64 + 1) {
             received.insert(at * 10, at * 10);
@@ -132,7 +132,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_in_both_is_in_the_intersection(
+        fn intersection_holds_what_is_in_both(
             one in prop::collection::vec((1_u64..40, 0_u64..6), 0..6),
             other in prop::collection::vec((1_u64..40, 0_u64..6), 0..6),
         ) {
@@ -149,7 +149,7 @@ mod tests {
         }
 
         #[test]
-        fn behaves_as_a_set(ranges in prop::collection::vec((1_u64..40, 0_u64..6), 0..24)) {
+        fn ack_set_behaves_like_a_set(ranges in prop::collection::vec((1_u64..40, 0_u64..6), 0..24)) {
             let (mut received, mut model) = (Received::default(), BTreeSet::new());
             for (from, length) in ranges {
                 let new = (from..=from + length).any(|seq| !model.contains(&seq));

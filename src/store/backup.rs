@@ -1,53 +1,53 @@
-//! Contents of a backup, and why one cannot be used.
+//! Defines the contents of a backup, and the errors of reading and writing one.
 
 use std::{io, path::PathBuf};
 
-/// Why a file is not a backup that can be used.
+/// Says why a backup cannot be written or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PortableError {
-    /// It cannot be read or written.
+    /// Reading or writing failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// It is something else.
-    #[error("it is no backup of a mesa store. Name a file that `mesa backup` made")]
+    /// The file is not a backup.
+    #[error("the file is not a backup of a mesa store. Pass a file that `mesa backup` wrote")]
     Foreign,
-    /// Another version made it.
+    /// The file has another format version.
     #[error(
-        "it is a backup of another version of mesa than this one knows. Restore it with the version that made it, or a newer one"
+        "the backup is from another version of mesa, which this one cannot read. Restore it with that version, or a newer one"
     )]
     OtherVersion,
-    /// It was cut off.
-    #[error("it is not whole: its end is missing. Make the backup again, or take another")]
+    /// The file is truncated.
+    #[error("the backup is incomplete: its end is missing. Make the backup again, or use another")]
     CutOff,
-    /// It is not what was written.
-    #[error("block {block} is not what was written: {what}. Take another backup")]
+    /// The content does not match its checksum.
+    #[error("block {block} of the backup is damaged: {what}. Use another backup")]
     Damaged {
-        /// Which, from 0.
+        /// Number of the block, from 0.
         block: u64,
-        /// In words.
+        /// Kind of damage.
         what: String,
     },
-    /// The server could not go on while it was written.
-    #[error("the server could not finish it: {0}")]
+    /// The server could not complete the backup.
+    #[error("the server could not complete the backup: {0}")]
     Failed(String),
-    /// It is whole, and a store could not be made of it.
+    /// The backup is valid, but no store could be created from it.
     #[error("{path}: {reason}")]
     Place {
-        /// Where.
+        /// Directory of the store.
         path: PathBuf,
-        /// What failed, and what to do about it.
+        /// What failed, and what to do.
         reason: String,
     },
 }
 
-/// How much is in a file.
+/// Counts what a backup holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// Users.
+    /// Number of users.
     pub users: u64,
-    /// Their messages.
+    /// Number of messages.
     pub entries: u64,
-    /// Bytes of payload of those.
+    /// Bytes of payload of the messages.
     pub bytes: u64,
 }

@@ -1,17 +1,17 @@
-//! Why a store did not do what was asked.
+//! Defines the errors of a store.
 
 use std::{path::PathBuf, sync::Arc};
 
-/// Why the store did not do what was asked.
+/// Says why an operation of a store failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// Another process has the directory.
+    /// Another process uses the directory.
     #[error("{path} is in use by another server{holder}. Stop that one, or give this one its own store.path")]
     InUse {
         /// The directory.
         path: PathBuf,
-        /// " (process 123)" where that is known.
+        /// " (process 123)" if that is known, else empty.
         holder: String,
     },
     /// The directory is of another kind, version or namespace.
@@ -22,25 +22,25 @@ pub enum StoreError {
     Open {
         /// The directory.
         path: PathBuf,
-        /// What failed, and what to do about it.
+        /// What failed, and what to do.
         reason: String,
     },
-    /// A write or a sync failed. From here on nothing is promised: every later call gets this too, and the server
-    /// must stop (after a failed `fsync` the kernel may have dropped what it could not write).
-    #[error("the store has failed and takes nothing more: {0}. Check the disk, then start the server again")]
+    /// A write or a sync failed. The store guarantees nothing more: every later call gets this error, and the server
+    /// must stop. After a failed `fsync` the kernel may have dropped unwritten data.
+    #[error("the store has failed and accepts nothing more: {0}. Check the disk, then restart the server")]
     Failed(Arc<str>),
-    /// What was read is not what was written.
+    /// Data on disk does not match what was written.
     #[error("the store is damaged: {0}")]
     Damaged(Arc<str>),
-    /// There is no room. It is taken again when there is: nothing has to be started anew.
+    /// The store is full. It accepts messages again by itself once there is space.
     #[error("the store is full: {0}")]
     Full(Arc<str>),
-    /// A user has as many devices as are remembered, and all of them are connected.
-    #[error("{0} devices of this user are connected, and that is as many as are allowed (sync.maxDevices)")]
+    /// All devices of a user that may be remembered are connected, so no other is accepted.
+    #[error("{0} devices of this user are connected, which is the limit (sync.maxDevices)")]
     Devices(usize),
-    /// What keeps the logs is on the other side of a network and cannot be reached. Whether what was asked was done is not
-    /// known. It is tried again: nothing has to be started anew.
-    #[error("the store cannot be reached: {0}. Try again")]
+    /// The remote store cannot be reached. The outcome of the operation is unknown. Connecting is retried, so no restart is
+    /// needed.
+    #[error("the store cannot be reached: {0}. Retry")]
     Unreachable(Arc<str>),
     /// [`Store::close`](super::Store::close) was called.
     #[error("the store is closed: the server is shutting down")]

@@ -1,33 +1,32 @@
-//! Ranges of one log that are gone although nobody received them, and why.
+//! Defines the gaps of a log: ranges that are missing although they were not acknowledged, with a reason.
 
 use crate::message::Seq;
 
-/// Gaps in one log of which it is known why they are there.
+/// Gaps of one log whose reason is remembered.
 pub const REASONS_MAX: usize = 64;
 
-/// Why entries of a log are not there any more although nobody received them. Numbers are part of the format.
+/// Says why sequences are missing from a log. Numbers are part of the on-disk format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Loss {
-    /// Too old.
+    /// The entry expired.
     Expired = 0,
-    /// Made room for newer ones.
+    /// The entry was evicted for newer ones.
     Quota = 1,
-    /// The backend removed them, or the client said that it did not want them.
+    /// The backend cleared the log, or the client declined pending messages.
     Cleared = 2,
-    /// A newer entry took its place.
+    /// A newer entry with the same collapse key replaced it.
     Collapsed = 3,
-    /// Nothing was lost: this user has received them before.
+    /// Not a loss: the user has acknowledged the entry.
     Received = 4,
-    /// Where logs are in a Redis: it may have forgotten them, with a failover or a restart. Whatever was given out there is
-    /// not given out again.
+    /// The log is in Redis, which may have lost the entry in a failover or a restart. The sequence is not reused.
     Lost = 5,
-    /// Passed over after a restart that may have lost entries, or a restore: those sequences are not given out again.
+    /// Skipped after a restore, or a restart that may have lost entries. The sequence is not reused.
     Restart = 6,
 }
 
 impl Loss {
-    /// One word for programs.
+    /// Returns the name of the reason, for programs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -48,44 +47,43 @@ impl Loss {
     }
 }
 
-/// A range of a log that is not there any more, both ends included.
+/// Describes a gap: a missing range of a log, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Missed {
-    /// The first.
+    /// First sequence.
     pub from: Seq,
-    /// The last.
+    /// Last sequence.
     pub to: Seq,
-    /// Why.
+    /// Reason of the gap.
     pub reason: Loss,
 }
 
-/// The last [`REASONS_MAX`] ranges: rising, apart from each other or of different reasons.
+/// Holds the last [`REASONS_MAX`] gaps: sorted, separate from each other or of different reasons.
 #[derive(Clone, Debug, Default)]
 pub struct Gone(Vec<Missed>);
 
 impl Gone {
-    /// Whether one more range may push the lowest out of what is remembered.
+    /// Tests that another gap may remove the lowest.
     pub fn is_full(&self) -> bool {
         self.0.len() >= REASONS_MAX
     }
 
-    /// Makes room for more by forgetting the lower half, if there is none. To be called when nothing is left in an
-    /// inbox that would have to be hidden.
+    /// Removes the lower half if the list is full. Call it when the value log holds no entry that a gap must hide.
     pub fn make_room(&mut self) {
         if self.is_full() {
             self.0.drain(..REASONS_MAX / 2);
         }
     }
 
-    /// Whether an entry that may still be in an inbox is not to be shown to anybody. What was cleared counts as received
-    /// and is shown to whom it is held for; what has expired is known by its own date.
+    /// Tests that an entry in the value log must be hidden from every reader. Cleared entries count as acknowledged, and are
+    /// returned to sessions that hold them. Expired ones are recognized by their own time.
     pub fn hides(&self, seq: Seq) -> bool {
         let at = self.0.partition_point(|range| range.to < seq);
         let range = self.0.get(at).filter(|range| range.from <= seq);
         range.is_some_and(|range| matches!(range.reason, Loss::Quota | Loss::Collapsed))
     }
 
-    /// Adds a range. What was gone before stays gone for the reason it had.
+    /// Adds a gap. Sequences that were missing before keep their reason.
     pub fn insert(&mut self, from: Seq, to: Seq, reason: Loss) {
         let mut from = from;
         while from <= to {
@@ -105,7 +103,7 @@ impl Gone {
         self.0.drain(..over);
     }
 
-    /// Puts a range between its neighbours, joining those of the same reason that it touches.
+    /// Inserts a gap between its neighbours, and merges adjacent ones with the same reason.
     fn put(&mut self, at: usize, range: Missed) {
         let joins = |left: &Missed, right: &Missed| left.reason == right.reason && left.to + 1 == right.from;
         let right = self.0.get(at).is_some_and(|next| joins(&range, next));
@@ -121,7 +119,7 @@ impl Gone {
         }
     }
 
-    /// The parts of `from..=to`, each with its reason where one is known.
+    /// Splits `from..=to` by reason; `None`: the reason is unknown.
     pub fn explain(&self, from: Seq, to: Seq) -> Vec<(Seq, Seq, Option<Loss>)> {
         let (mut parts, first) = (Vec::new(), from);
         let mut from = first;
@@ -160,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_of_one_reason_join_and_those_of_two_stand_beside_each_other() {
+    fn adjacent_gaps_merge_only_with_same_reason() {
         let mut gone = Gone::default();
         gone.insert(1, 3, Loss::Quota);
         gone.insert(5, 5, Loss::Quota);
@@ -174,7 +172,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_as_a_map_in_which_the_first_reason_stands(
+        fn gap_list_behaves_like_a_map_that_keeps_the_first_reason(
             ranges in prop::collection::vec((1_u64..60, 0_u64..9, 0_u8..4), 0..30),
         ) {
             let (mut gone, mut model) = (Gone::default(), BTreeMap::new());
@@ -183,8 +181,8 @@ mod tests {
                 gone.insert(from, from + length, loss);
                 (from..=from + length).for_each(|seq| _ = model.entry(seq).or_insert(loss));
                 for seq in 1..80 {
-                    let told: Vec<_> = gone.explain(seq, seq);
-                    prop_assert_eq!(told, vec![(seq, seq, model.get(&seq).copied())]);
+                    let parts: Vec<_> = gone.explain(seq, seq);
+                    prop_assert_eq!(parts, vec![(seq, seq, model.get(&seq).copied())]);
                 }
                 prop_assert_eq!(Gone::from_stored(&gone.stored()).0, gone.0.clone());
             }

@@ -1,10 +1,10 @@
-//! Contract of a store of user logs.
+//! Defines the contract of a store of user logs.
 //!
 //! - [`Store`]: the trait; this file has the types of its arguments and results
-//! - `error`: why an operation failed · `rejected`: recipients that were rejected, with a reason
+//! - `error`: errors of operations · `rejected`: rejected recipients, with a reason
 //! - `ack_set`: acknowledged sequences · `gaps`: sequences missing from a log
-//! - `user_state`: what can be queried of a user
-//! - `outbox`: webhook events that wait for delivery · `backup`: contents of a backup
+//! - `user_state`: the queryable state of a user
+//! - `outbox`: webhook events until their delivery · `backup`: contents of a backup
 //! - `clock`: the time by which entries expire
 //!
 //! The embedded store is in [`embedded`](crate::embedded), the one on Redis in `redis`.
@@ -37,119 +37,119 @@ pub use ack_set::Received;
 pub use backup::{Contents, PortableError};
 pub use error::StoreError;
 pub use gaps::{Loss, Missed};
-pub use outbox::{EventKind, Kept, Outbox, OutboxEvent, OutboxOptions, OutboxStatus};
+pub use outbox::{EventKind, Outbox, OutboxEvent, OutboxOptions, OutboxStatus, QueuedEvent};
 pub use rejected::{REJECTED_BYTES_MAX, Reason, Rejected};
 pub use user_state::{Attached, DeviceState, KnownUser, UserState};
 
-/// Stable fingerprint of a namespace (FNV-1a, 32 bits).
+/// Computes a stable fingerprint of a namespace (FNV-1a, 32 bits).
 pub fn fingerprint(namespace: &str) -> u32 {
     namespace.bytes().fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// One message in one user's log, with the stamp it was stored under.
+/// Holds a message in one user's log, with the namespace and owner it was stored under.
 ///
-/// The stamp is what stood on disk, not what was asked for: whoever writes an entry to a socket compares it with the
-/// session first, so that a mix-up anywhere below ends there.
+/// Both are read from disk, not copied from the request. A session compares them with its own before it writes the entry to a
+/// socket, so that an error in any layer below cannot deliver it to another user (guarantee G3).
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// Fingerprint of the namespace it was stored under; compare with [`Store::namespace`].
     pub namespace: u32,
     /// The user id it was stored for, as UTF-8.
     pub owner: Bytes,
-    /// Its place in that user's log.
+    /// Sequence in that user's log.
     pub seq: Seq,
-    /// What it says.
+    /// The message.
     pub payload: Payload,
 }
 
-/// One message on its way into the logs of its recipients.
+/// Requests that a message be appended to the logs of its recipients.
 #[derive(Clone, Debug)]
 pub struct Append {
-    /// Stored once, however many recipients there are.
+    /// Message; stored once for all recipients.
     pub payload: Payload,
-    /// Each user once. Empty is allowed and answered at once.
+    /// Distinct users. May be empty; then the append completes at once.
     pub recipients: Vec<UserId>,
-    /// From then on it is not shown to anybody any more, and may be removed. `None`: see [`Limits::age`].
+    /// Time after which the entry is hidden and may be removed. `None`: [`Limits::age`] applies.
     pub ttl: Option<Duration>,
     /// A pending entry with the same key is removed from the log of each recipient who gets this one.
     pub collapse: Option<CollapseKey>,
-    /// The append is to be done once, however often it is asked for.
+    /// Makes the append idempotent.
     pub once: Option<Once>,
-    /// Each recipient gets his copy once, whoever asks for it and with whichever others: for messages that several servers
-    /// come to know of. Remembered for ten minutes; a copy that was refused is not. Nothing is said of it in the answer.
-    /// Only a store that servers share looks at this.
+    /// Makes each recipient's entry idempotent, for messages that several servers receive independently. Remembered for 10 min
+    /// after the append; a rejected entry is not remembered. The result does not show it. Only a store that several servers
+    /// share uses it.
     pub each_once: Option<DispatchId>,
 }
 
 impl Append {
-    /// A message that is kept until it is received.
+    /// Creates an append without expiry, collapse key or id.
     #[must_use]
     pub fn new(payload: Payload, recipients: Vec<UserId>) -> Self {
         Self { payload, recipients, ttl: None, collapse: None, once: None, each_once: None }
     }
 }
 
-/// What makes an append one that is done once: its name, and what its answer will say beside what the store decides.
+/// Makes an append idempotent: its id, and the part of the stored result that the store does not determine itself.
 #[derive(Clone, Debug)]
 pub struct Once {
-    /// Remembered for [`Limits::ids_window`] from the commit on.
+    /// Remembered for [`Limits::ids_window`] from the commit.
     pub id: DispatchId,
-    /// For each recipient, whether he is here now. Users who are sent it past the log are only counted here.
+    /// For each recipient, whether the user is online. With unsynced messages, users are only counted here.
     pub online: Vec<bool>,
-    /// Users for whom it was refused before the store was asked.
+    /// Recipients that were rejected before the store was called.
     pub refused: Vec<Rejected>,
 }
 
-/// What was answered to an append that was to be done once: the same for every time it is asked for.
+/// Holds the result of an idempotent append, which every retry returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answered {
-    /// Recipients in all, with those for whom it was not taken.
+    /// Number of recipients, including rejected ones.
     pub recipients: u32,
-    /// Those of them who were here.
+    /// Number of online recipients.
     pub online: u32,
-    /// Those of them who were not.
+    /// Number of offline recipients.
     pub offline: u32,
-    /// Logs it was appended to; 0 for an append without recipients, which only remembers an answer.
+    /// Logs it was appended to; 0 for an append without recipients, which only stores a result.
     pub stored: u32,
-    /// Those for whom it was not taken.
+    /// Rejected recipients.
     pub rejected: Vec<Rejected>,
 }
 
-/// What became of an [`Append`].
+/// Holds the result of an [`Append`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Appended {
-    /// For each recipient in order: the sequence given, or why none was. Empty for a repeat.
+    /// For each recipient in order: the sequence, or the reason of its rejection. Empty for a duplicate.
     pub seqs: Vec<Result<Seq, Reason>>,
-    /// Of one that was to be done [`Once`]: its answer.
+    /// Stored result of an idempotent append ([`Once`]).
     pub answered: Option<Answered>,
-    /// The answer is that of an earlier append with the same id, and nothing was appended now.
+    /// The result is that of an earlier append with the same id, and nothing was appended now.
     pub duplicate: bool,
-    /// Entries that went for it ([`Overflow::DropOldest`]).
+    /// Entries evicted for it ([`Overflow::DropOldest`]).
     pub dropped: u64,
 }
 
-/// What a store keeps at most. What is over a bound is refused, or makes room, as said; nothing is dropped in silence.
+/// Bounds what a store keeps. Above a bound, messages are rejected or entries evicted, as stated; both are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Pending entries of one user.
     pub messages: u64,
     /// Bytes of payload pending for one user.
     pub bytes: u64,
-    /// Entries older than this are not shown any more. `None`: entries do not age.
+    /// Age above which entries are hidden. `None`: entries do not age.
     pub age: Option<Duration>,
-    /// What happens to a message beyond `messages` or `bytes`.
+    /// Handling of a message above `messages` or `bytes`.
     pub overflow: Overflow,
-    /// A device that was not here for this long is forgotten, unless it is all that a user has. `None`: never.
+    /// Absence after which a device is removed, unless it is the user's only one. `None`: never.
     pub device_age: Option<Duration>,
-    /// Devices remembered for one user; one more, and the one that was away longest is forgotten.
+    /// Devices of one user; one more removes the one that was offline longest.
     pub devices: usize,
-    /// For how long the id of an append is remembered.
+    /// Time for which the id of an append is remembered.
     pub ids_window: Duration,
-    /// How many ids are remembered; beyond that the oldest is forgotten early.
+    /// Number of ids that are remembered; above it, the oldest is removed early.
     pub ids: usize,
-    /// Bytes of payload pending in all. `None`: as much as the disk has room for.
+    /// Bytes of payload pending in total. `None`: bounded by the disk only.
     pub store_bytes: Option<u64>,
-    /// Bytes that are to stay free on the disk: with less nothing is taken, until there is a sixteenth more than that.
+    /// Bytes that must stay free on the disk. With less, nothing is accepted until a sixteenth more than this is free.
     pub free_bytes: u64,
 }
 
@@ -170,41 +170,41 @@ impl Default for Limits {
     }
 }
 
-/// What happens to a message for a user who has as much pending as is allowed.
+/// Chooses how a message for a user at the quota is handled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overflow {
-    /// It is not taken, and the answer says so.
+    /// The recipient is rejected, which the result reports.
     #[default]
     Reject,
-    /// The oldest pending entries go for it: counted, and told to a client that resumes.
+    /// The oldest pending entries are evicted, counted, and reported as a gap to clients that resume.
     DropOldest,
 }
 
-/// What a user's sessions report. Taken in at once, written with a following commit.
+/// Reports acknowledgements and presence of a user's sessions. Effective at once, written with a following commit.
 #[derive(Clone, Debug, Default)]
 pub struct Note {
-    /// Whose cursor the receipt moves; `None`: the one that all clients without a device share.
+    /// Device whose cursor moves; `None`: the cursor that all clients without a device share.
     pub device: Option<DeviceId>,
-    /// Both ends included: the client has received these.
+    /// Acknowledged range, both ends included.
     pub received: Option<(Seq, Seq)>,
-    /// Nothing beyond this may be trimmed yet, received or not: another session of the user still reads there.
-    /// `None`: no session holds anything back.
+    /// Sequence above which nothing may be trimmed, acknowledged or not, because another session of the user still reads
+    /// there. `None`: no session holds anything.
     pub hold: Option<Seq>,
-    /// The user was seen at this time (connected, disconnected).
+    /// Time at which the user connected or disconnected.
     pub seen: Option<SystemTime>,
 }
 
-/// What a read has found.
+/// Holds the result of a read.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
-    /// In order.
+    /// Entries in order.
     pub entries: Vec<Entry>,
-    /// Everything up to this that is not among the entries is not there, or is not to be shown. What lies beyond was
-    /// not looked at.
+    /// The read is complete up to this sequence: what is not among the entries up to it is missing or hidden. Above it,
+    /// nothing was read.
     pub through: Seq,
 }
 
-/// How much one read returns at most. At least one entry is returned if there is one.
+/// Bounds the result of a read. At least one entry is returned if there is one.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadLimit {
     /// Entries.
@@ -213,43 +213,43 @@ pub struct ReadLimit {
     pub bytes: usize,
 }
 
-/// When an append is answered, and so what a crash may take back.
+/// Chooses when an append completes, and so what a crash may lose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
-    /// After `fdatasync`: what was answered survives a killed process, a crashed system and a power cut.
+    /// After `fdatasync`: completed appends survive a killed process, a system crash and a power cut.
     #[default]
     Always,
-    /// At once, with `fdatasync` at least this often. A killed process loses nothing that was handed to the kernel; a
-    /// crashed system or a power cut may take back the messages of that long.
+    /// At once, with `fdatasync` at least once per interval. A killed process loses nothing that the kernel has. A system crash
+    /// or a power cut may lose the messages of one interval.
     Interval(Duration),
-    /// At once, leaving it to the system when to write. A crashed system may take back the last half minute or so.
+    /// At once, and the system decides when to write. A system crash may lose about the last 30 s.
     Never,
 }
 
-/// Called with the users who have new entries, from the thread that committed them: must not block.
+/// Callback with the users who have new entries. Runs on the commit thread, so it must not block.
 pub type CommitListener = Arc<dyn Fn(&[UserId]) + Send + Sync>;
 
-/// A user's log, kept as [`Durability`] says.
+/// Stores user logs, as durably as [`Durability`] states.
 ///
 /// # Contract
-/// - *Order.* An append that was answered comes before every append made after that; of those made at once, one comes
-///   first for all their recipients. Each user's sequences are contiguous and rise by one. None is ever handed out twice, not even after a crash.
-/// - *Atomicity.* What a crash leaves of the appends is a prefix of them, each whole.
-/// - *Visibility.* No read shows an entry before it is as durable as configured.
-/// - *Cancellation.* Dropping the future of an append that is in the queue does not take the append back.
-/// - *Trimming.* An entry goes when everybody has received it and nothing holds it, when its time is over, or when it is
-///   replaced, dropped or cleared; until then every read shows it.
-/// - *Threads.* All methods may be called from anywhere. [`Store::read`], [`Store::state`] and [`Store::users`] may
-///   touch the disk: not for the event loop when much is asked. [`Store::recent`] never does.
+/// - *Order.* A completed append precedes every append made after it. Of concurrent appends, one is first for all
+///   recipients. The sequences of a user are contiguous and rise by one. None is reused, not even after a crash.
+/// - *Atomicity.* A crash leaves a prefix of the appends, each complete.
+/// - *Visibility.* No read returns an entry before it is as durable as configured.
+/// - *Cancellation.* Dropping the future of a queued append does not cancel the append.
+/// - *Trimming.* An entry is removed when every cursor has acknowledged it and no session holds it, when it has expired, or
+///   when it is collapsed, evicted or cleared. Until then every read returns it.
+/// - *Threads.* All methods may be called from any thread. [`Store::read`], [`Store::state`] and [`Store::users`] may access
+///   the disk, so large requests must not run on the event loop. [`Store::recent`] never does.
 pub trait Store: Send + Sync + 'static {
-    /// Fingerprint of the namespace this store was opened for.
+    /// Returns the fingerprint of the store's namespace.
     fn namespace(&self) -> u32;
 
-    /// Appends a message to the log of each recipient, and resolves when all of it is as durable as configured.
+    /// Appends a message to the log of each recipient, and resolves when all entries are as durable as configured.
     /// Waits while the queue of the commit thread is full.
     ///
     /// # Errors
-    /// When nothing of it was taken. For whom alone it was not taken is in the answer.
+    /// Fails if nothing was accepted. Rejected recipients are in the result.
     fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, StoreError>> {
         Box::pin(async move {
             let mut appended = self.append_all(vec![append]).await?;
@@ -257,40 +257,41 @@ pub trait Store: Send + Sync + 'static {
         })
     }
 
-    /// Appends one after the other, all in one commit; resolves when all of it is as durable as configured, with one
-    /// answer for each. Waits while the queue of the commit thread is full.
+    /// Appends several messages in order in one commit. Resolves when all are as durable as configured, with a result for
+    /// each. Waits while the queue of the commit thread is full.
     ///
     /// # Errors
-    /// When nothing of it was taken.
+    /// Fails if nothing was accepted.
     fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<Appended>, StoreError>>;
 
-    /// Removes everything a user has up to this moment, for all his devices; resolves with how many entries nobody
-    /// had received of that, once that is durable. What the last [`Note`] holds stays held.
+    /// Removes all pending entries of a user, for all devices. Resolves with their number once that is durable. Entries held
+    /// by the last [`Note`] stay.
     fn clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>>;
 
-    /// A session begins: what its cursor has received so far. The first device of a user takes over from clients
-    /// without one, if none of those was ever here; any other new cursor begins with all that somebody else has not
-    /// received.
+    /// Attaches a session, and returns its cursor.
+    ///
+    /// The first device of a user takes over the shared cursor, if no client without a device was ever connected. Any other
+    /// new cursor begins with the entries that some cursor has not acknowledged.
     ///
     /// # Errors
-    /// When what is stored of the user cannot be read.
+    /// Fails if the user's stored data is unreadable.
     fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError>;
 
-    /// A session that had been attached is over: from here on its device may be forgotten when it stays away.
+    /// Detaches a session. From now on its device may be removed after [`Limits::device_age`].
     fn detach(&self, user: &UserId, device: Option<&DeviceId>);
 
-    /// Takes note of a receipt or a presence: in force for every later call at once, on disk with a following commit.
-    /// A crash in between takes it back, which repeats messages and loses none.
+    /// Records acknowledgements or presence: effective for every later call, on disk with a following commit.
+    /// A crash before that loses the report, which repeats messages and loses none.
     fn note(&self, user: &UserId, note: Note);
 
-    /// Entries of `user` above `after`, in order: those not received, and beyond what is held also those that were.
+    /// Reads entries of `user` above `after`, in order: unacknowledged ones, and above the hold also acknowledged ones.
     ///
     /// # Errors
-    /// Stops at the first entry that cannot be read, telling which.
+    /// Fails at the first unreadable entry, and names it.
     fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError>;
 
-    /// As [`Store::read`], where the log is on the other side of a network, and without a thread that waits for it; `None` where it
-    /// is not. What is under way ends with the future.
+    /// Reads asynchronously, like [`Store::read`], if the log is remote; `None` if it is local. Dropping the future cancels the
+    /// read.
     fn read_far(
         &self,
         _user: &UserId,
@@ -300,93 +301,94 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
-    /// As [`Store::read`], where all of it is at hand in memory; `None` where the disk would have to be asked.
+    /// Reads from memory, like [`Store::read`]; `None` if the disk would be needed.
     fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found>;
 
-    /// Why `from..=to`, where a read found nothing, is not there: the same range in parts, each with its reason. The
-    /// reasons of the last [`REASONS_MAX`] gaps of a log are known; of those before it is said that they have expired.
+    /// Explains why `from..=to` is missing from a log: the range in parts, each with a gap reason. The reasons of the last
+    /// [`REASONS_MAX`] gaps of a log are known; older ones are reported as expired.
     ///
     /// # Errors
-    /// When what is stored of the user cannot be read.
+    /// Fails if the user's stored data is unreadable.
     fn missed(&self, user: &UserId, device: Option<&DeviceId>, from: Seq, to: Seq) -> Result<Vec<Missed>, StoreError>;
 
-    /// What is known of a user.
+    /// Returns the state of a user.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// Fails if it is unreadable.
     fn state(&self, user: &UserId) -> Result<UserState, StoreError>;
 
-    /// The same for each of these users, in their order. What cannot be read of one concerns that user alone.
+    /// Returns the states of several users in their order. An unreadable user does not affect others.
     ///
     /// # Errors
-    /// When none can be read.
+    /// Fails if no state can be read.
     fn states(&self, users: Vec<UserId>) -> Result<Vec<KnownUser>, StoreError> {
         Ok(users.into_iter().map(|user| (user.clone(), self.state(&user))).collect())
     }
 
-    /// Counts the bytes of a user's pending entries. They are known without reading, except while entries are received
-    /// out of order. Then at most 1 MiB is read; where more is pending the result is the estimate that
-    /// [`Store::state`] has.
+    /// Counts the bytes of a user's pending entries.
+    ///
+    /// They are known without reading, except while entries are acknowledged out of order. Then at most 1 MiB is read; above
+    /// that, the result is the estimate of [`Store::state`].
     ///
     /// # Errors
-    /// When they cannot be read.
+    /// Fails if the entries are unreadable.
     fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError>;
 
-    /// Known users in the order of their ids, those above `after`, each with his state, or why that cannot be read
-    /// ([`StoreError::Damaged`]).
+    /// Lists known users above `after` in the order of their ids, each with its state, or [`StoreError::Damaged`] if that is
+    /// unreadable.
     ///
     /// # Errors
-    /// When they cannot be read.
+    /// Fails if the list is unreadable.
     fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<KnownUser>, StoreError>;
 
-    /// Sets who is told of commits. Called once, before the first append.
+    /// Sets the listener of commits. Called once, before the first append.
     fn on_commit(&self, listener: CommitListener);
 
-    /// Resolves when the store has failed ([`StoreError::Failed`]); otherwise never.
+    /// Resolves when the store has failed ([`StoreError::Failed`]); pending otherwise.
     fn failure(&self) -> BoxFuture<'_, StoreError>;
 
-    /// Whether the logs are on the other side of a network: then [`Store::attach`] and [`Store::missed`] wait for it too,
-    /// and are not for the event loop; [`Store::note`] and [`Store::detach`] never wait.
+    /// Tests that the logs are remote. Then [`Store::attach`] and [`Store::missed`] wait for the network too, and must not run on
+    /// the event loop; [`Store::note`] and [`Store::detach`] never wait.
     fn is_far(&self) -> bool {
         false
     }
 
-    /// Why nothing can be reached for now ([`StoreError::Unreachable`]), if that is so.
+    /// Returns why a remote store cannot be reached now ([`StoreError::Unreachable`]).
     fn unreachable(&self) -> Option<Arc<str>> {
         None
     }
 
-    /// Sets who is told that commits may have been missed: any log may have more.
+    /// Sets the listener that is called when commits may have been missed, so that any log may have new entries.
     fn on_gap(&self, _listener: Arc<dyn Fn() + Send + Sync>) {}
 
-    /// What is to be told to the outside world, if anything is.
+    /// Returns the outbox of webhook events, if there is one.
     fn outbox(&self) -> Option<Arc<dyn Outbox>> {
         None
     }
 
-    /// Who has not received `seq` of a user's log: devices, and `None` for clients without one. Empty where nobody is left
-    /// who could get it.
+    /// Lists the cursors that have not acknowledged `seq` of a user's log: devices, and `None` for clients without one. Empty if
+    /// no cursor can get it.
     ///
     /// # Errors
-    /// When what is stored of the user cannot be read.
+    /// Fails if the user's stored data is unreadable.
     fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError>;
 
-    /// Conditions of the server that this store belongs to: the store reports its own there.
+    /// Returns the health of the server, to which the store reports its own conditions.
     fn health(&self) -> Arc<Health>;
 
-    /// Why nothing is taken for now ([`StoreError::Full`]), if nothing is.
+    /// Returns why nothing is accepted now ([`StoreError::Full`]).
     fn full(&self) -> Option<Arc<str>>;
 
-    /// For how long the running commit has been running, if one is: a disk that hangs shows here.
+    /// Returns the age of the running commit, if there is one: it shows a disk that hangs.
     fn stalled(&self) -> Option<Duration>;
 
-    /// Writes a backup of everything that was answered so far. Blocks, and may take long: not for the event loop.
+    /// Writes a backup of everything committed so far. Blocks, and may take long, so it must not run on the event loop.
     ///
     /// # Errors
-    /// When something cannot be read, which the backup says too, or `out` takes no more.
+    /// Fails if something is unreadable, which the backup records too, or if writing to `out` fails.
     fn backup(&self, out: &mut dyn std::io::Write) -> Result<Contents, PortableError>;
 
-    /// Takes nothing more, commits what was taken, writes all notes, and leaves the store cleanly closed.
+    /// Rejects further appends, commits queued ones, writes all reports, and closes the store cleanly.
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 

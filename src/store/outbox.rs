@@ -1,4 +1,4 @@
-//! Outbox: webhook events, stored until a backend has taken them.
+//! Defines the outbox: webhook events, stored until a backend has accepted them.
 
 use bincode::{Decode, Encode};
 use tokio::sync::watch;
@@ -6,120 +6,120 @@ use tokio::sync::watch;
 use super::StoreError;
 use crate::message::{Seq, UserId};
 
-/// What an outbox is to keep.
+/// Configures an outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboxOptions {
-    /// Events at most; one more is lost, and counted.
+    /// Number of events at most; one more is lost, and counted.
     pub events: u64,
-    /// Bytes of them; likewise. On the disk the tables may take several times that.
+    /// Bytes of events at most; more are lost, and counted. The tables on disk may take several times that.
     pub bytes: u64,
-    /// Which kinds are put in at all.
+    /// Kinds of events that are stored.
     pub kinds: Vec<EventKind>,
 }
 
-/// Something that has happened, for whoever is told of it later. Texts are as they were said; nothing of it is looked at.
+/// Describes an event for later delivery. Texts are stored as they were sent, without being parsed.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[non_exhaustive]
 pub enum OutboxEvent {
     /// A client has connected.
     Connection {
-        /// Names the connection.
+        /// Id of the connection.
         connection: String,
     },
-    /// A client has shown who it is.
+    /// A client has authenticated.
     Authentication {
-        /// Names the connection.
+        /// Id of the connection.
         connection: String,
-        /// Who it is.
+        /// User id.
         user: String,
     },
-    /// A client has said something.
+    /// A client has sent a message.
     Message {
-        /// Names the connection.
+        /// Id of the connection.
         connection: String,
-        /// Who it is, if that is known.
+        /// User id, if the client has authenticated.
         user: Option<String>,
-        /// The opcode.
+        /// Opcode.
         op: u64,
-        /// The data: JSON text.
+        /// Data as JSON.
         data: Option<String>,
-        /// The type.
+        /// Type.
         kind: Option<String>,
     },
-    /// A client is gone.
+    /// A client has disconnected.
     Disconnection {
-        /// Names the connection.
+        /// Id of the connection.
         connection: String,
-        /// Who it was, if that was known.
+        /// User id, if the client had authenticated.
         user: Option<String>,
     },
-    /// A message has not been received for a while.
+    /// A message was not acknowledged in time.
     Undelivered {
-        /// For whom it is.
+        /// Recipient.
         user: String,
-        /// Its place in that user's log.
+        /// Sequence in the recipient's log.
         seq: Seq,
-        /// What has not received it: devices, and `None` for clients without one.
+        /// Cursors that have not acknowledged it: devices, and `None` for clients without one.
         devices: Vec<Option<String>>,
-        /// What it says: JSON text.
+        /// Message as JSON.
         payload: String,
     },
-    /// A client has received messages.
+    /// A client has acknowledged messages.
     Delivered {
-        /// Whose.
+        /// User id.
         user: String,
-        /// On which device, if it named one.
+        /// Device, if the client named one.
         device: Option<String>,
-        /// The first.
+        /// First sequence.
         from: Seq,
-        /// The last.
+        /// Last sequence.
         to: Seq,
     },
-    /// Messages were let go of because they were too old, before everybody had received them.
+    /// Pending messages have expired.
     Expired {
-        /// Whose.
+        /// User id.
         user: String,
-        /// The first.
+        /// First sequence.
         from: Seq,
-        /// The last.
+        /// Last sequence.
         to: Seq,
     },
-    /// Messages went for newer ones, before everybody had received them.
+    /// Pending messages were evicted for newer ones.
     Dropped {
-        /// Whose.
+        /// User id.
         user: String,
-        /// The first of the range.
+        /// First sequence of the range.
         from: Seq,
-        /// Its last.
+        /// Last sequence of the range.
         to: Seq,
-        /// How many of it had not been received.
+        /// Number of pending messages in the range.
         count: u64,
     },
-    /// Here events are missing: there was no room for them.
+    /// Events were lost at this point, because the outbox was full.
     Overflow {
-        /// When the first was lost, in milliseconds of the Unix epoch.
+        /// Time of the first loss, in milliseconds of the Unix epoch.
         since_ms: u64,
-        /// How many of each [`EventKind`], by its number.
+        /// Number of lost events for each [`EventKind`], by its number.
         lost: Vec<(u8, u64)>,
-        /// A crash has cut the count short: there may have been more.
+        /// The counts are minimums, because a crash lost some.
         at_least: bool,
     },
-    /// A client has sent a message whose type has half of a surrogate pair.
+    /// A client has sent a message whose type has an unpaired surrogate.
     CutMessage {
-        /// Names the connection.
+        /// Id of the connection.
         connection: String,
-        /// The user, if it is known.
+        /// User id, if the client has authenticated.
         user: Option<String>,
-        /// The opcode.
+        /// Opcode.
         op: u64,
-        /// The data: JSON text.
+        /// Data as JSON.
         data: Option<String>,
-        /// The type: JSON text.
+        /// Type as JSON.
         kind_json: String,
     },
 }
 
-/// The kinds of events. Numbers are part of the format.
+/// Enumerates the kinds of events. Numbers are part of the on-disk format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventKind {
@@ -139,12 +139,12 @@ pub enum EventKind {
     Expired = 6,
     /// [`OutboxEvent::Dropped`]
     Dropped = 7,
-    /// [`OutboxEvent::Overflow`]: always told.
+    /// [`OutboxEvent::Overflow`]: always stored.
     Overflow = 8,
 }
 
 impl EventKind {
-    /// Those one can choose from.
+    /// Kinds that can be configured.
     pub const CHOICE: [Self; 8] = [
         Self::Connection,
         Self::Authentication,
@@ -156,7 +156,7 @@ impl EventKind {
         Self::Dropped,
     ];
 
-    /// One word for programs.
+    /// Returns the name of the kind, for programs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -172,7 +172,7 @@ impl EventKind {
         }
     }
 
-    /// The kind of that number, if there is one.
+    /// Returns the kind of a number.
     #[must_use]
     pub fn from_stored(number: u8) -> Option<Self> {
         Self::CHOICE.into_iter().chain([Self::Overflow]).find(|kind| *kind as u8 == number)
@@ -180,7 +180,7 @@ impl EventKind {
 }
 
 impl OutboxEvent {
-    /// What kind it is of.
+    /// Returns the kind of the event.
     #[must_use]
     pub fn kind(&self) -> EventKind {
         match self {
@@ -196,7 +196,7 @@ impl OutboxEvent {
         }
     }
 
-    /// About how many bytes it takes on the disk.
+    /// Estimates the size of the event on disk, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
@@ -221,81 +221,81 @@ impl OutboxEvent {
     }
 }
 
-/// An event that can be read.
+/// Holds a stored event.
 #[derive(Clone, Debug)]
-pub struct Kept {
-    /// Its number: it rises by one from event to event.
+pub struct QueuedEvent {
+    /// Number of the event; rises by one from event to event.
     pub number: u64,
-    /// Names it, among all events there ever are: a repeat has the same.
+    /// Id of the event, unique for ever; a repeated delivery has the same.
     pub id: String,
-    /// When it happened, in milliseconds of the Unix epoch.
+    /// Time of the event, in milliseconds of the Unix epoch.
     pub at_ms: u64,
-    /// What happened.
+    /// The event.
     pub event: OutboxEvent,
 }
 
-/// How an outbox is.
+/// Describes the state of an outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxStatus {
-    /// Events in it, as durable as configured: without what was put in just now.
+    /// Number of events in it, as durable as configured: without those put in just now.
     pub events: u64,
-    /// Bytes of them.
+    /// Bytes of the events.
     pub bytes: u64,
-    /// Events that were lost since the store was opened.
+    /// Number of events lost since the store was opened.
     pub lost: u64,
-    /// Events are being lost now.
+    /// True while events are being lost.
     pub losing: bool,
-    /// Everything up to this number has been removed for good.
+    /// Number up to which events have been removed durably.
     pub removed: u64,
 }
 
-/// Events on their way out.
+/// Stores events until their delivery.
 pub trait Outbox: std::fmt::Debug + Send + Sync {
-    /// Names this start of the store: 16 hexadecimal digits. No two starts have the same.
+    /// Returns the id of this start of the store: 16 hexadecimal digits, unique for each start.
     #[must_use]
     fn start(&self) -> String;
 
-    /// Whether events of this kind are to be put in.
+    /// Tests that events of this kind are stored.
     #[must_use]
     fn wants(&self, kind: EventKind) -> bool;
 
-    /// Puts an event in, if its kind is wanted. Never waits; where there is no room, it is counted instead.
+    /// Puts an event in, if its kind is enabled. Never waits; a full outbox counts the event as lost instead.
     fn put(&self, event: OutboxEvent);
 
-    /// Puts in that a message is undelivered, and remembers that all up to it were told of. False, and nothing is done,
-    /// where there is no room, or no space on the disk: it can be reported later.
+    /// Puts in that a message is undelivered, and records its sequence as reported. False without an effect if the outbox or
+    /// the disk is full: retry later.
     #[must_use]
     fn put_undelivered(&self, user: &UserId, seq: Seq, event: OutboxEvent) -> bool;
 
-    /// Up to where a user's messages were told of as undelivered; 0 for none.
+    /// Returns the sequence up to which a user's messages were reported as undelivered; 0 for none.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// Fails if it is unreadable.
     fn reported(&self, user: &UserId) -> Result<Seq, StoreError>;
 
-    /// Users of whom messages were told of as undelivered, above `after`, and up to where.
+    /// Lists users above `after` with messages reported as undelivered, each with the last reported sequence.
     ///
     /// # Errors
-    /// When they cannot be read.
+    /// Fails if they are unreadable.
     fn all_reported(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<(UserId, Seq)>, StoreError>;
 
-    /// Of this user nothing is pending any more that was told of.
+    /// Removes the reported sequence of a user without pending reported messages.
     fn forget_reported(&self, user: &UserId);
 
-    /// The oldest events above number `after`: at most `events` of them, and, if there is more than one, `bytes`.
+    /// Reads the oldest events above number `after`: at most `events` and `bytes`, but at least one.
     ///
     /// # Errors
-    /// When they cannot be read.
-    fn read(&self, after: u64, events: usize, bytes: u64) -> Result<Vec<Kept>, StoreError>;
+    /// Fails if they are unreadable.
+    fn read(&self, after: u64, events: usize, bytes: u64) -> Result<Vec<QueuedEvent>, StoreError>;
 
-    /// Removes all events up to number `through`, with a following commit. A crash in between brings them back.
+    /// Removes all events up to number `through` with a following commit. A crash before it restores them.
     fn remove(&self, through: u64);
 
-    /// How it is now.
+    /// Returns the current state.
     #[must_use]
     fn status(&self) -> OutboxStatus;
 
-    /// Tells of every change from here on: of what can be read, and of the room there is.
+    /// Subscribes to changes: new events, and freed space.
     #[must_use]
     fn changes(&self) -> watch::Receiver<u64>;
 }

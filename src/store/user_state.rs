@@ -1,52 +1,52 @@
-//! What a store knows of a user.
+//! Defines the queryable state of a user.
 
 use std::time::SystemTime;
 
 use super::{Received, StoreError};
 use crate::message::{DeviceId, Seq, UserId};
 
-/// What the store knows of a user.
+/// Describes a user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserState {
-    /// Whether anything was ever written down about this user.
+    /// The store has data of this user.
     pub known: bool,
-    /// Last sequence handed out; the next message gets `head + 1`.
+    /// Last assigned sequence; the next message gets `head + 1`.
     pub head: Seq,
-    /// What the clients without a device have received, or, if there are none, what all devices have.
+    /// Sequences acknowledged by clients without a device, or if there are none, by all devices.
     pub received: Received,
-    /// Entries that somebody has not received yet.
+    /// Number of pending entries.
     pub pending: u64,
-    /// Bytes of those entries. An estimate while entries are received out of order; see [`Store::pending_bytes`].
+    /// Bytes of the pending entries. An estimate while entries are acknowledged out of order; see [`Store::pending_bytes`].
     ///
     /// [`Store::pending_bytes`]: super::Store::pending_bytes
     pub pending_bytes: u64,
-    /// A read has found entries of this user that cannot be read. Others may be unreadable that no read has met yet.
+    /// A read found unreadable entries of this user. There may be others that no read has reached.
     pub damaged: bool,
-    /// When the user last connected or disconnected, as far as that was written down.
+    /// Time of the last recorded connect or disconnect.
     pub seen: Option<SystemTime>,
-    /// His devices, those that came first first.
+    /// Devices, the oldest first.
     pub devices: Vec<DeviceState>,
 }
 
-/// What the store knows of a device.
+/// Describes a device of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceState {
-    /// Its name.
+    /// Name of the device.
     pub device: DeviceId,
-    /// Entries that it has not received yet.
+    /// Number of entries it has not acknowledged.
     pub pending: u64,
-    /// When it last connected or disconnected.
+    /// Time of its last connect or disconnect.
     pub seen: Option<SystemTime>,
 }
 
-/// Where a session begins: what its cursor is when it comes.
+/// Holds the cursor of a session that attaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
-    /// What it has received.
+    /// Acknowledged sequences.
     pub received: Received,
-    /// The head of the log.
+    /// Head of the log.
     pub head: Seq,
 }
 
-/// One of those whom a store knows: his state, or why what is stored of him cannot be read, which concerns him alone.
+/// Holds a known user with its state, or the error that makes only this user unreadable.
 pub type KnownUser = (UserId, Result<UserState, StoreError>);

@@ -1,4 +1,4 @@
-//! Out of the outbox: one batch at a time, again and again until the receiver has taken it.
+//! Delivers events from the outbox to the receiver: one batch at a time, with retries until the receiver accepts it.
 
 use std::{
     sync::Arc,
@@ -7,25 +7,25 @@ use std::{
 
 use super::{backoff::Backoff, on_disk_thread, payload};
 use crate::{
-    http_client::{Answer, Outgoing, OutgoingError, signing},
-    hub::{KeptEvent, Outbox},
+    http_client::{HttpClient, HttpError, HttpResponse, signing},
+    hub::{Outbox, QueuedEvent},
     metrics::Metrics,
 };
 
-/// Events that may be taken by the receiver and not yet removed from the disk. After a crash no more than these and one
-/// batch are told again. More than are written together, which is how they are removed.
+/// Events that the receiver may have accepted and the disk still has. After a crash at most these and one batch are sent
+/// again. It is more than are written together, which is how they are removed.
 const AHEAD_MAX: u64 = 5_000;
 
-/// How often it is said that the receiver takes nothing.
-const SAY: Duration = Duration::from_secs(60);
+/// Minimum interval of log lines while the receiver accepts nothing, and the delay before reading the outbox is retried.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The status of a receiver for which a request is too large.
+/// Status of a receiver for which a request is too large.
 const TOO_LARGE: u16 = 413;
 
-/// What is needed to tell.
+/// Delivers the events of one outbox.
 #[derive(Debug)]
 pub(super) struct Delivery {
-    pub outgoing: Outgoing,
+    pub http: HttpClient,
     pub outbox: Arc<dyn Outbox>,
     pub secret: String,
     pub max_events: usize,
@@ -34,41 +34,41 @@ pub(super) struct Delivery {
     pub metrics: Arc<Metrics>,
 }
 
-/// Since when the receiver takes nothing, and when that was last said.
-struct Trouble {
+/// Describes a series of failed requests, for the log.
+struct Outage {
     since: Instant,
-    said: Instant,
+    logged: Instant,
     requests: u64,
 }
 
 impl Delivery {
-    /// Tells, for as long as it is let.
+    /// Delivers events until the outbox is closed.
     pub async fn run(&mut self) {
         let mut changes = self.outbox.changes();
-        // After a panic events that were taken and not removed yet are posted again, with the same ids.
+        // After a panic, events that were accepted and not removed yet are sent again with the same ids.
         let mut through = self.outbox.status().removed;
-        let mut trouble = None;
+        let mut outage = None;
         loop {
             changes.borrow_and_update();
             let ahead = through.saturating_sub(self.outbox.status().removed);
             let events = if ahead > AHEAD_MAX { Vec::new() } else { self.read(through).await };
             if events.is_empty() {
-                // Ends only when the outbox does, and so does this.
+                // An error means that the outbox is closed.
                 if changes.changed().await.is_err() {
                     return;
                 }
                 continue;
             }
-            let taken = self.tell(&events, &mut trouble).await;
-            if let Some(last) = events[..taken].last() {
+            let accepted = self.deliver(&events, &mut outage).await;
+            if let Some(last) = events[..accepted].last() {
                 through = last.number;
                 self.outbox.remove(through);
             }
         }
     }
 
-    /// The next events; none where there are none.
-    async fn read(&self, after: u64) -> Vec<KeptEvent> {
+    /// Reads the next events; empty if there are none.
+    async fn read(&self, after: u64) -> Vec<QueuedEvent> {
         loop {
             let (outbox, events, bytes) = (self.outbox.clone(), self.max_events, self.max_bytes);
             match on_disk_thread(move || outbox.read(after, events, bytes)).await {
@@ -76,56 +76,56 @@ impl Delivery {
                 Some(Err(error)) => tracing::error!(%error, "events cannot be read from the outbox of the webhook"),
                 None => {}
             }
-            tokio::time::sleep(SAY).await;
+            tokio::time::sleep(LOG_INTERVAL).await;
         }
     }
 
-    /// Posts these until the receiver takes them; returns how many that were. What is too large for it is halved.
-    async fn tell(&mut self, events: &[KeptEvent], trouble: &mut Option<Trouble>) -> usize {
+    /// Sends events until the receiver accepts them, and returns how many. After 413 the batch is halved.
+    async fn deliver(&mut self, events: &[QueuedEvent], outage: &mut Option<Outage>) -> usize {
         let mut count = events.len();
         loop {
             let body = payload::encode(&events[..count]);
-            // Made anew each time: receivers refuse old ones.
+            // Signed for each attempt, because receivers reject old timestamps.
             let headers = signing::headers(&self.secret, &body);
-            let answer = self.outgoing.post(body, &headers).await;
-            if answer.as_ref().is_ok_and(Answer::is_success) {
+            let response = self.http.post(body, &headers).await;
+            if response.as_ref().is_ok_and(HttpResponse::is_success) {
                 self.metrics.webhook_sent.inc_by(count as u64);
                 self.backoff.reset();
-                if let Some(Trouble { since, requests, .. }) = trouble.take() {
+                if let Some(Outage { since, requests, .. }) = outage.take() {
                     let seconds = since.elapsed().as_secs();
-                    tracing::info!(seconds, requests, "the receiver of the webhook takes events again");
+                    tracing::info!(seconds, requests, "the receiver of the webhook accepts events again");
                 }
                 return count;
             }
             self.metrics.webhook_failures.inc();
-            say(trouble, &answer);
-            if count > 1 && answer.as_ref().is_ok_and(|answer| answer.status == TOO_LARGE) {
+            log_failure(outage, &response);
+            if count > 1 && response.as_ref().is_ok_and(|response| response.status == TOO_LARGE) {
                 count = count.div_ceil(2);
                 continue;
             }
-            let asked = answer.ok().and_then(|answer| answer.retry_after);
-            tokio::time::sleep(self.backoff.next(asked)).await;
+            let requested = response.ok().and_then(|response| response.retry_after);
+            tokio::time::sleep(self.backoff.next(requested)).await;
         }
     }
 }
 
-/// Says what is wrong: at first, and then once in a while.
-fn say(trouble: &mut Option<Trouble>, answer: &Result<Answer, OutgoingError>) {
+/// Logs a failed request: the first of an outage, then at most once per interval.
+fn log_failure(outage: &mut Option<Outage>, response: &Result<HttpResponse, HttpError>) {
     let now = Instant::now();
-    let first = trouble.is_none();
-    let trouble = trouble.get_or_insert(Trouble { since: now, said: now, requests: 0 });
-    trouble.requests += 1;
-    if !first && now.duration_since(trouble.said) < SAY {
+    let first = outage.is_none();
+    let outage = outage.get_or_insert(Outage { since: now, logged: now, requests: 0 });
+    outage.requests += 1;
+    if !first && now.duration_since(outage.logged) < LOG_INTERVAL {
         return;
     }
-    trouble.said = now;
-    let why = match answer {
-        Ok(answer) => match answer.status {
-            300..=399 => format!("it answers {}, and redirections are not followed", answer.status),
-            status => format!("it answers {status}"),
+    outage.logged = now;
+    let why = match response {
+        Ok(response) => match response.status {
+            300..=399 => format!("it answered {}, and redirects are not followed", response.status),
+            status => format!("it answered {status}"),
         },
         Err(error) => error.to_string(),
     };
-    let (requests, seconds) = (trouble.requests, trouble.since.elapsed().as_secs());
-    tracing::warn!(%why, requests, seconds, "the receiver of the webhook takes no events; they wait in the outbox");
+    let (requests, seconds) = (outage.requests, outage.since.elapsed().as_secs());
+    tracing::warn!(%why, requests, seconds, "the receiver of the webhook accepts no events; they wait in the outbox. Check the receiver");
 }

@@ -1,16 +1,16 @@
-//! Telling a backend what happens: events in batches, over HTTP, signed, in order, each at least once.
+//! Sends events to a backend over HTTP: in batches, signed, in order, each at least once.
 //!
-//! Nothing is told from where it happens. Events go into the store's [`Outbox`] first, which survives what messages survive;
-//! one task reads it from its front and posts a batch at a time, again and again until it is taken. So everything is in one
-//! order, and a receiver that is down, slow or wrong costs nothing but room in the outbox, which has a bound.
+//! No event is sent from where it happens. Events are first put into the store's [`Outbox`], which is as durable as messages.
+//! One task reads its oldest events and sends a batch at a time, with retries until the receiver accepts it. So all events have
+//! one order. A receiver that is down, slow or wrong costs only space in the outbox, which is bounded.
 //!
-//! - `recorder`: what clients do, into the outbox
-//! - `undelivered`: messages that nobody received for a while, into the outbox
-//! - `delivery`: out of it
-//! - `payload`: what is posted, byte by byte
-//! - `backoff`: how long to wait before trying again
+//! - `recorder`: puts client events into the outbox
+//! - `undelivered`: puts messages that were not acknowledged in time into the outbox
+//! - `delivery`: sends events from the outbox
+//! - `payload`: encodes the body of a request
+//! - `backoff`: retry delays
 //!
-//! What the store itself puts in (`delivered`, `expired`, `dropped`) is in `embedded/outbox`.
+//! The store itself puts in `delivered`, `expired` and `dropped`; see `embedded/outbox`.
 
 mod backoff;
 mod blocking;
@@ -27,22 +27,22 @@ use self::blocking::on_disk_thread;
 use crate::{
     config,
     health::{Health, supervise},
-    http_client::{Outgoing, UrlError},
+    http_client::{HttpClient, UrlError},
     hub::{EventKind, Hub, Outbox, OutboxOptions, Store},
     metrics::Metrics,
 };
 use backoff::Backoff;
 use delivery::Delivery;
-use recorder::Feed;
-use undelivered::Watch;
+use recorder::EventRecorder;
+use undelivered::UndeliveredMonitor;
 
-/// How often it is looked how the outbox is.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval of updating the metrics of the outbox.
+const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often it is said that events are being lost, while they are.
-const SAY: Duration = Duration::from_secs(60);
+/// Minimum interval of log lines while events are being lost.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What the store has to keep for a webhook.
+/// Makes the outbox options of the store for a webhook.
 #[must_use]
 pub fn outbox_options(webhook: &config::Webhook) -> OutboxOptions {
     let named = |kind: &EventKind| webhook.events.iter().any(|name| name == kind.as_str());
@@ -53,25 +53,25 @@ pub fn outbox_options(webhook: &config::Webhook) -> OutboxOptions {
     }
 }
 
-/// A webhook that is set up.
+/// Holds a configured webhook before it starts.
 pub struct Webhook {
     delivery: Delivery,
-    watch: Option<Arc<Watch>>,
+    monitor: Option<Arc<UndeliveredMonitor>>,
     outbox: Arc<dyn Outbox>,
     metrics: Arc<Metrics>,
 }
 
-/// A webhook at work. Dropping it stops it; what it has not told stays in the outbox.
+/// Runs the tasks of a webhook. Dropping it stops them; unsent events stay in the outbox.
 #[derive(Debug)]
-pub struct Telling {
+pub struct WebhookTasks {
     _tasks: JoinSet<()>,
 }
 
 impl Webhook {
-    /// Sets it up: from here on what happens goes into the outbox.
+    /// Configures the webhook. From now on, events are put into the outbox.
     ///
     /// # Errors
-    /// When the address is refused, or the system's certificates cannot be used.
+    /// Fails if the URL is rejected, or the system's certificates cannot be loaded.
     pub fn new(
         webhook: &config::Webhook,
         hub: &Hub,
@@ -80,7 +80,7 @@ impl Webhook {
         metrics: Arc<Metrics>,
     ) -> Result<Self, UrlError> {
         let delivery = Delivery {
-            outgoing: Outgoing::new(&webhook.url, webhook.timeout, webhook.allow_private)?,
+            http: HttpClient::new(&webhook.url, webhook.timeout, webhook.allow_private)?,
             outbox: outbox.clone(),
             secret: webhook.secret.clone(),
             max_events: webhook.max_events,
@@ -88,31 +88,31 @@ impl Webhook {
             backoff: Backoff::new(webhook.retry_min, webhook.retry_max),
             metrics: metrics.clone(),
         };
-        hub.listen(Arc::new(Feed::new(outbox.clone())));
-        let watch = outbox.wants(EventKind::Undelivered).then(|| {
-            let watch = Arc::new(Watch::new(store, outbox.clone(), webhook.undelivered_after));
-            let told = watch.clone();
-            hub.on_appended(move |users| told.appended(users));
-            watch
+        hub.listen(Arc::new(EventRecorder::new(outbox.clone())));
+        let monitor = outbox.wants(EventKind::Undelivered).then(|| {
+            let monitor = Arc::new(UndeliveredMonitor::new(store, outbox.clone(), webhook.undelivered_after));
+            let listener = monitor.clone();
+            hub.on_appended(move |users| listener.appended(users));
+            monitor
         });
-        Ok(Self { delivery, watch, outbox, metrics })
+        Ok(Self { delivery, monitor, outbox, metrics })
     }
 
-    /// Begins to tell. To be called on a runtime.
+    /// Starts the tasks. Call it on a runtime.
     #[must_use = "it stops when this is dropped"]
-    pub fn start(self, health: &Arc<Health>) -> Telling {
-        let Self { delivery, watch, outbox, metrics } = self;
+    pub fn start(self, health: &Arc<Health>) -> WebhookTasks {
+        let Self { delivery, monitor, outbox, metrics } = self;
         let mut tasks = JoinSet::new();
-        // They end when they are dropped. The outbox outlives them: it is in the store, which is closed later.
+        // The tasks end when they are dropped. The outbox outlives them: it is in the store, which closes later.
         let over = || false;
         tasks.spawn(supervise(health.clone(), "webhook_delivery", delivery, over, |delivery| Box::pin(delivery.run())));
-        if let Some(watch) = watch {
-            tasks.spawn(supervise(health.clone(), "webhook_watch", watch, over, |watch| Box::pin(watch.run())));
+        if let Some(monitor) = monitor {
+            tasks.spawn(supervise(health.clone(), "webhook_watch", monitor, over, |monitor| Box::pin(monitor.run())));
         }
         tasks.spawn(supervise(health.clone(), "webhook_metrics", 0, over, move |lost| {
             Box::pin(observe(outbox.clone(), metrics.clone(), lost))
         }));
-        Telling { _tasks: tasks }
+        WebhookTasks { _tasks: tasks }
     }
 }
 
@@ -122,23 +122,23 @@ impl std::fmt::Debug for Webhook {
     }
 }
 
-/// Keeps the metrics of the outbox, and says so while events are being lost.
+/// Updates the metrics of the outbox, and logs lost events.
 async fn observe(outbox: Arc<dyn Outbox>, metrics: Arc<Metrics>, lost: &mut u64) {
-    let mut said = None::<Instant>;
+    let mut logged = None::<Instant>;
     loop {
         let status = outbox.status();
         metrics.webhook_outbox_events.set(status.events.cast_signed());
         metrics.webhook_outbox_bytes.set(status.bytes.cast_signed());
         metrics.webhook_lost.inc_by(status.lost - *lost);
-        if status.lost > *lost && said.is_none_or(|said| said.elapsed() >= SAY) {
-            said = Some(Instant::now());
+        if status.lost > *lost && logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+            logged = Some(Instant::now());
             tracing::error!(
                 lost = status.lost,
-                "the outbox of the webhook is full (portal.webhook.outboxEvents, outboxBytes): so many events were lost since the \
-                 start"
+                "the outbox of the webhook is full, and events were lost since the start; check the receiver, or raise \
+                portal.webhook.outboxEvents or outboxBytes"
             );
         }
         *lost = status.lost;
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(METRICS_INTERVAL).await;
     }
 }

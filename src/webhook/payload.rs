@@ -1,32 +1,32 @@
-//! What is posted: `{"events":[…]}`, each event an object with its `id`, its `type`, when it happened (`at`, in milliseconds
-//! of the Unix epoch), and what belongs to its type.
+//! Encodes the body of a request: `{"events":[…]}`. An event is an object with `id`, `type`, `at` (in milliseconds of the
+//! Unix epoch) and the fields of its type.
 
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::value::RawValue;
 
 use crate::{
-    hub::{EventKind, KeptEvent, OutboxEvent},
+    hub::{EventKind, OutboxEvent, QueuedEvent},
     message::JsonString,
 };
 
 #[derive(Serialize)]
 struct Body<'a> {
-    events: Vec<Told<'a>>,
+    events: Vec<EventJson<'a>>,
 }
 
 #[derive(Serialize)]
-struct Told<'a> {
+struct EventJson<'a> {
     id: &'a str,
     #[serde(rename = "type")]
     kind: &'static str,
     at: u64,
     #[serde(flatten)]
-    what: What<'a>,
+    fields: Fields<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum What<'a> {
+enum Fields<'a> {
     Connection {
         connection: &'a str,
     },
@@ -74,7 +74,7 @@ enum What<'a> {
     },
 }
 
-/// As it stood in the client's frame.
+/// Mirrors a client's message, with data and type as they were sent.
 #[derive(Serialize)]
 struct Message<'a> {
     op: u64,
@@ -84,7 +84,7 @@ struct Message<'a> {
     t: Option<JsonString<'a>>,
 }
 
-/// Counts by the names of the kinds.
+/// Serializes counts of lost events by the names of their kinds.
 struct Lost<'a>(&'a [(u8, u64)]);
 
 impl Serialize for Lost<'_> {
@@ -99,47 +99,47 @@ impl Serialize for Lost<'_> {
     }
 }
 
-/// The body that tells of these.
-pub(super) fn encode(events: &[KeptEvent]) -> Vec<u8> {
-    let body = Body { events: events.iter().map(told).collect() };
-    // Nothing here has a key that is not a string, and what is raw is JSON.
+/// Encodes a batch of events.
+pub(super) fn encode(events: &[QueuedEvent]) -> Vec<u8> {
+    let body = Body { events: events.iter().map(event_json).collect() };
+    // All keys are strings, and raw values are JSON.
     serde_json::to_vec(&body).expect("events are JSON")
 }
 
-fn told(kept: &KeptEvent) -> Told<'_> {
-    Told { id: &kept.id, kind: kept.event.kind().as_str(), at: kept.at_ms, what: what(&kept.event) }
+fn event_json(queued: &QueuedEvent) -> EventJson<'_> {
+    EventJson { id: &queued.id, kind: queued.event.kind().as_str(), at: queued.at_ms, fields: fields(&queued.event) }
 }
 
-fn what(event: &OutboxEvent) -> What<'_> {
+fn fields(event: &OutboxEvent) -> Fields<'_> {
     match event {
-        OutboxEvent::Connection { connection } => What::Connection { connection },
-        OutboxEvent::Authentication { connection, user } => What::Authentication { connection, user },
+        OutboxEvent::Connection { connection } => Fields::Connection { connection },
+        OutboxEvent::Authentication { connection, user } => Fields::Authentication { connection, user },
         OutboxEvent::Message { connection, user, op, data, kind } => {
             let message =
                 Message { op: *op, d: data.as_deref().and_then(raw), t: kind.as_deref().map(JsonString::from) };
-            What::Message { connection, user: user.as_deref(), message }
+            Fields::Message { connection, user: user.as_deref(), message }
         }
         OutboxEvent::CutMessage { connection, user, op, data, kind_json } => {
             let kind = JsonString::Raw(kind_json.into());
             let message = Message { op: *op, d: data.as_deref().and_then(raw), t: Some(kind) };
-            What::Message { connection, user: user.as_deref(), message }
+            Fields::Message { connection, user: user.as_deref(), message }
         }
-        OutboxEvent::Disconnection { connection, user } => What::Disconnection { connection, user: user.as_deref() },
+        OutboxEvent::Disconnection { connection, user } => Fields::Disconnection { connection, user: user.as_deref() },
         OutboxEvent::Undelivered { user, seq, devices, payload } => {
-            What::Undelivered { user, s: *seq, devices, message: raw(payload) }
+            Fields::Undelivered { user, s: *seq, devices, message: raw(payload) }
         }
         OutboxEvent::Delivered { user, device, from, to } => {
-            What::Delivered { user, device: device.as_deref(), from: *from, to: *to }
+            Fields::Delivered { user, device: device.as_deref(), from: *from, to: *to }
         }
-        OutboxEvent::Expired { user, from, to } => What::Expired { user, from: *from, to: *to },
-        OutboxEvent::Dropped { user, from, to, count } => What::Dropped { user, from: *from, to: *to, count: *count },
+        OutboxEvent::Expired { user, from, to } => Fields::Expired { user, from: *from, to: *to },
+        OutboxEvent::Dropped { user, from, to, count } => Fields::Dropped { user, from: *from, to: *to, count: *count },
         OutboxEvent::Overflow { since_ms, lost, at_least } => {
-            What::Overflow { since: *since_ms, lost: Lost(lost), at_least: *at_least }
+            Fields::Overflow { since: *since_ms, lost: Lost(lost), at_least: *at_least }
         }
     }
 }
 
-/// JSON text as it stands. It was JSON when it was taken in; what a disk has made of it since would spoil the whole batch.
+/// Returns JSON as it is; `None` if a disk has damaged it since it was accepted, which must not fail the whole batch.
 fn raw(text: &str) -> Option<Box<RawValue>> {
     RawValue::from_string(text.to_owned()).ok()
 }
@@ -151,9 +151,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_type_of_event_has_the_fields_that_are_documented() {
+    fn each_event_type_has_its_documented_fields() {
         let (connection, alice) = (|| "c0ffee-7".to_owned(), || "alice".to_owned());
-        let said = |user, data: Option<&str>, kind: Option<&str>| OutboxEvent::Message {
+        let message = |user, data: Option<&str>, kind: Option<&str>| OutboxEvent::Message {
             connection: connection(),
             user,
             op: 0,
@@ -171,11 +171,11 @@ mod tests {
                 r#""type":"authentication","at":5,"connection":"c0ffee-7","user":"alice""#,
             ),
             (
-                said(Some(alice()), Some("[1.0]"), Some("T\"")),
+                message(Some(alice()), Some("[1.0]"), Some("T\"")),
                 r#""type":"message","at":5,"connection":"c0ffee-7","user":"alice","message":{"op":0,"d":[1.0],"t":"T\""}"#,
             ),
             (
-                said(None, None, None),
+                message(None, None, None),
                 r#""type":"message","at":5,"connection":"c0ffee-7","user":null,"message":{"op":0}"#,
             ),
             (
@@ -213,8 +213,8 @@ mod tests {
                 r#""type":"overflow","at":5,"since":4,"lost":{"message":7,"delivered":1},"atLeast":false"#,
             ),
         ] {
-            let kept = KeptEvent { number: 1, id: "ab-1".into(), at_ms: 5, event };
-            let text = String::from_utf8(encode(&[kept])).unwrap();
+            let queued = QueuedEvent { number: 1, id: "ab-1".into(), at_ms: 5, event };
+            let text = String::from_utf8(encode(&[queued])).unwrap();
             assert_eq!(text, format!("{{\"events\":[{{\"id\":\"ab-1\",{expected}}}]}}"));
         }
         let none: Value = serde_json::from_slice(&encode(&[])).unwrap();
@@ -222,11 +222,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_any_more_does_not_spoil_the_others() {
+    fn damaged_json_leaves_other_events_intact() {
         let broken = OutboxEvent::Undelivered { user: "a".into(), seq: 1, devices: vec![], payload: "{\"op\":".into() };
-        let kept = |event| KeptEvent { number: 1, id: "ab-1".into(), at_ms: 5, event };
+        let queued = |event| QueuedEvent { number: 1, id: "ab-1".into(), at_ms: 5, event };
         let whole = OutboxEvent::Connection { connection: "c".into() };
-        let body: Value = serde_json::from_slice(&encode(&[kept(broken), kept(whole)])).unwrap();
+        let body: Value = serde_json::from_slice(&encode(&[queued(broken), queued(whole)])).unwrap();
         assert_eq!((&body["events"][0]["message"], &body["events"][1]["connection"]), (&Value::Null, &json!("c")));
     }
 }

@@ -1,4 +1,4 @@
-//! What clients do, into the outbox.
+//! Puts client events into the outbox.
 
 use std::sync::Arc;
 
@@ -7,21 +7,21 @@ use crate::{
     message::UserId,
 };
 
-/// Listens to the hub.
-pub(super) struct Feed {
+/// Listens to the hub, and puts its events into the outbox.
+pub(super) struct EventRecorder {
     outbox: Arc<dyn Outbox>,
-    /// Tells the connections of this start from those of others.
+    /// Distinguishes connection ids of this start of the server from those of others.
     start: String,
 }
 
-impl Feed {
+impl EventRecorder {
     pub fn new(outbox: Arc<dyn Outbox>) -> Self {
         let start = outbox.start();
         Self { outbox, start }
     }
 }
 
-impl Listener for Feed {
+impl Listener for EventRecorder {
     fn event(&self, connection: ConnectionId, event: Event<'_>) {
         let kind = match event {
             Event::Connection => EventKind::Connection,

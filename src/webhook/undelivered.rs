@@ -1,9 +1,9 @@
-//! Messages that nobody has received for a while, into the outbox: the moment to send a push notification.
+//! Reports messages that were not acknowledged within `undeliveredAfter`: the moment to send a push notification.
 //!
-//! What is watched is not messages but users: of one who has got a message it is looked, when the time is over, what waits
-//! for him that has not been told of. Messages of a short while share a look, which makes some of them a little late and
-//! none early. Up to where a user's messages were told of is kept beside the outbox, so a restart tells nothing again; and
-//! because it is not known after one how old a message is, what was there before is told of when the time is over once more.
+//! One timer per user finds pending messages that are old enough and not reported yet. Messages of a short time share a
+//! timer, so a report may be late, never early. The last reported sequence of each user is stored with the outbox, so a
+//! restart repeats no report. After a restart the age of messages is unknown, so older ones are reported
+//! `undeliveredAfter` after it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,161 +20,161 @@ use crate::{
     message::{Seq, UserId},
 };
 
-/// Looks that may be due at the same time. Beyond that all users are gone through again instead.
-const LOOKS_MAX: usize = 100_000;
+/// Scheduled checks at most. Above it, all users are scanned later instead.
+const CHECKS_MAX: usize = 100_000;
 
-/// Messages within this part of the time share a look.
-const SHARE: u32 = 8;
+/// Divisor of `undeliveredAfter` that gives the time in which messages share a check.
+const SHARED_DIVISOR: u32 = 8;
 
-/// And within no more than that.
-const SHARED_MAX: Duration = Duration::from_secs(5);
+/// Maximum time in which messages share a check.
+const SHARED_DELAY_MAX: Duration = Duration::from_secs(5);
 
-/// How often it is seen to.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Interval of running due checks.
+const ROUND_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long to wait where the outbox has no room.
-const FULL_PAUSE: Duration = Duration::from_secs(1);
+/// Delay before a check is retried when the outbox is full.
+const FULL_DELAY: Duration = Duration::from_secs(1);
 
-/// How often it is looked for users of whom nothing waits any more that was told of.
-const TIDY_PAUSE: Duration = Duration::from_secs(60);
+/// Interval of removing the reported sequences of users without pending reported messages.
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Users looked at in one go.
+/// Users read in one step.
 const PAGE: usize = 256;
 
-/// Messages read in one go.
+/// Messages read in one step.
 const READ: ReadLimit = ReadLimit { entries: 64, bytes: 256 << 10 };
 
-/// Watches. See the module.
-pub(super) struct Watch {
+/// Reports undelivered messages. See the module.
+pub(super) struct UndeliveredMonitor {
     store: Arc<dyn Store>,
     outbox: Arc<dyn Outbox>,
     after: Duration,
-    inside: Mutex<Inside>,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct Inside {
-    /// In the order in which they are due; the number tells those apart that are due at once.
-    looks: BTreeMap<Due, Look>,
-    /// The look that takes in what comes now.
+struct State {
+    /// Checks by due time; the number distinguishes those with the same time.
+    checks: BTreeMap<Due, Check>,
+    /// Check of each user that still accepts new messages.
     open: HashMap<UserId, Due>,
     next: u64,
-    /// Not all users that have something waiting are in `looks`: they have to be gone through.
+    /// Some users with pending messages have no check, so all users must be scanned.
     missed: bool,
 }
 
 type Due = (Instant, u64);
 
-struct Look {
+struct Check {
     user: UserId,
-    /// The messages up to this are old enough then.
+    /// Last sequence that is old enough when the check is due.
     through: Seq,
-    /// From then on messages get a look of their own.
+    /// Time from which messages get another check.
     closes: Instant,
 }
 
-impl Watch {
+impl UndeliveredMonitor {
     pub fn new(store: Arc<dyn Store>, outbox: Arc<dyn Outbox>, after: Duration) -> Self {
-        // What was there before is not known yet.
-        let inside = Inside { missed: true, ..Inside::default() };
-        Self { store, outbox, after, inside: inside.into() }
+        // Messages from before the start are unknown.
+        let state = State { missed: true, ..State::default() };
+        Self { store, outbox, after, state: state.into() }
     }
 
-    /// These users have new messages. Called on the thread that commits.
+    /// Schedules checks for users with new entries. Called on the commit thread.
     pub fn appended(&self, users: &[UserId]) {
         let now = Instant::now();
         for user in users {
-            // What is damaged is told to whoever reads it.
+            // Damage is reported to readers of the log.
             if let Ok(state) = self.store.state(user) {
-                self.watch(user, state.head, now);
+                self.schedule(user, state.head, now);
             }
         }
     }
 
-    /// Has it looked at what `user` has up to `through`, when that is old enough.
-    fn watch(&self, user: &UserId, through: Seq, now: Instant) {
-        let shared = (self.after / SHARE).min(SHARED_MAX);
-        let mut inside = self.inside.lock();
-        if let Some(due) = inside.open.get(user).copied()
-            && let Some(look) = inside.looks.get_mut(&due).filter(|look| now < look.closes)
+    /// Schedules a check of `user` up to `through`.
+    fn schedule(&self, user: &UserId, through: Seq, now: Instant) {
+        let shared = (self.after / SHARED_DIVISOR).min(SHARED_DELAY_MAX);
+        let mut state = self.state.lock();
+        if let Some(due) = state.open.get(user).copied()
+            && let Some(check) = state.checks.get_mut(&due).filter(|check| now < check.closes)
         {
-            look.through = look.through.max(through);
+            check.through = check.through.max(through);
             return;
         }
-        if inside.looks.len() >= LOOKS_MAX {
-            inside.missed = true;
+        if state.checks.len() >= CHECKS_MAX {
+            state.missed = true;
             return;
         }
-        let due = inside.put(Look { user: user.clone(), through, closes: now + shared }, now + shared + self.after);
-        inside.open.insert(user.clone(), due);
+        let due = state.put(Check { user: user.clone(), through, closes: now + shared }, now + shared + self.after);
+        state.open.insert(user.clone(), due);
     }
 
-    /// Watches, for as long as it is let.
+    /// Runs due checks until it is dropped.
     pub async fn run(self: &Arc<Self>) {
-        // An earlier run may have ended in the middle of a round: nothing is missed for that.
-        self.inside.lock().missed = true;
+        // An earlier run may have panicked within a round, and lost checks.
+        self.state.lock().missed = true;
         let mut rounds = Rounds::default();
         loop {
-            let watch = self.clone();
+            let monitor = self.clone();
             let round = on_disk_thread(move || {
-                watch.round(&mut rounds);
+                monitor.round(&mut rounds);
                 rounds
             });
-            // It panicked, or the runtime stops.
+            // The round panicked, or the runtime stops.
             let Some(next) = round.await else { return };
             rounds = next;
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(ROUND_INTERVAL).await;
         }
     }
 
     fn round(&self, rounds: &mut Rounds) {
-        self.look(Instant::now());
-        if let Err(error) = self.go_through(rounds) {
-            tracing::warn!(%error, "it cannot be found out for whom messages wait");
+        self.run_due_checks(Instant::now());
+        if let Err(error) = self.scan(rounds) {
+            tracing::warn!(%error, "cannot list users with pending messages; retrying");
             rounds.scan = None;
-            self.inside.lock().missed = true;
+            self.state.lock().missed = true;
         }
-        if rounds.tidied.is_none_or(|tidied| tidied.elapsed() >= TIDY_PAUSE) {
-            rounds.tidied = Some(Instant::now());
-            rounds.tidy = Some(None);
+        if rounds.cleaned_up.is_none_or(|cleaned_up| cleaned_up.elapsed() >= CLEANUP_INTERVAL) {
+            rounds.cleaned_up = Some(Instant::now());
+            rounds.cleanup = Some(None);
         }
-        if let Some(after) = rounds.tidy.take() {
-            match self.tidy(after.as_ref()) {
-                Ok(next) => rounds.tidy = next.map(Some),
-                Err(error) => tracing::warn!(%error, "it cannot be found out what was told of as undelivered"),
+        if let Some(after) = rounds.cleanup.take() {
+            match self.cleanup(after.as_ref()) {
+                Ok(next) => rounds.cleanup = next.map(Some),
+                Err(error) => tracing::warn!(%error, "cannot read reported sequences"),
             }
         }
     }
 
-    /// Looks at all users whose time is over.
-    fn look(&self, now: Instant) {
+    /// Runs the checks that are due.
+    fn run_due_checks(&self, now: Instant) {
         loop {
-            let look = {
-                let mut inside = self.inside.lock();
-                let Some(first) = inside.looks.first_entry().filter(|first| first.key().0 <= now) else { return };
-                let (due, look) = first.remove_entry();
-                if inside.open.get(&look.user) == Some(&due) {
-                    inside.open.remove(&look.user);
+            let check = {
+                let mut state = self.state.lock();
+                let Some(first) = state.checks.first_entry().filter(|first| first.key().0 <= now) else { return };
+                let (due, check) = first.remove_entry();
+                if state.open.get(&check.user) == Some(&due) {
+                    state.open.remove(&check.user);
                 }
-                look
+                check
             };
-            match self.tell(&look.user, look.through) {
+            match self.report(&check.user, check.through) {
                 Ok(true) => {}
                 Ok(false) => {
-                    // Nothing is lost: it waits here instead of there.
-                    let later = Look { closes: now, ..look };
-                    self.inside.lock().put(later, now + FULL_PAUSE);
+                    // The check is retried later, and nothing is lost.
+                    let later = Check { closes: now, ..check };
+                    self.state.lock().put(later, now + FULL_DELAY);
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(user = %excerpt(&look.user), %error, "it cannot be found out what waits for this user");
+                    tracing::warn!(user = %excerpt(&check.user), %error, "cannot read pending messages of this user");
                 }
             }
         }
     }
 
-    /// Tells what waits for `user` up to `through` and was not told. False where the outbox has no room.
-    fn tell(&self, user: &UserId, through: Seq) -> Result<bool, StoreError> {
+    /// Reports pending messages of `user` up to `through` that were not reported. False if the outbox is full.
+    fn report(&self, user: &UserId, through: Seq) -> Result<bool, StoreError> {
         let state = self.store.state(user)?;
         if state.pending == 0 || state.received.through() >= through {
             return Ok(true);
@@ -183,7 +183,7 @@ impl Watch {
         while after < through {
             let found = self.store.read(user, after, READ)?;
             for entry in found.entries.iter().take_while(|entry| entry.seq <= through) {
-                if !self.tell_one(user, entry)? {
+                if !self.report_entry(user, entry)? {
                     return Ok(false);
                 }
             }
@@ -195,14 +195,14 @@ impl Watch {
         Ok(true)
     }
 
-    fn tell_one(&self, user: &UserId, entry: &Entry) -> Result<bool, StoreError> {
-        // As everywhere the last step before it goes out.
+    fn report_entry(&self, user: &UserId, entry: &Entry) -> Result<bool, StoreError> {
+        // Guarantee G3: every consumer checks the owner of an entry before it leaves the server.
         if entry.owner != user.as_str().as_bytes() || entry.namespace != self.store.namespace() {
-            return Err(StoreError::Damaged("an entry of a log belongs to somebody else".into()));
+            return Err(StoreError::Damaged("an entry of a log belongs to another user".into()));
         }
         let devices = self.store.lacking(user, entry.seq)?;
         if devices.is_empty() {
-            // Received, and still there for a session that reads behind it.
+            // Acknowledged, and kept only for a session that reads behind it.
             return Ok(true);
         }
         let undelivered = OutboxEvent::Undelivered {
@@ -214,24 +214,24 @@ impl Watch {
         Ok(self.outbox.put_undelivered(user, entry.seq, undelivered))
     }
 
-    /// Goes through all users, where that is due: a page each time, because each is in memory for a while then, and only while
-    /// there is room for looks.
-    fn go_through(&self, rounds: &mut Rounds) -> Result<(), StoreError> {
-        if rounds.scan.is_none() && std::mem::take(&mut self.inside.lock().missed) {
+    /// Scans all users if that is due. One page a round, because each user is cached for a while, and only while there is
+    /// space for checks.
+    fn scan(&self, rounds: &mut Rounds) -> Result<(), StoreError> {
+        if rounds.scan.is_none() && std::mem::take(&mut self.state.lock().missed) {
             rounds.scan = Some(None);
         }
         if let Some(after) = rounds.scan.take() {
-            if self.inside.lock().looks.len() + PAGE > LOOKS_MAX {
+            if self.state.lock().checks.len() + PAGE > CHECKS_MAX {
                 rounds.scan = Some(after);
                 return Ok(());
             }
             let users = self.store.users(after.as_ref(), PAGE)?;
             let now = Instant::now();
             for (user, state) in &users {
-                // One that cannot be read is nobody else's concern.
+                // An unreadable user must not affect others.
                 let Ok(state) = state else { continue };
                 if state.pending > 0 && self.outbox.reported(user)? < state.head {
-                    self.watch(user, state.head, now);
+                    self.schedule(user, state.head, now);
                 }
             }
             if users.len() == PAGE {
@@ -241,9 +241,10 @@ impl Watch {
         Ok(())
     }
 
-    /// Forgets up to where messages were told of, where none of those waits any more: of a page of users above `after`.
-    /// Returns where the next one begins. No more at once: the commit thread writes each of them.
-    fn tidy(&self, after: Option<&UserId>) -> Result<Option<UserId>, StoreError> {
+    /// Removes reported sequences of users without pending reported messages, for one page of users above `after`.
+    ///
+    /// Returns the cursor of the next page. Pages are small, because the commit thread writes each removal.
+    fn cleanup(&self, after: Option<&UserId>) -> Result<Option<UserId>, StoreError> {
         let users = self.outbox.all_reported(after, PAGE)?;
         for (user, reported) in &users {
             let state = match self.store.state(user) {
@@ -258,21 +259,21 @@ impl Watch {
     }
 }
 
-impl Inside {
-    fn put(&mut self, look: Look, due: Instant) -> Due {
+impl State {
+    fn put(&mut self, check: Check, due: Instant) -> Due {
         self.next += 1;
         let due = (due, self.next);
-        self.looks.insert(due, look);
+        self.checks.insert(due, check);
         due
     }
 }
 
-/// What goes on from round to round.
+/// Holds progress from round to round.
 #[derive(Default)]
 struct Rounds {
-    /// All users above this have still to be gone through.
+    /// Cursor of the scan in progress.
     scan: Option<Option<UserId>>,
-    /// All users of whom something was told, above this, have still to be looked at.
-    tidy: Option<Option<UserId>>,
-    tidied: Option<Instant>,
+    /// Cursor of the cleanup in progress.
+    cleanup: Option<Option<UserId>>,
+    cleaned_up: Option<Instant>,
 }

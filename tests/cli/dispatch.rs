@@ -36,7 +36,8 @@ async fn a_refusal_that_says_what_to_do_is_not_told_it_twice() {
         json!({ "error": { "code": "unreachable", "message": "the store cannot be reached: timed out. Try again" } });
     receiver.script([Answer::With(503, "content-type: application/json\r\n".into(), body.to_string())]);
     let refused = mesa(&["dispatch", "--url", &url, "--to", "alice"]);
-    let told = "mesa: the server refuses (unreachable): the store cannot be reached: timed out. Try again\n";
+    let told =
+        "mesa: the server rejected the request (unreachable): the store cannot be reached: timed out. Try again\n";
     assert_eq!(said(&refused), told);
 }
 

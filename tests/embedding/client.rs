@@ -158,7 +158,7 @@ async fn credentials_are_asked_for_at_every_connection_and_a_no_is_final() {
         builder.authenticate(|data| async move {
             match data["token"].as_u64() {
                 Some(n @ 0..2) => Ok(mesa::auth::Identity::new(id(&format!("user-{n}")))),
-                _ => Err(mesa::auth::AuthError::Refused("enough".into())),
+                _ => Err(mesa::auth::AuthError::Rejected("enough".into())),
             }
         })
     })
@@ -356,5 +356,5 @@ async fn the_first_connection_has_to_succeed() {
     let url = format!("ws://{}/", server.local_addr());
     server.run(async {}).await.unwrap();
     let error = Client::builder(&url).reconnect_interval(INTERVAL).connect().await.unwrap_err();
-    assert!(matches!(error, ClientError::Unreachable { .. }) && error.may_pass(), "{error:?}");
+    assert!(matches!(error, ClientError::Unreachable { .. }) && error.is_transient(), "{error:?}");
 }

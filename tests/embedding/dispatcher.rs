@@ -21,7 +21,7 @@ use crate::{
 
 fn quick() -> Retry {
     let mut retry = Retry::default();
-    (retry.within, retry.pause, retry.pause_max) =
+    (retry.timeout, retry.delay, retry.delay_max) =
         (Duration::from_secs(15), Duration::from_millis(5), Duration::from_millis(50));
     retry
 }
@@ -134,7 +134,7 @@ async fn only_what_may_pass_is_said_again_and_by_the_same_id() {
     let before = receiver.requests().len();
     receiver.script([refusal(503, "shutting_down")]);
     let plain = Dispatcher::new(&url, KEY).unwrap();
-    assert!(plain.dispatch(&message(1), &to("alice"), &[]).await.unwrap_err().may_pass());
+    assert!(plain.dispatch(&message(1), &to("alice"), &[]).await.unwrap_err().is_transient());
     assert_eq!(receiver.requests().len(), before + 1);
     assert!(receiver.requests()[before].json().get("id").is_none());
 }
@@ -145,7 +145,7 @@ async fn repeating_has_an_end() {
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     let mut retry = quick();
-    retry.within = Duration::from_millis(300);
+    retry.timeout = Duration::from_millis(300);
     let dispatcher = Dispatcher::new(&url, KEY).unwrap().retrying(retry);
     let error = within("the last attempt", dispatcher.dispatch(&message(1), &to("alice"), &[])).await.unwrap_err();
     assert!(matches!(error, DispatchError::Unreachable { .. }), "{error:?}");
@@ -167,7 +167,7 @@ async fn a_dispatch_waits_for_room() {
         }
         assert!(sent < 200, "it has a bound");
     };
-    assert!(matches!(&full, DispatchError::Refused { status: 507, .. }) && full.may_pass(), "{full:?}");
+    assert!(matches!(&full, DispatchError::Refused { status: 507, .. }) && full.is_transient(), "{full:?}");
     let (patient, handle) = (dispatcher.retrying(quick()), served.handle.clone());
     let to_bob = to("bob");
     let waiting = patient.dispatch(&large, &to_bob, &[]);

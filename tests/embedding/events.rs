@@ -270,9 +270,9 @@ async fn an_authenticator_of_ones_own_decides_who_comes_in() {
         builder.configure(|config| config.authentication.insecure = false).authenticate(|data| async move {
             match data.get("ticket").and_then(Value::as_u64) {
                 Some(0) => panic!("on purpose"),
-                Some(1) => Err(AuthError::Refused("spent".into())),
+                Some(1) => Err(AuthError::Rejected("spent".into())),
                 Some(n) => Ok(Identity::new(id(&format!("guest-{n}")))),
-                None => Err(AuthError::Refused("no ticket".into())),
+                None => Err(AuthError::Rejected("no ticket".into())),
             }
         })
     };

@@ -10,7 +10,7 @@ use std::{
 use mesa::{
     client::Connection,
     message::{Payload, Recipients, Seq, UserId},
-    middleware::{AccessLog, Client, InboundMessage, Middleware, MiddlewareResult, RateLimit, SentTo, Verdict},
+    middleware::{AccessLog, Client, Decision, InboundMessage, Middleware, MiddlewareResult, RateLimit, SentTo},
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -64,12 +64,12 @@ impl Middleware for Writes {
         self.told(format!("sent {} {to:?}", message.as_text()))
     }
 
-    fn on_message_received(&self, said: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Verdict> {
+    fn on_message_received(&self, said: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Decision> {
         self.told(format!("received {} {} {}", who(client), said.kind.unwrap_or("-"), said.data.unwrap_or("-")))?;
         Ok(match said.kind {
-            Some("REFUSED") => Verdict::Refuse,
-            Some("FATAL") => Verdict::Disconnect,
-            _ => Verdict::Pass,
+            Some("REFUSED") => Decision::Reject,
+            Some("FATAL") => Decision::Disconnect,
+            _ => Decision::Pass,
         })
     }
 
@@ -289,7 +289,7 @@ async fn the_access_log_tells_who_came_and_went_and_not_what_was_said() {
     for (line, parts) in access.iter().zip([
         ["connected connection=", "address=\"127.0.0.1\""],
         ["authenticated connection=", "user=\"alice\""],
-        ["is owed messages", "first=1 last=1"],
+        ["has a backlog", "first=1 last=1"],
         ["disconnected", "code=1000 reason=\"\""],
     ]) {
         assert!(parts.iter().all(|part| line.contains(part)), "{line}: {parts:?}");

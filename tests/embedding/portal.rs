@@ -128,7 +128,7 @@ async fn over_a_restart_what_is_missing_is_told() {
     let before = served(true).await;
     let network = Network::to(before.address).await;
     let portal = Portal::builder(&format!("http://{}", network.address), KEY);
-    let mut portal = portal.pause_max(std::time::Duration::from_millis(50)).connect().await.unwrap();
+    let mut portal = portal.reconnect_delay_max(std::time::Duration::from_millis(50)).connect().await.unwrap();
     let client = before.connect("alice").await;
     assert_eq!(short(&next(&mut portal).await), "connection");
     drop(client);

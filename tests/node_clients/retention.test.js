@@ -74,8 +74,8 @@ test('ttl_and_collapse_are_refused_where_they_would_mean_nothing', async (t) => 
     assert.deepEqual([answer.status, answer.body.error.code], [422, 'bad_dispatch'], JSON.stringify([o, recipients]));
     return answer.body.error.message;
   };
-  assert.match(await refused({ ttl: 1, sync: false }, ['alice']), /messages that are kept/);
-  assert.match(await refused({ collapse: 'x' }, ['*']), /messages that are kept/);
+  assert.match(await refused({ ttl: 1, sync: false }, ['alice']), /stored messages/);
+  assert.match(await refused({ collapse: 'x' }, ['*']), /stored messages/);
   for (const o of [{ ttl: 0 }, { ttl: -1 }, { ttl: 1.5 }, { ttl: '1' }, { ttl: 2 ** 32 }, { collapse: '' }, { collapse: 1 }]) {
     await refused(o, ['alice']);
   }

@@ -164,11 +164,11 @@ async fn what_cannot_be_done_is_refused_aloud() {
     let mut redis = Redis::connect(&served).await;
     let large = format!(r#"{{"message":{{"d":"{}"}},"recipients":["a"]}}"#, "x".repeat(70_000));
     for (words, why) in [
-        (&["HSET", FIELD, "alice", r#"[{"op":0,"o":{"ttl":5}}]"#][..], "sync.enabled is off"),
-        (&["HSET", FIELD, "", r#"[{"op":0}]"#], "no user id"),
-        (&["HSET", "connected_clients", "alice", "1"], "by itself"),
+        (&["HSET", FIELD, "alice", r#"[{"op":0,"o":{"ttl":5}}]"#][..], "set sync.enabled"),
+        (&["HSET", FIELD, "", r#"[{"op":0}]"#], "invalid user id"),
+        (&["HSET", "connected_clients", "alice", "1"], "read-only"),
         (&["SADD", "available_portals_pool", "x"], "portal.enabled"),
-        (&["SADD", "connected_clients", "alice"], "by itself"),
+        (&["SADD", "connected_clients", "alice"], "read-only"),
         (&["PUBLISH", "available_portals_pool", r#"{"id":"x","ready":true}"#], "portal.enabled"),
         (&["PUBLISH", "ws", "{"], "not a dispatch"),
         (&["PUBLISH", "ws", &published(1, r#""a","b","c""#)], "limits.recipients"),

@@ -96,7 +96,7 @@ async fn whatever_the_receiver_does_everything_comes_in_order_and_what_was_taken
     until_metric(&server, "webhook_events_sent_total", |events| events == 60).await;
     let failed = metric(&server, "webhook_requests_failed_total");
     assert_eq!(failed, failures as u64);
-    home.log_once(|log| log.contains("takes no events"));
+    home.log_once(|log| log.contains("accepts no events"));
 }
 
 /// Whether the answer to this came when nobody waited for it any more: its events came again.

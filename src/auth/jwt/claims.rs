@@ -1,4 +1,4 @@
-//! What a token says, once its signature holds, and whether that is enough.
+//! Checks the claims of a token whose signature is valid.
 
 use std::{
     collections::BTreeMap,
@@ -12,16 +12,16 @@ use serde::{
 };
 use serde_json::{Value, value::RawValue};
 
-use super::{AuthError, Identity, refused, user_object};
+use super::{AuthError, Identity, rejected, user_object};
 use crate::{
     config,
     message::{UserId, surrogates},
 };
 
-/// The claims of a token: an object in which no name stands twice. Of two `id`s one reader would take the first, another
-/// the last, and a proxy that checked one would let the other through.
+/// Holds the claims of a token: an object without repeated names. Of two `id`s one parser would take the first and another
+/// the last, so a proxy that checked one would let the other through.
 ///
-/// Values stay as they stand until one is needed: a text with half of a surrogate pair that none asks for does no harm.
+/// Values are parsed on demand, so an unpaired surrogate in an unused claim does no harm.
 pub(super) struct Claims(BTreeMap<String, Box<RawValue>>);
 
 impl<'de> Deserialize<'de> for Claims {
@@ -43,7 +43,7 @@ impl<'de> Visitor<'de> for Unique {
         let mut claims = BTreeMap::new();
         while let Some((name, value)) = entries.next_entry::<String, Box<RawValue>>()? {
             if claims.insert(name, value).is_some() {
-                return Err(A::Error::custom("a claim stands twice"));
+                return Err(A::Error::custom("a claim is repeated"));
             }
         }
         Ok(Claims(claims))
@@ -51,18 +51,18 @@ impl<'de> Visitor<'de> for Unique {
 }
 
 impl Claims {
-    /// The value of a claim, if the token has it.
+    /// Returns the value of a claim, if the token has it.
     fn get(&self, name: &str) -> Result<Option<Value>, AuthError> {
         let Some(raw) = self.0.get(name) else { return Ok(None) };
         if surrogates::has_half(raw.get()) {
-            return Err(refused(format!("the claim {name} has half of a surrogate pair, so it is no text")));
+            return Err(rejected(format!("the claim {name} has half of a surrogate pair")));
         }
         let value = serde_json::from_str(raw.get());
-        value.map(Some).map_err(|_| refused(format!("the claim {name} is not understood")))
+        value.map(Some).map_err(|_| rejected(format!("the claim {name} is malformed")))
     }
 }
 
-/// What is asked of the claims.
+/// Holds the configured requirements of claims.
 pub(super) struct Rules {
     id_claim: Option<String>,
     user_claim: Option<String>,
@@ -82,41 +82,41 @@ impl Rules {
         }
     }
 
-    /// Who the token is about, if it holds at `now`.
+    /// Returns the user of a token that is valid at `now`.
     pub fn identity(&self, claims: &Claims, now: SystemTime) -> Result<Identity, AuthError> {
         let expires = self.times(claims, now)?;
         if let Some(issuer) = &self.issuer
             && claims.get("iss")?.as_ref().and_then(Value::as_str) != Some(issuer)
         {
-            return Err(refused("the token's issuer (iss) is not the one configured"));
+            return Err(rejected("the token's issuer (iss) is not authentication.jwt.issuer"));
         }
         if let Some(audience) = &self.audience
             && !claims.get("aud")?.is_some_and(|claim| is_for(&claim, audience))
         {
-            return Err(refused("the token is for another audience (aud) than the one configured"));
+            return Err(rejected("the token's audience (aud) is not authentication.jwt.audience"));
         }
         let id = self.id(claims)?;
         let claim = self.user_claim.as_ref().and_then(|name| claims.0.get(name)).map(|claim| claim.get());
         let user = user_object(claim.filter(|claim| *claim != "null").unwrap_or("{}"), &id);
-        let user = user.ok_or_else(|| refused("the claim for the user object (userClaim) is not an object"));
+        let user = user.ok_or_else(|| rejected("the claim for the user object (userClaim) is not an object"));
         let (user, user_text) = user?;
         Ok(Identity { id, user, expires, user_text })
     }
 
-    /// When the token stops to hold, having checked that it does now. It holds before `exp`, not at it, and from `nbf`
-    /// on; the leeway widens both ends.
+    /// Checks that the token is valid now, and returns when it expires. It is valid from `nbf` on and before `exp`, not at
+    /// it. The leeway extends both.
     fn times(&self, claims: &Claims, now: SystemTime) -> Result<Option<SystemTime>, AuthError> {
         if let Some(claim) = claims.get("nbf")? {
-            let begins = time(&claim).ok_or_else(|| refused("the token's begin (nbf) is no time"))?;
+            let begins = time(&claim).ok_or_else(|| rejected("the token's nbf is not a time"))?;
             if now.checked_add(self.leeway).is_none_or(|latest| latest < begins) {
-                return Err(refused("the token does not hold yet (nbf)"));
+                return Err(rejected("the token is not valid yet (nbf)"));
             }
         }
         let Some(claim) = claims.get("exp")? else { return Ok(None) };
         let expires = time(&claim).and_then(|expires| expires.checked_add(self.leeway));
-        let expires = expires.ok_or_else(|| refused("the token's end (exp) is no time"))?;
+        let expires = expires.ok_or_else(|| rejected("the token's exp is not a time"))?;
         if expires <= now {
-            return Err(refused("the token has expired (exp)"));
+            return Err(rejected("the token has expired (exp)"));
         }
         Ok(Some(expires))
     }
@@ -130,17 +130,17 @@ impl Rules {
             },
         };
         let id = match claim {
-            None => return Err(refused("the token does not name a user")),
+            None => return Err(rejected("the token does not name a user")),
             Some(Value::String(id)) => UserId::new(&id),
-            // Not what was read as a float: large numbers are rounded there, and two users would be one.
+            // A float is rejected: large numbers are rounded, and two users would become one.
             Some(Value::Number(id)) if id.is_u64() || id.is_i64() => UserId::new(&id.to_string()),
-            Some(_) => return Err(refused("the claim that names the user is neither a string nor a whole number")),
+            Some(_) => return Err(rejected("the claim that names the user is neither a string nor a whole number")),
         };
-        id.map_err(|error| refused(format!("the token names a user whose id cannot be: {error}")))
+        id.map_err(|error| rejected(format!("the token names an invalid user id: {error}")))
     }
 }
 
-/// Seconds since 1970, with or without a fraction.
+/// Parses seconds since 1970, with or without a fraction.
 fn time(claim: &Value) -> Option<SystemTime> {
     let since = match claim.as_u64() {
         Some(seconds) => Duration::from_secs(seconds),
@@ -149,7 +149,7 @@ fn time(claim: &Value) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(since)
 }
 
-/// `aud` is one audience or a list of them.
+/// Tests an `aud`, which is one audience or a list of them.
 fn is_for(claim: &Value, audience: &str) -> bool {
     match claim {
         Value::String(one) => one == audience,

@@ -1,9 +1,9 @@
-//! Tokens that an application's own backend has signed: JSON Web Tokens.
+//! Authenticates clients by JSON Web Tokens (JWT) that an application's backend has signed.
 //!
-//! - `verification_key`: what they are checked with
-//! - `jwks`: the same, fetched from where it is published
-//! - `claims`: what they say, and whether it holds
-//! - `sign`: signing one, for development
+//! - `verification_key`: the configured secret or public key
+//! - `jwks`: public keys that are fetched from a URL
+//! - `claims`: checks the claims of a token
+//! - `sign`: signs a token, for development
 
 mod claims;
 mod jwks;
@@ -18,18 +18,17 @@ use jsonwebtoken::{
 };
 use serde_json::{Map, Value};
 
-use super::{AuthError, AuthSetupError, Authenticator, Identity, refused, token, user_object};
+use super::{AuthError, AuthSetupError, Authenticator, Identity, rejected, token, user_object};
 use crate::config;
 use claims::{Claims, Rules};
 use jwks::Jwks;
 
 pub use sign::issue;
 
-/// Accepts JWTs as configured. Only `data.token` is looked at.
+/// Authenticates `data.token`, a JWT, by the configured keys and algorithms.
 ///
-/// The algorithms are those of the configuration, whatever a token asks for, and so is the key: `jwk`, `jku` and `x5u` in
-/// a token have no effect, and `kid` chooses among published keys and has none otherwise. A token without `exp` is accepted
-/// and does not expire.
+/// A token cannot choose algorithms or keys: `jwk`, `jku` and `x5u` are ignored. `kid` only selects among published keys.
+/// A token without `exp` is accepted and does not expire.
 pub struct Jwt {
     keys: Keys,
     algorithms: Vec<Algorithm>,
@@ -48,12 +47,12 @@ impl fmt::Debug for Jwt {
 }
 
 impl Jwt {
-    /// Reads the key and checks that it goes with the algorithms.
+    /// Reads the key and checks that it matches the algorithms.
     ///
     /// # Errors
-    /// When the key file cannot be read, holds no public key of at least 2048 bits (RSA), on P-256 or P-384 (EC) or of
-    /// Ed25519, or does not go with every algorithm; when there is not exactly one of secret, key file and JWKS; when the
-    /// address of that is refused. Whether anything is published there turns out later.
+    /// Fails if the key file cannot be read, or has no public key of at least 2048 bits (RSA), on P-256 or P-384 (EC) or of
+    /// Ed25519, or if the key does not match every algorithm. Fails unless exactly one of secret, key file and JWKS is set,
+    /// and if the URL of the JWKS is rejected. Keys are fetched from it later.
     pub fn new(jwt: &config::Jwt) -> Result<Self, AuthSetupError> {
         install_provider();
         let (keys, algorithms) = match (&jwt.jwks, &jwt.secret, &jwt.key_file) {
@@ -70,14 +69,14 @@ impl Jwt {
         Ok(Self { keys, algorithms, rules: Rules::new(jwt) })
     }
 
-    /// What `data` says at the time `now`.
+    /// Authenticates `data` at the time `now`.
     pub(super) async fn check(&self, data: &Map<String, Value>, now: SystemTime) -> Result<Identity, AuthError> {
         let token = token(data)?;
         let header = header(token)?;
         let claims = match &self.keys {
             Keys::One(key) => claims(token, key, self.algorithms.clone())?,
             Keys::Published(jwks) => {
-                // It chooses, among what is configured and goes with the key; the key decides.
+                // `kid` and `alg` only select a configured algorithm and a key that matches it.
                 let key = jwks.find(header.kid.as_deref(), header.alg).await?;
                 claims(token, &key, vec![header.alg])?
             }
@@ -86,21 +85,20 @@ impl Jwt {
     }
 }
 
-/// What a token says of itself: nothing of it is believed yet.
+/// Decodes the unverified header of a token.
 fn header(token: &str) -> Result<Header, AuthError> {
-    let header = decode_header(token).map_err(|error| refused(reason(error.kind())))?;
-    // What the signer marks as critical changes how the token is to be read, and nothing of it is known here; an
-    // unencoded payload (`b64`) would be such a thing.
+    let header = decode_header(token).map_err(|error| rejected(reason(error.kind())))?;
+    // A critical extension changes how the token must be read, such as an unencoded payload (`b64`). None is supported.
     if header.crit.is_some() || header.extras.inner().contains_key("b64") {
-        return Err(refused("the token asks for an extension that is not known here (crit or b64)"));
+        return Err(rejected("the token requires an unsupported extension (crit or b64)"));
     }
     Ok(header)
 }
 
-/// What a token says, if its signature holds.
+/// Verifies the signature of a token, and returns its claims.
 fn claims(token: &str, key: &DecodingKey, algorithms: Vec<Algorithm>) -> Result<Claims, AuthError> {
     let decoded = decode::<Claims>(token, key, &signature_only(algorithms));
-    Ok(decoded.map_err(|error| refused(reason(error.kind())))?.claims)
+    Ok(decoded.map_err(|error| rejected(reason(error.kind())))?.claims)
 }
 
 impl Authenticator for Jwt {
@@ -116,8 +114,8 @@ impl Authenticator for Jwt {
     }
 }
 
-/// The crate checks algorithm and signature. The claims are checked in `claims`: the crate lets a token pass on the
-/// second of its `exp`, and passes over a claim of the wrong form.
+/// Makes the crate check only algorithm and signature. `claims` checks the claims: the crate accepts a token in the second
+/// of its `exp`, and ignores claims of the wrong type.
 fn signature_only(algorithms: Vec<Algorithm>) -> Validation {
     let mut validation = Validation { algorithms, ..Validation::default() };
     validation.required_spec_claims.clear();
@@ -127,21 +125,21 @@ fn signature_only(algorithms: Vec<Algorithm>) -> Validation {
     validation
 }
 
-/// Why a token is refused, in words of our own: those of the crate may repeat parts of it.
+/// Words why a token is rejected. The crate's own texts may quote parts of the token.
 fn reason(kind: &ErrorKind) -> &'static str {
     match kind {
         ErrorKind::InvalidToken => "the token does not have three parts",
         ErrorKind::InvalidAlgorithm => "the token's algorithm is not one of those configured",
-        ErrorKind::InvalidSignature => "the token's signature does not hold",
+        ErrorKind::InvalidSignature => "the token's signature is invalid",
         ErrorKind::Base64(_) => "the token is not base64url",
-        ErrorKind::Json(_) => "the token's header or claims are not understood",
-        _ => "the token is no JWT",
+        ErrorKind::Json(_) => "the token's header or claims are malformed",
+        _ => "the token is not a JWT",
     }
 }
 
-/// Names the implementation of the cryptography. Without it the crate looks which of its features are on, and panics
-/// if some other dependency turned on a second one.
+/// Installs the provider of cryptography. Otherwise the crate derives it from its features, and panics if another
+/// dependency has enabled a second one.
 fn install_provider() {
-    // It fails when one is installed already, which serves as well.
+    // An error means that one is installed already, which is as good.
     let _ = aws_lc::DEFAULT_PROVIDER.install_default();
 }

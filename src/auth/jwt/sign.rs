@@ -1,18 +1,21 @@
-//! Signing a token, for people who try the server out and for tests.
+//! Signs tokens, for tests and for trying the server out.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Map, Value};
 
-use super::{AuthError, install_provider, refused};
+use super::{AuthError, install_provider, rejected};
 use crate::{config::SECRET_BYTES_MIN, message::UserId};
 
-/// Signs a token for `id` with a shared secret: HS256, HS384 or HS512. It holds for `ttl` from now, or without end; a
-/// fraction of a second counts as a whole one. `claims` go in beside `id`, `iat` and `exp`, which are set over them.
+/// Signs a token for `id` with a shared secret: HS256, HS384 or HS512.
+///
+/// It is valid for `ttl` from now, rounded up to seconds, or without end. `claims` are added; `id`, `iat` and `exp`
+/// replace claims of those names.
 ///
 /// # Errors
-/// [`AuthError::Refused`] when the algorithm is another, the secret has less than the 16 bytes that a server asks for, or `ttl` reaches beyond all time.
+/// Returns [`AuthError::Rejected`] for another algorithm, a secret below the server's minimum of 16 bytes, or a `ttl` beyond the
+/// range of times.
 pub fn issue(
     secret: &str,
     algorithm: &str,
@@ -27,17 +30,17 @@ pub fn issue(
         "HS512" => Algorithm::HS512,
         other => {
             let other = other.escape_debug();
-            return Err(refused(format!("a secret signs with HS256, HS384 or HS512, not with \"{other}\"")));
+            return Err(rejected(format!("a secret signs with HS256, HS384 or HS512, not with \"{other}\"")));
         }
     };
     let bytes = secret.len();
     if bytes < SECRET_BYTES_MIN {
-        return Err(refused(format!(
-            "the secret has {bytes} bytes, and no server takes one of less than {SECRET_BYTES_MIN}; give the one that the \
-             server has in authentication.jwt.secret (`openssl rand -hex 32` makes one)"
+        return Err(rejected(format!(
+            "the secret has {bytes} bytes, and servers require at least {SECRET_BYTES_MIN}: pass the one in the server's \
+            authentication.jwt.secret (`openssl rand -hex 32` makes one)"
         )));
     }
-    // Before 1970 a clock is wrong, and so will be the token.
+    // A clock before 1970 is wrong, and makes a wrong token.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut claims = claims;
     claims.insert("id".into(), id.as_str().into());
@@ -45,9 +48,10 @@ pub fn issue(
     if let Some(ttl) = ttl {
         let whole = ttl.as_secs().checked_add(u64::from(ttl.subsec_nanos() > 0));
         let expires = whole.and_then(|seconds| now.as_secs().checked_add(seconds));
-        let expires = expires.ok_or_else(|| refused("the token would hold beyond all time; give a shorter ttl"))?;
+        let expires =
+            expires.ok_or_else(|| rejected("the token would expire beyond the range of times; pass a shorter ttl"))?;
         claims.insert("exp".into(), expires.into());
     }
     let key = EncodingKey::from_secret(secret.as_bytes());
-    encode(&Header::new(algorithm), &claims, &key).map_err(|_| refused("the token could not be signed"))
+    encode(&Header::new(algorithm), &claims, &key).map_err(|_| rejected("the token could not be signed"))
 }

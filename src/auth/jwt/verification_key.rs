@@ -1,4 +1,4 @@
-//! What tokens are checked with: a secret, or a public key from a file.
+//! Loads the key that verifies tokens: a secret, or a public key from a file.
 
 use std::{fs, io::Read as _, path::Path};
 
@@ -7,20 +7,20 @@ use jsonwebtoken::{Algorithm, DecodingKey, crypto::aws_lc};
 use super::AuthSetupError;
 use crate::config;
 
-/// Largest key file, in bytes. A public key has a few hundred.
+/// Size limit of a key file in bytes. A public key has a few hundred.
 const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
 
-/// Sizes of RSA keys in bits: those that the cryptography verifies with. A smaller one would refuse every token.
+/// Sizes of RSA keys in bits that the provider verifies. Any other would make every token fail.
 pub(super) const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 const HMAC: &[Algorithm] = &[Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
 pub(super) const RSA: &[Algorithm] =
     &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
 
-/// A key and what goes with it.
+/// Holds a key, its kind, and the algorithms that match it.
 pub(super) struct Key {
     pub decoding: DecodingKey,
-    /// For people: "a secret", "an RSA key".
+    /// Name for error messages: "a secret", "an RSA key".
     kind: &'static str,
     fitting: &'static [Algorithm],
 }
@@ -50,13 +50,13 @@ impl Key {
         let has = |words: &[u8]| pem.windows(words.len()).any(|window| window == words);
         if has(b"PRIVATE KEY-----") {
             return Err(
-                "this is a private key, which a server that only checks tokens should not have; make a file with \
-                        the public one: openssl pkey -in PRIVATE -pubout -out PUBLIC"
+                "this is a private key, which a server that only verifies tokens should not have; write its public key to \
+                a file: openssl pkey -in PRIVATE -pubout -out PUBLIC"
                     .into(),
             );
         }
         if has(b"BEGIN CERTIFICATE-----") {
-            return Err("this is a certificate; make a file with its public key: openssl x509 -in CERTIFICATE -noout \
+            return Err("this is a certificate; write its public key to a file: openssl x509 -in CERTIFICATE -noout \
                         -pubkey -out PUBLIC"
                 .into());
         }
@@ -65,7 +65,7 @@ impl Key {
 
     fn from_pem(pem: &[u8]) -> Result<Self, String> {
         if let Ok(decoding) = DecodingKey::from_rsa_pem(pem) {
-            let bits = rsa_bits(&decoding).ok_or("the RSA key is damaged; export it anew")?;
+            let bits = rsa_bits(&decoding).ok_or("the RSA key is damaged; export it again")?;
             if !RSA_BITS.contains(&bits) {
                 let (least, most) = RSA_BITS.into_inner();
                 return Err(format!("the RSA key has {bits} bits and must have {least} to {most}"));
@@ -77,33 +77,33 @@ impl Key {
             let (kind, fitting): (_, &[Algorithm]) = match decoding.try_get_as_bytes().map(<[u8]>::len) {
                 Ok(65) => ("a key on P-256", &[Algorithm::ES256]),
                 Ok(97) => ("a key on P-384", &[Algorithm::ES384]),
-                _ => return Err("the EC key must be on P-256 or P-384, with its point not compressed".into()),
+                _ => return Err("the EC key must be on P-256 or P-384, with an uncompressed point".into()),
             };
             return Ok(Self { decoding, kind, fitting });
         }
         if let Ok(decoding) = DecodingKey::from_ed_pem(pem) {
             return Ok(Self { decoding, kind: "an Ed25519 key", fitting: &[Algorithm::EdDSA] });
         }
-        Err("there is no public key in it; it must be PEM, as `openssl pkey -pubout` writes it, of RSA, EC or Ed25519"
+        Err("the file has no public key; it must be PEM, as `openssl pkey -pubout` writes it, of RSA, EC or Ed25519"
             .into())
     }
 
-    /// Those of these names that go with public keys, which is all that are ever published.
+    /// Parses algorithms that work with public keys, the only kind that is published.
     pub fn public_algorithms(names: &[String]) -> Result<Vec<Algorithm>, AuthSetupError> {
         let find = |name: &String| {
             let algorithm = name.parse().ok().filter(|algorithm| !HMAC.contains(algorithm));
             algorithm.ok_or_else(|| {
                 let name = name.escape_debug();
-                setup(format!("authentication.jwt.algorithms has \"{name}\", which does not go with published keys"))
+                setup(format!("authentication.jwt.algorithms has \"{name}\", which does not match published keys"))
             })
         };
         if names.is_empty() {
-            return Err(setup("authentication.jwt.algorithms must name what is accepted of published keys"));
+            return Err(setup("authentication.jwt.algorithms must name the algorithms to accept with published keys"));
         }
         names.iter().map(find).collect()
     }
 
-    /// The algorithms of these names. With a secret and no names: HS256.
+    /// Parses algorithms that match the key. With a secret and no names: HS256.
     pub fn algorithms(&self, names: &[String]) -> Result<Vec<Algorithm>, AuthSetupError> {
         let fitting = || self.fitting.iter().map(|algorithm| format!("{algorithm:?}")).collect::<Vec<_>>().join(", ");
         if names.is_empty() && self.fitting == HMAC {
@@ -111,7 +111,7 @@ impl Key {
         }
         if names.is_empty() {
             return Err(setup(format!(
-                "authentication.jwt.algorithms must name what is accepted; with {} it may have {}",
+                "authentication.jwt.algorithms must name the algorithms to accept; with {} it may have {}",
                 self.kind,
                 fitting()
             )));
@@ -120,7 +120,7 @@ impl Key {
             let algorithm = name.parse().ok().filter(|algorithm| self.fitting.contains(algorithm));
             algorithm.ok_or_else(|| {
                 setup(format!(
-                    "authentication.jwt.algorithms has \"{}\", which does not go with {}; it may have {}",
+                    "authentication.jwt.algorithms has \"{}\", which does not match {}; it may have {}",
                     name.escape_debug(),
                     self.kind,
                     fitting()
@@ -137,7 +137,7 @@ fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Size of the modulus; `None` when this is no key after all.
+/// Returns the size of the modulus in bits; `None` if this is not a valid key.
 fn rsa_bits(key: &DecodingKey) -> Option<usize> {
     let components = aws_lc::DEFAULT_PROVIDER.key_utils.rsa_pub_components_from_public_key;
     let (modulus, _) = components(key.try_get_as_bytes().ok()?).ok()?;

@@ -1,4 +1,4 @@
-//! Tokens made by hand, so that they can be wrong in any way.
+//! Makes tokens by hand, so that they can be invalid in any way.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{SECRET, key_path};
 
-/// base64url without padding.
+/// Encodes as base64url without padding.
 pub fn base64(bytes: impl AsRef<[u8]>) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::new();
@@ -20,7 +20,7 @@ pub fn base64(bytes: impl AsRef<[u8]>) -> String {
     text
 }
 
-/// Signs header and claims as they stand.
+/// Signs header and claims as they are.
 pub fn signed(header: &str, claims: &str, key: &EncodingKey, algorithm: Algorithm) -> String {
     super::super::jwt::Jwt::new(&super::with_secret()).unwrap();
     let message = format!("{}.{}", base64(header), base64(claims));
@@ -28,17 +28,17 @@ pub fn signed(header: &str, claims: &str, key: &EncodingKey, algorithm: Algorith
     format!("{message}.{signature}")
 }
 
-/// Signed with the secret, HS256, under this header.
+/// Signs claims with the secret by HS256, under this header.
 pub fn hs256_with(header: &str, claims: &str) -> String {
     signed(header, claims, &EncodingKey::from_secret(SECRET.as_bytes()), Algorithm::HS256)
 }
 
-/// Signed with the secret, HS256.
+/// Signs claims with the secret by HS256.
 pub fn hs256(claims: &Value) -> String {
     hs256_with(r#"{"alg":"HS256","typ":"JWT"}"#, &claims.to_string())
 }
 
-/// A private key of `data/test_keys`.
+/// Reads a private key of `data/test_keys`.
 pub fn private(name: &str) -> EncodingKey {
     let pem = fs::read(key_path(&format!("{name}.private.pem"))).unwrap();
     match name {
@@ -49,7 +49,7 @@ pub fn private(name: &str) -> EncodingKey {
     .unwrap()
 }
 
-/// Signed with a private key, for alice.
+/// Signs a token for alice with a private key.
 pub fn by_key(name: &str, algorithm: Algorithm) -> String {
     let header = json!({ "alg": algorithm }).to_string();
     signed(&header, r#"{"id":"alice"}"#, &private(name), algorithm)

@@ -1,4 +1,4 @@
-//! Tokens that must not hold: forged, stale, meant for others, or no tokens at all.
+//! Tests tokens that must be rejected: forged, expired, for another audience, or malformed.
 
 use std::fs;
 
@@ -11,12 +11,12 @@ use super::{
 
 const ALICE: &str = r#"{"id":"alice"}"#;
 
-/// Every token is refused under the reason given, and the reason repeats nothing of it.
-fn all_refused(jwt: &config::Jwt, cases: &[(&str, String, &str)]) {
+/// Checks that each token is rejected with the expected reason, which quotes nothing of the token.
+fn assert_rejected(jwt: &config::Jwt, cases: &[(&str, String, &str)]) {
     let jwt = Jwt::new(jwt).unwrap();
     for (name, token, expected) in cases {
         match check_at(&jwt, &data(token), now()) {
-            Err(AuthError::Refused(reason)) => {
+            Err(AuthError::Rejected(reason)) => {
                 assert!(reason.contains(expected), "{name}: {reason}");
                 for part in token.split('.').filter(|part| part.len() > 8) {
                     assert!(!reason.contains(part), "{name}: {reason}");
@@ -30,12 +30,12 @@ fn all_refused(jwt: &config::Jwt, cases: &[(&str, String, &str)]) {
 
 const FORM: &str = "the token does not have three parts";
 const BASE64: &str = "not base64url";
-const UNREAD: &str = "header or claims are not understood";
+const MALFORMED: &str = "header or claims are malformed";
 const ALGORITHM: &str = "algorithm is not one of those configured";
-const SIGNATURE: &str = "signature does not hold";
+const SIGNATURE: &str = "signature is invalid";
 
 #[test]
-fn nothing_but_a_signature_by_the_secret_holds() {
+fn token_without_valid_signature_is_rejected() {
     let header = base64(r#"{"alg":"HS256"}"#);
     let claims = base64(ALICE);
     let good = hs256_with(r#"{"alg":"HS256"}"#, ALICE);
@@ -52,17 +52,17 @@ fn nothing_but_a_signature_by_the_secret_holds() {
     let spare = format!("{}{}", &good[..good.len() - 1], char::from(good.as_bytes()[good.len() - 1] + 1));
     let flipped = good.replacen('.', ".A", 1);
     let cases = [
-        ("alg none, no signature", unsigned("none", ""), UNREAD),
-        ("alg None", unsigned("None", ""), UNREAD),
-        ("alg nOnE", unsigned("nOnE", ""), UNREAD),
-        ("alg NONE with the signature", unsigned("NONE", signature), UNREAD),
-        ("alg empty", unsigned("", signature), UNREAD),
-        ("alg in small letters", unsigned("hs256", signature), UNREAD),
-        ("alg unheard of", unsigned("HS1", signature), UNREAD),
-        ("alg null", format!("{}.{claims}.{signature}", base64(r#"{"alg":null}"#)), UNREAD),
-        ("alg a list", format!("{}.{claims}.{signature}", base64(r#"{"alg":["HS256"]}"#)), UNREAD),
-        ("no alg", format!("{}.{claims}.{signature}", base64("{}")), UNREAD),
-        ("alg twice", hs256_with(r#"{"alg":"HS256","alg":"HS256"}"#, ALICE), UNREAD),
+        ("alg none, no signature", unsigned("none", ""), MALFORMED),
+        ("alg None", unsigned("None", ""), MALFORMED),
+        ("alg nOnE", unsigned("nOnE", ""), MALFORMED),
+        ("alg NONE with the signature", unsigned("NONE", signature), MALFORMED),
+        ("alg empty", unsigned("", signature), MALFORMED),
+        ("alg in small letters", unsigned("hs256", signature), MALFORMED),
+        ("alg unheard of", unsigned("HS1", signature), MALFORMED),
+        ("alg null", format!("{}.{claims}.{signature}", base64(r#"{"alg":null}"#)), MALFORMED),
+        ("alg a list", format!("{}.{claims}.{signature}", base64(r#"{"alg":["HS256"]}"#)), MALFORMED),
+        ("no alg", format!("{}.{claims}.{signature}", base64("{}")), MALFORMED),
+        ("alg twice", hs256_with(r#"{"alg":"HS256","alg":"HS256"}"#, ALICE), MALFORMED),
         ("signed with HS384", with(Algorithm::HS384), ALGORITHM),
         ("signed with HS512", with(Algorithm::HS512), ALGORITHM),
         ("signed with RSA", by_key("rsa", Algorithm::RS256), ALGORITHM),
@@ -84,7 +84,7 @@ fn nothing_but_a_signature_by_the_secret_holds() {
         ("four parts", format!("{good}.{signature}"), BASE64),
         ("five parts, as an encrypted one", format!("{header}....{signature}"), BASE64),
         ("empty", String::new(), FORM),
-        ("two dots", "..".into(), UNREAD),
+        ("two dots", "..".into(), MALFORMED),
         ("10 000 dots", ".".repeat(10_000), BASE64),
         ("garbage", "not a token".into(), FORM),
         ("not ASCII", "é.ü.ö".into(), BASE64),
@@ -93,17 +93,17 @@ fn nothing_but_a_signature_by_the_secret_holds() {
         ("a megabyte", format!("{good}{}", "A".repeat(1 << 20)), "may have 16384"),
         ("one byte too long", "A".repeat(TOKEN_BYTES_MAX + 1), "may have 16384"),
         ("as long as may be", "A".repeat(TOKEN_BYTES_MAX), FORM),
-        ("a deep header", format!("{}.{claims}.{signature}", base64("[".repeat(10_000))), UNREAD),
+        ("a deep header", format!("{}.{claims}.{signature}", base64("[".repeat(10_000))), MALFORMED),
         ("crit", hs256_with(r#"{"alg":"HS256","crit":["exp"]}"#, ALICE), "crit or b64"),
         ("crit, empty", hs256_with(r#"{"alg":"HS256","crit":[]}"#, ALICE), "crit or b64"),
         ("b64", hs256_with(r#"{"alg":"HS256","b64":false}"#, ALICE), "crit or b64"),
     ];
-    assert!(check(&with_secret(), &good).is_ok(), "or else the cases prove nothing");
-    all_refused(&with_secret(), &cases);
+    assert!(check(&with_secret(), &good).is_ok(), "the unmodified token is valid");
+    assert_rejected(&with_secret(), &cases);
 }
 
 #[test]
-fn claims_must_name_one_user_and_hold_now() {
+fn claims_without_one_user_or_valid_times_are_rejected() {
     let claims = |text: &str| hs256_with(r#"{"alg":"HS256"}"#, text);
     let id = |value: Value| hs256(&json!({ "id": value }));
     let at = |mut times: Value| {
@@ -123,45 +123,45 @@ fn claims_must_name_one_user_and_hold_now() {
         ("id with a fraction", id(json!(1.5)), "neither"),
         ("id rounded", claims(r#"{"id":18446744073709551616}"#), "neither"),
         ("sub empty", hs256(&json!({ "sub": "" })), "must not be empty"),
-        ("sub a list", hs256(&json!({ "sub": ["a"] })), UNREAD),
-        ("id twice", claims(r#"{"id":"alice","id":"bob"}"#), UNREAD),
-        ("id twice, once escaped", claims(r#"{"id":"alice","\u0069d":"bob"}"#), UNREAD),
-        ("exp twice", claims(r#"{"id":"alice","exp":9999999999,"exp":1}"#), UNREAD),
-        ("claims a list", claims("[]"), UNREAD),
-        ("claims a text", claims(r#""alice""#), UNREAD),
-        ("claims empty", claims(""), UNREAD),
-        ("claims not JSON", claims("{id:'alice'}"), UNREAD),
-        ("claims deep", claims(&format!(r#"{{"id":"alice","x":{}}}"#, "[".repeat(5000))), UNREAD),
-        ("a bare NUL in the JSON", hs256_with(r#"{"alg":"HS256"}"#, "{\"id\":\"\u{0}\"}"), UNREAD),
+        ("sub a list", hs256(&json!({ "sub": ["a"] })), MALFORMED),
+        ("id twice", claims(r#"{"id":"alice","id":"bob"}"#), MALFORMED),
+        ("id twice, once escaped", claims(r#"{"id":"alice","\u0069d":"bob"}"#), MALFORMED),
+        ("exp twice", claims(r#"{"id":"alice","exp":9999999999,"exp":1}"#), MALFORMED),
+        ("claims a list", claims("[]"), MALFORMED),
+        ("claims a text", claims(r#""alice""#), MALFORMED),
+        ("claims empty", claims(""), MALFORMED),
+        ("claims not JSON", claims("{id:'alice'}"), MALFORMED),
+        ("claims deep", claims(&format!(r#"{{"id":"alice","x":{}}}"#, "[".repeat(5000))), MALFORMED),
+        ("a bare NUL in the JSON", hs256_with(r#"{"alg":"HS256"}"#, "{\"id\":\"\u{0}\"}"), MALFORMED),
         ("expired", at(json!({ "exp": NOW - 1 })), "has expired"),
         ("expires now", at(json!({ "exp": NOW })), "has expired"),
         ("expired in 1970", at(json!({ "exp": 0 })), "has expired"),
-        ("exp negative", at(json!({ "exp": -1 })), "is no time"),
-        ("exp a string", at(json!({ "exp": "9999999999" })), "is no time"),
-        ("exp null", at(json!({ "exp": null })), "is no time"),
-        ("exp beyond all time", at(json!({ "exp": u64::MAX })), "is no time"),
-        ("exp 1e300", at(json!({ "exp": 1e300 })), "is no time"),
-        ("nbf ahead", at(json!({ "nbf": NOW + 1 })), "does not hold yet"),
-        ("nbf a bit ahead", at(json!({ "nbf": 1_700_000_000.5 })), "does not hold yet"),
-        ("nbf a string", at(json!({ "nbf": "0" })), "is no time"),
+        ("exp negative", at(json!({ "exp": -1 })), "is not a time"),
+        ("exp a string", at(json!({ "exp": "9999999999" })), "is not a time"),
+        ("exp null", at(json!({ "exp": null })), "is not a time"),
+        ("exp beyond all time", at(json!({ "exp": u64::MAX })), "is not a time"),
+        ("exp 1e300", at(json!({ "exp": 1e300 })), "is not a time"),
+        ("nbf ahead", at(json!({ "nbf": NOW + 1 })), "is not valid yet"),
+        ("nbf a bit ahead", at(json!({ "nbf": 1_700_000_000.5 })), "is not valid yet"),
+        ("nbf a string", at(json!({ "nbf": "0" })), "is not a time"),
     ];
-    all_refused(&with_secret(), &cases);
+    assert_rejected(&with_secret(), &cases);
 }
 
 #[test]
-fn the_leeway_ends() {
+fn token_beyond_leeway_is_rejected() {
     let jwt = config::Jwt { leeway: Duration::from_secs(5), ..with_secret() };
     let cases = [
         ("exp", hs256(&json!({ "id": "alice", "exp": NOW - 5 })), "has expired"),
-        ("nbf", hs256(&json!({ "id": "alice", "nbf": NOW + 6 })), "does not hold yet"),
+        ("nbf", hs256(&json!({ "id": "alice", "nbf": NOW + 6 })), "is not valid yet"),
     ];
-    all_refused(&jwt, &cases);
+    assert_rejected(&jwt, &cases);
     let latest = config::Jwt { leeway: Duration::MAX, ..with_secret() };
-    all_refused(&latest, &[("no end", hs256(&json!({ "id": "alice", "exp": NOW })), "is no time")]);
+    assert_rejected(&latest, &[("no end", hs256(&json!({ "id": "alice", "exp": NOW })), "is not a time")]);
 }
 
 #[test]
-fn what_is_for_others_is_refused() {
+fn token_of_other_issuer_or_audience_is_rejected() {
     let jwt = config::Jwt { issuer: Some("us".into()), audience: Some("us".into()), ..with_secret() };
     let of = |iss: Value, aud: Value| hs256(&json!({ "id": "alice", "iss": iss, "aud": aud }));
     let us = || Value::from("us");
@@ -179,14 +179,14 @@ fn what_is_for_others_is_refused() {
         ("aud null", of(us(), Value::Null), "aud"),
         ("aud within another", of(us(), "us2".into()), "aud"),
     ];
-    all_refused(&jwt, &cases);
+    assert_rejected(&jwt, &cases);
     let user = config::Jwt { user_claim: Some("user".into()), ..with_secret() };
-    all_refused(&user, &[("user a text", hs256(&json!({ "id": "alice", "user": "root" })), "userClaim")]);
+    assert_rejected(&user, &[("user a text", hs256(&json!({ "id": "alice", "user": "root" })), "userClaim")]);
 }
 
-/// The public key is public: signing with its text as a secret must not help.
+/// Signing with the text of the public key as a secret must fail.
 #[test]
-fn a_public_key_is_no_secret_and_one_key_no_other() {
+fn public_key_as_secret_or_other_key_is_rejected() {
     let pem = fs::read(key_path("rsa.public.pem")).unwrap();
     let confused = |alg: &str, algorithm| {
         signed(&json!({ "alg": alg }).to_string(), ALICE, &EncodingKey::from_secret(&pem), algorithm)
@@ -196,7 +196,7 @@ fn a_public_key_is_no_secret_and_one_key_no_other() {
         format!("{}.{rest}", base64(json!({ "alg": alg }).to_string()))
     };
     let rsa = with_key("rsa", &["RS256"]);
-    all_refused(
+    assert_rejected(
         &rsa,
         &[
             ("HS256 with the public key", confused("HS256", Algorithm::HS256), ALGORITHM),
@@ -210,7 +210,7 @@ fn a_public_key_is_no_secret_and_one_key_no_other() {
             ("no signature", format!("{}.{}.", base64(r#"{"alg":"RS256"}"#), base64(ALICE)), SIGNATURE),
         ],
     );
-    all_refused(
+    assert_rejected(
         &with_key("ec256", &["ES256"]),
         &[
             ("RS256", by_key("rsa", Algorithm::RS256), ALGORITHM),
@@ -219,7 +219,7 @@ fn a_public_key_is_no_secret_and_one_key_no_other() {
             ("zeros", format!("{}.{}.{}", base64(r#"{"alg":"ES256"}"#), base64(ALICE), base64([0; 64])), SIGNATURE),
         ],
     );
-    all_refused(
+    assert_rejected(
         &with_key("ed", &["EdDSA"]),
         &[
             ("ES256 said to be EdDSA", renamed(by_key("ec256", Algorithm::ES256), "EdDSA"), SIGNATURE),
@@ -229,7 +229,7 @@ fn a_public_key_is_no_secret_and_one_key_no_other() {
 }
 
 #[test]
-fn only_a_text_under_token_is_a_token() {
+fn token_that_is_not_a_string_is_rejected() {
     let jwt = Jwt::new(&with_secret()).unwrap();
     let good = hs256(&json!({ "id": "alice" }));
     for data in [
@@ -242,14 +242,14 @@ fn only_a_text_under_token_is_a_token() {
         json!({ "token": format!("Bearer {good}") }),
     ] {
         let Value::Object(data) = data else { unreachable!("objects above") };
-        assert!(matches!(check_at(&jwt, &data, now()), Err(AuthError::Refused(_))), "{data:?}");
+        assert!(matches!(check_at(&jwt, &data, now()), Err(AuthError::Rejected(_))), "{data:?}");
     }
 }
 
 proptest::proptest! {
-    /// A token with any one character changed, and any text in its place, is refused.
+    /// Checks that a token with one character replaced by any text is rejected.
     #[test]
-    fn no_other_text_holds(at in 0_usize..100, with in ".{0,3}") {
+    fn modified_token_is_rejected(at in 0_usize..100, with in ".{0,3}") {
         let good = hs256(&json!({ "id": "alice" }));
         let at = at % good.len();
         let changed = format!("{}{with}{}", &good[..at], &good[at + 1..]);

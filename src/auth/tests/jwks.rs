@@ -1,4 +1,4 @@
-//! Keys that are published, and change.
+//! Tests published keys and their replacement.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use crate::http_client::receiver::{Answer, Receiver};
 
 const ALGORITHMS: &[&str] = &["RS256", "ES256", "EdDSA"];
 
-/// The published form of a key of `data/test_keys`.
+/// Converts a key of `data/test_keys` to its published form.
 fn published(name: &str, id: &str, algorithm: Algorithm) -> Value {
-    // The crate needs its cryptography for that.
+    // The conversion needs an installed provider.
     Jwt::new(&with_secret()).unwrap();
     let mut jwk = Jwk::from_encoding_key(&private(name), algorithm).unwrap();
     jwk.common.key_id = Some(id.to_owned());
@@ -26,7 +26,7 @@ fn set(keys: &[Value]) -> Answer {
     Answer::json(json!({ "keys": keys }))
 }
 
-/// Signed with a key of `data/test_keys`, for alice.
+/// Signs a token for alice with a key of `data/test_keys`.
 fn token(name: &str, id: Option<&str>, algorithm: Algorithm) -> String {
     let mut header = json!({ "alg": algorithm });
     if let Some(id) = id {
@@ -48,18 +48,18 @@ async fn is_alice(jwt: &Jwt, token: &str) -> Result<(), AuthError> {
     Ok(())
 }
 
-fn refused_with(result: Result<(), AuthError>, expected: &str) {
-    let Err(AuthError::Refused(reason)) = &result else { panic!("{result:?}, and not refused: {expected}") };
+fn assert_rejected_with(result: Result<(), AuthError>, expected: &str) {
+    let Err(AuthError::Rejected(reason)) = &result else { panic!("{result:?}, and not refused: {expected}") };
     assert!(reason.contains(expected), "{reason}\n  lacks {expected}");
 }
 
 #[tokio::test]
-async fn published_key_with_half_of_a_pair_does_not_spoil_the_others() {
+async fn published_key_with_unpaired_surrogate_leaves_others_usable() {
     let receiver = Receiver::start();
     let good = published("rsa", "rsa", Algorithm::RS256);
     let bad = good.to_string().replacen("\"rsa\"", r#""\ud83d""#, 1);
     assert_ne!(bad, good.to_string());
-    // In what is said beside the key it does not spoil that key either.
+    // In other fields of a key it is ignored.
     let named = good.to_string().replacen('{', r#"{"name":"\ud83d","#, 1);
     receiver.otherwise(Answer::json(format!(r#"{{"keys":[{bad},{named}],"name":"\ud83d"}}"#)));
     let jwt = Jwt::new(&configured(&receiver, ALGORITHMS, |_| ())).unwrap();
@@ -67,7 +67,7 @@ async fn published_key_with_half_of_a_pair_does_not_spoil_the_others() {
 }
 
 #[tokio::test]
-async fn each_token_is_checked_with_the_published_key_it_names_and_by_no_other_algorithm() {
+async fn token_is_verified_with_its_published_key_and_algorithm() {
     let receiver = Receiver::start();
     let rsa = published("rsa", "rsa", Algorithm::RS256);
     let mut untyped = published("rsa", "untyped", Algorithm::RS256);
@@ -98,7 +98,7 @@ async fn each_token_is_checked_with_the_published_key_it_names_and_by_no_other_a
     ] {
         is_alice(&jwt, &token(name, Some(id), algorithm)).await.unwrap_or_else(|error| panic!("{id}: {error}"));
     }
-    // One key alone goes with it, so it need not be named.
+    // Only one key matches, so it need not be named.
     is_alice(&jwt, &token("ec256", None, Algorithm::ES256)).await.unwrap();
 
     let not_configured = "algorithm is not one of those configured";
@@ -115,31 +115,31 @@ async fn each_token_is_checked_with_the_published_key_it_names_and_by_no_other_a
         (token("rsa", Some("rsa"), Algorithm::PS256), not_configured),
         (token("ec384", Some("not-configured"), Algorithm::ES384), not_configured),
     ] {
-        refused_with(is_alice(&jwt, &token).await, expected);
+        assert_rejected_with(is_alice(&jwt, &token).await, expected);
     }
-    // What is public as if it were a secret.
+    // A public key used as a secret.
     let modulus = rsa["n"].as_str().unwrap();
     for key in [modulus.as_bytes().to_vec(), std::fs::read(key_path("rsa.public.pem")).unwrap()] {
         for id in ["rsa", "oct"] {
             let header = json!({ "alg": "HS256", "kid": id }).to_string();
             let forged = signed(&header, r#"{"id":"alice"}"#, &EncodingKey::from_secret(&key), Algorithm::HS256);
-            refused_with(is_alice(&jwt, &forged).await, not_configured);
+            assert_rejected_with(is_alice(&jwt, &forged).await, not_configured);
         }
     }
     let header = r#"{"alg":"HS256","kid":"oct"}"#;
     let shared = EncodingKey::from_secret(b"secret-secret-secret-secret");
     let forged = signed(header, r#"{"id":"alice"}"#, &shared, Algorithm::HS256);
-    refused_with(is_alice(&jwt, &forged).await, not_configured);
+    assert_rejected_with(is_alice(&jwt, &forged).await, not_configured);
     for none in [r#"{"alg":"none","kid":"rsa"}"#, r#"{"alg":"None","kid":"rsa"}"#, r#"{"kid":"rsa"}"#] {
         let unsigned = format!("{}.{}.", craft::base64(none), craft::base64(r#"{"id":"alice"}"#));
-        assert!(matches!(is_alice(&jwt, &unsigned).await, Err(AuthError::Refused(_))), "{none}");
+        assert!(matches!(is_alice(&jwt, &unsigned).await, Err(AuthError::Rejected(_))), "{none}");
     }
     assert_eq!(receiver.requests().len(), 1, "whatever was named");
     assert!(receiver.requests()[0].line.starts_with("GET /hooks "));
 }
 
 #[tokio::test]
-async fn a_key_that_is_new_is_asked_for_once_and_one_that_is_gone_is_not_used_any_more() {
+async fn new_key_is_fetched_once_and_withdrawn_key_is_rejected() {
     let receiver = Receiver::start();
     let (old, new) = (published("rsa", "old", Algorithm::RS256), published("rsa-other", "new", Algorithm::RS256));
     receiver.otherwise(set(&[old]));
@@ -149,27 +149,27 @@ async fn a_key_that_is_new_is_asked_for_once_and_one_that_is_gone_is_not_used_an
     let by_new = token("rsa-other", Some("new"), Algorithm::RS256);
     is_alice(&jwt, &by_old).await.unwrap();
     receiver.otherwise(set(&[new]));
-    // Not yet: it was asked just now, and is not asked again for as many unknown keys as you like.
+    // Within the retry interval no number of unknown keys causes a request.
     for _ in 0..50 {
-        refused_with(is_alice(&jwt, &by_new).await, "not published");
+        assert_rejected_with(is_alice(&jwt, &by_new).await, "not published");
     }
     assert_eq!(receiver.requests().len(), 1);
     is_alice(&jwt, &by_old).await.unwrap();
-    // Only the clock moves on: how long all of the above took counts for nothing.
+    // Advances the clock past the interval, however long the steps above took.
     tokio::time::pause();
     tokio::time::advance(retry).await;
     tokio::time::resume();
     let all = futures_util::future::join_all((0..20).map(|_| is_alice(&jwt, &by_new))).await;
     assert!(all.iter().all(Result::is_ok), "{all:?}");
-    refused_with(is_alice(&jwt, &by_old).await, "not published");
-    assert_eq!(receiver.requests().len(), 2, "once for twenty who came together");
+    assert_rejected_with(is_alice(&jwt, &by_old).await, "not published");
+    assert_eq!(receiver.requests().len(), 2, "one request for twenty concurrent clients");
 }
 
 #[tokio::test]
-async fn keys_are_refreshed_behind_those_who_come_and_kept_while_that_fails_but_not_for_ever() {
+async fn keys_are_refreshed_in_background_and_kept_until_max_stale() {
     let receiver = Receiver::start();
     receiver.otherwise(set(&[published("ed", "ed", Algorithm::EdDSA)]));
-    // Longer than the requests below take on the slowest machine.
+    // Longer than the requests below take on a slow machine.
     let max_stale = Duration::from_secs(3600);
     let configured = configured(&receiver, &["EdDSA"], |jwks| {
         jwks.refresh_interval = Duration::from_millis(50);
@@ -180,7 +180,7 @@ async fn keys_are_refreshed_behind_those_who_come_and_kept_while_that_fails_but_
     let jwt = Jwt::new(&configured).unwrap();
     let token = token("ed", Some("ed"), Algorithm::EdDSA);
     is_alice(&jwt, &token).await.unwrap();
-    // Each of these is wrong in its own way, and none of them takes the key away.
+    // Each of these responses is invalid in another way, and none removes the key.
     let many: Vec<Value> = (0..101).map(|n| json!({ "kty": "unheard-of", "kid": n.to_string() })).collect();
     receiver.script([
         Answer::status(500),
@@ -200,14 +200,14 @@ async fn keys_are_refreshed_behind_those_who_come_and_kept_while_that_fails_but_
         asked = receiver.requests().len();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // Only the clock moves on.
+    // Advances the clock past `max_stale`.
     tokio::time::pause();
     tokio::time::advance(max_stale).await;
     tokio::time::resume();
     let end = tokio::time::Instant::now() + Duration::from_secs(30);
     let stale = loop {
         match is_alice(&jwt, &token).await {
-            Ok(()) => assert!(tokio::time::Instant::now() < end, "a key is used for ever"),
+            Ok(()) => assert!(tokio::time::Instant::now() < end, "the key is still used"),
             Err(error) => break error,
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -215,35 +215,35 @@ async fn keys_are_refreshed_behind_those_who_come_and_kept_while_that_fails_but_
     assert!(matches!(&stale, AuthError::Unavailable(why) if why.contains("the keys for tokens")), "{stale}");
     receiver.otherwise(set(&[published("ed", "ed", Algorithm::EdDSA)]));
     while is_alice(&jwt, &token).await.is_err() {
-        assert!(tokio::time::Instant::now() < end, "it is not asked again");
+        assert!(tokio::time::Instant::now() < end, "no further request is made");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 #[tokio::test]
-async fn who_goes_away_does_not_stop_the_keys_from_coming() {
+async fn disconnecting_client_does_not_cancel_fetch() {
     let receiver = Receiver::start();
     receiver.script([Answer::Late(Duration::from_millis(200), 500)]);
     receiver.otherwise(set(&[published("ed", "ed", Algorithm::EdDSA)]));
     let configured = configured(&receiver, &["EdDSA"], |jwks| jwks.retry_interval = Duration::from_millis(1));
     let jwt = Jwt::new(&configured).unwrap();
     let token = token("ed", Some("ed"), Algorithm::EdDSA);
-    let gone = tokio::time::timeout(Duration::from_millis(20), is_alice(&jwt, &token)).await;
-    assert!(gone.is_err(), "the first answer is late");
-    assert!(matches!(is_alice(&jwt, &token).await, Err(AuthError::Unavailable(_))), "it was a failure");
+    let cancelled = tokio::time::timeout(Duration::from_millis(20), is_alice(&jwt, &token)).await;
+    assert!(cancelled.is_err(), "the first response is late");
+    assert!(matches!(is_alice(&jwt, &token).await, Err(AuthError::Unavailable(_))), "the first response is an error");
     tokio::time::sleep(Duration::from_millis(2)).await;
     is_alice(&jwt, &token).await.unwrap();
 }
 
 #[test]
-fn a_jwks_that_cannot_be_meant_is_refused_when_the_server_starts() {
+fn invalid_jwks_configuration_is_rejected_at_start() {
     let with = |url: &str, algorithms: &[&str]| {
         let jwks = config::Jwks { url: url.to_owned(), ..config::Jwks::default() };
         let algorithms = algorithms.iter().map(|&name| name.to_owned()).collect();
         Jwt::new(&config::Jwt { jwks: Some(jwks), algorithms, ..nothing() }).expect_err(url).to_string()
     };
     assert!(with("https://127.0.0.1/", &["RS256"]).contains("authentication.jwt.jwks.url names a private address"));
-    assert!(with("https://example.org/", &["HS256"]).contains("\"HS256\", which does not go with published keys"));
+    assert!(with("https://example.org/", &["HS256"]).contains("\"HS256\", which does not match published keys"));
     assert!(with("https://example.org/", &["none"]).contains("\"none\""));
-    assert!(with("https://example.org/", &[]).contains("must name what is accepted"));
+    assert!(with("https://example.org/", &[]).contains("must name the algorithms to accept"));
 }

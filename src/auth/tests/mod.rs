@@ -1,4 +1,4 @@
-//! Who is let in, and who is not.
+//! Tests authentication.
 
 mod craft;
 mod invalid;
@@ -24,7 +24,7 @@ fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(NOW)
 }
 
-fn nothing() -> config::Jwt {
+fn empty_jwt() -> config::Jwt {
     config::Jwt {
         secret: None,
         key_file: None,
@@ -38,22 +38,22 @@ fn nothing() -> config::Jwt {
     }
 }
 
-/// As configured with a secret.
+/// Configures a secret.
 fn with_secret() -> config::Jwt {
-    config::Jwt { secret: Some(SECRET.into()), algorithms: vec!["HS256".into()], ..nothing() }
+    config::Jwt { secret: Some(SECRET.into()), algorithms: vec!["HS256".into()], ..empty_jwt() }
 }
 
-/// As configured with a key file of `data/test_keys`.
+/// Configures a key file of `data/test_keys`.
 fn with_key(name: &str, algorithms: &[&str]) -> config::Jwt {
     let key_file = Some(key_path(&format!("{name}.public.pem")).into());
-    config::Jwt { key_file, algorithms: algorithms.iter().map(|&name| name.to_owned()).collect(), ..nothing() }
+    config::Jwt { key_file, algorithms: algorithms.iter().map(|&name| name.to_owned()).collect(), ..empty_jwt() }
 }
 
 fn key_path(file: &str) -> String {
     format!("{}/data/test_keys/{file}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What the client passes.
+/// Makes the data of an authentication frame.
 fn data(token: &str) -> Map<String, Value> {
     Map::from_iter([("token".to_owned(), token.into()), ("shouldSync".to_owned(), true.into())])
 }
@@ -62,13 +62,13 @@ fn check(jwt: &config::Jwt, token: &str) -> Result<Identity, AuthError> {
     check_at(&Jwt::new(jwt).unwrap(), &data(token), now())
 }
 
-/// With a key at hand nothing has to be waited for.
+/// Authenticates without waiting, which works with a configured key.
 fn check_at(jwt: &Jwt, data: &Map<String, Value>, now: SystemTime) -> Result<Identity, AuthError> {
     jwt.check(data, now).now_or_never().unwrap()
 }
 
 #[tokio::test]
-async fn an_insecure_token_is_the_user_id() {
+async fn insecure_token_is_the_user_id() {
     let alice = Insecure.authenticate(&data("alice")).await.unwrap();
     assert_eq!(alice.id.as_str(), "alice");
     assert_eq!(Value::Object(alice.user), json!({ "id": "alice" }));
@@ -78,12 +78,12 @@ async fn an_insecure_token_is_the_user_id() {
         [json!({}), json!({ "token": 7 }), json!({ "token": "" }), json!({ "token": "a\0b" }), json!({ "token": long })]
     {
         let Value::Object(data) = wrong else { unreachable!("objects above") };
-        assert!(matches!(Insecure.authenticate(&data).await, Err(AuthError::Refused(_))), "{data:?}");
+        assert!(matches!(Insecure.authenticate(&data).await, Err(AuthError::Rejected(_))), "{data:?}");
     }
 }
 
 #[test]
-fn only_a_configured_api_key_fits() {
+fn only_configured_api_keys_are_accepted() {
     let keys = vec!["0123456789abcdef".into(), "fedcba9876543210".into()];
     let keys = ApiKeys::new(&config::Api { keys, ..config::Api::default() });
     assert!(keys.check("0123456789abcdef") && keys.check("fedcba9876543210"));
@@ -92,6 +92,6 @@ fn only_a_configured_api_key_fits() {
     {
         assert!(!keys.check(wrong), "{wrong:?}");
     }
-    assert!(!ApiKeys::new(&config::Api::default()).check(""), "without keys nobody is let in");
+    assert!(!ApiKeys::new(&config::Api::default()).check(""), "without keys every request is rejected");
     assert!(!format!("{keys:?}").contains("0123"));
 }

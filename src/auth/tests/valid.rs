@@ -1,4 +1,4 @@
-//! Tokens that hold, and who they are for.
+//! Tests valid tokens and the users they identify.
 
 use jsonwebtoken::{Algorithm, EncodingKey};
 
@@ -8,7 +8,7 @@ use super::{
 };
 
 #[test]
-fn every_algorithm_is_accepted_with_its_key() {
+fn each_algorithm_is_accepted_with_matching_key() {
     for (algorithm, name) in [(Algorithm::HS256, "HS256"), (Algorithm::HS384, "HS384"), (Algorithm::HS512, "HS512")] {
         let jwt = config::Jwt { algorithms: vec![name.into()], ..with_secret() };
         let key = EncodingKey::from_secret(SECRET.as_bytes());
@@ -36,7 +36,7 @@ fn every_algorithm_is_accepted_with_its_key() {
 }
 
 #[test]
-fn the_user_is_named_by_id_then_sub_or_by_the_claim_configured() {
+fn user_id_is_read_from_id_then_sub_or_configured_claim() {
     for (claims, id) in [
         (json!({ "id": "alice" }), "alice"),
         (json!({ "id": "alice", "sub": "bob" }), "alice"),
@@ -58,7 +58,7 @@ fn the_user_is_named_by_id_then_sub_or_by_the_claim_configured() {
 }
 
 #[test]
-fn the_user_claim_is_merged_and_cannot_change_who_it_is() {
+fn user_claim_is_merged_and_cannot_change_id() {
     let jwt = config::Jwt { user_claim: Some("user".into()), ..with_secret() };
     for (claims, user) in [
         (json!({ "id": "a", "user": { "name": "A", "id": "root" } }), json!({ "id": "a", "name": "A" })),
@@ -72,7 +72,7 @@ fn the_user_claim_is_merged_and_cannot_change_who_it_is() {
 }
 
 #[test]
-fn half_of_a_pair_in_a_claim_is_passed_on_or_not_looked_at_and_never_part_of_an_id() {
+fn unpaired_surrogate_in_claim_is_forwarded_or_ignored_and_rejected_in_id() {
     let check = |jwt: &config::Jwt, claims: &str| check(jwt, &hs256_with(r#"{"alg":"HS256","typ":"JWT"}"#, claims));
     let jwt = config::Jwt { user_claim: Some("user".into()), issuer: Some("us".into()), ..with_secret() };
     let identity = check(&jwt, r#"{"id":"a","iss":"us","nick":"\ud83d","user":{"name":"\ude00"}}"#).unwrap();
@@ -86,7 +86,7 @@ fn half_of_a_pair_in_a_claim_is_passed_on_or_not_looked_at_and_never_part_of_an_
 }
 
 #[test]
-fn issuer_and_audience_are_asked_for_only_where_configured() {
+fn issuer_and_audience_are_checked_only_if_configured() {
     let claims = json!({ "id": "a", "iss": "us", "aud": ["them", "us"] });
     assert!(check(&with_secret(), &hs256(&claims)).is_ok());
     let jwt = config::Jwt { issuer: Some("us".into()), audience: Some("us".into()), ..with_secret() };
@@ -95,7 +95,7 @@ fn issuer_and_audience_are_asked_for_only_where_configured() {
 }
 
 #[test]
-fn a_token_holds_from_nbf_until_exp_widened_by_the_leeway() {
+fn token_is_valid_from_nbf_until_exp_plus_leeway() {
     let leeway = config::Jwt { leeway: Duration::from_secs(5), ..with_secret() };
     let identity = check(&with_secret(), &hs256(&json!({ "id": "a", "nbf": NOW, "exp": NOW + 1 }))).unwrap();
     assert_eq!(identity.expires, Some(now() + Duration::from_secs(1)));
@@ -104,9 +104,9 @@ fn a_token_holds_from_nbf_until_exp_widened_by_the_leeway() {
     assert!(check(&with_secret(), &hs256(&json!({ "id": "a", "exp": 1_700_000_000.5 }))).is_ok());
 }
 
-/// Stock gateways and others put these in; none of them has an effect here.
+/// Issuers of existing tokens set these; they have no effect here.
 #[test]
-fn what_else_a_header_says_does_not_matter() {
+fn other_header_fields_are_ignored() {
     for header in [
         r#"{"alg":"HS256"}"#,
         r#"{"typ":"at+jwt","alg":"HS256","kid":"../../etc/passwd"}"#,
@@ -117,7 +117,7 @@ fn what_else_a_header_says_does_not_matter() {
 }
 
 #[test]
-fn an_issued_token_is_accepted_and_says_what_it_was_given() {
+fn issued_token_is_accepted_with_its_claims() {
     let alice = UserId::new("alice").unwrap();
     for algorithm in ["HS256", "HS384", "HS512"] {
         let claims = Map::from_iter([("id".to_owned(), "mallory".into()), ("user".to_owned(), json!({ "name": "A" }))]);
@@ -137,6 +137,9 @@ fn an_issued_token_is_accepted_and_says_what_it_was_given() {
         ("fifteen-bytes-x", "HS256", None),
         (SECRET, "HS256", Some(Duration::MAX)),
     ] {
-        assert!(matches!(issue(secret, algorithm, &alice, ttl, Map::new()), Err(AuthError::Refused(_))), "{algorithm}");
+        assert!(
+            matches!(issue(secret, algorithm, &alice, ttl, Map::new()), Err(AuthError::Rejected(_))),
+            "{algorithm}"
+        );
     }
 }

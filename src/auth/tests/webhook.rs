@@ -1,4 +1,4 @@
-//! A backend that says who a client is, or something else.
+//! Tests authentication by webhook.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::http_client::{
     signing,
 };
 
-fn asking(receiver: &Receiver, change: impl FnOnce(&mut config::AuthWebhook)) -> Webhook {
+fn webhook_for(receiver: &Receiver, change: impl FnOnce(&mut config::AuthWebhook)) -> Webhook {
     let mut webhook =
         config::AuthWebhook { url: receiver.url(), allow_private: true, ..config::AuthWebhook::default() };
     change(&mut webhook);
@@ -18,9 +18,9 @@ fn asking(receiver: &Receiver, change: impl FnOnce(&mut config::AuthWebhook)) ->
 }
 
 #[tokio::test]
-async fn what_the_client_passed_is_posted_and_the_answer_is_who_it_is() {
+async fn webhook_posts_data_and_returns_identity() {
     let receiver = Receiver::start();
-    let webhook = asking(&receiver, |webhook| webhook.secret = Some(SECRET.into()));
+    let webhook = webhook_for(&receiver, |webhook| webhook.secret = Some(SECRET.into()));
     receiver.script([
         Answer::json(json!({ "id": "alice", "user": { "name": "Alice", "id": "x" }, "expires": 4_000_000_000.5 })),
         Answer::json(json!({ "id": 7, "user": null, "expires": null, "more": 1 })),
@@ -42,9 +42,9 @@ async fn what_the_client_passed_is_posted_and_the_answer_is_who_it_is() {
 }
 
 #[tokio::test]
-async fn half_of_a_pair_is_passed_on_both_ways_and_never_part_of_an_id() {
+async fn unpaired_surrogate_is_forwarded_both_ways_and_rejected_in_id() {
     let receiver = Receiver::start();
-    let webhook = asking(&receiver, |_| ());
+    let webhook = webhook_for(&receiver, |_| ());
     let answers = [r#"{"id":"alice","user":{"name":"A\ud83d","id":"x"}}"#, r#"{"id":"al\ud83d"}"#];
     receiver.script(answers.map(Answer::json));
     let text = r#"{"name":"\ud83d","token":"t"}"#;
@@ -57,35 +57,35 @@ async fn half_of_a_pair_is_passed_on_both_ways_and_never_part_of_an_id() {
 }
 
 #[tokio::test]
-async fn who_is_refused_is_told_from_who_could_not_be_checked() {
+async fn rejection_differs_from_unavailable_webhook() {
     let receiver = Receiver::start();
-    let webhook = asking(&receiver, |webhook| webhook.timeout = Duration::from_secs(60));
-    // For answers that do not come: a busy machine is late with others as well.
-    let impatient = asking(&receiver, |webhook| webhook.timeout = Duration::from_millis(300));
-    let elsewhere = Receiver::start();
-    let location = format!("location: {}\r\n", elsewhere.url());
+    let webhook = webhook_for(&receiver, |webhook| webhook.timeout = Duration::from_secs(60));
+    // For responses that do not arrive; others may be slow on a busy machine.
+    let impatient = webhook_for(&receiver, |webhook| webhook.timeout = Duration::from_millis(300));
+    let other = Receiver::start();
+    let location = format!("location: {}\r\n", other.url());
     for status in [401, 403] {
         receiver.script([Answer::status(status)]);
         let refused = webhook.authenticate(&data("a")).await;
-        assert!(matches!(refused, Err(AuthError::Refused(_))), "{status}: {refused:?}");
+        assert!(matches!(refused, Err(AuthError::Rejected(_))), "{status}: {refused:?}");
     }
     receiver.script([Answer::json(json!({ "id": "alice", "expires": 1 }))]);
-    assert!(matches!(webhook.authenticate(&data("a")).await, Err(AuthError::Refused(_))), "it has expired");
+    assert!(matches!(webhook.authenticate(&data("a")).await, Err(AuthError::Rejected(_))), "it has expired");
     for (answer, expected) in [
-        (Answer::status(500), "answers 500"),
-        (Answer::status(404), "answers 404"),
-        (Answer::With(302, location.clone(), String::new()), "answers 302, and redirections are not followed"),
-        (Answer::With(307, location, String::new()), "answers 307"),
-        (Answer::status(200), "no {id, user?, expires?}"),
-        (Answer::json("{}"), "no {id, user?, expires?}"),
-        (Answer::json("[\"alice\"]"), "no {id, user?, expires?}"),
-        (Answer::json(r#"{"id":"alice","id":"bob"}"#), "no {id, user?, expires?}"),
-        (Answer::json(r#"{"id":"alice","user":"Alice"}"#), "no {id, user?, expires?}"),
-        (Answer::json(r#"{"id":"alice","expires":"tomorrow"}"#), "no {id, user?, expires?}"),
-        (Answer::json(r#"{"id":"alice","expires":-1}"#), "an end that is no time"),
-        (Answer::json(r#"{"id":"alice","expires":1e300}"#), "an end that is no time"),
-        (Answer::json(r#"{"id":""}"#), "a user whose id cannot be"),
-        (Answer::json(r#"{"id":"*"}"#), "a user whose id cannot be"),
+        (Answer::status(500), "answered 500"),
+        (Answer::status(404), "answered 404"),
+        (Answer::With(302, location.clone(), String::new()), "answered 302, and redirects are not followed"),
+        (Answer::With(307, location, String::new()), "answered 307"),
+        (Answer::status(200), "did not answer with {id, user?, expires?}"),
+        (Answer::json("{}"), "did not answer with {id, user?, expires?}"),
+        (Answer::json("[\"alice\"]"), "did not answer with {id, user?, expires?}"),
+        (Answer::json(r#"{"id":"alice","id":"bob"}"#), "did not answer with {id, user?, expires?}"),
+        (Answer::json(r#"{"id":"alice","user":"Alice"}"#), "did not answer with {id, user?, expires?}"),
+        (Answer::json(r#"{"id":"alice","expires":"tomorrow"}"#), "did not answer with {id, user?, expires?}"),
+        (Answer::json(r#"{"id":"alice","expires":-1}"#), "`expires` that is not a time"),
+        (Answer::json(r#"{"id":"alice","expires":1e300}"#), "`expires` that is not a time"),
+        (Answer::json(r#"{"id":""}"#), "an invalid id"),
+        (Answer::json(r#"{"id":"*"}"#), "an invalid id"),
         (Answer::json(r#"{"id":1.5}"#), "neither a string nor a whole number"),
         (Answer::json(r#"{"id":null}"#), "neither a string nor a whole number"),
         (Answer::Silence, "did not answer within 300 ms"),
@@ -100,28 +100,28 @@ async fn who_is_refused_is_told_from_who_could_not_be_checked() {
         let Err(AuthError::Unavailable(reason)) = &result else { panic!("{answer:?} gave {result:?}") };
         assert!(reason.contains(expected), "{answer:?}: {reason}\n  lacks {expected}");
     }
-    assert_eq!(elsewhere.connections(), 0, "no redirection is followed");
+    assert_eq!(other.connections(), 0, "no redirect is followed");
     let port = receiver.address.port();
     drop(receiver);
     let error = webhook.authenticate(&data("a")).await.unwrap_err().to_string();
-    // Refused, or reset where the listener is only just going.
+    // Connection refused, or reset while the listener is closing.
     assert!(error.contains("cannot be reached") || error.contains("broke off"), "{error}");
     let private = config::AuthWebhook { url: format!("https://127.0.0.1:{port}/"), ..config::AuthWebhook::default() };
     assert!(Webhook::new(&private).unwrap_err().to_string().contains("private address"));
 }
 
 #[tokio::test]
-async fn no_more_are_asked_at_once_than_is_allowed_and_nobody_waits_longer_than_for_an_answer() {
+async fn concurrent_requests_are_bounded_and_waiting_counts_towards_timeout() {
     let receiver = Receiver::start();
     receiver.otherwise(Answer::Silence);
-    let webhook = asking(&receiver, |webhook| {
+    let webhook = webhook_for(&receiver, |webhook| {
         (webhook.concurrency, webhook.timeout) = (3, Duration::from_millis(500));
     });
     let clients = data("a");
     let began = std::time::Instant::now();
     let all = futures_util::future::join_all((0..20).map(|_| webhook.authenticate(&clients))).await;
     assert!(all.iter().all(|one| matches!(one, Err(AuthError::Unavailable(_)))), "{all:?}");
-    // Half a second each, one behind the other, would be far more than this.
+    // One after another they would take 10 s.
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert_eq!(receiver.requests().len(), 3);
 }

@@ -37,7 +37,7 @@ fn endpoint_with_invalid_setting_is_rejected_with_a_hint() {
         ),
         (
             "{ portal: { webhook: { url: 'http://example.org/' } } }".into(),
-            "portal.webhook.url must begin with https://; plain",
+            "portal.webhook.url must start with https://; plain",
         ),
         ("{ portal: { webhook: { url: 'https://127.1/' } } }".into(), "portal.webhook.url names a private address"),
         ("{ portal: { webhook: true } }".into(), "portal.webhook must be an object, but is true"),
@@ -47,7 +47,7 @@ fn endpoint_with_invalid_setting_is_rejected_with_a_hint() {
         ),
         (
             "{ authentication: { webhook: { url: 'ftp://example.org/' } } }".into(),
-            "authentication.webhook.url must begin with https://",
+            "authentication.webhook.url must start with https://",
         ),
         (
             "{ authentication: { webhook: { url: 'https://a.org/', secret: 'short' } } }".into(),

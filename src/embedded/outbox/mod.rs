@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     message::{Seq, UserId},
-    store::{EventKind, Kept, Outbox as _, OutboxEvent, OutboxOptions, OutboxStatus, StoreError, clock::Clock},
+    store::{EventKind, Outbox as _, OutboxEvent, OutboxOptions, OutboxStatus, QueuedEvent, StoreError, clock::Clock},
 };
 use format::{Batch, Pieces};
 
@@ -210,7 +210,7 @@ impl crate::store::Outbox for Outbox {
         self.queue.nudge();
     }
 
-    fn read(&self, after: u64, events: usize, bytes: u64) -> Result<Vec<Kept>, StoreError> {
+    fn read(&self, after: u64, events: usize, bytes: u64) -> Result<Vec<QueuedEvent>, StoreError> {
         let mut kept = Vec::new();
         let (mut after, mut size) = (after, 0);
         while kept.len() < events {
@@ -226,7 +226,7 @@ impl crate::store::Outbox for Outbox {
                 if kept.len() >= events || !kept.is_empty() && size > bytes {
                     return Ok(kept);
                 }
-                kept.push(Kept { number, id: format!("{start:016x}-{number}"), at_ms, event });
+                kept.push(QueuedEvent { number, id: format!("{start:016x}-{number}"), at_ms, event });
             }
             after = batch.last();
         }

@@ -31,7 +31,7 @@ fn bob() -> UserId {
     UserId::new("bob").unwrap()
 }
 
-fn all(outbox: &Arc<dyn crate::store::Outbox>) -> Vec<Kept> {
+fn all(outbox: &Arc<dyn crate::store::Outbox>) -> Vec<QueuedEvent> {
     outbox.read(0, usize::MAX, u64::MAX).unwrap()
 }
 
@@ -277,7 +277,7 @@ async fn expired_entries_are_reported_once_over_many_short_lives() {
     }
     let store = memory::open(&tables, opening).unwrap();
     let outbox = store.outbox().unwrap();
-    let expired = |one: &Kept| match &one.event {
+    let expired = |one: &QueuedEvent| match &one.event {
         OutboxEvent::Expired { from, to, .. } => Some((*from, *to)),
         _ => None,
     };

@@ -1,8 +1,8 @@
-//! The store's clock. Expiry of messages, dispatch ids and devices goes by it.
+//! Defines the store's clock, which determines the expiry of messages, dispatch ids and devices.
 //!
-//! It starts at the calendar when the store is opened, or at the latest time that the store has written, whichever is
-//! later. From then on it advances by a clock that counts time in suspend and that no administrator can set. So a step
-//! of the calendar expires nothing while the server runs, and a machine that slept ages its messages by the time it slept.
+//! It starts at the calendar time when the store is opened, or at the latest time the store has written, whichever is later.
+//! Then it advances by a clock that counts suspended time and cannot be set. So a step of the calendar expires nothing while
+//! the server runs, and messages age while the machine is suspended.
 
 use std::{
     sync::{
@@ -12,23 +12,23 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Lead over the calendar at start, in milliseconds, that is worth a log line.
+/// Lead over the calendar at start that is logged, in milliseconds.
 const AHEAD_MS_MAX: u64 = 60_000;
 
-/// Attempts to read both clocks at one moment. The closest pair is used, so one interruption does no harm.
+/// Attempts to read both clocks at once. The closest pair is used, so that one interruption does no harm.
 const PAIR_ATTEMPTS: usize = 8;
 
-/// See the module.
+/// Measures the time of the store. See the module.
 #[derive(Clone, Debug)]
 pub struct Clock {
     source: Source,
-    /// Both to the nanosecond: two truncated parts would add up to a time before the calendar's.
+    /// In nanoseconds, like `source_began`: two truncated parts would add up to a time before the calendar's.
     began: Duration,
     source_began: Duration,
     ahead_ms: Arc<AtomicU64>,
 }
 
-/// The clock of the machine, or one that a test moves.
+/// Reads the clock of the machine, or one that a test sets.
 #[derive(Clone, Debug)]
 enum Source {
     Machine,
@@ -46,7 +46,7 @@ impl Source {
     }
 }
 
-/// Reads the time since boot, with the time in suspend.
+/// Reads the time since boot, including suspended time.
 fn since_boot() -> Duration {
     use rustix::time::{ClockId, clock_gettime};
     // On Linux the monotonic clock stops in suspend; on the BSDs and macOS it does not.
@@ -58,7 +58,7 @@ fn since_boot() -> Duration {
 }
 
 impl Clock {
-    /// Starts at the calendar, or at `last_ms` if that is later: the latest time this store has written.
+    /// Starts at the calendar time, or at `last_ms` if that is later: the latest time the store has written.
     ///
     /// `ahead_ms` is added to every reading, for tests.
     pub fn new(last_ms: u64, ahead_ms: Arc<AtomicU64>) -> Self {
@@ -69,7 +69,7 @@ impl Clock {
         let read = || {
             let before = source.now();
             let calendar = calendar();
-            // Counted from before the calendar was read, so that the clock is never behind it.
+            // The source is read before the calendar, so that the clock is never behind the calendar.
             (source.now().saturating_sub(before), before, calendar)
         };
         let closest = (0..PAIR_ATTEMPTS).map(|_| read()).min_by_key(|(apart, ..)| *apart);
@@ -80,30 +80,30 @@ impl Clock {
         if ahead > Duration::from_millis(AHEAD_MS_MAX) {
             tracing::warn!(
                 ahead_s = ahead.as_secs(),
-                "the calendar is behind the store's clock, by which the store goes on"
+                "the calendar is behind the store's clock, which the store continues to use; check the system time"
             );
         }
         Self { source, began: calendar.max(last), source_began, ahead_ms }
     }
 
-    /// Milliseconds of the Unix epoch, rounded down.
+    /// Returns the milliseconds of the Unix epoch, rounded down.
     pub fn now_ms(&self) -> u64 {
         let now = self.began + self.source.now().saturating_sub(self.source_began);
         whole_ms(now).saturating_add(self.ahead_ms.load(Ordering::Relaxed))
     }
 
-    /// Seconds of the Unix epoch, rounded down.
+    /// Returns the seconds of the Unix epoch, rounded down.
     pub fn now_s(&self) -> u32 {
         seconds(self.now_ms())
     }
 }
 
-/// Whole seconds, rounded down; for times until 2106.
+/// Converts milliseconds to seconds, rounded down; for times until 2106.
 pub fn seconds(ms: u64) -> u32 {
     u32::try_from(ms / 1000).unwrap_or(u32::MAX)
 }
 
-/// Milliseconds of the Unix epoch; 0 for a calendar that is set before it.
+/// Converts a time to milliseconds of the Unix epoch; 0 for a time before it.
 pub fn millis(time: SystemTime) -> u64 {
     whole_ms(since_epoch(time))
 }

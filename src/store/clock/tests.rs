@@ -2,10 +2,10 @@ use std::process::Command;
 
 use super::*;
 
-/// A moment with a part of a millisecond that truncation would lose.
+/// A time with a fraction of a millisecond that truncation would lose.
 const START: Duration = Duration::new(1_700_000_000, 123_999_700);
 
-/// A clock whose source and calendar a test moves, in nanoseconds.
+/// A clock whose source and calendar a test sets, in nanoseconds.
 struct Moved {
     clock: Clock,
     source: Arc<AtomicU64>,
@@ -19,7 +19,7 @@ impl Moved {
         Self { clock, source, calendar }
     }
 
-    /// Time passes, for both.
+    /// Advances both clocks.
     fn pass(&mut self, time: Duration) {
         self.source.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
         self.calendar += time;
@@ -27,7 +27,7 @@ impl Moved {
 }
 
 #[test]
-fn clock_after_suspend_has_advanced_by_the_time_asleep() {
+fn clock_after_suspend_includes_suspended_time() {
     let mut moved = Moved::new(START, 0);
     let before = moved.clock.now_ms();
     moved.pass(Duration::from_secs(600));
@@ -35,8 +35,8 @@ fn clock_after_suspend_has_advanced_by_the_time_asleep() {
 }
 
 #[test]
-fn clock_after_calendar_step_goes_on_as_before() {
-    // The calendar is read once, at the start: there is nothing a step could change.
+fn clock_after_calendar_step_is_unchanged() {
+    // The calendar is read only at the start, so a step has no effect.
     let read = std::cell::Cell::new(0);
     let source = Arc::new(AtomicU64::new(0));
     let calendar = || {
@@ -51,7 +51,7 @@ fn clock_after_calendar_step_goes_on_as_before() {
 }
 
 #[test]
-fn clock_is_never_a_millisecond_behind_a_calendar_read_earlier() {
+fn clock_is_never_behind_earlier_calendar_reading() {
     for nanos in (0..4_000_000).step_by(333_331) {
         let mut moved = Moved::new(START + Duration::from_nanos(nanos), 0);
         for _ in 0..50 {
@@ -59,7 +59,7 @@ fn clock_is_never_a_millisecond_behind_a_calendar_read_earlier() {
             assert_eq!(moved.clock.now_ms(), moved.calendar.as_millis() as u64, "{nanos} ns later");
         }
     }
-    // And so does that of the machine.
+    // The same for the clock of the machine.
     for _ in 0..2000 {
         let clock = Clock::new(0, Arc::default());
         let earlier = millis(SystemTime::now());
@@ -75,17 +75,17 @@ fn clock_with_calendar_set_back_starts_at_last_written_time() {
     assert_eq!(Moved::new(START, 1).clock.now_ms(), START.as_millis() as u64);
 }
 
-/// The kernel's own figure, which counts suspend. Only in a time namespace do the two clocks differ here.
+/// Compares with the kernel's own figure, which counts suspend. Only in a time namespace do the two clocks differ here.
 #[test]
 #[cfg(target_os = "linux")]
-fn machine_clock_is_the_one_that_counts_suspend() {
+fn machine_clock_counts_suspended_time() {
     const IN_NAMESPACE: &str = "MESA_TEST_TIME_NAMESPACE";
     let uptime = || -> f64 {
         let text = std::fs::read_to_string("/proc/uptime").expect("/proc/uptime is there on Linux");
         text.split(' ').next().and_then(|seconds| seconds.parse().ok()).expect("seconds since boot")
     };
     let (before, now, after) = (uptime(), since_boot().as_secs_f64(), uptime());
-    // It is rounded to hundredths.
+    // The kernel's figure is rounded to hundredths.
     assert!((before - 0.02..after + 0.02).contains(&now), "{now} s, /proc/uptime {before} to {after} s");
     if std::env::var_os(IN_NAMESPACE).is_some() {
         return;
@@ -100,7 +100,7 @@ fn machine_clock_is_the_one_that_counts_suspend() {
         return;
     }
     let this = std::env::current_exe().expect("this test");
-    let name = "store::clock::tests::machine_clock_is_the_one_that_counts_suspend";
+    let name = "store::clock::tests::machine_clock_counts_suspended_time";
     let output = unshare(&this.to_string_lossy()).args([name, "--exact"]).env(IN_NAMESPACE, "1").output();
     let output = output.expect("unshare has just worked");
     let text = String::from_utf8_lossy(&output.stdout);

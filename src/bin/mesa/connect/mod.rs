@@ -90,14 +90,14 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
                     }
                     End::Closed { code, reason } => {
                         let why = ClientError::Refused { code, reason };
-                        if args.once || !close_code::comes_back(code) {
+                        if args.once || !close_code::should_reconnect(code) {
                             return Err(Failure::because(why));
                         }
                         why
                     }
                 }
             }
-            Err(error) if connected_before && !args.once && error.may_pass() => error,
+            Err(error) if connected_before && !args.once && error.is_transient() => error,
             Err(error) => return Err(Failure::because(error)),
         };
         let pause = jitter(interval);
@@ -131,7 +131,7 @@ async fn exchange(
         tokio::select! {
             () = sleep_until_optional(ack_by) => if let Some(progress) = &mut progress {
                 progress.ack_by = None;
-                client.confirm(progress.after).await.map_err(Failure::because)?;
+                client.acknowledge(progress.after).await.map_err(Failure::because)?;
             },
             event = client.next() => match event.map_err(Failure::because)? {
                 ConnectionEvent::Message { op, data, kind, position } => {
@@ -154,7 +154,7 @@ async fn exchange(
                 Ok(Typed::Nothing) => {}
                 Ok(Typed::Quit) => {
                     if let Some(Progress { after, ack_by: Some(_) }) = &progress {
-                        client.confirm(*after).await.map_err(Failure::because)?;
+                        client.acknowledge(*after).await.map_err(Failure::because)?;
                     }
                     return Ok(End::Quit);
                 }
@@ -307,8 +307,8 @@ mod tests {
     #[test]
     fn transient_error_is_retried_and_a_rejection_is_not() {
         let rejected = |code| ClientError::Refused { code, reason: String::new() };
-        assert!(!rejected(1008).may_pass());
-        assert!(rejected(1013).may_pass());
-        assert!(ClientError::Unreachable { address: "a:1".into(), reason: "connection refused".into() }.may_pass());
+        assert!(!rejected(1008).is_transient());
+        assert!(rejected(1013).is_transient());
+        assert!(ClientError::Unreachable { address: "a:1".into(), reason: "connection refused".into() }.is_transient());
     }
 }

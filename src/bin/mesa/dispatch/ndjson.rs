@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use mesa::dispatcher::{Answers, DispatchResult, Dispatcher, Lines, Refusal};
+use mesa::dispatcher::{DispatchResult, DispatchWriter, Dispatcher, Refusal, ResultReader};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -90,11 +90,15 @@ fn read(mut source: Box<dyn Read + Send>) -> mpsc::Receiver<io::Result<Vec<u8>>>
     pieces
 }
 
-async fn send(mut pieces: mpsc::Receiver<io::Result<Vec<u8>>>, mut lines: Lines, counter: &Counter) -> io::Result<()> {
+async fn send(
+    mut pieces: mpsc::Receiver<io::Result<Vec<u8>>>,
+    mut lines: DispatchWriter,
+    counter: &Counter,
+) -> io::Result<()> {
     while let Some(piece) = pieces.recv().await {
         let piece = piece?;
         counter.count(&piece);
-        if lines.send_text(piece).await.is_err() {
+        if lines.send_json(piece).await.is_err() {
             // The results have the reason.
             break;
         }
@@ -102,7 +106,7 @@ async fn send(mut pieces: mpsc::Receiver<io::Result<Vec<u8>>>, mut lines: Lines,
     Ok(())
 }
 
-async fn print(mut answers: Answers, json: bool) -> Result<ResultCounts, Failure> {
+async fn print(mut answers: ResultReader, json: bool) -> Result<ResultCounts, Failure> {
     let mut counts = ResultCounts::default();
     while let Some(result) = answers.next().await.map_err(Failure::because)? {
         counts.add(&result);
