@@ -70,7 +70,7 @@ struct QueuedMessage {
 /// Receives what the original publishes.
 pub(in crate::redis) struct OriginalIngest {
     on_broadcast: BroadcastHandler,
-    waiting: mpsc::Sender<QueuedMessage>,
+    queue: mpsc::Sender<QueuedMessage>,
     waiting_bytes: Arc<AtomicUsize>,
     /// The last marker, and the number of messages since. `None` before the first one.
     position: Mutex<Option<(String, u64)>>,
@@ -86,16 +86,16 @@ impl OriginalIngest {
         on_broadcast: BroadcastHandler,
         sink: OriginalMessageSink,
     ) -> Self {
-        let (waiting, some) = mpsc::channel(QUEUE_MAX);
+        let (queue, batch) = mpsc::channel(QUEUE_MAX);
         let resubscribed = Arc::new(Notify::new());
         let again = resubscribed.clone();
         let waiting_bytes: Arc<AtomicUsize> = Arc::default();
         let bytes = waiting_bytes.clone();
-        link.spawn("cluster_original_messages", (some, Late::default()), move |link, (some, late)| {
-            Box::pin(store_queued(link, presence.clone(), (some, bytes.clone()), late, sink.clone()))
+        link.spawn("cluster_original_messages", (batch, Late::default()), move |link, (batch, late)| {
+            Box::pin(store_queued(link, presence.clone(), (batch, bytes.clone()), late, sink.clone()))
         });
         link.spawn("cluster_original_marks", (), move |link, ()| Box::pin(publish_markers(link, again.clone())));
-        Self { on_broadcast, waiting, waiting_bytes, position: Mutex::new(None), resubscribed }
+        Self { on_broadcast, queue, waiting_bytes, position: Mutex::new(None), resubscribed }
     }
 
     /// Handles a notification. Never waits.
@@ -132,7 +132,7 @@ impl OriginalIngest {
     fn put(&self, message: QueuedMessage) {
         let bytes = message.bytes;
         let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= QUEUE_BYTES_MAX;
-        if !fits || self.waiting.try_send(message).is_err() {
+        if !fits || self.queue.try_send(message).is_err() {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             tracing::warn!("the queue of messages from the original is full: a message is lost");
         }
@@ -231,15 +231,15 @@ impl Late {
 
     /// Removes these users from all messages. Returns their messages for them alone, in order.
     fn of(&mut self, users: &[UserId]) -> Vec<OriginalMessage> {
-        let asked: HashSet<UserId> = users.iter().filter(|user| self.users.contains_key(*user)).cloned().collect();
+        let wanted: HashSet<UserId> = users.iter().filter(|user| self.users.contains_key(*user)).cloned().collect();
         let mut found = Vec::new();
-        if asked.is_empty() {
+        if wanted.is_empty() {
             return found;
         }
         let mut messages = std::mem::take(&mut self.messages);
         for (_, message) in &mut messages {
             let (theirs, others) =
-                std::mem::take(&mut message.users).into_iter().partition(|user| asked.contains(user));
+                std::mem::take(&mut message.users).into_iter().partition(|user| wanted.contains(user));
             message.users = others;
             self.forget(&theirs);
             if !theirs.is_empty() {
@@ -264,22 +264,22 @@ fn late(message: &QueuedMessage, users: Vec<UserId>) -> OriginalMessage {
 async fn store_queued(
     link: Weak<ServerLink>,
     presence: Arc<Presence>,
-    (waiting, waiting_bytes): (&mut mpsc::Receiver<QueuedMessage>, Arc<AtomicUsize>),
+    (queue, waiting_bytes): (&mut mpsc::Receiver<QueuedMessage>, Arc<AtomicUsize>),
     late: &mut Late,
     sink: OriginalMessageSink,
 ) {
-    let mut some = Vec::with_capacity(BATCH_MAX);
+    let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
         let due = late.messages.front().map_or_else(|| Instant::now() + CHECK_DELAY, |(due, _)| *due);
-        if let Ok(0) = tokio::time::timeout_at(due, waiting.recv_many(&mut some, BATCH_MAX)).await {
+        if let Ok(0) = tokio::time::timeout_at(due, queue.recv_many(&mut batch, BATCH_MAX)).await {
             return;
         }
         let Some(link) = link.upgrade() else { return };
         let mut to_store = due_without_copy(&link, late).await;
         drop(link);
         // Counted down in one step, so that a panic in between leaves nothing counted.
-        waiting_bytes.fetch_sub(some.iter().map(|message| message.bytes).sum(), Ordering::Relaxed);
-        for QueuedMessage { payload, users, id, bytes } in some.drain(..) {
+        waiting_bytes.fetch_sub(batch.iter().map(|message| message.bytes).sum(), Ordering::Relaxed);
+        for QueuedMessage { payload, users, id, bytes } in batch.drain(..) {
             let (local, remote) = presence.split_local(users);
             to_store.extend(late.of(&local));
             if let (false, Some(_)) = (remote.is_empty(), &id) {
@@ -334,20 +334,20 @@ static WITHOUT_COPY: LazyLock<Script> = LazyLock::new(|| {
 
 async fn without_copy(link: &ServerLink, message: &[QueuedMessage]) -> Result<Vec<OriginalMessage>, RedisError> {
     let names = link.keys();
-    let look = async |message: &QueuedMessage| -> Result<Option<OriginalMessage>, RedisError> {
+    let check = async |message: &QueuedMessage| -> Result<Option<OriginalMessage>, RedisError> {
         let Some(id) = &message.id else { return Ok(None) };
         let mut without_copy = Vec::new();
         for users in message.users.chunks(CHECKED_MAX) {
             let mut keys = vec![names.original_users_added()];
             keys.extend(users.iter().map(|user| names.delivered_copy(user.as_str(), id.as_str())));
-            let asked: Vec<&str> = users.iter().map(UserId::as_str).collect();
-            let answer: Vec<bool> = link.client().run_script(&WITHOUT_COPY, &keys, &asked).await?;
+            let ids: Vec<&str> = users.iter().map(UserId::as_str).collect();
+            let answer: Vec<bool> = link.client().run_script(&WITHOUT_COPY, &keys, &ids).await?;
             without_copy.extend(users.iter().zip(answer).filter(|(_, is)| *is).map(|(user, _)| user.clone()));
         }
         Ok((!without_copy.is_empty()).then(|| late(message, without_copy)))
     };
     // They share a connection, and so are sent together.
-    let found = futures_util::future::try_join_all(message.iter().map(look)).await?;
+    let found = futures_util::future::try_join_all(message.iter().map(check)).await?;
     Ok(found.into_iter().flatten().collect())
 }
 

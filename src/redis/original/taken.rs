@@ -153,9 +153,9 @@ pub(in crate::redis) struct List<'a> {
     user: &'a UserId,
     keys: [String; 4],
     /// The position stored in Redis.
-    at: Position,
+    stored: Position,
     /// The position up to which parts were returned.
-    given: (u64, u64),
+    returned: (u64, u64),
     /// Offset of the next piece.
     from: u64,
     length: u64,
@@ -185,12 +185,12 @@ impl<'a> List<'a> {
     ) -> Result<Option<Self>, RedisError> {
         let keys = keys(link, user.as_str());
         let arguments = [user.as_str(), &format!("{TAKEN}{user}"), &random_name()?];
-        let taken: Option<(String, u64)> = link.client().run_script(&TAKE, &keys[..3], &arguments).await?;
-        let Some((text, length)) = taken else { return Ok(None) };
+        let list: Option<(String, u64)> = link.client().run_script(&TAKE, &keys[..3], &arguments).await?;
+        let Some((text, length)) = list else { return Ok(None) };
         let unread = || RedisError::Damaged(format!("the position in {} is malformed: {text:?}", keys[2]).into());
         let at = Position::parse(&text).ok_or_else(unread)?;
-        let (given, from, elements) = ((at.place, at.offset), at.offset, Elements::new(at.offset > 0));
-        Ok(Some(Self { link, user, keys, at, given, from, length, elements, bytes_max }))
+        let (returned, from, elements) = ((at.place, at.offset), at.offset, Elements::new(at.offset > 0));
+        Ok(Some(Self { link, user, keys, stored: at, returned, from, length, elements, bytes_max }))
     }
 
     /// Returns the next messages: those of one piece, and of more pieces where a message is longer.
@@ -222,25 +222,25 @@ impl<'a> List<'a> {
             let (text, bytes) = match self.elements.next() {
                 Next::Element { text, bytes } => (text, bytes),
                 Next::Long { before, length, bytes } => {
-                    let (place, offset) = self.given;
+                    let (place, offset) = self.returned;
                     self.log_set_aside(&format!("it is longer than {ELEMENT_BYTES_MAX} bytes"));
                     part.long = Some((offset + before, offset + before + length - 1));
-                    self.given = (place + 1, offset + bytes);
+                    self.returned = (place + 1, offset + bytes);
                     continue;
                 }
                 Next::More => return part,
                 Next::End => return Part { then: Then::End, ..part },
                 Next::Broken => return Part { then: Then::Broken, ..part },
             };
-            let (at, text) = (self.given, &self.elements.text()[text]);
-            match read(text, self.user, &self.at.name, at.0, self.bytes_max) {
+            let (at, text) = (self.returned, &self.elements.text()[text]);
+            match read(text, self.user, &self.stored.name, at.0, self.bytes_max) {
                 Ok(append) => part.messages.push(ListMessage { at, append }),
                 Err(error) => {
                     self.log_set_aside(&error);
                     part.unsendable.push((at, Bytes::copy_from_slice(text.trim_ascii())));
                 }
             }
-            self.given = (at.0 + 1, at.1 + bytes);
+            self.returned = (at.0 + 1, at.1 + bytes);
         }
     }
 
@@ -259,12 +259,12 @@ impl<'a> List<'a> {
         first_without_room: Option<&ListMessage>,
     ) -> Result<bool, RedisError> {
         let then = if first_without_room.is_some() { Then::More } else { part.then };
-        let (place, offset) = first_without_room.map_or(self.given, |left| left.at);
+        let (place, offset) = first_without_room.map_or(self.returned, |left| left.at);
         let is_before = |at: &(u64, u64)| at.0 < place;
         let aside: Vec<&[u8]> =
             part.unsendable.iter().filter(|(at, _)| is_before(at)).map(|(_, text)| &text[..]).collect();
-        let now = Position { name: self.at.name.clone(), place, offset };
-        if then == Then::More && now == self.at {
+        let now = Position { name: self.stored.name.clone(), place, offset };
+        if then == Then::More && now == self.stored {
             return Ok(first_without_room.is_none());
         }
         if then == Then::Broken
@@ -273,7 +273,7 @@ impl<'a> List<'a> {
             let (user, key) = (excerpt(self.user), excerpt(&self.keys[3]));
             tracing::error!(%user, place, %key, suppressed, "the original's pending messages of this user are malformed from there on: the rest is set aside under this key of Redis. Inspect the key");
         }
-        let (before, text, field) = (self.at.text(), now.text(), format!("{TAKEN}{}", self.user));
+        let (before, text, field) = (self.stored.text(), now.text(), format!("{TAKEN}{}", self.user));
         let [from, to] =
             part.long.map_or([const { String::new() }; 2], |(from, to)| [from, to].map(|at| at.to_string()));
         // What is not a list starts with its first wrong byte.
@@ -290,7 +290,7 @@ impl<'a> List<'a> {
             field.as_bytes(),
         ];
         let is_first: bool = self.link.client().run_script(&ADVANCE, &self.keys, &arguments).await?;
-        self.at = now;
+        self.stored = now;
         Ok(is_first && then == Then::More && first_without_room.is_none())
     }
 

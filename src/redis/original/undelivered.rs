@@ -100,7 +100,7 @@ pub(in crate::redis) async fn import_on_connect(
 impl Shared {
     /// Imports the original's pending messages of a user, as far as the log has room.
     pub(in crate::redis) async fn import_undelivered(&self, user: &UserId) -> Result<(), RedisError> {
-        let (link, end) = (self.caller.link()?, Instant::now() + TAKE_TIMEOUT);
+        let (link, end) = (self.script_client.link()?, Instant::now() + TAKE_TIMEOUT);
         for _ in 0..LISTS_MAX {
             match self.import_list(&link, user, end).await? {
                 ImportResult::NoList => return Ok(()),
@@ -119,7 +119,7 @@ impl Shared {
 
     /// Imports the pending messages of those of these users that have any.
     async fn import_pending(&self, users: &[UserId]) -> Result<(), RedisError> {
-        let link = self.caller.link()?;
+        let link = self.script_client.link()?;
         let keys = [link.keys().original(Name::Undelivered)];
         let users: Vec<&str> = users.iter().map(UserId::as_str).collect();
         let fields: Vec<String> = link.client().run_script(&EXISTING_FIELDS, &keys, &users).await?;
@@ -137,17 +137,17 @@ impl Shared {
 
     /// Retries incomplete imports, whose users may have room now.
     pub(in crate::redis) async fn retry_incomplete_imports(&self) -> Result<(), RedisError> {
-        let some: Vec<UserId> = {
+        let users: Vec<UserId> = {
             let mut incomplete = self.incomplete.lock();
             let count = incomplete.len().min(RETRIES_MAX);
             incomplete.drain(..count).collect()
         };
-        let mut some = some.into_iter();
-        while let Some(user) = some.next() {
+        let mut users = users.into_iter();
+        while let Some(user) = users.next() {
             if let Err(error) = self.import_undelivered(&user).await {
                 // At the end of the queue: the cause may concern this user alone.
                 let mut incomplete = self.incomplete.lock();
-                incomplete.extend(some);
+                incomplete.extend(users);
                 incomplete.push_back(user);
                 return Err(error);
             }
@@ -163,7 +163,7 @@ impl Shared {
         if fields.is_empty() && !taken::exists(link, user).await? {
             return Ok(ImportResult::NoList);
         }
-        let Some(mut list) = List::take(link, user, self.caller.limits().bytes).await? else {
+        let Some(mut list) = List::take(link, user, self.script_client.limits().bytes).await? else {
             return Ok(ImportResult::NoList);
         };
         loop {
@@ -174,10 +174,10 @@ impl Shared {
             while first_without_room.is_none() && !rest.is_empty() {
                 let (now, later) = rest.split_at(appendable_together(rest));
                 rest = later;
-                let made = self.append_all(now.iter().map(|message| message.append.clone()).collect()).await;
-                for (message, made) in now.iter().zip(made) {
-                    match made {
-                        Ok(made) if made.seqs.iter().all(Result::is_ok) => {}
+                let appended = self.append_all(now.iter().map(|message| message.append.clone()).collect()).await;
+                for (message, appended) in now.iter().zip(appended) {
+                    match appended {
+                        Ok(appended) if appended.seqs.iter().all(Result::is_ok) => {}
                         // Redis itself may be full. The user must still be able to connect, since acknowledgements free
                         // memory.
                         Ok(_) | Err(RedisError::Full(_)) => first_without_room = first_without_room.or(Some(message)),

@@ -68,7 +68,7 @@ pub(super) async fn run_appends(shared: Weak<Shared>, queue: &mut mpsc::Receiver
     while queue.recv_many(&mut waiting, BATCH_MAX).await > 0 {
         let Some(shared) = shared.upgrade() else { return };
         let mut all = Vec::with_capacity(waiting.len());
-        let asked: Vec<_> = waiting
+        let callers: Vec<_> = waiting
             .drain(..)
             .map(|(appends, done)| {
                 let count = appends.len();
@@ -76,11 +76,11 @@ pub(super) async fn run_appends(shared: Weak<Shared>, queue: &mut mpsc::Receiver
                 (count, done)
             })
             .collect();
-        let mut made = shared.append_all(all).await.into_iter();
-        for (count, done) in asked {
-            let theirs: Vec<_> = made.by_ref().take(count).collect();
+        let mut results = shared.append_all(all).await.into_iter();
+        for (count, done) in callers {
+            let own: Vec<_> = results.by_ref().take(count).collect();
             // The caller may have stopped waiting.
-            _ = done.send(theirs.into_iter().collect());
+            _ = done.send(own.into_iter().collect());
         }
     }
 }
@@ -90,27 +90,27 @@ impl Shared {
     /// need not concern the others.
     pub(in crate::redis) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<Appended, RedisError>> {
         let mut appended: Vec<Result<Appended, RedisError>> = vec![Ok(Appended::default()); appends.len()];
-        let mut copies: Vec<EntryToAppend> = Vec::new();
+        let mut entries: Vec<EntryToAppend> = Vec::new();
         for (at, append) in appends.iter().enumerate() {
             let Some(once) = &append.once else {
-                copies.extend(append.recipients.iter().map(|user| (at, user.clone())));
+                entries.extend(append.recipients.iter().map(|user| (at, user.clone())));
                 continue;
             };
             // Earlier appends come first.
-            self.append_entries(&appends, std::mem::take(&mut copies), &mut appended).await;
+            self.append_entries(&appends, std::mem::take(&mut entries), &mut appended).await;
             match self.stored_result(once).await {
                 Ok(None) => {
-                    let copies = append.recipients.iter().map(|user| (at, user.clone())).collect();
-                    self.append_entries(&appends, copies, &mut appended).await;
-                    if let Ok(made) = &mut appended[at] {
-                        appended[at] = self.store_result(once, &append.recipients, std::mem::take(made)).await;
+                    let entries = append.recipients.iter().map(|user| (at, user.clone())).collect();
+                    self.append_entries(&appends, entries, &mut appended).await;
+                    if let Ok(results) = &mut appended[at] {
+                        appended[at] = self.store_result(once, &append.recipients, std::mem::take(results)).await;
                     }
                 }
                 Ok(Some(answered)) => appended[at] = Ok(answered),
                 Err(error) => appended[at] = Err(error),
             }
         }
-        self.append_entries(&appends, copies, &mut appended).await;
+        self.append_entries(&appends, entries, &mut appended).await;
         appended
     }
 
@@ -118,11 +118,11 @@ impl Shared {
     async fn append_entries(
         &self,
         appends: &[Append],
-        copies: Vec<EntryToAppend>,
+        entries: Vec<EntryToAppend>,
         appended: &mut [Result<Appended, RedisError>],
     ) {
-        let is_cluster = self.caller.link().is_ok_and(|link| link.client().is_redis_cluster());
-        let mut rest = &copies[..];
+        let is_cluster = self.script_client.link().is_ok_and(|link| link.client().is_redis_cluster());
+        let mut rest = &entries[..];
         while !rest.is_empty() {
             let (mut count, mut bytes) = (0, 0);
             for (at, _) in rest {
@@ -134,22 +134,22 @@ impl Shared {
             }
             let (now, later) = rest.split_at(count);
             rest = later;
-            let made = self.append_batch(appends, now).await;
+            let results = self.append_batch(appends, now).await;
             // Sessions of these users look for entries, also where it is not_indexed whether the step was done.
             let mut woken: Vec<UserId> = now.iter().map(|(_, user)| user.clone()).collect();
             woken.sort_unstable();
             woken.dedup();
             self.woken(&woken);
-            match made {
-                Ok(made) => {
-                    for ((at, _), made) in now.iter().zip(made) {
+            match results {
+                Ok(results) => {
+                    for ((at, _), results) in now.iter().zip(results) {
                         let Ok(one) = &mut appended[*at] else { continue };
-                        one.seqs.push(made.seq);
-                        one.dropped += made.dropped;
+                        one.seqs.push(results.seq);
+                        one.dropped += results.dropped;
                     }
                 }
                 Err(error) => {
-                    if let (RedisError::Full(why), Ok(link)) = (&error, self.caller.link()) {
+                    if let (RedisError::Full(why), Ok(link)) = (&error, self.script_client.link()) {
                         *self.full.write() = Some((why.clone(), link.keys().log(now[0].1.as_str())));
                     }
                     now.iter().for_each(|(at, _)| appended[*at] = Err(error.clone()));
@@ -161,43 +161,43 @@ impl Shared {
     async fn append_batch(
         &self,
         appends: &[Append],
-        copies: &[EntryToAppend],
+        entries: &[EntryToAppend],
     ) -> Result<Vec<AppendedEntry>, RedisError> {
         // Reports of these users go with the same step: acknowledgements free quota.
-        let uptime = self.caller.link()?.uptime();
+        let uptime = self.script_client.link()?.uptime();
         let mut reports: HashMap<&UserId, Report> = HashMap::new();
-        for (_, user) in copies {
+        for (_, user) in entries {
             if !reports.contains_key(user)
-                && let Some(report) = self.locals.report(user, uptime)
+                && let Some(report) = self.unflushed.report(user, uptime)
             {
                 reports.insert(user, report);
             }
         }
-        let made = self.step(appends, copies, &reports).await?;
-        for ((_, user), made) in copies.iter().zip(&made) {
+        let results = self.step(appends, entries, &reports).await?;
+        for ((_, user), results) in entries.iter().zip(&results) {
             // A damaged log stores no report. The flush of reports logs that.
-            if made.seq != Err(Reason::Damaged)
+            if results.seq != Err(Reason::Damaged)
                 && let Some(report) = reports.remove(user)
             {
-                self.locals.mark_flushed(user, &report);
+                self.unflushed.mark_flushed(user, &report);
             }
         }
-        for ((_, user), made) in copies.iter().zip(&made) {
-            self.caller.update_indexes(user, made.due, made.not_indexed).await?;
+        for ((_, user), results) in entries.iter().zip(&results) {
+            self.script_client.update_indexes(user, results.due, results.not_indexed).await?;
         }
-        Ok(made)
+        Ok(results)
     }
 
     async fn step(
         &self,
         appends: &[Append],
-        copies: &[EntryToAppend],
+        entries: &[EntryToAppend],
         reports: &HashMap<&UserId, Report>,
     ) -> Result<Vec<AppendedEntry>, RedisError> {
-        let link = self.caller.link()?;
+        let link = self.script_client.link()?;
         let (mut messages, mut items, mut keys): (Arguments, Arguments, Vec<String>) = Default::default();
         let (mut count, mut last, mut reported) = (0_usize, None, HashSet::new());
-        for (at, user) in copies {
+        for (at, user) in entries {
             let append = &appends[*at];
             let id =
                 append.once.as_ref().map(|once| &once.id).or(append.each_once.as_ref()).map_or("", |id| id.as_str());
@@ -228,11 +228,11 @@ impl Shared {
         arguments.extend(messages);
         arguments.extend(items);
         let epoch = link.membership().epoch_id();
-        let mut answer = self.caller.step(&scripts::APPEND, keys, arguments).await?;
+        let mut answer = self.script_client.step(&scripts::APPEND, keys, arguments).await?;
         if let Some(Value::Int(steps)) = answer.pop() {
             link.record_appends(&epoch, steps.unsigned_abs());
         }
-        let made = |parts: &[Value]| {
+        let results = |parts: &[Value]| {
             let (due, not_indexed) = (integer(parts, 2)?, integer(parts, 3)? == 1);
             let seq = match integer(parts, 0)? {
                 0 => Err(Reason::Quota),
@@ -244,24 +244,24 @@ impl Shared {
             };
             Ok(AppendedEntry { seq, dropped: integer(parts, 1)?.unsigned_abs(), due, not_indexed })
         };
-        answer.chunks(4).map(made).collect()
+        answer.chunks(4).map(results).collect()
     }
 
     async fn now_ms(&self) -> Result<u64, RedisError> {
-        let link = self.caller.link()?;
+        let link = self.script_client.link()?;
         let (seconds, micros): (u64, u64) = link.client().query(&redis::cmd("TIME")).await?;
         Ok(seconds * 1000 + micros / 1000 + link.ahead_ms())
     }
 
     /// Returns the stored result of an earlier append with the same id.
     async fn stored_result(&self, once: &Once) -> Result<Option<Appended>, RedisError> {
-        let link = self.caller.link()?;
+        let link = self.script_client.link()?;
         let key = link.keys().dispatch_result(once.id.as_str());
         let stored: Option<Vec<u8>> = link.client().query(redis::cmd("GET").arg(key)).await?;
         let Some(Ok(stored)) = stored.map(|stored| serde_json::from_slice::<StoredResult>(&stored)) else {
             return Ok(None);
         };
-        let window_ms = u64::try_from(self.caller.limits().ids_window.as_millis()).unwrap_or(u64::MAX);
+        let window_ms = u64::try_from(self.script_client.limits().ids_window.as_millis()).unwrap_or(u64::MAX);
         if stored.at_ms.saturating_add(window_ms) <= self.now_ms().await? {
             return Ok(None);
         }
@@ -283,17 +283,24 @@ impl Shared {
     }
 
     /// Stores the result of an append with an id.
-    async fn store_result(&self, once: &Once, recipients: &[UserId], made: Appended) -> Result<Appended, RedisError> {
-        let accepted = |at: usize| made.seqs.get(at).is_none_or(Result::is_ok);
+    async fn store_result(
+        &self,
+        once: &Once,
+        recipients: &[UserId],
+        results: Appended,
+    ) -> Result<Appended, RedisError> {
+        let accepted = |at: usize| results.seqs.get(at).is_none_or(Result::is_ok);
         let count =
             |online: bool| once.online.iter().enumerate().filter(|(at, one)| **one == online && accepted(*at)).count();
-        let rejected =
-            recipients.iter().zip(&made.seqs).filter_map(|(user, seq)| Some(Rejected::new(user.as_str(), seq.err()?)));
+        let rejected = recipients
+            .iter()
+            .zip(&results.seqs)
+            .filter_map(|(user, seq)| Some(Rejected::new(user.as_str(), seq.err()?)));
         let answered = Answered {
             recipients: (once.online.len() + once.refused.len()) as u32,
             online: count(true) as u32,
             offline: count(false) as u32,
-            stored: made.seqs.iter().filter(|seq| seq.is_ok()).count() as u32,
+            stored: results.seqs.iter().filter(|seq| seq.is_ok()).count() as u32,
             rejected: once.refused.iter().map(|one| Rejected::new(&one.user, one.reason)).chain(rejected).collect(),
         };
         let stored = StoredResult {
@@ -305,8 +312,8 @@ impl Shared {
             rejected: answered.rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect(),
         };
         let stored = serde_json::to_string(&stored).map_err(|error| RedisError::Refused(error.to_string().into()))?;
-        let link = self.caller.link()?;
-        let window_ms = self.caller.limits().ids_window.as_millis().clamp(1, 1 << 50).to_string();
+        let link = self.script_client.link()?;
+        let window_ms = self.script_client.limits().ids_window.as_millis().clamp(1, 1 << 50).to_string();
         // Accepted entries are answered even if they used up the memory.
         let (key, set) = (link.keys().dispatch_result(once.id.as_str()), [&stored, "PX", &window_ms, "NX"]);
         let first: Option<String> = link.client().query_when_full("SET", &key, &set).await?;
@@ -317,6 +324,6 @@ impl Shared {
             }
             let () = link.client().query_when_full("SET", &key, &set[..3]).await?;
         }
-        Ok(Appended { answered: Some(answered), ..made })
+        Ok(Appended { answered: Some(answered), ..results })
     }
 }

@@ -35,8 +35,8 @@ const EXPIRED_USERS_MAX: usize = 100;
 
 /// State shared by callers and background tasks.
 pub(in crate::redis) struct Shared {
-    pub(in crate::redis) caller: ScriptClient,
-    pub(super) locals: UnflushedReports,
+    pub(in crate::redis) script_client: ScriptClient,
+    pub(super) unflushed: UnflushedReports,
     /// Users whose log has no room for all that the original has stored for them.
     pub(in crate::redis) incomplete: Mutex<VecDeque<UserId>>,
     pub(super) dirty: Notify,
@@ -68,7 +68,7 @@ pub(super) async fn expire_due_users(shared: Weak<Shared>, interval: Duration) {
     loop {
         tokio::time::sleep(interval).await;
         let Some(shared) = shared.upgrade() else { return };
-        let expired = shared.caller.expire_due(EXPIRED_USERS_MAX).await;
+        let expired = shared.script_client.expire_due(EXPIRED_USERS_MAX).await;
         if let Err(error) = expired.and(shared.recheck_memory().await).and(shared.retry_incomplete_imports().await) {
             tracing::debug!(%error, "no logs were expired; it is retried");
         }
@@ -84,7 +84,7 @@ impl Shared {
 
     /// Writes the reports of all users.
     pub(super) async fn flush_all(&self) -> Result<(), RedisError> {
-        let reports = self.locals.reports(self.caller.link()?.uptime());
+        let reports = self.unflushed.reports(self.script_client.link()?.uptime());
         // They share a connection, and so are sent together.
         let writes = reports.into_iter().map(|(user, report)| self.flush_report(user, report));
         let mut writes = futures_util::stream::iter(writes).buffer_unordered(REPORTS_IN_FLIGHT_MAX);
@@ -95,7 +95,7 @@ impl Shared {
     }
 
     pub(super) async fn flush_report(&self, user: UserId, report: Report) -> Result<(), RedisError> {
-        match self.caller.report(&user, &report).await {
+        match self.script_client.report(&user, &report).await {
             // An operator must repair this log. Other users do not wait for that.
             Err(RedisError::Damaged(why)) => {
                 tracing::error!(user = %excerpt(&user), %why, "the log of this user is damaged: acknowledgements are dropped. Repair or delete its keys");
@@ -107,34 +107,34 @@ impl Shared {
                 }
             }
         }
-        self.locals.mark_flushed(&user, &report);
+        self.unflushed.mark_flushed(&user, &report);
         Ok(())
     }
 
     /// Writes the report of one user, before a query about that user.
     pub(super) async fn flush_user(&self, user: &UserId) -> Result<(), RedisError> {
-        match self.locals.report(user, self.caller.link()?.uptime()) {
+        match self.unflushed.report(user, self.script_client.link()?.uptime()) {
             Some(report) => self.flush_report(user.clone(), report).await,
             None => Ok(()),
         }
     }
 
     pub(super) async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, RedisError> {
-        let uptime = self.caller.link()?.uptime();
-        let mut report = self.locals.report(user, uptime);
+        let uptime = self.script_client.link()?.uptime();
+        let mut report = self.unflushed.report(user, uptime);
         let (found, log_name) = loop {
-            let known = self.locals.known(user);
-            match self.caller.read(user, after, limit, report.as_ref(), &known).await? {
+            let known = self.unflushed.known(user);
+            match self.script_client.read(user, after, limit, report.as_ref(), &known).await? {
                 Some(found) => break found,
-                None => report = self.locals.complete_report(user, uptime),
+                None => report = self.unflushed.complete_report(user, uptime),
             }
         };
         if let Some(report) = report {
-            self.locals.mark_flushed(user, &report);
+            self.unflushed.mark_flushed(user, &report);
         }
         // A caller may read from any sequence above the head.
         let top = if found.through > after { found.through } else { 0 };
-        if self.locals.set_log(user, log_name, top) {
+        if self.unflushed.set_log(user, log_name, top) {
             self.dirty.notify_one();
         }
         Ok(found)
@@ -146,7 +146,8 @@ impl Shared {
         let Some((why, key)) = self.full.read().clone() else { return Ok(()) };
         // Rejected without memory like every command that may need some. The key is a stream and no list, so the command
         // changes nothing.
-        let asked = self.caller.link()?.client().query::<redis::Value>(redis::cmd("LPUSHX").arg(key).arg("")).await;
+        let asked =
+            self.script_client.link()?.client().query::<redis::Value>(redis::cmd("LPUSHX").arg(key).arg("")).await;
         match asked {
             Ok(_) | Err(RedisError::Damaged(_)) => {
                 // Unless another append was rejected meanwhile.

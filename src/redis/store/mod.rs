@@ -103,8 +103,8 @@ struct RedisStore {
 pub fn open(link: Arc<ServerLink>, options: RedisOptions) -> Arc<dyn Store> {
     let namespace = fingerprint(options.namespace.as_deref().unwrap_or_default());
     let shared = Arc::new(Shared {
-        caller: ScriptClient::new(Arc::downgrade(&link), options.limits, namespace),
-        locals: UnflushedReports::default(),
+        script_client: ScriptClient::new(Arc::downgrade(&link), options.limits, namespace),
+        unflushed: UnflushedReports::default(),
         incomplete: Mutex::default(),
         dirty: Notify::new(),
         listener: RwLock::default(),
@@ -133,7 +133,7 @@ pub fn open(link: Arc<ServerLink>, options: RedisOptions) -> Arc<dyn Store> {
                 }
             }
             Notification::StateLost => {
-                shared.locals.mark_all_dirty();
+                shared.unflushed.mark_all_dirty();
                 shared.dirty.notify_one();
             }
             Notification::ChannelMessage { .. } => {}
@@ -197,7 +197,7 @@ impl Store for RedisStore {
             self.check_open()?;
             let clearing = async move {
                 shared.flush_user(&user).await?;
-                shared.caller.clear(&user).await
+                shared.script_client.clear(&user).await
             };
             self.link.run(clearing).await.map_err(store_error)
         })
@@ -205,20 +205,20 @@ impl Store for RedisStore {
 
     fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError> {
         self.check_open()?;
-        let report = self.shared.locals.attach(user, device, self.link.uptime());
+        let report = self.shared.unflushed.attach(user, device, self.link.uptime());
         let (owner, device_id) = (user.clone(), device.cloned());
         let attached = self.wait(|shared| async move {
             shared.import_undelivered(&owner).await?;
-            let attached = shared.caller.attach(&owner, device_id.as_ref(), &report).await?;
-            shared.locals.mark_flushed(&owner, &report);
+            let attached = shared.script_client.attach(&owner, device_id.as_ref(), &report).await?;
+            shared.unflushed.mark_flushed(&owner, &report);
             Ok(attached.map(|(attached, log_name)| {
-                shared.locals.set_acknowledged(&owner, device_id.as_ref(), &attached, log_name);
+                shared.unflushed.set_acknowledged(&owner, device_id.as_ref(), &attached, log_name);
                 shared.dirty.notify_one();
                 attached
             }))
         });
-        let attached =
-            attached.and_then(|attached| attached.ok_or(StoreError::Devices(self.shared.caller.limits().devices)));
+        let attached = attached
+            .and_then(|attached| attached.ok_or(StoreError::Devices(self.shared.script_client.limits().devices)));
         if attached.is_err() {
             self.detach(user, device);
         }
@@ -226,12 +226,12 @@ impl Store for RedisStore {
     }
 
     fn detach(&self, user: &UserId, device: Option<&DeviceId>) {
-        self.shared.locals.detach(user, device, self.link.uptime());
+        self.shared.unflushed.detach(user, device, self.link.uptime());
         self.shared.dirty.notify_one();
     }
 
     fn note(&self, user: &UserId, note: Note) {
-        if self.shared.locals.note(user, note) {
+        if self.shared.unflushed.note(user, note) {
             self.shared.dirty.notify_one();
         }
     }
@@ -260,7 +260,7 @@ impl Store for RedisStore {
         let (user, device) = (user.clone(), device.cloned());
         let (received, gone) = self.wait(|shared| async move {
             shared.flush_user(&user).await?;
-            shared.caller.gaps(&user, device.as_ref()).await
+            shared.script_client.gaps(&user, device.as_ref()).await
         })?;
         let mut missed = Vec::new();
         for (from, to, reason) in Gone::from_stored(&gone).explain(from, to) {
@@ -281,7 +281,7 @@ impl Store for RedisStore {
         let user = user.clone();
         self.wait(|shared| async move {
             shared.flush_user(&user).await?;
-            shared.caller.unreceived_by(&user, seq).await
+            shared.script_client.unreceived_by(&user, seq).await
         })
     }
 
@@ -289,7 +289,7 @@ impl Store for RedisStore {
         let user = user.clone();
         self.wait(|shared| async move {
             shared.flush_user(&user).await?;
-            Ok(shared.caller.state(&user).await?.0)
+            Ok(shared.script_client.state(&user).await?.0)
         })
     }
 
@@ -297,7 +297,7 @@ impl Store for RedisStore {
         let user = user.clone();
         self.wait(|shared| async move {
             shared.flush_user(&user).await?;
-            Ok(shared.caller.state(&user).await?.1)
+            Ok(shared.script_client.state(&user).await?.1)
         })
     }
 
@@ -305,14 +305,14 @@ impl Store for RedisStore {
         let after = after.cloned();
         self.wait(|shared| async move {
             shared.flush_all().await?;
-            shared.caller.states(shared.caller.users(after.as_ref(), limit).await?).await
+            shared.script_client.states(shared.script_client.users(after.as_ref(), limit).await?).await
         })
     }
 
     fn states(&self, users: Vec<UserId>) -> Result<Vec<KnownUser>, StoreError> {
         self.wait(|shared| async move {
             shared.flush_all().await?;
-            shared.caller.states(users).await
+            shared.script_client.states(users).await
         })
     }
 
