@@ -8,17 +8,17 @@
 //! - `outbox`: webhook events · [`backup`]: backup and restore
 //! - [`offline`]: closed or damaged stores
 //!
-//! # How it is written
+//! # How a commit is stored
 //!
-//! Every commit is one or more records in the *journal*: each message once, with whose it is, and between the messages
-//! receipts and presence. A record is at most some 64 KiB, so a commit of ten thousand messages is a handful of
-//! writes and one sync. What is still unread after a while is *settled* into the recipients' *inboxes*, many messages
-//! to a chunk, and the record removed. Rows in *users* say where each log stands.
+//! A commit is one or more records in the write-ahead log (WAL). A record holds each message once, the recipients
+//! with their sequences, and acknowledgements and presence. It is at most about 64 KiB, so a commit of 10,000
+//! messages is a few writes and one sync. Entries that stay pending are *flushed*: they move into blocks of the value
+//! log, many to a block, and their records are removed. Rows in the table `users` hold the position of each log.
 //!
-//! On disk the journal and the chunks are in plain files, which are appended to and removed; the tables are sled's. So
-//! what a crash leaves of these three is a prefix each, and the order between them is made by hand: chunks, a *barrier*,
-//! the rows that count on them, a *checkpoint*, the removal of the records that they replace. There is no batch and no
-//! transaction anywhere. The contract of an engine says it exactly, and a test cuts the power after every single write.
+//! On disk the WAL and the value log are append-only files; the tables are sled's. A crash leaves a prefix of each of
+//! the three. No batch and no transaction spans them, so the order of writes keeps them consistent: blocks, a
+//! *barrier*, the rows that refer to the blocks, a *checkpoint*, the removal of the records. The contract of an
+//! engine states this order, and a test cuts the power after every write.
 
 pub mod backup;
 mod encoding;
@@ -73,21 +73,21 @@ use crate::{
     },
 };
 
-/// A store over an engine's tables.
-struct Journal {
+/// The embedded implementation of [`Store`] on an engine's tables.
+struct EmbeddedStore {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Opens a store over tables that are open already.
+/// Opens a store on tables that are open already.
 ///
 /// # Errors
-/// When they belong to another namespace or version, or are damaged.
+/// When the tables belong to another namespace or version, or are damaged.
 fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(Arc::new(Journal::open(engine, options)?))
+    Ok(Arc::new(EmbeddedStore::open(engine, options)?))
 }
 
-impl Store for Journal {
+impl Store for EmbeddedStore {
     fn namespace(&self) -> u32 {
         self.shared.namespace
     }
@@ -119,13 +119,13 @@ impl Store for Journal {
     fn note(&self, user: &UserId, note: Note) {
         let noted = self.shared.logs.with(user, |log| {
             let ReportEffect { dirty, trim, new } = apply_report(log, &note, self.shared.logs.now());
-            // Before the commit thread learns of the receipt.
+            // Before the commit thread sees the acknowledgement.
             self.shared.record_delivered(user, note.device.as_ref(), new);
             self.shared.announce(user, dirty, trim);
         });
-        // Not noted is repeated later, and nothing worse; whoever reads this user's log is told what is wrong.
+        // An acknowledgement that is lost causes a resend later. A reader of this log gets the error.
         if let Err(error) = noted {
-            tracing::error!(user = %excerpt(user), %error, "a receipt could not be noted");
+            tracing::error!(user = %excerpt(user), %error, "cannot record an acknowledgement; the message will be sent again");
         }
     }
 
@@ -135,7 +135,7 @@ impl Store for Journal {
             log.touched = now;
             let received = log.cursors.attach(device, self.shared.devices_max, now_ms)?;
             let dirty = !std::mem::replace(&mut log.dirty, true);
-            // A device that was forgotten for this one may have been what kept something.
+            // The device that was removed for this one may have been the last to need some entries.
             let trim = log.release();
             log.trimming |= trim;
             self.shared.announce(user, dirty, trim);
@@ -145,7 +145,7 @@ impl Store for Journal {
 
     fn detach(&self, user: &UserId, device: Option<&DeviceId>) {
         let now_ms = self.shared.clock.now_ms();
-        // A log that was attached to could be read then; if it cannot be now, nothing is lost but when it was.
+        // The log could be read at attach. If it cannot be now, only the time of this detach is lost.
         _ = self.shared.logs.with(user, |log| {
             log.cursors.detach(device, now_ms);
             self.shared.announce(user, !std::mem::replace(&mut log.dirty, true), false);
@@ -202,7 +202,7 @@ impl Store for Journal {
         Box::pin(async move {
             match failed.wait_for(Option::is_some).await.map(|error| error.clone()) {
                 Ok(Some(error)) => error,
-                // Closed in order: there is no failure to wait for any more.
+                // Closed cleanly: no failure will follow.
                 _ => std::future::pending().await,
             }
         })
@@ -225,7 +225,7 @@ impl Store for Journal {
             let thread = self.thread.lock().take();
             self.answer(answer).await?;
             if let Some(thread) = thread {
-                // It has answered, so it is at its end.
+                // The thread has replied, so it is about to end.
                 _ = thread.join();
             }
             Ok(())
@@ -233,7 +233,7 @@ impl Store for Journal {
     }
 }
 
-impl Journal {
+impl EmbeddedStore {
     fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Self, StoreError> {
         let namespace = options.namespace.clone().unwrap_or_default();
         let recovered = recovery::recover(engine.clone(), &namespace, &options)?;
@@ -262,7 +262,7 @@ impl Journal {
             shared.queue.trim(user);
         }
         let mut committer = Committer::new(shared.clone(), recovered.journal, &options);
-        // Whoever opens a store that is full is told so by its first answer.
+        // The first dispatch to a full store is rejected.
         committer.refresh_capacity();
         committer.refresh_outbox_space();
         let thread = thread::Builder::new().name("mesa-commit".into()).spawn(move || committer.run());
@@ -273,7 +273,7 @@ impl Journal {
     async fn answer<T>(&self, answer: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
         match answer.await {
             Ok(result) => result,
-            // The commit thread panicked in the middle of this commit. It reports that before it ends.
+            // The commit thread panicked during this commit. It reports that before it ends.
             Err(_) => {
                 _ = self.shared.ended.subscribe().wait_for(|ended| *ended).await;
                 Err(self.shared.failed.borrow().clone().unwrap_or(StoreError::Closed))
@@ -282,8 +282,8 @@ impl Journal {
     }
 }
 
-impl Drop for Journal {
-    /// Ends the commit thread, so that whoever opens the store again finds it free. What was taken is committed.
+impl Drop for EmbeddedStore {
+    /// Ends the commit thread, so that the store can be opened again. Queued operations are committed first.
     fn drop(&mut self) {
         let (done, _) = oneshot::channel();
         _ = self.shared.queue.close(done);
@@ -293,11 +293,11 @@ impl Drop for Journal {
     }
 }
 
-/// What the commit thread is to be told of a note.
+/// Effect of a session's report on a log.
 struct ReportEffect {
     dirty: bool,
     trim: bool,
-    /// What was received for the first time on its device, from the first new one on.
+    /// Range of sequences that are new on this device, from the first new one.
     new: Option<(Seq, Seq)>,
 }
 
@@ -305,7 +305,7 @@ fn apply_report(log: &mut UserLog, note: &Note, now: u32) -> ReportEffect {
     log.touched = now;
     let (mut changed, mut new) = (false, None);
     if let Some((from, to)) = note.received {
-        // A client cannot have received what it was never sent: what is beyond the head is a mistake or an attack.
+        // A client cannot have received an entry beyond the head: that is a mistake or an attack.
         let to = to.min(log.head);
         let had = log.cursors.get(note.device.as_ref()).map_or(0, |cursor| cursor.received.through());
         changed |= log.cursors.receive(note.device.as_ref(), from, to);

@@ -1,9 +1,9 @@
-//! Says what to do with a store that another version of mesa wrote.
+//! Errors for stores that another version of mesa wrote.
 
 use super::tables::meta::FORMAT;
 use crate::logging::excerpt;
 
-/// Says what to do with a store whose format is not the one that this version writes.
+/// Describes a store of another format, and what to do about it.
 pub fn other_format(found: &str) -> String {
     let ours = String::from_utf8_lossy(FORMAT);
     let shown = excerpt(found);
@@ -16,7 +16,7 @@ pub fn other_format(found: &str) -> String {
     format!("the store has format {shown}, this version reads {ours}. Use the version that wrote it")
 }
 
-/// Reports whether a later version of mesa wrote that format.
+/// Returns whether a later version of mesa wrote this format.
 pub fn is_newer_format(found: &str) -> bool {
     let number = |format: &str| format.strip_prefix("mesa-")?.parse::<u32>().ok();
     number(found) > number(&String::from_utf8_lossy(FORMAT))

@@ -1,4 +1,4 @@
-//! Reading a log: from memory where it is at hand, from the inbox and the journal where it is not.
+//! Reads a log: from memory, the value log and the WAL.
 
 use bytes::Bytes;
 
@@ -16,25 +16,25 @@ use crate::{
     store::{Entry, Found, KnownUser, Loss, Missed, ReadLimit, StoreError, gaps::Gone},
 };
 
-/// How often a read begins again because what it was about to read was settled meanwhile. Each time the log has moved
-/// on by at least a record, so more than a few means that something is broken.
+/// Attempts of a read whose entries were flushed meanwhile. Each time the log has moved by at least a record, so more
+/// than a few attempts mean damage.
 const RETRIES_MAX: usize = 100;
 
-/// Bytes of payload that one request reads at most to count what is pending; beyond it the count is an estimate.
+/// Bytes of payload that one request reads to count pending bytes. Beyond it the count is an estimate.
 const COUNT_BYTES_MAX: usize = 1 << 20;
 
-/// What a read needs to know of a log, copied so that nothing is locked while the disk is asked.
+/// Snapshot of a log for a read, so that no lock is held during disk access.
 struct Plan {
-    /// Everything above this is asked for.
+    /// Entries above this are read.
     from: Seq,
-    /// Up to this the inbox has to be asked, if above `from`.
+    /// Entries up to this are in the value log, if above `from`.
     settled: Seq,
     slots: Vec<WalSlot>,
-    /// Entries in the inbox that are not to be shown.
+    /// Ranges in the value log that the read skips.
     hidden: Vec<(Seq, Seq)>,
     gone: Gone,
     now_s: u32,
-    /// When all of the above has been read, everything up to this has been looked at.
+    /// The read has covered everything up to this.
     through: Seq,
 }
 
@@ -44,7 +44,7 @@ fn plan(log: &mut UserLog, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -
     let from = after.max(log.released());
     let settled = if log.has_blocks { log.flushed } else { 0 };
     let (mut slots, mut bytes) = (Vec::new(), 0);
-    // While entries are being settled they are in both places; the inbox counts from the moment it is said to.
+    // Entries that are being flushed are in both places. The value log counts once `flushed` has passed them.
     for slot in log.slots_after(from.max(settled)) {
         bytes += slot.bytes as usize;
         if !slots.is_empty() && bytes > limit.bytes || slots.len() >= limit.entries {
@@ -59,7 +59,7 @@ fn plan(log: &mut UserLog, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -
     }
     let (hidden, gone) = if from < settled {
         let (hold, received) = (log.hold.unwrap_or(Seq::MAX), log.cursors.received());
-        // What everybody has received and nobody holds is released, but for a hold that came late.
+        // Entries that all devices have received are released, unless a session's hold came late.
         let front = (received.through() > log.released()).then_some((1, received.through()));
         let hidden = front.into_iter().chain(received.islands().iter().copied());
         (hidden.map(|(from, to)| (from, to.min(hold))).collect(), log.gaps.clone())
@@ -73,7 +73,7 @@ fn failed(error: EngineError) -> StoreError {
     StoreError::from(error)
 }
 
-/// The records in which slots are, rising.
+/// Numbers of the records of these slots, ascending.
 fn records_of(slots: &[WalSlot]) -> Vec<u64> {
     let mut numbers: Vec<u64> = slots.iter().map(|slot| slot.record).collect();
     numbers.dedup();
@@ -107,18 +107,18 @@ impl Shared {
         for _ in 0..RETRIES_MAX {
             let (now, now_s) = (self.logs.now(), self.clock.now_s());
             let plan = self.logs.with(user, |log| plan(log, after, limit, now, now_s))?;
-            if let Some(found) = self.follow(user, &plan, limit)? {
+            if let Some(found) = self.read_planned(user, &plan, limit)? {
                 return Ok(found);
             }
         }
-        Err(StoreError::Damaged(format!("the journal has lost records of user {user:?} above {after}").into()))
+        Err(StoreError::Damaged(format!("WAL records of user {user:?} above {after} are missing. Look at the store with `mesa inspect`, or restore a backup").into()))
     }
 
-    /// Reads what was planned; `None` if some of it has moved to the inbox meanwhile.
-    fn follow(&self, user: &UserId, plan: &Plan, limit: ReadLimit) -> Result<Option<Found>, StoreError> {
+    /// Reads the planned entries. Returns `None` if some were flushed meanwhile.
+    fn read_planned(&self, user: &UserId, plan: &Plan, limit: ReadLimit) -> Result<Option<Found>, StoreError> {
         let mut entries = Vec::new();
         let mut bytes = 0;
-        if plan.from < plan.settled && !self.follow_inbox(user, plan, limit, &mut entries, &mut bytes)? {
+        if plan.from < plan.settled && !self.read_planned_blocks(user, plan, limit, &mut entries, &mut bytes)? {
             let through = entries.last().map_or(plan.from, |entry| entry.seq);
             return Ok(Some(Found { entries, through }));
         }
@@ -136,7 +136,7 @@ impl Shared {
         Ok(there.then_some(Found { entries, through }))
     }
 
-    /// Visits the entries of these slots, in order; false if some of them have moved to the inbox meanwhile.
+    /// Visits the entries of these slots in order. Returns false if some were flushed meanwhile.
     pub(super) fn read_slots(
         &self,
         user: &UserId,
@@ -154,7 +154,7 @@ impl Shared {
                     return false;
                 };
                 while let Some(slot) = slots.next_if(|slot| slot.record == number) {
-                    // A copy, so that nobody who is slow keeps whole records in memory for one message of each.
+                    // Copied, so that a slow session does not pin a whole record for each message.
                     match self.entry(user, slot, record, Bytes::copy_from_slice) {
                         Ok(entry) => visit(slot, entry),
                         Err(error) => {
@@ -180,8 +180,8 @@ impl Shared {
         Ok(there)
     }
 
-    /// Reads what was planned of the inbox; false if the limit was reached.
-    fn follow_inbox(
+    /// Reads the planned entries of the value log. Returns false if the limit was reached.
+    fn read_planned_blocks(
         &self,
         user: &UserId,
         plan: &Plan,
@@ -205,7 +205,7 @@ impl Shared {
         })
     }
 
-    /// A journal record, from memory or from its table; `None` if it has been settled.
+    /// Returns a WAL record from memory or disk; `None` if it has been flushed.
     pub(super) fn record(&self, number: u64) -> Result<Option<Bytes>, StoreError> {
         match self.record_cache.get(number) {
             Some(record) => Ok(Some(record)),
@@ -213,7 +213,7 @@ impl Shared {
         }
     }
 
-    /// Reads the entry of a slot, and checks that its stamp is what the slot says.
+    /// Reads the entry of a slot, and checks its sequence, owner and namespace.
     fn entry(
         &self,
         user: &UserId,

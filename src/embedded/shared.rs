@@ -22,26 +22,26 @@ use crate::{
     store::{CommitListener, DeviceState, Durability, Limits, OutboxOptions, StoreError, UserState, clock::Clock},
 };
 
-/// How a store is to behave, whatever it stands on.
+/// Options of an embedded store, on disk or in memory.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// A store belongs to one namespace for good.
+    /// Namespace of the store. It never changes.
     pub namespace: Option<String>,
-    /// When an append is answered.
+    /// Durability that an append has when it is answered.
     pub durability: Durability,
-    /// Ops that may wait for the commit thread.
+    /// Operations that may be queued for the commit thread. Further callers wait.
     pub queue: usize,
-    /// What is kept at most.
+    /// Quotas and capacity.
     pub limits: Limits,
-    /// Memory for the newest records of the journal, in bytes.
+    /// Memory for the newest records of the WAL, in bytes.
     pub record_cache_bytes: usize,
-    /// What is to be told to the outside world, if anything is.
+    /// Webhook events to store, if any.
     pub outbox: Option<OutboxOptions>,
-    /// Where the store reports its condition. Default: one of its own.
+    /// Receives the store's health. Default: a new one.
     pub health: Arc<Health>,
     /// For tests.
     pub tuning: Tuning,
-    /// Milliseconds by which the store's clock is ahead of what it would be: for tests of what takes days.
+    /// Milliseconds added to the store's clock, for tests of long periods.
     #[doc(hidden)]
     pub ahead_ms: Arc<AtomicU64>,
 }
@@ -62,16 +62,17 @@ impl Default for Options {
     }
 }
 
-/// When what is in the journal is settled in the inboxes. Tests make it sooner.
+/// When records of the WAL are flushed, and other intervals. Tests shorten them.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
-    /// Records older than this are settled: most of what is online is confirmed long before, and never is.
+    /// Records older than this are flushed. Most entries of online users are acknowledged before, and are never
+    /// flushed.
     pub flush_delay: Duration,
-    /// A journal larger than this is settled from its old end: bounds the time to open.
+    /// A WAL larger than this is flushed from its oldest record. Bounds the time to open the store.
     pub wal_bytes_max: usize,
-    /// Logs unused for this many seconds may leave memory.
+    /// Logs that were unused for this many seconds may leave memory.
     pub idle_seconds: u32,
-    /// How often a few users are looked at who have something that expires.
+    /// Interval of expiry, which checks a few users each time.
     pub expiry_interval: Duration,
 }
 
@@ -90,7 +91,7 @@ impl Default for Tuning {
     }
 }
 
-/// What the commit thread and the callers share.
+/// State that the commit thread and its callers share.
 pub(super) struct Shared {
     pub engine: Arc<dyn Engine>,
     pub namespace: u32,
@@ -109,17 +110,17 @@ pub(super) struct Shared {
     /// What is to be told to the outside world, if anything is.
     pub outbox: Option<Arc<Outbox>>,
     pub health: Arc<Health>,
-    /// Why nothing is taken for now, if nothing is.
+    /// Why appends are rejected at present, if they are.
     pub full: RwLock<Option<Arc<str>>>,
-    /// Where the store was opened from, if that was a runtime.
+    /// The runtime that opened the store, if one did.
     pub runtime: Option<tokio::runtime::Handle>,
 }
 
 impl Shared {
-    /// Lets the commit thread know of a log that was just marked as changed (`dirty`), or as one to be trimmed.
+    /// Queues a log that was just marked `dirty` or to be trimmed for the commit thread.
     ///
-    /// To be called while the log is still locked. A caller that finds the mark relies on it and announces nothing: if the user
-    /// were not in the queue by then, a dispatch that comes later could be committed without what that caller has changed.
+    /// Call this while the log is locked. A caller that finds the mark set does not queue the log again. If the log
+    /// were not queued yet, a later dispatch could be committed without that caller's change.
     pub fn announce(&self, user: &UserId, dirty: bool, trim: bool) {
         if dirty {
             self.queue.dirty(user.clone());
@@ -129,15 +130,15 @@ impl Shared {
         }
     }
 
-    /// Fails the store for good: refuses what waits and what comes, and has the server stop.
+    /// Fails the store permanently: rejects queued and later operations, and makes the server stop.
     pub fn fail(&self, error: StoreError) {
         if self.failed.borrow().is_some() {
             return;
         }
         self.queue.fail(&error);
-        let reason = format!("the thread that writes the store has ended ({error}); start the server again");
+        let reason = format!("the commit thread has stopped ({error}); restart the server");
         self.failed.send_replace(Some(error.clone()));
-        // The log last: nothing about it keeps anybody waiting.
+        // Logged last, so that a slow log output delays no caller.
         tracing::error!(%error, "the commit thread has stopped");
         self.health.not_ready_logged("commit_thread", reason.into());
     }

@@ -1,14 +1,14 @@
-//! Says why what is stored cannot be read, for people who do not know how it is stored.
+//! Errors for stored values that cannot be read, worded for operators.
 
 use std::fmt;
 
 use bincode::error::DecodeError;
 use bytes::Bytes;
 
-/// Begins no value that is stored.
+/// First byte of a placeholder. No stored value begins with it.
 const MARK: u8 = 0xFF;
 
-/// Why what is stored cannot be read: a sentence without its first word and its full stop.
+/// Reason why a stored value cannot be read: a clause without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable(String);
 
@@ -17,14 +17,14 @@ impl Unreadable {
         Self(why.into())
     }
 
-    /// A value that stands for one that cannot be read, and says why.
+    /// Encodes the reason as a placeholder for the value.
     pub fn to_value(&self) -> Bytes {
         let mut value = vec![MARK];
         value.extend_from_slice(self.0.as_bytes());
         value.into()
     }
 
-    /// Why, if `value` stands for one that cannot be read.
+    /// Decodes the reason, if `value` is a placeholder.
     pub fn of_value(value: &[u8]) -> Option<Self> {
         match value {
             [] => Some(Self::new("a checksum does not match")),

@@ -137,7 +137,7 @@ proptest! {
             }
         }
         _ = Row::decode(&bytes);
-        let chunk: Result<(Chunk<'_>, usize), _> = bincode::borrow_decode_from_slice(&bytes, format());
+        let chunk: Result<(Block<'_>, usize), _> = bincode::borrow_decode_from_slice(&bytes, format());
         _ = chunk;
     }
 }
