@@ -378,7 +378,7 @@ fn portal_that_resumes_anywhere_is_sent_a_marker_for_each_jump() {
     for seed in 0..300_u64 {
         let (pool, mut random) = (pool(true), seed);
         let mut next = |below: u64| {
-            random = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (random >> 33) % below
         };
         let mut portal = pool.join(false).unwrap();
