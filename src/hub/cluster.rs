@@ -130,7 +130,7 @@ impl Hub {
 
     /// Removes recipients connected only to servers of the original, and records for whom those servers have to send.
     ///
-    /// A recipient who may be connected to both is handled both ways: the client or its server may be gone unnoticed.
+    /// A recipient that may be connected to both is handled both ways: the client or its server may be gone unnoticed.
     ///
     /// # Errors
     /// When presence cannot be read.
@@ -140,12 +140,12 @@ impl Hub {
         if found.iter().all(|one| *one == OriginalPresence::Offline) {
             return Ok(());
         }
-        for (user, beside) in std::mem::take(&mut prepared.context.users).into_iter().zip(found) {
-            if beside != OriginalPresence::Offline {
+        for (user, presence) in std::mem::take(&mut prepared.context.users).into_iter().zip(found) {
+            if presence != OriginalPresence::Offline {
                 prepared.original_recipients.push(user.clone());
             }
             // A session that has just begun may not be in the shared presence yet.
-            if beside == OriginalPresence::Exclusive && self.registry.connections(&user) == 0 {
+            if presence == OriginalPresence::Exclusive && self.registry.connections(&user) == 0 {
                 prepared.context.original_only += 1;
             } else {
                 prepared.context.users.push(user);

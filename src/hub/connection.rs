@@ -135,11 +135,12 @@ impl ConnectionHandle {
     }
 
     /// Passes an application message from the client to the listeners, unless a middleware rejects it.
-    pub fn receive(&self, said: InboundMessage<'_>) -> Decision {
+    pub fn receive(&self, message: InboundMessage<'_>) -> Decision {
         let hub = &self.hub;
-        let decision = if hub.middleware.any() { hub.middleware.filter(&said, &self.client()) } else { Decision::Pass };
+        let decision =
+            if hub.middleware.any() { hub.middleware.filter(&message, &self.client()) } else { Decision::Pass };
         if decision == Decision::Pass {
-            hub.listeners.notify(self.id, Event::Message { user: self.user.get(), said });
+            hub.listeners.notify(self.id, Event::Message { user: self.user.get(), message });
         }
         decision
     }

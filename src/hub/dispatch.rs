@@ -21,7 +21,7 @@ pub struct Dispatch {
     pub sync: bool,
     /// The recipients.
     pub recipients: Recipients,
-    /// Users who do not receive it even if they are recipients.
+    /// Users excluded from receiving it, even if they are recipients.
     pub excluding: Vec<UserId>,
     /// How long it is stored (`o.ttl`). `None`: until the store's own limits expire it.
     pub ttl: Option<Duration>,
@@ -331,7 +331,7 @@ impl Hub {
         });
     }
 
-    /// Sends an unsynced message to those of `users` who are online.
+    /// Sends an unsynced message to the online users among `users`.
     ///
     /// Presence is read first: a user counts as online even if the message makes the client disconnect.
     async fn send_unsynced_to(&self, payload: &Payload, users: &[UserId]) -> Outcome {

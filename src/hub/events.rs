@@ -33,7 +33,7 @@ pub enum Event<'a> {
         /// The user, if the client is authenticated.
         user: Option<&'a UserId>,
         /// The message.
-        said: InboundMessage<'a>,
+        message: InboundMessage<'a>,
     },
     /// The client has disconnected.
     Disconnection {
@@ -120,7 +120,7 @@ mod tests {
             let text = match event {
                 Event::Connection => "connection".to_owned(),
                 Event::Authentication { user } => format!("authentication {user}"),
-                Event::Message { user, said } => format!("{user:?} says {:?}", said.data),
+                Event::Message { user, message } => format!("{user:?} says {:?}", message.data),
                 Event::Disconnection { user, code, .. } => format!("{user:?} goes {code}"),
             };
             self.0.lock().push(text);

@@ -1,4 +1,4 @@
-//! ConnectionHandle clients and their sessions. The hub knows no socket and no wire format, and never waits for a socket.
+//! Connected clients and their sessions. The hub knows no socket and no wire format, and never waits for a socket.
 //!
 //! - [`dispatch`](Hub::dispatch): sends a backend's message to its recipients
 //! - [`mailbox`]: signals and unsynced messages for one connection
@@ -63,7 +63,7 @@ use registry::{Registry, SessionEntry};
 ///
 /// Further sessions queue for one batch each, first come, first served. A session at the head of its log reads from memory
 /// and never queues here. A thousand users reconnecting at once must not take every thread from live delivery. Measured
-/// on two cores beside twenty replays, with 4, 2 and 1 reads: a live message took 1.4, 0.5 and 0.5 ms longer, and the
+/// on two cores during twenty replays, with 4, 2 and 1 reads: a live message took 1.4, 0.5 and 0.5 ms longer, and the
 /// replays got 456, 427 and 295 MB/s (`cargo bench --bench fairness`).
 const COLD_READS_MAX: usize = 2;
 

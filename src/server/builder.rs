@@ -206,7 +206,7 @@ impl Builder {
         Ok(Server { listener, address, parts: self.assemble().await? })
     }
 
-    /// Builds a server without a listener: its routes are for your router, and the rest runs beside it.
+    /// Builds a server without a listener: its routes are for your router, and [`Attached::run`] runs the rest.
     ///
     /// `host`, `port`, `limits.headerTimeout`, `limits.idleTimeout` and [`Builder::listener`] have no effect then. Unless the
     /// router is served with connect info, `limits.connectionsPerAddress` counts all clients as one address.
@@ -269,7 +269,7 @@ impl Builder {
             }
         };
         // Before the store is opened, like the address above.
-        let wire = RespListener::bind(&self.config.redis_protocol)?;
+        let resp = RespListener::bind(&self.config.redis_protocol)?;
         let (opened, ids) = match self.store {
             Some(store) => ((store, None), None),
             None => {
@@ -280,7 +280,7 @@ impl Builder {
             }
         };
         let Self { config, handlers, middleware, before_exit, .. } = self;
-        Runtime::new(config, opened, authenticator, handlers, middleware, before_exit, (wire, ids, descriptors))
+        Runtime::new(config, opened, authenticator, handlers, middleware, before_exit, (resp, ids, descriptors))
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Descriptors {
     /// `WebSockets` among them.
     pub sockets: usize,
     /// Connections of the Redis protocol.
-    pub wire: usize,
+    pub resp: usize,
     /// Concurrent requests to the authentication webhook.
     pub outbound: usize,
 }
@@ -64,14 +64,14 @@ impl Descriptors {
             || config.portal.webhook.is_some()
             || config.authentication.jwt.as_ref().is_some_and(|jwt| jwt.jwks.is_some());
         let outbound = if calls { (asked + OUTBOUND_EXTRA).min(left / 4) } else { 0 };
-        let wire =
+        let resp =
             if config.redis_protocol.port.is_some() { config.redis_protocol.connections.min(left / 4) } else { 0 };
-        let connections = (left - outbound - wire).min(config.limits.connections.saturating_add(HTTP_ONLY_MAX)).max(1);
+        let connections = (left - outbound - resp).min(config.limits.connections.saturating_add(HTTP_ONLY_MAX)).max(1);
         let http_only = HTTP_ONLY_MAX.min(connections / 4);
         Self {
             connections,
             sockets: config.limits.connections.min(connections - http_only),
-            wire: wire.max(1),
+            resp: resp.max(1),
             outbound: outbound.saturating_sub(OUTBOUND_EXTRA).min(asked).max(1),
         }
     }
@@ -95,8 +95,8 @@ mod tests {
         config.redis_protocol.port = Some(6379);
         config.authentication.webhook = Some(crate::config::AuthWebhook { concurrency: 64, ..Default::default() });
         let shared = Descriptors::of(1024, 24, &config);
-        assert_eq!((shared.connections, shared.wire, shared.outbound), (602, 226, 64));
+        assert_eq!((shared.connections, shared.resp, shared.outbound), (602, 226, 64));
         let tiny = Descriptors::of(10, 24, &config);
-        assert_eq!((tiny.connections, tiny.sockets, tiny.wire, tiny.outbound), (1, 1, 1, 1));
+        assert_eq!((tiny.connections, tiny.sockets, tiny.resp, tiny.outbound), (1, 1, 1, 1));
     }
 }

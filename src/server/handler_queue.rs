@@ -115,12 +115,14 @@ fn handler_event(event: Event<'_>) -> HandlerEvent {
     match event {
         Event::Connection => HandlerEvent::Connection,
         Event::Authentication { .. } => HandlerEvent::Authentication,
-        Event::Message { said: InboundMessage { op, data, kind, .. }, .. } => HandlerEvent::Message(ReceivedMessage {
-            op,
-            kind: kind.map(str::to_owned),
-            // It was cut out of a text that has just been parsed as JSON.
-            data: data.and_then(|data| RawValue::from_string(data.to_owned()).ok()),
-        }),
+        Event::Message { message: InboundMessage { op, data, kind, .. }, .. } => {
+            HandlerEvent::Message(ReceivedMessage {
+                op,
+                kind: kind.map(str::to_owned),
+                // It was cut out of a text that has just been parsed as JSON.
+                data: data.and_then(|data| RawValue::from_string(data.to_owned()).ok()),
+            })
+        }
         Event::Disconnection { code, reason, .. } => HandlerEvent::Disconnection(code, reason.into()),
     }
 }

@@ -102,7 +102,7 @@ impl Server {
     /// Returns the address of the Redis protocol; `None` if it is disabled.
     #[must_use]
     pub fn redis_protocol_addr(&self) -> Option<SocketAddr> {
-        self.parts.wire.as_ref().map(|wire| wire.address)
+        self.parts.resp.as_ref().map(|resp| resp.address)
     }
 
     /// Serves until `shutdown` resolves, then stops in order.

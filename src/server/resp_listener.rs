@@ -27,7 +27,7 @@ const PERSIST_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct RespListener {
     listener: TcpListener,
     pub(super) address: SocketAddr,
-    pub(super) wire: Arc<RespServer>,
+    pub(super) server: Arc<RespServer>,
     limiter: Arc<ConnectionLimiter>,
     metrics: Arc<Metrics>,
     /// File of portal ids; `None`: they are not persisted.
@@ -53,22 +53,22 @@ impl RespListener {
     pub(super) fn new(
         listener: TcpListener,
         connections: usize,
-        wire: Arc<RespServer>,
+        server: Arc<RespServer>,
         metrics: Arc<Metrics>,
         ids: Option<PortalIdFile>,
     ) -> Result<Self, ServerError> {
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, wire, limiter: ConnectionLimiter::new(connections, 0), metrics, ids })
+        Ok(Self { listener, address, server, limiter: ConnectionLimiter::new(connections, 0), metrics, ids })
     }
 
     /// Accepts connections until `stop` is set.
     pub(super) fn open(self, health: &Arc<Health>, stop: watch::Receiver<bool>) -> RunningListener {
-        let Self { listener, wire, limiter, metrics, ids, .. } = self;
+        let Self { listener, server, limiter, metrics, ids, .. } = self;
         let is_over = || {
             let stop = stop.clone();
             move || is_stopped(&stop)
         };
-        let persisting = ids.zip(wire.announced()).map(|remembered| {
+        let persisting = ids.zip(server.announced()).map(|remembered| {
             let stop = stop.clone();
             tokio::spawn(supervise(
                 health.clone(),
@@ -82,8 +82,8 @@ impl RespListener {
         let acceptor = Acceptor::new(listener);
         let accepting =
             tokio::spawn(supervise(health.clone(), "redis_protocol", acceptor, is_over(), move |acceptor| {
-                let (wire, permits, metrics, stop) = (wire.clone(), permits.clone(), metrics.clone(), stop.clone());
-                Box::pin(async move { accept(acceptor, &wire, &permits, &metrics, stop).await })
+                let (server, permits, metrics, stop) = (server.clone(), permits.clone(), metrics.clone(), stop.clone());
+                Box::pin(async move { accept(acceptor, &server, &permits, &metrics, stop).await })
             }));
         RunningListener { limiter, accepting, persisting }
     }
@@ -117,7 +117,7 @@ fn persist(
 
 async fn accept(
     acceptor: &mut Acceptor,
-    wire: &Arc<RespServer>,
+    server: &Arc<RespServer>,
     limiter: &Arc<ConnectionLimiter>,
     metrics: &Metrics,
     mut stop: watch::Receiver<bool>,
@@ -145,9 +145,9 @@ async fn accept(
             }
             continue;
         };
-        let wire = wire.clone();
+        let server = server.clone();
         tokio::spawn(async move {
-            wire.serve(stream, peer.ip()).await;
+            server.serve(stream, peer.ip()).await;
             drop(permit);
         });
     }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::http::{Caller, refusal};
 
-/// A server whose routes are in a router of yours. It has to be run beside that router: [`Attached::run`].
+/// A server whose routes are in a router of yours. It has to be run along with that router: [`Attached::run`].
 #[must_use = "the server is watched and stopped by running it"]
 pub struct Attached {
     parts: Runtime,

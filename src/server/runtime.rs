@@ -48,7 +48,7 @@ pub(super) struct Runtime {
     pub(super) http: Http,
     pub(super) before_exit: Option<BeforeExit>,
     pub(super) webhook: Option<Webhook>,
-    pub(super) wire: Option<RespListener>,
+    pub(super) resp: Option<RespListener>,
     pub(super) descriptors: Descriptors,
 }
 
@@ -60,7 +60,7 @@ impl Runtime {
         handlers: Vec<Arc<dyn DynHandler>>,
         middleware: Vec<MiddlewareFactory>,
         before_exit: Option<BeforeExit>,
-        (wire, ids, descriptors): (Option<TcpListener>, Option<PortalIdFile>, Descriptors),
+        (resp, ids, descriptors): (Option<TcpListener>, Option<PortalIdFile>, Descriptors),
     ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::with(store.health().restarted()));
         let hub = Hub::new(settings(&config), store.clone(), metrics.clone(), cluster);
@@ -79,12 +79,12 @@ impl Runtime {
         let webhook = config.portal.webhook.as_ref().zip(store.outbox());
         let webhook =
             webhook.map(|(to, outbox)| Webhook::new(to, &hub, store.clone(), outbox, metrics.clone())).transpose()?;
-        let wire = match wire {
+        let resp = match resp {
             None => None,
             Some(listener) => {
                 let remembered = ids.as_ref().map(PortalIdFile::read).unwrap_or_default();
-                let wire = RespServer::new(&config, hub.clone(), metrics.clone(), guesses, remembered);
-                Some(RespListener::new(listener, descriptors.wire, wire, metrics.clone(), ids)?)
+                let server = RespServer::new(&config, hub.clone(), metrics.clone(), guesses, remembered);
+                Some(RespListener::new(listener, descriptors.resp, server, metrics.clone(), ids)?)
             }
         };
         let runner = (!handlers.is_empty()).then(|| HandlerRunner::new(handlers));
@@ -92,7 +92,7 @@ impl Runtime {
             hub.listen(Arc::new(HubListener(runner.clone())));
         }
         let shared = Arc::new(Shared::new(config, hub, metrics, authenticator, runner, descriptors.sockets));
-        let parts = Self { shared, store, http, before_exit, webhook, wire, descriptors };
+        let parts = Self { shared, store, http, before_exit, webhook, resp, descriptors };
         let handle = parts.handle();
         parts.shared.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
         if let Some(runner) = &parts.shared.runner {
@@ -113,10 +113,10 @@ impl Runtime {
         stop: &watch::Sender<bool>,
         accepting: JoinHandle<()>,
     ) -> Result<(), ServerError> {
-        let Self { shared, store, before_exit, webhook, wire, .. } = self;
-        let resp = wire.as_ref().map(|wire| wire.wire.clone());
+        let Self { shared, store, before_exit, webhook, resp, .. } = self;
+        let resp_server = resp.as_ref().map(|resp| resp.server.clone());
         let health = shared.hub.health();
-        let wire = wire.map(|wire| wire.open(&health, stop.subscribe()));
+        let resp = resp.map(|resp| resp.open(&health, stop.subscribe()));
         let webhook_tasks = webhook.map(|webhook| webhook.start(&health));
         let (hub, authenticator) = (shared.hub.clone(), shared.authenticator.clone());
         let maintenance = tokio::spawn(supervise(
@@ -124,7 +124,7 @@ impl Runtime {
             "upkeep",
             (),
             || false,
-            move |()| Box::pin(run_maintenance(hub.clone(), resp.clone(), authenticator.clone())),
+            move |()| Box::pin(run_maintenance(hub.clone(), resp_server.clone(), authenticator.clone())),
         ));
         let mut failed = tokio::select! {
             () = shutdown => None,
@@ -146,7 +146,7 @@ impl Runtime {
             };
         }
         maintenance.abort();
-        let stopped = shutdown::stop(&shared, &store, limiter, stop, accepting, wire, failed).await;
+        let stopped = shutdown::stop(&shared, &store, limiter, stop, accepting, resp, failed).await;
         // Last: the final disconnections are in the outbox now, for the next start.
         drop(webhook_tasks);
         stopped.map_err(ServerError::from)
@@ -154,14 +154,14 @@ impl Runtime {
 }
 
 /// Removes dead portals, and polls the health conditions that no component reports, once per second.
-async fn run_maintenance(hub: Arc<Hub>, wire: Option<Arc<RespServer>>, authenticator: Option<Arc<dyn Authenticator>>) {
+async fn run_maintenance(hub: Arc<Hub>, resp: Option<Arc<RespServer>>, authenticator: Option<Arc<dyn Authenticator>>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if let Some(portals) = hub.portals() {
             portals.sweep(Instant::now());
         }
-        if let Some(wire) = &wire {
-            wire.sweep(Instant::now());
+        if let Some(resp) = &resp {
+            resp.sweep(Instant::now());
         }
         if let Some(authenticator) = &authenticator {
             hub.health().set("authentication", authenticator.failed_task().map(Into::into));

@@ -30,7 +30,7 @@ pub(super) async fn stop(
     limiter: &ConnectionLimiter,
     stop: &watch::Sender<bool>,
     accepting: JoinHandle<()>,
-    wire: Option<RunningListener>,
+    resp: Option<RunningListener>,
     failed: Option<StoreError>,
 ) -> Result<(), StoreError> {
     let hub = &shared.hub;
@@ -43,9 +43,9 @@ pub(super) async fn stop(
     stop.send_replace(true);
     // The task may have panicked; shutdown continues all the same.
     _ = accepting.await;
-    let wire_limiter = wire.as_ref().map(|wire| wire.limiter.clone());
-    if let Some(wire) = wire {
-        wire.closed().await;
+    let resp_limiter = resp.as_ref().map(|resp| resp.limiter.clone());
+    if let Some(resp) = resp {
+        resp.closed().await;
     }
     let why = if failed.is_some() { CloseReason::StoreFailed } else { CloseReason::Shutdown };
     let drained = timeout(DRAIN_TIMEOUT, async {
@@ -65,7 +65,7 @@ pub(super) async fn stop(
         while timeout(RECHECK_INTERVAL, limiter.all_released()).await.is_err() {
             hub.close_all(why);
         }
-        if let Some(limiter) = wire_limiter {
+        if let Some(limiter) = resp_limiter {
             limiter.all_released().await;
         }
     });

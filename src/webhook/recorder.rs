@@ -39,7 +39,7 @@ impl Listener for EventRecorder {
             Event::Authentication { user } => {
                 OutboxEvent::Authentication { connection, user: user.as_str().to_owned() }
             }
-            Event::Message { user, said: InboundMessage { op, data, kind, kind_json } } => {
+            Event::Message { user, message: InboundMessage { op, data, kind, kind_json } } => {
                 let (user, data) = (owned(user.map(UserId::as_str)), owned(data));
                 match kind_json {
                     None => OutboxEvent::Message { connection, user, op, data, kind: owned(kind) },

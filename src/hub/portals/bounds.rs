@@ -11,7 +11,7 @@ pub struct Bounds {
     pub events: usize,
     /// Bytes of those events, with the same consequence; also the limit for bytes of retained events.
     pub bytes: usize,
-    /// TakenItem events that are retained for a resume, within `bytes`. A portal that needs more receives a marker instead.
+    /// Taken events that are retained for a resume, within `bytes`. A portal that needs more receives a marker instead.
     pub retained: usize,
     /// Time within which a disconnected portal may resume its queue.
     pub resume_timeout: Duration,

@@ -9,9 +9,9 @@ pub(super) fn copy(connection: ConnectionId, origin: EventOrigin, event: Event<'
     let (user, kind) = match event {
         Event::Connection => (None, ClientEventKind::Connection),
         Event::Authentication { user } => (Some(user), ClientEventKind::Authentication),
-        Event::Message { user, said } => {
-            let message_type = said.json_kind().map(JsonString::into_owned);
-            (user, ClientEventKind::Message { op: said.op, data: said.data.map(Into::into), kind: message_type })
+        Event::Message { user, message } => {
+            let message_type = message.json_kind().map(JsonString::into_owned);
+            (user, ClientEventKind::Message { op: message.op, data: message.data.map(Into::into), kind: message_type })
         }
         Event::Disconnection { user, .. } => (user, ClientEventKind::Disconnection),
     };

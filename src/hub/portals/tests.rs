@@ -36,8 +36,8 @@ fn pool(in_turn: bool) -> Arc<Portals> {
 fn send(pool: &Portals, numbers: std::ops::Range<u64>) {
     for number in numbers {
         let data = number.to_string();
-        let said = InboundMessage::new(0, Some(&data), None);
-        pool.event(1, Event::Message { user: None, said });
+        let message = InboundMessage::new(0, Some(&data), None);
+        pool.event(1, Event::Message { user: None, message });
     }
 }
 
@@ -258,7 +258,7 @@ fn forwarded_consumers_alternate_with_queues_and_observers_receive_every_event()
     pool.redispatch(&Arc::new(super::event::copy(
         1,
         EventOrigin::Local,
-        Event::Message { user: None, said: InboundMessage::new(0, Some("9"), None) },
+        Event::Message { user: None, message: InboundMessage::new(0, Some("9"), None) },
     )));
     assert_eq!(recorded.0.lock().last(), Some(&(9, Some(replacement), true)));
 }
@@ -270,7 +270,7 @@ fn queued_event_equals_the_client_event() {
     let alice = crate::message::UserId::new("alice").unwrap();
     pool.event(3, Event::Connection);
     pool.event(3, Event::Authentication { user: &alice });
-    pool.event(3, Event::Message { user: Some(&alice), said: InboundMessage::new(30, None, Some("T")) });
+    pool.event(3, Event::Message { user: Some(&alice), message: InboundMessage::new(30, None, Some("T")) });
     pool.event(3, Event::Disconnection { user: Some(&alice), code: 1000, reason: "" });
     let events: Vec<Arc<ClientEvent>> = std::iter::from_fn(|| portal.try_next()).map(event).collect();
     let whats: Vec<&ClientEventKind> = events.iter().map(|event| &event.kind).collect();
@@ -356,8 +356,8 @@ fn remote_event_for_a_gone_portal_is_redispatched_once() {
     let name = portal.stream().as_str().to_owned();
     let event = |n: u64| {
         let data = n.to_string();
-        let said = InboundMessage::new(0, Some(&data), None);
-        Arc::new(super::event::copy(1, EventOrigin::Server("1-b".into()), Event::Message { user: None, said }))
+        let message = InboundMessage::new(0, Some(&data), None);
+        Arc::new(super::event::copy(1, EventOrigin::Server("1-b".into()), Event::Message { user: None, message }))
     };
     LocalPortals::deliver(&*pool, event(1), Some(&name), false);
     LocalPortals::deliver(&*pool, event(2), None, false);
