@@ -89,7 +89,7 @@ impl ClientBuilder {
 ///
 /// let mut client = Client::connect("ws://127.0.0.1:4000/").await?;
 /// client.authenticate(token("alice"), Options::default()).await?;
-/// client.send("HELLO", &"everybody")?;
+/// client.send("HELLO", &"everyone")?;
 /// while let Some(event) = client.next().await {
 ///     if let Event::Message(message) = event {
 ///         println!("{} {}", message.kind(), message.data);

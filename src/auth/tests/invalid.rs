@@ -200,13 +200,13 @@ fn public_key_as_secret_or_other_key_is_rejected() {
         &rsa,
         &[
             ("HS256 with the public key", confused("HS256", Algorithm::HS256), ALGORITHM),
-            ("the same, said to be RS256", confused("RS256", Algorithm::HS256), SIGNATURE),
+            ("the same, declared as RS256", confused("RS256", Algorithm::HS256), SIGNATURE),
             ("another RSA key", by_key("rsa-other", Algorithm::RS256), SIGNATURE),
             ("PS256 with the right key", by_key("rsa", Algorithm::PS256), ALGORITHM),
-            ("PS256 said to be RS256", renamed(by_key("rsa", Algorithm::PS256), "RS256"), SIGNATURE),
+            ("PS256 declared as RS256", renamed(by_key("rsa", Algorithm::PS256), "RS256"), SIGNATURE),
             ("RS512 with the right key", by_key("rsa", Algorithm::RS512), ALGORITHM),
             ("ES256", by_key("ec256", Algorithm::ES256), ALGORITHM),
-            ("ES256 said to be RS256", renamed(by_key("ec256", Algorithm::ES256), "RS256"), SIGNATURE),
+            ("ES256 declared as RS256", renamed(by_key("ec256", Algorithm::ES256), "RS256"), SIGNATURE),
             ("no signature", format!("{}.{}.", base64(r#"{"alg":"RS256"}"#), base64(ALICE)), SIGNATURE),
         ],
     );
@@ -214,7 +214,7 @@ fn public_key_as_secret_or_other_key_is_rejected() {
         &with_key("ec256", &["ES256"]),
         &[
             ("RS256", by_key("rsa", Algorithm::RS256), ALGORITHM),
-            ("RS256 said to be ES256", renamed(by_key("rsa", Algorithm::RS256), "ES256"), SIGNATURE),
+            ("RS256 declared as ES256", renamed(by_key("rsa", Algorithm::RS256), "ES256"), SIGNATURE),
             ("ES384", by_key("ec384", Algorithm::ES384), ALGORITHM),
             ("zeros", format!("{}.{}.{}", base64(r#"{"alg":"ES256"}"#), base64(ALICE), base64([0; 64])), SIGNATURE),
         ],
@@ -222,7 +222,7 @@ fn public_key_as_secret_or_other_key_is_rejected() {
     assert_rejected(
         &with_key("ed", &["EdDSA"]),
         &[
-            ("ES256 said to be EdDSA", renamed(by_key("ec256", Algorithm::ES256), "EdDSA"), SIGNATURE),
+            ("ES256 declared as EdDSA", renamed(by_key("ec256", Algorithm::ES256), "EdDSA"), SIGNATURE),
             ("zeros", format!("{}.{}.{}", base64(r#"{"alg":"EdDSA"}"#), base64(ALICE), base64([0; 64])), SIGNATURE),
         ],
     );
