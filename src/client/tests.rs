@@ -16,7 +16,7 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{connect::Target, connection::EARLY_MESSAGES_MAX, *};
+use super::{connect::Target, connection::EARLY_FRAMES_MAX, *};
 use crate::message::DeviceId;
 
 /// Time limit of a step: long for a machine, short for a person.
@@ -261,7 +261,7 @@ async fn frames_before_authenticated_are_bounded() {
     let (client, mut peer) = connected(HELLO).await;
     let mut client = client.unwrap();
     let server = async {
-        for _ in 0..=EARLY_MESSAGES_MAX {
+        for _ in 0..=EARLY_FRAMES_MAX {
             peer.send(r#"{"op":0,"d":1}"#).await;
         }
     };

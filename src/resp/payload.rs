@@ -296,6 +296,8 @@ mod tests {
     fn portal_announcement_is_parsed() {
         let announcement = parse_portal_announcement(br#"{"id":"x","ready":true,"more":1}"#).unwrap();
         assert_eq!((&*announcement.id, announcement.ready), ("x", true));
-        assert!(parse_portal_announcement(b"[\"x\",true]").is_err() && ready(br#"{"id":"x"}"#).is_err());
+        assert!(
+            parse_portal_announcement(b"[\"x\",true]").is_err() && parse_portal_announcement(br#"{"id":"x"}"#).is_err()
+        );
     }
 }

@@ -39,7 +39,7 @@ fn configured(receiver: &Receiver, algorithms: &[&str], change: impl FnOnce(&mut
     let mut jwks = config::Jwks { url: receiver.url(), allow_private: true, ..config::Jwks::default() };
     change(&mut jwks);
     let algorithms = algorithms.iter().map(|&name| name.to_owned()).collect();
-    config::Jwt { jwks: Some(jwks), algorithms, ..nothing() }
+    config::Jwt { jwks: Some(jwks), algorithms, ..empty_jwt() }
 }
 
 async fn is_alice(jwt: &Jwt, token: &str) -> Result<(), AuthError> {
@@ -240,7 +240,7 @@ fn invalid_jwks_configuration_is_rejected_at_start() {
     let with = |url: &str, algorithms: &[&str]| {
         let jwks = config::Jwks { url: url.to_owned(), ..config::Jwks::default() };
         let algorithms = algorithms.iter().map(|&name| name.to_owned()).collect();
-        Jwt::new(&config::Jwt { jwks: Some(jwks), algorithms, ..nothing() }).expect_err(url).to_string()
+        Jwt::new(&config::Jwt { jwks: Some(jwks), algorithms, ..empty_jwt() }).expect_err(url).to_string()
     };
     assert!(with("https://127.0.0.1/", &["RS256"]).contains("authentication.jwt.jwks.url names a private address"));
     assert!(with("https://example.org/", &["HS256"]).contains("\"HS256\", which does not match published keys"));
