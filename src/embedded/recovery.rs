@@ -1,9 +1,9 @@
-//! Opening: reads what the tables say about themselves, and replays the journal into the index.
+//! Opens a store: checks its format and namespace, and replays the write-ahead log into memory.
 //!
 //! # LossyRestarts
 //!
-//! Where appends are answered before they are durable, an unclean end counts as a *lapse*: see [`lapses`](super::user_log::lapses).
-//! With [`Durability::Always`] there are none.
+//! Where appends are answered before they are durable, an unclean end counts as a *lossy restart*: see
+//! [`lossy_restarts`](super::user_log::lossy_restarts). With [`Durability::Always`] there are none.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -39,25 +39,25 @@ use crate::{
     store::{Durability, Loss, Reason, Rejected, StoreError, clock::Clock, fingerprint},
 };
 
-/// What opening has found.
+/// Result of opening a store.
 pub(super) struct Recovered {
     pub logs: LogCache,
     pub clock: Clock,
     pub journal: RecoveredJournal,
-    /// The newest records: those who were there come back soon.
+    /// The newest records: clients reconnect soon after a restart and read them.
     pub record_cache: RecordCache,
-    /// Users of whose inboxes it has to be found out what is left.
+    /// Users whose blocks in the value log are to be trimmed.
     pub trim: Vec<UserId>,
 }
 
-/// What of it the commit thread goes on from.
+/// State that the commit thread continues from.
 pub(super) struct RecoveredJournal {
     pub records: VecDeque<RecordInfo>,
     pub next_record: u64,
     pub dedup: DedupTable,
-    /// Where ids are stored, oldest first, with the time of the youngest.
+    /// Keys of stored blocks of ids, oldest first, with the time of the youngest id.
     pub id_chunks: VecDeque<(Vec<u8>, u64)>,
-    /// Bytes of payload in all inboxes, as far as rows tell.
+    /// Bytes of payload in the value log, by the rows of all users.
     pub inbox_bytes: u64,
 }
 
@@ -69,15 +69,15 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     let settled = settled.unwrap_or(0);
     let written = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(settled);
     if let Some(marked) = engine.synced_watermark().map_err(failed)?.filter(|marked| *marked > written) {
-        let told = format!(
+        let message = format!(
             "its journal ends with record {written}, but record {marked} was written and synced: the file `log/db` is \
              damaged, or is an older one. Restore a backup, or look at what is left with `mesa inspect`; to go on with \
              that as it is, put an empty file in the place of its file `mark`"
         );
-        return Err(StoreError::Damaged(told.into()));
+        return Err(StoreError::Damaged(message.into()));
     }
     drop_settled(&*engine, settled).map_err(failed)?;
-    // Before anything is synced: what is synced is never taken back.
+    // Before anything is synced: a synced record is never taken back.
     drop_unfinished_commit(&*engine)?;
     let last_before = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(settled);
     let (lapses, lapse_record) = begin(&*engine, options.durability, last_before).map_err(failed)?;
@@ -111,8 +111,8 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     }
     let last = replay.records.back().map_or(0, |last| last.number).max(settled);
     let clock = Clock::new(replay.last_ms, options.ahead_ms.clone());
-    // As old as they are, not as old as this process: or a server that is started again and again would never settle
-    // anything, and read a longer journal each time.
+    // Records keep their age over a restart. Otherwise a server that restarts often would never flush, and would
+    // replay a longer WAL each time.
     for (record, written_ms) in replay.records.iter_mut().zip(&replay.written_ms) {
         let age = Duration::from_millis(clock.now_ms().saturating_sub(*written_ms));
         record.committed = replay.now.checked_sub(age).unwrap_or(replay.now);
@@ -120,7 +120,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     let mut dedup = DedupTable::new(&options.limits);
     let id_chunks = read_ids(&*engine, replay.namespace, &mut dedup, clock.now_ms())?;
     for once in replay.once.into_iter().filter(|_| !failpoints::enabled(Failpoint::LostIds)) {
-        // Where it was stored already, the journal may have lost a part of what was rejected under it.
+        // If the id is stored already, the WAL may lack a part of its rejected recipients.
         if dedup.knows(&once.id) {
             continue;
         }
@@ -136,7 +136,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
             log.skip_lossy_restarts(lapses, known);
         }
         if log.row_lapses.is_none() {
-            // The power went before his row was written, or he would not be found among the users.
+            // The crash came before the row was written. Without a row, no list of users would show this user.
             let row = log.row(lapses.count);
             log.row_lapses = Some(row.lapses());
             engine.put(Table::Users, user.as_str().as_bytes(), &row.encode()).map_err(failed)?;
@@ -158,7 +158,7 @@ fn last_record(engine: &dyn Engine) -> Result<Option<u64>, EngineError> {
     Ok(engine.last_at_or_before(Table::Wal, &[0xFF; 9])?.and_then(|(key, _)| wal_number(&key)))
 }
 
-/// Removes records that are settled: they were to be removed when the power went.
+/// Removes records that are flushed already: the crash came before their removal.
 fn drop_settled(engine: &dyn Engine, settled: u64) -> Result<(), EngineError> {
     let mut done = Vec::new();
     engine.scan(Table::Wal, &[], &mut |key, _| {
@@ -169,19 +169,19 @@ fn drop_settled(engine: &dyn Engine, settled: u64) -> Result<(), EngineError> {
     done.iter().try_for_each(|key| engine.remove(Table::Wal, key))
 }
 
-/// Removes the last records where they say that their commit goes on and it does not: it was never answered, and is
-/// kept whole or not at all. From the highest down, so that what a crash leaves is found the next time.
+/// Removes the last records if their commit is incomplete. Such a commit was never answered, and is kept as a whole
+/// or not at all. Removal starts at the highest record, so that another crash leaves a state that is found again.
 fn drop_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
     let failed = StoreError::from;
     while let Some((key, value)) = engine.last_at_or_before(Table::Wal, &[0xFF; 9]).map_err(failed)? {
         let Ok(mut reader) = RecordReader::new(&value) else { return Ok(()) };
-        let mut goes_on = false;
+        let mut is_continued = false;
         while let Some(item) = reader.next_item() {
-            // A record that cannot be read is told of when all are.
+            // A record that cannot be read is reported by the replay.
             let Ok((_, item)) = item else { return Ok(()) };
-            goes_on = matches!(item, Item::More);
+            is_continued = matches!(item, Item::More);
         }
-        if !goes_on {
+        if !is_continued {
             return Ok(());
         }
         let Some(number) = wal_number(&key) else { return Ok(()) };
@@ -217,7 +217,8 @@ fn read_ids(
     damage.map_or(Ok(chunks), |damage| Err(StoreError::Damaged(damage.into())))
 }
 
-/// What rows say of the inboxes together. One that cannot be read is told to whoever asks for that user.
+/// Returns the bytes in the value log by the rows of all users. A row that cannot be read is reported when its user
+/// is read.
 fn inbox_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
     let mut bytes = 0;
     engine.scan(Table::Users, &[], &mut |_, value| {
@@ -227,8 +228,8 @@ fn inbox_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
     Ok(bytes)
 }
 
-/// Removes chunks that were written for a settling that did not come to its end: no row counts on them, and all that is
-/// in them is still in the journal. Left where they are, they would lie across those written next time.
+/// Removes blocks of a flush that did not complete. No row refers to them, and their entries are still in the WAL.
+/// Left in place, they would overlap the blocks of the next flush.
 fn forget_unfinished(engine: &dyn Engine, user: &str, settled: Seq) -> Result<(), EngineError> {
     let mut unfinished = Vec::new();
     engine.scan(Table::Log, &log_key(user, settled + 1), &mut |key, _| {
@@ -257,11 +258,11 @@ fn check_namespace(engine: &dyn Engine, namespace: &str) -> Result<Result<(), St
         Some(found) if found == namespace.as_bytes() => Ok(Ok(())),
         Some(found) => {
             let found = String::from_utf8_lossy(&found);
-            let told = format!(
+            let message = format!(
                 "the store belongs to namespace {found:?}, and the configuration says {namespace:?}. Set the namespace \
                  it belongs to, or give this one its own store.path"
             );
-            Ok(Err(StoreError::Incompatible(told)))
+            Ok(Err(StoreError::Incompatible(message)))
         }
         None => {
             engine.put(Table::Meta, NAMESPACE_KEY, namespace.as_bytes())?;
@@ -270,8 +271,9 @@ fn check_namespace(engine: &dyn Engine, namespace: &str) -> Result<Result<(), St
     }
 }
 
-/// Counts a lapse where the last time ended in one, and writes down that the store is open. Durable on return. Returns
-/// the lapses, and the last record before the last of them; `last`: the last record there is.
+/// Counts a lossy restart if the store was not closed, and marks the store as open. Durable on return.
+///
+/// Returns the lossy restarts, and the last record before the latest of them. `last` is the last record in the WAL.
 fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(LossyRestarts, u64), EngineError> {
     let number = |key: &[u8]| -> Result<Option<u32>, EngineError> {
         Ok(engine.get(Table::Meta, key)?.and_then(|bytes| Some(u32::from_be_bytes(bytes[..].try_into().ok()?))))
@@ -281,9 +283,11 @@ fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(Loss
     if lossy {
         count += 1;
         engine.put(Table::Meta, LOSSY_RESTARTS_KEY, &count.to_be_bytes())?;
-        tracing::warn!("the store was not closed, and some of what was answered may be gone; sequences leave a gap");
+        tracing::warn!(
+            "the store was not closed, and messages answered shortly before may be lost; logs skip sequences (a lossy restart)"
+        );
     }
-    // A store that was restored, or written by an earlier version, does not say.
+    // A store that was restored, or that an earlier version wrote, has no such value.
     let full = number(FULL_LOSSY_RESTARTS_KEY)?;
     if full.is_none() {
         engine.put(Table::Meta, FULL_LOSSY_RESTARTS_KEY, &count.to_be_bytes())?;
@@ -299,41 +303,41 @@ fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(Loss
     Ok((LossyRestarts { count, full: full.unwrap_or(count) }, lapse_record))
 }
 
-/// The journal being read.
+/// Replay of the WAL.
 struct Replay {
     engine: Arc<dyn Engine>,
     namespace: u32,
     logs: HashMap<UserId, Replayed, foldhash::fast::RandomState>,
     records: VecDeque<RecordInfo>,
-    /// When each of them was written.
+    /// Time of each record, in milliseconds of the Unix epoch.
     written_ms: Vec<u64>,
     now: Instant,
-    /// What was rejected under the id that is about to be named, and ids that were.
+    /// Recipients rejected so far under the next id, and the ids replayed so far.
     rejected: Vec<Rejected>,
     once: Vec<StoredId>,
-    /// The latest time that was written down.
+    /// Latest time in the store, in milliseconds of the Unix epoch.
     last_ms: u64,
 }
 
-/// A log that the journal says something about.
+/// A log that occurs in the WAL.
 struct Replayed {
     log: UserLog,
-    /// The first entry that the journal has of it.
+    /// Its first entry in the WAL.
     first: Option<Seq>,
-    /// The last record with an entry of it; 0 = there is none.
+    /// Last record with an entry of it; 0 = none.
     appended: u64,
 }
 
 impl Replayed {
-    /// How many lapses its row takes into account, if it has one.
+    /// Returns the lossy restarts that its row takes into account, if it has a row.
     fn known(&self, lapses: LossyRestarts) -> Option<u32> {
-        // The row of a log that has passed those that count one by one may be lost.
+        // The row of a log that has skipped the restarts that count one by one may be lost.
         let passed = self.first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(lapses.full));
         self.log.row_lapses.or(passed.then_some(lapses.full))
     }
 }
 
-/// The message that stamps belong to.
+/// Message that the following stamps belong to.
 struct Message<'a> {
     at: u32,
     bytes: u32,
@@ -342,13 +346,13 @@ struct Message<'a> {
 }
 
 impl Replay {
-    /// Takes in a record; returns its number.
+    /// Replays a record; returns its number.
     fn record(&mut self, key: &[u8], value: &[u8]) -> Result<u64, StoreError> {
         let number = wal_number(key);
         let number =
-            number.ok_or_else(|| StoreError::Damaged(format!("{key:?} is no key of a journal record").into()))?;
+            number.ok_or_else(|| StoreError::Damaged(format!("{key:?} is not the key of a WAL record").into()))?;
         let damaged =
-            |error: &dyn std::fmt::Display| StoreError::Damaged(format!("journal record {number}: {error}").into());
+            |error: &dyn std::fmt::Display| StoreError::Damaged(format!("WAL record {number}: {error}").into());
         if self.records.back().is_some_and(|last| last.number + 1 != number) {
             return Err(damaged(&"the record before it is missing"));
         }
@@ -358,7 +362,7 @@ impl Replay {
             return Err(damaged(&"it belongs to another namespace"));
         }
         self.last_ms = self.last_ms.max(at_ms);
-        let (mut message, mut goes_on) = (None, false);
+        let (mut message, mut is_continued) = (None, false);
         while let Some(item) = reader.next_item() {
             let (at, item) = item.map_err(|error| damaged(&error))?;
             match item {
@@ -373,7 +377,7 @@ impl Replay {
                     let message = message.as_ref().ok_or_else(|| damaged(&"a stamp without a message"))?;
                     let Message { at: message_at, bytes, expires_s, collapse } = *message;
                     let slot = WalSlot { seq, record: number, message_at, stamp_at: at, bytes, expires_s };
-                    // A key that is none was never one of ours: nothing takes the place of that entry.
+                    // An invalid key was never written by this server: no later entry replaces this one.
                     let key = if collapse.is_empty() { None } else { CollapseKey::new(collapse).ok() };
                     let replayed = self.replayed(user, number)?;
                     replayed.first.get_or_insert(seq);
@@ -383,7 +387,7 @@ impl Replay {
                 Item::Received { user, through, islands } => {
                     let log = self.log(user, number)?;
                     log.cursors.receive(None, 1, through);
-                    // Somebody is there who goes by it: no device is to take it over.
+                    // A session uses the shared cursor, so no device takes it over.
                     log.cursors.saw(None, at_ms);
                     islands.into_iter().for_each(|(from, to)| _ = log.cursors.receive(None, from, to));
                 }
@@ -400,7 +404,7 @@ impl Replay {
                     let loss = Loss::from_stored(loss).ok_or_else(|| damaged(&"a loss of an unknown kind"))?;
                     let log = self.log(user, number)?;
                     match loss {
-                        // It was reported; that it has expired is known by its own date.
+                        // The expiry was reported. The entry's own expiry time tells that it has expired.
                         Loss::Expired => log.remove_slots(from, to),
                         loss => log.drop_range(from, to, loss),
                     }
@@ -412,10 +416,10 @@ impl Replay {
                 Item::Once { .. } => {
                     self.once.extend(once_found(&item, at_ms, &std::mem::take(&mut self.rejected)));
                 }
-                Item::More => goes_on = true,
+                Item::More => is_continued = true,
             }
         }
-        self.records.push_back(RecordInfo { number, bytes: value.len(), committed: self.now, goes_on });
+        self.records.push_back(RecordInfo { number, bytes: value.len(), committed: self.now, is_continued });
         self.written_ms.push(at_ms);
         Ok(number)
     }
@@ -427,7 +431,7 @@ impl Replay {
     fn replayed(&mut self, user: &str, record: u64) -> Result<&mut Replayed, StoreError> {
         if !self.logs.contains_key(user) {
             let damaged = |error: &dyn std::fmt::Display| {
-                StoreError::Damaged(format!("journal record {record}, user {user:?}: {error}").into())
+                StoreError::Damaged(format!("WAL record {record}, user {user:?}: {error}").into())
             };
             let id = UserId::new(user).map_err(|error| damaged(&error))?;
             let row = self.engine.get(Table::Users, user.as_bytes()).map_err(StoreError::from)?;
@@ -445,10 +449,10 @@ fn device_of(name: &str) -> Result<Option<DeviceId>, crate::message::NameError> 
 }
 
 impl UserLog {
-    /// Takes in an entry the journal still has. The row may know of it already: rows are written before the records
-    /// they replace are removed.
+    /// Replays an entry. The row may include it already: rows are written before the records they replace are
+    /// removed.
     fn replay(&mut self, slot: WalSlot, key: Option<CollapseKey>) {
-        // Sequences rise by one but where a lapse was passed over, of which the row may know nothing.
+        // Sequences rise by one, except over a lossy restart, which the row may lack.
         let skipped = slot.seq.saturating_sub(self.head + 1);
         if skipped > 0 && skipped.is_multiple_of(SEQUENCE_RESERVE) {
             self.skip_to(slot.seq - 1);
@@ -461,7 +465,7 @@ impl UserLog {
         }
     }
 
-    /// Takes in a cursor. The row may know of more that it has received.
+    /// Replays a cursor. The row may include more acknowledgements.
     fn replay_cursor(&mut self, device: Option<DeviceId>, cursor: &StoredCursor) {
         match self.cursors.get(device.as_ref()) {
             Some(known) if !known.stale => {
@@ -476,12 +480,12 @@ impl UserLog {
     }
 }
 
-/// A record in the journal.
+/// A record of the WAL.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RecordInfo {
     pub number: u64,
     pub bytes: usize,
     pub committed: Instant,
-    /// Its commit goes on in the next one.
-    pub goes_on: bool,
+    /// Its commit continues in the next record.
+    pub is_continued: bool,
 }

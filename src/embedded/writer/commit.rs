@@ -295,8 +295,8 @@ impl Committer {
         let last = commit.records.last().map_or(0, |(number, _)| *number);
         for (number, record) in commit.records {
             self.wal_bytes += record.len();
-            let goes_on = number != last;
-            self.records.push_back(RecordInfo { number, bytes: record.len(), committed, goes_on });
+            let is_continued = number != last;
+            self.records.push_back(RecordInfo { number, bytes: record.len(), committed, is_continued });
             self.next_record = number + 1;
             // Without the room it had to grow in, which may be many times its length.
             self.shared.record_cache.push(number, Bytes::from(record.into_boxed_slice()));

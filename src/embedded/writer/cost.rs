@@ -1,36 +1,36 @@
-//! What appends cost on the disk: now, in the journal, and later, in the inboxes of all their recipients.
+//! Disk space of appends: in the WAL now, and in the value log after the flush.
 
 use crate::{message::UserId, store::Append};
 
-/// Bytes that an entry takes in an inbox, without its payload and three times its user's id: its head, and those of a chunk and
-/// of the row that leads there, because a chunk may have one entry.
+/// Bytes of an entry in the value log, without its payload and three times its user's id: the heads of the entry, of
+/// a block and of the row that refers to it, because a block may have one entry.
 const ENTRY_BYTES: u64 = 128;
 
 /// Bytes of a record without its items.
 const RECORD_BYTES: u64 = 512;
 
-/// Bytes of stamps that fit into a record behind the message that they are for, at least.
+/// Bytes of stamps that fit into a record behind their message, at least.
 const STAMPS_BYTES: u64 = 24 << 10;
 
-/// Bytes of a stamp and of what it may replace, without the user's id.
+/// Bytes of a stamp and of the entry it may replace, without the user's id.
 const STAMP_BYTES: u64 = 48;
 
-/// Bytes of an id and its answer.
+/// Bytes of an idempotency id and its result.
 const ONCE_BYTES: u64 = 1024;
 
-/// What some appends cost at most.
+/// Upper bound of the space that some appends take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Bytes of records, in the journal.
+    /// Bytes of records in the WAL.
     pub wal: u64,
     /// Bytes of payload, once for each recipient.
     pub payload: u64,
-    /// Bytes on the disk when all of it has been settled.
+    /// Bytes on the disk after the flush.
     pub flushed: u64,
 }
 
 impl Cost {
-    /// Of all of these, for all of their recipients.
+    /// Returns the cost of these appends for all of their recipients.
     pub fn of(appends: &[Append]) -> Self {
         let mut cost = Self::default();
         for append in appends {
@@ -40,7 +40,7 @@ impl Cost {
             let mut stamps = 2 * ids + count * STAMP_BYTES;
             if let Some(once) = &append.once {
                 let refused: u64 = once.refused.iter().map(|one| one.user.len() as u64 + STAMP_BYTES).sum();
-                // Each recipient may be refused.
+                // Each recipient may be rejected.
                 stamps += ONCE_BYTES + refused + ids + count * STAMP_BYTES;
             }
             cost.wal += stamps + (1 + stamps / STAMPS_BYTES) * (bytes + RECORD_BYTES);
@@ -50,7 +50,7 @@ impl Cost {
         cost
     }
 
-    /// Bytes on the disk of so many entries of a user, of `bytes` in all, when they have been settled.
+    /// Returns the bytes on the disk of `count` entries of a user, with `bytes` of payload, after the flush.
     pub fn of_entries(user: &UserId, count: u64, bytes: u64) -> u64 {
         bytes + count * (ENTRY_BYTES + 3 * user.as_str().len() as u64)
     }

@@ -135,14 +135,14 @@ impl Committer {
         let mut over = self.wal_bytes.saturating_sub(bytes_max);
         // A quarter more than has to go, so that the next batch is not a single record.
         over = if over > 0 { over + bytes_max / 4 } else { 0 };
-        let (mut records, mut bytes, mut goes_on) = (0, 0, false);
+        let (mut records, mut bytes, mut is_continued) = (0, 0, false);
         for record in &self.records {
             let old = now.duration_since(record.committed) >= self.tuning.flush_delay;
             // A commit is settled as a whole: what it says of an id may stand in several of its records.
-            if !goes_on && (records > 0 && bytes + record.bytes > BATCH_BYTES_MAX || !old && over == 0) {
+            if !is_continued && (records > 0 && bytes + record.bytes > BATCH_BYTES_MAX || !old && over == 0) {
                 break;
             }
-            goes_on = record.goes_on;
+            is_continued = record.is_continued;
             records += 1;
             bytes += record.bytes;
             over = over.saturating_sub(record.bytes);

@@ -1,11 +1,11 @@
-//! Commits: the only thread that writes the store, and what it does.
+//! The commit thread: the only thread that writes the store.
 //!
 //! - `state`: what the commit thread owns
-//! - `queue`, `commit`, `answer`: the thread, the operations that wait for it, and its answers
+//! - `queue`, `commit`, `reply`: queued operations, the thread, and its replies
 //! - `append`, `dedup`: entries, and deduplication by idempotency id
-//! - `flush`: from the write-ahead log to the logs of users
+//! - `flush`: moves entries from the write-ahead log to the value log
 //! - `quota`, `expiry`: quotas and capacity, removal by TTL and age
-//! - `cost`, `suspend`: disk space that appends need, and work that waits for space
+//! - `cost`, `suspend`: disk space that appends need, and work suspended for lack of space
 
 pub(super) mod append;
 pub(super) mod commit;

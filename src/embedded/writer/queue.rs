@@ -1,4 +1,4 @@
-//! What waits for the commit thread, bounded.
+//! Bounded queue of the commit thread.
 
 use std::{
     collections::VecDeque,
@@ -15,13 +15,13 @@ use crate::{
     store::{Append, Appended, StoreError},
 };
 
-/// Appends taken into one commit.
+/// Operations in one commit.
 const COMMIT_APPENDS_MAX: usize = 4096;
 
-/// Bytes of records that are taken into one commit at most, by what they may cost (one append at least).
+/// Bytes of records in one commit, by their upper bound. One append is always allowed.
 const COMMIT_BYTES_MAX: u64 = 4 << 20;
 
-/// What a user of the store waits for.
+/// An operation that a caller waits for.
 pub enum Op {
     Append {
         appends: Vec<Append>,
@@ -32,14 +32,14 @@ pub enum Op {
         user: UserId,
         done: oneshot::Sender<Result<u64, StoreError>>,
     },
-    /// Write everything, and leave the store closed.
+    /// Commits everything queued, and closes the store.
     Close {
         done: oneshot::Sender<Result<(), StoreError>>,
     },
 }
 
-/// Between those who use the store and the thread that commits. Holds at most as many ops as it has room for, and
-/// whoever comes then waits; notes are coalesced by user, so there are never more than users with sessions.
+/// Queue between callers and the commit thread. Its operations are bounded; further callers wait. Reports are
+/// coalesced by user, so there is at most one for each user with a session.
 pub struct Queue {
     room: Semaphore,
     state: Mutex<State>,
@@ -49,18 +49,18 @@ pub struct Queue {
 #[derive(Default)]
 struct State {
     ops: VecDeque<Op>,
-    /// Users whose receipts or presence changed.
+    /// Users with new acknowledgements or presence.
     dirty: Vec<UserId>,
-    /// Users whose inbox may be trimmed.
+    /// Users whose blocks may be trimmed.
     trim: Vec<UserId>,
-    /// Nothing more is taken, for this reason.
+    /// Operations are rejected with this error.
     closed: Option<StoreError>,
-    /// The outbox has something to write.
+    /// The outbox has events to write.
     nudged: bool,
     waiting: bool,
 }
 
-/// What the commit thread takes at once.
+/// Operations and reports that the commit thread takes at once.
 #[derive(Default)]
 pub struct Batch {
     pub ops: Vec<Op>,
@@ -74,7 +74,7 @@ impl Queue {
         Arc::new(Self { room, state: Mutex::default(), ready: Condvar::new() })
     }
 
-    /// Puts in an op, waiting for room first.
+    /// Queues an operation; waits while the queue is full.
     pub async fn put(&self, op: Op) -> Result<(), StoreError> {
         match self.room.acquire().await {
             Ok(permit) => permit.forget(),
@@ -97,14 +97,14 @@ impl Queue {
         Ok(())
     }
 
-    /// Asks for the end, without waiting for room: what is in the queue goes first.
+    /// Queues the close, also if the queue is full. Queued operations are committed first.
     pub fn close(&self, done: oneshot::Sender<Result<(), StoreError>>) -> Result<(), StoreError> {
         self.push(Op::Close { done })
     }
 
     pub fn dirty(&self, user: UserId) {
         let mut state = self.state.lock();
-        // The first note starts the lingering; those that join it need not wake anybody.
+        // The first report starts the delay. Later ones need not wake the thread.
         let first = state.dirty.is_empty() && state.trim.is_empty();
         state.dirty.push(user);
         if first {
@@ -135,8 +135,8 @@ impl Queue {
         }
     }
 
-    /// Takes what waits. Ops end the waiting at once; notes alone wait up to `linger` for company; after `idle` without
-    /// anything it returns empty-handed.
+    /// Takes everything queued. Operations return at once; reports alone wait up to `linger` for more. Returns an
+    /// empty batch after `idle`.
     pub fn take(&self, linger: Duration, idle: Duration) -> Batch {
         let mut state = self.state.lock();
         let start = Instant::now();
@@ -166,7 +166,7 @@ impl Queue {
         taken
     }
 
-    /// Takes nothing more, and refuses what waits.
+    /// Closes the queue and rejects queued operations.
     pub fn fail(&self, error: &StoreError) {
         let ops = {
             let mut state = self.state.lock();

@@ -4,10 +4,10 @@ use tokio::sync::oneshot;
 
 use crate::store::{Appended, StoreError};
 
-/// Where an answer of this kind is awaited.
+/// Channel to one caller.
 pub(in crate::embedded) type ReplySender<T> = oneshot::Sender<Result<T, StoreError>>;
 
-/// An answer to one request of a commit.
+/// Reply to one operation of a commit.
 pub(in crate::embedded) enum Reply {
     Append(ReplySender<Vec<Appended>>, Vec<Appended>),
     Clear(ReplySender<u64>, u64),
@@ -23,7 +23,7 @@ impl Drop for Replies {
 }
 
 impl Reply {
-    /// Whoever asked may be gone.
+    /// Sends the reply. The caller may have given up.
     pub(in crate::embedded) fn send(self) {
         match self {
             Self::Append(done, appended) => _ = done.send(Ok(appended)),

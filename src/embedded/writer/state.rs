@@ -33,23 +33,23 @@ pub(in crate::embedded) struct Committer {
     pub(in crate::embedded) dedup: DedupTable,
     pub(in crate::embedded) capacity: Capacity,
     pub(in crate::embedded) expiry: ExpiryScan,
-    /// Records in the journal, oldest first, numbered without a gap.
+    /// Records of the WAL, oldest first, numbered without a gap.
     pub(in crate::embedded) records: VecDeque<RecordInfo>,
     pub(in crate::embedded) wal_bytes: usize,
-    /// Records that are being settled, if any are.
+    /// The flush under way, if any.
     pub(in crate::embedded) flush: Option<Flush>,
     pub(in crate::embedded) next_record: u64,
-    /// Appends that were answered and are not synced yet: only where that is allowed.
+    /// Appends that were answered and are not synced. Always 0 with `Durability::Always`.
     pub(in crate::embedded) unsynced: u64,
-    /// Something was written to the journal and is not synced yet.
+    /// The WAL has unsynced records.
     pub(super) wal_unsynced: bool,
-    /// Chunks were put that no barrier stands behind yet.
+    /// Blocks were written that no barrier covers yet.
     pub(super) blocks_unsynced: Cell<bool>,
-    /// Something was put into the outbox that is not synced yet, as that is allowed.
+    /// The outbox has unsynced events, as the durability allows.
     pub(in crate::embedded) outbox_unsynced: bool,
-    /// There is more room to be given back.
+    /// The engine has more space to reclaim.
     pub(in crate::embedded) has_garbage: bool,
-    /// What waits for space.
+    /// Work that waits for disk space or descriptors.
     pub(in crate::embedded) suspended: Suspended,
     pub(super) synced: Instant,
     pub(super) evicted: Instant,
@@ -60,27 +60,27 @@ pub(in crate::embedded) struct Commit {
     pub(super) records: Vec<(u64, Vec<u8>)>,
     pub(super) writer: Option<RecordWriter>,
     pub(in crate::embedded) number: u64,
-    /// Entries to be shown once it is durable: whose, which, and in which record.
+    /// Entries that become visible once the commit is durable: user, sequence, record.
     pub(in crate::embedded) entries: Vec<(UserId, Seq, u64)>,
-    /// Some log in it has no entry yet since the last lapse.
+    /// The commit has a log's first entry since the last lossy restart.
     pub(super) first_entries: bool,
     /// Users whose inboxes are to be scanned_s once it is written.
     pub(in crate::embedded) tidy: Vec<UserId>,
     pub(super) replies: Vec<Reply>,
-    /// Bytes of the records that are finished.
+    /// Bytes of the finished records.
     pub(super) bytes: u64,
-    /// Its answers promise that it lasts.
+    /// The commit has replies, so it must be as durable as configured.
     pub(super) has_replies: bool,
 }
 
-/// Ids that are put into their table as one value.
+/// Ids that are stored as one value.
 pub(super) struct StoredIds {
     pub(super) chunk: schema::Ids,
-    /// When the youngest of all that are settled together was committed.
+    /// Time of the youngest id of the whole flush, in milliseconds of the Unix epoch.
     pub(super) youngest_ms: u64,
 }
 
-/// Records that are being settled together.
+/// Records that are flushed together.
 #[derive(Default)]
 pub(in crate::embedded) struct Flush {
     /// How many of the oldest records.
@@ -89,23 +89,23 @@ pub(in crate::embedded) struct Flush {
     pub(super) read: usize,
     /// How many have been removed.
     pub(super) removed: usize,
-    /// Users who are mentioned, while records are read.
+    /// Users that occur in the records read so far.
     pub(super) users: HashSet<UserId, foldhash::fast::RandomState>,
-    /// Those whose entries are still to be moved, once all records have been read.
+    /// Users whose entries are still to be moved.
     pub(super) left: Vec<UserId>,
-    /// Those whose rows are still to be written, once that has been made to last.
+    /// Users whose rows are still to be written, after the barrier.
     pub(super) rows: Vec<UserId>,
     pub(super) moved: bool,
-    /// Their entries that are still pending.
+    /// Pending entries of these users.
     pub(super) pending: HashMap<UserId, Vec<Pending>, foldhash::fast::RandomState>,
-    /// Ids that are named in them, and what was rejected under the next one.
+    /// Idempotency ids of the records.
     pub(super) ids: Vec<StoredId>,
-    /// What of the ids is still to be put into their table, the last first; `None` before all records have been read.
+    /// Blocks of ids still to be stored, the last first; `None` before all records are read.
     pub(super) id_chunks: Option<Vec<(Vec<u8>, StoredIds)>>,
     pub(super) rejected: Vec<Rejected>,
 }
 
-/// An entry on its way into an inbox.
+/// An entry on its way into the value log.
 pub(super) struct Pending {
     pub(super) seq: Seq,
     pub(super) expires_s: u32,
@@ -117,32 +117,32 @@ pub(in crate::embedded) struct Capacity {
     /// Bytes of payload in all inboxes.
     pub(super) inbox_bytes: Cell<u64>,
     pub(super) looked: Instant,
-    /// The disk had too little room.
+    /// The disk had too little space at the last check.
     pub(super) is_scarce: Cell<bool>,
-    /// What was refused last, if it was no more than an ordinary message.
+    /// Cost of the last rejected append, if it was of ordinary size.
     pub(super) refused: Cost,
 }
 
-/// Bytes set aside in the journal that messages do not get: for receipts on a full disk.
+/// Bytes reserved in the WAL for acknowledgements on a full disk. Messages do not get them.
 pub(super) const NOTES_BYTES: u64 = 1 << 20;
 
 /// What waits for space.
 #[derive(Default)]
 pub(in crate::embedded) struct Suspended {
-    /// Why work in the background waits, if it does.
+    /// Why background work is suspended, if it is.
     pub(super) why: Option<EngineError>,
-    /// When it is tried again.
+    /// Time of the next attempt.
     pub(super) retry: Option<Instant>,
-    /// A commit that is written before any other.
+    /// A commit that must be written before any other.
     pub(super) stuck: Option<Commit>,
-    /// Users whose receipts are not in the journal. Each once: their logs are marked.
+    /// Users whose acknowledgements are not in the WAL, each once: their logs are marked.
     pub(super) dirty: Vec<UserId>,
-    /// Users whose inboxes are to be trimmed behind that. Likewise.
+    /// Users whose blocks are to be trimmed after that, each once.
     pub(super) trim: Vec<UserId>,
     pub(super) looked: Option<DiskState>,
 }
 
-/// What was found of the disk.
+/// Measured state of the disk.
 #[derive(Clone, Copy)]
 pub(super) struct DiskState {
     pub(super) at: Instant,
@@ -150,11 +150,11 @@ pub(super) struct DiskState {
     pub(super) free: Option<u64>,
 }
 
-/// Where the sweep stands.
+/// Position of the background expiry.
 pub(in crate::embedded) struct ExpiryScan {
-    /// The first row to look at next.
+    /// Key of the next row to check.
     pub(super) next: Vec<u8>,
     pub(super) swept: Instant,
-    /// Stored ids, oldest first: key, and the time of the youngest in it.
+    /// Keys of stored blocks of ids, oldest first, with the time of the youngest id.
     pub(super) id_chunks: VecDeque<(Vec<u8>, u64)>,
 }
