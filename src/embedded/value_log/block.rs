@@ -9,37 +9,37 @@ use crate::{
     store::Entry,
 };
 
-/// An inbox chunk is closed when it would pass this.
+/// Size at which a block is closed.
 pub const BLOCK_BYTES_MAX: usize = 48 << 10;
 
-/// Sequence, when it expires in seconds of the Unix epoch (0 = never), and payload.
+/// Sequence, expiry in seconds of the Unix epoch (0 = never), and payload.
 pub type BlockEntry<'a> = (Seq, u32, &'a [u8]);
 
-/// Consecutive entries of one user, with their stamp.
+/// Consecutive entries of one user, with their owner.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 pub enum Block<'a> {
     /// The first version: nothing in it expires.
     V1 {
         /// Fingerprint of the namespace.
         namespace: u32,
-        /// Whose entries these are.
+        /// The owner of the entries.
         user: &'a str,
-        /// Sequence and payload, rising.
+        /// Sequence and payload, ascending.
         entries: Vec<(Seq, &'a [u8])>,
     },
-    /// Knows when entries expire.
+    /// Entries have an expiry.
     V2 {
         /// Fingerprint of the namespace.
         namespace: u32,
         /// Whose entries these are.
         user: &'a str,
-        /// Rising by sequence.
+        /// Ascending by sequence.
         entries: Vec<BlockEntry<'a>>,
     },
 }
 
 impl<'a> Block<'a> {
-    /// The fingerprint of the namespace, whose entries these are, and they.
+    /// Returns the fingerprint of the namespace, the owner, and the entries.
     pub fn parts(self) -> (u32, &'a str, Vec<BlockEntry<'a>>) {
         match self {
             Block::V1 { namespace, user, entries } => {
@@ -62,7 +62,7 @@ impl<'a> Block<'a> {
     }
 }
 
-/// Reads the entries of a chunk, and when each expires.
+/// Decodes the entries of a block, with their expiry.
 pub fn block_entries(bytes: &Bytes) -> Result<Vec<(Entry, u32)>, Unreadable> {
     let (namespace, user, entries) = Block::decode(bytes)?.parts();
     let owner = bytes.slice_ref(user.as_bytes());

@@ -1,8 +1,8 @@
-//! Writing anew what lives in a file of chunks of which most is dead, so that the file can go.
+//! Compaction: copies the live blocks of a mostly dead file, so that the file can be removed.
 //!
-//! A little at a time, as the commit thread finds it: copies first, then a sync of these, then the table is told. The old
-//! file goes with the next checkpoint, when the table is synced too: whatever a crash leaves of the table leads to a copy
-//! that is there.
+//! The commit thread does it in steps: copies, then a sync of these, then the table is updated. The old file is
+//! removed at the next checkpoint, when the table is synced too. So after a crash every location leads to an existing
+//! block.
 
 use std::io;
 
@@ -12,37 +12,37 @@ use super::{
 };
 use crate::embedded::tables::contract::Copying;
 
-/// Bytes of a file looked at in one step: about a millisecond.
+/// Bytes of a file per step: about 1 ms.
 const STEP_BYTES: usize = 256 << 10;
 
-/// A file being left.
+/// Compaction of one file.
 #[derive(Debug)]
 pub struct Compaction {
     file: u64,
-    /// What was looked at.
+    /// Offset up to which the file is done.
     at: u64,
-    /// Keys, where their chunks were, and where copies of them are.
+    /// Keys, old locations, and new locations.
     moved: Vec<(Vec<u8>, BlockLocation, BlockLocation)>,
 }
 
-/// What a step came to.
+/// Result of a step.
 #[derive(Debug)]
 pub enum CompactionStep {
-    /// There is more to be copied.
+    /// More is to be copied.
     More(Compaction),
-    /// All is copied and synced: for each of these the table is to be told, where it still leads to the first place.
+    /// All is copied and synced. The table is to be updated where it still has the old location.
     Copied { file: u64, moved: Vec<(Vec<u8>, BlockLocation, BlockLocation)> },
 }
 
 impl CompactionStep {
-    /// Begins with the emptiest file, if there is need to.
+    /// Begins with the emptiest file, if compaction is due.
     pub fn begin(files: &ValueLog, copying: Copying) -> Option<Self> {
         Some(Self::More(Compaction { file: files.emptiest(copying)?, at: 0, moved: Vec::new() }))
     }
 }
 
 impl Compaction {
-    /// Copies what `is_alive` of the next part of the file. Where that fails nothing is led to the copies that were made.
+    /// Copies the live blocks of the next part of the file. On an error nothing refers to the copies.
     pub fn step(
         mut self,
         files: &ValueLog,
@@ -58,7 +58,7 @@ impl Compaction {
         }
     }
 
-    /// False if that was the last part.
+    /// Returns false after the last part.
     fn copy(
         &mut self,
         files: &ValueLog,
@@ -69,13 +69,13 @@ impl Compaction {
             return Ok(false);
         };
         let length = file.metadata()?.len();
-        // Where the disk does not give it back, nothing can be copied.
+        // If the disk cannot read it, nothing can be copied.
         let bytes = read_at(&file, self.at, STEP_BYTES).unwrap_or_default();
         let mut at = 0;
         while at < bytes.len() {
             let Some(body) = framing::body(Kind::Block, &bytes[at..]) else {
                 match framing::find(Kind::Block, &bytes, at + 1) {
-                    // What cannot be read stays where it is, and the file with it if the table leads there.
+                    // An unreadable block stays, and its file with it while the table refers to it.
                     Some(next) => at = next,
                     None => break,
                 }
@@ -90,9 +90,9 @@ impl Compaction {
             }
             at += length;
         }
-        // A frame that the end of this part cuts through begins the next one; one that is larger than a part is none.
+        // A frame cut off by the end of this part begins the next. No frame is larger than a part.
         self.at += if at == 0 { STEP_BYTES as u64 } else { at as u64 };
-        // What a crash has torn at its end is no frame, and ends it too.
+        // A torn end is no frame, and ends the file too.
         let ends = !bytes.is_empty() && bytes.len() < STEP_BYTES;
         if self.at < length && !ends {
             return Ok(true);

@@ -1,18 +1,18 @@
-//! The last journal records, kept in memory: who is there reads what was just committed from here, and who comes back to
-//! what is not settled yet reads that.
+//! In-memory cache of the newest WAL records. Online sessions read what was just committed from here, and returning
+//! ones what is not flushed yet.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-/// What a record costs beside its bytes.
+/// Memory of a record beside its bytes.
 const RECORD_COST: usize = 64;
 
 /// Consecutive records, ending with the newest.
 #[derive(Debug)]
 pub struct RecordCache {
-    /// Memory for records, in bytes. Those that are beyond it are read from their table.
+    /// Memory for records, in bytes. Older records are read from disk.
     bytes_max: usize,
     state: RwLock<State>,
 }
@@ -21,7 +21,7 @@ pub struct RecordCache {
 struct State {
     first: u64,
     records: VecDeque<Bytes>,
-    /// What they cost.
+    /// Memory of the records, in bytes.
     bytes: usize,
 }
 
@@ -39,12 +39,12 @@ fn cost(record: &Bytes) -> usize {
 }
 
 impl RecordCache {
-    /// None yet, and never more than so many bytes of them.
+    /// Creates an empty cache of at most `bytes_max` bytes.
     pub fn new(bytes_max: usize) -> Self {
         Self { bytes_max, state: RwLock::default() }
     }
 
-    /// Adds the next record, which should have no room to grow in: that is not counted.
+    /// Adds the next record. Its spare capacity is not counted, so it should have none.
     pub fn push(&self, number: u64, record: Bytes) {
         let mut state = self.state.write();
         if state.records.is_empty() {
@@ -56,18 +56,18 @@ impl RecordCache {
         while state.bytes > self.bytes_max && state.pop() {}
     }
 
-    /// Lets go of everything before `number`, which has been settled.
+    /// Drops all records before `number`: they have been flushed.
     pub fn forget_before(&self, number: u64) {
         let mut state = self.state.write();
         while state.first < number && state.pop() {}
     }
 
-    /// A record, if it is kept.
+    /// Returns a record, if it is cached.
     pub fn get(&self, number: u64) -> Option<Bytes> {
         self.newest_of(&[number]).pop()
     }
 
-    /// Those of these records, whose numbers rise, that are kept: they are the last ones of them.
+    /// Returns those of these records that are cached: always the last ones. The numbers ascend.
     pub fn newest_of(&self, numbers: &[u64]) -> Vec<Bytes> {
         let state = self.state.read();
         let end = state.first + state.records.len() as u64;
@@ -76,7 +76,7 @@ impl RecordCache {
         if kept.last().is_none_or(|last| *last >= end) {
             return Vec::new();
         }
-        // It is within what is kept, which is in memory.
+        // The index is within the cached records, which fit in memory.
         kept.iter().map(|number| state.records[(number - state.first) as usize].clone()).collect()
     }
 }

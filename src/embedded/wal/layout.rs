@@ -4,18 +4,18 @@ use std::{collections::VecDeque, fs::File, io, path::Path, sync::Arc};
 
 use crate::embedded::value_log::framing::{self, HEAD_BYTES, Kind};
 
-/// A record as it stands in a file.
+/// A record in a file.
 #[derive(Debug)]
 pub struct Record<'a> {
     pub number: u64,
-    /// When it was written, everything up to this record was synced.
+    /// Records up to this one were synced when it was written.
     pub synced: u64,
     pub value: &'a [u8],
-    /// Where the next one begins.
+    /// Offset of the next record.
     pub end: usize,
 }
 
-/// The record that begins at `at`, if one does.
+/// Decodes the record at offset `at`, if there is one.
 pub fn record_at(bytes: &[u8], at: usize) -> Option<Record<'_>> {
     let body = framing::body(Kind::Record, bytes.get(at..)?)?;
     let (number, rest) = body.split_first_chunk()?;
@@ -24,7 +24,7 @@ pub fn record_at(bytes: &[u8], at: usize) -> Option<Record<'_>> {
     Some(Record { number, synced, value, end: at + HEAD_BYTES + body.len() })
 }
 
-/// Where a record is.
+/// Location of a record.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordLocation {
     /// The first record of its file.
@@ -35,7 +35,7 @@ pub struct RecordLocation {
 }
 
 impl RecordLocation {
-    /// Where its frame ends.
+    /// Returns the offset of the end of its frame.
     pub fn end(self) -> u32 {
         self.at + self.length
     }
@@ -46,7 +46,7 @@ pub struct Segment {
     pub first: u64,
     pub file: Arc<File>,
     pub length: u64,
-    /// Its blocks go up to here.
+    /// Disk space is allocated up to this offset.
     pub allocated: u64,
 }
 
@@ -54,19 +54,19 @@ pub struct Segment {
 pub struct State {
     /// Oldest first. The last is written to.
     pub files: VecDeque<Segment>,
-    /// Of record `first` and those behind it.
+    /// Locations of record `first` and its successors.
     pub(super) places: VecDeque<RecordLocation>,
     pub(super) first: u64,
-    /// All up to this are synced.
+    /// Records up to this one are synced.
     pub synced: u64,
 }
 
 impl State {
-    /// Where a record is, and its file.
+    /// Returns the location of a record, and its file.
     pub fn place(&self, number: u64) -> Option<(&Segment, RecordLocation)> {
         let at = number.checked_sub(self.first)?;
         let place = *self.places.get(usize::try_from(at).ok()?)?;
-        // They are named by their first records, and there are never many.
+        // Files are named by their first record, and are never many.
         Some((self.files.iter().rev().find(|file| file.first == place.file)?, place))
     }
 
@@ -75,7 +75,7 @@ impl State {
     }
 }
 
-/// What opening came to.
+/// Result of opening the files.
 pub type Opened<T> = Result<T, OpenError>;
 
 pub(super) fn place_of(directory: &Path, first: u64) -> String {
@@ -83,16 +83,16 @@ pub(super) fn place_of(directory: &Path, first: u64) -> String {
     format!("{own}/{}", framing::name(first))
 }
 
-/// Part of a file that cannot be what was written.
+/// A damaged part of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedRecord {
-    /// Which file, in the store's directory.
+    /// The file, relative to the store's directory.
     pub file: String,
-    /// Where in it.
+    /// Offset in the file.
     pub at: u64,
     /// The record that should be there.
     pub number: u64,
-    /// The last that is known to have been synced.
+    /// The last record that is known to have been synced.
     pub synced: u64,
 }
 
@@ -106,12 +106,12 @@ impl std::fmt::Display for DamagedRecord {
     }
 }
 
-/// Why the files cannot be used.
+/// Reason why the files cannot be opened.
 #[derive(Debug)]
 pub enum OpenError {
-    /// They are not what was written.
+    /// The files are damaged.
     Damage(DamagedRecord),
-    /// They cannot be read or written.
+    /// Reading or writing failed.
     Io(io::Error),
 }
 

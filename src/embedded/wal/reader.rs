@@ -1,4 +1,4 @@
-//! Reading the journal's records: those that stand near each other with one call, each looked at for itself.
+//! Reads WAL records. Adjacent records are read with one call, and each is checked by itself.
 
 use std::{fs::File, io, sync::Arc};
 
@@ -10,10 +10,10 @@ use super::{
 };
 use crate::embedded::value_log::framing::{fill, read_at};
 
-/// Bytes that are read with one call, unless a single record has more.
+/// Bytes per read call, unless a single record is larger.
 const RUN_BYTES_MAX: u32 = 64 << 10;
 
-/// Bytes of other records that are read along: less work than a call of their own for those behind them.
+/// Bytes of unwanted records between two wanted ones that one call reads along: cheaper than a second call.
 const HOLE_BYTES_MAX: u32 = 4 << 10;
 
 /// Records of one file.
@@ -24,7 +24,8 @@ struct Run<'a> {
 }
 
 impl WalFiles {
-    /// Reads a record; `None` if it is not there (any more), and empty, which is no record, if it is not what was written.
+    /// Reads a record. Returns `None` if it does not exist (any more), and empty bytes, which are no record, if it is
+    /// damaged.
     pub fn get(&self, number: u64) -> io::Result<Option<Bytes>> {
         let found = self.state.read().place(number).map(|(file, place)| (file.file.clone(), place));
         let Some((file, place)) = found else { return Ok(None) };
@@ -38,7 +39,7 @@ impl WalFiles {
         }))
     }
 
-    /// Visits records whose numbers rise, as `get` reads them, until `visit` returns false. Has a buffer of
+    /// Visits records, with ascending numbers and results as of `get`, until `visit` returns false. Uses a buffer of
     /// [`RUN_BYTES_MAX`], or of the longest record.
     pub fn each(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> io::Result<()> {
         let (mut rest, mut buffer) = (numbers, Vec::new());
@@ -58,8 +59,8 @@ impl WalFiles {
         Ok(())
     }
 
-    /// The first of these records, and as many behind it as are to be read with it. Their file is open, and is read also if
-    /// it is removed meanwhile.
+    /// Selects the first record and those that are read together with it. The open file stays readable if it is
+    /// removed meanwhile.
     fn run<'a>(&self, numbers: &'a [u64]) -> Option<Run<'a>> {
         let state = self.state.read();
         let (file, first) = state.place(*numbers.first()?)?;
@@ -84,7 +85,7 @@ impl Run<'_> {
         let (first, last) = (self.places[0], self.places[self.places.len() - 1]);
         let bytes = match read_into(&self.file, buffer, first.at, last.end()) {
             Ok(bytes) => bytes,
-            // A place that the disk does not give back concerns nobody but those whose it is.
+            // An unreadable part affects only the users with entries in it.
             Err(_) if self.places.len() > 1 => return self.read_singly(buffer, visit),
             Err(error) => return Err(error),
         };
@@ -118,12 +119,12 @@ fn read_into<'a>(file: &File, buffer: &'a mut Vec<u8>, from: u32, to: u32) -> io
     Ok(&buffer[..read])
 }
 
-/// What the frame of this record holds; empty, which is no record, if it is not that frame as it was written.
+/// Returns the record in a frame; empty bytes, which are no record, if the frame is damaged.
 fn value(frame: &[u8], number: u64) -> &[u8] {
     value_of(frame, number).map_or(&[], |length| &frame[frame.len() - length..])
 }
 
-/// The bytes of this record at the end of its frame.
+/// Returns the length of the record at the end of its frame.
 fn value_of(frame: &[u8], number: u64) -> Option<usize> {
     let record = record_at(frame, 0).filter(|record| record.number == number && record.end == frame.len())?;
     Some(record.value.len())

@@ -16,10 +16,10 @@ use crate::{
     store::Entry,
 };
 
-/// A journal record is closed when it would pass this; only a single large message makes one longer.
+/// Size at which a record is closed. Only a single large message makes a longer one.
 pub const RECORD_BYTES: usize = 64 << 10;
 
-/// How a record begins.
+/// Header of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Header {
     /// The only version so far.
@@ -31,32 +31,33 @@ pub enum Header {
     },
 }
 
-/// What a record is made of, in the order in which it happened.
+/// Item of a record, in the order of events.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 pub enum Item<'a> {
-    /// A message; the [`Item::To`]s behind it say whose it is.
+    /// A message. The [`Item::To`]s after it name its recipients.
     Message(&'a [u8]),
-    /// The last message goes into this user's log at this place.
+    /// The last message goes into this user's log, at this sequence.
     To { user: &'a str, seq: Seq },
-    /// What this user has received, all of it.
+    /// All that this user has acknowledged.
     Received { user: &'a str, through: Seq, islands: Vec<(Seq, Seq)> },
     /// When this user was seen, in milliseconds of the Unix epoch.
     Seen { user: &'a str, at_ms: u64 },
-    /// As [`Item::Message`], with what was asked for: when it expires, in seconds of the Unix epoch (0 = never), and its
-    /// key ("" = none).
+    /// As [`Item::Message`], with its options: expiry in seconds of the Unix epoch (0 = never), and collapse key (""
+    /// = none).
     MessageWith { payload: &'a [u8], expires_s: u32, collapse: &'a str },
-    /// A cursor of this user as it stands now; `device` "" is the one that clients without a device share.
+    /// A cursor of this user. The `device` "" stands for the cursor shared by clients without a device.
     Cursor { user: &'a str, device: &'a str, cursor: StoredCursor },
-    /// This cursor is not there any more.
+    /// This cursor was removed.
     Forgotten { user: &'a str, device: &'a str },
-    /// These entries are not there any more although nobody received them; `loss` is a [`Loss`](crate::store::Loss). Of those
-    /// that have expired it says that this was reported to the outbox.
+    /// These entries were dropped before all devices acknowledged them; `loss` is a [`Loss`](crate::store::Loss). For
+    /// expired entries it records that the outbox has the event.
     Gone { user: &'a str, from: Seq, to: Seq, loss: u8 },
-    /// For this one the append that is about to be named was not taken; `reason` is a [`Reason`](crate::store::Reason).
+    /// The append that the next [`Item::Once`] names was rejected for this user; `reason` is a
+    /// [`Reason`](crate::store::Reason).
     Rejected { user: &'a str, reason: u8 },
-    /// The append that was to be done once under this id ends here: what was answered, with what was rejected before it.
+    /// End of an append with this idempotency id: its result, with the rejections before it.
     Once { id: &'a str, recipients: u32, online: u32, offline: u32 },
-    /// The commit goes on in the next record. Without that one, none of it was ever answered.
+    /// The commit continues in the next record. Without that record, the commit was never answered.
     More,
 }
 
@@ -73,7 +74,7 @@ impl RecordWriter {
         writer
     }
 
-    /// Appends an item; returns where it stands.
+    /// Appends an item; returns its offset.
     pub fn push(&mut self, item: &Item<'_>) -> u32 {
         let at = self.bytes.len();
         self.encode(item);
@@ -112,7 +113,7 @@ impl<'a> RecordReader<'a> {
         Ok(Self { bytes, at, header })
     }
 
-    /// The next item and where it stands; `None` at the end.
+    /// Returns the next item and its offset; `None` at the end.
     pub fn next_item(&mut self) -> Option<Result<(u32, Item<'a>), Unreadable>> {
         if self.at >= self.bytes.len() {
             return None;
@@ -124,7 +125,7 @@ impl<'a> RecordReader<'a> {
                 Ok((at as u32, item))
             }
             Err(error) => {
-                // What failed stays failed.
+                // After an error there are no further items.
                 self.at = self.bytes.len();
                 Err(error.into())
             }
@@ -132,8 +133,8 @@ impl<'a> RecordReader<'a> {
     }
 }
 
-/// Reads one entry out of a record without reading the rest; `keep` takes what is to stay. `None` if there is none at that
-/// place.
+/// Reads one entry of a record without decoding the rest. Returns `None` if there is no entry at these offsets;
+/// `keep` makes the bytes that outlive the record.
 pub fn entry_at(record: &[u8], message_at: u32, stamp_at: u32, keep: impl Fn(&[u8]) -> Bytes) -> Option<Entry> {
     let (Header::V1 { namespace, .. }, _) = bincode::decode_from_slice(record, format()).ok()?;
     let item = |at: u32| -> Option<Item<'_>> {

@@ -9,20 +9,20 @@ use std::{
 use super::layout::{DamagedRecord, OpenError, Opened, Record, RecordLocation, Segment, State, place_of, record_at};
 use crate::embedded::value_log::framing::{self, Kind, read_at};
 
-/// What files hold, as far as it hangs together.
+/// Result of scanning the segments: the records without a gap.
 #[derive(Debug)]
 pub struct WalScan {
-    /// What is up to this record was not asked for.
+    /// Records up to this one were not needed.
     pub settled: u64,
     pub(super) state: State,
-    /// Files of which nothing is needed.
+    /// Files that are not needed any more.
     pub(super) done: Vec<u64>,
-    /// Where the last file is to end, if there is something behind that.
+    /// New length of the last file, if a torn end is to be cut off.
     pub(super) cut: Option<u64>,
 }
 
-/// Visits the records from `at` on, which are numbered from `number` on; returns where they end, and the number that would
-/// be next.
+/// Visits the records from offset `at` on, which are numbered from `number`. Returns the offset of their end, and the
+/// next number.
 pub(super) fn visit(
     bytes: &[u8],
     mut at: usize,
@@ -36,7 +36,7 @@ pub(super) fn visit(
     (at, number)
 }
 
-/// Where, from `at` on, the record of this number begins.
+/// Finds the offset of the record with this number, from `at` on.
 pub(super) fn find(bytes: &[u8], mut at: usize, number: u64) -> Option<usize> {
     loop {
         let found = framing::find(Kind::Record, bytes, at)?;
@@ -48,7 +48,7 @@ pub(super) fn find(bytes: &[u8], mut at: usize, number: u64) -> Option<usize> {
     }
 }
 
-/// The highest record that one of those from `at` on says was synced; they may be anywhere.
+/// Returns the highest record that any record from `at` on states as synced.
 fn synced_behind(bytes: &[u8], mut at: usize) -> u64 {
     let mut synced = 0;
     while let Some(found) = framing::find(Kind::Record, bytes, at) {
@@ -62,13 +62,13 @@ fn synced_behind(bytes: &[u8], mut at: usize) -> u64 {
 pub(super) fn scan(directory: &Path, settled: u64, marked: u64) -> Opened<WalScan> {
     let (mut numbers, mut empty) = (Vec::new(), Vec::new());
     for first in framing::numbered(directory)? {
-        // One that was emptied says nothing by its name.
+        // The name of an empty file means nothing.
         let length = fs::metadata(directory.join(framing::name(first)))?.len();
         if length > 0 { numbers.push(first) } else { empty.push(first) }
     }
     let state = State { first: settled + 1, ..State::default() };
     let mut survey = WalScan { settled, state, done: empty, cut: None };
-    // The first place that cannot be read, and what lies behind it.
+    // The first unreadable place.
     let mut broken: Option<DamagedRecord> = None;
     let mut synced = marked;
     for (at, first) in numbers.iter().copied().enumerate() {
@@ -89,7 +89,7 @@ pub(super) fn scan(directory: &Path, settled: u64, marked: u64) -> Opened<WalSca
         let next = state.first + state.places.len() as u64;
         let here = |at: u64, number| DamagedRecord { file: place_of(directory, first), at, number, synced: 0 };
         if first > next || first != next && !state.places.is_empty() {
-            // A file between the last and this one is not there, or this one is not what follows.
+            // A file between the last one and this is missing, or this is not the next one.
             broken = Some(here(0, next));
             synced = synced.max(synced_behind(&bytes, 0));
             survey.done.push(first);
@@ -105,7 +105,7 @@ pub(super) fn scan(directory: &Path, settled: u64, marked: u64) -> Opened<WalSca
         if next <= settled
             && let Some(at) = find(&bytes, end, settled + 1)
         {
-            // Nobody needs what cannot be read.
+            // The unreadable part is not needed.
             (end, next) = visit(&bytes, at, settled + 1, &mut see);
         }
         if (end as u64) < length {
@@ -114,7 +114,7 @@ pub(super) fn scan(directory: &Path, settled: u64, marked: u64) -> Opened<WalSca
             survey.cut = Some(end as u64);
         }
         if places.is_empty() {
-            // Behind it there is none that hangs together with what is settled.
+            // No record in it continues from the checkpoint.
             survey.done.push(first);
             survey.cut = None;
             continue;

@@ -1,13 +1,11 @@
-//! The journal's records, in files of their own: appended, synced, and let go from the old end ([`runs`](super::reader) reads
-//! them).
+//! Segments of the write-ahead log: append, sync, removal from the oldest end ([`reader`](super::reader) reads them).
 //!
-//! A file is frames, one a record: its number, up to which record all was synced when it was written, and what it says.
-//! Files are named by the number of their first record. A file that is long enough is synced and a new one begun; one
-//! of which nothing is needed is removed.
+//! A segment is a sequence of frames, one for each record: its number, the record up to which all was synced when it
+//! was written, and its items. Segments are named by the number of their first record. A segment that is long enough
+//! is synced, and a new one begun; one that is not needed any more is removed.
 //!
-//! What a crash leaves behind the last record that was synced may be anything: it ends there. But where a later record
-//! says that an earlier one was synced, and that one cannot be read, that is damage. So is an end before what the file
-//! `mark` says was synced.
+//! After a crash, anything may follow the last synced record: the log ends there. If a later record states that an
+//! unreadable one was synced, that is damage. So is an end before the sync watermark in the file `mark`.
 
 use std::{
     fs::{self, File},
@@ -29,40 +27,39 @@ use crate::embedded::{
     value_log::framing::{self, HEAD_BYTES, Kind, make_directory},
 };
 
-/// A file that is longer is not gone on with, where another can be begun.
+/// A longer segment is not appended to if another can be begun.
 const FILE_BYTES: u64 = 8 << 20;
 
-/// A file that is longer is never gone on with: places in it have 32 bits.
+/// A longer segment is never appended to: offsets have 32 bits.
 const FILE_BYTES_MAX: u64 = 1 << 31;
 
-/// Bytes of a frame that are not the record's own.
+/// Bytes of a frame without its record.
 const FRAME_BYTES: u64 = HEAD_BYTES as u64 + 16;
 
-/// The files, open.
+/// The segments, open.
 #[derive(Debug)]
 pub struct WalFiles {
     pub directory: PathBuf,
-    /// The directory, open: to sync names takes no descriptor then.
+    /// The directory, held open so that syncing names needs no descriptor.
     pub names: File,
     pub state: RwLock<State>,
-    /// The file that is begun next, if it is open.
+    /// The prepared file, if it is open.
     pub spare: Mutex<Spare>,
 }
 
 impl WalFiles {
-    /// Whether what is in `directory` is what was written: all behind record `settled` that was ever synced is there.
-    /// Changes nothing.
+    /// Checks that all records behind `settled` that were ever synced are in `directory`. Changes nothing.
     pub fn check(directory: &Path, settled: u64, marked: u64) -> Opened<WalScan> {
         scan(directory, settled, marked)
     }
 
-    /// Opens the files in `directory`, which is made if it is not there. What is up to record `settled` is not needed;
-    /// what a crash has left behind the last whole record is cut off.
+    /// Opens the segments in `directory`, which is created if missing. Records up to `settled` are not needed. A torn
+    /// end after the last whole record is cut off.
     pub fn open(directory: &Path, settled: u64, marked: u64) -> Opened<Self> {
         Ok(Self::take_over(directory, scan(directory, settled, marked)?)?)
     }
 
-    /// The same, of what was looked at before. Nobody has written there since.
+    /// Opens the segments of a scan. Nothing may have written to the directory since.
     pub fn take_over(directory: &Path, survey: WalScan) -> io::Result<Self> {
         make_directory(directory)?;
         let names = File::open(directory)?;
@@ -71,7 +68,7 @@ impl WalFiles {
             fs::remove_file(directory.join(framing::name(*first)))?;
         }
         if !done.is_empty() {
-            // One that came back would say by its name that the one before it ends where it does not any more.
+            // If a removed name came back, it would state a wrong end of the segment before it.
             names.sync_all()?;
         }
         if let (Some(cut), Some(last)) = (cut, state.files.back()) {
@@ -80,17 +77,17 @@ impl WalFiles {
         }
         if let Some(last) = state.files.back_mut() {
             last.length = cut.unwrap_or(last.length);
-            // What was not synced by who wrote it is now.
+            // The process that wrote it may not have synced it.
             last.file.sync_data()?;
         }
         state.synced = state.last().unwrap_or(0).max(settled);
-        // Now, while there are descriptors enough.
+        // Opened now, while there are enough descriptors.
         let spare = Mutex::new(Spare::new(directory));
         Ok(Self { directory: directory.to_owned(), names, state: RwLock::new(state), spare })
     }
 
-    /// Writes the record behind the last. The system has it then. Where the disk is full nothing of it counts, and the
-    /// caller may repeat it.
+    /// Writes the next record; the system has it on return, unsynced. If the disk is full, nothing of it counts, and
+    /// the caller may retry.
     pub fn append(&self, number: u64, value: &[u8]) -> io::Result<()> {
         self.begin_file_if_full(number, value.len() as u64)?;
         let mut state = self.state.write();
@@ -102,7 +99,7 @@ impl WalFiles {
         let file = state.files.back_mut().ok_or_else(|| io::Error::other("there is no file to write to"))?;
         if let Err(error) = file.file.write_all_at(&bytes, file.length) {
             if Cause::of(&error) != Cause::Failed {
-                // A part of it may be there. What is written next may be shorter.
+                // A part of it may be written. The next write may be shorter.
                 file.file.set_len(file.length).map_err(io::Error::other)?;
                 file.allocated = file.length;
             }
@@ -117,7 +114,7 @@ impl WalFiles {
         Ok(())
     }
 
-    /// Makes all records last, and returns the last that does. `sync` syncs a file.
+    /// Syncs all records, and returns the last synced one. `sync` syncs a file.
     pub fn sync(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<u64> {
         let (file, last) = {
             let state = self.state.read();
@@ -126,7 +123,7 @@ impl WalFiles {
                 _ => return Ok(state.synced),
             }
         };
-        // Without the lock, as above.
+        // Without the lock, so that readers do not wait for the disk.
         sync(&file)?;
         self.state.write().synced = last;
         Ok(last)
@@ -146,17 +143,17 @@ impl WalFiles {
         }
         state.places.pop_front();
         state.first += 1;
-        // The last file stays: it is written to.
+        // The last segment stays: it is appended to.
         while state.files.get(1).is_some_and(|next| next.first <= state.first) {
             let Some(done) = state.files.pop_front() else { break };
             if let Err(error) = fs::remove_file(self.directory.join(framing::name(done.first))) {
-                // Nothing is needed of it: the next start removes it.
-                tracing::warn!(%error, file = %framing::name(done.first), "cannot remove a file of the journal");
+                // It is not needed: the next start removes it.
+                tracing::warn!(%error, file = %framing::name(done.first), "cannot remove a WAL segment; the next start removes it");
             }
         }
     }
 
-    /// Takes back the last record, which was never synced for anybody: nothing is left of it. Only before others read.
+    /// Removes the last record, which was never answered, without a trace. Only during recovery, before any reader.
     pub fn take_back(&self, number: u64) -> io::Result<()> {
         let mut state = self.state.write();
         if state.last() != Some(number) {
@@ -178,15 +175,15 @@ impl WalFiles {
 }
 
 impl WalFiles {
-    /// Opens the file that is begun next, if it is not open. To be called now and then.
+    /// Opens the next file, if it is not open. Call this periodically.
     pub fn prepare(&self) {
         self.spare.lock().prepare(&self.directory);
     }
 
-    /// Sets space aside for records of `bytes` in all, the first of which will be `number`.
+    /// Reserves disk space for `bytes` of records, the first of which will be `number`.
     ///
     /// # Errors
-    /// When there is none, or no file and no descriptor for one. Nothing has changed then.
+    /// When there is no space, or no segment and no descriptor for one. Nothing has changed then.
     pub fn reserve(&self, number: u64, bytes: u64) -> io::Result<()> {
         let is_full = match self.state.read().files.back() {
             Some(last) if last.length < FILE_BYTES && last.length + bytes <= last.allocated => return Ok(()),
@@ -204,7 +201,7 @@ impl WalFiles {
         if end <= allocated {
             return Ok(());
         }
-        // Where the file system has no such thing the space is taken for granted, and a write may fail.
+        // Where the file system cannot allocate, the space is assumed, and a write may fail.
         if end < FILE_BYTES && allocate(&file, length, FILE_BYTES).is_ok() {
             end = FILE_BYTES;
         } else {
@@ -216,17 +213,17 @@ impl WalFiles {
         Ok(())
     }
 
-    /// Bytes of the disk that records of `bytes` in all take besides what is set aside.
+    /// Returns the disk space that `bytes` of records need beyond what is reserved.
     pub fn wants(&self, bytes: u64) -> u64 {
         match self.state.read().files.back() {
             None => FILE_BYTES.max(bytes),
-            // Where no file can be begun it goes on with the last.
+            // If no file can be begun, the last one grows.
             Some(last) => (last.length + bytes).saturating_sub(last.allocated.max(last.length)),
         }
     }
 
-    /// Begins a new file for a record of `bytes`, where there is none or the last is long enough and has no space set
-    /// aside for it.
+    /// Begins a new segment for a record of `bytes`, if there is none or the last is long enough and has no space
+    /// reserved for it.
     pub(super) fn begin_file_if_full(&self, number: u64, bytes: u64) -> io::Result<()> {
         let state = self.state.read();
         let goes_on = state
@@ -237,8 +234,8 @@ impl WalFiles {
         if goes_on { Ok(()) } else { self.begin_file(number) }
     }
 
-    /// Begins a new file, if that can be done, or goes on with the last. Without the lock: readers need not wait for a disk,
-    /// and nobody else writes.
+    /// Begins a new segment if possible, or keeps the last. Without the lock: readers need not wait for the disk, and
+    /// there is one writer.
     fn begin_file(&self, number: u64) -> io::Result<()> {
         let last = self.state.read().files.back().map(|file| (file.file.clone(), file.length));
         let file = match self.open_next(number) {
@@ -255,13 +252,13 @@ impl WalFiles {
         Ok(())
     }
 
-    /// A file of this name with its blocks.
+    /// Creates the segment with its disk space allocated.
     fn open_next(&self, number: u64) -> io::Result<File> {
         let mut spare = self.spare.lock();
         spare.failed = None;
         spare.prepare(&self.directory);
         let Some(file) = &spare.file else {
-            // Once more, for the reason.
+            // Again, for the error.
             return framing::create(&self.directory, &framing::name(number));
         };
         allocate(file, 0, FILE_BYTES)?;

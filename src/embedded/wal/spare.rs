@@ -1,7 +1,7 @@
-//! The journal's file that is written to: beginning the next one, and setting space aside in it.
+//! The next segment, prepared ahead.
 //!
-//! The next file is open before it is needed, because clients may have all descriptors then. It gets its blocks when it is
-//! begun. Where there is no descriptor or no space for another file, the file that is open is gone on with.
+//! The next file is opened before it is needed, because clients may hold all descriptors by then. Its disk space is
+//! allocated when it becomes a segment. Without a descriptor or space for another file, the current segment grows.
 
 use std::{
     fs::File,
@@ -9,13 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The name of the file that is begun next, before those of files with records, which are numbers.
+/// Name of the prepared file. Segments are named by numbers.
 pub(super) const NAME: &str = ".next";
 
-/// How long after a failure the next file is not made.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Delay after a failure before the file is opened again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The file that is begun next.
+/// The prepared file.
 #[derive(Debug, Default)]
 pub struct Spare {
     pub(super) file: Option<File>,
@@ -23,7 +23,7 @@ pub struct Spare {
 }
 
 impl Spare {
-    /// Opens it in a directory, if that can be done.
+    /// Opens the file in a directory, if possible.
     pub fn new(directory: &Path) -> Self {
         let mut spare = Self::default();
         spare.prepare(directory);
@@ -31,7 +31,7 @@ impl Spare {
     }
 
     pub(super) fn prepare(&mut self, directory: &Path) {
-        if self.file.is_some() || self.failed.is_some_and(|failed| failed.elapsed() < PAUSE) {
+        if self.file.is_some() || self.failed.is_some_and(|failed| failed.elapsed() < RETRY_DELAY) {
             return;
         }
         let open = File::options().read(true).write(true).create(true).truncate(true).open(directory.join(NAME));
