@@ -157,8 +157,8 @@ impl Hub {
 
     /// Publishes messages to servers of the original for their users.
     ///
-    /// This happens before the commit: what is answered has been published. A dispatch that fails afterwards may be published
-    /// once more when it is retried.
+    /// This happens before the commit, so that an accepted dispatch has been published. A dispatch that fails afterwards may
+    /// be published once more by its retry.
     ///
     /// # Errors
     /// When they cannot be published.

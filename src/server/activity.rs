@@ -183,8 +183,8 @@ impl Activities {
 
     /// Evicts one connection without a valid API key.
     ///
-    /// For a lack of descriptors that evicting one connection does not end. It would otherwise close those of all backends in
-    /// turn.
+    /// Used when the system is out of descriptors. Evicting one connection may not end that, and evicting keyed ones too would
+    /// close the connections of all backends in turn.
     pub(super) fn evict_without_key(&self) -> bool {
         self.evict_below(RANK_KEYED)
     }

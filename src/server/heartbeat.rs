@@ -348,7 +348,7 @@ mod tests {
             }
             assert!(beat.questions.len() <= QUESTIONS_MAX);
         }
-        panic!("it is asked for ever");
+        panic!("the client is asked for ever");
     }
 
     #[test]
