@@ -292,7 +292,7 @@ async fn expired_entries_are_reported_once_over_many_short_lives() {
 fn report_is_in_the_commit_of_a_later_dispatch_though_another_report_of_its_user_is_held_up() {
     let tables = Memory::default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let store = embedded::Journal::open(Arc::new(tables.clone()), options(1000, 10 << 20)).unwrap();
+    let store = embedded::EmbeddedStore::open(Arc::new(tables.clone()), options(1000, 10 << 20)).unwrap();
     let append = |user: &str| {
         let payload = crate::message::Payload::encode(0, Some("1"), None).unwrap();
         let recipients = vec![UserId::new(user).unwrap()];

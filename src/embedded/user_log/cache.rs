@@ -1,4 +1,4 @@
-//! All logs that are in memory, in shards, loaded from the table of users when they are first asked for.
+//! Sharded cache of user logs. A log is loaded from the table of users on first use.
 
 use std::{
     collections::HashMap,
@@ -151,7 +151,7 @@ impl LogCache {
         self.shard(&user).insert(user, log);
     }
 
-    /// Lets logs go that nobody has needed for a while. `first_record` is the first that is still in the journal.
+    /// Removes logs that were idle for `idle_seconds`. `first_record` is the first record in the WAL.
     pub fn evict(&self, first_record: u64, idle_seconds: u32) {
         let now = self.now();
         for shard in &self.shards {

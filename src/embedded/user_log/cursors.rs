@@ -1,4 +1,4 @@
-//! Who has received what of one user's log: the cursor that clients without a device share, and one for each device.
+//! Cursors of one user's log: one shared by clients without a device, and one for each device.
 
 use crate::{
     embedded::tables::schema::{StoredCursor, StoredLog},
@@ -55,24 +55,24 @@ impl Cursors {
         self.shared.iter_mut().chain(self.devices.iter_mut().map(|(_, cursor)| cursor))
     }
 
-    /// Everything up to this was received by everybody.
+    /// Every cursor has acknowledged everything up to this.
     pub fn through(&self) -> Seq {
         self.all().map(|cursor| cursor.received.through()).min().unwrap_or(Seq::MAX)
     }
 
-    /// Whether everybody has received `seq`.
+    /// Returns whether every cursor has acknowledged `seq`.
     pub fn contain(&self, seq: Seq) -> bool {
         self.all().all(|cursor| cursor.received.contains(seq))
     }
 
-    /// What everybody has received.
+    /// Returns the sequences that every cursor has acknowledged.
     pub fn received(&self) -> Received {
         let mut all = self.all();
         let first = all.next().map(|cursor| cursor.received.clone()).unwrap_or_default();
         all.fold(first, |common, cursor| common.intersection(&cursor.received))
     }
 
-    /// Who has not received `seq`.
+    /// Returns the devices that have not acknowledged `seq`.
     pub fn lacking(&self, seq: Seq) -> Vec<Option<DeviceId>> {
         let shared = self.shared.iter().map(|cursor| (None, cursor));
         let devices = self.devices.iter().map(|(device, cursor)| (Some(device.clone()), cursor));
@@ -256,7 +256,7 @@ impl Cursors {
             Some(device) if self.shared.is_some() || self.devices.len() > 1 => {
                 self.devices.retain(|(name, _)| name != device);
             }
-            // The last one stays, whatever was written.
+            // The last cursor is never removed.
             last => self.get_mut(last).into_iter().for_each(|cursor| cursor.stale = true),
         }
     }

@@ -1,4 +1,4 @@
-//! One user's log as it is known in memory: where its entries are, and which of them are still needed. No payload.
+//! One user's log in memory: positions of entries, cursors and gaps. No payload.
 
 pub(super) mod cache;
 pub(super) mod cursors;
@@ -20,7 +20,7 @@ use crate::{
 /// replaced any more.
 pub const KEYS_MAX: usize = 64;
 
-/// Where an entry is while it is in the journal.
+/// Position of an entry in the WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalSlot {
     pub seq: Seq,
@@ -34,7 +34,7 @@ pub struct WalSlot {
     pub expires_s: u32,
 }
 
-/// Entries, and their bytes of payload.
+/// Number of entries, and their bytes of payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub entries: u64,
@@ -66,22 +66,22 @@ pub struct CollapseEntry {
 /// A user's log.
 #[derive(Debug, Default)]
 pub struct UserLog {
-    /// Last sequence given out by the commit thread, visible or not.
+    /// Last assigned sequence, visible or not.
     pub assigned: Seq,
     /// Last visible sequence.
     pub head: Seq,
     pub cursors: Cursors,
     /// Nothing above this is trimmed, received or not.
     pub hold: Option<Seq>,
-    /// Nothing up to this is needed any more. Never goes back: a hold that comes late brings nothing back.
+    /// Entries up to this are not needed any more.
     released: Seq,
-    /// Entries up to this are in the inbox, those above it in the journal.
+    /// Entries up to this are in the value log, those above it in the WAL.
     pub flushed: Seq,
-    /// The inbox may have chunks of this user.
+    /// The value log may have blocks of this user.
     pub has_blocks: bool,
-    /// The commit thread was asked to trim those chunks.
+    /// The commit thread has been asked to trim these blocks.
     pub trimming: bool,
-    /// What the inbox has, without entries up to `counted` and without those that are gone.
+    /// Usage of the value log, without entries up to `counted` and without gaps.
     pub block_usage: Usage,
     /// Up to here entries of the inbox are not counted any more.
     pub counted: Seq,
@@ -89,7 +89,7 @@ pub struct UserLog {
     pub blocks_expire_s: u32,
     /// When the inbox was last gone through entry by entry, in seconds of the Unix epoch.
     pub scanned_s: Option<u32>,
-    /// Entries in the journal, rising. Those above `head` are not to be shown yet.
+    /// Entries in the WAL, ascending. Those above `head` are not visible yet.
     slots: VecDeque<WalSlot>,
     slot_bytes: u64,
     /// No entry in the journal expires before this, in seconds of the Unix epoch; 0 = none does.
@@ -99,9 +99,9 @@ pub struct UserLog {
     keys: Vec<CollapseEntry>,
     /// When the user was seen, in milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
-    /// Receipts or presence are not in the journal yet.
+    /// Acknowledgements or presence are not in the WAL yet.
     pub dirty: bool,
-    /// How many lapses the row in the table of users takes into account; `None`: there is no row.
+    /// Lossy restarts that the row takes into account; `None`: there is no row.
     pub row_lapses: Option<u32>,
     /// While nothing was appended since a lapse was passed over: the head before that, and the lapses it takes into account.
     pub passed: Option<(Seq, u32)>,
@@ -111,7 +111,7 @@ pub struct UserLog {
     pub touched: u32,
     /// Entries of the journal of which an `expired` event was put into the outbox, and that is not in the journal yet.
     pub reported_expired: Vec<(Seq, Seq)>,
-    /// A read has found entries in the inbox that cannot be read.
+    /// A read found unreadable entries.
     pub damaged: bool,
 }
 
@@ -178,7 +178,7 @@ impl UserLog {
         self.hold.is_some_and(|hold| seq > hold) || !self.cursors.contain(seq)
     }
 
-    /// Forgets where released entries were. True if there are chunks of them in the inbox to be trimmed.
+    /// Drops positions of released entries. Returns true if blocks are to be trimmed.
     pub fn release(&mut self) -> bool {
         let through = self.cursors.through();
         let released = self.released.max(self.hold.map_or(through, |hold| hold.min(through)));
@@ -187,7 +187,7 @@ impl UserLog {
         let stale = self.keys.partition_point(|keyed| keyed.seq <= released);
         self.keys.drain(..stale);
         if self.slots.is_empty() {
-            // An idle user keeps no memory for entries he does not have.
+            // An idle user's log takes no memory for entries that do not exist.
             self.slots.shrink_to_fit();
             self.slots_expire_s = 0;
             self.keys.shrink_to_fit();

@@ -1,13 +1,13 @@
-//! The chunks of inboxes, in files of their own: a table says for each key where its chunk is.
+//! Files of the value log. A sled tree maps each key to the location of its block.
 //!
-//! A file is frames, one a chunk: its key and its bytes. Chunks are appended and never changed; one that is replaced or
-//! removed is dead weight from then on. A file of which nothing is alive is removed at the next checkpoint, and where
-//! too much of all files is dead, what lives in the emptiest is written anew ([`compact`](super::compaction)), so that they
-//! are never more than twice what is alive, and a little. Where the disk has too little space, a file goes as soon as an eighth
-//! of it is dead.
+//! A file is a sequence of frames, one for each block: its key and its bytes. Blocks are appended and never changed;
+//! a replaced or removed block is dead. A file without live blocks is removed at the next checkpoint. If too much of
+//! all files is dead, the live blocks of the emptiest are copied ([`compaction`](super::compaction)), so that the
+//! files are at most about twice the live bytes. If the disk is short of space, a file is compacted once an eighth of
+//! it is dead.
 //!
-//! A process appends to files that it has begun itself: what a crash has left at the end of others is never gone on from,
-//! and nothing leads to it.
+//! A process appends only to files that it began itself. The torn end that a crash leaves in another file is never
+//! continued, and nothing refers to it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -40,7 +40,7 @@ const FILE_BYTES: u64 = 8 << 20;
 /// A file that is longer is never gone on with: places in it have 32 bits.
 const FILE_BYTES_MAX: u64 = 1 << 31;
 
-/// Dead bytes that are left alone, however little is alive.
+/// Dead bytes that are tolerated, however little is live.
 const DEAD_BYTES_LEFT: u64 = 2 * FILE_BYTES;
 
 /// The part of a file that has to be dead for it to be written anew where the disk has no space: seven bytes are copied for each
@@ -53,7 +53,7 @@ const SMALL_FILES_MAX: usize = 16;
 /// Files that are open for reading; one more, and that which was opened first is closed.
 const HANDLES_MAX: usize = 32;
 
-/// Where a chunk is. Its bytes are part of the format.
+/// Location of a block. Its encoding is part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockLocation {
     pub file: u64,
@@ -114,14 +114,14 @@ pub fn no_place() -> Unreadable {
     Unreadable::new("its place in the table is not what was written")
 }
 
-/// What is at a place.
+/// Result of reading a block.
 #[derive(Clone, Debug)]
 pub enum BlockRead {
     /// The chunk.
     Block(Bytes),
-    /// Not the chunk of that key as it was written, and why.
+    /// The block is damaged or has another key, for this reason.
     Damaged(Unreadable),
-    /// There is no such file (any more).
+    /// The file does not exist (any more).
     Missing,
 }
 
@@ -198,7 +198,8 @@ impl ValueLog {
         Ok(files)
     }
 
-    /// Writes a chunk. The system has it then. Where the disk is full nothing of it counts, and the caller may repeat it.
+    /// Writes a block; the system has it on return, unsynced. If the disk is full, nothing of it counts, and the
+    /// caller may retry.
     pub fn append(&self, key: &[u8], value: &[u8]) -> io::Result<BlockLocation> {
         // A key is a user id and a number.
         let bytes = framing::encode(Kind::Block, &[&(key.len() as u16).to_be_bytes(), key, value]);
@@ -244,7 +245,7 @@ impl ValueLog {
         Ok((number, file))
     }
 
-    /// Makes all chunks last.
+    /// Syncs all blocks.
     pub fn sync(&self) -> io::Result<()> {
         let file = {
             let state = self.state.read();
@@ -259,7 +260,7 @@ impl ValueLog {
         Ok(())
     }
 
-    /// Reads the chunk of a key. What the disk does not give back is damaged: it concerns one user.
+    /// Reads the block of a key. Unreadable bytes count as damage: they affect one user.
     pub fn read(&self, place: BlockLocation, key: &[u8]) -> io::Result<BlockRead> {
         let Some(file) = self.file(place.file)? else { return Ok(BlockRead::Missing) };
         let bytes = match read_at(&file, u64::from(place.at), place.length as usize) {
@@ -315,7 +316,7 @@ impl ValueLog {
         self.spares.refill(&self.names);
     }
 
-    /// The table does not lead there any more.
+    /// Marks a block as dead.
     pub fn release(&self, place: BlockLocation) {
         if let Some(file) = self.state.write().files.get_mut(&place.file) {
             file.alive = file.alive.saturating_sub(u64::from(place.length));
@@ -335,7 +336,7 @@ impl ValueLog {
             match fs::remove_file(self.directory.join(framing::name(*number))) {
                 // Nothing leads to it: the next start removes it.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(%error, file = %framing::name(*number), "cannot remove a file of the inboxes");
+                    tracing::warn!(%error, file = %framing::name(*number), "cannot remove a file of the value log; the next start removes it");
                 }
                 _ => {}
             }

@@ -1,4 +1,4 @@
-//! What goes into a commit: appends, for whom they are taken and for whom not, receipts, and who was seen.
+//! Adds appends, clears and reports to a commit.
 
 use super::{
     dedup,

@@ -1,5 +1,5 @@
-//! The commit thread: takes all that is waiting, gives out sequences, writes one record or a few for all of it, makes
-//! that durable, and only then shows it, wakes who waits for it and answers.
+//! The commit thread: takes everything queued, assigns sequences, writes WAL records, makes them durable, then
+//! publishes entries, wakes sessions and replies (group commit).
 //!
 //! There is no delay to collect more: what arrives while one commit is made is the next. A lone message costs one
 //! sync; under load a sync is shared by many. (Waiting 0.3 ms for company behind a busy commit was tried with 50 callers
@@ -35,14 +35,15 @@ use crate::{
 };
 use bytes::Bytes;
 
-/// How long receipts and presence wait for company. A killed process takes back at most this much of them.
-const LINGER: Duration = Duration::from_millis(20);
+/// Delay of acknowledgements and presence, so that more share a commit. A killed process loses at most this much of
+/// them.
+const REPORT_DELAY: Duration = Duration::from_millis(20);
 
-/// How often the thread looks after old records while nothing else happens.
-const IDLE: Duration = Duration::from_secs(1);
+/// Interval at which the idle thread checks for due work.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Callers and users told of a commit from the commit thread itself. More are told from a task.
-const TOLD_HERE_MAX: usize = 4;
+/// Replies and users notified on the commit thread itself. More are notified from a task.
+const INLINE_NOTIFY_MAX: usize = 4;
 
 /// Bytes that a file adds to those of a record, at most.
 const FRAME_BYTES: u64 = 64;
@@ -88,7 +89,7 @@ impl Committer {
 
     fn serve(&mut self) -> Result<(), EngineError> {
         loop {
-            let mut taken = self.shared.queue.take(LINGER, self.wait_timeout());
+            let mut taken = self.shared.queue.take(REPORT_DELAY, self.wait_timeout());
             if let Some(StoreError::Failed(why)) = &*self.shared.failed.borrow() {
                 // Users were not told of a commit: see `publish`.
                 return Err(EngineError::new(why));
@@ -130,9 +131,9 @@ impl Committer {
         match self.durability {
             _ if self.has_garbage || retry.is_none() && self.flush_is_due() => Duration::ZERO,
             Durability::Interval(interval) if self.unsynced > 0 => {
-                interval.saturating_sub(self.synced.elapsed()).min(retry.unwrap_or(IDLE))
+                interval.saturating_sub(self.synced.elapsed()).min(retry.unwrap_or(IDLE_INTERVAL))
             }
-            _ => retry.unwrap_or(IDLE),
+            _ => retry.unwrap_or(IDLE_INTERVAL),
         }
     }
 
@@ -223,7 +224,7 @@ impl Committer {
     /// Where that may be repeated, nothing of it is in the journal.
     pub(in crate::embedded) fn write(&mut self, commit: &mut Commit) -> Result<(), EngineError> {
         commit.finish_record();
-        // Receipts alone are not worth a sync: losing them repeats messages and loses none.
+        // Acknowledgements alone are not worth a sync: losing them repeats messages and loses none.
         commit.has_replies |=
             commit.replies.iter().any(|answer| matches!(answer, Reply::Append(..) | Reply::Clear(..)));
         if commit.records.is_empty() {
@@ -265,7 +266,7 @@ impl Committer {
     fn sync_if_due(&mut self, idle: bool) -> Result<(), EngineError> {
         match self.durability {
             // Receipts wait for the next message, but not for ever.
-            Durability::Always if idle && self.synced.elapsed() >= IDLE => self.sync_if_unsynced(),
+            Durability::Always if idle && self.synced.elapsed() >= IDLE_INTERVAL => self.sync_if_unsynced(),
             Durability::Interval(interval) if self.unsynced > 0 && self.synced.elapsed() >= interval => self.sync(),
             _ => Ok(()),
         }
@@ -336,7 +337,7 @@ impl Committer {
         match &self.shared.runtime {
             // Waking a task from outside costs a system call more often than not; from inside it does not. So where
             // there are many to wake, one is, and wakes the others.
-            Some(runtime) if told > TOLD_HERE_MAX => drop(runtime.spawn(async move { tell() })),
+            Some(runtime) if told > INLINE_NOTIFY_MAX => drop(runtime.spawn(async move { tell() })),
             _ => tell(),
         }
     }

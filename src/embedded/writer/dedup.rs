@@ -22,7 +22,7 @@ const REJECTED_BYTES_MAX: usize = 32 << 20;
 /// Bytes of ids and of what was rejected under them in one stored chunk.
 const CHUNK_BYTES: usize = 32 << 10;
 
-/// What is known of an id.
+/// Result stored for an id.
 #[derive(Debug)]
 struct Known {
     at_ms: u64,

@@ -1,5 +1,4 @@
-//! What has to be looked at although nothing happens: inboxes of which something has expired, devices that have not
-//! been here for too long, ids that no repeat can come for any more. A little at a time, between commits.
+//! Background expiry of entries, devices and idempotency ids. It runs in small steps between commits.
 
 use std::{collections::VecDeque, time::Instant};
 

@@ -1,10 +1,10 @@
-//! What becomes of the journal: entries that nobody has read for a while go to their user's inbox, many to a chunk;
-//! rows say where each log stands; and the records are removed.
+//! Flush: moves entries that stay pending from the WAL to the value log, writes the rows of their users, and removes
+//! the records.
 //!
-//! Many records are settled together, so that chunks are large and a row is written once for all of them; but in small
-//! steps between commits, so that no commit waits for long. The chunks of all users first, and a barrier; then the rows
-//! that count on them, and a checkpoint; then the records are removed. A crash anywhere in between leaves something that
-//! is merely there twice.
+//! Many records are flushed together, so that blocks are large and a row is written once for all of them. The work is
+//! cut into short steps between commits, so that no commit waits long. First the blocks of all users, and a barrier;
+//! then the rows that refer to them, and a checkpoint; then the records are removed. A crash in between leaves
+//! entries in both places.
 
 use std::time::{Duration, Instant};
 
@@ -30,13 +30,14 @@ use crate::{
     store::{Durability, Reason, Rejected},
 };
 
-/// Bytes of records settled together (one record at least); they are in memory for that long.
+/// Bytes of records in one flush (one record at least). They are in memory until it ends.
 const BATCH_BYTES_MAX: usize = 16 << 20;
 
-/// How long a step may take, so that a commit waits no longer for one.
+/// Time budget of a step: the longest that a commit waits for one.
 const STEP: Duration = Duration::from_millis(2);
 
-/// The same while the journal has grown to several times its bound: then settling comes first, or it would grow on.
+/// Time budget while the WAL is several times its bound: the flush then takes precedence, or the WAL would grow
+/// further.
 const HURRIED_STEP: Duration = Duration::from_millis(50);
 
 /// Times its bound at which the journal is in that state.
@@ -46,7 +47,7 @@ const HURRY_FACTOR: usize = 3;
 const ID_CHUNKS_STEP: usize = 16;
 
 impl Committer {
-    /// Whether the journal has something to settle now.
+    /// Returns whether a flush is due or under way.
     pub(super) fn flush_is_due(&self) -> bool {
         self.flush.is_some()
             || self.records.front().is_some_and(|oldest| {
@@ -54,7 +55,7 @@ impl Committer {
             })
     }
 
-    /// Takes one step of settling, if there is anything to settle.
+    /// Runs one step of the flush, if one is due.
     pub(in crate::embedded) fn flush_step(&mut self) -> Result<(), EngineError> {
         if !self.flush_is_due() {
             return Ok(());
@@ -70,7 +71,7 @@ impl Committer {
         done.map(drop)
     }
 
-    /// True if all of it is settled. On an error nothing is left out.
+    /// Returns true when the flush is complete. On an error nothing is skipped.
     fn flush_until(&mut self, until: Instant, flush: &mut Flush) -> Result<bool, EngineError> {
         while Instant::now() < until {
             if self.table_space() < TableSpace::Enough {
@@ -150,7 +151,7 @@ impl Committer {
         Flush { records, ..Flush::default() }
     }
 
-    /// Reads the next record of those chosen.
+    /// Reads the next record of the flush.
     fn read_record(&self, flush: &mut Flush) -> Result<(), EngineError> {
         let number = self.records[flush.read].number;
         let value = self.shared.record(number)?;
@@ -161,7 +162,7 @@ impl Committer {
         gathered.map_err(|error| EngineError { cause: Cause::Failed, ..error })
     }
 
-    /// Moves a user's entries to the inbox. On an error `entries` are those that are left.
+    /// Moves a user's entries to the value log. On an error `entries` are those that are left.
     fn flush_entries(&mut self, user: &UserId, entries: &mut Vec<Pending>) -> Result<(), EngineError> {
         let Some(last) = entries.last().map(|entry| entry.seq) else { return Ok(()) };
         let now_s = self.shared.clock.now_s();
@@ -351,8 +352,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Removes the chunks of a user's inbox in which everything has been released, and takes them off its usage. Not in
-    /// the middle of a commit: what that releases is needed until it is written.
+    /// Removes the blocks in which all entries are released, and updates the usage. Not during a commit: the released
+    /// entries are needed until it is written.
     pub(in crate::embedded) fn trim(&self, user: &UserId) -> Result<(), EngineError> {
         let settled = self.with_log(user, |log| {
             log.trimming = false;

@@ -67,14 +67,14 @@ impl Capacity {
 }
 
 impl Committer {
-    /// Finds out now and then whether there is room for more.
+    /// Refreshes the capacity periodically.
     pub(super) fn refresh_capacity_if_due(&mut self) {
         if self.capacity.looked.elapsed() >= LOOK {
             self.refresh_capacity();
         }
     }
 
-    /// Finds out whether there is room for more, and reports it.
+    /// Measures the capacity, and reports whether the store is full.
     pub(in crate::embedded) fn refresh_capacity(&mut self) {
         self.capacity.looked = Instant::now();
         let free = self.disk_free();
@@ -157,7 +157,7 @@ impl Committer {
         Some(StoreError::Full(why.into()))
     }
 
-    /// Bytes of payload that are pending.
+    /// Returns the bytes of payload that are pending.
     fn kept(&self) -> u64 {
         self.capacity.inbox_bytes.get() + self.shared.logs.unflushed()
     }

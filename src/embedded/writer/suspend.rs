@@ -1,4 +1,4 @@
-//! What the commit thread does where the disk is full, or the system has no descriptors left.
+//! Behaviour of the commit thread when the disk is full or the system has no descriptors left.
 //!
 //! - *Work in the background* (settling, trimming, the outbox, compaction, sweeps) begins only where there is space for it. It is
 //!   suspended where it fails for want of space, and tried again every 100 ms.
