@@ -9,7 +9,7 @@ use mesa::{
     auth::{AuthError, Identity},
     message::{Message, UserId},
     middleware::RateLimit,
-    server::{Handler, Peer, Received, Server, bind},
+    server::{Handler, Peer, ReceivedMessage, Server, bind},
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -42,7 +42,7 @@ impl Handler for Room {
         self.tell(&client, "JOINED", "", false).await;
     }
 
-    async fn message(&self, client: Peer, message: Received) {
+    async fn message(&self, client: Peer, message: ReceivedMessage) {
         match (message.kind(), message.read::<Say>()) {
             ("SAY", Ok(say)) => self.tell(&client, "SAID", &say.text, true).await,
             _ => _ = client.disconnect(4000),
