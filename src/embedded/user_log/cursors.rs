@@ -10,11 +10,11 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Cursor {
     pub received: Received,
-    /// When it was last here, by the store's clock, in milliseconds; 0 = never.
+    /// Last attach or detach, by the store's clock, in milliseconds; 0 = never.
     pub seen_ms: u64,
-    /// Sessions that go by it now.
+    /// Sessions attached to it.
     pub attached: u32,
-    /// It is not in the journal as it stands.
+    /// Its current state is not in the WAL.
     pub dirty: bool,
     /// It was said to be forgotten, and is here only because there is no other: what is said of it next replaces it.
     pub stale: bool,
@@ -26,7 +26,7 @@ pub struct Cursor {
 pub struct Cursors {
     shared: Option<Cursor>,
     devices: Vec<(DeviceId, Cursor)>,
-    /// Cursors that are gone, and still in the journal.
+    /// Removed cursors that the WAL still has.
     forgotten: Vec<Option<DeviceId>>,
 }
 
@@ -36,7 +36,7 @@ impl Default for Cursors {
     }
 }
 
-/// What a user's cursors have to say to the journal.
+/// Changes of a user's cursors for the WAL.
 #[derive(Debug)]
 pub struct Changes {
     /// Written first.
@@ -169,7 +169,7 @@ impl Cursors {
         self.all().any(|cursor| cursor.attached > 0)
     }
 
-    /// A session goes.
+    /// Detaches a session.
     pub fn detach(&mut self, device: Option<&DeviceId>, now_ms: u64) {
         if let Some(cursor) = self.get_mut(device) {
             cursor.attached = cursor.attached.saturating_sub(1);
@@ -216,7 +216,7 @@ impl Cursors {
         self.all().nth(1).is_some() && self.all().any(away)
     }
 
-    /// What has changed since the last call.
+    /// Returns the changes since the last call.
     pub fn take_changes(&mut self) -> Changes {
         let forgotten = std::mem::take(&mut self.forgotten);
         let (mut cursors, mut renewed) = (Vec::new(), Vec::new());

@@ -99,14 +99,14 @@ impl Committer {
                     tried = true;
                     *dropped += match self.make_room(commit, user, bytes as u64) {
                         Err(error) if error.is_transient() => {
-                            tracing::warn!(%user, %error, "cannot make room in this user's log now");
+                            tracing::warn!(%user, %error, "cannot evict entries from this user's log now");
                             0
                         }
                         made => made?,
                     };
                 }
                 Err(StoreError::Damaged(damage)) => {
-                    tracing::error!(user = %excerpt(user), %damage, "a message was not taken for a user whose log is damaged");
+                    tracing::error!(user = %excerpt(user), %damage, "rejected a message for a user whose log is damaged");
                     return Ok(Err(Reason::Damaged));
                 }
                 Err(error) => return Err(error.into()),

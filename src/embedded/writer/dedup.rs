@@ -1,7 +1,7 @@
 //! DedupTable of appends that were done once: what was answered to each, for as long as a repeat may come.
 //!
-//! They are written in the commit they belong to, moved to a table of their own when the journal is settled, and read
-//! back from both when the store is opened. Only the commit thread asks, so that of two with the same id one is first.
+//! Ids are written in their commit, moved to their own table by the flush, and read from both when the store opens.
+//! Only the commit thread checks them, so of two dispatches with the same id one is first.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,7 +16,7 @@ use crate::{
     store::{Answered, Limits, Reason, Rejected},
 };
 
-/// Bytes of rejected users remembered in all. Beyond that the oldest ids are forgotten early.
+/// Bytes of rejected users in the table. Beyond it the oldest ids are dropped early.
 const REJECTED_BYTES_MAX: usize = 32 << 20;
 
 /// Bytes of ids and of what was rejected under them in one stored chunk.
@@ -29,7 +29,7 @@ struct Known {
     answered: Answered,
 }
 
-/// The ids that are remembered.
+/// Table of idempotency ids and their results.
 #[derive(Debug)]
 pub struct DedupTable {
     window_ms: u64,
@@ -61,7 +61,7 @@ impl DedupTable {
         high << 64 | low
     }
 
-    /// What was answered under this id, if it is remembered.
+    /// Returns the result of this id, if it is within the window.
     pub fn get(&self, id: &DispatchId, now_ms: u64) -> Option<&Answered> {
         let known = self.known.get(&self.name(id.as_str()))?;
         self.is_young(known.at_ms, now_ms).then_some(&known.answered)

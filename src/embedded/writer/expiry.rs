@@ -14,7 +14,7 @@ use crate::{
     message::UserId,
 };
 
-/// Rows looked at each time: a million users are gone through in about an hour.
+/// Rows checked each time: a million users take about an hour.
 const ROWS: usize = 256;
 
 impl ExpiryScan {
@@ -29,7 +29,7 @@ impl ExpiryScan {
 }
 
 impl Committer {
-    /// Looks at a few rows, if it is time.
+    /// Checks a few rows, if it is time.
     pub(in crate::embedded) fn expire(&mut self) -> Result<(), EngineError> {
         if self.expiry.swept.elapsed() < self.tuning.expiry_interval {
             return Ok(());
@@ -62,7 +62,7 @@ impl Committer {
         users.iter().try_for_each(|user| self.tidy(user))
     }
 
-    /// A device away since before this is forgotten.
+    /// Returns the time before which an offline device is forgotten.
     fn away_before_ms(&self) -> u64 {
         let Some(age) = self.limits.device_age else { return 0 };
         self.shared.clock.now_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))

@@ -155,7 +155,7 @@ impl Committer {
     fn read_record(&self, flush: &mut Flush) -> Result<(), EngineError> {
         let number = self.records[flush.read].number;
         let value = self.shared.record(number)?;
-        let value = value.ok_or_else(|| EngineError::new(format!("journal record {number} is missing")))?;
+        let value = value.ok_or_else(|| EngineError::new(format!("WAL record {number} is missing")))?;
         flush.read += 1;
         // Half of a record is never gathered again.
         let gathered = self.collect_record(number, &value, flush);
@@ -273,7 +273,7 @@ impl Committer {
     }
 
     fn collect_record(&self, number: u64, value: &Bytes, flush: &mut Flush) -> Result<(), EngineError> {
-        let damaged = |error: &dyn std::fmt::Display| EngineError::new(format!("journal record {number}: {error}"));
+        let damaged = |error: &dyn std::fmt::Display| EngineError::new(format!("WAL record {number}: {error}"));
         let mut reader = RecordReader::new(value).map_err(|error| damaged(&error))?;
         let Header::V1 { at_ms, .. } = reader.header;
         let mut message: &[u8] = &[];
@@ -391,7 +391,7 @@ impl Committer {
                 let entries = match block_entries(&value) {
                     Ok(entries) => entries,
                     Err(error) => {
-                        tracing::error!(user = %excerpt(user), %error, "a chunk of this user's inbox cannot be read: it is left as it is");
+                        tracing::error!(user = %excerpt(user), %error, "a block of this user's log cannot be read and is left as it is; save the rest with `mesa inspect --salvage`");
                         left = true;
                         return true;
                     }

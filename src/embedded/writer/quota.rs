@@ -24,7 +24,7 @@ use crate::{
     store::{Limits, Loss, StoreError},
 };
 
-/// How often is looked how much room there is. What is written in between is far less than has to stay free.
+/// Interval of capacity checks. Far less than the free reserve is written in between.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The part of the room that is left which the journal may take before it is settled. It is settled in a hurry when it has
@@ -34,10 +34,10 @@ const JOURNAL_SHARE: u64 = 4;
 /// The part of what is to stay free that has to be free besides, before what was refused for want of it is taken again.
 const MORE: u64 = 16;
 
-/// How long after an inbox was gone through entry by entry it is not gone through again for want of room.
+/// Delay, in seconds, before a user's blocks are scanned again for space.
 const PURGE_PAUSE_S: u32 = 10;
 
-/// Chunks of an inbox that are in memory at once while it is gone through.
+/// Blocks in memory at once during a scan.
 const PURGE_CHUNKS: usize = 16;
 
 /// A message of which not more than this is stored and which is refused makes the store full as a whole: until it would fit. What
@@ -126,7 +126,7 @@ impl Committer {
         Ok(Ok(()))
     }
 
-    /// Why appends that cost this much do not fit.
+    /// Returns why appends of this cost do not fit.
     fn why_not(&mut self, cost: &Cost) -> Option<StoreError> {
         let (kept, most) = (self.kept(), self.limits.store_bytes.unwrap_or(u64::MAX));
         let why = if kept.saturating_add(cost.payload) > most {
@@ -181,8 +181,7 @@ impl Committer {
             return Some("the disk is full: it has no space for the tables".into());
         }
         let wanted = self.shared.engine.wal_bytes_required(NOTES_BYTES + self.capacity.refused.wal);
-        (free < wanted)
-            .then(|| format!("the disk has {free} bytes left, and the next file of the journal takes {wanted}"))
+        (free < wanted).then(|| format!("the disk has {free} bytes left, and the next WAL segment needs {wanted}"))
     }
 
     /// Whether the disk, which has so many bytes left, has too little for what is to be stored there.
@@ -198,7 +197,7 @@ impl Committer {
         })
     }
 
-    /// Goes through a user's inbox where some of it has expired. True if it did.
+    /// Purges a user's blocks if some entries have expired. Returns true if it did.
     pub(super) fn purge_if_due(&self, user: &UserId) -> Result<bool, EngineError> {
         let due = self.purge_is_due(user)?;
         if due {
@@ -252,7 +251,7 @@ impl Committer {
                 let entries = match block_entries(value) {
                     Ok(entries) => entries,
                     Err(error) => {
-                        tracing::error!(user = %excerpt(user), %error, "a chunk of this user's inbox cannot be read: it is left as it is");
+                        tracing::error!(user = %excerpt(user), %error, "a block of this user's log cannot be read and is left as it is; save the rest with `mesa inspect --salvage`");
                         continue;
                     }
                 };
@@ -341,7 +340,7 @@ impl Committer {
         Ok((last >= first).then_some((first, last, dropped)))
     }
 
-    /// The entries of the first chunk of a user's inbox that still counts: sequence and bytes.
+    /// Returns the entries of the first counted block: sequence and bytes.
     fn front(&self, user: &UserId) -> Result<Option<Vec<(Seq, u64)>>, EngineError> {
         let (counted, gone, scanned_s) = self.with_log(user, |log| (log.counted, log.gaps.clone(), log.scanned_s))?;
         let wanted = log_key(user.as_str(), counted + 1);
@@ -383,7 +382,7 @@ fn drop_front(log: &mut UserLog, front: &[(Seq, u64)], bytes: u64, limits: &Limi
 }
 
 impl crate::embedded::shared::Shared {
-    /// Why nothing is taken for now, if nothing is.
+    /// Returns why appends are rejected at present, if they are.
     pub(in crate::embedded) fn check_capacity(&self) -> Result<(), StoreError> {
         self.full.read().clone().map_or(Ok(()), |why| Err(StoreError::Full(why)))
     }

@@ -22,13 +22,13 @@ use crate::{
     store::StoreError,
 };
 
-/// How long what was suspended waits before it is tried again.
+/// Interval of retries of suspended work.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long what was found of the disk is taken to hold.
+/// How long a measurement of the disk is reused.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Free bytes of the disk that are left alone by what is written in the background.
+/// Free bytes of the disk that background work leaves alone.
 const MARGIN_BYTES: u64 = 4 << 20;
 
 /// With less than this to spare of the disk what is dead is given back eagerly: four files of inboxes, of which one is copied at
@@ -39,13 +39,13 @@ const EAGER_BYTES: u64 = 32 << 20;
 const NOTE_BYTES_MAX: u64 = 20 << 10;
 
 impl Committer {
-    /// Whether something waits for space, or for descriptors.
+    /// Returns whether work waits for space or descriptors.
     pub(super) fn is_suspended(&self) -> bool {
         let Suspended { why, stuck, dirty, trim, .. } = &self.suspended;
         why.is_some() || stuck.is_some() || !dirty.is_empty() || !trim.is_empty()
     }
 
-    /// Why nothing is taken, where the disk is full.
+    /// Returns why dispatches are rejected, if the disk is full.
     pub(super) fn why_suspended(&self) -> Option<String> {
         let why = self.suspended.why.as_ref().filter(|why| why.cause == Cause::NoSpace)?;
         Some(format!("{why}. What waits is delivered; dispatches are taken again when there is space on the disk"))
@@ -56,7 +56,7 @@ impl Committer {
         self.is_suspended().then_some(RETRY_INTERVAL)
     }
 
-    /// Suspends what failed in the background.
+    /// Suspends background work that failed.
     ///
     /// # Errors
     /// With the same, if it cannot be repeated.
@@ -65,7 +65,7 @@ impl Committer {
             return Err(error);
         }
         if self.suspended.why.is_none() {
-            tracing::warn!(%error, "work of the store is suspended, and tried again every 100 ms");
+            tracing::warn!(%error, "background work of the store is suspended, and retried every 100 ms");
         }
         self.suspended.why = Some(error);
         self.suspended.retry = Some(Instant::now() + RETRY_INTERVAL);
@@ -74,10 +74,10 @@ impl Committer {
         Ok(())
     }
 
-    /// Work in the background was done.
+    /// Ends the suspension after successful work.
     fn resume(&mut self) {
         if self.suspended.stuck.is_none() && self.suspended.why.take().is_some() {
-            tracing::info!("work of the store goes on");
+            tracing::info!("background work of the store resumes");
             self.refresh_capacity();
         }
     }
@@ -134,7 +134,7 @@ impl Committer {
         }
     }
 
-    /// Whether work in the background may begin now.
+    /// Returns whether background work may begin now.
     fn may_work(&mut self) -> Result<bool, EngineError> {
         if self.suspended.why.is_some() && !self.may_retry() {
             return Ok(false);
@@ -245,7 +245,7 @@ impl Committer {
         }
     }
 
-    /// Keeps these users' receipts in memory.
+    /// Keeps these users' acknowledgements in memory.
     pub(super) fn postpone_notes(&mut self, users: impl Iterator<Item = UserId>) {
         self.suspended.dirty.extend(users);
     }
@@ -308,7 +308,7 @@ impl Committer {
         engine.checkpoint()
     }
 
-    /// At the end of the store: what could not be written is not kept.
+    /// Last attempt at close: what cannot be written is lost.
     fn give_up(&mut self) -> Result<(), EngineError> {
         self.suspended.retry = None;
         let mut taken = Batch::default();
@@ -320,7 +320,7 @@ impl Committer {
             tracing::warn!(
                 users = dirty.len(),
                 commit = stuck.is_some(),
-                "the disk is full: receipts of these users were not written, and their messages are sent again"
+                "the disk is full: acknowledgements of these users were not written; their messages will be sent again"
             );
         }
         Ok(())
