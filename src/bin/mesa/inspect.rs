@@ -123,7 +123,7 @@ fn print_json(inspection: &Inspection, found: &Found, args: &InspectArgs) -> Res
             "users": found.users,
             "pending": found.pending,
             "pendingBytes": found.bytes,
-            "damage": inspection.damage().len() as u64 + inspection.untold(),
+            "damage": inspection.damage().len() as u64 + inspection.omitted_damage(),
         }
     }))?;
     for user in &found.shown {
@@ -182,8 +182,8 @@ fn print_damage(inspection: &Inspection) {
     for damage in inspection.damage() {
         output::remark(&format!("damaged: {}", describe(damage)));
     }
-    if inspection.untold() > 0 {
-        output::remark(&format!("damaged: and {} more", inspection.untold()));
+    if inspection.omitted_damage() > 0 {
+        output::remark(&format!("damaged: and {} more", inspection.omitted_damage()));
     }
 }
 
@@ -201,7 +201,7 @@ fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
         }
         None => format!("empty; everything up to record {} is flushed", facts.settled),
     };
-    let damage = inspection.damage().len() as u64 + inspection.untold();
+    let damage = inspection.damage().len() as u64 + inspection.omitted_damage();
     let lines = [
         ("users", found.users.to_string()),
         ("pending", format!("{} ({} bytes)", count(found.pending, "message"), found.bytes)),

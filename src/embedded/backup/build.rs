@@ -24,18 +24,19 @@ use crate::{
     store::{StoreError, fingerprint, gaps::Gone},
 };
 
-/// What came after a backup, or is lost at the end of a damaged log, was seen by somebody: every log goes on this many
-/// lapses further, about a million messages, so that none of their sequences is given out again.
+/// Lossy restarts that a restored or salvaged store adds to every log: about a million sequences.
+///
+/// Clients may have seen entries after the backup, or at the lost end of a damaged log. Their sequences are never reused.
 pub(in crate::embedded) const LOSSY_RESTARTS_ADDED: u32 = 16;
 
-/// A store being made.
+/// Builds a store.
 pub(in crate::embedded) struct Build {
-    /// Where it is to be, and where it is made.
+    /// Final directory, and the directory in which the store is built.
     out: PathBuf,
     partial: PathBuf,
     engine: Disk,
     namespace: u32,
-    /// Entries of the user who is being written: sequence, bytes, when it expires.
+    /// Entries of the current user: sequence, bytes of payload, expiry in seconds of the Unix epoch (0 = never).
     open: Vec<(Seq, u32, u32)>,
     ids: u64,
     contents: Contents,
@@ -59,8 +60,8 @@ impl Build {
         partial.push(".partial");
         let partial = PathBuf::from(partial);
         if partial.exists() && !unfinished::remove_remains(&partial)? {
-            let told = format!("{} is there, perhaps from an earlier time: remove it", partial.display());
-            return Err(refuse(told));
+            let reason = format!("{} exists, perhaps from an earlier run. Remove it", partial.display());
+            return Err(refuse(reason));
         }
         let engine = crate::embedded::tables::open::create(&partial, operation)?;
         engine.put(Table::Meta, FORMAT_KEY, FORMAT).map_err(failed)?;
@@ -89,7 +90,7 @@ impl Build {
         Ok(())
     }
 
-    /// All there is of a user beside the entries, which have all been written.
+    /// Writes a user's row, after all entries of that user.
     pub(super) fn stored(&mut self, user: &str, mut log: StoredLog) -> Result<(), StoreError> {
         let cursors = log.shared.iter().chain(log.devices.iter().map(|(_, cursor)| cursor));
         let through = cursors.map(|cursor| cursor.through).min().unwrap_or(0);
@@ -112,17 +113,17 @@ impl Build {
     pub(in crate::embedded) fn finish(mut self, lapses: u32, clock_ms: u64) -> Result<Contents, StoreError> {
         self.put(Table::Meta, LOSSY_RESTARTS_KEY, &lapses.to_be_bytes())?;
         self.put(Table::Meta, CLOCK_KEY, &clock_ms.to_be_bytes())?;
-        // The keys of ids are numbers of records: the journal goes on behind them.
+        // The keys of ids are WAL record numbers, so the WAL continues after them.
         self.put(Table::Meta, FLUSHED_KEY, &wal_key(self.ids))?;
         self.put(Table::Meta, OPEN_KEY, CLOSED)?;
         self.engine.checkpoint().map_err(failed)?;
-        let told = |error: std::io::Error| StoreError::Open { path: self.out.clone(), reason: error.to_string() };
-        unfinished::end(&self.partial).map_err(told)?;
+        let failed_io = |error: std::io::Error| StoreError::Open { path: self.out.clone(), reason: error.to_string() };
+        unfinished::end(&self.partial).map_err(failed_io)?;
         drop(self.engine);
-        fs::rename(&self.partial, &self.out).map_err(told)?;
-        let parent = fs::canonicalize(&self.out).map_err(told)?;
+        fs::rename(&self.partial, &self.out).map_err(failed_io)?;
+        let parent = fs::canonicalize(&self.out).map_err(failed_io)?;
         if let Some(parent) = parent.parent() {
-            File::open(parent).and_then(|parent| parent.sync_all()).map_err(told)?;
+            File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed_io)?;
         }
         Ok(self.contents)
     }

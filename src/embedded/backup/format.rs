@@ -1,8 +1,8 @@
-//! A store in one file, block after block: what a backup is, and what a store is made of again.
+//! The backup format: a store in one file, as a sequence of blocks.
 //!
-//! The file begins with a line that names the version. Each block has its length, a checksum over its number and its
-//! bytes, and the bytes; the last one says how much there is, so that a file that was cut off, or put together wrong, is
-//! refused. Of each user the entries come first, in order, and then all there is of him beside them.
+//! The file begins with a line that names the version. Each block consists of its length, a checksum over its number and
+//! its bytes, and the bytes. The last block states how much the file holds, so that a truncated or reordered file is
+//! rejected. The entries of each user come first, in order, then the user's log without entries.
 
 use std::io::{self, Read, Write};
 
@@ -18,32 +18,32 @@ use crate::{
     message::Seq,
 };
 
-/// How a file begins: what it is, and its version.
+/// First line of a file: its kind and version.
 const MAGIC: &[u8; 16] = b"mesa backup 001\n";
 
-/// The beginning that backups of all versions share.
+/// Prefix that the backups of all versions share.
 const KIND: &[u8] = b"mesa backup ";
 
-/// Longest block: entries of one user up to a bound, or one large one; or a row, which is far shorter.
+/// Longest block, in bytes: some entries of one user, or one large entry. A row is far shorter.
 const BLOCK_BYTES_MAX: usize = 256 << 10;
 
 /// Dispatch ids in one block.
 const IDS_MAX: usize = 64;
 
-/// What a file is made of. Variants are only ever appended.
+/// Holds one part of the file. Variants are only appended.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(in crate::embedded) enum Block {
-    /// The first one.
+    /// The first block.
     Begin { namespace: String, lapses: u32, at_ms: u64 },
-    /// Entries of a user, rising: sequence, when it expires in seconds of the Unix epoch (0 = never), payload.
+    /// Entries of a user, rising: sequence, expiry in seconds of the Unix epoch (0 = never), payload.
     Entries { user: String, entries: Vec<(Seq, u32, Vec<u8>)> },
-    /// What there is of a user beside the entries, which have all come before.
+    /// A user's log without its entries, which have all come before.
     Log { user: String, log: StoredLog },
-    /// Dispatches that were done once.
+    /// Idempotency ids and their results.
     Ids(Vec<StoredId>),
-    /// The last one.
+    /// The last block.
     End { users: u64, entries: u64, bytes: u64 },
-    /// The last one, where the rest could not be read.
+    /// The last block of a backup that failed, with the reason.
     Failed(String),
 }
 
@@ -79,7 +79,7 @@ impl<W: Write> Writer<W> {
         let body = bincode::encode_to_vec(block, format()).map_err(io::Error::other)?;
         let length = u32::try_from(body.len()).ok().filter(|length| *length as usize <= BLOCK_BYTES_MAX);
         let length = length.ok_or_else(|| io::Error::other(format!("a block of {} bytes", body.len())))?;
-        // In one piece, so that whoever passes it on does so at once.
+        // One write per block, so that a stream forwards whole blocks.
         let mut bytes = Vec::with_capacity(body.len() + 8);
         bytes.extend(length.to_le_bytes());
         bytes.extend(checksum(self.number, &body).to_le_bytes());
@@ -114,14 +114,14 @@ impl<W: Write> Writer<W> {
         Ok(self.contents)
     }
 
-    /// Ends a file that is not whole, and says why it is not.
+    /// Ends an incomplete file with the reason.
     pub fn fail(mut self, why: String) -> io::Result<()> {
         self.put(&Block::Failed(why))?;
         self.out.flush()
     }
 }
 
-/// Entries in parts of which each fits into a chunk, or is one large entry.
+/// Splits entries into parts that fit into a block of the value log, or hold one large entry.
 pub(in crate::embedded) fn parts(entries: &[(Seq, u32, Bytes)]) -> impl Iterator<Item = &[(Seq, u32, Bytes)]> {
     let mut rest = entries;
     std::iter::from_fn(move || {
@@ -137,7 +137,7 @@ pub(in crate::embedded) fn parts(entries: &[(Seq, u32, Bytes)]) -> impl Iterator
     })
 }
 
-/// Reads a file, and holds each block to what was written.
+/// Reads a file, and verifies each block.
 pub(in crate::embedded) struct Reader<R> {
     from: R,
     number: u64,
@@ -158,7 +158,7 @@ impl<R: Read> Reader<R> {
         Ok(Self { from, number: 0, contents: Contents::default(), ended: false })
     }
 
-    /// The next block; `None` behind the last.
+    /// Reads the next block. Returns `None` after the last.
     pub fn next(&mut self) -> Result<Option<Block>, PortableError> {
         if self.ended {
             return Ok(None);
@@ -197,8 +197,8 @@ impl<R: Read> Reader<R> {
             Block::Log { .. } => self.contents.users += 1,
             Block::Ids(_) => {}
             Block::End { users, entries, bytes } => {
-                let said = Contents { users: *users, entries: *entries, bytes: *bytes };
-                if said != self.contents {
+                let stated = Contents { users: *users, entries: *entries, bytes: *bytes };
+                if stated != self.contents {
                     return Err(self.damaged("there is not as much in the file as it says"));
                 }
                 self.ended = true;
@@ -227,10 +227,10 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// Reads a file to its end, and tells how much is in it.
+/// Verifies a whole file. Returns how much it holds.
 ///
 /// # Errors
-/// When it is not whole, or not what was written.
+/// When the file is incomplete or damaged.
 pub fn verify(from: impl Read) -> Result<Contents, PortableError> {
     let mut reader = Reader::begin(from)?;
     while reader.next()?.is_some() {}
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_cut_off_anywhere_is_refused() {
+    fn truncated_file_is_rejected() {
         let file = file();
         assert_eq!(verify(&file[..]).unwrap().entries, 300);
         for end in (0..file.len()).step_by(97).chain(file.len() - 40..file.len()) {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_anywhere_is_refused() {
+    fn file_with_flipped_bit_is_rejected() {
         let file = file();
         for at in (0..file.len()).step_by(61) {
             let mut damaged = file.clone();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_in_another_order_are_refused() {
+    fn file_with_reordered_blocks_is_rejected() {
         let file = file();
         let mut at = MAGIC.len();
         let mut blocks = Vec::new();

@@ -1,7 +1,7 @@
-//! Making a store of what was found: of what is left of a damaged one, or of a backup.
+//! Creates a store from a backup.
 //!
-//! It is made in a directory `NAME.partial`, which is marked as unfinished, and renamed when it is whole. So no server ever
-//! starts on a part of it.
+//! The store is built in a directory `NAME.partial`, which is marked as unfinished, and renamed when it is complete. So no
+//! server ever starts on a part of it.
 
 use std::{
     fs::File,
@@ -20,10 +20,12 @@ use crate::{
     store::StoreError,
 };
 
-/// Makes a store of a backup in `directory`, which must not exist or be empty. The whole file is verified first.
+/// Creates a store from a backup in `directory`, which must not exist or be empty.
+///
+/// The whole file is verified first.
 ///
 /// # Errors
-/// When the file is not a whole backup, there is something in the directory, or it cannot be written.
+/// When the file is not a complete backup, the directory is not empty, or it cannot be written.
 pub fn restore(file: &Path, directory: &Path) -> Result<Contents, PortableError> {
     let mut from = BufReader::new(File::open(file)?);
     super::format::verify(&mut from)?;

@@ -1,8 +1,8 @@
-//! A backup of a store that is at work: every user's log, one after the other, as a [backup file](super::format).
+//! Online backup: writes every user's log, one after the other, as a [backup file](super::format).
 //!
-//! Of each user it has everything up to where his log ended when his turn came, without a hole: so everything that was
-//! answered before the backup began is in it. What is received meanwhile counts as received. Nothing is locked for longer
-//! than it takes to look at one log, and no more than a page of one log is in memory.
+//! For each user it holds all entries up to the head of the log at the time it was read, without a gap. So it has
+//! everything that was answered before the backup began. Entries that are acknowledged meanwhile count as acknowledged. Locks
+//! are held only while one log is read, and at most one page of one log is in memory.
 
 use std::io::Write;
 
@@ -25,14 +25,14 @@ use crate::{
     store::{Reason, Received, Rejected, StoreError},
 };
 
-/// Users looked up at once.
+/// Users that are listed at once.
 const USERS: usize = 256;
 
-/// Entries and bytes of payload read at once; one chunk may be more.
+/// Entries and bytes of payload that are read at once. One block may exceed them.
 const PAGE_ENTRIES: usize = 1024;
 const PAGE_BYTES: usize = 256 << 10;
 
-/// As in `read`: how often a page begins again because it was settled meanwhile.
+/// Retries of a page that was flushed meanwhile, as in `read`.
 const RETRIES_MAX: usize = 100;
 
 type Entries = Vec<(Seq, u32, Bytes)>;
@@ -40,7 +40,8 @@ type Entries = Vec<(Seq, u32, Bytes)>;
 impl Shared {
     /// See [`Store::backup`](crate::store::Store::backup).
     pub(in crate::embedded) fn backup(&self, out: &mut dyn Write) -> Result<Contents, PortableError> {
-        let namespace = self.engine.get(Table::Meta, NAMESPACE_KEY).map_err(|error| told(&StoreError::from(error)))?;
+        let namespace =
+            self.engine.get(Table::Meta, NAMESPACE_KEY).map_err(|error| failed(&StoreError::from(error)))?;
         let namespace = String::from_utf8_lossy(&namespace.unwrap_or_default()).into_owned();
         let mut writer = Writer::begin(out, namespace, self.logs.lapses().count, self.clock.now_ms())?;
         match self.back_up_all(&mut writer) {
@@ -49,7 +50,7 @@ impl Shared {
                 writer.fail(why.clone())?;
                 Err(PortableError::Failed(why))
             }
-            // Nobody takes it any more.
+            // The reader of the backup is gone.
             Err(error) => Err(error),
         }
     }
@@ -58,7 +59,7 @@ impl Shared {
         self.back_up_ids(writer)?;
         let mut after: Option<UserId> = None;
         loop {
-            let users = self.user_page(after.as_ref()).map_err(|error| told(&error))?;
+            let users = self.user_page(after.as_ref()).map_err(|error| failed(&error))?;
             for user in &users {
                 self.back_up_user(user, writer)?;
             }
@@ -72,7 +73,7 @@ impl Shared {
     fn user_page(&self, after: Option<&UserId>) -> Result<Vec<UserId>, StoreError> {
         let mut from = after.map_or_else(Vec::new, |after| after.as_str().as_bytes().to_vec());
         if after.is_some() {
-            // The least key above it.
+            // The lowest key above `after`.
             from.push(0);
         }
         let mut users = Vec::new();
@@ -85,21 +86,21 @@ impl Shared {
     }
 
     fn back_up_user(&self, user: &UserId, writer: &mut Writer<&mut dyn Write>) -> Result<(), PortableError> {
-        let failed = |error: StoreError| told(&error);
-        let first = self.stored_log(user).map_err(failed)?;
+        let to_backup_error = |error: StoreError| failed(&error);
+        let first = self.stored_log(user).map_err(to_backup_error)?;
         let (head, mut after) = (first.head, received_by_all(&first));
         while after < head {
-            let (entries, through) = self.backup_page(user, after, head).map_err(failed)?;
+            let (entries, through) = self.backup_page(user, after, head).map_err(to_backup_error)?;
             writer.entries(user.as_str(), &entries)?;
             after = through;
         }
-        // As it stands now: what went meanwhile was received, or is gone for a reason, and this says so.
-        let mut log = self.stored_log(user).map_err(failed)?;
+        // Read again: entries that were removed meanwhile were acknowledged or have a gap with a reason, which this row holds.
+        let mut log = self.stored_log(user).map_err(to_backup_error)?;
         cut(&mut log, head);
         Ok(writer.log(user.as_str(), log)?)
     }
 
-    /// A user's log without its entries. One that is not in memory is not taken there: a backup asks for everybody.
+    /// Reads a user's log without its entries. Does not load it into the cache, because a backup reads every user.
     fn stored_log(&self, user: &UserId) -> Result<StoredLog, StoreError> {
         let lapses = self.logs.lapses();
         if let Some(row) = self.logs.with_loaded(user, |log| log.row(lapses.count)) {
@@ -111,7 +112,7 @@ impl Shared {
         Ok(UserLog::from_row(row, lapses).row(lapses.count).into_stored())
     }
 
-    /// Entries above `after`, in order and up to `head`, and how far that has looked.
+    /// Reads a page of entries above `after` up to `head`. Returns also the sequence up to which it read.
     fn backup_page(&self, user: &UserId, after: Seq, head: Seq) -> Result<(Entries, Seq), StoreError> {
         for _ in 0..RETRIES_MAX {
             let (from, settled, slots) = self.logs.with(user, |log| {
@@ -125,17 +126,17 @@ impl Shared {
                 (from, settled, slots.take(PAGE_ENTRIES).take_while(fits).copied().collect::<Vec<_>>())
             })?;
             if from < settled.min(head) {
-                return self.backup_inbox(user, from, settled.min(head));
+                return self.backup_blocks(user, from, settled.min(head));
             }
             if let Some(entries) = self.backup_slots(user, &slots)? {
                 let through = entries.last().map_or(head, |(seq, ..)| *seq);
                 return Ok((entries, through));
             }
         }
-        Err(StoreError::Damaged(format!("the journal has lost records of user {user:?} above {after}").into()))
+        Err(StoreError::Damaged(format!("the WAL has lost records of user {user:?} above {after}").into()))
     }
 
-    /// `None` if some of it has moved to the inbox meanwhile.
+    /// Reads entries from the WAL. Returns `None` if some were flushed meanwhile.
     fn backup_slots(&self, user: &UserId, slots: &[WalSlot]) -> Result<Option<Entries>, StoreError> {
         let mut entries = Vec::with_capacity(slots.len());
         let there = self.read_slots(user, slots, &mut |slot, entry| {
@@ -144,8 +145,8 @@ impl Shared {
         Ok(there.then_some(entries))
     }
 
-    /// Entries in the inbox above `from` and up to `to`, and how far that has looked.
-    fn backup_inbox(&self, user: &UserId, from: Seq, to: Seq) -> Result<(Entries, Seq), StoreError> {
+    /// Reads flushed entries above `from` up to `to`. Returns also the sequence up to which it read.
+    fn backup_blocks(&self, user: &UserId, from: Seq, to: Seq) -> Result<(Entries, Seq), StoreError> {
         let (mut entries, mut bytes) = (Entries::new(), 0);
         let all = self.read_value_log(user, from, to, &mut |found| {
             if bytes > PAGE_BYTES {
@@ -159,7 +160,7 @@ impl Shared {
         Ok((entries, if all { to } else { last }))
     }
 
-    /// Ids of dispatches: those in the journal first, so that what is moved out of it meanwhile is found in the table.
+    /// Writes idempotency ids. Those in the WAL come first, so that ids flushed meanwhile are found in the table.
     fn back_up_ids(&self, writer: &mut Writer<&mut dyn Write>) -> Result<(), PortableError> {
         let (mut rejected, mut ended) = (Vec::new(), Ok(()));
         let scanned = self.engine.scan(Table::Wal, &[], &mut |_, value| {
@@ -167,7 +168,7 @@ impl Shared {
             ended = found.and_then(|ids| self.write_ids(ids, writer));
             ended.is_ok()
         });
-        scanned.map_err(|error| told(&StoreError::from(error)))?;
+        scanned.map_err(|error| failed(&StoreError::from(error)))?;
         ended?;
         let mut ended = Ok(());
         let scanned = self.engine.scan(Table::Ids, &[], &mut |_, value| {
@@ -177,7 +178,7 @@ impl Shared {
             };
             ended.is_ok()
         });
-        scanned.map_err(|error| told(&StoreError::from(error)))?;
+        scanned.map_err(|error| failed(&StoreError::from(error)))?;
         ended
     }
 
@@ -190,9 +191,9 @@ impl Shared {
     }
 }
 
-/// What was done once, as a record says. What was rejected may stand in the record before.
+/// Decodes the idempotency ids of a WAL record. Their rejected recipients may be in the previous record.
 fn ids_in(record: &Bytes, rejected: &mut Vec<Rejected>) -> Result<Vec<StoredId>, PortableError> {
-    let unreadable = |error: &dyn std::fmt::Display| PortableError::Failed(format!("a journal record: {error}"));
+    let unreadable = |error: &dyn std::fmt::Display| PortableError::Failed(format!("a WAL record: {error}"));
     let mut reader = RecordReader::new(record).map_err(|error| unreadable(&error))?;
     let Header::V1 { at_ms, .. } = reader.header;
     let mut found = Vec::new();
@@ -212,7 +213,7 @@ fn ids_in(record: &Bytes, rejected: &mut Vec<Rejected>) -> Result<Vec<StoredId>,
     Ok(found)
 }
 
-fn told(error: &StoreError) -> PortableError {
+fn failed(error: &StoreError) -> PortableError {
     PortableError::Failed(error.to_string())
 }
 
@@ -221,7 +222,7 @@ fn received_by_all(log: &StoredLog) -> Seq {
     cursors.map(|cursor| cursor.through).min().unwrap_or(0)
 }
 
-/// Takes out what is beyond `head`.
+/// Removes everything above `head`.
 fn cut(log: &mut StoredLog, head: Seq) {
     let cut_cursor = |cursor: &mut StoredCursor| {
         let islands: Vec<_> = cursor.islands.iter().map(|&(from, to)| (from, to.min(head))).collect();

@@ -1,4 +1,4 @@
-//! Everything in a store that nobody has open, read without changing anything and without taking anything for granted.
+//! Reads the files of a closed store, which may be damaged, without changing them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,51 +24,52 @@ use crate::embedded::{
     wal::layout::record_at,
 };
 
-/// What the disk is asked for at once: where it gives no answer, this much is missed.
+/// Bytes that are read at once. A disk error loses this many.
 const PART_BYTES: usize = 4096;
 
-/// A stretch of a file of ours in which nothing can be read.
+/// Describes a range of a WAL segment in which no record can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::embedded) struct Unreadable {
-    /// Which, in the store's directory.
+    /// Name of the file in the store's directory.
     pub file: String,
-    /// First byte of it, and the first behind it.
+    /// First byte of the range, and the first byte after it.
     pub from: u64,
     pub to: u64,
 }
 
-/// All that is in the files.
+/// Holds everything that the files contain.
 #[derive(Debug)]
 pub(in crate::embedded) struct OfflineReader {
     tables: RawTables,
-    /// Records that are needed, by their numbers.
+    /// Unflushed records, by their numbers.
     records: BTreeMap<u64, Bytes>,
-    /// The highest record that one of them says was synced.
+    /// The highest record that another record states as synced.
     synced: u64,
     chunks: Chunks,
     unreadable: Vec<Unreadable>,
 }
 
 impl OfflineReader {
-    /// Reads the store in `directory`; of sled's file up to where sled takes it to end, or, with `behind`, all that can be
-    /// read.
+    /// Reads the store in `directory`.
+    ///
+    /// Reads sled's file up to the end that sled detects, or, with `behind`, everything that can be read.
     pub fn open(directory: &Path, behind: bool) -> io::Result<Self> {
         let tables = RawTables::open(&directory.join(LOG), behind)?;
         let settled = flushed_through(&tables)?;
-        let mut rest = Self {
+        let mut reader = Self {
             tables,
             records: BTreeMap::new(),
             synced: 0,
             chunks: Chunks { directory: directory.join(VALUE_LOG) },
             unreadable: Vec::new(),
         };
-        rest.read_records(&directory.join(WAL), settled)?;
-        Ok(rest)
+        reader.read_records(&directory.join(WAL), settled)?;
+        Ok(reader)
     }
 
     fn read_records(&mut self, directory: &Path, settled: u64) -> io::Result<()> {
         for first in framing::numbered(directory)? {
-            let bytes = read_what_can_be(&directory.join(framing::name(first)))?;
+            let bytes = read_lossy(&directory.join(framing::name(first)))?;
             let mut at = 0;
             while at < bytes.len() {
                 let Some(record) = record_at(&bytes, at) else {
@@ -88,58 +89,59 @@ impl OfflineReader {
         Ok(())
     }
 
-    /// Records that are needed, with their numbers, in order.
+    /// Returns the unflushed records with their numbers, in order.
     pub fn records(&self) -> impl Iterator<Item = (u64, &Bytes)> {
         self.records.iter().map(|(number, record)| (*number, record))
     }
 
-    /// The highest record that another one says was synced.
+    /// Returns the highest record that another record states as synced.
     pub fn synced(&self) -> u64 {
         self.synced
     }
 
-    /// Up to this record nothing is needed of the journal.
+    /// Returns the record up to which the WAL is flushed.
     pub fn settled(&self) -> io::Result<u64> {
         flushed_through(&self.tables)
     }
 
-    /// Parts of the journal's files in which nothing can be read.
+    /// Returns the ranges of WAL segments in which nothing can be read.
     pub fn unreadable(&self) -> &[Unreadable] {
         &self.unreadable
     }
 
-    /// The pairs of a table from `from` on, in order; of an inbox, of chunks that cannot be read why. The journal is
-    /// none of these.
+    /// Returns the pairs of a table from `from` on, in order, except those of the WAL.
+    ///
+    /// The value of an unreadable block states the reason.
     pub fn pairs(&self, table: Table, from: &[u8]) -> TablePairs<'_> {
         let chunks = (table == Table::Log).then_some(&self.chunks);
         TablePairs { pairs: self.tables.pairs(table, from), chunks }
     }
 
-    /// The keys of a table, in order.
+    /// Returns the keys of a table, in order.
     pub fn keys(&self, table: Table) -> impl Iterator<Item = io::Result<Bytes>> {
         self.tables.pairs(table, &[]).map(|pair| pair.map(|(key, _)| key))
     }
 
-    /// A value of a table other than the inboxes.
+    /// Returns a value of a table other than [`Table::Log`].
     pub fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>> {
         self.tables.get(table, key)
     }
 
-    /// Visits the chunks to which no table leads: such that were let go, and such whose place is lost.
-    pub fn chunks_without_place(&self, mut visit: impl FnMut(&Bytes)) -> io::Result<()> {
+    /// Visits the blocks without a location in the table: released ones, and those whose location is lost.
+    pub fn blocks_without_location(&self, mut visit: impl FnMut(&Bytes)) -> io::Result<()> {
         let mut known = HashMap::new();
         for pair in self.tables.pairs(Table::Log, &[]) {
             let (key, place) = pair?;
             known.extend(BlockLocation::decode(&place).map(|place| (place, key)));
         }
         for file in framing::numbered(&self.chunks.directory)? {
-            let bytes = read_what_can_be(&self.chunks.directory.join(framing::name(file)))?;
+            let bytes = read_lossy(&self.chunks.directory.join(framing::name(file)))?;
             let mut at = 0;
             while let Some(found) = framing::find(Kind::Block, &bytes, at) {
                 let Some(body) = framing::body(Kind::Block, &bytes[found..]) else { break };
                 let length = HEAD_BYTES + body.len();
                 let place = BlockLocation { file, at: found as u32, length: length as u32 };
-                // A damaged key may lead to a chunk of another key, and that chunk is not read through it.
+                // A damaged key may refer to the block of another key. Such a block is not read through it.
                 let has_place = |key: &[u8]| known.get(&place).is_some_and(|known| *known == key);
                 if let Some((_, value)) = parts(body).filter(|(key, _)| !has_place(key)) {
                     visit(&Bytes::copy_from_slice(value));
@@ -150,32 +152,32 @@ impl OfflineReader {
         Ok(())
     }
 
-    /// Parts of sled's file that are not what was written there.
+    /// Returns the damaged parts of sled's file.
     pub fn broken(&self) -> &[Broken] {
         self.tables.broken()
     }
 
-    /// Keys of tables of which nothing is known any more.
+    /// Takes the ranges of keys that are lost.
     pub fn gaps(&mut self) -> Vec<Gap> {
         std::mem::take(&mut self.tables.gaps)
     }
 
-    /// Whether there is something behind the place at which sled takes its log to end.
+    /// Returns whether there is data after the end that sled detects in its log.
     pub fn goes_on(&self) -> bool {
         self.tables.goes_on()
     }
 
-    /// A part of the store in `directory` that is not there.
+    /// Returns a missing part of the store in `directory`.
     pub fn missing(&self, directory: &Path) -> io::Result<Option<Missing>> {
         Missing::beside(directory, &self.tables)
     }
 
-    /// Where in its log sled takes it to end.
+    /// Returns the position at which sled's log ends for sled.
     pub fn end(&self) -> u64 {
         self.tables.end()
     }
 
-    /// See [`RawTables::lost`]. Leaves out the table of what the store says of itself, whose keys look like ids of users.
+    /// Returns the pairs of lost pages: see [`RawTables::lost`]. Excludes the table `meta`, whose keys look like user ids.
     pub fn lost(&self) -> impl Iterator<Item = io::Result<(Bytes, Bytes)>> {
         let is_meta = |pairs: &[(Bytes, Bytes)]| pairs.iter().any(|(key, value)| key == FORMAT_KEY && value == FORMAT);
         self.tables.lost().flat_map(move |page| match page {
@@ -186,13 +188,13 @@ impl OfflineReader {
     }
 }
 
-/// Up to which record the tables of sled's file say that the journal is not needed.
+/// Returns the record up to which the WAL is flushed, as the tables state it.
 pub(in crate::embedded) fn flushed_through(tables: &RawTables) -> io::Result<u64> {
     Ok(tables.get(Table::Meta, FLUSHED_KEY)?.and_then(|value| wal_number(&value)).unwrap_or(0))
 }
 
-/// A file, with zeros where the disk does not give it back.
-fn read_what_can_be(path: &Path) -> io::Result<Bytes> {
+/// Reads a file, with zeros in place of parts that cannot be read.
+fn read_lossy(path: &Path) -> io::Result<Bytes> {
     let file = fs::File::open(path)?;
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     let mut bytes = vec![0; length];
@@ -204,14 +206,14 @@ fn read_what_can_be(path: &Path) -> io::Result<Bytes> {
     Ok(bytes.into())
 }
 
-/// The files of chunks.
+/// Reads blocks from the files of the value log.
 #[derive(Debug)]
 struct Chunks {
     directory: PathBuf,
 }
 
 impl Chunks {
-    /// The chunk of a key, or why it cannot be read.
+    /// Reads the block of a key, or returns the reason why it cannot be read.
     fn chunk(&self, key: &[u8], place: &[u8]) -> io::Result<Bytes> {
         let Some(place) = BlockLocation::decode(place) else { return Ok(no_place().to_value()) };
         let file = match fs::File::open(self.directory.join(framing::name(place.file))) {
@@ -228,7 +230,7 @@ impl Chunks {
     }
 }
 
-/// See [`OfflineReader::pairs`].
+/// Iterates over a table: see [`OfflineReader::pairs`].
 pub(in crate::embedded) struct TablePairs<'a> {
     pairs: Pairs<'a>,
     chunks: Option<&'a Chunks>,

@@ -1,9 +1,9 @@
-//! Making sled's files anew where sled would make a mess of those there are.
+//! Rebuilds sled's files when sled could not open them without loss.
 //!
-//! When it opens, sled makes a snapshot, and then empties the parts of its file that the snapshot makes superfluous; but it
-//! does not make the snapshot's name last. A power cut that takes the name back, and nothing else, leaves a file that sled
-//! either calls corrupt or takes for nearly empty. All is there, though, and is read without sled: so it is put into new
-//! files, which take the place of the old ones when they are whole. The old ones are set aside.
+//! When it opens, sled writes a snapshot, and then clears the parts of its file that the snapshot makes superfluous. It does
+//! not sync the snapshot's name. A power cut that loses only that name leaves a file that sled reports as corrupt, or treats
+//! as nearly empty. All data is still there and readable without sled. So it is written to new files, which replace the old
+//! ones when they are complete. The old ones are set aside.
 
 use std::{fs, io, path::Path};
 
@@ -17,35 +17,33 @@ use crate::embedded::tables::{
     watermark::WatermarkFile,
 };
 
-/// Whether that is what has become of a log.
+/// Returns whether sled's files must be rebuilt.
 pub fn is_due(log: &Path) -> io::Result<bool> {
     Ok(fs::metadata(log.join(DB)).is_ok_and(|db| db.len() > 0) && Segments::find(log)?.snapshot_misleads())
 }
 
-/// Makes it anew, with `open` for what opens sled in a directory.
+/// Rebuilds sled's files. `open` opens sled in a directory.
 pub fn rebuild(
     locked: &StoreDir,
     path: &Path,
     open: impl FnOnce(&Path) -> sled::Result<sled::Db>,
 ) -> Result<(), String> {
-    let told = |error: io::Error| why("its tables cannot be written anew", &sled_error::restored(error));
-    let tables = RawTables::open(&locked.log(), false).map_err(told)?;
+    let failed = |error: io::Error| why("its tables cannot be rebuilt", &sled_error::restored(error));
+    let tables = RawTables::open(&locked.log(), false).map_err(failed)?;
     if let Some(broken) = tables.broken().first() {
         return Err(broken.to_string());
     }
     if !tables.gaps.is_empty() {
         return Err("parts of its tables are missing. See what is left with `mesa inspect`".into());
     }
-    let making = locked.making().map_err(told)?;
+    let making = locked.making().map_err(failed)?;
     let db = open(&making).map_err(|error| why_of_sled(&error))?;
-    fill(&db, &tables).inspect_err(|_| discard_sled(&db)).map_err(told)?;
-    close_sled(db, &making).map_err(told)?;
-    // It knows where the old log ended.
-    WatermarkFile::forget_end(path).map_err(told)?;
-    locked.rebuilt(&making).map_err(told)?;
-    tracing::warn!(
-        "a power cut had left the tables such that they could not be opened: they were written anew, with all there was"
-    );
+    fill(&db, &tables).inspect_err(|_| discard_sled(&db)).map_err(failed)?;
+    close_sled(db, &making).map_err(failed)?;
+    // The watermark states the end of the old log.
+    WatermarkFile::forget_end(path).map_err(failed)?;
+    locked.rebuilt(&making).map_err(failed)?;
+    tracing::warn!("a power cut had left tables that sled could not open: they were rebuilt with all their data");
     Ok(())
 }
 
@@ -88,7 +86,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_written_anew_is_what_was_there_wherever_the_power_goes() {
+    async fn rebuild_interrupted_anywhere_keeps_all_entries() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("store");
         let tuned = |flush_delay| DiskOptions {

@@ -14,23 +14,24 @@ use crate::{
     store::StoreError,
 };
 
-/// Writes what can be read of a damaged store to a new one at `out`, which must not exist, or be empty. What is damaged
-/// is told by the inspection afterwards.
+/// Writes the readable data of a damaged store to a new one at `out`, which must not exist or be empty.
+///
+/// Afterwards the inspection lists the damage.
 ///
 /// # Errors
-/// When there is something at `out`, or it cannot be written.
+/// When `out` is not empty, or it cannot be written.
 pub fn salvage(inspection: &mut Inspection, out: &Path) -> Result<Contents, StoreError> {
     let other = inspection.facts().format.clone().filter(|format| format.as_bytes() != FORMAT);
     if let Some(format) = other {
         let ours = String::from_utf8_lossy(FORMAT);
-        let told = format!(
-            "the store has format {format}, and this version saves what is left of {ours}. Use the version that wrote it"
+        let reason = format!(
+            "the store has format {format}, and this version salvages {ours} only. Use the version that wrote it"
         );
-        return Err(StoreError::Incompatible(told));
+        return Err(StoreError::Incompatible(reason));
     }
     let namespace = inspection.facts().namespace.clone().unwrap_or_default();
     let mut build = Build::begin(out, &namespace, Operation::Salvage)?;
-    let ids: Vec<StoredId> = inspection.ids().iter().map(|done| done.0.clone()).collect();
+    let ids: Vec<StoredId> = inspection.ids().iter().map(|entry| entry.0.clone()).collect();
     ids.chunks(64).try_for_each(|part| build.ids(part.to_vec()))?;
     inspection.visit(&mut build)?;
     let known = inspection.facts().lapses;

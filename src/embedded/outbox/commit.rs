@@ -1,15 +1,16 @@
-//! What the commit thread does for the outbox, and opening it.
+//! Opens the outbox, and writes it on the commit thread.
 //!
-//! A batch is one value, or several of which only the last makes it whole: what a crash leaves of it without that counts as
-//! nothing. What was lost is written down when it begins and once a second, so that a crash can make the count too small and
-//! never forget it; and it is taken back behind the event that tells it.
+//! A batch is one value or several, and is complete only with the last one. A crash may leave an incomplete batch, which
+//! is ignored. Counts of dropped events are stored at the first drop and once a second. So a crash can make them too low, but
+//! never lose them. They are removed after the `overflow` event that reports them.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::{
-    Inside, Lost, Outbox, OutboxEvent, OutboxOptions, WAITING_BYTES_MAX, WAITING_EVENTS_MAX, Written, damaged, failed,
+    DropCounters, Inside, Outbox, OutboxEvent, OutboxOptions, WAITING_BYTES_MAX, WAITING_EVENTS_MAX, Written, damaged,
+    failed,
     format::{self, Batch, Pieces, StoredLost},
 };
 use crate::{
@@ -21,68 +22,71 @@ use crate::{
     store::{Durability, StoreError, clock::Clock},
 };
 
-/// Events are written together up to about this many bytes, one at least: mostly one value.
+/// Bytes of events in one batch, about, and one event at least. Mostly one value.
 const BATCH_BYTES: u64 = 48 << 10;
 
-/// How often it is written down how much was lost, in milliseconds.
-const LOST_PAUSE_MS: u64 = 1000;
+/// Interval at which counts of dropped events are stored, in milliseconds.
+const LOST_INTERVAL_MS: u64 = 1000;
 
-/// Bytes that the tables' file grows by, at most, for each byte of an event until it is removed again. sled writes a value again
-/// with each change of its neighbours: measured were 2.2 for events of 50 kB and 2.3 for those of 300 bytes, and with their
-/// removal 2.5 and 3.4.
+/// Bytes by which sled's file grows, at most, for each byte of an event until the event is removed.
+///
+/// sled writes a value again with each change of its neighbours. Measured: 2.2 for events of 50 kB and 2.3 for 300 bytes;
+/// with their removal 2.5 and 3.4.
 const SPACE_FACTOR: u64 = 4;
 
-/// Bytes by which the tables' file grows at once, when a single byte of it is needed.
+/// Bytes by which sled's file grows at once: one segment.
 const GROWTH_BYTES: u64 = 8 << 20;
 
-/// With more to spare than this it does not matter how much fits into the tables' file as it is.
+/// With more spare bytes than this, the space inside sled's file does not matter.
 const SLACK_SPARE_MAX: u64 = 4 * GROWTH_BYTES;
 
-/// Bytes that are left to messages for each byte of the events that were written: what was removed leaves its space to later
-/// events, and not to the inboxes. So the outbox takes about half of what there was.
+/// Bytes left to messages for each byte of written events.
+///
+/// Removed events leave their space to later events, not to the value log. So the outbox takes about half of the space.
 const LEFT_FACTOR: u64 = 2;
 
-/// Bytes of events written in one step, one event at least. Before each step the tables' space is looked at: what is set aside
-/// for them is several times what a step makes of their file.
+/// Bytes of events written in one step, one event at least.
+///
+/// Table space is checked before each step. The preallocated space is several times the growth of one step.
 const STEP_BYTES: u64 = 512 << 10;
 
-/// Pieces removed in one step, about: sled may write the neighbours of each again.
+/// Pieces removed in one step, about. sled may write the neighbours of each piece again.
 const STEP_REMOVED_PIECES: usize = 32;
 
-/// The same where the tables have little space.
+/// Pieces removed in one step while the tables have little space.
 const REMOVED_PIECES: usize = 16;
 
-/// Users in one step of whom it is written up to where their messages were reported.
+/// Users whose reported sequence is written in one step.
 const STEP_REPORTED: usize = 1000;
 
-/// Steps made in a row: twice as many as all takes that may wait in memory. More waits for the next commit.
+/// Steps in a row: twice as many as the events in memory can need. The rest waits for the next commit.
 const STEPS_MAX: usize =
     2 * (WAITING_BYTES_MAX / STEP_BYTES + WAITING_EVENTS_MAX as u64 / STEP_REPORTED as u64) as usize;
 
-/// What the disk has space for.
+/// States the space for the outbox.
 #[derive(Clone, Copy)]
 struct Space {
     /// Bytes of the disk that the outbox may take.
     spare: u64,
-    /// Bytes that the tables take before their file grows, where that matters.
+    /// Bytes that fit into sled's file before it grows, where that matters.
     slack: u64,
-    /// Removals only.
+    /// Only removals are allowed.
     little: bool,
 }
 
-/// What is to be written at once.
+/// Holds the writes of one step.
 struct Work {
     batches: Vec<(Written, Batch)>,
     lost: Option<StoredLost>,
-    lost_told: bool,
+    lost_reported: bool,
     reported: Vec<(UserId, Option<Seq>)>,
     remove: Vec<Written>,
-    /// More is left than a step writes.
+    /// More is left for another step.
     more: bool,
 }
 
 impl Outbox {
-    /// Reads what is there of it.
+    /// Opens the outbox of a store, with the events of earlier starts.
     pub(in crate::embedded) fn open(
         engine: Arc<dyn Engine>,
         queue: Arc<Queue>,
@@ -93,14 +97,14 @@ impl Outbox {
         getrandom::fill(&mut start).map_err(|error| StoreError::Failed(error.to_string().into()))?;
         let mut inside = Inside { next: 1, ..Inside::default() };
         let unfinished = read_all(&*engine, &mut inside)?;
-        // Of a write that a crash has cut off.
+        // An incomplete batch of a write that a crash interrupted.
         unfinished.iter().try_for_each(|key| engine.remove(Table::Outbox, key)).map_err(failed)?;
         inside.removed = inside.batches.front().map_or(inside.next, |batch| batch.first) - 1;
         inside.remove = inside.removed;
         (inside.written, inside.written_bytes) = (inside.events, inside.bytes);
         if let Some(stored) = engine.get(Table::Outbox, format::LOST_KEY).map_err(failed)? {
             let StoredLost::V1 { since_ms, lost } = StoredLost::decode(&stored).map_err(damaged)?;
-            inside.lost = Lost { since_ms, at_least: true, stored: true, ..Lost::default() };
+            inside.lost = DropCounters { since_ms, at_least: true, stored: true, ..DropCounters::default() };
             for (kind, count) in lost {
                 if let Some(counted) = inside.lost.counts.get_mut(usize::from(kind)) {
                     *counted = count;
@@ -111,30 +115,30 @@ impl Outbox {
             tracing::info!(
                 events = inside.events,
                 bytes = inside.bytes,
-                "the outbox of the webhook has events from before"
+                "the webhook outbox has events of an earlier start"
             );
         }
         let (start, changed) = (u64::from_be_bytes(start), watch::Sender::new(0));
         Ok(Arc::new(Self { engine, queue, clock, options, start, inside: inside.into(), changed }))
     }
 
-    /// Whether the commit thread has anything to do for it.
+    /// Collects the writes of the next step. Returns `None` if there are none.
     fn work(&self, space: Space) -> Option<Work> {
         let now_ms = self.clock.now_ms();
         let mut inside = self.inside.lock();
         inside.find_space(space);
         if inside.lost.any() {
-            self.tell_lost(&mut inside, now_ms);
+            self.report_drops(&mut inside, now_ms);
         }
         let waiting = inside.take_waiting();
-        // What was lost is taken back, and up to where messages were reported is written, only with those events.
+        // The counts are removed, and reported sequences written, only together with the events that report them.
         let all = inside.waiting.is_empty();
-        let due = !inside.lost.stored || now_ms.saturating_sub(inside.lost.stored_ms) >= LOST_PAUSE_MS;
-        let (mut lost, mut lost_told) = (None, false);
+        let due = !inside.lost.stored || now_ms.saturating_sub(inside.lost.stored_ms) >= LOST_INTERVAL_MS;
+        let (mut lost, mut lost_reported) = (None, false);
         if !all || space.little {
             // Later.
         } else if inside.lost.unwritten && !inside.lost.any() {
-            (inside.lost.unwritten, inside.lost.stored, lost_told) = (false, false, true);
+            (inside.lost.unwritten, inside.lost.stored, lost_reported) = (false, false, true);
         } else if inside.lost.unwritten && due {
             lost = Some(StoredLost::V1 { since_ms: inside.lost.since_ms, lost: inside.lost.list() });
             (inside.lost.unwritten, inside.lost.stored, inside.lost.stored_ms) = (false, true, now_ms);
@@ -162,9 +166,9 @@ impl Outbox {
         } else {
             Vec::new()
         };
-        let work = Work { batches, lost, lost_told, reported, remove, more };
-        let Work { batches, lost, lost_told, reported, remove, .. } = &work;
-        let any = !batches.is_empty() || lost.is_some() || *lost_told || !reported.is_empty() || !remove.is_empty();
+        let work = Work { batches, lost, lost_reported, reported, remove, more };
+        let Work { batches, lost, lost_reported, reported, remove, .. } = &work;
+        let any = !batches.is_empty() || lost.is_some() || *lost_reported || !reported.is_empty() || !remove.is_empty();
         any.then_some(work)
     }
 
@@ -196,7 +200,7 @@ impl Outbox {
         if let Some(lost) = &work.lost {
             self.engine.put(Table::Outbox, format::LOST_KEY, &lost.encode())?;
         }
-        if work.lost_told {
+        if work.lost_reported {
             self.engine.remove(Table::Outbox, format::LOST_KEY)?;
         }
         for (user, seq) in &work.reported {
@@ -207,7 +211,7 @@ impl Outbox {
             }
         }
         for batch in &work.remove {
-            // From its end: what a crash leaves of it has none, and counts as nothing.
+            // From the end, so that a crash leaves an incomplete batch, which is ignored.
             for piece in (0..batch.pieces).rev() {
                 self.engine.remove(Table::Outbox, &format::event_key(batch.first, piece))?;
             }
@@ -215,7 +219,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// What was written is as durable as configured.
+    /// Makes the written events readable. They are as durable as configured.
     fn written(&self, work: Work) {
         let mut inside = self.inside.lock();
         for (written, _) in work.batches {
@@ -224,7 +228,7 @@ impl Outbox {
             inside.batches.push_back(written);
         }
         for (user, seq) in work.reported {
-            // What was set meanwhile is still to be written.
+            // A sequence that was set meanwhile is still unwritten.
             if inside.reported.get(&user) == Some(&seq) {
                 inside.reported.remove(&user);
             }
@@ -238,15 +242,15 @@ impl Outbox {
 }
 
 impl Inside {
-    /// How many bytes of new events fit on the disk.
+    /// Computes how many bytes of new events fit on the disk.
     fn find_space(&mut self, Space { spare, slack, .. }: Space) {
         let left = spare.saturating_sub(LEFT_FACTOR * self.written_bytes);
         let growing = left.saturating_sub(GROWTH_BYTES);
-        // What fits into the file as it is takes nothing of the disk. Half of that is left to other tables.
+        // Events that fit into the file as it is take no disk space. Half of that is left to other tables.
         self.space = growing.max(left.min(slack / 2)) / SPACE_FACTOR;
     }
 
-    /// Counts what was put in as lost, but for what is found again in the logs. True if there was any of it.
+    /// Drops and counts the waiting events, except those that the logs can provide again. Returns whether any was counted.
     fn lose_waiting(&mut self) -> bool {
         self.waiting_bytes = 0;
         let mut any = false;
@@ -269,12 +273,12 @@ impl Inside {
         any
     }
 
-    /// Whether what was put in first fits on the disk.
+    /// Returns whether the oldest waiting event fits on the disk.
     fn fits_next(&self) -> bool {
         self.waiting.first().is_some_and(|(_, event)| event.bytes() <= self.space)
     }
 
-    /// Takes out what was put in and fits on the disk, as much as a step writes.
+    /// Takes the waiting events that fit on the disk, as many as one step writes.
     fn take_waiting(&mut self) -> Vec<(u64, OutboxEvent)> {
         let (mut bytes, mut count) = (0, 0);
         for (_, event) in &self.waiting {
@@ -291,8 +295,10 @@ impl Inside {
 }
 
 impl Committer {
-    /// Writes what was put into the outbox, if there is one, and makes that as durable as configured. Where the disk has no space
-    /// for it and for all that was taken, it waits, up to its bound, and is counted as lost beyond that.
+    /// Writes the waiting events of the outbox, and makes them as durable as configured.
+    ///
+    /// Without disk space for them and for the accepted messages, events wait in memory, up to their bound. Further events are
+    /// dropped and counted.
     pub(in crate::embedded) fn write_outbox(&mut self) -> Result<(), EngineError> {
         let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
         for _ in 0..STEPS_MAX {
@@ -304,7 +310,7 @@ impl Committer {
         Ok(())
     }
 
-    /// True if there is more to be written.
+    /// Writes one step. Returns true if there is more to write.
     fn write_outbox_step(&mut self, outbox: &Outbox) -> Result<bool, EngineError> {
         let Some(space) = self.space_for_events() else {
             outbox.inside.lock().space = 0;
@@ -312,9 +318,9 @@ impl Committer {
         };
         let Some(mut work) = outbox.work(space) else { return Ok(false) };
         outbox.write(&mut work)?;
-        // What was found of the disk holds no longer.
+        // The last check of the disk is outdated now.
         self.forget_disk_state();
-        // That something was removed is not worth a sync: losing that repeats it.
+        // A removal needs no sync: if it is lost, it is repeated.
         if !work.batches.is_empty() || work.lost.is_some() {
             match self.durability {
                 Durability::Always => self.shared.engine.checkpoint()?,
@@ -329,7 +335,7 @@ impl Committer {
         Ok(more)
     }
 
-    /// Finds out how much the outbox may take, before anything is put in.
+    /// Computes the space of the outbox, before the first event is put.
     pub(in crate::embedded) fn refresh_outbox_space(&mut self) {
         if let (Some(outbox), Some(space)) = (self.shared.outbox.clone(), self.space_for_events()) {
             outbox.inside.lock().find_space(space);
@@ -349,7 +355,7 @@ impl Committer {
         }
     }
 
-    /// At the end of the store: what waits for space on the disk is not kept, but for its count.
+    /// Drops and counts the events that still wait for disk space when the store closes.
     pub(in crate::embedded) fn discard_waiting_events(&mut self) -> Result<(), EngineError> {
         let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
         let mut inside = outbox.inside.lock();
@@ -359,14 +365,15 @@ impl Committer {
         let lost = StoredLost::V1 { since_ms: inside.lost.since_ms, lost: inside.lost.list() };
         drop(inside);
         tracing::warn!(
-            "the disk has no space for the events that wait for the outbox of the webhook: they are lost, and counted"
+            "the disk has no space for the waiting webhook events: they are dropped and counted. Free some space"
         );
         self.shared.engine.put(Table::Outbox, format::LOST_KEY, &lost.encode())
     }
 }
 
-/// Takes in what stands in the table; returns the keys of a batch at the front whose removal was not finished, and of one at
-/// the end that was never written to its own.
+/// Reads all batches of the table. Returns the keys of incomplete batches.
+///
+/// These are one at the front whose removal was interrupted, and one at the end whose write was interrupted.
 fn read_all(engine: &dyn Engine, inside: &mut Inside) -> Result<Vec<Vec<u8>>, StoreError> {
     let (mut pieces, mut keys, mut unfinished) = (Pieces::default(), Vec::new(), Vec::new());
     let mut wrong = None;
@@ -377,7 +384,7 @@ fn read_all(engine: &dyn Engine, inside: &mut Inside) -> Result<Vec<Vec<u8>>, St
             unfinished.append(&mut keys);
         }
         if piece != keys.len() || !inside.batches.is_empty() && first != inside.next {
-            wrong = Some(format!("what stands before event {first} is missing"));
+            wrong = Some(format!("the events before event {first} are missing"));
             return false;
         }
         keys.push(key.to_vec());

@@ -1,5 +1,7 @@
-//! What the outbox keeps, byte by byte. As in [`record`](super::super::wal::record): variants are only ever appended, and one
-//! that was released never changes; `data/golden/outbox-v1.bin` holds that.
+//! Encoding of the outbox.
+//!
+//! As in [`record`](super::super::wal::record), variants are only appended, and a released variant never changes:
+//! `data/golden/outbox-v1.bin` holds its bytes.
 
 use bincode::{Decode, Encode, config, error::DecodeError};
 
@@ -9,10 +11,10 @@ use crate::{
     store::OutboxEvent,
 };
 
-/// Bytes of a batch that go into one value.
+/// Bytes of a batch in one value.
 pub const PIECE_BYTES_MAX: usize = 60 << 10;
 
-/// Bounds what a damaged length can make the decoder reserve: twice the largest frame a client can send.
+/// Limit for the decoder, in bytes, against damaged lengths: twice the largest frame that a client can send.
 const DECODE_BYTES_MAX: usize = 32 << 20;
 
 type Format = config::Configuration<config::LittleEndian, config::Varint, config::Limit<DECODE_BYTES_MAX>>;
@@ -21,42 +23,42 @@ fn format() -> Format {
     config::standard().with_limit::<DECODE_BYTES_MAX>()
 }
 
-/// Events that were written together.
+/// Holds events that were written together.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Batch {
     /// The only version so far.
     V1 {
-        /// Of the server that wrote it: no two starts have the same.
+        /// Random number of the start that wrote the batch. No two starts share one.
         start: u64,
-        /// Each with when it happened, in milliseconds of the Unix epoch.
+        /// Events, each with its time in milliseconds of the Unix epoch.
         events: Vec<(u64, OutboxEvent)>,
     },
 }
 
-/// A part of a batch: one value.
+/// Holds a part of a batch: one value.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 enum Piece {
     /// The only version so far.
     V1 {
-        /// No more follow. Without this one, none of the batch was ever told to anybody.
+        /// This is the last piece. No event of a batch without its last piece was ever read.
         last: bool,
         bytes: Vec<u8>,
     },
 }
 
-/// Events that were lost and not told of yet.
+/// Stores counts of dropped events that were not reported yet.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum StoredLost {
     /// The only version so far.
     V1 {
-        /// When the first was lost, in milliseconds of the Unix epoch.
+        /// When the first event was dropped, in milliseconds of the Unix epoch.
         since_ms: u64,
-        /// How many of each kind.
+        /// Number of dropped events of each kind.
         lost: Vec<(u8, u64)>,
     },
 }
 
-/// Up to where a user's messages were told of as undelivered.
+/// Stores the sequence up to which a user's messages were reported as undelivered.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 enum Reported {
     /// The only version so far.
@@ -69,7 +71,7 @@ fn encode(value: &impl Encode) -> Vec<u8> {
 }
 
 impl Batch {
-    /// As values: each but the last says that more follow.
+    /// Encodes the batch as values.
     pub fn pieces(&self) -> Vec<Vec<u8>> {
         let bytes = encode(self);
         let chunks: Vec<_> = bytes.chunks(PIECE_BYTES_MAX).collect();
@@ -79,12 +81,12 @@ impl Batch {
     }
 }
 
-/// A batch being read, piece by piece.
+/// Decodes a batch from its pieces.
 #[derive(Debug, Default)]
 pub struct Pieces(Vec<u8>);
 
 impl Pieces {
-    /// Takes the next one; gives the batch when it was the last.
+    /// Adds the next piece. Returns the batch after the last one.
     pub fn push(&mut self, value: &[u8]) -> Result<Option<Batch>, Unreadable> {
         let (Piece::V1 { last, bytes }, _) = bincode::decode_from_slice(value, format())?;
         self.0.extend_from_slice(&bytes);
@@ -118,14 +120,14 @@ pub fn decode_reported(bytes: &[u8]) -> Result<Seq, Unreadable> {
     Ok(through)
 }
 
-/// Where the events are.
+/// Prefix of the keys of events.
 pub const EVENTS: u8 = b'e';
-/// Where it is told what was lost.
+/// Key of the counts of dropped events.
 pub const LOST_KEY: &[u8] = b"lost";
-/// Where it is told what was told of as undelivered.
+/// Prefix of the keys of reported sequences.
 const REPORTED: u8 = b'w';
 
-/// Key of a piece of the batch whose first event has this number.
+/// Encodes the key of a piece of the batch whose first event has number `first`.
 pub fn event_key(first: u64, piece: usize) -> [u8; 11] {
     let mut key = [EVENTS; 11];
     key[1..9].copy_from_slice(&first.to_be_bytes());
@@ -134,7 +136,7 @@ pub fn event_key(first: u64, piece: usize) -> [u8; 11] {
     key
 }
 
-/// The number of the first event, and of the piece, in a key.
+/// Decodes the number of the first event and of the piece from a key.
 pub fn event_number(key: &[u8]) -> Option<(u64, usize)> {
     let key: &[u8; 11] = key.try_into().ok().filter(|key: &&[u8; 11]| key[0] == EVENTS)?;
     let first = u64::from_be_bytes(key[1..9].try_into().ok()?);
@@ -199,9 +201,9 @@ mod tests {
         StoredLost::V1 { since_ms: 1_700_000_000_000, lost: vec![(0, 1), (5, 700)] }
     }
 
-    /// What was written by this version must be read by every later one: these files are never changed.
+    /// Every later version must read what this version wrote: these files never change.
     #[test]
-    fn released_bytes_of_the_outbox_are_read_for_ever() {
+    fn released_outbox_encoding_is_read_unchanged() {
         let pieces = everything().pieces();
         assert_eq!(pieces.len(), 1);
         assert_eq!(pieces[0], include_bytes!("../../../data/golden/outbox-v1.bin"));
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_larger_than_a_value_comes_back_from_its_pieces_and_not_from_fewer() {
+    fn batch_larger_than_a_value_decodes_from_all_its_pieces_only() {
         let data = Some("x".repeat(5 * PIECE_BYTES_MAX / 2));
         let event = OutboxEvent::Message { connection: String::new(), user: None, op: 0, data, kind: None };
         let batch = Batch::V1 { start: 1, events: vec![(1, event)] };
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_sort_by_number_and_say_what_they_are() {
+    fn outbox_keys_sort_by_number_and_decode() {
         let keys = [event_key(1, 0), event_key(1, 1), event_key(255, 0), event_key(256, 0)];
         assert!(keys.is_sorted());
         assert_eq!(event_number(&keys[1]), Some((1, 1)));
@@ -242,7 +244,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_in_the_outbox_is_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn outbox_garbage_returns_error_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             _ = Pieces::default().push(&bytes);
             _ = StoredLost::decode(&bytes);
             _ = decode_reported(&bytes);

@@ -1,15 +1,15 @@
-//! What is to be told to the outside world and was not yet: events in the order in which they happened, on disk, bounded.
+//! The outbox: webhook events on disk, in order and bounded, until a backend has taken them.
 //!
-//! Events are put in from anywhere without waiting. The commit thread writes what was put in before it writes the commit
-//! that it may belong to, some 20 ms later at most, and makes it as durable as everything; from then on it can be read,
-//! and stays until it is removed. What is put in while there is no room is not kept but counted, by kind, and as soon as
-//! there is room again an event that tells the count is put in where the others are missing.
+//! Any thread puts events without waiting. The commit thread writes them at most about 20 ms later, before the commit that
+//! they may belong to, and makes them as durable as configured. From then on an event can be read, until it is removed.
+//! Events beyond the capacity are dropped and counted by kind. When there is capacity again, an `overflow` event with the
+//! counts takes their place in the order.
 //!
-//! Beside the events stands, for each user, up to where messages were told of as undelivered.
+//! For each user, the outbox also stores up to which sequence messages were reported as undelivered.
 //!
-//! - `format`: what stands in the table
-//! - `commit`: what the commit thread does, and opening
-//! - `store_events`: what the store itself puts in
+//! - `format`: encoding of keys and values
+//! - `commit`: the commit thread's part, and opening
+//! - `store_events`: events of the store itself
 
 mod commit;
 mod format;
@@ -36,73 +36,74 @@ use crate::{
 };
 use format::{Batch, Pieces};
 
-/// Events that may wait for the commit thread. One more is lost, and counted.
+/// Events that may wait for the commit thread. Further events are dropped and counted.
 const WAITING_EVENTS_MAX: usize = 16_384;
 
-/// Bytes of those; likewise, but for a single event that is larger.
+/// Bytes of the waiting events. Further events are dropped and counted; a single larger event is accepted.
 const WAITING_BYTES_MAX: u64 = 8 << 20;
 
-/// Once something was lost, it takes until this part of the bound is free for anything to be taken again, so that what is
-/// missing is told of once and not between every two events.
-const ROOM_SHARE: u64 = 8;
+/// After a drop, events are accepted again when one part in this many of the bound is free.
+///
+/// So drops are reported once, and not between every two events.
+const FREE_SHARE: u64 = 8;
 
-/// Events on their way out. See the module.
+/// Stores webhook events. See the module.
 pub struct Outbox {
     engine: Arc<dyn Engine>,
     queue: Arc<Queue>,
     clock: Clock,
     options: OutboxOptions,
-    /// Of this start: names the events that are put in from here on.
+    /// Random number of this start. Part of the ids of the events that it writes.
     start: u64,
     inside: Mutex<Inside>,
-    /// Rises with every change of what can be read, or of the room there is.
+    /// Rises with every change of the readable events or of the capacity.
     changed: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct Inside {
-    /// Put in and not written, with when.
+    /// Events that are not written yet, each with its time in milliseconds of the Unix epoch.
     waiting: Vec<(u64, OutboxEvent)>,
     waiting_bytes: u64,
-    /// Set and not written: up to where a user's messages were told of, or that this is to be forgotten.
+    /// Reported sequences that are not written yet. `None` removes the stored one.
     reported: HashMap<UserId, Option<Seq>>,
-    /// What can be read, rising.
+    /// Batches that can be read, rising.
     batches: VecDeque<Written>,
-    /// The number of the next event to be written.
+    /// Number of the next event that is written.
     next: u64,
-    /// Events in all, written or not, and their bytes.
+    /// Number of all events, written or not, and their bytes.
     events: u64,
     bytes: u64,
-    /// Those of them that can be read.
+    /// Number of the events that can be read, and their bytes.
     written: u64,
     written_bytes: u64,
-    /// Everything up to this is to be removed.
+    /// Events up to this number are to be removed.
     remove: u64,
     removed: u64,
-    lost: Lost,
-    /// Events lost since the store was opened.
+    lost: DropCounters,
+    /// Events dropped since the store was opened.
     lost_total: u64,
-    /// Bytes of events that the disk has space for, as the commit thread found it last, less what it wrote since.
+    /// Bytes of events that fit on the disk: the last finding of the commit thread, less what it wrote since.
     space: u64,
 }
 
-/// What was lost, and not told of yet.
+/// Counts dropped events that were not reported yet.
 #[derive(Default)]
-struct Lost {
+struct DropCounters {
     since_ms: u64,
-    /// By kind.
+    /// Dropped events by kind.
     counts: [u64; 9],
-    /// A crash has cut the count short.
+    /// A crash may have made the counts too low.
     at_least: bool,
-    /// There is more than the table says.
+    /// The counts are higher than the stored ones.
     unwritten: bool,
-    /// The table says something.
+    /// Counts are stored in the table.
     stored: bool,
-    /// When that was last written, by the clock.
+    /// When the counts were last stored, in milliseconds of the Unix epoch.
     stored_ms: u64,
 }
 
-impl Lost {
+impl DropCounters {
     fn any(&self) -> bool {
         self.counts.iter().any(|count| *count > 0)
     }
@@ -112,7 +113,7 @@ impl Lost {
     }
 }
 
-/// A batch that can be read.
+/// Describes a batch that can be read.
 #[derive(Clone, Copy, Debug)]
 struct Written {
     first: u64,
@@ -142,13 +143,13 @@ impl crate::store::Outbox for Outbox {
         }
         let (now_ms, bytes) = (self.clock.now_ms(), event.bytes());
         let mut inside = self.inside.lock();
-        if !self.make_room(&mut inside, bytes, now_ms) {
+        if !self.has_capacity(&mut inside, bytes, now_ms) {
             let kind = event.kind();
             if !inside.lost.any() {
                 inside.lost.since_ms = now_ms;
                 tracing::error!(
                     kind = kind.as_str(),
-                    "the outbox of the webhook is full: events are lost from here on, and counted"
+                    "the webhook outbox is full: events are dropped and counted. Check that the webhook endpoint accepts events"
                 );
             }
             inside.lost.counts[kind as usize] += 1;
@@ -168,11 +169,11 @@ impl crate::store::Outbox for Outbox {
         let mut inside = self.inside.lock();
         if inside.waiting_bytes.saturating_add(event.bytes()) > inside.space {
             drop(inside);
-            // It looks at the disk again.
+            // Makes the commit thread check the disk again.
             self.queue.nudge();
             return false;
         }
-        if !self.make_room(&mut inside, event.bytes(), now_ms) {
+        if !self.has_capacity(&mut inside, event.bytes(), now_ms) {
             return false;
         }
         inside.push(now_ms, event);
@@ -198,7 +199,7 @@ impl crate::store::Outbox for Outbox {
         let mut all = Vec::new();
         let scanned = self.engine.scan(Table::Outbox, &from, &mut |key, value| {
             let Some(user) = format::reported_user(key) else { return false };
-            // One that cannot be read is told of when that user is asked for.
+            // `reported` returns the error of a value that cannot be read.
             all.extend(format::decode_reported(&value).ok().map(|seq| (user, seq)));
             all.len() < limit
         });
@@ -269,10 +270,9 @@ impl Outbox {
         Err(damaged(format!("event {} has no end", batch.first)))
     }
 
-    /// Whether one more event of so many bytes may come in. Where something was lost before, and there is room again, that
-    /// is put in first.
-    fn make_room(&self, inside: &mut Inside, bytes: u64, now_ms: u64) -> bool {
-        if inside.lost.any() && !self.tell_lost(inside, now_ms) {
+    /// Returns whether an event of `bytes` fits. After drops, puts the `overflow` event first.
+    fn has_capacity(&self, inside: &mut Inside, bytes: u64, now_ms: u64) -> bool {
+        if inside.lost.any() && !self.report_drops(inside, now_ms) {
             return false;
         }
         let waiting = inside.waiting.len() < WAITING_EVENTS_MAX
@@ -280,22 +280,22 @@ impl Outbox {
         waiting && inside.events < self.options.events && inside.bytes + bytes <= self.options.bytes
     }
 
-    /// Puts in what was lost, if there is enough room again. The event itself may go over the bound.
-    fn tell_lost(&self, inside: &mut Inside, now_ms: u64) -> bool {
-        let most = |bound: u64| bound - bound / ROOM_SHARE;
-        // Rounded so that also a bound of a few has some room.
-        let room = inside.events < most(self.options.events).max(1) && inside.bytes <= most(self.options.bytes);
-        if !room || !inside.waiting.is_empty() {
+    /// Puts the `overflow` event if there is enough capacity. This event may exceed the bound.
+    fn report_drops(&self, inside: &mut Inside, now_ms: u64) -> bool {
+        let most = |bound: u64| bound - bound / FREE_SHARE;
+        // Rounded so that a bound of a few events has capacity too.
+        let has_capacity = inside.events < most(self.options.events).max(1) && inside.bytes <= most(self.options.bytes);
+        if !has_capacity || !inside.waiting.is_empty() {
             return false;
         }
-        let Lost { since_ms, at_least, stored, stored_ms, .. } = inside.lost;
+        let DropCounters { since_ms, at_least, stored, stored_ms, .. } = inside.lost;
         let lost = inside.lost.list();
         tracing::warn!(
             events = lost.iter().map(|(_, count)| count).sum::<u64>(),
-            "the outbox of the webhook has room again; what was lost is told in it"
+            "the webhook outbox has capacity again: an overflow event reports the dropped events"
         );
         inside.push(now_ms, OutboxEvent::Overflow { since_ms, lost, at_least });
-        inside.lost = Lost { stored, stored_ms, unwritten: stored, ..Lost::default() };
+        inside.lost = DropCounters { stored, stored_ms, unwritten: stored, ..DropCounters::default() };
         true
     }
 }

@@ -1,5 +1,4 @@
-//! What the store itself puts into the outbox: that messages were received, have expired, or went for newer ones. Without an
-//! outbox each costs a look.
+//! Outbox events of the store itself: messages were delivered, expired or dropped for newer ones.
 
 use super::{EventKind, Outbox, OutboxEvent};
 use crate::{
@@ -9,12 +8,12 @@ use crate::{
 };
 
 impl Shared {
-    /// The outbox, if there is one that wants events of this kind.
+    /// Returns the outbox, if it stores events of this kind.
     pub(super) fn outbox_for(&self, kind: EventKind) -> Option<&Outbox> {
         self.outbox.as_deref().filter(|outbox| outbox.wants(kind))
     }
 
-    /// A client has received what was not received before on its device: this range, both ends included.
+    /// Records that a device acknowledged a range for the first time, both ends included.
     pub(in crate::embedded) fn record_delivered(
         &self,
         user: &UserId,
@@ -28,14 +27,14 @@ impl Shared {
         }
     }
 
-    /// These went for newer ones; `count` of them had not been received.
+    /// Records that a range was dropped for newer entries. `count` of its entries were pending.
     pub(in crate::embedded) fn record_dropped(&self, user: &UserId, from: Seq, to: Seq, count: u64) {
         if let Some(outbox) = self.outbox_for(EventKind::Dropped).filter(|_| count > 0) {
             outbox.put(OutboxEvent::Dropped { user: user.as_str().to_owned(), from, to, count });
         }
     }
 
-    /// These, rising, were too old, and had not been received by everybody.
+    /// Records that pending entries expired. The sequences rise.
     pub(in crate::embedded) fn record_expired(&self, user: &UserId, seqs: &[Seq]) {
         let Some(outbox) = self.outbox_for(EventKind::Expired) else { return };
         for (from, to) in runs(seqs) {
@@ -44,16 +43,16 @@ impl Shared {
     }
 }
 
-/// The ranges, both ends included, that rising sequences are made of.
+/// Splits rising sequences into ranges, both ends included.
 fn runs(seqs: &[Seq]) -> impl Iterator<Item = (Seq, Seq)> {
     seqs.chunk_by(|one, next| one + 1 == *next).filter_map(|run| Some((*run.first()?, *run.last()?)))
 }
 
 impl Committer {
-    /// Drops a user's entries in the journal that have expired, and reports those that some cursor lacks.
+    /// Drops a user's expired entries in the WAL, and records those that are pending.
     ///
-    /// The journal has the entries until it is settled. So that no restart reports them again, a following commit
-    /// writes that they were reported; a crash before that repeats the event.
+    /// The WAL holds the entries until it is flushed. A following commit writes that they were reported, so that no restart
+    /// reports them again. A crash before that commit repeats the event.
     pub(in crate::embedded) fn drop_expired(&self, user: &UserId, now_s: u32) -> Result<(), EngineError> {
         let expired = self.with_log(user, |log| log.drop_expired(now_s))?;
         if expired.is_empty() || self.shared.outbox_for(EventKind::Expired).is_none() {

@@ -1,4 +1,4 @@
-//! The outbox over tables in memory: what is put in is there, whatever is cut off; and what there is no room for is counted.
+//! Tests of the outbox over tables in memory: durability over power cuts, and counts of dropped events.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ fn options(events: u64, bytes: u64) -> Options {
     Options { outbox: Some(OutboxOptions { events, bytes, kinds }), ..Options::default() }
 }
 
-fn said(n: usize, bytes: usize) -> OutboxEvent {
+fn client_message(n: usize, bytes: usize) -> OutboxEvent {
     let data = Some("x".repeat(bytes));
     OutboxEvent::Message { connection: String::new(), user: None, op: n as u64, data, kind: None }
 }
@@ -35,7 +35,7 @@ fn all(outbox: &Arc<dyn crate::store::Outbox>) -> Vec<QueuedEvent> {
     outbox.read(0, usize::MAX, u64::MAX).unwrap()
 }
 
-/// Waits until the outbox is as it should be; false when the store fails before.
+/// Waits until a condition holds. Returns false if the store fails before.
 async fn until(
     store: &dyn Store,
     outbox: &Arc<dyn crate::store::Outbox>,
@@ -56,7 +56,7 @@ async fn until(
     waited.await.expect("it does not come to that")
 }
 
-/// Puts in, removes, puts in, until the power goes. True once so many writes were allowed that nothing was cut.
+/// Puts, removes and puts events until the power fails after `writes` writes. Returns true if no write failed.
 async fn cut_after(writes: i64) -> bool {
     let tables = Memory::default();
     let (before, cut) = (tables.copied(), Cut::new(&tables, writes));
@@ -65,11 +65,11 @@ async fn cut_after(writes: i64) -> bool {
         let outbox = store.outbox().unwrap();
         let step =
             async |last: u64| until(&*store, &outbox, |outbox| all(outbox).iter().any(|one| one.number >= last)).await;
-        (1..=3).for_each(|n| outbox.put(said(n, 10)));
+        (1..=3).for_each(|n| outbox.put(client_message(n, 10)));
         if step(3).await {
             // Of several pieces, and so many that they are several batches.
-            outbox.put(said(4, 3 * format::PIECE_BYTES_MAX));
-            (5..=6).for_each(|n| outbox.put(said(n, 30_000)));
+            outbox.put(client_message(4, 3 * format::PIECE_BYTES_MAX));
+            (5..=6).for_each(|n| outbox.put(client_message(n, 30_000)));
             if step(6).await {
                 readable = 6;
                 outbox.remove(4);
@@ -87,7 +87,7 @@ async fn cut_after(writes: i64) -> bool {
         whole = store.close().await.is_ok();
     }
 
-    let tables = cut.left_of(before);
+    let tables = cut.after_power_cut(before);
     let store = memory::open(&tables, options(1000, 10 << 20)).unwrap();
     let outbox = store.outbox().unwrap();
     let there = all(&outbox);
@@ -99,7 +99,7 @@ async fn cut_after(writes: i64) -> bool {
         assert_eq!(outbox.reported(&bob()).unwrap(), 7, "cut after {writes}");
     }
     assert_eq!(outbox.status().events, numbers.len() as u64);
-    outbox.put(said(8, 10));
+    outbox.put(client_message(8, 10));
     assert!(until(&*store, &outbox, |outbox| outbox.read(last, 9, 999).unwrap().len() == 1).await);
     let more = outbox.read(last, 9, 999).unwrap();
     assert_eq!(more[0].number, last + 1);
@@ -108,7 +108,7 @@ async fn cut_after(writes: i64) -> bool {
 }
 
 #[tokio::test]
-async fn what_could_be_read_is_there_wherever_the_power_goes() {
+async fn power_cut_at_any_write_keeps_readable_events() {
     let mut writes = 0;
     while !cut_after(writes).await {
         writes += 1;
@@ -117,7 +117,7 @@ async fn what_could_be_read_is_there_wherever_the_power_goes() {
     assert!(writes > 20, "only {writes} writes were cut");
 }
 
-/// Tables in memory that write down what is done to them.
+/// Tables in memory that record the calls.
 #[derive(Default)]
 struct Recorder {
     tables: Memory,
@@ -148,24 +148,24 @@ impl Intercept for Recorder {
 }
 
 #[tokio::test]
-async fn what_can_be_read_was_synced_before() {
+async fn readable_event_was_synced_before() {
     let recorder = Arc::new(Recorder::default());
     let store = embedded::open(recorder.clone(), options(100, 1 << 20)).unwrap();
     let outbox = store.outbox().unwrap();
     for n in 1..=3 {
         recorder.done.lock().clear();
-        outbox.put(said(n, 10));
+        outbox.put(client_message(n, 10));
         assert!(until(&*store, &outbox, |outbox| all(outbox).len() == n).await);
         assert_eq!(recorder.done.lock()[..2], ["put", "checkpoint"]);
     }
 }
 
 #[tokio::test]
-async fn what_is_over_the_bound_is_counted_by_kind_and_told_once_there_is_an_eighth_of_room() {
+async fn events_over_bound_are_counted_by_kind_and_reported_when_an_eighth_is_free() {
     let tables = Memory::default();
     let store = memory::open(&tables, options(16, 10 << 20)).unwrap();
     let outbox = store.outbox().unwrap();
-    (1..=20).for_each(|n| outbox.put(said(n, 10)));
+    (1..=20).for_each(|n| outbox.put(client_message(n, 10)));
     outbox.put(OutboxEvent::Connection { connection: "c".into() });
     assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 16).await);
     assert_eq!((outbox.status().lost, outbox.status().losing), (5, true));
@@ -184,13 +184,13 @@ async fn what_is_over_the_bound_is_counted_by_kind_and_told_once_there_is_an_eig
 }
 
 #[tokio::test]
-async fn what_was_lost_is_told_by_the_next_start_and_only_once() {
+async fn dropped_events_are_reported_once_by_the_next_start() {
     let tables = Memory::default();
     for (start, expected) in [(0, None), (1, Some(true)), (2, None)] {
         let store = memory::open(&tables, options(3, 10 << 20)).unwrap();
         let outbox = store.outbox().unwrap();
         if start == 0 {
-            (1..=10).for_each(|n| outbox.put(said(n, 10)));
+            (1..=10).for_each(|n| outbox.put(client_message(n, 10)));
             assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 3).await);
         } else {
             outbox.remove(3);
@@ -213,12 +213,12 @@ async fn what_was_lost_is_told_by_the_next_start_and_only_once() {
 }
 
 #[tokio::test]
-async fn an_outbox_takes_no_memory_without_bound_while_nothing_is_written() {
+async fn unwritten_outbox_has_bounded_memory() {
     let tables = Memory::default();
     let store = memory::open(&tables, options(1_000_000, 1 << 30)).unwrap();
     let outbox = store.outbox().unwrap();
     // Faster than any commit: the thread is far behind after a few of these.
-    (0..2_000).for_each(|n| outbox.put(said(n, 100_000)));
+    (0..2_000).for_each(|n| outbox.put(client_message(n, 100_000)));
     let lost = outbox.status().lost;
     assert!(lost > 0, "200 MB were taken in at once");
     assert!(until(&*store, &outbox, |outbox| !outbox.status().losing).await);
@@ -236,13 +236,13 @@ async fn an_outbox_takes_no_memory_without_bound_while_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn only_what_is_wanted_is_put_in_and_what_is_told_of_users_can_be_gone_through() {
+async fn put_stores_enabled_kinds_only_and_reported_users_are_listed() {
     let tables = Memory::default();
     let kinds = vec![EventKind::Undelivered];
     let wanted = OutboxOptions { events: 100, bytes: 1 << 20, kinds };
     let store = memory::open(&tables, Options { outbox: Some(wanted), ..Options::default() }).unwrap();
     let outbox = store.outbox().unwrap();
-    outbox.put(said(1, 10));
+    outbox.put(client_message(1, 10));
     let user = |n: usize| UserId::new(&format!("u{n}")).unwrap();
     (0..5).for_each(|n| assert!(outbox.put_undelivered(&user(n), 3, undelivered(3))));
     outbox.forget_reported(&user(2));
@@ -262,9 +262,9 @@ async fn expired_entries_are_reported_once_over_many_short_lives() {
     };
     let tables = Memory::default();
     let mut opening = options(1000, 10 << 20);
-    // Nothing is settled: the journal has all entries, whether they have expired or not.
+    // Nothing is flushed: the WAL has all entries, expired or not.
     opening.tuning = Tuning { flush_delay: Duration::from_secs(3600), ..Tuning::default() };
-    // With one message allowed, each that comes has it looked whether the one before has expired.
+    // With a quota of one message, each append checks whether the previous one has expired.
     opening.limits = Limits { messages: 1, ..Limits::default() };
     const LIVES: u64 = 9;
     for life in 1..=LIVES {

@@ -1,4 +1,4 @@
-//! The directory of a store: made, locked against other processes, and rid of what a kill at start-up leaves behind.
+//! The directory of a store: creates it, locks it, and cleans up after a kill at start-up.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -15,34 +15,34 @@ use super::{
 };
 use crate::{embedded::tables::contract::Cause, logging::system_error, store::StoreError};
 
-/// How long to wait for a process that has just been killed to let go of its lock.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// How long to wait until the system has released the lock of a killed process.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Bytes read at once where a file is read through.
+/// Bytes that are read at once when a whole file is read.
 const READ_BYTES: usize = 1 << 20;
 
-/// A directory that is ours until this is dropped.
+/// Holds the lock of a store's directory until dropped.
 pub(in crate::embedded) struct StoreDir {
     path: PathBuf,
     lock: File,
 }
 
 impl Drop for StoreDir {
-    /// Said rather than left to the end of the handle: a process that is being started at this moment has a copy of it until it
-    /// has become another program.
+    /// Unlocks explicitly, because closing the handle may not: a child process that is being started at this moment holds a copy
+    /// of it until it executes its program.
     fn drop(&mut self) {
         _ = self.lock.unlock();
     }
 }
 
-/// Bytes of the lock file that are written over at most: a process id has ten.
+/// Bytes of the lock file that are overwritten at most. A process id has up to ten.
 const LOCK_BYTES_MAX: u64 = 32;
 
 impl StoreDir {
-    /// Makes the directory if it is not there, readable by its owner alone, and locks it.
+    /// Creates the directory if it does not exist, readable by its owner only, and locks it.
     pub(in crate::embedded) fn new(path: &Path) -> Result<Self, StoreError> {
         let refuse = |reason: String| StoreError::Open { path: path.to_owned(), reason };
-        let told = |error: io::Error| match Cause::of(&error) {
+        let failed = |error: io::Error| match Cause::of(&error) {
             Cause::Failed => {
                 refuse(format!("{}. Check that store.path is right and may be written to", system_error(&error)))
             }
@@ -57,21 +57,21 @@ impl StoreDir {
             }
         }
         refuse_foreign(path)?;
-        make(path).map_err(told)?;
+        make(path).map_err(failed)?;
         let lock_path = path.join(LOCK);
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path);
-        let mut lock = open.map_err(told)?;
+        let mut lock = open.map_err(failed)?;
         let since = Instant::now();
         loop {
             match lock.try_lock() {
                 Ok(()) => break,
-                Err(TryLockError::Error(error)) => return Err(told(error)),
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
                 Err(TryLockError::WouldBlock) => {
                     let mut holder = String::new();
-                    // What it says is a help to people, nothing hangs on it.
+                    // The content only helps the user who reads the error.
                     _ = lock.rewind().and_then(|()| lock.read_to_string(&mut holder));
                     let holder = holder.trim();
-                    if is_running(holder) || since.elapsed() > LOCK_PATIENCE {
+                    if is_running(holder) || since.elapsed() > LOCK_TIMEOUT {
                         let holder = if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
                         return Err(StoreError::InUse { path: path.to_owned(), holder });
                     }
@@ -79,25 +79,25 @@ impl StoreDir {
                 }
             }
         }
-        // Over what is there, which has its place on the disk, and cut then: a disk that is full does not matter.
+        // Overwrites the old content, which has its blocks, and truncates then, so that a full disk does not matter.
         let pid = std::process::id().to_string();
-        // As long as what was there, in one write: another process must not read our first digits and older ones behind them.
+        // As long as the old content, in one write, so that another process never reads new digits followed by old ones.
         let width = lock.metadata().map_or(0, |file| file.len().min(LOCK_BYTES_MAX)) as usize;
         let padded = format!("{pid:<width$}");
         let write = lock.rewind().and_then(|()| lock.write_all(padded.as_bytes()));
         match write.and_then(|()| lock.set_len(pid.len() as u64)) {
-            Err(error) if Cause::of(&error) == Cause::Failed => return Err(told(error)),
+            Err(error) if Cause::of(&error) == Cause::Failed => return Err(failed(error)),
             _ => {}
         }
         Ok(Self { path: path.to_owned(), lock })
     }
 
-    /// Where sled keeps its files.
+    /// Returns the directory of sled's files.
     pub(in crate::embedded) fn log(&self) -> PathBuf {
         self.path.join(LOG)
     }
 
-    /// Where sled's files are made. What a process that died while making some has left there is gone.
+    /// Returns the directory in which sled's files are created, and removes the files of an interrupted attempt.
     pub(in crate::embedded) fn making(&self) -> io::Result<PathBuf> {
         let making = self.path.join(MAKING);
         match fs::remove_dir_all(&making) {
@@ -106,18 +106,18 @@ impl StoreDir {
         }
     }
 
-    /// Gives the files in `making` their place, for good: either all of them are there after a power cut, or none.
+    /// Moves the files in `making` to their place, durably. A power cut leaves all of them or none.
     pub(in crate::embedded) fn made(&self, making: &Path) -> io::Result<()> {
         for file in fs::read_dir(making)? {
             File::open(file?.path())?.sync_all()?;
         }
-        // Their names before its own, or a power cut may leave an empty log.
+        // Syncs the names in the directory before its own name, or a power cut may leave an empty directory.
         File::open(making)?.sync_all()?;
         fs::rename(making, self.log())?;
         File::open(&self.path)?.sync_all()
     }
 
-    /// Puts the files in `making` in the place of the log, for good: a crash leaves the one or the other.
+    /// Replaces sled's files by those in `making`, durably. A crash leaves the old or the new ones.
     pub(in crate::embedded) fn rebuilt(&self, making: &Path) -> io::Result<()> {
         for file in fs::read_dir(making)? {
             File::open(file?.path())?.sync_all()?;
@@ -128,7 +128,7 @@ impl StoreDir {
         self.finish_rebuilding()
     }
 
-    /// Does what is left to do where the power went while the log was being replaced by another that is whole.
+    /// Finishes a replacement of sled's files that a power cut interrupted.
     pub(super) fn finish_rebuilding(&self) -> io::Result<()> {
         let rebuilt = self.path.join(REBUILT);
         if !rebuilt.exists() {
@@ -142,7 +142,7 @@ impl StoreDir {
         File::open(&self.path)?.sync_all()
     }
 
-    /// Makes the names of sled's files durable. Before its file is: see `rebuild`.
+    /// Makes the names of sled's files durable. Call it before its file is synced: see `rebuild`.
     pub(super) fn sync_names(&self) -> io::Result<()> {
         File::open(self.log())?.sync_all()
     }
@@ -153,8 +153,9 @@ impl StoreDir {
         Ok(aside)
     }
 
-    /// Moves snapshots of sled out of its way: those that were being written when the process was killed, or all.
-    /// A snapshot only makes opening faster; without it sled reads its log from the beginning.
+    /// Moves sled's incomplete snapshots, or all of them, out of its directory.
+    ///
+    /// A snapshot only makes opening faster. Without it sled reads its log from the beginning.
     pub(super) fn set_snapshots_aside(&self, all: bool) -> io::Result<Vec<PathBuf>> {
         let Ok(files) = fs::read_dir(self.log()) else { return Ok(Vec::new()) };
         let mut moved = Vec::new();
@@ -170,8 +171,9 @@ impl StoreDir {
         Ok(moved)
     }
 
-    /// Reads all of sled's log once. Where sled cannot read its log it takes it to end there, and *overwrites* what follows;
-    /// so a disk that gives no answer has to be met by us first. And what was read now is at hand when sled asks.
+    /// Reads all of sled's log once, to detect a disk error before sled does.
+    ///
+    /// sled treats an unreadable part as the end of its log, and *overwrites* what follows. Reading also warms the page cache.
     pub(super) fn read_through(&self) -> io::Result<()> {
         let mut log = match File::open(self.log().join(DB)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -182,7 +184,7 @@ impl StoreDir {
         Ok(())
     }
 
-    /// Makes the names of new files durable, up to the directory that holds ours.
+    /// Makes the names of new files durable, including the store's own name in its parent directory.
     pub(in crate::embedded) fn sync(&self) -> io::Result<()> {
         let log = self.log();
         for name in [DB, CONF] {
@@ -195,7 +197,7 @@ impl StoreDir {
     }
 }
 
-/// Milliseconds, so that what is set aside has a name of its own.
+/// Returns the time in milliseconds, as a unique prefix for files that are set aside.
 fn stamp() -> u128 {
     std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis())
 }
@@ -211,7 +213,7 @@ fn make(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).create(path)
 }
 
-/// Whether the process named in a lock is there. Where that cannot be told, it is taken to be.
+/// Returns whether the process named in a lock is running, or true if that is unknown.
 fn is_running(holder: &str) -> bool {
     let proc = Path::new("/proc");
     !proc.join("self").exists() || holder.parse::<u32>().is_ok_and(|pid| proc.join(pid.to_string()).exists())
@@ -222,12 +224,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_free_once_it_is_let_go_whoever_has_a_copy_of_the_handle() {
+    fn dropped_directory_is_unlocked_despite_copied_handle() {
         let home = tempfile::tempdir().unwrap();
-        let locked = StoreDir::new(home.path()).unwrap();
-        let copy = locked.lock.try_clone().unwrap();
+        let dir = StoreDir::new(home.path()).unwrap();
+        let copy = dir.lock.try_clone().unwrap();
         assert!(matches!(StoreDir::new(home.path()), Err(StoreError::InUse { .. })));
-        drop(locked);
+        drop(dir);
         StoreDir::new(home.path()).unwrap();
         drop(copy);
     }

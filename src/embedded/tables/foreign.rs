@@ -1,4 +1,4 @@
-//! Refuses to make a store in a directory that holds other files.
+//! Rejects a directory that holds other files than a store.
 
 use std::{
     fs,
@@ -11,28 +11,30 @@ use super::{
 };
 use crate::store::StoreError;
 
-/// Files of ours that are in a directory before, or without, a store: its tables while they are made, the marker of a store
-/// that is being made, and the portals of a server whose logs are elsewhere. And its lock, if it says what ours says.
+/// Files that mesa writes before, or without, a store.
+///
+/// They are the tables while they are created, the marker of an unfinished store, and the portal ids of a server with its
+/// logs in Redis. The lock file also counts, if its content is that of a mesa lock.
 const OURS: &[&str] = &[MAKING, UNFINISHED, PORTALS];
 
-/// Files that are in directories nobody has put anything into: of fresh file systems and of version control.
+/// Files of otherwise empty directories: of new file systems and of version control.
 const OF_EMPTY_DIRECTORIES: &[&str] = &["lost+found", ".gitkeep", ".gitignore", ".keep", ".DS_Store"];
 
-/// Files that only a store has; with any of them the directory is one, damaged or not.
+/// Files that only a store has. A directory with any of them is a store, damaged or not.
 const OF_STORES: &[&[&str]] = &[&[LOG, DB], &[REBUILT, DB]];
 
-/// Bytes of a lock of ours at most.
+/// Largest size of a mesa lock file, in bytes.
 const LOCK_BYTES_MAX: u64 = 32;
 
-/// Names in the error; more are counted.
+/// Names that the error lists; further ones are counted.
 const NAMED_MAX: usize = 3;
 
-/// Accepts a store, an empty directory, and a place where nothing is. Changes nothing.
+/// Accepts a store, an empty directory, and a path that does not exist. Changes nothing.
 ///
 /// # Errors
-/// When other files are there: nothing is to be written among them.
+/// When the directory has other files, because nothing may be written among them.
 pub fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
-    // What cannot be read here fails where it is opened, with the reason.
+    // A directory that cannot be read fails when it is opened, with the reason.
     let Ok(files) = fs::read_dir(path) else { return Ok(()) };
     if is_store(path) {
         return Ok(());
@@ -46,7 +48,7 @@ pub fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
         if name == LOCK && is_lock(&file.path()) {
             continue;
         }
-        // A power cut in the first start of a server may leave its name alone.
+        // A power cut in the first start of a server may leave the empty directory alone.
         if name == LOG && is_empty(&file.path()) {
             continue;
         }
@@ -69,26 +71,26 @@ pub fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
     Err(StoreError::Open { path: path.to_owned(), reason })
 }
 
-/// Whether a store is in a directory, damaged or not.
+/// Returns whether a directory holds a store, damaged or not.
 fn is_store(path: &Path) -> bool {
     let has = |names: &&[&str]| path.join(names.iter().collect::<PathBuf>()).exists();
-    // Others may have a file of the name `mark`, or one of the directories.
+    // Other programs may have a file named `mark`, or one of the directories.
     OF_STORES.iter().any(has)
         || SyncWatermark::read(path).is_some()
         || [WAL, VALUE_LOG].iter().all(|name| path.join(name).is_dir())
 }
 
-/// Whether a lock is ours: empty, or with the id of a process.
+/// Returns whether a lock file is one of mesa: empty, or with a process id.
 fn is_lock(file: &Path) -> bool {
     if !fs::metadata(file).is_ok_and(|lock| lock.is_file() && lock.len() <= LOCK_BYTES_MAX) {
         return false;
     }
-    // One that cannot be read fails where it is opened, with the reason.
+    // A lock that cannot be read fails when it is opened, with the reason.
     let Ok(text) = fs::read(file) else { return true };
     text.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_whitespace())
 }
 
-/// Whether a directory is there with nothing in it.
+/// Returns whether a directory exists and is empty.
 pub(in crate::embedded) fn is_empty(directory: &Path) -> bool {
     fs::read_dir(directory).is_ok_and(|mut files| files.next().is_none())
 }
@@ -99,7 +101,7 @@ mod tests {
     use crate::embedded::tables::{DiskOptions, files::WATERMARK, open};
 
     #[test]
-    fn empty_log_that_a_power_cut_left_is_no_foreign_file_and_another_log_is() {
+    fn empty_log_directory_is_accepted_and_foreign_log_is_rejected() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join(LOG);
         fs::create_dir(&log).unwrap();
@@ -113,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_file_with_a_name_of_ours_is_left_as_it_is() {
+    fn foreign_file_with_name_of_store_file_is_left_unchanged() {
         for (name, text) in
             [(WATERMARK, "x"), (WATERMARK, "a longer text, of more than 28 bytes"), (LOCK, "x"), (LOCK, "12 monkeys")]
         {
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn store_of_which_only_the_mark_is_left_is_told_to_lack_its_tables() {
+    fn store_with_watermark_only_is_rejected_for_missing_tables() {
         let directory = tempfile::tempdir().unwrap();
         drop(open(DiskOptions::new(directory.path())).unwrap());
         let left = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Opening: also after a kill, also after one in the middle of opening.
+//! Opens a store directory, also after the process was killed, even while it was opening it.
 
 use std::{
     fs::{self, File},
@@ -21,9 +21,9 @@ use super::{
     migrate,
     missing::Missing,
     refusal::{self, why, why_of_sled},
-    sled::{Disk, Tidying, Trees, close_sled, discard_sled},
+    sled::{Disk, Reclaim, Trees, close_sled, discard_sled},
     sled_error,
-    space::{Ballast, Dropped, Runway},
+    space::{Ballast, BallastError, Runway},
     unfinished::{self, Operation},
     watermark::{SyncWatermark, WatermarkFile},
 };
@@ -44,34 +44,38 @@ use crate::{
     store::{Durability, Limits, OutboxOptions, Store, StoreError},
 };
 
-/// How often sled's own thread syncs and tidies up. It is not what our promise rests on, but it is what reuses space.
+/// Interval at which sled's thread flushes and reclaims segments, in milliseconds.
+///
+/// Durability does not depend on it, the reuse of space does.
 const BACKGROUND_FLUSH_MS: u64 = 500;
 
-/// How long to wait for a killed process to let go of sled's own lock.
-const SLED_LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait until the system has released sled's lock of a killed process.
+const SLED_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What [`open`] needs to know.
+/// Options of [`open`].
 #[derive(Clone)]
 pub struct DiskOptions {
-    /// The store's directory. Made if it is not there; the directory it is in must be.
+    /// The store's directory. Created if it does not exist; its parent directory must exist.
     pub path: PathBuf,
-    /// A store belongs to one namespace for good.
+    /// The namespace. A store cannot change it.
     pub namespace: Option<String>,
-    /// When an append is answered.
+    /// How durable an append is when it is answered.
     pub durability: Durability,
-    /// Memory for what is read again and again, in bytes: one half for the newest records of the journal, which is never much
-    /// longer than 64 MiB, the other for pages of the tables, of which sled takes a multiple when it is busy.
+    /// Memory for caches, in bytes.
+    ///
+    /// One half holds the newest WAL records; the WAL is never much longer than 64 MiB. The other half holds pages of
+    /// sled, which takes a multiple of it under load.
     pub cache_bytes: u64,
-    /// Ops that may wait for the commit thread; more wait for room.
+    /// Operations that may wait for the commit thread. Further callers wait until the queue has capacity.
     pub queue: usize,
-    /// What is kept at most.
+    /// Quotas and capacity.
     pub limits: Limits,
-    /// What is to be told to the outside world; `None`: nothing, and what is there from before stays.
+    /// The outbox of webhook events. With `None` no event is stored, and stored events stay.
     pub outbox: Option<OutboxOptions>,
     /// Where the store reports its condition.
     #[doc(hidden)]
     pub health: Arc<Health>,
-    /// Called instead of syncing the file. For tests of what happens when a disk fails.
+    /// Called instead of syncing the file, in tests of a failing disk.
     #[doc(hidden)]
     pub sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
     /// See [`Tuning`](crate::embedded::Tuning). For tests.
@@ -80,7 +84,7 @@ pub struct DiskOptions {
     /// See [`Options::ahead_ms`].
     #[doc(hidden)]
     pub ahead_ms: Arc<AtomicU64>,
-    /// What opens it to make or change it as a whole. The directory is marked until [`unfinished::end`] is called.
+    /// The operation that writes the whole store. The directory is marked until [`unfinished::end`] is called.
     #[doc(hidden)]
     pub operation: Option<Operation>,
 }
@@ -106,10 +110,10 @@ impl DiskOptions {
     }
 }
 
-/// Opens the store in a directory, making it if there is none.
+/// Opens the store in a directory, and creates it if there is none.
 ///
 /// # Errors
-/// When another process has it, it belongs to another namespace or version, or it cannot be read.
+/// When another process has the store open, it belongs to another namespace or version, or it cannot be read.
 pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
     let engine = open_engine(&options)?;
     let journal = Options {
@@ -126,7 +130,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
     embedded::open(Arc::new(engine), journal)
 }
 
-/// Makes the tables of a new store, which is marked until [`unfinished::end`] is called.
+/// Creates the tables of a new store. It is marked until [`unfinished::end`] is called.
 pub(in crate::embedded) fn create(path: &Path, operation: Operation) -> Result<Disk, StoreError> {
     open_engine(&DiskOptions { operation: Some(operation), ..DiskOptions::new(path) })
 }
@@ -149,18 +153,18 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     if !log.exists() || is_empty(&log) {
         make_log(&locked, options).map_err(refuse)?;
     }
-    // Half-written by a process that was killed while it opened; sled would take it for the best it has.
+    // Written by a process that was killed while opening. sled would prefer this incomplete snapshot.
     for snapshot in locked.set_snapshots_aside(false).map_err(|error| refuse(why("its directory `log`", &error)))? {
         tracing::warn!(snapshot = %snapshot.display(), "set an unfinished snapshot aside");
     }
     let ballast = Ballast::of(&options.path);
     ballast.drop_for(&log.join(DB)).map_err(|error| match error {
-        Dropped::NoSpace { wanted, free } => refuse(refusal::no_space("its file `log/db`", wanted, free)),
-        Dropped::Io(error) => refuse(why("its file `log/db`", &error)),
+        BallastError::NoSpace { wanted, free } => refuse(refusal::no_space("its file `log/db`", wanted, free)),
+        BallastError::Io(error) => refuse(why("its file `log/db`", &error)),
     })?;
     let db = match open_sled(&log, options.cache_bytes) {
         Err(sled::Error::Corruption { .. }) => {
-            // A snapshot that was cut off; the log itself is whole more often than not.
+            // A truncated snapshot. The log itself is usually intact.
             let moved = locked.set_snapshots_aside(true).map_err(|error| refuse(why("its directory `log`", &error)))?;
             tracing::warn!(snapshots = moved.len(), "the store did not open: its snapshots were set aside, once");
             open_sled(&log, options.cache_bytes)
@@ -171,7 +175,7 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     set_up(db.clone(), locked, surveyed, options).inspect_err(|_| discard_sled(&db))
 }
 
-/// Everything around sled, once it is open. `surveyed` is what was seen of the journal before.
+/// Opens everything besides sled. `surveyed` is the earlier scan of the WAL.
 fn set_up(
     db: sled::Db,
     locked: StoreDir,
@@ -181,10 +185,10 @@ fn set_up(
     let path = &options.path;
     let refuse = |reason: String| StoreError::Open { path: path.clone(), reason };
     let log = locked.log();
-    // First of all: its newest snapshot is to last before anything that sled has done because of it.
+    // First: the newest snapshot must be durable before anything that sled did because of it.
     locked.sync_names().map_err(|error| refuse(why("cannot sync it", &error)))?;
     migrate::migrate(&db, path)
-        .map_err(|error| refuse(why("cannot bring it over from its earlier version", &sled_error::restored(error))))?;
+        .map_err(|error| refuse(why("cannot migrate it from its earlier format", &sled_error::restored(error))))?;
     let tree = |table| {
         let (name, _) = TABLES.iter().find(|(_, named)| *named == table).expect("every table of sled's has a name");
         db.open_tree(name).map_err(|error| refuse(why_of_sled(&error)))
@@ -198,8 +202,8 @@ fn set_up(
     };
     let file = File::options().read(true).write(true).open(log.join(DB));
     let file = file.map_err(|error| refuse(why("its file `log/db`", &error)))?;
-    // A process that was killed may have left what is with the system and not on the disk: no file is to go because of it
-    // before it is.
+    // A killed process may have left data that the system has not written yet. It must be durable before any file is removed
+    // because of it.
     db.flush().map_err(|error| refuse(why_of_sled(&error)))?;
     file.sync_data().map_err(|error| refuse(why("its file `log/db`", &error)))?;
     let mut runway = Runway::default();
@@ -235,10 +239,10 @@ fn set_up(
         tail: Mutex::new(tail),
         runway: Mutex::new(runway),
         written: Mutex::default(),
-        tidying: Mutex::new(Tidying { compaction: None, checkpoint: Instant::now() }),
+        reclaim: Mutex::new(Reclaim { compaction: None, checkpoint: Instant::now() }),
         failed: AtomicBool::new(false),
         sync: options.sync.clone(),
-        _locked: locked,
+        _dir: locked,
     })
 }
 
@@ -252,8 +256,10 @@ fn broken_journal(path: &Path, broken: OpenError) -> StoreError {
     }
 }
 
-/// Makes sled's files. It writes the smallest of them, `conf`, in two steps and never syncs it, and refuses for ever a
-/// store where the second is missing: so they are made aside, and have their name only when they are whole and synced.
+/// Creates sled's files.
+///
+/// sled writes its file `conf` in two steps and never syncs it. Without the second step it never opens the store again.
+/// So the files are created in another directory, which is renamed when they are complete and synced.
 fn make_log(locked: &StoreDir, options: &DiskOptions) -> Result<(), String> {
     let cannot = |error: std::io::Error| why("cannot make its directory `log`", &error);
     let making = locked.making().map_err(cannot)?;
@@ -263,16 +269,17 @@ fn make_log(locked: &StoreDir, options: &DiskOptions) -> Result<(), String> {
 }
 
 fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
-    let told = format!(
+    let reason = format!(
         "{what}. Nothing was changed. See what is left with `mesa inspect {path}`, and save it with `--salvage`; or \
          restore a backup",
         path = path.display()
     );
-    StoreError::Damaged(told.into())
+    StoreError::Damaged(reason.into())
 }
 
-/// Looks at all files before sled does: sled would pass over what it cannot read, and write over what lies behind. Returns
-/// what was seen of the journal, if it has files of its own.
+/// Rejects a damaged store. Returns the scan of the WAL, if it has its own files.
+///
+/// All files are checked before sled opens them, because sled skips what it cannot read and overwrites what follows.
 fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<WalScan>, StoreError> {
     if SyncWatermark::is_foreign(path) {
         return Err(damaged(path, "its file `mark` is not what was written"));
@@ -287,8 +294,8 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<WalScan>, StoreError
     let (marked, length) = (SyncWatermark::read(path).unwrap_or_default(), db_bytes(log));
     if marked.was_longer_than(length) {
         let SyncWatermark { length: synced, .. } = marked;
-        let told = format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced");
-        return Err(damaged(path, told));
+        let reason = format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced");
+        return Err(damaged(path, reason));
     }
     if let Some(broken) = sled_file::check(log, marked.end).map_err(unread)? {
         return Err(damaged(path, broken));
@@ -297,7 +304,7 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<WalScan>, StoreError
     if length > 0 {
         let tables = RawTables::open(log, false).map_err(unread)?;
         if migrate::is_old_format(&tables).map_err(unread)? {
-            // Its journal is in there.
+            // In this format the WAL is in sled.
             return Ok(None);
         }
         if let Some(missing) = Missing::beside(path, &tables).map_err(unread)? {
@@ -313,13 +320,13 @@ fn db_bytes(log: &Path) -> u64 {
     fs::metadata(log.join(DB)).map_or(0, |db| db.len())
 }
 
-/// Opens sled, which panics where it meets what it does not expect.
+/// Opens sled, and catches its panics on unexpected files.
 fn open_sled(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
-    let opened = catch_unwind(AssertUnwindSafe(|| open_patiently(log, cache_bytes)));
-    opened.unwrap_or_else(|_| Err(sled::Error::ReportableBug("sled cannot make sense of its files".into())))
+    let opened = catch_unwind(AssertUnwindSafe(|| open_with_retry(log, cache_bytes)));
+    opened.unwrap_or_else(|_| Err(sled::Error::ReportableBug("sled cannot read its files".into())))
 }
 
-fn open_patiently(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
+fn open_with_retry(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
     let config = sled::Config::new()
         .path(log)
         .cache_capacity(cache_bytes / 2)
@@ -328,8 +335,8 @@ fn open_patiently(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
     let since = Instant::now();
     loop {
         match config.open() {
-            // Our own lock is held, so whoever has sled's is dead and the system is still tidying up.
-            Err(sled::Error::Io(error)) if is_lock(&error) && since.elapsed() < SLED_LOCK_PATIENCE => {
+            // This process holds the lock of the directory, so the holder of sled's lock is dead and the system releases it.
+            Err(sled::Error::Io(error)) if is_lock(&error) && since.elapsed() < SLED_LOCK_TIMEOUT => {
                 thread::sleep(Duration::from_millis(50));
             }
             opened => return opened,

@@ -1,14 +1,14 @@
-//! Tables on disk. The bulk, which comes and goes, is in files of ours: the journal's records and the chunks of inboxes. sled
-//! has the rest, which is small: where each chunk is, rows, facts, ids.
+//! Tables on disk: WAL and value log in files, the small tables in sled.
 //!
-//! What passes through sled is written several times over, and its file never shrinks: with everything in it, 100 MiB of
-//! messages filled and drained again and again took more than 700 MiB, and a commit of one message a third of a
-//! millisecond of work for its threads. So a commit is one write and one `fdatasync` of a journal file, and sled is
-//! synced when records are let go (a *checkpoint*).
+//! sled holds the location of each block, the rows of users, the properties of the store, idempotency ids and the outbox.
+//! Entry bodies stay out of it (key-value separation), because sled writes data several times and its file never shrinks.
+//! With bodies in sled, 100 MiB of churn took more than 700 MiB of disk, and a commit of one message took 0.3 ms of CPU.
+//! So a commit is one write and one `fdatasync` of a WAL segment. sled is synced before WAL records are removed (a
+//! *checkpoint*).
 //!
-//! Two things about sled 0.34.7 shape what is left of it here. Its `flush` hands writes to the system and waits for the data
-//! to be written, but does not sync the file: that is done here, on a handle of our own. And batches take a lock that a
-//! flush holds: there are none, an atomic unit is one value.
+//! Two properties of sled 0.34.7 matter here:
+//! - Its `flush` writes the data but does not sync the file. This module syncs it on its own handle.
+//! - Batches take a lock that a flush holds. So there are no batches, and the atomic unit is one value.
 
 use std::{
     fs::File,
@@ -44,41 +44,41 @@ use crate::{
     failpoints::{self, Failpoint},
 };
 
-/// Shortest time between two checkpoints that are made for want of room alone.
-const TIDY_PAUSE: Duration = Duration::from_millis(100);
+/// Shortest time between two checkpoints that only reclaim space.
+const RECLAIM_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often a chunk is looked up again that was moved while it was read. More, and the table leads nowhere.
+/// Number of lookups of a block that compaction moves while it is read. After that the location counts as damaged.
 const MOVES_MAX: usize = 8;
 
-/// Tables on disk.
+/// Stores the tables on disk.
 pub struct Disk {
     pub(super) db: sled::Db,
     pub(in crate::embedded) trees: Trees,
     pub(super) records: WalFiles,
     pub(in crate::embedded) chunks: ValueLog,
-    /// Our own handle of the file sled appends to.
+    /// Second handle of sled's file, to sync it.
     pub(super) file: File,
-    /// How far all of it went when it was last synced.
+    /// The sync watermark.
     pub(super) mark: WatermarkFile,
-    /// How far sled's file goes. Only the commit thread asks.
+    /// End of sled's log. Used by the commit thread only.
     pub(super) tail: Mutex<Tail>,
-    /// Space set aside for it. Likewise.
+    /// Preallocated space of sled's file. Used by the commit thread only.
     pub(super) runway: Mutex<Runway>,
-    /// What was put into sled. Likewise.
+    /// Bytes put into sled. Used by the commit thread only.
     pub(super) written: Mutex<Written>,
-    /// Only the commit thread tidies up.
-    pub(super) tidying: Mutex<Tidying>,
+    /// Progress of compaction. Used by the commit thread only.
+    pub(super) reclaim: Mutex<Reclaim>,
     /// A write or a sync has failed.
     pub(super) failed: AtomicBool,
-    /// Calls instead of syncing, in tests.
+    /// Called instead of syncing, in tests.
     pub(super) sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
-    /// Held until everything above is closed.
-    pub(super) _locked: StoreDir,
+    /// Holds the lock of the directory until everything above is closed.
+    pub(super) _dir: StoreDir,
 }
 
-/// The tables that sled has.
+/// The trees of sled.
 pub(in crate::embedded) struct Trees {
-    /// Where the chunks of inboxes are.
+    /// Locations of the blocks in the value log.
     pub(in crate::embedded) places: sled::Tree,
     pub(super) users: sled::Tree,
     pub(super) meta: sled::Tree,
@@ -86,16 +86,16 @@ pub(in crate::embedded) struct Trees {
     pub(super) outbox: sled::Tree,
 }
 
-pub(super) struct Tidying {
+pub(super) struct Reclaim {
     pub(super) compaction: Option<CompactionStep>,
     pub(super) checkpoint: Instant,
 }
 
 impl Disk {
-    /// What sled has of a table; the journal is none of that.
+    /// Returns the tree of a table. The WAL has none.
     fn tree(&self, table: Table) -> &sled::Tree {
         match table {
-            Table::Wal => unreachable!("the journal has files of its own"),
+            Table::Wal => unreachable!("the WAL has its own files"),
             Table::Log => &self.trees.places,
             Table::Users => &self.trees.users,
             Table::Meta => &self.trees.meta,
@@ -104,25 +104,25 @@ impl Disk {
         }
     }
 
-    /// Sets a value of sled's; what was there before.
+    /// Sets a value in sled. Returns the previous one.
     fn insert(&self, tree: &sled::Tree, key: &[u8], value: &[u8]) -> Result<Option<sled::IVec>, EngineError> {
         self.count(key.len() + value.len())?;
         tree.insert(key, value).map_err(|error| self.tables_failed(error))
     }
 
-    /// Removes a value of sled's; what was there before.
+    /// Removes a value from sled, and returns it.
     fn take(&self, tree: &sled::Tree, key: &[u8]) -> Result<Option<sled::IVec>, EngineError> {
         self.count(key.len())?;
         tree.remove(key).map_err(|error| self.tables_failed(error))
     }
 
-    /// Counts what is about to be put into sled. Where it is more than a step, space is set aside for the next.
+    /// Counts bytes that are about to be put into sled. After each step, preallocates space for the next one.
     fn count(&self, bytes: usize) -> Result<(), EngineError> {
         let is_step = self.written.lock().count(bytes);
         if is_step {
             self.flush()?;
             self.written.lock().look();
-            // Where there is no more, this step still has what was set aside before.
+            // If this fails, the step still has the space that was preallocated before.
             _ = self.runway.lock().extend(&self.file);
         }
         Ok(())
@@ -137,14 +137,14 @@ impl Disk {
         self.failed(super::sled_error::sentence(&error))
     }
 
-    /// The same, for what may be repeated if it fails for want of space or descriptors.
+    /// Converts the error of a call that may be retried if it fails for lack of space or descriptors.
     pub(in crate::embedded) fn refused(&self, error: std::io::Error) -> EngineError {
         let error = EngineError::from(error);
         self.failed.fetch_or(!error.is_transient(), Ordering::Relaxed);
         error
     }
 
-    /// The chunk that is at a place, or why that is not what was written; `None` where the key is gone.
+    /// Reads the block at a location, or the reason why it is damaged. Returns `None` if the key was removed.
     fn chunk(&self, key: &[u8], place: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let Some(mut place) = BlockLocation::decode(place) else { return Ok(Some(no_place().to_value())) };
         for _ in 0..MOVES_MAX {
@@ -152,7 +152,7 @@ impl Disk {
                 BlockRead::Block(value) => return Ok(Some(value)),
                 BlockRead::Damaged(why) => return Ok(Some(why.to_value())),
                 BlockRead::Missing => {
-                    // It was moved or removed since the table was asked.
+                    // Compaction moved the block, or it was removed, since its location was read.
                     let Some(now) = self.trees.places.get(key).map_err(unread)? else { return Ok(None) };
                     let Some(now) = BlockLocation::decode(&now) else { return Ok(Some(no_place().to_value())) };
                     if now == place {
@@ -173,7 +173,9 @@ impl Disk {
         self.set_place(key, place)
     }
 
-    /// sled writes when it likes, and what is to be replaced is counted on: the new chunks last before any place is set.
+    /// Replaces blocks. Syncs the new ones before any location is set.
+    ///
+    /// sled may write a location at any time, and the block that it replaces is still needed until then.
     fn replace_chunks(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), EngineError> {
         let mut places = Vec::with_capacity(pairs.len());
         for (key, value) in pairs {
@@ -214,7 +216,7 @@ impl Disk {
             None => file.sync_data(),
         })?;
         match self.mark.set_record(synced) {
-            // It says too little then, as after a crash, until the next sync.
+            // The watermark is too low then, as after a crash, until the next sync.
             Err(error) if Cause::of(&error) == Cause::NoSpace => Ok(()),
             set => set,
         }
@@ -222,7 +224,7 @@ impl Disk {
 
     fn sync_tables(&self) -> Result<(), EngineError> {
         self.flush()?;
-        // Asked before: what is written meanwhile may not be synced.
+        // Read before the sync: data written meanwhile may not be synced.
         let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
         let end = self.tail.lock().advance(&self.file).map_err(|error| self.failed(error))?;
         self.file.sync_data().map_err(|error| self.failed(error))?;
@@ -234,21 +236,22 @@ impl Disk {
     }
 }
 
-/// Leaves sled standing as it is, with its threads and its lock. At its end it syncs its file and panics where that
-/// fails; and after a failure there is nothing more to be had from it.
+/// Leaks sled, with its threads and its lock.
+///
+/// When it is dropped, sled syncs its file and panics if that fails. After a failure it is of no further use.
 pub(in crate::embedded) fn discard_sled(db: &sled::Db) {
     Box::leak(Box::new(db.clone()));
 }
 
-/// Ends the sled that has its files in `log`, with everything durable that it has, or leaves it standing where that fails.
+/// Closes the sled with its files in `log`, with all its data durable. Leaks it if that fails.
 pub(in crate::embedded) fn close_sled(db: sled::Db, log: &Path) -> std::io::Result<()> {
     let synced = db.flush().map_err(super::sled_error::of).and_then(|_| File::open(log.join(DB))?.sync_all());
     synced.inspect_err(|_| discard_sled(&db))?;
-    // It syncs once more, and nothing was written since; a disk that fails just then is met here.
+    // sled syncs once more when dropped, although nothing was written since. A disk that fails just then is caught here.
     catch_unwind(AssertUnwindSafe(|| drop(db))).map_err(|_| std::io::Error::other("sled could not sync its file"))
 }
 
-/// What sled could not read. Where the system had no memory for it, it may be asked again.
+/// Converts the error of a read from sled. A read that failed for lack of memory may be retried.
 fn unread(error: sled::Error) -> EngineError {
     match super::sled_error::of_the_system(&error).map(EngineError::from) {
         Some(error) if error.is_transient() => error,
@@ -268,7 +271,7 @@ impl Engine for Disk {
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
         match table {
             Table::Wal => {
-                let number = wal_number(key).ok_or_else(|| EngineError::new("a record without a number"))?;
+                let number = wal_number(key).ok_or_else(|| EngineError::new("a WAL record without a number"))?;
                 self.records.append(number, value).map_err(|error| self.refused(error))
             }
             Table::Log => self.put_chunk(key, value),
@@ -279,7 +282,7 @@ impl Engine for Disk {
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
         match table {
             Table::Wal => {
-                let number = wal_number(key).ok_or_else(|| EngineError::new("a record without a number"))?;
+                let number = wal_number(key).ok_or_else(|| EngineError::new("a WAL record without a number"))?;
                 self.records.remove(number);
                 Ok(())
             }
@@ -315,11 +318,11 @@ impl Engine for Disk {
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
         if table == Table::Wal {
             let from = if from.is_empty() { Some(0) } else { wal_number(from) };
-            let mut next = from.ok_or_else(|| EngineError::new("records are looked at by number"))?;
-            // The first may go meanwhile.
+            let mut next = from.ok_or_else(|| EngineError::new("WAL records are scanned by number"))?;
+            // The first record may be removed meanwhile.
             while let Some((first, last)) = self.records.ends().filter(|(_, last)| *last >= next) {
                 next = next.max(first);
-                // One that is not there any more was settled meanwhile.
+                // A missing record was flushed meanwhile.
                 let value = self.records.get(next)?;
                 if value.is_some_and(|value| !visit(&wal_key(next), value)) || next == last {
                     break;
@@ -329,7 +332,7 @@ impl Engine for Disk {
             return Ok(());
         }
         for pair in self.tree(table).range(from..) {
-            // An iterator that failed stays failed: what follows would be a silent hole.
+            // A failed iterator stays failed: reading on would skip data silently.
             let (key, value) = pair.map_err(unread)?;
             let value = if table == Table::Log { self.chunk(&key, &value)? } else { Some(Bytes::from_owner(value)) };
             if value.is_some_and(|value| !visit(&key, value)) {
@@ -396,31 +399,31 @@ impl Engine for Disk {
 
     fn checkpoint(&self) -> Result<(), EngineError> {
         self.barrier()?;
-        // Of what goes now the table says since before that it is not needed.
+        // The tables referred to none of these files before this sync.
         let dead = self.chunks.dead();
         self.sync_tables()?;
-        self.tidying.lock().checkpoint = Instant::now();
+        self.reclaim.lock().checkpoint = Instant::now();
         self.chunks.remove(&dead);
         Ok(())
     }
 
     fn collect_garbage(&self, copying: Copying) -> Result<bool, EngineError> {
         if copying != Copying::No {
-            let under_way = self.tidying.lock().compaction.take();
+            let under_way = self.reclaim.lock().compaction.take();
             if under_way.is_none() && copying == Copying::Eager && !self.chunks.dead().is_empty() {
-                // Before the next file is copied: that takes space.
+                // Frees dead files before the next copy, which takes space.
                 self.checkpoint()?;
             }
             if let Some(step) = under_way.or_else(|| CompactionStep::begin(&self.chunks, copying)) {
                 let next = self.compact(step)?;
-                self.tidying.lock().compaction = next;
+                self.reclaim.lock().compaction = next;
                 return Ok(true);
             }
         }
         self.records.prepare();
         self.chunks.prepare();
         self.chunks.leave_empty().map_err(|error| self.failed(error))?;
-        let rested = self.tidying.lock().checkpoint.elapsed() >= TIDY_PAUSE;
+        let rested = self.reclaim.lock().checkpoint.elapsed() >= RECLAIM_INTERVAL;
         if rested && !self.chunks.dead().is_empty() {
             self.checkpoint()?;
         }
@@ -442,7 +445,7 @@ impl Engine for Disk {
     fn table_space(&self) -> Result<TableSpace, EngineError> {
         let is_behind = self.written.lock().look();
         if is_behind {
-            // Or the length of the file would not say how far sled is.
+            // Without this the file's length would not show how far sled is.
             self.flush()?;
         }
         let (space, is_shrinking) = {
@@ -450,7 +453,7 @@ impl Engine for Disk {
             (runway.extend(&self.file)?, runway.take_shrinking())
         };
         if is_shrinking {
-            // What sled has in memory is written now, and not within half a second.
+            // Writes sled's data in memory now, and not within half a second.
             self.flush()?;
         }
         Ok(space)

@@ -1,9 +1,9 @@
-//! Space and descriptors set aside in good time, so that what has to go on does not meet a full disk.
+//! Reserves disk space and file descriptors in advance, so that required work does not meet a full disk.
 //!
-//! - [`allocate`] gives a file blocks behind its end, which no other process can take.
-//! - [`Runway`] does that for sled's file: a write that fails inside sled ends sled for good.
-//! - [`Ballast`] is a file that is removed when sled has to be opened on a full disk: sled writes a snapshot then.
-//! - [`Spares`] are descriptors that are closed when a file has to be opened and the process has none left.
+//! - [`allocate`] preallocates blocks behind the end of a file. No other process can take them.
+//! - [`Runway`] preallocates for sled's file, because a write that fails inside sled stops sled for good.
+//! - [`Ballast`] is a file that is removed to open sled on a full disk, because sled writes a snapshot when it opens.
+//! - [`Spares`] are descriptors that are closed to open a file when the process has no descriptor left.
 
 use std::{
     fs::{self, File},
@@ -18,32 +18,35 @@ use rustix::fs::{FallocateFlags, fallocate};
 use super::files::{BALLAST, SEGMENT_BYTES};
 use crate::embedded::tables::contract::{Cause, TableSpace};
 
-/// sled's segments that have their blocks before sled begins them: the one it fills in memory, and one more.
+/// Segments of sled that are preallocated: the one that sled fills in memory, and one more.
 const RUNWAY_SEGMENTS: u64 = 2;
 
-/// With less than this of it sled's file gets nothing more: the segment that is filled in memory may need all of it.
+/// With fewer preallocated bytes, nothing more is written to sled: the segment in memory may need all of them.
 const RUNWAY_BYTES_MIN: u64 = SEGMENT_BYTES as u64 + (1 << 20);
 
-/// Free bytes of the disk with which sled's file gets no more, and nothing at all, where the file system cannot set space aside.
-/// Another process may take what is free at any time: this is what it has to take before it is noticed. To write zeros ahead
-/// instead is unsound, because sled writes to the same places from a thread of its own.
+/// Free disk bytes below which sled gets only removals (`ENOUGH`) or nothing (`MIN`), on file systems without `fallocate`.
+///
+/// Another process may take free space at any time. These bounds leave time to notice it. Writing zeros ahead instead is
+/// unsound, because a thread of sled writes to the same places.
 const FREE_BYTES_ENOUGH: u64 = 64 << 20;
 const FREE_BYTES_MIN: u64 = 32 << 20;
 
-/// Bytes of the ballast, and of each 64 of sled's file one more: a snapshot is a list of pages.
+/// Bytes of the ballast, plus one for each 64 bytes of sled's file, because a snapshot is a list of pages.
 const BALLAST_BYTES: u64 = 2 << 20;
 const BALLAST_SHARE: u64 = 64;
 
-/// Bytes by which it grows.
+/// Bytes that are allocated to the ballast at once.
 const BALLAST_STEP: usize = 128 << 10;
 
-/// Descriptors kept for files that have to be opened.
+/// Number of spare descriptors.
 const SPARES: usize = 4;
 
-/// Gives a file blocks for its bytes `from..to`, without changing its length. False where the file system cannot do that.
+/// Preallocates the blocks of a file for bytes `from..to`, without changing its length.
+///
+/// Returns false if the file system does not support that.
 ///
 /// # Errors
-/// When the disk is full ([`Cause::NoSpace`]), or the system out of memory. Nothing has changed then.
+/// When the disk is full ([`Cause::NoSpace`]), or the system is out of memory. Nothing has changed then.
 pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<bool> {
     if from >= to {
         return Ok(true);
@@ -60,65 +63,66 @@ pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<bool> {
     }
 }
 
-/// Bytes that are free for this process where a file is.
+/// Returns the bytes that this process can use on the disk of a file.
 pub fn free(file: &File) -> io::Result<u64> {
     let disk = rustix::fs::fstatvfs(file)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
-/// Bytes that sled may be given while its file is not looked at. It writes up to four times that, and its runway is 16 MiB at
-/// least; 8 MiB of it may be for what it has in memory.
+/// Bytes that may be put into sled between two checks of its file.
+///
+/// sled writes up to four times as much. At least 16 MiB are preallocated, of which data in memory may need 8 MiB.
 const STEP_BYTES: u64 = 1 << 20;
 
-/// Bytes that sled may have in memory when it is looked at how long its file is.
+/// Bytes that sled may hold in memory when the length of its file is checked.
 const UNFLUSHED_BYTES: u64 = 256 << 10;
 
-/// What sled writes besides with a value.
+/// Overhead of sled for each value, in bytes.
 const HEAD_BYTES: u64 = 64;
 
-/// What was put into sled, in bytes of keys and values.
+/// Counts the bytes of keys and values that were put into sled.
 #[derive(Debug, Default)]
 pub struct Written {
-    since_look: u64,
+    since_check: u64,
     since_flush: u64,
 }
 
 impl Written {
-    /// Counts what is about to be put. True if it is more than may be without a look.
+    /// Counts bytes that are about to be put. Returns true if the file must be checked before.
     pub fn count(&mut self, bytes: usize) -> bool {
         let bytes = bytes as u64 + HEAD_BYTES;
-        let is_step = self.since_look > 0 && self.since_look + bytes > STEP_BYTES;
-        self.since_look += bytes;
+        let is_step = self.since_check > 0 && self.since_check + bytes > STEP_BYTES;
+        self.since_check += bytes;
         self.since_flush += bytes;
         is_step
     }
 
-    /// How long the file is, is looked at now. True if sled has to be flushed before.
+    /// Begins a check of the file's length. Returns true if sled must be flushed before.
     pub fn look(&mut self) -> bool {
-        self.since_look = 0;
+        self.since_check = 0;
         self.since_flush > UNFLUSHED_BYTES
     }
 
-    /// What was put so far is in the file soon.
+    /// Records that sled is being flushed.
     pub fn flushed(&mut self) {
         self.since_flush = 0;
     }
 }
 
-/// Blocks of sled's file behind its end.
+/// Preallocates blocks behind the end of sled's file.
 #[derive(Debug, Default)]
 pub struct Runway {
-    /// The file has blocks up to here.
+    /// The file has blocks up to this byte.
     end: u64,
-    /// So many blocks it had then: with fewer it was cut.
+    /// Number of blocks at that time. With fewer now, the file was truncated.
     blocks: u64,
-    /// How much sled could write last, where nothing can be set aside.
+    /// The last result on a file system without `fallocate`.
     last: Option<TableSpace>,
     is_shrinking: bool,
 }
 
 impl Runway {
-    /// Makes the runway as long as it should be, if it can be; how much sled may write.
+    /// Extends the preallocation to its full length, if possible. Returns how much sled may write.
     pub fn extend(&mut self, file: &File) -> io::Result<TableSpace> {
         let (length, blocks) = length_and_blocks(file)?;
         let end = length.next_multiple_of(SEGMENT_BYTES as u64) + RUNWAY_SEGMENTS * SEGMENT_BYTES as u64;
@@ -131,7 +135,7 @@ impl Runway {
                 (self.end, self.blocks) = (end, length_and_blocks(file)?.1);
                 Ok(TableSpace::Enough)
             }
-            // Then it is what is free, and other processes may take it.
+            // Without preallocation only free space counts, and other processes may take it.
             Ok(false) => Ok(self.unreserved(free(file)?)),
             Err(_) if left >= RUNWAY_BYTES_MIN => Ok(TableSpace::Little),
             Err(_) => Ok(TableSpace::None),
@@ -149,8 +153,9 @@ impl Runway {
         space
     }
 
-    /// Whether less may be written than before although nothing was set aside. Then what sled still has in memory has to be
-    /// written, while there is space for it. True once for each time.
+    /// Returns, once per change, whether free space shrank on a file system without `fallocate`.
+    ///
+    /// Then sled's data in memory must be written while there is space for it.
     pub fn take_shrinking(&mut self) -> bool {
         std::mem::take(&mut self.is_shrinking)
     }
@@ -161,24 +166,24 @@ fn length_and_blocks(file: &File) -> io::Result<(u64, u64)> {
     Ok((metadata.len(), metadata.blocks()))
 }
 
-/// A file of which nothing is needed but its place.
+/// Occupies disk space that is released to open sled on a full disk.
 #[derive(Debug)]
 pub struct Ballast(PathBuf);
 
 impl Ballast {
-    /// The ballast of the store in `directory`, whether it is there or not.
+    /// Returns the ballast of the store in `directory`, whether its file exists or not.
     pub fn of(directory: &Path) -> Self {
         Self(directory.join(BALLAST))
     }
 
-    /// Makes it, or makes it larger, for a file of sled's of so many bytes: as large as there is space for.
+    /// Creates or grows the ballast for a sled file of `sled_bytes`, as far as there is space.
     pub fn make(&self, sled_bytes: u64) -> io::Result<()> {
         let bytes = BALLAST_BYTES + sled_bytes / BALLAST_SHARE;
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&self.0)?;
         if length_and_blocks(&file)?.1 * 512 >= bytes {
             return Ok(());
         }
-        // In steps: where the disk is full it gets back what it was removed for, without what that took.
+        // In steps, so that on a full disk it takes back whatever space is left.
         for from in (0..bytes).step_by(BALLAST_STEP) {
             match allocate(&file, from, bytes.min(from + BALLAST_STEP as u64)) {
                 Ok(true) => {}
@@ -189,11 +194,11 @@ impl Ballast {
         Ok(())
     }
 
-    /// Removes it where there is less free than sled may need to open its file; gives that file the blocks that it needs.
+    /// Preallocates the blocks that sled needs to open its file, and removes the ballast if too little space is free.
     ///
     /// # Errors
-    /// When the disk is full all the same.
-    pub fn drop_for(&self, db: &Path) -> Result<(), Dropped> {
+    /// When the disk is full even without the ballast.
+    pub fn drop_for(&self, db: &Path) -> Result<(), BallastError> {
         let file = match File::options().read(true).write(true).open(db) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             file => file?,
@@ -206,23 +211,23 @@ impl Ballast {
                 Ok(()) => tracing::warn!("the disk is full: the ballast was removed to open the store"),
             }
         }
-        // sled fills the segment that it goes on with before it does anything else.
+        // sled fills its current segment before it does anything else.
         let end = length.next_multiple_of(SEGMENT_BYTES as u64) + SEGMENT_BYTES as u64;
         match allocate(&file, 0, end) {
             Err(error) if Cause::of(&error) == Cause::NoSpace => {
-                // A copy lacks what was set aside, and what was zeros.
+                // A copied file has no preallocated blocks, and none for zeros.
                 let snapshot = BALLAST_BYTES + length / BALLAST_SHARE;
-                Err(Dropped::NoSpace { wanted: end.saturating_sub(blocks * 512) + snapshot, free: free(&file)? })
+                Err(BallastError::NoSpace { wanted: end.saturating_sub(blocks * 512) + snapshot, free: free(&file)? })
             }
             allocated => Ok(allocated.map(drop)?),
         }
     }
 }
 
-/// Why sled's file did not get the blocks that it needs.
+/// Reports why sled's file did not get the blocks that it needs.
 #[derive(Debug)]
-pub enum Dropped {
-    /// The disk has not as many bytes as are wanted.
+pub enum BallastError {
+    /// The disk has fewer free bytes than needed.
     NoSpace {
         wanted: u64,
         free: u64,
@@ -230,18 +235,18 @@ pub enum Dropped {
     Io(io::Error),
 }
 
-impl From<io::Error> for Dropped {
+impl From<io::Error> for BallastError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
 
-/// Descriptors that can be closed.
+/// Holds descriptors that can be closed to open a file.
 #[derive(Debug, Default)]
 pub struct Spares(Mutex<Vec<File>>);
 
 impl Spares {
-    /// As many as there may be, copies of a descriptor that is open anyway; fewer where the system has no more.
+    /// Refills the spare descriptors with copies of an open one, as far as the system has any.
     pub fn refill(&self, of: &File) {
         let mut spares = self.0.lock();
         while spares.len() < SPARES {
@@ -250,11 +255,11 @@ impl Spares {
         }
     }
 
-    /// Opens something, closing descriptors for it where there is none left.
+    /// Opens a file, and closes spare descriptors if the process has none left.
     pub fn open<T>(&self, mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         loop {
             match open() {
-                // Another thread may take what was closed: as often as there is something to close.
+                // Another thread may take a closed descriptor first, so this retries while there are spares.
                 Err(error) if Cause::of(&error) == Cause::Exhausted && self.0.lock().pop().is_some() => {}
                 opened => return opened,
             }
@@ -272,7 +277,7 @@ mod tests {
     };
 
     #[test]
-    fn runway_of_a_file_that_was_cut_is_made_again() {
+    fn runway_of_truncated_file_is_allocated_again() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("db");
         let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
@@ -292,9 +297,9 @@ mod tests {
         assert!(blocks() >= wanted - SEGMENT_BYTES as u64, "{}", blocks());
     }
 
-    /// Another process may take what is free at any time, and a write that fails inside sled ends it.
+    /// Another process may take free space at any time, and a write that fails inside sled stops it.
     #[test]
-    fn file_of_sled_has_its_blocks_before_sled_writes_them_whatever_is_put_without_a_look() {
+    fn sled_file_is_preallocated_before_sled_writes_to_it() {
         let home = tempfile::tempdir().unwrap();
         let disk = create(&home.path().join("store"), Operation::Restore).unwrap();
         if !allocate(&disk.file, 0, 1).unwrap() {
@@ -312,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn less_space_is_noticed_long_before_there_is_none_where_nothing_can_be_set_aside() {
+    fn shrinking_space_is_noticed_in_time_without_fallocate() {
         let mut runway = Runway::default();
         let mib = |free: u64| free << 20;
         for (free, space, is_shrinking) in [
@@ -330,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn spares_are_closed_one_after_the_other() {
+    fn spare_descriptors_are_closed_one_by_one() {
         let home = tempfile::tempdir().unwrap();
         let spares = Spares::default();
         let of = File::open(home.path()).unwrap();

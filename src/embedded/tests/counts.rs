@@ -1,4 +1,4 @@
-//! What is counted for lists of users comes from rows and memory: the bodies of messages are not read for it.
+//! Listing users counts pending messages from rows and memory, without reading message bodies.
 
 use std::{
     sync::{
@@ -24,7 +24,7 @@ use crate::{
 /// Bytes of payload of one message; the JSON around it has 25 more.
 const SIZE: usize = 1000;
 
-/// Tables in memory that count the bytes of inboxes that are read.
+/// Tables in memory that count the bytes of blocks that are read.
 #[derive(Clone, Default)]
 struct Counting {
     tables: Memory,
@@ -63,7 +63,7 @@ async fn until(what: &str, done: impl Fn() -> bool) {
     panic!("{what} took more than 30 s");
 }
 
-/// A store in which each of these users has `count` messages, all of them in the inbox; and the bytes of one message.
+/// Opens a store in which each user has `count` flushed messages. Returns also the bytes of one message.
 async fn filled(tables: &Counting, users: &[&str], count: usize) -> (Arc<dyn Store>, u64) {
     let tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
     let store = embedded::open(Arc::new(tables.clone()), Options { tuning, ..Options::default() }).unwrap();
@@ -72,7 +72,7 @@ async fn filled(tables: &Counting, users: &[&str], count: usize) -> (Arc<dyn Sto
     let append = Append::new(payload, users.iter().map(|id| user(id)).collect());
     store.append_all(vec![append; count]).await.unwrap();
     let last = ReadLimit { entries: 1, bytes: 1 };
-    until("settling", || users.iter().all(|id| store.recent(&user(id), 0, last).is_none())).await;
+    until("flush", || users.iter().all(|id| store.recent(&user(id), 0, last).is_none())).await;
     tables.take();
     (store, bytes)
 }
@@ -91,7 +91,7 @@ async fn users_and_pending_bytes_are_counted_without_reading_messages() {
     }
     assert_eq!(tables.take(), 0, "bytes of inboxes were read to count them");
 
-    // Nor are they read when all of them are received.
+    // Acknowledging all messages reads no body either.
     store.note(&user("a"), Note { received: Some((1, Seq::MAX)), ..Note::default() });
     let state = store.state(&user("a")).unwrap();
     assert_eq!((state.pending, state.pending_bytes), (0, 0));

@@ -78,9 +78,9 @@ fn ids() -> Ids {
     }
 }
 
-/// As below, for what came with devices, limits and ids.
+/// Covers the encodings that devices, limits and ids added.
 #[test]
-fn released_bytes_of_the_second_version_are_read_for_ever() {
+fn released_v2_encoding_is_read_unchanged() {
     assert_eq!(record_with_everything(), include_bytes!("../../../data/golden/record-v2.bin"));
     assert_eq!(chunk_v2(), include_bytes!("../../../data/golden/chunk-v2.bin"));
     assert_eq!(row_v2().encode(), include_bytes!("../../../data/golden/row-v2.bin"));
@@ -89,9 +89,9 @@ fn released_bytes_of_the_second_version_are_read_for_ever() {
     assert_eq!(Ids::decode(include_bytes!("../../../data/golden/ids-v1.bin")).unwrap(), ids());
 }
 
-/// What was written by this version must be read by every later one: these files are never changed.
+/// Every later version must read what this version wrote: these files never change.
 #[test]
-fn released_bytes_are_read_for_ever() {
+fn released_v1_encoding_is_read_unchanged() {
     assert_eq!(record(), include_bytes!("../../../data/golden/record-v1.bin"));
     assert_eq!(chunk(), include_bytes!("../../../data/golden/chunk-v1.bin"));
     assert_eq!(row().encode(), include_bytes!("../../../data/golden/row-v1.bin"));
@@ -99,7 +99,7 @@ fn released_bytes_are_read_for_ever() {
 }
 
 #[test]
-fn an_entry_is_read_without_the_rest_and_with_its_stamp() {
+fn entry_is_read_alone_with_its_owner_and_sequence() {
     let bytes = Bytes::from(record());
     let mut reader = RecordReader::new(&bytes).unwrap();
     let mut at = Vec::new();
@@ -115,7 +115,7 @@ fn an_entry_is_read_without_the_rest_and_with_its_stamp() {
 }
 
 #[test]
-fn keys_sort_by_user_and_then_by_sequence_and_never_mix_users() {
+fn log_keys_sort_by_user_then_sequence() {
     let keys = [log_key("a", 1), log_key("a", 256), log_key("a b", 1), log_key("ab", 1)];
     assert!(keys.is_sorted());
     for (at, user) in ["a", "a", "a b", "ab"].into_iter().enumerate() {
@@ -129,7 +129,7 @@ fn keys_sort_by_user_and_then_by_sequence_and_never_mix_users() {
 
 proptest! {
     #[test]
-    fn garbage_is_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn garbage_returns_error_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let bytes = Bytes::from(bytes);
         if let Ok(mut reader) = RecordReader::new(&bytes) {
             while let Some(item) = reader.next_item() {

@@ -1,4 +1,4 @@
-//! Tables in memory of which a test intercepts some calls.
+//! Tables in memory with calls that a test can intercept.
 
 use bytes::Bytes;
 
@@ -7,7 +7,7 @@ use crate::embedded::tables::{
     memory::Memory,
 };
 
-/// What becomes of the calls of an [`Engine`]. What a test does not intercept goes to the tables.
+/// Intercepts calls of an [`Engine`]. Calls that a test does not override go to the tables.
 pub(in crate::embedded) trait Intercept: Send + Sync + 'static {
     fn tables(&self) -> &Memory;
 

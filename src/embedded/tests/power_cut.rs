@@ -1,5 +1,4 @@
-//! The machine stops after the nth write, for every n: what was answered is there when the store is opened again, and
-//! stays there through all that follows.
+//! Power cut after the nth write, for every n: answered messages are there when the store opens again, and stay.
 
 use std::{
     sync::{
@@ -26,26 +25,28 @@ use crate::{
     store::{Append, Appended, Note, Once, ReadLimit, Store, StoreError},
 };
 
-/// Tables that take so many writes and then no more. What the power leaves of them is what the contract of an [`Engine`]
-/// allows: of the journal, of the inboxes' values and of everything else a prefix each, behind what was made to last.
+/// Tables that fail after a number of writes.
+///
+/// A power cut leaves what the contract of [`Engine`] allows: of the WAL, the value log and the tables a prefix each, with at
+/// least everything that was synced.
 pub(in crate::embedded) struct Cut {
-    /// What readers see.
+    /// The current content, as readers see it.
     tables: Memory,
     left: AtomicI64,
-    /// What has been written since the beginning, and how much of it lasts.
+    /// All writes, and how many of them are durable.
     written: Mutex<Written>,
-    /// Chooses how much is left of each.
+    /// Seed that chooses the length of each prefix.
     seed: u64,
 }
 
 #[derive(Default)]
 struct Written {
     journal: Vec<Change>,
-    journal_lasts: usize,
-    /// Keys of chunks of which the values may still be lost.
+    wal_durable: usize,
+    /// Keys of blocks whose values may still be lost.
     chunks: Vec<(usize, Vec<u8>)>,
     rest: Vec<Change>,
-    rest_lasts: usize,
+    tables_durable: usize,
 }
 
 #[derive(Clone)]
@@ -72,7 +73,7 @@ impl Cut {
         if table == Table::Wal {
             written.journal.push(change);
         } else {
-            // What replaces a value that is there lasts before it is led to.
+            // A block that replaces another one is durable before its location is set.
             if table == Table::Log && value.is_some() && self.tables.get(table, key)?.is_none() {
                 let at = written.rest.len();
                 written.chunks.push((at, key.to_vec()));
@@ -86,28 +87,28 @@ impl Cut {
         }
     }
 
-    /// What is there when the power is back, of tables that were `before` when all this began.
-    pub(in crate::embedded) fn left_of(&self, before: Memory) -> Memory {
+    /// Returns the tables after the power cut, given the tables from before the test.
+    pub(in crate::embedded) fn after_power_cut(&self, before: Memory) -> Memory {
         let written = self.written.lock();
         let mut seed = self.seed;
         let mut choose = |from: usize, to: usize| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            // All of it and nothing of it are what is met most.
+            // The complete and the empty prefix are the most frequent.
             match (seed >> 33) % 4 {
                 0 => from,
                 1 => to,
                 _ => from + (seed >> 35) as usize % (to - from + 1),
             }
         };
-        let journal = choose(written.journal_lasts, written.journal.len());
-        let rest = choose(written.rest_lasts, written.rest.len());
+        let journal = choose(written.wal_durable, written.journal.len());
+        let rest = choose(written.tables_durable, written.rest.len());
         let chunks = choose(0, written.chunks.len());
         let apply = |change: &Change, garbage: bool| match &change.value {
             Some(_) if garbage => before.put(change.table, &change.key, b""),
             Some(value) => before.put(change.table, &change.key, value),
             None => before.remove(change.table, &change.key),
         };
-        // A removal from the journal is a removal of files, for which nothing waits: but it comes behind a checkpoint.
+        // A removal from the WAL removes files, and nothing waits for it. But it follows a checkpoint.
         written.journal[..journal].iter().for_each(|change| apply(change, false).unwrap());
         for (at, change) in written.rest[..rest].iter().enumerate() {
             let lost = written.chunks[chunks..].iter().any(|(place, _)| *place == at);
@@ -134,7 +135,7 @@ impl Intercept for Cut {
     fn on_rollback_last(&self, number: u64) -> Result<(), EngineError> {
         self.change(Table::Wal, &wal_key(number), None)?;
         let mut written = self.written.lock();
-        written.journal_lasts = written.journal.len();
+        written.wal_durable = written.journal.len();
         Ok(())
     }
 
@@ -145,7 +146,7 @@ impl Intercept for Cut {
     fn on_sync(&self) -> Result<(), EngineError> {
         self.write()?;
         let mut written = self.written.lock();
-        written.journal_lasts = written.journal.len();
+        written.wal_durable = written.journal.len();
         Ok(())
     }
 
@@ -158,13 +159,14 @@ impl Intercept for Cut {
     fn on_checkpoint(&self) -> Result<(), EngineError> {
         self.on_barrier()?;
         let mut written = self.written.lock();
-        written.rest_lasts = written.rest.len();
+        written.tables_durable = written.rest.len();
         Ok(())
     }
 }
 
-/// Received in between, so that what is settled anew begins elsewhere: at this place a chunk of the second settling lies
-/// around the last of the first.
+/// Acknowledged between two flushes, so that the blocks of the second flush begin elsewhere.
+///
+/// With this value a block of the second flush spans the last one of the first.
 const RECEIVED: Seq = 14;
 
 const USERS: [&str; 2] = ["a", "b"];
@@ -178,7 +180,7 @@ fn user(at: usize) -> UserId {
     UserId::new(USERS[at]).unwrap()
 }
 
-/// Large enough that a few dozen make several chunks.
+/// Makes a payload so large that a few dozen fill several blocks.
 fn payload() -> Payload {
     Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(3000))), None).unwrap()
 }
@@ -194,7 +196,7 @@ fn sequences(store: &dyn Store, at: usize, mut after: Seq) -> Vec<Seq> {
     }
 }
 
-/// Appends until the power goes; returns how far each user's log was answered.
+/// Appends until the power fails. Returns the last answered sequence of each user.
 async fn append(store: &dyn Store, count: usize) -> [Seq; 2] {
     let mut answered = [0; 2];
     for n in 0..count {
@@ -208,21 +210,21 @@ async fn append(store: &dyn Store, count: usize) -> [Seq; 2] {
     answered
 }
 
-/// Waits until all of the journal is settled, or the power has gone: what is cut does not depend on how fast that is.
-async fn settled_or_cut(cut: &Cut) {
-    let is_settled = || cut.tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_none();
+/// Waits until the WAL is flushed or the power has failed, so that the result does not depend on timing.
+async fn flushed_or_cut(cut: &Cut) {
+    let is_flushed = || cut.tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_none();
     let waited = tokio::time::timeout(Duration::from_secs(60), async {
-        while cut.left.load(Ordering::SeqCst) >= 0 && !is_settled() {
+        while cut.left.load(Ordering::SeqCst) >= 0 && !is_flushed() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
-    waited.await.expect("it is settled, or the power goes");
+    waited.await.expect("it is flushed, or the power fails");
 }
 
-/// Returns false once so many writes were allowed that nothing was cut.
+/// Returns false if no write failed.
 async fn cut_after(writes: i64) -> bool {
     let tables = Memory::default();
-    // Something is in the journal, and is settled while the power goes.
+    // Entries in the WAL are flushed while the power fails.
     let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
     let mut answered = append(&*store, 40).await;
     store.close().await.unwrap();
@@ -234,12 +236,12 @@ async fn cut_after(writes: i64) -> bool {
     if let Ok(store) = embedded::open(cut.clone(), tuning(Duration::ZERO)) {
         let more = append(&*store, 6).await;
         answered = [answered[0].max(more[0]), answered[1].max(more[1])];
-        settled_or_cut(&cut).await;
+        flushed_or_cut(&cut).await;
         failed = store.close().await.is_err();
     }
 
-    // Power is back: a few are received, a few more come, and all of it is settled anew.
-    let tables = cut.left_of(before);
+    // After the power cut: some entries are acknowledged, some are appended, and everything is flushed again.
+    let tables = cut.after_power_cut(before);
     let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
     for (at, answered) in answered.iter().enumerate() {
         let there = sequences(&*store, at, 0);
@@ -256,7 +258,7 @@ async fn cut_after(writes: i64) -> bool {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), settled).await.expect("it is settled");
+    tokio::time::timeout(Duration::from_secs(10), settled).await.expect("it is flushed");
     for at in 0..2 {
         let head = store.state(&user(at)).unwrap().head;
         assert_eq!(
@@ -270,15 +272,15 @@ async fn cut_after(writes: i64) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_power_cut_at_any_write_loses_nothing_that_was_answered() {
+async fn power_cut_at_any_write_keeps_answered_messages() {
     let mut cuts = 0;
     while cut_after(cuts).await {
         cuts += 1;
     }
-    assert!(cuts > 60, "only {cuts} writes were cut: the settling was not under way");
+    assert!(cuts > 60, "only {cuts} writes were cut: the flush was not under way");
 }
 
-/// Appends as many messages as make several records, in one commit, each with an id.
+/// Appends messages that fill several records, in one commit, each with an idempotency id.
 async fn append_batch(store: &dyn Store) -> Result<Vec<Appended>, StoreError> {
     let append = |n: u64| {
         let id = DispatchId::new(&format!("batch {n}")).unwrap();
@@ -290,24 +292,24 @@ async fn append_batch(store: &dyn Store) -> Result<Vec<Appended>, StoreError> {
 
 const BATCH: u64 = 60;
 
-/// Returns false once so many writes were allowed that nothing was cut.
+/// Returns false if no write failed.
 async fn batch_cut_after(writes: i64) -> bool {
     let tables = Memory::default();
     let cut = Cut::new(&tables, writes);
     let mut answered = false;
     if let Ok(store) = embedded::open(cut.clone(), tuning(Duration::ZERO)) {
         answered = append_batch(&*store).await.is_ok();
-        settled_or_cut(&cut).await;
+        flushed_or_cut(&cut).await;
         _ = store.close().await;
     }
     let failed = cut.left.load(Ordering::SeqCst) < 0;
-    let tables = cut.left_of(Memory::default());
+    let tables = cut.after_power_cut(Memory::default());
     for flush_delay in [Duration::from_secs(3600), Duration::ZERO] {
         let store = crate::embedded::tables::memory::open(&tables, tuning(flush_delay)).unwrap();
         let there = [0, 1].map(|at| sequences(&*store, at, 0).len() as u64);
         assert!(there == [0, 0] || there == [BATCH, BATCH], "{there:?}, cut after {writes}");
         assert!(there == [BATCH, BATCH] || !answered, "cut after {writes}");
-        // Whoever asks again is told what was done, or it is done now: in any case it is there once.
+        // A retry returns the first result or appends now: in any case the messages are there once.
         let again = append_batch(&*store).await.unwrap();
         assert!(again.iter().all(|one| one.duplicate == (there[0] > 0)), "cut after {writes}");
         assert!(again.iter().all(|one| one.answered.as_ref().is_some_and(|one| (one.online, one.offline) == (1, 1))));
@@ -318,7 +320,7 @@ async fn batch_cut_after(writes: i64) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_of_several_records_is_kept_whole_or_not_at_all_and_so_are_its_ids() {
+async fn power_cut_keeps_commit_of_several_records_and_its_ids_atomically() {
     let mut cuts = 0;
     while batch_cut_after(cuts).await {
         cuts += 1;
@@ -326,9 +328,9 @@ async fn a_commit_of_several_records_is_kept_whole_or_not_at_all_and_so_are_its_
     assert!(cuts > 20, "only {cuts} writes were cut");
 }
 
-/// A collapse and an append that needs room, in one commit, and the power goes in the middle of it.
+/// The power fails within a commit with a collapse and an append that evicts entries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_commit_replaces_stays_until_that_commit_is_written() {
+async fn power_cut_keeps_replaced_entries_until_the_commit_is_written() {
     use crate::{message::CollapseKey, store::Limits};
     let limits = Limits { messages: 3, free_bytes: 0, ..Limits::default() };
     let with = |flush_delay| Options { limits, ..tuning(flush_delay) };
@@ -351,7 +353,7 @@ async fn what_a_commit_replaces_stays_until_that_commit_is_written() {
             _ = store.append_all(vec![newer, Append::new(payload(), vec![user(0)])]).await;
             _ = store.close().await;
         }
-        let tables = cut.left_of(before);
+        let tables = cut.after_power_cut(before);
         let store = crate::embedded::tables::memory::open(&tables, with(Duration::from_secs(3600))).unwrap();
         let there = sequences(&*store, 0, 0);
         assert!(there == [1, 2, 3] || there == [1, 3, 4], "{there:?}, cut after {writes}");
@@ -359,9 +361,9 @@ async fn what_a_commit_replaces_stays_until_that_commit_is_written() {
     }
 }
 
-/// The power goes while settled records are removed; the same is settled again; the store is opened once more.
+/// The power fails while flushed records are removed. They are flushed again, and the store is opened once more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ids_outlive_a_settling_that_was_cut_and_made_again() {
+async fn ids_survive_interrupted_and_repeated_flush() {
     let once = |n: u64| {
         let id = DispatchId::new(&format!("order {n}")).unwrap();
         Append {
@@ -388,7 +390,7 @@ async fn ids_outlive_a_settling_that_was_cut_and_made_again() {
             }
             _ = store.close().await;
         }
-        let tables = cut.left_of(before);
+        let tables = cut.after_power_cut(before);
         let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
         while tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;

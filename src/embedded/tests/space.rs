@@ -1,5 +1,5 @@
-//! A disk that is full at the nth write, for every n, and has space again later: nothing that was answered is lost, nothing
-//! is there twice, and all work that was suspended is done in the end.
+//! The disk is full at the nth write, for every n, and has space again later: no answered message is lost or duplicated, and
+//! suspended work is done in the end.
 
 use std::{
     sync::{
@@ -27,21 +27,22 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Bytes put into the tables between two looks at their space, at most. sled writes up to four times that, and 16 MiB are set
-/// aside for it.
+/// Bytes that may be put into the tables between two checks of their space.
+///
+/// sled writes up to four times as much, and 16 MiB are preallocated.
 const STEP_BYTES_MAX: u64 = 1 << 20;
 
-/// Tables on a disk that is full after so many writes, for so many writes.
+/// Tables on a disk that is full after a number of writes, for a number of writes.
 struct Scarce {
     tables: Memory,
     /// Writes before the disk is full.
     left: AtomicI64,
-    /// Writes that are refused then, before there is space again.
+    /// Writes that fail then, before there is space again.
     refused: AtomicI64,
     free: AtomicU64,
     /// Bytes that the tables take before their file grows.
     slack: AtomicU64,
-    /// The journal meets it although space was set aside.
+    /// WAL writes fail too, although space was preallocated.
     journal: bool,
     /// Bytes put into the tables since their space was looked at, and the most of that.
     step: AtomicU64,
@@ -56,7 +57,7 @@ impl Scarce {
         Arc::new(Self { tables: Memory::default(), left, refused, free, slack, journal, step, step_most })
     }
 
-    /// Holds that no step wrote more than is set aside for one.
+    /// Asserts that no step wrote more than is preallocated for one.
     fn check_steps(&self) {
         let most = self.step_most.load(Ordering::SeqCst);
         assert!(most <= STEP_BYTES_MAX, "{most} bytes were put into the tables without a look at their space");
@@ -101,7 +102,7 @@ impl Intercept for Scarce {
 
     fn on_table_space(&self) -> TableSpace {
         self.step.store(0, Ordering::SeqCst);
-        // To ask counts as well, or it would be full for ever.
+        // A check counts as a write too, or the disk would stay full.
         let is_full = self.is_full();
         self.refused.fetch_sub(i64::from(is_full), Ordering::SeqCst);
         if is_full { TableSpace::Little } else { TableSpace::Enough }
@@ -176,13 +177,13 @@ async fn hold(left: i64, refused: i64, journal: bool) -> usize {
     let store = embedded::open(tables.clone(), options()).unwrap();
     let mut refusals = 0;
     let sent = work(&store, &mut refusals).await;
-    until("everything to be settled", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
+    until("everything to be flushed", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
     // The store looks at its space at an interval, so it may count as full a moment longer.
     until("space for all", || store.full().is_none()).await;
     assert!(store.health().reports().is_empty(), "{:?}", store.health().reports());
     let found: Vec<_> = (0..4).map(|n| read(&store, &user(n))).collect();
     for (at, (log, sent)) in found.iter().zip(&sent).enumerate() {
-        // User 3 has received some of it, and of the messages with a key the last one stays.
+        // User 3 has acknowledged some messages, and of those with a collapse key the last one stays.
         let keyed: Vec<_> = sent.iter().filter(|(n, _)| n % 7 == 3).collect();
         let last = keyed.last().map(|(n, _)| *n);
         let wanted: Vec<_> = sent.iter().filter(|(n, _)| n % 7 != 3 || Some(*n) == last).collect();
@@ -216,7 +217,7 @@ fn number(bytes: &Bytes) -> u64 {
 }
 
 #[tokio::test]
-async fn work_that_meets_a_full_disk_at_any_write_is_done_when_there_is_space() {
+async fn work_on_full_disk_is_done_when_there_is_space() {
     let mut refusals = 0;
     for left in (0..90).step_by(13) {
         for refused in [1, 3] {
@@ -227,7 +228,7 @@ async fn work_that_meets_a_full_disk_at_any_write_is_done_when_there_is_space() 
 }
 
 #[tokio::test]
-async fn commit_that_meets_a_full_disk_is_written_when_there_is_space_and_lost_never() {
+async fn commit_on_full_disk_is_written_when_there_is_space() {
     let mut refusals = 0;
     for left in (0..90).step_by(13) {
         for refused in [1, 3] {
@@ -237,9 +238,9 @@ async fn commit_that_meets_a_full_disk_is_written_when_there_is_space_and_lost_n
     assert!(refusals > 0, "the disk was never full");
 }
 
-/// Bytes on the disk are set aside until a message has been settled or received, and are known again after a start.
+/// Disk bytes are reserved until a message is flushed or acknowledged, also after a restart.
 #[tokio::test]
-async fn reservation_of_unsettled_messages_is_counted_until_they_are_settled_or_received() {
+async fn reservation_counts_until_messages_are_flushed_or_acknowledged() {
     let tables = Scarce::new(i64::MAX, 0, false);
     let never = Tuning { flush_delay: Duration::from_secs(3600), ..Tuning::default() };
     let limits = Limits { free_bytes: 8 << 20, ..Limits::default() };
@@ -256,7 +257,7 @@ async fn reservation_of_unsettled_messages_is_counted_until_they_are_settled_or_
     drop(store);
     let store = open(never);
     assert!(matches!(store.append(append(4, 100)).await, Err(StoreError::Full(_))));
-    // What is received is not set aside any more.
+    // Acknowledged messages are no longer reserved.
     for n in 0..100 {
         store.note(&user(n), Note { received: Some((1, 2)), ..Note::default() });
     }
@@ -264,9 +265,9 @@ async fn reservation_of_unsettled_messages_is_counted_until_they_are_settled_or_
     assert!(matches!(store.append(append(6, 100)).await, Err(StoreError::Full(_))));
     store.close().await.unwrap();
     drop(store);
-    // And what is settled is on the disk.
+    // Flushed messages are on the disk.
     let store = open(Tuning { flush_delay: Duration::ZERO, ..Tuning::default() });
-    until("everything to be settled", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
+    until("everything to be flushed", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
     store.append(append(7, 100)).await.unwrap();
 }
 
@@ -443,7 +444,7 @@ async fn ids_are_put_into_their_table_in_steps_with_a_look_at_the_space_before_e
     store.close().await.unwrap();
     drop(store);
     let store = open(Duration::ZERO);
-    until("everything to be settled", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
+    until("everything to be flushed", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
     store.close().await.unwrap();
     tables.check_steps();
     let mut ids = 0;

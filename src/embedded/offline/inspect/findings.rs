@@ -4,16 +4,16 @@ use std::fmt;
 
 use crate::embedded::tables::schema::{StoredId, StoredLog};
 
-/// Something that is not as it was written.
+/// Describes one damaged part of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// Where: a file or a table.
+    /// The file or table.
     pub place: &'static str,
-    /// Which part of it, as well as that can be said.
+    /// The part of the file or table, as far as it is known.
     pub key: String,
-    /// What is wrong with it.
+    /// What is wrong.
     pub what: String,
-    /// Whose it is, where that is known.
+    /// The user that is affected, if known.
     pub user: Option<String>,
 }
 
@@ -27,21 +27,21 @@ impl fmt::Display for Damage {
     }
 }
 
-/// How the store was left.
+/// States how the store was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The server was stopped in order.
+    /// The server closed the store.
     Clean,
-    /// It was not: it was killed, or the machine went down. Nothing that was answered is missing for that.
+    /// The server was killed, or the system crashed. Nothing that was answered is lost by that.
     Unclean,
-    /// The same, where answers did not wait for the disk: the last of them may be missing.
+    /// As `Unclean`, with a durability that does not wait for the disk: the last answered entries may be lost.
     UncleanLossy,
-    /// It does not say.
+    /// The store does not state it.
     Unknown,
 }
 
 impl Ending {
-    /// In a few words.
+    /// Describes it in a few words.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -53,35 +53,35 @@ impl Ending {
     }
 }
 
-/// What a store says of itself.
+/// Holds the properties that a store states of itself.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// Version of what is in the tables.
+    /// Format version of the tables.
     pub format: Option<String>,
-    /// Whose store it is; `None` where that cannot be read.
+    /// Namespace of the store. `None` if it cannot be read.
     pub namespace: Option<String>,
-    /// How it was left.
+    /// How the store was closed.
     pub ending: Ending,
-    /// How often sequences were passed over, because some may have been given out and forgotten.
+    /// Number of lossy restarts: each skipped sequences that may have been assigned and lost.
     pub lapses: u32,
-    /// First and last record of the journal, and how many there are.
+    /// First and last record of the WAL, and their number.
     pub records: Option<(u64, u64, u64)>,
-    /// Bytes of those.
+    /// Bytes of these records.
     pub journal_bytes: u64,
-    /// Up to this record all is in the inboxes.
+    /// Record up to which the WAL is flushed.
     pub settled: u64,
-    /// This record was synced, as the file `mark` says.
+    /// The record that the sync watermark states as synced.
     pub marked: Option<u64>,
-    /// Ids of dispatches that are remembered.
+    /// Number of stored idempotency ids.
     pub ids: u64,
     /// Bytes of all files of the store.
     pub file_bytes: u64,
 }
 
-/// A user's log without its entries, as it would be stored. For those who store it.
+/// Holds a user's log without its entries, in its stored form.
 #[derive(Clone, Debug)]
 pub struct StoredUser(pub(in crate::embedded) StoredLog);
 
-/// A dispatch that was done once. For those who store it.
+/// Holds an idempotency id and its result, in its stored form.
 #[derive(Clone, Debug)]
 pub struct DedupEntry(pub(in crate::embedded) StoredId);

@@ -1,4 +1,4 @@
-//! The directory: locked, read, and checked against what it says of itself.
+//! Locks, reads and checks the directory of a closed store.
 
 use std::{
     collections::BTreeMap,
@@ -35,60 +35,60 @@ use crate::{
     store::{StoreError, fingerprint},
 };
 
-/// Damage that is told; of more only the number is.
+/// Damage that is listed. Further damage is only counted.
 const DAMAGE_MAX: usize = 1000;
 
-/// Bytes of entries without a place that are kept in memory. What is beyond is told as damage.
+/// Bytes of entries without a location that are held in memory. Further ones are reported as damage.
 const LOST_BYTES_MAX: usize = 512 << 20;
 
-/// A store that nobody has open.
+/// Inspects a closed store.
 pub struct Inspection {
     path: PathBuf,
     rest: OfflineReader,
     facts: Facts,
     journal: Journal,
     ids: Vec<DedupEntry>,
-    /// Entries that no table leads to any more: user, sequence.
+    /// Entries of blocks without a location, by user: sequence, expiry, payload.
     lost: BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
     lost_bytes: usize,
     lost_rows: BTreeMap<String, Row>,
     damage: Vec<Damage>,
-    untold: u64,
-    /// Held until this is dropped.
+    omitted_damage: u64,
+    /// Lock of the directory, until this is dropped.
     _lock: Option<File>,
 }
 
 impl Inspection {
-    /// Reads the store in a directory. Writes nothing there, not even into its lock.
+    /// Reads the store in a directory. Writes nothing there, not even into its lock file.
     ///
     /// # Errors
-    /// When another process has it, or there is no store.
+    /// When another process has the store open, or there is no store.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let lock = lock(path)?;
         let log = path.join(LOG);
-        let told = |error: std::io::Error| {
+        let failed = |error: std::io::Error| {
             open_error(path, format!("{}. Name the directory of a store", system_error(&error)))
         };
         if path.join(REBUILT).join(DB).exists() {
-            // Those in `log`, if there are any, are not what a server would read.
-            let why = "its tables were written anew, and its server ended before it put the new ones, `rebuilt`, in their \
-                       place. Start its server once, which does that";
+            // A server would not read the tables in `log`, if there are any.
+            let why = "its tables were rebuilt, and its server ended before the new ones in `rebuilt` replaced the old ones. \
+                       Start its server once, which finishes that";
             return Err(open_error(path, why));
         }
-        let no_tables = Missing::tables(path).map_err(told)?;
+        let no_tables = Missing::tables(path).map_err(failed)?;
         let file_bytes = match fs::metadata(log.join(DB)) {
             Err(_) if no_tables.is_some() => 0,
-            file => file.map_err(told)?.len(),
+            file => file.map_err(failed)?.len(),
         };
-        let mut rest = OfflineReader::open(path, false).map_err(told)?;
+        let mut rest = OfflineReader::open(path, false).map_err(failed)?;
         let marked = SyncWatermark::read(path);
         let said = marked.unwrap_or_default();
         let SyncWatermark { length, end, .. } = said;
         let cut = said.was_longer_than(file_bytes) || end > rest.end();
         let seems = rest.end();
         if cut && rest.goes_on() {
-            // What was synced is not all there, so the place where the log seems to end is not its end.
-            rest = OfflineReader::open(path, true).map_err(told)?;
+            // Synced data is missing, so the log does not really end where it seems to.
+            rest = OfflineReader::open(path, true).map_err(failed)?;
         }
         let synced = said.record.max(rest.synced());
         let mut inspection = Self {
@@ -100,7 +100,7 @@ impl Inspection {
                 lapses: 0,
                 records: None,
                 journal_bytes: 0,
-                settled: rest.settled().map_err(told)?,
+                settled: rest.settled().map_err(failed)?,
                 marked: marked.map(|marked| marked.record),
                 ids: 0,
                 file_bytes: path_bytes(path),
@@ -112,101 +112,101 @@ impl Inspection {
             lost_bytes: 0,
             lost_rows: BTreeMap::new(),
             damage: Vec::new(),
-            untold: 0,
+            omitted_damage: 0,
             _lock: lock,
         };
         if said.was_longer_than(file_bytes) {
             let what = format!("it has {file_bytes} bytes, and had {length} when it was last synced");
-            inspection.tell("log/db", String::new(), what);
+            inspection.report("log/db", String::new(), what);
         }
         if end > seems {
             let what = "it breaks off before the place to which it was synced, and goes on, if it does, behind that";
-            inspection.tell("log/db", format!("place {seems} of the log, synced to {end}"), what);
+            inspection.report("log/db", format!("place {seems} of the log, synced to {end}"), what);
         }
-        if let Some(why) = unfinished::found(path).map_err(told)? {
-            inspection.tell(UNFINISHED, String::new(), why);
+        if let Some(why) = unfinished::found(path).map_err(failed)? {
+            inspection.report(UNFINISHED, String::new(), why);
         }
         if SyncWatermark::is_foreign(path) {
-            inspection.tell(WATERMARK, String::new(), "it is not what was written");
+            inspection.report(WATERMARK, String::new(), "it is not what was written");
         }
         if !conf_is_whole(&log) {
             let what = "it is not what was written, and no server starts with it. It is written anew where there is none: \
                         remove it";
-            inspection.tell("log/conf", String::new(), what);
+            inspection.report("log/conf", String::new(), what);
         }
-        inspection.tell_of_the_file();
-        inspection.read_meta().map_err(told)?;
+        inspection.report_file_damage();
+        inspection.read_meta().map_err(failed)?;
         if let Some(format) = inspection.facts.format.as_deref().filter(|format| is_newer_format(format)) {
-            // What this version does not know would look like damage, and be missing from what is saved.
+            // Unknown data would look like damage, and be missing from a salvage.
             return Err(open_error(path, other_format(format)));
         }
-        if let Some(missing) = no_tables.or(inspection.rest.missing(path).map_err(told)?) {
-            inspection.tell(missing.name(), String::new(), missing);
+        if let Some(missing) = no_tables.or(inspection.rest.missing(path).map_err(failed)?) {
+            inspection.report(missing.name(), String::new(), missing);
         }
         inspection.read_journal(synced);
-        inspection.read_ids().map_err(told)?;
-        let invalid = invalid_keys(&inspection.rest).map_err(told)?;
-        inspection.tell_all(invalid);
+        inspection.read_ids().map_err(failed)?;
+        let invalid = invalid_keys(&inspection.rest).map_err(failed)?;
+        inspection.report_all(invalid);
         if !inspection.damage.is_empty() {
-            inspection.look_for_the_lost().map_err(told)?;
+            inspection.collect_lost().map_err(failed)?;
         }
         Ok(inspection)
     }
 
-    /// What the store says of itself.
+    /// Returns the properties that the store states of itself.
     #[must_use]
     pub fn facts(&self) -> &Facts {
         &self.facts
     }
 
-    /// What was found to be damaged so far; all of it once [`Inspection::visit`] has returned. The first thousand.
+    /// Returns the damage found so far, at most 1000 items. It is complete once [`Inspection::visit`] has returned.
     #[must_use]
     pub fn damage(&self) -> &[Damage] {
         &self.damage
     }
 
-    /// How much more damage there is than is told.
+    /// Returns the number of damaged parts that [`Inspection::damage`] omits.
     #[must_use]
-    pub fn untold(&self) -> u64 {
-        self.untold
+    pub fn omitted_damage(&self) -> u64 {
+        self.omitted_damage
     }
 
-    /// Whether all is as it was written, as far as has been looked.
+    /// Returns whether no damage was found so far.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.damage.is_empty()
     }
 
-    /// Dispatches that were done once, oldest first.
+    /// Returns the idempotency ids and their results, oldest first.
     #[must_use]
     pub fn ids(&self) -> &[DedupEntry] {
         &self.ids
     }
 
-    /// Fingerprint of the namespace.
+    /// Returns the fingerprint of the namespace.
     #[must_use]
     pub fn namespace(&self) -> u32 {
         fingerprint(self.facts.namespace.as_deref().unwrap_or_default())
     }
 
-    fn tell(&mut self, place: &'static str, key: String, what: impl std::fmt::Display) {
-        self.tell_all([Damage { place, key, what: what.to_string(), user: None }]);
+    fn report(&mut self, place: &'static str, key: String, what: impl std::fmt::Display) {
+        self.report_all([Damage { place, key, what: what.to_string(), user: None }]);
     }
 
-    fn tell_all(&mut self, damage: impl IntoIterator<Item = Damage>) {
+    fn report_all(&mut self, damage: impl IntoIterator<Item = Damage>) {
         for damage in damage {
             if self.damage.len() < DAMAGE_MAX {
                 self.damage.push(damage);
             } else {
-                self.untold += 1;
+                self.omitted_damage += 1;
             }
         }
     }
 
-    fn tell_of_the_file(&mut self) {
+    fn report_file_damage(&mut self) {
         let broken: Vec<_> = self.rest.broken().to_vec();
         for broken in broken {
-            self.tell("log/db", format!("bytes {} to {}", broken.from, broken.to), broken.what);
+            self.report("log/db", format!("bytes {} to {}", broken.from, broken.to), broken.what);
         }
         let gaps = self.rest.gaps();
         for Gap { table, from, to } in gaps {
@@ -218,7 +218,7 @@ impl Inspection {
                 Table::Ids => ("ids", range(&from, &to, &record)),
                 Table::Outbox => ("outbox", range(&from, &to, &owner)),
             };
-            self.tell(place, range, "a page of this table is missing");
+            self.report(place, range, "a page of this table is missing");
         }
     }
 
@@ -238,7 +238,7 @@ impl Inspection {
         if let Some(lapses) = lapses {
             match lapses[..].try_into() {
                 Ok(lapses) => self.facts.lapses = u32::from_be_bytes(lapses),
-                Err(_) => self.tell("meta", "lapses".into(), "it is not a number"),
+                Err(_) => self.report("meta", "lapses".into(), "it is not a number"),
             }
         }
         if let Some(other) = format.as_deref().filter(|format| format.as_bytes() != FORMAT) {
@@ -247,11 +247,11 @@ impl Inspection {
                  once; or look at it with the version that wrote it",
                 String::from_utf8_lossy(FORMAT)
             );
-            self.tell("meta", format!("format {other}"), what);
+            self.report("meta", format!("format {other}"), what);
         }
         for (name, found) in [("format", format.is_some()), ("namespace", namespace.is_some())] {
             if !found {
-                self.tell("meta", name.into(), "it is missing");
+                self.report("meta", name.into(), "it is missing");
             }
         }
         (self.facts.format, self.facts.namespace) = (format, namespace);
@@ -262,28 +262,28 @@ impl Inspection {
         let mut records: Vec<(u64, Bytes)> =
             self.rest.records().map(|(number, value)| (number, value.clone())).collect();
         let settled = self.facts.settled;
-        // Behind a hole, what was never synced counts for nothing: a crash has left it, and the server cuts it off.
+        // After a gap, unsynced records do not count: a crash left them, and the server discards them.
         let mut next = settled + 1;
         records.retain(|(number, _)| {
-            let hangs_together = *number == next || next <= synced;
-            next = if hangs_together { number + 1 } else { next };
-            hangs_together
+            let is_contiguous = *number == next || next <= synced;
+            next = if is_contiguous { number + 1 } else { next };
+            is_contiguous
         });
-        // A commit that never came to its end was never answered; but where what was synced is not all there, it did.
+        // An incomplete commit was never answered, unless synced records are missing.
         let there = records.last().map_or(settled, |(number, _)| *number);
-        let mut taken_back = u64::MAX;
+        let mut rolled_back = u64::MAX;
         while synced <= there
             && let Some((number, _)) = records.last().filter(|(_, value)| goes_on(value) == Some(true))
         {
-            taken_back = *number;
+            rolled_back = *number;
             records.pop();
         }
-        let synced = synced.min(taken_back - 1);
+        let synced = synced.min(rolled_back - 1);
         let (mut next, mut first, mut count, mut whole) = (settled + 1, None, 0, true);
         for (number, value) in &records {
             if *number != next {
                 whole = false;
-                self.tell("journal", records_between(next, number - 1), "missing");
+                self.report("journal", records_between(next, number - 1), "missing");
             }
             first = first.or(Some(*number));
             (next, count) = (number + 1, count + 1);
@@ -292,12 +292,12 @@ impl Inspection {
         }
         if synced >= next {
             whole = false;
-            self.tell("journal", records_between(next, synced), "missing, although synced");
+            self.report("journal", records_between(next, synced), "missing, although synced");
         }
         if !whole {
             for part in self.rest.unreadable().to_vec() {
                 let key = format!("{}, bytes {} to {}", part.file, part.from, part.to);
-                self.tell("journal", key, "nothing in it can be read");
+                self.report("journal", key, "nothing in it can be read");
             }
         }
         self.facts.records = first.map(|first| (first, next - 1, count));
@@ -308,12 +308,12 @@ impl Inspection {
         let read = match self.journal.take(value) {
             Ok(read) => Some(read),
             Err((read, what)) => {
-                self.tell("journal", key.clone(), what);
+                self.report("journal", key.clone(), what);
                 read
             }
         };
         if self.facts.namespace.is_some() && read.is_some_and(|read| read.namespace != self.namespace()) {
-            self.tell("journal", key, "it belongs to another namespace");
+            self.report("journal", key, "it belongs to another namespace");
         }
     }
 
@@ -325,7 +325,7 @@ impl Inspection {
         for (key, value) in found {
             match Ids::decode(&value) {
                 Ok(Ids::V1 { ids, .. }) => self.ids.extend(ids.into_iter().map(DedupEntry)),
-                Err(error) => self.tell("ids", format!("{key:?}"), error),
+                Err(error) => self.report("ids", format!("{key:?}"), error),
             }
         }
         self.ids.extend(std::mem::take(&mut self.journal.ids).into_iter().map(DedupEntry));
@@ -333,8 +333,8 @@ impl Inspection {
         Ok(())
     }
 
-    /// What no table leads to any more, told by its bytes: a chunk says whose it is, a row does not but its key does.
-    fn look_for_the_lost(&mut self) -> std::io::Result<()> {
+    /// Collects rows and blocks that no table refers to. A block states its user, a row has its user as key.
+    fn collect_lost(&mut self) -> std::io::Result<()> {
         for pair in self.rest.lost() {
             let (key, value) = pair?;
             let user = std::str::from_utf8(&key).ok().filter(|id| UserId::new(id).is_ok());
@@ -344,7 +344,7 @@ impl Inspection {
         }
         let (mut over, ours) = (0, self.namespace());
         let Self { rest, lost, lost_bytes, .. } = self;
-        rest.chunks_without_place(|value| {
+        rest.blocks_without_location(|value| {
             let Ok(entries) = block_entries(value) else { return };
             for (entry, expires_s) in entries.into_iter().filter(|(entry, _)| entry.namespace == ours) {
                 let Ok(user) = std::str::from_utf8(&entry.owner) else { continue };
@@ -359,15 +359,15 @@ impl Inspection {
         })?;
         if over > 0 {
             let what = format!("{over} entries that no table leads to are too many to look at");
-            self.tell("inbox", String::new(), what);
+            self.report("inbox", String::new(), what);
         }
         Ok(())
     }
 
-    /// Goes through all users in the order of their ids, and all that is still there of each.
+    /// Visits all users in the order of their ids, with everything readable of each.
     ///
     /// # Errors
-    /// When the file cannot be read, or the sink does not want more.
+    /// When the file cannot be read, or the sink returns an error.
     pub fn visit(&mut self, sink: &mut dyn InspectSink) -> Result<(), StoreError> {
         self.visit_some(sink, None)
     }
@@ -375,7 +375,7 @@ impl Inspection {
     /// As [`Inspection::visit`], for one user.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Inspection::visit`].
     pub fn visit_one(&mut self, user: &str, sink: &mut dyn InspectSink) -> Result<(), StoreError> {
         self.visit_some(sink, Some(user))
     }
@@ -386,7 +386,7 @@ impl Inspection {
             self.rest.get(Table::Meta, FULL_LOSSY_RESTARTS_KEY).map_err(|error| open_error(&self.path, error))?;
         let full =
             full.and_then(|full| Some(u32::from_be_bytes(full[..].try_into().ok()?))).unwrap_or(self.facts.lapses);
-        let mut told = Vec::new();
+        let mut found = Vec::new();
         let mut walk = Walk {
             rows: self.rest.pairs(Table::Users, from).peekable(),
             chunks: self.rest.pairs(Table::Log, from).peekable(),
@@ -397,7 +397,7 @@ impl Inspection {
             lapses: LossyRestarts { count: self.facts.lapses, full },
             damaged: !self.damage.is_empty(),
             only,
-            told: &mut told,
+            damage_found: &mut found,
             now_s: now_s(),
         };
         let walked = walk.all(sink).map_err(|error| match error {
@@ -405,12 +405,12 @@ impl Inspection {
             Stop::Read(error) => open_error(&self.path, error),
         });
         drop(walk);
-        self.tell_all(told);
+        self.report_all(found);
         walked
     }
 }
 
-/// Bytes of all files in a directory and those in it.
+/// Sums the bytes of all files in a directory and its subdirectories.
 fn path_bytes(path: &Path) -> u64 {
     let files = fs::read_dir(path).into_iter().flatten().flatten();
     files
@@ -426,8 +426,7 @@ fn path_bytes(path: &Path) -> u64 {
         .sum()
 }
 
-/// Whether sled's settings are as it wrote them, behind which is their checksum. A file that is missing, or too short, it
-/// writes anew.
+/// Returns whether sled's settings match their checksum. sled rewrites a file that is missing or too short.
 fn conf_is_whole(log: &Path) -> bool {
     let conf = fs::read(log.join(CONF)).unwrap_or_default();
     match conf.split_last_chunk::<4>() {
@@ -450,7 +449,7 @@ fn range(from: &[u8], to: &[u8], name: &dyn Fn(&[u8]) -> String) -> String {
 }
 
 fn record(key: &[u8]) -> String {
-    // Keys between pages are cut off where they differ.
+    // Keys between pages are truncated where they differ.
     let mut whole = wal_key(0);
     let length = key.len().min(8);
     whole[..length].copy_from_slice(&key[..length]);
@@ -466,7 +465,7 @@ fn cannot_lock(error: &std::io::Error) -> String {
     format!("its file `{LOCK}` cannot be locked: {}. Check that it may be read", system_error(error))
 }
 
-/// Takes the lock of a directory without writing into it; `None` where there is none to take.
+/// Takes the lock of a directory without writing into it. Returns `None` if there is no lock file.
 fn lock(path: &Path) -> Result<Option<File>, StoreError> {
     if !path.is_dir() {
         return Err(open_error(path, "there is no such directory"));

@@ -1,4 +1,4 @@
-//! The records of the journal, as what they say of each user.
+//! Decodes the WAL records into entries of each user.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::{
     message::Seq,
 };
 
-/// What a record says of a user.
+/// Holds one entry of a WAL record that concerns a user.
 #[derive(Clone, Debug)]
 pub enum WalEntry {
     Entry { seq: Seq, expires_s: u32, payload: Bytes, collapse: String },
@@ -23,23 +23,23 @@ pub enum WalEntry {
     Gone { from: Seq, to: Seq, loss: u8 },
 }
 
-/// All that records say.
+/// Holds the decoded entries of all records.
 #[derive(Debug, Default)]
 pub struct Journal {
-    /// Of each user, in the order in which it was said.
+    /// Entries of each user, in the order of the WAL.
     pub users: BTreeMap<String, Vec<WalEntry>>,
-    /// Dispatches that were done once.
+    /// Idempotency ids and their results.
     pub ids: Vec<StoredId>,
     rejected: Vec<(String, u8)>,
 }
 
-/// A record that was taken in.
+/// Describes a decoded record.
 #[derive(Clone, Copy, Debug)]
 pub struct Read {
     pub namespace: u32,
 }
 
-/// Whether a record says that its commit goes on in the next; `None` if it cannot be read to its end.
+/// Returns whether the commit of a record continues in the next. Returns `None` if the record cannot be decoded.
 pub fn goes_on(value: &Bytes) -> Option<bool> {
     let mut reader = RecordReader::new(value).ok()?;
     let mut last = false;
@@ -50,7 +50,7 @@ pub fn goes_on(value: &Bytes) -> Option<bool> {
 }
 
 impl Journal {
-    /// Takes in a record, as far as it can be read; tells in words what cannot.
+    /// Decodes a record as far as possible. Returns a description of what cannot be decoded.
     pub fn take(&mut self, value: &Bytes) -> Result<Read, (Option<Read>, String)> {
         let mut reader = RecordReader::new(value).map_err(|error| (None, error.to_string()))?;
         let Header::V1 { namespace, at_ms } = reader.header;
@@ -58,7 +58,7 @@ impl Journal {
         let mut message: Option<(Bytes, u32, String)> = None;
         while let Some(item) = reader.next_item() {
             let (at, item) = item.map_err(|error| (Some(read), format!("what follows is unreadable: {error}")))?;
-            let (user, said) = match item {
+            let (user, entry) = match item {
                 Item::Message(payload) => {
                     message = Some((value.slice_ref(payload), 0, String::new()));
                     continue;
@@ -97,8 +97,8 @@ impl Journal {
                 Item::More => continue,
             };
             match self.users.get_mut(user) {
-                Some(known) => known.push(said),
-                None => _ = self.users.insert(user.to_owned(), vec![said]),
+                Some(known) => known.push(entry),
+                None => _ = self.users.insert(user.to_owned(), vec![entry]),
             }
         }
         Ok(read)

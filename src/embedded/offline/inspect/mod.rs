@@ -1,11 +1,10 @@
-//! Looking at a store that nobody has open, whatever has become of it: read only, and around everything that would
-//! rather stop. What cannot be read is told, and the rest is shown.
+//! Inspects a closed store, read-only. Damage is reported, and everything readable is shown.
 //!
 //! - `findings`: what an inspection reports
-//! - `inspection`: the directory: locked, read and checked against what it says of itself
-//! - `journal`: the records, as what they say of each user
-//! - `users`: all users, one after the other
-//! - `user_log`: one user's log, put together from his row, his inbox and the journal
+//! - `inspection`: locks, reads and checks the directory
+//! - `journal`: the WAL entries of each user
+//! - `users`: iterates over all users
+//! - `user_log`: assembles one user's log from the row, the value log and the WAL
 
 mod findings;
 mod inspection;
@@ -27,19 +26,20 @@ pub use self::findings::{Damage, DedupEntry, Ending, Facts, StoredUser};
 pub use self::{inspection::Inspection, user_log::LogFacts};
 use crate::{message::Seq, store::StoreError};
 
-/// Who takes what is found, one user after the other in the order of their ids.
+/// Receives what an inspection finds, user by user in the order of their ids.
 pub trait InspectSink {
-    /// Entries that somebody has not received yet, in order, each with when it expires (seconds of the Unix epoch,
-    /// 0 = never). May come in several parts.
+    /// Receives pending entries of a user, in order: sequence, expiry in seconds of the Unix epoch (0 = never), payload.
+    ///
+    /// May be called several times for a user.
     ///
     /// # Errors
-    /// Stops everything.
+    /// Stops the inspection.
     fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> Result<(), StoreError>;
 
-    /// All there is of this user beside the entries, which have all come before.
+    /// Receives a user's log without its entries, which have all come before.
     ///
     /// # Errors
-    /// Stops everything.
+    /// Stops the inspection.
     fn log(&mut self, facts: LogFacts) -> Result<(), StoreError>;
 }
 

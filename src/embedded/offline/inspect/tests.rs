@@ -20,7 +20,7 @@ use crate::{
 
 const USERS: [&str; 3] = ["a", "b", "c"];
 
-/// Messages to each user, of which a chunk of the inbox holds one or two.
+/// Messages to each user, of which a block holds one or two.
 const MESSAGES: u64 = 12;
 const PAYLOAD_BYTES: usize = 40_000;
 
@@ -35,7 +35,7 @@ fn options(path: &Path) -> DiskOptions {
     DiskOptions { tuning: Tuning { flush_delay: Duration::ZERO, ..Tuning::default() }, ..DiskOptions::new(path) }
 }
 
-/// A closed store in which every entry is in the inbox.
+/// Creates a closed store in which every entry is flushed.
 async fn make(path: &Path) {
     let store = open(options(path)).unwrap();
     for n in 1..=MESSAGES {
@@ -84,7 +84,7 @@ impl InspectSink for Visited {
     }
 }
 
-/// Changes the table that says where the chunks of the inboxes are.
+/// Changes the table of block locations.
 fn change_places(path: &Path, change: impl FnOnce(&sled::Tree)) {
     let config = sled::Config::new().path(path.join("log")).segment_size(8 << 20);
     let mut opened = config.open();

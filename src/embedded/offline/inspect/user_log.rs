@@ -1,4 +1,4 @@
-//! One user's log, put together from his row, his inbox and what the journal says.
+//! Assembles one user's log from the row, the value log and the WAL.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -14,60 +14,60 @@ use crate::{
     store::{Loss, Missed, Received},
 };
 
-/// What is known of a user.
+/// Describes a user's log.
 #[derive(Clone, Debug)]
 pub struct LogFacts {
-    /// Who.
+    /// The user id.
     pub user: String,
-    /// Last sequence handed out.
+    /// Last sequence assigned.
     pub head: Seq,
-    /// When he was seen, in milliseconds of the Unix epoch; 0 = never.
+    /// When the user was last seen, in milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
-    /// Cursors: whose ("" = clients without a device), what was received, and when it was seen.
+    /// Cursors: device ("" = clients without a device), acknowledged sequences, and when the device was last seen.
     pub cursors: Vec<(String, Received, u64)>,
-    /// Ranges that are gone although nobody received them, as far as it is remembered why.
+    /// Gaps with their reasons, as far as they are stored.
     pub gone: Vec<Missed>,
-    /// Entries that somebody has not received: sequence, bytes of payload, when it expires (0 = never).
+    /// Pending entries: sequence, bytes of payload, expiry in seconds of the Unix epoch (0 = never).
     pub pending: Vec<(Seq, u32, u32)>,
-    /// Entries that have expired and are still there.
+    /// Number of expired entries that are still stored.
     pub expired: u64,
-    /// Ranges that somebody has not received and that are not there, for no reason that is remembered.
+    /// Pending ranges that are missing without a stored reason.
     pub missing: Vec<(Seq, Seq)>,
-    /// For those who store it.
+    /// The log in its stored form.
     pub stored: StoredUser,
 }
 
 impl LogFacts {
-    /// Bytes of payload that somebody has not received.
+    /// Sums the bytes of payload of pending entries.
     #[must_use]
     pub fn pending_bytes(&self) -> u64 {
         self.pending.iter().map(|(_, bytes, _)| u64::from(*bytes)).sum()
     }
 }
 
-/// A log being put together.
+/// Assembles a log.
 pub struct Assembly {
     user: String,
     log: StoredLog,
     gone: Vec<Missed>,
-    /// Entries that are not in the inbox, or may not be.
+    /// Entries that are not, or may not be, in the value log.
     entries: BTreeMap<Seq, (u32, Bytes)>,
     pending: Vec<(Seq, u32, u32)>,
     expired: u64,
-    /// Ranges that are there or need not be.
+    /// Ranges of entries that were found.
     had: Vec<(Seq, Seq)>,
     last: Seq,
     keys: BTreeMap<String, Seq>,
-    /// How many lapses the row takes into account, if there is one.
+    /// Number of lossy restarts that the row includes, if there is a row.
     known: Option<u32>,
-    /// The first entry of which the journal tells.
+    /// The first entry in the WAL.
     first: Option<Seq>,
-    /// A cursor that was said to be forgotten, and stays because it is the last: what is said of it next replaces it.
+    /// A forgotten device whose cursor stays because it is the last one. The next entry of that device replaces it.
     stale: Option<String>,
 }
 
 impl Assembly {
-    /// Begins with the row, if there is one.
+    /// Starts from the row, if there is one.
     pub fn new(user: String, row: Option<Row>) -> Self {
         let known = row.as_ref().map(Row::lapses);
         let mut log = row.map(Row::into_stored).unwrap_or_default();
@@ -96,12 +96,12 @@ impl Assembly {
         &self.user
     }
 
-    /// What a record says. With `all`, also entries that the row says are in the inbox: it may have lost them.
-    pub fn hear(&mut self, said: WalEntry, all: bool) {
-        match said {
+    /// Adds a WAL entry. With `all`, includes entries that the row states as flushed, because their block may be lost.
+    pub fn add_wal_entry(&mut self, entry: WalEntry, all: bool) {
+        match entry {
             WalEntry::Entry { seq, expires_s, payload, collapse } => {
                 self.first.get_or_insert(seq);
-                // Sequences rise by one but where a lapse was passed over, of which the row may know nothing.
+                // Sequences rise by one, except after a lossy restart, which the row may not include.
                 let skipped = seq.saturating_sub(self.log.head + 1);
                 if skipped > 0 && skipped.is_multiple_of(SEQUENCE_RESERVE) {
                     self.pass_to(seq - 1);
@@ -136,7 +136,7 @@ impl Assembly {
                 }
             }
             WalEntry::Forgotten { device } => {
-                // The last one stays: a log without any would have nobody to keep anything for.
+                // The last cursor stays: without any cursor, no entry of the log would be pending.
                 if self.log.shared.is_some() || self.log.devices.len() > 1 {
                     self.log.devices.retain(|(name, _)| *name != device);
                 } else {
@@ -161,8 +161,8 @@ impl Assembly {
         &mut self.log.devices[at].1
     }
 
-    /// An entry of which only this is left.
-    pub fn found(&mut self, seq: Seq, expires_s: u32, payload: Bytes) -> bool {
+    /// Adds an entry of a block without a location. Returns false if it differs from a known one.
+    pub fn add_lost_entry(&mut self, seq: Seq, expires_s: u32, payload: Bytes) -> bool {
         self.log.head = self.log.head.max(seq);
         match self.entries.entry(seq) {
             Entry::Vacant(place) => _ = place.insert((expires_s, payload)),
@@ -171,8 +171,8 @@ impl Assembly {
         true
     }
 
-    /// All has been heard: moves on past the lapses of the store that the row does not take into account.
-    pub fn heard(&mut self, lapses: LossyRestarts) {
+    /// Skips the sequences of lossy restarts that the row does not include. Call it after all WAL entries.
+    pub fn skip_lossy_restarts(&mut self, lapses: LossyRestarts) {
         let passed = self.first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(lapses.full));
         let due = lapses.due(self.known.or(passed.then_some(lapses.full)), self.log.head);
         if due > 0 {
@@ -197,9 +197,10 @@ impl Assembly {
         cursors.map(|cursor| Received::from_parts(cursor.through, &cursor.islands)).collect()
     }
 
-    /// Takes entries of the inbox, in order, or what is left when that is at its end (`None`); gives back those that
-    /// somebody has not received, in order.
-    pub fn pass(&mut self, chunk: Option<Vec<(Seq, u32, Bytes)>>, now_s: u32) -> Vec<(Seq, u32, Bytes)> {
+    /// Adds the entries of a block, in order, or the remaining ones after the last block (`None`).
+    ///
+    /// Returns the pending ones, in order.
+    pub fn take_pending(&mut self, chunk: Option<Vec<(Seq, u32, Bytes)>>, now_s: u32) -> Vec<(Seq, u32, Bytes)> {
         let until = match &chunk {
             Some(chunk) => chunk.last().map_or(0, |(seq, ..)| *seq),
             None => Seq::MAX,
@@ -243,7 +244,7 @@ impl Assembly {
         }
     }
 
-    /// All that is known of him.
+    /// Finishes the log.
     pub fn finish(mut self) -> LogFacts {
         let cursors = self.received();
         let common = common(&cursors);
@@ -279,7 +280,7 @@ impl Assembly {
     }
 }
 
-/// Ranges that everybody has received.
+/// Returns the ranges that every cursor has acknowledged.
 fn common(cursors: &[Received]) -> Vec<(Seq, Seq)> {
     let ranges = |received: &Received| -> Vec<(Seq, Seq)> {
         let first = (received.through() > 0).then_some((1, received.through()));
@@ -300,7 +301,7 @@ fn common(cursors: &[Received]) -> Vec<(Seq, Seq)> {
     all.unwrap_or_default()
 }
 
-/// What of `1..=head` is in none of the ranges.
+/// Returns the parts of `1..=head` that are in none of the ranges.
 fn missing(head: Seq, had: &[(Seq, Seq)], received: &[(Seq, Seq)], gone: &[Missed]) -> Vec<(Seq, Seq)> {
     let gone = gone.iter().map(|gone| (gone.from, gone.to));
     let mut ranges: Vec<_> = had.iter().chain(received).copied().chain(gone).collect();
@@ -331,7 +332,7 @@ fn missed(from: Seq, to: Seq, loss: u8) -> Missed {
     Missed { from, to, reason: Loss::from_stored(loss).unwrap_or(Loss::Expired) }
 }
 
-/// Something of this user that cannot be read.
+/// Makes a damage report of this user.
 pub fn damage(user: &str, place: &'static str, key: String, what: impl std::fmt::Display) -> Damage {
     Damage { place, key, what: what.to_string(), user: Some(user.to_owned()) }
 }

@@ -1,4 +1,4 @@
-//! Going through all users, in the order of their ids, and all that is still there of each.
+//! Iterates over all users in the order of their ids, with everything readable of each.
 
 use std::{collections::BTreeMap, iter::Peekable};
 
@@ -24,7 +24,7 @@ use crate::{
     store::StoreError,
 };
 
-/// Why it ended early.
+/// Reports why the iteration stopped early.
 pub enum Stop {
     Sink(StoreError),
     Read(std::io::Error),
@@ -36,7 +36,7 @@ impl From<std::io::Error> for Stop {
     }
 }
 
-/// Going through all users.
+/// Iterates over all users.
 pub struct Walk<'a> {
     pub rows: Peekable<TablePairs<'a>>,
     pub chunks: Peekable<TablePairs<'a>>,
@@ -47,11 +47,11 @@ pub struct Walk<'a> {
     pub lapses: LossyRestarts,
     pub damaged: bool,
     pub only: Option<&'a str>,
-    pub told: &'a mut Vec<Damage>,
+    pub damage_found: &'a mut Vec<Damage>,
     pub now_s: u32,
 }
 
-/// Finds the keys that are of no user. [`Walk`] skips them.
+/// Finds the keys that belong to no user. [`Walk`] skips them.
 pub fn invalid_keys(rest: &OfflineReader) -> std::io::Result<Vec<Damage>> {
     let mut invalid = Vec::new();
     let tables = [(Table::Users, "users", "it is no user id"), (Table::Log, "inbox", "it is no key of a chunk")];
@@ -67,10 +67,10 @@ pub fn invalid_keys(rest: &OfflineReader) -> std::io::Result<Vec<Damage>> {
     Ok(invalid)
 }
 
-/// The next pair cannot be read.
+/// Reports that the next pair cannot be read.
 struct Unread;
 
-/// Whose the next pair is. Skips keys that are of no user.
+/// Returns the user of the next pair. Skips keys that belong to no user.
 fn first_user(
     pairs: &mut Peekable<TablePairs<'_>>,
     user: fn(&[u8]) -> Option<String>,
@@ -86,7 +86,7 @@ fn first_user(
 }
 
 impl Walk<'_> {
-    /// Everybody, or `only` one.
+    /// Visits all users, or `only` one.
     pub fn all(&mut self, sink: &mut dyn InspectSink) -> Result<(), Stop> {
         let mut after: Option<String> = None;
         while let Some(user) = self.next_user(after.as_deref())? {
@@ -103,7 +103,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The next of whom anything is known.
+    /// Returns the next user with any data.
     fn next_user(&mut self, after: Option<&str>) -> Result<Option<String>, Stop> {
         let row = first_user(&mut self.rows, user_of);
         let row = row.map_err(|Unread| Stop::Read(self.failed()))?;
@@ -131,16 +131,16 @@ impl Walk<'_> {
         let row = self.row(user)?;
         let settled = row.as_ref().map_or(0, Row::settled);
         let mut assembly = Assembly::new(user.to_owned(), row);
-        for said in self.journal.users.get(user).into_iter().flatten() {
-            assembly.hear(said.clone(), self.damaged);
+        for entry in self.journal.users.get(user).into_iter().flatten() {
+            assembly.add_wal_entry(entry.clone(), self.damaged);
         }
         for (seq, expires_s, payload) in self.lost.get(user).into_iter().flatten() {
-            if !assembly.found(*seq, *expires_s, payload.clone()) {
+            if !assembly.add_lost_entry(*seq, *expires_s, payload.clone()) {
                 let what = "there are two entries with this sequence, and they differ; the first is taken";
-                self.told.push(damage(user, "journal", format!("entry {seq}"), what));
+                self.damage_found.push(damage(user, "journal", format!("entry {seq}"), what));
             }
         }
-        assembly.heard(self.lapses);
+        assembly.skip_lossy_restarts(self.lapses);
         while self.chunks.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| is_within(key, user))) {
             let Some((key, value)) = self.chunks.next().transpose()? else { break };
             if !is_log_key_of(&key, user) {
@@ -148,13 +148,13 @@ impl Walk<'_> {
                 continue;
             }
             if let Some(entries) = self.chunk(assembly.user(), settled, &key, &value) {
-                let kept = assembly.pass(Some(entries), self.now_s);
+                let kept = assembly.take_pending(Some(entries), self.now_s);
                 if wanted && !kept.is_empty() {
                     sink.entries(user, &kept).map_err(Stop::Sink)?;
                 }
             }
         }
-        let kept = assembly.pass(None, self.now_s);
+        let kept = assembly.take_pending(None, self.now_s);
         if wanted && !kept.is_empty() {
             sink.entries(user, &kept).map_err(Stop::Sink)?;
         }
@@ -162,7 +162,7 @@ impl Walk<'_> {
         if self.damaged {
             for (from, to) in &facts.missing {
                 let what = "not there: lost, or expired";
-                self.told.push(damage(user, "entries", format!("{from} to {to}"), what));
+                self.damage_found.push(damage(user, "entries", format!("{from} to {to}"), what));
             }
         }
         Ok(facts)
@@ -174,28 +174,28 @@ impl Walk<'_> {
             if let Some(row) = self.lost_rows.get(user) {
                 return Ok(Some(row.clone()));
             }
-            // The journal may know of somebody whose row was not written yet when the power went.
+            // The WAL may have entries of a user whose row was not written yet at a power cut.
             if !self.journal.users.contains_key(user) {
-                self.told.push(damage(user, "users", "the row".into(), "it is missing"));
+                self.damage_found.push(damage(user, "users", "the row".into(), "it is missing"));
             }
             return Ok(None);
         };
         match Row::decode(&value) {
             Ok(row) => Ok(Some(row)),
             Err(error) => {
-                self.told.push(damage(user, "users", "the row".into(), error));
+                self.damage_found.push(damage(user, "users", "the row".into(), error));
                 Ok(None)
             }
         }
     }
 
-    /// The entries of a chunk that are this user's.
+    /// Returns the entries of a block, if it belongs to this user.
     fn chunk(&mut self, user: &str, settled: Seq, key: &Bytes, value: &Bytes) -> Option<Vec<(Seq, u32, Bytes)>> {
         let first = key.last_chunk().map_or(0, |first| u64::from_be_bytes(*first));
         let place = || format!("the chunk from {first} on");
         let entries = match block_entries(value) {
             Ok(entries) => entries,
-            // One that nothing counts on yet: it was being written when the power went, and the journal has all of it.
+            // A block that was being written at a power cut: nothing refers to it yet, and the WAL has all its entries.
             Err(_)
                 if Unreadable::of_value(value).is_some()
                     && first > settled
@@ -204,7 +204,7 @@ impl Walk<'_> {
                 return None;
             }
             Err(error) => {
-                self.told.push(damage(user, "inbox", place(), error));
+                self.damage_found.push(damage(user, "inbox", place(), error));
                 return None;
             }
         };
@@ -212,7 +212,7 @@ impl Walk<'_> {
             entry.owner == user.as_bytes() && entry.namespace == self.namespace
         };
         if !entries.iter().all(ours) {
-            self.told.push(damage(user, "inbox", place(), "it is not that user's"));
+            self.damage_found.push(damage(user, "inbox", place(), "it is not that user's"));
             return None;
         }
         let parts =
@@ -226,7 +226,7 @@ fn user_of(key: &[u8]) -> Option<String> {
     UserId::new(id).ok().map(|_| id.to_owned())
 }
 
-/// Tells whether a key, valid or not, is among the keys of a user's chunks.
+/// Returns whether a key, valid or not, is among the block keys of a user.
 ///
 /// No id contains a zero byte, so no valid key of another user is between them.
 fn is_within(key: &[u8], user: &str) -> bool {

@@ -1,7 +1,7 @@
-//! Detects blocks that the disk wrote to a wrong place of a segment.
+//! Detects disk blocks that were written to a wrong place of a segment.
 //!
-//! The messages in such a block have the checksum and the segment number of any other. Replayed in that place, a message of
-//! an earlier block would take back what was written since.
+//! Messages in such a block have a valid checksum and segment number. If replayed in that place, a message of an earlier
+//! block would undo later writes.
 
 use std::ops::Range;
 
@@ -10,24 +10,26 @@ use super::segment::Message;
 /// The unit of a disk: data written to a wrong place is off by a multiple of this.
 const BLOCK_BYTES: usize = 512;
 
-/// The copied messages of one segment. Only those behind a broken place are looked at: a copy cuts a message off.
+/// Finds the copied messages of one segment.
+///
+/// Only messages after a damaged range are checked, because a copy truncates a message.
 #[derive(Debug, Default)]
 pub struct Copies {
-    /// Ranges of the segment that were recognized.
+    /// Ranges of the segment that were found to be copies.
     found: Vec<Range<usize>>,
-    /// Where the originals of the messages that follow begin, while these are copies.
+    /// Offset of the original of the next message, while the messages are copies.
     original: Option<usize>,
 }
 
 impl Copies {
-    /// Begins behind a broken place, with the message at `at`.
+    /// Starts after a damaged range, with the message at `at`.
     pub fn begin(&mut self, segment: &[u8], at: usize) {
         let start = at / BLOCK_BYTES * BLOCK_BYTES;
         let whole = segment.get(start..start + BLOCK_BYTES);
         self.original = whole.and_then(|block| {
             let others = segment.chunks_exact(BLOCK_BYTES).zip((0..).step_by(BLOCK_BYTES));
             let mut same = others.filter(|(other, from)| *from != start && *other == block);
-            // Of two that are equal and both behind a broken place, one is read.
+            // Of two equal blocks that both follow a damaged range, one is read.
             same.find(|(_, from)| !self.has(from + at - start)).map(|(_, from)| from + at - start)
         });
     }
@@ -36,7 +38,7 @@ impl Copies {
         self.found.iter().any(|range| range.contains(&at))
     }
 
-    /// Whether the next message is a copy, and is not to be replayed.
+    /// Returns whether the next message is a copy, which must not be replayed.
     pub fn is_copy(&mut self, segment: &[u8], message: &Message<'_>) -> bool {
         let Some(original) = self.original else { return false };
         let end = original + (message.end - message.at);

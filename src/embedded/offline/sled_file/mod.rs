@@ -1,8 +1,8 @@
-//! sled's files, read without sled: nothing is written, and nothing is taken for granted.
+//! Reads sled's files without sled and without changing them.
 //!
-//! sled takes a log that is damaged for one that ends there, or for one in which nothing was ever written at that
-//! place, and overwrites what lies behind. So whoever wants to know what is left must look before sled does. This reads
-//! the format of sled 0.34, which is the last of its kind:
+//! sled treats a damaged log as one that ends there, or as one in which nothing was ever written at that place. Then it
+//! overwrites what follows. So damage must be detected before sled opens its files. This module reads the format of
+//! sled 0.34, the last version with it:
 //!
 //! - `segment`: the file is segments, a segment is messages, each with a checksum
 //! - `copies`: blocks of a segment that the disk wrote to a wrong place

@@ -1,37 +1,37 @@
-//! What is in a message: a page of a tree, a change to one, or the names of trees.
+//! Decodes the body of a message: a page of a tree, a change to one, or the names of trees.
 
 use bytes::Bytes;
 
 use super::segment::varint;
 
-/// A page of a tree.
+/// Holds a page of a tree.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// The page to its right; 0 = none.
+    /// The next page to the right; 0 = none.
     pub next: u64,
-    /// Its keys are at or above this, and below `hi` (empty = no bound).
+    /// Keys are at or above `lo`, and below `hi` (empty = no bound).
     pub lo: Bytes,
     pub hi: Bytes,
     pub data: Data,
 }
 
-/// What is on a page. Keys are whole.
+/// Holds the pairs or children of a page, with complete keys.
 #[derive(Clone, Debug)]
 pub enum Data {
     Leaf(Vec<(Bytes, Bytes)>),
     Index(Vec<(Bytes, u64)>),
 }
 
-/// A change to a page. Keys are without what all keys of the page begin with.
+/// Holds a change to a page. Keys lack the page's common prefix.
 #[derive(Clone, Debug)]
 pub enum Link {
     Set(Bytes, Bytes),
     Remove(Bytes),
-    /// The page is about to take over another one. Nothing has changed yet.
+    /// The page is about to merge another one. Nothing has changed yet.
     MergeIntention,
-    /// It has.
+    /// The merge is done.
     MergeConfirm,
-    /// This page is about to be taken over.
+    /// This page is about to be merged into another.
     Merging,
 }
 
@@ -83,7 +83,7 @@ impl Node {
         Some((Self { next, lo, hi, data }, prefix))
     }
 
-    /// Takes in a change. False if it is none that such a page can have.
+    /// Applies a change. Returns false if it does not fit the kind of page.
     pub fn apply(&mut self, link: Link, prefix: &Prefix) -> bool {
         match (link, &mut self.data) {
             (Link::Set(key, value), Data::Leaf(pairs)) => {
@@ -109,7 +109,7 @@ impl Node {
     }
 }
 
-/// What all keys of a page begin with, which is not repeated in each, and the page it is about to take over.
+/// Holds the common prefix of a page's keys, and the page that it is about to merge.
 #[derive(Clone, Debug)]
 pub struct Prefix {
     bytes: Vec<u8>,
@@ -123,7 +123,7 @@ impl Prefix {
 }
 
 impl Link {
-    /// With the page that is about to be taken over, where the change names one.
+    /// Decodes a change, and the page that is about to be merged, if the change names one.
     pub fn decode(bytes: Bytes) -> Option<(Self, Option<u64>)> {
         let mut from = Reader { bytes };
         Some(match from.byte()? {
@@ -137,7 +137,7 @@ impl Link {
     }
 }
 
-/// The names of trees, and the page each begins with.
+/// Decodes the names of trees, and the root page of each.
 pub fn names(bytes: Bytes) -> Option<Vec<(Bytes, u64)>> {
     let mut from = Reader { bytes };
     let mut names = Vec::new();

@@ -1,28 +1,28 @@
-//! One segment: a header, then message after message, each with a checksum, until a cap or the end.
+//! Decodes one segment: a header, then messages, each with a checksum, until a cap or the end.
 
-/// Bytes of a segment's header.
+/// Size of a segment's header, in bytes.
 pub const HEADER_BYTES: usize = 20;
 
-/// A message never begins in the last bytes of a segment.
+/// Bytes at the end of a segment in which no message begins.
 pub const RED_ZONE_BYTES: usize = 32;
 
-/// Where in a message the byte is that says its kind. None of the kinds is zero.
+/// Offset of the kind in a message. No kind is zero.
 const KIND_AT: usize = 4;
 
-/// sled hides its numbers behind this, so that a file of zeros has no valid header.
+/// Mask that sled applies to its numbers, so that a file of zeros has no valid header.
 const MASK: u64 = 0x7FFF_FFFF_FFFF_FFFF;
 
-/// How a segment begins.
+/// Holds a segment's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Place in the log of the segment's first byte.
+    /// Position in the log of the segment's first byte.
     pub lsn: u64,
-    /// Everything up to this place was written when the segment was begun.
+    /// Everything up to this position was written when the segment was begun.
     pub stable: i64,
 }
 
 impl Header {
-    /// `None` where the checksum is wrong.
+    /// Decodes a header. Returns `None` if the checksum is wrong.
     pub fn read(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.get(..HEADER_BYTES)?;
         let number = |at: usize| Some(u64::from_le_bytes(bytes[at..at + 8].try_into().ok()?) ^ MASK);
@@ -32,26 +32,26 @@ impl Header {
     }
 }
 
-/// What a message is. Numbers are sled's.
+/// Names the kind of a message, as sled numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Begun and not done: to be passed over.
+    /// Canceled by sled: skipped.
     Canceled,
     /// The segment ends here.
     Cap,
-    /// Of sled's batches, which we never use: to be passed over.
+    /// Part of a batch of sled, which the store never uses: skipped.
     Batch,
-    /// The page is not there any more.
+    /// The page was freed.
     Free,
-    /// A number of sled's own.
+    /// A counter of sled.
     Counter,
-    /// The names of trees, and the page each begins with.
+    /// The names of trees, and the root page of each.
     Names,
     /// A page.
     Node,
     /// A change to a page.
     Link,
-    /// A value in a file of its own. There are none as long as values are as small as ours.
+    /// A large value in its own file. The store's values are too small for that.
     Blob,
 }
 
@@ -113,16 +113,16 @@ fn any_message(segment: &[u8], at: usize) -> Option<(Message<'_>, u64)> {
     (crc.finalize() == stored).then_some((Message { kind, page, at, end, body }, number))
 }
 
-/// Why a segment has no further message.
+/// States why a segment has no further message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It is full.
+    /// The segment is full.
     Full,
-    /// What stands here is no message of this segment.
+    /// The bytes at this offset are no message of this segment.
     At(usize),
 }
 
-/// Visits the messages from `at` on; tells why there are no more.
+/// Visits the messages from `at` on. Returns why there are no more.
 pub fn visit<'a>(segment: &'a [u8], size: usize, mut at: usize, number: u64, mut see: impl FnMut(Message<'a>)) -> End {
     while at + RED_ZONE_BYTES <= size {
         match message(segment, at, number) {
@@ -137,8 +137,9 @@ pub fn visit<'a>(segment: &'a [u8], size: usize, mut at: usize, number: u64, mut
     End::Full
 }
 
-/// Places from `at` on at which a message may begin: where a block has nothing but zeros, as most of a segment that is not
-/// full has, none of its bytes is a kind.
+/// Returns the offsets from `at` on at which a message may begin.
+///
+/// Skips blocks of zeros, of which most of an incomplete segment consists: none of their bytes is a kind.
 fn places(segment: &[u8], at: usize) -> impl Iterator<Item = usize> {
     const BLOCK_BYTES: usize = 256;
     let kinds = segment.get(at + KIND_AT..).unwrap_or_default();
@@ -147,25 +148,25 @@ fn places(segment: &[u8], at: usize) -> impl Iterator<Item = usize> {
     some.flat_map(move |(n, block)| (0..block.len()).map(move |each| at + n * BLOCK_BYTES + each))
 }
 
-/// Where, from `at` on, the next message of a segment of this number begins.
+/// Finds the next message from `at` on of a segment with this number.
 pub fn find(segment: &[u8], at: usize, number: u64) -> Option<usize> {
-    // The first thing looked at is one byte, and few are a kind: this goes through a segment in a moment.
+    // Fast: each offset is first checked by one byte, and few bytes are a kind.
     places(segment, at).find(|at| message(segment, *at, number).is_some())
 }
 
-/// Whether, from `at` on, there is a message that was written for a later segment than `number`.
+/// Returns whether there is a message from `at` on that was written for a later segment than `number`.
 pub fn has_newer(segment: &[u8], at: usize, number: u64) -> bool {
     places(segment, at).any(|at| any_message(segment, at).is_some_and(|(_, found)| found > number))
 }
 
-/// The number of the segment that the first message from `at` on was written for.
+/// Returns the segment number of the first message from `at` on.
 pub fn number_found(segment: &[u8], at: usize) -> Option<u64> {
     places(segment, at)
         .find_map(|at| any_message(segment, at).filter(|(message, _)| !message.body.is_empty()))
         .map(|(_, number)| number)
 }
 
-/// A number of one to nine bytes; `rest` is moved behind it.
+/// Decodes a number of one to nine bytes, and advances `rest`.
 pub fn varint(rest: &mut &[u8]) -> Option<u64> {
     let bytes = *rest;
     let (number, length) = match *bytes.first()? {
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_place_is_passed_over_at_which_a_message_may_begin() {
+    fn places_returns_every_offset_at_which_a_message_may_begin() {
         for from in [0, 3, 255, 256, 300] {
             for kind in [0, 4, 5, 259, 260, 261, 515, 999] {
                 let mut segment = vec![0; 1000];

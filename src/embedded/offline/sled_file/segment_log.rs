@@ -1,7 +1,7 @@
-//! The messages of all segments in the order in which they were written, and where that order is broken.
+//! Reads the messages of all segments in the order of the log, and finds damage.
 //!
-//! Segments are used again when nothing in them is needed any more, so that places of the log are missing is normal.
-//! What is not: a segment that is broken off although later ones were written. The last one may be, by a crash.
+//! sled reuses segments that it no longer needs, so missing parts of the log are normal. A segment that ends early although
+//! later ones were written is damage. The last segment may end early after a crash.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -17,38 +17,39 @@ use super::{
 };
 use crate::embedded::tables::files::{CONF, DB, SEGMENT_BYTES};
 
-/// Sizes of segments that are believed.
+/// Plausible segment sizes, in bytes.
 const SIZES: std::ops::RangeInclusive<usize> = 4096..=(64 << 20);
 
-/// Where the body of a message is.
+/// Locates the body of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// When it was written: later ones are higher.
+    /// Position in the log: later messages are higher.
     pub lsn: u64,
-    /// Where in the file.
+    /// Offset in the file.
     pub at: u64,
     pub length: usize,
 }
 
-/// Where the parts of a page are: what it was, and changes to that.
+/// Locates the parts of a page: its image, and the changes to it.
 #[derive(Clone, Debug)]
 pub struct Page {
     pub base: Place,
     pub links: Vec<Place>,
-    /// How many of the links come before the first broken place behind `base`. What was lost there may be a later image of
-    /// the page, to which the others would belong.
+    /// Number of links before the first damaged range after `base`.
+    ///
+    /// A later image of the page may be lost there. The other links would belong to that image.
     pub certain: usize,
-    /// Broken places before `base`.
+    /// Number of damaged ranges before `base`.
     breaks: usize,
 }
 
-/// A part of the file that is not what was written there.
+/// Describes a damaged range of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {
-    /// First byte of it, and the first behind it.
+    /// First byte of the range, and the first byte after it.
     pub from: u64,
     pub to: u64,
-    /// In words.
+    /// What is wrong.
     pub what: &'static str,
 }
 
@@ -58,39 +59,39 @@ impl std::fmt::Display for Broken {
     }
 }
 
-/// What is in the file.
+/// Holds the decoded log.
 #[derive(Debug)]
 pub struct Log {
     pub pages: HashMap<u64, Page>,
     /// The page with the names of trees.
     pub names: Option<Place>,
     pub broken: Vec<Broken>,
-    /// There is something behind the place at which sled takes the log to end.
+    /// There is data after the end that sled detects.
     pub goes_on: bool,
-    /// Where sled takes it to end.
+    /// The end that sled detects.
     pub end: u64,
-    /// Pages of which there are changes behind a broken place, and no image.
+    /// Pages with changes after a damaged range, and without an image.
     pub without_image: HashSet<u64>,
-    /// Broken places so far.
+    /// Number of damaged ranges so far.
     breaks: usize,
     file: File,
 }
 
-/// A segment of which the place in the log is known.
+/// Describes a segment with a known position in the log.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     at: u64,
     header: bool,
 }
 
-/// All segments of a file.
+/// Holds all segments of a file.
 pub struct Segments {
     file: File,
     pub size: usize,
     known: BTreeMap<u64, Segment>,
-    /// Segments behind all others that have messages and no header, by their place in the log. sled does not read them.
+    /// Segments after all others with messages and without a header, by their position in the log. sled does not read them.
     headless: BTreeMap<u64, Segment>,
-    /// Everything up to this was written before the last segment was begun.
+    /// Everything up to this position was written before the last segment was begun.
     stable: u64,
     broken: Vec<Broken>,
 }
@@ -99,12 +100,12 @@ impl Segments {
     pub fn find(directory: &Path) -> io::Result<Self> {
         let size = segment_bytes(directory);
         let file = match File::open(directory.join(DB)) {
-            // What lies beside it can be read all the same.
+            // The other files can be read without it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => tempfile::tempfile()?,
             file => file?,
         };
         let length = file.metadata()?.len();
-        // Segments before a snapshot may be in use for something else.
+        // Segments before a snapshot may have been reused.
         let stable = snapshot(directory);
         let mut segments =
             Self { file, size, known: BTreeMap::new(), headless: BTreeMap::new(), stable, broken: Vec::new() };
@@ -129,7 +130,7 @@ impl Segments {
         Ok(segments)
     }
 
-    /// A segment without a header: one that was never begun, or one that has lost it.
+    /// Identifies a segment without a header: it was never begun, or its header is lost.
     fn identify(&mut self, at: u64) -> io::Result<()> {
         let bytes = self.read(at)?;
         let from = HEADER_BYTES.min(bytes.len());
@@ -143,7 +144,7 @@ impl Segments {
                 let what = "the head of that part is not what was written";
                 self.broken.push(Broken { from: at, to: at + HEADER_BYTES as u64, what });
             }
-            // Begun when the machine went down, and never counted on; or its header is lost.
+            // Begun at the time of a crash and never used, or its header is lost.
             Some(lsn) if !self.known.contains_key(&lsn) => {
                 self.headless.entry(lsn).or_insert(Segment { at, header: false });
             }
@@ -157,7 +158,7 @@ impl Segments {
         Ok(())
     }
 
-    /// Where in the file the segment is that begins there in the log.
+    /// Returns the file offset of the segment at a log position.
     pub fn place(&self, lsn: u64) -> Option<u64> {
         self.known.get(&lsn).map(|segment| segment.at)
     }
@@ -173,21 +174,21 @@ impl Segments {
         Ok(bytes)
     }
 
-    /// Whether the segment up to which the newest snapshot knows the log is not there (any more), though others behind it
-    /// are: a power cut has taken back the name of a newer snapshot, or the removal of this one. sled makes a mess of that:
-    /// see `rebuild`.
+    /// Returns whether the newest snapshot refers to a missing segment although later segments exist.
+    ///
+    /// A power cut lost the name of a newer snapshot, or the removal of this one. sled cannot handle that: see `rebuild`.
     pub fn snapshot_misleads(&self) -> bool {
         let base = self.stable / self.size as u64 * self.size as u64;
         !self.known.contains_key(&base) && self.known.range(base..).next().is_some()
     }
 
-    /// Where sled takes the log to end, and whether it is the end of a segment.
+    /// Returns the end of the log that sled detects, and whether it is the end of a segment.
     pub fn end(&self) -> io::Result<(u64, bool)> {
         let size = self.size as u64;
         let mut lsn = self.stable / size * size;
-        // A segment that an older snapshot knows may be empty by now, and used again: then the log is taken up behind it.
+        // A segment of an older snapshot may be reused by now. Then sled continues with the segment after it.
         lsn = self.known.range(lsn..).next().map_or(lsn, |(first, _)| *first);
-        // At the border between two segments the second may not have been begun.
+        // At the border between two segments, the second may not have been begun.
         let mut end = if lsn == self.stable { (lsn, true) } else { (0, false) };
         while let Some(known) = self.known.get(&lsn).filter(|segment| segment.header) {
             let bytes = self.read(known.at)?;
@@ -202,7 +203,7 @@ impl Segments {
 }
 
 impl Log {
-    /// Reads the log in `directory`, up to where sled takes it to end, or, with `behind`, all that can be read.
+    /// Reads the log in `directory`, up to the end that sled detects, or, with `behind`, everything that can be read.
     pub fn read(directory: &Path, behind: bool) -> io::Result<Self> {
         let mut segments = Segments::find(directory)?;
         let size = segments.size as u64;
@@ -217,7 +218,7 @@ impl Log {
             breaks: 0,
             file: segments.file.try_clone()?,
         };
-        // Where a part of the file cannot be placed, any segment that is not there may be the one that was lost.
+        // If a part of the file has no known position, any missing segment may be the lost one.
         let (unplaced, mut expected) = (!log.broken.is_empty(), 0);
         for (lsn, segment) in segments.known.iter().chain(segments.headless.range(end..)) {
             log.breaks += usize::from(unplaced && *lsn != expected || *lsn >= end);
@@ -271,8 +272,8 @@ impl Log {
                     page.links.push(place);
                     page.certain += usize::from(page.breaks == self.breaks);
                 }
-                // Where the page itself is lost, so is what was changed of it. Before the first broken place, the image was in
-                // a segment that is used again, and a later one follows.
+                // Without the image, its changes are lost too. Before the first damaged range, the image was in a reused
+                // segment, and a later image follows.
                 None => self.without_image.extend((self.breaks > 0).then_some(message.page)),
             },
             Kind::Free => {
@@ -284,7 +285,7 @@ impl Log {
         }
     }
 
-    /// The body of a message.
+    /// Reads the body of a message.
     pub fn body(&self, place: Place) -> io::Result<bytes::Bytes> {
         let mut bytes = vec![0; place.length];
         self.file.read_exact_at(&mut bytes, place.at)?;
@@ -292,8 +293,9 @@ impl Log {
     }
 }
 
-/// Looks whether all of the log that sled is about to read is what was written, apart from an end behind `synced` that a
-/// crash has cut off.
+/// Checks the part of the log that sled will read. Returns the first damaged range.
+///
+/// An end after `synced` that a crash truncated is not damage.
 ///
 /// # Errors
 /// When the file cannot be read at all.
@@ -304,7 +306,7 @@ pub fn check(directory: &Path, synced: u64) -> io::Result<Option<Broken>> {
     }
     let segments = Segments::find(directory)?;
     let size = segments.size as u64;
-    // What is before the last snapshot is found by it, and checked when it is read.
+    // The snapshot locates what is before it. That part is checked when it is read.
     let first = snapshot(directory) / size * size;
     let (end, full) = segments.end()?;
     if segments.known.is_empty()
@@ -335,17 +337,18 @@ pub fn check(directory: &Path, synced: u64) -> io::Result<Option<Broken>> {
     Ok(None)
 }
 
-/// Whether a segment that breaks off was being written anew when the machine went down: then nothing in it was needed.
-/// It can only be the one that was to follow the last, so the last is full, or a message for it is there already.
+/// Returns whether a segment that ends early was being reused at a crash, so that nothing in it was needed.
+///
+/// Only the segment after the last can be reused. So the last is full, or this one has a message of a later segment.
 fn is_reused(segment: &[u8], at: usize, number: u64, last: u64, full: bool) -> bool {
     full || segment::has_newer(segment, at, number.max(last))
 }
 
-/// Up to where the newest snapshot knows the log; 0 if there is none that is whole.
+/// Returns the log position of the newest snapshot, or 0 if there is no valid one.
 fn snapshot(directory: &Path) -> u64 {
     let Ok(files) = fs::read_dir(directory) else { return 0 };
     let names = files.filter_map(|file| Some(file.ok()?.file_name().to_string_lossy().into_owned()));
-    // One that is still being made is set aside before sled looks.
+    // An incomplete snapshot is set aside before sled opens.
     let newest = names.filter(|name| name.starts_with("snap.") && !name.ends_with(".generating")).max();
     let bytes = newest.and_then(|name| fs::read(directory.join(name)).ok()).unwrap_or_default();
     let Some((content, rest)) = bytes.len().checked_sub(12).map(|at| bytes.split_at(at)) else { return 0 };
@@ -354,16 +357,16 @@ fn snapshot(directory: &Path) -> u64 {
     first.filter(|_| whole).map_or(0, |stable| stable.saturating_sub(1))
 }
 
-/// Bytes of a segment, as the file `conf` says; where that cannot be read, as we make them.
+/// Reads the segment size from the file `conf`, in bytes. The default is the size of a new store.
 fn segment_bytes(directory: &Path) -> usize {
-    // Text, and behind it a checksum, which is none.
+    // Text followed by a binary checksum.
     let conf = fs::read(directory.join(CONF)).unwrap_or_default();
     let conf = String::from_utf8_lossy(&conf);
     let size = conf.lines().find_map(|line| line.strip_prefix("segment_size: ")?.trim().parse().ok());
     size.filter(|size| SIZES.contains(size)).unwrap_or(SEGMENT_BYTES)
 }
 
-/// Fills `bytes` from the file, as far as it goes.
+/// Fills `bytes` from the file, up to its end. Returns the number of bytes read.
 pub fn read_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
     let mut done = 0;
     while done < bytes.len() {

@@ -1,4 +1,4 @@
-//! Following the end of the log while sled writes it.
+//! Follows the end of sled's log while sled writes it.
 
 use std::{fs::File, io, path::Path};
 
@@ -7,22 +7,22 @@ use super::{
     segment_log::{Segments, read_at},
 };
 
-/// Longer than any header of a message.
+/// Upper bound of a message header, in bytes.
 const HEAD_BYTES: usize = 64;
 
-/// Where the log ends.
+/// Tracks the end of the log.
 #[derive(Debug)]
 pub(in crate::embedded) struct Tail {
     size: usize,
-    /// Place in the log of the first byte of the last segment, and in the file, if that segment is there yet.
+    /// Position of the last segment in the log, and its offset in the file, if it is there yet.
     base: u64,
     segment: Option<u64>,
-    /// Where in the segment the next message is to begin.
+    /// Offset in the segment of the next message.
     at: usize,
 }
 
 impl Tail {
-    /// The end of the log in `directory`.
+    /// Finds the end of the log in `directory`.
     pub fn find(directory: &Path) -> io::Result<Self> {
         let segments = Segments::find(directory)?;
         let (end, full) = segments.end()?;
@@ -32,7 +32,7 @@ impl Tail {
         Ok(Self { size, base, segment, at: HEADER_BYTES.max((end - base) as usize) })
     }
 
-    /// Moves on over what has been written meanwhile. All of that is with the system: a sync makes it last.
+    /// Advances over messages written meanwhile, and returns the end. The system has all of them: a sync makes them durable.
     pub fn advance(&mut self, file: &File) -> io::Result<u64> {
         let mut bytes = Vec::new();
         loop {
@@ -62,7 +62,7 @@ impl Tail {
         }
     }
 
-    /// Bytes that are left in the segment that is written to; 0 where it is not in the file yet.
+    /// Returns the bytes left in the current segment, or 0 if it is not in the file yet.
     pub fn left(&self) -> u64 {
         let left = (self.size - RED_ZONE_BYTES).saturating_sub(self.at);
         self.segment.map_or(0, |_| left as u64)
@@ -73,7 +73,7 @@ impl Tail {
         (self.segment, self.at) = (None, HEADER_BYTES);
     }
 
-    /// Which part of the file is the segment that is wanted now.
+    /// Finds the offset of the current segment in the file.
     fn find_segment(&self, file: &File) -> io::Result<Option<u64>> {
         for at in (0..file.metadata()?.len()).step_by(self.size) {
             let mut bytes = [0; HEADER_BYTES];

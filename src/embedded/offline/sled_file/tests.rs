@@ -1,4 +1,4 @@
-//! What is read without sled is what sled reads.
+//! Compares what this reader and sled read from the same files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::embedded::tables::contract::Table;
 
-/// The smallest that still has every kind of page.
+/// The smallest segment size that still produces every kind of page.
 const SEGMENT: usize = 64 << 10;
 
 const NAMES: [(&str, Table); 5] = super::TABLES;
@@ -27,7 +27,7 @@ fn config(path: &Path) -> sled::Config {
 
 fn open(path: &Path) -> sled::Db {
     let config = config(path);
-    // The lock of the one before is let go a moment after that was dropped, by a thread of sled's.
+    // A thread of sled releases the previous lock a moment after the drop.
     let mut opened = config.open();
     for _ in 0..500 {
         if opened.is_ok() {
@@ -56,7 +56,7 @@ fn raw(path: &Path, behind: bool) -> (RawTables, Vec<Pairs>) {
     (tables, pairs.to_vec())
 }
 
-/// A few thousand changes that split pages, merge them and use segments again.
+/// Makes a few thousand changes that split pages, merge them and reuse segments.
 fn fill(path: &Path, seed: u64) {
     let mut state = seed;
     let mut chance = |of: u64| {
@@ -92,7 +92,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn what_is_read_without_sled_is_what_sled_reads() {
+fn raw_tables_equal_what_sled_reads() {
     for seed in 1..=6 {
         let (place, copied) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fill(place.path(), seed);
@@ -110,7 +110,7 @@ fn what_is_read_without_sled_is_what_sled_reads() {
 }
 
 #[test]
-fn a_flipped_bit_in_the_middle_is_told_and_what_lies_behind_it_is_found() {
+fn flipped_bit_is_reported_and_later_data_is_found() {
     let place = tempfile::tempdir().unwrap();
     fill(place.path(), 7);
     // Without a snapshot everything has to be read again, and sled would take what it cannot read for never written.
@@ -143,7 +143,7 @@ fn a_flipped_bit_in_the_middle_is_told_and_what_lies_behind_it_is_found() {
 }
 
 #[test]
-fn garbage_is_read_as_nothing() {
+fn garbage_reads_as_empty() {
     let place = tempfile::tempdir().unwrap();
     for bytes in [
         vec![],
@@ -162,7 +162,7 @@ fn garbage_is_read_as_nothing() {
 
 /// As sled leaves its files when it is killed while it opens them: what it does not need any more it has emptied.
 #[test]
-fn a_segment_that_sled_has_emptied_while_it_opened_is_not_missed() {
+fn segment_cleared_by_sled_while_opening_is_not_missing() {
     let (place, mut emptied) = (tempfile::tempdir().unwrap(), 0);
     fs::create_dir_all(place.path()).unwrap();
     for n in 0..200_u64 {
@@ -189,10 +189,10 @@ fn snapshots(path: &Path) -> Vec<std::path::PathBuf> {
     files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("snap.")).collect()
 }
 
-/// As a power cut leaves it that takes back the name of the newest snapshot, and nothing of what sled did to its file when it
-/// had made it: the snapshot before says that the log is known up to a segment that is not there any more.
+/// A power cut loses the name of the newest snapshot, but not the changes that sled made to its file after it. The previous
+/// snapshot refers to a segment that is gone.
 #[test]
-fn a_segment_that_only_an_older_snapshot_knows_is_not_missed() {
+fn segment_of_older_snapshot_only_is_not_missing() {
     let (place, mut gone) = (tempfile::tempdir().unwrap(), 0);
     let mut older: Option<(std::path::PathBuf, Vec<u8>)> = None;
     for n in 0..150_u64 {
@@ -226,7 +226,7 @@ fn a_segment_that_only_an_older_snapshot_knows_is_not_missed() {
 }
 
 #[test]
-fn the_end_of_the_log_is_followed_while_it_is_written() {
+fn tail_follows_log_while_it_is_written() {
     let place = tempfile::tempdir().unwrap();
     fill(place.path(), 3);
     let db = open(place.path());
@@ -248,7 +248,7 @@ fn the_end_of_the_log_is_followed_while_it_is_written() {
 }
 
 #[test]
-fn a_log_that_was_left_in_the_middle_again_and_again_is_not_taken_for_a_damaged_one() {
+fn log_after_repeated_kills_is_not_damaged() {
     let mut place = tempfile::tempdir().unwrap();
     for round in 0..60_u64 {
         let db = open(place.path());
@@ -271,7 +271,7 @@ fn a_log_that_was_left_in_the_middle_again_and_again_is_not_taken_for_a_damaged_
 }
 
 #[test]
-fn segments_before_a_snapshot_need_not_be_there() {
+fn segments_before_a_snapshot_may_be_missing() {
     let place = tempfile::tempdir().unwrap();
     fill(place.path(), 1);
     // Opened once more, so that there is a snapshot that knows all of it.

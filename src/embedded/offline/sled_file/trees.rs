@@ -1,4 +1,4 @@
-//! Trees as pairs in order, one page in memory at a time, with the gaps that damage has left.
+//! Reads trees as ordered pairs, one page in memory at a time, and finds the gaps that damage left.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -15,16 +15,16 @@ use super::{
 };
 use crate::embedded::tables::contract::Table;
 
-/// Keys of which nothing is known any more.
+/// Describes a range of keys that is lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::embedded) struct Gap {
     pub table: Table,
-    /// From this on, and up to that, which is not among them; empty = to the end.
+    /// From `from`, inclusive, to `to`, exclusive. An empty `to` means to the end.
     pub from: Bytes,
     pub to: Bytes,
 }
 
-/// A page with pairs: the keys that are looked up on it, and its number.
+/// Describes a leaf page: the keys that are looked up on it, and its number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Leaf {
     lo: Bytes,
@@ -32,13 +32,13 @@ struct Leaf {
     page: u64,
 }
 
-/// The tables of a store that nobody has open.
+/// Reads the tables of a closed store.
 #[derive(Debug)]
 pub(in crate::embedded) struct RawTables {
     log: Log,
-    /// In the order of their keys, of which no two have the same.
+    /// Leaf pages of each table, in the order of their keys, without overlap.
     leaves: [Vec<Leaf>; 6],
-    /// Pages that no tree leads to.
+    /// Pages that no tree refers to.
     lost: Vec<u64>,
     /// Pages that do not end where the next one begins. If the log is broken behind such an image, a later one with other
     /// bounds may be lost. Changes to that one cannot be decoded: the bounds decide which part of a key is stored.
@@ -46,7 +46,7 @@ pub(in crate::embedded) struct RawTables {
     pub gaps: Vec<Gap>,
 }
 
-/// Those that sled has, by their names there. Of an inbox it has where the chunks are.
+/// The tables that sled holds, with the names of their trees. Of the log it holds the locations of blocks.
 pub(in crate::embedded) const TABLES: [(&str, Table); 5] = [
     ("places", Table::Log),
     ("users", Table::Users),
@@ -56,7 +56,7 @@ pub(in crate::embedded) const TABLES: [(&str, Table); 5] = [
 ];
 
 impl RawTables {
-    /// Reads `log/`, up to where sled takes it to end, or, with `behind`, all that can be read.
+    /// Reads `log/`, up to the end that sled detects, or, with `behind`, everything that can be read.
     pub fn open(directory: &Path, behind: bool) -> io::Result<Self> {
         let log = Log::read(directory, behind)?;
         let roots = match log.names {
@@ -71,7 +71,7 @@ impl RawTables {
             if let Some(root) = root {
                 tables.leaves[table as usize] = tables.find_leaves(vec![root], &mut seen)?;
             }
-            // A table that was never made has no name yet; one that should be there is missed by whoever reads it.
+            // A table that was never created has no name yet. Its reader detects one that is missing.
             if root.is_some() {
                 tables.find_gaps(table);
             }
@@ -86,22 +86,22 @@ impl RawTables {
         Ok(tables)
     }
 
-    /// Parts of the file that are not what was written there.
+    /// Returns the damaged parts of the file.
     pub fn broken(&self) -> &[Broken] {
         &self.log.broken
     }
 
-    /// Whether there is something behind the place at which sled takes the log to end.
+    /// Returns whether there is data after the end that sled detects.
     pub fn goes_on(&self) -> bool {
         self.log.goes_on
     }
 
-    /// Where in the log sled takes it to end.
+    /// Returns the end of the log that sled detects.
     pub fn end(&self) -> u64 {
         self.log.end
     }
 
-    /// The pages with pairs to which `waiting`, the first page of a tree or pages of lost trees, lead.
+    /// Finds the leaf pages that are reachable from `waiting`, the root of a tree or pages of lost trees.
     fn find_leaves(&mut self, mut waiting: Vec<u64>, seen: &mut HashSet<u64>) -> io::Result<Vec<Leaf>> {
         let (mut leaves, mut begins) = (Vec::new(), BTreeSet::new());
         while let Some(page) = waiting.pop() {
@@ -124,7 +124,7 @@ impl RawTables {
         Ok(divide(leaves))
     }
 
-    /// When a page was last written to: later ones are higher.
+    /// Returns the log position of the last write to a page.
     fn written(&self, page: u64) -> u64 {
         let page = self.log.pages.get(&page);
         page.map_or(0, |Page { base, links, .. }| links.last().map_or(base.lsn, |link| link.lsn))
@@ -145,7 +145,7 @@ impl RawTables {
         }
     }
 
-    /// A page with all changes to it; `None` where it cannot be read.
+    /// Decodes a page with all changes to it. Returns `None` if it cannot be decoded.
     fn node(&self, number: u64) -> io::Result<Option<Node>> {
         let Some(Page { base, links, certain, .. }) = self.log.pages.get(&number) else { return Ok(None) };
         let Some((mut node, mut prefix)) = Node::decode(self.log.body(*base)?) else { return Ok(None) };
@@ -160,21 +160,22 @@ impl RawTables {
         Ok(Some(node))
     }
 
-    /// The pairs of a table from `from` on, in order.
+    /// Returns the pairs of a table from `from` on, in order.
     pub fn pairs(&self, table: Table, from: &[u8]) -> Pairs<'_> {
         let leaves = &self.leaves[table as usize];
         let at = leaves.partition_point(|leaf| !leaf.hi.is_empty() && leaf.hi <= from);
         Pairs { tables: self, leaves: &leaves[at..], from: Bytes::copy_from_slice(from), open: Vec::new().into_iter() }
     }
 
-    /// A value.
+    /// Returns a value.
     pub fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>> {
         let first = self.pairs(table, key).next().transpose()?;
         Ok(first.filter(|(found, _)| found == key).map(|(_, value)| value))
     }
 
-    /// The pairs of each page to which no tree leads any more. It is not known in which table they were. Old ones are among
-    /// them, of pages that had been taken over by others.
+    /// Returns the pairs of each page that no tree refers to. Their table is unknown.
+    ///
+    /// They include outdated pairs, of pages that had been merged into others.
     pub fn lost(&self) -> impl Iterator<Item = io::Result<Vec<(Bytes, Bytes)>>> {
         let pages = self.lost.iter().filter_map(|page| self.node(*page).transpose());
         pages.map(|node| {
@@ -186,9 +187,10 @@ impl RawTables {
     }
 }
 
-/// Divides all keys among pages, each given with when it was last written to; where several have a key, the one that was
-/// written last. So it is where a page was being taken over by its neighbour, which is the later one then; and where damage
-/// has taken back that a page gave a part of its keys away, which the earlier one still has then.
+/// Assigns each key to one page. Each page is given with the position of its last write.
+///
+/// Of several pages with a key, the one written last wins. Pages overlap during a merge, where the merging neighbour is the
+/// later one. They also overlap if damage lost a split, so that the earlier page still has the keys it gave away.
 fn divide(pages: Vec<(Leaf, u64)>) -> Vec<Leaf> {
     let mut beginning: BTreeMap<Bytes, Vec<(Leaf, u64)>> = BTreeMap::new();
     let mut bounds = BTreeSet::new();
@@ -197,7 +199,7 @@ fn divide(pages: Vec<(Leaf, u64)>) -> Vec<Leaf> {
         beginning.entry(leaf.lo.clone()).or_default().push((leaf, written));
     }
     let mut divided: Vec<Leaf> = Vec::new();
-    // Those that have the keys from a bound on, by when they were written.
+    // Pages that have the keys from the current bound on, by their last write.
     let mut here: BTreeMap<(u64, u64), Bytes> = BTreeMap::new();
     let mut bounds = bounds.into_iter().peekable();
     while let Some(lo) = bounds.next() {
@@ -214,11 +216,11 @@ fn divide(pages: Vec<(Leaf, u64)>) -> Vec<Leaf> {
     divided
 }
 
-/// See [`RawTables::pairs`].
+/// Iterates over a table: see [`RawTables::pairs`].
 pub(in crate::embedded) struct Pairs<'a> {
     tables: &'a RawTables,
     leaves: &'a [Leaf],
-    /// No key below this is wanted.
+    /// Lowest key to return.
     from: Bytes,
     open: std::vec::IntoIter<(Bytes, Bytes)>,
 }
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn of_pages_that_have_the_same_keys_the_one_written_last_is_asked() {
+    fn overlapping_pages_resolve_to_the_one_written_last() {
         // It gave away what is from "m" on, and that is all that is known of it.
         let [whole, right, left] = [("", "", 1), ("m", "", 2), ("", "m", 1)].map(leaf);
         assert_eq!(divide(vec![(whole.clone(), 10), (right.clone(), 11)]), [left.clone(), right.clone()]);
@@ -272,7 +274,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_key_is_looked_up_on_one_page_which_is_the_last_of_those_that_have_it(
+        fn each_key_resolves_to_the_last_written_page_that_has_it(
             pages in prop::collection::vec((0_u8..20, prop::option::of(0_u8..20)), 0..8)
         ) {
             let bound = |at: u8| Bytes::from(if at == 0 { Vec::new() } else { vec![at] });
