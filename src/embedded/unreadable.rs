@@ -68,11 +68,11 @@ mod tests {
     }
 
     #[test]
-    fn no_words_of_a_decoder_are_in_what_is_told() {
+    fn decode_error_text_has_no_decoder_terms() {
         let row = Row::V1 { head: 1, through: 0, islands: Vec::new(), settled: 0, seen_ms: 0, lapses: 0 }.encode();
         for length in 0..row.len() {
-            let told = Row::decode(&row[..length]).unwrap_err().to_string();
-            assert!(!told.contains(['{', '(', ':']), "{told}");
+            let text = Row::decode(&row[..length]).unwrap_err().to_string();
+            assert!(!text.contains(['{', '(', ':']), "{text}");
         }
         assert_eq!(Row::decode(&[9]).unwrap_err().to_string(), "it is of a kind that this version does not know");
     }

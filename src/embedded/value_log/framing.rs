@@ -1,6 +1,6 @@
-//! How something stands in a file of ours: so that it is found again, and that it is seen when it is not what was written.
+//! Checksummed frames of the WAL and the value log. A frame can be found again after damage, and damage is detected.
 //!
-//! Four bytes that say what it is, the length of the body (u32), a checksum of length and body (u32), the body.
+//! Layout: 4 bytes magic, length of the body (u32), checksum of length and body (u32), body. Numbers are big-endian.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 

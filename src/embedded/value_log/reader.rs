@@ -1,4 +1,4 @@
-//! Reading a user's inbox, chunk after chunk: nothing of one is believed before it is seen to be that user's.
+//! Reads a user's entries from the value log. Each block's owner and namespace are checked before use.
 
 use bytes::Bytes;
 
@@ -52,8 +52,8 @@ fn damaged(user: &UserId, last: Seq, why: &str) -> String {
 }
 
 impl Shared {
-    /// Visits the entries of a user's inbox above `after` and up to `to`, rising, until `visit` returns false; false if it
-    /// did.
+    /// Visits a user's entries in the value log above `after` and up to `to`, ascending, until `visit` returns false.
+    /// Returns false if it did.
     pub(in crate::embedded) fn read_value_log(
         &self,
         user: &UserId,

@@ -302,7 +302,7 @@ mod tests {
         fs::write(&path, bytes).unwrap();
     }
 
-    fn told(opened: Opened<WalFiles>) -> Option<u64> {
+    fn damaged_record(opened: Opened<WalFiles>) -> Option<u64> {
         match opened {
             Ok(_) => None,
             Err(OpenError::Damage(broken)) => Some(broken.number),
@@ -327,7 +327,7 @@ mod tests {
         append(&files, 6..=6, 50);
         sync(&files);
         drop(files);
-        assert_eq!(told(open(home.path(), 0, 7)), Some(7), "the mark knows of more");
+        assert_eq!(damaged_record(open(home.path(), 0, 7)), Some(7), "the mark knows of more");
         let files = open(home.path(), 0, 6).unwrap_or_else(|_| panic!("all is there"));
         assert_eq!(numbers(&files), [1, 2, 3, 4, 5, 6]);
         files.take_back(6).unwrap();
@@ -361,12 +361,12 @@ mod tests {
         };
         for (name, at, number) in [(1, 0, 1), (1, 3_000_000, 6), (18, 600_000, 19), (35, 600_000, 36)] {
             damage(home.path(), name, |bytes| bytes[at] ^= 16);
-            assert_eq!(told(open(home.path(), 0, 0)), Some(number), "{name} at {at}");
+            assert_eq!(damaged_record(open(home.path(), 0, 0)), Some(number), "{name} at {at}");
             restore();
         }
         for missing in [1, 18] {
             fs::remove_file(home.path().join(framing::name(missing))).unwrap();
-            assert_eq!(told(open(home.path(), 0, 0)), Some(missing));
+            assert_eq!(damaged_record(open(home.path(), 0, 0)), Some(missing));
             restore();
         }
         // Nobody needs what is settled: whatever has become of that.
