@@ -169,7 +169,7 @@ impl OfflineReader {
 
     /// Returns a missing part of the store in `directory`.
     pub fn missing(&self, directory: &Path) -> io::Result<Option<Missing>> {
-        Missing::beside(directory, &self.tables)
+        Missing::other_part(directory, &self.tables)
     }
 
     /// Returns the position at which sled's log ends for sled.

@@ -199,15 +199,15 @@ async fn dropped_events_are_reported_once_by_the_next_start() {
             assert!(until(&*store, &outbox, empty).await);
         }
         store.close().await.unwrap();
-        let told = all(&outbox).into_iter().find_map(|kept| match kept.event {
+        let reported = all(&outbox).into_iter().find_map(|kept| match kept.event {
             OutboxEvent::Overflow { lost, at_least, .. } => Some((lost, at_least)),
             _ => None,
         });
         if start == 2 {
-            assert_eq!(told, Some((vec![(2, 7)], true)), "still the one, as nobody took it");
+            assert_eq!(reported, Some((vec![(2, 7)], true)), "still the one, as nobody took it");
             assert_eq!(all(&outbox).len(), 1);
         } else {
-            assert_eq!(told.as_ref().map(|(_, at_least)| *at_least), expected, "start {start}");
+            assert_eq!(reported.as_ref().map(|(_, at_least)| *at_least), expected, "start {start}");
         }
     }
 }
@@ -281,8 +281,8 @@ async fn expired_entries_are_reported_once_over_many_short_lives() {
         OutboxEvent::Expired { from, to, .. } => Some((*from, *to)),
         _ => None,
     };
-    let told: Vec<_> = all(&outbox).iter().filter_map(expired).collect();
-    assert_eq!(told, (1..LIVES).map(|seq| (seq, seq)).collect::<Vec<_>>());
+    let reported: Vec<_> = all(&outbox).iter().filter_map(expired).collect();
+    assert_eq!(reported, (1..LIVES).map(|seq| (seq, seq)).collect::<Vec<_>>());
 }
 
 /// A session that reports something of a user relies on the report of another session that is not in the queue yet, but has marked

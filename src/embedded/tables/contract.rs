@@ -66,15 +66,15 @@ impl EngineError {
 /// Such calls are an open, a read, and an append that is retried at the same offset.
 impl From<io::Error> for EngineError {
     fn from(error: io::Error) -> Self {
-        let (cause, said) = (Cause::of(&error), system_error(&error));
+        let (cause, reason) = (Cause::of(&error), system_error(&error));
         let what = match cause {
             Cause::NoSpace if is_file_limit(&error) => {
                 "a file of it may not grow: the limit (`ulimit -f`) is reached. Raise it, then start the server again"
                     .into()
             }
-            Cause::NoSpace => format!("the disk is full: {said}. Free some: nothing has to be started again"),
-            Cause::Exhausted => format!("the system has no file descriptors or no memory left for it: {said}"),
-            Cause::Failed => said,
+            Cause::NoSpace => format!("the disk is full: {reason}. Free some: nothing has to be started again"),
+            Cause::Exhausted => format!("the system has no file descriptors or no memory left for it: {reason}"),
+            Cause::Failed => reason,
         };
         Self { cause, what: what.into() }
     }

@@ -158,9 +158,12 @@ mod tests {
         drop(db);
         let inspected = Inspection::open(home.path()).err().expect("refused").to_string();
         let opened = open(DiskOptions::new(home.path())).expect_err("refused").to_string();
-        for told in [inspected, opened] {
-            assert!(told.contains("format mesa-999") && told.contains("Use that version, or a newer one"), "{told}");
-            assert!(!told.contains("Start a server of this version"), "{told}");
+        for message in [inspected, opened] {
+            assert!(
+                message.contains("format mesa-999") && message.contains("Use that version, or a newer one"),
+                "{message}"
+            );
+            assert!(!message.contains("Start a server of this version"), "{message}");
         }
     }
 

@@ -33,7 +33,7 @@ pub(in crate::embedded) enum Missing {
 
 impl Missing {
     /// Finds the first missing part, other than the tables.
-    pub fn beside(path: &Path, tables: &RawTables) -> io::Result<Option<Self>> {
+    pub fn other_part(path: &Path, tables: &RawTables) -> io::Result<Option<Self>> {
         // Stores of earlier versions have everything in sled.
         if tables.get(Table::Meta, FORMAT_KEY)?.is_none_or(|format| &format[..] != FORMAT) {
             return Ok(None);

@@ -307,7 +307,7 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<WalScan>, StoreError
             // In this format the WAL is in sled.
             return Ok(None);
         }
-        if let Some(missing) = Missing::beside(path, &tables).map_err(unread)? {
+        if let Some(missing) = Missing::other_part(path, &tables).map_err(unread)? {
             return Err(damaged(path, missing));
         }
         settled = flushed_through(&tables).map_err(unread)?;

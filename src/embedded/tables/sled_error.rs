@@ -67,13 +67,13 @@ mod tests {
             let met = sled::Error::Io(io::Error::from_raw_os_error(number));
             let lock = format!("could not acquire lock on \"db\": {:?}", io::Error::from_raw_os_error(number));
             for error in [met.clone(), met, sled::Error::Io(io::Error::other(lock))] {
-                let told = sentence(&error);
+                let message = sentence(&error);
                 assert!(
-                    told.contains(part)
-                        && !told.contains("Os {")
-                        && !told.contains("os error")
-                        && !told.contains("IO error"),
-                    "{told}"
+                    message.contains(part)
+                        && !message.contains("Os {")
+                        && !message.contains("os error")
+                        && !message.contains("IO error"),
+                    "{message}"
                 );
                 assert_eq!(of_the_system(&error).and_then(|error| error.raw_os_error()), Some(number));
             }
@@ -87,8 +87,8 @@ mod tests {
             sled::Error::ReportableBug("a reason".into()),
             sled::Error::Unsupported("a reason".into()),
         ] {
-            let told = sentence(&error);
-            assert!(told.contains("`log/db`") && !told.contains("PLEASE"), "{told}");
+            let message = sentence(&error);
+            assert!(message.contains("`log/db`") && !message.contains("PLEASE"), "{message}");
         }
     }
 }

@@ -82,15 +82,15 @@ impl Inspection {
         };
         let mut rest = OfflineReader::open(path, false).map_err(failed)?;
         let marked = SyncWatermark::read(path);
-        let said = marked.unwrap_or_default();
-        let SyncWatermark { length, end, .. } = said;
-        let cut = said.was_longer_than(file_bytes) || end > rest.end();
+        let watermark = marked.unwrap_or_default();
+        let SyncWatermark { length, end, .. } = watermark;
+        let cut = watermark.was_longer_than(file_bytes) || end > rest.end();
         let seems = rest.end();
         if cut && rest.goes_on() {
             // Synced data is missing, so the log does not really end where it seems to.
             rest = OfflineReader::open(path, true).map_err(failed)?;
         }
-        let synced = said.record.max(rest.synced());
+        let synced = watermark.record.max(rest.synced());
         let mut inspection = Self {
             path: path.to_owned(),
             facts: Facts {
@@ -115,7 +115,7 @@ impl Inspection {
             omitted_damage: 0,
             _lock: lock,
         };
-        if said.was_longer_than(file_bytes) {
+        if watermark.was_longer_than(file_bytes) {
             let what = format!("it has {file_bytes} bytes, and had {length} when it was last synced");
             inspection.report("log/db", String::new(), what);
         }

@@ -122,24 +122,24 @@ fn flipped_bit_is_reported_and_later_data_is_found() {
     }
     let whole: BTreeMap<Bytes, Bytes> = raw(place.path(), false).1.swap_remove(1).into_iter().collect();
     let bytes = fs::read(place.path().join("db")).unwrap();
-    let (mut told, mut tried) = (0, 0);
+    let (mut reported, mut tried) = (0, 0);
     for at in (0..bytes.len() - 2 * SEGMENT).step_by(7919) {
         let mut damaged = bytes.clone();
         damaged[at] ^= 0x10;
         fs::write(place.path().join("db"), &damaged).unwrap();
         tried += 1;
         let found = check(place.path(), 0).unwrap();
-        told += usize::from(found.is_some());
+        reported += usize::from(found.is_some());
         if found.is_some() {
             let (tables, pairs) = raw(place.path(), false);
-            assert!(!tables.broken().is_empty() || tables.goes_on(), "what is refused is told, {at}");
+            assert!(!tables.broken().is_empty() || tables.goes_on(), "what is refused is reported, {at}");
             let found: BTreeMap<Bytes, Bytes> = pairs[1].iter().cloned().collect();
             let kept = whole.iter().filter(|(key, value)| found.get(*key) == Some(value)).count();
             assert!(kept * 10 >= whole.len() * 7, "{kept} of {} after a flip at {at}", whole.len());
         }
     }
     // Some bits lie where nothing is written: behind the end of a segment.
-    assert!(told * 10 >= tried * 8, "{told} of {tried}");
+    assert!(reported * 10 >= tried * 8, "{reported} of {tried}");
 }
 
 #[test]
