@@ -41,8 +41,12 @@ pub struct Page {
     /// How many of the links come before the first broken place behind `base`. What was lost there may be a later image of
     /// the page, to which the others would belong.
     pub certain: usize,
-    /// Broken places before `base`.
+    /// How many of those come before the first segment behind `base` that was used again. A later image may have been there:
+    /// it was of no use any more once the image had been written that is lost now.
+    pub contiguous: usize,
+    /// Broken places, and segments that were used again, before `base`.
     breaks: usize,
+    reused: usize,
 }
 
 /// A part of the file that is not what was written there.
@@ -75,7 +79,9 @@ pub struct Log {
     /// Pages of which there are changes behind a broken place, and no image.
     pub without_image: HashSet<u64>,
     /// Broken places so far.
-    breaks: usize,
+    pub breaks: usize,
+    /// Places so far where segments are missing because they were used again.
+    reused: usize,
     file: File,
 }
 
@@ -218,12 +224,14 @@ impl Log {
             end,
             without_image: HashSet::new(),
             breaks: 0,
+            reused: 0,
             file: segments.file.try_clone()?,
         };
         // Where a part of the file cannot be placed, any segment that is not there may be the one that was lost.
         let (unplaced, mut expected) = (!log.broken.is_empty(), 0);
         for (lsn, segment) in segments.known.iter().chain(segments.headless.range(end..)) {
             log.breaks += usize::from(unplaced && *lsn != expected || *lsn >= end);
+            log.reused += usize::from(*lsn != expected);
             expected = lsn + size;
             if *lsn >= end {
                 log.goes_on = true;
@@ -265,7 +273,8 @@ impl Log {
         let place = Place { lsn, at, length: message.body.len() };
         match message.kind {
             Kind::Node => {
-                let page = Page { base: place, links: Vec::new(), certain: 0, breaks: self.breaks };
+                let (breaks, reused) = (self.breaks, self.reused);
+                let page = Page { base: place, links: Vec::new(), certain: 0, contiguous: 0, breaks, reused };
                 self.pages.insert(message.page, page);
                 self.without_image.remove(&message.page);
             }
@@ -273,6 +282,7 @@ impl Log {
                 Some(page) => {
                     page.links.push(place);
                     page.certain += usize::from(page.breaks == self.breaks);
+                    page.contiguous += usize::from((page.breaks, page.reused) == (self.breaks, self.reused));
                 }
                 // Where the page itself is lost, so is what was changed of it. Before the first broken place, the image was in
                 // a segment that is used again, and a later one follows.
