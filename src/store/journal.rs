@@ -215,7 +215,7 @@ impl Store for Journal {
             self.shared.tell_delivered(user, note.device.as_ref(), new);
             self.shared.announce(user, dirty, trim);
         });
-        // Not noted is repeated later, and nothing worse; whoever reads this user's log is told what is wrong.
+        // Messages whose receipt was not noted are sent again, and nothing worse. A read of this log reports what is wrong.
         if let Err(error) = noted {
             tracing::error!(user = %excerpt(user), %error, "a receipt could not be noted");
         }

@@ -140,8 +140,8 @@ async fn inspection_with_invalid_key_among_the_keys_of_a_user_visits_that_user_o
             let through: Vec<_> = facts.cursors.iter().map(|(_, received, _)| received.through()).collect();
             assert_eq!(through, [ACKNOWLEDGED], "{}", facts.user);
         }
-        let told = inspection.damage().iter().filter(|damage| damage.what.contains("no key of a chunk")).count();
-        assert!(told >= 2, "{:?}", inspection.damage());
+        let reported = inspection.damage().iter().filter(|damage| damage.what.contains("no key of a chunk")).count();
+        assert!(reported >= 2, "{:?}", inspection.damage());
     }
     let out = home.path().join("salvaged");
     salvage(&mut Inspection::open(&path).unwrap(), &out).unwrap();
