@@ -39,8 +39,13 @@ pub struct Page {
     ///
     /// A later image of the page may be lost there. The other links would belong to that image.
     pub certain: usize,
-    /// Number of damaged ranges before `base`.
+    /// Number of links before the first reused segment after `base`, and before the first damaged range.
+    ///
+    /// A later image may have been in that segment. Sled reused the segment once the lost image had been written.
+    pub contiguous: usize,
+    /// Numbers of damaged ranges, and of reused segments, before `base`.
     breaks: usize,
+    reused: usize,
 }
 
 /// Describes a damaged range of the file.
@@ -73,7 +78,9 @@ pub struct Log {
     /// Pages with changes after a damaged range, and without an image.
     pub without_image: HashSet<u64>,
     /// Number of damaged ranges so far.
-    breaks: usize,
+    pub breaks: usize,
+    /// Number of positions so far where segments are missing because sled reused them.
+    reused: usize,
     file: File,
 }
 
@@ -216,12 +223,14 @@ impl Log {
             end,
             without_image: HashSet::new(),
             breaks: 0,
+            reused: 0,
             file: segments.file.try_clone()?,
         };
         // If a part of the file has no known position, any missing segment may be the lost one.
         let (unplaced, mut expected) = (!log.broken.is_empty(), 0);
         for (lsn, segment) in segments.known.iter().chain(segments.headless.range(end..)) {
             log.breaks += usize::from(unplaced && *lsn != expected || *lsn >= end);
+            log.reused += usize::from(*lsn != expected);
             expected = lsn + size;
             if *lsn >= end {
                 log.goes_on = true;
@@ -263,7 +272,8 @@ impl Log {
         let place = Place { lsn, at, length: message.body.len() };
         match message.kind {
             Kind::Node => {
-                let page = Page { base: place, links: Vec::new(), certain: 0, breaks: self.breaks };
+                let (breaks, reused) = (self.breaks, self.reused);
+                let page = Page { base: place, links: Vec::new(), certain: 0, contiguous: 0, breaks, reused };
                 self.pages.insert(message.page, page);
                 self.without_image.remove(&message.page);
             }
@@ -271,6 +281,7 @@ impl Log {
                 Some(page) => {
                     page.links.push(place);
                     page.certain += usize::from(page.breaks == self.breaks);
+                    page.contiguous += usize::from((page.breaks, page.reused) == (self.breaks, self.reused));
                 }
                 // Without the image, its changes are lost too. Before the first damaged range, the image was in a reused
                 // segment, and a later image follows.

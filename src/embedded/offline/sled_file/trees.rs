@@ -147,12 +147,15 @@ impl RawTables {
 
     /// Decodes a page with all changes to it. Returns `None` if it cannot be decoded.
     fn node(&self, number: u64) -> io::Result<Option<Node>> {
-        let Some(Page { base, links, certain, .. }) = self.log.pages.get(&number) else { return Ok(None) };
+        let Some(Page { base, links, certain, contiguous, .. }) = self.log.pages.get(&number) else { return Ok(None) };
         let Some((mut node, mut prefix)) = Node::decode(self.log.body(*base)?) else { return Ok(None) };
-        // A page without an image may have been split off any other.
-        let outdated = self.outdated.contains(&number) || !self.log.without_image.is_empty();
-        let uncertain = if outdated && matches!(node.data, Data::Leaf(_)) { links.len() - certain } else { 0 };
-        for link in &links[..links.len() - uncertain] {
+        let known = match node.data {
+            Data::Leaf(_) if self.log.breaks > 0 && self.outdated.contains(&number) => *contiguous,
+            // A page without an image may have been split off any other.
+            Data::Leaf(_) if !self.log.without_image.is_empty() => *certain,
+            _ => links.len(),
+        };
+        for link in &links[..known] {
             let Some((link, merging)) = Link::decode(self.log.body(*link)?) else { continue };
             prefix.merging_child = merging.unwrap_or(prefix.merging_child);
             node.apply(link, &prefix);
