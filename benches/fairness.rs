@@ -56,7 +56,7 @@ fn prepared() -> TempDir {
     }
     // Reads come from memory until it is settled.
     let limit = ReadLimit { entries: 1, bytes: usize::MAX };
-    while readers.iter().any(|user| store.recent(user, BACKLOG as u64 - 1, limit).is_some()) {
+    while readers.iter().any(|user| store.read_cached(user, BACKLOG as u64 - 1, limit).is_some()) {
         std::thread::sleep(Duration::from_millis(10));
     }
     runtime.block_on(store.close()).expect("it closes");

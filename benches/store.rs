@@ -16,7 +16,7 @@ use mesa::{
         Tuning,
         tables::{DiskOptions, open},
     },
-    store::{Append, Limits, Note, ReadLimit, Store},
+    store::{Append, Limits, ReadLimit, SessionReport, Store},
 };
 use support::{payload, user};
 use tempfile::TempDir;
@@ -125,7 +125,7 @@ fn reading(c: &mut Criterion) {
 /// Reads come from memory until it is settled; `last` is the last but one entry that each user has.
 fn wait_until_settled(store: &dyn Store, users: usize, last: u64) {
     let limit = ReadLimit { entries: 1, bytes: usize::MAX };
-    while (0..users).any(|n| store.recent(&user(n), last, limit).is_some()) {
+    while (0..users).any(|n| store.read_cached(&user(n), last, limit).is_some()) {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -152,10 +152,10 @@ fn trimming(c: &mut Criterion) {
             let start = Instant::now();
             for seq in first..first + rounds {
                 let received = Some((seq + 1, seq + 1));
-                store.note(&recipient, Note { received, ..Note::default() });
+                store.report(&recipient, SessionReport { acknowledged: received, ..SessionReport::default() });
             }
             let took = start.elapsed();
-            store.note(&recipient, Note { received: Some((1, head)), ..Note::default() });
+            store.report(&recipient, SessionReport { acknowledged: Some((1, head)), ..SessionReport::default() });
             took
         });
     });

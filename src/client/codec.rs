@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{ClientError, Missed};
+use super::{ClientError, Gap};
 use crate::{
     logging::json_error,
     message::{Seq, json_string::lossy_option, surrogates},
@@ -42,7 +42,7 @@ pub(super) enum Incoming {
     Resumed {
         first: Seq,
         last: Seq,
-        missed: Option<Missed>,
+        missed: Option<Gap>,
     },
     Closed(u16, String),
 }
@@ -80,7 +80,7 @@ struct HelloData {
 struct ResumedData {
     first: Seq,
     last: Seq,
-    missed: Option<Missed>,
+    missed: Option<Gap>,
 }
 
 /// Encodes a frame.

@@ -27,7 +27,7 @@ pub enum ConnectionEvent {
         /// Last sequence when this was sent; `first - 1` if the log is empty.
         last: Seq,
         /// Requested sequences that are missing from the log.
-        missed: Option<Missed>,
+        missed: Option<Gap>,
     },
     /// The connection has ended; every further call returns the same.
     Closed {
@@ -64,7 +64,7 @@ pub enum Event {
         /// Last sequence when this was sent; `first - 1` if the log is empty.
         last: Seq,
         /// Requested sequences that are missing from the log.
-        missed: Option<Missed>,
+        missed: Option<Gap>,
     },
     /// The connection has ended.
     Disconnected {
@@ -111,7 +111,7 @@ impl Delivery {
 /// Describes a gap: sequences missing from the log, both ends included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Missed {
+pub struct Gap {
     /// First sequence.
     pub from: Seq,
     /// Last sequence.

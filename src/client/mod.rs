@@ -22,4 +22,4 @@ pub use client::{Client, ClientBuilder, Sender};
 pub use codec::Hello;
 pub use connection::Connection;
 pub use error::ClientError;
-pub use event::{ConnectionEvent, Delivery, Event, Missed, Options, token};
+pub use event::{ConnectionEvent, Delivery, Event, Gap, Options, token};

@@ -68,8 +68,8 @@ use crate::{
     logging::excerpt,
     message::{DeviceId, Seq, UserId},
     store::{
-        Append, Appended, Attached, CommitListener, Contents, Found, KnownUser, Missed, Note, PortableError, ReadLimit,
-        Store, StoreError, UserState, clock::millis, fingerprint,
+        Append, AppendResult, Attached, CommitListener, Contents, Gap, KnownUser, PortableError, ReadLimit, ReadResult,
+        SessionReport, Store, StoreError, UserState, clock::millis, fingerprint,
     },
 };
 
@@ -92,12 +92,12 @@ impl Store for EmbeddedStore {
         self.shared.namespace
     }
 
-    fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<Appended>, StoreError>> {
+    fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<AppendResult>, StoreError>> {
         Box::pin(async move {
-            if appends.iter().all(|append| append.recipients.is_empty() && append.once.is_none()) {
-                return Ok(vec![Appended::default(); appends.len()]);
+            if appends.iter().all(|append| append.recipients.is_empty() && append.idempotency.is_none()) {
+                return Ok(vec![AppendResult::default(); appends.len()]);
             }
-            if appends.iter().all(|append| append.once.is_none()) {
+            if appends.iter().all(|append| append.idempotency.is_none()) {
                 self.shared.check_capacity()?;
             }
             let (done, answer) = oneshot::channel();
@@ -116,15 +116,15 @@ impl Store for EmbeddedStore {
         })
     }
 
-    fn note(&self, user: &UserId, note: Note) {
-        let noted = self.shared.logs.with(user, |log| {
-            let ReportEffect { dirty, trim, new } = apply_report(log, &note, self.shared.logs.now());
+    fn report(&self, user: &UserId, report: SessionReport) {
+        let recorded = self.shared.logs.with(user, |log| {
+            let ReportEffect { dirty, trim, new } = apply_report(log, &report, self.shared.logs.now());
             // Before the commit thread sees the acknowledgement.
-            self.shared.record_delivered(user, note.device.as_ref(), new);
+            self.shared.record_delivered(user, report.device.as_ref(), new);
             self.shared.announce(user, dirty, trim);
         });
         // An acknowledgement that is lost causes a resend later. A reader of this log gets the error.
-        if let Err(error) = noted {
+        if let Err(error) = recorded {
             tracing::error!(user = %excerpt(user), %error, "cannot record an acknowledgement; the message will be sent again");
         }
     }
@@ -133,13 +133,13 @@ impl Store for EmbeddedStore {
         let (now, now_ms) = (self.shared.logs.now(), self.shared.clock.now_ms());
         self.shared.logs.with(user, |log| {
             log.touched = now;
-            let received = log.cursors.attach(device, self.shared.devices_max, now_ms)?;
+            let acknowledged = log.cursors.attach(device, self.shared.devices_max, now_ms)?;
             let dirty = !std::mem::replace(&mut log.dirty, true);
             // The device that was removed for this one may have been the last to need some entries.
             let trim = log.release();
             log.trimming |= trim;
             self.shared.announce(user, dirty, trim);
-            Ok(Attached { received, head: log.head })
+            Ok(Attached { acknowledged, head: log.head })
         })?
     }
 
@@ -152,31 +152,37 @@ impl Store for EmbeddedStore {
         });
     }
 
-    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError> {
+    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<ReadResult, StoreError> {
         self.shared.read(user, after, limit)
     }
 
-    fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found> {
+    fn read_cached(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<ReadResult> {
         self.shared.read_cached(user, after, limit)
     }
 
-    fn missed(&self, user: &UserId, device: Option<&DeviceId>, from: Seq, to: Seq) -> Result<Vec<Missed>, StoreError> {
-        self.shared.missed(user, device, from, to)
+    fn explain_gaps(
+        &self,
+        user: &UserId,
+        device: Option<&DeviceId>,
+        from: Seq,
+        to: Seq,
+    ) -> Result<Vec<Gap>, StoreError> {
+        self.shared.explain_gaps(user, device, from, to)
     }
 
     fn outbox(&self) -> Option<Arc<dyn crate::store::Outbox>> {
         self.shared.outbox.clone().map(|outbox| outbox as Arc<dyn crate::store::Outbox>)
     }
 
-    fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
-        self.shared.logs.with(user, |log| log.cursors.lacking(seq))
+    fn unreceived_by(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
+        self.shared.logs.with(user, |log| log.cursors.unreceived_by(seq))
     }
 
     fn health(&self) -> Arc<Health> {
         self.shared.health.clone()
     }
 
-    fn full(&self) -> Option<Arc<str>> {
+    fn full_reason(&self) -> Option<Arc<str>> {
         self.shared.full.read().clone()
     }
 
@@ -208,7 +214,7 @@ impl Store for EmbeddedStore {
         })
     }
 
-    fn stalled(&self) -> Option<Duration> {
+    fn commit_age(&self) -> Option<Duration> {
         let began = self.shared.committing.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.shared.opened.elapsed().saturating_sub(Duration::from_millis(began)))
     }
@@ -301,24 +307,24 @@ struct ReportEffect {
     new: Option<(Seq, Seq)>,
 }
 
-fn apply_report(log: &mut UserLog, note: &Note, now: u32) -> ReportEffect {
+fn apply_report(log: &mut UserLog, report: &SessionReport, now: u32) -> ReportEffect {
     log.touched = now;
     let (mut changed, mut new) = (false, None);
-    if let Some((from, to)) = note.received {
+    if let Some((from, to)) = report.acknowledged {
         // A client cannot have received an entry beyond the head: that is a mistake or an attack.
         let to = to.min(log.head);
-        let had = log.cursors.get(note.device.as_ref()).map_or(0, |cursor| cursor.received.through());
-        changed |= log.cursors.receive(note.device.as_ref(), from, to);
+        let had = log.cursors.get(report.device.as_ref()).map_or(0, |cursor| cursor.received.through());
+        changed |= log.cursors.receive(report.device.as_ref(), from, to);
         new = changed.then_some((from.max(had + 1), to));
         if failpoints::enabled(Failpoint::SharedCursor) {
             log.cursors.all_receive(from, to);
         }
     }
-    if let Some(seen) = note.seen {
+    if let Some(seen) = report.seen {
         log.seen_ms = millis(seen);
         changed = true;
     }
-    log.hold = note.hold;
+    log.hold = report.hold;
     let trim = log.release();
     log.trimming |= trim;
     let dirty = changed && !log.dirty;

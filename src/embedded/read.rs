@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     message::{DeviceId, Seq, UserId},
-    store::{Entry, Found, KnownUser, Loss, Missed, ReadLimit, StoreError, gaps::Gone},
+    store::{Entry, Gap, GapReason, KnownUser, ReadLimit, ReadResult, StoreError, gaps::GapList},
 };
 
 /// Attempts of a read whose entries were flushed meanwhile. Each time the log has moved by at least a record, so more
@@ -32,7 +32,7 @@ struct Plan {
     slots: Vec<WalSlot>,
     /// Ranges in the value log that the read skips.
     hidden: Vec<(Seq, Seq)>,
-    gone: Gone,
+    gone: GapList,
     now_s: u32,
     /// The read has covered everything up to this.
     through: Seq,
@@ -61,10 +61,10 @@ fn plan(log: &mut UserLog, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -
         let (hold, received) = (log.hold.unwrap_or(Seq::MAX), log.cursors.received());
         // Entries that all devices have received are released, unless a session's hold came late.
         let front = (received.through() > log.released()).then_some((1, received.through()));
-        let hidden = front.into_iter().chain(received.islands().iter().copied());
+        let hidden = front.into_iter().chain(received.ranges().iter().copied());
         (hidden.map(|(from, to)| (from, to.min(hold))).collect(), log.gaps.clone())
     } else {
-        (Vec::new(), Gone::default())
+        (Vec::new(), GapList::default())
     };
     Plan { from, settled, slots, hidden, gone, now_s, through }
 }
@@ -81,8 +81,8 @@ fn records_of(slots: &[WalSlot]) -> Vec<u64> {
 }
 
 impl Shared {
-    /// See [`Store::recent`](crate::store::Store::recent).
-    pub(super) fn read_cached(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found> {
+    /// See [`Store::read_cached`](crate::store::Store::read_cached).
+    pub(super) fn read_cached(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<ReadResult> {
         let (now, now_s) = (self.logs.now(), self.clock.now_s());
         let plan = self.logs.with_loaded(user, |log| plan(log, after, limit, now, now_s))?;
         if plan.from < plan.settled {
@@ -99,11 +99,11 @@ impl Shared {
                 entries.push(self.entry(user, slot, record, |part| record.slice_ref(part)).ok()?);
             }
         }
-        Some(Found { entries, through: plan.through })
+        Some(ReadResult { entries, through: plan.through })
     }
 
     /// See [`Store::read`](crate::store::Store::read).
-    pub(super) fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError> {
+    pub(super) fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<ReadResult, StoreError> {
         for _ in 0..RETRIES_MAX {
             let (now, now_s) = (self.logs.now(), self.clock.now_s());
             let plan = self.logs.with(user, |log| plan(log, after, limit, now, now_s))?;
@@ -115,12 +115,12 @@ impl Shared {
     }
 
     /// Reads the planned entries. Returns `None` if some were flushed meanwhile.
-    fn read_planned(&self, user: &UserId, plan: &Plan, limit: ReadLimit) -> Result<Option<Found>, StoreError> {
+    fn read_planned(&self, user: &UserId, plan: &Plan, limit: ReadLimit) -> Result<Option<ReadResult>, StoreError> {
         let mut entries = Vec::new();
         let mut bytes = 0;
         if plan.from < plan.settled && !self.read_planned_blocks(user, plan, limit, &mut entries, &mut bytes)? {
             let through = entries.last().map_or(plan.from, |entry| entry.seq);
-            return Ok(Some(Found { entries, through }));
+            return Ok(Some(ReadResult { entries, through }));
         }
         let (mut fit, mut through) = (0, plan.through);
         for slot in &plan.slots {
@@ -133,7 +133,7 @@ impl Shared {
             fit += 1;
         }
         let there = self.read_slots(user, &plan.slots[..fit], &mut |_, entry| entries.push(entry))?;
-        Ok(there.then_some(Found { entries, through }))
+        Ok(there.then_some(ReadResult { entries, through }))
     }
 
     /// Visits the entries of these slots in order. Returns false if some were flushed meanwhile.
@@ -244,7 +244,7 @@ impl Shared {
         let (mut total, mut after, mut left) = (0, 0, COUNT_BYTES_MAX);
         loop {
             let limit = ReadLimit { entries: 4096, bytes: COUNT_BYTES_MAX };
-            let Found { entries, .. } = self.read(user, after, limit)?;
+            let ReadResult { entries, .. } = self.read(user, after, limit)?;
             let Some(last) = entries.last() else { return Ok(total) };
             after = last.seq;
             let read = entries.iter().map(|entry| entry.payload.as_bytes().len()).sum();
@@ -280,25 +280,25 @@ impl Shared {
         users.into_iter().map(known).collect()
     }
 
-    /// See [`Store::missed`](crate::store::Store::missed).
-    pub(super) fn missed(
+    /// See [`Store::explain_gaps`](crate::store::Store::explain_gaps).
+    pub(super) fn explain_gaps(
         &self,
         user: &UserId,
         device: Option<&DeviceId>,
         from: Seq,
         to: Seq,
-    ) -> Result<Vec<Missed>, StoreError> {
+    ) -> Result<Vec<Gap>, StoreError> {
         self.logs.with(user, |log| {
             let received = log.cursors.get(device).map(|cursor| cursor.received.through()).unwrap_or_default();
             let mut missed = Vec::new();
             for (from, to, reason) in log.gaps.explain(from, to) {
                 match reason {
-                    Some(reason) => missed.push(Missed { from, to, reason }),
+                    Some(reason) => missed.push(Gap { from, to, reason }),
                     None => {
                         let had = received.max(log.released()).min(to);
-                        missed.extend((from <= had).then_some(Missed { from, to: had, reason: Loss::Received }));
+                        missed.extend((from <= had).then_some(Gap { from, to: had, reason: GapReason::Acknowledged }));
                         let rest = from.max(had + 1);
-                        missed.extend((rest <= to).then_some(Missed { from: rest, to, reason: Loss::Expired }));
+                        missed.extend((rest <= to).then_some(Gap { from: rest, to, reason: GapReason::Expired }));
                     }
                 }
             }

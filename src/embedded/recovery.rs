@@ -27,7 +27,7 @@ use super::{
         cache::RecordCache,
         record::{Header, Item, RecordReader},
     },
-    writer::dedup::{DedupTable, answered, once_found},
+    writer::dedup::{DedupTable, stored_from_wal, summary},
 };
 use crate::{
     embedded::tables::meta::{
@@ -36,7 +36,7 @@ use crate::{
     },
     failpoints::{self, Failpoint},
     message::{CollapseKey, DeviceId, Seq, UserId},
-    store::{Durability, Loss, Reason, Rejected, StoreError, clock::Clock, fingerprint},
+    store::{Durability, GapReason, Reason, Rejected, StoreError, clock::Clock, fingerprint},
 };
 
 /// Result of opening a store.
@@ -90,7 +90,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         written_ms: Vec::new(),
         now: Instant::now(),
         rejected: Vec::new(),
-        once: Vec::new(),
+        results: Vec::new(),
         last_ms: clock_ms.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?))).unwrap_or(0),
     };
     let (mut damage, record_cache) = (None, RecordCache::new(options.record_cache_bytes));
@@ -119,12 +119,12 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     }
     let mut dedup = DedupTable::new(&options.limits);
     let id_chunks = read_ids(&*engine, replay.namespace, &mut dedup, clock.now_ms())?;
-    for once in replay.once.into_iter().filter(|_| !failpoints::enabled(Failpoint::LostIds)) {
+    for result in replay.results.into_iter().filter(|_| !failpoints::enabled(Failpoint::LostIds)) {
         // If the id is stored already, the WAL may lack a part of its rejected recipients.
-        if dedup.knows(&once.id) {
+        if dedup.knows(&result.id) {
             continue;
         }
-        dedup.insert(&once.id, once.at_ms, answered(&once), clock.now_ms());
+        dedup.insert(&result.id, result.at_ms, summary(&result), clock.now_ms());
     }
     let logs = LogCache::new(engine.clone(), lapses);
     let mut trim = Vec::new();
@@ -314,7 +314,7 @@ struct Replay {
     now: Instant,
     /// Recipients rejected so far under the next id, and the ids replayed so far.
     rejected: Vec<Rejected>,
-    once: Vec<StoredId>,
+    results: Vec<StoredId>,
     /// Latest time in the store, in milliseconds of the Unix epoch.
     last_ms: u64,
 }
@@ -384,28 +384,28 @@ impl Replay {
                     replayed.appended = number;
                     replayed.log.replay(slot, key);
                 }
-                Item::Received { user, through, islands } => {
+                Item::Acknowledged { user, through, ranges } => {
                     let log = self.log(user, number)?;
                     log.cursors.receive(None, 1, through);
                     // A session uses the shared cursor, so no device takes it over.
                     log.cursors.saw(None, at_ms);
-                    islands.into_iter().for_each(|(from, to)| _ = log.cursors.receive(None, from, to));
+                    ranges.into_iter().for_each(|(from, to)| _ = log.cursors.receive(None, from, to));
                 }
                 Item::Seen { user, at_ms } => self.log(user, number)?.seen_ms = at_ms,
                 Item::Cursor { user, device, cursor } => {
                     let device = device_of(device).map_err(|error| damaged(&error))?;
                     self.log(user, number)?.replay_cursor(device, &cursor);
                 }
-                Item::Forgotten { user, device } => {
+                Item::CursorRemoved { user, device } => {
                     let device = device_of(device).map_err(|error| damaged(&error))?;
                     self.log(user, number)?.cursors.remove(device.as_ref());
                 }
-                Item::Gone { user, from, to, loss } => {
-                    let loss = Loss::from_stored(loss).ok_or_else(|| damaged(&"a loss of an unknown kind"))?;
+                Item::Gap { user, from, to, loss } => {
+                    let loss = GapReason::from_stored(loss).ok_or_else(|| damaged(&"a loss of an unknown kind"))?;
                     let log = self.log(user, number)?;
                     match loss {
                         // The expiry was reported. The entry's own expiry time tells that it has expired.
-                        Loss::Expired => log.remove_slots(from, to),
+                        GapReason::Expired => log.remove_slots(from, to),
                         loss => log.drop_range(from, to, loss),
                     }
                 }
@@ -413,8 +413,8 @@ impl Replay {
                     let reason = Reason::from_stored(reason).ok_or_else(|| damaged(&"an unknown reason"))?;
                     self.rejected.push(Rejected { user: user.into(), reason });
                 }
-                Item::Once { .. } => {
-                    self.once.extend(once_found(&item, at_ms, &std::mem::take(&mut self.rejected)));
+                Item::Summary { .. } => {
+                    self.results.extend(stored_from_wal(&item, at_ms, &std::mem::take(&mut self.rejected)));
                 }
                 Item::More => is_continued = true,
             }
@@ -470,7 +470,7 @@ impl UserLog {
         match self.cursors.get(device.as_ref()) {
             Some(known) if !known.stale => {
                 self.cursors.receive(device.as_ref(), 1, cursor.through);
-                for &(from, to) in &cursor.islands {
+                for &(from, to) in &cursor.ranges {
                     self.cursors.receive(device.as_ref(), from, to);
                 }
                 self.cursors.saw(device.as_ref(), cursor.seen_ms);

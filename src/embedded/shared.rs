@@ -155,7 +155,7 @@ pub(super) fn state(log: &mut UserLog, now_s: u32) -> UserState {
     UserState {
         known: log.row_lapses.is_some() || log.dirty,
         head: log.head,
-        received,
+        acknowledged: received,
         pending: pending.entries,
         pending_bytes: pending.bytes,
         damaged: log.damaged,

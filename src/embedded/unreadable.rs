@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn decode_error_text_has_no_decoder_terms() {
-        let row = Row::V1 { head: 1, through: 0, islands: Vec::new(), settled: 0, seen_ms: 0, lapses: 0 }.encode();
+        let row = Row::V1 { head: 1, through: 0, ranges: Vec::new(), settled: 0, seen_ms: 0, lapses: 0 }.encode();
         for length in 0..row.len() {
             let text = Row::decode(&row[..length]).unwrap_err().to_string();
             assert!(!text.contains(['{', '(', ':']), "{text}");

@@ -125,7 +125,7 @@ fn write(out: &mut Vec<u8>, stream: &StreamId, taken: &TakenItem) {
             // JSON may have line ends between values, which would end the field; within strings it has none.
             out[from..].iter_mut().filter(|byte| matches!(**byte, b'\r' | b'\n')).for_each(|byte| *byte = b' ');
         }
-        Item::Missed(count) => {
+        Item::Gap(count) => {
             let count = count.map_or_else(|| "null".to_owned(), |count| count.to_string());
             let data = format!("event: missed\ndata: {{\"type\":\"missed\",\"count\":{count}}}");
             out.extend_from_slice(data.as_bytes());
@@ -205,7 +205,7 @@ mod tests {
         );
         for (count, text) in [(Some(2), "2"), (None, "null")] {
             let expected = format!("id: ab-3\nevent: missed\ndata: {{\"type\":\"missed\",\"count\":{text}}}\n\n");
-            assert_eq!(written(Item::Missed(count)), expected);
+            assert_eq!(written(Item::Gap(count)), expected);
         }
     }
 

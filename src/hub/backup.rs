@@ -23,7 +23,7 @@ impl Hub {
     /// Reports whether the logs are stored elsewhere, so that this server cannot back them up.
     #[must_use]
     pub fn has_remote_logs(&self) -> bool {
-        self.store.is_far()
+        self.store.is_remote()
     }
 
     /// Starts a backup; `None` while another is running. It stops early when its reader is dropped.

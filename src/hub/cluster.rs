@@ -19,7 +19,7 @@ use crate::{
 
 /// Time within which messages of the original's servers are stored. After that they are sent unsynced.
 ///
-/// A store remembers little longer which entries it has (`Append::each_once`); a later attempt could store them twice.
+/// A store remembers little longer which entries it has (`Append::per_recipient_id`); a later attempt could store them twice.
 const STORE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A lasting cause fails every message from the original's servers, so this warning is rate-limited.
@@ -80,7 +80,7 @@ impl Hub {
             return true;
         }
         let append = |message: &OriginalMessage| Append {
-            each_once: message.id.clone(),
+            per_recipient_id: message.id.clone(),
             ..Append::new(message.payload.clone(), message.users.clone())
         };
         match self.store.append_all(messages.iter().map(append).collect()).await {
@@ -168,7 +168,7 @@ impl Hub {
         for PreparedDispatch { append, original_recipients, .. } in
             prepared.iter().filter(|one| !one.original_recipients.is_empty())
         {
-            let id = append.once.as_ref().map(|once| &once.id);
+            let id = append.idempotency.as_ref().map(|idempotency| &idempotency.id);
             let repeated = id.is_some_and(|id| !published.insert(id));
             if !repeated {
                 cluster

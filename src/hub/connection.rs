@@ -96,7 +96,7 @@ impl ConnectionHandle {
         now: Instant,
     ) -> BoxFuture<'static, Result<Session, StoreError>> {
         let (hub, id, mailbox) = (self.hub.clone(), self.id, self.mailbox.clone());
-        if hub.store.is_far() {
+        if hub.store.is_remote() {
             // A caller that drops the future drops the resulting session too.
             return Box::pin(run_blocking(move || hub.attach(id, mailbox, user, how, now)));
         }

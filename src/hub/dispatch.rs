@@ -9,7 +9,7 @@ use crate::{
     cluster::Broadcast,
     message::{CollapseKey, DispatchId, Payload, Recipients, UserId},
     middleware::SentTo,
-    store::{Answered, Append, Appended, Once, Rejected, StoreError},
+    store::{Append, AppendResult, DispatchSummary, Idempotency, Rejected, StoreError},
 };
 
 /// A message to send, validated by the API that received it.
@@ -124,15 +124,16 @@ impl Hub {
         let Recipients::Users(users) = dispatch.recipients else { return Err(dispatch) };
         let recipients = deduplicate(users, &dispatch.excluding);
         let online = |users: &[UserId]| users.iter().map(|user| self.registry.connections(user) > 0).collect();
-        let (mut rejected, mut once) = (dispatch.rejected, None);
+        let (mut rejected, mut idempotency) = (dispatch.rejected, None);
         if let Some(id) = dispatch.id {
-            once = Some(Once { id, online: online(&recipients), refused: std::mem::take(&mut rejected) });
+            idempotency =
+                Some(Idempotency { id, online: online(&recipients), rejected: std::mem::take(&mut rejected) });
         }
         let Dispatch { payload, ttl, collapse, .. } = dispatch;
         let observed = self.middleware.any().then(|| payload.clone());
         let context = OutcomeContext { users: recipients.clone(), rejected, observed, online: None, original_only: 0 };
         self.metrics.dispatches.inc();
-        let append = Append { ttl, collapse, once, ..Append::new(payload, recipients) };
+        let append = Append { ttl, collapse, idempotency, ..Append::new(payload, recipients) };
         Ok(PreparedDispatch { append, context, original_recipients: Vec::new() })
     }
 
@@ -151,10 +152,10 @@ impl Hub {
             // An idempotent result must be the same for every retry, so presence is determined before the commit.
             for one in &mut prepared {
                 self.split_original_recipients(one).await?;
-                if let Some(once) = &mut one.append.once {
-                    once.online = self.online_flags(&one.context.users).await;
-                    one.context.online = Some(once.online.clone());
-                    once.online.extend(std::iter::repeat_n(true, one.context.original_only));
+                if let Some(idempotency) = &mut one.append.idempotency {
+                    idempotency.online = self.online_flags(&one.context.users).await;
+                    one.context.online = Some(idempotency.online.clone());
+                    idempotency.online.extend(std::iter::repeat_n(true, one.context.original_only));
                 }
             }
         }
@@ -184,7 +185,7 @@ impl Hub {
             .map(|(appended, context)| self.outcome(appended, context))
     }
 
-    fn outcome(&self, appended: Appended, context: OutcomeContext) -> Outcome {
+    fn outcome(&self, appended: AppendResult, context: OutcomeContext) -> Outcome {
         let OutcomeContext { users, rejected, observed, online, original_only } = context;
         let online = online.unwrap_or_default();
         if let (Some(payload), false) = (observed, appended.duplicate) {
@@ -197,7 +198,7 @@ impl Hub {
         self.metrics.messages_appended.inc_by(accepted);
         self.metrics.messages_rejected.inc_by(appended.seqs.len() as u64 - accepted);
         self.metrics.messages_dropped.inc_by(appended.dropped);
-        if let Some(answered) = appended.answered {
+        if let Some(answered) = appended.summary {
             return stored_outcome(answered, appended.duplicate);
         }
         let mut outcome = Outcome {
@@ -237,13 +238,14 @@ impl Hub {
                     online
                 }
             };
-            let once = Some(Once { id, online, refused: rejected });
-            let appended = self.store.append(Append { once, ..Append::new(payload.clone(), Vec::new()) }).await?;
+            let idempotency = Some(Idempotency { id, online, rejected });
+            let appended =
+                self.store.append(Append { idempotency, ..Append::new(payload.clone(), Vec::new()) }).await?;
             if !appended.duplicate {
                 let outcome = self.fan_out_unsynced(&payload, users.as_deref(), &excluding).await;
                 self.count_dropped(drops, &outcome);
             }
-            return Ok(stored_outcome(appended.answered.unwrap_or_default(), appended.duplicate));
+            return Ok(stored_outcome(appended.summary.unwrap_or_default(), appended.duplicate));
         }
         let mut outcome = self.fan_out_unsynced(&payload, users.as_deref(), &excluding).await;
         self.count_dropped(drops, &outcome);
@@ -377,11 +379,11 @@ pub(super) struct OutcomeContext {
 /// Dispatches that the store has committed.
 #[derive(Debug, Default)]
 pub struct CommittedBatch {
-    appended: Vec<Appended>,
+    appended: Vec<AppendResult>,
     contexts: Vec<OutcomeContext>,
 }
 
-fn stored_outcome(answered: Answered, duplicate: bool) -> Outcome {
+fn stored_outcome(answered: DispatchSummary, duplicate: bool) -> Outcome {
     Outcome {
         recipients: answered.recipients as usize,
         online: answered.online as usize,

@@ -44,7 +44,7 @@ pub use self::{
     session::{Attach, Batch, Resumed, SentPosition, Session},
 };
 pub use crate::store::{
-    Entry, EventKind, Missed, Outbox, OutboxEvent, OutboxOptions, QueuedEvent, ReadLimit, Reason, Rejected, Store,
+    Entry, EventKind, Gap, Outbox, OutboxEvent, OutboxOptions, QueuedEvent, ReadLimit, Reason, Rejected, Store,
     StoreError,
 };
 use crate::{
@@ -52,7 +52,7 @@ use crate::{
     message::{DeviceId, Payload, Seq, UserId},
     metrics::Metrics,
     middleware::{Chain, Middleware},
-    store::{CommitListener, Found, Note},
+    store::{CommitListener, ReadResult, SessionReport},
 };
 use events::Listeners;
 use portals::{Bounds, Portals};
@@ -140,8 +140,8 @@ impl Hub {
             }
         }));
         let resync = registry.clone();
-        store.on_gap(Arc::new(move || resync.for_each_connection(|_, mailbox| mailbox.log_has_more())));
-        let cold_reads = Arc::new(Semaphore::new(if store.is_far() { REMOTE_READS_MAX } else { COLD_READS_MAX }));
+        store.on_resync(Arc::new(move || resync.for_each_connection(|_, mailbox| mailbox.log_has_more())));
+        let cold_reads = Arc::new(Semaphore::new(if store.is_remote() { REMOTE_READS_MAX } else { COLD_READS_MAX }));
         let backups = Arc::new(Semaphore::new(1));
         let (presence, listeners, middleware) = (Presence::default(), Listeners::default(), Arc::default());
         let portals =
@@ -270,7 +270,7 @@ impl Hub {
         if self.settings.store_connected_users {
             let seen = Some(SystemTime::now());
             self.registry.with_lowest_position(user, |lowest| {
-                self.store.note(user, Note { hold: lowest, seen, ..Note::default() })
+                self.store.report(user, SessionReport { hold: lowest, seen, ..SessionReport::default() })
             });
         }
     }
@@ -279,7 +279,7 @@ impl Hub {
     fn record_received(&self, user: &UserId, device: Option<&DeviceId>, range: (Seq, Seq)) {
         let (received, device) = (Some(range), device.cloned());
         self.registry.with_lowest_position(user, |lowest| {
-            self.store.note(user, Note { device, received, hold: lowest, seen: None })
+            self.store.report(user, SessionReport { device, acknowledged: received, hold: lowest, seen: None })
         });
     }
 
@@ -290,18 +290,18 @@ impl Hub {
         device: Option<DeviceId>,
         from: Seq,
         to: Seq,
-    ) -> BoxFuture<'static, Result<Vec<Missed>, StoreError>> {
+    ) -> BoxFuture<'static, Result<Vec<Gap>, StoreError>> {
         let store = self.store.clone();
-        Box::pin(run_blocking(move || store.missed(&user, device.as_ref(), from, to)))
+        Box::pin(run_blocking(move || store.explain_gaps(&user, device.as_ref(), from, to)))
     }
 
     /// Reads from the log where that may wait for a disk or a network.
-    fn read(&self, user: UserId, after: Seq, limit: ReadLimit) -> BoxFuture<'static, Result<Found, StoreError>> {
+    fn read(&self, user: UserId, after: Seq, limit: ReadLimit) -> BoxFuture<'static, Result<ReadResult, StoreError>> {
         let (store, permits) = (self.store.clone(), self.cold_reads.clone());
         Box::pin(async move {
             // The semaphore is never closed, so a permit always comes.
             let permit = permits.acquire_owned().await.expect("the semaphore is never closed");
-            if let Some(reading) = store.read_far(&user, after, limit) {
+            if let Some(reading) = store.read_remote(&user, after, limit) {
                 return reading.await;
             }
             run_blocking(move || {

@@ -136,7 +136,7 @@ impl Hub {
     /// # Errors
     /// When the store cannot be read.
     pub async fn oldest_pending(&self, user: &UserId, limit: ReadLimit) -> Result<Vec<Entry>, StoreError> {
-        let state = if self.store.is_far() {
+        let state = if self.store.is_remote() {
             let (store, user) = (self.store.clone(), user.clone());
             run_blocking(move || store.state(&user)).await?
         } else {
@@ -145,15 +145,15 @@ impl Hub {
         if state.pending == 0 {
             return Ok(Vec::new());
         }
-        let after = state.received.through();
-        let mut entries = match self.store.recent(user, after, limit) {
+        let after = state.acknowledged.through();
+        let mut entries = match self.store.read_cached(user, after, limit) {
             Some(found) => found.entries,
             None => {
                 let (store, user) = (self.store.clone(), user.clone());
                 run_blocking(move || store.read(&user, after, limit)).await?.entries
             }
         };
-        entries.retain(|entry| !state.received.contains(entry.seq));
+        entries.retain(|entry| !state.acknowledged.contains(entry.seq));
         Ok(entries)
     }
 
@@ -220,7 +220,7 @@ impl Hub {
         run_blocking(move || {
             let limit = ReadLimit { entries: limit, bytes: PAGE_BYTES_MAX };
             // Entries retained for another session may be acknowledged already. They are not pending.
-            let received = store.state(&user)?.received;
+            let received = store.state(&user)?.acknowledged;
             let mut entries = store.read(&user, after.max(received.through()), limit)?.entries;
             entries.retain(|entry| !received.contains(entry.seq));
             Ok(entries)
@@ -257,10 +257,10 @@ impl Hub {
         let unreachable = self.store.unreachable().map(|why| format!("the store cannot be reached: {why}"));
         health.set("store_connection", unreachable.map(Into::into));
         // A full disk has been reported by the store.
-        let full = self.store.full().filter(|_| !health.is_not_ready("disk_full"));
+        let full = self.store.full_reason().filter(|_| !health.is_not_ready("disk_full"));
         let full = full.map(|why| format!("the store is full: {why}"));
         health.set("store_capacity", full.map(Into::into));
-        let stalled = self.store.stalled().filter(|age| *age > COMMIT_STALL_TIMEOUT);
+        let stalled = self.store.commit_age().filter(|age| *age > COMMIT_STALL_TIMEOUT);
         let stalled = stalled.map(|age| format!("a commit has been waiting for the disk for {} s", age.as_secs()));
         health.set("commit", stalled.map(Into::into));
         let reports = health.reports();

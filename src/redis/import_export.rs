@@ -18,7 +18,7 @@ use crate::{
     logging::{excerpt, json_error},
     message::{DispatchId, Payload, Seq, UserId},
     redis::{RedisError, Script, ServerLink, original::taken::TAKEN},
-    store::{Append, Once, ReadLimit, Store, StoreError},
+    store::{Append, Idempotency, ReadLimit, Store, StoreError},
 };
 
 /// Prefix of fields that are no user's: user ids contain no control characters.
@@ -238,9 +238,9 @@ async fn import_list(
                 // to it.
                 let id = DispatchId::new(&format!("import-{at}-{:08x}", beginning.clone().finalize()));
                 let id = id.expect("a few letters and digits");
-                let once = Some(Once { id, online: vec![false], refused: Vec::new() });
+                let idempotency = Some(Idempotency { id, online: vec![false], rejected: Vec::new() });
                 bytes += payload.as_bytes().len();
-                appends.push(Append { once, ..Append::new(payload, vec![user.clone()]) });
+                appends.push(Append { idempotency, ..Append::new(payload, vec![user.clone()]) });
             }
             Err(error) => {
                 tracing::warn!(user = %excerpt(&user), at, %error, "a message cannot be sent to clients: it is not imported and stays in Redis");
@@ -268,7 +268,7 @@ async fn write(store: &dyn Store, user: &UserId, appends: Vec<Append>) -> Result
     let payloads: Vec<Payload> = appends.iter().map(|append| append.payload.clone()).collect();
     let before = store.state(user)?.head;
     let made = store.append_all(appends).await?;
-    if made.iter().any(|one| one.answered.as_ref().is_some_and(|answered| !answered.rejected.is_empty())) {
+    if made.iter().any(|one| one.summary.as_ref().is_some_and(|answered| !answered.rejected.is_empty())) {
         return Err(StoreError::Full(
             format!("the store rejects messages of {user:?}. Check its limits, and run the command again").into(),
         )
@@ -285,7 +285,7 @@ async fn write(store: &dyn Store, user: &UserId, appends: Vec<Append>) -> Result
 
 /// Reads the pending entries of a user above `after`.
 fn read_all(store: &dyn Store, user: &UserId, after: Seq) -> Result<Vec<(Seq, Payload)>, StoreError> {
-    let received = store.state(user)?.received;
+    let received = store.state(user)?.acknowledged;
     let (mut all, mut after) = (Vec::new(), after);
     loop {
         let found = store.read(user, after, PAGE_LIMIT)?;
@@ -335,7 +335,7 @@ pub async fn export(store: &dyn Store, origin: &str, link: &Arc<ServerLink>) -> 
             if state.pending == 0 {
                 continue;
             }
-            let pending = read_all(store, &user, state.received.through())?;
+            let pending = read_all(store, &user, state.acknowledged.through())?;
             export_user(&pending, origin, &user, link, &mut moved).await?;
         }
     }

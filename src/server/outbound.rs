@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::Confirmation,
     health::LogLimit,
-    hub::{Batch, Entry, Missed, Resumed, Session},
+    hub::{Batch, Entry, Gap, Resumed, Session},
     message::Payload,
     protocol::{close_code::CloseCode, encode},
 };
@@ -110,7 +110,7 @@ impl Connection {
         if missed.is_empty() {
             self.push(&encode::resumed(*first, *last, None));
         }
-        for Missed { from, to, reason } in missed {
+        for Gap { from, to, reason } in missed {
             self.push(&encode::resumed(*first, *last, Some((*from, *to, reason.as_str()))));
         }
     }

@@ -2,24 +2,24 @@
 
 use crate::message::Seq;
 
-/// Ranges remembered above [`Received::through`]. One more removes the lowest, which repeats those messages and loses none.
+/// Ranges remembered above [`AckSet::through`]. One more removes the lowest, which repeats those messages and loses none.
 /// Ranges arise only when live entries overtake a paced backlog.
-pub const ISLANDS_MAX: usize = 16;
+pub const ACK_RANGES_MAX: usize = 16;
 
-/// Holds acknowledged sequences: all up to `through`, and at most [`ISLANDS_MAX`] ranges above it. It only grows.
+/// Holds acknowledged sequences: all up to `through`, and at most [`ACK_RANGES_MAX`] ranges above it. It only grows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Received {
+pub struct AckSet {
     through: Seq,
     /// Sorted, apart from each other and from `through` by at least one missing sequence; both ends included.
-    islands: Vec<(Seq, Seq)>,
+    ranges: Vec<(Seq, Seq)>,
 }
 
-impl Received {
-    /// Restores a set from [`Received::through`] and [`Received::islands`].
+impl AckSet {
+    /// Restores a set from [`AckSet::through`] and [`AckSet::ranges`].
     #[must_use]
-    pub fn from_parts(through: Seq, islands: &[(Seq, Seq)]) -> Self {
-        let mut received = Self { through, islands: Vec::new() };
-        for &(from, to) in islands {
+    pub fn from_parts(through: Seq, ranges: &[(Seq, Seq)]) -> Self {
+        let mut received = Self { through, ranges: Vec::new() };
+        for &(from, to) in ranges {
             received.insert(from, to);
         }
         received
@@ -31,31 +31,31 @@ impl Received {
         self.through
     }
 
-    /// Returns the acknowledged ranges above [`Received::through`]: sorted, both ends included.
+    /// Returns the acknowledged ranges above [`AckSet::through`]: sorted, both ends included.
     #[must_use]
-    pub fn islands(&self) -> &[(Seq, Seq)] {
-        &self.islands
+    pub fn ranges(&self) -> &[(Seq, Seq)] {
+        &self.ranges
     }
 
     /// Tests that `seq` is acknowledged.
     #[must_use]
     pub fn contains(&self, seq: Seq) -> bool {
-        seq <= self.through || self.islands.iter().any(|&(from, to)| (from..=to).contains(&seq))
+        seq <= self.through || self.ranges.iter().any(|&(from, to)| (from..=to).contains(&seq))
     }
 
     /// Counts the sequences of `1..=head` that are not acknowledged.
     #[must_use]
     pub fn missing(&self, head: Seq) -> u64 {
-        let islands: u64 =
-            self.islands.iter().filter(|(from, _)| *from <= head).map(|&(from, to)| to.min(head) - from + 1).sum();
-        head.saturating_sub(self.through).saturating_sub(islands)
+        let ranges: u64 =
+            self.ranges.iter().filter(|(from, _)| *from <= head).map(|&(from, to)| to.min(head) - from + 1).sum();
+        head.saturating_sub(self.through).saturating_sub(ranges)
     }
 
-    /// Returns the sequences that are in both sets. Above [`ISLANDS_MAX`] ranges, the lowest are omitted.
+    /// Returns the sequences that are in both sets. Above [`ACK_RANGES_MAX`] ranges, the lowest are omitted.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         let ranges =
-            |set: &Self| std::iter::once((1, set.through)).chain(set.islands.iter().copied()).collect::<Vec<_>>();
+            |set: &Self| std::iter::once((1, set.through)).chain(set.ranges.iter().copied()).collect::<Vec<_>>();
         let mut common = Self::default();
         for (low, high) in ranges(self) {
             for (from, to) in ranges(other) {
@@ -71,12 +71,12 @@ impl Received {
         if from > to || to <= self.through {
             return false;
         }
-        if self.islands.iter().any(|&(low, high)| low <= from && to <= high) {
+        if self.ranges.iter().any(|&(low, high)| low <= from && to <= high) {
             return false;
         }
         let (mut from, mut to) = (from, to);
         // Merge all ranges that touch the new one, then test whether it touches the prefix.
-        self.islands.retain(|&(low, high)| {
+        self.ranges.retain(|&(low, high)| {
             let touches = low <= to.saturating_add(1) && from <= high.saturating_add(1);
             if touches {
                 from = from.min(low);
@@ -87,10 +87,10 @@ impl Received {
         if from <= self.through.saturating_add(1) {
             self.through = to;
         } else {
-            let at = self.islands.partition_point(|&(low, _)| low < from);
-            self.islands.insert(at, (from, to));
-            if self.islands.len() > ISLANDS_MAX {
-                self.islands.remove(0);
+            let at = self.ranges.partition_point(|&(low, _)| low < from);
+            self.ranges.insert(at, (from, to));
+            if self.ranges.len() > ACK_RANGES_MAX {
+                self.ranges.remove(0);
             }
         }
         true
@@ -107,26 +107,26 @@ mod tests {
 
     #[test]
     fn ranges_join_in_any_order() {
-        let mut received = Received::default();
+        let mut received = AckSet::default();
         assert!(received.insert(5, 7));
         assert!(received.insert(9, 9));
-        assert_eq!((received.through(), received.islands()), (0, &[(5, 7), (9, 9)][..]));
+        assert_eq!((received.through(), received.ranges()), (0, &[(5, 7), (9, 9)][..]));
         assert!(received.insert(8, 8));
-        assert_eq!(received.islands(), &[(5, 9)]);
+        assert_eq!(received.ranges(), &[(5, 9)]);
         assert!(!received.insert(6, 8));
         assert!(received.insert(1, 4));
-        assert_eq!((received.through(), received.islands()), (9, &[][..]));
+        assert_eq!((received.through(), received.ranges()), (9, &[][..]));
         assert!(!received.insert(3, 2));
         assert!(!received.insert(0, 0));
     }
 
     #[test]
     fn range_above_limit_removes_the_lowest() {
-        let mut received = Received::default();
-        for at in 1..=(ISLANDS_MAX as u64 + 1) {
+        let mut received = AckSet::default();
+        for at in 1..=(ACK_RANGES_MAX as u64 + 1) {
             received.insert(at * 10, at * 10);
         }
-        assert_eq!(received.islands().len(), ISLANDS_MAX);
+        assert_eq!(received.ranges().len(), ACK_RANGES_MAX);
         assert!(!received.contains(10) && received.contains(20));
     }
 
@@ -137,7 +137,7 @@ mod tests {
             other in prop::collection::vec((1_u64..40, 0_u64..6), 0..6),
         ) {
             let set = |ranges: &[(Seq, u64)]| {
-                let mut received = Received::default();
+                let mut received = AckSet::default();
                 ranges.iter().for_each(|(from, length)| _ = received.insert(*from, from + length));
                 received
             };
@@ -150,7 +150,7 @@ mod tests {
 
         #[test]
         fn ack_set_behaves_like_a_set(ranges in prop::collection::vec((1_u64..40, 0_u64..6), 0..24)) {
-            let (mut received, mut model) = (Received::default(), BTreeSet::new());
+            let (mut received, mut model) = (AckSet::default(), BTreeSet::new());
             for (from, length) in ranges {
                 let new = (from..=from + length).any(|seq| !model.contains(&seq));
                 prop_assert_eq!(received.insert(from, from + length), new);
@@ -162,7 +162,7 @@ mod tests {
                     let missing = (1..=head).filter(|seq| !model.contains(seq)).count() as u64;
                     prop_assert_eq!(received.missing(head), missing);
                 }
-                prop_assert_eq!(&Received::from_parts(received.through(), received.islands()), &received);
+                prop_assert_eq!(&AckSet::from_parts(received.through(), received.ranges()), &received);
             }
         }
     }

@@ -8,7 +8,7 @@ pub const REASONS_MAX: usize = 64;
 /// Says why sequences are missing from a log. Numbers are part of the on-disk format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Loss {
+pub enum GapReason {
     /// The entry expired.
     Expired = 0,
     /// The entry was evicted for newer ones.
@@ -18,14 +18,14 @@ pub enum Loss {
     /// A newer entry with the same collapse key replaced it.
     Collapsed = 3,
     /// Not a loss: the user has acknowledged the entry.
-    Received = 4,
+    Acknowledged = 4,
     /// The log is in Redis, which may have lost the entry in a failover or a restart. The sequence is not reused.
     Lost = 5,
     /// Skipped after a restore, or a restart that may have lost entries. The sequence is not reused.
     Restart = 6,
 }
 
-impl Loss {
+impl GapReason {
     /// Returns the name of the reason, for programs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -34,7 +34,7 @@ impl Loss {
             Self::Quota => "quota",
             Self::Cleared => "cleared",
             Self::Collapsed => "collapsed",
-            Self::Received => "received",
+            Self::Acknowledged => "received",
             Self::Lost => "lost",
             Self::Restart => "restart",
         }
@@ -42,27 +42,27 @@ impl Loss {
 
     pub(crate) fn from_stored(number: u8) -> Option<Self> {
         let all =
-            [Self::Expired, Self::Quota, Self::Cleared, Self::Collapsed, Self::Received, Self::Lost, Self::Restart];
+            [Self::Expired, Self::Quota, Self::Cleared, Self::Collapsed, Self::Acknowledged, Self::Lost, Self::Restart];
         all.into_iter().find(|loss| *loss as u8 == number)
     }
 }
 
 /// Describes a gap: a missing range of a log, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Missed {
+pub struct Gap {
     /// First sequence.
     pub from: Seq,
     /// Last sequence.
     pub to: Seq,
     /// Reason of the gap.
-    pub reason: Loss,
+    pub reason: GapReason,
 }
 
 /// Holds the last [`REASONS_MAX`] gaps: sorted, separate from each other or of different reasons.
 #[derive(Clone, Debug, Default)]
-pub struct Gone(Vec<Missed>);
+pub struct GapList(Vec<Gap>);
 
-impl Gone {
+impl GapList {
     /// Tests that another gap may remove the lowest.
     pub fn is_full(&self) -> bool {
         self.0.len() >= REASONS_MAX
@@ -80,11 +80,11 @@ impl Gone {
     pub fn hides(&self, seq: Seq) -> bool {
         let at = self.0.partition_point(|range| range.to < seq);
         let range = self.0.get(at).filter(|range| range.from <= seq);
-        range.is_some_and(|range| matches!(range.reason, Loss::Quota | Loss::Collapsed))
+        range.is_some_and(|range| matches!(range.reason, GapReason::Quota | GapReason::Collapsed))
     }
 
     /// Adds a gap. Sequences that were missing before keep their reason.
-    pub fn insert(&mut self, from: Seq, to: Seq, reason: Loss) {
+    pub fn insert(&mut self, from: Seq, to: Seq, reason: GapReason) {
         let mut from = from;
         while from <= to {
             let at = self.0.partition_point(|range| range.to < from);
@@ -96,7 +96,7 @@ impl Gone {
                 Some(range) if range.from <= to => (range.from - 1, range.to.saturating_add(1)),
                 _ => (to, to.saturating_add(1)),
             };
-            self.put(at, Missed { from, to: until, reason });
+            self.put(at, Gap { from, to: until, reason });
             from = next;
         }
         let over = self.0.len().saturating_sub(REASONS_MAX);
@@ -104,8 +104,8 @@ impl Gone {
     }
 
     /// Inserts a gap between its neighbours, and merges adjacent ones with the same reason.
-    fn put(&mut self, at: usize, range: Missed) {
-        let joins = |left: &Missed, right: &Missed| left.reason == right.reason && left.to + 1 == right.from;
+    fn put(&mut self, at: usize, range: Gap) {
+        let joins = |left: &Gap, right: &Gap| left.reason == right.reason && left.to + 1 == right.from;
         let right = self.0.get(at).is_some_and(|next| joins(&range, next));
         let left = at.checked_sub(1).is_some_and(|before| joins(&self.0[before], &range));
         match (left, right) {
@@ -120,7 +120,7 @@ impl Gone {
     }
 
     /// Splits `from..=to` by reason; `None`: the reason is unknown.
-    pub fn explain(&self, from: Seq, to: Seq) -> Vec<(Seq, Seq, Option<Loss>)> {
+    pub fn explain(&self, from: Seq, to: Seq) -> Vec<(Seq, Seq, Option<GapReason>)> {
         let (mut parts, first) = (Vec::new(), from);
         let mut from = first;
         for range in self.0.iter().filter(|range| range.to >= first && range.from <= to) {
@@ -143,7 +143,7 @@ impl Gone {
     pub fn from_stored(stored: &[(Seq, Seq, u8)]) -> Self {
         let mut gone = Self::default();
         for &(from, to, loss) in stored {
-            gone.insert(from, to, Loss::from_stored(loss).unwrap_or(Loss::Expired));
+            gone.insert(from, to, GapReason::from_stored(loss).unwrap_or(GapReason::Expired));
         }
         gone
     }
@@ -159,15 +159,15 @@ mod tests {
 
     #[test]
     fn adjacent_gaps_merge_only_with_same_reason() {
-        let mut gone = Gone::default();
-        gone.insert(1, 3, Loss::Quota);
-        gone.insert(5, 5, Loss::Quota);
-        gone.insert(2, 8, Loss::Cleared);
+        let mut gone = GapList::default();
+        gone.insert(1, 3, GapReason::Quota);
+        gone.insert(5, 5, GapReason::Quota);
+        gone.insert(2, 8, GapReason::Cleared);
         let parts: Vec<_> = gone.0.iter().map(|range| (range.from, range.to, range.reason)).collect();
-        let quota = Loss::Quota;
-        assert_eq!(parts, [(1, 3, quota), (4, 4, Loss::Cleared), (5, 5, quota), (6, 8, Loss::Cleared)]);
+        let quota = GapReason::Quota;
+        assert_eq!(parts, [(1, 3, quota), (4, 4, GapReason::Cleared), (5, 5, quota), (6, 8, GapReason::Cleared)]);
         assert!(gone.hides(3) && !gone.hides(4) && !gone.hides(9));
-        assert_eq!(gone.explain(8, 9), [(8, 8, Some(Loss::Cleared)), (9, 9, None)]);
+        assert_eq!(gone.explain(8, 9), [(8, 8, Some(GapReason::Cleared)), (9, 9, None)]);
     }
 
     proptest! {
@@ -175,16 +175,16 @@ mod tests {
         fn gap_list_behaves_like_a_map_that_keeps_the_first_reason(
             ranges in prop::collection::vec((1_u64..60, 0_u64..9, 0_u8..4), 0..30),
         ) {
-            let (mut gone, mut model) = (Gone::default(), BTreeMap::new());
+            let (mut gone, mut model) = (GapList::default(), BTreeMap::new());
             for (from, length, loss) in ranges {
-                let loss = Loss::from_stored(loss).unwrap();
+                let loss = GapReason::from_stored(loss).unwrap();
                 gone.insert(from, from + length, loss);
                 (from..=from + length).for_each(|seq| _ = model.entry(seq).or_insert(loss));
                 for seq in 1..80 {
                     let parts: Vec<_> = gone.explain(seq, seq);
                     prop_assert_eq!(parts, vec![(seq, seq, model.get(&seq).copied())]);
                 }
-                prop_assert_eq!(Gone::from_stored(&gone.stored()).0, gone.0.clone());
+                prop_assert_eq!(GapList::from_stored(&gone.stored()).0, gone.0.clone());
             }
         }
     }

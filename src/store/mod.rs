@@ -33,10 +33,10 @@ mod outbox;
 mod rejected;
 mod user_state;
 
-pub use ack_set::Received;
+pub use ack_set::AckSet;
 pub use backup::{Contents, PortableError};
 pub use error::StoreError;
-pub use gaps::{Loss, Missed};
+pub use gaps::{Gap, GapReason};
 pub use outbox::{EventKind, Outbox, OutboxEvent, OutboxOptions, OutboxStatus, QueuedEvent};
 pub use rejected::{REJECTED_BYTES_MAX, Reason, Rejected};
 pub use user_state::{Attached, DeviceState, KnownUser, UserState};
@@ -74,35 +74,35 @@ pub struct Append {
     /// A pending entry with the same key is removed from the log of each recipient who gets this one.
     pub collapse: Option<CollapseKey>,
     /// Makes the append idempotent.
-    pub once: Option<Once>,
+    pub idempotency: Option<Idempotency>,
     /// Makes each recipient's entry idempotent, for messages that several servers receive independently. Remembered for 10 min
     /// after the append; a rejected entry is not remembered. The result does not show it. Only a store that several servers
     /// share uses it.
-    pub each_once: Option<DispatchId>,
+    pub per_recipient_id: Option<DispatchId>,
 }
 
 impl Append {
     /// Creates an append without expiry, collapse key or id.
     #[must_use]
     pub fn new(payload: Payload, recipients: Vec<UserId>) -> Self {
-        Self { payload, recipients, ttl: None, collapse: None, once: None, each_once: None }
+        Self { payload, recipients, ttl: None, collapse: None, idempotency: None, per_recipient_id: None }
     }
 }
 
 /// Makes an append idempotent: its id, and the part of the stored result that the store does not determine itself.
 #[derive(Clone, Debug)]
-pub struct Once {
+pub struct Idempotency {
     /// Remembered for [`Limits::ids_window`] from the commit.
     pub id: DispatchId,
     /// For each recipient, whether the user is online. With unsynced messages, users are only counted here.
     pub online: Vec<bool>,
     /// Recipients that were rejected before the store was called.
-    pub refused: Vec<Rejected>,
+    pub rejected: Vec<Rejected>,
 }
 
 /// Holds the result of an idempotent append, which every retry returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answered {
+pub struct DispatchSummary {
     /// Number of recipients, including rejected ones.
     pub recipients: u32,
     /// Number of online recipients.
@@ -117,11 +117,11 @@ pub struct Answered {
 
 /// Holds the result of an [`Append`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Appended {
+pub struct AppendResult {
     /// For each recipient in order: the sequence, or the reason of its rejection. Empty for a duplicate.
     pub seqs: Vec<Result<Seq, Reason>>,
-    /// Stored result of an idempotent append ([`Once`]).
-    pub answered: Option<Answered>,
+    /// Stored result of an idempotent append ([`Idempotency`]).
+    pub summary: Option<DispatchSummary>,
     /// The result is that of an earlier append with the same id, and nothing was appended now.
     pub duplicate: bool,
     /// Entries evicted for it ([`Overflow::DropOldest`]).
@@ -182,11 +182,11 @@ pub enum Overflow {
 
 /// Reports acknowledgements and presence of a user's sessions. Effective at once, written with a following commit.
 #[derive(Clone, Debug, Default)]
-pub struct Note {
+pub struct SessionReport {
     /// Device whose cursor moves; `None`: the cursor that all clients without a device share.
     pub device: Option<DeviceId>,
     /// Acknowledged range, both ends included.
-    pub received: Option<(Seq, Seq)>,
+    pub acknowledged: Option<(Seq, Seq)>,
     /// Sequence above which nothing may be trimmed, acknowledged or not, because another session of the user still reads
     /// there. `None`: no session holds anything.
     pub hold: Option<Seq>,
@@ -196,7 +196,7 @@ pub struct Note {
 
 /// Holds the result of a read.
 #[derive(Clone, Debug, Default)]
-pub struct Found {
+pub struct ReadResult {
     /// Entries in order.
     pub entries: Vec<Entry>,
     /// The read is complete up to this sequence: what is not among the entries up to it is missing or hidden. Above it,
@@ -240,7 +240,7 @@ pub type CommitListener = Arc<dyn Fn(&[UserId]) + Send + Sync>;
 /// - *Trimming.* An entry is removed when every cursor has acknowledged it and no session holds it, when it has expired, or
 ///   when it is collapsed, evicted or cleared. Until then every read returns it.
 /// - *Threads.* All methods may be called from any thread. [`Store::read`], [`Store::state`] and [`Store::users`] may access
-///   the disk, so large requests must not run on the event loop. [`Store::recent`] never does.
+///   the disk, so large requests must not run on the event loop. [`Store::read_cached`] never does.
 pub trait Store: Send + Sync + 'static {
     /// Returns the fingerprint of the store's namespace.
     fn namespace(&self) -> u32;
@@ -250,7 +250,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if nothing was accepted. Rejected recipients are in the result.
-    fn append(&self, append: Append) -> BoxFuture<'_, Result<Appended, StoreError>> {
+    fn append(&self, append: Append) -> BoxFuture<'_, Result<AppendResult, StoreError>> {
         Box::pin(async move {
             let mut appended = self.append_all(vec![append]).await?;
             Ok(appended.pop().unwrap_or_default())
@@ -262,10 +262,10 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if nothing was accepted.
-    fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<Appended>, StoreError>>;
+    fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<AppendResult>, StoreError>>;
 
     /// Removes all pending entries of a user, for all devices. Resolves with their number once that is durable. Entries held
-    /// by the last [`Note`] stay.
+    /// by the last [`SessionReport`] stay.
     fn clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>>;
 
     /// Attaches a session, and returns its cursor.
@@ -282,34 +282,40 @@ pub trait Store: Send + Sync + 'static {
 
     /// Records acknowledgements or presence: effective for every later call, on disk with a following commit.
     /// A crash before that loses the report, which repeats messages and loses none.
-    fn note(&self, user: &UserId, note: Note);
+    fn report(&self, user: &UserId, report: SessionReport);
 
     /// Reads entries of `user` above `after`, in order: unacknowledged ones, and above the hold also acknowledged ones.
     ///
     /// # Errors
     /// Fails at the first unreadable entry, and names it.
-    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError>;
+    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<ReadResult, StoreError>;
 
     /// Reads asynchronously, like [`Store::read`], if the log is remote; `None` if it is local. Dropping the future cancels the
     /// read.
-    fn read_far(
+    fn read_remote(
         &self,
         _user: &UserId,
         _after: Seq,
         _limit: ReadLimit,
-    ) -> Option<BoxFuture<'static, Result<Found, StoreError>>> {
+    ) -> Option<BoxFuture<'static, Result<ReadResult, StoreError>>> {
         None
     }
 
     /// Reads from memory, like [`Store::read`]; `None` if the disk would be needed.
-    fn recent(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<Found>;
+    fn read_cached(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<ReadResult>;
 
     /// Explains why `from..=to` is missing from a log: the range in parts, each with a gap reason. The reasons of the last
     /// [`REASONS_MAX`] gaps of a log are known; older ones are reported as expired.
     ///
     /// # Errors
     /// Fails if the user's stored data is unreadable.
-    fn missed(&self, user: &UserId, device: Option<&DeviceId>, from: Seq, to: Seq) -> Result<Vec<Missed>, StoreError>;
+    fn explain_gaps(
+        &self,
+        user: &UserId,
+        device: Option<&DeviceId>,
+        from: Seq,
+        to: Seq,
+    ) -> Result<Vec<Gap>, StoreError>;
 
     /// Returns the state of a user.
     ///
@@ -347,9 +353,9 @@ pub trait Store: Send + Sync + 'static {
     /// Resolves when the store has failed ([`StoreError::Failed`]); pending otherwise.
     fn failure(&self) -> BoxFuture<'_, StoreError>;
 
-    /// Tests that the logs are remote. Then [`Store::attach`] and [`Store::missed`] wait for the network too, and must not run on
-    /// the event loop; [`Store::note`] and [`Store::detach`] never wait.
-    fn is_far(&self) -> bool {
+    /// Tests that the logs are remote. Then [`Store::attach`] and [`Store::explain_gaps`] wait for the network too, and must not run on
+    /// the event loop; [`Store::report`] and [`Store::detach`] never wait.
+    fn is_remote(&self) -> bool {
         false
     }
 
@@ -359,7 +365,7 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Sets the listener that is called when commits may have been missed, so that any log may have new entries.
-    fn on_gap(&self, _listener: Arc<dyn Fn() + Send + Sync>) {}
+    fn on_resync(&self, _listener: Arc<dyn Fn() + Send + Sync>) {}
 
     /// Returns the outbox of webhook events, if there is one.
     fn outbox(&self) -> Option<Arc<dyn Outbox>> {
@@ -371,16 +377,16 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if the user's stored data is unreadable.
-    fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError>;
+    fn unreceived_by(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError>;
 
     /// Returns the health of the server, to which the store reports its own conditions.
     fn health(&self) -> Arc<Health>;
 
     /// Returns why nothing is accepted now ([`StoreError::Full`]).
-    fn full(&self) -> Option<Arc<str>>;
+    fn full_reason(&self) -> Option<Arc<str>>;
 
     /// Returns the age of the running commit, if there is one: it shows a disk that hangs.
-    fn stalled(&self) -> Option<Duration>;
+    fn commit_age(&self) -> Option<Duration>;
 
     /// Writes a backup of everything committed so far. Blocks, and may take long, so it must not run on the event loop.
     ///

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{Received, StoreError};
+use super::{AckSet, StoreError};
 use crate::message::{DeviceId, Seq, UserId};
 
 /// Describes a user.
@@ -13,7 +13,7 @@ pub struct UserState {
     /// Last assigned sequence; the next message gets `head + 1`.
     pub head: Seq,
     /// Sequences acknowledged by clients without a device, or if there are none, by all devices.
-    pub received: Received,
+    pub acknowledged: AckSet,
     /// Number of pending entries.
     pub pending: u64,
     /// Bytes of the pending entries. An estimate while entries are acknowledged out of order; see [`Store::pending_bytes`].
@@ -43,7 +43,7 @@ pub struct DeviceState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
     /// Acknowledged sequences.
-    pub received: Received,
+    pub acknowledged: AckSet,
     /// Head of the log.
     pub head: Seq,
 }

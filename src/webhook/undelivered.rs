@@ -176,10 +176,10 @@ impl UndeliveredMonitor {
     /// Reports pending messages of `user` up to `through` that were not reported. False if the outbox is full.
     fn report(&self, user: &UserId, through: Seq) -> Result<bool, StoreError> {
         let state = self.store.state(user)?;
-        if state.pending == 0 || state.received.through() >= through {
+        if state.pending == 0 || state.acknowledged.through() >= through {
             return Ok(true);
         }
-        let mut after = self.outbox.reported(user)?.max(state.received.through());
+        let mut after = self.outbox.reported(user)?.max(state.acknowledged.through());
         while after < through {
             let found = self.store.read(user, after, READ)?;
             for entry in found.entries.iter().take_while(|entry| entry.seq <= through) {
@@ -200,7 +200,7 @@ impl UndeliveredMonitor {
         if entry.owner != user.as_str().as_bytes() || entry.namespace != self.store.namespace() {
             return Err(StoreError::Damaged("an entry of a log belongs to another user".into()));
         }
-        let devices = self.store.lacking(user, entry.seq)?;
+        let devices = self.store.unreceived_by(user, entry.seq)?;
         if devices.is_empty() {
             // Acknowledged, and kept only for a session that reads behind it.
             return Ok(true);
@@ -251,7 +251,7 @@ impl UndeliveredMonitor {
                 Err(StoreError::Damaged(_)) => continue,
                 state => state?,
             };
-            if state.pending == 0 || state.received.through() >= *reported {
+            if state.pending == 0 || state.acknowledged.through() >= *reported {
                 self.outbox.forget_reported(user);
             }
         }

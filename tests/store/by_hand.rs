@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mesa::{
     message::Seq,
-    store::{Append, Limits, Note, Store},
+    store::{Append, Limits, SessionReport, Store},
 };
 
 use crate::{
@@ -71,7 +71,7 @@ async fn ten_messages(place: &Somewhere) -> [Arc<dyn Store>; 2] {
     one.attach(&user("a"), None).unwrap();
     append_all(&**other, 1..=5).await;
     assert_eq!(read(&**one, "a", 0).len(), 5);
-    one.note(&user("a"), Note { received: Some((1, 2)), hold: Some(2), ..Note::default() });
+    one.report(&user("a"), SessionReport { acknowledged: Some((1, 2)), hold: Some(2), ..SessionReport::default() });
     until("it to be acknowledged", || other.state(&user("a")).unwrap().pending == 3).await;
     for what in ["state", "log"] {
         let key = place.key(what, "a");
@@ -79,7 +79,7 @@ async fn ten_messages(place: &Somewhere) -> [Arc<dyn Store>; 2] {
     }
     append_all(&**other, 6..=10).await;
     assert_eq!(read(&**one, "a", 5).len(), 5);
-    one.note(&user("a"), Note { received: Some((3, 8)), hold: Some(8), ..Note::default() });
+    one.report(&user("a"), SessionReport { acknowledged: Some((3, 8)), hold: Some(8), ..SessionReport::default() });
     until("it to be acknowledged", || other.state(&user("a")).unwrap().pending == 2).await;
     servers
 }
@@ -96,7 +96,10 @@ async fn goes_on(case: &str, store: &dyn Store, after: Seq, last: u64) {
     let expected: Vec<u64> = (11..=last).collect();
     let (got, seen) = behind(store, after);
     assert!(got.ends_with(&expected), "{case}: {got:?} behind {after}");
-    store.note(&user("a"), Note { received: Some((1, seen)), hold: Some(seen), ..Note::default() });
+    store.report(
+        &user("a"),
+        SessionReport { acknowledged: Some((1, seen)), hold: Some(seen), ..SessionReport::default() },
+    );
     until(&format!("{case}: all to be acknowledged"), || store.state(&user("a")).unwrap().pending == 0).await;
     append_all(store, last + 1..=last + 1).await;
     assert_eq!(behind(store, seen).0, [last + 1], "{case}");
@@ -155,7 +158,7 @@ async fn log_changed_by_hand_while_nobody_is_connected_delivers_what_comes_after
             let (place, case) = (place.another(), format!("{done:?}, spread: {}", place.is_spread()));
             let [one, other] = ten_messages(&place).await;
             one.detach(&user("a"), None);
-            one.note(&user("a"), Note::default());
+            one.report(&user("a"), SessionReport::default());
             one.close().await.unwrap();
             done.happen(&place).await;
             append_all(&*other, 11..=30).await;
@@ -176,7 +179,7 @@ async fn stream_deleted_by_hand_leaves_no_quota_in_use() {
         StreamDeleted.happen(&place).await;
         assert_eq!(append(&*store, 6, &["a"]).await.unwrap(), [6]);
         assert_eq!(store.state(&user("a")).unwrap().pending, 1);
-        let missed = store.missed(&user("a"), None, 1, 5).unwrap();
+        let missed = store.explain_gaps(&user("a"), None, 1, 5).unwrap();
         assert_eq!(
             missed.iter().map(|one| (one.from, one.to, one.reason.as_str())).collect::<Vec<_>>(),
             [(1, 5, "lost")]
@@ -229,7 +232,7 @@ async fn stream_trimmed_by_hand_is_counted_anew() {
         assert_eq!(ask(&place, &["XDEL", &place.key("log", "a"), "1-0", "2-0", "5-0"]).await, "3");
         append_all(&*store, 7..=9).await;
         assert_eq!(read(&*store, "a", 0), [(3, 3), (4, 4), (6, 6), (7, 7), (8, 8), (9, 9)]);
-        let missed = store.missed(&user("a"), None, 1, 6).unwrap();
+        let missed = store.explain_gaps(&user("a"), None, 1, 6).unwrap();
         let lost: Vec<_> =
             missed.iter().filter(|one| one.reason.as_str() == "lost").map(|one| (one.from, one.to)).collect();
         assert_eq!(lost, [(1, 2), (5, 5)]);

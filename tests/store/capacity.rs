@@ -36,7 +36,7 @@ async fn a_store_that_is_full_refuses_and_takes_again_when_users_were_cleared() 
             for round in 0..3 {
                 let error = fill_up(&*store).await;
                 assert!(matches!(&error, StoreError::Full(why) if why.contains("store.maxBytes")), "{error}");
-                assert_eq!(store.full().map(StoreError::Full).unwrap().to_string(), error.to_string());
+                assert_eq!(store.full_reason().map(StoreError::Full).unwrap().to_string(), error.to_string());
                 assert!(matches!(append(&*store, 1, &["another"]).await, Err(StoreError::Full(_))));
                 let there = |id: &str| !store.read(&user(id), 0, ALL).unwrap().entries.is_empty();
                 assert!(round > 0 || there("user-1"), "what is there is read");
@@ -46,7 +46,7 @@ async fn a_store_that_is_full_refuses_and_takes_again_when_users_were_cleared() 
                         _ => receive(&*store, id, 1, Seq::MAX),
                     }
                 }
-                until("room", || store.full().is_none()).await;
+                until("room", || store.full_reason().is_none()).await;
                 let seq = append(&*store, 2, &["another"]).await.unwrap();
                 receive(&*store, "another", 1, seq[0]);
             }
@@ -80,7 +80,7 @@ async fn a_store_that_is_full_says_so_by_its_first_answer_after_it_was_opened() 
     let store = again(store, &place, PRESSED, &opening).await;
     let told = store.append(Append::new(sized(1, 20_000), vec![user("another")])).await;
     assert!(matches!(told, Err(StoreError::Full(_))), "{told:?}");
-    assert!(store.full().is_some());
+    assert!(store.full_reason().is_some());
 }
 
 /// An inbox that is gone through for a message that is refused all the same, again and again.

@@ -8,7 +8,7 @@ use std::{
 
 use mesa::{
     message::{DeviceId, Payload},
-    store::{Append, Note, ReadLimit, StoreError},
+    store::{Append, ReadLimit, SessionReport, StoreError},
 };
 
 use crate::support::{ALL, AT_ONCE, NEVER, Place, append, message, number, read, receive, until, user};
@@ -59,7 +59,7 @@ async fn ten_thousand_recipients_and_large_messages_fit() {
         for tuning in [NEVER, AT_ONCE] {
             let store = place.open(tuning);
             // Where each has a copy of his own, ten thousand large ones would be a matter of memory.
-            let count = if store.is_far() { 1_000 } else { 10_000 };
+            let count = if store.is_remote() { 1_000 } else { 10_000 };
             let recipients: Vec<_> = (0..count).map(|n| user(&format!("user-{n:05}"))).collect();
             let large = format!("\"{}\"", "x".repeat(65_000));
             let payload = Payload::encode(0, Some(&large), None).unwrap();
@@ -108,14 +108,21 @@ async fn what_was_received_is_not_read_again_and_what_is_held_still_is() {
             let seqs = |after| read(&*store, "a", after).into_iter().map(|(seq, _)| seq - base).collect::<Vec<_>>();
             let note = |from, to, hold: Option<u64>| {
                 let received = Some((base + from, base + to));
-                store.note(&user("a"), Note { received, hold: hold.map(|hold| base + hold), ..Note::default() });
+                store.report(
+                    &user("a"),
+                    SessionReport {
+                        acknowledged: received,
+                        hold: hold.map(|hold| base + hold),
+                        ..SessionReport::default()
+                    },
+                );
             };
             note(6, 7, None);
             assert_eq!(seqs(base), [1, 2, 3, 4, 5, 8, 9, 10], "an island is not shown again");
             note(1, 4, Some(2));
             assert_eq!(seqs(base), [3, 4, 5, 6, 7, 8, 9, 10], "a session that has read to 2 may have none of these");
             let state = store.state(&user("a")).unwrap();
-            assert_eq!((state.received.through() - base, state.pending), (4, 4));
+            assert_eq!((state.acknowledged.through() - base, state.pending), (4, 4));
             note(5, 5, None);
             assert_eq!(seqs(base), [8, 9, 10]);
             note(1, 9_999, None);
@@ -153,7 +160,7 @@ async fn listeners_hear_of_a_commit_when_it_can_be_read() {
         store.on_commit(Arc::new(move |users| {
             let Some(store) = reading.upgrade() else { return };
             for user in users {
-                let entries = store.recent(user, 0, ALL).unwrap();
+                let entries = store.read_cached(user, 0, ALL).unwrap();
                 listening.lock().unwrap().push((user.to_string(), entries.entries.last().map(number)));
             }
         }));
@@ -172,7 +179,7 @@ async fn users_are_listed_in_order_page_by_page() {
             append(&*store, 1, &[id]).await.unwrap();
         }
         let seen = SystemTime::now();
-        store.note(&user("seen"), Note { seen: Some(seen), ..Note::default() });
+        store.report(&user("seen"), SessionReport { seen: Some(seen), ..SessionReport::default() });
         until("a user who was only seen to be listed", || store.users(None, 100).unwrap().len() == 6).await;
         let page = |after: Option<&str>, limit| {
             let users = store.users(after.map(user).as_ref(), limit).unwrap();
@@ -264,7 +271,7 @@ async fn a_cursor_that_begins_anew_does_not_know_what_one_of_that_name_had() {
         store.close().await.unwrap();
         drop(store);
         let store = place.open(NEVER);
-        let received = |device| store.attach(&user("a"), device).unwrap().received;
+        let received = |device| store.attach(&user("a"), device).unwrap().acknowledged;
         assert!(received(Some(&phone)).contains(2), "the phone has taken over what was there");
         assert!(!received(None).contains(2), "and clients without a device have begun anew");
         assert_eq!(read(&*store, "a", 0).len(), 5);

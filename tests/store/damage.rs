@@ -12,7 +12,7 @@ use mesa::{
 use crate::support::{ALL, AT_ONCE, Opening, Place, append, message, read, receive, until, user};
 
 async fn in_the_inbox(store: &dyn Store, id: &str) {
-    until("the journal to be settled", || store.recent(&user(id), 0, ALL).is_none()).await;
+    until("the journal to be settled", || store.read_cached(&user(id), 0, ALL).is_none()).await;
 }
 
 /// Other users are read, sent to, settled and trimmed as ever.

@@ -60,7 +60,7 @@ async fn what_was_settled_is_read_from_the_inbox_and_goes_when_it_is_received() 
     }
     let all: Vec<_> = (1..=500).map(|n| (n, n)).collect();
     assert_eq!(read(&*store, "a", 0), all);
-    until("the journal to be settled", || store.recent(&user("a"), 0, crate::support::ALL).is_none()).await;
+    until("the journal to be settled", || store.read_cached(&user("a"), 0, crate::support::ALL).is_none()).await;
     assert_eq!(read(&*store, "a", 0), all);
     assert_eq!(read(&*store, "a", 250), all[250..]);
     receive(&*store, "a", 1, 490);
@@ -275,7 +275,10 @@ async fn fill_and_drain_in(place: &Place, tuning: Tuning, rounds: usize, backlog
         let heads: Vec<_> = users.iter().map(|id| store.state(&user(id)).unwrap().head).collect();
         until("everything to be settled", || {
             // Reads come from memory until it is.
-            users.iter().zip(&heads).all(|(id, head)| store.recent(&user(id), head - 1, crate::support::ALL).is_none())
+            users
+                .iter()
+                .zip(&heads)
+                .all(|(id, head)| store.read_cached(&user(id), head - 1, crate::support::ALL).is_none())
         })
         .await;
         let filled = size_of(place.path());
@@ -304,7 +307,7 @@ async fn what_stays_does_not_keep_the_room_of_what_went_and_is_still_there() {
     let head = store.state(&user(stays)).unwrap().head;
     let heads = [gone, stays].map(|id| store.state(&user(id)).unwrap().head);
     until("everything to be settled", || {
-        let settled = |(id, head): (&str, u64)| store.recent(&user(id), head - 1, crate::support::ALL).is_none();
+        let settled = |(id, head): (&str, u64)| store.read_cached(&user(id), head - 1, crate::support::ALL).is_none();
         [gone, stays].into_iter().zip(heads).all(settled)
     })
     .await;

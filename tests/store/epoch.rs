@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mesa::{
     message::{DeviceId, Payload, Seq},
-    store::{Append, Note, Store},
+    store::{Append, SessionReport, Store},
 };
 
 use crate::{
@@ -106,7 +106,10 @@ async fn pending_entries_that_get_new_sequences_keep_their_order_and_who_has_rec
     for n in 2..=700 {
         append(&*other, n, &["a"]).await.unwrap();
     }
-    other.note(&user("a"), Note { device: Some(phone.clone()), received: Some((2, 600)), ..Note::default() });
+    other.report(
+        &user("a"),
+        SessionReport { device: Some(phone.clone()), acknowledged: Some((2, 600)), ..SessionReport::default() },
+    );
     until("the phone to have its own", || {
         let state = other.state(&user("a")).unwrap();
         state.devices.first().is_some_and(|device| device.pending == 100)
@@ -124,7 +127,10 @@ async fn pending_entries_that_get_new_sequences_keep_their_order_and_who_has_rec
     assert_eq!((state.pending, state.devices[0].pending), (700, 101));
     let entries = read(&*one, "a", seen);
     receive(&*one, "a", 1, entries[699].0);
-    other.note(&user("a"), Note { device: Some(phone), received: Some((1, entries[650].0)), ..Note::default() });
+    other.report(
+        &user("a"),
+        SessionReport { device: Some(phone), acknowledged: Some((1, entries[650].0)), ..SessionReport::default() },
+    );
     until("what all have received to go", || one.state(&user("a")).unwrap().pending == 49).await;
     assert_eq!(read(&*one, "a", seen), entries[651..]);
 }

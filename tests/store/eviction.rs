@@ -2,7 +2,7 @@
 
 use mesa::{
     embedded::Tuning,
-    store::{Append, Limits, Note, Overflow},
+    store::{Append, Limits, Overflow, SessionReport},
 };
 
 use crate::{
@@ -16,7 +16,7 @@ async fn what_is_dropped_is_gone_also_where_everybody_has_it_and_somebody_holds_
         let limits = Limits { messages: 3, overflow: Overflow::DropOldest, ..Limits::default() };
         let store = place.open_with(AT_ONCE, &opening(limits));
         store.attach(&user("a"), None).unwrap();
-        store.note(&user("a"), Note { hold: Some(0), ..Note::default() });
+        store.report(&user("a"), SessionReport { hold: Some(0), ..SessionReport::default() });
         for n in 1..=3 {
             append(&*store, n, &["a"]).await.unwrap();
         }
@@ -24,8 +24,8 @@ async fn what_is_dropped_is_gone_also_where_everybody_has_it_and_somebody_holds_
         if cleared {
             store.clear(&user("a")).await.unwrap();
         } else {
-            let note = Note { received: Some((1, 3)), hold: Some(0), ..Note::default() };
-            store.note(&user("a"), note);
+            let note = SessionReport { acknowledged: Some((1, 3)), hold: Some(0), ..SessionReport::default() };
+            store.report(&user("a"), note);
         }
         assert_eq!(read(&*store, "a", 0), [(1, 1), (2, 2), (3, 3)], "held");
         append(&*store, 4, &["a"]).await.unwrap();

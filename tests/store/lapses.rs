@@ -13,7 +13,7 @@ use mesa::{
         Tuning,
         tables::{DiskOptions, open},
     },
-    store::{Durability, Loss, Missed, Store},
+    store::{Durability, Gap, GapReason, Store},
 };
 
 use crate::{
@@ -28,9 +28,9 @@ fn lossy(path: &Path, tuning: Tuning) -> Arc<dyn Store> {
     open(DiskOptions { durability: Durability::Never, tuning, ..DiskOptions::new(path) }).unwrap()
 }
 
-fn reasons(store: &dyn Store, from: u64, to: u64) -> Vec<(u64, u64, Loss)> {
-    let missed = store.missed(&user("a"), None, from, to).unwrap();
-    missed.into_iter().map(|Missed { from, to, reason }| (from, to, reason)).collect()
+fn reasons(store: &dyn Store, from: u64, to: u64) -> Vec<(u64, u64, GapReason)> {
+    let missed = store.explain_gaps(&user("a"), None, from, to).unwrap();
+    missed.into_iter().map(|Gap { from, to, reason }| (from, to, reason)).collect()
 }
 
 /// What a crash leaves of a store, as a store of its own.
@@ -53,7 +53,7 @@ async fn lossy_restarts_in_a_row_leave_one_gap_with_a_reason_of_its_own() {
             let store = lossy(place.path(), tuning);
             let state = store.state(&user("a")).unwrap();
             assert_eq!((state.head, state.pending), (1 + RESERVE, 1), "in life {life}");
-            assert_eq!(reasons(&*store, 2, 1 + RESERVE), [(2, 1 + RESERVE, Loss::Restart)]);
+            assert_eq!(reasons(&*store, 2, 1 + RESERVE), [(2, 1 + RESERVE, GapReason::Restart)]);
             assert_eq!(read(&*store, "a", 0), [(1, 1)]);
             // This user comes and goes, and another gets a message in each life.
             store.attach(&user("a"), None).unwrap();
@@ -66,7 +66,7 @@ async fn lossy_restarts_in_a_row_leave_one_gap_with_a_reason_of_its_own() {
         let store = lossy(place.path(), tuning);
         assert_eq!(append(&*store, 6, &["a", "new"]).await.unwrap(), [2 + RESERVE, 1]);
         assert_eq!(read(&*store, "a", 0), [(1, 1), (2 + RESERVE, 6)]);
-        assert_eq!(reasons(&*store, 2, 1 + RESERVE), [(2, 1 + RESERVE, Loss::Restart)]);
+        assert_eq!(reasons(&*store, 2, 1 + RESERVE), [(2, 1 + RESERVE, GapReason::Restart)]);
         store.close().await.unwrap();
         drop(store);
         let store = lossy(place.path(), tuning);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use mesa::{
     message::{DeviceId, Payload, Seq},
-    store::{Append, Limits, Loss, Note, Overflow, ReadLimit, Store},
+    store::{Append, GapReason, Limits, Overflow, ReadLimit, SessionReport, Store},
 };
 
 use crate::support::{ALL, AT_ONCE, Opening, Place, user};
@@ -79,15 +79,19 @@ async fn what_waits_in_a_long_log_is_counted_exactly_for_each_device_and_does_no
         check(&there, &had.map(|(name, _)| (name, &[][..])));
         for (name, ranges) in &had {
             for range in *ranges {
-                let note = Note { device: Some(device(name)), received: Some(*range), ..Note::default() };
-                store.note(&user("a"), note);
+                let note = SessionReport {
+                    device: Some(device(name)),
+                    acknowledged: Some(*range),
+                    ..SessionReport::default()
+                };
+                store.report(&user("a"), note);
             }
         }
         check(&there, &had);
         opening.ahead_ms.fetch_add((HOUR * 2).as_millis() as u64, Ordering::Relaxed);
         there.retain(|seq, _| !seq.is_multiple_of(3));
         // An embedded store counts what is past until it goes through the user's inbox, which tests in `limits` wait for.
-        if !store.is_far() {
+        if !store.is_remote() {
             assert_eq!(pages(&*store, "a", 0), there.range(601..).map(|(seq, _)| *seq).collect::<Vec<_>>());
             continue;
         }
@@ -115,8 +119,8 @@ async fn one_large_message_takes_the_place_of_as_many_small_ones_as_it_needs_and
         let made = store.append(Append::new(large, vec![user("a")])).await.unwrap();
         assert_eq!((made.seqs, made.dropped), (vec![Ok(MESSAGES + 1)], dropped));
         assert_eq!(pages(&*store, "a", 0), (dropped + 1..=MESSAGES + 1).collect::<Vec<_>>());
-        let missed = store.missed(&user("a"), None, 1, dropped).unwrap();
-        assert_eq!((missed.len(), missed[0].from, missed[0].to, missed[0].reason), (1, 1, dropped, Loss::Quota));
+        let missed = store.explain_gaps(&user("a"), None, 1, dropped).unwrap();
+        assert_eq!((missed.len(), missed[0].from, missed[0].to, missed[0].reason), (1, 1, dropped, GapReason::Quota));
     }
 }
 

@@ -9,7 +9,9 @@ use std::{
 use mesa::{
     embedded::Tuning,
     message::{CollapseKey, DeviceId, DispatchId, Payload, Seq},
-    store::{Append, Appended, Limits, Loss, Missed, Note, Once, Overflow, Reason, Rejected, Store},
+    store::{
+        Append, AppendResult, Gap, GapReason, Idempotency, Limits, Overflow, Reason, Rejected, SessionReport, Store,
+    },
 };
 
 use crate::support::{ALL, AT_ONCE, NEVER, Opening, Place, append, message, read, receive, until, user};
@@ -37,7 +39,7 @@ pub async fn again(store: Arc<dyn Store>, place: &Place, tuning: Tuning, opening
 }
 
 pub async fn in_the_inbox(store: &dyn Store, id: &str) {
-    until("the journal to be settled", || store.recent(&user(id), 0, ALL).is_none()).await;
+    until("the journal to be settled", || store.read_cached(&user(id), 0, ALL).is_none()).await;
     // Over Redis: who has come and gone is written down before anything is asked, and not before the clock is put forward.
     store.state(&user(id)).unwrap();
 }
@@ -48,7 +50,10 @@ fn device(name: &str) -> DeviceId {
 
 fn receive_as(store: &dyn Store, id: &str, name: &str, to: Seq) {
     let received = Some((1, to));
-    store.note(&user(id), Note { device: Some(device(name)), received, ..Note::default() });
+    store.report(
+        &user(id),
+        SessionReport { device: Some(device(name)), acknowledged: received, ..SessionReport::default() },
+    );
 }
 
 fn devices(store: &dyn Store, id: &str) -> Vec<String> {
@@ -64,7 +69,7 @@ pub fn sized(n: u64, bytes: usize) -> Payload {
     payload
 }
 
-pub async fn put(store: &dyn Store, append: Append) -> Appended {
+pub async fn put(store: &dyn Store, append: Append) -> AppendResult {
     store.append(append).await.unwrap()
 }
 
@@ -76,9 +81,9 @@ fn with_key(n: u64, key: &str, id: &str) -> Append {
     Append { collapse: Some(CollapseKey::new(key).unwrap()), ..Append::new(message(n), vec![user(id)]) }
 }
 
-fn missed(store: &dyn Store, id: &str, from: Seq, to: Seq) -> Vec<(Seq, Seq, Loss)> {
-    let missed = store.missed(&user(id), None, from, to).unwrap();
-    missed.into_iter().map(|Missed { from, to, reason }| (from, to, reason)).collect()
+fn missed(store: &dyn Store, id: &str, from: Seq, to: Seq) -> Vec<(Seq, Seq, GapReason)> {
+    let missed = store.explain_gaps(&user(id), None, from, to).unwrap();
+    missed.into_iter().map(|Gap { from, to, reason }| (from, to, reason)).collect()
 }
 
 #[tokio::test]
@@ -166,7 +171,7 @@ async fn the_last_cursor_of_a_user_is_never_forgotten() {
         assert_eq!((devices(&*store, "a"), read(&*store, "a", 0)), (vec!["phone".to_owned()], vec![(3, 3)]));
         assert_eq!(devices(&*store, "b"), ["newer"]);
         let attached = store.attach(&user("a"), Some(&device("phone"))).unwrap();
-        assert_eq!(attached.received.through(), 2, "it goes on where it was");
+        assert_eq!(attached.acknowledged.through(), 2, "it goes on where it was");
     }
 }
 
@@ -187,7 +192,7 @@ async fn what_has_expired_leaves_the_store_although_nobody_comes() {
         assert_eq!(read(&*store, "a", 0), [(4, 4)], "from then on it is not shown");
         until("it to be taken out", || store.state(&user("a")).unwrap().pending == 1).await;
         assert_eq!(store.pending_bytes(&user("a")).unwrap(), message(4).as_bytes().len() as u64);
-        assert_eq!(missed(&*store, "a", 1, 3), [(1, 3, Loss::Expired)]);
+        assert_eq!(missed(&*store, "a", 1, 3), [(1, 3, GapReason::Expired)]);
         assert_eq!(store.state(&user("gone")).unwrap().pending, 3, "there is time left for these");
         later(&opening, 2);
         until("all of it to be taken out", || store.state(&user("gone")).unwrap().pending == 0).await;
@@ -277,8 +282,8 @@ async fn the_oldest_go(place: Place, settled: u64, after: u64) {
     assert_eq!((next.seqs, next.dropped), (vec![Ok(7)], 1));
     for _ in 0..2 {
         assert_eq!(read(&*store, "a", 0), [(6, 6), (7, 7)]);
-        assert_eq!(missed(&*store, "a", 1, 5), [(1, 5, Loss::Quota)]);
-        assert_eq!(missed(&*store, "a", 3, 4), [(3, 4, Loss::Quota)]);
+        assert_eq!(missed(&*store, "a", 1, 5), [(1, 5, GapReason::Quota)]);
+        assert_eq!(missed(&*store, "a", 3, 4), [(3, 4, GapReason::Quota)]);
         assert_eq!(store.state(&user("a")).unwrap().pending, 2);
         assert_eq!(store.pending_bytes(&user("a")).unwrap(), 10 * SIZE as u64);
         store = again(store, &place, NEVER, &opening).await;
@@ -346,11 +351,11 @@ async fn a_newer_message_takes_the_place_of_a_pending_one_wherever_that_is() {
                 if settled {
                     in_the_inbox(&*store, "a").await;
                 }
-                store.note(&user("a"), Note { hold, ..Note::default() });
+                store.report(&user("a"), SessionReport { hold, ..SessionReport::default() });
                 put(&*store, with_key(3, "state", "a")).await;
                 for _ in 0..2 {
                     assert_eq!(read(&*store, "a", 0), [(2, 2), (3, 3)], "settled {settled}, hold {hold:?}");
-                    assert_eq!(missed(&*store, "a", 1, 1), [(1, 1, Loss::Collapsed)]);
+                    assert_eq!(missed(&*store, "a", 1, 1), [(1, 1, GapReason::Collapsed)]);
                     assert_eq!(store.state(&user("a")).unwrap().pending, 2);
                     assert_eq!(store.pending_bytes(&user("a")).unwrap(), 2 * message(1).as_bytes().len() as u64);
                     store = again(store, &place, NEVER, &opening).await;
@@ -374,7 +379,10 @@ async fn what_was_received_and_is_held_for_another_session_is_not_taken_from_it(
             if tuning.flush_delay.is_zero() {
                 in_the_inbox(&*store, "a").await;
             }
-            store.note(&user("a"), Note { received: Some((1, base + 1)), hold: Some(base), ..Note::default() });
+            store.report(
+                &user("a"),
+                SessionReport { acknowledged: Some((1, base + 1)), hold: Some(base), ..SessionReport::default() },
+            );
             put(&*store, with_key(2, "state", "a")).await;
             assert_eq!(read(&*store, "a", base), [(base + 1, 1), (base + 2, 2)]);
             receive(&*store, "a", 1, base + 2);
@@ -386,8 +394,8 @@ async fn what_was_received_and_is_held_for_another_session_is_not_taken_from_it(
 fn once(n: u64, users: &[&str]) -> Append {
     let refused = vec![Rejected { user: "not a user".into(), reason: Reason::Invalid }];
     let online = vec![true, false];
-    let once = Once { id: DispatchId::new("order 66").unwrap(), online, refused };
-    Append { once: Some(once), ..Append::new(message(n), users.iter().map(|id| user(id)).collect()) }
+    let idempotency = Idempotency { id: DispatchId::new("order 66").unwrap(), online, rejected: refused };
+    Append { idempotency: Some(idempotency), ..Append::new(message(n), users.iter().map(|id| user(id)).collect()) }
 }
 
 #[tokio::test]
@@ -400,7 +408,7 @@ async fn an_id_is_answered_as_it_was_the_first_time_for_as_long_as_its_window() 
             append(&*store, 1, &["full"]).await.unwrap();
             let first = put(&*store, once(2, &["a", "full"])).await;
             assert_eq!((first.duplicate, &first.seqs[..]), (false, &[Ok(1), Err(Reason::Quota)][..]));
-            let answered = first.answered.unwrap();
+            let answered = first.summary.unwrap();
             assert_eq!((answered.recipients, answered.online, answered.offline), (3, 1, 0));
             let told: Vec<_> = answered.rejected.iter().map(|one| (&*one.user, one.reason)).collect();
             assert_eq!(told, [("not a user", Reason::Invalid), ("full", Reason::Quota)]);
@@ -411,7 +419,7 @@ async fn an_id_is_answered_as_it_was_the_first_time_for_as_long_as_its_window() 
                 // Now there would be room, and nobody is there.
                 receive(&*store, "full", 1, 1);
                 let repeat = put(&*store, Append { payload: message(9), ..once(9, &["a", "full"]) }).await;
-                assert_eq!((repeat.duplicate, repeat.seqs.len(), repeat.answered), (true, 0, Some(answered.clone())));
+                assert_eq!((repeat.duplicate, repeat.seqs.len(), repeat.summary), (true, 0, Some(answered.clone())));
                 assert_eq!(read(&*store, "a", 0), [(1, 2)], "round {round}");
                 assert_eq!(store.state(&user("full")).unwrap().head, 1);
                 later(&opening, 3);
@@ -439,10 +447,10 @@ async fn an_answer_with_very_many_rejected_is_the_same_after_its_records_were_se
         .collect();
     let again_and_again = || {
         let id = DispatchId::new("order 67").unwrap();
-        let once = Once { id, online: vec![true], refused: refused.clone() };
-        Append { once: Some(once), ..Append::new(message(1), vec![user("a")]) }
+        let idempotency = Idempotency { id, online: vec![true], rejected: refused.clone() };
+        Append { idempotency: Some(idempotency), ..Append::new(message(1), vec![user("a")]) }
     };
-    let first = put(&*store, again_and_again()).await.answered.unwrap();
+    let first = put(&*store, again_and_again()).await.summary.unwrap();
     assert_eq!(first.rejected.len(), 2000);
     // Something of it is settled, because the journal is larger than it may be.
     in_the_inbox(&*store, "a").await;
@@ -450,7 +458,7 @@ async fn an_answer_with_very_many_rejected_is_the_same_after_its_records_were_se
     let store = again(store, &place, tuning, &opening).await;
     let repeat = put(&*store, again_and_again()).await;
     assert!(repeat.duplicate);
-    assert_eq!(repeat.answered.unwrap().rejected.len(), first.rejected.len());
+    assert_eq!(repeat.summary.unwrap().rejected.len(), first.rejected.len());
 }
 
 /// What is replaced while it is on its way into the inbox is not counted there.
@@ -476,8 +484,8 @@ async fn what_is_replaced_while_it_is_being_settled_is_not_counted() {
 #[tokio::test]
 async fn a_rejected_user_of_any_length_does_no_harm() {
     let named = |name: &str, refused: Vec<Rejected>| {
-        let once = Once { id: DispatchId::new(name).unwrap(), online: vec![true], refused };
-        Append { once: Some(once), ..Append::new(message(1), vec![user("a")]) }
+        let idempotency = Idempotency { id: DispatchId::new(name).unwrap(), online: vec![true], rejected: refused };
+        Append { idempotency: Some(idempotency), ..Append::new(message(1), vec![user("a")]) }
     };
     let invalid = |bytes: usize| Rejected { user: "x".repeat(bytes).into(), reason: Reason::Invalid };
     for place in Place::all() {

@@ -9,7 +9,7 @@ use std::{
 use mesa::{
     embedded::tables::memory::Memory,
     message::{CollapseKey, DeviceId, DispatchId, Payload},
-    store::{Append, Limits, Loss, Note, Once, Overflow, Reason},
+    store::{Append, GapReason, Idempotency, Limits, Overflow, Reason, SessionReport},
 };
 use proptest::{
     prelude::*,
@@ -86,7 +86,7 @@ struct Model {
     head: u64,
     /// Those that are not gone.
     entries: BTreeMap<u64, Entry>,
-    gone: BTreeMap<u64, Loss>,
+    gone: BTreeMap<u64, GapReason>,
     /// The last entry of each key.
     keys: BTreeMap<u8, u64>,
     cursors: BTreeMap<Option<u8>, Cursor>,
@@ -147,13 +147,13 @@ impl Model {
         }
         while !fits(self) && overflow == Overflow::DropOldest {
             let Some((oldest, _)) = self.entries.range(self.released + 1..).next() else { break };
-            self.lose(*oldest.min(&(self.through() + 1)), *oldest, Loss::Quota);
+            self.lose(*oldest.min(&(self.through() + 1)), *oldest, GapReason::Quota);
             self.release();
         }
         fits(self)
     }
 
-    fn lose(&mut self, from: u64, to: u64, loss: Loss) {
+    fn lose(&mut self, from: u64, to: u64, loss: GapReason) {
         let front = from <= self.through() + 1;
         for seq in from..=to {
             if !self.all_have(seq) {
@@ -224,22 +224,22 @@ impl Run {
         let payload = Payload::encode(0, Some(&n.to_string()), Some(&padding)).unwrap();
         let bytes = payload.as_bytes().len() as u64;
         let recipients: Vec<_> = users.iter().map(|at| user(USERS[*at])).collect();
-        let once = id.map(|id| Once {
+        let idempotency = id.map(|id| Idempotency {
             id: DispatchId::new(&format!("id {id}")).unwrap(),
             online: vec![false; recipients.len()],
-            refused: Vec::new(),
+            rejected: Vec::new(),
         });
         let append = Append {
             ttl: ttl.map(|steps| Duration::from_secs(steps * STEP + STEP / 2)),
             collapse: key.map(|key| CollapseKey::new(&format!("key {key}")).unwrap()),
-            once,
+            idempotency,
             ..Append::new(payload, recipients)
         };
         let appended = store.append(append).await.unwrap();
         let known = id.and_then(|id| self.ids.get(&id)).filter(|known| known.at + IDS_WINDOW > self.now);
         assert_eq!(appended.duplicate, known.is_some(), "append {n}");
         if let Some(known) = known {
-            let answered = appended.answered.unwrap();
+            let answered = appended.summary.unwrap();
             assert_eq!((answered.recipients, answered.rejected.len()), (known.recipients, known.rejected));
             return;
         }
@@ -259,7 +259,7 @@ impl Run {
             model.head += 1;
             assert_eq!(*seq, Ok(model.head), "append {n} to {}", USERS[*at]);
             if let Some(replaced) = replaced {
-                model.lose(replaced, replaced, Loss::Collapsed);
+                model.lose(replaced, replaced, GapReason::Collapsed);
                 model.release();
             }
             let expires = ttl.map(|steps| self.now + steps * STEP + STEP / 2);
@@ -277,7 +277,7 @@ impl Run {
         if model.head == 0 {
             return;
         }
-        let missed = store.missed(&user(USERS[at]), None, 1, model.head).unwrap();
+        let missed = store.explain_gaps(&user(USERS[at]), None, 1, model.head).unwrap();
         let mut next = 1;
         for part in missed {
             assert_eq!(part.from, next, "no part is left out");
@@ -286,8 +286,8 @@ impl Run {
                 match model.gone.get(&seq) {
                     Some(loss) => assert_eq!(part.reason, *loss, "{seq} of {}", USERS[at]),
                     // What was received in the middle of what was dropped went with it.
-                    None if part.reason == Loss::Quota => assert!(model.all_have(seq)),
-                    None => assert!(matches!(part.reason, Loss::Received | Loss::Expired)),
+                    None if part.reason == GapReason::Quota => assert!(model.all_have(seq)),
+                    None => assert!(matches!(part.reason, GapReason::Acknowledged | GapReason::Expired)),
                 }
             }
         }
@@ -330,11 +330,11 @@ async fn run(place: &Place, ops: Vec<Op>, overflow: Overflow) {
                     // it, if the two are in the same place, and that depends on when the log was settled.
                     let fits = |seq| match model.entries.get(&seq) {
                         Some(entry) if entry.expires.is_none_or(|at| at > now) => {
-                            attached.received.contains(seq) == received.contains(&seq)
+                            attached.acknowledged.contains(seq) == received.contains(&seq)
                         }
-                        _ => attached.received.contains(seq) || !received.contains(&seq),
+                        _ => attached.acknowledged.contains(seq) || !received.contains(&seq),
                     };
-                    assert!((1..=model.head).all(fits), "{:?}, and not {received:?}", attached.received);
+                    assert!((1..=model.head).all(fits), "{:?}, and not {received:?}", attached.acknowledged);
                 }
             }
             Op::Detach { user: at, device } => {
@@ -346,20 +346,20 @@ async fn run(place: &Place, ops: Vec<Op>, overflow: Overflow) {
             }
             Op::Receive { user: at, device, from, length } => {
                 let model = &mut run.models[at];
-                let note = Note {
+                let note = SessionReport {
                     device: device.map(name),
-                    received: Some((from, from + length)),
+                    acknowledged: Some((from, from + length)),
                     hold: model.hold,
                     seen: None,
                 };
-                store.note(&user(USERS[at]), note);
+                store.report(&user(USERS[at]), note);
                 if let Some(cursor) = model.cursors.get_mut(&device) {
                     cursor.received.extend(from.max(1)..=(from + length).min(model.head));
                 }
                 model.release();
             }
             Op::Hold { user: at, hold } => {
-                store.note(&user(USERS[at]), Note { hold, ..Note::default() });
+                store.report(&user(USERS[at]), SessionReport { hold, ..SessionReport::default() });
                 run.models[at].hold = hold;
                 run.models[at].release();
             }
@@ -367,7 +367,7 @@ async fn run(place: &Place, ops: Vec<Op>, overflow: Overflow) {
                 store.clear(&user(USERS[at])).await.unwrap();
                 let model = &mut run.models[at];
                 for seq in model.through() + 1..=model.head {
-                    model.gone.entry(seq).or_insert(Loss::Cleared);
+                    model.gone.entry(seq).or_insert(GapReason::Cleared);
                 }
                 model.everybody_has(model.head);
                 model.release();

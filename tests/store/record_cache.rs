@@ -47,7 +47,7 @@ async fn the_newest_records_are_at_hand_also_after_a_start_and_the_others_are_wh
     drop(store);
     let store = opened(home.path(), 64 << 20);
     assert_eq!(
-        store.recent(&user("a"), 0, ALL).map(|found| found.entries.len()),
+        store.read_cached(&user("a"), 0, ALL).map(|found| found.entries.len()),
         Some(EACH as usize),
         "all is at hand"
     );
@@ -56,8 +56,8 @@ async fn the_newest_records_are_at_hand_also_after_a_start_and_the_others_are_wh
 
     // Room for a third of it.
     let store = opened(home.path(), 1 << 20);
-    assert!(store.recent(&user("a"), 0, ALL).is_none(), "more is kept than there is room for");
-    assert!(store.recent(&user("a"), EACH - 100, ALL).is_some(), "the newest is not at hand");
+    assert!(store.read_cached(&user("a"), 0, ALL).is_none(), "more is kept than there is room for");
+    assert!(store.read_cached(&user("a"), EACH - 100, ALL).is_some(), "the newest is not at hand");
     for whose in USERS {
         assert_eq!(read(&*store, whose, 0, ALL).unwrap(), EACH as usize);
         assert_eq!(read(&*store, whose, 7, ReadLimit { entries: 10, bytes: usize::MAX }).unwrap(), 10);

@@ -16,7 +16,7 @@ use mesa::{
         ServerLink,
         store::{RedisOptions, open},
     },
-    store::{Append, Limits, Note, Once, Reason, Store, StoreError},
+    store::{Append, Idempotency, Limits, Reason, SessionReport, Store, StoreError},
 };
 
 use crate::{
@@ -207,7 +207,11 @@ async fn an_append_with_an_id_is_done_once_by_whichever_server_it_is_asked_for()
     let place = Somewhere::default();
     let servers = [place.server(), place.server()];
     let once = || Append {
-        once: Some(Once { id: DispatchId::new("order 7").unwrap(), online: vec![false; 2], refused: Vec::new() }),
+        idempotency: Some(Idempotency {
+            id: DispatchId::new("order 7").unwrap(),
+            online: vec![false; 2],
+            rejected: Vec::new(),
+        }),
         ..Append::new(message(1), vec![user("a"), user("b")])
     };
     let asked = (0..20).map(|n| servers[n % 2].append(once()));
@@ -227,7 +231,7 @@ async fn what_a_session_at_one_server_holds_no_receipt_at_another_takes_away() {
         append(&*one, n, &["a"]).await.unwrap();
     }
     one.attach(&user("a"), None).unwrap();
-    one.note(&user("a"), Note { hold: Some(2), ..Note::default() });
+    one.report(&user("a"), SessionReport { hold: Some(2), ..SessionReport::default() });
     assert_eq!(read(&*one, "a", 0).len(), 5);
     receive(&*other, "a", 1, 5);
     assert_eq!(read(&*other, "a", 0), [(3, 3), (4, 4), (5, 5)]);
@@ -346,7 +350,7 @@ async fn damaged_log_of_one_user_rejects_that_user_alone() {
     // What is wrong with the data of one id is that user's alone too.
     let copied = DispatchId::new("again").unwrap();
     let once = |users: &[&str]| Append {
-        each_once: Some(copied.clone()),
+        per_recipient_id: Some(copied.clone()),
         ..Append::new(message(3), users.iter().map(|name| user(name)).collect())
     };
     store.append(once(&["alice"])).await.unwrap();
@@ -362,7 +366,7 @@ async fn a_copy_that_several_servers_make_is_made_once_for_each_user() {
     let place = Somewhere::default();
     let servers = [place.server(), place.server()];
     let append = |whose: &[&str]| Append {
-        each_once: Some(DispatchId::new("mark-1-7").unwrap()),
+        per_recipient_id: Some(DispatchId::new("mark-1-7").unwrap()),
         ..Append::new(message(1), whose.iter().map(|id| user(id)).collect())
     };
     servers[0].append(append(&["a", "b"])).await.unwrap();

@@ -15,7 +15,7 @@ use mesa::{
         },
     },
     message::{Payload, Seq, UserId},
-    store::{Append, Entry, Limits, Note, ReadLimit, Store, StoreError},
+    store::{Append, Entry, Limits, ReadLimit, SessionReport, Store, StoreError},
 };
 use tempfile::TempDir;
 
@@ -125,7 +125,7 @@ pub async fn append(store: &dyn Store, n: u64, users: &[&str]) -> Result<Vec<Seq
 }
 
 pub fn receive(store: &dyn Store, id: &str, from: Seq, to: Seq) {
-    store.note(&user(id), Note { received: Some((from, to)), ..Note::default() });
+    store.report(&user(id), SessionReport { acknowledged: Some((from, to)), ..SessionReport::default() });
 }
 
 /// Sequence and number of everything above `after`; checks the stamps, and that both ways of reading agree.
@@ -141,7 +141,7 @@ pub fn read(store: &dyn Store, id: &str, after: Seq) -> Vec<(Seq, u64)> {
     };
     let mut before = stored();
     loop {
-        let Some(recent) = store.recent(&whose, after, ALL) else { return before };
+        let Some(recent) = store.read_cached(&whose, after, ALL) else { return before };
         // Something may have been committed in between.
         let behind = stored();
         if behind == before {

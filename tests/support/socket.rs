@@ -41,12 +41,12 @@ pub struct Resumed {
     /// The last.
     pub last: u64,
     /// What is not there.
-    pub missed: Option<Missed>,
+    pub missed: Option<Gap>,
 }
 
 /// Sequences that are not there any more, both ends included, and why.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-pub struct Missed {
+pub struct Gap {
     /// The first.
     pub from: u64,
     /// The last.

@@ -145,7 +145,7 @@ fn user_json(facts: &LogFacts, detail: bool) -> Value {
         json!({
             "device": if device.is_empty() { None } else { Some(device) },
             "through": received.through(),
-            "ranges": received.islands(),
+            "ranges": received.ranges(),
             "seenMs": seen_ms,
         })
     });
@@ -245,7 +245,7 @@ fn print_user(user: &LogFacts, limit: usize) -> Result<(), Failure> {
     output::line(&format!("last seen      {}", seen(user.seen_ms)))?;
     for (device, received, seen_ms) in &user.cursors {
         let name = if device.is_empty() { "without a device".to_owned() } else { format!("device {device:?}") };
-        let further = ranges(received.islands().iter().copied());
+        let further = ranges(received.ranges().iter().copied());
         let further = if further.is_empty() { String::new() } else { format!(", and {further}") };
         let (through, seen) = (received.through(), seen(*seen_ms));
         output::line(&printable(&format!("acknowledged   {name}: up to {through}{further}; last seen {seen}")))?;

@@ -21,7 +21,7 @@ use crate::{
         value_log::block::Block,
     },
     message::Seq,
-    store::{StoreError, fingerprint, gaps::Gone},
+    store::{StoreError, fingerprint, gaps::GapList},
 };
 
 /// Lossy restarts that a restored or salvaged store adds to every log: about a million sequences.
@@ -95,7 +95,7 @@ impl Build {
         let cursors = log.shared.iter().chain(log.devices.iter().map(|(_, cursor)| cursor));
         let through = cursors.map(|cursor| cursor.through).min().unwrap_or(0);
         let open = std::mem::take(&mut self.open);
-        let gone = Gone::from_stored(&log.gone);
+        let gone = GapList::from_stored(&log.gone);
         let waiting = || open.iter().filter(|(seq, ..)| *seq > through && !gone.hides(*seq));
         log.head = log.head.max(open.last().map_or(0, |(seq, ..)| *seq));
         log.settled = log.head;

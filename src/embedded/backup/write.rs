@@ -22,7 +22,7 @@ use crate::{
         writer::dedup,
     },
     message::{Seq, UserId},
-    store::{Reason, Received, Rejected, StoreError},
+    store::{AckSet, Reason, Rejected, StoreError},
 };
 
 /// Users that are listed at once.
@@ -203,7 +203,7 @@ fn ids_in(record: &Bytes, rejected: &mut Vec<Rejected>) -> Result<Vec<StoredId>,
                 let reason = Reason::from_stored(reason).unwrap_or(Reason::Invalid);
                 rejected.push(Rejected { user: user.into(), reason });
             }
-            Item::Once { id, recipients, online, offline } => {
+            Item::Summary { id, recipients, online, offline } => {
                 let rejected = std::mem::take(rejected);
                 found.push(dedup::stored(id, at_ms, recipients, online, offline, &rejected));
             }
@@ -225,9 +225,9 @@ fn received_by_all(log: &StoredLog) -> Seq {
 /// Removes everything above `head`.
 fn cut(log: &mut StoredLog, head: Seq) {
     let cut_cursor = |cursor: &mut StoredCursor| {
-        let islands: Vec<_> = cursor.islands.iter().map(|&(from, to)| (from, to.min(head))).collect();
-        let received = Received::from_parts(cursor.through.min(head), &islands);
-        (cursor.through, cursor.islands) = (received.through(), received.islands().to_vec());
+        let ranges: Vec<_> = cursor.ranges.iter().map(|&(from, to)| (from, to.min(head))).collect();
+        let received = AckSet::from_parts(cursor.through.min(head), &ranges);
+        (cursor.through, cursor.ranges) = (received.through(), received.ranges().to_vec());
     };
     log.shared.iter_mut().chain(log.devices.iter_mut().map(|(_, cursor)| cursor)).for_each(cut_cursor);
     log.head = head;

@@ -95,7 +95,7 @@ mod tests {
         };
         let store = open(tuned(Duration::ZERO)).unwrap();
         append(&store, 40).await;
-        while store.recent(&UserId::new("a").unwrap(), 39, ReadLimit { entries: 1, bytes: 1 }).is_some() {
+        while store.read_cached(&UserId::new("a").unwrap(), 39, ReadLimit { entries: 1, bytes: 1 }).is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         store.close().await.unwrap();

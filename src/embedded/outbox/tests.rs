@@ -10,7 +10,7 @@ use crate::{
         tables::memory::{self, Memory},
         tests::{intercept::Intercept, power_cut::Cut},
     },
-    store::{Note, Store},
+    store::{SessionReport, Store},
 };
 
 fn options(events: u64, bytes: u64) -> Options {
@@ -303,13 +303,14 @@ fn report_is_in_the_commit_of_a_later_dispatch_though_another_report_of_its_user
     let seen = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
     let copied = std::thread::scope(|scope| {
         let held = outbox.inside.lock();
-        let first = scope.spawn(|| store.note(&bob(), Note { received: Some((1, 1)), ..Note::default() }));
+        let first = scope
+            .spawn(|| store.report(&bob(), SessionReport { acknowledged: Some((1, 1)), ..SessionReport::default() }));
         // Nothing shows that it has come to the outbox. If it has not, this test finds nothing, and does not fail.
         std::thread::sleep(Duration::from_millis(100));
         let (done, reported) = std::sync::mpsc::channel();
         let (store, append, tables) = (&store, &append, &tables);
         let second = scope.spawn(move || {
-            store.note(&bob(), Note { seen: Some(seen), ..Note::default() });
+            store.report(&bob(), SessionReport { seen: Some(seen), ..SessionReport::default() });
             _ = done.send(());
             append("carol");
             tables.copied()

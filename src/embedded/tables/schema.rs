@@ -22,7 +22,7 @@ pub struct StoredCursor {
     /// Everything up to this sequence is acknowledged.
     pub through: Seq,
     /// Ranges acknowledged out of order, both ends included.
-    pub islands: Vec<(Seq, Seq)>,
+    pub ranges: Vec<(Seq, Seq)>,
     /// In milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
 }
@@ -37,7 +37,7 @@ pub enum Row {
         /// Everything up to this sequence is acknowledged.
         through: Seq,
         /// Ranges acknowledged out of order, both ends included.
-        islands: Vec<(Seq, Seq)>,
+        ranges: Vec<(Seq, Seq)>,
         /// Entries up to this sequence are flushed to the value log; later ones are in the WAL.
         settled: Seq,
         /// When the user was last seen, in milliseconds of the Unix epoch; 0 = never.
@@ -64,7 +64,7 @@ pub struct StoredLog {
     pub shared: Option<StoredCursor>,
     /// Devices and their cursors.
     pub devices: Vec<(String, StoredCursor)>,
-    /// Gaps, rising, both ends included, each with a reason: [`Loss`](crate::store::Loss).
+    /// Gaps, rising, both ends included, each with a reason: [`GapReason`](crate::store::GapReason).
     pub gone: Vec<(Seq, Seq, u8)>,
     /// Collapse keys of pending entries: key, sequence, bytes of payload, expiry in seconds of the Unix epoch (0 = never).
     pub keys: Vec<(String, Seq, u32, u32)>,

@@ -18,7 +18,7 @@ use crate::{
         tables::{contract::Table, memory::Memory},
     },
     message::{Payload, Seq, UserId},
-    store::{Append, Note, ReadLimit, Store},
+    store::{Append, ReadLimit, SessionReport, Store},
 };
 
 /// Bytes of payload of one message; the JSON around it has 25 more.
@@ -72,7 +72,7 @@ async fn filled(tables: &Counting, users: &[&str], count: usize) -> (Arc<dyn Sto
     let append = Append::new(payload, users.iter().map(|id| user(id)).collect());
     store.append_all(vec![append; count]).await.unwrap();
     let last = ReadLimit { entries: 1, bytes: 1 };
-    until("flush", || users.iter().all(|id| store.recent(&user(id), 0, last).is_none())).await;
+    until("flush", || users.iter().all(|id| store.read_cached(&user(id), 0, last).is_none())).await;
     tables.take();
     (store, bytes)
 }
@@ -92,7 +92,7 @@ async fn users_and_pending_bytes_are_counted_without_reading_messages() {
     assert_eq!(tables.take(), 0, "bytes of inboxes were read to count them");
 
     // Acknowledging all messages reads no body either.
-    store.note(&user("a"), Note { received: Some((1, Seq::MAX)), ..Note::default() });
+    store.report(&user("a"), SessionReport { acknowledged: Some((1, Seq::MAX)), ..SessionReport::default() });
     let state = store.state(&user("a")).unwrap();
     assert_eq!((state.pending, state.pending_bytes), (0, 0));
     until("trimming", || tables.tables.blocks_of("a") == 0).await;
@@ -105,7 +105,7 @@ async fn pending_bytes_received_out_of_order_are_exact_where_few_and_estimated_w
     for (count, exact) in [(300, true), (3000, false)] {
         let tables = Counting::default();
         let (store, bytes) = filled(&tables, &["a"], count).await;
-        store.note(&user("a"), Note { received: Some((101, 200)), ..Note::default() });
+        store.report(&user("a"), SessionReport { acknowledged: Some((101, 200)), ..SessionReport::default() });
         let left = (count as u64 - 100) * bytes;
         let found = store.pending_bytes(&user("a")).unwrap();
         assert!(if exact { found == left } else { found.abs_diff(left) < bytes }, "{found}, and {left} are pending");

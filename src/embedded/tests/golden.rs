@@ -16,7 +16,7 @@ fn record() -> Vec<u8> {
     writer.push(&Item::Message(br#"{"op":0,"d":1,"t":"T"}"#));
     writer.push(&Item::To { user: "alice", seq: 1 });
     writer.push(&Item::To { user: "bob", seq: 300 });
-    writer.push(&Item::Received { user: "alice", through: 1, islands: vec![(3, 4)] });
+    writer.push(&Item::Acknowledged { user: "alice", through: 1, ranges: vec![(3, 4)] });
     writer.push(&Item::Seen { user: "bob", at_ms: 1_700_000_000_001 });
     writer.finish()
 }
@@ -26,20 +26,20 @@ fn chunk() -> Vec<u8> {
 }
 
 fn row() -> Row {
-    Row::V1 { head: 9, through: 4, islands: vec![(6, 7)], settled: 5, seen_ms: 1_700_000_000_000, lapses: 1 }
+    Row::V1 { head: 9, through: 4, ranges: vec![(6, 7)], settled: 5, seen_ms: 1_700_000_000_000, lapses: 1 }
 }
 
 fn record_with_everything() -> Vec<u8> {
     let mut writer = RecordWriter::new(7, 1_700_000_000_000);
-    let cursor = StoredCursor { through: 1, islands: vec![(3, 4)], seen_ms: 1_700_000_000_002 };
+    let cursor = StoredCursor { through: 1, ranges: vec![(3, 4)], seen_ms: 1_700_000_000_002 };
     for item in [
         Item::MessageWith { payload: br#"{"op":0}"#, expires_s: 1_700_000_060, collapse: "score" },
         Item::To { user: "alice", seq: 2 },
-        Item::Gone { user: "alice", from: 1, to: 1, loss: 3 },
+        Item::Gap { user: "alice", from: 1, to: 1, loss: 3 },
         Item::Cursor { user: "alice", device: "phone", cursor },
-        Item::Forgotten { user: "alice", device: "" },
+        Item::CursorRemoved { user: "alice", device: "" },
         Item::Rejected { user: "bob", reason: 1 },
-        Item::Once { id: "order-7", recipients: 2, online: 1, offline: 0 },
+        Item::Summary { id: "order-7", recipients: 2, online: 1, offline: 0 },
         Item::More,
     ] {
         writer.push(&item);
@@ -52,7 +52,7 @@ fn chunk_v2() -> Vec<u8> {
 }
 
 fn row_v2() -> Row {
-    let cursor = StoredCursor { through: 4, islands: vec![(6, 7)], seen_ms: 1_700_000_000_000 };
+    let cursor = StoredCursor { through: 4, ranges: vec![(6, 7)], seen_ms: 1_700_000_000_000 };
     Row::V2(StoredLog {
         head: 9,
         settled: 5,

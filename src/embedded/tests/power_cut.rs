@@ -22,7 +22,7 @@ use crate::{
         },
     },
     message::{DispatchId, Payload, Seq, UserId},
-    store::{Append, Appended, Note, Once, ReadLimit, Store, StoreError},
+    store::{Append, AppendResult, Idempotency, ReadLimit, SessionReport, Store, StoreError},
 };
 
 /// Tables that fail after a number of writes.
@@ -247,7 +247,7 @@ async fn cut_after(writes: i64) -> bool {
         let there = sequences(&*store, at, 0);
         assert_eq!(there, (1..=there.len() as Seq).collect::<Vec<_>>(), "without a hole, cut after {writes}");
         assert!(there.len() as Seq >= *answered, "what was answered is there, cut after {writes}");
-        store.note(&user(at), Note { received: Some((1, RECEIVED)), ..Note::default() });
+        store.report(&user(at), SessionReport { acknowledged: Some((1, RECEIVED)), ..SessionReport::default() });
     }
     append(&*store, 9).await;
     store.close().await.unwrap();
@@ -281,11 +281,11 @@ async fn power_cut_at_any_write_keeps_answered_messages() {
 }
 
 /// Appends messages that fill several records, in one commit, each with an idempotency id.
-async fn append_batch(store: &dyn Store) -> Result<Vec<Appended>, StoreError> {
+async fn append_batch(store: &dyn Store) -> Result<Vec<AppendResult>, StoreError> {
     let append = |n: u64| {
         let id = DispatchId::new(&format!("batch {n}")).unwrap();
-        let once = Some(Once { id, online: vec![true, false], refused: Vec::new() });
-        Append { once, ..Append::new(payload(), vec![user(0), user(1)]) }
+        let idempotency = Some(Idempotency { id, online: vec![true, false], rejected: Vec::new() });
+        Append { idempotency, ..Append::new(payload(), vec![user(0), user(1)]) }
     };
     store.append_all((0..BATCH).map(append).collect()).await
 }
@@ -312,7 +312,7 @@ async fn batch_cut_after(writes: i64) -> bool {
         // A retry returns the first result or appends now: in any case the messages are there once.
         let again = append_batch(&*store).await.unwrap();
         assert!(again.iter().all(|one| one.duplicate == (there[0] > 0)), "cut after {writes}");
-        assert!(again.iter().all(|one| one.answered.as_ref().is_some_and(|one| (one.online, one.offline) == (1, 1))));
+        assert!(again.iter().all(|one| one.summary.as_ref().is_some_and(|one| (one.online, one.offline) == (1, 1))));
         assert_eq!(sequences(&*store, 0, 0).len() as u64, BATCH);
         store.close().await.unwrap();
     }
@@ -367,7 +367,7 @@ async fn ids_survive_interrupted_and_repeated_flush() {
     let once = |n: u64| {
         let id = DispatchId::new(&format!("order {n}")).unwrap();
         Append {
-            once: Some(Once { id, online: vec![true], refused: Vec::new() }),
+            idempotency: Some(Idempotency { id, online: vec![true], rejected: Vec::new() }),
             ..Append::new(payload(), vec![user(0)])
         }
     };

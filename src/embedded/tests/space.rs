@@ -22,7 +22,9 @@ use crate::{
         },
     },
     message::{CollapseKey, DispatchId, Payload, Seq, UserId},
-    store::{Append, EventKind, Limits, Note, Once, OutboxEvent, OutboxOptions, ReadLimit, Store, StoreError},
+    store::{
+        Append, EventKind, Idempotency, Limits, OutboxEvent, OutboxOptions, ReadLimit, SessionReport, Store, StoreError,
+    },
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -164,7 +166,7 @@ async fn work(store: &Arc<dyn Store>, refusals: &mut usize) -> Vec<Vec<(u64, boo
         }
         if n % 6 == 5 {
             let received = Some((1, store.state(&user(3)).unwrap().head));
-            store.note(&user(3), Note { received, ..Note::default() });
+            store.report(&user(3), SessionReport { acknowledged: received, ..SessionReport::default() });
         }
     }
     sent
@@ -179,7 +181,7 @@ async fn hold(left: i64, refused: i64, journal: bool) -> usize {
     let sent = work(&store, &mut refusals).await;
     until("everything to be flushed", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
     // The store looks at its space at an interval, so it may count as full a moment longer.
-    until("space for all", || store.full().is_none()).await;
+    until("space for all", || store.full_reason().is_none()).await;
     assert!(store.health().reports().is_empty(), "{:?}", store.health().reports());
     let found: Vec<_> = (0..4).map(|n| read(&store, &user(n))).collect();
     for (at, (log, sent)) in found.iter().zip(&sent).enumerate() {
@@ -252,14 +254,14 @@ async fn reservation_counts_until_messages_are_flushed_or_acknowledged() {
     store.append(append(1, 100)).await.unwrap();
     assert!(matches!(store.append(append(2, 100)).await, Err(StoreError::Full(_))));
     store.append(append(3, 10)).await.unwrap();
-    assert!(store.full().is_none(), "what is small fits");
+    assert!(store.full_reason().is_none(), "what is small fits");
     store.close().await.unwrap();
     drop(store);
     let store = open(never);
     assert!(matches!(store.append(append(4, 100)).await, Err(StoreError::Full(_))));
     // Acknowledged messages are no longer reserved.
     for n in 0..100 {
-        store.note(&user(n), Note { received: Some((1, 2)), ..Note::default() });
+        store.report(&user(n), SessionReport { acknowledged: Some((1, 2)), ..SessionReport::default() });
     }
     store.append(append(5, 100)).await.unwrap();
     assert!(matches!(store.append(append(6, 100)).await, Err(StoreError::Full(_))));
@@ -435,8 +437,8 @@ async fn ids_are_put_into_their_table_in_steps_with_a_look_at_the_space_before_e
     let store = open(Duration::from_secs(3600));
     let append = |n: usize| {
         let id = DispatchId::new(&format!("{n:064}")).unwrap();
-        let once = Some(Once { id, online: vec![false], refused: Vec::new() });
-        Append { once, ..Append::new(Payload::encode(0, None, None).unwrap(), vec![user(n as u64 % 7)]) }
+        let idempotency = Some(Idempotency { id, online: vec![false], rejected: Vec::new() });
+        Append { idempotency, ..Append::new(Payload::encode(0, None, None).unwrap(), vec![user(n as u64 % 7)]) }
     };
     for from in (0..IDS).step_by(1000) {
         store.append_all((from..from + 1000).map(append).collect()).await.unwrap();

@@ -3,13 +3,13 @@
 use crate::{
     embedded::tables::schema::{StoredCursor, StoredLog},
     message::{DeviceId, Seq},
-    store::{Received, StoreError},
+    store::{AckSet, StoreError},
 };
 
 /// What one device, or all clients without one, have received.
 #[derive(Clone, Debug, Default)]
 pub struct Cursor {
-    pub received: Received,
+    pub received: AckSet,
     /// Last attach or detach, by the store's clock, in milliseconds; 0 = never.
     pub seen_ms: u64,
     /// Sessions attached to it.
@@ -66,14 +66,14 @@ impl Cursors {
     }
 
     /// Returns the sequences that every cursor has acknowledged.
-    pub fn received(&self) -> Received {
+    pub fn received(&self) -> AckSet {
         let mut all = self.all();
         let first = all.next().map(|cursor| cursor.received.clone()).unwrap_or_default();
         all.fold(first, |common, cursor| common.intersection(&cursor.received))
     }
 
     /// Returns the devices that have not acknowledged `seq`.
-    pub fn lacking(&self, seq: Seq) -> Vec<Option<DeviceId>> {
+    pub fn unreceived_by(&self, seq: Seq) -> Vec<Option<DeviceId>> {
         let shared = self.shared.iter().map(|cursor| (None, cursor));
         let devices = self.devices.iter().map(|(device, cursor)| (Some(device.clone()), cursor));
         let lack = shared.chain(devices).filter(|(_, cursor)| !cursor.received.contains(seq));
@@ -117,14 +117,9 @@ impl Cursors {
     ///
     /// # Errors
     /// When there are as many devices as are remembered, and all of them are here.
-    pub fn attach(
-        &mut self,
-        device: Option<&DeviceId>,
-        devices_max: usize,
-        now_ms: u64,
-    ) -> Result<Received, StoreError> {
+    pub fn attach(&mut self, device: Option<&DeviceId>, devices_max: usize, now_ms: u64) -> Result<AckSet, StoreError> {
         if self.get(device).is_none() {
-            let fresh = Cursor { received: Received::from_parts(self.through(), &[]), ..Cursor::default() };
+            let fresh = Cursor { received: AckSet::from_parts(self.through(), &[]), ..Cursor::default() };
             match device {
                 None => self.shared = Some(fresh),
                 Some(device) => {
@@ -287,7 +282,7 @@ impl Cursor {
     fn stored(&self) -> StoredCursor {
         StoredCursor {
             through: self.received.through(),
-            islands: self.received.islands().to_vec(),
+            ranges: self.received.ranges().to_vec(),
             seen_ms: self.seen_ms,
         }
     }
@@ -295,7 +290,7 @@ impl Cursor {
 
 impl From<&StoredCursor> for Cursor {
     fn from(stored: &StoredCursor) -> Self {
-        let received = Received::from_parts(stored.through, &stored.islands);
+        let received = AckSet::from_parts(stored.through, &stored.ranges);
         Self { received, seen_ms: stored.seen_ms, ..Self::default() }
     }
 }

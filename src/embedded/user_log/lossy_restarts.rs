@@ -45,7 +45,7 @@ mod tests {
             tables::schema::Row,
             user_log::{UserLog, WalSlot},
         },
-        store::Loss,
+        store::GapReason,
     };
 
     const OF: fn(u32, u32) -> LossyRestarts = |count, full| LossyRestarts { count, full };
@@ -73,7 +73,7 @@ mod tests {
             );
             assert_eq!(
                 log.gaps.explain(1, 1 + SEQUENCE_RESERVE),
-                [(1, 1, None), (2, 1 + SEQUENCE_RESERVE, Some(Loss::Restart))]
+                [(1, 1, None), (2, 1 + SEQUENCE_RESERVE, Some(GapReason::Restart))]
             );
             assert_eq!(log.cursors.received().missing(log.head), 1, "only the entry is pending");
             // As it is written for a receipt or a visit: nothing was appended.
@@ -92,7 +92,7 @@ mod tests {
             16 * SEQUENCE_RESERVE,
             "a user whom the backup does not have"
         );
-        let row = Row::V1 { head: 9, through: 0, islands: vec![], settled: 9, seen_ms: 0, lapses: 1 };
+        let row = Row::V1 { head: 9, through: 0, ranges: vec![], settled: 9, seen_ms: 0, lapses: 1 };
         assert_eq!(UserLog::from_row(Some(row.clone()), OF(3, 3)).head, 9 + 2 * SEQUENCE_RESERVE);
         assert_eq!(
             UserLog::from_row(Some(row), OF(20, 17)).head,

@@ -13,7 +13,7 @@ use self::{
 use super::tables::schema::{Row, StoredCursor, StoredLog};
 use crate::{
     message::{CollapseKey, Seq},
-    store::{Limits, Loss, Received, gaps::Gone},
+    store::{AckSet, GapReason, Limits, gaps::GapList},
 };
 
 /// Keys of pending entries remembered for one user. One more, and the oldest is forgotten: its entry stays, and is not
@@ -94,7 +94,7 @@ pub struct UserLog {
     slot_bytes: u64,
     /// No entry in the journal expires before this, in seconds of the Unix epoch; 0 = none does.
     slots_expire_s: u32,
-    pub gaps: Gone,
+    pub gaps: GapList,
     /// Rising by sequence. Most users have none.
     keys: Vec<CollapseEntry>,
     /// When the user was seen, in milliseconds of the Unix epoch; 0 = never.
@@ -135,7 +135,7 @@ impl UserLog {
             log.has_blocks = stored.settled > 0;
             log.seen_ms = stored.seen_ms;
             log.row_lapses = Some(stored.lapses);
-            log.gaps = Gone::from_stored(&stored.gone);
+            log.gaps = GapList::from_stored(&stored.gone);
             (log.block_usage.entries, log.block_usage.bytes) = stored.inbox;
             log.counted = stored.counted;
             log.blocks_expire_s = stored.expires_s;
@@ -280,7 +280,7 @@ impl UserLog {
 
     /// Takes `from..=to` out: they are gone, for this reason. What of it is in the inbox is hidden from here on, and
     /// is to be taken out of the usage by whoever knows its size.
-    pub fn drop_range(&mut self, from: Seq, to: Seq, loss: Loss) {
+    pub fn drop_range(&mut self, from: Seq, to: Seq, loss: GapReason) {
         if from > to {
             return;
         }
@@ -306,7 +306,7 @@ impl UserLog {
         if self.slot(seq).is_none() && seq > self.counted {
             self.block_usage.subtract(u64::from(bytes));
         }
-        self.drop_range(seq, seq, Loss::Collapsed);
+        self.drop_range(seq, seq, GapReason::Collapsed);
     }
 
     /// Lets go of entries in the journal that have expired; they stay there until it is settled, and are not shown. Returns
@@ -364,7 +364,7 @@ impl UserLog {
     }
 
     /// What all cursors have received, and the pending entries up to `head`.
-    pub fn pending(&self, head: Seq, now_s: u32) -> (Received, Usage) {
+    pub fn pending(&self, head: Seq, now_s: u32) -> (AckSet, Usage) {
         let received = self.cursors.received();
         let pending = self.pending_for(&received, head, now_s);
         (received, pending)
@@ -374,7 +374,7 @@ impl UserLog {
     ///
     /// Bytes in the inbox are an estimate where the usage still has entries that were received: see
     /// [`UserLog::counts_exactly`].
-    pub fn pending_for(&self, received: &Received, head: Seq, now_s: u32) -> Usage {
+    pub fn pending_for(&self, received: &AckSet, head: Seq, now_s: u32) -> Usage {
         let waiting =
             |slot: &&WalSlot| slot.seq <= head && !received.contains(slot.seq) && !is_expired(slot.expires_s, now_s);
         let mut usage = Usage::default();
@@ -391,8 +391,8 @@ impl UserLog {
     }
 
     /// Whether the usage of the inbox has exactly what all cursors together lack, so that its bytes are no estimate.
-    pub fn counts_exactly(&self, received: &Received, now_s: u32) -> bool {
-        let received_beyond = received.islands().iter().any(|(from, _)| *from <= self.flushed);
+    pub fn counts_exactly(&self, received: &AckSet, now_s: u32) -> bool {
+        let received_beyond = received.ranges().iter().any(|(from, _)| *from <= self.flushed);
         // Stores of the first version had entries without their bytes.
         let uncounted = self.block_usage.entries > 0 && self.block_usage.bytes == 0;
         let settled = received.through() <= self.counted && !received_beyond && !uncounted;
@@ -412,12 +412,12 @@ impl Row {
     /// What it says, in the form of the newest version.
     pub fn into_stored(self) -> StoredLog {
         match self {
-            Self::V1 { head, through, islands, settled, seen_ms, lapses } => StoredLog {
+            Self::V1 { head, through, ranges, settled, seen_ms, lapses } => StoredLog {
                 head,
                 settled,
                 lapses,
                 seen_ms,
-                shared: Some(StoredCursor { through, islands, seen_ms }),
+                shared: Some(StoredCursor { through, ranges, seen_ms }),
                 // What the inbox has was not counted then: as much as it can be.
                 inbox: (settled.saturating_sub(through), 0),
                 counted: through,
@@ -466,7 +466,7 @@ impl UserLog {
         let from = self.head + 1;
         // One more range may push out one that still hides an entry in the inbox; then only the reason is lost.
         if !self.gaps.is_full() {
-            self.gaps.insert(from, to, Loss::Restart);
+            self.gaps.insert(from, to, GapReason::Restart);
         }
         self.cursors.all_receive(from, to);
         (self.head, self.assigned) = (to, to);

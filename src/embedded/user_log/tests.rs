@@ -47,9 +47,9 @@ fn what_is_not_committed_yet_is_counted_and_not_shown() {
 #[test]
 fn what_is_lost_at_the_front_counts_as_received_and_in_the_middle_it_leaves_a_gap() {
     let mut log = log(5);
-    log.drop_range(3, 3, Loss::Collapsed);
+    log.drop_range(3, 3, GapReason::Collapsed);
     assert_eq!((shown(&log, 0), log.cursors.through()), (vec![1, 2, 4, 5], 0));
-    log.drop_range(1, 2, Loss::Quota);
+    log.drop_range(1, 2, GapReason::Quota);
     log.release();
     assert_eq!((shown(&log, 0), log.released()), (vec![4, 5], 2));
     assert_eq!(log.usage(), Usage { entries: 2, bytes: 20 });

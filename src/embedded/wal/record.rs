@@ -39,7 +39,7 @@ pub enum Item<'a> {
     /// The last message goes into this user's log, at this sequence.
     To { user: &'a str, seq: Seq },
     /// All that this user has acknowledged.
-    Received { user: &'a str, through: Seq, islands: Vec<(Seq, Seq)> },
+    Acknowledged { user: &'a str, through: Seq, ranges: Vec<(Seq, Seq)> },
     /// When this user was seen, in milliseconds of the Unix epoch.
     Seen { user: &'a str, at_ms: u64 },
     /// As [`Item::Message`], with its options: expiry in seconds of the Unix epoch (0 = never), and collapse key (""
@@ -48,15 +48,15 @@ pub enum Item<'a> {
     /// A cursor of this user. The `device` "" stands for the cursor shared by clients without a device.
     Cursor { user: &'a str, device: &'a str, cursor: StoredCursor },
     /// This cursor was removed.
-    Forgotten { user: &'a str, device: &'a str },
-    /// These entries were dropped before all devices acknowledged them; `loss` is a [`Loss`](crate::store::Loss). For
+    CursorRemoved { user: &'a str, device: &'a str },
+    /// These entries were dropped before all devices acknowledged them; `loss` is a [`GapReason`](crate::store::GapReason). For
     /// expired entries it records that the outbox has the event.
-    Gone { user: &'a str, from: Seq, to: Seq, loss: u8 },
-    /// The append that the next [`Item::Once`] names was rejected for this user; `reason` is a
+    Gap { user: &'a str, from: Seq, to: Seq, loss: u8 },
+    /// The append that the next [`Item::Summary`] names was rejected for this user; `reason` is a
     /// [`Reason`](crate::store::Reason).
     Rejected { user: &'a str, reason: u8 },
     /// End of an append with this idempotency id: its result, with the rejections before it.
-    Once { id: &'a str, recipients: u32, online: u32, offline: u32 },
+    Summary { id: &'a str, recipients: u32, online: u32, offline: u32 },
     /// The commit continues in the next record. Without that record, the commit was never answered.
     More,
 }

@@ -16,8 +16,8 @@ use crate::{
     logging::excerpt,
     message::{COLLAPSE_KEY_CHARACTERS_MAX, DeviceId, Seq, USER_ID_BYTES_MAX, UserId},
     store::{
-        Answered, Append, Appended, Loss, Once, Overflow, REJECTED_BYTES_MAX, Reason, Rejected, StoreError,
-        clock::seconds,
+        Append, AppendResult, DispatchSummary, GapReason, Idempotency, Overflow, REJECTED_BYTES_MAX, Reason, Rejected,
+        StoreError, clock::seconds,
     },
 };
 
@@ -33,7 +33,7 @@ const REJECTION_BYTES_MAX: usize = REJECTED_BYTES_MAX + 16;
 /// Capacity for an id with its answer.
 const ONCE_BYTES_MAX: usize = 600;
 
-/// Capacity for one cursor, with as many islands as there can be.
+/// Capacity for one cursor, with as many ranges as there can be.
 const CURSOR_BYTES_MAX: usize = USER_ID_BYTES_MAX + 700;
 
 /// An append under way.
@@ -57,12 +57,12 @@ enum Step {
 }
 
 impl Committer {
-    pub(super) fn add_append(&mut self, commit: &mut Commit, append: Append) -> Result<Appended, EngineError> {
+    pub(super) fn add_append(&mut self, commit: &mut Commit, append: Append) -> Result<AppendResult, EngineError> {
         let now_ms = self.shared.clock.now_ms();
-        if let Some(once) = &append.once
-            && let Some(answered) = self.dedup.get(&once.id, now_ms)
+        if let Some(idempotency) = &append.idempotency
+            && let Some(summary) = self.dedup.get(&idempotency.id, now_ms)
         {
-            return Ok(Appended { answered: Some(answered.clone()), duplicate: true, ..Appended::default() });
+            return Ok(AppendResult { summary: Some(summary.clone()), duplicate: true, ..AppendResult::default() });
         }
         let lives = append.ttl.into_iter().chain(self.limits.age).min();
         // Rounded up: nothing goes before its time.
@@ -72,8 +72,11 @@ impl Committer {
         for user in &append.recipients {
             seqs.push(self.add_recipient(commit, &mut message, user, &mut dropped)?);
         }
-        let answered = append.once.as_ref().map(|once| self.add_once(commit, once, &append.recipients, &seqs, now_ms));
-        Ok(Appended { seqs, answered, duplicate: false, dropped })
+        let summary = append
+            .idempotency
+            .as_ref()
+            .map(|idempotency| self.store_summary(commit, idempotency, &append.recipients, &seqs, now_ms));
+        Ok(AppendResult { seqs, summary, duplicate: false, dropped })
     }
 
     fn add_recipient(
@@ -127,8 +130,8 @@ impl Committer {
         message.at = Some(at);
         let stamp_at = commit.push(&self.shared, &Item::To { user: user.as_str(), seq });
         if let Some(from) = replaced {
-            let loss = Loss::Collapsed as u8;
-            commit.push(&self.shared, &Item::Gone { user: user.as_str(), from, to: from, loss });
+            let loss = GapReason::Collapsed as u8;
+            commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to: from, loss });
         }
         let record = commit.number;
         // A payload has at most 64 KiB.
@@ -188,43 +191,48 @@ impl Committer {
         }
         let Some((from, to, entries)) = self.evict_oldest(user, bytes)? else { return Ok(0) };
         self.shared.record_dropped(user, from, to, entries);
-        commit.push(&self.shared, &Item::Gone { user: user.as_str(), from, to, loss: Loss::Quota as u8 });
+        commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to, loss: GapReason::Quota as u8 });
         Ok(entries)
     }
 
     /// Remembers the answer to an append that is done once.
-    fn add_once(
+    fn store_summary(
         &mut self,
         commit: &mut Commit,
-        once: &Once,
+        idempotency: &Idempotency,
         recipients: &[UserId],
         seqs: &[Result<Seq, Reason>],
         now_ms: u64,
-    ) -> Answered {
+    ) -> DispatchSummary {
         let taken = |at: usize| seqs.get(at).is_none_or(Result::is_ok);
-        let online = once.online.iter().enumerate().filter(|(at, online)| **online && taken(*at)).count();
-        let offline = once.online.iter().enumerate().filter(|(at, online)| !**online && taken(*at)).count();
+        let online = idempotency.online.iter().enumerate().filter(|(at, online)| **online && taken(*at)).count();
+        let offline = idempotency.online.iter().enumerate().filter(|(at, online)| !**online && taken(*at)).count();
         let refused_here = recipients.iter().zip(seqs).filter_map(|(user, seq)| {
             let reason = seq.err()?;
             Some(Rejected::new(user.as_str(), reason))
         });
-        let answered = Answered {
-            recipients: (once.online.len() + once.refused.len()) as u32,
+        let summary = DispatchSummary {
+            recipients: (idempotency.online.len() + idempotency.rejected.len()) as u32,
             online: online as u32,
             offline: offline as u32,
             stored: seqs.iter().filter(|seq| seq.is_ok()).count() as u32,
-            rejected: once.refused.iter().map(|one| Rejected::new(&one.user, one.reason)).chain(refused_here).collect(),
+            rejected: idempotency
+                .rejected
+                .iter()
+                .map(|one| Rejected::new(&one.user, one.reason))
+                .chain(refused_here)
+                .collect(),
         };
-        for one in &answered.rejected {
+        for one in &summary.rejected {
             commit.make_room(REJECTION_BYTES_MAX);
             commit.push(&self.shared, &Item::Rejected { user: &one.user, reason: one.reason as u8 });
         }
         commit.make_room(ONCE_BYTES_MAX);
-        let Answered { recipients, online, .. } = answered;
-        let offline = dedup::offline_to_store(&answered);
-        commit.push(&self.shared, &Item::Once { id: once.id.as_str(), recipients, online, offline });
-        self.dedup.insert(once.id.as_str(), now_ms, answered.clone(), now_ms);
-        answered
+        let DispatchSummary { recipients, online, .. } = summary;
+        let offline = dedup::offline_to_store(&summary);
+        commit.push(&self.shared, &Item::Summary { id: idempotency.id.as_str(), recipients, online, offline });
+        self.dedup.insert(idempotency.id.as_str(), now_ms, summary.clone(), now_ms);
+        summary
     }
 
     pub(super) fn add_clear(&self, commit: &mut Commit, user: &UserId) -> Result<u64, EngineError> {
@@ -236,7 +244,7 @@ impl Committer {
             let gone = (from <= log.assigned).then_some((from, log.assigned));
             if let Some((from, to)) = gone {
                 log.cursors.all_receive(1, to);
-                log.gaps.insert(from, to, Loss::Cleared);
+                log.gaps.insert(from, to, GapReason::Cleared);
             }
             let trim = log.release();
             log.trimming |= trim;
@@ -247,7 +255,7 @@ impl Committer {
         }
         if let Some((from, to)) = gone {
             commit.make_room(STAMP_BYTES_MAX);
-            commit.push(&self.shared, &Item::Gone { user: user.as_str(), from, to, loss: Loss::Cleared as u8 });
+            commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to, loss: GapReason::Cleared as u8 });
         }
         self.add_note(commit, user)?;
         Ok(cleared)
@@ -295,14 +303,14 @@ impl Committer {
             for device in forgotten {
                 commit.make_room(CURSOR_BYTES_MAX);
                 let device = device.as_ref().map_or("", |device| device.as_str());
-                commit.push(&self.shared, &Item::Forgotten { user: user.as_str(), device });
+                commit.push(&self.shared, &Item::CursorRemoved { user: user.as_str(), device });
             }
         };
         push_all(changes.cursors, changes.forgotten);
         push_all(changes.renewed, Vec::new());
         for (from, to) in expired {
             commit.make_room(STAMP_BYTES_MAX);
-            commit.push(&self.shared, &Item::Gone { user: user.as_str(), from, to, loss: Loss::Expired as u8 });
+            commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to, loss: GapReason::Expired as u8 });
         }
         if at_ms > 0 {
             commit.make_room(CURSOR_BYTES_MAX);

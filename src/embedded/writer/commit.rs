@@ -187,8 +187,9 @@ impl Committer {
             Op::Append { appends, cost, done } => {
                 // What was done before is answered as it was.
                 let now_ms = self.shared.clock.now_ms();
-                let known =
-                    |append: &Append| append.once.as_ref().is_some_and(|one| self.dedup.get(&one.id, now_ms).is_some());
+                let known = |append: &Append| {
+                    append.idempotency.as_ref().is_some_and(|one| self.dedup.get(&one.id, now_ms).is_some())
+                };
                 if !appends.iter().all(known)
                     && let Err(full) = self.admit(commit, &cost)?
                 {

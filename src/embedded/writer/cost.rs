@@ -38,8 +38,8 @@ impl Cost {
             let count = append.recipients.len() as u64;
             let ids: u64 = append.recipients.iter().map(|user| user.as_str().len() as u64).sum();
             let mut stamps = 2 * ids + count * STAMP_BYTES;
-            if let Some(once) = &append.once {
-                let refused: u64 = once.refused.iter().map(|one| one.user.len() as u64 + STAMP_BYTES).sum();
+            if let Some(idempotency) = &append.idempotency {
+                let refused: u64 = idempotency.rejected.iter().map(|one| one.user.len() as u64 + STAMP_BYTES).sum();
                 // Each recipient may be rejected.
                 stamps += ONCE_BYTES + refused + ids + count * STAMP_BYTES;
             }

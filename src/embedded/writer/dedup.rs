@@ -1,4 +1,4 @@
-//! DedupTable of appends that were done once: what was answered to each, for as long as a repeat may come.
+//! Deduplicates dispatches: keeps the result of each idempotency id for the window in which a retry may come.
 //!
 //! Ids are written in their commit, moved to their own table by the flush, and read from both when the store opens.
 //! Only the commit thread checks them, so of two dispatches with the same id one is first.
@@ -13,7 +13,7 @@ use crate::{
     embedded::wal::record::Item,
     failpoints::{self, Failpoint},
     message::DispatchId,
-    store::{Answered, Limits, Reason, Rejected},
+    store::{DispatchSummary, Limits, Reason, Rejected},
 };
 
 /// Bytes of rejected users in the table. Beyond it the oldest ids are dropped early.
@@ -26,7 +26,7 @@ const CHUNK_BYTES: usize = 32 << 10;
 #[derive(Debug)]
 struct Known {
     at_ms: u64,
-    answered: Answered,
+    summary: DispatchSummary,
 }
 
 /// Table of idempotency ids and their results.
@@ -62,9 +62,9 @@ impl DedupTable {
     }
 
     /// Returns the result of this id, if it is within the window.
-    pub fn get(&self, id: &DispatchId, now_ms: u64) -> Option<&Answered> {
+    pub fn get(&self, id: &DispatchId, now_ms: u64) -> Option<&DispatchSummary> {
         let known = self.known.get(&self.name(id.as_str()))?;
-        self.is_young(known.at_ms, now_ms).then_some(&known.answered)
+        self.is_young(known.at_ms, now_ms).then_some(&known.summary)
     }
 
     /// Whether it is among those that are remembered.
@@ -78,13 +78,13 @@ impl DedupTable {
     }
 
     /// Remembers what is being answered, and lets go of what is too old or too much.
-    pub fn insert(&mut self, id: &str, at_ms: u64, answered: Answered, now_ms: u64) {
+    pub fn insert(&mut self, id: &str, at_ms: u64, summary: DispatchSummary, now_ms: u64) {
         // First, so that an id that comes again after its time is new.
         self.forget(now_ms);
         let name = self.name(id);
-        self.rejected_bytes += rejected_bytes(&answered);
-        match self.known.insert(name, Known { at_ms, answered }) {
-            Some(before) => self.rejected_bytes -= rejected_bytes(&before.answered),
+        self.rejected_bytes += rejected_bytes(&summary);
+        match self.known.insert(name, Known { at_ms, summary }) {
+            Some(before) => self.rejected_bytes -= rejected_bytes(&before.summary),
             None => self.order.push_back(name),
         }
         self.forget(now_ms);
@@ -96,7 +96,7 @@ impl DedupTable {
             if !self.is_young(stored.at_ms, now_ms) {
                 continue;
             }
-            let mut whole = answered(stored);
+            let mut whole = summary(stored);
             if let Some(part) = self.parts.remove(&stored.id) {
                 whole.rejected.splice(0..0, part);
             }
@@ -117,7 +117,7 @@ impl DedupTable {
                 break;
             }
             if let Some(known) = self.order.pop_front().and_then(|oldest| self.known.remove(&oldest)) {
-                self.rejected_bytes -= rejected_bytes(&known.answered);
+                self.rejected_bytes -= rejected_bytes(&known.summary);
             }
         }
         if self.order.len() * 4 < self.order.capacity() {
@@ -127,8 +127,8 @@ impl DedupTable {
     }
 }
 
-fn rejected_bytes(answered: &Answered) -> usize {
-    answered.rejected.iter().map(|one| one.user.len() + size_of::<Rejected>()).sum()
+fn rejected_bytes(summary: &DispatchSummary) -> usize {
+    summary.rejected.iter().map(|one| one.user.len() + size_of::<Rejected>()).sum()
 }
 
 /// Set in a stored `offline`: the append had no recipients in the log, so nothing was stored for those counted.
@@ -137,9 +137,9 @@ fn rejected_bytes(answered: &Answered) -> usize {
 const NOTHING_STORED: u32 = 1 << 31;
 
 /// Packs the number of offline users and whether anything was stored into the field that records have for the first.
-pub fn offline_to_store(answered: &Answered) -> u32 {
-    let nothing = answered.stored == 0 && answered.online + answered.offline > 0;
-    answered.offline | if nothing { NOTHING_STORED } else { 0 }
+pub fn offline_to_store(summary: &DispatchSummary) -> u32 {
+    let nothing = summary.stored == 0 && summary.online + summary.offline > 0;
+    summary.offline | if nothing { NOTHING_STORED } else { 0 }
 }
 
 /// What is to be stored of an id. `offline` is as [`offline_to_store`] packs it.
@@ -149,13 +149,13 @@ pub fn stored(id: &str, at_ms: u64, recipients: u32, online: u32, offline: u32, 
 }
 
 /// What was stored of an id.
-pub fn answered(stored: &StoredId) -> Answered {
+pub fn summary(stored: &StoredId) -> DispatchSummary {
     let rejected = stored.rejected.iter().map(|(user, reason)| Rejected {
         user: user.as_str().into(),
         reason: Reason::from_stored(*reason).unwrap_or(Reason::Invalid),
     });
     let offline = stored.offline & !NOTHING_STORED;
-    Answered {
+    DispatchSummary {
         recipients: stored.recipients,
         online: stored.online,
         offline,
@@ -197,12 +197,8 @@ impl StoredId {
 }
 
 /// What is to be stored of an id that was found in the journal.
-pub(in crate::embedded) fn once_found(
-    item: &Item<'_>,
-    at_ms: u64,
-    rejected: &[Rejected],
-) -> Option<crate::embedded::tables::schema::StoredId> {
-    let Item::Once { id, recipients, online, offline } = *item else { return None };
+pub(in crate::embedded) fn stored_from_wal(item: &Item<'_>, at_ms: u64, rejected: &[Rejected]) -> Option<StoredId> {
+    let Item::Summary { id, recipients, online, offline } = *item else { return None };
     Some(stored(id, at_ms, recipients, online, offline, rejected))
 }
 
@@ -224,7 +220,12 @@ mod tests {
     fn an_id_is_known_for_its_window_and_the_oldest_goes_first() {
         let mut ids = ids(2);
         for (at, name) in ["a", "b", "c"].into_iter().enumerate() {
-            ids.insert(name, at as u64, Answered { recipients: at as u32, ..Answered::default() }, at as u64);
+            ids.insert(
+                name,
+                at as u64,
+                DispatchSummary { recipients: at as u32, ..DispatchSummary::default() },
+                at as u64,
+            );
         }
         assert_eq!(ids.get(&id("a"), 3), None);
         assert_eq!(ids.get(&id("c"), 3).unwrap().recipients, 2);
@@ -234,9 +235,9 @@ mod tests {
     #[test]
     fn stored_count_survives_packing() {
         for (online, offline, stored) in [(2, 3, 5), (2, 3, 0), (0, 0, 0), (0, 1, 1), (1, 0, 0)] {
-            let answer = Answered { recipients: 9, online, offline, stored, ..Answered::default() };
+            let answer = DispatchSummary { recipients: 9, online, offline, stored, ..DispatchSummary::default() };
             let packed = super::stored("a", 1, 9, online, offline_to_store(&answer), &[]);
-            assert_eq!(answered(&packed), answer);
+            assert_eq!(summary(&packed), answer);
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{
-    dedup::{self, once_found},
+    dedup::{self, stored_from_wal},
     state::{Committer, Flush, Pending, StoredIds},
 };
 use crate::{
@@ -289,17 +289,17 @@ impl Committer {
                     flush.rejected.push(Rejected { user: user.into(), reason });
                     continue;
                 }
-                Item::Once { .. } => {
-                    flush.ids.extend(once_found(&item, at_ms, &std::mem::take(&mut flush.rejected)));
+                Item::Summary { .. } => {
+                    flush.ids.extend(stored_from_wal(&item, at_ms, &std::mem::take(&mut flush.rejected)));
                     continue;
                 }
                 Item::More => continue,
                 Item::To { user, .. }
-                | Item::Received { user, .. }
+                | Item::Acknowledged { user, .. }
                 | Item::Seen { user, .. }
                 | Item::Cursor { user, .. }
-                | Item::Forgotten { user, .. }
-                | Item::Gone { user, .. } => user,
+                | Item::CursorRemoved { user, .. }
+                | Item::Gap { user, .. } => user,
             };
             let user = match flush.users.get(user) {
                 Some(user) => user.clone(),

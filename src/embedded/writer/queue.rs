@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::cost::Cost;
 use crate::{
     message::UserId,
-    store::{Append, Appended, StoreError},
+    store::{Append, AppendResult, StoreError},
 };
 
 /// Operations in one commit.
@@ -26,7 +26,7 @@ pub enum Op {
     Append {
         appends: Vec<Append>,
         cost: Cost,
-        done: oneshot::Sender<Result<Vec<Appended>, StoreError>>,
+        done: oneshot::Sender<Result<Vec<AppendResult>, StoreError>>,
     },
     Clear {
         user: UserId,

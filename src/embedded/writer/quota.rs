@@ -21,7 +21,7 @@ use crate::{
     },
     logging::excerpt,
     message::{Seq, UserId},
-    store::{Limits, Loss, StoreError},
+    store::{GapReason, Limits, StoreError},
 };
 
 /// Interval of capacity checks. Far less than the free reserve is written in between.
@@ -320,7 +320,7 @@ impl Committer {
         }
         self.with_log(user, |log| {
             if last >= first {
-                log.drop_range(first, last, Loss::Quota);
+                log.drop_range(first, last, GapReason::Quota);
             }
             // What had been received beyond what is dropped goes with it; and so does what everybody has and somebody holds.
             let mut trim = log.release_held(last);
@@ -328,7 +328,7 @@ impl Committer {
                 let Some(oldest) = log.oldest_slot() else { break };
                 dropped += u64::from(!log.cursors.contain(oldest));
                 // One that everybody has may be there because it is held.
-                log.drop_range(oldest.min(log.cursors.through() + 1), oldest, Loss::Quota);
+                log.drop_range(oldest.min(log.cursors.through() + 1), oldest, GapReason::Quota);
                 last = oldest;
                 trim |= log.release();
             }

@@ -2,14 +2,14 @@
 
 use tokio::sync::oneshot;
 
-use crate::store::{Appended, StoreError};
+use crate::store::{AppendResult, StoreError};
 
 /// Channel to one caller.
 pub(in crate::embedded) type ReplySender<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// Reply to one operation of a commit.
 pub(in crate::embedded) enum Reply {
-    Append(ReplySender<Vec<Appended>>, Vec<Appended>),
+    Append(ReplySender<Vec<AppendResult>>, Vec<AppendResult>),
     Clear(ReplySender<u64>, u64),
 }
 

@@ -64,14 +64,14 @@ pub enum Item {
     /// An event.
     Event(Arc<ClientEvent>),
     /// Events were dropped because the portal was too slow, or are not retained any more. Their number, if it is known.
-    Missed(Option<u64>),
+    Gap(Option<u64>),
 }
 
 impl Item {
     fn bytes(&self) -> usize {
         match self {
             Self::Event(event) => event.bytes(),
-            Self::Missed(_) => 0,
+            Self::Gap(_) => 0,
         }
     }
 
@@ -228,7 +228,7 @@ impl PortalQueue {
 
     /// Puts a marker of an unknown number of missing events before all queued items.
     pub(super) fn push_unknown_missed(&self) {
-        self.state.lock().push_front(Numbered::one(Item::Missed(None)));
+        self.state.lock().push_front(Numbered::one(Item::Gap(None)));
         self.changed.notify_waiters();
     }
 
@@ -309,7 +309,7 @@ impl State {
         self.subtract_size(&one);
         match one.item {
             Item::Event(event) => Some(event),
-            Item::Missed(_) => None,
+            Item::Gap(_) => None,
         }
     }
 
@@ -325,12 +325,12 @@ impl State {
                     dropped += 1;
                     Some(1)
                 }
-                Item::Missed(count) => count,
+                Item::Gap(count) => count,
             };
             missed = missed.zip(count).map(|(missed, count)| missed + count);
         }
         if dropped > 0 {
-            self.push_front(Numbered::one(Item::Missed(missed)));
+            self.push_front(Numbered::one(Item::Gap(missed)));
         }
         dropped
     }
@@ -357,7 +357,7 @@ impl State {
             let Some(last) = self.taken.pop_back() else {
                 let numbers = self.number - acknowledged;
                 let count = (self.last_dropped_marker <= acknowledged).then_some(numbers);
-                self.push_front(Numbered { item: Item::Missed(count), numbers });
+                self.push_front(Numbered { item: Item::Gap(count), numbers });
                 self.number = acknowledged;
                 break;
             };

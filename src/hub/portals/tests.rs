@@ -52,7 +52,7 @@ fn number(event: &ClientEvent) -> u64 {
 fn event(taken: TakenItem) -> Arc<ClientEvent> {
     match taken.item {
         Item::Event(event) => event,
-        Item::Missed(count) => panic!("a marker: {count:?}"),
+        Item::Gap(count) => panic!("a marker: {count:?}"),
     }
 }
 
@@ -66,7 +66,7 @@ fn numbered(portal: &mut Portal) -> Vec<(u64, u64)> {
     let (mut missed, mut all) = (0, Vec::new());
     for taken in std::iter::from_fn(|| portal.try_next()) {
         match taken.item {
-            Item::Missed(count) => missed += count.expect("a known number of missing events"),
+            Item::Gap(count) => missed += count.expect("a known number of missing events"),
             Item::Event(_) => all.push((taken.number, std::mem::take(&mut missed))),
         }
     }
@@ -398,8 +398,8 @@ fn portal_that_resumes_anywhere_is_sent_a_marker_for_each_jump() {
                 assert!(taken.number > acknowledged, "{} after {acknowledged}", taken.number);
                 acknowledged = taken.number;
                 match taken.item {
-                    Item::Missed(Some(count)) => expected += count,
-                    Item::Missed(None) => is_known = false,
+                    Item::Gap(Some(count)) => expected += count,
+                    Item::Gap(None) => is_known = false,
                     Item::Event(event) if is_known => {
                         assert_eq!(number(&event), expected, "seed {seed}");
                         (expected, exact) = (expected + 1, exact + 1);

@@ -2,7 +2,7 @@
 //!
 //! There are two ranges. The *backlog* is what was pending at attach. It is numbered from one and may be paced
 //! (`sync.redeliveryInterval`). Later entries are *live*. Without pacing the backlog is sent first, so both ranges are in
-//! strict order. With pacing live entries may overtake the backlog, and [`Received`](crate::store::Received) tracks the
+//! strict order. With pacing live entries may overtake the backlog, and [`AckSet`](crate::store::AckSet) tracks the
 //! gap.
 //!
 //! A slow, an offline and a half-open client need no cases of their own: their cursor moves late or not at all.
@@ -27,7 +27,7 @@ use crate::{
     failpoints::{self, Failpoint},
     logging::excerpt,
     message::{DeviceId, Seq, UserId},
-    store::{Entry, Found, Missed, ReadLimit, Received, StoreError},
+    store::{AckSet, Entry, Gap, ReadLimit, ReadResult, StoreError},
 };
 
 /// Entries per read from the log. The caller bounds the bytes.
@@ -54,7 +54,7 @@ impl Default for Attach {
     }
 }
 
-type Reading = BoxFuture<'static, Result<Found, StoreError>>;
+type Reading = BoxFuture<'static, Result<ReadResult, StoreError>>;
 
 /// The range of the log for a resuming client, and the gaps in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub struct Resumed {
     /// Last sequence of the log at attach.
     pub last: Seq,
     /// Gaps that have not been reported to the client yet, in order.
-    pub missed: Vec<Missed>,
+    pub missed: Vec<Gap>,
 }
 
 /// What the session has for the socket now.
@@ -98,7 +98,7 @@ pub struct Session {
 struct LogCursor {
     cursor: Cursor,
     /// What the device had acknowledged at attach. The backlog skips it.
-    acknowledged_before: Received,
+    acknowledged_before: AckSet,
     pace: Duration,
     /// When the next backlog entry may be sent; only with pacing.
     due: Instant,
@@ -106,7 +106,7 @@ struct LogCursor {
     more: bool,
     reading: Option<(Range, Reading)>,
     /// A pending look-up of gap reasons.
-    explaining: Option<BoxFuture<'static, Result<Vec<Missed>, StoreError>>>,
+    explaining: Option<BoxFuture<'static, Result<Vec<Gap>, StoreError>>>,
     /// State of a resuming client.
     resuming: Option<Resuming>,
 }
@@ -163,11 +163,11 @@ impl Session {
             Some(sync) => {
                 let state = hub.store.attach(&user, device.as_ref())?;
                 // A sequence above the head was assigned by another store, so it is ignored.
-                let after = after.map(|after| if after > state.head { state.received.through() } else { after });
+                let after = after.map(|after| if after > state.head { state.acknowledged.through() } else { after });
                 let base = match after {
                     _ if !should_sync => state.head,
                     Some(after) => after,
-                    None => state.received.through(),
+                    None => state.acknowledged.through(),
                 };
                 entry.position.store(base, Ordering::Release);
                 if !should_sync || after.is_some() {
@@ -185,7 +185,7 @@ impl Session {
                 let backlog_end = if resuming.is_some() { base } else { state.head };
                 Some(LogCursor {
                     cursor: Cursor::new(base, backlog_end, paced),
-                    acknowledged_before: state.received,
+                    acknowledged_before: state.acknowledged,
                     pace: sync.redelivery_interval,
                     due: now,
                     more: true,
@@ -233,8 +233,8 @@ impl Session {
             let (hub, user, device) = (&self.hub, &self.user, self.device.as_ref());
             let mut explaining = log.explaining.take();
             let explain = |from, to| {
-                if !hub.store.is_far() {
-                    return Poll::Ready(hub.store.missed(user, device, from, to));
+                if !hub.store.is_remote() {
+                    return Poll::Ready(hub.store.explain_gaps(user, device, from, to));
                 }
                 explaining
                     .get_or_insert_with(|| hub.explain_gaps(user.clone(), device.cloned(), from, to))
@@ -283,7 +283,7 @@ impl Session {
                 log.more = false;
             }
             let after = log.cursor.after(range);
-            match self.hub.store.recent(&self.user, after, limit) {
+            match self.hub.store.read_cached(&self.user, after, limit) {
                 Some(found) => {
                     if let Some(entries) = log.apply_read(range, found) {
                         return Poll::Ready(Ok(Batch::Entries(entries)));
@@ -372,7 +372,7 @@ impl LogCursor {
     }
 
     /// Processes the result of a read; `None` if there is nothing to write and the next step has to be chosen anew.
-    fn apply_read(&mut self, range: Range, found: Found) -> Option<Vec<Entry>> {
+    fn apply_read(&mut self, range: Range, found: ReadResult) -> Option<Vec<Entry>> {
         if let Some(resuming) = &mut self.resuming {
             // A read that made progress may have stopped at its limit.
             self.more |= found.through > resuming.through;
@@ -408,7 +408,7 @@ impl LogCursor {
     /// Returns the next batch for a resuming client: consecutive entries, or a gap.
     fn next_for_resuming(
         &mut self,
-        explain: impl FnOnce(Seq, Seq) -> Poll<Result<Vec<Missed>, StoreError>>,
+        explain: impl FnOnce(Seq, Seq) -> Poll<Result<Vec<Gap>, StoreError>>,
     ) -> Poll<Result<Option<Batch>, StoreError>> {
         let Some(resuming) = &mut self.resuming else { return Poll::Ready(Ok(None)) };
         let next = self.cursor.after(Range::Live) + 1;

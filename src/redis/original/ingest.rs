@@ -4,7 +4,7 @@
 //! still alive. So each message gets an identity on which they agree: every server publishes a marker once a second, and a
 //! message is the n-th one after the last marker. Under that identity a server stores it at once for its own users, also
 //! recently disconnected ones. A second later it stores it for users of ours that have no copy yet. Each copy is made once
-//! ([`Append::each_once`]).
+//! ([`Append::per_recipient_id`]).
 //!
 //! A server that has just subscribed knows no identities until it receives a marker. Until then it stores messages for its
 //! own users without one: a duplicate is better than a loss.
@@ -12,7 +12,7 @@
 //! A user who comes from another server first gets what that one may not have stored. So the user's order is that of
 //! publication.
 //!
-//! [`Append::each_once`]: crate::store::Append::each_once
+//! [`Append::per_recipient_id`]: crate::store::Append::per_recipient_id
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},

@@ -308,7 +308,7 @@ fn read(text: &[u8], user: &UserId, name: &str, place: u64, bytes_max: u64) -> R
         return Err("it is larger than sync.maxBytes".to_owned());
     }
     let id = DispatchId::new(&format!("stock-{name}-{place}")).map_err(|error| error.to_string())?;
-    Ok(Append { each_once: Some(id), ..Append::new(payload, vec![user.clone()]) })
+    Ok(Append { per_recipient_id: Some(id), ..Append::new(payload, vec![user.clone()]) })
 }
 
 /// Counts the messages that can be appended together such that, if one has no room, none after it has. No message follows a
@@ -360,7 +360,7 @@ mod tests {
     }
 
     fn ids(left: &[ListMessage]) -> Vec<String> {
-        left.iter().map(|left| left.append.each_once.as_ref().unwrap().as_str().to_owned()).collect()
+        left.iter().map(|left| left.append.per_recipient_id.as_ref().unwrap().as_str().to_owned()).collect()
     }
 
     #[test]

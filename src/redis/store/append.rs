@@ -19,7 +19,7 @@ use super::{
 use crate::{
     message::{Seq, UserId},
     redis::RedisError,
-    store::{Answered, Append, Appended, Once, Reason, Rejected},
+    store::{Append, AppendResult, DispatchSummary, Idempotency, Reason, Rejected},
 };
 
 /// Entries that one step appends at most, so that no other client of Redis waits long.
@@ -28,7 +28,7 @@ pub const ITEMS_MAX: usize = 500;
 /// Bytes of payload of one step (one entry at least).
 const STEP_BYTES_MAX: usize = 4 << 20;
 
-/// How long it is remembered that a user has a copy: see [`Append::each_once`].
+/// How long it is remembered that a user has a copy: see [`Append::per_recipient_id`].
 const COPY_TTL: Duration = Duration::from_secs(600);
 
 /// One entry to append: index of the message, and its user.
@@ -57,7 +57,7 @@ struct StoredResult {
 }
 
 /// Queued appends and the channel for their results. An empty list waits for all appends before it.
-pub(super) type QueuedAppends = (Vec<Append>, oneshot::Sender<Result<Vec<Appended>, RedisError>>);
+pub(super) type QueuedAppends = (Vec<Append>, oneshot::Sender<Result<Vec<AppendResult>, RedisError>>);
 
 /// Callers whose appends are made together.
 const BATCH_MAX: usize = 256;
@@ -88,22 +88,23 @@ pub(super) async fn run_appends(shared: Weak<Shared>, queue: &mut mpsc::Receiver
 impl Shared {
     /// Makes appends like [`Store::append_all`](crate::store::Store::append_all), with a result for each: an error of one
     /// need not concern the others.
-    pub(in crate::redis) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<Appended, RedisError>> {
-        let mut appended: Vec<Result<Appended, RedisError>> = vec![Ok(Appended::default()); appends.len()];
+    pub(in crate::redis) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<AppendResult, RedisError>> {
+        let mut appended: Vec<Result<AppendResult, RedisError>> = vec![Ok(AppendResult::default()); appends.len()];
         let mut entries: Vec<EntryToAppend> = Vec::new();
         for (at, append) in appends.iter().enumerate() {
-            let Some(once) = &append.once else {
+            let Some(idempotency) = &append.idempotency else {
                 entries.extend(append.recipients.iter().map(|user| (at, user.clone())));
                 continue;
             };
             // Earlier appends come first.
             self.append_entries(&appends, std::mem::take(&mut entries), &mut appended).await;
-            match self.stored_result(once).await {
+            match self.stored_result(idempotency).await {
                 Ok(None) => {
                     let entries = append.recipients.iter().map(|user| (at, user.clone())).collect();
                     self.append_entries(&appends, entries, &mut appended).await;
                     if let Ok(results) = &mut appended[at] {
-                        appended[at] = self.store_result(once, &append.recipients, std::mem::take(results)).await;
+                        appended[at] =
+                            self.store_result(idempotency, &append.recipients, std::mem::take(results)).await;
                     }
                 }
                 Ok(Some(answered)) => appended[at] = Ok(answered),
@@ -119,7 +120,7 @@ impl Shared {
         &self,
         appends: &[Append],
         entries: Vec<EntryToAppend>,
-        appended: &mut [Result<Appended, RedisError>],
+        appended: &mut [Result<AppendResult, RedisError>],
     ) {
         let is_cluster = self.script_client.link().is_ok_and(|link| link.client().is_redis_cluster());
         let mut rest = &entries[..];
@@ -199,8 +200,12 @@ impl Shared {
         let (mut count, mut last, mut reported) = (0_usize, None, HashSet::new());
         for (at, user) in entries {
             let append = &appends[*at];
-            let id =
-                append.once.as_ref().map(|once| &once.id).or(append.each_once.as_ref()).map_or("", |id| id.as_str());
+            let id = append
+                .idempotency
+                .as_ref()
+                .map(|idempotency| &idempotency.id)
+                .or(append.per_recipient_id.as_ref())
+                .map_or("", |id| id.as_str());
             if last != Some(*at) {
                 (count, last) = (count + 1, Some(*at));
                 messages.push(append.payload.as_bytes().clone());
@@ -208,13 +213,13 @@ impl Shared {
                 messages.push(text(append.ttl.map_or(0, |ttl| ttl.as_millis().clamp(1, 1 << 50))));
                 messages.push(text(append.collapse.as_ref().map_or("", |key| key.as_str())));
                 messages.push(text(id));
-                messages.push(text(if append.once.is_some() { 0 } else { COPY_TTL.as_millis() }));
+                messages.push(text(if append.idempotency.is_some() { 0 } else { COPY_TTL.as_millis() }));
             }
             // Once for each user.
             let report = reports.get(user).filter(|_| reported.insert(user));
             items.extend([text(count), text(user), report.map(encode_report).unwrap_or_default()]);
             let names = link.keys();
-            let (user, one) = (user.as_str(), append.once.is_some());
+            let (user, one) = (user.as_str(), append.idempotency.is_some());
             let state = names.state(user);
             let done = match (id, one) {
                 // In a Redis Cluster a step waits for a missing key while its slot moves.
@@ -254,9 +259,9 @@ impl Shared {
     }
 
     /// Returns the stored result of an earlier append with the same id.
-    async fn stored_result(&self, once: &Once) -> Result<Option<Appended>, RedisError> {
+    async fn stored_result(&self, idempotency: &Idempotency) -> Result<Option<AppendResult>, RedisError> {
         let link = self.script_client.link()?;
-        let key = link.keys().dispatch_result(once.id.as_str());
+        let key = link.keys().dispatch_result(idempotency.id.as_str());
         let stored: Option<Vec<u8>> = link.client().query(redis::cmd("GET").arg(key)).await?;
         let Some(Ok(stored)) = stored.map(|stored| serde_json::from_slice::<StoredResult>(&stored)) else {
             return Ok(None);
@@ -266,7 +271,7 @@ impl Shared {
             return Ok(None);
         }
         let rejected = stored.rejected.into_iter();
-        let answered = Answered {
+        let summary = DispatchSummary {
             recipients: stored.recipients,
             online: stored.online,
             offline: stored.offline,
@@ -279,51 +284,57 @@ impl Shared {
                 })
                 .collect(),
         };
-        Ok(Some(Appended { answered: Some(answered), duplicate: true, ..Appended::default() }))
+        Ok(Some(AppendResult { summary: Some(summary), duplicate: true, ..AppendResult::default() }))
     }
 
     /// Stores the result of an append with an id.
     async fn store_result(
         &self,
-        once: &Once,
+        idempotency: &Idempotency,
         recipients: &[UserId],
-        results: Appended,
-    ) -> Result<Appended, RedisError> {
+        results: AppendResult,
+    ) -> Result<AppendResult, RedisError> {
         let accepted = |at: usize| results.seqs.get(at).is_none_or(Result::is_ok);
-        let count =
-            |online: bool| once.online.iter().enumerate().filter(|(at, one)| **one == online && accepted(*at)).count();
+        let count = |online: bool| {
+            idempotency.online.iter().enumerate().filter(|(at, one)| **one == online && accepted(*at)).count()
+        };
         let rejected = recipients
             .iter()
             .zip(&results.seqs)
             .filter_map(|(user, seq)| Some(Rejected::new(user.as_str(), seq.err()?)));
-        let answered = Answered {
-            recipients: (once.online.len() + once.refused.len()) as u32,
+        let summary = DispatchSummary {
+            recipients: (idempotency.online.len() + idempotency.rejected.len()) as u32,
             online: count(true) as u32,
             offline: count(false) as u32,
             stored: results.seqs.iter().filter(|seq| seq.is_ok()).count() as u32,
-            rejected: once.refused.iter().map(|one| Rejected::new(&one.user, one.reason)).chain(rejected).collect(),
+            rejected: idempotency
+                .rejected
+                .iter()
+                .map(|one| Rejected::new(&one.user, one.reason))
+                .chain(rejected)
+                .collect(),
         };
         let stored = StoredResult {
             at_ms: self.now_ms().await?,
-            recipients: answered.recipients,
-            online: answered.online,
-            offline: answered.offline,
-            stored: Some(answered.stored),
-            rejected: answered.rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect(),
+            recipients: summary.recipients,
+            online: summary.online,
+            offline: summary.offline,
+            stored: Some(summary.stored),
+            rejected: summary.rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect(),
         };
         let stored = serde_json::to_string(&stored).map_err(|error| RedisError::Refused(error.to_string().into()))?;
         let link = self.script_client.link()?;
         let window_ms = self.script_client.limits().ids_window.as_millis().clamp(1, 1 << 50).to_string();
         // Accepted entries are answered even if they used up the memory.
-        let (key, set) = (link.keys().dispatch_result(once.id.as_str()), [&stored, "PX", &window_ms, "NX"]);
+        let (key, set) = (link.keys().dispatch_result(idempotency.id.as_str()), [&stored, "PX", &window_ms, "NX"]);
         let first: Option<String> = link.client().query_when_full("SET", &key, &set).await?;
         if first.is_none() {
             // Another server got the same dispatch at the same time and answered first.
-            if let Some(answered) = self.stored_result(once).await? {
+            if let Some(answered) = self.stored_result(idempotency).await? {
                 return Ok(answered);
             }
             let () = link.client().query_when_full("SET", &key, &set[..3]).await?;
         }
-        Ok(Appended { answered: Some(answered), ..results })
+        Ok(AppendResult { summary: Some(summary), ..results })
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     logging::excerpt,
     message::{Seq, UserId},
     redis::RedisError,
-    store::{CommitListener, Found, ReadLimit},
+    store::{CommitListener, ReadLimit, ReadResult},
 };
 
 /// How long an acknowledgement may wait before it is written.
@@ -119,7 +119,7 @@ impl Shared {
         }
     }
 
-    pub(super) async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, RedisError> {
+    pub(super) async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<ReadResult, RedisError> {
         let uptime = self.script_client.link()?.uptime();
         let mut report = self.unflushed.report(user, uptime);
         let (found, log_name) = loop {

@@ -13,16 +13,16 @@
 //!
 //! - *Durability* is that of Redis (`appendfsync`, replicas). `store.durability` has no effect.
 //! - *Sequences* rise by more than one where Redis may have lost some (a failover, a restart, an emptied Redis). The gap has
-//!   the reason [`Loss::Lost`]. Every step checks the failover epoch (`lua/check_epoch.lua`); `redis/membership.rs` states
+//!   the reason [`GapReason::Lost`]. Every step checks the failover epoch (`lua/check_epoch.lua`); `redis/membership.rs` states
 //!   the invariant.
 //! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] entries. Larger ones are several
 //!   steps, and in a Redis Cluster each entry is its own, because users are in different slots. After a crash or a lost
-//!   connection only some recipients may have the message. With an id ([`Once`](crate::store::Once)) it can be retried, and
+//!   connection only some recipients may have the message. With an id ([`Idempotency`](crate::store::Idempotency)) it can be retried, and
 //!   reaches each recipient once.
 //! - [`Limits::ids`], [`Limits::store_bytes`] and [`Limits::free_bytes`] have no effect. Redis has `maxmemory`; what it
 //!   rejects is [`StoreError::Full`].
 //! - A message is stored once for each recipient.
-//! - [`Store::recent`] returns nothing: every read queries Redis. [`Store::backup`] fails: Redis makes its own backups.
+//! - [`Store::read_cached`] returns nothing: every read queries Redis. [`Store::backup`] fails: Redis makes its own backups.
 //! - There is no [`Store::outbox`]: webhook events need the embedded store.
 //!
 //! # Cost of a step
@@ -65,8 +65,8 @@ use crate::{
     message::{DeviceId, Seq, UserId},
     redis::{Notification, RedisError, ServerLink},
     store::{
-        Append, Appended, Attached, CommitListener, Contents, Found, KnownUser, Limits, Loss, Missed, Note,
-        PortableError, ReadLimit, Store, StoreError, UserState, fingerprint, gaps::Gone,
+        Append, AppendResult, Attached, CommitListener, Contents, Gap, GapReason, KnownUser, Limits, PortableError,
+        ReadLimit, ReadResult, SessionReport, Store, StoreError, UserState, fingerprint, gaps::GapList,
     },
 };
 
@@ -155,7 +155,7 @@ impl RedisStore {
     }
 
     /// Appends after all that is queued.
-    async fn append_in_turn(&self, appends: Vec<Append>) -> Result<Vec<Appended>, RedisError> {
+    async fn append_in_turn(&self, appends: Vec<Append>) -> Result<Vec<AppendResult>, RedisError> {
         let closed = || RedisError::Unavailable("the connection is closed".into());
         let (done, answer) = oneshot::channel();
         self.queue.send((appends, done)).await.map_err(|_| closed())?;
@@ -177,11 +177,11 @@ impl Store for RedisStore {
         self.namespace
     }
 
-    fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<Appended>, StoreError>> {
+    fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<AppendResult>, StoreError>> {
         Box::pin(async move {
             self.check_open()?;
-            if appends.iter().all(|append| append.recipients.is_empty() && append.once.is_none()) {
-                return Ok(vec![Appended::default(); appends.len()]);
+            if appends.iter().all(|append| append.recipients.is_empty() && append.idempotency.is_none()) {
+                return Ok(vec![AppendResult::default(); appends.len()]);
             }
             let appended = self.append_in_turn(appends).await;
             if appended.is_ok() && self.shared.full.read().is_some() {
@@ -230,54 +230,60 @@ impl Store for RedisStore {
         self.shared.dirty.notify_one();
     }
 
-    fn note(&self, user: &UserId, note: Note) {
-        if self.shared.unflushed.note(user, note) {
+    fn report(&self, user: &UserId, report: SessionReport) {
+        if self.shared.unflushed.record(user, report) {
             self.shared.dirty.notify_one();
         }
     }
 
-    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<Found, StoreError> {
+    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<ReadResult, StoreError> {
         let user = user.clone();
         self.wait(|shared| async move { shared.read(&user, after, limit).await })
     }
 
-    fn read_far(
+    fn read_remote(
         &self,
         user: &UserId,
         after: Seq,
         limit: ReadLimit,
-    ) -> Option<BoxFuture<'static, Result<Found, StoreError>>> {
+    ) -> Option<BoxFuture<'static, Result<ReadResult, StoreError>>> {
         let (link, shared, user) = (self.link.clone(), self.shared.clone(), user.clone());
         let reading = async move { shared.read(&user, after, limit).await };
         Some(Box::pin(async move { link.run_cancellable(reading).await.map_err(store_error) }))
     }
 
-    fn recent(&self, _user: &UserId, _after: Seq, _limit: ReadLimit) -> Option<Found> {
+    fn read_cached(&self, _user: &UserId, _after: Seq, _limit: ReadLimit) -> Option<ReadResult> {
         None
     }
 
-    fn missed(&self, user: &UserId, device: Option<&DeviceId>, from: Seq, to: Seq) -> Result<Vec<Missed>, StoreError> {
+    fn explain_gaps(
+        &self,
+        user: &UserId,
+        device: Option<&DeviceId>,
+        from: Seq,
+        to: Seq,
+    ) -> Result<Vec<Gap>, StoreError> {
         let (user, device) = (user.clone(), device.cloned());
         let (received, gone) = self.wait(|shared| async move {
             shared.flush_user(&user).await?;
             shared.script_client.gaps(&user, device.as_ref()).await
         })?;
         let mut missed = Vec::new();
-        for (from, to, reason) in Gone::from_stored(&gone).explain(from, to) {
+        for (from, to, reason) in GapList::from_stored(&gone).explain(from, to) {
             match reason {
-                Some(reason) => missed.push(Missed { from, to, reason }),
+                Some(reason) => missed.push(Gap { from, to, reason }),
                 None => {
                     let had = received.min(to);
-                    missed.extend((from <= had).then_some(Missed { from, to: had, reason: Loss::Received }));
+                    missed.extend((from <= had).then_some(Gap { from, to: had, reason: GapReason::Acknowledged }));
                     let rest = from.max(had + 1);
-                    missed.extend((rest <= to).then_some(Missed { from: rest, to, reason: Loss::Expired }));
+                    missed.extend((rest <= to).then_some(Gap { from: rest, to, reason: GapReason::Expired }));
                 }
             }
         }
         Ok(missed)
     }
 
-    fn lacking(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
+    fn unreceived_by(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
         let user = user.clone();
         self.wait(|shared| async move {
             shared.flush_user(&user).await?;
@@ -320,7 +326,7 @@ impl Store for RedisStore {
         *self.shared.listener.write() = Some(listener);
     }
 
-    fn on_gap(&self, listener: Arc<dyn Fn() + Send + Sync>) {
+    fn on_resync(&self, listener: Arc<dyn Fn() + Send + Sync>) {
         *self.shared.resync.write() = Some(listener);
     }
 
@@ -329,7 +335,7 @@ impl Store for RedisStore {
         Box::pin(std::future::pending())
     }
 
-    fn is_far(&self) -> bool {
+    fn is_remote(&self) -> bool {
         true
     }
 
@@ -341,11 +347,11 @@ impl Store for RedisStore {
         self.link.health().clone()
     }
 
-    fn full(&self) -> Option<Arc<str>> {
+    fn full_reason(&self) -> Option<Arc<str>> {
         self.shared.full.read().as_ref().map(|(why, _)| why.clone())
     }
 
-    fn stalled(&self) -> Option<Duration> {
+    fn commit_age(&self) -> Option<Duration> {
         None
     }
 

@@ -19,7 +19,7 @@ use crate::{
     message::{DeviceId, Payload, Seq, UserId},
     redis::{Membership, RedisError, ServerLink},
     store::{
-        Attached, DeviceState, Entry, Found, KnownUser, Limits, Overflow, ReadLimit, Received, StoreError, UserState,
+        AckSet, Attached, DeviceState, Entry, KnownUser, Limits, Overflow, ReadLimit, ReadResult, StoreError, UserState,
     },
 };
 
@@ -204,10 +204,10 @@ impl ScriptClient {
             return Ok(None);
         }
         self.update_indexes(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
-        let received = received(integer(&answer, 4)?, &answer[5..])?;
+        let acknowledged = acknowledged(integer(&answer, 4)?, &answer[5..])?;
         let head = seq(&answer, 2)?;
         self.link()?.record_sequence(head);
-        Ok(Some((Attached { received, head }, log_name(&answer, 3)?)))
+        Ok(Some((Attached { acknowledged, head }, log_name(&answer, 3)?)))
     }
 
     pub(super) async fn clear(&self, user: &UserId) -> Result<u64, RedisError> {
@@ -226,7 +226,7 @@ impl ScriptClient {
         limit: ReadLimit,
         report: Option<&Report>,
         known: &Known,
-    ) -> Result<Option<(Found, LogName)>, RedisError> {
+    ) -> Result<Option<(ReadResult, LogName)>, RedisError> {
         // Larger numbers exceed those of Lua, and any log.
         let capped = |number: u64| text(number.min(1 << 50));
         let (mut entries, mut bytes, from, mut after, mut report) = (Vec::new(), 0, after, after, report);
@@ -264,7 +264,7 @@ impl ScriptClient {
                 if through > from {
                     self.link()?.record_sequence(through);
                 }
-                return Ok(Some((Found { entries, through }, log_name)));
+                return Ok(Some((ReadResult { entries, through }, log_name)));
             }
             after = through;
         }
@@ -440,7 +440,7 @@ fn state(answer: &Value) -> Result<(UserState, bool), RedisError> {
         Value::BulkString(why) => return Err(RedisError::Damaged(String::from_utf8_lossy(why).into())),
         _ => return unexpected_reply("a state"),
     };
-    let (Some(Value::Array(islands)), Some(Value::Array(devices))) = (answer.get(3), answer.get(7)) else {
+    let (Some(Value::Array(ranges)), Some(Value::Array(devices))) = (answer.get(3), answer.get(7)) else {
         return unexpected_reply("a state");
     };
     let device = |value: &Value| {
@@ -453,7 +453,7 @@ fn state(answer: &Value) -> Result<(UserState, bool), RedisError> {
     let state = UserState {
         known: integer(answer, 0)? == 1,
         head: seq(answer, 1)?,
-        received: received(integer(answer, 2)?, islands)?,
+        acknowledged: acknowledged(integer(answer, 2)?, ranges)?,
         pending: seq(answer, 4)?,
         pending_bytes: seq(answer, 5)?,
         damaged: false,
@@ -481,10 +481,10 @@ pub(super) fn seq(values: &[Value], at: usize) -> Result<u64, RedisError> {
     Ok(integer(values, at)?.unsigned_abs())
 }
 
-fn received(through: i64, islands: &[Value]) -> Result<Received, RedisError> {
+fn acknowledged(through: i64, ranges: &[Value]) -> Result<AckSet, RedisError> {
     let island = |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?));
-    let islands = islands.chunks(2).map(island).collect::<Result<Vec<_>, RedisError>>()?;
-    Ok(Received::from_parts(through.unsigned_abs(), &islands))
+    let ranges = ranges.chunks(2).map(island).collect::<Result<Vec<_>, RedisError>>()?;
+    Ok(AckSet::from_parts(through.unsigned_abs(), &ranges))
 }
 
 pub(super) fn store_error(error: RedisError) -> StoreError {

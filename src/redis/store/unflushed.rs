@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use crate::{
     message::{DeviceId, Seq, UserId},
-    store::{Attached, Note, Received, clock::millis},
+    store::{AckSet, Attached, SessionReport, clock::millis},
 };
 
 /// Acknowledged ranges of one user that may wait. With one more the oldest is dropped, which repeats those messages.
@@ -55,7 +55,7 @@ struct UserReport {
     hold: Option<Seq>,
     attached: HashMap<Name, u32>,
     /// Acknowledgements of those cursors.
-    acknowledged: HashMap<Name, Received>,
+    acknowledged: HashMap<Name, AckSet>,
     /// Name of the log that sessions know.
     log_name: LogName,
     /// Highest sequence that they have seen.
@@ -129,25 +129,25 @@ impl UnflushedReports {
     }
 
     /// Records a report of a session. Returns true if there is something to write.
-    pub(super) fn note(&self, user: &UserId, note: Note) -> bool {
+    pub(super) fn record(&self, user: &UserId, report: SessionReport) -> bool {
         let mut all = self.state.lock();
         let local = all.changing(user);
         let before = local.changes;
-        if let Some((from, to)) = note.received.filter(|(from, to)| from <= to) {
+        if let Some((from, to)) = report.acknowledged.filter(|(from, to)| from <= to) {
             local.changes = self.next();
-            let name = name(note.device.as_ref());
+            let name = name(report.device.as_ref());
             if let Some(acknowledged) = local.acknowledged.get_mut(&name) {
                 acknowledged.insert(from, to);
             }
             local.receive(name, from, to);
         }
-        if let Some(seen) = note.seen {
+        if let Some(seen) = report.seen {
             local.changes = self.next();
             local.seen_ms = millis(seen);
         }
-        if local.hold != note.hold {
+        if local.hold != report.hold {
             local.changes = self.next();
-            local.hold = note.hold;
+            local.hold = report.hold;
         }
         let changed = local.changes > before;
         all.forget_idle(user);
@@ -210,7 +210,7 @@ impl UnflushedReports {
         let name = name(device);
         if local.attached.contains_key(&name) {
             let acknowledged = local.acknowledged.entry(name).or_default();
-            ranges(&attached.received).for_each(|(from, to)| _ = acknowledged.insert(from, to));
+            ranges(&attached.acknowledged).for_each(|(from, to)| _ = acknowledged.insert(from, to));
         }
     }
 
@@ -311,8 +311,8 @@ impl UserReport {
     }
 }
 
-fn ranges(received: &Received) -> impl Iterator<Item = (Seq, Seq)> {
-    std::iter::once((1, received.through())).filter(|(_, to)| *to > 0).chain(received.islands().iter().copied())
+fn ranges(received: &AckSet) -> impl Iterator<Item = (Seq, Seq)> {
+    std::iter::once((1, received.through())).filter(|(_, to)| *to > 0).chain(received.ranges().iter().copied())
 }
 
 /// Converts milliseconds since the Unix epoch; 0 is `None`.

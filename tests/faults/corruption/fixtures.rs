@@ -11,7 +11,7 @@ use std::{
 use mesa::{
     embedded::{Tuning, tables::DiskOptions},
     message::{CollapseKey, DeviceId, DispatchId, Payload, UserId},
-    store::{Append, Note, Once, Store},
+    store::{Append, Idempotency, SessionReport, Store},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -133,10 +133,10 @@ async fn fill(
             let mut append = Append::new(payload, recipients);
             append.ttl = n.is_multiple_of(7).then_some(Duration::from_secs(7 * 24 * 3600));
             append.collapse = n.is_multiple_of(11).then(|| CollapseKey::new("weather").expect("a key"));
-            append.once = n.is_multiple_of(9).then(|| Once {
+            append.idempotency = n.is_multiple_of(9).then(|| Idempotency {
                 id: DispatchId::new(&format!("dispatch {n}")).expect("an id"),
                 online: vec![false; to.len()],
-                refused: Vec::new(),
+                rejected: Vec::new(),
             });
             appends.push(append);
             said.push((to, data));
@@ -155,25 +155,25 @@ async fn fill(
         for n in 0..USERS {
             let id = UserId::new(&user(n)).expect("an id");
             let head = store.state(&id).expect("a state").head;
-            let note = |device: Option<&str>, from, to| Note {
+            let note = |device: Option<&str>, from, to| SessionReport {
                 device: device.map(|name| DeviceId::new(name).expect("a device")),
-                received: Some((from, to)),
-                ..Note::default()
+                acknowledged: Some((from, to)),
+                ..SessionReport::default()
             };
             match n {
                 // Much was written and little of it is left, so that most of the log is what nobody needs any more.
-                0.. if bytes > 10_000 => store.note(&id, note(None, 1, head * 3 / 4)),
+                0.. if bytes > 10_000 => store.report(&id, note(None, 1, head * 3 / 4)),
                 1 | 2 => {
                     for device in ["phone", "desk"] {
                         let name = DeviceId::new(device).expect("a device");
                         store.attach(&id, Some(&name)).expect("it comes");
                         let far = if device == "phone" { head / 2 } else { head * 2 / 3 };
-                        store.note(&id, note(Some(device), 1, far));
+                        store.report(&id, note(Some(device), 1, far));
                         store.detach(&id, Some(&name));
                     }
                 }
-                3 | 4 => store.note(&id, note(None, 1, head / 3)),
-                5 => store.note(&id, note(None, head / 2, head / 2 + 2)),
+                3 | 4 => store.report(&id, note(None, 1, head / 3)),
+                5 => store.report(&id, note(None, head / 2, head / 2 + 2)),
                 _ => {}
             }
         }

@@ -16,7 +16,7 @@ use mesa::{
         tables::{DiskOptions, open},
     },
     message::{Payload, UserId},
-    store::{Append, Note, ReadLimit, Store},
+    store::{Append, ReadLimit, SessionReport, Store},
 };
 use tokio::runtime::Runtime;
 
@@ -58,7 +58,7 @@ impl Prepared {
         let store = open(DiskOptions { tuning: never, ..DiskOptions::new(&work) }).expect("a store");
         made.append(&runtime, &store);
         let reader = UserId::new(READER).expect("a user id");
-        store.note(&reader, Note { received: Some((1, MESSAGES)), ..Note::default() });
+        store.report(&reader, SessionReport { acknowledged: Some((1, MESSAGES)), ..SessionReport::default() });
         // Receipts are written with a following commit: this one.
         made.append(&runtime, &store);
         made.logs.get_mut(READER).expect("has messages").drain(..MESSAGES as usize);
@@ -153,7 +153,7 @@ fn wait_until_settled(store: &Arc<dyn Store>) {
     let user = UserId::new("user-1").expect("a user id");
     let limit = ReadLimit { entries: 1, bytes: 1 << 20 };
     let end = Instant::now() + Duration::from_secs(20);
-    while store.recent(&user, 0, limit).is_some() {
+    while store.read_cached(&user, 0, limit).is_some() {
         assert!(Instant::now() < end, "the journal is never settled");
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -10,7 +10,7 @@ use std::{
 
 use mesa::{
     message::{CollapseKey, DeviceId, Seq},
-    store::{Append, Limits, Note, ReadLimit, Store, StoreError},
+    store::{Append, Limits, ReadLimit, SessionReport, Store, StoreError},
 };
 
 use super::{
@@ -143,7 +143,7 @@ impl<'a> History<'a> {
     fn settle(&self) {
         for server in &self.servers {
             for id in USERS {
-                server.store.lacking(&user(id), 1).unwrap();
+                server.store.unreceived_by(&user(id), 1).unwrap();
             }
         }
     }
@@ -282,8 +282,8 @@ impl<'a> History<'a> {
 
     fn note(&mut self, by: usize, whose: usize, name: Option<DeviceId>, from: Seq, to: Seq) {
         let hold = self.holds[by][whose];
-        let note = Note { device: name, received: Some((from, to)), hold, ..Note::default() };
-        self.servers[by].store.note(&user(USERS[whose]), note);
+        let note = SessionReport { device: name, acknowledged: Some((from, to)), hold, ..SessionReport::default() };
+        self.servers[by].store.report(&user(USERS[whose]), note);
     }
 
     fn receive(&mut self) {
@@ -335,7 +335,7 @@ impl<'a> History<'a> {
         let seqs: Vec<Seq> = seqs.collect();
         let hold = (!seqs.is_empty() && self.random.once_in(3)).then(|| seqs[self.pick(seqs.len())]);
         self.holds[by][whose] = hold;
-        self.servers[by].store.note(&user(USERS[whose]), Note { hold, ..Note::default() });
+        self.servers[by].store.report(&user(USERS[whose]), SessionReport { hold, ..SessionReport::default() });
     }
 
     fn later(&mut self) {

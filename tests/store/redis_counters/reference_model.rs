@@ -2,7 +2,7 @@
 
 use mesa::{
     message::Seq,
-    store::{Limits, Overflow, Reason, Received},
+    store::{AckSet, Limits, Overflow, Reason},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -11,7 +11,7 @@ use serde_json::Value;
 const KEYS_MAX: usize = 64;
 
 /// Ranges beyond the first that are remembered of what somebody has received.
-const ISLANDS_MAX: usize = 16;
+const ACK_RANGES_MAX: usize = 16;
 
 /// What was looked up in Redis: see `tallies.lua`.
 #[derive(Clone, Debug, Deserialize)]
@@ -26,7 +26,7 @@ pub struct Looked {
     pub entries: Vec<(Seq, u64, u64)>,
     #[serde(default)]
     keys: Vec<(String, Seq, u64)>,
-    /// A name, up to where, and islands.
+    /// A name, up to where, and ranges.
     #[serde(default)]
     cursors: Vec<Vec<Value>>,
 }
@@ -36,11 +36,11 @@ impl Looked {
         self.cursors.iter().map(|words| words[0].as_str().unwrap().to_owned()).collect()
     }
 
-    fn received(&self) -> Vec<Received> {
+    fn received(&self) -> Vec<AckSet> {
         let number = |value: &Value| value.as_u64().unwrap();
         let received = |words: &Vec<Value>| {
-            let islands: Vec<_> = words[2..].chunks(2).map(|pair| (number(&pair[0]), number(&pair[1]))).collect();
-            Received::from_parts(number(&words[1]), &islands)
+            let ranges: Vec<_> = words[2..].chunks(2).map(|pair| (number(&pair[0]), number(&pair[1]))).collect();
+            AckSet::from_parts(number(&words[1]), &ranges)
         };
         self.cursors.iter().map(received).collect()
     }
@@ -60,7 +60,7 @@ pub struct Plain {
     pub head: Seq,
     pub entries: Vec<(Seq, u64, u64)>,
     keys: Vec<(String, Seq, u64)>,
-    cursors: Vec<Received>,
+    cursors: Vec<AckSet>,
     limits: Limits,
     now: u64,
 }
@@ -74,13 +74,13 @@ impl Plain {
 
     /// One without anything, but for the cursor that all have at first.
     pub fn empty(limits: Limits, now: u64) -> Self {
-        Self { head: 0, entries: Vec::new(), keys: Vec::new(), cursors: vec![Received::default()], limits, now }
+        Self { head: 0, entries: Vec::new(), keys: Vec::new(), cursors: vec![AckSet::default()], limits, now }
     }
 
     /// Whether what everybody has is no more ranges than are remembered of one cursor: then it is exactly known.
     pub fn is_exact(&self) -> bool {
-        let ranges = |cursor: &Received| {
-            std::iter::once((1, cursor.through())).chain(cursor.islands().iter().copied()).collect::<Vec<_>>()
+        let ranges = |cursor: &AckSet| {
+            std::iter::once((1, cursor.through())).chain(cursor.ranges().iter().copied()).collect::<Vec<_>>()
         };
         let mut common = vec![(1, Seq::MAX)];
         self.cursors.iter().all(|cursor| {
@@ -89,7 +89,7 @@ impl Plain {
                 ranges(cursor).into_iter().map(move |(from, to)| (low.max(from), high.min(to)))
             };
             common = common.iter().flat_map(both).filter(|(from, to)| from <= to).collect();
-            common.len() <= ISLANDS_MAX
+            common.len() <= ACK_RANGES_MAX
         })
     }
 
@@ -102,7 +102,7 @@ impl Plain {
     }
 
     fn through(&self) -> Seq {
-        self.cursors.iter().map(Received::through).min().unwrap_or(0)
+        self.cursors.iter().map(AckSet::through).min().unwrap_or(0)
     }
 
     fn everybody_receives(&mut self, to: Seq) {

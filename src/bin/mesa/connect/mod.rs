@@ -5,7 +5,7 @@ mod input;
 use std::{io::BufRead, time::Duration};
 
 use mesa::{
-    client::{self, ClientError, Connection, ConnectionEvent, Missed, close_code},
+    client::{self, ClientError, Connection, ConnectionEvent, Gap, close_code},
     message::{DeviceId, Seq},
 };
 use serde::Serialize;
@@ -170,7 +170,7 @@ async fn exchange(
 }
 
 /// Describes the result of a resume.
-fn describe_resume(first: Seq, last: Seq, missed: Option<&Missed>) -> String {
+fn describe_resume(first: Seq, last: Seq, missed: Option<&Gap>) -> String {
     let available = if first > last {
         format!("* no messages pending; the last one was #{last}")
     } else {

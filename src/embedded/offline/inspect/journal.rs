@@ -16,11 +16,11 @@ use crate::{
 #[derive(Clone, Debug)]
 pub enum WalEntry {
     Entry { seq: Seq, expires_s: u32, payload: Bytes, collapse: String },
-    Received { through: Seq, islands: Vec<(Seq, Seq)> },
+    Acknowledged { through: Seq, ranges: Vec<(Seq, Seq)> },
     Seen(u64),
     Cursor { device: String, cursor: StoredCursor },
     Forgotten { device: String },
-    Gone { from: Seq, to: Seq, loss: u8 },
+    Gap { from: Seq, to: Seq, loss: u8 },
 }
 
 /// Holds the decoded entries of all records.
@@ -72,16 +72,16 @@ impl Journal {
                         message.clone().ok_or_else(|| (Some(read), format!("a stamp without a message at {at}")))?;
                     (user, WalEntry::Entry { seq, expires_s, payload, collapse })
                 }
-                Item::Received { user, through, islands } => (user, WalEntry::Received { through, islands }),
+                Item::Acknowledged { user, through, ranges } => (user, WalEntry::Acknowledged { through, ranges }),
                 Item::Seen { user, at_ms } => (user, WalEntry::Seen(at_ms)),
                 Item::Cursor { user, device, cursor } => (user, WalEntry::Cursor { device: device.to_owned(), cursor }),
-                Item::Forgotten { user, device } => (user, WalEntry::Forgotten { device: device.to_owned() }),
-                Item::Gone { user, from, to, loss } => (user, WalEntry::Gone { from, to, loss }),
+                Item::CursorRemoved { user, device } => (user, WalEntry::Forgotten { device: device.to_owned() }),
+                Item::Gap { user, from, to, loss } => (user, WalEntry::Gap { from, to, loss }),
                 Item::Rejected { user, reason } => {
                     self.rejected.push((user.to_owned(), reason));
                     continue;
                 }
-                Item::Once { id, recipients, online, offline } => {
+                Item::Summary { id, recipients, online, offline } => {
                     let rejected = std::mem::take(&mut self.rejected);
                     self.ids.push(StoredId {
                         id: id.to_owned(),

@@ -15,7 +15,7 @@ use crate::{
         },
     },
     message::{DeviceId, Payload, Seq, UserId},
-    store::{Append, Note, ReadLimit, Store, StoreError},
+    store::{Append, ReadLimit, SessionReport, Store, StoreError},
 };
 
 const USERS: [&str; 3] = ["a", "b", "c"];
@@ -45,16 +45,20 @@ async fn make(path: &Path) {
             let phone = DeviceId::new("phone").unwrap();
             for id in USERS.map(user) {
                 store.attach(&id, Some(&phone)).unwrap();
-                store.note(
+                store.report(
                     &id,
-                    Note { device: Some(phone.clone()), received: Some((1, ACKNOWLEDGED)), ..Note::default() },
+                    SessionReport {
+                        device: Some(phone.clone()),
+                        acknowledged: Some((1, ACKNOWLEDGED)),
+                        ..SessionReport::default()
+                    },
                 );
                 store.detach(&id, Some(&phone));
             }
         }
     }
     let one = ReadLimit { entries: 1, bytes: 1 };
-    while USERS.iter().any(|id| store.recent(&user(id), MESSAGES - 1, one).is_some()) {
+    while USERS.iter().any(|id| store.read_cached(&user(id), MESSAGES - 1, one).is_some()) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     store.close().await.unwrap();

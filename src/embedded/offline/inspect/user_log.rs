@@ -11,7 +11,7 @@ use crate::{
         user_log::lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE},
     },
     message::Seq,
-    store::{Loss, Missed, Received},
+    store::{AckSet, Gap, GapReason},
 };
 
 /// Describes a user's log.
@@ -24,9 +24,9 @@ pub struct LogFacts {
     /// When the user was last seen, in milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
     /// Cursors: device ("" = clients without a device), acknowledged sequences, and when the device was last seen.
-    pub cursors: Vec<(String, Received, u64)>,
+    pub cursors: Vec<(String, AckSet, u64)>,
     /// Gaps with their reasons, as far as they are stored.
-    pub gone: Vec<Missed>,
+    pub gone: Vec<Gap>,
     /// Pending entries: sequence, bytes of payload, expiry in seconds of the Unix epoch (0 = never).
     pub pending: Vec<(Seq, u32, u32)>,
     /// Number of expired entries that are still stored.
@@ -49,7 +49,7 @@ impl LogFacts {
 pub struct Assembly {
     user: String,
     log: StoredLog,
-    gone: Vec<Missed>,
+    gone: Vec<Gap>,
     /// Entries that are not, or may not be, in the value log.
     entries: BTreeMap<Seq, (u32, Bytes)>,
     pending: Vec<(Seq, u32, u32)>,
@@ -114,9 +114,9 @@ impl Assembly {
                     self.keys.insert(collapse, seq);
                 }
             }
-            WalEntry::Received { through, islands } => {
+            WalEntry::Acknowledged { through, ranges } => {
                 let cursor = self.log.shared.get_or_insert_default();
-                receive(cursor, through, &islands);
+                receive(cursor, through, &ranges);
             }
             WalEntry::Seen(at_ms) => self.log.seen_ms = self.log.seen_ms.max(at_ms),
             WalEntry::Cursor { device, cursor } => {
@@ -125,7 +125,7 @@ impl Assembly {
                 if begins_anew {
                     *known = StoredCursor::default();
                 }
-                receive(known, cursor.through, &cursor.islands);
+                receive(known, cursor.through, &cursor.ranges);
                 known.seen_ms = known.seen_ms.max(cursor.seen_ms);
             }
             WalEntry::Forgotten { device } if device.is_empty() => {
@@ -143,7 +143,7 @@ impl Assembly {
                     self.stale = Some(device);
                 }
             }
-            WalEntry::Gone { from, to, loss } => self.gone.push(missed(from, to, loss)),
+            WalEntry::Gap { from, to, loss } => self.gone.push(missed(from, to, loss)),
         }
     }
 
@@ -184,7 +184,7 @@ impl Assembly {
     fn pass_to(&mut self, to: Seq) {
         let gap = (self.log.head + 1, to);
         self.log.head = to;
-        let passed = missed(gap.0, gap.1, Loss::Restart as u8);
+        let passed = missed(gap.0, gap.1, GapReason::Restart as u8);
         if !self.gone.contains(&passed) {
             self.gone.push(passed);
         }
@@ -192,9 +192,9 @@ impl Assembly {
         cursors.for_each(|cursor| receive(cursor, 0, &[gap]));
     }
 
-    fn received(&self) -> Vec<Received> {
+    fn received(&self) -> Vec<AckSet> {
         let cursors = self.log.shared.iter().chain(self.log.devices.iter().map(|(_, cursor)| cursor));
-        cursors.map(|cursor| Received::from_parts(cursor.through, &cursor.islands)).collect()
+        cursors.map(|cursor| AckSet::from_parts(cursor.through, &cursor.ranges)).collect()
     }
 
     /// Adds the entries of a block, in order, or the remaining ones after the last block (`None`).
@@ -281,10 +281,10 @@ impl Assembly {
 }
 
 /// Returns the ranges that every cursor has acknowledged.
-fn common(cursors: &[Received]) -> Vec<(Seq, Seq)> {
-    let ranges = |received: &Received| -> Vec<(Seq, Seq)> {
+fn common(cursors: &[AckSet]) -> Vec<(Seq, Seq)> {
+    let ranges = |received: &AckSet| -> Vec<(Seq, Seq)> {
         let first = (received.through() > 0).then_some((1, received.through()));
-        first.into_iter().chain(received.islands().iter().copied()).collect()
+        first.into_iter().chain(received.ranges().iter().copied()).collect()
     };
     let mut all: Option<Vec<(Seq, Seq)>> = None;
     for cursor in cursors {
@@ -302,7 +302,7 @@ fn common(cursors: &[Received]) -> Vec<(Seq, Seq)> {
 }
 
 /// Returns the parts of `1..=head` that are in none of the ranges.
-fn missing(head: Seq, had: &[(Seq, Seq)], received: &[(Seq, Seq)], gone: &[Missed]) -> Vec<(Seq, Seq)> {
+fn missing(head: Seq, had: &[(Seq, Seq)], received: &[(Seq, Seq)], gone: &[Gap]) -> Vec<(Seq, Seq)> {
     let gone = gone.iter().map(|gone| (gone.from, gone.to));
     let mut ranges: Vec<_> = had.iter().chain(received).copied().chain(gone).collect();
     ranges.sort_unstable();
@@ -320,16 +320,16 @@ fn missing(head: Seq, had: &[(Seq, Seq)], received: &[(Seq, Seq)], gone: &[Misse
     missing
 }
 
-fn receive(cursor: &mut StoredCursor, through: Seq, islands: &[(Seq, Seq)]) {
-    let mut received = Received::from_parts(cursor.through, &cursor.islands);
+fn receive(cursor: &mut StoredCursor, through: Seq, ranges: &[(Seq, Seq)]) {
+    let mut received = AckSet::from_parts(cursor.through, &cursor.ranges);
     received.insert(1, through);
-    islands.iter().for_each(|&(from, to)| _ = received.insert(from, to));
+    ranges.iter().for_each(|&(from, to)| _ = received.insert(from, to));
     cursor.through = received.through();
-    cursor.islands = received.islands().to_vec();
+    cursor.ranges = received.ranges().to_vec();
 }
 
-fn missed(from: Seq, to: Seq, loss: u8) -> Missed {
-    Missed { from, to, reason: Loss::from_stored(loss).unwrap_or(Loss::Expired) }
+fn missed(from: Seq, to: Seq, loss: u8) -> Gap {
+    Gap { from, to, reason: GapReason::from_stored(loss).unwrap_or(GapReason::Expired) }
 }
 
 /// Makes a damage report of this user.
