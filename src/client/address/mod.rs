@@ -1,0 +1,17 @@
+//! Hides credentials in URLs that are logged or shown.
+
+/// Returns `url` on one line, with `…` in place of user name and password.
+///
+/// Rejected texts that are not URLs are shown too, so everything up to the last `@` counts as secret.
+pub(crate) fn without_userinfo(url: &str) -> String {
+    let from = url.find("://").map_or(0, |at| at + "://".len());
+    match url[from..].rfind('@') {
+        Some(at) => format!("{}…{}", &url[..from], &url[from + at..]),
+        None => url.to_owned(),
+    }
+    .escape_debug()
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! Parses a dispatch from JSON. Borrows from the text where it can, and never parses a message's data.
+
+use std::{borrow::Cow, fmt, marker::PhantomData, time::Duration};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
+use serde_json::value::RawValue;
+
+use super::super::error::ApiError;
+use crate::{
+    hub::{Dispatch, Hub, Outcome, Rejected},
+    logging::{json_error, utf8_error},
+    message::{CollapseKey, DispatchId, EVERYONE, JsonString, Options, Payload, Recipients, UserId, surrogates},
+};
+
+/// Opcode of internal events; [`DISCONNECT_CLIENT`] is the only one.
+const INTERNAL_EVENT: u64 = 5;
+const DISCONNECT_CLIENT: &str = "DISCONNECT_CLIENT";
+
+/// Mirrors the JSON of a dispatch. `d` stays byte for byte as it was sent.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DispatchBody<'a> {
+    #[serde(borrow)]
+    message: Object<MessageBody<'a>>,
+    #[serde(borrow)]
+    recipients: Vec<JsonString<'a>>,
+    #[serde(borrow, default)]
+    excluding: Vec<JsonString<'a>>,
+    #[serde(borrow, default)]
+    id: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MessageBody<'a> {
+    #[serde(default)]
+    op: u64,
+    #[serde(borrow, default)]
+    d: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    t: Option<JsonString<'a>>,
+    #[serde(default)]
+    o: Option<Object<Options>>,
+}
+
+/// Deserializes `T` from a JSON object only. A derived `Deserialize` would accept an array of the field values too.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_map(Fields(PhantomData)).map(Self)
+    }
+}
+
+/// Distinguishes what a dispatch requests.
+#[derive(Debug)]
+pub(super) enum DispatchRequest {
+    Dispatch(Dispatch),
+    Disconnect(Disconnect),
+}
+
+impl DispatchRequest {
+    /// Rejects what the hub's configuration does not support.
+    pub(super) fn checked(self, hub: &Hub) -> Result<Self, ApiError> {
+        match &self {
+            Self::Dispatch(dispatch) if !hub.is_sync_enabled() && dispatch.requires_storage() => Err(ApiError::SyncOff),
+            _ => Ok(self),
+        }
+    }
+}
+
+/// Requests that connections of users be closed.
+#[derive(Debug)]
+pub(super) struct Disconnect {
+    recipients: Recipients,
+    excluding: Vec<UserId>,
+    rejected: Vec<Rejected>,
+}
+
+impl Disconnect {
+    pub(super) async fn run(self, hub: &Hub) -> Outcome {
+        let mut outcome = hub.disconnect(&self.recipients, &self.excluding).await;
+        outcome.recipients += self.rejected.len();
+        outcome.rejected.extend(self.rejected);
+        outcome
+    }
+}
+
+/// Parses a dispatch. The caller bounds its length.
+pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<DispatchRequest, ApiError> {
+    let text = std::str::from_utf8(text).map_err(|error| ApiError::BadJson(utf8_error(&error)))?;
+    let Object(body) = serde_json::from_str::<Object<DispatchBody<'_>>>(text).map_err(|error| {
+        if let Some(reason) = surrogates::reason(text) {
+            return ApiError::HalfPair(reason);
+        }
+        let why = json_error(&error);
+        if error.is_data() { ApiError::Shape(why) } else { ApiError::BadJson(why) }
+    })?;
+    if body.recipients.len() > recipients_max || body.excluding.len() > recipients_max {
+        return Err(ApiError::Recipients(recipients_max));
+    }
+    let is_everyone = |id: &JsonString<'_>| id.text() == Some(EVERYONE);
+    let mut rejected = Vec::new();
+    let recipients = if body.recipients.iter().any(is_everyone) {
+        if !body.recipients.iter().all(is_everyone) {
+            // As a broadcast it would be stored for none of them, although they were named.
+            return shape_error(
+                "`*` means all connected clients and cannot be combined with user ids; send two dispatches",
+            );
+        }
+        Recipients::Everyone
+    } else {
+        Recipients::Users(users(body.recipients, &mut rejected))
+    };
+    // No user has an invalid id, so an invalid exclusion excludes no user.
+    let excluding = users(body.excluding, &mut Vec::new());
+    let Object(MessageBody { op, d, t, o }) = body.message;
+    let options = o.map_or_else(Options::default, |o| o.0);
+    if op == INTERNAL_EVENT {
+        return check_internal_event(t.as_ref().and_then(JsonString::text), body.id.is_some(), &options)
+            .map(|()| DispatchRequest::Disconnect(Disconnect { recipients, excluding, rejected }));
+    }
+    let is_stored = options.sync && recipients != Recipients::Everyone;
+    if !is_stored && (options.ttl.is_some() || options.collapse.is_some()) {
+        // Ignoring them would look as if they had taken effect.
+        return shape_error("o.ttl and o.collapse are for stored messages: omit them with sync: false, and for `*`");
+    }
+    let payload = Payload::with_type(op, d.map(RawValue::get), t.as_ref())?;
+    let name = |error: crate::message::NameError| ApiError::Shape(error.to_string());
+    Ok(DispatchRequest::Dispatch(Dispatch {
+        payload,
+        sync: options.sync,
+        recipients,
+        excluding,
+        ttl: options.ttl.map(|seconds| Duration::from_secs(seconds.get().into())),
+        collapse: options.collapse.as_deref().map(CollapseKey::new).transpose().map_err(name)?,
+        id: body.id.as_deref().map(DispatchId::new).transpose().map_err(name)?,
+        rejected,
+    }))
+}
+
+/// Checks that an internal event is a known one.
+fn check_internal_event(kind: Option<&str>, has_id: bool, options: &Options) -> Result<(), ApiError> {
+    if kind != Some(DISCONNECT_CLIENT) {
+        let why = format!("opcode 5 is for internal events, and t must be {DISCONNECT_CLIENT}");
+        return Err(ApiError::Shape(why));
+    }
+    if has_id || options.ttl.is_some() || options.collapse.is_some() {
+        return shape_error("id, o.ttl and o.collapse are for messages: omit them; disconnecting twice does no harm");
+    }
+    Ok(())
+}
+
+fn shape_error<T>(why: &str) -> Result<T, ApiError> {
+    Err(ApiError::Shape(why.to_owned()))
+}
+
+fn users(ids: Vec<JsonString<'_>>, rejected: &mut Vec<Rejected>) -> Vec<UserId> {
+    let mut users = Vec::with_capacity(ids.len());
+    for id in ids {
+        match id.text().map(UserId::new) {
+            Some(Ok(user)) => users.push(user),
+            Some(Err(_)) | None => rejected.push(Rejected::invalid(&id)),
+        }
+    }
+    users
+}
+
+#[cfg(test)]
+mod tests;

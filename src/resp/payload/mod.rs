@@ -1,0 +1,161 @@
+//! Parses the JSON that a Dispatcher sends.
+//!
+//! Unknown fields are ignored, as in the original.
+
+use std::{fmt, time::Duration};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use crate::{
+    compat::dispatch::{DISCONNECT_CLIENT, Envelope, INTERNAL_EVENT, Message, Options, PortalAnnouncement},
+    hub::{Dispatch, Reason, Rejected},
+    logging::{json_error, utf8_error},
+    message::{CollapseKey, EVERYONE, JsonString, NameError, Payload, Recipients, UserId, surrogates},
+};
+
+/// Distinguishes what was published to the channel of dispatches.
+#[derive(Debug)]
+pub(super) enum Published {
+    /// One message. Two dispatches if it is for `*` and for named users, whose copies must be stored.
+    Dispatches(Vec<Dispatch>),
+    /// Closes the connections of these users.
+    Disconnect(Recipients),
+}
+
+/// Parses what was published to the channel of dispatches.
+pub(super) fn parse_publish(text: &[u8], recipients_max: usize) -> Result<Published, String> {
+    let text = utf8(text)?;
+    let mut rejected = Vec::new();
+    let Envelope { message, recipients } =
+        object(text, "a dispatch").or_else(|error| parse_with_unpaired_surrogates(text, &mut rejected).ok_or(error))?;
+    if recipients.len() + rejected.len() > recipients_max {
+        return Err(format!("a dispatch may have at most {recipients_max} recipients (limits.recipients); split it"));
+    }
+    let message: Message<'_> = object(message.get(), "a message")?;
+    let (mut users, mut everyone) = (Vec::new(), false);
+    for recipient in &recipients {
+        let id = recipient.text();
+        match UserId::new(&id) {
+            Ok(user) => users.push(user),
+            Err(_) if id == EVERYONE => everyone = true,
+            Err(_) => rejected.push(Rejected::new(&id, Reason::Invalid)),
+        }
+    }
+    if message.op == INTERNAL_EVENT {
+        if message.t.as_ref().and_then(JsonString::text) != Some(DISCONNECT_CLIENT) {
+            return Err(format!("opcode 5 is for internal events, and t must be {DISCONNECT_CLIENT}"));
+        }
+        return Ok(Published::Disconnect(if everyone { Recipients::Everyone } else { Recipients::Users(users) }));
+    }
+    let mut dispatches = Vec::with_capacity(1);
+    if everyone {
+        let everyone = dispatch(&message, Recipients::Everyone)?;
+        dispatches.push(Dispatch { excluding: users.clone(), ..everyone });
+    }
+    if !everyone || !users.is_empty() {
+        dispatches.push(Dispatch { rejected, ..dispatch(&message, Recipients::Users(users))? });
+    }
+    Ok(Published::Dispatches(dispatches))
+}
+
+/// Parses a dispatch in which some recipients have an unpaired surrogate, and rejects only those.
+#[cold]
+fn parse_with_unpaired_surrogates<'a>(text: &'a str, rejected: &mut Vec<Rejected>) -> Option<Envelope<'a>> {
+    #[derive(Deserialize)]
+    struct Raw<'a> {
+        #[serde(borrow)]
+        message: &'a RawValue,
+        #[serde(borrow)]
+        recipients: Vec<&'a RawValue>,
+    }
+    let Raw { message, recipients } = serde_json::from_str(text).ok()?;
+    let mut texts = Vec::with_capacity(recipients.len());
+    for recipient in recipients {
+        if surrogates::has_half(recipient.get()) {
+            rejected.push(Rejected::invalid(&serde_json::from_str(recipient.get()).ok()?));
+        } else {
+            texts.push(serde_json::from_str(recipient.get()).ok()?);
+        }
+    }
+    Some(Envelope { message, recipients: texts })
+}
+
+/// Parses what a Dispatcher writes to a user's hash field: the pending messages that it read there, and one more at the end.
+///
+/// Only the last is new; the log has the others.
+pub(super) fn parse_hset_value(text: &[u8], user: UserId) -> Result<Dispatch, String> {
+    let text = utf8(text)?;
+    let Last(last) = serde_json::from_str(text)
+        .map_err(|error| format!("the value is not a list of messages: {}", json_error(&error)))?;
+    let last = last.ok_or("an empty list appends nothing; to remove a user's pending messages, use HDEL")?;
+    dispatch(&object(last.get(), "a message")?, Recipients::Users(vec![user]))
+}
+
+fn dispatch(message: &Message<'_>, recipients: Recipients) -> Result<Dispatch, String> {
+    let Message { op, d, t, o } = message;
+    let payload = Payload::with_type(*op, d.map(RawValue::get), t.as_ref()).map_err(|error| error.to_string())?;
+    let Some(Options { sync, ttl, collapse }) = o else { return Ok(Dispatch::new(payload, recipients)) };
+    let sync = sync.unwrap_or(true);
+    if (ttl.is_some() || collapse.is_some()) && (!sync || recipients == Recipients::Everyone) {
+        // Ignoring them would look as if they had taken effect.
+        return Err("o.ttl and o.collapse are for stored messages: omit them with sync: false, and for `*`".into());
+    }
+    let collapse = collapse.as_deref().map(CollapseKey::new).transpose();
+    Ok(Dispatch {
+        sync,
+        ttl: ttl.map(|seconds| Duration::from_secs(seconds.get().into())),
+        collapse: collapse.map_err(|error: NameError| error.to_string())?,
+        ..Dispatch::new(payload, recipients)
+    })
+}
+
+/// Parses what a portal publishes to the pool's channel: its id, and whether it is ready.
+pub(super) fn parse_portal_announcement(text: &[u8]) -> Result<PortalAnnouncement<'_>, String> {
+    object(utf8(text)?, "a portal")
+}
+
+fn utf8(text: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(text).map_err(|error| format!("the text is not JSON: {}", utf8_error(&error)))
+}
+
+/// Deserializes `T` from a JSON object only. A derived `Deserialize` would accept an array of the field values too.
+fn object<'a, T: Deserialize<'a>>(text: &'a str, what: &str) -> Result<T, String> {
+    if !text.trim_start().starts_with('{') {
+        return Err(format!("the text is not {what}: expected an object"));
+    }
+    serde_json::from_str(text).map_err(|error| {
+        surrogates::reason(text).unwrap_or_else(|| format!("the text is not {what}: {}", json_error(&error)))
+    })
+}
+
+/// Deserializes a list, and keeps only its last element.
+struct Last<'a>(Option<&'a RawValue>);
+
+impl<'de> Deserialize<'de> for Last<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Last<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut last = None;
+                while let Some(element) = list.next_element()? {
+                    last = Some(element);
+                }
+                Ok(Last(last))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
+}
+
+#[cfg(test)]
+mod tests;
