@@ -270,30 +270,30 @@ mod tests {
 
     /// Returns how many of a minute's guesses are compared, and how often another client is rejected.
     fn minute(guesses: &Guesses, began: Instant, per_second: u32) -> (usize, usize) {
-        let (mut compared, mut refused) = (0, 0);
+        let (mut compared, mut rejected) = (0, 0);
         for n in 0..60 * per_second {
             let now = began + Duration::from_secs(1) * n / per_second;
             if guesses.admit_at(HOME, now).is_ok() {
                 compared += 1;
                 guess(guesses, HOME, n as usize, now);
             }
-            refused += usize::from(guesses.admit_at(HOME, now).is_err());
+            rejected += usize::from(guesses.admit_at(HOME, now).is_err());
         }
-        (compared, refused)
+        (compared, rejected)
     }
 
     #[test]
     fn proven_address_is_locked_out_only_by_flood() {
         let (guesses, now) = (Guesses::default(), Instant::now());
-        let (compared, refused) = minute(&guesses, now, 4);
-        assert!((60..90).contains(&compared) && refused > 100, "{compared} {refused}");
+        let (compared, rejected) = minute(&guesses, now, 4);
+        assert!((60..90).contains(&compared) && rejected > 100, "{compared} {rejected}");
         let now = now + Duration::from_secs(60);
         guesses.right_at(HOME, &Proof::default(), now);
         assert_eq!(minute(&guesses, now, 4), (240, 0));
         let now = now + Duration::from_secs(60);
-        let (compared, refused) = minute(&guesses, now, 1000);
+        let (compared, rejected) = minute(&guesses, now, 1000);
         // Above the limit 20 per second are compared, whatever the rate.
-        assert!((1000..60 * 20 + 110).contains(&compared) && refused > 10_000, "{compared} {refused}");
+        assert!((1000..60 * 20 + 110).contains(&compared) && rejected > 10_000, "{compared} {rejected}");
         let later = now + PROVEN_TTL;
         assert_eq!(guesses.admit_at(HOME, later), Ok(()));
         (0..20).for_each(|n| _ = guess(&guesses, HOME, n, later));

@@ -19,10 +19,10 @@ use tokio_tungstenite::{
 use super::{connect::Target, connection::EARLY_FRAMES_MAX, *};
 use crate::message::DeviceId;
 
-/// Time limit of a step: long for a machine, short for a person.
-const SOON: Duration = Duration::from_secs(5);
+/// Longest duration of a step.
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time without a frame that counts as silence.
-const A_MOMENT: Duration = Duration::from_millis(100);
+const SILENCE_DELAY: Duration = Duration::from_millis(100);
 
 const HELLO: &str = r#"{"op":10,"d":{"c_reconnect_interval":2500,"c_authentication_timeout":10000,"rules":[]}}"#;
 
@@ -36,14 +36,19 @@ impl Peer {
 
     /// Returns the next text from the client.
     async fn read(&mut self) -> String {
-        match timeout(SOON, self.0.next()).await.expect("in time").expect("not closed").unwrap() {
+        match timeout(STEP_TIMEOUT, self.0.next())
+            .await
+            .expect("a frame within 5 s")
+            .expect("an open connection")
+            .unwrap()
+        {
             Message::Text(text) => text.as_str().to_owned(),
             other => panic!("{other:?}"),
         }
     }
 
     async fn is_silent(&mut self) -> bool {
-        timeout(A_MOMENT, self.0.next()).await.is_err()
+        timeout(SILENCE_DELAY, self.0.next()).await.is_err()
     }
 
     async fn close(&mut self, code: u16, reason: &'static str) {
@@ -81,7 +86,7 @@ async fn authenticated() -> (Connection, Peer) {
 
 /// Returns the next event as text.
 async fn next(client: &mut Connection) -> String {
-    match timeout(SOON, client.next()).await.expect("in time").unwrap() {
+    match timeout(STEP_TIMEOUT, client.next()).await.expect("an event within 5 s").unwrap() {
         ConnectionEvent::Message { op, data, kind, position } => format!("{op} {data} {kind:?} {position:?}"),
         ConnectionEvent::Resumed { first, last, missed } => {
             let missed = missed.map(|missed| format!("{}-{} {}", missed.from, missed.to, missed.reason));
@@ -186,7 +191,7 @@ async fn heartbeat_is_acknowledged_after_message_before_it_is_finished() {
     peer.send(r#"{"op":0,"d":1}"#).await;
     peer.send(r#"{"op":1,"d":{}}"#).await;
     assert_eq!(next(&mut client).await, "0 1 None None");
-    assert!(peer.is_silent().await, "acknowledged a message that the application has not finished");
+    assert!(peer.is_silent().await, "no acknowledgement before the application has finished the message");
 
     peer.send(r#"{"op":0,"d":2}"#).await;
     assert_eq!(next(&mut client).await, "0 2 None None");
@@ -217,8 +222,8 @@ async fn heartbeat_after_authenticated_is_acknowledged_before_events_are_read() 
     peer.send(r#"{"op":0,"d":1}"#).await;
     peer.send(r#"{"op":1,"d":{}}"#).await;
     assert!(peer.is_silent().await);
-    while !matches!(timeout(SOON, client.next()).await.unwrap(), Some(Event::Message(_))) {}
-    _ = timeout(A_MOMENT, client.next()).await;
+    while !matches!(timeout(STEP_TIMEOUT, client.next()).await.unwrap(), Some(Event::Message(_))) {}
+    _ = timeout(SILENCE_DELAY, client.next()).await;
     assert_eq!(peer.read().await, r#"{"op":11,"d":{}}"#);
 }
 
@@ -250,7 +255,7 @@ async fn frames_before_authenticated_are_returned_after_it_in_order() {
     };
     let (user, ()) = tokio::join!(client.authenticate(token("alice"), true), server);
     user.unwrap();
-    assert!(peer.is_silent().await, "acknowledged an unread message");
+    assert!(peer.is_silent().await, "no acknowledgement of an unread message");
     assert_eq!(next(&mut client).await, "0 1 None None");
     assert_eq!(next(&mut client).await, "0 2 None None");
     assert_eq!(peer.read().await, r#"{"op":11,"d":{}}"#);
@@ -303,7 +308,7 @@ async fn malformed_frame_is_an_error() {
     for frame in ["", "no JSON", "[]", r#"{"d":{}}"#, r#"{"op":"0"}"#, r#"{"op":10,"d":7}"#] {
         let (mut client, mut peer) = authenticated().await;
         peer.send(frame).await;
-        let event = timeout(SOON, client.next()).await.expect("in time");
+        let event = timeout(STEP_TIMEOUT, client.next()).await.expect("an event within 5 s");
         assert!(matches!(event, Err(ClientError::Protocol(_))), "{frame:?}: {event:?}");
     }
 }
@@ -311,9 +316,9 @@ async fn malformed_frame_is_an_error() {
 #[tokio::test]
 async fn close_sends_close_frame() {
     let (client, mut peer) = authenticated().await;
-    let server = async { timeout(SOON, peer.0.next()).await.expect("in time") };
-    let ((), goodbye) = tokio::join!(client.close(), server);
-    assert!(matches!(goodbye, Some(Ok(Message::Close(Some(frame)))) if frame.code == CloseCode::Normal));
+    let server = async { timeout(STEP_TIMEOUT, peer.0.next()).await.expect("a frame within 5 s") };
+    let ((), last) = tokio::join!(client.close(), server);
+    assert!(matches!(last, Some(Ok(Message::Close(Some(frame)))) if frame.code == CloseCode::Normal));
 }
 
 #[tokio::test]

@@ -31,15 +31,18 @@ async fn respond(answer: String) -> (String, JoinHandle<ReceivedRequest>) {
     let task = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut read = Vec::new();
-        let asked = loop {
-            assert!(stream.read_buf(&mut read).await.unwrap() > 0, "the request ended early");
+        let request = loop {
+            assert!(
+                stream.read_buf(&mut read).await.unwrap() > 0,
+                "expected a complete request before the connection ends"
+            );
             let text = String::from_utf8(read.clone()).unwrap();
-            if let Some(asked) = complete(&text) {
-                break asked;
+            if let Some(request) = complete(&text) {
+                break request;
             }
         };
         stream.write_all(answer.as_bytes()).await.unwrap();
-        asked
+        request
     });
     (url, task)
 }
@@ -65,7 +68,7 @@ fn id(id: &str) -> UserId {
 async fn dispatch_sends_documented_request() {
     let answer = json!({ "recipients": 3, "online": 1, "offline": 1, "stored": 2, "duplicate": false,
         "rejected": [{ "user": "c", "reason": "quota" }], "addedLater": 1 });
-    let (url, asked) = responder("200 OK", &answer.to_string()).await;
+    let (url, request) = responder("200 OK", &answer.to_string()).await;
     let mut message = Message::new("X", &json!({ "n": 1 })).unwrap();
     message.o.sync = false;
     let recipients = Recipients::Users(vec![id("a"), id("b")]);
@@ -74,11 +77,11 @@ async fn dispatch_sends_documented_request() {
     assert_eq!(result.stored, 2);
     assert_eq!(result.rejected, [Rejected { user: "c".into(), reason: "quota".into() }]);
 
-    let asked = asked.await.unwrap();
-    assert_eq!(asked.line, "POST /v1/dispatch HTTP/1.1");
-    assert!(asked.head.contains(&format!("\r\nauthorization: bearer {KEY}")), "{}", asked.head);
-    assert!(asked.head.contains("\r\ncontent-type: application/json"), "{}", asked.head);
-    let body: serde_json::Value = serde_json::from_str(&asked.body).unwrap();
+    let request = request.await.unwrap();
+    assert_eq!(request.line, "POST /v1/dispatch HTTP/1.1");
+    assert!(request.head.contains(&format!("\r\nauthorization: bearer {KEY}")), "{}", request.head);
+    assert!(request.head.contains("\r\ncontent-type: application/json"), "{}", request.head);
+    let body: serde_json::Value = serde_json::from_str(&request.body).unwrap();
     let expected = json!({ "message": { "op": 0, "d": { "n": 1 }, "t": "X", "o": { "sync": false } },
         "recipients": ["a", "b"], "excluding": ["c"] });
     assert_eq!(body, expected);
@@ -86,42 +89,43 @@ async fn dispatch_sends_documented_request() {
 
 #[tokio::test]
 async fn broadcast_recipient_is_star() {
-    let (url, asked) = responder("200 OK", r#"{"recipients":0,"online":0,"offline":0}"#).await;
+    let (url, request) = responder("200 OK", r#"{"recipients":0,"online":0,"offline":0}"#).await;
     let message = Message::new("X", &json!({})).unwrap();
     dispatcher(&url).dispatch(&message, &Recipients::Everyone, &[]).await.unwrap();
-    let body = asked.await.unwrap().body;
+    let body = request.await.unwrap().body;
     assert_eq!(body, r#"{"message":{"op":0,"d":{},"t":"X"},"recipients":["*"]}"#);
 }
 
 #[tokio::test]
 async fn each_call_uses_its_endpoint() {
     let user = r#"{"id":"a/b c","online":true,"connections":1,"pending":2,"pendingBytes":30,"lastSequence":7}"#;
-    let (url, asked) = responder("200 OK", user).await;
+    let (url, request) = responder("200 OK", user).await;
     let user = dispatcher(&url).user(&id("a/b c")).await.unwrap();
     assert_eq!((user.id.as_str(), user.pending, user.last_sequence), ("a/b c", 2, 7));
-    assert_eq!(asked.await.unwrap().line, "GET /v1/users/a%2Fb%20c HTTP/1.1");
+    assert_eq!(request.await.unwrap().line, "GET /v1/users/a%2Fb%20c HTTP/1.1");
 
-    let (url, asked) = responder("200 OK", r#"{"users":[{"id":"a","online":true,"pending":0}],"cursor":"x&y"}"#).await;
+    let (url, request) =
+        responder("200 OK", r#"{"users":[{"id":"a","online":true,"pending":0}],"cursor":"x&y"}"#).await;
     let page = dispatcher(&url).users(true, Some("w&x"), Some(2)).await.unwrap();
     assert_eq!((page.users.len(), page.cursor.as_deref()), (1, Some("x&y")));
-    assert_eq!(asked.await.unwrap().line, "GET /v1/users?online=true&cursor=w%26x&limit=2 HTTP/1.1");
+    assert_eq!(request.await.unwrap().line, "GET /v1/users?online=true&cursor=w%26x&limit=2 HTTP/1.1");
 
-    let (url, asked) = responder("200 OK", r#"{"users":[],"cursor":null}"#).await;
+    let (url, request) = responder("200 OK", r#"{"users":[],"cursor":null}"#).await;
     dispatcher(&url).users(false, None, None).await.unwrap();
-    assert_eq!(asked.await.unwrap().line, "GET /v1/users HTTP/1.1");
+    assert_eq!(request.await.unwrap().line, "GET /v1/users HTTP/1.1");
 
-    let (url, asked) = responder("200 OK", r#"{"messages":[{"s":4,"op":0,"d":{"n":1.0},"t":"X"}]}"#).await;
+    let (url, request) = responder("200 OK", r#"{"messages":[{"s":4,"op":0,"d":{"n":1.0},"t":"X"}]}"#).await;
     let page = dispatcher(&url).messages(&id("a"), 3, None).await.unwrap();
     assert_eq!((page.messages[0].s, page.messages[0].d.as_ref().unwrap().get()), (4, r#"{"n":1.0}"#));
-    assert_eq!(asked.await.unwrap().line, "GET /v1/users/a/messages?after=3 HTTP/1.1");
+    assert_eq!(request.await.unwrap().line, "GET /v1/users/a/messages?after=3 HTTP/1.1");
 
-    let (url, asked) = responder("200 OK", r#"{"cleared":5}"#).await;
+    let (url, request) = responder("200 OK", r#"{"cleared":5}"#).await;
     assert_eq!(dispatcher(&url).clear(&id("a")).await.unwrap(), Cleared { cleared: 5 });
-    assert_eq!(asked.await.unwrap().line, "DELETE /v1/users/a/messages HTTP/1.1");
+    assert_eq!(request.await.unwrap().line, "DELETE /v1/users/a/messages HTTP/1.1");
 
-    let (url, asked) = responder("204 No Content", "").await;
+    let (url, request) = responder("204 No Content", "").await;
     dispatcher(&url).disconnect(&id("a")).await.unwrap();
-    assert_eq!(asked.await.unwrap().line, "POST /v1/users/a/disconnect HTTP/1.1");
+    assert_eq!(request.await.unwrap().line, "POST /v1/users/a/disconnect HTTP/1.1");
 }
 
 /// In a path `..` is a relative step, however it is escaped, so it must not be sent.
@@ -171,10 +175,10 @@ async fn response_of_other_server_is_invalid() {
 #[tokio::test]
 async fn endless_response_is_bounded() {
     let body = " ".repeat(RESPONSE_BYTES_MAX + 1);
-    let (url, asked) = responder("200 OK", &body).await;
+    let (url, request) = responder("200 OK", &body).await;
     let error = dispatcher(&url).user(&id("a")).await.unwrap_err();
     assert!(error.to_string().contains("16 MiB"), "{error}");
-    asked.abort();
+    request.abort();
 }
 
 #[tokio::test]

@@ -159,11 +159,11 @@ impl IntoResponse for ApiError {
 mod tests {
     use super::*;
 
-    /// Programs depend on status and code, so the documented table must be right.
+    /// Programs depend on the documented status and code.
     #[test]
     fn api_error_has_its_row_in_the_documented_table() {
         let guide = include_str!("../guide/http-api.md");
-        let why = || "x".to_owned();
+        let reason = || "x".to_owned();
         for error in [
             ApiError::NoKey,
             ApiError::WrongKey,
@@ -174,20 +174,20 @@ mod tests {
             ApiError::UserUnknown,
             ApiError::MethodNotAllowed,
             ApiError::MediaType,
-            ApiError::Encoding(why()),
+            ApiError::Encoding(reason()),
             ApiError::TooLarge(1),
             ApiError::Message(MessageError::TooLarge { bytes: 1 }),
             ApiError::TooSlow,
-            ApiError::Body(why()),
-            ApiError::BadJson(why()),
-            ApiError::Shape(why()),
+            ApiError::Body(reason()),
+            ApiError::BadJson(reason()),
+            ApiError::Shape(reason()),
             ApiError::Busy("x"),
             ApiError::BackupElsewhere,
             ApiError::NoPortals,
             ApiError::ManyPortals,
             ApiError::Head("x"),
             ApiError::Foreign("x"),
-            ApiError::Parameter(why()),
+            ApiError::Parameter(reason()),
             ApiError::SyncOff,
             ApiError::Message(MessageError::TooDeep),
             ApiError::User(UserIdError::Empty),
@@ -201,7 +201,10 @@ mod tests {
             let (status, code) = error.row();
             let row = guide.lines().find(|line| line.starts_with("| `") && line.contains(&format!("`{code}`")));
             let row = row.unwrap_or_else(|| panic!("{code} is not documented"));
-            assert!(row.contains(&format!("| {} |", status.as_u16())), "{code} is {status}, but: {row}");
+            assert!(
+                row.contains(&format!("| {} |", status.as_u16())),
+                "expected {code} with {status} in the row {row}"
+            );
         }
     }
 }

@@ -168,26 +168,26 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn idle_event_stream_sends_comments_until_hub_is_drained() {
         let pool = Portals::new(true, Bounds::default(), Arc::new(Metrics::new()));
-        let over = watch::Sender::new(false);
-        let mut events = EventStream { portal: pool.join(false).unwrap(), over: over.subscribe(), first: None };
+        let drained = watch::Sender::new(false);
+        let mut events = EventStream { portal: pool.join(false).unwrap(), over: drained.subscribe(), first: None };
         for _ in 0..3 {
             let began = tokio::time::Instant::now();
             assert_eq!(events.chunk().await.unwrap(), b":\n\n");
             assert_eq!(began.elapsed().as_secs(), KEEP_ALIVE_INTERVAL.as_secs());
         }
-        over.send_replace(true);
+        drained.send_replace(true);
         assert_eq!(events.chunk().await, None);
     }
 
-    fn written(what: Item) -> String {
+    fn written(item: Item) -> String {
         let mut out = Vec::new();
-        write(&mut out, &StreamId::from_text("ab"), &TakenItem { number: 3, item: what });
+        write(&mut out, &StreamId::from_text("ab"), &TakenItem { number: 3, item });
         String::from_utf8(out).unwrap()
     }
 
-    fn event(user: Option<&str>, what: ClientEventKind) -> Item {
+    fn event(user: Option<&str>, kind: ClientEventKind) -> Item {
         let user = user.map(|id| UserId::new(id).unwrap());
-        Item::Event(Arc::new(ClientEvent { connection: 7, origin: EventOrigin::Local, user, kind: what }))
+        Item::Event(Arc::new(ClientEvent { connection: 7, origin: EventOrigin::Local, user, kind }))
     }
 
     #[test]

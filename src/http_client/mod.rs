@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn name_of_private_address_is_not_connected_to() {
+    async fn connection_to_name_of_private_address_is_rejected() {
         // The name passes the check of the URL, but its address is rejected.
         let resolver = PublicResolver::new(false);
         let rejected = resolver.resolve("localhost".parse().unwrap()).await.err().expect("a rejection").to_string();

@@ -113,15 +113,15 @@ mod tests {
     use crate::hub::{Attach, tests::hub};
 
     #[derive(Default)]
-    struct Written(Mutex<Vec<String>>);
+    struct Recorder(Mutex<Vec<String>>);
 
-    impl Listener for Written {
+    impl Listener for Recorder {
         fn event(&self, _: ConnectionId, event: Event<'_>) {
             let text = match event {
                 Event::Connection => "connection".to_owned(),
                 Event::Authentication { user } => format!("authentication {user}"),
-                Event::Message { user, message } => format!("{user:?} says {:?}", message.data),
-                Event::Disconnection { user, code, .. } => format!("{user:?} goes {code}"),
+                Event::Message { user, message } => format!("message {user:?} {:?}", message.data),
+                Event::Disconnection { user, code, .. } => format!("disconnection {user:?} {code}"),
             };
             self.0.lock().push(text);
         }
@@ -129,9 +129,9 @@ mod tests {
 
     #[tokio::test]
     async fn events_of_a_connection_arrive_once_and_in_order() {
-        let (hub, written) = (hub(Duration::ZERO), Arc::new(Written::default()));
+        let (hub, recorder) = (hub(Duration::ZERO), Arc::new(Recorder::default()));
         let earlier = hub.connect();
-        hub.listen(written.clone());
+        hub.listen(recorder.clone());
         let mut connected = hub.connect();
         connected.receive(InboundMessage::new(0, Some("1"), None));
         let attach = Attach { should_sync: true, after: None, device: None };
@@ -145,12 +145,12 @@ mod tests {
         drop(earlier);
         let expected = [
             "connection",
-            "None says Some(\"1\")",
+            "message None Some(\"1\")",
             "authentication alice",
-            "Some(\"alice\") says Some(\"2\")",
-            "Some(\"alice\") goes 1000",
-            "None goes 1006",
+            "message Some(\"alice\") Some(\"2\")",
+            "disconnection Some(\"alice\") 1000",
+            "disconnection None 1006",
         ];
-        assert_eq!(written.0.lock()[..], expected);
+        assert_eq!(recorder.0.lock()[..], expected);
     }
 }

@@ -1,4 +1,4 @@
-//! Sessions over an embedded store in memory, without a socket.
+//! Tests sessions over an embedded store in memory, without a socket.
 
 use std::{
     sync::Arc,
@@ -100,16 +100,17 @@ async fn send_with(hub: &Hub, ttl: Option<Duration>, key: Option<&str>) {
     assert_eq!(hub.dispatch(dispatch).await.unwrap().rejected, []);
 }
 
+// covers: G2
 #[tokio::test]
 async fn resuming_client_receives_every_entry_and_unacknowledged_ones_again() {
-    // Also with pacing: a resuming client sets the pace itself.
-    for pace in [Duration::ZERO, SLOW] {
-        let (hub, now) = (hub(pace), Instant::now());
+    // The redelivery interval does not apply to a resuming client.
+    for interval in [Duration::ZERO, SLOW] {
+        let (hub, now) = (hub(interval), Instant::now());
         send(&hub, 3).await;
         let connected = hub.connect();
         let mut session = connected.attach(alice(), after(0, None), now).unwrap();
         assert_eq!(sent_to_resuming(&mut session, now), ["1..3", "1", "2", "3"]);
-        assert_eq!(session.unacknowledged(), None, "it is not asked for acknowledgements");
+        assert_eq!(session.unacknowledged(), None, "no acknowledgement is requested of a resuming client");
         send(&hub, 2).await;
         session.log_has_more();
         assert_eq!(sent_to_resuming(&mut session, now), ["4", "5"]);
@@ -117,13 +118,14 @@ async fn resuming_client_receives_every_entry_and_unacknowledged_ones_again() {
         drop(session);
         let mut session = connected.attach(alice(), after(4, None), now).unwrap();
         assert_eq!(sent_to_resuming(&mut session, now), ["5..5", "5"]);
-        assert!(session.acknowledge_through(99), "only what was written counts");
+        assert!(session.acknowledge_through(99), "an acknowledgement beyond the last entry covers only sent entries");
         drop(session);
         let mut session = connected.attach(alice(), after(2, None), now).unwrap();
         assert_eq!(sent_to_resuming(&mut session, now), ["6..5 3-5 received"]);
     }
 }
 
+// covers: G4
 #[tokio::test]
 async fn gaps_are_sent_in_order_with_their_reasons() {
     let (hub, now) = (hub(Duration::ZERO), Instant::now());
@@ -137,13 +139,14 @@ async fn gaps_are_sent_in_order_with_their_reasons() {
     assert_eq!(sent_to_resuming(&mut session, now), ["4..5 1-2 cleared 3-3 collapsed", "4", "5"]);
     send_with(&hub, None, Some("score")).await;
     session.log_has_more();
-    assert_eq!(sent_to_resuming(&mut session, now), ["6"], "it has received 5");
+    assert_eq!(sent_to_resuming(&mut session, now), ["6"], "no gap for 5, which the session has sent");
     drop(session);
-    // It resumes after 4, without having acknowledged anything else.
+    // The client resumes after 4, and has acknowledged nothing else.
     let mut session = connected.attach(alice(), after(4, None), now).unwrap();
     assert_eq!(sent_to_resuming(&mut session, now), ["6..6 5-5 collapsed", "6"]);
 }
 
+// covers: G4
 #[tokio::test]
 async fn expired_entry_after_the_last_one_is_reported_as_a_gap() {
     let (hub, now) = (hub(Duration::ZERO), Instant::now());
@@ -156,7 +159,7 @@ async fn expired_entry_after_the_last_one_is_reported_as_a_gap() {
         }
     })
     .await
-    .expect("it expires");
+    .expect("the entry expires within 10 s");
     let connected = hub.connect();
     let mut session = connected.attach(alice(), after(0, None), now).unwrap();
     assert_eq!(sent_to_resuming(&mut session, now), ["1..2", "1", "1..2 2-2 expired"]);
@@ -169,16 +172,16 @@ async fn entry_acknowledged_by_one_device_is_still_sent_to_another() {
     let (phone, tablet) = (hub.connect(), hub.connect());
     let mut first = phone.attach(alice(), after(0, Some("phone")), now).unwrap();
     assert_eq!(sent_to_resuming(&mut first, now), ["1..2", "1", "2"]);
-    // It attaches before the phone has acknowledged, so the entries are pending for it too.
+    // The tablet attaches before the phone has acknowledged, so the entries are pending for it too.
     let mut second = tablet.attach(alice(), Attach { after: None, ..after(0, Some("tablet")) }, now).unwrap();
     assert!(first.acknowledge_through(2));
     assert_eq!(next(&mut second, now), [1, 2]);
     drop(second);
     let mut second = tablet.attach(alice(), Attach { after: None, ..after(0, Some("tablet")) }, now).unwrap();
-    assert_eq!(next(&mut second, now), [1, 2], "it has not acknowledged them");
+    assert_eq!(next(&mut second, now), [1, 2], "the tablet has not acknowledged them");
     acknowledge(&mut second);
     let left = hub.store.read(&alice(), 0, ReadLimit { entries: 10, bytes: 1 << 20 }).unwrap();
-    assert!(left.entries.is_empty(), "both have acknowledged them");
+    assert!(left.entries.is_empty(), "both devices have acknowledged them");
 }
 
 #[tokio::test]
@@ -189,10 +192,11 @@ async fn explicit_acknowledgement_of_a_client_that_does_not_resume_is_rejected()
     assert!(!session.acknowledge_through(1));
 }
 
+// covers: G2
 #[tokio::test]
 async fn entry_acknowledged_by_one_connection_is_still_sent_to_another() {
-    for pace in [Duration::ZERO, SLOW] {
-        let (hub, now) = (hub(pace), Instant::now());
+    for interval in [Duration::ZERO, SLOW] {
+        let (hub, now) = (hub(interval), Instant::now());
         send(&hub, 3).await;
         let (first, second) = (hub.connect(), hub.connect());
         let mut first = first.attach(alice(), Attach::default(), now).unwrap();
@@ -206,6 +210,7 @@ async fn entry_acknowledged_by_one_connection_is_still_sent_to_another() {
     }
 }
 
+// covers: G2
 #[tokio::test]
 async fn live_entry_that_overtook_a_paced_backlog_is_not_redelivered() {
     let (hub, now) = (hub(SLOW), Instant::now());
@@ -231,7 +236,7 @@ async fn paced_backlog_after_start_is_due_one_interval_later_and_live_entries_at
     session.start_pacing(started);
     assert_eq!(next(&mut session, started), [] as [Seq; 0]);
     send(&hub, 1).await;
-    assert_eq!(next(&mut session, started), [3], "the live one");
+    assert_eq!(next(&mut session, started), [3], "the live entry is sent at once");
     assert_eq!(next(&mut session, started + SLOW), [1]);
 }
 
@@ -263,7 +268,7 @@ async fn user_with_a_session_is_online_until_the_last_one_ends() {
     assert_eq!(hub.online(None, 10).await, [alice()]);
     drop(other);
     assert!(hub.online(None, 10).await.is_empty());
-    assert_eq!(hub.connections(), 2, "the connections are still there");
+    assert_eq!(hub.connections(), 2, "the connections stay open");
 }
 
 #[tokio::test]
@@ -289,13 +294,14 @@ async fn broadcast_with_an_id_counts_the_same_connections() {
     let _alice = first.attach(alice(), Attach::default(), Instant::now()).unwrap();
     let _bob = second.attach(UserId::new("bob").unwrap(), Attach::default(), Instant::now()).unwrap();
     let payload = Payload::encode(0, None, Some("T")).unwrap();
-    let deduplicate = Dispatch { excluding: vec![alice()], ..Dispatch::new(payload, Recipients::Everyone) };
-    let with = Dispatch { id: Some(crate::message::DispatchId::new("x").unwrap()), ..deduplicate.clone() };
-    let (deduplicate, with) = (hub.dispatch(deduplicate).await.unwrap(), hub.dispatch(with).await.unwrap());
-    assert_eq!((deduplicate.recipients, deduplicate.online), (1, 1));
-    assert_eq!(with, deduplicate);
+    let plain = Dispatch { excluding: vec![alice()], ..Dispatch::new(payload, Recipients::Everyone) };
+    let with_id = Dispatch { id: Some(crate::message::DispatchId::new("x").unwrap()), ..plain.clone() };
+    let (plain, with_id) = (hub.dispatch(plain).await.unwrap(), hub.dispatch(with_id).await.unwrap());
+    assert_eq!((plain.recipients, plain.online), (1, 1));
+    assert_eq!(with_id, plain);
 }
 
+// covers: G6
 #[tokio::test]
 async fn damaged_user_does_not_hide_others_in_the_list() {
     let (tables, mut options) = (Memory::default(), Options::default());
@@ -308,7 +314,7 @@ async fn damaged_user_does_not_hide_others_in_the_list() {
         while tables.blocks_of("alice") == 0 || tables.blocks_of("bob") == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        // Until the flush it is read from memory.
+        // Until the flush the entry is read from memory.
         while hub.pending(&alice(), 0, 10).await.is_ok() {
             _ = tables.damage_block("alice");
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -140,7 +140,7 @@ mod tests {
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Fields {
-        #[allow(dead_code, reason = "only read")]
+        #[allow(dead_code, reason = "only deserialized")]
         name: String,
     }
 

@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn json_other_than_a_string_is_rejected() {
-        for (json, why) in [
+        for (json, expected) in [
             ("7", "integer `7`, expected a string"),
             ("-7", "integer `-7`, expected a string"),
             ("1.5", "floating point `1.5`, expected a string"),
@@ -216,7 +216,7 @@ mod tests {
             ("\"a", "EOF"),
         ] {
             let error = serde_json::from_str::<JsonString<'_>>(json).expect_err(json).to_string();
-            assert!(error.contains(why), "{json}: {error}");
+            assert!(error.contains(expected), "{json}: expected {expected:?} in {error:?}");
         }
         assert!(serde_json::from_slice::<JsonString<'_>>(b"\"\xed\xa0\xbd\"").is_err(), "WTF-8 is no UTF-8");
     }

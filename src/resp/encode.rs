@@ -59,6 +59,6 @@ mod tests {
         assert_eq!(written(|out| bulk(out, b"a\r\nb")), "$4\r\na\r\nb\r\n");
         assert_eq!(written(nil), "$-1\r\n");
         assert_eq!(written(|out| array(out, 2)), "*2\r\n");
-        assert_eq!(written(|out| error(out, "ERR a\r\n+OK\u{1b}")), "-ERR a  +OK \r\n", "it stays one reply");
+        assert_eq!(written(|out| error(out, "ERR a\r\n+OK\u{1b}")), "-ERR a  +OK \r\n", "the error stays one reply");
     }
 }

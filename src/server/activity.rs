@@ -232,10 +232,10 @@ mod tests {
         keyed.activity.become_idle(began + Duration::from_secs(1));
         keyed.activity.has_key();
         let evicted = |entry: &Entry| entry.activity.evicted.load(Ordering::Acquire);
-        for (at, next) in [&late, &early, &stalled, &idle, &keyed].into_iter().enumerate() {
-            assert!(!evicted(next), "{at}");
-            assert_eq!(all.evict_without_key(), at < 4, "{at}");
-            assert!((at < 4 || all.evict()) && evicted(next), "{at}");
+        for (rank, next) in [&late, &early, &stalled, &idle, &keyed].into_iter().enumerate() {
+            assert!(!evicted(next), "rank {rank}");
+            assert_eq!(all.evict_without_key(), rank < 4, "rank {rank}");
+            assert!((rank < 4 || all.evict()) && evicted(next), "rank {rank}");
         }
         assert!(!all.evict() && !evicted(&busy));
         drop((early, busy, stalled, idle, keyed, late));

@@ -123,9 +123,9 @@ mod tests {
         let limiter = ConnectionLimiter::new(3, 2);
         let [one, two] = ["10.0.0.1", "10.0.0.2"].map(|address| address.parse::<IpAddr>().unwrap());
         let (first, second) = (limiter.acquire(one).unwrap(), limiter.acquire(one).unwrap());
-        assert_eq!(limiter.acquire(one).err(), Some(Full::Address), "two of one address at most");
+        assert_eq!(limiter.acquire(one).err(), Some(Full::Address), "expected at most two of one address");
         let third = limiter.acquire(two).unwrap();
-        assert_eq!(limiter.acquire(two).err(), Some(Full::All), "three in all at most");
+        assert_eq!(limiter.acquire(two).err(), Some(Full::All), "expected at most three in all");
         let held = first.clone();
         drop(first);
         assert_eq!((limiter.acquire(two).err(), limiter.in_use()), (Some(Full::All), 3));

@@ -99,21 +99,21 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn portal_ids_are_read_by_the_next_process() {
+    async fn persisted_portal_ids_are_read_by_the_next_process() {
         let directory = tempfile::tempdir().unwrap();
         let ids = || PortalIdFile::in_store(directory.path());
         assert_eq!(ids().read(), []);
         let one = AnnouncedPortal { id: "one\n".into(), address: [10, 0, 0, 1].into() };
         let (portals, stop) = (watch::Sender::new(Vec::new()), watch::Sender::new(false));
         let (mut announced, stopped) = (portals.subscribe(), stop.subscribe());
-        let kept = ids();
-        let keeping = tokio::spawn(async move { kept.persist(&mut announced, stopped).await });
+        let file = ids();
+        let persisting = tokio::spawn(async move { file.persist(&mut announced, stopped).await });
         portals.send_replace(vec![one.clone()]);
-        // An earlier change is written all the same.
+        // A change before the stop is still written.
         stop.send_replace(true);
-        keeping.await.unwrap();
+        persisting.await.unwrap();
         assert_eq!(ids().read(), [one]);
         std::fs::write(directory.path().join("portals.json"), "{").unwrap();
-        assert_eq!(ids().read(), [], "and the server starts all the same");
+        assert_eq!(ids().read(), [], "an unreadable file counts as empty, so that the server starts");
     }
 }

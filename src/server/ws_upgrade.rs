@@ -224,7 +224,7 @@ mod tests {
         let origins = ["https://good.com".to_owned()];
         let with = |origin| status(&[("origin", Some(origin))], Some(&origins));
         assert_eq!(with("https://good.com"), None);
-        assert_eq!(status(&[], Some(&origins)), None, "a program that is no browser");
+        assert_eq!(status(&[], Some(&origins)), None, "a client that is not a browser sends no Origin");
         for evil in ["https://good.com.evil", "http://good.com", "https://good.com:8443", "null", "https://GOOD.com"] {
             assert_eq!(with(evil), Some(403), "{evil}");
         }

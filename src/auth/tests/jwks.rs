@@ -1,4 +1,4 @@
-//! Tests published keys and their replacement.
+//! Tests keys of a JWKS and their replacement.
 
 use std::time::Duration;
 
@@ -49,8 +49,10 @@ async fn is_alice(jwt: &Jwt, token: &str) -> Result<(), AuthError> {
 }
 
 fn assert_rejected_with(result: Result<(), AuthError>, expected: &str) {
-    let Err(AuthError::Rejected(reason)) = &result else { panic!("{result:?}, and not refused: {expected}") };
-    assert!(reason.contains(expected), "{reason}\n  lacks {expected}");
+    let Err(AuthError::Rejected(reason)) = &result else {
+        panic!("expected a rejection with {expected:?}, not {result:?}")
+    };
+    assert!(reason.contains(expected), "expected {expected:?} in {reason:?}");
 }
 
 #[tokio::test]
@@ -79,7 +81,7 @@ async fn token_is_verified_with_its_published_key_and_algorithm() {
     (small["n"], small["kid"]) = ("AQAB".into(), "small".into());
     receiver.otherwise(set(&[
         json!("nonsense"),
-        json!({ "kty": "unheard-of", "kid": "new" }),
+        json!({ "kty": "unknown", "kid": "new" }),
         rsa.clone(),
         untyped,
         for_encryption,
@@ -134,7 +136,7 @@ async fn token_is_verified_with_its_published_key_and_algorithm() {
         let unsigned = format!("{}.{}.", craft::base64(none), craft::base64(r#"{"id":"alice"}"#));
         assert!(matches!(is_alice(&jwt, &unsigned).await, Err(AuthError::Rejected(_))), "{none}");
     }
-    assert_eq!(receiver.requests().len(), 1, "whatever was named");
+    assert_eq!(receiver.requests().len(), 1, "one request, whichever key a token names");
     assert!(receiver.requests()[0].line.starts_with("GET /hooks "));
 }
 
@@ -181,7 +183,7 @@ async fn keys_are_refreshed_in_background_and_kept_until_max_stale() {
     let token = token("ed", Some("ed"), Algorithm::EdDSA);
     is_alice(&jwt, &token).await.unwrap();
     // Each of these responses is invalid in another way, and none removes the key.
-    let many: Vec<Value> = (0..101).map(|n| json!({ "kty": "unheard-of", "kid": n.to_string() })).collect();
+    let many: Vec<Value> = (0..101).map(|n| json!({ "kty": "unknown", "kid": n.to_string() })).collect();
     receiver.script([
         Answer::status(500),
         Answer::With(302, format!("location: {}\r\n", receiver.url()), String::new()),
@@ -194,10 +196,10 @@ async fn keys_are_refreshed_in_background_and_kept_until_max_stale() {
         Answer::Endless(200),
     ]);
     receiver.otherwise(Answer::status(503));
-    let mut asked = 1;
-    while asked < 10 {
-        is_alice(&jwt, &token).await.unwrap_or_else(|error| panic!("request {asked}: {error}"));
-        asked = receiver.requests().len();
+    let mut requests = 1;
+    while requests < 10 {
+        is_alice(&jwt, &token).await.unwrap_or_else(|error| panic!("request {requests}: {error}"));
+        requests = receiver.requests().len();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     // Advances the clock past `max_stale`.
@@ -207,7 +209,7 @@ async fn keys_are_refreshed_in_background_and_kept_until_max_stale() {
     let end = tokio::time::Instant::now() + Duration::from_secs(30);
     let stale = loop {
         match is_alice(&jwt, &token).await {
-            Ok(()) => assert!(tokio::time::Instant::now() < end, "the key is still used"),
+            Ok(()) => assert!(tokio::time::Instant::now() < end, "the key is still accepted 30 s after max_stale"),
             Err(error) => break error,
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -215,7 +217,7 @@ async fn keys_are_refreshed_in_background_and_kept_until_max_stale() {
     assert!(matches!(&stale, AuthError::Unavailable(why) if why.contains("the keys for tokens")), "{stale}");
     receiver.otherwise(set(&[published("ed", "ed", Algorithm::EdDSA)]));
     while is_alice(&jwt, &token).await.is_err() {
-        assert!(tokio::time::Instant::now() < end, "no further request is made");
+        assert!(tokio::time::Instant::now() < end, "no key was fetched within 30 s");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

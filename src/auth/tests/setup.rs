@@ -42,7 +42,7 @@ fn unusable_key_is_rejected_with_advice() {
         (temporary(&large), "at most 65536 bytes"),
     ] {
         let error = Jwt::new(&jwt).expect_err(expected).to_string();
-        assert!(error.contains(expected), "{error}\n  lacks {expected}");
+        assert!(error.contains(expected), "expected {expected:?} in {error:?}");
     }
 }
 

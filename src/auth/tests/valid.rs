@@ -54,7 +54,10 @@ fn user_id_is_read_from_id_then_sub_or_configured_claim() {
     }
     let jwt = config::Jwt { id_claim: Some("uid".into()), ..with_secret() };
     assert_eq!(check(&jwt, &hs256(&json!({ "uid": "carol", "id": "alice" }))).unwrap().id.as_str(), "carol");
-    assert!(check(&jwt, &hs256(&json!({ "id": "alice", "sub": "alice" }))).is_err(), "no falling back");
+    assert!(
+        check(&jwt, &hs256(&json!({ "id": "alice", "sub": "alice" }))).is_err(),
+        "the configured claim has no fallback"
+    );
 }
 
 #[test]
@@ -68,7 +71,7 @@ fn user_claim_is_merged_and_cannot_change_id() {
         assert_eq!(Value::Object(check(&jwt, &hs256(&claims)).unwrap().user), user, "{claims}");
     }
     let identity = check(&with_secret(), &hs256(&json!({ "id": "a", "user": { "name": "A" } }))).unwrap();
-    assert_eq!(Value::Object(identity.user), json!({ "id": "a" }), "only where configured");
+    assert_eq!(Value::Object(identity.user), json!({ "id": "a" }), "the user claim is read only if configured");
 }
 
 #[test]
@@ -100,11 +103,15 @@ fn token_is_valid_from_nbf_until_exp_plus_leeway() {
     let identity = check(&with_secret(), &hs256(&json!({ "id": "a", "nbf": NOW, "exp": NOW + 1 }))).unwrap();
     assert_eq!(identity.expires, Some(now() + Duration::from_secs(1)));
     let identity = check(&leeway, &hs256(&json!({ "id": "a", "nbf": NOW + 5, "exp": NOW - 4 }))).unwrap();
-    assert_eq!(identity.expires, Some(now() + Duration::from_secs(1)), "it is let in for as long as it would be again");
+    assert_eq!(
+        identity.expires,
+        Some(now() + Duration::from_secs(1)),
+        "the identity expires with the token: exp plus leeway"
+    );
     assert!(check(&with_secret(), &hs256(&json!({ "id": "a", "exp": 1_700_000_000.5 }))).is_ok());
 }
 
-/// Issuers of existing tokens set these; they have no effect here.
+/// Issuers of existing tokens set these fields.
 #[test]
 fn other_header_fields_are_ignored() {
     for header in [

@@ -60,17 +60,17 @@ async fn unpaired_surrogate_is_forwarded_both_ways_and_rejected_in_id() {
 async fn rejection_differs_from_unavailable_webhook() {
     let receiver = Receiver::start();
     let webhook = webhook_for(&receiver, |webhook| webhook.timeout = Duration::from_secs(60));
-    // For responses that do not arrive; others may be slow on a busy machine.
-    let impatient = webhook_for(&receiver, |webhook| webhook.timeout = Duration::from_millis(300));
+    // For responses that never arrive. Other responses may be slow on a busy machine.
+    let short_timeout = webhook_for(&receiver, |webhook| webhook.timeout = Duration::from_millis(300));
     let other = Receiver::start();
     let location = format!("location: {}\r\n", other.url());
     for status in [401, 403] {
         receiver.script([Answer::status(status)]);
-        let refused = webhook.authenticate(&data("a")).await;
-        assert!(matches!(refused, Err(AuthError::Rejected(_))), "{status}: {refused:?}");
+        let rejected = webhook.authenticate(&data("a")).await;
+        assert!(matches!(rejected, Err(AuthError::Rejected(_))), "{status}: {rejected:?}");
     }
     receiver.script([Answer::json(json!({ "id": "alice", "expires": 1 }))]);
-    assert!(matches!(webhook.authenticate(&data("a")).await, Err(AuthError::Rejected(_))), "it has expired");
+    assert!(matches!(webhook.authenticate(&data("a")).await, Err(AuthError::Rejected(_))), "the identity has expired");
     for (answer, expected) in [
         (Answer::status(500), "answered 500"),
         (Answer::status(404), "answered 404"),
@@ -95,10 +95,12 @@ async fn rejection_differs_from_unavailable_webhook() {
         (Answer::Close, ""),
     ] {
         receiver.script([answer.clone()]);
-        let asked = if matches!(answer, Answer::Silence | Answer::Late(..)) { &impatient } else { &webhook };
-        let result = asked.authenticate(&data("a")).await;
-        let Err(AuthError::Unavailable(reason)) = &result else { panic!("{answer:?} gave {result:?}") };
-        assert!(reason.contains(expected), "{answer:?}: {reason}\n  lacks {expected}");
+        let client = if matches!(answer, Answer::Silence | Answer::Late(..)) { &short_timeout } else { &webhook };
+        let result = client.authenticate(&data("a")).await;
+        let Err(AuthError::Unavailable(reason)) = &result else {
+            panic!("{answer:?}: expected Unavailable, not {result:?}")
+        };
+        assert!(reason.contains(expected), "{answer:?}: expected {expected:?} in {reason:?}");
     }
     assert_eq!(other.connections(), 0, "no redirect is followed");
     let port = receiver.address.port();
@@ -117,11 +119,11 @@ async fn concurrent_requests_are_bounded_and_waiting_counts_towards_timeout() {
     let webhook = webhook_for(&receiver, |webhook| {
         (webhook.concurrency, webhook.timeout) = (3, Duration::from_millis(500));
     });
-    let clients = data("a");
+    let data = data("a");
     let began = std::time::Instant::now();
-    let all = futures_util::future::join_all((0..20).map(|_| webhook.authenticate(&clients))).await;
+    let all = futures_util::future::join_all((0..20).map(|_| webhook.authenticate(&data))).await;
     assert!(all.iter().all(|one| matches!(one, Err(AuthError::Unavailable(_)))), "{all:?}");
-    // One after another they would take 10 s.
+    // If waiting did not count towards the timeout, 20 requests, 3 at a time, would take 3.5 s.
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert_eq!(receiver.requests().len(), 3);
 }

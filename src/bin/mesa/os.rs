@@ -132,13 +132,17 @@ mod tests {
     async fn port_in_use_is_an_error_with_a_remedy() {
         let first = listen("127.0.0.1", 0).unwrap();
         let port = first.local_addr().unwrap().port();
-        let Err(Failure::Failed(reason)) = listen("127.0.0.1", port) else { panic!("listened twice") };
+        let Err(Failure::Failed(reason)) = listen("127.0.0.1", port) else {
+            panic!("expected an error, not a second listener on one port")
+        };
         assert!(reason.contains("in use") && reason.contains("--port"), "{reason}");
     }
 
     #[tokio::test]
     async fn address_of_another_machine_is_an_error_with_a_remedy() {
-        let Err(Failure::Failed(reason)) = listen("192.0.2.1", 0) else { panic!("listened elsewhere") };
+        let Err(Failure::Failed(reason)) = listen("192.0.2.1", 0) else {
+            panic!("expected an error, not a listener on the address of another machine")
+        };
         assert!(reason.contains("0.0.0.0"), "{reason}");
     }
 }

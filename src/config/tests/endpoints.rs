@@ -1,4 +1,4 @@
-//! Errors of the webhook and JWKS settings.
+//! Tests errors of the webhook and JWKS settings.
 
 use super::*;
 
@@ -85,7 +85,7 @@ fn endpoint_with_invalid_setting_is_rejected_with_a_hint() {
     ];
     for (text, expected) in cases {
         let problems = problems(&text);
-        assert!(problems.contains(expected), "{text}:\n{problems}\n  lacks {expected}");
+        assert!(problems.contains(expected), "{text}: expected {expected:?} in {problems:?}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Error texts of invalid configurations.
+//! Tests error texts of invalid configurations.
 
 use serde_json::json;
 
@@ -153,8 +153,8 @@ fn invalid_value_is_an_error_with_key_and_hint() {
     ];
     for (text, expected) in cases {
         let error = problems(text);
-        assert!(error.contains(expected), "{text}\n  gave {error}\n  not  {expected}");
-        assert_eq!(error.lines().count(), 1, "{text} is one problem:\n{error}");
+        assert!(error.contains(expected), "{text}: expected {expected:?} in {error:?}");
+        assert_eq!(error.lines().count(), 1, "{text}: expected one problem:\n{error}");
         assert!(error.ends_with('.') && !error.contains(".."), "{error}");
     }
 }
@@ -200,9 +200,9 @@ fn all_problems_are_reported_at_once_with_their_origins() {
     assert_eq!(in_file, 3, "{text}");
 }
 
-/// A value that cannot be decoded is replaced by its default, which causes no further problem.
+/// A value that cannot be decoded is replaced by its default, so it causes no second problem.
 #[test]
-fn one_mistake_is_one_problem() {
+fn undecodable_value_is_reported_as_one_problem() {
     let error = problems("{ sync: { enabled: true }, authentication: { jwt: { secret: 7 } } }");
     assert_eq!(error.lines().count(), 1, "{error}");
     assert!(error.contains("authentication.jwt.secret must be a string, but is 7"), "{error}");
@@ -240,7 +240,7 @@ fn syntax_error_has_line_and_column() {
         ("{ port: Infinity }", "a number must be finite"),
     ] {
         let error = problems(text);
-        assert!(error.contains(expected), "{text} gave {error}");
+        assert!(error.contains(expected), "{text}: expected {expected:?} in {error:?}");
         assert_eq!(error.lines().count(), 1, "{error}");
     }
 }
@@ -297,14 +297,21 @@ fn config_built_in_code_is_validated() {
         |config| config.store.durability = Durability::Interval(Duration::ZERO),
         "store.durability has an interval of 0",
     );
-    assert_eq!(Config::default().validate().unwrap().len(), 2, "no authentication, no API keys");
+    assert_eq!(
+        Config::default().validate().unwrap().len(),
+        2,
+        "one warning for no authentication, one for no API keys"
+    );
 }
 
 #[test]
 fn weak_setting_causes_a_warning() {
     let warned = |text: &str, expected: &str| {
         let warnings = load_text(text).unwrap().warnings;
-        assert!(warnings.iter().any(|warning| warning.contains(expected)), "{text} gave {warnings:?}");
+        assert!(
+            warnings.iter().any(|warning| warning.contains(expected)),
+            "{text}: expected {expected:?} in {warnings:?}"
+        );
     };
     warned("{ authentication: { jwt: { secret: '0123456789abcdef' } } }", "16 bytes; 32 or more are advised");
     warned("{ host: '127.0.0.1', authentication: { insecure: true } }", "every token is accepted");
@@ -322,9 +329,8 @@ fn weak_setting_causes_a_warning() {
 }
 
 proptest::proptest! {
-    /// Any text is parsed or rejected.
     #[test]
-    fn no_text_panics(text in r#"[{}\[\]:,'"a-c0-9 \\/\*.xXuU+\-eENInft\n\u{2028}é]{0,60}"#) {
+    fn arbitrary_text_is_parsed_or_rejected_without_panic(text in r#"[{}\[\]:,'"a-c0-9 \\/\*.xXuU+\-eENInft\n\u{2028}é]{0,60}"#) {
         let _ = file::parse(&text);
         let _ = file::parse(&format!("{{ a: {text} }}"));
     }

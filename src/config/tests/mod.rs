@@ -1,4 +1,4 @@
-//! Tests of the configuration: every key, its default, its variable and its rendering.
+//! Tests the configuration: every key, its default, its variable and its rendering.
 
 mod endpoints;
 mod errors;
@@ -44,7 +44,7 @@ fn nested(name: &str, value: Value) -> Value {
     name.rsplit('.').fold(value, |value, word| serde_json::json!({ word: value }))
 }
 
-/// The object in the documentation of the original, unchanged.
+/// Object in the documentation of the original, unchanged.
 const DOCUMENTED: &str = "{
   port: 4000,
   redis: 'redis://localhost:6379',            // cluster builds only
@@ -52,9 +52,9 @@ const DOCUMENTED: &str = "{
   authentication: { storeConnectedUsers: true }
 }";
 
-/// A key for the HTTP API.
+/// Key for the HTTP API.
 const API_KEY: &str = "0123456789abcdef";
-/// A secret that is long enough to cause no warning.
+/// Secret that is long enough to cause no warning.
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 #[test]
@@ -159,7 +159,7 @@ fn leaf(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(_, leaf)| leaf)
 }
 
-/// Returns a value that is not the default, for each key that has a field.
+/// Returns a value other than the default, for each key that has a field.
 fn another(key: &schema::Key, default: &Value) -> Option<Value> {
     Some(match key.kind {
         Kind::Bool => (!default.as_bool().unwrap_or(false)).into(),
@@ -314,5 +314,5 @@ fn rendered_config_has_no_secret() {
     let loaded = load_text(&text).unwrap();
     let shown = format!("{loaded:?} {:?} {}", loaded.config, loaded.config.effective());
     assert!([secret, API_KEY, password].iter().all(|each| !shown.contains(each)), "{shown}");
-    assert!(load_text(&loaded.config.effective().to_string()).is_err(), "a mask is no secret");
+    assert!(load_text(&loaded.config.effective().to_string()).is_err(), "a masked secret is rejected");
 }

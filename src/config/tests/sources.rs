@@ -1,4 +1,4 @@
-//! Sources of the configuration, and their precedence.
+//! Tests the sources of the configuration and their precedence.
 
 use serde_json::json;
 
@@ -10,7 +10,7 @@ fn flag(name: &str, value: impl Into<Value>, typed: &str) -> (String, Value, Str
 
 #[test]
 fn later_source_overrides_an_earlier_one() {
-    let everywhere = |change: fn(&mut Sources)| {
+    let from_all_sources = |change: fn(&mut Sources)| {
         load_with("{ port: 1, reconnect: { enabled: false } }", |sources| {
             sources.dev = true;
             sources.env = env(&[("MESA_PORT", "2"), ("RECONNECTS_ENABLED", "off")]);
@@ -20,15 +20,15 @@ fn later_source_overrides_an_earlier_one() {
         .unwrap()
         .config
     };
-    assert_eq!(everywhere(|_| {}).port, 3);
-    assert_eq!(everywhere(|sources| sources.flags.clear()).port, 2);
-    let file = everywhere(|sources| {
+    assert_eq!(from_all_sources(|_| {}).port, 3);
+    assert_eq!(from_all_sources(|sources| sources.flags.clear()).port, 2);
+    let file = from_all_sources(|sources| {
         sources.flags.clear();
         sources.env.clear();
     });
     assert_eq!(file.port, 1);
     assert!(!file.reconnect.enabled, "the file overrides --dev");
-    let dev = everywhere(|sources| *sources = Sources { dev: true, ..Sources::default() });
+    let dev = from_all_sources(|sources| *sources = Sources { dev: true, ..Sources::default() });
     assert_eq!((dev.port, dev.reconnect.enabled, dev.host.as_str()), (4000, true, "127.0.0.1"));
     assert_eq!(load(&Sources::default()).unwrap().config, Config::default());
 }
@@ -115,17 +115,17 @@ fn durability_accepts_three_forms_in_each_source() {
 
 #[test]
 fn unknown_variable_with_our_prefix_is_ignored_with_a_warning() {
-    let unknown = [("MESA_PROT", "1"), ("MESA_QUITE_UNHEARD_OF", "1"), ("MESA_BIN", "/usr/bin/mesa")];
+    let unknown = [("MESA_PROT", "1"), ("MESA_QUITE_UNKNOWN", "1"), ("MESA_BIN", "/usr/bin/mesa")];
     let loaded = load_with("{}", |sources| sources.env = env(&unknown)).unwrap();
     assert_eq!(loaded.config, Config::default());
     for expected in [
         "the environment variable MESA_PROT is no setting and is ignored; the nearest setting is MESA_PORT",
-        "the environment variable MESA_QUITE_UNHEARD_OF is no setting and is ignored",
+        "the environment variable MESA_QUITE_UNKNOWN is no setting and is ignored",
         "the environment variable MESA_BIN is no setting and is ignored",
     ] {
         assert!(loaded.warnings.iter().any(|warning| warning == expected), "{expected}: {:?}", loaded.warnings);
     }
-    let many = (0..1000).map(|at| (format!("MESA_UNHEARD_{at}"), "x".to_owned())).collect();
+    let many = (0..1000).map(|at| (format!("MESA_UNKNOWN_{at}"), "x".to_owned())).collect();
     let loaded = load_with("{}", |sources| sources.env = many).unwrap();
     assert!(loaded.warnings.len() < 30, "{} warnings", loaded.warnings.len());
     assert!(loaded.warnings.iter().any(|warning| warning.starts_with("980 more environment variables")));
@@ -208,7 +208,7 @@ fn dev_listens_on_loopback_only() {
     let key = loaded.generated_api_key.unwrap();
     assert!(key.len() == 32 && key.bytes().all(|byte| byte.is_ascii_hexdigit()), "{key}");
     assert_eq!(config.api.keys, std::slice::from_ref(&key));
-    assert_ne!(dev("{}").unwrap().generated_api_key.unwrap(), key, "generated anew each time");
+    assert_ne!(dev("{}").unwrap().generated_api_key.unwrap(), key, "each start generates another key");
 
     let error = dev("{ host: '0.0.0.0' }").unwrap_err().to_string();
     assert!(error.contains("authentication.insecure accepts every token, and host 0.0.0.0"), "{error}");
@@ -217,7 +217,7 @@ fn dev_listens_on_loopback_only() {
     let jwt =
         dev(&json!({ "authentication": { "jwt": { "secret": SECRET } }, "api": { "keys": [API_KEY] } }).to_string());
     let jwt = jwt.unwrap();
-    assert!(!jwt.config.authentication.insecure, "with JWTs no token is a user id");
+    assert!(!jwt.config.authentication.insecure, "a configured JWT turns the insecure method off");
     assert_eq!(jwt.generated_api_key, None);
     assert_eq!(load_text("{}").unwrap().generated_api_key, None, "without dev no key is generated");
 }
@@ -234,7 +234,7 @@ fn null_in_the_file_does_not_override_default_or_environment() {
 }
 
 #[test]
-fn portals_are_on_with_dev() {
+fn portals_are_enabled_by_setting_or_dev() {
     let loaded = load_text("{ portal: { enabled: true, distributeLoad: false } }").unwrap();
     assert_eq!(loaded.config.portal, Portal { enabled: true, distribute_load: false, webhook: None });
     assert!(!load_text("{}").unwrap().config.portal.enabled);

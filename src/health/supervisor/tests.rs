@@ -4,8 +4,8 @@ use super::*;
 
 #[tokio::test(start_paused = true)]
 async fn task_that_ends_unexpectedly_is_not_ready_and_restarts_with_its_state() {
-    let (health, over) = (Arc::<Health>::default(), Arc::<AtomicBool>::default());
-    let should_end = over.clone();
+    let (health, ended) = (Arc::<Health>::default(), Arc::<AtomicBool>::default());
+    let should_end = ended.clone();
     let supervised = supervise(
         health.clone(),
         "task",

@@ -93,12 +93,12 @@ async fn idle_stream_stays_open_and_partial_line_times_out() {
     assert_eq!(stream.result().await.unwrap(), ACCEPTED);
     tokio::time::sleep(std::time::Duration::from_secs(3600)).await;
     stream.send(TO_ALICE).await;
-    assert_eq!(stream.result().await.unwrap(), ACCEPTED, "after an hour");
+    assert_eq!(stream.result().await.unwrap(), ACCEPTED, "expected a result after an hour without lines");
     let (head, tail) = TO_ALICE.split_at(9);
     stream.send(head).await;
     tokio::time::timeout(std::time::Duration::from_secs(29), stream.result()).await.unwrap_err();
     stream.send(tail).await;
-    assert_eq!(stream.result().await.unwrap(), ACCEPTED, "after half a minute in the middle of a line");
+    assert_eq!(stream.result().await.unwrap(), ACCEPTED, "expected a result after 29 s in the middle of a line");
     stream.send(head).await;
     let error = stream.result().await.unwrap();
     assert!(error.contains(r#""code":"too_slow""#), "{error}");

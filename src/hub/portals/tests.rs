@@ -1,4 +1,4 @@
-//! The pool, without a socket.
+//! Tests the pool of portals, without a socket.
 
 use std::{
     collections::BTreeMap,
@@ -28,8 +28,8 @@ const BOUNDS: Bounds = Bounds {
     stall_timeout: Duration::from_secs(30),
 };
 
-fn pool(in_turn: bool) -> Arc<Portals> {
-    Portals::new(in_turn, BOUNDS, Arc::new(Metrics::new()))
+fn pool(round_robin: bool) -> Arc<Portals> {
+    Portals::new(round_robin, BOUNDS, Arc::new(Metrics::new()))
 }
 
 /// Sends the numbers of a range as client messages.
@@ -52,7 +52,7 @@ fn number(event: &ClientEvent) -> u64 {
 fn event(taken: TakenItem) -> Arc<ClientEvent> {
     match taken.item {
         Item::Event(event) => event,
-        Item::Gap(count) => panic!("a marker: {count:?}"),
+        Item::Gap(count) => panic!("expected an event, not a marker: {count:?}"),
     }
 }
 
@@ -70,7 +70,7 @@ fn numbered(portal: &mut Portal) -> Vec<(u64, u64)> {
             Item::Event(_) => all.push((taken.number, std::mem::take(&mut missed))),
         }
     }
-    assert_eq!(missed, 0, "an event follows a marker");
+    assert_eq!(missed, 0, "expected an event after each marker");
     all
 }
 
@@ -83,7 +83,7 @@ fn event_goes_to_one_portal_round_robin_and_to_each_that_requested_all() {
     let mut shared = [take_numbers(&mut one), take_numbers(&mut two)];
     shared.sort();
     assert_eq!(shared, [[0, 2], [1, 3]]);
-    assert_eq!(take_numbers(&mut all), [0, 1, 2, 3], "and none that happened before it joined");
+    assert_eq!(take_numbers(&mut all), [0, 1, 2, 3], "no event from before it joined");
     drop(two);
     drop(one);
     send(&pool, 4..6);
@@ -110,12 +110,12 @@ fn random_selection_uses_every_portal() {
 fn full_portal_is_skipped_and_full_pool_drops_the_oldest_with_a_marker() {
     let pool = pool(true);
     let (mut slow, mut quick) = (pool.join(false).unwrap(), pool.join(false).unwrap());
-    let mut quickly = Vec::new();
+    let mut quick_numbers = Vec::new();
     for n in 0..20 {
         send(&pool, n..n + 1);
-        quickly.extend(take_numbers(&mut quick));
+        quick_numbers.extend(take_numbers(&mut quick));
     }
-    assert_eq!(quickly.len(), 16, "all but the four that fit into the slow portal's queue");
+    assert_eq!(quick_numbers.len(), 16, "all but the four that fit into the slow portal's queue");
     assert_eq!(pool.metrics.portal_events_dropped.get(), 0);
     send(&pool, 20..26);
     assert_eq!(pool.metrics.portal_events_dropped.get(), 2);
@@ -183,8 +183,8 @@ fn events_of_disconnected_portal_go_to_the_next_that_joins() {
 #[test]
 fn stalled_portal_is_disconnected_and_unresumed_queue_is_removed() {
     let pool = pool(true);
-    let (dead, mut other) = (pool.join(false).unwrap(), pool.join(false).unwrap());
-    let stream = dead.stream().clone();
+    let (stalled, mut other) = (pool.join(false).unwrap(), pool.join(false).unwrap());
+    let stream = stalled.stream().clone();
     send(&pool, 0..4);
     let now = Instant::now();
     assert_eq!(take_numbers(&mut other).len(), 2);
@@ -197,7 +197,7 @@ fn stalled_portal_is_disconnected_and_unresumed_queue_is_removed() {
     pool.sweep(now + BOUNDS.stall_timeout * 2 + BOUNDS.resume_timeout * 2);
     assert!(pool.resume(&stream, 0).is_none());
     assert_eq!(pool.metrics.portals.get(), 1);
-    drop(dead);
+    drop(stalled);
     assert_eq!(pool.metrics.portals.get(), 1);
 }
 
@@ -273,10 +273,10 @@ fn queued_event_equals_the_client_event() {
     pool.event(3, Event::Message { user: Some(&alice), message: InboundMessage::new(30, None, Some("T")) });
     pool.event(3, Event::Disconnection { user: Some(&alice), code: 1000, reason: "" });
     let events: Vec<Arc<ClientEvent>> = std::iter::from_fn(|| portal.try_next()).map(event).collect();
-    let whats: Vec<&ClientEventKind> = events.iter().map(|event| &event.kind).collect();
+    let kinds: Vec<&ClientEventKind> = events.iter().map(|event| &event.kind).collect();
     let message = ClientEventKind::Message { op: 30, data: None, kind: Some("T".into()) };
     assert_eq!(
-        whats,
+        kinds,
         [&ClientEventKind::Connection, &ClientEventKind::Authentication, &message, &ClientEventKind::Disconnection]
     );
     let users: BTreeMap<bool, usize> = events.iter().fold(BTreeMap::new(), |mut count, event| {
@@ -296,11 +296,11 @@ impl RemotePortals for RecordedCalls {
     }
 
     fn add(&self, portal: &str) {
-        self.0.lock().push((0, format!("{portal} comes"), false));
+        self.0.lock().push((0, format!("add {portal}"), false));
     }
 
     fn remove(&self, portal: &str) {
-        self.0.lock().push((0, format!("{portal} goes"), false));
+        self.0.lock().push((0, format!("remove {portal}"), false));
     }
 
     fn set_wants_all(&self, _: bool) {}
@@ -327,21 +327,21 @@ fn remote_portals_are_chosen_and_receive_events_through_the_cluster() {
     let (pool, calls) = clustered();
     let mut portal = pool.join(false).unwrap();
     let name = portal.stream().as_str().to_owned();
-    pool.set_remote(&["far".into()], false);
+    pool.set_remote(&["remote-portal".into()], false);
     send(&pool, 0..4);
     let calls_made = std::mem::take(&mut *calls.0.lock());
-    assert_eq!(calls_made[0].1, format!("{name} comes"));
+    assert_eq!(calls_made[0].1, format!("add {name}"));
     let mut numbers: Vec<u64> = calls_made[1..].iter().map(|call| call.0).chain(take_numbers(&mut portal)).collect();
     numbers.sort_unstable();
     assert_eq!((calls_made.len(), numbers), (3, vec![0, 1, 2, 3]));
-    assert!(calls_made[1..].iter().all(|(_, to, redispatched)| to == "Remote(\"far\")" && !redispatched));
+    assert!(calls_made[1..].iter().all(|(_, to, redispatched)| to == "Remote(\"remote-portal\")" && !redispatched));
     // An observer there receives every event.
-    pool.set_remote(&["far".into()], true);
+    pool.set_remote(&["remote-portal".into()], true);
     send(&pool, 4..6);
     let calls_made = std::mem::take(&mut *calls.0.lock());
     let to: Vec<&str> = calls_made.iter().map(|call| call.1.as_str()).collect();
     assert_eq!(to.len(), 2);
-    assert!(to.contains(&format!("Local(\"{name}\")").as_str()) && to.contains(&"Remote(\"far\")"), "{to:?}");
+    assert!(to.contains(&format!("Local(\"{name}\")").as_str()) && to.contains(&"Remote(\"remote-portal\")"), "{to:?}");
     assert_eq!(take_numbers(&mut portal).len(), 1);
     // The connection to the other server is lost.
     pool.set_remote(&[], false);
@@ -350,7 +350,7 @@ fn remote_portals_are_chosen_and_receive_events_through_the_cluster() {
 }
 
 #[test]
-fn remote_event_for_a_gone_portal_is_redispatched_once() {
+fn remote_event_for_a_disconnected_portal_is_redispatched_once() {
     let (pool, calls) = clustered();
     let (mut portal, mut all) = (pool.join(false).unwrap(), pool.join(true).unwrap());
     let name = portal.stream().as_str().to_owned();
@@ -364,16 +364,16 @@ fn remote_event_for_a_gone_portal_is_redispatched_once() {
     LocalPortals::deliver(&*pool, event(3), Some(&name), true);
     assert_eq!((take_numbers(&mut portal), take_numbers(&mut all)), (vec![1, 3], vec![1, 2]));
     drop(portal);
-    pool.set_remote(&["far".into()], false);
+    pool.set_remote(&["remote-portal".into()], false);
     calls.0.lock().clear();
     LocalPortals::deliver(&*pool, event(4), Some(&name), false);
     LocalPortals::deliver(&*pool, event(5), Some(&name), true);
-    assert_eq!(*calls.0.lock(), [(4, "Remote(\"far\")".to_owned(), true)]);
+    assert_eq!(*calls.0.lock(), [(4, "Remote(\"remote-portal\")".to_owned(), true)]);
     assert_eq!(take_numbers(&mut all), [4]);
 }
 
 #[test]
-fn portal_that_resumes_anywhere_is_sent_a_marker_for_each_jump() {
+fn portal_resumed_at_random_numbers_receives_a_marker_for_each_gap() {
     let (mut exact, mut unknown) = (0, 0);
     for seed in 0..300_u64 {
         let (pool, mut random) = (pool(true), seed);
@@ -414,5 +414,5 @@ fn portal_that_resumes_anywhere_is_sent_a_marker_for_each_jump() {
         }
         assert_eq!((expected, is_known), (sent, true));
     }
-    assert!(exact > 0 && unknown > 0, "{exact} {unknown}");
+    assert!(exact > 0 && unknown > 0, "expected both kinds of markers: {exact} exact, {unknown} unknown");
 }

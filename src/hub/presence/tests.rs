@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn pages_in_sequence_list_each_user_once() {
+fn consecutive_pages_list_each_user_once() {
     let presence = Presence::default();
     let ids: Vec<UserId> = (0..10).map(|n| UserId::new(&format!("u{n}")).unwrap()).collect();
     ids.iter().rev().for_each(|id| presence.set_session_count(id, 1));

@@ -1,4 +1,4 @@
-//! Rules of the cursor, as tables.
+//! Tests the cursor of a session.
 
 use super::*;
 

@@ -20,10 +20,10 @@ fn greeting_always_has_rules_array() {
     assert_eq!(hello(&all), text);
 }
 
-/// Compares with `data/protocol/stock-exchange.txt`, recorded from a server of the original, byte for byte.
+/// Compares with `data/protocol/original-exchange.txt`, recorded from a server of the original, byte for byte.
 #[test]
 fn frames_equal_those_of_original() {
-    let recorded = include_str!("../../../data/protocol/stock-exchange.txt");
+    let recorded = include_str!("../../../data/protocol/original-exchange.txt");
     let from_server: Vec<&str> = recorded.lines().filter_map(|line| line.strip_prefix("server ")).collect();
     let user = json!({"id": "alice"});
     let mut ours = vec![

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Returns the commands in an input that arrives in `chunks`.
+/// Returns the commands in an input that arrives in `chunks`, the violation, and whether the input ends in a command.
 fn split<'a>(
     bytes_max: usize,
     chunks: impl IntoIterator<Item = &'a [u8]>,
@@ -20,8 +20,8 @@ fn split<'a>(
             }
         }
     }
-    let middle = parser.is_in_command(&buffer);
-    (found, None, middle)
+    let is_in_command = parser.is_in_command(&buffer);
+    (found, None, is_in_command)
 }
 
 fn words(commands: &[&[&str]]) -> Vec<Vec<String>> {
@@ -76,7 +76,7 @@ fn invalid_input_is_rejected_at_its_first_wrong_byte() {
         assert_eq!(split(100, [text.as_bytes()]), (vec![], Some(violation), true), "{text:?}");
     }
     let both = format!("*2\r\n$60\r\n{}\r\n$41\r\n", "x".repeat(60));
-    assert_eq!(split(100, [both.as_bytes()]).1, Some(TooLong(100)), "the limit is for all arguments together");
+    assert_eq!(split(100, [both.as_bytes()]).1, Some(TooLong(100)), "the limit applies to all arguments together");
 }
 
 #[test]

@@ -7,24 +7,26 @@ fn ids(text: &str) -> Vec<UserId> {
 fn dispatches(text: &str) -> Vec<Dispatch> {
     match parse_publish(text.as_bytes(), 4).unwrap_or_else(|error| panic!("{text}: {error}")) {
         Published::Dispatches(dispatches) => dispatches,
-        other @ Published::Disconnect(_) => panic!("{other:?}"),
+        other @ Published::Disconnect(_) => panic!("expected dispatches, not {other:?}"),
     }
 }
 
 #[test]
 fn published_dispatch_is_parsed_as_the_original_sends_it() {
     let text = r#"{"message":{"op":0,"d":{"n": 1},"t":"T","o":{"sync":false,"more":1},"s":3},"recipients":["a",7]}"#;
-    let [dispatch] = &dispatches(text)[..] else { panic!("one") };
+    let [dispatch] = &dispatches(text)[..] else { panic!("expected one dispatch") };
     assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":{"n": 1},"t":"T"}"#);
     assert!(!dispatch.sync);
     assert_eq!(dispatch.recipients, Recipients::Users(ids("a 7")));
-    let [dispatch] = &dispatches(r#"{"message":{},"recipients":["a","\u0000"]}"#)[..] else { panic!("one") };
+    let [dispatch] = &dispatches(r#"{"message":{},"recipients":["a","\u0000"]}"#)[..] else {
+        panic!("expected one dispatch")
+    };
     assert!(dispatch.sync && dispatch.rejected.len() == 1);
     assert!(
         matches!(&dispatches(r#"{"message":{},"recipients":[]}"#)[..], [one] if one.recipients == Recipients::Users(vec![]))
     );
     let stored = r#"{"message":{"o":{"ttl":5,"collapse":"k"}},"recipients":["a"]}"#;
-    let [dispatch] = &dispatches(stored)[..] else { panic!("one") };
+    let [dispatch] = &dispatches(stored)[..] else { panic!("expected one dispatch") };
     assert_eq!(dispatch.ttl, Some(Duration::from_secs(5)));
     assert_eq!(dispatch.collapse, Some(CollapseKey::new("k").unwrap()));
 }
@@ -32,7 +34,7 @@ fn published_dispatch_is_parsed_as_the_original_sends_it() {
 #[test]
 fn unpaired_surrogate_is_forwarded_in_data_and_rejected_elsewhere() {
     let text = r#"{"message":{"d":"\ud83d","t":"T\ude00"},"recipients":["a","\ud83d",7]}"#;
-    let [dispatch] = &dispatches(text)[..] else { panic!("one") };
+    let [dispatch] = &dispatches(text)[..] else { panic!("expected one dispatch") };
     assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":"\ud83d","t":"T\ude00"}"#);
     assert_eq!(dispatch.recipients, Recipients::Users(ids("a 7")));
     assert_eq!(dispatch.rejected, [Rejected { user: r#""\ud83d""#.into(), reason: Reason::Cut }]);
@@ -54,10 +56,14 @@ fn unpaired_surrogate_is_forwarded_in_data_and_rejected_elsewhere() {
 
 #[test]
 fn user_named_with_broadcast_gets_one_stored_message() {
-    let [everyone, named] = &dispatches(r#"{"message":{"t":"T"},"recipients":["*","a"]}"#)[..] else { panic!("two") };
+    let [everyone, named] = &dispatches(r#"{"message":{"t":"T"},"recipients":["*","a"]}"#)[..] else {
+        panic!("expected two dispatches")
+    };
     assert_eq!((&everyone.recipients, &everyone.excluding), (&Recipients::Everyone, &ids("a")));
     assert_eq!((&named.recipients, named.sync), (&Recipients::Users(ids("a")), true));
-    let [everyone] = &dispatches(r#"{"message":{"t":"T"},"recipients":["*"]}"#)[..] else { panic!("one") };
+    let [everyone] = &dispatches(r#"{"message":{"t":"T"},"recipients":["*"]}"#)[..] else {
+        panic!("expected one dispatch")
+    };
     assert_eq!((&everyone.recipients, &everyone.excluding), (&Recipients::Everyone, &ids("")));
 }
 
@@ -78,7 +84,7 @@ fn hset_value_yields_its_last_message() {
     assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":{"a":[1,2]},"t":"T"}"#);
     assert_eq!(dispatch.recipients, Recipients::Users(ids("a")));
     assert!(!parse(r#"[{"o":{"sync":false}}]"#).unwrap().sync);
-    for (text, why) in [
+    for (text, expected) in [
         ("[]", "HDEL"),
         ("", "not a list"),
         ("{}", "not a list"),
@@ -88,14 +94,14 @@ fn hset_value_yields_its_last_message() {
         (r#"[{"op":5,"t":"DISCONNECT_CLIENT"}]"#, "belongs to the protocol"),
     ] {
         let error = parse(text).unwrap_err();
-        assert!(error.contains(why), "{text}: {error}");
+        assert!(error.contains(expected), "{text}: expected {expected:?} in {error:?}");
     }
 }
 
 #[test]
 fn invalid_publish_is_rejected_with_reason() {
     let deep = format!(r#"{{"message":{{"d":{}{}}},"recipients":[]}}"#, "[".repeat(5000), "]".repeat(5000));
-    for (text, why) in [
+    for (text, expected) in [
         ("", "expected an object"),
         ("nonsense", "expected an object"),
         ("[]", "expected an object"),
@@ -120,7 +126,7 @@ fn invalid_publish_is_rejected_with_reason() {
         (&deep, "deep"),
     ] {
         let error = parse_publish(text.as_bytes(), 4).unwrap_err();
-        assert!(error.contains(why), "{text}: {error}");
+        assert!(error.contains(expected), "{text}: expected {expected:?} in {error:?}");
     }
 }
 

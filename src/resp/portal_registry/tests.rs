@@ -23,7 +23,7 @@ fn portal_is_bound_to_its_own_subscription_in_any_order() {
     assert_eq!(bound(&registry), [(6, vec!["two"])]);
     registry.announce("one", 2, LOCAL, now);
     registry.announce("one", 1, LOCAL, now);
-    assert_eq!(bound(&registry), [(6, vec!["two"])], "one has no subscription yet");
+    assert_eq!(bound(&registry), [(6, vec!["two"])], "portal one has no subscription yet");
     registry.subscribe(3, LOCAL, now);
     registry.announce("two", 4, LOCAL, now);
     add_portal(&mut registry, "other", 7, OTHER, now);
@@ -42,7 +42,7 @@ fn portal_that_leaves_or_disconnects_is_unbound() {
     for number in [4, 5] {
         registry.close(number, now);
     }
-    assert_eq!(bound(&registry)[0], (6, vec!["two"]), "it still subscribes");
+    assert_eq!(bound(&registry)[0], (6, vec!["two"]), "its subscription is still open");
     assert_eq!(registry.unsubscribe(6, now).unwrap().ids, ["two"]);
     assert!(!registry.sweep(now + RETURN_TIMEOUT) && registry.sweep(now + RETURN_TIMEOUT * 2));
     assert_eq!(registry.ids().count(), 0);
@@ -54,11 +54,11 @@ fn returning_subscription_is_bound_to_lost_portal() {
     let mut registry = PortalRegistry::remembered(vec![AnnouncedPortal { id: "one".into(), address: LOCAL }], now);
     registry.subscribe(1, LOCAL, now);
     registry.subscribe(2, OTHER, now);
-    assert_eq!(bound(&registry), [(1, vec![]), (2, vec![])], "it may be a new portal");
+    assert_eq!(bound(&registry), [(1, vec![]), (2, vec![])], "the subscription may belong to a new portal");
     assert!(!registry.sweep(now + ANNOUNCE_TIMEOUT));
     assert_eq!(bound(&registry), [(1, vec!["one"]), (2, vec![])]);
-    assert!(!registry.sweep(now + RETURN_TIMEOUT * 9), "it is bound");
-    // A new portal, whose subscription was bound to the old id.
+    assert!(!registry.sweep(now + RETURN_TIMEOUT * 9), "a bound portal is not removed");
+    // A new portal announces itself after its subscription was bound to the old id.
     let mut registry = PortalRegistry::remembered(vec![AnnouncedPortal { id: "one".into(), address: LOCAL }], now);
     registry.subscribe(3, LOCAL, now);
     registry.sweep(now + ANNOUNCE_TIMEOUT);
@@ -86,13 +86,13 @@ fn ambiguous_subscription_is_bound_to_all_possible_ids() {
 fn swapped_portals_are_rebound_when_one_disconnects() {
     let now = Instant::now();
     let mut registry = PortalRegistry::default();
-    // Interleaved connections: each is taken for the other.
+    // The connections of two portals are interleaved, so each is bound to the other's subscription.
     registry.announce("one", 1, LOCAL, now);
     registry.announce("two", 2, LOCAL, now);
     registry.subscribe(3, LOCAL, now);
     registry.subscribe(4, LOCAL, now);
     assert_eq!(bound(&registry), [(3, vec!["one"]), (4, vec!["two"])]);
-    // In fact the first subscription was that of the second portal, which disconnects.
+    // The first subscription belongs to the second portal, which disconnects.
     registry.close(2, now);
     registry.unsubscribe(3, now);
     assert_eq!(bound(&registry), [(4, vec!["one"])]);

@@ -10,7 +10,7 @@ fn parsed(body: &[u8]) -> Result<PeerClose, (CloseCode, &'static str)> {
         frame.read(&[byte]);
     }
     assert!(frame.is_complete());
-    frame.read(b"what follows");
+    frame.read(b"later bytes");
     frame.parse()
 }
 
@@ -28,10 +28,10 @@ fn legal_close_code_is_accepted() {
 #[test]
 fn illegal_close_frame_has_one_reason_for_each_cause() {
     let causes = [&[3][..], &[3, 0xed], &[3, 0xe7], &[3, 0xe8, 0xff]];
-    let refused: Vec<_> = causes.into_iter().map(|body| parsed(body).unwrap_err()).collect();
-    let codes: Vec<u16> = refused.iter().map(|(code, _)| code.code()).collect();
+    let rejected: Vec<_> = causes.into_iter().map(|body| parsed(body).unwrap_err()).collect();
+    let codes: Vec<u16> = rejected.iter().map(|(code, _)| code.code()).collect();
     assert_eq!(codes, [1002, 1002, 1002, 1007]);
-    let reasons: std::collections::HashSet<&str> = refused.iter().map(|(_, reason)| *reason).collect();
+    let reasons: std::collections::HashSet<&str> = rejected.iter().map(|(_, reason)| *reason).collect();
     assert_eq!(reasons.len(), causes.len());
     assert!(reasons.iter().all(|reason| reason.len() <= 123));
 }

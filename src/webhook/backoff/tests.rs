@@ -4,9 +4,9 @@ use super::*;
 fn delays_double_up_to_bound_and_reset() {
     let millis = Duration::from_millis;
     let mut backoff = Backoff::new(millis(100), millis(1000));
-    for most in [100, 200, 400, 800, 1000, 1000] {
+    for bound in [100, 200, 400, 800, 1000, 1000] {
         let delay = backoff.next(None);
-        assert!((millis(most / 2)..=millis(most)).contains(&delay), "{delay:?} of {most} ms");
+        assert!((millis(bound / 2)..=millis(bound)).contains(&delay), "{delay:?} of {bound} ms");
     }
     for _ in 0..100 {
         assert!(backoff.next(None) <= millis(1000));
@@ -15,6 +15,6 @@ fn delays_double_up_to_bound_and_reset() {
     backoff.reset();
     let delays: Vec<_> = (0..20).map(|_| Backoff::new(millis(100), millis(1000)).next(None)).collect();
     assert!(delays.iter().all(|delay| *delay <= millis(100)));
-    assert!(delays.iter().any(|delay| *delay != delays[0]), "there is no random in {delays:?}");
+    assert!(delays.iter().any(|delay| *delay != delays[0]), "expected jitter in {delays:?}");
     assert!(backoff.next(None) <= millis(100));
 }

@@ -1,4 +1,4 @@
-//! Tests of the arguments: examples in the help, and wrong arguments.
+//! Tests arguments: examples in the help, and invalid arguments.
 
 use clap::CommandFactory as _;
 
@@ -57,7 +57,11 @@ fn every_example_is_parsed() {
         for line in section.lines().filter_map(command_in) {
             let words = shell_words(&line);
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            assert!(parse_words(&words).is_ok(), "{path:?}: {line:?} is read as {words:?}: {:?}", parse_words(&words));
+            assert!(
+                parse_words(&words).is_ok(),
+                "{path:?}: {line:?} is split into {words:?}: {:?}",
+                parse_words(&words)
+            );
             examples += 1;
         }
     }
@@ -97,7 +101,7 @@ fn shell_words(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn wrong_arguments_exit_with_2() {
+fn invalid_arguments_exit_with_2() {
     for line in [
         "",
         "unknown",

@@ -75,16 +75,16 @@ mod tests {
     async fn failed_proxy_keeps_its_sockets_open() {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let proxy = FlakyProxy::start(listener.local_addr().unwrap()).await.unwrap();
-        let mut near = TcpStream::connect(proxy.address()).await.unwrap();
-        let (mut far, _) = listener.accept().await.unwrap();
+        let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
         let mut byte = [0];
-        far.write_all(b"a").await.unwrap();
-        assert_eq!(near.read(&mut byte).await.unwrap(), 1);
+        server.write_all(b"a").await.unwrap();
+        assert_eq!(client.read(&mut byte).await.unwrap(), 1);
 
         proxy.fail();
         tokio::time::sleep(Duration::from_millis(20)).await;
-        far.write_all(b"b").await.unwrap();
-        let silence = tokio::time::timeout(Duration::from_millis(100), near.read(&mut byte)).await;
-        assert!(silence.is_err(), "neither data nor an end came through: {silence:?}");
+        server.write_all(b"b").await.unwrap();
+        let silence = tokio::time::timeout(Duration::from_millis(100), client.read(&mut byte)).await;
+        assert!(silence.is_err(), "expected neither data nor an end from a failed proxy: {silence:?}");
     }
 }

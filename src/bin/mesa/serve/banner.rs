@@ -144,13 +144,13 @@ mod tests {
     use super::*;
 
     fn dev_banner(port: u16) -> String {
-        let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs nothing");
+        let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs no other setting");
         text(&loaded, SocketAddr::from(([127, 0, 0, 1], port)), None, Some("mesa"))
     }
 
     #[test]
     fn banner_has_the_address_of_the_redis_protocol() {
-        let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs nothing");
+        let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs no other setting");
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let text = text(&loaded, address(4000), Some(address(6379)), None);
         assert!(text.contains("\n  original   redis://127.0.0.1:6379 for Dispatchers and Portals"), "{text}");

@@ -12,7 +12,7 @@ fn split<'a>(bytes_max: usize, chunks: impl IntoIterator<Item = &'a [u8]>) -> Ve
                 Line::TooLong => "!".to_owned(),
             });
         }
-        assert!(lines.partial.len() <= bytes_max, "the buffer is above the limit of a line");
+        assert!(lines.partial.len() <= bytes_max, "the buffer holds at most {bytes_max} bytes");
     };
     for chunk in chunks {
         lines.push(Bytes::copy_from_slice(chunk));
@@ -39,10 +39,12 @@ fn line_above_limit_is_reported_once_and_next_is_returned() {
 #[test]
 fn is_in_line_holds_from_first_byte_to_line_end() {
     let mut lines = LineSplitter::new(3);
-    for (chunk, middle) in [("a\n", false), ("a\nb", true), ("\n", false), ("abcd", true), ("e", true), ("\n", false)] {
+    for (chunk, is_in_line) in
+        [("a\n", false), ("a\nb", true), ("\n", false), ("abcd", true), ("e", true), ("\n", false)]
+    {
         lines.push(Bytes::from_static(chunk.as_bytes()));
         while lines.next().is_some() {}
-        assert_eq!(lines.is_in_line(), middle, "{chunk:?}");
+        assert_eq!(lines.is_in_line(), is_in_line, "{chunk:?}");
     }
 }
 

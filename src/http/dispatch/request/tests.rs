@@ -8,7 +8,7 @@ fn error(body: &str) -> String {
 fn dispatched(body: &str) -> Dispatch {
     match read(body.as_bytes(), 3).unwrap() {
         DispatchRequest::Dispatch(dispatch) => dispatch,
-        DispatchRequest::Disconnect(_) => panic!("a dispatch"),
+        DispatchRequest::Disconnect(_) => panic!("expected a dispatch"),
     }
 }
 
@@ -22,8 +22,8 @@ fn dispatch_is_parsed_with_its_data_unchanged() {
     assert_eq!(dispatch.excluding, [UserId::new("c").unwrap()]);
     let dispatch = dispatched(r#"{"message":{},"recipients":["*"]}"#);
     assert!(dispatch.sync && dispatch.recipients == Recipients::Everyone);
-    let nothing = dispatched(r#"{"message":{"o":null},"recipients":["a"],"id":null}"#);
-    assert!(nothing.sync && nothing.id.is_none() && nothing.ttl.is_none() && nothing.collapse.is_none());
+    let nulls = dispatched(r#"{"message":{"o":null},"recipients":["a"],"id":null}"#);
+    assert!(nulls.sync && nulls.id.is_none() && nulls.ttl.is_none() && nulls.collapse.is_none());
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn invalid_recipient_is_rejected_and_others_are_accepted() {
 #[test]
 fn invalid_dispatch_is_rejected_with_reason() {
     let disconnect = r#"{"message":{"op":5,"t":"DISCONNECT_CLIENT","o":{}},"recipients":[]}"#;
-    for (body, why) in [
+    for (body, expected) in [
         ("", "not JSON"),
         ("{", "not JSON"),
         ("[]", "expected an object"),
@@ -88,15 +88,15 @@ fn invalid_dispatch_is_rejected_with_reason() {
         (r#"{"message":{},"recipients":[]} x"#, "not JSON"),
     ] {
         let error_text = error(body);
-        assert!(error_text.contains(why), "{body}: {error_text}");
+        assert!(error_text.contains(expected), "{body}: expected {expected:?} in {error_text:?}");
     }
-    for (body, what) in [
+    for (body, path) in [
         (r#"{"message":{},"recipients":["a\ud83d"],"id":"x\ud83d"}"#, "id has"),
         (r#"{"message":{"d":"\ud83d","o":{"collapse":"\ude00"}},"recipients":["a"]}"#, "message.o.collapse has"),
         (r#"{"message":{},"recipients":["a"],"id":"x\ud83d"}"#, "id has"),
     ] {
         let error = error(body);
-        assert!(error.starts_with(what) && error.contains("half of a surrogate pair"), "{body}: {error}");
+        assert!(error.starts_with(path) && error.contains("half of a surrogate pair"), "{body}: {error}");
     }
     let long = format!(r#"{{"message":{{}},"recipients":[],"id":"{}"}}"#, "x".repeat(129));
     assert!(error(&long).contains("a dispatch id has"));
