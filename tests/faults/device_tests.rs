@@ -1,152 +1,159 @@
-//! The checker, held against what clients that resume may and may not be sent.
+//! Tests the checker on handmade histories of devices and of clients that resume.
 
 use crate::{
     checker::Kind,
-    checker_tests::{Story, answered, begun_in, killed, opened_in, owed, receipt, sent},
+    checker_tests::{History, accepted, backlog, connected, dispatched, dispatching, heartbeat, killed},
     history::{Event, Event::*},
 };
 
-/// Alice comes on a device, behind a sequence or by its cursor.
-fn comes(life: u64, c: u64, device: &str, after: Option<u64>) -> [Event; 2] {
-    [Opening { life, c, user: "alice".into(), after, device: Some(device.into()) }, Opened { c }]
+/// Returns a connection of alice's device that resumes after a sequence, or does not resume.
+fn connected_on(server: u64, c: u64, device: &str, after: Option<u64>) -> [Event; 2] {
+    [Connecting { server, c, user: "alice".into(), after, device: Some(device.into()) }, Connected { c }]
 }
 
-/// What she is told at first, nothing being gone.
-fn told(c: u64, first: u64, last: u64) -> Event {
-    Told { c, first, last, missed: None }
+/// Returns an op 13 without a gap.
+fn resumed(c: u64, first: u64, last: u64) -> Event {
+    Resumed { c, first, last, missed: None }
 }
 
-fn gone(c: u64, from: u64, to: u64, last: u64) -> Event {
-    Told { c, first: to + 1, last, missed: Some((from, to, "received".into())) }
+/// Returns an op 13 with a gap of acknowledged messages.
+fn gap(c: u64, from: u64, to: u64, last: u64) -> Event {
+    Resumed { c, first: to + 1, last, missed: Some((from, to, "received".into())) }
 }
 
-fn confirmed(c: u64, s: u64) -> [Event; 2] {
-    [Confirming { c, s }, Confirmed { c, s }]
+fn acknowledged(c: u64, s: u64) -> [Event; 2] {
+    [Acknowledging { c, s }, Acknowledged { c, s }]
 }
 
-/// Messages 0 and 1 are sent, and then comes what comes on a connection that resumes behind 10.
-fn resumes(events: impl IntoIterator<Item = Event>) -> Story {
-    let story = Story::new().with(sent(0)).with(sent(1)).with(comes(1, 1, "phone", Some(10)));
-    story.with(events).drained(&[("alice", 12)])
-}
-
-#[test]
-fn one_that_resumes_gets_each_sequence_in_turn() {
-    resumes([told(1, 11, 12), owed(1, 0, 11), owed(1, 1, 12)]).is_clean();
-    resumes([owed(1, 0, 11), owed(1, 1, 12)]).shows(Kind::Hole);
-    resumes([told(1, 11, 12), owed(1, 0, 10), owed(1, 1, 11)]).shows(Kind::Numbered);
-    resumes([told(1, 11, 12), owed(1, 0, 11), owed(1, 1, 13)]).shows(Kind::Hole);
-    resumes([told(1, 12, 12), owed(1, 0, 11), owed(1, 1, 12)]).shows(Kind::Hole);
-    resumes([told(1, 11, 9), owed(1, 0, 11), owed(1, 1, 12)]).shows(Kind::Sequence);
-    let live = Received { c: 1, b: 0, n: 1, x: 7, s: None };
-    resumes([told(1, 11, 12), owed(1, 0, 11), live]).shows(Kind::Numbered);
+/// Returns a history with messages 0 and 1, and `events` on connection 1, which resumes after sequence 10.
+fn resumed_after_10(events: impl IntoIterator<Item = Event>) -> History {
+    let history = History::new().with(dispatched(0)).with(dispatched(1)).with(connected_on(1, 1, "phone", Some(10)));
+    history.with(events).drained(&[("alice", 12)])
 }
 
 #[test]
-fn a_sequence_is_one_messages_for_those_that_resume_too() {
-    let story = resumes([told(1, 11, 12), owed(1, 0, 11), owed(1, 1, 12)]);
+fn resumed_connection_with_a_missing_or_wrong_sequence_is_a_violation() {
+    resumed_after_10([resumed(1, 11, 12), backlog(1, 0, 11), backlog(1, 1, 12)]).assert_clean();
+    resumed_after_10([backlog(1, 0, 11), backlog(1, 1, 12)]).assert_violation(Kind::Gap);
+    resumed_after_10([resumed(1, 11, 12), backlog(1, 0, 10), backlog(1, 1, 11)]).assert_violation(Kind::Position);
+    resumed_after_10([resumed(1, 11, 12), backlog(1, 0, 11), backlog(1, 1, 13)]).assert_violation(Kind::Gap);
+    resumed_after_10([resumed(1, 12, 12), backlog(1, 0, 11), backlog(1, 1, 12)]).assert_violation(Kind::Gap);
+    resumed_after_10([resumed(1, 11, 9), backlog(1, 0, 11), backlog(1, 1, 12)]).assert_violation(Kind::Sequence);
+    let without_sequence = Received { c: 1, b: 0, n: 1, x: 7, s: None };
+    resumed_after_10([resumed(1, 11, 12), backlog(1, 0, 11), without_sequence]).assert_violation(Kind::Position);
+}
+
+#[test]
+fn sequence_with_another_message_on_the_next_resume_is_a_violation() {
+    let history = resumed_after_10([resumed(1, 11, 12), backlog(1, 0, 11), backlog(1, 1, 12)]);
     let again = |messages: [u64; 2]| {
-        let story = story.clone().with(comes(1, 2, "phone", Some(10)));
-        story.with([told(2, 11, 12), owed(2, messages[0], 11), owed(2, messages[1], 12)])
+        let history = history.clone().with(connected_on(1, 2, "phone", Some(10)));
+        history.with([resumed(2, 11, 12), backlog(2, messages[0], 11), backlog(2, messages[1], 12)])
     };
-    again([0, 1]).is_clean();
-    again([1, 0]).shows(Kind::Sequence);
+    again([0, 1]).assert_clean();
+    again([1, 0]).assert_violation(Kind::Sequence);
 }
 
-/// The phone has both and confirms them; then it comes again behind 9, and is told what it is told.
-fn comes_again(told: impl IntoIterator<Item = Event>) -> Story {
-    let story = resumes([told_of_both(1)].into_iter().flatten().chain(confirmed(1, 12)));
-    story.with(comes(1, 2, "phone", Some(9))).with(told)
+/// Returns a history in which the phone acknowledges both messages, and resumes after 9 with `frames`.
+fn resumed_after_9(frames: impl IntoIterator<Item = Event>) -> History {
+    let history = resumed_after_10(both_messages(1).into_iter().chain(acknowledged(1, 12)));
+    history.with(connected_on(1, 2, "phone", Some(9))).with(frames)
 }
 
-fn told_of_both(c: u64) -> [Event; 3] {
-    [told(c, 11, 12), owed(c, 0, 11), owed(c, 1, 12)]
-}
-
-#[test]
-fn a_hole_is_told_and_exactly() {
-    comes_again([gone(2, 10, 12, 12)]).is_clean();
-    comes_again([gone(2, 10, 11, 12), owed(2, 1, 12)]).is_clean();
-    comes_again([gone(2, 11, 12, 12)]).shows(Kind::Hole);
-    comes_again([told(2, 12, 12), owed(2, 1, 12)]).shows(Kind::Hole);
-    comes_again([gone(2, 10, 9, 12)]).shows(Kind::Hole);
-    let expired = Told { c: 2, first: 13, last: 12, missed: Some((10, 12, "expired".into())) };
-    comes_again([expired]).shows(Kind::Hole);
-}
-
-/// Two devices are known, two messages come to the phone, which confirms them; then the tablet comes.
-fn tablet(events: impl IntoIterator<Item = Event>) -> Story {
-    let story = Story::new().with(comes(1, 1, "phone", Some(10))).with(comes(1, 2, "tablet", Some(10)));
-    let story = story.with([Closed { c: 2 }]).with(sent(0)).with(sent(1)).with(told_of_both(1)).with(confirmed(1, 12));
-    story.with(comes(1, 3, "tablet", Some(10))).with(events).drained(&[("alice", 12)])
+fn both_messages(c: u64) -> [Event; 3] {
+    [resumed(c, 11, 12), backlog(c, 0, 11), backlog(c, 1, 12)]
 }
 
 #[test]
-fn what_one_device_has_confirmed_the_other_still_gets() {
-    tablet(told_of_both(3)).is_clean();
-    tablet([told(3, 11, 12), owed(3, 0, 11)]).shows(Kind::Lost);
-    tablet([gone(3, 11, 12, 12)]).shows(Kind::Hole);
-    tablet([gone(3, 11, 11, 12), owed(3, 1, 12)]).shows(Kind::Hole);
+fn gap_that_is_unreported_or_reported_wrongly_is_a_violation() {
+    resumed_after_9([gap(2, 10, 12, 12)]).assert_clean();
+    resumed_after_9([gap(2, 10, 11, 12), backlog(2, 1, 12)]).assert_clean();
+    resumed_after_9([gap(2, 11, 12, 12)]).assert_violation(Kind::Gap);
+    resumed_after_9([resumed(2, 12, 12), backlog(2, 1, 12)]).assert_violation(Kind::Gap);
+    resumed_after_9([gap(2, 10, 9, 12)]).assert_violation(Kind::Gap);
+    let expired = Resumed { c: 2, first: 13, last: 12, missed: Some((10, 12, "expired".into())) };
+    resumed_after_9([expired]).assert_violation(Kind::Gap);
+}
+
+/// Returns a history in which the phone acknowledges both messages, and then the tablet resumes with `frames`.
+fn tablet_after_phone(frames: impl IntoIterator<Item = Event>) -> History {
+    let history = History::new();
+    let history = history.with(connected_on(1, 1, "phone", Some(10))).with(connected_on(1, 2, "tablet", Some(10)));
+    let history = history.with([Closed { c: 2 }]).with(dispatched(0)).with(dispatched(1));
+    let history = history.with(both_messages(1)).with(acknowledged(1, 12));
+    history.with(connected_on(1, 3, "tablet", Some(10))).with(frames).drained(&[("alice", 12)])
 }
 
 #[test]
-fn a_device_may_be_forgotten_with_a_server_that_was_killed_before_it_wrote() {
-    let story = |commit: bool| {
-        let story = Story::new().with(comes(1, 1, "phone", Some(10))).with(comes(1, 2, "tablet", Some(10)));
-        let story = if commit { story.with(sent(0)) } else { story.with(sent(0).into_iter().take(0)) };
-        let story = story.with(killed(1)).with(comes(2, 3, "phone", Some(10)));
-        let story = if commit { story } else { story.with([begun_in(2, 0, &["alice"]), answered(0, 1)]) };
-        let story = story.with([told(3, 11, 11), owed(3, 0, 11)]).with(confirmed(3, 11));
-        story.with(comes(2, 4, "tablet", Some(10))).with([gone(4, 11, 11, 11)]).drained(&[("alice", 11)])
+fn message_acknowledged_by_another_device_must_still_arrive() {
+    tablet_after_phone(both_messages(3)).assert_clean();
+    tablet_after_phone([resumed(3, 11, 12), backlog(3, 0, 11)]).assert_violation(Kind::Lost);
+    tablet_after_phone([gap(3, 11, 12, 12)]).assert_violation(Kind::Gap);
+    tablet_after_phone([gap(3, 11, 11, 12), backlog(3, 1, 12)]).assert_violation(Kind::Gap);
+}
+
+#[test]
+fn device_may_be_lost_with_a_server_killed_before_a_commit() {
+    let history = |commit: bool| {
+        let history = History::new();
+        let history = history.with(connected_on(1, 1, "phone", Some(10))).with(connected_on(1, 2, "tablet", Some(10)));
+        let history = if commit { history.with(dispatched(0)) } else { history };
+        let history = history.with(killed(1)).with(connected_on(2, 3, "phone", Some(10)));
+        let history = if commit { history } else { history.with([dispatching(2, 0, &["alice"]), accepted(0, 1)]) };
+        let history = history.with([resumed(3, 11, 11), backlog(3, 0, 11)]).with(acknowledged(3, 11));
+        history.with(connected_on(2, 4, "tablet", Some(10))).with([gap(4, 11, 11, 11)]).drained(&[("alice", 11)])
     };
-    story(false).is_clean();
-    story(true).shows(Kind::Hole);
+    history(false).assert_clean();
+    history(true).assert_violation(Kind::Gap);
 }
 
 #[test]
-fn clients_without_a_device_have_a_cursor_beside_it() {
-    let story = |events: Vec<Event>| {
-        let story = Story::new().with(opened_in(1, 1, "alice")).with(comes(1, 2, "phone", Some(10)));
-        let story = story.with(sent(0)).with([told(2, 11, 11), owed(2, 0, 11)]).with(confirmed(2, 11));
-        story.with(events).drained(&[("alice", 11)])
+fn client_without_device_has_its_own_cursor() {
+    let history = |events: Vec<Event>| {
+        let history = History::new().with(connected(1, 1, "alice")).with(connected_on(1, 2, "phone", Some(10)));
+        let history = history.with(dispatched(0)).with([resumed(2, 11, 11), backlog(2, 0, 11)]);
+        history.with(acknowledged(2, 11)).with(events).drained(&[("alice", 11)])
     };
-    story(vec![Received { c: 1, b: 0, n: 0, x: 7, s: None }]).is_clean();
-    story(vec![]).shows(Kind::Lost);
+    history(vec![Received { c: 1, b: 0, n: 0, x: 7, s: None }]).assert_clean();
+    history(vec![]).assert_violation(Kind::Lost);
 }
 
-/// The phone has message 0 and says so; then it comes by its cursor, and is sent that again.
-fn by_cursor(said: impl IntoIterator<Item = Event>, life: u64) -> Story {
-    let story = Story::new().with(comes(1, 1, "phone", Some(10))).with(sent(0));
-    let story = story.with([told(1, 11, 11), owed(1, 0, 11)]).with(said);
-    story.with(comes(life, 2, "phone", None)).with([owed(2, 0, 1)]).drained(&[("alice", 11), ("bob", 1)])
-}
-
-#[test]
-fn what_a_device_has_confirmed_does_not_come_to_it_again_unless_it_asks() {
-    by_cursor([], 1).is_clean();
-    // Said, and not known to be heard.
-    by_cursor([Confirming { c: 1, s: 11 }], 1).is_clean();
-    by_cursor(confirmed(1, 10), 1).is_clean();
-    by_cursor(confirmed(1, 11), 1).shows(Kind::Repeated);
-    by_cursor([Confirming { c: 1, s: 11 }, Closed { c: 1 }], 1).shows(Kind::Repeated);
-    // What it names when it comes is said too.
-    by_cursor(comes(1, 3, "phone", Some(11)).into_iter().chain([gone(3, 11, 11, 11)]).take(2), 1).shows(Kind::Repeated);
-    // A kill takes back what no commit followed.
-    by_cursor(confirmed(1, 11).into_iter().chain(killed(1)), 2).is_clean();
-    let commit = [begun_in(1, 50, &["bob"]), answered(50, 1)].into_iter().chain(opened_in(1, 50, "bob"));
-    let commit: Vec<Event> = commit.chain([owed(50, 50, 1)]).collect();
-    let late = confirmed(1, 11).into_iter().chain(commit.clone()).chain(killed(1));
-    by_cursor(late, 2).shows(Kind::Repeated);
-    by_cursor(commit.into_iter().chain(confirmed(1, 11)).chain(killed(1)), 2).is_clean();
+/// Returns a history in which the phone receives message 0, then `between` happens, and it receives the message again.
+///
+/// The second connection does not resume.
+fn redelivered_after(between: impl IntoIterator<Item = Event>, server: u64) -> History {
+    let history = History::new().with(connected_on(1, 1, "phone", Some(10))).with(dispatched(0));
+    let history = history.with([resumed(1, 11, 11), backlog(1, 0, 11)]).with(between);
+    let history = history.with(connected_on(server, 2, "phone", None)).with([backlog(2, 0, 1)]);
+    history.drained(&[("alice", 11), ("bob", 1)])
 }
 
 #[test]
-fn receipts_of_a_device_count_for_it_alone() {
-    let story = |device: &str| {
-        let story = Story::new().with(comes(1, 1, "phone", None)).with(sent(0)).with([owed(1, 0, 1)]);
-        let story = story.with(receipt(1)).with([Asked { c: 1 }]);
-        story.with(comes(1, 2, device, None)).with([owed(2, 0, 1)]).drained(&[("alice", 11)])
+fn message_acknowledged_by_a_device_and_sent_to_it_again_is_a_violation() {
+    redelivered_after([], 1).assert_clean();
+    // The server may not have received this acknowledgement.
+    redelivered_after([Acknowledging { c: 1, s: 11 }], 1).assert_clean();
+    redelivered_after(acknowledged(1, 10), 1).assert_clean();
+    redelivered_after(acknowledged(1, 11), 1).assert_violation(Kind::Repeated);
+    redelivered_after([Acknowledging { c: 1, s: 11 }, Closed { c: 1 }], 1).assert_violation(Kind::Repeated);
+    // `after` acknowledges too.
+    redelivered_after(connected_on(1, 3, "phone", Some(11)), 1).assert_violation(Kind::Repeated);
+    // A kill may lose acknowledgements after the last commit.
+    redelivered_after(acknowledged(1, 11).into_iter().chain(killed(1)), 2).assert_clean();
+    let commit = [dispatching(1, 50, &["bob"]), accepted(50, 1)].into_iter().chain(connected(1, 50, "bob"));
+    let commit: Vec<Event> = commit.chain([backlog(50, 50, 1)]).collect();
+    let commit_after_ack = acknowledged(1, 11).into_iter().chain(commit.clone()).chain(killed(1));
+    redelivered_after(commit_after_ack, 2).assert_violation(Kind::Repeated);
+    redelivered_after(commit.into_iter().chain(acknowledged(1, 11)).chain(killed(1)), 2).assert_clean();
+}
+
+#[test]
+fn heartbeat_acknowledgement_counts_only_for_its_own_device() {
+    let history = |device: &str| {
+        let history = History::new().with(connected_on(1, 1, "phone", None)).with(dispatched(0));
+        let history = history.with([backlog(1, 0, 1)]).with(heartbeat(1)).with([HeartbeatReceived { c: 1 }]);
+        history.with(connected_on(1, 2, device, None)).with([backlog(2, 0, 1)]).drained(&[("alice", 11)])
     };
-    story("phone").shows(Kind::Repeated);
-    story("tablet").is_clean();
+    history("phone").assert_violation(Kind::Repeated);
+    history("tablet").assert_clean();
 }

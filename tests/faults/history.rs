@@ -1,7 +1,7 @@
-//! What happened, as those saw it who took part: one JSON object a line, in the order in which it was written down.
+//! Records the history of a run: one JSON object per line, in the order of the events.
 //!
-//! An actor writes *begun* before it sends and *answered* after it has read, so that one line above another means
-//! earlier wherever it matters: what was answered above the line where something else began came before it.
+//! An actor records `dispatching` before it sends a request, and `answered` after it has read the answer. So if a line
+//! with an answer is above the line where another dispatch starts, that answer came first.
 
 use std::{
     collections::BTreeMap,
@@ -14,54 +14,56 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// A message: the backend that sent it, and that backend's own count, which goes up and never repeats.
+/// Identifies a message: the number of its backend, and that backend's count of messages, which only rises.
 pub type Key = (u64, u64);
 
-/// One line.
+/// One line of a history.
+///
+/// Frequent fields have short names: `b` and `n` are the [`Key`] of a message, `x` is the length of its padding in bytes,
+/// `c` is the number of a connection, and `s` is the `s` of a frame.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "e", rename_all = "lowercase")]
+#[serde(tag = "e", rename_all = "snake_case")]
 pub enum Event {
-    /// The first line: what is to be expected of the others.
+    /// Run: the first line, with what the checker needs to know.
     Run {
         seed: u64,
-        /// `always`, or `interval`: then a killed server leaves a gap in the sequences.
+        /// `always`, or `interval`: then a killed server skips sequences.
         durability: String,
-        /// The last sequence of each user, where it is known. Nobody has anything pending at the beginning.
+        /// The last sequence of each user, as far as it is known. No user has anything pending at this point.
         heads: BTreeMap<String, u64>,
     },
-    /// A server was started: its number, from one up.
-    Starting { life: u64 },
-    /// It listens, after this many milliseconds.
-    Ready { life: u64, ms: f64 },
-    /// It ended by itself before it listened, or it does not listen.
-    Failed { life: u64, why: String },
-    /// Something is done to it now.
-    Fault { life: u64, kind: String },
-    /// It has ended, otherwise than in order; `how` is the proof that the fault fired.
-    Died { life: u64, how: String },
-    /// It was asked to end, and has, with exit code 0.
-    Stopped { life: u64 },
-    /// A power cut took back this much of what was not synced.
-    Cut { life: u64, kind: String, writes: u64, bytes: u64, names: u64 },
-    /// A backend sends a message, or (`attempt` > 0) sends it again under the same id.
-    Begun {
-        life: u64,
+    /// Runner: starts a server. Servers are numbered from 1.
+    Starting { server: u64 },
+    /// Runner: the server listens, after this many milliseconds.
+    Ready { server: u64, ms: f64 },
+    /// Runner: the server exited before it listened, does not listen, or does not work as it should.
+    Failed { server: u64, reason: String },
+    /// Runner: is about to inject a fault.
+    Fault { server: u64, kind: String },
+    /// Runner: the server has exited, not in order. The exit status in `how` proves that the fault happened.
+    Died { server: u64, how: String },
+    /// Runner: the server has exited with code 0 after a SIGTERM.
+    Stopped { server: u64 },
+    /// Runner: the number of unsynced writes, bytes and names that a power cut removed.
+    PowerCut { server: u64, kind: String, writes: u64, bytes: u64, names: u64 },
+    /// Backend: is about to send a dispatch. If `attempt` is above 0, it retries with the same idempotency id.
+    Dispatching {
+        server: u64,
         b: u64,
         n: u64,
         attempt: u64,
         to: Vec<String>,
-        /// Length of its padding.
         x: u64,
         #[serde(skip_serializing_if = "Option::is_none", default)]
         id: Option<String>,
     },
-    /// The server said this.
-    Answered { b: u64, n: u64, attempt: u64, status: u16, answer: Value },
-    /// The connection broke before the server said anything.
-    Unknown { b: u64, n: u64, attempt: u64, why: String },
-    /// A client connects: its number, never used twice. `after` and `device` where it asks to resume.
-    Opening {
-        life: u64,
+    /// Backend: has received the server's answer.
+    Answered { b: u64, n: u64, attempt: u64, status: u16, body: Value },
+    /// Backend: the connection broke before an answer.
+    Unanswered { b: u64, n: u64, attempt: u64, error: String },
+    /// Client: is about to connect. A connection number is never reused. A client that resumes sends `after`.
+    Connecting {
+        server: u64,
         c: u64,
         user: String,
         #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -69,9 +71,9 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         device: Option<String>,
     },
-    /// It was let in.
-    Opened { c: u64 },
-    /// It has this message. `s` as it came with it.
+    /// Client: is authenticated (op 22).
+    Connected { c: u64 },
+    /// Client: has received this message.
     Received {
         c: u64,
         b: u64,
@@ -80,27 +82,27 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         s: Option<u64>,
     },
-    /// It resumes, and was told (op 13) what there is, and what is not there any more: first, last, why.
-    Told { c: u64, first: u64, last: u64, missed: Option<(u64, u64, String)> },
-    /// It says (op 3) that it has processed everything up to this.
-    Confirming { c: u64, s: u64 },
-    /// The server has answered something it was asked behind that.
-    Confirmed { c: u64, s: u64 },
-    /// It was asked (op 1) whether it has everything so far.
-    Asked { c: u64 },
-    /// It said yes (op 11) to the last question.
-    Receipted { c: u64 },
-    /// It closed, and the server closed too.
+    /// Client that resumes: has received op 13. `missed` is a gap: first sequence, last sequence, reason.
+    Resumed { c: u64, first: u64, last: u64, missed: Option<(u64, u64, String)> },
+    /// Client that resumes: is about to acknowledge everything up to this sequence (op 3).
+    Acknowledging { c: u64, s: u64 },
+    /// Client that resumes: has received the server's answer (op 11) to an op 1 that it sent after that op 3.
+    Acknowledged { c: u64, s: u64 },
+    /// Client: has received a heartbeat (op 1), which requests an acknowledgement of everything so far.
+    HeartbeatReceived { c: u64 },
+    /// Client: has answered the last heartbeat (op 11).
+    HeartbeatAnswered { c: u64 },
+    /// Client: has closed the connection, and the server has closed it too.
     Closed { c: u64 },
-    /// It went away without a word, or the connection broke.
+    /// Client: has dropped the connection without closing it, or the connection broke.
     Broken { c: u64, how: String },
-    /// What is pending for a user, as (sequence, backend, number), and his last sequence.
-    Log { user: String, head: u64, entries: Vec<(u64, u64, u64)> },
-    /// All of a user was received in the end; what is still pending.
+    /// Runner: has read the pending messages of a user, as (sequence, backend, number), and the user's last sequence.
+    LogRead { user: String, head: u64, entries: Vec<(u64, u64, u64)> },
+    /// Runner: has received all messages of a user at the end. `pending` is what the server still has.
     Drained { user: String, head: u64, pending: u64 },
 }
 
-/// Where all actors write.
+/// Appends events of all actors to one file.
 #[derive(Debug)]
 pub struct Recorder {
     path: PathBuf,
@@ -108,35 +110,35 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A new history in a file.
+    /// Creates a history file.
     pub fn new(path: &Path) -> Self {
-        let file = File::create(path).expect("a history can be written");
+        let file = File::create(path).expect("the history file can be created");
         Self { path: path.to_owned(), file: Mutex::new(BufWriter::with_capacity(1 << 20, file)) }
     }
 
-    /// Where it is.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes a line. When this returns, whatever is written later stands below it.
+    /// Appends an event. Events that are recorded after the return are below it in the file.
     pub fn record(&self, event: &Event) {
-        let mut line = serde_json::to_string(event).expect("an event is JSON");
+        let mut line = serde_json::to_string(event).expect("an event can be encoded as JSON");
         line.push('\n');
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.write_all(line.as_bytes()).expect("the history is written");
+        file.write_all(line.as_bytes()).expect("the history can be written");
     }
 
-    /// Hands everything to the system, so that somebody else can read it.
+    /// Writes all buffered events, so that another process can read them.
     pub fn flush(&self) {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner).flush().expect("the history is written");
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).flush().expect("the history can be written");
     }
 }
 
 /// Reads a history.
 ///
 /// # Errors
-/// With the line that is none.
+/// With the first line that is not an event.
 pub fn read(path: &Path) -> Result<Vec<Event>, String> {
     let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let mut events = Vec::new();

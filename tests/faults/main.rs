@@ -1,17 +1,19 @@
-//! The fault battery: a server under load is harmed again and again, everybody who takes part writes down what he sees,
-//! and a program that knows nothing else holds that history against what is promised.
+//! Tests a server under load and faults.
 //!
-//! `cargo test --test faults` runs the short forms; `tests/faults/run` the long ones, on an optimised build.
+//! The runner kills the server or injects another fault, again and again. Backends and clients record a history. A checker
+//! that knows only that history compares it with the guarantees.
 //!
-//! - [`history`]: what is written down
-//! - [`checker`]: the checker, a process of its own (`faults check FILE`), tested in `self_tests.rs`
+//! `cargo test --test faults` runs the short forms. `tests/faults/run` runs the long forms on an optimised build.
+//!
+//! - [`history`]: events that are recorded
+//! - [`checker`]: the checker, a process of its own (`faults check FILE`); tested in `self_tests.rs`
 //! - [`workload`]: backends and clients
-//! - [`runner`]: the server, what is done to it, and the chapters a run consists of
-//! - [`fuse_disk`]: a file system that forgets what was not synced
-//! - [`scenarios`]: the runs there are
+//! - [`runner`]: runs servers, injects faults
+//! - [`fuse_disk`]: a file system that loses unsynced changes
+//! - [`scenarios`]: kinds of runs
 
 mod checker;
-#[allow(dead_code, reason = "where there is no FUSE the disk is not used")]
+#[allow(dead_code, reason = "the simulated disk is not used without FUSE")]
 mod fuse_disk;
 mod history;
 mod runner;
@@ -24,36 +26,36 @@ mod workload;
 use std::{path::Path, process::ExitCode};
 
 const HELP: &str = "\
-faults                  all short forms
-faults kills [N]        N kills at random moments, under load and during start-up
-faults interval [N]     the same with `store.durability: { interval: 100 }`
-faults power [N]        N power cuts, on a disk that forgets what was not synced
-faults soak [MINUTES]   every kind of fault, one every five seconds
-faults planted [BUG]    each planted bug is found (with `--features failpoints`)
-faults settling [N]     kills and power cuts on servers that settle soon (with the same)
-faults check FILE       the checker
+faults                   all short forms
+faults kills [N]         N kills at random moments, under load and during start
+faults interval [N]      the same with `store.durability: { interval: 100 }`
+faults power [N]         N power cuts, on a simulated disk that loses unsynced changes
+faults soak [MINUTES]    a random fault of any kind every 5 s
+faults failpoints [NAME] seeded bugs that must be found (needs `--features failpoints`)
+faults flush [N]         N kills, then N power cuts, on servers that flush early (needs the same)
+faults check FILE        check a history
 
 MESA_SEED repeats the choices of a run.";
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match words[..] {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
         ["check", file] => checker::run(Path::new(file)),
         ["help" | "--help"] => {
             println!("{HELP}");
             ExitCode::SUCCESS
         }
-        // As test runners ask which tests there are.
+        // Test runners pass `--list` to list the tests.
         [.., "--list"] | ["--list", ..] => {
             scenarios::NAMES.iter().for_each(|name| println!("{name}: test"));
             ExitCode::SUCCESS
         }
-        ["planted", ref bugs @ ..] => scenarios::planted(bugs),
-        ["settling"] => scenarios::settling(None),
-        ["settling", amount] => scenarios::settling(Some(amount)),
+        ["failpoints", ref names @ ..] => scenarios::failpoints(names),
+        ["flush"] => scenarios::flush(None),
+        ["flush", faults] => scenarios::flush(Some(faults)),
         [name, ref rest @ ..] if scenarios::NAMES.contains(&name) => scenarios::long(name, rest.first().copied()),
-        // As `cargo test WORD` hands its word to every test program.
-        _ => scenarios::short(&words),
+        // `cargo test FILTER` passes its filter to every test program.
+        _ => scenarios::short(&args),
     }
 }

@@ -1,18 +1,18 @@
-//! The runs there are, each short for every change and as long as one likes by command.
+//! Defines the scenarios. Each has a short form for every test run, and a long form of any length on the command line.
 
 use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
 use crate::{
-    runner::{Fault, Form, Theatre, Until, any_cut},
+    runner::{Fault, Runner, Scenario, Until, any_power_cut},
     support::seeded_rng::{Random, announced_seed},
-    workload::Plan,
+    workload::Params,
 };
 
-/// By name.
+/// Names of the scenarios.
 pub const NAMES: &[&str] = &["kills", "interval", "power", "soak"];
 
-/// Bugs that can be planted, and the form that has to find each.
-const PLANTED: &[(&str, &str)] = &[
+/// Failpoints, each with the scenario that must find it.
+const FAILPOINTS: &[(&str, &str)] = &[
     ("NoSync", "power"),
     ("EarlyResponse", "power"),
     ("LostRecord", "kills"),
@@ -27,55 +27,60 @@ const PLANTED: &[(&str, &str)] = &[
     ("SwappedResults", "kills"),
 ];
 
-/// Faults within which a planted bug has to be found.
-const FOUND_WITHIN: u64 = 60;
+/// Faults within which a failpoint must be found.
+const FAULTS_MAX: u64 = 60;
 
-/// How long a server works between two faults of a soak, in milliseconds.
+/// Time between two faults of a soak, in milliseconds.
 const SOAK_WORK_MS: u64 = 5_000;
 
-/// What a form does, and until when where nothing is said: short, and by command.
-fn form(name: &str) -> (Form, Until, Until) {
-    let kills = Form {
+/// Returns a scenario, with the lengths of its short form and its long form.
+fn scenario(name: &str) -> (Scenario, Until, Until) {
+    let kills = Scenario {
         name: "kills",
         settings: "",
         durability: "always",
         work_ms: 0..=250,
-        per_chapter: 10,
+        faults_per_round: 10,
         start_faults: true,
-        forgets: false,
-        choose: |_| Fault::Kill,
-        plan: Plan::standard(),
-        planted: None,
+        simulated_disk: false,
+        choose_fault: |_| Fault::Kill,
+        params: Params::standard(),
+        failpoint: None,
         progress: false,
     };
     match name {
+        // covers: G1, G2, G3, G4, G5
         "kills" => (kills, Until::Faults(100), Until::Faults(1000)),
+        // covers: G4, G5
         "interval" => {
             let settings = "store: { durability: { interval: 100 } },";
-            let form = Form { name: "interval", settings, durability: "interval", ..kills };
-            (form, Until::Faults(20), Until::Faults(200))
+            let scenario = Scenario { name: "interval", settings, durability: "interval", ..kills };
+            (scenario, Until::Faults(20), Until::Faults(200))
         }
+        // covers: G1, G2, G3, G4, G5
         "power" => {
-            let form = Form { name: "power", forgets: true, choose: |random| Fault::Cut(any_cut(random)), ..kills };
-            (form, Until::Faults(24), Until::Faults(500))
+            let choose_fault = |random: &mut Random| Fault::PowerCut(any_power_cut(random));
+            let scenario = Scenario { name: "power", simulated_disk: true, choose_fault, ..kills };
+            (scenario, Until::Faults(24), Until::Faults(500))
         }
+        // covers: G1, G2, G3, G4, G5
         "soak" => {
-            let form = Form { name: "soak", forgets: true, choose: mixed, ..kills };
-            (form, Until::Faults(10), Until::Time(minutes(30)))
+            let scenario = Scenario { name: "soak", simulated_disk: true, choose_fault: any_fault, ..kills };
+            (scenario, Until::Faults(10), Until::Time(minutes(30)))
         }
-        other => unreachable!("{other} is not among the names"),
+        other => unreachable!("{other} is not a scenario"),
     }
 }
 
-/// Everything in turn, as chance has it.
-fn mixed(random: &mut Random) -> Fault {
-    // Half of them leave the server alive, so that some live long enough to settle what lies about.
+/// Chooses any kind of fault.
+fn any_fault(random: &mut Random) -> Fault {
+    // Half of them leave the server alive, so that some servers live long enough to flush their write-ahead log.
     match random.within(0..=9) {
         0 => Fault::Terminate,
         1..=2 => Fault::Pause,
         3..=5 => Fault::Disconnect,
         6 => Fault::Kill,
-        _ => Fault::Cut(any_cut(random)),
+        _ => Fault::PowerCut(any_power_cut(random)),
     }
 }
 
@@ -83,100 +88,100 @@ const fn minutes(minutes: u64) -> Duration {
     Duration::from_secs(60 * minutes)
 }
 
-/// Turns on each planted bug, and demands that it is found.
-pub fn planted(words: &[&str]) -> ExitCode {
-    if let Err(lack) = has_planted() {
-        return lack;
+/// Turns on each failpoint, and fails unless its scenario finds it.
+pub fn failpoints(names: &[&str]) -> ExitCode {
+    if let Err(code) = require_failpoints() {
+        return code;
     }
-    let chosen = PLANTED.iter().filter(|(bug, _)| words.is_empty() || words.contains(bug));
-    let results: Vec<Result<(), String>> = chosen.map(|(bug, name)| find(bug, name)).collect();
+    let chosen = FAILPOINTS.iter().filter(|(failpoint, _)| names.is_empty() || names.contains(failpoint));
+    let results: Vec<Result<(), String>> = chosen.map(|(failpoint, name)| find(failpoint, name)).collect();
     conclude(&results)
 }
 
-/// What lies in the journal for ten seconds is settled. Few servers live that long here, so these settle much sooner,
-/// which only a build with planted bugs can be told.
-pub fn settling(amount: Option<&str>) -> ExitCode {
-    if let Err(lack) = has_planted() {
-        return lack;
+/// Runs kills and power cuts on servers that flush early.
+///
+/// A record stays in the write-ahead log for 10 s before its flush, and few servers live that long here. The failpoint
+/// `EarlyFlush` shortens that time.
+pub fn flush(faults: Option<&str>) -> ExitCode {
+    if let Err(code) = require_failpoints() {
+        return code;
     }
-    let faults = amount.map_or(40, |amount| amount.parse().expect("a number"));
+    let progress = faults.is_some();
+    let faults = faults.map_or(40, |faults| faults.parse().expect("the number of faults is a number"));
     let results = ["kills", "power"].map(|name| {
-        let (form, ..) = form(name);
-        let form = Form { planted: Some("EarlyFlush"), work_ms: 0..=600, progress: amount.is_some(), ..form };
-        run(&form, Until::Faults(faults))
+        let (scenario, ..) = scenario(name);
+        let scenario = Scenario { failpoint: Some("EarlyFlush"), work_ms: 0..=600, progress, ..scenario };
+        run(&scenario, Until::Faults(faults))
     });
     conclude(&results)
 }
 
-/// Whether bugs can be planted here; if not, the end.
-fn has_planted() -> Result<(), ExitCode> {
+/// Returns exit code 2 if this build has no failpoints.
+fn require_failpoints() -> Result<(), ExitCode> {
     if cfg!(feature = "failpoints") {
         return Ok(());
     }
-    eprintln!("this build has no planted bugs: cargo test --features failpoints --test faults -- planted");
+    eprintln!("this build has no failpoints; use: cargo test --features failpoints --test faults -- failpoints");
     Err(ExitCode::from(2))
 }
 
-/// Ok if the bug was found.
-fn find(bug: &'static str, name: &str) -> Result<(), String> {
-    let (form, _, _) = form(name);
-    let form = Form { planted: Some(bug), per_chapter: 5, ..form };
-    match run(&form, Until::Faults(FOUND_WITHIN)) {
-        Ok(()) => Err(format!("the planted bug {bug} was not found by `{name}`")),
-        Err(why) => {
-            let kinds = why.lines().filter_map(|line| Some(line.split_once(": ")?.0)).filter(|kind| is_kind(kind));
+/// Runs a scenario with a failpoint. Fails if it finds no violation.
+fn find(failpoint: &'static str, name: &str) -> Result<(), String> {
+    let (scenario, _, _) = scenario(name);
+    let scenario = Scenario { failpoint: Some(failpoint), faults_per_round: 5, ..scenario };
+    match run(&scenario, Until::Faults(FAULTS_MAX)) {
+        Ok(()) => Err(format!("expected `{name}` to find the failpoint {failpoint}")),
+        Err(report) => {
+            let kinds = report.lines().filter_map(|line| Some(line.split_once(": ")?.0)).filter(|kind| is_kind(kind));
             let kinds: BTreeSet<&str> = kinds.collect();
-            eprintln!("planted {bug}: found by `{name}`: {kinds:?}\n");
+            eprintln!("failpoint {failpoint}: found by `{name}`: {kinds:?}\n");
             Ok(())
         }
     }
 }
 
-/// Whether a line of the checker begins with this.
+/// Reports whether a text could be the name of a kind of violation.
 fn is_kind(text: &str) -> bool {
     text.starts_with(char::is_uppercase) && text.chars().all(char::is_alphabetic)
 }
 
-/// One form, as long as it is said: in faults, and a soak in minutes.
-pub fn long(name: &str, amount: Option<&str>) -> ExitCode {
-    let (mut form, _, usual) = form(name);
-    let amount = amount.map(|amount| amount.parse().expect("a number"));
-    let until = match (usual, amount) {
-        (usual, None) => usual,
+/// Runs the long form of a scenario. `length` is in faults, of a soak in minutes.
+pub fn long(name: &str, length: Option<&str>) -> ExitCode {
+    let (mut scenario, _, default) = scenario(name);
+    let length = length.map(|length| length.parse().expect("the length is a number"));
+    let until = match (default, length) {
+        (default, None) => default,
         (Until::Faults(_), Some(faults)) => Until::Faults(faults),
-        (Until::Time(_), Some(amount)) => Until::Time(minutes(amount)),
+        (Until::Time(_), Some(length)) => Until::Time(minutes(length)),
     };
-    form.progress = true;
-    form.work_ms = match until {
-        // Work enough for a million answers in a thousand kills.
+    scenario.progress = true;
+    scenario.work_ms = match until {
+        // Enough work for a million answers in 1,000 kills.
         Until::Faults(_) => 0..=800,
         Until::Time(_) => SOAK_WORK_MS..=SOAK_WORK_MS,
     };
-    conclude(&[run(&form, until)])
+    conclude(&[run(&scenario, until)])
 }
 
-/// All short forms whose names have one of the words in them.
-pub fn short(words: &[&str]) -> ExitCode {
-    let words: Vec<&str> = words.iter().copied().filter(|word| !word.starts_with('-')).collect();
-    let chosen = NAMES.iter().filter(|name| words.is_empty() || words.iter().any(|word| name.contains(word)));
+/// Runs the short forms of all scenarios whose name contains one of the filters.
+pub fn short(filters: &[&str]) -> ExitCode {
+    let filters: Vec<&str> = filters.iter().copied().filter(|filter| !filter.starts_with('-')).collect();
+    let chosen = NAMES.iter().filter(|name| filters.is_empty() || filters.iter().any(|filter| name.contains(filter)));
     let results: Vec<Result<(), String>> = chosen
         .map(|name| {
-            let (form, until, _) = form(name);
-            run(&form, until)
+            let (scenario, until, _) = scenario(name);
+            run(&scenario, until)
         })
         .collect();
     conclude(&results)
 }
 
-fn run(form: &Form, until: Until) -> Result<(), String> {
-    match Theatre::open(form, announced_seed(form.name)) {
-        Ok(theatre) => theatre.play(until),
-        Err(lack) if std::env::var_os("CI").is_some() => Err(format!("{}: no disk that forgets: {lack}", form.name)),
-        Err(lack) => {
-            eprintln!(
-                "{}: there is no disk that forgets here ({lack}): what a power cut does was NOT tested",
-                form.name
-            );
+fn run(scenario: &Scenario, until: Until) -> Result<(), String> {
+    match Runner::new(scenario, announced_seed(scenario.name)) {
+        Ok(runner) => runner.run(until),
+        Err(error) if std::env::var_os("CI").is_some() => Err(format!("{}: no simulated disk: {error}", scenario.name)),
+        Err(error) => {
+            eprintln!("{}: no simulated disk ({error}): power cuts were NOT tested", scenario.name);
             Ok(())
         }
     }
@@ -184,6 +189,6 @@ fn run(form: &Form, until: Until) -> Result<(), String> {
 
 fn conclude(results: &[Result<(), String>]) -> ExitCode {
     let failures: Vec<&String> = results.iter().filter_map(|result| result.as_ref().err()).collect();
-    failures.iter().for_each(|why| eprintln!("FAILED: {why}"));
+    failures.iter().for_each(|failure| eprintln!("FAILED: {failure}"));
     ExitCode::from(u8::from(!failures.is_empty()))
 }

@@ -1,13 +1,13 @@
-//! What judges a server has to be judged itself: the checker of the fault battery, and the disk that forgets.
+//! Tests the tools of the fault tests: the checker, and the simulated disk.
 
-#[allow(dead_code, reason = "the program around the checker is in `main.rs`")]
+#[allow(dead_code, reason = "`main.rs` runs the checker")]
 mod checker;
 mod checker_tests;
 mod device_tests;
 mod disk_tests;
-#[allow(dead_code, reason = "the battery uses more of it")]
+#[allow(dead_code, reason = "the runner uses more of it")]
 mod fuse_disk;
-#[allow(dead_code, reason = "histories are made by hand here")]
+#[allow(dead_code, reason = "these histories are handmade")]
 mod history;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each test uses its part")]

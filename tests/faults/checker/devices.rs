@@ -1,102 +1,109 @@
-//! Each cursor for itself: what one device has had and confirmed, another still gets.
+//! Checks that each device has its own cursor: an acknowledgement of one device withholds nothing from another.
 //!
-//! A new device begins with what somebody else has not received yet. Which that is only the server knows, so nothing is
-//! asked of it before it is sure that the device is remembered: from the first visit on that outlived its server. (A
-//! device that came just before a kill may be forgotten with it, like a receipt.) From there on everything that is
-//! answered for its user has to come to it, and nothing that it does not have is told to have been received.
+//! A new device starts with the messages that another cursor has not acknowledged. Only the server knows which these are.
+//! So a device is checked only once the server has certainly stored it: from its first connection whose server survived it.
+//! (A device that connects shortly before a kill may be lost with the server, like an acknowledgement.) From then on every
+//! message that is accepted for its user must reach it, and no gap may say `received` of a message that it did not receive.
 
 use std::collections::{HashMap, HashSet};
 
 use super::{
     Kind, Violation,
-    indexed_history::{Connection, Facts},
+    indexed_history::{Connection, IndexedHistory},
     responses::name,
-    sequences::{Place, Places},
+    sequences::{SequenceMap, SequenceMaps},
 };
 use crate::history::Key;
 
-pub fn check(facts: &Facts, places: &Places<'_>, violations: &mut Vec<Violation>) {
-    if facts.lives.values().any(|life| life.wrong.is_some()) {
-        // Told already.
-        return;
-    }
-    let commits = facts.last_commits();
-    let nothing = Place::default();
-    for ((user, device), connections) in facts.cursors() {
-        let known = connections.iter().filter_map(|on| {
-            let opened = on.opened?;
-            let alive = facts.lives.get(&on.life).is_some_and(|life| life.ended.is_none());
-            (alive || facts.outlives(&commits, on.life, opened)).then_some(opened)
-        });
-        let Some(known) = known.min() else { continue };
-        let who = device.map_or_else(|| format!("{user} without a device"), |device| format!("{user} on {device}"));
-        complete(facts, (user, &who), known, &connections, violations);
-        let place = places.get(user).unwrap_or(&nothing);
-        let start = facts.heads.get(user).copied().unwrap_or(0);
-        for on in connections.iter().filter(|on| on.after.is_some()) {
-            for (line, _, _, missed) in &on.told {
-                let Some((from, to, _)) = missed else { continue };
-                let told = Told { line: *line, from: (*from).max(start + 1), to: *to };
-                truth(facts, &who, known, &connections, &told, place, violations);
-            }
-        }
-    }
+/// A cursor of a user, from the line on from which the server has certainly stored it.
+struct Cursor<'a> {
+    user: &'a str,
+    /// User and device, for the texts of violations.
+    label: String,
+    stored: usize,
+    connections: &'a [&'a Connection],
 }
 
-/// Everything that was sent since the cursor is known has come to it.
-fn complete(
-    facts: &Facts,
-    (user, who): (&str, &str),
-    known: usize,
-    connections: &[&Connection],
-    violations: &mut Vec<Violation>,
-) {
-    let had: HashSet<Key> = connections.iter().flat_map(|on| on.received.iter().map(|(_, key, ..)| *key)).collect();
-    for (key, dispatch) in &facts.dispatches {
-        let Some(acked) = dispatch.acked().filter(|_| dispatch.begun() > known) else { continue };
-        let for_him = dispatch.to.iter().any(|to| to == user) && !dispatch.rejected(user);
-        if for_him && !had.contains(key) {
-            let what = format!("{} was answered for {who}, and has not come there", name(*key));
-            violations.push(Violation { kind: Kind::Lost, what, lines: vec![known, dispatch.begun(), acked] });
-        }
-    }
-}
-
-struct Told {
+/// A gap `received` that the server reported to a device.
+struct ReportedGap {
     line: usize,
     from: u64,
     to: u64,
 }
 
-/// What a device is told to have received it has received: it has said so, or was asked and had it.
-fn truth(
-    facts: &Facts,
-    who: &str,
-    known: usize,
-    connections: &[&Connection],
-    told: &Told,
-    place: &Place,
-    violations: &mut Vec<Violation>,
-) {
-    let before = connections.iter().filter(|on| on.opening < told.line);
-    let said = before.clone().flat_map(|on| {
-        let confirming = on.confirming.iter().filter(|(line, _)| *line < told.line).map(|(_, s)| *s);
-        on.after.into_iter().chain(confirming)
-    });
-    let said = said.max().unwrap_or(0);
-    if told.from.max(said + 1) > told.to {
+pub fn check(history: &IndexedHistory, sequences: &SequenceMaps<'_>, violations: &mut Vec<Violation>) {
+    if history.has_failed_server() {
+        // That is a violation already.
         return;
     }
-    // By its cursor it is given no sequences; which those are is known where somebody else had them.
-    let mut had: HashMap<Key, usize> = HashMap::new();
-    for (line, key, ..) in before.filter(|on| on.after.is_none()).flat_map(|on| &on.received) {
-        had.entry(*key).or_insert(*line);
+    let commits = history.last_commits();
+    let no_sequences = SequenceMap::default();
+    for ((user, device), connections) in history.connections_by_cursor() {
+        let stored = connections.iter().filter_map(|connection| {
+            let connected = connection.connected?;
+            let alive = history.servers.get(&connection.server).is_some_and(|server| server.exited.is_none());
+            (alive || history.survives(&commits, connection.server, connected)).then_some(connected)
+        });
+        let Some(stored) = stored.min() else { continue };
+        let label = device.map_or_else(|| format!("{user} without a device"), |device| format!("{user} on {device}"));
+        let cursor = Cursor { user, label, stored, connections: &connections };
+        check_delivery(history, &cursor, violations);
+        let sequences = sequences.get(user).unwrap_or(&no_sequences);
+        let start = history.heads.get(user).copied().unwrap_or(0);
+        for connection in connections.iter().filter(|connection| connection.after.is_some()) {
+            for resumed in &connection.resumed {
+                let Some((from, to, _)) = resumed.missed else { continue };
+                let gap = ReportedGap { line: resumed.line, from: from.max(start + 1), to };
+                check_gap(history, &cursor, &gap, sequences, violations);
+            }
+        }
     }
-    for (s, (key, _)) in place.by_sequence.range(told.from.max(said + 1)..=told.to) {
-        let young = facts.dispatches.get(key).is_some_and(|dispatch| dispatch.begun() > known);
-        if young && had.get(key).is_none_or(|line| *line > told.line) {
-            let what = format!("{who} was told to have received {} (sequence {s}), and has not", name(*key));
-            violations.push(Violation { kind: Kind::Hole, what, lines: vec![known, told.line] });
+}
+
+/// Reports messages that were sent since the cursor is stored and did not reach it.
+fn check_delivery(history: &IndexedHistory, cursor: &Cursor<'_>, violations: &mut Vec<Violation>) {
+    let Cursor { user, label, stored, connections } = cursor;
+    let received = connections.iter().flat_map(|connection| connection.received.iter().map(|(_, key, ..)| *key));
+    let received: HashSet<Key> = received.collect();
+    for (key, dispatch) in &history.dispatches {
+        let Some(accepted) = dispatch.accepted().filter(|_| dispatch.started() > *stored) else { continue };
+        let is_recipient = dispatch.to.iter().any(|to| to == user) && !dispatch.rejected_for(user);
+        if is_recipient && !received.contains(key) {
+            let description = format!("{} was accepted for {label}, and did not arrive there", name(*key));
+            let lines = vec![*stored, dispatch.started(), accepted];
+            violations.push(Violation { kind: Kind::Lost, description, lines });
+        }
+    }
+}
+
+/// Reports a gap `received` with a message that the device neither acknowledged nor received.
+fn check_gap(
+    history: &IndexedHistory,
+    cursor: &Cursor<'_>,
+    gap: &ReportedGap,
+    sequences: &SequenceMap,
+    violations: &mut Vec<Violation>,
+) {
+    let before = cursor.connections.iter().filter(|connection| connection.connecting < gap.line);
+    let acknowledged = before.clone().flat_map(|connection| {
+        let acknowledging = connection.acknowledging.iter().filter(|(line, _)| *line < gap.line).map(|(_, s)| *s);
+        connection.after.into_iter().chain(acknowledging)
+    });
+    let acknowledged = acknowledged.max().unwrap_or(0);
+    if gap.from.max(acknowledged + 1) > gap.to {
+        return;
+    }
+    // A connection that does not resume receives no sequences. They are known if another connection received the messages.
+    let mut received: HashMap<Key, usize> = HashMap::new();
+    for (line, key, ..) in before.filter(|connection| connection.after.is_none()).flat_map(|one| &one.received) {
+        received.entry(*key).or_insert(*line);
+    }
+    for (s, (key, _)) in sequences.by_sequence.range(gap.from.max(acknowledged + 1)..=gap.to) {
+        let is_new = history.dispatches.get(key).is_some_and(|dispatch| dispatch.started() > cursor.stored);
+        if is_new && received.get(key).is_none_or(|line| *line > gap.line) {
+            let label = &cursor.label;
+            let description = format!("a gap says that {label} received {} (sequence {s}), and it did not", name(*key));
+            violations.push(Violation { kind: Kind::Gap, description, lines: vec![cursor.stored, gap.line] });
             return;
         }
     }

@@ -1,13 +1,13 @@
-//! The events of a history, gathered by what they are about. Times are lines, counted from one.
+//! Indexes the events of a history by subject. Times are line numbers, counted from 1.
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
 
-use super::{Figures, Kind, Violation};
+use super::{Counts, Kind, Violation};
 use crate::history::{Event, Key};
 
-/// One message that a backend sent, perhaps several times under one id.
+/// A message that a backend dispatched, possibly several times with one idempotency id.
 #[derive(Clone, Debug, Default)]
 pub struct Dispatch {
     pub to: Vec<String>,
@@ -15,203 +15,220 @@ pub struct Dispatch {
     pub attempts: Vec<Attempt>,
 }
 
-/// One time it was sent.
+/// One attempt of a dispatch.
 #[derive(Clone, Debug, Default)]
 pub struct Attempt {
     pub number: u64,
-    pub life: u64,
-    pub begun: usize,
-    /// Line, status, and what was said.
+    pub server: u64,
+    pub started: usize,
+    /// Line, status and body of the answer.
     pub answer: Option<(usize, u16, Value)>,
 }
 
 impl Dispatch {
-    /// The line at which the first of its attempts began.
-    pub fn begun(&self) -> usize {
-        self.attempts.iter().map(|attempt| attempt.begun).min().unwrap_or(0)
+    /// Returns the line where the first attempt started.
+    pub fn started(&self) -> usize {
+        self.attempts.iter().map(|attempt| attempt.started).min().unwrap_or(0)
     }
 
-    /// The line at which it was first said to be taken.
-    pub fn acked(&self) -> Option<usize> {
-        self.acks().map(|(line, _)| line).min()
+    /// Returns the line of the first answer with status 200.
+    pub fn accepted(&self) -> Option<usize> {
+        self.acceptances().map(|(line, _)| line).min()
     }
 
-    /// Every time it was said to be taken.
-    pub fn acks(&self) -> impl Iterator<Item = (usize, &Value)> {
+    /// Returns line and body of each answer with status 200.
+    pub fn acceptances(&self) -> impl Iterator<Item = (usize, &Value)> {
         let answers = self.attempts.iter().filter_map(|attempt| attempt.answer.as_ref());
-        answers.filter(|(_, status, _)| *status == 200).map(|(line, _, answer)| (*line, answer))
+        answers.filter(|(_, status, _)| *status == 200).map(|(line, _, body)| (*line, body))
     }
 
-    /// Whether every attempt was told that it was not taken: 4xx, and 507, are said before anything is written.
-    pub fn refused(&self) -> bool {
-        let refused = |attempt: &Attempt| {
+    /// Reports whether every attempt was rejected. The server answers 4xx and 507 before it writes anything.
+    pub fn rejected(&self) -> bool {
+        let rejected = |attempt: &Attempt| {
             attempt.answer.as_ref().is_some_and(|(_, status, _)| (400..500).contains(status) || *status == 507)
         };
-        !self.attempts.is_empty() && self.attempts.iter().all(refused)
+        !self.attempts.is_empty() && self.attempts.iter().all(rejected)
     }
 
-    /// For whom it was not taken although it was answered.
-    pub fn rejected(&self, user: &str) -> bool {
-        let named = |answer: &Value| {
-            let rejected = answer["rejected"].as_array();
+    /// Reports whether the dispatch was accepted, but rejected for this recipient.
+    pub fn rejected_for(&self, user: &str) -> bool {
+        let names_user = |body: &Value| {
+            let rejected = body["rejected"].as_array();
             rejected.is_some_and(|all| all.iter().any(|one| one["user"] == user))
         };
-        self.acks().any(|(_, answer)| named(answer))
+        self.acceptances().any(|(_, body)| names_user(body))
     }
 }
 
-/// Where a client was told how far its log goes, from where to where, and what is missing of it and why.
-pub type Told = (usize, u64, u64, Option<(u64, u64, String)>);
+/// An op 13 that a client received.
+#[derive(Clone, Debug)]
+pub struct Resumed {
+    pub line: usize,
+    pub first: u64,
+    pub last: u64,
+    /// A gap: first sequence, last sequence, reason.
+    pub missed: Option<(u64, u64, String)>,
+}
 
 /// One connection of a client.
 #[derive(Clone, Debug, Default)]
 pub struct Connection {
     pub user: String,
-    pub life: u64,
-    pub opening: usize,
-    /// The line at which it was let in.
-    pub opened: Option<usize>,
-    /// It resumes, and has processed everything up to this.
+    pub server: u64,
+    pub connecting: usize,
+    /// The line of its authentication.
+    pub connected: Option<usize>,
+    /// The sequence after which it resumes.
     pub after: Option<u64>,
-    /// Whose cursor it goes by.
+    /// The device whose cursor it uses.
     pub device: Option<String>,
-    /// What it was told of the log: line, first, last, missed.
-    pub told: Vec<Told>,
-    /// Line, and up to which sequence it was about to confirm.
-    pub confirming: Vec<(usize, u64)>,
-    /// Line, and up to which sequence the server is known to have taken that in.
-    pub confirmed: Vec<(usize, u64)>,
-    /// Line, message, padding, number.
+    pub resumed: Vec<Resumed>,
+    /// Line of each op 3 before it was sent, and the sequence up to which it acknowledges.
+    pub acknowledging: Vec<(usize, u64)>,
+    /// Line from which the server has certainly received an acknowledgement, and its sequence.
+    pub acknowledged: Vec<(usize, u64)>,
+    /// Line, message, padding, `s`.
     pub received: Vec<(usize, Key, u64, Option<u64>)>,
-    /// How many of those a receipt was for, and the line at which it was proven that the server had taken it in.
-    pub receipts: Vec<(usize, usize)>,
-    /// How many it had when it was last asked, and how many it has said yes for.
-    asked: usize,
-    said: usize,
+    /// Number of messages that an op 11 acknowledged, and the line from which the server has certainly received that op 11.
+    pub heartbeat_acks: Vec<(usize, usize)>,
+    /// Number of messages received before the last heartbeat.
+    at_heartbeat: usize,
+    /// Number of messages received before the last answered heartbeat.
+    answered: usize,
 }
 
 /// One server process.
 #[derive(Clone, Debug, Default)]
-pub struct Life {
+pub struct Server {
     pub starting: usize,
     pub fault: Option<usize>,
-    /// Where it ended; the history's end for the last.
-    pub ended: Option<usize>,
-    /// It ended in order, having written down everything.
+    /// The line of its exit. `None` if it was alive at the end of the history.
+    pub exited: Option<usize>,
+    /// It exited in order, so it has written its whole state.
     pub stopped: bool,
-    pub wrong: Option<(usize, String)>,
+    /// Line and reason of a failure that no fault explains.
+    pub failure: Option<(usize, String)>,
 }
 
-/// What was read of a user's log over HTTP.
+/// A user's log as read over HTTP.
 #[derive(Clone, Debug)]
-pub struct Reading {
+pub struct LogRead {
     pub line: usize,
     pub head: u64,
     pub entries: Vec<(u64, Key)>,
 }
 
-/// Everything.
+/// A history, indexed.
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
+pub struct IndexedHistory {
+    /// The run's durability is `always`.
     pub always: bool,
     pub heads: BTreeMap<String, u64>,
     pub dispatches: HashMap<Key, Dispatch>,
     pub connections: BTreeMap<u64, Connection>,
-    pub lives: BTreeMap<u64, Life>,
-    pub readings: BTreeMap<String, Vec<Reading>>,
+    pub servers: BTreeMap<u64, Server>,
+    pub log_reads: BTreeMap<String, Vec<LogRead>>,
     /// By user: line, head, pending.
     pub drained: BTreeMap<String, (usize, u64, u64)>,
-    unknown: u64,
+    unanswered: u64,
 }
 
-impl Facts {
-    pub fn gather(events: &[Event], violations: &mut Vec<Violation>) -> Self {
-        let mut facts = Self::default();
+impl IndexedHistory {
+    pub fn from_events(events: &[Event], violations: &mut Vec<Violation>) -> Self {
+        let mut history = Self::default();
         for (at, event) in events.iter().enumerate() {
-            facts.take(at + 1, event, violations);
+            history.add(at + 1, event, violations);
         }
         if !matches!(events.first(), Some(Event::Run { .. })) {
-            Self::complain(violations, 1, "it does not begin with the line that says what it is");
+            Self::report_incomplete(violations, 1, "the first line is not a run");
         }
-        facts
+        history
     }
 
-    fn complain(violations: &mut Vec<Violation>, line: usize, what: &str) {
-        violations.push(Violation { kind: Kind::History, what: what.to_owned(), lines: vec![line] });
+    fn report_incomplete(violations: &mut Vec<Violation>, line: usize, description: &str) {
+        violations.push(Violation { kind: Kind::History, description: description.to_owned(), lines: vec![line] });
     }
 
-    fn take(&mut self, line: usize, event: &Event, violations: &mut Vec<Violation>) {
+    fn add(&mut self, line: usize, event: &Event, violations: &mut Vec<Violation>) {
         match event {
             Event::Run { durability, heads, .. } => {
                 self.always = durability == "always";
                 self.heads.clone_from(heads);
             }
-            Event::Starting { life } => self.life(*life).starting = line,
-            Event::Ready { .. } | Event::Broken { .. } | Event::Cut { .. } => {}
-            Event::Failed { life, why } => self.life(*life).wrong = Some((line, why.clone())),
-            Event::Fault { life, .. } => self.life(*life).fault = Some(line),
-            Event::Died { life, how } => {
-                let life = self.life(*life);
-                life.ended = Some(line);
-                if life.fault.is_none() {
-                    life.wrong = Some((line, format!("it ended by itself: {how}")));
+            Event::Starting { server } => self.server(*server).starting = line,
+            Event::Ready { .. } | Event::Broken { .. } | Event::PowerCut { .. } => {}
+            Event::Failed { server, reason } => self.server(*server).failure = Some((line, reason.clone())),
+            Event::Fault { server, .. } => self.server(*server).fault = Some(line),
+            Event::Died { server, how } => {
+                let server = self.server(*server);
+                server.exited = Some(line);
+                if server.fault.is_none() {
+                    server.failure = Some((line, format!("it exited by itself: {how}")));
                 }
             }
-            Event::Stopped { life } => {
-                let life = self.life(*life);
-                (life.ended, life.stopped) = (Some(line), true);
+            Event::Stopped { server } => {
+                let server = self.server(*server);
+                (server.exited, server.stopped) = (Some(line), true);
             }
-            Event::Begun { life, b, n, attempt, to, x, .. } => {
+            Event::Dispatching { server, b, n, attempt, to, x, .. } => {
                 let dispatch = self.dispatches.entry((*b, *n)).or_default();
                 (dispatch.to, dispatch.padding) = (to.clone(), *x);
-                dispatch.attempts.push(Attempt { number: *attempt, life: *life, begun: line, answer: None });
+                dispatch.attempts.push(Attempt { number: *attempt, server: *server, started: line, answer: None });
             }
-            Event::Answered { b, n, attempt, status, answer } => {
+            Event::Answered { b, n, attempt, status, body } => {
                 let dispatch = self.dispatches.entry((*b, *n)).or_default();
                 match dispatch.attempts.iter_mut().find(|one| one.number == *attempt && one.answer.is_none()) {
-                    Some(attempt) => attempt.answer = Some((line, *status, answer.clone())),
-                    None => Self::complain(violations, line, "an answer to what never began"),
+                    Some(attempt) => attempt.answer = Some((line, *status, body.clone())),
+                    None => Self::report_incomplete(violations, line, "an answer to a dispatch that never started"),
                 }
             }
-            Event::Unknown { .. } => self.unknown += 1,
-            Event::Opening { life, c, user, after, device } => {
+            Event::Unanswered { .. } => self.unanswered += 1,
+            Event::Connecting { server, c, user, after, device } => {
                 let connection = Connection {
                     user: user.clone(),
-                    life: *life,
-                    opening: line,
+                    server: *server,
+                    connecting: line,
                     after: *after,
                     device: device.clone(),
                     ..Connection::default()
                 };
                 if self.connections.insert(*c, connection).is_some() {
-                    Self::complain(violations, line, "a connection's number is used twice");
+                    Self::report_incomplete(violations, line, "a connection number is used twice");
                 }
             }
-            // What it says it has processed was taken in before it was let in.
-            Event::Opened { c } => self.on(*c, line, violations, |to| {
-                to.opened = Some(line);
-                to.confirmed.extend(to.after.map(|after| (line, after)));
+            // The server applies the acknowledgement in `after` before it sends op 22.
+            Event::Connected { c } => self.update(*c, line, violations, |connection| {
+                connection.connected = Some(line);
+                connection.acknowledged.extend(connection.after.map(|after| (line, after)));
             }),
-            Event::Told { c, first, last, missed } => {
-                self.on(*c, line, violations, |to| to.told.push((line, *first, *last, missed.clone())));
+            Event::Resumed { c, first, last, missed } => {
+                let resumed = Resumed { line, first: *first, last: *last, missed: missed.clone() };
+                self.update(*c, line, violations, |connection| connection.resumed.push(resumed));
             }
-            Event::Confirming { c, s } => self.on(*c, line, violations, |to| to.confirming.push((line, *s))),
-            Event::Confirmed { c, s } => self.on(*c, line, violations, |to| to.confirmed.push((line, *s))),
+            Event::Acknowledging { c, s } => {
+                self.update(*c, line, violations, |connection| connection.acknowledging.push((line, *s)));
+            }
+            Event::Acknowledged { c, s } => {
+                self.update(*c, line, violations, |connection| connection.acknowledged.push((line, *s)));
+            }
             Event::Received { c, b, n, x, s } => {
-                self.on(*c, line, violations, |to| to.received.push((line, (*b, *n), *x, *s)));
+                self.update(*c, line, violations, |connection| connection.received.push((line, (*b, *n), *x, *s)));
             }
-            // A server has at most one question open: the next one proves that it has heard the answer to the last.
-            Event::Asked { c } => self.on(*c, line, violations, |to| {
-                to.prove(line);
-                to.asked = to.received.len();
+            // A server has at most one unanswered heartbeat per connection. So the next one proves that it has received the
+            // answer to the last.
+            Event::HeartbeatReceived { c } => self.update(*c, line, violations, |connection| {
+                connection.prove_received(line);
+                connection.at_heartbeat = connection.received.len();
             }),
-            Event::Receipted { c } => self.on(*c, line, violations, |to| to.said = to.asked),
-            // It has heard everything that was said before the close, or it would not have answered that.
-            Event::Closed { c } => self.on(*c, line, violations, |to| to.prove(line)),
-            Event::Log { user, head, entries } => {
+            Event::HeartbeatAnswered { c } => {
+                self.update(*c, line, violations, |connection| connection.answered = connection.at_heartbeat);
+            }
+            // The server answers a close after it has read all earlier frames.
+            Event::Closed { c } => self.update(*c, line, violations, |connection| connection.prove_received(line)),
+            Event::LogRead { user, head, entries } => {
                 let entries = entries.iter().map(|(s, b, n)| (*s, (*b, *n))).collect();
-                let reading = Reading { line, head: *head, entries };
-                self.readings.entry(user.clone()).or_default().push(reading);
+                let read = LogRead { line, head: *head, entries };
+                self.log_reads.entry(user.clone()).or_default().push(read);
             }
             Event::Drained { user, head, pending } => {
                 self.drained.insert(user.clone(), (line, *head, *pending));
@@ -219,99 +236,107 @@ impl Facts {
         }
     }
 
-    fn life(&mut self, life: u64) -> &mut Life {
-        self.lives.entry(life).or_default()
+    fn server(&mut self, number: u64) -> &mut Server {
+        self.servers.entry(number).or_default()
     }
 
-    fn on(&mut self, c: u64, line: usize, violations: &mut Vec<Violation>, what: impl FnOnce(&mut Connection)) {
+    fn update(&mut self, c: u64, line: usize, violations: &mut Vec<Violation>, update: impl FnOnce(&mut Connection)) {
         match self.connections.get_mut(&c) {
-            Some(connection) => what(connection),
-            None => Self::complain(violations, line, "something happened on a connection that was never opened"),
+            Some(connection) => update(connection),
+            None => Self::report_incomplete(violations, line, "an event on a connection that was never opened"),
         }
     }
 
-    pub fn check_server(&self, violations: &mut Vec<Violation>) {
-        for (number, life) in &self.lives {
-            if let Some((line, why)) = &life.wrong {
-                let what = format!("server {number}: {why}");
-                violations.push(Violation { kind: Kind::Server, what, lines: vec![life.starting.max(1), *line] });
+    /// Reports servers that failed without a fault.
+    pub fn check_servers(&self, violations: &mut Vec<Violation>) {
+        for (number, server) in &self.servers {
+            if let Some((line, reason)) = &server.failure {
+                let description = format!("server {number}: {reason}");
+                let lines = vec![server.starting.max(1), *line];
+                violations.push(Violation { kind: Kind::Server, description, lines });
             }
         }
     }
 
-    /// Connections of a user, in the order in which they were opened.
-    pub fn connections_of(&self) -> BTreeMap<&str, Vec<&Connection>> {
+    /// Reports whether a server failed. Then nobody knows which messages it would have delivered.
+    pub fn has_failed_server(&self) -> bool {
+        self.servers.values().any(|server| server.failure.is_some())
+    }
+
+    /// Returns the connections of each user, in the order in which they were opened.
+    pub fn connections_by_user(&self) -> BTreeMap<&str, Vec<&Connection>> {
         let mut users: BTreeMap<&str, Vec<&Connection>> = BTreeMap::new();
         for connection in self.connections.values() {
             users.entry(&connection.user).or_default().push(connection);
         }
-        users.values_mut().for_each(|connections| connections.sort_by_key(|connection| connection.opening));
+        users.values_mut().for_each(|connections| connections.sort_by_key(|connection| connection.connecting));
         users
     }
 
-    /// Those that go by one cursor, in the order in which they were opened.
-    pub fn cursors(&self) -> BTreeMap<(&str, Option<&str>), Vec<&Connection>> {
+    /// Returns the connections that share one cursor, in the order in which they were opened.
+    pub fn connections_by_cursor(&self) -> BTreeMap<(&str, Option<&str>), Vec<&Connection>> {
         let mut cursors: BTreeMap<_, Vec<&Connection>> = BTreeMap::new();
-        for connection in self.connections_of().into_values().flatten() {
+        for connection in self.connections_by_user().into_values().flatten() {
             cursors.entry((connection.user.as_str(), connection.device.as_deref())).or_default().push(connection);
         }
         cursors
     }
 
-    /// By life: where the last dispatch began that it has answered and written a copy of. What a client had told that
-    /// server before is written down too.
+    /// Returns, by server, the line where the last dispatch started that it answered and stored.
+    ///
+    /// The commit of that dispatch also wrote all acknowledgements that the server had received before.
     pub fn last_commits(&self) -> HashMap<u64, usize> {
         let mut last: HashMap<u64, usize> = HashMap::new();
         for dispatch in self.dispatches.values() {
             for attempt in &dispatch.attempts {
-                let Some((_, 200, answer)) = &attempt.answer else { continue };
-                let rejected = answer["rejected"].as_array().map_or(0, Vec::len);
-                if answer["duplicate"] != true && rejected < dispatch.to.len() {
-                    let begun = last.entry(attempt.life).or_default();
-                    *begun = (*begun).max(attempt.begun);
+                let Some((_, 200, body)) = &attempt.answer else { continue };
+                let rejected = body["rejected"].as_array().map_or(0, Vec::len);
+                if body["duplicate"] != true && rejected < dispatch.to.len() {
+                    let started = last.entry(attempt.server).or_default();
+                    *started = (*started).max(attempt.started);
                 }
             }
         }
         last
     }
 
-    /// Whether what a server has taken in at a line outlives it.
-    pub fn outlives(&self, commits: &HashMap<u64, usize>, life: u64, at: usize) -> bool {
-        let stopped = |life: &Life| life.stopped && life.ended.is_some_and(|ended| ended > at);
-        commits.get(&life).is_some_and(|commit| *commit > at) || self.lives.get(&life).is_some_and(stopped)
+    /// Reports whether what a server received before a line survives its death.
+    pub fn survives(&self, commits: &HashMap<u64, usize>, number: u64, line: usize) -> bool {
+        let stopped = |server: &Server| server.stopped && server.exited.is_some_and(|exited| exited > line);
+        commits.get(&number).is_some_and(|commit| *commit > line) || self.servers.get(&number).is_some_and(stopped)
     }
 
-    pub fn figures(&self) -> Figures {
-        let mut figures = Figures { unknown: self.unknown, ..Figures::default() };
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts { unanswered: self.unanswered, ..Counts::default() };
         for dispatch in self.dispatches.values() {
-            figures.dispatches += 1;
-            figures.answered += u64::from(dispatch.acked().is_some());
-            figures.refused += u64::from(dispatch.refused());
-            figures.duplicates += dispatch.acks().filter(|(_, answer)| answer["duplicate"] == true).count() as u64;
-            if dispatch.acked().is_some() {
-                figures.copies += dispatch.to.iter().filter(|user| !dispatch.rejected(user)).count() as u64;
+            counts.dispatches += 1;
+            counts.accepted += u64::from(dispatch.accepted().is_some());
+            counts.rejected += u64::from(dispatch.rejected());
+            counts.duplicates += dispatch.acceptances().filter(|(_, body)| body["duplicate"] == true).count() as u64;
+            if dispatch.accepted().is_some() {
+                counts.entries += dispatch.to.iter().filter(|user| !dispatch.rejected_for(user)).count() as u64;
             }
         }
         for connection in self.connections.values() {
-            figures.connections += 1;
-            figures.received += connection.received.len() as u64;
-            figures.receipts += connection.receipts.len() as u64;
-            figures.resumed += u64::from(connection.after.is_some() && connection.opened.is_some());
-            figures.told += connection.told.iter().filter(|(.., missed)| missed.is_some()).count() as u64;
-            figures.confirmed += connection.confirmed.len() as u64;
+            counts.connections += 1;
+            counts.received += connection.received.len() as u64;
+            counts.heartbeat_acks += connection.heartbeat_acks.len() as u64;
+            counts.resumed += u64::from(connection.after.is_some() && connection.connected.is_some());
+            counts.gaps += connection.resumed.iter().filter(|resumed| resumed.missed.is_some()).count() as u64;
+            counts.acks += connection.acknowledged.len() as u64;
         }
-        figures
+        counts
     }
 }
 
 impl Connection {
-    /// The server is known to have heard everything this client has said.
-    fn prove(&mut self, line: usize) {
-        if let Some((_, s)) = self.confirming.last() {
-            self.confirmed.push((line, *s));
+    /// Records that the server has certainly received every acknowledgement sent so far.
+    fn prove_received(&mut self, line: usize) {
+        if let Some((_, s)) = self.acknowledging.last() {
+            self.acknowledged.push((line, *s));
         }
-        if self.said > self.receipts.last().map_or(0, |(count, _)| *count) {
-            self.receipts.push((self.said, line));
+        if self.answered > self.heartbeat_acks.last().map_or(0, |(count, _)| *count) {
+            self.heartbeat_acks.push((self.answered, line));
         }
     }
 }

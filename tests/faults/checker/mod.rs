@@ -1,19 +1,19 @@
-//! The checker: holds a history against what is promised. It knows nothing but the history.
+//! Compares a history with the guarantees. The checker knows only the history.
 //!
-//! - `indexed_history`: the events, gathered by dispatch, by connection, by life of the server
-//! - `responses`: what backends were told
-//! - `delivery`: what every user had to get, and nobody else
-//! - `order`: in which order, and how often
-//! - `receipts`: which messages a user may be sent once more
-//! - `sequences`: sequences
-//! - `resumes`: what a connection that resumes gets
-//! - `devices`: each cursor for itself
+//! - `indexed_history`: events indexed by dispatch, connection and server
+//! - `responses`: answers to backends
+//! - `delivery`: every recipient receives a message, and no other user
+//! - `order`: order of messages, and repeats on one connection
+//! - `acknowledgements`: acknowledged messages are not sent again
+//! - `sequences`: sequences are never reused and never skipped
+//! - `resumes`: what a connection that resumes receives
+//! - `devices`: each device has its own cursor
 
+mod acknowledgements;
 mod delivery;
 mod devices;
 mod indexed_history;
 mod order;
-mod receipts;
 mod responses;
 mod resumes;
 mod sequences;
@@ -23,116 +23,120 @@ use std::{fmt, path::Path, process::ExitCode};
 use serde::{Deserialize, Serialize};
 
 use crate::history::{self, Event};
-use indexed_history::Facts;
+use indexed_history::IndexedHistory;
 
-/// Violations told one by one; more are counted.
-const TOLD_MAX: usize = 20;
+/// Violations that are printed one by one. Of the others only the count is printed.
+const PRINTED_MAX: usize = 20;
 
-/// What can be wrong.
+/// Kinds of violations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// A dispatch was answered, and somebody it was for does not have it.
+    /// A dispatch was answered, and a recipient has not received it.
     Lost,
-    /// Somebody has a message that was for others, or that nobody has sent, or with other contents.
+    /// A user received a message that was for other users, was never sent, or has other contents.
     Foreign,
-    /// One came before another that had been answered before it began.
+    /// A message came before another whose dispatch was answered before its own dispatch started.
     Reordered,
-    /// A message came again, and did not have to.
+    /// A message was repeated without need.
     Repeated,
-    /// The numbers that come with messages are not what they have to be.
-    Numbered,
-    /// Something between two messages is missing, and was not told or wrongly.
-    Hole,
-    /// A sequence went back, was used twice, or was left out.
+    /// The `s` of a message is wrong or absent.
+    Position,
+    /// A gap was not reported, or was reported wrongly.
+    Gap,
+    /// A sequence went back, was reused, or was skipped.
     Sequence,
-    /// The answers to one dispatch differ, or one is not what it has to be.
-    Answer,
-    /// The server ended by itself, or did not open.
+    /// The answers to one dispatch differ, or an answer is malformed.
+    Response,
+    /// The server exited by itself, or did not start.
     Server,
-    /// What was pending did not come to an end.
+    /// Messages stayed pending after the drain.
     Pending,
-    /// The history itself is not whole.
+    /// The history itself is incomplete.
     History,
 }
 
-/// Something that is not as promised, and the lines that show it, counted from one.
+/// A violation of a guarantee.
 #[derive(Clone, Debug)]
 pub struct Violation {
     pub kind: Kind,
-    pub what: String,
+    pub description: String,
+    /// The lines of the history that show it, counted from 1.
     pub lines: Vec<usize>,
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {}", self.kind, self.what)
+        write!(f, "{:?}: {}", self.kind, self.description)
     }
 }
 
-/// What a history holds, in numbers.
+/// Counts of what a history contains.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Figures {
+pub struct Counts {
     pub dispatches: u64,
-    pub answered: u64,
-    pub refused: u64,
-    pub unknown: u64,
-    /// Dispatches answered with `duplicate: true`.
+    /// Dispatches that the server accepted.
+    pub accepted: u64,
+    /// Dispatches that the server rejected for all recipients.
+    pub rejected: u64,
+    /// Attempts without an answer.
+    pub unanswered: u64,
+    /// Answers with `duplicate: true`.
     pub duplicates: u64,
-    /// Copies that were answered for.
-    pub copies: u64,
-    /// Messages received, repeats among them.
+    /// Entries of accepted dispatches: one for each recipient that was not rejected.
+    pub entries: u64,
+    /// Messages received, with repeats.
     pub received: u64,
-    /// Received by the same user before, as it is allowed.
+    /// Received messages that the same user had received before. These are permitted.
     pub repeats: u64,
     pub connections: u64,
-    /// Receipts that were proven to be taken in.
-    pub receipts: u64,
+    /// Heartbeat acknowledgements (op 11) that the server has certainly received.
+    pub heartbeat_acks: u64,
     /// Connections that resumed.
     pub resumed: u64,
-    /// Ranges of which those were told that they are not there any more.
-    pub told: u64,
-    /// What those have confirmed and was proven to be taken in.
-    pub confirmed: u64,
+    /// Gaps that the server reported (op 13).
+    pub gaps: u64,
+    /// Acknowledgements of clients that resume (op 3 or `after`) that the server has certainly received.
+    pub acks: u64,
     pub violations: u64,
 }
 
-/// Checks events.
-pub fn check(events: &[Event]) -> (Vec<Violation>, Figures) {
+/// Checks a history.
+pub fn check(events: &[Event]) -> (Vec<Violation>, Counts) {
     let mut violations = Vec::new();
-    let facts = Facts::gather(events, &mut violations);
-    facts.check_server(&mut violations);
-    responses::check(&facts, &mut violations);
-    let repeats = order::check(&facts, &mut violations);
-    resumes::check(&facts, &mut violations);
-    delivery::check(&facts, &mut violations);
-    let places = sequences::check(&facts, &mut violations);
-    receipts::check(&facts, &places, &mut violations);
-    devices::check(&facts, &places, &mut violations);
-    let figures = Figures { repeats, violations: violations.len() as u64, ..facts.figures() };
+    let history = IndexedHistory::from_events(events, &mut violations);
+    history.check_servers(&mut violations);
+    responses::check(&history, &mut violations);
+    let repeats = order::check(&history, &mut violations);
+    resumes::check(&history, &mut violations);
+    delivery::check(&history, &mut violations);
+    let sequences = sequences::check(&history, &mut violations);
+    acknowledgements::check(&history, &sequences, &mut violations);
+    devices::check(&history, &sequences, &mut violations);
+    let counts = Counts { repeats, violations: violations.len() as u64, ..history.counts() };
     violations.sort_by_key(|violation| violation.lines.first().copied().unwrap_or(0));
-    (violations, figures)
+    (violations, counts)
 }
 
-/// The program: reads a history, tells the violations with their lines, and the figures as the last line.
+/// Checks a history file. Prints each violation with its lines, and the counts as the last line.
 pub fn run(path: &Path) -> ExitCode {
     let events = match history::read(path) {
         Ok(events) => events,
-        Err(why) => {
-            eprintln!("{}: {why}", path.display());
+        Err(error) => {
+            eprintln!("{}: {error}", path.display());
             return ExitCode::from(2);
         }
     };
-    let (violations, figures) = check(&events);
-    for violation in violations.iter().take(TOLD_MAX) {
+    let (violations, counts) = check(&events);
+    for violation in violations.iter().take(PRINTED_MAX) {
         eprintln!("{violation}");
         for line in &violation.lines {
             let event = events.get(line - 1).and_then(|event| serde_json::to_string(event).ok());
             eprintln!("    {line}: {}", event.unwrap_or_default());
         }
     }
-    if violations.len() > TOLD_MAX {
-        eprintln!("and {} more", violations.len() - TOLD_MAX);
+    if violations.len() > PRINTED_MAX {
+        eprintln!("and {} more", violations.len() - PRINTED_MAX);
     }
-    println!("{}", serde_json::to_string(&figures).expect("figures are JSON"));
+    println!("{}", serde_json::to_string(&counts).expect("counts can be encoded as JSON"));
     ExitCode::from(u8::from(!violations.is_empty()))
 }

@@ -1,29 +1,31 @@
-//! In which order messages came.
+//! Checks the order in which messages arrive.
 //!
-//! A user's messages have one order, that of his log, and every connection reads on in it. Whatever a connection has
-//! not been sent yet and is older was confirmed, so some other connection has had it: the order in which a user has
-//! messages for the first time, over all his connections, is the order of his log. Hence three rules: none comes first
-//! that began after another was answered which is still to come; each connection follows the one order; and nothing
-//! comes twice on a connection.
+//! A user's messages have one order, that of the log, and every connection reads on in that order. An older message that a
+//! connection has not received was acknowledged, so another connection has received it. So the order in which a user receives
+//! messages for the first time, over all connections, is the order of the log. Hence three rules:
+//!
+//! - No message arrives first if its dispatch started after the answer to another that is still to arrive.
+//! - Each connection follows the order of first arrivals.
+//! - No message arrives twice on one connection.
 
 use std::collections::{HashMap, HashSet};
 
 use super::{
     Kind, Violation,
-    indexed_history::{Connection, Facts},
+    indexed_history::{Connection, IndexedHistory},
     responses::name,
 };
 use crate::history::Key;
 
-/// Returns how many messages came to a user who had had them.
-pub fn check(facts: &Facts, violations: &mut Vec<Violation>) -> u64 {
+/// Returns the number of messages that reached a user again.
+pub fn check(history: &IndexedHistory, violations: &mut Vec<Violation>) -> u64 {
     let mut repeats = 0;
-    for (user, connections) in facts.connections_of() {
+    for (user, connections) in history.connections_by_user() {
         let mut firsts: HashMap<Key, (usize, usize)> = HashMap::new();
         let mut all: Vec<(usize, Key)> =
             connections.iter().flat_map(|one| one.received.iter().map(|(line, key, ..)| (*line, *key))).collect();
         all.sort_unstable();
-        // Of those he has, the one that began last.
+        // Of the messages received so far, the one whose dispatch started last.
         let mut latest: Option<(usize, usize, Key)> = None;
         for (line, key) in all {
             if firsts.contains_key(&key) {
@@ -31,55 +33,63 @@ pub fn check(facts: &Facts, violations: &mut Vec<Violation>) -> u64 {
                 continue;
             }
             firsts.insert(key, (firsts.len(), line));
-            let Some(dispatch) = facts.dispatches.get(&key) else { continue };
-            if let (Some(acked), Some((begun, before, other))) = (dispatch.acked(), latest)
-                && acked < begun
+            let Some(dispatch) = history.dispatches.get(&key) else { continue };
+            if let (Some(accepted), Some((started, received, other))) = (dispatch.accepted(), latest)
+                && accepted < started
             {
-                let what = format!("{user} got {} behind {}, which came later", name(key), name(other));
-                violations.push(Violation { kind: Kind::Reordered, what, lines: vec![acked, begun, before, line] });
+                let description = format!("{user} received {} after {}, which was sent later", name(key), name(other));
+                let lines = vec![accepted, started, received, line];
+                violations.push(Violation { kind: Kind::Reordered, description, lines });
             }
-            let begun = dispatch.begun();
-            if latest.is_none_or(|(latest, ..)| begun > latest) {
-                latest = Some((begun, line, key));
+            let started = dispatch.started();
+            if latest.is_none_or(|(latest, ..)| started > latest) {
+                latest = Some((started, line, key));
             }
         }
         for connection in connections {
-            follow(user, connection, &firsts, violations);
-            count(user, connection, violations);
+            check_connection(user, connection, &firsts, violations);
+            check_positions(user, connection, violations);
         }
     }
     repeats
 }
 
-/// A connection follows the order in which the user had the messages first.
-fn follow(user: &str, on: &Connection, firsts: &HashMap<Key, (usize, usize)>, violations: &mut Vec<Violation>) {
+/// Checks that a connection follows the order of first arrivals, without repeats.
+fn check_connection(
+    user: &str,
+    connection: &Connection,
+    firsts: &HashMap<Key, (usize, usize)>,
+    violations: &mut Vec<Violation>,
+) {
     let mut last: Option<(usize, usize, Key)> = None;
-    let mut here = HashSet::new();
-    for (line, key, ..) in &on.received {
-        let place = firsts.get(key).map_or(0, |(place, _)| *place);
-        if !here.insert(*key) {
-            let what = format!("{user} got {} twice on one connection", name(*key));
-            violations.push(Violation { kind: Kind::Repeated, what, lines: vec![on.opening, *line] });
+    let mut received = HashSet::new();
+    for (line, key, ..) in &connection.received {
+        let rank = firsts.get(key).map_or(0, |(rank, _)| *rank);
+        if !received.insert(*key) {
+            let description = format!("{user} received {} twice on one connection", name(*key));
+            let lines = vec![connection.connecting, *line];
+            violations.push(Violation { kind: Kind::Repeated, description, lines });
             continue;
         }
-        if let Some((before, at, other)) = last
-            && place < before
+        if let Some((last_rank, at, other)) = last
+            && rank < last_rank
         {
-            let what =
-                format!("{user} got {} behind {}, and before it was the other way round", name(*key), name(other));
-            violations.push(Violation { kind: Kind::Reordered, what, lines: vec![on.opening, at, *line] });
+            let description =
+                format!("{user} received {} after {}, and earlier in the reverse order", name(*key), name(other));
+            let lines = vec![connection.connecting, at, *line];
+            violations.push(Violation { kind: Kind::Reordered, description, lines });
         }
-        last = Some((place, *line, *key));
+        last = Some((rank, *line, *key));
     }
 }
 
-/// Numbers, but for those that resume: the place in what is redelivered, from one, and then none.
-fn count(user: &str, on: &Connection, violations: &mut Vec<Violation>) {
+/// Checks `s` on a connection that does not resume: positions in the redelivery from 1, then none on live messages.
+fn check_positions(user: &str, connection: &Connection, violations: &mut Vec<Violation>) {
     let (mut last, mut live) = (0, false);
-    for (line, key, _, s) in on.received.iter().filter(|_| on.after.is_none()) {
+    for (line, key, _, s) in connection.received.iter().filter(|_| connection.after.is_none()) {
         if s.is_some_and(|s| live || s != last + 1) {
-            let what = format!("{user} got {} as number {s:?} behind {last}", name(*key));
-            violations.push(Violation { kind: Kind::Numbered, what, lines: vec![on.opening, *line] });
+            let description = format!("{user} received {} with position {s:?} after {last}", name(*key));
+            violations.push(Violation { kind: Kind::Position, description, lines: vec![connection.connecting, *line] });
             return;
         }
         live |= s.is_none();

@@ -1,34 +1,34 @@
-//! What backends were told: of the right form, the same each time, and not a failure that nobody caused.
+//! Checks the answers to backends: well-formed, equal for one idempotency id, and no server error without a cause.
 
 use serde_json::Value;
 
 use super::{
     Kind, Violation,
-    indexed_history::{Dispatch, Facts},
+    indexed_history::{Dispatch, IndexedHistory},
 };
 use crate::history::Key;
 
-pub fn check(facts: &Facts, violations: &mut Vec<Violation>) {
-    for (key, dispatch) in &facts.dispatches {
-        once(*key, dispatch, violations);
+pub fn check(history: &IndexedHistory, violations: &mut Vec<Violation>) {
+    for (key, dispatch) in &history.dispatches {
+        check_duplicates(*key, dispatch, violations);
         let mut first: Option<(usize, Value)> = None;
-        let answers = dispatch.attempts.iter().filter_map(|attempt| Some((attempt.begun, attempt.answer.as_ref()?)));
-        for (begun, (line, status, answer)) in answers {
-            if let Some(wrong) = wrong(*status, answer, dispatch.to.len()) {
-                let what = format!("{}: {wrong}", name(*key));
-                violations.push(Violation { kind: Kind::Answer, what, lines: vec![begun, *line] });
+        let answers = dispatch.attempts.iter().filter_map(|attempt| Some((attempt.started, attempt.answer.as_ref()?)));
+        for (started, (line, status, body)) in answers {
+            if let Some(error) = answer_error(*status, body, dispatch.to.len()) {
+                let description = format!("{}: {error}", name(*key));
+                violations.push(Violation { kind: Kind::Response, description, lines: vec![started, *line] });
             }
             if *status != 200 {
                 continue;
             }
-            let mut result = answer.clone();
+            let mut result = body.clone();
             if let Some(fields) = result.as_object_mut() {
                 fields.remove("duplicate");
             }
             match &first {
-                Some((at, before)) if *before != result => {
-                    let what = format!("{} was answered twice, and differently", name(*key));
-                    violations.push(Violation { kind: Kind::Answer, what, lines: vec![*at, *line] });
+                Some((at, first)) if *first != result => {
+                    let description = format!("{} has two different results", name(*key));
+                    violations.push(Violation { kind: Kind::Response, description, lines: vec![*at, *line] });
                 }
                 Some(_) => {}
                 None => first = Some((*line, result)),
@@ -37,55 +37,57 @@ pub fn check(facts: &Facts, violations: &mut Vec<Violation>) {
     }
 }
 
-/// Of the answers under one id one is the first, and whatever is asked behind it is a repeat.
-fn once(key: Key, dispatch: &Dispatch, violations: &mut Vec<Violation>) {
-    let mut wrong = |what: &str, lines: Vec<usize>| {
-        violations.push(Violation { kind: Kind::Answer, what: format!("{}: {what}", name(key)), lines });
+/// Checks `duplicate`: one answer under an id is the first, and every attempt after an answer is a duplicate.
+fn check_duplicates(key: Key, dispatch: &Dispatch, violations: &mut Vec<Violation>) {
+    let mut report = |description: &str, lines: Vec<usize>| {
+        let description = format!("{}: {description}", name(key));
+        violations.push(Violation { kind: Kind::Response, description, lines });
     };
     let answers: Vec<(usize, usize, bool)> = dispatch
         .attempts
         .iter()
         .filter_map(|attempt| match &attempt.answer {
-            Some((line, 200, answer)) => Some((attempt.begun, *line, answer["duplicate"] == true)),
+            Some((line, 200, body)) => Some((attempt.started, *line, body["duplicate"] == true)),
             _ => None,
         })
         .collect();
-    let new: Vec<usize> = answers.iter().filter(|(.., repeat)| !repeat).map(|(_, line, _)| *line).collect();
-    if new.len() > 1 {
-        wrong("it was taken more than once", new.clone());
+    let firsts: Vec<usize> = answers.iter().filter(|(.., duplicate)| !duplicate).map(|(_, line, _)| *line).collect();
+    if firsts.len() > 1 {
+        report("it was accepted more than once", firsts.clone());
     }
-    if let [(begun, line, true)] = answers[..]
-        && dispatch.attempts.iter().all(|attempt| attempt.begun >= begun)
+    if let [(started, line, true)] = answers[..]
+        && dispatch.attempts.iter().all(|attempt| attempt.started >= started)
     {
-        wrong("it is said to be a repeat, and is none", vec![begun, line]);
+        report("the first attempt was answered as a duplicate", vec![started, line]);
     }
-    for (begun, line, repeat) in &answers {
-        if let Some((_, before, _)) = answers.iter().find(|(_, before, _)| before < begun)
-            && !repeat
+    for (started, line, duplicate) in &answers {
+        if let Some((_, earlier, _)) = answers.iter().find(|(_, earlier, _)| earlier < started)
+            && !duplicate
         {
-            wrong("it is said to be new, and had been answered", vec![*before, *begun, *line]);
+            report("it was answered, and a later attempt was not a duplicate", vec![*earlier, *started, *line]);
         }
     }
 }
 
-fn wrong(status: u16, answer: &Value, recipients: usize) -> Option<String> {
+/// Returns what is wrong with an answer.
+fn answer_error(status: u16, body: &Value, recipients: usize) -> Option<String> {
     match status {
         200 => {
             let recipients = recipients as u64;
-            let number = |key: &str| answer[key].as_u64().unwrap_or(u64::MAX / 4);
-            let rejected = answer["rejected"].as_array().map_or(0, Vec::len) as u64;
+            let number = |key: &str| body[key].as_u64().unwrap_or(u64::MAX / 4);
+            let rejected = body["rejected"].as_array().map_or(0, Vec::len) as u64;
             let counted =
                 number("recipients") == recipients && number("online") + number("offline") + rejected == recipients;
-            (!counted).then(|| format!("its answer does not count its {recipients} recipients"))
+            (!counted).then(|| format!("its result does not add up to {recipients} recipients"))
         }
-        // The server is going, or too busy, or full.
+        // The server is shutting down, too busy, or full.
         503 | 507 => None,
         400..500 => None,
         other => Some(format!("it was answered with status {other}")),
     }
 }
 
-/// How a message is called.
+/// Returns the name of a message in violations.
 pub fn name((b, n): Key) -> String {
     format!("message {n} of backend {b}")
 }

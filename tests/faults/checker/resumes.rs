@@ -1,70 +1,75 @@
-//! What a connection that resumes gets: first what there is, and then, behind what it has processed, each sequence in
-//! turn, as a message or as part of a range that it is told of.
+//! Checks what a connection that resumes receives: op 13 first, then each sequence above `after` in order.
+//!
+//! Each sequence comes either as a message or within a reported gap.
 
 use super::{
     Kind, Violation,
-    indexed_history::{Connection, Facts},
+    indexed_history::{Connection, IndexedHistory, Resumed},
     responses::name,
 };
 use crate::history::Key;
 
-/// In this battery nothing expires, is cleared or evicted: what is gone was received. Where a dispatch is answered
-/// before it is synced, a log passes over sequences after a server was killed.
-const fn reasons(facts: &Facts) -> &'static [&'static str] {
-    if facts.always { &["received"] } else { &["received", "restart"] }
+/// Returns the gap reasons that may occur. In these runs nothing expires, is cleared or is evicted.
+///
+/// `received`: the entries were acknowledged. `restart`: dispatches were answered before their sync, so the log skips sequences
+/// after a server was killed.
+const fn gap_reasons(history: &IndexedHistory) -> &'static [&'static str] {
+    if history.always { &["received"] } else { &["received", "restart"] }
 }
 
-enum Step<'a> {
-    Told(u64, u64, Option<&'a (u64, u64, String)>),
-    Got(Key, Option<u64>),
+enum Frame<'a> {
+    Resumed(&'a Resumed),
+    Message(Key, Option<u64>),
 }
 
-pub fn check(facts: &Facts, violations: &mut Vec<Violation>) {
-    for connection in facts.connections.values() {
+pub fn check(history: &IndexedHistory, violations: &mut Vec<Violation>) {
+    for connection in history.connections.values() {
         if let Some(after) = connection.after {
-            follow(connection, after, reasons(facts), violations);
+            check_connection(connection, after, gap_reasons(history), violations);
         }
     }
 }
 
-fn follow(on: &Connection, after: u64, reasons: &[&str], violations: &mut Vec<Violation>) {
-    let told = on.told.iter().map(|(line, first, last, missed)| (*line, Step::Told(*first, *last, missed.as_ref())));
-    let got = on.received.iter().map(|(line, key, _, s)| (*line, Step::Got(*key, *s)));
-    let mut steps: Vec<(usize, Step<'_>)> = told.chain(got).collect();
-    steps.sort_unstable_by_key(|(line, _)| *line);
-    // Everything up to `reach` it has had or was told of; `first` as it was told at the beginning.
-    let (mut reach, mut first) = (after, None);
-    for (line, step) in steps {
-        let wrong = match step {
-            Step::Told(_, last, _) if first.is_none() && last < after => {
-                Some((Kind::Sequence, format!("a log that ends with {last}")))
+fn check_connection(connection: &Connection, after: u64, reasons: &[&str], violations: &mut Vec<Violation>) {
+    let resumed = connection.resumed.iter().map(|resumed| (resumed.line, Frame::Resumed(resumed)));
+    let messages = connection.received.iter().map(|(line, key, _, s)| (*line, Frame::Message(*key, *s)));
+    let mut frames: Vec<(usize, Frame<'_>)> = resumed.chain(messages).collect();
+    frames.sort_unstable_by_key(|(line, _)| *line);
+    // `position`: every sequence up to it was received or in a reported gap. `first`: as in the first op 13.
+    let (mut position, mut first) = (after, None);
+    for (line, frame) in frames {
+        let wrong = match frame {
+            Frame::Resumed(Resumed { last, .. }) if first.is_none() && *last < after => {
+                Some((Kind::Sequence, format!("the last sequence {last}")))
             }
-            Step::Told(begins, ..) if first.is_none() && begins <= after => {
-                Some((Kind::Hole, format!("the first was {begins}")))
+            Frame::Resumed(resumed) if first.is_none() && resumed.first <= after => {
+                Some((Kind::Gap, format!("the first sequence {}", resumed.first)))
             }
-            Step::Told(_, _, Some((from, to, reason)))
-                if *from != reach + 1 || to < from || !reasons.contains(&reason.as_str()) =>
+            Frame::Resumed(Resumed { missed: Some((from, to, reason)), .. })
+                if *from != position + 1 || to < from || !reasons.contains(&reason.as_str()) =>
             {
-                Some((Kind::Hole, format!("from {from} to {to} was {reason}")))
+                Some((Kind::Gap, format!("a gap from {from} to {to} ({reason})")))
             }
-            Step::Told(begins, _, missed) => {
-                first = first.or(Some(begins));
-                reach = missed.map_or(reach, |(_, to, _)| *to);
+            Frame::Resumed(resumed) => {
+                first = first.or(Some(resumed.first));
+                position = resumed.missed.as_ref().map_or(position, |(_, to, _)| *to);
                 None
             }
-            Step::Got(key, None) => Some((Kind::Numbered, format!("{} without its sequence", name(key)))),
-            Step::Got(key, Some(s)) if s <= reach => Some((Kind::Numbered, format!("{} as sequence {s}", name(key)))),
-            Step::Got(key, Some(s)) if s != reach + 1 || first.is_none_or(|first| s < first) => {
-                Some((Kind::Hole, format!("{} as sequence {s}, the first being {first:?}", name(key))))
+            Frame::Message(key, None) => Some((Kind::Position, format!("{} without a sequence", name(key)))),
+            Frame::Message(key, Some(s)) if s <= position => {
+                Some((Kind::Position, format!("{} as sequence {s}", name(key))))
             }
-            Step::Got(_, Some(s)) => {
-                reach = s;
+            Frame::Message(key, Some(s)) if s != position + 1 || first.is_none_or(|first| s < first) => {
+                Some((Kind::Gap, format!("{} as sequence {s}, where `first` was {first:?}", name(key))))
+            }
+            Frame::Message(_, Some(s)) => {
+                position = s;
                 None
             }
         };
         if let Some((kind, what)) = wrong {
-            let what = format!("{} resumed behind {after}, was at {reach}, and got: {what}", on.user);
-            violations.push(Violation { kind, what, lines: vec![on.opening, line] });
+            let description = format!("{} resumed after {after}, was at {position}, and got: {what}", connection.user);
+            violations.push(Violation { kind, description, lines: vec![connection.connecting, line] });
             return;
         }
     }

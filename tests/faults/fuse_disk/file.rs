@@ -1,30 +1,30 @@
-//! One file.
+//! Simulates one file.
 
-use super::{Cut, Lost};
+use super::{Losses, PowerCut};
 use crate::support::seeded_rng::Random;
 
-/// What a disk writes whole or not at all, in bytes.
+/// Size that a disk writes atomically, in bytes.
 const SECTOR: usize = 512;
 
-/// What a system hands to a disk at once, in bytes.
+/// Size that an operating system writes back at once, in bytes.
 const PAGE: usize = 4096;
 
-/// Changes that are kept waiting for an fsync. Beyond them the older ones are written back, as a system does by itself.
-const WAITING_MAX: usize = 2048;
+/// Limit of unsynced changes. Above it the older half is written back, as an operating system does.
+const UNSYNCED_MAX: usize = 2048;
 
-/// One change that no fsync has covered.
+/// An unsynced change.
 #[derive(Clone, Debug)]
 enum Change {
     Write { at: usize, bytes: Vec<u8> },
     Length(usize),
 }
 
-/// A file as it is read now, and as it would be if the power went.
+/// A file, with its contents now and after a power cut.
 #[derive(Clone, Debug, Default)]
 pub struct File {
     live: Vec<u8>,
     synced: Vec<u8>,
-    waiting: Vec<Change>,
+    unsynced: Vec<Change>,
 }
 
 impl File {
@@ -39,45 +39,45 @@ impl File {
 
     pub fn write(&mut self, at: usize, bytes: &[u8]) {
         write(&mut self.live, at, bytes);
-        self.wait(Change::Write { at, bytes: bytes.to_vec() });
+        self.add_unsynced(Change::Write { at, bytes: bytes.to_vec() });
     }
 
     pub fn set_len(&mut self, length: usize) {
         self.live.resize(length, 0);
-        self.wait(Change::Length(length));
+        self.add_unsynced(Change::Length(length));
     }
 
-    fn wait(&mut self, change: Change) {
-        self.waiting.push(change);
-        if self.waiting.len() > WAITING_MAX {
-            self.waiting.drain(..WAITING_MAX / 2).for_each(|change| change.apply(&mut self.synced));
+    fn add_unsynced(&mut self, change: Change) {
+        self.unsynced.push(change);
+        if self.unsynced.len() > UNSYNCED_MAX {
+            self.unsynced.drain(..UNSYNCED_MAX / 2).for_each(|change| change.apply(&mut self.synced));
         }
     }
 
-    /// Whatever was done up to here survives.
+    /// Makes all changes so far durable.
     pub fn sync(&mut self) {
-        self.waiting.drain(..).for_each(|change| change.apply(&mut self.synced));
+        self.unsynced.drain(..).for_each(|change| change.apply(&mut self.synced));
     }
 
-    /// The power goes, and comes again.
-    pub fn cut(&mut self, cut: Cut, random: &mut Random) -> Lost {
-        let waiting = std::mem::take(&mut self.waiting);
-        let mut lost = Lost::default();
+    /// Simulates a power cut.
+    pub fn cut_power(&mut self, cut: PowerCut, random: &mut Random) -> Losses {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        let mut losses = Losses::default();
         match cut {
-            Cut::Clear => waiting.iter().for_each(|change| lost.count(change.bytes(), 0)),
-            Cut::Torn => self.tear(waiting, random, &mut lost),
-            Cut::Reordered => self.scatter(waiting, random, &mut lost),
+            PowerCut::LoseAll => unsynced.iter().for_each(|change| losses.count(change.bytes(), 0)),
+            PowerCut::Torn => self.keep_first(unsynced, random, &mut losses),
+            PowerCut::Reordered => self.keep_any(unsynced, random, &mut losses),
         }
         self.live.clone_from(&self.synced);
-        lost
+        losses
     }
 
-    /// Keeps the first few changes, and of the next its first few sectors.
-    fn tear(&mut self, waiting: Vec<Change>, random: &mut Random, lost: &mut Lost) {
-        let whole = random.within(0..=waiting.len() as u64) as usize;
-        for (nth, change) in waiting.into_iter().enumerate() {
+    /// Keeps the first few changes, and the first few sectors of the next one.
+    fn keep_first(&mut self, unsynced: Vec<Change>, random: &mut Random, losses: &mut Losses) {
+        let whole = random.within(0..=unsynced.len() as u64) as usize;
+        for (nth, change) in unsynced.into_iter().enumerate() {
             let bytes = change.bytes();
-            let survived = match change {
+            let kept = match change {
                 change if nth < whole => {
                     change.apply(&mut self.synced);
                     bytes
@@ -91,41 +91,41 @@ impl File {
                 }
                 _ => 0,
             };
-            lost.count(bytes, survived);
+            losses.count(bytes, kept);
         }
     }
 
-    /// Keeps any of the pieces.
-    fn scatter(&mut self, waiting: Vec<Change>, random: &mut Random, lost: &mut Lost) {
-        let grain = if random.once_in(2) { SECTOR } else { PAGE };
-        // Of eight pieces. Sometimes hardly any is kept, and sometimes hardly any lost.
-        let kept = [1, 4, 7][random.within(0..=2) as usize];
-        for change in waiting {
+    /// Keeps an arbitrary selection of sectors, or of pages.
+    fn keep_any(&mut self, unsynced: Vec<Change>, random: &mut Random, losses: &mut Losses) {
+        let size = if random.once_in(2) { SECTOR } else { PAGE };
+        // Of eight pieces 1, 4 or 7 are kept on average.
+        let eighths = [1, 4, 7][random.within(0..=2) as usize];
+        for change in unsynced {
             let bytes = change.bytes();
-            let mut survived = 0;
+            let mut kept = 0;
             match change {
                 Change::Write { at, bytes } => {
-                    for (at, piece) in pieces(at, &bytes, grain) {
-                        if random.within(1..=8) <= kept {
+                    for (at, piece) in pieces(at, &bytes, size) {
+                        if random.within(1..=8) <= eighths {
                             write(&mut self.synced, at, piece);
-                            survived += piece.len();
+                            kept += piece.len();
                         }
                     }
                 }
                 Change::Length(_) => {
-                    if random.within(1..=8) <= kept {
+                    if random.within(1..=8) <= eighths {
                         change.apply(&mut self.synced);
-                        survived = bytes;
+                        kept = bytes;
                     }
                 }
             }
-            lost.count(bytes, survived);
+            losses.count(bytes, kept);
         }
     }
 }
 
 impl Change {
-    /// How much it weighs: a length as much as a byte.
+    /// Returns its size in bytes. A change of length counts as 1.
     fn bytes(&self) -> usize {
         match self {
             Self::Write { bytes, .. } => bytes.len(),
@@ -152,12 +152,12 @@ fn write(to: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     to[at..end].copy_from_slice(bytes);
 }
 
-/// A write, piece by piece as the disk has them, with where each begins.
-fn pieces(at: usize, bytes: &[u8], grain: usize) -> impl Iterator<Item = (usize, &[u8])> {
+/// Splits a write at multiples of `size`. Returns the offset and the bytes of each piece.
+fn pieces(at: usize, bytes: &[u8], size: usize) -> impl Iterator<Item = (usize, &[u8])> {
     let end = at + bytes.len();
     let mut from = at;
     std::iter::from_fn(move || {
-        let to = ((from / grain + 1) * grain).min(end);
+        let to = ((from / size + 1) * size).min(end);
         let piece = (from < end).then(|| (from, &bytes[from - at..to - at]));
         from = to;
         piece

@@ -1,9 +1,8 @@
-//! A disk that forgets. It keeps what was written and what was synced apart, and a power cut leaves of the former what
-//! chance will have.
+//! Simulates a disk with power cuts. A power cut keeps what was synced, and a random part of the unsynced changes.
 //!
-//! - `file`: one file: its bytes, and the changes that no fsync has covered
-//! - `tree`: all files and directories, and the names that no fsync of a directory has covered
-//! - `mount`: that tree as a file system, by FUSE, so that a server can live on it
+//! - `file`: one file: its contents, and its unsynced changes
+//! - `tree`: all files and directories, and unsynced changes of names
+//! - `mount`: the tree as a FUSE file system, on which a server stores its data
 
 mod file;
 #[cfg(target_os = "linux")]
@@ -13,41 +12,41 @@ mod tree;
 use serde::{Deserialize, Serialize};
 
 #[cfg(target_os = "linux")]
-pub use self::mount::Mounted;
-pub use self::tree::{Ino, Tree, Trouble};
+pub use self::mount::MountedDisk;
+pub use self::tree::{Ino, Tree, TreeError};
 
-/// What a power cut leaves of what was not synced.
+/// Kinds of power cuts: which unsynced changes the disk keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Cut {
-    /// Nothing.
-    Clear,
-    /// Of each file's changes the first few, the last of them torn at the end of a sector; of the names the first few.
+pub enum PowerCut {
+    /// None.
+    LoseAll,
+    /// The first few changes of each file, the last of them torn at a sector boundary, and the first few changes of names.
     Torn,
-    /// Any of the pages, and any of the names.
+    /// An arbitrary selection of sectors or pages, and of changes of names.
     Reordered,
 }
 
-/// What a power cut took back.
+/// Changes that a power cut removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lost {
-    /// Changes of files that were not there whole afterwards.
+pub struct Losses {
+    /// Changes of files that were removed, in whole or in part.
     pub writes: u64,
-    /// Bytes of them.
+    /// Bytes of these changes that were removed. A change of a file's length counts as 1 byte.
     pub bytes: u64,
-    /// Creations, renamings and removals.
+    /// Changes of names that were removed: creations, renames, removals.
     pub names: u64,
 }
 
-impl Lost {
-    /// Of a change of this many bytes this many are left.
-    fn count(&mut self, bytes: usize, left: usize) {
-        if left < bytes {
+impl Losses {
+    /// Adds a change of `bytes`, of which the disk keeps `kept`.
+    fn count(&mut self, bytes: usize, kept: usize) {
+        if kept < bytes {
             self.writes += 1;
-            self.bytes += (bytes - left) as u64;
+            self.bytes += (bytes - kept) as u64;
         }
     }
 
-    /// Both together.
+    /// Adds other losses.
     pub fn add(&mut self, other: Self) {
         self.writes += other.writes;
         self.bytes += other.bytes;

@@ -1,5 +1,7 @@
-//! The tree as a file system. Every read and write comes here, for nothing is cached above; a `sync_file_range` does not,
-//! and syncs nothing. Locks are left to the kernel.
+//! Mounts the tree as a FUSE file system.
+//!
+//! Nothing is cached by the kernel, so every read and write arrives here. A `sync_file_range` does not arrive, and syncs nothing.
+//! The kernel handles file locks.
 
 use std::{
     ffi::OsStr,
@@ -15,29 +17,29 @@ use fuser::{
     ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
-use super::{Cut, Ino, Lost, Tree, Trouble};
+use super::{Ino, Losses, PowerCut, Tree, TreeError};
 use crate::support::seeded_rng::Random;
 
-/// For how long the kernel may believe what it was told: after a cut nothing of it is true.
-const BELIEVED: Duration = Duration::ZERO;
+/// Time for which the kernel may cache names and attributes. Zero, because a power cut changes them.
+const CACHE_TTL: Duration = Duration::ZERO;
 
-/// Blocks of a disk that is never full.
+/// Blocks of the disk, all of them always free.
 const BLOCKS: u64 = 1 << 28;
 const BLOCK_BYTES: u32 = 4096;
 
-/// A disk that is there until this is dropped.
-pub struct Mounted {
-    // Before the directory it is mounted on, which can only then be removed.
+/// A mounted disk. Dropping it unmounts it.
+pub struct MountedDisk {
+    // Dropped before the directory, which can only be removed when nothing is mounted on it.
     _session: BackgroundSession,
     directory: tempfile::TempDir,
     tree: Arc<Mutex<Tree>>,
 }
 
-impl Mounted {
-    /// An empty one.
+impl MountedDisk {
+    /// Mounts an empty disk.
     ///
     /// # Errors
-    /// Where there is no FUSE, or it may not be used.
+    /// If FUSE is not available or not permitted.
     pub fn new() -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("mesa-disk-").tempdir()?;
         let tree = Arc::new(Mutex::new(Tree::new()));
@@ -47,22 +49,22 @@ impl Mounted {
         Ok(Self { _session: session, directory, tree })
     }
 
-    /// A place on it.
+    /// Returns the path of a file on it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// The power goes, and comes again. Whoever has files open here must be dead.
-    pub fn cut(&self, cut: Cut, random: &mut Random) -> Lost {
-        lock(&self.tree).cut(cut, random)
+    /// Simulates a power cut. No living process may have files open on the disk.
+    pub fn cut_power(&self, cut: PowerCut, random: &mut Random) -> Losses {
+        lock(&self.tree).cut_power(cut, random)
     }
 
-    /// Bytes on it.
+    /// Returns the bytes of all files on it.
     pub fn bytes(&self) -> usize {
         lock(&self.tree).bytes()
     }
 
-    /// Where it is.
+    /// Returns its mount point.
     pub fn root(&self) -> &Path {
         self.directory.path()
     }
@@ -74,19 +76,19 @@ fn lock(tree: &Mutex<Tree>) -> MutexGuard<'_, Tree> {
 
 struct Adapter(Arc<Mutex<Tree>>);
 
-impl From<Trouble> for Errno {
-    fn from(trouble: Trouble) -> Self {
-        match trouble {
-            Trouble::NotThere => Self::ENOENT,
-            Trouble::There => Self::EEXIST,
-            Trouble::NoFile => Self::EISDIR,
-            Trouble::NoDirectory => Self::ENOTDIR,
-            Trouble::NotEmpty => Self::ENOTEMPTY,
+impl From<TreeError> for Errno {
+    fn from(error: TreeError) -> Self {
+        match error {
+            TreeError::NotFound => Self::ENOENT,
+            TreeError::Exists => Self::EEXIST,
+            TreeError::IsDirectory => Self::EISDIR,
+            TreeError::NotDirectory => Self::ENOTDIR,
+            TreeError::NotEmpty => Self::ENOTEMPTY,
         }
     }
 }
 
-fn attributes(tree: &Tree, ino: Ino) -> Result<FileAttr, Trouble> {
+fn attributes(tree: &Tree, ino: Ino) -> Result<FileAttr, TreeError> {
     let is_directory = tree.is_directory(ino)?;
     let size = if is_directory { 0 } else { tree.file(ino)?.len() as u64 };
     let (time, owner) = (SystemTime::UNIX_EPOCH, rustix::process::geteuid().as_raw());
@@ -110,31 +112,31 @@ fn attributes(tree: &Tree, ino: Ino) -> Result<FileAttr, Trouble> {
 }
 
 impl Adapter {
-    fn entry(&self, reply: ReplyEntry, find: impl FnOnce(&mut Tree) -> Result<Ino, Trouble>) {
+    fn reply_entry(&self, reply: ReplyEntry, find: impl FnOnce(&mut Tree) -> Result<Ino, TreeError>) {
         let mut tree = lock(&self.0);
         match find(&mut tree).and_then(|ino| attributes(&tree, ino)) {
-            Ok(attributes) => reply.entry(&BELIEVED, &attributes, Generation(0)),
-            Err(trouble) => reply.error(trouble.into()),
+            Ok(attributes) => reply.entry(&CACHE_TTL, &attributes, Generation(0)),
+            Err(error) => reply.error(error.into()),
         }
     }
 
-    fn done(&self, reply: ReplyEmpty, what: impl FnOnce(&mut Tree) -> Result<(), Trouble>) {
-        match what(&mut lock(&self.0)) {
+    fn reply_empty(&self, reply: ReplyEmpty, operation: impl FnOnce(&mut Tree) -> Result<(), TreeError>) {
+        match operation(&mut lock(&self.0)) {
             Ok(()) => reply.ok(),
-            Err(trouble) => reply.error(trouble.into()),
+            Err(error) => reply.error(error.into()),
         }
     }
 }
 
 impl Filesystem for Adapter {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.entry(reply, |tree| tree.look_up(parent.0, name));
+        self.reply_entry(reply, |tree| tree.look_up(parent.0, name));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match attributes(&lock(&self.0), ino.0) {
-            Ok(attributes) => reply.attr(&BELIEVED, &attributes),
-            Err(trouble) => reply.error(trouble.into()),
+            Ok(attributes) => reply.attr(&CACHE_TTL, &attributes),
+            Err(error) => reply.error(error.into()),
         }
     }
 
@@ -157,26 +159,26 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let mut tree = lock(&self.0);
-        let set = match size {
+        let result = match size {
             Some(size) => tree.file_mut(ino.0).map(|file| file.set_len(size as usize)),
             None => Ok(()),
         };
-        match set.and_then(|()| attributes(&tree, ino.0)) {
-            Ok(attributes) => reply.attr(&BELIEVED, &attributes),
-            Err(trouble) => reply.error(trouble.into()),
+        match result.and_then(|()| attributes(&tree, ino.0)) {
+            Ok(attributes) => reply.attr(&CACHE_TTL, &attributes),
+            Err(error) => reply.error(error.into()),
         }
     }
 
     fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
-        self.entry(reply, |tree| tree.create(parent.0, name, true));
+        self.reply_entry(reply, |tree| tree.create(parent.0, name, true));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.done(reply, |tree| tree.remove(parent.0, name, false));
+        self.reply_empty(reply, |tree| tree.remove(parent.0, name, false));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.done(reply, |tree| tree.remove(parent.0, name, true));
+        self.reply_empty(reply, |tree| tree.remove(parent.0, name, true));
     }
 
     fn rename(
@@ -192,7 +194,7 @@ impl Filesystem for Adapter {
         if !flags.is_empty() {
             return reply.error(Errno::EINVAL);
         }
-        self.done(reply, |tree| tree.rename((parent.0, name), (newparent.0, newname)));
+        self.reply_empty(reply, |tree| tree.rename((parent.0, name), (newparent.0, newname)));
     }
 
     fn create(
@@ -209,9 +211,9 @@ impl Filesystem for Adapter {
         match tree.create(parent.0, name, false).and_then(|ino| attributes(&tree, ino)) {
             Ok(attributes) => {
                 let direct = FopenFlags::FOPEN_DIRECT_IO;
-                reply.created(&BELIEVED, &attributes, Generation(0), FileHandle(0), direct);
+                reply.created(&CACHE_TTL, &attributes, Generation(0), FileHandle(0), direct);
             }
-            Err(trouble) => reply.error(trouble.into()),
+            Err(error) => reply.error(error.into()),
         }
     }
 
@@ -232,7 +234,7 @@ impl Filesystem for Adapter {
     ) {
         match lock(&self.0).file(ino.0) {
             Ok(file) => reply.data(file.read(offset as usize, size as usize)),
-            Err(trouble) => reply.error(trouble.into()),
+            Err(error) => reply.error(error.into()),
         }
     }
 
@@ -253,7 +255,7 @@ impl Filesystem for Adapter {
                 file.write(offset as usize, data);
                 reply.written(data.len() as u32);
             }
-            Err(trouble) => reply.error(trouble.into()),
+            Err(error) => reply.error(error.into()),
         }
     }
 
@@ -262,18 +264,18 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.done(reply, |tree| tree.file_mut(ino.0).map(super::file::File::sync));
+        self.reply_empty(reply, |tree| tree.file_mut(ino.0).map(super::file::File::sync));
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.done(reply, |tree| tree.sync_directory(ino.0));
+        self.reply_empty(reply, |tree| tree.sync_directory(ino.0));
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let tree = lock(&self.0);
         let names = match tree.list(ino.0) {
             Ok(names) => names,
-            Err(trouble) => return reply.error(trouble.into()),
+            Err(error) => return reply.error(error.into()),
         };
         for (at, (name, ino)) in names.iter().enumerate().skip(offset as usize) {
             let is_directory = tree.is_directory(*ino).unwrap_or_default();

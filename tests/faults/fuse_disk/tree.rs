@@ -1,23 +1,23 @@
-//! All files and directories. A name is as durable as the directory it is in was synced, whatever became of the file.
+//! Simulates files and directories. A name is durable once its directory was synced, independent of the file.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     ffi::{OsStr, OsString},
 };
 
-use super::{Cut, Lost, file::File};
+use super::{Losses, PowerCut, file::File};
 use crate::support::seeded_rng::Random;
 
-/// The number of a file or directory. Never used again for another.
+/// Inode number of a file or directory. Never reused.
 pub type Ino = u64;
 
-/// Why something cannot be done.
+/// Errors of operations on the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    NotThere,
-    There,
-    NoFile,
-    NoDirectory,
+pub enum TreeError {
+    NotFound,
+    Exists,
+    IsDirectory,
+    NotDirectory,
     NotEmpty,
 }
 
@@ -33,19 +33,19 @@ struct Directory {
     synced: BTreeMap<OsString, Ino>,
 }
 
-/// A place in a directory.
-type Place = (Ino, OsString);
+/// A name in a directory.
+type Name = (Ino, OsString);
 
-/// A change of names that no fsync of the directory has covered. A renaming is done or not.
+/// An unsynced change of names. A rename is atomic.
 #[derive(Clone, Debug)]
 enum Change {
-    Put(Place, Ino),
-    Remove(Place),
-    Move(Place, Place, Ino),
+    Put(Name, Ino),
+    Remove(Name),
+    Move(Name, Name, Ino),
 }
 
 impl Change {
-    fn touches(&self, directory: Ino) -> bool {
+    fn is_in(&self, directory: Ino) -> bool {
         match self {
             Self::Put((at, _), _) | Self::Remove((at, _)) => *at == directory,
             Self::Move((from, _), (to, _), _) => *from == directory || *to == directory,
@@ -53,49 +53,49 @@ impl Change {
     }
 }
 
-/// The tree.
+/// All files and directories.
 #[derive(Clone, Debug)]
 pub struct Tree {
     nodes: HashMap<Ino, Node>,
     next: Ino,
-    /// In the order in which they were made.
-    waiting: Vec<Change>,
+    /// In the order of the changes.
+    unsynced: Vec<Change>,
 }
 
 impl Tree {
-    /// The number of its root.
+    /// Inode number of the root directory.
     pub const ROOT: Ino = 1;
 
     pub fn new() -> Self {
         let root = Node::Directory(Directory::default());
-        Self { nodes: HashMap::from([(Self::ROOT, root)]), next: Self::ROOT + 1, waiting: Vec::new() }
+        Self { nodes: HashMap::from([(Self::ROOT, root)]), next: Self::ROOT + 1, unsynced: Vec::new() }
     }
 
-    pub fn is_directory(&self, ino: Ino) -> Result<bool, Trouble> {
-        self.nodes.get(&ino).map(|node| matches!(node, Node::Directory(_))).ok_or(Trouble::NotThere)
+    pub fn is_directory(&self, ino: Ino) -> Result<bool, TreeError> {
+        self.nodes.get(&ino).map(|node| matches!(node, Node::Directory(_))).ok_or(TreeError::NotFound)
     }
 
-    pub fn file(&self, ino: Ino) -> Result<&File, Trouble> {
+    pub fn file(&self, ino: Ino) -> Result<&File, TreeError> {
         match self.nodes.get(&ino) {
             Some(Node::File(file)) => Ok(file),
-            Some(Node::Directory(_)) => Err(Trouble::NoFile),
-            None => Err(Trouble::NotThere),
+            Some(Node::Directory(_)) => Err(TreeError::IsDirectory),
+            None => Err(TreeError::NotFound),
         }
     }
 
-    pub fn file_mut(&mut self, ino: Ino) -> Result<&mut File, Trouble> {
+    pub fn file_mut(&mut self, ino: Ino) -> Result<&mut File, TreeError> {
         match self.nodes.get_mut(&ino) {
             Some(Node::File(file)) => Ok(file),
-            Some(Node::Directory(_)) => Err(Trouble::NoFile),
-            None => Err(Trouble::NotThere),
+            Some(Node::Directory(_)) => Err(TreeError::IsDirectory),
+            None => Err(TreeError::NotFound),
         }
     }
 
-    fn directory(&self, ino: Ino) -> Result<&Directory, Trouble> {
+    fn directory(&self, ino: Ino) -> Result<&Directory, TreeError> {
         match self.nodes.get(&ino) {
             Some(Node::Directory(directory)) => Ok(directory),
-            Some(Node::File(_)) => Err(Trouble::NoDirectory),
-            None => Err(Trouble::NotThere),
+            Some(Node::File(_)) => Err(TreeError::NotDirectory),
+            None => Err(TreeError::NotFound),
         }
     }
 
@@ -106,17 +106,17 @@ impl Tree {
         }
     }
 
-    pub fn look_up(&self, directory: Ino, name: &OsStr) -> Result<Ino, Trouble> {
-        self.directory(directory)?.live.get(name).copied().ok_or(Trouble::NotThere)
+    pub fn look_up(&self, directory: Ino, name: &OsStr) -> Result<Ino, TreeError> {
+        self.directory(directory)?.live.get(name).copied().ok_or(TreeError::NotFound)
     }
 
-    pub fn list(&self, directory: Ino) -> Result<Vec<(OsString, Ino)>, Trouble> {
+    pub fn list(&self, directory: Ino) -> Result<Vec<(OsString, Ino)>, TreeError> {
         Ok(self.directory(directory)?.live.iter().map(|(name, ino)| (name.clone(), *ino)).collect())
     }
 
-    pub fn create(&mut self, directory: Ino, name: &OsStr, is_directory: bool) -> Result<Ino, Trouble> {
+    pub fn create(&mut self, directory: Ino, name: &OsStr, is_directory: bool) -> Result<Ino, TreeError> {
         if self.directory(directory)?.live.contains_key(name) {
-            return Err(Trouble::There);
+            return Err(TreeError::Exists);
         }
         let ino = self.next;
         self.next += 1;
@@ -126,20 +126,20 @@ impl Tree {
         Ok(ino)
     }
 
-    pub fn remove(&mut self, directory: Ino, name: &OsStr, is_directory: bool) -> Result<(), Trouble> {
+    pub fn remove(&mut self, directory: Ino, name: &OsStr, is_directory: bool) -> Result<(), TreeError> {
         let ino = self.look_up(directory, name)?;
         match (self.is_directory(ino)?, is_directory) {
-            (true, false) => return Err(Trouble::NoFile),
-            (false, true) => return Err(Trouble::NoDirectory),
-            (true, true) if !self.directory(ino)?.live.is_empty() => return Err(Trouble::NotEmpty),
+            (true, false) => return Err(TreeError::IsDirectory),
+            (false, true) => return Err(TreeError::NotDirectory),
+            (true, true) if !self.directory(ino)?.live.is_empty() => return Err(TreeError::NotEmpty),
             _ => {}
         }
         self.change(Change::Remove((directory, name.to_owned())));
         Ok(())
     }
 
-    /// What was at the new place is gone with this, at once.
-    pub fn rename(&mut self, from: (Ino, &OsStr), to: (Ino, &OsStr)) -> Result<(), Trouble> {
+    /// Renames a file or directory. Atomically replaces an entry that has the new name.
+    pub fn rename(&mut self, from: (Ino, &OsStr), to: (Ino, &OsStr)) -> Result<(), TreeError> {
         let ino = self.look_up(from.0, from.1)?;
         self.directory(to.0)?;
         self.change(Change::Move((from.0, from.1.to_owned()), (to.0, to.1.to_owned()), ino));
@@ -148,7 +148,7 @@ impl Tree {
 
     fn change(&mut self, change: Change) {
         self.apply(&change, false);
-        self.waiting.push(change);
+        self.unsynced.push(change);
     }
 
     fn apply(&mut self, change: &Change, synced: bool) {
@@ -166,60 +166,61 @@ impl Tree {
         }
     }
 
-    /// The names in a directory survive as they are now.
-    pub fn sync_directory(&mut self, directory: Ino) -> Result<(), Trouble> {
+    /// Makes all changes of names in a directory durable.
+    pub fn sync_directory(&mut self, directory: Ino) -> Result<(), TreeError> {
         self.directory(directory)?;
-        let (covered, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|one| one.touches(directory));
-        self.waiting = waiting;
+        let (covered, others) = std::mem::take(&mut self.unsynced).into_iter().partition(|one| one.is_in(directory));
+        self.unsynced = others;
         let covered: Vec<Change> = covered;
         covered.iter().for_each(|change| self.apply(change, true));
         Ok(())
     }
 
-    /// The power goes, and comes again.
-    pub fn cut(&mut self, cut: Cut, random: &mut Random) -> Lost {
-        let mut lost = Lost::default();
-        let waiting = std::mem::take(&mut self.waiting);
-        let first = random.within(0..=waiting.len() as u64) as usize;
-        for (at, change) in waiting.iter().enumerate() {
+    /// Simulates a power cut.
+    pub fn cut_power(&mut self, cut: PowerCut, random: &mut Random) -> Losses {
+        let mut losses = Losses::default();
+        let unsynced = std::mem::take(&mut self.unsynced);
+        let first = random.within(0..=unsynced.len() as u64) as usize;
+        for (at, change) in unsynced.iter().enumerate() {
             let kept = match cut {
-                Cut::Clear => false,
-                Cut::Torn => at < first,
-                Cut::Reordered => random.once_in(2),
+                PowerCut::LoseAll => false,
+                PowerCut::Torn => at < first,
+                PowerCut::Reordered => random.once_in(2),
             };
             if kept {
                 self.apply(change, true);
             } else {
-                lost.names += 1;
+                losses.names += 1;
             }
         }
-        // In the order of their numbers, so that a seed repeats what chance does.
+        // In the order of inode numbers, so that a seed repeats the choices.
         let mut inos: Vec<Ino> = self.nodes.keys().copied().collect();
         inos.sort_unstable();
         for ino in inos {
             match self.nodes.get_mut(&ino) {
-                Some(Node::File(file)) => lost.add(file.cut(cut, random)),
+                Some(Node::File(file)) => losses.add(file.cut_power(cut, random)),
                 Some(Node::Directory(directory)) => directory.live.clone_from(&directory.synced),
                 None => {}
             }
         }
-        self.forget_unreachable();
-        lost
+        self.remove_unreachable();
+        losses
     }
 
-    fn forget_unreachable(&mut self) {
-        let (mut reached, mut waiting) = (HashSet::new(), vec![Self::ROOT]);
-        while let Some(ino) = waiting.pop() {
+    /// Removes files and directories without a name.
+    fn remove_unreachable(&mut self) {
+        let (mut reached, mut queue) = (HashSet::new(), vec![Self::ROOT]);
+        while let Some(ino) = queue.pop() {
             if reached.insert(ino)
                 && let Some(Node::Directory(directory)) = self.nodes.get(&ino)
             {
-                waiting.extend(directory.live.values());
+                queue.extend(directory.live.values());
             }
         }
         self.nodes.retain(|ino, _| reached.contains(ino));
     }
 
-    /// Bytes in all files that can be reached by a name or were when the power last went.
+    /// Returns the bytes of all files, with files whose name was removed since the last power cut.
     pub fn bytes(&self) -> usize {
         let files = self.nodes.values().map(|node| match node {
             Node::File(file) => file.len(),

@@ -1,12 +1,11 @@
-//! One store, the servers on it one after the other, and what is done to them.
+//! Runs servers one after the other on one store, and injects faults.
 //!
-//! A run consists of chapters. Each has a history of its own: some faults while everybody is at work, then a drain, in
-//! which all that is pending is received, and then the checker. So logs, histories and memory stay as small in a run of
-//! a thousand faults as in one of ten.
+//! A run consists of rounds. Each round has its own history: some faults under load, then a drain that receives all pending
+//! messages, then the checker. So logs, histories and memory stay as small in a run of 1,000 faults as in one of 10.
 //!
-//! - `scenario`: what a run is to be
-//! - `server`: starting it, and each way of harming it
-//! - `stats`: the figures of a run
+//! - `scenario`: parameters of a run
+//! - `server`: starts servers, injects faults
+//! - `stats`: statistics of a run
 
 mod scenario;
 mod server;
@@ -21,272 +20,267 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::scenario::{Fault, Form, Until, any_cut};
-use self::stats::Tally;
+pub use self::scenario::{Fault, Scenario, Until, any_power_cut};
+use self::stats::Stats;
 use crate::{
-    checker::Figures,
+    checker::Counts,
     history::{Event, Recorder},
     support::{
         http::Http,
         seeded_rng::Random,
         server::{Home, Server},
     },
-    workload::{self, Here, Stage, World},
+    workload::{self, Context, CurrentServer, RunningServer},
 };
 
 #[cfg(target_os = "linux")]
-use crate::fuse_disk::Mounted as Disk;
+use crate::fuse_disk::MountedDisk as Disk;
 #[cfg(not(target_os = "linux"))]
-use nowhere::Disk;
+use unsupported::Disk;
 
-/// Chapters, of which one is played on a new store, where the disk forgets.
-const NEW_STORE_ONCE_IN: u64 = 4;
+/// On the simulated disk, one round in this many starts with an empty store.
+const EMPTY_STORE_ONE_IN: u64 = 4;
 
-/// Kills while a store is being made.
-const START_FAULTS_OF_NEW: u64 = 3;
+/// Kills while a server creates a store.
+const CREATION_KILLS: u64 = 3;
 
 /// Users whose logs are read over HTTP after every start.
-const LOOKED_AT: u64 = 4;
+const LOGS_READ_PER_START: u64 = 4;
 
-/// Chapters that are added while no power cut has taken anything back: on a slow machine, few writes are unsynced at a cut.
-const FURTHER_CHAPTERS_MAX: u32 = 10;
+/// Limit of additional rounds while no power cut has removed anything: on a slow machine few writes are unsynced at a cut.
+const EXTRA_ROUNDS_MAX: u32 = 10;
 
-/// A run.
-pub struct Theatre<'a> {
-    form: &'a Form,
+/// State of a run.
+pub struct Runner<'a> {
+    scenario: &'a Scenario,
     seed: u64,
     random: Random,
     home: Home,
     runtime: tokio::runtime::Runtime,
-    /// Where histories are while they are written and checked.
+    /// Directory of the histories until they are checked.
     histories: tempfile::TempDir,
-    world: World,
+    context: Context,
     server: Option<Server>,
-    /// Behind the server, which must be gone before the disk is.
+    /// Declared after the server, which must be dropped before the disk.
     disk: Option<Disk>,
-    /// The number of the last server that was started.
-    life: u64,
-    /// What each backend counts on from.
+    /// Number of the last server that was started.
+    server_number: u64,
+    /// The number of each backend's next message.
     next: Vec<u64>,
     heads: BTreeMap<String, u64>,
-    chapters: u64,
+    rounds: u64,
     connections: Arc<AtomicU64>,
-    tally: Tally,
+    stats: Stats,
 }
 
-impl<'a> Theatre<'a> {
+impl<'a> Runner<'a> {
     /// # Errors
-    /// Where there is no disk that forgets, and the form needs one.
-    pub fn open(form: &'a Form, seed: u64) -> Result<Self, String> {
-        let mut home = Home::with(form.settings);
-        let disk = if form.forgets { Some(Disk::new().map_err(|error| error.to_string())?) } else { None };
+    /// If the scenario needs the simulated disk, and FUSE is not available.
+    pub fn new(scenario: &'a Scenario, seed: u64) -> Result<Self, String> {
+        let mut home = Home::with(scenario.settings);
+        let disk = if scenario.simulated_disk { Some(Disk::new().map_err(|error| error.to_string())?) } else { None };
         if let Some(disk) = &disk {
             home.move_store(disk.path("store"));
         }
-        if let Some(bug) = form.planted {
-            home.set_variable("MESA_FAILPOINT", bug);
+        if let Some(failpoint) = scenario.failpoint {
+            home.set_variable("MESA_FAILPOINT", failpoint);
         }
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let histories = tempfile::Builder::new().prefix("mesa-history-").tempdir().expect("a temporary directory");
         let connections = Arc::new(AtomicU64::new(1));
-        let world = world(form, &histories, 0, &runtime, &connections);
+        let context = context(scenario, &histories, 0, &runtime, &connections);
         Ok(Self {
-            form,
+            scenario,
             seed,
             random: Random::from_seed(seed),
             home,
             runtime,
             histories,
-            world,
+            context,
             server: None,
             disk,
-            life: 0,
-            next: vec![0; form.plan.backends as usize],
+            server_number: 0,
+            next: vec![0; scenario.params.backends as usize],
             heads: BTreeMap::new(),
-            chapters: 0,
+            rounds: 0,
             connections,
-            tally: Tally::default(),
+            stats: Stats::default(),
         })
     }
 
-    /// Plays chapters until there were enough, and tells the figures.
+    /// Runs rounds until the run is long enough, and prints the statistics.
     ///
     /// # Errors
-    /// With what went wrong, and where the history of it is.
-    pub fn play(mut self, until: Until) -> Result<(), String> {
-        let began = Instant::now();
-        let (mut result, mut further) = (Ok(()), 0);
+    /// With the violation, and the path of its history.
+    pub fn run(mut self, until: Until) -> Result<(), String> {
+        let start = Instant::now();
+        let (mut result, mut extra_rounds) = (Ok(()), 0);
         while result.is_ok() {
-            let faults = self.tally.faults();
+            let faults = self.stats.faults();
             let left = match until {
-                Until::Faults(amount) => amount.saturating_sub(faults),
-                Until::Time(time) if began.elapsed() < time => u64::MAX,
+                Until::Faults(faults_max) => faults_max.saturating_sub(faults),
+                Until::Time(time) if start.elapsed() < time => u64::MAX,
                 Until::Time(_) => 0,
             };
-            if left == 0 && (self.has_tested() || further == FURTHER_CHAPTERS_MAX) {
+            if left == 0 && (self.had_effect() || extra_rounds == EXTRA_ROUNDS_MAX) {
                 break;
             }
-            further += u32::from(left == 0);
-            result = self.chapter(faults + left.clamp(1, self.form.per_chapter));
-            if self.form.progress {
-                self.tally.tell_briefly(self.form.name, self.chapters, began.elapsed());
+            extra_rounds += u32::from(left == 0);
+            result = self.run_round(faults + left.clamp(1, self.scenario.faults_per_round));
+            if self.scenario.progress {
+                self.stats.print_progress(self.scenario.name, self.rounds, start.elapsed());
             }
         }
-        self.tally.tell(self.form.name, self.seed, began.elapsed());
-        if result.is_ok() && !self.has_tested() {
-            return Err("no power cut has taken anything back: nothing was tested".into());
+        self.stats.print(self.scenario.name, self.seed, start.elapsed());
+        if result.is_ok() && !self.had_effect() {
+            return Err("expected a power cut that removes writes, and none did: nothing was tested".into());
         }
         result
     }
 
-    /// Whether some power cut, where there are any, has taken something back.
-    fn has_tested(&self) -> bool {
-        !self.form.forgets || self.tally.has_lost()
+    /// Reports whether a power cut has removed writes, or the scenario has no power cuts.
+    fn had_effect(&self) -> bool {
+        !self.scenario.simulated_disk || self.stats.has_losses()
     }
 
-    /// Goes on until there were `faults` in all.
-    fn chapter(&mut self, faults: u64) -> Result<(), String> {
-        self.chapters += 1;
-        let new = self.form.forgets && self.chapters > 1 && self.random.once_in(NEW_STORE_ONCE_IN);
-        if new {
-            self.begin_anew();
+    /// Runs a round, until there were `faults` in the whole run.
+    fn run_round(&mut self, faults: u64) -> Result<(), String> {
+        self.rounds += 1;
+        let empty_store = self.scenario.simulated_disk && self.rounds > 1 && self.random.once_in(EMPTY_STORE_ONE_IN);
+        if empty_store {
+            self.replace_store();
         }
-        self.world = world(self.form, &self.histories, self.chapters, &self.runtime, &self.connections);
-        let (durability, heads) = (self.form.durability.to_owned(), self.heads.clone());
+        self.context = context(self.scenario, &self.histories, self.rounds, &self.runtime, &self.connections);
+        let (durability, heads) = (self.scenario.durability.to_owned(), self.heads.clone());
         self.record(&Event::Run { seed: self.seed, durability, heads });
         if self.server.is_some() {
-            self.record(&Event::Starting { life: self.life });
+            self.record(&Event::Starting { server: self.server_number });
         }
-        if new || self.chapters == 1 {
-            // What is not there yet is as easily harmed as what is.
-            (0..START_FAULTS_OF_NEW).for_each(|_| self.kill_at_start());
+        if empty_store || self.rounds == 1 {
+            // The creation of a store must survive faults too.
+            (0..CREATION_KILLS).for_each(|_| self.kill_during_start());
         }
-        let actors = workload::start(&self.world, &self.next, &mut self.random);
-        let mut went = Ok(());
-        while went.is_ok() && self.tally.faults() < faults {
-            went = self.scene();
+        let actors = workload::start(&self.context, &self.next, &mut self.random);
+        let mut result = Ok(());
+        while result.is_ok() && self.stats.faults() < faults {
+            result = self.run_until_fault();
         }
-        self.world.stage.close();
-        self.next = actors.join(&self.world);
-        let went = went.and_then(|()| self.finish());
+        self.context.current.finish();
+        self.next = actors.join(&self.context);
+        let result = result.and_then(|()| self.drain());
         let checked = self.check();
-        // Where the checker finds something it says more than the scene that failed.
-        checked.and(went)
+        // A violation explains more than the failed operation.
+        checked.and(result)
     }
 
-    /// Gives up the store for a new one.
-    fn begin_anew(&mut self) {
+    /// Replaces the store by an empty one.
+    fn replace_store(&mut self) {
         if let Some(server) = self.server.take() {
             server.process.kill();
         }
-        std::fs::remove_dir_all(self.home.store()).expect("nobody uses the store");
+        std::fs::remove_dir_all(self.home.store()).expect("the unused store can be removed");
         let Some(disk) = &self.disk else { return };
-        self.home.move_store(disk.path(&format!("store-{}", self.chapters)));
+        self.home.move_store(disk.path(&format!("store-{}", self.rounds)));
         self.heads.clear();
     }
 
-    /// A server at work, until something is done to it.
-    fn scene(&mut self) -> Result<(), String> {
+    /// Lets a server work, and injects a fault.
+    fn run_until_fault(&mut self) -> Result<(), String> {
         if self.server.is_none() {
-            while self.form.start_faults && self.random.once_in(3) {
-                self.kill_at_start();
+            while self.scenario.start_faults && self.random.once_in(3) {
+                self.kill_during_start();
             }
         }
-        let here = self.enter()?;
-        let work = self.random.within(self.form.work_ms.clone());
-        let users: Vec<String> = self.world.plan.users().collect();
-        let mut http = Http::connect(here.address).map_err(|error| error.to_string())?;
-        for _ in 0..LOOKED_AT {
+        let server = self.ensure_server()?;
+        let work = self.random.within(self.scenario.work_ms.clone());
+        let users: Vec<String> = self.context.params.users().collect();
+        let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
+        for _ in 0..LOGS_READ_PER_START {
             let user = &users[self.random.within(0..=users.len() as u64 - 1) as usize];
-            workload::look(&self.world, &mut http, user)?;
+            workload::read_log(&self.context, &mut http, user)?;
         }
         drop(http);
         thread::sleep(Duration::from_millis(work));
-        let fault = (self.form.choose)(&mut self.random);
-        self.harm(fault)
+        let fault = (self.scenario.choose_fault)(&mut self.random);
+        self.inject(fault)
     }
 
-    /// A server that is left in peace, until nothing is pending any more.
-    fn finish(&mut self) -> Result<(), String> {
-        let here = self.enter()?;
-        match workload::drain(&self.world, here) {
+    /// Receives all messages from a server without faults, until nothing is pending.
+    fn drain(&mut self) -> Result<(), String> {
+        let server = self.ensure_server()?;
+        match workload::drain(&self.context, server) {
             Ok(heads) => self.heads = heads.into_iter().collect(),
-            Err(why) => {
-                self.lament(&why);
-                return Err(why);
+            Err(reason) => {
+                self.record_failure(&reason);
+                return Err(reason);
             }
         }
         Ok(())
     }
 
     fn record(&self, event: &Event) {
-        self.world.history.record(event);
+        self.context.history.record(event);
     }
 
-    /// Has the checker look at the chapter, in a process of its own.
+    /// Checks the history of the round in a separate process.
     fn check(&mut self) -> Result<(), String> {
-        self.world.history.flush();
-        let history = self.world.history.path();
+        self.context.history.flush();
+        let history = self.context.history.path();
         let program = std::env::current_exe().expect("this program has a path");
-        let output = Command::new(program).arg("check").arg(history).output().expect("the checker runs");
-        let told = String::from_utf8_lossy(&output.stdout);
-        let figures: Option<Figures> = told.lines().last().and_then(|line| serde_json::from_str(line).ok());
-        if let Some(figures) = &figures {
-            self.tally.add(figures);
+        let output = Command::new(program).arg("check").arg(history).output().expect("the checker can be started");
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let counts: Option<Counts> = stdout.lines().last().and_then(|line| serde_json::from_str(line).ok());
+        if let Some(counts) = &counts {
+            self.stats.add_round(counts);
         }
         if output.status.success() {
             _ = std::fs::remove_file(history);
             return Ok(());
         }
-        let kept: PathBuf = std::env::temp_dir().join(format!("mesa-faults-{}-{}.jsonl", self.seed, self.chapters));
-        std::fs::copy(history, &kept).expect("the history can be kept");
-        let complaint = String::from_utf8_lossy(&output.stderr);
+        let copy: PathBuf = std::env::temp_dir().join(format!("mesa-faults-{}-{}.jsonl", self.seed, self.rounds));
+        std::fs::copy(history, &copy).expect("the history can be copied");
+        let violations = String::from_utf8_lossy(&output.stderr);
         Err(format!(
-            "{}, seed {}, chapter {}: the checker found\n{complaint}\nthe history is kept in {}; the server's last words \
-             were\n{}",
-            self.form.name,
+            "{}, seed {}, round {}: the checker found\n{violations}\nthe history is in {}; the last lines of the server's log \
+             are\n{}",
+            self.scenario.name,
             self.seed,
-            self.chapters,
-            kept.display(),
+            self.rounds,
+            copy.display(),
             self.home.log()
         ))
     }
 }
 
-fn world(
-    form: &Form,
+fn context(
+    scenario: &Scenario,
     histories: &tempfile::TempDir,
-    chapter: u64,
+    round: u64,
     runtime: &tokio::runtime::Runtime,
     connections: &Arc<AtomicU64>,
-) -> World {
-    World {
-        plan: Arc::new(form.plan.clone()),
-        stage: Arc::new(Stage::default()),
-        history: Arc::new(Recorder::new(&histories.path().join(format!("chapter-{chapter}.jsonl")))),
+) -> Context {
+    Context {
+        params: Arc::new(scenario.params.clone()),
+        current: Arc::new(CurrentServer::default()),
+        history: Arc::new(Recorder::new(&histories.path().join(format!("round-{round}.jsonl")))),
         runtime: runtime.handle().clone(),
         connections: connections.clone(),
     }
 }
 
-/// Milliseconds, to the microsecond.
+/// Converts a duration to milliseconds, with microseconds as decimals.
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
 }
 
-/// What actors are told of a server.
-fn here(life: u64, server: &Server) -> Here {
-    Here { life, address: server.address }
-}
-
-/// Where there is no FUSE.
+/// Replaces the simulated disk on systems without FUSE.
 #[cfg(not(target_os = "linux"))]
-mod nowhere {
+mod unsupported {
     use std::{convert::Infallible, io, path::PathBuf};
 
     use crate::{
-        fuse_disk::{Cut, Lost},
+        fuse_disk::{Losses, PowerCut},
         support::seeded_rng::Random,
     };
 
@@ -294,14 +288,14 @@ mod nowhere {
 
     impl Disk {
         pub fn new() -> io::Result<Self> {
-            Err(io::Error::other("it is for Linux alone"))
+            Err(io::Error::other("the simulated disk exists only on Linux"))
         }
 
         pub fn path(&self, _: &str) -> PathBuf {
             match self.0 {}
         }
 
-        pub fn cut(&self, _: Cut, _: &mut Random) -> Lost {
+        pub fn cut_power(&self, _: PowerCut, _: &mut Random) -> Losses {
             match self.0 {}
         }
     }

@@ -1,58 +1,57 @@
-//! What a run is to be.
+//! Parameters of a run.
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use crate::{fuse_disk::Cut, support::seeded_rng::Random, workload::Plan};
+use crate::{fuse_disk::PowerCut, support::seeded_rng::Random, workload::Params};
 
-/// What is done to a server.
+/// Faults of a running server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// SIGKILL.
     Kill,
-    /// SIGKILL, and of what was not synced only some is left. Where the store is on a disk that forgets.
-    Cut(Cut),
-    /// SIGTERM: an end in order, in the middle of everything.
+    /// SIGKILL, and the disk loses unsynced changes. Needs a store on the simulated disk.
+    PowerCut(PowerCut),
+    /// SIGTERM under load.
     Terminate,
     /// The connections of some users are closed.
     Disconnect,
-    /// SIGSTOP, and SIGCONT some seconds later.
+    /// SIGSTOP, and SIGCONT up to 2 s later.
     Pause,
 }
 
-/// How long a run is.
+/// Length of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// This many faults that have fired.
+    /// Ends after this many faults that have happened.
     Faults(u64),
-    /// The chapter in which this is over.
+    /// Ends with the round in which this time is over.
     Time(Duration),
 }
 
 /// A kind of run.
 #[derive(Clone, Debug)]
-pub struct Form {
+pub struct Scenario {
     pub name: &'static str,
-    /// Settings of the server beside the usual ones.
+    /// Additional settings of the server, in JSON5.
     pub settings: &'static str,
-    /// What the checker is told about it: `always` or `interval`.
+    /// `always` or `interval`, for the checker.
     pub durability: &'static str,
-    /// Whether the store is on a disk that forgets; then a server that is killed at start has its power cut as well.
-    pub forgets: bool,
-    /// How long a server works before something is done to it, in milliseconds.
+    /// The store is on the simulated disk. A kill during start is then a power cut too.
+    pub simulated_disk: bool,
+    /// Time from the start of a server to a fault, in milliseconds.
     pub work_ms: RangeInclusive<u64>,
-    /// Faults in one chapter.
-    pub per_chapter: u64,
-    /// Whether servers are also killed while they start.
+    pub faults_per_round: u64,
+    /// Servers are also killed during start.
     pub start_faults: bool,
-    pub choose: fn(&mut Random) -> Fault,
-    pub plan: Plan,
-    /// The planted bug that is turned on.
-    pub planted: Option<&'static str>,
-    /// Whether it tells how it is going, chapter by chapter.
+    pub choose_fault: fn(&mut Random) -> Fault,
+    pub params: Params,
+    /// The failpoint that is on.
+    pub failpoint: Option<&'static str>,
+    /// Counts are printed after each round.
     pub progress: bool,
 }
 
-/// A power cut of any kind.
-pub fn any_cut(random: &mut Random) -> Cut {
-    [Cut::Clear, Cut::Torn, Cut::Reordered][random.within(0..=2) as usize]
+/// Chooses a kind of power cut.
+pub fn any_power_cut(random: &mut Random) -> PowerCut {
+    [PowerCut::LoseAll, PowerCut::Torn, PowerCut::Reordered][random.within(0..=2) as usize]
 }

@@ -1,4 +1,4 @@
-//! Starting a server, and each way of harming it. Whatever is done is written down before, and after with the proof.
+//! Starts servers and injects faults. Each fault is recorded before it is injected, and again with its proof.
 
 use std::{
     os::unix::process::ExitStatusExt as _,
@@ -9,75 +9,75 @@ use std::{
 
 use rustix::process::Signal;
 
-use super::{Fault, Here, Theatre, here, milliseconds, scenario::any_cut};
+use super::{Fault, Runner, RunningServer, milliseconds, scenario::any_power_cut};
 use crate::{
-    fuse_disk::{Cut, Lost},
+    fuse_disk::{Losses, PowerCut},
     history::Event,
     support::http::Http,
 };
 
-/// How long a server may take to end in order.
-const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest time from SIGTERM to the exit. Then the run fails.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long one is stopped by SIGSTOP, in milliseconds.
+/// Time from SIGSTOP to SIGCONT, in milliseconds.
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=2_000;
 
-impl Theatre<'_> {
-    /// The server that is there, or a new one, which everybody is told of.
-    pub(super) fn enter(&mut self) -> Result<Here, String> {
+impl Runner<'_> {
+    /// Returns the running server, or starts one. Makes it the current server of all actors.
+    pub(super) fn ensure_server(&mut self) -> Result<RunningServer, String> {
         if self.server.is_none() {
             self.start()?;
         }
-        let server = self.server.as_ref().expect("it was just started");
-        let here = here(self.life, server);
-        self.world.stage.enter(here);
-        Ok(here)
+        let server = self.server.as_ref().expect("the server was just started");
+        let running = RunningServer { number: self.server_number, address: server.address };
+        self.context.current.set(running);
+        Ok(running)
     }
 
     fn start(&mut self) -> Result<(), String> {
-        self.life += 1;
-        let life = self.life;
-        self.record(&Event::Starting { life });
-        let began = Instant::now();
+        self.server_number += 1;
+        let server = self.server_number;
+        self.record(&Event::Starting { server });
+        let start = Instant::now();
         match self.home.ready(self.home.spawn(&[])) {
-            Ok(server) => {
-                let took = began.elapsed();
-                self.record(&Event::Ready { life, ms: milliseconds(took) });
-                self.tally.ready.push(took);
-                self.server = Some(server);
+            Ok(ready) => {
+                let elapsed = start.elapsed();
+                self.record(&Event::Ready { server, ms: milliseconds(elapsed) });
+                self.stats.ready.push(elapsed);
+                self.server = Some(ready);
                 Ok(())
             }
-            Err(why) => {
-                self.record(&Event::Failed { life, why: why.clone() });
-                Err(why)
+            Err(reason) => {
+                self.record(&Event::Failed { server, reason: reason.clone() });
+                Err(reason)
             }
         }
     }
 
-    /// Kills a server at a random moment while it starts.
-    pub(super) fn kill_at_start(&mut self) {
-        self.life += 1;
-        self.record(&Event::Starting { life: self.life });
+    /// Starts a server and kills it at a random moment of its start.
+    pub(super) fn kill_during_start(&mut self) {
+        self.server_number += 1;
+        self.record(&Event::Starting { server: self.server_number });
         let process = self.home.spawn(&[]);
-        let usual = self.tally.median_ready().unwrap_or(Duration::from_millis(60));
+        let usual = self.stats.median_ready().unwrap_or(Duration::from_millis(60));
         let moment = self.random.within(0..=usual.as_micros() as u64 * 5 / 4);
         thread::sleep(Duration::from_micros(moment));
-        self.record(&Event::Fault { life: self.life, kind: "kill at start".into() });
+        self.record(&Event::Fault { server: self.server_number, kind: "kill during start".into() });
         let status = process.kill();
-        self.tally.at_start += u64::from(self.buried(status));
-        if self.form.forgets {
-            let cut = any_cut(&mut self.random);
-            self.cut(cut);
+        self.stats.start_kills += u64::from(self.record_death(status));
+        if self.scenario.simulated_disk {
+            let cut = any_power_cut(&mut self.random);
+            self.cut_power(cut);
         }
     }
 
-    /// Does something to the server at work.
-    pub(super) fn harm(&mut self, fault: Fault) -> Result<(), String> {
+    /// Injects a fault into the running server.
+    pub(super) fn inject(&mut self, fault: Fault) -> Result<(), String> {
         match fault {
             Fault::Kill => self.kill("kill"),
-            Fault::Cut(cut) => {
+            Fault::PowerCut(cut) => {
                 self.kill("power cut");
-                self.cut(cut);
+                self.cut_power(cut);
             }
             Fault::Terminate => self.terminate()?,
             Fault::Pause => self.pause(),
@@ -88,78 +88,78 @@ impl Theatre<'_> {
 
     fn kill(&mut self, kind: &str) {
         let Some(server) = self.server.take() else { return };
-        self.record(&Event::Fault { life: self.life, kind: kind.into() });
+        self.record(&Event::Fault { server: self.server_number, kind: kind.into() });
         let status = server.process.kill();
-        self.world.stage.leave();
-        self.tally.kills += u64::from(self.buried(status));
+        self.context.current.clear();
+        self.stats.kills += u64::from(self.record_death(status));
     }
 
-    /// Takes back what the dead server did not sync.
-    fn cut(&mut self, cut: Cut) {
+    /// Removes unsynced changes of the killed server from the disk.
+    fn cut_power(&mut self, cut: PowerCut) {
         let Some(disk) = &self.disk else { return };
-        let Lost { writes, bytes, names } = disk.cut(cut, &mut self.random);
+        let Losses { writes, bytes, names } = disk.cut_power(cut, &mut self.random);
         let kind = format!("{cut:?}").to_lowercase();
-        self.record(&Event::Cut { life: self.life, kind, writes, bytes, names });
-        self.tally.cut(Lost { writes, bytes, names });
+        self.record(&Event::PowerCut { server: self.server_number, kind, writes, bytes, names });
+        self.stats.add_power_cut(Losses { writes, bytes, names });
     }
 
-    /// Writes down how a killed server ended; true if it was by that.
-    fn buried(&self, status: ExitStatus) -> bool {
-        self.record(&Event::Died { life: self.life, how: status.to_string() });
+    /// Records the exit status of a killed server. Returns whether the kill was its cause.
+    fn record_death(&self, status: ExitStatus) -> bool {
+        self.record(&Event::Died { server: self.server_number, how: status.to_string() });
         status.signal() == Some(Signal::KILL.as_raw())
     }
 
     fn terminate(&mut self) -> Result<(), String> {
         let Some(server) = self.server.take() else { return Ok(()) };
-        self.record(&Event::Fault { life: self.life, kind: "terminate".into() });
+        self.record(&Event::Fault { server: self.server_number, kind: "terminate".into() });
         server.terminate();
-        let status = server.process.wait(STOP_PATIENCE);
-        self.world.stage.leave();
+        let status = server.process.wait(STOP_TIMEOUT);
+        self.context.current.clear();
         if !status.success() {
-            let why = format!("asked to end, it ended with {status}");
-            self.record(&Event::Failed { life: self.life, why: why.clone() });
-            return Err(why);
+            let reason = format!("expected exit code 0 after SIGTERM, got {status}");
+            self.record(&Event::Failed { server: self.server_number, reason: reason.clone() });
+            return Err(reason);
         }
-        self.record(&Event::Stopped { life: self.life });
-        self.tally.stops += 1;
+        self.record(&Event::Stopped { server: self.server_number });
+        self.stats.stops += 1;
         Ok(())
     }
 
     fn pause(&mut self) {
-        let moment = Duration::from_millis(self.random.within(PAUSE_MS));
+        let duration = Duration::from_millis(self.random.within(PAUSE_MS));
         let Some(server) = &self.server else { return };
-        self.record(&Event::Fault { life: self.life, kind: format!("pause of {moment:?}") });
+        self.record(&Event::Fault { server: self.server_number, kind: format!("pause of {duration:?}") });
         server.signal(Signal::STOP);
-        thread::sleep(moment);
+        thread::sleep(duration);
         server.signal(Signal::CONT);
-        self.tally.pauses += 1;
+        self.stats.pauses += 1;
     }
 
-    /// Closes all connections of half of the users.
+    /// Closes all connections of about half of the users.
     fn disconnect(&mut self) -> Result<(), String> {
         let Some(server) = &self.server else { return Ok(()) };
-        self.record(&Event::Fault { life: self.life, kind: "disconnect".into() });
+        self.record(&Event::Fault { server: self.server_number, kind: "disconnect".into() });
         let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
-        let mut told = 0;
-        for user in self.world.plan.users() {
+        let mut disconnected = 0;
+        for user in self.context.params.users() {
             if self.random.once_in(2) {
                 let path = format!("/v1/users/{user}/disconnect");
                 let (status, body) = http.call("POST", &path, "").map_err(|error| error.to_string())?;
-                let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-                told += if status == 200 { answer["disconnected"].as_u64().unwrap_or(0) } else { 0 };
+                let result: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+                disconnected += if status == 200 { result["disconnected"].as_u64().unwrap_or(0) } else { 0 };
             }
         }
-        self.tally.disconnects += u64::from(told > 0);
+        self.stats.disconnects += u64::from(disconnected > 0);
         Ok(())
     }
 
-    /// Something failed that a server at peace should have done: writes down whether it is still there.
-    pub(super) fn lament(&mut self, why: &str) {
-        let ended = self.server.as_mut().and_then(|server| server.process.ended());
-        let life = self.life;
-        self.record(&match ended {
-            Some(status) => Event::Died { life, how: format!("{status}, while {why}") },
-            None => Event::Failed { life, why: why.to_owned() },
+    /// Records that an undisturbed server did not do what it should, and whether it has exited.
+    pub(super) fn record_failure(&mut self, reason: &str) {
+        let exited = self.server.as_mut().and_then(|server| server.process.ended());
+        let server = self.server_number;
+        self.record(&match exited {
+            Some(status) => Event::Died { server, how: format!("{status}, while {reason}") },
+            None => Event::Failed { server, reason: reason.to_owned() },
         });
     }
 }

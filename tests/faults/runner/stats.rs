@@ -1,113 +1,115 @@
-//! The figures of a run.
+//! Statistics of a run.
 
 use std::{io::Write as _, time::Duration};
 
 use super::milliseconds;
-use crate::{checker::Figures, fuse_disk::Lost};
+use crate::{checker::Counts, fuse_disk::Losses};
 
-/// What was done, and what came of it.
+/// Sums of all rounds so far.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct Stats {
+    /// Kills of running servers, with power cuts.
     pub kills: u64,
-    pub at_start: u64,
+    pub start_kills: u64,
     pub stops: u64,
     pub pauses: u64,
     pub disconnects: u64,
-    /// Power cuts, and what they took back; how many took back nothing, for all was synced.
-    pub cuts: u64,
-    lost: Lost,
-    harmless: u64,
-    /// How long each server took to listen.
+    power_cuts: u64,
+    /// What all power cuts removed.
+    losses: Losses,
+    /// Power cuts that removed nothing, because everything was synced.
+    lossless_cuts: u64,
+    /// Time from the start of each server until it listened.
     pub ready: Vec<Duration>,
-    figures: Figures,
+    counts: Counts,
 }
 
-impl Tally {
-    /// Faults that are proven to have fired.
+impl Stats {
+    /// Returns the number of faults that have certainly happened.
     pub fn faults(&self) -> u64 {
-        self.kills + self.at_start + self.stops + self.pauses + self.disconnects
+        self.kills + self.start_kills + self.stops + self.pauses + self.disconnects
     }
 
-    /// Takes in a power cut.
-    pub fn cut(&mut self, lost: Lost) {
-        self.cuts += 1;
-        self.harmless += u64::from(lost == Lost::default());
-        self.lost.add(lost);
+    /// Adds a power cut.
+    pub fn add_power_cut(&mut self, losses: Losses) {
+        self.power_cuts += 1;
+        self.lossless_cuts += u64::from(losses == Losses::default());
+        self.losses.add(losses);
     }
 
-    /// Whether power cuts have taken back anything at all.
-    pub fn has_lost(&self) -> bool {
-        self.lost.writes > 0
+    /// Reports whether any power cut removed writes.
+    pub fn has_losses(&self) -> bool {
+        self.losses.writes > 0
     }
 
-    /// Takes in a chapter.
-    pub fn add(&mut self, chapter: &Figures) {
-        let sum = &mut self.figures;
-        sum.dispatches += chapter.dispatches;
-        sum.answered += chapter.answered;
-        sum.refused += chapter.refused;
-        sum.unknown += chapter.unknown;
-        sum.duplicates += chapter.duplicates;
-        sum.copies += chapter.copies;
-        sum.received += chapter.received;
-        sum.repeats += chapter.repeats;
-        sum.connections += chapter.connections;
-        sum.receipts += chapter.receipts;
-        sum.resumed += chapter.resumed;
-        sum.told += chapter.told;
-        sum.confirmed += chapter.confirmed;
-        sum.violations += chapter.violations;
+    /// Adds the counts of a round.
+    pub fn add_round(&mut self, round: &Counts) {
+        let sum = &mut self.counts;
+        sum.dispatches += round.dispatches;
+        sum.accepted += round.accepted;
+        sum.rejected += round.rejected;
+        sum.unanswered += round.unanswered;
+        sum.duplicates += round.duplicates;
+        sum.entries += round.entries;
+        sum.received += round.received;
+        sum.repeats += round.repeats;
+        sum.connections += round.connections;
+        sum.heartbeat_acks += round.heartbeat_acks;
+        sum.resumed += round.resumed;
+        sum.gaps += round.gaps;
+        sum.acks += round.acks;
+        sum.violations += round.violations;
     }
 
     pub fn median_ready(&self) -> Option<Duration> {
-        self.ready_at(50)
+        self.ready_percentile(50)
     }
 
-    fn ready_at(&self, percent: usize) -> Option<Duration> {
+    fn ready_percentile(&self, percent: usize) -> Option<Duration> {
         let mut sorted = self.ready.clone();
         sorted.sort_unstable();
         sorted.get((sorted.len() * percent / 100).min(sorted.len().checked_sub(1)?)).copied()
     }
 
-    /// One line on how it is going.
-    pub fn tell_briefly(&self, name: &str, chapters: u64, took: Duration) {
-        let Figures { answered, received, violations, .. } = self.figures;
+    /// Prints one line of progress.
+    pub fn print_progress(&self, name: &str, rounds: u64, elapsed: Duration) {
+        let Counts { accepted, received, violations, .. } = self.counts;
         _ = writeln!(
             std::io::stderr(),
-            "{name}: {:.0} s, {chapters} chapters, {} faults, {answered} dispatches answered, {received} messages received, \
+            "{name}: {:.0} s, {rounds} rounds, {} faults, {accepted} dispatches accepted, {received} messages received, \
              {violations} violations",
-            took.as_secs_f64(),
+            elapsed.as_secs_f64(),
             self.faults()
         );
     }
 
-    /// Says it all, past the capture of test runners.
-    pub fn tell(&self, name: &str, seed: u64, took: Duration) {
-        let Figures { dispatches, answered, refused, unknown, duplicates, copies, .. } = self.figures;
-        let Figures { received, repeats, connections, receipts, violations, .. } = self.figures;
-        let Figures { resumed, told, confirmed, .. } = self.figures;
-        if self.cuts > 0 {
-            let Lost { writes, bytes, names } = self.lost;
+    /// Prints all statistics. Test runners do not capture them.
+    pub fn print(&self, name: &str, seed: u64, elapsed: Duration) {
+        let Counts { dispatches, accepted, rejected, unanswered, duplicates, entries, .. } = self.counts;
+        let Counts { received, repeats, connections, heartbeat_acks, violations, .. } = self.counts;
+        let Counts { resumed, gaps, acks, .. } = self.counts;
+        if self.power_cuts > 0 {
+            let Losses { writes, bytes, names } = self.losses;
             _ = writeln!(
                 std::io::stderr(),
-                "{name}: {} of the deaths were power cuts, which took back {writes} writes, {bytes} bytes of them, and \
-                 {names} names; {} found everything synced",
-                self.cuts,
-                self.harmless
+                "{name}: {} of the kills were power cuts, which removed {writes} writes with {bytes} bytes, and {names} \
+                 changes of names; {} removed nothing",
+                self.power_cuts,
+                self.lossless_cuts
             );
         }
-        let ready = [50, 99, 100].map(|percent| self.ready_at(percent).map_or(0.0, milliseconds));
+        let ready = [50, 99, 100].map(|percent| self.ready_percentile(percent).map_or(0.0, milliseconds));
         _ = write!(
             std::io::stderr(),
-            "{name}: seed {seed}, {:.1} s\n  faults: {} kills at work, {} at start, {} ends in order, {} pauses, {} times disconnected\n  \
-             backends: {answered} of {dispatches} dispatches answered ({copies} copies), {unknown} not answered, \
-             {refused} refused, {duplicates} repeats of an id\n  clients: {received} messages received over {connections} \
-             connections, {repeats} of them again; {receipts} receipts; {resumed} connections resumed, which were told of \
-             {told} ranges that are gone, and confirmed {confirmed} times\n  ready after {:.0} ms (median), {:.0} ms (99 %), \
-             {:.0} ms (longest)\n  violations: {violations}\n",
-            took.as_secs_f64(),
+            "{name}: seed {seed}, {:.1} s\n  faults: {} kills under load, {} during start, {} SIGTERM, {} pauses, {} \
+             disconnects\n  backends: {accepted} of {dispatches} dispatches accepted ({entries} entries), {unanswered} \
+             attempts unanswered, {rejected} rejected, {duplicates} duplicates\n  clients: {received} messages received over \
+             {connections} connections, {repeats} of them again; {heartbeat_acks} acknowledged heartbeats; {resumed} \
+             connections resumed, received {gaps} gaps, and acknowledged {acks} times\n  ready after {:.0} ms (median), {:.0} \
+             ms (99th percentile), {:.0} ms (longest)\n  violations: {violations}\n",
+            elapsed.as_secs_f64(),
             self.kills,
-            self.at_start,
+            self.start_kills,
             self.stops,
             self.pauses,
             self.disconnects,

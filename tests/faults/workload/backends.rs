@@ -1,13 +1,13 @@
-//! Backends: they dispatch as fast as they are answered, remember what they were told, and go on with the next server.
+//! Backends: dispatch messages as fast as the server answers, record the answers, and continue on the next server.
 //!
-//! Some of what they send has an id. Of that, what was not answered is sent again under the same id until it is, to
-//! whichever server there is then, and now and then something that was answered is sent again too.
+//! Some dispatches have an idempotency id. Without an answer they are retried with that id until there is one, on whichever
+//! server is current. A few are retried although they were answered.
 
 use std::{collections::VecDeque, fmt::Write as _, io};
 
 use serde_json::{Value, json};
 
-use super::{Here, World};
+use super::{Context, RunningServer};
 use crate::{
     history::Event,
     support::{
@@ -17,16 +17,16 @@ use crate::{
     },
 };
 
-/// Times a dispatch with an id is sent before its backend gives up.
+/// Most attempts of a dispatch with an id.
 const ATTEMPTS_MAX: u64 = 20;
 
-/// Of so many answers to dispatches with an id, one is asked for again.
-const REPEAT_ONCE_IN: u64 = 15;
+/// One in this many answered dispatches with an id is retried.
+const RETRY_ONE_IN: u64 = 15;
 
-/// Lines of a stream that are under way at once, at most.
+/// Most unanswered lines of a stream.
 const LINES_MAX: usize = 64;
 
-/// One dispatch.
+/// One attempt to dispatch a message.
 #[derive(Clone, Debug)]
 struct Dispatch {
     n: u64,
@@ -37,28 +37,28 @@ struct Dispatch {
 }
 
 struct Backend<'a> {
-    world: &'a World,
+    context: &'a Context,
     number: u64,
     next: u64,
     random: Random,
-    /// To be sent again, under the same ids.
-    again: Vec<Dispatch>,
+    /// Dispatches to send again with the same ids.
+    retries: Vec<Dispatch>,
 }
 
-/// Sends until it is over; returns the number to go on with.
-pub fn run(world: &World, number: u64, next: u64, random: Random) -> u64 {
-    let mut backend = Backend { world, number, next, random, again: Vec::new() };
-    let mut lost = None;
-    while let Some(here) = world.runtime.block_on(world.stage.server(lost)) {
-        // Whatever ends the connection, this server is gone or going: the same address is not tried again at once.
-        let streams = world.plan.streams && backend.random.once_in(3);
-        let served = if streams {
-            Lines::open(here.address).and_then(|lines| backend.stream(here, lines))
+/// Dispatches until the workload ends. Returns the number of the next message.
+pub fn run(context: &Context, number: u64, next: u64, random: Random) -> u64 {
+    let mut backend = Backend { context, number, next, random, retries: Vec::new() };
+    let mut failed = None;
+    while let Some(server) = context.runtime.block_on(context.current.wait(failed)) {
+        let streams = context.params.streams && backend.random.once_in(3);
+        let result = if streams {
+            Lines::open(server.address).and_then(|lines| backend.dispatch_stream(server, lines))
         } else {
-            Http::connect(here.address).and_then(|http| backend.serve(here, http))
+            Http::connect(server.address).and_then(|http| backend.dispatch_requests(server, http))
         };
-        lost = served.err().map(|_| here.life);
-        if world.stage.is_over() {
+        // An error means that the server has exited or shuts down. So the backend waits for the next one.
+        failed = result.err().map(|_| server.number);
+        if context.current.is_finished() {
             break;
         }
     }
@@ -66,27 +66,27 @@ pub fn run(world: &World, number: u64, next: u64, random: Random) -> u64 {
 }
 
 impl Backend<'_> {
-    /// Sends over one connection for a while, or until it breaks or all is over.
-    fn serve(&mut self, here: Here, mut http: Http) -> io::Result<()> {
+    /// Sends up to 200 bursts of pipelined requests over one connection.
+    fn dispatch_requests(&mut self, server: RunningServer, mut http: Http) -> io::Result<()> {
         for _ in 0..self.random.within(1..=200) {
-            if self.world.stage.is_over() {
+            if self.context.current.is_finished() {
                 break;
             }
-            let mut burst = std::mem::take(&mut self.again);
-            let depth = if self.random.once_in(2) { 1 } else { self.random.within(1..=self.world.plan.depth) };
-            while (burst.len() as u64) < depth {
-                burst.push(self.dispatch());
+            let mut burst = std::mem::take(&mut self.retries);
+            let size = if self.random.once_in(2) { 1 } else { self.random.within(1..=self.context.params.burst_max) };
+            while (burst.len() as u64) < size {
+                burst.push(self.new_dispatch());
             }
             let mut requests = String::new();
             for dispatch in &burst {
-                let body = self.begin(here, dispatch);
+                let body = self.start(server, dispatch);
                 _ = write!(requests, "{}", request("POST", "/v1/dispatch", &body));
             }
             let mut broken = http.send(&requests).err();
             for dispatch in burst {
                 let answer = match &broken {
                     None => http.answer(),
-                    Some(error) => again(error),
+                    Some(error) => repeat_error(error),
                 };
                 if let Err(error) = self.finish(dispatch, answer) {
                     broken = Some(error);
@@ -99,21 +99,21 @@ impl Backend<'_> {
         Ok(())
     }
 
-    /// The same over one stream: some lines are always under way, so that one that is cut leaves some unanswered.
-    fn stream(&mut self, here: Here, mut lines: Lines) -> io::Result<()> {
-        let mut under_way = VecDeque::new();
+    /// Sends up to 60 bursts over one NDJSON stream. Some lines are always unanswered, so that a cut stream leaves some.
+    fn dispatch_stream(&mut self, server: RunningServer, mut lines: Lines) -> io::Result<()> {
+        let mut unanswered = VecDeque::new();
         let mut bursts = self.random.within(1..=60);
         let mut broken = None;
         while broken.is_none() {
-            if self.world.stage.is_over() {
+            if self.context.current.is_finished() {
                 bursts = 0;
             }
-            let answered_first = if bursts == 0 { under_way.len() } else { under_way.len().min(LINES_MAX / 2) };
-            for _ in 0..answered_first {
-                let dispatch: Dispatch = under_way.pop_front().expect("it was counted");
+            let answers = if bursts == 0 { unanswered.len() } else { unanswered.len().min(LINES_MAX / 2) };
+            for _ in 0..answers {
+                let dispatch: Dispatch = unanswered.pop_front().expect("at least as many lines as answers");
                 let answer = match &broken {
-                    None => lines.answer().and_then(answer_of),
-                    Some(error) => again(error),
+                    None => lines.answer().and_then(answer_of_line),
+                    Some(error) => repeat_error(error),
                 };
                 broken = self.finish(dispatch, answer).err().or(broken);
             }
@@ -121,70 +121,71 @@ impl Backend<'_> {
                 break;
             }
             bursts -= 1;
-            let mut burst = std::mem::take(&mut self.again);
+            let mut burst = std::mem::take(&mut self.retries);
             for _ in 0..self.random.within(1..=LINES_MAX as u64 / 2) {
-                burst.push(self.dispatch());
+                burst.push(self.new_dispatch());
             }
             let mut text = String::new();
             for dispatch in &burst {
-                text.push_str(&self.begin(here, dispatch));
+                text.push_str(&self.start(server, dispatch));
                 text.push('\n');
             }
-            under_way.extend(burst);
+            unanswered.extend(burst);
             broken = lines.send(&text).err();
         }
         if let Some(error) = broken {
-            for dispatch in under_way {
-                _ = self.finish(dispatch, again(&error));
+            for dispatch in unanswered {
+                _ = self.finish(dispatch, repeat_error(&error));
             }
             return Err(error);
         }
         lines.end()?;
-        // More answers than lines: to what was never asked.
-        while let Some(answer) = lines.answer()? {
-            let answer = serde_json::from_str(&answer).unwrap_or(Value::Null);
-            self.world.history.record(&Event::Answered {
+        // The checker reports an answer to a line that was never sent.
+        while let Some(body) = lines.answer()? {
+            let body = serde_json::from_str(&body).unwrap_or(Value::Null);
+            self.context.history.record(&Event::Answered {
                 b: self.number,
                 n: u64::MAX,
                 attempt: 0,
                 status: 200,
-                answer,
+                body,
             });
         }
         Ok(())
     }
 
-    fn dispatch(&mut self) -> Dispatch {
+    /// Creates a dispatch with random recipients, padding and id.
+    fn new_dispatch(&mut self) -> Dispatch {
         let n = self.next;
         self.next += 1;
-        let users = self.world.plan.users;
+        let users = self.context.params.users;
         let count = match self.random.within(1..=20) {
             1..=12 => 1,
             13..=17 => 2,
             18..=19 => self.random.within(3..=6),
             _ => users,
         };
-        // Neighbours, so that nobody is named twice.
+        // Adjacent users, so that no recipient is named twice.
         let first = self.random.within(0..=users - 1);
-        let all: Vec<String> = self.world.plan.users().collect();
+        let all: Vec<String> = self.context.params.users().collect();
         let to = (0..count.min(users)).map(|at| all[((first + at) % users) as usize].clone()).collect();
-        // Now and then one that does not fit beside many others.
+        // A few messages are too large to share a block with many others.
         let padding =
             if self.random.once_in(200) { self.random.within(1_000..=40_000) } else { self.random.within(0..=200) };
-        let id = (self.world.plan.ids && !self.random.once_in(3)).then(|| format!("{}-{n}", self.number));
+        let id = (self.context.params.ids && !self.random.once_in(3)).then(|| format!("{}-{n}", self.number));
         Dispatch { n, attempt: 0, to, padding, id }
     }
 
-    /// Writes down that it begins; returns the body.
-    fn begin(&self, here: Here, dispatch: &Dispatch) -> String {
+    /// Records the start of an attempt. Returns its request body.
+    fn start(&self, server: RunningServer, dispatch: &Dispatch) -> String {
         let Dispatch { n, attempt, to, padding, id } = dispatch;
         let data = json!({ "b": self.number, "n": n, "x": "x".repeat(*padding as usize) });
         let mut body = json!({ "message": { "op": 0, "d": data, "t": "TEST" }, "recipients": to });
         if let Some(id) = id {
             body["id"] = json!(id);
         }
-        self.world.history.record(&Event::Begun {
-            life: here.life,
+        self.context.history.record(&Event::Dispatching {
+            server: server.number,
             b: self.number,
             n: *n,
             attempt: *attempt,
@@ -195,38 +196,39 @@ impl Backend<'_> {
         body.to_string()
     }
 
+    /// Records the answer to an attempt, and schedules a retry.
     fn finish(&mut self, dispatch: Dispatch, answer: io::Result<(u16, Vec<u8>)>) -> io::Result<()> {
         let (b, n, attempt) = (self.number, dispatch.n, dispatch.attempt);
-        let known = match answer {
+        let result = match answer {
             Ok((status, body)) => {
-                let answer: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-                self.world.history.record(&Event::Answered { b, n, attempt, status, answer });
-                // 503: the server is going, and the message may be kept or not.
-                if status == 503 { Err(io::Error::other("the server is going")) } else { Ok(()) }
+                let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+                self.context.history.record(&Event::Answered { b, n, attempt, status, body });
+                // After 503 the message may be stored or not.
+                if status == 503 { Err(io::Error::other("the server answers 503")) } else { Ok(()) }
             }
             Err(error) => {
-                self.world.history.record(&Event::Unknown { b, n, attempt, why: error.to_string() });
+                self.context.history.record(&Event::Unanswered { b, n, attempt, error: error.to_string() });
                 Err(error)
             }
         };
-        let again = known.is_err() || self.random.once_in(REPEAT_ONCE_IN);
-        if again && dispatch.id.is_some() && attempt + 1 < ATTEMPTS_MAX {
-            self.again.push(Dispatch { attempt: attempt + 1, ..dispatch });
+        let retry = result.is_err() || self.random.once_in(RETRY_ONE_IN);
+        if retry && dispatch.id.is_some() && attempt + 1 < ATTEMPTS_MAX {
+            self.retries.push(Dispatch { attempt: attempt + 1, ..dispatch });
         }
-        known
+        result
     }
 }
 
-/// What broke one broke all that was under way with it.
-fn again(error: &io::Error) -> io::Result<(u16, Vec<u8>)> {
+/// Returns the error of a broken connection once more, for another dispatch on it.
+fn repeat_error(error: &io::Error) -> io::Result<(u16, Vec<u8>)> {
     Err(io::Error::other(error.to_string()))
 }
 
-/// The line of a stream as an answer of its own: the status it would have had.
-fn answer_of(line: Option<String>) -> io::Result<(u16, Vec<u8>)> {
+/// Converts a line of a stream to the answer that a single request would have had.
+fn answer_of_line(line: Option<String>) -> io::Result<(u16, Vec<u8>)> {
     let line = line.ok_or(io::ErrorKind::UnexpectedEof)?;
-    let answer: Value = serde_json::from_str(&line)?;
-    let status = match answer["error"]["code"].as_str() {
+    let body: Value = serde_json::from_str(&line)?;
+    let status = match body["error"]["code"].as_str() {
         None => 200,
         Some("full") => 507,
         Some("shutting_down" | "store_failed") => 503,

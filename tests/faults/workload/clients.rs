@@ -1,9 +1,8 @@
-//! Clients, as those that are published behave: they answer every question in order. What they do besides is their
-//! manner.
+//! Clients that behave like the published ones: they answer every heartbeat (op 1) in order.
 
 use std::{net::SocketAddr, sync::atomic::Ordering};
 
-use super::{Here, Plan, World};
+use super::{Context, Params, RunningServer};
 use crate::{
     history::Event,
     support::{
@@ -12,119 +11,121 @@ use crate::{
     },
 };
 
-/// Sockets that one client has left open without reading them; the oldest goes for the next.
-const SILENT_MAX: usize = 2;
+/// Most open sockets that one client no longer reads. For another one the oldest is dropped.
+const UNREAD_SOCKETS_MAX: usize = 2;
 
-/// What a client does besides reading.
+/// Behaviour of a client on each connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manner {
-    /// Stays for as long as the server does, and comes back at once.
-    Stays,
-    /// Reads a little and is gone without closing, and comes back at once.
-    Vanishes,
-    /// Reads a little, closes, and comes back at once.
-    Closes,
+pub enum Behaviour {
+    /// Stays connected while the server lives, and reconnects at once.
+    Stay,
+    /// Reads a few messages, abandons the connection without a close, and reconnects at once.
+    Abandon,
+    /// Reads a few messages, closes the connection, and reconnects at once.
+    Close,
 }
 
-/// Who comes, and how: some users twice at once, and some never while it goes on.
-pub fn cast(plan: &Plan) -> Vec<(String, Manner)> {
-    let manners = |at: usize| match at % 10 {
-        0 => vec![Manner::Stays],
-        2 | 3 => vec![Manner::Vanishes],
-        4 => vec![Manner::Closes],
-        6 => vec![Manner::Stays, Manner::Stays],
-        7 => vec![Manner::Stays, Manner::Vanishes],
-        8 => vec![Manner::Closes, Manner::Vanishes],
-        // Of 1 and 5 there are only devices, and 9 stays away.
+/// Returns all clients as (user, behaviour). Some users have two clients, others none.
+pub fn all(params: &Params) -> Vec<(String, Behaviour)> {
+    let behaviours = |at: usize| match at % 10 {
+        0 => vec![Behaviour::Stay],
+        2 | 3 => vec![Behaviour::Abandon],
+        4 => vec![Behaviour::Close],
+        6 => vec![Behaviour::Stay, Behaviour::Stay],
+        7 => vec![Behaviour::Stay, Behaviour::Abandon],
+        8 => vec![Behaviour::Close, Behaviour::Abandon],
+        // Users 1 and 5 have only devices. User 9 stays offline until the drain.
         _ => vec![],
     };
-    let all = plan.users().enumerate();
-    all.flat_map(|(at, user)| manners(at).into_iter().map(move |manner| (user.clone(), manner))).collect()
+    let users = params.users().enumerate();
+    users.flat_map(|(at, user)| behaviours(at).into_iter().map(move |behaviour| (user.clone(), behaviour))).collect()
 }
 
-/// Why a visit ended.
+/// End of a visit.
 enum End {
-    /// As the client wanted it.
+    /// The client ended it.
     Left,
     /// The connection broke.
     Broken,
 }
 
-/// Visits until it is over.
-pub async fn run(world: &World, user: &str, manner: Manner, mut random: Random) {
-    let mut silent: Vec<Socket> = Vec::new();
-    let mut lost = None;
-    while let Some(here) = world.stage.server(lost).await {
-        let few = if manner == Manner::Stays { u64::MAX } else { random.within(0..=60) };
-        let mut visit = Visit { world, c: world.connections.fetch_add(1, Ordering::Relaxed), manner, few };
-        lost = match visit.run(here, user, &mut random, &mut silent).await {
+/// Connects again and again until the workload ends.
+pub async fn run(context: &Context, user: &str, behaviour: Behaviour, mut random: Random) {
+    let mut unread: Vec<Socket> = Vec::new();
+    let mut failed = None;
+    while let Some(server) = context.current.wait(failed).await {
+        let messages_left = if behaviour == Behaviour::Stay { u64::MAX } else { random.within(0..=60) };
+        let c = context.connections.fetch_add(1, Ordering::Relaxed);
+        let mut visit = Visit { context, c, behaviour, messages_left };
+        failed = match visit.run(server, user, &mut random, &mut unread).await {
             End::Left => None,
-            End::Broken => Some(here.life),
+            End::Broken => Some(server.number),
         };
     }
 }
 
+/// One connection of a client.
 struct Visit<'a> {
-    world: &'a World,
+    context: &'a Context,
     c: u64,
-    manner: Manner,
-    /// Messages after which the client goes.
-    few: u64,
+    behaviour: Behaviour,
+    /// Messages until the client ends the connection.
+    messages_left: u64,
 }
 
 impl Visit<'_> {
-    async fn run(&mut self, here: Here, user: &str, random: &mut Random, silent: &mut Vec<Socket>) -> End {
-        let mut socket = match open(self.world, self.c, here.life, here.address, user).await {
+    async fn run(&mut self, server: RunningServer, user: &str, random: &mut Random, unread: &mut Vec<Socket>) -> End {
+        let mut socket = match connect(self.context, self.c, server.number, server.address, user).await {
             Ok(socket) => socket,
-            Err(why) => return self.broken(why),
+            Err(error) => return self.broken(error),
         };
         loop {
-            if self.few == 0 {
-                return self.leave(socket, random, silent).await;
+            if self.messages_left == 0 {
+                return self.leave(socket, random, unread).await;
             }
             let event = tokio::select! {
                 event = socket.event() => event,
-                () = self.world.stage.over() => return self.close(socket).await,
+                () = self.context.current.finished() => return self.close(socket).await,
             };
-            let asked = matches!(event, Ok(socket::Event::Question));
-            if let Err(why) = take(self.world, self.c, &mut socket, event, &mut self.few).await {
-                return self.broken(why);
+            let heartbeat = matches!(event, Ok(socket::Event::Question));
+            if let Err(error) = handle(self.context, self.c, &mut socket, event, &mut self.messages_left).await {
+                return self.broken(error);
             }
-            // Just behind a receipt: whatever it confirmed too much is lost now.
-            if asked && self.manner != Manner::Stays && random.once_in(3) {
-                self.few = 0;
+            // Directly after an acknowledgement: if it covered too much, the rest is lost now.
+            if heartbeat && self.behaviour != Behaviour::Stay && random.once_in(3) {
+                self.messages_left = 0;
             }
         }
     }
 
-    async fn leave(&self, socket: Socket, random: &mut Random, silent: &mut Vec<Socket>) -> End {
-        if self.manner == Manner::Closes {
+    async fn leave(&self, socket: Socket, random: &mut Random, unread: &mut Vec<Socket>) -> End {
+        if self.behaviour == Behaviour::Close {
             return self.close(socket).await;
         }
-        vanish(self.world, self.c, socket, random, silent);
+        abandon(self.context, self.c, socket, random, unread);
         End::Left
     }
 
     async fn close(&self, socket: Socket) -> End {
-        match close(self.world, self.c, socket).await {
+        match close(self.context, self.c, socket).await {
             Ok(()) => End::Left,
-            Err(why) => self.broken(why),
+            Err(error) => self.broken(error),
         }
     }
 
     fn broken(&self, how: String) -> End {
-        self.world.history.record(&Event::Broken { c: self.c, how });
+        self.context.history.record(&Event::Broken { c: self.c, how });
         End::Broken
     }
 }
 
-/// Is gone without a word.
-pub fn vanish(world: &World, c: u64, socket: Socket, random: &mut Random, silent: &mut Vec<Socket>) {
+/// Ends a connection without a WebSocket close: stops reading it, resets it, or drops it.
+pub fn abandon(context: &Context, c: u64, socket: Socket, random: &mut Random, unread: &mut Vec<Socket>) {
     let how = match random.within(0..=2) {
         0 => {
-            silent.push(socket);
-            silent.drain(..silent.len().saturating_sub(SILENT_MAX));
-            "fell silent"
+            unread.push(socket);
+            unread.drain(..unread.len().saturating_sub(UNREAD_SOCKETS_MAX));
+            "stopped reading"
         }
         1 => {
             socket.reset();
@@ -135,59 +136,66 @@ pub fn vanish(world: &World, c: u64, socket: Socket, random: &mut Random, silent
             "dropped"
         }
     };
-    world.history.record(&Event::Broken { c, how: how.into() });
+    context.history.record(&Event::Broken { c, how: how.into() });
 }
 
-/// Closes, and writes down that the server did too.
-pub async fn close(world: &World, c: u64, socket: Socket) -> Result<(), String> {
+/// Closes a connection, and records that the server closed it too.
+pub async fn close(context: &Context, c: u64, socket: Socket) -> Result<(), String> {
     socket.close().await?;
-    world.history.record(&Event::Closed { c });
+    context.history.record(&Event::Closed { c });
     Ok(())
 }
 
-/// Connects as a user.
-pub async fn open(world: &World, c: u64, life: u64, address: SocketAddr, user: &str) -> Result<Socket, String> {
-    open_as(world, c, Here { life, address }, user, (None, None)).await
+/// Connects as a user, without a device and without resuming.
+pub async fn connect(
+    context: &Context,
+    c: u64,
+    number: u64,
+    address: SocketAddr,
+    user: &str,
+) -> Result<Socket, String> {
+    connect_as(context, c, RunningServer { number, address }, user, (None, None)).await
 }
 
-/// Connects as one of a user's devices, or as one that resumes, or as both: behind which sequence, and which.
-pub async fn open_as(
-    world: &World,
+/// Connects as a user. Resumes after a sequence and uses a device, if they are given.
+pub async fn connect_as(
+    context: &Context,
     c: u64,
-    here: Here,
+    server: RunningServer,
     user: &str,
     (after, device): (Option<u64>, Option<&str>),
 ) -> Result<Socket, String> {
-    let Here { life, address } = here;
-    let opening = Event::Opening { life, c, user: user.to_owned(), after, device: device.map(str::to_owned) };
-    world.history.record(&opening);
+    let RunningServer { number, address } = server;
+    let connecting =
+        Event::Connecting { server: number, c, user: user.to_owned(), after, device: device.map(str::to_owned) };
+    context.history.record(&connecting);
     let socket = Socket::connect_as(address, user, after, device).await?;
-    world.history.record(&Event::Opened { c });
+    context.history.record(&Event::Connected { c });
     Ok(socket)
 }
 
-/// Writes down what came, and answers it.
-pub async fn take(
-    world: &World,
+/// Records an event of a socket, and answers a heartbeat.
+pub async fn handle(
+    context: &Context,
     c: u64,
     socket: &mut Socket,
     event: Result<socket::Event, String>,
-    left: &mut u64,
+    messages_left: &mut u64,
 ) -> Result<(), String> {
     match event? {
         socket::Event::Message(message) => {
             let number = |key: &str| message.d[key].as_u64().unwrap_or(u64::MAX);
             let x = message.d["x"].as_str().map_or(u64::MAX, |x| x.len() as u64);
-            world.history.record(&Event::Received { c, b: number("b"), n: number("n"), x, s: message.s });
-            *left = left.saturating_sub(1);
+            context.history.record(&Event::Received { c, b: number("b"), n: number("n"), x, s: message.s });
+            *messages_left = messages_left.saturating_sub(1);
         }
         socket::Event::Question => {
-            world.history.record(&Event::Asked { c });
+            context.history.record(&Event::HeartbeatReceived { c });
             socket.answer().await?;
-            world.history.record(&Event::Receipted { c });
+            context.history.record(&Event::HeartbeatAnswered { c });
         }
-        socket::Event::Resumed(_) => return Err("op 13 to one that does not resume".into()),
-        socket::Event::Heard => return Err("op 11 to one that has asked nothing".into()),
+        socket::Event::Resumed(_) => return Err("op 13 on a connection that does not resume".into()),
+        socket::Event::Heard => return Err("op 11 without an op 1 of the client".into()),
     }
     Ok(())
 }

@@ -1,58 +1,58 @@
-//! Which server there is, and whether the play goes on.
+//! Publishes the current server to all actors, and the end of the workload.
 
 use std::net::SocketAddr;
 
 use tokio::sync::watch;
 
-/// A server that listens, and its number.
+/// A server that listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Here {
-    pub life: u64,
+pub struct RunningServer {
+    pub number: u64,
     pub address: SocketAddr,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Scene {
-    here: Option<Here>,
-    over: bool,
+struct State {
+    server: Option<RunningServer>,
+    finished: bool,
 }
 
-/// Seen by all actors, set by one.
+/// The current server, if there is one. The runner sets it; actors wait for it.
 #[derive(Debug, Default)]
-pub struct Stage(watch::Sender<Scene>);
+pub struct CurrentServer(watch::Sender<State>);
 
-impl Stage {
-    /// A server listens.
-    pub fn enter(&self, here: Here) {
-        self.0.send_modify(|scene| scene.here = Some(here));
+impl CurrentServer {
+    /// Publishes a server that listens.
+    pub fn set(&self, server: RunningServer) {
+        self.0.send_modify(|state| state.server = Some(server));
     }
 
-    /// It is gone.
-    pub fn leave(&self) {
-        self.0.send_modify(|scene| scene.here = None);
+    /// Publishes that the server has exited.
+    pub fn clear(&self) {
+        self.0.send_modify(|state| state.server = None);
     }
 
-    /// The play is over: everybody comes to his end.
-    pub fn close(&self) {
-        self.0.send_modify(|scene| scene.over = true);
+    /// Ends the workload: every actor ends.
+    pub fn finish(&self) {
+        self.0.send_modify(|state| state.finished = true);
     }
 
-    /// Whether it is.
-    pub fn is_over(&self) -> bool {
-        self.0.borrow().over
+    /// Reports whether the workload has ended.
+    pub fn is_finished(&self) -> bool {
+        self.0.borrow().finished
     }
 
-    /// Waits for a server, other than number `not`; `None` when it is over.
-    pub async fn server(&self, not: Option<u64>) -> Option<Here> {
-        let mut scenes = self.0.subscribe();
-        let wanted = |scene: &Scene| scene.over || scene.here.is_some_and(|here| Some(here.life) != not);
-        let scene = scenes.wait_for(wanted).await.map(|scene| *scene).ok()?;
-        if scene.over { None } else { scene.here }
+    /// Waits for a server with another number than `except`. Returns `None` when the workload ends.
+    pub async fn wait(&self, except: Option<u64>) -> Option<RunningServer> {
+        let mut states = self.0.subscribe();
+        let wanted = |state: &State| state.finished || state.server.is_some_and(|server| Some(server.number) != except);
+        let state = states.wait_for(wanted).await.map(|state| *state).ok()?;
+        if state.finished { None } else { state.server }
     }
 
-    /// Waits until it is over.
-    pub async fn over(&self) {
-        // The sender is in `self`, so this ends for one reason only.
-        _ = self.0.subscribe().wait_for(|scene| scene.over).await;
+    /// Waits until the workload ends.
+    pub async fn finished(&self) {
+        // `self` holds the sender, so the channel cannot close during the wait.
+        _ = self.0.subscribe().wait_for(|state| state.finished).await;
     }
 }

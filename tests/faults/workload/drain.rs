@@ -1,4 +1,4 @@
-//! In the end: every log is read over HTTP and then received, until nothing is pending.
+//! Reads every log over HTTP, and receives all messages until nothing is pending.
 
 use std::{
     sync::atomic::Ordering,
@@ -9,73 +9,73 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{Here, World, clients, devices};
+use super::{Context, RunningServer, clients, devices};
 use crate::{history::Event, support::http::Http};
 
-/// Users drained at the same time.
-const AT_ONCE: usize = 4;
+/// Users that are drained in parallel.
+const PARALLEL: usize = 4;
 
-/// How long a client waits for a message before it asks whether there is one.
-const QUIET: Duration = Duration::from_millis(10);
+/// Time without a frame after which the pending messages are counted over HTTP.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Times in a row that nothing comes on a connection before another is tried.
-const QUIETS: u32 = 50;
+/// Polls in a row without a frame, after which the client reconnects.
+const POLLS_MAX: u32 = 50;
 
-/// The same where a device may be what it is pending for.
-const QUIETS_OF_DEVICE: u32 = 8;
+/// The same for a device. Fewer, because the messages may be pending for another device.
+const DEVICE_POLLS_MAX: u32 = 8;
 
-/// How long a user may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest time to drain one user. Then the checker reports the messages that are still pending.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Entries asked for at once.
-const PAGE: usize = 1000;
+/// Entries per page of a log.
+const PAGE_LIMIT: usize = 1000;
 
 #[derive(Deserialize)]
 struct Page {
-    messages: Vec<Stored>,
+    messages: Vec<StoredMessage>,
     cursor: Option<u64>,
 }
 
 #[derive(Deserialize)]
-struct Stored {
+struct StoredMessage {
     s: u64,
     d: Value,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct User {
+struct UserState {
     pending: u64,
     last_sequence: u64,
 }
 
-/// Reads what is pending for a user, and writes it down; returns his last sequence.
+/// Reads and records the pending messages of a user. Returns the user's last sequence.
 ///
 /// # Errors
-/// When the server goes away.
-pub fn look(world: &World, http: &mut Http, user: &str) -> Result<u64, String> {
+/// If the connection breaks or the server answers with an error.
+pub fn read_log(context: &Context, http: &mut Http, user: &str) -> Result<u64, String> {
     let mut entries = Vec::new();
     let mut after = 0;
     loop {
-        let path = format!("/v1/users/{user}/messages?after={after}&limit={PAGE}");
-        let page: Page = get(http, &path)?.ok_or("no such page")?;
-        let number = |stored: &Stored, key: &str| stored.d[key].as_u64().unwrap_or(u64::MAX);
+        let path = format!("/v1/users/{user}/messages?after={after}&limit={PAGE_LIMIT}");
+        let page: Page = get(http, &path)?.ok_or("the page does not exist")?;
+        let number = |stored: &StoredMessage, key: &str| stored.d[key].as_u64().unwrap_or(u64::MAX);
         entries.extend(page.messages.iter().map(|one| (one.s, number(one, "b"), number(one, "n"))));
         match page.cursor {
             Some(cursor) if !page.messages.is_empty() => after = cursor,
             _ => break,
         }
     }
-    // Behind the entries: the head may only be further on.
-    let head = state(http, user)?.last_sequence;
-    world.history.record(&Event::Log { user: user.to_owned(), head, entries });
+    // Read after the entries, so that the head is not below any of them.
+    let head = user_state(http, user)?.last_sequence;
+    context.history.record(&Event::LogRead { user: user.to_owned(), head, entries });
     Ok(head)
 }
 
-/// Of a user whom the server does not know, everything is zero.
-fn state(http: &mut Http, user: &str) -> Result<User, String> {
+/// Reads the state of a user. It is all zeros if the server does not know the user.
+fn user_state(http: &mut Http, user: &str) -> Result<UserState, String> {
     let user = get(http, &format!("/v1/users/{user}"))?;
-    Ok(user.unwrap_or(User { pending: 0, last_sequence: 0 }))
+    Ok(user.unwrap_or(UserState { pending: 0, last_sequence: 0 }))
 }
 
 fn get<T: serde::de::DeserializeOwned>(http: &mut Http, path: &str) -> Result<Option<T>, String> {
@@ -87,19 +87,19 @@ fn get<T: serde::de::DeserializeOwned>(http: &mut Http, path: &str) -> Result<Op
     }
 }
 
-/// Receives everything that is pending for all users; returns the last sequence of each.
+/// Receives all pending messages of all users. Returns the last sequence of each user.
 ///
 /// # Errors
-/// When the server goes away.
-pub fn drain(world: &World, here: Here) -> Result<Vec<(String, u64)>, String> {
-    let users: Vec<String> = world.plan.users().collect();
-    let drain_all = |users: Vec<String>| -> Result<Vec<(String, u64)>, String> {
-        let mut http = Http::connect(here.address).map_err(|error| error.to_string())?;
-        users.into_iter().map(|user| Ok((user.clone(), drain_one(world, here, &mut http, &user)?))).collect()
+/// If a connection breaks or the server answers with an error.
+pub fn drain(context: &Context, server: RunningServer) -> Result<Vec<(String, u64)>, String> {
+    let users: Vec<String> = context.params.users().collect();
+    let drain_users = |users: Vec<String>| -> Result<Vec<(String, u64)>, String> {
+        let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
+        users.into_iter().map(|user| Ok((user.clone(), drain_user(context, server, &mut http, &user)?))).collect()
     };
     std::thread::scope(|scope| {
-        let parts = (0..AT_ONCE).map(|part| users.iter().skip(part).step_by(AT_ONCE).cloned().collect::<Vec<_>>());
-        let threads: Vec<_> = parts.map(|part| scope.spawn(|| drain_all(part))).collect();
+        let parts = (0..PARALLEL).map(|part| users.iter().skip(part).step_by(PARALLEL).cloned().collect::<Vec<_>>());
+        let threads: Vec<_> = parts.map(|part| scope.spawn(|| drain_users(part))).collect();
         let mut heads = Vec::new();
         for thread in threads {
             heads.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
@@ -108,57 +108,58 @@ pub fn drain(world: &World, here: Here) -> Result<Vec<(String, u64)>, String> {
     })
 }
 
-fn drain_one(world: &World, here: Here, http: &mut Http, user: &str) -> Result<u64, String> {
-    look(world, http, user)?;
-    let end = Instant::now() + PATIENCE;
-    let User { mut pending, .. } = state(http, user)?;
-    let devices = devices::of(&world.plan, user);
-    let stock = devices.is_empty() || clients::cast(&world.plan).iter().any(|(name, _)| name == user);
-    // A client that was there when the play ended may have receipts under way, so this is asked of a client too.
+fn drain_user(context: &Context, server: RunningServer, http: &mut Http, user: &str) -> Result<u64, String> {
+    read_log(context, http, user)?;
+    let end = Instant::now() + USER_TIMEOUT;
+    let UserState { mut pending, .. } = user_state(http, user)?;
+    let devices = devices::of_user(&context.params, user);
+    let has_client = devices.is_empty() || clients::all(&context.params).iter().any(|(name, _)| name == user);
+    // The acknowledgement of a client that was connected until now may still be on its way. So `pending` may be above 0 although
+    // nothing is left to receive.
     while pending > 0 && Instant::now() < end {
         for device in &devices {
-            let by_cursor = world.connections.load(Ordering::Relaxed).is_multiple_of(2);
+            let by_cursor = context.connections.load(Ordering::Relaxed).is_multiple_of(2);
             if by_cursor {
-                receive(world, here, http, (user, Some(device)), end)?;
+                receive(context, server, http, (user, Some(device)), end)?;
             } else {
-                let head = state(http, user)?.last_sequence;
-                world.runtime.block_on(devices::drain(world, here, user, device, head))?;
+                let head = user_state(http, user)?.last_sequence;
+                context.runtime.block_on(devices::drain(context, server, user, device, head))?;
             }
         }
-        if stock {
-            receive(world, here, http, (user, None), end)?;
+        if has_client {
+            receive(context, server, http, (user, None), end)?;
         }
-        pending = state(http, user)?.pending;
+        pending = user_state(http, user)?.pending;
     }
-    let User { pending, last_sequence } = state(http, user)?;
-    world.history.record(&Event::Drained { user: user.to_owned(), head: last_sequence, pending });
+    let UserState { pending, last_sequence } = user_state(http, user)?;
+    context.history.record(&Event::Drained { user: user.to_owned(), head: last_sequence, pending });
     Ok(last_sequence)
 }
 
-/// Receives on one connection until nothing is pending.
+/// Receives on one connection that does not resume, until nothing is pending or too many polls were without a frame.
 fn receive(
-    world: &World,
-    here: Here,
+    context: &Context,
+    server: RunningServer,
     http: &mut Http,
     (user, device): (&str, Option<&str>),
     end: Instant,
 ) -> Result<(), String> {
-    let quiets_max = if device.is_some() { QUIETS_OF_DEVICE } else { QUIETS };
-    let c = world.connections.fetch_add(1, Ordering::Relaxed);
-    world.runtime.block_on(async {
-        let mut socket = clients::open_as(world, c, here, user, (None, device)).await?;
-        let (mut left, mut quiets) = (u64::MAX, 0);
+    let polls_max = if device.is_some() { DEVICE_POLLS_MAX } else { POLLS_MAX };
+    let c = context.connections.fetch_add(1, Ordering::Relaxed);
+    context.runtime.block_on(async {
+        let mut socket = clients::connect_as(context, c, server, user, (None, device)).await?;
+        let (mut messages_left, mut polls) = (u64::MAX, 0);
         loop {
-            match timeout(QUIET, socket.event()).await {
+            match timeout(POLL_INTERVAL, socket.event()).await {
                 Ok(event) => {
-                    quiets = 0;
-                    clients::take(world, c, &mut socket, event, &mut left).await?;
+                    polls = 0;
+                    clients::handle(context, c, &mut socket, event, &mut messages_left).await?;
                 }
                 Err(_) => {
-                    quiets += 1;
-                    let User { pending, .. } = state(http, user)?;
-                    if pending == 0 || quiets == quiets_max || Instant::now() > end {
-                        return clients::close(world, c, socket).await;
+                    polls += 1;
+                    let UserState { pending, .. } = user_state(http, user)?;
+                    if pending == 0 || polls == polls_max || Instant::now() > end {
+                        return clients::close(context, c, socket).await;
                     }
                 }
             }

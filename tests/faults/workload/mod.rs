@@ -1,11 +1,12 @@
-//! Those who use the server while it is being harmed. They stay over its deaths: whoever loses his connection waits for
-//! the next server and goes on.
+//! Runs the backends and clients that use the servers.
 //!
-//! - `current_server`: which server is there now, for all of them
-//! - `backends`: send
-//! - `clients`: receive, each in a manner of his own
-//! - `devices`: resume, and confirm by themselves
-//! - `drain`: in the end everything is received
+//! They outlive the servers: after a broken connection an actor waits for the next server and continues there.
+//!
+//! - `current_server`: the server that actors connect to
+//! - `backends`: dispatch messages
+//! - `clients`: receive messages, each with its own behaviour
+//! - `devices`: resume, and acknowledge by sequence
+//! - `drain`: receives all pending messages at the end of a round
 
 mod backends;
 mod clients;
@@ -21,81 +22,81 @@ use std::{
 use tokio::task::JoinHandle as Task;
 
 pub use self::{
-    current_server::{Here, Stage},
-    drain::{drain, look},
+    current_server::{CurrentServer, RunningServer},
+    drain::{drain, read_log},
 };
 use crate::{history::Recorder, support::seeded_rng::Random};
 
-/// What is done.
+/// Parameters of the workload.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// Connections that send, each with a count of its own.
+pub struct Params {
+    /// Backends. Each has one connection at a time.
     pub backends: u64,
-    /// Users, most of whom have a client or two.
+    /// Users. Most of them have one or two clients.
     pub users: u64,
-    /// Dispatches sent at once over one connection, at most.
-    pub depth: u64,
-    /// Whether some dispatches have ids, and what was not answered of those is sent again under the same.
+    /// Most dispatches in one burst of pipelined requests.
+    pub burst_max: u64,
+    /// Some dispatches have an idempotency id, and are retried with it until they are answered.
     pub ids: bool,
-    /// Whether some dispatches are lines of a stream.
+    /// Some dispatches are lines of an NDJSON stream.
     pub streams: bool,
 }
 
-impl Plan {
-    /// For two cores.
+impl Params {
+    /// Returns the parameters for a machine with two cores.
     pub const fn standard() -> Self {
-        Self { backends: 6, users: 20, depth: 8, ids: true, streams: true }
+        Self { backends: 6, users: 20, burst_max: 8, ids: true, streams: true }
     }
 
-    /// All users.
+    /// Returns the ids of all users.
     pub fn users(&self) -> impl Iterator<Item = String> {
         (0..self.users).map(|user| format!("user-{user:02}"))
     }
 }
 
-/// What all actors share.
+/// State that all actors share.
 #[derive(Clone, Debug)]
-pub struct World {
-    pub plan: Arc<Plan>,
-    pub stage: Arc<Stage>,
+pub struct Context {
+    pub params: Arc<Params>,
+    pub current: Arc<CurrentServer>,
     pub history: Arc<Recorder>,
     pub runtime: tokio::runtime::Handle,
-    /// Numbers for connections.
+    /// The number of the next connection.
     pub connections: Arc<AtomicU64>,
 }
 
-/// Actors at work.
+/// Running backends and clients.
 #[derive(Debug)]
-pub struct Running {
+pub struct Actors {
     backends: Vec<JoinHandle<u64>>,
     clients: Vec<Task<()>>,
 }
 
-/// Starts them; `next` is the number each backend goes on with.
-pub fn start(world: &World, next: &[u64], random: &mut Random) -> Running {
-    let mut running = Running { backends: Vec::new(), clients: Vec::new() };
+/// Starts all backends and clients. `next` has the number of each backend's next message.
+pub fn start(context: &Context, next: &[u64], random: &mut Random) -> Actors {
+    let mut actors = Actors { backends: Vec::new(), clients: Vec::new() };
     for (next, backend) in next.iter().zip(0..) {
-        let (world, random, next) = (world.clone(), random.split(), *next);
-        running.backends.push(std::thread::spawn(move || backends::run(&world, backend, next, random)));
+        let (context, random, next) = (context.clone(), random.split(), *next);
+        actors.backends.push(std::thread::spawn(move || backends::run(&context, backend, next, random)));
     }
-    for (user, manner) in clients::cast(&world.plan) {
-        let (world, random) = (world.clone(), random.split());
-        let runtime = world.runtime.clone();
-        running.clients.push(runtime.spawn(async move { clients::run(&world, &user, manner, random).await }));
+    for (user, behaviour) in clients::all(&context.params) {
+        let (context, random) = (context.clone(), random.split());
+        let runtime = context.runtime.clone();
+        actors.clients.push(runtime.spawn(async move { clients::run(&context, &user, behaviour, random).await }));
     }
-    for (user, device) in devices::cast(&world.plan) {
-        let (world, random) = (world.clone(), random.split());
-        let runtime = world.runtime.clone();
-        running.clients.push(runtime.spawn(async move { devices::run(&world, &user, device, random).await }));
+    for (user, device) in devices::all(&context.params) {
+        let (context, random) = (context.clone(), random.split());
+        let runtime = context.runtime.clone();
+        actors.clients.push(runtime.spawn(async move { devices::run(&context, &user, device, random).await }));
     }
-    running
+    actors
 }
 
-impl Running {
-    /// Waits until all have come to their end, after [`Stage::close`]; returns the numbers the backends go on with.
-    pub fn join(self, world: &World) -> Vec<u64> {
+impl Actors {
+    /// Waits until all actors have ended, after [`CurrentServer::finish`]. Returns each backend's next number.
+    pub fn join(self, context: &Context) -> Vec<u64> {
         for client in self.clients {
-            world.runtime.block_on(client).expect("a client does not panic");
+            context.runtime.block_on(client).expect("a client ends without a panic");
         }
         let joined = self.backends.into_iter().map(std::thread::JoinHandle::join);
         joined.map(|next| next.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
