@@ -1,4 +1,4 @@
-//! Environment variables that are not valid UTF-8.
+//! Tests environment variables that are not valid UTF-8.
 
 use std::{
     ffi::OsStr,
@@ -7,20 +7,20 @@ use std::{
     process::{Command, Output},
 };
 
-use crate::said;
+use crate::output_text;
 
-/// Runs `mesa WORDS…` with one variable set and nothing else in the environment.
-fn mesa_with(name: &[u8], value: &[u8], words: &[&str]) -> Output {
+/// Runs `mesa ARGS…` with one environment variable and no other.
+fn mesa_with(name: &[u8], value: &[u8], args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesa"));
     command.env_clear().env(OsStr::from_bytes(name), OsStr::from_bytes(value));
-    command.args(words).output().expect("it runs")
+    command.args(args).output().expect("the binary runs")
 }
 
 #[test]
 fn setting_that_is_not_utf8_is_an_error_that_names_the_variable() {
     for name in ["MESA_STORE_PATH", "MESA_PORT", "WS_KEY", "SYNC_ENABLED"] {
         let output = mesa_with(name.as_bytes(), b"/tmp/x\xff", &["config", "print", "--dev"]);
-        let text = said(&output);
+        let text = output_text(&output);
         assert!(!output.status.success(), "{name}: {text}");
         assert!(text.contains(&format!("environment variable {name}: the value is not valid UTF-8")), "{text}");
     }
@@ -28,25 +28,25 @@ fn setting_that_is_not_utf8_is_an_error_that_names_the_variable() {
 
 #[test]
 fn argument_of_a_command_that_is_not_utf8_is_an_error_that_names_the_variable() {
-    for (name, words) in [
+    for (name, args) in [
         ("MESA_API_KEY", &["users"][..]),
         ("MESA_URL", &["users", "--key", "0123456789abcdef"]),
         ("MESA_URL", &["connect", "--as", "alice"]),
         ("MESA_TOKEN", &["connect"]),
         ("WS_KEY", &["token", "--id", "alice"]),
     ] {
-        let output = mesa_with(name.as_bytes(), b"http://127.0.0.1:1/\xff", words);
-        let text = said(&output);
+        let output = mesa_with(name.as_bytes(), b"http://127.0.0.1:1/\xff", args);
+        let text = output_text(&output);
         assert!(
             !output.status.success() && text.contains("not valid UTF-8") && text.contains(name),
-            "{words:?}: {text}"
+            "{args:?}: {text}"
         );
     }
 }
 
 #[test]
 fn unknown_variable_that_is_not_utf8_is_ignored_with_a_warning() {
-    for (name, value, shown) in [
+    for (name, value, warning) in [
         (
             &b"MESA_UNHEARD_OF"[..],
             &b"\xff"[..],
@@ -56,8 +56,8 @@ fn unknown_variable_that_is_not_utf8_is_ignored_with_a_warning() {
         (b"MESA_POR\xff", b"\xff", "the environment variable MESA_POR\u{fffd} is no setting and is ignored"),
     ] {
         let output = mesa_with(name, value, &["config", "print", "--dev"]);
-        let text = said(&output);
-        assert!(output.status.success() && text.contains(shown), "{shown}: {text}");
+        let text = output_text(&output);
+        assert!(output.status.success() && text.contains(warning), "{warning}: {text}");
     }
     for name in [&b"FOREIGN"[..], b"MESA_GLSL_CACHE_DIR", b"MESA_TOKEN", b"FOREIGN_\xff"] {
         let output = mesa_with(name, b"\xff", &["config", "print", "--dev"]);
@@ -70,7 +70,7 @@ fn unknown_variable_that_is_not_utf8_is_ignored_with_a_warning() {
 fn configuration_file_whose_path_is_not_utf8_is_read() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join(OsStr::from_bytes(b"x\xff.json5"));
-    fs::write(&file, "{ port: 4321 }").expect("written");
+    fs::write(&file, "{ port: 4321 }").expect("the file is written");
     let output = mesa_with(b"MESA_CONFIG", file.as_os_str().as_bytes(), &["config", "print"]);
-    assert!(output.status.success() && said(&output).contains("4321"), "{}", said(&output));
+    assert!(output.status.success() && output_text(&output).contains("4321"), "{}", output_text(&output));
 }

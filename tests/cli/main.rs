@@ -1,4 +1,4 @@
-//! The commands as they are typed, and what they say: the built binary, and a server of it where one is needed.
+//! Tests the commands of the built binary, with a running server where a command needs one.
 
 mod dispatch;
 mod serve;
@@ -8,30 +8,30 @@ mod store;
 mod support;
 
 mod environment;
-mod guessed;
-mod logged;
+mod guess_limit;
+mod log_limits;
+mod log_output;
+mod output;
 #[cfg(feature = "failpoints")]
-mod supervised;
+mod task_panics;
 mod token;
-mod unread;
 mod unstored;
 mod users;
-mod words;
 
 use std::process::{Command, Output};
 
 use support::server::KEY;
 
-/// Runs `mesa WORDS…` to its end, with the key of the servers here and nothing else of the environment's settings.
-fn mesa(words: &[&str]) -> Output {
+/// Runs `mesa ARGS…` to its end. It gets the API key of the test servers, and no other `MESA_*` variable.
+fn mesa(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesa"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MESA_")) {
         command.env_remove(name);
     }
-    command.args(words).env("MESA_API_KEY", KEY).output().expect("it runs")
+    command.args(args).env("MESA_API_KEY", KEY).output().expect("the binary runs")
 }
 
-/// All it said, to whoever.
-fn said(output: &Output) -> String {
+/// Returns what a command wrote: standard output, then standard error.
+fn output_text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

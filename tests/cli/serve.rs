@@ -1,8 +1,8 @@
-//! `mesa serve`: what it says at its start.
+//! Tests the warnings of `mesa serve` at start-up, and `mesa config check`.
 
 use std::process::Command;
 
-use crate::{said, support::server::Home};
+use crate::{output_text, support::server::Home};
 
 #[test]
 fn each_warning_is_logged_once() {
@@ -17,7 +17,7 @@ fn each_warning_is_logged_once() {
 }
 
 #[test]
-fn server_in_a_kubernetes_service_of_its_name_starts_and_explains_the_variables() {
+fn kubernetes_service_variables_are_ignored_with_an_explanation() {
     let mut home = Home::new();
     for (name, value) in [
         ("MESA_PORT", "tcp://10.96.0.1:4000"),
@@ -43,25 +43,25 @@ fn config_check_reads_the_environment_as_serve_does() {
     let check = |name: &str, value: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesa"));
         command.args(["config", "check"]).arg(&file).env_clear().env(name, value);
-        command.output().expect("it runs")
+        command.output().expect("the binary runs")
     };
-    let wrong = check("MESA_STORE_DURABILITY", "sometimes");
-    assert_eq!(wrong.status.code(), Some(1), "{}", said(&wrong));
+    let invalid = check("MESA_STORE_DURABILITY", "sometimes");
+    assert_eq!(invalid.status.code(), Some(1), "{}", output_text(&invalid));
     assert!(
-        said(&wrong).contains("environment variable MESA_STORE_DURABILITY: store.durability must be"),
+        output_text(&invalid).contains("environment variable MESA_STORE_DURABILITY: store.durability must be"),
         "{}",
-        said(&wrong)
+        output_text(&invalid)
     );
-    let fine = check("MESA_PORT", "4001");
+    let valid = check("MESA_PORT", "4001");
     assert!(
-        fine.status.success() && said(&fine).contains("is valid together with MESA_PORT of the environment"),
+        valid.status.success() && output_text(&valid).contains("is valid together with MESA_PORT of the environment"),
         "{}",
-        said(&fine)
+        output_text(&valid)
     );
     let unknown = check("MESA_PROT", "4001");
     assert!(
-        unknown.status.success() && said(&unknown).contains("the nearest setting is MESA_PORT"),
+        unknown.status.success() && output_text(&unknown).contains("the nearest setting is MESA_PORT"),
         "{}",
-        said(&unknown)
+        output_text(&unknown)
     );
 }

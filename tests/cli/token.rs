@@ -1,13 +1,13 @@
-//! `mesa token`.
+//! Tests `mesa token`.
 
-use crate::{mesa, said};
+use crate::{mesa, output_text};
 
 #[test]
-fn a_secret_that_no_server_takes_signs_nothing() {
+fn secret_shorter_than_16_bytes_is_rejected() {
     let short = mesa(&["token", "--id", "alice", "--secret", "fifteen-bytes-x"]);
-    assert!(!short.status.success() && short.stdout.is_empty(), "{}", said(&short));
-    assert!(said(&short).contains("15 bytes") && said(&short).contains("16"), "{}", said(&short));
-    assert!(said(&short).contains("`openssl rand -hex 32` makes one"), "{}", said(&short));
+    assert!(!short.status.success() && short.stdout.is_empty(), "{}", output_text(&short));
+    assert!(output_text(&short).contains("15 bytes") && output_text(&short).contains("16"), "{}", output_text(&short));
+    assert!(output_text(&short).contains("`openssl rand -hex 32` makes one"), "{}", output_text(&short));
     let enough = mesa(&["token", "--id", "alice", "--secret", "sixteen-bytes-xx"]);
-    assert!(enough.status.success() && said(&enough).split('.').count() == 3, "{}", said(&enough));
+    assert!(enough.status.success() && output_text(&enough).split('.').count() == 3, "{}", output_text(&enough));
 }

@@ -1,4 +1,4 @@
-//! `mesa serve`: what is in its log, and what becomes of the server when the log cannot be written.
+//! Tests that unauthenticated clients can write little to the server's log: short lines, at a limited rate.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::server::Home;
 
-/// Longer than any answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Bound on each wait, far above what a step takes.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::test]
-async fn frame_of_a_stranger_is_logged_as_a_short_line() {
-    // At `info` they would be one line.
+async fn malformed_frame_of_unauthenticated_client_is_logged_as_a_short_line() {
+    // At level `info` the server would combine the three lines into one.
     let home = Home::with("log: { level: 'mesa=debug' },");
     let server = home.start();
     let long = "x".repeat(60_000);
@@ -23,20 +23,22 @@ async fn frame_of_a_stranger_is_logged_as_a_short_line() {
         let url = format!("ws://{}/", server.address);
         let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
         socket.send(Message::text(frame.to_string())).await.unwrap();
-        // Until the server closes the connection.
-        while let Some(Ok(_)) = timeout(PATIENCE, socket.next()).await.expect("in time") {}
+        // Reads until the server closes the connection.
+        while let Some(Ok(_)) = timeout(WAIT_TIMEOUT, socket.next()).await.expect("the server closes the connection") {}
     }
     let log = home.log_once(|log| log.matches("a client sent a frame that cannot be taken").count() == 3);
     let longest = log.lines().map(str::len).max().unwrap_or(0);
-    assert!(longest < 600, "a line of {longest} bytes");
+    assert!(longest < 600, "expected lines below 600 bytes, found one of {longest}");
 }
 
-/// What strangers do, how often, and the lines that they may cause: one in ten seconds, in less than a minute.
-const STRANGERS: usize = 40;
+/// Rounds of offending connections. Each round has one connection for each kind of offence.
+const ROUNDS: usize = 40;
+
+/// Log lines that the server may write for one kind of offence: one in 10 s, and the test takes less than a minute.
 const LINES_MAX: usize = 6;
 
 #[tokio::test]
-async fn strangers_cause_few_lines_and_their_number_is_logged() {
+async fn repeated_offences_of_unauthenticated_clients_are_logged_at_a_limited_rate() {
     let home = Home::with("redisProtocol: { port: 0 },");
     let server = home.start();
     let lines = [
@@ -44,22 +46,24 @@ async fn strangers_cause_few_lines_and_their_number_is_logged() {
         "authentication failed",
         "a client broke the WebSocket protocol",
     ];
-    for n in 0..STRANGERS {
+    for n in 0..ROUNDS {
         let token = json!({ "op": 2, "d": { "token": "" } }).to_string();
         for message in [Message::text("nonsense"), Message::text(token), Message::Pong(vec![b'x'; 300].into())] {
             let stream = TcpStream::connect(server.address).await.unwrap();
             let url = format!("ws://{}/", server.address);
             let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
             socket.send(message).await.unwrap_or_else(|error| panic!("{n}: {error}"));
-            while let Some(Ok(_)) = timeout(PATIENCE, socket.next()).await.expect("in time") {}
+            while let Some(Ok(_)) =
+                timeout(WAIT_TIMEOUT, socket.next()).await.expect("the server closes the connection")
+            {}
         }
     }
-    // Written in order: behind the last line of a stranger.
+    // Log lines are written in order, so "stopped" follows every line about a client.
     server.terminate();
-    assert!(server.process.wait(PATIENCE).success());
+    assert!(server.process.wait(WAIT_TIMEOUT).success());
     let log = home.log_once(|log| log.contains("stopped"));
     for line in lines {
         let count = log.matches(line).count();
-        assert!((1..=LINES_MAX).contains(&count), "{count} lines: {line}\n{}", home.log());
+        assert!((1..=LINES_MAX).contains(&count), "{count} lines, expected 1 to {LINES_MAX}: {line}\n{}", home.log());
     }
 }

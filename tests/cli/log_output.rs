@@ -1,4 +1,6 @@
-//! A log that nobody reads, or that cannot be written: the server serves, and the last lines of a log that is read are there.
+//! Tests a log output that is not read or cannot be written.
+//!
+//! The server keeps serving. If the log is read, the last lines before the process ends are in it.
 
 use std::{
     fs::{self, File},
@@ -17,11 +19,11 @@ use crate::support::{
     server::{Home, Process, Server},
 };
 
-/// Longer than any answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Bound on each wait, far above what a step takes.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A server whose log goes into a pipe, or into a file of the system's.
-fn serving(home: &Home, log: impl Into<Stdio>) -> Server {
+/// Starts a server that writes its log to `log`: a pipe or a device file.
+fn start_with_log(home: &Home, log: impl Into<Stdio>) -> Server {
     let mut command = home.command(&[]);
     command.stderr(log);
     home.wait_until_ready(Process::new(command.spawn().expect("the binary starts")))
@@ -31,20 +33,20 @@ fn pipe() -> (std::io::PipeReader, PipeWriter) {
     std::io::pipe().expect("a pipe")
 }
 
-/// Clients that send nonsense: each is a line of the log.
-async fn nonsense(server: &Server, clients: usize) {
+/// Connects clients that each send a malformed frame. The server logs them at a limited rate.
+async fn send_malformed_frames(server: &Server, clients: usize) {
     for _ in 0..clients {
         let stream = TcpStream::connect(server.address).await.expect("a connection");
         let url = format!("ws://{}/", server.address);
         let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.expect("a WebSocket");
-        socket.send(Message::text("nonsense")).await.expect("sent");
+        socket.send(Message::text("nonsense")).await.expect("the frame is sent");
         let ends = async { while let Some(Ok(_)) = socket.next().await {} };
-        timeout(PATIENCE, ends).await.expect("the server closes the connection");
+        timeout(WAIT_TIMEOUT, ends).await.expect("the server closes the connection");
     }
 }
 
-/// Holds that dispatches are answered, and that the server says that it is well.
-fn serves(server: &Server) {
+/// Asserts that the server is healthy and ready, and answers a dispatch.
+fn assert_serves(server: &Server) {
     let mut http = Http::connect(server.address).expect("a connection");
     for path in ["/healthz", "/readyz"] {
         assert_eq!(http.status(path).expect("an answer"), 200, "{path}");
@@ -52,15 +54,16 @@ fn serves(server: &Server) {
     http.dispatch(&json!(1), &["alice".to_owned()]).expect("an answer");
 }
 
-fn stops_in_order(server: Server) {
+/// Asserts that SIGTERM ends the server with exit code 0.
+fn assert_clean_stop(server: Server) {
     server.terminate();
-    assert_eq!(server.process.wait(PATIENCE).code(), Some(0));
+    assert_eq!(server.process.wait(WAIT_TIMEOUT).code(), Some(0));
 }
 
-/// Waits until dropped lines are counted.
-fn counts_dropped_lines(server: &Server) {
+/// Waits until the server has counted a dropped log line.
+fn wait_for_dropped_line(server: &Server) {
     let mut http = Http::connect(server.address).expect("a connection");
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + WAIT_TIMEOUT;
     loop {
         let (_, text) = http.call("GET", "/metrics", "").expect("an answer");
         let text = String::from_utf8(text).expect("text");
@@ -74,83 +77,83 @@ fn counts_dropped_lines(server: &Server) {
 }
 
 #[tokio::test]
-async fn server_whose_log_reader_is_gone_serves_and_stops_in_order() {
+async fn server_with_closed_log_pipe_serves_and_stops_cleanly() {
     let home = Home::new();
     let (reader, writer) = pipe();
-    let server = serving(&home, writer);
+    let server = start_with_log(&home, writer);
     drop(reader);
-    nonsense(&server, 5).await;
-    serves(&server);
-    counts_dropped_lines(&server);
-    stops_in_order(server);
+    send_malformed_frames(&server, 5).await;
+    assert_serves(&server);
+    wait_for_dropped_line(&server);
+    assert_clean_stop(server);
 }
 
 #[tokio::test]
-async fn server_whose_log_is_a_full_device_serves_and_stops_in_order() {
+async fn server_with_log_on_full_device_serves_and_stops_cleanly() {
     let home = Home::new();
-    let server = serving(&home, File::options().write(true).open("/dev/full").expect("a full device"));
-    nonsense(&server, 5).await;
-    serves(&server);
-    counts_dropped_lines(&server);
-    stops_in_order(server);
+    let server = start_with_log(&home, File::options().write(true).open("/dev/full").expect("a full device"));
+    send_malformed_frames(&server, 5).await;
+    assert_serves(&server);
+    wait_for_dropped_line(&server);
+    assert_clean_stop(server);
 }
 
 #[tokio::test]
-async fn server_whose_log_is_as_large_as_a_file_may_be_serves_and_stops_in_order() {
-    // More than the files of the store.
-    const BYTES: u64 = 64 << 20;
+async fn server_with_log_at_file_size_limit_serves_and_stops_cleanly() {
+    // Larger than each file of the store, which has the same limit.
+    const FILE_BYTES_MAX: u64 = 64 << 20;
     let home = Home::new();
     let log = File::options().create(true).append(true).open(home.path("large")).expect("a log");
-    log.set_len(BYTES).expect("a length");
-    let mut command = home.command(&["prlimit", &format!("--fsize={BYTES}")]);
+    log.set_len(FILE_BYTES_MAX).expect("a length");
+    let mut command = home.command(&["prlimit", &format!("--fsize={FILE_BYTES_MAX}")]);
     command.stderr(log);
     let server = home.wait_until_ready(Process::new(command.spawn().expect("prlimit starts")));
-    nonsense(&server, 5).await;
-    serves(&server);
-    counts_dropped_lines(&server);
-    stops_in_order(server);
+    send_malformed_frames(&server, 5).await;
+    assert_serves(&server);
+    wait_for_dropped_line(&server);
+    assert_clean_stop(server);
 }
 
 #[tokio::test]
-async fn server_whose_log_reader_stalls_serves_and_stops_in_order() {
+async fn server_with_stalled_log_reader_serves_and_stops_cleanly() {
     let home = Home::new();
     let (reader, writer) = pipe();
-    let server = serving(&home, writer);
-    // Twice what a pipe holds.
-    nonsense(&server, 1000).await;
-    serves(&server);
-    stops_in_order(server);
+    let server = start_with_log(&home, writer);
+    // With one log line for each frame, this is twice the capacity of the pipe.
+    send_malformed_frames(&server, 1000).await;
+    assert_serves(&server);
+    assert_clean_stop(server);
     drop(reader);
 }
 
 #[test]
-fn server_whose_standard_output_is_gone_serves() {
+fn server_with_closed_standard_output_serves() {
     let home = Home::new();
     let (reader, writer) = pipe();
     drop(reader);
     let mut command = home.command(&[]);
     command.stdout(writer);
     let server = home.wait_until_ready(Process::new(command.spawn().expect("the binary starts")));
-    serves(&server);
-    stops_in_order(server);
+    assert_serves(&server);
+    assert_clean_stop(server);
 }
 
 #[test]
-fn last_lines_of_a_stop_are_in_the_log() {
+fn clean_stop_writes_its_last_lines_to_the_log() {
     let home = Home::new();
-    stops_in_order(home.start());
+    assert_clean_stop(home.start());
     let log = fs::read_to_string(home.path("log")).expect("a log");
     assert!(log.lines().last().is_some_and(|line| line.contains("stopped")), "{log}");
 }
 
 #[test]
-fn reason_of_a_failed_start_is_the_last_line_of_the_log() {
+fn failed_start_writes_its_reason_as_last_line_of_the_log() {
     let home = Home::new();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = taken.local_addr().expect("an address").port().to_string();
+    let occupied = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = occupied.local_addr().expect("an address").port().to_string();
     let mut command = home.command(&[]);
     command.args(["--port", &port]);
-    let status = Process::new(command.spawn().expect("the binary starts")).wait(PATIENCE);
+    let status = Process::new(command.spawn().expect("the binary starts")).wait(WAIT_TIMEOUT);
     assert_eq!(status.code(), Some(1));
     let log = fs::read_to_string(home.path("log")).expect("a log");
     let last = log.lines().last().unwrap_or_default();
@@ -158,60 +161,64 @@ fn reason_of_a_failed_start_is_the_last_line_of_the_log() {
 }
 
 #[test]
-fn failed_start_whose_log_reader_stalls_ends() {
+fn failed_start_with_stalled_log_reader_ends() {
     let home = Home::new();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = taken.local_addr().expect("an address").port().to_string();
+    let occupied = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = occupied.local_addr().expect("an address").port().to_string();
     let (reader, mut writer) = pipe();
     rustix::io::ioctl_fionbio(&writer, true).expect("a pipe that does not block");
-    // Full before the server starts.
+    // Fills the pipe before the server starts.
     while std::io::Write::write(&mut writer, &[b'x'; 4096]).is_ok() {}
     rustix::io::ioctl_fionbio(&writer, false).expect("a pipe that blocks");
     let mut command = home.command(&[]);
     command.args(["--port", &port]).stderr(writer);
-    let status = Process::new(command.spawn().expect("the binary starts")).wait(PATIENCE);
+    let status = Process::new(command.spawn().expect("the binary starts")).wait(WAIT_TIMEOUT);
     assert_eq!(status.code(), Some(1));
     drop(reader);
 }
 
 #[test]
-fn command_whose_standard_output_is_gone_ends_without_a_word() {
-    let words: [&[&str]; 4] = [
+fn command_with_closed_standard_output_ends_without_error_output() {
+    let commands: [&[&str]; 4] = [
         &["--help"],
         &["config", "print", "--dev"],
         &["token", "--id", "a", "--secret", "sixteen-bytes-xx"],
         &["serve", "--help"],
     ];
-    for words in words {
+    for args in commands {
         let (reader, writer) = pipe();
         drop(reader);
         let (mut errors, errors_to) = pipe();
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesa"));
-        command.args(words).env_clear().stdin(Stdio::null()).stdout(writer).stderr(errors_to);
+        command.args(args).env_clear().stdin(Stdio::null()).stdout(writer).stderr(errors_to);
         let mut process = command.spawn().expect("the binary starts");
         drop(command);
         let mut text = String::new();
         errors.read_to_string(&mut text).expect("text");
-        let status = process.wait().expect("it ends");
+        let status = process.wait().expect("the process ends");
         assert!(
             status.success() && !text.contains("panicked") && !text.contains("mesa:"),
-            "{words:?}: {status}, {text}"
+            "{args:?}: {status}, {text}"
         );
     }
 }
 
 #[test]
-fn signal_for_a_reload_is_ignored_with_one_line() {
+fn reload_signal_is_ignored_with_one_log_line() {
     use rustix::process::Signal;
     let home = Home::new();
     let server = home.start();
     for (signal, name) in [(Signal::HUP, "SIGHUP"), (Signal::USR1, "SIGUSR1"), (Signal::USR2, "SIGUSR2")] {
         server.signal(signal);
         home.log_once(|log| log.contains(name));
-        serves(&server);
+        assert_serves(&server);
     }
-    stops_in_order(server);
+    assert_clean_stop(server);
     let log = fs::read_to_string(home.path("log")).expect("a log");
     assert_eq!(log.matches("is ignored").count(), 3, "{log}");
-    assert_eq!(log.matches("configuration is read").count(), 1, "only SIGHUP is for that: {log}");
+    assert_eq!(
+        log.matches("configuration is read").count(),
+        1,
+        "expected the advice about the configuration for SIGHUP only: {log}"
+    );
 }

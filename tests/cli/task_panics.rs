@@ -1,6 +1,6 @@
-//! Tasks of the server that panic: each is named by `/readyz`, and starts again, or the server stops in order.
+//! Tests that a panicking task makes the server not ready and restarts, or stops the server with an error.
 //!
-//! Only builds with seeded panics have them (`--features failpoints`).
+//! The panics are seeded: they exist only in builds with `--features failpoints`.
 
 use std::{
     fs,
@@ -19,50 +19,51 @@ use crate::support::{
     socket::{Event, Socket},
 };
 
-/// Longer than any answer may take, and than the longest pause before a task starts again.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// Bound on each wait: longer than any answer, and than the longest delay before a task restarts.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// A home whose servers have tasks that panic for as long as a file is there, which is not there yet.
-fn home(settings: &str, parts: &[&str]) -> (Home, PathBuf) {
+/// Returns a home whose servers have tasks that panic while a file exists, and the path of that file.
+fn home_with_panics(settings: &str, tasks: &[&str]) -> (Home, PathBuf) {
     let mut home = Home::with(settings);
     let file = home.path("panic");
-    home.set_variable("MESA_FAILPOINT_PANIC", &parts.join(","));
-    home.set_variable("MESA_FAILPOINT_PANIC_WHILE", file.to_str().expect("a path of the test's"));
+    home.set_variable("MESA_FAILPOINT_PANIC", &tasks.join(","));
+    home.set_variable("MESA_FAILPOINT_PANIC_WHILE", file.to_str().expect("a path that is text"));
     (home, file)
 }
 
-/// What `/readyz` says, once `wanted` holds.
-fn readiness(server: &Server, home: &Home, wanted: impl Fn(u16, &str) -> bool) -> String {
-    let end = Instant::now() + PATIENCE;
+/// Polls `/readyz` until `accept` holds for status and body, and returns the body.
+fn wait_for_readiness(server: &Server, home: &Home, accept: impl Fn(u16, &str) -> bool) -> String {
+    let end = Instant::now() + WAIT_TIMEOUT;
     let mut last = String::new();
     while Instant::now() < end {
-        // The accept loop may be one that panics.
+        // The connection may fail: the accept loop is one of the tasks that panic.
         if let Ok((status, text)) = Http::connect(server.address).and_then(|mut http| http.call("GET", "/readyz", "")) {
             last = String::from_utf8(text).expect("text");
-            if wanted(status, &last) {
+            if accept(status, &last) {
                 return last;
             }
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    panic!("{last}\n{}", home.log());
+    panic!("/readyz did not reach the expected state: {last}\n{}", home.log());
 }
 
-/// Has the tasks panic until each is named as not ready, and then waits until all are ready again.
-fn panics_and_recovers(server: &Server, home: &Home, file: &PathBuf, parts: &[&str]) {
+/// Makes the tasks panic until `/readyz` names each, then waits until the server is ready again.
+fn panic_and_recover(server: &Server, home: &Home, file: &PathBuf, tasks: &[&str]) {
     fs::write(file, "").expect("a file");
-    readiness(server, home, |status, text| {
-        status == 503 && parts.iter().all(|part| text.contains(&format!("{part}: ")))
+    wait_for_readiness(server, home, |status, text| {
+        status == 503 && tasks.iter().all(|task| text.contains(&format!("{task}: ")))
     });
     fs::remove_file(file).expect("a file");
-    readiness(server, home, |status, _| status == 200);
-    for part in parts {
-        let line = |line: &str| line.contains("ERROR") && line.contains("ended unexpectedly") && line.contains(part);
+    wait_for_readiness(server, home, |status, _| status == 200);
+    for task in tasks {
+        let line = |line: &str| line.contains("ERROR") && line.contains("ended unexpectedly") && line.contains(task);
         home.log_once(|log| log.lines().any(line));
     }
 }
 
-fn restarts(server: &Server) -> u64 {
+/// Reads the counter of task restarts.
+fn restart_count(server: &Server) -> u64 {
     let (_, text) =
         Http::connect(server.address).expect("a connection").call("GET", "/metrics", "").expect("an answer");
     let text = String::from_utf8(text).expect("text");
@@ -71,8 +72,8 @@ fn restarts(server: &Server) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn task_that_panics_is_not_ready_by_name_and_starts_again() {
-    let parts = [
+async fn panicking_task_is_named_as_not_ready_and_restarts() {
+    let tasks = [
         "accept_loop",
         "redis_protocol",
         "redis_protocol_portals",
@@ -87,16 +88,16 @@ async fn task_that_panics_is_not_ready_by_name_and_starts_again() {
          true, undeliveredAfter: 100 }} }},",
         receiver.url()
     );
-    let (home, file) = home(&settings, &parts);
+    let (home, file) = home_with_panics(&settings, &tasks);
     let server = home.start();
-    panics_and_recovers(&server, &home, &file, &parts);
-    assert!(restarts(&server) >= parts.len() as u64);
-    // Each of them works: HTTP and WebSocket, the Redis protocol, the webhook and its watch.
+    panic_and_recover(&server, &home, &file, &tasks);
+    assert!(restart_count(&server) >= tasks.len() as u64);
+    // Each works again: HTTP and WebSocket, the Redis protocol, webhook delivery and the undelivered monitor.
     let mut http = Http::connect(server.address).expect("a connection");
     http.dispatch(&json!(1), &["alice".to_owned()]).expect("an answer");
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + WAIT_TIMEOUT;
     while !receiver.events().iter().any(|event| event["type"] == "undelivered") {
-        assert!(Instant::now() < end, "{}", home.log());
+        assert!(Instant::now() < end, "expected an `undelivered` event:\n{}", home.log());
         std::thread::sleep(Duration::from_millis(10));
     }
     let mut alice = Socket::connect(server.address, "alice").await.expect("a session");
@@ -104,46 +105,48 @@ async fn task_that_panics_is_not_ready_by_name_and_starts_again() {
     let ready: Value = serde_json::from_slice(&fs::read(home.path("ready")).expect("a file")).expect("JSON");
     let address: SocketAddr = ready["redisProtocol"].as_str().expect("an address").parse().expect("an address");
     let mut redis = TcpStream::connect(address).expect("a connection");
-    redis.set_read_timeout(Some(PATIENCE)).expect("a socket");
-    redis.write_all(b"*1\r\n$4\r\nPING\r\n").expect("sent");
+    redis.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a socket");
+    redis.write_all(b"*1\r\n$4\r\nPING\r\n").expect("the command is sent");
     let mut pong = [0; 7];
     redis.read_exact(&mut pong).expect("an answer");
     assert_eq!(&pong, b"+PONG\r\n");
     server.terminate();
-    assert_eq!(server.process.wait(PATIENCE).code(), Some(0), "{}", home.log());
+    assert_eq!(server.process.wait(WAIT_TIMEOUT).code(), Some(0), "{}", home.log());
 }
 
 #[test]
-fn fetching_of_token_keys_that_panics_is_not_ready_and_is_repeated() {
-    // Takes connections and answers nothing: the request lasts until its panic.
-    let keys = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let (home, file) = home("", &["authentication"]);
+fn panicking_jwks_fetch_is_not_ready_and_is_retried() {
+    // Accepts connections and never answers, so that the request lasts until its panic after 100 ms.
+    let jwks = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let (home, file) = home_with_panics("", &["authentication"]);
     let config = format!(
         "{{ host: '127.0.0.1', port: 0, sync: {{ enabled: true }}, authentication: {{ jwt: {{ algorithms: ['RS256'], jwks: \
          {{ url: 'http://{}/', allowPrivate: true, timeout: 400, retryInterval: 100 }} }} }} }}",
-        keys.local_addr().expect("an address")
+        jwks.local_addr().expect("an address")
     );
     fs::write(home.path("config.json5"), config).expect("the configuration is written");
     fs::write(&file, "").expect("a file");
     let server = home.start();
-    let asks = || {
+    let authenticate = || {
         let token = "eyJhbGciOiJSUzI1NiIsImtpZCI6ImsifQ.e30.AA";
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         _ = runtime.block_on(Socket::connect(server.address, token));
     };
-    readiness(&server, &home, |status, text| status == 503 && text.contains("authentication: "));
+    wait_for_readiness(&server, &home, |status, text| status == 503 && text.contains("authentication: "));
     fs::remove_file(&file).expect("a file");
-    readiness(&server, &home, |status, _| {
-        asks();
+    wait_for_readiness(&server, &home, |status, _| {
+        authenticate();
         status == 200
     });
     home.log_once(|log| log.contains("cannot be fetched"));
 }
 
-/// Dispatches to users of whom one is connected; returns the status, and how that one's connection ended.
-async fn dispatch_that_ends_the_server(part: &str, users: usize) -> (u16, Value, String) {
+/// Dispatches to `users` users at a server that panics in `place`, and asserts that the server stops with an error.
+///
+/// Returns the status, the answer with the number of messages pending for the first user, and how a connection ended.
+async fn dispatch_with_panic(place: &str, users: usize) -> (u16, Value, String) {
     let mut home = Home::new();
-    home.set_variable("MESA_FAILPOINT_PANIC", part);
+    home.set_variable("MESA_FAILPOINT_PANIC", place);
     let server = home.start();
     let mut user = Socket::connect(server.address, "alice").await.expect("a session");
     let address = server.address;
@@ -154,17 +157,17 @@ async fn dispatch_that_ends_the_server(part: &str, users: usize) -> (u16, Value,
     });
     let (status, answer) = dispatching.await.expect("an answer");
     let ended = loop {
-        if let Err(why) = user.event().await {
-            break why;
+        if let Err(error) = user.event().await {
+            break error;
         }
     };
     let Server { process, .. } = server;
-    assert_eq!(process.wait(PATIENCE).code(), Some(1), "{}", home.log());
+    assert_eq!(process.wait(WAIT_TIMEOUT).code(), Some(1), "{}", home.log());
     let log = fs::read_to_string(home.path("log")).expect("a log");
     assert!(log.lines().any(|line| line.contains("ERROR") && line.contains("the commit thread has stopped")), "{log}");
-    assert!(log.contains("panicked at") && log.contains(&format!("failpoint in {part}")), "{log}");
+    assert!(log.contains("panicked at") && log.contains(&format!("failpoint in {place}")), "{log}");
     assert!(log.lines().last().is_some_and(|line| line.starts_with("mesa: ")), "{log}");
-    // What was answered with 200 is there.
+    // After a restart, a message that was answered with 200 is still pending.
     home.set_variable("MESA_FAILPOINT_PANIC", "");
     let server = home.start();
     let (_, pending) = Http::connect(server.address)
@@ -177,17 +180,18 @@ async fn dispatch_that_ends_the_server(part: &str, users: usize) -> (u16, Value,
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn panic_of_the_commit_thread_answers_store_failed_and_stops_the_server() {
-    let (status, found, ended) = dispatch_that_ends_the_server("commit_thread", 1).await;
+async fn commit_thread_panic_answers_store_failed_and_stops_the_server() {
+    let (status, found, ended) = dispatch_with_panic("commit_thread", 1).await;
     assert_eq!((status, &found[0]["error"]["code"]), (503, &json!("store_failed")), "{found}");
     assert!(ended.contains("Error") || ended.contains("1011"), "{ended}");
 }
 
+// covers: G1
 #[tokio::test(flavor = "multi_thread")]
-async fn panic_after_a_commit_answers_what_is_durable_and_stops_the_server() {
-    // On the commit thread itself, and in a task where there are many.
+async fn panic_after_a_commit_answers_with_the_stored_count_and_stops_the_server() {
+    // The listener runs on the commit thread for one user, and in a task for many.
     for users in [1, 100] {
-        let (status, found, ended) = dispatch_that_ends_the_server("commit_listener", users).await;
+        let (status, found, ended) = dispatch_with_panic("commit_listener", users).await;
         assert_eq!((status, &found[0]["stored"], &found[1]), (200, &json!(users), &json!(1)), "{found}");
         assert!(ended.contains("Error") || ended.contains("1011"), "{ended}");
     }

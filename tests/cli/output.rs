@@ -1,4 +1,4 @@
-//! What the commands and the API say: of other people's text, of mistakes, and of places that are not theirs.
+//! Tests the output of the commands and the API: escaped text of clients, hidden passwords, and error messages.
 
 use std::{
     collections::BTreeSet,
@@ -13,24 +13,25 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    mesa, said,
+    mesa, output_text,
     support::{
         http::Http,
         server::{Home, Process, Server},
     },
 };
 
-/// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Bound on each wait, far above what a step takes.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a terminal would obey: CSI as one character, a change of direction, an invisible space, DEL, and a tag.
-const STEERING: &str = "a\u{9b}31m\u{202e}\u{200b}\u{7f}\u{e0041}z";
+/// Text that would control a terminal: one-character CSI, direction override, zero-width space, DEL, and a tag character.
+const CONTROL_TEXT: &str = "a\u{9b}31m\u{202e}\u{200b}\u{7f}\u{e0041}z";
 
 fn call(server: &Server, method: &str, path: &str, body: &str) -> (u16, String) {
     let (status, answer) = Http::connect(server.address).unwrap().call(method, path, body).expect("an answer");
     (status, String::from_utf8(answer).expect("text"))
 }
 
+/// Tells whether `text` has none of the characters of `CONTROL_TEXT`, and no control character but line feeds.
 fn is_plain(text: &str) -> bool {
     !text.chars().any(|character| {
         (character.is_control() && character != '\n') || matches!(character, '\u{200b}' | '\u{202e}' | '\u{e0041}')
@@ -38,59 +39,59 @@ fn is_plain(text: &str) -> bool {
 }
 
 #[test]
-fn text_of_others_does_not_steer_the_terminal() {
+fn control_characters_of_clients_are_escaped_in_command_output() {
     let home = Home::new();
     let server = home.start();
     let url = format!("http://{}", server.address);
-    let body = json!({"message": {"d": {"text": STEERING}, "t": STEERING}, "recipients": ["alice\u{202e}"]});
-    // As they are: the JSON writer of the test escapes C0 alone.
-    assert!(body.to_string().contains(STEERING));
+    let body = json!({"message": {"d": {"text": CONTROL_TEXT}, "t": CONTROL_TEXT}, "recipients": ["alice\u{202e}"]});
+    // The JSON writer of the test escapes C0 only, so the server receives these characters unescaped.
+    assert!(body.to_string().contains(CONTROL_TEXT));
     let (status, answer) = call(&server, "POST", "/v1/dispatch", &body.to_string());
     assert_eq!(status, 200, "{answer}");
-    for words in [
+    for args in [
         &["inbox", "alice\u{202e}"][..],
         &["inbox", "alice\u{202e}", "--json"],
         &["users"],
         &["users", "--json"],
         &["users", "alice\u{202e}"],
         &["dispatch", "--to", "alice\u{202e},\u{202e}"],
-        &["dispatch", "--to", "alice", "--type", STEERING, "{\u{202e}"],
-        &["inbox", "nobody\u{202e}\u{9b}"],
+        &["dispatch", "--to", "alice", "--type", CONTROL_TEXT, "{\u{202e}"],
+        &["inbox", "unknown\u{202e}\u{9b}"],
     ] {
-        let output = mesa(&[words, &["--url", &url]].concat());
-        let told = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
-        assert!(is_plain(&told) && !told.is_empty(), "{words:?}: {told:?}");
+        let output = mesa(&[args, &["--url", &url]].concat());
+        let printed = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
+        assert!(is_plain(&printed) && !printed.is_empty(), "{args:?}: {printed:?}");
     }
     let inbox = mesa(&["inbox", "alice\u{202e}", "--json", "--url", &url]);
     let first = String::from_utf8(inbox.stdout).unwrap().lines().next().map(str::to_owned).expect("a message");
     let message: Value = serde_json::from_str(&first).expect("JSON");
-    assert_eq!((&message["d"]["text"], &message["t"]), (&json!(STEERING), &json!(STEERING)), "{first}");
+    assert_eq!((&message["d"]["text"], &message["t"]), (&json!(CONTROL_TEXT), &json!(CONTROL_TEXT)), "{first}");
 
-    for form in [&["--json"][..], &[]] {
-        let line = connect(&url, form);
+    for format in [&["--json"][..], &[]] {
+        let line = first_message(&url, format);
         assert!(is_plain(&line) && line.contains("31m"), "{line:?}");
     }
     let directory = home.store();
     server.terminate();
-    assert!(server.process.wait(PATIENCE).success());
+    assert!(server.process.wait(WAIT_TIMEOUT).success());
     let directory = directory.to_str().unwrap();
-    for words in [
+    for args in [
         &["inspect", directory][..],
         &["inspect", directory, "--json"],
         &["inspect", directory, "--user", "alice\u{202e}"],
     ] {
-        let told = said(&mesa(words));
-        assert!(is_plain(&told) && told.contains("alice"), "{words:?}: {told:?}");
+        let printed = output_text(&mesa(args));
+        assert!(is_plain(&printed) && printed.contains("alice"), "{args:?}: {printed:?}");
     }
 }
 
-/// The first message that `mesa connect` prints.
-fn connect(url: &str, form: &[&str]) -> String {
+/// Runs `mesa connect` until it prints a message with `31m`, and returns that line.
+fn first_message(url: &str, format: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesa"));
-    command.args(["connect", "--as", "alice\u{202e}", "--url", url, "--after", "0"]).args(form);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
+    command.args(["connect", "--as", "alice\u{202e}", "--url", url, "--after", "0"]).args(format);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the binary runs");
     let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
-    let _ended = Process::new(child);
+    let _process = Process::new(child);
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
         let mut line = String::new();
@@ -102,12 +103,12 @@ fn connect(url: &str, form: &[&str]) -> String {
         }
         _ = sender.send(line);
     });
-    lines.recv_timeout(PATIENCE).expect("a message")
+    lines.recv_timeout(WAIT_TIMEOUT).expect("a message")
 }
 
 #[test]
-fn password_in_an_address_is_not_repeated() {
-    for words in [
+fn password_in_a_url_is_not_printed() {
+    for args in [
         &["connect", "--as", "alice", "--url", "ws://me:secret@127.0.0.1:1/"][..],
         &["connect", "--as", "alice", "--url", "ws://me:sec/ret@127.0.0.1:1/"],
         &["connect", "--as", "alice", "--url", "http://me:secret@127.0.0.1:1/v1"],
@@ -115,34 +116,38 @@ fn password_in_an_address_is_not_repeated() {
         &["users", "--url", "me:secret@127.0.0.1:1"],
         &["backup", "/nowhere/x", "--url", "https://me:secret@127.0.0.1:1"],
     ] {
-        let output = mesa(words);
-        let told = said(&output);
-        assert!(!output.status.success() && !told.contains("secret") && !told.contains("ret@"), "{words:?}: {told}");
+        let output = mesa(args);
+        let printed = output_text(&output);
+        assert!(
+            !output.status.success() && !printed.contains("secret") && !printed.contains("ret@"),
+            "{args:?}: {printed}"
+        );
     }
 }
 
 #[test]
-fn address_of_the_api_is_taken_for_that_of_the_server() {
+fn url_with_api_path_is_accepted_as_server_url() {
     let home = Home::new();
     let server = home.start();
     for url in [format!("http://{}/v1", server.address), format!("http://{}/v1/", server.address)] {
         let users = mesa(&["users", "--url", &url]);
-        assert!(users.status.success(), "{url}: {}", said(&users));
+        assert!(users.status.success(), "{url}: {}", output_text(&users));
         let dispatched = mesa(&["dispatch", "--url", &url, "--to", "alice\u{202e}", "--type", "31m"]);
-        assert!(dispatched.status.success(), "{url}: {}", said(&dispatched));
-        assert!(connect(&url, &[]).contains("31m"));
+        assert!(dispatched.status.success(), "{url}: {}", output_text(&dispatched));
+        assert!(first_message(&url, &[]).contains("31m"));
     }
     let wrong = mesa(&["users", "--url", &format!("http://{}", server.address), "--key", "0123456789abcdef-none"]);
     assert!(
-        said(&wrong).contains("not one of this server's `api.keys`") && !said(&wrong).contains("is required"),
+        output_text(&wrong).contains("not one of this server's `api.keys`")
+            && !output_text(&wrong).contains("is required"),
         "{}",
-        said(&wrong)
+        output_text(&wrong)
     );
 }
 
 #[test]
-fn errors_of_the_api_have_no_words_of_rust() {
-    const RUST: &[&str] = &[
+fn error_messages_contain_no_rust_terms() {
+    const RUST_TERMS: &[&str] = &[
         "u8",
         "u16",
         "u32",
@@ -165,10 +170,10 @@ fn errors_of_the_api_have_no_words_of_rust() {
     ];
     let home = Home::with("portal: { enabled: true },");
     let server = home.start();
-    let rust_free = |what: &str, (status, told): (u16, String)| {
-        assert!(matches!(status, 400 | 422), "{what}: {status} {told}");
-        let word = RUST.iter().find(|word| told.contains(**word));
-        assert_eq!(word, None, "{what}: {told}");
+    let assert_no_rust_terms = |request: &str, (status, error): (u16, String)| {
+        assert!(matches!(status, 400 | 422), "{request}: {status} {error}");
+        let term = RUST_TERMS.iter().find(|term| error.contains(**term));
+        assert_eq!(term, None, "{request}: {error}");
     };
     for body in [
         r#"{"message":{"o":{"ttl":0}},"recipients":[]}"#,
@@ -193,7 +198,7 @@ fn errors_of_the_api_have_no_words_of_rust() {
         "nonsense",
         "\"\\ud83d\"",
     ] {
-        rust_free(body, call(&server, "POST", "/v1/dispatch", body));
+        assert_no_rust_terms(body, call(&server, "POST", "/v1/dispatch", body));
     }
     for path in [
         "/v1/users?limit=x",
@@ -205,39 +210,39 @@ fn errors_of_the_api_have_no_words_of_rust() {
         "/v1/users/alice/messages?after=x",
         "/v1/events?all=1",
     ] {
-        rust_free(path, call(&server, "GET", path, ""));
+        assert_no_rust_terms(path, call(&server, "GET", path, ""));
     }
-    for words in [
+    for args in [
         &["serve", "--port", "x"][..],
         &["inbox", "alice", "--limit", "-1"],
         &["inbox", "alice", "--after", "x"],
         &["dispatch", "--to", "alice", "--op", "x"],
         &["dispatch", "--to", "alice", "{"],
     ] {
-        let output = mesa(words);
-        // "invalid value 'x' for '--port'" is how the command line itself says it.
-        let told = said(&output).replace("invalid value", "");
-        let word = RUST.iter().find(|word| told.contains(**word));
-        assert_eq!((output.status.code(), word), (Some(2), None), "{words:?}: {}", said(&output));
+        let output = mesa(args);
+        // Excepts the text of the argument parser: "invalid value 'x' for '--port'".
+        let error = output_text(&output).replace("invalid value", "");
+        let term = RUST_TERMS.iter().find(|term| error.contains(**term));
+        assert_eq!((output.status.code(), term), (Some(2), None), "{args:?}: {}", output_text(&output));
     }
 }
 
 #[test]
-fn store_is_not_made_among_other_files() {
+fn store_is_not_created_in_a_directory_with_other_files() {
     let mut home = Home::new();
     let directory = home.path("documents");
     fs::create_dir_all(directory.join("log")).unwrap();
-    // An empty one could be what a power cut left of a first start.
+    // `log` is not empty: an empty directory could be left of a first start that a power cut ended.
     fs::write(directory.join("log").join("syslog"), "a line").unwrap();
     fs::write(directory.join("letter.txt"), "Dear Alice").unwrap();
     let files = || fs::read_dir(&directory).unwrap().map(|file| file.unwrap().file_name()).collect::<BTreeSet<_>>();
     let before = files();
     home.move_store(directory.clone());
-    let refused = home.ready(home.spawn(&[])).expect_err("it is refused");
-    assert!(refused.contains("it is not empty and no store is in it (it has `letter.txt`, `log`)"), "{refused}");
-    assert_eq!(files(), before, "nothing was changed");
+    let error = home.ready(home.spawn(&[])).expect_err("the server does not start");
+    assert!(error.contains("it is not empty and no store is in it (it has `letter.txt`, `log`)"), "{error}");
+    assert_eq!(files(), before, "expected the directory to be unchanged");
 
-    // The root of a fresh file system, and then a store with a note in it.
+    // Accepted: the root of a new file system, with `lost+found`; then a store with a foreign file in it.
     fs::remove_file(directory.join("letter.txt")).unwrap();
     fs::rename(directory.join("log"), directory.join("lost+found")).unwrap();
     home.start().process.kill();

@@ -1,0 +1,181 @@
+//! Tests the limit on guesses of API keys and of the Redis password, per client address.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::support::{
+    http::{Http, request},
+    server::{Home, KEY},
+};
+
+/// Far more guesses than an address may make before it presents a valid secret, and fewer than it may make afterwards.
+const GUESSES: usize = 60;
+
+/// Wrong secrets that the server compares at once for an address without a valid secret. Each second allows one more.
+const COMPARED_MAX: usize = 20;
+
+/// Bound on each wait, far above what a step takes.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Runs `guess` for each number, on concurrent threads. Returns the results, and the time that all took.
+fn run_concurrently<T: Send + 'static>(guess: impl Fn(usize) -> T + Clone + Send + 'static) -> (Vec<T>, Duration) {
+    let began = Instant::now();
+    let guesses: Vec<_> = (0..GUESSES)
+        .map(|n| {
+            let guess = guess.clone();
+            thread::spawn(move || guess(n))
+        })
+        .collect();
+    (guesses.into_iter().map(|guess| guess.join().expect("the thread does not panic")).collect(), began.elapsed())
+}
+
+/// Requests the list of users with `key`. Returns status and body.
+fn list_users(http: &mut Http, key: &str) -> (u16, String) {
+    http.send(&request("GET", "/v1/users", "").replace(KEY, key)).expect("the request is sent");
+    let (status, body) = http.answer().expect("an answer");
+    (status, String::from_utf8(body).expect("text"))
+}
+
+/// Asserts that the server compared no more guesses than it may in `took`.
+fn assert_comparisons_limited(compared: usize, took: Duration) {
+    let allowed = COMPARED_MAX + usize::try_from(took.as_secs()).unwrap() + 1;
+    assert!(
+        compared <= allowed,
+        "{compared} of {GUESSES} guesses were compared, expected at most {allowed} in {took:?}"
+    );
+}
+
+/// Asserts that the log reports wrong secrets: at most once in 10 s, with the address, without the secrets.
+fn assert_guesses_logged(home: &Home, began: Instant) {
+    let log = home.log_once(|log| log.contains("wrong API keys or passwords were presented"));
+    let lines = log.lines().filter(|line| line.contains("wrong API keys or passwords were presented")).count();
+    let lines_max = 1 + usize::try_from(began.elapsed().as_secs() / 10).unwrap();
+    assert!((1..=lines_max).contains(&lines), "{lines} lines, expected 1 to {lines_max}:\n{log}");
+    assert!(log.contains("127.0.0.1") && !log.contains("a-wrong-secret"), "{log}");
+}
+
+#[test]
+fn api_key_guesses_are_limited_and_other_clients_of_the_address_keep_access() {
+    let (home, began) = (Home::new(), Instant::now());
+    let server = home.start();
+    let connect = {
+        let address = server.address;
+        move || Http::connect(address).expect("a connection")
+    };
+    let without_key = request("GET", "/v1/users", "").replace(&format!("authorization: Bearer {KEY}\r\n"), "");
+    let mut http = connect();
+    http.send(&without_key).unwrap();
+    let (status, body) = http.answer().unwrap();
+    let missing = String::from_utf8(body).unwrap();
+    assert!(status == 401 && missing.contains("an API key is required"), "{status} {missing}");
+    let (status, wrong) = list_users(&mut http, "a-wrong-secret");
+    assert!(status == 401 && wrong.contains("not one of this server's"), "{status} {wrong}");
+
+    let (answers, took) = run_concurrently(move |n| list_users(&mut connect(), &format!("a-wrong-secret-{n}")));
+    assert_comparisons_limited(answers.iter().filter(|(status, _)| *status == 401).count(), took);
+    for (status, body) in answers.iter().filter(|(status, _)| *status != 401) {
+        assert!(*status == 429 && body.contains("too_many_wrong_keys"), "{status} {body}");
+    }
+    let waiting_since = Instant::now();
+    let mut working = connect();
+    while list_users(&mut working, KEY).0 != 200 {
+        assert!(waiting_since.elapsed() < WAIT_TIMEOUT, "expected a new connection with the valid key to be accepted");
+        thread::sleep(Duration::from_millis(100));
+    }
+    // The address has now presented the valid key. As many guesses no longer lock out its clients.
+    let (answers, _) = run_concurrently(move |n| list_users(&mut connect(), &format!("another-wrong-secret-{n}")).0);
+    assert!(answers.iter().all(|status| *status == 401), "{answers:?}");
+    assert_eq!(list_users(&mut connect(), KEY).0, 200, "expected a new connection to be accepted");
+    assert_eq!(list_users(&mut working, KEY).0, 200, "expected the connection with the valid key to keep access");
+    assert_guesses_logged(&home, began);
+}
+
+/// A backend with a wrong key in its configuration repeats that key. The server does not treat repeats as guesses.
+#[test]
+fn repeated_wrong_key_does_not_lock_out_the_address() {
+    let home = Home::new();
+    let server = home.start();
+    let address = server.address;
+    let (answers, _) = run_concurrently(move |_| list_users(&mut Http::connect(address).unwrap(), "a-wrong-secret").0);
+    assert!(answers.iter().all(|status| *status == 401), "{answers:?}");
+    assert_eq!(list_users(&mut Http::connect(address).unwrap(), KEY).0, 200);
+}
+
+/// A connection to the port of the Redis protocol.
+pub struct Redis(BufReader<TcpStream>);
+
+/// Reads the address of the Redis protocol from the ready file.
+fn redis_address(home: &Home) -> SocketAddr {
+    let ready: Value = serde_json::from_str(&fs::read_to_string(home.path("ready")).unwrap()).unwrap();
+    ready["redisProtocol"].as_str().unwrap().parse().unwrap()
+}
+
+impl Redis {
+    /// Connects to the running server of `home`.
+    pub fn connect_to(home: &Home) -> Self {
+        Self::connect(redis_address(home))
+    }
+
+    fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("a connection");
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    /// Sends a command; returns the first line of the reply.
+    pub fn call(&mut self, words: &[&str]) -> String {
+        let text = words
+            .iter()
+            .fold(format!("*{}\r\n", words.len()), |text, word| format!("{text}${}\r\n{word}\r\n", word.len()));
+        self.0.get_mut().write_all(text.as_bytes()).expect("the request is sent");
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("an answer");
+        line.trim_end().to_owned()
+    }
+}
+
+#[test]
+fn redis_password_guesses_are_limited_and_other_clients_of_the_address_keep_access() {
+    let (home, began) = (Home::with("redisProtocol: { port: 0, password: 'open sesame at once' },"), Instant::now());
+    let server = home.start();
+    let address = redis_address(&home);
+    let (answers, took) =
+        run_concurrently(move |n| Redis::connect(address).call(&["AUTH", &format!("a-wrong-secret-{n}")]));
+    assert_comparisons_limited(answers.iter().filter(|answer| answer.starts_with("-WRONGPASS")).count(), took);
+    for answer in answers.iter().filter(|answer| !answer.starts_with("-WRONGPASS")) {
+        assert!(answer.starts_with("-ERR too many wrong passwords came from this address"), "{answer}");
+    }
+    let waiting_since = Instant::now();
+    let mut working = Redis::connect(address);
+    while working.call(&["AUTH", "open sesame at once"]) != "+OK" {
+        assert!(
+            waiting_since.elapsed() < WAIT_TIMEOUT,
+            "expected a new connection with the valid password to be accepted"
+        );
+        thread::sleep(Duration::from_millis(100));
+        working = Redis::connect(address);
+    }
+    let guess = move |n| Redis::connect(address).call(&["AUTH", &format!("another-wrong-secret-{n}")]);
+    let (answers, _) = run_concurrently(guess);
+    assert!(answers.iter().all(|answer| answer.starts_with("-WRONGPASS")), "{answers:?}");
+    assert_eq!(
+        Redis::connect(address).call(&["AUTH", "open sesame at once"]),
+        "+OK",
+        "expected a new connection to be accepted"
+    );
+    assert_eq!(working.call(&["PING"]), "+PONG");
+    assert_eq!(
+        working.call(&["AUTH", "open sesame at once"]),
+        "+OK",
+        "expected the connection with the valid password to keep access"
+    );
+    assert_guesses_logged(&home, began);
+    drop(server);
+}
