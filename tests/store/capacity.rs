@@ -1,4 +1,4 @@
-//! Capacity of the store as a whole.
+//! Tests the capacity of the whole store.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use mesa::{
 };
 
 use crate::{
-    limits::{HOUR, PRESSED, again, in_the_inbox, later, opening, put, sized},
-    support::{ALL, AT_ONCE, Place, append, message, receive, until, until_taken, user},
+    limits::{FLUSH_AT_LIMIT, HOUR, advance_clock, append_one, open_options, reopen, sized, wait_until_flushed},
+    support::{ALL, FLUSH_AT_ONCE, Location, acknowledge, append, append_when_accepted, message, user, wait_until},
 };
 
-/// Fills the store to its bound, with messages to one user after the other.
+/// Appends messages to three users in turn until the store is full; returns the error.
 async fn fill_up(store: &dyn Store) -> StoreError {
     let large = format!("\"{}\"", "x".repeat(20_000));
     for n in 0..2_000 {
@@ -22,33 +22,34 @@ async fn fill_up(store: &dyn Store) -> StoreError {
             return error;
         }
     }
-    panic!("40 MB were taken where 1 MB is allowed");
+    panic!("expected an error above 1 MB, but 40 MB were accepted");
 }
 
+// covers: G4
 #[tokio::test]
-async fn a_store_that_is_full_refuses_and_takes_again_when_users_were_cleared() {
-    for place in Place::embedded() {
-        for tuning in [PRESSED, AT_ONCE] {
-            let opening = opening(Limits { store_bytes: Some(1 << 20), ..Limits::default() });
-            let store = place.open_with(tuning, &opening);
-            // What is there from before counts until it is found that nobody needs it.
-            until_taken(&*store, &sized(0, 20_000), "user-1").await;
+async fn full_store_rejects_appends_until_users_are_cleared_or_acknowledge() {
+    for location in Location::embedded() {
+        for tuning in [FLUSH_AT_LIMIT, FLUSH_AT_ONCE] {
+            let options = open_options(Limits { store_bytes: Some(1 << 20), ..Limits::default() });
+            let store = location.open_with(tuning, &options);
+            // Entries of the previous run count until the store finds that no cursor needs them.
+            append_when_accepted(&*store, &sized(0, 20_000), "user-1").await;
             for round in 0..3 {
                 let error = fill_up(&*store).await;
-                assert!(matches!(&error, StoreError::Full(why) if why.contains("store.maxBytes")), "{error}");
+                assert!(matches!(&error, StoreError::Full(reason) if reason.contains("store.maxBytes")), "{error}");
                 assert_eq!(store.full_reason().map(StoreError::Full).unwrap().to_string(), error.to_string());
                 assert!(matches!(append(&*store, 1, &["another"]).await, Err(StoreError::Full(_))));
-                let there = |id: &str| !store.read(&user(id), 0, ALL).unwrap().entries.is_empty();
-                assert!(round > 0 || there("user-1"), "what is there is read");
+                let has_entries = |id: &str| !store.read(&user(id), 0, ALL).unwrap().entries.is_empty();
+                assert!(round > 0 || has_entries("user-1"), "a full store is still read");
                 for id in ["user-0", "user-1", "user-2"] {
                     match round {
                         0 => _ = store.clear(&user(id)).await.unwrap(),
-                        _ => receive(&*store, id, 1, Seq::MAX),
+                        _ => acknowledge(&*store, id, 1, Seq::MAX),
                     }
                 }
-                until("room", || store.full_reason().is_none()).await;
+                wait_until("the store has capacity", || store.full_reason().is_none()).await;
                 let seq = append(&*store, 2, &["another"]).await.unwrap();
-                receive(&*store, "another", 1, seq[0]);
+                acknowledge(&*store, "another", 1, seq[0]);
             }
             store.close().await.unwrap();
         }
@@ -56,54 +57,53 @@ async fn a_store_that_is_full_refuses_and_takes_again_when_users_were_cleared() 
 }
 
 #[tokio::test]
-async fn what_was_received_long_ago_does_not_fill_the_store() {
-    for place in Place::embedded() {
-        let opening = opening(Limits { store_bytes: Some(2 << 20), ..Limits::default() });
-        let store = place.open_with(PRESSED, &opening);
+async fn acknowledged_messages_do_not_fill_the_store() {
+    for location in Location::embedded() {
+        let options = open_options(Limits { store_bytes: Some(2 << 20), ..Limits::default() });
+        let store = location.open_with(FLUSH_AT_LIMIT, &options);
         let large = format!("\"{}\"", "x".repeat(20_000));
         for n in 0..1_000 {
             let payload = Payload::encode(0, Some(&large), None).unwrap();
             let appended = store.append(Append::new(payload, vec![user("a")])).await;
             let seq = appended.unwrap_or_else(|error| panic!("message {n}: {error}")).seqs[0].unwrap();
-            receive(&*store, "a", 1, seq);
+            acknowledge(&*store, "a", 1, seq);
         }
     }
 }
 
-/// "Whoever opens a store that is full is told so by its first answer."
 #[tokio::test]
-async fn a_store_that_is_full_says_so_by_its_first_answer_after_it_was_opened() {
-    let place = Place::Memory(mesa::embedded::tables::memory::Memory::default());
-    let opening = opening(Limits { store_bytes: Some(1 << 20), ..Limits::default() });
-    let store = place.open_with(PRESSED, &opening);
+async fn full_store_rejects_the_first_append_after_it_was_opened() {
+    let location = Location::Memory(mesa::embedded::tables::memory::Memory::default());
+    let options = open_options(Limits { store_bytes: Some(1 << 20), ..Limits::default() });
+    let store = location.open_with(FLUSH_AT_LIMIT, &options);
     fill_up(&*store).await;
-    let store = again(store, &place, PRESSED, &opening).await;
-    let told = store.append(Append::new(sized(1, 20_000), vec![user("another")])).await;
-    assert!(matches!(told, Err(StoreError::Full(_))), "{told:?}");
+    let store = reopen(store, &location, FLUSH_AT_LIMIT, &options).await;
+    let result = store.append(Append::new(sized(1, 20_000), vec![user("another")])).await;
+    assert!(matches!(result, Err(StoreError::Full(_))), "{result:?}");
     assert!(store.full_reason().is_some());
 }
 
-/// An inbox that is gone through for a message that is refused all the same, again and again.
+/// Each append scans the user's log for expired entries to remove, and is rejected nevertheless.
 #[tokio::test]
-async fn refusing_a_message_does_not_make_the_store_look_emptier() {
-    let place = Place::Memory(mesa::embedded::tables::memory::Memory::default());
+async fn rejected_append_does_not_lower_the_usage_of_the_store() {
+    let location = Location::Memory(mesa::embedded::tables::memory::Memory::default());
     let limits = Limits { bytes: 100 << 10, store_bytes: Some(1 << 20), ..Limits::default() };
-    let opening = opening(limits);
-    let store = place.open_with(Tuning { expiry_interval: HOUR, ..AT_ONCE }, &opening);
+    let options = open_options(limits);
+    let store = location.open_with(Tuning { expiry_interval: HOUR, ..FLUSH_AT_ONCE }, &options);
     let to = |id: &str, bytes| Append::new(sized(1, bytes), vec![user(id)]);
-    put(&*store, Append { ttl: Some(HOUR), ..to("a", 30_000) }).await;
-    put(&*store, to("a", 60_000)).await;
+    append_one(&*store, Append { ttl: Some(HOUR), ..to("a", 30_000) }).await;
+    append_one(&*store, to("a", 60_000)).await;
     for n in 0..8 {
-        put(&*store, to(&format!("b{n}"), 60_000)).await;
+        append_one(&*store, to(&format!("b{n}"), 60_000)).await;
     }
-    in_the_inbox(&*store, "a").await;
-    in_the_inbox(&*store, "b7").await;
-    later(&opening, 2);
+    wait_until_flushed(&*store, "a").await;
+    wait_until_flushed(&*store, "b7").await;
+    advance_clock(&options, 2);
     for _ in 0..30 {
-        assert_eq!(put(&*store, to("a", 60_000)).await.seqs, [Err(Reason::Quota)]);
-        // Time for the log to leave memory.
+        assert_eq!(append_one(&*store, to("a", 60_000)).await.seqs, [Err(Reason::Quota)]);
+        // Leaves time for the user's log to leave the cache.
         tokio::time::sleep(Duration::from_millis(5)).await;
-        put(&*store, Append::new(message(1), vec![user("c")])).await;
+        append_one(&*store, Append::new(message(1), vec![user("c")])).await;
     }
     let mut bytes = 9 * 60_000;
     for n in 0..100 {
@@ -113,5 +113,5 @@ async fn refusing_a_message_does_not_make_the_store_look_emptier() {
         bytes += 60_000;
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
-    assert!(bytes < 1_200_000, "{bytes} bytes were taken where {} are allowed", 1 << 20);
+    assert!(bytes < 1_200_000, "expected less than 1,200,000 bytes, but {bytes} were accepted");
 }

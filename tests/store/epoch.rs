@@ -1,4 +1,4 @@
-//! Data of a Redis that goes back while one server knows it and another does not: what the other appends meanwhile is delivered.
+//! Tests Redis data that reverts to an older state, which only one of two servers has detected: later entries are delivered.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use mesa::{
 };
 
 use crate::{
-    redis::Somewhere,
+    redis::RedisNamespace,
     redis_server::Redis,
-    support::{ALL, append, read, receive, until, user},
+    support::{ALL, acknowledge, append, read, user, wait_until},
 };
 
-/// Keeps a copy of the epoch and of the log of a user, or brings it back, in one step.
-fn copy(place: &Somewhere, id: &str, what: &str) {
+/// Copies the epoch and the log of a user (`keep`), or restores that copy (`back`), in one atomic step.
+fn copy(namespace: &RedisNamespace, id: &str, action: &str) {
     let script = redis::Script::new(
         "for _, key in ipairs(KEYS) do
           local from, to = key, key .. ' kept'
@@ -23,84 +23,88 @@ fn copy(place: &Somewhere, id: &str, what: &str) {
         end",
     );
     let mut script = script.prepare_invoke();
-    for key in [place.era(), place.key("state", id), place.key("log", id)] {
+    for key in [namespace.epoch_key(), namespace.key("state", id), namespace.key("log", id)] {
         script.key(key);
     }
-    script.arg(what).invoke::<()>(&mut *place.line()).unwrap();
+    script.arg(action).invoke::<()>(&mut *namespace.connection()).unwrap();
 }
 
-fn failover(place: &Somewhere) {
+/// Changes the epoch, as another Redis that takes over does.
+fn failover(namespace: &RedisNamespace) {
     let another = "redis.call('HSET', KEYS[1], 'history', 'another', 'kept', '0')";
-    redis::Script::new(another).key(place.era()).invoke::<()>(&mut *place.line()).unwrap();
+    redis::Script::new(another).key(namespace.epoch_key()).invoke::<()>(&mut *namespace.connection()).unwrap();
 }
 
-/// The messages behind `after`, with the last sequence.
-fn behind(store: &dyn Store, after: Seq) -> (Vec<u64>, Seq) {
-    let found = read(store, "a", after);
-    assert!(found.is_sorted_by(|one, other| one.0 < other.0) && found.iter().all(|(seq, _)| *seq > after), "{found:?}");
-    (found.iter().map(|(_, n)| *n).collect(), found.last().map_or(after, |(seq, _)| *seq))
+/// Returns the numbers of the messages after `after`, and the last sequence.
+fn read_after(store: &dyn Store, after: Seq) -> (Vec<u64>, Seq) {
+    let entries = read(store, "a", after);
+    assert!(
+        entries.is_sorted_by(|one, other| one.0 < other.0) && entries.iter().all(|(seq, _)| *seq > after),
+        "{entries:?}"
+    );
+    (entries.iter().map(|(_, n)| *n).collect(), entries.last().map_or(after, |(seq, _)| *seq))
 }
 
-/// Two servers, with a session of one user at the first, which has received one message.
-async fn two_servers(place: &Somewhere) -> [Arc<dyn Store>; 2] {
-    let servers = [place.server(), place.server()];
+/// Opens two servers; a session at the first has acknowledged one message.
+async fn two_servers(namespace: &RedisNamespace) -> [Arc<dyn Store>; 2] {
+    let servers = [namespace.server(), namespace.server()];
     servers[0].attach(&user("a"), None).unwrap();
     append(&*servers[1], 1, &["a"]).await.unwrap();
-    assert_eq!(behind(&*servers[0], 0), (vec![1], 1));
-    receive(&*servers[0], "a", 1, 1);
-    until("it to be acknowledged", || servers[1].state(&user("a")).unwrap().pending == 0).await;
+    assert_eq!(read_after(&*servers[0], 0), (vec![1], 1));
+    acknowledge(&*servers[0], "a", 1, 1);
+    wait_until("the entry is acknowledged", || servers[1].state(&user("a")).unwrap().pending == 0).await;
     servers
 }
 
 // covers: G4, G5
 #[tokio::test]
-async fn append_in_an_older_epoch_reaches_sessions_that_know_of_a_newer_one() {
-    let place = Somewhere::on(Redis::start());
-    let [one, other] = two_servers(&place).await;
-    copy(&place, "a", "keep");
-    failover(&place);
+async fn append_in_an_older_epoch_reaches_sessions_of_a_newer_one() {
+    let namespace = RedisNamespace::on(Redis::start());
+    let [one, other] = two_servers(&namespace).await;
+    copy(&namespace, "a", "keep");
+    failover(&namespace);
     append(&*one, 2, &["a"]).await.unwrap();
-    let (got, seen) = behind(&*one, 1);
-    assert_eq!(got, [2]);
-    // Both come back to what the first has left, and the second has not seen anything else.
-    copy(&place, "a", "back");
+    let (numbers, seen) = read_after(&*one, 1);
+    assert_eq!(numbers, [2]);
+    // The data reverts to the copy. The second server has seen no other state.
+    copy(&namespace, "a", "back");
     append(&*other, 3, &["a"]).await.unwrap();
     append(&*other, 4, &["a"]).await.unwrap();
-    until("what was appended meanwhile", || behind(&*one, seen).0 == [3, 4]).await;
-    let (_, seen) = behind(&*one, seen);
+    wait_until("the entries of the other server are read", || read_after(&*one, seen).0 == [3, 4]).await;
+    let (_, seen) = read_after(&*one, seen);
     append(&*other, 5, &["a"]).await.unwrap();
-    assert_eq!(behind(&*one, seen).0, [5]);
+    assert_eq!(read_after(&*one, seen).0, [5]);
 }
 
 // covers: G4, G5
 #[tokio::test]
-async fn append_to_data_that_went_back_within_its_epoch_reaches_sessions_that_have_read_more() {
-    let place = Somewhere::on(Redis::start());
-    let [one, other] = two_servers(&place).await;
-    copy(&place, "a", "keep");
+async fn append_to_data_reverted_within_its_epoch_reaches_sessions_that_have_read_more() {
+    let namespace = RedisNamespace::on(Redis::start());
+    let [one, other] = two_servers(&namespace).await;
+    copy(&namespace, "a", "keep");
     for n in 2..=6 {
         append(&*one, n, &["a"]).await.unwrap();
     }
-    let (got, seen) = behind(&*one, 1);
-    assert_eq!((got, seen), ((2..=6).collect(), 6));
-    receive(&*one, "a", 1, 4);
-    copy(&place, "a", "back");
+    let (numbers, seen) = read_after(&*one, 1);
+    assert_eq!((numbers, seen), ((2..=6).collect(), 6));
+    acknowledge(&*one, "a", 1, 4);
+    copy(&namespace, "a", "back");
     append(&*other, 7, &["a"]).await.unwrap();
     append(&*other, 8, &["a"]).await.unwrap();
-    until("what was appended meanwhile", || behind(&*one, seen).0 == [7, 8]).await;
-    let (_, seen) = behind(&*one, seen);
+    wait_until("the entries of the other server are read", || read_after(&*one, seen).0 == [7, 8]).await;
+    let (_, seen) = read_after(&*one, seen);
     for (by, n) in [(&one, 9), (&other, 10)] {
         append(&**by, n, &["a"]).await.unwrap();
     }
-    assert_eq!(behind(&*one, seen).0, [9, 10]);
+    assert_eq!(read_after(&*one, seen).0, [9, 10]);
 }
 
-/// New sequences for what is pending keep who has received what, collapse keys, sizes, and what is held.
+/// Entries with new sequences keep their acknowledgements per device, collapse keys, sizes and holds.
 // covers: G2, G5
 #[tokio::test]
-async fn pending_entries_that_get_new_sequences_keep_their_order_and_who_has_received_them() {
-    let place = Somewhere::on(Redis::start());
-    let [one, other] = two_servers(&place).await;
+async fn pending_entries_with_new_sequences_keep_order_and_acknowledgements() {
+    let namespace = RedisNamespace::on(Redis::start());
+    let [one, other] = two_servers(&namespace).await;
     let phone = DeviceId::new("phone").unwrap();
     other.attach(&user("a"), Some(&phone)).unwrap();
     for n in 2..=700 {
@@ -110,54 +114,55 @@ async fn pending_entries_that_get_new_sequences_keep_their_order_and_who_has_rec
         &user("a"),
         SessionReport { device: Some(phone.clone()), acknowledged: Some((2, 600)), ..SessionReport::default() },
     );
-    until("the phone to have its own", || {
+    wait_until("the acknowledgement of the phone is stored", || {
         let state = other.state(&user("a")).unwrap();
         state.devices.first().is_some_and(|device| device.pending == 100)
     })
     .await;
-    copy(&place, "a", "keep");
-    failover(&place);
+    copy(&namespace, "a", "keep");
+    failover(&namespace);
     append(&*one, 1000, &["a"]).await.unwrap();
-    let seen = behind(&*one, 700).1;
-    copy(&place, "a", "back");
+    let seen = read_after(&*one, 700).1;
+    copy(&namespace, "a", "back");
     append(&*other, 701, &["a"]).await.unwrap();
     let expected: Vec<u64> = (2..=701).collect();
-    until("all that is pending", || behind(&*one, seen).0 == expected).await;
+    wait_until("all pending entries are read", || read_after(&*one, seen).0 == expected).await;
     let state = one.state(&user("a")).unwrap();
     assert_eq!((state.pending, state.devices[0].pending), (700, 101));
     let entries = read(&*one, "a", seen);
-    receive(&*one, "a", 1, entries[699].0);
+    acknowledge(&*one, "a", 1, entries[699].0);
     other.report(
         &user("a"),
         SessionReport { device: Some(phone), acknowledged: Some((1, entries[650].0)), ..SessionReport::default() },
     );
-    until("what all have received to go", || one.state(&user("a")).unwrap().pending == 49).await;
+    wait_until("entries that all devices acknowledged are removed", || one.state(&user("a")).unwrap().pending == 49)
+        .await;
     assert_eq!(read(&*one, "a", seen), entries[651..]);
 }
 
-/// Only so much is moved in one step; what is older stays where it is.
+/// One step gives new sequences to at most 8 MB of entries. Older ones keep theirs.
 // covers: G2, G4
 #[tokio::test]
-async fn very_many_pending_entries_keep_their_sequences_but_for_the_newest() {
-    let place = Somewhere::on(Redis::start());
-    let [one, other] = two_servers(&place).await;
+async fn only_the_newest_of_many_pending_entries_get_new_sequences() {
+    let namespace = RedisNamespace::on(Redis::start());
+    let [one, other] = two_servers(&namespace).await;
     let large = || Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(60_000))), None).unwrap();
     for _ in 0..20 {
         other.append_all((0..10).map(|_| Append::new(large(), vec![user("a")])).collect()).await.unwrap();
     }
-    copy(&place, "a", "keep");
-    failover(&place);
+    copy(&namespace, "a", "keep");
+    failover(&namespace);
     let seen = append(&*one, 1000, &["a"]).await.unwrap()[0];
     assert_eq!(one.read(&user("a"), seen, ALL).unwrap().entries.len(), 0);
-    copy(&place, "a", "back");
+    copy(&namespace, "a", "back");
     other.append(Append::new(large(), vec![user("a")])).await.unwrap();
     let moved = || one.read(&user("a"), seen, ALL).unwrap().entries.len();
-    until("the newest to get new sequences", || moved() > 0).await;
-    assert!((100..=145).contains(&moved()), "8 MB of 60 kB each: {}", moved());
+    wait_until("the newest entries get new sequences", || moved() > 0).await;
+    assert!((100..=145).contains(&moved()), "expected 8 MB of 60 kB each, not {} entries", moved());
     let all: Vec<Seq> = one.read(&user("a"), 1, ALL).unwrap().entries.iter().map(|entry| entry.seq).collect();
     assert_eq!((all.len(), one.state(&user("a")).unwrap().pending), (201, 201));
-    let stay = 201 - moved();
-    assert_eq!(all[..stay], (2..2 + stay as Seq).collect::<Vec<_>>());
-    receive(&*one, "a", 1, all[200]);
-    until("all to go", || one.state(&user("a")).unwrap().pending == 0).await;
+    let unmoved = 201 - moved();
+    assert_eq!(all[..unmoved], (2..2 + unmoved as Seq).collect::<Vec<_>>());
+    acknowledge(&*one, "a", 1, all[200]);
+    wait_until("all entries are removed", || one.state(&user("a")).unwrap().pending == 0).await;
 }

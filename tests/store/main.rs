@@ -1,9 +1,11 @@
-//! The store, by its promises. Everything in `contract`, `limits`, `capacity`, `eviction` and `model` runs over all engines, Redis and a Redis Cluster
-//! among them where it is built in; what only a disk can do is in `disk`, `missing` and `record_cache`, and what only a table in memory lets a
-//! test do, damage one value, in `damage`.
+//! Tests the contract of the store.
+//!
+//! - All engines, with the feature `redis` also Redis and a Redis Cluster: `contract`, `limits`, `idempotency`, `eviction`, `large_logs`,
+//!   `model`. The embedded engines, on disk and in memory: `capacity`
+//! - Engine on disk: `disk`, `incomplete_copies`, `lossy_restarts`, `record_cache`
+//! - Engine in memory, where a test can damage a single value: `damage`
+//! - Redis: `redis`, `redis_counters`, `epoch`, `failover`, `manual_changes`, `original_undelivered`
 
-#[cfg(feature = "redis")]
-mod by_hand;
 mod capacity;
 mod contract;
 mod damage;
@@ -13,13 +15,16 @@ mod epoch;
 mod eviction;
 #[cfg(feature = "redis")]
 mod failover;
-mod lapses;
+mod idempotency;
+mod incomplete_copies;
 mod large_logs;
-#[cfg(feature = "redis")]
-mod left;
 mod limits;
-mod missing;
+mod lossy_restarts;
+#[cfg(feature = "redis")]
+mod manual_changes;
 mod model;
+#[cfg(feature = "redis")]
+mod original_undelivered;
 mod record_cache;
 #[cfg(feature = "redis")]
 mod redis;
@@ -33,6 +38,6 @@ mod redis_server;
 mod redis_topologies;
 #[cfg(feature = "redis")]
 #[path = "../support/seeded_rng.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
+#[allow(dead_code, reason = "each test uses a part of it")]
 mod seeded_rng;
 mod support;

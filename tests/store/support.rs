@@ -1,4 +1,4 @@
-//! One small surface over the store, so that the tests read as tables.
+//! Helpers of the store tests: locations of stores, and short forms of the store's methods.
 
 use std::{
     path::Path,
@@ -19,55 +19,57 @@ use mesa::{
 };
 use tempfile::TempDir;
 
-/// Everything a read can give.
+/// Limit that bounds no read.
 pub const ALL: ReadLimit = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
 
-/// Settles everything as soon as it is committed.
-pub const AT_ONCE: Tuning =
+/// Flushes each entry as soon as it is committed.
+pub const FLUSH_AT_ONCE: Tuning =
     Tuning { flush_delay: Duration::ZERO, wal_bytes_max: 64 << 20, idle_seconds: 0, expiry_interval: Duration::ZERO };
 
-/// Settles nothing for as long as a test lasts.
-pub const NEVER: Tuning =
-    Tuning { flush_delay: Duration::from_secs(3600), wal_bytes_max: usize::MAX, idle_seconds: 3600, ..AT_ONCE };
+/// Flushes nothing for the duration of a test.
+pub const FLUSH_NEVER: Tuning =
+    Tuning { flush_delay: Duration::from_secs(3600), wal_bytes_max: usize::MAX, idle_seconds: 3600, ..FLUSH_AT_ONCE };
 
-/// What a store is opened with. Cloning shares the clock.
+/// Options of a store. Clones share the clock.
 #[derive(Clone, Default)]
-pub struct Opening {
+pub struct OpenOptions {
     pub limits: Limits,
     pub ahead_ms: Arc<AtomicU64>,
 }
 
-/// Where a store is: it can be opened again and again.
-pub enum Place {
+/// Location of a store, which can be opened repeatedly.
+pub enum Location {
     Memory(Memory),
     Disk(TempDir),
     /// A namespace of a Redis, or of a Redis Cluster.
     #[cfg(feature = "redis")]
-    Redis(crate::redis::Somewhere),
+    Redis(crate::redis::RedisNamespace),
 }
 
-impl Place {
-    /// One of each engine.
+impl Location {
+    /// Creates one location per engine.
     pub fn all() -> Vec<Self> {
         let all = Self::embedded().into_iter();
         #[cfg(feature = "redis")]
-        let all = all
-            .chain([Self::Redis(crate::redis::Somewhere::default()), Self::Redis(crate::redis::Somewhere::spread())]);
+        let all = all.chain([
+            Self::Redis(crate::redis::RedisNamespace::default()),
+            Self::Redis(crate::redis::RedisNamespace::in_cluster()),
+        ]);
         all.collect()
     }
 
-    /// One of each that keeps everything itself.
+    /// Creates one location per embedded engine.
     pub fn embedded() -> Vec<Self> {
         vec![Self::Memory(Memory::default()), Self::disk()]
     }
 
-    /// An empty one on the same engine.
+    /// Creates an empty location on the same engine.
     pub fn another(&self) -> Self {
         match self {
             Self::Memory(_) => Self::Memory(Memory::default()),
             Self::Disk(_) => Self::disk(),
             #[cfg(feature = "redis")]
-            Self::Redis(somewhere) => Self::Redis(somewhere.another()),
+            Self::Redis(namespace) => Self::Redis(namespace.another()),
         }
     }
 
@@ -77,19 +79,19 @@ impl Place {
 
     pub fn path(&self) -> &Path {
         match self {
-            Self::Memory(_) => panic!("not on disk"),
+            Self::Memory(_) => panic!("expected a location on disk"),
             Self::Disk(dir) => dir.path(),
             #[cfg(feature = "redis")]
-            Self::Redis(_) => panic!("not on disk"),
+            Self::Redis(_) => panic!("expected a location on disk"),
         }
     }
 
     pub fn open(&self, tuning: Tuning) -> Arc<dyn Store> {
-        self.open_with(tuning, &Opening::default())
+        self.open_with(tuning, &OpenOptions::default())
     }
 
-    pub fn open_with(&self, tuning: Tuning, opening: &Opening) -> Arc<dyn Store> {
-        let Opening { limits, ahead_ms } = opening.clone();
+    pub fn open_with(&self, tuning: Tuning, options: &OpenOptions) -> Arc<dyn Store> {
+        let OpenOptions { limits, ahead_ms } = options.clone();
         match self {
             Self::Memory(tables) => {
                 memory::open(tables, Options { tuning, limits, ahead_ms, ..Options::default() }).unwrap()
@@ -99,7 +101,7 @@ impl Place {
                     .unwrap()
             }
             #[cfg(feature = "redis")]
-            Self::Redis(somewhere) => somewhere.open(limits, ahead_ms),
+            Self::Redis(namespace) => namespace.open(limits, ahead_ms),
         }
     }
 }
@@ -112,7 +114,7 @@ pub fn message(n: u64) -> Payload {
     Payload::encode(0, Some(&n.to_string()), Some("N")).unwrap()
 }
 
-/// The number in a message.
+/// Returns the number in a message.
 pub fn number(entry: &Entry) -> u64 {
     let value: serde_json::Value = serde_json::from_slice(entry.payload.as_bytes()).unwrap();
     value["d"].as_u64().unwrap()
@@ -121,19 +123,19 @@ pub fn number(entry: &Entry) -> u64 {
 pub async fn append(store: &dyn Store, n: u64, users: &[&str]) -> Result<Vec<Seq>, StoreError> {
     let recipients = users.iter().map(|id| user(id)).collect();
     let appended = store.append(Append::new(message(n), recipients)).await?;
-    Ok(appended.seqs.into_iter().map(|seq| seq.expect("it was taken")).collect())
+    Ok(appended.seqs.into_iter().map(|seq| seq.expect("an accepted recipient")).collect())
 }
 
-pub fn receive(store: &dyn Store, id: &str, from: Seq, to: Seq) {
+pub fn acknowledge(store: &dyn Store, id: &str, from: Seq, to: Seq) {
     store.report(&user(id), SessionReport { acknowledged: Some((from, to)), ..SessionReport::default() });
 }
 
-/// Sequence and number of everything above `after`; checks the stamps, and that both ways of reading agree.
+/// Returns sequence and number of each entry after `after`. Checks namespace and owner, and that both reading methods agree.
 pub fn read(store: &dyn Store, id: &str, after: Seq) -> Vec<(Seq, u64)> {
-    let whose = user(id);
+    let owner = user(id);
     let pairs = |entries: &[Entry]| entries.iter().map(|entry| (entry.seq, number(entry))).collect::<Vec<_>>();
     let stored = || {
-        let entries = store.read(&whose, after, ALL).unwrap().entries;
+        let entries = store.read(&owner, after, ALL).unwrap().entries;
         for entry in &entries {
             assert_eq!((&entry.owner[..], entry.namespace), (id.as_bytes(), store.namespace()));
         }
@@ -141,32 +143,32 @@ pub fn read(store: &dyn Store, id: &str, after: Seq) -> Vec<(Seq, u64)> {
     };
     let mut before = stored();
     loop {
-        let Some(recent) = store.read_cached(&whose, after, ALL) else { return before };
-        // Something may have been committed in between.
-        let behind = stored();
-        if behind == before {
-            assert_eq!(pairs(&recent.entries), before, "what is at hand in memory is what is stored");
+        let Some(cached) = store.read_cached(&owner, after, ALL) else { return before };
+        // A commit may have happened between the two reads.
+        let later = stored();
+        if later == before {
+            assert_eq!(pairs(&cached.entries), before, "the cached entries equal the stored ones");
             return before;
         }
-        before = behind;
+        before = later;
     }
 }
 
-/// Waits until `done`, or fails after ten seconds.
-pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
+/// Waits until `done`; fails after 10 s.
+pub async fn wait_until(condition: &str, mut done: impl FnMut() -> bool) {
     let waited = tokio::time::timeout(Duration::from_secs(10), async {
         while !done() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     });
-    assert!(waited.await.is_ok(), "waited in vain for: {what}");
+    assert!(waited.await.is_ok(), "expected within 10 s: {condition}");
 }
 
-/// Appends until the message is taken.
-pub async fn until_taken(store: &dyn Store, payload: &Payload, id: &str) {
+/// Appends repeatedly until the message is accepted; fails after 30 s.
+pub async fn append_when_accepted(store: &dyn Store, payload: &Payload, id: &str) {
     let end = std::time::Instant::now() + Duration::from_secs(30);
     while let Err(error) = store.append(Append::new(payload.clone(), vec![user(id)])).await {
-        assert!(std::time::Instant::now() < end, "it is never taken: {error}");
+        assert!(std::time::Instant::now() < end, "expected acceptance within 30 s: {error}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

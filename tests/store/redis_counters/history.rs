@@ -1,4 +1,4 @@
-//! Two servers, three users, and what is done with them.
+//! Runs a history: random steps of two servers on the logs of three users.
 
 use std::{
     sync::{
@@ -14,32 +14,36 @@ use mesa::{
 };
 
 use super::{
-    Tally,
-    params::{Plan, Sizes},
-    reference_model::{Looked, Message, Plain},
+    Coverage,
+    params::{Params, Sizes},
+    reference_model::{LogSnapshot, Message, ReferenceLog},
 };
-use crate::{redis::Somewhere, seeded_rng::Random, support::user};
+use crate::{redis::RedisNamespace, seeded_rng::Random, support::user};
 
 const USERS: [&str; 3] = ["a", "b", "c"];
 const SERVERS: usize = 2;
 const STEPS: u64 = 80;
 
-/// Names that clients have; the first has none.
+/// Device names; the first stands for clients without a device.
 const DEVICES: [&str; 6] = ["", "one", "two", "three", "four", "five"];
 
-/// The clocks of servers that were started anew are a little behind, and a step takes its time: what expires so near is not foretold.
-const UNSURE_S: u64 = 3;
+/// Entries that expire within this many seconds of a step are not predicted.
+///
+/// The clock of a restarted server lags a little, and a step takes time.
+const UNCERTAIN_S: u64 = 3;
 
-/// What is soon past is past then.
-const SOON: Duration = Duration::from_secs(8);
+/// Advance of the clock after which entries with a short TTL are expired.
+const SHORT_ADVANCE: Duration = Duration::from_secs(8);
 
-const TALLIES: &str = include_str!("tallies.lua");
+const CHECK_COUNTERS: &str = include_str!("check_counters.lua");
 
-/// ARGV: 1 what to do with the log of each user: keep a copy, bring that back, or take all away; 2 whether this Redis is another then.
-/// KEYS: 1 the era, then of each user the state, the stream, and their copies.
+/// Changes the logs of all users, and the failover epoch.
+///
+/// ARGV: 1 the change to each log: `keep` makes a copy, `back` restores it, `forget` deletes the log; 2 whether the epoch changes (1).
+/// KEYS: 1 the epoch; for each user the state, the stream, and their copies.
 const FAIL_OVER: &str = "
-for at = 2, #KEYS, 4 do
-  for n = at, at + 1 do
+for first = 2, #KEYS, 4 do
+  for n = first, first + 1 do
     local from, to = KEYS[n], KEYS[n + 2]
     if ARGV[1] == 'back' then from, to = to, from end
     if ARGV[1] == 'forget' then redis.call('DEL', from) end
@@ -58,56 +62,56 @@ struct Server {
 }
 
 pub struct History<'a> {
-    place: &'a Somewhere,
-    line: Box<dyn redis::ConnectionLike + Send>,
+    namespace: &'a RedisNamespace,
+    connection: Box<dyn redis::ConnectionLike + Send>,
     random: Random,
-    plan: Plan,
+    params: Params,
     servers: Vec<Server>,
-    /// By how much the clock is ahead.
+    /// Advance of the clock.
     ahead: Duration,
-    /// As they were found last.
-    looked: Vec<Option<Looked>>,
-    /// The last sequence that each user was given.
-    given: [Seq; USERS.len()],
+    /// Logs at the last check.
+    snapshots: Vec<Option<LogSnapshot>>,
+    /// Last sequence that was assigned to each user.
+    assigned: [Seq; USERS.len()],
     attached: Vec<(usize, usize, usize)>,
     holds: [[Option<Seq>; USERS.len()]; SERVERS],
-    /// Whether there is a copy of the logs to come back to.
-    kept: bool,
+    /// Whether there is a copy of the logs.
+    has_copy: bool,
     failed_over: bool,
-    tally: &'a mut Tally,
-    /// What is told when something is wrong.
-    at: String,
+    coverage: &'a mut Coverage,
+    /// Seed, parameters and step, for assertion messages.
+    context: String,
 }
 
 fn device(name: usize) -> Option<DeviceId> {
     (name > 0).then(|| DeviceId::new(DEVICES[name]).unwrap())
 }
 
-fn open(place: &Somewhere, limits: Limits) -> Server {
+fn open(namespace: &RedisNamespace, limits: Limits) -> Server {
     let ahead_ms = Arc::new(AtomicU64::new(0));
-    Server { store: place.open(limits, ahead_ms.clone()), ahead_ms }
+    Server { store: namespace.open(limits, ahead_ms.clone()), ahead_ms }
 }
 
 impl<'a> History<'a> {
-    pub fn new(place: &'a Somewhere, seed: u64, tally: &'a mut Tally) -> Self {
+    pub fn new(namespace: &'a RedisNamespace, seed: u64, coverage: &'a mut Coverage) -> Self {
         let mut random = Random::from_seed(seed);
-        let plan = Plan::new(seed, &mut random);
-        let servers = (0..SERVERS).map(|_| open(place, plan.limits)).collect();
+        let params = Params::new(seed, &mut random);
+        let servers = (0..SERVERS).map(|_| open(namespace, params.limits)).collect();
         Self {
-            place,
-            line: place.line(),
-            at: format!("MESA_SEED={seed}, {plan:?}"),
+            namespace,
+            connection: namespace.connection(),
+            context: format!("MESA_SEED={seed}, {params:?}"),
             random,
-            plan,
+            params,
             servers,
             ahead: Duration::ZERO,
-            looked: vec![None; USERS.len()],
-            given: [0; USERS.len()],
+            snapshots: vec![None; USERS.len()],
+            assigned: [0; USERS.len()],
             attached: Vec::new(),
             holds: Default::default(),
-            kept: false,
+            has_copy: false,
             failed_over: false,
-            tally,
+            coverage,
         }
     }
 
@@ -118,29 +122,30 @@ impl<'a> History<'a> {
     fn eval<T: redis::FromRedisValue>(&mut self, script: &str, keys: &[String], arguments: &[&str]) -> T {
         let mut command = redis::cmd("EVAL");
         command.arg(script).arg(keys.len()).arg(keys).arg(arguments);
-        command.query(&mut *self.line).unwrap()
+        command.query(&mut *self.connection).unwrap()
     }
 
-    /// Looks at everybody's log, and holds its state against its stream.
+    /// Compares the state of each log with its stream, and stores the snapshots.
     fn check(&mut self) {
-        for (at, id) in USERS.iter().enumerate() {
-            let keys = [self.place.key("state", id), self.place.key("log", id)];
-            let says_due = if self.place.is_spread() { "0" } else { "1" };
-            let most = self.plan.limits.messages.to_string();
-            let (wrong, looked): (Vec<String>, String) = self.eval(TALLIES, &keys, &[&most, says_due]);
-            assert!(wrong.is_empty(), "{}: of {id}:\n{}", self.at, wrong.join("\n"));
-            let looked: Option<Looked> = (!looked.is_empty()).then(|| serde_json::from_str(&looked).unwrap());
-            self.tally.checks += 1;
-            if let Some(looked) = &looked {
-                self.tally.entries += looked.entries.len() as u64;
-                self.tally.several_blocks += u64::from(looked.blocks > 1);
+        for (index, id) in USERS.iter().enumerate() {
+            let keys = [self.namespace.key("state", id), self.namespace.key("log", id)];
+            let has_due = if self.namespace.is_cluster() { "0" } else { "1" };
+            let entries_max = self.params.limits.messages.to_string();
+            let (errors, snapshot): (Vec<String>, String) = self.eval(CHECK_COUNTERS, &keys, &[&entries_max, has_due]);
+            assert!(errors.is_empty(), "{}: the log of {id}:\n{}", self.context, errors.join("\n"));
+            let snapshot: Option<LogSnapshot> =
+                (!snapshot.is_empty()).then(|| serde_json::from_str(&snapshot).unwrap());
+            self.coverage.checks += 1;
+            if let Some(snapshot) = &snapshot {
+                self.coverage.entries += snapshot.entries.len() as u64;
+                self.coverage.several_blocks += u64::from(snapshot.blocks > 1);
             }
-            self.looked[at] = looked;
+            self.snapshots[index] = snapshot;
         }
     }
 
-    /// Has all servers write down what they have to say. Looks after nothing, as a question about a state would.
-    fn settle(&self) {
+    /// Makes all servers write their session reports. Unlike a query of the state, it runs no expiry.
+    fn flush_reports(&self) {
         for server in &self.servers {
             for id in USERS {
                 server.store.unreceived_by(&user(id), 1).unwrap();
@@ -148,126 +153,140 @@ impl<'a> History<'a> {
         }
     }
 
-    /// The second that it is.
+    /// Returns the time of the servers, in seconds.
     fn now(&mut self) -> u64 {
-        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut *self.line).unwrap();
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut *self.connection).unwrap();
         (Duration::new(seconds, micros as u32 * 1000) + self.ahead).as_secs()
     }
 
-    fn lot(&mut self) -> Vec<(Append, Vec<usize>)> {
-        let most = if matches!(self.plan.sizes, Sizes::Large) { 80 } else { 700 };
+    /// Creates a random batch of appends, with the indexes of their recipients.
+    fn batch(&mut self) -> Vec<(Append, Vec<usize>)> {
+        let max = if matches!(self.params.sizes, Sizes::Large) { 80 } else { 700 };
         let count = match self.pick(10) {
             0..=4 => 1,
             5..=7 => self.random.within(2..=20),
-            8 => self.random.within(20..=most),
-            _ => most,
+            8 => self.random.within(20..=max),
+            _ => max,
         };
-        // What soon is past is in some lots only: of the others it can be foretold what becomes of them.
+        // Only some batches have short TTLs. The results of the others can be predicted.
         let is_brief = count == 1 || self.random.once_in(3);
-        let alone = self.pick(USERS.len());
+        let single = self.pick(USERS.len());
         (0..count)
             .map(|_| {
-                let whose = if self.random.once_in(10) { (0..USERS.len()).collect() } else { vec![alone] };
-                let key = self.random.within(1..=100) <= self.plan.keyed;
-                let key = key.then(|| format!("key {}", self.random.within(1..=self.plan.keys)));
+                let recipients = if self.random.once_in(10) { (0..USERS.len()).collect() } else { vec![single] };
+                let key = self.random.within(1..=100) <= self.params.with_key;
+                let key = key.then(|| format!("key {}", self.random.within(1..=self.params.keys)));
                 let append = Append {
-                    ttl: self.plan.ttl(&mut self.random, is_brief),
+                    ttl: self.params.ttl(&mut self.random, is_brief),
                     collapse: key.map(|key| CollapseKey::new(&key).unwrap()),
                     ..Append::new(
-                        self.plan.payload(&mut self.random),
-                        whose.iter().map(|at| user(USERS[*at])).collect(),
+                        self.params.payload(&mut self.random),
+                        recipients.iter().map(|index| user(USERS[*index])).collect(),
                     )
                 };
-                (append, whose)
+                (append, recipients)
             })
             .collect()
     }
 
-    /// Appends for real and to plain lists, and holds the answers and what is there then against each other.
+    /// Appends a batch to the store and to the reference model, and compares the results and the logs.
     async fn append(&mut self) {
-        let (by, lot) = (self.pick(SERVERS), self.lot());
-        self.settle();
+        let (server, batch) = (self.pick(SERVERS), self.batch());
+        self.flush_reports();
         self.check();
-        let (before, began) = (self.looked.clone(), self.now());
-        let appends = lot.iter().map(|(append, _)| append.clone()).collect();
-        let made =
-            self.servers[by].store.append_all(appends).await.unwrap_or_else(|error| panic!("{}: {error}", self.at));
+        let (before, began) = (self.snapshots.clone(), self.now());
+        let appends = batch.iter().map(|(append, _)| append.clone()).collect();
+        let results = self.servers[server]
+            .store
+            .append_all(appends)
+            .await
+            .unwrap_or_else(|error| panic!("{}: {error}", self.context));
         let ended = self.now();
         self.check();
-        self.tally.appends += lot.len() as u64;
-        for (made, (_, whose)) in made.iter().zip(&lot) {
-            for (seq, at) in made.seqs.iter().zip(whose) {
+        self.coverage.appends += batch.len() as u64;
+        for (result, (_, recipients)) in results.iter().zip(&batch) {
+            for (seq, index) in result.seqs.iter().zip(recipients) {
                 if let Ok(seq) = seq {
-                    assert!(*seq > self.given[*at], "{}: {seq} of {} was given before", self.at, USERS[*at]);
-                    self.given[*at] = *seq;
+                    let id = USERS[*index];
+                    assert!(*seq > self.assigned[*index], "{}: {seq} of {id} was assigned before", self.context);
+                    self.assigned[*index] = *seq;
                 }
             }
         }
-        let limits = self.plan.limits;
-        let is_unsure = |expires: u64| expires > 0 && (began - UNSURE_S..=ended + UNSURE_S).contains(&expires);
+        let limits = self.params.limits;
+        let is_uncertain = |expires: u64| expires > 0 && (began - UNCERTAIN_S..=ended + UNCERTAIN_S).contains(&expires);
         let failed_over = self.failed_over;
-        let mut plain: Vec<Option<Plain>> = before
+        let mut models: Vec<Option<ReferenceLog>> = before
             .iter()
-            .zip(&self.looked)
+            .zip(&self.snapshots)
             .map(|(before, after)| {
                 let after = after.as_ref()?;
-                let plain = match before {
-                    Some(before) if before.era == after.era && before.names() == after.names() && before.held == 0 => {
-                        Plain::new(before, limits, began)
+                let model = match before {
+                    Some(before)
+                        if before.epoch == after.epoch && before.names() == after.names() && before.held == 0 =>
+                    {
+                        ReferenceLog::new(before, limits, began)
                     }
-                    // A log that is not there begins at 1, unless a failover was before.
-                    None if !failed_over => Plain::empty(limits, began),
+                    // A log that does not exist begins at 1, unless a failover came first.
+                    None if !failed_over => ReferenceLog::empty(limits, began),
                     _ => return None,
                 };
-                // A server may sweep what is past at any moment, and forget its keys with it.
-                let unsure = plain.entries.iter().any(|(.., expires)| *expires > 0 && *expires <= ended + UNSURE_S);
-                (plain.is_exact() && !unsure).then_some(plain)
+                // A server may remove expired entries and their collapse keys at any time.
+                let is_uncertain =
+                    model.entries.iter().any(|(.., expires)| *expires > 0 && *expires <= ended + UNCERTAIN_S);
+                (model.is_exact() && !is_uncertain).then_some(model)
             })
             .collect();
-        for (made, (append, whose)) in made.iter().zip(&lot) {
-            let lives = append.ttl.into_iter().chain(limits.age).min();
-            // To the second above, and another since it is not known exactly when it came.
-            let expires = lives.map_or(0, |lives| began + lives.as_secs() + 2);
+        for (result, (append, recipients)) in results.iter().zip(&batch) {
+            let ttl = append.ttl.into_iter().chain(limits.age).min();
+            // Rounded up, and one more second because the time of the append is not known exactly.
+            let expires = ttl.map_or(0, |ttl| began + ttl.as_secs() + 2);
             let key = append.collapse.as_ref().map(CollapseKey::as_str);
             let message = Message { bytes: append.payload.as_bytes().len() as u64, key, expires };
             let mut dropped = Some(0);
-            for (seq, at) in made.seqs.iter().zip(whose) {
-                if is_unsure(expires) {
-                    plain[*at] = None;
+            for (seq, index) in result.seqs.iter().zip(recipients) {
+                if is_uncertain(expires) {
+                    models[*index] = None;
                 }
-                let Some(plain) = &mut plain[*at] else {
+                let Some(model) = &mut models[*index] else {
                     dropped = None;
                     continue;
                 };
-                let (expected, goes) = plain.append(message);
-                assert_eq!(*seq, expected, "{}: what {} was given", self.at, USERS[*at]);
-                dropped = dropped.map(|dropped| dropped + goes);
-                self.tally.foretold += 1;
-                self.tally.refused += u64::from(seq.is_err());
+                let (expected, evicted) = model.append(message);
+                assert_eq!(*seq, expected, "{}: the sequence of {}", self.context, USERS[*index]);
+                dropped = dropped.map(|dropped| dropped + evicted);
+                self.coverage.predicted += 1;
+                self.coverage.rejected += u64::from(seq.is_err());
             }
             if let Some(dropped) = dropped {
-                assert_eq!(made.dropped, dropped, "{}: how many went", self.at);
-                self.tally.dropped += dropped;
+                assert_eq!(result.dropped, dropped, "{}: the number of evicted entries", self.context);
+                self.coverage.dropped += dropped;
             }
         }
-        for (at, plain) in plain.iter().enumerate() {
-            let (Some(plain), Some(after)) = (plain, &self.looked[at]) else { continue };
-            // What is past may have gone meanwhile.
-            let there = |entries: &[(Seq, u64, u64)]| {
-                let stays = entries.iter().filter(|(.., expires)| *expires == 0 || *expires > ended);
-                stays.map(|(seq, bytes, _)| (*seq, *bytes)).collect::<Vec<_>>()
+        for (index, model) in models.iter().enumerate() {
+            let (Some(model), Some(after)) = (model, &self.snapshots[index]) else { continue };
+            // Expired entries may have been removed meanwhile.
+            let unexpired = |entries: &[(Seq, u64, u64)]| {
+                let unexpired = entries.iter().filter(|(.., expires)| *expires == 0 || *expires > ended);
+                unexpired.map(|(seq, bytes, _)| (*seq, *bytes)).collect::<Vec<_>>()
             };
-            assert_eq!(there(&after.entries), there(&plain.entries), "{}: what is there of {}", self.at, USERS[at]);
-            assert_eq!(after.head, plain.head, "{}: the head of {}", self.at, USERS[at]);
+            assert_eq!(
+                unexpired(&after.entries),
+                unexpired(&model.entries),
+                "{}: the log of {}",
+                self.context,
+                USERS[index]
+            );
+            assert_eq!(after.head, model.head, "{}: the head of {}", self.context, USERS[index]);
         }
     }
 
     fn attach(&mut self) {
-        let (by, whose, name) = (self.pick(SERVERS), self.pick(USERS.len()), self.pick(DEVICES.len()));
-        match self.servers[by].store.attach(&user(USERS[whose]), device(name).as_ref()) {
-            Ok(_) => self.attached.push((by, whose, name)),
-            Err(StoreError::Devices(most)) => assert_eq!(most, self.plan.limits.devices),
-            Err(error) => panic!("{}: {error}", self.at),
+        let (server, owner, name) = (self.pick(SERVERS), self.pick(USERS.len()), self.pick(DEVICES.len()));
+        match self.servers[server].store.attach(&user(USERS[owner]), device(name).as_ref()) {
+            Ok(_) => self.attached.push((server, owner, name)),
+            Err(StoreError::Devices(max)) => assert_eq!(max, self.params.limits.devices),
+            Err(error) => panic!("{}: {error}", self.context),
         }
     }
 
@@ -276,193 +295,199 @@ impl<'a> History<'a> {
             return;
         }
         let at = self.pick(self.attached.len());
-        let (by, whose, name) = self.attached.swap_remove(at);
-        self.servers[by].store.detach(&user(USERS[whose]), device(name).as_ref());
+        let (server, owner, name) = self.attached.swap_remove(at);
+        self.servers[server].store.detach(&user(USERS[owner]), device(name).as_ref());
     }
 
-    fn note(&mut self, by: usize, whose: usize, name: Option<DeviceId>, from: Seq, to: Seq) {
-        let hold = self.holds[by][whose];
-        let note = SessionReport { device: name, acknowledged: Some((from, to)), hold, ..SessionReport::default() };
-        self.servers[by].store.report(&user(USERS[whose]), note);
+    /// Acknowledges a range for one device, through one server.
+    fn report(&mut self, server: usize, owner: usize, name: Option<DeviceId>, from: Seq, to: Seq) {
+        let hold = self.holds[server][owner];
+        let report = SessionReport { device: name, acknowledged: Some((from, to)), hold, ..SessionReport::default() };
+        self.servers[server].store.report(&user(USERS[owner]), report);
     }
 
-    fn receive(&mut self) {
-        let (by, whose) = (self.pick(SERVERS), self.pick(USERS.len()));
-        let Some(looked) = self.looked[whose].clone() else { return };
-        let names = looked.names();
+    /// Acknowledges random ranges.
+    fn acknowledge(&mut self) {
+        let (server, owner) = (self.pick(SERVERS), self.pick(USERS.len()));
+        let Some(snapshot) = self.snapshots[owner].clone() else { return };
+        let names = snapshot.names();
         let name = names[self.pick(names.len())].clone();
-        let one = |name: &str| (!name.is_empty()).then(|| DeviceId::new(name).unwrap());
-        let some = |history: &mut Self| {
-            let count = looked.entries.len();
-            if count == 0 { looked.head } else { looked.entries[history.pick(count)].0 }
+        let device = |name: &str| (!name.is_empty()).then(|| DeviceId::new(name).unwrap());
+        let random_seq = |history: &mut Self| {
+            let count = snapshot.entries.len();
+            if count == 0 { snapshot.head } else { snapshot.entries[history.pick(count)].0 }
         };
         match self.pick(8) {
-            // In order, as far as somebody has come.
+            // A prefix.
             0..=2 => {
-                let to = some(self);
-                self.note(by, whose, one(&name), 1, to);
+                let to = random_seq(self);
+                self.report(server, owner, device(&name), 1, to);
             }
-            // A few here and there, sometimes more than are remembered.
+            // A few ranges, sometimes more than an `AckSet` stores.
             3..=4 => {
-                let most = if self.random.once_in(4) { 25 } else { 4 };
-                for _ in 0..self.random.within(1..=most) {
-                    let (from, length) = (some(self), self.random.within(0..=3));
-                    self.note(by, whose, one(&name), from, from + length);
+                let max = if self.random.once_in(4) { 25 } else { 4 };
+                for _ in 0..self.random.within(1..=max) {
+                    let (from, length) = (random_seq(self), self.random.within(0..=3));
+                    self.report(server, owner, device(&name), from, from + length);
                 }
             }
-            // A part that begins in the middle.
+            // One range in the middle.
             5 => {
-                let (from, to) = (some(self), some(self));
-                self.note(by, whose, one(&name), from, to);
+                let (from, to) = (random_seq(self), random_seq(self));
+                self.report(server, owner, device(&name), from, to);
             }
-            // More than there is, and of a device that nobody knows.
+            // Of an unknown device, and beyond the head.
             6 => {
-                self.note(by, whose, one("unknown"), 1, looked.head);
-                self.note(by, whose, one(&name), looked.head.saturating_sub(2), looked.head + 1000);
+                self.report(server, owner, device("unknown"), 1, snapshot.head);
+                self.report(server, owner, device(&name), snapshot.head.saturating_sub(2), snapshot.head + 1000);
             }
-            // All of it, by everybody.
+            // Everything, for all devices.
             _ => {
                 for name in &names {
-                    self.note(by, whose, one(name), 1, looked.head);
+                    self.report(server, owner, device(name), 1, snapshot.head);
                 }
             }
         }
     }
 
     fn hold(&mut self) {
-        let (by, whose) = (self.pick(SERVERS), self.pick(USERS.len()));
-        let seqs = self.looked[whose].iter().flat_map(|looked| looked.entries.iter().map(|(seq, ..)| *seq));
+        let (server, owner) = (self.pick(SERVERS), self.pick(USERS.len()));
+        let seqs = self.snapshots[owner].iter().flat_map(|snapshot| snapshot.entries.iter().map(|(seq, ..)| *seq));
         let seqs: Vec<Seq> = seqs.collect();
         let hold = (!seqs.is_empty() && self.random.once_in(3)).then(|| seqs[self.pick(seqs.len())]);
-        self.holds[by][whose] = hold;
-        self.servers[by].store.report(&user(USERS[whose]), SessionReport { hold, ..SessionReport::default() });
+        self.holds[server][owner] = hold;
+        self.servers[server].store.report(&user(USERS[owner]), SessionReport { hold, ..SessionReport::default() });
     }
 
-    fn later(&mut self) {
+    fn advance_randomly(&mut self) {
         let hours = |hours: u64| Duration::from_secs(hours * 3600);
-        let later = match self.pick(8) {
-            0..=3 => SOON,
+        let time = match self.pick(8) {
+            0..=3 => SHORT_ADVANCE,
             4 => hours(1),
             5 => hours(6),
             6 => hours(11 * 24),
             _ => hours(40 * 24),
         };
-        self.forward(later);
+        self.advance_clock(time);
     }
 
-    fn forward(&mut self, later: Duration) {
-        self.ahead += later;
+    fn advance_clock(&mut self, time: Duration) {
+        self.ahead += time;
         for server in &self.servers {
-            server.ahead_ms.fetch_add(later.as_millis() as u64, Ordering::Relaxed);
+            server.ahead_ms.fetch_add(time.as_millis() as u64, Ordering::Relaxed);
         }
     }
 
-    /// Asks what must not change a thing, and what looks after the log first.
-    fn ask(&mut self) {
-        let (by, whose) = (self.pick(SERVERS), self.pick(USERS.len()));
-        let (store, whose) = (&self.servers[by].store, user(USERS[whose]));
+    /// Reads, which must not change the log, and queries the state, which runs expiry first.
+    fn query(&mut self) {
+        let (server, owner) = (self.pick(SERVERS), self.pick(USERS.len()));
+        let (store, owner) = (&self.servers[server].store, user(USERS[owner]));
         let limit = ReadLimit { entries: 300, bytes: 400_000 };
-        let after = store.read(&whose, 0, limit).unwrap().through;
-        store.read(&whose, after, limit).unwrap();
-        let state = store.state(&whose).unwrap();
-        assert!(state.devices.iter().all(|device| device.pending <= state.pending), "{}: {state:?}", self.at);
+        let after = store.read(&owner, 0, limit).unwrap().through;
+        store.read(&owner, after, limit).unwrap();
+        let state = store.state(&owner).unwrap();
+        assert!(state.devices.iter().all(|device| device.pending <= state.pending), "{}: {state:?}", self.context);
     }
 
     async fn restart(&mut self) {
-        let by = self.pick(SERVERS);
-        let server = &self.servers[by];
-        server.store.close().await.unwrap();
-        // It goes on from the time it had.
-        self.servers[by] = open(self.place, self.plan.limits);
-        self.attached.retain(|(server, ..)| *server != by);
-        self.holds[by] = [None; USERS.len()];
-        self.tally.restarts += 1;
+        let index = self.pick(SERVERS);
+        self.servers[index].store.close().await.unwrap();
+        // The clock of the store goes on from the time it had.
+        self.servers[index] = open(self.namespace, self.params.limits);
+        self.attached.retain(|(server, ..)| *server != index);
+        self.holds[index] = [None; USERS.len()];
+        self.coverage.restarts += 1;
     }
 
-    /// Another Redis takes over: with all there was, with what there was some steps ago, or with nothing.
+    /// Simulates a failover to a Redis with all data, with the data of an earlier step, or with none.
     fn fail_over(&mut self) {
-        // In a Cluster that is nothing which a test could do to one log.
-        if self.place.is_spread() {
+        // In a Redis Cluster a test cannot do this to a single log.
+        if self.namespace.is_cluster() {
             return;
         }
         self.failed_over = true;
-        self.tally.failovers += 1;
-        let what = match self.pick(4) {
+        self.coverage.failovers += 1;
+        let action = match self.pick(4) {
             0 => "forget",
             1 => "",
-            _ if self.kept => "back",
+            _ if self.has_copy => "back",
             _ => "",
         };
-        self.with_all_logs(what, "1");
-        self.kept = false;
+        self.change_all_logs(action, "1");
+        self.has_copy = false;
     }
 
-    /// A person deletes the state of a log, its stream, or both; the next append puts that right.
+    /// Deletes the state of a log, its stream, or both, like an operator. The next append repairs the log.
     async fn delete(&mut self) {
-        let (by, whose, which) = (self.pick(SERVERS), self.pick(USERS.len()), self.pick(3));
-        let whats: &[&str] = [&["state"][..], &["log"], &["state", "log"]][which];
+        let (server, owner, choice) = (self.pick(SERVERS), self.pick(USERS.len()), self.pick(3));
+        let kinds: &[&str] = [&["state"][..], &["log"], &["state", "log"]][choice];
         let mut command = redis::cmd("DEL");
-        whats.iter().for_each(|what| _ = command.arg(self.place.key(what, USERS[whose])));
-        command.exec(&mut *self.line).unwrap();
-        // In a Cluster a log of which nothing is left, and that no server has a session of, begins at 1 again.
-        if self.place.is_spread() && which == 2 {
-            self.given[whose] = 0;
+        kinds.iter().for_each(|kind| _ = command.arg(self.namespace.key(kind, USERS[owner])));
+        command.exec(&mut *self.connection).unwrap();
+        // In a Redis Cluster a log begins at 1 again if both keys are deleted and no server has a session of its user.
+        if self.namespace.is_cluster() && choice == 2 {
+            self.assigned[owner] = 0;
         }
         self.failed_over = true;
-        self.tally.deletions += 1;
-        let append = Append::new(self.plan.payload(&mut self.random), vec![user(USERS[whose])]);
-        let made = self.servers[by].store.append(append).await.unwrap();
-        if let Ok(seq) = made.seqs[0] {
-            assert!(seq > self.given[whose], "{}: {seq} was given before {whats:?} was deleted", self.at);
-            self.given[whose] = seq;
+        self.coverage.deletions += 1;
+        let append = Append::new(self.params.payload(&mut self.random), vec![user(USERS[owner])]);
+        let result = self.servers[server].store.append(append).await.unwrap();
+        if let Ok(seq) = result.seqs[0] {
+            assert!(
+                seq > self.assigned[owner],
+                "{}: {seq} was assigned before the deletion of {kinds:?}",
+                self.context
+            );
+            self.assigned[owner] = seq;
         }
     }
 
-    fn keep(&mut self) {
-        if !self.place.is_spread() {
-            self.with_all_logs("keep", "0");
-            self.kept = true;
+    /// Copies all logs, for a later failover.
+    fn copy_logs(&mut self) {
+        if !self.namespace.is_cluster() {
+            self.change_all_logs("keep", "0");
+            self.has_copy = true;
         }
     }
 
-    fn with_all_logs(&mut self, what: &str, another: &str) {
-        let mut keys = vec![self.place.era()];
+    fn change_all_logs(&mut self, action: &str, epoch_changes: &str) {
+        let mut keys = vec![self.namespace.epoch_key()];
         for id in USERS {
-            keys.extend(["state", "log", "kept state", "kept log"].map(|name| self.place.key(name, id)));
+            keys.extend(["state", "log", "kept state", "kept log"].map(|name| self.namespace.key(name, id)));
         }
-        self.eval::<()>(FAIL_OVER, &keys, &[what, another]);
+        self.eval::<()>(FAIL_OVER, &keys, &[action, epoch_changes]);
     }
 
     async fn step(&mut self) {
         match self.pick(100) {
             0..=34 => {
-                if self.plan.mortal > 0 && self.random.once_in(2) {
-                    self.forward(SOON);
+                if self.params.with_ttl > 0 && self.random.once_in(2) {
+                    self.advance_clock(SHORT_ADVANCE);
                 }
                 self.append().await;
             }
             35..=44 => self.attach(),
             45..=50 => self.detach(),
-            51..=70 => self.receive(),
+            51..=70 => self.acknowledge(),
             71..=75 => self.hold(),
             76..=77 => {
-                let (by, whose) = (self.pick(SERVERS), self.pick(USERS.len()));
-                self.servers[by].store.clear(&user(USERS[whose])).await.unwrap();
+                let (server, owner) = (self.pick(SERVERS), self.pick(USERS.len()));
+                self.servers[server].store.clear(&user(USERS[owner])).await.unwrap();
             }
-            78..=86 => self.later(),
-            87..=93 => self.ask(),
-            94..=95 => self.keep(),
+            78..=86 => self.advance_randomly(),
+            87..=93 => self.query(),
+            94..=95 => self.copy_logs(),
             96..=97 => self.restart().await,
             98 if self.random.once_in(2) => self.delete().await,
             98 => self.fail_over(),
-            _ => self.settle(),
+            _ => self.flush_reports(),
         }
     }
 
     pub async fn run(mut self) {
-        let plan = self.at.clone();
+        let context = self.context.clone();
         for n in 1..=STEPS {
-            self.at = format!("{plan}, step {n}");
+            self.context = format!("{context}, step {n}");
             self.step().await;
             self.check();
         }

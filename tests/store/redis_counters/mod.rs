@@ -1,9 +1,9 @@
-//! The tallies in the state of a log over Redis: whatever was done, they agree with the stream, entry by entry; and what an append
-//! takes away is what goes from a plain list.
+//! Tests the counters in the state of a log on Redis: they match the stream after every step, entry by entry.
 //!
-//! A *history* is some hundred random steps of two servers on the logs of three users, under limits of its own. After every step
-//! `tallies.lua` holds each state against its stream, in Redis. `MESA_TALLIES` sets how many histories there are, and `MESA_SEED`
-//! which is the first: `MESA_TALLIES=1000 cargo test --features redis --test store tallies -- --nocapture` is the long form.
+//! A *history* is 80 random steps of two servers on the logs of three users, with random limits. After every step
+//! `check_counters.lua` compares each state with its stream, in Redis. An append evicts what it evicts from a plain list
+//! (`reference_model`). `MESA_TALLIES` sets the number of histories, and `MESA_SEED` the seed of the first:
+//! `MESA_TALLIES=1000 cargo test --features redis --test store redis_counters -- --nocapture` is a long run.
 
 mod history;
 mod params;
@@ -12,54 +12,62 @@ mod reference_model;
 use std::time::Instant;
 
 use self::history::History;
-use crate::{redis::Somewhere, redis_server::Redis, redis_topologies::Cluster, seeded_rng::announced_seed};
+use crate::{redis::RedisNamespace, redis_server::Redis, redis_topologies::Cluster, seeded_rng::announced_seed};
 
-/// Histories where `MESA_TALLIES` says nothing: on one Redis, and in a Cluster.
+/// Histories on a single Redis without `MESA_TALLIES`.
 const HISTORIES: u64 = 9;
-const HISTORIES_SPREAD: u64 = 2;
+/// Histories on a Redis Cluster without `MESA_TALLIES`.
+const CLUSTER_HISTORIES: u64 = 2;
 
-/// How much of what it is for a run has come by.
+/// Counts of what a run has covered.
 #[derive(Debug, Default)]
-pub struct Tally {
-    /// Logs that were looked at, the entries in all of them, and how many had more than one block.
+pub struct Coverage {
+    /// Logs that were checked.
     pub checks: u64,
+    /// Entries in these.
     pub entries: u64,
+    /// Checked logs with more than one block.
     pub several_blocks: u64,
     pub appends: u64,
-    /// Copies of which it was known beforehand what becomes of them; what went for those, and how many were not taken.
-    pub foretold: u64,
+    /// Appended entries whose result the reference model predicted.
+    pub predicted: u64,
+    /// Entries evicted for these.
     pub dropped: u64,
-    pub refused: u64,
+    /// Rejections among these.
+    pub rejected: u64,
     pub failovers: u64,
-    /// Keys of one log that were deleted.
+    /// Deletions of keys of one log.
     pub deletions: u64,
     pub restarts: u64,
 }
 
-async fn run(name: &str, place: fn() -> Somewhere, histories: u64) {
-    let wanted = std::env::var("MESA_TALLIES");
-    let histories = wanted.map_or(histories, |number| number.parse().expect("MESA_TALLIES is a number"));
-    let (seed, mut all) = (announced_seed(name), Tally::default());
+async fn run(name: &str, namespace: fn() -> RedisNamespace, histories: u64) {
+    let variable = std::env::var("MESA_TALLIES");
+    let histories = variable.map_or(histories, |number| number.parse().expect("MESA_TALLIES is a number"));
+    let (seed, mut all) = (announced_seed(name), Coverage::default());
     let began = Instant::now();
     for n in 0..histories {
-        History::new(&place(), seed.wrapping_add(n), &mut all).run().await;
+        History::new(&namespace(), seed.wrapping_add(n), &mut all).run().await;
     }
     println!("{name}: {histories} histories in {:.1} s: {all:?}", began.elapsed().as_secs_f64());
-    // A shorter run need not have come by everything.
+    // A shorter run need not cover everything.
     if histories >= HISTORIES {
-        assert!(all.several_blocks > 0 && all.foretold > 0 && all.dropped > 0, "not all was looked at: {all:?}");
+        assert!(
+            all.several_blocks > 0 && all.predicted > 0 && all.dropped > 0,
+            "expected several blocks, predictions and evictions: {all:?}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tallies_over_redis_agree_with_the_entries_after_any_history() {
-    // Or each history would start one of its own.
+async fn counters_on_redis_match_the_entries_after_each_step() {
+    // Without this reference each history would start a Redis of its own.
     let _redis = Redis::shared();
-    run("tallies", Somewhere::default, HISTORIES).await;
+    run("redis_counters", RedisNamespace::default, HISTORIES).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tallies_in_a_redis_cluster_agree_with_the_entries_after_any_history() {
+async fn counters_on_a_redis_cluster_match_the_entries_after_each_step() {
     let _cluster = Cluster::shared();
-    run("tallies in a cluster", Somewhere::spread, HISTORIES_SPREAD).await;
+    run("redis_counters on a cluster", RedisNamespace::in_cluster, CLUSTER_HISTORIES).await;
 }

@@ -1,4 +1,4 @@
-//! What is chosen once for a history.
+//! Random parameters of a history.
 
 use std::time::Duration;
 
@@ -9,16 +9,20 @@ use mesa::{
 
 use crate::seeded_rng::Random;
 
+/// Parameters that a history chooses once.
 #[derive(Debug)]
-pub struct Plan {
+pub struct Params {
     pub limits: Limits,
     pub sizes: Sizes,
-    /// Out of a hundred.
-    pub mortal: u64,
-    pub keyed: u64,
+    /// Percentage of messages with a TTL.
+    pub with_ttl: u64,
+    /// Percentage of messages with a collapse key.
+    pub with_key: u64,
+    /// Number of distinct collapse keys.
     pub keys: u64,
 }
 
+/// Sizes of the messages of a history.
 #[derive(Clone, Copy, Debug)]
 pub enum Sizes {
     Small,
@@ -26,10 +30,10 @@ pub enum Sizes {
     Large,
 }
 
-impl Plan {
+impl Params {
     pub fn new(seed: u64, random: &mut Random) -> Self {
         let pick = |random: &mut Random, list: &[u64]| list[random.within(0..=list.len() as u64 - 1) as usize];
-        // These in turn, so that a run of some length has all.
+        // In turn, so that a run of fifteen histories has every combination.
         let overflow = if seed.is_multiple_of(3) { Overflow::Reject } else { Overflow::DropOldest };
         let messages = [12, 100, 300, 700, 1500][(seed % 5) as usize];
         let age = random.once_in(6).then_some(Duration::from_secs(7200));
@@ -44,8 +48,8 @@ impl Plan {
             ..Limits::default()
         };
         let sizes = [Sizes::Small, Sizes::SomeLarge, Sizes::Large][random.within(0..=2) as usize];
-        let mortal = pick(random, &[0, 15, 60]);
-        Self { limits, sizes, mortal, keyed: pick(random, &[0, 15, 50]), keys: pick(random, &[3, 20, 100]) }
+        let with_ttl = pick(random, &[0, 15, 60]);
+        Self { limits, sizes, with_ttl, with_key: pick(random, &[0, 15, 50]), keys: pick(random, &[3, 20, 100]) }
     }
 
     pub fn payload(&self, random: &mut Random) -> Payload {
@@ -58,7 +62,7 @@ impl Plan {
     }
 
     pub fn ttl(&self, random: &mut Random, is_brief: bool) -> Option<Duration> {
-        let mortal = random.within(1..=100) <= self.mortal;
+        let has_ttl = random.within(1..=100) <= self.with_ttl;
         let ttl = match random.within(0..=7) {
             0 if is_brief => Duration::from_millis(1),
             0..=1 if is_brief => Duration::from_millis(random.within(2..=2500)),
@@ -68,6 +72,6 @@ impl Plan {
             6 => Duration::from_secs(10 * 24 * 3600),
             _ => Duration::from_secs(u32::MAX.into()),
         };
-        mortal.then_some(ttl)
+        has_ttl.then_some(ttl)
     }
 }

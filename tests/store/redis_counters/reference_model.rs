@@ -1,4 +1,4 @@
-//! A log as a plain list, and what an append does with it.
+//! Model of a log as a plain list, and of an append to it.
 
 use mesa::{
     message::Seq,
@@ -7,56 +7,57 @@ use mesa::{
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Keys that a log over Redis remembers; for one more the first is forgotten.
+/// Collapse keys that a log on Redis stores. One more removes the oldest.
 const KEYS_MAX: usize = 64;
 
-/// Ranges beyond the first that are remembered of what somebody has received.
+/// Ranges that an `AckSet` stores besides its prefix.
 const ACK_RANGES_MAX: usize = 16;
 
-/// What was looked up in Redis: see `tallies.lua`.
+/// State of a log, as `check_counters.lua` returns it.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Looked {
+pub struct LogSnapshot {
     pub head: Seq,
-    pub era: String,
-    /// Servers that hold something, and one more where some may have yet to report it after a failover.
+    pub epoch: String,
+    /// Servers that hold entries, plus one if a server may not have reported its holds after a failover.
     pub held: u64,
     pub blocks: usize,
-    /// Sequence, bytes, and when it expires (0 = never).
+    /// Sequence, bytes, and time of expiry in seconds (0 = never).
     #[serde(default)]
     pub entries: Vec<(Seq, u64, u64)>,
     #[serde(default)]
     keys: Vec<(String, Seq, u64)>,
-    /// A name, up to where, and ranges.
+    /// Device name, end of the acknowledged prefix, and begin and end of each range.
     #[serde(default)]
     cursors: Vec<Vec<Value>>,
 }
 
-impl Looked {
+impl LogSnapshot {
     pub fn names(&self) -> Vec<String> {
         self.cursors.iter().map(|words| words[0].as_str().unwrap().to_owned()).collect()
     }
 
-    fn received(&self) -> Vec<AckSet> {
+    fn ack_sets(&self) -> Vec<AckSet> {
         let number = |value: &Value| value.as_u64().unwrap();
-        let received = |words: &Vec<Value>| {
+        let ack_set = |words: &Vec<Value>| {
             let ranges: Vec<_> = words[2..].chunks(2).map(|pair| (number(&pair[0]), number(&pair[1]))).collect();
             AckSet::from_parts(number(&words[1]), &ranges)
         };
-        self.cursors.iter().map(received).collect()
+        self.cursors.iter().map(ack_set).collect()
     }
 }
 
-/// One message on its way.
+/// Message to append.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
     pub bytes: u64,
     pub key: Option<&'a str>,
-    /// In seconds, 0 = never.
+    /// Time of expiry, in seconds; 0 = never.
     pub expires: u64,
 }
 
+/// Log as a plain list.
 #[derive(Debug)]
-pub struct Plain {
+pub struct ReferenceLog {
     pub head: Seq,
     pub entries: Vec<(Seq, u64, u64)>,
     keys: Vec<(String, Seq, u64)>,
@@ -65,19 +66,19 @@ pub struct Plain {
     now: u64,
 }
 
-impl Plain {
-    /// As it was found, at some second.
-    pub fn new(looked: &Looked, limits: Limits, now: u64) -> Self {
-        let (entries, keys) = (looked.entries.clone(), looked.keys.clone());
-        Self { head: looked.head, entries, keys, cursors: looked.received(), limits, now }
+impl ReferenceLog {
+    /// Creates the model of a log that is in Redis. `now` is in seconds.
+    pub fn new(snapshot: &LogSnapshot, limits: Limits, now: u64) -> Self {
+        let (entries, keys) = (snapshot.entries.clone(), snapshot.keys.clone());
+        Self { head: snapshot.head, entries, keys, cursors: snapshot.ack_sets(), limits, now }
     }
 
-    /// One without anything, but for the cursor that all have at first.
+    /// Creates an empty log with the shared cursor.
     pub fn empty(limits: Limits, now: u64) -> Self {
         Self { head: 0, entries: Vec::new(), keys: Vec::new(), cursors: vec![AckSet::default()], limits, now }
     }
 
-    /// Whether what everybody has is no more ranges than are remembered of one cursor: then it is exactly known.
+    /// Returns whether the ranges that all cursors acknowledged fit into one `AckSet`. Only then the store knows them exactly.
     pub fn is_exact(&self) -> bool {
         let ranges = |cursor: &AckSet| {
             std::iter::once((1, cursor.through())).chain(cursor.ranges().iter().copied()).collect::<Vec<_>>()
@@ -93,11 +94,11 @@ impl Plain {
         })
     }
 
-    fn is_past(&self, expires: u64) -> bool {
+    fn is_expired(&self, expires: u64) -> bool {
         expires > 0 && expires <= self.now
     }
 
-    fn everybody_has(&self, seq: Seq) -> bool {
+    fn is_acknowledged(&self, seq: Seq) -> bool {
         self.cursors.iter().all(|cursor| cursor.contains(seq))
     }
 
@@ -105,7 +106,7 @@ impl Plain {
         self.cursors.iter().map(AckSet::through).min().unwrap_or(0)
     }
 
-    fn everybody_receives(&mut self, to: Seq) {
+    fn acknowledge_all(&mut self, to: Seq) {
         self.cursors.iter_mut().for_each(|cursor| _ = cursor.insert(1, to));
         let through = self.through();
         self.entries.retain(|(seq, ..)| *seq > through);
@@ -117,26 +118,26 @@ impl Plain {
         (self.entries.len() as u64) < self.limits.messages && all + bytes <= self.limits.bytes
     }
 
-    /// What it is given, and how many go for it that somebody has not received.
+    /// Appends a message; returns its result, and the number of pending entries evicted for it.
     pub fn append(&mut self, message: Message<'_>) -> (Result<Seq, Reason>, u64) {
-        let known = message.key.and_then(|key| self.keys.iter().find(|(known, ..)| known == key));
-        let replaced = known.filter(|(_, seq, expires)| !self.is_past(*expires) && !self.everybody_has(*seq));
+        let same_key = message.key.and_then(|key| self.keys.iter().find(|(other, ..)| other == key));
+        let replaced = same_key.filter(|(_, seq, expires)| !self.is_expired(*expires) && !self.is_acknowledged(*seq));
         let (replaced, mut dropped) = (replaced.map(|(_, seq, _)| *seq), 0);
         if replaced.is_none() && !self.fits(message.bytes) {
             let now = self.now;
-            let is_past = |expires: u64| expires > 0 && expires <= now;
-            self.entries.retain(|(.., expires)| !is_past(*expires));
-            self.keys.retain(|(.., expires)| !is_past(*expires));
+            let is_expired = |expires: u64| expires > 0 && expires <= now;
+            self.entries.retain(|(.., expires)| !is_expired(*expires));
+            self.keys.retain(|(.., expires)| !is_expired(*expires));
             let mut last = None;
             while self.limits.overflow == Overflow::DropOldest && !self.entries.is_empty() && !self.fits(message.bytes)
             {
                 let (oldest, ..) = self.entries.remove(0);
-                dropped += u64::from(!self.everybody_has(oldest));
+                dropped += u64::from(!self.is_acknowledged(oldest));
                 last = Some(oldest);
             }
             if let Some(last) = last {
                 self.keys.retain(|(_, seq, _)| *seq > last);
-                self.everybody_receives(last);
+                self.acknowledge_all(last);
             }
         }
         if replaced.is_none() && !self.fits(message.bytes) {
@@ -146,12 +147,12 @@ impl Plain {
         if let Some(replaced) = replaced {
             self.entries.retain(|(seq, ..)| *seq != replaced);
             if replaced <= self.through() + 1 {
-                self.everybody_receives(replaced);
+                self.acknowledge_all(replaced);
             }
         }
         self.entries.push((self.head, message.bytes, message.expires));
         if let Some(key) = message.key {
-            self.keys.retain(|(known, ..)| known != key);
+            self.keys.retain(|(other, ..)| other != key);
             if self.keys.len() >= KEYS_MAX {
                 self.keys.remove(0);
             }
