@@ -1,4 +1,4 @@
-//! A backup of a server that is at work, and the store that is made of it.
+//! Tests backups of a running server, and the stores that `mesa restore` creates from them.
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
@@ -33,29 +33,30 @@ use support::{
 const USERS: u64 = 12;
 const BACKENDS: u64 = 3;
 
-/// Each backend has so many answers before the backup begins.
-const BEFORE: u64 = 60;
+/// Answered dispatches of each backend before the backup begins.
+const ANSWERED_BEFORE_BACKUP: u64 = 60;
 
 fn user(n: u64) -> String {
     format!("user-{n}")
 }
 
-fn mesa(words: &[&str]) -> Output {
+fn run_mesa(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesa"));
-    command.args(words).env("MESA_API_KEY", KEY).output().expect("it runs")
+    command.args(arguments).env("MESA_API_KEY", KEY).output().expect("the command runs")
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path that is text")
+fn utf8(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
 }
 
+/// Pending entries of each user: sequence and data.
 type Logs = BTreeMap<String, Vec<(u64, Value)>>;
 
-fn logs(address: SocketAddr) -> Logs {
+fn read_logs(address: SocketAddr) -> Logs {
     let mut http = Http::connect(address).expect("a connection");
     let mut logs = Logs::new();
     for user in (0..USERS).map(user) {
@@ -65,7 +66,7 @@ fn logs(address: SocketAddr) -> Logs {
             let messages = page["messages"].as_array().expect("messages").clone();
             let Some(last) = messages.last() else { break };
             after = last["s"].as_u64().expect("a sequence");
-            log.extend(messages.iter().map(|each| (each["s"].as_u64().expect("a sequence"), each["d"].clone())));
+            log.extend(messages.iter().map(|entry| (entry["s"].as_u64().expect("a sequence"), entry["d"].clone())));
         }
     }
     logs
@@ -73,31 +74,32 @@ fn logs(address: SocketAddr) -> Logs {
 
 fn stop(server: Server) {
     server.terminate();
-    assert!(server.process.wait(Duration::from_secs(30)).success());
+    assert!(server.process.wait(Duration::from_secs(30)).success(), "the server stops with exit code 0");
 }
 
-/// Dispatches until told to stop; counts what was answered.
-fn work(address: SocketAddr, backend: u64, answered: &AtomicU64, stop: &AtomicBool) {
+/// Dispatches until `stop` is set, and counts answered dispatches.
+fn dispatch_until_stopped(address: SocketAddr, backend: u64, answered: &AtomicU64, stop: &AtomicBool) {
     let mut http = Http::connect(address).expect("a connection");
     for n in 0.. {
         if stop.load(Ordering::SeqCst) {
             return;
         }
-        let recipients: Vec<String> = (0..=n % 4).map(|other| user((n + backend * 5 + other * 3) % USERS)).collect();
+        let recipients: Vec<String> = (0..=n % 4).map(|nth| user((n + backend * 5 + nth * 3) % USERS)).collect();
         let data = json!({ "backend": backend, "n": n, "pad": "x".repeat(n as usize % 2_000) });
-        http.dispatch(&data, &recipients).expect("it is answered");
+        http.dispatch(&data, &recipients).expect("a response");
         answered.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-/// What of a backend's messages are in a log.
-fn of_backend(log: &[(u64, Value)], backend: u64) -> Vec<u64> {
-    let ours = log.iter().filter(|(_, data)| data["backend"] == json!(backend));
-    ours.map(|(_, data)| data["n"].as_u64().expect("a number")).collect()
+/// Lists the numbers of a backend's messages in a log.
+fn numbers_of_backend(log: &[(u64, Value)], backend: u64) -> Vec<u64> {
+    let entries = log.iter().filter(|(_, data)| data["backend"] == json!(backend));
+    entries.map(|(_, data)| data["n"].as_u64().expect("a number")).collect()
 }
 
+// covers: G5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_under_load_has_all_that_was_answered_before_it_began() {
+async fn backup_under_load_has_all_dispatches_answered_before_it_began() {
     let home = Home::new();
     let server = home.start();
     let address = server.address;
@@ -106,201 +108,239 @@ async fn a_backup_under_load_has_all_that_was_answered_before_it_began() {
     let backends: Vec<_> = (0..BACKENDS)
         .map(|backend| {
             let (answered, stopping) = (answered[backend as usize].clone(), stopping.clone());
-            thread::spawn(move || work(address, backend, &answered, &stopping))
+            thread::spawn(move || dispatch_until_stopped(address, backend, &answered, &stopping))
         })
         .collect();
-    // One user is here and receives, so that entries go while the backup is made.
+    // One user is online and acknowledges, so that entries are removed during the backup.
     let receiving = tokio::spawn(async move {
         let Ok(mut socket) = Socket::connect(address, &user(0)).await else { return };
         while socket.next().await.is_ok() {}
     });
     let end = Instant::now() + Duration::from_secs(60);
-    while answered.iter().any(|answered| answered.load(Ordering::SeqCst) < BEFORE) {
-        assert!(Instant::now() < end, "the backends are not answered");
+    while answered.iter().any(|answered| answered.load(Ordering::SeqCst) < ANSWERED_BEFORE_BACKUP) {
+        assert!(
+            Instant::now() < end,
+            "expected {ANSWERED_BEFORE_BACKUP} answered dispatches of each backend within 60 s"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let before: Vec<u64> = answered.iter().map(|answered| answered.load(Ordering::SeqCst)).collect();
     let (file, url) = (home.path("backup.mesa"), format!("http://{address}"));
-    let made = tokio::task::block_in_place(|| mesa(&["backup", text(&file), "--url", &url]));
-    assert!(made.status.success(), "{}", said(&made));
+    let made = tokio::task::block_in_place(|| run_mesa(&["backup", utf8(&file), "--url", &url]));
+    assert!(made.status.success(), "{}", output_text(&made));
     stopping.store(true, Ordering::SeqCst);
-    backends.into_iter().for_each(|backend| backend.join().expect("a backend that was answered"));
+    backends.into_iter().for_each(|backend| backend.join().expect("each dispatch of the backend is answered"));
     receiving.abort();
-    let truth = tokio::task::block_in_place(|| logs(address));
+    let original = tokio::task::block_in_place(|| read_logs(address));
     stop(server);
 
     let restored = Home::new();
-    let made = mesa(&["restore", text(&file), "--store-path", text(&restored.store())]);
-    assert!(made.status.success(), "{}", said(&made));
-    let inspected = mesa(&["inspect", text(&restored.store())]);
-    assert!(inspected.status.success(), "{}", said(&inspected));
+    let made = run_mesa(&["restore", utf8(&file), "--store-path", utf8(&restored.store())]);
+    assert!(made.status.success(), "{}", output_text(&made));
+    let inspected = run_mesa(&["inspect", utf8(&restored.store())]);
+    assert!(inspected.status.success(), "{}", output_text(&inspected));
     let server = restored.start();
-    let found = logs(server.address);
+    let found = read_logs(server.address);
     for (user, log) in &found {
         if *user == self::user(0) {
-            // What he received before his turn came is not there; the rest goes on without a hole.
-            assert!(log.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1), "{user}: a hole");
+            // Entries that this user acknowledged before the backup read the log are missing. The rest is contiguous.
+            assert!(log.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1), "{user}: expected no gap between entries");
             continue;
         }
-        assert_eq!(log[..], truth[user][..log.len()], "{user}: what is there is what was there, from the beginning");
+        assert_eq!(log[..], original[user][..log.len()], "{user}: expected the beginning of the original log");
         for backend in 0..BACKENDS {
-            let expected = of_backend(&truth[user], backend);
+            let expected = numbers_of_backend(&original[user], backend);
             let expected: Vec<u64> = expected.into_iter().filter(|n| *n < before[backend as usize]).collect();
-            let found = of_backend(log, backend);
-            assert_eq!(found[..expected.len()], expected, "{user}: all that backend {backend} had been answered");
+            let found = numbers_of_backend(log, backend);
+            assert_eq!(
+                found[..expected.len()],
+                expected,
+                "{user}: expected each dispatch of backend {backend} answered before the backup"
+            );
         }
     }
     let mut http = Http::connect(server.address).expect("a connection");
-    let everybody: Vec<String> = (0..USERS).map(user).collect();
-    http.dispatch(&json!("after"), &everybody).expect("it is answered");
-    for (user, log) in logs(server.address) {
-        let head = truth[&user].last().map_or(0, |(seq, _)| *seq);
-        let (seq, data) = log.last().expect("what was just sent");
-        assert!(*seq > head && *data == json!("after"), "{user}: {seq} after {head}");
+    let all_users: Vec<String> = (0..USERS).map(user).collect();
+    http.dispatch(&json!("after"), &all_users).expect("a response");
+    for (user, log) in read_logs(server.address) {
+        let head = original[&user].last().map_or(0, |(seq, _)| *seq);
+        let (seq, data) = log.last().expect("the entry of the last dispatch");
+        assert!(
+            *seq > head && *data == json!("after"),
+            "{user}: expected the last dispatch above sequence {head}, found {data} at {seq}"
+        );
     }
     stop(server);
 }
 
+// covers: G6
 #[test]
-fn a_backup_that_is_not_whole_and_a_place_that_is_taken_are_refused() {
+fn restore_of_damaged_backup_or_to_existing_directory_fails() {
     let home = Home::new();
     let server = home.start();
     let mut http = Http::connect(server.address).expect("a connection");
     for n in 0..50 {
-        http.dispatch(&json!({ "n": n, "pad": "x".repeat(3_000) }), &[user(n % 3), user(3)]).expect("it is answered");
+        http.dispatch(&json!({ "n": n, "pad": "x".repeat(3_000) }), &[user(n % 3), user(3)]).expect("a response");
     }
     let (file, url) = (home.path("backup.mesa"), format!("http://{}", server.address));
-    let made = mesa(&["backup", text(&file), "--url", &url]);
-    assert!(made.status.success(), "{}", said(&made));
-    assert!(said(&made).contains("4 users, 100 messages"), "{}", said(&made));
-    let again = mesa(&["backup", text(&file), "--url", &url]);
-    assert!(!again.status.success() && said(&again).contains("already"), "{}", said(&again));
+    let made = run_mesa(&["backup", utf8(&file), "--url", &url]);
+    assert!(made.status.success(), "{}", output_text(&made));
+    assert!(output_text(&made).contains("4 users, 100 messages"), "{}", output_text(&made));
+    let again = run_mesa(&["backup", utf8(&file), "--url", &url]);
+    assert!(!again.status.success() && output_text(&again).contains("already"), "{}", output_text(&again));
     assert!(!home.path("backup.mesa.partial").exists());
-    let foreign = Command::new(env!("CARGO_BIN_EXE_mesa"))
-        .args(["backup", text(&home.path("other")), "--url", &url, "--key", "not-the-key-at-all"])
+    let unauthorized = Command::new(env!("CARGO_BIN_EXE_mesa"))
+        .args(["backup", utf8(&home.path("other")), "--url", &url, "--key", "not-the-key-at-all"])
         .output()
-        .expect("it runs");
-    assert!(!foreign.status.success() && said(&foreign).contains("unauthorized"), "{}", said(&foreign));
+        .expect("the command runs");
+    assert!(
+        !unauthorized.status.success() && output_text(&unauthorized).contains("unauthorized"),
+        "{}",
+        output_text(&unauthorized)
+    );
     stop(server);
 
     let bytes = fs::read(&file).expect("the backup");
     let damaged = home.path("damaged.mesa");
-    let place = home.path("restored");
-    for (what, bytes) in [
-        ("cut off", bytes[..bytes.len() - 1].to_vec()),
-        ("cut off at a block", bytes[..16].to_vec()),
-        ("flipped", bytes.iter().enumerate().map(|(at, byte)| if at == 9_000 { byte ^ 4 } else { *byte }).collect()),
-        ("something else", b"no backup".to_vec()),
+    let target = home.path("restored");
+    for (damage, bytes) in [
+        ("truncated", bytes[..bytes.len() - 1].to_vec()),
+        ("truncated at a block", bytes[..16].to_vec()),
+        (
+            "flipped bit",
+            bytes.iter().enumerate().map(|(offset, byte)| if offset == 9_000 { byte ^ 4 } else { *byte }).collect(),
+        ),
+        ("not a backup", b"no backup".to_vec()),
     ] {
-        fs::write(&damaged, bytes).expect("it is written");
-        let refused = mesa(&["restore", text(&damaged), "--store-path", text(&place)]);
-        assert!(!refused.status.success(), "{what}: {}", said(&refused));
-        assert!(!place.exists(), "{what}: nothing is made of it");
+        fs::write(&damaged, bytes).expect("the file is written");
+        let refused = run_mesa(&["restore", utf8(&damaged), "--store-path", utf8(&target)]);
+        assert!(!refused.status.success(), "{damage}: expected an error: {}", output_text(&refused));
+        assert!(!target.exists(), "{damage}: expected no store");
     }
-    let taken = mesa(&["restore", text(&file), "--store-path", text(&home.store())]);
-    assert!(!taken.status.success() && said(&taken).contains("is not empty"), "{}", said(&taken));
-    let restored = mesa(&["restore", text(&file), "--store-path", text(&place)]);
-    assert!(restored.status.success() && said(&restored).contains("4 users, 100 messages"), "{}", said(&restored));
+    let not_empty = run_mesa(&["restore", utf8(&file), "--store-path", utf8(&home.store())]);
+    assert!(
+        !not_empty.status.success() && output_text(&not_empty).contains("is not empty"),
+        "{}",
+        output_text(&not_empty)
+    );
+    let restored = run_mesa(&["restore", utf8(&file), "--store-path", utf8(&target)]);
+    assert!(
+        restored.status.success() && output_text(&restored).contains("4 users, 100 messages"),
+        "{}",
+        output_text(&restored)
+    );
 }
 
+// covers: G6
 #[test]
-fn restore_killed_halfway_is_refused_and_a_second_run_makes_it_anew() {
+fn restore_when_killed_leaves_store_that_does_not_open_and_second_run_completes() {
     let home = Home::with("limits: { requestBytes: 4194304 },");
     let server = home.start();
     let mut http = Http::connect(server.address).expect("a connection");
-    let everybody: Vec<String> = (0..USERS).map(user).collect();
+    let all_users: Vec<String> = (0..USERS).map(user).collect();
     for n in 0..60 {
-        http.dispatch(&json!({ "n": n, "pad": "x".repeat(50_000) }), &everybody).expect("it is answered");
+        http.dispatch(&json!({ "n": n, "pad": "x".repeat(50_000) }), &all_users).expect("a response");
     }
     let (file, url) = (home.path("backup.mesa"), format!("http://{}", server.address));
-    let made = mesa(&["backup", text(&file), "--url", &url]);
-    assert!(made.status.success(), "{}", said(&made));
+    let made = run_mesa(&["backup", utf8(&file), "--url", &url]);
+    assert!(made.status.success(), "{}", output_text(&made));
     stop(server);
 
     let restored = Home::new();
     let store = restored.store();
-    let restore = ["restore", text(&file), "--store-path", text(&store)];
+    let restore = ["restore", utf8(&file), "--store-path", utf8(&store)];
     let partial = restored.path("store.partial");
-    let mut process = Command::new(env!("CARGO_BIN_EXE_mesa")).args(restore).spawn().expect("it runs");
+    let mut process = Command::new(env!("CARGO_BIN_EXE_mesa")).args(restore).spawn().expect("the command runs");
     let end = Instant::now() + Duration::from_secs(60);
-    // Once it has its tables it is at work on the messages, of which there are 36 MB.
+    // Once the tables exist, `mesa restore` writes the messages, 36 MB in all.
     while !partial.join("log").exists() {
-        assert!(Instant::now() < end && process.try_wait().expect("its state").is_none(), "the restore does not begin");
+        assert!(
+            Instant::now() < end && process.try_wait().expect("its state").is_none(),
+            "expected `mesa restore` to create its tables within 60 s"
+        );
         thread::sleep(Duration::from_millis(1));
     }
-    process.kill().expect("it is killed");
-    process.wait().expect("it ends");
-    assert!(partial.join("unfinished").exists(), "the restore was at its end before it was killed");
+    process.kill().expect("the process is killed");
+    process.wait().expect("the process ends");
+    assert!(partial.join("unfinished").exists(), "expected to kill `mesa restore` before it completes");
 
-    let mut halfway = Home::new();
-    halfway.move_store(partial.clone());
-    let refused = halfway.ready(halfway.spawn(&[])).map(|_| ()).expect_err("a half-made store is served");
+    let mut unfinished = Home::new();
+    unfinished.move_store(partial.clone());
+    let refused = unfinished
+        .ready(unfinished.spawn(&[]))
+        .map(|_| ())
+        .expect_err("a server that does not start on an unfinished store");
     assert!(refused.contains("Run `mesa restore` again"), "{refused}");
-    let inspected = mesa(&["inspect", text(&partial)]);
+    let inspected = run_mesa(&["inspect", utf8(&partial)]);
     assert!(
-        !inspected.status.success() && said(&inspected).contains("Run `mesa restore` again"),
+        !inspected.status.success() && output_text(&inspected).contains("Run `mesa restore` again"),
         "{}",
-        said(&inspected)
+        output_text(&inspected)
     );
 
-    let again = mesa(&restore);
-    assert!(again.status.success() && said(&again).contains("12 users, 720 messages"), "{}", said(&again));
+    let again = run_mesa(&restore);
+    assert!(
+        again.status.success() && output_text(&again).contains("12 users, 720 messages"),
+        "{}",
+        output_text(&again)
+    );
     assert!(!partial.exists() && !restored.store().join("unfinished").exists());
     let server = restored.start();
-    assert!(logs(server.address).values().all(|log| log.len() == 60));
+    assert!(read_logs(server.address).values().all(|log| log.len() == 60));
     stop(server);
 }
 
+// covers: G6
 #[test]
-fn backup_of_a_damaged_store_ends_as_a_broken_transfer() {
-    // Two thirds of a mebibyte: the damage lies behind the pieces that were sent.
+fn backup_of_damaged_store_ends_as_broken_transfer() {
+    // Two thirds of a MiB: the damage is behind the parts that the server has sent when it reads it.
     const DISPATCHES: usize = 200;
     let home = Home::new();
     let tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let needle = |n: usize| format!("message {n:03} ");
-    let inbox = || {
+    let message = |n: usize| format!("message {n:03} ");
+    let value_log = || {
         let files =
             fs::read_dir(home.store().join("inbox")).expect("a directory").map(|file| file.expect("a file").path());
         files.map(|file| (fs::read(&file).expect("its bytes"), file)).collect::<Vec<_>>()
     };
-    let found = |n: usize| {
-        inbox().into_iter().find_map(|(bytes, file)| {
-            let at = bytes.windows(needle(n).len()).position(|bytes| bytes == needle(n).as_bytes())?;
-            Some((bytes, file, at))
+    let find = |n: usize| {
+        value_log().into_iter().find_map(|(bytes, file)| {
+            let offset = bytes.windows(message(n).len()).position(|bytes| bytes == message(n).as_bytes())?;
+            Some((bytes, file, offset))
         })
     };
     runtime.block_on(async {
         let store =
             mesa::embedded::tables::open(DiskOptions { tuning, ..DiskOptions::new(home.store()) }).expect("a store");
         for n in 0..DISPATCHES {
-            let data = json!(needle(n).repeat(300)).to_string();
+            let data = json!(message(n).repeat(300)).to_string();
             let payload = Payload::encode(0, Some(&data), None).expect("a payload");
             let users = vec![UserId::new(&user(n as u64 % 3)).expect("an id")];
-            store.append_all(vec![Append::new(payload, users)]).await.expect("it is taken");
+            store.append_all(vec![Append::new(payload, users)]).await.expect("the messages are accepted");
         }
         let end = Instant::now() + Duration::from_secs(60);
-        while found(DISPATCHES - 2).is_none() {
-            assert!(Instant::now() < end, "nothing is flushed");
+        while find(DISPATCHES - 2).is_none() {
+            assert!(Instant::now() < end, "expected the entries in the value log within 60 s");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        store.close().await.expect("it closes");
+        store.close().await.expect("the store closes");
     });
-    let (mut bytes, file, at) = found(DISPATCHES - 2).expect("it was there");
-    bytes[at] ^= 4;
-    fs::write(&file, &bytes).expect("it is damaged");
+    let (mut bytes, file, offset) = find(DISPATCHES - 2).expect("the flushed message");
+    bytes[offset] ^= 4;
+    fs::write(&file, &bytes).expect("the damaged file is written");
     let server = home.start();
     let mut http = Http::connect(server.address).expect("a connection");
-    let whole = http.call("GET", "/v1/backup", "");
+    let response = http.call("GET", "/v1/backup", "");
     assert!(
-        whole.is_err(),
-        "the response ends as if it were whole: {:?}",
-        whole.map(|(status, body)| (status, body.len()))
+        response.is_err(),
+        "expected a broken transfer, found a complete response: {:?}",
+        response.map(|(status, body)| (status, body.len()))
     );
     let out = home.path("damaged.mesa");
-    let made = mesa(&["backup", text(&out), "--url", &format!("http://{}", server.address)]);
-    assert!(!made.status.success() && !out.exists(), "{}", said(&made));
-    // The next one is not held up.
+    let made = run_mesa(&["backup", utf8(&out), "--url", &format!("http://{}", server.address)]);
+    assert!(!made.status.success() && !out.exists(), "{}", output_text(&made));
+    // A failed backup does not block the next one.
     assert!(Http::connect(server.address).expect("a connection").call("GET", "/v1/backup", "").is_err());
     home.log_once(|log| log.contains("the backup is incomplete"));
     stop(server);

@@ -1,7 +1,7 @@
-//! An answered dispatch is on disk: shown from outside, by the order of system calls.
+//! Checks the order of system calls: the entries are synced before the dispatch is answered.
 //!
-//! This proves what a killed process cannot: that the bytes were handed to the disk, and not only to the kernel, before
-//! the backend was told that they are safe.
+//! A test that kills the process cannot show this, because the kernel still holds the unsynced bytes. The trace shows that
+//! the sync has returned before the server writes the response.
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
@@ -13,12 +13,13 @@ use std::{fs, process::Command, time::Duration};
 use serde_json::json;
 use support::{http::Http, server::Home};
 
-/// Dispatches in a row.
+/// Number of dispatches, each sent after the response to the one before.
 const DISPATCHES: usize = 20;
 
+// covers: G1
 #[test]
-fn a_dispatch_answered_is_on_disk() {
-    if !strace_is_here() {
+fn dispatch_when_answered_is_synced_to_disk() {
+    if !strace_available() {
         return;
     }
     let home = Home::new();
@@ -28,19 +29,19 @@ fn a_dispatch_answered_is_on_disk() {
         "-f",
         "-tt",
         "-y",
-        // Long enough for whole records: the marker may stand anywhere in one.
+        // Long enough for whole records: the marker may be anywhere in one.
         "-s",
         "1048576",
         "-e",
         "trace=pwrite64,pwritev,write,writev,sendto,sendmsg,fdatasync,fsync,sync_file_range",
         "-o",
-        trace.to_str().expect("a plain path"),
+        trace.to_str().expect("a UTF-8 path"),
     ];
     let server = home.wait_until_ready(home.spawn(&wrapper));
     let mut http = Http::connect(server.address).expect("a connection");
     let markers: Vec<String> = (0..DISPATCHES).map(|n| format!("marker-{n:04}-of-the-trace")).collect();
     for marker in &markers {
-        http.dispatch(&json!({ "marker": marker }), &["alice".to_owned()]).expect("an answer");
+        http.dispatch(&json!({ "marker": marker }), &["alice".to_owned()]).expect("a response");
     }
     server.terminate();
     let status = server.process.wait(Duration::from_secs(30));
@@ -49,19 +50,19 @@ fn a_dispatch_answered_is_on_disk() {
     let trace = fs::read_to_string(&trace).expect("a trace");
     let store = fs::canonicalize(home.store()).expect("a store");
     let calls = trace::parse(&trace);
-    assert!(calls.iter().any(trace::Call::is_sync), "not one sync in {} calls", calls.len());
-    trace::synced_before_answered(&calls, store.to_str().expect("a plain path"), &markers)
-        .unwrap_or_else(|early| panic!("{early}"));
+    assert!(calls.iter().any(trace::Call::is_sync), "expected at least one sync in {} calls", calls.len());
+    trace::check_synced_before_response(&calls, store.to_str().expect("a UTF-8 path"), &markers)
+        .unwrap_or_else(|violation| panic!("{violation}"));
 }
 
-/// Where it is not, says so; and with `CI` set that is a failure.
-fn strace_is_here() -> bool {
-    let here = Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success());
-    if !here {
-        let lack = "strace is not installed: the order of writing, syncing and answering was NOT checked";
-        assert!(std::env::var_os("CI").is_none(), "{lack}");
+/// Reports whether `strace` is installed. If not, prints that the check is skipped; with `CI` set, panics.
+fn strace_available() -> bool {
+    let available = Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success());
+    if !available {
+        let skipped = "strace is not installed: the order of write, sync and response was NOT checked";
+        assert!(std::env::var_os("CI").is_none(), "{skipped}");
         use std::io::Write as _;
-        _ = writeln!(std::io::stderr(), "{lack}");
+        _ = writeln!(std::io::stderr(), "{skipped}");
     }
-    here
+    available
 }

@@ -1,59 +1,59 @@
-//! What `strace -f -tt -y` wrote, as calls with a beginning and an end.
+//! Parses the output of `strace -f -tt -y`, and checks the order of its system calls.
 
 use std::collections::HashMap;
 
 /// One system call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// Its name.
+    /// Name of the call.
     pub name: String,
-    /// Path of the file its first argument is a descriptor of; for sockets `socket:[…]` or the like.
+    /// File that the descriptor in the first argument refers to; for a socket `socket:[…]` or similar.
     pub target: String,
-    /// All arguments, as printed.
+    /// Arguments as `strace` prints them.
     pub arguments: String,
-    /// What it returned, as printed: `= 12` without the sign.
+    /// Result as `strace` prints it, without the equals sign: `12`.
     pub result: String,
-    /// Lines of the trace at which it was entered and left.
+    /// Line of the trace at which the call begins.
     pub entered: usize,
-    /// See `entered`.
-    pub left: usize,
+    /// Line of the trace at which it returns; equal to `entered` if no other thread ran in between.
+    pub returned: usize,
 }
 
 impl Call {
-    /// Whether it returned without an error.
+    /// Reports whether the call returned without an error.
     pub fn succeeded(&self) -> bool {
         self.result.split(' ').next().and_then(|number| number.parse::<i64>().ok()).is_some_and(|number| number >= 0)
     }
 
-    /// Whether it makes a file durable.
+    /// Reports whether the call makes a file durable.
     pub fn is_sync(&self) -> bool {
         matches!(self.name.as_str(), "fsync" | "fdatasync")
     }
 }
 
-/// All calls that have returned, in the order in which they were entered.
+/// Parses the calls that have returned, in the order in which they were entered.
 pub fn parse(trace: &str) -> Vec<Call> {
     let mut calls = Vec::new();
     let mut open: HashMap<&str, (usize, String)> = HashMap::new();
-    for (at, line) in trace.lines().enumerate() {
-        // "PID TIME call(arguments) = result", with the process id padded.
+    for (line_number, line) in trace.lines().enumerate() {
+        // "PID TIME call(arguments) = result"; the process id is padded.
         let Some((pid, rest)) = line.trim_start().split_once(' ') else { continue };
         let Some((_, text)) = rest.trim_start().split_once(' ') else { continue };
         if let Some(begun) = text.strip_suffix(" <unfinished ...>") {
-            open.insert(pid, (at, begun.to_owned()));
+            open.insert(pid, (line_number, begun.to_owned()));
         } else if text.starts_with("<... ") {
             let Some((_, end)) = text.split_once(" resumed>") else { continue };
             let Some((entered, begun)) = open.remove(pid) else { continue };
-            calls.extend(call(&format!("{begun}{end}"), entered, at));
+            calls.extend(parse_call(&format!("{begun}{end}"), entered, line_number));
         } else {
-            calls.extend(call(text, at, at));
+            calls.extend(parse_call(text, line_number, line_number));
         }
     }
     calls.sort_by_key(|call| call.entered);
     calls
 }
 
-fn call(text: &str, entered: usize, left: usize) -> Option<Call> {
+fn parse_call(text: &str, entered: usize, returned: usize) -> Option<Call> {
     let (name, rest) = text.split_once('(')?;
     let (arguments, result) = rest.rsplit_once(" = ")?;
     let arguments = arguments.trim_end().strip_suffix(')')?;
@@ -64,38 +64,40 @@ fn call(text: &str, entered: usize, left: usize) -> Option<Call> {
         arguments: arguments.to_owned(),
         result: result.trim().to_owned(),
         entered,
-        left,
+        returned,
     })
 }
 
-/// Holds that answer number `n` (counted in `markers`) was written only after the file in `store` that `markers[n]` was
-/// written to had been synced, successfully, from beginning to end in between.
+/// Checks that each marker is synced to the store before its dispatch is answered.
+///
+/// Response `n` belongs to `markers[n]`. Between the write of the marker to a file in `store` and the write of the response, a
+/// sync of that file must begin and return successfully.
 ///
 /// # Errors
-/// With the first answer that came too early.
-pub fn synced_before_answered(calls: &[Call], store: &str, markers: &[String]) -> Result<(), String> {
-    let answers: Vec<&Call> = calls
+/// With the first response that was written too early, or a marker that was not written.
+pub fn check_synced_before_response(calls: &[Call], store: &str, markers: &[String]) -> Result<(), String> {
+    let responses: Vec<&Call> = calls
         .iter()
         .filter(|call| matches!(call.name.as_str(), "write" | "writev" | "sendto" | "sendmsg"))
         .filter(|call| !call.target.starts_with('/') && call.arguments.contains("\"HTTP/1.1 200"))
         .collect();
-    if answers.len() != markers.len() {
-        return Err(format!("{} answers to {} dispatches", answers.len(), markers.len()));
+    if responses.len() != markers.len() {
+        return Err(format!("expected {} responses to as many dispatches, found {}", markers.len(), responses.len()));
     }
-    for (marker, answer) in markers.iter().zip(answers) {
+    for (marker, response) in markers.iter().zip(responses) {
         let written = calls
             .iter()
             .filter(|call| call.target.starts_with(store) && call.name.contains("write") && call.succeeded())
             .find(|call| call.arguments.contains(marker.as_str()))
-            .ok_or_else(|| format!("{marker} was never written to the store"))?;
+            .ok_or_else(|| format!("{marker}: expected a write to the store"))?;
         let synced = calls
             .iter()
             .filter(|call| call.is_sync() && call.target == written.target && call.succeeded())
-            .any(|sync| written.left < sync.entered && sync.left < answer.entered);
+            .any(|sync| written.returned < sync.entered && sync.returned < response.entered);
         if !synced {
             return Err(format!(
-                "{marker}: written to {} at line {}, answered at line {}, and no successful sync in between",
-                written.target, written.left, answer.entered
+                "{marker}: written to {} at line {}, answered at line {}; expected a successful sync in between",
+                written.target, written.returned, response.entered
             ));
         }
     }
@@ -108,45 +110,45 @@ mod tests {
 
     const WRITE: &str = r#"7 10:00:00.1 pwrite64(9</s/db>, "\0\1{\"n\":\"mark-1\"}", 64, 4096) = 64"#;
     const SYNC: &str = "7 10:00:00.2 fdatasync(9</s/db>) = 0";
-    const ANSWER: &str = r#"8 10:00:00.3 sendto(12<TCP:[1->2]>, "HTTP/1.1 200 OK\r\n", 17, 0, NULL, 0) = 17"#;
+    const RESPONSE: &str = r#"8 10:00:00.3 sendto(12<TCP:[1->2]>, "HTTP/1.1 200 OK\r\n", 17, 0, NULL, 0) = 17"#;
 
     fn check(lines: &[&str]) -> Result<(), String> {
-        synced_before_answered(&parse(&lines.join("\n")), "/s", &["mark-1".to_owned()])
+        check_synced_before_response(&parse(&lines.join("\n")), "/s", &["mark-1".to_owned()])
     }
 
     #[test]
-    fn the_right_order_passes() {
-        assert_eq!(check(&[WRITE, SYNC, ANSWER]), Ok(()));
-        assert_eq!(check(&[SYNC, WRITE, SYNC, ANSWER]), Ok(()));
+    fn check_of_write_sync_response_passes() {
+        assert_eq!(check(&[WRITE, SYNC, RESPONSE]), Ok(()));
+        assert_eq!(check(&[SYNC, WRITE, SYNC, RESPONSE]), Ok(()));
     }
 
     #[test]
-    fn an_answer_without_a_sync_is_caught() {
-        assert!(check(&[WRITE, ANSWER]).is_err());
-        assert!(check(&[SYNC, WRITE, ANSWER]).is_err());
-        assert!(check(&[WRITE, ANSWER, SYNC]).is_err());
+    fn check_of_response_without_sync_fails() {
+        assert!(check(&[WRITE, RESPONSE]).is_err());
+        assert!(check(&[SYNC, WRITE, RESPONSE]).is_err());
+        assert!(check(&[WRITE, RESPONSE, SYNC]).is_err());
     }
 
     #[test]
-    fn a_sync_that_failed_or_was_of_another_file_is_caught() {
-        assert!(check(&[WRITE, &SYNC.replace("= 0", "= -1 EIO (Input/output error)"), ANSWER]).is_err());
-        assert!(check(&[WRITE, &SYNC.replace("/s/db", "/s/other"), ANSWER]).is_err());
-        assert!(check(&[WRITE, &SYNC.replace("fdatasync", "sync_file_range"), ANSWER]).is_err());
+    fn check_of_failed_sync_or_sync_of_another_file_fails() {
+        assert!(check(&[WRITE, &SYNC.replace("= 0", "= -1 EIO (Input/output error)"), RESPONSE]).is_err());
+        assert!(check(&[WRITE, &SYNC.replace("/s/db", "/s/other"), RESPONSE]).is_err());
+        assert!(check(&[WRITE, &SYNC.replace("fdatasync", "sync_file_range"), RESPONSE]).is_err());
     }
 
     #[test]
-    fn a_write_that_never_was_is_caught() {
-        assert!(check(&[SYNC, ANSWER]).is_err());
-        assert!(check(&[&WRITE.replace("/s/db", "/elsewhere"), SYNC, ANSWER]).is_err());
+    fn check_without_write_or_response_fails() {
+        assert!(check(&[SYNC, RESPONSE]).is_err());
+        assert!(check(&[&WRITE.replace("/s/db", "/other"), SYNC, RESPONSE]).is_err());
         assert!(check(&[WRITE, SYNC]).is_err());
     }
 
     #[test]
-    fn calls_that_overlap_are_put_together() {
-        let (begun, done) =
+    fn parse_of_interrupted_call_joins_its_parts() {
+        let (begin, end) =
             ("7 10:00:00.2 fdatasync(9</s/db> <unfinished ...>", "7 10:00:00.4 <... fdatasync resumed>) = 0");
-        assert_eq!(check(&[WRITE, begun, done, ANSWER]), Ok(()));
-        assert!(check(&[WRITE, begun, ANSWER, done]).is_err());
-        assert!(check(&[begun, WRITE, done, ANSWER]).is_err());
+        assert_eq!(check(&[WRITE, begin, end, RESPONSE]), Ok(()));
+        assert!(check(&[WRITE, begin, RESPONSE, end]).is_err());
+        assert!(check(&[begin, WRITE, end, RESPONSE]).is_err());
     }
 }
