@@ -1,4 +1,4 @@
-//! What a server, `mesa inspect` and its `--salvage` make of a store.
+//! Runs a server, `mesa inspect` and `mesa inspect --salvage` on a store, and verifies the result.
 
 use std::{
     collections::BTreeMap,
@@ -18,218 +18,229 @@ use serde_json::{Value, json};
 
 use crate::{
     damage::Damage,
-    fixtures::{self, Sample},
+    fixtures::{self, Fixture},
     support::{
         http::Http,
         server::{Home, Server},
     },
 };
 
-/// Longest time for anything.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time within which a server must start, and must stop.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What became of a store.
+/// How a server handles a damaged store. None of these is a violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
-    /// Every user's log was as it had been.
-    Whole,
-    /// The server did not start, and said why.
-    Refused,
-    /// It did, and what was not there was refused aloud; everything else was as it had been.
+    /// Every user's log is as before.
+    Intact,
+    /// The server does not start, and reports why.
+    NotStarted,
+    /// The server starts and rejects requests for the damaged data. Everything else is as before.
     Isolated,
 }
 
-/// What was found.
-pub struct Found {
+/// Result of a case without a violation.
+pub struct CaseResult {
     pub outcome: Outcome,
-    /// `mesa inspect` said that something is damaged.
-    pub inspect_told: bool,
-    /// Pending entries in what was salvaged, and those that are not in it.
+    /// `mesa inspect` reported damage.
+    pub damage_reported: bool,
+    /// Number of pending entries that the salvaged store has.
     pub saved: u64,
+    /// Number of pending entries that the salvaged store lacks.
     pub lost: u64,
 }
 
+/// Sequences and data of pending entries.
 type Log = Vec<(u64, Value)>;
 type Logs = BTreeMap<String, Log>;
 
-/// A log, or how the server refuses to show it.
-type Shown = Result<Log, String>;
+/// A user's log, or the error with which the server rejects the read.
+type LogRead = Result<Log, String>;
 
-/// What a server shows of an undamaged store.
-pub fn pending(sample: &Sample) -> Result<Logs, String> {
+/// Reads the pending entries of all users from a server on an undamaged store.
+pub fn read_pending(fixture: &Fixture) -> Result<Logs, String> {
     let home = Home::new();
-    fixtures::copy(&sample.store, &home.store());
-    let server = start(&home)?.ok_or("it is refused")?;
+    fixtures::copy(&fixture.store, &home.store());
+    let server = start(&home)?.ok_or("the server does not start on an undamaged store")?;
     let logs = read_all(&server)?.into_iter().map(|(user, log)| Ok((user, log?))).collect::<Result<_, String>>();
     stop(server)?;
     logs
 }
 
-/// Lets `damage` happen to a copy of a store, and looks at what comes of it. An error is what must not be.
-pub fn judge(sample: &Sample, damage: Option<&Damage>) -> Result<Found, String> {
+/// Copies a store, damages the copy, and verifies what a server and `mesa inspect` do with it.
+///
+/// # Errors
+/// With the violation.
+pub fn run_case(fixture: &Fixture, damage: Option<&Damage>) -> Result<CaseResult, String> {
     let home = Home::new();
-    fixtures::copy(&sample.store, &home.store());
+    fixtures::copy(&fixture.store, &home.store());
     if let Some(damage) = damage {
-        damage.happen(&home.store(), &sample.earlier);
+        damage.apply(&home.store(), &fixture.earlier);
     }
-    let inspected = inspect(sample, &home)?;
-    let outcome = serve(sample, &home)?;
-    if outcome != Outcome::Whole && !inspected.told {
-        return Err(format!("the server: {outcome:?}, and inspect finds nothing wrong:\n{}", home.log()));
+    let inspected = inspect(fixture, &home)?;
+    let outcome = serve(fixture, &home)?;
+    if outcome != Outcome::Intact && !inspected.damage_reported {
+        return Err(format!("the server's outcome is {outcome:?}, and inspect finds no damage:\n{}", home.log()));
     }
-    if outcome == Outcome::Whole && inspected.lost > 0 {
-        return Err(format!("the server has all of it, and salvage saves {} entries less", inspected.lost));
+    if outcome == Outcome::Intact && inspected.lost > 0 {
+        return Err(format!("the server has every entry, and salvage lacks {} entries", inspected.lost));
     }
-    Ok(Found { outcome, inspect_told: inspected.told, saved: inspected.saved, lost: inspected.lost })
+    Ok(CaseResult { outcome, damage_reported: inspected.damage_reported, saved: inspected.saved, lost: inspected.lost })
 }
 
-/// Starts a server on the store; what it shows has to be the truth.
-fn serve(sample: &Sample, home: &Home) -> Result<Outcome, String> {
-    let Some(server) = start(home)? else { return Ok(Outcome::Refused) };
-    let mut outcome = Outcome::Whole;
+/// Starts a server on the store, and verifies the entries that it shows.
+fn serve(fixture: &Fixture, home: &Home) -> Result<Outcome, String> {
+    let Some(server) = start(home)? else { return Ok(Outcome::NotStarted) };
+    let mut outcome = Outcome::Intact;
     for (user, log) in read_all(&server)? {
         match log {
-            Ok(log) if log == sample.pending[&user] => {}
-            Ok(log) => return Err(format!("SILENT: {}", difference(&user, &sample.pending[&user], &log, sample))),
+            Ok(log) if log == fixture.pending[&user] => {}
+            Ok(log) => {
+                let difference = difference(&user, &fixture.pending[&user], &log, fixture);
+                return Err(format!("UNREPORTED: {difference}"));
+            }
             Err(_) => outcome = Outcome::Isolated,
         }
     }
-    match new_entries(sample, &server)? {
-        Some(new) => check_new(sample, &new)?,
+    match append_to_all(fixture, &server)? {
+        Some(new) => check_sequences_not_reused(fixture, &new)?,
         None => outcome = Outcome::Isolated,
     }
     stop(server)?;
     Ok(outcome)
 }
 
-/// What differs, in words.
-fn difference(user: &str, expected: &[(u64, Value)], found: &[(u64, Value)], sample: &Sample) -> String {
-    let known = &sample.appended[user];
-    let forged = found.iter().filter(|(seq, value)| known.get(seq) != Some(value)).count();
-    let missing: Vec<u64> = expected.iter().filter(|each| !found.contains(each)).map(|(seq, _)| *seq).collect();
-    let again: Vec<u64> = found.iter().filter(|each| !expected.contains(each)).map(|(seq, _)| *seq).collect();
-    format!("{user}: {forged} altered or foreign, {missing:?} missing, {again:?} there again")
+/// Describes the difference between the expected and the found log of a user.
+fn difference(user: &str, expected: &[(u64, Value)], found: &[(u64, Value)], fixture: &Fixture) -> String {
+    let appended = &fixture.appended[user];
+    let foreign = found.iter().filter(|(seq, value)| appended.get(seq) != Some(value)).count();
+    let missing: Vec<u64> = expected.iter().filter(|entry| !found.contains(entry)).map(|(seq, _)| *seq).collect();
+    let restored: Vec<u64> = found.iter().filter(|entry| !expected.contains(entry)).map(|(seq, _)| *seq).collect();
+    format!("{user}: {foreign} altered or foreign, missing {missing:?}, pending again {restored:?}")
 }
 
-/// Dispatches to everybody; where that is taken, the sequences given.
-fn new_entries(sample: &Sample, server: &Server) -> Result<Option<BTreeMap<String, u64>>, String> {
+/// Dispatches one message to all users, and returns the sequence of each. `None`: the server rejects it or a read.
+fn append_to_all(fixture: &Fixture, server: &Server) -> Result<Option<BTreeMap<String, u64>>, String> {
     let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
     let recipients: Vec<String> = (0..fixtures::USERS).map(fixtures::user).collect();
     let body = json!({ "message": { "op": 0, "d": "new", "t": "NEW" }, "recipients": recipients });
-    // The server stops when its store fails, and says so.
-    let Ok((status, answer)) = http.call("POST", "/v1/dispatch", &body.to_string()) else { return Ok(None) };
-    let answer: Value = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
-    if status != 200 || answer["rejected"] != json!([]) {
+    // If the store fails, the server stops and reports it.
+    let Ok((status, response)) = http.call("POST", "/v1/dispatch", &body.to_string()) else { return Ok(None) };
+    let response: Value = serde_json::from_slice(&response).map_err(|error| error.to_string())?;
+    if status != 200 || response["rejected"] != json!([]) {
         return Ok(None);
     }
     let mut new = BTreeMap::new();
     for user in recipients {
-        // A sequence that was given out before would not show behind the last.
-        let Ok(log) = read(server, &user, head(sample, &user))? else { return Ok(None) };
-        let (seq, value) = log.last().ok_or_else(|| format!("{user} has nothing of what was just answered"))?;
+        // A reused sequence is not above the user's last one, so the page lacks it.
+        let Ok(log) = read(server, &user, head(fixture, &user))? else { return Ok(None) };
+        let (seq, value) = log.last().ok_or_else(|| format!("{user}: the message just answered is missing"))?;
         if *value != json!("new") {
-            return Err(format!("{user} has not what was just answered at the end of the log"));
+            return Err(format!("{user}: the last entry is not the message just answered"));
         }
         new.insert(user, *seq);
     }
     Ok(Some(new))
 }
 
-/// The last sequence a user was given.
-fn head(sample: &Sample, user: &str) -> u64 {
-    sample.appended[user].last_key_value().map_or(0, |(seq, _)| *seq)
+/// Returns the last sequence assigned to a user before the damage.
+fn head(fixture: &Fixture, user: &str) -> u64 {
+    fixture.appended[user].last_key_value().map_or(0, |(seq, _)| *seq)
 }
 
-/// Sequences that were given out before are not given out again.
-fn check_new(sample: &Sample, new: &BTreeMap<String, u64>) -> Result<(), String> {
+/// Checks that no new sequence was assigned before the damage.
+fn check_sequences_not_reused(fixture: &Fixture, new: &BTreeMap<String, u64>) -> Result<(), String> {
     for (user, seq) in new {
-        let head = head(sample, user);
+        let head = head(fixture, user);
         if *seq <= head {
-            return Err(format!("{user}: sequence {seq} is given out again, the last was {head}"));
+            return Err(format!("{user}: sequence {seq} is reused, the last one was {head}"));
         }
     }
     Ok(())
 }
 
+/// Result of `mesa inspect` and of a server on the salvaged store.
 struct Inspected {
-    told: bool,
+    damage_reported: bool,
     saved: u64,
     lost: u64,
 }
 
-/// Runs `mesa inspect` and `--salvage`, and a server on what was salvaged.
-fn inspect(sample: &Sample, home: &Home) -> Result<Inspected, String> {
+/// Runs `mesa inspect` and `mesa inspect --salvage`, and a server on the salvaged store.
+fn inspect(fixture: &Fixture, home: &Home) -> Result<Inspected, String> {
     let before = fingerprint(&home.store());
-    let (status, said) = mesa(&[Path::new("inspect"), &home.store(), Path::new("--json")])?;
-    let told = match status {
+    let (code, output) = run_mesa(&[Path::new("inspect"), &home.store(), Path::new("--json")])?;
+    let damage_reported = match code {
         Some(0) => false,
-        Some(1) if !said.trim().is_empty() => true,
-        _ => return Err(format!("inspect ends with {status:?}: {said}")),
+        Some(1) if !output.trim().is_empty() => true,
+        _ => return Err(format!("inspect: expected exit code 0, or 1 with output; found {code:?}: {output}")),
     };
     let out = home.path("salvaged");
-    let (status, said) = mesa(&[Path::new("inspect"), &home.store(), Path::new("--salvage"), &out])?;
+    let (code, output) = run_mesa(&[Path::new("inspect"), &home.store(), Path::new("--salvage"), &out])?;
     if fingerprint(&home.store()) != before {
         return Err("inspect has changed the store".into());
     }
-    let all: u64 = sample.pending.values().map(|log| log.len() as u64).sum();
-    match status {
+    let pending: u64 = fixture.pending.values().map(|log| log.len() as u64).sum();
+    match code {
         Some(0) => {}
-        // There has to be something to read.
+        // Without sled's log there is nothing to salvage.
         Some(1) if fs::metadata(home.store().join("log/db")).is_err() => {
-            return Ok(Inspected { told, saved: 0, lost: all });
+            return Ok(Inspected { damage_reported, saved: 0, lost: pending });
         }
-        _ => return Err(format!("salvage ends with {status:?}: {said}")),
+        _ => return Err(format!("salvage: expected exit code 0, found {code:?}: {output}")),
     }
-    let mut shown = Sequences::default();
+    let mut sequences = Sequences::default();
     let mut inspection = Inspection::open(&home.store()).map_err(|error| error.to_string())?;
-    inspection.visit(&mut shown).map_err(|error| error.to_string())?;
-    if inspection.is_whole() == told {
-        return Err(format!("inspect, asked twice, says two things: {:?}", inspection.damage()));
+    inspection.visit(&mut sequences).map_err(|error| error.to_string())?;
+    if inspection.is_whole() == damage_reported {
+        return Err(format!("inspect and Inspection disagree about damage: {:?}", inspection.damage()));
     }
     drop(inspection);
-    if !shown.contradictions.is_empty() {
-        return Err(format!("inspect contradicts itself: {}", shown.contradictions.join("; ")));
+    if !sequences.contradictions.is_empty() {
+        return Err(format!("inspect contradicts itself: {}", sequences.contradictions.join("; ")));
     }
-    let saved = serve_salvaged(sample, home, &out, &shown.shown)?;
-    Ok(Inspected { told, saved, lost: all.saturating_sub(saved) })
+    let saved = serve_salvaged(fixture, home, &out, &sequences.pending)?;
+    Ok(Inspected { damage_reported, saved, lost: pending.saturating_sub(saved) })
 }
 
-/// The pending entries of each user.
+/// Collects the sequences of pending entries, and contradictions between the parts of an inspection.
 #[derive(Default)]
 struct Sequences {
-    shown: BTreeMap<String, Vec<u64>>,
-    /// Entries of the user being visited.
-    given: Vec<u64>,
+    /// Sequences of each user's pending entries.
+    pending: BTreeMap<String, Vec<u64>>,
+    /// Entries received of the user that is visited.
+    entries: Vec<u64>,
     contradictions: Vec<String>,
 }
 
 impl InspectSink for Sequences {
     fn entries(&mut self, _: &str, entries: &[(u64, u32, Bytes)]) -> Result<(), StoreError> {
-        self.given.extend(entries.iter().map(|(seq, ..)| *seq));
+        self.entries.extend(entries.iter().map(|(seq, ..)| *seq));
         Ok(())
     }
 
     fn log(&mut self, facts: LogFacts) -> Result<(), StoreError> {
-        let (user, given) = (facts.user, std::mem::take(&mut self.given));
+        let (user, entries) = (facts.user, std::mem::take(&mut self.entries));
         let pending: Vec<u64> = facts.pending.iter().map(|(seq, ..)| *seq).collect();
-        if given != pending {
-            self.contradictions.push(format!("{user}: the entries {given:?}, and in the log {pending:?}"));
+        if entries != pending {
+            self.contradictions.push(format!("{user}: the entries are {entries:?}, the log has {pending:?}"));
         }
-        if self.shown.last_key_value().is_some_and(|(last, _)| *last >= user) {
-            self.contradictions.push(format!("{user} is visited a second time, or not in the order of the ids"));
+        if self.pending.last_key_value().is_some_and(|(last, _)| *last >= user) {
+            self.contradictions.push(format!("{user} is visited twice, or not in the order of ids"));
         }
-        self.shown.insert(user, pending);
+        self.pending.insert(user, pending);
         Ok(())
     }
 }
 
-/// A server on what was salvaged shows what inspect showed, and nothing but the truth. How many of the entries that were
-/// pending are there.
+/// Starts a server on the salvaged store in `out`, and returns the number of pending entries that it has.
+///
+/// The server must show the entries that `mesa inspect` showed (`inspected`), and each must have its original content.
 fn serve_salvaged(
-    sample: &Sample,
+    fixture: &Fixture,
     home: &Home,
     out: &PathBuf,
-    shown: &BTreeMap<String, Vec<u64>>,
+    inspected: &BTreeMap<String, Vec<u64>>,
 ) -> Result<u64, String> {
     let salvaged = Home::new();
     fs::rename(out, salvaged.store())
@@ -238,42 +249,45 @@ fn serve_salvaged(
             Ok::<_, std::io::Error>(())
         })
         .map_err(|error| error.to_string())?;
-    let server = start(&salvaged)?.ok_or_else(|| format!("what was salvaged is refused:\n{}", salvaged.log()))?;
+    let server = start(&salvaged)?
+        .ok_or_else(|| format!("the server does not start on the salvaged store:\n{}", salvaged.log()))?;
     let mut saved = 0;
     for (user, log) in read_all(&server)? {
         let log = log.map_err(|error| format!("salvaged, {user}: {error}"))?;
         let sequences: Vec<u64> = log.iter().map(|(seq, _)| *seq).collect();
-        let shown = shown.get(&user).cloned().unwrap_or_default();
-        if sequences != shown {
-            return Err(format!("salvaged, {user}: {sequences:?}, and inspect showed {shown:?}\n{}", home.log()));
+        let inspected = inspected.get(&user).cloned().unwrap_or_default();
+        if sequences != inspected {
+            let log = home.log();
+            return Err(format!("salvaged, {user}: found {sequences:?}, inspect showed {inspected:?}\n{log}"));
         }
-        let known = &sample.appended[&user];
-        if let Some((seq, _)) = log.iter().find(|(seq, value)| known.get(seq) != Some(value)) {
-            return Err(format!("salvaged, {user}: entry {seq} is not what it was"));
+        let appended = &fixture.appended[&user];
+        if let Some((seq, _)) = log.iter().find(|(seq, value)| appended.get(seq) != Some(value)) {
+            return Err(format!("salvaged, {user}: entry {seq} is altered or foreign"));
         }
-        saved += sample.pending[&user].iter().filter(|each| log.contains(each)).count() as u64;
+        saved += fixture.pending[&user].iter().filter(|entry| log.contains(entry)).count() as u64;
     }
-    let new = new_entries(sample, &server)?.ok_or("a salvaged store takes nothing")?;
-    check_new(sample, &new).map_err(|error| format!("salvaged: {error}"))?;
+    let new = append_to_all(fixture, &server)?.ok_or("the server rejects a dispatch to the salvaged store")?;
+    check_sequences_not_reused(fixture, &new).map_err(|error| format!("salvaged: {error}"))?;
     stop(server)?;
     Ok(saved)
 }
 
-fn mesa(words: &[&Path]) -> Result<(Option<i32>, String), String> {
+/// Runs a `mesa` command, and returns its exit code and output. A panic is an error.
+fn run_mesa(arguments: &[&Path]) -> Result<(Option<i32>, String), String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesa"));
-    let child = command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let output = child.and_then(std::process::Child::wait_with_output).map_err(|error| error.to_string())?;
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    if said.contains("panicked") {
-        return Err(format!("{words:?} panics: {said}"));
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if text.contains("panicked") {
+        return Err(format!("{arguments:?} panics: {text}"));
     }
-    Ok((output.status.code(), said))
+    Ok((output.status.code(), text))
 }
 
-/// Starts a server; `None` where it refuses to, and says why.
+/// Starts a server. `None`: it does not start, exits with code 1 and reports why.
 fn start(home: &Home) -> Result<Option<Server>, String> {
     let mut process = home.spawn(&[]);
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + SERVER_TIMEOUT;
     let status = loop {
         if let Ok(text) = fs::read_to_string(home.path("ready")) {
             let Ready { address, pid } = serde_json::from_str(&text).map_err(|error| error.to_string())?;
@@ -283,7 +297,7 @@ fn start(home: &Home) -> Result<Option<Server>, String> {
             break status;
         }
         if Instant::now() > end {
-            return Err(format!("the server neither starts nor ends:\n{}", home.log()));
+            return Err(format!("the server neither starts nor exits within {SERVER_TIMEOUT:?}:\n{}", home.log()));
         }
         std::thread::sleep(Duration::from_millis(1));
     };
@@ -293,7 +307,7 @@ fn start(home: &Home) -> Result<Option<Server>, String> {
     }
     match status.code() {
         Some(1) if log.contains("mesa: ") => Ok(None),
-        _ => Err(format!("the server ends with {status}, and does not say why:\n{}", home.log())),
+        _ => Err(format!("the server exits with {status}; expected exit code 1 and a reason:\n{}", home.log())),
     }
 }
 
@@ -305,11 +319,11 @@ struct Ready {
 
 fn stop(server: Server) -> Result<(), String> {
     server.terminate();
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + SERVER_TIMEOUT;
     let mut process = server.process;
     while process.ended().is_none() {
         if Instant::now() > end {
-            return Err("the server does not stop".into());
+            return Err(format!("the server does not stop within {SERVER_TIMEOUT:?}"));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -327,8 +341,8 @@ struct Message {
     d: Value,
 }
 
-/// What the server shows of each user, or how it refuses to.
-fn read_all(server: &Server) -> Result<BTreeMap<String, Shown>, String> {
+/// Reads the log of each user.
+fn read_all(server: &Server) -> Result<BTreeMap<String, LogRead>, String> {
     let mut logs = BTreeMap::new();
     for user in (0..fixtures::USERS).map(fixtures::user) {
         let log = read(server, &user, 0)?;
@@ -337,7 +351,11 @@ fn read_all(server: &Server) -> Result<BTreeMap<String, Shown>, String> {
     Ok(logs)
 }
 
-fn read(server: &Server, user: &str, after: u64) -> Result<Shown, String> {
+/// Reads the entries of a user above a sequence.
+///
+/// # Errors
+/// The outer error is a violation: a response that does not arrive or cannot be parsed. The inner one is the server's rejection.
+fn read(server: &Server, user: &str, after: u64) -> Result<LogRead, String> {
     let mut http = match Http::connect(server.address) {
         Ok(http) => http,
         Err(error) => return Ok(Err(error.to_string())),
@@ -346,8 +364,8 @@ fn read(server: &Server, user: &str, after: u64) -> Result<Shown, String> {
     loop {
         let path = format!("/v1/users/{}/messages?after={after}&limit=1000", user.replace(' ', "%20"));
         let (status, body) = match http.call("GET", &path, "") {
-            Ok(answer) => answer,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Err(format!("{user}: no answer")),
+            Ok(response) => response,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Err(format!("{user}: no response")),
             Err(error) => return Ok(Err(error.to_string())),
         };
         if status != 200 {
@@ -360,15 +378,15 @@ fn read(server: &Server, user: &str, after: u64) -> Result<Shown, String> {
     }
 }
 
-/// Names, lengths and bytes of all files.
+/// Returns name, length and checksum of each file.
 fn fingerprint(directory: &Path) -> Vec<(PathBuf, u64, u32)> {
     let mut files = Vec::new();
-    let mut waiting = vec![directory.to_owned()];
-    while let Some(directory) = waiting.pop() {
+    let mut directories = vec![directory.to_owned()];
+    while let Some(directory) = directories.pop() {
         for file in fs::read_dir(directory).into_iter().flatten().flatten() {
             let path = file.path();
             if path.is_dir() {
-                waiting.push(path);
+                directories.push(path);
             } else {
                 let bytes = fs::read(&path).unwrap_or_default();
                 files.push((path, bytes.len() as u64, crc32fast::hash(&bytes)));
